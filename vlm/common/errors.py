@@ -1,0 +1,34 @@
+"""Errors that are the user's to fix: one clear message, no traceback.
+
+Entry points catch :class:`UserError` only; anything else is a bug in the library
+and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A fault in the user's input. The message names what was found, what is allowed and the fix."""
+
+    def __init__(self, message: str, *, fix: str | None = None) -> None:
+        super().__init__(message if fix is None else f"{message}\n  fix: {fix}")
+
+
+class ConfigError(UserError):
+    """One or more problems in a configuration, reported together."""
+
+
+class WeightsError(UserError):
+    """A weight file that is unreadable, unsafe, or does not fit the composition."""
+
+
+class DataError(UserError):
+    """A dataset, record or medium that cannot be used."""
+
+
+class PromptError(UserError):
+    """Marks and media of a prompt do not agree."""
+
+
+class NonFiniteLossError(UserError):
+    """The loss stopped being a number before an optimiser step."""

@@ -1,0 +1,152 @@
+"""Names in YAML -> classes, resolved on demand.
+
+A name is looked up, in this order, as: something already registered by a decorator; a dotted path
+``package.module:Class``; a decorator found by reading (not importing) the files of the kind's
+folder; an installed package's entry point in group ``vlm.plugins``. Registries hold classes only.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vlm.common.errors import ConfigError
+
+T = TypeVar("T")
+
+FOLDERS: dict[str, str] = {
+    "model": "vlm.models",
+    "vision": "vlm.models.vision",
+    "bridge": "vlm.models.bridges",
+    "fusion": "vlm.models.fusion",
+    "insert": "vlm.models.inserts",
+    "llm": "vlm.models.llm",
+    "template": "vlm.processors",
+    "processor": "vlm.processors",
+    "dataset": "vlm.datasets",
+    "task": "vlm.tasks",
+    "runner": "vlm.runners",
+    "scheduler": "vlm.runners",
+    "tracker": "vlm.runners",
+    "checkpoint_format": "vlm.checkpoint",
+}
+"""Kind -> package whose files are searched for ``@register_<kind>("name")``."""
+
+_classes: dict[tuple[str, str], Any] = {}
+
+
+def _decorator(kind: str) -> Callable[[str], Callable[[T], T]]:
+    def register(name: str) -> Callable[[T], T]:
+        def add(cls: T) -> T:
+            known = _classes.get((kind, name))
+            if known is not None and _origin(known) != _origin(cls):
+                raise ConfigError(
+                    f"{kind} {name!r} is registered twice: by {_origin(known)} and by {_origin(cls)}",
+                    fix="give one of them another name",
+                )
+            _classes[kind, name] = cls
+            return cls
+
+        return add
+
+    register.__name__ = f"register_{kind}"
+    register.__doc__ = f'Class decorator: ``@register_{kind}("name")`` makes it usable as that {kind} in YAML.'
+    return register
+
+
+def _origin(cls: Any) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+register_model = _decorator("model")
+register_vision = _decorator("vision")
+register_bridge = _decorator("bridge")
+register_fusion = _decorator("fusion")
+register_insert = _decorator("insert")
+register_llm = _decorator("llm")
+register_template = _decorator("template")
+register_processor = _decorator("processor")
+register_dataset = _decorator("dataset")
+register_task = _decorator("task")
+register_runner = _decorator("runner")
+register_scheduler = _decorator("scheduler")
+register_tracker = _decorator("tracker")
+register_checkpoint_format = _decorator("checkpoint_format")
+
+
+@cache
+def _shipped(kind: str) -> dict[str, str]:
+    """Name -> module, read from the decorators in the kind's folder without importing anything."""
+    spec = importlib.util.find_spec(FOLDERS[kind])
+    pattern = re.compile(rf'^@register_{kind}\("([^"]+)"\)', re.MULTILINE)
+    found: dict[str, str] = {}
+    for folder in spec.submodule_search_locations or [] if spec else []:
+        for file in sorted(Path(folder).rglob("*.py")):
+            parts = file.relative_to(folder).with_suffix("").parts
+            for name in pattern.findall(file.read_text(encoding="utf-8")):
+                found[name] = ".".join((FOLDERS[kind], *parts))
+    return found
+
+
+@cache
+def _entry_points() -> dict[str, Any]:
+    from importlib.metadata import entry_points
+
+    return {e.name: e for e in entry_points(group="vlm.plugins")}
+
+
+def names(kind: str) -> list[str]:
+    """All names of a kind known without importing more than the plugins already imported, sorted."""
+    return sorted({n for k, n in _classes if k == kind} | set(_shipped(kind)))
+
+
+def load_plugin(module: str) -> None:
+    """Import a module listed under ``plugins:`` so that its decorators run.
+
+    Raises:
+        ConfigError: the module cannot be found.
+    """
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module.startswith(error.name):
+            raise
+        raise ConfigError(f"plugin {module!r}: no such module", fix="install it or put its folder on PYTHONPATH") from error
+
+
+def resolve(kind: str, name: str) -> Any:
+    """The class registered as ``name`` for ``kind``.
+
+    Raises:
+        ConfigError: unknown name (with the nearest names and the list), or a dotted path to nothing.
+    """
+    if (kind, name) in _classes:
+        return _classes[kind, name]
+    if ":" in name:
+        module, _, attribute = name.partition(":")
+        load_plugin(module)
+        target = getattr(importlib.import_module(module), attribute, None)
+        if target is None:
+            raise ConfigError(f"{kind} {name!r}: module {module} has no {attribute!r}")
+        return target
+    if name in _shipped(kind):
+        importlib.import_module(_shipped(kind)[name])
+        return _classes[kind, name]
+    for entry in _entry_points().values():
+        entry.load()
+    if (kind, name) in _classes:
+        return _classes[kind, name]
+    raise ConfigError(unknown(kind, name, names(kind)))
+
+
+def unknown(what: str, name: str, allowed: list[str]) -> str:
+    """One wording for every unknown name: what was found, the nearest, the list."""
+    near = difflib.get_close_matches(name, allowed, n=2)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return f"unknown {what} {name!r}{hint} (known: {', '.join(allowed) or 'none'})"

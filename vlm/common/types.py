@@ -1,0 +1,168 @@
+"""The contracts between the layers.
+
+Shape legend: b rows, s positions of a row, n media, f frames of a medium, v visual
+tokens of a frame, d width, h/w pixels.
+
+    Message -> Sample -> Example -> Batch -> Features -> Output
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+IGNORE_INDEX = -100
+"""Label of a position that is not trained (torch's own default for cross entropy)."""
+
+MEDIA_TOKEN = -200
+"""Id that stands for one whole medium (image or video) in ``Example.ids`` and ``Batch.ids``.
+
+It is negative so that it can never collide with a vocabulary id; the fusion replaces it by
+the medium's visual tokens.
+"""
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A piece of text in a message."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Image:
+    """A picture in a message: a path, encoded bytes, or a ``PIL.Image.Image``. Decoded by the processor."""
+
+    source: Any
+
+
+@dataclass(frozen=True)
+class Video:
+    """A clip in a message: a path of a file or of a folder of frames. Decoded by the processor."""
+
+    source: Any
+
+
+Part = Text | Image | Video
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation; ``parts`` keeps text and media in the order of reading."""
+
+    role: Role
+    parts: tuple[Part, ...]
+
+    @property
+    def text(self) -> str:
+        """The text parts joined without separator."""
+        return "".join(p.text for p in self.parts if isinstance(p, Text))
+
+    @property
+    def media(self) -> tuple[Image | Video, ...]:
+        """The pictures and clips, in order."""
+        return tuple(p for p in self.parts if not isinstance(p, Text))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a dataset yields: a conversation, with where it came from. Knows nothing of models."""
+
+    messages: tuple[Message, ...]
+    id: str = ""
+    source: str = ""
+
+
+@dataclass
+class Example:
+    """What the processor makes of a sample.
+
+    ``ids`` and ``labels`` are ``[s]`` lists; each medium is ONE ``MEDIA_TOKEN`` in ``ids`` (label
+    ``IGNORE_INDEX``), in the order of ``media``, whose tensors are ``[f, 3, h, w]``.
+    """
+
+    ids: list[int]
+    labels: list[int]
+    media: list[torch.Tensor] = field(default_factory=list)
+    id: str = ""
+    source: str = ""
+
+    @property
+    def num_targets(self) -> int:
+        """Number of supervised positions."""
+        return sum(label != IGNORE_INDEX for label in self.labels)
+
+
+@dataclass
+class Batch:
+    """What a model takes.
+
+    ids         ``[b, s]`` int64, ``MEDIA_TOKEN`` where a medium stands, any id at padding
+    labels      ``[b, s]`` int64, ``IGNORE_INDEX`` where nothing is trained
+    segments    ``[b, s]`` int64, 0 at padding, 1.. numbers the samples of a row (all 1 when unpacked).
+                Attention never crosses a segment border and positions restart there.
+    pixels      ``[n, f, 3, h, w]`` float, or None for a text-only batch
+    media_row   ``[n]`` row of each medium; media are ordered by (row, position)
+    media_pos   ``[n]`` index in ``ids`` of each medium's ``MEDIA_TOKEN``
+    sample_ids  names of the samples, for messages
+    """
+
+    ids: torch.Tensor
+    labels: torch.Tensor
+    segments: torch.Tensor
+    pixels: torch.Tensor | None
+    media_row: torch.Tensor
+    media_pos: torch.Tensor
+    sample_ids: list[str] = field(default_factory=list)
+
+    @property
+    def num_targets(self) -> int:
+        """Number of supervised positions in the batch."""
+        return int((self.labels != IGNORE_INDEX).sum())
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples (rows, or segments when packed)."""
+        return int(self.segments.max(dim=1).values.sum())
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """A copy on ``device``."""
+        return self._map(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """A copy in pinned host memory (called by torch's DataLoader)."""
+        return self._map(lambda t: t.pin_memory())
+
+    def _map(self, fn: Any) -> Batch:
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Batch(**{k: fn(v) if hasattr(v, "device") else v for k, v in values.items()})
+
+
+@dataclass
+class Features:
+    """Visual tokens: ``tokens [n, f, v, d]``; ``mask [n, f, v]`` bool (True = real) or None for all real."""
+
+    tokens: torch.Tensor
+    mask: torch.Tensor | None = None
+
+
+@dataclass
+class Output:
+    """Loss as (sum, count), so that means over accumulation and ranks are exact; logits on request.
+
+    loss_sum    scalar, sum of the token losses in float32
+    num_tokens  number of summands
+    logits      ``[b, L, vocab]`` of the fused sequence, only when asked for
+    labels      ``[b, L]`` of the fused sequence, only when logits were asked for
+    """
+
+    loss_sum: torch.Tensor
+    num_tokens: int
+    logits: torch.Tensor | None = None
+    labels: torch.Tensor | None = None
