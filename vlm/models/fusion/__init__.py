@@ -1,0 +1,1 @@
+"""Fusions: how visual tokens reach the LLM."""

@@ -1,0 +1,1 @@
+"""Vision encoders: pixels ``[n,f,3,h,w]`` -> ``Features``."""

@@ -1,0 +1,69 @@
+"""Q-Former of BLIP-2 (arXiv:2301.12597): learned queries that cross-attend to the image tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vlm.common.registry import register_bridge
+from vlm.common.types import Features
+
+
+@register_bridge("qformer")
+class QFormer(nn.Module):
+    """BERT-shaped encoder over ``num_query_tokens`` queries; every ``cross_attention_freq``-th layer sees the image.
+
+    State-dict keys: ``query_tokens`` and ``qformer.*`` (transformers' ``Blip2QFormerModel``).
+    """
+
+    @dataclass
+    class Config:
+        """Options of ``bridge: {name: qformer}``; the defaults are BLIP-2's."""
+
+        num_query_tokens: int = 32
+        hidden_size: int = 768
+        num_hidden_layers: int = 12
+        num_attention_heads: int = 12
+        intermediate_size: int = 3072
+        cross_attention_freq: int = 2
+        layer_norm_eps: float = 1e-12
+        dropout: float = 0.1
+
+    def __init__(self, config: Config, in_dim: int, llm_dim: int) -> None:
+        super().__init__()
+        from transformers import Blip2QFormerConfig, Blip2QFormerModel
+
+        self.config = config
+        inner = Blip2QFormerConfig(
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            intermediate_size=config.intermediate_size,
+            hidden_dropout_prob=config.dropout,
+            attention_probs_dropout_prob=config.dropout,
+            layer_norm_eps=config.layer_norm_eps,
+            cross_attention_frequency=config.cross_attention_freq,
+            encoder_hidden_size=in_dim,
+            attn_implementation="sdpa",
+        )
+        self.qformer = Blip2QFormerModel(inner)
+        self.query_tokens = nn.Parameter(torch.empty(1, config.num_query_tokens, config.hidden_size))
+        nn.init.normal_(self.query_tokens, std=inner.initializer_range)
+        self.out_dim = config.hidden_size
+
+    def num_tokens(self, in_tokens: int) -> int:
+        """Tokens per frame that leave the bridge, whatever entered."""
+        return self.config.num_query_tokens
+
+    def forward(self, features: Features) -> Features:
+        """``tokens [n, f, v, in_dim]`` (class token included) -> ``[n, f, num_query_tokens, hidden_size]``."""
+        image = features.tokens.flatten(0, 1)
+        mask: Tensor | None = None if features.mask is None else features.mask.flatten(0, 1).long()
+        out = self.qformer(
+            query_embeds=self.query_tokens.expand(len(image), -1, -1),
+            encoder_hidden_states=image,
+            encoder_attention_mask=mask,
+        ).last_hidden_state
+        return Features(out.unflatten(0, features.tokens.shape[:2]))

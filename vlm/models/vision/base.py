@@ -1,0 +1,32 @@
+"""What the vision encoders share."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlm.common.errors import ConfigError
+
+
+class Float32LayerNorm(nn.LayerNorm):
+    """LayerNorm computed in float32 whatever comes in; gives back the input's dtype."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension of ``x [..., d]``."""
+        with torch.autocast(x.device.type, enabled=False):
+            weight, bias = self.weight.float(), self.bias.float()
+            return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+
+
+def check_pixels(pixels: Tensor, image_size: int) -> None:
+    """Check the shape ``[n, f, 3, h, w]``.
+
+    Raises:
+        ConfigError: not five dimensions, or not ``image_size`` pixels square.
+    """
+    if pixels.dim() != 5 or pixels.shape[-2:] != (image_size, image_size):
+        raise ConfigError(
+            f"the vision encoder takes pixels [n, f, 3, {image_size}, {image_size}], got {list(pixels.shape)}",
+            fix="make the image recipe's size equal to model.vision.image_size",
+        )

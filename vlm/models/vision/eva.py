@@ -1,0 +1,90 @@
+"""EVA-ViT as used by BLIP-2 and MiniGPT-4 (EVA-CLIP, arXiv:2211.07636; patch 14, no final norm)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from vlm.common.registry import register_vision
+from vlm.common.types import Features
+from vlm.models.vision.base import Float32LayerNorm, check_pixels
+
+
+@register_vision("eva_vit")
+class EvaViT(nn.Module):
+    """Pre-norm ViT with learned absolute positions and a zero key bias; gives all tokens of its last block.
+
+    State-dict keys: ``vit.*`` (the published names) and ``ln_vision.{weight,bias}``.
+    """
+
+    @dataclass
+    class Config:
+        """Options of ``vision: {name: eva_vit}``; the defaults are EVA-ViT-g at 224 pixels."""
+
+        image_size: int = 224
+        patch_size: int = 14
+        embed_dim: int = 1408
+        depth: int = 39
+        num_heads: int = 16
+        mlp_ratio: float = 4.3637
+        drop_path_rate: float = 0.0
+        ln_vision: bool = True
+        precision: str = "fp16"
+        checkpointing: bool = False
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        from timm.layers import LayerNorm
+        from timm.models.eva import Eva
+
+        self.config = config
+        self.vit = Eva(
+            img_size=config.image_size,
+            patch_size=config.patch_size,
+            num_classes=0,
+            global_pool="",
+            embed_dim=config.embed_dim,
+            depth=config.depth,
+            num_heads=config.num_heads,
+            qkv_bias=True,
+            qkv_fused=True,
+            mlp_ratio=config.mlp_ratio,
+            drop_path_rate=config.drop_path_rate,
+            norm_layer=partial(LayerNorm, eps=1e-6),
+            use_post_transformer_norm=False,
+            use_fc_norm=False,
+        )
+        self.vit.set_grad_checkpointing(config.checkpointing)
+        self.ln_vision = Float32LayerNorm(config.embed_dim, eps=1e-5) if config.ln_vision else nn.Identity()
+        self.out_dim = config.embed_dim
+        self.image_size = config.image_size
+        self.num_tokens = 1 + (config.image_size // config.patch_size) ** 2
+
+    def blocks(self) -> nn.ModuleList:
+        """The transformer blocks, for LoRA, checkpointing and tests."""
+        return self.vit.blocks
+
+    def forward(self, pixels: Tensor) -> Features:
+        """Encode every frame on its own.
+
+        Args:
+            pixels: ``[n, f, 3, h, w]`` with ``h == w == image_size``.
+
+        Returns:
+            Tokens ``[n, f, 1 + (h / patch)^2, embed_dim]``, class token first.
+
+        Raises:
+            ConfigError: pixels of another size.
+        """
+        check_pixels(pixels, self.image_size)
+        tokens = self.ln_vision(self.vit.forward_features(pixels.flatten(0, 1)))
+        return Features(tokens.unflatten(0, pixels.shape[:2]))
+
+    def to_precision(self, dtype: torch.dtype) -> None:
+        """Cast conv and linear layers to ``dtype``; positions, class token, norms and q/v biases stay float32."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                module.to(dtype)
