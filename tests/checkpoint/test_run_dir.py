@@ -1,0 +1,143 @@
+"""Run folders: layout, atomicity, retention, links, refusal to mix runs."""
+
+import json
+import os
+
+import pytest
+import torch
+import yaml
+
+from vlm.checkpoint import run_dir as run_dir_module
+from vlm.checkpoint.passport import make_passport
+from vlm.checkpoint.run_dir import RunDir, find_checkpoint, read_checkpoint
+from vlm.common.errors import UserError, WeightsError
+
+
+def save(run: RunDir, step: int, value: float = 0.0, **more):
+    passport = make_passport(step=step, config={"a": 1}, metrics={"loss": value})
+    return run.save(step, {"w": torch.full((2, 2), value)}, {"step": step, "x": [1, (2.0, None)]}, passport, "a: 1\n", **more)
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = RunDir(tmp_path / "run")
+    folder.prepare()
+    return folder
+
+
+def test_layout_and_reading_back(run):
+    folder = save(run, 5, 1.5, best=True)
+    assert sorted(p.name for p in folder.iterdir()) == ["config.yaml", "model.safetensors", "passport.json", "trainer.pt"]
+    tensors, state = read_checkpoint(folder)
+    assert torch.equal(tensors["w"], torch.full((2, 2), 1.5))
+    assert state == {"step": 5, "x": [1, (2.0, None)]}
+    passport = json.loads((folder / "passport.json").read_text())
+    assert passport["step"] == 5 and passport["metrics"] == {"loss": 1.5} and "torch" in passport["versions"]
+    assert yaml.safe_load((folder / "config.yaml").read_text()) == {"a": 1}
+
+
+def test_links_are_relative_so_a_run_can_be_moved(run, tmp_path):
+    save(run, 1, best=True)
+    save(run, 2)
+    assert os.readlink(run.path / "last") == "checkpoints/step_00000002"
+    assert os.readlink(run.path / "best") == "checkpoints/step_00000001"
+    run.path.rename(tmp_path / "moved")
+    assert find_checkpoint(tmp_path / "moved" / "best").name == "step_00000001"
+
+
+@pytest.mark.parametrize("given", ["", "last", "checkpoints/step_00000002", "last/model.safetensors"])
+def test_find_checkpoint_takes_every_way_to_name_it(run, given):
+    save(run, 2)
+    assert find_checkpoint(run.path / given) == run.folder(2).resolve()
+
+
+def test_find_checkpoint_on_nothing(tmp_path):
+    with pytest.raises(WeightsError, match="no checkpoint there"):
+        find_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("fails_in", ["save_file", "torch_save", "passport", "replace"])
+def test_a_crash_while_saving_leaves_the_last_one_intact(run, monkeypatch, fails_in):
+    save(run, 1, 1.0)
+
+    def boom(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if fails_in == "save_file":
+            patch.setattr("safetensors.torch.save_file", boom)
+        elif fails_in == "torch_save":
+            patch.setattr(torch, "save", boom)
+        elif fails_in == "passport":
+            patch.setattr(run_dir_module, "_write_text", boom)
+        else:
+            patch.setattr(os, "replace", boom)
+        with pytest.raises(KeyboardInterrupt):
+            save(run, 2, 2.0)
+    assert run.steps() == [1] and run.last() == run.folder(1)
+    again = RunDir(run.path)
+    assert again.prepare(resume="auto") == run.folder(1)
+    assert read_checkpoint(again.last())[1]["step"] == 1
+    assert [p.name for p in run.checkpoints.iterdir()] == ["step_00000001"]
+
+
+def test_a_crash_while_replacing_the_same_step_is_undone(run, monkeypatch):
+    save(run, 1, 1.0)
+    calls = []
+    original = os.replace
+
+    def second_fails(source, target):
+        calls.append(source)
+        if ".step_00000001." in str(source):
+            raise KeyboardInterrupt
+        original(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", second_fails)
+        with pytest.raises(KeyboardInterrupt):
+            save(run, 1, 9.0)
+    again = RunDir(run.path)
+    assert again.prepare(resume="auto") == run.folder(1)
+    assert read_checkpoint(run.folder(1))[0]["w"][0, 0] == 1.0
+
+
+def test_retention_keeps_newest_every_nth_and_best(run):
+    for step in range(1, 11):
+        save(run, step, best=step == 3)
+        run.prune(keep_last=2, keep_every=5)
+    assert run.steps() == [3, 5, 9, 10]
+    assert run.prune(keep_last=0) == []
+
+
+def test_another_run_is_not_overwritten_by_accident(run):
+    save(run, 4)
+    run.write_config("a: 1\n")
+    run.log_file.write_text("{}\n")
+    with pytest.raises(UserError, match="already holds a run") as error:
+        run.prepare()
+    assert "run.resume=auto" in str(error.value) and "run.overwrite=true" in str(error.value)
+    assert run.prepare(resume="auto") == run.folder(4)
+    assert run.prepare(overwrite=True) is None
+    assert run.steps() == [] and not run.log_file.exists() and run.last() is None
+
+
+def test_resume_auto_starts_anew_in_an_empty_folder(tmp_path):
+    assert RunDir(tmp_path / "new").prepare(resume="auto") is None
+
+
+def test_state_that_could_not_be_read_back_is_refused_at_save(run):
+    with pytest.raises(TypeError, match=r"state\.loader\.rng is a Random"):
+        import random
+
+        run.save(1, {}, {"loader": {"rng": random.Random(0)}}, {}, "")
+    assert run.steps() == []
+
+
+def test_damaged_files_are_user_errors(run):
+    folder = save(run, 1)
+    (folder / "trainer.pt").write_bytes(b"no state")
+    with pytest.raises(WeightsError, match=r"trainer\.pt"):
+        read_checkpoint(folder)
+    (folder / "model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(WeightsError, match=r"model\.safetensors"):
+        read_checkpoint(folder)

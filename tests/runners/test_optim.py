@@ -1,0 +1,62 @@
+"""Optimiser groups by tensor rank and by what a module declares."""
+
+import pytest
+import torch
+from torch import nn
+
+from vlm.common.errors import UserError
+from vlm.runners.optim import build_optimizer, build_scaler, pick_precision, set_lr, split_parameters, trainable_names
+
+CPU = torch.device("cpu")
+
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.query_tokens = nn.Parameter(torch.zeros(1, 4, 8))
+        self.global_bnlike = nn.Linear(8, 8)
+        self.norm = nn.LayerNorm(8)
+
+    def no_weight_decay(self):
+        return {"query_tokens"}
+
+
+def test_groups_follow_rank_and_declared_names_not_substrings():
+    model = nn.Sequential(Tokens(), nn.Linear(8, 2))
+    decay, plain = split_parameters(model)
+    assert [n for n, _ in decay] == ["0.global_bnlike.weight", "1.weight"]
+    assert [n for n, _ in plain] == [
+        "0.query_tokens", "0.global_bnlike.bias", "0.norm.weight", "0.norm.bias", "1.bias",
+    ]  # fmt: skip
+    assert trainable_names(model) == [n for n, _ in decay + plain]
+
+
+def test_projection_only_gives_the_published_two_groups():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[0].requires_grad_(False)
+    optimizer = build_optimizer(model, lr=1e-3, weight_decay=0.1, beta2=0.98, device=CPU)
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [0.1, 0.0]
+    assert [g["params"][0].shape for g in optimizer.param_groups] == [(4, 4), (4,)]
+    assert all(g["betas"] == (0.9, 0.98) and g["eps"] == 1e-8 for g in optimizer.param_groups)
+    set_lr(optimizer, 0.5)
+    assert {g["lr"] for g in optimizer.param_groups} == {0.5}
+
+
+def test_nothing_trainable_is_an_error():
+    model = nn.Linear(2, 2).requires_grad_(False)
+    with pytest.raises(UserError, match="no trainable parameter"):
+        build_optimizer(model, lr=1e-3, weight_decay=0.0, beta2=0.999, device=CPU)
+
+
+@pytest.mark.parametrize("amp, name, dtype", [
+    (False, "auto", None), (True, "auto", torch.bfloat16), (True, "fp16", torch.float16), (True, "bf16", torch.bfloat16),
+])  # fmt: skip
+def test_precision(amp, name, dtype):
+    precision = pick_precision(amp, name, CPU)
+    assert precision.amp_dtype == dtype
+    assert build_scaler(precision, CPU).is_enabled() == (dtype == torch.float16)
+
+
+def test_unknown_amp_dtype():
+    with pytest.raises(UserError, match="allowed: auto, bf16, fp16"):
+        pick_precision(True, "fp8", CPU)

@@ -1,0 +1,54 @@
+"""The passport stored with every checkpoint: where it came from and what it needs."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from typing import Any
+
+import vlm
+
+PACKAGES = ("torch", "transformers", "timm", "peft", "safetensors", "sentencepiece", "tokenizers", "numpy")
+"""Packages whose version can change what a model computes or how its files are read."""
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of python, this library and the packages in :data:`PACKAGES` that are installed."""
+    found = {"python": platform.python_version(), "vlm": vlm.__version__}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def make_passport(
+    *,
+    step: int,
+    config: dict[str, Any],
+    metrics: dict[str, float] | None = None,
+    fingerprints: dict[str, Any] | None = None,
+    trained: list[str] | None = None,
+    hardware: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A JSON-ready passport.
+
+    Args:
+        step: optimiser steps done.
+        config: the resolved configuration as plain values.
+        metrics: the newest numbers (loss, validation loss).
+        fingerprints: hashes of the files the frozen parts came from.
+        trained: names of the parameters that the checkpoint holds.
+        hardware: device and number of processes.
+    """
+    return {
+        "format": 1,
+        "step": step,
+        "metrics": metrics or {},
+        "versions": library_versions(),
+        "hardware": hardware or {},
+        "fingerprints": fingerprints or {},
+        "trained": trained or [],
+        "config": config,
+    }

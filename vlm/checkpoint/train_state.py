@@ -1,0 +1,109 @@
+"""What a run needs, next to the weights, to go on exactly: optimiser, scaler, counters, random states, data position.
+
+Everything is made of tensors, numbers, strings, lists, tuples and dicts, so that the file is read
+with ``torch.load(weights_only=True)``.
+"""
+
+from __future__ import annotations
+
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from vlm.common import dist
+from vlm.common.errors import WeightsError
+
+
+def capture_rng(device: torch.device) -> dict[str, Any]:
+    """States of python's, numpy's, torch's and the device's generators."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": (version, list(words), gauss),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)),
+        "torch": torch.get_rng_state(),
+        "device": dist.device_rng_state(device),
+    }
+
+
+def restore_rng(state: dict[str, Any], device: torch.device) -> None:
+    """Put back what :func:`capture_rng` gave."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    dist.set_device_rng_state(state["device"], device)
+
+
+def check_plain(value: Any, where: str = "state") -> None:
+    """Refuse anything that ``torch.load(weights_only=True)`` would not read back.
+
+    Raises:
+        TypeError: names the place of the first foreign object.
+    """
+    if value is None or isinstance(value, bool | int | float | str | torch.Tensor):
+        return
+    if isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            check_plain(item, f"{where}[{i}]")
+        return
+    if isinstance(value, dict):
+        for key, item in value.items():
+            check_plain(key, f"key of {where}")
+            check_plain(item, f"{where}.{key}")
+        return
+    raise TypeError(f"{where} is a {type(value).__name__}; train state holds only tensors and plain python values")
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read ``trainer.pt`` without running code from it.
+
+    Raises:
+        WeightsError: missing or unreadable.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file", fix="resume from a checkpoint folder written by training")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{path}: cannot be read as a train state ({reason})") from None
+
+
+def trainable_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The trainable parameters by name, detached, contiguous, on the CPU."""
+    return {n: p.detach().cpu().contiguous().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def load_trainable_tensors(model: nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:
+    """Copy ``tensors`` into the trainable parameters; names and shapes must agree exactly.
+
+    Raises:
+        WeightsError: names the missing, unexpected or differently shaped tensors.
+    """
+    own = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    shapes = [
+        f"{n}: file {list(tensors[n].shape)}, model {list(own[n].shape)}"
+        for n in sorted(own.keys() & tensors.keys())
+        if tensors[n].shape != own[n].shape
+    ]
+    problems = [
+        f"{label}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
+        for label, names in (("missing", missing), ("unexpected", extra), ("shape differs", shapes))
+        if names
+    ]
+    if problems:
+        raise WeightsError(
+            f"{source} does not fit what this run trains; " + "; ".join(problems),
+            fix="resume with the configuration of the run folder, or start anew in another run.output_dir",
+        )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(tensors[name])

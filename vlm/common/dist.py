@@ -1,0 +1,257 @@
+"""Devices, processes and seeds: the only module that names an accelerator.
+
+One process without any environment variable just works. Under ``torchrun`` (RANK, WORLD_SIZE,
+LOCAL_RANK) or SLURM (SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID together with MASTER_ADDR) a process
+group is started: nccl on CUDA devices, gloo elsewhere.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as torch_dist
+
+from vlm.common.errors import UserError
+
+log = logging.getLogger(__name__)
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class World:
+    """Who this process is: ``rank`` of ``size`` processes, ``local_rank`` on this machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and logs."""
+        return self.rank == 0
+
+
+def world_from_env(env: dict[str, str] | None = None) -> World:
+    """Read rank and size from torchrun's variables, else SLURM's, else one process.
+
+    SLURM's variables count only when MASTER_ADDR is set: an interactive allocation has them too.
+
+    Raises:
+        UserError: RANK is set but another variable of torchrun is missing.
+    """
+    env = dict(os.environ) if env is None else env
+    if "RANK" in env or "WORLD_SIZE" in env:
+        missing = [k for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if k not in env]
+        if missing:
+            raise UserError(
+                f"the environment has part of torchrun's variables; missing: {', '.join(missing)}",
+                fix="start with torchrun, or unset RANK, WORLD_SIZE and LOCAL_RANK",
+            )
+        return World(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env["LOCAL_RANK"]))
+    if "SLURM_PROCID" in env and "MASTER_ADDR" in env:
+        rank, size = int(env["SLURM_PROCID"]), int(env.get("SLURM_NTASKS", "1"))
+        local = env.get("SLURM_LOCALID")
+        return World(rank, size, int(local) if local is not None else rank % max(accelerator_count(), 1))
+    return World()
+
+
+def accelerator_count() -> int:
+    """Number of accelerators this process can see."""
+    return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+
+
+def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
+    """The device for a name of the ``device:`` key: auto, cpu, cuda, mps, xpu, or one with an index.
+
+    Args:
+        name: ``auto`` takes the machine's accelerator if there is one.
+        local_rank: index used when the name has none.
+
+    Raises:
+        UserError: the machine has no such device.
+    """
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if name == "auto":
+        name = found.type if found is not None else "cpu"
+    kind, _, index = name.partition(":")
+    if kind == "cpu":
+        return torch.device("cpu")
+    if kind not in ("cuda", "mps", "xpu"):
+        raise UserError(f"device {name!r} is not known (allowed: auto, cpu, cuda, mps, xpu)")
+    if found is None or found.type != kind:
+        raise UserError(
+            f"device {name!r} was asked for, but this machine has {found.type if found else 'no accelerator'}",
+            fix="set run.device=auto or run.device=cpu",
+        )
+    position = int(index) if index else (0 if kind == "mps" else local_rank)
+    if position >= accelerator_count():
+        raise UserError(
+            f"device {kind}:{position} was asked for, but this machine has {accelerator_count()}",
+            fix="start as many processes per machine as it has devices",
+        )
+    return torch.device(kind, position)
+
+
+def init(device: str = "auto", env: dict[str, str] | None = None) -> tuple[World, torch.device]:
+    """Join the process group the environment describes (if any) and pick this process's device.
+
+    Returns:
+        this process's place and its device.
+    """
+    world = world_from_env(env)
+    picked = pick_device(device, world.local_rank)
+    if picked.type not in ("cpu", "mps"):
+        torch.accelerator.set_device_index(picked.index or 0)
+    if world.size > 1 and not torch_dist.is_initialized():
+        backend = {"cuda": "nccl", "xpu": "xccl"}.get(picked.type, "gloo")
+        torch_dist.init_process_group(
+            backend, rank=world.rank, world_size=world.size, timeout=datetime.timedelta(hours=2)
+        )
+        log.debug("rank %d of %d, backend %s", world.rank, world.size, backend)
+    return world, picked
+
+
+def destroy() -> None:
+    """Leave the process group, if there is one."""
+    if torch_dist.is_initialized():
+        torch_dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's rank; 0 without a group."""
+    return torch_dist.get_rank() if torch_dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes; 1 without a group."""
+    return torch_dist.get_world_size() if torch_dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process is rank 0."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if torch_dist.is_initialized():
+        torch_dist.barrier()
+
+
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum ``tensor`` over the processes, in place; returned for chaining."""
+    if torch_dist.is_initialized():
+        torch_dist.all_reduce(tensor, op=torch_dist.ReduceOp.SUM)
+    return tensor
+
+
+def sum_numbers(values: Sequence[float], device: torch.device | str = "cpu") -> list[float]:
+    """Element-wise sum of python numbers over the processes, in float64 (integers exact up to 2**53)."""
+    if not torch_dist.is_initialized():
+        return [float(v) for v in values]
+    return all_reduce_sum(torch.tensor(values, dtype=torch.float64, device=device)).tolist()
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """The ``value`` of every rank, in rank order, on every rank. Values must be picklable."""
+    if not torch_dist.is_initialized():
+        return [value]
+    found: list[Any] = [None] * world_size()
+    torch_dist.all_gather_object(found, value)
+    return found
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's ``value`` on every rank."""
+    if not torch_dist.is_initialized():
+        return value
+    box = [value]
+    torch_dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def seed_everything(seed: int, rank: int = 0, deterministic: bool = False) -> None:
+    """Seed python, numpy and torch (all devices) with ``seed + rank``, as the published runner does.
+
+    Args:
+        seed: the run's seed.
+        rank: this process's rank.
+        deterministic: also ask torch for deterministic kernels and stop cudnn's benchmarking.
+    """
+    random.seed(seed + rank)
+    np.random.seed((seed + rank) % 2**32)
+    torch.manual_seed(seed + rank)
+    if deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device's queued work is done; nothing to do on a CPU."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Peak memory in MiB: allocated on the device; on CPU and MPS the process's largest resident size."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / MIB
+    if device.type == "xpu":
+        return torch.xpu.max_memory_allocated(device) / MIB
+    if sys.platform == "win32":
+        return 0.0
+    import resource  # no such module on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (MIB if sys.platform == "darwin" else 1024)
+
+
+def device_rng_state(device: torch.device) -> torch.Tensor | None:
+    """State of the device's generator (None on a CPU, whose generator is torch's global one)."""
+    if device.type == "cuda":
+        return torch.cuda.get_rng_state(device)
+    if device.type == "xpu":
+        return torch.xpu.get_rng_state(device)
+    return torch.mps.get_rng_state() if device.type == "mps" else None
+
+
+def set_device_rng_state(state: torch.Tensor | None, device: torch.device) -> None:
+    """Put back what :func:`device_rng_state` gave."""
+    if state is None:
+        return
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    elif device.type == "xpu":
+        torch.xpu.set_rng_state(state, device)
+    elif device.type == "mps":
+        torch.mps.set_rng_state(state)
+
+
+def supports_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 arithmetic is native enough to train with (CPU: always, through torch)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return True
+
+
+def supports_fused_optimizer(device: torch.device) -> bool:
+    """Whether AdamW's fused kernel is worth using."""
+    return device.type in ("cuda", "xpu")
+
+
+def device_name(device: torch.device) -> str:
+    """A name for logs and passports."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return device.type

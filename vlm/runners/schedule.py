@@ -1,0 +1,121 @@
+"""Learning rates as pure functions of the global optimiser step.
+
+``@register_scheduler("name")`` takes a function ``(step, plan) -> lr``; nothing holds state, so a
+resumed run needs no scheduler state. ``cosine``, ``linear``, ``step`` and ``constant`` are ours;
+``linear_warmup_cosine_lr`` and ``linear_warmup_step_lr`` follow the published MiniGPT-4 runner.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vlm.common.errors import ConfigError
+from vlm.common.registry import register_scheduler, resolve
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a schedule may depend on. Steps are optimiser steps.
+
+    total_steps      steps of the whole run
+    epoch_steps      steps of an epoch
+    warmup_lr        rate at step 0 of the warm-up; negative = not given
+    warmup_restarts  count warm-up inside each epoch (the published fault) instead of globally
+    """
+
+    init_lr: float
+    min_lr: float = 0.0
+    warmup_lr: float = -1.0
+    warmup_steps: int = 0
+    total_steps: int = 1
+    epoch_steps: int = 1
+    decay_rate: float = 0.9
+    warmup_restarts: bool = False
+
+
+Schedule = Callable[[int, Plan], float]
+
+
+def _published_warmup(position: int, plan: Plan) -> float:
+    start = plan.warmup_lr if plan.warmup_lr >= 0 else plan.init_lr
+    return min(plan.init_lr, start + (plan.init_lr - start) * position / max(plan.warmup_steps, 1))
+
+
+def _warmup(step: int, plan: Plan) -> float:
+    start = max(plan.warmup_lr, 0.0)
+    return start + (plan.init_lr - start) * step / max(plan.warmup_steps, 1)
+
+
+def _after_warmup(step: int, plan: Plan) -> float:
+    """Share of the decay that is done, 0 to 1."""
+    return min(1.0, (step - plan.warmup_steps) / max(plan.total_steps - plan.warmup_steps, 1))
+
+
+@register_scheduler("constant")
+def constant(step: int, plan: Plan) -> float:
+    """Linear warm-up, then ``init_lr``."""
+    return _warmup(step, plan) if step < plan.warmup_steps else plan.init_lr
+
+
+@register_scheduler("linear")
+def linear(step: int, plan: Plan) -> float:
+    """Linear warm-up, then a straight line to ``min_lr`` at ``total_steps``."""
+    if step < plan.warmup_steps:
+        return _warmup(step, plan)
+    return plan.init_lr + (plan.min_lr - plan.init_lr) * _after_warmup(step, plan)
+
+
+@register_scheduler("cosine")
+def cosine(step: int, plan: Plan) -> float:
+    """Linear warm-up, then half a cosine over the steps that remain; continuous at the junction."""
+    if step < plan.warmup_steps:
+        return _warmup(step, plan)
+    return plan.min_lr + (plan.init_lr - plan.min_lr) * 0.5 * (1.0 + math.cos(math.pi * _after_warmup(step, plan)))
+
+
+@register_scheduler("step")
+def step_decay(step: int, plan: Plan) -> float:
+    """Linear warm-up, then ``init_lr * decay_rate ** epoch``, not below ``min_lr``."""
+    if step < plan.warmup_steps:
+        return _warmup(step, plan)
+    return max(plan.min_lr, plan.init_lr * plan.decay_rate ** (step // plan.epoch_steps))
+
+
+@register_scheduler("linear_warmup_cosine_lr")
+def linear_warmup_cosine_lr(step: int, plan: Plan) -> float:
+    """The published MiniGPT-4 schedule: the cosine runs from step 0, so there is a drop after warm-up.
+
+    With ``warmup_restarts`` the warm-up counts steps inside the epoch, as published: when it is longer
+    than an epoch it starts again at each epoch.
+    """
+    if step < plan.warmup_steps:
+        return _published_warmup(step % plan.epoch_steps if plan.warmup_restarts else step, plan)
+    return plan.min_lr + (plan.init_lr - plan.min_lr) * 0.5 * (1.0 + math.cos(math.pi * step / plan.total_steps))
+
+
+@register_scheduler("linear_warmup_step_lr")
+def linear_warmup_step_lr(step: int, plan: Plan) -> float:
+    """The published stepwise schedule: warm-up, then ``init_lr * decay_rate ** epoch``.
+
+    With ``warmup_restarts`` warm-up happens in the first epoch only, as published, even if it is longer.
+    """
+    epoch = step // plan.epoch_steps
+    in_warmup = epoch == 0 if plan.warmup_restarts else step < plan.warmup_steps or epoch == 0
+    if in_warmup:
+        return _published_warmup(step, plan)
+    return max(plan.min_lr, plan.init_lr * plan.decay_rate**epoch)
+
+
+def build_schedule(name: str, plan: Plan) -> Callable[[int], float]:
+    """The schedule called ``name`` with ``plan`` filled in.
+
+    Raises:
+        ConfigError: unknown name, or a rate that is no rate.
+    """
+    function: Any = resolve("scheduler", name)
+    if plan.init_lr <= 0 or plan.min_lr < 0:
+        raise ConfigError(f"run.init_lr={plan.init_lr}, run.min_lr={plan.min_lr}: init_lr must be > 0 and min_lr >= 0")
+    return lambda step: function(step, plan)
