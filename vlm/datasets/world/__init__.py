@@ -1,0 +1,1 @@
+"""A made-up picture world: scenes, their pictures and the language about them. Needs numpy and PIL only."""

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from vlm.datasets.world.scene import COLORS, Scene
 
 IMAGE_SIZE = 64
-RADIUS = {"small": 0.098, "large": 0.157}
+RADIUS = {"small": 0.105, "large": 0.16}
 """Half of a figure's extent as a share of the picture's side."""
 
 _OVER = 4  # the masks are drawn this many times larger and averaged down

@@ -1,0 +1,1 @@
+"""Makers of the tiny frozen foundations that ``vlm quickstart`` aligns."""
