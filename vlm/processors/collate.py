@@ -1,0 +1,87 @@
+"""Examples -> Batch: right padding, or several samples in a row (packing)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from vlm.common.errors import DataError
+from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Batch, Example
+
+
+def collate(examples: Sequence[Example], pad_id: int) -> Batch:
+    """One example per row, padded on the right.
+
+    Returns:
+        Batch with ``ids, labels, segments [b, s]`` where s is the longest example.
+
+    Raises:
+        DataError: media of different shapes, or marks and media of an example differ.
+    """
+    return _assemble([[example] for example in examples], pad_id)
+
+
+def pack(examples: Sequence[Example], pad_id: int, max_tokens: int, tokens_per_medium: int = 1) -> Batch:
+    """First-fit packing: each example goes into the first row with room, in the given order.
+
+    A medium counts ``tokens_per_medium`` positions, so that a row stays within ``max_tokens`` after
+    fusion. An example longer than that gets a row of its own.
+
+    Returns:
+        Batch whose ``segments`` number the samples of a row 1..k.
+    """
+    rows: list[list[Example]] = []
+    room: list[int] = []
+    for example in examples:
+        need = len(example.ids) + len(example.media) * (tokens_per_medium - 1)
+        place = next((r for r, left in enumerate(room) if need <= left), None)
+        if place is None:
+            rows.append([])
+            room.append(max_tokens)
+            place = len(rows) - 1
+        rows[place].append(example)
+        room[place] -= need
+    return _assemble(rows, pad_id)
+
+
+def _assemble(rows: Sequence[Sequence[Example]], pad_id: int) -> Batch:
+    length = max(sum(len(e.ids) for e in row) for row in rows)
+    ids = torch.full((len(rows), length), pad_id, dtype=torch.long)
+    labels = torch.full((len(rows), length), IGNORE_INDEX, dtype=torch.long)
+    segments = torch.zeros((len(rows), length), dtype=torch.long)
+    media: list[torch.Tensor] = []
+    for r, row in enumerate(rows):
+        start = 0
+        for number, example in enumerate(row, start=1):
+            end = start + len(example.ids)
+            ids[r, start:end] = torch.tensor(example.ids, dtype=torch.long)
+            labels[r, start:end] = torch.tensor(example.labels, dtype=torch.long)
+            segments[r, start:end] = number
+            start = end
+            marks = example.ids.count(MEDIA_TOKEN)
+            if marks != len(example.media):
+                raise DataError(f"sample {example.source}/{example.id}: {marks} marks but {len(example.media)} media")
+            media += example.media
+    where = ((ids == MEDIA_TOKEN) & (segments > 0)).nonzero()
+    return Batch(
+        ids=ids,
+        labels=labels,
+        segments=segments,
+        pixels=_stack(media),
+        media_row=where[:, 0],
+        media_pos=where[:, 1],
+        sample_ids=[e.id for row in rows for e in row],
+    )
+
+
+def _stack(media: list[torch.Tensor]) -> torch.Tensor | None:
+    if not media:
+        return None
+    shapes = {tuple(m.shape) for m in media}
+    if len(shapes) > 1:
+        raise DataError(
+            f"media of different shapes in one batch: {sorted(shapes)}",
+            fix="give every dataset of the run the same image size and number of frames",
+        )
+    return torch.stack(media)
