@@ -1,0 +1,36 @@
+"""One linear projection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from vlm.common.registry import register_bridge
+from vlm.common.types import Features
+
+
+@register_bridge("linear")
+class Linear(nn.Module):
+    """``x W + b`` to ``out_dim``, the LLM's width when null. State-dict keys: ``proj.{weight,bias}``."""
+
+    @dataclass
+    class Config:
+        """Options of ``bridge: {name: linear}``."""
+
+        out_dim: int | None = None
+        bias: bool = True
+
+    def __init__(self, config: Config, in_dim: int, llm_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.out_dim = config.out_dim or llm_dim
+        self.proj = nn.Linear(in_dim, self.out_dim, bias=config.bias)
+
+    def num_tokens(self, in_tokens: int) -> int:
+        """As many tokens as came in."""
+        return in_tokens
+
+    def forward(self, features: Features) -> Features:
+        """``[n, f, v, in_dim]`` -> ``[n, f, v, out_dim]``."""
+        return Features(self.proj(features.tokens), features.mask)

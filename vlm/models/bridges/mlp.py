@@ -1,0 +1,41 @@
+"""A small MLP, as in LLaVA-1.5 (arXiv:2310.03744)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from vlm.common.registry import register_bridge
+from vlm.common.types import Features
+
+
+@register_bridge("mlp")
+class MLP(nn.Module):
+    """``depth`` linear layers with GELU between, ending at the LLM's width. State-dict keys: ``layers.<2i>.*``."""
+
+    @dataclass
+    class Config:
+        """Options of ``bridge: {name: mlp}``; ``hidden_dim`` and ``out_dim`` default to the LLM's width."""
+
+        depth: int = 2
+        hidden_dim: int | None = None
+        out_dim: int | None = None
+
+    def __init__(self, config: Config, in_dim: int, llm_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.out_dim = config.out_dim or llm_dim
+        widths = [in_dim] + [config.hidden_dim or llm_dim] * (config.depth - 1) + [self.out_dim]
+        layers: list[nn.Module] = []
+        for a, b in zip(widths, widths[1:], strict=False):
+            layers += [nn.Linear(a, b), nn.GELU()]
+        self.layers = nn.Sequential(*layers[:-1])
+
+    def num_tokens(self, in_tokens: int) -> int:
+        """As many tokens as came in."""
+        return in_tokens
+
+    def forward(self, features: Features) -> Features:
+        """``[n, f, v, in_dim]`` -> ``[n, f, v, out_dim]``."""
+        return Features(self.layers(features.tokens), features.mask)

@@ -1,0 +1,111 @@
+"""From a checked composition to modules; reads no weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from vlm.common.errors import ConfigError
+from vlm.common.registry import resolve
+from vlm.models.precision import cast_matmuls, storage_dtype
+from vlm.models.trainable import select_trainable
+from vlm.models.vlm import VLM
+
+
+def build_model(
+    model_cfg: Any,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    uninitialised: Collection[str] = (),
+) -> VLM:
+    """Build a composition in eval mode, with what trains selected.
+
+    Args:
+        model_cfg: a ``ModelConfig`` (vision, bridge, fusion, llm, train).
+        device: where; ``"meta"`` allocates nothing.
+        dtype: storage of frozen weights instead of each part's own ``precision``/``dtype``.
+        uninitialised: parts (``"vision"``, ``"bridge.0"``, ``"llm"``) whose weights a file will fill, so that
+            their random initialisation is skipped.
+
+    Raises:
+        ConfigError: parts that do not fit together, or a training glob that selects nothing.
+    """
+    device = torch.device(device)
+    with device:
+        vision = _part("vision", model_cfg.vision, uninitialised) if model_cfg.vision is not None else None
+        llm_options = model_cfg.llm.config
+        llm_dtype = storage_dtype(getattr(llm_options, "dtype", "fp32"), device, dtype)
+        with _default_dtype(llm_dtype):
+            llm = _part("llm", model_cfg.llm, uninitialised)
+        bridge: list[nn.Module] = []
+        for index, part in enumerate(model_cfg.bridge):
+            width = bridge[-1].out_dim if bridge else vision.out_dim
+            bridge.append(_part(f"bridge.{index}", part, uninitialised, width, llm.hidden_size))
+    model = VLM(vision, bridge, llm)
+    check_widths(model)
+    model.fusion = resolve("fusion", model_cfg.fusion.name)(model_cfg.fusion.config, llm)
+    model.eval()
+    select_trainable(model, model_cfg.train)
+    set_precision(model, model_cfg, dtype)
+    return model
+
+
+def set_precision(model: VLM, model_cfg: Any, dtype: torch.dtype | None) -> None:
+    """Store frozen weights as the policy of :mod:`vlm.models.precision` says and choose the autocast dtype."""
+    device = model.device
+    llm = storage_dtype(getattr(model_cfg.llm.config, "dtype", "fp32"), device, dtype)
+    if model.vision is not None:
+        precision = getattr(model_cfg.vision.config, "precision", "fp32")
+        cast_matmuls(model.vision, storage_dtype(precision, device, dtype))
+    for part in model.bridge:
+        cast_matmuls(part, llm)
+    model.compute_dtype = llm
+
+
+def check_widths(model: VLM) -> None:
+    """Check the chain.
+
+    Raises:
+        ConfigError: the last bridge does not end at the LLM's width, or token counts do not divide.
+    """
+    if model.vision is None:
+        return
+    last = model.bridge[-1] if len(model.bridge) else model.vision
+    if last.out_dim != model.llm.hidden_size:
+        raise ConfigError(
+            f"model.bridge ends at width {last.out_dim}, but the LLM's width is {model.llm.hidden_size}",
+            fix="end the chain with {name: linear}, whose width follows the LLM",
+        )
+    _ = model.tokens_per_frame
+
+
+def _part(kind: str, part: Any, uninitialised: Collection[str], *arguments: Any) -> nn.Module:
+    cls = resolve(kind.split(".")[0], part.name)
+    # drawing 7 billion numbers that a file replaces would take minutes
+    with _SkipRandom() if kind in uninitialised else contextlib.nullcontext():
+        return cls(part.config, *arguments)
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+class _SkipRandom(TorchFunctionMode):
+    """Leaves tensors as allocated instead of drawing random numbers into them."""
+
+    SKIPPED = (torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.erfinv_)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in self.SKIPPED else func(*args, **(kwargs or {}))

@@ -1,0 +1,60 @@
+"""What a fusion hands to the LLM."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlm.common.types import IGNORE_INDEX
+
+
+@dataclass
+class LLMInputs:
+    """A fused sequence, padded on the right.
+
+    inputs_embeds  ``[b, L, d]``
+    segments       ``[b, L]`` 0 at padding, 1.. numbers the samples of a row
+    position_ids   ``[b, L]`` restarting at every segment, 0 at padding
+    labels         ``[b, L]``, ``IGNORE_INDEX`` where nothing is trained
+    packed         True when some row holds more than one sample
+    """
+
+    inputs_embeds: Tensor
+    segments: Tensor
+    position_ids: Tensor
+    labels: Tensor
+    packed: bool = False
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """``[b, L]`` 0/1 when each row is one sample; else bool ``[b, 1, L, L]``, causal within each segment."""
+        if not self.packed:
+            return (self.segments > 0).long()
+        same = self.segments[:, :, None] == self.segments[:, None, :]
+        size = self.segments.shape[1]
+        causal = torch.ones(size, size, dtype=torch.bool, device=same.device).tril()
+        return (same & causal)[:, None]
+
+    def predicts(self) -> Tensor:
+        """``[b, L]`` bool: positions whose next position is supervised and belongs to the same sample."""
+        keep = torch.zeros_like(self.labels, dtype=torch.bool)
+        keep[:, :-1] = (self.labels[:, 1:] != IGNORE_INDEX) & (self.segments[:, 1:] == self.segments[:, :-1])
+        return keep & (self.segments > 0)
+
+    def targets(self, keep: Tensor) -> Tensor:
+        """``[t]`` the labels that the positions of ``keep`` (from :meth:`predicts`) have to predict."""
+        return self.labels[:, 1:][keep[:, :-1]]
+
+    def left_padded(self) -> LLMInputs:
+        """The same rows with their padding moved to the left, as batched generation needs it (unpacked rows only)."""
+        if self.packed:
+            raise ValueError("packed rows cannot be padded on the left")
+        length = (self.segments > 0).sum(1, keepdim=True)
+        size = self.segments.shape[1]
+        index = (torch.arange(size, device=length.device)[None] + length) % size
+        embeds = self.inputs_embeds.gather(1, index[..., None].expand_as(self.inputs_embeds))
+        moved = {name: getattr(self, name).gather(1, index) for name in ("segments", "position_ids", "labels")}
+        return dataclasses.replace(self, inputs_embeds=embeds, **moved)

@@ -1,0 +1,125 @@
+"""Splice: each media mark of the text is replaced by the medium's visual tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlm.common.errors import PromptError
+from vlm.common.registry import register_fusion
+from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Batch, Features
+from vlm.models.fusion.base import LLMInputs
+
+
+@register_fusion("splice")
+class Splice:
+    """Puts the visual tokens of medium ``m`` where its mark stands; any number of media in a row, or none."""
+
+    @dataclass
+    class Config:
+        """Options of ``fusion: {name: splice}``: none."""
+
+    def __init__(self, config: Config, llm: Any) -> None:
+        self.config = config
+        self.llm = llm
+
+    def __call__(self, batch: Batch, visual: Features | None) -> LLMInputs:
+        """Fuse.
+
+        Args:
+            batch: ids ``[b, s]`` with ``MEDIA_TOKEN`` at each medium.
+            visual: tokens ``[n, f, v, d]``; frames of a medium follow one another.
+
+        Returns:
+            Sequences ``[b, L]``, L being the longest fused row.
+
+        Raises:
+            PromptError: marks and media do not agree, with both counts and the sample.
+        """
+        check_marks(batch, visual)
+        real = batch.segments > 0
+        width = real.long()
+        tokens: Tensor | None = None
+        inside: Tensor | None = None
+        if visual is not None:
+            counts, tokens, medium, inside = _flatten(visual)
+            width[batch.media_row, batch.media_pos] = counts
+        end = width.cumsum(1)
+        start = end - width
+        length, segments_per_row = torch.stack([end[:, -1].max(), batch.segments.max()]).tolist()
+        rows = torch.arange(len(real), device=real.device)[:, None].expand_as(real)
+        text = real & (batch.ids != MEDIA_TOKEN)
+        at = (rows[text], start[text])
+
+        embedded = self.llm.embed(batch.ids[text])
+        shape = (len(real), length)
+        embeds = embedded.new_zeros(*shape, embedded.shape[-1]).index_put(at, embedded)
+        labels = torch.full(shape, IGNORE_INDEX, dtype=batch.labels.dtype, device=real.device)
+        labels[at] = batch.labels[text]
+        segments = torch.zeros(shape, dtype=batch.segments.dtype, device=real.device)
+        segments[at] = batch.segments[text]
+        if tokens is not None:
+            row, pos = batch.media_row[medium], batch.media_pos[medium]
+            there = (row, start[row, pos] + inside)
+            embeds = embeds.index_put(there, tokens.to(embeds.dtype))
+            segments[there] = batch.segments[row, pos]
+        return LLMInputs(embeds, segments, restart_positions(segments), labels, packed=segments_per_row > 1)
+
+
+def _flatten(visual: Features) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Counts ``[n]``, real tokens ``[t, d]``, the medium of each ``[t]`` and its rank within the medium ``[t]``."""
+    n, f, v, d = visual.tokens.shape
+    tokens = visual.tokens.reshape(n * f * v, d)
+    device = tokens.device
+    if visual.mask is None:
+        medium = torch.arange(n, device=device).repeat_interleave(f * v)
+        inside = torch.arange(f * v, device=device).repeat(n)
+        return torch.full((n,), f * v, device=device), tokens, medium, inside
+    mask = visual.mask.reshape(n, f * v)
+    medium, _ = mask.nonzero(as_tuple=True)
+    rank = mask.long().cumsum(1) - 1
+    return mask.sum(1), tokens[mask.flatten()], medium, rank[mask]
+
+
+def restart_positions(segments: Tensor) -> Tensor:
+    """``[b, L]`` position of each token within its segment; 0 at padding."""
+    index = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
+    first = torch.ones_like(segments, dtype=torch.bool)
+    first[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    begin = torch.where(first, index, 0).cummax(1).values
+    return torch.where(segments > 0, index - begin, 0)
+
+
+def check_marks(batch: Batch, visual: Features | None) -> None:
+    """Compare the marks of the text with the media of the batch.
+
+    Raises:
+        PromptError: more marks than media or more media than marks, by sample.
+    """
+    marks = (batch.ids == MEDIA_TOKEN) & (batch.segments > 0)
+    media = 0 if visual is None else len(visual.tokens)
+    placed = torch.zeros_like(marks)
+    placed[batch.media_row, batch.media_pos] = True
+    if media == len(batch.media_row) and bool((placed == marks).all()):
+        return
+    want, have = marks.sum(1), torch.bincount(batch.media_row, minlength=len(marks))
+    if visual is None:
+        have = torch.zeros_like(want)
+    bad = [
+        f"{_name(batch, row)}: {w} image mark(s) in the prompt, {h} image(s)"
+        for row, (w, h) in enumerate(zip(want.tolist(), have.tolist(), strict=True))
+        if w != h
+    ]
+    raise PromptError(
+        "marks and images do not agree: " + ("; ".join(bad) or f"{int(want.sum())} mark(s), {media} image(s)"),
+        fix="write one image mark (<ImageHere>) for each image, in the order of the images",
+    )
+
+
+def _name(batch: Batch, row: int) -> str:
+    packed = int(batch.segments.max()) > 1
+    known = not packed and row < len(batch.sample_ids) and batch.sample_ids[row]
+    return f"sample {batch.sample_ids[row]!r}" if known else f"row {row}"

@@ -1,0 +1,159 @@
+"""Any Hugging Face causal language model, built from its ``config.json``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlm.common.errors import ConfigError, WeightsError
+from vlm.common.registry import register_llm
+from vlm.models.checkpointing import checkpoint_layers
+from vlm.models.fusion.base import LLMInputs
+from vlm.models.llm.packing import ATTENTION, can_pack, pack, register_attention
+from vlm.models.lora import LoraOptions, inject_lora
+from vlm.models.loss import head_loss
+
+
+@register_llm("hf")
+class HFCausalLM(nn.Module):
+    """A causal LM whose logits are computed only where something is trained.
+
+    State-dict keys: ``model.*``, Hugging Face's own names.
+    """
+
+    @dataclass
+    class Config:
+        """Options of ``llm: {name: hf}``.
+
+        ``path`` is a folder with config.json; ``config`` writes its content out instead (model_type and sizes).
+        """
+
+        path: str | None = None
+        config: dict[str, Any] | None = None
+        dtype: str = "fp16"
+        lora: LoraOptions | None = None
+        quantize: str | None = field(default=None, metadata={"choices": [None, "int8", "nf4"]})
+        checkpointing: bool = False
+        packing: bool = True
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        from transformers import AutoModelForCausalLM
+
+        self.config = config
+        register_attention()
+        hf_config = read_config(config)
+        family = AutoModelForCausalLM._model_mapping[type(hf_config)]
+        self.model = AutoModelForCausalLM.from_config(
+            hf_config, attn_implementation=_attention(family), dtype=torch.get_default_dtype()
+        )
+        self.hidden_size: int = self.model.get_input_embeddings().embedding_dim
+        self.vocab_size: int = self.model.get_input_embeddings().num_embeddings
+        if config.lora is not None:
+            inject_lora(self.model, config.lora)
+        if config.checkpointing:
+            checkpoint_layers(self.layers())
+
+    def layers(self) -> nn.ModuleList:
+        """The decoder layers, for inserts and checkpointing."""
+        lists = [m for m in self.model.base_model.modules() if isinstance(m, nn.ModuleList)]
+        count = self.model.config.get_text_config().num_hidden_layers
+        return next(m for m in lists if len(m) == count)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings ``[..., d]`` of ``ids [...]``."""
+        return self.model.get_input_embeddings()(ids)
+
+    def forward(self, inputs: LLMInputs, keep: Tensor | None = None) -> Tensor:
+        """Run the decoder.
+
+        Args:
+            inputs: the fused sequence ``[b, L, d]``.
+            keep: ``[b, L]`` bool; positions wanted.
+
+        Returns:
+            Hidden states after the final norm: ``[b, L, d]``, or ``[t, d]`` of the positions wanted.
+        """
+        b, longest = inputs.segments.shape
+        if keep is not None and self.config.packing and can_pack(self.model, longest):
+            index, layout = pack(inputs.segments, inputs.position_ids)
+            hidden = self.model.base_model(
+                inputs_embeds=inputs.inputs_embeds.flatten(0, 1).index_select(0, index)[None],
+                position_ids=inputs.position_ids.flatten()[index][None],
+                attention_mask=inputs.segments.new_ones(1, 1, 1, 1),
+                use_cache=False,
+                layout=layout,
+            )[0]
+            return hidden[0][keep.flatten()[index]]
+        mask = inputs.attention_mask
+        if mask.dim() == 4 and self.model.config._attn_implementation == "eager":  # added to the scores there
+            mask = torch.zeros_like(mask, dtype=inputs.inputs_embeds.dtype).masked_fill(~mask, float("-inf"))
+        hidden = self.model.base_model(
+            inputs_embeds=inputs.inputs_embeds,
+            position_ids=inputs.position_ids,
+            attention_mask=mask,
+            use_cache=False,
+        )[0]
+        return hidden if keep is None else hidden[keep]
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits ``[..., vocab]`` of hidden states, with the scaling or soft cap of the model's family."""
+        config = self.model.config.get_text_config()
+        logits = self.model.get_output_embeddings()(hidden)
+        logits = logits * (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        cap = getattr(config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Summed float32 cross entropy of ``hidden [t, d]`` against ``targets [t]``."""
+        head = self.model.get_output_embeddings()
+        config = self.model.config.get_text_config()
+        extras = ("logit_scale", "logits_scaling", "final_logit_softcapping")
+        plain = (
+            type(head) is nn.Linear
+            and head.bias is None
+            and not head.weight.requires_grad
+            and not any(getattr(config, name, None) for name in extras)
+        )
+        return head_loss(head if plain else self.head, hidden, targets, plain=plain)
+
+
+def _attention(family: type) -> str:
+    """The attention implementation for a transformers class: ours, else its own SDPA, else the plain one."""
+    if not getattr(family, "_supports_sdpa", False):
+        return "eager"
+    return ATTENTION if getattr(family, "_supports_attention_backend", False) else "sdpa"
+
+
+def read_config(config: HFCausalLM.Config) -> Any:
+    """The transformers configuration of ``config.path`` or ``config.config``.
+
+    Raises:
+        ConfigError: neither or both given, or an unknown ``model_type``.
+        WeightsError: the folder has no config.json.
+    """
+    from transformers import AutoConfig
+
+    if (config.path is None) == (config.config is None):
+        raise ConfigError("model.llm needs exactly one of path (a Hugging Face folder) and config (sizes written out)")
+    if config.config is not None:
+        options = dict(config.config)
+        kind = options.pop("model_type", None)
+        try:
+            return AutoConfig.for_model(kind, **options)
+        except ValueError as error:
+            raise ConfigError(f"model.llm.config.model_type: transformers knows no model type {kind!r}") from error
+    folder = Path(str(config.path))
+    if not (folder / "config.json").is_file():
+        raise WeightsError(
+            f"model.llm.path: no language model in {folder} (config.json is missing)",
+            fix="give the folder of a Hugging Face causal LM: config.json, tokenizer and weights",
+        )
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (ValueError, OSError) as error:
+        raise WeightsError(f"{folder / 'config.json'}: {error}") from error

@@ -1,0 +1,61 @@
+"""Token loss at the supervised positions only."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+CHUNK_ELEMENTS = {"cpu": 2**22}
+"""Logits held at a time by :class:`FrozenHeadLoss`; elsewhere ``2**27``."""
+
+
+class FrozenHeadLoss(torch.autograd.Function):
+    """Summed cross entropy of ``hidden @ weight.T`` for a head that does not train.
+
+    The gradient of the hidden states is computed together with the loss, a few rows at a time, so that
+    neither the logits nor their gradient ever exist as a whole.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:  # noqa: ANN001
+        """``hidden [t, d]``, ``weight [vocab, d]``, ``targets [t]`` -> scalar float32 sum."""
+        step = max(1, CHUNK_ELEMENTS.get(hidden.device.type, 2**27) // weight.shape[0])
+        total = hidden.new_zeros((), dtype=torch.float32)
+        needed = ctx.needs_input_grad[0]
+        grad = torch.empty_like(hidden) if needed else None
+        with torch.autocast(hidden.device.type, enabled=False):
+            for begin in range(0, len(hidden), step):
+                rows = slice(begin, begin + step)
+                logits = (hidden[rows].to(weight.dtype) @ weight.T).float()
+                wanted = targets[rows, None]
+                norm = logits.logsumexp(1, keepdim=True)
+                total += (norm - logits.gather(1, wanted)).sum()
+                if grad is not None:
+                    p = logits.sub_(norm).exp_()
+                    p.scatter_add_(1, wanted, p.new_full(wanted.shape, -1.0))
+                    grad[rows] = (p.to(weight.dtype) @ weight).to(grad.dtype)
+        ctx.save_for_backward(grad)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor | None, None, None]:  # noqa: ANN001
+        """Scale the stored gradient."""
+        (grad,) = ctx.saved_tensors
+        return (None if grad is None else (grad.float() * upstream).to(grad.dtype)), None, None
+
+
+def head_loss(head: nn.Module, hidden: Tensor, targets: Tensor, *, plain: bool) -> Tensor:
+    """Summed cross entropy in float32.
+
+    Args:
+        head: module from hidden states to logits.
+        hidden: ``[t, d]``.
+        targets: ``[t]`` ids.
+        plain: the head is one frozen linear layer without bias and nothing after it (the fast way is exact then).
+    """
+    if plain:
+        return FrozenHeadLoss.apply(hidden, head.weight, targets)
+    return F.cross_entropy(head(hidden).float(), targets, reduction="sum")

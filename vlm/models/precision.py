@@ -1,0 +1,75 @@
+"""The dtype policy, stated once.
+
+* Parameters that train are float32, everywhere.
+* Frozen parts of the vision encoder and the bridges keep their convolutions and linear layers in the asked
+  dtype (``vision.precision``, or the run's) and everything else in float32. Under autocast that gives the very
+  numbers of float32 storage, without casting the weights at each step.
+* The LLM is stored in the asked dtype throughout, as Hugging Face loads it.
+* On the CPU everything is float32 unless bfloat16 is asked for.
+* A forward pass runs under autocast of the stored dtype; a runner that has entered autocast itself decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import AbstractContextManager
+
+import torch
+from torch import nn
+
+from vlm.common.errors import ConfigError
+
+DTYPES = {
+    "fp32": torch.float32,
+    "float32": torch.float32,
+    "fp16": torch.float16,
+    "float16": torch.float16,
+    "bf16": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+}
+"""Spellings accepted in YAML."""
+
+
+def parse_dtype(name: str | torch.dtype) -> torch.dtype:
+    """The dtype called ``name``.
+
+    Raises:
+        ConfigError: a spelling that is not in ``DTYPES``.
+    """
+    if isinstance(name, torch.dtype):
+        return name
+    if name not in DTYPES:
+        raise ConfigError(f"unknown precision {name!r} (known: {', '.join(DTYPES)})")
+    return DTYPES[name]
+
+
+def storage_dtype(asked: str | torch.dtype, device: torch.device | str, override: torch.dtype | None = None) -> torch.dtype:
+    """What frozen weights are stored in: ``override`` or ``asked``; on the CPU float32 unless bfloat16 is asked."""
+    dtype = parse_dtype(asked) if override is None else override
+    if torch.device(device).type == "cpu" and dtype is torch.float16:
+        return torch.float32
+    return dtype
+
+
+def cast_matmuls(module: nn.Module, dtype: torch.dtype) -> None:
+    """Cast the frozen convolutions and linear layers of ``module`` to ``dtype``; all else becomes float32."""
+    for child in module.modules():
+        matmul = isinstance(child, nn.Linear | nn.Conv2d | nn.Conv3d)
+        for parameter in child.parameters(recurse=False):
+            if parameter.is_floating_point():
+                frozen = not parameter.requires_grad
+                parameter.data = parameter.data.to(dtype if matmul and frozen else torch.float32)
+
+
+def float32_trainables(model: nn.Module) -> None:
+    """Make every parameter that trains float32."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
+    """Autocast for ``dtype``, unless it is float32 or the caller has entered autocast already."""
+    if dtype is torch.float32 or device.type == "meta" or torch.is_autocast_enabled(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=dtype)

@@ -1,0 +1,86 @@
+"""What trains: globs over parameter names, stated once in the composition."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+from torch import nn
+
+from vlm.common.errors import ConfigError
+from vlm.models.lora import is_lora
+from vlm.models.precision import float32_trainables
+
+
+
+def matching(names: Iterable[str], glob: str) -> list[str]:
+    """Names that a glob selects.
+
+    ``*`` crosses dots; a glob without wildcard also selects everything below it (``bridge.1``);
+    ``<prefix>.lora`` selects the LoRA parameters below a prefix.
+    """
+    stem, _, last = glob.rpartition(".")
+    if last == "lora":
+        return [n for n in names if n.startswith(f"{stem}.") and is_lora(n)]
+    return [n for n in names if fnmatch.fnmatchcase(n, glob) or n.startswith(f"{glob}.")]
+
+
+def select_trainable(model: nn.Module, globs: Mapping[str, bool] | Iterable[str]) -> list[str]:
+    """Freeze everything, then switch on (or, for False, off) what each glob selects, in order.
+
+    Returns:
+        The names of the parameters that train; they are float32 from here on.
+
+    Raises:
+        ConfigError: a glob selects nothing (with the nearest names).
+    """
+    rules = globs.items() if isinstance(globs, Mapping) else [(glob, True) for glob in globs]
+    parameters = dict(model.named_parameters())
+    for parameter in parameters.values():
+        parameter.requires_grad_(False)
+    for glob, on in rules:
+        chosen = matching(parameters, glob)
+        if not chosen:
+            raise ConfigError(f"model.train: {glob!r} selects no parameter; {_nearest(glob, parameters)}")
+        for name in chosen:
+            parameters[name].requires_grad_(bool(on) and parameters[name].is_floating_point())
+    float32_trainables(model)
+    model.train(model.training)
+    return [name for name, parameter in parameters.items() if parameter.requires_grad]
+
+
+def _nearest(glob: str, names: Iterable[str]) -> str:
+    prefixes = sorted({".".join(n.split(".")[:depth]) for n in names for depth in (1, 2, 3)})
+    near = difflib.get_close_matches(glob.rstrip(".*"), prefixes, n=4, cutoff=0.3) or prefixes[:8]
+    return "nearest: " + ", ".join(near)
+
+
+def set_modes(model: nn.Module, mode: bool) -> nn.Module:
+    """Like ``nn.Module.train``, except that a module whose parameters are all frozen stays in eval mode."""
+    _set_modes(model, mode, mode)
+    return model
+
+
+def _set_modes(module: nn.Module, mode: bool, inherited: bool) -> None:
+    flags = [p.requires_grad for p in module.parameters()]
+    module.training = mode and (any(flags) if flags else inherited)
+    for child in module.children():
+        _set_modes(child, mode, module.training)
+
+
+def trainable_table(model: nn.Module) -> str:
+    """Parameters per part, total and training, as text for the log."""
+    rows: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for name, parameter in model.named_parameters():
+        pieces = name.split(".")
+        key = ".".join(pieces[:2]) if pieces[0] == "bridge" else pieces[0]
+        key += " (lora)" if is_lora(name) else ""
+        rows[key][0] += parameter.numel()
+        rows[key][1] += parameter.numel() if parameter.requires_grad else 0
+    rows["total"] = [sum(r[0] for r in rows.values()), sum(r[1] for r in rows.values())]
+    width = max(len(key) for key in rows)
+    lines = [f"{'part':<{width}}  {'parameters':>15}  {'training':>13}"]
+    lines += [f"{key:<{width}}  {total:>15,}  {on:>13,}" for key, (total, on) in rows.items()]
+    return "\n".join(lines)

@@ -1,0 +1,66 @@
+"""Any vision transformer of timm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from vlm.common.errors import ConfigError
+from vlm.common.registry import register_vision
+from vlm.common.types import Features
+from vlm.models.vision.base import check_pixels
+
+
+@register_vision("timm")
+class TimmVision(nn.Module):
+    """timm's ``forward_features`` of a model that gives tokens ``[n, v, d]``. State-dict keys: ``model.*``, timm's own."""
+
+    @dataclass
+    class Config:
+        """Options of ``vision: {name: timm}``; ``options`` goes to ``timm.create_model``.
+
+        ``image_size`` null means the model's own; ``keep_prefix`` keeps class and register tokens.
+        """
+
+        model: str = "vit_base_patch16_224"
+        image_size: int | None = None
+        keep_prefix: bool = True
+        precision: str = "fp16"
+        checkpointing: bool = False
+        options: dict[str, Any] = field(default_factory=dict)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        import timm
+
+        self.config = config
+        if not timm.is_model(config.model):
+            near = ", ".join(timm.list_models(f"*{config.model.split('.')[0].split('_')[0]}*")[:5])
+            raise ConfigError(f"model.vision.model: timm has no {config.model!r}" + (f" (some it has: {near})" if near else ""))
+        size = {} if config.image_size is None else {"img_size": config.image_size}
+        self.model = timm.create_model(config.model, pretrained=False, num_classes=0, **size, **config.options)
+        patch_embed = getattr(self.model, "patch_embed", None)
+        if patch_embed is None or not hasattr(patch_embed, "img_size"):
+            raise ConfigError(f"model.vision.model: {config.model!r} is not a transformer over patches")
+        if config.checkpointing:
+            self.model.set_grad_checkpointing(True)
+        self.prefix = 0 if config.keep_prefix else self.model.num_prefix_tokens
+        self.out_dim = self.model.num_features
+        self.image_size = patch_embed.img_size[0]
+        self.num_tokens = patch_embed.num_patches + self.model.num_prefix_tokens - self.prefix
+
+    def blocks(self) -> nn.ModuleList:
+        """The transformer blocks, for LoRA, checkpointing and tests."""
+        return self.model.blocks
+
+    def forward(self, pixels: Tensor) -> Features:
+        """``[n, f, 3, h, w]`` -> tokens ``[n, f, num_tokens, out_dim]``, every frame on its own.
+
+        Raises:
+            ConfigError: pixels of another size.
+        """
+        check_pixels(pixels, self.image_size)
+        tokens = self.model.forward_features(pixels.flatten(0, 1))[:, self.prefix :]
+        return Features(tokens.unflatten(0, pixels.shape[:2]))

@@ -1,0 +1,89 @@
+"""The composition: vision encoder -> chain of bridges -> fusion -> LLM."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlm.common.types import Batch, Features, Output
+from vlm.models.fusion.base import LLMInputs
+from vlm.models.precision import autocast
+from vlm.models.trainable import set_modes
+
+
+class VLM(nn.Module):
+    """State-dict keys: ``vision.*``, ``bridge.<i>.*``, ``llm.*``.
+
+    Attributes:
+        compute_dtype: autocast dtype of a forward pass, when the caller has not entered autocast.
+    """
+
+    def __init__(self, vision: nn.Module | None, bridge: list[nn.Module], llm: nn.Module) -> None:
+        super().__init__()
+        self.vision = vision
+        self.bridge = nn.ModuleList(bridge)
+        self.llm = llm
+        self.fusion: Any = None
+        self.compute_dtype = torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        """Where the LLM's embeddings are."""
+        return self.llm.model.get_input_embeddings().weight.device
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Visual tokens that one frame occupies in the LLM's sequence."""
+        count = self.vision.num_tokens
+        for part in self.bridge:
+            count = part.num_tokens(count)
+        return count
+
+    def train(self, mode: bool = True) -> VLM:
+        """Train mode for what trains; frozen parts stay in eval mode."""
+        return set_modes(self, mode)
+
+    def encode(self, pixels: Tensor) -> Features:
+        """``[n, f, 3, h, w]`` -> visual tokens in the LLM's width, ``[n, f, q, d]``.
+
+        Leading parts without trainable parameters run without recording gradients.
+        """
+        value: Any = pixels
+        with autocast(pixels.device, self.compute_dtype):
+            for part in [self.vision, *self.bridge]:
+                tokens = value if isinstance(value, Tensor) else value.tokens
+                live = tokens.requires_grad or any(p.requires_grad for p in part.parameters())
+                with contextlib.nullcontext() if live else torch.no_grad():
+                    value = part(value)
+        return value
+
+    def prepare(self, batch: Batch, visual: Features | None = None) -> LLMInputs:
+        """Encode the media (unless ``visual`` holds their tokens) and fuse them into the text.
+
+        Raises:
+            PromptError: marks and media do not agree.
+        """
+        if visual is None and batch.pixels is not None and len(batch.pixels):
+            visual = self.encode(batch.pixels)
+        with autocast(batch.ids.device, self.compute_dtype):
+            return self.fusion(batch, visual)
+
+    def forward(self, batch: Batch, *, return_logits: bool = False) -> Output:
+        """The loss of a batch as (sum, count).
+
+        Args:
+            batch: see :class:`vlm.common.types.Batch`.
+            return_logits: also give float32 logits of every position (slow; for tests and ranking).
+        """
+        inputs = self.prepare(batch)
+        keep = inputs.predicts()
+        targets = inputs.targets(keep)
+        with autocast(batch.ids.device, self.compute_dtype):
+            if not return_logits:
+                return Output(self.llm.loss(self.llm(inputs, keep), targets), len(targets))
+            hidden = self.llm(inputs)
+            loss = self.llm.loss(hidden[keep], targets)
+            return Output(loss, len(targets), self.llm.head(hidden).float(), inputs.labels)
