@@ -49,7 +49,7 @@ def test_nothing_trainable_is_an_error():
 
 
 @pytest.mark.parametrize("amp, name, dtype", [
-    (False, "auto", None), (True, "auto", torch.bfloat16), (True, "fp16", torch.float16), (True, "bf16", torch.bfloat16),
+    (False, "auto", None), (True, "auto", torch.bfloat16), (True, "fp16", torch.float16), (True, "bf16", torch.bfloat16)
 ])  # fmt: skip
 def test_precision(amp, name, dtype):
     precision = pick_precision(amp, name, CPU)

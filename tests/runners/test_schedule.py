@@ -28,7 +28,7 @@ def test_table(name, table):
 
 def test_warmup_counts_global_steps_by_default():
     """Warm-up over 4 steps with epochs of 2: the published code starts again at step 2, ours does not."""
-    numbers = dict(init_lr=1.0, min_lr=0.0, warmup_lr=0.2, warmup_steps=4, total_steps=8, epoch_steps=2)
+    numbers = {"init_lr": 1.0, "warmup_lr": 0.2, "warmup_steps": 4, "total_steps": 8, "epoch_steps": 2}
     fixed = build_schedule("linear_warmup_cosine_lr", Plan(**numbers))
     published = build_schedule("linear_warmup_cosine_lr", Plan(**numbers, warmup_restarts=True))
     tail = [0.5, 0.5 * (1 + math.cos(math.pi * 5 / 8))]

@@ -75,7 +75,7 @@ class RunDir:
             if not overwrite:
                 raise UserError(
                     f"{self.path} already holds a run",
-                    fix="set run.resume=auto to go on with it, run.overwrite=true to delete it, or another run.output_dir",
+                    fix="run.resume=auto goes on with it, run.overwrite=true deletes it; or set another run.output_dir",
                 )
             self._clear()
         self.checkpoints.mkdir(parents=True, exist_ok=True)

@@ -162,6 +162,11 @@ def sum_numbers(values: Sequence[float], device: torch.device | str = "cpu") -> 
     return all_reduce_sum(torch.tensor(values, dtype=torch.float64, device=device)).tolist()
 
 
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """Type to sum counts and losses in: float64 where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def gather_objects(value: Any) -> list[Any]:
     """The ``value`` of every rank, in rank order, on every rank. Values must be picklable."""
     if not torch_dist.is_initialized():

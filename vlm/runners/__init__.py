@@ -1,0 +1,1 @@
+"""Training and evaluation runs: step loop, schedules, optimiser, processes, trackers, report."""

@@ -1,0 +1,276 @@
+"""Where the numbers of a run go. ``@register_tracker("name")``; names are listed under ``run.trackers``.
+
+Records are flat dicts. ``kind`` is ``train`` (one per step) or ``valid``; all other values are numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlm.common.errors import UserError
+from vlm.common.registry import register_tracker, resolve
+
+log = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a tracker may need to know at the start.
+
+    start_step  step a resumed run goes on from (0 for a new one)
+    config      resolved configuration as plain values
+    """
+
+    path: Path
+    name: str
+    total_steps: int
+    start_step: int = 0
+    log_freq: int = 50
+    project: str = "vlm"
+    config: dict[str, Any] | None = None
+
+
+class Tracker:
+    """Base: ignores everything."""
+
+    def __init__(self, info: RunInfo) -> None:
+        self.info = info
+
+    def log(self, record: Record) -> None:
+        """Take one record."""
+
+    def close(self) -> None:
+        """Write what is pending."""
+
+
+@register_tracker("jsonl")
+class JsonlTracker(Tracker):
+    """One JSON line per record in ``log.jsonl``, every float with full precision."""
+
+    def __init__(self, info: RunInfo) -> None:
+        super().__init__(info)
+        self.file = info.path / "log.jsonl"
+        _drop_after(self.file, info.start_step)
+        self._out = self.file.open("a", encoding="utf-8", buffering=1)
+
+    def log(self, record: Record) -> None:
+        """Append the record."""
+        self._out.write(json.dumps(record) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._out.close()
+
+
+def _drop_after(file: Path, step: int) -> None:
+    """Forget records of steps that a resumed run does again, and a last line cut by a crash."""
+    if file.exists():
+        kept = [json.dumps(r) for r in read_log(file) if r["step"] <= step]
+        fresh = file.with_name(f".{file.name}.new")
+        fresh.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        os.replace(fresh, file)
+
+
+def read_log(file: Path) -> list[Record]:
+    """All complete records of a ``log.jsonl``; none if there is no file."""
+    records = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            log.warning("%s: an incomplete line was left out", file)
+    return records
+
+
+class Averages:
+    """Means of the numbers between two lines of a log."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+
+    def add(self, record: Record) -> None:
+        """Take one step."""
+        self.records.append(record)
+
+    def take(self) -> Record:
+        """The newest record, with the loss (weighted by tokens), rates and norms of the window; a new one starts."""
+        records, self.records = self.records, []
+        mean = dict(records[-1])
+        targets = sum(r["targets"] for r in records)
+        seconds = sum(r["seconds"] for r in records)
+        mean["loss"] = sum(r["loss"] * r["targets"] for r in records) / max(targets, 1)
+        for key in ("samples", "tokens"):
+            mean[f"{key}_per_s"] = sum(r[key] for r in records) / max(seconds, 1e-9)
+        for key in ("grad_norm", "seconds", "data_seconds"):
+            mean[key] = sum(r[key] for r in records) / len(records)
+        return mean
+
+
+class WindowTracker(Tracker):
+    """Base of trackers that take a mean every ``log_freq`` steps, and validations as they come."""
+
+    def __init__(self, info: RunInfo) -> None:
+        super().__init__(info)
+        self._window = Averages()
+
+    def log(self, record: Record) -> None:
+        """Collect steps; pass on means and validations."""
+        if record["kind"] != "train":
+            self.write(record)
+            return
+        self._window.add(record)
+        if record["step"] % self.info.log_freq == 0 or record["step"] == self.info.total_steps:
+            self.write(self._window.take())
+
+    def write(self, record: Record) -> None:
+        """Take a mean or a validation."""
+        raise NotImplementedError
+
+
+def _scalars(record: Record) -> dict[str, float]:
+    kind = record["kind"]
+    return {
+        f"{kind}/{k}": float(v) for k, v in record.items() if k not in ("kind", "step") and isinstance(v, int | float)
+    }
+
+
+@register_tracker("tensorboard")
+class TensorboardTracker(WindowTracker):
+    """Event files in ``tensorboard/``."""
+
+    def __init__(self, info: RunInfo) -> None:
+        super().__init__(info)
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ModuleNotFoundError as error:
+            raise UserError(
+                "run.trackers names tensorboard, which is not installed",
+                fix="pip install tensorboard, or leave it out of run.trackers",
+            ) from error
+        self._writer = SummaryWriter(str(info.path / "tensorboard"), purge_step=info.start_step + 1)
+
+    def write(self, record: Record) -> None:
+        """Write scalars named ``train/...`` and ``valid/...``."""
+        for name, value in _scalars(record).items():
+            self._writer.add_scalar(name, value, record["step"])
+
+    def close(self) -> None:
+        """Flush the event file."""
+        self._writer.close()
+
+
+@register_tracker("wandb")
+class WandbTracker(WindowTracker):
+    """Weights & Biases; also chosen by the published ``run.wandb_log: true``. A resumed run goes on as the same one."""
+
+    def __init__(self, info: RunInfo) -> None:
+        super().__init__(info)
+        try:
+            import wandb
+        except ModuleNotFoundError as error:
+            raise UserError(
+                "run.wandb_log (or run.trackers) asks for wandb, which is not installed",
+                fix="pip install wandb, or set run.wandb_log=false",
+            ) from error
+        id_file = info.path / "wandb_id"
+        known = id_file.read_text().strip() if info.start_step and id_file.exists() else None
+        self._run = wandb.init(
+            project=info.project, name=info.name, dir=str(info.path), config=info.config, id=known, resume="allow"
+        )
+        id_file.write_text(self._run.id)
+
+    def write(self, record: Record) -> None:
+        """Log scalars at their step."""
+        self._run.log(_scalars(record), step=record["step"])
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()
+
+
+@register_tracker("progress")
+class ProgressTracker(WindowTracker):
+    """A bar with loss, rate and remaining time on a terminal; elsewhere one log line every ``log_freq`` steps."""
+
+    def __init__(self, info: RunInfo) -> None:
+        super().__init__(info)
+        self._bar: Any = None
+        self._started = time.monotonic()
+        if sys.stderr.isatty():
+            self._open_bar()
+
+    def _open_bar(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=Console(stderr=True),
+        )
+        self._task = self._bar.add_task(
+            self.info.name, total=self.info.total_steps, completed=self.info.start_step, numbers=""
+        )
+        self._bar.start()
+
+    def log(self, record: Record) -> None:
+        """Move the bar at every step; numbers as in a window tracker."""
+        if self._bar is not None and record["kind"] == "train":
+            rate = record["samples"] / max(record["seconds"], 1e-9)
+            numbers = f"loss {record['loss']:.4f}  lr {record['lr']:.2e}  {rate:.1f} samples/s"
+            self._bar.update(self._task, completed=record["step"], numbers=numbers)
+        super().log(record)
+
+    def write(self, record: Record) -> None:
+        """One line."""
+        if record["kind"] == "valid":
+            log.info("step %d  valid loss %.4f", record["step"], record["loss"])
+        elif self._bar is None:
+            log.info("%s", self.line(record))
+
+    def line(self, record: Record) -> str:
+        """The text of a training line."""
+        done = record["step"] - self.info.start_step
+        left = (time.monotonic() - self._started) / max(done, 1) * (self.info.total_steps - record["step"])
+        return (
+            f"step {record['step']}/{self.info.total_steps}  loss {record['loss']:.4f}  lr {record['lr']:.3e}  "
+            f"grad {record['grad_norm']:.3g}  {record['samples_per_s']:.1f} samples/s  "
+            f"{record['tokens_per_s']:.0f} tokens/s  data {record['data_seconds'] / record['seconds']:.0%}  "
+            f"mem {record['memory_mib']:.0f} MiB  eta {duration(left)}"
+        )
+
+    def close(self) -> None:
+        """Leave the terminal tidy."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def duration(seconds: float) -> str:
+    """``1:02:03`` or ``2:03``."""
+    whole = int(seconds) if math.isfinite(seconds) else 0
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+def open_trackers(names: Sequence[str], info: RunInfo) -> list[Tracker]:
+    """The trackers called ``names``, in order and without repeats.
+
+    Raises:
+        ConfigError: unknown name.
+        UserError: an optional package is missing.
+    """
+    return [resolve("tracker", name)(info) for name in dict.fromkeys(names)]

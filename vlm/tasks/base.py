@@ -1,0 +1,50 @@
+"""What a task is: the training and validation step, and for benchmarks an evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from vlm.common.types import Batch, Output
+
+if TYPE_CHECKING:
+    from vlm.common.types import Message
+
+
+class Task:
+    """Base of all tasks; a task keeps no state between steps.
+
+    ``train_step`` and ``valid_step`` return the loss as (sum, count); the runner forms the means.
+    ``model`` may be wrapped for several processes, so it is only ever called.
+    """
+
+    @dataclass
+    class Config:
+        """A task without options."""
+
+    def __init__(self, config: Any = None) -> None:
+        self.config = config if config is not None else self.Config()
+
+    def train_step(self, model: nn.Module, batch: Batch) -> Output:
+        """Loss of one micro-batch, with gradient."""
+        return model(batch)
+
+    @torch.no_grad()
+    def valid_step(self, model: nn.Module, batch: Batch) -> Output:
+        """Loss of one batch, without gradient."""
+        return model(batch)
+
+
+class EvaluationTask(Task):
+    """A task that scores generated text: record -> prompt -> answer -> score, all but the model pure functions."""
+
+    def prompt(self, record: Any) -> list[Message]:
+        """Messages that ask ``record``'s question, the last one the user's."""
+        raise NotImplementedError
+
+    def evaluate(self, engine: Any, records: list[Any], generation: Any = None) -> dict[str, Any]:
+        """Generate for all records and return JSON-ready numbers."""
+        raise NotImplementedError

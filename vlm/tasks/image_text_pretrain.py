@@ -1,0 +1,11 @@
+"""Next-token training on conversations with pictures: both stages of MiniGPT-4."""
+
+from __future__ import annotations
+
+from vlm.common.registry import register_task
+from vlm.tasks.base import Task
+
+
+@register_task("image_text_pretrain")
+class ImageTextPretrain(Task):
+    """Cross entropy of the supervised tokens; what is supervised was decided when the labels were built."""
