@@ -1,0 +1,45 @@
+"""Options of an answer: the published presets, ranges, stop sequences, the repetition penalty."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vlm.common.errors import UserError
+from vlm.inference.generation import CHAT, EVALUATION, Generation, preset
+from vlm.inference.stopping import PublishedRepetitionPenalty, cut_after_stop, ends_with, stop_sequences
+
+
+def test_published_presets() -> None:
+    assert (CHAT.max_new_tokens, CHAT.repetition_penalty, CHAT.top_p, CHAT.do_sample) == (300, 1.05, 0.9, True)
+    assert (CHAT.num_beams, CHAT.temperature, CHAT.max_length, CHAT.length_penalty) == (1, 1.0, 2000, 1.0)
+    assert (EVALUATION.max_new_tokens, EVALUATION.do_sample, EVALUATION.repetition_penalty) == (20, False, 1.0)
+    assert preset("chat") is CHAT
+    with pytest.raises(UserError, match="chat, evaluation"):
+        preset("tchat")
+
+
+def test_all_bad_values_are_named_together() -> None:
+    with pytest.raises(UserError, match=r"temperature is 0.*top_k is -1.*top_p is 1\.5"):
+        Generation(temperature=0, top_p=1.5, top_k=-1)
+    with pytest.raises(UserError, match="unknown generation option 'beams'"):
+        CHAT.but(beams=3)
+
+
+def test_stop_sequences_cover_both_spellings(engine) -> None:
+    tokenizer = engine.processor.tokenizer
+    stops = stop_sequences(tokenizer, ["###"])
+    assert tuple(tokenizer.encode("###")) in stops  # as the first piece of a segment, or after a space
+    written = tokenizer.encode("a boat.###")
+    assert ends_with(written, stops)
+    assert not ends_with(written[:-1], stops)
+    assert cut_after_stop(written + written, stops) == written
+    assert cut_after_stop(written, ()) == written
+
+
+def test_penalty_counts_the_dummy_begin_token_but_not_the_prompt() -> None:
+    penalty = PublishedRepetitionPenalty(2.0, bos_id=1)
+    scores = torch.tensor([[4.0, 4.0, -4.0, 4.0]])
+    none_yet = torch.zeros(1, 0, dtype=torch.long)
+    assert penalty(none_yet, scores).tolist() == [[4.0, 2.0, -4.0, 4.0]]
+    assert penalty(torch.tensor([[2, 2]]), scores).tolist() == [[4.0, 2.0, -8.0, 4.0]]

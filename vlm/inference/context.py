@@ -1,0 +1,77 @@
+"""Fitting a conversation into the context by leaving out whole old turns."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from vlm.common.errors import PromptError
+from vlm.common.types import Message
+from vlm.inference.generation import Generation
+
+log = logging.getLogger(__name__)
+
+
+def room_for_prompt(generation: Generation, positions: int | None) -> int:
+    """Positions a prompt may take, so that the answer still fits.
+
+    Args:
+        generation: ``max_length`` and ``max_new_tokens`` count.
+        positions: the language model's own limit, or None.
+
+    A model with a small context keeps at least half of it for the prompt.
+    """
+    limit = min(generation.max_length, positions or generation.max_length)
+    return limit - min(generation.max_new_tokens, limit // 2)
+
+
+def room_for_answer(generation: Generation, positions: int | None, prompt: int) -> int:
+    """New tokens that fit behind a prompt of that length; at least one."""
+    limit = positions or prompt + generation.max_new_tokens
+    return max(1, min(generation.max_new_tokens, limit - prompt))
+
+
+def turns_of(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:
+    """The system message (if any) and the turns: each one question's messages and its answer."""
+    system = [m for m in messages[:1] if m.role == "system"]
+    turns: list[list[Message]] = []
+    for message in messages[len(system) :]:
+        if not turns or (message.role == "user" and turns[-1][-1].role == "assistant"):
+            turns.append([])
+        turns[-1].append(message)
+    return system, turns
+
+
+def fit(messages: Sequence[Message], room: int, length: Callable[[Sequence[Message]], int]) -> list[Message]:
+    """The conversation, or as much of it as fits.
+
+    The oldest turns without a picture go first, then the oldest with one; never part of a turn, never
+    part of a picture, never the open question.
+
+    Args:
+        messages: the conversation, the user's open question last.
+        room: positions it may take.
+        length: positions a conversation takes, visual tokens included.
+
+    Raises:
+        PromptError: the open question alone does not fit.
+    """
+    kept = list(messages)
+    full = taken = length(kept)
+    system, turns = turns_of(kept)
+    dropped = 0
+    while taken > room:
+        if len(turns) < 2:
+            raise PromptError(
+                f"the question takes {taken} positions (text and pictures), but only {room} fit before the answer",
+                fix="ask less, send fewer pictures, or lower max_new_tokens / raise max_length",
+            )
+        old = turns[:-1]
+        index = next((i for i, turn in enumerate(old) if not any(m.media for m in turn)), 0)
+        del turns[index]
+        dropped += 1
+        kept = system + [m for turn in turns for m in turn]
+        taken = length(kept)
+    if dropped:
+        log.warning("conversation of %d positions cut to %d: left out %d old turn(s)", full, taken, dropped)
+    return kept

@@ -1,0 +1,95 @@
+"""What a user may choose about an answer, with the published presets."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vlm.common.errors import UserError
+
+Context = Literal["turns", "published"]
+Cleanup = Literal["chat", "answer", "raw"]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Options of one answer; immutable, checked when made.
+
+    The defaults are those of the published chat (``Chat.answer`` of MiniGPT-4). ``max_length`` counts
+    prompt and answer in positions, visual tokens included. ``min_length`` counts, as published, one
+    position before the answer: 1 demands nothing, 2 demands one token.
+    """
+
+    max_new_tokens: int = 300
+    num_beams: int = 1
+    do_sample: bool = True
+    min_length: int = 1
+    top_p: float = 0.9
+    top_k: int = 50
+    """0 turns it off. The published chat leaves it at its library's default, 50."""
+    temperature: float = 1.0
+    repetition_penalty: float = 1.05
+    length_penalty: float = 1.0
+    max_length: int = 2000
+    seed: int | None = None
+    """Same seed, same text, on any device and in any batch; None draws a new one each time."""
+    stop: tuple[str, ...] | None = None
+    """Texts that end a row, besides the end-of-sequence token; None takes the template's."""
+    context: Context = "turns"
+    """``turns`` drops whole old turns of a conversation that is too long; ``published`` cuts positions from the left."""
+    cleanup: Cleanup = "chat"
+    """``chat``: the template's rule; ``answer``: the rule of the published evaluation; ``raw``: only strip."""
+    use_cache: bool = True
+    """False recomputes the whole row for each token (for tests and for models without a cache)."""
+
+    def __post_init__(self) -> None:
+        """Check ranges.
+
+        Raises:
+            UserError: a value outside its range; all of them in one message.
+        """
+        positive = ("max_new_tokens", "num_beams", "temperature", "repetition_penalty", "max_length")
+        problems = [f"{n} is {getattr(self, n)}, must be above 0" for n in positive if not getattr(self, n) > 0]
+        problems += [f"{n} is {getattr(self, n)}, must be at least 0" for n in ("min_length", "top_k") if getattr(self, n) < 0]
+        if not 0 < self.top_p <= 1:
+            problems.append(f"top_p is {self.top_p}, must be above 0 and at most 1")
+        if problems:
+            raise UserError("generation options: " + "; ".join(problems))
+
+    @property
+    def min_new_tokens(self) -> int:
+        """Tokens before the end-of-sequence token is allowed (see ``min_length``)."""
+        return max(0, self.min_length - 1)
+
+    def but(self, **changes: Any) -> Generation:
+        """A copy with some options changed.
+
+        Raises:
+            UserError: an unknown option or a value outside its range.
+        """
+        known = [f.name for f in dataclasses.fields(self)]
+        for name in changes:
+            if name not in known:
+                raise UserError(f"unknown generation option {name!r} (known: {', '.join(known)})")
+        return dataclasses.replace(self, **changes)
+
+
+CHAT = Generation()
+"""Published chat: sampled, at most 300 new tokens, repetition penalty 1.05."""
+
+EVALUATION = Generation(max_new_tokens=20, do_sample=False, repetition_penalty=1.0)
+"""Published evaluation: greedy, 20 new tokens."""
+
+PRESETS = {"chat": CHAT, "evaluation": EVALUATION}
+
+
+def preset(name: str) -> Generation:
+    """The preset of that name.
+
+    Raises:
+        UserError: no such preset.
+    """
+    if name not in PRESETS:
+        raise UserError(f"unknown generation preset {name!r} (known: {', '.join(PRESETS)})")
+    return PRESETS[name]

@@ -1,0 +1,71 @@
+"""Visual features of pictures that were seen before."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vlm.common.types import Features
+
+
+class FeatureCache:
+    """Keeps the features of the last pictures by their content; used from several threads.
+
+    A picture is recognised by the bytes of its preprocessed pixels, so a path, an upload and a copy of
+    the same picture are one entry.
+    """
+
+    def __init__(self, capacity: int = 64) -> None:
+        self.capacity = capacity
+        self._entries: OrderedDict[str, tuple[Tensor, Tensor | None]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def encode(self, pixels: Tensor, encoder: Callable[[Tensor], Features]) -> Features:
+        """Features of ``pixels [n, f, 3, h, w]``; only pictures not in the cache go through ``encoder``."""
+        keys = [_key(medium) for medium in pixels]
+        known = {k: e for k in keys if (e := self._get(k)) is not None}
+        new = list(dict.fromkeys(k for k in keys if k not in known))
+        if new:
+            features = encoder(torch.stack([pixels[keys.index(k)] for k in new]))
+            masks = features.mask if features.mask is not None else [None] * len(new)
+            for key, tokens, mask in zip(new, features.tokens, masks, strict=True):
+                known[key] = (tokens, mask)
+                self._put(key, (tokens, mask))
+        entries = [known[k] for k in keys]
+        return Features(torch.stack([tokens for tokens, _ in entries]), _masks(entries))
+
+    def clear(self) -> None:
+        """Forget everything (for weights that changed)."""
+        with self._lock:
+            self._entries.clear()
+
+    def __len__(self) -> int:
+        """Number of pictures kept."""
+        return len(self._entries)
+
+    def _get(self, key: str) -> tuple[Tensor, Tensor | None] | None:
+        with self._lock:
+            if key in self._entries:
+                self._entries.move_to_end(key)
+            return self._entries.get(key)
+
+    def _put(self, key: str, entry: tuple[Tensor, Tensor | None]) -> None:
+        with self._lock:
+            self._entries[key] = entry
+            while len(self._entries) > self.capacity:
+                self._entries.popitem(last=False)
+
+
+def _key(medium: Tensor) -> str:
+    data = medium.detach().to("cpu", torch.float32).contiguous()
+    return f"{tuple(data.shape)}:{hashlib.sha1(data.numpy().tobytes(), usedforsecurity=False).hexdigest()}"
+
+
+def _masks(entries: list[tuple[Tensor, Tensor | None]]) -> Tensor | None:
+    masks = [mask if mask is not None else tokens.new_ones(tokens.shape[:-1], dtype=torch.bool) for tokens, mask in entries]
+    return None if all(mask is None for _, mask in entries) else torch.stack(masks)

@@ -1,0 +1,108 @@
+"""Choosing among given answers by their loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vlm.common.errors import UserError
+from vlm.common.types import IGNORE_INDEX, Batch, Example, Message, Output
+
+if TYPE_CHECKING:
+    from vlm.processors.processor import Processor
+
+Normaliser = Literal["published", "mean", "sum"]
+"""``sum``: nothing; ``mean``: the candidate's tokens; ``published``: the padded length of the batch minus one.
+
+The published one lets the same candidate score differently in another batch; it is here for equal numbers.
+"""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Losses of one conversation's candidates, and their indices from best to worst."""
+
+    losses: tuple[float, ...]
+
+    @property
+    def order(self) -> list[int]:
+        """Indices of the candidates, lowest loss first."""
+        return sorted(range(len(self.losses)), key=lambda i: self.losses[i])
+
+    @property
+    def best(self) -> int:
+        """Index of the candidate with the lowest loss."""
+        return self.order[0]
+
+
+@torch.inference_mode()
+def rank_candidates(
+    score: Callable[[Batch], Output],
+    batch_of: Callable[[Sequence[Example]], Batch],
+    processor: Processor,
+    conversations: Sequence[Sequence[Message]],
+    candidates: Sequence[Sequence[str]],
+    normalise: Normaliser,
+) -> list[Ranking]:
+    """See ``Engine.rank``.
+
+    Args:
+        score: batch -> output with logits of the whole sequence.
+        batch_of: examples -> batch on the model's device.
+        processor: makes the prompts and tokenises the candidates.
+        conversations: b conversations.
+        candidates: b lists of at least one text each.
+        normalise: see ``Normaliser``.
+
+    Raises:
+        UserError: the two lists differ in length, or a conversation has no candidate.
+    """
+    if len(conversations) != len(candidates) or not all(candidates):
+        counts = f"{len(conversations)} conversation(s), candidates: {[len(c) for c in candidates]}"
+        raise UserError(f"ranking needs at least one candidate for every conversation, found {counts}")
+    prompts = [processor.encode_chat(list(c)) for c in conversations]
+    losses: list[list[float]] = [[] for _ in prompts]
+    for column in range(max(map(len, candidates))):
+        rows = [i for i, texts in enumerate(candidates) if column < len(texts)]
+        answers = [processor.tokenizer.encode(candidates[i][column] + _end(processor)) for i in rows]
+        examples = [_with_answer(prompts[i], answer) for i, answer in zip(rows, answers, strict=True)]
+        output = score(batch_of(examples))
+        assert output.logits is not None and output.labels is not None
+        sums, counts = token_losses(output.logits, output.labels)
+        divisors = {"sum": torch.ones_like(counts), "mean": counts, "published": _published(output.labels, counts)}
+        for i, loss in zip(rows, (sums / divisors[normalise]).tolist(), strict=True):
+            losses[i].append(loss)
+    return [Ranking(tuple(row)) for row in losses]
+
+
+def token_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed cross entropy ``[b]`` and number of targets ``[b]`` of ``logits [b, L, vocab]``, ``labels [b, L]``."""
+    losses = functional.cross_entropy(
+        logits[:, :-1].float().transpose(1, 2), labels[:, 1:], ignore_index=IGNORE_INDEX, reduction="none"
+    )
+    return losses.sum(dim=1), (labels[:, 1:] != IGNORE_INDEX).sum(dim=1)
+
+
+def _published(labels: Tensor, counts: Tensor) -> Tensor:
+    """Longest prompt plus longest answer, minus one: prompts and answers were padded apart."""
+    prompts = (labels != IGNORE_INDEX).long().argmax(dim=1)
+    return torch.full_like(counts, int(prompts.max() + counts.max()) - 1)
+
+
+def _end(processor: Processor) -> str:
+    return processor.template.config.end_sym
+
+
+def _with_answer(prompt: Example, answer: list[int]) -> Example:
+    return Example(
+        ids=prompt.ids + answer,
+        labels=[IGNORE_INDEX] * len(prompt.ids) + answer,
+        media=prompt.media,
+        id=prompt.id,
+        source=prompt.source,
+    )

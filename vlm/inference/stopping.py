@@ -1,0 +1,99 @@
+"""When a row of a batch is finished, and the published repetition penalty."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, StoppingCriteria
+
+if TYPE_CHECKING:
+    from vlm.processors.tokenizer import Tokenizer
+
+Stops = tuple[tuple[int, ...], ...]
+
+CONTEXTS = ("", "a", ".", "a ", "\n")
+"""Texts before a stop text; what a subword tokenizer makes of ``###`` depends on them."""
+
+
+def stop_sequences(tokenizer: Tokenizer, texts: Sequence[str]) -> Stops:
+    """Token sequences that spell a stop text at the start of a segment, after a word, a mark or a space.
+
+    With the LLaMA vocabulary ``###`` gives ``(835,)`` and ``(2277, 29937)``, the two published sequences.
+    """
+    found: dict[tuple[int, ...], None] = {}
+    for text in texts:
+        for context in CONTEXTS:
+            before, both = tokenizer.encode(context), tokenizer.encode(context + text)
+            same = 0
+            while same < min(len(before), len(both)) and before[same] == both[same]:
+                same += 1
+            tail = tuple(both[same:])
+            if tail and tokenizer.decode(list(tail), skip_special=False).strip() == text.strip():
+                found[tail] = None
+    return tuple(found)
+
+
+def ends_with(ids: Sequence[int], stops: Stops) -> bool:
+    """Whether a row's new tokens end with one of the sequences."""
+    return any(len(ids) >= len(stop) and tuple(ids[-len(stop) :]) == stop for stop in stops)
+
+
+def cut_after_stop(ids: Sequence[int], stops: Stops) -> list[int]:
+    """The tokens up to and with the first stop sequence (all of them when there is none)."""
+    for end in range(1, len(ids) + 1):
+        if ends_with(ids[:end], stops):
+            return list(ids[:end])
+    return list(ids)
+
+
+class RowStop(StoppingCriteria):
+    """Ends each row (or beam) by itself. The published rule, all rows at once, is the same for one row."""
+
+    def __init__(self, stops: Stops) -> None:
+        self.stops = stops
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        """``input_ids [b, t]``: new tokens only. Returns ``[b]`` bool."""
+        done = [ends_with(row, self.stops) for row in input_ids.tolist()]
+        return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
+
+
+class PublishedRepetitionPenalty(LogitsProcessor):
+    """Penalises tokens of the answer so far, and the beginning-of-sequence token from the first step.
+
+    transformers 4.30, with which the systems were published, put a dummy beginning token before the
+    new tokens when only embeddings were given, and counted it. Prompt tokens are not penalised.
+    """
+
+    def __init__(self, penalty: float, bos_id: int) -> None:
+        self.penalty = penalty
+        self.bos_id = bos_id
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """``input_ids [b, t]``: new tokens only; ``scores [b, vocab]``. Source: Keskar et al. 2019, section 4.1."""
+        bos = torch.full_like(input_ids[:, :1], self.bos_id) if input_ids.shape[1] else None
+        if bos is None:
+            bos = torch.full((scores.shape[0], 1), self.bos_id, dtype=torch.long, device=scores.device)
+        seen = torch.cat([bos, input_ids], dim=1)
+        values = scores.gather(1, seen)
+        values = torch.where(values < 0, values * self.penalty, values / self.penalty)
+        return scores.scatter(1, seen, values)
+
+
+class NoEarlyEnd(LogitsProcessor):
+    """Forbids the end tokens until a row has ``minimum`` new tokens."""
+
+    def __init__(self, minimum: int, end_ids: Sequence[int]) -> None:
+        self.minimum = minimum
+        self.end_ids = list(end_ids)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """``input_ids [b, t]``: new tokens only; ``scores [b, vocab]``."""
+        if input_ids.shape[1] >= self.minimum:
+            return scores
+        scores = scores.clone()
+        scores[:, self.end_ids] = -torch.inf
+        return scores
