@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from vlm.checkpoint.run_dir import RunDir
+from vlm.common.config_run import RunConfig
 from vlm.common.types import IGNORE_INDEX, Batch, Output
 from vlm.runners.trainer import Trainer
 from vlm.tasks.image_text_pretrain import ImageTextPretrain
@@ -77,13 +78,8 @@ class TinyLoader:
 
 def run_options(**changes):
     """The run section with small numbers."""
-    options = {
-        "max_steps": 6, "max_epoch": 1, "init_lr": 0.05, "min_lr": 0.01, "warmup_lr": 0.001, "warmup_steps": 2,
-        "lr_sched": "cosine", "lr_decay_rate": 0.9, "warmup_restarts": False, "weight_decay": 0.05, "beta2": 0.999,
-        "amp": False, "amp_dtype": "auto", "accum_grad_iters": 1, "max_grad_norm": 0.0, "save_freq": 2, "val_freq": 2,
-        "keep_last": 0, "keep_every": 0, "early_stop": 0, "find_unused_parameters": False, "broadcast_buffers": False,
-    }  # fmt: skip
-    return SimpleNamespace(**{**options, **changes})
+    options = {"max_steps": 6, "init_lr": 0.05, "min_lr": 0.01, "warmup_steps": 2, "save_freq": 2, "val_freq": 2}
+    return RunConfig(**{**options, "keep_last": 0, **changes})
 
 
 @pytest.fixture

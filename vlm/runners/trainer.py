@@ -18,6 +18,7 @@ from vlm.checkpoint.passport import make_passport
 from vlm.checkpoint.run_dir import RunDir, read_checkpoint
 from vlm.checkpoint.train_state import capture_rng, load_trainable_tensors, restore_rng, trainable_tensors
 from vlm.common import dist
+from vlm.common.config_run import RunConfig
 from vlm.common.errors import UserError
 from vlm.common.registry import register_runner
 from vlm.common.types import Batch
@@ -82,7 +83,7 @@ class Trainer:
         model: nn.Module,
         loader: Iterator[Batch],
         task: Task,
-        run: Any,
+        run: RunConfig,
         *,
         run_dir: RunDir,
         device: torch.device,
@@ -98,7 +99,7 @@ class Trainer:
             model: on ``device``, trainable parameters chosen.
             loader: endless batches of this process, with ``state_dict``/``load_state_dict``.
             task: makes a loss of a batch.
-            run: ``RunConfig``.
+            run: the run section.
             run_dir: prepared run folder.
             device: this process's device.
             epoch_steps: optimiser steps of an epoch.
@@ -121,6 +122,8 @@ class Trainer:
         )
         self.scaler = build_scaler(precision, device)
         self.schedule = build_schedule(run.lr_sched, self._plan())
+        if run.compile:
+            model.compile()
         wrapped = wrap(
             model, find_unused_parameters=run.find_unused_parameters, broadcast_buffers=run.broadcast_buffers
         )
