@@ -1,0 +1,1 @@
+"""Weight files and run folders: safe reading, key maps of published files, atomic checkpoints."""

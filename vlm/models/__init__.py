@@ -1,0 +1,1 @@
+"""The model: vision encoder, bridges, fusion, LLM, and their composition."""

@@ -36,9 +36,15 @@ def inject_lora(module: nn.Module, options: LoraOptions) -> None:
     have = {name.rpartition(".")[2] for name, child in module.named_modules() if isinstance(child, nn.Linear)}
     absent = sorted(set(options.targets) - have)
     if absent:
-        raise ConfigError(f"lora.targets: no linear layer is called {', '.join(absent)} (there are: {', '.join(sorted(have))})")
+        raise ConfigError(
+            f"lora.targets: no linear layer is called {', '.join(absent)} (there are: {', '.join(sorted(have))})"
+        )
     config = LoraConfig(
-        r=options.r, lora_alpha=options.alpha, lora_dropout=options.dropout, target_modules=list(options.targets), bias="none"
+        r=options.r,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
+        target_modules=list(options.targets),
+        bias="none",
     )
     inject_adapter_in_model(config, module, adapter_name=ADAPTER)
     for name, parameter in module.named_parameters():

@@ -43,7 +43,9 @@ def parse_dtype(name: str | torch.dtype) -> torch.dtype:
     return DTYPES[name]
 
 
-def storage_dtype(asked: str | torch.dtype, device: torch.device | str, override: torch.dtype | None = None) -> torch.dtype:
+def storage_dtype(
+    asked: str | torch.dtype, device: torch.device | str, override: torch.dtype | None = None
+) -> torch.dtype:
     """What frozen weights are stored in: ``override`` or ``asked``; on the CPU float32 unless bfloat16 is asked."""
     dtype = parse_dtype(asked) if override is None else override
     if torch.device(device).type == "cpu" and dtype is torch.float16:

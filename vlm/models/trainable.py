@@ -14,7 +14,6 @@ from vlm.models.lora import is_lora
 from vlm.models.precision import float32_trainables
 
 
-
 def matching(names: Iterable[str], glob: str) -> list[str]:
     """Names that a glob selects.
 

@@ -13,7 +13,7 @@ from vlm.common.types import Features
 
 @register_bridge("concat")
 class Concat(nn.Module):
-    """Joins ``group`` consecutive tokens in raster order (neighbours of one patch row, not a square) into one wide token."""
+    """Joins ``group`` consecutive tokens in raster order into one wide token: patches of one row, not a square."""
 
     @dataclass
     class Config:

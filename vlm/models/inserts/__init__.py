@@ -1,0 +1,1 @@
+"""Modules that a fusion inserts into the LLM's layers."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,9 +34,9 @@ class HFCausalLM(nn.Module):
 
         path: str | None = None
         config: dict[str, Any] | None = None
-        dtype: str = "fp16"
+        dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
         lora: LoraOptions | None = None
-        quantize: str | None = field(default=None, metadata={"choices": [None, "int8", "nf4"]})
+        quantize: Literal["int8", "nf4"] | None = None
         checkpointing: bool = False
         packing: bool = True
 
@@ -104,7 +104,9 @@ class HFCausalLM(nn.Module):
         """Logits ``[..., vocab]`` of hidden states, with the scaling or soft cap of the model's family."""
         config = self.model.config.get_text_config()
         logits = self.model.get_output_embeddings()(hidden)
-        logits = logits * (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        logits = (
+            logits * (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        )
         cap = getattr(config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 

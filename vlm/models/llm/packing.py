@@ -91,7 +91,7 @@ def register_attention() -> None:
 
 
 def can_pack(model: Any, longest: int) -> bool:
-    """Whether ``model`` (a transformers decoder) mixes tokens in full attention through the attention interface only."""
+    """Whether ``model`` (of transformers) mixes tokens only in full attention through the attention interface."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     window = getattr(config, "sliding_window", None) or longest

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from vlm.common.registry import register_vision
@@ -32,7 +32,7 @@ class EvaViT(nn.Module):
         mlp_ratio: float = 4.3637
         drop_path_rate: float = 0.0
         ln_vision: bool = True
-        precision: str = "fp16"
+        precision: Literal["fp16", "bf16", "fp32"] = "fp16"
         checkpointing: bool = False
 
     def __init__(self, config: Config) -> None:
@@ -82,9 +82,3 @@ class EvaViT(nn.Module):
         check_pixels(pixels, self.image_size)
         tokens = self.ln_vision(self.vit.forward_features(pixels.flatten(0, 1)))
         return Features(tokens.unflatten(0, pixels.shape[:2]))
-
-    def to_precision(self, dtype: torch.dtype) -> None:
-        """Cast conv and linear layers to ``dtype``; positions, class token, norms and q/v biases stay float32."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                module.to(dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -15,7 +15,7 @@ from vlm.models.vision.base import check_pixels
 
 @register_vision("timm")
 class TimmVision(nn.Module):
-    """timm's ``forward_features`` of a model that gives tokens ``[n, v, d]``. State-dict keys: ``model.*``, timm's own."""
+    """``forward_features`` of a timm model that gives tokens ``[n, v, d]``. State-dict keys: ``model.*``."""
 
     @dataclass
     class Config:
@@ -27,7 +27,7 @@ class TimmVision(nn.Module):
         model: str = "vit_base_patch16_224"
         image_size: int | None = None
         keep_prefix: bool = True
-        precision: str = "fp16"
+        precision: Literal["fp16", "bf16", "fp32"] = "fp16"
         checkpointing: bool = False
         options: dict[str, Any] = field(default_factory=dict)
 
@@ -38,7 +38,9 @@ class TimmVision(nn.Module):
         self.config = config
         if not timm.is_model(config.model):
             near = ", ".join(timm.list_models(f"*{config.model.split('.')[0].split('_')[0]}*")[:5])
-            raise ConfigError(f"model.vision.model: timm has no {config.model!r}" + (f" (some it has: {near})" if near else ""))
+            raise ConfigError(
+                f"model.vision.model: timm has no {config.model!r}" + (f" (some it has: {near})" if near else "")
+            )
         size = {} if config.image_size is None else {"img_size": config.image_size}
         self.model = timm.create_model(config.model, pretrained=False, num_classes=0, **size, **config.options)
         patch_embed = getattr(self.model, "patch_embed", None)

@@ -1,0 +1,61 @@
+"""Cheap fingerprints of the frozen foundations, for the passport of a checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ROWS = 8
+"""Rows of a matrix that go into its hash, spread evenly."""
+
+MATRICES = 4
+"""Matrices of a part that go into its hash, spread evenly over the part."""
+
+
+def fingerprint(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Per part with frozen weights: its parameter count, sizes, and a hash of a few rows.
+
+    The hash is of float32 values, so it does not depend on storage where the file's dtype can be held exactly.
+    It costs milliseconds at any size and tells another base model, another vocabulary or another revision apart.
+
+    Returns:
+        ``{"llm": {"parameters", "width", "vocab", "sha256"}, "vision": {...}, ...}``.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    parts = {"vision": model.vision, "llm": model.llm, **{f"bridge.{i}": p for i, p in enumerate(model.bridge)}}
+    for name, part in parts.items():
+        frozen = [] if part is None else [(n, p) for n, p in part.named_parameters() if not p.requires_grad]
+        if not frozen:
+            continue
+        found[name] = {"parameters": sum(p.numel() for _, p in frozen), "sha256": _hash(frozen)}
+    if "llm" in found:
+        found["llm"] |= {"width": model.llm.hidden_size, "vocab": model.llm.vocab_size}
+    if "vision" in found:
+        found["vision"] |= {"width": model.vision.out_dim, "image_size": model.vision.image_size}
+    return found
+
+
+def differences(stored: dict[str, dict[str, Any]], found: dict[str, dict[str, Any]]) -> list[str]:
+    """What differs between the foundations a checkpoint was trained on and those at hand, in words."""
+    lines: list[str] = []
+    for part, old in stored.items():
+        new = found.get(part, {})
+        changed = [f"{key} {old[key]} -> {new.get(key)}" for key in old if old[key] != new.get(key)]
+        if changed:
+            lines.append(f"{part}: {', '.join(changed)}")
+    return lines
+
+
+def _hash(named: list[tuple[str, Tensor]]) -> str:
+    digest = hashlib.sha256()
+    matrices = [(n, p) for n, p in named if p.dim() >= 2 and p.is_floating_point()] or named
+    step = max(1, len(matrices) // MATRICES)
+    for name, tensor in matrices[::step]:
+        digest.update(f"{name}{list(tensor.shape)}".encode())
+        rows = torch.linspace(0, len(tensor) - 1, min(ROWS, len(tensor))).long()
+        values = tensor.detach()[rows.to(tensor.device)].float().cpu()
+        digest.update(values.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

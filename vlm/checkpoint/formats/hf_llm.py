@@ -1,0 +1,70 @@
+"""A Hugging Face folder: config.json and one or many bin or safetensors files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from vlm.checkpoint.accounting import Placement
+from vlm.checkpoint.formats.base import below
+from vlm.checkpoint.keymap import KeyMap
+from vlm.checkpoint.safe import read_tensors, shards
+from vlm.common.registry import register_checkpoint_format
+from vlm.models.lora import is_lora
+from vlm.models.vlm import VLM
+
+KEYS = KeyMap(
+    pairs=(("{rest}", "llm.model.{rest}"),),
+    ignored=("*.rotary_emb.inv_freq", "*.position_ids", "*.attn.masked_bias", "*.attn.bias"),
+)
+
+
+@register_checkpoint_format("hf_llm")
+class HFFolder:
+    """Fills ``llm.model``, except LoRA; a head tied to the embeddings may be absent."""
+
+    def __init__(self, into: str | None = None) -> None:
+        self.prefix = f"{into or 'llm'}.model"
+
+    def fills(self, model: VLM) -> list[str]:
+        """The whole language model."""
+        return [self.prefix]
+
+    def read(self, path: Path) -> dict[str, Tensor]:
+        """Tensors of all shards (mapped from disk), or of a single file."""
+        files = [path] if path.is_file() else shards(path)
+        return {key: tensor for file in files for key, tensor in read_tensors(file).items()}
+
+    def place(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> Placement:
+        """See :class:`CheckpointFormat`."""
+        have = set(below(model, self.prefix))
+        base = f"{self.prefix}.{model.llm.model.base_model_prefix}."
+        theirs: dict[str, str] = {}
+        for ours, name in KEYS.rename(tensors)[0].items():
+            theirs[_resolve(ours, have, f"{self.prefix}.", base)] = name
+        tied = {f"{self.prefix}.{key}" for key in getattr(model.llm.model, "all_tied_weights_keys", {}) or {}}
+        required = [key for key in have if not is_lora(key) and key not in tied]
+        return Placement(file, {ours: tensors[name] for ours, name in theirs.items()}, theirs, [], required)
+
+    def hint(self, shapes: Mapping[str, str]) -> str | None:
+        """See :class:`CheckpointFormat`."""
+        rows = [text for key, text in shapes.items() if key.endswith(("embed_tokens.weight", "lm_head.weight"))]
+        if not rows:
+            return None
+        found, wanted = (re.findall(r"\[(\d+), (\d+)\]", text) for text in rows[0].split(", model "))
+        if found and wanted and found[0][1] == wanted[0][1]:
+            return f"the weights have vocabulary {found[0][0]}, config.json says {wanted[0][0]}: use files of one model"
+        return "config.json and the weights are of different models (width differs): use files of one model"
+
+
+def _resolve(key: str, have: Collection[str], prefix: str, base: str) -> str:
+    """Our key: as named, below the base model when the file holds only that, or inside a LoRA layer."""
+    for candidate in (key, base + key.removeprefix(prefix)):
+        stem, _, last = candidate.rpartition(".")
+        for name in (candidate, f"{stem}.base_layer.{last}"):
+            if name in have:
+                return name
+    return key

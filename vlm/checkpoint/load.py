@@ -1,0 +1,121 @@
+"""A configuration -> a model with every file of ``weights:`` loaded, strictly."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlm.checkpoint.accounting import place
+from vlm.common.errors import WeightsError
+from vlm.common.registry import resolve
+from vlm.models.build import build_model, set_precision
+from vlm.models.quantize import quantize_llm
+from vlm.models.trainable import select_trainable, trainable_table
+from vlm.models.vlm import VLM
+
+log = logging.getLogger(__name__)
+
+RANDOM = "random"
+"""``{format: random, into: vision}`` declares that a part starts from its random initialisation."""
+
+
+def load_model(cfg: Any, *, device: torch.device | str, dtype: torch.dtype | None = None) -> VLM:
+    """Build the composition and fill it from its files.
+
+    Args:
+        cfg: a ``Config``.
+        device: where the model will be.
+        dtype: storage of frozen weights instead of each part's own.
+
+    Raises:
+        WeightsError: a file is missing, damaged, unsafe or does not fit; or a frozen part has no file.
+        ConfigError: the composition does not fit together.
+    """
+    model_cfg = cfg.model
+    files = [w for w in model_cfg.weights if w.path or w.format == RANDOM]
+    loaders = [(w, resolve("checkpoint_format", w.format)(w.into)) for w in files if w.format != RANDOM]
+    skeleton = build_model(model_cfg, device="meta", dtype=dtype)
+    covered = [prefix for _, loader in loaders for prefix in loader.fills(skeleton)]
+    quantized = getattr(model_cfg.llm.config, "quantize", None)
+    model = build_model(
+        model_cfg,
+        device="cpu" if quantized else device,
+        dtype=dtype,
+        uninitialised=[part for part in _parts(skeleton) if _all_covered(skeleton, part, covered)],
+    )
+    declared = [w.into for w in files if w.format == RANDOM and w.into]
+    filled = {name for name, _ in model.named_parameters() if _is_below(name, declared)}
+    for weight, loader in loaders:
+        filled |= load_file(model, loader, resolve_path(weight.path), filled)
+    _check_frozen(model, filled)
+    if quantized:
+        quantize_llm(model.llm, quantized, torch.device(device))
+        model.to(device)
+        select_trainable(model, model_cfg.train)
+        set_precision(model, model_cfg, dtype)
+    log.info("%s", trainable_table(model))
+    return model.eval()
+
+
+def load_file(model: VLM, loader: Any, path: Path, filled: set[str] | frozenset[str] = frozenset()) -> set[str]:
+    """Fill ``model`` from one file through its format; gives our keys that it filled.
+
+    Raises:
+        WeightsError: see :func:`vlm.checkpoint.accounting.place`.
+    """
+    tensors = loader.read(path)
+    placement = loader.place(model, tensors, str(path), filled)
+    done = place(model, placement, loader.hint)
+    log.info("%s: %d tensors from %s", type(loader).__name__, len(done), path)
+    return done
+
+
+def resolve_path(path: str) -> Path:
+    """A local path.
+
+    Raises:
+        WeightsError: nothing there, or an address (nothing is downloaded while loading).
+    """
+    if "://" in path:
+        raise WeightsError(f"{path} is an address", fix="download the file and give its path")
+    found = Path(path).expanduser()
+    if not found.exists():
+        raise WeightsError(f"weights: {found} does not exist", fix="check the path, or download the file first")
+    return found
+
+
+def _parts(model: VLM) -> list[str]:
+    return ["vision", "llm", *(f"bridge.{i}" for i in range(len(model.bridge)))]
+
+
+def _all_covered(model: VLM, part: str, prefixes: list[str]) -> bool:
+    """Whether files fill every parameter of a part (then its random initialisation is skipped)."""
+    names = [n for n, _ in model.named_parameters() if n.startswith(f"{part}.")]
+    return bool(names) and all(_is_below(n, prefixes) for n in names)
+
+
+def _is_below(name: str, prefixes: list[str]) -> bool:
+    return any(name.startswith(f"{p}.") or name == p for p in prefixes if p)
+
+
+def _check_frozen(model: VLM, filled: set[str]) -> None:
+    """A frozen matrix that no file filled is random.
+
+    Raises:
+        WeightsError: there is one, and its part is not declared ``random``.
+    """
+    tied = {id(p) for n, p in model.named_parameters(remove_duplicate=False) if n in filled}
+    bare = [
+        name
+        for name, p in model.named_parameters()
+        if not p.requires_grad and p.dim() > 1 and name not in filled and id(p) not in tied
+    ]
+    if bare:
+        parts = sorted({".".join(n.split(".")[: 2 if n.startswith("bridge") else 1]) for n in bare})
+        raise WeightsError(
+            f"{', '.join(parts)}: frozen, but no file of model.weights fills it ({len(bare)} tensors, first {bare[0]})",
+            fix=f"add its weight file to model.weights, train it, or declare {{format: random, into: {parts[0]}}}",
+        )

@@ -1,0 +1,122 @@
+"""Reading weight files without ever running code from them."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlm.common.errors import WeightsError
+
+_DAMAGE = (EOFError, RuntimeError, ValueError, KeyError, OSError, zipfile.BadZipFile)
+
+
+def read_file(path: str | Path) -> Any:
+    """The content of one file: a dict of tensors (.safetensors), or whatever plain data a torch file holds.
+
+    Tensors stay on the CPU and, where the container allows, are mapped from disk instead of read.
+
+    Raises:
+        WeightsError: no such file, a damaged or truncated file, or a pickle that contains code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"weight file {path}: no such file", fix="check the path; is the download complete?")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    return _read_torch(path)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path, device="cpu")
+    except (SafetensorError, *_DAMAGE) as error:
+        raise _damaged(path, error) from error
+
+
+def _read_torch(path: Path) -> Any:
+    mapped = zipfile.is_zipfile(path)  # the older container cannot be mapped
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        reason = str(error)
+        if "Unsupported" not in reason and "not an allowed" not in reason and "GLOBAL" not in reason:
+            raise _damaged(path, error) from error
+        raise WeightsError(
+            f"{path}: this pickle asks to run code, which is never done here ({_first_line(reason)})",
+            fix="convert it where you trust it: load it there and save {name: tensor} with safetensors.torch.save_file",
+        ) from error
+    except _DAMAGE as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> WeightsError:
+    reason = _first_line(str(error)) or type(error).__name__
+    return WeightsError(
+        f"{path}: damaged or truncated ({path.stat().st_size:,} bytes; {reason})",
+        fix="download or copy the file again and compare its size",
+    )
+
+
+def _first_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    asked = [line for line in lines if "GLOBAL" in line and "default" in line]
+    return (asked or lines or [""])[0][:160]
+
+
+def read_tensors(path: str | Path, section: str | None = None) -> dict[str, Tensor]:
+    """The named tensors of a file.
+
+    Args:
+        path: .safetensors, .pth, .pt or .bin.
+        section: key of the dict inside (``"model"``); used only when the file has it.
+
+    Raises:
+        WeightsError: as :func:`read_file`, or the file holds no dict of tensors.
+    """
+    content = read_file(path)
+    if section is not None and isinstance(content, dict) and isinstance(content.get(section), dict):
+        content = content[section]
+    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
+    if not tensors:
+        found = (
+            f"keys {', '.join(map(str, list(content)[:6]))}" if isinstance(content, dict) else type(content).__name__
+        )
+        raise WeightsError(f"{path}: holds no named tensors (found {found})")
+    return tensors
+
+
+def shards(folder: str | Path) -> list[Path]:
+    """The weight files of a Hugging Face folder, safetensors before bin, index before single file.
+
+    Raises:
+        WeightsError: the folder has none, or a file named by its index is missing.
+    """
+    folder = Path(folder)
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            try:
+                names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            except (ValueError, KeyError) as error:
+                raise WeightsError(f"{index}: not a shard index ({error})") from error
+            missing = [n for n in names if not (folder / n).is_file()]
+            if missing:
+                raise WeightsError(
+                    f"{folder}: {', '.join(missing)} named by {index.name} but missing", fix="download again"
+                )
+            return [folder / n for n in names]
+        if (folder / name).is_file():
+            return [folder / name]
+    raise WeightsError(
+        f"{folder}: no language-model weights (model.safetensors, pytorch_model.bin, or their .index.json)",
+        fix="give a Hugging Face folder with its weights; a delta must be applied to its base first",
+    )

@@ -1,0 +1,75 @@
+"""8-bit (LLM.int8) and 4-bit (NF4) storage of the frozen LLM, through bitsandbytes."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlm.common.errors import ConfigError
+from vlm.models.lora import is_lora
+
+log = logging.getLogger(__name__)
+
+MODES = ("int8", "nf4")
+
+
+def quantize_llm(llm: nn.Module, mode: str, device: torch.device) -> bool:
+    """Replace the linear layers of the decoder (not its head) by quantised ones; call after loading, on the CPU.
+
+    Args:
+        llm: an ``HFCausalLM``.
+        mode: ``int8`` or ``nf4``.
+        device: where it will run; quantisation happens on the way there.
+
+    Returns:
+        False, with a warning, where it is not possible (no accelerator, no bitsandbytes): full precision then.
+
+    Raises:
+        ConfigError: an unknown mode.
+    """
+    if mode not in MODES:
+        raise ConfigError(f"model.llm.quantize: {mode!r} is not known (allowed: {', '.join(MODES)})")
+    missing = importlib.util.find_spec("bitsandbytes") is None
+    if device.type == "cpu" or missing:
+        why = "bitsandbytes is not installed" if missing and device.type != "cpu" else "the device is a CPU"
+        log.warning("model.llm.quantize: %s ignored because %s; the LLM stays in full precision", mode, why)
+        return False
+    import bitsandbytes
+
+    replace_linears(llm.model.base_model, lambda layer: _quantized(bitsandbytes.nn, layer, mode))
+    llm.model.to(device)
+    return True
+
+
+def replace_linears(root: nn.Module, make: Any) -> int:
+    """Replace every plain linear layer below ``root`` by ``make(layer)``, LoRA's own matrices excepted.
+
+    Returns:
+        How many were replaced.
+    """
+    count = 0
+    for name, module in list(root.named_modules()):
+        for child_name, child in list(module.named_children()):
+            if type(child) is nn.Linear and not is_lora(f".{name}.{child_name}"):
+                setattr(module, child_name, make(child))
+                count += 1
+    return count
+
+
+def _quantized(bnb: Any, layer: nn.Linear, mode: str) -> nn.Module:
+    has_bias = layer.bias is not None
+    if mode == "int8":
+        new = bnb.Linear8bitLt(layer.in_features, layer.out_features, bias=has_bias, has_fp16_weights=False)
+        new.weight = bnb.Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False)
+    else:
+        new = bnb.Linear4bit(
+            layer.in_features, layer.out_features, bias=has_bias, compute_dtype=layer.weight.dtype, quant_type="nf4"
+        )
+        new.weight = bnb.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
+    if has_bias:
+        new.bias = nn.Parameter(layer.bias.data, requires_grad=False)
+    return new
