@@ -1,0 +1,102 @@
+"""A conversation that remembers: pictures, questions, and the cleaned answers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from vlm.common.errors import PromptError
+from vlm.common.types import Image, Message, Part, Text
+from vlm.inference.engine import Engine
+from vlm.inference.generation import CHAT, Generation
+from vlm.inference.text import Delta, extend
+
+
+class ChatSession:
+    """One user's talk with a model.
+
+    ``messages`` is the history; the answers in it are the cleaned ones, so that later turns see them.
+    """
+
+    def __init__(self, engine: Engine, generation: Generation = CHAT) -> None:
+        self.engine = engine
+        self.generation = generation
+        self.messages: list[Message] = []
+        self._stop = threading.Event()
+
+    def ask(self, text: str, images: Sequence[Any] = ()) -> None:
+        """Add a question, with pictures in front of it (paths, bytes or PIL images).
+
+        A picture is decoded now: a bad one never gets into the history.
+
+        Raises:
+            DataError: a picture that cannot be read.
+            PromptError: neither text nor picture.
+        """
+        recipe = self.engine.processor.image
+        parts: list[Part] = [Image(recipe(source, _name(source))) for source in images]
+        if text.strip():
+            parts.append(Text(text.strip()))
+        if not parts:
+            raise PromptError("nothing was asked", fix="type a question")
+        self.messages.append(Message("user", tuple(parts)))
+
+    def stream(self, generation: Generation | None = None) -> Iterator[Delta]:
+        """The answer to the open question in pieces; what was written when it ended goes into the history.
+
+        Raises:
+            PromptError: there is no open question, or it is too long.
+        """
+        if not self.is_open:
+            raise PromptError("there is no open question", fix="ask first")
+        self._stop.clear()
+        text = ""
+        finished = False
+        try:
+            for delta in self.engine.stream(self.messages, generation or self.generation, self._stop):
+                text = extend(text, delta)
+                yield delta
+            finished = True
+        finally:
+            if (finished or text) and self.is_open:
+                self.messages.append(Message("assistant", (Text(text),)))
+
+    def answer(self, generation: Generation | None = None) -> str:
+        """The whole answer to the open question (see ``stream``)."""
+        for _ in self.stream(generation):
+            pass
+        return self.messages[-1].text
+
+    def stop(self) -> None:
+        """End the answer that is being written (from another thread); what there is of it is kept."""
+        self._stop.set()
+
+    def regenerate(self) -> None:
+        """Forget the last answer, so that its question is open again.
+
+        Raises:
+            PromptError: there is no answer yet.
+        """
+        if self.is_open or not self.messages:
+            raise PromptError("there is no answer to write again", fix="ask first")
+        self.messages.pop()
+
+    def take_back(self) -> None:
+        """Forget the open question (one that could not be answered)."""
+        if self.is_open:
+            self.messages.pop()
+
+    def reset(self) -> None:
+        """Begin anew: no pictures, no history."""
+        self.stop()
+        self.messages = []
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a question waits for its answer."""
+        return bool(self.messages) and self.messages[-1].role == "user"
+
+
+def _name(source: Any) -> str:
+    return source if isinstance(source, str) else "the picture"
