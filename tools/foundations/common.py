@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,6 @@ class Plan:
     seed: int = 0
     scale: float = 1.0
     miniature: bool = False
-    save_every: int = 500
-    marks: dict[str, Any] = field(default_factory=dict)
 
     def steps(self, full: int, tiny: int) -> int:
         """Number of steps: ``full`` times the scale, or ``tiny`` in miniature."""
@@ -80,20 +78,26 @@ class Clock:
         self._start = time.process_time() - used
 
     def __call__(self) -> float:
+        """Seconds so far."""
         return time.process_time() - self._start
 
 
-def save_state(path: Path, **state: Any) -> None:
+def save_training(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int, cpu: float) -> None:
     """Write a checkpoint in one move, so that a stopped run leaves a whole file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    torch.save(state, part)
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "cpu": cpu}, part)
     part.replace(path)
 
 
-def load_state(path: Path) -> dict[str, Any] | None:
-    """The checkpoint, or None."""
-    return torch.load(path, weights_only=True) if path.exists() else None
+def load_training(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+    """Take up a checkpoint if there is one; steps done and CPU seconds used so far."""
+    if not path.exists():
+        return 0, 0.0
+    state = torch.load(path, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"], state["cpu"]
 
 
 def note_result(work: Path, stage: str, **numbers: Any) -> None:

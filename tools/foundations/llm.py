@@ -13,9 +13,8 @@ from safetensors.torch import save_file
 from torch.nn import functional as F  # noqa: N812
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from foundations.common import (
-    SIZES, Clock, Plan, learning_rate, load_state, make_optimizer, note_result, save_state, update, write_sizes,
-)  # fmt: skip
+from foundations import common
+from foundations.common import SIZES, Clock, Plan, learning_rate, update
 from foundations.text import TextWorld, exam, pad_rows
 from foundations.tokenizer import Words
 from vlm.datasets.world.export import balanced_questions
@@ -118,14 +117,11 @@ def train_llm(plan: Plan, peak: float = PEAK, log_every: int = 500) -> None:
     torch.manual_seed(plan.seed)
     words = Words(plan.out / "llm" / "tokenizer.model")
     model, total = build_llm(), plan.steps(STEPS, 40)
-    optimizer = make_optimizer(model)
-    state = load_state(plan.work / "llm.pt") or {"step": 0, "cpu": 0.0}
-    if state["step"]:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    clock, batches = Clock(state["cpu"]), TextWorld(words, plan.seed + 1000 * state["step"]).batches(BATCH)
+    optimizer = common.make_optimizer(model)
+    done, used = common.load_training(plan.work / "llm.pt", model, optimizer)
+    clock, batches = Clock(used), TextWorld(words, plan.seed + 1000 * done).batches(BATCH)
     losses: list[float] = []
-    for step in range(state["step"], total):
+    for step in range(done, total):
         data = {k: torch.from_numpy(v) for k, v in next(batches).items()}
         logits, target = answer_logits(model, embed(model, data, 0.6), data["labels"])
         loss = F.cross_entropy(logits, target)
@@ -136,12 +132,10 @@ def train_llm(plan: Plan, peak: float = PEAK, log_every: int = 500) -> None:
             tables = examine(model, words, count)
             print(f"llm step {step + 1}/{total} loss {np.mean(losses[-200:]):.4f} cpu {clock():.0f}s")
             print("\n".join(show(name, table) for name, table in tables.items()), flush=True)
-            note_result(plan.work, "llm", step=step + 1, cpu_seconds=round(clock()), reading=tables)
-            save_state(
-                plan.work / "llm.pt", model=model.state_dict(), optimizer=optimizer.state_dict(), step=step + 1, cpu=clock()
-            )
+            common.note_result(plan.work, "llm", step=step + 1, cpu_seconds=round(clock()), reading=tables)
+            common.save_training(plan.work / "llm.pt", model, optimizer, step + 1, clock())
     export_llm(model, plan.out)
-    write_sizes(plan.out)
+    common.write_sizes(plan.out)
 
 
 def copy_tokenizer(source: Path, out: Path) -> None:

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from foundations.common import SIZES, Clock, Plan, learning_rate, load_state, make_optimizer, note_result, save_state, update
+from foundations import common
+from foundations.common import SIZES, Clock, Plan, learning_rate, update
 from foundations.nets import QFormer, Vit, to_pixels
 from foundations.pictures import IGNORE, NOTE_VOCABULARY, picture_batch
 from vlm.datasets.world.language import NOTE_WORDS, note
@@ -57,7 +58,8 @@ def spelling(model: Speller, vit: Vit, count: int, seed: int, unseen: bool, thin
     right = (torch.cat(best) == wanted).float()
     slots = right[:, 1 : 1 + 5 * things].unflatten(1, (things, 5)).mean((0, 1)).tolist()
     names = ("size", "color", "kind", "row", "column")
-    return {"whole": right.prod(1).mean().item(), "count": right[:, 0].mean().item(), **dict(zip(names, slots, strict=True))}
+    whole, number = right.prod(1).mean().item(), right[:, 0].mean().item()
+    return {"whole": whole, "count": number, **dict(zip(names, slots, strict=True))}
 
 
 def export_qformer(qformer: QFormer, plan: Plan) -> None:
@@ -80,7 +82,7 @@ def report(model: Speller, vit: Vit, plan: Plan, step: int, total: int, loss: fl
     print(f"qformer step {step}/{total} loss {loss:.4f} cpu {cpu:.0f}s")
     for name, table in tables.items():
         print(f"{name:9s}" + " ".join(f"{slot} {100 * value:5.1f}" for slot, value in table.items()), flush=True)
-    note_result(plan.work, "qformer", step=step, cpu_seconds=round(cpu), spelling=tables)
+    common.note_result(plan.work, "qformer", step=step, cpu_seconds=round(cpu), spelling=tables)
 
 
 def train_qformer(plan: Plan, log_every: int = 500) -> None:
@@ -89,14 +91,11 @@ def train_qformer(plan: Plan, log_every: int = 500) -> None:
     grid = SIZES["vision"]["image_size"] // SIZES["vision"]["patch_size"]
     vit, model, total = load_vit(plan), Speller(), plan.steps(STEPS, 20)
     assert SIZES["qformer"]["num_query_tokens"] == NOTE_WORDS
-    optimizer = make_optimizer(model)
-    state = load_state(plan.work / "qformer.pt") or {"step": 0, "cpu": 0.0}
-    if state["step"]:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    clock, rng = Clock(state["cpu"]), np.random.default_rng((plan.seed, 5, state["step"]))
+    optimizer = common.make_optimizer(model)
+    done, used = common.load_training(plan.work / "qformer.pt", model, optimizer)
+    clock, rng = Clock(used), np.random.default_rng((plan.seed, 5, done))
     losses: list[float] = []
-    for step in range(state["step"], total):
+    for step in range(done, total):
         images, _, notes = picture_batch(rng, BATCH, 0.0, grid)
         with torch.no_grad():
             tokens = vit(to_pixels(torch.from_numpy(images)))
@@ -106,8 +105,5 @@ def train_qformer(plan: Plan, log_every: int = 500) -> None:
         losses.append(loss.item())
         if (step + 1) % log_every == 0 or step + 1 == total:
             report(model, vit, plan, step + 1, total, float(np.mean(losses[-200:])), clock())
-            save_state(
-                plan.work / "qformer.pt", model=model.state_dict(), optimizer=optimizer.state_dict(), step=step + 1,
-                cpu=clock(),
-            )  # fmt: skip
+            common.save_training(plan.work / "qformer.pt", model, optimizer, step + 1, clock())
     export_qformer(model.qformer, plan)

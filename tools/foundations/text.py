@@ -105,7 +105,8 @@ class TextWorld:
         self.words, self.rename, self.hide = words, rename, hide
         self.rng = np.random.default_rng((seed, SPLITS["foundation"]))
         self.content = [words.id(word) for word in (*COLORS, *KINDS)]
-        used = set(self.content) | {t for s in (OPEN, CLOSE, "Human: ###Assistant: ", "yes", "no") for t in words.encode(s)}
+        fixed = (OPEN, CLOSE, "Human: ###Assistant: ", "yes", "no")
+        used = {*self.content, *(token for text in fixed for token in words.encode(text))}
         self.pool = np.array([i for i in range(259, words.size) if i not in used])
 
     def block(self, scene: Scene) -> tuple[int, ...]:

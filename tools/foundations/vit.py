@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from foundations.common import SIZES, Clock, Plan, learning_rate, load_state, make_optimizer, note_result, save_state, update
+from foundations import common
+from foundations.common import SIZES, Clock, Plan, learning_rate, update
 from foundations.nets import Vit, to_pixels
 from foundations.pictures import EMPTY, IGNORE, TARGETS, picture_batch
 from vlm.datasets.world.export import balanced_questions
@@ -95,14 +96,11 @@ def train_vit(plan: Plan, log_every: int = 500) -> None:
     torch.manual_seed(plan.seed)
     grid = SIZES["vision"]["image_size"] // SIZES["vision"]["patch_size"]
     model, total = Probe(), plan.steps(STEPS, 20)
-    optimizer = make_optimizer(model)
-    state = load_state(plan.work / "vit.pt") or {"step": 0, "cpu": 0.0}
-    if state["step"]:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    clock, rng = Clock(state["cpu"]), np.random.default_rng((plan.seed, 4, state["step"]))
+    optimizer = common.make_optimizer(model)
+    done, used = common.load_training(plan.work / "vit.pt", model, optimizer)
+    clock, rng = Clock(used), np.random.default_rng((plan.seed, 4, done))
     losses: list[float] = []
-    for step in range(state["step"], total):
+    for step in range(done, total):
         images, targets, _ = picture_batch(rng, BATCH, DENSE, grid)
         loss = patch_loss(model(to_pixels(torch.from_numpy(images))), torch.from_numpy(targets))
         update(optimizer, loss, learning_rate(step, total, PEAK, 300))
@@ -111,9 +109,7 @@ def train_vit(plan: Plan, log_every: int = 500) -> None:
             count = 60 if plan.miniature else 600
             table = naming(model, count, plan.seed, grid) | naming_unseen(model, count // 2, plan.seed)
             line = " ".join(f"{name} {100 * value:.1f}" for name, value in table.items())
-            print(f"vit step {step + 1}/{total} loss {np.mean(losses[-200:]):.4f} cpu {clock():.0f}s {line}", flush=True)
-            note_result(plan.work, "vit", step=step + 1, cpu_seconds=round(clock()), naming=table)
-            save_state(
-                plan.work / "vit.pt", model=model.state_dict(), optimizer=optimizer.state_dict(), step=step + 1, cpu=clock()
-            )
+            print(f"vit step {step + 1}/{total} loss {np.mean(losses[-200:]):.4f} cpu {clock():.0f}s", line, flush=True)
+            common.note_result(plan.work, "vit", step=step + 1, cpu_seconds=round(clock()), naming=table)
+            common.save_training(plan.work / "vit.pt", model, optimizer, step + 1, clock())
     export_vit(model.vit, plan)

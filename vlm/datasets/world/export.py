@@ -12,7 +12,7 @@ from PIL import Image
 
 from vlm.datasets.world.language import QUESTION_TYPES, Question, ask, caption, dialogue
 from vlm.datasets.world.render import render
-from vlm.datasets.world.scene import COLORS, COLUMNS, COUNTS, DEFAULT_MIX, LETTERS, ROWS, SHAPES, SIZES, Scene, scene_at
+from vlm.datasets.world.scene import COLORS, COLUMNS, DEFAULT_MIX, LETTERS, ROWS, SHAPES, SIZES, Scene, scene_at
 
 _ANSWERS: dict[str, tuple[str, ...]] = {
     "color": tuple(COLORS),
@@ -154,7 +154,8 @@ def write_questions(
 ) -> Path:
     """Write an evaluation set: ``<name>.jsonl`` and ``images/<name>/``, one picture for each question.
 
-    Rows: ``{"id", "image", "question", "answer", "type", "objects", "unseen_pair"}``; ``image`` is relative to ``folder``.
+    Rows: ``{"id", "image", "question", "answer", "type", "objects", "unseen_pair"}``; ``image`` is relative to
+    ``folder``.
 
     Returns:
         The JSONL file, named after the split unless ``name`` is given.

@@ -120,9 +120,7 @@ def random_scene(
     return Scene(tuple(sorted(things)), key)
 
 
-def scene_at(
-    seed: int, index: int, *, split: str = "captions", mix: tuple[float, float, float] = DEFAULT_MIX
-) -> Scene:
+def scene_at(seed: int, index: int, *, split: str = "captions", mix: tuple[float, float, float] = DEFAULT_MIX) -> Scene:
     """The scene number ``index`` of a split; the split ``unseen`` holds a held-out pair in every scene.
 
     Raises:
