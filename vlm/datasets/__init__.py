@@ -1,0 +1,1 @@
+"""Records on disk to samples, and samples to batches."""

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+import pickle
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Rust
+
+from vlm.common.errors import WeightsError
+from vlm.processors.tokenizer import Tokenizer
+
+
+@pytest.fixture
+def fast_folder(tmp_path: Path) -> Path:
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    rust = Rust(models.BPE(vocab={c: i for i, c in enumerate(sorted(alphabet))}, merges=[]))
+    rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    rust.decoder = decoders.ByteLevel()
+    rust.add_special_tokens([AddedToken("<|im_end|>"), AddedToken("<|pad|>")])
+    rust.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": "<|im_end|>", "pad_token": {"content": "<|pad|>"}, "bos_token": None})
+    )
+    return tmp_path
+
+
+def test_every_plain_chunk_has_its_own_dummy_space(tokenizer: Tokenizer) -> None:
+    chunks = tokenizer.encode("a boat") + [tokenizer.eos] + tokenizer.encode("a boat")
+    assert tokenizer.encode("a boat</s>a boat") == chunks
+
+
+def test_ids_without_a_piece_decode_to_nothing(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("a red boat")
+    assert tokenizer.decode([*ids, tokenizer.vocab_size, 10**6]) == "a red boat"
+
+
+def test_special_ids_are_skipped_or_shown(tokenizer: Tokenizer) -> None:
+    ids = [1, *tokenizer.encode("a boat"), tokenizer.pad, 2]
+    assert tokenizer.decode(ids) == "a boat"
+    assert tokenizer.decode(ids, skip_special=False) == "<s>a boat$$</s>"
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "fast"])
+def test_streamed_pieces_join_to_the_whole_text(kind: str, llm_folder: Path, fast_folder: Path) -> None:
+    tokenizer = Tokenizer.from_folder(llm_folder if kind == "sentencepiece" else fast_folder)
+    rng = random.Random(0)
+    for _ in range(300):
+        ids = [rng.randrange(tokenizer.vocab_size + 1) for _ in range(rng.randrange(1, 12))]
+        stream = tokenizer.stream()
+        assert "".join([*(stream.push(i) for i in ids), stream.flush()]) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "fast"])
+def test_stream_holds_back_half_a_character(kind: str, llm_folder: Path, fast_folder: Path) -> None:
+    tokenizer = Tokenizer.from_folder(llm_folder if kind == "sentencepiece" else fast_folder)
+    ids = tokenizer.encode("中é")
+    stream = tokenizer.stream()
+    pieces = [stream.push(i) for i in ids]
+    assert "�" not in "".join(pieces)
+    assert [p for p in pieces if p] == ["中", "é"]
+    assert stream.flush() == ""
+
+
+def test_pickles_into_workers(tokenizer: Tokenizer, fast_folder: Path) -> None:
+    for one in (tokenizer, Tokenizer.from_folder(fast_folder)):
+        copy = pickle.loads(pickle.dumps(one))
+        assert copy.encode("a red <s> boat") == one.encode("a red <s> boat")
+        assert (copy.bos, copy.eos, copy.pad, copy.vocab_size) == (one.bos, one.eos, one.pad, one.vocab_size)
+
+
+def test_folder_with_tokenizer_json_only(fast_folder: Path) -> None:
+    tokenizer = Tokenizer.from_folder(fast_folder)
+    ids = tokenizer.encode("hi<|im_end|>", bos=True)
+    assert tokenizer.bos is None
+    assert ids[-1] == tokenizer.eos
+    assert tokenizer.decode(ids) == "hi"
+    assert tokenizer.decode(ids, skip_special=False) == "hi<|im_end|>"
+    assert tokenizer.pad == tokenizer.encode("<|pad|>")[0]
+
+
+def test_empty_strings_in_the_folder_do_not_move_the_begin_id(llm_folder: Path, tmp_path: Path) -> None:
+    """Base models of early conversions have empty strings where the special tokens should be named."""
+    shutil.copy(llm_folder / "tokenizer.model", tmp_path)
+    empty = {"bos_token": "", "eos_token": "", "unk_token": ""}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(empty))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(empty))
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert (tokenizer.bos, tokenizer.eos, tokenizer.unk) == (1, 2, 0)
+    assert tokenizer.encode("<s>a boat</s>")[::3] == [1, 2]
+
+
+def test_added_tokens_are_cut_out_of_the_text(llm_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(llm_folder, tmp_path, dirs_exist_ok=True)
+    size = Tokenizer.from_folder(llm_folder).vocab_size
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<img>": size, "[PAD]": size + 1}))
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config["added_tokens_decoder"] = {str(size + 2): {"content": "<keep>", "lstrip": False, "rstrip": False}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert tokenizer.vocab_size == size + 3
+    boat = tokenizer.encode("a boat")
+    assert tokenizer.encode("a boat <img> a boat") == [*boat, size, *boat]  # plain strings eat spaces around them
+    assert tokenizer.encode("a boat<keep>a boat") == [*boat, size + 2, *boat]
+    assert tokenizer.encode("a boat <keep>")[-2:] != [boat[-1], size + 2]
+    assert tokenizer.decode([*boat, size, *boat]) == "a boat<img>a boat"
+
+
+def test_pad_falls_back_where_the_piece_is_missing(llm_folder: Path) -> None:
+    assert Tokenizer.from_folder(llm_folder, pad_token="no such piece").pad == 0
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({}, "neither tokenizer.model nor tokenizer.json"),
+        ({"tokenizer.model": b"junk"}, "not a sentencepiece model"),
+        ({"tokenizer.json": b"{}"}, "not a tokenizers file"),
+        ({"tokenizer.json": b"<html>"}, "not a tokenizers file"),
+    ],
+)
+def test_unusable_folders_are_named(tmp_path: Path, files: dict[str, bytes], words: str) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError, match=words) as caught:
+        Tokenizer.from_folder(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_missing_folder_and_broken_config(llm_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="no such folder"):
+        Tokenizer.from_folder(tmp_path / "nowhere")
+    shutil.copy(llm_folder / "tokenizer.model", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(WeightsError, match=r"tokenizer_config\.json is not JSON"):
+        Tokenizer.from_folder(tmp_path)
