@@ -1,0 +1,33 @@
+"""Configuration: YAML -> one typed, checked object.
+
+Precedence, lowest first: dataclass default < arch or corpus file < the user's file < ``--options``.
+Everything is checked before a weight is read, and all problems are reported together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path as FilePath
+from typing import Any
+
+from vlm.common.config_load import load
+from vlm.common.config_run import RunConfig
+from vlm.common.config_types import Check, Config, DatasetEntry, ModelConfig, Part, WeightFile
+
+__all__ = ["Config", "DatasetEntry", "ModelConfig", "Part", "RunConfig", "WeightFile", "load_config"]
+
+
+def load_config(
+    cfg: str | FilePath | Mapping[str, Any], options: Sequence[str] = (), *, check: Check = "weights"
+) -> Config:
+    """Read, merge, interpolate and check a configuration.
+
+    Args:
+        cfg: a YAML file, a run folder, or the ``resolved`` mapping of a stored configuration.
+        options: ``--options`` in either spelling.
+        check: which named files must exist: those of the model ("weights"), datasets too ("all"), "none".
+
+    Raises:
+        ConfigError: all problems, each with dotted path, file:line, what was found and what is allowed.
+    """
+    return load(cfg, options, check)

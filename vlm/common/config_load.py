@@ -1,0 +1,198 @@
+"""The steps from files and options to a :class:`Config`; :func:`vlm.common.config.load_config` is the entry."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path as FilePath
+from typing import Any
+
+from vlm.common.config_merge import PARTS, Arch, add_arch, add_corpus, find_arch, interpolate, read_params
+from vlm.common.config_options import Option, apply_options, parse_options
+from vlm.common.config_read import CORPUS_KEYS, read_dataset, read_model, store_model
+from vlm.common.config_run import RunConfig
+from vlm.common.config_tree import OPTIONS, Tree, parse_file, plain
+from vlm.common.config_types import Check, Config, DatasetEntry, ModelConfig
+from vlm.common.errors import ConfigError
+from vlm.common.registry import load_plugin, names, resolve
+from vlm.common.schema import Path, Report, dotted, read
+
+DATA_SECTIONS = ("datasets", "valid_datasets", "evaluation_datasets")
+SECTIONS = ("model", *DATA_SECTIONS, "run", "plugins")
+STORED = "config.yaml"
+"""The resolved configuration inside a run folder."""
+
+
+def load(cfg: str | FilePath | Mapping[str, Any], options: Sequence[str], check: Check) -> Config:
+    """See :func:`vlm.common.config.load_config`."""
+    user, title = read_source(cfg)
+    given = parse_options(options)
+    report = Report(origins=dict(user.origins))
+    report.origins.update({o.path: f"{OPTIONS} {dotted(o.path)}" for o in given})
+    report.texts = {o.path: o.text for o in given}
+    check_sections(user, given, report)
+    plugins = load_plugins(user, report)
+    normalise(user)
+    tree, arch = merge(user, given, report)
+    report.origins, report.texts = {**report.origins, **tree.origins}, tree.texts
+    params = read_params(tree, arch, report) if arch else {}
+    helps = {name: p.help for name, p in arch.params.items()} if arch else {}
+    data = interpolate(tree.data, params, helps, report)
+    model = read_model(data.get("model", {}), params, report, check) if arch else None
+    run = read(RunConfig, data.get("run") or {}, ("run",), report) or RunConfig()
+    check_run(run, data, report)
+    sections = {s: read_section(s, data, model, report, check) for s in DATA_SECTIONS}
+    report.raise_if_any(title)
+    assert model is not None
+    config = Config(model=model, run=run, plugins=plugins, **sections)
+    config.resolved = store(config, tree, arch, data)
+    config.origins = {dotted(p): o for p, o in tree.origins.items() if p}
+    return config
+
+
+def read_source(cfg: str | FilePath | Mapping[str, Any]) -> tuple[Tree, str]:
+    """The user's tree and its name in messages; a folder stands for the configuration stored in it.
+
+    Raises:
+        ConfigError: no such file, or no YAML mapping.
+    """
+    if isinstance(cfg, Mapping):
+        return Tree(plain(cfg), {(): "stored configuration"}), "stored configuration"
+    path = FilePath(cfg)
+    if path.is_dir():
+        if not (path / STORED).is_file():
+            raise ConfigError(f"{path}: a folder without {STORED} is no run folder", fix="name a run folder or a YAML file")
+        path = path / STORED
+    return parse_file(path), str(path)
+
+
+def check_sections(user: Tree, options: Sequence[Option], report: Report) -> None:
+    """Report unknown or unusable top-level sections and options that name no dataset of the file."""
+    for key, value in user.data.items():
+        if key not in SECTIONS:
+            report.unknown((key,), SECTIONS, "section")
+        elif key != "plugins" and value is not None and not isinstance(value, dict):
+            report.add((key,), f"found {value!r}, expected a mapping")
+            user.data[key] = {}
+        elif value is None:
+            user.data[key] = [] if key == "plugins" else {}
+    for option in options:
+        if option.path[0] not in SECTIONS:
+            report.unknown(option.path, SECTIONS, "section", str(option.path[0]))
+        elif option.path[0] in DATA_SECTIONS and len(option.path) > 1:
+            present = list(user.get(option.path[:1], {}))
+            if str(option.path[1]) not in present:
+                report.unknown(option.path, present, "dataset", str(option.path[1]))
+    if not user.data.get("model") and not any(o.path[0] == "model" for o in options):
+        report.add(("model",), "missing; expected arch and model_type, or a composition")
+
+
+def load_plugins(user: Tree, report: Report) -> list[str]:
+    """Import the modules listed under ``plugins``, so that their decorators run."""
+    plugins = user.get(("plugins",), [])
+    if not isinstance(plugins, list) or not all(isinstance(p, str) for p in plugins):
+        report.add(("plugins",), f"found {plugins!r}, expected a list of module names")
+        return []
+    for index, module in enumerate(plugins):
+        try:
+            load_plugin(module)
+        except ConfigError as error:
+            report.add(("plugins", index), str(error))
+    return plugins
+
+
+def normalise(user: Tree) -> None:
+    """Write short spellings out: a part given by its name alone, ``train`` as a list of globs."""
+    for path in PARTS:
+        if isinstance(user.get(path), str) and "${" not in user.get(path):
+            user.put(path, {"name": user.get(path)}, user.origins.get(path, ""))
+    bridge = user.get(("model", "bridge"))
+    for index, part in enumerate(bridge if isinstance(bridge, list) else []):
+        if isinstance(part, str):
+            path = ("model", "bridge", index)
+            user.put(path, {"name": part}, user.origins.get(path, ""))
+
+
+def merge(user: Tree, options: Sequence[Option], report: Report) -> tuple[Tree, Arch | None]:
+    """Defaults of the arch and corpus files, then the user's file, then the options."""
+    tree = Tree()
+    arch = find_arch(user, options, report)
+    if arch is not None:
+        add_arch(tree, arch, user, options, report)
+    for section in DATA_SECTIONS:
+        entries = user.get((section,), {})
+        for name, entry in entries.items():
+            if entry is None:
+                entries[name] = {}
+            add_corpus(tree, user, options, (section, name), report)
+    tree.merge(user, (), PARTS)
+    if isinstance(tree.get(("model", "params")), dict):
+        del tree.data["model"]["params"]
+    skip = (("model", "arch"), ("model", "model_type"))
+    usable = [o for o in options if o.path[0] in SECTIONS and o.path not in skip and _known_dataset(o, tree)]
+    apply_options(tree, usable, report, PARTS)
+    return tree, arch
+
+
+def _known_dataset(option: Option, tree: Tree) -> bool:
+    head = option.path[0]
+    return head not in DATA_SECTIONS or len(option.path) < 2 or str(option.path[1]) in tree.get((head,), {})
+
+
+def read_section(
+    section: str, data: dict[str, Any], model: ModelConfig | None, report: Report, check: Check
+) -> dict[str, DatasetEntry]:
+    """Typed entries of one dataset section, by name."""
+    entries = {}
+    for name, entry in (data.get(section) or {}).items():
+        found = read_dataset(name, entry, (section, name), model, report, check)
+        if found is not None:
+            entries[name] = found
+    return entries
+
+
+def check_run(run: RunConfig, data: dict[str, Any], report: Report) -> None:
+    """Check names that the run section refers to: task, runner, schedule, trackers, validation sets."""
+    for kind, key in (("task", "task"), ("runner", "runner"), ("scheduler", "lr_sched")):
+        check_name(kind, getattr(run, key), ("run", key), report)
+    for index, tracker in enumerate(run.trackers):
+        check_name("tracker", tracker, ("run", "trackers", index), report)
+    known = list(data.get("valid_datasets") or {})
+    for index, name in enumerate(run.valid_datasets):
+        if name not in known:
+            report.unknown(("run", "valid_datasets", index), known, "entry of valid_datasets", name)
+    if run.resume_ckpt_path and run.resume not in ("never", run.resume_ckpt_path):
+        report.add(("run", "resume_ckpt_path"), f"found {run.resume_ckpt_path!r} and resume {run.resume!r}; give one")
+    for key in ("max_epoch", "accum_grad_iters", "log_freq"):
+        if getattr(run, key) < 1:
+            report.add(("run", key), f"found {getattr(run, key)}, expected at least 1")
+
+
+def check_name(kind: str, name: str, path: Path, report: Report) -> None:
+    """Report a name that no registry knows; shipped ones are recognised without importing them."""
+    shipped = names(kind)
+    if name in shipped:
+        return
+    try:
+        resolve(kind, name)
+    except ConfigError as error:
+        report.add(path, str(error))
+
+
+def store(config: Config, tree: Tree, arch: Arch | None, data: dict[str, Any]) -> dict[str, Any]:
+    """Plain data that loads back as ``config`` without any arch or corpus file."""
+    stored: dict[str, Any] = {"model": store_model(config.model, tree, arch)}
+    for section in DATA_SECTIONS:
+        entries = getattr(config, section)
+        if entries:
+            stored[section] = {name: _store_entry(data[section][name], e) for name, e in entries.items()}
+    stored["run"] = plain(dataclasses.asdict(config.run))
+    if config.plugins:
+        stored["plugins"] = list(config.plugins)
+    return stored
+
+
+def _store_entry(written: dict[str, Any], entry: DatasetEntry) -> dict[str, Any]:
+    kept = {k: v for k, v in written.items() if k in CORPUS_KEYS and k not in ("help", "format", "build_info")}
+    build_info = dataclasses.asdict(entry.format.config) if entry.format.config is not None else entry.format.raw
+    return plain({"format": entry.format.name, "build_info": build_info, **kept})

@@ -1,0 +1,96 @@
+"""The ``run`` section: every published key and ours, typed, with defaults and one line of help each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+def option(default: Any, about: str) -> Any:
+    """A dataclass field with a default and its help text."""
+    metadata = {"help": about}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+NO_EFFECT: dict[str, str] = {
+    "distributed": "decided by torchrun's environment: more than one process is distributed",
+    "world_size": "given by torchrun (--nproc-per-node)",
+    "dist_url": "torchrun's environment is the only rendezvous",
+    "train_splits": "every entry of `datasets` is trained on",
+    "test_splits": "use `evaluation_datasets` and `vlm eval`",
+    "valid_splits": "use the section `valid_datasets`",
+    "evaluate": "use `vlm eval`",
+    "use_dist_eval_sampler": "evaluation data is always split over the processes",
+}
+"""Published keys that are accepted so that published files run, and why each changes nothing here."""
+
+
+@dataclass
+class RunConfig:
+    """How a run trains or evaluates. Published spelling where one exists."""
+
+    task: str = option("image_text_pretrain", "registered task")
+    runner: str = option("runner_base", "registered runner")
+
+    lr_sched: str = option("cosine", "registered schedule, e.g. cosine, linear, step, constant, linear_warmup_cosine_lr")
+    init_lr: float = option(1e-4, "peak learning rate")
+    min_lr: float = option(0.0, "learning rate at the end")
+    warmup_lr: float = option(-1.0, "learning rate at step 0 of the warm-up; negative: init_lr")
+    warmup_steps: int = option(0, "global steps of warm-up")
+    warmup_restarts: bool = option(False, "reproduce the published fault: warm-up counts from each epoch's start")
+    lr_decay_rate: float = option(0.9, "factor per epoch of the step schedule")
+    weight_decay: float = option(0.05, "AdamW decay of matrices; vectors and biases have none")
+    beta2: float = option(0.999, "AdamW second beta")
+    max_epoch: int = option(1, "epochs of iters_per_epoch steps")
+    iters_per_epoch: int | None = option(None, "steps per epoch; null: one pass over the data, if its length is known")
+    max_steps: int | None = option(None, "steps in all; null: max_epoch x iters_per_epoch")
+    accum_grad_iters: int = option(1, "micro-batches per step; the mean is over tokens")
+    max_grad_norm: float = option(0.0, "clip the gradient norm to this; 0: off")
+
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    amp: bool = option(False, "mixed precision")
+    amp_dtype: Literal["auto", "bf16", "fp16"] = option("auto", "auto: bf16 where the device has it, else fp16")
+    activation_checkpointing: Literal["none", "torch", "fairscale", "fairscale_offload"] = option(
+        "none", "recompute activations in the backward pass; fairscale_offload keeps the inputs on the CPU"
+    )
+    find_unused_parameters: bool = option(False, "DDP: allow parameters without gradient")
+    broadcast_buffers: bool = option(False, "DDP: copy buffers from rank 0 at each step")
+    compile: bool = option(False, "torch.compile the model")
+    deterministic: bool = option(False, "deterministic kernels, slower")
+    num_workers: int = option(4, "loader processes per rank")
+    seed: int = option(42, "seed of everything; ranks add their number")
+
+    output_dir: str = option("output", "run folders are made below; relative to the working folder")
+    job_name: str | None = option(None, "name of the run in trackers")
+    overwrite: bool = option(False, "allow an output folder that holds another run")
+    resume: str = option("never", "never, auto (last checkpoint of output_dir if any) or a run folder")
+    resume_ckpt_path: str | None = option(None, "published spelling of resume: PATH")
+    save_freq: int = option(0, "steps between checkpoints; 0: at epoch ends")
+    keep_last: int = option(3, "newest checkpoints kept; best and last always are")
+    keep_every: int = option(0, "also keep every checkpoint whose step is a multiple; 0: none")
+
+    valid_datasets: list[str] = option([], "names out of the section valid_datasets; empty: all of them")
+    val_freq: int = option(0, "steps between validations; 0: at epoch ends")
+    val_batches: int = option(0, "batches per validation; 0: all")
+    early_stop: int = option(0, "stop after so many validations without improvement; 0: never")
+
+    log_freq: int = option(50, "steps between log lines")
+    trackers: list[str] = option(["jsonl", "tensorboard", "progress"], "where numbers go")
+    wandb_log: bool = option(False, "also log to Weights & Biases")
+    wandb_project: str | None = option(None, "project there; null: vlm")
+    report: bool = option(True, "write report.html at the end")
+    report_samples: int = option(4, "sample answers with pictures in the report")
+
+    name: str | None = option(None, "evaluation: name of the result file")
+    save_path: str | None = option(None, "evaluation: folder of the results; null: output_dir")
+
+    distributed: bool = option(False, NO_EFFECT["distributed"])
+    world_size: int = option(1, NO_EFFECT["world_size"])
+    dist_url: str = option("env://", NO_EFFECT["dist_url"])
+    evaluate: bool = option(False, NO_EFFECT["evaluate"])
+    train_splits: list[str] = option([], NO_EFFECT["train_splits"])
+    valid_splits: list[str] = option([], NO_EFFECT["valid_splits"])
+    test_splits: list[str] = option([], NO_EFFECT["test_splits"])
+    use_dist_eval_sampler: bool = option(True, NO_EFFECT["use_dist_eval_sampler"])

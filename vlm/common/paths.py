@@ -1,0 +1,66 @@
+"""The one place that turns a name into a file: local paths and http(s) URLs, through iopath.
+
+Downloads and other reusable files live under one cache root: environment variable ``VLM_CACHE``, else
+``$XDG_CACHE_HOME/vlm``, else ``~/.cache/vlm``.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import IO, Any
+
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CACHE_VARIABLE = "VLM_CACHE"
+
+
+def cache_root() -> Path:
+    """Folder of downloads and caches; not created here."""
+    own = os.environ.get(CACHE_VARIABLE)
+    if own:
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base).expanduser() if base else Path.home() / ".cache") / "vlm"
+
+
+def is_url(path: str | Path) -> bool:
+    """Whether ``path`` is an http(s) address."""
+    return str(path).startswith(("http://", "https://"))
+
+
+def exists(path: str | Path) -> bool:
+    """Whether a local file or folder is there; a URL counts as there (it is fetched when it is read)."""
+    return is_url(path) or Path(path).expanduser().exists()
+
+
+def local_path(path: str | Path) -> Path:
+    """The local file or folder of ``path``; a URL is downloaded once into the cache."""
+    if not is_url(path):
+        return Path(path).expanduser()
+    return Path(_manager().get_local_path(str(path)))
+
+
+def open_file(path: str | Path, mode: str = "r") -> IO[Any]:
+    """Open a local file or the cached copy of a URL."""
+    return _manager().open(str(path) if is_url(path) else str(Path(path).expanduser()), mode)
+
+
+def asset(name: str) -> str:
+    """Path of a file or folder that ships with the package, e.g. ``asset("tiny/llm")``."""
+    return str(ASSETS / name)
+
+
+def _manager() -> Any:
+    from iopath.common.file_io import HTTPURLHandler, PathManager
+
+    class CachedHTTP(HTTPURLHandler):
+        """iopath's handler, with downloads under our cache root."""
+
+        def _get_local_path(self, path: str, force: bool = False, cache_dir: str | None = None, **options: Any) -> str:
+            folder = cache_dir or str(cache_root() / "downloads")
+            return super()._get_local_path(path, force=force, cache_dir=folder, **options)
+
+    manager = PathManager()
+    manager.register_handler(CachedHTTP())
+    return manager
