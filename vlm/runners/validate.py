@@ -2,40 +2,17 @@
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
 
 from vlm.common import dist
 from vlm.common.types import Batch
-from vlm.processors.collate import collate
 from vlm.runners.loop import autocast
 from vlm.runners.optim import Precision
 from vlm.tasks.base import Task
-
-
-class ValidBatches:
-    """This process's batches of a map-style dataset, each sample once over all processes, always in the same order.
-
-    Where a sample's prompt is drawn from a pool, it is drawn from the sample's number, so every
-    validation sees the same text.
-    """
-
-    def __init__(self, dataset: Any, processor: Any, batch_size: int, limit: int = 0) -> None:
-        """``limit`` batches over all processes; 0 for the whole dataset."""
-        self.dataset, self.processor, self.batch_size = dataset, processor, batch_size
-        self.count = len(dataset) if limit <= 0 else min(len(dataset), limit * batch_size)
-
-    def __iter__(self) -> Iterator[Batch]:
-        indices = list(range(dist.rank(), self.count, dist.world_size()))
-        for start in range(0, len(indices), self.batch_size):
-            chosen = indices[start : start + self.batch_size]
-            examples = [self.processor.encode_train(self.dataset[i], random.Random(i)) for i in chosen]
-            yield collate(examples, self.processor.pad_id)
 
 
 class Validator:
