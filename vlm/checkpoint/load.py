@@ -10,6 +10,7 @@ import torch
 
 from vlm.checkpoint.accounting import place
 from vlm.common.errors import WeightsError
+from vlm.common.paths import local_path
 from vlm.common.registry import resolve
 from vlm.models.build import build_model, set_precision
 from vlm.models.quantize import quantize_llm
@@ -74,14 +75,17 @@ def load_file(model: VLM, loader: Any, path: Path, filled: set[str] | frozenset[
 
 
 def resolve_path(path: str) -> Path:
-    """A local path.
+    """A local path; an address is downloaded once into the cache.
 
     Raises:
-        WeightsError: nothing there, or an address (nothing is downloaded while loading).
+        WeightsError: nothing there.
     """
-    if "://" in path:
-        raise WeightsError(f"{path} is an address", fix="download the file and give its path")
-    found = Path(path).expanduser()
+    try:
+        found = local_path(path)
+    except OSError as error:
+        raise WeightsError(
+            f"weights: {path} cannot be fetched ({error})", fix="download it and give its path"
+        ) from error
     if not found.exists():
         raise WeightsError(f"weights: {found} does not exist", fix="check the path, or download the file first")
     return found

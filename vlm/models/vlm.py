@@ -83,7 +83,18 @@ class VLM(nn.Module):
         targets = inputs.targets(keep)
         with autocast(batch.ids.device, self.compute_dtype):
             if not return_logits:
-                return Output(self.llm.loss(self.llm(inputs, keep), targets), len(targets))
+                loss = self.llm.loss(self.llm(inputs, keep), targets)
+                return Output(loss + self._unused(batch), len(targets))
             hidden = self.llm(inputs)
-            loss = self.llm.loss(hidden[keep], targets)
+            loss = self.llm.loss(hidden[keep], targets) + self._unused(batch)
             return Output(loss, len(targets), self.llm.head(hidden).float(), inputs.labels)
+
+    def _unused(self, batch: Batch) -> Tensor | float:
+        """Zero, tied to the trainable visual parameters that a batch without media does not touch.
+
+        Every process then has a gradient for every parameter, also one whose batch is text only.
+        """
+        if not torch.is_grad_enabled() or (batch.pixels is not None and len(batch.pixels)):
+            return 0.0
+        visual = [self.vision, *self.bridge] if self.vision is not None else list(self.bridge)
+        return sum((p.sum() * 0.0 for part in visual for p in part.parameters() if p.requires_grad), 0.0)
