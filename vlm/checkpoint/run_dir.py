@@ -46,11 +46,11 @@ class RunDir:
         self.checkpoints = self.path / "checkpoints"
 
     def holds_run(self) -> bool:
-        """Whether training has already written here."""
-        return self.config_file.exists() or bool(self.steps())
+        """Whether there are checkpoints here."""
+        return bool(self.steps())
 
-    def prepare(self, resume: str = "never", overwrite: bool = False) -> Path | None:
-        """Make the folder ready and say where to resume from.
+    def check(self, resume: str = "never", overwrite: bool = False) -> Path | None:
+        """Say where to resume from, or refuse; nothing is deleted yet.
 
         Args:
             resume: ``never``; ``auto`` (the last checkpoint here, else from the start); or the path of a
@@ -64,22 +64,29 @@ class RunDir:
             UserError: the folder holds another run and neither ``resume`` nor ``overwrite`` was asked for.
             WeightsError: ``resume`` names nothing that can be resumed.
         """
-        source = None
+        if self.checkpoints.is_dir():
+            self._recover()
         if resume == "auto":
-            if self.checkpoints.is_dir():
-                self._recover()
-            source = self.last()
-        elif resume not in ("never", ""):
-            source = find_checkpoint(resume)
-        if self.holds_run() and resume in ("never", ""):
-            if not overwrite:
-                raise UserError(
-                    f"{self.path} already holds a run",
-                    fix="run.resume=auto goes on with it, run.overwrite=true deletes it; or set another run.output_dir",
-                )
+            return self.last()
+        if resume not in ("never", ""):
+            return find_checkpoint(resume)
+        if self.holds_run() and not overwrite:
+            raise UserError(
+                f"{self.path} already holds a run",
+                fix="run.resume=auto goes on with it, run.overwrite=true deletes it; or set another run.output_dir",
+            )
+        return None
+
+    def prepare(self, resume: str = "never", overwrite: bool = False) -> Path | None:
+        """:meth:`check`, then make the folder ready: a run that starts anew deletes what an earlier one left.
+
+        Raises:
+            UserError: as :meth:`check`.
+        """
+        source = self.check(resume, overwrite)
+        if source is None:
             self._clear()
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        self._recover()
         return source
 
     def _recover(self) -> None:

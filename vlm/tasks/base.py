@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
+from vlm.common.errors import UserError
 from vlm.common.types import Batch, Output
-
-if TYPE_CHECKING:
-    from vlm.common.types import Message
 
 
 class Task:
@@ -37,14 +35,12 @@ class Task:
         """Loss of one batch, without gradient."""
         return model(batch)
 
+    def evaluate(self, engine: Any, dataset: Any, generation: Any = None) -> dict[str, Any]:
+        """Numbers of a benchmark, JSON-ready, from a dataset whose answers are known.
 
-class EvaluationTask(Task):
-    """A task that scores generated text: record -> prompt -> answer -> score, all but the model pure functions."""
-
-    def prompt(self, record: Any) -> list[Message]:
-        """Messages that ask ``record``'s question, the last one the user's."""
-        raise NotImplementedError
-
-    def evaluate(self, engine: Any, records: list[Any], generation: Any = None) -> dict[str, Any]:
-        """Generate for all records and return JSON-ready numbers."""
-        raise NotImplementedError
+        Raises:
+            UserError: the task is no benchmark.
+        """
+        raise UserError(
+            f"task {type(self).__name__} has no evaluation", fix="set run.task=question_answering, or another benchmark"
+        )

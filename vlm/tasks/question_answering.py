@@ -1,0 +1,141 @@
+"""Questions about pictures, scored by exact match, with controls that show whether the picture is used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from vlm.common import dist
+from vlm.common.errors import ConfigError, DataError
+from vlm.common.registry import register_task
+from vlm.common.types import Image, Message, Sample, Text, Video
+from vlm.tasks.base import Task
+from vlm.tasks.scores import exact_match, majority, summarise
+
+if TYPE_CHECKING:
+    from vlm.inference.engine import Engine
+    from vlm.inference.generation import Generation
+
+Control = Literal["right", "wrong", "none"]
+CONTROLS: tuple[Control, ...] = ("right", "wrong", "none")
+"""The question's own picture, another question's picture, no picture at all."""
+
+
+class Questions(Protocol):
+    """A dataset whose records stay reachable."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+    def record(self, index: int) -> dict[str, Any]:
+        """All fields of a record; ``answer``, and if known ``type``, ``objects``, ``unseen_pair``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One question with the model's answer and whether it is right."""
+
+    id: str
+    question: str
+    answer: str
+    reference: str
+    right: bool
+    record: Mapping[str, Any]
+
+
+def rolled(pictures: Sequence[Any]) -> dict[Any, Any]:
+    """Each distinct picture -> another one: the list of distinct pictures, turned by half its length.
+
+    Raises:
+        DataError: there is only one picture.
+    """
+    distinct = list(dict.fromkeys(pictures))
+    if len(distinct) == 1:
+        raise DataError("the control with a wrong picture needs at least two different pictures")
+    shift = len(distinct) // 2
+    return {source: distinct[(i + shift) % len(distinct)] for i, source in enumerate(distinct)}
+
+
+def with_pictures(messages: Sequence[Message], control: Control, other: Mapping[Any, Any]) -> list[Message]:
+    """The messages with their own pictures, with those that ``other`` maps them to, or with none."""
+    if control == "right":
+        return list(messages)
+    changed = []
+    for message in messages:
+        parts: list[Text | Image | Video] = []
+        for part in message.parts:
+            if isinstance(part, Text):
+                parts.append(part)
+            elif control == "wrong":
+                parts.append(type(part)(other[part.source]))
+        changed.append(Message(message.role, tuple(parts)))
+    return changed
+
+
+@register_task("question_answering")
+class QuestionAnswering(Task):
+    """Asks every question of a dataset, greedily, and counts exact matches."""
+
+    @dataclass
+    class Config:
+        """Which picture goes with a question, and how many questions run together."""
+
+        image: Control = "right"
+        batch_size: int = 64
+        max_new_tokens: int = 20
+
+        def __post_init__(self) -> None:
+            """Raises ConfigError for an unknown control."""
+            if self.image not in CONTROLS:
+                raise ConfigError(f"question_answering: image={self.image!r} (allowed: {', '.join(CONTROLS)})")
+
+    config: Config
+
+    def conversations(self, dataset: Questions, indices: Sequence[int]) -> list[list[Message]]:
+        """The prompts: each sample up to its last answer, with the pictures that ``image`` asks for."""
+        samples = [dataset[i] for i in indices]
+        other: Mapping[Any, Any] = {}
+        if self.config.image == "wrong":
+            other = rolled(
+                [m.source for i in range(len(dataset)) for message in dataset[i].messages for m in message.media]
+            )
+        return [with_pictures(s.messages[:-1], self.config.image, other) for s in samples]
+
+    def answer(self, engine: Engine, dataset: Questions, generation: Generation | None = None) -> list[Answered]:
+        """Every question answered, in the dataset's order, on every process (each answers its share).
+
+        Raises:
+            DataError: an empty dataset, or a record without answer.
+            PromptError: a question that does not fit the model.
+        """
+        from vlm.inference.generation import Generation
+
+        if len(dataset) == 0:
+            raise DataError("no question to evaluate on")
+        generation = generation or Generation(
+            do_sample=False, max_new_tokens=self.config.max_new_tokens, repetition_penalty=1.0
+        )
+        mine = range(dist.rank(), len(dataset), dist.world_size())
+        texts = engine.generate(self.conversations(dataset, mine), generation, batch_size=self.config.batch_size)
+        everyone = [pair for part in dist.gather_objects(list(zip(mine, texts, strict=True))) for pair in part]
+        return [self._answered(dataset, i, text) for i, text in sorted(everyone)]
+
+    @staticmethod
+    def _answered(dataset: Questions, index: int, text: str) -> Answered:
+        sample, record = dataset[index], dataset.record(index)
+        reference = sample.messages[-1].text
+        name = str(record.get("id", index))
+        return Answered(name, sample.messages[-2].text, text, reference, exact_match(text, reference), record)
+
+    def evaluate(self, engine: Engine, dataset: Questions, generation: Generation | None = None) -> dict[str, Any]:
+        """Accuracies of the model and of the majority answer; see :func:`vlm.tasks.scores.summarise`."""
+        return self.score(self.answer(engine, dataset, generation))
+
+    @staticmethod
+    def score(answered: Sequence[Answered]) -> dict[str, Any]:
+        """Numbers of answered questions, with ``majority`` for comparison."""
+        records = [{**a.record, "answer": a.reference} for a in answered]
+        return {**summarise(records, [a.right for a in answered]), "majority": majority(records)}
