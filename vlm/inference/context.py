@@ -19,16 +19,24 @@ def room_for_prompt(generation: Generation, positions: int | None) -> int:
         generation: ``max_length`` and ``max_new_tokens`` count.
         positions: the language model's own limit, or None.
 
-    A model with a small context keeps at least half of it for the prompt.
+    However long an answer may be, three quarters of the context stay with the prompt.
     """
     limit = min(generation.max_length, positions or generation.max_length)
-    return limit - min(generation.max_new_tokens, limit // 2)
+    return limit - min(generation.max_new_tokens, limit // 4)
 
 
 def room_for_answer(generation: Generation, positions: int | None, prompt: int) -> int:
     """New tokens that fit behind a prompt of that length; at least one."""
     limit = positions or prompt + generation.max_new_tokens
     return max(1, min(generation.max_new_tokens, limit - prompt))
+
+
+def too_long(taken: int, room: int) -> PromptError:
+    """The error for a question that does not fit."""
+    return PromptError(
+        f"the question takes {taken} positions (text and pictures), but only {room} fit before the answer",
+        fix="ask less, send fewer pictures, or lower max_new_tokens / raise max_length",
+    )
 
 
 def turns_of(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:
@@ -62,10 +70,7 @@ def fit(messages: Sequence[Message], room: int, length: Callable[[Sequence[Messa
     dropped = 0
     while taken > room:
         if len(turns) < 2:
-            raise PromptError(
-                f"the question takes {taken} positions (text and pictures), but only {room} fit before the answer",
-                fix="ask less, send fewer pictures, or lower max_new_tokens / raise max_length",
-            )
+            raise too_long(taken, room)
         old = turns[:-1]
         index = next((i for i, turn in enumerate(old) if not any(m.media for m in turn)), 0)
         del turns[index]

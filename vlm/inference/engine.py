@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vlm.common.types import Batch, Example, Message
-from vlm.inference.context import fit, room_for_answer, room_for_prompt
+from vlm.inference.context import fit, room_for_answer, room_for_prompt, too_long
 from vlm.inference.decoding import Ends, Prompt, decode, steps
 from vlm.inference.generation import CHAT, Generation
 from vlm.inference.media import FeatureCache
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from vlm.models.vlm import VLM
     from vlm.processors.processor import Processor
 
-Conversation = Sequence[Message]
+Conversation = Sequence[Message] | Example
+"""Messages with the user's question last; or a prompt made by ``Processor.encode_prompt``, taken as it is."""
 
 
 class Engine:
@@ -49,7 +50,7 @@ class Engine:
     def load(
         cls,
         source: str | Path | Config,
-        device: str | None = None,
+        device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         *,
         options: Sequence[str] = (),
@@ -147,10 +148,9 @@ class Engine:
             normalise: what a candidate's summed token loss is divided by; see ``ranking``.
         """
         return rank_candidates(
-            lambda batch: self.model(batch, return_logits=True),
-            self.batch,
+            lambda examples: self.model(self.batch(examples), return_logits=True),
             self.processor,
-            conversations,
+            self.examples(conversations),
             candidates,
             normalise,
         )
@@ -160,7 +160,7 @@ class Engine:
         inputs = self.fuse(self.examples(conversations))
         room = room_for_prompt(generation, self.positions)
         if generation.context == "turns" and inputs.segments.shape[1] > room:
-            inputs = self.fuse(self.examples([fit(c, room, self.length) for c in conversations]))
+            inputs = self.fuse(self.examples([self._fit(c, room) for c in conversations]))
         inputs = inputs.left_padded()
         prompt = Prompt(inputs.inputs_embeds, (inputs.segments > 0).long())
         if generation.context == "published":
@@ -175,7 +175,7 @@ class Engine:
 
     def examples(self, conversations: Sequence[Conversation]) -> list[Example]:
         """Token ids and pixels of the prompts, with the assistant's turn left open."""
-        return [self.processor.encode_chat(list(c)) for c in conversations]
+        return [c if isinstance(c, Example) else self.processor.encode_chat(list(c)) for c in conversations]
 
     def batch(self, examples: Sequence[Example]) -> Batch:
         """A right-padded batch on the model's device."""
@@ -187,6 +187,13 @@ class Engine:
         with torch.inference_mode():
             visual = None if batch.pixels is None else self.features.encode(batch.pixels, self.model.encode)
             return self.model.prepare(batch, visual)
+
+    def _fit(self, conversation: Conversation, room: int) -> Conversation:
+        if not isinstance(conversation, Example):
+            return fit(conversation, room, self.length)
+        if (taken := self.length(conversation)) > room:
+            raise too_long(taken, room)
+        return conversation
 
     @property
     def positions(self) -> int | None:

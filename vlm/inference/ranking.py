@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vlm.common.errors import UserError
-from vlm.common.types import IGNORE_INDEX, Batch, Example, Message, Output
+from vlm.common.types import IGNORE_INDEX, Example, Output
 
 if TYPE_CHECKING:
     from vlm.processors.processor import Processor
@@ -42,36 +42,33 @@ class Ranking:
 
 @torch.inference_mode()
 def rank_candidates(
-    score: Callable[[Batch], Output],
-    batch_of: Callable[[Sequence[Example]], Batch],
+    score: Callable[[Sequence[Example]], Output],
     processor: Processor,
-    conversations: Sequence[Sequence[Message]],
+    prompts: Sequence[Example],
     candidates: Sequence[Sequence[str]],
     normalise: Normaliser,
 ) -> list[Ranking]:
     """See ``Engine.rank``.
 
     Args:
-        score: batch -> output with logits of the whole sequence.
-        batch_of: examples -> batch on the model's device.
-        processor: makes the prompts and tokenises the candidates.
-        conversations: b conversations.
+        score: examples -> output with logits of the whole sequence.
+        processor: tokenises the candidates.
+        prompts: b prompts with the assistant's turn open.
         candidates: b lists of at least one text each.
         normalise: see ``Normaliser``.
 
     Raises:
         UserError: the two lists differ in length, or a conversation has no candidate.
     """
-    if len(conversations) != len(candidates) or not all(candidates):
-        counts = f"{len(conversations)} conversation(s), candidates: {[len(c) for c in candidates]}"
+    if len(prompts) != len(candidates) or not all(candidates):
+        counts = f"{len(prompts)} conversation(s), candidates: {[len(c) for c in candidates]}"
         raise UserError(f"ranking needs at least one candidate for every conversation, found {counts}")
-    prompts = [processor.encode_chat(list(c)) for c in conversations]
     losses: list[list[float]] = [[] for _ in prompts]
     for column in range(max(map(len, candidates))):
         rows = [i for i, texts in enumerate(candidates) if column < len(texts)]
         answers = [processor.tokenizer.encode(candidates[i][column] + _end(processor)) for i in rows]
         examples = [_with_answer(prompts[i], answer) for i, answer in zip(rows, answers, strict=True)]
-        output = score(batch_of(examples))
+        output = score(examples)
         assert output.logits is not None and output.labels is not None
         sums, counts = token_losses(output.logits, output.labels)
         divisors = {"sum": torch.ones_like(counts), "mean": counts, "published": _published(output.labels, counts)}

@@ -1,0 +1,116 @@
+"""``vlm chat``: talk to a model in the terminal, or ask once from a script."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from vlm.common.errors import UserError
+from vlm.common.logging import say
+from vlm.serve.options import add_model_arguments, device_of, generation_of
+
+if TYPE_CHECKING:
+    from vlm.inference.session import ChatSession
+
+HELP = """Type a question and press Enter. Commands:
+  /image PATH   add a picture to the next question
+  /again        write the last answer again
+  /reset        begin anew: forget pictures and history
+  /help         this text
+  /quit         leave (or Ctrl-D); Ctrl-C ends an answer"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``vlm chat``."""
+    parser.add_argument("model", metavar="RUN_DIR|CFG", help="run folder, or YAML file of a chat or training")
+    parser.add_argument("--image", action="append", default=[], metavar="PATH", help="picture of the first question")
+    parser.add_argument("--ask", action="append", default=[], metavar="TEXT", help="ask this and leave; repeatable")
+    add_model_arguments(parser)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run ``vlm chat``; the exit code.
+
+    Raises:
+        UserError: an unusable model, picture or question.
+    """
+    generation = generation_of(args)
+    from vlm.inference.engine import Engine
+    from vlm.inference.session import ChatSession
+
+    engine = Engine.load(args.model, device_of(args), options=args.options)
+    session = ChatSession(engine, generation)
+    if args.ask:
+        return once(session, args.ask, args.image)
+    return talk(session, args.image)
+
+
+def once(session: ChatSession, questions: list[str], images: list[str]) -> int:
+    """Ask the questions one after another, the pictures with the first; prints one answer per line."""
+    for number, question in enumerate(questions):
+        session.ask(question, images if number == 0 else ())
+        say(session.answer())
+    return 0
+
+
+def talk(session: ChatSession, images: list[str]) -> int:
+    """Read questions until the user leaves."""
+    waiting = list(images)
+    say(HELP + "\n")
+    while True:
+        try:
+            line = input(_prompt(waiting)).strip()
+        except EOFError:
+            say()
+            return 0
+        except KeyboardInterrupt:
+            say()
+            continue
+        if line in ("/quit", "/exit"):
+            return 0
+        try:
+            waiting = _turn(session, line, waiting)
+        except UserError as error:
+            session.take_back()
+            say(f"! {error}")
+
+
+def _prompt(waiting: list[str]) -> str:
+    return f"you ({len(waiting)} picture{'s' if len(waiting) > 1 else ''}): " if waiting else "you: "
+
+
+def _turn(session: ChatSession, line: str, waiting: list[str]) -> list[str]:
+    """Do what one line asks for; the pictures that wait for the next question."""
+    command, _, rest = line.partition(" ")
+    if not line:
+        return waiting
+    if command == "/image":
+        path = rest.strip().strip("'\"")
+        session.engine.processor.image(path, path)  # say now if it cannot be read
+        return [*waiting, path]
+    if command == "/reset":
+        session.reset()
+        return []
+    if command == "/again":
+        session.regenerate()
+        _write(session)
+    elif line.startswith("/"):
+        say(HELP)
+    else:
+        session.ask(line, waiting)
+        _write(session)
+        return []
+    return waiting
+
+
+def _write(session: ChatSession) -> None:
+    """Stream one answer to the terminal; Ctrl-C ends it and keeps what there is."""
+    say("model: ", end="")
+    stream = session.stream()
+    try:
+        for delta in stream:
+            say(("\nmodel: " if delta.replaces else "") + delta, end="")
+    except KeyboardInterrupt:
+        stream.close()
+        say(" [stopped]", end="")
+    say("\n")

@@ -1,0 +1,42 @@
+"""Pictures with questions that a visitor of the chat page can click."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vlm.common.config import Config
+
+Example = tuple[str, str]
+"""Path of a picture, and a question about it."""
+
+WORLD_QUESTIONS = ("describe", "color", "shape", "position", "count", "letter", "size", "exist")
+
+
+def is_world(cfg: Config | None) -> bool:
+    """Whether a model is the embedded one, which knows the painted world only."""
+    return cfg is not None and cfg.model.arch == "tiny"
+
+
+def world_examples(folder: Path, count: int = 8, seed: int = 2024) -> list[Example]:
+    """Paint held-out scenes of the embedded world into ``folder``, one question type after another."""
+    import numpy as np
+
+    from vlm.datasets.world.language import INSTRUCTIONS, ask
+    from vlm.datasets.world.render import render
+    from vlm.datasets.world.scene import scene_at
+
+    found: list[Example] = []
+    rng = np.random.default_rng(seed)
+    for index in range(50 * count):
+        if len(found) == count:
+            break
+        kind = WORLD_QUESTIONS[len(found) % len(WORLD_QUESTIONS)]
+        scene = scene_at(seed, index, split="seen", mix=(0.4, 0.6, 0.0))
+        question = INSTRUCTIONS[0] if kind == "describe" else getattr(ask(scene, kind, rng), "text", None)
+        if question is not None:
+            path = folder / f"{kind}_{len(found)}.png"
+            render(scene).save(path)
+            found.append((str(path), question))
+    return found

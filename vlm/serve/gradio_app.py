@@ -1,0 +1,143 @@
+"""The chat page: ``vlm demo``, and ``python demo.py --cfg-path ...``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import socket
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlm.common.errors import UserError
+from vlm.common.logging import say
+from vlm.serve.options import add_model_arguments, device_of, generation_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from vlm.common.config import Config
+    from vlm.inference.generation import Generation
+
+log = logging.getLogger(__name__)
+
+PORTS = range(7860, 7960)
+"""Tried one after another when no port was asked for."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the chat page."""
+    parser.add_argument("model", nargs="?", metavar="RUN_DIR|CFG", help="run folder, or YAML file of a chat")
+    parser.add_argument("--cfg-path", default=None, help="the same, in the published spelling")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: everybody in the network")
+    parser.add_argument("--port", type=int, default=None, help=f"default: the first free one from {PORTS[0]}")
+    parser.add_argument("--share", action="store_true", help="also make a public link through gradio's servers")
+    add_model_arguments(parser)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the page until it is stopped; the exit code.
+
+    Raises:
+        UserError: no model named, an unusable model, or a port in use.
+    """
+    source = args.cfg_path or args.model
+    if source is None:
+        raise UserError("no model named", fix="give a run folder or a YAML file, e.g. --cfg-path eval_configs/x.yaml")
+    launch(
+        source,
+        options=args.options,
+        host=args.host,
+        port=args.port,
+        share=args.share,
+        device=device_of(args),
+        generation=generation_of(args),
+    )
+    return 0
+
+
+def launch(
+    source: str | Path | Config,
+    *,
+    options: Sequence[str] = (),
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    share: bool = False,
+    device: str | torch.device | None = None,
+    generation: Generation | None = None,
+    block: bool = True,
+) -> Any:
+    """Load a model and serve its page.
+
+    Args:
+        source: what ``Engine.load`` takes.
+        options: changes to the configuration.
+        host: address to listen on.
+        port: None takes the first free one.
+        share: also make a public link.
+        device: None leaves it to the configuration.
+        generation: where the settings start; None: the published chat's.
+        block: wait until the page is stopped; False returns the running ``gradio.Blocks``.
+
+    Raises:
+        UserError: gradio is not installed, the port is in use, or the model cannot be loaded.
+    """
+    gradio = _gradio()
+    port = free_port(host, port)  # before the model is loaded, which may take minutes
+    from vlm.inference.engine import Engine
+    from vlm.inference.generation import CHAT
+    from vlm.serve import gradio_app_look, gradio_app_page
+    from vlm.serve.examples import is_world, world_examples
+
+    engine = Engine.load(source, device, options=options)
+    world = is_world(engine.config)
+    folder = Path(tempfile.mkdtemp(prefix="vlm_page_"))
+    examples = world_examples(folder) if world else []
+    page = gradio_app_page.build(engine, generation or CHAT, examples, pixels=world)
+    page.queue()
+    _, url, public = page.launch(
+        server_name=host,
+        server_port=port,
+        share=share,
+        quiet=True,
+        prevent_thread_lock=True,
+        theme=gradio_app_look.theme(gradio),
+        css=gradio_app_look.CSS,
+        footer_links=[],
+        allowed_paths=[str(folder)],
+        ssr_mode=False,
+    )
+    say(f"chat page: {url}" + (f"  public: {public}" if public else "") + "   (Ctrl-C ends it)")
+    if block:
+        page.block_thread()
+    return page
+
+
+def free_port(host: str, port: int | None) -> int:
+    """``port`` itself, or the first free one when it is None.
+
+    Raises:
+        UserError: it is in use, or none of ``PORTS`` is free.
+    """
+    for candidate in PORTS if port is None else (port,):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, candidate))
+            except OSError as error:
+                log.debug("port %d of %s: %s", candidate, host, error)
+                continue
+            return candidate
+    wanted = f"port {port}" if port is not None else f"every port from {PORTS[0]} to {PORTS[-1]}"
+    raise UserError(f"{wanted} of {host} is in use or not allowed", fix="give another one with --port, or leave --port out")
+
+
+def _gradio() -> Any:
+    try:
+        import gradio
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise UserError("the chat page needs gradio", fix='pip install "vlm[demo]", or use `vlm chat`') from error
+    return gradio

@@ -1,0 +1,79 @@
+"""Colours, style sheet and fixed texts of the chat page."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlm.inference.engine import Engine
+
+CSS = """
+.gradio-container {max-width: 1240px !important; margin: 0 auto !important}
+footer {opacity: .55}
+#head {display: flex; align-items: center; gap: 14px; flex-wrap: wrap; padding: 4px 2px 2px}
+#head h1 {font-size: 1.45rem; font-weight: 700; margin: 0; letter-spacing: -.01em}
+#head .chip {font-size: .8rem; padding: 3px 10px; border-radius: 999px; white-space: nowrap;
+  background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary);
+  color: var(--body-text-color-subdued)}
+#head .chip b {font-weight: 600; color: var(--body-text-color)}
+#head .arrow {color: var(--body-text-color-subdued); margin: 0 -8px}
+#head .gap {flex: 1}
+#picture img {image-rendering: auto; object-fit: contain}
+#picture {min-height: 290px}
+#hint {font-size: .86rem; color: var(--body-text-color-subdued); margin: -4px 4px 0}
+#chat {border-radius: 14px}
+#chat .message img {max-height: 180px; min-height: 110px; border-radius: 10px; width: auto}
+#question textarea {font-size: 1rem}
+#question, #question .input-container {align-items: stretch}
+#send {align-self: stretch; min-height: 46px}
+#chat button[aria-label="Share"], #chat button[title="Share"] {display: none}
+#examples {border: none; background: none; box-shadow: none; padding: 0; overflow: visible}
+#examples .grid-wrap {overflow: visible; max-height: none; padding: 0}
+#examples .thumbnail-item {border-radius: 10px; border: 1px solid var(--border-color-primary); cursor: pointer}
+#examples .caption-label {font-size: .76rem; white-space: normal; line-height: 1.25; max-width: 100%; left: 0; bottom: 0;
+  right: 0; border-radius: 0 0 9px 9px; padding: 4px 6px; background: rgb(15 23 42 / 72%); color: #fff; border: none}
+#examples-title {font-size: .92rem; font-weight: 600; margin: 4px 2px -4px}
+.pixels img {image-rendering: pixelated !important}
+"""
+
+PLACEHOLDER = """### Ask about a picture
+**1.** Drop a picture on the left{examples}.
+**2.** Type a question below, for example *{question}*
+**3.** Go on asking: the conversation is remembered until you restart it."""
+
+HINT = (
+    '<div id="hint">A new picture begins a new conversation. To compare pictures, turn on '
+    "<i>Several pictures</i> in the settings.</div>"
+)
+
+CAMERA_SOURCES = ("upload", "webcam", "clipboard")
+
+
+def theme(gradio: Any) -> Any:
+    """Soft, indigo on slate, with the system's own fonts (nothing is fetched)."""
+    fonts = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "sans-serif"]
+    return gradio.themes.Soft(
+        primary_hue="indigo",
+        secondary_hue="indigo",
+        neutral_hue="slate",
+        radius_size="lg",
+        font=fonts,
+        font_mono=["ui-monospace", "Consolas", "monospace"],
+    )
+
+
+def header(engine: Engine) -> str:
+    """The title and the composition, part by part."""
+    cfg = engine.config
+    names = [] if cfg is None else [cfg.model.vision.name, *(b.name for b in cfg.model.bridge), cfg.model.llm.name]
+    chips = '<span class="arrow">&rarr;</span>'.join(f'<span class="chip">{escape(name)}</span>' for name in names)
+    model = "" if cfg is None else " / ".join(filter(None, (cfg.model.arch, cfg.model.model_type)))
+    title = f'<span class="chip"><b>{escape(model)}</b></span>' if model else ""
+    device = f'<span class="chip">{escape(str(engine.device))}</span>'
+    return f'<div id="head"><h1>vlm chat</h1>{title}<span class="gap"></span>{chips}{device}</div>'
+
+
+def placeholder(question: str, examples: bool) -> str:
+    """What an empty chat says (Markdown)."""
+    return PLACEHOLDER.format(examples=", or click an example" if examples else "", question=question)

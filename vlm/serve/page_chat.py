@@ -1,0 +1,93 @@
+"""What one visitor of the chat page has said and seen; knows nothing of the page's widgets."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from vlm.common.errors import PromptError, UserError
+from vlm.inference.engine import Engine
+from vlm.inference.generation import Generation
+from vlm.inference.session import ChatSession
+from vlm.inference.text import extend
+
+PAUSE = 0.04
+"""Seconds between two updates of the page while an answer is written."""
+
+
+class PageChat:
+    """A session and the bubbles that show it.
+
+    ``shown``: dictionaries with ``role`` and ``content`` (text, or a list of ``{"path": ...}`` and text).
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.session = ChatSession(engine)
+        self.shown: list[dict[str, Any]] = []
+        self.picture: str | None = None
+
+    def ask(self, question: str, picture: str | None, keep: bool = False) -> None:
+        """Add a question. A picture that was not asked about yet begins a new conversation, unless ``keep``.
+
+        Raises:
+            PromptError: no text.
+            DataError: a picture that cannot be read; nothing has changed then.
+        """
+        if not question.strip():
+            raise PromptError("type a question first")
+        new = picture is not None and picture != self.picture
+        before = self.session.messages, self.shown
+        if new and not keep:
+            self.session.reset()
+            self.shown = []
+        try:
+            self.session.ask(question, [picture] if new else ())
+        except UserError:
+            self.session.messages, self.shown = before
+            raise
+        content: list[Any] = [{"path": picture}] if new else []
+        self.shown.append({"role": "user", "content": [*content, question.strip()]})
+        self.picture = picture if new else self.picture
+
+    def write(self, generation: Generation) -> Iterator[list[dict[str, Any]]]:
+        """The bubbles as the answer grows.
+
+        Raises:
+            PromptError: the question does not fit; it is taken back, with its bubble.
+        """
+        shown = self.shown
+        bubble = {"role": "assistant", "content": ""}
+        shown.append(bubble)
+        text, last = "", 0.0
+        try:
+            for delta in self.session.stream(generation):
+                text = extend(text, delta)
+                if time.monotonic() - last >= PAUSE:
+                    bubble["content"], last = text, time.monotonic()
+                    yield self.shown
+        except UserError:
+            self.session.take_back()
+            del shown[-2:]
+            raise
+        bubble["content"] = text or "*(no words)*"
+        yield self.shown
+
+    def again(self) -> None:
+        """Open the last question once more.
+
+        Raises:
+            PromptError: there is no answer yet.
+        """
+        self.session.regenerate()
+        self.shown.pop()
+
+    def stop(self) -> None:
+        """End the answer that is being written."""
+        self.session.stop()
+
+    def restart(self) -> None:
+        """Forget everything."""
+        self.session.reset()
+        self.shown = []
+        self.picture = None
