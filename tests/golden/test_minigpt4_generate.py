@@ -36,7 +36,8 @@ class Chat:
         template = CONVERSATIONS[self.record["conversation"]]
         recipe = ImageRecipe(ImageRecipe.Config(size=self.case.config["vision"]["img_size"]))
         tokenizer = Tokenizer.from_folder(self.case.file("llm"))
-        self.engine = Engine(self.case.model, Processor(tokenizer, template(template.Config()), recipe))
+        end = {k: v for k, v in self.case.config["constructor"].items() if k == "end_sym"}
+        self.engine = Engine(self.case.model, Processor(tokenizer, template(template.Config(**end)), recipe))
         self.picture = Image(self.case.file(self.record["image"]))
         self.stops = tuple(map(tuple, self.record["stop_ids"]))
 
@@ -148,10 +149,8 @@ def test_ranking(chat: Chat) -> None:
         assert not chat.case.has("multi_select.losses")
         return
     record = chat.case.records["multi_select"]
-    constructor = chat.case.config["constructor"]
-    around = constructor["prompt_template"] if constructor.get("chat_template") else "{}"
     prompts = [
-        chat.engine.processor.encode_prompt(around.format(text), [picture])
+        chat.engine.processor.encode_prompt(text, [picture])
         for text, picture in zip(record["instructions"], chat.case.tensor("images"), strict=False)
     ]
     columns = [list(row) for row in zip(*record["candidates_per_choice"], strict=True)]
