@@ -12,9 +12,10 @@ from typing import Any
 
 from vlm.common.config_load import load
 from vlm.common.config_run import RunConfig
+from vlm.common.config_store import effective
 from vlm.common.config_types import Check, Config, DatasetEntry, ModelConfig, Part, WeightFile
 
-__all__ = ["Config", "DatasetEntry", "ModelConfig", "Part", "RunConfig", "WeightFile", "load_config"]
+__all__ = ["Config", "DatasetEntry", "ModelConfig", "Part", "RunConfig", "WeightFile", "effective", "load_config"]
 
 
 def load_config(
@@ -25,7 +26,9 @@ def load_config(
     Args:
         cfg: a YAML file, a run folder, or the ``resolved`` mapping of a stored configuration.
         options: ``--options`` in either spelling.
-        check: which named files must exist: those of the model ("weights"), datasets too ("all"), "none".
+        check: which named files must exist: those of the model ("weights"), datasets too ("all"), no file ("none"),
+            or what the file is for decides ("needed"): datasets too if it trains or evaluates. Unless datasets are
+            checked, entries whose build_info is not set yet are left out.
 
     Raises:
         ConfigError: all problems, each with dotted path, file:line, what was found and what is allowed.

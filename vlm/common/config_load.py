@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
 from vlm.common.config_merge import PARTS, Arch, add_arch, add_corpus, find_arch, interpolate, read_params
 from vlm.common.config_options import Option, apply_options, parse_options
-from vlm.common.config_read import CORPUS_KEYS, read_dataset, read_model, store_model
+from vlm.common.config_read import read_dataset, read_model
 from vlm.common.config_run import RunConfig
+from vlm.common.config_store import DATA_SECTIONS, store
 from vlm.common.config_tree import OPTIONS, Tree, parse_file, plain
 from vlm.common.config_types import Check, Config, DatasetEntry, ModelConfig
 from vlm.common.errors import ConfigError
 from vlm.common.registry import load_plugin, names, resolve
 from vlm.common.schema import Path, Report, dotted, read
 
-DATA_SECTIONS = ("datasets", "valid_datasets", "evaluation_datasets")
 SECTIONS = ("model", *DATA_SECTIONS, "run", "plugins")
 STORED = "config.yaml"
 """The resolved configuration inside a run folder."""
@@ -33,21 +32,38 @@ def load(cfg: str | FilePath | Mapping[str, Any], options: Sequence[str], check:
     check_sections(user, given, report)
     plugins = load_plugins(user, report)
     normalise(user)
-    tree, arch = merge(user, given, report)
+    tree, arch, defaults = merge(user, given, report)
     report.origins, report.texts = {**report.origins, **tree.origins}, tree.texts
     params = read_params(tree, arch, report) if arch else {}
     helps = {name: p.help for name, p in arch.params.items()} if arch else {}
     data = interpolate(tree.data, params, helps, report)
+    params = {name: data["model"][name] for name in params}
+    report.helps = {("model", name): text for name, text in helps.items()}
+    if check == "needed":
+        check = "all" if uses_data(data) else "weights"
     model = read_model(data.get("model", {}), params, report, check) if arch else None
     run = read(RunConfig, data.get("run") or {}, ("run",), report) or RunConfig()
     check_run(run, data, report)
     sections = {s: read_section(s, data, model, report, check) for s in DATA_SECTIONS}
     report.raise_if_any(title)
     assert model is not None
-    config = Config(model=model, run=run, plugins=plugins, **sections)
+    config = Config(
+        model=model,
+        datasets=sections["datasets"],
+        valid_datasets=sections["valid_datasets"],
+        evaluation_datasets=sections["evaluation_datasets"],
+        run=run,
+        plugins=plugins,
+        origins={dotted(p): report.where(p) for p in tree.origins if p},
+        defaults=defaults,
+    )
     config.resolved = store(config, tree, arch, data)
-    config.origins = {dotted(p): o for p, o in tree.origins.items() if p}
     return config
+
+
+def uses_data(data: dict[str, Any]) -> bool:
+    """Whether a configuration trains (it says how long) or evaluates; otherwise it is for chat."""
+    return bool(data.get("evaluation_datasets") or set(data.get("run") or {}) & {"max_epoch", "max_steps"})
 
 
 def read_source(cfg: str | FilePath | Mapping[str, Any]) -> tuple[Tree, str]:
@@ -61,7 +77,9 @@ def read_source(cfg: str | FilePath | Mapping[str, Any]) -> tuple[Tree, str]:
     path = FilePath(cfg)
     if path.is_dir():
         if not (path / STORED).is_file():
-            raise ConfigError(f"{path}: a folder without {STORED} is no run folder", fix="name a run folder or a YAML file")
+            raise ConfigError(
+                f"{path}: a folder without {STORED} is no run folder", fix="name a run folder or a YAML file"
+            )
         path = path / STORED
     return parse_file(path), str(path)
 
@@ -113,8 +131,8 @@ def normalise(user: Tree) -> None:
             user.put(path, {"name": part}, user.origins.get(path, ""))
 
 
-def merge(user: Tree, options: Sequence[Option], report: Report) -> tuple[Tree, Arch | None]:
-    """Defaults of the arch and corpus files, then the user's file, then the options."""
+def merge(user: Tree, options: Sequence[Option], report: Report) -> tuple[Tree, Arch | None, dict[str, Any]]:
+    """Defaults of the arch and corpus files (also given alone, by dotted path), the user's file, the options."""
     tree = Tree()
     arch = find_arch(user, options, report)
     if arch is not None:
@@ -125,13 +143,14 @@ def merge(user: Tree, options: Sequence[Option], report: Report) -> tuple[Tree, 
             if entry is None:
                 entries[name] = {}
             add_corpus(tree, user, options, (section, name), report)
+    defaults = {dotted(p): tree.get(p) for p in tree.origins if not isinstance(tree.get(p), dict)}
     tree.merge(user, (), PARTS)
     if isinstance(tree.get(("model", "params")), dict):
         del tree.data["model"]["params"]
     skip = (("model", "arch"), ("model", "model_type"))
     usable = [o for o in options if o.path[0] in SECTIONS and o.path not in skip and _known_dataset(o, tree)]
     apply_options(tree, usable, report, PARTS)
-    return tree, arch
+    return tree, arch, defaults
 
 
 def _known_dataset(option: Option, tree: Tree) -> bool:
@@ -177,22 +196,3 @@ def check_name(kind: str, name: str, path: Path, report: Report) -> None:
         resolve(kind, name)
     except ConfigError as error:
         report.add(path, str(error))
-
-
-def store(config: Config, tree: Tree, arch: Arch | None, data: dict[str, Any]) -> dict[str, Any]:
-    """Plain data that loads back as ``config`` without any arch or corpus file."""
-    stored: dict[str, Any] = {"model": store_model(config.model, tree, arch)}
-    for section in DATA_SECTIONS:
-        entries = getattr(config, section)
-        if entries:
-            stored[section] = {name: _store_entry(data[section][name], e) for name, e in entries.items()}
-    stored["run"] = plain(dataclasses.asdict(config.run))
-    if config.plugins:
-        stored["plugins"] = list(config.plugins)
-    return stored
-
-
-def _store_entry(written: dict[str, Any], entry: DatasetEntry) -> dict[str, Any]:
-    kept = {k: v for k, v in written.items() if k in CORPUS_KEYS and k not in ("help", "format", "build_info")}
-    build_info = dataclasses.asdict(entry.format.config) if entry.format.config is not None else entry.format.raw
-    return plain({"format": entry.format.name, "build_info": build_info, **kept})

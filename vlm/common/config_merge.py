@@ -143,6 +143,12 @@ def read_params(tree: Tree, arch: Arch, report: Report) -> dict[str, Any]:
     return values
 
 
+def archs() -> list[str]:
+    """Shipped compositions as ``arch/model_type``."""
+    folder = CONFIGS / "models"
+    return sorted(f.relative_to(folder).with_suffix("").as_posix() for f in folder.glob("*/*.yaml"))
+
+
 def corpus_file(name: str) -> FilePath | None:
     """The shipped defaults of a corpus, if there are any."""
     file = CONFIGS / "datasets" / f"{name}.yaml"
@@ -178,7 +184,9 @@ def add_corpus(tree: Tree, user: Tree, options: Sequence[Option], at: Path, repo
         tree.merge(Tree(over, {p[2:]: o for p, o in corpus.origins.items() if p[:2] == head}), at)
 
 
-def interpolate(data: dict[str, Any], params: dict[str, Any], helps: Mapping[str, str], report: Report) -> dict[str, Any]:
+def interpolate(
+    data: dict[str, Any], params: dict[str, Any], helps: Mapping[str, str], report: Report
+) -> dict[str, Any]:
     """``data`` with every ``${...}`` replaced; what cannot be is reported. Fills ``report.blame``."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException

@@ -6,8 +6,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from vlm.common.config_merge import COMPOSITION, Arch
-from vlm.common.config_tree import Tree, plain
+from vlm.common.config_merge import COMPOSITION
+from vlm.common.config_tree import plain
 from vlm.common.config_types import Check, DatasetEntry, ModelConfig, Part, WeightFile
 from vlm.common.errors import ConfigError
 from vlm.common.paths import exists
@@ -66,6 +66,7 @@ def read_part(kind: str, data: Any, path: Path, report: Report) -> Part | None:
     return None if config is None else Part(data["name"], None if config is EMPTY else config, options)
 
 
+TEMPLATE: Path = ("model", "template")
 EMPTY = object()
 """Stands for the options of a class without ``Config``."""
 
@@ -97,7 +98,7 @@ def read_model(data: dict[str, Any], params: dict[str, Any], report: Report, che
         report.add((*at, key), f"missing; expected the {key} of the composition")
     parts = {
         "llm": None if "llm" in needed else read_part("llm", data["llm"], (*at, "llm"), report),
-        "template": None if "template" in needed else read_part("template", data["template"], (*at, "template"), report),
+        "template": None if "template" in needed else read_part("template", data["template"], TEMPLATE, report),
         "fusion": read_part("fusion", data.get("fusion") or "splice", (*at, "fusion"), report),
     }
     seeing = data.get("vision") is not None
@@ -175,7 +176,7 @@ def read_weights(data: Any, report: Report, check: Check) -> list[WeightFile]:
 def check_exists(name: str, path: Path, report: Report) -> None:
     """Report a file or folder that is not there."""
     if not exists(name):
-        report.add(path, f"found {name!r}, but there is no such file or folder (paths are relative to the working folder)")
+        report.add(path, f"found {name!r}, but there is no such file or folder{report.about(path)}")
 
 
 def check_model_files(parts: dict[str, Part | None], report: Report, check: Check) -> None:
@@ -211,17 +212,15 @@ def read_dataset(
     help_ = data.get("help")
     build_info = data.get("build_info") or {}
     unset = [k for k, v in build_info.items() if v == MISSING] if isinstance(build_info, dict) else []
-    for key in unset:
+    for key in unset if check == "all" else []:
         report.add((*path, "build_info", key), "must be set" + (f": {help_}" if help_ else ""))
-        build_info = {k: v for k, v in build_info.items() if k != key}
-    if unset:
-        return None
-    config = read_options(
-        "dataset", str(data["format"]), build_info, (*path, "build_info"), (*path, "format"), report
-    )  # fmt: skip
+    config = None
+    if not unset:
+        places = ((*path, "build_info"), (*path, "format"))
+        config = read_options("dataset", str(data["format"]), build_info, *places, report)
     plain_keys = ("batch_size", "sample_ratio", "type", "data_type", "max_new_tokens")
     scalars = read(_Scalars, {k: data[k] for k in plain_keys if k in data}, path, report)
-    texts = read_processors(TextProcessor, data.get("text_processor"), (*path, "text_processor"), report)
+    read_processors(TextProcessor, data.get("text_processor"), (*path, "text_processor"), report)
     images = read_processors(VisProcessor, data.get("vis_processor"), (*path, "vis_processor"), report)
     check_recipe(images, (*path, "vis_processor"), model, report)
     if config is None or scalars is None:
@@ -229,9 +228,13 @@ def read_dataset(
     if check == "all":
         check_data_files(config, (*path, "build_info"), report)
     part = Part(str(data["format"]), None if config is EMPTY else config, build_info)
-    written = {k: data.get(k) or {} for k in ("text_processor", "vis_processor")}
-    del texts
-    return DatasetEntry(name=name, format=part, **written, **dataclasses.asdict(scalars))
+    return DatasetEntry(
+        name=name,
+        format=part,
+        text_processor=data.get("text_processor") or {},
+        vis_processor=data.get("vis_processor") or {},
+        **dataclasses.asdict(scalars),
+    )
 
 
 @dataclass
@@ -288,33 +291,3 @@ def check_data_files(config: Any, path: Path, report: Report) -> None:
         for name in said if isinstance(said, list) else [said]:
             if isinstance(name, str) and name and not set(name) & set("{*?|"):
                 check_exists(name.removeprefix("file:"), (*path, key), report)
-
-
-def store_model(model: ModelConfig, tree: Tree, arch: Arch | None) -> dict[str, Any]:
-    """``model:`` as stored with a run: parameters declared with their present values, the composition in full.
-
-    References to parameters are kept, so that ``--options model.llama_model=...`` works on a stored run too.
-    """
-    stored: dict[str, Any] = {k: getattr(model, k) for k in ("arch", "model_type") if getattr(model, k) is not None}
-    if arch is not None:
-        kept = ("help", "type", "choices")
-        stored["params"] = {
-            name: {"default": model.params[name], **{k: getattr(p, k) for k in kept if getattr(p, k)}}
-            for name, p in arch.params.items()
-        }
-    written = plain({k: tree.get(("model", k)) for k in COMPOSITION if tree.get(("model", k)) is not None})
-    for key in ("vision", "fusion", "llm", "template"):
-        part = getattr(model, key)
-        if part is not None:
-            written[key] = _store_part(part, written.get(key))
-    bridge = written.get("bridge")
-    if isinstance(bridge, list):
-        written["bridge"] = [_store_part(p, w) for p, w in zip(model.bridge, bridge)]
-    for key in ("image", "text"):
-        written[key] = {**getattr(model, key), **(written.get(key) or {})}
-    return stored | {k: written[k] for k in COMPOSITION if k in written}
-
-
-def _store_part(part: Part, written: Any) -> dict[str, Any]:
-    options = dataclasses.asdict(part.config) if part.config is not None else {}
-    return {"name": part.name, **plain(options), **(written if isinstance(written, dict) else {})}

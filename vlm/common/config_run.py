@@ -34,7 +34,9 @@ class RunConfig:
     task: str = option("image_text_pretrain", "registered task")
     runner: str = option("runner_base", "registered runner")
 
-    lr_sched: str = option("cosine", "registered schedule, e.g. cosine, linear, step, constant, linear_warmup_cosine_lr")
+    lr_sched: str = option(
+        "cosine", "registered schedule, e.g. cosine, linear, step, constant, linear_warmup_cosine_lr"
+    )
     init_lr: float = option(1e-4, "peak learning rate")
     min_lr: float = option(0.0, "learning rate at the end")
     warmup_lr: float = option(-1.0, "learning rate at step 0 of the warm-up; negative: init_lr")

@@ -44,12 +44,10 @@ class Tree:
         """The value at ``path``, or ``default``."""
         node: Any = self.data
         for key in path:
-            if isinstance(node, dict) and key in node:
-                node = node[key]
-            elif isinstance(node, list) and isinstance(key, int) and key < len(node):
-                node = node[key]
-            else:
+            inside = key in node if isinstance(node, dict) else isinstance(node, list) and key in range(len(node))
+            if not inside:
                 return default
+            node = node[key]
         return node
 
     def sub(self, path: Path) -> Tree:
@@ -183,7 +181,8 @@ def _build(loader: _Loader, node: yaml.Node, path: Path, tree: Tree, label: str)
             if own.count(key) > 1:
                 line = key_node.start_mark.line + 1
                 raise ConfigError(f"{label}:{line}: key {dotted((*path, key))!r} stands twice in one mapping")
-            tree.origins[(*path, key)] = f"{label}:{key_node.start_mark.line + 1}"
+            place: Path = (*path, key)
+            tree.origins[place] = f"{label}:{key_node.start_mark.line + 1}"
             result[key] = _build(loader, value_node, (*path, key), tree, label)
         return result
     if isinstance(node, yaml.SequenceNode):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from vlm.common.config_run import RunConfig
 
-Check = Literal["all", "weights", "none"]
+Check = Literal["all", "needed", "weights", "none"]
 
 
 @dataclass
@@ -63,7 +63,11 @@ class DatasetEntry:
 
 @dataclass
 class Config:
-    """A whole configuration; ``resolved`` is plain data that, stored as YAML, loads back as the same config."""
+    """A whole configuration.
+
+    ``resolved`` is plain data that, stored as YAML, loads back as the same configuration without any other file.
+    ``origins`` gives ``file:line`` per dotted path, ``defaults`` what the arch and corpus files say there.
+    """
 
     model: ModelConfig
     datasets: dict[str, DatasetEntry] = field(default_factory=dict)
@@ -73,3 +77,4 @@ class Config:
     plugins: list[str] = field(default_factory=list)
     resolved: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)

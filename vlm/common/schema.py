@@ -57,6 +57,7 @@ class Report:
     origins: dict[Path, str] = field(default_factory=dict)
     texts: dict[Path, str] = field(default_factory=dict)
     blame: dict[Path, Path] = field(default_factory=dict)
+    helps: dict[Path, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
     def where(self, path: Path) -> str:
@@ -66,6 +67,11 @@ class Report:
             if path[:cut] in self.origins:
                 return self.origins[path[:cut]]
         return ""
+
+    def about(self, path: Path) -> str:
+        """The help text of the parameter that the value at ``path`` comes from, as the end of a message."""
+        text = self.helps.get(self.blame.get(path, path), "")
+        return f"; expected: {text}" if text else ""
 
     def add(self, path: Path, message: str) -> None:
         """Note a problem of the value at ``path`` (named by the parameter it came from, if any)."""
@@ -131,7 +137,9 @@ def read(cls: Any, data: Any, path: Path, report: Report) -> Any:
                 complete = False
         elif required(spec):
             about = spec.metadata.get("help", "")
-            report.add((*path, name), f"missing; expected {type_name(types_of[name])}" + (f": {about}" if about else ""))
+            report.add(
+                (*path, name), f"missing; expected {type_name(types_of[name])}" + (f": {about}" if about else "")
+            )
             complete = False
     return construct(cls, values, path, report) if complete else None
 

@@ -1,0 +1,1 @@
+"""Subcommands of the ``vlm`` command that have no package of their own."""

@@ -1,0 +1,33 @@
+"""``vlm eval``: score a model on the evaluation datasets of a YAML file."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The configuration and its changes."""
+    parser.add_argument("cfg", nargs="?", metavar="FILE|RUN_DIR", help="YAML file or run folder")
+    parser.add_argument("--cfg-path", default=None, help="the same, in the published spelling")
+    parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the configuration")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Evaluate; the exit code.
+
+    Raises:
+        UserError: anything the user can fix.
+    """
+    from vlm.common.config import load_config
+    from vlm.common.errors import UserError
+
+    source = args.cfg_path or args.cfg
+    if source is None:
+        raise UserError("no configuration named", fix="vlm eval eval_configs/tiny_eval.yaml")
+    cfg = load_config(source, args.options, check="all")
+    if not cfg.evaluation_datasets:
+        raise UserError(f"{source} has no evaluation_datasets", fix="add the section, or use another file")
+    from vlm.runners.evaluate import run_evaluation
+
+    run_evaluation(cfg)
+    return 0

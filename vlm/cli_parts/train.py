@@ -1,0 +1,36 @@
+"""``vlm train``: one training run, alone or under torchrun."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The published arguments, and ``--resume``."""
+    parser.add_argument("--cfg-path", required=True, metavar="FILE", help="YAML file of the run")
+    parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the configuration")
+    parser.add_argument("--resume", nargs="?", const="auto", default=None, metavar="auto|DIR", help="run.resume=...")
+    parser.add_argument("--overwrite", action="store_true", help="run.overwrite=true")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Train; the exit code (128 + signal number when a signal stopped it after saving).
+
+    Raises:
+        UserError: anything the user can fix.
+    """
+    from vlm.common.config import load_config
+
+    cfg = load_config(args.cfg_path, with_flags(args), check="all")
+    from vlm.runners.train import run_training
+
+    return run_training(cfg).exit_code
+
+
+def with_flags(args: argparse.Namespace) -> list[str]:
+    """``--options`` with ``--resume`` and ``--overwrite`` added, in the spelling that the options use."""
+    flags = {} if args.resume is None else {"run.resume": args.resume}
+    flags |= {"run.overwrite": "true"} if args.overwrite else {}
+    joined = not args.options or "=" in args.options[0]
+    extra = [[f"{key}={value}"] if joined else [key, value] for key, value in flags.items()]
+    return [*args.options, *(item for pair in extra for item in pair)]
