@@ -43,10 +43,35 @@ class Sizes:
     vocab: int = 32000
 
 
-SMALL = Sizes(image_size=56, vision_dim=64, vision_depth=2, vision_heads=2, vision_hidden=128, queries=4, qformer_dim=32,
-              qformer_layers=2, qformer_heads=2, llm_dim=64, llm_layers=2, llm_heads=2, llm_hidden=128, vocab=512)
-SEVEN_B = Sizes(vision_dim=1408, vision_depth=39, vision_heads=16, vision_hidden=6144, qformer_dim=768, qformer_layers=12,
-                qformer_heads=12, llm_dim=4096, llm_layers=32, llm_heads=32, llm_hidden=11008)
+SMALL = Sizes(
+    image_size=56,
+    vision_dim=64,
+    vision_depth=2,
+    vision_heads=2,
+    vision_hidden=128,
+    queries=4,
+    qformer_dim=32,
+    qformer_layers=2,
+    qformer_heads=2,
+    llm_dim=64,
+    llm_layers=2,
+    llm_heads=2,
+    llm_hidden=128,
+    vocab=512,
+)
+SEVEN_B = Sizes(
+    vision_dim=1408,
+    vision_depth=39,
+    vision_heads=16,
+    vision_hidden=6144,
+    qformer_dim=768,
+    qformer_layers=12,
+    qformer_heads=12,
+    llm_dim=4096,
+    llm_layers=32,
+    llm_heads=32,
+    llm_hidden=11008,
+)
 
 
 def llama_config(s: Sizes) -> dict[str, Any]:
@@ -101,7 +126,11 @@ def make_rows(count: int, vocab: int, seed: int, low: int = 8, high: int = 60) -
         total = rng.randint(low, high)
         answer = max(1, total // 2)
         ids = [rng.randrange(3, vocab - 1) for _ in range(total)]
-        rows.append(TextRow([1, *ids[: (total - answer) // 2]], ids[(total - answer) // 2 : total - answer], ids[total - answer :]))
+        rows.append(
+            TextRow(
+                [1, *ids[: (total - answer) // 2]], ids[(total - answer) // 2 : total - answer], ids[total - answer :]
+            )
+        )
     return rows
 
 
@@ -118,7 +147,9 @@ def baseline_inputs(rows: list[TextRow], s: Sizes) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def alternate(sides: dict[str, Callable[[], None]], rounds: int, sync: Callable[[], None] = lambda: None) -> dict[str, list[float]]:
+def alternate(
+    sides: dict[str, Callable[[], None]], rounds: int, sync: Callable[[], None] = lambda: None
+) -> dict[str, list[float]]:
     """Seconds of each side, measured in turns within one run (one warm-up round is thrown away)."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds + 1):
@@ -147,9 +178,17 @@ def machine() -> dict[str, Any]:
     """Hardware and versions, stored with every result."""
     import transformers
 
-    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), platform.processor())
-    info = {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "load_before": os.getloadavg()[0],
-            "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
+    info = {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_before": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
     if torch.cuda.is_available():
         info["gpu"] = torch.cuda.get_device_name()
     return info  # fmt: skip
@@ -158,8 +197,11 @@ def machine() -> dict[str, Any]:
 def write(name: str, result: dict[str, Any]) -> Path:
     """Write a result with the machine, the commit and the date."""
     RESULTS.mkdir(exist_ok=True)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({**result, "machine": machine(), "commit": commit, "date": time.strftime("%Y-%m-%d"),
-                                "command": " ".join([Path(sys.argv[0]).stem, *sys.argv[1:]])}, indent=1) + "\n")  # fmt: skip
+    command = " ".join([f"python -m benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    record = {**result, "machine": machine(), "commit": commit, "date": time.strftime("%Y-%m-%d"), "command": command}
+    path.write_text(json.dumps(record, indent=1) + "\n")
     return path

@@ -23,8 +23,8 @@ def part(kind: str, name: str, **options: Any) -> Any:
 def composition(s: Sizes, precision: str = "fp32") -> VLM:
     """EVA-ViT -> Q-Former -> linear -> LLaMA; only the linear projection trains."""
     vision = part(
-        "vision", "eva_vit", image_size=s.image_size, patch_size=s.patch_size, embed_dim=s.vision_dim, depth=s.vision_depth,
-        num_heads=s.vision_heads, mlp_ratio=s.vision_hidden / s.vision_dim, precision=precision,
+        "vision", "eva_vit", image_size=s.image_size, patch_size=s.patch_size, embed_dim=s.vision_dim,
+        depth=s.vision_depth, num_heads=s.vision_heads, mlp_ratio=s.vision_hidden / s.vision_dim, precision=precision,
     )  # fmt: skip
     qformer = part(
         "bridge", "qformer", num_query_tokens=s.queries, hidden_size=s.qformer_dim, num_hidden_layers=s.qformer_layers,

@@ -136,7 +136,9 @@ def test_house_rules(file: Path) -> None:
             length = (node.end_lineno or 0) - node.lineno + 1
             assert length <= 60, f"{file}:{node.lineno} {node.name} has {length} lines"
         if isinstance(node, ast.ExceptHandler):
-            broad = node.type is None or (isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException"))
+            broad = node.type is None or (
+                isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException")
+            )
             assert not broad, f"{file}:{node.lineno} broad except"
         if isinstance(node, ast.Call):
             check_call(file, node)
@@ -152,7 +154,9 @@ def check_call(file: Path, node: ast.Call) -> None:
     if isinstance(node.func, ast.Attribute):
         if node.func.attr == "load" and isinstance(node.func.value, ast.Name) and node.func.value.id == "torch":
             only = keywords.get("weights_only")
-            assert isinstance(only, ast.Constant) and only.value is True, f"{where} torch.load without weights_only=True"
+            assert isinstance(only, ast.Constant) and only.value is True, (
+                f"{where} torch.load without weights_only=True"
+            )
         if node.func.attr == "load_state_dict":
             strict = keywords.get("strict")
             assert not (isinstance(strict, ast.Constant) and strict.value is False), f"{where} strict=False"

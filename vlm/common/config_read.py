@@ -165,7 +165,7 @@ def read_weights(data: Any, report: Report, check: Check) -> list[WeightFile]:
         if file is None:
             continue
         known = names("checkpoint_format")
-        if known and file.format not in known and ":" not in file.format:
+        if known and file.format not in [*known, "random"] and ":" not in file.format:
             report.unknown((*path, index, "format"), known, "weight format", file.format)
         if file.path and check != "none":
             check_exists(file.path, (*path, index, "path"), report)
