@@ -37,8 +37,8 @@ circle.line { fill: var(--one); } circle.second { fill: var(--two); } circle { s
 .tip { position: absolute; pointer-events: none; background: var(--card); border: 1px solid var(--rule);
   border-radius: 6px; padding: 4px 8px; font-size: 12px; white-space: nowrap; visibility: hidden; top: 4px;
   box-shadow: 0 2px 8px rgb(0 0 0 / 0.15); font-variant-numeric: tabular-nums; }
-.samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(320px, 100%), 1fr)); gap: 16px; }
-.sample img { width: 100%; height: 220px; object-fit: contain; background: var(--code); border-radius: 6px;
+.samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(255px, 100%), 1fr)); gap: 16px; }
+.sample img { width: 100%; height: 190px; object-fit: contain; background: var(--code); border-radius: 6px;
   margin-bottom: 8px; image-rendering: auto; }
 .sample dt { color: var(--soft); font-size: 12px; } .sample dd { margin: 0 0 8px; overflow-wrap: anywhere; }
 .sample dd.answer { font-weight: 600; } dl { margin: 0; }

@@ -1,0 +1,55 @@
+"""A run that is killed and resumed is the same run, bit for bit."""
+
+import random
+import signal
+
+import torch
+from safetensors.torch import load_file
+
+from vlm.checkpoint.run_dir import RunDir, read_checkpoint
+
+
+def same(one, other):
+    """Deep equality with tensors compared bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def test_sigkill_at_a_random_step_and_resume_equal_a_straight_run(tiny):
+    numbers = {"max_steps": 60, "accum_grad_iters": 2, "save_freq": 7, "val_freq": 10}
+    tiny.train("straight", **numbers)
+    process = tiny.start("killed", **numbers)
+    tiny.wait_for_step("killed", random.SystemRandom().randint(8, 40), process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    assert 8 <= len(tiny.records("killed")) < 60
+    result = tiny.train("killed", resume="auto", **numbers)
+    assert result.step == 60 and result.status == "finished"
+    for kind in ("train", "valid"):
+        straight, killed = tiny.records("straight", kind), tiny.records("killed", kind)
+        assert [r["step"] for r in straight] == [r["step"] for r in killed]
+        assert [r["loss"] for r in straight] == [r["loss"] for r in killed]
+        if kind == "train":
+            assert [(r["grad_norm"], r["lr"]) for r in straight] == [(r["grad_norm"], r["lr"]) for r in killed]
+    folders = [RunDir(tiny.folder / name).last() for name in ("straight", "killed")]
+    (tensors, state), (tensors2, state2) = map(read_checkpoint, folders)
+    assert same(tensors, tensors2) and len(tensors) > 2
+    seconds = [s["progress"].pop("seconds") for s in (state, state2)]
+    valid_seconds = [s["progress"]["valid"].pop("seconds") for s in (state, state2)]
+    assert all(x > 0 for x in seconds + valid_seconds)
+    assert same(state, state2)
+
+
+def test_resume_from_a_path_into_another_folder(tiny):
+    tiny.train("first", max_steps=8, save_freq=3)
+    folder = tiny.folder / "first" / "checkpoints" / "step_00000006"
+    tiny.train("second", max_steps=8, save_freq=3, resume_ckpt_path=folder)
+    assert [r["step"] for r in tiny.records("second")] == [7, 8]
+    one, two = (load_file(RunDir(tiny.folder / name).last() / "model.safetensors") for name in ("first", "second"))
+    assert same(one, two)
