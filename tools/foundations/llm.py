@@ -24,12 +24,16 @@ STEPS, BATCH, PEAK = 14_000, 16, 2e-3
 
 
 def build_llm() -> LlamaForCausalLM:
-    """An untrained language model of the size in ``SIZES``."""
+    """An untrained language model of the size in ``SIZES``.
+
+    Input and output embeddings are one matrix while it trains, which makes copying words easy to learn; the
+    exported files hold it twice, as LLaMA's do.
+    """
     size = SIZES["llm"]
     config = LlamaConfig(
         vocab_size=size["vocab_size"], hidden_size=size["hidden_size"], intermediate_size=size["intermediate_size"],
         num_hidden_layers=size["num_hidden_layers"], num_attention_heads=size["num_attention_heads"],
-        max_position_embeddings=512, rms_norm_eps=1e-6, tie_word_embeddings=False,
+        max_position_embeddings=512, rms_norm_eps=1e-6, tie_word_embeddings=True,
         rope_parameters={"rope_type": "default", "rope_theta": size["rope_theta"]},
         bos_token_id=1, eos_token_id=2, pad_token_id=None, attn_implementation="sdpa",
     )  # fmt: skip
@@ -101,11 +105,18 @@ def export_llm(model: LlamaForCausalLM, out: Path) -> None:
     folder = out / "llm"
     folder.mkdir(parents=True, exist_ok=True)
     weights = {key: value.detach().half().contiguous() for key, value in model.state_dict().items()}
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
     part = folder / "model.safetensors.part"
     save_file(weights, part, metadata={"format": "pt"})
+    part.chmod(0o644)
     part.replace(folder / "model.safetensors")
     config = json.loads(model.config.to_json_string())
-    config |= {"architectures": ["LlamaForCausalLM"], "dtype": "float16", "rope_theta": SIZES["llm"]["rope_theta"]}
+    config |= {
+        "architectures": ["LlamaForCausalLM"],
+        "dtype": "float16",
+        "tie_word_embeddings": False,
+        "rope_theta": SIZES["llm"]["rope_theta"],
+    }
     config.pop("transformers_version", None)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     generation = {"bos_token_id": 1, "eos_token_id": 2, "do_sample": False, "max_new_tokens": 64}
@@ -117,7 +128,7 @@ def train_llm(plan: Plan, peak: float = PEAK, log_every: int = 500) -> None:
     torch.manual_seed(plan.seed)
     words = Words(plan.out / "llm" / "tokenizer.model")
     model, total = build_llm(), plan.steps(STEPS, 40)
-    optimizer = common.make_optimizer(model)
+    optimizer = common.Muon(model)
     done, used = common.load_training(plan.work / "llm.pt", model, optimizer)
     clock, batches = Clock(used), TextWorld(words, plan.seed + 1000 * done).batches(BATCH)
     losses: list[float] = []

@@ -67,6 +67,7 @@ def export_qformer(qformer: QFormer, plan: Plan) -> None:
     weights = {key: value.detach().half().contiguous() for key, value in qformer.state_dict().items()}
     part = plan.out / "qformer.safetensors.part"
     save_file(weights, part, metadata={"format": "pt"})
+    part.chmod(0o644)
     part.replace(plan.out / "qformer.safetensors")
 
 

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from foundations.tokenizer import Words
-from vlm.datasets.world.language import INSTRUCTIONS, NOTE_WORDS, Question, ask, caption, dialogue, note
+from vlm.datasets.world.language import INSTRUCTIONS, NOTE_WORDS, QUESTION_TYPES, Question, ask, caption, dialogue, note
 from vlm.datasets.world.scene import COLORS, KINDS, SPLITS, Scene, random_scene
 
 IGNORE = -100
 OPEN, CLOSE = "###Human: <Img>", "</Img> "
 BOS = 1
+TYPES = (*QUESTION_TYPES, "exist", "bind", "exist", "bind")
+"""The yes-no types come more often: they are learnt last."""
 
 
 @dataclass
@@ -101,13 +103,13 @@ class TextWorld:
         hide: share of rows without a picture block or with a meaningless one.
     """
 
-    def __init__(self, words: Words, seed: int, rename: float = 0.35, hide: float = 0.14) -> None:
+    def __init__(self, words: Words, seed: int, rename: float = 0.1, hide: float = 0.12) -> None:
         self.words, self.rename, self.hide = words, rename, hide
         self.rng = np.random.default_rng((seed, SPLITS["foundation"]))
         self.content = [words.id(word) for word in (*COLORS, *KINDS)]
         fixed = (OPEN, CLOSE, "Human: ###Assistant: ", "yes", "no")
         used = {*self.content, *(token for text in fixed for token in words.encode(text))}
-        self.pool = np.array([i for i in range(259, words.size) if i not in used])
+        self.pool = np.array([i for i in range(259, words.size) if i not in used])[::8]
 
     def block(self, scene: Scene) -> tuple[int, ...]:
         """The note's tokens.
@@ -123,7 +125,7 @@ class TextWorld:
     def row(self) -> tuple[Row, str]:
         """A row and how its picture block is to be treated: ``note`` or ``noise``."""
         rng = self.rng
-        scene = random_scene(rng, mix=(0.25, 0.45, 0.30))
+        scene = random_scene(rng, mix=(0.2, 0.45, 0.35))
         block: tuple[int, ...] | None = self.block(scene)
         form, hidden = rng.random(), rng.random()
         kind = "note"
@@ -145,9 +147,9 @@ class TextWorld:
             text = INSTRUCTIONS[int(rng.integers(len(INSTRUCTIONS)))]
             row = training_row(self.words, block, [Question("describe", text, caption(scene))], " ")
         elif form < 0.80:
-            row = training_row(self.words, block, dialogue(scene, rng, 6), " " if form < 0.32 else "")
+            row = training_row(self.words, block, dialogue(scene, rng, 6, types=TYPES), " " if form < 0.32 else "")
         else:
-            row = chat_row(self.words, block, dialogue(scene, rng, int(rng.integers(1, 5))))
+            row = chat_row(self.words, block, dialogue(scene, rng, int(rng.integers(1, 5)), types=TYPES))
         return (self._renamed(row) if rng.random() < self.rename else row), kind
 
     def _renamed(self, row: Row) -> Row:

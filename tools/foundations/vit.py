@@ -16,7 +16,7 @@ from vlm.datasets.world.export import balanced_questions
 from vlm.datasets.world.render import render
 from vlm.datasets.world.scene import COLORS, KINDS
 
-STEPS, BATCH, PEAK, DENSE = 9_000, 32, 1.5e-3, 0.6
+STEPS, BATCH, PEAK, DENSE = 4_000, 32, 1.5e-3, 0.6
 
 
 class Probe(nn.Module):
@@ -88,6 +88,7 @@ def export_vit(vit: Vit, plan: Plan) -> None:
     weights = {key: value.detach().half().contiguous() for key, value in vit.state_dict().items()}
     part = plan.out / "eva_vit.safetensors.part"
     save_file(weights, part, metadata={"format": "pt"})
+    part.chmod(0o644)
     part.replace(plan.out / "eva_vit.safetensors")
 
 
