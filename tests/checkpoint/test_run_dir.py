@@ -15,7 +15,9 @@ from vlm.common.errors import UserError, WeightsError
 
 def save(run: RunDir, step: int, value: float = 0.0, **more):
     passport = make_passport(step=step, config={"a": 1}, metrics={"loss": value})
-    return run.save(step, {"w": torch.full((2, 2), value)}, {"step": step, "x": [1, (2.0, None)]}, passport, "a: 1\n", **more)
+    return run.save(
+        step, {"w": torch.full((2, 2), value)}, {"step": step, "x": [1, (2.0, None)]}, passport, "a: 1\n", **more
+    )
 
 
 @pytest.fixture
@@ -27,7 +29,12 @@ def run(tmp_path):
 
 def test_layout_and_reading_back(run):
     folder = save(run, 5, 1.5, best=True)
-    assert sorted(p.name for p in folder.iterdir()) == ["config.yaml", "model.safetensors", "passport.json", "trainer.pt"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "config.yaml",
+        "model.safetensors",
+        "passport.json",
+        "trainer.pt",
+    ]
     tensors, state = read_checkpoint(folder)
     assert torch.equal(tensors["w"], torch.full((2, 2), 1.5))
     assert state == {"step": 5, "x": [1, (2.0, None)]}

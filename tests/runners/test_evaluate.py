@@ -1,0 +1,78 @@
+"""run_evaluation on a configuration: numbers returned and written."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from vlm.common.config_run import RunConfig
+from vlm.common.config_types import Config, DatasetEntry, Part
+from vlm.common.errors import ConfigError
+from vlm.datasets.qa_jsonl import QaJsonl
+from vlm.runners.evaluate import run_evaluation, table
+
+
+class Engine:
+    """Answers with the colour of the pixel it is shown."""
+
+    processor = SimpleNamespace(image=SimpleNamespace(config=SimpleNamespace(size=8)))
+
+    def generate(self, conversations, generation, batch_size=16):
+        self.batch_size = batch_size
+        found = []
+        for messages in conversations:
+            media = messages[-1].media
+            red = bool(media) and Image.open(media[0].source).getpixel((0, 0))[0] > 128
+            found.append("red" if red else "blue")
+        return found
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    rows = []
+    for i, color in enumerate(["red", "blue", "red", "blue", "red"]):
+        Image.new("RGB", (4, 4), color).save(tmp_path / f"{i}.png")
+        row = {"id": f"q{i}", "image": f"{i}.png", "question": "What color?", "answer": color, "type": "color"}
+        rows.append({**row, "objects": 1 + i % 2, "unseen_pair": i == 4})
+    (tmp_path / "qa.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    part = Part("qa_jsonl", QaJsonl.Config(str(tmp_path / "qa.jsonl"), str(tmp_path)))
+    entries = {name: DatasetEntry(name, part, batch_size=7) for name in ("held_out", "other")}
+    run = RunConfig(output_dir=str(tmp_path / "out"), name="numbers")
+    return Config(model=None, run=run, evaluation_datasets=entries)
+
+
+def test_all_datasets_and_controls_are_scored_and_written(cfg, tmp_path):
+    engine = Engine()
+    found = run_evaluation(cfg, engine=engine, images=("right", "none"))
+    assert engine.batch_size == 7
+    assert sorted(found) == ["held_out", "other"] and sorted(found["other"]) == ["none", "right"]
+    right = found["held_out"]["right"]
+    assert right["overall"] == 1.0 and right["majority"]["overall"] == 0.6 and right["counts"]["unseen_pairs"] == 1
+    assert found["held_out"]["none"]["overall"] == 0.4
+    assert json.loads((tmp_path / "out" / "numbers.json").read_text()) == found
+    lines = [json.loads(x) for x in (tmp_path / "out" / "numbers_answers.jsonl").read_text().splitlines()]
+    assert len(lines) == 20
+    assert lines[0] == {
+        "dataset": "held_out", "image": "right", "id": "q0", "question": "What color?", "answer": "red",
+        "reference": "red", "right": True, "type": "color", "objects": 1, "unseen_pair": False,
+    }  # fmt: skip
+
+
+def test_one_dataset_into_another_folder(cfg, tmp_path):
+    found = run_evaluation(cfg, engine=Engine(), datasets=["other"], output=tmp_path / "x", batch_size=2)
+    assert list(found) == ["other"] and (tmp_path / "x" / "numbers.json").exists()
+
+
+def test_unknown_dataset(cfg):
+    with pytest.raises(ConfigError, match=r"has no third \(known: held_out, other\)"):
+        run_evaluation(cfg, engine=Engine(), datasets=["third"])
+    cfg.evaluation_datasets = {}
+    with pytest.raises(ConfigError, match="known: none"):
+        run_evaluation(cfg, engine=Engine())
+
+
+def test_table_shows_types_and_majority(cfg):
+    text = table(run_evaluation(cfg, engine=Engine(), datasets=["other"])["other"]["right"])
+    assert "all             100.0%   majority   60.0%        5 questions" in text
+    assert "color" in text and "unseen pairs" in text

@@ -1,0 +1,104 @@
+"""Questions, controls and counting, with an engine that answers from the picture's name."""
+
+import pytest
+
+from vlm.common.errors import ConfigError, DataError
+from vlm.common.types import Image, Message, Sample, Text
+from vlm.tasks.question_answering import QuestionAnswering, rolled, with_pictures
+
+ROWS = [
+    {"id": "a", "image": "red", "answer": "red", "type": "color", "objects": 1, "unseen_pair": False},
+    {"id": "b", "image": "blue", "answer": "blue", "type": "color", "objects": 2, "unseen_pair": True},
+    {"id": "c", "image": "blue", "answer": "blue", "type": "color", "objects": 2, "unseen_pair": True},
+    {"id": "d", "image": "green", "answer": "green", "type": "color", "objects": 1, "unseen_pair": False},
+]
+
+
+class Rows:
+    def __init__(self, rows=ROWS):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def record(self, i):
+        return self.rows[i]
+
+    def __getitem__(self, i):
+        row = self.rows[i]
+        user = Message("user", (Image(row["image"]), Text("What color?")))
+        return Sample((user, Message("assistant", (Text(row["answer"]),))), id=row["id"])
+
+
+class Engine:
+    """Says the name of the picture it sees."""
+
+    def __init__(self):
+        self.calls = []
+
+    def generate(self, conversations, generation, batch_size=16):
+        self.calls.append((conversations, generation, batch_size))
+        return [f" {c[-1].media[0].source}\n" if c[-1].media else "red" for c in conversations]
+
+
+def task(**changes):
+    return QuestionAnswering(QuestionAnswering.Config(**changes))
+
+
+@pytest.mark.parametrize("image, overall", [("right", 1.0), ("wrong", 0.0), ("none", 0.25)])
+def test_controls(image, overall):
+    found = task(image=image).evaluate(Engine(), Rows())
+    assert found["overall"] == overall
+    assert found["majority"]["overall"] == 0.5 and found["majority"]["answers"] == {"color": "blue"}
+    assert found["counts"]["unseen_pairs"] == 2
+
+
+def test_questions_go_out_greedily_without_their_answers():
+    engine = Engine()
+    task(batch_size=3, max_new_tokens=7).evaluate(engine, Rows())
+    ((conversations, generation, batch_size),) = engine.calls
+    assert batch_size == 3 and generation.max_new_tokens == 7
+    assert not generation.do_sample and generation.num_beams == 1 and generation.repetition_penalty == 1.0
+    assert [[m.role for m in c] for c in conversations] == [["user"]] * 4
+    assert conversations[0][0].text == "What color?"
+
+
+def test_single_answers_keep_order_and_fields():
+    answered = task().answer(Engine(), Rows())
+    assert [(a.id, a.answer.strip(), a.reference, a.right) for a in answered] == [
+        (r["id"], r["answer"], r["answer"], True) for r in ROWS
+    ]
+    assert answered[0].question == "What color?" and answered[1].record["objects"] == 2
+
+
+def test_each_process_answers_its_share(monkeypatch):
+    engine = Engine()
+    monkeypatch.setattr("vlm.common.dist.rank", lambda: 1)
+    monkeypatch.setattr("vlm.common.dist.world_size", lambda: 2)
+    monkeypatch.setattr("vlm.common.dist.gather_objects", lambda own: [[(0, "red"), (2, "no")], own])
+    answered = task().answer(engine, Rows())
+    assert [c[-1].media[0].source for c in engine.calls[0][0]] == ["blue", "green"]
+    assert [a.right for a in answered] == [True, True, False, True]
+
+
+def test_every_picture_is_replaced_by_another_one():
+    other = rolled(["a", "b", "a", "c", "d", "e"])
+    assert sorted(other) == sorted(other.values()) == ["a", "b", "c", "d", "e"]
+    assert all(k != v for k, v in other.items())
+    with pytest.raises(DataError, match="two different pictures"):
+        rolled(["a", "a"])
+
+
+def test_text_stays_when_pictures_go():
+    message = Message("user", (Image("a"), Text("x"), Image("b"), Text("y")))
+    (bare,) = with_pictures([message], "none", {})
+    assert bare.parts == (Text("x"), Text("y"))
+    (swapped,) = with_pictures([message], "wrong", {"a": "b", "b": "a"})
+    assert swapped.parts == (Image("b"), Text("x"), Image("a"), Text("y"))
+
+
+def test_faults():
+    with pytest.raises(ConfigError, match="allowed: right, wrong, none"):
+        task(image="upside down")
+    with pytest.raises(DataError, match="no question"):
+        task().evaluate(Engine(), Rows([]))
