@@ -14,7 +14,7 @@ from vlm.common.types import Batch
 from vlm.datasets.base import StreamDataset
 from vlm.datasets.quarantine import Quarantine
 from vlm.datasets.sampler import Job, JobSampler, Ref, cursor
-from vlm.datasets.worker import BatchMaker, Delivered, Source, as_is, ignore_signals
+from vlm.datasets.worker import BatchMaker, Delivered, Source, as_is, start_worker
 from vlm.processors.processor import Processor
 
 if TYPE_CHECKING:
@@ -268,5 +268,5 @@ def _loader_options(num_workers: int, pin_memory: bool) -> dict[str, Any]:
         "collate_fn": as_is,
         "num_workers": num_workers,
         "pin_memory": pin_memory,
-        "worker_init_fn": ignore_signals if num_workers else None,
+        "worker_init_fn": start_worker if num_workers else None,
     }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -131,10 +133,22 @@ class BatchMaker(torch.utils.data.Dataset):
         return str(getattr(ref.raw, "key", ref.index))
 
 
-def ignore_signals(_worker: int) -> None:
-    """Worker start-up: stop signals are the main process's business, which then ends its workers."""
+def start_worker(_worker: int) -> None:
+    """Worker start-up: a stop signal to the whole process group is the main process's business.
+
+    The main process then saves and ends its workers; a worker that died first would make it fail. So a
+    worker takes SIGTERM from its parent only.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_leave_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _leave_when_told(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def as_is(item: Any) -> Any:

@@ -119,7 +119,9 @@ def decode(source: Any, *, name: str = "", max_pixels: int = PIXEL_CAP) -> PILIm
         data = _read(source, label)
         try:
             picture = Image.open(io.BytesIO(data))
-        except UnidentifiedImageError:
+        except UnidentifiedImageError as error:
+            if data.startswith(_KNOWN):
+                raise _corrupt(label, error) from None
             picture = _opencv(data, label)
         except Image.DecompressionBombError as error:
             raise _too_large(label, str(error), max_pixels) from error
@@ -139,6 +141,10 @@ def decode(source: Any, *, name: str = "", max_pixels: int = PIXEL_CAP) -> PILIm
 
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error)
 """What PIL's decoders raise on damaged files."""
+
+
+_KNOWN = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"II*\x00", b"MM\x00*", b"BM")
+"""First bytes of formats that PIL reads; OpenCV would return what is left of such a file when it is damaged."""
 
 
 def _read(source: Any, label: str) -> bytes:
@@ -196,6 +202,7 @@ def _opencv(data: bytes, label: str) -> PILImage.Image:
         import cv2
         import numpy as np
 
+        cv2.setNumThreads(0)  # its thread pool does not survive the fork of a loader worker
         try:
             decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
         except cv2.error:

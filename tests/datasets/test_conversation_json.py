@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vlm.common.errors import DataError
+from vlm.common.types import Text
+from vlm.datasets.conversation_json import ConversationJson
+
+
+def load(tmp_path: Path, records: Any, **options: Any) -> ConversationJson:
+    file = tmp_path / "data.json"
+    file.write_text(json.dumps(records))
+    return ConversationJson(ConversationJson.Config(ann_path=str(file), image_path="img", **options))
+
+
+def turns(*values: str) -> list[dict[str, str]]:
+    return [{"from": ("human", "gpt")[k % 2], "value": v} for k, v in enumerate(values)]
+
+
+def show(data: ConversationJson, index: int = 0) -> list[list[str]]:
+    return [
+        [m.role, *(p.text if isinstance(p, Text) else f"[{p.source}]" for p in m.parts)] for m in data[index].messages
+    ]
+
+
+def test_all_turns_and_the_published_place_of_the_picture(tmp_path: Path) -> None:
+    record = {"id": 7, "image": "a.jpg", "conversations": turns("What is it?\n<image>", "A bus.", "Red?", "No.")}
+    data = load(tmp_path, [record])
+    assert show(data) == [["user", "[img/a.jpg]", "What is it?"], ["assistant", "A bus."], ["user", "Red?"], ["assistant", "No."]]
+    assert data[0].id == "7"
+    assert len(data) == 1
+    assert show(load(tmp_path, [record], image_first=False))[0] == ["user", "What is it?", "[img/a.jpg]"]
+    assert len(load(tmp_path, [record], first_pair_only=True)[0].messages) == 2
+
+
+def test_several_pictures_in_several_turns(tmp_path: Path) -> None:
+    record = {"image": ["a.jpg", "b.jpg"], "conversations": turns("<image>\nThis?", "Yes.", "And <image> that?", "No.")}
+    assert show(load(tmp_path, [record], image_first=False)) == [
+        ["user", "[img/a.jpg]", "This?"],
+        ["assistant", "Yes."],
+        ["user", "And ", "[img/b.jpg]", " that?"],
+        ["assistant", "No."],
+    ]
+
+
+def test_without_marks_pictures_come_first(tmp_path: Path) -> None:
+    assert show(load(tmp_path, [{"image": ["a.jpg", "b.jpg"], "conversations": turns("Same?", "No.")}]))[0] == [
+        "user",
+        "[img/a.jpg]",
+        "[img/b.jpg]",
+        "Same?",
+    ]
+
+
+def test_text_only_and_named_by_pattern(tmp_path: Path) -> None:
+    record = {"id": "000012", "conversations": turns("Hi\nthere", "Yes\nno.")}
+    assert show(load(tmp_path, [record])) == [["user", "Hi\nthere"], ["assistant", "Yes\nno."]]
+    named = load(tmp_path, [record], image_pattern="COCO_train2014_{id}.jpg", drop_newlines=True)
+    assert show(named) == [["user", "[img/COCO_train2014_000012.jpg]", "Hithere"], ["assistant", "Yes\nno."]]
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ({"id": "a", "conversations": turns("<image> x", "y")}, "record a: 1 <image> marks but 0 pictures"),
+        ({"image": "p", "conversations": turns("<image><image>", "y")}, "record 0: 2 <image> marks but 1 pictures"),
+        ({"conversations": []}, "at least one turn"),
+        ({"id": "b"}, "no field 'conversations'"),
+        ({"conversations": [{"from": "robot", "value": "x"}]}, "unknown speaker 'robot'"),
+        ({"conversations": [{"from": "gpt"}]}, "no field 'value'"),
+    ],
+)
+def test_unusable_records_name_themselves(tmp_path: Path, record: dict, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        load(tmp_path, [record])[0]
+
+
+def test_the_file_must_be_a_list_of_objects(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected a list of objects, found dict"):
+        load(tmp_path, {"a": 1})

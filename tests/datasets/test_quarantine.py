@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vlm.common.errors import DataError
+from vlm.datasets.quarantine import Quarantine
+from vlm.datasets.worker import Bad
+
+
+def bad(key: str) -> Bad:
+    return Bad("birds", key, f"picture {key}: corrupt")
+
+
+def test_one_line_per_bad_record_even_over_restarts(tmp_path: Path) -> None:
+    for _ in range(2):
+        quarantine = Quarantine(tmp_path / "run")
+        quarantine.add("birds", 500, [bad("1"), bad("2")])
+        quarantine.add("birds", 500, [bad("1")])
+    lines = [json.loads(line) for line in (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()]
+    assert lines == [
+        {"source": "birds", "key": k, "reason": f"picture {k}: corrupt"} for k in ("1", "2")
+    ]
+    assert quarantine.state_dict() == {"good": {"birds": 1000}, "bad": {"birds": 3}}
+
+
+def test_too_many_bad_records_stop_the_run_with_three_examples(tmp_path: Path) -> None:
+    quarantine = Quarantine(tmp_path)
+    quarantine.add("cats", 100, [])
+    quarantine.add("birds", 1, [bad("1"), bad("2")])  # two are never too many
+    with pytest.raises(DataError, match=r"dataset birds: 4 of 105 records .* allowed are 1.0%") as caught:
+        quarantine.add("birds", 100, [bad("3"), bad("4")])
+    text = str(caught.value)
+    assert [f"- {k}: picture {k}: corrupt" in text for k in "1234"] == [True, True, True, False]
+    assert "quarantine.jsonl" in text
+
+
+def test_the_allowed_share_can_be_raised() -> None:
+    quarantine = Quarantine(None, max_share=0.5)
+    quarantine.add("birds", 5, [bad("1"), bad("2"), bad("3"), bad("4"), bad("5")])
+    with pytest.raises(DataError, match="50.0%"):
+        quarantine.add("birds", 0, [bad("6")])
+
+
+def test_half_a_line_of_a_killed_run_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "quarantine.jsonl").write_text('{"source": "birds", "key": "1", "reason": "x"}\n{"source": "bi')
+    quarantine = Quarantine(tmp_path)
+    quarantine.add("birds", 1000, [bad("1")])
+    assert (tmp_path / "quarantine.jsonl").read_text().count("\n") == 1

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import pickle
+import random
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from vlm.common.errors import DataError, PromptError
+from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Image, Message, Sample, Text, Video
+from vlm.processors.image import ImageRecipe
+from vlm.processors.processor import Processor, TextConfig, build_processor
+from vlm.processors.template import Plain, Template, Vicuna0
+from vlm.processors.tokenizer import Tokenizer
+
+PICTURE = Image(np.zeros((4, 4, 3), np.uint8))
+
+
+def say(role: str, *parts: object) -> Message:
+    return Message(role, tuple(Text(p) if isinstance(p, str) else p for p in parts))
+
+
+def make(tokenizer: Tokenizer, template: Template | None = None, **text: object) -> Processor:
+    recipe = ImageRecipe(ImageRecipe.Config(size=4))
+    return Processor(tokenizer, template or Vicuna0(Vicuna0.Config()), recipe, TextConfig(**text))
+
+
+def sample(*messages: Message) -> Sample:
+    return Sample(messages, id="7", source="toy")
+
+
+def targets(example) -> list[int]:  # noqa: ANN001
+    return [label for label in example.labels if label != IGNORE_INDEX]
+
+
+def test_tiny_dialogue_is_tokenised_segment_by_segment(tokenizer: Tokenizer) -> None:
+    processor = make(tokenizer, Vicuna0(Vicuna0.Config(system="", chat_form=True)), max_txt_len=100)
+    dialogue = (
+        say("user", PICTURE, "What is it?"),
+        say("assistant", "a boat"),
+        say("user", "Which color?"),
+        say("assistant", "red"),
+    )
+    example = processor.encode_train(sample(*dialogue), random.Random(0))
+    enc = tokenizer.encode
+    parts = [
+        ([1], False),
+        (enc("###Human: <Img>"), False),
+        ([MEDIA_TOKEN], False),
+        (enc("</Img> What is it?###Assistant: "), False),
+        (enc("a boat###"), True),
+        (enc("Human: Which color?###Assistant: "), False),
+        (enc("red###"), True),
+    ]
+    assert example.ids == [i for ids, _ in parts for i in ids]
+    assert example.labels == [i if sup else IGNORE_INDEX for ids, sup in parts for i in ids]
+    assert [m.shape for m in example.media] == [(1, 3, 4, 4)]
+    assert (example.id, example.source) == ("7", "toy")
+    chat = processor.encode_chat(dialogue[:3])
+    assert chat.ids == example.ids[: len(chat.ids)]
+    assert not chat.num_targets
+
+
+def test_answers_are_cut_with_and_without_their_end(tokenizer: Tokenizer) -> None:
+    answer = "a red boat on the river near the old house"
+    item = sample(say("user", PICTURE), say("assistant", answer))
+    whole = tokenizer.encode(answer + "###")
+    end = tokenizer.encode("x###")[len(tokenizer.encode("x")) :]
+    published = make(tokenizer, max_txt_len=5).encode_train(item, random.Random(0))
+    assert targets(published) == whole[:5]
+    kept = make(tokenizer, max_txt_len=5, keep_end=True).encode_train(item, random.Random(0))
+    assert targets(kept) == whole[: 5 - len(end)] + end
+    for length in (len(whole), len(whole) + 3):
+        example = make(tokenizer, max_txt_len=length, keep_end=True).encode_train(item, random.Random(0))
+        assert targets(example) == whole
+
+
+def test_keep_end_drops_a_question_that_is_cut(tokenizer: Tokenizer) -> None:
+    first = tokenizer.encode("a boat###")
+    item = sample(
+        say("user", PICTURE, "What?"), say("assistant", "a boat"), say("user", "Color?"), say("assistant", "red")
+    )
+    example = make(tokenizer, max_txt_len=len(first) + 2, keep_end=True).encode_train(item, random.Random(0))
+    assert example.ids[-len(first) :] == first
+
+
+def test_a_picture_in_a_turn_that_is_cut_goes_with_it(tokenizer: Tokenizer) -> None:
+    first = tokenizer.encode("a boat###")
+    item = sample(
+        say("user", PICTURE, "What?"), say("assistant", "a boat"), say("user", "And", PICTURE), say("assistant", "red")
+    )
+    short = make(tokenizer, max_txt_len=len(first)).encode_train(item, random.Random(0))
+    assert (short.ids.count(MEDIA_TOKEN), len(short.media)) == (1, 1)
+    whole = make(tokenizer, max_txt_len=100).encode_train(item, random.Random(0))
+    assert (whole.ids.count(MEDIA_TOKEN), len(whole.media)) == (2, 2)
+
+
+def test_context_is_cut_on_the_right_but_never_loses_a_picture(tokenizer: Tokenizer) -> None:
+    item = sample(say("user", PICTURE, "What is in the picture?"), say("assistant", "a boat"))
+    head = len(tokenizer.encode("###Human: <Img>"))
+    whole = make(tokenizer).encode_train(item, random.Random(0))
+    cut = make(tokenizer, max_context_len=head + 6, tokens_per_medium=4).encode_train(item, random.Random(0))
+    assert cut.ids == whole.ids[: 1 + head + 1 + 2] + tokenizer.encode("a boat###")
+    with pytest.raises(DataError, match="toy/7: a picture lies beyond max_context_len"):
+        make(tokenizer, max_context_len=head + 3, tokens_per_medium=4).encode_train(item, random.Random(0))
+
+
+def test_nothing_to_train_is_an_error(tokenizer: Tokenizer) -> None:
+    with pytest.raises(DataError, match="sample toy/7: no supervised token"):
+        make(tokenizer).encode_train(sample(say("user", PICTURE, "What?")), random.Random(0))
+    silent = make(tokenizer, Plain(Plain.Config(end_sym="")))
+    with pytest.raises(DataError, match="no supervised token"):
+        silent.encode_train(sample(say("user", PICTURE), say("assistant", "")), random.Random(0))
+    with pytest.raises(DataError, match="no supervised token"):
+        make(tokenizer, max_txt_len=0).encode_train(
+            sample(say("user", PICTURE), say("assistant", "a")), random.Random(0)
+        )
+
+
+def test_bad_pictures_name_the_sample(tokenizer: Tokenizer) -> None:
+    item = sample(say("user", Image(b"junk"), "What?"), say("assistant", "a"))
+    with pytest.raises(DataError, match="picture toy/7"):
+        make(tokenizer).encode_train(item, random.Random(0))
+
+
+def test_raw_prompts(tokenizer: Tokenizer) -> None:
+    processor = make(tokenizer)
+    example = processor.encode_prompt("a <ImageHere> boat <ImageHere>", [PICTURE, PICTURE.source])
+    enc = tokenizer.encode
+    assert example.ids == [1, *enc("a "), MEDIA_TOKEN, *enc(" boat "), MEDIA_TOKEN]
+    assert len(example.media) == 2
+    with pytest.raises(PromptError, match="0 image marks but 1 media"):
+        processor.encode_prompt("What is it?", [PICTURE])
+
+
+def test_clips_need_a_video_recipe(tokenizer: Tokenizer) -> None:
+    with pytest.raises(DataError, match="takes pictures only"):
+        make(tokenizer).encode_chat([say("user", Video("clip.mp4"), "What?")])
+    recipe = ImageRecipe(ImageRecipe.Config(size=4))
+    clips = Processor(tokenizer, Plain(Plain.Config()), recipe, video=lambda source, name: torch.zeros(5, 3, 4, 4))
+    assert clips.encode_chat([say("user", Video("clip.mp4"), "What?")]).media[0].shape == (5, 3, 4, 4)
+
+
+def test_stop_ids_hold_both_spellings(tokenizer: Tokenizer) -> None:
+    alone = tokenizer.encode("###")
+    after = tokenizer.encode("x###")[len(tokenizer.encode("x")) :]
+    assert alone != after
+    assert make(tokenizer).stop_ids == [alone, after]
+
+
+def test_pickles_into_workers(tokenizer: Tokenizer) -> None:
+    processor = make(tokenizer)
+    item = sample(say("user", PICTURE, "What?"), say("assistant", "a boat"))
+    copy = pickle.loads(pickle.dumps(processor))
+    one, two = (p.encode_train(item, random.Random(0)) for p in (processor, copy))
+    assert one.ids == two.ids
+    assert torch.equal(one.media[0], two.media[0])
+
+
+def test_build_processor_reads_the_composition(llm_folder: Path) -> None:
+    config = SimpleNamespace(
+        llm=SimpleNamespace(config=SimpleNamespace(path=str(llm_folder))),
+        template=SimpleNamespace(name="vicuna0", config=Vicuna0.Config(system="")),
+        image={"size": 8},
+        text={"max_txt_len": 11, "keep_end": True},
+    )
+    processor = build_processor(config)
+    assert (processor.image.config.size, processor.text_cfg.max_txt_len) == (8, 11)
+    example = processor.encode_chat([say("user", PICTURE, "What?")])
+    assert processor.tokenizer.decode(example.ids[: example.ids.index(MEDIA_TOKEN)]) == "###Human: <Img>"
