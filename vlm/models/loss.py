@@ -24,6 +24,8 @@ class FrozenHeadLoss(torch.autograd.Function):
         step = max(1, CHUNK_ELEMENTS.get(hidden.device.type, 2**27) // weight.shape[0])
         total = hidden.new_zeros((), dtype=torch.float32)
         needed = ctx.needs_input_grad[0]
+        kind = hidden.device.type
+        weight = weight.to(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype)
         grad = torch.empty_like(hidden) if needed else None
         with torch.autocast(hidden.device.type, enabled=False):
             for begin in range(0, len(hidden), step):

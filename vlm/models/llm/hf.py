@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from vlm.common.errors import ConfigError, WeightsError
 from vlm.common.registry import register_llm
 from vlm.models.checkpointing import checkpoint_layers
 from vlm.models.fusion.base import LLMInputs
-from vlm.models.llm.packing import ATTENTION, can_pack, pack, register_attention
+from vlm.models.llm.packing import ATTENTION, KeptRows, can_pack, pack, register_attention
 from vlm.models.lora import LoraOptions, inject_lora
 from vlm.models.loss import head_loss
 
@@ -55,8 +56,12 @@ class HFCausalLM(nn.Module):
         self.vocab_size: int = self.model.get_input_embeddings().num_embeddings
         if config.lora is not None:
             inject_lora(self.model, config.lora)
+        self.last_mlp: KeptRows | None = None
         if config.checkpointing:
             checkpoint_layers(self.layers())
+        elif isinstance(getattr(self.layers()[-1], "mlp", None), nn.Module):
+            mlp = self.layers()[-1].mlp
+            mlp.forward = self.last_mlp = KeptRows(mlp.forward)
 
     def layers(self) -> nn.ModuleList:
         """The decoder layers, for inserts and checkpointing."""
@@ -78,17 +83,9 @@ class HFCausalLM(nn.Module):
         Returns:
             Hidden states after the final norm: ``[b, L, d]``, or ``[t, d]`` of the positions wanted.
         """
-        b, longest = inputs.segments.shape
+        longest = inputs.segments.shape[1]
         if keep is not None and self.config.packing and can_pack(self.model, longest):
-            index, layout = pack(inputs.segments, inputs.position_ids)
-            hidden = self.model.base_model(
-                inputs_embeds=inputs.inputs_embeds.flatten(0, 1).index_select(0, index)[None],
-                position_ids=inputs.position_ids.flatten()[index][None],
-                attention_mask=inputs.segments.new_ones(1, 1, 1, 1),
-                use_cache=False,
-                layout=layout,
-            )[0]
-            return hidden[0][keep.flatten()[index]]
+            return self._packed(inputs, keep)
         mask = inputs.attention_mask
         if mask.dim() == 4 and self.model.config._attn_implementation == "eager":  # added to the scores there
             mask = torch.zeros_like(mask, dtype=inputs.inputs_embeds.dtype).masked_fill(~mask, float("-inf"))
@@ -99,6 +96,20 @@ class HFCausalLM(nn.Module):
             use_cache=False,
         )[0]
         return hidden if keep is None else hidden[keep]
+
+    def _packed(self, inputs: LLMInputs, keep: Tensor) -> Tensor:
+        """``[t, d]`` at the positions of ``keep``, with no work on padding and little where nothing is wanted."""
+        index, layout = pack(inputs.segments, inputs.position_ids)
+        rows = keep.flatten()[index].nonzero()[:, 0]
+        with contextlib.nullcontext() if self.last_mlp is None else self.last_mlp.only(rows):
+            hidden = self.model.base_model(
+                inputs_embeds=inputs.inputs_embeds.flatten(0, 1).index_select(0, index)[None],
+                position_ids=inputs.position_ids.flatten()[index][None],
+                attention_mask=inputs.segments.new_ones(1, 1, 1, 1),  # four dimensions: taken as given
+                use_cache=False,
+                layout=layout,
+            )[0]
+        return hidden[0].index_select(0, rows)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits ``[..., vocab]`` of hidden states, with the scaling or soft cap of the model's family."""

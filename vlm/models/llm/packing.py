@@ -7,6 +7,8 @@ attention (padding on the right needs no mask) and puts the result back.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,15 +72,49 @@ def attention(
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
     kwargs["is_causal"] = True
-    spread = [_spread(t, layout) for t in (query, key, value)]
-    out, _ = sdpa_attention_forward(module, *spread, None, **kwargs)
-    return out.flatten(0, 1).index_select(0, layout.scatter)[None], None
+    # short bfloat16 rows are slower than float32 ones on a CPU
+    dtype = torch.float32 if query.device.type == "cpu" else query.dtype
+    with torch.autocast(
+        query.device.type, enabled=dtype is query.dtype and torch.is_autocast_enabled(query.device.type)
+    ):
+        spread = [_spread(t, layout).to(dtype) for t in (query, key, value)]
+        out, _ = sdpa_attention_forward(module, *spread, None, **kwargs)
+    return out.flatten(0, 1).index_select(0, layout.scatter)[None].to(query.dtype), None
 
 
 def _spread(states: Tensor, layout: Layout) -> Tensor:
     """``[1, heads, T, d]`` -> ``[samples, heads, longest, d]``."""
     rows = states[0].transpose(0, 1).index_select(0, layout.gather)
     return rows.unflatten(0, (layout.samples, -1)).transpose(1, 2)
+
+
+class KeptRows:
+    """Stands in for the ``forward`` of the last layer's MLP: works only on the tokens whose output is wanted.
+
+    The others get zeros, which nothing reads: attention has been done, and only wanted tokens reach the head.
+    """
+
+    def __init__(self, forward: Any) -> None:
+        self.forward = forward
+        self.rows: Tensor | None = None
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """``[1, T, d]`` -> ``[1, T, d]``."""
+        if self.rows is None:
+            return self.forward(hidden)
+        some = self.forward(hidden[:, self.rows])
+        if not isinstance(some, Tensor):  # mixtures of experts may give more than one value
+            return self.forward(hidden)
+        return some.new_zeros(hidden.shape).index_copy(1, self.rows, some)
+
+    @contextlib.contextmanager
+    def only(self, rows: Tensor) -> Iterator[None]:
+        """Within the block, work on token numbers ``rows [t]``."""
+        self.rows = rows
+        try:
+            yield
+        finally:
+            self.rows = None
 
 
 def register_attention() -> None:
