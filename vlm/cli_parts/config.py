@@ -72,8 +72,10 @@ def diff(args: argparse.Namespace) -> int:
     mine = flat(effective(cfg))
     if args.other is None:
         for path, value in mine.items():
-            if cfg.origins.get(path, "").startswith((str(args.cfg), "--options")):
-                say(f"{path}: {cfg.defaults.get(path)!r} -> {value!r}")
+            default = cfg.defaults.get(path)
+            written = cfg.origins.get(path, "").startswith((str(args.cfg), "--options"))
+            if written and value != default and "${" not in str(default):
+                say(f"{path}: {default!r} -> {value!r}")
         return 0
     theirs = flat(effective(load_config(args.other, (), check="none")))
     for path in sorted({*mine, *theirs}):

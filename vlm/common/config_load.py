@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
@@ -143,7 +144,8 @@ def merge(user: Tree, options: Sequence[Option], report: Report) -> tuple[Tree, 
             if entry is None:
                 entries[name] = {}
             add_corpus(tree, user, options, (section, name), report)
-    defaults = {dotted(p): tree.get(p) for p in tree.origins if not isinstance(tree.get(p), dict)}
+    defaults = {f"run.{f.name}": getattr(RunConfig(), f.name) for f in dataclasses.fields(RunConfig)}
+    defaults |= {dotted(p): tree.get(p) for p in tree.origins if not isinstance(tree.get(p), dict)}
     tree.merge(user, (), PARTS)
     if isinstance(tree.get(("model", "params")), dict):
         del tree.data["model"]["params"]

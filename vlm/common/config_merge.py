@@ -199,6 +199,7 @@ def interpolate(
         except OmegaConfBaseException:
             report.add(path, f"found {text!r}, which is no valid interpolation (write \\${{ for a plain ${{)")
             faulty.add(path)
+            report.broken.add(path)
     root = OmegaConf.create({"params": params, **_without(data, (), faulty)})
 
     def visit(node: Any, conf: Any, path: Path) -> Any:
@@ -212,9 +213,10 @@ def interpolate(
         if not isinstance(value, str) or "${" not in value or path in faulty:
             return value
         named = _REFERENCE.findall(value)
-        for name in named:
+        for name in [n for n in named if n in params]:
             report.blame[path] = ("model", name)
-            if params.get(name) == MISSING:
+            if params[name] == MISSING:
+                report.broken.add(path)
                 about = helps.get(name, "")
                 report.add(("model", name), "must be set" + (f": {about}" if about else ""))
                 return None
@@ -222,6 +224,7 @@ def interpolate(
             found = conf[key]
         except OmegaConfBaseException as error:
             report.add(path, f"found {value!r}: {str(error).splitlines()[0]}")
+            report.broken.add(path)
             return None
         return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
 

@@ -214,16 +214,15 @@ def read_dataset(
     unset = [k for k, v in build_info.items() if v == MISSING] if isinstance(build_info, dict) else []
     for key in unset if check == "all" else []:
         report.add((*path, "build_info", key), "must be set" + (f": {help_}" if help_ else ""))
-    config = None
-    if not unset:
-        places = ((*path, "build_info"), (*path, "format"))
-        config = read_options("dataset", str(data["format"]), build_info, *places, report)
+    report.broken |= {(*path, "build_info", key) for key in unset}
+    places = ((*path, "build_info"), (*path, "format"))
+    config = read_options("dataset", str(data["format"]), build_info, *places, report)
     plain_keys = ("batch_size", "sample_ratio", "type", "data_type", "max_new_tokens")
     scalars = read(_Scalars, {k: data[k] for k in plain_keys if k in data}, path, report)
     read_processors(TextProcessor, data.get("text_processor"), (*path, "text_processor"), report)
     images = read_processors(VisProcessor, data.get("vis_processor"), (*path, "vis_processor"), report)
     check_recipe(images, (*path, "vis_processor"), model, report)
-    if config is None or scalars is None:
+    if unset or config is None or scalars is None:
         return None
     if check == "all":
         check_data_files(config, (*path, "build_info"), report)

@@ -174,13 +174,13 @@ def _build(loader: _Loader, node: yaml.Node, path: Path, tree: Tree, label: str)
     tree.origins.setdefault(path, f"{label}:{node.start_mark.line + 1}")
     if isinstance(node, yaml.MappingNode):
         own = [str(k.value) for k, _ in node.value if k.tag != "tag:yaml.org,2002:merge"]
+        lines = {str(k.value): k.start_mark.line + 1 for k, _ in node.value}
         loader.flatten_mapping(node)
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = str(key_node.value)
             if own.count(key) > 1:
-                line = key_node.start_mark.line + 1
-                raise ConfigError(f"{label}:{line}: key {dotted((*path, key))!r} stands twice in one mapping")
+                raise ConfigError(f"{label}:{lines[key]}: key {dotted((*path, key))!r} stands twice in one mapping")
             place: Path = (*path, key)
             tree.origins[place] = f"{label}:{key_node.start_mark.line + 1}"
             result[key] = _build(loader, value_node, (*path, key), tree, label)

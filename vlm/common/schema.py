@@ -52,12 +52,17 @@ class ConfigProblems(ConfigError):
 
 @dataclass
 class Report:
-    """Collects problems; knows where a value was written and, for options, its literal text."""
+    """Collects problems; knows where a value was written and, for options, its literal text.
+
+    ``blame`` leads from a value to the parameter that it was taken from, ``helps`` from that to its help;
+    values at ``broken`` paths have their problem already.
+    """
 
     origins: dict[Path, str] = field(default_factory=dict)
     texts: dict[Path, str] = field(default_factory=dict)
     blame: dict[Path, Path] = field(default_factory=dict)
     helps: dict[Path, str] = field(default_factory=dict)
+    broken: set[Path] = field(default_factory=set)
     problems: list[Problem] = field(default_factory=list)
 
     def where(self, path: Path) -> str:
@@ -169,6 +174,8 @@ def convert(kind: Any, value: Any, path: Path, report: Report, about: str = "") 
     An integer is accepted for a float and a list for a tuple; an option's literal text for a string
     (``--options run.job_name=123`` is the string ``"123"``).
     """
+    if path in report.broken:
+        return False, None
     if isinstance(value, str) and value == MISSING:
         report.add(path, "must be set" + (f": {about}" if about else ""))
         return False, None

@@ -1,0 +1,46 @@
+"""Options and fixtures of the whole suite."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the suite runs in several processes
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--golden-root",
+        default=str(GOLDEN),
+        metavar="DIR",
+        help="folder <system>/<case>/ of recorded tensors of published code (default: those committed)",
+    )
+
+
+@pytest.fixture(scope="session")
+def golden_root(pytestconfig: pytest.Config) -> Path:
+    """The folder given by ``--golden-root``."""
+    return Path(pytestconfig.getoption("--golden-root"))
+
+
+@pytest.fixture(scope="session")
+def golden_cases(golden_root: Path) -> Callable[[str], list[Path]]:
+    """``golden_cases("minigpt4")`` -> case folders of a system, sorted."""
+
+    def cases(system: str) -> list[Path]:
+        return sorted(p for p in (golden_root / system).iterdir() if p.is_dir())
+
+    return cases
+
+
+@pytest.fixture
+def open_case() -> Path:
+    """The committed main case of MiniGPT-4: weight files, data and configuration of one small model."""
+    return GOLDEN / "minigpt4" / "open"
