@@ -105,7 +105,13 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 class _SkipRandom(TorchFunctionMode):
     """Leaves tensors as allocated instead of drawing random numbers into them."""
 
-    SKIPPED = (torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.erfinv_)
+    # by name: transformers puts functions of its own in the place of torch's
+    SKIPPED = frozenset(
+        "normal_ uniform_ erfinv_ trunc_normal_ kaiming_normal_ kaiming_uniform_ xavier_normal_ xavier_uniform_".split()
+    )
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if func in self.SKIPPED else func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in self.SKIPPED:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
