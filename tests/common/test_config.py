@@ -131,7 +131,8 @@ def test_types_of_a_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     corpus = tmp_path / "configs" / "datasets" / "two.yaml"
     corpus.parent.mkdir(parents=True)
     corpus.write_text(
-        "format: caption_folder\nbuild_info: {storage: /a, image_ext: .png}\ntypes: {small: {build_info: {storage: /b}}}\n"
+        "format: caption_folder\nbuild_info: {storage: /a, image_ext: .png}\n"
+        "types: {small: {build_info: {storage: /b}}}\n"
     )
     (tmp_path / "configs" / "models" / "minigpt4").mkdir(parents=True)
     monkeypatch.setattr("vlm.common.config_merge.CONFIGS", tmp_path / "configs")

@@ -1,5 +1,6 @@
 """Every fault of a configuration is found, with its place and the nearest right name, all at once."""
 
+# ruff: noqa: E501 - one fault per line
 from __future__ import annotations
 
 from pathlib import Path
