@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vlm.common.errors import ConfigError, DataError
+from vlm.common.errors import ConfigError, DataError, UserError
 from vlm.common.registry import resolve
 from vlm.common.types import Batch
 from vlm.datasets.base import StreamDataset
@@ -134,6 +134,13 @@ class TrainLoader:
             DataError: too many bad records, or none usable in a row.
             PromptError: marks and media of a sample differ.
         """
+        try:
+            return self._next()
+        except UserError:
+            self.close()
+            raise
+
+    def _next(self) -> Batch:
         if self._iterator is None:
             self._sampler.load_state_dict(self._state)
             loader = torch.utils.data.DataLoader(self._maker, sampler=self._sampler, **self._options)
