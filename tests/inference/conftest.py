@@ -55,7 +55,9 @@ def engine() -> Engine:
     vision, llm = Mean(), HFCausalLM(HFCausalLM.Config(config=SIZES))
     model = VLM(vision, [], llm)
     model.fusion = Splice(Splice.Config(), llm)
-    processor = Processor(Tokenizer.from_folder(LLM), Vicuna0(Vicuna0.Config()), ImageRecipe(ImageRecipe.Config(size=6)))
+    processor = Processor(
+        Tokenizer.from_folder(LLM), Vicuna0(Vicuna0.Config()), ImageRecipe(ImageRecipe.Config(size=6))
+    )
     return Engine(model, processor)
 
 

@@ -1,0 +1,1 @@
+"""Getting text out of a model."""

@@ -121,7 +121,7 @@ class Reader:
     """
 
     def __init__(self, llm: nn.Module, prompt: Prompt, use_cache: bool) -> None:
-        self.llm = llm
+        self.llm: Any = llm
         self.embeds: Tensor | None = prompt.embeds
         self.mask = prompt.mask
         self.positions = prompt.positions
@@ -188,7 +188,7 @@ def _fixed(generation: Generation, ends: Ends) -> list[LogitsProcessor]:
     return found
 
 
-def _processors(generation: Generation, ends: Ends) -> LogitsProcessorList:
+def _processors(generation: Generation, ends: Ends) -> Any:
     """In the order of transformers: penalty, minimum length, temperature, top-k, top-p."""
     found = _fixed(generation, ends)
     if generation.do_sample:

@@ -6,7 +6,7 @@ import dataclasses
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -201,7 +201,7 @@ class Engine:
         return getattr(self._llm.config.get_text_config(), "max_position_embeddings", None)
 
     @property
-    def _llm(self) -> torch.nn.Module:
+    def _llm(self) -> Any:
         return self.model.llm.model
 
     def _fitting(self, generation: Generation, prompt: Prompt) -> Generation:
@@ -222,7 +222,7 @@ class Engine:
         return Ends(eos=tuple(eos + _more_ends(self._llm, eos)), bos=bos, pad=tokenizer.pad, stops=stops)
 
 
-def _more_ends(llm: torch.nn.Module, eos: list[int]) -> list[int]:
+def _more_ends(llm: Any, eos: list[int]) -> list[int]:
     """Further end tokens of the model's configuration (some chat models have several)."""
     known = llm.config.get_text_config().eos_token_id
     known = known if isinstance(known, list) else [known]

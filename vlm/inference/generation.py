@@ -37,7 +37,7 @@ class Generation:
     stop: tuple[str, ...] | None = None
     """Texts that end a row, besides the end-of-sequence token; None takes the template's."""
     context: Context = "turns"
-    """``turns`` drops whole old turns of a conversation that is too long; ``published`` cuts positions from the left."""
+    """``turns`` drops whole old turns of one that is too long; ``published`` cuts positions off its left."""
     cleanup: Cleanup = "chat"
     """``chat``: the template's rule; ``answer``: the rule of the published evaluation; ``raw``: only strip."""
     use_cache: bool = True
@@ -51,7 +51,9 @@ class Generation:
         """
         positive = ("max_new_tokens", "num_beams", "temperature", "repetition_penalty", "max_length")
         problems = [f"{n} is {getattr(self, n)}, must be above 0" for n in positive if not getattr(self, n) > 0]
-        problems += [f"{n} is {getattr(self, n)}, must be at least 0" for n in ("min_length", "top_k") if getattr(self, n) < 0]
+        problems += [
+            f"{n} is {getattr(self, n)}, must be at least 0" for n in ("min_length", "top_k") if getattr(self, n) < 0
+        ]
         if not 0 < self.top_p <= 1:
             problems.append(f"top_p is {self.top_p}, must be above 0 and at most 1")
         if problems:

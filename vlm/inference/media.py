@@ -67,5 +67,7 @@ def _key(medium: Tensor) -> str:
 
 
 def _masks(entries: list[tuple[Tensor, Tensor | None]]) -> Tensor | None:
-    masks = [mask if mask is not None else tokens.new_ones(tokens.shape[:-1], dtype=torch.bool) for tokens, mask in entries]
-    return None if all(mask is None for _, mask in entries) else torch.stack(masks)
+    if all(mask is None for _, mask in entries):
+        return None
+    full = entries[0][0].new_ones(entries[0][0].shape[:-1], dtype=torch.bool)
+    return torch.stack([full if mask is None else mask for _, mask in entries])

@@ -70,8 +70,8 @@ def rank_candidates(
         examples = [_with_answer(prompts[i], answer) for i, answer in zip(rows, answers, strict=True)]
         output = score(examples)
         assert output.logits is not None and output.labels is not None
-        sums, counts = token_losses(output.logits, output.labels)
-        divisors = {"sum": torch.ones_like(counts), "mean": counts, "published": _published(output.labels, counts)}
+        sums, numbers = token_losses(output.logits, output.labels)
+        divisors = {"sum": torch.ones_like(sums), "mean": numbers, "published": _published(output.labels, numbers)}
         for i, loss in zip(rows, (sums / divisors[normalise]).tolist(), strict=True):
             losses[i].append(loss)
     return [Ranking(tuple(row)) for row in losses]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator as Stream
+from collections.abc import Sequence
 from typing import Any
 
 from vlm.common.errors import PromptError
@@ -42,7 +43,7 @@ class ChatSession:
             raise PromptError("nothing was asked", fix="type a question")
         self.messages.append(Message("user", tuple(parts)))
 
-    def stream(self, generation: Generation | None = None) -> Iterator[Delta]:
+    def stream(self, generation: Generation | None = None) -> Stream[Delta, None, None]:
         """The answer to the open question in pieces; what was written when it ended goes into the history.
 
         Raises:

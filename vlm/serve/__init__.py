@@ -1,0 +1,1 @@
+"""Front ends: terminal and browser."""

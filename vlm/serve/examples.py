@@ -16,7 +16,7 @@ WORLD_QUESTIONS = ("describe", "color", "shape", "position", "count", "letter", 
 
 def is_world(cfg: Config | None) -> bool:
     """Whether a model is the embedded one, which knows the painted world only."""
-    return cfg is not None and cfg.model.arch == "tiny"
+    return cfg is not None and cfg.model.model_type == "tiny"
 
 
 def world_examples(folder: Path, count: int = 8, seed: int = 2024) -> list[Example]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from vlm.common.config import Config
+    from vlm.inference.engine import Engine
     from vlm.inference.generation import Generation
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def launch(
-    source: str | Path | Config,
+    source: str | Path | Config | Engine,
     *,
     options: Sequence[str] = (),
     host: str = "127.0.0.1",
@@ -71,7 +72,7 @@ def launch(
     """Load a model and serve its page.
 
     Args:
-        source: what ``Engine.load`` takes.
+        source: what ``Engine.load`` takes, or an engine.
         options: changes to the configuration.
         host: address to listen on.
         port: None takes the first free one.
@@ -90,11 +91,12 @@ def launch(
     from vlm.serve import gradio_app_look, gradio_app_page
     from vlm.serve.examples import is_world, world_examples
 
-    engine = Engine.load(source, device, options=options)
+    engine = source if isinstance(source, Engine) else Engine.load(source, device, options=options)
     world = is_world(engine.config)
-    folder = Path(tempfile.mkdtemp(prefix="vlm_page_"))
-    examples = world_examples(folder) if world else []
+    folder = tempfile.TemporaryDirectory(prefix="vlm_page_")
+    examples = world_examples(Path(folder.name)) if world else []
     page = gradio_app_page.build(engine, generation or CHAT, examples, pixels=world)
+    vars(page)["examples_folder"] = folder  # lives as long as the page
     page.queue()
     _, url, public = page.launch(
         server_name=host,
@@ -105,7 +107,7 @@ def launch(
         theme=gradio_app_look.theme(gradio),
         css=gradio_app_look.CSS,
         footer_links=[],
-        allowed_paths=[str(folder)],
+        allowed_paths=[folder.name],
         ssr_mode=False,
     )
     say(f"chat page: {url}" + (f"  public: {public}" if public else "") + "   (Ctrl-C ends it)")
@@ -130,7 +132,9 @@ def free_port(host: str, port: int | None) -> int:
                 continue
             return candidate
     wanted = f"port {port}" if port is not None else f"every port from {PORTS[0]} to {PORTS[-1]}"
-    raise UserError(f"{wanted} of {host} is in use or not allowed", fix="give another one with --port, or leave --port out")
+    raise UserError(
+        f"{wanted} of {host} is in use or not allowed", fix="give another one with --port, or leave --port out"
+    )
 
 
 def _gradio() -> Any:

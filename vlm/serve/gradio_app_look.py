@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vlm.common.config import Config
     from vlm.inference.engine import Engine
 
 CSS = """
@@ -21,19 +23,26 @@ footer {opacity: .55}
 #head .gap {flex: 1}
 #picture img {image-rendering: auto; object-fit: contain}
 #picture {min-height: 290px}
-#hint {font-size: .86rem; color: var(--body-text-color-subdued); margin: -4px 4px 0}
+#hint {font-size: .86rem; color: var(--body-text-color-subdued); margin: 0 2px}
+#hint i {color: inherit}
 #chat {border-radius: 14px}
-#chat .message img {max-height: 180px; min-height: 110px; border-radius: 10px; width: auto}
+#chat .message img {height: 150px; width: auto; max-width: 100%; object-fit: contain; border-radius: 10px}
+.html-container {padding: 0 !important}
 #question textarea {font-size: 1rem}
 #question, #question .input-container {align-items: stretch}
 #send {align-self: stretch; min-height: 46px}
 #chat button[aria-label="Share"], #chat button[title="Share"] {display: none}
-#examples {border: none; background: none; box-shadow: none; padding: 0; overflow: visible}
-#examples .grid-wrap {overflow: visible; max-height: none; padding: 0}
-#examples .thumbnail-item {border-radius: 10px; border: 1px solid var(--border-color-primary); cursor: pointer}
-#examples .caption-label {font-size: .76rem; white-space: normal; line-height: 1.25; max-width: 100%; left: 0; bottom: 0;
-  right: 0; border-radius: 0 0 9px 9px; padding: 4px 6px; background: rgb(15 23 42 / 72%); color: #fff; border: none}
-#examples-title {font-size: .92rem; font-weight: 600; margin: 4px 2px -4px}
+#examples {border-width: 0 !important; background: none; box-shadow: none; padding: 0; overflow: visible !important}
+#examples .grid-wrap {overflow: visible; min-height: 0; max-height: none; height: auto; padding: 0}
+#examples .grid-container {padding: 2px; gap: 10px}
+#examples .thumbnail-item {height: auto; aspect-ratio: auto; display: flex; flex-direction: column; cursor: pointer;
+  border-radius: 12px; border: 1px solid var(--border-color-primary); background: var(--background-fill-primary)}
+#examples .thumbnail-item:hover {border-color: var(--color-accent)}
+#examples .thumbnail-item img {width: 100%; height: auto; aspect-ratio: 1}
+#examples .caption-label {position: static; max-width: 100%; width: 100%; min-height: 3.1em; font-size: .78rem;
+  line-height: 1.25; white-space: normal; text-align: left; padding: 5px 8px; border: none; border-radius: 0;
+  background: none; color: var(--body-text-color); display: flex; align-items: center; text-shadow: none}
+#examples-title {font-size: .92rem; font-weight: 600; margin: 8px 2px 0}
 .pixels img {image-rendering: pixelated !important}
 """
 
@@ -46,8 +55,6 @@ HINT = (
     '<div id="hint">A new picture begins a new conversation. To compare pictures, turn on '
     "<i>Several pictures</i> in the settings.</div>"
 )
-
-CAMERA_SOURCES = ("upload", "webcam", "clipboard")
 
 
 def theme(gradio: Any) -> Any:
@@ -66,12 +73,18 @@ def theme(gradio: Any) -> Any:
 def header(engine: Engine) -> str:
     """The title and the composition, part by part."""
     cfg = engine.config
-    names = [] if cfg is None else [cfg.model.vision.name, *(b.name for b in cfg.model.bridge), cfg.model.llm.name]
+    parts = [] if cfg is None else [cfg.model.vision, *cfg.model.bridge]
+    names = [p.name for p in parts if p is not None] + ([] if cfg is None else [_llm(cfg)])
     chips = '<span class="arrow">&rarr;</span>'.join(f'<span class="chip">{escape(name)}</span>' for name in names)
     model = "" if cfg is None else " / ".join(filter(None, (cfg.model.arch, cfg.model.model_type)))
     title = f'<span class="chip"><b>{escape(model)}</b></span>' if model else ""
     device = f'<span class="chip">{escape(str(engine.device))}</span>'
     return f'<div id="head"><h1>vlm chat</h1>{title}<span class="gap"></span>{chips}{device}</div>'
+
+
+def _llm(cfg: Config) -> str:
+    path = getattr(cfg.model.llm.config, "path", None)
+    return Path(path).name if path else cfg.model.llm.name
 
 
 def placeholder(question: str, examples: bool) -> str:

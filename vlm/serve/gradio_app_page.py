@@ -1,22 +1,41 @@
-"""The widgets of the chat page and what they do."""
+"""The widgets of the chat page, and which event belongs to which."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from vlm.common.errors import UserError
+import gradio as gr
+
 from vlm.inference.engine import Engine
 from vlm.inference.generation import CHAT, Generation
 from vlm.serve import gradio_app_look as look
 from vlm.serve.examples import Example
-from vlm.serve.page_chat import PageChat
+from vlm.serve.gradio_app_events import Events
 
 QUESTION = "What is in the picture?"
 
 
-def build(engine: Engine, generation: Generation = CHAT, examples: Sequence[Example] = (), pixels: bool = False) -> Any:
-    """The page as a ``gradio.Blocks``, not started.
+@dataclass
+class Widgets:
+    """What the events read and change; ``settings`` by their name in ``Generation``, and ``keep``."""
+
+    chat: gr.State
+    picture: gr.Image
+    settings: dict[str, Any]
+    bubbles: gr.Chatbot
+    question: gr.Textbox
+    send: gr.Button
+    stop: gr.Button
+    again: gr.Button
+    restart: gr.Button
+
+
+def build(
+    engine: Engine, generation: Generation = CHAT, examples: Sequence[Example] = (), pixels: bool = False
+) -> gr.Blocks:
+    """The page, not started.
 
     Args:
         engine: answers.
@@ -24,62 +43,72 @@ def build(engine: Engine, generation: Generation = CHAT, examples: Sequence[Exam
         examples: pictures and questions to click.
         pixels: show small pictures with hard pixels instead of blurred.
     """
-    import gradio as gr
-
+    classes = ["pixels"] if pixels else []
     with gr.Blocks(title="vlm chat", analytics_enabled=False, fill_height=True) as page:
-        chat = gr.State(None)
-        gr.HTML(look.header(engine))
+        gr.HTML(look.header(engine), padding=False)
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=300):
-                picture = gr.Image(
-                    type="filepath",
-                    label="Picture",
-                    sources=list(look.CAMERA_SOURCES),
-                    height=290,
-                    elem_id="picture",
-                    elem_classes=["pixels"] if pixels else [],
-                    buttons=["fullscreen"],
-                )
-                gr.HTML(look.HINT)
-                settings = _settings(gr, generation)
+                picture = _picture(classes)
+                gr.HTML(look.HINT, padding=False)
+                settings = _settings(generation)
             with gr.Column(scale=5, min_width=420):
                 bubbles = gr.Chatbot(
                     label="Conversation",
                     show_label=False,
                     height=470,
                     elem_id="chat",
-                    elem_classes=["pixels"] if pixels else [],
+                    elem_classes=classes,
                     layout="bubble",
                     buttons=["copy"],
                     placeholder=look.placeholder(examples[0][1] if examples else QUESTION, bool(examples)),
                 )
-                with gr.Row():
-                    question = gr.Textbox(
-                        show_label=False,
-                        placeholder="Type a question about the picture and press Enter",
-                        lines=1,
-                        max_lines=5,
-                        scale=8,
-                        autofocus=True,
-                        elem_id="question",
-                        container=False,
-                    )
-                    send = gr.Button("Send", variant="primary", scale=1, min_width=90, elem_id="send")
+                question, send = _question()
                 with gr.Row():
                     stop = gr.Button("Stop", interactive=False, size="sm", elem_id="stop")
                     again = gr.Button("Regenerate", interactive=False, size="sm", elem_id="again")
                     restart = gr.Button("Restart", size="sm", elem_id="restart")
-                _shortcuts(gr, engine, question)
+                _shortcuts(engine, question)
         if examples:
-            _gallery(gr, examples, picture, question)
-        _wire(gr, engine, generation, chat, picture, bubbles, question, send, stop, again, restart, settings)
+            _gallery(examples, picture, question)
+        widgets = Widgets(gr.State(None), picture, settings, bubbles, question, send, stop, again, restart)
+        _wire(widgets, engine, generation)
     return page
 
 
-def _settings(gr: Any, start: Generation) -> dict[str, Any]:
-    """The settings, by their name in ``Generation`` (and ``keep``)."""
+def _picture(classes: list[str]) -> gr.Image:
+    picture = gr.Image(
+        type="filepath",
+        label="Picture",
+        sources=["upload", "webcam", "clipboard"],
+        height=290,
+        elem_id="picture",
+        elem_classes=classes,
+        buttons=["fullscreen"],
+    )
+    # as uploaded: the processor decodes it, and says what is wrong with a file that is no picture
+    vars(picture)["preprocess"] = lambda file: file.path if file is not None else None
+    return picture
+
+
+def _question() -> tuple[gr.Textbox, gr.Button]:
+    with gr.Row():
+        box = gr.Textbox(
+            show_label=False,
+            placeholder="Type a question about the picture and press Enter",
+            lines=1,
+            max_lines=5,
+            scale=8,
+            autofocus=True,
+            elem_id="question",
+            container=False,
+        )
+        send = gr.Button("Send", variant="primary", scale=1, min_width=90, elem_id="send")
+    return box, send
+
+
+def _settings(start: Generation) -> dict[str, Any]:
     with gr.Accordion("Settings", open=False, elem_id="settings"):
-        made = {
+        return {
             "do_sample": gr.Checkbox(start.do_sample, label="Sample", info="off: always the most likely word"),
             "temperature": gr.Slider(0.1, 2.0, start.temperature, step=0.1, label="Temperature"),
             "top_p": gr.Slider(0.05, 1.0, start.top_p, step=0.05, label="Top-p"),
@@ -89,12 +118,11 @@ def _settings(gr: Any, start: Generation) -> dict[str, Any]:
             "seed": gr.Number(start.seed, label="Seed", info="empty: another answer each time", precision=0),
             "keep": gr.Checkbox(False, label="Several pictures", info="a new picture joins the conversation"),
         }
-    return made
 
 
-def _gallery(gr: Any, examples: Sequence[Example], picture: Any, question: Any) -> None:
+def _gallery(examples: Sequence[Example], picture: gr.Image, question: gr.Textbox) -> None:
     """Pictures with a question each; a click fills both in."""
-    gr.HTML('<div id="examples-title">Examples: click one, then Send</div>')
+    gr.HTML('<div id="examples-title">Examples: click one, then Send</div>', padding=False)
     shown = gr.Gallery(
         [(path, text) for path, text in examples],
         show_label=False,
@@ -109,88 +137,37 @@ def _gallery(gr: Any, examples: Sequence[Example], picture: Any, question: Any) 
         elem_classes=["pixels"],
     )
 
-    def pick(event: Any) -> list[str]:
+    def pick(event: gr.SelectData) -> list[str]:
         return list(examples[event.index])
 
-    pick.__annotations__["event"] = gr.SelectData  # how gradio knows to pass the event
-    shown.select(pick, None, [picture, question], queue=False, show_progress="hidden", api_visibility="private")
+    shown.select(pick, None, [picture, question], show_progress="hidden", api_visibility="private")
 
 
-def _shortcuts(gr: Any, engine: Engine, question: Any) -> None:
+def _shortcuts(engine: Engine, question: gr.Textbox) -> None:
     """Buttons that write the task texts which the model's template knows, if it knows any."""
     texts: Sequence[str] = getattr(engine.processor.template.config, "shortcuts", ())
     if texts:
         gr.Examples([[t] for t in texts], [question], label="Tasks of this model", elem_id="tasks")
 
 
-def _wire(
-    gr: Any,
-    engine: Engine,
-    generation: Generation,
-    chat: Any,
-    picture: Any,
-    bubbles: Any,
-    question: Any,
-    send: Any,
-    stop: Any,
-    again: Any,
-    restart: Any,
-    settings: dict[str, Any],
-) -> None:
-    """Connect the widgets. Answers are written one at a time; the rest happens at once."""
-    buttons = [send, stop, again]
-    names = [n for n in settings if n != "keep"]
-
-    def working(on: bool) -> list[Any]:
-        return [gr.update(interactive=not on), gr.update(interactive=on), gr.update(interactive=not on)]
-
-    def ask(text: str, path: str | None, keep: bool, mine: PageChat | None) -> list[Any]:
-        mine = mine or PageChat(engine)
-        try:
-            mine.ask(text, path, keep)
-        except UserError as error:
-            raise gr.Error(str(error), title="Not asked", print_exception=False) from error
-        return [mine, mine.shown, "", *working(True)]
-
-    def write(mine: PageChat, *values: Any) -> Iterator[list[Any]]:
-        try:
-            options = generation.but(**_typed(dict(zip(names, values, strict=True))))
-            for shown in mine.write(options):
-                yield [shown, *working(True)]
-        except UserError as error:
-            gr.Warning(str(error), title="Not answered")
-        yield [mine.shown, *working(False)]
-
-    def once_more(mine: PageChat | None) -> list[Any]:
-        try:
-            if mine is not None:
-                mine.again()
-        except UserError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        return [mine.shown if mine is not None else [], *working(True)]
-
-    def halt(mine: PageChat | None) -> None:
-        if mine is not None:
-            mine.stop()
-
-    def begin(mine: PageChat | None) -> list[Any]:
-        if mine is not None:
-            mine.restart()
-        return [[], None, "", gr.update(interactive=True), gr.update(interactive=False), gr.update(interactive=False)]
-
-    at_once = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    slow = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "hidden", "api_visibility": "private"}
-    writing = {"fn": write, "inputs": [chat, *(settings[n] for n in names)], "outputs": [bubbles, *buttons], **slow}
-    asking = [question, picture, settings["keep"], chat]
-    gr.on([send.click, question.submit], ask, asking, [chat, bubbles, question, *buttons], **at_once).success(**writing)
-    again.click(once_more, [chat], [bubbles, *buttons], **at_once).success(**writing)
-    stop.click(halt, [chat], None, **at_once)
-    gr.on([restart.click, bubbles.clear], begin, [chat], [bubbles, picture, question, *buttons], **at_once)
-
-
-def _typed(values: dict[str, Any]) -> dict[str, Any]:
-    """Slider values as the types of ``Generation``."""
-    whole = {"num_beams", "max_new_tokens"}
-    seed = values.pop("seed", None)
-    typed = {name: int(value) if name in whole else value for name, value in values.items()}
-    return {**typed, "seed": None if seed is None else int(seed)}
+def _wire(w: Widgets, engine: Engine, generation: Generation) -> None:
+    """Connect events. Answers are written one at a time over all visitors; the rest happens at once."""
+    names = [n for n in w.settings if n != "keep"]
+    events = Events(engine, generation, names)
+    buttons = [w.send, w.stop, w.again]
+    at_once: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
+    in_turn = {**at_once, "concurrency_limit": 1, "concurrency_id": "model"}
+    writing = {
+        "fn": events.write,
+        "inputs": [w.chat, *(w.settings[n] for n in names)],
+        "outputs": [w.bubbles, *buttons],
+        **in_turn,
+    }
+    asking = [w.question, w.picture, w.settings["keep"], w.chat]
+    asked = [w.chat, w.bubbles, w.question, *buttons]
+    gr.on([w.send.click, w.question.submit], events.ask, asking, asked, **at_once).success(**writing)
+    w.again.click(events.again, [w.chat], [w.bubbles, *buttons], **at_once).success(**writing)
+    w.stop.click(events.stop, [w.chat], None, **at_once)
+    emptied = [w.bubbles, w.picture, w.question, *buttons]
+    gr.on([w.restart.click, w.bubbles.clear], events.restart, [w.chat], emptied, **at_once)
+    w.picture.upload(events.check, [w.picture], [w.picture], **at_once)

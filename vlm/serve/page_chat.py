@@ -23,19 +23,23 @@ class PageChat:
     """
 
     def __init__(self, engine: Engine) -> None:
+        self.engine = engine
         self.session = ChatSession(engine)
         self.shown: list[dict[str, Any]] = []
         self.picture: str | None = None
+        self._busy: ChatSession | None = None
 
     def ask(self, question: str, picture: str | None, keep: bool = False) -> None:
         """Add a question. A picture that was not asked about yet begins a new conversation, unless ``keep``.
 
         Raises:
-            PromptError: no text.
+            PromptError: no text, or an answer is being written.
             DataError: a picture that cannot be read; nothing has changed then.
         """
         if not question.strip():
             raise PromptError("type a question first")
+        if self._busy is self.session:
+            raise PromptError("an answer is being written", fix="wait for its end, or press Stop")
         new = picture is not None and picture != self.picture
         before = self.session.messages, self.shown
         if new and not keep:
@@ -56,29 +60,35 @@ class PageChat:
         Raises:
             PromptError: the question does not fit; it is taken back, with its bubble.
         """
-        shown = self.shown
+        shown, session = self.shown, self.session
+        self._busy = session
         bubble = {"role": "assistant", "content": ""}
         shown.append(bubble)
         text, last = "", 0.0
         try:
-            for delta in self.session.stream(generation):
+            for delta in session.stream(generation):
                 text = extend(text, delta)
                 if time.monotonic() - last >= PAUSE:
                     bubble["content"], last = text, time.monotonic()
                     yield self.shown
         except UserError:
-            self.session.take_back()
+            session.take_back()
             del shown[-2:]
             raise
-        bubble["content"] = text or "*(no words)*"
+        finally:
+            bubble["content"] = text or "*(no words)*"
+            if self._busy is session:
+                self._busy = None
         yield self.shown
 
     def again(self) -> None:
         """Open the last question once more.
 
         Raises:
-            PromptError: there is no answer yet.
+            PromptError: there is no answer yet, or one is being written.
         """
+        if self._busy is self.session:
+            raise PromptError("an answer is being written", fix="wait for its end, or press Stop")
         self.session.regenerate()
         self.shown.pop()
 
@@ -87,7 +97,8 @@ class PageChat:
         self.session.stop()
 
     def restart(self) -> None:
-        """Forget everything."""
+        """Forget everything; an answer that is being written ends, and nothing of it is kept."""
         self.session.reset()
+        self.session = ChatSession(self.engine)
         self.shown = []
         self.picture = None

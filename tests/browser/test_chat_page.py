@@ -1,0 +1,180 @@
+"""The chat page in a real browser: upload, ask, watch the answer grow, stop, regenerate, restart."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from vlm.common.types import Image, Message, Text
+from vlm.inference.engine import Engine
+from vlm.inference.generation import EVALUATION
+from vlm.serve import gradio_app
+
+from ..inference.small import CASE, write_config
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+PICTURE = CASE / "image.png"
+GREEDY = EVALUATION.but(max_new_tokens=24)
+SECONDS_PER_TOKEN = 0.03
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    return Engine.load(write_config(tmp_path_factory.mktemp("small")))
+
+
+@pytest.fixture(scope="module")
+def expected(engine: Engine) -> list[str]:
+    """Answers to two questions in a row, straight from the engine."""
+    messages = [Message("user", (Image(str(PICTURE)), Text("What is in the picture?")))]
+    first = engine.generate([messages], GREEDY)[0]
+    messages += [Message("assistant", (Text(first),)), Message("user", (Text("And what else?"),))]
+    return [first, engine.generate([messages], GREEDY)[0]]
+
+
+@pytest.fixture(scope="module")
+def address(engine: Engine, expected: list[str]) -> Iterator[str]:
+    slow = engine.model.llm.model.register_forward_hook(lambda *_: time.sleep(SECONDS_PER_TOKEN))
+    page = gradio_app.launch(engine, port=gradio_app.free_port("127.0.0.1", None), generation=GREEDY, block=False)
+    yield page.local_url
+    page.close()
+    slow.remove()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(15000)
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.goto(address)
+    page.wait_for_selector("#question textarea")
+    yield page
+    page.close()
+    assert faults == []
+
+
+def upload(page: Page, file: Path | dict) -> None:
+    page.locator("#picture input[type=file]").set_input_files(file)
+
+
+def upload_picture(page: Page) -> None:
+    upload(page, PICTURE)
+    expect(page.locator("#picture img")).to_be_visible()
+
+
+def ask(page: Page, question: str, accepted: bool = True) -> None:
+    page.locator("#question textarea").fill(question)
+    page.locator("#question textarea").press("Enter")
+    if accepted:  # the page empties the box in the same update that disables Send
+        expect(page.locator("#question textarea")).to_have_value("")
+
+
+def bot(page: Page) -> str:
+    """Text of the last answer."""
+    found = page.locator("#chat .bot.message, #chat .message.bot")
+    return found.last.inner_text().strip() if found.count() else ""
+
+
+def wait_until_done(page: Page) -> None:
+    expect(page.locator("#send")).to_be_enabled()
+    expect(page.locator("#stop")).to_be_disabled()
+
+
+def same(shown: str, text: str) -> bool:
+    """White space and Markdown aside."""
+    return _letters(shown) == _letters(text)
+
+
+def _letters(text: str) -> str:
+    return "".join(c for c in text if c.isalnum())
+
+
+def test_two_turns_are_streamed_and_remembered(page: Page, expected: list[str]) -> None:
+    upload_picture(page)
+    ask(page, "What is in the picture?")
+    lengths = set()
+    while page.locator("#send").is_disabled():
+        lengths.add(len(bot(page)))
+        page.wait_for_timeout(40)
+    wait_until_done(page)
+    assert len(lengths - {0}) >= 3, "the answer did not grow on the page"
+    assert same(bot(page), expected[0])
+    expect(page.locator("#chat .user img")).to_be_visible()
+    ask(page, "And what else?")
+    expect(page.locator("#chat .user.message, #chat .message.user").last).to_contain_text("And what else?")
+    wait_until_done(page)
+    page.wait_for_timeout(200)
+    assert same(bot(page), expected[1])
+
+
+def test_stop_regenerate_restart(page: Page, expected: list[str]) -> None:
+    upload_picture(page)
+    ask(page, "What is in the picture?")
+    page.wait_for_function("() => [...document.querySelectorAll('#chat .bot')].some(e => e.innerText.length > 3)")
+    page.locator("#stop").click()
+    wait_until_done(page)
+    stopped = _letters(bot(page))
+    assert 0 < len(stopped) < len(_letters(expected[0]))
+    assert _letters(expected[0]).startswith(stopped)
+    page.locator("#again").click()
+    expect(page.locator("#stop")).to_be_enabled()
+    wait_until_done(page)
+    page.wait_for_timeout(200)
+    assert same(bot(page), expected[0])
+    page.locator("#restart").click()
+    expect(page.locator("#chat .user")).to_have_count(0)
+    expect(page.locator("#picture img")).to_have_count(0)
+    expect(page.locator("#again")).to_be_disabled()
+    ask(page, "No picture now?")
+    wait_until_done(page)
+    assert bot(page)
+
+
+def test_a_file_that_is_no_picture_is_told_and_the_page_lives_on(page: Page) -> None:
+    upload(page, {"name": "note.png", "mimeType": "image/png", "buffer": b"this is no picture"})
+    toast = page.locator(".toast-wrap")
+    expect(toast).to_contain_text("note.png")
+    expect(page.locator("#picture img")).to_have_count(0)
+    ask(page, "  ", accepted=False)
+    expect(toast).to_contain_text("type a question")
+    expect(page.locator("#chat .user")).to_have_count(0)
+    upload_picture(page)
+    ask(page, "And this?")
+    wait_until_done(page)
+    assert bot(page)
+
+
+def test_settings_reach_the_answer(page: Page, expected: list[str]) -> None:
+    page.locator("#settings button").first.click()
+    for label in ("Sample", "Temperature", "Top-p", "Beams", "Longest answer (tokens)", "Repetition penalty", "Seed"):
+        expect(page.locator("#settings").get_by_text(label, exact=True).first).to_be_visible()
+    tokens = page.locator("#settings").get_by_label("number input for Longest answer (tokens)")
+    tokens.fill("4")
+    tokens.press("Tab")
+    upload_picture(page)
+    ask(page, "What is in the picture?")
+    wait_until_done(page)
+    page.wait_for_timeout(200)
+    short = _letters(bot(page))
+    assert 0 < len(short) < len(_letters(expected[0]))
+    assert _letters(expected[0]).startswith(short)

@@ -1,0 +1,158 @@
+"""What the chat page remembers of one visitor, and the page's own start."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+
+import pytest
+
+from vlm.common.errors import DataError, PromptError, UserError
+from vlm.inference.engine import Engine
+from vlm.inference.generation import EVALUATION
+from vlm.serve import gradio_app, gradio_app_look
+from vlm.serve.examples import is_world, world_examples
+from vlm.serve.page_chat import PageChat
+
+from ..inference.small import CASE, write_config
+
+PICTURE = str(CASE / "image.png")
+OTHER = str(CASE / "data" / "cc_sbu_align" / "image" / "2.jpg")
+SHORT = EVALUATION.but(max_new_tokens=5)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    return Engine.load(write_config(tmp_path_factory.mktemp("small")))
+
+
+@pytest.fixture
+def chat(engine: Engine) -> PageChat:
+    return PageChat(engine)
+
+
+def answer(chat: PageChat) -> str:
+    return list(chat.write(SHORT))[-1][-1]["content"]
+
+
+def test_picture_goes_with_its_first_question_only(chat: PageChat) -> None:
+    chat.ask("What is this?", PICTURE)
+    first = answer(chat)
+    chat.ask("And now?", PICTURE)
+    answer(chat)
+    assert [len(m.media) for m in chat.session.messages] == [1, 0, 0, 0]
+    assert chat.shown[0] == {"role": "user", "content": [{"path": PICTURE}, "What is this?"]}
+    assert chat.shown[1]["content"] == first == chat.session.messages[1].text
+    assert chat.shown[2]["content"] == ["And now?"]
+
+
+def test_new_picture_begins_anew_unless_kept(chat: PageChat) -> None:
+    chat.ask("What is this?", PICTURE)
+    answer(chat)
+    chat.ask("And this?", OTHER)
+    answer(chat)
+    assert len(chat.session.messages) == len(chat.shown) == 2
+    chat.ask("Compare.", PICTURE, keep=True)
+    assert sum(len(m.media) for m in chat.session.messages) == 2
+    assert len(chat.shown) == 3
+
+
+def test_regenerate_and_restart(chat: PageChat) -> None:
+    chat.ask("What is this?", PICTURE)
+    first = answer(chat)
+    chat.again()
+    assert len(chat.shown) == 1
+    assert answer(chat) == first
+    chat.restart()
+    assert (chat.shown, chat.session.messages, chat.picture) == ([], [], None)
+    with pytest.raises(PromptError):
+        chat.again()
+
+
+def test_one_answer_at_a_time(chat: PageChat) -> None:
+    chat.ask("What is this?", PICTURE)
+    writing = chat.write(SHORT)
+    next(writing)
+    for intrude in (lambda: chat.ask("Quick, another!", None), chat.again):
+        with pytest.raises(PromptError, match="is being written"):
+            intrude()
+    assert [m.role for m in chat.session.messages] == ["user"]
+    chat.stop()
+    list(writing)
+    chat.ask("Now another.", None)
+    assert answer(chat)
+
+
+def test_visitor_who_leaves_frees_the_chat(chat: PageChat) -> None:
+    chat.ask("What is this?", PICTURE)
+    writing = chat.write(SHORT)
+    next(writing)
+    writing.close()
+    chat.ask("Back again.", None)
+    assert answer(chat)
+
+
+def test_restart_while_an_answer_is_written(chat: PageChat) -> None:
+    chat.ask("What is this?", PICTURE)
+    writing = chat.write(SHORT)
+    next(writing)
+    chat.restart()
+    assert list(writing)[-1] == []
+    assert chat.session.messages == []
+
+
+def test_bad_requests_change_nothing(chat: PageChat, tmp_path) -> None:
+    chat.ask("What is this?", PICTURE)
+    answer(chat)
+    shown = [dict(bubble) for bubble in chat.shown]
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"bad\.png"):
+        chat.ask("And this?", str(bad))
+    with pytest.raises(PromptError, match="type a question"):
+        chat.ask("  ", None)
+    chat.ask("word " * 300, None)
+    with pytest.raises(PromptError, match="positions"):
+        answer(chat)
+    assert chat.shown == shown
+    assert len(chat.session.messages) == 2
+    chat.ask("Still there?", None)
+    assert answer(chat)
+
+
+def test_port_in_use_is_told_before_anything_is_loaded() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {port} of 127.0.0.1 is in use"):
+            gradio_app.launch("nowhere.yaml", port=port)
+    assert gradio_app.free_port("127.0.0.1", None) in gradio_app.PORTS
+
+
+def test_published_command_line() -> None:
+    parser = argparse.ArgumentParser()
+    gradio_app.add_arguments(parser)
+    args = parser.parse_args(["--cfg-path", "a.yaml", "--gpu-id", "0", "--options", "model.ckpt=b", "run.seed=1"])
+    assert (args.cfg_path, args.gpu_id, args.options, args.share) == (
+        "a.yaml",
+        0,
+        ["model.ckpt=b", "run.seed=1"],
+        False,
+    )
+    with pytest.raises(UserError, match="no model named"):
+        gradio_app.main(parser.parse_args([]))
+
+
+def test_header_names_the_parts(engine: Engine) -> None:
+    html = gradio_app_look.header(engine)
+    for name in ("eva_vit", "qformer", "linear", "llm", "cpu"):
+        assert f">{name}<" in html
+    assert not is_world(engine.config)
+
+
+def test_world_examples_are_pictures_with_questions(tmp_path) -> None:
+    examples = world_examples(tmp_path, count=8)
+    assert len(examples) == 8 and len({question for _, question in examples}) >= 6
+    assert all(question.endswith(("?", ".")) for _, question in examples)
+    assert len(list(tmp_path.glob("*.png"))) == 8
