@@ -106,9 +106,9 @@ class _SkipRandom(TorchFunctionMode):
     """Leaves tensors as allocated instead of drawing random numbers into them."""
 
     # by name: transformers puts functions of its own in the place of torch's
-    SKIPPED = frozenset(
-        "normal_ uniform_ erfinv_ trunc_normal_ kaiming_normal_ kaiming_uniform_ xavier_normal_ xavier_uniform_".split()
-    )
+    RANDOM = ("normal_", "uniform_", "trunc_normal_")
+    SCALED = ("erfinv_", "kaiming_normal_", "kaiming_uniform_", "xavier_normal_", "xavier_uniform_")
+    SKIPPED = frozenset(RANDOM + SCALED)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
