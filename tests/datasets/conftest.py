@@ -16,7 +16,7 @@ from vlm.processors.template import Plain
 from vlm.processors.tokenizer import Tokenizer
 
 LLM = Path(__file__).parents[1] / "golden" / "minigpt4" / "open" / "llm"
-WORDS = "a red boat on the river near an old house and two people look at small birds".split()
+WORDS = ["a", "red", "boat", "on", "the", "river", "near", "an", "old", "house", "and", "two", "people", "look"]
 
 
 def caption(k: int) -> str:

@@ -30,7 +30,12 @@ def show(data: ConversationJson, index: int = 0) -> list[list[str]]:
 def test_all_turns_and_the_published_place_of_the_picture(tmp_path: Path) -> None:
     record = {"id": 7, "image": "a.jpg", "conversations": turns("What is it?\n<image>", "A bus.", "Red?", "No.")}
     data = load(tmp_path, [record])
-    assert show(data) == [["user", "[img/a.jpg]", "What is it?"], ["assistant", "A bus."], ["user", "Red?"], ["assistant", "No."]]
+    assert show(data) == [
+        ["user", "[img/a.jpg]", "What is it?"],
+        ["assistant", "A bus."],
+        ["user", "Red?"],
+        ["assistant", "No."],
+    ]
     assert data[0].id == "7"
     assert len(data) == 1
     assert show(load(tmp_path, [record], image_first=False))[0] == ["user", "What is it?", "[img/a.jpg]"]

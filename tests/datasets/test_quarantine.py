@@ -20,9 +20,7 @@ def test_one_line_per_bad_record_even_over_restarts(tmp_path: Path) -> None:
         quarantine.add("birds", 500, [bad("1"), bad("2")])
         quarantine.add("birds", 500, [bad("1")])
     lines = [json.loads(line) for line in (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()]
-    assert lines == [
-        {"source": "birds", "key": k, "reason": f"picture {k}: corrupt"} for k in ("1", "2")
-    ]
+    assert lines == [{"source": "birds", "key": k, "reason": f"picture {k}: corrupt"} for k in ("1", "2")]
     assert quarantine.state_dict() == {"good": {"birds": 1000}, "bad": {"birds": 3}}
 
 

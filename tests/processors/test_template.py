@@ -110,9 +110,7 @@ def test_caption_with_pool_draws_a_prompt_per_sample(tmp_path: Path) -> None:
     pool.write_text("<Img><ImageHere></Img> One.\nno mark here\n<Img><ImageHere></Img> Two.\n")
     template = Vicuna0(Vicuna0.Config(prompt_path=str(pool)))
     drawn = {tuple(train(template, say("user", PICTURE), say("assistant", "a"), seed=s)) for s in range(20)}
-    assert drawn == {
-        ("###Human: <Img>", "a.png", f"</Img> {n}. ###Assistant: ", "!a###") for n in ("One", "Two")
-    }
+    assert drawn == {("###Human: <Img>", "a.png", f"</Img> {n}. ###Assistant: ", "!a###") for n in ("One", "Two")}
     again = [train(template, say("user", PICTURE), say("assistant", "a"), seed=7) for _ in range(2)]
     assert again[0] == again[1]
 

@@ -25,12 +25,15 @@ from vlm.datasets.base import message
 PICTURES = ("jpg", "jpeg", "png", "webp")
 
 
+Members = dict[str, tuple[int, int] | bytes]
+
+
 class ShardRecord(NamedTuple):
     """An undecoded record of a shard: member extension -> (offset, size) in a local tar, or its bytes."""
 
     shard: str
     key: str
-    members: dict[str, tuple[int, int] | bytes]
+    members: Members
     fault: str = ""
 
 
@@ -144,21 +147,21 @@ def _scan(shard: str) -> Iterator[ShardRecord]:
     if _remote(shard) or not shard.endswith(".tar"):
         yield from _stream(shard)
         return
-    key, members = "", {}
+    key, members = "", Members()
     try:
         with tarfile.open(shard, "r:") as tar:
             while (info := tar.next()) is not None:
-                tar.members = []  # type: ignore[misc]  # tarfile would keep every header
+                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
                 if not info.isfile():
                     continue
                 stem, ext = _split(info.name)
                 if stem != key and members:
                     yield ShardRecord(shard, key, members)
-                    members = {}
+                    members = Members()
                 key = stem
                 members[ext] = (info.offset_data, info.size)
     except (tarfile.TarError, OSError) as error:
-        yield ShardRecord(shard, f"after {key or 'start'}", {}, f"damaged tar ({error})")
+        yield ShardRecord(shard, f"after {key or 'start'}", Members(), f"damaged tar ({error})")
         return
     if members:
         yield ShardRecord(shard, key, members)
@@ -170,10 +173,10 @@ def _stream(shard: str) -> Iterator[ShardRecord]:
 
     try:
         for sample in tarfile_samples([{"url": shard}]):
-            members = {k: v for k, v in sample.items() if isinstance(v, bytes)}
+            members = Members({k: v for k, v in sample.items() if isinstance(v, bytes)})
             yield ShardRecord(shard, str(sample["__key__"]), members)
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        yield ShardRecord(shard, "stream", {}, f"unreadable ({error})")
+        yield ShardRecord(shard, "stream", Members(), f"unreadable ({error})")
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vlm.datasets.caption_folder import CaptionFolder
+from vlm.datasets.sampler import Job, Ref
+from vlm.datasets.worker import BatchMaker, Source
+from vlm.processors.processor import Processor
+
+
+@pytest.fixture
+def source(caption_folder: Callable[..., Path]) -> Source:
+    root = caption_folder(6, bad=(2,))
+    return Source("folder", CaptionFolder(CaptionFolder.Config(storage=str(root), image_ext=".png")), 3)
+
+
+def test_a_job_always_gives_the_same_batch(source: Source, processor: Processor) -> None:
+    job = Job(0, 0, tuple(enumerate([Ref(0, 0), Ref(0, 5)])))
+    one, two = (BatchMaker([source], processor, seed=3)[job] for _ in range(2))
+    assert one.batch is not None
+    assert two.batch is not None
+    assert one.batch.ids.tolist() == two.batch.ids.tolist()
+    assert one.batch.sample_ids == ["0", "5"]
+    assert (one.samples, one.bad, one.error) == (2, [], None)
+
+
+def test_a_bad_record_is_replaced_by_the_next_or_left_out(source: Source, processor: Processor) -> None:
+    job = Job(0, 0, tuple(enumerate([Ref(0, 2), Ref(0, 4)])))
+    replaced = BatchMaker([source], processor, seed=3)[job]
+    assert replaced.batch is not None
+    assert replaced.batch.sample_ids == ["3", "4"]
+    assert [(b.source, b.key) for b in replaced.bad] == [("folder", "2")]
+    left_out = BatchMaker([source], processor, seed=3, substitute=False)
+    assert left_out[job].batch.sample_ids == ["4"]  # type: ignore[union-attr]
+    assert left_out[Job(0, 0, ((0, Ref(0, 2)),))].batch is None
+
+
+CHILD = """
+import os, signal, sys
+from itertools import islice
+from pathlib import Path
+from tests_support import make
+got = []
+signal.signal(signal.SIGTERM, lambda *_: got.append(1))
+loader = make()
+for step, batch in enumerate(islice(loader, 30)):
+    if step == 3:
+        os.killpg(0, signal.SIGTERM)
+print(len(got), step)
+"""
+
+SUPPORT = """
+from vlm.datasets.caption_folder import CaptionFolder
+from vlm.datasets.loader import TrainLoader
+from vlm.datasets.worker import Source
+from vlm.processors.image import ImageRecipe
+from vlm.processors.processor import Processor
+from vlm.processors.template import Plain
+from vlm.processors.tokenizer import Tokenizer
+
+def make():
+    data = CaptionFolder(CaptionFolder.Config(storage={root!r}, image_ext=".png"))
+    recipe = ImageRecipe(ImageRecipe.Config(size=4))
+    processor = Processor(Tokenizer.from_folder({llm!r}), Plain(Plain.Config()), recipe)
+    return TrainLoader([Source("folder", data, 2)], processor, seed=0, num_workers=2)
+"""
+
+
+def test_workers_outlive_a_stop_signal_to_the_group(tmp_path: Path, caption_folder: Callable[..., Path]) -> None:
+    """The main process decides when to stop: it may still want batches, or time to save."""
+    llm = Path(__file__).parents[1] / "golden" / "minigpt4" / "open" / "llm"
+    (tmp_path / "tests_support.py").write_text(SUPPORT.format(root=str(caption_folder(8)), llm=str(llm)))
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"}
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD], stdout=subprocess.PIPE, text=True, env=env, start_new_session=True
+    )
+    try:
+        out, _ = child.communicate(timeout=60)
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+    assert child.returncode == 0
+    assert out.split() == ["1", "29"]
