@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import time
 from collections.abc import Iterator
@@ -46,7 +47,9 @@ def expected(engine: Engine) -> list[str]:
 @pytest.fixture(scope="module")
 def address(engine: Engine, expected: list[str]) -> Iterator[str]:
     slow = engine.model.llm.model.register_forward_hook(lambda *_: time.sleep(SECONDS_PER_TOKEN))
-    page = gradio_app.launch(engine, port=gradio_app.free_port("127.0.0.1", None), generation=GREEDY, block=False)
+    page = gradio_app.launch(
+        engine, port=gradio_app.free_port("127.0.0.1", None), generation=dataclasses.asdict(GREEDY), block=False
+    )
     yield page.local_url
     page.close()
     slow.remove()

@@ -33,6 +33,16 @@ def test_history_holds_cleaned_answers_and_feeds_the_next_turn(session, engine, 
     assert engine.generate([session.messages[2:3]], GREEDY) != [second]  # the history matters
 
 
+def test_pictures_may_come_as_parts_or_paths(session, picture, tmp_path) -> None:
+    picture("red").source.save(tmp_path / "red.png")
+    answers = []
+    for source in (picture("red"), picture("red").source, tmp_path / "red.png", str(tmp_path / "red.png")):
+        session.reset()
+        session.ask("What is this?", [source])
+        answers.append(session.answer())
+    assert len(set(answers)) == 1
+
+
 def test_regenerate_answers_the_same_question_again(session, red) -> None:
     session.ask("What is this?", [red])
     first = session.answer()

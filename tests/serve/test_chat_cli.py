@@ -11,9 +11,10 @@ import pytest
 
 from vlm.common.errors import DataError, UserError
 from vlm.inference.engine import Engine
+from vlm.inference.generation import CHAT
 from vlm.inference.session import ChatSession
 from vlm.serve import chat_cli
-from vlm.serve.options import device_of, generation_of
+from vlm.serve.options import changes_of, device_of, usual
 
 from ..inference.small import CASE, write_config
 
@@ -33,7 +34,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 
 @pytest.fixture
 def session(engine: Engine) -> ChatSession:
-    return ChatSession(engine, generation_of(parse("x", "--greedy", "--max-new-tokens", "6")))
+    return ChatSession(engine, CHAT.but(**changes_of(parse("x", "--greedy", "--max-new-tokens", "6"))))
 
 
 def typed(monkeypatch: pytest.MonkeyPatch, *lines: str | type[BaseException]) -> None:
@@ -106,12 +107,12 @@ def test_interrupt_keeps_what_was_written(session: ChatSession, monkeypatch, cap
 
 
 def test_options_become_a_generation() -> None:
-    generation = generation_of(parse("x", "--num-beams", "4", "--seed", "7", "--top-k", "0"))
-    assert (generation.num_beams, generation.seed, generation.top_k) == (4, 7, 0)
-    assert (generation.max_new_tokens, generation.do_sample) == (300, True)
-    assert not generation_of(parse("x", "--greedy")).do_sample
+    changes = changes_of(parse("x", "--num-beams", "4", "--seed", "7", "--top-k", "0"))
+    assert changes == {"num_beams": 4, "seed": 7, "top_k": 0}
+    assert changes_of(parse("x", "--greedy")) == {"do_sample": False}
+    assert usual(None) is CHAT
     with pytest.raises(UserError, match="temperature is 0"):
-        generation_of(parse("x", "--temperature", "0"))
+        changes_of(parse("x", "--temperature", "0"))
 
 
 def test_gpu_id_means_the_accelerator_if_there_is_one() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator as Stream
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from vlm.common.errors import PromptError
@@ -27,7 +28,7 @@ class ChatSession:
         self._stop = threading.Event()
 
     def ask(self, text: str, images: Sequence[Any] = ()) -> None:
-        """Add a question, with pictures in front of it (paths, bytes or PIL images).
+        """Add a question, with pictures in front of it (paths, bytes, PIL images, or ``Image`` parts).
 
         A picture is decoded now: a bad one never gets into the history.
 
@@ -36,7 +37,8 @@ class ChatSession:
             PromptError: neither text nor picture.
         """
         recipe = self.engine.processor.image
-        parts: list[Part] = [Image(recipe(source, _name(source))) for source in images]
+        sources = [i.source if isinstance(i, Image) else i for i in images]
+        parts: list[Part] = [Image(recipe(source, _name(source))) for source in sources]
         if text.strip():
             parts.append(Text(text.strip()))
         if not parts:
@@ -100,4 +102,4 @@ class ChatSession:
 
 
 def _name(source: Any) -> str:
-    return source if isinstance(source, str) else "the picture"
+    return str(source) if isinstance(source, str | Path) else "the picture"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vlm.common.errors import UserError
 from vlm.common.logging import say
-from vlm.serve.options import add_model_arguments, device_of, generation_of
+from vlm.serve.options import add_model_arguments, changes_of, device_of, usual
 
 if TYPE_CHECKING:
     from vlm.inference.session import ChatSession
@@ -34,12 +34,12 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         UserError: an unusable model, picture or question.
     """
-    generation = generation_of(args)
+    changes = changes_of(args)
     from vlm.inference.engine import Engine
     from vlm.inference.session import ChatSession
 
     engine = Engine.load(args.model, device_of(args), options=args.options)
-    session = ChatSession(engine, generation)
+    session = ChatSession(engine, usual(engine.config).but(**changes))
     if args.ask:
         return once(session, args.ask, args.image)
     return talk(session, args.image)

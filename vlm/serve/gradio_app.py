@@ -6,20 +6,19 @@ import argparse
 import logging
 import socket
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm.common.errors import UserError
 from vlm.common.logging import say
-from vlm.serve.options import add_model_arguments, device_of, generation_of
+from vlm.serve.options import add_model_arguments, changes_of, device_of, usual
 
 if TYPE_CHECKING:
     import torch
 
     from vlm.common.config import Config
     from vlm.inference.engine import Engine
-    from vlm.inference.generation import Generation
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +52,7 @@ def main(args: argparse.Namespace) -> int:
         port=args.port,
         share=args.share,
         device=device_of(args),
-        generation=generation_of(args),
+        generation=changes_of(args),
     )
     return 0
 
@@ -66,7 +65,7 @@ def launch(
     port: int | None = None,
     share: bool = False,
     device: str | torch.device | None = None,
-    generation: Generation | None = None,
+    generation: Mapping[str, Any] | None = None,
     block: bool = True,
 ) -> Any:
     """Load a model and serve its page.
@@ -78,7 +77,7 @@ def launch(
         port: None takes the first free one.
         share: also make a public link.
         device: None leaves it to the configuration.
-        generation: where the settings start; None: the published chat's.
+        generation: changes to the options of an answer with which the page's settings start.
         block: wait until the page is stopped; False returns the running ``gradio.Blocks``.
 
     Raises:
@@ -87,7 +86,6 @@ def launch(
     gradio = _gradio()
     port = free_port(host, port)  # before the model is loaded, which may take minutes
     from vlm.inference.engine import Engine
-    from vlm.inference.generation import CHAT
     from vlm.serve import gradio_app_look, gradio_app_page
     from vlm.serve.examples import is_world, world_examples
 
@@ -95,7 +93,7 @@ def launch(
     world = is_world(engine.config)
     folder = tempfile.TemporaryDirectory(prefix="vlm_page_")
     examples = world_examples(Path(folder.name)) if world else []
-    page = gradio_app_page.build(engine, generation or CHAT, examples, pixels=world)
+    page = gradio_app_page.build(engine, usual(engine.config).but(**generation or {}), examples, pixels=world)
     vars(page)["examples_folder"] = folder  # lives as long as the page
     page.queue()
     _, url, public = page.launch(

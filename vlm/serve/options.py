@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from vlm.serve.examples import is_world
+
 if TYPE_CHECKING:
     import torch
 
+    from vlm.common.config import Config
     from vlm.inference.generation import Generation
 
 FLAGS: dict[str, tuple[Any, str]] = {
@@ -26,14 +29,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the configuration")
     parser.add_argument("--device", default=None, help="auto (default), cpu, or an accelerator with or without index")
     parser.add_argument("--gpu-id", type=int, default=None, help="index of the accelerator, if the machine has one")
-    group = parser.add_argument_group("the answer (defaults: the published chat's)")
+    group = parser.add_argument_group("the answer (default: as the published chat, sampled)")
     for name, (kind, about) in FLAGS.items():
         group.add_argument(f"--{name.replace('_', '-')}", type=kind, default=None, help=about)
     group.add_argument("--greedy", action="store_true", help="always the most likely token, nothing sampled")
 
 
-def generation_of(args: argparse.Namespace, base: Generation | None = None) -> Generation:
-    """The options of an answer that ``args`` asks for, on top of ``base`` (the published chat's).
+def changes_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of an answer that ``args`` names, checked.
 
     Raises:
         UserError: a value outside its range.
@@ -43,7 +46,15 @@ def generation_of(args: argparse.Namespace, base: Generation | None = None) -> G
     changes = {name: value for name in FLAGS if (value := getattr(args, name, None)) is not None}
     if getattr(args, "greedy", False):
         changes["do_sample"] = False
-    return (base or CHAT).but(**changes)
+    CHAT.but(**changes)
+    return changes
+
+
+def usual(cfg: Config | None) -> Generation:
+    """How a model answers if nothing is asked for: as the published chat; the embedded one says its best guess."""
+    from vlm.inference.generation import CHAT
+
+    return CHAT.but(do_sample=False, repetition_penalty=1.0, max_new_tokens=80) if is_world(cfg) else CHAT
 
 
 def device_of(args: argparse.Namespace) -> str | torch.device | None:
