@@ -13,7 +13,7 @@ import torch
 from vlm.checkpoint.run_dir import RunDir, read_checkpoint
 from vlm.common.errors import ConfigError, DataError, NonFiniteLossError, UserError, WeightsError
 
-from ..equivalence.tiny import Tiny
+from ..equivalence.tiny import DATA, Tiny
 
 
 @pytest.fixture
@@ -128,3 +128,25 @@ def test_a_damaged_checkpoint_is_named(tiny, name):
     (RunDir(tiny.folder / "run").last() / name).write_bytes(b"damaged")
     with pytest.raises(WeightsError, match=name):
         tiny.train("run", resume="auto", max_steps=4)
+
+
+def test_resume_on_other_frozen_weights_is_refused(tiny):
+    """Another LLM of the same shape: the checkpoint would fit, the answers would not."""
+    tiny.train("run", max_steps=2)
+    llm = tiny.folder / "llm"
+    shutil.copytree(DATA / "llm", llm)
+    for file in llm.glob("pytorch_model-*.bin"):
+        tensors = torch.load(file, weights_only=True)
+        torch.save({k: v * 1.5 for k, v in tensors.items()}, file)
+    same_llm = ["model.llm.path=" + str(llm), f"model.weights=[{', '.join(_weights(llm))}]"]
+    with pytest.raises(WeightsError, match="trained on other frozen weights; llm: sha256"):
+        tiny.train("run", *same_llm, resume="auto", max_steps=4)
+
+
+def _weights(llm):
+    files = [
+        ("eva", DATA / "eva_vit_g.pth", "vision"),
+        ("blip2_qformer", DATA / "blip2_pretrained_flant5xxl.pth", "bridge.0"),
+    ]
+    files.append(("hf_llm", llm, "llm"))
+    return [f"{{format: {kind}, path: {path}, into: {part}}}" for kind, path, part in files]

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from vlm.runners.schedule import Plan, build_schedule
 
@@ -28,3 +29,20 @@ def test_published_table_is_reproduced_exactly_with_restarts(name):
     schedule = build_schedule(name, plan)
     found = [[e, i, schedule(e * epoch_steps + i)] for e, i, _ in rows]
     assert found == rows
+
+
+def test_learning_rates_of_the_published_run():
+    """The run recorded with the published train.yaml: 2 epochs of 3 steps, 2 of them warm-up."""
+    trace = json.loads((TABLE.parents[1] / "case.json").read_text())["records"]["training"]["trace"]
+    run = yaml.safe_load((TABLE.parents[1] / "train.yaml").read_text())["run"]
+    plan = Plan(
+        init_lr=run["init_lr"],
+        min_lr=run["min_lr"],
+        warmup_lr=run["warmup_lr"],
+        warmup_steps=run["warmup_steps"],
+        total_steps=run["max_epoch"] * run["iters_per_epoch"],
+        epoch_steps=run["iters_per_epoch"],
+        warmup_restarts=True,
+    )
+    schedule = build_schedule(run["lr_sched"], plan)
+    assert [schedule(i) for i in range(plan.total_steps)] == [step["lr"] for step in trace]

@@ -22,10 +22,18 @@ from vlm.common.errors import WeightsError
 def capture_rng(device: torch.device) -> dict[str, Any]:
     """States of python's, numpy's, torch's and the device's generators."""
     version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    state = np.random.get_state(legacy=False)
+    assert isinstance(state, dict)
+    keys, position = state["state"]["key"], state["state"]["pos"]
     return {
         "python": (version, list(words), gauss),
-        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)),
+        "numpy": {
+            "generator": state["bit_generator"],
+            "key": torch.from_numpy(keys.astype(np.int64)),
+            "pos": int(position),
+            "has_gauss": int(state["has_gauss"]),
+            "gauss": float(state["gauss"]),
+        },
         "torch": torch.get_rng_state(),
         "device": dist.device_rng_state(device),
     }
@@ -35,8 +43,9 @@ def restore_rng(state: dict[str, Any], device: torch.device) -> None:
     """Put back what :func:`capture_rng` gave."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    drawn = state["numpy"]
+    keys = drawn["key"].numpy().astype(np.uint32)
+    np.random.set_state((drawn["generator"], keys, drawn["pos"], drawn["has_gauss"], drawn["gauss"]))
     torch.set_rng_state(state["torch"])
     dist.set_device_rng_state(state["device"], device)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import nn
 
 from vlm.common.errors import ConfigError
@@ -39,9 +42,10 @@ def inject_lora(module: nn.Module, options: LoraOptions) -> None:
         raise ConfigError(
             f"lora.targets: no linear layer is called {', '.join(absent)} (there are: {', '.join(sorted(have))})"
         )
+    scale: Any = options.alpha  # any number will do, whatever its declared type
     config = LoraConfig(
         r=options.r,
-        lora_alpha=options.alpha,
+        lora_alpha=scale,
         lora_dropout=options.dropout,
         target_modules=list(options.targets),
         bias="none",
@@ -49,7 +53,11 @@ def inject_lora(module: nn.Module, options: LoraOptions) -> None:
     inject_adapter_in_model(config, module, adapter_name=ADAPTER)
     for name, parameter in module.named_parameters():
         if is_lora(name):
-            parameter.data = parameter.data.float()
+            value = parameter.data.float()
+            if ".lora_A." in name:
+                # peft's own draw again: it is skipped where a file fills the rest of the module
+                value = (torch.rand(value.shape, device=value.device) * 2 - 1) / math.sqrt(value.shape[1])
+            parameter.data = value
 
 
 def is_lora(name: str) -> bool:

@@ -49,18 +49,19 @@ def accumulate(model: nn.Module, last: bool) -> contextlib.AbstractContextManage
 
 
 def checkpointable_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The repeated layers of a model: what it names itself, else the items of its lists of equal modules.
+    """The repeated layers of a model: what its modules name themselves, else the items of lists of equal modules.
 
-    A module may name them by a method ``checkpointable_modules() -> list[nn.Module]``.
+    A module names its own by a method ``checkpointable_modules() -> list[nn.Module]``.
     """
-    own = getattr(model, "checkpointable_modules", None)
-    if callable(own):
-        chosen = {id(m) for m in own()}
-        yield from ((n, m) for n, m in model.named_modules() if id(m) in chosen)
-        return
     inside: list[str] = []
     for name, module in model.named_modules():
-        if any(name.startswith(f"{outer}.") for outer in inside):
+        if any(name.startswith(f"{outer}.") or not outer for outer in inside):
+            continue
+        own = getattr(module, "checkpointable_modules", None)
+        if callable(own):
+            chosen = {id(m) for m in own()}
+            inside.append(name)
+            yield from ((n, m) for n, m in module.named_modules(prefix=name) if id(m) in chosen)
             continue
         children = list(module.children())
         is_list = isinstance(module, nn.ModuleList | nn.Sequential)

@@ -105,7 +105,10 @@ def _tiles(records: Sequence[Record]) -> str:
         return ""
     tail = steps[-max(1, min(20, len(steps) // 10)) :]
     seconds = sum(r["seconds"] for r in steps)
-    tiles = [("steps", f"{steps[-1]['step']:,}"), ("training time", duration(seconds) if seconds >= 60 else f"{seconds:.1f} s")]
+    tiles = [
+        ("steps", f"{steps[-1]['step']:,}"),
+        ("training time", duration(seconds) if seconds >= 60 else f"{seconds:.1f} s"),
+    ]
     tiles.append(("training loss at the end", f"{statistics.fmean(r['loss'] for r in tail):.4g}"))
     if valid:
         tiles.append(("lowest validation loss", f"{min(r['loss'] for r in valid):.4g}"))

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from vlm.checkpoint.fingerprint import differences
 from vlm.checkpoint.passport import make_passport
-from vlm.checkpoint.run_dir import RunDir, read_checkpoint
+from vlm.checkpoint.run_dir import PASSPORT, RunDir, read_checkpoint
 from vlm.checkpoint.train_state import capture_rng, load_trainable_tensors, restore_rng, trainable_tensors
 from vlm.common import dist
 from vlm.common.config_run import RunConfig
-from vlm.common.errors import UserError
+from vlm.common.errors import UserError, WeightsError
 from vlm.common.registry import register_runner
 from vlm.common.types import Batch
 from vlm.runners.loop import Stepper, StepStats
@@ -32,6 +33,20 @@ from vlm.runners.validate import Validator
 from vlm.tasks.base import Task
 
 log = logging.getLogger(__name__)
+
+
+class Loader(Protocol):
+    """Endless batches of one process; the state belongs to the batch handed out last."""
+
+    def __next__(self) -> Batch: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next batch comes from, as plain values."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -81,7 +96,7 @@ class Trainer:
     def __init__(
         self,
         model: nn.Module,
-        loader: Iterator[Batch],
+        loader: Loader,
         task: Task,
         run: RunConfig,
         *,
@@ -269,10 +284,11 @@ class Trainer:
         """Go on from a checkpoint folder exactly as if the run had not been interrupted.
 
         Raises:
-            WeightsError: the checkpoint is damaged or belongs to other trainable parameters.
+            WeightsError: the checkpoint is damaged, or belongs to other trainable parameters or other frozen weights.
             UserError: it was written by another number of processes, or with another accumulation.
         """
         tensors, state = read_checkpoint(folder)
+        self._check_foundations(folder)
         ranks = state["ranks"]
         if len(ranks) != dist.world_size():
             raise UserError(
@@ -292,3 +308,13 @@ class Trainer:
         self.loader.load_state_dict(own["loader"])
         restore_rng(own["rng"], self.device)
         log.info("resumed from %s at step %d of %d", folder, self.progress.step, self.total_steps)
+
+    def _check_foundations(self, folder: Path) -> None:
+        passport = folder / PASSPORT
+        stored = json.loads(passport.read_text(encoding="utf-8"))["fingerprints"] if passport.exists() else {}
+        changed = differences(stored, self.fingerprints) if self.fingerprints else []
+        if changed:
+            raise WeightsError(
+                f"{folder} was trained on other frozen weights; {'; '.join(changed)}",
+                fix="give the same vision, Q-Former and LLM files as when the run was started",
+            )

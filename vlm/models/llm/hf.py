@@ -48,7 +48,7 @@ class HFCausalLM(nn.Module):
         self.config = config
         register_attention()
         hf_config = read_config(config)
-        family = AutoModelForCausalLM._model_mapping[type(hf_config)]
+        family: Any = AutoModelForCausalLM._model_mapping[type(hf_config)]
         self.model = AutoModelForCausalLM.from_config(
             hf_config, attn_implementation=_attention(family), dtype=torch.get_default_dtype()
         )
@@ -63,11 +63,18 @@ class HFCausalLM(nn.Module):
             mlp = self.layers()[-1].mlp
             mlp.forward = self.last_mlp = KeptRows(mlp.forward)
 
-    def layers(self) -> nn.ModuleList:
+    def layers(self) -> Any:
         """The decoder layers, for inserts and checkpointing."""
         lists = [m for m in self.model.base_model.modules() if isinstance(m, nn.ModuleList)]
         count = self.model.config.get_text_config().num_hidden_layers
         return next(m for m in lists if len(m) == count)
+
+    def checkpointable_modules(self) -> list[nn.Module]:
+        """The decoder layers, made ready to be recomputed: a second forward would not know which rows to keep."""
+        if self.last_mlp is not None:
+            self.layers()[-1].mlp.forward = self.last_mlp.forward
+            self.last_mlp = None
+        return list(self.layers())
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings ``[..., d]`` of ``ids [...]``."""
