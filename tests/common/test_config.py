@@ -220,3 +220,27 @@ def test_a_file_is_its_own_arch_when_arch_is_a_path(tmp_path: Path) -> None:
     cfg = load(f"model: {{arch: {tmp_path / 'arch.yaml'}, folder: /llm, width: 24}}\n", tmp_path)
     assert cfg.model.vision is not None
     assert cfg.model.vision.config.embed_dim == 24
+
+
+def test_options_that_would_select_nothing_are_errors(tmp_path: Path) -> None:
+    stored = load(MINI + DATA, tmp_path).resolved
+    assert load_config(stored, ["model.arch=mini_gpt4"], check="none").model.arch == "minigpt4"
+    with pytest.raises(ConfigError, match="model.model_type .*writes its composition out"):
+        load_config(stored, ["model.model_type=pretrain_llama2"], check="none")
+    with pytest.raises(ConfigError, match="datasets.mine.type .*written out"):
+        load_config(stored, ["datasets.mine.type=other"], check="none")
+
+
+@pytest.mark.parametrize(
+    ("found", "wrong", "expected"),
+    [
+        ("bridge:", "brigde:", "brigde .*unknown key 'brigde'; did you mean 'bridge'"),
+        ("help:", "hlep:", "params.width.hlep .*did you mean 'help'"),
+        ("train:", "when: [{if: {widht: 3}, then: {}}]\ntrain:", "`when` asks for 'widht'; did you mean 'width'"),
+    ],
+)
+def test_faults_of_an_arch_file(found: str, wrong: str, expected: str, tmp_path: Path) -> None:
+    text = FREE.replace("model:\n", "").replace("\n  ", "\n").replace(found, wrong, 1)
+    (tmp_path / "arch.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=expected):
+        load(f"model: {{arch: {tmp_path / 'arch.yaml'}, folder: /llm}}\n", tmp_path)

@@ -33,6 +33,7 @@ def test_anchors_and_merge_keys_work() -> None:
         ("a: 1\nb: 2\na: 3\n", "f:3.*'a' stands twice"),
         ("a: [1\nb: 2\n", "f:2: not valid YAML"),
         ("- 1\n", "expected a mapping"),
+        ("a: {b: ???}\n", "quotes inside"),
         ("a: !!python/object:os.system x\n", "not valid YAML"),
     ],
 )

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import argparse
 
+from vlm.common.logging import say
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The configuration and its changes."""
     parser.add_argument("cfg", nargs="?", metavar="FILE|RUN_DIR", help="YAML file or run folder")
     parser.add_argument("--cfg-path", default=None, help="the same, in the published spelling")
+    parser.add_argument("--dataset", default="", metavar="NAMES", help="only these, separated by commas")
+    parser.add_argument(
+        "--images", default="right", help="right, wrong, none or several: the picture each question gets"
+    )
+    parser.add_argument("--output", default=None, metavar="DIR", help="folder of the results")
     parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the configuration")
 
 
@@ -27,7 +34,15 @@ def main(args: argparse.Namespace) -> int:
     cfg = load_config(source, args.options, check="all")
     if not cfg.evaluation_datasets:
         raise UserError(f"{source} has no evaluation_datasets", fix="add the section, or use another file")
-    from vlm.runners.evaluate import run_evaluation
+    from vlm.runners.evaluate import run_evaluation, table
 
-    run_evaluation(cfg)
+    results = run_evaluation(cfg, datasets=listed(args.dataset), images=listed(args.images), output=args.output)
+    for name, by_image in results.items():
+        for image, numbers in by_image.items():
+            say(f"{name}, {image} picture:{table(numbers)}")
     return 0
+
+
+def listed(text: str) -> list[str]:
+    """``"a,b"`` -> ``["a", "b"]``."""
+    return [part.strip() for part in text.split(",") if part.strip()]

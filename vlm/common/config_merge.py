@@ -12,7 +12,7 @@ from typing import Any
 from vlm.common.config_options import Option, value_of
 from vlm.common.config_tree import Tree, parse_file
 from vlm.common.paths import CONFIGS, asset
-from vlm.common.schema import MISSING, Path, Report, convert, read
+from vlm.common.schema import MISSING, Path, Report, convert, nearest, read
 
 ALIASES = {"arch": {"mini_gpt4": "minigpt4"}, "model_type": {"pretrain_vicuna": "pretrain_vicuna0"}}
 """Names of the first release (April 2023) -> today's."""
@@ -57,6 +57,8 @@ def find_arch(user: Tree, options: Sequence[Option], report: Report) -> Arch | N
 
     A ``model:`` without ``arch``, or with its own ``params:``, is its own arch file. None: not found (reported).
     """
+    if user.get(("model", "params")) is not None:
+        _keep_written_out(user, options, report)
     for key, names in ALIASES.items():
         given = value_of(options, ("model", key), user.get(("model", key)))
         if isinstance(given, str):
@@ -67,6 +69,15 @@ def find_arch(user: Tree, options: Sequence[Option], report: Report) -> Arch | N
         return _read_arch(user.sub(("model",)), ("model",), report, inline=True)
     file = _arch_file(arch, model_type, report)
     return None if file is None else _read_arch(parse_file(file, _label(file)), (), report)
+
+
+def _keep_written_out(user: Tree, options: Sequence[Option], report: Report) -> None:
+    for key in ("arch", "model_type"):
+        path: Path = ("model", key)
+        wanted = value_of(options, path, None)
+        if wanted is not None and ALIASES[key].get(wanted, wanted) != user.get(path):
+            said = "this file writes its composition out, so the option would select nothing"
+            report.add(path, f"found {wanted!r}, but {said}; start from a file that names the arch")
 
 
 def _arch_file(arch: Any, model_type: Any, report: Report) -> FilePath | None:
@@ -97,9 +108,13 @@ def _label(file: FilePath) -> str:
 def _read_arch(tree: Tree, at: Path, report: Report, inline: bool = False) -> Arch:
     params: dict[str, Param] = {}
     where = Report(origins={(*at, *p): o for p, o in tree.origins.items()})
+    for key in tree.data if not inline else ():
+        if key not in ("params", "when", *COMPOSITION):
+            where.unknown((key,), ["params", "when", *COMPOSITION])
     for name, said in (tree.get(("params",)) or {}).items():
         declared = said if isinstance(said, Mapping) and "default" in said else {"default": said}
-        param = read(Param, {k: v for k, v in declared.items() if k != "default"} | {"default": None}, (name,), where)
+        facts = {k: v for k, v in declared.items() if k != "default"} | {"default": None}
+        param = read(Param, facts, (*at, "params", name), where)
         if param is not None:
             param.default = declared["default"]
             params[name] = param
@@ -123,6 +138,8 @@ def add_arch(tree: Tree, arch: Arch, user: Tree, options: Sequence[Option], repo
     composition = {k: v for k, v in arch.tree.data.items() if k in COMPOSITION}
     tree.merge(Tree(composition, {p: o for p, o in origin.items() if p and p[0] in COMPOSITION}), at)
     for index, overlay in enumerate(arch.when):
+        for name in set(overlay["if"]) - set(values):
+            report.add(("model",), f"{origin.get((), '')}: `when` asks for {name!r}{nearest(name, list(values))}")
         if all(values.get(k) == v for k, v in overlay["if"].items()):
             tree.merge(arch.tree.sub(("when", index, "then")), at, PARTS)
 
@@ -171,6 +188,9 @@ def add_corpus(tree: Tree, user: Tree, options: Sequence[Option], at: Path, repo
     if stated is not None or file is None:
         if stated is None:
             report.unknown(at, corpora(), "corpus; without a `format` the name must be a shipped corpus")
+        chosen = value_of(options, (*at, "type"), None)
+        if stated is not None and chosen is not None and chosen != user.get((*at, "type"), "default"):
+            report.add((*at, "type"), f"found {chosen!r}, but this entry is written out, so the option selects nothing")
         return
     corpus = parse_file(file, _label(file))
     chosen = value_of(options, (*at, "type"), user.get((*at, "type"), "default"))

@@ -161,7 +161,8 @@ def parse_text(text: str, label: str) -> Tree:
         value = {} if node is None else _build(loader, node, (), tree, label)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise ConfigError(f"{label}:{line}: not valid YAML: {error.problem}") from error
+        hint = 'write "???" with quotes inside {} and []' if "found '?'" in (error.problem or "") else None
+        raise ConfigError(f"{label}:{line}: not valid YAML: {error.problem}", fix=hint) from error
     finally:
         loader.dispose()
     if not isinstance(value, dict):
