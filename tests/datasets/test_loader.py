@@ -196,6 +196,18 @@ def test_empty_and_missing_datasets_before_the_first_step(
         TrainLoader([Source("shards", stream)], processor, seed=1)
 
 
+@pytest.mark.parametrize("kind", ["folder", "shards"])
+def test_empty_validation_data_is_no_silent_pass(
+    caption_folder: Make, shards: Make, processor: Processor, kind: str
+) -> None:
+    if kind == "folder":
+        dataset: Any = folder(caption_folder(0))
+    else:
+        dataset = WebShards(WebShards.Config(storage=str(shards((0,)))))
+    with pytest.raises(DataError, match=f"dataset {kind} is empty"):
+        list(ValidLoader([Source(kind, dataset)], processor))
+
+
 def test_packed_batches_hold_the_same_samples(mixed: list[Source], processor: Processor) -> None:
     plain = TrainLoader(mixed, processor, seed=1)
     packed = TrainLoader(mixed, processor, seed=1, pack_tokens=40, tokens_per_medium=3)

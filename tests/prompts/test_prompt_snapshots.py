@@ -76,7 +76,7 @@ def compare(name: str, text: str) -> None:
         file.parent.mkdir(exist_ok=True)
         file.write_text(text, encoding="utf-8")
     assert file.is_file(), f"no snapshot {file}; write it with VLM_UPDATE_PROMPTS=1"
-    assert text == file.read_text(encoding="utf-8")
+    assert text == file.read_text(encoding="utf-8"), "prompts changed; if meant, write them with VLM_UPDATE_PROMPTS=1"
 
 
 @pytest.mark.parametrize("name", names("template"))

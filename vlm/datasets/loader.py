@@ -13,7 +13,7 @@ from vlm.common.registry import resolve
 from vlm.common.types import Batch
 from vlm.datasets.base import StreamDataset
 from vlm.datasets.quarantine import Quarantine
-from vlm.datasets.sampler import Job, JobSampler, Ref, cursor
+from vlm.datasets.sampler import Job, JobSampler, Ref, cursor, empty
 from vlm.datasets.worker import BatchMaker, Delivered, Source, as_is, start_worker
 from vlm.processors.processor import Processor
 
@@ -229,16 +229,19 @@ class ValidLoader:
                 yield done.batch
 
     def jobs(self) -> Iterator[Job]:
-        """The jobs of this rank, in order."""
+        """The jobs of this rank, in order. Raises DataError for an empty source."""
         step = 0
         for number, source in enumerate(self.sources):
             size = source.batch_size * self._world_size
             held: list[Ref] = []
+            ref = None
             for ref in _in_order(source.dataset, self._max):
                 held.append(ref)
                 if len(held) == size:
                     yield self._job(step, number, held)
                     held, step = [], step + 1
+            if ref is None:
+                raise empty(source.name)
             if len(held) > self._rank:
                 yield self._job(step, number, held)
                 step += 1

@@ -40,6 +40,11 @@ class Job:
     spares: tuple[Ref, ...] = ()
 
 
+def empty(name: str) -> DataError:
+    """The error for a dataset without records."""
+    return DataError(f"dataset {name} is empty: 0 records", fix="check the paths under its build_info")
+
+
 class MapCursor:
     """Endless shuffled passes over a map-style dataset; position p is element p % n of pass p // n."""
 
@@ -47,7 +52,7 @@ class MapCursor:
         """Raises DataError when the dataset is empty."""
         self.name, self.length, self._seed = name, len(dataset), seed
         if self.length == 0:
-            raise DataError(f"dataset {name} is empty: 0 records", fix="check the paths under its build_info")
+            raise empty(name)
         self._position = 0
         self._order: tuple[int, np.ndarray] | None = None
 
@@ -108,7 +113,7 @@ class StreamCursor:
                 if index >= skip:
                     yield Ref(epoch, index, raw)
             if index < 0:
-                raise DataError(f"dataset {self.name} is empty: 0 records", fix="check the paths under its build_info")
+                raise empty(self.name)
             epoch, skip = epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:
