@@ -80,7 +80,7 @@ def test_caption_article_and_order():
 
 def test_note_has_fixed_slots():
     thing = scene.Thing(5, "cyan", "T", "large")
-    assert language.note(scene.Scene((thing,))) == ("one", "large", "cyan", "T", "middle", "right") + ("nothing",) * 10
+    assert language.note(scene.Scene((thing,))) == ("one", "middle", "right", "large", "cyan", "T") + ("nothing",) * 10
 
 
 def _truth(shown: scene.Scene, question: language.Question) -> str:

@@ -21,7 +21,7 @@ SIZES: dict[str, dict[str, Any]] = {
     },
     "llm": {
         "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 352,
-        "vocab_size": 640, "rope_theta": 100.0,
+        "vocab_size": 640, "rope_theta": 10000.0,
     },
 }  # fmt: skip
 """Architecture of the three foundations, as written to ``sizes.json``."""

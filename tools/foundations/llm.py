@@ -20,7 +20,7 @@ from foundations.tokenizer import Words
 from vlm.datasets.world.export import balanced_questions
 from vlm.datasets.world.language import NOTE_WORDS
 
-STEPS, BATCH, PEAK = 14_000, 16, 2e-3
+STEPS, BATCH, PEAK = 8_000, 16, 2e-3
 
 
 def build_llm() -> LlamaForCausalLM:
@@ -37,7 +37,16 @@ def build_llm() -> LlamaForCausalLM:
         rope_parameters={"rope_type": "default", "rope_theta": size["rope_theta"]},
         bos_token_id=1, eos_token_id=2, pad_token_id=None, attn_implementation="sdpa",
     )  # fmt: skip
-    return LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
+    for number, layer in enumerate(model.model.layers):
+        attention = layer.self_attn
+        for linear in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj):
+            torch.nn.init.normal_(linear.weight, std=0.06)
+        if number:
+            # Equal query and key maps: from the first step on a word attends to where it was read before.
+            torch.nn.init.normal_(attention.q_proj.weight, std=size["hidden_size"] ** -0.5)
+            attention.k_proj.weight.data.copy_(attention.q_proj.weight.data)
+    return model
 
 
 def embed(model: LlamaForCausalLM, batch: dict[str, torch.Tensor], noise: float) -> torch.Tensor:
@@ -123,7 +132,7 @@ def export_llm(model: LlamaForCausalLM, out: Path) -> None:
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
 
 
-def train_llm(plan: Plan, peak: float = PEAK, log_every: int = 500) -> None:
+def train_llm(plan: Plan, peak: float = PEAK, log_every: int = 250) -> None:
     """Train on rows of ``TextWorld``, going on from ``work/llm.pt`` if it is there, and export."""
     torch.manual_seed(plan.seed)
     words = Words(plan.out / "llm" / "tokenizer.model")

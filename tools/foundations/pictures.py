@@ -82,7 +82,7 @@ def note_targets(figures: list[Drawn]) -> np.ndarray:
     for drawn in figures:
         color = IGNORE if drawn.color == IGNORE else _WORD[_NAMES[drawn.color]]
         row, column = ROWS[drawn.place // 3], COLUMNS[drawn.place % 3]
-        slots += [_WORD[SIZES[drawn.size]], color, _WORD[KINDS[drawn.kind]], _WORD[row], _WORD[column]]
+        slots += [_WORD[row], _WORD[column], _WORD[SIZES[drawn.size]], color, _WORD[KINDS[drawn.kind]]]
     slots += [_WORD["nothing"]] * (NOTE_WORDS - len(slots))
     return np.array(slots, dtype=np.int64)
 

@@ -20,8 +20,7 @@ from vlm.datasets.world.language import NOTE_WORDS, note
 from vlm.datasets.world.render import render
 from vlm.datasets.world.scene import random_scene
 
-STEPS, BATCH, PEAK = 8_000, 48, 1.5e-3
-SLOTS = ("count", *(f"{name}{i}" for i in (1, 2, 3) for name in ("size", "color", "kind", "row", "column")))
+STEPS, BATCH, PEAK = 1_500, 48, 1.5e-3
 
 
 class Speller(nn.Module):
@@ -57,7 +56,7 @@ def spelling(model: Speller, vit: Vit, count: int, seed: int, unseen: bool, thin
         best.append(model(vit(to_pixels(torch.from_numpy(images)))).argmax(-1))
     right = (torch.cat(best) == wanted).float()
     slots = right[:, 1 : 1 + 5 * things].unflatten(1, (things, 5)).mean((0, 1)).tolist()
-    names = ("size", "color", "kind", "row", "column")
+    names = ("row", "column", "size", "color", "kind")
     whole, number = right.prod(1).mean().item(), right[:, 0].mean().item()
     return {"whole": whole, "count": number, **dict(zip(names, slots, strict=True))}
 
@@ -86,7 +85,7 @@ def report(model: Speller, vit: Vit, plan: Plan, step: int, total: int, loss: fl
     common.note_result(plan.work, "qformer", step=step, cpu_seconds=round(cpu), spelling=tables)
 
 
-def train_qformer(plan: Plan, log_every: int = 500) -> None:
+def train_qformer(plan: Plan, log_every: int = 250) -> None:
     """Train on random pictures, going on from ``work/qformer.pt`` if it is there, and export."""
     torch.manual_seed(plan.seed)
     grid = SIZES["vision"]["image_size"] // SIZES["vision"]["patch_size"]

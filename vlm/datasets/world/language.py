@@ -25,7 +25,7 @@ INSTRUCTIONS = (
 
 NOTHING = "nothing"
 NOTE_WORDS = 1 + 5 * MAX_THINGS
-"""Words in a note: how many things, then size, colour, kind, row and column of each."""
+"""Words in a note: how many things, then row, column, size, colour and kind of each."""
 
 _TEMPLATES = {
     "color": "What color is the {}?",
@@ -66,10 +66,13 @@ def caption(scene: Scene) -> str:
 
 
 def note(scene: Scene) -> tuple[str, ...]:
-    """The scene as ``NOTE_WORDS`` words in fixed slots; slots of missing things say ``nothing``."""
+    """The scene as ``NOTE_WORDS`` words in fixed slots; slots of missing things say ``nothing``.
+
+    The kind comes last: a causal reader has met all else of the thing by then, so one look at it finds everything.
+    """
     words = [COUNTS[len(scene.things)]]
     for thing in scene.things:
-        words += [thing.size, thing.color, thing.kind, *thing.where.split()]
+        words += [*thing.where.split(), thing.size, thing.color, thing.kind]
     return (*words, *[NOTHING] * (NOTE_WORDS - len(words)))
 
 
@@ -159,15 +162,25 @@ def ask(
     return _ask_named(scene, kind, rng, only_unseen)
 
 
-def dialogue(scene: Scene, rng: np.random.Generator, turns: int = 4, *, describe: float = 0.15) -> list[Question]:
-    """``turns`` different questions about one scene; with chance ``describe`` the first asks for the caption."""
+def dialogue(
+    scene: Scene,
+    rng: np.random.Generator,
+    turns: int = 4,
+    *,
+    describe: float = 0.15,
+    types: Sequence[str] = QUESTION_TYPES,
+) -> list[Question]:
+    """``turns`` different questions about one scene; with chance ``describe`` the first asks for the caption.
+
+    ``types`` are drawn from with equal chance; a type named twice comes twice as often.
+    """
     asked: list[Question] = []
     if rng.random() < describe:
         asked.append(Question("describe", str(_pick(rng, INSTRUCTIONS)), caption(scene), scene.has_unseen))
     for _ in range(20 * turns):
         if len(asked) == turns:
             break
-        question = ask(scene, str(_pick(rng, QUESTION_TYPES)), rng)
+        question = ask(scene, str(_pick(rng, types)), rng)
         if question is not None and all(question.text != other.text for other in asked):
             asked.append(question)
     return asked
