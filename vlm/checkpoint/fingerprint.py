@@ -6,7 +6,7 @@ import hashlib
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 ROWS = 8
 """Rows of a matrix that go into its hash, spread evenly."""
@@ -15,7 +15,7 @@ MATRICES = 4
 """Matrices of a part that go into its hash, spread evenly over the part."""
 
 
-def fingerprint(model: nn.Module) -> dict[str, dict[str, Any]]:
+def fingerprint(model: Any) -> dict[str, dict[str, Any]]:
     """Per part with frozen weights: its parameter count, sizes, and a hash of a few rows.
 
     The hash is of float32 values, so it does not depend on storage where the file's dtype can be held exactly.

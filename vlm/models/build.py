@@ -38,12 +38,12 @@ def build_model(
     """
     device = torch.device(device)
     with device:
-        vision = _part("vision", model_cfg.vision, uninitialised) if model_cfg.vision is not None else None
+        vision: Any = _part("vision", model_cfg.vision, uninitialised) if model_cfg.vision is not None else None
         llm_options = model_cfg.llm.config
         llm_dtype = storage_dtype(getattr(llm_options, "dtype", "fp32"), device, dtype)
         with _default_dtype(llm_dtype):
             llm = _part("llm", model_cfg.llm, uninitialised)
-        bridge: list[nn.Module] = []
+        bridge: list[Any] = []
         for index, part in enumerate(model_cfg.bridge):
             width = bridge[-1].out_dim if bridge else vision.out_dim
             bridge.append(_part(f"bridge.{index}", part, uninitialised, width, llm.hidden_size))

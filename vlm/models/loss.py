@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK_ELEMENTS = {"cpu": 2**22}
@@ -49,11 +51,11 @@ class FrozenHeadLoss(torch.autograd.Function):
         return (None if grad is None else (grad.float() * upstream).to(grad.dtype)), None, None
 
 
-def head_loss(head: nn.Module, hidden: Tensor, targets: Tensor, *, plain: bool) -> Tensor:
+def head_loss(head: Any, hidden: Tensor, targets: Tensor, *, plain: bool) -> Tensor:
     """Summed cross entropy in float32.
 
     Args:
-        head: module from hidden states to logits.
+        head: from hidden states to logits; an ``nn.Linear`` when ``plain``.
         hidden: ``[t, d]``.
         targets: ``[t]`` ids.
         plain: the head is one frozen linear layer without bias and nothing after it (the fast way is exact then).

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 MODES = ("int8", "nf4")
 
 
-def quantize_llm(llm: nn.Module, mode: str, device: torch.device) -> bool:
+def quantize_llm(llm: Any, mode: str, device: torch.device) -> bool:
     """Replace the linear layers of the decoder (not its head) by quantised ones; call after loading, on the CPU.
 
     Args:

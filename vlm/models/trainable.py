@@ -6,12 +6,15 @@ import difflib
 import fnmatch
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 from torch import nn
 
 from vlm.common.errors import ConfigError
 from vlm.models.lora import is_lora
 from vlm.models.precision import float32_trainables
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def matching(names: Iterable[str], glob: str) -> list[str]:
@@ -56,7 +59,7 @@ def _nearest(glob: str, names: Iterable[str]) -> str:
     return "nearest: " + ", ".join(near)
 
 
-def set_modes(model: nn.Module, mode: bool) -> nn.Module:
+def set_modes(model: Module, mode: bool) -> Module:
     """Like ``nn.Module.train``, except that a module whose parameters are all frozen stays in eval mode."""
     _set_modes(model, mode, mode)
     return model

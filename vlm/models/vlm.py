@@ -21,12 +21,17 @@ class VLM(nn.Module):
         compute_dtype: autocast dtype of a forward pass, when the caller has not entered autocast.
     """
 
+    vision: Any
+    bridge: Any
+    llm: Any
+    fusion: Any
+
     def __init__(self, vision: nn.Module | None, bridge: list[nn.Module], llm: nn.Module) -> None:
         super().__init__()
         self.vision = vision
         self.bridge = nn.ModuleList(bridge)
         self.llm = llm
-        self.fusion: Any = None
+        self.fusion = None
         self.compute_dtype = torch.float32
 
     @property

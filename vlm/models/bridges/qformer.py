@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ class QFormer(nn.Module):
         from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
         self.config = config
+        options: dict[str, Any] = {"attn_implementation": "sdpa"}
         inner = Blip2QFormerConfig(
             hidden_size=config.hidden_size,
             num_hidden_layers=config.num_hidden_layers,
@@ -46,7 +48,7 @@ class QFormer(nn.Module):
             layer_norm_eps=config.layer_norm_eps,
             cross_attention_frequency=config.cross_attention_freq,
             encoder_hidden_size=in_dim,
-            attn_implementation="sdpa",
+            **options,
         )
         self.qformer = Blip2QFormerModel(inner)
         self.query_tokens = nn.Parameter(torch.empty(1, config.num_query_tokens, config.hidden_size))

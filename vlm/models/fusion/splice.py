@@ -42,11 +42,9 @@ class Splice:
         check_marks(batch, visual)
         real = batch.segments > 0
         width = real.long()
-        tokens: Tensor | None = None
-        inside: Tensor | None = None
-        if visual is not None:
-            counts, tokens, medium, inside = _flatten(visual)
-            width[batch.media_row, batch.media_pos] = counts
+        flat = None if visual is None else _flatten(visual)
+        if flat is not None:
+            width[batch.media_row, batch.media_pos] = flat[0]
         end = width.cumsum(1)
         start = end - width
         length, segments_per_row = torch.stack([end[:, -1].max(), batch.segments.max()]).tolist()
@@ -61,7 +59,8 @@ class Splice:
         labels[at] = batch.labels[text]
         segments = torch.zeros(shape, dtype=batch.segments.dtype, device=real.device)
         segments[at] = batch.segments[text]
-        if tokens is not None:
+        if flat is not None:
+            _, tokens, medium, inside = flat
             row, pos = batch.media_row[medium], batch.media_pos[medium]
             there = (row, start[row, pos] + inside)
             embeds = embeds.index_put(there, tokens.to(embeds.dtype))

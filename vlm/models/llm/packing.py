@@ -77,8 +77,8 @@ def attention(
     with torch.autocast(
         query.device.type, enabled=dtype is query.dtype and torch.is_autocast_enabled(query.device.type)
     ):
-        spread = [_spread(t, layout).to(dtype) for t in (query, key, value)]
-        out, _ = sdpa_attention_forward(module, *spread, None, **kwargs)
+        q, k, v = (_spread(t, layout).to(dtype) for t in (query, key, value))
+        out, _ = sdpa_attention_forward(module, q, k, v, None, **kwargs)
     return out.flatten(0, 1).index_select(0, layout.scatter)[None].to(query.dtype), None
 
 

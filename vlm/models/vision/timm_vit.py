@@ -31,6 +31,8 @@ class TimmVision(nn.Module):
         checkpointing: bool = False
         options: dict[str, Any] = field(default_factory=dict)
 
+    model: Any
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         import timm
@@ -41,17 +43,18 @@ class TimmVision(nn.Module):
             raise ConfigError(
                 f"model.vision.model: timm has no {config.model!r}" + (f" (some it has: {near})" if near else "")
             )
-        size = {} if config.image_size is None else {"img_size": config.image_size}
-        self.model = timm.create_model(config.model, pretrained=False, num_classes=0, **size, **config.options)
-        patch_embed = getattr(self.model, "patch_embed", None)
+        size: dict[str, Any] = {} if config.image_size is None else {"img_size": config.image_size}
+        model: Any = timm.create_model(config.model, pretrained=False, num_classes=0, **size, **config.options)
+        patch_embed: Any = getattr(model, "patch_embed", None)
         if patch_embed is None or not hasattr(patch_embed, "img_size"):
             raise ConfigError(f"model.vision.model: {config.model!r} is not a transformer over patches")
         if config.checkpointing:
-            self.model.set_grad_checkpointing(True)
-        self.prefix = 0 if config.keep_prefix else self.model.num_prefix_tokens
-        self.out_dim = self.model.num_features
+            model.set_grad_checkpointing(True)
+        self.model = model
+        self.prefix = 0 if config.keep_prefix else model.num_prefix_tokens
+        self.out_dim = model.num_features
         self.image_size = patch_embed.img_size[0]
-        self.num_tokens = patch_embed.num_patches + self.model.num_prefix_tokens - self.prefix
+        self.num_tokens = patch_embed.num_patches + model.num_prefix_tokens - self.prefix
 
     def blocks(self) -> nn.ModuleList:
         """The transformer blocks, for LoRA, checkpointing and tests."""
