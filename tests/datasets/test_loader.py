@@ -272,7 +272,9 @@ def test_from_config(caption_folder: Make, shards: Make, processor: Processor, t
     decode = processor.tokenizer.decode
     batches = list(islice(loader, 8))
     assert any(decode(b.labels[0][b.labels[0] >= 0].tolist()) == "the\n" for b in batches)
-    assert next(iter(ValidLoader.from_config(entries, processor))).num_samples == 2
+    valid = list(ValidLoader.from_config(entries, processor))
+    assert [b.num_samples for b in valid] == [2, 2, 1] * 2
+    assert {decode(row[row >= 0].tolist()) for b in valid[3:] for row in b.labels} == {"the\n"}
 
 
 @pytest.mark.parametrize(

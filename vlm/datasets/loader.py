@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def build_sources(entries: Mapping[str, DatasetEntry], processor: Processor, split: str = "train") -> list[Source]:
-    """The datasets of a configuration section with their text processors.
+    """The datasets of a configuration section with their text processors (of ``split``, else of ``train``).
 
     Raises:
         ConfigError: a picture size that is not the model's, a batch size below 1, a negative ratio.
@@ -40,7 +40,7 @@ def build_sources(entries: Mapping[str, DatasetEntry], processor: Processor, spl
         ratio = 1.0 if entry.sample_ratio is None else float(entry.sample_ratio)
         if entry.batch_size < 1 or ratio < 0:
             raise ConfigError(f"datasets.{name}: batch_size {entry.batch_size} and sample_ratio {ratio} make no batch")
-        options = dict(entry.text_processor.get(split) or {})
+        options = dict(entry.text_processor.get(split) or entry.text_processor.get("train") or {})
         text = None
         if options:
             kind = resolve("processor", options.pop("name", "blip_caption"))
