@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -104,6 +106,31 @@ def test_checkpointing_changes_nothing(build, examples, batched) -> None:
     assert output.loss_sum.item() == plain.loss_sum.item()
     for name, grad in grads.items():
         torch.testing.assert_close(grad, again[name], rtol=0, atol=0)
+
+
+def test_other_wrappers_of_the_layers_recompute_the_same(build, examples, batched) -> None:
+    """Checkpointing put around the layers from outside, as the runner does."""
+    from functools import partial
+
+    from torch.utils.checkpoint import checkpoint
+
+    plain, grads = step(build(), batched(examples))
+    model = build()
+    for layer in model.llm.layers():
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    output, again = step(model, batched(examples))
+    assert output.loss_sum.item() == plain.loss_sum.item()
+    assert all(torch.equal(grad, again[name]) for name, grad in grads.items())
+
+
+def test_a_copy_is_a_model_of_its_own(build, examples, batched) -> None:
+    model = build()
+    twin = copy.deepcopy(model)
+    before = model(batched(examples)).loss_sum.item()
+    assert twin(batched(examples)).loss_sum.item() == before
+    twin.llm.model.model.layers[-1].mlp.down_proj.weight.data.zero_()
+    assert twin(batched(examples)).loss_sum.item() != before
+    assert model(batched(examples)).loss_sum.item() == before
 
 
 def test_bfloat16_on_the_cpu(compose, examples, batched) -> None:

@@ -96,8 +96,8 @@ def _parts(model: VLM) -> list[str]:
 
 
 def _all_covered(model: VLM, part: str, prefixes: list[str]) -> bool:
-    """Whether files fill every parameter of a part (then its random initialisation is skipped)."""
-    names = [n for n, _ in model.named_parameters() if n.startswith(f"{part}.")]
+    """Whether files fill every matrix of a part; its random initialisation is skipped then (norms are constants)."""
+    names = [n for n, p in model.named_parameters() if n.startswith(f"{part}.") and p.dim() > 1]
     return bool(names) and all(_is_below(n, prefixes) for n in names)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from vlm.common.errors import ConfigError, WeightsError
 from vlm.common.registry import register_llm
 from vlm.models.checkpointing import checkpoint_layers
 from vlm.models.fusion.base import LLMInputs
-from vlm.models.llm.packing import ATTENTION, KeptRows, can_pack, pack, register_attention
+from vlm.models.llm.packing import ATTENTION, can_pack, pack, register_attention, trim_last_layer
 from vlm.models.lora import LoraOptions, inject_lora
 from vlm.models.loss import head_loss
 
@@ -56,12 +55,9 @@ class HFCausalLM(nn.Module):
         self.vocab_size: int = self.model.get_input_embeddings().num_embeddings
         if config.lora is not None:
             inject_lora(self.model, config.lora)
-        self.last_mlp: KeptRows | None = None
+        trim_last_layer(self.layers())
         if config.checkpointing:
             checkpoint_layers(self.layers())
-        elif isinstance(getattr(self.layers()[-1], "mlp", None), nn.Module):
-            mlp = self.layers()[-1].mlp
-            mlp.forward = self.last_mlp = KeptRows(mlp.forward)
 
     def layers(self) -> Any:
         """The decoder layers, for inserts and checkpointing."""
@@ -70,10 +66,7 @@ class HFCausalLM(nn.Module):
         return next(m for m in lists if len(m) == count)
 
     def checkpointable_modules(self) -> list[nn.Module]:
-        """The decoder layers, made ready to be recomputed: a second forward would not know which rows to keep."""
-        if self.last_mlp is not None:
-            self.layers()[-1].mlp.forward = self.last_mlp.forward
-            self.last_mlp = None
+        """The layers to recompute in the backward pass when the runner asks for it."""
         return list(self.layers())
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -108,14 +101,14 @@ class HFCausalLM(nn.Module):
         """``[t, d]`` at the positions of ``keep``, with no work on padding and little where nothing is wanted."""
         index, layout = pack(inputs.segments, inputs.position_ids)
         rows = keep.flatten()[index].nonzero()[:, 0]
-        with contextlib.nullcontext() if self.last_mlp is None else self.last_mlp.only(rows):
-            hidden = self.model.base_model(
-                inputs_embeds=inputs.inputs_embeds.flatten(0, 1).index_select(0, index)[None],
-                position_ids=inputs.position_ids.flatten()[index][None],
-                attention_mask=inputs.segments.new_ones(1, 1, 1, 1),  # four dimensions: taken as given
-                use_cache=False,
-                layout=layout,
-            )[0]
+        layout.keep = rows
+        hidden = self.model.base_model(
+            inputs_embeds=inputs.inputs_embeds.flatten(0, 1).index_select(0, index)[None],
+            position_ids=inputs.position_ids.flatten()[index][None],
+            attention_mask=inputs.segments.new_ones(1, 1, 1, 1),  # four dimensions: taken as given
+            use_cache=False,
+            layout=layout,
+        )[0]
         return hidden[0].index_select(0, rows)
 
     def head(self, hidden: Tensor) -> Tensor:

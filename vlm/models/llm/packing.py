@@ -7,8 +7,6 @@ attention (padding on the right needs no mask) and puts the result back.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +24,13 @@ class Layout:
     gather   ``[samples * longest]`` token of the row for each place (0 at padding)
     scatter  ``[T]`` place of each token
     samples  number of samples
+    keep     ``[t]`` tokens whose hidden states are wanted; None means all
     """
 
     gather: Tensor
     scatter: Tensor
     samples: int
+    keep: Tensor | None = None
 
 
 def pack(segments: Tensor, position_ids: Tensor) -> tuple[Tensor, Layout]:
@@ -88,33 +88,42 @@ def _spread(states: Tensor, layout: Layout) -> Tensor:
     return rows.unflatten(0, (layout.samples, -1)).transpose(1, 2)
 
 
-class KeptRows:
-    """Stands in for the ``forward`` of the last layer's MLP: works only on the tokens whose output is wanted.
+class LastLayer:
+    """Stands in for the last layer's ``forward``: its MLP works only on the tokens whose output is wanted.
 
     The others get zeros, which nothing reads: attention has been done, and only wanted tokens reach the head.
+    What is wanted comes with the call's ``layout``, so that a recomputation in the backward pass does the same.
     """
 
-    def __init__(self, forward: Any) -> None:
-        self.forward = forward
+    def __init__(self, layer: Any) -> None:
+        self.forward = layer.forward
+        self.mlp = layer.mlp.forward
         self.rows: Tensor | None = None
+        layer.mlp.forward = self.kept_rows
 
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """``[1, T, d]`` -> ``[1, T, d]``."""
-        if self.rows is None:
-            return self.forward(hidden)
-        some = self.forward(hidden[:, self.rows])
-        if not isinstance(some, Tensor):  # mixtures of experts may give more than one value
-            return self.forward(hidden)
-        return some.new_zeros(hidden.shape).index_copy(1, self.rows, some)
-
-    @contextlib.contextmanager
-    def only(self, rows: Tensor) -> Iterator[None]:
-        """Within the block, work on token numbers ``rows [t]``."""
-        self.rows = rows
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Like the layer's own ``forward``."""
+        layout: Layout | None = kwargs.get("layout")
+        self.rows = None if layout is None else layout.keep
         try:
-            yield
+            return self.forward(*args, **kwargs)
         finally:
             self.rows = None
+
+    def kept_rows(self, hidden: Tensor) -> Tensor:
+        """The MLP: ``[1, T, d]`` -> ``[1, T, d]``."""
+        if self.rows is None:
+            return self.mlp(hidden)
+        some = self.mlp(hidden[:, self.rows])
+        if not isinstance(some, Tensor):  # mixtures of experts may give more than one value
+            return self.mlp(hidden)
+        return some.new_zeros(hidden.shape).index_copy(1, self.rows, some)
+
+
+def trim_last_layer(layers: Any) -> None:
+    """Install :class:`LastLayer` where the last of ``layers`` has a module ``mlp``."""
+    if isinstance(getattr(layers[-1], "mlp", None), torch.nn.Module):
+        layers[-1].forward = LastLayer(layers[-1])
 
 
 def register_attention() -> None:
