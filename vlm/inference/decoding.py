@@ -101,8 +101,10 @@ def steps(
                 logits = reader.read(tokens)
             scores = processors(history, logits)
             tokens = sampler(scores) if sampler else scores.argmax(dim=-1)
-            tokens = tokens.masked_fill(torch.tensor(done, device=tokens.device), ends.pad)
-            history = torch.cat([history, tokens[:, None]], dim=1)
+            if any(done):
+                tokens = tokens.masked_fill(torch.tensor(done, device=tokens.device), ends.pad)
+            if processors:
+                history = torch.cat([history, tokens[:, None]], dim=1)
         step: list[int | None] = []
         for i, token in enumerate(tokens.tolist()):
             step.append(None if done[i] else token)
@@ -124,6 +126,7 @@ class Reader:
         self.llm: Any = llm
         self.embeds: Tensor | None = prompt.embeds
         self.mask = prompt.mask
+        self.padded = bool((prompt.mask == 0).any())
         self.positions = prompt.positions
         self.use_cache = use_cache
         self.cache: Any = None
@@ -135,7 +138,8 @@ class Reader:
         """Append ``tokens [b]`` (None the first time); returns the next token's logits ``[b, vocab]`` in float32."""
         inputs: dict[str, Tensor] = {}
         if tokens is not None:
-            self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
+            if self.padded:
+                self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
             last = self.positions[:, -1:] + 1
             self.positions = last if self.use_cache else torch.cat([self.positions, last], dim=1)
             new = self.llm.get_input_embeddings()(tokens[:, None])
@@ -144,7 +148,7 @@ class Reader:
             inputs["position_ids"] = self.positions
         out = self.llm(
             inputs_embeds=self._kept(),
-            attention_mask=self.mask,
+            attention_mask=self.mask if self.padded else None,  # without one, no mask has to be built
             past_key_values=self.cache,
             use_cache=self.use_cache,
             **inputs,
