@@ -239,6 +239,7 @@ class Code:
         return (eval, ("1 + 1",))
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_pickle_with_code_is_refused(world: World) -> None:
     torch.save({"cls_token": Code()}, world.eva)
     with pytest.raises(WeightsError, match=r"eva.pth: this pickle asks to run code.*eval[\s\S]*fix: convert it"):
@@ -248,7 +249,7 @@ def test_pickle_with_code_is_refused(world: World) -> None:
         world.load()
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
 @pytest.mark.parametrize("file", ["eva", "blip", "llm"])
 def test_truncated_files(world: World, file: str, share: float) -> None:
     path = {"eva": world.eva, "blip": world.blip, "llm": world.llm / "model.safetensors"}[file]
