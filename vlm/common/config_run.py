@@ -39,7 +39,7 @@ class RunConfig:
     )
     init_lr: float = option(1e-4, "peak learning rate")
     min_lr: float = option(0.0, "learning rate at the end")
-    warmup_lr: float = option(-1.0, "learning rate at step 0 of the warm-up; negative: init_lr")
+    warmup_lr: float = option(-1.0, "learning rate at step 0 of the warm-up; negative: 0, in the published schedules init_lr")
     warmup_steps: int = option(0, "global steps of warm-up")
     warmup_restarts: bool = option(False, "reproduce the published fault: warm-up counts from each epoch's start")
     lr_decay_rate: float = option(0.9, "factor per epoch of the step schedule")
@@ -64,7 +64,7 @@ class RunConfig:
     num_workers: int = option(4, "loader processes per rank")
     seed: int = option(42, "seed of everything; ranks add their number")
 
-    output_dir: str = option("output", "run folders are made below; relative to the working folder")
+    output_dir: str = option("output", "the run folder itself; relative to the working folder")
     job_name: str | None = option(None, "name of the run in trackers")
     overwrite: bool = option(False, "allow an output folder that holds another run")
     resume: str = option("never", "never, auto (last checkpoint of output_dir if any) or a run folder")
