@@ -145,3 +145,24 @@ def test_no_file_no_section_no_run_folder(tmp_path: Path) -> None:
         load_config(tmp_path)
     assert any("model: missing" in line or "model (" in line for line in faults("run: {seed: 1}\n", tmp_path))
     assert any("llm" in line for line in faults("model: {vision: eva_vit}\n", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("found", "wrong", "expected"),
+    [
+        ("vision: {depth: 2}", "train: [[bridge]]", "model.train (cfg.yaml:5): found"),
+        ("vision: {depth: 2}", "params: 3", "model.params (cfg.yaml:5): found 3, expected a mapping"),
+        ("llama_model: /llm", "llama_model: '${'", "model.llama_model (cfg.yaml:4): found '${', which is no valid"),
+        ("batch_size: 2", "type: []", "unknown type of cc_sbu_align '[]'"),
+        ("datasets:", "plugins: ['']\ndatasets:", "plugins (cfg.yaml:6): found"),
+        ("datasets:", "evaluation_datasets: 3\ndatasets:", "evaluation_datasets (cfg.yaml:6): found 3, expected a mapping"),
+        ("build_info: {storage: /data}", "build_info: 3", "build_info (cfg.yaml:9): found 3"),
+        ("vis_processor: {train: {name: blip2_image_train, image_size: 224}}", "vis_processor: [1]", "expected a mapping with keys train, eval"),
+        ("vision: {depth: 2}", "weights: {format: eva}", "model.weights (cfg.yaml:5): found"),
+        ("vision: {depth: 2}", "llm: [1]", "model.llm (cfg.yaml:5): found [1], expected a mapping with `name`"),
+        ("vision: {depth: 2}", "llm: null", "model.llm (cfg.yaml:5): missing"),
+    ],
+)  # fmt: skip
+def test_values_of_an_absurd_kind_are_reported_too(found: str, wrong: str, expected: str, tmp_path: Path) -> None:
+    said = faults(GOOD.replace(found, wrong, 1), tmp_path)
+    assert any(expected in line for line in said), said

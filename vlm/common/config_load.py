@@ -109,7 +109,7 @@ def check_sections(user: Tree, options: Sequence[Option], report: Report) -> Non
 def load_plugins(user: Tree, report: Report) -> list[str]:
     """Import the modules listed under ``plugins``, so that their decorators run."""
     plugins = user.get(("plugins",), [])
-    if not isinstance(plugins, list) or not all(isinstance(p, str) for p in plugins):
+    if not isinstance(plugins, list) or not all(isinstance(p, str) and p for p in plugins):
         report.add(("plugins",), f"found {plugins!r}, expected a list of module names")
         return []
     for index, module in enumerate(plugins):
@@ -147,8 +147,8 @@ def merge(user: Tree, options: Sequence[Option], report: Report) -> tuple[Tree, 
     defaults = {f"run.{f.name}": getattr(RunConfig(), f.name) for f in dataclasses.fields(RunConfig)}
     defaults |= {dotted(p): tree.get(p) for p in tree.origins if not isinstance(tree.get(p), dict)}
     tree.merge(user, (), PARTS)
-    if isinstance(tree.get(("model", "params")), dict):
-        del tree.data["model"]["params"]
+    if isinstance(tree.get(("model",)), dict):
+        tree.data["model"].pop("params", None)
     skip = (("model", "arch"), ("model", "model_type"))
     usable = [o for o in options if o.path[0] in SECTIONS and o.path not in skip and _known_dataset(o, tree)]
     apply_options(tree, usable, report, PARTS)

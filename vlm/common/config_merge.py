@@ -111,7 +111,11 @@ def _read_arch(tree: Tree, at: Path, report: Report, inline: bool = False) -> Ar
     for key in tree.data if not inline else ():
         if key not in ("params", "when", *COMPOSITION):
             where.unknown((key,), ["params", "when", *COMPOSITION])
-    for name, said in (tree.get(("params",)) or {}).items():
+    declarations = tree.get(("params",)) or {}
+    if not isinstance(declarations, dict):
+        where.add((*at, "params"), f"found {declarations!r}, expected a mapping of names")
+        declarations = {}
+    for name, said in declarations.items():
         declared = said if isinstance(said, Mapping) and "default" in said else {"default": said}
         facts = {k: v for k, v in declared.items() if k != "default"} | {"default": None}
         param = read(Param, facts, (*at, "params", name), where)
@@ -122,7 +126,7 @@ def _read_arch(tree: Tree, at: Path, report: Report, inline: bool = False) -> Ar
     arch = Arch(params, tree, list(tree.get(("when",)) or []))
     if inline:
         arch.tree = Tree(origins=tree.origins)
-        arch.tree.data = {"params": tree.get(("params",)) or {}}
+        arch.tree.data = {"params": declarations}
     return arch
 
 
@@ -195,10 +199,10 @@ def add_corpus(tree: Tree, user: Tree, options: Sequence[Option], at: Path, repo
     corpus = parse_file(file, _label(file))
     chosen = value_of(options, (*at, "type"), user.get((*at, "type"), "default"))
     types = corpus.data.pop("types", {})
-    if chosen != "default" and chosen not in types:
+    if chosen != "default" and chosen not in list(types):
         report.unknown((*at, "type"), ["default", *types], f"type of {name}", str(chosen))
     tree.merge(corpus, at)
-    over = types.get(chosen)
+    over = types.get(str(chosen))
     if over:
         head: Path = ("types", str(chosen))
         tree.merge(Tree(over, {p[2:]: o for p, o in corpus.origins.items() if p[:2] == head}), at)
@@ -220,7 +224,8 @@ def interpolate(
             report.add(path, f"found {text!r}, which is no valid interpolation (write \\${{ for a plain ${{)")
             faulty.add(path)
             report.broken.add(path)
-    root = OmegaConf.create({"params": params, **_without(data, (), faulty)})
+    values = {name: None if ("model", name) in faulty else value for name, value in params.items()}
+    root = OmegaConf.create({"params": values, **_without(data, (), faulty)})
 
     def visit(node: Any, conf: Any, path: Path) -> Any:
         if isinstance(node, dict):

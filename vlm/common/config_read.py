@@ -143,7 +143,7 @@ def read_train(data: Any, report: Report) -> dict[str, bool]:
     """Globs of parameter names -> whether they train; a plain list means true for each, null takes a glob out."""
     if data is None:
         return {}
-    if isinstance(data, list):
+    if isinstance(data, list) and all(isinstance(glob, str) for glob in data):
         data = dict.fromkeys(data, True)
     if isinstance(data, dict):
         data = {glob: on for glob, on in data.items() if on is not None}
