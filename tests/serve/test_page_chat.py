@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import socket
 
 import pytest
@@ -11,7 +12,7 @@ from vlm.common.errors import DataError, PromptError, UserError
 from vlm.inference.engine import Engine
 from vlm.inference.generation import EVALUATION
 from vlm.serve import gradio_app, gradio_app_look
-from vlm.serve.examples import is_world, world_examples
+from vlm.serve.examples import is_world, tasks, world_examples
 from vlm.serve.page_chat import PageChat
 
 from ..inference.small import CASE, write_config
@@ -149,6 +150,23 @@ def test_header_names_the_parts(engine: Engine) -> None:
     for name in ("eva_vit", "qformer", "linear", "llm", "cpu"):
         assert f">{name}<" in html
     assert not is_world(engine.config)
+
+
+def test_only_templates_with_tasks_offer_them(engine: Engine) -> None:
+    from vlm.serve.gradio_app_page import build
+
+    assert tasks(engine.config) == () == tasks(None)
+    assert "Send" in _labels(build(engine))
+    assert not any(label.startswith("[") for label in _labels(build(engine)))
+    template = dataclasses.replace(engine.config.model.template, name="minigpt_v2")
+    config = dataclasses.replace(engine.config, model=dataclasses.replace(engine.config.model, template=template))
+    v2 = Engine(engine.model, engine.processor, config=config)
+    assert [t.strip() for t in tasks(config)] == [v for v in _labels(build(v2)) if v.startswith("[")]
+
+
+def _labels(page) -> list[str]:
+    values = [component["props"].get("value") for component in page.get_config_file()["components"]]
+    return [v for v in values if isinstance(v, str)]
 
 
 def test_world_examples_are_pictures_with_questions(tmp_path) -> None:

@@ -13,6 +13,22 @@ Example = tuple[str, str]
 
 WORLD_QUESTIONS = ("describe", "color", "shape", "position", "count", "letter", "size", "exist")
 
+TASKS: dict[str, tuple[str, ...]] = {
+    "minigpt_v2": (
+        "[grounding] describe this image in detail",
+        "[refer] ",
+        "[detection] ",
+        "[identify] what is this ",
+        "[vqa] ",
+    )
+}
+"""Template -> beginnings of questions that models of that template were trained on, as the published page offers."""
+
+
+def tasks(cfg: Config | None) -> tuple[str, ...]:
+    """The task texts of a model's template; most have none."""
+    return () if cfg is None else TASKS.get(cfg.model.template.name, ())
+
 
 def is_world(cfg: Config | None) -> bool:
     """Whether a model is the embedded one, which knows the painted world only."""

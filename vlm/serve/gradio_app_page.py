@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import gradio as gr
 from vlm.inference.engine import Engine
 from vlm.inference.generation import CHAT, Generation
 from vlm.serve import gradio_app_look as look
-from vlm.serve.examples import Example
+from vlm.serve.examples import Example, tasks
 from vlm.serve.gradio_app_events import Events
 
 QUESTION = "What is in the picture?"
@@ -69,7 +69,7 @@ def build(
                     restart = gr.Button("Restart", size="sm", elem_id="restart")
                 _shortcuts(engine, question)
         if examples:
-            _gallery(examples, picture, question)
+            _gallery(examples, picture, question, classes)
         widgets = Widgets(gr.State(None), picture, settings, bubbles, question, send, stop, again, restart)
         _wire(widgets, engine, generation)
     return page
@@ -120,7 +120,7 @@ def _settings(start: Generation) -> dict[str, Any]:
         }
 
 
-def _gallery(examples: Sequence[Example], picture: gr.Image, question: gr.Textbox) -> None:
+def _gallery(examples: Sequence[Example], picture: gr.Image, question: gr.Textbox, classes: list[str]) -> None:
     """Pictures with a question each; a click fills both in."""
     gr.HTML('<div id="examples-title">Examples: click one, then Send</div>', padding=False)
     shown = gr.Gallery(
@@ -134,7 +134,7 @@ def _gallery(examples: Sequence[Example], picture: gr.Image, question: gr.Textbo
         interactive=False,
         buttons=[],
         elem_id="examples",
-        elem_classes=["pixels"],
+        elem_classes=classes,
     )
 
     def pick(event: gr.SelectData) -> list[str]:
@@ -144,10 +144,16 @@ def _gallery(examples: Sequence[Example], picture: gr.Image, question: gr.Textbo
 
 
 def _shortcuts(engine: Engine, question: gr.Textbox) -> None:
-    """Buttons that write the task texts which the model's template knows, if it knows any."""
-    texts: Sequence[str] = getattr(engine.processor.template.config, "shortcuts", ())
-    if texts:
-        gr.Examples([[t] for t in texts], [question], label="Tasks of this model", elem_id="tasks")
+    """Buttons that begin a question with a task text, for templates that have such."""
+    if texts := tasks(engine.config):
+        with gr.Row(elem_id="tasks"):
+            for text in texts:
+                button = gr.Button(text.strip(), size="sm", min_width=60)
+                button.click(_constant(text), None, [question], show_progress="hidden", api_visibility="private")
+
+
+def _constant(text: str) -> Callable[[], str]:
+    return lambda: text
 
 
 def _wire(w: Widgets, engine: Engine, generation: Generation) -> None:
