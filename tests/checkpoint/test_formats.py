@@ -171,6 +171,26 @@ def test_export_and_import_are_inverse(world: World, tmp_path: Path, lora: bool)
         assert torch.equal(a, b), name
 
 
+def test_unfrozen_foundations_keep_their_published_names(world: World, tmp_path: Path) -> None:
+    model = world.load(train=["bridge.*", "vision.*"])
+    for p in model.parameters():
+        if p.requires_grad:
+            torch.nn.init.normal_(p)
+    path = tmp_path / "all.pth"
+    written = set(export_published(model, path))
+    wanted = {"query_tokens", "Qformer.bert.encoder.layer.0.crossattention.self.key.weight", "visual_encoder.cls_token"}
+    assert wanted | {"ln_vision.weight", "llama_proj.bias"} <= written
+    again = world.load(train=["bridge.*", "vision.*"], weights=world.files(weight("trained", path)))
+    for (name, a), b in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_projection_of_stage_one_starts_a_stage_that_trains_more(world: World, tmp_path: Path) -> None:
+    export_published(world.load(), tmp_path / "one.pth")
+    model = world.load(train=["bridge.*"], weights=world.files(weight("trained", tmp_path / "one.pth")))
+    assert torch.equal(model.bridge[0].query_tokens, world.source.bridge[0].query_tokens)
+
+
 def test_newer_lora_names_and_buffers(world: World, tmp_path: Path) -> None:
     model = world.load(lora=True)
     export_published(model, tmp_path / "a.pth")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from types import SimpleNamespace
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -107,6 +109,31 @@ def test_replacing_linear_layers_spares_lora_and_keeps_the_function(build, examp
     assert type(model.llm.model.model.layers[0].self_attn.q_proj.lora_A["default"]) is nn.Linear
     assert type(model.llm.model.lm_head) is nn.Linear
     assert model(batch).loss_sum.item() == before.item()
+
+
+@pytest.mark.parametrize("mode", ["int8", "nf4"])
+def test_quantised_layers_replace_the_decoders(build, monkeypatch, mode) -> None:
+    """The wiring, with stand-ins for bitsandbytes' classes."""
+    fake = ModuleType("bitsandbytes")
+    fake.__spec__ = ModuleSpec("bitsandbytes", None)
+
+    def keep(data: torch.Tensor, **options) -> nn.Parameter:
+        return nn.Parameter(data, requires_grad=options["requires_grad"])
+
+    def layer(columns: int, rows: int, **options) -> nn.Linear:
+        made = nn.Linear(columns, rows, bias=options["bias"])
+        made.options = options
+        return made
+
+    fake.nn = SimpleNamespace(Linear8bitLt=layer, Linear4bit=layer, Int8Params=keep, Params4bit=keep)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", fake)
+    model = build()
+    assert quantize_llm(model.llm, mode, torch.device("meta"))
+    made = [m for m in model.llm.modules() if hasattr(m, "options")]
+    assert len(made) == 7 * LLAMA["num_hidden_layers"]
+    assert not any(m.weight.requires_grad for m in made)
+    assert {("quant_type" in m.options) for m in made} == {mode == "nf4"}
+    assert model.llm.model.lm_head.weight.device.type == "meta"
 
 
 def test_precision_rules() -> None:

@@ -150,6 +150,21 @@ def test_bfloat16_on_the_cpu(compose, examples, batched) -> None:
     assert all(torch.isfinite(g).all() for g in grads.values())
 
 
+def test_encoder_in_half_with_a_full_precision_llm(build, compose, examples, batched) -> None:
+    wanted = build()(batched(examples)).loss_sum
+    parts = compose(llm=part("hf", HFCausalLM.Config(config=dict(LLAMA), dtype="fp32")))
+    parts.vision.config.precision = "bf16"
+    torch.manual_seed(0)
+    from vlm.models.build import build_model
+
+    model = build_model(parts)
+    assert model.vision.vit.blocks[0].mlp.fc1.weight.dtype == model.vision_dtype == torch.bfloat16
+    assert model.compute_dtype == torch.float32
+    got = model(batched(examples)).loss_sum
+    got.backward()
+    torch.testing.assert_close(got, wanted, rtol=0.01, atol=0)
+
+
 def test_text_only_composition(compose, example, batched) -> None:
     from vlm.models.build import build_model
 

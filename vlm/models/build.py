@@ -62,7 +62,8 @@ def set_precision(model: VLM, model_cfg: Any, dtype: torch.dtype | None) -> None
     llm = storage_dtype(getattr(model_cfg.llm.config, "dtype", "fp32"), device, dtype)
     if model.vision is not None:
         precision = getattr(model_cfg.vision.config, "precision", "fp32")
-        cast_matmuls(model.vision, storage_dtype(precision, device, dtype))
+        model.vision_dtype = storage_dtype(precision, device, dtype)
+        cast_matmuls(model.vision, model.vision_dtype)
     for part in model.bridge:
         cast_matmuls(part, llm)
     model.compute_dtype = llm

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_ELEMENTS = {"cpu": 2**22}
-"""Logits held at a time by :class:`FrozenHeadLoss`; elsewhere ``2**27``."""
+CPU_ELEMENTS, OTHER_ELEMENTS = 2**22, 2**27
+"""Logits held at a time by :class:`FrozenHeadLoss`: what fits a CPU's cache, and what fills an accelerator."""
 
 
 class FrozenHeadLoss(torch.autograd.Function):
@@ -23,7 +23,7 @@ class FrozenHeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:  # noqa: ANN001
         """``hidden [t, d]``, ``weight [vocab, d]``, ``targets [t]`` -> scalar float32 sum."""
-        step = max(1, CHUNK_ELEMENTS.get(hidden.device.type, 2**27) // weight.shape[0])
+        step = max(1, (CPU_ELEMENTS if hidden.device.type == "cpu" else OTHER_ELEMENTS) // weight.shape[0])
         total = hidden.new_zeros((), dtype=torch.float32)
         needed = ctx.needs_input_grad[0]
         kind = hidden.device.type

@@ -19,6 +19,7 @@ class VLM(nn.Module):
 
     Attributes:
         compute_dtype: autocast dtype of a forward pass, when the caller has not entered autocast.
+        vision_dtype: the same for the vision encoder, where ``compute_dtype`` is float32.
     """
 
     vision: Any
@@ -33,6 +34,7 @@ class VLM(nn.Module):
         self.llm = llm
         self.fusion = None
         self.compute_dtype = torch.float32
+        self.vision_dtype = torch.float32
 
     @property
     def device(self) -> torch.device:
@@ -56,13 +58,14 @@ class VLM(nn.Module):
 
         Leading parts without trainable parameters run without recording gradients.
         """
-        value: Any = pixels
+        exact = self.compute_dtype is torch.float32
+        with autocast(pixels.device, self.vision_dtype if exact else self.compute_dtype):
+            value = _run(self.vision, pixels, pixels)
+        if exact and not torch.is_autocast_enabled(pixels.device.type):
+            value = Features(value.tokens.float(), value.mask)
         with autocast(pixels.device, self.compute_dtype):
-            for part in [self.vision, *self.bridge]:
-                tokens = value if isinstance(value, Tensor) else value.tokens
-                live = tokens.requires_grad or any(p.requires_grad for p in part.parameters())
-                with contextlib.nullcontext() if live else torch.no_grad():
-                    value = part(value)
+            for part in self.bridge:
+                value = _run(part, value, value.tokens)
         return value
 
     def prepare(self, batch: Batch, visual: Features | None = None) -> LLMInputs:
@@ -103,3 +106,10 @@ class VLM(nn.Module):
             return 0.0
         visual = [self.vision, *self.bridge] if self.vision is not None else list(self.bridge)
         return sum((p.sum() * 0.0 for part in visual for p in part.parameters() if p.requires_grad), 0.0)
+
+
+def _run(part: nn.Module, value: Any, tokens: Tensor) -> Features:
+    """``part(value)``, without recording gradients where neither ``tokens`` nor the part has any."""
+    live = tokens.requires_grad or any(p.requires_grad for p in part.parameters())
+    with contextlib.nullcontext() if live else torch.no_grad():
+        return part(value)
