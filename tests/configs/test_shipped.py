@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from vlm.common.config import load_config
 from vlm.common.config_merge import archs, corpora, corpus_file
 from vlm.common.config_tree import parse_file
+from vlm.common.paths import asset
 from vlm.common.schema import ConfigProblems
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,3 +75,12 @@ def test_readmes_that_files_refer_to_exist() -> None:
     named = {name for text in texts for name in re.findall(r"dataset/README_\w+\.md", text)}
     assert named
     assert all((ROOT / name).is_file() for name in named)
+
+
+def test_tiny_has_the_sizes_of_its_foundations() -> None:
+    sizes = json.loads(Path(asset("tiny/sizes.json")).read_text())
+    model = load_config({"model": {"arch": "minigpt4", "model_type": "tiny"}}, check="none").model
+    assert model.vision is not None
+    for part, said in ((model.vision, sizes["vision"]), (model.bridge[0], sizes["qformer"])):
+        assert {key: getattr(part.config, key) for key in said} == said
+    assert model.image["size"] == sizes["vision"]["image_size"]
