@@ -20,7 +20,7 @@ from foundations.tokenizer import Words
 from vlm.datasets.world.export import balanced_questions
 from vlm.datasets.world.language import NOTE_WORDS
 
-STEPS, BATCH, PEAK = 8_000, 16, 2e-3
+STEPS, BATCH, PEAK = 4_500, 16, 2e-3
 
 
 def build_llm() -> LlamaForCausalLM:
@@ -38,13 +38,17 @@ def build_llm() -> LlamaForCausalLM:
         bos_token_id=1, eos_token_id=2, pad_token_id=None, attn_implementation="sdpa",
     )  # fmt: skip
     model = LlamaForCausalLM(config)
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.08)
     for number, layer in enumerate(model.model.layers):
         attention = layer.self_attn
-        for linear in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj):
-            torch.nn.init.normal_(linear.weight, std=0.06)
+        torch.nn.init.normal_(attention.v_proj.weight, std=0.06)
+        torch.nn.init.normal_(attention.q_proj.weight, std=size["hidden_size"] ** -0.5 if number else 0.06)
+        torch.nn.init.normal_(attention.k_proj.weight, std=0.06)
+        torch.nn.init.zeros_(attention.o_proj.weight)
+        torch.nn.init.zeros_(layer.mlp.down_proj.weight)
         if number:
-            # Equal query and key maps: from the first step on a word attends to where it was read before.
-            torch.nn.init.normal_(attention.q_proj.weight, std=size["hidden_size"] ** -0.5)
+            # Equal query and key maps, and blocks that start as the identity: from the first step on a word
+            # attends to where it was read before.
             attention.k_proj.weight.data.copy_(attention.q_proj.weight.data)
     return model
 
