@@ -22,8 +22,8 @@ def same(one, other):
 
 def test_sigkill_at_a_random_step_and_resume_equal_a_straight_run(tiny):
     numbers = {"max_steps": 60, "accum_grad_iters": 2, "save_freq": 7, "val_freq": 10}
-    tiny.train("straight", **numbers)
     process = tiny.start("killed", **numbers)
+    tiny.train("straight", **numbers)  # while the other one starts
     tiny.wait_for_step("killed", random.SystemRandom().randint(8, 40), process)
     process.send_signal(signal.SIGKILL)
     process.wait()
