@@ -62,6 +62,8 @@ def test_a_users_fault_is_one_message_and_code_2(tmp_path: Path) -> None:
 def test_check_reports_every_file(cfg: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "check", str(cfg)]) == 0
     assert capsys.readouterr().out == f"{cfg}: ok\n"
+    assert main(["config", "check", str(cfg), "--options", "run.distributed=true"]) == 0
+    assert "run.distributed changes nothing here: decided by torchrun" in capsys.readouterr().out
     assert main(["config", "check", str(cfg), str(tmp_path / "none.yaml")]) == 2
     said = capsys.readouterr()
     assert "ok" in said.out

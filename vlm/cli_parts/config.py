@@ -52,12 +52,15 @@ def show(args: argparse.Namespace) -> int:
 def check(args: argparse.Namespace) -> int:
     """Check every file; problems go to stderr."""
     from vlm.common.config import load_config
+    from vlm.common.config_run import NO_EFFECT
 
     bad = 0
     for name in args.cfg:
         try:
-            load_config(name, args.options, check="needed")
+            cfg = load_config(name, args.options, check="needed")
             say(f"{name}: ok")
+            for key in (k for k in NO_EFFECT if f"run.{k}" in cfg.origins):
+                say(f"  run.{key} changes nothing here: {NO_EFFECT[key]}")
         except ConfigError as error:
             bad += 1
             say(f"error: {error}", sys.stderr)

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from vlm.common.config_merge import COMPOSITION, Arch
+from vlm.common.config_run import NO_EFFECT, RunConfig
 from vlm.common.config_tree import Tree, plain
 from vlm.common.config_types import Config, DatasetEntry, ModelConfig, Part
 
@@ -19,10 +20,17 @@ def store(config: Config, tree: Tree, arch: Arch | None, data: dict[str, Any]) -
         entries = getattr(config, section)
         if entries:
             stored[section] = {name: _store_entry(data[section][name], e) for name, e in entries.items()}
-    stored["run"] = plain(dataclasses.asdict(config.run))
+    stored["run"] = _run(config.run)
     if config.plugins:
         stored["plugins"] = list(config.plugins)
     return stored
+
+
+def _run(run: RunConfig) -> dict[str, Any]:
+    """All keys, except those without effect that nobody set."""
+    default = RunConfig()
+    skip = [key for key in NO_EFFECT if getattr(run, key) == getattr(default, key)]
+    return plain({k: v for k, v in dataclasses.asdict(run).items() if k not in skip})
 
 
 def _store_entry(written: dict[str, Any], entry: DatasetEntry) -> dict[str, Any]:
@@ -74,7 +82,7 @@ def effective(config: Config) -> dict[str, Any]:
     shown["weights"] = [dataclasses.asdict(w) for w in model.weights]
     sections = {s: _show_entries(getattr(config, s)) for s in DATA_SECTIONS if getattr(config, s)}
     tail = {"plugins": config.plugins} if config.plugins else {}
-    return plain({"model": shown, **sections, "run": dataclasses.asdict(config.run), **tail})
+    return plain({"model": shown, **sections, "run": _run(config.run), **tail})
 
 
 def _show_entries(entries: dict[str, DatasetEntry]) -> dict[str, Any]:
