@@ -39,9 +39,7 @@ class RunConfig:
     )
     init_lr: float = option(1e-4, "peak learning rate")
     min_lr: float = option(0.0, "learning rate at the end")
-    warmup_lr: float = option(
-        -1.0, "learning rate at step 0; negative: 0, in the published schedules init_lr"
-    )
+    warmup_lr: float = option(-1.0, "learning rate at step 0; negative: 0, in the published schedules init_lr")
     warmup_steps: int = option(0, "global steps of warm-up")
     warmup_restarts: bool = option(False, "reproduce the published fault: warm-up counts from each epoch's start")
     lr_decay_rate: float = option(0.9, "factor per epoch of the step schedule")
