@@ -113,7 +113,9 @@ class ModelCase:
     @cached_property
     def pictures(self) -> tuple[Tensor, Tensor]:
         """All recorded pictures ``[n, 3, h, w]`` and their encodings ``[n, q, d]``."""
-        pixels = torch.cat([self.tensor("images"), self.tensor("prep.eval")[None]])
+        pixels = self.tensor("images")
+        if self.has("prep.eval"):
+            pixels = torch.cat([pixels, self.tensor("prep.eval")[None]])
         with torch.no_grad():
             return pixels, self.model.encode(pixels[:, None]).tokens[:, 0]
 

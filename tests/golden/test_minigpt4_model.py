@@ -126,12 +126,13 @@ def test_gradients(case: ModelCase) -> None:
                 assert (grad - want).norm() <= 1e-4 * want.norm()
             checked += 1
     model.zero_grad()
-    assert checked > 0
+    assert checked > 0 or not any("grad_norms" in case.records[name] for name in case.forwards)
 
 
 def test_chat_embeddings(case: ModelCase) -> None:
     """Fused prompts of the recorded chat turns, from their recorded segment ids."""
-    turns = case.records["chat"]["turns"]
+    turns = case.records.get("chat", {}).get("turns", [])
+    assert bool(turns) == case.has("chat.turn0.embs")
     for number, turn in enumerate(turns):
         pieces = turn["segment_ids"]
         ids = [*pieces[0]]
@@ -147,6 +148,9 @@ def test_chat_embeddings(case: ModelCase) -> None:
 
 
 def test_generation_batch_is_left_padded(case: ModelCase) -> None:
+    assert ("batchgen" in case.records) == case.has("batchgen.embs")
+    if "batchgen" not in case.records:
+        return
     embeds, mask = case.tensor("batchgen.embs"), case.tensor("batchgen.attention_mask")
     with torch.no_grad():
         got = case.model.prepare(case.batch(embeds, mask)).left_padded()
@@ -179,7 +183,9 @@ def test_training_trace(case: ModelCase) -> None:
     assert bool(trace) == case.has("train.init.llama_proj.weight")
     if not trace:
         return
-    merged = json.loads((case.folder / "framework" / "config_merge.json").read_text())
+    merged = case.folder / "framework" / "config_merge.json"  # what --options changed for the run, if anything
+    built = case.config["constructor"]
+    limit = _find(json.loads(merged.read_text()), "max_txt_len") if merged.is_file() else built["max_txt_len"]
     model = copy.deepcopy(case.model)
     named = {
         key: dict(model.named_parameters())[case.published(key)] for key in ("llama_proj.weight", "llama_proj.bias")
@@ -191,8 +197,8 @@ def test_training_trace(case: ModelCase) -> None:
     optimizer = torch.optim.AdamW(groups, betas=tuple(recorded[0]["betas"]), eps=recorded[0]["eps"])
     model.train()
     for step, item in enumerate(trace):
-        answers = [a + case.config["constructor"]["end_sym"] for a in item["answer"]]
-        rows = text_rows(case, [item["prompt"]] * len(answers), answers, _find(merged, "max_txt_len"))
+        answers = [a + built["end_sym"] for a in item["answer"]]
+        rows = text_rows(case, [item["prompt"]] * len(answers), answers, limit)
         batch = as_batch(rows, torch.stack([case.tensor(f"train.image{i}") for i in item["image_id"]]))
         inputs = model.prepare(batch)
         assert torch.equal(inputs.labels, case.tensor(f"train.step{step}.labels"))
