@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 from collections.abc import Callable, Iterator
 from functools import wraps
@@ -31,9 +32,10 @@ def wrap(model: nn.Module, *, find_unused_parameters: bool = False, broadcast_bu
     """
     if dist.world_size() == 1:
         return model
-    return DistributedDataParallel(
-        model, find_unused_parameters=find_unused_parameters, broadcast_buffers=broadcast_buffers
-    )
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # renamed in torch
+    options: dict[str, Any] = {"find_unused_parameters": find_unused_parameters, buffers: broadcast_buffers}
+    return DistributedDataParallel(model, **options)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
