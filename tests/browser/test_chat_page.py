@@ -47,6 +47,8 @@ def expected(engine: Engine) -> list[str]:
 @pytest.fixture(scope="module")
 def address(engine: Engine, expected: list[str]) -> Iterator[str]:
     slow = engine.model.llm.model.register_forward_hook(lambda *_: time.sleep(SECONDS_PER_TOKEN))
+    tiny = dataclasses.replace(engine.config.model, model_type="tiny")  # so that the page offers painted examples
+    engine.config = dataclasses.replace(engine.config, model=tiny)
     page = gradio_app.launch(
         engine, port=gradio_app.free_port("127.0.0.1", None), generation=dataclasses.asdict(GREEDY), block=False
     )
@@ -163,6 +165,18 @@ def test_a_file_that_is_no_picture_is_told_and_the_page_lives_on(page: Page) -> 
     expect(page.locator("#chat .user")).to_have_count(0)
     upload_picture(page)
     ask(page, "And this?")
+    wait_until_done(page)
+    assert bot(page)
+
+
+def test_example_fills_in_picture_and_question(page: Page) -> None:
+    expect(page.locator("#examples button")).to_have_count(8)
+    page.locator("#examples button").nth(1).click()
+    expect(page.locator("#picture img")).to_be_visible()
+    expect(page.locator("#question textarea")).to_have_value("What color is the circle?")
+    page.locator("#send").click()
+    expect(page.locator("#question textarea")).to_have_value("")
+    expect(page.locator("#chat .user img")).to_be_visible()
     wait_until_done(page)
     assert bot(page)
 
