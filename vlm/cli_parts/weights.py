@@ -1,4 +1,4 @@
-"""``vlm weights``: what is in a weight file."""
+"""``vlm weights``: what is in a weight file; delta weights."""
 
 from __future__ import annotations
 
@@ -9,19 +9,29 @@ from vlm.common.logging import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``show FILE``."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="show")
+    """``show FILE`` and ``apply-delta --base B --delta D --target T``."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="show|apply-delta")
     show = actions.add_parser("show", help="keys, shapes and types; the file is never unpickled")
     show.add_argument("file", type=Path)
     show.add_argument("--section", default=None, help="mapping inside the file, e.g. model (found by itself if that)")
+    delta = actions.add_parser("apply-delta", help="base LLM + published delta (Vicuna v0, v1.1) = LLM")
+    delta.add_argument("--base", "--base-model-path", required=True, type=Path, help="Hugging Face folder of LLaMA")
+    delta.add_argument("--delta", "--delta-path", required=True, type=Path, help="folder of the delta")
+    delta.add_argument("--target", "--target-model-path", required=True, type=Path, help="new folder")
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print one line per tensor and the sum.
+    """Run the action.
 
     Raises:
-        WeightsError: no such file, damaged, or holding code.
+        WeightsError: no such file, damaged, holding code, or not fitting.
     """
+    if args.action == "apply-delta":
+        from vlm.checkpoint.delta import apply_delta
+
+        files = apply_delta(args.base, args.delta, args.target)
+        say(f"{args.target}: {len(files)} weight file{'s' if len(files) > 1 else ''}, config and tokenizer")
+        return 0
     from vlm.checkpoint.safe import read_tensors
 
     tensors = read_tensors(args.file, args.section or "model")

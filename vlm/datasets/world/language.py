@@ -17,11 +17,11 @@ QUESTION_TYPES = ("color", "shape", "letter", "count", "position", "size", "exis
 
 INSTRUCTIONS = (
     "Describe this image in detail.",
-    "Take a look at this image and describe what you notice.",
-    "Please provide a detailed description of the picture.",
-    "Could you describe the contents of this image for me?",
+    "Tell me what this picture shows.",
+    "Please describe the things in this image.",
+    "What does the picture show? Describe it.",
 )
-"""The four published MiniGPT-4 instructions; the answer is the caption."""
+"""Ways to ask for the caption; ``prompts/alignment.txt`` has the same for pictures of the real world."""
 
 NOTHING = "nothing"
 NOTE_WORDS = 1 + 5 * MAX_THINGS
