@@ -12,6 +12,8 @@ from vlm.common.errors import ConfigError
 from vlm.datasets.qa_jsonl import QaJsonl
 from vlm.runners.evaluate import run_evaluation, table
 
+from ..equivalence.tiny import DATA, Tiny
+
 
 class Engine:
     """Answers with the colour of the pixel it is shown."""
@@ -76,3 +78,17 @@ def test_table_shows_types_and_majority(cfg):
     text = table(run_evaluation(cfg, engine=Engine(), datasets=["other"])["other"]["right"])
     assert "all             100.0%   majority   60.0%        5 questions" in text
     assert "color" in text and "unseen pairs" in text
+
+
+def test_the_model_of_the_configuration_is_loaded(tmp_path):
+    rows = [{"image": f"{i}.jpg", "question": "What?", "answer": "boat", "type": "what"} for i in (2, 3, 4)]
+    (tmp_path / "qa.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    tiny = Tiny(tmp_path)
+    build = {"ann_path": str(tmp_path / "qa.jsonl"), "image_path": str(DATA / "data" / "cc_sbu_align" / "image")}
+    entry = {"format": "qa_jsonl", "build_info": build, "batch_size": 2, "max_new_tokens": 3}
+    tiny.config.write_text(tiny.config.read_text() + f"evaluation_datasets:\n  qa: {json.dumps(entry)}\n")
+    found = run_evaluation(tiny.load("out"), images=("right", "wrong"))
+    assert found["qa"]["right"]["count"] == found["qa"]["wrong"]["count"] == 3
+    assert found["qa"]["right"]["majority"]["overall"] == 1.0
+    lines = (tmp_path / "out" / "evaluation_answers.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == ["0", "1", "2"] * 2

@@ -88,11 +88,16 @@ def test_progress_on_a_terminal_is_a_bar(tmp_path, monkeypatch):
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("TERM", "xterm")
+    logger, handler = logging.getLogger("vlm"), logging.StreamHandler(screen)
+    monkeypatch.setattr(logger, "handlers", [handler])
     (tracker,) = open_trackers(["progress"], info(tmp_path))
+    assert handler.stream is not screen
     for step in (1, 2, 3, 4):
         tracker.log(record(step))
+    logger.warning("a line between")
     tracker.close()
     assert "4/4" in screen.getvalue() and "samples/s" in screen.getvalue()
+    assert "a line between\n" in screen.getvalue() and handler.stream is screen
 
 
 def test_wandb_gets_config_and_scalars_and_goes_on_after_resume(tmp_path, monkeypatch):

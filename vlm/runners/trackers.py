@@ -206,6 +206,7 @@ class ProgressTracker(WindowTracker):
     def __init__(self, info: RunInfo) -> None:
         super().__init__(info)
         self._bar: Any = None
+        self._moved: list[tuple[logging.StreamHandler, Any]] = []
         self._started = time.monotonic()
         if sys.stderr.isatty():
             self._open_bar()
@@ -225,7 +226,11 @@ class ProgressTracker(WindowTracker):
         self._task = self._bar.add_task(
             self.info.name, total=self.info.total_steps, completed=self.info.start_step, numbers=""
         )
+        plain = sys.stderr
         self._bar.start()
+        for handler in logging.getLogger("vlm").handlers:  # log lines go above the bar, not into it
+            if isinstance(handler, logging.StreamHandler) and handler.stream is plain:
+                self._moved.append((handler, handler.setStream(sys.stderr)))
 
     def log(self, record: Record) -> None:
         """Move the bar at every step; numbers as in a window tracker."""
@@ -256,6 +261,8 @@ class ProgressTracker(WindowTracker):
     def close(self) -> None:
         """Leave the terminal tidy."""
         if self._bar is not None:
+            for handler, stream in self._moved:
+                handler.setStream(stream)
             self._bar.stop()
 
 
