@@ -1,0 +1,1 @@
+"""The ground: errors, registry, configuration, contracts, devices, paths, logging."""

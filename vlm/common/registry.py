@@ -117,7 +117,9 @@ def load_plugin(module: str) -> None:
     except ModuleNotFoundError as error:
         if error.name is None or not module.startswith(error.name):
             raise
-        raise ConfigError(f"plugin {module!r}: no such module", fix="install it or put its folder on PYTHONPATH") from error
+        raise ConfigError(
+            f"plugin {module!r}: no such module", fix="install it or put its folder on PYTHONPATH"
+        ) from error
 
 
 def resolve(kind: str, name: str) -> Any:

@@ -126,7 +126,7 @@ def balanced_questions(
         # Every answer meets every number of things: the numbers move on once all answers have had their turn.
         cycle = len(_ANSWERS.get(kind, (None,)))
         things = objects[(turn // cycle) % len(objects)]
-        mix = tuple(float(n == things) for n in (1, 2, 3))
+        mix = (float(things == 1), float(things == 2), float(things == 3))
         fallback = None
         for _ in range(_TRIES):
             scene = scene_at(seed, index, split=split, mix=mix)

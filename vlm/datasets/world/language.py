@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from vlm.datasets.world.scene import COLORS, COUNTS, HELD_OUT, KINDS, LETTERS, MAX_THINGS, SHAPES, Scene, Thing, noun
+
+T = TypeVar("T")
 
 QUESTION_TYPES = ("color", "shape", "letter", "count", "position", "size", "exist", "bind")
 
@@ -76,7 +79,7 @@ def note(scene: Scene) -> tuple[str, ...]:
     return (*words, *[NOTHING] * (NOTE_WORDS - len(words)))
 
 
-def _pick(rng: np.random.Generator, options: Sequence) -> object:
+def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
     return options[int(rng.integers(len(options)))]
 
 
@@ -122,7 +125,8 @@ def _ask_bind(scene: Scene, rng: np.random.Generator, yes: bool, only_unseen: bo
         thing: Thing = _pick(rng, things)
         return Question("bind", _bind_text(thing.color, thing.kind), "yes", thing.is_unseen)
     present = {(thing.color, thing.kind) for thing in scene.things}
-    colors, kinds = tuple(COLORS), KINDS
+    colors: tuple[str, ...] = tuple(COLORS)
+    kinds: tuple[str, ...] = KINDS
     style = rng.random()
     if style < 0.75:
         colors = tuple({thing.color for thing in scene.things}) if style < 0.5 else colors

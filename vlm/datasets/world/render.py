@@ -99,9 +99,9 @@ def jitter(kind: str, rgb: tuple[int, int, int], size: str, place: int, rng: np.
     a, b, c, d, e, f, g = rng.uniform(-1, 1, size=7)
     shade = 1 + 0.08 * e
     tint = (shade + 0.04 * f, shade + 0.04 * g, shade - 0.02 * (f + g))
-    color = tuple(int(min(255, max(0, round(v * t)))) for v, t in zip(rgb, tint, strict=True))
+    red, green, blue = (int(min(255, max(0, round(v * t)))) for v, t in zip(rgb, tint, strict=True))
     center = ((place % 3 + 0.5) / 3 + 0.022 * a, (place // 3 + 0.5) / 3 + 0.022 * b)
-    return Figure(kind, color, RADIUS[size] * (1 + 0.07 * c), center, 0.22 * d)
+    return Figure(kind, (red, green, blue), RADIUS[size] * (1 + 0.07 * c), center, 0.22 * d)
 
 
 def paint(figures: Sequence[Figure], rng: np.random.Generator, size: int = IMAGE_SIZE) -> Image.Image:
