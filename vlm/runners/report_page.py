@@ -41,13 +41,14 @@ circle.line { fill: var(--one); } circle.second { fill: var(--two); } circle { s
 .sample img { width: 100%; height: 190px; object-fit: contain; background: var(--code); border-radius: 6px;
   margin-bottom: 8px; image-rendering: auto; }
 .sample dt { color: var(--soft); font-size: 12px; } .sample dd { margin: 0 0 8px; overflow-wrap: anywhere; }
-.sample dd.answer { font-weight: 600; } dl { margin: 0; }
+.sample dd.answer { font-weight: 500; } dl { margin: 0; }
 table { border-collapse: collapse; font-size: 14px; } td, th { text-align: left; padding: 4px 20px 4px 0;
   border-bottom: 1px solid var(--rule); vertical-align: top; overflow-wrap: anywhere; }
 th { color: var(--soft); font-weight: 500; }
 pre { background: var(--code); border: 1px solid var(--rule); border-radius: 8px; padding: 14px 16px; margin: 0;
   overflow-x: auto; font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 summary { cursor: pointer; color: var(--soft); margin-bottom: 8px; } .none { color: var(--soft); }
+@media (max-width: 700px) { .wide .chart { overflow-x: auto; } .wide svg { width: 760px; } }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(440px, 100%), 1fr)); gap: 16px; }
 """
 

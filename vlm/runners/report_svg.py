@@ -135,7 +135,7 @@ def _axes(
     down: Callable[[float], float],
 ) -> str:
     parts = []
-    for value in ticks(*values):
+    for value in ticks(*values, 5):
         y = f"{down(value):.1f}"
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{width - RIGHT}" y1="{y}" y2="{y}"/>')
         parts.append(f'<text class="tick" x="{LEFT - 8}" y="{y}" dy="0.32em" text-anchor="end">{number(value)}</text>')
