@@ -148,8 +148,10 @@ def test_long_talk_loses_old_turns_and_keeps_the_picture(engine, ask, caplog) ->
     messages = talk(ask, 8)
     options = GREEDY.but(max_length=250)
     assert engine.length(messages) > 250
-    with caplog.at_level(logging.WARNING):
-        prompt = engine.prompt([messages], options)
+    logger = logging.getLogger("vlm.inference.context")
+    logger.addHandler(caplog.handler)  # not through the root: the command line turns propagation off
+    prompt = engine.prompt([messages], options)
+    logger.removeHandler(caplog.handler)
     assert "left out" in caplog.text
     assert prompt.embeds.shape[1] <= 250 - 24
     first_two_and_last = messages[:2] + messages[-1:]

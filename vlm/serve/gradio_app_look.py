@@ -26,7 +26,7 @@ footer {opacity: .55}
 #hint {font-size: .86rem; color: var(--body-text-color-subdued); margin: 0 2px}
 #hint i {color: inherit}
 #chat {border-radius: 14px}
-#chat .message img {height: 150px; width: auto; max-width: 100%; object-fit: contain; border-radius: 10px}
+#chat .message img {height: 120px; width: auto; max-width: 100%; object-fit: contain; border-radius: 10px}
 .html-container {padding: 0 !important}
 #question textarea {font-size: 1rem}
 #question, #question .input-container {align-items: stretch}
@@ -44,6 +44,11 @@ footer {opacity: .55}
   background: none; color: var(--body-text-color); display: flex; align-items: center; text-shadow: none}
 #examples-title {font-size: .92rem; font-weight: 600; margin: 8px 2px 0}
 .pixels img {image-rendering: pixelated !important}
+@media (max-width: 800px) {
+  #main {flex-direction: column}
+  #main > .column {width: 100%; min-width: 0 !important}
+  #examples .grid-container {grid-template-columns: repeat(4, 1fr) !important}
+}
 """
 
 PLACEHOLDER = """### Ask about a picture

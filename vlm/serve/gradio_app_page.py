@@ -46,16 +46,16 @@ def build(
     classes = ["pixels"] if pixels else []
     with gr.Blocks(title="vlm chat", analytics_enabled=False, fill_height=True) as page:
         gr.HTML(look.header(engine), padding=False)
-        with gr.Row(equal_height=False):
+        with gr.Row(equal_height=False, elem_id="main"):
             with gr.Column(scale=2, min_width=300):
                 picture = _picture(classes)
                 gr.HTML(look.HINT, padding=False)
                 settings = _settings(generation)
-            with gr.Column(scale=5, min_width=420):
+            with gr.Column(scale=5, min_width=400):
                 bubbles = gr.Chatbot(
                     label="Conversation",
                     show_label=False,
-                    height=470,
+                    height=500,
                     elem_id="chat",
                     elem_classes=classes,
                     layout="bubble",
