@@ -8,10 +8,11 @@ import threading
 import pytest
 import torch
 
-from vlm.common.errors import PromptError
-from vlm.common.types import Message, Text
+from vlm.common.errors import PromptError, UserError
+from vlm.common.types import Features, Message, Text
 from vlm.inference.decoding import Ends
 from vlm.inference.generation import CHAT, EVALUATION, Generation
+from vlm.inference.media import FeatureCache
 from vlm.inference.text import join
 
 GREEDY = EVALUATION.but(max_new_tokens=24)
@@ -191,3 +192,39 @@ def test_rank_orders_by_loss_and_survives_uneven_candidates(engine, ask) -> None
         assert ranked.losses[ranked.best] == min(ranked.losses)
     sums = engine.rank(asked, candidates, normalise="sum")[0].losses
     assert sums[1] > sums[0]
+
+
+def test_ready_prompt_is_taken_as_it_is_and_refused_when_too_long(engine, picture) -> None:
+    prompt = engine.processor.encode_prompt("<Img><ImageHere></Img> boat", [picture()])
+    assert engine.generate([prompt], GREEDY) == engine.generate([prompt, prompt], GREEDY)[:1]
+    with pytest.raises(PromptError, match="positions"):
+        engine.generate([engine.processor.encode_prompt("word " * 200, [])], GREEDY)
+
+
+def test_ranking_needs_a_candidate_for_every_conversation(engine, ask) -> None:
+    with pytest.raises(UserError, match=r"1 conversation\(s\), candidates: \[0\]"):
+        engine.rank([ask("What?")], [[]])
+
+
+def test_only_the_last_pictures_stay_in_the_cache() -> None:
+    seen: list[int] = []
+
+    def encoder(pixels: torch.Tensor) -> Features:
+        seen.append(len(pixels))
+        return Features(pixels.flatten(2)[:, :, None, :2])
+
+    cache = FeatureCache(capacity=2)
+    pictures = [torch.full((1, 1, 3, 2, 2), float(i)) for i in range(3)]
+    for i in (0, 1, 0, 2, 0, 1):
+        assert cache.encode(pictures[i], encoder).tokens.unique().tolist() == [float(i)]
+    assert seen == [1, 1, 1, 1]  # the second 0 was kept by its use, 1 had to be encoded again
+    assert cache.encode(torch.cat([pictures[1], pictures[1], pictures[2]]), encoder).tokens.shape[0] == 3
+    assert seen[4:] == [1] and len(cache) == 2
+
+
+def test_cache_keeps_masks() -> None:
+    mask = torch.tensor([[[True, False]]])
+    cache = FeatureCache()
+    for _ in range(2):
+        kept = cache.encode(torch.zeros(1, 1, 3, 2, 2), lambda pixels: Features(torch.zeros(1, 1, 2, 4), mask))
+        assert torch.equal(kept.mask, mask)

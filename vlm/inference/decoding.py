@@ -6,7 +6,7 @@ Shapes: b rows, s prompt positions, t new tokens, d width.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,17 +48,6 @@ class Ends:
     bos: int
     pad: int
     stops: Stops = ()
-
-
-def left_pad(rows: Sequence[Tensor]) -> Prompt:
-    """Rows ``[n_i, d]`` of different length to one left-padded prompt."""
-    longest = max(len(row) for row in rows)
-    embeds = rows[0].new_zeros(len(rows), longest, rows[0].shape[-1])
-    mask = torch.zeros(len(rows), longest, dtype=torch.long, device=rows[0].device)
-    for i, row in enumerate(rows):
-        embeds[i, longest - len(row) :] = row
-        mask[i, longest - len(row) :] = 1
-    return Prompt(embeds, mask)
 
 
 def decode(
