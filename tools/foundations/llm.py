@@ -20,7 +20,7 @@ from foundations.tokenizer import Words
 from vlm.datasets.world.export import balanced_questions
 from vlm.datasets.world.language import NOTE_WORDS
 
-STEPS, BATCH, PEAK = 4_500, 16, 2e-3
+STEPS, BATCH, PEAK = 3_500, 16, 2e-3
 
 
 def build_llm() -> LlamaForCausalLM:
@@ -143,9 +143,11 @@ def train_llm(plan: Plan, peak: float = PEAK, log_every: int = 250) -> None:
     model, total = build_llm(), plan.steps(STEPS, 40)
     optimizer = common.Muon(model)
     done, used = common.load_training(plan.work / "llm.pt", model, optimizer)
-    clock, batches = Clock(used), TextWorld(words, plan.seed + 1000 * done).batches(BATCH)
+    clock, world = Clock(used), TextWorld(words, plan.seed + 1000 * done)
+    batches = world.batches(BATCH)
     losses: list[float] = []
     for step in range(done, total):
+        world.drill = 0.5 if step < 0.4 * total else 0.15
         data = {k: torch.from_numpy(v) for k, v in next(batches).items()}
         logits, target = answer_logits(model, embed(model, data, 0.6), data["labels"])
         loss = F.cross_entropy(logits, target)

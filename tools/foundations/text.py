@@ -92,6 +92,28 @@ def blind_row(words: Words, turns: list[Question]) -> Row:
     return row
 
 
+_MARKS = {
+    "color": "color", "shape": "shape", "letter": "letter", "position": "Where", "size": "size", "exist": "there",
+    "bind": "there",
+}  # fmt: skip
+
+
+def drill_row(words: Words, block: tuple[int, ...], scene: Scene, rng: np.random.Generator, items: int) -> Row:
+    """A note and many shortest questions, ``color circle`` -> ``red``: finding words is learnt here first."""
+    row, asked = Row().add_picture(block), set()
+    for _ in range(3 * items):
+        question = ask(scene, TYPES[int(rng.integers(len(TYPES)))], rng)
+        if question is None or question.type not in _MARKS:
+            continue
+        said = question.text.rstrip("?").split()
+        keys = [word for word in said if word in COLORS] if question.type == "bind" else []
+        text = " ".join((_MARKS[question.type], *keys, said[-1]))
+        if text not in asked and len(asked) < items:
+            asked.add(text)
+            row.add(words.encode(text)).add(words.encode(question.answer), True)
+    return row
+
+
 class TextWorld:
     """Endless rows for the language model.
 
@@ -105,6 +127,7 @@ class TextWorld:
 
     def __init__(self, words: Words, seed: int, rename: float = 0.1, hide: float = 0.12) -> None:
         self.words, self.rename, self.hide = words, rename, hide
+        self.drill = 0.0  # share of rows that are drills; the trainer lowers it
         self.rng = np.random.default_rng((seed, SPLITS["foundation"]))
         self.content = [words.id(word) for word in (*COLORS, *KINDS)]
         fixed = (OPEN, CLOSE, "Human: ###Assistant: ", "yes", "no")
@@ -127,6 +150,9 @@ class TextWorld:
         rng = self.rng
         scene = random_scene(rng, mix=(0.2, 0.45, 0.35))
         block: tuple[int, ...] | None = self.block(scene)
+        if rng.random() < self.drill:
+            row = drill_row(self.words, block, scene, rng, 12)
+            return (self._renamed(row) if rng.random() < self.rename else row), "note"
         form, hidden = rng.random(), rng.random()
         kind = "note"
         if hidden < self.hide:
@@ -185,6 +211,3 @@ def pad_rows(rows: list[Row]) -> dict[str, np.ndarray]:
 def exam(words: Words, world: TextWorld, scenes: list[tuple[Scene, Question]]) -> list[Row]:
     """One single-turn row for each question, for measuring."""
     return [training_row(words, world.block(scene), [question]) for scene, question in scenes]
-
-
-__all__ = ["Row", "TextWorld", "ask", "chat_row", "exam", "open_row", "pad_rows", "stage1_row", "training_row"]
