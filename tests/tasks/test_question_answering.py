@@ -4,7 +4,7 @@ import pytest
 
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.types import Image, Message, Sample, Text
-from vlm.tasks.question_answering import QuestionAnswering, rolled, with_pictures
+from vlm.tasks.question_answering import QuestionAnswering, exchanged, with_pictures
 
 ROWS = [
     {"id": "a", "image": "red", "answer": "red", "type": "color", "objects": 1, "unseen_pair": False},
@@ -82,11 +82,12 @@ def test_each_process_answers_its_share(monkeypatch):
 
 
 def test_every_picture_is_replaced_by_another_one():
-    other = rolled(["a", "b", "a", "c", "d", "e"])
+    other = exchanged(["a", "b", "a", "c", "d", "e"])
     assert sorted(other) == sorted(other.values()) == ["a", "b", "c", "d", "e"]
     assert all(k != v for k, v in other.items())
+    assert other == exchanged(["a", "b", "a", "c", "d", "e"]) != exchanged(["a", "b", "c", "d", "e"], seed=1)
     with pytest.raises(DataError, match="two different pictures"):
-        rolled(["a", "a"])
+        exchanged(["a", "a"])
 
 
 def test_text_stays_when_pictures_go():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from vlm.common.logging import say
 
@@ -31,7 +32,12 @@ def main(args: argparse.Namespace) -> int:
     source = args.cfg_path or args.cfg
     if source is None:
         raise UserError("no configuration named", fix="vlm eval eval_configs/tiny_eval.yaml")
-    cfg = load_config(source, args.options, check="all")
+    if Path(source).is_dir():  # a run folder: its own weights belong to it
+        from vlm.inference.loading import read_source
+
+        cfg = read_source(source, args.options)
+    else:
+        cfg = load_config(source, args.options, check="all")
     if not cfg.evaluation_datasets:
         raise UserError(f"{source} has no evaluation_datasets", fix="add the section, or use another file")
     from vlm.runners.evaluate import run_evaluation, table

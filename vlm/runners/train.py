@@ -52,7 +52,7 @@ def run_training(cfg: Config) -> RunResult:
     try:
         run_dir, source = find_run(cfg)
         dist.seed_everything(cfg.run.seed, world.rank, cfg.run.deterministic)
-        model = load_model(cfg, device=device)
+        model = load_model(cfg, device=device, dtype=frozen_dtype(cfg, device))
         checkpoint_activations(model, cfg.run.activation_checkpointing)
         processor = build_processor(cfg.model)
         loader = build_loader(cfg, processor, run_dir, device)
@@ -69,6 +69,14 @@ def run_training(cfg: Config) -> RunResult:
         return result
     finally:
         dist.destroy()
+
+
+def frozen_dtype(cfg: Config, device: torch.device) -> torch.dtype:
+    """What frozen weights are stored in while training: the dtype of autocast, so that no step casts them again.
+
+    Without mixed precision it is float32: half precision without loss scaling is never used by accident.
+    """
+    return pick_precision(cfg.run.amp, cfg.run.amp_dtype, device).amp_dtype or torch.float32
 
 
 def resume_choice(cfg: Config) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -46,8 +47,10 @@ class Answered:
     record: Mapping[str, Any]
 
 
-def rolled(pictures: Sequence[Any]) -> dict[Any, Any]:
-    """Each distinct picture -> another one: the list of distinct pictures, turned by half its length.
+def exchanged(pictures: Sequence[Any], seed: int = 0) -> dict[Any, Any]:
+    """Each distinct picture -> another one, drawn once for all from ``seed``.
+
+    A plain shift would not do: question sets often run through types and answers in a fixed order.
 
     Raises:
         DataError: there is only one picture.
@@ -55,8 +58,9 @@ def rolled(pictures: Sequence[Any]) -> dict[Any, Any]:
     distinct = list(dict.fromkeys(pictures))
     if len(distinct) == 1:
         raise DataError("the control with a wrong picture needs at least two different pictures")
-    shift = len(distinct) // 2
-    return {source: distinct[(i + shift) % len(distinct)] for i, source in enumerate(distinct)}
+    order = distinct.copy()
+    random.Random(seed).shuffle(order)
+    return {source: order[(i + 1) % len(order)] for i, source in enumerate(order)}
 
 
 def with_pictures(messages: Sequence[Message], control: Control, other: Mapping[Any, Any]) -> list[Message]:
@@ -99,7 +103,7 @@ class QuestionAnswering(Task):
         samples = [dataset[i] for i in indices]
         other: Mapping[Any, Any] = {}
         if self.config.image == "wrong":
-            other = rolled(
+            other = exchanged(
                 [m.source for i in range(len(dataset)) for message in dataset[i].messages for m in message.media]
             )
         return [with_pictures(s.messages[:-1], self.config.image, other) for s in samples]

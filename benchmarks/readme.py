@@ -1,0 +1,70 @@
+"""Writes the measured tables into the README: ``python -m benchmarks.readme``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import RESULTS
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+SEEDS = (0, 1, 2)
+
+
+def read(name: str) -> dict[str, Any]:
+    """A committed result."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def quickstart_table() -> str:
+    """Accuracies of three seeds."""
+    runs = [read(f"quickstart_seed{seed}") for seed in SEEDS]
+    rows = {
+        "right picture": [r["aligned"]["overall"] for r in runs],
+        "colour-kind pairs never seen together": [r["aligned"]["unseen_pairs"] for r in runs],
+        "three objects": [r["aligned"]["three_objects"] for r in runs],
+        "wrong picture": [r["wrong_image"]["overall"] for r in runs],
+        "no picture": [r["no_image"]["overall"] for r in runs],
+        "before alignment": [r["unaligned"]["overall"] for r in runs],
+        "always the most frequent answer": [r["majority"]["overall"] for r in runs],
+    }
+    lines = ["| exact match of the answer | " + " | ".join(f"seed {s}" for s in SEEDS) + " |", "|---" * 4 + "|"]
+    lines += [f"| {name} | " + " | ".join(f"{100 * v:.1f} %" for v in values) + " |" for name, values in rows.items()]
+    first = runs[0]
+    lines += [
+        "",
+        f"{first['aligned']['questions']} questions on held-out pictures of one and two objects, "
+        f"{first['aligned']['unseen_pairs_questions']} on unseen pairs; "
+        f"{max(r['seconds']['total'] for r in runs):.0f} s at most for everything on {first['machine']['cores']} CPU cores.",
+    ]
+    return "\n".join(lines)
+
+
+def benchmark_table() -> str:
+    """Training step and generation against transformers."""
+    step, text = read("train_step_cpu"), read("generate_cpu")
+    ratio = step["ratio_to_transformers_fp32"]
+    lines = [
+        f"| against transformers' BLIP-2 with a LLaMA, same weights, {step['machine']['cores']} CPU cores | speed |",
+        "|---|---|",
+        f"| training step, float32 | {ratio['vlm fp32']:.2f}x |",
+        f"| training step, bfloat16 (transformers float32 = 1; transformers bfloat16 {ratio['transformers bf16']:.2f}x) "
+        f"| {ratio['vlm bf16']:.2f}x |",
+        f"| greedy generation, float32 | {text['ratio']:.2f}x |",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Replace both tables."""
+    text = README.read_text(encoding="utf-8")
+    for name, table in (("quickstart-table", quickstart_table()), ("benchmark-table", benchmark_table())):
+        start, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+        head, tail = text[: text.index(start) + len(start)], text[text.index(end) :]
+        text = f"{head}\n{table}\n{tail}"
+    README.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
