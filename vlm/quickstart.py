@@ -102,7 +102,9 @@ def train(run: Quickstart, root: Path, stage: int) -> None:
         cfg = load_config(
             root / "train_configs" / f"{name}.yaml", [*options, f"run.max_steps={run.count(cfg.run.max_steps or 8)}"]
         )
-    run_training(cfg)
+    result = run_training(cfg)
+    if result.exit_code:  # a signal: the stage is saved, the rest is not done
+        raise SystemExit(result.exit_code)
 
 
 def evaluate(run: Quickstart, root: Path, ckpt: str) -> dict[str, Any]:

@@ -62,6 +62,9 @@ class RunConfig:
     compile: bool = option(False, "torch.compile the model")
     deterministic: bool = option(False, "deterministic kernels, slower")
     num_workers: int = option(4, "loader processes per rank")
+    max_bad_share: float = option(
+        0.01, "share of samples that may be unusable before the run stops; see quarantine.jsonl"
+    )
     seed: int = option(42, "seed of everything; ranks add their number")
 
     output_dir: str = option("output", "the run folder itself; relative to the working folder")

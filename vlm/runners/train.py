@@ -129,6 +129,7 @@ def build_loader(cfg: Config, processor: Processor, run_dir: RunDir, device: tor
         world_size=dist.world_size(),
         num_workers=cfg.run.num_workers,
         output_dir=run_dir.path,
+        max_bad_share=cfg.run.max_bad_share,
         pin_memory=device.type != "cpu",
     )
 
