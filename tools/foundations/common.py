@@ -57,7 +57,7 @@ class Muon(torch.optim.Optimizer):
     Small attention circuits (find a word, copy its neighbour) form in far fewer steps than with AdamW alone.
     """
 
-    def __init__(self, module: torch.nn.Module, ratio: float = 10.0, decay: float = 0.02) -> None:
+    def __init__(self, module: torch.nn.Module, ratio: float = 4.0, decay: float = 0.1) -> None:
         named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         inner = [p for name, p in named if p.ndim == 2 and "embed" not in name and "head" not in name]
         chosen = {id(p) for p in inner}

@@ -20,7 +20,7 @@ from foundations.tokenizer import Words
 from vlm.datasets.world.export import balanced_questions
 from vlm.datasets.world.language import NOTE_WORDS
 
-STEPS, BATCH, PEAK = 3_500, 16, 2e-3
+STEPS, BATCH, PEAK = 3_000, 16, 2e-3
 
 
 def build_llm() -> LlamaForCausalLM:
@@ -38,19 +38,45 @@ def build_llm() -> LlamaForCausalLM:
         bos_token_id=1, eos_token_id=2, pad_token_id=None, attn_implementation="sdpa",
     )  # fmt: skip
     model = LlamaForCausalLM(config)
-    torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.08)
+    start_attention(model)
+    return model
+
+
+@torch.no_grad()
+def start_attention(model: LlamaForCausalLM) -> None:
+    """Start with attention that can look back and can match words, and with blocks that are the identity.
+
+    All embeddings share one direction. In the first block it makes head h look h + 1 words back; in the others
+    query and key maps are equal (and blind to that direction), so that a word attends to where it was read
+    before. Found by gradient alone, these two took most of the training.
+    """
+    config = model.config
+    width, heads = config.hidden_size, config.num_attention_heads
+    half = width // heads // 2
+    shared = torch.full((width,), width**-0.5)
+    table = model.get_input_embeddings().weight
+    table.normal_(std=0.08)
+    table += 0.08 * width**0.5 * shared
+    turns = config.rope_parameters["rope_theta"] ** (-torch.arange(half) / half)
     for number, layer in enumerate(model.model.layers):
         attention = layer.self_attn
-        torch.nn.init.normal_(attention.v_proj.weight, std=0.06)
-        torch.nn.init.normal_(attention.q_proj.weight, std=size["hidden_size"] ** -0.5 if number else 0.06)
-        torch.nn.init.normal_(attention.k_proj.weight, std=0.06)
-        torch.nn.init.zeros_(attention.o_proj.weight)
-        torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+        attention.v_proj.weight.normal_(std=0.06)
+        attention.o_proj.weight.zero_()
+        layer.mlp.down_proj.weight.zero_()
         if number:
-            # Equal query and key maps, and blocks that start as the identity: from the first step on a word
-            # attends to where it was read before.
-            attention.k_proj.weight.data.copy_(attention.q_proj.weight.data)
-    return model
+            maps = torch.randn(width, width) * width**-0.5
+            maps -= torch.outer(maps @ shared, shared)
+            attention.q_proj.weight.copy_(maps)
+            attention.k_proj.weight.copy_(maps)
+            continue
+        for linear in (attention.q_proj, attention.k_proj):
+            linear.weight.normal_(std=0.005)
+        for head in range(heads):
+            angle = -(head + 1) * turns[: half // 3]
+            first = torch.arange(half // 3) + 2 * half * head
+            attention.q_proj.weight[first] += 0.6 * torch.outer(angle.cos(), shared)
+            attention.q_proj.weight[first + half] += 0.6 * torch.outer(angle.sin(), shared)
+            attention.k_proj.weight[first] += 0.6 * shared
 
 
 def embed(model: LlamaForCausalLM, batch: dict[str, torch.Tensor], noise: float) -> torch.Tensor:
