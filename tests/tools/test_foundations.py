@@ -133,3 +133,48 @@ def test_labelled_pictures_never_show_a_held_out_pair():
     named = {(list(COLORS)[drawn.color], KINDS[drawn.kind]) for drawn in figures if drawn.color >= 0}
     assert len(named) > 80
     assert not named & HELD_OUT
+
+
+def test_shipped_assets_are_small():
+    assert sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file()) < 12_000_000
+
+
+def test_shipped_language_model_reads_notes():
+    from foundations.llm import build_llm, reading
+    from foundations.tokenizer import Words
+    from safetensors.torch import load_file
+
+    weights = load_file(ASSETS / "llm" / "model.safetensors")
+    model = build_llm()
+    model.load_state_dict({key: value.float() for key, value in weights.items()})
+    words = Words(ASSETS / "llm" / "tokenizer.model")
+    assert reading(model, words, 120, 5)["all"] > 0.93
+    assert reading(model, words, 120, 5, split="unseen")["all"] > 0.9
+
+
+def test_shipped_vision_holds_the_scene():
+    """Features of the queries name the note's words by their nearest class mean, without any training."""
+    from foundations.common import Plan
+    from foundations.nets import QFormer, to_pixels
+    from foundations.qformer import load_vit
+    from safetensors.torch import load_file
+
+    from vlm.datasets.world.language import note
+    from vlm.datasets.world.render import render
+    from vlm.datasets.world.scene import scene_at
+
+    qformer = QFormer()
+    qformer.load_state_dict({k: v.float() for k, v in load_file(ASSETS / "qformer.safetensors").items()})
+    scenes = [scene_at(7, index, split="seen") for index in range(400)]
+    images = torch.from_numpy(np.stack([np.asarray(render(scene)) for scene in scenes]))
+    with torch.no_grad():
+        features = qformer(load_vit(Plan(ASSETS, ASSETS))(to_pixels(images)))
+    notes = [note(scene) for scene in scenes]
+    right = []
+    for slot in (4, 5):  # colour and kind of the first thing
+        said = np.array([words[slot] for words in notes])
+        names = sorted(set(said[:300]))
+        means = torch.stack([features[:300, slot][torch.from_numpy(said[:300] == name)].mean(0) for name in names])
+        nearest = torch.cdist(features[300:, slot], means).argmin(1).tolist()
+        right += [names[i] == word for i, word in zip(nearest, said[300:], strict=True)]
+    assert np.mean(right) > 0.97
