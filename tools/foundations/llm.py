@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import defaultdict
 from pathlib import Path
 
@@ -188,10 +187,3 @@ def train_llm(plan: Plan, peak: float = PEAK, log_every: int = 250) -> None:
             common.save_training(plan.work / "llm.pt", model, optimizer, step + 1, clock())
     export_llm(model, plan.out)
     common.write_sizes(plan.out)
-
-
-def copy_tokenizer(source: Path, out: Path) -> None:
-    """Copy the three tokenizer files of an asset folder."""
-    (out / "llm").mkdir(parents=True, exist_ok=True)
-    for name in ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
-        shutil.copy(source / "llm" / name, out / "llm" / name)
