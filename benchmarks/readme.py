@@ -36,7 +36,8 @@ def quickstart_table() -> str:
         "",
         f"{first['aligned']['questions']} questions on held-out pictures of one and two objects, "
         f"{first['aligned']['unseen_pairs_questions']} on unseen pairs; "
-        f"{max(r['seconds']['total'] for r in runs):.0f} s at most for everything on {first['machine']['cores']} CPU cores.",
+        f"{max(r['seconds']['total'] for r in runs):.0f} s at most for everything, "
+        f"on a machine of {first['machine']['cores']} CPU cores.",
     ]
     return "\n".join(lines)
 
@@ -49,7 +50,7 @@ def benchmark_table() -> str:
         f"| against transformers' BLIP-2 with a LLaMA, same weights, {step['machine']['cores']} CPU cores | speed |",
         "|---|---|",
         f"| training step, float32 | {ratio['vlm fp32']:.2f}x |",
-        f"| training step, bfloat16 (transformers float32 = 1; transformers bfloat16 {ratio['transformers bf16']:.2f}x) "
+        f"| training step, bfloat16 against float32 (transformers' own bfloat16: {ratio['transformers bf16']:.2f}x) "
         f"| {ratio['vlm bf16']:.2f}x |",
         f"| greedy generation, float32 | {text['ratio']:.2f}x |",
     ]

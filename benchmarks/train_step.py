@@ -74,14 +74,15 @@ def measure(size: str, batch: int, rounds: int, device: str, dtypes: list[str]) 
     pixels = torch.randn(batch, 3, s.image_size, s.image_size, device=device)
     rows = make_rows(batch, s.vocab, seed=0)
     on_gpu = device != "cpu"
-    theirs, ours = baseline(s), composition(s)
-    copy_weights(theirs, ours)
     sides: dict[str, Callable[[], float]] = {}
-    theirs, ours = theirs.to(device), ours.to(device)
-    if on_gpu:  # both sides hold frozen weights in bfloat16 there
-        theirs, ours = theirs.to(torch.bfloat16), ours.to(torch.bfloat16)
     for name in dtypes:
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+        theirs, ours = baseline(s), composition(s, name)
+        copy_weights(theirs, ours)
+        if dtype is torch.bfloat16:  # both sides store frozen weights in bfloat16 and the projection in float32
+            theirs = theirs.to(dtype)
+            theirs.language_projection.float()
+        theirs, ours = theirs.to(device), ours.to(device)
         sides[f"transformers {name}"] = their_step(theirs, rows, pixels, s, dtype)
         sides[f"vlm {name}"] = our_step(ours, rows, pixels, dtype)
     losses = {name: step() for name, step in sides.items()}

@@ -191,7 +191,7 @@ def dialogues(run: Quickstart, pictures: int = 2) -> str:
     engine = Engine.load(run.output / "stage2", device="cpu")
     rows = [json.loads(line) for line in (run.data / "seen.jsonl").read_text().splitlines()]
     lines = []
-    for row in [r for r in rows if r["objects"] == 2][-pictures:]:
+    for row in [r for r in rows if r["objects"] == 2 and r["type"] != "count"][-pictures:]:
         lines.append(f"{run.data / row['image']}")
         session = ChatSession(engine, Generation(max_new_tokens=80, do_sample=False, repetition_penalty=1.0))
         for number, question in enumerate(
@@ -233,8 +233,12 @@ def run_quickstart(output: str | Path, seed: int = 0, scale: float = 1.0) -> dic
     Raises:
         UserError: the configurations of the repository are not here.
     """
+    import torch
+
     root = configs_folder()
     run = Quickstart(Path(output), seed, scale)
+    # These tensors are tiny: a second thread gains a fifth on an idle machine and loses tenfold on a busy one.
+    torch.set_num_threads(1)
     for old in ("data", "stage1", "stage2", "eval"):
         shutil.rmtree(run.output / old, ignore_errors=True)
     say("1. drawing pictures of coloured shapes and letters")
