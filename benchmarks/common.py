@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -167,11 +166,6 @@ def alternate(
 def median(values: list[float]) -> float:
     """Median, rounded for the record."""
     return round(statistics.median(values), 5)
-
-
-def peak_rss_mb() -> float:
-    """Peak resident memory of this process in MiB."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
 def machine() -> dict[str, Any]:

@@ -45,6 +45,7 @@ def quickstart_table() -> str:
 def benchmark_table() -> str:
     """Training step and generation against transformers."""
     step, text = read("train_step_cpu"), read("generate_cpu")
+    memory = step["step_memory_mb"]
     ratio = step["ratio_to_transformers_fp32"]
     lines = [
         f"| against transformers' BLIP-2 with a LLaMA, same weights, {step['machine']['cores']} CPU cores | speed |",
@@ -52,6 +53,8 @@ def benchmark_table() -> str:
         f"| training step, float32 | {ratio['vlm fp32']:.2f}x |",
         f"| training step, bfloat16 against float32 (transformers' own bfloat16: {ratio['transformers bf16']:.2f}x) "
         f"| {ratio['vlm bf16']:.2f}x |",
+        f"| memory that a float32 step adds to the model: {memory['transformers fp32']:.0f} MiB against "
+        f"{memory['vlm fp32']:.0f} MiB | {memory['transformers fp32'] / memory['vlm fp32']:.1f}x less |",
         f"| greedy generation, float32 | {text['ratio']:.2f}x |",
     ]
     return "\n".join(lines)

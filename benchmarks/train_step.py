@@ -11,7 +11,11 @@ in one process and the medians are compared. Both sides keep frozen parts frozen
 from __future__ import annotations
 
 import argparse
+import resource
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +29,6 @@ from benchmarks.common import (
     baseline_inputs,
     make_rows,
     median,
-    peak_rss_mb,
     write,
 )
 from benchmarks.ours import composition, copy_weights, make_batch
@@ -67,26 +70,33 @@ def our_step(model: Any, rows: list, pixels: torch.Tensor, dtype: torch.dtype) -
     return step
 
 
-def measure(size: str, batch: int, rounds: int, device: str, dtypes: list[str]) -> dict[str, Any]:
-    """Medians, ratios and losses of every side at one size."""
-    s = SIZES[size]
+def build_sides(s: Sizes, batch: int, device: str, dtypes: list[str], only: str = "") -> dict[str, Callable[[], float]]:
+    """The steps to compare, by name; ``only`` builds a single one (for its memory)."""
     torch.manual_seed(0)
     pixels = torch.randn(batch, 3, s.image_size, s.image_size, device=device)
     rows = make_rows(batch, s.vocab, seed=0)
-    on_gpu = device != "cpu"
     sides: dict[str, Callable[[], float]] = {}
     for name in dtypes:
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
-        theirs, ours = baseline(s), composition(s, name)
-        copy_weights(theirs, ours)
-        if dtype is torch.bfloat16:  # both sides store frozen weights in bfloat16 and the projection in float32
-            theirs = theirs.to(dtype)
-            theirs.language_projection.float()
-        theirs, ours = theirs.to(device), ours.to(device)
-        sides[f"transformers {name}"] = their_step(theirs, rows, pixels, s, dtype)
-        sides[f"vlm {name}"] = our_step(ours, rows, pixels, dtype)
+        theirs = None if only == f"vlm {name}" else baseline(s)
+        ours = None if only == f"transformers {name}" else composition(s, name)
+        if theirs is not None and ours is not None:
+            copy_weights(theirs, ours)
+        if theirs is not None:
+            if dtype is torch.bfloat16:  # both sides store frozen weights in bfloat16 and the projection in float32
+                theirs = theirs.to(dtype)
+                theirs.language_projection.float()
+            sides[f"transformers {name}"] = their_step(theirs.to(device), rows, pixels, s, dtype)
+        if ours is not None:
+            sides[f"vlm {name}"] = our_step(ours.to(device), rows, pixels, dtype)
+    return sides
+
+
+def measure(size: str, batch: int, rounds: int, device: str, dtypes: list[str]) -> dict[str, Any]:
+    """Medians, ratios, losses and memory of every side at one size."""
+    on_gpu = device != "cpu"
+    sides = build_sides(SIZES[size], batch, device, dtypes)
     losses = {name: step() for name, step in sides.items()}
-    memory = gpu_memory(sides) if on_gpu else {}
     seconds = alternate(sides, rounds, torch.cuda.synchronize if on_gpu else lambda: None)
     medians = {name: median(values) for name, values in seconds.items()}
     first = medians[f"transformers {dtypes[0]}"]
@@ -95,8 +105,36 @@ def measure(size: str, batch: int, rounds: int, device: str, dtypes: list[str]) 
         "size": size, "batch": batch, "rounds": rounds, "device": device, "loss": losses,
         "seconds_per_step": medians, "samples_per_second": {k: round(batch / v, 3) for k, v in medians.items()},
         f"ratio_to_transformers_{dtypes[0]}": {k: round(first / v, 3) for k, v in medians.items()},
-        "peak_gpu_mb": memory, "peak_rss_mb_both_sides": peak_rss_mb(), "all_seconds": seconds,
+        "step_memory_mb": gpu_memory(sides) if on_gpu else {name: cpu_memory(size, batch, name) for name in sides},
+        "all_seconds": seconds,
     }  # fmt: skip
+
+
+def cpu_memory(size: str, batch: int, name: str) -> float:
+    """Peak resident memory that the steps of one side add to its model, in MiB, in a process of its own."""
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.train_step",
+        "--size",
+        size,
+        "--batch",
+        str(batch),
+        "--memory-of",
+        name,
+    ]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def print_memory(size: str, batch: int, name: str) -> None:
+    """What ``cpu_memory`` reads: the growth of the peak over two steps."""
+    step = build_sides(SIZES[size], batch, "cpu", [name.split()[1]], only=name)[name]
+    held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: building a model takes more than holding it
+    step()
+    step()
+    peak = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+    print(round(int(peak.split()[1]) / 1024 - held, 1))
 
 
 def gpu_memory(sides: dict[str, Callable[[], float]]) -> dict[str, float]:
@@ -119,7 +157,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default=None)
+    parser.add_argument("--memory-of", default=None, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.memory_of:
+        print_memory(arguments.size, arguments.batch, arguments.memory_of)
+        return
     device = arguments.device or ("cuda" if arguments.size == "7b" else "cpu")
     dtypes = ["bf16"] if arguments.size == "7b" else ["fp32", "bf16"]
     result = measure(arguments.size, arguments.batch, arguments.rounds, device, dtypes)

@@ -13,13 +13,13 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vlm.common.errors import UserError
-from vlm.common.logging import say
+from vlm.common.logging import busy, quiet, say
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,9 @@ CAPTIONS, DIALOGUES = 6000, 3000
 """Pictures of stage 1 and stage 2."""
 QUESTIONS, UNSEEN, THREE = 1200, 600, 400
 """Questions on held-out pictures of one and two objects, on unseen colour-kind pairs, on three objects."""
+
+DETAILS = ("vlm.checkpoint", "vlm.runners.evaluate", "vlm.runners.train", "vlm.runners.trainer")
+"""Loggers that would repeat, at length, what the quickstart says itself."""
 
 
 @dataclass
@@ -48,12 +51,14 @@ class Quickstart:
         return max(8, round(number * self.scale))
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Time a phase into ``seconds``."""
+    def phase(self, name: str, title: str, doing: str = "") -> Iterator[None]:
+        """Announce a phase and time it into ``seconds``; ``doing`` moves on a terminal (training has its own bar)."""
+        say(title)
         start = time.perf_counter()
-        yield
+        with busy(doing) if doing else nullcontext():
+            yield
         self.seconds[name] = round(time.perf_counter() - start, 2)
-        say(f"   {name}: {self.seconds[name]:.1f} s")
+        say(f"   done in {self.seconds[name]:.1f} s")
 
 
 def configs_folder() -> Path:
@@ -241,23 +246,20 @@ def run_quickstart(output: str | Path, seed: int = 0, scale: float = 1.0) -> dic
     torch.set_num_threads(1)
     for old in ("data", "stage1", "stage2", "eval"):
         shutil.rmtree(run.output / old, ignore_errors=True)
-    say("1. drawing pictures of coloured shapes and letters")
-    with run.phase("draw"):
-        draw(run)
-    say("2. asking before alignment (the projection is random)")
-    with run.phase("evaluate_before"):
-        before = evaluate(run, root, "")
-    say("3. stage 1: captions; only the projection between Q-Former and LLM trains")
-    with run.phase("stage1"):
-        train(run, root, 1)
-    say("4. stage 2: dialogues")
-    with run.phase("stage2"):
-        train(run, root, 2)
-    say("5. asking about pictures never seen: with the right picture, a wrong one, none")
-    with run.phase("evaluate"):
-        after = evaluate(run, root, f"{run.output}/stage2/last")
-    with run.phase("dialogues"):
-        talk = dialogues(run)
+    with quiet(*DETAILS):
+        with run.phase("draw", "1. drawing pictures of coloured shapes and letters", "drawing"):
+            draw(run)
+        with run.phase("evaluate_before", "2. asking before alignment (the projection is random)", "asking"):
+            before = evaluate(run, root, "")
+        with run.phase("stage1", "3. stage 1: captions; only the projection between Q-Former and LLM trains"):
+            train(run, root, 1)
+        with run.phase("stage2", "4. stage 2: dialogues; the same projection goes on"):
+            train(run, root, 2)
+        asking = "5. asking about pictures never seen: with the right picture, a wrong one, none"
+        with run.phase("evaluate", asking, "asking"):
+            after = evaluate(run, root, f"{run.output}/stage2/last")
+        with run.phase("dialogues", "6. chatting about two of them", "chatting"):
+            talk = dialogues(run)
     run.seconds["total"] = round(sum(run.seconds.values()), 2)
     results = {**summary(before, after), "seed": seed, "seconds": run.seconds}
     (run.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vlm.common.logging import say, setup_logging
+from vlm.common.logging import busy, quiet, say, setup_logging
 
 
 @pytest.fixture(autouse=True)
@@ -25,8 +25,12 @@ def restored() -> Iterator[None]:
 def test_rank_0_logs_to_stderr_and_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     setup_logging(file=tmp_path / "logs" / "log.txt", rank=0)
     logging.getLogger("vlm.x").info("hello")
-    assert "I vlm.x: hello" in capsys.readouterr().err
-    assert "hello" in (tmp_path / "logs" / "log.txt").read_text()
+    logging.getLogger("vlm.x").warning("careful")
+    err = capsys.readouterr().err
+    assert " hello\n" in err
+    assert " warning: careful\n" in err
+    assert "vlm.x" not in err, "the module's name is for the file"
+    assert "I vlm.x: hello" in (tmp_path / "logs" / "log.txt").read_text()
 
 
 def test_other_ranks_only_warn(
@@ -47,6 +51,24 @@ def test_setting_up_twice_does_not_double_lines(capsys: pytest.CaptureFixture[st
     setup_logging(rank=0)
     logging.getLogger("vlm.x").info("once")
     assert capsys.readouterr().err.count("once") == 1
+
+
+def test_quiet_leaves_warnings_and_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    setup_logging(rank=0)
+    with quiet("vlm.x"):
+        logging.getLogger("vlm.x.y").info("detail")
+        logging.getLogger("vlm.x.y").warning("careful")
+        logging.getLogger("vlm.z").info("other")
+    logging.getLogger("vlm.x.y").info("again")
+    err = capsys.readouterr().err
+    assert "detail" not in err
+    assert all(text in err for text in ("careful", "other", "again"))
+
+
+def test_busy_says_nothing_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with busy("loading"):
+        pass
+    assert capsys.readouterr() == ("", "")
 
 
 def test_say(capsys: pytest.CaptureFixture[str]) -> None:

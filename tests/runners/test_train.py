@@ -75,7 +75,9 @@ def test_workers_give_the_same_run(tiny):
 def test_activation_checkpointing_gives_the_same_run(tiny, choice):
     tiny.train("plain", max_steps=3, val_freq=100)
     tiny.train("recomputed", max_steps=3, val_freq=100, activation_checkpointing=choice)
-    assert [r["loss"] for r in tiny.records("plain")] == [r["loss"] for r in tiny.records("recomputed")]
+    plain, recomputed = ([r["loss"] for r in tiny.records(name)] for name in ("plain", "recomputed"))
+    # on some CPUs matrix kernels sum in another order where a returned activation lies at another alignment: one ulp
+    assert recomputed == pytest.approx(plain, rel=1e-6)
 
 
 def test_mixed_precision_trains(tiny):

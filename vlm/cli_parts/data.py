@@ -61,9 +61,18 @@ def show_samples(args: argparse.Namespace) -> int:
         for sample in islice(samples(dataset), args.n):
             say(f"  {sample.id}")
             for message in sample.messages:
-                parts = [repr(part.text) if hasattr(part, "text") else f"<{part.source}>" for part in message.parts]
-                say(f"    {message.role}: {' '.join(text[:200] for text in parts)}")
+                say(f"    {message.role}: {' '.join(shown(part)[:200] for part in message.parts)}")
     return 0
+
+
+def shown(part: Any) -> str:
+    """A part of a message as text: quoted text, a picture's path, or its kind and size when it comes from a shard."""
+    if hasattr(part, "text"):
+        return repr(part.text)
+    kind = type(part).__name__.lower()
+    if isinstance(part.source, bytes | bytearray):
+        return f"<{kind}, {len(part.source) / 1024:.1f} KiB>"
+    return f"<{kind} {part.source}>"
 
 
 def samples(dataset: Any) -> Any:

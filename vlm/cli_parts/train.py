@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import argparse
 
+from vlm.common.errors import UserError
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The published arguments, and ``--resume``."""
-    parser.add_argument("--cfg-path", required=True, metavar="FILE", help="YAML file of the run")
+    parser.add_argument("cfg", nargs="?", metavar="FILE", help="YAML file of the run")
+    parser.add_argument("--cfg-path", default=None, metavar="FILE", help="the same, in the published spelling")
     parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the configuration")
-    parser.add_argument("--resume", nargs="?", const="auto", default=None, metavar="auto|DIR", help="run.resume=...")
-    parser.add_argument("--overwrite", action="store_true", help="run.overwrite=true")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        default=None,
+        metavar="auto|DIR",
+        help="go on from the last checkpoint, or from DIR",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="delete an earlier run in the same folder")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -21,7 +31,10 @@ def main(args: argparse.Namespace) -> int:
     """
     from vlm.common.config import load_config
 
-    cfg = load_config(args.cfg_path, with_flags(args), check="all")
+    source = args.cfg_path or args.cfg
+    if source is None:
+        raise UserError("no configuration named", fix="give a YAML file, e.g. vlm train my_model.yaml")
+    cfg = load_config(source, with_flags(args), check="all")
     from vlm.runners.train import run_training
 
     return run_training(cfg).exit_code

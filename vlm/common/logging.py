@@ -5,10 +5,22 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
 FORMAT = "%(asctime)s %(levelname).1s %(name)s: %(message)s"
+"""Of a file; the terminal gets time and message, warnings and errors with their level."""
+
+
+class TerminalFormatter(logging.Formatter):
+    """``12:34:56 text``; anything above INFO says what it is."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, the module's name left to the file."""
+        level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
+        return f"{self.formatTime(record, '%H:%M:%S')} {level}{record.getMessage()}"
 
 
 def setup_logging(level: int = logging.INFO, file: str | Path | None = None, rank: int | None = None) -> None:
@@ -23,13 +35,47 @@ def setup_logging(level: int = logging.INFO, file: str | Path | None = None, ran
     for old in list(logger.handlers):
         logger.removeHandler(old)
         old.close()
-    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    terminal = logging.StreamHandler()
+    terminal.setFormatter(TerminalFormatter())
+    logger.addHandler(terminal)
     if file is not None and rank == 0:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(file, encoding="utf-8"))
-    for handler in handlers:
-        handler.setFormatter(logging.Formatter(FORMAT, datefmt="%H:%M:%S"))
-        logger.addHandler(handler)
+        logger.addHandler(_file_handler(Path(file)))
+
+
+def _file_handler(file: Path) -> logging.Handler:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter(FORMAT, datefmt="%Y-%m-%d %H:%M:%S"))
+    return handler
+
+
+@contextmanager
+def quiet(*names: str) -> Iterator[None]:
+    """Only warnings of these loggers, for commands that say the same in a better way."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
+def busy(text: str) -> Iterator[None]:
+    """A moving ``text`` with the seconds passed on a terminal's stderr while something takes long; else nothing."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        bar.add_task(text, total=None)
+        yield
 
 
 def say(text: str = "", stream: TextIO | None = None, end: str = "\n") -> None:

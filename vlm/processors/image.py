@@ -154,7 +154,9 @@ def _read(source: Any, label: str) -> bytes:
         try:
             data = Path(source).read_bytes()
         except FileNotFoundError:
-            raise DataError(f"picture {label}: no such file", fix="check the image folder of the dataset") from None
+            raise DataError(
+                f"picture {label}: no such file", fix="check the path (in a dataset: its image folder)"
+            ) from None
         except OSError as error:
             raise DataError(f"picture {label}: cannot be read ({error.strerror})") from error
     if not data:

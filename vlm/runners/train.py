@@ -110,7 +110,7 @@ def open_run(cfg: Config, run_dir: RunDir) -> None:
     if dist.is_main():
         run_dir.prepare(resume_choice(cfg), cfg.run.overwrite)
         run_dir.write_config(to_yaml(cfg.resolved))
-    log.info("run folder %s\n%s", run_dir.path, to_yaml(cfg.resolved))
+    log.info("run folder %s (its config.yaml holds every resolved value)", run_dir.path)
     dist.barrier()
 
 

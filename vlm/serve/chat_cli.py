@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlm.common.errors import UserError
-from vlm.common.logging import say
+from vlm.common.logging import busy, quiet, say
 from vlm.serve.options import add_model_arguments, changes_of, device_of, usual
 
 if TYPE_CHECKING:
@@ -35,10 +36,14 @@ def main(args: argparse.Namespace) -> int:
         UserError: an unusable model, picture or question.
     """
     changes = changes_of(args)
-    from vlm.inference.engine import Engine
-    from vlm.inference.session import ChatSession
+    for path in args.image:  # before the model is loaded, which may take minutes
+        if not Path(path).is_file():
+            raise UserError(f"picture {path}: no such file", fix="check the path behind --image")
+    with busy(f"loading {args.model}"), quiet("vlm.checkpoint"):
+        from vlm.inference.engine import Engine
+        from vlm.inference.session import ChatSession
 
-    engine = Engine.load(args.model, device_of(args), options=args.options)
+        engine = Engine.load(args.model, device_of(args), options=args.options)
     session = ChatSession(engine, usual(engine.config).but(**changes))
     if args.ask:
         return once(session, args.ask, args.image)
@@ -86,6 +91,8 @@ def _turn(session: ChatSession, line: str, waiting: list[str]) -> list[str]:
         return waiting
     if command == "/image":
         path = rest.strip().strip("'\"")
+        if not path:
+            raise UserError("/image needs the path of a picture", fix="e.g. /image cat.jpg")
         session.engine.processor.image(path, path)  # say now if it cannot be read
         return [*waiting, path]
     if command == "/reset":
@@ -95,7 +102,7 @@ def _turn(session: ChatSession, line: str, waiting: list[str]) -> list[str]:
         session.regenerate()
         _write(session)
     elif line.startswith("/"):
-        say(HELP)
+        say(HELP if command == "/help" else f"! {command} is no command\n{HELP}")
     else:
         session.ask(line, waiting)
         _write(session)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm.common.errors import UserError
-from vlm.common.logging import say
+from vlm.common.logging import busy, quiet, say
 from vlm.serve.options import add_model_arguments, changes_of, device_of, usual
 
 if TYPE_CHECKING:
@@ -89,7 +89,11 @@ def launch(
     from vlm.serve import gradio_app_look, gradio_app_page
     from vlm.serve.examples import is_world, world_examples
 
-    engine = source if isinstance(source, Engine) else Engine.load(source, device, options=options)
+    if isinstance(source, Engine):
+        engine = source
+    else:
+        with busy("loading the model"), quiet("vlm.checkpoint"):
+            engine = Engine.load(source, device, options=options)
     world = is_world(engine.config)
     folder = tempfile.TemporaryDirectory(prefix="vlm_page_")
     examples = world_examples(Path(folder.name)) if world else []
