@@ -36,6 +36,14 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Input(Text):
+    """Material that an instruction works on (a passage, a list of options).
+
+    A template with a slot for it (Alpaca's ``### Input:``) puts it there; others write it on a line of its own.
+    """
+
+
+@dataclass(frozen=True)
 class Image:
     """A picture in a message: a path, encoded bytes, or a ``PIL.Image.Image``. Decoded by the processor."""
 
@@ -61,8 +69,12 @@ class Message:
 
     @property
     def text(self) -> str:
-        """The text parts joined without separator."""
-        return "".join(p.text for p in self.parts if isinstance(p, Text))
+        """The text parts joined without separator, an :class:`Input` on a line of its own."""
+        text = ""
+        for part in self.parts:
+            if isinstance(part, Text):
+                text += ("\n" if isinstance(part, Input) and text else "") + part.text
+        return text
 
     @property
     def media(self) -> tuple[Image | Video, ...]:

@@ -6,6 +6,10 @@ A format turns a raw record into a :class:`~vlm.common.types.Sample` and knows n
 * stream: ``records(seed) -> iterator`` over one pass of raw, undecoded records (order from the seed,
   as stored when ``None``) and ``decode(raw) -> Sample``.
 
+A format that chooses at random (one of several captions, a template) also has ``draw(index, rng) -> Sample``
+(map style) or ``draw(raw, rng) -> Sample`` (stream). The loader calls it with a generator that follows from
+(seed, dataset, pass, index); ``__getitem__`` and ``decode`` make one fixed choice, for looking and evaluation.
+
 A record that cannot be used raises :class:`~vlm.common.errors.DataError`; the loader puts it in quarantine.
 A format may name in ``Config.text_roles`` the roles whose text passes the corpus's text processor.
 """
@@ -19,7 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from vlm.common.errors import DataError
-from vlm.common.types import Image, Message, Role, Sample, Text
+from vlm.common.types import Image, Message, Part, Role, Sample, Text
 
 
 @runtime_checkable
@@ -44,8 +48,8 @@ class StreamDataset(Protocol):
         ...
 
 
-def message(role: Role, *parts: str | Image) -> Message:
-    """A message of texts and pictures."""
+def message(role: Role, *parts: str | Part) -> Message:
+    """A message of texts and media."""
     return Message(role, tuple(Text(p) if isinstance(p, str) else p for p in parts))
 
 
@@ -55,7 +59,7 @@ def process_text(sample: Sample, fn: Callable[[str], str], roles: Sequence[str])
     def one(m: Message) -> Message:
         if m.role not in roles:
             return m
-        return Message(m.role, tuple(Text(fn(p.text)) if isinstance(p, Text) else p for p in m.parts))
+        return Message(m.role, tuple(replace(p, text=fn(p.text)) if isinstance(p, Text) else p for p in m.parts))
 
     return replace(sample, messages=tuple(one(m) for m in sample.messages))
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from vlm.common.errors import DataError, UserError
-from vlm.common.types import Batch, Example
+from vlm.common.types import Batch, Example, Sample
 from vlm.datasets.base import StreamDataset, process_text
 from vlm.datasets.mixing import derive_seed
 from vlm.datasets.sampler import Job, Ref
@@ -120,13 +120,21 @@ class BatchMaker(torch.utils.data.Dataset):
 
     def _example(self, source: Source, ref: Ref) -> Example:
         dataset = source.dataset
-        sample = dataset.decode(ref.raw) if isinstance(dataset, StreamDataset) else dataset[ref.index]
+        sample = self._sample(source, ref)
         sample = replace(sample, source=source.name, id=sample.id or str(ref.index))
         roles = getattr(getattr(dataset, "config", None), "text_roles", ())
         if source.text is not None and roles:
             sample = process_text(sample, source.text, roles)
         rng = random.Random(derive_seed(self._seed, "sample", source.name, ref.epoch, ref.index))
         return self._processor.encode_train(sample, rng)
+
+    def _sample(self, source: Source, ref: Ref) -> Sample:
+        dataset = source.dataset
+        stream = isinstance(dataset, StreamDataset)
+        if hasattr(dataset, "draw"):
+            rng = random.Random(derive_seed(self._seed, "draw", source.name, ref.epoch, ref.index))
+            return dataset.draw(ref.raw if stream else ref.index, rng)
+        return dataset.decode(ref.raw) if stream else dataset[ref.index]
 
     @staticmethod
     def _key(ref: Ref) -> str:

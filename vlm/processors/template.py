@@ -20,7 +20,7 @@ from typing import Literal
 
 from vlm.common.errors import ConfigError, PromptError
 from vlm.common.registry import register_template
-from vlm.common.types import Image, Message, Sample, Text, Video
+from vlm.common.types import Image, Input, Message, Sample, Text, Video
 from vlm.common.types import Part as MessagePart
 
 IMAGE_MARK = "<ImageHere>"
@@ -187,6 +187,7 @@ class Template:
         for part in parts:
             if isinstance(part, Text):
                 gap = " " if after_medium and part.text[:1].strip() else ""
+                gap = "\n" if isinstance(part, Input) and pieces else gap
                 pieces.append(gap + part.text)
             else:
                 pieces += [self.config.image_prefix, part, self.config.image_suffix]
