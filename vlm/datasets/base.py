@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from vlm.common.errors import DataError
-from vlm.common.types import Image, Message, Part, Role, Sample, Text
+from vlm.common.types import Message, Part, Role, Sample, Text
 
 
 @runtime_checkable
