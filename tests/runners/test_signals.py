@@ -22,13 +22,15 @@ def test_first_signal_is_kept_and_handlers_come_back(number):
 
 
 def test_second_signal_acts_at_once():
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.default_int_handler  # a shell starts background jobs with SIGINT ignored
+    outside = signal.signal(signal.SIGINT, before)
     with StopSignals() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
         assert stop.requested
     assert signal.getsignal(signal.SIGINT) is before
+    signal.signal(signal.SIGINT, outside)
 
 
 def test_second_sigterm_ends_the_process():
