@@ -28,6 +28,22 @@ NO_EFFECT: dict[str, str] = {
 
 
 @dataclass
+class Packing:
+    """Several samples in one row, kept apart by ``Batch.segments``; a sample must fit into a row by itself."""
+
+    max_tokens: int = field(metadata={"help": "positions of a row, visual tokens included"})
+    max_media: int | None = option(None, "pictures and clips of a row; null: no limit")
+    open_rows: int = option(32, "rows that are filled at the same time; more waste less and hold more pictures in memory")
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for limits below 1."""
+        for name in ("max_tokens", "max_media", "open_rows"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1")
+
+
+@dataclass
 class RunConfig:
     """How a run trains or evaluates. Published spelling where one exists."""
 
@@ -65,6 +81,14 @@ class RunConfig:
     max_bad_share: float = option(
         0.01, "share of samples that may be unusable before the run stops; see quarantine.jsonl"
     )
+    mixing: Literal["batch", "sample"] = option(
+        "batch", "batch: each step draws one dataset, with its batch_size; sample: each sample draws its dataset"
+    )
+    batch_size: int | None = option(
+        None, "with mixing: sample or packing, samples (packed: rows) of a process; null: the datasets' largest batch_size"
+    )
+    packing: Packing | None = option(None, "several samples per row (implies mixing: sample); null: off")
+    group_by_length: int = option(0, "batches whose samples are sorted by length before they are cut anew; 0: off")
     seed: int = option(42, "seed of everything; ranks add their number")
 
     output_dir: str = option("output", "the run folder itself; relative to the working folder")
@@ -99,3 +123,17 @@ class RunConfig:
     valid_splits: list[str] = option([], NO_EFFECT["valid_splits"])
     test_splits: list[str] = option([], NO_EFFECT["test_splits"])
     use_dist_eval_sampler: bool = option(True, NO_EFFECT["use_dist_eval_sampler"])
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for data options that contradict each other."""
+        if self.group_by_length < 0:
+            raise ValueError(f"group_by_length is {self.group_by_length}, expected 0 (off) or a number of batches")
+        if self.packing is not None and self.group_by_length:
+            raise ValueError("packing and group_by_length are two ways to save padding; set one of them to null or 0")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}, expected at least 1")
+        if self.batch_size is not None and self.mixing == "batch" and self.packing is None:
+            raise ValueError(
+                "batch_size has no effect with mixing: batch, where each dataset has its own; "
+                "set datasets.NAME.batch_size, or run.mixing=sample"
+            )

@@ -1,8 +1,10 @@
-"""The composition: vision encoder -> chain of bridges -> fusion -> LLM."""
+"""The composition: vision encoder -> chain of bridges -> fusion -> LLM with its inserts."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,12 +12,13 @@ from torch import Tensor, nn
 
 from vlm.common.types import Batch, Features, Output
 from vlm.models.fusion.base import LLMInputs
+from vlm.models.inserts.base import InsertData
 from vlm.models.precision import autocast
 from vlm.models.trainable import set_modes
 
 
 class VLM(nn.Module):
-    """State-dict keys: ``vision.*``, ``bridge.<i>.*``, ``llm.*``.
+    """State-dict keys: ``vision.*``, ``bridge.<i>.*``, ``inserts.<i>.*``, ``llm.*``.
 
     Attributes:
         compute_dtype: autocast dtype of a forward pass, when the caller has not entered autocast.
@@ -24,13 +27,17 @@ class VLM(nn.Module):
 
     vision: Any
     bridge: Any
+    inserts: Any
     llm: Any
     fusion: Any
 
-    def __init__(self, vision: nn.Module | None, bridge: list[nn.Module], llm: nn.Module) -> None:
+    def __init__(
+        self, vision: nn.Module | None, bridge: list[nn.Module], llm: nn.Module, inserts: Sequence[nn.Module] = ()
+    ) -> None:
         super().__init__()
         self.vision = vision
         self.bridge = nn.ModuleList(bridge)
+        self.inserts = nn.ModuleList(inserts)
         self.llm = llm
         self.fusion = None
         self.compute_dtype = torch.float32
@@ -48,6 +55,10 @@ class VLM(nn.Module):
         for part in self.bridge:
             count = part.num_tokens(count)
         return count
+
+    def visual_tokens(self, frames: int = 1) -> int:
+        """Positions of the LLM's sequence that a medium of ``frames`` frames takes; 0 without a vision encoder."""
+        return 0 if self.vision is None else frames * self.tokens_per_frame
 
     def train(self, mode: bool = True) -> VLM:
         """Train mode for what trains; frozen parts stay in eval mode."""
@@ -77,7 +88,10 @@ class VLM(nn.Module):
         if visual is None and batch.pixels is not None and len(batch.pixels):
             visual = self.encode(batch.pixels)
         with autocast(batch.ids.device, self.compute_dtype):
-            return self.fusion(batch, visual)
+            inputs = self.fusion(batch, visual)
+        if inputs.inserts is None and any(insert.needs_data for insert in self.inserts):
+            inputs = dataclasses.replace(inputs, inserts=InsertData())
+        return inputs
 
     def forward(self, batch: Batch, *, return_logits: bool = False) -> Output:
         """The loss of a batch as (sum, count).
@@ -105,6 +119,7 @@ class VLM(nn.Module):
         if not torch.is_grad_enabled() or (batch.pixels is not None and len(batch.pixels)):
             return 0.0
         visual = [self.vision, *self.bridge] if self.vision is not None else list(self.bridge)
+        visual += [insert for insert in self.inserts if insert.needs_data]
         return sum((p.sum() * 0.0 for part in visual for p in part.parameters() if p.requires_grad), 0.0)
 
 
