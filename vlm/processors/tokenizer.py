@@ -6,16 +6,23 @@ Two backends behind one class, chosen by what the folder holds:
   cut at special strings (``<s>``, ``</s>``, ``<unk>`` and the folder's added tokens) and every plain
   chunk is encoded alone, so each chunk begins with its own dummy space.
 * ``tokenizer.json`` only: the ``tokenizers`` package, as the file says.
+
+Special tokens are read by :mod:`vlm.processors.tokenizer_special`.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from vlm.common.errors import WeightsError
+from vlm.processors.tokenizer_special import Special, SpecialTokens, read_special_tokens
+
+Ranges = Sequence[tuple[int, int]]
+"""Stretches ``[start, end)`` of a text."""
 
 
 class _Backend(Protocol):
@@ -23,11 +30,13 @@ class _Backend(Protocol):
 
     size: int
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str, plain: bool) -> list[int]: ...
 
     def decode(self, ids: list[int], skip_special: bool) -> str: ...
 
     def id_of(self, piece: str) -> int | None: ...
+
+    def piece(self, index: int) -> str: ...
 
 
 class _SentencePiece:
@@ -46,7 +55,7 @@ class _SentencePiece:
         own = {"bos": self._sp.bos_id(), "eos": self._sp.eos_id(), "unk": self._sp.unk_id()}
         self.defaults = {role: i for role, i in own.items() if i >= 0}
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, plain: bool) -> list[int]:
         return self._sp.encode(text)
 
     def decode(self, ids: list[int], skip_special: bool) -> str:
@@ -81,18 +90,36 @@ class _Fast:
             whole = False
         if not whole:
             raise WeightsError(f"{name} is not a tokenizers file", fix="fetch tokenizer.json again")
-        self._tok = Rust.from_str(self._json)
+        self._tok, self._plain = Rust.from_str(self._json), Rust.from_str(self._json)
+        self._plain.encode_special_tokens = True
         self.size = self._tok.get_vocab_size(with_added_tokens=True)
         self.defaults: dict[str, int] = {}
 
-    def encode(self, text: str) -> list[int]:
-        return self._tok.encode(text, add_special_tokens=False).ids
+    def add(self, tokens: dict[str, Special]) -> None:
+        """Make strings special that the file does not know."""
+        from tokenizers import AddedToken
+
+        new = [AddedToken(t, lstrip=s.lstrip, rstrip=s.rstrip, normalized=False) for t, s in tokens.items()]
+        if self._tok.add_special_tokens(new):
+            self._json = self._tok.to_str()
+            self._load("tokenizer.json")
+
+    def own(self) -> dict[str, Special]:
+        """Special tokens of the file."""
+        entries = json.loads(self._json).get("added_tokens") or []
+        return {e["content"]: Special(e["id"], e["lstrip"], e["rstrip"], e["special"]) for e in entries}
+
+    def encode(self, text: str, plain: bool) -> list[int]:
+        return (self._plain if plain else self._tok).encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: list[int], skip_special: bool) -> str:
         return self._tok.decode(ids, skip_special_tokens=skip_special)
 
     def id_of(self, piece: str) -> int | None:
         return self._tok.token_to_id(piece)
+
+    def piece(self, index: int) -> str:
+        return self._tok.id_to_token(index) or ""
 
     def __getstate__(self) -> str:
         return self._json
@@ -109,40 +136,47 @@ class Tokenizer:
     always has a value) and ``vocab_size`` (ids the tokenizer can produce; the LLM may have more rows).
     """
 
-    def __init__(
-        self,
-        backend: _Backend,
-        *,
-        special: dict[str, int],
-        added: dict[str, tuple[int, bool, bool]] | None = None,
-        pad_token: str | None = None,
-    ) -> None:
-        """``special`` role -> id; ``added`` string -> (id, strips left, strips right); see :meth:`from_folder`."""
+    def __init__(self, backend: _Backend, special: SpecialTokens, pad_token: str | None = None) -> None:
+        """See :meth:`from_folder`."""
         self._backend = backend
-        self._added = added or {}
-        self.bos, self.eos, self.unk = (special.get(role) for role in ("bos", "eos", "unk"))
-        pad = backend.id_of(pad_token) if pad_token else None
-        fallbacks = (pad, special.get("pad"), self.unk, self.eos, 0)
-        self.pad: int = next(i for i in fallbacks if i is not None)
-        self.vocab_size = max([backend.size, *(i + 1 for i, _, _ in self._added.values())])
+        self._special = special.by_text
+        roles = special.roles
+        self.bos, self.eos, self.unk = (roles.get(role) for role in ("bos", "eos", "unk"))
         self._slow = isinstance(backend, _SentencePiece)
-        self._special_text = {i: t for t, (i, _, _) in self._added.items()}
         if isinstance(backend, _SentencePiece):
             for i in (self.bos, self.eos, self.unk):
                 if i is not None and i < backend.size:
-                    self._special_text.setdefault(i, backend.piece(i))
-        self._split = self._splitter()
-        roles = (self.bos, self.eos, self.unk, self.pad, special.get("pad"))
-        self._skipped = frozenset(i for i in roles if i is not None)
+                    self._special.setdefault(backend.piece(i), Special(i, lstrip=False, rstrip=False))
+        pad = self.id_of(pad_token) if pad_token else None
+        fallbacks = (pad, roles.get("pad"), self.unk, self.eos, 0)
+        self.pad: int = next(i for i in fallbacks if i is not None)
+        self.vocab_size = max([backend.size, *(token.id + 1 for token in self._special.values())])
+        self._text_of = {token.id: text for text, token in self._special.items()}
+        texts = sorted((t for t in self._special if t), key=len, reverse=True)
+        self._split = re.compile("|".join(map(re.escape, texts))) if texts else None
+        skipped = (self.bos, self.eos, self.unk, self.pad, roles.get("pad"))
+        self._skipped = {i for i in skipped if i is not None} | {t.id for t in self._special.values() if t.skip}
 
     @classmethod
-    def from_folder(cls, path: str | Path, pad_token: str | None = "$$") -> Tokenizer:
+    def from_folder(
+        cls,
+        path: str | Path,
+        pad_token: str | None = "$$",
+        *,
+        special_tokens: Sequence[str] = (),
+        new_pad_token: str = "",
+        bos_id: int | None = None,
+        eos_id: int | None = None,
+    ) -> Tokenizer:
         """Read the tokenizer of a Hugging Face LLM folder.
 
         Args:
             path: folder with ``tokenizer.model`` or ``tokenizer.json``.
-            pad_token: existing piece used for padding (the published choice for LLaMA is ``$$``);
+            pad_token: existing piece or special token used for padding (the published choice for LLaMA is ``$$``);
                 where the vocabulary lacks it: the folder's pad token, else unk, else eos.
+            special_tokens: strings made special besides the folder's; new ones get the next ids, in order.
+            new_pad_token: made special, and the pad token, if the folder names none.
+            bos_id, eos_id: forced ids, whatever the folder says; their strings then take the blanks around them.
 
         Raises:
             WeightsError: no folder, no tokenizer in it, or an unreadable file.
@@ -157,32 +191,47 @@ class Tokenizer:
         else:
             found = "no such folder" if not folder.is_dir() else "neither tokenizer.model nor tokenizer.json in it"
             raise WeightsError(f"tokenizer folder {folder}: {found}", fix="name the LLM's Hugging Face folder")
-        config = _read_json(folder / "tokenizer_config.json") | _read_json(folder / "special_tokens_map.json")
-        added = _added_tokens(folder, config, backend)
-        special = dict(backend.defaults)
-        for role in ("bos", "eos", "unk", "pad"):
-            text = _content(config.get(f"{role}_token"))
-            found_id = added[text][0] if text in added else backend.id_of(text) if text else None
-            if found_id is not None:
-                special[role] = found_id
-        return cls(backend, special=special, added=added, pad_token=pad_token)
+        tokens = read_special_tokens(folder, backend.size, backend.defaults, backend.id_of)
+        if isinstance(backend, _Fast):
+            tokens.by_text = backend.own()
+        added = [*special_tokens, *([new_pad_token] if new_pad_token and "pad" not in tokens.roles else [])]
+        for text in added:
+            tokens.add(text, backend.id_of(text), backend.size)
+        if added and isinstance(backend, _Fast):
+            backend.add({text: tokens.by_text[text] for text in added})
+            tokens.by_text = backend.own()
+        if new_pad_token in added:
+            tokens.roles["pad"] = tokens.by_text[new_pad_token].id
+        for role, index in (("bos", bos_id), ("eos", eos_id)):
+            if index is not None:
+                tokens.force(role, index, backend.piece(index))
+        return cls(backend, tokens, pad_token)
 
-    def encode(self, text: str, bos: bool = False) -> list[int]:
+    def id_of(self, text: str) -> int | None:
+        """Id of a special token or of one whole piece; None without one."""
+        return self._special[text].id if text in self._special else self._backend.id_of(text)
+
+    def is_special(self, text: str) -> bool:
+        """Whether ``text`` is one special token, so that :meth:`encode` reads it as such."""
+        return text in self._special
+
+    def encode(self, text: str, bos: bool = False, literal: Ranges = ()) -> list[int]:
         """Ids of ``text``; ``bos`` puts the begin id in front where the vocabulary has one.
 
-        Never adds an end id. Special strings inside the text become their ids.
+        Never adds an end id. Special strings inside the text become their ids, except in the stretches
+        ``literal`` (somebody's words), which give the same ids as any other text.
         """
         ids = [self.bos] if bos and self.bos is not None else []
-        if not self._slow:
-            return ids + self._backend.encode(text)
-        for chunk in self._chunks(text):
-            ids += [chunk] if isinstance(chunk, int) else self._backend.encode(chunk)
+        if not self._slow and not any(self._split and self._split.search(text, a, b) for a, b in literal):
+            return ids + (self._backend.encode(text, False) if text else [])
+        for chunk in self._chunks(text, literal):
+            ids += [chunk] if isinstance(chunk, int) else self._backend.encode(chunk, True)
         return ids
 
     def decode(self, ids: list[int], skip_special: bool = True) -> str:
         """Text of ``ids``; ids without a piece (an LLM row beyond the tokenizer) give nothing.
 
-        ``skip_special`` drops bos, eos, unk and pad, as the published tokenizer does.
+        ``skip_special`` drops bos, eos, unk, pad and the other special tokens, as the published tokenizer does.
         """
         ids = [int(i) for i in ids]
         if skip_special:
@@ -190,8 +239,8 @@ class Tokenizer:
         out: list[str] = []
         run: list[int] = []
         for i in ids:
-            if self._slow and i in self._special_text:
-                out += [self._backend.decode(run, skip_special), self._special_text[i]]
+            if self._slow and i in self._text_of:
+                out += [self._backend.decode(run, skip_special), self._text_of[i]]
                 run = []
             else:
                 run.append(i)
@@ -201,21 +250,25 @@ class Tokenizer:
         """A decoder for ids that arrive one by one."""
         return StreamDecoder(self)
 
-    def _splitter(self) -> re.Pattern[str] | None:
-        texts = sorted(set(self._special_text.values()), key=len, reverse=True)
-        return re.compile("(" + "|".join(map(re.escape, texts)) + ")") if texts and self._slow else None
-
-    def _chunks(self, text: str) -> list[str | int]:
-        """Plain chunks and special ids in order; an added token eats the spaces around it if it says so."""
-        if self._split is None:
-            return [text] if text else []
-        by_text = {t: i for i, t in self._special_text.items()}
-        parts = self._split.split(text)
-        for k in range(1, len(parts), 2):
-            _, left, right = self._added.get(parts[k], (0, False, False))
-            parts[k - 1] = parts[k - 1].rstrip() if left else parts[k - 1]
-            parts[k + 1] = parts[k + 1].lstrip() if right else parts[k + 1]
-        return [by_text[p] if k % 2 else p for k, p in enumerate(parts) if p]
+    def _chunks(self, text: str, literal: Ranges) -> list[str | int]:
+        """Plain chunks and special ids in order; a special token eats the blanks around it if it says so."""
+        parts: list[str] = []
+        marks: list[str] = []
+        start = at = 0
+        for a, b in [*literal, (len(text), len(text))]:
+            for match in self._split.finditer(text, at, a) if self._split else ():
+                parts.append(text[start : match.start()])
+                marks.append(match.group())
+                start = match.end()
+            at = b
+        parts.append(text[start:])
+        out: list[str | int] = []
+        for k, part in enumerate(parts):
+            before, after = marks[k - 1] if k else "", marks[k] if k < len(marks) else ""
+            part = part.lstrip() if before and self._special[before].rstrip else part
+            part = part.rstrip() if after and self._special[after].lstrip else part
+            out += [*([part] if part else []), *([self._special[after].id] if after else [])]
+        return out
 
 
 class StreamDecoder:
@@ -241,34 +294,3 @@ class StreamDecoder:
     def _emit(self, text: str) -> str:
         new, self._sent = text[self._sent :], max(self._sent, len(text))
         return new
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{file} is not JSON: {error}", fix="fetch the tokenizer files again") from error
-
-
-def _content(token: Any) -> str:
-    """The string of a token entry, which is a string or an AddedToken dictionary."""
-    return (token.get("content") or "") if isinstance(token, dict) else (token or "")
-
-
-def _added_tokens(folder: Path, config: dict[str, Any], backend: _Backend) -> dict[str, tuple[int, bool, bool]]:
-    """Added strings -> (id, strips left, strips right).
-
-    A plain string (``added_tokens.json``) strips on both sides, as the slow tokenizer of 2023 did.
-    """
-    entries = {_content(v): v for k, v in config.items() if k.endswith("_token") and isinstance(v, dict)}
-    added: dict[str, tuple[int, bool, bool]] = {}
-    for text, index in _read_json(folder / "added_tokens.json").items():
-        entry = entries.get(text)
-        left, right = (entry.get("lstrip", False), entry.get("rstrip", False)) if entry else (True, True)
-        added[text] = (index, left, right)
-    for index, entry in config.get("added_tokens_decoder", {}).items():
-        if int(index) >= backend.size:
-            added[entry["content"]] = (int(index), entry.get("lstrip", False), entry.get("rstrip", False))
-    return added
