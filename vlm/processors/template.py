@@ -1,4 +1,4 @@
-"""Conversation -> segments: the text around pictures and answers, as data.
+"""Conversation -> segments: the text around pictures and answers, as data; templates with roles.
 
 A template has two forms, because the published code has two:
 
@@ -18,13 +18,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from vlm.common.errors import ConfigError, PromptError
+from vlm.common.errors import ConfigError
 from vlm.common.registry import register_template
-from vlm.common.types import Image, Input, Message, Sample, Text, Video
+from vlm.common.types import Input, Message, Sample, Text
 from vlm.common.types import Part as MessagePart
+from vlm.processors.template_base import (
+    IMAGE_MARK,
+    BaseTemplate,
+    Medium,
+    Piece,
+    Said,
+    Segment,
+    ask_last,
+    at_marks,
+    segments_of,
+    turns_of,
+    with_bos,
+)
 
-IMAGE_MARK = "<ImageHere>"
-"""Where a medium stands, in prompt pools and in raw prompts."""
+__all__ = ["IMAGE_MARK", "BaseTemplate", "Medium", "Segment"]
 
 VISION_SYSTEM = (
     "Give the following image: <Img>ImageContent</Img>. "
@@ -32,28 +44,12 @@ VISION_SYSTEM = (
 )
 """System text of the published vision chats (a format constant the checkpoints were shown with)."""
 
-Medium = Image | Video
-Piece = str | Medium
 
-
-@dataclass(frozen=True)
-class Segment:
-    """A stretch that is tokenised on its own: either ``text`` or one ``medium``.
-
-    ``supervised``: its tokens are targets. ``bos``: the begin id stands in front of it.
-    """
-
-    text: str = ""
-    medium: Medium | None = None
-    supervised: bool = False
-    bos: bool = False
-
-
-class Template:
+class Template(BaseTemplate):
     """Base of all templates; a subclass only changes defaults. Raises ConfigError for an unusable prompt pool."""
 
     @dataclass
-    class Config:
+    class Config(BaseTemplate.Config):
         """Texts around the parts of a conversation."""
 
         system: str = ""  # chat only (and training with chat_form)
@@ -67,7 +63,6 @@ class Template:
         image_suffix: str = "</Img>"
         question_suffix: str = ""  # training: after a question of a sample with pictures
         turn_start: str | None = None  # training: before a later question in prompt_template; None: chat form
-        prompt_path: str = ""  # pool of prompts for samples that are a picture and a caption
         style: Literal["2024", "2023-04"] = "2024"  # 2023-04: the open turn has no trailing space
         chat_form: bool = False  # training uses the chat text
         stop: list[str] = field(default_factory=lambda: ["</s>"])
@@ -75,83 +70,53 @@ class Template:
         keep_after: list[str] = field(default_factory=lambda: ["Assistant:"])  # and after the last
 
     def __init__(self, config: Config) -> None:
-        self.config = config
+        super().__init__(config)
         if config.prompt_template.count("{}") != 1:
             raise ConfigError(
                 f"template.prompt_template {config.prompt_template!r} needs exactly one {{}}",
                 fix="write {} where the question goes, e.g. '###Human: {} ###Assistant: '",
             )
         self.prompts = _read_pool(config.prompt_path) if config.prompt_path else []
-        self.stop = list(config.stop)
 
     def train_segments(self, sample: Sample, rng: random.Random) -> list[Segment]:
-        """Segments of a training sample; ``rng`` draws the prompt of a caption sample.
-
-        Raises:
-            PromptError: marks and media of a turn differ in number.
-        """
-        system, turns = _turns(sample)
+        """See :meth:`BaseTemplate.train_segments`."""
+        system, turns = turns_of(sample.messages)
+        turns = [turn for turn in turns if turn[1] is not None] or turns
         has_media = any(m.media for m in sample.messages)
         segments: list[Segment] = []
         for index, (asked, answer) in enumerate(turns):
             pieces = self._question(asked, index, has_media, rng)
             if index == 0 and self._is_dialogue(asked):
-                pieces = [self._system(system) if self.config.chat_form else system or "", *pieces]
-            segments += _segments(pieces)
+                pieces = [*(self._system(system) if self.config.chat_form else [system or ""]), *pieces]
+            segments += segments_of(pieces, self.config.media_token)
             if answer is not None:
-                segments.append(Segment(text=answer.text + self.config.end_sym, supervised=True))
-        return _with_bos(segments)
+                segments += self.answer_segments(answer.text)
+        return with_bos(segments)
 
     def chat_segments(self, messages: Sequence[Message]) -> list[Segment]:
-        """Segments of a chat prompt with the assistant's turn left open.
-
-        Raises:
-            PromptError: no message, the last one is not the user's, or marks and media differ in number.
-        """
-        if not messages or messages[-1].role != "user":
-            raise PromptError("a chat prompt must end with a user message", fix="append the user's question")
-        own = messages[0].text if messages[0].role == "system" else None
+        """See :meth:`BaseTemplate.chat_segments`."""
+        ask_last(messages)
+        own = Said(messages[0].text) if messages[0].role == "system" else None
         rest = [m for m in messages if m.role != "system"]
-        blocks: list[list[Piece]] = [[self._system(own)]]
+        blocks: list[list[Piece]] = [self._system(own)]
         for message in rest:
             if message.role == "user":
                 blocks[-1] += self._chat_question(message)
             elif self.config.chat_form:
                 blocks[-1].append(self.open_turn)
-                blocks += [[message.text + self.config.sep], []]
+                blocks += [[Said(message.text), self.config.sep], []]
             else:
-                blocks[-1].append(self.config.assistant + message.text + self.config.sep)
+                blocks[-1] += [self.config.assistant, Said(message.text), self.config.sep]
         blocks[-1].append(self.open_turn)
-        return _with_bos([s for block in blocks for s in _segments(block)])
-
-    def prompt_segments(self, text: str, media: Sequence[Medium]) -> list[Segment]:
-        """Segments of a finished prompt text with one ``<ImageHere>`` per medium, nothing added.
-
-        Raises:
-            PromptError: marks and media differ in number.
-        """
-        return _with_bos(_segments(_at_marks(text, media)))
-
-    def clean(self, text: str) -> str:
-        """The answer in a chat output: before the first ``###``, after the last ``Assistant:``, stripped."""
-        for mark in self.config.cut_at:
-            text = text.split(mark)[0]
-        for mark in self.config.keep_after:
-            text = text.split(mark)[-1]
-        return text.strip()
-
-    @staticmethod
-    def clean_batch(text: str) -> str:
-        """The answer in a batch output (the published ``generate``): up to ``</s>``, after ``[/INST]``, stripped."""
-        return text.split("</s>")[0].replace("<s>", "").split("[/INST]")[-1].strip()
+        return with_bos([s for block in blocks for s in segments_of(block, self.config.media_token)])
 
     @property
     def open_turn(self) -> str:
         """The role text at which the assistant begins to write."""
         return self.config.assistant.rstrip(" ") if self.config.style == "2023-04" else self.config.assistant
 
-    def _system(self, own: str | None) -> str:
-        return (self.config.system if own is None else own) + self.config.sep
+    def _system(self, own: str | None) -> list[Piece]:
+        return [self.config.system if own is None else own, self.config.sep]
 
     def _chat_question(self, message: Message) -> list[Piece]:
         return [self.config.user, *self._content(message.parts), self.config.sep]
@@ -164,7 +129,7 @@ class Template:
             media = [p for p in parts if not isinstance(p, Text)]
             if not media or not self.prompts:
                 return list(media)
-            return _wrap(cfg.prompt_template, _at_marks(rng.choice(self.prompts), media))
+            return _wrap(cfg.prompt_template, at_marks(rng.choice(self.prompts), media))
         if cfg.chat_form or (index and cfg.turn_start is None):
             return [p for m in asked for p in self._chat_question(m)] + [self.open_turn]
         content = [*self._content(parts), cfg.question_suffix if has_media else ""]
@@ -178,17 +143,17 @@ class Template:
 
     def _content(self, parts: Sequence[MessagePart]) -> list[Piece]:
         """Text and media of a turn; a picture gets its marks and one space before a text that has none."""
-        text = "".join(p.text for p in parts if isinstance(p, Text))
+        text = Said("".join(p.text for p in parts if isinstance(p, Text)))
         media = [p for p in parts if not isinstance(p, Text)]
         if IMAGE_MARK in text:
-            return _at_marks(text, media)
+            return at_marks(text, media)
         pieces: list[Piece] = []
         after_medium = False
         for part in parts:
             if isinstance(part, Text):
                 gap = " " if after_medium and part.text[:1].strip() else ""
                 gap = "\n" if isinstance(part, Input) and pieces else gap
-                pieces.append(gap + part.text)
+                pieces += [gap, Said(part.text)]
             else:
                 pieces += [self.config.image_prefix, part, self.config.image_suffix]
             after_medium = not isinstance(part, Text)
@@ -271,63 +236,6 @@ def _read_pool(path: str) -> list[str]:
     return lines
 
 
-def _turns(sample: Sample) -> tuple[str | None, list[tuple[list[Message], Message | None]]]:
-    """System text and (user messages, answer) pairs; a trailing question without answer has ``None``."""
-    system: str | None = None
-    turns: list[tuple[list[Message], Message | None]] = []
-    asked: list[Message] = []
-    for message in sample.messages:
-        if message.role == "system":
-            system = message.text
-        elif message.role == "user":
-            asked.append(message)
-        else:
-            turns.append((asked, message))
-            asked = []
-    return system, turns + ([(asked, None)] if asked and not turns else [])
-
-
-def _at_marks(text: str, media: Sequence[Medium]) -> list[Piece]:
-    """``text`` with the k-th ``<ImageHere>`` replaced by the k-th medium."""
-    texts = text.split(IMAGE_MARK)
-    if len(texts) - 1 != len(media):
-        raise PromptError(
-            f"the prompt has {len(texts) - 1} image marks but {len(media)} media were given: {_short(text)!r}",
-            fix=f"write {IMAGE_MARK} exactly once for every picture or clip",
-        )
-    pieces: list[Piece] = [texts[0]]
-    for medium, following in zip(media, texts[1:], strict=True):
-        pieces += [medium, following]
-    return pieces
-
-
-def _short(text: str, limit: int = 120) -> str:
-    return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
 def _wrap(template: str, pieces: list[Piece]) -> list[Piece]:
     before, _, after = template.partition("{}")
     return [before, *pieces, after]
-
-
-def _segments(pieces: Sequence[Piece]) -> list[Segment]:
-    """Neighbouring texts joined into one segment; empty texts dropped."""
-    out: list[Segment] = []
-    text = ""
-    for piece in [*pieces, None]:
-        if isinstance(piece, str):
-            text += piece
-            continue
-        if text:
-            out.append(Segment(text=text))
-        if piece is not None:
-            out.append(Segment(medium=piece))
-        text = ""
-    return out
-
-
-def _with_bos(segments: list[Segment]) -> list[Segment]:
-    if not segments:
-        return []
-    first = segments[0]
-    return [Segment(first.text, first.medium, first.supervised, bos=True), *segments[1:]]

@@ -1,0 +1,189 @@
+"""What all templates share: segments, pieces of text and media, clean-up of answers.
+
+Words of a conversation are :class:`Said`, words of a template plain ``str``: special tokens are read in
+the latter only, so that a question about ``<s>`` or ``<img>`` stays a question.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from vlm.common.errors import PromptError
+from vlm.common.types import Image, Message, Sample, Video
+
+IMAGE_MARK = "<ImageHere>"
+"""Where a medium stands, in prompt pools and in raw prompts."""
+
+Medium = Image | Video
+
+
+class Said(str):
+    """A text out of a conversation, in which no special token is read."""
+
+
+Piece = str | Medium
+Turns = list[tuple[list[Message], Message | None]]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch that is tokenised on its own: either ``text`` or one ``medium``.
+
+    ``supervised``: its tokens are targets. ``bos``: the begin id stands in front of it, ``eos``: the end id
+    behind it. ``joined``: it continues the segment before, both are tokenised as one text. ``literal``:
+    stretches ``[start, end)`` of ``text`` in which no special token is read. The ``text`` of a medium is the
+    special token that it stands for, if any; such a medium can be joined.
+    """
+
+    text: str = ""
+    medium: Medium | None = None
+    supervised: bool = False
+    bos: bool = False
+    eos: bool = False
+    joined: bool = False
+    literal: tuple[tuple[int, int], ...] = ()
+
+
+class BaseTemplate(ABC):
+    """Conversation -> segments, and the rules for answers."""
+
+    @dataclass
+    class Config:
+        """Ends and clean-up of answers."""
+
+        end_sym: str = ""  # training: text after every answer
+        media_token: str = ""  # special token that a medium stands for (its own embedding); empty: none
+        prompt_path: str = ""  # pool of prompts for samples that are a picture and a caption
+        stop: list[str] = field(default_factory=list)  # texts that end an answer, besides the end id
+        cut_at: list[str] = field(default_factory=list)  # clean-up: keep what is before the first
+        keep_after: list[str] = field(default_factory=list)  # and after the last
+        strip: bool = True  # and take off the blanks around it
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self.stop = list(config.stop)
+
+    @abstractmethod
+    def train_segments(self, sample: Sample, rng: random.Random) -> list[Segment]:
+        """Segments of a training sample; ``rng`` draws the prompt of a caption sample.
+
+        Raises:
+            PromptError: marks and media of a turn differ in number.
+        """
+
+    @abstractmethod
+    def chat_segments(self, messages: Sequence[Message]) -> list[Segment]:
+        """Segments of a chat prompt with the assistant's turn left open.
+
+        Raises:
+            PromptError: no message, the last one is not the user's, or marks and media differ in number.
+        """
+
+    def answer_segments(self, text: str) -> list[Segment]:
+        """Segments of an answer in training; what it is joined to, if anything, is in front, unsupervised."""
+        pieces = [Said(text), self.config.end_sym]
+        return [Segment(text + self.config.end_sym, supervised=True, literal=literal_stretches(pieces))]
+
+    def prompt_segments(self, text: str, media: Sequence[Medium]) -> list[Segment]:
+        """Segments of a finished prompt text with one ``<ImageHere>`` (or media token) per medium, nothing added.
+
+        Raises:
+            PromptError: marks and media differ in number.
+        """
+        token = self.config.media_token
+        marked = text.replace(token, IMAGE_MARK) if token else text
+        return with_bos(segments_of(at_marks(marked, media), token))
+
+    def clean(self, text: str) -> str:
+        """The answer in a chat output: before the first of ``cut_at``, after the last of ``keep_after``, stripped."""
+        for mark in self.config.cut_at:
+            text = text.split(mark)[0]
+        for mark in self.config.keep_after:
+            text = text.split(mark)[-1]
+        return text.strip() if self.config.strip else text
+
+    @staticmethod
+    def clean_batch(text: str) -> str:
+        """The answer in a batch output (the published ``generate``): up to ``</s>``, after ``[/INST]``, stripped."""
+        return text.split("</s>")[0].replace("<s>", "").split("[/INST]")[-1].strip()
+
+
+def ask_last(messages: Sequence[Message]) -> None:
+    """Raise PromptError unless the last message is the user's."""
+    if not messages or messages[-1].role != "user":
+        raise PromptError("a chat prompt must end with a user message", fix="append the user's question")
+
+
+def turns_of(messages: Sequence[Message]) -> tuple[str | None, Turns]:
+    """System text and (user messages, answer) pairs; a trailing question without answer has ``None``."""
+    system: str | None = None
+    turns: Turns = []
+    asked: list[Message] = []
+    for message in messages:
+        if message.role == "system":
+            system = Said(message.text)
+        elif message.role == "user":
+            asked.append(message)
+        else:
+            turns.append((asked, message))
+            asked = []
+    return system, turns + ([(asked, None)] if asked else [])
+
+
+def at_marks(text: str, media: Sequence[Medium]) -> list[Piece]:
+    """``text`` with the k-th ``<ImageHere>`` replaced by the k-th medium; parts of a :class:`Said` are ``Said``."""
+    kind = type(text)
+    texts = text.split(IMAGE_MARK)
+    if len(texts) - 1 != len(media):
+        raise PromptError(
+            f"the prompt has {len(texts) - 1} image marks but {len(media)} media were given: {_short(text)!r}",
+            fix=f"write {IMAGE_MARK} exactly once for every picture or clip",
+        )
+    pieces: list[Piece] = [kind(texts[0])]
+    for medium, following in zip(media, texts[1:], strict=True):
+        pieces += [medium, kind(following)]
+    return pieces
+
+
+def segments_of(pieces: Sequence[Piece], media_token: str = "") -> list[Segment]:
+    """Neighbouring texts joined into one segment; empty texts dropped.
+
+    Media that stand for ``media_token`` are tokenised together with the text around them.
+    """
+    out: list[Segment] = []
+    texts: list[str] = []
+    for piece in [*pieces, None]:
+        if isinstance(piece, str):
+            texts.append(piece)
+            continue
+        if text := "".join(texts):
+            out.append(Segment(text=text, literal=literal_stretches(texts)))
+        if piece is not None:
+            out.append(Segment(text=media_token, medium=piece))
+        texts = []
+    return [replace(s, joined=bool(media_token) and i > 0) for i, s in enumerate(out)]
+
+
+def literal_stretches(pieces: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """Where the :class:`Said` pieces lie in the joined text."""
+    found: list[tuple[int, int]] = []
+    at = 0
+    for piece in pieces:
+        if isinstance(piece, Said) and piece:
+            found.append((at, at + len(piece)))
+        at += len(piece)
+    return tuple(found)
+
+
+def with_bos(segments: list[Segment]) -> list[Segment]:
+    """The segments with the begin id in front; of no segment, the begin id alone."""
+    first = segments[0] if segments else Segment()
+    return [replace(first, bos=True), *segments[1:]]
+
+
+def _short(text: str, limit: int = 120) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."
