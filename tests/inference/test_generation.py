@@ -7,7 +7,7 @@ import torch
 
 from vlm.common.errors import UserError
 from vlm.inference.generation import CHAT, EVALUATION, Generation, preset
-from vlm.inference.stopping import PublishedRepetitionPenalty, cut_after_stop, ends_with, stop_sequences
+from vlm.inference.stopping import NoRepeatNGram, PublishedRepetitionPenalty, cut_after_stop, ends_with, stop_sequences
 
 
 def test_published_presets() -> None:
@@ -43,3 +43,14 @@ def test_penalty_counts_the_dummy_begin_token_but_not_the_prompt() -> None:
     none_yet = torch.zeros(1, 0, dtype=torch.long)
     assert penalty(none_yet, scores).tolist() == [[4.0, 2.0, -4.0, 4.0]]
     assert penalty(torch.tensor([[2, 2]]), scores).tolist() == [[4.0, 2.0, -8.0, 4.0]]
+
+
+def test_no_run_of_tokens_twice_the_dummy_begin_token_included() -> None:
+    scores = torch.zeros(2, 5)
+    pairs = NoRepeatNGram(2, bos_id=1)
+    banned = pairs(torch.tensor([[3, 2, 3], [4, 4, 1]]), scores).isinf()
+    assert banned.nonzero().tolist() == [[0, 2], [1, 4]]  # 3 2 again; the dummy token's 4 again
+    assert not pairs(torch.zeros(2, 0, dtype=torch.long), scores).isinf().any()
+    assert NoRepeatNGram(1, bos_id=1)(torch.tensor([[3]]), scores[:1]).isinf().nonzero()[:, 1].tolist() == [1, 3]
+    with pytest.raises(UserError, match="no_repeat_ngram_size is -1"):
+        CHAT.but(no_repeat_ngram_size=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -55,6 +56,7 @@ def place(
             Nothing is copied then.
     """
     have = targets(model)
+    placement = inside_lora(placement, have)
     strangers = [placement.theirs.get(k, k) for k in placement.tensors if k not in have]
     missing = sorted(set(placement.required) - set(placement.tensors))
     shapes = {
@@ -75,6 +77,22 @@ def place(
         for key, tensor in placement.tensors.items():
             have[key].copy_(tensor)
     return set(placement.tensors)
+
+
+def inside_lora(placement: Placement, have: Collection[str]) -> Placement:
+    """The same placement with names of layers that LoRA wraps led to the wrapped layer."""
+    moved: dict[str, str] = {}
+    for key in placement.tensors:
+        stem, _, last = key.rpartition(".")
+        if key not in have and f"{stem}.base_layer.{last}" in have:
+            moved[key] = f"{stem}.base_layer.{last}"
+    if not moved:
+        return placement
+    return dataclasses.replace(
+        placement,
+        tensors={moved.get(k, k): t for k, t in placement.tensors.items()},
+        theirs={moved.get(k, k): name for k, name in placement.theirs.items()},
+    )
 
 
 def _listing(what: str, keys: list[str]) -> str:

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 
 from vlm.checkpoint.accounting import place
+from vlm.checkpoint.formats.base import SaysComposition
 from vlm.common.errors import WeightsError
 from vlm.common.paths import local_path
 from vlm.common.registry import resolve
 from vlm.models.build import build_model, set_precision
+from vlm.models.lora import LoraTargetError
 from vlm.models.quantize import quantize_llm
 from vlm.models.trainable import select_trainable, trainable_table
 from vlm.models.vlm import VLM
@@ -38,7 +40,7 @@ def load_model(cfg: Any, *, device: torch.device | str, dtype: torch.dtype | Non
     model_cfg = cfg.model
     files = [w for w in model_cfg.weights if w.path or w.format == RANDOM]
     loaders = [(w, resolve("checkpoint_format", w.format)(w.into)) for w in files if w.format != RANDOM]
-    skeleton = build_model(model_cfg, device="meta", dtype=dtype)
+    skeleton, model_cfg = _complete(model_cfg, loaders, dtype)
     covered = [prefix for _, loader in loaders for prefix in loader.fills(skeleton)]
     quantized = getattr(model_cfg.llm.config, "quantize", None)
     model = build_model(
@@ -59,6 +61,24 @@ def load_model(cfg: Any, *, device: torch.device | str, dtype: torch.dtype | Non
         set_precision(model, model_cfg, dtype)
     log.info("%s", trainable_table(model))
     return model.eval()
+
+
+def _complete(model_cfg: Any, loaders: list[tuple[Any, Any]], dtype: torch.dtype | None) -> tuple[VLM, Any]:
+    """The composition on the meta device, and ``model_cfg`` with what its files say filled in.
+
+    Raises:
+        WeightsError: a file contradicts the composition, or is an adapter for other layers.
+    """
+    said = [(loader, resolve_path(w.path)) for w, loader in loaders if isinstance(loader, SaysComposition)]
+    for loader, path in said:
+        model_cfg = loader.complete(model_cfg, path)
+    try:
+        return build_model(model_cfg, device="meta", dtype=dtype), model_cfg
+    except LoraTargetError as error:
+        if not said:
+            raise
+        files = ", ".join(str(path) for _, path in said)
+        raise WeightsError(f"{files}: LoRA for layers that this composition does not have: {error}") from error
 
 
 def load_file(model: VLM, loader: Any, path: Path, filled: set[str] | frozenset[str] = frozenset()) -> set[str]:

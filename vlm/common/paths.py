@@ -7,6 +7,7 @@ Downloads and other reusable files live under one cache root: environment variab
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,6 +40,12 @@ def local_path(path: str | Path) -> Path:
     if not is_url(path):
         return Path(path).expanduser()
     return Path(_manager().get_local_path(str(path)))
+
+
+def inner_folder(path: str | Path, names: Sequence[str]) -> Path:
+    """The first of ``names`` that is a folder in ``path``, else ``path``: one part of a model saved in parts."""
+    folder = Path(path).expanduser()
+    return next((folder / name for name in names if (folder / name).is_dir()), folder)
 
 
 def open_file(path: str | Path, mode: str = "r") -> IO[Any]:

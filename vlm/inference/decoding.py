@@ -23,7 +23,16 @@ from transformers import (
 )
 
 from vlm.inference.generation import Generation
-from vlm.inference.stopping import NoEarlyEnd, PublishedRepetitionPenalty, RowStop, Stops, cut_after_stop, ends_with
+from vlm.inference.stopping import (
+    NoEarlyEnd,
+    NoRepeatNGram,
+    PublishedRepetitionPenalty,
+    RowStop,
+    Stops,
+    cut_after_stop,
+    ends_with,
+)
+from vlm.models.inserts.base import ARGUMENT, InsertData
 from vlm.models.precision import autocast
 
 
@@ -182,7 +191,9 @@ def _fixed(generation: Generation, ends: Ends) -> list[LogitsProcessor]:
 
 
 def _processors(generation: Generation, ends: Ends) -> Any:
-    """In the order of transformers: penalty, minimum length, temperature, top-k, top-p."""
+    if generation.no_repeat_ngram_size:
+        found.append(NoRepeatNGram(generation.no_repeat_ngram_size, ends.bos))
+    """In the order of transformers: penalty, n-grams, minimum length, temperature, top-k, top-p."""
     found = _fixed(generation, ends)
     if generation.do_sample:
         if generation.temperature != 1:

@@ -30,6 +30,8 @@ class Generation:
     """0 turns it off. The published chat leaves it at its library's default, 50."""
     temperature: float = 1.0
     repetition_penalty: float = 1.05
+    no_repeat_ngram_size: int = 0
+    """No run of so many tokens twice in an answer (0: off); counted like the penalty, without the prompt."""
     length_penalty: float = 1.0
     max_length: int = 2000
     seed: int | None = None
@@ -52,7 +54,9 @@ class Generation:
         positive = ("max_new_tokens", "num_beams", "temperature", "repetition_penalty", "max_length")
         problems = [f"{n} is {getattr(self, n)}, must be above 0" for n in positive if not getattr(self, n) > 0]
         problems += [
-            f"{n} is {getattr(self, n)}, must be at least 0" for n in ("min_length", "top_k") if getattr(self, n) < 0
+            f"{n} is {getattr(self, n)}, must be at least 0"
+            for n in ("min_length", "top_k", "no_repeat_ngram_size")
+            if getattr(self, n) < 0
         ]
         if not 0 < self.top_p <= 1:
             problems.append(f"top_p is {self.top_p}, must be above 0 and at most 1")

@@ -83,6 +83,25 @@ class PublishedRepetitionPenalty(LogitsProcessor):
         return scores.scatter(1, seen, values)
 
 
+class NoRepeatNGram(LogitsProcessor):
+    """Forbids a token that would repeat ``size`` tokens in a row of the dummy beginning token and the answer so far."""
+
+    def __init__(self, size: int, bos_id: int) -> None:
+        self.size = size
+        self.bos_id = bos_id
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """``input_ids [b, t]``: new tokens only; ``scores [b, vocab]``."""
+        scores = scores.clone()
+        for row, new in enumerate(input_ids.tolist() or [[]] * len(scores)):
+            ids = [self.bos_id, *new]
+            last = tuple(ids[len(ids) - self.size + 1 :])
+            runs = [tuple(ids[i : i + self.size]) for i in range(len(ids) - self.size + 1)]
+            banned = [run[-1] for run in runs if run[:-1] == last]
+            scores[row, banned] = -torch.inf
+        return scores
+
+
 class NoEarlyEnd(LogitsProcessor):
     """Forbids the end tokens until a row has ``minimum`` new tokens."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +18,38 @@ ADAPTER = "default"
 
 @dataclass
 class LoraOptions:
-    """Options of ``lora:``; the update is scaled by ``alpha / r``."""
+    """Options of ``lora:``; the update is scaled by ``alpha / r``.
+
+    ``targets`` is a list of names, each a whole name or the end of one (``q_proj``, ``self_attn.q_proj``), or one
+    regular expression that a whole name must match. Names are those of the linear layers within the part.
+    """
 
     r: int = 8
     alpha: float = 16
     dropout: float = 0.05
-    targets: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
+    targets: list[str] | str = field(default_factory=lambda: ["q_proj", "v_proj"])
+
+    def __post_init__(self) -> None:
+        """Check.
+
+        Raises:
+            ConfigError: a rank below 1, a dropout outside [0, 1), no target, or a faulty regular expression.
+        """
+        if self.r < 1:
+            raise ConfigError(f"lora.r is {self.r}, expected at least 1 (lora: null means none)")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"lora.dropout is {self.dropout}, expected at least 0 and below 1")
+        if not self.targets:
+            raise ConfigError("lora.targets is empty; expected names of linear layers")
+        if isinstance(self.targets, str):
+            try:
+                re.compile(self.targets)
+            except re.error as error:
+                raise ConfigError(f"lora.targets: {self.targets!r} is no regular expression ({error})") from error
+
+
+class LoraTargetError(ConfigError):
+    """Layers that LoRA was asked for are not there."""
 
 
 def inject_lora(module: nn.Module, options: LoraOptions) -> None:
@@ -32,22 +59,17 @@ def inject_lora(module: nn.Module, options: LoraOptions) -> None:
     ``x.lora_A.default.weight [r, in]`` and ``x.lora_B.default.weight [out, r]``, in float32.
 
     Raises:
-        ConfigError: no layer has one of the names.
+        LoraTargetError: a target fits no linear layer.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    have = {name.rpartition(".")[2] for name, child in module.named_modules() if isinstance(child, nn.Linear)}
-    absent = sorted(set(options.targets) - have)
-    if absent:
-        raise ConfigError(
-            f"lora.targets: no linear layer is called {', '.join(absent)} (there are: {', '.join(sorted(have))})"
-        )
+    chosen = "|".join(map(re.escape, target_layers(module, options.targets)))  # a list would match endings again
     scale: Any = options.alpha  # any number will do, whatever its declared type
     config = LoraConfig(
         r=options.r,
         lora_alpha=scale,
         lora_dropout=options.dropout,
-        target_modules=list(options.targets),
+        target_modules=chosen,
         bias="none",
     )
     inject_adapter_in_model(config, module, adapter_name=ADAPTER)
@@ -58,6 +80,29 @@ def inject_lora(module: nn.Module, options: LoraOptions) -> None:
                 # peft's own draw again: it is skipped where a file fills the rest of the module
                 value = (torch.rand(value.shape, device=value.device) * 2 - 1) / math.sqrt(value.shape[1])
             parameter.data = value
+
+
+def target_layers(module: nn.Module, targets: list[str] | str) -> list[str]:
+    """Names of the linear layers of ``module`` that ``targets`` (see :class:`LoraOptions`) selects.
+
+    Raises:
+        LoraTargetError: a target fits no linear layer.
+    """
+    linear = [name for name, child in module.named_modules() if isinstance(child, nn.Linear)]
+    if isinstance(targets, str):
+        pattern = re.compile(targets)
+        found = {targets: [name for name in linear if pattern.fullmatch(name)]}
+    else:
+        found = {t: [name for name in linear if name == t or name.endswith(f".{t}")] for t in targets}
+    absent = sorted(target for target, names in found.items() if not names)
+    if absent:
+        have = sorted({name.rpartition(".")[2] for name in linear})
+        more = f" and {len(absent) - 4} more" if len(absent) > 4 else ""
+        raise LoraTargetError(
+            f"lora.targets: no linear layer is called {', '.join(absent[:4])}{more} (there are: {', '.join(have)})"
+        )
+    wanted = {name for names in found.values() for name in names}
+    return [name for name in linear if name in wanted]
 
 
 def is_lora(name: str) -> bool:

@@ -1,6 +1,6 @@
 """The dtype policy, stated once.
 
-* Parameters that train are float32, everywhere.
+* Parameters that train, and LoRA's matrices, are float32, everywhere.
 * Frozen parts of the vision encoder and the bridges keep their convolutions and linear layers in the asked
   dtype (``vision.precision``, or the run's) and everything else in float32. Under autocast that gives the very
   numbers of float32 storage, without casting the weights at each step.
@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from vlm.common.errors import ConfigError
+from vlm.models.lora import is_lora
 
 DTYPES = {
     "fp32": torch.float32,
@@ -54,9 +55,12 @@ def storage_dtype(
 
 
 def cast_matmuls(module: nn.Module, dtype: torch.dtype) -> None:
-    """Cast the frozen convolutions and linear layers of ``module`` to ``dtype``; all else becomes float32."""
-    for child in module.modules():
-        matmul = isinstance(child, nn.Linear | nn.Conv2d | nn.Conv3d)
+    """Cast the frozen convolutions and linear layers of ``module`` to ``dtype``; all else becomes float32.
+
+    LoRA's matrices count as all else.
+    """
+    for name, child in module.named_modules():
+        matmul = isinstance(child, nn.Linear | nn.Conv2d | nn.Conv3d) and not is_lora(f".{name}")
         for parameter in child.parameters(recurse=False):
             if parameter.is_floating_point():
                 frozen = not parameter.requires_grad

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from vlm.checkpoint.accounting import Placement
+from vlm.models.lora import is_lora
 from vlm.models.vlm import VLM
 
 
@@ -34,9 +35,22 @@ class CheckpointFormat(Protocol):
         ...
 
 
+@runtime_checkable
+class SaysComposition(Protocol):
+    """A format whose files also say something about the composition (the rank of LoRA, sizes of a bridge)."""
+
+    def complete(self, model_cfg: Any, path: Path) -> Any:
+        """``model_cfg`` with what it leaves open (null) taken from the file.
+
+        Raises:
+            WeightsError: the file contradicts what the composition states.
+        """
+        ...
+
+
 def below(model: VLM, prefix: str) -> list[str]:
-    """Our keys (parameters and persistent buffers) below ``prefix``."""
-    return [key for key in model.state_dict() if key.startswith(f"{prefix}.")]
+    """Our keys (parameters and persistent buffers) below ``prefix``, except LoRA's, which no foundation holds."""
+    return [key for key in model.state_dict() if key.startswith(f"{prefix}.") and not is_lora(key)]
 
 
 def bridge_index(model: VLM, cls: type, into: str | None) -> int | None:

@@ -6,13 +6,16 @@ import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from vlm.checkpoint.accounting import Placement
 from vlm.checkpoint.formats.base import below
 from vlm.checkpoint.keymap import KeyMap
 from vlm.checkpoint.safe import read_tensors, shards
+from vlm.common.paths import inner_folder
 from vlm.common.registry import register_checkpoint_format
+from vlm.models.llm.hf import FOLDERS
 from vlm.models.lora import is_lora
 from vlm.models.vlm import VLM
 
@@ -20,6 +23,10 @@ KEYS = KeyMap(
     pairs=(("{rest}", "llm.model.{rest}"),),
     ignored=("*.rotary_emb.inv_freq", "*.position_ids", "*.attn.masked_bias", "*.attn.bias"),
 )
+
+
+NEW_ROW_STD = 0.02
+"""Of rows for tokens that the file does not have (``llm.vocab_size``)."""
 
 
 @register_checkpoint_format("hf_llm")
@@ -35,7 +42,7 @@ class HFFolder:
 
     def read(self, path: Path) -> dict[str, Tensor]:
         """Tensors of all shards (mapped from disk), or of a single file."""
-        files = [path] if path.is_file() else shards(path)
+        files = [path] if path.is_file() else shards(inner_folder(path, FOLDERS))
         return {key: tensor for file in files for key, tensor in read_tensors(file).items()}
 
     def place(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> Placement:
@@ -47,7 +54,10 @@ class HFFolder:
             theirs[_resolve(ours, have, f"{self.prefix}.", base)] = name
         tied = {f"{self.prefix}.{key}" for key in getattr(model.llm.model, "all_tied_weights_keys", {}) or {}}
         required = [key for key in have if not is_lora(key) and key not in tied]
-        return Placement(file, {ours: tensors[name] for ours, name in theirs.items()}, theirs, [], required)
+        placed = {ours: tensors[name] for ours, name in theirs.items()}
+        if model.llm.config.vocab_size is not None:
+            placed |= {key: grow(placed[key], t) for key, t in _tables(model, self.prefix).items() if key in placed}
+        return Placement(file, placed, theirs, [], required)
 
     def hint(self, shapes: Mapping[str, str]) -> str | None:
         """See :class:`CheckpointFormat`."""
@@ -58,6 +68,22 @@ class HFFolder:
         if found and wanted and found[0][1] == wanted[0][1]:
             return f"the weights have vocabulary {found[0][0]}, config.json says {wanted[0][0]}: use files of one model"
         return "config.json and the weights are of different models (width differs): use files of one model"
+
+
+def _tables(model: VLM, prefix: str) -> dict[str, Tensor]:
+    """Our names and matrices with one row per token: embeddings and head."""
+    inner = model.llm.model
+    tables = (inner.get_input_embeddings().weight, inner.get_output_embeddings().weight)
+    return {f"{prefix}.{name}": p for name, p in inner.named_parameters() if any(p is t for t in tables)}
+
+
+def grow(rows: Tensor, table: Tensor) -> Tensor:
+    """``rows [v, d]`` with random rows added up to those of ``table``; the same tensor where that is not possible."""
+    missing = len(table) - len(rows)
+    if missing <= 0 or rows.shape[1:] != table.shape[1:]:
+        return rows
+    fresh = torch.zeros(missing, *rows.shape[1:], device=rows.device)
+    return torch.cat([rows, fresh.normal_(std=NEW_ROW_STD).to(rows.dtype)])
 
 
 def _resolve(key: str, have: Collection[str], prefix: str, base: str) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from vlm.common.errors import ConfigError, WeightsError
+from vlm.common.paths import inner_folder
 from vlm.common.registry import register_llm
 from vlm.models.checkpointing import checkpoint_layers
 from vlm.models.fusion.base import LLMInputs
@@ -17,6 +17,9 @@ from vlm.models.llm.packing import ATTENTION, can_pack, pack, register_attention
 from vlm.models.lora import LoraOptions, inject_lora
 from vlm.models.loss import head_loss
 
+
+FOLDERS = ("text_encoder",)
+"""Where a model saved in parts keeps its language model."""
 
 @register_llm("hf")
 class HFCausalLM(nn.Module):
@@ -29,12 +32,15 @@ class HFCausalLM(nn.Module):
     class Config:
         """Options of ``llm: {name: hf}``.
 
-        ``path`` is a folder with config.json; ``config`` writes its content out instead (model_type and sizes).
+        ``path`` is a folder with config.json (or one with the language model in ``text_encoder/``); ``config`` writes
+        its content out instead (model_type and sizes). ``vocab_size`` rows of embeddings and head, untied, replace
+        what the configuration says: a larger number makes room for added tokens.
         """
 
         path: str | None = None
         config: dict[str, Any] | None = None
         dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
+        vocab_size: int | None = None
         lora: LoraOptions | None = None
         quantize: Literal["int8", "nf4"] | None = None
         checkpointing: bool = False
@@ -48,6 +54,9 @@ class HFCausalLM(nn.Module):
         register_attention()
         hf_config = read_config(config)
         family: Any = AutoModelForCausalLM._model_mapping[type(hf_config)]
+        if config.vocab_size is not None:
+            hf_config.get_text_config().vocab_size = config.vocab_size
+            hf_config.tie_word_embeddings = hf_config.get_text_config().tie_word_embeddings = False
         self.model = AutoModelForCausalLM.from_config(
             hf_config, attn_implementation=_attention(family), dtype=torch.get_default_dtype()
         )
@@ -160,7 +169,7 @@ def read_config(config: HFCausalLM.Config) -> Any:
             return AutoConfig.for_model(kind, **options)
         except ValueError as error:
             raise ConfigError(f"model.llm.config.model_type: transformers knows no model type {kind!r}") from error
-    folder = Path(str(config.path))
+    folder = inner_folder(str(config.path), FOLDERS)
     if not (folder / "config.json").is_file():
         raise WeightsError(
             f"model.llm.path: no language model in {folder} (config.json is missing)",
