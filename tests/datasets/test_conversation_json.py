@@ -85,5 +85,5 @@ def test_unusable_records_name_themselves(tmp_path: Path, record: dict, words: s
 
 
 def test_the_file_must_be_a_list_of_objects(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="expected a list of objects, found dict"):
+    with pytest.raises(DataError, match="expected a list of objects .*, found dict with keys a"):
         load(tmp_path, {"a": 1})

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from vlm.common.errors import DataError
 from vlm.common.registry import register_dataset
-from vlm.common.types import Image, Message, Role, Sample
-from vlm.datasets.base import field, message, read_json, records_of
-
-ROLES: dict[str, Role] = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-}
-"""Spellings of ``from`` in circulation."""
-
-MARK = re.compile(r"\n?<image>\n?")
+from vlm.common.types import Image, Role, Sample
+from vlm.datasets.base import field
+from vlm.datasets.table_media import sources
+from vlm.datasets.table_read import Record, read_rows
+from vlm.datasets.table_text import fill
+from vlm.datasets.turns import Medium, place, read_turns
 
 
 @register_dataset("conversation_json")
@@ -52,59 +42,57 @@ class ConversationJson:
     class Config:
         """Where the files are and how pictures are named."""
 
-        ann_path: str
+        ann_path: str | list[str]  # files of dialogues, concatenated
         image_path: str = ""
         image_pattern: str = ""  # e.g. COCO_train2014_{id}.jpg for records without an image field
         image_first: bool = True  # published form: the picture stands before the text of its turn
         drop_newlines: bool = False  # published form: newlines in questions are deleted
         first_pair_only: bool = False
+        overlapping_pairs: bool = False  # published Multimodal-GPT: see _overlapping
         text_roles: Sequence[str] = ()
 
     def __init__(self, config: Config) -> None:
-        """Reads the file. Raises DataError when it is missing or of another shape."""
+        """Reads the files. Raises DataError when one is missing or of another shape."""
         self.config = config
-        self._records = records_of(read_json(config.ann_path, "conversation_json"), config.ann_path)
+        paths = [config.ann_path] if isinstance(config.ann_path, str) else config.ann_path
+        self._files = [read_rows(path) for path in paths]
+        self._places = [(rows, k) for rows in self._files for k in range(len(rows.records))]
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._places)
+
+    def record(self, index: int) -> Record:
+        """The raw record, with every field of the file."""
+        rows, k = self._places[index]
+        found: Record = rows.records[k]
+        return found
 
     def __getitem__(self, index: int) -> Sample:
-        record = self._records[index]
-        key = str(record.get("id", index))
-        where = f"{self.config.ann_path}: record {key}"
-        turns = field(record, "conversations", where)
-        if not isinstance(turns, list) or not turns:
-            raise DataError(f"{where}: conversations must be a list with at least one turn")
-        pictures = [Image(str(Path(self.config.image_path) / name)) for name in self._names(record)]
-        texts = [str(field(turn, "value", where)) for turn in turns]
-        marks = sum(text.count("<image>") for text in texts)
-        if marks == 0 and pictures:
-            texts[0] = "<image>" * len(pictures) + texts[0]
-        elif marks != len(pictures):
-            raise DataError(f"{where}: {marks} <image> marks but {len(pictures)} pictures")
-        left = iter(pictures)
-        messages = [self._message(t, text, left, where) for t, text in zip(turns, texts, strict=True)]
-        return Sample(messages=tuple(messages[:2] if self.config.first_pair_only else messages), id=key)
+        rows, k = self._places[index]
+        record, where = self.record(index), rows.where(k)
+        media: list[Medium] = [Image(s) for s in sources(self._name(record, where), self.config.image_path, where)]
+        turns = read_turns(field(record, "conversations", where), where)
+        turns = _overlapping(turns) if self.config.overlapping_pairs else turns
+        messages = place([self._cleaned(*turn) for turn in turns], media, where, self.config.image_first)
+        if self.config.first_pair_only:
+            messages = messages[:2]
+        return Sample(messages=tuple(messages), id=str(record.get("id", k)))
 
-    def _names(self, record: dict[str, Any]) -> list[str]:
-        names = record.get("image")
-        if names is None:
-            return [self.config.image_pattern.format(**record)] if self.config.image_pattern else []
-        return [str(n) for n in names] if isinstance(names, list) else [str(names)]
+    def _name(self, record: Record, where: str) -> Any:
+        pattern = self.config.image_pattern
+        named = record.get("image")
+        return fill(pattern, record, where) if named is None and pattern else named
 
-    def _message(self, turn: dict[str, Any], text: str, left: Any, where: str) -> Message:
-        role = ROLES.get(str(turn.get("from")))
-        if role is None:
-            raise DataError(f"{where}: unknown speaker {turn.get('from')!r} (known: {', '.join(ROLES)})")
-        if role == "user" and self.config.drop_newlines:
-            text = text.replace("\n", "")
-        pieces = MARK.split(text)
-        pictures = [next(left) for _ in pieces[1:]]
-        if self.config.image_first or not pictures:
-            rest = "".join(pieces)
-            rest = rest.strip() if role == "user" else rest
-            return message(role, *pictures, *([rest] if rest else []))
-        parts: list[str | Image] = [pieces[0]]
-        for picture, following in zip(pictures, pieces[1:], strict=True):
-            parts += [picture, following]
-        return message(role, *(p for p in parts if p != ""))
+    def _cleaned(self, role: Role, text: str) -> tuple[Role, str]:
+        if role != "user":
+            return role, text
+        return role, (text.replace("\n", "") if self.config.drop_newlines else text).strip()
+
+
+def _overlapping(turns: Sequence[tuple[Role, str]]) -> list[tuple[Role, str]]:
+    """Turn k asks with message k and answers with message k + 1, for half as many turns as there are messages.
+
+    So every second question is an answer of the assistant. The published code paired a dialogue so.
+    """
+    pairs = zip(turns[: len(turns) // 2], turns[1:])
+    return [said for (_, asked), (_, answer) in pairs for said in (("user", asked), ("assistant", answer))]  # type: ignore[misc]
