@@ -1,0 +1,34 @@
+"""Pickled annotation files without running anything in them: lists, dictionaries, texts and numbers only."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any, NoReturn
+
+from vlm.common.errors import DataError
+
+
+class _Plain(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> NoReturn:
+        raise pickle.UnpicklingError(f"it names {module}.{name}; only plain lists, dictionaries and values are read")
+
+
+def read_plain_pickle(path: str | Path, what: str) -> Any:
+    """The contents of a pickle that holds plain values.
+
+    Raises:
+        DataError: missing, damaged, or naming any class or function (which is never imported nor called).
+    """
+    file = Path(path)
+    try:
+        with file.open("rb") as stream:
+            return _Plain(stream, encoding="utf-8").load()
+    except FileNotFoundError:
+        raise DataError(f"{what}: no file {file}", fix="check the paths under build_info of the dataset") from None
+    except OSError as error:
+        raise DataError(f"{what}: {file} cannot be read ({error.strerror})") from error
+    except (pickle.UnpicklingError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{what}: {file} is refused: {error or 'damaged'}", fix="fetch the published file again"
+        ) from None
