@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.checkpoint.run_dir import PASSPORT, RunDir
-from vlm.processors.image import decode
+from vlm.processors.image_decode import decode
 from vlm.runners.report_page import SCRIPT, STYLE
 from vlm.runners.report_svg import WIDE, Series, chart, number, smooth
 from vlm.runners.trackers import Record, duration, read_log
