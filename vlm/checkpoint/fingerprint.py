@@ -26,6 +26,7 @@ def fingerprint(model: Any) -> dict[str, dict[str, Any]]:
     """
     found: dict[str, dict[str, Any]] = {}
     parts = {"vision": model.vision, "llm": model.llm, **{f"bridge.{i}": p for i, p in enumerate(model.bridge)}}
+    parts |= {f"inserts.{i}": p for i, p in enumerate(model.inserts)}
     for name, part in parts.items():
         frozen = [] if part is None else [(n, p) for n, p in part.named_parameters() if not p.requires_grad]
         if not frozen:

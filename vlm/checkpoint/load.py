@@ -112,7 +112,8 @@ def resolve_path(path: str) -> Path:
 
 
 def _parts(model: VLM) -> list[str]:
-    return ["vision", "llm", *(f"bridge.{i}" for i in range(len(model.bridge)))]
+    numbered = {"bridge": model.bridge, "inserts": model.inserts}
+    return ["vision", "llm", *(f"{kind}.{i}" for kind, parts in numbered.items() for i in range(len(parts)))]
 
 
 def _all_covered(model: VLM, part: str, prefixes: list[str]) -> bool:
@@ -138,7 +139,7 @@ def _check_frozen(model: VLM, filled: set[str]) -> None:
         if not p.requires_grad and p.dim() > 1 and name not in filled and id(p) not in tied
     ]
     if bare:
-        parts = sorted({".".join(n.split(".")[: 2 if n.startswith("bridge") else 1]) for n in bare})
+        parts = sorted({".".join(n.split(".")[: 2 if n.startswith(("bridge", "inserts")) else 1]) for n in bare})
         raise WeightsError(
             f"{', '.join(parts)}: frozen, but no file of model.weights fills it ({len(bare)} tensors, first {bare[0]})",
             fix=f"add its weight file to model.weights, train it, or declare {{format: random, into: {parts[0]}}}",

@@ -125,11 +125,12 @@ def normalise(user: Tree) -> None:
     for path in PARTS:
         if isinstance(user.get(path), str) and "${" not in user.get(path):
             user.put(path, {"name": user.get(path)}, user.origins.get(path, ""))
-    bridge = user.get(("model", "bridge"))
-    for index, part in enumerate(bridge if isinstance(bridge, list) else []):
-        if isinstance(part, str):
-            path = ("model", "bridge", index)
-            user.put(path, {"name": part}, user.origins.get(path, ""))
+    for key in ("bridge", "inserts"):
+        listed = user.get(("model", key))
+        for index, part in enumerate(listed if isinstance(listed, list) else []):
+            if isinstance(part, str):
+                path = ("model", key, index)
+                user.put(path, {"name": part}, user.origins.get(path, ""))
 
 
 def merge(user: Tree, options: Sequence[Option], report: Report) -> tuple[Tree, Arch | None, dict[str, Any]]:

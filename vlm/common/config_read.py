@@ -103,7 +103,8 @@ def read_model(data: dict[str, Any], params: dict[str, Any], report: Report, che
     }
     seeing = data.get("vision") is not None
     vision = read_part("vision", data["vision"], (*at, "vision"), report) if seeing else None
-    bridge = read_bridge(data.get("bridge"), report)
+    bridge = read_parts("bridge", "bridge", data.get("bridge"), report)
+    inserts = read_parts("insert", "inserts", data.get("inserts"), report)
     image = read_by_path(IMAGE, data.get("image") or {}, (*at, "image"), report)
     text = read_by_path(TEXT, data.get("text") or {}, (*at, "text"), report)
     train = read_train(data.get("train"), report)
@@ -115,7 +116,8 @@ def read_model(data: dict[str, Any], params: dict[str, Any], report: Report, che
         check_model_files(parts, report, check)
     names_ = {"arch": data.get("arch"), "model_type": data.get("model_type")}
     return ModelConfig(
-        vision=vision, bridge=bridge, image=image, text=text, train=train, weights=weights, params=params,
+        vision=vision, bridge=bridge, inserts=inserts, image=image, text=text, train=train, weights=weights,
+        params=params,
         **parts, **names_,  # type: ignore[arg-type]
     )  # fmt: skip
 
@@ -127,15 +129,18 @@ def read_by_path(target: str, data: Any, path: Path, report: Report) -> dict[str
     return plain(dataclasses.asdict(config)) if config is not None else {}
 
 
-def read_bridge(data: Any, report: Report) -> list[Part]:
-    """The chain of bridges, in order."""
-    path: Path = ("model", "bridge")
+EXAMPLES = {"bridge": "[{name: qformer}, {name: linear}]", "inserts": "[{name: adapter}]"}
+
+
+def read_parts(kind: str, key: str, data: Any, report: Report) -> list[Part]:
+    """A list of parts (the chain of bridges, the inserts), in order."""
+    path: Path = ("model", key)
     if data is None:
         return []
     if not isinstance(data, list):
-        report.add(path, f"found {data!r}, expected a list of parts, e.g. [{{name: qformer}}, {{name: linear}}]")
+        report.add(path, f"found {data!r}, expected a list of parts, e.g. {EXAMPLES[key]}")
         return []
-    parts = [read_part("bridge", p, (*path, i), report) for i, p in enumerate(data)]
+    parts = [read_part(kind, p, (*path, i), report) for i, p in enumerate(data)]
     return [p for p in parts if p is not None]
 
 

@@ -56,9 +56,10 @@ def store_model(model: ModelConfig, tree: Tree, arch: Arch | None) -> dict[str, 
         part = getattr(model, key)
         if part is not None:
             written[key] = _store_part(part, written.get(key))
-    bridge = written.get("bridge")
-    if isinstance(bridge, list):
-        written["bridge"] = [_store_part(p, w) for p, w in zip(model.bridge, bridge)]
+    for key in ("bridge", "inserts"):
+        listed = written.get(key)
+        if isinstance(listed, list):
+            written[key] = [_store_part(p, w) for p, w in zip(getattr(model, key), listed)]
     for key in ("image", "text"):
         written[key] = {**getattr(model, key), **(written.get(key) or {})}
     return stored | {k: written[k] for k in COMPOSITION if k in written}
@@ -74,9 +75,9 @@ def effective(config: Config) -> dict[str, Any]:
     model = config.model
     shown: dict[str, Any] = {k: getattr(model, k) for k in ("arch", "model_type") if getattr(model, k) is not None}
     shown |= model.params
-    for key in ("vision", "bridge", "fusion", "llm", "template"):
+    for key in ("vision", "bridge", "fusion", "inserts", "llm", "template"):
         part = getattr(model, key)
-        if part is not None:
+        if part is not None and (part or key != "inserts"):
             shown[key] = [_store_part(p, {}) for p in part] if isinstance(part, list) else _store_part(part, {})
     shown |= {"image": model.image, "text": model.text, "train": model.train}
     shown["weights"] = [dataclasses.asdict(w) for w in model.weights]

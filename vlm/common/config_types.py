@@ -30,13 +30,14 @@ class WeightFile:
 
 @dataclass
 class ModelConfig:
-    """A composition: vision -> bridges -> fusion -> llm, and what is trained (``train``: glob -> bool, in order)."""
+    """A composition: vision -> bridges -> fusion -> llm (with inserts), and what trains (glob -> bool, in order)."""
 
     vision: Part | None
     bridge: list[Part]
     fusion: Part
     llm: Part
     template: Part
+    inserts: list[Part] = field(default_factory=list)
     image: dict[str, Any] = field(default_factory=dict)
     text: dict[str, Any] = field(default_factory=dict)
     train: dict[str, bool] = field(default_factory=dict)

@@ -38,10 +38,11 @@ from vlm.models.precision import autocast
 
 @dataclass
 class Prompt:
-    """Left-padded prompts: ``embeds [b, s, d]`` (zeros at padding), ``mask [b, s]`` int64."""
+    """Left-padded prompts: ``embeds [b, s, d]`` (zeros at padding), ``mask [b, s]`` int64; what inserts read."""
 
     embeds: Tensor
     mask: Tensor
+    inserts: InsertData | None = None
 
     @property
     def positions(self) -> Tensor:
@@ -127,6 +128,7 @@ class Reader:
         self.padded = bool((prompt.mask == 0).any())
         self.positions = prompt.positions
         self.use_cache = use_cache
+        self.inserts = prompt.inserts
         self.cache: Any = None
         accepts = inspect.signature(llm.forward).parameters
         self.extra = {"logits_to_keep": 1} if "logits_to_keep" in accepts or "kwargs" in accepts else {}
@@ -134,7 +136,7 @@ class Reader:
 
     def read(self, tokens: Tensor | None) -> Tensor:
         """Append ``tokens [b]`` (None the first time); returns the next token's logits ``[b, vocab]`` in float32."""
-        inputs: dict[str, Tensor] = {}
+        inputs: dict[str, Any] = {}
         if tokens is not None:
             if self.padded:
                 self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
@@ -142,8 +144,12 @@ class Reader:
             self.positions = last if self.use_cache else torch.cat([self.positions, last], dim=1)
             new = self.llm.get_input_embeddings()(tokens[:, None])
             self.embeds = new if self.use_cache else torch.cat([self._kept(), new.to(self._kept().dtype)], dim=1)
+            if self.inserts is not None:
+                self.inserts = self.inserts.step() if self.use_cache else self.inserts.extended()
         if self.takes_positions:
             inputs["position_ids"] = self.positions
+        if self.inserts is not None:
+            inputs[ARGUMENT] = self.inserts
         out = self.llm(
             inputs_embeds=self._kept(),
             attention_mask=self.mask if self.padded else None,  # without one, no mask has to be built

@@ -162,10 +162,11 @@ class Engine:
         if generation.context == "turns" and inputs.segments.shape[1] > room:
             inputs = self.fuse(self.examples([self._fit(c, room) for c in conversations]))
         inputs = inputs.left_padded()
-        prompt = Prompt(inputs.inputs_embeds, (inputs.segments > 0).long())
+        prompt = Prompt(inputs.inputs_embeds, (inputs.segments > 0).long(), inputs.inserts)
         if generation.context == "published":
             keep = max(1, generation.max_length - generation.max_new_tokens)
-            prompt = Prompt(prompt.embeds[:, -keep:], prompt.mask[:, -keep:])
+            inserts = inputs.inserts and inputs.inserts.moved(lambda value: value[:, -keep:])
+            prompt = Prompt(prompt.embeds[:, -keep:], prompt.mask[:, -keep:], inserts)
         return prompt
 
     def length(self, messages: Conversation) -> int:

@@ -27,11 +27,11 @@ def build_model(
     """Build a composition in eval mode, with what trains selected.
 
     Args:
-        model_cfg: a ``ModelConfig`` (vision, bridge, fusion, llm, train).
+        model_cfg: a ``ModelConfig`` (vision, bridge, fusion, inserts, llm, train).
         device: where; ``"meta"`` allocates nothing.
         dtype: storage of frozen weights instead of each part's own ``precision``/``dtype``.
-        uninitialised: parts (``"vision"``, ``"bridge.0"``, ``"llm"``) whose weights a file will fill, so that
-            their random initialisation is skipped.
+        uninitialised: parts (``"vision"``, ``"bridge.0"``, ``"inserts.0"``, ``"llm"``) whose weights a file will fill,
+            so that their random initialisation is skipped.
 
     Raises:
         ConfigError: parts that do not fit together, or a training glob that selects nothing.
@@ -42,14 +42,21 @@ def build_model(
         llm_options = model_cfg.llm.config
         llm_dtype = storage_dtype(getattr(llm_options, "dtype", "fp32"), device, dtype)
         with _default_dtype(llm_dtype):
-            llm = _part("llm", model_cfg.llm, uninitialised)
+            llm: Any = _part("llm", model_cfg.llm, uninitialised)
         bridge: list[Any] = []
         for index, part in enumerate(model_cfg.bridge):
             width = bridge[-1].out_dim if bridge else vision.out_dim
             bridge.append(_part(f"bridge.{index}", part, uninitialised, width, llm.hidden_size))
-    model = VLM(vision, bridge, llm)
-    check_widths(model)
-    model.fusion = resolve("fusion", model_cfg.fusion.name)(model_cfg.fusion.config, llm)
+        visual_dim = bridge[-1].out_dim if bridge else getattr(vision, "out_dim", None)
+        sizes = (llm.hidden_size, len(llm.layers()), visual_dim)
+        chosen = enumerate(getattr(model_cfg, "inserts", []))
+        inserts: list[Any] = [_part(f"inserts.{index}", part, uninitialised, *sizes) for index, part in chosen]
+    model = VLM(vision, bridge, llm, inserts)
+    for insert in inserts:
+        insert.attach(llm)
+    fusion = resolve("fusion", model_cfg.fusion.name)
+    check_widths(model, getattr(fusion, "needs_llm_width", True))
+    model.fusion = fusion(model_cfg.fusion.config, llm)
     model.eval()
     select_trainable(model, model_cfg.train)
     set_precision(model, model_cfg, dtype)
@@ -64,13 +71,13 @@ def set_precision(model: VLM, model_cfg: Any, dtype: torch.dtype | None) -> None
         precision = getattr(model_cfg.vision.config, "precision", "fp32")
         model.vision_dtype = storage_dtype(precision, device, dtype)
         cast_matmuls(model.vision, model.vision_dtype)
-    for part in model.bridge:
+    for part in [*model.bridge, *model.inserts]:
         cast_matmuls(part, llm)
     model.compute_dtype = llm
 
 
-def check_widths(model: VLM) -> None:
-    """Check the chain.
+def check_widths(model: VLM, needs_llm_width: bool = True) -> None:
+    """Check the chain; a fusion that takes any width has a class attribute ``needs_llm_width = False``.
 
     Raises:
         ConfigError: the last bridge does not end at the LLM's width, or token counts do not divide.
@@ -78,7 +85,7 @@ def check_widths(model: VLM) -> None:
     if model.vision is None:
         return
     last = model.bridge[-1] if len(model.bridge) else model.vision
-    if last.out_dim != model.llm.hidden_size:
+    if needs_llm_width and last.out_dim != model.llm.hidden_size:
         raise ConfigError(
             f"model.bridge ends at width {last.out_dim}, but the LLM's width is {model.llm.hidden_size}",
             fix="end the chain with {name: linear}, whose width follows the LLM",
@@ -87,7 +94,7 @@ def check_widths(model: VLM) -> None:
 
 
 def _part(kind: str, part: Any, uninitialised: Collection[str], *arguments: Any) -> nn.Module:
-    cls = resolve(kind.split(".")[0], part.name)
+    cls = resolve(kind.split(".")[0].replace("inserts", "insert"), part.name)
     # drawing 7 billion numbers that a file replaces would take minutes
     with _SkipRandom() if kind in uninitialised else contextlib.nullcontext():
         return cls(part.config, *arguments)

@@ -9,13 +9,14 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
-class _Checkpointed:
+class Checkpointed:
     """Stands in for a layer's ``forward``: recomputes it in the backward pass when gradients are recorded."""
 
     def __init__(self, forward: Any) -> None:
         self.forward = forward
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Like the layer's own ``forward``."""
         if not torch.is_grad_enabled():
             return self.forward(*args, **kwargs)
         return checkpoint(self.forward, *args, use_reentrant=False, **kwargs)
@@ -27,4 +28,4 @@ def checkpoint_layers(layers: nn.ModuleList) -> None:
     Frozen layers stay in eval mode, where transformers' own switch does nothing.
     """
     for layer in layers:
-        layer.forward = _Checkpointed(layer.forward)
+        layer.forward = Checkpointed(layer.forward)

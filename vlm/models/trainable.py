@@ -77,7 +77,7 @@ def trainable_table(model: nn.Module) -> str:
     rows: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for name, parameter in model.named_parameters():
         pieces = name.split(".")
-        key = ".".join(pieces[:2]) if pieces[0] == "bridge" else pieces[0]
+        key = ".".join(pieces[:2]) if pieces[0] in ("bridge", "inserts") else pieces[0]
         key += " (lora)" if is_lora(name) else ""
         rows[key][0] += parameter.numel()
         rows[key][1] += parameter.numel() if parameter.requires_grad else 0

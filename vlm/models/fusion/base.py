@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vlm.common.types import IGNORE_INDEX
+from vlm.models.inserts.base import InsertData
 
 
 @dataclass
@@ -20,6 +21,7 @@ class LLMInputs:
     position_ids   ``[b, L]`` restarting at every segment, 0 at padding
     labels         ``[b, L]``, ``IGNORE_INDEX`` where nothing is trained
     packed         True when some row holds more than one sample
+    inserts        what the inserts of the LLM read, or None
     """
 
     inputs_embeds: Tensor
@@ -27,6 +29,7 @@ class LLMInputs:
     position_ids: Tensor
     labels: Tensor
     packed: bool = False
+    inserts: InsertData | None = None
 
     @property
     def attention_mask(self) -> Tensor:
@@ -57,4 +60,5 @@ class LLMInputs:
         index = (torch.arange(size, device=length.device)[None] + length) % size
         embeds = self.inputs_embeds.gather(1, index[..., None].expand_as(self.inputs_embeds))
         moved = {name: getattr(self, name).gather(1, index) for name in ("segments", "position_ids", "labels")}
-        return dataclasses.replace(self, inputs_embeds=embeds, **moved)
+        inserts = None if self.inserts is None else self.inserts.gather(index)
+        return dataclasses.replace(self, inputs_embeds=embeds, inserts=inserts, **moved)

@@ -1,1 +1,1 @@
-"""Modules that a fusion inserts into the LLM's layers."""
+"""Inserts: modules that work before or after decoder layers of the LLM."""

@@ -1,0 +1,150 @@
+"""How modules get between the decoder layers of an LLM without becoming part of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vlm.common.errors import ConfigError
+from vlm.models.checkpointing import Checkpointed
+
+ARGUMENT = "insert_data"
+"""Name under which :class:`InsertData` travels through a call of the LLM to its decoder layers."""
+
+
+@dataclass
+class InsertData:
+    """What a call of the LLM carries for its inserts beside the hidden states. Never changed in place.
+
+    tokens    one value per position, each ``[b, L, ...]``; they move with the positions (padding, packing)
+    shared    values of the whole call, given as they are, e.g. visual tokens ``[n, k, d]``; ``tokens`` hold indices
+              into them, so that rows may be cut out or repeated
+    appended  per name in ``tokens``, the value of a position that generation appends; a name that is not here
+              repeats the row's last value
+    """
+
+    tokens: dict[str, Tensor] = field(default_factory=dict)
+    shared: dict[str, Any] = field(default_factory=dict)
+    appended: dict[str, Any] = field(default_factory=dict)
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> InsertData:
+        """The same with ``move`` applied to every tensor of ``tokens``."""
+        return InsertData({name: move(value) for name, value in self.tokens.items()}, self.shared, self.appended)
+
+    def gather(self, index: Tensor) -> InsertData:
+        """``tokens`` at ``index [b, L]`` of each row."""
+        rows = torch.arange(len(index), device=index.device)[:, None]
+        return self.moved(lambda value: value[rows, index])
+
+    def flat(self, index: Tensor) -> InsertData:
+        """``tokens`` as one row ``[1, T, ...]`` of the positions ``index [T]`` in ``[b * L]``."""
+        return self.moved(lambda value: value.flatten(0, 1).index_select(0, index)[None])
+
+    def step(self) -> InsertData:
+        """``tokens [b, 1, ...]`` of the position that generation appends next."""
+        last = self.moved(lambda value: value[:, -1:])
+        for name, value in self.appended.items():
+            last.tokens[name] = torch.full_like(last.tokens[name], value)
+        return last
+
+    def extended(self) -> InsertData:
+        """``tokens [b, L + 1, ...]`` with the position of :meth:`step` at the end."""
+        new = self.step().tokens
+        return InsertData(
+            {name: torch.cat([value, new[name]], 1) for name, value in self.tokens.items()}, self.shared, self.appended
+        )
+
+
+class Insert(nn.Module):
+    """Base of the inserts: ``layers`` holds a module per decoder layer, keyed by the layer's number.
+
+    A subclass is constructed with ``(config, llm_dim, num_layers, visual_dim)``, fills ``layers`` and overrides
+    ``before`` or ``after``. State-dict keys: ``layers.<number of the decoder layer>.*``; the LLM's keys do not
+    change. Nothing of a call may be stored on the module: several calls can run at a time.
+    """
+
+    needs_data: ClassVar[bool] = False
+    """Whether it reads :class:`InsertData`; a call without media then leaves its parameters untouched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict()
+
+    def before(self, module: Any, hidden: Tensor, data: InsertData | None) -> Tensor:
+        """Input of a decoder layer ``[b, s, d]`` (packed: ``[1, T, d]``) -> what the layer gets instead."""
+        return hidden
+
+    def after(self, module: Any, hidden: Tensor, data: InsertData | None) -> Tensor:
+        """Output of a decoder layer ``[b, s, d]`` (packed: ``[1, T, d]``) -> what goes on instead."""
+        return hidden
+
+    def checkpointable_modules(self) -> list[nn.Module]:
+        """None of its own: it is recomputed with the decoder layers it sits at."""
+        return []
+
+    def attach(self, llm: Any) -> None:
+        """Work at the decoder layers of ``llm`` (an ``HFCausalLM``), after the inserts attached earlier."""
+        layers = llm.layers()
+        for key, module in self.layers.items():
+            layer = layers[int(key)]
+            holder = layer.forward if isinstance(layer.forward, Checkpointed) else layer
+            if not isinstance(holder.forward, LayerWithInserts):
+                holder.forward = LayerWithInserts(holder.forward)
+            holder.forward.inserts.append((self, module))
+
+
+class LayerWithInserts:
+    """Stands in for a decoder layer's ``forward``: inserts work on its input and output, in order of attachment."""
+
+    def __init__(self, forward: Any) -> None:
+        self.forward = forward
+        self.inserts: list[tuple[Insert, nn.Module]] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Like the layer's own ``forward``; takes :data:`ARGUMENT` out of the call.
+
+        Raises:
+            ConfigError: the LLM dropped the data on its way.
+        """
+        data: InsertData | None = kwargs.pop(ARGUMENT, None)
+        hidden, *rest = args or (kwargs.pop("hidden_states"),)
+        for insert, module in self.inserts:
+            if insert.needs_data and data is None:
+                raise _drops_data()
+            hidden = insert.before(module, hidden, data)
+        out = self.forward(hidden, *rest, **kwargs)
+        hidden = out if isinstance(out, Tensor) else out[0]
+        for insert, module in self.inserts:
+            hidden = insert.after(module, hidden, data)
+        return hidden if isinstance(out, Tensor) else (hidden, *out[1:])
+
+
+def layer_numbers(num_layers: int, every: int, first: int, where: str) -> range:
+    """Decoder layers ``first, first + every, ...``.
+
+    Args:
+        num_layers: decoder layers of the LLM.
+        every: distance.
+        first: the first one, from 0.
+        where: name of the part for messages.
+
+    Raises:
+        ConfigError: no layer is chosen.
+    """
+    if every < 1 or not 0 <= first < num_layers:
+        raise ConfigError(
+            f"model.inserts {where}: every {every} and first {first} choose no layer of an LLM with {num_layers}",
+            fix=f"every is at least 1, first from 0 to {num_layers - 1}",
+        )
+    return range(first, num_layers, every)
+
+
+def _drops_data() -> ConfigError:
+    return ConfigError(
+        "model.llm: this kind of language model passes no further data to its layers, which model.inserts needs",
+        fix="use an LLM of another family (LLaMA, Qwen, Mistral, ... do), or a fusion that splices visual tokens",
+    )
