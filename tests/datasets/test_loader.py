@@ -208,16 +208,6 @@ def test_empty_validation_data_is_no_silent_pass(
         list(ValidLoader([Source(kind, dataset)], processor))
 
 
-def test_packed_batches_hold_the_same_samples(mixed: list[Source], processor: Processor) -> None:
-    plain = TrainLoader(mixed, processor, seed=1)
-    packed = TrainLoader(mixed, processor, seed=1, pack_tokens=40, tokens_per_medium=3)
-    for _ in range(6):
-        one, two = next(plain), next(packed)
-        assert sorted(one.sample_ids) == sorted(two.sample_ids)
-        assert one.num_targets == two.num_targets
-        assert len(two.ids) <= len(one.ids)
-
-
 def test_steps_per_epoch(mixed: list[Source], processor: Processor) -> None:
     assert TrainLoader(mixed[:1], processor, seed=1).steps_per_epoch == 2
     assert TrainLoader(mixed[:1], processor, seed=1, world_size=2).steps_per_epoch == 1

@@ -99,9 +99,9 @@ def test_a_changed_dataset_cannot_be_resumed() -> None:
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_ranks_share_the_global_batch(world: int) -> None:
     def jobs(rank: int, size: int, processes: int) -> list[list[tuple[int, int]]]:
-        cursors = [MapCursor("a", Numbers(30), 3), StreamCursor("b", Stream(30), 3)]
+        cursors = [cursor("a", Numbers(30), 3, 0), cursor("b", Stream(30), 3, 1)]
         sampler = JobSampler(cursors, [size, size], [2, 1], 3, rank, processes)
-        return [[(job.source, p, r.epoch, r.index) for p, r in job.refs] for job, _ in zip(sampler, range(12))]
+        return [[(r.source, p, r.epoch, r.index) for p, r in job.refs] for job, _ in zip(sampler, range(12))]
 
     whole = jobs(0, 8, 1)
     parts = [jobs(rank, 8 // world, world) for rank in range(world)]

@@ -22,24 +22,24 @@ def source(caption_folder: Callable[..., Path]) -> Source:
 
 
 def test_a_job_always_gives_the_same_batch(source: Source, processor: Processor) -> None:
-    job = Job(0, 0, tuple(enumerate([Ref(0, 0), Ref(0, 5)])))
+    job = Job(0, tuple(enumerate([Ref(0, 0), Ref(0, 5)])))
     one, two = (BatchMaker([source], processor, seed=3)[job] for _ in range(2))
     assert one.batch is not None
     assert two.batch is not None
     assert one.batch.ids.tolist() == two.batch.ids.tolist()
     assert one.batch.sample_ids == ["0", "5"]
-    assert (one.samples, one.bad, one.error) == (2, [], None)
+    assert (one.good, one.bad, one.error) == ({"folder": 2}, [], None)
 
 
 def test_a_bad_record_is_replaced_by_the_next_or_left_out(source: Source, processor: Processor) -> None:
-    job = Job(0, 0, tuple(enumerate([Ref(0, 2), Ref(0, 4)])))
+    job = Job(0, tuple(enumerate([Ref(0, 2), Ref(0, 4)])))
     replaced = BatchMaker([source], processor, seed=3)[job]
     assert replaced.batch is not None
     assert replaced.batch.sample_ids == ["3", "4"]
     assert [(b.source, b.key) for b in replaced.bad] == [("folder", "2")]
     left_out = BatchMaker([source], processor, seed=3, substitute=False)
     assert left_out[job].batch.sample_ids == ["4"]  # type: ignore[union-attr]
-    assert left_out[Job(0, 0, ((0, Ref(0, 2)),))].batch is None
+    assert left_out[Job(0, ((0, Ref(0, 2)),))].batch is None
 
 
 CHILD = """

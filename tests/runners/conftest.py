@@ -72,8 +72,11 @@ class TinyLoader:
     def state_dict(self):
         return {"position": self.position}
 
-    def load_state_dict(self, state):
-        self.position = state["position"]
+    def load_states(self, states):
+        self.position = states[0]["position"]
+
+    def report(self):
+        return {}
 
 
 def run_options(**changes):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import math
 import os
 import signal
@@ -140,12 +141,20 @@ def test_resume_with_other_trainables_is_refused(tools):
         tools.trainer(model=model, resume="auto")
 
 
-def test_resume_with_another_number_of_processes_is_refused(tools, monkeypatch):
+def test_another_number_of_processes_goes_on_with_new_random_states(tools, monkeypatch, caplog):
     trainer = tools.trainer(max_steps=2)
     trainer.fit()
     monkeypatch.setattr("vlm.common.dist.world_size", lambda: 4)
-    with pytest.raises(UserError, match="written by 1 processes, this run has 4"):
+    monkeypatch.setattr(logging.getLogger("vlm"), "propagate", True)
+    draws = []
+    for _ in range(2):
+        torch.manual_seed(1)
         trainer.resume(trainer.run_dir.last())
+        draws.append(torch.rand(3).tolist())
+    assert draws[0] == draws[1] and trainer.loader.position == 2
+    assert "goes on with 4 processes instead of 1" in caplog.text
+    torch.manual_seed(1)
+    assert torch.rand(3).tolist() != draws[0]
 
 
 def test_retention_during_a_run(tools):

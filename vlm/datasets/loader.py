@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from vlm.common.config_run import Packing
 from vlm.common.errors import ConfigError, DataError, UserError
 from vlm.common.registry import resolve
 from vlm.common.types import Batch
+from vlm.datasets.assemble import Assembler, Finished, Grouped, Packed, Rows, pending
 from vlm.datasets.base import StreamDataset
 from vlm.datasets.quarantine import Quarantine
-from vlm.datasets.sampler import Job, JobSampler, Ref, cursor, empty
-from vlm.datasets.worker import BatchMaker, Delivered, Source, as_is, start_worker
+from vlm.datasets.resume import merge
+from vlm.datasets.sampler import CHUNK, Job, JobSampler, Ref, cursor, empty
+from vlm.datasets.tally import Report, Tally
+from vlm.datasets.worker import BatchMaker, Delivered, Limits, Source, as_is, measure, start_worker
+from vlm.processors.collate import collate_rows
 from vlm.processors.processor import Processor
 
 if TYPE_CHECKING:
@@ -53,10 +58,14 @@ def build_sources(entries: Mapping[str, DatasetEntry], processor: Processor, spl
 class TrainLoader:
     """Endless batches of one rank.
 
-    Every step draws one dataset by its ratio and takes a whole batch of it; the global batch is cut
-    ``r::world_size``. The batches follow from (seed, step) alone: not from the number of workers, and
-    together not from the number of processes. ``state_dict()`` belongs to the batch handed out last,
-    however far the workers have read ahead.
+    ``mixing="batch"``: every step draws one dataset by its ratio and takes a whole batch of it; ``"sample"``:
+    every sample draws its dataset, and a batch has ``batch_size`` of them (default: the largest of the datasets).
+    Global jobs are cut ``r::world_size``. ``group_by_length``: see :class:`~vlm.datasets.assemble.Grouped`;
+    ``packing`` (implies ``"sample"``; ``batch_size`` counts rows): :class:`~vlm.datasets.assemble.Packed`.
+
+    The batches follow from (seed, position) alone: not from the number of workers. Which samples are read
+    does not depend on the number of processes either. ``state_dict()`` belongs to the batch handed out last,
+    however far the workers have read ahead, and holds numbers only.
     """
 
     def __init__(
@@ -70,33 +79,49 @@ class TrainLoader:
         num_workers: int = 0,
         output_dir: str | Path | None = None,
         max_bad_share: float = 0.01,
-        pack_tokens: int = 0,
-        tokens_per_medium: int = 1,
+        mixing: Literal["batch", "sample"] = "batch",
+        batch_size: int | None = None,
+        group_by_length: int = 0,
+        packing: Packing | None = None,
+        tokens_per_frame: int = 1,
         pin_memory: bool = False,
     ) -> None:
-        """Raises DataError for no dataset or an empty one, ConfigError when no ratio is positive."""
+        """``tokens_per_frame``: positions that a frame takes in the LLM.
+
+        Raises DataError for no dataset or an empty one, ConfigError when no ratio is positive.
+        """
         if not sources:
             raise DataError("no dataset to train on", fix="name at least one under datasets:")
         weights = [s.ratio for s in sources]
         if sum(weights) <= 0:
             raise ConfigError(f"sample_ratio of {', '.join(s.name for s in sources)}: none is above 0")
-        self.sources = list(sources)
+        self.sources, self._mixing = list(sources), "sample" if packing else mixing
+        self._batch_size = batch_size or max(s.batch_size for s in sources if s.ratio > 0)
+        self._packing, self._group, self._seed = packing, group_by_length, seed
+        self._rank, self._world_size, self._pin = rank, world_size, pin_memory
         self._sampler = JobSampler(
-            [cursor(s.name, s.dataset, seed) for s in sources],
-            [s.batch_size for s in sources],
+            [cursor(s.name, s.dataset, seed, number) for number, s in enumerate(sources)],
+            [CHUNK] if packing else self._sizes(),
             weights,
             seed,
             rank,
             world_size,
+            "sample" if packing else mixing,
         )
         self._maker = BatchMaker(
-            sources, processor, seed=seed, pack_tokens=pack_tokens, tokens_per_medium=tokens_per_medium
+            sources,
+            processor,
+            seed=seed,
+            batches=not (packing or group_by_length),
+            tokens_per_frame=tokens_per_frame,
+            limits=Limits(packing.max_tokens, packing.max_media) if packing else None,
         )
+        self._pad_id = processor.pad_id
         self._options = _loader_options(num_workers, pin_memory)
-        self._quarantine = Quarantine(output_dir, max_bad_share)
-        self._world_size = world_size
-        self._state = self._sampler.state_dict()
+        self._quarantine, self._tally = Quarantine(output_dir, max_bad_share), Tally()
+        self._state: dict[str, Any] = {**self._sampler.state_dict(), "pending": {}}
         self._iterator: Iterator[Delivered] | None = None
+        self._assembler = self._new_assembler()
 
     @classmethod
     def from_config(
@@ -105,24 +130,22 @@ class TrainLoader:
         processor: Processor,
         *,
         seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        num_workers: int = 0,
-        output_dir: str | Path | None = None,
         **options: Any,
     ) -> TrainLoader:
         """The loader of a ``datasets:`` section. Raises as :func:`build_sources` and the constructor do."""
-        sources = build_sources(entries, processor)
-        return cls(
-            sources,
-            processor,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-            num_workers=num_workers,
-            output_dir=output_dir,
-            **options,
-        )
+        return cls(build_sources(entries, processor), processor, seed=seed, **options)
+
+    def _sizes(self) -> list[int]:
+        """Samples of a batch: of each dataset with batch mixing, else one number."""
+        return [s.batch_size for s in self.sources] if self._mixing == "batch" else [self._batch_size]
+
+    def _new_assembler(self) -> Assembler:
+        if self._packing is not None:
+            p = self._packing
+            return Packed(p.max_tokens, p.max_media, p.open_rows, self._batch_size)
+        if self._group:
+            return Grouped(self._group, self._sizes(), self._mixing == "batch", self._seed)
+        return Finished()
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -135,56 +158,119 @@ class TrainLoader:
             PromptError: marks and media of a sample differ.
         """
         try:
-            return self._next()
+            if self._iterator is None:
+                self._start()
+            while (found := self._assembler.pop()) is None:
+                self._assembler.add(self._receive())
+            return self._batch(found)
         except UserError:
             self.close()
             raise
 
-    def _next(self) -> Batch:
-        if self._iterator is None:
-            self._sampler.load_state_dict(self._state)
-            loader = torch.utils.data.DataLoader(self._maker, sampler=self._sampler, **self._options)
-            self._iterator = iter(loader)
+    def _start(self) -> None:
+        """Start reading at the current state; pending samples are read again first."""
+        held = pending(self._state["pending"])
+        self._sampler.load_state_dict(self._state, held)
+        loader = torch.utils.data.DataLoader(self._maker, sampler=self._sampler, **self._options)
+        iterator: Iterator[Delivered] = iter(loader)
+        items = {}
+        for _ in range(0, len(held), CHUNK):
+            done = next(iterator)
+            if done.error is not None:
+                raise done.error
+            self._sampler.states.popleft()
+            items.update({item.key: item for item in done.chunk.items} if done.chunk else {})
+        self._assembler = self._new_assembler()
+        self._assembler.load_state_dict(self._state["pending"], items)
+        self._iterator = iterator
+
+    def _receive(self) -> Delivered:
+        """The next delivery, counted."""
+        assert self._iterator is not None
         done = next(self._iterator)
         if done.error is not None:
             raise done.error
         self._state = self._sampler.states.popleft()
-        self._quarantine.add(self.sources[done.source].name, done.samples, done.bad)
-        if done.batch is None:
-            raise DataError(f"dataset {self.sources[done.source].name}: an empty batch")
-        return done.batch
+        names = dict.fromkeys([*done.good, *(b.source for b in done.bad)])
+        for name in names:
+            self._quarantine.add(name, done.good.get(name, 0), [b for b in done.bad if b.source == name])
+        return done
+
+    def _batch(self, found: Delivered | Rows) -> Batch:
+        if isinstance(found, Delivered):
+            assert found.batch is not None
+            assert found.measure is not None
+            self._tally.add(found.measure)
+            return found.batch
+        batch = collate_rows([[item.example for item in row] for row in found], self._pad_id)
+        self._tally.add(measure(found, [s.name for s in self.sources]))
+        return batch.pin_memory() if self._pin else batch
 
     @property
-    def counts(self) -> dict[str, dict[str, int]]:
-        """Samples used and bad records per source, of this rank."""
-        q = self._quarantine
-        return {s.name: {"samples": q.good.get(s.name, 0), "bad": q.bad.get(s.name, 0)} for s in self.sources}
+    def counts(self) -> dict[str, dict[str, Any]]:
+        """Of this rank, per source: samples and tokens of the batches so far, bad records, wanted share of samples."""
+        sizes = self._sizes() if self._mixing == "batch" else [1] * len(self.sources)
+        parts = [s.ratio * size for s, size in zip(self.sources, sizes, strict=True)]
+        return {
+            s.name: {
+                "samples": self._tally.samples.get(s.name, 0),
+                "bad": self._quarantine.bad.get(s.name, 0),
+                "tokens": self._tally.tokens.get(s.name, 0),
+                "wanted": part / sum(parts),
+            }
+            for s, part in zip(self.sources, parts, strict=True)
+        }
+
+    def report(self) -> Report:
+        """:attr:`counts` and the positions they took, for :mod:`vlm.datasets.tally`."""
+        return {"sources": self.counts, "positions": self._tally.positions}
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """Batches in one pass, where that means something: a single map-style dataset."""
-        if len(self.sources) != 1 or isinstance(self.sources[0].dataset, StreamDataset):
+        """Batches in one pass, where that is known: a single map-style dataset, one sample per row."""
+        if len(self.sources) != 1 or isinstance(self.sources[0].dataset, StreamDataset) or self._packing:
             return None
-        return max(len(self.sources[0].dataset) // (self.sources[0].batch_size * self._world_size), 1)
+        return max(len(self.sources[0].dataset) // (self._sizes()[0] * self._world_size), 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the next batch comes from: a few integers per dataset."""
-        return {**self._state, "counts": self._quarantine.state_dict()}
+        """Where the next batch comes from: a few integers per dataset, and three for every pending sample."""
+        held = self._state["pending"] if self._iterator is None else self._assembler.state_dict()
+        counts = {"tally": self._tally.state_dict(), "records": self._quarantine.state_dict()}
+        return {**self._state, "pending": held, **counts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after the batch at which ``state`` was taken.
 
         Raises:
-            DataError: the saved run had other datasets, or one of another length.
+            DataError: the saved run had other datasets, one of another length, or other batches.
         """
         self.close()
-        self._sampler.load_state_dict(state)
-        self._state = {key: state[key] for key in ("step", "sources")}
-        self._quarantine.load_state_dict(state["counts"])
+        self._sampler.check(state)
+        if bool(state["pending"]) and isinstance(self._new_assembler(), Finished):
+            raise DataError(
+                f"the saved run holds {len(pending(state['pending']))} samples for packed rows or length groups",
+                fix="resume with the same run.packing and run.group_by_length",
+            )
+        self._tally.load_state_dict(state["tally"])
+        self._quarantine.load_state_dict(state["records"])
+        self._state = {key: value for key, value in state.items() if key not in ("tally", "records")}
+
+    def load_states(self, states: Sequence[dict[str, Any]]) -> None:
+        """Go on after the batches at which all processes of a run took ``states`` (in order of rank).
+
+        When their number is another one now, what they hold is divided anew: :mod:`vlm.datasets.resume`.
+
+        Raises:
+            DataError: as :meth:`load_state_dict`.
+        """
+        same = len(states) == self._world_size
+        self.load_state_dict(states[self._rank] if same else merge(states, self._sampler))
 
     def close(self) -> None:
         """End the workers; the next batch starts them again at the current state."""
-        self._iterator = None
+        if self._iterator is not None:
+            self._state = {**self._state, "pending": self._assembler.state_dict()}
+            self._iterator = None
 
 
 class ValidLoader:
@@ -224,7 +310,8 @@ class ValidLoader:
         for done in loader:
             if done.error is not None:
                 raise done.error
-            quarantine.add(self.sources[done.source].name, done.samples, done.bad)
+            for name in dict.fromkeys([*done.good, *(b.source for b in done.bad)]):
+                quarantine.add(name, done.good.get(name, 0), [b for b in done.bad if b.source == name])
             if done.batch is not None:
                 yield done.batch
 
@@ -235,19 +322,19 @@ class ValidLoader:
             size = source.batch_size * self._world_size
             held: list[Ref] = []
             ref = None
-            for ref in _in_order(source.dataset, self._max):
+            for ref in _in_order(number, source.dataset, self._max):
                 held.append(ref)
                 if len(held) == size:
-                    yield self._job(step, number, held)
+                    yield self._job(step, held)
                     held, step = [], step + 1
             if ref is None:
                 raise empty(source.name)
             if len(held) > self._rank:
-                yield self._job(step, number, held)
+                yield self._job(step, held)
                 step += 1
 
-    def _job(self, step: int, number: int, refs: list[Ref]) -> Job:
-        return Job(step, number, tuple(enumerate(refs))[self._rank :: self._world_size])
+    def _job(self, step: int, refs: list[Ref]) -> Job:
+        return Job(step, tuple(enumerate(refs))[self._rank :: self._world_size])
 
 
 class _Jobs:
@@ -260,14 +347,14 @@ class _Jobs:
         return self._loader.jobs()
 
 
-def _in_order(dataset: Any, limit: int | None) -> Iterator[Ref]:
+def _in_order(number: int, dataset: Any, limit: int | None) -> Iterator[Ref]:
     if isinstance(dataset, StreamDataset):
         for index, raw in enumerate(dataset.records(None)):
             if limit is not None and index >= limit:
                 return
-            yield Ref(0, index, raw)
+            yield Ref(0, index, raw, number)
         return
-    yield from (Ref(0, i) for i in range(min(len(dataset), len(dataset) if limit is None else limit)))
+    yield from (Ref(0, i, None, number) for i in range(min(len(dataset), len(dataset) if limit is None else limit)))
 
 
 def _loader_options(num_workers: int, pin_memory: bool) -> dict[str, Any]:

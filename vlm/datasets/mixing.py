@@ -13,11 +13,12 @@ def derive_seed(*parts: str | int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def draw_source(seed: int, step: int, weights: Sequence[float]) -> int:
-    """The dataset of a step: index drawn with probability proportional to ``weights``.
+def draw_source(seed: int, step: int, weights: Sequence[float], purpose: str = "mix") -> int:
+    """The dataset of a step (or sample): index drawn with probability proportional to ``weights``.
 
-    The published mixing: every step draws one dataset and takes a whole batch of it.
+    The published mixing: every step draws one dataset and takes a whole batch of it. ``purpose`` keeps
+    draws for different uses apart.
     """
     if len(weights) == 1:
         return 0
-    return random.Random(derive_seed(seed, "mix", step)).choices(range(len(weights)), weights)[0]
+    return random.Random(derive_seed(seed, purpose, step)).choices(range(len(weights)), weights)[0]

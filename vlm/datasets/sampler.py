@@ -1,15 +1,16 @@
 """Which records make which batch. Lives in the main process; workers only get its jobs.
 
-All decisions follow from (seed, step) and a few counters, so that state is small and a run resumed at
+All decisions follow from (seed, position) and a few counters, so that state is small and a run resumed at
 any batch goes on exactly, whatever the number of workers or processes.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,24 +21,39 @@ from vlm.datasets.mixing import derive_seed, draw_source
 SPARES = 3
 """Stream records sent along with a batch in case one of its own cannot be used."""
 
+CHUNK = 8
+"""Samples of a job that is no finished batch."""
+
+Key = tuple[int, int, int]
+"""A sample without its data: source number, pass, index."""
+
 
 @dataclass(frozen=True)
 class Ref:
-    """One sample: its pass over the dataset, its index (place in the pass for a stream), its raw record."""
+    """One sample: its pass over the dataset, its index (place in the pass for a stream), its raw record, its source."""
 
     epoch: int
     index: int
     raw: Any = None
+    source: int = 0
+
+    @property
+    def key(self) -> Key:
+        """The reference without its record."""
+        return (self.source, self.epoch, self.index)
 
 
 @dataclass(frozen=True)
 class Job:
-    """A batch to make: source number, this rank's references with their places in the global batch, spares."""
+    """Samples to read: this rank's references with their places in the global job, spares of each stream.
+
+    ``restore``: they were read before the run was interrupted; none of them may be replaced now.
+    """
 
     step: int
-    source: int
     refs: tuple[tuple[int, Ref], ...]
-    spares: tuple[Ref, ...] = ()
+    spares: dict[int, tuple[Ref, ...]] = field(default_factory=dict)
+    restore: bool = False
 
 
 def empty(name: str) -> DataError:
@@ -48,9 +64,9 @@ def empty(name: str) -> DataError:
 class MapCursor:
     """Endless shuffled passes over a map-style dataset; position p is element p % n of pass p // n."""
 
-    def __init__(self, name: str, dataset: MapDataset, seed: int) -> None:
-        """Raises DataError when the dataset is empty."""
-        self.name, self.length, self._seed = name, len(dataset), seed
+    def __init__(self, name: str, dataset: MapDataset, seed: int, number: int = 0) -> None:
+        """``number`` of the source. Raises DataError when the dataset is empty."""
+        self.name, self.length, self._seed, self._number = name, len(dataset), seed, number
         if self.length == 0:
             raise empty(name)
         self._position = 0
@@ -67,28 +83,44 @@ class MapCursor:
         if self._order is None or self._order[0] != epoch:
             rng = np.random.Generator(np.random.PCG64(derive_seed(self._seed, "order", self.name, epoch)))
             self._order = (epoch, rng.permutation(self.length))
-        return Ref(epoch, int(self._order[1][place]))
+        return Ref(epoch, int(self._order[1][place]), None, self._number)
+
+    def spares(self) -> tuple[Ref, ...]:
+        """None: a worker can read any index."""
+        return ()
 
     def state_dict(self) -> dict[str, int]:
         """Samples taken so far, and the length they refer to."""
         return {"position": self._position, "length": self.length}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def check(self, state: dict[str, int]) -> None:
         """Raises DataError when the dataset has another length than it had."""
         if state.get("length") != self.length:
             raise DataError(
                 f"dataset {self.name} has {self.length} records but the saved run had {state.get('length')}",
                 fix="resume with the same data, or start a new run from the checkpoint's weights",
             )
+
+    def load_state_dict(self, state: dict[str, int], needed: Iterable[Key] = ()) -> dict[Key, Ref]:
+        """Go to the stored place.
+
+        Returns:
+            the references of ``needed``.
+
+        Raises:
+            DataError: the dataset has another length than it had.
+        """
+        self.check(state)
         self._position = state["position"]
+        return {(s, e, i): Ref(e, i, None, s) for s, e, i in needed}
 
 
 class StreamCursor:
     """Endless seeded passes over a stream; resumes by skipping undecoded records of the current pass."""
 
-    def __init__(self, name: str, dataset: StreamDataset, seed: int) -> None:
-        """Raises DataError when the first pass has no record."""
-        self.name, self._dataset, self._seed = name, dataset, seed
+    def __init__(self, name: str, dataset: StreamDataset, seed: int, number: int = 0) -> None:
+        """``number`` of the source. Raises DataError when the first pass has no record."""
+        self.name, self._dataset, self._seed, self._number = name, dataset, seed, number
         self._epoch, self._offset = 0, 0
         self._ahead: deque[Ref] = deque()
         self._reader = self._read(0, 0)
@@ -96,10 +128,15 @@ class StreamCursor:
 
     def take(self, count: int) -> tuple[list[Ref], list[Ref]]:
         """The next ``count`` references, and the few that come after them as spares."""
-        self._fill(count + SPARES)
+        self._fill(count)
         refs = [self._ahead.popleft() for _ in range(count)]
         self._epoch, self._offset = refs[-1].epoch, refs[-1].index + 1
-        return refs, [self._ahead[i] for i in range(SPARES)]
+        return refs, list(self.spares())
+
+    def spares(self) -> tuple[Ref, ...]:
+        """The few records that come next."""
+        self._fill(SPARES)
+        return tuple(self._ahead[i] for i in range(SPARES))
 
     def _fill(self, count: int) -> None:
         while len(self._ahead) < count:
@@ -111,7 +148,7 @@ class StreamCursor:
             records = self._dataset.records(derive_seed(self._seed, "order", self.name, epoch))
             for index, raw in enumerate(records):
                 if index >= skip:
-                    yield Ref(epoch, index, raw)
+                    yield Ref(epoch, index, raw, self._number)
             if index < 0:
                 raise empty(self.name)
             epoch, skip = epoch + 1, 0
@@ -120,23 +157,48 @@ class StreamCursor:
         """The pass, and the records of it that were taken."""
         return {"epoch": self._epoch, "offset": self._offset}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Skips to the stored place."""
-        self._epoch, self._offset = state["epoch"], state["offset"]
+    def check(self, state: dict[str, int]) -> None:
+        """Nothing can be said about a stream without reading it."""
+
+    def load_state_dict(self, state: dict[str, int], needed: Iterable[Key] = ()) -> dict[Key, Ref]:
+        """Skip to the stored place, reading the records of ``needed`` on the way.
+
+        Returns:
+            the references of ``needed`` with their records.
+
+        Raises:
+            DataError: one of them is not there any more.
+        """
+        here, wanted, found = (state["epoch"], state["offset"]), set(needed), dict[Key, Ref]()
+        places = [here, *((epoch, index) for _, epoch, index in wanted)]
+        self._epoch, self._offset = here
         self._ahead.clear()
-        self._reader = self._read(self._epoch, self._offset)
+        self._reader = self._read(*min(places))
+        while wanted and (len(found) < len(wanted) or not self._ahead):
+            ref = next(self._reader)
+            if ref.key in wanted:
+                found[ref.key] = ref
+            if (ref.epoch, ref.index) >= here:
+                self._ahead.append(ref)
+            if (ref.epoch, ref.index) > max(places) and len(found) < len(wanted):
+                _, epoch, index = min(wanted - found.keys())
+                raise DataError(
+                    f"dataset {self.name}: the saved run holds record {index} of pass {epoch}, which is not there now",
+                    fix="resume with the same data, or start a new run from the checkpoint's weights",
+                )
+        return found
 
 
-def cursor(name: str, dataset: Any, seed: int) -> MapCursor | StreamCursor:
-    """The cursor for a dataset of either kind.
+def cursor(name: str, dataset: Any, seed: int, number: int = 0) -> MapCursor | StreamCursor:
+    """The cursor for a dataset of either kind; ``number`` is the source's.
 
     Raises:
         DataError: the dataset is empty, or of neither kind.
     """
     if isinstance(dataset, StreamDataset):
-        return StreamCursor(name, dataset, seed)
+        return StreamCursor(name, dataset, seed, number)
     if isinstance(dataset, MapDataset):
-        return MapCursor(name, dataset, seed)
+        return MapCursor(name, dataset, seed, number)
     raise DataError(
         f"dataset {name}: {type(dataset).__name__} has neither __len__ and __getitem__ nor records and decode",
         fix="see vlm/datasets/base.py for what a format provides",
@@ -147,42 +209,117 @@ def cursor(name: str, dataset: Any, seed: int) -> MapCursor | StreamCursor:
 class JobSampler:
     """Endless jobs of one rank, each followed by the sampler's state after it.
 
-    ``batch_sizes`` are per rank; the global batch of a step is cut ``r::world_size``.
+    With ``mixing="batch"`` a job is a batch of one dataset and ``sizes`` are the datasets' batch sizes; with
+    ``"sample"`` every sample draws its dataset and ``sizes`` has one number. Sizes are per rank: a global job
+    has ``world_size`` times as many samples and is cut ``r::world_size``. Which samples follow one another
+    with ``"sample"`` depends on neither.
+
+    First come samples to ``restore`` (read before, not yet in a batch), then the ``backlog`` (left over when
+    the number of processes changed), then the global jobs.
     """
 
     cursors: Sequence[MapCursor | StreamCursor]
-    batch_sizes: Sequence[int]
+    sizes: Sequence[int]
     weights: Sequence[float]
     seed: int
     rank: int = 0
     world_size: int = 1
+    mixing: Literal["batch", "sample"] = "batch"
     step: int = 0
+    position: int = 0
+    backlog: list[Ref] = field(default_factory=list)
+    restore: list[Ref] = field(default_factory=list)
     states: deque[dict[str, Any]] = field(default_factory=deque)
 
     def __iter__(self) -> Iterator[Job]:
         """Goes on from the current state; the state after each job is appended to ``states``."""
+        for start in range(0, len(self.restore), CHUNK):
+            yield self._listed(self.restore[start : start + CHUNK], restore=True)
+        self.restore = []
+        while self.backlog:
+            count = self._run_length()
+            refs, self.backlog = self.backlog[:count], self.backlog[count:]
+            yield self._listed(refs)
         while True:
-            source = draw_source(self.seed, self.step, self.weights)
-            refs, spares = self.cursors[source].take(self.batch_sizes[source] * self.world_size)
-            mine = tuple(enumerate(refs))[self.rank :: self.world_size]
-            job = Job(self.step, source, mine, tuple(spares))
+            refs, spares = self.take()
+            job = Job(self.step, tuple(enumerate(refs))[self.rank :: self.world_size], spares)
             self.step += 1
             self.states.append(self.state_dict())
             yield job
 
-    def state_dict(self) -> dict[str, Any]:
-        """Step and cursors; a few integers per dataset."""
-        return {"step": self.step, "sources": {c.name: c.state_dict() for c in self.cursors}}
+    def take(self) -> tuple[list[Ref], dict[int, tuple[Ref, ...]]]:
+        """The references of the next global job, and spares by source; the caller counts ``step``."""
+        if self.mixing == "batch":
+            source = draw_source(self.seed, self.step, self.weights)
+            drawn = [source] * (self.sizes[source] * self.world_size)
+        else:
+            count = self.sizes[0] * self.world_size
+            places = range(self.position, self.position + count)
+            drawn = [draw_source(self.seed, p, self.weights, "mix sample") for p in places]
+        self.position += len(drawn)
+        taken = {s: self.cursors[s].take(n) for s, n in Counter(drawn).items()}
+        following = {s: iter(refs) for s, (refs, _) in taken.items()}
+        return [next(following[s]) for s in drawn], {s: tuple(spares) for s, (_, spares) in taken.items() if spares}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises DataError when the saved run had other datasets."""
+    def _listed(self, refs: list[Ref], restore: bool = False) -> Job:
+        sources = {r.source for r in refs}
+        spares = {s: self.cursors[s].spares() for s in sources} if not restore else {}
+        self.states.append(self.state_dict())
+        return Job(self.step, tuple(enumerate(refs)), spares, restore)
+
+    def _run_length(self) -> int:
+        """How much of the backlog makes the next job: with ``"batch"`` one dataset's batch, if there is as much."""
+        if self.mixing == "sample":
+            return self.sizes[0]
+        source = self.backlog[0].source
+        other = next((k for k, r in enumerate(self.backlog) if r.source != source), len(self.backlog))
+        return min(other, self.sizes[source])
+
+    def replica(self, sizes: Sequence[int], world_size: int) -> JobSampler:
+        """Another sampler over the same cursors, as a run of other sizes has it."""
+        return dataclasses.replace(
+            self, sizes=sizes, rank=0, world_size=world_size, backlog=[], restore=[], states=deque()
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Job number, samples drawn, cursors, sizes and the rest of the backlog; plain integers."""
+        return {
+            "step": self.step,
+            "position": self.position,
+            "mixing": self.mixing,
+            "sizes": list(self.sizes),
+            "sources": {c.name: c.state_dict() for c in self.cursors},
+            "backlog": [list(r.key) for r in self.backlog],
+        }
+
+    def check(self, state: dict[str, Any]) -> None:
+        """Raises DataError when the saved run had other datasets or another mixing."""
         ours = [c.name for c in self.cursors]
-        if sorted(state["sources"]) != sorted(ours):
+        if list(state["sources"]) != ours:
             raise DataError(
-                f"the saved run had the datasets {sorted(state['sources'])}, this one has {sorted(ours)}",
+                f"the saved run had the datasets {list(state['sources'])}, this one has {ours}",
                 fix="resume with the same data, or start a new run from the checkpoint's weights",
             )
-        self.step = state["step"]
-        self.states.clear()
+        if state.get("mixing", "batch") != self.mixing:
+            raise DataError(
+                f"the saved run mixed its data by {state['mixing']}, this one by {self.mixing}",
+                fix="resume with the same run.mixing and run.packing, or start a new run from the checkpoint's weights",
+            )
         for c in self.cursors:
-            c.load_state_dict(state["sources"][c.name])
+            c.check(state["sources"][c.name])
+
+    def load_state_dict(self, state: dict[str, Any], pending: Sequence[Key] = ()) -> None:
+        """Go to a stored place; the samples of ``pending`` are handed out before anything else.
+
+        Raises:
+            DataError: the saved run had other datasets, or other records in them.
+        """
+        self.check(state)
+        self.step, self.position = state["step"], state.get("position", 0)
+        self.states.clear()
+        backlog = [(s, e, i) for s, e, i in state.get("backlog", [])]
+        found: dict[Key, Ref] = {}
+        for number, c in enumerate(self.cursors):
+            needed = {key for key in (*backlog, *pending) if key[0] == number}
+            found.update(c.load_state_dict(state["sources"][c.name], needed))
+        self.backlog, self.restore = [found[k] for k in backlog], [found[k] for k in pending]

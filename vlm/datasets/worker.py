@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,8 +17,8 @@ from vlm.common.errors import DataError, UserError
 from vlm.common.types import Batch, Example, Sample
 from vlm.datasets.base import StreamDataset, process_text
 from vlm.datasets.mixing import derive_seed
-from vlm.datasets.sampler import Job, Ref
-from vlm.processors.collate import collate, pack
+from vlm.datasets.sampler import Job, Key, Ref
+from vlm.processors.collate import collate, fused_length
 from vlm.processors.processor import Processor
 
 TRIES = 10
@@ -45,13 +46,59 @@ class Bad:
 
 
 @dataclass
-class Delivered:
-    """A finished job: the batch (None if nothing was left of it), the bad records, or the user's fault."""
+class Item:
+    """A sample that is ready for a row: where it came from, what the processor made of it, its positions there."""
 
-    source: int
-    batch: Batch | None
-    samples: int
+    key: Key
+    example: Example
+    tokens: int
+
+
+@dataclass
+class Chunk:
+    """Items on their way to the main process. Pickled, all media of one shape travel as one tensor.
+
+    Each tensor costs a handle of shared memory; the media that arrive are copies, so that it is freed at once.
+    """
+
+    items: list[Item]
+
+    def __getstate__(self) -> dict[str, Any]:
+        groups: dict[tuple[int, ...], list[torch.Tensor]] = {}
+        for medium in (m for item in self.items for m in item.example.media):
+            groups.setdefault(tuple(medium.shape), []).append(medium)
+        bare = [replace(i, example=replace(i.example, media=[])) for i in self.items]
+        shapes = [[tuple(m.shape) for m in i.example.media] for i in self.items]
+        return {"items": bare, "shapes": shapes, "media": {k: torch.stack(v) for k, v in groups.items()}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        following = {shape: iter(stacked) for shape, stacked in state["media"].items()}
+        self.items = state["items"]
+        for item, shapes in zip(self.items, state["shapes"], strict=True):
+            item.example.media = [next(following[shape]).clone() for shape in shapes]
+
+
+@dataclass
+class Measure:
+    """What rows hold: samples and tokens by source, tokens including visual ones, positions including padding."""
+
+    samples: dict[str, int]
+    tokens: dict[str, int]
+    positions: int
+
+
+@dataclass
+class Delivered:
+    """A finished job: its batch (None if nothing was left of it) or its items, the bad records, or the user's fault.
+
+    ``good``: usable records by source. ``measure`` goes with a batch.
+    """
+
+    batch: Batch | None = None
+    chunk: Chunk | None = None
+    good: dict[str, int] = field(default_factory=dict)
     bad: list[Bad] = field(default_factory=list)
+    measure: Measure | None = None
     error: UserError | None = None
 
     def pin_memory(self) -> Delivered:
@@ -59,8 +106,27 @@ class Delivered:
         return replace(self, batch=None if self.batch is None else self.batch.pin_memory())
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a single sample may need at most; None is no limit."""
+
+    max_tokens: int | None = None
+    max_media: int | None = None
+
+    def check(self, item: Item) -> None:
+        """Raises DataError for a sample that does not fit into any row."""
+        media = len(item.example.media)
+        for found, most, what in ((item.tokens, self.max_tokens, "tokens"), (media, self.max_media, "media")):
+            if most is not None and found > most:
+                raise DataError(
+                    f"sample {item.example.source}/{item.example.id} has {found} {what}, "
+                    f"but run.packing.max_{what} is {most}",
+                    fix=f"raise run.packing.max_{what} or leave the sample out",
+                )
+
+
 class BatchMaker(torch.utils.data.Dataset):
-    """Job -> Delivered; the same job always gives the same batch, in whatever process."""
+    """Job -> Delivered; the same job always gives the same, in whatever process."""
 
     def __init__(
         self,
@@ -69,60 +135,72 @@ class BatchMaker(torch.utils.data.Dataset):
         *,
         seed: int,
         substitute: bool = True,
-        pack_tokens: int = 0,
-        tokens_per_medium: int = 1,
+        batches: bool = True,
+        tokens_per_frame: int = 1,
+        limits: Limits | None = None,
     ) -> None:
         """``substitute``: a bad record is replaced by the next usable one, otherwise left out.
 
-        ``pack_tokens``: longest packed row in positions, 0 for one sample per row.
+        ``batches``: deliver finished batches, otherwise the items of a job. ``limits`` of a sample.
         """
         self._sources, self._processor, self._seed = list(sources), processor, seed
-        self._substitute, self._pack_tokens, self._tokens_per_medium = substitute, pack_tokens, tokens_per_medium
+        self._substitute, self._batches, self._tokens_per_frame = substitute, batches, tokens_per_frame
+        self._limits = limits or Limits()
 
     def __getitem__(self, job: Job) -> Delivered:
         bad: list[Bad] = []
         try:
             found = [self._usable(job, place, ref, bad) for place, ref in job.refs]
-            examples = [e for e in found if e is not None]
-            batch = self._collate(examples) if examples else None
+            items = [item for item in found if item is not None]
+            done = self._finish(items) if self._batches and not job.restore else Delivered(chunk=Chunk(items))
         except UserError as error:
-            return Delivered(job.source, None, 0, bad, error)
-        return Delivered(job.source, batch, len(examples), bad)
+            return Delivered(bad=bad, error=error)
+        good = Counter(self._sources[i.key[0]].name for i in items)
+        return replace(done, good=dict(good), bad=bad)
 
-    def _collate(self, examples: list[Example]) -> Batch:
-        if self._pack_tokens:
-            return pack(examples, self._processor.pad_id, self._pack_tokens, self._tokens_per_medium)
-        return collate(examples, self._processor.pad_id)
+    def _finish(self, items: list[Item]) -> Delivered:
+        if not items:
+            return Delivered()
+        rows = [[item] for item in items]
+        batch = collate([item.example for item in items], self._processor.pad_id)
+        return Delivered(batch=batch, measure=measure(rows, [s.name for s in self._sources]))
 
-    def _usable(self, job: Job, place: int, ref: Ref, bad: list[Bad]) -> Example | None:
-        source = self._sources[job.source]
-        for candidate in [ref, *self._others(job, place, ref)]:
+    def _usable(self, job: Job, place: int, ref: Ref, bad: list[Bad]) -> Item | None:
+        source, own = self._sources[ref.source], list[Bad]()
+        for candidate in [ref, *(() if job.restore else self._others(job, place, ref))]:
             try:
-                return self._example(source, candidate)
+                return self._item(source, candidate)
             except DataError as error:
-                item = Bad(source.name, self._key(candidate), str(error))
-                if item not in bad:
-                    bad.append(item)
+                own.append(Bad(source.name, self._key(candidate), str(error)))
+                bad += own[-1:] if own[-1] not in bad else []
             if not self._substitute:
                 return None
-        reasons = "; ".join(b.reason for b in bad[:3])
-        raise DataError(f"dataset {source.name}: {len(bad)} records in a row cannot be used: {reasons}")
+        reasons = "; ".join(b.reason for b in own[:3])
+        what = "of the saved run" if job.restore else "in a row"
+        raise DataError(f"dataset {source.name}: {len(own)} records {what} cannot be used: {reasons}")
 
     def _others(self, job: Job, place: int, ref: Ref) -> Iterator[Ref]:
         """Stand-ins in a fixed order: the following indices, or the spares from this place on."""
-        dataset = self._sources[job.source].dataset
+        dataset = self._sources[ref.source].dataset
         if not isinstance(dataset, StreamDataset):
             n = len(dataset)
-            yield from (Ref(ref.epoch, (ref.index + k) % n) for k in range(1, min(TRIES, n - 1) + 1))
+            others = range(1, min(TRIES, n - 1) + 1)
+            yield from (Ref(ref.epoch, (ref.index + k) % n, None, ref.source) for k in others)
             return
-        yield from (job.spares[(place + k) % len(job.spares)] for k in range(len(job.spares)))
-        yield from (other for _, other in job.refs if other != ref)
+        spares = job.spares.get(ref.source, ())
+        yield from (spares[(place + k) % len(spares)] for k in range(len(spares)))
+        yield from (other for _, other in job.refs if other != ref and other.source == ref.source)
+
+    def _item(self, source: Source, ref: Ref) -> Item:
+        example = self._example(source, ref)
+        item = Item(ref.key, example, fused_length(example, self._tokens_per_frame))
+        self._limits.check(item)
+        return item
 
     def _example(self, source: Source, ref: Ref) -> Example:
-        dataset = source.dataset
         sample = self._sample(source, ref)
         sample = replace(sample, source=source.name, id=sample.id or str(ref.index))
-        roles = getattr(getattr(dataset, "config", None), "text_roles", ())
+        roles = getattr(getattr(source.dataset, "config", None), "text_roles", ())
         if source.text is not None and roles:
             sample = process_text(sample, source.text, roles)
         rng = random.Random(derive_seed(self._seed, "sample", source.name, ref.epoch, ref.index))
@@ -139,6 +217,17 @@ class BatchMaker(torch.utils.data.Dataset):
     @staticmethod
     def _key(ref: Ref) -> str:
         return str(getattr(ref.raw, "key", ref.index))
+
+
+def measure(rows: Sequence[Sequence[Item]], names: Sequence[str]) -> Measure:
+    """Samples, tokens and positions of the rows of a batch; ``names`` of the sources by number."""
+    samples: Counter[str] = Counter()
+    tokens: Counter[str] = Counter()
+    for item in (item for row in rows for item in row):
+        samples[names[item.key[0]]] += 1
+        tokens[names[item.key[0]]] += item.tokens
+    longest = max(sum(item.tokens for item in row) for row in rows)
+    return Measure(dict(samples), dict(tokens), longest * len(rows))
 
 
 def start_worker(_worker: int) -> None:

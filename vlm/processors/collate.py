@@ -19,7 +19,7 @@ def collate(examples: Sequence[Example], pad_id: int) -> Batch:
     Raises:
         DataError: media of different shapes, or marks and media of an example differ.
     """
-    return _assemble([[example] for example in examples], pad_id)
+    return collate_rows([[example] for example in examples], pad_id)
 
 
 def pack(examples: Sequence[Example], pad_id: int, max_tokens: int, tokens_per_medium: int = 1) -> Batch:
@@ -42,10 +42,23 @@ def pack(examples: Sequence[Example], pad_id: int, max_tokens: int, tokens_per_m
             place = len(rows) - 1
         rows[place].append(example)
         room[place] -= need
-    return _assemble(rows, pad_id)
+    return collate_rows(rows, pad_id)
 
 
-def _assemble(rows: Sequence[Sequence[Example]], pad_id: int) -> Batch:
+def fused_length(example: Example, tokens_per_frame: int = 1) -> int:
+    """Positions of an example in the LLM's sequence: each frame of a medium takes ``tokens_per_frame``."""
+    return len(example.ids) + sum(len(m) * tokens_per_frame - 1 for m in example.media)
+
+
+def collate_rows(rows: Sequence[Sequence[Example]], pad_id: int) -> Batch:
+    """The given examples in each row, one after another, padded on the right.
+
+    Returns:
+        Batch whose ``segments`` number the examples of a row 1..k.
+
+    Raises:
+        DataError: media of different shapes, or marks and media of an example differ.
+    """
     length = max(sum(len(e.ids) for e in row) for row in rows)
     ids = torch.full((len(rows), length), pad_id, dtype=torch.long)
     labels = torch.full((len(rows), length), IGNORE_INDEX, dtype=torch.long)

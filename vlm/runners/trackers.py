@@ -1,6 +1,7 @@
 """Where the numbers of a run go. ``@register_tracker("name")``; names are listed under ``run.trackers``.
 
-Records are flat dicts. ``kind`` is ``train`` (one per step) or ``valid``; all other values are numbers.
+Records are flat dicts. ``kind`` is ``train`` (one per step) or ``valid``; all other values are numbers. Every
+``log_freq`` steps a training record has ``padding`` and ``data/NAME/{samples,bad,tokens,share,wanted}`` too.
 """
 
 from __future__ import annotations
@@ -255,7 +256,7 @@ class ProgressTracker(WindowTracker):
             f"step {record['step']}/{self.info.total_steps}  loss {record['loss']:.4f}  lr {record['lr']:.3e}  "
             f"grad {record['grad_norm']:.3g}  {record['samples_per_s']:.1f} samples/s  "
             f"{record['tokens_per_s']:.0f} tokens/s  data {record['data_seconds'] / record['seconds']:.0%}  "
-            f"mem {record['memory_mib']:.0f} MiB  eta {duration(left)}"
+            f"mem {record['memory_mib']:.0f} MiB  eta {duration(left)}{data_line(record)}"
         )
 
     def close(self) -> None:
@@ -264,6 +265,20 @@ class ProgressTracker(WindowTracker):
             for handler, stream in self._moved:
                 handler.setStream(stream)
             self._bar.stop()
+
+
+def data_line(record: Record) -> str:
+    """Padding, and with several datasets their realised and wanted shares; empty where the record has none."""
+    if "padding" not in record:
+        return ""
+    names = [key[5:-6] for key in record if key.startswith("data/") and key.endswith("/share")]
+    shares = (f"{n} {record[f'data/{n}/share']:.1%} of {record[f'data/{n}/wanted']:.1%}" for n in names)
+    bad = sum(int(record[f"data/{n}/bad"]) for n in names)
+    return (
+        f"  padding {record['padding']:.1%}"
+        + (f"  data {', '.join(shares)}" if len(names) > 1 else "")
+        + (f"  bad {bad}" if bad else "")
+    )
 
 
 def duration(seconds: float) -> str:

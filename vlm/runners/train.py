@@ -55,7 +55,7 @@ def run_training(cfg: Config) -> RunResult:
         model = load_model(cfg, device=device, dtype=frozen_dtype(cfg, device))
         checkpoint_activations(model, cfg.run.activation_checkpointing)
         processor = build_processor(cfg.model)
-        loader = build_loader(cfg, processor, run_dir, device)
+        loader = build_loader(cfg, processor, run_dir, device, model.visual_tokens())
         task = build_task(cfg)
         trainer = build_trainer(cfg, model, loader, task, processor, run_dir, device)
         if source is not None:
@@ -119,8 +119,10 @@ def build_task(cfg: Config) -> Task:
     return resolve("task", cfg.run.task)()
 
 
-def build_loader(cfg: Config, processor: Processor, run_dir: RunDir, device: torch.device) -> TrainLoader:
-    """Endless training batches of this process."""
+def build_loader(
+    cfg: Config, processor: Processor, run_dir: RunDir, device: torch.device, tokens_per_frame: int = 1
+) -> TrainLoader:
+    """Endless training batches of this process; a frame takes ``tokens_per_frame`` positions in the LLM."""
     return TrainLoader.from_config(
         cfg.datasets,
         processor,
@@ -130,6 +132,11 @@ def build_loader(cfg: Config, processor: Processor, run_dir: RunDir, device: tor
         num_workers=cfg.run.num_workers,
         output_dir=run_dir.path,
         max_bad_share=cfg.run.max_bad_share,
+        mixing=cfg.run.mixing,
+        batch_size=cfg.run.batch_size,
+        group_by_length=cfg.run.group_by_length,
+        packing=cfg.run.packing,
+        tokens_per_frame=tokens_per_frame,
         pin_memory=device.type != "cpu",
     )
 
@@ -147,7 +154,7 @@ def epoch_length(cfg: Config, loader: TrainLoader) -> int:
     if cfg.run.max_steps:
         return cfg.run.max_steps
     raise ConfigError(
-        "the length of an epoch is not known for several or streamed datasets",
+        "the length of an epoch is not known for several or streamed datasets, nor with packing",
         fix="set run.iters_per_epoch (optimiser steps) or run.max_steps",
     )
 

@@ -20,9 +20,11 @@ from vlm.checkpoint.run_dir import PASSPORT, RunDir, read_checkpoint
 from vlm.checkpoint.train_state import capture_rng, load_trainable_tensors, restore_rng, trainable_tensors
 from vlm.common import dist
 from vlm.common.config_run import RunConfig
-from vlm.common.errors import UserError, WeightsError
+from vlm.common.errors import WeightsError
 from vlm.common.registry import register_runner
 from vlm.common.types import Batch
+from vlm.datasets import tally
+from vlm.datasets.mixing import derive_seed
 from vlm.runners.loop import Stepper, StepStats
 from vlm.runners.optim import build_optimizer, build_scaler, pick_precision, trainable_names
 from vlm.runners.parallel import wrap
@@ -44,8 +46,12 @@ class Loader(Protocol):
         """Where the next batch comes from, as plain values."""
         ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+    def load_states(self, states: list[dict[str, Any]]) -> None:
+        """Go on from the states of all processes of a run, which may have been more or fewer than now."""
+        ...
+
+    def report(self) -> dict[str, Any]:
+        """What was trained on so far, by this process (see :mod:`vlm.datasets.tally`); empty for nothing to tell."""
         ...
 
 
@@ -112,7 +118,7 @@ class Trainer:
 
         Args:
             model: on ``device``, trainable parameters chosen.
-            loader: endless batches of this process, with ``state_dict``/``load_state_dict``.
+            loader: endless batches of this process, see :class:`Loader`.
             task: makes a loss of a batch.
             run: the run section.
             run_dir: prepared run folder.
@@ -194,6 +200,8 @@ class Trainer:
         finally:
             for tracker in trackers:
                 tracker.close()
+        if data := self._data_report():
+            log.info("data of this run:\n%s", tally.table(data))
         log.info("%s after step %d (last checkpoint: step %d)", status, self.progress.step, saved_step)
         progress = self.progress
         best = progress.best_loss if math.isfinite(progress.best_loss) else None
@@ -226,9 +234,15 @@ class Trainer:
             "memory_mib": dist.peak_memory_mib(self.device),
             "skipped": int(stats.skipped),
         }
+        if self.progress.step % self.run.log_freq == 0 or self.progress.step == self.total_steps:
+            record |= tally.numbers(self._data_report())
         for tracker in trackers:
             tracker.log(record)
         return stats
+
+    def _data_report(self) -> tally.Report:
+        """What all processes have trained on; all must call it."""
+        return tally.combine(dist.gather_objects(self.loader.report()))
 
     def _due(self, every: int) -> bool:
         step = self.progress.step
@@ -285,17 +299,10 @@ class Trainer:
 
         Raises:
             WeightsError: the checkpoint is damaged, or belongs to other trainable parameters or other frozen weights.
-            UserError: it was written by another number of processes, or with another accumulation.
+            DataError: the data has changed, or it cannot be continued with this number of processes.
         """
         tensors, state = read_checkpoint(folder)
         self._check_foundations(folder)
-        ranks = state["ranks"]
-        if len(ranks) != dist.world_size():
-            raise UserError(
-                f"{folder} was written by {len(ranks)} processes, this run has {dist.world_size()}: "
-                "their data positions cannot be continued exactly",
-                fix=f"start with {len(ranks)} processes, or load it under model.ckpt and start a new run",
-            )
         if state["accum_grad_iters"] != self.run.accum_grad_iters:
             log.warning(
                 "run.accum_grad_iters changed from %d to %d", state["accum_grad_iters"], self.run.accum_grad_iters
@@ -304,10 +311,23 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
-        own = ranks[dist.rank()]
-        self.loader.load_state_dict(own["loader"])
-        restore_rng(own["rng"], self.device)
+        self.loader.load_states([rank["loader"] for rank in state["ranks"]])
+        self._restore_rng([rank["rng"] for rank in state["ranks"]])
         log.info("resumed from %s at step %d of %d", folder, self.progress.step, self.total_steps)
+
+    def _restore_rng(self, states: list[dict[str, Any]]) -> None:
+        """This process's random states; for another number of processes new ones, from seed and step."""
+        if len(states) == dist.world_size():
+            restore_rng(states[dist.rank()], self.device)
+            return
+        log.warning(
+            "the run goes on with %d processes instead of %d: every sample is still used once per pass, but steps are "
+            "of another size, and random states (dropout) are drawn anew from run.seed and the step",
+            dist.world_size(),
+            len(states),
+        )
+        seed = derive_seed(self.run.seed, "processes", dist.world_size(), self.progress.step) % 2**31
+        dist.seed_everything(seed, dist.rank(), self.run.deterministic)
 
     def _check_foundations(self, folder: Path) -> None:
         passport = folder / PASSPORT
