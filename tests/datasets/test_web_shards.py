@@ -1,15 +1,26 @@
 from __future__ import annotations
 
+import functools
+import http.server
+import io
 import json
+import sys
 import tarfile
-from collections.abc import Callable
+import threading
+import urllib.error
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vlm.common.errors import DataError
+from vlm.common.types import Image, Input, Sample, Video
+from vlm.datasets.base import message
+from vlm.datasets.loader import TrainLoader
+from vlm.datasets.shard_sample import to_members
 from vlm.datasets.web_shards import WebShards
+from vlm.datasets.worker import Source
 
 
 def load(storage: Any, **options: Any) -> WebShards:
@@ -128,3 +139,171 @@ def test_missing_shards_are_errors_at_once(tmp_path: Path, shards: Callable[...,
         load(str(root / "{00000..00001}.tar"))
     with pytest.raises(DataError, match="no shard at"):
         load(str(tmp_path / "*.tar"))
+
+
+def write(file: Path, members: list[tuple[str, bytes]]) -> Path:
+    with tarfile.open(file, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return file
+
+
+def reasons(data: WebShards) -> list[str]:
+    """Per record its caption, or why it cannot be used."""
+    found = []
+    for raw in data.records(None):
+        try:
+            found.append(data.decode(raw).messages[-1].text)
+        except DataError as error:
+            found.append(str(error))
+    return found
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_members_that_are_refused(tmp_path: Path, picture_of: Callable[..., bytes], scheme: str) -> None:
+    picture, good = picture_of(1), b"fine"
+    file = write(
+        tmp_path / "a.tar",
+        [
+            ("1.png", picture),
+            ("1.txt", good),
+            ("../2.png", picture),
+            ("../2.txt", good),
+            ("/tmp/3.png", picture),
+            ("4.png", picture),
+            ("4.PNG", picture),
+            ("4.txt", good),
+            ("5.png", picture),
+            ("5.txt", good),
+            ("1.png", picture),
+            ("1.txt", good),
+        ],
+    )
+    found = reasons(load(f"{scheme}{file}"))
+    assert [f for f in found if f == "fine"] == ["fine", "fine"]
+    assert "record ../2: refused: member name '../2.txt' leads out of its folder" in found[1]
+    assert "member name '/tmp/3.png' leads out" in found[2]
+    assert "record 4: two members with the extension 'png', the second is '4.PNG'" in found[3]
+    assert "record 1: the key occurred before in this shard" in found[5]
+
+
+def test_bad_records_of_a_shard_are_counted(tmp_path: Path, picture_of: Callable[..., bytes], processor: Any) -> None:
+    write(
+        tmp_path / "a.tar", [*[(f"{k}.png", picture_of(k)) for k in (1, 1)], ("2.png", picture_of(2)), ("2.txt", b"b")]
+    )
+    loader = TrainLoader([Source("mine", load(str(tmp_path)), 1)], processor, seed=0)
+    for _ in range(4):
+        next(loader)
+    assert loader.counts["mine"]["bad"] >= 1
+    loader.close()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """Address of a server of tmp_path in a thread of its own."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    handler = functools.partial(Quiet, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def test_shards_over_http(server: str, shards: Callable[..., Path]) -> None:
+    root = shards((2, 3))
+    local, remote = load(str(root)), load(f"{server}/shards/{{00000..00001}}.tar")
+    assert [remote.decode(r) for r in remote.records(None)] == [local.decode(r) for r in local.records(None)]
+    assert sorted(keys(remote, 5)) == keys(local, None)
+    (error,) = reasons(load(f"{server}/shards/7.tar"))
+    assert "7.tar: record after start: unreadable (HTTP Error 404" in error
+
+
+def test_a_server_that_fails_at_first(shards: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    file = shards((1,)) / "00000.tar"
+    calls: list[str] = []
+
+    def urlopen(shard: str, timeout: float) -> Any:
+        calls.append(shard)
+        if len(calls) < 3:
+            raise urllib.error.URLError("no route") if len(calls) == 1 else busy
+        return file.open("rb")
+
+    busy = urllib.error.HTTPError("x", 503, "busy", None, None)  # type: ignore[arg-type]
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    assert len(list(load("http://shards.example.org/0.tar").records(None))) == 1
+    assert len(calls) == 3
+    calls[:] = []
+    monkeypatch.setattr("vlm.datasets.shard_reader.TRIES", 2)
+    assert "unreadable (HTTP Error 503: busy)" in reasons(load("http://shards.example.org/0.tar"))[0]
+
+
+def test_object_storage(shards: Callable[..., Path]) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    root = shards((2,))
+    with fsspec.open("memory://bucket/0.tar", "wb") as file:
+        file.write((root / "00000.tar").read_bytes())
+    local, remote = load(str(root)), load("memory://bucket/0.tar")
+    assert [remote.decode(r) for r in remote.records(None)] == [local.decode(r) for r in local.records(None)]
+    assert "unreadable" in reasons(load("memory://bucket/1.tar"))[0]
+    with pytest.raises(DataError, match=r"use a path, http\(s\)://, s3://"):
+        list(load("strange://bucket/1.tar").records(None))
+
+
+def test_object_storage_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    with pytest.raises(DataError, match="s3://bucket/1.tar needs the package s3fs\n  fix: pip install s3fs"):
+        list(load("s3://bucket/1.tar").records(None))
+
+
+def test_a_conversation_in_a_record(tmp_path: Path, picture_of: Callable[..., bytes]) -> None:
+    sample = Sample(
+        messages=(
+            message("system", "看图说话。"),
+            message(
+                "user", Image(picture_of(1)), "这两张图有什么不同?", Image(picture_of(2, "JPEG")), Input("选项: 甲")
+            ),
+            message("assistant", "第一张是红色的。"),
+            message("user", Video([picture_of(3), picture_of(4)])),
+            message("assistant", "ok"),
+        ),
+        id="对话.1",
+    )
+    members = to_members(sample)
+    assert list(members) == ["sample.json", "0.png", "1.jpg", "2.png", "3.png"]
+    assert "看图说话" in members["sample.json"].decode()
+    write(tmp_path / "a.tar", [(f"000.{ext}", data) for ext, data in members.items()])
+    data = load(str(tmp_path))
+    assert [data.decode(raw) for raw in data.records(None)] == [sample]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"{oops", "sample.json is not JSON"),
+        (b"[1]", r'sample.json must be \{"messages": \[at least one\]\}'),
+        (b'{"messages": []}', "at least one"),
+        (b'{"messages": [{"role": "bot", "parts": []}]}', r"message 1: role 'bot' \(known: system, user, assistant\)"),
+        (b'{"messages": [{"role": "user", "parts": "x"}]}', "parts must be a list, found str"),
+        (b'{"messages": [{"role": "user", "parts": [{"sound": "x"}]}]}', "none of text, input, image, video"),
+        (b'{"messages": [{"role": "user", "parts": [{"image": "0.jpg"}]}]}', "no member '0.jpg'"),
+        (b'{"messages": [{"role": "user", "parts": [{"image": ["0.jpg"]}]}]}', "none of text"),
+    ],
+)
+def test_faulty_conversations_in_a_record(tmp_path: Path, text: bytes, said: str) -> None:
+    write(tmp_path / "a.tar", [("7.sample.json", text)])
+    data = load(str(tmp_path))
+    with pytest.raises(DataError, match=f"record 7: .*{said}"):
+        data.decode(next(data.records(None)))
+
+
+def test_media_that_cannot_be_stored(tmp_path: Path) -> None:
+    for source, said in ((str(tmp_path / "no.png"), "no file"), (str(tmp_path), "cannot be read"), (3, "a int cannot")):
+        with pytest.raises(DataError, match=f"sample 9: .*{said}"):
+            to_members(Sample((message("user", Image(source)),), id="9"))

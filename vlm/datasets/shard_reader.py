@@ -1,0 +1,203 @@
+"""Records of tar shards: local files by their headers, remote ones as a stream of bytes; home of webdataset.
+
+Members of a tar that have the same name up to the first dot of the file name are one record and stand next to
+each other. Nothing is ever unpacked to the disk.
+"""
+
+from __future__ import annotations
+
+import glob
+import http.client
+import re
+import tarfile
+import time
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, NamedTuple
+
+from vlm.common.errors import DataError
+from vlm.common.paths import is_url
+
+Members = dict[str, tuple[int, int] | bytes]
+
+TRIES = 3
+"""How often a remote shard is opened before it counts as unreadable."""
+
+_BROKEN = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, http.client.HTTPException)
+"""What damaged tars and broken connections raise."""
+
+
+class ShardRecord(NamedTuple):
+    """An undecoded record of a shard: member extension -> (offset, size) in a local tar, or its bytes."""
+
+    shard: str
+    key: str
+    members: Members
+    fault: str = ""
+
+
+def expand(pattern: str) -> list[str]:
+    """Shards named by a folder, a file, a glob pattern, a brace pattern or a URL, in order.
+
+    Raises:
+        DataError: a local shard is missing.
+    """
+    if Path(pattern).is_dir():
+        return sorted(str(p) for p in Path(pattern).glob("*.tar"))
+    if Path(pattern).is_file():
+        return [pattern]
+    from webdataset.shardlists import expand_urls
+
+    names = [n for p in expand_urls(pattern) for n in (sorted(glob.glob(p)) if re.search(r"[*?\[]", p) else [p])]
+    missing = [n for n in names if not is_remote(n) and not Path(n).is_file()]
+    if missing:
+        raise DataError(
+            f"web_shards: {len(missing)} of {len(names)} shards are missing, the first is {missing[0]}",
+            fix="download them or narrow the pattern under build_info.storage",
+        )
+    return names
+
+
+def is_remote(name: str) -> bool:
+    """Whether a shard is an address or a command, not a local file."""
+    return "://" in name or name.startswith("pipe:")
+
+
+def read_shard(shard: str) -> Iterator[ShardRecord]:
+    """The records of one shard, in order; what cannot be used is a record with ``fault`` set.
+
+    Faults: a damaged tar or broken connection (after its whole records), names that lead out of a folder, a key that
+    comes back later, two members of a record with the same extension.
+    """
+    group = _Group(shard)
+    try:
+        if is_remote(shard) or not shard.endswith(".tar"):
+            with closing(open_remote(shard)) as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
+                yield from group.records(tar, in_place=False)
+        else:
+            with tarfile.open(shard, "r:") as tar:
+                yield from group.records(tar, in_place=True)
+    except _BROKEN as error:
+        kind = "unreadable" if is_remote(shard) else "damaged tar"
+        yield ShardRecord(shard, f"after {group.key or 'start'}", Members(), f"{kind} ({error})")
+
+
+class _Group:
+    """Collects neighbouring members into records."""
+
+    def __init__(self, shard: str) -> None:
+        self.shard, self.key, self.fault = shard, "", ""
+        self.members = Members()
+        self._seen: set[str] = set()
+
+    def records(self, tar: tarfile.TarFile, in_place: bool) -> Iterator[ShardRecord]:
+        """``in_place``: members are (offset, size); otherwise their bytes."""
+        while (info := tar.next()) is not None:
+            tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
+            if not info.isfile():
+                continue
+            key, ext = split_name(info.name)
+            if key != self.key and self.key:
+                yield self._finish()
+            self._add(key, ext, info.name)
+            self.members[ext] = (info.offset_data, info.size) if in_place else _bytes(tar, info)
+        if self.key:
+            yield self._finish()
+
+    def _add(self, key: str, ext: str, name: str) -> None:
+        if key != self.key:
+            self.key = key
+            if key in self._seen:
+                self.fault = "the key occurred before in this shard (members of a record must be neighbours)"
+            self._seen.add(key)
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            self.fault = f"refused: member name {name!r} leads out of its folder"
+        elif ext in self.members:
+            self.fault = f"two members with the extension {ext!r}, the second is {name!r}"
+
+    def _finish(self) -> ShardRecord:
+        done = ShardRecord(self.shard, self.key, Members() if self.fault else self.members, self.fault)
+        self.key, self.fault, self.members = "", "", Members()
+        return done
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """``a/0001.seg.jpg`` -> (``a/0001``, ``seg.jpg``): a key ends at the first dot of the file name."""
+    folder, _, base = name.rpartition("/")
+    stem, _, ext = base.partition(".")
+    return (f"{folder}/{stem}" if folder else stem), ext.lower()
+
+
+def _bytes(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
+    member = tar.extractfile(info)
+    data = member.read() if member is not None else b""
+    if len(data) < info.size:
+        raise EOFError(f"{info.name} ends after {len(data)} of {info.size} bytes")
+    return data
+
+
+def read_member(raw: ShardRecord, ext: str) -> bytes:
+    """The bytes of a member. Raises DataError when the shard is gone or shorter than it was."""
+    where = raw.members[ext]
+    if isinstance(where, bytes):
+        return where
+    offset, size = where
+    try:
+        with open(raw.shard, "rb") as file:
+            file.seek(offset)
+            data = file.read(size)
+    except OSError as error:
+        raise DataError(f"{raw.shard}: record {raw.key}: cannot be read ({error.strerror})") from error
+    if len(data) < size:
+        raise DataError(f"{raw.shard}: record {raw.key}: truncated ({len(data)} of {size} bytes)")
+    return data
+
+
+def open_remote(shard: str) -> IO[bytes]:
+    """A byte stream of an http(s) or ``file://`` address, a ``pipe:`` command, an fsspec address, or a local file.
+
+    Raises:
+        DataError: an address whose package is not installed.
+        OSError: it cannot be opened, after three tries.
+    """
+    if is_url(shard):
+        return _tried(shard)
+    if shard.startswith(("pipe:", "file:")) or not is_remote(shard):
+        from webdataset.gopen import gopen
+
+        stream: IO[bytes] = gopen(shard, "rb")
+        return stream
+    return _object_storage(shard)
+
+
+def _tried(shard: str) -> IO[bytes]:
+    """An http(s) stream; an answer of 4xx is final, anything else is tried again."""
+    for attempt in range(TRIES):
+        try:
+            return urllib.request.urlopen(shard, timeout=60)  # type: ignore[no-any-return]
+        except urllib.error.HTTPError as error:
+            if error.code < 500 or attempt + 1 == TRIES:
+                raise
+        except OSError:
+            if attempt + 1 == TRIES:
+                raise
+        time.sleep(0.5 * 2**attempt)
+    raise OSError(f"{shard} was not tried")
+
+
+def _object_storage(shard: str) -> IO[bytes]:
+    protocol = shard.partition("://")[0]
+    package = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hdfs": "pyarrow"}.get(protocol, "fsspec")
+    try:
+        import fsspec
+
+        stream: Any = fsspec.open(shard, "rb").open()
+    except ImportError:
+        raise DataError(f"web_shards: {shard} needs the package {package}", fix=f"pip install {package}") from None
+    except ValueError as error:
+        raise DataError(f"web_shards: {shard}: {error}", fix="use a path, http(s)://, s3://, gs:// or pipe:") from None
+    return stream  # type: ignore[no-any-return]
