@@ -155,3 +155,10 @@ def test_published_names() -> None:
     for name in ("blip2_image_train", "blip2_image_eval"):
         kind = resolve("processor", name)
         assert torch.equal(kind(kind.Config(size=20))(picture), recipe()(picture))
+
+
+def test_a_tuple_is_shown_side_by_side_with_every_second_column() -> None:
+    left, right = (np.random.default_rng(k).integers(0, 256, (9, 7, 3), np.uint8) for k in range(2))
+    recipe = ImageRecipe(ImageRecipe.Config(size=8))
+    wide = torch.cat([recipe(left), recipe(right)], dim=2)
+    assert torch.equal(recipe((left, right)), wide[:, :, ::2])

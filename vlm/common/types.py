@@ -45,7 +45,10 @@ class Input(Text):
 
 @dataclass(frozen=True)
 class Image:
-    """A picture in a message: a path, encoded bytes, or a ``PIL.Image.Image``. Decoded by the processor."""
+    """A picture in a message: a path, encoded bytes, or a ``PIL.Image.Image``. Decoded by the processor.
+
+    A tuple of these is shown side by side as one picture.
+    """
 
     source: Any
 

@@ -97,7 +97,8 @@ class ImageRecipe:
 
         Args:
             source: path, encoded bytes, ``PIL.Image``, uint8 array ``[h, w]`` or ``[h, w, 3|4]``, or a
-                float tensor ``[3, size, size]`` that went through a recipe before (returned as it is).
+                float tensor ``[3, size, size]`` that went through a recipe before (returned as it is); a tuple of
+                these is shown side by side as one picture (see :func:`joined`).
             name: what to call the picture in an error when ``source`` is no path.
             rng: draws the crop and the flip of the ``train`` part; None asks for the evaluation transform.
 
@@ -111,6 +112,8 @@ class ImageRecipe:
 
         if isinstance(source, torch.Tensor):
             return self._checked(source, name)
+        if isinstance(source, tuple):
+            return joined([self(part, name, rng) for part in source])
         opened = Opened(source, name, self.config.max_pixels)
         plan = self._plan(opened.size, rng)
         if plan.size[0] * plan.size[1] > self.config.max_pixels:
@@ -196,3 +199,15 @@ class Blip2ImageTrain(ImageRecipe):
 @register_processor("blip2_image_eval")
 class Blip2ImageEval(ImageRecipe):
     """The published evaluation transform."""
+
+
+def joined(pictures: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Pictures ``[3, size, size]`` side by side, made as narrow as one by leaving columns out (nearest neighbour).
+
+    The published Multimodal-GPT shows the two photographs of NLVR2 so.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    wide = torch.cat(list(pictures), dim=2)
+    return F.interpolate(wide[None], size=tuple(pictures[0].shape[1:]), mode="nearest")[0]
