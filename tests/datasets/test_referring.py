@@ -12,9 +12,12 @@ import pytest
 from vlm.common.config import load_config
 from vlm.common.errors import DataError
 from vlm.datasets.boxes import box_text, corners_of
+from vlm.datasets.loader import build_source
 from vlm.datasets.plain_pickle import read_plain_pickle
 from vlm.datasets.referring import Referring
 from vlm.datasets.regions import Regions
+from vlm.datasets.sampler import Ref
+from vlm.datasets.worker import read_sample
 from vlm.processors.text import BlipCaption
 
 REF = {
@@ -224,3 +227,12 @@ def corpus(name: str, build_info: dict[str, str]) -> Any:
     model = {"arch": "minigpt_v2", "model_type": "pretrain", "llama_model": "llm"}
     config = {"model": model, "datasets": {name: {"batch_size": 6, "build_info": build_info}}}
     return load_config(config, check="none").datasets[name]
+
+
+def test_the_corpus_text_processor_reaches_the_phrase(refs: Callable[..., Referring], tmp_path: Path) -> None:
+    refs()
+    entry = corpus("refcoco", {"ann_path": str(tmp_path), "image_path": "/coco"})
+    entry.text_processor = {"train": {"name": "blip_caption"}}
+    source = build_source("refcoco", entry, 448)
+    question = read_sample(source, Ref(0, 0), seed=1).messages[0].text
+    assert question.lower().endswith(question.split("] ")[1]) and "!" not in question

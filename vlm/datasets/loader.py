@@ -33,26 +33,34 @@ def build_sources(entries: Mapping[str, DatasetEntry], processor: Processor, spl
         ConfigError: a picture size that is not the model's, a batch size below 1, a negative ratio.
         DataError: files that are missing or of another shape.
     """
-    sources = []
-    for name, entry in entries.items():
-        wanted = entry.vis_processor.get(split, {}).get("image_size")
-        if wanted is not None and wanted != processor.image.config.size:
-            raise ConfigError(
-                f"datasets.{name}.vis_processor.{split}.image_size is {wanted}, "
-                f"but the model takes pictures of {processor.image.config.size}",
-                fix="set both to the same size",
-            )
-        ratio = 1.0 if entry.sample_ratio is None else float(entry.sample_ratio)
-        if entry.batch_size < 1 or ratio < 0:
-            raise ConfigError(f"datasets.{name}: batch_size {entry.batch_size} and sample_ratio {ratio} make no batch")
-        options = dict(entry.text_processor.get(split) or entry.text_processor.get("train") or {})
-        text = None
-        if options:
-            kind = resolve("processor", options.pop("name", "blip_caption"))
-            text = kind(kind.Config(**options))
-        dataset = resolve("dataset", entry.format.name)(entry.format.config)
-        sources.append(Source(name, dataset, entry.batch_size, ratio, text))
-    return sources
+    return [build_source(name, entry, processor.image.config.size, split) for name, entry in entries.items()]
+
+
+def build_source(name: str, entry: DatasetEntry, image_size: int, split: str = "train") -> Source:
+    """One dataset of a configuration with its text processor; a format with ``clean`` gets the processor there.
+
+    Raises:
+        ConfigError, DataError: as :func:`build_sources`.
+    """
+    wanted = entry.vis_processor.get(split, {}).get("image_size")
+    if wanted is not None and wanted != image_size:
+        raise ConfigError(
+            f"datasets.{name}.vis_processor.{split}.image_size is {wanted}, "
+            f"but the model takes pictures of {image_size}",
+            fix="set both to the same size",
+        )
+    ratio = 1.0 if entry.sample_ratio is None else float(entry.sample_ratio)
+    if entry.batch_size < 1 or ratio < 0:
+        raise ConfigError(f"datasets.{name}: batch_size {entry.batch_size} and sample_ratio {ratio} make no batch")
+    options = dict(entry.text_processor.get(split) or entry.text_processor.get("train") or {})
+    text = None
+    if options:
+        kind = resolve("processor", options.pop("name", "blip_caption"))
+        text = kind(kind.Config(**options))
+    dataset = resolve("dataset", entry.format.name)(entry.format.config)
+    if hasattr(dataset, "clean"):
+        dataset.clean = text
+    return Source(name, dataset, entry.batch_size, ratio, text)
 
 
 class TrainLoader:

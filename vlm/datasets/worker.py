@@ -198,25 +198,31 @@ class BatchMaker(torch.utils.data.Dataset):
         return item
 
     def _example(self, source: Source, ref: Ref) -> Example:
-        sample = self._sample(source, ref)
-        sample = replace(sample, source=source.name, id=sample.id or str(ref.index))
-        roles = getattr(getattr(source.dataset, "config", None), "text_roles", ())
-        if source.text is not None and roles:
-            sample = process_text(sample, source.text, roles)
+        sample = read_sample(source, ref, self._seed)
         rng = random.Random(derive_seed(self._seed, "sample", source.name, ref.epoch, ref.index))
         return self._processor.encode_train(sample, rng)
-
-    def _sample(self, source: Source, ref: Ref) -> Sample:
-        dataset = source.dataset
-        stream = isinstance(dataset, StreamDataset)
-        if hasattr(dataset, "draw"):
-            rng = random.Random(derive_seed(self._seed, "draw", source.name, ref.epoch, ref.index))
-            return dataset.draw(ref.raw if stream else ref.index, rng)
-        return dataset.decode(ref.raw) if stream else dataset[ref.index]
 
     @staticmethod
     def _key(ref: Ref) -> str:
         return str(getattr(ref.raw, "key", ref.index))
+
+
+def read_sample(source: Source, ref: Ref, seed: int) -> Sample:
+    """The sample that training sees at ``ref``: drawn by ``seed``, named, its texts through the text processor.
+
+    Raises:
+        DataError: the record cannot be used.
+    """
+    dataset = source.dataset
+    stream = isinstance(dataset, StreamDataset)
+    if hasattr(dataset, "draw"):
+        rng = random.Random(derive_seed(seed, "draw", source.name, ref.epoch, ref.index))
+        sample = dataset.draw(ref.raw if stream else ref.index, rng)
+    else:
+        sample = dataset.decode(ref.raw) if stream else dataset[ref.index]
+    sample = replace(sample, source=source.name, id=sample.id or str(ref.index))
+    roles = getattr(getattr(dataset, "config", None), "text_roles", ())
+    return process_text(sample, source.text, roles) if source.text is not None and roles else sample
 
 
 def measure(rows: Sequence[Sequence[Item]], names: Sequence[str]) -> Measure:
