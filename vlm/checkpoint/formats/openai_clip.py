@@ -1,0 +1,115 @@
+"""CLIP under its authors' names: ``ViT-L-14.pt`` (a TorchScript archive) and the files of open_clip."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from vlm.checkpoint.accounting import Placement
+from vlm.checkpoint.formats.base import below
+from vlm.checkpoint.formats.eva import resize_positions
+from vlm.checkpoint.inert import named_tensors, read_inert
+from vlm.checkpoint.keymap import KeyMap
+from vlm.checkpoint.safe import read_tensors
+from vlm.common.errors import WeightsError
+from vlm.common.registry import register_checkpoint_format
+from vlm.models.vision.clip import Clip
+from vlm.models.vlm import VLM
+
+BLOCK = "visual.transformer.resblocks.{i}"
+TEXT = ("transformer.*", "token_embedding.*", "positional_embedding", "ln_final.*", "text_projection", "logit_*")
+SIZES = ("input_resolution", "context_length", "vocab_size")
+"""Numbers that the archive holds beside the weights."""
+PACKED = (".attn.in_proj_weight", ".attn.in_proj_bias")
+"""Queries, keys and values in one matrix."""
+
+
+def key_map(depth: int, post_layernorm: bool, prefix: str = "vision.model") -> KeyMap:
+    """The map for a tower of the file's first ``depth`` blocks; the packed projections have been split."""
+    names = {
+        "ln_1": "layer_norm1",
+        "ln_2": "layer_norm2",
+        "mlp.c_fc": "mlp.fc1",
+        "mlp.c_proj": "mlp.fc2",
+        "attn.q_proj": "self_attn.q_proj",
+        "attn.k_proj": "self_attn.k_proj",
+        "attn.v_proj": "self_attn.v_proj",
+        "attn.out_proj": "self_attn.out_proj",
+    }
+    pairs = [
+        ("visual.class_embedding", f"{prefix}.embeddings.class_embedding"),
+        ("visual.positional_embedding", f"{prefix}.embeddings.position_embedding.weight"),
+        ("visual.conv1.weight", f"{prefix}.embeddings.patch_embedding.weight"),
+        ("visual.ln_pre.{rest}", f"{prefix}.pre_layrnorm.{{rest}}"),
+    ]
+    ignored = [*TEXT, *SIZES, "visual.proj"]
+    if post_layernorm:
+        pairs.append(("visual.ln_post.{rest}", f"{prefix}.post_layernorm.{{rest}}"))
+    else:
+        ignored.append("visual.ln_post.*")
+    for i in range(depth):
+        block, ours = BLOCK.format(i=i), f"{prefix}.encoder.layers.{i}"
+        pairs += [(f"{block}.{theirs}.{{rest}}", f"{ours}.{name}.{{rest}}") for theirs, name in names.items()]
+    ignored += [f"{BLOCK.format(i=i)}.*" for i in range(depth, depth + 48)]
+    return KeyMap(tuple(pairs), tuple(ignored))
+
+
+def split_projections(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``attn.in_proj_*  [3 d, ...]`` as ``attn.{q,k,v}_proj.*  [d, ...]``; everything else as it is."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if not name.endswith(PACKED):
+            found[name] = tensor
+            continue
+        stem, _, kind = name.rpartition(".in_proj_")
+        found |= {f"{stem}.{p}_proj.{kind}": t for p, t in zip("qkv", tensor.chunk(3), strict=True)}
+    return found
+
+
+@register_checkpoint_format("openai_clip")
+class OpenAIClip:
+    """Fills ``vision.model`` of a ``clip``; the text half is left out. No code of a TorchScript archive is run."""
+
+    def __init__(self, into: str | None = None) -> None:
+        self.prefix = f"{into or 'vision'}.model"
+
+    def fills(self, model: VLM) -> list[str]:
+        """The whole tower."""
+        return [self.prefix]
+
+    def read(self, path: Path) -> dict[str, Tensor]:
+        """Tensors by published name, of a TorchScript archive, a torch file or a safetensors file."""
+        if is_torchscript(path):
+            tensors = named_tensors(read_inert(path))
+        else:
+            tensors = read_tensors(path, "state_dict")
+        return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+
+    def place(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> Placement:
+        """See :class:`CheckpointFormat`."""
+        if not isinstance(model.vision, Clip):
+            raise WeightsError(f"{file}: format openai_clip fills a clip, but model.vision is another encoder")
+        tensors = split_projections(tensors)
+        names = key_map(len(model.vision.blocks()), model.vision.config.post_layernorm, self.prefix)
+        theirs, unknown = names.rename(tensors)
+        placed = {ours: tensors[name] for ours, name in theirs.items()}
+        table = f"{self.prefix}.embeddings.position_embedding.weight"
+        if table in placed and placed[table].dim() == 2:
+            count = len(model.vision.model.embeddings.position_embedding.weight)
+            placed[table] = resize_positions(placed[table][None], count)[0]
+        return Placement(file, placed, theirs, unknown, below(model, self.prefix))
+
+    def hint(self, shapes: Mapping[str, str]) -> str | None:
+        """See :class:`CheckpointFormat`."""
+        return "the encoder's sizes under model.vision differ from the file's" if shapes else None
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is a TorchScript archive (a zip with code inside)."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") or "/code/" in name for name in archive.namelist())

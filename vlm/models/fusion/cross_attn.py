@@ -1,0 +1,121 @@
+"""Cross-attention: media stay outside the sequence; inserted layers look at them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlm.common.errors import ConfigError
+from vlm.common.registry import register_fusion
+from vlm.common.types import MEDIA_TOKEN, Batch, Features
+from vlm.models.fusion.base import LLMInputs
+from vlm.models.fusion.locations import earlier, locate
+from vlm.models.fusion.splice import check_marks, restart_positions
+from vlm.models.inserts.base import InsertData
+
+
+@register_fusion("cross_attn")
+class CrossAttention:
+    """Each mark is one text token with an embedding of its own; inserts such as ``gated_xattn`` read the media."""
+
+    @dataclass
+    class Config:
+        """Options of ``fusion: {name: cross_attn}``.
+
+        ``mark_id`` is the token that stands in the text for a medium. Text looks at the next medium behind it, or
+        with ``attend_previous`` at the last one before it; ``placement_augmentation`` draws one of the two for each
+        pass that records gradients. ``immediate`` false lets it look at all media up to that one. With
+        ``evenly_at_missing`` marks may outnumber media, and a position whose medium is not there attends evenly to
+        all the others, as in published code; else that is an error.
+        """
+
+        mark_id: int | None = None
+        attend_previous: bool = False
+        placement_augmentation: bool = False
+        immediate: bool = True
+        evenly_at_missing: bool = False
+
+    needs_llm_width = False
+
+    def __init__(self, config: Config, llm: Any) -> None:
+        if config.mark_id is None or not 0 <= config.mark_id < llm.vocab_size:
+            raise ConfigError(
+                f"model.fusion.mark_id is {config.mark_id}, allowed: 0 to {llm.vocab_size - 1}",
+                fix="give the id of the token that stands for an image; "
+                "model.llm.vocab_size makes room for tokens that the LLM's folder lacks",
+            )
+        self.config = config
+        self.llm = llm
+
+    def __call__(self, batch: Batch, visual: Features | None) -> LLMInputs:
+        """Fuse.
+
+        Args:
+            batch: ids ``[b, s]`` with ``MEDIA_TOKEN`` at each medium.
+            visual: tokens ``[n, f, v, d]`` of any width; those of a medium's frames are looked at together.
+
+        Returns:
+            Sequences of the batch's own length, with what the inserts read: per position ``location`` (number of the
+            medium, -1 for none, above ``last`` for one that is missing) and ``first``, ``last`` (numbers of its
+            sample's media, ``last < first`` without media); shared ``media [n, k, d]`` and ``real [n, k]`` or None.
+
+        Raises:
+            PromptError: marks and media do not agree, with both counts and the sample.
+        """
+        if not self.config.evenly_at_missing:
+            check_marks(batch, visual)
+        ids = torch.where(batch.ids == MEDIA_TOKEN, self.config.mark_id or 0, batch.ids)
+        segments = batch.segments
+        return LLMInputs(
+            self.llm.embed(ids),
+            segments,
+            restart_positions(segments),
+            batch.labels,
+            packed=int(segments.max()) > 1,
+            inserts=self._data(batch, visual),
+        )
+
+    def _data(self, batch: Batch, visual: Features | None) -> InsertData:
+        marks = (batch.ids == MEDIA_TOKEN) & (batch.segments > 0)
+        previous = self._attend_previous()
+        location = locate(marks, batch.segments, previous)
+        first, last = _own_media(batch, marks)
+        offset = first - earlier(marks, batch.segments) - 1  # from numbers within the row to numbers in the batch
+        location = torch.where((location > 0) & (last >= first), location + offset, -1)
+        media: Tensor | None = None
+        real: Tensor | None = None
+        if visual is not None and len(batch.media_row):
+            media = visual.tokens.flatten(1, 2)
+            real = None if visual.mask is None else visual.mask.flatten(1)
+        return InsertData(
+            tokens={"location": location, "first": first, "last": last},
+            shared={
+                "media": media,
+                "real": real,
+                "all": media is not None and bool((last >= first)[batch.segments > 0].all()),
+                "immediate": self.config.immediate,
+                "evenly": self.config.evenly_at_missing,
+            },
+            appended={} if previous else {"location": -1},
+        )
+
+    def _attend_previous(self) -> bool:
+        if self.config.placement_augmentation and torch.is_grad_enabled():
+            return bool(torch.rand(()) < 0.5)
+        return self.config.attend_previous
+
+
+def _own_media(batch: Batch, marks: Tensor) -> tuple[Tensor, Tensor]:
+    """``[b, s]`` numbers in the batch of the first and the last medium of each position's sample (0 and -1: none)."""
+    rows, most = len(marks), int(batch.segments.max()) + 1
+    count = torch.zeros(rows, most, dtype=torch.long, device=marks.device)
+    sample = batch.segments[batch.media_row, batch.media_pos]
+    count.index_put_((batch.media_row, sample), torch.ones_like(sample), accumulate=True)
+    last = count.flatten().cumsum(0).view(rows, most) - 1
+    first = last - count + 1
+    none = count == 0
+    first, last = first.masked_fill(none, 0), last.masked_fill(none, -1)
+    return first.gather(1, batch.segments), last.gather(1, batch.segments)

@@ -1,0 +1,155 @@
+"""Gated cross-attention before decoder layers, as in Flamingo (arXiv:2204.14198, section 2.2) and OpenFlamingo."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlm.common.errors import ConfigError
+from vlm.common.registry import register_insert
+from vlm.models.inserts.base import Insert, InsertData, layer_numbers
+from vlm.models.lora import LoraOptions, inject_lora
+
+
+class MaskedCrossAttention(nn.Module):
+    """Text attends to media tokens. State-dict keys: ``norm.*``, ``to_q``, ``to_kv``, ``to_out`` (no biases)."""
+
+    def __init__(self, width: int, media_width: int, dim_head: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        inner = dim_head * heads
+        self.norm = nn.LayerNorm(width)
+        self.to_q = nn.Linear(width, inner, bias=False)
+        self.to_kv = nn.Linear(media_width, 2 * inner, bias=False)
+        self.to_out = nn.Linear(inner, width, bias=False)
+
+    def forward(self, hidden: Tensor, media: Tensor, allowed: Tensor | None, even: Tensor | None = None) -> Tensor:
+        """Attend.
+
+        Args:
+            hidden: ``[b, s, d]``.
+            media: ``[b, m, e]``, not normalised here.
+            allowed: ``[b, s, m]`` bool; None allows all.
+            even: ``[b, s]`` bool, positions that attend to all allowed tokens with the same weight.
+
+        Returns:
+            ``[b, s, d]``; zero where nothing is allowed.
+        """
+        query = self.to_q(self.norm(hidden))
+        if even is not None:
+            query = query.masked_fill(even[..., None], 0)
+        key, value = self.to_kv(media).chunk(2, dim=-1)
+        query, key, value = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (query, key, value))
+        if allowed is None:
+            out = F.scaled_dot_product_attention(query, key, value)
+            return self.to_out(out.transpose(1, 2).flatten(2))
+        nothing = ~allowed.any(2, keepdim=True)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=(allowed | nothing)[:, None])
+        return self.to_out(out.transpose(1, 2).flatten(2).masked_fill(nothing, 0))
+
+
+class GatedBlock(nn.Module):
+    """``x += tanh(attn_gate) attn(x, media); x += tanh(ff_gate) ff(x)``; both gates start at 0, so nothing changes.
+
+    State-dict keys: ``attn_gate [1]``, ``ff_gate [1]``, ``attn.*``, ``ff.0.*`` (norm), ``ff.1.weight``, ``ff.3.weight``.
+    """
+
+    def __init__(self, width: int, media_width: int, dim_head: int, heads: int, ff_mult: int) -> None:
+        super().__init__()
+        inner = width * ff_mult
+        self.attn = MaskedCrossAttention(width, media_width, dim_head, heads)
+        self.attn_gate = nn.Parameter(torch.zeros(1))
+        self.ff = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, inner, bias=False), nn.GELU(), nn.Linear(inner, width, bias=False)
+        )
+        self.ff_gate = nn.Parameter(torch.zeros(1))
+
+    def forward(self, hidden: Tensor, looked: Looked | None) -> Tensor:
+        """``[b, s, d]`` -> ``[b, s, d]``; ``looked`` None means that no position looks at any medium."""
+        if looked is not None:
+            update = self.attn(hidden, looked.media, looked.allowed, looked.even)
+            hidden = hidden + (update * self.attn_gate.tanh()).to(hidden.dtype)
+        return hidden + (self.ff(hidden) * self.ff_gate.tanh()).to(hidden.dtype)
+
+
+@dataclass
+class Looked:
+    """Arguments of :class:`MaskedCrossAttention`: media ``[b, m, e]``, allowed ``[b, s, m]``, even ``[b, s]``."""
+
+    media: Tensor
+    allowed: Tensor
+    even: Tensor | None
+
+
+@register_insert("gated_xattn")
+class GatedCrossAttention(Insert):
+    """A :class:`GatedBlock` before every ``every``-th decoder layer; reads what the fusion ``cross_attn`` provides.
+
+    Positions of samples without media pass unchanged, feed-forward included.
+    """
+
+    @dataclass
+    class Config:
+        """Options of ``inserts: [{name: gated_xattn}]``; ``first`` null is the ``every``-th layer."""
+
+        every: int = 4
+        first: int | None = None
+        dim_head: int = 64
+        heads: int = 8
+        ff_mult: int = 4
+        lora: LoraOptions | None = None
+
+    needs_data = True
+
+    def __init__(self, config: Config, llm_dim: int, num_layers: int, visual_dim: int | None) -> None:
+        super().__init__()
+        self.config = config
+        if visual_dim is None:
+            raise ConfigError("model.inserts gated_xattn looks at media, but model.vision is null")
+        first = config.every - 1 if config.first is None else config.first
+        for number in layer_numbers(num_layers, config.every, first, "gated_xattn"):
+            self.layers[str(number)] = GatedBlock(llm_dim, visual_dim, config.dim_head, config.heads, config.ff_mult)
+        if config.lora is not None:
+            inject_lora(self.layers, config.lora)
+
+    def before(self, module: Any, hidden: Tensor, data: InsertData | None) -> Tensor:
+        """The block's output at positions of samples with media; the others as they are."""
+        if data is None or data.shared["media"] is None:
+            return hidden
+        looked = look(data)
+        if data.shared["all"]:
+            return module(hidden, looked)
+        active = data.tokens["last"] >= data.tokens["first"]
+        return torch.where(active[..., None], module(hidden, looked), hidden)
+
+
+def look(data: InsertData) -> Looked | None:
+    """Media and masks of a call's positions ``[b, s]``; None when none of them looks at a medium."""
+    location, first, last = (data.tokens[name] for name in ("location", "first", "last"))
+    media, real = data.shared["media"], data.shared["real"]
+    immediate, evenly = data.shared["immediate"], data.shared["evenly"]
+    active = last >= first
+    if not bool(((location >= 0) if immediate or not evenly else active).any()):
+        return None
+    low = torch.where(active, first, len(media)).amin(1)
+    slots = max(1, int((last.amax(1) - low + 1).amax()))
+    number = low[:, None] + torch.arange(slots, device=low.device)  # [b, slots]: media of each row
+    inside = number < len(media)
+    number = number.clamp(max=len(media) - 1)
+    n = number[:, None]
+    own = (n >= first[..., None]) & (n <= last[..., None]) & inside[:, None]
+    allowed = own & ((n == location[..., None]) if immediate else (n <= location[..., None]))
+    even: Tensor | None = None
+    if evenly:
+        even = active & ~allowed.any(2)
+        if immediate:
+            even = even & (location >= 0)
+        allowed = allowed | (even[..., None] & own)
+    allowed = allowed.repeat_interleave(media.shape[1], 2)
+    if real is not None:
+        allowed = allowed & real[number].flatten(1)[:, None]
+    return Looked(media[number].flatten(1, 2), allowed, even)
