@@ -68,7 +68,8 @@ class Table:
         join_pictures: bool = False  # several pictures side by side as one (published form of NLVR2)
         flip_share: float = 0.0  # how often two pictures change places, with the words left and right
         missing_images: Literal["quarantine", "drop"] = "quarantine"  # drop: leave out at the start, counted
-        text_fields: list[str] = field(default_factory=list)  # fields that pass the corpus's text processor
+        text_fields: list[str] = field(default_factory=list)  # fields that pass the corpus's text processor, ...
+        text_roles: Sequence[str] = ()  # ... and roles whose whole text does
 
         def __post_init__(self) -> None:
             """Raises ConfigError for options that contradict each other."""
