@@ -11,6 +11,7 @@ import random
 from pathlib import Path
 
 import pytest
+import yaml
 
 from vlm.common.config import load_config
 from vlm.common.registry import names, resolve
@@ -20,9 +21,23 @@ from vlm.processors.template import IMAGE_MARK, Segment, Template
 HERE = Path(__file__).parent
 MODELS = Path(load_config.__code__.co_filename).parents[1] / "configs" / "models"
 COMPOSITIONS = sorted(f"{f.parent.name}/{f.stem}" for f in MODELS.glob("*/*.yaml"))
+VISUALCLA = {
+    "image_header": "",
+    "image_prefix": "<img>",
+    "image_suffix": "</img>",
+    "image_gap": "\n",
+    "media_token": "",
+    "user": "### Instruction: \n",
+    "assistant": "### Response:",
+    "joint_answer": False,
+    "turn_bos": False,
+    "keep_after": [],
+    "strip": False,
+}
 VARIANTS = {
     "vicuna0": [{"style": "2023-04"}, {"system": "", "chat_form": True}],
     "minigpt_v2": [{"chat_template": False}],
+    "alpaca": [{"keep_turns": 0}, VISUALCLA, {**VISUALCLA, "image_at_head": True}],
 }
 
 
@@ -53,11 +68,12 @@ CHATS = {
 
 
 def show(segments: list[Segment]) -> str:
-    """One line per segment: ``*`` supervised, ``^`` begin id in front; text as a literal."""
+    """One line per segment: ``+`` joined to the one before, ``^`` begin id in front, ``*`` supervised, ``$`` end id."""
     lines = []
     for s in segments:
         text = IMAGE_MARK if s.medium is not None else repr(s.text)
-        lines.append(f"  {'^' if s.bos else ' '}{'*' if s.supervised else ' '} {text}")
+        flags = ((s.joined, "+"), (s.bos, "^"), (s.supervised, "*"), (s.eos, "$"))
+        lines.append(" " + "".join(mark if on else " " for on, mark in flags) + text)
     return "\n".join(lines)
 
 
@@ -92,6 +108,8 @@ def test_templates(name: str) -> None:
 @pytest.mark.parametrize("composition", COMPOSITIONS)
 def test_compositions(composition: str) -> None:
     arch, model_type = composition.split("/")
-    model = {"arch": arch, "model_type": model_type, "llama_model": "somewhere"}
+    params = yaml.safe_load((MODELS / f"{composition}.yaml").read_text())["params"]
+    needed = [name for name, param in params.items() if param["default"] == "???"]
+    model = {"arch": arch, "model_type": model_type, **dict.fromkeys(needed, "somewhere")}
     part = load_config({"model": model}, check="none").model.template
     compare(composition.replace("/", "-"), composition + "\n" + render(resolve("template", part.name)(part.config)))

@@ -66,7 +66,7 @@ def rank_candidates(
     losses: list[list[float]] = [[] for _ in prompts]
     for column in range(max(map(len, candidates))):
         rows = [i for i, texts in enumerate(candidates) if column < len(texts)]
-        answers = [processor.tokenizer.encode(candidates[i][column] + _end(processor)) for i in rows]
+        answers = [processor.encode_answer(candidates[i][column]) for i in rows]
         examples = [_with_answer(prompts[i], answer) for i, answer in zip(rows, answers, strict=True)]
         output = score(examples)
         assert output.logits is not None and output.labels is not None
@@ -89,10 +89,6 @@ def _published(labels: Tensor, counts: Tensor) -> Tensor:
     """Longest prompt plus longest answer, minus one: prompts and answers were padded apart."""
     prompts = (labels != IGNORE_INDEX).long().argmax(dim=1)
     return torch.full_like(counts, int(prompts.max() + counts.max()) - 1)
-
-
-def _end(processor: Processor) -> str:
-    return processor.template.config.end_sym
 
 
 def _with_answer(prompt: Example, answer: list[int]) -> Example:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vlm.inference.generation import Cleanup
-    from vlm.processors.template import Template
+    from vlm.processors.template_base import BaseTemplate
     from vlm.processors.tokenizer import Tokenizer
 
 
@@ -41,14 +41,14 @@ def extend(text: str, delta: str) -> str:
     return str(delta) if getattr(delta, "replaces", False) else text + delta
 
 
-def cleaner(template: Template, rule: Cleanup) -> Callable[[str], str]:
+def cleaner(template: BaseTemplate, rule: Cleanup) -> Callable[[str], str]:
     """Raw decoded text -> answer, by the rule's name (see ``Generation.cleanup``)."""
     if rule == "chat":
         return template.clean
     return template.clean_batch if rule == "answer" else str.strip
 
 
-def marks_of(template: Template) -> list[str]:
+def marks_of(template: BaseTemplate) -> list[str]:
     """Texts on which a clean-up rule may act; a stream holds back what could become one."""
     return [*template.stop, *template.config.cut_at, *template.config.keep_after, "</s>", "[/INST]"]
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from vlm.common.errors import DataError
+from vlm.common.errors import ConfigError, DataError
 from vlm.common.registry import resolve
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Image, Message, Sample, Video
 from vlm.processors.image import ImageRecipe
-from vlm.processors.template import Segment, Template
+from vlm.processors.template_base import BaseTemplate, Segment
 from vlm.processors.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -25,55 +25,85 @@ if TYPE_CHECKING:
 
 @dataclass
 class TextConfig:
-    """Limits of the text side, by their published names."""
+    """Tokenizer and limits of the text side, by their published names."""
 
     max_txt_len: int = 32  # tokens from the first answer on; the rest is cut
     max_context_len: int = 3800  # positions before the first answer
     keep_end: bool = False  # a cut answer still ends with end_sym (the published code loses it)
-    tokens_per_medium: int = 1  # what a picture counts in max_context_len
-    pad_token: str = "$$"  # existing piece used for padding
+    max_turn_len: int = 0  # positions of a turn with its begin and end id; above 0 the two limits above do not apply
+    tokens_per_medium: int = 1  # what a picture counts in max_context_len and max_turn_len
+    tokenizer: str = ""  # folder of the tokenizer; empty: the LLM's
+    pad_token: str = "$$"  # existing piece or special token used for padding
+    special_tokens: list[str] = field(default_factory=list)  # made special; new ones get the next ids, in order
+    new_pad_token: str = ""  # added as pad token if the folder names none
+    bos_id: int | None = None  # forced, whatever the folder says
+    eos_id: int | None = None
 
 
-Span = tuple[list[int], bool]
-"""Ids of a segment, and whether they are targets."""
+@dataclass
+class Span:
+    """Ids of a segment; ``supervised``: targets, ``bos``: begin id in front, ``eos``: the last is the end id."""
+
+    ids: list[int]
+    supervised: bool = False
+    bos: bool = False
+    eos: bool = False
 
 
 class Processor:
-    """Template, tokenizer and picture recipe of one model; pickles into loader workers."""
+    """Template, tokenizer and picture recipe of one model; pickles into loader workers.
+
+    ``pad_id`` fills rows; ``media_id`` is the id of the special token that a medium stands for, where the template
+    has one (its place in ``Example.ids`` is a ``MEDIA_TOKEN`` all the same).
+    """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
-        template: Template,
+        template: BaseTemplate,
         image: ImageRecipe,
         text_cfg: TextConfig | None = None,
         video: Callable[[Any, str], torch.Tensor] | None = None,
     ) -> None:
-        """``video`` maps (source, name) to ``[f, 3, h, w]``."""
+        """``video`` maps (source, name) to ``[f, 3, h, w]``.
+
+        Raises:
+            ConfigError: the tokenizer lacks a token that the template or the padding needs.
+        """
         self.tokenizer, self.template, self.image, self.video = tokenizer, template, image, video
         self.text_cfg = text_cfg or TextConfig()
         self.pad_id = tokenizer.pad
+        token = template.config.media_token
+        self.media_id = tokenizer.id_of(token) if token else None
+        if token and not tokenizer.is_special(token):
+            raise ConfigError(
+                f"model.template.media_token is {token!r}, which is no special token of the tokenizer",
+                fix=f"add it: model.text.special_tokens: ['{token}'], or set media_token to ''",
+            )
 
     def encode_train(self, sample: Sample, rng: random.Random) -> Example:
-        """A training example: begin id, condition, answers; only answers (with their end symbol) are targets.
+        """A training example: begin id, condition, answers; only answers (with their end) are targets.
 
         What follows from the first answer on is cut to ``max_txt_len`` tokens, the condition to
-        ``max_context_len`` positions.
+        ``max_context_len`` positions; or every turn to ``max_turn_len``.
 
         Raises:
             DataError: unreadable medium, or nothing to train; the message names the sample.
             PromptError: marks and media differ in number.
         """
         segments = self.template.train_segments(sample, rng)
-        first = next((i for i, s in enumerate(segments) if s.supervised), len(segments))
-        head = self._cut_context(self._spans(segments[:first]), sample)
-        tail = self._cut_answers(self._spans(segments[first:]))
+        spans = self._spans(segments)
+        if self.text_cfg.max_turn_len > 0:
+            spans = self._cut_turns(spans, sample)
+        else:
+            first = next((i for i, s in enumerate(spans) if s.supervised), len(spans))
+            spans = [*self._cut_context(spans[:first], sample), *self._cut_answers(spans[first:])]
         media = [s.medium for s in segments if s.medium is not None]
-        example = self._example([*head, *tail], media, sample)
+        example = self._example(spans, media, sample)
         if not example.num_targets:
             raise DataError(
                 f"sample {_name(sample)}: no supervised token",
-                fix="give it an answer, or raise model.max_txt_len",
+                fix=f"give it an answer, or raise {self._answer_limit}",
             )
         return example
 
@@ -81,7 +111,7 @@ class Processor:
         """A prompt with the assistant's turn left open; nothing is supervised.
 
         Raises:
-            PromptError: see :meth:`Template.chat_segments`.
+            PromptError: see :meth:`BaseTemplate.chat_segments`.
             DataError: unreadable medium.
         """
         return self._prompt(self.template.chat_segments(messages))
@@ -89,7 +119,7 @@ class Processor:
     def encode_prompt(self, text: str, media: Sequence[Any] = ()) -> Example:
         """A finished prompt text, taken as it is: one ``<ImageHere>`` per medium, the begin id in front.
 
-        ``media`` are ``Image``/``Video`` parts or anything an image recipe reads.
+        Special tokens in it are read as such. ``media`` are ``Image``/``Video`` parts or what an image recipe reads.
 
         Raises:
             PromptError: marks and media differ in number (both are named).
@@ -97,6 +127,10 @@ class Processor:
         """
         parts = [m if isinstance(m, Image | Video) else Image(m) for m in media]
         return self._prompt(self.template.prompt_segments(text, parts))
+
+    def encode_answer(self, text: str) -> list[int]:
+        """Ids of an answer behind an open prompt, with its end, as training writes it."""
+        return [i for span in self._spans(self.template.answer_segments(text)) if span.supervised for i in span.ids]
 
     @property
     def stop_ids(self) -> list[list[int]]:
@@ -108,22 +142,55 @@ class Processor:
                     found.append(ids)
         return found
 
+    @property
+    def _answer_limit(self) -> str:
+        return "model.text.max_turn_len" if self.text_cfg.max_turn_len > 0 else "model.max_txt_len"
+
     def _prompt(self, segments: list[Segment]) -> Example:
         media = [s.medium for s in segments if s.medium is not None]
         return self._example(self._spans(segments), media, Sample(messages=()))
 
     def _spans(self, segments: Sequence[Segment]) -> list[Span]:
-        return [
-            ([MEDIA_TOKEN], False) if s.medium is not None else (self.tokenizer.encode(s.text), s.supervised)
-            for s in segments
-        ]
+        """Joined segments are tokenised as one text and cut where supervision changes."""
+        runs: list[list[Segment]] = []
+        for segment in segments:
+            if segment.joined and runs:
+                runs[-1].append(segment)
+            else:
+                runs.append([segment])
+        return [span for run in runs for span in self._encode(run)]
+
+    def _encode(self, run: Sequence[Segment]) -> list[Span]:
+        """Spans of segments that are one text; a medium in it is written as its special token first."""
+        bos = run[0].bos
+        if run[0].medium is not None and not run[0].text:
+            return [Span([MEDIA_TOKEN], bos=bos)]
+        text = ""
+        literal: list[tuple[int, int]] = []
+        cuts: list[int] = []
+        for k, segment in enumerate(run):
+            if k and segment.supervised != run[k - 1].supervised:
+                cuts.append(len(self.tokenizer.encode(text, literal=literal)))
+            literal += [(len(text) + a, len(text) + b) for a, b in segment.literal]
+            text += segment.text
+        ids = self.tokenizer.encode(text, literal=literal)
+        if any(s.medium is not None for s in run):
+            ids = [MEDIA_TOKEN if i == self.media_id else i for i in ids]
+        spans: list[Span] = []
+        for a, b in zip([0, *cuts], [*cuts, len(ids)], strict=True):
+            spans.append(Span(ids[a:b], run[0].supervised ^ bool(len(spans) % 2), bos=bos and not spans))
+        if run[-1].eos and self.tokenizer.eos is not None:
+            spans[-1] = replace(spans[-1], ids=[*spans[-1].ids, self.tokenizer.eos], eos=True)
+        return spans
 
     def _example(self, spans: Sequence[Span], media: Sequence[Image | Video], sample: Sample) -> Example:
-        ids: list[int] = [] if self.tokenizer.bos is None else [self.tokenizer.bos]
-        labels = [IGNORE_INDEX] * len(ids)
-        for span, supervised in spans:
-            ids += span
-            labels += span if supervised else [IGNORE_INDEX] * len(span)
+        ids: list[int] = []
+        labels: list[int] = []
+        for span in spans:
+            begin = [self.tokenizer.bos] if span.bos and self.tokenizer.bos is not None else []
+            ids += [*begin, *span.ids]
+            labels += [IGNORE_INDEX] * len(begin)
+            labels += span.ids if span.supervised else [IGNORE_INDEX] * len(span.ids)
         kept = media[: ids.count(MEDIA_TOKEN)]
         tensors = [self._medium(m, _name(sample)) for m in kept]
         return Example(ids=ids, labels=labels, media=tensors, id=sample.id, source=sample.source)
@@ -137,32 +204,61 @@ class Processor:
             raise DataError(f"clip {label}: this model takes pictures only", fix="use a composition with video")
         return self.video(medium.source, label)
 
-    def _cut_context(self, spans: list[Span], sample: Sample) -> list[Span]:
-        """The first ``max_context_len`` positions; losing a picture that way is an error."""
-        room, out = self.text_cfg.max_context_len, []
-        for ids, supervised in spans:
-            is_medium = ids == [MEDIA_TOKEN]
-            need = self.text_cfg.tokens_per_medium if is_medium else len(ids)
-            if is_medium and need > room:
-                raise DataError(
-                    f"sample {_name(sample)}: a picture lies beyond max_context_len {self.text_cfg.max_context_len}",
-                    fix="raise model.max_context_len or shorten the prompt",
-                )
-            out.append((ids if is_medium else ids[: max(room, 0)], supervised))
-            room -= need
+    def _cut_turns(self, spans: Sequence[Span], sample: Sample) -> list[Span]:
+        """The first ``max_turn_len`` positions of every turn, which begins with a begin id; a cut turn has no end."""
+        out: list[Span] = []
+        room = self.text_cfg.max_turn_len
+        for span in spans:
+            if span.bos:
+                room = self.text_cfg.max_turn_len - 1
+            ids = self._first(span.ids, room, "max_turn_len", sample)
+            room -= self._positions(ids)
+            out.append(replace(span, ids=ids))
+            room = room if len(ids) == len(span.ids) else 0
         return out
 
-    def _cut_answers(self, spans: list[Span]) -> list[Span]:
+    def _cut_context(self, spans: Sequence[Span], sample: Sample) -> list[Span]:
+        """The first ``max_context_len`` positions; losing a picture that way is an error."""
+        room, out = self.text_cfg.max_context_len, []
+        for span in spans:
+            out.append(replace(span, ids=self._first(span.ids, room, "max_context_len", sample)))
+            room -= self._positions(span.ids)
+        return out
+
+    def _first(self, ids: list[int], room: int, limit: str, sample: Sample) -> list[int]:
+        """As many ids as fit into ``room`` positions.
+
+        Raises:
+            DataError: a picture does not fit.
+        """
+        if MEDIA_TOKEN not in ids:
+            return ids[: max(room, 0)]
+        kept: list[int] = []
+        for i in ids:
+            room -= self._positions([i])
+            if room < 0 and i == MEDIA_TOKEN:
+                raise DataError(
+                    f"sample {_name(sample)}: a picture lies beyond {limit} {getattr(self.text_cfg, limit)}",
+                    fix=f"raise model.{limit} or shorten the prompt",
+                )
+            kept += [i] if room >= 0 else []
+        return kept
+
+    def _positions(self, ids: list[int]) -> int:
+        return len(ids) + ids.count(MEDIA_TOKEN) * (self.text_cfg.tokens_per_medium - 1)
+
+    def _cut_answers(self, spans: Sequence[Span]) -> list[Span]:
         """The first ``max_txt_len`` tokens; with ``keep_end`` a cut answer still ends with the end symbol."""
         room, out = self.text_cfg.max_txt_len, []
-        for ids, supervised in spans:
+        for span in spans:
+            ids = span.ids
             if len(ids) > room:
                 if self.text_cfg.keep_end:
-                    end = self._after_letter(self.template.config.end_sym)
-                    ids = (ids[: max(room - len(end), 0)] + end)[:room] if supervised else []
-                out.append((ids[:room], supervised))
+                    end = ids[-1:] if span.eos else self._after_letter(self.template.config.end_sym)
+                    ids = (ids[: max(room - len(end), 0)] + end)[:room] if span.supervised else []
+                out.append(replace(span, ids=ids[:room]))
                 break
-            out.append((ids, supervised))
+            out.append(span)
             room -= len(ids)
         return out
 
@@ -184,6 +280,13 @@ def build_processor(model_cfg: ModelConfig) -> Processor:
         ConfigError, WeightsError: an unusable template, recipe or tokenizer folder.
     """
     text_cfg = TextConfig(**model_cfg.text)
-    tokenizer = Tokenizer.from_folder(model_cfg.llm.config.path, pad_token=text_cfg.pad_token)
+    tokenizer = Tokenizer.from_folder(
+        text_cfg.tokenizer or model_cfg.llm.config.path,
+        text_cfg.pad_token,
+        special_tokens=text_cfg.special_tokens,
+        new_pad_token=text_cfg.new_pad_token,
+        bos_id=text_cfg.bos_id,
+        eos_id=text_cfg.eos_id,
+    )
     template = resolve("template", model_cfg.template.name)(model_cfg.template.config)
     return Processor(tokenizer, template, ImageRecipe(ImageRecipe.Config(**model_cfg.image)), text_cfg)

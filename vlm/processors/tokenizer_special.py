@@ -36,9 +36,9 @@ class SpecialTokens:
     by_text: dict[str, Special]
 
     def add(self, text: str, known: int | None, size: int) -> None:
-        """Make ``text`` special as a plain string; a new one gets the next id of a vocabulary of ``size`` pieces."""
+        """Make ``text`` special; a new one is a plain string with the next id of a vocabulary of ``size`` pieces."""
         if text in self.by_text:
-            self.by_text[text] = replace(self.by_text[text], lstrip=True, rstrip=True, skip=True)
+            self.by_text[text] = replace(self.by_text[text], skip=True)
             return
         following = max([size, *(token.id + 1 for token in self.by_text.values())])
         self.by_text[text] = Special(following if known is None else known)
