@@ -56,7 +56,9 @@ def test_arch_file_explains_every_parameter(name: str) -> None:
 @pytest.mark.parametrize("name", archs())
 def test_arch_loads(name: str) -> None:
     arch, model_type = name.split("/")
-    text = {"model": {"arch": arch, "model_type": model_type, "llama_model": "/llm"}}
+    file = ROOT / "vlm" / "configs" / "models" / f"{name}.yaml"
+    needed = [param for param, said in parse_file(file).data["params"].items() if said["default"] == "???"]
+    text = {"model": {"arch": arch, "model_type": model_type, **dict.fromkeys(needed, "/there")}}
     assert load_config(text, check="none").model.vision is not None
 
 
