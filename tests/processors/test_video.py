@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+import pickle
+import random
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from vlm.common.errors import ConfigError, DataError
+from vlm.processors import video_read
+from vlm.processors.image import ImageRecipe
+from vlm.processors.video import VideoRecipe, fps_ids, segment_ids, uniform_ids
+from vlm.processors.video_read import open_clip
+
+LYNX = Path(__file__).parents[1] / "golden" / "lynx" / "open"
+TABLES = json.loads((LYNX / "case.json").read_text())["frame_ids"]
+DECODERS = ["opencv", pytest.param("decord", marks=pytest.mark.skipif(not video_read.installed("decord"), reason=""))]
+PLAIN = {"mean": (0, 0, 0), "std": (1, 1, 1)}
+
+
+def recipe(frames: int = 4, size: int = 8, image: dict | None = None, **options: object) -> VideoRecipe:
+    picture = ImageRecipe(ImageRecipe.Config(size=size, **PLAIN, **(image or {})))
+    return VideoRecipe(VideoRecipe.Config(num_frames=frames, **options), picture)
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """25 frames at 10 per second; frame k has brightness 10 k."""
+    file = tmp_path_factory.mktemp("video") / "clip.mp4"
+    writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"mp4v"), 10, (32, 32))
+    for k in range(25):
+        writer.write(np.full((32, 32, 3), 10 * k, np.uint8))
+    writer.release()
+    return file
+
+
+def which(tensor: torch.Tensor) -> list[int]:
+    return (tensor.mean(dim=(1, 2, 3)) * 25.5).round().int().tolist()
+
+
+@pytest.mark.parametrize("case", [k for k in TABLES["training_false"] if k != "key"])
+def test_published_frames_in_evaluation(case: str) -> None:
+    total, wanted = map(int, case.split(","))
+    assert segment_ids(total, wanted) == TABLES["training_false"][case]
+
+
+@pytest.mark.parametrize("case", TABLES["training_true_numpy_seed_7"])
+def test_published_frames_in_training(case: str) -> None:
+    """The random generators differ, so: the published draw is one that the rule here makes, and all stay in range."""
+    total, wanted = map(int, case.split(","))
+    drawn = Counter(tuple(segment_ids(total, wanted, random.Random(seed))) for seed in range(3000))
+    per_place = [{ids[k] for ids in drawn} for k in range(wanted)]
+    assert all(frame in place for frame, place in zip(TABLES["training_true_numpy_seed_7"][case], per_place))
+    assert all(list(ids) == sorted(ids) and ids[0] >= 0 and ids[-1] < total and len(ids) == wanted for ids in drawn)
+    if total <= wanted:
+        assert all(set(ids) == set(range(total)) for ids in drawn)
+    else:
+        assert all(len(set(ids)) == wanted for ids in drawn)
+        assert set().union(*per_place) == set(range(total))
+
+
+def test_uniform_takes_the_middles() -> None:
+    assert uniform_ids(100, 4) == [12, 37, 62, 87]
+    assert uniform_ids(5, 1) == [2]
+    assert uniform_ids(2, 5) == [0, 0, 0, 1, 1]
+    assert all(len(set(uniform_ids(n, 7))) == 7 for n in range(8, 60))
+
+
+def test_fps_takes_a_frame_per_interval() -> None:
+    assert fps_ids(25, 10, 2, 8) == [0, 5, 10, 15, 20]
+    assert fps_ids(25, 10, 2, 3) == [0, 10, 20]
+    assert fps_ids(100, 29.97, 1, 8) == [0, 30, 60, 90]
+    assert fps_ids(3, 10, 50, 8) == [0, 1, 2]  # no frame twice
+    assert fps_ids(1, 10, 1, 8) == [0]
+
+
+@pytest.mark.parametrize("backend", DECODERS)
+def test_frames_of_a_file(clip: Path, backend: str) -> None:
+    assert which(recipe(5, backend=backend)(str(clip))) == [2, 7, 12, 17, 22]
+    assert which(recipe(3, sampling="segments", backend=backend)(clip)) == [0, 9, 17]
+    assert which(recipe(8, sampling="fps", fps=2, backend=backend)(clip)) == [0, 5, 10, 15, 20]
+    assert which(recipe(30, backend=backend)(clip)) == sorted(k % 25 for k in range(30))
+    assert which(recipe(3, backend=backend)(clip.read_bytes())) == [4, 12, 20]
+
+
+def test_decoders_agree(clip: Path) -> None:
+    pytest.importorskip("decord")
+    for options in ({}, {"sampling": "segments"}, {"sampling": "fps", "fps": 3}):
+        one, two = (recipe(6, backend=b, **options)(clip) for b in ("decord", "opencv"))
+        assert torch.equal(one, two)
+
+
+def test_every_form_of_a_clip_gives_the_same_tensor(clip: Path, tmp_path: Path) -> None:
+    frames = open_clip(clip, "", "opencv").read(range(12))
+    pictures = [Image.fromarray(f) for f in frames]
+    texts = []
+    for k, picture in enumerate(pictures):
+        picture.save(tmp_path / f"frame_{k}.png")
+        out = io.BytesIO()
+        picture.save(out, "PNG")
+        texts.append(base64.b64encode(out.getvalue()).decode())
+    (tmp_path / "clip.json").write_text(json.dumps(texts))
+    (tmp_path / "notes.txt").write_text("not a frame")
+    paths = [str(tmp_path / f"frame_{k}.png") for k in range(12)]
+    want = recipe(4)(frames)
+    assert which(want) == [1, 4, 7, 10]
+    data = [base64.b64decode(t) for t in texts]
+    for source in (tmp_path, tmp_path / "clip.json", texts, paths, pictures, tuple(data)):
+        assert torch.equal(recipe(4)(source), want)
+    one = recipe(3)(tmp_path / "frame_2.png")
+    assert torch.equal(one, recipe(3)(data[2]))
+    (tmp_path / "one.json").write_text(json.dumps(texts[2]))
+    assert torch.equal(recipe(3)(tmp_path / "one.json"), one)
+
+
+def test_published_clips() -> None:
+    want = load_file(LYNX / "tensors.safetensors")["video/pixel_values"]
+    made = recipe(3, want.shape[-1], {"resize": "shorter"}, sampling="segments")
+    made.image = ImageRecipe(ImageRecipe.Config(size=want.shape[-1], resize="shorter"))
+    for line, pixels in zip((LYNX / "videos.jsonl").read_text().splitlines(), want, strict=True):
+        assert torch.equal(made(LYNX / json.loads(line)["video"]), pixels)
+
+
+def test_training_draws_frames_and_one_crop(clip: Path) -> None:
+    made = recipe(5, sampling="segments")
+    draws = {tuple(which(made(clip, rng=random.Random(seed)))) for seed in range(6)}
+    assert len(draws) > 3
+    assert torch.equal(made(clip, rng=random.Random(1)), made(clip, rng=random.Random(1)))
+    assert which(made(clip)) == [0, 5, 10, 15, 20]
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    cropped = recipe(3, image={"train": {"scale": (0.2, 0.4), "flip": 0.5}})
+    frames = cropped([noise, noise, noise], rng=random.Random(4))
+    assert torch.equal(frames[0], frames[1])
+    assert not torch.equal(frames, cropped([noise, noise, noise]))
+
+
+def test_pickles(clip: Path) -> None:
+    made = recipe()
+    assert torch.equal(pickle.loads(pickle.dumps(made))(clip), made(clip))
+
+
+def test_a_file_with_fewer_frames_than_it_says(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = video_read._with_opencv
+
+    def boasting(source: object, label: str) -> video_read.Clip | None:
+        found = honest(source, label)  # type: ignore[arg-type]
+        assert found is not None
+        found.count = 40
+        return found
+
+    monkeypatch.setattr(video_read, "_with_opencv", boasting)
+    assert which(recipe(5, backend="opencv")(clip)) == [2, 7, 12, 17, 22]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("text.mp4", b"hello text", r"text\.mp4: no video that .* can read \(it begins with b'hello text'\)"),
+        ("empty.mp4", b"", r"empty\.mp4: empty"),
+        ("bad.json", b'["no base64!"]', r"bad\.json frame 0: not base64"),
+        ("junk.json", b'["aGVsbG8="]', r"junk\.json frame 0: not a picture format"),
+        ("none.json", b"[]", r"none\.json: no frames"),
+        ("dict.json", b"{}", r"dict\.json: holds a dict"),
+        ("cut.jpg", b"\xff\xd8\xff\xe0", r"cut\.jpg frame 0: corrupt or truncated"),
+    ],
+)
+def test_bad_files(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        recipe()(str(tmp_path / name))
+
+
+def test_a_damaged_video(clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.mp4").write_bytes(clip.read_bytes()[:600])
+    with pytest.raises(DataError, match=r"cut\.mp4"):
+        recipe()(str(tmp_path / "cut.mp4"))
+
+
+def test_other_bad_clips(tmp_path: Path, clip: Path) -> None:
+    with pytest.raises(DataError, match=r"gone\.mp4: no such file or folder"):
+        recipe()("gone.mp4")
+    with pytest.raises(DataError, match="a folder without frames"):
+        recipe()(tmp_path)
+    with pytest.raises(DataError, match="toy/3: a float is no clip"):
+        recipe()(1.5, name="toy/3")
+    with pytest.raises(DataError, match="toy/4: no frames"):
+        recipe()([], name="toy/4")
+    with pytest.raises(DataError, match=r"bytes: no video that .* can read"):
+        recipe()(b"no video")
+    with pytest.raises(DataError, match="frames without a frame rate"):
+        recipe(sampling="fps")([np.zeros((4, 4, 3), np.uint8)])
+    with pytest.raises(DataError, match=r"frame 3: 32 x 32 pixels, allowed are 1 to 1000"):
+        recipe(image={"max_pixels": 1000})(clip)
+
+
+@pytest.mark.parametrize("options", [{"num_frames": 0}, {"num_frames": 2, "fps": 0.0}])
+def test_impossible_recipes(options: dict) -> None:
+    with pytest.raises(ConfigError, match="wanted 1 or more, and above 0"):
+        VideoRecipe.Config(**options)
+
+
+def test_decoders_that_are_not_installed(
+    clip: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("vlm"), "propagate", True)
+    video_read._say_once.cache_clear()
+    monkeypatch.setattr(video_read, "installed", lambda name: name == "opencv")
+    for _ in range(2):
+        assert which(recipe(1)(clip)) == [12]
+    assert [r.getMessage() for r in caplog.records] == [
+        "decord is not installed; OpenCV decodes videos, which is slower"
+    ]
+    with pytest.raises(ConfigError, match="backend decord is not installed"):
+        recipe(backend="decord")
+    monkeypatch.setattr(video_read, "installed", lambda name: False)
+    with pytest.raises(DataError, match=r"clip\.mp4: no video decoder is installed"):
+        recipe()(str(clip))
+
+
+def test_opencv_reads_what_decord_cannot(
+    clip: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("vlm"), "propagate", True)
+    video_read._say_once.cache_clear()
+    monkeypatch.setattr(video_read, "installed", lambda name: True)
+    monkeypatch.setattr(video_read, "_with_decord", lambda source, label: None)
+    for _ in range(2):
+        assert which(recipe(1)(clip)) == [12]
+    assert [r.levelname for r in caplog.records] == ["WARNING"]
+    assert "decord cannot open a video" in caplog.text
