@@ -33,7 +33,9 @@ class Packing:
 
     max_tokens: int = field(metadata={"help": "positions of a row, visual tokens included"})
     max_media: int | None = option(None, "pictures and clips of a row; null: no limit")
-    open_rows: int = option(32, "rows that are filled at the same time; more waste less and hold more pictures in memory")
+    open_rows: int = option(
+        32, "rows that are filled at the same time; more waste less and hold more pictures in memory"
+    )
 
     def __post_init__(self) -> None:
         """Raises ValueError for limits below 1."""
@@ -85,7 +87,8 @@ class RunConfig:
         "batch", "batch: each step draws one dataset, with its batch_size; sample: each sample draws its dataset"
     )
     batch_size: int | None = option(
-        None, "with mixing: sample or packing, samples (packed: rows) of a process; null: the datasets' largest batch_size"
+        None,
+        "with mixing: sample or packing, samples (packed: rows) of a process; null: the datasets' largest batch_size",
     )
     packing: Packing | None = option(None, "several samples per row (implies mixing: sample); null: off")
     group_by_length: int = option(0, "batches whose samples are sorted by length before they are cut anew; 0: off")

@@ -19,7 +19,7 @@ from vlm.datasets.resume import merge
 from vlm.datasets.sampler import CHUNK, Job, JobSampler, Ref, cursor, empty
 from vlm.datasets.tally import Report, Tally
 from vlm.datasets.worker import BatchMaker, Delivered, Limits, Source, as_is, measure, start_worker
-from vlm.processors.collate import collate_rows
+from vlm.processors.collate import VisualTokens, collate_rows
 from vlm.processors.processor import Processor
 
 if TYPE_CHECKING:
@@ -91,10 +91,10 @@ class TrainLoader:
         batch_size: int | None = None,
         group_by_length: int = 0,
         packing: Packing | None = None,
-        tokens_per_frame: int = 1,
+        visual_tokens: VisualTokens | None = None,
         pin_memory: bool = False,
     ) -> None:
-        """``tokens_per_frame``: positions that a frame takes in the LLM.
+        """``visual_tokens``: positions that media take in the LLM.
 
         Raises DataError for no dataset or an empty one, ConfigError when no ratio is positive.
         """
@@ -121,7 +121,7 @@ class TrainLoader:
             processor,
             seed=seed,
             batches=not (packing or group_by_length),
-            tokens_per_frame=tokens_per_frame,
+            visual_tokens=visual_tokens,
             limits=Limits(packing.max_tokens, packing.max_media) if packing else None,
         )
         self._pad_id = processor.pad_id

@@ -18,7 +18,7 @@ from vlm.common.types import Batch, Example, Sample
 from vlm.datasets.base import StreamDataset, process_text
 from vlm.datasets.mixing import derive_seed
 from vlm.datasets.sampler import Job, Key, Ref
-from vlm.processors.collate import collate, fused_length
+from vlm.processors.collate import VisualTokens, collate
 from vlm.processors.processor import Processor
 
 TRIES = 10
@@ -136,7 +136,7 @@ class BatchMaker(torch.utils.data.Dataset):
         seed: int,
         substitute: bool = True,
         batches: bool = True,
-        tokens_per_frame: int = 1,
+        visual_tokens: VisualTokens | None = None,
         limits: Limits | None = None,
     ) -> None:
         """``substitute``: a bad record is replaced by the next usable one, otherwise left out.
@@ -144,7 +144,7 @@ class BatchMaker(torch.utils.data.Dataset):
         ``batches``: deliver finished batches, otherwise the items of a job. ``limits`` of a sample.
         """
         self._sources, self._processor, self._seed = list(sources), processor, seed
-        self._substitute, self._batches, self._tokens_per_frame = substitute, batches, tokens_per_frame
+        self._substitute, self._batches, self._visual_tokens = substitute, batches, visual_tokens or VisualTokens()
         self._limits = limits or Limits()
 
     def __getitem__(self, job: Job) -> Delivered:
@@ -193,7 +193,7 @@ class BatchMaker(torch.utils.data.Dataset):
 
     def _item(self, source: Source, ref: Ref) -> Item:
         example = self._example(source, ref)
-        item = Item(ref.key, example, fused_length(example, self._tokens_per_frame))
+        item = Item(ref.key, example, self._visual_tokens.fused_length(example))
         self._limits.check(item)
         return item
 

@@ -57,8 +57,14 @@ class VLM(nn.Module):
         return count
 
     def visual_tokens(self, frames: int = 1) -> int:
-        """Positions of the LLM's sequence that a medium of ``frames`` frames takes; 0 without a vision encoder."""
-        return 0 if self.vision is None else frames * self.tokens_per_frame
+        """Positions of the LLM's sequence that a medium of ``frames`` frames takes: an affine function of ``frames``.
+
+        One (its mark) where the fusion keeps media outside the sequence, or without a vision encoder.
+        """
+        if self.vision is None or not getattr(self.fusion, "needs_llm_width", True):
+            return 1
+        joined = any(getattr(part, "joins_frames", False) for part in self.bridge)
+        return self.tokens_per_frame * (1 if joined else frames)
 
     def train(self, mode: bool = True) -> VLM:
         """Train mode for what trains; frozen parts stay in eval mode."""

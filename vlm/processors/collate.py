@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -45,9 +46,22 @@ def pack(examples: Sequence[Example], pad_id: int, max_tokens: int, tokens_per_m
     return collate_rows(rows, pad_id)
 
 
-def fused_length(example: Example, tokens_per_frame: int = 1) -> int:
-    """Positions of an example in the LLM's sequence: each frame of a medium takes ``tokens_per_frame``."""
-    return len(example.ids) + sum(len(m) * tokens_per_frame - 1 for m in example.media)
+@dataclass(frozen=True)
+class VisualTokens:
+    """Positions that a medium takes in the LLM's sequence: ``per_medium + frames * per_frame``."""
+
+    per_medium: int = 0
+    per_frame: int = 1
+
+    @classmethod
+    def of(cls, count: Callable[[int], int]) -> VisualTokens:
+        """From an affine function of the number of frames (``VLM.visual_tokens``)."""
+        per_frame = count(2) - count(1)
+        return cls(count(1) - per_frame, per_frame)
+
+    def fused_length(self, example: Example) -> int:
+        """Positions of an example in the LLM's sequence, its media included."""
+        return len(example.ids) + sum(self.per_medium + len(m) * self.per_frame - 1 for m in example.media)
 
 
 def collate_rows(rows: Sequence[Sequence[Example]], pad_id: int) -> Batch:

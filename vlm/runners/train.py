@@ -21,6 +21,7 @@ from vlm.common.types import Message, Sample, Text
 from vlm.datasets.base import StreamDataset
 from vlm.datasets.loader import TrainLoader, ValidLoader
 from vlm.models.trainable import trainable_table
+from vlm.processors.collate import VisualTokens
 from vlm.processors.processor import Processor, build_processor
 from vlm.runners.optim import pick_precision
 from vlm.runners.parallel import checkpoint_activations
@@ -55,7 +56,7 @@ def run_training(cfg: Config) -> RunResult:
         model = load_model(cfg, device=device, dtype=frozen_dtype(cfg, device))
         checkpoint_activations(model, cfg.run.activation_checkpointing)
         processor = build_processor(cfg.model)
-        loader = build_loader(cfg, processor, run_dir, device, model.visual_tokens())
+        loader = build_loader(cfg, processor, run_dir, device, VisualTokens.of(model.visual_tokens))
         task = build_task(cfg)
         trainer = build_trainer(cfg, model, loader, task, processor, run_dir, device)
         if source is not None:
@@ -120,9 +121,9 @@ def build_task(cfg: Config) -> Task:
 
 
 def build_loader(
-    cfg: Config, processor: Processor, run_dir: RunDir, device: torch.device, tokens_per_frame: int = 1
+    cfg: Config, processor: Processor, run_dir: RunDir, device: torch.device, visual_tokens: VisualTokens
 ) -> TrainLoader:
-    """Endless training batches of this process; a frame takes ``tokens_per_frame`` positions in the LLM."""
+    """Endless training batches of this process; media take ``visual_tokens`` positions in the LLM."""
     return TrainLoader.from_config(
         cfg.datasets,
         processor,
@@ -136,7 +137,7 @@ def build_loader(
         batch_size=cfg.run.batch_size,
         group_by_length=cfg.run.group_by_length,
         packing=cfg.run.packing,
-        tokens_per_frame=tokens_per_frame,
+        visual_tokens=visual_tokens,
         pin_memory=device.type != "cpu",
     )
 
