@@ -137,3 +137,11 @@ def test_missing_folder_and_broken_config(llm_folder: Path, tmp_path: Path) -> N
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(WeightsError, match=r"tokenizer_config\.json is not JSON"):
         Tokenizer.from_folder(tmp_path)
+
+
+def test_pieces_as_the_vocabulary_spells_them(tokenizer: Tokenizer, fast_folder: Path) -> None:
+    ids = tokenizer.encode("a river", bos=True)
+    assert "".join(map(tokenizer.piece, ids)) == "<s>▁a▁river"
+    assert tokenizer.piece(10**6) == tokenizer.piece(-5) == ""
+    fast = Tokenizer.from_folder(fast_folder)
+    assert all(fast.piece(i) for i in fast.encode("river"))

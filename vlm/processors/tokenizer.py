@@ -215,6 +215,12 @@ class Tokenizer:
         """Whether ``text`` is one special token, so that :meth:`encode` reads it as such."""
         return text in self._special
 
+    def piece(self, index: int) -> str:
+        """The piece of an id as the vocabulary spells it; empty for an id without one."""
+        if index in self._text_of:
+            return self._text_of[index]
+        return self._backend.piece(index) if 0 <= index < self._backend.size else ""
+
     def encode(self, text: str, bos: bool = False, literal: Ranges = ()) -> list[int]:
         """Ids of ``text``; ``bos`` puts the begin id in front where the vocabulary has one.
 
