@@ -35,6 +35,8 @@ HOMES = {
     "cv2": ("vlm/processors/image", "vlm/processors/video"),
     "decord": ("vlm/processors/video",),
     "webdataset": ("vlm/datasets/",),
+    "pyarrow": ("vlm/datasets/table_read.py",),
+    "datasets": ("vlm/datasets/table_read.py",),
     "timm": ("vlm/models/vision/",),
     "peft": ("vlm/models/lora.py",),
     "bitsandbytes": ("vlm/models/quantize.py",),

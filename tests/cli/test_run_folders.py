@@ -23,7 +23,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     section = f"""
 evaluation_datasets:
   mine:
-    format: qa_jsonl
+    format: table
     build_info: {{ann_path: {tiny.folder / "qa.jsonl"}, image_path: {DATA}}}
 """
     text = tiny.config.read_text().replace(

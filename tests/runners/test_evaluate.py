@@ -9,7 +9,7 @@ from PIL import Image
 from vlm.common.config_run import RunConfig
 from vlm.common.config_types import Config, DatasetEntry, Part
 from vlm.common.errors import ConfigError
-from vlm.datasets.qa_jsonl import QaJsonl
+from vlm.datasets.table import Table
 from vlm.runners.evaluate import run_evaluation, table
 
 from ..equivalence.tiny import DATA, Tiny
@@ -38,7 +38,7 @@ def cfg(tmp_path):
         row = {"id": f"q{i}", "image": f"{i}.png", "question": "What color?", "answer": color, "type": "color"}
         rows.append({**row, "objects": 1 + i % 2, "unseen_pair": i == 4})
     (tmp_path / "qa.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    part = Part("qa_jsonl", QaJsonl.Config(str(tmp_path / "qa.jsonl"), str(tmp_path)))
+    part = Part("table", Table.Config(str(tmp_path / "qa.jsonl"), str(tmp_path)))
     entries = {name: DatasetEntry(name, part, batch_size=7) for name in ("held_out", "other")}
     run = RunConfig(output_dir=str(tmp_path / "out"), name="numbers")
     return Config(model=None, run=run, evaluation_datasets=entries)
@@ -85,7 +85,7 @@ def test_the_model_of_the_configuration_is_loaded(tmp_path):
     (tmp_path / "qa.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     tiny = Tiny(tmp_path)
     build = {"ann_path": str(tmp_path / "qa.jsonl"), "image_path": str(DATA / "data" / "cc_sbu_align" / "image")}
-    entry = {"format": "qa_jsonl", "build_info": build, "batch_size": 2, "max_new_tokens": 3}
+    entry = {"format": "table", "build_info": build, "batch_size": 2, "max_new_tokens": 3}
     tiny.config.write_text(tiny.config.read_text() + f"evaluation_datasets:\n  qa: {json.dumps(entry)}\n")
     found = run_evaluation(tiny.load("out"), images=("right", "wrong"))
     assert found["qa"]["right"]["count"] == found["qa"]["wrong"]["count"] == 3
