@@ -5,6 +5,8 @@ Shapes: b rows, s prompt positions, t new tokens, d width.
 
 from __future__ import annotations
 
+import copy
+import functools
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from transformers import (
 
 from vlm.inference.generation import Generation
 from vlm.inference.stopping import (
+    Ban,
     NoEarlyEnd,
     NoRepeatNGram,
     PublishedRepetitionPenalty,
@@ -52,12 +55,13 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Ends:
-    """What ends a row: the ids that end it natively, the stop sequences, and the ids used around them."""
+    """What ends a row: the ids that end it natively, the stop sequences, the ids used around them, and banned ids."""
 
     eos: tuple[int, ...]
     bos: int
     pad: int
     stops: Stops = ()
+    banned: tuple[int, ...] = ()
 
 
 def decode(
@@ -191,14 +195,16 @@ def _fixed(generation: Generation, ends: Ends) -> list[LogitsProcessor]:
     found: list[LogitsProcessor] = []
     if generation.repetition_penalty != 1:
         found.append(PublishedRepetitionPenalty(generation.repetition_penalty, ends.bos))
+    if generation.no_repeat_ngram_size:
+        found.append(NoRepeatNGram(generation.no_repeat_ngram_size, ends.bos))
     if generation.min_new_tokens:
         found.append(NoEarlyEnd(generation.min_new_tokens, ends.eos))
+    if ends.banned:
+        found.append(Ban(ends.banned))
     return found
 
 
 def _processors(generation: Generation, ends: Ends) -> Any:
-    if generation.no_repeat_ngram_size:
-        found.append(NoRepeatNGram(generation.no_repeat_ngram_size, ends.bos))
     """In the order of transformers: penalty, n-grams, minimum length, temperature, top-k, top-p."""
     found = _fixed(generation, ends)
     if generation.do_sample:
@@ -230,7 +236,7 @@ def _beams(llm: Any, prompt: Prompt, generation: Generation, ends: Ends) -> list
     with torch.inference_mode(), torch.random.fork_rng(devices=devices):
         if generation.do_sample:
             torch.manual_seed(generation.seed if generation.seed is not None else torch.Generator().seed())
-        out = llm.generate(
+        out = carrying(llm, prompt.inserts, generation.num_beams).generate(
             inputs_embeds=prompt.embeds,
             attention_mask=prompt.mask,
             generation_config=config,
@@ -239,3 +245,30 @@ def _beams(llm: Any, prompt: Prompt, generation: Generation, ends: Ends) -> list
         )
     closing = tuple((e,) for e in ends.eos) + ends.stops
     return [cut_after_stop(row, closing) for row in out.tolist()]
+
+
+def carrying(llm: Any, inserts: InsertData | None, beams: int) -> Any:
+    """``llm`` as ``generate`` of transformers may call it: each call gets the data of its positions.
+
+    A copy that shares every module, so that calls of other threads do not meet this one's data.
+    """
+    if inserts is None:
+        return llm
+    data = inserts.moved(lambda value: value.repeat_interleave(beams, 0))
+    size = next((value.shape[1] for value in data.tokens.values()), 0)
+    following = data.step()
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        embeds, past = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
+        count = (kwargs["input_ids"] if embeds is None else embeds).shape[1]
+        begin = 0 if past is None else past.get_seq_length()
+        own = data.moved(lambda value: value[:, begin : begin + count])
+        for _ in range(begin + count - max(begin, size)):
+            own = InsertData(
+                {name: torch.cat([value, following.tokens[name]], 1) for name, value in own.tokens.items()}, own.shared
+            )
+        return llm.forward(*args, **{ARGUMENT: own}, **kwargs)
+
+    bound = copy.copy(llm)
+    bound.forward = functools.wraps(llm.forward)(forward)
+    return bound

@@ -220,7 +220,8 @@ class Engine:
             stops = stop_sequences(tokenizer, self._stop_texts(generation))
         eos = [tokenizer.eos] if tokenizer.eos is not None else []
         bos = tokenizer.bos if tokenizer.bos is not None else tokenizer.pad
-        return Ends(eos=tuple(eos + _more_ends(self._llm, eos)), bos=bos, pad=tokenizer.pad, stops=stops)
+        banned = getattr(self.model.llm, "banned_ids", ())
+        return Ends(tuple(eos + _more_ends(self._llm, eos)), bos, tokenizer.pad, stops, banned)
 
 
 def _more_ends(llm: Any, eos: list[int]) -> list[int]:

@@ -116,3 +116,16 @@ class NoEarlyEnd(LogitsProcessor):
         scores = scores.clone()
         scores[:, self.end_ids] = -torch.inf
         return scores
+
+
+class Ban(LogitsProcessor):
+    """Forbids tokens throughout."""
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        self.ids = list(ids)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """``input_ids [b, t]``: new tokens only; ``scores [b, vocab]``."""
+        scores = scores.clone()
+        scores[:, self.ids] = -torch.inf
+        return scores

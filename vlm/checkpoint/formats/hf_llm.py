@@ -56,7 +56,7 @@ class HFFolder:
         required = [key for key in have if not is_lora(key) and key not in tied]
         placed = {ours: tensors[name] for ours, name in theirs.items()}
         if model.llm.config.vocab_size is not None:
-            placed |= {key: grow(placed[key], t) for key, t in _tables(model, self.prefix).items() if key in placed}
+            placed |= {k: _grown(model, placed[k], t) for k, t in _tables(model, self.prefix).items() if k in placed}
         return Placement(file, placed, theirs, [], required)
 
     def hint(self, shapes: Mapping[str, str]) -> str | None:
@@ -75,6 +75,14 @@ def _tables(model: VLM, prefix: str) -> dict[str, Tensor]:
     inner = model.llm.model
     tables = (inner.get_input_embeddings().weight, inner.get_output_embeddings().weight)
     return {f"{prefix}.{name}": p for name, p in inner.named_parameters() if any(p is t for t in tables)}
+
+
+def _grown(model: VLM, rows: Tensor, table: Tensor) -> Tensor:
+    """:func:`grow`; new rows of the head that generation may not use are zero."""
+    grown = grow(rows, table)
+    if table is model.llm.model.get_output_embeddings().weight and len(grown) > len(rows):
+        grown[[i for i in model.llm.banned_ids if i >= len(rows)]] = 0
+    return grown
 
 
 def grow(rows: Tensor, table: Tensor) -> Tensor:

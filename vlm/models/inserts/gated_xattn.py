@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vlm.common.errors import ConfigError
 from vlm.common.registry import register_insert
+from vlm.models.bridges.perceiver import feed_forward
 from vlm.models.inserts.base import Insert, InsertData, layer_numbers
 from vlm.models.lora import LoraOptions, inject_lora
 
@@ -55,17 +56,15 @@ class MaskedCrossAttention(nn.Module):
 class GatedBlock(nn.Module):
     """``x += tanh(attn_gate) attn(x, media); x += tanh(ff_gate) ff(x)``; both gates start at 0, so nothing changes.
 
-    State-dict keys: ``attn_gate [1]``, ``ff_gate [1]``, ``attn.*``, ``ff.0.*`` (norm), ``ff.1.weight``, ``ff.3.weight``.
+    State-dict keys: ``attn_gate [1]``, ``ff_gate [1]``, ``attn.*``, ``ff.0.*`` (norm), ``ff.1.weight``,
+    ``ff.3.weight``.
     """
 
     def __init__(self, width: int, media_width: int, dim_head: int, heads: int, ff_mult: int) -> None:
         super().__init__()
-        inner = width * ff_mult
         self.attn = MaskedCrossAttention(width, media_width, dim_head, heads)
         self.attn_gate = nn.Parameter(torch.zeros(1))
-        self.ff = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, inner, bias=False), nn.GELU(), nn.Linear(inner, width, bias=False)
-        )
+        self.ff = feed_forward(width, ff_mult)
         self.ff_gate = nn.Parameter(torch.zeros(1))
 
     def forward(self, hidden: Tensor, looked: Looked | None) -> Tensor:

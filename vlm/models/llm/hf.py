@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -18,9 +18,9 @@ from vlm.models.llm.packing import ATTENTION, can_pack, pack, register_attention
 from vlm.models.lora import LoraOptions, inject_lora
 from vlm.models.loss import head_loss
 
-
 FOLDERS = ("text_encoder",)
 """Where a model saved in parts keeps its language model."""
+
 
 @register_llm("hf")
 class HFCausalLM(nn.Module):
@@ -35,17 +35,19 @@ class HFCausalLM(nn.Module):
 
         ``path`` is a folder with config.json (or one with the language model in ``text_encoder/``); ``config`` writes
         its content out instead (model_type and sizes). ``vocab_size`` rows of embeddings and head, untied, replace
-        what the configuration says: a larger number makes room for added tokens.
+        what the configuration says: a larger number makes room for added tokens. ``banned_ids`` are never generated,
+        such as added tokens whose row of the head no file holds (that row is zero then).
         """
 
         path: str | None = None
         config: dict[str, Any] | None = None
-        dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
         vocab_size: int | None = None
+        dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
         lora: LoraOptions | None = None
         quantize: Literal["int8", "nf4"] | None = None
         checkpointing: bool = False
         packing: bool = True
+        banned_ids: list[int] = field(default_factory=list)
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -54,15 +56,18 @@ class HFCausalLM(nn.Module):
         self.config = config
         register_attention()
         hf_config = read_config(config)
-        family: Any = AutoModelForCausalLM._model_mapping[type(hf_config)]
         if config.vocab_size is not None:
             hf_config.get_text_config().vocab_size = config.vocab_size
             hf_config.tie_word_embeddings = hf_config.get_text_config().tie_word_embeddings = False
+        family: Any = AutoModelForCausalLM._model_mapping[type(hf_config)]
         self.model = AutoModelForCausalLM.from_config(
             hf_config, attn_implementation=_attention(family), dtype=torch.get_default_dtype()
         )
         self.hidden_size: int = self.model.get_input_embeddings().embedding_dim
         self.vocab_size: int = self.model.get_input_embeddings().num_embeddings
+        self.banned_ids: tuple[int, ...] = tuple(config.banned_ids)
+        if self.banned_ids and not 0 <= min(self.banned_ids) <= max(self.banned_ids) < self.vocab_size:
+            raise ConfigError(f"model.llm.banned_ids: {config.banned_ids}, allowed: 0 to {self.vocab_size - 1}")
         if config.lora is not None:
             inject_lora(self.model, config.lora)
         trim_last_layer(self.layers())
