@@ -8,7 +8,8 @@ import sys
 import pytest
 
 HEAVY = (
-    "torch torchvision transformers timm peft numpy PIL omegaconf iopath gradio webdataset sentencepiece tokenizers cv2 decord"
+    "torch torchvision transformers timm peft numpy PIL omegaconf iopath gradio webdataset sentencepiece tokenizers cv2"
+    " decord"
 )
 
 

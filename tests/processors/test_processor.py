@@ -140,7 +140,7 @@ def test_clips_need_a_video_recipe(tokenizer: Tokenizer) -> None:
     with pytest.raises(DataError, match="takes pictures only"):
         make(tokenizer).encode_chat([say("user", Video("clip.mp4"), "What?")])
     recipe = ImageRecipe(ImageRecipe.Config(size=4))
-    clips = Processor(tokenizer, Plain(Plain.Config()), recipe, video=lambda source, name: torch.zeros(5, 3, 4, 4))
+    clips = Processor(tokenizer, Plain(Plain.Config()), recipe, video=lambda source, name, rng: torch.zeros(5, 3, 4, 4))
     assert clips.encode_chat([say("user", Video("clip.mp4"), "What?")]).media[0].shape == (5, 3, 4, 4)
 
 

@@ -14,6 +14,7 @@ from vlm.common.paths import exists
 from vlm.common.registry import names, resolve
 from vlm.common.schema import MISSING, Path, Report, convert, read
 
+VIDEO = "vlm.processors.video:VideoRecipe"
 IMAGE = "vlm.processors.image:ImageRecipe"
 TEXT = "vlm.processors.processor:TextConfig"
 PUBLISHED_PROCESSORS = ("blip2_image_train", "blip2_image_eval", "blip_caption")
@@ -106,6 +107,7 @@ def read_model(data: dict[str, Any], params: dict[str, Any], report: Report, che
     bridge = read_parts("bridge", "bridge", data.get("bridge"), report)
     inserts = read_parts("insert", "inserts", data.get("inserts"), report)
     image = read_by_path(IMAGE, data.get("image") or {}, (*at, "image"), report)
+    video = None if data.get("video") is None else read_by_path(VIDEO, data["video"], (*at, "video"), report)
     text = read_by_path(TEXT, data.get("text") or {}, (*at, "text"), report)
     train = read_train(data.get("train"), report)
     weights = read_weights(data.get("weights"), report, check)
@@ -116,8 +118,8 @@ def read_model(data: dict[str, Any], params: dict[str, Any], report: Report, che
         check_model_files(parts, report, check)
     names_ = {"arch": data.get("arch"), "model_type": data.get("model_type")}
     return ModelConfig(
-        vision=vision, bridge=bridge, inserts=inserts, image=image, text=text, train=train, weights=weights,
-        params=params,
+        vision=vision, bridge=bridge, inserts=inserts, image=image, video=video, text=text, train=train,
+        weights=weights, params=params,
         **parts, **names_,  # type: ignore[arg-type]
     )  # fmt: skip
 

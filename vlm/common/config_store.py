@@ -62,6 +62,8 @@ def store_model(model: ModelConfig, tree: Tree, arch: Arch | None) -> dict[str, 
             written[key] = [_store_part(p, w) for p, w in zip(getattr(model, key), listed)]
     for key in ("image", "text"):
         written[key] = {**getattr(model, key), **(written.get(key) or {})}
+    if model.video is not None:
+        written["video"] = {**model.video, **(written.get("video") or {})}
     return stored | {k: written[k] for k in COMPOSITION if k in written}
 
 
@@ -79,7 +81,8 @@ def effective(config: Config) -> dict[str, Any]:
         part = getattr(model, key)
         if part is not None and (part or key != "inserts"):
             shown[key] = [_store_part(p, {}) for p in part] if isinstance(part, list) else _store_part(part, {})
-    shown |= {"image": model.image, "text": model.text, "train": model.train}
+    shown |= {"image": model.image, **({} if model.video is None else {"video": model.video})}
+    shown |= {"text": model.text, "train": model.train}
     shown["weights"] = [dataclasses.asdict(w) for w in model.weights]
     sections = {s: _show_entries(getattr(config, s)) for s in DATA_SECTIONS if getattr(config, s)}
     tail = {"plugins": config.plugins} if config.plugins else {}

@@ -39,6 +39,7 @@ class ModelConfig:
     template: Part
     inserts: list[Part] = field(default_factory=list)
     image: dict[str, Any] = field(default_factory=dict)
+    video: dict[str, Any] | None = None  # None: pictures only
     text: dict[str, Any] = field(default_factory=dict)
     train: dict[str, bool] = field(default_factory=dict)
     weights: list[WeightFile] = field(default_factory=list)

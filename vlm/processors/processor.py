@@ -16,6 +16,7 @@ from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Image, Message,
 from vlm.processors.image import ImageRecipe
 from vlm.processors.template_base import BaseTemplate, Segment
 from vlm.processors.tokenizer import Tokenizer
+from vlm.processors.video import VideoRecipe
 
 if TYPE_CHECKING:
     import torch
@@ -63,9 +64,9 @@ class Processor:
         template: BaseTemplate,
         image: ImageRecipe,
         text_cfg: TextConfig | None = None,
-        video: Callable[[Any, str], torch.Tensor] | None = None,
+        video: Callable[[Any, str, random.Random | None], torch.Tensor] | None = None,
     ) -> None:
-        """``video`` maps (source, name) to ``[f, 3, h, w]``.
+        """``video`` maps (source, name, rng or None) to ``[f, 3, h, w]``; None: pictures only.
 
         Raises:
             ConfigError: the tokenizer lacks a token that the template or the padding needs.
@@ -81,11 +82,12 @@ class Processor:
                 fix=f"add it: model.text.special_tokens: ['{token}'], or set media_token to ''",
             )
 
-    def encode_train(self, sample: Sample, rng: random.Random) -> Example:
+    def encode_train(self, sample: Sample, rng: random.Random, *, augment: bool = True) -> Example:
         """A training example: begin id, condition, answers; only answers (with their end) are targets.
 
         What follows from the first answer on is cut to ``max_txt_len`` tokens, the condition to
-        ``max_context_len`` positions; or every turn to ``max_turn_len``.
+        ``max_context_len`` positions; or every turn to ``max_turn_len``. With ``augment`` media pass the training part
+        of their recipes, which draw from ``rng`` after the text; else they are taken as in chat.
 
         Raises:
             DataError: unreadable medium, or nothing to train; the message names the sample.
@@ -99,7 +101,7 @@ class Processor:
             first = next((i for i, s in enumerate(spans) if s.supervised), len(spans))
             spans = [*self._cut_context(spans[:first], sample), *self._cut_answers(spans[first:])]
         media = [s.medium for s in segments if s.medium is not None]
-        example = self._example(spans, media, sample)
+        example = self._example(spans, media, sample, rng if augment else None)
         if not example.num_targets:
             raise DataError(
                 f"sample {_name(sample)}: no supervised token",
@@ -183,7 +185,13 @@ class Processor:
             spans[-1] = replace(spans[-1], ids=[*spans[-1].ids, self.tokenizer.eos], eos=True)
         return spans
 
-    def _example(self, spans: Sequence[Span], media: Sequence[Image | Video], sample: Sample) -> Example:
+    def _example(
+        self,
+        spans: Sequence[Span],
+        media: Sequence[Image | Video],
+        sample: Sample,
+        rng: random.Random | None = None,
+    ) -> Example:
         ids: list[int] = []
         labels: list[int] = []
         for span in spans:
@@ -192,17 +200,17 @@ class Processor:
             labels += [IGNORE_INDEX] * len(begin)
             labels += span.ids if span.supervised else [IGNORE_INDEX] * len(span.ids)
         kept = media[: ids.count(MEDIA_TOKEN)]
-        tensors = [self._medium(m, _name(sample)) for m in kept]
+        tensors = [self._medium(m, _name(sample), rng) for m in kept]
         return Example(ids=ids, labels=labels, media=tensors, id=sample.id, source=sample.source)
 
-    def _medium(self, medium: Image | Video, name: str) -> torch.Tensor:
+    def _medium(self, medium: Image | Video, name: str, rng: random.Random | None) -> torch.Tensor:
         """``[f, 3, h, w]`` of a picture (one frame) or a clip."""
         label = str(medium.source) if isinstance(medium.source, str) else name
         if isinstance(medium, Image):
-            return self.image(medium.source, label).unsqueeze(0)
+            return self.image(medium.source, label, rng).unsqueeze(0)
         if self.video is None:
-            raise DataError(f"clip {label}: this model takes pictures only", fix="use a composition with video")
-        return self.video(medium.source, label)
+            raise DataError(f"clip {label}: this model takes pictures only", fix="set model.video, e.g. {num_frames: 8}")
+        return self.video(medium.source, label, rng)
 
     def _cut_turns(self, spans: Sequence[Span], sample: Sample) -> list[Span]:
         """The first ``max_turn_len`` positions of every turn, which begins with a begin id; a cut turn has no end."""
@@ -274,7 +282,7 @@ def _name(sample: Sample) -> str:
 
 
 def build_processor(model_cfg: ModelConfig) -> Processor:
-    """The processor of a composition: tokenizer of ``llm.path``, the template, the picture recipe, the limits.
+    """The processor of a composition: tokenizer of ``llm.path``, the template, the recipes, the limits.
 
     Raises:
         ConfigError, WeightsError: an unusable template, recipe or tokenizer folder.
@@ -289,4 +297,7 @@ def build_processor(model_cfg: ModelConfig) -> Processor:
         eos_id=text_cfg.eos_id,
     )
     template = resolve("template", model_cfg.template.name)(model_cfg.template.config)
-    return Processor(tokenizer, template, ImageRecipe(ImageRecipe.Config(**model_cfg.image)), text_cfg)
+    image = ImageRecipe(ImageRecipe.Config(**model_cfg.image))
+    options = getattr(model_cfg, "video", None)
+    video = None if options is None else VideoRecipe(VideoRecipe.Config(**options), image)
+    return Processor(tokenizer, template, image, text_cfg, video)
