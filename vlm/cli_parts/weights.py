@@ -1,4 +1,4 @@
-"""``vlm weights``: what is in a weight file, delta weights, export to published layouts."""
+"""``vlm weights``: what is in a weight file, delta weights, merging, export to published layouts."""
 
 from __future__ import annotations
 
@@ -7,10 +7,18 @@ from pathlib import Path
 
 from vlm.common.logging import say
 
+EXPORTS = {
+    "minigpt": "one .pth file",
+    "visualcla-delta": "folder with an adapter over the whole model",
+    "text-generation-webui": "folder with a text and a vision folder",
+}
+"""Published layouts."""
+HELP = "; ".join(f"{name}: {about}" for name, about in EXPORTS.items())
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``show FILE``, ``apply-delta --base B --delta D --target T``, ``export RUN_DIR --to FILE``."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="show|apply-delta|export")
+    """``show FILE``, ``apply-delta --base B --delta D --target T``, ``merge ...``, ``export SOURCE --to PATH``."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="show|apply-delta|merge|export")
     show = actions.add_parser("show", help="keys, shapes and types; the file is never unpickled")
     show.add_argument("file", type=Path)
     show.add_argument("--section", default=None, help="mapping inside the file, e.g. model (found by itself if that)")
@@ -18,9 +26,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     delta.add_argument("--base", "--base-model-path", required=True, type=Path, help="Hugging Face folder of LLaMA")
     delta.add_argument("--delta", "--delta-path", required=True, type=Path, help="folder of the delta")
     delta.add_argument("--target", "--target-model-path", required=True, type=Path, help="new folder")
-    export = actions.add_parser("export", help="what a run trained, as a published MiniGPT checkpoint")
-    export.add_argument("run", type=Path, metavar="RUN_DIR", help="run folder of a MiniGPT composition")
-    export.add_argument("--to", required=True, type=Path, metavar="FILE", help="new .pth file")
+    merge = actions.add_parser("merge", help="LLM + CLIP + VisualCLA delta = merged folder in the published layout")
+    merge.add_argument("--text-model", "--text_model", required=True, type=Path, help="Hugging Face folder of the LLM")
+    merge.add_argument("--vision-model", "--vision_model", required=True, type=Path, help="folder of CLIP ViT-L/14")
+    merge.add_argument("--lora-model", "--lora_model", required=True, help="folder of the delta; several with commas")
+    merge.add_argument("--output-dir", "--output_dir", default=Path("merged_model"), type=Path, help="new folder")
+    merge.add_argument("--dtype", choices=["fp16", "fp32"], default="fp16", help="of the result (published: fp16)")
+    merge.add_argument(
+        "--shard-gb", type=float, default=4.0, help="largest weight file; memory needed is about as much"
+    )
+    export = actions.add_parser("export", help="what a run trained, in a published layout")
+    export.add_argument("source", type=Path, help="run folder; for text-generation-webui also a folder of a delta")
+    export.add_argument("--to", required=True, type=Path, metavar="PATH", help="new .pth file, or folder")
+    export.add_argument("--format", choices=list(EXPORTS), default="minigpt", help=HELP)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -30,7 +48,13 @@ def main(args: argparse.Namespace) -> int:
         WeightsError: no such file, damaged, holding code, or not fitting.
     """
     if args.action == "export":
-        return export_run(args.run, args.to)
+        return {
+            "minigpt": export_run,
+            "visualcla-delta": export_delta_run,
+            "text-generation-webui": export_webui_folders,
+        }[args.format](args.source, args.to)
+    if args.action == "merge":
+        return merge_folders(args)
     if args.action == "apply-delta":
         from vlm.checkpoint.delta import apply_delta
 
@@ -61,4 +85,65 @@ def export_run(run: Path, file: Path) -> int:
     model, *_ = load_parts(run, "cpu")
     names = export_published(model, file)
     say(f"{file}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}")
+    return 0
+
+
+def export_delta_run(run: Path, folder: Path) -> int:
+    """Write the trained parameters of a run folder as a delta of VisualCLA.
+
+    Raises:
+        UserError: no run there, a folder that exists, or a composition that the layout cannot hold.
+    """
+    from vlm.checkpoint.formats.visualcla_export import export_delta
+    from vlm.common.errors import WeightsError
+    from vlm.inference.loading import load_parts
+
+    if folder.exists():
+        raise WeightsError(f"{folder} exists", fix="give a new folder")
+    model, _, cfg, _ = load_parts(run, "cpu")
+    names = export_delta(model, folder, Path(cfg.model.text.get("tokenizer") or cfg.model.llm.config.path))
+    say(f"{folder}: adapter of {len(names)} tensors, configurations and tokenizer")
+    return 0
+
+
+def export_webui_folders(source: Path, folder: Path) -> int:
+    """Write a delta of VisualCLA, or what a run of it trained, as the two folders of text-generation-webui.
+
+    Raises:
+        UserError: neither a delta nor a run there, or a folder that exists.
+    """
+    import tempfile
+
+    from vlm.checkpoint.adapter import CONFIG
+    from vlm.checkpoint.webui import export_webui
+
+    with tempfile.TemporaryDirectory() as work:
+        delta = source
+        if not (source / CONFIG).is_file():
+            delta = Path(work) / source.resolve().name
+            export_delta_run(source, delta)
+        text, vision = export_webui(delta, folder)
+    say(f"{text}\n{vision}")
+    return 0
+
+
+def merge_folders(args: argparse.Namespace) -> int:
+    """Merge, and say where.
+
+    Raises:
+        WeightsError: see ``merge_visualcla``.
+    """
+    from vlm.checkpoint.merge import merge_visualcla
+    from vlm.models.precision import parse_dtype
+
+    deltas = [Path(name.strip()) for name in args.lora_model.split(",")]
+    files = merge_visualcla(
+        args.text_model,
+        args.vision_model,
+        deltas,
+        args.output_dir,
+        dtype=parse_dtype(args.dtype),
+        shard_bytes=int(args.shard_gb * 1e9),
+    )
+    say(f"{args.output_dir}: {len(files)} weight files, configurations, tokenizer and picture recipe")
     return 0
