@@ -36,7 +36,7 @@ class TextConfig:
     tokenizer: str = ""  # folder of the tokenizer; empty: the LLM's
     pad_token: str = "$$"  # existing piece or special token used for padding
     special_tokens: list[str] = field(default_factory=list)  # made special; new ones get the next ids, in order
-    new_pad_token: str = ""  # added as pad token if the folder names none
+    new_pad_token: str = ""  # pad token of a folder that names none, instead of pad_token
     bos_id: int | None = None  # forced, whatever the folder says
     eos_id: int | None = None
 
@@ -209,7 +209,8 @@ class Processor:
         if isinstance(medium, Image):
             return self.image(medium.source, label, rng).unsqueeze(0)
         if self.video is None:
-            raise DataError(f"clip {label}: this model takes pictures only", fix="set model.video, e.g. {num_frames: 8}")
+            fix = "set model.video, e.g. {num_frames: 8}"
+            raise DataError(f"clip {label}: this model takes pictures only", fix=fix)
         return self.video(medium.source, label, rng)
 
     def _cut_turns(self, spans: Sequence[Span], sample: Sample) -> list[Span]:

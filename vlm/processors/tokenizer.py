@@ -175,7 +175,7 @@ class Tokenizer:
             pad_token: existing piece or special token used for padding (the published choice for LLaMA is ``$$``);
                 where the vocabulary lacks it: the folder's pad token, else unk, else eos.
             special_tokens: strings made special besides the folder's; new ones get the next ids, in order.
-            new_pad_token: made special, and the pad token, if the folder names none.
+            new_pad_token: made special, and the pad token, if the folder names none; ``pad_token`` does not count then.
             bos_id, eos_id: forced ids, whatever the folder says; their strings then take the blanks around them.
 
         Raises:
@@ -205,7 +205,7 @@ class Tokenizer:
         for role, index in (("bos", bos_id), ("eos", eos_id)):
             if index is not None:
                 tokens.force(role, index, backend.piece(index))
-        return cls(backend, tokens, pad_token)
+        return cls(backend, tokens, None if new_pad_token else pad_token)
 
     def id_of(self, text: str) -> int | None:
         """Id of a special token or of one whole piece; None without one."""
