@@ -51,7 +51,7 @@ class FrozenHeadLoss(torch.autograd.Function):
         return (None if grad is None else (grad.float() * upstream).to(grad.dtype)), None, None
 
 
-def head_loss(head: Any, hidden: Tensor, targets: Tensor, *, plain: bool) -> Tensor:
+def head_loss(head: Any, hidden: Tensor, targets: Tensor, *, plain: bool, smoothing: float = 0.0) -> Tensor:
     """Summed cross entropy in float32.
 
     Args:
@@ -59,7 +59,8 @@ def head_loss(head: Any, hidden: Tensor, targets: Tensor, *, plain: bool) -> Ten
         hidden: ``[t, d]``.
         targets: ``[t]`` ids.
         plain: the head is one frozen linear layer without bias and nothing after it (the fast way is exact then).
+        smoothing: share of each target's weight that is spread over the whole vocabulary; not with ``plain``.
     """
     if plain:
         return FrozenHeadLoss.apply(hidden, head.weight, targets)
-    return F.cross_entropy(head(hidden).float(), targets, reduction="sum")
+    return F.cross_entropy(head(hidden).float(), targets, reduction="sum", label_smoothing=smoothing)

@@ -17,13 +17,16 @@ from vlm.common.errors import WeightsError
 from vlm.common.registry import register_checkpoint_format
 from vlm.models.vlm import VLM
 
+ENDS = ("head.*", "lm_head.*", "norm.*", "fc_norm.*", "mask_token")
+"""Keys of the file behind the last block, and of its pretraining."""
+
 
 def key_map(depth: int, prefix: str = "vision.vit") -> KeyMap:
     """The map for a model that uses the first ``depth`` blocks of the file."""
     stems = ("patch_embed.{rest}", "cls_token", "pos_embed", *(f"blocks.{i}.{{rest}}" for i in range(depth)))
     return KeyMap(
         pairs=tuple((stem, f"{prefix}.{stem}") for stem in stems),
-        ignored=(*(f"blocks.{i}.*" for i in range(depth, depth + 40)), "head.*", "norm.*", "fc_norm.*", "mask_token"),
+        ignored=(*(f"blocks.{i}.*" for i in range(depth, depth + 40)), *ENDS),
     )
 
 

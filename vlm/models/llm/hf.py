@@ -43,6 +43,7 @@ class HFCausalLM(nn.Module):
         config: dict[str, Any] | None = None
         vocab_size: int | None = None
         dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
+        label_smoothing: float = 0.0
         lora: LoraOptions | None = None
         quantize: Literal["int8", "nf4"] | None = None
         checkpointing: bool = False
@@ -147,9 +148,11 @@ class HFCausalLM(nn.Module):
             type(head) is nn.Linear
             and head.bias is None
             and not head.weight.requires_grad
+            and not self.config.label_smoothing
             and not any(getattr(config, name, None) for name in extras)
         )
-        return head_loss(head if plain else self.head, hidden, targets, plain=plain)
+        smoothing = self.config.label_smoothing
+        return head_loss(head if plain else self.head, hidden, targets, plain=plain, smoothing=smoothing)
 
 
 def _attention(family: type) -> str:

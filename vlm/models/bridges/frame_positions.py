@@ -1,0 +1,72 @@
+"""Learned positions of a clip's frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlm.common.errors import DataError
+from vlm.common.registry import register_bridge
+from vlm.common.types import Features
+
+
+@register_bridge("frame_positions")
+class FramePositions(nn.Module):
+    """Adds a learned vector to all tokens of a frame, class token included. State-dict key: ``positions [f, d]``."""
+
+    @dataclass
+    class Config:
+        """Options of ``bridge: {name: frame_positions}``.
+
+        A single frame is a picture and passes unchanged unless ``pictures`` gives it the first position.
+        ``other_counts`` says what happens to clips of another length than ``num_frames``: an error, the first
+        positions (for shorter clips), or positions interpolated along time.
+        """
+
+        num_frames: int = 5
+        pictures: bool = False
+        other_counts: Literal["error", "first", "interpolate"] = "error"
+
+    def __init__(self, config: Config, in_dim: int, llm_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.out_dim = in_dim
+        self.positions = nn.Parameter(torch.empty(config.num_frames, in_dim))
+        nn.init.trunc_normal_(self.positions, std=0.02)
+
+    def no_weight_decay(self) -> list[str]:
+        """The positions, as is usual."""
+        return ["positions"]
+
+    def num_tokens(self, in_tokens: int) -> int:
+        """As many tokens as came in."""
+        return in_tokens
+
+    def forward(self, features: Features) -> Features:
+        """``[n, f, v, d]`` -> the same shape.
+
+        Raises:
+            DataError: a clip of another number of frames, where ``other_counts`` does not allow it.
+        """
+        frames = features.tokens.shape[1]
+        if frames == 1 and not self.config.pictures:
+            # tied to the graph, so that every process has a gradient whatever its batch holds
+            unused = self.positions.sum() * 0 if self.positions.requires_grad else 0
+            return Features(features.tokens + unused, features.mask)
+        return Features(features.tokens + self._positions(frames)[:, None], features.mask)
+
+    def _positions(self, frames: int) -> Tensor:
+        count, how = self.config.num_frames, self.config.other_counts
+        if frames == count or (how == "first" and frames < count):
+            return self.positions[:frames]
+        if how == "interpolate":
+            table = self.positions.T[None].float()
+            return F.interpolate(table, size=frames, mode="linear", align_corners=True)[0].T.to(self.positions.dtype)
+        raise DataError(
+            f"a clip of {frames} frames, but the model has positions for {count}",
+            fix=f"take {count} frames of each clip, or set other_counts: interpolate at model.bridge frame_positions",
+        )

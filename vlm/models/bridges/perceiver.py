@@ -1,0 +1,121 @@
+"""Perceiver resampler (Flamingo, arXiv:2204.14198, section 2.1; Lynx, arXiv:2307.02469)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlm.common.errors import ConfigError
+from vlm.common.registry import register_bridge
+from vlm.common.types import Features
+
+
+class LatentAttention(nn.Module):
+    """Latents attend to media tokens, and with ``latents_in_keys`` to each other. No biases but the norms'.
+
+    State-dict keys: ``norm_media.*``, ``norm_latents.*``, ``to_q``, ``to_kv`` (keys before values), ``to_out``.
+    """
+
+    def __init__(self, media_dim: int, dim: int, dim_head: int, heads: int, latents_in_keys: bool) -> None:
+        super().__init__()
+        self.heads, self.latents_in_keys = heads, latents_in_keys
+        inner = dim_head * heads
+        self.norm_media = nn.LayerNorm(media_dim)
+        self.norm_latents = nn.LayerNorm(dim)
+        self.to_q = nn.Linear(dim, inner, bias=False)
+        self.to_kv = nn.Linear(media_dim, 2 * inner, bias=False)
+        self.to_out = nn.Linear(inner, dim, bias=False)
+
+    def forward(self, media: Tensor, latents: Tensor, mask: Tensor | None) -> Tensor:
+        """``media [n, v, e]``, ``latents [n, q, d]``, ``mask [n, v]`` bool or None -> ``[n, q, d]``."""
+        latents = self.norm_latents(latents)
+        media = self.norm_media(media)
+        if self.latents_in_keys:
+            media = torch.cat([media, latents], dim=1)
+            mask = mask if mask is None else F.pad(mask, (0, latents.shape[1]), value=True)
+        query = self.to_q(latents)
+        key, value = self.to_kv(media).chunk(2, dim=-1)
+        query, key, value = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (query, key, value))
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=None if mask is None else mask[:, None, None])
+        return self.to_out(out.transpose(1, 2).flatten(2))
+
+
+def feed_forward(dim: int, mult: int) -> nn.Sequential:
+    """LayerNorm, linear to ``mult * dim``, GELU, linear back; no biases but the norm's."""
+    return nn.Sequential(
+        nn.LayerNorm(dim), nn.Linear(dim, mult * dim, bias=False), nn.GELU(), nn.Linear(mult * dim, dim, bias=False)
+    )
+
+
+@register_bridge("perceiver")
+class Perceiver(nn.Module):
+    """Learned latents that read all tokens of a medium; a clip's frames are read together, as one long sequence.
+
+    State-dict keys (those of the published modules): ``latents``, ``layers.<i>.0.*`` (attention), ``layers.<i>.1.*``
+    (feed-forward), ``norm.*``.
+    """
+
+    @dataclass
+    class Config:
+        """Options of ``bridge: {name: perceiver}``; the defaults are OpenFlamingo's.
+
+        ``width`` is that of the latents and of what leaves: the encoder's (Flamingo) or the LLM's (Lynx, which then
+        needs ``latents_in_keys: false``). ``per_frame`` reads each frame on its own and keeps them apart.
+        """
+
+        depth: int = 6
+        dim_head: int = 64
+        heads: int = 8
+        num_latents: int = 64
+        ff_mult: int = 4
+        latents_in_keys: bool = True
+        width: Literal["vision", "llm"] = "vision"
+        per_frame: bool = False
+
+    def __init__(self, config: Config, in_dim: int, llm_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.out_dim = dim = in_dim if config.width == "vision" else llm_dim
+        if config.latents_in_keys and dim != in_dim:
+            raise ConfigError(
+                f"model.bridge perceiver: latents of width {dim} cannot stand among keys of width {in_dim}",
+                fix="set latents_in_keys: false, or width: vision",
+            )
+        self.latents = nn.Parameter(torch.empty(config.num_latents, dim))
+        nn.init.normal_(self.latents)
+        self.layers = nn.ModuleList(
+            nn.ModuleList(
+                [
+                    LatentAttention(in_dim, dim, config.dim_head, config.heads, config.latents_in_keys),
+                    feed_forward(dim, config.ff_mult),
+                ]
+            )
+            for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(dim)
+
+    @property
+    def joins_frames(self) -> bool:
+        """Whether a clip leaves as one frame."""
+        return not self.config.per_frame
+
+    def num_tokens(self, in_tokens: int) -> int:
+        """Tokens that leave the bridge, per clip or (``per_frame``) per frame, whatever entered."""
+        return self.config.num_latents
+
+    def forward(self, features: Features) -> Features:
+        """``[n, f, v, in_dim]`` -> ``[n, 1, num_latents, out_dim]`` (``[n, f, ...]`` with ``per_frame``)."""
+        tokens, mask = features.tokens, features.mask
+        frames = tokens.shape[:2] if self.config.per_frame else (len(tokens), 1)
+        media = tokens.reshape(frames[0] * frames[1], -1, tokens.shape[-1])
+        real = None if mask is None else mask.reshape(len(media), -1)
+        latents = self.latents.expand(len(media), -1, -1)
+        layers: Any = self.layers
+        for attention, forward in layers:
+            latents = latents + attention(media, latents, real)
+            latents = latents + forward(latents)
+        return Features(self.norm(latents).unflatten(0, frames))
