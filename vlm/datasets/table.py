@@ -89,12 +89,13 @@ class Table:
         items = select.kept(self._files, config.where)
         if config.explode and not config.one_at_random:
             items = select.exploded(self._files, items, config.explode)
+        if config.missing_images == "drop":
+            items = self._with_pictures(items)
         if config.one_per:
             items = select.one_per(items, lambda i: fill(config.one_per, *self._values(i)), config.seed)
         self._items = select.subset(items, config.subset, config.seed)
-        if config.missing_images == "drop":
-            self._items = [i for i in self._items if not missing(self._media(*self._values(i)))]
-            log.info("%s: %d records without their picture are left out", paths[0], len(items) - len(self._items))
+        if not self._items:
+            raise DataError(f"table: {paths[0]}: no sample is left", fix="correct build_info of the dataset")
 
     def __len__(self) -> int:
         return len(self._items)
@@ -129,6 +130,23 @@ class Table:
         name = str(item.row) if item.element is None else f"{item.row}.{item.element}"
         return Sample(messages=tuple(messages), id=str(values.get("id", name)))
 
+    def _with_pictures(self, items: list[select.Item]) -> list[select.Item]:
+        """The items whose files are all there."""
+        lost = {item: missing(self._media(*self._values(item))) for item in items}
+        found = [item for item in items if not lost[item]]
+        name, first = self._files[0].name, next((paths[0] for paths in lost.values() if paths), "")
+        if items and not found:
+            raise DataError(
+                f"table: {name}: the picture of every record is missing, the first is {first}",
+                fix="correct build_info.image_path or image_pattern",
+            )
+        if first:
+            count = len(items) - len(found)
+            log.warning(
+                "%s: %d of %d records left out, their picture is missing: %s ...", name, count, len(items), first
+            )
+        return found
+
     def _values(self, item: select.Item, rng: random.Random | None = None) -> tuple[Values, str]:
         """The fields of a sample by the file's names and by ours, and what to call it in a message."""
         rng, file = rng or random.Random(0), self._files[item.file]
@@ -136,7 +154,10 @@ class Table:
         if self.config.explode:
             element = item.element
             if element is None:
-                element = rng.randrange(select.length(values, self.config.explode, where))
+                count = select.length(values, self.config.explode, where)
+                if not count:
+                    raise DataError(f"{where}: the lists of {', '.join(self.config.explode)} are empty")
+                element = rng.randrange(count)
             values = select.element_of(values, self.config.explode, element)
         values |= {name: lookup(column, values, where) for name, column in self.config.fields.items()}
         return values | {name: rng.choice(pool) for name, pool in self._pools.items()}, where
@@ -201,12 +222,12 @@ def check_columns(config: Table.Config, files: Sequence[Rows]) -> None:
         templates += [*_listed(config.user), *_listed(config.assistant or "")]
     options = config.options if isinstance(config.options, str) else ""
     for key, used, known in (
-        ("fields", {first_name(c) for c in config.fields.values()}, columns),
+        ("fields", {c if c in columns else first_name(c) for c in config.fields.values()}, columns),
         ("where", set(config.where), columns),
         ("explode", set(config.explode), columns),
         ("messages", {config.messages} - {""}, ours),
         ("options", {options} - {""}, ours),
-        ("user and assistant", set().union(*map(names, templates)), ours),
+        ("a template", set().union(*map(names, templates)), ours),
     ):
         strange = sorted(used - known)
         if strange:
@@ -214,9 +235,7 @@ def check_columns(config: Table.Config, files: Sequence[Rows]) -> None:
             raise DataError(
                 f"table: {files[0].name}: {key} names {', '.join(map(repr, strange))}, "
                 f"but the columns are {', '.join(sorted(map(str, columns - {'file'})))}{hint}",
-                fix=f"correct build_info.{key}"
-                if key != "user and assistant"
-                else "set build_info.fields or the texts",
+                fix="set build_info.fields, user or assistant" if key == "a template" else f"correct build_info.{key}",
             )
 
 
