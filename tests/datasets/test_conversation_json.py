@@ -87,3 +87,26 @@ def test_unusable_records_name_themselves(tmp_path: Path, record: dict, words: s
 def test_the_file_must_be_a_list_of_objects(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected a list of objects .*, found dict with keys a"):
         load(tmp_path, {"a": 1})
+
+
+def test_several_files(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.json").write_text(json.dumps([{"id": name, "conversations": turns(f"{name}?", "x")}]))
+    paths = [str(tmp_path / "a.json"), str(tmp_path / "b.json")]
+    data = ConversationJson(ConversationJson.Config(ann_path=paths))
+    assert [data[i].id for i in range(len(data))] == ["a", "b"]
+    assert data.record(1)["id"] == "b"
+    with pytest.raises(DataError, match="no file missing.json"):
+        ConversationJson(ConversationJson.Config(ann_path=[*paths, "missing.json"]))
+
+
+def test_published_pairs_overlap(tmp_path: Path) -> None:
+    record = {"image": "a.jpg", "conversations": turns("What?\n<image>", "A\nbus.", "Red?", "No.", "Big?", "Yes.")}
+    assert show(load(tmp_path, [record], overlapping_pairs=True, drop_newlines=True)) == [
+        ["user", "[img/a.jpg]", "What?"],
+        ["assistant", "A\nbus."],
+        ["user", "Abus."],
+        ["assistant", "Red?"],
+        ["user", "Red?"],
+        ["assistant", "No."],
+    ]
