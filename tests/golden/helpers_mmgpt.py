@@ -16,6 +16,7 @@ from vlm.common.config import load_config
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Batch
 from vlm.models.fusion.cross_attn import CrossAttention
 from vlm.models.vlm import VLM
+from vlm.processors.processor import Processor, build_processor
 
 LORA = "lora/mmgpt-lora-release-like.pt"
 
@@ -107,6 +108,11 @@ class MmgptCase:
         return model
 
     @cached_property
+    def processor(self) -> Processor:
+        """Tokenizer, template and picture recipe of the composition."""
+        return build_processor(self.composition().model)
+
+    @cached_property
     def model(self) -> VLM:
         """The composition with all its files, in eval mode; tests must leave its weights as they are."""
         return self.load()
@@ -123,7 +129,7 @@ class MmgptCase:
     ) -> Batch:
         """The batch of recorded ids ``[b, s]``; right padding.
 
-        ``pictures [b, t, f, 3, h, w]`` stand for each row's first t marks; None leaves the marks out of account.
+        ``pictures [b, t, f, 3, h, w]`` stand for each row's first t marks; without them a mark is a token like others.
         """
         segments = torch.ones_like(ids) if mask is None else mask.long()
         marks = (ids == self.image) & (segments > 0)
@@ -136,7 +142,7 @@ class MmgptCase:
                 position.append(place)
                 pixels.append(picture)
         return Batch(
-            ids=ids.masked_fill(marks, MEDIA_TOKEN),
+            ids=ids if pictures is None else ids.masked_fill(marks, MEDIA_TOKEN),
             labels=torch.full_like(ids, IGNORE_INDEX) if labels is None else labels,
             segments=segments,
             pixels=torch.stack(pixels) if pixels else None,

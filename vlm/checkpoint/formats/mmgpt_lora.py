@@ -128,6 +128,14 @@ def _ends(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 
+def published_name(model: VLM, name: str) -> str | None:
+    """The name that Multimodal-GPT's trainer gives to our parameter ``name``, or None."""
+    theirs = openflamingo.key_map(model, "export").theirs(name.replace(".base_layer.", "."))
+    if theirs is not None and theirs.startswith(openflamingo.LM):
+        theirs = openflamingo.LM + openflamingo.WRAPPED + theirs.removeprefix(openflamingo.LM)
+    return theirs
+
+
 def export_mmgpt(model: VLM, path: Path) -> list[str]:
     """Write what trains as Multimodal-GPT's LoRA file: ``module.`` before the names, plain settings beside them.
 
@@ -137,16 +145,12 @@ def export_mmgpt(model: VLM, path: Path) -> list[str]:
     Raises:
         WeightsError: something trains that such files have no name for.
     """
-    names = openflamingo.key_map(model, str(path))
     state: dict[str, Tensor] = {}
-    wrapped = openflamingo.LM + openflamingo.WRAPPED
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            theirs = names.theirs(name.replace(".base_layer.", "."))
+            theirs = published_name(model, name)
             if theirs is None:
                 raise WeightsError(f"{name} trains, but files of Multimodal-GPT have no such part")
-            if theirs.startswith(openflamingo.LM):
-                theirs = wrapped + theirs.removeprefix(openflamingo.LM)
             state[theirs] = parameter.detach().cpu().clone()
     content = {"model_state_dict": {f"module.{k}": v for k, v in state.items()}, SETTINGS: _settings_of(model)}
     torch.save(content, path)
@@ -158,7 +162,6 @@ def _settings_of(model: VLM) -> dict[str, Any]:
     present = [o for o in options if o is not None]
     lora = present[0] if present else LoraOptions()
     extra = [n for n, p in model.named_parameters() if p.requires_grad and not is_lora(n)]
-    names = openflamingo.key_map(model, "export")
     return {
         "lora": bool(present),
         "lora_target_modules": [t for o in present for t in o.targets],
@@ -166,5 +169,5 @@ def _settings_of(model: VLM) -> dict[str, Any]:
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
         "vis": False,
-        "unfrozen": [names.theirs(n.replace(".base_layer.", ".")) or n for n in extra],
+        "unfrozen": [published_name(model, n) or n for n in extra],
     }
