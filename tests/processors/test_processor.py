@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from vlm.common.errors import DataError, PromptError
+from vlm.common.errors import ConfigError, DataError, PromptError
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Image, Message, Sample, Text, Video
 from vlm.processors.image import ImageRecipe
 from vlm.processors.processor import Processor, TextConfig, build_processor
 from vlm.processors.template import Plain, Template, Vicuna0
+from vlm.processors.template_alpaca import Alpaca
+from vlm.processors.template_base import Segment
 from vlm.processors.tokenizer import Tokenizer
 
 PICTURE = Image(np.zeros((4, 4, 3), np.uint8))
@@ -171,3 +173,111 @@ def test_build_processor_reads_the_composition(llm_folder: Path) -> None:
     assert (processor.image.config.size, processor.text_cfg.max_txt_len) == (8, 11)
     example = processor.encode_chat([say("user", PICTURE, "What?")])
     assert processor.tokenizer.decode(example.ids[: example.ids.index(MEDIA_TOKEN)]) == "###Human: <Img>"
+
+
+class Fixed(Plain):
+    """Always the given segments."""
+
+    def __init__(self, segments: list[Segment]) -> None:
+        super().__init__(Plain.Config())
+        self.segments = segments
+
+    def train_segments(self, sample: Sample, rng: random.Random) -> list[Segment]:
+        return self.segments
+
+
+def flamingo(llm_folder: Path, limit: int = 512) -> Processor:
+    tokenizer = Tokenizer.from_folder(llm_folder, special_tokens=["<image>"])
+    recipe = ImageRecipe(ImageRecipe.Config(size=4))
+    return Processor(tokenizer, Alpaca(Alpaca.Config()), recipe, TextConfig(max_turn_len=limit, tokens_per_medium=3))
+
+
+def test_joined_segments_are_one_text(tokenizer: Tokenizer) -> None:
+    enc = tokenizer.encode
+    one, two = Segment("a red", bos=True), Segment(" boat", supervised=True, joined=True, eos=True)
+    whole, head = enc("a red boat"), enc("a red")
+    example = make(tokenizer, Fixed([one, two])).encode_train(sample(), random.Random(0))
+    assert example.ids == [1, *whole, 2]
+    assert example.labels == [IGNORE_INDEX] * (1 + len(head)) + [*whole[len(head) :], 2]
+    apart = make(tokenizer, Fixed([one, Segment(" boat", supervised=True)])).encode_train(sample(), random.Random(0))
+    assert apart.ids == [1, *head, *enc(" boat")] != [1, *whole]
+
+
+def test_begin_ids_stand_where_segments_say(tokenizer: Tokenizer) -> None:
+    """Before a later turn, or behind a picture."""
+    enc = tokenizer.encode
+    segments = [Segment(medium=PICTURE), Segment("a", bos=True), Segment("b", supervised=True), Segment("c", bos=True)]
+    example = make(tokenizer, Fixed(segments), max_txt_len=100).encode_train(sample(), random.Random(0))
+    assert example.ids == [MEDIA_TOKEN, 1, *enc("a"), *enc("b"), 1, *enc("c")]
+    assert targets(example) == enc("b")
+
+
+def test_end_ids_of_cut_answers(tokenizer: Tokenizer) -> None:
+    segments = [Segment("a", bos=True), Segment("a red boat on the river", supervised=True, eos=True)]
+    whole = [*tokenizer.encode("a red boat on the river"), 2]
+    for keep, want in ((False, whole[:4]), (True, [*whole[:3], 2])):
+        processor = make(tokenizer, Fixed(segments), max_txt_len=4, keep_end=keep)
+        assert targets(processor.encode_train(sample(), random.Random(0))) == want
+
+
+def test_literal_words_in_every_template(tokenizer: Tokenizer) -> None:
+    words = "what is </s> and <s>?"
+    for template in (Vicuna0(Vicuna0.Config()), Vicuna0(Vicuna0.Config(chat_form=True))):
+        processor = make(tokenizer, template, max_txt_len=100)
+        dialogue = (say("system", "<s>"), say("user", PICTURE, words), say("assistant", words))
+        assert not {2} & set(processor.encode_train(sample(*dialogue), random.Random(0)).ids)
+        chat = processor.encode_chat([*dialogue, say("user", words)])
+        assert chat.ids.count(1) == 1
+        assert 2 not in chat.ids
+        assert tokenizer.decode([i for i in chat.ids if i >= 0]).count(words) == 3
+    assert 2 in make(tokenizer).encode_prompt("a </s>").ids
+
+
+def test_a_turn_is_cut_but_never_loses_a_picture(llm_folder: Path) -> None:
+    item = sample(say("user", PICTURE, "What is it?"), say("assistant", "a red boat"))
+    whole = flamingo(llm_folder).encode_train(item, random.Random(0))
+    before = whole.ids.index(MEDIA_TOKEN)
+    width = len(whole.ids) + 2
+    assert flamingo(llm_folder, width).encode_train(item, random.Random(0)).ids == whole.ids
+    assert flamingo(llm_folder, width - 1).encode_train(item, random.Random(0)).ids == whole.ids[:-1]
+    with pytest.raises(DataError, match=rf"toy/7: a picture lies beyond max_turn_len {before + 2}"):
+        flamingo(llm_folder, before + 2).encode_train(item, random.Random(0))
+    with pytest.raises(DataError, match=r"no supervised token\n.*raise model\.text\.max_turn_len"):
+        flamingo(llm_folder, before + 3).encode_train(item, random.Random(0))
+
+
+def test_media_tokens_are_one_mark_and_must_be_known(llm_folder: Path, tokenizer: Tokenizer) -> None:
+    processor = flamingo(llm_folder)
+    assert processor.media_id == tokenizer.vocab_size
+    example = processor.encode_prompt("a boat <image> a boat <ImageHere>", [PICTURE, PICTURE])
+    boat = tokenizer.encode("a boat")
+    assert example.ids == [1, *boat, MEDIA_TOKEN, *boat, MEDIA_TOKEN]
+    assert processor.encode_prompt("").ids == [1]
+    with pytest.raises(PromptError, match="2 image marks but 1 media"):
+        processor.encode_prompt("<image> <image>", [PICTURE])
+    with pytest.raises(
+        ConfigError, match=r"media_token is '<image>', which is no special token of the tokenizer\n.*special_tokens"
+    ):
+        Processor(tokenizer, Alpaca(Alpaca.Config()), processor.image)
+
+
+def test_answers_for_ranking_are_those_of_training(llm_folder: Path, tokenizer: Tokenizer) -> None:
+    asked, answer = say("user", "What is it?"), "a red boat"
+    apart = make(tokenizer, Alpaca(Alpaca.Config(joint_answer=False, media_token="")), max_txt_len=100)
+    for processor in (make(tokenizer), flamingo(llm_folder), apart):
+        trained = processor.encode_train(sample(asked, say("assistant", answer)), random.Random(0))
+        assert processor.encode_answer(answer) == targets(trained)
+
+
+def test_tokenizer_options_of_a_composition(llm_folder: Path, tmp_path: Path) -> None:
+    text = {"tokenizer": str(llm_folder), "special_tokens": ["<image>"], "new_pad_token": "<PAD>", "bos_id": 1}
+    config = SimpleNamespace(
+        llm=SimpleNamespace(config=SimpleNamespace(path=str(tmp_path / "nowhere"))),
+        template=SimpleNamespace(name="alpaca", config=Alpaca.Config()),
+        image={"size": 8},
+        text=text,
+    )
+    processor = build_processor(config)
+    assert (processor.media_id, processor.pad_id) == (processor.tokenizer.vocab_size - 2,) + (
+        processor.tokenizer.vocab_size - 1,
+    )

@@ -109,6 +109,107 @@ def test_added_tokens_are_cut_out_of_the_text(llm_folder: Path, tmp_path: Path) 
     assert tokenizer.decode([*boat, size, *boat]) == "a boat<img>a boat"
 
 
+STRING = "<img>"
+MAPPING = {"content": "<img>", "lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+
+
+@pytest.mark.parametrize(
+    ("files", "left", "right"),
+    [
+        ({"special_tokens_map.json": {"additional_special_tokens": [STRING]}}, True, True),
+        ({"special_tokens_map.json": {"additional_special_tokens": [MAPPING]}}, False, False),
+        ({"special_tokens_map.json": {"additional_special_tokens": [{**MAPPING, "lstrip": True}]}}, True, False),
+        ({"tokenizer_config.json": {"additional_special_tokens": [STRING]}}, True, True),
+        ({"tokenizer_config.json": {"additional_special_tokens": [MAPPING]}}, False, False),
+        ({}, True, True),
+    ],
+)
+@pytest.mark.parametrize("listed", [True, False])
+def test_spellings_of_special_tokens(
+    llm_folder: Path, tmp_path: Path, files: dict, left: bool, right: bool, listed: bool
+) -> None:
+    """A plain string takes the blanks around it, a mapping says so; one without an id gets the next."""
+    shutil.copy(llm_folder / "tokenizer.model", tmp_path)
+    size = Tokenizer.from_folder(tmp_path).vocab_size
+    if listed:
+        (tmp_path / "added_tokens.json").write_text(json.dumps({STRING: size}))
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    options = {} if files or listed else {"special_tokens": [STRING]}
+    tokenizer = Tokenizer.from_folder(tmp_path, **options)
+    enc = Tokenizer.from_folder(llm_folder).encode
+    want = [*enc("a boat" if left else "a boat \n"), size, *enc("a boat" if right else "\n a boat")]
+    assert tokenizer.encode("a boat \n<img>\n a boat") == want
+    assert tokenizer.is_special(STRING)
+    assert tokenizer.id_of(STRING) == size
+    if files or not listed:
+        assert tokenizer.decode([size, *enc("a boat")]) == "a boat"
+
+
+def test_begin_and_end_named_by_plain_strings(llm_folder: Path, tmp_path: Path) -> None:
+    """A string in special_tokens_map.json takes blanks, one in tokenizer_config.json does not."""
+    shutil.copy(llm_folder / "tokenizer.model", tmp_path)
+    boat = Tokenizer.from_folder(llm_folder).encode("a boat")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    assert Tokenizer.from_folder(tmp_path).encode("a boat </s>a boat") != [*boat, 2, *boat]
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": "</s>"}))
+    assert Tokenizer.from_folder(tmp_path).encode("a boat </s> a boat") == [*boat, 2, *boat]
+
+
+def test_special_tokens_of_a_composition(llm_folder: Path, fast_folder: Path) -> None:
+    for folder in (llm_folder, fast_folder):
+        plain = Tokenizer.from_folder(folder, "")
+        options = {"special_tokens": ["<a>", "<b>"], "new_pad_token": "<p>"}
+        tokenizer = Tokenizer.from_folder(folder, "", **options)
+        size = plain.vocab_size
+        assert tokenizer.encode("<a><b>") == [size, size + 1]
+        boat = plain.encode("a boat")
+        assert tokenizer.encode("a boat <b> a boat") == [*boat, size + 1, *boat]
+        assert tokenizer.decode([*boat, size]) == "a boat"
+        copy = pickle.loads(pickle.dumps(tokenizer))
+        assert copy.encode("a <a>", literal=[(0, 1)]) == tokenizer.encode("a <a>")
+        assert copy.vocab_size == tokenizer.vocab_size
+    assert Tokenizer.from_folder(llm_folder, "", **options).pad == size_of(llm_folder) + 2
+    assert Tokenizer.from_folder(llm_folder, **options).pad == size_of(llm_folder) + 2  # before the published piece
+    named = Tokenizer.from_folder(fast_folder, "", **options)  # this folder names a pad token
+    assert named.pad == named.encode("<|pad|>")[0]
+    assert not named.is_special("<p>")
+
+
+def size_of(folder: Path) -> int:
+    return Tokenizer.from_folder(folder).vocab_size
+
+
+def test_forced_ids_take_blanks(llm_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(llm_folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"bos_token": "<unk>", "eos_token": "<unk>"}))
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    assert Tokenizer.from_folder(tmp_path).bos == 0
+    tokenizer = Tokenizer.from_folder(tmp_path, bos_id=1, eos_id=2)
+    assert (tokenizer.bos, tokenizer.eos) == (1, 2)
+    boat = tokenizer.encode("a boat")
+    assert tokenizer.encode("<s> a boat </s>") == [1, *boat, 2]
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "fast"])
+def test_literal_text_holds_no_special_tokens(kind: str, llm_folder: Path, fast_folder: Path) -> None:
+    tokenizer = Tokenizer.from_folder(llm_folder if kind == "sentencepiece" else fast_folder)
+    mark = "</s>" if kind == "sentencepiece" else "<|im_end|>"
+    end = tokenizer.eos
+    text = f"a {mark} b{mark}"
+    whole = tokenizer.encode(text)
+    assert whole.count(end) == 2
+    inner = tokenizer.encode(text, literal=[(0, len(text) - len(mark))])
+    assert inner.count(end) == 1
+    assert inner[-1] == end
+    assert tokenizer.decode(inner) == f"a {mark} b"
+    assert tokenizer.encode(text, literal=[(0, len(text))]).count(end) == 0
+    assert tokenizer.encode(text, literal=[(0, 1), (len(text) - 2, len(text))]).count(end) == 1
+    clean = "a red boat"
+    assert tokenizer.encode(clean, literal=[(2, 5)]) == tokenizer.encode(clean)
+    assert tokenizer.encode("", literal=[(0, 0)]) == []
+
+
 def test_pad_falls_back_where_the_piece_is_missing(llm_folder: Path) -> None:
     assert Tokenizer.from_folder(llm_folder, pad_token="no such piece").pad == 0
 

@@ -228,7 +228,7 @@ class Tokenizer:
         ``literal`` (somebody's words), which give the same ids as any other text.
         """
         ids = [self.bos] if bos and self.bos is not None else []
-        if not self._slow and not any(self._split and self._split.search(text, a, b) for a, b in literal):
+        if not self._slow and not self._marked(text, literal):
             return ids + (self._backend.encode(text, False) if text else [])
         for chunk in self._chunks(text, literal):
             ids += [chunk] if isinstance(chunk, int) else self._backend.encode(chunk, True)
@@ -255,6 +255,11 @@ class Tokenizer:
     def stream(self) -> StreamDecoder:
         """A decoder for ids that arrive one by one."""
         return StreamDecoder(self)
+
+    def _marked(self, text: str, literal: Ranges) -> bool:
+        """Whether a special string lies in a literal stretch, or reaches into one."""
+        found = [m.span() for m in self._split.finditer(text)] if self._split and literal else []
+        return any(start < b and a < end for start, end in found for a, b in literal)
 
     def _chunks(self, text: str, literal: Ranges) -> list[str | int]:
         """Plain chunks and special ids in order; a special token eats the blanks around it if it says so."""
