@@ -21,7 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("vlm.serve.gradio_app", "chat page in the browser"),
     "eval": ("vlm.cli_parts.evaluate", "score a model on evaluation datasets"),
     "config": ("vlm.cli_parts.config", "show, check or compare configurations"),
-    "data": ("vlm.cli_parts.data", "list corpora and formats, look at samples"),
+    "data": ("vlm.cli_parts.data", "list corpora, check datasets, look at samples, write web shards"),
     "weights": ("vlm.cli_parts.weights", "look into weight files"),
     "list": ("vlm.cli_parts.names", "names that a YAML file can use"),
     "doctor": ("vlm.cli_parts.doctor", "versions, devices and folders of this installation"),

@@ -1,23 +1,44 @@
-"""``vlm data``: corpora and formats, and samples of a configuration's datasets as text."""
+"""``vlm data``: corpora and formats; what a configuration's datasets hold, how a model sees it; writing web shards."""
 
 from __future__ import annotations
 
 import argparse
-from itertools import islice
+import importlib
 from typing import Any
 
-from vlm.common.errors import UserError
 from vlm.common.logging import say
+
+ACTIONS: dict[str, str] = {
+    "list": "shipped corpora with their formats and what they need",
+    "show": "samples as the model is trained on them: tokens, what is trained, pictures",
+    "check": "read every record: what cannot be used and why, lengths, padding",
+    "shard": "write datasets as web shards",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``list``, ``show CFG``."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="list|show")
-    actions.add_parser("list", help="shipped corpora with their formats and what they need")
-    show = actions.add_parser("show", help="the first samples of each dataset of a configuration")
-    show.add_argument("cfg", metavar="FILE|RUN_DIR")
+    """``list``, ``show CFG``, ``check CFG``, ``shard CFG OUT``."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="|".join(ACTIONS))
+    found = {name: actions.add_parser(name, help=about, description=about) for name, about in ACTIONS.items()}
+    for name in ("show", "check", "shard"):
+        found[name].add_argument("cfg", metavar="FILE|RUN_DIR")
+    found["shard"].add_argument("out", metavar="OUT", help="folder to write OUT/DATASET/00000.tar ... to")
+    for name in ("show", "check", "shard"):
+        found[name].add_argument("--only", nargs="+", default=[], metavar="DATASET", help="these datasets only")
+        found[name].add_argument(
+            "--options", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the configuration"
+        )
+    for name in ("check", "shard"):
+        found[name].add_argument("-j", type=int, default=0, metavar="N", help="processes (0: this one)")
+    show = found["show"]
     show.add_argument("-n", type=int, default=2, help="samples of each dataset (2)")
-    show.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the configuration")
+    show.add_argument("--seed", type=int, default=None, help="draw samples at random instead of the first ones")
+    show.add_argument("--html", metavar="FILE", help="write a page with the pictures")
+    check = found["check"]
+    check.add_argument("--pixels", action="store_true", help="decode every picture and clip too")
+    check.add_argument("--limit", type=int, default=None, metavar="N", help="the first N records of each dataset only")
+    check.add_argument("--out", metavar="DIR", help="write quarantine.jsonl and check.json there")
+    found["shard"].add_argument("--per-shard", type=int, default=1000, metavar="N", help="samples of a shard (1000)")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -26,7 +47,9 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         UserError: an unusable configuration or dataset.
     """
-    return list_corpora() if args.action == "list" else show_samples(args)
+    if args.action == "list":
+        return list_corpora()
+    return int(importlib.import_module(f"vlm.cli_parts.data_{args.action}").main(args))
 
 
 def list_corpora() -> int:
@@ -39,44 +62,3 @@ def list_corpora() -> int:
         data: dict[str, Any] = parse_file(file).data if file else {}
         say(f"{name:<24}{data.get('format', ''):<20}{data.get('help', '')}")
     return 0
-
-
-def show_samples(args: argparse.Namespace) -> int:
-    """Print the first samples of each dataset, role by role.
-
-    Raises:
-        UserError: the configuration has no dataset.
-    """
-    from vlm.common.config import load_config
-    from vlm.common.registry import resolve
-
-    cfg = load_config(args.cfg, args.options, check="all")
-    sections = {**cfg.datasets, **cfg.valid_datasets, **cfg.evaluation_datasets}
-    if not sections:
-        raise UserError(f"{args.cfg} names no dataset")
-    for name, entry in sections.items():
-        dataset = resolve("dataset", entry.format.name)(entry.format.config)
-        size = f", {len(dataset)} samples" if hasattr(dataset, "__len__") else ""
-        say(f"{name} ({entry.format.name}{size})")
-        for sample in islice(samples(dataset), args.n):
-            say(f"  {sample.id}")
-            for message in sample.messages:
-                say(f"    {message.role}: {' '.join(shown(part)[:200] for part in message.parts)}")
-    return 0
-
-
-def shown(part: Any) -> str:
-    """A part of a message as text: quoted text, a picture's path, or its kind and size when it comes from a shard."""
-    if hasattr(part, "text"):
-        return repr(part.text)
-    kind = type(part).__name__.lower()
-    if isinstance(part.source, bytes | bytearray):
-        return f"<{kind}, {len(part.source) / 1024:.1f} KiB>"
-    return f"<{kind} {part.source}>"
-
-
-def samples(dataset: Any) -> Any:
-    """Samples of a map-style or streamed dataset, in order."""
-    if hasattr(dataset, "__getitem__"):
-        return (dataset[i] for i in range(len(dataset)))
-    return (dataset.decode(record) for record in dataset.records(None))

@@ -1,0 +1,98 @@
+"""What the actions of ``vlm data`` share: the configuration, its datasets, the model's processor if it can be had."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vlm.common.errors import ConfigError, UserError, WeightsError
+from vlm.common.logging import busy, say
+
+if TYPE_CHECKING:
+    from vlm.common.config import Config
+    from vlm.datasets.look.reading import Opened
+    from vlm.processors.collate import VisualTokens
+    from vlm.processors.image import ImageRecipe
+    from vlm.processors.processor import Processor
+
+
+@dataclass
+class View:
+    """A configuration's datasets with the model's text and picture side; ``processor`` is None without tokenizer."""
+
+    cfg: Config
+    datasets: list[Opened]
+    processor: Processor | None
+    recipe: ImageRecipe
+    visual_tokens: VisualTokens
+    unset: list[str]
+    note: str = ""
+
+
+def open_view(args: argparse.Namespace, model: bool = True) -> View:
+    """Read the configuration and open its datasets (those of ``--only``).
+
+    Args:
+        args: with ``cfg``, ``options`` and ``only``.
+        model: also make the processor and count visual tokens.
+
+    Raises:
+        UserError: an unusable configuration, an unknown dataset in ``--only``, no dataset at all.
+    """
+    from vlm.common.config import load_config
+    from vlm.datasets.look.reading import open_datasets, sections
+    from vlm.processors.collate import VisualTokens
+    from vlm.processors.image import ImageRecipe
+    from vlm.processors.processor import build_processor
+
+    cfg = load_config(args.cfg, args.options, check="none")
+    entries = sections(cfg)
+    unknown = [name for name in args.only if name not in entries]
+    if unknown:
+        raise UserError(f"--only {unknown[0]}: no such dataset", fix=f"one of {', '.join(entries) or 'none'}")
+    entries = {name: entry for name, entry in entries.items() if not args.only or name in args.only}
+    if not entries:
+        load_config(args.cfg, args.options, check="all")  # says what is not set yet
+        raise UserError(f"{args.cfg} names no dataset")
+    recipe = ImageRecipe(ImageRecipe.Config(**cfg.model.image))
+    view = View(cfg, open_datasets(entries, recipe.config.size), None, recipe, VisualTokens(), unset(cfg))
+    if not model:
+        return view
+    try:
+        view.processor = build_processor(cfg.model)
+    except WeightsError as error:
+        view.note = f"no tokens, only characters: {str(error).splitlines()[0]}"
+        return view
+    view.recipe, view.visual_tokens = view.processor.image, count_visual_tokens(cfg)
+    return view
+
+
+def unset(cfg: Config) -> list[str]:
+    """Datasets that the file names but whose build_info it does not set."""
+    known = {"datasets": cfg.datasets, "valid_datasets": cfg.valid_datasets}
+    named = dict.fromkeys(tuple(path.split(".")[:2]) for path in cfg.origins if path.count("."))
+    return [name for section, name in named if section in known and name not in known[section]]
+
+
+def count_visual_tokens(cfg: Config) -> VisualTokens:
+    """Positions of a medium in the LLM, from the composition without its weights.
+
+    Where it cannot be built (an LLM folder with a tokenizer only), what the configuration says.
+    """
+    from vlm.models.build import build_model
+    from vlm.processors.collate import VisualTokens
+
+    try:
+        with busy("reading the composition"):
+            return VisualTokens.of(build_model(cfg.model, device="meta").visual_tokens)
+    except (ConfigError, WeightsError):
+        return VisualTokens(0, int(cfg.model.text.get("tokens_per_medium", 1)))
+
+
+def tell(view: View, only: list[str]) -> None:
+    """Say what could not be had."""
+    if view.unset and not only:
+        say(f"left out, their build_info is not set: {', '.join(view.unset)}")
+    if view.note:
+        say(view.note)
