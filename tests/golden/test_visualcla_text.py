@@ -125,6 +125,20 @@ def test_special_ids(case: Case) -> None:
     assert tokenizer.vocab_size == case.config["text_config"]["vocab_size_after_resize"]
 
 
+@pytest.mark.parametrize("files", [{"lora_model": ""}, {"visualcla_model": "merged_model"}])
+def test_other_ways_in_give_the_same_ids(case: Case, files: dict[str, str]) -> None:
+    """From scratch the marks are added to the LLM's tokenizer; a merged folder holds its own."""
+    processor = case.processor(**{name: path and str(case.folder / path) for name, path in files.items()})
+    for record in case.case["prompts"]:
+        example = processor.encode_chat(case.messages(record["history"], record["text"]))
+        if files.get("lora_model") is None:
+            assert example.ids == case.marked(record["input_ids"])
+        else:  # added marks are plain strings
+            kinds = ("input_ids", "input_ids_other_special_token_kind")
+            assert example.ids == case.marked(min((record[k] for k in kinds), key=len))
+    assert processor.tokenizer.pad == case.config["special_ids"]["<pad>"]
+
+
 def test_prompts_of_conversations(case: Case) -> None:
     for record in case.case["prompts"]:
         messages = case.messages(record["history"], record["text"])
