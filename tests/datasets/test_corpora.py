@@ -12,6 +12,7 @@ import pytest
 from vlm.common.config import load_config
 from vlm.common.config_merge import corpora, corpus_file
 from vlm.common.config_tree import parse_file
+from vlm.common.errors import ConfigError
 from vlm.common.types import Input, Sample, Text, Video
 from vlm.datasets.loader import build_source
 from vlm.datasets.table_text import POOLS, read_pool
@@ -337,3 +338,20 @@ def test_visual_answers_are_drawn_as_often_as_given(tmp_path: Path) -> None:
     found = source(tmp_path, "coco_vqa")
     answers = [found.dataset.draw(0, random.Random(k)).messages[1].text for k in range(900)]
     assert abs(answers.count("2") - 600) < 60
+
+
+def test_own_data_in_the_run_file_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text('{"question": "A?", "answer": "b"}\n')
+    paths = ["hf://owner/name", str(tmp_path / "mine.jsonl")]
+    entry = {"format": "table", "build_info": {"ann_path": paths, "user": ["Q: {question}", "{question}"]}}
+    model = {"arch": "minigpt4", "model_type": "tiny"}
+    config = load_config({"model": model, "datasets": {"mine": entry}}, check="all").datasets["mine"].format.config
+    assert (config.ann_path, config.assistant) == (paths, "{answer}")
+    entry["build_info"] = {"ann_path": paths[1:], "user": "Q: {question}"}
+    cfg = load_config({"model": model, "datasets": {"mine": entry}}, check="all")
+    assert forms(build_source("mine", cfg.datasets["mine"], 32)) == {"user: Q: A?\nassistant: b"}
+    entry["build_info"] = {"ann_path": "/no/file.jsonl", "feilds": {}, "answer_choice": "best"}
+    with pytest.raises(
+        ConfigError, match="(?s)unknown key 'feilds'; did you mean 'fields'.*'best'.*first.*no such file"
+    ):
+        load_config({"model": model, "datasets": {"mine": entry}}, check="all")

@@ -177,7 +177,14 @@ def test_parallel_lists(tmp_path: Path) -> None:
         ["user: 3?", "assistant: three"],
     ]
     assert [data[i].id for i in range(3)] == ["a", "a", "1.0"]
-    assert data.record(1) == {"id": "a", "q": "2?", "a": "two"}
+    assert data.record(1) == {
+        "id": "a",
+        "q": "2?",
+        "a": "two",
+        "question": "2?",
+        "answer": "two",
+        "file": data._files[0].name,
+    }
     one = table(tmp_path, records, fields=fields, explode=["q", "a"], one_at_random=True)
     assert len(one) == 2
     assert draws(one).keys() == {"user: 1? assistant: one", "user: 2? assistant: two"}

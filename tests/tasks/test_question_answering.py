@@ -103,3 +103,17 @@ def test_faults():
         task(image="upside down")
     with pytest.raises(DataError, match="no question"):
         task().evaluate(Engine(), Rows([]))
+
+
+def test_questions_without_answers_are_asked_and_not_counted():
+    class Open(Rows):
+        def __getitem__(self, i):
+            sample = super().__getitem__(i)
+            return sample if i else Sample(sample.messages[:1], id="q")
+
+    engine = Engine()
+    answered = task().answer(engine, Open())
+    assert [len(c) for c in engine.calls[0][0]] == [1] * 4
+    assert [(a.id, a.answer.strip(), a.reference) for a in answered[:2]] == [("q", "red", ""), ("b", "blue", "blue")]
+    assert (task().score(answered)["overall"], task().score(answered)["count"]) == (1.0, 3)
+    assert task().score(answered[:1])["overall"] is None

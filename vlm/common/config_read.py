@@ -295,5 +295,5 @@ def check_data_files(config: Any, path: Path, report: Report) -> None:
     for key in PATH_OPTIONS:
         said = getattr(config, key, None)
         for name in said if isinstance(said, list) else [said]:
-            if isinstance(name, str) and name and not set(name) & set("{*?|"):
+            if isinstance(name, str) and name and not set(name) & set("{*?|") and not name.startswith("hf://"):
                 check_exists(name.removeprefix("file:"), (*path, key), report)

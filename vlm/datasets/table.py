@@ -101,10 +101,9 @@ class Table:
         return len(self._items)
 
     def record(self, index: int) -> Record:
-        """The raw record, with every field of the file."""
-        item = self._items[index]
-        record: Record = self._files[item.file].records[item.row]
-        return record if item.element is None else select.element_of(record, self.config.explode, item.element)
+        """The record with every field of the file, by the file's names and by ours."""
+        values = self._values(self._items[index])[0]
+        return {k: v for k, v in values.items() if k not in self._pools}
 
     def __getitem__(self, index: int) -> Sample:
         return self.draw(index, random.Random(index))

@@ -79,6 +79,11 @@ def with_pictures(messages: Sequence[Message], control: Control, other: Mapping[
     return changed
 
 
+def asked(sample: Sample) -> Sequence[Message]:
+    """A sample without its last answer, if it has one."""
+    return sample.messages[:-1] if sample.messages[-1].role == "assistant" else sample.messages
+
+
 @register_task("question_answering")
 class QuestionAnswering(Task):
     """Asks every question of a dataset, greedily, and counts exact matches."""
@@ -106,7 +111,7 @@ class QuestionAnswering(Task):
             other = exchanged(
                 [m.source for i in range(len(dataset)) for message in dataset[i].messages for m in message.media]
             )
-        return [with_pictures(s.messages[:-1], self.config.image, other) for s in samples]
+        return [with_pictures(asked(s), self.config.image, other) for s in samples]
 
     def answer(self, engine: Engine, dataset: Questions, generation: Generation | None = None) -> list[Answered]:
         """Every question answered, in the dataset's order, on every process (each answers its share).
@@ -130,9 +135,10 @@ class QuestionAnswering(Task):
     @staticmethod
     def _answered(dataset: Questions, index: int, text: str) -> Answered:
         sample, record = dataset[index], dataset.record(index)
-        reference = sample.messages[-1].text
-        name = str(record.get("id", index))
-        return Answered(name, sample.messages[-2].text, text, reference, exact_match(text, reference), record)
+        question = asked(sample)
+        reference = "".join(m.text for m in sample.messages[len(question) :])
+        name = sample.id or str(index)
+        return Answered(name, question[-1].text, text, reference, exact_match(text, reference), record)
 
     def evaluate(self, engine: Engine, dataset: Questions, generation: Generation | None = None) -> dict[str, Any]:
         """Accuracies of the model and of the majority answer; see :func:`vlm.tasks.scores.summarise`."""
@@ -141,5 +147,6 @@ class QuestionAnswering(Task):
     @staticmethod
     def score(answered: Sequence[Answered]) -> dict[str, Any]:
         """Numbers of answered questions, with ``majority`` for comparison."""
-        records = [{**a.record, "answer": a.reference} for a in answered]
-        return {**summarise(records, [a.right for a in answered]), "majority": majority(records)}
+        known = [a for a in answered if a.reference]  # some published question sets have no answers
+        records = [{**a.record, "answer": a.reference} for a in known]
+        return {**summarise(records, [a.right for a in known]), "majority": majority(records)}
