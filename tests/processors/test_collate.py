@@ -61,9 +61,22 @@ def test_longer_than_a_row_gets_its_own() -> None:
     assert batch.segments.max(dim=1).values.tolist() == [2, 1]
 
 
-def test_media_must_have_one_shape() -> None:
-    with pytest.raises(DataError, match=r"different shapes in one batch: \[\(1, 3, 2, 2\), \(4, 3, 2, 2\)\]"):
-        collate([example("a", 4, 1), example("b", 4, 1, frames=4)], pad_id=0)
+def test_media_must_have_one_size() -> None:
+    odd = example("b", 4, 1)
+    odd.media = [torch.zeros(1, 3, 2, 5)]
+    with pytest.raises(DataError, match=r"different sizes in one batch: \[\(3, 2, 2\), \(3, 2, 5\)\]"):
+        collate([example("a", 4, 1), odd], pad_id=0)
+
+
+def test_pictures_and_clips_in_one_batch() -> None:
+    batch = collate([example("a", 5, 2), example("b", 4, 1, frames=3)], pad_id=0)
+    assert batch.frames is not None
+    assert batch.frames.tolist() == [1, 1, 3]
+    assert batch.pixels is not None
+    assert batch.pixels.shape == (3, 3, 3, 2, 2)
+    assert batch.pixels[1].flatten(1).sum(1).tolist() == [12.0, 0.0, 0.0]
+    assert batch.to("cpu").frames is not None
+    assert collate([example("a", 4, 1, frames=3)], pad_id=0).frames is None
 
 
 def test_marks_and_media_must_agree() -> None:

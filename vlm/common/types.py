@@ -125,6 +125,7 @@ class Batch:
     pixels      ``[n, f, 3, h, w]`` float, or None for a text-only batch
     media_row   ``[n]`` row of each medium; media are ordered by (row, position)
     media_pos   ``[n]`` index in ``ids`` of each medium's ``MEDIA_TOKEN``
+    frames      ``[n]`` int64, real frames of each medium where they differ (the rest of ``pixels`` is zero), else None
     sample_ids  names of the samples, for messages
     """
 
@@ -134,6 +135,7 @@ class Batch:
     pixels: torch.Tensor | None
     media_row: torch.Tensor
     media_pos: torch.Tensor
+    frames: torch.Tensor | None = None
     sample_ids: list[str] = field(default_factory=list)
 
     @property

@@ -186,7 +186,8 @@ class Engine:
         """Text and pictures of a batch as one sequence per row; pictures seen before are not encoded again."""
         batch = self.batch(examples)
         with torch.inference_mode():
-            visual = None if batch.pixels is None else self.features.encode(batch.pixels, self.model.encode)
+            pixels, encode = batch.pixels, self.model.encode
+            visual = None if pixels is None else self.features.encode(pixels, encode, batch.frames)
             return self.model.prepare(batch, visual)
 
     def _fit(self, conversation: Conversation, room: int) -> Conversation:

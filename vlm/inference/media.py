@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vlm.common.types import Features
+from vlm.models.frames import join
 
 
 class FeatureCache:
@@ -25,18 +26,26 @@ class FeatureCache:
         self._entries: OrderedDict[str, tuple[Tensor, Tensor | None]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def encode(self, pixels: Tensor, encoder: Callable[[Tensor], Features]) -> Features:
-        """Features of ``pixels [n, f, 3, h, w]``; only pictures not in the cache go through ``encoder``."""
-        keys = [_key(medium) for medium in pixels]
+    def encode(self, pixels: Tensor, encoder: Callable[..., Features], frames: Tensor | None = None) -> Features:
+        """Features of ``pixels [n, f, 3, h, w]``; only pictures not in the cache go through ``encoder``.
+
+        ``frames [n]``: real frames of each medium where they differ; ``encoder`` then takes them too.
+        """
+        counts = [pixels.shape[1]] * len(pixels) if frames is None else frames.tolist()
+        keys = [_key(medium[:count]) for medium, count in zip(pixels, counts, strict=True)]
         known = {k: e for k in keys if (e := self._get(k)) is not None}
         new = list(dict.fromkeys(k for k in keys if k not in known))
         if new:
-            features = encoder(torch.stack([pixels[keys.index(k)] for k in new]))
+            where = [keys.index(k) for k in new]
+            features = encoder(pixels[where]) if frames is None else encoder(pixels[where], frames[where])
             masks = features.mask if features.mask is not None else [None] * len(new)
             for key, tokens, mask in zip(new, features.tokens, masks, strict=True):
                 known[key] = (tokens, mask)
                 self._put(key, (tokens, mask))
         entries = [known[k] for k in keys]
+        if len({tokens.shape for tokens, _ in entries}) > 1:
+            single = [Features(t[None], None if m is None else m[None]) for t, m in entries]
+            return join([(torch.tensor([k], device=f.tokens.device), f) for k, f in enumerate(single)])
         return Features(torch.stack([tokens for tokens, _ in entries]), _masks(entries))
 
     def clear(self) -> None:

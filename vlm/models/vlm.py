@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm.common.types import Batch, Features, Output
+from vlm.models.frames import join
 from vlm.models.fusion.base import LLMInputs
 from vlm.models.inserts.base import InsertData
 from vlm.models.precision import autocast
@@ -70,11 +71,19 @@ class VLM(nn.Module):
         """Train mode for what trains; frozen parts stay in eval mode."""
         return set_modes(self, mode)
 
-    def encode(self, pixels: Tensor) -> Features:
+    def encode(self, pixels: Tensor, frames: Tensor | None = None) -> Features:
         """``[n, f, 3, h, w]`` -> visual tokens in the LLM's width, ``[n, f, q, d]``.
 
-        Leading parts without trainable parameters run without recording gradients.
+        Leading parts without trainable parameters run without recording gradients. With ``frames`` (``[n]``, see
+        :class:`Batch`) media of each number of frames are encoded together, so padding reaches no part; the result
+        is padded and has a mask.
         """
+        if frames is None:
+            return self._encode(pixels)
+        places = [(frames == count).nonzero()[:, 0] for count in frames.unique()]
+        return join([(place, self._encode(pixels[place, : int(frames[place[0]])])) for place in places])
+
+    def _encode(self, pixels: Tensor) -> Features:
         exact = self.compute_dtype is torch.float32
         with autocast(pixels.device, self.vision_dtype if exact else self.compute_dtype):
             value = _run(self.vision, pixels, pixels)
@@ -92,7 +101,7 @@ class VLM(nn.Module):
             PromptError: marks and media do not agree.
         """
         if visual is None and batch.pixels is not None and len(batch.pixels):
-            visual = self.encode(batch.pixels)
+            visual = self.encode(batch.pixels, batch.frames)
         with autocast(batch.ids.device, self.compute_dtype):
             inputs = self.fusion(batch, visual)
         if inputs.inserts is None and any(insert.needs_data for insert in self.inserts):

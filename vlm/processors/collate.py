@@ -90,25 +90,34 @@ def collate_rows(rows: Sequence[Sequence[Example]], pad_id: int) -> Batch:
             if marks != len(example.media):
                 raise DataError(f"sample {example.source}/{example.id}: {marks} marks but {len(example.media)} media")
             media += example.media
+    pixels, frames = _stack(media)
     where = ((ids == MEDIA_TOKEN) & (segments > 0)).nonzero()
     return Batch(
         ids=ids,
         labels=labels,
         segments=segments,
-        pixels=_stack(media),
+        pixels=pixels,
         media_row=where[:, 0],
         media_pos=where[:, 1],
         sample_ids=[e.id for row in rows for e in row],
+        frames=frames,
     )
 
 
-def _stack(media: list[torch.Tensor]) -> torch.Tensor | None:
+def _stack(media: list[torch.Tensor]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """``[n, f, 3, h, w]``, and how many frames each medium has where that differs."""
     if not media:
-        return None
-    shapes = {tuple(m.shape) for m in media}
+        return None, None
+    shapes = {tuple(m.shape[1:]) for m in media}
     if len(shapes) > 1:
         raise DataError(
-            f"media of different shapes in one batch: {sorted(shapes)}",
-            fix="give every dataset of the run the same image size and number of frames",
+            f"media of different sizes in one batch: {sorted(shapes)}",
+            fix="give every dataset of the run the same image size",
         )
-    return torch.stack(media)
+    counts = [len(m) for m in media]
+    if len(set(counts)) == 1:
+        return torch.stack(media), None
+    pixels = media[0].new_zeros((len(media), max(counts), *media[0].shape[1:]))
+    for place, medium in zip(pixels, media, strict=True):
+        place[: len(medium)] = medium
+    return pixels, torch.tensor(counts)

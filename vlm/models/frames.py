@@ -1,0 +1,34 @@
+"""Features of media with different numbers of frames as one padded tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from vlm.common.types import Features
+
+
+def join(parts: Sequence[tuple[Tensor, Features]]) -> Features:
+    """Puts groups of media back into one order.
+
+    Args:
+        parts: for each group the places of its media ``[k]`` and their features ``[k, f, v, d]``; together the
+            places are 0..n-1, while f and v may differ between groups.
+
+    Returns:
+        Features ``[n, f, v, d]`` with the largest f and v, and a mask that is False at what was added.
+    """
+    if len(parts) == 1 and torch.equal(parts[0][0].cpu(), torch.arange(len(parts[0][0]))):
+        return parts[0][1]
+    order = torch.cat([places for places, _ in parts]).argsort()
+    most = [max(value.tokens.shape[k] for _, value in parts) for k in (1, 2)]
+    tokens, masks = [], []
+    for _, value in parts:
+        f, v = (wanted - have for wanted, have in zip(most, value.tokens.shape[1:3]))
+        real = value.mask if value.mask is not None else torch.ones_like(value.tokens[..., 0], dtype=torch.bool)
+        tokens.append(pad(value.tokens, (0, 0, 0, v, 0, f)))
+        masks.append(pad(real, (0, v, 0, f)))
+    return Features(torch.cat(tokens)[order], torch.cat(masks)[order])
