@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlm.checkpoint.formats.mmgpt_lora import MmgptLora
+from vlm.checkpoint.formats.mmgpt_lora import MmgptLora, published_names
 from vlm.checkpoint.load import load_file
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Batch, Example, Features
 from vlm.inference.engine import Engine
@@ -182,10 +182,7 @@ def test_variants(case: MmgptCase, variant: str) -> None:
 
 def published(case: MmgptCase) -> dict[str, str]:
     """Published name -> our name of what trains."""
-    from vlm.checkpoint.formats.mmgpt_lora import published_name
-
-    names = {n for n, p in case.model.named_parameters() if p.requires_grad}
-    return {published_name(case.model, name): name for name in names}
+    return {str(theirs): name for name, theirs in published_names(case.model).items()}
 
 
 @pytest.mark.parametrize("name", ["train_vision", "train_lang"])

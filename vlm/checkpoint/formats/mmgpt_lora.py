@@ -128,12 +128,17 @@ def _ends(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 
-def published_name(model: VLM, name: str) -> str | None:
-    """The name that Multimodal-GPT's trainer gives to our parameter ``name``, or None."""
-    theirs = openflamingo.key_map(model, "export").theirs(name.replace(".base_layer.", "."))
-    if theirs is not None and theirs.startswith(openflamingo.LM):
-        theirs = openflamingo.LM + openflamingo.WRAPPED + theirs.removeprefix(openflamingo.LM)
-    return theirs
+def published_names(model: VLM) -> dict[str, str | None]:
+    """Our name -> the name that Multimodal-GPT's trainer gives it (or None), of what trains."""
+    names = openflamingo.key_map(model, "export")
+    found: dict[str, str | None] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            theirs = names.theirs(name.replace(".base_layer.", "."))
+            if theirs is not None and theirs.startswith(openflamingo.LM):
+                theirs = openflamingo.LM + openflamingo.WRAPPED + theirs.removeprefix(openflamingo.LM)
+            found[name] = theirs
+    return found
 
 
 def export_mmgpt(model: VLM, path: Path) -> list[str]:
@@ -145,13 +150,12 @@ def export_mmgpt(model: VLM, path: Path) -> list[str]:
     Raises:
         WeightsError: something trains that such files have no name for.
     """
+    parameters = dict(model.named_parameters())
     state: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            theirs = published_name(model, name)
-            if theirs is None:
-                raise WeightsError(f"{name} trains, but files of Multimodal-GPT have no such part")
-            state[theirs] = parameter.detach().cpu().clone()
+    for name, theirs in published_names(model).items():
+        if theirs is None:
+            raise WeightsError(f"{name} trains, but files of Multimodal-GPT have no such part")
+        state[theirs] = parameters[name].detach().cpu().clone()
     content = {"model_state_dict": {f"module.{k}": v for k, v in state.items()}, SETTINGS: _settings_of(model)}
     torch.save(content, path)
     return list(state)
@@ -161,7 +165,7 @@ def _settings_of(model: VLM) -> dict[str, Any]:
     options = [model.llm.config.lora, *(getattr(part.config, "lora", None) for part in model.inserts)]
     present = [o for o in options if o is not None]
     lora = present[0] if present else LoraOptions()
-    extra = [n for n, p in model.named_parameters() if p.requires_grad and not is_lora(n)]
+    extra = [theirs for name, theirs in published_names(model).items() if theirs and not is_lora(name)]
     return {
         "lora": bool(present),
         "lora_target_modules": [t for o in present for t in o.targets],
@@ -169,5 +173,5 @@ def _settings_of(model: VLM) -> dict[str, Any]:
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
         "vis": False,
-        "unfrozen": [published_name(model, n) or n for n in extra],
+        "unfrozen": extra,
     }
