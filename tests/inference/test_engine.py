@@ -10,7 +10,8 @@ import torch
 
 from vlm.common.errors import PromptError, UserError
 from vlm.common.types import Features, Message, Text
-from vlm.inference.decoding import Ends
+from vlm.inference.beams import beam_search
+from vlm.inference.decoding import Ends, decode
 from vlm.inference.generation import CHAT, EVALUATION, Generation
 from vlm.inference.media import FeatureCache
 from vlm.inference.text import join
@@ -67,13 +68,11 @@ def test_greedy_equals_transformers_own_generate(engine, questions) -> None:
     assert [row.tolist()[: len(ours)] for row, ours in zip(theirs, stops, strict=True)] == stops
 
 
-def test_one_beam_is_greedy(engine, questions, monkeypatch) -> None:
-    from vlm.inference import decoding
-
+def test_one_beam_is_greedy(engine, questions) -> None:
     prompt = engine.prompt(questions, GREEDY)
     ends = Ends(eos=(2,), bos=1, pad=0)
-    greedy = decoding.decode(engine.model.llm.model, prompt, GREEDY, ends)
-    assert decoding._beams(engine.model.llm.model, prompt, GREEDY, ends) == greedy
+    greedy = decode(engine.model.llm.model, prompt, GREEDY, ends)
+    assert beam_search(engine.model.llm.model, prompt, GREEDY, ends) == greedy
 
 
 def test_beams_stop_each_row_and_repeat(engine, questions) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from vlm.common.errors import UserError
 
 Context = Literal["turns", "published"]
+LengthForm = Literal["published", "prompt"]
 Cleanup = Literal["chat", "answer", "raw"]
 
 
@@ -33,6 +34,10 @@ class Generation:
     no_repeat_ngram_size: int = 0
     """No run of so many tokens twice in an answer (0: off); counted like the penalty, without the prompt."""
     length_penalty: float = 1.0
+    """With beams: the sum of log probabilities is divided by ``length ** length_penalty``."""
+    length_penalty_form: LengthForm = "published"
+    """What ``length`` counts besides the answer: ``published`` a dummy first token, as when a prompt was given as
+    embeddings; ``prompt`` the prompt, as when it was given as tokens."""
     max_length: int = 2000
     seed: int | None = None
     """Same seed, same text, on any device and in any batch; None draws a new one each time."""
@@ -60,6 +65,9 @@ class Generation:
         ]
         if not 0 < self.top_p <= 1:
             problems.append(f"top_p is {self.top_p}, must be above 0 and at most 1")
+        if self.length_penalty_form not in get_args(LengthForm):
+            allowed = " or ".join(get_args(LengthForm))
+            problems.append(f"length_penalty_form is {self.length_penalty_form!r}, must be {allowed}")
         if problems:
             raise UserError("generation options: " + "; ".join(problems))
 

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, StoppingCriteria
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from vlm.inference.generation import Generation
 
 if TYPE_CHECKING:
     from vlm.processors.tokenizer import Tokenizer
@@ -16,6 +25,17 @@ Stops = tuple[tuple[int, ...], ...]
 
 CONTEXTS = ("", "a", ".", "a ", "\n")
 """Texts before a stop text; what a subword tokenizer makes of ``###`` depends on them."""
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What ends a row: the ids that end it natively, the stop sequences, the ids used around them, and banned ids."""
+
+    eos: tuple[int, ...]
+    bos: int
+    pad: int
+    stops: Stops = ()
+    banned: tuple[int, ...] = ()
 
 
 def stop_sequences(tokenizer: Tokenizer, texts: Sequence[str]) -> Stops:
@@ -47,18 +67,6 @@ def cut_after_stop(ids: Sequence[int], stops: Stops) -> list[int]:
         if ends_with(ids[:end], stops):
             return list(ids[:end])
     return list(ids)
-
-
-class RowStop(StoppingCriteria):
-    """Ends each row (or beam) by itself. The published rule, all rows at once, is the same for one row."""
-
-    def __init__(self, stops: Stops) -> None:
-        self.stops = stops
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        """``input_ids [b, t]``: new tokens only. Returns ``[b]`` bool."""
-        done = [ends_with(row, self.stops) for row in input_ids.tolist()]
-        return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
 
 
 class PublishedRepetitionPenalty(LogitsProcessor):
@@ -129,3 +137,35 @@ class Ban(LogitsProcessor):
         scores = scores.clone()
         scores[:, self.ids] = -torch.inf
         return scores
+
+
+def fixed_rules(generation: Generation, ends: Ends) -> list[LogitsProcessor]:
+    """What holds with and without sampling, in the order of transformers: penalty, n-grams, minimum length."""
+    found: list[LogitsProcessor] = []
+    if generation.repetition_penalty != 1:
+        found.append(PublishedRepetitionPenalty(generation.repetition_penalty, ends.bos))
+    if generation.no_repeat_ngram_size:
+        found.append(NoRepeatNGram(generation.no_repeat_ngram_size, ends.bos))
+    if generation.min_new_tokens:
+        found.append(NoEarlyEnd(generation.min_new_tokens, ends.eos))
+    if ends.banned:
+        found.append(Ban(ends.banned))
+    return found
+
+
+def score_rules(generation: Generation, ends: Ends) -> Any:
+    """:func:`fixed_rules`, then for sampling temperature, top-k, top-p."""
+    found = fixed_rules(generation, ends)
+    return LogitsProcessorList([*found, *sampling_rules(generation)] if generation.do_sample else found)
+
+
+def sampling_rules(generation: Generation, keep: int = 1) -> list[LogitsProcessor]:
+    """Temperature, top-k, top-p; at least ``keep`` tokens stay."""
+    found: list[LogitsProcessor] = []
+    if generation.temperature != 1:
+        found.append(TemperatureLogitsWarper(generation.temperature))
+    if generation.top_k:
+        found.append(TopKLogitsWarper(generation.top_k, min_tokens_to_keep=keep))
+    if generation.top_p < 1:
+        found.append(TopPLogitsWarper(generation.top_p, min_tokens_to_keep=keep))
+    return found

@@ -1,0 +1,132 @@
+"""Beam search against trying every answer, its rules at the edges, and beam sampling."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from vlm.common.errors import UserError
+from vlm.inference.beams import Hypotheses, beam_search
+from vlm.inference.decoding import Ends, Prompt, decode
+from vlm.inference.generation import CHAT
+
+VOCAB, END = 4, 3
+ENDS = Ends(eos=(END,), bos=1, pad=0)
+
+
+class Tiny(nn.Module):
+    """A language model over four tokens whose next token depends on all before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.table = nn.Embedding(VOCAB, 8)
+        self.mix = nn.Linear(8, VOCAB)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.table
+
+    def forward(self, inputs_embeds, attention_mask=None, position_ids=None, past_key_values=None, use_cache=False):
+        weight = torch.arange(1, inputs_embeds.shape[1] + 1)[None, :, None].float().cos()
+        return SimpleNamespace(logits=self.mix((inputs_embeds * weight).cumsum(1)) * 3)
+
+
+@pytest.fixture
+def llm() -> Tiny:
+    return Tiny()
+
+
+@pytest.fixture
+def prompt(llm: Tiny) -> Prompt:
+    with torch.no_grad():
+        return Prompt(llm.table(torch.tensor([[1, 2], [2, 0]])), torch.ones(2, 2, dtype=torch.long))
+
+
+def options(**changes):
+    return CHAT.but(do_sample=False, repetition_penalty=1.0, max_new_tokens=3, use_cache=False, **changes)
+
+
+def total(llm: Tiny, embeds: torch.Tensor, ids: tuple[int, ...]) -> float:
+    """Log probability of an answer."""
+    whole = torch.cat([embeds, llm.table(torch.tensor([ids]))], 1)
+    chances = llm(whole).logits[:, embeds.shape[1] - 1 : -1].log_softmax(-1)
+    return chances[0, torch.arange(len(ids)), list(ids)].sum().item()
+
+
+@torch.no_grad()
+def best_of_all(llm: Tiny, embeds: torch.Tensor, penalty: float, prefix: int) -> list[int]:
+    answers = [
+        ids
+        for size in (1, 2, 3)
+        for ids in itertools.product(range(VOCAB), repeat=size)
+        if END not in ids[:-1] and (ids[-1] == END or size == 3)
+    ]
+
+    def score(ids: tuple[int, ...]) -> float:
+        return total(llm, embeds, ids) / (prefix + len(ids) - (ids[-1] == END)) ** penalty
+
+    return list(max(answers, key=score))
+
+
+@pytest.mark.parametrize("form", ["published", "prompt"])
+@pytest.mark.parametrize("penalty", [1.0, 3.0, 0.0])
+def test_enough_beams_find_the_best_answer(llm: Tiny, prompt: Prompt, penalty: float, form: str) -> None:
+    generation = options(num_beams=64, length_penalty=penalty, length_penalty_form=form)
+    found = beam_search(llm, prompt, generation, ENDS)
+    prefix = 1 if form == "published" else 2
+    assert found == [best_of_all(llm, prompt.embeds[r : r + 1], penalty, prefix) for r in range(2)]
+
+
+def test_rows_do_not_depend_on_each_other(llm: Tiny, prompt: Prompt) -> None:
+    generation = options(num_beams=2)
+    both = decode(llm, prompt, generation, ENDS)
+    alone = [decode(llm, Prompt(prompt.embeds[r : r + 1], prompt.mask[r : r + 1]), generation, ENDS)[0] for r in (0, 1)]
+    assert both == alone
+
+
+def test_stop_sequences_end_a_beam(llm: Tiny, prompt: Prompt) -> None:
+    free = decode(llm, prompt, options(num_beams=2), Ends((), 1, 0))
+    stop = tuple(free[0][:2])
+    stopped = decode(llm, prompt, options(num_beams=2, length_penalty=0.0), Ends((), 1, 0, (stop,)))
+    assert any(tuple(row[-2:]) == stop for row in stopped)
+    assert all(stop not in itertools.pairwise(row[:-1]) for row in stopped)
+
+
+def test_nearly_everything_forbidden(llm: Tiny, prompt: Prompt) -> None:
+    """Fewer tokens are allowed than there are candidates."""
+    ends = Ends((END,), 1, 0, banned=(0, 1, END))
+    for do_sample in (False, True):
+        generation = options(num_beams=3, top_k=0, seed=1).but(do_sample=do_sample)
+        assert decode(llm, prompt, generation, ends) == [[2, 2, 2]] * 2
+
+
+def test_sampling_repeats_with_a_seed_and_by_row(llm: Tiny, prompt: Prompt) -> None:
+    generation = options(num_beams=2, seed=11).but(do_sample=True)
+    once = decode(llm, prompt, generation, ENDS)
+    assert once == decode(llm, prompt, generation, ENDS)
+    alone = decode(llm, Prompt(prompt.embeds[1:], prompt.mask[1:]), generation, ENDS)
+    assert alone == once[1:]
+    seeds = [decode(llm, prompt, generation.but(seed=s), ENDS) for s in range(8)]
+    assert any(other != seeds[0] for other in seeds)
+
+
+def test_hypotheses_keep_the_best() -> None:
+    row = Hypotheses(beams=2, penalty=-2.0, prefix=1)
+    row.add([5, END], -1.0, 1)
+    row.close(best=-0.1, length=2)
+    assert not row.done
+    row.add([6, END], -3.0, 0)
+    row.add([7, END], -9.0, 3)
+    assert [ids for _, ids in row.found] == [[5, END], [6, END]]
+    assert row.worst == pytest.approx(-4.0)
+    row.close(best=-0.1, length=9)
+    assert row.done
+
+
+def test_unknown_form() -> None:
+    with pytest.raises(UserError, match="length_penalty_form is 'other', must be published or prompt"):
+        CHAT.but(length_penalty_form="other")
