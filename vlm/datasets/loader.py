@@ -302,7 +302,7 @@ class ValidLoader:
         """``max_samples``: stop each source after so many (of all ranks together)."""
         self.sources = list(sources)
         self._rank, self._world_size, self._max = rank, world_size, max_samples
-        self._maker = BatchMaker(sources, processor, seed=seed, substitute=False)
+        self._maker = BatchMaker(sources, processor, seed=seed, substitute=False, augment=False)
         self._options = _loader_options(num_workers, False)
         self._output_dir = output_dir
 

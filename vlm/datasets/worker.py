@@ -135,17 +135,19 @@ class BatchMaker(torch.utils.data.Dataset):
         *,
         seed: int,
         substitute: bool = True,
+        augment: bool = True,
         batches: bool = True,
         visual_tokens: VisualTokens | None = None,
         limits: Limits | None = None,
     ) -> None:
         """``substitute``: a bad record is replaced by the next usable one, otherwise left out.
 
+        ``augment``: media pass the training part of their recipes.
         ``batches``: deliver finished batches, otherwise the items of a job. ``limits`` of a sample.
         """
         self._sources, self._processor, self._seed = list(sources), processor, seed
         self._substitute, self._batches, self._visual_tokens = substitute, batches, visual_tokens or VisualTokens()
-        self._limits = limits or Limits()
+        self._limits, self._augment = limits or Limits(), augment
 
     def __getitem__(self, job: Job) -> Delivered:
         bad: list[Bad] = []
@@ -200,7 +202,7 @@ class BatchMaker(torch.utils.data.Dataset):
     def _example(self, source: Source, ref: Ref) -> Example:
         sample = read_sample(source, ref, self._seed)
         rng = random.Random(derive_seed(self._seed, "sample", source.name, ref.epoch, ref.index))
-        return self._processor.encode_train(sample, rng)
+        return self._processor.encode_train(sample, rng, augment=self._augment)
 
     @staticmethod
     def _key(ref: Ref) -> str:
