@@ -17,7 +17,7 @@ from vlm.models.fusion.splice import Splice
 from vlm.models.llm.hf import HFCausalLM
 from vlm.models.vision.eva import EvaViT
 from vlm.models.vlm import VLM
-from vlm.processors.collate import collate, pack
+from vlm.processors.collate import collate, collate_rows
 
 VOCAB = 61
 LLAMA = {
@@ -102,4 +102,11 @@ def batched() -> Callable[[Sequence[Example]], Batch]:
 
 @pytest.fixture
 def packed() -> Callable[[Sequence[Example], int], Batch]:
-    return lambda rows, size: pack(rows, 0, size, 3)
+    def first_fit(examples: Sequence[Example], size: int) -> Batch:
+        rows: list[list[Example]] = []
+        for one in examples:
+            fits = [row for row in rows if sum(len(e.ids) + 2 * len(e.media) for e in [*row, one]) <= size]
+            fits[0].append(one) if fits else rows.append([one])
+        return collate_rows(rows, 0)
+
+    return first_fit

@@ -5,7 +5,7 @@ import torch
 
 from vlm.common.errors import DataError
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example
-from vlm.processors.collate import collate, pack
+from vlm.processors.collate import VisualTokens, collate, collate_rows
 
 
 def example(name: str, length: int, media: int = 0, frames: int = 1) -> Example:
@@ -34,19 +34,9 @@ def test_text_only_batches_have_no_pixels() -> None:
     assert batch.media_row.shape == (0,)
 
 
-def test_packing_is_first_fit_and_counts_visual_tokens() -> None:
-    items = [example("a", 4, 1), example("b", 5), example("c", 3), example("d", 2)]
-    batch = pack(items, pad_id=0, max_tokens=10, tokens_per_medium=4)
-    assert batch.sample_ids == ["a", "c", "b", "d"]  # a takes 4 + 3 positions, so b needs a row of its own
-    assert batch.segments.tolist() == [[1, 1, 1, 1, 2, 2, 2], [1, 1, 1, 1, 1, 2, 2]]
-    assert batch.num_samples == 4
-    assert batch.num_targets == sum(e.num_targets for e in items)
-    assert batch.media_row.tolist() == [0]
-
-
 def test_packed_rows_hold_the_same_tokens_as_unpacked() -> None:
     items = [example(str(k), 3 + k % 4, k % 3) for k in range(9)]
-    packed = pack(items, pad_id=0, max_tokens=12, tokens_per_medium=2)
+    packed = collate_rows([items[:4], items[4:5], items[5:]], pad_id=0)
     flat = {}
     names = iter(packed.sample_ids)
     for row in range(len(packed.ids)):
@@ -56,9 +46,12 @@ def test_packed_rows_hold_the_same_tokens_as_unpacked() -> None:
     assert flat == {e.id: (e.ids, e.labels) for e in items}
 
 
-def test_longer_than_a_row_gets_its_own() -> None:
-    batch = pack([example("a", 3), example("b", 9), example("c", 3)], pad_id=0, max_tokens=6)
-    assert batch.segments.max(dim=1).values.tolist() == [2, 1]
+def test_positions_in_the_llm() -> None:
+    clip = example("a", 6, media=2, frames=4)
+    assert VisualTokens().fused_length(clip) == 6 + 2 * 3
+    assert VisualTokens.of(lambda frames: 10 * frames).fused_length(clip) == 4 + 2 * 40
+    assert VisualTokens.of(lambda frames: 64).fused_length(clip) == 4 + 2 * 64
+    assert VisualTokens.of(lambda frames: 1).fused_length(clip) == 6
 
 
 def test_media_must_have_one_size() -> None:

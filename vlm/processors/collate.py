@@ -23,29 +23,6 @@ def collate(examples: Sequence[Example], pad_id: int) -> Batch:
     return collate_rows([[example] for example in examples], pad_id)
 
 
-def pack(examples: Sequence[Example], pad_id: int, max_tokens: int, tokens_per_medium: int = 1) -> Batch:
-    """First-fit packing: each example goes into the first row with room, in the given order.
-
-    A medium counts ``tokens_per_medium`` positions, so that a row stays within ``max_tokens`` after
-    fusion. An example longer than that gets a row of its own.
-
-    Returns:
-        Batch whose ``segments`` number the samples of a row 1..k.
-    """
-    rows: list[list[Example]] = []
-    room: list[int] = []
-    for example in examples:
-        need = len(example.ids) + len(example.media) * (tokens_per_medium - 1)
-        place = next((r for r, left in enumerate(room) if need <= left), None)
-        if place is None:
-            rows.append([])
-            room.append(max_tokens)
-            place = len(rows) - 1
-        rows[place].append(example)
-        room[place] -= need
-    return collate_rows(rows, pad_id)
-
-
 @dataclass(frozen=True)
 class VisualTokens:
     """Positions that a medium takes in the LLM's sequence: ``per_medium + frames * per_frame``."""
