@@ -52,21 +52,19 @@ class Delta:
     adapter: Adapter
     reader: TensorReader
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str, dtype: torch.dtype) -> Tensor:
         """A tensor by its name without peft's prefix."""
-        return self.reader.read(name if name in self.reader.facts else WRAPPED + name)
+        return self.reader.read(name if name in self.reader.facts else WRAPPED + name, dtype)
 
     def update(self, name: str, tensor: Tensor) -> Tensor:
-        """``tensor`` of the whole model with this delta: replaced, or changed in place by LoRA, or as it was.
+        """``tensor`` of the whole model with this delta's LoRA added in place, if it has any there.
 
         The update is formed in float32 and added with one rounding.
         """
-        if name in self.adapter.tensors:
-            return self.read(name).to(tensor.dtype)
         layer = name.removesuffix(".weight")
         if layer not in self.adapter.lora:
             return tensor
-        a, b = (self.read(matrix).float() for matrix in self.adapter.lora[layer])
+        a, b = (self.read(matrix, torch.float32) for matrix in self.adapter.lora[layer])
         return tensor.add_((b @ a) * (self.adapter.alpha / self.adapter.rank(layer)))
 
 
@@ -114,8 +112,10 @@ class Merge:
 
         def make(name: str) -> Tensor:
             source = theirs[name] if theirs else name
-            tensor = reader.read(source, self._dtype(name, reader.facts[source]))
-            for delta in self.deltas:
+            dtype = self._dtype(name, reader.facts[source])
+            last = max((i for i, d in enumerate(self.deltas) if whole[name] in d.adapter.tensors), default=None)
+            tensor = reader.read(source, dtype) if last is None else self.deltas[last].read(whole[name], dtype)
+            for delta in self.deltas[0 if last is None else last + 1 :]:
                 tensor = delta.update(whole[name], tensor)
             return tensor
 
@@ -132,7 +132,7 @@ class Merge:
             folders = ", ".join(str(d.adapter.folder) for d in self.deltas)
             raise WeightsError(f"{folders}: holds neither {RESAMPLER}* nor {PROJECTION}*; no delta of VisualCLA")
         sizes = {name: delta.adapter.tensors[name].numel() * self.dtype.itemsize for name, delta in source.items()}
-        written = write_shards(target, sizes, lambda name: source[name].read(name).to(self.dtype), self.shard_bytes)
+        written = write_shards(target, sizes, lambda name: source[name].read(name, self.dtype), self.shard_bytes)
         self._release(self.text)
         return written
 
