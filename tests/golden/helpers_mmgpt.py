@@ -42,13 +42,18 @@ class MmgptCase:
     @property
     def unfrozen(self) -> list[str]:
         """Globs of our names for the substrings of published names that train besides LoRA."""
-        ours = {"perceiver.": "bridge.0.", "gated_cross_attn_layer.": "inserts.0.layers.*."}
+        ours = {"perceiver": "bridge.0", "gated_cross_attn_layer": "inserts.0.layers.*"}
         globs = []
         for text in self.config["tuning_config"]["unfrozen"]:
             for theirs, name in ours.items():
                 text = text.replace(theirs, name)
             globs.append(f"*{text}*")
         return globs
+
+    def looking(self) -> dict[str, Any]:
+        """Options of the fusion; the published rule for all media never leaves a position without any."""
+        immediate = self.config["gated_cross_attention"]["only_attend_immediate_media"]
+        return {"mark_id": self.image, "immediate": immediate, "evenly_at_missing": not immediate}
 
     def composition(self, lora: str = LORA, clip: str = "clip/clip.safetensors", **changes: Any) -> Any:
         """The shipped composition over this folder's files, with its sizes."""
@@ -80,7 +85,7 @@ class MmgptCase:
                 }
             },
             "bridge": [{"name": "perceiver", **perceiver}],
-            "fusion": {"mark_id": ids["image"], "immediate": gated["only_attend_immediate_media"]},
+            "fusion": self.looking(),
             "inserts": [
                 {
                     "name": "gated_xattn",
@@ -119,7 +124,7 @@ class MmgptCase:
 
     def fused(self, **options: Any) -> VLM:
         """``model`` with other options of its fusion."""
-        config = CrossAttention.Config(mark_id=self.image, immediate=self.model.fusion.config.immediate, **options)
+        config = CrossAttention.Config(**self.looking() | options)
         model = VLM(self.model.vision, list(self.model.bridge), self.model.llm, list(self.model.inserts))
         model.fusion = CrossAttention(config, self.model.llm)
         return model.eval()
