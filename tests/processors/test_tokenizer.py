@@ -156,6 +156,15 @@ def test_begin_and_end_named_by_plain_strings(llm_folder: Path, tmp_path: Path) 
     assert Tokenizer.from_folder(tmp_path).encode("a boat </s> a boat") == [*boat, 2, *boat]
 
 
+def test_a_mapping_wins_over_a_string_of_another_role(llm_folder: Path, tmp_path: Path) -> None:
+    """LLaMA folders often name the unknown token as padding too."""
+    shutil.copytree(llm_folder, tmp_path, dirs_exist_ok=True)
+    named = json.loads((tmp_path / "special_tokens_map.json").read_text()) | {"pad_token": "<unk>"}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(named))
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert tokenizer.encode("a <unk> b") == Tokenizer.from_folder(llm_folder).encode("a <unk> b")
+
+
 def test_special_tokens_of_a_composition(llm_folder: Path, fast_folder: Path) -> None:
     for folder in (llm_folder, fast_folder):
         plain = Tokenizer.from_folder(folder, "")

@@ -31,6 +31,7 @@ class TextConfig:
     max_txt_len: int = 32  # tokens from the first answer on; the rest is cut
     max_context_len: int = 3800  # positions before the first answer
     keep_end: bool = False  # a cut answer still ends with end_sym (the published code loses it)
+    max_input_len: int = 0  # tokens kept of a prompt, the last ones, begin id and no picture counted; 0: all
     max_turn_len: int = 0  # positions of a turn with its begin and end id; above 0 the two limits above do not apply
     tokens_per_medium: int = 1  # what a picture counts in max_context_len and max_turn_len
     tokenizer: str = ""  # folder of the tokenizer; empty: the LLM's
@@ -99,7 +100,8 @@ class Processor:
             spans = self._cut_turns(spans, sample)
         else:
             first = next((i for i, s in enumerate(spans) if s.supervised), len(spans))
-            spans = [*self._cut_context(spans[:first], sample), *self._cut_answers(spans[first:])]
+            head = self._cut_context(self._last(spans[:first]), sample)
+            spans = [*head, *self._cut_answers(spans[first:])]
         media = [s.medium for s in segments if s.medium is not None]
         example = self._example(spans, media, sample, rng if augment else None)
         if not example.num_targets:
@@ -116,7 +118,7 @@ class Processor:
             PromptError: see :meth:`BaseTemplate.chat_segments`.
             DataError: unreadable medium.
         """
-        return self._prompt(self.template.chat_segments(messages))
+        return self._prompt(self.template.chat_segments(messages), self._last)
 
     def encode_prompt(self, text: str, media: Sequence[Any] = ()) -> Example:
         """A finished prompt text, taken as it is: one ``<ImageHere>`` per medium, the begin id in front.
@@ -148,9 +150,10 @@ class Processor:
     def _answer_limit(self) -> str:
         return "model.text.max_turn_len" if self.text_cfg.max_turn_len > 0 else "model.max_txt_len"
 
-    def _prompt(self, segments: list[Segment]) -> Example:
+    def _prompt(self, segments: list[Segment], cut: Callable[[list[Span]], list[Span]] | None = None) -> Example:
         media = [s.medium for s in segments if s.medium is not None]
-        return self._example(self._spans(segments), media, Sample(messages=()))
+        spans = self._spans(segments)
+        return self._example(cut(spans) if cut else spans, media, Sample(messages=()))
 
     def _spans(self, segments: Sequence[Segment]) -> list[Span]:
         """Joined segments are tokenised as one text and cut where supervision changes."""
@@ -212,6 +215,20 @@ class Processor:
             fix = "set model.video, e.g. {num_frames: 8}"
             raise DataError(f"clip {label}: this model takes pictures only", fix=fix)
         return self.video(medium.source, label, rng)
+
+    def _last(self, spans: list[Span]) -> list[Span]:
+        """The last ``max_input_len`` tokens of a prompt, and all its pictures (published by Lynx)."""
+        if self.text_cfg.max_input_len <= 0:
+            return spans
+        room, out = self.text_cfg.max_input_len, []
+        for span in reversed(spans):
+            kept: list[int] = []
+            for i in reversed(span.ids):
+                kept += [i] if i == MEDIA_TOKEN or room > 0 else []
+                room -= i != MEDIA_TOKEN
+            out.append(replace(span, ids=kept[::-1], bos=span.bos and room > 0))
+            room -= span.bos
+        return out[::-1]
 
     def _cut_turns(self, spans: Sequence[Span], sample: Sample) -> list[Span]:
         """The first ``max_turn_len`` positions of every turn, which begins with a begin id; a cut turn has no end."""

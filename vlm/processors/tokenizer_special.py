@@ -1,8 +1,8 @@
 """Special tokens of a tokenizer folder, read by the rules of the slow tokenizer of 2023.
 
 A special token written as a plain string takes the blanks on both of its sides; one written as an
-AddedToken mapping follows its ``lstrip`` and ``rstrip``; begin, end and unknown token named only in
-``tokenizer_config.json`` take none.
+AddedToken mapping follows its ``lstrip`` and ``rstrip``, also where another role names it as a string; begin,
+end and unknown token named only in ``tokenizer_config.json`` take none.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def read_special_tokens(
         found = ids.get(text, id_of(text)) if text else None
         if found is not None:
             tokens.roles[role] = found
-            texts[text] = entry
+            texts[text] = entry if isinstance(entry, dict) else texts.get(text, entry)
     for key, source in (("additional_special_tokens", config), ("additional_special_tokens", named)):
         texts |= {_content(raw): raw for raw in source.get(key) or []}
     for text, i in ids.items():
