@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
 from collections import Counter
 from pathlib import Path
@@ -77,6 +78,19 @@ def test_pictures_as_bytes_paths_and_none(tmp_path: Path) -> None:
     data = table(tmp_path, QA)
     data._files = [Rows("in memory", records)]
     assert [data[i].messages[0].media[0].source for i in range(3)] == [b"png", b"jpg", "/abs/a.jpg"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_table_travels_to_loader_workers(tmp_path: Path, kind: str) -> None:
+    data = table(tmp_path, [{"image": "a.png", "question": "?", "answer": list("abc")}], answer_choice="random")
+    if kind == "parquet":
+        pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        records = [{"image": {"bytes": b"png", "path": None}, "question": "?", "answer": list("abc")}] * 3
+        pq.write_table(pa.Table.from_pylist(records), tmp_path / "a.parquet")
+        data = Table(Table.Config(ann_path=str(tmp_path / "a.parquet"), answer_choice="random"))
+        assert data[1].messages[0].media == (Image(b"png"),)
+    again = pickle.loads(pickle.dumps(data))
+    assert [again.draw(0, random.Random(k)) for k in range(9)] == [data.draw(0, random.Random(k)) for k in range(9)]
 
 
 def test_clips(tmp_path: Path) -> None:
@@ -176,7 +190,7 @@ def test_parallel_lists(tmp_path: Path) -> None:
         ["user: 2?", "assistant: two"],
         ["user: 3?", "assistant: three"],
     ]
-    assert [data[i].id for i in range(3)] == ["a", "a", "1.0"]
+    assert [data[i].id for i in range(3)] == ["a.0", "a.1", "2"]
     assert data.record(1) == {
         "id": "a",
         "q": "2?",
@@ -294,9 +308,21 @@ def test_a_csv_file_without_header_is_explained(tmp_path: Path) -> None:
         ({"question": "?", "answer": None}, {}, "the answer is empty"),
         ({"question": "?", "answer": []}, {}, "the list of answers is empty"),
         ({"question": " ", "answer": "x"}, {}, "neither a question nor a picture"),
+        ({"question": "?", "answer": [{"a": 1}]}, {}, r"answers must be texts, found \{'a': 1\}"),
+        ({"question": {"a": 1}, "answer": "x"}, {}, "an object in a template\n  fix: name a text inside it"),
+        (
+            {"type": [{"role": "user", "content": "x"}, {"role": "gpt", "content": ""}]},
+            {"messages": "type"},
+            "turn 2: the answer is empty",
+        ),
         ({"question": "<image>?", "answer": "x"}, {}, "1 <image> marks but 0 pictures\n  fix: write one mark"),
         ({"question": ["?"], "answer": "x"}, {}, "a list in a template\n  fix: say how to join it"),
         ({"image": 7, "question": "?", "answer": "x"}, {}, "a int is no picture\n  fix: give a path"),
+        (
+            {"image": "http://a/b.jpg", "question": "?", "answer": "x"},
+            {},
+            "http://a/b.jpg is an address\n  fix: download",
+        ),
         ({"question": "?", "answer": "x"}, {"fields": {"image": "image"}}, "no field 'image'"),
         ({"question": "?", "answer": "x", "type": "y"}, {"options": "type"}, "options must be a list, found str"),
         ({"question": "?", "answer": "x", "type": "y"}, {"image_pattern": "{type:03d}"}, "'y' does not fit {:03d}"),
@@ -331,6 +357,11 @@ def test_parallel_lists_of_different_length(tmp_path: Path) -> None:
     records = [{"question": ["1"], "answer": ["a", "b"]}]
     with pytest.raises(DataError, match=r"data.jsonl:1: expected lists of one length, found \{'question': 1, 'answer'"):
         table(tmp_path, records, explode=["question", "answer"])
+    data = table(tmp_path, [*records, {"question": ["2"], "answer": ["b"]}], explode=["question", "answer"])
+    assert len(data) == 2
+    with pytest.raises(DataError, match="data.jsonl:1: expected lists of one length"):
+        data[0]
+    assert shown(data[1]) == ["user: 2", "assistant: b"]
     empty = table(tmp_path, [{"question": [], "answer": []}], explode=["question", "answer"], one_at_random=True)
     with pytest.raises(DataError, match="data.jsonl:1: the lists of question, answer are empty"):
         empty[0]
@@ -343,3 +374,13 @@ def test_options_that_contradict_each_other() -> None:
         Table.Config(ann_path="a", input="{x}", options=["a"])
     with pytest.raises(ConfigError, match="one_at_random needs"):
         Table.Config(ann_path="a", one_at_random=True)
+    with pytest.raises(ConfigError, match="need at least one text"):
+        Table.Config(ann_path="a", user=[])
+    with pytest.raises(ConfigError, match="from 0 to 1"):
+        Table.Config(ann_path="a", options_share=2)
+
+
+def test_a_text_processor_leaves_empty_fields_empty(tmp_path: Path) -> None:
+    data = table(tmp_path, [{"image": "a", "question": None, "answer": "B"}], text_fields=["question", "answer"])
+    data.clean = str.lower
+    assert shown(data[0]) == ["user: [img/a]", "assistant: b"]

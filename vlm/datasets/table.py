@@ -77,6 +77,10 @@ class Table:
                 raise ConfigError("input and options both fill the input; give one")
             if self.one_at_random and not self.explode:
                 raise ConfigError("one_at_random needs the columns of parallel lists in explode")
+            if [] in (self.user, self.assistant, self.ann_path):
+                raise ConfigError("ann_path, user and assistant need at least one text")
+            if not (0 <= self.options_share <= 1 and 0 <= self.flip_share <= 1 and self.subset >= 0):
+                raise ConfigError("options_share and flip_share are from 0 to 1, subset is 0 or more")
 
     def __init__(self, config: Config) -> None:
         """Reads the files. Raises DataError: missing, of another shape, unknown columns, no record left."""
@@ -126,12 +130,14 @@ class Table:
             messages = place(turns, media, where, first=False)
         else:
             messages = self._messages(values, media, rng, where)
-        name = str(item.row) if item.element is None else f"{item.row}.{item.element}"
-        return Sample(messages=tuple(messages), id=str(values.get("id", name)))
+        name = str(values.get("id", index))
+        if "id" in values and item.element is not None:
+            name += f".{item.element}"
+        return Sample(messages=tuple(messages), id=name)
 
     def _with_pictures(self, items: list[select.Item]) -> list[select.Item]:
         """The items whose files are all there."""
-        lost = {item: missing(self._media(*self._values(item))) for item in items}
+        lost = {item: self._missing(item) for item in items}
         found = [item for item in items if not lost[item]]
         name, first = self._files[0].name, next((paths[0] for paths in lost.values() if paths), "")
         if items and not found:
@@ -145,6 +151,12 @@ class Table:
                 "%s: %d of %d records left out, their picture is missing: %s ...", name, count, len(items), first
             )
         return found
+
+    def _missing(self, item: select.Item) -> list[str]:
+        try:
+            return missing(self._media(*self._values(item)))
+        except DataError:  # said when the sample is made
+            return []
 
     def _values(self, item: select.Item, rng: random.Random | None = None) -> tuple[Values, str]:
         """The fields of a sample by the file's names and by ours, and what to call it in a message."""
@@ -174,7 +186,7 @@ class Table:
         if isinstance(values.get("answer"), list):
             values["answer"] = self._chosen(values["answer"], rng, where)
         if self.clean is not None:
-            values |= {f: self.clean(str(lookup(f, values, where))) for f in self.config.text_fields}
+            values |= {f: self.clean(fill(f"{{{f}}}", values, where)) for f in self.config.text_fields}
         values |= {name: fill(values[name], values, where) for name in self._pools}
         asked = fill(one_of(self.config.user, rng), values, where)
         if not asked.strip() and not media:
@@ -202,6 +214,8 @@ class Table:
     def _chosen(self, answers: list[Any], rng: random.Random, where: str) -> Any:
         if not answers:
             raise DataError(f"{where}: the list of answers is empty", fix="remove the record")
+        if any(isinstance(a, dict | list) for a in answers):
+            raise DataError(f"{where}: answers must be texts, found {answers[0]!r}", fix="correct build_info.fields")
         if self.config.answer_choice == "random":
             return rng.choice(answers)
         return answers[0] if self.config.answer_choice == "first" else Counter(answers).most_common(1)[0][0]
@@ -214,8 +228,8 @@ def one_of(template: str | list[str], rng: random.Random) -> str:
 
 def check_columns(config: Table.Config, files: Sequence[Rows]) -> None:
     """Raises DataError when options name columns that no record has."""
-    columns = {"file"}.union(*(f.columns() for f in files), *(select.nested(f, config.explode) for f in files))
-    ours = columns | set(config.fields) | set(config.pools)
+    columns = set().union(*(f.columns() | select.nested(f, config.explode) for f in files))
+    ours = columns | {"file"} | set(config.fields) | set(config.pools)
     templates = [config.image_pattern, config.video_pattern, config.one_per]
     if not config.messages:
         templates += [*_listed(config.user), *_listed(config.assistant or "")]
@@ -233,7 +247,7 @@ def check_columns(config: Table.Config, files: Sequence[Rows]) -> None:
             hint = "; the first line of a CSV file must name them" if files[0].name.endswith((".csv", ".tsv")) else ""
             raise DataError(
                 f"table: {files[0].name}: {key} names {', '.join(map(repr, strange))}, "
-                f"but the columns are {', '.join(sorted(map(str, columns - {'file'})))}{hint}",
+                f"but the columns are {', '.join(sorted(map(str, columns)))}{hint}",
                 fix="set build_info.fields, user or assistant" if key == "a template" else f"correct build_info.{key}",
             )
 

@@ -18,7 +18,8 @@ def sources(value: Any, folder: str, where: str) -> list[Any]:
     """What a picture or video field holds, as sources; relative paths start at ``folder``, ``null`` is none.
 
     Raises:
-        DataError: neither a path nor bytes nor an object ``{"bytes", "path"}`` (the form of Parquet and the hub).
+        DataError: an address, or neither a path nor bytes nor an object ``{"bytes", "path"}`` (the form of
+            Parquet and the hub).
     """
     if value is None or value == "":
         return []
@@ -28,6 +29,8 @@ def sources(value: Any, folder: str, where: str) -> list[Any]:
         return sources(value.get("bytes") or value.get("path"), folder, where)
     if isinstance(value, bytes):
         return [value]
+    if isinstance(value, str) and "://" in value:
+        raise DataError(f"{where}: {value} is an address", fix="download the pictures and name the files")
     if isinstance(value, str):
         return [str(Path(folder) / value)]
     raise DataError(f"{where}: a {type(value).__name__} is no picture", fix="give a path, a list of paths, or bytes")

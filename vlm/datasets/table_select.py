@@ -66,11 +66,24 @@ def element_of(record: Record, fields: Sequence[str], element: int) -> Record:
 
 
 def exploded(files: Sequence[Rows], items: Sequence[Item], fields: Sequence[str]) -> list[Item]:
-    """One item per element of the parallel lists. Raises DataError."""
-    found = []
-    for i in items:
-        rows = files[i.file]
-        found += [i._replace(element=k) for k in range(length(rows.records[i.row], fields, rows.where(i.row)))]
+    """One item per element of the parallel lists; an unusable record stays whole, for the quarantine.
+
+    Raises:
+        DataError: no record can be used.
+    """
+    found: list[Item] = []
+    faults: list[DataError] = []
+    for item in items:
+        rows = files[item.file]
+        try:
+            count = length(rows.records[item.row], fields, rows.where(item.row))
+        except DataError as error:
+            found.append(item)
+            faults.append(error)
+        else:
+            found += [item._replace(element=k) for k in range(count)]
+    if faults and len(faults) == len(items):
+        raise faults[0]
     return found
 
 

@@ -108,6 +108,9 @@ class _Filler(string.Formatter):
             if not format_spec:
                 raise DataError(f"{self.where}: a list in a template", fix="say how to join it, e.g. {words:, }")
             return format_spec.join(map(str, value))
+        if isinstance(value, Mapping | bytes):
+            kind = "an object" if isinstance(value, Mapping) else "bytes"
+            raise DataError(f"{self.where}: {kind} in a template", fix="name a text inside it, e.g. {meta[title]}")
         if format_spec.endswith("d") and isinstance(value, str) and value.strip().isdigit():
             value = int(value)
         try:

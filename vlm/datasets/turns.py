@@ -36,9 +36,12 @@ def read_turns(found: Any, where: str) -> list[tuple[Role, str]]:
 
 
 def check_order(turns: Sequence[tuple[Role, str]], where: str) -> None:
-    """Raises DataError unless user and assistant alternate, the user first, after at most one system text."""
+    """Raises DataError unless user and assistant alternate, after at most one system text, and no answer is empty."""
     spoken = [role for role, _ in turns if role != "system"]
     wanted = ["user", "assistant"] * len(spoken)
+    for number, (role, text) in enumerate(turns, start=1):
+        if role == "assistant" and not text.strip():
+            raise DataError(f"{where}: turn {number}: the answer is empty", fix="remove the record")
     if any(role == "system" for role, _ in turns[1:]):
         raise DataError(f"{where}: a system text after the first turn")
     if spoken != wanted[: len(spoken)]:
