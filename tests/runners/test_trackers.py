@@ -80,6 +80,21 @@ def test_progress_without_terminal_is_one_line_per_window(tmp_path, caplog, monk
         assert part in lines[0]
 
 
+def test_progress_shows_padding_shares_and_bad_records(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("vlm"), "propagate", True)
+    (tracker,) = open_trackers(["progress"], info(tmp_path))
+    numbers = {"padding": 0.0251}
+    for name, share, wanted in (("align", 0.3, 0.25), ("web/x", 0.7, 0.75)):
+        numbers |= {f"data/{name}/share": share, f"data/{name}/wanted": wanted, f"data/{name}/bad": 2}
+    with caplog.at_level(logging.INFO, "vlm"):
+        tracker.log(record(1))
+        tracker.log(record(2, **numbers))
+        tracker.log(record(4, padding=0.5, **{"data/align/share": 1.0, "data/align/bad": 0}))
+    first, second = (r.getMessage() for r in caplog.records)
+    assert first.endswith("  padding 2.5%  data align 30.0% of 25.0%, web/x 70.0% of 75.0%  bad 4")
+    assert second.endswith("  padding 50.0%")
+
+
 def test_progress_on_a_terminal_is_a_bar(tmp_path, monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+from itertools import islice
+
+import pytest
+
+from vlm.common.config_run import Packing
+from vlm.datasets.loader import TrainLoader
+from vlm.datasets.tally import Tally, combine, numbers, padding, table
+from vlm.datasets.worker import Measure, Source
+from vlm.processors.collate import VisualTokens
+from vlm.processors.processor import Processor
+
+from .tools import Table, Tape
+
+FRESH = {"sources": {"a": {"samples": 0, "bad": 0, "tokens": 0, "wanted": 1.0}}, "positions": 0}
+
+
+def report(samples: int, bad: int = 0) -> dict:
+    one = {"samples": samples, "bad": bad, "tokens": samples * 10, "wanted": 0.75}
+    two = {"samples": 100, "bad": 0, "tokens": 1000, "wanted": 0.25}
+    return {"sources": {"align": one, "web": two}, "positions": 5000}
+
+
+def test_reports_of_processes_add_up() -> None:
+    total = combine([report(100, 1), report(200, 2)])
+    assert total["sources"]["align"] == {"samples": 300, "bad": 3, "tokens": 3000, "wanted": 0.75}
+    assert padding(total) == pytest.approx(0.5)
+    flat = numbers(total)
+    assert flat["padding"] == pytest.approx(0.5)
+    assert (flat["data/align/share"], flat["data/web/share"]) == (0.6, 0.4)
+    assert flat["data/align/wanted"] == 0.75
+    assert table(total).splitlines() == [
+        "dataset  samples  bad  tokens   share  wanted",
+        "align        300    3   3,000  60.00%  75.00%",
+        "web          200    0   2,000  40.00%  25.00%",
+        "padding: 50.00% of 10,000 positions",
+    ]
+
+
+def test_nothing_to_report() -> None:
+    assert combine([{}, {}]) == {}
+    assert numbers({}) == {}
+    assert padding(FRESH) == 0.0
+    assert "0.00%" in table(FRESH)
+
+
+def test_counts_go_on_from_a_state() -> None:
+    one, two = Tally(), Tally()
+    one.add(Measure({"a": 2}, {"a": 30}, 40))
+    two.load_state_dict(json.loads(json.dumps(one.state_dict())))
+    two.add(Measure({"a": 1, "b": 1}, {"a": 5, "b": 6}, 12))
+    assert two.state_dict() == {"samples": {"a": 3, "b": 1}, "tokens": {"a": 35, "b": 6}, "positions": 52}
+    assert one.positions == 40
+
+
+@pytest.mark.parametrize("form", [{}, {"group_by_length": 2}, {"packing": Packing(100, open_rows=3)}])
+def test_counted_is_what_the_batches_hold(processor: Processor, form: dict) -> None:
+    sources = [Source("table", Table(20), 3), Source("tape", Tape(20), 3)]
+    loader = TrainLoader(sources, processor, seed=1, visual_tokens=VisualTokens(per_frame=4), **form)
+    tokens = positions = samples = 0
+    for batch in islice(loader, 9):
+        fused = (batch.segments > 0).sum(1)
+        fused += 3 * (batch.media_row[None] == fused.new_tensor(range(len(fused)))[:, None]).sum(1)
+        tokens, samples = tokens + int(fused.sum()), samples + batch.num_samples
+        positions += int(fused.max()) * len(fused)
+    found = loader.report()
+    assert sum(s["tokens"] for s in found["sources"].values()) == tokens
+    assert sum(s["samples"] for s in found["sources"].values()) == samples
+    assert found["positions"] == positions
