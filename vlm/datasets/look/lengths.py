@@ -46,19 +46,20 @@ def padding(
     """
     if not lengths:
         return {}
+    packing = packing or Packing(max_tokens=max(2048, max(lengths)))
+    rows = 2 * packing.open_rows * packing.max_tokens // max(sum(lengths) // len(lengths), 1)
     rng, order = random.Random(0), list[int]()
-    while len(order) < AT_LEAST:  # a small dataset is passed several times, as in training
+    while len(order) < max(AT_LEAST, min(rows, AT_MOST)):  # a small dataset is passed several times, as in training
         order += rng.sample(range(len(lengths)), len(lengths))
     order = order[:AT_MOST]
     items = [Item((0, 0, k), Example([], [], [None] * media[k]), lengths[k]) for k in order]  # type: ignore[list-item]
-    packing = packing or Packing(max_tokens=max(2048, max(lengths)))
     size = min(batch_size, len(items))
     batches = [[[i] for i in items[k : k + size]] for k in range(0, len(items), size)]
     pool = max(min(group or GROUP, len(items) // size), 1)
     grouped = _made(Grouped(pool, [size], True, 0), items, size)
     packed = _made(Packed(packing.max_tokens, packing.max_media, packing.open_rows, 1), items, size)
-    rows = packing.max_tokens
-    found = {"as_they_come": _waste(batches), "grouped": _waste(grouped), "packed": _waste(packed, rows)}
+    wasted = _waste(packed, packing.max_tokens)
+    found = {"as_they_come": _waste(batches), "grouped": _waste(grouped), "packed": wasted}
     return {way: share for way, share in found.items() if share is not None}
 
 

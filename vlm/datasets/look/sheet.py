@@ -19,7 +19,7 @@ from vlm.processors.tokenizer import Tokenizer
 if TYPE_CHECKING:
     import torch
 
-SIDE = 260
+SIDE = 300
 """Largest side of a thumbnail in pixels."""
 
 FRAMES = 8
@@ -38,12 +38,12 @@ h1 { font-size: 22px; margin: 0 0 6px; font-weight: 650; }
 h2 { font-size: 17px; margin: 26px 0 12px; font-weight: 650; }
 .legend { color: #5b6675; font-size: 13.5px; }
 main { padding: 0 36px 48px; max-width: 1500px; margin: 0 auto; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(430px, 1fr)); gap: 18px; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); gap: 18px; align-items: start; }
 article { background: #fff; border: 1px solid #e1e5ea; border-radius: 10px; overflow: hidden; display: flex;
   flex-direction: column; }
 .pictures { display: flex; flex-wrap: wrap; gap: 8px; padding: 14px 14px 0; }
 .pictures img { border-radius: 6px; display: block; max-width: 100%; border: 1px solid #e1e5ea; }
-.pictures.clip img { width: 92px; height: auto; }
+.pictures.clip img { width: 70px; height: auto; }
 .meta { padding: 12px 14px 0; font-size: 13px; color: #5b6675; display: flex; flex-wrap: wrap; gap: 4px 14px; }
 .meta b { color: #1d2530; font-weight: 600; overflow-wrap: anywhere; }
 .text { padding: 10px 14px 16px; overflow-wrap: anywhere; white-space: pre-wrap; max-height: 420px; overflow-y: auto;
