@@ -11,7 +11,8 @@ A format that chooses at random (one of several captions, a template) also has `
 (seed, dataset, pass, index); ``__getitem__`` and ``decode`` make one fixed choice, for looking and evaluation.
 
 A record that cannot be used raises :class:`~vlm.common.errors.DataError`; the loader puts it in quarantine.
-A format may name in ``Config.text_roles`` the roles whose text passes the corpus's text processor.
+A format may name in ``Config.text_roles`` the roles whose text passes the corpus's text processor. One that
+cleans single fields before it puts them into a text has an attribute ``clean`` instead, which the loader sets.
 """
 
 from __future__ import annotations
