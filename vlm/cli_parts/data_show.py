@@ -32,7 +32,7 @@ def main(args: argparse.Namespace) -> int:
             raise DataError(f"dataset {opened.name} cannot be opened: {opened.error}")
         size = f", {opened.size:,} samples" if opened.size is not None else ""
         title = f"{opened.name} ({opened.entry.format.name}{size})"
-        shown = draw_samples(opened, view.processor, args.n, args.seed)
+        shown = draw_samples(opened, view.processor, args.n, args.seed, view.cfg.run.seed)
         if not shown:
             raise DataError(f"dataset {opened.name} is empty: 0 records", fix="check the paths under its build_info")
         found.append((title, shown))

@@ -39,16 +39,21 @@ class Shown:
     error: str = ""
 
 
-def draw_samples(opened: Opened, processor: Processor | None, count: int, seed: int | None) -> list[Shown]:
-    """The first ``count`` records of a dataset, or, with a seed, some drawn at random."""
+def draw_samples(
+    opened: Opened, processor: Processor | None, count: int, seed: int | None, run_seed: int = 42
+) -> list[Shown]:
+    """The first ``count`` records of a dataset, or, with a seed, some drawn at random.
+
+    Random choices within a record are those of the first pass of a run with seed ``run_seed``.
+    """
     assert opened.source is not None
     dataset, found = opened.source.dataset, []
     refs = references(dataset, count, seed)
     for ref in refs:
         key = str(getattr(ref.raw, "key", ref.index))
         try:
-            sample = read_sample(opened.source, ref, seed or 0)
-            rng = random.Random(derive_seed(seed or 0, "sample", opened.source.name, ref.epoch, ref.index))
+            sample = read_sample(opened.source, ref, run_seed)
+            rng = random.Random(derive_seed(run_seed, "sample", opened.source.name, ref.epoch, ref.index))
             example = processor.encode_train(sample, rng) if processor is not None else None
             found.append(Shown(sample.id or key, sample, example))
         except UserError as error:
