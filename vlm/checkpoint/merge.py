@@ -174,11 +174,8 @@ def merge_visualcla(
     Raises:
         WeightsError: a folder or file is missing or damaged, does not fit, or ``target`` holds files.
     """
-    text, vision, target = (
-        inner_folder(text_model, TEXT_FOLDERS),
-        inner_folder(vision_model, VISION_FOLDERS),
-        Path(target),
-    )
+    text, vision = inner_folder(text_model, TEXT_FOLDERS), inner_folder(vision_model, VISION_FOLDERS)
+    target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise WeightsError(f"{target}: already holds files", fix="give a new folder")
     deltas = []
@@ -186,26 +183,36 @@ def merge_visualcla(
         adapter = read_adapter(folder)
         file = next(folder / name for name in WEIGHTS if (folder / name).is_file())
         deltas.append(Delta(adapter, TensorReader([file])))
+    if not (deltas[0].adapter.folder / TOKENIZER[0]).is_file():
+        raise WeightsError(f"{deltas[0].adapter.folder}: no {TOKENIZER[0]}", fix="is the download complete?")
     configs = _configs(text, vision, deltas[0].adapter)
-    vision_reader = TensorReader(shards(vision))
-    towered = any(name.startswith(TOWER) for name in vision_reader.facts)
-    vision_reader.facts = {
-        name: facts
-        for name, facts in vision_reader.facts.items()
-        if not name.startswith(OTHER_HALF) and (name.startswith(TOWER) or not towered)
-    }
-    merge = Merge(TensorReader(shards(text)), vision_reader, deltas, dtype, shard_bytes)
+    merge = Merge(TensorReader(shards(text)), _tower_reader(vision), deltas, dtype, shard_bytes)
     rows = _rows(merge, text)
     merge.check()
     work = target.with_name(f".{target.name}.part")
     shutil.rmtree(work, ignore_errors=True)
-    written = merge.write(work)
-    _write_configs(work, configs, rows, dtype)
-    _copy_texts(work, text, vision, deltas[0].adapter.folder)
-    if target.exists():
-        target.rmdir()
-    work.replace(target)
+    try:
+        written = merge.write(work)
+        _write_configs(work, configs, rows, dtype)
+        _copy_texts(work, text, vision, deltas[0].adapter.folder)
+        if target.exists():
+            target.rmdir()
+        work.replace(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
     return [target / file.relative_to(work) for file in written]
+
+
+def _tower_reader(folder: Path) -> TensorReader:
+    """A reader of the vision tower alone."""
+    reader = TensorReader(shards(folder))
+    whole = any(name.startswith(TOWER) for name in reader.facts)
+    reader.facts = {
+        name: facts
+        for name, facts in reader.facts.items()
+        if not name.startswith(OTHER_HALF) and (name.startswith(TOWER) or not whole)
+    }
+    return reader
 
 
 def _rows(merge: Merge, text: Path) -> int | None:
@@ -254,8 +261,6 @@ def _copy_texts(target: Path, text: Path, vision: Path, delta: Path) -> None:
     recipe = next((f / PREPROCESSOR for f in (vision, vision.parent, delta) if (f / PREPROCESSOR).is_file()), None)
     if recipe is not None:
         shutil.copyfile(recipe, target / PREPROCESSOR)
-    if not (delta / TOKENIZER[0]).is_file():
-        raise WeightsError(f"{delta}: no {TOKENIZER[0]}", fix="is the download complete?")
     for name in TOKENIZER:
         if (delta / name).is_file():
             shutil.copyfile(delta / name, target / name)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vlm.common.registry import register_vision
 from vlm.common.types import Features
+from vlm.models.lora import LoraOptions, inject_lora
 from vlm.models.vision.base import Float32LayerNorm, check_pixels
 
 
@@ -34,6 +35,7 @@ class EvaViT(nn.Module):
         ln_vision: bool = True
         precision: Literal["fp16", "bf16", "fp32"] = "fp16"
         checkpointing: bool = False
+        lora: LoraOptions | None = None
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -58,6 +60,8 @@ class EvaViT(nn.Module):
             use_fc_norm=False,
         )
         self.vit.set_grad_checkpointing(config.checkpointing)
+        if config.lora is not None:
+            inject_lora(self.vit, config.lora)
         self.ln_vision = Float32LayerNorm(config.embed_dim, eps=1e-5) if config.ln_vision else nn.Identity()
         self.out_dim = config.embed_dim
         self.image_size = config.image_size

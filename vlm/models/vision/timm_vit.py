@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vlm.common.errors import ConfigError
 from vlm.common.registry import register_vision
 from vlm.common.types import Features
+from vlm.models.lora import LoraOptions, inject_lora
 from vlm.models.vision.base import check_pixels
 
 
@@ -29,6 +30,7 @@ class TimmVision(nn.Module):
         keep_prefix: bool = True
         precision: Literal["fp16", "bf16", "fp32"] = "fp16"
         checkpointing: bool = False
+        lora: LoraOptions | None = None
         options: dict[str, Any] = field(default_factory=dict)
 
     model: Any
@@ -50,6 +52,8 @@ class TimmVision(nn.Module):
             raise ConfigError(f"model.vision.model: {config.model!r} is not a transformer over patches")
         if config.checkpointing:
             model.set_grad_checkpointing(True)
+        if config.lora is not None:
+            inject_lora(model, config.lora)
         self.model = model
         self.prefix = 0 if config.keep_prefix else model.num_prefix_tokens
         self.out_dim = model.num_features
