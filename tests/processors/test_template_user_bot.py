@@ -51,10 +51,13 @@ def test_training_turns() -> None:
 
 
 def test_published_variants_of_the_prompt() -> None:
-    short = make(prompt_template=" User: {} Give a short answer.\nBot: ")
-    assert show(short.chat_segments([say("user", A, "Who?")])) == ["a.png", "^user: who? give a short answer.\nbot:"]
-    with pytest.raises(ConfigError, match="needs exactly one"):
-        make(prompt_template="User:\nBot:")
+    for slot in ("{}", "{question}"):
+        short = make(prompt_template=f" User: {slot} Give a short answer.\nBot: ")
+        shown = show(short.chat_segments([say("user", A, "Who?")]))
+        assert shown == ["a.png", "^user: who? give a short answer.\nbot:"]
+    for unusable in ("User:\nBot:", "User: {} {question}\nBot:"):
+        with pytest.raises(ConfigError, match="needs exactly one"):
+            make(prompt_template=unusable)
 
 
 def test_own_system_text_and_marks() -> None:

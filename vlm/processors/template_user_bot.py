@@ -36,7 +36,7 @@ class UserBot(BaseTemplate):
     class Config(BaseTemplate.Config):
         """Texts and rules; the defaults are those of Lynx."""
 
-        prompt_template: str = "User: {}\nBot:"  # around a question
+        prompt_template: str = "User: {}\nBot:"  # around a question; the published {question} is read too
         answer_prefix: str = " "  # between prompt and answer
         sep: str = "\n"  # between turns
         lower_text: bool = True  # everything is lower-cased before tokenising
@@ -45,11 +45,13 @@ class UserBot(BaseTemplate):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.config: UserBot.Config = config
-        if config.prompt_template.count("{}") != 1:
+        halves = config.prompt_template.strip().replace("{question}", "{}").split("{}")
+        if len(halves) != 2:
             raise ConfigError(
                 f"template.prompt_template {config.prompt_template!r} needs exactly one {{}}",
                 fix="write {} where the question goes, e.g. 'User: {}\\nBot:'",
             )
+        self._around = tuple(map(self._cased, halves))
 
     def train_segments(self, sample: Sample, rng: random.Random) -> list[Segment]:
         """See :meth:`BaseTemplate.train_segments`. Questions without an answer are left out."""
@@ -73,8 +75,7 @@ class UserBot(BaseTemplate):
 
     def answer_segments(self, text: str) -> list[Segment]:
         """See :meth:`BaseTemplate.answer_segments`."""
-        before = self.config.prompt_template.strip().partition("{}")[2]
-        return [Segment(self._cased(before)), *self._answer(text)]
+        return [Segment(self._around[1]), *self._answer(text)]
 
     def _answer(self, text: str) -> list[Segment]:
         pieces = [self.config.answer_prefix, self._cased(Said(text)), self.config.end_sym]
@@ -91,8 +92,7 @@ class UserBot(BaseTemplate):
         if IMAGE_MARK in text:
             media = [medium for m in asked for medium in m.media]
             text = Said("".join(p for p in at_marks(text, media) if isinstance(p, str)))
-        before, _, after = self.config.prompt_template.strip().partition("{}")
-        return [self._cased(before), self._cased(text), self._cased(after)]
+        return [self._around[0], self._cased(text), self._around[1]]
 
     def _behind_media(self, messages: Sequence[Message], segments: list[Segment]) -> list[Segment]:
         """All pictures and clips of the conversation, then begin id and text."""
