@@ -79,8 +79,10 @@ def test_length_groups_save_padding_and_lose_nothing() -> None:
     rng = random.Random(0)
     groups = Grouped(20, [4], by_source=False, seed=1)
     found = []
-    for job in range(40):
-        found += feed(groups, [item(job * 4 + j, llava_like(rng)[0]) for j in range(4)])
+    for job in range(59):
+        new = feed(groups, [item(job * 4 + j, llava_like(rng)[0]) for j in range(4)])
+        assert len(new) == (job >= 19)  # a job for each batch, once the first pool is full
+        found += new
     assert len(found) == 40
     assert all(len(batch) == 4 for batch in found)
     assert sorted(row[0].key[2] for batch in found for row in batch) == list(range(160))
@@ -94,11 +96,13 @@ def test_groups_of_several_sources_stay_apart_and_keep_what_is_left() -> None:
     groups = Grouped(2, [2, 3], by_source=True, seed=1)
     found = feed(groups, [item(k, 9 - k) for k in range(3)])
     found += feed(groups, [item(k, 9 - k, source=1) for k in range(4)])
+    assert len(found) == 1
+    found += feed(groups, [])
     assert sorted([i.key for row in batch for i in row] for batch in found) == [
         [(0, 0, 1), (0, 0, 0)],
         [(1, 0, 2), (1, 0, 1), (1, 0, 0)],
     ]
-    assert groups.state_dict() == {"done": [], "open": [[[0, 0, 2], [1, 0, 3]]]}
+    assert groups.state_dict() == {"done": [], "open": [[[0, 0, 2], [1, 0, 3]]], "jobs": 1, "given": 2}
 
 
 def lengths(batch: Batch, per_frame: int) -> list[tuple[int, int]]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vlm.checkpoint.run_dir import RunDir
+from vlm.checkpoint.run_dir import RunDir, read_checkpoint
 
 NO_DROPOUT = "model.llm.lora.dropout=0.0"  # ranks draw different masks
 
@@ -35,3 +35,19 @@ def test_accumulation_equals_a_larger_batch(tiny):
     large, micro = tiny.records("large"), tiny.records("micro")
     assert [r["targets"] for r in large] == [r["targets"] for r in micro]
     assert [r["loss"] for r in micro] == pytest.approx([r["loss"] for r in large], rel=1e-6)
+
+
+def test_two_processes_become_one(tiny):
+    """The data goes on where both were; counts are those of the whole run."""
+    options = ("run.packing={max_tokens: 120, open_rows: 3}", "datasets.cc_sbu_align.batch_size=2")
+    numbers = {"save_freq": 6, "val_freq": 100}
+    process = tiny.start("run", *options, processes=2, max_steps=6, **numbers)
+    _, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors
+    states = [rank["loader"] for rank in read_checkpoint(RunDir(tiny.folder / "run").last())[1]["ranks"]]
+    assert len(states) == 2 and all(state["pending"]["open"] for state in states)
+    result = tiny.train("run", *options, resume="auto", max_steps=12, **numbers)
+    records = tiny.records("run")
+    assert result.step == 12 and [r["step"] for r in records] == list(range(1, 13))
+    assert records[-1]["data/cc_sbu_align/samples"] == sum(r["samples"] for r in records)
+    assert records[-1]["data/cc_sbu_align/share"] == 1.0 and 0 <= records[-1]["padding"] < 1

@@ -81,7 +81,8 @@ class Grouped:
     """Pools the samples of ``pool`` jobs, sorts them by length, cuts batches of neighbours, gives them in seeded order.
 
     With batch mixing (``sizes`` of several sources) a batch holds one source's samples only. What does not
-    fill a batch waits for the next pool.
+    fill a batch waits for the next pool. While batches of one pool are given the next one fills, a job for each,
+    so that workers are never idle.
     """
 
     def __init__(self, pool: int, sizes: Sequence[int], by_source: bool, seed: int) -> None:
@@ -89,14 +90,14 @@ class Grouped:
         self._pool, self._sizes, self._by_source, self._seed = pool, list(sizes), by_source, seed
         self._ready: deque[list[Item]] = deque()
         self._held: list[Item] = []
-        self._jobs = 0
+        self._jobs = self._given = 0
 
     def add(self, done: Delivered) -> None:
         """Pool the items of a job; the last job of a pool makes its batches."""
         assert done.chunk is not None
         self._held += done.chunk.items
         self._jobs += 1
-        if self._jobs == self._pool:
+        if self._jobs >= self._pool:
             self._cut()
 
     def _cut(self) -> None:
@@ -104,7 +105,7 @@ class Grouped:
         for item in self._held:
             groups.setdefault(item.key[0] if self._by_source else 0, []).append(item)
         first = self._held[0].key
-        self._held, self._jobs = [], 0
+        self._held, self._jobs, self._given = [], 0, 0
         batches: list[list[Item]] = []
         for number, group in sorted(groups.items()):
             size = self._sizes[number]
@@ -117,17 +118,21 @@ class Grouped:
 
     def pop(self) -> Rows | None:
         """The next batch, one sample per row."""
-        return [[item] for item in self._ready.popleft()] if self._ready else None
+        if not self._ready or self._jobs < self._given:
+            return None
+        self._given += 1
+        return [[item] for item in self._ready.popleft()]
 
     def state_dict(self) -> dict[str, Any]:
-        """Batches not given yet, and what waits for the next pool (a batch is only given between two pools)."""
-        return {"done": _keys(self._ready), "open": _keys([self._held])}
+        """Batches not given yet, the next pool so far, and how far either has come."""
+        counts = {"jobs": self._jobs, "given": self._given}
+        return {"done": _keys(self._ready), "open": _keys([self._held]), **counts}
 
     def load_state_dict(self, state: Mapping[str, Any], items: Mapping[Key, Item]) -> None:
         """As they were."""
         self._ready = deque(_groups(state.get("done", []), items))
         self._held = [item for group in _groups(state.get("open", []), items) for item in group]
-        self._jobs = 0
+        self._jobs, self._given = state.get("jobs", 0), state.get("given", 0)
 
 
 @dataclass

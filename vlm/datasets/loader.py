@@ -126,6 +126,8 @@ class TrainLoader:
         )
         self._pad_id = processor.pad_id
         self._options = _loader_options(num_workers, pin_memory)
+        if packing and num_workers:  # about as many steps ahead as finished batches would be
+            self._options["prefetch_factor"] = max(2, 4 * self._batch_size // CHUNK)
         self._quarantine, self._tally = Quarantine(output_dir, max_bad_share), Tally()
         self._state: dict[str, Any] = {**self._sampler.state_dict(), "pending": {}}
         self._iterator: Iterator[Delivered] | None = None
