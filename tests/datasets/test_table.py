@@ -269,6 +269,9 @@ def test_several_files(tmp_path: Path) -> None:
         (tmp_path / f"{name}.csv").write_text(f"question,answer\n{name}?,x\n")
     data = Table(Table.Config(ann_path=[str(tmp_path / "a.csv"), str(tmp_path / "b.csv")]))
     assert [data[i].messages[0].text for i in range(2)] == ["a?", "b?"]
+    assert len(Table(Table.Config(ann_path=str(tmp_path / "*.csv")))) == 2
+    with pytest.raises(DataError, match="no file .*x.csv"):
+        Table(Table.Config(ann_path=str(tmp_path / "*x.csv")))
 
 
 @pytest.mark.parametrize(

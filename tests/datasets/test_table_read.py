@@ -96,12 +96,14 @@ def test_a_folder_of_pictures_with_metadata(tmp_path: Path, kind: str) -> None:
 
 def test_saved_by_the_package_datasets(tmp_path: Path, picture_of: Callable[..., bytes]) -> None:
     datasets = pytest.importorskip("datasets")
-    features = datasets.Features({"image": datasets.Image(), "answer": datasets.Value("string")})
-    data = {"image": [{"bytes": picture_of(3), "path": None}], "answer": ["a star"]}
+    image = datasets.Image()
+    features = datasets.Features({"image": image, "images": [image], "answer": datasets.Value("string")})
+    encoded = {"bytes": picture_of(3), "path": None}
+    data = {"image": [encoded], "images": [[encoded] * 2], "answer": ["a star"]}
     table = datasets.Dataset.from_dict(data, features=features)
     table.save_to_disk(str(tmp_path / "one"))
     (record,) = read_rows(str(tmp_path / "one")).records
-    assert (record["image"]["bytes"], record["answer"]) == (picture_of(3), "a star")
+    assert record == {"image": encoded, "images": [encoded] * 2, "answer": "a star"}
     datasets.DatasetDict({"train": table, "test": table}).save_to_disk(str(tmp_path / "two"))
     with pytest.raises(DataError, match="holds several splits\n  fix: name one: test, train"):
         read_rows(str(tmp_path / "two"))

@@ -10,7 +10,7 @@ from vlm.common.registry import register_dataset
 from vlm.common.types import Image, Role, Sample
 from vlm.datasets.base import field
 from vlm.datasets.table_media import sources
-from vlm.datasets.table_read import Record, read_rows
+from vlm.datasets.table_read import Record, expanded, read_rows
 from vlm.datasets.table_text import fill
 from vlm.datasets.turns import Medium, place, read_turns
 
@@ -54,8 +54,7 @@ class ConversationJson:
     def __init__(self, config: Config) -> None:
         """Reads the files. Raises DataError when one is missing or of another shape."""
         self.config = config
-        paths = [config.ann_path] if isinstance(config.ann_path, str) else config.ann_path
-        self._files = [read_rows(path) for path in paths]
+        self._files = [read_rows(path) for path in expanded(config.ann_path)]
         self._places = [(rows, k) for rows in self._files for k in range(len(rows.records))]
 
     def __len__(self) -> int:

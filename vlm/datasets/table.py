@@ -15,7 +15,7 @@ from vlm.common.types import Image, Input, Message, Sample, Video
 from vlm.datasets import table_select as select
 from vlm.datasets.base import message
 from vlm.datasets.table_media import flipped, missing, side_by_side, sources
-from vlm.datasets.table_read import FileType, Record, Rows, read_rows
+from vlm.datasets.table_read import FileType, Record, Rows, expanded, read_rows
 from vlm.datasets.table_text import fill, first_name, lookup, names, read_pool
 from vlm.datasets.turns import Medium, check_order, place, read_turns
 
@@ -44,7 +44,7 @@ class Table:
     class Config:
         """Where the records are, what their fields mean, and how a sample is made of them."""
 
-        ann_path: str | list[str]  # files or folders, concatenated
+        ann_path: str | list[str]  # files (names may hold *) or folders, concatenated
         image_path: str = ""  # folder of pictures and clips
         image_pattern: str = ""  # name of the picture, e.g. COCO_train2014_{image_id:012d}.jpg
         video_pattern: str = ""  # name of the clip
@@ -87,8 +87,7 @@ class Table:
         self.config = config
         self.clean: Callable[[str], str] | None = None  # the corpus's text processor, set by the loader
         self._pools = {name: read_pool(pool, name) for name, pool in config.pools.items()}
-        paths = [config.ann_path] if isinstance(config.ann_path, str) else config.ann_path
-        self._files = [read_rows(path, config.records, config.file_type) for path in paths]
+        self._files = [read_rows(p, config.records, config.file_type) for p in expanded(config.ann_path)]
         check_columns(config, self._files)
         items = select.kept(self._files, config.where)
         if config.explode and not config.one_at_random:
@@ -99,7 +98,7 @@ class Table:
             items = select.one_per(items, lambda i: fill(config.one_per, *self._values(i)), config.seed)
         self._items = select.subset(items, config.subset, config.seed)
         if not self._items:
-            raise DataError(f"table: {paths[0]}: no sample is left", fix="correct build_info of the dataset")
+            raise DataError(f"table: {config.ann_path}: no sample is left", fix="correct build_info of the dataset")
 
     def __len__(self) -> int:
         return len(self._items)

@@ -8,6 +8,7 @@ folders of pictures (``metadata.jsonl|csv``, or a ``.txt``/``.json`` beside each
 from __future__ import annotations
 
 import csv
+import glob
 import io
 import json
 import logging
@@ -59,6 +60,17 @@ class ArrowRecords(Sequence[Record]):
 
     def __getitem__(self, index: Any) -> Any:
         return self._get(self.table, index)
+
+
+def expanded(paths: str | Sequence[str]) -> list[str]:
+    """The paths, with ``*`` in a local one replaced by what is there. Raises DataError for a pattern of nothing."""
+    found: list[str] = []
+    for path in [paths] if isinstance(paths, str) else paths:
+        fits = sorted(glob.glob(str(Path(path).expanduser()))) if "*" in path and not path.startswith(HUB) else [path]
+        if not fits:
+            raise DataError(f"table: no file {path}", fix="check the path under build_info of the dataset")
+        found += fits
+    return found
 
 
 def read_rows(path: str, key: str = "", file_type: FileType = "") -> Rows:
@@ -206,8 +218,9 @@ def _arrow_row(table: Any, index: int) -> Record:
     return row
 
 
-def _item(table: Any, index: int) -> Record:
-    return dict(table[index])
+def _stored_row(table: Any, index: int) -> Record:
+    row: Record = table[index : index + 1].to_pylist()[0]
+    return row
 
 
 def _hub(path: str) -> Rows:
@@ -221,7 +234,7 @@ def _hub(path: str) -> Rows:
         table = package.load_dataset(name, config, split=split, revision=revision)
     except (OSError, ValueError) as error:
         raise DataError(f"table: {path} cannot be loaded ({error})") from None
-    return _undecoded(path, table, package)
+    return _stored(path, table)
 
 
 def _is_dict(folder: Path) -> bool:
@@ -237,15 +250,12 @@ def _saved(folder: Path) -> Rows:
         table = package.load_from_disk(str(folder))
     except (OSError, ValueError) as error:
         raise DataError(f"table: {folder} cannot be loaded ({error})") from None
-    return _undecoded(str(folder), table, package)
+    return _stored(str(folder), table)
 
 
-def _undecoded(name: str, table: Any, package: Any) -> Rows:
-    """Pictures stay encoded until a loader worker needs them."""
-    for column, feature in table.features.items():
-        if isinstance(feature, package.Image):
-            table = table.cast_column(column, package.Image(decode=False))
-    return Rows(name, ArrowRecords(table, table.column_names, _item))
+def _stored(name: str, table: Any) -> Rows:
+    """Rows as they are stored: pictures stay encoded until a loader worker needs them."""
+    return Rows(name, ArrowRecords(table.with_format("arrow"), table.column_names, _stored_row))
 
 
 def _datasets(path: str) -> Any:
