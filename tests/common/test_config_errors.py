@@ -166,3 +166,9 @@ def test_no_file_no_section_no_run_folder(tmp_path: Path) -> None:
 def test_values_of_an_absurd_kind_are_reported_too(found: str, wrong: str, expected: str, tmp_path: Path) -> None:
     said = faults(GOOD.replace(found, wrong, 1), tmp_path)
     assert any(expected in line for line in said), said
+
+
+def test_a_missing_tokenizer_folder_is_named_by_its_parameter(tmp_path: Path) -> None:
+    model = {"arch": "mmgpt", "model_type": "open_flamingo_9b_lora", "tokenizer_path": "/no/tokenizer"}
+    with pytest.raises(ConfigProblems, match="model.tokenizer_path: found '/no/tokenizer', but there is no such file"):
+        load_config({"model": {**model, "lm_path": str(tmp_path), "pretrained_path": str(tmp_path)}})

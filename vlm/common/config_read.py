@@ -115,7 +115,7 @@ def read_model(data: dict[str, Any], params: dict[str, Any], report: Report, che
         return None
     check_image_size(vision, image, report)
     if check != "none":
-        check_model_files(parts, report, check)
+        check_model_files(parts, text, report, check)
     names_ = {"arch": data.get("arch"), "model_type": data.get("model_type")}
     return ModelConfig(
         vision=vision, bridge=bridge, inserts=inserts, image=image, video=video, text=text, train=train,
@@ -186,12 +186,14 @@ def check_exists(name: str, path: Path, report: Report) -> None:
         report.add(path, f"found {name!r}, but there is no such file or folder{report.about(path)}")
 
 
-def check_model_files(parts: dict[str, Part | None], report: Report, check: Check) -> None:
-    """Files that parts name themselves: the LLM's folder, the prompt pool."""
+def check_model_files(parts: dict[str, Part | None], text: dict[str, Any], report: Report, check: Check) -> None:
+    """Files that parts name themselves: the LLM's folder, the tokenizer's, the prompt pool."""
     llm, template = parts["llm"], parts["template"]
     folder = getattr(llm.config, "path", None) if llm else None
     if folder:
         check_exists(folder, ("model", "llm", "path"), report)
+    if text.get("tokenizer"):
+        check_exists(text["tokenizer"], ("model", "text", "tokenizer"), report)
     pool = getattr(template.config, "prompt_path", None) if template else None
     if pool and check == "all":
         check_exists(pool, ("model", "template", "prompt_path"), report)
