@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from vlm.processors.collate import VisualTokens
     from vlm.processors.image import ImageRecipe
     from vlm.processors.processor import Processor
+
+
+NOT_SET = "not-set"
+"""Path that stands for a file of the model that the configuration does not name yet."""
 
 
 @dataclass
@@ -40,20 +45,23 @@ def open_view(args: argparse.Namespace, model: bool = True) -> View:
     Raises:
         UserError: an unusable configuration, an unknown dataset in ``--only``, no dataset at all.
     """
-    from vlm.common.config import load_config
     from vlm.datasets.look.reading import open_datasets, sections
     from vlm.processors.collate import VisualTokens
     from vlm.processors.image import ImageRecipe
     from vlm.processors.processor import build_processor
 
-    cfg = load_config(args.cfg, args.options, check="none")
+    cfg = load_without_weights(args.cfg, args.options)
     entries = sections(cfg)
     unknown = [name for name in args.only if name not in entries]
     if unknown:
         raise UserError(f"--only {unknown[0]}: no such dataset", fix=f"one of {', '.join(entries) or 'none'}")
     entries = {name: entry for name, entry in entries.items() if not args.only or name in args.only}
+    if not entries and (left := unset(cfg)):
+        raise UserError(
+            f"{args.cfg}: no dataset can be opened, build_info is not set of {', '.join(left)}",
+            fix="set the paths under datasets, or give them with --options datasets.NAME.build_info.KEY=PATH",
+        )
     if not entries:
-        load_config(args.cfg, args.options, check="all")  # says what is not set yet
         raise UserError(f"{args.cfg} names no dataset")
     recipe = ImageRecipe(ImageRecipe.Config(**cfg.model.image))
     view = View(cfg, open_datasets(entries, recipe.config.size), None, recipe, VisualTokens(), unset(cfg))
@@ -66,6 +74,32 @@ def open_view(args: argparse.Namespace, model: bool = True) -> View:
         return view
     view.recipe, view.visual_tokens = view.processor.image, count_visual_tokens(cfg)
     return view
+
+
+def load_without_weights(cfg: str, options: Sequence[str]) -> Config:
+    """The configuration; files of the model that it does not name yet are taken as missing ones, for data needs none.
+
+    Raises:
+        ConfigError: any other problem.
+    """
+    from vlm.common.config import load_config
+    from vlm.common.schema import ConfigProblems
+
+    try:
+        return load_config(cfg, options, check="none")
+    except ConfigProblems as error:
+        open_ = [p.path for p in error.problems if p.path.startswith("model.") and p.message.startswith("must be set")]
+        if len(open_) < len(error.problems):
+            raise
+    named = [f"{path}={NOT_SET}" for path in open_]
+    return load_config(cfg, [*_with_equals(options), *named], check="none")
+
+
+def _with_equals(options: Sequence[str]) -> list[str]:
+    """``a.b c`` (the other published spelling) as ``a.b=c``."""
+    if not options or "=" in options[0]:
+        return list(options)
+    return [f"{key}={value}" for key, value in zip(options[::2], options[1::2], strict=False)]
 
 
 def unset(cfg: Config) -> list[str]:
