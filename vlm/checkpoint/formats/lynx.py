@@ -108,7 +108,7 @@ class Lynx:
         """See :class:`CheckpointFormat`."""
         found, wanted = (", ".join(sorted(side, key=int)) or "none" for side in self.adapted)
         if found != wanted:
-            return f"the file has adapters at layers {found}, the composition at {wanted}: set every and first of adapter"
+            return f"the file has adapters at layers {found}, the composition at {wanted}: set every and first there"
         if any(key.endswith(".positions") for key in shapes):
             return "set num_frames at model.bridge frame_positions to the file's"
         if any(key.startswith("bridge.") for key in shapes):
