@@ -21,9 +21,18 @@ from vlm.models.vlm import VLM
 
 KEYS = KeyMap(
     pairs=(("{rest}", "llm.model.{rest}"),),
-    ignored=("*.rotary_emb.inv_freq", "*.position_ids", "*.attn.masked_bias", "*.attn.bias"),
+    ignored=(
+        "*.rotary_emb.inv_freq",
+        "*.position_ids",
+        "*.attn.masked_bias",
+        "*.attn.bias",
+        "*.attention.masked_bias",
+        "*.attention.bias",
+    ),
 )
 
+OLDER_NAMES = {"embed_out.": "lm_head."}
+"""Modules of published files (GPT-NeoX) that transformers has renamed since."""
 
 NEW_ROW_STD = 0.02
 """Of rows for tokens that the file does not have (``llm.vocab_size``)."""
@@ -95,8 +104,10 @@ def grow(rows: Tensor, table: Tensor) -> Tensor:
 
 
 def _resolve(key: str, have: Collection[str], prefix: str, base: str) -> str:
-    """Our key: as named, below the base model when the file holds only that, or inside a LoRA layer."""
-    for candidate in (key, base + key.removeprefix(prefix)):
+    """Our key: as named, below the base model when the file holds only that, inside a LoRA layer, or renamed since."""
+    rest = key.removeprefix(prefix)
+    older = next((new + rest.removeprefix(old) for old, new in OLDER_NAMES.items() if rest.startswith(old)), rest)
+    for candidate in (key, base + rest, prefix + older):
         stem, _, last = candidate.rpartition(".")
         for name in (candidate, f"{stem}.base_layer.{last}"):
             if name in have:

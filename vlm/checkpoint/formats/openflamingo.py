@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlm.checkpoint.accounting import Placement
 from vlm.checkpoint.formats.base import below, bridge_index
+from vlm.checkpoint.formats.hf_llm import OLDER_NAMES
 from vlm.checkpoint.keymap import KeyMap
 from vlm.checkpoint.safe import read_file
 from vlm.common.errors import WeightsError
@@ -51,7 +52,11 @@ def key_map(model: VLM, file: str) -> KeyMap:
                 pairs.append((f"{theirs}.{{rest}}.{matrix}.{ADAPTER}.weight", target))
                 pairs.append((f"{theirs}.{{rest}}.{matrix}.weight", target))
             pairs.append((f"{theirs}.{{rest}}", f"{ours}.{{rest}}"))
-    pairs += [("perceiver.{rest}", f"bridge.{bridge}.{{rest}}"), (f"{LM}{{rest}}", "llm.model.{rest}")]
+    pairs.append(("perceiver.{rest}", f"bridge.{bridge}.{{rest}}"))
+    for older, name in OLDER_NAMES.items():
+        if not hasattr(model.llm.model, older.rstrip(".")):
+            pairs.append((f"{LM}{older}{{rest}}", f"llm.model.{name}{{rest}}"))
+    pairs.append((f"{LM}{{rest}}", "llm.model.{rest}"))
     return KeyMap(tuple(pairs), ("*.rotary_emb.inv_freq", "*.attention.bias", "*.attention.masked_bias"))
 
 
