@@ -53,7 +53,7 @@ def make_batch(rows, length, seed):
         labels[r, : 1 + (seed + r) % (length - 1)] = IGNORE_INDEX
     empty = torch.empty(0, dtype=torch.long)
     names = [f"s{seed}.{r}" for r in range(rows)]
-    return Batch(ids, labels, torch.ones_like(ids), None, empty, empty, names)
+    return Batch(ids, labels, torch.ones_like(ids), None, empty, empty, sample_ids=names)
 
 
 class TinyLoader:
