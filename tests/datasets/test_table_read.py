@@ -163,6 +163,7 @@ def test_packages_that_are_not_installed(
         ("a.csv", "x,y\n", "holds no record"),
         ("a.txt", "x", r"a file 'txt' is not known\n  fix: set build_info.file_type to one of json, jsonl, csv"),
         ("a.parquet", "x", "cannot be read as Parquet"),
+        ("a.parquet", None, r"no file .*a\.parquet"),
         ("a.json", b"\xff\xfe\xff", "cannot be read"),
     ],
 )

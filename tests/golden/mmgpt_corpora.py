@@ -41,8 +41,6 @@ def published_corpus(case: Path, name: str) -> Any:
     form = corpus.get("types", {}).get("published", {}).get("build_info", {})
     paths = said.get("ann_paths") or [said["ann_path"]]
     options = {**corpus["build_info"], **form, "ann_path": [str(case / "datasets" / p) for p in paths]}
-    if corpus["format"] == "transcript":
-        options["ann_path"] = options["ann_path"][0]
     if "vis_root" in said:
         options["image_path"] = str(case / "datasets" / said["vis_root"])
     user = options.get("user", "")

@@ -10,7 +10,7 @@ from vlm.common.registry import register_dataset
 from vlm.common.types import Image, Role, Sample
 from vlm.datasets.base import field
 from vlm.datasets.table_media import sources
-from vlm.datasets.table_read import Record, expanded, read_rows
+from vlm.datasets.table_read import AllRows, Record
 from vlm.datasets.table_text import fill
 from vlm.datasets.turns import Medium, place, read_turns
 
@@ -54,28 +54,24 @@ class ConversationJson:
     def __init__(self, config: Config) -> None:
         """Reads the files. Raises DataError when one is missing or of another shape."""
         self.config = config
-        self._files = [read_rows(path) for path in expanded(config.ann_path)]
-        self._places = [(rows, k) for rows in self._files for k in range(len(rows.records))]
+        self._rows = AllRows(config.ann_path)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._rows)
 
     def record(self, index: int) -> Record:
         """The raw record, with every field of the file."""
-        rows, k = self._places[index]
-        found: Record = rows.records[k]
-        return found
+        return self._rows[index][0]
 
     def __getitem__(self, index: int) -> Sample:
-        rows, k = self._places[index]
-        record, where = self.record(index), rows.where(k)
+        record, where = self._rows[index]
         media: list[Medium] = [Image(s) for s in sources(self._name(record, where), self.config.image_path, where)]
         turns = read_turns(field(record, "conversations", where), where)
         turns = _overlapping(turns) if self.config.overlapping_pairs else turns
         messages = place([self._cleaned(*turn) for turn in turns], media, where, self.config.image_first)
         if self.config.first_pair_only:
             messages = messages[:2]
-        return Sample(messages=tuple(messages), id=str(record.get("id", k)))
+        return Sample(messages=tuple(messages), id=str(record.get("id", index)))
 
     def _name(self, record: Record, where: str) -> Any:
         pattern = self.config.image_pattern

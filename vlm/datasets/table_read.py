@@ -1,4 +1,4 @@
-"""Files of records, whatever their kind, as rows that know where they stand (home of pyarrow and datasets).
+"""Files of records, whatever their kind, as rows that know where they stand.
 
 Read are JSON (a list, an object that holds one, or an object id -> record), JSON lines, CSV, TSV, Parquet,
 folders of pictures (``metadata.jsonl|csv``, or a ``.txt``/``.json`` beside each picture), folders written by
@@ -16,14 +16,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import parse_qsl
 
 from vlm.common.errors import DataError
+from vlm.datasets.table_arrow import HUB, Record, StoredRecords, from_disk, from_hub, from_parquet, is_saved
 
-Record = dict[str, Any]
 FileType = Literal["", "json", "jsonl", "csv", "tsv", "parquet"]
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-HUB = "hf://"
 log = logging.getLogger(__name__)
 
 
@@ -39,27 +37,30 @@ class Rows:
         """What to call a record in a message."""
         if self.lines is not None:
             return f"{self.name}:{self.lines[index]}"
-        key = None if isinstance(self.records, ArrowRecords) else self.records[index].get("id")
+        key = None if isinstance(self.records, StoredRecords) else self.records[index].get("id")
         return f"{self.name}: record {index if key is None else key}"
 
     def columns(self) -> set[str]:
         """The names of all fields that occur."""
-        if isinstance(self.records, ArrowRecords):
+        if isinstance(self.records, StoredRecords):
             return set(self.records.names)
         return set().union(*(r.keys() for r in self.records)) if self.records else set()
 
 
-class ArrowRecords(Sequence[Record]):
-    """Records made on access from a ``pyarrow.Table`` or a ``datasets.Dataset``."""
+class AllRows:
+    """The records of several files as one list of (record, what to call it in a message)."""
 
-    def __init__(self, table: Any, names: Sequence[str], get: Callable[[Any, int], Record]) -> None:
-        self.table, self.names, self._get = table, list(names), get
+    def __init__(self, paths: str | Sequence[str]) -> None:
+        """Raises DataError: see :func:`expanded` and :func:`read_rows`."""
+        files = [read_rows(path) for path in expanded(paths)]
+        self._places = [(rows, k) for rows in files for k in range(len(rows.records))]
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self._places)
 
-    def __getitem__(self, index: Any) -> Any:
-        return self._get(self.table, index)
+    def __getitem__(self, index: int) -> tuple[Record, str]:
+        rows, k = self._places[index]
+        return rows.records[k], rows.where(k)
 
 
 def expanded(paths: str | Sequence[str]) -> list[str]:
@@ -84,7 +85,8 @@ def read_rows(path: str, key: str = "", file_type: FileType = "") -> Rows:
     Raises:
         DataError: missing, unreadable, of another shape, or without any record.
     """
-    rows = _hub(path) if path.startswith(HUB) else _local(Path(path).expanduser(), key, file_type)
+    local = not path.startswith(HUB)
+    rows = _local(Path(path).expanduser(), key, file_type) if local else Rows(path, from_hub(path))
     if not len(rows.records):
         raise DataError(f"table: {path} holds no record", fix="check the path under build_info of the dataset")
     return rows
@@ -92,10 +94,10 @@ def read_rows(path: str, key: str = "", file_type: FileType = "") -> Rows:
 
 def _local(file: Path, key: str, file_type: FileType) -> Rows:
     if file.is_dir():
-        return _saved(file) if (file / "state.json").is_file() or _is_dict(file) else _pictures(file)
+        return Rows(str(file), from_disk(file)) if is_saved(file) else _pictures(file)
     kind = file_type or {".ndjson": "jsonl"}.get(file.suffix.lower(), file.suffix.lower().lstrip("."))
     if kind == "parquet":
-        return _parquet(file)
+        return Rows(str(file), from_parquet(file))
     readers: dict[str, Callable[[str, str], Rows]] = {
         "json": lambda text, name: _json(text, name, key),
         "jsonl": _json_lines,
@@ -198,72 +200,6 @@ def _csv(text: str, name: str, delimiter: str) -> Rows:
     except csv.Error as error:
         raise DataError(f"table: {name}:{reader.line_num}: {error}") from None
     return Rows(name, records, numbers)
-
-
-def _parquet(file: Path) -> Rows:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise DataError(f"table: {file} needs pyarrow", fix="pip install 'vlm[tables]'") from None
-    try:
-        table = pq.read_table(file)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"table: {file} cannot be read as Parquet ({error})") from None
-    return Rows(str(file), ArrowRecords(table, table.column_names, _arrow_row))
-
-
-def _arrow_row(table: Any, index: int) -> Record:
-    row: Record = table.slice(index, 1).to_pylist()[0]
-    return row
-
-
-def _stored_row(table: Any, index: int) -> Record:
-    row: Record = table[index : index + 1].to_pylist()[0]
-    return row
-
-
-def _hub(path: str) -> Rows:
-    name, _, query = path.removeprefix(HUB).partition("?")
-    options = dict(parse_qsl(query))
-    if set(options) - {"split", "config", "revision"}:
-        raise DataError(f"table: {path}: only split, config and revision may follow the ?")
-    package = _datasets(path)
-    split, config, revision = options.get("split", "train"), options.get("config"), options.get("revision")
-    try:
-        table = package.load_dataset(name, config, split=split, revision=revision)
-    except (OSError, ValueError) as error:
-        raise DataError(f"table: {path} cannot be loaded ({error})") from None
-    return _stored(path, table)
-
-
-def _is_dict(folder: Path) -> bool:
-    return (folder / "dataset_dict.json").is_file()
-
-
-def _saved(folder: Path) -> Rows:
-    if _is_dict(folder):
-        splits = sorted(f.name for f in folder.iterdir() if f.is_dir())
-        raise DataError(f"table: {folder} holds several splits", fix=f"name one: {', '.join(map(str, splits))}")
-    package = _datasets(str(folder))
-    try:
-        table = package.load_from_disk(str(folder))
-    except (OSError, ValueError) as error:
-        raise DataError(f"table: {folder} cannot be loaded ({error})") from None
-    return _stored(str(folder), table)
-
-
-def _stored(name: str, table: Any) -> Rows:
-    """Rows as they are stored: pictures stay encoded until a loader worker needs them."""
-    return Rows(name, ArrowRecords(table.with_format("arrow"), table.column_names, _stored_row))
-
-
-def _datasets(path: str) -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise DataError(f"table: {path} needs the package datasets", fix="pip install 'vlm[tables]'") from None
-    return datasets
 
 
 def _pictures(folder: Path) -> Rows:

@@ -10,7 +10,7 @@ from vlm.common.errors import DataError
 from vlm.common.registry import register_dataset
 from vlm.common.types import Sample
 from vlm.datasets.base import field, message
-from vlm.datasets.table_read import Record, read_rows
+from vlm.datasets.table_read import AllRows, Record
 
 
 @register_dataset("transcript")
@@ -31,9 +31,9 @@ class Transcript:
 
     @dataclass
     class Config:
-        """Where the file is, and how speakers are marked."""
+        """Where the files are, and how speakers are marked."""
 
-        ann_path: str
+        ann_path: str | list[str]
         field: str = "input"  # column with the text
         human: str = "[|Human|]"  # blanks after a mark belong to it
         assistant: str = "[|AI|]"
@@ -41,26 +41,25 @@ class Transcript:
         text_roles: Sequence[str] = ()
 
     def __init__(self, config: Config) -> None:
-        """Reads the file. Raises DataError when it is missing or of another shape."""
+        """Reads the files. Raises DataError when one is missing or of another shape."""
         self.config = config
-        self._rows = read_rows(config.ann_path)
+        self._rows = AllRows(config.ann_path)
 
     def __len__(self) -> int:
-        return len(self._rows.records)
+        return len(self._rows)
 
     def record(self, index: int) -> Record:
         """The raw record, with every field of the file."""
-        found: Record = self._rows.records[index]
-        return found
+        return self._rows[index][0]
 
     def __getitem__(self, index: int) -> Sample:
-        where = self._rows.where(index)
-        text = str(field(self.record(index), self.config.field, where))
+        record, where = self._rows[index]
+        text = str(field(record, self.config.field, where))
         turns = [self._turn(piece, f"{where}: turn {n}") for n, piece in enumerate(self._pieces(text), start=1)]
         if not turns:
             raise DataError(f"{where}: no question with an answer", fix="remove the record")
         pairs = [(message("user", q), message("assistant", a)) for q, a in turns]
-        return Sample(messages=tuple(m for pair in pairs for m in pair), id=str(self.record(index).get("id", index)))
+        return Sample(messages=tuple(m for pair in pairs for m in pair), id=str(record.get("id", index)))
 
     def _pieces(self, text: str) -> list[str]:
         """What follows each mark of the human; a last piece without answer is left out."""
