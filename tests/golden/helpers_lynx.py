@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vlm.checkpoint.formats.lynx import key_map
 from vlm.checkpoint.load import load_model
+from vlm.common.config import Config, load_config
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Batch, Example
 from vlm.models.bridges.frame_positions import FramePositions
 from vlm.models.bridges.perceiver import Perceiver
@@ -98,12 +99,35 @@ class LynxCase:
         """The composition with all its files, in eval mode; tests must leave it as it is."""
         return self.load()
 
+    def shipped(self, model_type: str = "finetune", **params: Any) -> Config:
+        """The shipped composition with this case's sizes and files."""
+        vision, bridge, adapters = self.config["vision"], self.config["bridge"], self.config["adapters"]
+        asked = {
+            "image_res": vision["image_size"],
+            "num_frames": self.config["video"]["num_frames"],
+            "vit_path": str(self.file("vision")),
+            "LLM": str(self.file("llm")),
+            "checkpoint": str(self.file("checkpoint")),
+            "bridge_depth": bridge["depth"],
+            "num_bridge_tokens": bridge["num_latents"],
+            "adapter_freq": adapters["freq"],
+        }
+        small = [f"model.vision.{name}={vision[name]}" for name in ("embed_dim", "depth", "num_heads", "mlp_ratio")]
+        small += [f"model.bridge.1.{name}={bridge[name]}" for name in ("dim_head", "heads", "ff_mult")]
+        small.append(f"model.inserts.0.bottleneck={adapters['bottleneck']}")
+        model = {"arch": "lynx", "model_type": model_type, **asked, **params}
+        return load_config({"model": model}, small)
+
     def pixels(self, kind: str) -> Tensor:
         """``[n, f, 3, h, w]`` of the recorded pictures or clips."""
         pixels = self.tensors[f"{kind}/pixel_values"]
         return pixels[:, None] if pixels.dim() == 4 else pixels
 
     def train_batch(self, kind: str) -> Batch:
+        """The recorded training rows."""
+        return collate(self.train_examples(kind), 0)
+
+    def train_examples(self, kind: str) -> list[Example]:
         """The recorded training rows: the medium, then the text."""
         get = lambda key: self.tensors[f"train_{kind}/{key}"]  # noqa: E731
         q = self.config["bridge"]["num_latents"]
@@ -113,7 +137,7 @@ class LynxCase:
             labels = get("labels")[row, q:][real].tolist()
             ids = get("input_ids")[row][real].tolist()
             examples.append(Example([MEDIA_TOKEN, *ids], [IGNORE_INDEX, *labels], [pixels]))
-        return collate(examples, 0)
+        return examples
 
     def prompts(self, kind: str) -> list[Example]:
         """The recorded prompts; ``text_only`` has no medium."""

@@ -5,11 +5,13 @@ Runs on every case folder below ``<golden root>/lynx``.
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from vlm.common.types import Image, Message, Text, Video
 from vlm.inference.beams import Hypotheses
 from vlm.inference.engine import Engine
 from vlm.inference.generation import CHAT, Generation
@@ -81,6 +83,21 @@ def test_ids(case: LynxCase, engine: Engine, kind: str) -> None:
             alone = [engine.generate_ids([prompt], generation)[0] for prompt in case.prompts(kind)]
             assert alone == ids, name
         assert engine.generate(case.prompts(kind), options(record["arguments"])) == record["text"]
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_shipped_composition_answers_the_recorded_files(case: LynxCase, kind: str) -> None:
+    """From the YAML, the weight files and the annotation file to the lines that the published program wrote."""
+    engine = Engine.load(case.shipped(frame_sampling="segments"), device="cpu")
+    records = [json.loads(line) for line in (case.folder / f"{kind}s.jsonl").read_text().splitlines()]
+    medium = {"image": Image, "video": Video}[kind]
+    questions = [
+        [Message("user", (medium(str(case.folder / record[kind])), Text(record["question"])))] for record in records
+    ]
+    answers = engine.generate(questions, options(case.config["peer_config"]))
+    wanted = [json.loads(line) for line in (case.folder / f"result_{kind}s_beam.jsonl").read_text().splitlines()]
+    found = [{"index": r["index"], "text_output": a} for r, a in zip(records, answers, strict=True)]
+    assert found == wanted
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vlm.common.types import Features
 from vlm.models.llm.hf import HFCausalLM
+from vlm.processors.collate import collate
 
 from .helpers_lynx import KINDS, LynxCase, parametrize, part
 
@@ -110,16 +111,18 @@ def test_training_forward(case: LynxCase, kind: str) -> None:
 
 
 def test_other_losses(case: LynxCase) -> None:
-    """Label smoothing, left padding with positions from the mask, and pictures together with clips."""
+    """Label smoothing, left padding with positions from the mask, and pictures together with clips in one batch."""
     rows = {kind: case.train_batch(kind) for kind in KINDS}
     with torch.no_grad():
         outputs = [case.model(batch) for batch in rows.values()]
         left = case.model.prepare(rows["image"]).left_padded()
         keep = left.predicts()
         padded = case.model.llm.loss(case.model.llm(left)[keep], left.targets(keep)) / keep.sum()
+        mixed = case.model(collate([*case.train_examples("video"), *case.train_examples("image")], 0))
     torch.testing.assert_close(padded, case.tensors["train_image_left_pad_mask_positions/loss"], **LOSS)
-    mean = sum(o.loss_sum for o in outputs) / sum(o.num_tokens for o in outputs)
-    torch.testing.assert_close(mean, case.tensors["train_mixed/loss"], **LOSS)
+    for some in (outputs, [mixed]):
+        mean = sum(o.loss_sum for o in some) / sum(o.num_tokens for o in some)
+        torch.testing.assert_close(mean, case.tensors["train_mixed/loss"], **LOSS)
     smooth = HFCausalLM.Config(path=str(case.file("llm")), label_smoothing=0.1)
     model = case.load(llm=part("hf", smooth))
     for return_logits in (True, False):
@@ -137,8 +140,8 @@ def test_gradients(case: LynxCase, name: str) -> None:
     positions = model.bridge[0].positions
     positions.requires_grad_(norms["absolute_frame_pos_embed"] is not None)
     model.zero_grad()
-    outputs = [model(case.train_batch(kind)) for kind in kinds]
-    (sum(o.loss_sum for o in outputs) / sum(o.num_tokens for o in outputs)).backward()
+    output = model(collate([e for kind in sorted(kinds, reverse=True) for e in case.train_examples(kind)], 0))
+    (output.loss_sum / output.num_tokens).backward()
     parameters = dict(model.named_parameters())
     assert set(map(case.published, norms)) == {n for n in parameters if n.startswith(("bridge.", "inserts."))}
     for key, norm in norms.items():

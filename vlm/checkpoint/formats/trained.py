@@ -73,7 +73,7 @@ class Trained:
         """See :class:`CheckpointFormat`."""
         training = {name for name, p in model.named_parameters() if p.requires_grad}
         required = training - set(filled)
-        if any(key.startswith(("bridge.", "vision.", "llm.")) for key in tensors):
+        if any(key.startswith(("bridge.", "inserts.", "vision.", "llm.")) for key in tensors):
             return Placement(file, dict(tensors), required=required)
         if not any(key.startswith(PROJECTION) for key in tensors):
             raise WeightsError(
