@@ -84,7 +84,7 @@ def test_training_from_scratch(tmp_path: Path) -> None:
     bridge = {"name": "bert_resampler", "num_query_tokens": 5, "num_hidden_layers": 2, "num_attention_heads": 2}
     chain = [bridge | {"intermediate_size": 48}, {"name": "linear"}]
     scratch: dict[str, Any] = {"lora_model": "", "lora_r": 4, "lora_alpha": 8, "bridge": chain}
-    scratch |= {"llm": {"vocab_size": 485}, "text": {"tokenizer": str(OPEN / "lora_model")}}
+    scratch |= {"llm": {"vocab_size": 485}}
     run = train(tmp_path, **scratch)
     held = read_tensors(run / "last" / "model.safetensors")
     for begin in (
@@ -101,6 +101,10 @@ def test_training_from_scratch(tmp_path: Path) -> None:
     assert (
         read_tensors(delta / "adapter_model.bin").keys() == read_tensors(OPEN / "lora_model/adapter_model.bin").keys()
     )
+    added = json.loads((delta / "added_tokens.json").read_text())
+    assert added == json.loads((OPEN / "lora_model" / "added_tokens.json").read_text())
+    special = json.loads((delta / "special_tokens_map.json").read_text())
+    assert special["additional_special_tokens"] == ["<img>", "</img>", "<pad>", "<img_token>"]
     assert json.loads((delta / "config.json").read_text())["visual_resampler_config"]["num_attention_heads"] == 2
     torch.testing.assert_close(
         logits(load(**DELTA | {"lora_model": str(delta)})), logits(load_parts(run, "cpu")[0]), rtol=0, atol=1e-5

@@ -100,8 +100,11 @@ def export_delta_run(run: Path, folder: Path) -> int:
 
     if folder.exists():
         raise WeightsError(f"{folder} exists", fix="give a new folder")
-    model, _, cfg, _ = load_parts(run, "cpu")
-    names = export_delta(model, folder, Path(cfg.model.text.get("tokenizer") or cfg.model.llm.config.path))
+    model, processor, cfg, _ = load_parts(run, "cpu")
+    text = cfg.model.text
+    ids = {token: processor.tokenizer.id_of(token) for token in text.get("special_tokens") or []}
+    added = {token: index for token, index in ids.items() if index is not None}
+    names = export_delta(model, folder, Path(text.get("tokenizer") or cfg.model.llm.config.path), added)
     say(f"{folder}: adapter of {len(names)} tensors, configurations and tokenizer")
     return 0
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlm.checkpoint.adapter import CONFIG, WRAPPED
+from vlm.checkpoint.adapter import CONFIG, WRAPPED, read_json
 from vlm.checkpoint.formats.visualcla_keys import CLASS_DEFAULTS, key_map
 from vlm.common.errors import WeightsError
 from vlm.models.bridges.bert_resampler import PUBLISHED
@@ -27,13 +28,16 @@ TEXTS = (
 )
 
 
-def export_delta(model: VLM, folder: Path, tokenizer: Path | None = None) -> list[str]:
+def export_delta(
+    model: VLM, folder: Path, tokenizer: Path | None = None, added: Mapping[str, int] | None = None
+) -> list[str]:
     """Write adapter, configurations and tokenizer.
 
     Args:
         model: a composition of VisualCLA with LoRA.
         folder: new.
         tokenizer: folder whose tokenizer files are copied.
+        added: special tokens and ids that the composition has; those that the folder lacks are written too.
 
     Returns:
         The names written, with peft's prefix.
@@ -62,7 +66,21 @@ def export_delta(model: VLM, folder: Path, tokenizer: Path | None = None) -> lis
     for name in TEXTS:
         if tokenizer is not None and (tokenizer / name).is_file():
             shutil.copyfile(tokenizer / name, folder / name)
+    if added:
+        _write_added(folder, added)
     return list(state)
+
+
+def _write_added(folder: Path, added: Mapping[str, int]) -> None:
+    """Add tokens to added_tokens.json and special_tokens_map.json, as plain strings, where they are not there."""
+    files = folder / "added_tokens.json", folder / "special_tokens_map.json"
+    known, special = (read_json(file) if file.is_file() else {} for file in files)
+    if set(added) <= set(known):
+        return
+    listed = special.get("additional_special_tokens") or []
+    special["additional_special_tokens"] = [*listed, *(token for token in added if token not in known)]
+    for file, content in zip(files, (known | dict(added), special), strict=True):
+        file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _adapter_config(model: VLM) -> dict[str, Any]:
