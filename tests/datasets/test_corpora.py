@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from vlm.common.config import load_config
 from vlm.common.config_merge import corpora, corpus_file
@@ -355,3 +357,12 @@ def test_own_data_in_the_run_file_alone(tmp_path: Path) -> None:
         ConfigError, match="(?s)unknown key 'feilds'; did you mean 'fields'.*'best'.*first.*no such file"
     ):
         load_config({"model": model, "datasets": {"mine": entry}}, check="all")
+
+
+def test_the_examples_of_the_guide_are_valid() -> None:
+    guide = Path(__file__).parents[2] / "dataset" / "README_formats.md"
+    blocks = re.findall(r"```yaml\n(.*?)```", guide.read_text(), re.DOTALL)
+    assert len(blocks) == 3
+    for block in blocks:
+        text = "model: {arch: minigpt4, model_type: tiny}\n" + block
+        assert load_config(yaml.safe_load(text), check="none").datasets
