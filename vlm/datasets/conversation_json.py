@@ -12,7 +12,7 @@ from vlm.datasets.base import field
 from vlm.datasets.table_media import sources
 from vlm.datasets.table_read import AllRows, Record
 from vlm.datasets.table_text import fill
-from vlm.datasets.turns import Medium, place, read_turns
+from vlm.datasets.turns import Medium, check_order, place, read_turns
 
 
 @register_dataset("conversation_json")
@@ -67,6 +67,7 @@ class ConversationJson:
         record, where = self._rows[index]
         media: list[Medium] = [Image(s) for s in sources(self._name(record, where), self.config.image_path, where)]
         turns = read_turns(field(record, "conversations", where), where)
+        check_order(turns, where)
         turns = _overlapping(turns) if self.config.overlapping_pairs else turns
         messages = place([self._cleaned(*turn) for turn in turns], media, where, self.config.image_first)
         if self.config.first_pair_only:
