@@ -192,6 +192,12 @@ def test_what_cannot_be_resumed(processor: Processor) -> None:
         make("map", processor, **FORMS["packed"]).load_states([packed.state_dict()] * 2)
 
 
+def test_a_state_of_an_earlier_version(processor: Processor) -> None:
+    old = {"step": 3, "sources": {"table": {"position": 12, "length": 23}}, "counts": {}}
+    with pytest.raises(DataError, match="saved by an earlier version"):
+        make("map", processor).load_states([old])
+
+
 def test_positions_of_different_runs_are_refused(processor: Processor) -> None:
     states = []
     for seed, steps in ((1, 2), (7, 9)):

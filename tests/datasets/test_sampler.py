@@ -93,7 +93,7 @@ def test_a_changed_dataset_cannot_be_resumed() -> None:
         MapCursor("a", Numbers(9), 0).load_state_dict(state)
     sampler = JobSampler([MapCursor("b", Numbers(9), 0)], [1], [1.0], 0)
     with pytest.raises(DataError, match=r"the saved run had the datasets \['a'\], this one has \['b'\]"):
-        sampler.load_state_dict({"step": 0, "sources": {"a": state}})
+        sampler.load_state_dict({"step": 0, "backlog": [], "sources": {"a": state}})
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])

@@ -7,7 +7,7 @@ import pytest
 
 from vlm.common.config_run import Packing
 from vlm.datasets.loader import TrainLoader
-from vlm.datasets.tally import Tally, combine, numbers, padding, table
+from vlm.datasets.tally import Tally, combine, numbers, of_numbers, padding, table
 from vlm.datasets.worker import Measure, Source
 from vlm.processors.collate import VisualTokens
 from vlm.processors.processor import Processor
@@ -31,6 +31,7 @@ def test_reports_of_processes_add_up() -> None:
     assert flat["padding"] == pytest.approx(0.5)
     assert (flat["data/align/share"], flat["data/web/share"]) == (0.6, 0.4)
     assert flat["data/align/wanted"] == 0.75
+    assert of_numbers(flat) == total
     assert table(total).splitlines() == [
         "dataset  samples  bad  tokens   share  wanted",
         "align        300    3   3,000  60.00%  75.00%",
@@ -41,7 +42,7 @@ def test_reports_of_processes_add_up() -> None:
 
 def test_nothing_to_report() -> None:
     assert combine([{}, {}]) == {}
-    assert numbers({}) == {}
+    assert numbers({}) == of_numbers({}) == {}
     assert padding(FRESH) == 0.0
     assert "0.00%" in table(FRESH)
 

@@ -23,7 +23,9 @@ def rows_of(batch):
     """One batch per row."""
     empty = torch.empty(0, dtype=torch.long)
     return [
-        Batch(batch.ids[i : i + 1], batch.labels[i : i + 1], batch.segments[i : i + 1], None, empty, empty, [n])
+        Batch(
+            batch.ids[i : i + 1], batch.labels[i : i + 1], batch.segments[i : i + 1], None, empty, empty, sample_ids=[n]
+        )
         for i, n in enumerate(batch.sample_ids)
     ]
 

@@ -37,6 +37,16 @@ def run(tmp_path):
     return folder
 
 
+def test_data_by_dataset(run):
+    assert '<section id="data"><h2>Data</h2><p class="none">none</p>' in write_report(run).read_text()
+    counts = {"samples": 40, "bad": 1, "tokens": 900, "share": 1.0, "wanted": 1.0}
+    with run.log_file.open("a") as out:
+        row = {**json.loads(run.log_file.read_text().splitlines()[99]), "step": 101, "padding": 0.1}
+        out.write(json.dumps(row | {f"data/a<b/{k}": v for k, v in counts.items()}) + "\n")
+    text = write_report(run).read_text()
+    assert "a&lt;b" in text and "padding: 10.00% of 1,000 positions" in text
+
+
 class Structure(HTMLParser):
     """Section ids, balance of tags, external addresses."""
 
@@ -69,7 +79,7 @@ def test_report_has_all_sections_and_needs_nothing_else(run):
     page = Structure()
     page.feed(text)
     assert page.open == [] and page.external == []
-    assert page.ids == ["curves", "samples", "trained", "config", "passport"]
+    assert page.ids == ["curves", "samples", "data", "trained", "config", "passport"]
     assert text.count("<svg") == 5
     for part in ("Loss", "Learning rate", "Gradient norm", "Throughput", "Peak memory", "stopped early", "(empty)"):
         assert part in text

@@ -293,14 +293,19 @@ class JobSampler:
         }
 
     def check(self, state: dict[str, Any]) -> None:
-        """Raises DataError when the saved run had other datasets or another mixing."""
+        """Raises DataError when the saved run had other datasets, another mixing or another kind of state."""
+        if "backlog" not in state:
+            raise DataError(
+                "the data position was saved by an earlier version, which cannot be continued",
+                fix="name the checkpoint under model.ckpt and start a new run",
+            )
         ours = [c.name for c in self.cursors]
         if list(state["sources"]) != ours:
             raise DataError(
                 f"the saved run had the datasets {list(state['sources'])}, this one has {ours}",
                 fix="resume with the same data, or start a new run from the checkpoint's weights",
             )
-        if state.get("mixing", "batch") != self.mixing:
+        if state["mixing"] != self.mixing:
             raise DataError(
                 f"the saved run mixed its data by {state['mixing']}, this one by {self.mixing}",
                 fix="resume with the same run.mixing and run.packing, or start a new run from the checkpoint's weights",
@@ -315,9 +320,9 @@ class JobSampler:
             DataError: the saved run had other datasets, or other records in them.
         """
         self.check(state)
-        self.step, self.position = state["step"], state.get("position", 0)
+        self.step, self.position = state["step"], state["position"]
         self.states.clear()
-        backlog = [(s, e, i) for s, e, i in state.get("backlog", [])]
+        backlog = [(s, e, i) for s, e, i in state["backlog"]]
         found: dict[Key, Ref] = {}
         for number, c in enumerate(self.cursors):
             needed = {key for key in (*backlog, *pending) if key[0] == number}

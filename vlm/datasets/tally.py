@@ -77,6 +77,17 @@ def numbers(report: Report) -> dict[str, float]:
     return flat
 
 
+def of_numbers(flat: Mapping[str, Any]) -> Report:
+    """The report that :func:`numbers` made ``flat`` of; empty if it has none."""
+    if "padding" not in flat:
+        return {}
+    names = [key[5:-6] for key in flat if key.startswith("data/") and key.endswith("/share")]
+    keys = ("samples", "bad", "tokens", "wanted")
+    sources = {name: {key: flat[f"data/{name}/{key}"] for key in keys} for name in names}
+    tokens = sum(s["tokens"] for s in sources.values())
+    return {"sources": sources, "positions": round(tokens / (1 - flat["padding"]))}
+
+
 def table(report: Report) -> str:
     """A report for people."""
     rows = [("dataset", "samples", "bad", "tokens", "share", "wanted")]

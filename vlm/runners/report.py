@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.checkpoint.run_dir import PASSPORT, RunDir
+from vlm.datasets import tally
 from vlm.processors.image_decode import decode
 from vlm.runners.report_page import SCRIPT, STYLE
 from vlm.runners.report_svg import WIDE, Series, chart, number, smooth
@@ -69,6 +70,7 @@ def write_report(
             _tiles(records),
             _section("Curves", "curves", _curves(records)),
             _section("Sample answers", "samples", _samples(samples)),
+            _section("Data", "data", _data(records)),
             _section("Trained parameters", "trained", f"<pre>{html.escape(table)}</pre>" if table else _nothing()),
             _section("Configuration", "config", _folded("resolved configuration (YAML)", config)),
             _section("Passport", "passport", _passport(passport)),
@@ -120,6 +122,12 @@ def _tiles(records: Sequence[Record]) -> str:
     ]
     items = "".join(f'<div class="tile"><b>{value}</b><span>{name}</span></div>' for name, value in tiles)
     return f'<div class="tiles">{items}</div>'
+
+
+def _data(records: Sequence[Record]) -> str:
+    """Samples and shares by dataset, as the log had them last."""
+    told = [r for r in records if "padding" in r]
+    return f"<pre>{html.escape(tally.table(tally.of_numbers(told[-1])))}</pre>" if told else _nothing()
 
 
 def _split(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:

@@ -139,7 +139,12 @@ class Trainer:
         self.progress = Progress()
         precision = pick_precision(run.amp, run.amp_dtype, device)
         self.optimizer = build_optimizer(
-            model, lr=run.init_lr, weight_decay=run.weight_decay, beta2=run.beta2, device=device
+            model,
+            lr=run.init_lr,
+            weight_decay=run.weight_decay,
+            beta2=run.beta2,
+            device=device,
+            decay_on=run.weight_decay_on,
         )
         self.scaler = build_scaler(precision, device)
         self.schedule = build_schedule(run.lr_sched, self._plan())
@@ -271,7 +276,7 @@ class Trainer:
         """Write a checkpoint of the current step (rank 0; all ranks must call it)."""
         ranks = dist.gather_objects({"rng": capture_rng(self.device), "loader": self.loader.state_dict()})
         if dist.is_main():
-            names = trainable_names(self.model)
+            names = trainable_names(self.model, self.run.weight_decay_on)
             state = {
                 "progress": vars(self.progress),
                 "optimizer": self.optimizer.state_dict(),
@@ -322,9 +327,10 @@ class Trainer:
             return
         log.warning(
             "the run goes on with %d processes instead of %d: every sample is still used once per pass, but steps are "
-            "of another size, and random states (dropout) are drawn anew from run.seed and the step",
+            "of another size (the last one is %d), and random states (dropout) are drawn anew from run.seed and the step",
             dist.world_size(),
             len(states),
+            self.total_steps,
         )
         seed = derive_seed(self.run.seed, "processes", dist.world_size(), self.progress.step) % 2**31
         dist.seed_everything(seed, dist.rank(), self.run.deterministic)
