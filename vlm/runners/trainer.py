@@ -138,14 +138,8 @@ class Trainer:
         self.total_steps = run.max_steps or run.max_epoch * epoch_steps
         self.progress = Progress()
         precision = pick_precision(run.amp, run.amp_dtype, device)
-        self.optimizer = build_optimizer(
-            model,
-            lr=run.init_lr,
-            weight_decay=run.weight_decay,
-            beta2=run.beta2,
-            device=device,
-            decay_on=run.weight_decay_on,
-        )
+        decay: Any = {"weight_decay": run.weight_decay, "decay_on": run.weight_decay_on}
+        self.optimizer = build_optimizer(model, lr=run.init_lr, beta2=run.beta2, device=device, **decay)
         self.scaler = build_scaler(precision, device)
         self.schedule = build_schedule(run.lr_sched, self._plan())
         if run.compile:
@@ -327,7 +321,7 @@ class Trainer:
             return
         log.warning(
             "the run goes on with %d processes instead of %d: every sample is still used once per pass, but steps are "
-            "of another size (the last one is %d), and random states (dropout) are drawn anew from run.seed and the step",
+            "of another size (the last one is %d), and random states are drawn anew from run.seed and the step",
             dist.world_size(),
             len(states),
             self.total_steps,
