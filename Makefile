@@ -37,6 +37,8 @@ lint: install
 bench: install
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.generate
+	$(BIN)/python -m benchmarks.data_loader
+	$(BIN)/python -m benchmarks.image_decode
 
 clean:
 	rm -rf output build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

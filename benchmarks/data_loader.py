@@ -128,9 +128,8 @@ def ours(decode: str) -> Callable[[Path, int, int], Iterator[Any]]:
 
     def side(shard: Path, batch: int, workers: int) -> Iterator[Any]:
         source = Source("shard", WebShards(WebShards.Config(str(shard))), batch)
-        return iter(
-            TrainLoader([source], processor(decode, str(shard.with_name("prompts.txt"))), seed=0, num_workers=workers)
-        )
+        made = processor(decode, str(shard.with_name("prompts.txt")))
+        return iter(TrainLoader([source], made, seed=0, num_workers=workers))
 
     return side
 

@@ -93,7 +93,8 @@ def _stack(media: list[torch.Tensor]) -> tuple[torch.Tensor | None, torch.Tensor
         )
     counts = [len(m) for m in media]
     if len(set(counts)) == 1:
-        return torch.stack(media), None
+        shared: torch.Tensor = torch.utils.data.default_collate(media)  # shared memory in a worker
+        return shared, None
     pixels = media[0].new_zeros((len(media), max(counts), *media[0].shape[1:]))
     for place, medium in zip(pixels, media, strict=True):
         place[: len(medium)] = medium

@@ -166,7 +166,7 @@ class ImageRecipe:
             pixels = pixels[top:bottom, left:right]
         width, height = plan.size
         if pixels.shape[:2] != (height, width):
-            planes = torch.from_numpy(np.array(pixels, order="C")).permute(2, 0, 1)[None]
+            planes = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)[None]
             mode = self.config.interpolation
             resized = torch.nn.functional.interpolate(planes, (height, width), mode=mode, antialias=True)
             pixels = resized[0].permute(1, 2, 0).numpy()
