@@ -25,6 +25,8 @@ from vlm.models.fusion.cross_attn import CrossAttention
 from vlm.models.fusion.locations import locate
 from vlm.models.inserts.gated_xattn import look
 from vlm.models.vlm import VLM
+from vlm.runners.optim import build_optimizer, set_lr, split_parameters
+from vlm.runners.schedule import Plan, build_schedule
 
 from .helpers_mmgpt import LORA, MmgptCase
 
@@ -219,33 +221,27 @@ def test_training_batches(case: MmgptCase, name: str) -> None:
     model.zero_grad()
 
 
-def decays(name: str) -> bool:
-    """Weight decay acts on matrices of the inserted layers only."""
-    return name.startswith("inserts.") and not any(t in name for t in ("gate", "norm", "bias"))
-
-
-def factor(step: int, warmup: int, total: int) -> float:
-    """Learning rate of an update, relative: linear warm-up from 0, then half a cosine."""
-    if step < warmup:
-        return step / max(1, warmup)
-    return max(0.0, 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))))
-
-
 def test_training_loop(case: MmgptCase) -> None:
     """Six micro-steps: vision and language batch with a backward pass each, clipping after every micro-step."""
     told: dict[str, Any] = case.records["loop"]
     model = case.load()
     model.train()
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    groups = [
-        {"params": [p for n, p in named.items() if decays(n)], "weight_decay": told["weight_decay"]},
-        {"params": [p for n, p in named.items() if not decays(n)], "weight_decay": 0.0},
-    ]
+    decayed = [n for n, _ in split_parameters(model, ["inserts"])[0]]
     names = {ours: theirs for theirs, ours in published(case).items()}
-    assert {names[n] for n in named if decays(n)} == set(told["weight_decay_names"])
+    assert {names[n] for n in decayed} == set(told["weight_decay_names"])
     base, accumulate = told["learning_rate"], told["gradient_accumulation_steps"]
     steps = len(told["grad_norm_before_clip_per_microstep"])
-    optimizer = torch.optim.AdamW(groups, lr=base, betas=tuple(told["betas"]), eps=told["eps"])
+    optimizer = build_optimizer(
+        model,
+        lr=base,
+        weight_decay=told["weight_decay"],
+        beta2=told["betas"][1],
+        device=model.device,
+        decay_on=["inserts"],
+    )
+    plan = Plan(base, warmup_steps=told["warmup_steps"], total_steps=steps // accumulate)
+    schedule = build_schedule(told["scheduler"], plan)
     rates: list[float] = []
     for micro in range(steps):
         losses = []
@@ -261,9 +257,8 @@ def test_training_loop(case: MmgptCase) -> None:
         norm = torch.nn.utils.clip_grad_norm_(named.values(), told["max_grad_norm"])
         assert norm.item() == pytest.approx(told["grad_norm_before_clip_per_microstep"][micro], rel=1e-4), micro
         if (micro + 1) % accumulate == 0:
-            rates.append(base * factor(len(rates), told["warmup_steps"], steps // accumulate))
-            for group in optimizer.param_groups:
-                group["lr"] = rates[-1]
+            rates.append(schedule(len(rates)))
+            set_lr(optimizer, rates[-1])
             optimizer.step()
             optimizer.zero_grad()
     assert rates == pytest.approx([pair[0] for pair in told["lr_used_at_each_optimizer_step"]])

@@ -42,6 +42,17 @@ def test_projection_only_gives_the_published_two_groups():
     assert {g["lr"] for g in optimizer.param_groups} == {0.5}
 
 
+def test_decay_on_some_names_only():
+    model = nn.Sequential(Tokens(), nn.Linear(8, 2))
+    decay, plain = split_parameters(model, ["1.*"])
+    assert [n for n, _ in decay] == ["1.weight"]
+    assert trainable_names(model, ["1.*"]) == ["1.weight", *(n for n, _ in plain)]
+    optimizer = build_optimizer(model, lr=1e-3, weight_decay=0.1, beta2=0.98, device=CPU, decay_on=["1.*"])
+    assert [len(g["params"]) for g in optimizer.param_groups] == [1, 6]
+    with pytest.raises(UserError, match="weight_decay_on: 'bridge' selects nothing that trains"):
+        split_parameters(model, ["1.*", "bridge"])
+
+
 def test_nothing_trainable_is_an_error():
     model = nn.Linear(2, 2).requires_grad_(False)
     with pytest.raises(UserError, match="no trainable parameter"):

@@ -62,6 +62,7 @@ class RunConfig:
     warmup_restarts: bool = option(False, "reproduce the published fault: warm-up counts from each epoch's start")
     lr_decay_rate: float = option(0.9, "factor per epoch of the step schedule")
     weight_decay: float = option(0.05, "AdamW decay of matrices; vectors and biases have none")
+    weight_decay_on: list[str] = option(["*"], "globs of parameter names whose matrices decay")
     beta2: float = option(0.999, "AdamW second beta")
     max_epoch: int = option(1, "epochs of iters_per_epoch steps")
     iters_per_epoch: int | None = option(None, "steps per epoch; null: one pass over the data, if its length is known")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +11,12 @@ from torch import nn
 
 from vlm.common import dist
 from vlm.common.errors import UserError
+from vlm.models.trainable import matching
 
 log = logging.getLogger(__name__)
+
+EVERYTHING = ("*",)
+"""Globs that select every parameter."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +58,27 @@ def _declared_without_decay(model: nn.Module) -> Iterator[str]:
                 yield f"{prefix}.{name}" if prefix else name
 
 
-def split_parameters(model: nn.Module) -> tuple[list[tuple[str, nn.Parameter]], list[tuple[str, nn.Parameter]]]:
+Named = list[tuple[str, nn.Parameter]]
+
+
+def split_parameters(model: nn.Module, decay_on: Sequence[str] = EVERYTHING) -> tuple[Named, Named]:
     """Trainable parameters with and without weight decay, each in ``named_parameters`` order.
 
-    Without decay: tensors of rank < 2 (biases, norms, gates) and names that a module declares itself
-    (learned tokens and positions).
+    Without decay: tensors of rank < 2 (biases, norms, gates), names that a module declares itself
+    (learned tokens and positions), and what no glob of ``decay_on`` selects.
+
+    Raises:
+        UserError: a glob selects nothing that trains.
     """
     exempt = set(_declared_without_decay(model))
-    decay: list[tuple[str, nn.Parameter]] = []
-    plain: list[tuple[str, nn.Parameter]] = []
+    training = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if tuple(decay_on) != EVERYTHING:
+        found = {glob: matching(training, glob) for glob in decay_on}
+        if idle := [glob for glob, names in found.items() if not names]:
+            raise UserError(f"run.weight_decay_on: {', '.join(map(repr, idle))} selects nothing that trains")
+        exempt |= set(training) - {name for names in found.values() for name in names}
+    decay: Named = []
+    plain: Named = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (plain if parameter.ndim < 2 or name in exempt else decay).append((name, parameter))
@@ -70,14 +86,22 @@ def split_parameters(model: nn.Module) -> tuple[list[tuple[str, nn.Parameter]], 
 
 
 def build_optimizer(
-    model: nn.Module, *, lr: float, weight_decay: float, beta2: float, device: torch.device
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    beta2: float,
+    device: torch.device,
+    decay_on: Sequence[str] = EVERYTHING,
 ) -> torch.optim.AdamW:
     """AdamW (0.9, ``beta2``), eps 1e-8, group 0 with decay and group 1 without; empty groups are left out.
 
+    ``decay_on``: see :func:`split_parameters`.
+
     Raises:
-        UserError: nothing in the model is trainable.
+        UserError: nothing in the model is trainable, or a glob selects nothing.
     """
-    decay, plain = split_parameters(model)
+    decay, plain = split_parameters(model, decay_on)
     groups = [
         {"params": [p for _, p in part], "weight_decay": rate} for part, rate in ((decay, weight_decay), (plain, 0.0))
     ]
@@ -90,9 +114,9 @@ def build_optimizer(
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, beta2), eps=1e-8, fused=fused or None)
 
 
-def trainable_names(model: nn.Module) -> list[str]:
+def trainable_names(model: nn.Module, decay_on: Sequence[str] = EVERYTHING) -> list[str]:
     """Names of the trainable parameters in the order of the optimiser's state (decayed first)."""
-    decay, plain = split_parameters(model)
+    decay, plain = split_parameters(model, decay_on)
     return [name for name, _ in decay + plain]
 
 
