@@ -298,6 +298,17 @@ def test_adapter_with_two_ranks(folders: Folders) -> None:
         folders.load()
 
 
+def test_head_of_another_vocabulary_than_the_embeddings(folders: Folders) -> None:
+    name = "base_model.model.text_model.lm_head.weight"
+    folders.change("lora_model/adapter_model.bin", lambda t: t | {name: t[name][:481].clone()})
+    with pytest.raises(
+        WeightsError, match=r"lm_head\.weight is for a matrix \[481, 48\], the foundation's is \[485, 48\]"
+    ):
+        folders.merge()
+    with pytest.raises(WeightsError, match=r"lm_head\.weight \(file \[481, 48\], model \[485, 48\]\)"):
+        folders.load()
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -23,7 +23,7 @@ from torch import Tensor
 from vlm.checkpoint.adapter import WEIGHTS, WRAPPED, Adapter, read_adapter, read_json
 from vlm.checkpoint.formats.clip import BUFFERS, OTHER_HALF, TOWER
 from vlm.checkpoint.formats.visualcla_delta import ADDED, check_base
-from vlm.checkpoint.formats.visualcla_keys import PROJECTION, RESAMPLER, TEXT
+from vlm.checkpoint.formats.visualcla_keys import EMBEDDINGS, HEAD, PROJECTION, RESAMPLER, TEXT
 from vlm.checkpoint.safe import shards
 from vlm.checkpoint.stream import SHARD_BYTES, Facts, TensorReader, write_shards
 from vlm.common.errors import WeightsError
@@ -94,9 +94,10 @@ class Merge:
                 _same_shape(file, layer, size, have.get(f"{layer}.weight"))
             for name, tensor in held.whole().items():
                 if not name.startswith((RESAMPLER, PROJECTION)):
-                    wanted, shape = have.get(name), tuple(tensor.shape)
-                    grows = wanted is not None and wanted[1:] == shape[1:]  # rows are checked with the vocabulary
-                    _same_shape(file, name, shape, shape if grows else wanted)
+                    wanted = have.get(name)
+                    if wanted is not None and name in (EMBEDDINGS, HEAD):  # these grow, together
+                        wanted = (len(held.tensors.get(EMBEDDINGS, tensor)), *wanted[1:])
+                    _same_shape(file, name, tuple(tensor.shape), wanted)
 
     def write(self, target: Path) -> list[Path]:
         """Write the weights of all three parts below ``target``; gives the files."""
