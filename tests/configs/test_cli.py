@@ -112,7 +112,7 @@ def test_data_list_and_show(
     assert main(["data", "show", "train.yaml", "-n", "1"]) == 0
     out = capsys.readouterr().out
     assert "cc_sbu_align (caption_folder, 5 samples)" in out
-    assert "assistant: " in out
+    assert "«▁The|▁red|▁boat" in out
 
 
 def test_weights_show(open_case: Path, capsys: pytest.CaptureFixture[str]) -> None:
