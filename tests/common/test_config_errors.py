@@ -172,3 +172,31 @@ def test_a_missing_tokenizer_folder_is_named_by_its_parameter(tmp_path: Path) ->
     model = {"arch": "mmgpt", "model_type": "open_flamingo_9b_lora", "tokenizer_path": "/no/tokenizer"}
     with pytest.raises(ConfigProblems, match="model.tokenizer_path: found '/no/tokenizer', but there is no such file"):
         load_config({"model": {**model, "lm_path": str(tmp_path), "pretrained_path": str(tmp_path)}})
+
+
+def test_options_of_an_answer_are_checked() -> None:
+    """``model.generation`` takes what an answer can have, and keeps only what was said."""
+    model = {
+        "llm": {"name": "hf", "path": "/llm"},
+        "template": "plain",
+        "generation": {"num_beams": 3, "stop": ["\n"]},
+    }
+    cfg = load_config({"model": model}, check="none")
+    assert cfg.model.generation == {"num_beams": 3, "stop": ["\n"]}
+    assert load_config(cfg.resolved, check="none").model.generation == cfg.model.generation
+    with pytest.raises(ConfigProblems, match=r"(?s)model\.generation\.beams.*unknown key.*num_beams is 0"):
+        load_config({"model": {**model, "generation": {"beams": 2, "num_beams": 0}}}, check="none")
+
+
+def test_inserts_are_checked() -> None:
+    model = {"llm": {"name": "hf", "path": "/llm"}, "template": "plain", "inserts": ["adapter"]}
+    cfg = load_config({"model": model}, check="none")
+    assert [part.name for part in cfg.model.inserts] == ["adapter"]
+    again = load_config(cfg.resolved, check="none")
+    assert [part.config for part in again.model.inserts] == [part.config for part in cfg.model.inserts]
+    with pytest.raises(ConfigProblems, match=r"model\.inserts\.0\.name.*unknown insert 'adaptor'.*'adapter'"):
+        load_config({"model": {**model, "inserts": [{"name": "adaptor"}]}}, check="none")
+    with pytest.raises(ConfigProblems, match=r"(?s)model\.inserts\.0\.evry.*did you mean 'every'"):
+        load_config({"model": {**model, "inserts": [{"name": "adapter", "evry": 1}]}}, check="none")
+    with pytest.raises(ConfigProblems, match=r"model\.inserts.*expected a list of parts, e\.g\. \[{name: adapter}\]"):
+        load_config({"model": {**model, "inserts": {"name": "adapter"}}}, check="none")

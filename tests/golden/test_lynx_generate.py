@@ -94,10 +94,14 @@ def test_shipped_composition_answers_the_recorded_files(case: LynxCase, kind: st
     questions = [
         [Message("user", (medium(str(case.folder / record[kind])), Text(record["question"])))] for record in records
     ]
-    answers = engine.generate(questions, options(case.config["peer_config"]))
-    wanted = [json.loads(line) for line in (case.folder / f"result_{kind}s_beam.jsonl").read_text().splitlines()]
+    wanted = options(case.config["peer_config"])
+    assert engine.usual() == wanted.but(
+        num_beams=5, length_penalty=-2.0, min_length=2, no_repeat_ngram_size=2, top_k=3, max_new_tokens=64
+    )
+    answers = engine.generate(questions, wanted)
+    lines = (case.folder / f"result_{kind}s_beam.jsonl").read_text().splitlines()
     found = [{"index": r["index"], "text_output": a} for r, a in zip(records, answers, strict=True)]
-    assert found == wanted
+    assert found == [json.loads(line) for line in lines]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -20,6 +20,9 @@ class Engine:
 
     processor = SimpleNamespace(image=SimpleNamespace(config=SimpleNamespace(size=8)))
 
+    def usual(self, base):
+        return base
+
     def generate(self, conversations, generation, batch_size=16):
         self.batch_size = batch_size
         found = []

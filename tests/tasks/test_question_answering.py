@@ -33,8 +33,11 @@ class Rows:
 class Engine:
     """Says the name of the picture it sees."""
 
-    def __init__(self):
-        self.calls = []
+    def __init__(self, **stated):
+        self.calls, self.stated = [], stated
+
+    def usual(self, base):
+        return base.but(**self.stated)
 
     def generate(self, conversations, generation, batch_size=16):
         self.calls.append((conversations, generation, batch_size))
@@ -51,6 +54,14 @@ def test_controls(image, overall):
     assert found["overall"] == overall
     assert found["majority"]["overall"] == 0.5 and found["majority"]["answers"] == {"color": "blue"}
     assert found["counts"]["unseen_pairs"] == 2
+
+
+def test_questions_go_out_as_the_composition_says():
+    engine = Engine(num_beams=5, length_penalty=-2.0, max_new_tokens=64)
+    task(max_new_tokens=7).evaluate(engine, Rows())
+    ((_, generation, _),) = engine.calls
+    assert (generation.num_beams, generation.length_penalty, generation.max_new_tokens) == (5, -2.0, 7)
+    assert not generation.do_sample and generation.repetition_penalty == 1.0
 
 
 def test_questions_go_out_greedily_without_their_answers():

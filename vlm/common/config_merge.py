@@ -17,7 +17,20 @@ from vlm.common.schema import MISSING, Path, Report, convert, nearest, read
 ALIASES = {"arch": {"mini_gpt4": "minigpt4"}, "model_type": {"pretrain_vicuna": "pretrain_vicuna0"}}
 """Names of the first release (April 2023) -> today's."""
 
-COMPOSITION = ("vision", "bridge", "fusion", "inserts", "llm", "template", "image", "video", "text", "train", "weights")
+COMPOSITION = (
+    "vision",
+    "bridge",
+    "fusion",
+    "inserts",
+    "llm",
+    "template",
+    "image",
+    "video",
+    "text",
+    "generation",
+    "train",
+    "weights",
+)
 PARTS: tuple[Path, ...] = (("model", "vision"), ("model", "fusion"), ("model", "llm"), ("model", "template"))
 _REFERENCE = re.compile(r"\$\{params\.([A-Za-z_]\w*)\}")
 _KINDS: dict[str, Any] = {"str": str, "int": int, "float": float, "bool": bool, "list": list}

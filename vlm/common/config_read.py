@@ -15,6 +15,7 @@ from vlm.common.registry import names, resolve
 from vlm.common.schema import MISSING, Path, Report, convert, read
 
 VIDEO = "vlm.processors.video:VideoRecipe"
+GENERATION = "vlm.inference.generation:Generation"
 IMAGE = "vlm.processors.image:ImageRecipe"
 TEXT = "vlm.processors.processor:TextConfig"
 PUBLISHED_PROCESSORS = ("blip2_image_train", "blip2_image_eval", "blip_caption")
@@ -109,6 +110,8 @@ def read_model(data: dict[str, Any], params: dict[str, Any], report: Report, che
     image = read_by_path(IMAGE, data.get("image") or {}, (*at, "image"), report)
     video = None if data.get("video") is None else read_by_path(VIDEO, data["video"], (*at, "video"), report)
     text = read_by_path(TEXT, data.get("text") or {}, (*at, "text"), report)
+    said = data.get("generation") or {}
+    answers = read_by_path(GENERATION, said, (*at, "generation"), report)
     train = read_train(data.get("train"), report)
     weights = read_weights(data.get("weights"), report, check)
     if any(p is None for p in parts.values()) or (seeing and vision is None):
@@ -119,7 +122,7 @@ def read_model(data: dict[str, Any], params: dict[str, Any], report: Report, che
     names_ = {"arch": data.get("arch"), "model_type": data.get("model_type")}
     return ModelConfig(
         vision=vision, bridge=bridge, inserts=inserts, image=image, video=video, text=text, train=train,
-        weights=weights, params=params,
+        weights=weights, params=params, generation={k: v for k, v in answers.items() if k in said},
         **parts, **names_,  # type: ignore[arg-type]
     )  # fmt: skip
 

@@ -82,7 +82,11 @@ def effective(config: Config) -> dict[str, Any]:
         if part is not None and (part or key != "inserts"):
             shown[key] = [_store_part(p, {}) for p in part] if isinstance(part, list) else _store_part(part, {})
     shown |= {"image": model.image, **({} if model.video is None else {"video": model.video})}
-    shown |= {"text": model.text, "train": model.train}
+    shown |= {
+        "text": model.text,
+        **({"generation": model.generation} if model.generation else {}),
+        "train": model.train,
+    }
     shown["weights"] = [dataclasses.asdict(w) for w in model.weights]
     sections = {s: _show_entries(getattr(config, s)) for s in DATA_SECTIONS if getattr(config, s)}
     tail = {"plugins": config.plugins} if config.plugins else {}

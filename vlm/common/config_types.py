@@ -41,6 +41,7 @@ class ModelConfig:
     image: dict[str, Any] = field(default_factory=dict)
     video: dict[str, Any] | None = None  # None: pictures only
     text: dict[str, Any] = field(default_factory=dict)
+    generation: dict[str, Any] = field(default_factory=dict)  # options of an answer that this model answers with
     train: dict[str, bool] = field(default_factory=dict)
     weights: list[WeightFile] = field(default_factory=list)
     params: dict[str, Any] = field(default_factory=dict)

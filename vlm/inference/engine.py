@@ -72,6 +72,10 @@ class Engine:
         model, processor, config, where = load_parts(source, device, dtype, options)
         return cls(model, processor, config=config, device=where)
 
+    def usual(self, base: Generation = CHAT) -> Generation:
+        """``base`` with the options of an answer that the composition states (``model.generation``)."""
+        return base if self.config is None else base.but(**self.config.model.generation)
+
     def generate(
         self, conversations: Sequence[Conversation], generation: Generation = CHAT, batch_size: int = 16
     ) -> list[str]:

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from vlm.common.errors import UserError
+from vlm.common.errors import ConfigError, UserError
 
 Context = Literal["turns", "published"]
 LengthForm = Literal["published", "prompt"]
@@ -54,7 +54,7 @@ class Generation:
         """Check ranges.
 
         Raises:
-            UserError: a value outside its range; all of them in one message.
+            ConfigError: a value outside its range; all of them in one message.
         """
         positive = ("max_new_tokens", "num_beams", "temperature", "repetition_penalty", "max_length")
         problems = [f"{n} is {getattr(self, n)}, must be above 0" for n in positive if not getattr(self, n) > 0]
@@ -69,7 +69,7 @@ class Generation:
             allowed = " or ".join(get_args(LengthForm))
             problems.append(f"length_penalty_form is {self.length_penalty_form!r}, must be {allowed}")
         if problems:
-            raise UserError("generation options: " + "; ".join(problems))
+            raise ConfigError("generation options: " + "; ".join(problems))
 
     @property
     def min_new_tokens(self) -> int:

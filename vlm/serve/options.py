@@ -29,7 +29,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the configuration")
     parser.add_argument("--device", default=None, help="auto (default), cpu, or an accelerator with or without index")
     parser.add_argument("--gpu-id", type=int, default=None, help="index of the accelerator, if the machine has one")
-    group = parser.add_argument_group("the answer (default: as the published chat, sampled)")
+    group = parser.add_argument_group(
+        "the answer (default: as the composition says, else as the published chat, sampled)"
+    )
     for name, (kind, about) in FLAGS.items():
         group.add_argument(f"--{name.replace('_', '-')}", type=kind, default=None, help=about)
     group.add_argument("--greedy", action="store_true", help="always the most likely token, nothing sampled")
@@ -51,10 +53,15 @@ def changes_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def usual(cfg: Config | None) -> Generation:
-    """How a model answers if nothing is asked for: as the published chat; the embedded one says its best guess."""
+    """How a model answers if nothing is asked for: as its composition says, else as the published chat.
+
+    The embedded one says its best guess.
+    """
     from vlm.inference.generation import CHAT
 
-    return CHAT.but(do_sample=False, repetition_penalty=1.0, max_new_tokens=80) if is_world(cfg) else CHAT
+    if is_world(cfg):
+        return CHAT.but(do_sample=False, repetition_penalty=1.0, max_new_tokens=80)
+    return CHAT if cfg is None else CHAT.but(**cfg.model.generation)
 
 
 def device_of(args: argparse.Namespace) -> str | torch.device | None:

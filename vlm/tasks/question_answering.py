@@ -86,7 +86,7 @@ def asked(sample: Sample) -> Sequence[Message]:
 
 @register_task("question_answering")
 class QuestionAnswering(Task):
-    """Asks every question of a dataset, greedily, and counts exact matches."""
+    """Asks every question of a dataset, greedily or as ``model.generation`` says, and counts exact matches."""
 
     @dataclass
     class Config:
@@ -124,9 +124,8 @@ class QuestionAnswering(Task):
 
         if len(dataset) == 0:
             raise DataError("no question to evaluate on")
-        generation = generation or Generation(
-            do_sample=False, max_new_tokens=self.config.max_new_tokens, repetition_penalty=1.0
-        )
+        greedy = Generation(do_sample=False, repetition_penalty=1.0)
+        generation = generation or engine.usual(greedy).but(max_new_tokens=self.config.max_new_tokens)
         mine = range(dist.rank(), len(dataset), dist.world_size())
         texts = engine.generate(self.conversations(dataset, mine), generation, batch_size=self.config.batch_size)
         everyone = [pair for part in dist.gather_objects(list(zip(mine, texts, strict=True))) for pair in part]
