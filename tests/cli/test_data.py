@@ -217,3 +217,20 @@ def test_the_model_need_not_be_there_yet(folder: Path, capsys: pytest.CaptureFix
     assert main(["data", "check", file, "--options", *storage.split("=")]) == 0
     assert main(["data", "check", file, "--options", storage, "model.imagesize=3"]) == 2
     assert "imagesize" in capsys.readouterr().err
+
+
+def test_questions_without_answers_are_fine_for_evaluation_only(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    config = yaml.safe_load((ROOT / "tests/equivalence/tiny.yaml").read_text().replace("DATA", str(CASE)))
+    (folder / "q.json").write_text(json.dumps([{"id": 5, "image": "image.png", "question": "What?"}]))
+    info = {"ann_path": str(folder / "q.json"), "image_path": str(CASE), "assistant": None}
+    entry = {"format": "table", "build_info": info}
+    config |= {"evaluation_datasets": {"asked": entry}, "datasets": {"asked": entry}}
+    config.pop("valid_datasets")
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["data", "check", str(folder / "config.yaml"), "--only", "evaluation_asked"]) == 0
+    assert "1 usable" in capsys.readouterr().out
+    assert main(["data", "show", str(folder / "config.yaml"), "--only", "evaluation_asked"]) == 0
+    assert "0 trained" in capsys.readouterr().out
+    assert main(["data", "check", str(folder / "config.yaml")]) == 2
+    captured = capsys.readouterr()
+    assert "no supervised token" in captured.out and "none of 1 records can be used" in captured.err

@@ -94,10 +94,21 @@ def test_the_mixture_of_minigptv2_is_the_published_one() -> None:
     refer = {f"{inverse}{name}": (6, 10 if inverse else 25) for inverse in ("", "inv") for name in REFCOCO}
     flickr = dict.fromkeys(("flickr_grounded_caption", "flickr_CaptionToPhrase", "flickr_ObjectToPhrase"), (2, 80))
     assert found == {
-        **{"multitask_conversation": (2, 50), "llava_conversation": (2, 30), "unnatural_instruction": (1, 10)},
-        **{"refvg": (6, 40), "llava_detail": (4, 20), "llava_reason": (4, 80), **flickr, **refer},
-        **{"coco_caption": (6, 10), "textcaps_caption": (6, 30), "coco_vqa": (6, 15), "ok_vqa": (6, 8)},
-        **{"aok_vqa": (6, 12), "gqa": (6, 50), "ocrvqa": (6, 30)},
+        "multitask_conversation": (2, 50),
+        "llava_conversation": (2, 30),
+        "unnatural_instruction": (1, 10),
+        "refvg": (6, 40),
+        "llava_detail": (4, 20),
+        "llava_reason": (4, 80),
+        **flickr,
+        **refer,
+        "coco_caption": (6, 10),
+        "textcaps_caption": (6, 30),
+        "coco_vqa": (6, 15),
+        "ok_vqa": (6, 8),
+        "aok_vqa": (6, 12),
+        "gqa": (6, 50),
+        "ocrvqa": (6, 30),
     }
     page = (ROOT / "dataset" / "README_minigptv2.md").read_text("utf-8")
     for line in page.splitlines():

@@ -18,7 +18,7 @@ import torch
 
 from vlm.common.errors import DataError, UserError
 from vlm.common.types import Image, Sample
-from vlm.datasets.look.reading import Opened, chunks, progress, references, run_jobs
+from vlm.datasets.look.reading import Opened, chunks, encode, progress, references, run_jobs
 from vlm.datasets.mixing import derive_seed
 from vlm.datasets.quarantine import AT_LEAST
 from vlm.datasets.sampler import Ref
@@ -74,12 +74,14 @@ class Checker(torch.utils.data.Dataset):
         processor: Processor | None,
         recipe: ImageRecipe,
         *,
+        questions: bool = False,
         pixels: bool = False,
         seed: int = 0,
         visual_tokens: VisualTokens | None = None,
     ) -> None:
         """Without ``processor`` lengths are characters; ``recipe`` then reads the pictures if ``pixels``."""
-        self._source, self._recipe, self._pixels, self._seed = source, recipe, pixels, seed
+        self._source, self._recipe, self._questions = source, recipe, questions
+        self._pixels, self._seed = pixels, seed
         self._visual_tokens = visual_tokens or VisualTokens()
         self._processor = processor if processor is None or pixels else without_pixels(processor)
 
@@ -107,7 +109,7 @@ class Checker(torch.utils.data.Dataset):
             length, targets = sum(len(m.text) for m in sample.messages), 0
         else:
             rng = random.Random(derive_seed(self._seed, "sample", self._source.name, ref.epoch, ref.index))
-            example = self._processor.encode_train(sample, rng)
+            example = encode(self._processor, sample, rng, self._questions)
             length, targets = self._visual_tokens.fused_length(example), example.num_targets
         seen.lengths.append(length)
         seen.media.append(media)
@@ -204,7 +206,15 @@ def check_dataset(
     if opened.source is None:
         return report
     start = time.monotonic()
-    checker = Checker(opened.source, processor, recipe, pixels=pixels, seed=seed, visual_tokens=visual_tokens)
+    checker = Checker(
+        opened.source,
+        processor,
+        recipe,
+        questions=opened.questions,
+        pixels=pixels,
+        seed=seed,
+        visual_tokens=visual_tokens,
+    )
     total = opened.size if limit is None or opened.size is None else min(limit, opened.size)
     with progress(opened.name, total) as step:
         for seen in run_jobs(checker, chunks(references(opened.source.dataset, limit)), workers):

@@ -10,7 +10,7 @@ from itertools import groupby
 
 from vlm.common.errors import UserError
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Sample
-from vlm.datasets.look.reading import Opened, references
+from vlm.datasets.look.reading import Opened, encode, references
 from vlm.datasets.mixing import derive_seed
 from vlm.datasets.worker import read_sample
 from vlm.processors.collate import VisualTokens
@@ -54,7 +54,7 @@ def draw_samples(
         try:
             sample = read_sample(opened.source, ref, run_seed)
             rng = random.Random(derive_seed(run_seed, "sample", opened.source.name, ref.epoch, ref.index))
-            example = processor.encode_train(sample, rng) if processor is not None else None
+            example = None if processor is None else encode(processor, sample, rng, opened.questions)
             found.append(Shown(sample.id or key, sample, example))
         except UserError as error:
             found.append(Shown(key, error=str(error)))

@@ -6,15 +6,17 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from vlm.common.errors import UserError
+from vlm.common.types import Example, Sample
 from vlm.datasets.base import StreamDataset
 from vlm.datasets.loader import build_source
 from vlm.datasets.sampler import Ref
 from vlm.datasets.worker import Source, as_is, start_worker
+from vlm.processors.processor import Processor
 
 if TYPE_CHECKING:
     from vlm.common.config import Config, DatasetEntry
@@ -28,12 +30,13 @@ Step = Callable[[int], None]
 
 @dataclass
 class Opened:
-    """A dataset of a configuration, or why it cannot be opened."""
+    """A dataset of a configuration, or why it cannot be opened; ``questions``: for evaluation, answers may lack."""
 
     name: str
     entry: DatasetEntry
     source: Source | None
     error: str = ""
+    questions: bool = False
 
     @property
     def size(self) -> int | None:
@@ -42,28 +45,36 @@ class Opened:
         return None if isinstance(dataset, StreamDataset) else len(dataset)
 
 
-def sections(cfg: Config) -> dict[str, DatasetEntry]:
-    """All datasets of a configuration by name; outside ``datasets`` a name that occurs before gets a prefix."""
-    found: dict[str, DatasetEntry] = {}
-    for prefix, section in (
-        ("", cfg.datasets),
-        ("valid_", cfg.valid_datasets),
-        ("evaluation_", cfg.evaluation_datasets),
-    ):
-        for name, entry in section.items():
-            found[name if name not in found else prefix + name] = entry
+def sections(cfg: Config) -> dict[str, tuple[str, DatasetEntry]]:
+    """Section and entry of all datasets by name; outside ``datasets`` a name that occurs before gets a prefix."""
+    found: dict[str, tuple[str, DatasetEntry]] = {}
+    for section in ("datasets", "valid_datasets", "evaluation_datasets"):
+        for name, entry in getattr(cfg, section).items():
+            found[name if name not in found else f"{section.split('_')[0]}_{name}"] = (section, entry)
     return found
 
 
-def open_datasets(entries: Mapping[str, DatasetEntry], image_size: int) -> list[Opened]:
+def open_datasets(entries: Mapping[str, tuple[str, DatasetEntry]], image_size: int) -> list[Opened]:
     """Every dataset, opened; one that cannot be opened says why instead of ending the rest."""
     found = []
-    for name, entry in entries.items():
+    for name, (section, entry) in entries.items():
+        split, questions = "train" if section == "datasets" else "eval", section == "evaluation_datasets"
         try:
-            found.append(Opened(name, entry, build_source(name, entry, image_size)))
+            found.append(Opened(name, entry, build_source(name, entry, image_size, split), questions=questions))
         except UserError as error:
-            found.append(Opened(name, entry, None, str(error)))
+            found.append(Opened(name, entry, None, str(error), questions))
     return found
+
+
+def encode(processor: Processor, sample: Sample, rng: random.Random, questions: bool) -> Example:
+    """The example that training makes of a sample; of a question without answer (``questions``) the prompt.
+
+    Raises:
+        DataError, PromptError: it cannot be used.
+    """
+    if questions and sample.messages and sample.messages[-1].role == "user":
+        return replace(processor.encode_chat(sample.messages), id=sample.id, source=sample.source)
+    return processor.encode_train(sample, rng)
 
 
 def references(dataset: Any, limit: int | None = None, seed: int | None = None) -> Iterator[Ref]:
