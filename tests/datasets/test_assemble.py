@@ -49,6 +49,16 @@ def test_first_fit_over_open_rows() -> None:
     assert packed.state_dict()["open"] == [[[0, 0, 4], [0, 0, 5]], [[0, 0, 6]]]
 
 
+def test_no_row_waits_for_ever() -> None:
+    """A row that nothing fits into any more: full of pictures, or a little less full than all that follow."""
+    packed = Packed(100, 2, open_rows=2, batch_size=1)
+    found = feed(packed, [item(0, 10, media=2), *(item(k, 30, media=1) for k in range(1, 6))])
+    assert [i.key[2] for i in found[0][0]] == [0]
+    packed = Packed(100, None, open_rows=2, batch_size=1)
+    found = feed(packed, [item(0, 80), *(item(k, 90) for k in range(1, 40))])
+    assert [row[0].key[2] for batch in found for row in batch][:18] == [*range(1, 17), 0, 17]
+
+
 def llava_like(rng: random.Random) -> tuple[int, int]:
     """Positions and pictures: dialogues with a picture of 256 tokens, short answers, and text only."""
     kind = rng.random()

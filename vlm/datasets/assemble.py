@@ -135,13 +135,18 @@ class Grouped:
         self._jobs, self._given = state.get("jobs", 0), state.get("given", 0)
 
 
-@dataclass
+PATIENCE = 8
+"""A row is open while at most so many times ``open_rows`` others are done."""
+
+
+@dataclass(eq=False)
 class Row:
-    """A row being filled."""
+    """A row being filled; ``passed``: rows that were done while it was open."""
 
     items: list[Item] = field(default_factory=list)
     tokens: int = 0
     media: int = 0
+    passed: int = 0
 
     def add(self, item: Item) -> None:
         """One more sample."""
@@ -153,8 +158,9 @@ class Row:
 class Packed:
     """First fit over open rows: a sample goes into the first row with room for its tokens and media.
 
-    When there is none and ``open_rows`` are open, the fullest row is done and a new one is opened. A batch
-    is ``batch_size`` rows that are done.
+    When there is none and ``open_rows`` are open, the fullest row (by tokens or media) is done and a new one is
+    opened; a row that was passed over for long is done even if others are fuller, so that no sample waits for
+    ever. A batch is ``batch_size`` rows that are done.
     """
 
     def __init__(self, max_tokens: int, max_media: int | None, open_rows: int, batch_size: int) -> None:
@@ -173,11 +179,22 @@ class Packed:
         row = next((row for row in self._open if self._fits(row, item)), None)
         if row is None:
             if len(self._open) == self._open_rows:
-                fullest = max(range(len(self._open)), key=lambda k: self._open[k].tokens)
-                self._done.append(self._open.pop(fullest).items)
+                self._close_one()
             row = Row()
             self._open.append(row)
         row.add(item)
+
+    def _close_one(self) -> None:
+        oldest = self._open[0]  # rows are in the order in which they were opened
+        late = oldest.passed >= PATIENCE * self._open_rows
+        row = oldest if late else max(self._open, key=self._fullness)
+        self._open.remove(row)
+        self._done.append(row.items)
+        for other in self._open:
+            other.passed += 1
+
+    def _fullness(self, row: Row) -> float:
+        return max(row.tokens / self._max_tokens, row.media / self._max_media if self._max_media else 0.0)
 
     def _fits(self, row: Row, item: Item) -> bool:
         media = row.media + len(item.example.media)
@@ -195,7 +212,8 @@ class Packed:
 
     def state_dict(self) -> dict[str, Any]:
         """Rows that are done or open, and the limits they were made for."""
-        return {"done": _keys(self._done), "open": _keys([r.items for r in self._open]), "limits": self._limits}
+        rows = {"done": _keys(self._done), "open": _keys([r.items for r in self._open])}
+        return {**rows, "passed": [r.passed for r in self._open], "limits": self._limits}
 
     def load_state_dict(self, state: Mapping[str, Any], items: Mapping[Key, Item]) -> None:
         """As they were; made for other limits, the samples are placed anew."""
@@ -205,8 +223,9 @@ class Packed:
                 self._place(items[key])
             return
         self._done.extend(_groups(state.get("done", []), items))
-        for group in _groups(state.get("open", []), items):
-            row = Row()
+        groups = _groups(state.get("open", []), items)
+        for group, passed in zip(groups, state.get("passed", []), strict=True):
+            row = Row(passed=passed)
             for item in group:
                 row.add(item)
             self._open.append(row)
