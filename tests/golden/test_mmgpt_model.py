@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vlm.checkpoint.formats.mmgpt_lora import MmgptLora, published_names
 from vlm.checkpoint.load import load_file
-from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Batch, Example, Features
+from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Batch, Example, Features, Image, Message, Text
 from vlm.inference.engine import Engine
 from vlm.inference.generation import CHAT
 from vlm.models.fusion.cross_attn import CrossAttention
@@ -311,6 +311,34 @@ def test_generation(case: MmgptCase, monkeypatch: pytest.MonkeyPatch) -> None:
         for cached in (True, False):
             got = engine.generate_ids([prompt], options.but(use_cache=cached), stops=())
             assert got == [run["generated_ids"]], (run["tag"], cached)
+
+
+def said(turn: list[Any], images: Path) -> Message:
+    """A recorded entry of the history as a message."""
+    role, content = turn
+    text, name = content if isinstance(content, list) else (content, None)
+    parts = [Text(text)] if name is None else [Image(str(images / name)), Text(text)]
+    return Message("user" if role == "Instruction" else "assistant", tuple(parts))
+
+
+def test_answers_to_conversations(case: MmgptCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From messages and picture files to the cleaned answer; whole, and in pieces."""
+    monkeypatch.setattr(case.model.llm, "banned_ids", ())
+    images = next(p for p in (case.folder / "images", case.folder.parent / "images") if p.is_dir())
+    engine = Engine(case.model, case.processor)
+    compared = 0
+    for run in json.loads((case.folder / "generation.json").read_text()):
+        shown = sum(isinstance(content, list) for _, content in run["history"])
+        if run["buffer_size"] >= 0 or shown != len(run["images"]):
+            continue
+        messages = [said(turn, images) for turn in run["history"] if turn[1] is not None]
+        options = CHAT.but(do_sample=False, repetition_penalty=1.0, max_new_tokens=run["args"]["max_new_token"])
+        options = options.but(num_beams=run["args"]["num_beams"], stop=())
+        assert engine.examples([messages])[0].ids == example(case, run["prompt_ids"], run["images"]).ids
+        assert engine.generate([messages], options) == [run["answer"]], run["tag"]
+        assert "".join(engine.stream(messages, options)) == run["answer"], run["tag"]
+        compared += 1
+    assert compared > 2
 
 
 def test_batched_generation(case: MmgptCase, monkeypatch: pytest.MonkeyPatch) -> None:

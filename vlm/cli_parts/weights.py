@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vlm.common.logging import say
 
+if TYPE_CHECKING:
+    from vlm.models.vlm import VLM
+
 EXPORTS = {
     "minigpt": "one .pth file",
+    "mmgpt": "one .pt file with LoRA and its settings",
     "visualcla-delta": "folder with an adapter over the whole model",
     "text-generation-webui": "folder with a text and a vision folder",
 }
@@ -50,6 +56,7 @@ def main(args: argparse.Namespace) -> int:
     if args.action == "export":
         return {
             "minigpt": export_run,
+            "mmgpt": export_mmgpt_run,
             "visualcla-delta": export_delta_run,
             "text-generation-webui": export_webui_folders,
         }[args.format](args.source, args.to)
@@ -77,13 +84,29 @@ def export_run(run: Path, file: Path) -> int:
         UserError: no run there, a file that exists, or a composition that the published layout cannot hold.
     """
     from vlm.checkpoint.formats.trained import export_published
+
+    return _export_file(run, file, export_published)
+
+
+def export_mmgpt_run(run: Path, file: Path) -> int:
+    """Write the trained parameters of a run folder as a LoRA file of Multimodal-GPT.
+
+    Raises:
+        UserError: no run there, a file that exists, or a composition that the layout cannot hold.
+    """
+    from vlm.checkpoint.formats.mmgpt_lora import export_mmgpt
+
+    return _export_file(run, file, export_mmgpt)
+
+
+def _export_file(run: Path, file: Path, export: Callable[[VLM, Path], list[str]]) -> int:
     from vlm.common.errors import WeightsError
     from vlm.inference.loading import load_parts
 
     if file.exists():
         raise WeightsError(f"{file} exists", fix="give a new file name")
     model, *_ = load_parts(run, "cpu")
-    names = export_published(model, file)
+    names = export(model, file)
     say(f"{file}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}")
     return 0
 
