@@ -15,9 +15,6 @@ def test_published_presets() -> None:
     assert (CHAT.num_beams, CHAT.temperature, CHAT.max_length, CHAT.length_penalty) == (1, 1.0, 2000, 1.0)
     assert (EVALUATION.max_new_tokens, EVALUATION.do_sample, EVALUATION.repetition_penalty) == (20, False, 1.0)
     assert preset("chat") is CHAT
-    other = preset("visualcla")
-    assert (other.max_new_tokens, other.top_p, other.top_k, other.temperature) == (512, 0.9, 40, 0.5)
-    assert (other.repetition_penalty, other.no_repeat_ngram_size, other.do_sample) == (1.1, 15, True)
     with pytest.raises(UserError, match="chat, evaluation"):
         preset("tchat")
 

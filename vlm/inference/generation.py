@@ -95,12 +95,7 @@ CHAT = Generation()
 EVALUATION = Generation(max_new_tokens=20, do_sample=False, repetition_penalty=1.0)
 """Published evaluation: greedy, 20 new tokens."""
 
-VISUALCLA = Generation(
-    max_new_tokens=512, temperature=0.5, top_k=40, repetition_penalty=1.1, no_repeat_ngram_size=15, max_length=2048
-)
-"""Published chat of VisualCLA: sampled, at most 512 new tokens, no run of 15 tokens twice."""
-
-PRESETS = {"chat": CHAT, "evaluation": EVALUATION, "visualcla": VISUALCLA}
+PRESETS = {"chat": CHAT, "evaluation": EVALUATION}
 
 
 def preset(name: str) -> Generation:
