@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import functools
 import http.server
 import io
@@ -307,3 +308,25 @@ def test_media_that_cannot_be_stored(tmp_path: Path) -> None:
     for source, said in ((str(tmp_path / "no.png"), "no file"), (str(tmp_path), "cannot be read"), (3, "a int cannot")):
         with pytest.raises(DataError, match=f"sample 9: .*{said}"):
             to_members(Sample((message("user", Image(source)),), id="9"))
+
+
+def test_clips_of_frames_keep_their_order(tmp_path: Path, picture_of: Callable[..., bytes]) -> None:
+    frames = [picture_of(k) for k in (1, 2, 10)]
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    for k, data in zip((1, 2, 10), frames, strict=True):
+        (folder / f"{k}.png").write_bytes(data)
+    texts = [base64.b64encode(f).decode() for f in frames]
+    (tmp_path / "clip.json").write_text(json.dumps(texts))
+    (tmp_path / "one.json").write_text(json.dumps(texts[0]))
+    (tmp_path / "clip.mp4").write_bytes(b"film")
+    sources: list[Any] = [str(folder), str(tmp_path / "clip.json"), [str(folder / "1.png"), texts[1], frames[2]]]
+    parts = [Video(s) for s in sources] + [Video(str(tmp_path / "clip.mp4")), Image(str(tmp_path / "one.json"))]
+    members = to_members(Sample((message("user", *parts),), id="7"))
+    assert [members[f"{k}.png"] for k in range(3)] == frames and "10.mp4" not in members
+    write(tmp_path / "a.tar", [(f"1.{ext}", data) for ext, data in members.items()])
+    data = load(str(tmp_path / "a.tar"))
+    media = data.decode(next(data.records(None))).messages[0].media
+    assert [m.source for m in media] == [frames, frames, frames, b"film", frames[0]]
+    with pytest.raises(DataError, match="clip.json holds 3 pictures"):
+        to_members(Sample((message("user", Image(str(tmp_path / "clip.json"))),), id="7"))

@@ -23,6 +23,8 @@ from typing import Any, get_args
 
 from vlm.common.errors import DataError
 from vlm.common.types import Image, Input, Message, Part, Role, Sample, Text, Video
+from vlm.processors.image_decode import from_base64, read_frames
+from vlm.processors.video_read import open_clip
 
 MEMBER = "sample.json"
 _EXT = re.compile(r"[a-z0-9]{1,8}")
@@ -74,12 +76,22 @@ def _described(part: Part, store: Callable[[bytes, str], str], name: str) -> dic
     if isinstance(part, Text):
         return {"input" if isinstance(part, Input) else "text": part.text}
     kind, source = type(part).__name__.lower(), part.source
-    if isinstance(part, Video) and isinstance(source, list | tuple):
-        return {kind: [store(*_encoded(frame, name)) for frame in source]}
-    if isinstance(part, Video) and isinstance(source, str | os.PathLike) and Path(source).is_dir():
-        frames = sorted(f for f in Path(source).iterdir() if f.is_file())
-        return {kind: [store(*_encoded(str(frame), name)) for frame in frames]}
+    if isinstance(part, Video) and _is_frames(source):
+        clip = open_clip(source, f"of sample {name}")
+        return {kind: [store(*_encoded(frame, name)) for frame in clip.read(list(range(clip.count)))]}
+    if isinstance(source, str | os.PathLike) and Path(source).suffix.lower() == ".json":
+        text = read_frames(source, str(source))
+        if not isinstance(text, str):
+            raise DataError(f"sample {name}: {source} holds {len(text)} pictures", fix="one picture is expected")
+        source = from_base64(text, str(source))
     return {kind: store(*_encoded(source, name))}
+
+
+def _is_frames(source: Any) -> bool:
+    """Whether a clip is a list of frames, a folder of them, or a ``.json`` file with them."""
+    if isinstance(source, str | os.PathLike):
+        return Path(source).is_dir() or (Path(source).suffix.lower() == ".json" and Path(source).is_file())
+    return isinstance(source, list | tuple)
 
 
 def _encoded(source: Any, name: str) -> tuple[bytes, str]:
