@@ -5,18 +5,50 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vlm.common.config import load_config
+from vlm.common.config_tree import parse_file
 from vlm.common.errors import UserError
-from vlm.inference.generation import CHAT, EVALUATION, Generation, preset
+from vlm.common.paths import CONFIGS
+from vlm.inference.generation import CHAT, EVALUATION, Generation
 from vlm.inference.stopping import NoRepeatNGram, PublishedRepetitionPenalty, cut_after_stop, ends_with, stop_sequences
+from vlm.serve.options import usual
 
 
 def test_published_presets() -> None:
     assert (CHAT.max_new_tokens, CHAT.repetition_penalty, CHAT.top_p, CHAT.do_sample) == (300, 1.05, 0.9, True)
     assert (CHAT.num_beams, CHAT.temperature, CHAT.max_length, CHAT.length_penalty) == (1, 1.0, 2000, 1.0)
     assert (EVALUATION.max_new_tokens, EVALUATION.do_sample, EVALUATION.repetition_penalty) == (20, False, 1.0)
-    assert preset("chat") is CHAT
-    with pytest.raises(UserError, match="chat, evaluation"):
-        preset("tchat")
+
+
+@pytest.mark.parametrize(
+    "name, length, sampled, top_p, top_k, temperature, beams, run, penalty",
+    [
+        ("minigpt4/pretrain_vicuna0", 300, True, 0.9, 50, 1.0, 1, 0, 1.05),
+        ("minigpt_v2/pretrain", 500, True, 0.9, 50, 0.6, 1, 0, 1.05),
+        ("minigpt4/tiny", 80, False, 0.9, 50, 1.0, 1, 0, 1.0),
+        ("visualcla/7b_v0_1", 512, True, 0.9, 40, 0.5, 1, 15, 1.1),
+        ("mmgpt/open_flamingo_9b_lora", 512, True, 1.0, 20, 1.0, 3, 0, 1.0),
+        ("lynx/finetune", 64, False, 0.9, 3, 1.0, 5, 2, 1.0),
+    ],
+)
+def test_compositions_answer_as_published(
+    name: str,
+    length: int,
+    sampled: bool,
+    top_p: float,
+    top_k: int,
+    temperature: float,
+    beams: int,
+    run: int,
+    penalty: float,
+) -> None:
+    arch, model_type = name.split("/")
+    params = parse_file(CONFIGS / "models" / f"{name}.yaml").data["params"]
+    needed = {param: "/there" for param, said in params.items() if said["default"] == "???"}
+    found = usual(load_config({"model": {"arch": arch, "model_type": model_type, **needed}}, check="none"))
+    assert (found.max_new_tokens, found.do_sample, found.top_p, found.top_k) == (length, sampled, top_p, top_k)
+    assert (found.temperature, found.num_beams, found.no_repeat_ngram_size) == (temperature, beams, run)
+    assert found.repetition_penalty == penalty
 
 
 def test_all_bad_values_are_named_together() -> None:

@@ -94,16 +94,3 @@ CHAT = Generation()
 
 EVALUATION = Generation(max_new_tokens=20, do_sample=False, repetition_penalty=1.0)
 """Published evaluation: greedy, 20 new tokens."""
-
-PRESETS = {"chat": CHAT, "evaluation": EVALUATION}
-
-
-def preset(name: str) -> Generation:
-    """The preset of that name.
-
-    Raises:
-        UserError: no such preset.
-    """
-    if name not in PRESETS:
-        raise UserError(f"unknown generation preset {name!r} (known: {', '.join(PRESETS)})")
-    return PRESETS[name]

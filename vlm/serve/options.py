@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from vlm.serve.examples import is_world
-
 if TYPE_CHECKING:
     import torch
 
@@ -53,14 +51,9 @@ def changes_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def usual(cfg: Config | None) -> Generation:
-    """How a model answers if nothing is asked for: as its composition says, else as the published chat.
-
-    The embedded one says its best guess.
-    """
+    """How a model answers if nothing is asked for: as its composition says, else as MiniGPT-4's published chat."""
     from vlm.inference.generation import CHAT
 
-    if is_world(cfg):
-        return CHAT.but(do_sample=False, repetition_penalty=1.0, max_new_tokens=80)
     return CHAT if cfg is None else CHAT.but(**cfg.model.generation)
 
 

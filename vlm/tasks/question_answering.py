@@ -124,7 +124,7 @@ class QuestionAnswering(Task):
 
         if len(dataset) == 0:
             raise DataError("no question to evaluate on")
-        greedy = Generation(do_sample=False, repetition_penalty=1.0)
+        greedy = Generation(do_sample=False, repetition_penalty=1.0, seed=0)
         generation = generation or engine.usual(greedy).but(max_new_tokens=self.config.max_new_tokens)
         mine = range(dist.rank(), len(dataset), dist.world_size())
         texts = engine.generate(self.conversations(dataset, mine), generation, batch_size=self.config.batch_size)
