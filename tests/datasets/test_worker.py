@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -8,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from vlm.common.types import Example
 from vlm.datasets.caption_folder import CaptionFolder
 from vlm.datasets.sampler import Job, Ref
-from vlm.datasets.worker import BatchMaker, Source
+from vlm.datasets.worker import BatchMaker, Chunk, Item, Source
 from vlm.processors.processor import Processor
 
 
@@ -40,6 +43,20 @@ def test_a_bad_record_is_replaced_by_the_next_or_left_out(source: Source, proces
     left_out = BatchMaker([source], processor, seed=3, substitute=False)
     assert left_out[job].batch.sample_ids == ["4"]  # type: ignore[union-attr]
     assert left_out[Job(0, ((0, Ref(0, 2)),))].batch is None
+
+
+def test_a_chunk_travels_whole(processor: Processor) -> None:
+    """Media of several shapes and types, clips and samples without any."""
+    media = [torch.rand(1, 3, 4, 4), torch.arange(48, dtype=torch.uint8).view(1, 3, 4, 4), torch.rand(2, 3, 4, 4)]
+    given = [media[:2], [], [media[2], media[0] + 1]]
+    items = [Item((0, 1, k), Example([k], [k], list(m), str(k)), k) for k, m in enumerate(given)]
+    found = pickle.loads(pickle.dumps(Chunk(items))).items
+    assert [(i.key, i.example.ids, i.example.id, i.tokens) for i in found] == [
+        ((0, 1, k), [k], str(k), k) for k in range(3)
+    ]
+    for item, wanted in zip(found, given, strict=True):
+        assert [m.dtype for m in item.example.media] == [m.dtype for m in wanted]
+        assert all(torch.equal(a, b) for a, b in zip(item.example.media, wanted, strict=True))
 
 
 CHILD = """
