@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vlm.checkpoint.formats.mmgpt_lora import MmgptLora, published_names
 from vlm.checkpoint.load import load_file
+from vlm.common.errors import ConfigError
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Batch, Example, Features, Image, Message, Text
 from vlm.inference.engine import Engine
 from vlm.inference.generation import CHAT
@@ -25,6 +26,7 @@ from vlm.models.fusion.cross_attn import CrossAttention
 from vlm.models.fusion.locations import locate
 from vlm.models.inserts.gated_xattn import look
 from vlm.models.vlm import VLM
+from vlm.processors.processor import build_processor
 from vlm.runners.optim import build_optimizer, set_lr, split_parameters
 from vlm.runners.schedule import Plan, build_schedule
 
@@ -339,6 +341,12 @@ def test_answers_to_conversations(case: MmgptCase, monkeypatch: pytest.MonkeyPat
         assert "".join(engine.stream(messages, options)) == run["answer"], run["tag"]
         compared += 1
     assert compared > 2
+
+
+def test_another_mark_than_the_tokenizer_has(case: MmgptCase) -> None:
+    cfg = case.composition(fusion={"name": "cross_attn", "mark_id": 5}).model
+    with pytest.raises(ConfigError, match=f"mark_id is 5, but in the tokenizer '<image>' is {case.image}"):
+        build_processor(cfg)
 
 
 def test_batched_generation(case: MmgptCase, monkeypatch: pytest.MonkeyPatch) -> None:

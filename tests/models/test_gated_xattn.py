@@ -314,6 +314,14 @@ def test_needs_an_encoder(compose) -> None:
         GatedCrossAttention(GatedCrossAttention.Config(), 32, 4, None)
 
 
+def test_fusion_and_insert_belong_together(compose) -> None:
+    insert = [part("gated_xattn", GatedCrossAttention.Config(every=1))]
+    with pytest.raises(ConfigError, match=r"inserts\.0 reads first, last, location, which the fusion splice does not"):
+        build_model(compose(inserts=insert))
+    with pytest.raises(ConfigError, match=r"keeps media outside the sequence, but model\.inserts has nothing"):
+        build_model(compose(fusion=part("cross_attn", CrossAttention.Config(mark_id=MARK))))
+
+
 def test_banned_ids(compose, examples, batched) -> None:
     model = xattn(compose)
     free = generate(model, batched(examples))

@@ -6,6 +6,7 @@ import torch
 from vlm.models.bridges.linear import Linear
 from vlm.models.bridges.perceiver import Perceiver
 from vlm.models.fusion.cross_attn import CrossAttention
+from vlm.models.inserts.gated_xattn import GatedCrossAttention
 from vlm.processors.collate import VisualTokens, collate
 
 from .conftest import part
@@ -16,13 +17,18 @@ def perceiver(**options):
     return {"bridge": [part("perceiver", config), part("linear", Linear.Config())], "train": {"bridge.*": True}}
 
 
+def looked_at():
+    inserts = [part("gated_xattn", GatedCrossAttention.Config(every=1, dim_head=4, heads=2))]
+    return {"fusion": part("cross_attn", CrossAttention.Config(mark_id=4)), "inserts": inserts}
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
         ({}, VisualTokens(0, 3)),
         (perceiver(), VisualTokens(6, 0)),
         (perceiver(per_frame=True), VisualTokens(0, 6)),
-        ({"fusion": part("cross_attn", CrossAttention.Config(mark_id=4))}, VisualTokens(1, 0)),
+        (looked_at(), VisualTokens(1, 0)),
         ({"vision": None, "bridge": [], "train": {"llm.*": True}}, VisualTokens(1, 0)),
     ],
 )

@@ -56,6 +56,7 @@ def build_model(
         insert.attach(llm)
     fusion = resolve("fusion", model_cfg.fusion.name)
     check_widths(model, getattr(fusion, "needs_llm_width", True))
+    check_inserts(model, model_cfg.fusion.name, getattr(fusion, "provides", ()))
     model.fusion = fusion(model_cfg.fusion.config, llm)
     model.eval()
     select_trainable(model, model_cfg.train)
@@ -91,6 +92,26 @@ def check_widths(model: VLM, needs_llm_width: bool = True) -> None:
             fix="end the chain with {name: linear}, whose width follows the LLM",
         )
     _ = model.tokens_per_frame
+
+
+def check_inserts(model: VLM, fusion: str, provides: Collection[str]) -> None:
+    """Check that the inserts get what they read from the fusion, and that it has a reader.
+
+    Raises:
+        ConfigError: one without the other.
+    """
+    for number, insert in enumerate(model.inserts):
+        missing = sorted(set(insert.reads) - set(provides))
+        if missing:
+            raise ConfigError(
+                f"model.inserts.{number} reads {', '.join(missing)}, which the fusion {fusion} does not provide",
+                fix="gated_xattn goes with fusion: {name: cross_attn}",
+            )
+    if provides and not any(set(insert.reads) & set(provides) for insert in model.inserts):
+        raise ConfigError(
+            f"model.fusion {fusion} keeps media outside the sequence, but model.inserts has nothing that looks at them",
+            fix="add inserts: [{name: gated_xattn}]",
+        )
 
 
 def _part(kind: str, part: Any, uninitialised: Collection[str], *arguments: Any) -> nn.Module:

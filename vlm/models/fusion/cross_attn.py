@@ -39,6 +39,7 @@ class CrossAttention:
         evenly_at_missing: bool = False
 
     needs_llm_width = False
+    provides = ("location", "first", "last")
 
     def __init__(self, config: Config, llm: Any) -> None:
         if config.mark_id is None or not 0 <= config.mark_id < llm.vocab_size:

@@ -70,6 +70,9 @@ class Insert(nn.Module):
     needs_data: ClassVar[bool] = False
     """Whether it reads :class:`InsertData`; a call without media then leaves its parameters untouched."""
 
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Names in ``InsertData.tokens`` that the fusion must provide (its class attribute ``provides``)."""
+
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleDict()

@@ -103,6 +103,7 @@ class GatedCrossAttention(Insert):
         lora: LoraOptions | None = None
 
     needs_data = True
+    reads = ("location", "first", "last")
 
     def __init__(self, config: Config, llm_dim: int, num_layers: int, visual_dim: int | None) -> None:
         super().__init__()
