@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from tests.golden.helpers_lynx import LynxCase, part, weight
+from vlm.checkpoint.formats.lynx import export_lynx
 from vlm.checkpoint.load import load_model
+from vlm.checkpoint.run_dir import RunDir
 from vlm.common.errors import ConfigError, DataError, WeightsError
 from vlm.common.types import Features
 from vlm.models.bridges.frame_positions import FramePositions
@@ -160,6 +162,51 @@ def test_pictures_only(case, published, load, caplog: pytest.LogCaptureFixture) 
     torch.testing.assert_close(got, case.tensors["image/bridge_out"], rtol=0, atol=1e-4)
 
 
+def test_export_has_the_published_names_and_loads_back(case, published, load, tmp_path: Path) -> None:
+    everything = {"bridge.*": True, "inserts.*": True, "vision.*": True}
+    model = load(published, train=everything)
+    names = export_lynx(model, tmp_path / "out.pt")
+    written = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert set(names) == set(written) == set(published)
+    assert all(torch.equal(written[key], published[key]) for key in published)
+    part_of_it = export_lynx(case.model, tmp_path / "part.pt")
+    assert set(part_of_it) == set(without(published, "vision_encoder"))
+    lora = HFCausalLM.Config(path=str(case.file("llm")), lora=LoraOptions(r=2))
+    tuned = load(published, llm=part("hf", lora), train={"bridge.*": True, "llm.lora": True})
+    with pytest.raises(WeightsError, match="lora_A.default.weight trains, but published Lynx checkpoints have no such"):
+        export_lynx(tuned, tmp_path / "no.pt")
+
+
+def test_run_folder_on_top(case, published, load, tmp_path: Path) -> None:
+    """A run stores what trained by our names; it goes on top of the published file."""
+    model = load(published)
+    with torch.no_grad():
+        for parameter in model.inserts.parameters():
+            parameter.add_(1)
+    tensors = {n: p.detach().contiguous() for n, p in model.named_parameters() if n.startswith("inserts.")}
+    run = RunDir(tmp_path / "run")
+    run.prepare()
+    run.save(1, tensors, {}, {}, "")
+    parts = case.parts(train={"inserts.*": True})
+    parts.weights.append(weight("trained", tmp_path / "run"))
+    again = load_model(SimpleNamespace(model=parts), device="cpu")
+    assert same(again, model)
+
+
+def test_inserts_from_a_file_of_their_own(case, tmp_path: Path) -> None:
+    """Frozen inserts need a file, or the word that they may be random."""
+    torch.save(case.model.inserts[0].state_dict(), tmp_path / "adapters.pt")
+    parts = case.parts(checkpoint=False, train={"bridge.*": True})
+    with pytest.raises(WeightsError, match=r"inserts\.0: frozen, but no file of model.weights fills it"):
+        load_model(SimpleNamespace(model=parts), device="cpu")
+    own = SimpleNamespace(format="state_dict", path=str(tmp_path / "adapters.pt"), into="inserts.0")
+    parts.weights.append(own)
+    model = load_model(SimpleNamespace(model=parts), device="cpu")
+    assert same(model, case.model, "bridge.", "vision.")
+    parts.weights[-1] = SimpleNamespace(format="random", path=None, into="inserts.0")
+    assert not same(load_model(SimpleNamespace(model=parts), device="cpu"), case.model, "bridge.", "vision.")
+
+
 def test_missing_checkpoint(case, tmp_path: Path) -> None:
     parts = case.parts(checkpoint=False)
     parts.weights.append(weight("lynx", tmp_path / "finetune_lynx.pt"))
@@ -168,6 +215,10 @@ def test_missing_checkpoint(case, tmp_path: Path) -> None:
 
 
 def test_resolution_and_frame_count(case) -> None:
+    with pytest.raises(
+        ConfigError, match=r"(?s)model\.vision.*image_size is 430, expected a multiple of patch_size 14.*420"
+    ):
+        case.shipped(image_res=430)
     with pytest.raises(ConfigError, match=r"pixels \[n, f, 3, 56, 56\], got \[1, 1, 3, 42, 42\]"):
         case.model.encode(torch.zeros(1, 1, 3, 42, 42))
     with pytest.raises(DataError, match="a clip of 2 frames, but the model has positions for 3"):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 EXPORTS = {
     "minigpt": "one .pth file",
     "mmgpt": "one .pt file with LoRA and its settings",
+    "lynx": "one .pt file with perceiver, frame positions and adapters",
     "visualcla-delta": "folder with an adapter over the whole model",
     "text-generation-webui": "folder with a text and a vision folder",
 }
@@ -57,6 +58,7 @@ def main(args: argparse.Namespace) -> int:
         return {
             "minigpt": export_run,
             "mmgpt": export_mmgpt_run,
+            "lynx": export_lynx_run,
             "visualcla-delta": export_delta_run,
             "text-generation-webui": export_webui_folders,
         }[args.format](args.source, args.to)
@@ -97,6 +99,17 @@ def export_mmgpt_run(run: Path, file: Path) -> int:
     from vlm.checkpoint.formats.mmgpt_lora import export_mmgpt
 
     return _export_file(run, file, export_mmgpt)
+
+
+def export_lynx_run(run: Path, file: Path) -> int:
+    """Write what a run folder of Lynx holds as a published checkpoint.
+
+    Raises:
+        UserError: no run there, a file that exists, or a composition that the layout cannot hold.
+    """
+    from vlm.checkpoint.formats.lynx import export_lynx
+
+    return _export_file(run, file, export_lynx)
 
 
 def _export_file(run: Path, file: Path, export: Callable[[VLM, Path], list[str]]) -> int:

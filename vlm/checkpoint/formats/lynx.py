@@ -148,3 +148,30 @@ def _fit(placed: dict[str, Tensor], have: Mapping[str, Tensor], file: str) -> No
 def _adapted(keys: Collection[str]) -> set[str]:
     """Numbers of the decoder layers that have adapters."""
     return {key.split(".")[3] for key in keys if key.startswith("inserts.")}
+
+
+def export_lynx(model: VLM, path: Path) -> list[str]:
+    """Write perceiver, frame positions, adapters and whatever else trains as a published checkpoint.
+
+    Returns:
+        The names written.
+
+    Raises:
+        WeightsError: the composition is another, or something trains that the published layout has no name for.
+    """
+    names = key_map(model)
+    state: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad and not name.startswith(("bridge.", "inserts.")):
+            continue
+        theirs = None if is_lora(name) else names.theirs(name)
+        if theirs is None:
+            raise WeightsError(f"{name} trains, but published Lynx checkpoints have no such part")
+        value = parameter.detach().float().cpu().clone()
+        if theirs.endswith("attn.qkv.weight"):
+            stem = theirs.removesuffix("qkv.weight")
+            state |= {f"{stem}{x}_proj.weight": part.clone() for x, part in zip("qkv", value.chunk(3), strict=True)}
+        else:
+            state[theirs] = value[None, :, None] if theirs == FRAMES else value
+    torch.save(state, path)
+    return list(state)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from vlm.common.errors import ConfigError
 from vlm.common.registry import register_vision
 from vlm.common.types import Features
 from vlm.models.lora import LoraOptions, inject_lora
@@ -36,6 +37,15 @@ class EvaViT(nn.Module):
         precision: Literal["fp16", "bf16", "fp32"] = "fp16"
         checkpointing: bool = False
         lora: LoraOptions | None = None
+
+        def __post_init__(self) -> None:
+            """Raises ConfigError for a picture that does not divide into patches."""
+            if self.image_size < 1 or self.image_size % self.patch_size:
+                below = max(1, self.image_size // self.patch_size) * self.patch_size
+                raise ConfigError(
+                    f"image_size is {self.image_size}, expected a multiple of patch_size {self.patch_size}",
+                    fix=f"for example {below} or {below + self.patch_size}",
+                )
 
     def __init__(self, config: Config) -> None:
         super().__init__()
