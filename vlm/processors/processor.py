@@ -318,4 +318,17 @@ def build_processor(model_cfg: ModelConfig) -> Processor:
     image = ImageRecipe(ImageRecipe.Config(**model_cfg.image))
     options = getattr(model_cfg, "video", None)
     video = None if options is None else VideoRecipe(VideoRecipe.Config(**options), image)
-    return Processor(tokenizer, template, image, text_cfg, video)
+    processor = Processor(tokenizer, template, image, text_cfg, video)
+    _check_mark(model_cfg, processor)
+    return processor
+
+
+def _check_mark(model_cfg: ModelConfig, processor: Processor) -> None:
+    """Raises ConfigError when the fusion embeds another token for a medium than the tokenizer has."""
+    mark = getattr(getattr(getattr(model_cfg, "fusion", None), "config", None), "mark_id", None)
+    if mark is not None and processor.media_id not in (None, mark):
+        raise ConfigError(
+            f"model.fusion.mark_id is {mark}, but in the tokenizer {processor.template.config.media_token!r} "
+            f"is {processor.media_id}",
+            fix=f"set mark_id to {processor.media_id}, or use the tokenizer of the LLM's own folder",
+        )
