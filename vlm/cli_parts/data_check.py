@@ -38,8 +38,8 @@ def main(args: argparse.Namespace) -> int:
                 visual_tokens=view.visual_tokens,
                 quarantine=quarantine,
             )
-            say("\n".join(report_lines(report, run.group_by_length, run.packing, args.limit)))
             found[report.name] = numbers(report, run.group_by_length, run.packing)
+            say("\n".join(report_lines(report, found[report.name], args.limit)))
             verdicts.append(report.verdict(run.max_bad_share))
     if args.out:
         text = json.dumps(found, indent=1, ensure_ascii=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from vlm.common.config_run import Packing
@@ -11,8 +12,8 @@ from vlm.datasets.look.lengths import padding, percentiles
 WAYS = {"as_they_come": "as they come", "grouped": "grouped by length", "packed": "packed"}
 
 
-def report_lines(report: Report, group: int = 0, packing: Packing | None = None, limit: int | None = None) -> list[str]:
-    """What a person wants to know about a dataset; ``group`` and ``packing`` as the run has them."""
+def report_lines(report: Report, found: Mapping[str, Any], limit: int | None = None) -> list[str]:
+    """What a person wants to know about a dataset; ``found`` are its :func:`numbers`."""
     if report.error:
         return [f"{report.name} ({report.format})", *(f"  cannot be opened: {report.error}".split("\n"))]
     rate = f", {(report.samples + report.bad) / report.seconds:,.0f} records/s" if report.seconds > 0 else ""
@@ -27,14 +28,12 @@ def report_lines(report: Report, group: int = 0, packing: Packing | None = None,
         lines.append(
             f"  trained      {report.targets:,} tokens, {report.targets / sum(report.lengths):.1%} of all positions"
         )
-    found = percentiles(report.lengths)
-    if found:
-        lines.append(f"  length       {'  '.join(f'{k} {v:,}' for k, v in found.items())}  ({_unit(report)})")
+    if found["length"]:
+        lines.append(f"  length       {'  '.join(f'{k} {v:,}' for k, v in found['length'].items())}  ({_unit(report)})")
     lines.append(f"  time         {report.seconds:.1f} s{rate}")
-    if report.unit == "tokens":
-        wasted = padding(report.lengths, report.media, report.batch_size, group, packing)
-        shown = ", ".join(f"{WAYS[k]} {v:.1%}" for k, v in wasted.items())
-        lines.insert(-1, f"  padding      {shown}  (batches of {report.batch_size})" if wasted else "  padding      -")
+    if found["padding"]:
+        shown = ", ".join(f"{WAYS[k]} {v:.1%}" for k, v in found["padding"].items())
+        lines.insert(-1, f"  padding      {shown}  (batches of {report.batch_size})")
     for kind, (count, examples) in sorted(report.reasons.items(), key=lambda item: -item[1][0]):
         lines.append(f"  {count:,} x {kind}")
         lines += [f"      {bad.key}: {bad.reason.splitlines()[0]}" for bad in examples]
@@ -46,7 +45,7 @@ def _unit(report: Report) -> str:
 
 
 def numbers(report: Report, group: int = 0, packing: Packing | None = None) -> dict[str, Any]:
-    """The same as a mapping that JSON can hold."""
+    """The findings as a mapping that JSON can hold; ``group`` and ``packing`` as the run has them."""
     tokens = report.unit == "tokens"
     return {
         "format": report.format,
