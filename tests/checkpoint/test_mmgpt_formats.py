@@ -17,6 +17,9 @@ from vlm.checkpoint.formats.mmgpt_lora import MmgptLora, export_mmgpt, read_cont
 from vlm.checkpoint.formats.openflamingo import OpenFlamingo
 from vlm.checkpoint.load import load_file, load_model
 from vlm.common.errors import WeightsError
+from vlm.common.types import IGNORE_INDEX, Example
+from vlm.inference.engine import Engine
+from vlm.inference.generation import CHAT
 from vlm.models.bridges.perceiver import Perceiver
 from vlm.models.build import build_model
 from vlm.models.fusion.cross_attn import CrossAttention
@@ -176,6 +179,37 @@ def test_head_rows_that_no_file_holds_are_zero(case) -> None:
     assert fresh.llm.model.lm_head.weight[:450].abs().sum(1).all()
     assert fresh.llm.banned_ids == (450, 451, 452)
     assert fresh.llm.model.get_input_embeddings().weight[450:].abs().sum(1).all()
+
+
+def test_without_a_lora_file_the_base_answers(case) -> None:
+    """LoRA from scratch starts as no change, although the random start of what files fill is skipped."""
+    fresh = case.load(lora="")
+    started = dict(fresh.named_parameters())
+    assert all(not p.any() for n, p in started.items() if ".lora_B." in n)
+    assert all(p.std() > 0.01 for n, p in started.items() if ".lora_A." in n)
+    mask = case.tensor("inter.attention_mask")
+    batch = case.batch(case.tensor("inter.input_ids"), mask, None, case.tensor("inter.vision_x"))
+    with torch.no_grad():
+        got = fresh(batch, return_logits=True).logits[:, ::4, ::3]
+    kept = mask[:, ::4] > 0
+    want = case.tensor("inter.no_lora.logits")
+    torch.testing.assert_close(got[kept], want[kept], rtol=0, atol=2e-5 * want.abs().max().item())
+
+
+def test_engine_bans_what_has_no_row_of_the_head(case) -> None:
+    engine = Engine(copy.deepcopy(case.model), case.processor)
+    asked = Example([1, 11, 12, 13], [IGNORE_INDEX] * 4)
+    options = CHAT.but(do_sample=False, max_new_tokens=6, repetition_penalty=1.0)
+    with torch.no_grad():
+        engine.model.llm.model.lm_head.weight[450:].copy_(engine.model.llm.model.lm_head.weight[:450].sum(0) * 50)
+        engine.model.llm.model.lm_head.weight[452].neg_()
+    for beams in (1, 2):
+        (ids,) = engine.generate_ids([asked], options.but(num_beams=beams), stops=())
+        assert ids
+        assert max(ids) < 450
+    engine.model.llm.banned_ids = ()
+    (ids,) = engine.generate_ids([asked], options, stops=())
+    assert max(ids) >= 450
 
 
 def second_release(folder: Path) -> SimpleNamespace:

@@ -309,7 +309,7 @@ def test_generation(case: MmgptCase, monkeypatch: pytest.MonkeyPatch) -> None:
         told = run["args"]
         assert not told["do_sample"]
         options = CHAT.but(do_sample=False, repetition_penalty=1.0, max_new_tokens=told["max_new_token"])
-        options = options.but(num_beams=told["num_beams"])
+        options = options.but(num_beams=told["num_beams"], length_penalty_form="prompt")
         for cached in (True, False):
             got = engine.generate_ids([prompt], options.but(use_cache=cached), stops=())
             assert got == [run["generated_ids"]], (run["tag"], cached)
