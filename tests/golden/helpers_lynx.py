@@ -111,6 +111,7 @@ class LynxCase:
             "bridge_depth": bridge["depth"],
             "num_bridge_tokens": bridge["num_latents"],
             "adapter_freq": adapters["freq"],
+            **{name: self.config["peer_config"][name] for name in ("prompt", "lower_text", "max_input_tokens")},
         }
         small = [f"model.vision.{name}={vision[name]}" for name in ("embed_dim", "depth", "num_heads", "mlp_ratio")]
         small += [f"model.bridge.1.{name}={bridge[name]}" for name in ("dim_head", "heads", "ff_mult")]
