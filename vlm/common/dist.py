@@ -102,6 +102,19 @@ def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
     return torch.device(kind, position)
 
 
+def gpu(index: int) -> torch.device:
+    """The accelerator of that index.
+
+    Raises:
+        UserError: the machine has none, or not so many.
+    """
+    count = accelerator_count()
+    if not 0 <= index < count:
+        has = f"{count}, numbered from 0" if count else "none"
+        raise UserError(f"GPU {index} was asked for, but this machine has {has}", fix="use another one, or the CPU")
+    return pick_device("auto", index)
+
+
 def init(device: str = "auto", env: dict[str, str] | None = None) -> tuple[World, torch.device]:
     """Join the process group the environment describes (if any) and pick this process's device.
 

@@ -11,6 +11,7 @@ import torch
 
 from vlm.common.config import Config, WeightFile, load_config
 from vlm.common.dist import pick_device
+from vlm.inference.visualcla_folders import composition, is_merged
 
 if TYPE_CHECKING:
     from vlm.models.vlm import VLM
@@ -41,14 +42,16 @@ def load_parts(
 
 
 def read_source(source: str | Path, options: Sequence[str] = ()) -> Config:
-    """The checked configuration of a YAML file, or of a run folder with its own weights on top.
+    """The checked configuration of a YAML file, of a run folder with its own weights on top, or of a merged VisualCLA.
 
     Raises:
-        UserError: neither a file nor a run folder, or an unusable configuration.
+        UserError: neither a file nor such a folder, or an unusable configuration.
     """
     path = Path(source).expanduser()
     if not path.is_dir() and path.suffix != ".safetensors":
         return load_config(path, options)
+    if is_merged(path):
+        return composition(path, options=options)
     from vlm.checkpoint.run_dir import CONFIG, find_checkpoint
 
     folder = find_checkpoint(path)

@@ -17,6 +17,18 @@ log = logging.getLogger(__name__)
 MODES = ("int8", "nf4")
 
 
+def check_quantize(mode: str, device: torch.device) -> None:
+    """For whoever asks for it in so many words: check that it is possible.
+
+    Raises:
+        ConfigError: on a CPU, or without bitsandbytes.
+    """
+    if device.type == "cpu":
+        raise ConfigError(f"{mode} needs a GPU, but the device is a CPU", fix="leave it out, or name a GPU")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(f"{mode} needs bitsandbytes, which is not installed", fix='pip install "vlm[quantize]"')
+
+
 def quantize_llm(llm: Any, mode: str, device: torch.device) -> bool:
     """Replace the linear layers of the decoder (not its head) by quantised ones; call after loading, on the CPU.
 
