@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from vlm.common.config_run import Packing
 from vlm.common.types import Image, Sample, Video
 from vlm.datasets.base import message
 from vlm.datasets.loader import TrainLoader, ValidLoader
@@ -72,3 +73,26 @@ def test_evaluation_does_not(make: Callable[[], Processor]) -> None:
     assert torch.equal(one.pixels, two.pixels)
     assert one.frames.tolist() == [3, 1, 3, 1, 3, 1]
     assert torch.equal(one.pixels[1, 0], ImageRecipe(ImageRecipe.Config(size=8))(NOISE))
+
+
+class Prepared(Media):
+    """The same with every third picture prepared as a tensor."""
+
+    def __getitem__(self, index: int) -> Sample:
+        medium = Image(ImageRecipe(ImageRecipe.Config(size=8))(NOISE)) if index % 3 == 1 else Image(NOISE)
+        return Sample((message("user", medium), message("assistant", f"number {index}")), id=str(index))
+
+
+@pytest.mark.parametrize("dataset", [Media(), Prepared()])
+@pytest.mark.parametrize("mode", ["batch", "packed"])
+def test_workers_send_levels_and_change_nothing(make: Callable[[], Processor], dataset: Media, mode: str) -> None:
+    options = {"packing": Packing(max_tokens=80)} if mode == "packed" else {}
+    loaders = [
+        TrainLoader([Source("toy", dataset, 3)], make(), seed=1, num_workers=workers, **options) for workers in (0, 2)
+    ]
+    for _, one, two in zip(range(4), *loaders):
+        assert one.pixels.dtype == two.pixels.dtype == torch.float32
+        assert torch.equal(one.pixels, two.pixels)
+        assert (one.frames is None and two.frames is None) or torch.equal(one.frames, two.frames)
+    for loader in loaders:
+        loader.close()

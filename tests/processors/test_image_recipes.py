@@ -176,3 +176,16 @@ def test_impossible_border(color: tuple[int, ...]) -> None:
 def test_a_stored_composition_reads_back() -> None:
     config = ImageRecipe.Config(train={"scale": [0.9, 1.0], "flip": 0.0})  # type: ignore[arg-type]
     assert config.train == ImageRecipe.Train(scale=(0.9, 1.0))
+
+
+def test_levels_are_normalised_to_the_same_bits() -> None:
+    """Every level in every channel, by the published formula: level / 255, minus the mean, over the deviation."""
+    picture = np.tile(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), (1, 1, 3))
+    made = recipe(16)
+    want = transforms.Normalize(CLIP_MEAN, CLIP_STD)(transforms.ToTensor()(picture))
+    levels = made.with_levels()(picture)
+    assert levels.dtype == torch.uint8
+    assert torch.equal(made.normalised(levels), want)
+    assert torch.equal(made.normalised(levels.expand(2, 3, 3, 16, 16))[1, 2], want)
+    assert torch.equal(made(picture), want)
+    assert made.normalised(want) is want

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +20,7 @@ from vlm.datasets.resume import merge
 from vlm.datasets.sampler import CHUNK, Job, JobSampler, Ref, cursor, empty
 from vlm.datasets.tally import Report, Tally
 from vlm.datasets.worker import BatchMaker, Delivered, Limits, Source, as_is, measure, start_worker
-from vlm.processors.collate import VisualTokens, collate_rows
+from vlm.processors.collate import VisualTokens, alike, collate_rows, finished
 from vlm.processors.processor import Processor
 
 if TYPE_CHECKING:
@@ -116,9 +117,10 @@ class TrainLoader:
             world_size,
             "sample" if packing else mixing,
         )
+        self._normalised = partial(processor.image.normalised, pin_memory=pin_memory)
         self._maker = BatchMaker(
             sources,
-            processor,
+            processor.with_levels() if num_workers else processor,
             seed=seed,
             batches=not (packing or group_by_length),
             visual_tokens=visual_tokens,
@@ -211,10 +213,11 @@ class TrainLoader:
             assert found.batch is not None
             assert found.measure is not None
             self._tally.add(found.measure)
-            return found.batch
+            return finished(found.batch, self._normalised)
+        alike([item.example for row in found for item in row], self._normalised)
         batch = collate_rows([[item.example for item in row] for row in found], self._pad_id)
         self._tally.add(measure(found, [s.name for s in self.sources]))
-        return batch.pin_memory() if self._pin else batch
+        return finished(batch.pin_memory() if self._pin else batch, self._normalised)
 
     @property
     def counts(self) -> dict[str, dict[str, Any]]:

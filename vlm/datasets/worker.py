@@ -18,7 +18,7 @@ from vlm.common.types import Batch, Example, Sample
 from vlm.datasets.base import StreamDataset, process_text
 from vlm.datasets.mixing import derive_seed
 from vlm.datasets.sampler import Job, Key, Ref
-from vlm.processors.collate import VisualTokens, collate
+from vlm.processors.collate import VisualTokens, alike, collate
 from vlm.processors.processor import Processor
 
 TRIES = 10
@@ -56,7 +56,7 @@ class Item:
 
 @dataclass
 class Chunk:
-    """Items on their way to the main process. Pickled, all media of one shape travel as one tensor.
+    """Items on their way to the main process. Pickled, all media of one shape and type travel as one tensor.
 
     Each tensor costs a handle of shared memory; the media that arrive are copies, so that it is freed at once.
     """
@@ -64,18 +64,19 @@ class Chunk:
     items: list[Item]
 
     def __getstate__(self) -> dict[str, Any]:
-        groups: dict[tuple[int, ...], list[torch.Tensor]] = {}
-        for medium in (m for item in self.items for m in item.example.media):
-            groups.setdefault(tuple(medium.shape), []).append(medium)
-        bare = [replace(i, example=replace(i.example, media=[])) for i in self.items]
-        shapes = [[tuple(m.shape) for m in i.example.media] for i in self.items]
-        return {"items": bare, "shapes": shapes, "media": {k: torch.stack(v) for k, v in groups.items()}}
+        groups: dict[tuple[Any, ...], list[torch.Tensor]] = {}
+        kinds = [[(m.dtype, *m.shape) for m in item.example.media] for item in self.items]
+        for item, own in zip(self.items, kinds, strict=True):
+            for kind, medium in zip(own, item.example.media, strict=True):
+                groups.setdefault(kind, []).append(medium)
+        bare = [replace(item, example=replace(item.example, media=[])) for item in self.items]
+        return {"items": bare, "kinds": kinds, "media": {k: torch.stack(v) for k, v in groups.items()}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        following = {shape: iter(stacked) for shape, stacked in state["media"].items()}
+        following = {kind: iter(stacked) for kind, stacked in state["media"].items()}
         self.items = state["items"]
-        for item, shapes in zip(self.items, state["shapes"], strict=True):
-            item.example.media = [next(following[shape]).clone() for shape in shapes]
+        for item, own in zip(self.items, state["kinds"], strict=True):
+            item.example.media = [next(following[kind]).clone() for kind in own]
 
 
 @dataclass
@@ -164,7 +165,9 @@ class BatchMaker(torch.utils.data.Dataset):
         if not items:
             return Delivered()
         rows = [[item] for item in items]
-        batch = collate([item.example for item in items], self._processor.pad_id)
+        examples = [item.example for item in items]
+        alike(examples, self._processor.image.normalised)
+        batch = collate(examples, self._processor.pad_id)
         return Delivered(batch=batch, measure=measure(rows, [s.name for s in self._sources]))
 
     def _usable(self, job: Job, place: int, ref: Ref, bad: list[Bad]) -> Item | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -39,6 +39,24 @@ class VisualTokens:
     def fused_length(self, example: Example) -> int:
         """Positions of an example in the LLM's sequence, its media included."""
         return len(example.ids) + sum(self.per_medium + len(m) * self.per_frame - 1 for m in example.media)
+
+
+def alike(examples: Sequence[Example], normalised: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Where some media are uint8 levels and others finished floats, finish all of them."""
+    if len({m.dtype for e in examples for m in e.media}) > 1:
+        for example in examples:
+            example.media = [normalised(m) for m in example.media]
+
+
+def finished(batch: Batch, normalised: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+    """``batch`` with float pixels; what is no real frame is zero."""
+    if batch.pixels is None or batch.pixels.dtype != torch.uint8:
+        return batch
+    pixels = normalised(batch.pixels)
+    if batch.frames is not None:
+        for medium, count in zip(pixels, batch.frames.tolist(), strict=True):
+            medium[count:] = 0
+    return replace(batch, pixels=pixels)
 
 
 def collate_rows(rows: Sequence[Sequence[Example]], pad_id: int) -> Batch:

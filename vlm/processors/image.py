@@ -16,6 +16,7 @@ JPEG          exact      fast      mean difference of 256 levels
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,8 +77,6 @@ class ImageRecipe:
                 self.train = ImageRecipe.Train(**self.train)
 
     def __init__(self, config: Config) -> None:
-        import numpy as np
-
         self.config = config
         if config.size < 1 or len(config.mean) != 3 or len(config.std) != 3 or min(config.std) <= 0:
             raise ConfigError(
@@ -88,9 +87,7 @@ class ImageRecipe:
         if len(color) != 3 or min(color) < 0 or max(color) > 255:
             raise ConfigError(f"image: pad_color {list(color)} is no colour", fix="give three levels from 0 to 255")
         self._color = tuple(color)
-        levels = np.arange(256, dtype=np.float32) / np.float32(255)
-        mean, std = np.asarray(config.mean, dtype=np.float32), np.asarray(config.std, dtype=np.float32)
-        self._table = (levels[None, :] - mean[:, None]) / std[:, None]  # [3, 256]: all values a pixel can take
+        self._levels = False
 
     def __call__(self, source: Any, name: str = "", rng: random.Random | None = None) -> torch.Tensor:
         """Decode and transform one picture.
@@ -108,6 +105,7 @@ class ImageRecipe:
         Raises:
             DataError: missing, empty, truncated, corrupt, unsupported or too large; the message names it.
         """
+        import numpy as np
         import torch
 
         if isinstance(source, torch.Tensor):
@@ -121,8 +119,31 @@ class ImageRecipe:
             raise DataError(f"picture {opened.label}: {found}", fix="crop it")
         if self.config.decode == "fast":
             factor = plan.reduction(opened.size)
-            return self._normalised(self._fast(opened.reduced(factor), plan.reduced(factor)))
-        return self._normalised(self._exact(opened.exact(), plan))
+            pixels = self._fast(opened.reduced(factor), plan.reduced(factor))
+        else:
+            pixels = self._exact(opened.exact(), plan)
+        levels = torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
+        return levels if self._levels else self.normalised(levels)
+
+    def with_levels(self) -> ImageRecipe:
+        """A copy that gives uint8, for the way from a loader worker, which :meth:`normalised` finishes."""
+        other = copy.copy(self)
+        other._levels = True
+        return other
+
+    def normalised(self, levels: torch.Tensor, pin_memory: bool = False) -> torch.Tensor:
+        """uint8 levels ``[..., 3, h, w]`` -> float32; anything else is returned as it is."""
+        import torch
+
+        if levels.dtype != torch.uint8:
+            return levels
+        mean = torch.tensor(list(self.config.mean), dtype=torch.float32)[:, None, None]
+        std = torch.tensor(list(self.config.std), dtype=torch.float32)[:, None, None]
+        out = torch.empty(levels.shape, dtype=torch.float32, pin_memory=pin_memory)
+        pictures = zip(out.view(-1, *levels.shape[-3:]), levels.reshape(-1, *levels.shape[-3:]), strict=True)
+        for there, picture in pictures:  # one by one: it stays in the processor's cache
+            there.copy_(picture).div_(255).sub_(mean).div_(std)
+        return out
 
     def _plan(self, size: tuple[int, int], rng: random.Random | None) -> Plan:
         """What to cut and how far to resize, for an upright picture of ``size`` (width, height)."""
@@ -174,15 +195,6 @@ class ImageRecipe:
             left, top = plan.corner
             pixels = pixels[top : top + self.config.size, left : left + self.config.size]
         return pixels[:, ::-1] if plan.flip else pixels
-
-    def _normalised(self, pixels: np.ndarray) -> torch.Tensor:
-        import numpy as np
-        import torch
-
-        out = np.empty((3, *pixels.shape[:2]), dtype=np.float32)
-        for channel, table in enumerate(self._table):
-            np.take(table, pixels[:, :, channel], out=out[channel], mode="clip")
-        return torch.from_numpy(out)
 
     def _checked(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
         want = (3, self.config.size, self.config.size)

@@ -5,6 +5,7 @@ Training, chat, HTTP and evaluation all go through here.
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -130,11 +131,19 @@ class Processor:
             DataError: unreadable medium.
         """
         parts = [m if isinstance(m, Image | Video) else Image(m) for m in media]
-        return self._prompt(self.template.prompt_segments(text, parts))
+        return self._prompt(self.template.prompt_segments(text, parts), self._last)
 
     def encode_answer(self, text: str) -> list[int]:
         """Ids of an answer behind an open prompt, with its end, as training writes it."""
         return [i for span in self._spans(self.template.answer_segments(text)) if span.supervised for i in span.ids]
+
+    def with_levels(self) -> Processor:
+        """A copy that gives pictures as uint8 levels (a quarter of the bytes), which ``image.normalised`` finishes."""
+        other = copy.copy(self)
+        other.image = self.image.with_levels()
+        if isinstance(self.video, VideoRecipe):
+            other.video = VideoRecipe(self.video.config, other.image)
+        return other
 
     @property
     def stop_ids(self) -> list[list[int]]:
