@@ -330,3 +330,17 @@ def test_clips_of_frames_keep_their_order(tmp_path: Path, picture_of: Callable[.
     assert [m.source for m in media] == [frames, frames, frames, b"film", frames[0]]
     with pytest.raises(DataError, match="clip.json holds 3 pictures"):
         to_members(Sample((message("user", Image(str(tmp_path / "clip.json"))),), id="7"))
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+@pytest.mark.parametrize("blocks", [12, 12.3])
+def test_a_tar_that_is_cut_between_members_is_told(shards: Callable[..., Path], scheme: str, blocks: float) -> None:
+    """Three records of four blocks each are whole; tarfile alone would take this for the end."""
+    file = shards((6,)) / "00000.tar"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(512 * blocks)])
+    found = reasons(load(f"{scheme}{file}"))
+    assert len(found) == 4
+    assert "record after 000002: " in found[-1] and "no end mark: cut off, records may be missing" in found[-1]
+    file.write_bytes(whole)
+    assert len(reasons(load(f"{scheme}{file}"))) == 6

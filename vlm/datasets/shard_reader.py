@@ -70,27 +70,42 @@ def is_remote(name: str) -> bool:
 def read_shard(shard: str) -> Iterator[ShardRecord]:
     """The records of one shard, in order; what cannot be used is a record with ``fault`` set.
 
-    Faults: a damaged tar or broken connection (after its whole records), names that lead out of a folder, a key that
-    comes back later, two members of a record with the same extension.
+    Faults: a damaged or cut off tar or a broken connection (after its whole records), names that lead out of a
+    folder, a key that comes back later, two members of a record with the same extension.
     """
     group = _Group(shard)
     try:
         if is_remote(shard) or not shard.endswith(".tar"):
-            with closing(open_remote(shard)) as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
+            with (
+                closing(open_remote(shard)) as stream,
+                tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Header) as tar,
+            ):
                 yield from group.records(tar, in_place=False)
         else:
-            with tarfile.open(shard, "r:") as tar:
+            with tarfile.open(shard, "r:", tarinfo=_Header) as tar:
                 yield from group.records(tar, in_place=True)
     except _BROKEN as error:
         kind = "unreadable" if is_remote(shard) else "damaged tar"
-        yield ShardRecord(shard, f"after {group.key or 'start'}", Members(), f"{kind} ({error})")
+        yield ShardRecord(shard, f"after {group.key or group.last or 'start'}", Members(), f"{kind} ({error})")
+
+
+class _Header(tarfile.TarInfo):
+    """Notes on the archive that its end mark was read; without one tarfile stops at a cut header and says nothing."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: Any) -> Any:
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            tarfile_.has_end = True
+            raise
 
 
 class _Group:
     """Collects neighbouring members into records."""
 
     def __init__(self, shard: str) -> None:
-        self.shard, self.key, self.fault = shard, "", ""
+        self.shard, self.key, self.last, self.fault = shard, "", "", ""
         self.members = Members()
         self._seen: set[str] = set()
 
@@ -107,6 +122,8 @@ class _Group:
             self.members[ext] = (info.offset_data, info.size) if in_place else _bytes(tar, info)
         if self.key:
             yield self._finish()
+        if not getattr(tar, "has_end", False):
+            raise EOFError("no end mark: cut off, records may be missing")
 
     def _add(self, key: str, ext: str, name: str) -> None:
         if key != self.key:
@@ -121,7 +138,7 @@ class _Group:
 
     def _finish(self) -> ShardRecord:
         done = ShardRecord(self.shard, self.key, Members() if self.fault else self.members, self.fault)
-        self.key, self.fault, self.members = "", "", Members()
+        self.last, self.key, self.fault, self.members = self.key, "", "", Members()
         return done
 
 

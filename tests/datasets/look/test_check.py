@@ -36,11 +36,11 @@ def test_a_stream_with_faults(shards: Callable[..., Path], processor: Processor,
     quarantine = io.StringIO()
     options: dict[str, Any] = {"workers": workers, "quarantine": quarantine, "visual_tokens": VisualTokens(0, 7)}
     report = check_dataset(opened(root), processor, RECIPE, **options)
-    assert report.bad == 1 and 70 < report.samples < 140
-    (line,) = [json.loads(line) for line in quarantine.getvalue().splitlines()]
-    assert "truncated" in line["reason"] and "00001.tar" in line["reason"]
+    assert report.bad == 2 and 70 < report.samples < 140
+    half, cut = [json.loads(line) for line in quarantine.getvalue().splitlines()]
+    assert "record 000107: no caption" in half["reason"] and "no end mark: cut off" in cut["reason"]
     with_pixels = check_dataset(opened(root), processor, RECIPE, pixels=True, **options)
-    assert with_pixels.bad == 2 and with_pixels.samples == report.samples - 1
+    assert with_pixels.bad == 3 and with_pixels.samples == report.samples - 1
     assert set(with_pixels.lengths) == set(report.lengths)
 
 
