@@ -19,7 +19,7 @@ GENERATION = "vlm.inference.generation:Generation"
 IMAGE = "vlm.processors.image:ImageRecipe"
 TEXT = "vlm.processors.processor:TextConfig"
 PUBLISHED_PROCESSORS = ("blip2_image_train", "blip2_image_eval", "blip_caption")
-PATH_OPTIONS = ("storage", "ann_path", "image_path", "path", "root", "folder")
+PATH_OPTIONS = ("storage", "ann_path", "image_path", "data_dir", "path", "root", "folder")
 CORPUS_KEYS = (
     "format",
     "build_info",

@@ -1,19 +1,24 @@
 from __future__ import annotations
 
+import base64
+import io
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image as PILImage
 
 from vlm.common.types import MEDIA_TOKEN, Example, Image, Sample
 from vlm.datasets.base import message
 from vlm.datasets.look.pieces import Piece, Shown, pieces, readable, spoken, terminal_text
-from vlm.datasets.look.sheet import page
+from vlm.datasets.look.sheet import page, thumbnail
 from vlm.processors.collate import VisualTokens
 from vlm.processors.image import ImageRecipe
 from vlm.processors.tokenizer import Tokenizer
 
 LLM = Path(__file__).parents[2] / "golden" / "minigpt4" / "open" / "llm"
+
+RECIPE = ImageRecipe(ImageRecipe.Config(size=4))
 
 
 @pytest.fixture(scope="module")
@@ -83,5 +88,20 @@ def test_the_page_holds_all_it_needs(tokenizer: Tokenizer) -> None:
 
 def test_the_page_without_a_tokenizer() -> None:
     sample = Sample((message("user", "What?"), message("assistant", "Nothing")), id="7", source="mine")
-    text = page("T", [("mine", [Shown("7", sample)])], ImageRecipe(ImageRecipe.Config(size=4)), None)
+    text = page("T", [("mine", [Shown("7", sample)])], RECIPE, None)
     assert "user: &#x27;What?&#x27;" in text and "Without a tokenizer" in text
+
+
+def test_thumbnails_undo_the_normalisation() -> None:
+    recipe = ImageRecipe(ImageRecipe.Config(size=32))
+    picture = PILImage.new("RGB", (50, 40), (200, 30, 90))
+    address = thumbnail(recipe(picture), recipe, side=64)
+    shown = PILImage.open(io.BytesIO(base64.b64decode(address.partition(",")[2])))
+    assert shown.size == (64, 64)
+    assert all(abs(a - b) <= 3 for a, b in zip(shown.getpixel((30, 30)), (200, 30, 90), strict=True))
+
+
+def test_clips_show_a_strip_of_frames(tokenizer: Tokenizer) -> None:
+    sample = Sample((message("user", "?"), message("assistant", "red")), id="7", source="mine")
+    text = page("T", [("x", [Shown("7", sample, example(tokenizer, frames=12))])], RECIPE, tokenizer)
+    assert text.count("data:image/jpeg") == 8 and '<div class="pictures clip">' in text
