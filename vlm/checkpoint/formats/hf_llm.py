@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ from vlm.common.registry import register_checkpoint_format
 from vlm.models.llm.hf import FOLDERS
 from vlm.models.lora import is_lora
 from vlm.models.vlm import VLM
+
+log = logging.getLogger(__name__)
 
 KEYS = KeyMap(
     pairs=(("{rest}", "llm.model.{rest}"),),
@@ -87,7 +90,12 @@ def _tables(model: VLM, prefix: str) -> dict[str, Tensor]:
 
 
 def _grown(model: VLM, rows: Tensor, table: Tensor) -> Tensor:
-    """:func:`grow`; new rows of the head that generation may not use are zero."""
+    """:func:`grow`, or cut to a smaller ``llm.vocab_size``; new rows of the head that are banned are zero."""
+    if len(rows) > len(table):
+        log.info(
+            "the last %d of %d rows of a token table are left out (llm.vocab_size)", len(rows) - len(table), len(rows)
+        )
+        return rows[: len(table)]
     grown = grow(rows, table)
     if table is model.llm.model.get_output_embeddings().weight and len(grown) > len(rows):
         grown[[i for i in model.llm.banned_ids if i >= len(rows)]] = 0
