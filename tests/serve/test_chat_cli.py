@@ -14,7 +14,7 @@ from vlm.inference.engine import Engine
 from vlm.inference.generation import CHAT
 from vlm.inference.session import ChatSession
 from vlm.serve import chat_cli
-from vlm.serve.options import changes_of, device_of, usual
+from vlm.serve.options import changes_of, device_of, options_of, usual
 
 from ..inference.small import CASE, write_config
 
@@ -127,3 +127,66 @@ def test_gpu_id_means_the_accelerator_if_there_is_one() -> None:
 def test_bad_picture_is_a_user_error(session: ChatSession) -> None:
     with pytest.raises(DataError, match=r"absent\.png"):
         chat_cli.once(session, ["What?"], ["absent.png"])
+
+
+def test_published_words_and_flags(session: ChatSession, monkeypatch, capsys) -> None:
+    other = str(CASE / "data" / "cc_sbu_align" / "image" / "2.jpg")
+    typed(
+        monkeypatch,
+        "What is this?",
+        "clear",
+        "Again, what is this?",
+        f"change image:{other}",
+        "change image:nowhere.png",
+        "change image:",
+        "And this?",
+        "exit",
+        "never read",
+    )
+    assert chat_cli.talk(session, [PICTURE]) == 0
+    out = capsys.readouterr().out
+    assert out.count("model: ") == 3 and "nowhere.png" in out and "needs the path" in out
+    (asked,) = [m for m in session.messages if m.role == "user"]
+    assert asked.text == "And this?"
+    recipe = session.engine.processor.image
+    assert (asked.media[0].source == recipe(other)).all()
+
+
+def test_the_same_picture_after_clear(session: ChatSession, monkeypatch, capsys) -> None:
+    session.reset()
+    typed(monkeypatch, "What is this?", "clear", "clear", "What is this?", "exit")
+    assert chat_cli.talk(session, [PICTURE]) == 0
+    first, second = (part.split("\n")[0] for part in capsys.readouterr().out.split("model: ")[1:])
+    assert first == second
+    assert [len(m.media) for m in session.messages] == [1, 0]
+
+
+def test_devices_that_are_not_there() -> None:
+    assert device_of(parse("x", "--only-cpu")) == "cpu" == device_of(parse("x", "--gpus", ""))
+    for flags, said in (
+        (("--gpus", "97"), "GPU 97 was asked for, but this machine has"),
+        (("--gpus", "97,98"), "GPU 97"),
+        (("--gpus", "one"), "expected numbers separated by commas"),
+        (("--only_cpu", "--gpus", "0"), "exclude each other"),
+        (("--only-cpu", "--device", "cuda"), "exclude each other"),
+    ):
+        with pytest.raises(UserError, match=said):
+            device_of(parse("x", *flags))
+
+
+def test_8_bit_is_an_option_of_the_llm(monkeypatch) -> None:
+    import torch
+
+    from vlm.models import quantize
+    from vlm.models.quantize import check_quantize
+
+    with pytest.raises(UserError, match="int8 needs a GPU, but the device is a CPU"):
+        options_of(parse("x", "--load-in-8bit", "--only-cpu"))
+    monkeypatch.setattr(quantize.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"int8 needs bitsandbytes.*not installed"):
+        check_quantize("int8", torch.device("cuda", 0))
+    monkeypatch.setattr(quantize, "check_quantize", lambda mode, device: None)
+    assert options_of(parse("x", "--load_in_8bit", "--only-cpu")) == ["model.llm.quantize=int8"]
+    flags = ("--load_in_8bit", "--only-cpu", "--options", "run.seed", "1")
+    assert options_of(parse("x", *flags)) == ["run.seed", "1", "model.llm.quantize", "int8"]
+    assert options_of(parse("x", "--options", "run.seed=1")) == ["run.seed=1"]

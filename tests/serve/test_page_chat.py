@@ -121,6 +121,19 @@ def test_bad_requests_change_nothing(chat: PageChat, tmp_path) -> None:
     assert answer(chat)
 
 
+def test_without_streaming_an_answer_comes_whole(engine: Engine) -> None:
+    from vlm.serve.gradio_app_events import Events
+
+    found = []
+    for stream in (True, False):
+        events = Events(engine, SHORT, ["max_new_tokens", "top_k"], stream=stream)
+        mine = events.ask("What is this?", PICTURE, False, None)[0]
+        updates = list(events.write(mine, 5.0, 3.0))
+        found.append(updates[-1][0][-1]["content"])
+        assert len(updates) > 1 if stream else len(updates) == 1
+    assert found[0] == found[1]
+
+
 def test_port_in_use_is_told_before_anything_is_loaded() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlm.common.errors import UserError
 from vlm.common.logging import busy, quiet, say
-from vlm.serve.options import add_model_arguments, changes_of, device_of, usual
+from vlm.serve.options import add_model_arguments, changes_of, device_of, options_of, usual
 
 if TYPE_CHECKING:
     from vlm.inference.session import ChatSession
@@ -18,12 +18,15 @@ HELP = """Type a question and press Enter. Commands:
   /again        write the last answer again
   /reset        begin anew: forget pictures and history
   /help         this text
-  /quit         leave (or Ctrl-D); Ctrl-C ends an answer"""
+  /quit         leave (or Ctrl-D); Ctrl-C ends an answer
+Understood as well: `change image:PATH` (begin anew with that picture), `clear` (begin anew with the same), `exit`"""
+
+CHANGE = "change image:"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``vlm chat``."""
-    parser.add_argument("model", metavar="RUN_DIR|CFG", help="run folder, or YAML file of a chat or training")
+    parser.add_argument("model", metavar="RUN_DIR|CFG", help="run folder, YAML file, or a merged VisualCLA folder")
     parser.add_argument("--image", action="append", default=[], metavar="PATH", help="picture of the first question")
     parser.add_argument("--ask", action="append", default=[], metavar="TEXT", help="ask this and leave; repeatable")
     add_model_arguments(parser)
@@ -35,7 +38,7 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         UserError: an unusable model, picture or question.
     """
-    changes = changes_of(args)
+    changes, device, options = changes_of(args), device_of(args), options_of(args)
     for path in args.image:  # before the model is loaded, which may take minutes
         if not Path(path).is_file():
             raise UserError(f"picture {path}: no such file", fix="check the path behind --image")
@@ -43,7 +46,7 @@ def main(args: argparse.Namespace) -> int:
         from vlm.inference.engine import Engine
         from vlm.inference.session import ChatSession
 
-        engine = Engine.load(args.model, device_of(args), options=args.options)
+        engine = Engine.load(args.model, device, options=options)
     session = ChatSession(engine, usual(engine.config).but(**changes))
     if args.ask:
         return once(session, args.ask, args.image)
@@ -60,7 +63,7 @@ def once(session: ChatSession, questions: list[str], images: list[str]) -> int:
 
 def talk(session: ChatSession, images: list[str]) -> int:
     """Read questions until the user leaves."""
-    waiting = list(images)
+    waiting: list[Any] = list(images)
     say(HELP + "\n")
     while True:
         try:
@@ -71,7 +74,7 @@ def talk(session: ChatSession, images: list[str]) -> int:
         except KeyboardInterrupt:
             say()
             continue
-        if line in ("/quit", "/exit"):
+        if line in ("/quit", "/exit", "exit"):
             return 0
         try:
             waiting = _turn(session, line, waiting)
@@ -80,21 +83,25 @@ def talk(session: ChatSession, images: list[str]) -> int:
             say(f"! {error}")
 
 
-def _prompt(waiting: list[str]) -> str:
+def _prompt(waiting: list[Any]) -> str:
     return f"you ({len(waiting)} picture{'s' if len(waiting) > 1 else ''}): " if waiting else "you: "
 
 
-def _turn(session: ChatSession, line: str, waiting: list[str]) -> list[str]:
+def _turn(session: ChatSession, line: str, waiting: list[Any]) -> list[Any]:
     """Do what one line asks for; the pictures that wait for the next question."""
     command, _, rest = line.partition(" ")
     if not line:
         return waiting
     if command == "/image":
-        path = rest.strip().strip("'\"")
-        if not path:
-            raise UserError("/image needs the path of a picture", fix="e.g. /image cat.jpg")
-        session.engine.processor.image(path, path)  # say now if it cannot be read
-        return [*waiting, path]
+        return [*waiting, _readable(session, rest)]
+    if line.startswith(CHANGE):
+        path = _readable(session, line.removeprefix(CHANGE))
+        session.reset()
+        return [path]
+    if line == "clear":
+        pictures = [medium.source for message in session.messages for medium in message.media]
+        session.reset()
+        return pictures or waiting
     if command == "/reset":
         session.reset()
         return []
@@ -108,6 +115,15 @@ def _turn(session: ChatSession, line: str, waiting: list[str]) -> list[str]:
         _write(session)
         return []
     return waiting
+
+
+def _readable(session: ChatSession, path: str) -> str:
+    """The path of a picture; says now if it cannot be read."""
+    path = path.strip().strip("'\"")
+    if not path:
+        raise UserError("a command needs the path of a picture", fix="e.g. /image cat.jpg")
+    session.engine.processor.image(path, path)
+    return path
 
 
 def _write(session: ChatSession) -> None:

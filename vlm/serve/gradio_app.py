@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm.common.errors import UserError
 from vlm.common.logging import busy, quiet, say
-from vlm.serve.options import add_model_arguments, changes_of, device_of, usual
+from vlm.serve.options import add_model_arguments, changes_of, device_of, options_of, usual
 
 if TYPE_CHECKING:
     import torch
@@ -28,11 +28,12 @@ PORTS = range(7860, 7960)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the chat page."""
-    parser.add_argument("model", nargs="?", metavar="RUN_DIR|CFG", help="run folder, or YAML file of a chat")
+    parser.add_argument("model", nargs="?", metavar="RUN_DIR|CFG", help="run folder, YAML file, or a merged VisualCLA")
     parser.add_argument("--cfg-path", default=None, help="the same, in the published spelling")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: everybody in the network")
     parser.add_argument("--port", type=int, default=None, help=f"default: the first free one from {PORTS[0]}")
     parser.add_argument("--share", action="store_true", help="also make a public link through gradio's servers")
+    parser.add_argument("--no-stream", "--no_stream", action="store_true", help="show an answer when it is complete")
     add_model_arguments(parser)
 
 
@@ -47,12 +48,13 @@ def main(args: argparse.Namespace) -> int:
         raise UserError("no model named", fix="give a run folder or a YAML file, e.g. --cfg-path eval_configs/x.yaml")
     launch(
         source,
-        options=args.options,
+        options=options_of(args),
         host=args.host,
         port=args.port,
         share=args.share,
         device=device_of(args),
         generation=changes_of(args),
+        stream=not args.no_stream,
     )
     return 0
 
@@ -66,6 +68,7 @@ def launch(
     share: bool = False,
     device: str | torch.device | None = None,
     generation: Mapping[str, Any] | None = None,
+    stream: bool = True,
     block: bool = True,
 ) -> Any:
     """Load a model and serve its page.
@@ -78,6 +81,7 @@ def launch(
         share: also make a public link.
         device: None leaves it to the configuration.
         generation: changes to the options of an answer with which the page's settings start.
+        stream: show answers as they grow; False shows them when they are complete.
         block: wait until the page is stopped; False returns the running ``gradio.Blocks``.
 
     Raises:
@@ -97,7 +101,8 @@ def launch(
     world = is_world(engine.config)
     folder = tempfile.TemporaryDirectory(prefix="vlm_page_")
     examples = world_examples(Path(folder.name)) if world else []
-    page = gradio_app_page.build(engine, usual(engine.config).but(**generation or {}), examples, pixels=world)
+    start = usual(engine.config).but(**generation or {})
+    page = gradio_app_page.build(engine, start, examples, pixels=world, stream=stream)
     vars(page)["examples_folder"] = folder  # lives as long as the page
     page.queue()
     _, url, public = page.launch(

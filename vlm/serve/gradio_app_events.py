@@ -20,8 +20,9 @@ class Events:
     Most return the bubbles, followed by updates of the buttons Send, Stop and Regenerate.
     """
 
-    def __init__(self, engine: Engine, generation: Generation, names: Sequence[str]) -> None:
+    def __init__(self, engine: Engine, generation: Generation, names: Sequence[str], stream: bool = True) -> None:
         """``names``: the options of ``Generation`` whose values ``write`` gets, in order."""
+        self.stream = stream
         self.engine = engine
         self.generation = generation
         self.names = list(names)
@@ -46,11 +47,12 @@ class Events:
         return [mine, mine.shown, "", *buttons(writing=True)]
 
     def write(self, mine: PageChat, *values: Any) -> Iterator[list[Any]]:
-        """The answer as it grows."""
+        """The answer as it grows, or when it is complete."""
         try:
             options = self.generation.but(**typed(dict(zip(self.names, values, strict=True))))
             for shown in mine.write(options):
-                yield [shown, *buttons(writing=True)]
+                if self.stream:
+                    yield [shown, *buttons(writing=True)]
         except UserError as error:
             gr.Warning(str(error), title="Not answered")
         yield [mine.shown, *buttons(writing=False)]
@@ -83,5 +85,5 @@ def buttons(writing: bool) -> list[Any]:
 
 def typed(values: dict[str, Any]) -> dict[str, Any]:
     """Values of sliders and boxes as the types of ``Generation``; an empty seed means none."""
-    whole = {"num_beams", "max_new_tokens", "seed"}
+    whole = {"num_beams", "max_new_tokens", "top_k", "seed"}
     return {k: int(v) if k in whole and v is not None else v for k, v in values.items()}

@@ -33,7 +33,11 @@ class Widgets:
 
 
 def build(
-    engine: Engine, generation: Generation = CHAT, examples: Sequence[Example] = (), pixels: bool = False
+    engine: Engine,
+    generation: Generation = CHAT,
+    examples: Sequence[Example] = (),
+    pixels: bool = False,
+    stream: bool = True,
 ) -> gr.Blocks:
     """The page, not started.
 
@@ -42,6 +46,7 @@ def build(
         generation: where the settings start.
         examples: pictures and questions to click.
         pixels: show small pictures with hard pixels instead of blurred.
+        stream: show answers as they grow.
     """
     classes = ["pixels"] if pixels else []
     with gr.Blocks(title="vlm chat", analytics_enabled=False, fill_height=True) as page:
@@ -71,7 +76,7 @@ def build(
         if examples:
             _gallery(examples, picture, question, classes)
         widgets = Widgets(gr.State(None), picture, settings, bubbles, question, send, stop, again, restart)
-        _wire(widgets, engine, generation)
+        _wire(widgets, Events(engine, generation, [n for n in settings if n != "keep"], stream))
     return page
 
 
@@ -110,8 +115,9 @@ def _settings(start: Generation) -> dict[str, Any]:
     with gr.Accordion("Settings", open=False, elem_id="settings"):
         return {
             "do_sample": gr.Checkbox(start.do_sample, label="Sample", info="off: always the most likely word"),
-            "temperature": gr.Slider(0.1, 2.0, start.temperature, step=0.1, label="Temperature"),
+            "temperature": gr.Slider(0.1, 2.0, start.temperature, step=0.05, label="Temperature"),
             "top_p": gr.Slider(0.05, 1.0, start.top_p, step=0.05, label="Top-p"),
+            "top_k": gr.Slider(0, 100, start.top_k, step=1, label="Top-k", info="0: all tokens"),
             "num_beams": gr.Slider(1, 10, start.num_beams, step=1, label="Beams", info="above 1: no word by word"),
             "max_new_tokens": gr.Slider(1, 1000, start.max_new_tokens, step=1, label="Longest answer (tokens)"),
             "repetition_penalty": gr.Slider(1.0, 2.0, start.repetition_penalty, step=0.05, label="Repetition penalty"),
@@ -156,16 +162,15 @@ def _constant(text: str) -> Callable[[], str]:
     return lambda: text
 
 
-def _wire(w: Widgets, engine: Engine, generation: Generation) -> None:
+def _wire(w: Widgets, events: Events) -> None:
     """Connect events. Answers are written one at a time over all visitors; the rest happens at once."""
-    names = [n for n in w.settings if n != "keep"]
-    events = Events(engine, generation, names)
     buttons = [w.send, w.stop, w.again]
     at_once: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
-    in_turn = {**at_once, "concurrency_limit": 1, "concurrency_id": "model"}
+    progress = "hidden" if events.stream else "minimal"
+    in_turn = {**at_once, "show_progress": progress, "concurrency_limit": 1, "concurrency_id": "model"}
     writing = {
         "fn": events.write,
-        "inputs": [w.chat, *(w.settings[n] for n in names)],
+        "inputs": [w.chat, *(w.settings[n] for n in events.names)],
         "outputs": [w.bubbles, *buttons],
         **in_turn,
     }
