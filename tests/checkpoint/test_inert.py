@@ -25,6 +25,14 @@ class Bomb:
         return os.mkdir, (self.path,)
 
 
+class Overlong:
+    """A tensor of more numbers than its storage has."""
+
+    def __reduce__(self):
+        storage = torch.ones(2)._typed_storage()
+        return torch._utils._rebuild_tensor_v2, (storage, 0, (10,), (1,), False, OrderedDict())
+
+
 class Settings(dict):
     """A dict of a library's own class."""
 
@@ -121,3 +129,8 @@ def test_damaged_files(tmp_path: Path) -> None:
         archive.writestr("model/data.pkl", pickle.dumps({"a": 1})[:-3])
     with pytest.raises(WeightsError, match="damaged"):
         read_inert(file)
+    torch.save({"w": Overlong()}, file)
+    with pytest.raises(WeightsError, match="damaged"):
+        read_inert(file)
+    with pytest.raises(WeightsError, match="damaged"):
+        read_inert(tmp_path)

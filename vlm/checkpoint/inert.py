@@ -33,6 +33,20 @@ STORAGES = {
 """Element types by the name of torch's storage classes."""
 
 
+_DAMAGE = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    IndexError,
+    AttributeError,
+    RuntimeError,
+    OSError,
+)
+
+
 class Inert:
     """What a file says of an object: ``arguments`` of its construction and its ``state``."""
 
@@ -69,7 +83,7 @@ def read_inert(path: Path) -> Any:
                 raise WeightsError(f"{path}: not a torch archive (no data.pkl inside)")
             with archive.open(name) as file:
                 return _Reader(file, archive, name.removesuffix("data.pkl")).load()
-    except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
+    except _DAMAGE as error:
         raise WeightsError(
             f"{path}: damaged, truncated or of an unknown layout ({error})", fix="download or copy the file again"
         ) from error
