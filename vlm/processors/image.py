@@ -4,7 +4,7 @@ With ``decode: exact`` the evaluation transform is bit-equal to the published on
 ``Resize (-> CenterCrop) -> ToTensor -> Normalize`` and transformers' ``CLIPImageProcessor``.
 
 ``decode: fast`` lets OpenCV decode a JPEG to the smallest of 1/1, 1/2, 1/4, 1/8 that is not below the wanted size and
-torch resize it (antialiased, in integers). Per picture to 224 on one core:
+torch resize it (antialiased, in integers). Per picture to 224 on one core (``benchmarks/image_decode.py``):
 
 ============  =========  ========  =============================
 JPEG          exact      fast      mean difference of 256 levels
