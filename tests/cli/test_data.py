@@ -185,7 +185,6 @@ def test_shards_train_as_the_dataset_did(run: Run, folder: Path) -> None:
     run("check", "--out", str(folder / "b"), mine=entry)
     one, two = (json.loads((folder / n / "check.json").read_text())["mine"] for n in "ab")
     assert {k: one[k] for k in ("samples", "targets", "media")} == {k: two[k] for k in ("samples", "targets", "media")}
-    assert "a shard needs at least one sample" in run("shard", str(folder / "x"), "--per-shard", "0")[2]
     gone = {"format": "caption_folder", "build_info": {"storage": str(folder / "gone")}}
     assert "dataset gone cannot be opened" in run("shard", str(folder / "x"), gone=gone)[2]
 
@@ -234,3 +233,19 @@ def test_questions_without_answers_are_fine_for_evaluation_only(folder: Path, ca
     assert main(["data", "check", str(folder / "config.yaml")]) == 2
     captured = capsys.readouterr()
     assert "no supervised token" in captured.out and "none of 1 records can be used" in captured.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", "x", "-j", "-1"),
+        ("check", "x", "--limit", "0"),
+        ("show", "x", "-n", "no"),
+        ("shard", "x", "y", "--per-shard", "0"),
+    ],
+)
+def test_numbers_are_checked(arguments: tuple[str, ...], capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["data", *arguments])
+    assert caught.value.code == 2
+    assert "is no whole number of " in capsys.readouterr().err

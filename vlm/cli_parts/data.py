@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 from vlm.common.logging import say
@@ -14,6 +15,17 @@ ACTIONS: dict[str, str] = {
     "check": "read every record: what cannot be used and why, lengths, padding",
     "shard": "write datasets as web shards",
 }
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Type of an argument that is a whole number of ``least`` or more."""
+
+    def read(text: str) -> int:
+        if not text.lstrip("-").isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of {least} or more")
+        return int(text)
+
+    return read
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,16 +41,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--options", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the configuration"
         )
     for name in ("check", "shard"):
-        found[name].add_argument("-j", type=int, default=0, metavar="N", help="processes (0: this one)")
+        found[name].add_argument("-j", type=at_least(0), default=0, metavar="N", help="processes (0: this one)")
     show = found["show"]
-    show.add_argument("-n", type=int, default=2, help="samples of each dataset (2)")
+    show.add_argument("-n", type=at_least(1), default=2, help="samples of each dataset (2)")
     show.add_argument("--seed", type=int, default=None, help="draw samples at random instead of the first ones")
     show.add_argument("--html", metavar="FILE", help="write a page with the pictures")
     check = found["check"]
     check.add_argument("--pixels", action="store_true", help="decode every picture and clip too")
-    check.add_argument("--limit", type=int, default=None, metavar="N", help="the first N records of each dataset only")
+    check.add_argument(
+        "--limit", type=at_least(1), default=None, metavar="N", help="the first N records of each dataset only"
+    )
     check.add_argument("--out", metavar="DIR", help="write quarantine.jsonl and check.json there")
-    found["shard"].add_argument("--per-shard", type=int, default=1000, metavar="N", help="samples of a shard (1000)")
+    found["shard"].add_argument(
+        "--per-shard", type=at_least(1), default=1000, metavar="N", help="samples of a shard (1000)"
+    )
 
 
 def main(args: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from vlm.cli_parts.data_open import open_view, tell
-from vlm.common.errors import DataError, UserError
+from vlm.common.errors import DataError
 from vlm.common.logging import say
 
 
@@ -13,12 +13,10 @@ def main(args: argparse.Namespace) -> int:
     """Write every dataset as web shards and say how to read them.
 
     Raises:
-        UserError: a dataset that cannot be opened or written, or --per-shard below 1.
+        UserError: a dataset that cannot be opened or written.
     """
     from vlm.datasets.look.shards import entry_yaml, write_shards
 
-    if args.per_shard < 1:
-        raise UserError(f"--per-shard {args.per_shard}: a shard needs at least one sample")
     view = open_view(args, model=False)
     tell(view, args.only)
     entries = []
