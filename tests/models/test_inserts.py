@@ -244,3 +244,22 @@ def test_data_that_got_lost(compose, examples, batched) -> None:
 def test_no_layer_chosen(compose, options) -> None:
     with pytest.raises(ConfigError, match="choose no layer of an LLM with 2"):
         build_model(compose(inserts=[part("adapter", Adapter.Config(**options))]))
+
+
+def test_calls_at_the_same_time_keep_their_data_apart(compose, examples, batched) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    model = tinted(compose)
+    rows = [e for e in examples if e.media] * 3
+    greedy = CHAT.but(do_sample=False, max_new_tokens=6, repetition_penalty=1.0)
+
+    def told(number: int) -> list[list[int]]:
+        with torch.no_grad():
+            inputs = model.prepare(batched([rows[number]]))
+        prompt = Prompt(inputs.inputs_embeds, (inputs.segments > 0).long(), inputs.inserts)
+        beams = greedy.but(num_beams=1 + number % 2)
+        return decode(model.llm.model, prompt, beams, Ends(eos=(), bos=1, pad=0))
+
+    alone = [told(n) for n in range(len(rows))]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(told, range(len(rows)))) == alone
