@@ -234,3 +234,15 @@ def test_opencv_reads_what_decord_cannot(clip: Path, monkeypatch: pytest.MonkeyP
     for _ in range(2):
         assert which(recipe(1)(clip)) == [12]
     assert warnings == ["decord cannot open a video; OpenCV tries it, and later ones without a word"]
+
+
+@pytest.mark.skipif(not video_read.installed("decord"), reason="needs decord")
+def test_clip_of_a_size_that_decord_cannot_copy(tmp_path: Path) -> None:
+    file = tmp_path / "odd.mp4"
+    writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"mp4v"), 10, (48, 48))
+    for k in range(6):
+        writer.write(np.full((48, 48, 3), 40 * k, np.uint8))
+    writer.release()
+    assert torch.equal(recipe(3)(str(file)), recipe(3, backend="opencv")(str(file)))
+    with pytest.raises(DataError, match="(?s)damaged .*set model.video.backend to opencv"):
+        recipe(3, backend="decord")(str(file))

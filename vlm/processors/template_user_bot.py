@@ -16,6 +16,7 @@ from vlm.common.types import Message, Sample
 from vlm.processors.template_base import (
     IMAGE_MARK,
     BaseTemplate,
+    Medium,
     Piece,
     Said,
     Segment,
@@ -72,6 +73,12 @@ class UserBot(BaseTemplate):
             pieces += [*self._before(system, index), *self._question(asked)]
             pieces += [] if answer is None else [self.config.answer_prefix, self._cased(Said(answer.text))]
         return self._behind_media(messages, segments_of(pieces))
+
+    def prompt_segments(self, text: str, media: Sequence[Medium]) -> list[Segment]:
+        """See :meth:`BaseTemplate.prompt_segments`; a text without marks is right too, media stand in front anyway."""
+        pieces = at_marks(text, media) if IMAGE_MARK in text else [text]
+        said = [self._cased(p) for p in pieces if isinstance(p, str)]
+        return [*(Segment(self.config.media_token, m) for m in media), *with_bos(segments_of(said))]
 
     def answer_segments(self, text: str) -> list[Segment]:
         """See :meth:`BaseTemplate.answer_segments`."""

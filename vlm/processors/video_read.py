@@ -127,7 +127,7 @@ def _video(source: Path | bytes, label: str, backend: Backend) -> Clip:
     for name in usable:
         clip = _with_decord(source, label) if name == "decord" else _with_opencv(source, label)
         if clip is not None:
-            return clip
+            return clip if name == usable[-1] else _with_second(clip, source, label)
         if name != usable[-1]:
             log.debug("clip %s: decord cannot open it", label)
             _say_once("decord cannot open a video; OpenCV tries it, and later ones without a word")
@@ -135,6 +135,23 @@ def _video(source: Path | bytes, label: str, backend: Backend) -> Clip:
         f"clip {label}: no video that {' or '.join(usable)} can read (it begins with {head!r})",
         fix="convert it to H.264 in .mp4, give its frames as a folder of pictures, or remove the record",
     )
+
+
+def _with_second(clip: Clip, source: Path | bytes, label: str) -> Clip:
+    """The clip, with OpenCV for frames that decord cannot give (it opens files of some sizes that it cannot copy)."""
+    first = clip.read
+
+    def read(ids: Sequence[int]) -> list[Any]:
+        try:
+            return first(ids)
+        except DataError:
+            other = _with_opencv(source, label)
+            if other is None:
+                raise
+            _say_once("decord cannot decode a video; OpenCV does it, and later ones without a word")
+            return other.read(ids)
+
+    return Clip(clip.count, clip.rate, read)
 
 
 def _head(path: Path, label: str) -> bytes:

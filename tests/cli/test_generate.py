@@ -1,0 +1,224 @@
+"""``vlm generate``: the published file and records to the published result; any composition; clips; faults."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from vlm.cli import main
+from vlm.processors import video_read
+
+from ..runners.lynx_small import CASE, composition, lynx_yaml, moving_square, sizes
+
+BEAMS = ["--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def in_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Published paths are relative to the working folder."""
+    torch.set_num_threads(1)
+    monkeypatch.chdir(CASE)
+
+
+def published(folder: Path, *more: str, **keys: object) -> list[str]:
+    """The command line for a published file; options last."""
+    asked = ["--config", str(lynx_yaml(folder, **keys)), "--output", str(folder / "out.jsonl"), "--device", "cpu"]
+    return ["generate", *asked, *more, "--options", *sizes()]
+
+
+def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+    assert main(arguments) == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_published_file_gives_the_published_result(tmp_path: Path, kind: str) -> None:
+    keys = {"test_files": [f"./{kind}s.jsonl"], "vision_prompt_dict": kind}
+    assert main(published(tmp_path, **keys)) == 0
+    assert (tmp_path / "out.jsonl").read_text() == (CASE / f"result_{kind}s_beam.jsonl").read_text()
+    assert [f.name for f in tmp_path.iterdir()] != [] and not list(tmp_path.glob("*.part-*"))
+
+
+def test_several_files_one_after_the_other(tmp_path: Path) -> None:
+    assert main(published(tmp_path, test_files=["./images.jsonl", "./images.jsonl"], batch_size_test=3)) == 0
+    assert (tmp_path / "out.jsonl").read_text() == 2 * (CASE / "result_images_beam.jsonl").read_text()
+
+
+def test_composition_with_the_same_options_answers_the_same(tmp_path: Path) -> None:
+    flags = ["--num-beams", "5", "--length-penalty", "-2", "--max-new-tokens", "20", *BEAMS]
+    asked = ["generate", "--cfg-path", str(composition(tmp_path)), "--data", "videos.jsonl", "--media-field", "video"]
+    assert main([*asked, "--output", str(tmp_path / "a.jsonl"), *flags]) == 0
+    assert (tmp_path / "a.jsonl").read_text() == (CASE / "result_videos_beam.jsonl").read_text()
+    raw = ["--raw-prompt", "--prompt", "USER: {question}\nBot: "]
+    assert main([*asked, "--output", str(tmp_path / "b.jsonl"), *flags, *raw, "--copy", "question"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "b.jsonl").read_text().splitlines()]
+    questions = [row.pop("question") for row in rows]
+    assert questions == ["Does the person put down a mug?", "What is the dog doing?"]
+    assert rows == [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+
+
+def test_keys_without_effect_are_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from vlm.runners.lynx_yaml import read_lynx_yaml
+
+    with caplog.at_level("INFO", "vlm"):
+        asked = read_lynx_yaml(lynx_yaml(tmp_path), sizes())
+    said = [r.getMessage() for r in caplog.records if "has no effect" in r.getMessage()]
+    assert [text.split(": ")[1].split()[0] for text in said] == [
+        "image_rdir", "output_prompt_dict", "use_flash_attn", "use_left_pad",
+    ]  # fmt: skip
+    assert asked.generation["no_repeat_ngram_size"] == 2 and asked.batch_size == 2
+
+
+def test_records_may_hold_frames_base64_files_and_nothing(tmp_path: Path) -> None:
+    frames = json.loads((CASE / "images" / "video_0.json").read_text())
+    (tmp_path / "one.json").write_text(json.dumps(frames[0]))
+    clip = moving_square(tmp_path / "clip.mp4", (255, 0, 0))
+    media = ["images/video_0.json", frames, str(tmp_path / "one.json"), frames[0], str(clip), None]
+    rows = [{"question": "What is it?", "image": medium} for medium in media]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(published(tmp_path, "--data", str(tmp_path / "rows.jsonl"))) == 0
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["index"] for row in found] == [0, 1, 2, 3, 4, 5]
+    texts = [row["text_output"] for row in found]
+    assert texts[0] == texts[1] and texts[2] == texts[3]
+
+
+@pytest.mark.skipif(not video_read.installed("decord"), reason="needs decord")
+def test_both_decoders_give_the_same_answer(tmp_path: Path) -> None:
+    rows = [{"question": "What moves?", "video": str(moving_square(tmp_path / "a.mp4", (0, 255, 0)))}]
+    (tmp_path / "rows.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    for backend in ("decord", "opencv"):
+        keys = {"vision_prompt_dict": "video", "test_files": [str(tmp_path / "rows.jsonl")]}
+        assert main([*published(tmp_path, "--overwrite", **keys), f"model.video.backend={backend}"]) == 0
+        (tmp_path / "out.jsonl").rename(tmp_path / backend)
+    assert (tmp_path / "decord").read_text() == (tmp_path / "opencv").read_text()
+
+
+def test_sampling_follows_the_seed(tmp_path: Path) -> None:
+    said = {}
+    for name, seed, batch in (("a", 1, 2), ("b", 1, 1), ("c", 2, 2)):
+        more = ("--seed", str(seed), "--batch-size", str(batch), "--overwrite")
+        assert main(published(tmp_path, *more, use_nucleus_sampling=True, num_beams=1)) == 0
+        said[name] = (tmp_path / "out.jsonl").read_text()
+    assert said["a"] == said["b"] != said["c"]
+
+
+def test_two_processes_write_the_same_file(tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29713"]
+    command = [*torchrun, "-m", "vlm.cli", *published(tmp_path, test_files=["images.jsonl"] * 2, batch_size_test=1)]
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": root}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "out.jsonl").read_text() == 2 * (CASE / "result_images_beam.jsonl").read_text()
+
+
+def test_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vlm.inference.engine import Engine
+
+    calls: list[int] = []
+    generate = Engine.generate
+
+    def counting(self, asked, *rest):
+        calls.append(len(asked))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return generate(self, asked, *rest)
+
+    monkeypatch.setattr(Engine, "generate", counting)
+    asked = published(tmp_path, test_files=["images.jsonl"] * 2, batch_size_test=1)
+    with pytest.raises(KeyboardInterrupt):
+        main(asked)
+    part = tmp_path / "out.jsonl.part-0"
+    assert not (tmp_path / "out.jsonl").exists()
+    part.write_text(part.read_text() + '[3, "cut o')
+    assert main(asked) == 0
+    assert calls == [1, 1, 1, 1, 1]
+    assert (tmp_path / "out.jsonl").read_text() == 2 * (CASE / "result_images_beam.jsonl").read_text()
+
+
+def test_parts_of_another_run_and_a_finished_file_are_not_touched(tmp_path: Path, capsys) -> None:
+    part = tmp_path / "out.jsonl.part-0"
+    part.write_text('{"fingerprint": "other"}\n[0, "x"]\n')
+    assert "was written with other records, another model or other options" in refused(capsys, published(tmp_path))
+    part.write_text('{"what": 1}\n')
+    assert "no part of an answer file" in refused(capsys, published(tmp_path))
+    part.unlink()
+    (tmp_path / "out.jsonl").write_text("mine")
+    assert "out.jsonl exists\n  fix: name another file, or add --overwrite" in refused(capsys, published(tmp_path))
+    assert (tmp_path / "out.jsonl").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("keys", "wanted"),
+    [
+        ({"num_beam": 3}, r"unknown key 'num_beam'; did you mean 'num_beams'"),
+        ({"image_res": None}, r"image_res \(.*LYNX.yaml\): missing; expected an integer"),
+        ({"num_beams": "five"}, r"num_beams \(.*LYNX.yaml:\d+\): found 'five' \(a string\), expected an integer"),
+        ({"checkpoint": ""}, "checkpoint is missing: bridge and adapters would have random weights"),
+        ({"checkpoint": "./data/none.pt"}, "none.pt"),
+        ({"adapter_freq": -1}, "adapter_freq is -1"),
+        ({"bridge": "mlp"}, "bridge .*expected one of 'resampler'"),
+        ({"prompt": "User: {frage}"}, r"images.jsonl:1: no field 'frage' \(it has answer, class, dataset"),
+        ({"test_files": "nothing.jsonl"}, "nothing.jsonl"),
+        ({"image_res": 55}, "55"),
+        ({"data": {"num_frames": 4}, "test_files": "videos.jsonl", "vision_prompt_dict": "video"}, "num_frames"),
+        ({"apply_lemmatizer": True}, "apply_lemmatizer needs spaCy"),
+    ],
+)
+def test_faults_of_the_published_file(tmp_path: Path, capsys, keys: dict, wanted: str) -> None:
+    said = refused(capsys, published(tmp_path, **keys))
+    assert re.search(wanted, said), said
+
+
+@pytest.mark.parametrize(
+    ("row", "wanted"),
+    [
+        ({"image": "images/none.png"}, "rows.jsonl:1: images/none.png: no such file below"),
+        ({"image": "QUJD" * 20}, "rows.jsonl:1: picture .*not a picture format"),
+        ({"image": 7}, "rows.jsonl:1: a int is no picture and no clip"),
+        ({"image": []}, "rows.jsonl:1: neither a prompt nor a picture|a clip without frames"),
+        ({"image": "broken.mp4"}, "rows.jsonl:1: clip .*broken.mp4: no video that decord or opencv can read"),
+        ({"image": "empty.mp4"}, "rows.jsonl:1: clip .*empty.mp4: empty"),
+    ],
+)
+def test_faults_of_a_record(tmp_path: Path, capsys, row: dict, wanted: str) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"no video at all" * 50)
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"question": "What?"} | row) + "\n")
+    if isinstance(row["image"], str) and row["image"].endswith(".mp4"):
+        more = ["--media-root", str(tmp_path)]
+    else:
+        more = []
+    said = refused(capsys, published(tmp_path, "--data", str(tmp_path / "rows.jsonl"), *more))
+    assert re.search(wanted, said), said
+
+
+def test_faults_of_the_command_line(tmp_path: Path, capsys) -> None:
+    out = ["--output", str(tmp_path / "o.jsonl")]
+    ours = composition(tmp_path)
+    assert "no model named" in refused(capsys, ["generate", *out])
+    assert "no records named" in refused(capsys, ["generate", str(ours), *out])
+    assert "--checkpoint goes with --config" in refused(capsys, ["generate", str(ours), "--checkpoint", "x", *out])
+    both = ["generate", str(ours), "--config", str(lynx_yaml(tmp_path)), *out]
+    assert "give one" in refused(capsys, both)
+    assert "no published Lynx file but a composition" in refused(capsys, ["generate", "--config", str(ours), *out])
+    missing = ["generate", str(ours), "--data", "images.jsonl", "--copy", "colour", *out, "--device", "cpu"]
+    assert "no field 'colour' to copy" in refused(capsys, missing)
+
+
+def test_file_with_the_published_values_is_shipped(tmp_path: Path) -> None:
+    from vlm.common.schema import Report, read
+    from vlm.runners.lynx_yaml import LynxYaml
+
+    shipped = yaml.safe_load((Path(__file__).parents[2] / "eval_configs" / "LYNX.yaml").read_text())
+    report = Report()
+    keys = read(LynxYaml, shipped, (), report)
+    assert not report.problems and keys.length_penalty == -2.0 and keys.top_k == 3 and keys.data.num_frames == 5

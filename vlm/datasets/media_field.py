@@ -1,0 +1,85 @@
+"""What a single field of an annotation record may hold as its picture or clip, by the published rules of Lynx.
+
+A path of a picture, of a video, of a folder of frames, or of a ``.json`` file with base64 text; base64 text itself; a
+list of frames; nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from vlm.common.errors import DataError
+from vlm.common.types import Image, Video
+from vlm.datasets.turns import Medium
+from vlm.processors.image_decode import from_base64, read_frames
+
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".ts", ".3gp")
+"""Files that are clips; a ``.gif`` is a picture, as in the published code."""
+
+_BASE64 = re.compile(r"[A-Za-z0-9+/=\s]{32,}\Z")
+LONGEST_NAME, LONGEST_PATH = 255, 4096
+
+
+def medium_of(value: Any, root: str | Path, where: str) -> Medium | None:
+    """The picture or clip that a field holds.
+
+    Args:
+        value: what stands in the field; relative paths start at ``root``.
+        root: a folder.
+        where: what to call the record in a message.
+
+    Raises:
+        DataError: neither an existing path nor base64 text nor a list of frames.
+    """
+    if value is None or value == "":
+        return None
+    if isinstance(value, list | tuple):
+        if not value:
+            raise DataError(f"{where}: a clip without frames", fix="give at least one frame, or remove the record")
+        return Video([_frame(frame, root) for frame in value])
+    if isinstance(value, bytes):
+        return Image(value)
+    if not isinstance(value, str):
+        raise DataError(
+            f"{where}: a {type(value).__name__} is no picture and no clip", fix="give a path, base64 text or frames"
+        )
+    path = existing(value, root)
+    if path is None:
+        return Image(_decoded(value, root, where))
+    if path.is_dir() or path.suffix.lower() in VIDEO_SUFFIXES:
+        return Video(str(path))
+    if path.suffix.lower() == ".json":
+        found = read_frames(path, str(path))
+        return Video(found) if isinstance(found, list) else Image(from_base64(found, str(path)))
+    return Image(str(path))
+
+
+def check_field(value: Any, root: str | Path, where: str) -> None:
+    """What can be said about a field without reading the file. Raises DataError as :func:`medium_of` does."""
+    if isinstance(value, str) and value and existing(value, root) is None:
+        _decoded(value, root, where)
+
+
+def existing(text: str, root: str | Path) -> Path | None:
+    """The file or folder that ``text`` names, or None. Text that is no path (base64) is not looked up."""
+    if len(text) >= LONGEST_PATH or max(map(len, text.split("/"))) > LONGEST_NAME:
+        return None
+    path = Path(root) / text
+    return path if path.exists() else None
+
+
+def _frame(frame: Any, root: str | Path) -> Any:
+    path = existing(frame, root) if isinstance(frame, str) else None
+    return frame if path is None else str(path)
+
+
+def _decoded(text: str, root: str | Path, where: str) -> bytes:
+    if not text.startswith("data:") and not _BASE64.match(text):
+        shown = text if len(text) <= 120 else text[:117] + "..."
+        raise DataError(
+            f"{where}: {shown}: no such file below {Path(root).resolve()}",
+            fix="name the folder that the paths start from (--media-root), or give base64 text",
+        )
+    return from_base64(text, where)

@@ -1,0 +1,122 @@
+"""A file of answers that several processes write together: in order, whole or not at all, and resumable.
+
+While the work goes on each process appends to ``OUTPUT.part-RANK``; at the end one process writes ``OUTPUT``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vlm.common import dist
+from vlm.common.errors import DataError, UserError
+
+log = logging.getLogger(__name__)
+
+
+class AnswerFile:
+    """Answers by number of their record.
+
+    Attributes: ``done``, number -> answer, of this run and of an interrupted one before; ``path``.
+    """
+
+    def __init__(self, path: str | Path, fingerprint: str, *, overwrite: bool = False) -> None:
+        """Find what an interrupted run left behind; to be called by all processes.
+
+        Args:
+            path: the file to write in the end.
+            fingerprint: of everything that the answers depend on.
+            overwrite: write anew whatever is there.
+
+        Raises:
+            UserError: the file exists, or parts of another run do.
+        """
+        self.path, self.fingerprint = Path(path), fingerprint
+        self.done: dict[int, str] = {}
+        problem = dist.broadcast_object(self._prepare(overwrite) if dist.is_main() else None)
+        if problem:
+            raise UserError(*problem[:1], fix=problem[1])
+        for part in self.parts():
+            self.done |= dict(_read(part)[1])
+        if self.done:
+            log.info("%s: %d answers taken from an interrupted run", self.path, len(self.done))
+        dist.barrier()
+        own = self._own()
+        if own.exists():  # the last line may be cut off
+            own.write_text("".join(_lines(self.fingerprint, _read(own)[1])), encoding="utf-8")
+        else:
+            own.write_text("".join(_lines(self.fingerprint, [])), encoding="utf-8")
+
+    def parts(self) -> list[Path]:
+        """The unfinished files of all processes."""
+        return sorted(self.path.parent.glob(f"{self.path.name}.part-*"))
+
+    def add(self, answers: Iterable[tuple[int, str]]) -> None:
+        """Keep answers of this process (number of the record, text); they are on disk when this returns."""
+        answers = list(answers)
+        with self._own().open("a", encoding="utf-8") as file:
+            file.writelines(_line(answer) for answer in answers)
+        self.done |= dict(answers)
+
+    def finish(self, line: Callable[[int, str], dict[str, Any]], count: int) -> None:
+        """Write the file, one JSON object per record in their order, and remove the parts; by all processes.
+
+        Args:
+            line: the object of a record, from its number and its answer.
+            count: number of records; all must be answered.
+        """
+        everyone: dict[int, str] = {}
+        for part in dist.gather_objects(self.done):
+            everyone |= part
+        if dist.is_main():
+            new = self.path.with_name(self.path.name + ".new")
+            new.write_text("".join(json.dumps(line(k, everyone[k])) + "\n" for k in range(count)), encoding="utf-8")
+            os.replace(new, self.path)
+            for old in self.parts():
+                old.unlink()
+        dist.barrier()
+
+    def _own(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.part-{dist.rank()}")
+
+    def _prepare(self, overwrite: bool) -> tuple[str, str] | None:
+        """Make the folder; a message and a fix when the file may not be written."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            for old in self.parts():
+                old.unlink()
+        elif self.path.exists():
+            return f"{self.path} exists", "name another file, or add --overwrite"
+        for part in self.parts():
+            if _read(part)[0] not in (self.fingerprint, ""):
+                return (
+                    f"{part} was written with other records, another model or other options",
+                    "name another file, or add --overwrite to begin anew",
+                )
+        return None
+
+
+def _lines(fingerprint: str, answers: Iterable[tuple[int, str]]) -> list[str]:
+    return [json.dumps({"fingerprint": fingerprint}) + "\n", *map(_line, answers)]
+
+
+def _line(answer: tuple[int, str]) -> str:
+    return json.dumps(answer) + "\n"
+
+
+def _read(part: Path) -> tuple[str, Sequence[tuple[int, str]]]:
+    """Fingerprint (empty where nothing was written yet) and answers; a last line without its end is left out.
+
+    Raises:
+        DataError: the file is something else.
+    """
+    whole = part.read_text(encoding="utf-8").split("\n")[:-1]
+    try:
+        head = json.loads(whole[0])["fingerprint"] if whole else ""
+        return head, [(int(k), str(text)) for k, text in map(json.loads, whole[1:])]
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{part}: no part of an answer file ({error})", fix="remove it") from None
