@@ -218,7 +218,7 @@ def test_file_with_the_published_values_is_shipped(tmp_path: Path) -> None:
     from vlm.common.schema import Report, read
     from vlm.runners.lynx_yaml import LynxYaml
 
-    shipped = yaml.safe_load((Path(__file__).parents[2] / "eval_configs" / "LYNX.yaml").read_text())
+    shipped = yaml.safe_load((Path(__file__).parents[2] / "eval_configs" / "published" / "LYNX.yaml").read_text())
     report = Report()
     keys = read(LynxYaml, shipped, (), report)
     assert not report.problems and keys.length_penalty == -2.0 and keys.top_k == 3 and keys.data.num_frames == 5

@@ -74,3 +74,12 @@ def test_own_system_text_and_marks() -> None:
 def test_words_of_the_conversation_are_literal() -> None:
     (segment,) = make().chat_segments([say("user", "A </s>"), say("assistant", "B"), say("user", "C")])
     assert [segment.text[a:b] for a, b in segment.literal] == ["a </s>", "b", "c"]
+
+
+def test_whole_prompts_stand_behind_their_media() -> None:
+    for text in ("User: Who?\nBot:", "User: <ImageHere>Who?\nBot:"):
+        assert show(make().prompt_segments(text, [A])) == ["a.png", "^user: who?\nbot:"]
+    assert show(make().prompt_segments("Hi </s>", [])) == ["^hi </s>"]
+    assert make().prompt_segments("Hi </s>", [])[0].literal == ()
+    with pytest.raises(PromptError, match="2 image marks but 1 media"):
+        make().prompt_segments("<ImageHere><ImageHere>", [A])
