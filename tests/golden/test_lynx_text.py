@@ -95,7 +95,7 @@ def test_prompts(case: Case, kind: str) -> None:
         assert case.default.encode_chat(asked).ids == [MEDIA_TOKEN, *ids]
 
 
-def test_long_prompts_lose_their_beginning(case: Case) -> None:
+def test_long_prompts_lose_their_beginning(case: Case, caplog: pytest.LogCaptureFixture) -> None:
     record = case.case["truncation"]
     before, _, after = UserBot.Config().prompt_template.lower().partition("{}")
     question = record["text"].removeprefix(before).removesuffix(after)
@@ -105,7 +105,10 @@ def test_long_prompts_lose_their_beginning(case: Case) -> None:
     assert whole.ids == [MEDIA_TOKEN, *record["full_ids"]]
     assert case.default.encode_chat([asked]).ids == [MEDIA_TOKEN, *record["kept_ids"]]
     exact = len(record["full_ids"])
+    assert f"prompt of {exact} tokens cut to its last {limit} (model.text.max_input_len)" in caplog.text
+    caplog.clear()
     assert case.processor(max_input_len=exact).encode_chat([asked]).ids == whole.ids
+    assert not caplog.text
     assert case.processor(max_input_len=exact - 1).encode_chat([asked]).ids == [MEDIA_TOKEN, *record["full_ids"][1:]]
     trained = case.default.encode_train(Sample((asked, Message("assistant", (Text("yes"),)))), random.Random(0))
     assert trained.ids[: limit + 1] == [MEDIA_TOKEN, *record["kept_ids"]]

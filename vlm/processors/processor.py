@@ -6,6 +6,7 @@ Training, chat, HTTP and evaluation all go through here.
 from __future__ import annotations
 
 import copy
+import logging
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     import torch
 
     from vlm.common.config import ModelConfig
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -101,7 +104,7 @@ class Processor:
             spans = self._cut_turns(spans, sample)
         else:
             first = next((i for i, s in enumerate(spans) if s.supervised), len(spans))
-            head = self._cut_context(self._last(spans[:first]), sample)
+            head = self._cut_context(self._last(spans[:first], warn=False), sample)
             spans = [*head, *self._cut_answers(spans[first:])]
         media = [s.medium for s in segments if s.medium is not None]
         example = self._example(spans, media, sample, rng if augment else None)
@@ -225,11 +228,15 @@ class Processor:
             raise DataError(f"clip {label}: this model takes pictures only", fix=fix)
         return self.video(medium.source, label, rng)
 
-    def _last(self, spans: list[Span]) -> list[Span]:
+    def _last(self, spans: list[Span], warn: bool = True) -> list[Span]:
         """The last ``max_input_len`` tokens of a prompt, and all its pictures (published by Lynx)."""
-        if self.text_cfg.max_input_len <= 0:
+        limit = self.text_cfg.max_input_len
+        length = sum(len(span.ids) - span.ids.count(MEDIA_TOKEN) + span.bos for span in spans)
+        if limit <= 0 or length <= limit:
             return spans
-        room, out = self.text_cfg.max_input_len, []
+        if warn:
+            log.warning("prompt of %d tokens cut to its last %d (model.text.max_input_len)", length, limit)
+        room, out = limit, []
         for span in reversed(spans):
             kept: list[int] = []
             for i in reversed(span.ids):
