@@ -21,6 +21,7 @@ from .tools import Table, Tape, name_of, take
 FORMS: dict[str, dict[str, Any]] = {
     "batch": {},
     "sample": {"mixing": "sample"},
+    "joint": {"mixing": "joint"},
     "grouped": {"group_by_length": 3},
     "grouped_sample": {"group_by_length": 3, "mixing": "sample"},
     "packed": {"packing": Packing(max_tokens=90, max_media=4, open_rows=5), "batch_size": 2},
@@ -29,8 +30,9 @@ KINDS = ("map", "stream", "mixed")
 
 
 def sources(kind: str, n: int = 23) -> list[Source]:
-    table, tape = Source("table", Table(n, bad=(5,)), 4, 2.0), Source("tape", Tape(n - 4), 3, 1.0)
-    return {"map": [table], "stream": [tape], "mixed": [table, tape, Source("more", Table(9, "m"), 2, 1.0)]}[kind]
+    table, tape = Source("table", Table(n, bad=(5,)), 4, 2.0, group="a"), Source("tape", Tape(n - 4), 3, 1.0, group="b")
+    more = Source("more", Table(9, "m"), 2, 1.0, group="a")
+    return {"map": [table], "stream": [tape], "mixed": [table, tape, more]}[kind]
 
 
 def make(kind: str, processor: Processor, n: int = 23, **options: Any) -> TrainLoader:
@@ -85,7 +87,7 @@ def test_pending_samples_are_counted_once(processor: Processor) -> None:
 
 def clean(kind: str, processor: Processor, n: int, **options: Any) -> TrainLoader:
     """Without bad records: a stand-in would come twice."""
-    table, tape = Source("table", Table(n), 4, 2.0), Source("tape", Tape(n - 4), 3, 1.0)
+    table, tape = Source("table", Table(n), 4, 2.0, group="a"), Source("tape", Tape(n - 4), 3, 1.0, group="b")
     chosen = {"map": [table], "stream": [tape], "mixed": [table, tape]}[kind]
     return TrainLoader(chosen, processor, seed=1, **options)
 

@@ -242,8 +242,8 @@ def test_validation_leaves_bad_records_out(caption_folder: Make, processor: Proc
 
 
 def entry(**options: Any) -> SimpleNamespace:
-    values = {"batch_size": 2, "sample_ratio": None, "text_processor": {}, "vis_processor": {}, **options}
-    return SimpleNamespace(**values)
+    values = {"batch_size": 2, "sample_ratio": None, "text_processor": {}, "vis_processor": {}, "group": "", **options}
+    return SimpleNamespace(**{"data_type": "images", **values})
 
 
 def test_from_config(caption_folder: Make, shards: Make, processor: Processor, tmp_path: Path) -> None:

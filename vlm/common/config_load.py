@@ -185,6 +185,9 @@ def check_run(run: RunConfig, data: dict[str, Any], report: Report) -> None:
             report.unknown(("run", "valid_datasets", index), known, "entry of valid_datasets", name)
     if run.resume_ckpt_path and run.resume not in ("never", run.resume_ckpt_path):
         report.add(("run", "resume_ckpt_path"), f"found {run.resume_ckpt_path!r} and resume {run.resume!r}; give one")
+    bare = [n for n, e in (data.get("datasets") or {}).items() if isinstance(e, dict) and not e.get("group")]
+    if run.mixing == "joint" and bare:
+        report.add(("run", "mixing"), f"found joint, but datasets.{bare[0]}.group is not set; e.g. vision or language")
     for key in ("max_epoch", "accum_grad_iters", "log_freq"):
         if getattr(run, key) < 1:
             report.add(("run", key), f"found {getattr(run, key)}, expected at least 1")

@@ -31,6 +31,7 @@ CORPUS_KEYS = (
     "text_processor",
     "vis_processor",
     "max_new_tokens",
+    "group",
 )
 
 
@@ -229,7 +230,7 @@ def read_dataset(
     report.broken |= {(*path, "build_info", key) for key in unset}
     places = ((*path, "build_info"), (*path, "format"))
     config = read_options("dataset", str(data["format"]), build_info, *places, report)
-    plain_keys = ("batch_size", "sample_ratio", "type", "data_type", "max_new_tokens")
+    plain_keys = ("batch_size", "sample_ratio", "type", "data_type", "max_new_tokens", "group")
     scalars = read(_Scalars, {k: data[k] for k in plain_keys if k in data}, path, report)
     read_processors(TextProcessor, data.get("text_processor"), (*path, "text_processor"), report)
     images = read_processors(VisProcessor, data.get("vis_processor"), (*path, "vis_processor"), report)
@@ -255,6 +256,7 @@ class _Scalars:
     type: str = "default"
     data_type: str = "images"
     max_new_tokens: int = 20
+    group: str = ""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

@@ -84,12 +84,20 @@ class RunConfig:
     max_bad_share: float = option(
         0.01, "share of samples that may be unusable before the run stops; see quarantine.jsonl"
     )
-    mixing: Literal["batch", "sample"] = option(
-        "batch", "batch: each step draws one dataset, with its batch_size; sample: each sample draws its dataset"
+    mixing: Literal["batch", "sample", "joint"] = option(
+        "batch",
+        "batch: each micro-batch draws one dataset, with its batch_size; sample: each sample draws its dataset; "
+        "joint: each micro-step has a batch of every datasets.NAME.group",
+    )
+    loss_mean: Literal["tokens", "groups", "batches"] = option(
+        "tokens",
+        "the loss of a step: mean over its tokens; sum of the means over each group's tokens (mixing: joint); "
+        "or of the means of each group's micro-batches (published by Multimodal-GPT)",
     )
     batch_size: int | None = option(
         None,
-        "with mixing: sample or packing, samples (packed: rows) of a process; null: the datasets' largest batch_size",
+        "with mixing: sample, joint or packing, samples (packed: rows) of a process, joint: of each group; "
+        "null: the datasets' largest batch_size",
     )
     packing: Packing | None = option(None, "several samples per row (implies mixing: sample); null: off")
     group_by_length: int = option(0, "batches whose samples are sorted by length before they are cut anew; 0: off")
@@ -134,6 +142,10 @@ class RunConfig:
             raise ValueError(f"group_by_length is {self.group_by_length}, expected 0 (off) or a number of batches")
         if self.packing is not None and self.group_by_length:
             raise ValueError("packing and group_by_length are two ways to save padding; set one of them to null or 0")
+        if self.mixing == "joint" and (self.packing is not None or self.group_by_length):
+            raise ValueError("mixing: joint can be combined with neither packing nor group_by_length; set them to null")
+        if self.loss_mean == "groups" and self.mixing != "joint":
+            raise ValueError(f"loss_mean: groups needs mixing: joint, found mixing: {self.mixing}")
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}, expected at least 1")
         if self.batch_size is not None and self.mixing == "batch" and self.packing is None:

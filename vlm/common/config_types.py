@@ -62,6 +62,7 @@ class DatasetEntry:
     type: str = "default"
     data_type: str = "images"
     max_new_tokens: int = 20
+    group: str = ""
 
 
 @dataclass

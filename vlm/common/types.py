@@ -126,6 +126,7 @@ class Batch:
     media_row   ``[n]`` row of each medium; media are ordered by (row, position)
     media_pos   ``[n]`` index in ``ids`` of each medium's ``MEDIA_TOKEN``
     frames      ``[n]`` int64, real frames of each medium where they differ (the rest of ``pixels`` is zero), else None
+    group       the group of datasets it was drawn from, with ``mixing: joint``
     sample_ids  names of the samples, for messages
     """
 
@@ -136,6 +137,7 @@ class Batch:
     media_row: torch.Tensor
     media_pos: torch.Tensor
     frames: torch.Tensor | None = None
+    group: str = ""
     sample_ids: list[str] = field(default_factory=list)
 
     @property

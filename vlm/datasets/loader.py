@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +16,7 @@ from vlm.common.registry import resolve
 from vlm.common.types import Batch
 from vlm.datasets.assemble import Assembler, Finished, Grouped, Packed, Rows, pending
 from vlm.datasets.base import StreamDataset
+from vlm.datasets.groups import batch_sizes, groups_of, pass_length, wanted, weigh
 from vlm.datasets.quarantine import Quarantine
 from vlm.datasets.resume import merge
 from vlm.datasets.sampler import CHUNK, Job, JobSampler, Ref, cursor, empty
@@ -61,14 +63,15 @@ def build_source(name: str, entry: DatasetEntry, image_size: int, split: str = "
     dataset = resolve("dataset", entry.format.name)(entry.format.config)
     if hasattr(dataset, "clean"):
         dataset.clean = text
-    return Source(name, dataset, entry.batch_size, ratio, text)
+    return Source(name, dataset, entry.batch_size, ratio, text, entry.group, entry.data_type == "text")
 
 
 class TrainLoader:
     """Endless batches of one rank.
 
     ``mixing="batch"``: every step draws one dataset by its ratio and takes a whole batch of it; ``"sample"``:
-    every sample draws its dataset, and a batch has ``batch_size`` of them (default: the largest of the datasets).
+    every sample draws its dataset, and a batch has ``batch_size`` of them (default: the largest of the datasets);
+    ``"joint"``: batches of the sources' ``groups`` take turns (default size: the largest of the group).
     Global jobs are cut ``r::world_size``. ``group_by_length``: see :class:`~vlm.datasets.assemble.Grouped`;
     ``packing`` (implies ``"sample"``; ``batch_size`` counts rows): :class:`~vlm.datasets.assemble.Packed`.
 
@@ -88,7 +91,7 @@ class TrainLoader:
         num_workers: int = 0,
         output_dir: str | Path | None = None,
         max_bad_share: float = 0.01,
-        mixing: Literal["batch", "sample"] = "batch",
+        mixing: Literal["batch", "sample", "joint"] = "batch",
         batch_size: int | None = None,
         group_by_length: int = 0,
         packing: Packing | None = None,
@@ -97,7 +100,7 @@ class TrainLoader:
     ) -> None:
         """``visual_tokens``: positions that media take in the LLM.
 
-        Raises DataError for no dataset or an empty one, ConfigError when no ratio is positive.
+        Raises DataError for no dataset or an empty one, ConfigError when no ratio is positive or groups are wrong.
         """
         if not sources:
             raise DataError("no dataset to train on", fix="name at least one under datasets:")
@@ -105,7 +108,8 @@ class TrainLoader:
         if sum(weights) <= 0:
             raise ConfigError(f"sample_ratio of {', '.join(s.name for s in sources)}: none is above 0")
         self.sources, self._mixing = list(sources), "sample" if packing else mixing
-        self._batch_size = batch_size or max(s.batch_size for s in sources if s.ratio > 0)
+        self._groups = groups_of(sources) if self._mixing == "joint" else {}
+        self._batch_size = batch_size
         self._packing, self._group, self._seed = packing, group_by_length, seed
         self._rank, self._world_size, self._pin = rank, world_size, pin_memory
         self._sampler = JobSampler(
@@ -116,6 +120,7 @@ class TrainLoader:
             rank,
             world_size,
             "sample" if packing else mixing,
+            list(self._groups.values()),
         )
         self._normalised = partial(processor.image.normalised, pin_memory=pin_memory)
         self._maker = BatchMaker(
@@ -129,7 +134,7 @@ class TrainLoader:
         self._pad_id = processor.pad_id
         self._options = _loader_options(num_workers, pin_memory)
         if packing and num_workers:  # about as many steps ahead as finished batches would be
-            self._options["prefetch_factor"] = max(2, 4 * self._batch_size // CHUNK)
+            self._options["prefetch_factor"] = max(2, 4 * self._sizes()[0] // CHUNK)
         self._quarantine, self._tally = Quarantine(output_dir, max_bad_share), Tally()
         self._state: dict[str, Any] = {**self._sampler.state_dict(), "pending": {}}
         self._iterator: Iterator[Delivered] | None = None
@@ -145,16 +150,26 @@ class TrainLoader:
         **options: Any,
     ) -> TrainLoader:
         """The loader of a ``datasets:`` section. Raises as :func:`build_sources` and the constructor do."""
-        return cls(build_sources(entries, processor), processor, seed=seed, **options)
+        sources = build_sources(entries, processor)
+        if options.get("mixing") == "joint":
+            weigh(entries, sources)
+        return cls(sources, processor, seed=seed, **options)
 
     def _sizes(self) -> list[int]:
-        """Samples of a batch: of each dataset with batch mixing, else one number."""
-        return [s.batch_size for s in self.sources] if self._mixing == "batch" else [self._batch_size]
+        """Samples of a batch: of each dataset with batch mixing, of each group with joint mixing, else one number."""
+        if self._mixing == "batch":
+            return [s.batch_size for s in self.sources]
+        return batch_sizes(self.sources, list(self._groups.values()), self._batch_size)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """With joint mixing the names of the groups, whose batches take turns; else none."""
+        return tuple(self._groups)
 
     def _new_assembler(self) -> Assembler:
         if self._packing is not None:
             p = self._packing
-            return Packed(p.max_tokens, p.max_media, p.open_rows, self._batch_size)
+            return Packed(p.max_tokens, p.max_media, p.open_rows, self._sizes()[0])
         if self._group:
             return Grouped(self._group, self._sizes(), self._mixing == "batch", self._seed)
         return Finished()
@@ -213,7 +228,8 @@ class TrainLoader:
             assert found.batch is not None
             assert found.measure is not None
             self._tally.add(found.measure)
-            return finished(found.batch, self._normalised)
+            group = next(s.group for s in self.sources if s.name in found.measure.samples) if self._groups else ""
+            return finished(replace(found.batch, group=group), self._normalised)
         alike([item.example for row in found for item in row], self._normalised)
         batch = collate_rows([[item.example for item in row] for row in found], self._pad_id)
         self._tally.add(measure(found, [s.name for s in self.sources]))
@@ -222,8 +238,7 @@ class TrainLoader:
     @property
     def counts(self) -> dict[str, dict[str, Any]]:
         """Of this rank, per source: samples and tokens of the batches so far, bad records, wanted share of samples."""
-        sizes = self._sizes() if self._mixing == "batch" else [1] * len(self.sources)
-        parts = [s.ratio * size for s, size in zip(self.sources, sizes, strict=True)]
+        parts = wanted(self.sources, self._sizes(), list(self._groups.values()), self._mixing == "batch")
         return {
             s.name: {
                 "samples": self._tally.samples.get(s.name, 0),
@@ -240,10 +255,13 @@ class TrainLoader:
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """Batches in one pass, where that is known: a single map-style dataset, one sample per row."""
-        if len(self.sources) != 1 or isinstance(self.sources[0].dataset, StreamDataset) or self._packing:
-            return None
-        return max(len(self.sources[0].dataset) // (self._sizes()[0] * self._world_size), 1)
+        """Batches in one pass, where that is known: a single map-style dataset, or all of the first joint group.
+
+        It is not known for packed rows, nor for a group whose shares do not follow from its datasets' sizes.
+        """
+        group = next(iter(self._groups.values()), range(len(self.sources)))
+        total = pass_length(self.sources, group) if self._groups or len(group) == 1 else None
+        return None if total is None or self._packing else max(total // (self._sizes()[0] * self._world_size), 1)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch comes from: a few integers per dataset, and three for every pending sample."""

@@ -210,9 +210,10 @@ class JobSampler:
     """Endless jobs of one rank, each followed by the sampler's state after it.
 
     With ``mixing="batch"`` a job is a batch of one dataset and ``sizes`` are the datasets' batch sizes; with
-    ``"sample"`` every sample draws its dataset and ``sizes`` has one number. Sizes are per rank: a global job
-    has ``world_size`` times as many samples and is cut ``r::world_size``. Which samples follow one another
-    with ``"sample"`` depends on neither.
+    ``"sample"`` every sample draws its dataset and ``sizes`` has one number. With ``"joint"`` the jobs take turns
+    between ``groups`` of datasets, each sample draws its dataset within the group, and ``sizes`` are the groups'.
+    Sizes are per rank: a global job has ``world_size`` times as many samples and is cut ``r::world_size``. Which
+    samples follow one another with ``"sample"`` depends on neither.
 
     First come samples to ``restore`` (read before, not yet in a batch), then the ``backlog`` (left over when
     the number of processes changed), then the global jobs.
@@ -224,7 +225,8 @@ class JobSampler:
     seed: int
     rank: int = 0
     world_size: int = 1
-    mixing: Literal["batch", "sample"] = "batch"
+    mixing: Literal["batch", "sample", "joint"] = "batch"
+    groups: Sequence[Sequence[int]] = ()
     step: int = 0
     position: int = 0
     backlog: list[Ref] = field(default_factory=list)
@@ -253,9 +255,12 @@ class JobSampler:
             source = draw_source(self.seed, self.step, self.weights)
             drawn = [source] * (self.sizes[source] * self.world_size)
         else:
-            count = self.sizes[0] * self.world_size
+            turn = self.step % len(self.sizes)
+            count = self.sizes[turn] * self.world_size
+            members = self.groups[turn] if self.groups else range(len(self.cursors))
+            weights = [self.weights[m] for m in members]
             places = range(self.position, self.position + count)
-            drawn = [draw_source(self.seed, p, self.weights, "mix sample") for p in places]
+            drawn = [members[draw_source(self.seed, p, weights, "mix sample")] for p in places]
         self.position += len(drawn)
         taken = {s: self.cursors[s].take(n) for s, n in Counter(drawn).items()}
         following = {s: iter(refs) for s, (refs, _) in taken.items()}
@@ -269,7 +274,7 @@ class JobSampler:
 
     def _run_length(self) -> int:
         """How much of the backlog makes the next job: with ``"batch"`` one dataset's batch, if there is as much."""
-        if self.mixing == "sample":
+        if self.mixing != "batch":
             return self.sizes[0]
         source = self.backlog[0].source
         other = next((k for k, r in enumerate(self.backlog) if r.source != source), len(self.backlog))
@@ -288,6 +293,7 @@ class JobSampler:
             "position": self.position,
             "mixing": self.mixing,
             "sizes": list(self.sizes),
+            "groups": [list(g) for g in self.groups],
             "sources": {c.name: c.state_dict() for c in self.cursors},
             "backlog": [list(r.key) for r in self.backlog],
         }
@@ -309,6 +315,11 @@ class JobSampler:
             raise DataError(
                 f"the saved run mixed its data by {state['mixing']}, this one by {self.mixing}",
                 fix="resume with the same run.mixing and run.packing, or start a new run from the checkpoint's weights",
+            )
+        if state.get("groups", []) != [list(g) for g in self.groups]:
+            raise DataError(
+                "the saved run had its datasets in other groups",
+                fix="resume with the same datasets.NAME.group, or start a new run from the checkpoint's weights",
             )
         for c in self.cursors:
             c.check(state["sources"][c.name])

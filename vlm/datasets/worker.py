@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from vlm.common.errors import DataError, UserError
+from vlm.common.errors import ConfigError, DataError, UserError
 from vlm.common.types import Batch, Example, Sample
 from vlm.datasets.base import StreamDataset, process_text
 from vlm.datasets.mixing import derive_seed
@@ -27,13 +27,18 @@ TRIES = 10
 
 @dataclass
 class Source:
-    """A dataset of a run: its corpus name, batch size per rank, share of the steps, text processor."""
+    """A dataset of a run: its corpus name, batch size per rank, share of the steps, text processor.
+
+    ``group``: the one it is trained in with ``mixing: joint``. ``text_only``: its samples may have no media.
+    """
 
     name: str
     dataset: Any
     batch_size: int = 1
     ratio: float = 1.0
     text: Callable[[str], str] | None = None
+    group: str = ""
+    text_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -198,6 +203,11 @@ class BatchMaker(torch.utils.data.Dataset):
 
     def _item(self, source: Source, ref: Ref) -> Item:
         example = self._example(source, ref)
+        if source.text_only and example.media:
+            raise ConfigError(
+                f"datasets.{source.name}.data_type is text, but sample {example.id} has {len(example.media)} media",
+                fix=f"set datasets.{source.name}.data_type to images, and its group to one with pictures",
+            )
         item = Item(ref.key, example, self._visual_tokens.fused_length(example))
         self._limits.check(item)
         return item
