@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.common.logging import busy, quiet, say
-from vlm.serve.options import add_model_arguments, changes_of, device_of, usual
+from vlm.serve.options import add_model_arguments, changes_of, device_of, options_of, usual
 
 MORE: dict[str, tuple[Any, str]] = {
     "min_length": (int, "shortest answer, counted with one position before it: 2 demands one token"),
@@ -16,11 +16,15 @@ MORE: dict[str, tuple[Any, str]] = {
     "length_penalty_form": (str, "what length counts besides the answer: published (one token) or prompt"),
 }
 BATCH = 16
+SEED = 42
+"""Published by Lynx; the same answers every time."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Model, records, prompt, answer and result."""
-    parser.add_argument("cfg", nargs="?", metavar="FILE|RUN_DIR", help="YAML file or run folder of the model")
+    parser.add_argument(
+        "cfg", nargs="?", metavar="FILE|RUN_DIR", help="YAML file or run folder of the model, or a merged VisualCLA"
+    )
     parser.add_argument("--cfg-path", default=None, help="the same, in the published spelling")
     parser.add_argument("--config", default=None, metavar="LYNX.yaml", help="a published Lynx file, instead")
     parser.add_argument("--checkpoint", default=None, help="with --config: instead of the checkpoint that it names")
@@ -37,7 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--media-root", default=".", metavar="DIR", help="folder that paths start from (this one)")
     parser.add_argument("--index-field", default="index", metavar="NAME", help="field that names a record (index)")
     parser.add_argument("--copy", nargs="+", default=[], metavar="NAME", help="fields to copy into the result")
-    parser.add_argument("--output", "--output_path", required=True, metavar="FILE", help="result, JSON lines")
+    parser.add_argument(
+        "--answer-field", default="", metavar="NAME", help="result: the records, with the answer in this field"
+    )
+    parser.add_argument(
+        "--output", "--output_path", required=True, metavar="FILE", help="result, JSON lines; FILE.json: an array"
+    )
     parser.add_argument("--overwrite", action="store_true", help="write anew whatever is there")
     parser.add_argument(
         "--batch-size", type=int, default=None, help=f"records that run together ({BATCH}, LYNX.yaml's)"
@@ -87,7 +96,7 @@ def _published(args: argparse.Namespace) -> tuple[Any, Any, Any, int]:
 
     if args.cfg or args.cfg_path:
         raise ConfigError("--config names a published file and --cfg-path a composition; give one")
-    options = [*args.options, *([f"model.checkpoint={args.checkpoint}"] if args.checkpoint else [])]
+    options = [*options_of(args), *([f"model.checkpoint={args.checkpoint}"] if args.checkpoint else [])]
     asked = read_lynx_yaml(args.config, options)
     request = Request(
         files=args.data or asked.files,
@@ -97,9 +106,10 @@ def _published(args: argparse.Namespace) -> tuple[Any, Any, Any, int]:
         media_root=args.media_root,
         index_field=args.index_field,
         copy=args.copy,
+        answer_field=args.answer_field,
         lemmatize=asked.lemmatize,
     )
-    generation = CHAT.but(**asked.generation, **({} if args.seed is not None else {"seed": 42}))
+    generation = CHAT.but(**asked.generation, seed=SEED)
     return asked.config, request, generation, args.batch_size or asked.batch_size
 
 
@@ -116,7 +126,7 @@ def _composed(args: argparse.Namespace) -> tuple[Any, Any, Any, int]:
         raise ConfigError("--checkpoint goes with --config", fix="--options model.checkpoint=FILE, or model.ckpt=FILE")
     if not args.data:
         raise ConfigError("no records named", fix="--data questions.jsonl")
-    config = read_source(source, args.options)
+    config = read_source(source, options_of(args))
     request = Request(
         files=args.data,
         prompt="{question}" if args.prompt is None else args.prompt,
@@ -125,5 +135,9 @@ def _composed(args: argparse.Namespace) -> tuple[Any, Any, Any, int]:
         media_root=args.media_root,
         index_field=args.index_field,
         copy=args.copy,
+        answer_field=args.answer_field,
     )
-    return config, request, usual(config), args.batch_size or BATCH
+    generation = usual(config)
+    if generation.seed is None:
+        generation = generation.but(seed=SEED)
+    return config, request, generation, args.batch_size or BATCH

@@ -65,6 +65,8 @@ class AnswerFile:
     def finish(self, line: Callable[[int, str], dict[str, Any]], count: int) -> None:
         """Write the file, one JSON object per record in their order, and remove the parts; by all processes.
 
+        A file ``*.json`` is an array, any other has a line per record.
+
         Args:
             line: the object of a record, from its number and its answer.
             count: number of records; all must be answered.
@@ -74,7 +76,12 @@ class AnswerFile:
             everyone |= part
         if dist.is_main():
             new = self.path.with_name(self.path.name + ".new")
-            new.write_text("".join(json.dumps(line(k, everyone[k])) + "\n" for k in range(count)), encoding="utf-8")
+            rows = [line(k, everyone[k]) for k in range(count)]
+            if self.path.suffix == ".json":
+                text = json.dumps(rows, ensure_ascii=False, indent=2)
+            else:
+                text = "".join(json.dumps(row) + "\n" for row in rows)
+            new.write_text(text, encoding="utf-8")
             os.replace(new, self.path)
             for old in self.parts():
                 old.unlink()

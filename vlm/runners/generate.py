@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from vlm.common.errors import DataError, PromptError
 from vlm.common.types import Message, Text
 from vlm.datasets.media_field import check_field, medium_of
 from vlm.datasets.table_read import AllRows, Record
-from vlm.datasets.table_text import fill
+from vlm.datasets.table_text import fill, names
 from vlm.runners.answer_file import AnswerFile
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class Request:
     media_root    folder that relative paths start from
     index_field   field that names a record in the result; without it, its number from 0 on
     copy          further fields of the record that go into the result
+    answer_field  the result has the records themselves with the answer in this field, behind those of the prompt
     lemmatize     nouns and verbs of the answers become their basic forms
     """
 
@@ -46,6 +47,7 @@ class Request:
     media_root: str = "."
     index_field: str = "index"
     copy: Sequence[str] = ()
+    answer_field: str = ""
     lemmatize: bool = False
 
 
@@ -66,8 +68,8 @@ class Questions:
                 raise DataError(f"{where}: neither a prompt nor a picture", fix="give a prompt, e.g. '{question}'")
             check_field(record.get(request.media_field), request.media_root, where)
         if not any(self.rows[k][0].get(request.media_field) for k in range(len(self.rows))):
-            names = ", ".join(sorted(map(str, self.rows[0][0])))
-            log.warning("no record has the field %r (there are %s): text only", request.media_field, names)
+            there = ", ".join(sorted(map(str, self.rows[0][0])))
+            log.warning("no record has the field %r (there are %s): text only", request.media_field, there)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -91,12 +93,14 @@ class Questions:
             raise type(error)(f"{where}: {error}") from error
 
     def line(self, number: int, answer: str) -> dict[str, Any]:
-        """The object of the result: published ``index`` and ``text_output``, then the copied fields.
+        """The object of the result: published ``index`` and ``text_output``, then the copied fields; or the record.
 
         Raises:
             DataError: a field to copy that the record lacks.
         """
         record, where = self.rows[number]
+        if self.request.answer_field:
+            return _answered(record, answer, self.request.answer_field, names(self.request.prompt))
         return {
             "index": record.get(self.request.index_field, number),
             "text_output": answer,
@@ -180,6 +184,13 @@ def _field(record: Record, name: str, where: str) -> Any:
     if name not in record:
         raise DataError(f"{where}: no field {name!r} to copy (it has {', '.join(sorted(map(str, record)))})")
     return record[name]
+
+
+def _answered(record: Record, answer: str, field: str, asked: Collection[str]) -> Record:
+    """The record with the answer behind the last of the fields that were asked, or at its end."""
+    kept = [(name, value) for name, value in record.items() if name != field]
+    place = max((k for k, (name, _) in enumerate(kept, start=1) if name in asked), default=len(kept))
+    return dict([*kept[:place], (field, answer), *kept[place:]])
 
 
 def _chunks(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
