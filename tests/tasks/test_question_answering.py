@@ -3,8 +3,9 @@
 import pytest
 
 from vlm.common.errors import ConfigError, DataError
-from vlm.common.types import Image, Message, Sample, Text
-from vlm.tasks.question_answering import QuestionAnswering, exchanged, with_pictures
+from vlm.common.types import Image, Message, Sample, Text, Video
+from vlm.tasks.open_vqa import OpenVqa
+from vlm.tasks.question_answering import Answered, QuestionAnswering, exchanged, with_pictures
 
 ROWS = [
     {"id": "a", "image": "red", "answer": "red", "type": "color", "objects": 1, "unseen_pair": False},
@@ -128,3 +129,34 @@ def test_questions_without_answers_are_asked_and_not_counted():
     assert [(a.id, a.answer.strip(), a.reference) for a in answered[:2]] == [("q", "red", ""), ("b", "blue", "blue")]
     assert (task().score(answered)["overall"], task().score(answered)["count"]) == (1.0, 3)
     assert task().score(answered[:1])["overall"] is None
+
+
+def test_grey_pictures_and_clips_as_control():
+    message = Message("user", (Image("a"), Text("x"), Video("b")))
+    (grey,) = with_pictures([message], "blank", {})
+    picture, _, clip = grey.parts
+    assert isinstance(picture, Image) and picture.source.getpixel((3, 3)) == (128, 128, 128)
+    assert isinstance(clip, Video) and len(clip.source) == 1 and len(set(clip.source[0].getdata())) == 1
+    frames, other = ["f"], ["g"]
+    swapped = exchanged([frames, other])
+    (clips,) = with_pictures([Message("user", (Video(frames),))], "wrong", swapped)
+    assert clips.media[0].source == other
+
+
+def test_judge_and_several_runs():
+    open_task = OpenVqa(OpenVqa.Config())
+    assert open_task.config.max_new_tokens == 64 and OpenVqa.card and not QuestionAnswering.card
+    answered = open_task.answer(Sentences(), Rows())
+    assert [a.right for a in answered] == [True] * 4
+    wrong = [Answered(a.id, a.question, "pink", a.reference, False, a.record) for a in answered]
+    found = open_task.score(answered, wrong)
+    assert found["overall"] == 0.5 and found["runs"] == [1.0, 0.0] and found["by_type"] == {"color": 0.5}
+    assert found["intervals"]["overall"] == [0.5, 0.5]
+    assert "runs" not in open_task.score(answered)
+    with pytest.raises(ConfigError, match="unknown judge 'opem'; did you mean 'open'"):
+        task(judge="opem")
+
+
+class Sentences(Engine):
+    def generate(self, conversations, generation, batch_size=16):
+        return [f"The color is {c[-1].media[0].source}." for c in conversations]

@@ -12,15 +12,17 @@ from vlm.common.errors import ConfigError, DataError
 from vlm.common.registry import register_task
 from vlm.common.types import Image, Message, Sample, Text, Video
 from vlm.tasks.base import Task
-from vlm.tasks.scores import exact_match, majority, summarise
+from vlm.tasks.open_scores import intervals, judge_of
+from vlm.tasks.scores import majority, mean_of, summarise
 
 if TYPE_CHECKING:
     from vlm.inference.engine import Engine
     from vlm.inference.generation import Generation
 
-Control = Literal["right", "wrong", "none"]
-CONTROLS: tuple[Control, ...] = ("right", "wrong", "none")
-"""The question's own picture, another question's picture, no picture at all."""
+Control = Literal["right", "wrong", "none", "blank"]
+CONTROLS: tuple[Control, ...] = ("right", "wrong", "none", "blank")
+"""The question's own picture or clip, another question's, none at all, a grey one."""
+GREY = (128, 128, 128)
 
 
 class Questions(Protocol):
@@ -47,6 +49,18 @@ class Answered:
     record: Mapping[str, Any]
 
 
+def blank() -> Any:
+    """A grey picture."""
+    from PIL import Image as Pictures
+
+    return Pictures.new("RGB", (64, 64), GREY)
+
+
+def key_of(source: Any) -> Any:
+    """A medium's source as a key; that of a list of frames is a text."""
+    return source if isinstance(source, str | bytes | tuple) else repr(source)
+
+
 def exchanged(pictures: Sequence[Any], seed: int = 0) -> dict[Any, Any]:
     """Each distinct picture -> another one, drawn once for all from ``seed``.
 
@@ -55,16 +69,17 @@ def exchanged(pictures: Sequence[Any], seed: int = 0) -> dict[Any, Any]:
     Raises:
         DataError: there is only one picture.
     """
-    distinct = list(dict.fromkeys(pictures))
+    found = {key_of(source): source for source in pictures}
+    distinct = list(found)
     if len(distinct) == 1:
         raise DataError("the control with a wrong picture needs at least two different pictures")
     order = distinct.copy()
     random.Random(seed).shuffle(order)
-    return {source: order[(i + 1) % len(order)] for i, source in enumerate(order)}
+    return {source: found[order[(i + 1) % len(order)]] for i, source in enumerate(order)}
 
 
 def with_pictures(messages: Sequence[Message], control: Control, other: Mapping[Any, Any]) -> list[Message]:
-    """The messages with their own pictures, with those that ``other`` maps them to, or with none."""
+    """The messages with their own pictures, with those that ``other`` maps them to, with grey ones, or with none."""
     if control == "right":
         return list(messages)
     changed = []
@@ -74,7 +89,10 @@ def with_pictures(messages: Sequence[Message], control: Control, other: Mapping[
             if isinstance(part, Text):
                 parts.append(part)
             elif control == "wrong":
-                parts.append(type(part)(other[part.source]))
+                parts.append(type(part)(other[key_of(part.source)]))
+            elif control == "blank":
+                grey = blank()
+                parts.append(Video([grey]) if isinstance(part, Video) else Image(grey))
         changed.append(Message(message.role, tuple(parts)))
     return changed
 
@@ -95,13 +113,17 @@ class QuestionAnswering(Task):
         image: Control = "right"
         batch_size: int = 64
         max_new_tokens: int = 20
+        judge: str = "exact"  # exact, open, or package.module:function
 
         def __post_init__(self) -> None:
-            """Raises ConfigError for an unknown control."""
+            """Raises ConfigError for an unknown control or judge."""
+            judge_of(self.judge)
             if self.image not in CONTROLS:
                 raise ConfigError(f"question_answering: image={self.image!r} (allowed: {', '.join(CONTROLS)})")
 
     config: Config
+    card = False
+    """Whether a result has an evaluation card."""
 
     def conversations(self, dataset: Questions, indices: Sequence[int]) -> list[list[Message]]:
         """The prompts: each sample up to its last answer, with the pictures that ``image`` asks for."""
@@ -131,21 +153,30 @@ class QuestionAnswering(Task):
         everyone = [pair for part in dist.gather_objects(list(zip(mine, texts, strict=True))) for pair in part]
         return [self._answered(dataset, i, text) for i, text in sorted(everyone)]
 
-    @staticmethod
-    def _answered(dataset: Questions, index: int, text: str) -> Answered:
+    def _answered(self, dataset: Questions, index: int, text: str) -> Answered:
         sample, record = dataset[index], dataset.record(index)
         question = asked(sample)
         reference = "".join(m.text for m in sample.messages[len(question) :])
         name = sample.id or str(index)
-        return Answered(name, question[-1].text, text, reference, exact_match(text, reference), record)
+        right = judge_of(self.config.judge)(question[-1].text, text, reference)
+        return Answered(name, question[-1].text, text, reference, right, record)
 
     def evaluate(self, engine: Engine, dataset: Questions, generation: Generation | None = None) -> dict[str, Any]:
         """Accuracies of the model and of the majority answer; see :func:`vlm.tasks.scores.summarise`."""
         return self.score(self.answer(engine, dataset, generation))
 
     @staticmethod
-    def score(answered: Sequence[Answered]) -> dict[str, Any]:
-        """Numbers of answered questions, with ``majority`` for comparison."""
-        known = [a for a in answered if a.reference]  # some published question sets have no answers
-        records = [{**a.record, "answer": a.reference} for a in known]
-        return {**summarise(records, [a.right for a in known]), "majority": majority(records)}
+    def score(answered: Sequence[Answered], *further: Sequence[Answered]) -> dict[str, Any]:
+        """Numbers of answered questions, with ``majority`` for comparison and bootstrap ``intervals``.
+
+        With ``further`` runs (other seeds) accuracies are means over the runs, ``runs`` has them one by one.
+        """
+        runs = [[a for a in run if a.reference] for run in (answered, *further)]  # some published sets have no answers
+        records = [{**a.record, "answer": a.reference} for a in runs[0]]
+        numbers = [summarise(records, [a.right for a in run]) for run in runs]
+        shares = [sum(flags) / len(runs) for flags in zip(*([a.right for a in run] for run in runs), strict=True)]
+        found = {**numbers[0], "majority": majority(records)}
+        found["intervals"] = intervals([r.get("type") for r in records], shares)
+        if further:
+            found |= mean_of(numbers) | {"runs": [n["overall"] for n in numbers]}
+        return found

@@ -60,6 +60,20 @@ def summarise(records: Sequence[Record], flags: Sequence[bool]) -> dict[str, Any
     }
 
 
+def mean_of(numbers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The accuracies of several runs over the same records (see :func:`summarise`) as their means."""
+    flat = ("overall", "seen_pairs", "unseen_pairs")
+    found: dict[str, Any] = {k: _mean([n[k] for n in numbers]) for k in flat}
+    for group in ("by_type", "by_objects"):
+        found[group] = {k: _mean([n[group][k] for n in numbers]) for k in numbers[0][group]}
+    return found
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else None
+
+
 def majority_answers(records: Sequence[Record]) -> dict[str, str]:
     """The most frequent answer of each question type; of equals the alphabetically first."""
     answers: dict[str, Counter[str]] = defaultdict(Counter)

@@ -1,0 +1,121 @@
+"""The open scorer on answers made by hand, and the published tables of Open-VQA."""
+
+from __future__ import annotations
+
+import pytest
+
+from vlm.common.errors import ConfigError
+from vlm.tasks.open_scores import (
+    add_up,
+    alternatives,
+    interval,
+    intervals,
+    judge_of,
+    kind_of,
+    open_match,
+    polarity,
+    stem,
+    words,
+)
+
+IMAGES = {"OCR": 53, "Counting": 37, "Reasoning": 31, "Place": 22, "Color": 30, "Spatial": 15, "Action": 20}
+IMAGES |= {"Others": 94}
+VIDEOS = {"Action(Y/N)": 108, "Others": 40}
+PRINTED_IMAGES = {
+    "Lynx": ([36, 25, 26, 17, 21, 9, 17, 79], 76.16),
+    "InstructBLIP": ([41, 20, 26, 14, 23, 6, 18, 77], 74.50),
+    "BLIP2": ([29, 15, 21, 12, 17, 8, 16, 67], 61.26),
+    "MiniGPT-4": ([32, 13, 13, 17, 16, 9, 16, 63], 59.27),
+    "mPLUG-owl": ([34, 8, 16, 16, 14, 9, 13, 62], 56.95),
+    "Multimodal-GPT": ([19, 8, 21, 12, 8, 6, 12, 56], 47.02),
+    "LLaVA": ([21, 8, 13, 11, 12, 4, 16, 49], 44.37),
+    "Open-Flamingo-0": ([20, 5, 15, 18, 5, 7, 11, 53], 44.37),
+    "Open-Flamingo-4": ([14, 6, 15, 17, 9, 7, 11, 51], 43.05),
+}
+PRINTED_VIDEOS = {
+    "Lynx": ([69, 29], 66.22),
+    "mPLUG-owl": ([65, 19], 56.76),
+    "InstructBLIP": ([62, 21], 56.08),
+    "MiniGPT-4": ([56, 18], 50.00),
+}
+
+
+@pytest.mark.parametrize("system", PRINTED_IMAGES)
+def test_published_table_of_pictures_adds_up(system: str) -> None:
+    right, overall = PRINTED_IMAGES[system]
+    assert sum(IMAGES.values()) == 302
+    assert round(add_up(dict(zip(IMAGES, right, strict=True)), IMAGES)["overall"], 2) == overall
+
+
+@pytest.mark.parametrize("system", PRINTED_VIDEOS)
+def test_published_table_of_clips_adds_up(system: str) -> None:
+    right, overall = PRINTED_VIDEOS[system]
+    assert sum(VIDEOS.values()) == 148
+    assert round(add_up(dict(zip(VIDEOS, right, strict=True)), VIDEOS)["overall"], 2) == overall
+
+
+def test_more_right_answers_than_questions_do_not_add_up() -> None:
+    with pytest.raises(ValueError, match="do not fit their sizes: Others"):
+        add_up({"Action(Y/N)": 109 - 1, "Others": 41}, VIDEOS)
+
+
+QUESTIONS = [
+    # kind, question, reference, right answers, wrong answers
+    ("yes/no", "Is the man skateboarding?", "yes", ["Yes", "yes, he is.", "The man is skateboarding"], ["No", "a dog"]),
+    ("yes/no", "Is the cow tagged?", "no", ["no", "No, it isn't", "It is not tagged"], ["yes", "it has a tag", " "]),
+    ("yes/no", "Is it raining?", "yes", ["It's true: yes"], ["no, yes", "it does not rain"]),
+    ("count", "How many people are there?", "3", ["3", "three", "There are three people."], ["2", "4 or 3", "many"]),
+    ("count", "how many cats greet each other?", "two", ["2", "two cats"], ["three", "a cat"]),
+    ("count", "How many men are wearing hats?", "nobody", ["0", "none", "nobody"], ["one", "they do"]),
+    ("colour", "What color is the bus?", "green and grey", ["gray and green", "Green and Grey."], ["green", "red"]),
+    ("colour", "What color is the water?", "blue or green", ["blue", "The water is green."], ["red", "all of them"]),
+    ("colour", "What color is it?", "white", ["white", "red and white"], ["red white and blue", "colorful"]),
+    ("free", "What is in the image?", "platform or tunnel", ["a tunnel", "Platforms"], ["train", "no tunnel", "plat"]),
+    ("free", "What animals are these?", "elephants", ["an elephant", "Two elephants walk"], ["giraffe"]),
+    ("free", "What sport?", "skating", ["skate", "They are skating"], ["skiing"]),
+    ("free", "What is he holding?", "video game controller", ["a video game controller"], ["a video game"]),
+    (
+        "free", "What is the title of this book?", "bible stories with songs and fingerplays",
+        ["Bible Stories: with songs & fingerplays", "Bible stories with songs & fingers"], ["bible stories"],
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "question", "reference", "right", "wrong"), QUESTIONS)
+def test_answers_made_by_hand(kind: str, question: str, reference: str, right: list[str], wrong: list[str]) -> None:
+    assert kind_of(question, reference) == kind
+    assert {a: open_match(question, a, reference) for a in right} == dict.fromkeys(right, True)
+    assert {a: open_match(question, a, reference) for a in wrong} == dict.fromkeys(wrong, False)
+    assert open_match(question, reference, reference)
+
+
+def test_normalising() -> None:
+    assert words("The TV’s two GREY boxes, a café") == ["tv's", "2", "gray", "boxes", "café"]
+    assert alternatives("a or b/c") == ["a", "b", "c"]
+    assert [stem(w) for w in ("boxes", "ponies", "running", "skates", "glass", "buses")] == [
+        "box", "pony", "run", "skat", "glass", "bus",
+    ]  # fmt: skip
+    assert [polarity(t) for t in ("Yeah", "it isn't", "blue")] == [True, False, None]
+
+
+def test_judges() -> None:
+    assert judge_of("exact")("", " a ", "a") and judge_of("open") is open_match
+    assert judge_of(f"{__name__}:always")("", "x", "y")
+    for name in ("gpt", f"{__name__}:nothing", "no_such_module:f"):
+        with pytest.raises(ConfigError):
+            judge_of(name)
+
+
+def always(question: str, answer: str, reference: str) -> bool:
+    return True
+
+
+def test_intervals_cover_the_mean_and_shrink() -> None:
+    few, many = interval([1, 0] * 10), interval([1, 0] * 1000)
+    assert few is not None and many is not None
+    assert few[0] < 0.5 < few[1] and few[1] - few[0] == pytest.approx(0.44, abs=0.06)
+    assert many[1] - many[0] == pytest.approx(0.044, abs=0.006)
+    assert interval([1.0] * 5) == [1.0, 1.0] and interval([]) is None
+    assert interval([1, 0, 0]) == interval([1, 0, 0])
+    found = intervals(["a", "b", None], [1, 0, 0])
+    assert found["by_type"] == {"a": [1.0, 1.0], "b": [0.0, 0.0]} and found["overall"][1] < 1.01
