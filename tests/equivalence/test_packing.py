@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -102,19 +101,12 @@ def straight(three, monkeypatch):
 
 
 def start_recorded(tiny, name, file, *more, **changes):
-    """A run in another process whose batches are recorded."""
-    command = [sys.executable, str(HERE / "train_recorded.py"), str(file), str(tiny.config)]
+    """A run in another process whose batches are recorded, and which is killed after some step between 7 and 15."""
+    batches = random.SystemRandom().randint(7, 15)
+    command = [sys.executable, str(HERE / "train_recorded.py"), str(file), str(batches), str(tiny.config)]
     env = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"}
     options = [*tiny.options(name, **changes), *more]
     return subprocess.Popen([*command, *options], env=env, stderr=subprocess.PIPE, text=True)
-
-
-def kill_at_random(tiny, name, process):
-    """SIGKILL after some step between 7 and 15."""
-    tiny.wait_for_step(name, random.SystemRandom().randint(7, 15), process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stderr.close()
 
 
 def test_sigkill_and_resume_give_the_batches_of_a_straight_run(three, straight, monkeypatch):
@@ -123,8 +115,9 @@ def test_sigkill_and_resume_give_the_batches_of_a_straight_run(three, straight, 
     for workers in (1, 2):
         file = three.folder / f"killed{workers}.txt"
         runs.append((workers, start_recorded(three, f"run{workers}", file, PACKING, num_workers=workers, **NUMBERS)))
-    with ThreadPoolExecutor() as pool:  # neither runs on while the other is awaited
-        list(pool.map(lambda run: kill_at_random(three, f"run{run[0]}", run[1]), runs))
+    for _, process in runs:
+        said = process.communicate(timeout=120)[1]
+        assert process.returncode == -signal.SIGKILL, said
     for workers, _ in runs:
         before = lines(three.folder / f"killed{workers}.txt")
         assert 7 <= len(before) < 80 and before == straight[: len(before)]
