@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,20 +15,25 @@ from vlm.common.errors import DataError, NonFiniteLossError
 from vlm.common.types import Batch
 from vlm.runners.optim import Precision, set_lr
 from vlm.runners.parallel import accumulate
+from vlm.runners.weighting import Weighting
 from vlm.tasks.base import Task
+
+FIXED = 4
+"""Counts of a step before those of its weighting."""
 
 
 @dataclass(frozen=True)
 class StepStats:
     """Numbers of one step, over all micro-batches and processes.
 
-    loss       mean over the supervised tokens
+    loss       mean over the supervised tokens, or as ``run.loss_mean`` says
     grad_norm  before clipping
     targets    supervised tokens
     tokens     text positions, padding left out
     samples    samples
     skipped    float16 overflow: the scaler left the weights as they were
     stop       some process was asked to stop
+    parts      mean loss of each group, with ``mixing: joint``
     """
 
     loss: float
@@ -38,14 +43,15 @@ class StepStats:
     samples: int
     skipped: bool
     stop: bool
+    parts: dict[str, float] = field(default_factory=dict)
 
 
 class Stepper:
     """Forward, backward and update for a list of micro-batches.
 
     The mean is formed over the supervised tokens of the whole step (all micro-batches, all
-    processes), so ``1 x 4`` and ``4 x 1`` samples give the same gradient. The host waits for the
-    device once per step, before the update.
+    processes), so ``1 x 4`` and ``4 x 1`` samples give the same gradient; ``weighting`` has other means. The host
+    waits for the device once per step, before the update.
     """
 
     def __init__(
@@ -58,7 +64,9 @@ class Stepper:
         device: torch.device,
         precision: Precision,
         max_grad_norm: float = 0.0,
+        weighting: Weighting | None = None,
     ) -> None:
+        self.weighting = weighting or Weighting()
         self.model, self.task, self.optimizer, self.scaler = model, task, optimizer, scaler
         self.device, self.precision, self.max_grad_norm = device, precision, max_grad_norm
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -78,25 +86,27 @@ class Stepper:
         """
         set_lr(self.optimizer, lr)
         counts = self._counts(batches, stop)
-        scale = (dist.world_size() / counts[0]).float()
+        weights = self.weighting.weights(batches, counts[FIXED:])
+        scales = (dist.world_size() * weights).float()
         losses, seen = [], 0
         for i, batch in enumerate(batches):
             with accumulate(self.model, last=i + 1 == len(batches)):
                 loss_sum, num = self._forward(batch)
-                self.scaler.scale(loss_sum * scale).backward()
+                self.scaler.scale(loss_sum * scales[i]).backward()
             losses.append(loss_sum.detach())
             seen += num
         self.scaler.unscale_(self.optimizer)
-        numbers = self._read_back(counts, losses, seen)
+        numbers = self._read_back(batches, counts, losses, seen)
         return self._update(numbers, batches, losses, step)
 
     def _counts(self, batches: Sequence[Batch], stop: bool) -> torch.Tensor:
-        """``[targets, tokens, samples, stop]`` over all processes, on the device (no wait)."""
+        """``[targets, tokens, samples, stop, *weighting.counts]`` over all processes, on the device (no wait)."""
         own = [
             sum(b.num_targets for b in batches),
             sum(int((b.segments > 0).sum()) for b in batches),
             sum(b.num_samples for b in batches),
             int(stop),
+            *self.weighting.counts(batches),
         ]
         return dist.all_reduce_sum(torch.tensor(own, dtype=dist.sum_dtype(self.device)).to(self.device))
 
@@ -106,19 +116,22 @@ class Stepper:
             output = self.task.train_step(self.model, batch)
         return output.loss_sum, output.num_tokens
 
-    def _read_back(self, counts: torch.Tensor, losses: list[torch.Tensor], seen: int) -> list[float]:
-        """``[*counts, loss sum, seen targets, bad losses, gradient norm]`` on the host: the one wait."""
+    def _read_back(
+        self, batches: Sequence[Batch], counts: torch.Tensor, losses: list[torch.Tensor], seen: int
+    ) -> list[float]:
+        """Counts, loss sum, seen targets, bad losses, gradient norm, means of groups on the host: the one wait."""
         stacked = torch.stack([x.to(counts.dtype) for x in losses])
         own = torch.stack([stacked.sum(), counts.new_tensor(float(seen)), (~stacked.isfinite()).any().to(counts.dtype)])
+        own = torch.cat([own, self.weighting.parts(batches, stacked, counts[FIXED:])])
         dist.all_reduce_sum(own)
         grads = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads).to(counts.dtype).to(self.device)
-        return torch.cat([counts, own, norm[None]]).tolist()
+        return torch.cat([counts[:FIXED], own[:3], norm[None], own[3:]]).tolist()
 
     def _update(
         self, numbers: list[float], batches: Sequence[Batch], losses: list[torch.Tensor], step: int
     ) -> StepStats:
-        targets, tokens, samples, stop, loss_sum, seen, bad, norm = numbers
+        targets, tokens, samples, stop, loss_sum, seen, bad, norm, *parts = numbers
         if targets == 0 or seen == 0:
             raise DataError(
                 f"step {step}: no supervised token in samples {_names(batches)}",
@@ -126,7 +139,8 @@ class Stepper:
             )
         if bad or (not math.isfinite(norm) and not self.precision.scaled):
             self._fail(batches, losses, step, norm)
-        factor = targets / seen  # differs from 1 only if the model cut a sequence that was too long
+        # differs from 1 only if the model cut a sequence that was too long
+        factor = targets / seen if self.weighting.mean == "tokens" else 1.0
         norm *= factor
         skipped = not math.isfinite(norm)
         if self.max_grad_norm > 0 and norm > self.max_grad_norm and not skipped:
@@ -136,7 +150,8 @@ class Stepper:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return StepStats(loss_sum / seen, norm, int(seen), int(tokens), int(samples), skipped, bool(stop))
+        loss, named = self.weighting.total(loss_sum, seen, parts), self.weighting.named(parts)
+        return StepStats(loss, norm, int(seen), int(tokens), int(samples), skipped, bool(stop), named)
 
     def _fail(self, batches: Sequence[Batch], losses: list[torch.Tensor], step: int, norm: float) -> None:
         own = [b for b, loss in zip(batches, losses, strict=True) if not bool(loss.isfinite())]

@@ -111,6 +111,8 @@ class Averages:
         targets = sum(r["targets"] for r in records)
         seconds = sum(r["seconds"] for r in records)
         mean["loss"] = sum(r["loss"] * r["targets"] for r in records) / max(targets, 1)
+        for key in [k for k in mean if k.startswith("loss_")]:
+            mean[key] = sum(r[key] for r in records) / len(records)
         for key in ("samples", "tokens"):
             mean[f"{key}_per_s"] = sum(r[key] for r in records) / max(seconds, 1e-9)
         for key in ("grad_norm", "seconds", "data_seconds"):

@@ -211,6 +211,7 @@ def build_trainer(
         run_dir=run_dir,
         device=device,
         epoch_steps=epoch_length(cfg, loader),
+        groups=loader.groups,
         validator=build_validator(cfg, model, task, processor, device),
         config=cfg.resolved,
         config_text=to_yaml(cfg.resolved),

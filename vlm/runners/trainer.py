@@ -32,6 +32,7 @@ from vlm.runners.schedule import Plan, build_schedule
 from vlm.runners.signals import StopSignals
 from vlm.runners.trackers import Tracker
 from vlm.runners.validate import Validator
+from vlm.runners.weighting import Weighting
 from vlm.tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -109,6 +110,7 @@ class Trainer:
         run_dir: RunDir,
         device: torch.device,
         epoch_steps: int,
+        groups: tuple[str, ...] = (),
         validator: Validator | None = None,
         config: dict[str, Any] | None = None,
         config_text: str = "",
@@ -124,6 +126,7 @@ class Trainer:
             run_dir: prepared run folder.
             device: this process's device.
             epoch_steps: optimiser steps of an epoch.
+            groups: names of the groups whose batches ``loader`` gives in turn, all of them in a micro-step.
             validator: computes the validation loss; None for no validation.
             config, config_text: resolved configuration, stored with every checkpoint.
             fingerprints: hashes of the frozen parts' files, for the passport.
@@ -155,7 +158,9 @@ class Trainer:
             device=device,
             precision=precision,
             max_grad_norm=run.max_grad_norm,
+            weighting=Weighting(run.loss_mean, groups),
         )
+        self.step_batches = run.accum_grad_iters * max(1, len(groups))
 
     def _plan(self) -> Plan:
         run = self.run
@@ -209,7 +214,7 @@ class Trainer:
     def _step(self, trackers: list[Tracker], stop: bool) -> StepStats:
         """Fetch the micro-batches of one step, train on them, log."""
         started = time.perf_counter()
-        batches = [next(self.loader) for _ in range(self.run.accum_grad_iters)]
+        batches = [next(self.loader) for _ in range(self.step_batches)]
         fetched = time.perf_counter()
         lr = self.schedule(self.progress.step)
         stats = self.stepper(batches, step=self.progress.step + 1, lr=lr, stop=stop)
@@ -223,6 +228,7 @@ class Trainer:
             "step": self.progress.step,
             "epoch": (self.progress.step - 1) // self.epoch_steps,
             "loss": stats.loss,
+            **{f"loss_{name}": part for name, part in stats.parts.items()},
             "lr": lr,
             "grad_norm": stats.grad_norm,
             "targets": stats.targets,
