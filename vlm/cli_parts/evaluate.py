@@ -14,8 +14,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cfg-path", default=None, help="the same, in the published spelling")
     parser.add_argument("--dataset", default="", metavar="NAMES", help="only these, separated by commas")
     parser.add_argument(
-        "--images", default="right", help="right, wrong, none or several: the picture each question gets"
+        "--images", default="right", help="right, wrong, none, blank or several: the picture each question gets"
     )
+    parser.add_argument("--seeds", default="", metavar="N,N", help="drawn answers, one run per seed, averaged")
+    parser.add_argument("--judge", default=None, help="what is right: exact, open, or package.module:function")
     parser.add_argument("--output", default=None, metavar="DIR", help="folder of the results")
     parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the configuration")
 
@@ -42,7 +44,14 @@ def main(args: argparse.Namespace) -> int:
         raise UserError(f"{source} has no evaluation_datasets", fix="add the section, or use another file")
     from vlm.runners.evaluate import run_evaluation, table
 
-    results = run_evaluation(cfg, datasets=listed(args.dataset), images=listed(args.images), output=args.output)
+    results = run_evaluation(
+        cfg,
+        datasets=listed(args.dataset),
+        images=listed(args.images),
+        output=args.output,
+        seeds=numbers_of(args.seeds),
+        judge=args.judge,
+    )
     for name, by_image in results.items():
         for image, numbers in by_image.items():
             say(f"{name}, {image} picture:{table(numbers)}")
@@ -52,3 +61,13 @@ def main(args: argparse.Namespace) -> int:
 def listed(text: str) -> list[str]:
     """``"a,b"`` -> ``["a", "b"]``."""
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def numbers_of(text: str) -> list[int]:
+    """``"0,1"`` -> ``[0, 1]``. Raises UserError for anything that is no whole number."""
+    from vlm.common.errors import UserError
+
+    strange = [part for part in listed(text) if not part.isdigit()]
+    if strange:
+        raise UserError(f"--seeds: {', '.join(strange)} is no whole number", fix="--seeds 0,1,2")
+    return [int(part) for part in listed(text)]

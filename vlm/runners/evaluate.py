@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from vlm.common.config import Config
 from vlm.common.errors import ConfigError
 from vlm.common.registry import resolve
 from vlm.datasets.loader import build_sources
+from vlm.runners.eval_card import write_card
 from vlm.tasks.question_answering import Answered, QuestionAnswering
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ def run_evaluation(
     images: Sequence[str] = ("right",),
     output: str | Path | None = None,
     batch_size: int | None = None,
+    seeds: Sequence[int] = (),
+    judge: str | None = None,
 ) -> dict[str, Any]:
     """Ask a model the questions of ``evaluation_datasets`` and count the right answers.
 
@@ -40,9 +44,11 @@ def run_evaluation(
         cfg: a checked configuration with ``evaluation_datasets``.
         engine: the model; loaded from ``cfg`` when not given.
         datasets: names of the datasets to use; all by default.
-        images: controls to run, of ``right``, ``wrong``, ``none``.
+        images: controls to run, of ``right``, ``wrong``, ``none``, ``blank``.
         output: folder for the results; by default ``run.save_path``, else ``run.output_dir``.
         batch_size: questions that run together; by default the dataset's.
+        seeds: one run with drawn answers per seed, whose accuracies are averaged; none: one run as the model answers.
+        judge: what counts as right: ``exact``, ``open`` or ``module:function``; by default the task's.
 
     Returns:
         ``{dataset: {control: numbers}}``, also written to ``<output>/<run.name or evaluation>.json``; the
@@ -58,17 +64,23 @@ def run_evaluation(
             f"evaluation_datasets has no {', '.join(unknown) or 'entry'} "
             f"(known: {', '.join(cfg.evaluation_datasets) or 'none'})"
         )
+    for image in images:  # before the model is loaded, which may take minutes
+        _kind(cfg).Config(image=image, judge=judge or "exact")  # type: ignore[arg-type]
     joined = engine is None
     if engine is None:
         engine = _load_engine(cfg)
+    asked = Asked(tuple(images), batch_size, tuple(seeds), judge)
     try:
-        results, answers = _evaluate(cfg, engine, names, images, batch_size)
+        results, answers = _evaluate(cfg, engine, names, asked)
     finally:
         if joined:
             dist.destroy()
     if dist.is_main():
         folder = Path(output or cfg.run.save_path or cfg.run.output_dir)
-        _write(folder, cfg.run.name or "evaluation", results, answers)
+        name = cfg.run.name or "evaluation"
+        _write(folder, name, results, answers)
+        if _kind(cfg).card:
+            log.info("card: %s", write_card(folder, name, cfg, engine, names, results, answers))
     return results
 
 
@@ -79,8 +91,18 @@ def _load_engine(cfg: Config) -> Engine:
     return Engine.load(cfg, device=str(device))
 
 
+@dataclass(frozen=True)
+class Asked:
+    """How often and with which pictures questions are asked; see :func:`run_evaluation`."""
+
+    images: tuple[Any, ...]
+    batch_size: int | None
+    seeds: tuple[int, ...]
+    judge: str | None
+
+
 def _evaluate(
-    cfg: Config, engine: Engine, names: Sequence[str], images: Sequence[str], batch_size: int | None
+    cfg: Config, engine: Engine, names: Sequence[str], asked: Asked
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     results: dict[str, Any] = {}
     answers: list[dict[str, Any]] = []
@@ -88,27 +110,33 @@ def _evaluate(
         entry = cfg.evaluation_datasets[name]
         dataset = build_sources({name: entry}, engine.processor, "eval")[0].dataset
         results[name] = {}
-        for image in images:
-            task = _task(cfg, image, batch_size or entry.batch_size, entry.max_new_tokens)
+        for image in asked.images:
+            judge = {} if asked.judge is None else {"judge": asked.judge}
+            size = asked.batch_size or entry.batch_size
+            task = _kind(cfg)(
+                _kind(cfg).Config(image=image, batch_size=size, max_new_tokens=entry.max_new_tokens, **judge)
+            )
             started = time.monotonic()
-            answered = task.answer(engine, dataset)
+            runs = {seed: task.answer(engine, dataset, task.drawn(engine, seed)) for seed in asked.seeds or (None,)}
             seconds = time.monotonic() - started
-            results[name][image] = {**task.score(answered), "seconds": seconds}
-            answers += [_row(name, image, a) for a in answered]
+            results[name][image] = {**task.score(*runs.values()), "seconds": seconds}
+            if asked.seeds:
+                results[name][image]["seeds"] = list(asked.seeds)
+            answers += [_row(name, image, seed, a) for seed, answered in runs.items() for a in answered]
             log.info("%s, %s picture: %s", name, image, table(results[name][image]))
     return results, answers
 
 
-def _task(cfg: Config, image: str, batch_size: int, max_new_tokens: int) -> QuestionAnswering:
+def _kind(cfg: Config) -> type[QuestionAnswering]:
     chosen = resolve("task", cfg.run.task)
-    kind = chosen if issubclass(chosen, QuestionAnswering) else resolve("task", TASK)
-    return kind(kind.Config(image=image, batch_size=batch_size, max_new_tokens=max_new_tokens))
+    return chosen if issubclass(chosen, QuestionAnswering) else resolve("task", TASK)
 
 
-def _row(name: str, image: str, answered: Answered) -> dict[str, Any]:
+def _row(name: str, image: str, seed: int | None, answered: Answered) -> dict[str, Any]:
     row = dataclasses.asdict(answered)
     kept = {k: v for k, v in row.pop("record").items() if k in ("type", "objects", "unseen_pair")}
-    return {"dataset": name, "image": image, **row, **kept}
+    run = {} if seed is None else {"seed": seed}
+    return {"dataset": name, "image": image, **run, **row, **kept}
 
 
 def _write(folder: Path, name: str, results: dict[str, Any], answers: Sequence[dict[str, Any]]) -> None:
@@ -121,11 +149,17 @@ def _write(folder: Path, name: str, results: dict[str, Any], answers: Sequence[d
 
 
 def table(numbers: dict[str, Any]) -> str:
-    """One line per question type: accuracy, the majority answer's accuracy, number of questions."""
-    guess = numbers["majority"]
-    rows = [("all", numbers["overall"], guess["overall"], numbers["count"])]
-    counts = numbers["counts"]["by_type"]
-    rows += [(k, v, guess["by_type"][k], counts[k]) for k, v in numbers["by_type"].items()]
+    """One line per question type: accuracy, the majority answer's, number of questions, 95 % interval of the first."""
+    guess, bounds = numbers["majority"], numbers.get("intervals", {"overall": None, "by_type": {}})
+    rows = [("all", numbers["overall"], bounds["overall"], guess["overall"], numbers["count"])]
+    counts, by_type = numbers["counts"]["by_type"], bounds["by_type"]
+    rows += [(k, v, by_type.get(k), guess["by_type"][k], counts[k]) for k, v in numbers["by_type"].items()]
     if numbers["unseen_pairs"] is not None:
-        rows.append(("unseen pairs", numbers["unseen_pairs"], guess["unseen_pairs"], numbers["counts"]["unseen_pairs"]))
-    return "\n" + "\n".join(f"  {k:<14} {v:7.1%}   majority {m:7.1%}   {n:6d} questions" for k, v, m, n in rows)
+        seen = numbers["counts"]["unseen_pairs"]
+        rows.append(("unseen pairs", numbers["unseen_pairs"], None, guess["unseen_pairs"], seen))
+    lines = [f"  {k:<14} {v:7.1%}   majority {m:7.1%}   {n:6d} questions{_range(b)}" for k, v, b, m, n in rows]
+    return "\n" + "\n".join(lines)
+
+
+def _range(bounds: Sequence[float] | None) -> str:
+    return "" if bounds is None else f"   95 %: {bounds[0]:.1%} to {bounds[1]:.1%}"

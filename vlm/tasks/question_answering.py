@@ -135,6 +135,12 @@ class QuestionAnswering(Task):
             )
         return [with_pictures(asked(s), self.config.image, other) for s in samples]
 
+    def drawn(self, engine: Engine, seed: int | None) -> Generation | None:
+        """The options of a run with drawn answers; None without a seed."""
+        if seed is None:
+            return None
+        return engine.usual().but(do_sample=True, seed=seed, max_new_tokens=self.config.max_new_tokens)
+
     def answer(self, engine: Engine, dataset: Questions, generation: Generation | None = None) -> list[Answered]:
         """Every question answered, in the dataset's order, on every process (each answers its share).
 
