@@ -43,6 +43,6 @@ def test_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             assert set(paths) == {name for name in space if name.isupper()}
             space |= paths
     assert space["model"].generate_ids  # an engine
-    assert len(space["history"]) == 2
+    assert [turn["type"] for turn in space["history"]] == ["instruction", "response"] * 2
     out = capsys.readouterr().out
     assert space["again"][0] in out and "chat page: http://127.0.0.1:" in out
