@@ -83,3 +83,15 @@ def test_whole_prompts_stand_behind_their_media() -> None:
     assert make().prompt_segments("Hi </s>", [])[0].literal == ()
     with pytest.raises(PromptError, match="2 image marks but 1 media"):
         make().prompt_segments("<ImageHere><ImageHere>", [A])
+
+
+def test_captions_get_a_prompt_of_the_pool() -> None:
+    caption = Sample((Message("user", (A,)), say("assistant", "A boat")))
+    assert show(make().train_segments(caption, random.Random(0))) == ["a.png", "^user: \nbot:", "!+$ a boat"]
+    template = make(prompt_path="short_caption.txt")
+    drawn = {show(template.train_segments(caption, random.Random(seed)))[1] for seed in range(20)}
+    assert len(drawn) > 3 and all(text.startswith("^user: ") and len(text) > 20 for text in drawn)
+    assert show(template.chat_segments(caption.messages[:1])) == ["a.png", "^user: \nbot:"]
+    assert show(template.train_segments(Sample(DIALOGUE[:2]), random.Random(0)))[1] == "^user: what is it?\nbot:"
+    with pytest.raises(ConfigError, match="prompt_path: no file none.txt"):
+        make(prompt_path="none.txt")

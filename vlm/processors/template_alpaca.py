@@ -28,9 +28,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from vlm.common.errors import ConfigError
 from vlm.common.registry import register_template
 from vlm.common.types import Image, Input, Message, Sample, Text, Video
 from vlm.common.types import Part as MessagePart
@@ -43,6 +41,7 @@ from vlm.processors.template_base import (
     ask_last,
     at_marks,
     literal_stretches,
+    read_questions,
     segments_of,
     turns_of,
     with_bos,
@@ -79,7 +78,7 @@ class Alpaca(BaseTemplate):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.config: Alpaca.Config = config
-        self.prompts = _read_pool(config.prompt_path) if config.prompt_path else []
+        self.prompts = read_questions(config.prompt_path) if config.prompt_path else []
 
     def train_segments(self, sample: Sample, rng: random.Random) -> list[Segment]:
         """See :meth:`BaseTemplate.train_segments`. Questions without an answer are left out."""
@@ -168,15 +167,3 @@ def _media_first(parts: Sequence[MessagePart]) -> tuple[list[Image | Video], lis
     if between or any(isinstance(p, Text) and IMAGE_MARK in p.text for p in parts):
         return [], list(parts)
     return [p for p in parts if not isinstance(p, Text)], [p for p in parts if isinstance(p, Text)]
-
-
-def _read_pool(path: str) -> list[str]:
-    """Lines of a prompt file; the template puts the picture itself."""
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigError(f"template.prompt_path: no file {path}", fix="name a text file, one prompt per line")
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not lines or any(IMAGE_MARK in line for line in lines):
-        found = f"a line with {IMAGE_MARK}" if lines else "no line"
-        raise ConfigError(f"template.prompt_path: {path} has {found}", fix="write questions only, one per line")
-    return lines

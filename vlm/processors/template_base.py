@@ -10,9 +10,11 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from vlm.common.errors import PromptError
+from vlm.common.errors import ConfigError, PromptError
+from vlm.common.paths import CONFIGS
 from vlm.common.types import Image, Message, Sample, Video
 
 IMAGE_MARK = "<ImageHere>"
@@ -183,6 +185,22 @@ def with_bos(segments: list[Segment]) -> list[Segment]:
     """The segments with the begin id in front; of no segment, the begin id alone."""
     first = segments[0] if segments else Segment()
     return [replace(first, bos=True), *segments[1:]]
+
+
+def read_questions(path: str) -> list[str]:
+    """Lines of a pool of prompts without marks (the template puts the picture); a file, or one shipped for corpora.
+
+    Raises:
+        ConfigError: no such file, no line, or a line with a mark.
+    """
+    file = next((f for f in (Path(path).expanduser(), CONFIGS / "datasets" / "pools" / path) if f.is_file()), None)
+    if file is None:
+        raise ConfigError(f"template.prompt_path: no file {path}", fix="name a text file, one prompt per line")
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not lines or any(IMAGE_MARK in line for line in lines):
+        found = f"a line with {IMAGE_MARK}" if lines else "no line"
+        raise ConfigError(f"template.prompt_path: {path} has {found}", fix="write questions only, one per line")
+    return lines
 
 
 def _short(text: str, limit: int = 120) -> str:

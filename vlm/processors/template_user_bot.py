@@ -23,6 +23,7 @@ from vlm.processors.template_base import (
     ask_last,
     at_marks,
     literal_stretches,
+    read_questions,
     segments_of,
     turns_of,
     with_bos,
@@ -53,6 +54,7 @@ class UserBot(BaseTemplate):
                 fix="write {} where the question goes, e.g. 'User: {}\\nBot:'",
             )
         self._around = tuple(map(self._cased, halves))
+        self.prompts = read_questions(config.prompt_path) if config.prompt_path else []
 
     def train_segments(self, sample: Sample, rng: random.Random) -> list[Segment]:
         """See :meth:`BaseTemplate.train_segments`. Questions without an answer are left out."""
@@ -60,7 +62,7 @@ class UserBot(BaseTemplate):
         answered = [(asked, answer) for asked, answer in turns if answer is not None]
         segments: list[Segment] = []
         for index, (asked, answer) in enumerate(answered):
-            segments += segments_of([*self._before(system, index), *self._question(asked)])
+            segments += segments_of([*self._before(system, index), *self._question(asked, rng)])
             segments += self._answer(answer.text)
         return self._behind_media([m for asked, _ in answered for m in asked], segments)
 
@@ -94,8 +96,11 @@ class UserBot(BaseTemplate):
         own = [self._cased(system)] if system and not index else []
         return [*own, self.config.sep] if own or index else []
 
-    def _question(self, asked: Sequence[Message]) -> list[Piece]:
+    def _question(self, asked: Sequence[Message], rng: random.Random | None = None) -> list[Piece]:
+        """A question between its prompt; in training a caption's picture gets one of the pool's."""
         text = Said("".join(m.text for m in asked))
+        if rng is not None and self.prompts and not text.strip():
+            text = Said(rng.choice(self.prompts))
         if IMAGE_MARK in text:
             media = [medium for m in asked for medium in m.media]
             text = Said("".join(p for p in at_marks(text, media) if isinstance(p, str)))
