@@ -77,18 +77,19 @@ class Engine:
         return base if self.config is None else base.but(**self.config.model.generation)
 
     def generate(
-        self, conversations: Sequence[Conversation], generation: Generation = CHAT, batch_size: int = 16
+        self, conversations: Sequence[Conversation], generation: Generation | None = None, batch_size: int = 16
     ) -> list[str]:
         """The answer to each conversation.
 
         Args:
             conversations: each ends with the user's question.
-            generation: the options.
+            generation: the options; None: those of :meth:`usual`, here and below.
             batch_size: how many conversations run together; it changes speed and memory, not the answers.
 
         Raises:
             PromptError: marks and pictures differ, or a question is longer than the context.
         """
+        generation = generation or self.usual()
         clean = cleaner(self.processor.template, generation.cleanup)
         answers: list[str] = []
         for first in range(0, len(conversations), batch_size):
@@ -97,18 +98,19 @@ class Engine:
         return answers
 
     def generate_ids(
-        self, conversations: Sequence[Conversation], generation: Generation = CHAT, stops: Stops | None = None
+        self, conversations: Sequence[Conversation], generation: Generation | None = None, stops: Stops | None = None
     ) -> list[list[int]]:
         """Token ids of the answers of one batch, each with the token or stop sequence that ended it.
 
         ``stops`` replaces the stop sequences derived from ``generation.stop`` or the template.
         """
+        generation = generation or self.usual()
         prompt = self.prompt(conversations, generation)
         fitting, ends = self._fitting(generation, prompt), self._ends(generation, stops)
         return decode(self._llm, prompt, fitting, ends, self.model.compute_dtype)
 
     def stream(
-        self, messages: Conversation, generation: Generation = CHAT, stop_event: threading.Event | None = None
+        self, messages: Conversation, generation: Generation | None = None, stop_event: threading.Event | None = None
     ) -> Iterator[Delta]:
         """The answer in pieces as it is written; ``text.join`` of them equals what ``generate`` gives.
 
@@ -120,6 +122,7 @@ class Engine:
         Raises:
             PromptError: see ``generate``.
         """
+        generation = generation or self.usual()
         if generation.num_beams > 1:
             yield Delta(self.generate([messages], generation)[0])
             return
@@ -159,8 +162,9 @@ class Engine:
             normalise,
         )
 
-    def prompt(self, conversations: Sequence[Conversation], generation: Generation = CHAT) -> Prompt:
+    def prompt(self, conversations: Sequence[Conversation], generation: Generation | None = None) -> Prompt:
         """Left-padded embeddings of the conversations, cut to the context as ``generation.context`` says."""
+        generation = generation or self.usual()
         inputs = self.fuse(self.examples(conversations))
         room = room_for_prompt(generation, self.positions)
         if generation.context == "turns" and inputs.segments.shape[1] > room:

@@ -11,7 +11,7 @@ from typing import Any
 from vlm.common.errors import PromptError
 from vlm.common.types import Image, Message, Part, Text
 from vlm.inference.engine import Engine
-from vlm.inference.generation import CHAT, Generation
+from vlm.inference.generation import Generation
 from vlm.inference.text import Delta, extend
 
 
@@ -21,9 +21,10 @@ class ChatSession:
     ``messages`` is the history; the answers in it are the cleaned ones, so that later turns see them.
     """
 
-    def __init__(self, engine: Engine, generation: Generation = CHAT) -> None:
+    def __init__(self, engine: Engine, generation: Generation | None = None) -> None:
+        """``generation``: how it answers; None: as the composition says (``Engine.usual``)."""
         self.engine = engine
-        self.generation = generation
+        self.generation = generation or engine.usual()
         self.messages: list[Message] = []
         self._stop = threading.Event()
 
