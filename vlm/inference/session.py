@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlm.common.errors import PromptError
-from vlm.common.types import Image, Message, Part, Text
+from vlm.common.errors import DataError, PromptError
+from vlm.common.types import Image, Message, Part, Text, Video
 from vlm.inference.engine import Engine
 from vlm.inference.generation import Generation
 from vlm.inference.text import Delta, extend
@@ -29,22 +29,31 @@ class ChatSession:
         self._stop = threading.Event()
 
     def ask(self, text: str, images: Sequence[Any] = ()) -> None:
-        """Add a question, with pictures in front of it (paths, bytes, PIL images, or ``Image`` parts).
+        """Add a question, with media in front of it (paths, bytes or PIL images; ``Image`` or ``Video`` parts).
 
-        A picture is decoded now: a bad one never gets into the history.
+        They are decoded now: a bad one never gets into the history.
 
         Raises:
-            DataError: a picture that cannot be read.
+            DataError: a picture or clip that cannot be read, or a clip for a model of pictures.
             PromptError: neither text nor picture.
         """
-        recipe = self.engine.processor.image
-        sources = [i.source if isinstance(i, Image) else i for i in images]
-        parts: list[Part] = [Image(recipe(source, _name(source))) for source in sources]
+        parts: list[Part] = [self.read(i if isinstance(i, Image | Video) else Image(i)) for i in images]
         if text.strip():
             parts.append(Text(text.strip()))
         if not parts:
             raise PromptError("nothing was asked", fix="type a question")
         self.messages.append(Message("user", tuple(parts)))
+
+    def read(self, medium: Image | Video) -> Image | Video:
+        """The medium with its pixels instead of where they come from. Raises DataError: see :meth:`ask`."""
+        processor = self.engine.processor
+        if isinstance(medium, Image):
+            return Image(processor.image(medium.source, _name(medium.source)))
+        if processor.video is None:
+            raise DataError(
+                f"clip {_name(medium.source)}: this model takes pictures only", fix="set model.video, or use another"
+            )
+        return Video(processor.video(medium.source, _name(medium.source), None))
 
     def stream(self, generation: Generation | None = None) -> Stream[Delta, None, None]:
         """The answer to the open question in pieces; what was written when it ended goes into the history.

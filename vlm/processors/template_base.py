@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from vlm.common.errors import ConfigError, PromptError
-from vlm.common.paths import CONFIGS
 from vlm.common.types import Image, Message, Sample, Video
 
 IMAGE_MARK = "<ImageHere>"
@@ -188,13 +187,13 @@ def with_bos(segments: list[Segment]) -> list[Segment]:
 
 
 def read_questions(path: str) -> list[str]:
-    """Lines of a pool of prompts without marks (the template puts the picture); a file, or one shipped for corpora.
+    """Lines of a pool of prompts without marks (the template puts the picture).
 
     Raises:
         ConfigError: no such file, no line, or a line with a mark.
     """
-    file = next((f for f in (Path(path).expanduser(), CONFIGS / "datasets" / "pools" / path) if f.is_file()), None)
-    if file is None:
+    file = Path(path).expanduser()
+    if not file.is_file():
         raise ConfigError(f"template.prompt_path: no file {path}", fix="name a text file, one prompt per line")
     lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not lines or any(IMAGE_MARK in line for line in lines):

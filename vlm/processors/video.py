@@ -45,7 +45,8 @@ class VideoRecipe:
 
         Args:
             source: path or bytes of a video file, a folder of frames (jpg, png, webp), a ``.json`` file with base64
-                frames (one string is a clip of one frame), or a list of frames: base64 texts, paths, bytes, pictures.
+                frames (one string is a clip of one frame), or a list of frames: base64 texts, paths, bytes, pictures;
+                or a float tensor ``[f, 3, size, size]`` that went through a recipe before (returned as it is).
             name: what to call the clip in an error.
             rng: for training: draws the frames of sampling ``segments`` and one crop for all frames.
 
@@ -57,6 +58,8 @@ class VideoRecipe:
         """
         import torch
 
+        if isinstance(source, torch.Tensor):
+            return torch.stack([self.image(frame, name) for frame in source])
         label = name or (source if isinstance(source, str) else type(source).__name__)
         seed = None if rng is None else rng.getrandbits(64)
         clip = open_clip(source, label, self.config.backend)

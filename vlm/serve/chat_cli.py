@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm.common.errors import UserError
 from vlm.common.logging import busy, quiet, say
+from vlm.common.types import Video
 from vlm.serve.options import add_model_arguments, changes_of, device_of, options_of, usual
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 HELP = """Type a question and press Enter. Commands:
   /image PATH   add a picture to the next question
+  /video PATH   add a clip (a video, or a folder of its frames)
   /again        write the last answer again
   /reset        begin anew: forget pictures and history
   /help         this text
@@ -28,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``vlm chat``."""
     parser.add_argument("model", metavar="RUN_DIR|CFG", help="run folder, YAML file, or a merged VisualCLA folder")
     parser.add_argument("--image", action="append", default=[], metavar="PATH", help="picture of the first question")
+    parser.add_argument("--video", action="append", default=[], metavar="PATH", help="clip of the first question")
     parser.add_argument("--ask", action="append", default=[], metavar="TEXT", help="ask this and leave; repeatable")
     add_model_arguments(parser)
 
@@ -42,6 +45,10 @@ def main(args: argparse.Namespace) -> int:
     for path in args.image:  # before the model is loaded, which may take minutes
         if not Path(path).is_file():
             raise UserError(f"picture {path}: no such file", fix="check the path behind --image")
+    for path in args.video:
+        if not Path(path).exists():
+            raise UserError(f"clip {path}: no such file", fix="check the path behind --video")
+    media = [*args.image, *map(Video, args.video)]
     with busy(f"loading {args.model}"), quiet("vlm.checkpoint"):
         from vlm.inference.engine import Engine
         from vlm.inference.session import ChatSession
@@ -49,19 +56,19 @@ def main(args: argparse.Namespace) -> int:
         engine = Engine.load(args.model, device, options=options)
     session = ChatSession(engine, usual(engine.config).but(**changes))
     if args.ask:
-        return once(session, args.ask, args.image)
-    return talk(session, args.image)
+        return once(session, args.ask, media)
+    return talk(session, media)
 
 
-def once(session: ChatSession, questions: list[str], images: list[str]) -> int:
-    """Ask the questions one after another, the pictures with the first; prints one answer per line."""
+def once(session: ChatSession, questions: list[str], images: list[Any]) -> int:
+    """Ask the questions one after another, pictures and clips with the first; prints one answer per line."""
     for number, question in enumerate(questions):
         session.ask(question, images if number == 0 else ())
         say(session.answer())
     return 0
 
 
-def talk(session: ChatSession, images: list[str]) -> int:
+def talk(session: ChatSession, images: list[Any]) -> int:
     """Read questions until the user leaves."""
     waiting: list[Any] = list(images)
     say(HELP + "\n")
@@ -84,7 +91,10 @@ def talk(session: ChatSession, images: list[str]) -> int:
 
 
 def _prompt(waiting: list[Any]) -> str:
-    return f"you ({len(waiting)} picture{'s' if len(waiting) > 1 else ''}): " if waiting else "you: "
+    clips = sum(isinstance(medium, Video) for medium in waiting)
+    counts = {"picture": len(waiting) - clips, "clip": clips}
+    said = ", ".join(f"{n} {kind}{'s' if n > 1 else ''}" for kind, n in counts.items() if n)
+    return f"you ({said}): " if said else "you: "
 
 
 def _turn(session: ChatSession, line: str, waiting: list[Any]) -> list[Any]:
@@ -94,12 +104,14 @@ def _turn(session: ChatSession, line: str, waiting: list[Any]) -> list[Any]:
         return waiting
     if command == "/image":
         return [*waiting, _readable(session, rest)]
+    if command == "/video":
+        return [*waiting, _clip(session, rest)]
     if line.startswith(CHANGE):
         path = _readable(session, line.removeprefix(CHANGE))
         session.reset()
         return [path]
     if line == "clear":
-        pictures = [medium.source for message in session.messages for medium in message.media]
+        pictures = [medium for message in session.messages for medium in message.media]
         session.reset()
         return pictures or waiting
     if command == "/reset":
@@ -124,6 +136,14 @@ def _readable(session: ChatSession, path: str) -> str:
         raise UserError("a command needs the path of a picture", fix="e.g. /image cat.jpg")
     session.engine.processor.image(path, path)
     return path
+
+
+def _clip(session: ChatSession, path: str) -> Video:
+    """A clip; says now if it cannot be read."""
+    path = path.strip().strip("'\"")
+    if not path:
+        raise UserError("/video needs the path of a clip", fix="e.g. /video cat.mp4")
+    return session.read(Video(path))  # type: ignore[return-value]
 
 
 def _write(session: ChatSession) -> None:
