@@ -12,18 +12,21 @@ from vlm.common.errors import DataError, PromptError
 from vlm.common.types import Image, Message, Part, Text, Video
 from vlm.inference.engine import Engine
 from vlm.inference.generation import Generation
+from vlm.inference.shots import with_shots
 from vlm.inference.text import Delta, extend
 
 
 class ChatSession:
     """One user's talk with a model.
 
-    ``messages`` is the history; the answers in it are the cleaned ones, so that later turns see them.
+    ``messages`` is the history; the answers in it are the cleaned ones, so that later turns see them. ``examples``
+    stand in front of every prompt (see :mod:`vlm.inference.shots`) and are no part of the history.
     """
 
-    def __init__(self, engine: Engine, generation: Generation | None = None) -> None:
+    def __init__(self, engine: Engine, generation: Generation | None = None, examples: Sequence[Message] = ()) -> None:
         """``generation``: how it answers; None: as the composition says (``Engine.usual``)."""
         self.engine = engine
+        self.examples = list(examples)
         self.generation = generation or engine.usual()
         self.messages: list[Message] = []
         self._stop = threading.Event()
@@ -67,7 +70,8 @@ class ChatSession:
         text = ""
         finished = False
         try:
-            for delta in self.engine.stream(self.messages, generation or self.generation, self._stop):
+            asked = with_shots(self.examples, self.messages)
+            for delta in self.engine.stream(asked, generation or self.generation, self._stop):
                 text = extend(text, delta)
                 yield delta
             finished = True

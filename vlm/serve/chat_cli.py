@@ -32,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", action="append", default=[], metavar="PATH", help="picture of the first question")
     parser.add_argument("--video", action="append", default=[], metavar="PATH", help="clip of the first question")
     parser.add_argument("--ask", action="append", default=[], metavar="TEXT", help="ask this and leave; repeatable")
+    parser.add_argument(
+        "--shots", default=None, metavar="FILE", help="examples in front: JSON Lines with {image, question, answer}"
+    )
     add_model_arguments(parser)
 
 
@@ -52,9 +55,11 @@ def main(args: argparse.Namespace) -> int:
     with busy(f"loading {args.model}"), quiet("vlm.checkpoint"):
         from vlm.inference.engine import Engine
         from vlm.inference.session import ChatSession
+        from vlm.inference.shots import read_shots
 
+        examples = read_shots(args.shots) if args.shots else []
         engine = Engine.load(args.model, device, options=options)
-    session = ChatSession(engine, usual(engine.config).but(**changes))
+    session = ChatSession(engine, usual(engine.config).but(**changes), examples)
     if args.ask:
         return once(session, args.ask, media)
     return talk(session, media)
