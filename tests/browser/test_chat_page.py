@@ -183,7 +183,16 @@ def test_example_fills_in_picture_and_question(page: Page) -> None:
 
 def test_settings_reach_the_answer(page: Page, expected: list[str]) -> None:
     page.locator("#settings button").first.click()
-    for label in ("Sample", "Temperature", "Top-p", "Beams", "Longest answer (tokens)", "Repetition penalty", "Seed"):
+    for label in (
+        "Sample",
+        "Temperature",
+        "Top-p",
+        "Top-k",
+        "Beams",
+        "Longest answer (tokens)",
+        "Repetition penalty",
+        "Seed",
+    ):
         expect(page.locator("#settings").get_by_text(label, exact=True).first).to_be_visible()
     tokens = page.locator("#settings").get_by_label("number input for Longest answer (tokens)")
     tokens.fill("4")

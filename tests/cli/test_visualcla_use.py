@@ -50,7 +50,7 @@ def test_chat_with_the_merged_folder_and_with_three(capsys: pytest.CaptureFixtur
     expected = published("描述图像。")
     paths = [f"model.{name}={folder}" for name, folder in THREE.items()]
     asked = ["--only-cpu", "--image", PICTURE, "--ask", "描述图像。", *GREEDY]
-    assert main(["chat", MERGED, *asked]) == 0
+    assert main(["chat", MERGED, *asked[:1], "--image_file", *asked[2:]]) == 0
     assert main(["chat", EVAL, *asked, "--options", *paths, *SIZES]) == 0
     merged = ["--options", f"model.visualcla_model={MERGED}", *SIZES]
     assert main(["chat", EVAL, *asked, *merged]) == 0

@@ -82,6 +82,8 @@ def get_model_and_tokenizer_and_processor(
 ) -> tuple[VisualCLA, Tokenizer, ImageRecipe]:
     """Load a merged folder, or the released delta over its two foundations.
 
+    The delta is applied and the vocabulary grown already: nothing is left to do with the model.
+
     Args:
         visualcla_model: merged folder; the other three are not needed then.
         text_model: folder of Chinese-Alpaca-Plus.

@@ -29,7 +29,9 @@ CHANGE = "change image:"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``vlm chat``."""
     parser.add_argument("model", metavar="RUN_DIR|CFG", help="run folder, YAML file, or a merged VisualCLA folder")
-    parser.add_argument("--image", action="append", default=[], metavar="PATH", help="picture of the first question")
+    parser.add_argument(
+        "--image", "--image_file", action="append", default=[], metavar="PATH", help="picture of the first question"
+    )
     parser.add_argument("--video", action="append", default=[], metavar="PATH", help="clip of the first question")
     parser.add_argument("--ask", action="append", default=[], metavar="TEXT", help="ask this and leave; repeatable")
     parser.add_argument(
