@@ -12,6 +12,7 @@ from vlm.common.errors import DataError
 from vlm.common.types import Image, Video
 from vlm.inference.engine import Engine
 from vlm.inference.session import ChatSession
+from vlm.serve.page_chat import PageChat
 
 from ..golden.helpers_lynx import LynxCase
 from ..runners.lynx_small import CASE, composition, moving_square
@@ -76,3 +77,31 @@ def test_model_of_pictures_refuses_a_clip(session: ChatSession, tmp_path: Path) 
     with pytest.raises(DataError, match="a.mp4: this model takes pictures only"):
         session.ask("What?", [Video(str(moving_square(tmp_path / "a.mp4", (0, 0, 255))))])
     assert not session.messages
+
+
+def test_page_takes_a_clip(session: ChatSession, tmp_path: Path) -> None:
+    clip = str(moving_square(tmp_path / "a.mp4", (0, 0, 255)))
+    chat = PageChat(session.engine)
+    chat.ask("What moves?", None, clip=clip)
+    list(chat.write(session.generation))
+    chat.ask("And now?", None, clip=clip)
+    assert [len(m.media) for m in chat.session.messages] == [1, 0, 0]
+    assert chat.shown[0]["content"] == [{"path": clip}, "What moves?"]
+    list(chat.write(session.generation))
+    (tmp_path / "bad.mp4").write_bytes(b"nothing" * 20)
+    with pytest.raises(DataError, match="bad.mp4: no video that"):
+        chat.ask("And this?", None, clip=str(tmp_path / "bad.mp4"))
+    assert len(chat.shown) == 4 and chat.clip == clip
+
+
+def test_page_shows_a_place_for_clips_where_the_model_takes_them(session: ChatSession) -> None:
+    pytest.importorskip("gradio")
+    from vlm.serve.gradio_app_page import build
+
+    def shown() -> bool:
+        parts = build(session.engine).get_config_file()["components"]
+        return next(p["props"]["visible"] for p in parts if p["props"].get("elem_id") == "clip")
+
+    assert shown()
+    session.engine.processor.video = None
+    assert not shown()

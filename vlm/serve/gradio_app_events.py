@@ -37,11 +37,21 @@ class Events:
             return None
         return path
 
-    def ask(self, text: str, path: str | None, keep: bool, mine: PageChat | None) -> list[Any]:
+    def check_clip(self, path: str | None) -> str | None:
+        """The same for a clip."""
+        try:
+            if path is not None and self.engine.processor.video is not None:
+                self.engine.processor.video(path, Path(path).name, None)
+        except UserError as error:
+            gr.Warning(str(error), title="Not a clip that can be read")
+            return None
+        return path
+
+    def ask(self, text: str, path: str | None, keep: bool, mine: PageChat | None, clip: str | None = None) -> list[Any]:
         """Send: the chat, its bubbles, an empty question box, the buttons."""
         mine = mine or PageChat(self.engine)
         try:
-            mine.ask(text, path, keep)
+            mine.ask(text, path, keep, clip)
         except UserError as error:
             raise gr.Error(str(error), title="Not asked", print_exception=False) from error
         return [mine, mine.shown, "", *buttons(writing=True)]
@@ -72,10 +82,10 @@ class Events:
             mine.stop()
 
     def restart(self, mine: PageChat | None) -> list[Any]:
-        """No bubbles, no picture, no question; only Send is left."""
+        """No bubbles, no picture, no clip, no question; only Send is left."""
         if mine is not None:
             mine.restart()
-        return [[], None, "", gr.update(interactive=True), gr.update(interactive=False), gr.update(interactive=False)]
+        return [[], None, None, "", *(gr.update(interactive=on) for on in (True, False, False))]
 
 
 def buttons(writing: bool) -> list[Any]:

@@ -23,6 +23,7 @@ class Widgets:
 
     chat: gr.State
     picture: gr.Image
+    clip: gr.Video
     settings: dict[str, Any]
     bubbles: gr.Chatbot
     question: gr.Textbox
@@ -54,6 +55,13 @@ def build(
         with gr.Row(equal_height=False, elem_id="main"):
             with gr.Column(scale=2, min_width=300):
                 picture = _picture(classes)
+                clip = gr.Video(
+                    label="Clip",
+                    sources=["upload"],
+                    height=200,
+                    visible=engine.processor.video is not None,
+                    elem_id="clip",
+                )
                 gr.HTML(look.HINT, padding=False)
                 settings = _settings(generation)
             with gr.Column(scale=5, min_width=400):
@@ -75,7 +83,7 @@ def build(
                 _shortcuts(engine, question)
         if examples:
             _gallery(examples, picture, question, classes)
-        widgets = Widgets(gr.State(None), picture, settings, bubbles, question, send, stop, again, restart)
+        widgets = Widgets(gr.State(None), picture, clip, settings, bubbles, question, send, stop, again, restart)
         _wire(widgets, Events(engine, generation, [n for n in settings if n != "keep"], stream))
     return page
 
@@ -174,11 +182,12 @@ def _wire(w: Widgets, events: Events) -> None:
         "outputs": [w.bubbles, *buttons],
         **in_turn,
     }
-    asking = [w.question, w.picture, w.settings["keep"], w.chat]
+    asking = [w.question, w.picture, w.settings["keep"], w.chat, w.clip]
     asked = [w.chat, w.bubbles, w.question, *buttons]
     gr.on([w.send.click, w.question.submit], events.ask, asking, asked, **at_once).success(**writing)
     w.again.click(events.again, [w.chat], [w.bubbles, *buttons], **at_once).success(**writing)
     w.stop.click(events.stop, [w.chat], None, **at_once)
-    emptied = [w.bubbles, w.picture, w.question, *buttons]
+    emptied = [w.bubbles, w.picture, w.clip, w.question, *buttons]
     gr.on([w.restart.click, w.bubbles.clear], events.restart, [w.chat], emptied, **at_once)
     w.picture.upload(events.check, [w.picture], [w.picture], **at_once)
+    w.clip.upload(events.check_clip, [w.clip], [w.clip], **at_once)

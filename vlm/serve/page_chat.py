@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vlm.common.errors import PromptError, UserError
+from vlm.common.types import Video
 from vlm.inference.engine import Engine
 from vlm.inference.generation import Generation
 from vlm.inference.session import ChatSession
@@ -27,32 +28,37 @@ class PageChat:
         self.session = ChatSession(engine)
         self.shown: list[dict[str, Any]] = []
         self.picture: str | None = None
+        self.clip: str | None = None
         self._busy: ChatSession | None = None
 
-    def ask(self, question: str, picture: str | None, keep: bool = False) -> None:
-        """Add a question. A picture that was not asked about yet begins a new conversation, unless ``keep``.
+    def ask(self, question: str, picture: str | None, keep: bool = False, clip: str | None = None) -> None:
+        """Add a question. A picture or clip that was not asked about yet begins a new conversation, unless ``keep``.
 
         Raises:
             PromptError: no text, or an answer is being written.
-            DataError: a picture that cannot be read; nothing has changed then.
+            DataError: a picture or clip that cannot be read; nothing has changed then.
         """
         if not question.strip():
             raise PromptError("type a question first")
         if self._busy is self.session:
             raise PromptError("an answer is being written", fix="wait for its end, or press Stop")
-        new = picture is not None and picture != self.picture
+        media: dict[str, Any] = {}
+        if picture is not None and picture != self.picture:
+            media[picture] = picture
+        if clip is not None and clip != self.clip:
+            media[clip] = Video(clip)
         before = self.session.messages, self.shown
-        if new and not keep:
+        if media and not keep:
             self.session.reset()
             self.shown = []
         try:
-            self.session.ask(question, [picture] if new else ())
+            self.session.ask(question, list(media.values()))
         except UserError:
             self.session.messages, self.shown = before
             raise
-        content: list[Any] = [{"path": picture}] if new else []
+        content: list[Any] = [{"path": path} for path in media]
         self.shown.append({"role": "user", "content": [*content, question.strip()]})
-        self.picture = picture if new else self.picture
+        self.picture, self.clip = picture or self.picture, clip or self.clip
 
     def write(self, generation: Generation) -> Iterator[list[dict[str, Any]]]:
         """The bubbles as the answer grows.
@@ -101,4 +107,4 @@ class PageChat:
         self.session.reset()
         self.session = ChatSession(self.engine)
         self.shown = []
-        self.picture = None
+        self.picture = self.clip = None
