@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vlm.common.registry import register_template
-from vlm.common.types import Image, Input, Message, Sample, Text, Video
+from vlm.common.types import Input, Message, Sample, Text
 from vlm.common.types import Part as MessagePart
 from vlm.processors.template_base import (
     IMAGE_MARK,
@@ -41,6 +41,7 @@ from vlm.processors.template_base import (
     ask_last,
     at_marks,
     literal_stretches,
+    media_first,
     read_questions,
     segments_of,
     turns_of,
@@ -135,7 +136,7 @@ class Alpaca(BaseTemplate):
             return self._content(parts)
         if self.prompts and rng is not None and parts and not any(m.text for m in asked):
             parts.append(Text(rng.choice(self.prompts)))
-        media, content = _media_first([p for p in parts if not isinstance(p, Input)])
+        media, content = media_first([p for p in parts if not isinstance(p, Input)])
         pieces: list[Piece] = []
         for medium in media if cfg.image_header else []:
             pieces += [cfg.sep, cfg.image_header, *self._content([medium])]
@@ -157,13 +158,3 @@ class Alpaca(BaseTemplate):
             around = [] if isinstance(piece, str) else [self.config.image_prefix, self.config.image_suffix]
             pieces += [*around[:1], piece, *around[1:]]
         return pieces
-
-
-def _media_first(parts: Sequence[MessagePart]) -> tuple[list[Image | Video], list[MessagePart]]:
-    """(pictures that go in front, the rest in order): a picture between texts, or with a mark, keeps its place."""
-    kinds = [not isinstance(p, Text) for p in parts if not isinstance(p, Text) or p.text]
-    texts = [i for i, is_medium in enumerate(kinds) if not is_medium]
-    between = bool(texts) and any(kinds[texts[0] : texts[-1]])
-    if between or any(isinstance(p, Text) and IMAGE_MARK in p.text for p in parts):
-        return [], list(parts)
-    return [p for p in parts if not isinstance(p, Text)], [p for p in parts if isinstance(p, Text)]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.common.errors import ConfigError, PromptError
-from vlm.common.types import Image, Message, Sample, Video
+from vlm.common.types import Image, Message, Part, Sample, Text, Video
 
 IMAGE_MARK = "<ImageHere>"
 """Where a medium stands, in prompt pools and in raw prompts."""
@@ -148,6 +148,16 @@ def at_marks(text: str, media: Sequence[Medium]) -> list[Piece]:
     for medium, following in zip(media, texts[1:], strict=True):
         pieces += [medium, kind(following)]
     return pieces
+
+
+def media_first(parts: Sequence[Part]) -> tuple[list[Medium], list[Part]]:
+    """(pictures that go in front, the rest in order): a picture between texts, or with a mark, keeps its place."""
+    kinds = [not isinstance(p, Text) for p in parts if not isinstance(p, Text) or p.text]
+    texts = [i for i, is_medium in enumerate(kinds) if not is_medium]
+    between = bool(texts) and any(kinds[texts[0] : texts[-1]])
+    if between or any(isinstance(p, Text) and IMAGE_MARK in p.text for p in parts):
+        return [], list(parts)
+    return [p for p in parts if not isinstance(p, Text)], [p for p in parts if isinstance(p, Text)]
 
 
 def segments_of(pieces: Sequence[Piece], media_token: str = "") -> list[Segment]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from vlm.common.errors import ConfigError
 from vlm.common.registry import register_template
-from vlm.common.types import Message, Sample
+from vlm.common.types import Message, Sample, Text
 from vlm.processors.template_base import (
     IMAGE_MARK,
     BaseTemplate,
@@ -25,6 +25,7 @@ from vlm.processors.template_base import (
     ask_last,
     at_marks,
     literal_stretches,
+    media_first,
     segments_of,
     turns_of,
     with_bos,
@@ -102,11 +103,14 @@ class OpenFlamingo(BaseTemplate):
         return [replace(turn[0], joined=behind), *turn[1:]] if turn else turn
 
     def _asked(self, asked: Sequence[Message]) -> list[Piece]:
-        """Pictures in front, or at their marks, and the words of a turn, up to where the answer begins."""
+        """Pictures in front, or where they stand between words, and the words of a turn, up to the answer's place."""
+        media, content = media_first([p for m in asked for p in m.parts])
         text = Said("\n".join(t for m in asked if (t := m.text)))
-        media = [medium for m in asked for medium in m.media]
         if not text.strip():
             return [*media, self.config.bare]
         before, after = self.config.question.split("{}")
-        words = at_marks(text, media) if IMAGE_MARK in text else [text]
-        return [*([] if IMAGE_MARK in text else media), before, *words, after]
+        if media or not any(m.media for m in asked):
+            return [*media, before, text, after]
+        if IMAGE_MARK in text:
+            return [before, *at_marks(text, [p for p in content if not isinstance(p, Text)]), after]
+        return [before, *(Said(p.text) if isinstance(p, Text) else p for p in content), after]
