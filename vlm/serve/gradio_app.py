@@ -89,15 +89,10 @@ def launch(
     """
     gradio = _gradio()
     port = free_port(host, port)  # before the model is loaded, which may take minutes
-    from vlm.inference.engine import Engine
     from vlm.serve import gradio_app_look, gradio_app_page
     from vlm.serve.examples import is_world, world_examples
 
-    if isinstance(source, Engine):
-        engine = source
-    else:
-        with busy("loading the model"), quiet("vlm.checkpoint"):
-            engine = Engine.load(source, device, options=options)
+    engine = _engine(source, device, options)
     world = is_world(engine.config)
     folder = tempfile.TemporaryDirectory(prefix="vlm_page_")
     examples = world_examples(Path(folder.name)) if world else []
@@ -121,6 +116,15 @@ def launch(
     if block:
         page.block_thread()
     return page
+
+
+def _engine(source: Any, device: str | torch.device | None, options: Sequence[str]) -> Engine:
+    from vlm.inference.engine import Engine
+
+    if isinstance(source, Engine):
+        return source
+    with busy("loading the model"), quiet("vlm.checkpoint"):
+        return Engine.load(source, device, options=options)
 
 
 def free_port(host: str, port: int | None) -> int:
