@@ -128,5 +128,25 @@ def test_hypotheses_keep_the_best() -> None:
 
 
 def test_unknown_form() -> None:
-    with pytest.raises(UserError, match="length_penalty_form is 'other', must be published or prompt"):
+    with pytest.raises(UserError, match="length_penalty_form is 'other', must be published or prompt or answer"):
         CHAT.but(length_penalty_form="other")
+
+
+@pytest.mark.parametrize("penalty", [-2.0, 0.0, 1.0, 3.0])
+def test_form_answer_is_that_of_the_installed_transformers(penalty: float) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(int(penalty) + 5)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    small = LlamaForCausalLM(LlamaConfig(vocab_size=12, initializer_range=0.6, **sizes)).eval()
+    embeds, mask = torch.randn(3, 4, 16), torch.ones(3, 4, dtype=torch.long)
+    ends = Ends(eos=(2,), bos=1, pad=0)
+    for beams in (2, 4):
+        wanted = small.generate(
+            inputs_embeds=embeds, attention_mask=mask, num_beams=beams, length_penalty=penalty, max_new_tokens=6,
+            do_sample=False, eos_token_id=2, pad_token_id=0,
+        )  # fmt: skip
+        generation = options(num_beams=beams, length_penalty=penalty, length_penalty_form="answer", min_length=0)
+        found = beam_search(small, Prompt(embeds, mask), generation.but(max_new_tokens=6), ends)
+        rows = [row[: row.index(2) + 1] if 2 in row else row for row in wanted.tolist()]
+        assert found == rows

@@ -13,7 +13,7 @@ MORE: dict[str, tuple[Any, str]] = {
     "min_length": (int, "shortest answer, counted with one position before it: 2 demands one token"),
     "no_repeat_ngram_size": (int, "no run of so many tokens twice; 0: off"),
     "length_penalty": (float, "beams: sum of log probabilities / length ** this; below 0 short answers win"),
-    "length_penalty_form": (str, "what length counts besides the answer: published (one token) or prompt"),
+    "length_penalty_form": (str, "what length counts besides the answer: published (one token), prompt, or answer"),
 }
 BATCH = 16
 SEED = 42

@@ -28,6 +28,7 @@ class Hypotheses:
     """The best finished answers of one row.
 
     prefix    what counts as length before the first new token: the dummy token (1), or the prompt
+    current   the rule of current transformers: an answer counts its end, and only running beams can still win
     """
 
     beams: int
@@ -35,10 +36,11 @@ class Hypotheses:
     prefix: int
     found: list[tuple[float, list[int]]] = field(default_factory=list)
     done: bool = False
+    current: bool = False
 
     def add(self, ids: list[int], total: float, length: int) -> None:
         """Keep an answer if it is among the best; its score is ``total / length ** penalty``."""
-        score = total / (self.prefix + length) ** self.penalty
+        score = total / (len(ids) if self.current else self.prefix + length) ** self.penalty
         if len(self.found) < self.beams or score > self.worst:
             self.found.append((score, ids))
             self.found.sort(key=lambda one: one[0])  # stable: of equal ones the later wins
@@ -68,7 +70,8 @@ def beam_search(llm: nn.Module, prompt: Prompt, generation: Generation, ends: En
     device = prompt.embeds.device
     draw = Draw(rows, generation, ends) if generation.do_sample else None
     rules: Any = LogitsProcessorList(fixed_rules(generation, ends))
-    kept = [Hypotheses(beams, generation.length_penalty, n) for n in _prefixes(prompt, generation)]
+    current = generation.length_penalty_form == "answer"
+    kept = [Hypotheses(beams, generation.length_penalty, n, current=current) for n in _prefixes(prompt, generation)]
     running: list[list[list[int]]] = [[[] for _ in range(beams)] for _ in range(rows)]
     scores = torch.full((rows, beams), 0.0 if draw else LATE, device=device)
     scores[:, 0] = 0
@@ -135,7 +138,7 @@ def _advance(
                 kept.add(ids, total, length - 1)
         elif len(chosen) < kept.beams:
             chosen.append(Choice(beam, token, total))
-    kept.close(totals[0], length)
+    kept.close(chosen[0].total if kept.current and chosen else totals[0], length)
     missing = kept.beams - len(chosen)  # nearly everything is forbidden or ended
     return chosen + [Choice(0, ends.pad, -torch.inf)] * missing
 
@@ -143,7 +146,7 @@ def _advance(
 def _prefixes(prompt: Prompt, generation: Generation) -> list[int]:
     if generation.length_penalty_form == "prompt":
         return prompt.mask.sum(1).tolist()
-    return [1] * len(prompt.mask)
+    return [0 if generation.length_penalty_form == "answer" else 1] * len(prompt.mask)
 
 
 class Draw:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from vlm.common.errors import ConfigError, UserError
 
 Context = Literal["turns", "published"]
-LengthForm = Literal["published", "prompt"]
+LengthForm = Literal["published", "prompt", "answer"]
 Cleanup = Literal["chat", "answer", "raw"]
 
 
@@ -37,7 +37,8 @@ class Generation:
     """With beams: the sum of log probabilities is divided by ``length ** length_penalty``."""
     length_penalty_form: LengthForm = "published"
     """What ``length`` counts besides the answer: ``published`` a dummy first token, as when a prompt was given as
-    embeddings; ``prompt`` the prompt, as when it was given as tokens."""
+    embeddings; ``prompt`` the prompt, as when it was given as tokens; ``answer`` nothing, as current versions of
+    transformers count (end id included)."""
     max_length: int = 2000
     seed: int | None = None
     """Same seed, same text, on any device and in any batch; None draws a new one each time."""
