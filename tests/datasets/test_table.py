@@ -387,3 +387,22 @@ def test_a_text_processor_leaves_empty_fields_empty(tmp_path: Path) -> None:
     data = table(tmp_path, [{"image": "a", "question": None, "answer": "B"}], text_fields=["question", "answer"])
     data.clean = str.lower
     assert shown(data[0]) == ["user: [img/a]", "assistant: b"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"where": {"kind": "k"}}, {"one_per": "{image}"}, {"explode": ["words"]}, {"missing_images": "drop"}],
+)
+def test_an_unreadable_line_stays_for_the_quarantine(tmp_path: Path, options: dict) -> None:
+    (tmp_path / "1.png").touch()
+    record = {"image": "1.png", "question": "Q?", "answer": "a", "kind": "k", "words": ["x"]}
+    (tmp_path / "a.jsonl").write_text(f"{{oops\n{json.dumps(record)}\n")
+    data = Table(Table.Config(ann_path=str(tmp_path / "a.jsonl"), image_path=str(tmp_path), **options))
+    assert len(data) == 2
+    found = []
+    for k in range(2):
+        try:
+            found.append(data[k].id)
+        except DataError as error:
+            found.append(str(error))
+    assert sum("a.jsonl:1 is not JSON" in f for f in found) == 1

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vlm.common.errors import DataError
-from vlm.datasets.table_read import read_rows
+from vlm.datasets.table_read import AllRows, read_rows
 
 RECORDS = [{"question": "Color?", "answer": "red"}, {"question": "Two, or 'more'?", "answer": "four\nfive"}]
 
@@ -155,8 +155,8 @@ def test_packages_that_are_not_installed(
         ("a.json", "[1, 2]", "expected a list of objects .*, found list"),
         ("a.json", '{"x": [{}], "y": [{}]}', "found dict with keys x, y\n  fix: set build_info.records"),
         ("a.json", '{"q": {"a": 1}, "q": {"a": 2}}', "key 'q' occurs twice in one object"),
-        ("a.jsonl", '{"a": 1}\n{oops\n', r"a\.jsonl:2 is not JSON"),
-        ("a.jsonl", '{"a": 1}\n\n[2]\n', r"a\.jsonl:3: expected an object, found list"),
+        ("a.jsonl", "{oops\n", r"a\.jsonl:1 is not JSON"),
+        ("a.jsonl", "\n[2]\n", r"a\.jsonl:2: expected an object, found list"),
         ("a.csv", "x,x\n1,2\n", r"a\.csv:1: 'x,x' is no header"),
         ("a.csv", "x,y\n1\n", r"a\.csv:2: 1 cells, the header has 2"),
         ("a.csv", 'x,y\n1,"2\n', r"a\.csv:2: unexpected end of data"),
@@ -174,6 +174,57 @@ def test_unusable_files(tmp_path: Path, name: str, content: str | bytes | None, 
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=words):
         read_rows(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl", '{"x": "1"}\n{oops\n\n{"x": "2"}\n', r"a\.jsonl:2 is not JSON .*\n  fix: mend or remove it"),
+        ("a.jsonl", '{"x": "1"}\r\n[2]\r\n{"x": "2"}', r"a\.jsonl:2: expected an object, found list"),
+        ("a.csv", "x\n1\n7,8\n2\n", r"a\.csv:3: 2 cells, the header has 1\n  fix: .* needs quotes"),
+    ],
+)
+def test_an_unreadable_line_is_one_bad_record(
+    tmp_path: Path, name: str, content: str, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / name).write_text(content)
+    rows = read_rows(str(tmp_path / name))
+    assert f"{name}: 1 of 3 records cannot be read" in caplog.text
+    assert [rows.readable(k) for k in range(3)] == [True, False, True]
+    assert (rows.records[0], rows.records[2], rows.columns()) == ({"x": "1"}, {"x": "2"}, {"x"})
+    with pytest.raises(DataError, match=words):
+        rows.records[1]
+
+
+def test_an_unreadable_text_beside_a_picture_is_one_bad_record(tmp_path: Path) -> None:
+    for name, said in (("a.json", b'{"text": "a dog"}'), ("b.json", b"{"), ("c.txt", b"\xff"), ("d.txt", b" ")):
+        (tmp_path / name).write_bytes(said)
+        (tmp_path / name).with_suffix(".jpg").touch()
+    rows = read_rows(str(tmp_path))
+    assert rows.records[0]["text"] == "a dog"
+    for k, words in ((1, r"b\.json is not JSON"), (2, r"c\.txt cannot be read"), (3, r"d\.txt is empty")):
+        with pytest.raises(DataError, match=words):
+            rows.records[k]
+
+
+def test_a_listing_without_the_name_of_a_picture(tmp_path: Path) -> None:
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.jpg"}\n{"text": "x"}\n{\n')
+    rows = read_rows(str(tmp_path))
+    assert rows.records[0]["image"] == str(tmp_path / "a.jpg")
+    for k, words in ((1, r"metadata\.jsonl:2: no field 'file_name'"), (2, r"metadata\.jsonl:3 is not JSON")):
+        with pytest.raises(DataError, match=words):
+            rows.records[k]
+
+
+def test_several_files_as_one_list(tmp_path: Path) -> None:
+    (tmp_path / "1.jsonl").write_text('{"x": 1}\n{oops\n')
+    (tmp_path / "2.json").write_text('[{"x": 3}]')
+    rows = AllRows(str(tmp_path / "*.json*"))
+    assert (len(rows), rows[0][0], rows[2]) == (3, {"x": 1}, ({"x": 3}, f"{tmp_path}/2.json: record 0"))
+    with pytest.raises(DataError, match=r"1\.jsonl:2 is not JSON"):
+        rows[1]
+    with pytest.raises(IndexError):
+        rows[3]
 
 
 @pytest.mark.parametrize(("key", "words"), [("nope", "no key 'nope' \\(data\\)"), ("data.x", "no keys, it is a list")])

@@ -95,8 +95,10 @@ class Table:
         if config.missing_images == "drop":
             items = self._with_pictures(items)
         if config.one_per:
-            items = select.one_per(items, lambda i: fill(config.one_per, *self._values(i)), config.seed)
-        self._items = select.subset(items, config.subset, config.seed)
+            unreadable = [i for i in items if not select.readable(self._files, i)]
+            items = [i for i in items if select.readable(self._files, i)]
+            items = select.one_per(items, lambda i: fill(config.one_per, *self._values(i)), config.seed) + unreadable
+        self._items = select.Items(select.subset(items, config.subset, config.seed))
         if not self._items:
             raise DataError(f"table: {config.ann_path}: no sample is left", fix="correct build_info of the dataset")
 

@@ -8,8 +8,8 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from vlm.common.errors import DataError
+from vlm.datasets.table_packed import Record
 
-Record = dict[str, Any]
 HUB = "hf://"
 
 

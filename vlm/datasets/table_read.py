@@ -12,13 +12,17 @@ import glob
 import io
 import json
 import logging
-from collections.abc import Callable, Sequence
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from vlm.common.errors import DataError
-from vlm.datasets.table_arrow import HUB, Record, StoredRecords, from_disk, from_hub, from_parquet, is_saved
+from vlm.datasets.base import field
+from vlm.datasets.table_arrow import HUB, StoredRecords, from_disk, from_hub, from_parquet, is_saved
+from vlm.datasets.table_packed import PackedRecords, Record
 
 FileType = Literal["", "json", "jsonl", "csv", "tsv", "parquet"]
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
@@ -30,7 +34,7 @@ class Rows:
     """The records of one file; ``lines`` are their line numbers where the file has lines."""
 
     name: str
-    records: Sequence[Record]
+    records: PackedRecords | StoredRecords
     lines: Sequence[int] | None = None
 
     def where(self, index: int) -> str:
@@ -42,9 +46,11 @@ class Rows:
 
     def columns(self) -> set[str]:
         """The names of all fields that occur."""
-        if isinstance(self.records, StoredRecords):
-            return set(self.records.names)
-        return set().union(*(r.keys() for r in self.records)) if self.records else set()
+        return set(self.records.names)
+
+    def readable(self, index: int) -> bool:
+        """Whether the record could be read; another one raises its DataError on access."""
+        return isinstance(self.records, StoredRecords) or index not in self.records.faults
 
 
 class AllRows:
@@ -52,14 +58,20 @@ class AllRows:
 
     def __init__(self, paths: str | Sequence[str]) -> None:
         """Raises DataError: see :func:`expanded` and :func:`read_rows`."""
-        files = [read_rows(path) for path in expanded(paths)]
-        self._places = [(rows, k) for rows in files for k in range(len(rows.records))]
+        self._files = [read_rows(path) for path in expanded(paths)]
+        self._starts = [0]
+        for rows in self._files:
+            self._starts.append(self._starts[-1] + len(rows.records))
 
     def __len__(self) -> int:
-        return len(self._places)
+        return self._starts[-1]
 
     def __getitem__(self, index: int) -> tuple[Record, str]:
-        rows, k = self._places[index]
+        """Raises DataError for a record that could not be read."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        file = bisect_right(self._starts, index) - 1
+        rows, k = self._files[file], index - self._starts[file]
         return rows.records[k], rows.where(k)
 
 
@@ -77,19 +89,31 @@ def expanded(paths: str | Sequence[str]) -> list[str]:
 def read_rows(path: str, key: str = "", file_type: FileType = "") -> Rows:
     """The records of a file, a folder or a dataset of the Hugging Face hub.
 
+    A single line or sidecar file that cannot be read is a record that raises DataError on access.
+
     Args:
         path: what to read.
         key: where the list is in a JSON object (dots go deeper); found alone when there is only one.
         file_type: the kind of a file whose name does not tell it.
 
     Raises:
-        DataError: missing, unreadable, of another shape, or without any record.
+        DataError: missing, unreadable, of another shape, or without any usable record.
     """
     local = not path.startswith(HUB)
     rows = _local(Path(path).expanduser(), key, file_type) if local else Rows(path, from_hub(path))
     if not len(rows.records):
         raise DataError(f"table: {path} holds no record", fix="check the path under build_info of the dataset")
+    _tell_faults(rows)
     return rows
+
+
+def _tell_faults(rows: Rows) -> None:
+    faults = {} if isinstance(rows.records, StoredRecords) else rows.records.faults
+    first = next(iter(faults.values()), "")
+    if first and len(faults) == len(rows.records):
+        raise DataError(first)
+    if first:
+        log.warning("%s: %d of %d records cannot be read: %s", rows.name, len(faults), len(rows.records), first)
 
 
 def _local(file: Path, key: str, file_type: FileType) -> Rows:
@@ -140,14 +164,14 @@ def _json(text: str, name: str, key: str) -> Rows:
         lists = [v for v in tree.values() if isinstance(v, list) and all(isinstance(r, dict) for r in v)]
         tree = lists[0] if len(lists) == 1 else tree
     if isinstance(tree, dict) and tree and all(isinstance(r, dict) for r in tree.values()):
-        return Rows(name, [{"id": k, **r} for k, r in tree.items()])
+        return Rows(name, PackedRecords({"id": k, **r} for k, r in tree.items()))
     if not isinstance(tree, list) or not all(isinstance(r, dict) for r in tree):
         keys = f" with keys {', '.join(list(tree)[:8])}" if isinstance(tree, dict) else ""
         raise DataError(
             f"table: {name}: expected a list of objects (or id -> object), found {type(tree).__name__}{keys}",
             fix="set build_info.records to the key that holds the list",
         )
-    return Rows(name, tree)
+    return Rows(name, PackedRecords(tree))
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> Record:
@@ -160,46 +184,60 @@ def _unique(pairs: list[tuple[str, Any]]) -> Record:
 
 
 def _json_lines(text: str, name: str) -> Rows:
-    records: list[Record] = []
-    numbers: list[int] = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        records.append(_object(line, f"{name}:{number}"))
-        numbers.append(number)
-    return Rows(name, records, numbers)
+    numbers = array("q")
+
+    def records() -> Iterator[Record | DataError]:
+        for number, line in enumerate(_lines(text), start=1):
+            if line.strip():
+                numbers.append(number)
+                yield _object(line, f"{name}:{number}")
+
+    return Rows(name, PackedRecords(records()), numbers)
 
 
-def _object(text: str, name: str) -> Record:
+def _lines(text: str) -> Iterator[str]:
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start)
+        end = len(text) if end < 0 else end
+        yield text[start:end]
+        start = end + 1
+
+
+def _object(text: str, name: str) -> Record | DataError:
     try:
         record = json.loads(text)
     except ValueError as error:
-        raise DataError(f"table: {name} is not JSON ({error})", fix="mend or remove it") from None
+        return DataError(f"table: {name} is not JSON ({error})", fix="mend or remove it")
     if not isinstance(record, dict):
-        raise DataError(f"table: {name}: expected an object, found {type(record).__name__}")
+        return DataError(f"table: {name}: expected an object, found {type(record).__name__}", fix="mend or remove it")
     return record
 
 
 def _csv(text: str, name: str, delimiter: str) -> Rows:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    records: list[Record] = []
-    numbers: list[int] = []
+    numbers = array("q")
+
+    def records(header: Sequence[str]) -> Iterator[Record | DataError]:
+        for cells in reader:
+            if not cells:
+                continue
+            numbers.append(reader.line_num)
+            if len(cells) == len(header):
+                yield dict(zip(header, cells, strict=True))
+                continue
+            found = f"table: {name}:{reader.line_num}: {len(cells)} cells, the header has {len(header)}"
+            yield DataError(found, fix="mend or remove the line; a text with a separator in it needs quotes")
+
     try:
         header = next(reader)
         if "" in header or len(set(header)) < len(header):
             raise DataError(
                 f"table: {name}:1: {delimiter.join(header)!r} is no header", fix="name every column in the first line"
             )
-        for cells in reader:
-            if len(cells) != len(header):
-                if not cells:
-                    continue
-                raise DataError(f"table: {name}:{reader.line_num}: {len(cells)} cells, the header has {len(header)}")
-            records.append(dict(zip(header, cells, strict=True)))
-            numbers.append(reader.line_num)
+        return Rows(name, PackedRecords(records(header)), numbers)
     except csv.Error as error:
-        raise DataError(f"table: {name}:{reader.line_num}: {error}") from None
-    return Rows(name, records, numbers)
+        raise DataError(f"table: {name}:{reader.line_num}: {error}", fix="mend the quotes of that line") from None
 
 
 def _pictures(folder: Path) -> Rows:
@@ -209,8 +247,7 @@ def _pictures(folder: Path) -> Rows:
             rows = _local(listing, "", "")
             if "file_name" not in rows.columns():
                 raise DataError(f"table: {listing} has no column file_name ({', '.join(sorted(rows.columns()))})")
-            records = [{**r, "image": str(folder.absolute() / r["file_name"])} for r in rows.records]
-            return Rows(rows.name, records, rows.lines)
+            return Rows(rows.name, PackedRecords(_listed(rows, folder.absolute())), rows.lines)
     pictures = sorted(f for f in folder.rglob("*") if f.suffix.lower() in PICTURES)
     found = [r for r in map(_with_text, pictures) if r is not None]
     if not found:
@@ -219,16 +256,38 @@ def _pictures(folder: Path) -> Rows:
             fix="put x.txt or x.json beside x.jpg, or metadata.jsonl (file_name, ...) into the folder",
         )
     _tell_missing(folder, len(pictures) - len(found))
-    return Rows(str(folder), found)
+    return Rows(str(folder), PackedRecords(found))
 
 
-def _with_text(picture: Path) -> Record | None:
+def _listed(rows: Rows, folder: Path) -> Iterator[Record | DataError]:
+    """The records of a listing, with the whole path of each picture."""
+    for k in range(len(rows.records)):
+        try:
+            record = rows.records[k]
+            yield {**record, "image": str(folder / str(field(record, "file_name", rows.where(k))))}
+        except DataError as error:
+            yield error
+
+
+def _with_text(picture: Path) -> Record | DataError | None:
     base: Record = {"id": picture.stem, "image": str(picture.absolute())}
     if picture.with_suffix(".json").is_file():
         file = picture.with_suffix(".json")
-        return {**base, **_object(_text(file), str(file))}
+        said = _sidecar(file)
+        found = said if isinstance(said, DataError) else _object(said, str(file))
+        return found if isinstance(found, DataError) else {**base, **found}
     file = picture.with_suffix(".txt")
-    return {**base, "text": _text(file).strip()} if file.is_file() else None
+    if not file.is_file():
+        return None
+    said = _sidecar(file)
+    return said if isinstance(said, DataError) else {**base, "text": said.strip()}
+
+
+def _sidecar(file: Path) -> str | DataError:
+    try:
+        return _text(file)
+    except DataError as error:
+        return error
 
 
 def _tell_missing(folder: Path, count: int) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import fnmatch
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vlm.common.errors import DataError
@@ -22,6 +23,22 @@ class Item(NamedTuple):
     element: int | None = None
 
 
+class Items(Sequence[Item]):
+    """Items as numbers in one buffer, which forked loader workers share (see :mod:`vlm.datasets.table_packed`)."""
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self._numbers = array("q", (-1 if n is None else n for item in items for n in item))
+
+    def __len__(self) -> int:
+        return len(self._numbers) // 3
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        file, row, element = self._numbers[3 * index : 3 * index + 3]
+        return Item(file, row, None if element < 0 else element)
+
+
 def matches(record: Record, where: Mapping[str, Any]) -> bool:
     """Whether every field has the value (or one of the values; a text may hold ``*``) that ``where`` asks for."""
     return all(any(_equal(record.get(k), v) for v in (w if isinstance(w, list) else [w])) for k, w in where.items())
@@ -33,16 +50,30 @@ def _equal(found: Any, wanted: Any) -> bool:
     return bool(found == wanted or (found is not None and str(found) == str(wanted)))
 
 
+def readable(files: Sequence[Rows], item: Item) -> bool:
+    """Whether the record of an item could be read."""
+    return files[item.file].readable(item.row)
+
+
+def _usable(rows: Rows) -> Iterator[Record]:
+    return (rows.records[k] for k in range(len(rows.records)) if rows.readable(k))
+
+
 def kept(files: Sequence[Rows], where: Mapping[str, Any]) -> list[Item]:
-    """The records that ``where`` keeps. Raises DataError when none is left."""
+    """The records that ``where`` keeps; an unreadable one stays, for the quarantine.
+
+    Raises:
+        DataError: none is left.
+    """
     everything = [Item(f, r) for f, rows in enumerate(files) for r in range(len(rows.records))]
     if not where:
         return everything
-    items = [i for i in everything if matches(files[i.file].records[i.row], where)]
+    items = [i for i in everything if not readable(files, i) or matches(files[i.file].records[i.row], where)]
     said = ", ".join(f"{k}={v}" for k, v in where.items())
     log.info("%s: %d of %d records have %s", files[0].name, len(items), len(everything), said)
-    if not items:
-        found = {k: sorted({str(f.records[0].get(k)) for f in files}) for k in where}
+    if not any(readable(files, i) for i in items):
+        firsts = [next(_usable(f)) for f in files]
+        found = {k: sorted({str(r.get(k)) for r in firsts}) for k in where}
         raise DataError(
             f"table: {files[0].name}: none of {len(everything)} records has {said} (the first has {found})",
             fix="correct build_info.where",
@@ -89,7 +120,7 @@ def exploded(files: Sequence[Rows], items: Sequence[Item], fields: Sequence[str]
 
 def nested(rows: Rows, fields: Sequence[str]) -> set[str]:
     """The fields that :func:`element_of` adds."""
-    lists = [r.get(f) for r in rows.records for f in fields] if fields else []
+    lists = (r.get(f) for r in _usable(rows) for f in fields) if fields else ()
     return {k for found in lists if isinstance(found, list) for e in found if isinstance(e, dict) for k in e}
 
 
