@@ -21,7 +21,7 @@ from ..inference.small import CASE, write_config
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
+    "--disable-component-update --disable-sync --use-fake-device-for-media-stream --use-fake-ui-for-media-stream"
 )
 PICTURE = CASE / "image.png"
 GREEDY = EVALUATION.but(max_new_tokens=24)
@@ -178,6 +178,20 @@ def test_example_fills_in_picture_and_question(page: Page) -> None:
     expect(page.locator("#question textarea")).to_have_value("")
     expect(page.locator("#chat .user img")).to_be_visible()
     wait_until_done(page)
+    assert bot(page)
+
+
+def test_picture_of_the_webcam(page: Page) -> None:
+    """Chromium's own camera shows a clock."""
+    page.get_by_label("Capture from camera").click()
+    page.get_by_text("Click to Access Webcam").click()
+    page.wait_for_function("() => [...document.querySelectorAll('#picture video')].some((v) => v.videoWidth > 0)")
+    page.wait_for_timeout(500)  # the first frame
+    page.locator("#picture button[aria-label='capture photo']").click()
+    expect(page.locator("#picture img")).to_be_visible()
+    ask(page, "What is in the picture?")
+    wait_until_done(page)
+    expect(page.locator("#chat .user img")).to_be_visible()
     assert bot(page)
 
 
