@@ -19,6 +19,7 @@ from vlm.inference.ranking import Normaliser, Ranking, rank_candidates
 from vlm.inference.stopping import Stops, stop_sequences
 from vlm.inference.text import Delta, TextStream, cleaner, marks_of
 from vlm.processors.collate import collate
+from vlm.processors.template_base import IMAGE_MARK
 
 if TYPE_CHECKING:
     from vlm.common.config import Config
@@ -176,6 +177,14 @@ class Engine:
             inserts = inputs.inserts and inputs.inserts.moved(lambda value: value[:, -keep:])
             prompt = Prompt(prompt.embeds[:, -keep:], prompt.mask[:, -keep:], inserts)
         return prompt
+
+    def text(self, messages: Sequence[Message]) -> str:
+        """A conversation as the text that the model reads, media as their special token or ``<ImageHere>``.
+
+        Before it is cut to the context. Raises PromptError: see ``generate``.
+        """
+        segments = self.processor.template.chat_segments(list(messages))
+        return "".join(s.text or ("" if s.medium is None else IMAGE_MARK) for s in segments)
 
     def length(self, messages: Conversation) -> int:
         """Positions a conversation takes in the language model, visual tokens included."""

@@ -10,9 +10,9 @@ from typing import Any
 
 from vlm.common.errors import DataError, PromptError
 from vlm.common.types import Image, Message, Part, Text, Video
+from vlm.inference.context import turns_of
 from vlm.inference.engine import Engine
 from vlm.inference.generation import Generation
-from vlm.inference.shots import with_shots
 from vlm.inference.text import Delta, extend
 
 
@@ -20,13 +20,16 @@ class ChatSession:
     """One user's talk with a model.
 
     ``messages`` is the history; the answers in it are the cleaned ones, so that later turns see them. ``examples``
-    stand in front of every prompt (see :mod:`vlm.inference.shots`) and are no part of the history.
+    stand in front of every prompt (see :mod:`vlm.inference.shots`) and are no part of the history. ``system`` replaces
+    the template's text in front; of the history the last ``keep_turns`` answered turns are in the prompt (-1: all).
     """
 
     def __init__(self, engine: Engine, generation: Generation | None = None, examples: Sequence[Message] = ()) -> None:
         """``generation``: how it answers; None: as the composition says (``Engine.usual``)."""
         self.engine = engine
         self.examples = list(examples)
+        self.system: str | None = None
+        self.keep_turns = -1
         self.generation = generation or engine.usual()
         self.messages: list[Message] = []
         self._stop = threading.Event()
@@ -70,14 +73,20 @@ class ChatSession:
         text = ""
         finished = False
         try:
-            asked = with_shots(self.examples, self.messages)
-            for delta in self.engine.stream(asked, generation or self.generation, self._stop):
+            for delta in self.engine.stream(self.prompt(), generation or self.generation, self._stop):
                 text = extend(text, delta)
                 yield delta
             finished = True
         finally:
             if (finished or text) and self.is_open:
                 self.messages.append(Message("assistant", (Text(text),)))
+
+    def prompt(self) -> list[Message]:
+        """What the model is asked: system text, examples, and as much of the history as is kept."""
+        turns = turns_of(self.messages)[1]
+        kept = turns if self.keep_turns < 0 else turns[-self.keep_turns - 1 :]
+        system = [] if self.system is None else [Message("system", (Text(self.system),))]
+        return [*system, *self.examples, *(m for turn in kept for m in turn)]
 
     def answer(self, generation: Generation | None = None) -> str:
         """The whole answer to the open question (see ``stream``)."""

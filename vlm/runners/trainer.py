@@ -122,8 +122,7 @@ class Trainer:
             model: on ``device``, trainable parameters chosen.
             loader: endless batches of this process, see :class:`Loader`.
             task: makes a loss of a batch.
-            run: the run section.
-            run_dir: prepared run folder.
+            run, run_dir: the run section and the prepared run folder.
             device: this process's device.
             epoch_steps: optimiser steps of an epoch.
             groups: names of the groups whose batches ``loader`` gives in turn, all of them in a micro-step.

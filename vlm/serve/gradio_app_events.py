@@ -57,15 +57,25 @@ class Events:
         return [mine, mine.shown, "", *buttons(writing=True)]
 
     def write(self, mine: PageChat, *values: Any) -> Iterator[list[Any]]:
-        """The answer as it grows, or when it is complete."""
+        """The answer as it grows, or when it is complete; ``values``: options, text in front, turns kept."""
         try:
-            options = self.generation.but(**typed(dict(zip(self.names, values, strict=True))))
-            for shown in mine.write(options):
+            options = self.generation.but(**typed(dict(zip(self.names, values, strict=False))))
+            for shown in mine.write(options, *self._prompt(*values[len(self.names) :])):
                 if self.stream:
                     yield [shown, *buttons(writing=True)]
         except UserError as error:
             gr.Warning(str(error), title="Not answered")
         yield [mine.shown, *buttons(writing=False)]
+
+    def _prompt(self, system: str = "", turns: float = -1) -> tuple[str | None, int]:
+        """The text in front where it is not the template's own, and the turns to keep."""
+        usual = getattr(self.engine.processor.template.config, "system", "")
+        return (None if system.strip() == usual.strip() else system), int(turns)
+
+    @staticmethod
+    def read(mine: PageChat | None) -> str:
+        """The prompt of the last answer."""
+        return mine.read if mine is not None else ""
 
     def again(self, mine: PageChat | None) -> list[Any]:
         """Regenerate: the bubbles without the last answer."""

@@ -11,6 +11,7 @@ import gradio as gr
 from vlm.inference.engine import Engine
 from vlm.inference.generation import CHAT, Generation
 from vlm.serve import gradio_app_look as look
+from vlm.serve import gradio_app_prompt
 from vlm.serve.examples import Example, tasks
 from vlm.serve.gradio_app_events import Events
 
@@ -31,6 +32,7 @@ class Widgets:
     stop: gr.Button
     again: gr.Button
     restart: gr.Button
+    prompt: gradio_app_prompt.PromptWidgets
 
 
 def build(
@@ -64,6 +66,7 @@ def build(
                 )
                 gr.HTML(look.HINT, padding=False)
                 settings = _settings(generation)
+                prompt = gradio_app_prompt.accordion(engine)
             with gr.Column(scale=5, min_width=400):
                 bubbles = gr.Chatbot(
                     label="Conversation",
@@ -83,7 +86,9 @@ def build(
                 _shortcuts(engine, question)
         if examples:
             _gallery(examples, picture, question, classes)
-        widgets = Widgets(gr.State(None), picture, clip, settings, bubbles, question, send, stop, again, restart)
+        widgets = Widgets(
+            gr.State(None), picture, clip, settings, bubbles, question, send, stop, again, restart, prompt
+        )
         _wire(widgets, Events(engine, generation, [n for n in settings if n != "keep"], stream))
     return page
 
@@ -178,14 +183,15 @@ def _wire(w: Widgets, events: Events) -> None:
     in_turn = {**at_once, "show_progress": progress, "concurrency_limit": 1, "concurrency_id": "model"}
     writing = {
         "fn": events.write,
-        "inputs": [w.chat, *(w.settings[n] for n in events.names)],
+        "inputs": [w.chat, *(w.settings[n] for n in events.names), *w.prompt.values],
         "outputs": [w.bubbles, *buttons],
         **in_turn,
     }
+    read = {"fn": events.read, "inputs": [w.chat], "outputs": [w.prompt.read], **at_once}
     asking = [w.question, w.picture, w.settings["keep"], w.chat, w.clip]
     asked = [w.chat, w.bubbles, w.question, *buttons]
-    gr.on([w.send.click, w.question.submit], events.ask, asking, asked, **at_once).success(**writing)
-    w.again.click(events.again, [w.chat], [w.bubbles, *buttons], **at_once).success(**writing)
+    gr.on([w.send.click, w.question.submit], events.ask, asking, asked, **at_once).success(**writing).then(**read)
+    w.again.click(events.again, [w.chat], [w.bubbles, *buttons], **at_once).success(**writing).then(**read)
     w.stop.click(events.stop, [w.chat], None, **at_once)
     emptied = [w.bubbles, w.picture, w.clip, w.question, *buttons]
     gr.on([w.restart.click, w.bubbles.clear], events.restart, [w.chat], emptied, **at_once)

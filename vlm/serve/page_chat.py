@@ -20,7 +20,8 @@ PAUSE = 0.04
 class PageChat:
     """A session and the bubbles that show it.
 
-    ``shown``: dictionaries with ``role`` and ``content`` (text, or a list of ``{"path": ...}`` and text).
+    ``shown``: dictionaries with ``role`` and ``content`` (text, or a list of ``{"path": ...}`` and text); ``read``:
+    the prompt of the last answer as text.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -29,6 +30,7 @@ class PageChat:
         self.shown: list[dict[str, Any]] = []
         self.picture: str | None = None
         self.clip: str | None = None
+        self.read = ""
         self._busy: ChatSession | None = None
 
     def ask(self, question: str, picture: str | None, keep: bool = False, clip: str | None = None) -> None:
@@ -60,18 +62,22 @@ class PageChat:
         self.shown.append({"role": "user", "content": [*content, question.strip()]})
         self.picture, self.clip = picture or self.picture, clip or self.clip
 
-    def write(self, generation: Generation) -> Iterator[list[dict[str, Any]]]:
-        """The bubbles as the answer grows.
+    def write(
+        self, generation: Generation, system: str | None = None, keep_turns: int = -1
+    ) -> Iterator[list[dict[str, Any]]]:
+        """The bubbles as the answer grows; ``system`` and ``keep_turns`` as in :class:`ChatSession`.
 
         Raises:
             PromptError: the question does not fit; it is taken back, with its bubble.
         """
         shown, session = self.shown, self.session
         self._busy = session
+        session.system, session.keep_turns = system, keep_turns
         bubble = {"role": "assistant", "content": ""}
         shown.append(bubble)
         text, last = "", 0.0
         try:
+            self.read = self.engine.text(session.prompt())
             for delta in session.stream(generation):
                 text = extend(text, delta)
                 if time.monotonic() - last >= PAUSE:

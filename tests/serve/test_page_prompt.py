@@ -1,0 +1,80 @@
+"""The page's prompt settings: another text in front, a shorter history, what the model reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vlm.inference.engine import Engine
+from vlm.inference.generation import EVALUATION
+from vlm.inference.session import ChatSession
+from vlm.serve.gradio_app_events import Events
+from vlm.serve.page_chat import PageChat
+
+from ..golden.helpers_mmgpt import MmgptCase
+
+CASE = Path(__file__).parents[1] / "golden" / "mmgpt" / "open"
+FIRST, SECOND = (str(CASE / "images" / name) for name in ("second.png", "gradient_97x131.png"))
+SHORT = EVALUATION.but(max_new_tokens=4)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    torch.set_num_threads(1)
+    case = MmgptCase(CASE)
+    return Engine(case.model, case.processor)
+
+
+def usual(engine: Engine) -> str:
+    return engine.processor.template.config.system
+
+
+def test_prompt_is_shown_as_the_model_reads_it(engine: Engine) -> None:
+    chat = PageChat(engine)
+    chat.ask("What is it?", FIRST)
+    list(chat.write(SHORT))
+    asked = "\n\n### Image:\n<image>\n\n### Instruction:\nWhat is it?\n\n### Response:\n"
+    assert chat.read == usual(engine) + asked
+    answer = chat.shown[-1]["content"] if chat.session.messages[-1].text else ""
+    chat.ask("And this?", SECOND, keep=True)
+    list(chat.write(SHORT))
+    again = asked.replace("What is it?", "And this?")
+    assert chat.read == usual(engine) + asked + answer + again
+
+
+def test_history_buffer_and_text_in_front(engine: Engine) -> None:
+    events = Events(engine, SHORT, ["max_new_tokens"])
+    mine = events.ask("What is it?", FIRST, True, None)[0]
+    list(events.write(mine, 4, usual(engine), -1))
+    events.ask("Which colour?", None, True, mine)
+    list(events.write(mine, 4, usual(engine), 0))
+    assert events.read(mine) == usual(engine) + "\n\n### Instruction:\nWhich colour?\n\n### Response:\n"
+    events.ask("Why?", None, True, mine)
+    list(events.write(mine, 4, "Be brief.", 1))
+    assert events.read(mine).startswith("Be brief.\n\n### Instruction:\nWhich colour?")
+    assert "What is it?" not in events.read(mine) and events.read(None) == ""
+    assert len(mine.session.messages) == 6
+
+
+def test_kept_turns_leave_examples_in_place(engine: Engine) -> None:
+    from vlm.inference.shots import shots
+
+    session = ChatSession(engine, SHORT, shots([{"question": "Name a planet.", "answer": "Saturn"}]))
+    session.keep_turns = 0
+    for question in ("One?", "Two?"):
+        session.ask(question)
+        session.answer()
+    session.ask("Three?")
+    assert [m.text for m in session.prompt()] == ["Name a planet.", "Saturn", "Three?"]
+    session.keep_turns = 1
+    assert [m.text for m in session.prompt()][2] == "Two?" and len(session.prompt()) == 5
+
+
+def test_page_is_built_with_the_prompt_settings(engine: Engine) -> None:
+    from vlm.serve import gradio_app_page
+
+    page = gradio_app_page.build(engine, SHORT)
+    labels = [getattr(b, "label", None) for b in page.blocks.values()]
+    assert {"Prompt", "Text in front of the conversation", "What the model reads"} <= set(labels)
