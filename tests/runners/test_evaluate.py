@@ -83,6 +83,17 @@ def test_table_shows_types_and_majority(cfg):
     assert "color" in text and "unseen pairs" in text
 
 
+def test_questions_without_answers_are_written_and_not_scored(cfg, tmp_path):
+    (tmp_path / "open.jsonl").write_text('{"question": "What is odd here?", "question_id": 7}\n')
+    options = Table.Config(str(tmp_path / "open.jsonl"), fields={"id": "question_id"}, assistant=None)
+    cfg.evaluation_datasets = {"open": DatasetEntry("open", Part("table", options))}
+    found = run_evaluation(cfg, engine=Engine(), output=tmp_path / "out")
+    assert (found["open"]["right"]["overall"], found["open"]["right"]["count"]) == (None, 0)
+    assert "no question has a reference answer" in table(found["open"]["right"])
+    (line,) = (tmp_path / "out" / "numbers_answers.jsonl").read_text().splitlines()
+    assert json.loads(line)["id"] == "7" and json.loads(line)["reference"] == ""
+
+
 def test_the_model_of_the_configuration_is_loaded(tmp_path):
     rows = [{"image": f"{i}.jpg", "question": "What?", "answer": "boat", "type": "what"} for i in (2, 3, 4)]
     (tmp_path / "qa.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))

@@ -150,6 +150,8 @@ def _write(folder: Path, name: str, results: dict[str, Any], answers: Sequence[d
 
 def table(numbers: dict[str, Any]) -> str:
     """One line per question type: accuracy, the majority answer's, number of questions, 95 % interval of the first."""
+    if not numbers["count"]:
+        return " no question has a reference answer, nothing is scored"
     guess, bounds = numbers["majority"], numbers.get("intervals", {"overall": None, "by_type": {}})
     rows = [("all", numbers["overall"], bounds["overall"], guess["overall"], numbers["count"])]
     counts, by_type = numbers["counts"]["by_type"], bounds["by_type"]
