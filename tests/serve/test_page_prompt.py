@@ -78,3 +78,24 @@ def test_page_is_built_with_the_prompt_settings(engine: Engine) -> None:
     page = gradio_app_page.build(engine, SHORT)
     labels = [getattr(b, "label", None) for b in page.blocks.values()]
     assert {"Prompt", "Text in front of the conversation", "What the model reads"} <= set(labels)
+
+
+def test_examples_to_click(tmp_path: Path) -> None:
+    from vlm.common.errors import DataError
+    from vlm.serve.examples import read_examples
+
+    file = tmp_path / "examples.jsonl"
+    (tmp_path / "a.png").write_bytes(Path(FIRST).read_bytes())
+    file.write_text('{"image": "a.png", "question": "What is in this image?"}\n\n')
+    assert read_examples(file) == [(str(tmp_path / "a.png"), "What is in this image?")]
+    for line, said in (
+        ('{"image": "b.png", "question": "What?"}', r"line 1: picture .*b\.png: no such file"),
+        ('{"image": "a.png"}', "line 1: needs `image` and `question`"),
+        ("[]", "line 1: needs `image` and `question`"),
+        ("{", "line 1 is not JSON"),
+    ):
+        file.write_text(line)
+        with pytest.raises(DataError, match=said):
+            read_examples(file)
+    with pytest.raises(DataError, match=r"none\.jsonl: no such file"):
+        read_examples(tmp_path / "none.jsonl")

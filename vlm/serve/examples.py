@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from vlm.common.errors import DataError
 
 if TYPE_CHECKING:
     from vlm.common.config import Config
@@ -33,6 +36,33 @@ def tasks(cfg: Config | None) -> tuple[str, ...]:
 def is_world(cfg: Config | None) -> bool:
     """Whether a model is the embedded one, which knows the painted world only."""
     return cfg is not None and cfg.model.model_type == "tiny"
+
+
+def read_examples(file: str | Path) -> list[Example]:
+    """Examples of a JSON Lines file with ``{image, question}``; paths start from the file's folder.
+
+    Raises:
+        DataError: no such file or picture, or a line without one of the fields.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise DataError(f"examples {path}: no such file", fix="name a JSON Lines file with {image, question}")
+    found: list[Example] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        where, fix = f"examples {path}, line {number}", 'write {"image": "a.jpg", "question": "What is it?"}'
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{where} is not JSON: {error}", fix=fix) from error
+        if not isinstance(record, dict) or not all(isinstance(record.get(k), str) for k in ("image", "question")):
+            raise DataError(f"{where}: needs `image` and `question`, both texts", fix=fix)
+        picture = path.parent / record["image"]
+        if not picture.is_file():
+            raise DataError(f"{where}: picture {picture}: no such file", fix=f"paths start from {path.parent}")
+        found.append((str(picture.resolve()), record["question"]))
+    return found
 
 
 def world_examples(folder: Path, count: int = 8, seed: int = 2024) -> list[Example]:

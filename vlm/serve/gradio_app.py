@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=None, help=f"default: the first free one from {PORTS[0]}")
     parser.add_argument("--share", action="store_true", help="also make a public link through gradio's servers")
     parser.add_argument("--no-stream", "--no_stream", action="store_true", help="show an answer when it is complete")
+    parser.add_argument("--examples", default=None, metavar="FILE", help="to click: JSON Lines with {image, question}")
     add_model_arguments(parser)
 
 
@@ -55,6 +56,7 @@ def main(args: argparse.Namespace) -> int:
         device=device_of(args),
         generation=changes_of(args),
         stream=not args.no_stream,
+        examples=args.examples,
     )
     return 0
 
@@ -69,6 +71,7 @@ def launch(
     device: str | torch.device | None = None,
     generation: Mapping[str, Any] | None = None,
     stream: bool = True,
+    examples: str | Path | None = None,
     block: bool = True,
 ) -> Any:
     """Load a model and serve its page.
@@ -82,6 +85,7 @@ def launch(
         device: None leaves it to the configuration.
         generation: changes to the options of an answer with which the page's settings start.
         stream: show answers as they grow; False shows them when they are complete.
+        examples: file of pictures and questions to click, see ``read_examples``; None: those of the embedded model.
         block: wait until the page is stopped; False returns the running ``gradio.Blocks``.
 
     Raises:
@@ -90,14 +94,15 @@ def launch(
     gradio = _gradio()
     port = free_port(host, port)  # before the model is loaded, which may take minutes
     from vlm.serve import gradio_app_look, gradio_app_page
-    from vlm.serve.examples import is_world, world_examples
+    from vlm.serve.examples import is_world, read_examples, world_examples
 
+    shown = read_examples(examples) if examples else []
     engine = _engine(source, device, options)
     world = is_world(engine.config)
     folder = tempfile.TemporaryDirectory(prefix="vlm_page_")
-    examples = world_examples(Path(folder.name)) if world else []
+    shown = world_examples(Path(folder.name)) if world and not examples else shown
     start = usual(engine.config).but(**generation or {})
-    page = gradio_app_page.build(engine, start, examples, pixels=world, stream=stream)
+    page = gradio_app_page.build(engine, start, shown, pixels=world, stream=stream)
     vars(page)["examples_folder"] = folder  # lives as long as the page
     page.queue()
     _, url, public = page.launch(
@@ -109,7 +114,7 @@ def launch(
         theme=gradio_app_look.theme(gradio),
         css=gradio_app_look.CSS,
         footer_links=[],
-        allowed_paths=[folder.name],
+        allowed_paths=[folder.name, *(path for path, _ in shown)],
         ssr_mode=False,
     )
     say(f"chat page: {url}" + (f"  public: {public}" if public else "") + "   (Ctrl-C ends it)")
