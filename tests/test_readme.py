@@ -45,6 +45,8 @@ def test_command(command: str) -> None:
         makefile = (ROOT / "Makefile").read_text()
         assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in words[1:])
         return
+    if words[0] == "torchrun" and "vlm.cli" in words:
+        words = ["vlm", *words[words.index("vlm.cli") + 1 :]]
     if words[0] == "torchrun":
         words = words[words.index("train.py") :]
     if words[0] == "python" and words[1].endswith(".py"):

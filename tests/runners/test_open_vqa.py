@@ -81,6 +81,10 @@ def test_evaluation_with_controls_and_card(config: Path, capsys: pytest.CaptureF
     card = json.loads((out / "small_card.json").read_text())
     assert card["datasets"]["open_vqa_videos"]["asked"]["questions"] == 2
     assert card["datasets"]["open_vqa_images"]["results"]["blank"]["overall"] is not None
+    assert (
+        card["datasets"]["open_vqa_videos"]["asked"]["a whole prompt"] == "[picture or clip]user: does it move?\nbot:"
+    )
+    assert card["scoring"]["judge"].endswith("long_or_red") and "top_k" not in card["settings"]
     assert card["model"]["bridge"] == "frame_positions -> perceiver" and card["settings"]["length_penalty"] == -2.0
 
 
@@ -96,6 +100,7 @@ def test_several_seeds_are_several_runs(config: Path) -> None:
     rows = [json.loads(line) for line in lines]
     assert [(r["seed"], r["id"]) for r in rows] == [(s, str(k)) for s in (0, 1) for k in (1, 2, 3)]
     assert rows[0]["answer"] != rows[3]["answer"]
+    assert "drawn, averaged over the seeds 0, 1" in (config.parent / "out" / "small_card.html").read_text()
 
 
 @pytest.mark.parametrize(

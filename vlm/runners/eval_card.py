@@ -16,6 +16,7 @@ from vlm.common.types import Video
 from vlm.datasets.loader import build_sources
 from vlm.runners.report import picture_uri
 from vlm.runners.report_page import STYLE
+from vlm.tasks.question_answering import asked
 
 if TYPE_CHECKING:
     from vlm.inference.engine import Engine
@@ -40,6 +41,7 @@ def write_card(
     datasets: Sequence[str],
     results: Mapping[str, Any],
     answers: Sequence[Row],
+    judge: str = "exact",
 ) -> Path:
     """Write ``<name>_card.html`` and ``<name>_card.json``.
 
@@ -51,23 +53,25 @@ def write_card(
         datasets: names of the datasets, in order.
         results: numbers by dataset and control, as ``run_evaluation`` returns them.
         answers: the single answers.
+        judge: what counted as right.
 
     Returns:
         the HTML file.
     """
-    facts = {"model": model_facts(cfg), "settings": settings(engine), "software": {"vlm": __version__}}
+    scoring = {"task": cfg.run.task, "judge": judge, "intervals": "95 %, bootstrap over questions", "vlm": __version__}
+    facts = {"model": model_facts(cfg), "settings": settings(engine), "scoring": scoring}
     card: dict[str, Any] = {"name": name, **facts, "datasets": {}}
     sections = []
     for dataset in datasets:
         entry = cfg.evaluation_datasets[dataset]
         rows = [a for a in answers if a["dataset"] == dataset]
         shown = examples(rows)
-        asked = dataset_facts(entry, results[dataset])
+        said = dataset_facts(entry, results[dataset]) | {"a whole prompt": _prompt(entry, engine)}
         plain = [{k: v for k, v in row.items() if k not in ("dataset", "image")} for row in shown]
-        card["datasets"][dataset] = {"asked": asked, "results": results[dataset], "examples": plain}
+        card["datasets"][dataset] = {"asked": said, "results": results[dataset], "examples": plain}
         pictures = thumbnails(entry, engine, shown)
         sections.append(
-            f"<section><h2>{html.escape(dataset)}</h2>{_facts(asked)}<h3>Accuracy</h3>{_table(results[dataset])}"
+            f"<section><h2>{html.escape(dataset)}</h2>{_facts(said)}<h3>Accuracy</h3>{_table(results[dataset])}"
             f"<h3>Right answers</h3>{_examples([r for r in shown if r['right']], pictures)}"
             f"<h3>Wrong answers</h3>{_examples([r for r in shown if not r['right']], pictures)}</section>"
         )
@@ -100,7 +104,8 @@ def model_facts(cfg: Config) -> dict[str, Any]:
 def settings(engine: Engine) -> dict[str, Any]:
     """How the model answers by its composition; a run with seeds draws, all else is as it says."""
     found = dataclasses.asdict(engine.usual())
-    return {k: v for k, v in found.items() if v is not None}
+    idle = () if found["do_sample"] else ("top_p", "top_k", "temperature", "seed")
+    return {k: v for k, v in found.items() if v is not None and k not in idle}
 
 
 def dataset_facts(entry: DatasetEntry, numbers: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,9 +114,16 @@ def dataset_facts(entry: DatasetEntry, numbers: Mapping[str, Any]) -> dict[str, 
     first = next(iter(numbers.values()))
     facts = {"records": getattr(config, "ann_path", ""), "media": getattr(config, "image_path", "")}
     facts |= {"questions": first["count"], "longest answer in tokens": entry.max_new_tokens}
-    if "seeds" in first:
-        facts["seeds"] = ", ".join(map(str, first["seeds"]))
+    seeds = ", ".join(map(str, first.get("seeds", ())))
+    facts["answers"] = f"drawn, averaged over the seeds {seeds}" if seeds else "one run, as the settings say"
     return facts
+
+
+def _prompt(entry: DatasetEntry, engine: Engine) -> str:
+    """The first question with everything that the template puts around it."""
+    sample = build_sources({entry.name: entry}, engine.processor, "eval")[0].dataset[0]
+    segments = engine.processor.template.chat_segments(asked(sample))
+    return "".join(segment.text or "[picture or clip]" for segment in segments)
 
 
 def examples(rows: Sequence[Row]) -> list[Row]:

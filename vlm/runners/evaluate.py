@@ -80,7 +80,8 @@ def run_evaluation(
         name = cfg.run.name or "evaluation"
         _write(folder, name, results, answers)
         if _kind(cfg).card:
-            log.info("card: %s", write_card(folder, name, cfg, engine, names, results, answers))
+            used = judge or _kind(cfg).Config().judge
+            log.info("card: %s", write_card(folder, name, cfg, engine, names, results, answers, used))
     return results
 
 
