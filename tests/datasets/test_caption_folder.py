@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,4 +50,13 @@ def test_a_record_without_caption_names_itself(tmp_path: Path) -> None:
     (tmp_path / "filter_cap.json").write_text('{"annotations": [{"image_id": "1", "text": "x"}]}')
     data = CaptionFolder(CaptionFolder.Config(storage=str(tmp_path)))
     with pytest.raises(DataError, match=r"annotation 0: no field 'caption' \(it has image_id, text\)"):
+        data[0]
+
+
+@pytest.mark.parametrize("caption", [" ", None, 3])
+def test_empty_captions(tmp_path: Path, caption: Any) -> None:
+    tree = {"annotations": [{"image_id": "1", "caption": caption}]}
+    (tmp_path / "filter_cap.json").write_text(json.dumps(tree))
+    data = CaptionFolder(CaptionFolder.Config(storage=str(tmp_path)))
+    with pytest.raises(DataError, match=f"annotation 0: the caption is {caption!r}, not a text\n  fix: remove"):
         data[0]

@@ -79,6 +79,7 @@ def test_text_only_and_named_by_pattern(tmp_path: Path) -> None:
         ({"conversations": [{"from": "gpt"}]}, "no field 'value'"),
         ({"conversations": turns("a", "b")[::-1]}, "turns must alternate user, assistant, found assistant, user"),
         ({"conversations": turns("a", " ")}, "turn 2: the answer is empty"),
+        ({"conversations": turns("a", None)}, "turn 2: the answer is empty"),
     ],
 )
 def test_unusable_records_name_themselves(tmp_path: Path, record: dict, words: str) -> None:

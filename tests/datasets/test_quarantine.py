@@ -28,15 +28,38 @@ def test_too_many_bad_records_stop_the_run_with_three_examples(tmp_path: Path) -
     quarantine = Quarantine(tmp_path)
     quarantine.add("cats", 100, [])
     quarantine.add("birds", 1, [bad("1"), bad("2")])  # two are never too many
-    with pytest.raises(DataError, match=r"dataset birds: 4 of 105 records .* allowed are 1.0%") as caught:
-        quarantine.add("birds", 100, [bad("3"), bad("4")])
+    with pytest.raises(DataError, match=r"dataset birds: 4 of 55 records .* allowed are 1.0%") as caught:
+        quarantine.add("birds", 50, [bad("3"), bad("4")])
     text = str(caught.value)
     assert [f"- {k}: picture {k}: corrupt" in text for k in "1234"] == [True, True, True, False]
     assert "quarantine.jsonl" in text
 
 
+def test_a_few_bad_records_at_the_start_are_put_down_to_chance() -> None:
+    quarantine = Quarantine(None)
+    quarantine.add("birds", 196, [bad(str(k)) for k in range(4)])  # 2 %, where 1 % gives that many every tenth time
+    quarantine.add("birds", 786, [bad(str(k)) for k in range(4, 11)])
+    with pytest.raises(DataError, match=r"12 of 1002 records"):
+        quarantine.add("birds", 8, [bad("11")])
+    with pytest.raises(DataError, match="4 of 200 records"):
+        Quarantine(None, early=0).add("birds", 196, [bad(str(k)) for k in range(4)])
+
+
+def test_a_record_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    quarantine = Quarantine(None)
+    for _ in range(2):
+        quarantine.add("birds", 500, [bad("1")])
+    assert caplog.text.count("left out 1: picture 1: corrupt") == 1
+    assert quarantine.bad == {"birds": 2}
+
+
+def test_reasons_are_written_as_they_read(tmp_path: Path) -> None:
+    Quarantine(tmp_path).add("birds", 1, [bad("\u56fe")])
+    assert "picture \u56fe: corrupt" in (tmp_path / "quarantine.jsonl").read_text(encoding="utf-8")
+
+
 def test_the_allowed_share_can_be_raised() -> None:
-    quarantine = Quarantine(None, max_share=0.5)
+    quarantine = Quarantine(None, max_share=0.5, early=0)
     quarantine.add("birds", 5, [bad("1"), bad("2"), bad("3"), bad("4"), bad("5")])
     with pytest.raises(DataError, match="50.0%"):
         quarantine.add("birds", 0, [bad("6")])

@@ -295,12 +295,21 @@ def test_a_conversation_in_a_record(tmp_path: Path, picture_of: Callable[..., by
         (b'{"messages": [{"role": "user", "parts": [{"sound": "x"}]}]}', "none of text, input, image, video"),
         (b'{"messages": [{"role": "user", "parts": [{"image": "0.jpg"}]}]}', "no member '0.jpg'"),
         (b'{"messages": [{"role": "user", "parts": [{"image": ["0.jpg"]}]}]}', "none of text"),
+        (b'{"messages": [{"role": "assistant", "parts": [{"text": " "}]}]}', "message 1: the answer is empty"),
     ],
 )
 def test_faulty_conversations_in_a_record(tmp_path: Path, text: bytes, said: str) -> None:
     write(tmp_path / "a.tar", [("7.sample.json", text)])
     data = load(str(tmp_path))
     with pytest.raises(DataError, match=f"record 7: .*{said}"):
+        data.decode(next(data.records(None)))
+
+
+@pytest.mark.parametrize(("ext", "text"), [("txt", b" \n"), ("json", b'{"caption": ""}')])
+def test_empty_captions(tmp_path: Path, ext: str, text: bytes, picture_of: Callable[..., bytes]) -> None:
+    write(tmp_path / "a.tar", [("7.png", picture_of(1)), (f"7.{ext}", text)])
+    data = load(str(tmp_path))
+    with pytest.raises(DataError, match="record 7: the caption is empty\n  fix: remove"):
         data.decode(next(data.records(None)))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlm.common.errors import DataError
 from vlm.common.registry import register_dataset
 from vlm.common.types import Image, Sample
 from vlm.datasets.base import field, message, read_json, records_of
@@ -48,6 +49,8 @@ class CaptionFolder:
     def __getitem__(self, index: int) -> Sample:
         record = self._records[index]
         where = f"{self._file}: annotation {index}"
-        key, caption = str(field(record, "image_id", where)), str(field(record, "caption", where))
+        key, caption = str(field(record, "image_id", where)), field(record, "caption", where)
+        if not isinstance(caption, str) or not caption.strip():
+            raise DataError(f"{where}: the caption is {caption!r}, not a text", fix="remove the record")
         picture = Path(self.config.storage) / self.config.image_dir / f"{key}{self.config.image_ext}"
         return Sample(messages=(message("user", Image(str(picture))), message("assistant", caption)), id=key)

@@ -127,7 +127,10 @@ def _message(turn: Any, read: Callable[[str], bytes], known: set[str], where: st
     parts = turn.get("parts")
     if not isinstance(parts, list):
         raise DataError(f"{where}: parts must be a list, found {type(parts).__name__}")
-    return Message(role, tuple(_part(part, read, known, where) for part in parts))
+    found = Message(role, tuple(_part(part, read, known, where) for part in parts))
+    if role == "assistant" and not found.text.strip():
+        raise DataError(f"{where}: the answer is empty", fix="remove the record")
+    return found
 
 
 def _only_item(part: Any) -> tuple[str, Any]:

@@ -91,7 +91,7 @@ def _turn(turn: Any, where: str) -> tuple[Role, str]:
     key = next((k for k in ("value", "content") if k in turn), None)
     if key is None:
         raise DataError(f"{where}: no field 'value' or 'content' (it has {', '.join(sorted(turn))})")
-    said = turn[key]
+    said = "" if turn[key] is None else turn[key]
     return role, "".join(_piece(p, where) for p in said) if isinstance(said, list) else str(said)
 
 

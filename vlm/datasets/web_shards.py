@@ -108,4 +108,6 @@ class WebShards:
             raise DataError(f"{where}: unreadable caption ({error})") from error
         if not isinstance(caption, str):
             raise DataError(f"{where}: no caption in field {key!r} of its .json nor in a .txt")
+        if not caption.strip():
+            raise DataError(f"{where}: the caption is empty", fix="remove the record")
         return caption

@@ -11,7 +11,9 @@ import binascii
 import io
 import json
 import os
+import re
 import struct
+import warnings
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,13 +134,16 @@ def _open(source: Any, label: str, max_pixels: int) -> tuple[bytes | None, PILIm
         return None, _from_array(source, label)
     data = _encoded(source, label)
     try:
-        return data, Image.open(io.BytesIO(data))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the cap refuses it, with a message
+            return data, Image.open(io.BytesIO(data))
     except UnidentifiedImageError as error:
         if data.startswith(_KNOWN):
             raise _corrupt(label, error) from None
         return data, _opencv(data, label)
     except Image.DecompressionBombError as error:
-        raise _too_large(label, str(error), max_pixels) from error
+        found = re.search(r"\d+", str(error))
+        raise _too_large(label, f"{found.group() if found else 'far too many'} pixels", max_pixels) from error
     except _BROKEN as error:
         raise _corrupt(label, error) from error
 
@@ -249,4 +254,5 @@ def _corrupt(label: str, error: BaseException) -> DataError:
 
 
 def _too_large(label: str, found: str, cap: int) -> DataError:
-    return DataError(f"picture {label}: {found}, allowed are 1 to {cap} pixels", fix="shrink it")
+    fix = "shrink it; a small file of so many pixels is a decompression bomb"
+    return DataError(f"picture {label}: {found}, allowed are 1 to {cap} pixels", fix=fix)

@@ -104,7 +104,7 @@ def write_shards(
     dataset = opened.source.dataset
     manifest = start_manifest(folder, opened, per_shard)
     known: dict[str, Any] = manifest["shards"]
-    quarantine = Quarantine(folder, max_bad_share)
+    quarantine = Quarantine(folder, max_bad_share, early=0)
     counts = {key: {opened.name: sum(s[name] for s in known.values())} for key, name in COUNTED.items()}
     quarantine.load_state_dict(counts)
     jobs = (job for job in _jobs(dataset, per_shard) if shard_name(job.number) not in known)
