@@ -18,6 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", default="", metavar="N,N", help="drawn answers, one run per seed, averaged")
     parser.add_argument("--judge", default=None, help="what is right: exact, open, or package.module:function")
+    parser.add_argument(
+        "--predictions", nargs="+", default=[], metavar="FILE", help="score these result files instead; no model"
+    )
+    parser.add_argument("--data", nargs="+", default=[], metavar="FILE", help="with --predictions: the records")
     parser.add_argument("--output", default=None, metavar="DIR", help="folder of the results")
     parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the configuration")
 
@@ -31,6 +35,8 @@ def main(args: argparse.Namespace) -> int:
     from vlm.common.config import load_config
     from vlm.common.errors import UserError
 
+    if args.predictions:
+        return score(args)
     source = args.cfg_path or args.cfg
     if source is None:
         raise UserError("no configuration named", fix="vlm eval eval_configs/tiny_eval.yaml")
@@ -55,6 +61,24 @@ def main(args: argparse.Namespace) -> int:
     for name, by_image in results.items():
         for image, numbers in by_image.items():
             say(f"{name}, {image} picture:{table(numbers)}")
+    return 0
+
+
+def score(args: argparse.Namespace) -> int:
+    """Score finished result files; several are several runs. Raises UserError: unusable files or judge."""
+    import json
+
+    from vlm.common.errors import UserError
+    from vlm.runners.evaluate import table
+    from vlm.runners.score_file import score_files
+
+    if not args.data:
+        raise UserError("--predictions needs the records", fix="--data Open_VQA_images.jsonl")
+    numbers = score_files(args.data, args.predictions, args.judge or "open")
+    say(f"{', '.join(args.predictions)}:{table(numbers)}")
+    if args.output is not None:
+        Path(args.output).mkdir(parents=True, exist_ok=True)
+        (Path(args.output) / "scores.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
