@@ -88,7 +88,9 @@ def test_own_part_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
     from vlm.common.types import Features
 
-    (tmp_path / "readme_parts.py").write_text(blocks("python")[0].replace('"gated_linear"', '"readme_gated_linear"'))
+    (tmp_path / "readme_parts.py").write_text(
+        next(b for b in blocks("python") if "register_bridge" in b).replace('"gated_linear"', '"readme_gated_linear"')
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.import_module("readme_parts")
     cls = resolve("bridge", "readme_gated_linear")
