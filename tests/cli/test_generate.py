@@ -112,7 +112,7 @@ def test_sampling_follows_the_seed(tmp_path: Path) -> None:
 
 
 def test_two_processes_write_the_same_file(tmp_path: Path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29713"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*torchrun, "-m", "vlm.cli", *published(tmp_path, test_files=["images.jsonl"] * 2, batch_size_test=1)]
     root = str(Path(__file__).parents[2])
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": root}, capture_output=True, text=True)

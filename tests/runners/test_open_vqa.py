@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -121,3 +124,16 @@ def test_unreadable_clip_stops_with_its_name(config: Path, capsys: pytest.Captur
     (config.parent / "1.mp4").write_bytes(b"nothing" * 9)
     assert main(["eval", str(config), "--dataset", "open_vqa_videos"]) == 2
     assert "1.mp4: no video that" in capsys.readouterr().err
+
+
+def test_two_processes_write_one_result(config: Path) -> None:
+    assert main(["eval", str(config)]) == 0
+    out = config.parent / "out"
+    alone = (out / "small_answers.jsonl").read_text()
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "vlm.cli", "eval", str(config), "--output", str(out / "two")]
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": root}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (out / "two" / "small_answers.jsonl").read_text() == alone
+    assert done.stdout.count("open_vqa_images, right picture") == 1

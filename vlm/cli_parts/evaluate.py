@@ -48,6 +48,7 @@ def main(args: argparse.Namespace) -> int:
         cfg = load_config(source, args.options, check="all")
     if not cfg.evaluation_datasets:
         raise UserError(f"{source} has no evaluation_datasets", fix="add the section, or use another file")
+    from vlm.common.dist import world_from_env
     from vlm.runners.evaluate import run_evaluation, table
 
     results = run_evaluation(
@@ -58,7 +59,8 @@ def main(args: argparse.Namespace) -> int:
         seeds=numbers_of(args.seeds),
         judge=args.judge,
     )
-    for name, by_image in results.items():
+    first = world_from_env().rank == 0
+    for name, by_image in results.items() if first else ():
         for image, numbers in by_image.items():
             say(f"{name}, {image} picture:{table(numbers)}")
     return 0

@@ -66,16 +66,17 @@ def run_evaluation(
         )
     for image in images:  # before the model is loaded, which may take minutes
         _kind(cfg).Config(image=image, judge=judge or "exact")  # type: ignore[arg-type]
-    joined = engine is None
+    joined, main = engine is None, dist.is_main()
     if engine is None:
         engine = _load_engine(cfg)
+        main = dist.is_main()  # known only while the processes are joined
     asked = Asked(tuple(images), batch_size, tuple(seeds), judge)
     try:
         results, answers = _evaluate(cfg, engine, names, asked)
     finally:
         if joined:
             dist.destroy()
-    if dist.is_main():
+    if main:
         folder = Path(output or cfg.run.save_path or cfg.run.output_dir)
         name = cfg.run.name or "evaluation"
         _write(folder, name, results, answers)
