@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from vlm.common.errors import ConfigError, DataError
-from vlm.datasets.groups import pass_length, weigh
+from vlm.datasets.groups import lengths, weigh
 from vlm.datasets.loader import TrainLoader
 from vlm.datasets.worker import Source
 from vlm.processors.processor import Processor
@@ -58,12 +58,26 @@ def test_two_processes_share_every_batch(processor: Processor) -> None:
         assert one.sample_ids == [n for pair in zip(first.sample_ids, second.sample_ids, strict=True) for n in pair]
 
 
-def test_a_pass_has_every_record_once(processor: Processor) -> None:
-    lone = [Source("a", Table(12, "a"), 3, group="vision"), Source("c", Table(5, "c"), 1, group="language")]
-    found = TrainLoader(lone, processor, seed=1, mixing="joint")
-    assert found.steps_per_epoch == 4
-    vision = [n.split("/")[0] for b in islice(found, 8) if b.group == "vision" for n in b.sample_ids]
-    assert len(vision) == 12 == len(set(vision))
+@pytest.mark.parametrize("stop", [0, 3, 9])
+def test_a_pass_has_every_record_once(processor: Processor, stop: int) -> None:
+    """Without ratios a group is one shuffled list of its datasets, also over a resume."""
+
+    def make() -> TrainLoader:
+        vision = [Source(n, Table(k, n), 5, float(k), group="vision") for n, k in (("a", 30), ("b", 10))]
+        return TrainLoader(
+            [*vision, Source("c", Table(7, "c"), 1, group="language")], processor, seed=1, mixing="joint"
+        )
+
+    found = make()
+    assert found.steps_per_epoch == 8
+    seen = list(islice(found, stop))
+    resumed = make()
+    resumed.load_state_dict(json.loads(json.dumps(found.state_dict())))
+    seen += islice(resumed, 32 - stop)
+    vision = [n.split("/")[0] for b in seen if b.group == "vision" for n in b.sample_ids]
+    for part in (vision[:40], vision[40:]):
+        assert len(part) == 40 == len(set(part))
+    assert vision[:40] != vision[40:] and {n[0] for n in vision[:15]} == {"a", "b"}
 
 
 def test_resumed_in_other_groups(processor: Processor) -> None:
@@ -106,8 +120,8 @@ def test_without_ratios_shares_follow_from_the_numbers_of_records() -> None:
     found = sources(a=1.0)
     weigh(entries(), found)
     assert [s.ratio for s in found] == [30.0, 1.0, 10.0]
-    assert pass_length(found, [0, 2]) == 40 and pass_length(found, [1]) is None
-    assert pass_length(sources(a=2.0), [0, 2]) is None
+    assert lengths(found, [0, 2]) == [30, 10] and lengths(found, [1]) is None
+    assert lengths(sources(a=2.0), [0, 2]) is None
     with pytest.raises(ConfigError, match="group vision: b without sample_ratio, others have one"):
         weigh(entries(a=2.0), sources())
     streams = [Source("c", Tape(7), 2, group="x"), Source("a", Table(9), 2, group="x")]

@@ -88,3 +88,15 @@ def test_options_that_contradict_each_other() -> None:
     with pytest.raises(ValueError, match="joint can be combined with neither packing nor group_by_length"):
         RunConfig(mixing="joint", group_by_length=3)
     assert RunConfig(mixing="joint", loss_mean="batches", batch_size=2).batch_size == 2
+
+
+def test_console_line_has_the_means_of_the_groups(tools: Any) -> None:
+    from vlm.runners.trackers import ProgressTracker, RunInfo
+
+    tracker = ProgressTracker(RunInfo(tools.path, "run", 9))
+    numbers = {"lr": 1.0, "grad_norm": 1.0, "samples_per_s": 1.0, "tokens_per_s": 1.0, "data_seconds": 0.1}
+    record = {"step": 1, "loss": 3.0, "loss_vision": 1.0, "loss_language": 2.0, "seconds": 1.0, "memory_mib": 1.0}
+    assert "loss 3.0000 (vision 1.0000, language 2.0000)  lr" in tracker.line({**numbers, **record})
+    assert "loss 3.0000  lr" in tracker.line(
+        {**numbers, **{k: v for k, v in record.items() if "_" not in k}, "memory_mib": 0}
+    )

@@ -63,16 +63,16 @@ def weigh(entries: Mapping[str, DatasetEntry], sources: Sequence[Source]) -> Non
                 source.ratio = float(len(source.dataset))
 
 
-def pass_length(sources: Sequence[Source], members: Sequence[int]) -> int | None:
-    """Samples of one pass over a group; None for streams and where shares are not those of the numbers of records."""
+def lengths(sources: Sequence[Source], members: Sequence[int]) -> list[int] | None:
+    """Records of the datasets of a group; None for streams and where shares are not those of the numbers of records."""
     datasets = [sources[m].dataset for m in members]
     if any(isinstance(d, StreamDataset) for d in datasets):
         return None
-    lengths = [len(d) for d in datasets]
+    found = [len(d) for d in datasets]
     alike = all(
-        sources[m].ratio * lengths[0] == sources[members[0]].ratio * n for m, n in zip(members, lengths, strict=True)
+        sources[m].ratio * found[0] == sources[members[0]].ratio * n for m, n in zip(members, found, strict=True)
     )
-    return sum(lengths) if alike else None
+    return found if alike else None
 
 
 def batch_sizes(sources: Sequence[Source], groups: Sequence[Sequence[int]], wished: int | None) -> list[int]:

@@ -16,7 +16,7 @@ from vlm.common.registry import resolve
 from vlm.common.types import Batch
 from vlm.datasets.assemble import Assembler, Finished, Grouped, Packed, Rows, pending
 from vlm.datasets.base import StreamDataset
-from vlm.datasets.groups import batch_sizes, groups_of, pass_length, wanted, weigh
+from vlm.datasets.groups import batch_sizes, groups_of, lengths, wanted, weigh
 from vlm.datasets.quarantine import Quarantine
 from vlm.datasets.resume import merge
 from vlm.datasets.sampler import CHUNK, Job, JobSampler, Ref, cursor, empty
@@ -121,6 +121,7 @@ class TrainLoader:
             world_size,
             "sample" if packing else mixing,
             list(self._groups.values()),
+            [lengths(sources, members) for members in self._groups.values()],
         )
         self._normalised = partial(processor.image.normalised, pin_memory=pin_memory)
         self._maker = BatchMaker(
@@ -218,8 +219,7 @@ class TrainLoader:
         if done.error is not None:
             raise done.error
         self._state = self._sampler.states.popleft()
-        names = dict.fromkeys([*done.good, *(b.source for b in done.bad)])
-        for name in names:
+        for name in dict.fromkeys([*done.good, *(b.source for b in done.bad)]):
             self._quarantine.add(name, done.good.get(name, 0), [b for b in done.bad if b.source == name])
         return done
 
@@ -260,8 +260,8 @@ class TrainLoader:
         It is not known for packed rows, nor for a group whose shares do not follow from its datasets' sizes.
         """
         group = next(iter(self._groups.values()), range(len(self.sources)))
-        total = pass_length(self.sources, group) if self._groups or len(group) == 1 else None
-        return None if total is None or self._packing else max(total // (self._sizes()[0] * self._world_size), 1)
+        found = lengths(self.sources, group) if self._groups or len(group) == 1 else None
+        return None if found is None or self._packing else max(sum(found) // (self._sizes()[0] * self._world_size), 1)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch comes from: a few integers per dataset, and three for every pending sample."""

@@ -72,6 +72,11 @@ class MapCursor:
         self._position = 0
         self._order: tuple[int, np.ndarray] | None = None
 
+    @property
+    def position(self) -> int:
+        """Samples taken so far."""
+        return self._position
+
     def take(self, count: int) -> tuple[list[Ref], list[Ref]]:
         """The next ``count`` references; no spares (a worker can read any index)."""
         refs = [self._ref(p) for p in range(self._position, self._position + count)]
@@ -211,7 +216,8 @@ class JobSampler:
 
     With ``mixing="batch"`` a job is a batch of one dataset and ``sizes`` are the datasets' batch sizes; with
     ``"sample"`` every sample draws its dataset and ``sizes`` has one number. With ``"joint"`` the jobs take turns
-    between ``groups`` of datasets, each sample draws its dataset within the group, and ``sizes`` are the groups'.
+    between ``groups`` of datasets, each sample draws its dataset within the group, and ``sizes`` are the groups'; a
+    group with ``lengths`` (numbers of records) is one shuffled list of all its datasets instead.
     Sizes are per rank: a global job has ``world_size`` times as many samples and is cut ``r::world_size``. Which
     samples follow one another with ``"sample"`` depends on neither.
 
@@ -227,11 +233,13 @@ class JobSampler:
     world_size: int = 1
     mixing: Literal["batch", "sample", "joint"] = "batch"
     groups: Sequence[Sequence[int]] = ()
+    lengths: Sequence[Sequence[int] | None] = ()
     step: int = 0
     position: int = 0
     backlog: list[Ref] = field(default_factory=list)
     restore: list[Ref] = field(default_factory=list)
     states: deque[dict[str, Any]] = field(default_factory=deque)
+    orders: dict[int, tuple[int, list[int]]] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Job]:
         """Goes on from the current state; the state after each job is appended to ``states``."""
@@ -255,16 +263,30 @@ class JobSampler:
             source = draw_source(self.seed, self.step, self.weights)
             drawn = [source] * (self.sizes[source] * self.world_size)
         else:
-            turn = self.step % len(self.sizes)
-            count = self.sizes[turn] * self.world_size
-            members = self.groups[turn] if self.groups else range(len(self.cursors))
-            weights = [self.weights[m] for m in members]
-            places = range(self.position, self.position + count)
-            drawn = [members[draw_source(self.seed, p, weights, "mix sample")] for p in places]
+            drawn = self._drawn(self.step % len(self.sizes))
         self.position += len(drawn)
         taken = {s: self.cursors[s].take(n) for s, n in Counter(drawn).items()}
         following = {s: iter(refs) for s, (refs, _) in taken.items()}
         return [next(following[s]) for s in drawn], {s: tuple(spares) for s, (_, spares) in taken.items() if spares}
+
+    def _drawn(self, turn: int) -> list[int]:
+        """The source of each sample of a global job of the group whose turn it is."""
+        count = self.sizes[turn] * self.world_size
+        members = self.groups[turn] if self.groups else range(len(self.cursors))
+        if self.lengths and (lengths := self.lengths[turn]):
+            start = sum(c.position for c in (self.cursors[m] for m in members) if isinstance(c, MapCursor))
+            places = (divmod(p, sum(lengths)) for p in range(start, start + count))
+            return [members[self._order(turn, lengths, n)[place]] for n, place in places]
+        weights = [self.weights[m] for m in members]
+        places_ = range(self.position, self.position + count)
+        return [members[draw_source(self.seed, p, weights, "mix sample")] for p in places_]
+
+    def _order(self, turn: int, lengths: Sequence[int], number: int) -> list[int]:
+        """Members of a group in the order of a pass over it, each as often as it has records."""
+        if self.orders.get(turn, (-1, []))[0] != number:
+            rng = np.random.Generator(np.random.PCG64(derive_seed(self.seed, "group order", turn, number)))
+            self.orders[turn] = (number, rng.permutation(np.repeat(np.arange(len(lengths)), lengths)).tolist())
+        return self.orders[turn][1]
 
     def _listed(self, refs: list[Ref], restore: bool = False) -> Job:
         sources = {r.source for r in refs}

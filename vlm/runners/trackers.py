@@ -254,8 +254,10 @@ class ProgressTracker(WindowTracker):
         """The text of a training line."""
         done = record["step"] - self.info.start_step
         left = (time.monotonic() - self._started) / max(done, 1) * (self.info.total_steps - record["step"])
+        parts = ", ".join(f"{k[5:]} {v:.4f}" for k, v in record.items() if k.startswith("loss_"))
+        loss = f"loss {record['loss']:.4f}" + (f" ({parts})" if parts else "")
         return (
-            f"step {record['step']}/{self.info.total_steps}  loss {record['loss']:.4f}  lr {record['lr']:.3e}  "
+            f"step {record['step']}/{self.info.total_steps}  {loss}  lr {record['lr']:.3e}  "
             f"grad {record['grad_norm']:.3g}  {record['samples_per_s']:.1f} samples/s  "
             f"{record['tokens_per_s']:.0f} tokens/s  data {record['data_seconds'] / record['seconds']:.0%}  "
             f"mem {record['memory_mib']:.0f} MiB  eta {duration(left)}{data_line(record)}"
