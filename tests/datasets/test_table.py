@@ -318,7 +318,7 @@ def test_a_csv_file_without_header_is_explained(tmp_path: Path) -> None:
             {"messages": "type"},
             "turn 2: the answer is empty",
         ),
-        ({"question": "<image>?", "answer": "x"}, {}, "1 <image> marks but 0 pictures\n  fix: write one mark"),
+        ({"question": "<image>?", "answer": "x"}, {}, "1 <image> marks but 0 pictures\n  fix: name the field"),
         ({"question": ["?"], "answer": "x"}, {}, "a list in a template\n  fix: say how to join it"),
         ({"image": 7, "question": "?", "answer": "x"}, {}, "a int is no picture\n  fix: give a path"),
         (
@@ -406,3 +406,22 @@ def test_an_unreadable_line_stays_for_the_quarantine(tmp_path: Path, options: di
         except DataError as error:
             found.append(str(error))
     assert sum("a.jsonl:1 is not JSON" in f for f in found) == 1
+
+
+def test_pictures_that_no_option_refers_to(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    record = {"img": "1.png", "question": "Q?", "answer": "a"}
+    file = tmp_path / "a.json"
+    for fields, folder, said in (
+        ({}, "", "fix: set build_info.fields: {image: img}"),
+        ({"question": "answer"}, "img", "text only, for no field is named image or video; the fields are answer, img"),
+        ({"image": "img"}, "img", ""),
+    ):
+        caplog.clear()
+        file.write_text(json.dumps([record]))
+        Table(Table.Config(ann_path=str(file), fields=fields, image_path=folder))
+        assert said in caplog.text if said else not caplog.text
+
+
+def test_marks_without_pictures_tell_where_to_name_them(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"1 <image> marks but 0 pictures\n  fix: name the field .*build_info.fields"):
+        table(tmp_path, [{"question": "<image>Q?", "answer": "a"}])[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -89,6 +90,7 @@ class Table:
         self._pools = {name: read_pool(pool, name) for name, pool in config.pools.items()}
         self._files = [read_rows(p, config.records, config.file_type) for p in expanded(config.ann_path)]
         check_columns(config, self._files)
+        tell_pictures(config, self._files)
         items = select.kept(self._files, config.where)
         if config.explode and not config.one_at_random:
             items = select.exploded(self._files, items, config.explode)
@@ -251,6 +253,22 @@ def check_columns(config: Table.Config, files: Sequence[Rows]) -> None:
                 f"but the columns are {', '.join(sorted(map(str, columns)))}{hint}",
                 fix="set build_info.fields, user or assistant" if key == "a template" else f"correct build_info.{key}",
             )
+
+
+def tell_pictures(config: Table.Config, files: Sequence[Rows]) -> None:
+    """Warns when there seem to be pictures and no option refers to them."""
+    columns = set().union(*(f.columns() | select.nested(f, config.explode) for f in files))
+    if {"image", "video"} & (columns | set(config.fields)) or config.image_pattern or config.video_pattern:
+        return
+    likely = sorted(c for c in columns if re.search("image|img|picture|photo|video|file_?name", c, re.IGNORECASE))
+    if config.image_path or likely:
+        log.warning(
+            "table: %s: samples are text only, for no field is named image or video; the fields are %s.\n"
+            "  fix: set build_info.fields: {image: %s}",
+            files[0].name,
+            ", ".join(sorted(columns)),
+            likely[0] if likely else "COLUMN",
+        )
 
 
 def _listed(template: str | list[str]) -> list[str]:

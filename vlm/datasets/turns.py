@@ -73,10 +73,9 @@ def place(turns: Sequence[tuple[Role, str]], media: Sequence[Medium], where: str
             for i, (role, text) in enumerate(turns)
         ]
     if marks != len(media):
-        raise DataError(
-            f"{where}: {marks} <image> marks but {len(media)} pictures",
-            fix="write one mark per picture, or none (all pictures then come first)",
-        )
+        one = "write one mark per picture, or none (all pictures then come first)"
+        nothing = "name the field of the pictures (in a table: build_info.fields.image), or remove the marks"
+        raise DataError(f"{where}: {marks} <image> marks but {len(media)} pictures", fix=one if media else nothing)
     left = iter(media)
     return [_message(role, text, left, first) for role, text in turns]
 

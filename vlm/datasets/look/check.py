@@ -161,7 +161,7 @@ class Report:
     def verdict(self, max_bad_share: float) -> str:
         """Why a run on this dataset would fail; empty if it would not."""
         if self.error:
-            return f"dataset {self.name} cannot be opened: {self.error}"
+            return f"dataset {self.name} cannot be opened: {self.error.splitlines()[0]}"
         total = self.samples + self.bad
         if not self.samples:
             return f"dataset {self.name}: " + (f"none of {total} records can be used" if total else "0 records")
