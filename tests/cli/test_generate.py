@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ def test_several_files_one_after_the_other(tmp_path: Path) -> None:
 
 def test_composition_with_the_same_options_answers_the_same(tmp_path: Path) -> None:
     flags = ["--num-beams", "5", "--length-penalty", "-2", "--max-new-tokens", "20", *BEAMS]
-    asked = ["generate", "--cfg-path", str(composition(tmp_path)), "--data", "videos.jsonl", "--media-field", "video"]
+    asked = ["generate", "--cfg-path", str(composition(tmp_path)), "--data", "videos.jsonl"]
     assert main([*asked, "--output", str(tmp_path / "a.jsonl"), *flags]) == 0
     assert (tmp_path / "a.jsonl").read_text() == (CASE / "result_videos_beam.jsonl").read_text()
     raw = ["--raw-prompt", "--prompt", "USER: {question}\nBot: "]
@@ -184,7 +185,7 @@ def test_faults_of_the_published_file(tmp_path: Path, capsys, keys: dict, wanted
         ({"image": "images/none.png"}, "rows.jsonl:1: images/none.png: no such file below"),
         ({"image": "QUJD" * 20}, "rows.jsonl:1: picture .*not a picture format"),
         ({"image": 7}, "rows.jsonl:1: a int is no picture and no clip"),
-        ({"image": []}, "rows.jsonl:1: neither a prompt nor a picture|a clip without frames"),
+        ({"image": []}, "rows.jsonl:1: a clip without frames"),
         ({"image": "broken.mp4"}, "rows.jsonl:1: clip .*broken.mp4: no video that decord or opencv can read"),
         ({"image": "empty.mp4"}, "rows.jsonl:1: clip .*empty.mp4: empty"),
     ],
@@ -222,3 +223,15 @@ def test_file_with_the_published_values_is_shipped(tmp_path: Path) -> None:
     report = Report()
     keys = read(LynxYaml, shipped, (), report)
     assert not report.problems and keys.length_penalty == -2.0 and keys.top_k == 3 and keys.data.num_frames == 5
+
+
+def test_lemmas_of_nouns_and_verbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pipe(texts):
+        for text in texts:
+            yield [SimpleNamespace(text=w, lemma_=w[:1], pos_="NOUN" if "n" in w else "DET") for w in text.split()]
+
+    fake = SimpleNamespace(load=lambda name: SimpleNamespace(pipe=pipe))
+    monkeypatch.setitem(sys.modules, "spacy", fake)
+    assert main(published(tmp_path, apply_lemmatizer=True)) == 0
+    first = json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])
+    assert first["text_output"] == "n n a wB a a"

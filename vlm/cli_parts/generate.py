@@ -37,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--raw-prompt", action="store_true", help="the prompt is all the model sees, no template around"
     )
-    parser.add_argument("--media-field", default=None, metavar="NAME", help="field with the picture or clip (image)")
+    parser.add_argument(
+        "--media-field", default=None, metavar="NAME", help="field with the picture or clip (image or video)"
+    )
     parser.add_argument("--media-root", default=".", metavar="DIR", help="folder that paths start from (this one)")
     parser.add_argument("--index-field", default="index", metavar="NAME", help="field that names a record (index)")
     parser.add_argument("--copy", nargs="+", default=[], metavar="NAME", help="fields to copy into the result")
@@ -64,13 +66,15 @@ def main(args: argparse.Namespace) -> int:
         UserError: anything the user can fix.
     """
     from vlm.common import dist
-    from vlm.runners.generate import Questions, run_generate
+    from vlm.runners.generate import Questions, lemmatizer, run_generate
 
     changes = changes_of(args) | {name: value for name in MORE if (value := getattr(args, name)) is not None}
     changes |= {"do_sample": True} if args.sample else {}
     config, request, generation, batch_size = _published(args) if args.config else _composed(args)
     generation = generation.but(**changes)
     questions = Questions(request)  # before the model is loaded, which may take minutes
+    if request.lemmatize:
+        lemmatizer()
     output = Path(args.output)
     with busy("loading the model"), quiet("vlm.checkpoint"):
         from vlm.inference.engine import Engine
@@ -131,7 +135,7 @@ def _composed(args: argparse.Namespace) -> tuple[Any, Any, Any, int]:
         files=args.data,
         prompt="{question}" if args.prompt is None else args.prompt,
         raw=args.raw_prompt,
-        media_field=args.media_field or "image",
+        media_field=args.media_field or "",
         media_root=args.media_root,
         index_field=args.index_field,
         copy=args.copy,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ class Request:
     files         annotation files (JSON lines, JSON, CSV, TSV, Parquet), one after the other
     prompt        text with ``{fields}`` of the record
     raw           the prompt is the whole prompt of the model, not a question that its template is put around
-    media_field   field with the picture or clip; a record without it is text only
+    media_field   field with the picture or clip, by default image or else video; a record without it is text only
     media_root    folder that relative paths start from
     index_field   field that names a record in the result; without it, its number from 0 on
     copy          further fields of the record that go into the result
@@ -43,12 +43,17 @@ class Request:
     files: Sequence[str]
     prompt: str = "{question}"
     raw: bool = False
-    media_field: str = "image"
+    media_field: str = ""
     media_root: str = "."
     index_field: str = "index"
     copy: Sequence[str] = ()
     answer_field: str = ""
     lemmatize: bool = False
+
+    def medium(self, record: Record) -> Any:
+        """What stands in the field of the picture or clip; None where it is missing."""
+        names = [self.media_field] if self.media_field else ["image", "video"]
+        return next((record[name] for name in names if record.get(name) not in (None, "")), None)
 
 
 class Questions:
@@ -64,12 +69,12 @@ class Questions:
         for k in range(len(self.rows)):
             record, where = self.rows[k]
             self.prompts.append(fill(request.prompt.strip(), record, where).strip())
-            if not self.prompts[-1] and not record.get(request.media_field):
+            if not self.prompts[-1] and request.medium(record) is None:
                 raise DataError(f"{where}: neither a prompt nor a picture", fix="give a prompt, e.g. '{question}'")
-            check_field(record.get(request.media_field), request.media_root, where)
-        if not any(self.rows[k][0].get(request.media_field) for k in range(len(self.rows))):
+            check_field(request.medium(record), request.media_root, where)
+        if all(request.medium(self.rows[k][0]) is None for k in range(len(self.rows))):
             there = ", ".join(sorted(map(str, self.rows[0][0])))
-            log.warning("no record has the field %r (there are %s): text only", request.media_field, there)
+            log.warning("no record has the field %s (there are %s): text only", request.media_field or "image", there)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -81,7 +86,7 @@ class Questions:
             DataError, PromptError: its medium cannot be read, or does not fit the prompt; the message names the record.
         """
         record, where = self.rows[number]
-        medium = medium_of(record.get(self.request.media_field), self.request.media_root, where)
+        medium = medium_of(self.request.medium(record), self.request.media_root, where)
         media = [medium] if medium is not None else []
         text = self.prompts[number]
         try:
@@ -142,6 +147,7 @@ def run_generate(
     Raises:
         UserError: the file exists, a picture or clip cannot be read, or a prompt does not fit the model.
     """
+    basic = lemmatizer() if questions.request.lemmatize else None
     resolved = engine.config.resolved if engine.config is not None else {}
     file = AnswerFile(output, questions.fingerprint(resolved, asdict(generation)), overwrite=overwrite)
     for k in range(len(questions)):
@@ -151,15 +157,15 @@ def run_generate(
     for chunk in _chunks(mine, batch_size):
         asked = [questions.conversation(k, engine) for k in chunk]
         answers = engine.generate(asked, generation, batch_size)
-        if questions.request.lemmatize:
-            answers = lemmas(answers)
+        if basic is not None:
+            answers = basic(answers)
         file.add(zip(chunk, answers, strict=True))
         log.info("%d of %d records of this process answered", mine.index(chunk[-1]) + 1, len(mine))
     file.finish(questions.line, len(questions))
     return file.path
 
 
-def lemmas(texts: Sequence[str]) -> list[str]:
+def lemmatizer() -> Callable[[Sequence[str]], list[str]]:
     """Nouns and verbs by their basic form, tokens joined by blanks, as spaCy's small English model has them.
 
     Raises:
@@ -174,10 +180,12 @@ def lemmas(texts: Sequence[str]) -> list[str]:
             f"apply_lemmatizer needs spaCy and its English model ({error})",
             fix="pip install spacy && python -m spacy download en_core_web_sm, or set it to false",
         ) from None
-    return [
-        " ".join(token.lemma_ if token.pos_ in ("NOUN", "VERB") else token.text for token in doc)
-        for doc in model.pipe(texts)
-    ]
+
+    def basic(texts: Sequence[str]) -> list[str]:
+        kinds = ("NOUN", "VERB")
+        return [" ".join(t.lemma_ if t.pos_ in kinds else t.text for t in doc) for doc in model.pipe(texts)]
+
+    return basic
 
 
 def _field(record: Record, name: str, where: str) -> Any:
