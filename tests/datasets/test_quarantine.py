@@ -45,6 +45,13 @@ def test_a_few_bad_records_at_the_start_are_put_down_to_chance() -> None:
         Quarantine(None, early=0).add("birds", 196, [bad(str(k)) for k in range(4)])
 
 
+def test_examples_are_different_records() -> None:
+    quarantine = Quarantine(None)
+    with pytest.raises(DataError) as caught:
+        quarantine.add("birds", 1, [bad("1"), bad("2"), bad("1"), bad("3")])
+    assert [str(caught.value).count(f"- {k}: picture {k}") for k in "123"] == [1, 1, 1]
+
+
 def test_a_record_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     quarantine = Quarantine(None)
     for _ in range(2):

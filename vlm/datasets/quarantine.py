@@ -16,6 +16,9 @@ log = logging.getLogger(__name__)
 AT_LEAST = 3
 """Fewer bad records than this never stop a run."""
 
+EXAMPLES = 3
+"""Records that the message shows."""
+
 EARLY = 1000
 """So many records must have been seen before the share is taken at its word; chance is allowed for until then."""
 
@@ -48,12 +51,13 @@ class Quarantine:
         self.good[source] = self.good.get(source, 0) + good
         for item in bad:
             self.bad[source] = self.bad.get(source, 0) + 1
-            self._examples.setdefault(source, []).append(item)
+            shown = self._examples.setdefault(source, [])
+            shown += [item] if len(shown) < EXAMPLES and item not in shown else []
             self._write(item)
         count = self.bad.get(source, 0)
         total = count + self.good[source]
         if bad and count >= AT_LEAST and count > self._most(total):
-            shown = "".join(f"\n  - {b.key}: {b.reason}" for b in self._examples[source][:3])
+            shown = "".join(f"\n  - {b.key}: {b.reason}" for b in self._examples[source])
             raise DataError(
                 f"dataset {source}: {count} of {total} records could not be used, "
                 f"allowed are {self._max_share:.1%}:{shown}",
