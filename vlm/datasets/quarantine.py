@@ -51,8 +51,8 @@ class Quarantine:
         self.good[source] = self.good.get(source, 0) + good
         for item in bad:
             self.bad[source] = self.bad.get(source, 0) + 1
-            shown = self._examples.setdefault(source, [])
-            shown += [item] if len(shown) < EXAMPLES and item not in shown else []
+            examples = self._examples.setdefault(source, [])
+            examples += [item] if len(examples) < EXAMPLES and item not in examples else []
             self._write(item)
         count = self.bad.get(source, 0)
         total = count + self.good[source]
