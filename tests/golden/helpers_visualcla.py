@@ -14,7 +14,13 @@ from torch import Tensor
 from vlm.checkpoint.load import load_model
 from vlm.common.config import load_config
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Batch
+from vlm.inference.visualcla import WITHOUT_EFFECT
 from vlm.models.vlm import VLM
+
+
+def asked(record: dict[str, Any]) -> dict[str, Any]:
+    """What a recorded generation asked for, by our names."""
+    return {k: v for k, v in record["generation_config"].items() if k not in WITHOUT_EFFECT and v is not None}
 
 
 class VisualCLACase:

@@ -11,7 +11,7 @@ from vlm.common.types import Image, Message, Text
 from vlm.inference.engine import Engine
 from vlm.inference.generation import Generation
 
-from .helpers_visualcla import VisualCLACase
+from .helpers_visualcla import VisualCLACase, asked
 
 GREEDY = Generation(do_sample=False, repetition_penalty=1.0, stop=())
 
@@ -40,6 +40,7 @@ def conversation(case: VisualCLACase, record: dict[str, Any]) -> list[Message]:
 def test_answers(case: VisualCLACase, merged: bool) -> None:
     engine = Engine.load(case.composition(merged), "cpu")
     for record in case.case["generations"]:
-        asked = {k: v for k, v in record["generation_config"].items() if k != "bos_token_id" and v is not None}
         messages = conversation(case, record)
-        assert engine.generate_ids([messages], GREEDY.but(**asked))[0] == record["output_ids"][1:], record["name"]
+        assert engine.generate_ids([messages], GREEDY.but(**asked(record)))[0] == record["output_ids"][1:], record[
+            "name"
+        ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ def folders(case: VisualCLACase) -> tuple[Path, Path, list[Path]]:
 
 
 def read_part(folder: Path) -> dict[str, Tensor]:
+    if not folder.is_dir():  # the other spelling
+        folder = folder.with_name("image_encoder")
     return {k: t for file in shards(folder) for k, t in read_tensors(file).items()}
 
 
@@ -52,11 +55,26 @@ def test_equals_the_published_script(case: VisualCLACase, tmp_path: Path) -> Non
         for name, tensor in theirs.items():
             assert ours[name].dtype == tensor.dtype
             assert torch.equal(ours[name], tensor), name
-    kept = {f.relative_to(case.folder / "merged_model") for f in (case.folder / "merged_model").rglob("*.*")}
-    assert kept <= {f.relative_to(target) for f in target.rglob("*.*")}
-    for name in ("special_tokens_map.json", "added_tokens.json", "preprocessor_config.json"):
+    assert texts(case.folder / "merged_model") <= texts(target)
+    for name in ("special_tokens_map.json", "added_tokens.json"):
         ours, theirs = (json.loads((f / name).read_text()) for f in (target, case.folder / "merged_model"))
         assert contents(ours) == contents(theirs), name
+    ours, theirs = (recipe(f / "preprocessor_config.json") for f in (target, case.folder / "merged_model"))
+    assert {k: theirs.get(k) for k in ours} == ours
+
+
+def texts(folder: Path) -> set[str]:
+    """Files of a merged folder other than weights, however these are sharded; the vision folder has two spellings."""
+    names = {str(f.relative_to(folder)).replace("image_encoder/", "vision_encoder/") for f in folder.rglob("*.json")}
+    return {name for name in names if not name.endswith(".index.json")}
+
+
+def recipe(file: Path) -> dict[str, Any]:
+    """A picture recipe with its sizes in the newer form; names of classes do not count."""
+    said = {k: v for k, v in json.loads(file.read_text()).items() if not k.endswith("_type")}
+    said["size"] = said["size"] if isinstance(said["size"], dict) else {"shortest_edge": said["size"]}
+    side = said["crop_size"]
+    return said | {"crop_size": side if isinstance(side, dict) else {"height": side, "width": side}}
 
 
 def contents(value: Any) -> Any:
@@ -76,6 +94,17 @@ def test_configurations_say_what_the_tensors_are(case: VisualCLACase, tmp_path: 
     theirs = json.loads((case.folder / "merged_model" / "config.json").read_text())
     assert {"model_type", "text_config", "vision_config", "use_visual_resampler"} <= config[""].keys() & theirs.keys()
     assert config[""]["visual_resampler_config"] == theirs["visual_resampler_config"]
+
+
+def test_base_without_generation_options(case: VisualCLACase, tmp_path: Path) -> None:
+    """Its ids are written, as transformers does."""
+    text, vision, deltas = folders(case)
+    base = tmp_path / "text"
+    shutil.copytree(text, base, ignore=shutil.ignore_patterns("generation_config.json"))
+    merge_visualcla(base, vision, deltas, tmp_path / "merged")
+    said = json.loads((tmp_path / "merged" / "text_encoder" / "generation_config.json").read_text())
+    config = json.loads((base / "config.json").read_text())
+    assert (said["bos_token_id"], said["eos_token_id"]) == (config["bos_token_id"], config["eos_token_id"])
 
 
 def test_half_precision_rounds_once(case: VisualCLACase, tmp_path: Path) -> None:

