@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class VideoRecipe:
     """What happens to a clip before the vision encoder; pickles into loader workers.
 
-    A clip shorter than ``num_frames`` repeats frames (``uniform``, ``segments``) or gives fewer (``fps``).
+    A clip shorter than ``num_frames`` repeats frames (``uniform``, ``segments``), gives fewer (``fps``), or is refused.
     """
 
     @dataclass
@@ -29,6 +29,9 @@ class VideoRecipe:
         num_frames: int = 8  # with sampling fps: at most
         sampling: Literal["uniform", "fps", "segments"] = "uniform"  # see uniform_ids, fps_ids, segment_ids
         fps: float = 1.0  # frames per second of sampling fps
+        when_short: Literal["repeat", "error"] = (
+            "repeat"  # a clip of fewer frames: repeat some (published), or refuse it
+        )
         backend: Backend = "auto"  # auto: decord, and OpenCV where decord is missing or cannot read the file
 
         def __post_init__(self) -> None:
@@ -86,6 +89,11 @@ class VideoRecipe:
         config = self.config
         if clip.count < 1:
             raise DataError(f"clip {label}: no frames", fix="fetch it again or remove the record")
+        if config.when_short == "error" and clip.count < config.num_frames:
+            raise DataError(
+                f"clip {label}: {clip.count} frames, but video.num_frames asks for {config.num_frames}",
+                fix="remove the record, ask for fewer frames, or set video.when_short to repeat",
+            )
         if config.sampling == "segments":
             return segment_ids(clip.count, config.num_frames, None if seed is None else random.Random(seed))
         if config.sampling == "uniform":
