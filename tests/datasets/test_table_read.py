@@ -161,10 +161,12 @@ def test_packages_that_are_not_installed(
         ("a.csv", "x,y\n1\n", r"a\.csv:2: 1 cells, the header has 2"),
         ("a.csv", 'x,y\n1,"2\n', r"a\.csv:2: unexpected end of data"),
         ("a.csv", "x,y\n", "holds no record"),
+        ("a.csv", "x;y\n1;2\n", r"a\.csv:1: one column 'x;y'; .* separated by ';'\n  fix: save it with commas"),
+        ("a.csv", "x\ty\n1\t2\n", r"separated by '\\t'\n  fix: set build_info.file_type to tsv"),
         ("a.txt", "x", r"a file 'txt' is not known\n  fix: set build_info.file_type to one of json, jsonl, csv"),
         ("a.parquet", "x", "cannot be read as Parquet"),
         ("a.parquet", None, r"no file .*a\.parquet"),
-        ("a.json", b"\xff\xfe\xff", "cannot be read"),
+        ("a.json", b"\xff\xfe\xff", "cannot be read .*\n  fix: save it as UTF-8"),
     ],
 )
 def test_unusable_files(tmp_path: Path, name: str, content: str | bytes | None, words: str) -> None:

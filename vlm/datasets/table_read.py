@@ -141,7 +141,9 @@ def _text(file: Path) -> str:
         text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"table: no file {file}", fix="check the path under build_info of the dataset") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise DataError(f"table: {file} cannot be read ({error})", fix="save it as UTF-8") from error
+    except OSError as error:
         raise DataError(f"table: {file} cannot be read ({error})") from error
     if not text.strip():
         raise DataError(f"table: {file} is empty", fix="fetch or write it again")
@@ -234,6 +236,12 @@ def _csv(text: str, name: str, delimiter: str) -> Rows:
         if "" in header or len(set(header)) < len(header):
             raise DataError(
                 f"table: {name}:1: {delimiter.join(header)!r} is no header", fix="name every column in the first line"
+            )
+        other = next((d for d in ";\t" if len(header) == 1 and d in header[0]), "")
+        if other:
+            raise DataError(
+                f"table: {name}:1: one column {header[0]!r}; the file seems to be separated by {other!r}",
+                fix="set build_info.file_type to tsv" if other == "\t" else "save it with commas",
             )
         return Rows(name, PackedRecords(records(header)), numbers)
     except csv.Error as error:
