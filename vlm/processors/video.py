@@ -30,7 +30,7 @@ class VideoRecipe:
         sampling: Literal["uniform", "fps", "segments"] = "uniform"  # see uniform_ids, fps_ids, segment_ids
         fps: float = 1.0  # frames per second of sampling fps
         when_short: Literal["repeat", "error"] = (
-            "repeat"  # a clip of fewer frames: repeat some (published), or refuse it
+            "repeat"  # fewer frames than asked: repeat (published)
         )
         backend: Backend = "auto"  # auto: decord, and OpenCV where decord is missing or cannot read the file
 
