@@ -20,6 +20,7 @@ from benchmarks.common import write
 
 CASE = Path(__file__).resolve().parents[1] / "tests" / "golden" / "visualcla" / "open"
 RANK = 8
+WRAPPED = "base_model.model."
 
 
 def make_files(root: Path, width: int, layers: int, vocab: int) -> None:
@@ -41,8 +42,9 @@ def make_files(root: Path, width: int, layers: int, vocab: int) -> None:
     for name, (rows, columns) in list(shapes.items())[2:]:
         held[f"text_model.{name}.lora_A.weight"] = torch.full((RANK, columns), 0.01)
         held[f"text_model.{name}.lora_B.weight"] = torch.full((rows, RANK), 0.01)
-    held["image_projection_layer.weight"] = torch.zeros(width, 32)
-    torch.save({f"base_model.model.{name}": t for name, t in held.items()}, delta / "adapter_model.bin")
+    whole = torch.load(CASE / "lora_model" / "adapter_model.bin", weights_only=True)
+    held |= {k.removeprefix(WRAPPED): t for k, t in whole.items() if "visual_resampler" in k or "projection" in k}
+    torch.save({f"{WRAPPED}{name}": t for name, t in held.items()}, delta / "adapter_model.bin")
     config = json.loads((delta / "adapter_config.json").read_text()) | {"r": RANK}
     (delta / "adapter_config.json").write_text(json.dumps(config))
     (delta / "added_tokens.json").write_text(json.dumps({"[PAD]": vocab - 1}))

@@ -84,6 +84,13 @@ def test_what_cannot_be_done(flags: list[str], said: str, capsys: pytest.Capture
     assert said in capsys.readouterr().err
 
 
+def test_the_delta_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    delta = str(Path(MERGED).parent / "lora_model")
+    assert main(["chat", delta, "--only-cpu", "--ask", "描述图像。"]) == 2
+    said = capsys.readouterr().err
+    assert "lora_model: an adapter alone" in said and "vlm weights merge" in said
+
+
 def test_a_gpu_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["chat", MERGED, "--gpus", "0,97", "--ask", "描述图像。"]) == 2
     assert "was asked for, but this machine has" in capsys.readouterr().err

@@ -23,7 +23,7 @@ from torch import Tensor
 from vlm.checkpoint.adapter import WEIGHTS, WRAPPED, Adapter, read_adapter, read_json
 from vlm.checkpoint.formats.clip import BUFFERS, OTHER_HALF, TOWER
 from vlm.checkpoint.formats.visualcla_delta import ADDED, check_base
-from vlm.checkpoint.formats.visualcla_keys import EMBEDDINGS, HEAD, PROJECTION, RESAMPLER, TEXT
+from vlm.checkpoint.formats.visualcla_keys import EMBEDDINGS, HEAD, PROJECTION, RESAMPLER, TEXT, bridge_names
 from vlm.checkpoint.safe import shards
 from vlm.checkpoint.stream import SHARD_BYTES, Facts, TensorReader, write_shards
 from vlm.common.errors import WeightsError
@@ -80,7 +80,7 @@ class Merge:
     shard_bytes: int
 
     def check(self) -> None:
-        """Check that every tensor of the deltas has a place of its shape.
+        """Check that every tensor of the deltas has a place of its shape, and that none is missing.
 
         Raises:
             WeightsError: it has not.
@@ -99,6 +99,26 @@ class Merge:
                     if wanted is not None and name in (EMBEDDINGS, HEAD):  # these grow, together
                         wanted = (len(held.tensors.get(EMBEDDINGS, tensor)), *wanted[1:])
                     _same_shape(file, name, tuple(tensor.shape), wanted)
+            grown, base = held.tensors.get(EMBEDDINGS), have.get(EMBEDDINGS)
+            if HEAD not in held.tensors and grown is not None and base is not None and len(grown) != base[0]:
+                raise WeightsError(
+                    f"{file}: {EMBEDDINGS} has {len(grown)} rows, the foundation's {base[0]}, and {HEAD} is missing",
+                    fix="is the download complete?",
+                )
+        self._check_bridge()
+
+    def _check_bridge(self) -> None:
+        """Check that the deltas together hold the resampler and the projection that the first one's config states."""
+        folders = ", ".join(str(d.adapter.folder) for d in self.deltas)
+        found = {n for d in self.deltas for n in d.adapter.whole() if n.startswith((RESAMPLER, PROJECTION))}
+        if not found:
+            raise WeightsError(f"{folders}: holds neither {RESAMPLER}* nor {PROJECTION}*; no delta of VisualCLA")
+        said = self.deltas[0].adapter.folder / "config.json"
+        wanted = bridge_names(said)
+        for names, text in ((wanted - found, "missing"), (found - wanted, f"not stated by {said}")):
+            if names:
+                some = ", ".join(sorted(names)[:4])
+                raise WeightsError(f"{folders}: {text}: {some} ({len(names)} in all)", fix="is the download complete?")
 
     def write(self, target: Path) -> list[Path]:
         """Write the weights of all three parts below ``target``; gives the files."""
@@ -130,9 +150,6 @@ class Merge:
         source: dict[str, Delta] = {}
         for delta in self.deltas:
             source |= {name: delta for name in delta.adapter.whole() if name.startswith((RESAMPLER, PROJECTION))}
-        if not source:
-            folders = ", ".join(str(d.adapter.folder) for d in self.deltas)
-            raise WeightsError(f"{folders}: holds neither {RESAMPLER}* nor {PROJECTION}*; no delta of VisualCLA")
         sizes = {name: delta.adapter.tensors[name].numel() * self.dtype.itemsize for name, delta in source.items()}
         written = write_shards(target, sizes, lambda name: source[name].read(name, self.dtype), self.shard_bytes)
         self._release(self.text)
@@ -264,8 +281,8 @@ def _copy_texts(target: Path, text: Path, vision: Path, delta: Path) -> None:
     else:  # as transformers writes it for a model without one
         config = read_json(text / "config.json")
         ids = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in config}
-        content = json.dumps({"_from_model_config": True, **ids}, indent=2)
-        (target / "text_encoder" / GENERATION).write_text(content + "\n", encoding="utf-8")
+        options = json.dumps({"_from_model_config": True, **ids}, indent=2)
+        (target / "text_encoder" / GENERATION).write_text(options + "\n", encoding="utf-8")
     recipe = next((f / PREPROCESSOR for f in (vision, vision.parent, delta) if (f / PREPROCESSOR).is_file()), None)
     if recipe is not None:
         shutil.copyfile(recipe, target / PREPROCESSOR)

@@ -11,7 +11,8 @@ import torch
 
 from vlm.common.config import Config, WeightFile, load_config
 from vlm.common.dist import pick_device
-from vlm.inference.visualcla_folders import composition, is_merged
+from vlm.common.errors import WeightsError
+from vlm.inference.visualcla_folders import composition, is_adapter, is_merged
 
 if TYPE_CHECKING:
     from vlm.models.vlm import VLM
@@ -52,6 +53,12 @@ def read_source(source: str | Path, options: Sequence[str] = ()) -> Config:
         return load_config(path, options)
     if is_merged(path):
         return composition(path, options=options)
+    if is_adapter(path):
+        raise WeightsError(
+            f"{path}: an adapter alone; the models that it was trained over are not in it",
+            fix="name it and its foundations in a configuration (VisualCLA: eval_configs/visualcla_eval.yaml), "
+            "or merge them: vlm weights merge",
+        )
     from vlm.checkpoint.run_dir import CONFIG, find_checkpoint
 
     folder = find_checkpoint(path)

@@ -67,3 +67,10 @@ def is_merged(folder: Path) -> bool:
 
     file = folder / "config.json"
     return file.is_file() and not (folder / CONFIG).is_file() and read_json(file).get("model_type") == "visualcla"
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder is an adapter, such as the released delta: weights without those they were trained over."""
+    from vlm.checkpoint.adapter import CONFIG
+
+    return (folder / CONFIG).is_file()

@@ -74,6 +74,35 @@ def key_map(model: VLM) -> KeyMap:
     return KeyMap(tuple(pairs), ("*.rotary_emb.inv_freq", "*.position_ids"))
 
 
+def stated_sizes(file: Path) -> dict[str, Any]:
+    """What a published config.json says about the resampler, the class's defaults filled in.
+
+    Raises:
+        WeightsError: no usable config.json, no resampler, or one with another activation.
+    """
+    said = read_json(file)
+    if not said.get("use_visual_resampler", True):
+        raise WeightsError(f"{file}: use_visual_resampler is false; only models with the resampler can be read")
+    sizes = {k: v for k, v in (said.get("visual_resampler_config") or {}).items() if v is not None}
+    if sizes.get("hidden_act", "gelu") != "gelu":
+        raise WeightsError(
+            f"{file}: visual_resampler_config.hidden_act is {sizes['hidden_act']!r}; only 'gelu' can be read"
+        )
+    return CLASS_DEFAULTS | sizes
+
+
+def bridge_names(file: Path) -> set[str]:
+    """Published names of the resampler and the projection that a config.json states.
+
+    Raises:
+        WeightsError: see :func:`stated_sizes`.
+    """
+    layers = range(stated_sizes(file)["num_hidden_layers"])
+    linear = [f"{RESAMPLER}encoder.layer.{i}.{theirs}" for i in layers for theirs, _ in LAYER]
+    linear += [f"{RESAMPLER}pooler.dense", PROJECTION.removesuffix(".")]
+    return {f"{RESAMPLER}query_embeddding", *(f"{name}.{end}" for name in linear for end in ("weight", "bias"))}
+
+
 def complete_bridge(model_cfg: Any, folder: Path) -> Any:
     """A copy of ``model_cfg`` whose resampler has the sizes of the folder's config.json where it leaves them open.
 
@@ -81,10 +110,7 @@ def complete_bridge(model_cfg: Any, folder: Path) -> Any:
         WeightsError: no usable config.json, or the composition states something else.
     """
     file = folder / "config.json"
-    said = read_json(file)
-    if not said.get("use_visual_resampler", True):
-        raise WeightsError(f"{file}: use_visual_resampler is false; only models with the resampler can be read")
-    sizes = CLASS_DEFAULTS | {k: v for k, v in (said.get("visual_resampler_config") or {}).items() if v is not None}
+    sizes = stated_sizes(file)
     done = copy.copy(model_cfg)
     done.bridge = list(model_cfg.bridge)
     for index, part in enumerate(done.bridge):
