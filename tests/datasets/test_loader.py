@@ -161,10 +161,15 @@ def test_too_many_bad_records_stop_the_run(caption_folder: Make, processor: Proc
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_nothing_but_bad_records(caption_folder: Make, processor: Processor, workers: int) -> None:
+def test_nothing_but_bad_records(caption_folder: Make, processor: Processor, workers: int, tmp_path: Path) -> None:
     sources = [Source("folder", folder(caption_folder(3, bad=(0, 1, 2))), 2)]
+    loader = TrainLoader(sources, processor, seed=1, num_workers=workers, output_dir=tmp_path)
+    with pytest.raises(DataError, match=r"3 of 3 records could not be used, allowed are 1.0%:\n.*truncated"):
+        next(loader)
+    assert len((tmp_path / "quarantine.jsonl").read_text().splitlines()) == 3
+    loader = TrainLoader(sources, processor, seed=1, num_workers=workers, max_bad_share=1.0)
     with pytest.raises(DataError, match="records in a row cannot be used.*truncated"):
-        next(TrainLoader(sources, processor, seed=1, num_workers=workers))
+        next(loader)
 
 
 class Marked:

@@ -216,11 +216,11 @@ class TrainLoader:
         """The next delivery, counted."""
         assert self._iterator is not None
         done = next(self._iterator)
+        for name in dict.fromkeys([*done.good, *(b.source for b in done.bad)]):
+            self._quarantine.add(name, done.good.get(name, 0), [b for b in done.bad if b.source == name])
         if done.error is not None:
             raise done.error
         self._state = self._sampler.states.popleft()
-        for name in dict.fromkeys([*done.good, *(b.source for b in done.bad)]):
-            self._quarantine.add(name, done.good.get(name, 0), [b for b in done.bad if b.source == name])
         return done
 
     def _batch(self, found: Delivered | Rows) -> Batch:

@@ -190,11 +190,12 @@ class BatchMaker(torch.utils.data.Dataset):
         raise DataError(f"dataset {source.name}: {len(own)} records {what} cannot be used: {reasons}")
 
     def _others(self, job: Job, place: int, ref: Ref) -> Iterator[Ref]:
-        """Stand-ins in a fixed order: the following indices, or the spares from this place on."""
+        """Stand-ins: indices drawn by the seed, for bad records stand together; or the spares from this place on."""
         dataset = self._sources[ref.source].dataset
         if not isinstance(dataset, StreamDataset):
             n = len(dataset)
-            others = range(1, min(TRIES, n - 1) + 1)
+            rng = random.Random(derive_seed(self._seed, "stand-in", ref.source, ref.epoch, ref.index))
+            others = rng.sample(range(1, n), min(TRIES, n - 1))
             yield from (Ref(ref.epoch, (ref.index + k) % n, None, ref.source) for k in others)
             return
         spares = job.spares.get(ref.source, ())
