@@ -29,9 +29,7 @@ class VideoRecipe:
         num_frames: int = 8  # with sampling fps: at most
         sampling: Literal["uniform", "fps", "segments"] = "uniform"  # see uniform_ids, fps_ids, segment_ids
         fps: float = 1.0  # frames per second of sampling fps
-        when_short: Literal["repeat", "error"] = (
-            "repeat"  # fewer frames than asked: repeat (published)
-        )
+        when_short: Literal["repeat", "error"] = "repeat"  # fewer frames than asked: repeat (published)
         backend: Backend = "auto"  # auto: decord, and OpenCV where decord is missing or cannot read the file
 
         def __post_init__(self) -> None:
