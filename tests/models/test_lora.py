@@ -64,6 +64,26 @@ def test_matrices_stay_float32_over_a_half_base() -> None:
         assert kinds == {False: dtype, True: torch.float32}
 
 
+def test_half_precision_differs_from_a_float32_update_by_rounding() -> None:
+    """Published VisualCLA adds a float32 update to a half layer; autocast forms the update in half, as in training."""
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Linear(64, 64)).bfloat16()
+    inject_lora(block, LoraOptions(r=4, alpha=8, dropout=0, targets=["0"]))
+    layer = block[0]
+    a, b = layer.lora_A.default.weight, layer.lora_B.default.weight
+    nn.init.normal_(b)
+    x = torch.randn(5, 64).bfloat16()
+    with torch.no_grad():
+        published = layer.base_layer(x)
+        published += (x.float() @ a.T @ b.T) * 2
+        with torch.autocast("cpu", torch.bfloat16):
+            ours = block(x)
+    assert ours.dtype is published.dtype is torch.bfloat16
+    scale = published.abs().max().float()
+    assert (ours.float() - published.float()).abs().max() < 2 * torch.finfo(torch.bfloat16).eps * scale
+    assert (published - layer.base_layer(x)).abs().max() > 0.5  # the update is there
+
+
 @pytest.mark.parametrize("kind", ["eva", "timm"])
 def test_other_encoders_take_it_too_and_their_files_still_fit(kind: str) -> None:
     lora = LoraOptions(r=2, targets=["attn.qkv"])

@@ -66,7 +66,7 @@ class Delta:
         if layer not in self.adapter.lora:
             return tensor
         a, b = (self.read(matrix, torch.float32) for matrix in self.adapter.lora[layer])
-        return tensor.add_((b @ a) * (self.adapter.alpha / self.adapter.rank(layer)))
+        return tensor.add_((b @ a).mul_(self.adapter.alpha / self.adapter.rank(layer)))
 
 
 @dataclass

@@ -57,12 +57,15 @@ class TensorReader:
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """A copy of the tensor, in another dtype if asked."""
         facts = self.facts[name]
-        if self._file != facts.file or self._used > OPEN_BYTES:
+        if self._file != facts.file:
             self.release()
             self._file, self._open = facts.file, read_tensors(facts.file)
         tensor = self._open[name]
         self._used += tensor.numel() * tensor.element_size()
-        return tensor.to(dtype or tensor.dtype, copy=True)
+        copied = tensor.to(dtype or tensor.dtype, copy=True)
+        if self._used > OPEN_BYTES:
+            self.release()
+        return copied
 
     def release(self) -> None:
         """Let the open file go."""
