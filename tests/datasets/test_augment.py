@@ -12,7 +12,8 @@ import torch
 from vlm.common.config_run import Packing
 from vlm.common.types import Image, Sample, Video
 from vlm.datasets.base import message
-from vlm.datasets.loader import TrainLoader, ValidLoader
+from vlm.datasets.loader import TrainLoader
+from vlm.datasets.valid_loader import ValidLoader
 from vlm.datasets.worker import Source
 from vlm.processors.image import ImageRecipe
 from vlm.processors.processor import Processor

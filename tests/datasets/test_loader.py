@@ -15,7 +15,8 @@ import torch
 from vlm.common.errors import ConfigError, DataError, PromptError
 from vlm.common.types import Batch, Image, Message, Sample, Text
 from vlm.datasets.caption_folder import CaptionFolder
-from vlm.datasets.loader import TrainLoader, ValidLoader, build_sources
+from vlm.datasets.loader import TrainLoader, build_sources
+from vlm.datasets.valid_loader import ValidLoader
 from vlm.datasets.web_shards import WebShards
 from vlm.datasets.worker import Source
 from vlm.processors.processor import Processor

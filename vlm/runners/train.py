@@ -19,7 +19,8 @@ from vlm.common.errors import ConfigError, UserError
 from vlm.common.registry import resolve
 from vlm.common.types import Message, Sample, Text
 from vlm.datasets.base import StreamDataset
-from vlm.datasets.loader import TrainLoader, ValidLoader
+from vlm.datasets.loader import TrainLoader
+from vlm.datasets.valid_loader import ValidLoader
 from vlm.models.trainable import trainable_table
 from vlm.processors.collate import VisualTokens
 from vlm.processors.processor import Processor, build_processor
