@@ -59,8 +59,8 @@ def inject_lora(module: nn.Module, options: LoraOptions) -> None:
     ``x.lora_A.default.weight [r, in]`` and ``x.lora_B.default.weight [out, r]``, in float32.
 
     Under autocast the update is computed in the half dtype, like the layer itself. Published VisualCLA answers
-    without autocast, its update in float32 over a float16 layer: the two differ by rounding only, and not at all
-    after merging, which forms the update in float32.
+    without autocast, its update in float32 over a float16 layer: the two differ by rounding only. Merged weights
+    are the same in both, for merging forms the update in float32.
 
     Raises:
         LoraTargetError: a target fits no linear layer.
