@@ -29,9 +29,10 @@ from vlm.models.trainable import select_trainable
 from vlm.models.vision.clip import Clip
 from vlm.models.vlm import VLM
 
-from ..golden.helpers_mmgpt import LORA, MmgptCase
+from ..golden.helpers_mmgpt import MmgptCase
 
 CASE = Path(__file__).parents[1] / "golden" / "mmgpt" / "open"
+LORA = "lora/mmgpt-lora-release-like.pt"
 GATES = "lang_encoder.model.layers.1.gated_cross_attn_layer.ff_gate"
 
 

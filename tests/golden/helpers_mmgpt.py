@@ -13,12 +13,11 @@ from torch import Tensor
 
 from vlm.checkpoint.load import load_model
 from vlm.common.config import load_config
-from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Batch
+from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Batch, Example
+from vlm.inference.engine import Engine
 from vlm.models.fusion.cross_attn import CrossAttention
 from vlm.models.vlm import VLM
 from vlm.processors.processor import Processor, build_processor
-
-LORA = "lora/mmgpt-lora-release-like.pt"
 
 
 class MmgptCase:
@@ -30,6 +29,15 @@ class MmgptCase:
         case = json.loads((folder / "case.json").read_text())
         self.records, self.texts = case["json"], case["texts"]
         self.image: int = self.config["token_ids"]["image"]
+        self.lora, self.tuned = self._adapters()
+        self.clip = next(p for kind in ("safetensors", "pt") for p in sorted((folder / "clip").glob(f"*.{kind}"))).name
+
+    def _adapters(self) -> tuple[str, str]:
+        """Names of the adapter file as published and of the trainer's last one, below the case folder."""
+        names = [f"lora/{p.name}" for p in sorted((self.folder / "lora").glob("*.pt"))]
+        saved = [n for n in names if "/checkpoint_" in n]
+        other = [n for n in names if n not in saved and "/two_tensors" not in n and "/final_weights" not in n]
+        return other[0] if other else "lora/final_weights.pt", max(saved, key=lambda n: (len(n), n), default="")
 
     def has(self, name: str) -> bool:
         with safe_open(self.folder / "tensors.safetensors", "pt") as file:
@@ -55,11 +63,13 @@ class MmgptCase:
         immediate = self.config["gated_cross_attention"]["only_attend_immediate_media"]
         return {"mark_id": self.image, "immediate": immediate, "evenly_at_missing": not immediate}
 
-    def composition(self, lora: str = LORA, clip: str = "clip/clip.safetensors", **changes: Any) -> Any:
-        """The shipped composition over this folder's files, with its sizes."""
+    def composition(self, lora: str | None = None, clip: str = "", **changes: Any) -> Any:
+        """The shipped composition over this folder's files, with its sizes; ``lora`` empty: without adapter file."""
+        lora = self.lora if lora is None else lora
         clip_config, vision = self.config["clip_open_clip_config"], self.config["clip_open_clip_config"]["vision_cfg"]
         tuning, gated = self.config["tuning_config"], self.config["gated_cross_attention"]
         perceiver = {k: self.config["perceiver"][k] for k in ("depth", "dim_head", "heads", "num_latents", "ff_mult")}
+        perceiver["max_num_frames"] = self.config["perceiver"].get("max_num_frames")
         ids, rows = self.config["token_ids"], self.config["vocab_after_special_tokens"]
         every = self.config["cross_attn_every_n_layers"]
         adapter = {"r": tuning["lora_r"], "alpha": tuning["lora_alpha"], "dropout": tuning["lora_dropout"]}
@@ -69,7 +79,7 @@ class MmgptCase:
         model: dict[str, Any] = {
             "arch": "mmgpt",
             "model_type": "open_flamingo_9b_lora",
-            "clip_path": str(self.folder / clip),
+            "clip_path": str(self.folder / (clip or f"clip/{self.clip}")),
             "lm_path": str(self.folder / "llama"),
             "pretrained_path": str(self.folder / "OpenFlamingo-9B/checkpoint.pt"),
             "finetune_path": str(self.folder / lora) if lora else "",
@@ -80,8 +90,8 @@ class MmgptCase:
                     "hidden_size": vision["width"],
                     "intermediate_size": int(vision["width"] * vision.get("mlp_ratio", 4)),
                     "num_hidden_layers": vision["layers"],
-                    "num_attention_heads": vision["width"] // vision["head_width"],
-                    "hidden_act": "quick_gelu" if clip_config["quick_gelu"] else "gelu",
+                    "num_attention_heads": vision["width"] // vision.get("head_width", 64),
+                    "hidden_act": "quick_gelu" if clip_config.get("quick_gelu", True) else "gelu",
                 }
             },
             "bridge": [{"name": "perceiver", **perceiver}],
@@ -104,7 +114,7 @@ class MmgptCase:
         }
         return load_config({"model": model | changes}, check="none")
 
-    def load(self, lora: str = LORA, **changes: Any) -> VLM:
+    def load(self, lora: str | None = None, **changes: Any) -> VLM:
         """A model of one's own, with the head's added rows as recorded (no published file holds them)."""
         model = load_model(self.composition(lora, **changes), device="cpu")
         rows = self.tensor("lm_head_added_rows")
@@ -154,3 +164,20 @@ class MmgptCase:
             media_row=torch.tensor(row, dtype=torch.long),
             media_pos=torch.tensor(position, dtype=torch.long),
         )
+
+
+class FirstMarks(Engine):
+    """Takes prompts with more marks than pictures, as the published chat page did."""
+
+    def batch(self, examples: Any) -> Batch:
+        examples = list(examples)
+        short = [Example([0 if i == MEDIA_TOKEN else i for i in e.ids], e.labels, [], e.id) for e in examples]
+        batch = super().batch(short)
+        places: list[tuple[int, int]] = []
+        for row, e in enumerate(examples):
+            batch.ids[row, : len(e.ids)] = torch.tensor(e.ids)
+            marks = [k for k, i in enumerate(e.ids) if i == MEDIA_TOKEN]
+            places += [(row, k) for k, _ in zip(marks, e.media, strict=False)]
+        batch.pixels = torch.stack([picture for e in examples for picture in e.media])
+        batch.media_row, batch.media_pos = torch.tensor(places).T
+        return batch

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlm.checkpoint.formats.mmgpt_lora import MmgptLora, published_names
+from vlm.checkpoint.formats.mmgpt_lora import MmgptLora, published_names, read_content
 from vlm.checkpoint.load import load_file
 from vlm.common.errors import ConfigError
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Batch, Example, Features, Image, Message, Text
@@ -30,7 +30,7 @@ from vlm.processors.processor import build_processor
 from vlm.runners.optim import build_optimizer, set_lr, split_parameters
 from vlm.runners.schedule import Plan, build_schedule
 
-from .helpers_mmgpt import LORA, MmgptCase
+from .helpers_mmgpt import FirstMarks, MmgptCase
 
 VARIANTS = ("attend_previous", "no_lora", "vision_none", "one_image_missing")
 
@@ -99,7 +99,7 @@ def test_clip_tokens(case: MmgptCase) -> None:
     want = case.tensor("inter.clip_tokens")
     with torch.no_grad():
         close(case.model.vision(pixels).tokens[:, 0], want)
-        archive = next((case.folder / "clip").glob("*.torchscript.pt"), None)
+        archive = next((case.folder / "clip").glob("*.pt"), None)
         if archive is not None:
             other = case.load(clip=str(archive.relative_to(case.folder)))
             close(other.vision(pixels).tokens[:, 0], want)
@@ -156,7 +156,7 @@ def test_interleaved_boundaries(case: MmgptCase) -> None:
         output = model(batch, return_logits=True)
     compared = [name for name in found if case.has(f"inter.{name}")]
     assert {"inputs_embeds", "final_norm", f"layer{len(layers) - 1}_out"} <= set(compared)
-    assert sum(name.startswith("gated") for name in compared) > 1
+    assert {f"gated{i}_out" for i in case.config["gated_layer_indices"]} <= set(compared)
     for name in compared:
         close_where(mask, found[name], case.tensor(f"inter.{name}"), name)
     close_where(mask[:, ::3], output.logits[:, ::3], case.tensor("inter.logits"), "logits")
@@ -266,7 +266,7 @@ def test_training_loop(case: MmgptCase) -> None:
             optimizer.step()
             optimizer.zero_grad()
     assert rates == pytest.approx([pair[0] for pair in told["lr_used_at_each_optimizer_step"]])
-    after = case.load("lora/checkpoint_0.pt")
+    after = case.load(case.tuned)
     outliers = values = 0
     for name, want in after.named_parameters():
         if want.requires_grad:
@@ -279,21 +279,6 @@ def example(case: MmgptCase, ids: list[int], pictures: list[Tensor]) -> Example:
     """A prompt of recorded ids; its first marks stand for the pictures, and further ones are missing media."""
     marked = [MEDIA_TOKEN if i == case.image and pictures else i for i in ids]
     return Example(marked, [IGNORE_INDEX] * len(ids), pictures)
-
-
-class FirstMarks(Engine):
-    """Takes prompts with more marks than pictures, as the published chat page did."""
-
-    def batch(self, examples: Any) -> Batch:
-        examples = list(examples)
-        short = [Example([0 if i == MEDIA_TOKEN else i for i in e.ids], e.labels, [], e.id) for e in examples]
-        batch = super().batch(short)
-        for row, e in enumerate(examples):
-            batch.ids[row, : len(e.ids)] = torch.tensor(e.ids)
-        places = [(row, e.ids.index(MEDIA_TOKEN)) for row, e in enumerate(examples)]
-        batch.pixels = torch.stack([e.media[0] for e in examples])
-        batch.media_row, batch.media_pos = torch.tensor(places).T
-        return batch
 
 
 def test_generation(case: MmgptCase, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,7 +327,7 @@ def test_answers_to_conversations(case: MmgptCase, monkeypatch: pytest.MonkeyPat
         assert engine.generate([messages], options) == [run["answer"]], run["tag"]
         assert "".join(engine.stream(messages, options)) == run["answer"], run["tag"]
         compared += 1
-    assert compared > 2
+    assert compared
 
 
 def test_another_mark_than_the_tokenizer_has(case: MmgptCase) -> None:
@@ -367,7 +352,7 @@ def test_files_of_the_trainer(case: MmgptCase) -> None:
     """What the published trainer saved fits, in every form, and says the settings; ours has the recorded names."""
     recorded = json.loads((case.folder / "saved_keys.json").read_text())
     files = [p for p in sorted((case.folder / "lora").glob("*.pt")) if "two_tensors" not in p.name]
-    assert case.folder / LORA in files
+    assert case.folder / case.lora in files
     for file in files:
         model = case.load(f"lora/{file.name}", llm=_open_lora(case, "llm"), inserts=_open_lora(case, "inserts"))
         assert {n for n, p in model.named_parameters() if p.requires_grad} == set(published(case).values())
@@ -386,7 +371,7 @@ def _open_lora(case: MmgptCase, part: str) -> Any:
 
 def test_loading_twice_gives_the_same(case: MmgptCase, tmp_path: Path) -> None:
     """Written out and read back: the release file, flat, prefixed, and with names of peft before 0.3."""
-    content = torch.load(case.folder / LORA, weights_only=True)
+    content = read_content(case.folder / case.lora)
     flat = {k.removeprefix("module."): v for k, v in content["model_state_dict"].items()}
     old = {k.replace(".default.weight", ".weight"): v for k, v in flat.items()}
     want = {n: p.detach().clone() for n, p in case.model.named_parameters() if p.requires_grad}

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vlm.common.errors import ConfigError
+from vlm.common.errors import ConfigError, DataError
 from vlm.common.types import Features
 from vlm.models.bridges.frame_positions import FramePositions
 from vlm.models.bridges.perceiver import Perceiver
@@ -90,3 +90,16 @@ def test_pictures_have_no_frame_position_unless_asked() -> None:
     assert torch.equal(plain.positions.grad, torch.zeros(3, 6))  # every process has a gradient
     first = FramePositions(FramePositions.Config(num_frames=3, pictures=True, other_counts="first"), 6, 10)
     torch.testing.assert_close(first(Features(tokens)).tokens, tokens + first.positions[0])
+
+
+def test_frame_embeddings() -> None:
+    """As the published module: added to every frame's tokens before anything else, to a picture's as well."""
+    bridge = make(max_num_frames=3)
+    assert dict(bridge.named_parameters())["frame_embs"].shape == (3, 6)
+    for frames in (1, 2, 3):
+        media = torch.randn(2, frames, 5, 6)
+        wanted = [plainly(bridge, (m + bridge.frame_embs[:frames, None]).flatten(0, 1)) for m in media]
+        torch.testing.assert_close(bridge(Features(media)).tokens[:, 0], torch.stack(wanted), **CLOSE)
+    with pytest.raises(DataError, match="a clip of 4 frames, but the perceiver has positions for 3"):
+        bridge(Features(torch.randn(1, 4, 5, 6)))
+    assert "frame_embs" not in make().state_dict()

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlm.common.errors import ConfigError
+from vlm.common.errors import ConfigError, DataError
 from vlm.common.registry import register_bridge
 from vlm.common.types import Features
 
@@ -56,7 +56,7 @@ class Perceiver(nn.Module):
     """Learned latents that read all tokens of a medium; a clip's frames are read together, as one long sequence.
 
     State-dict keys (those of the published modules): ``latents``, ``layers.<i>.0.*`` (attention), ``layers.<i>.1.*``
-    (feed-forward), ``norm.*``.
+    (feed-forward), ``norm.*``, and ``frame_embs [max_num_frames, in_dim]`` where ``max_num_frames`` is set.
     """
 
     @dataclass
@@ -65,6 +65,7 @@ class Perceiver(nn.Module):
 
         ``width`` is that of the latents and of what leaves: the encoder's (Flamingo) or the LLM's (Lynx, which then
         needs ``latents_in_keys: false``). ``per_frame`` reads each frame on its own and keeps them apart.
+        With ``max_num_frames`` a learned vector is added to all tokens of a frame, that of a picture included.
         """
 
         depth: int = 6
@@ -75,6 +76,7 @@ class Perceiver(nn.Module):
         latents_in_keys: bool = True
         width: Literal["vision", "llm"] = "vision"
         per_frame: bool = False
+        max_num_frames: int | None = None
 
     def __init__(self, config: Config, in_dim: int, llm_dim: int) -> None:
         super().__init__()
@@ -87,6 +89,9 @@ class Perceiver(nn.Module):
             )
         self.latents = nn.Parameter(torch.empty(config.num_latents, dim))
         nn.init.normal_(self.latents)
+        self.frame_embs: nn.Parameter | None = None
+        if config.max_num_frames is not None:
+            self.frame_embs = nn.Parameter(torch.randn(config.max_num_frames, in_dim))
         self.layers = nn.ModuleList(
             nn.ModuleList(
                 [
@@ -108,8 +113,12 @@ class Perceiver(nn.Module):
         return self.config.num_latents
 
     def forward(self, features: Features) -> Features:
-        """``[n, f, v, in_dim]`` -> ``[n, 1, num_latents, out_dim]`` (``[n, f, ...]`` with ``per_frame``)."""
-        tokens, mask = features.tokens, features.mask
+        """``[n, f, v, in_dim]`` -> ``[n, 1, num_latents, out_dim]`` (``[n, f, ...]`` with ``per_frame``).
+
+        Raises:
+            DataError: more frames than ``max_num_frames``.
+        """
+        tokens, mask = self._with_positions(features.tokens), features.mask
         frames = tokens.shape[:2] if self.config.per_frame else (len(tokens), 1)
         media = tokens.reshape(frames[0] * frames[1], -1, tokens.shape[-1])
         real = None if mask is None else mask.reshape(len(media), -1)
@@ -119,3 +128,13 @@ class Perceiver(nn.Module):
             latents = latents + attention(media, latents, real)
             latents = latents + forward(latents)
         return Features(self.norm(latents).unflatten(0, frames))
+
+    def _with_positions(self, tokens: Tensor) -> Tensor:
+        if self.frame_embs is None:
+            return tokens
+        if tokens.shape[1] > len(self.frame_embs):
+            raise DataError(
+                f"a clip of {tokens.shape[1]} frames, but the perceiver has positions for {len(self.frame_embs)}",
+                fix="take fewer frames of a clip, or raise max_num_frames of model.bridge perceiver and train",
+            )
+        return tokens + self.frame_embs[: tokens.shape[1], None]
