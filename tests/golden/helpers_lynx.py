@@ -85,11 +85,18 @@ class LynxCase:
             "bridge": [part("frame_positions", frames), part("perceiver", perceiver)],
             "fusion": part("splice", Splice.Config()),
             "inserts": [part("adapter", Adapter.Config(every=adapters["freq"], bottleneck=adapters["bottleneck"]))],
-            "llm": part("hf", HFCausalLM.Config(path=str(self.file("llm")))),
+            "llm": self.language_model(),
             "train": {"bridge.*": True, "inserts.*": True},
             "weights": [*files, weight("lynx", self.file("checkpoint"))] if checkpoint else files,
         }
         return SimpleNamespace(**(whole | changes))
+
+    def language_model(self, **options: Any) -> SimpleNamespace:
+        """The LLM; with a row for the pad token that published code adds where the folder names none."""
+        rows = self.records["tokenizer"]["len"]
+        if rows > self.config["llm"]["vocab_size"]:
+            options = {"vocab_size": rows, "new_rows": "mean"} | options
+        return part("hf", HFCausalLM.Config(path=str(self.file("llm")), **options))
 
     def load(self, **changes: Any) -> VLM:
         return load_model(SimpleNamespace(model=self.parts(**changes)), device="cpu")
@@ -116,6 +123,10 @@ class LynxCase:
         small = [f"model.vision.{name}={vision[name]}" for name in ("embed_dim", "depth", "num_heads", "mlp_ratio")]
         small += [f"model.bridge.1.{name}={bridge[name]}" for name in ("dim_head", "heads", "ff_mult")]
         small.append(f"model.inserts.0.bottleneck={adapters['bottleneck']}")
+        llm = self.language_model().config
+        if llm.vocab_size is not None:
+            small += [f"model.llm.vocab_size={llm.vocab_size}", f"model.llm.new_rows={llm.new_rows}"]
+            small.append(f"model.text.new_pad_token={self.records['tokenizer']['pad'][0]}")
         model = {"arch": "lynx", "model_type": model_type, **asked, **params}
         return load_config({"model": model}, small)
 

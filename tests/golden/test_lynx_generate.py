@@ -34,16 +34,16 @@ def case(request: pytest.FixtureRequest) -> LynxCase:
 
 @pytest.fixture(scope="module")
 def engine(case: LynxCase) -> Engine:
-    tokenizer = Tokenizer.from_folder(case.file("llm"))
+    tokenizer = Tokenizer.from_folder(case.file("llm"), new_pad_token="[PAD]")
     template = SimpleNamespace(config=SimpleNamespace(cut_at=[]), stop=[], clean=str.strip)
     return Engine(case.model, SimpleNamespace(tokenizer=tokenizer, template=template))
 
 
 def options(arguments: dict) -> Generation:
     """The published arguments as our options."""
-    names = ("num_beams", "max_new_tokens", "min_length", "no_repeat_ngram_size", "length_penalty")
-    chosen = {name: arguments[name] for name in names}
-    return CHAT.but(do_sample=arguments["use_nucleus_sampling"], repetition_penalty=1.0, **chosen)
+    defaults = {"num_beams": 5, "max_new_tokens": 64, "min_length": 2, "length_penalty": 1.0}
+    defaults |= {"no_repeat_ngram_size": 3, "repetition_penalty": 1.0}
+    return CHAT.but(do_sample=False, **{name: arguments.get(name, value) for name, value in defaults.items()})
 
 
 def runs(case: LynxCase, kind: str) -> dict[str, dict]:
@@ -52,13 +52,15 @@ def runs(case: LynxCase, kind: str) -> dict[str, dict]:
     return {
         name: record
         for name, record in found.items()
-        if not record["arguments"]["use_nucleus_sampling"] and len(record["new_ids"]) > 1
+        if not record["arguments"].get("use_nucleus_sampling") and "_alone" not in name
     }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_prompts(case: LynxCase, engine: Engine, kind: str) -> None:
     """Padding stands in front here and in the middle there; real positions are the same, and so are their logits."""
+    if f"gen_{kind}/first_step_logits" not in case.tensors:
+        pytest.skip("the case has none")
     prompt = engine.prompt(case.prompts(kind))
     mask = case.tensors[f"gen_{kind}/attention_mask"]
     assert torch.equal(prompt.mask.sum(1), mask.sum(1))
@@ -108,7 +110,7 @@ def test_shipped_composition_answers_the_recorded_files(case: LynxCase, kind: st
 def test_beam_scores(case: LynxCase, engine: Engine, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The published scores: the sum over ``length ** penalty``, the dummy token counted."""
     for name, record in runs(case, kind).items():
-        if record["sequences_scores"] is None:
+        if record.get("sequences_scores") is None:
             continue
         scored: dict[tuple[int, ...], float] = {}
         add = Hypotheses.add

@@ -5,15 +5,16 @@ Runs on every case folder below ``<golden root>/lynx``.
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from vlm.common.types import Features
-from vlm.models.llm.hf import HFCausalLM
 from vlm.processors.collate import collate
 
-from .helpers_lynx import KINDS, LynxCase, parametrize, part
+from .helpers_lynx import KINDS, LynxCase, parametrize
 
 FEATURES = {"rtol": 0, "atol": 1e-4}
 LOSS = {"rtol": 0, "atol": 1e-5}
@@ -100,7 +101,7 @@ def test_training_forward(case: LynxCase, kind: str) -> None:
     assert torch.equal(inputs.labels[real], get("labels")[real])
     torch.testing.assert_close(inputs.inputs_embeds[real], get("inputs_embeds")[real], **FEATURES)
     compared = [name for name in seen if f"train_{kind}/{name}" in case.tensors]
-    assert len(compared) == len(layers)
+    assert "hidden_after_final_norm" in compared and len(compared) >= len(layers)
     for name in compared:
         torch.testing.assert_close(seen[name][real], get(name)[real], **FEATURES)
     at = get("logits_positions")
@@ -110,8 +111,19 @@ def test_training_forward(case: LynxCase, kind: str) -> None:
         torch.testing.assert_close(output.loss_sum / output.num_tokens, get("loss"), **LOSS)
 
 
+def test_new_pad_row(case: LynxCase) -> None:
+    """The rows of a pad token that is added: means over the old ones."""
+    if "pad_branch/new_input_row" not in case.tensors:
+        pytest.skip("the case has none")
+    rows = case.records["pad_branch"]["pad_token_id"] + 1
+    model = case.load(checkpoint=False, llm=case.language_model(vocab_size=rows, new_rows="mean")).llm.model
+    tables = {"input": model.get_input_embeddings(), "output": model.get_output_embeddings()}
+    for side, table in tables.items():
+        torch.testing.assert_close(table.weight[-1].detach(), case.tensors[f"pad_branch/new_{side}_row"], **FEATURES)
+
+
 def test_other_losses(case: LynxCase) -> None:
-    """Label smoothing, left padding with positions from the mask, and pictures together with clips in one batch."""
+    """Left padding with positions from the mask, and pictures together with clips in one batch."""
     rows = {kind: case.train_batch(kind) for kind in KINDS}
     with torch.no_grad():
         outputs = [case.model(batch) for batch in rows.values()]
@@ -119,21 +131,30 @@ def test_other_losses(case: LynxCase) -> None:
         keep = left.predicts()
         padded = case.model.llm.loss(case.model.llm(left)[keep], left.targets(keep)) / keep.sum()
         mixed = case.model(collate([*case.train_examples("video"), *case.train_examples("image")], 0))
-    torch.testing.assert_close(padded, case.tensors["train_image_left_pad_mask_positions/loss"], **LOSS)
+    recorded = case.tensors["train_image/loss"]
+    torch.testing.assert_close(padded, case.tensors.get("train_image_left_pad_mask_positions/loss", recorded), **LOSS)
+    if "train_mixed/loss" not in case.tensors:
+        return
     for some in (outputs, [mixed]):
         mean = sum(o.loss_sum for o in some) / sum(o.num_tokens for o in some)
         torch.testing.assert_close(mean, case.tensors["train_mixed/loss"], **LOSS)
-    smooth = HFCausalLM.Config(path=str(case.file("llm")), label_smoothing=0.1)
-    model = case.load(llm=part("hf", smooth))
-    for return_logits in (True, False):
-        output = model(rows["image"], return_logits=return_logits)
-        wanted = case.tensors["train_image_label_smoothing_0.1/loss"]
-        torch.testing.assert_close((output.loss_sum / output.num_tokens).detach(), wanted, **LOSS)
+
+
+def test_label_smoothing(case: LynxCase) -> None:
+    found = [re.fullmatch(r"train_(image|video)_label_smoothing_([\d.]+)/loss", name) for name in case.tensors]
+    for record in filter(None, found):
+        model = case.load(llm=case.language_model(label_smoothing=float(record[2])))
+        for return_logits in (True, False):
+            output = model(case.train_batch(record[1]), return_logits=return_logits)
+            mean = (output.loss_sum / output.num_tokens).detach()
+            torch.testing.assert_close(mean, case.tensors[record[0]], **LOSS)
 
 
 @pytest.mark.parametrize("name", ["train_image", "train_video", "train_video_frame_pos_trainable", "train_mixed"])
 def test_gradients(case: LynxCase, name: str) -> None:
     """Frame positions have no gradient in the published code, except in the variant that repairs it."""
+    if "grad_norms" not in case.records["train"].get(name, {}):
+        pytest.skip("the case has none")
     model = case.model
     norms = case.records["train"][name]["grad_norms"]
     kinds = KINDS if name == "train_mixed" else (name.split("_")[1],)

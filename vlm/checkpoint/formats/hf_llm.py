@@ -96,17 +96,22 @@ def _grown(model: VLM, rows: Tensor, table: Tensor) -> Tensor:
             "the last %d of %d rows of a token table are left out (llm.vocab_size)", len(rows) - len(table), len(rows)
         )
         return rows[: len(table)]
-    grown = grow(rows, table)
+    grown = grow(rows, table, model.llm.config.new_rows)
     if table is model.llm.model.get_output_embeddings().weight and len(grown) > len(rows):
         grown[[i for i in model.llm.banned_ids if i >= len(rows)]] = 0
     return grown
 
 
-def grow(rows: Tensor, table: Tensor) -> Tensor:
-    """``rows [v, d]`` with random rows added up to those of ``table``; the same tensor where that is not possible."""
+def grow(rows: Tensor, table: Tensor, how: str = "random") -> Tensor:
+    """``rows [v, d]`` with new ones up to those of ``table``; the same tensor where that is not possible.
+
+    New rows are random, or all the mean over ``rows`` (``how`` is mean).
+    """
     missing = len(table) - len(rows)
     if missing <= 0 or rows.shape[1:] != table.shape[1:]:
         return rows
+    if how == "mean":
+        return torch.cat([rows, rows.float().mean(0, keepdim=True).to(rows.dtype).expand(missing, -1)])
     fresh = torch.zeros(missing, *rows.shape[1:], device=rows.device)
     return torch.cat([rows, fresh.normal_(std=NEW_ROW_STD).to(rows.dtype)])
 

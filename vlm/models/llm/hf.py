@@ -35,13 +35,15 @@ class HFCausalLM(nn.Module):
 
         ``path`` is a folder with config.json (or one with the language model in ``text_encoder/``); ``config`` writes
         its content out instead (model_type and sizes). ``vocab_size`` rows of embeddings and head, untied, replace
-        what the configuration says: a larger number makes room for added tokens. ``banned_ids`` are never generated,
-        such as added tokens whose row of the head no file holds (that row is zero then).
+        what the configuration says: a larger number makes room for added tokens, whose rows are random or, with
+        ``new_rows: mean``, the mean over the file's (published Lynx, for a pad token). ``banned_ids`` are never
+        generated, such as added tokens whose row of the head no file holds (that row is zero then).
         """
 
         path: str | None = None
         config: dict[str, Any] | None = None
         vocab_size: int | None = None
+        new_rows: Literal["random", "mean"] = "random"  # of tokens that no file has (vocab_size)
         dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
         label_smoothing: float = 0.0
         lora: LoraOptions | None = None
