@@ -103,6 +103,14 @@ def test_both_decoders_give_the_same_answer(tmp_path: Path) -> None:
     assert (tmp_path / "decord").read_text() == (tmp_path / "opencv").read_text()
 
 
+def test_clip_with_fewer_frames_than_asked_may_be_refused(tmp_path: Path, capsys) -> None:
+    row = {"question": "What moves?", "video": str(moving_square(tmp_path / "a.mp4", (0, 255, 0), frames=2))}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    asked = published(tmp_path, vision_prompt_dict="video", test_files=[str(tmp_path / "rows.jsonl")])
+    said = refused(capsys, [*asked, "model.video.when_short=error"])
+    assert re.search(r"rows.jsonl:1: clip .*a.mp4: 2 frames, but video.num_frames asks for 3", said), said
+
+
 def test_sampling_follows_the_seed(tmp_path: Path) -> None:
     said = {}
     for name, seed, batch in (("a", 1, 2), ("b", 1, 1), ("c", 2, 2)):
