@@ -108,6 +108,19 @@ def test_incomplete_and_foreign(model, bridge, save) -> None:
     assert "vocab_size" in str(caught.value)
 
 
+def test_frame_embeddings_of_a_perceiver(case, model, bridge, save) -> None:
+    """They have a place where the composition says so; positions among a text's media have none."""
+    bridge["perceiver.frame_embs"] = torch.randn(3, 32)
+    with pytest.raises(WeightsError, match=r"1 unexpected: perceiver\.frame_embs"):
+        load_file(model, OpenFlamingo(), save(bridge))
+    sizes = {k: case.config["perceiver"][k] for k in ("depth", "dim_head", "heads", "num_latents", "ff_mult")}
+    model.bridge[0] = Perceiver(Perceiver.Config(**sizes, max_num_frames=3), 32, 36)
+    load_file(model, OpenFlamingo(), save(bridge))
+    assert torch.equal(model.bridge[0].frame_embs, bridge["perceiver.frame_embs"])
+    with pytest.raises(WeightsError, match=r"1 unexpected: perceiver\.media_time_embs"):
+        load_file(model, OpenFlamingo(), save(bridge | {"perceiver.media_time_embs": torch.zeros(2, 1, 32)}))
+
+
 def test_composition_without_the_parts(model, bridge, save) -> None:
     model.inserts = torch.nn.ModuleList()
     with pytest.raises(WeightsError, match=r"there is no gated_xattn in model\.inserts"):

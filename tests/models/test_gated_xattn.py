@@ -187,9 +187,10 @@ def test_packing_and_recomputation_change_nothing(compose, examples, batched, pa
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.parametrize("previous", [False, True])
-def test_cached_generation_equals_teacher_forcing(compose, examples, batched, family, previous) -> None:
+@pytest.mark.parametrize("immediate", [False, True])
+def test_cached_generation_equals_teacher_forcing(compose, examples, batched, family, previous, immediate) -> None:
     llm = {"config": {**FAMILIES[family], "model_type": family, "vocab_size": 61}}
-    model = xattn(compose, llm=llm, attend_previous=previous)
+    model = xattn(compose, llm=llm, attend_previous=previous, immediate=immediate)
     told = generate(model, batched(examples))
     assert told == generate(model, batched(examples), use_cache=False)
     for row, example in enumerate(examples):
