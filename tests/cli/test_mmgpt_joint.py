@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ class Joint:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.file = folder, folder / "joint.yaml"
+        self.started: list[subprocess.Popen[str]] = []
         content = yaml.safe_load(SHIPPED.read_text())
         content["model"] = MmgptCase(CASE).composition().resolved["model"]
         for name, (notes, pictures) in FILES.items():
@@ -66,7 +68,15 @@ class Joint:
         command = [sys.executable, *(several if processes else []), str(TESTS / "equivalence" / "train_tiny.py")]
         env = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
         options = [str(self.file), *self.options(name, **changes), *more]
-        return subprocess.Popen([*command, *options], env=env, stderr=subprocess.PIPE, text=True)
+        self.started.append(subprocess.Popen([*command, *options], env=env, stderr=subprocess.PIPE, text=True))
+        return self.started[-1]
+
+    def stop(self) -> None:
+        """End what still runs; torchrun ends its processes."""
+        for process in self.started:
+            if process.poll() is None:
+                process.terminate()
+                process.communicate(timeout=60)
 
     def records(self, name: str) -> list[dict[str, Any]]:
         return [r for r in read_log(self.folder / name / "log.jsonl") if r["kind"] == "train"]
@@ -76,9 +86,11 @@ class Joint:
 
 
 @pytest.fixture
-def joint(tmp_path: Path) -> Joint:
+def joint(tmp_path: Path) -> Iterator[Joint]:
     torch.set_num_threads(1)
-    return Joint(tmp_path)
+    made = Joint(tmp_path)
+    yield made
+    made.stop()
 
 
 def test_loss_falls_on_both_streams(joint: Joint) -> None:
@@ -130,7 +142,7 @@ def test_two_processes_equal_one(joint: Joint, mode: str) -> None:
     numbers = {"max_steps": 6, "save_freq": 6, "log_freq": 6}
     process = joint.start("two", *how, "run.batch_size=1", processes=2, **numbers)
     joint.train("one", *how, "run.batch_size=2", **numbers)
-    _, errors = process.communicate(timeout=180)
+    _, errors = process.communicate(timeout=480)
     assert process.returncode == 0, errors
     one, two = joint.records("one"), joint.records("two")
     assert len(one) == len(two) == 6
