@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DIR",
         help="folder <system>/<case>/ of recorded tensors of published code (default: those committed)",
     )
+
+
+@pytest.fixture(autouse=True)
+def logger_as_imported() -> Iterator[None]:
+    """The library's logger as it is without a command line, so that tests do not write to each other's streams."""
+    yield
+    logger = logging.getLogger("vlm")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        if type(handler) in (logging.StreamHandler, logging.FileHandler):
+            handler.close()
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
