@@ -66,7 +66,7 @@ class Joint:
         """Start training in another process, or under torchrun in several."""
         several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         command = [sys.executable, *(several if processes else []), str(TESTS / "equivalence" / "train_tiny.py")]
-        env = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
+        env = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
         options = [str(self.file), *self.options(name, **changes), *more]
         self.started.append(subprocess.Popen([*command, *options], env=env, stderr=subprocess.PIPE, text=True))
         return self.started[-1]

@@ -38,7 +38,7 @@ class Tiny:
             ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes else []
         )
         command = [sys.executable, *launcher, str(HERE / "train_tiny.py"), str(self.config)]
-        env = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"}
+        env = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
         return subprocess.Popen(
             [*command, *self.options(name, **changes), *more], env=env, stderr=subprocess.PIPE, text=True
         )
