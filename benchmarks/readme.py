@@ -17,6 +17,12 @@ def read(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def cores(result: dict[str, Any]) -> str:
+    """The machine of a result in a few words."""
+    name = result["machine"]["cpu"].replace("(R)", "").removesuffix(" Processor")
+    return f"{result['machine']['cores']} CPU cores ({name})"
+
+
 def quickstart_table() -> str:
     """Accuracies of three seeds."""
     runs = [read(f"quickstart_seed{seed}") for seed in SEEDS]
@@ -37,7 +43,7 @@ def quickstart_table() -> str:
         f"{first['aligned']['questions']} questions on held-out pictures of one and two objects, "
         f"{first['aligned']['unseen_pairs_questions']} on unseen pairs; "
         f"{max(r['seconds']['total'] for r in runs):.0f} s at most for everything, "
-        f"on a machine of {first['machine']['cores']} CPU cores.",
+        f"on {cores(first)}.",
     ]
     return "\n".join(lines)
 
@@ -48,7 +54,7 @@ def benchmark_table() -> str:
     memory = step["step_memory_mb"]
     ratio = step["ratio_to_transformers_fp32"]
     lines = [
-        f"| against transformers' BLIP-2 with a LLaMA, same weights, {step['machine']['cores']} CPU cores | speed |",
+        f"| against transformers' BLIP-2 with a LLaMA, same weights, {cores(step)} | speed |",
         "|---|---|",
         f"| training step, float32 | {ratio['vlm fp32']:.2f}x |",
         f"| training step, bfloat16 against float32 (transformers' own bfloat16: {ratio['transformers bf16']:.2f}x) "
@@ -65,7 +71,7 @@ def data_table() -> str:
     found = read("data_loader_cpu")
     counts = list(found["workers"])
     lines = [
-        f"| samples per second of a shard of 640 x 480 JPEGs, {found['machine']['cores']} CPU cores | "
+        f"| samples per second of a shard of 640 x 480 JPEGs, {cores(found)} | "
         + " | ".join(f"{n} worker{'s' if n != '1' else ''}" for n in counts)
         + " |",
         "|---" * (1 + len(counts)) + "|",
