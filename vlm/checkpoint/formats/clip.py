@@ -46,6 +46,14 @@ def tower_names(names: Collection[str], vision: Clip) -> tuple[dict[str, str], l
     return found, unknown
 
 
+def fit_positions(placed: dict[str, Tensor], prefix: str, vision: Clip) -> None:
+    """Fit the position table among ``placed`` (our names) to the image size of ``vision``."""
+    table = f"{prefix}.embeddings.position_embedding.weight"
+    if table in placed and placed[table].dim() == 2:
+        count = len(vision.model.embeddings.position_embedding.weight)
+        placed[table] = resize_positions(placed[table][None], count)[0]
+
+
 @register_checkpoint_format("clip")
 class ClipFolder:
     """Fills ``vision.model``; fits the position table to the image size."""
@@ -69,10 +77,7 @@ class ClipFolder:
         names, unknown = tower_names(tensors, model.vision)
         theirs = {f"{self.prefix}.{inner}": name for inner, name in names.items()}
         placed = {ours: tensors[name] for ours, name in theirs.items()}
-        table = f"{self.prefix}.embeddings.position_embedding.weight"
-        if table in placed and placed[table].dim() == 2:
-            count = len(model.vision.model.embeddings.position_embedding.weight)
-            placed[table] = resize_positions(placed[table][None], count)[0]
+        fit_positions(placed, self.prefix, model.vision)
         return Placement(file, placed, theirs, unknown, below(model, self.prefix))
 
     def hint(self, shapes: Mapping[str, str]) -> str | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlm.checkpoint.accounting import Placement
 from vlm.checkpoint.formats.base import below
-from vlm.checkpoint.formats.eva import resize_positions
+from vlm.checkpoint.formats.clip import fit_positions
 from vlm.checkpoint.inert import named_tensors, read_inert
 from vlm.checkpoint.keymap import KeyMap
 from vlm.checkpoint.safe import read_tensors
@@ -96,10 +96,7 @@ class OpenAIClip:
         names = key_map(len(model.vision.blocks()), model.vision.config.post_layernorm, self.prefix)
         theirs, unknown = names.rename(tensors)
         placed = {ours: tensors[name] for ours, name in theirs.items()}
-        table = f"{self.prefix}.embeddings.position_embedding.weight"
-        if table in placed and placed[table].dim() == 2:
-            count = len(model.vision.model.embeddings.position_embedding.weight)
-            placed[table] = resize_positions(placed[table][None], count)[0]
+        fit_positions(placed, self.prefix, model.vision)
         return Placement(file, placed, theirs, unknown, below(model, self.prefix))
 
     def hint(self, shapes: Mapping[str, str]) -> str | None:
