@@ -33,17 +33,17 @@ import torch
 
 from benchmarks.common import write
 from benchmarks.pictures import write_shard
-from vlm.common.config_run import Packing
 from vlm.common.types import Image, Sample
+from vlm.config.run import Packing
 from vlm.datasets.base import message
-from vlm.datasets.loader import TrainLoader
-from vlm.datasets.tally import padding
-from vlm.datasets.web_shards import WebShards
-from vlm.datasets.worker import Source
-from vlm.processors.image import CLIP_MEAN, CLIP_STD, ImageRecipe
+from vlm.datasets.formats.web_shards import WebShards
+from vlm.datasets.loading.data_stats import padding
+from vlm.datasets.loading.train_loader import TrainLoader
+from vlm.datasets.loading.worker import Source
+from vlm.processors.image.recipe import CLIP_MEAN, CLIP_STD, ImageRecipe
 from vlm.processors.processor import Processor, TextConfig
-from vlm.processors.template import Vicuna0
-from vlm.processors.tokenizer import Tokenizer
+from vlm.processors.templates.roles import Vicuna0
+from vlm.processors.tokenizer.tokenizer import Tokenizer
 
 LLM = Path(__file__).resolve().parents[1] / "tests" / "golden" / "minigpt4" / "open" / "llm"
 PROMPT = "###Human: <Img><ImageHere></Img> Describe this image in detail. ###Assistant: "

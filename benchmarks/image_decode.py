@@ -19,7 +19,7 @@ from PIL import Image
 
 from benchmarks.common import alternate, median, write
 from benchmarks.pictures import jpeg, photo
-from vlm.processors.image import ImageRecipe
+from vlm.processors.image.recipe import ImageRecipe
 
 SIZE = 224
 RECIPES = {d: ImageRecipe(ImageRecipe.Config(SIZE, (0, 0, 0), (1, 1, 1), decode=d)) for d in ("exact", "fast")}

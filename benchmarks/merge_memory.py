@@ -58,8 +58,8 @@ def resident(what: str) -> int:
 
 def merge(root: Path, dtype: str, shard_bytes: int) -> dict[str, float]:
     """Merge in this process, after a small merge that loads everything; numbers in MiB."""
-    from vlm.checkpoint.merge import merge_visualcla
     from vlm.models.precision import parse_dtype
+    from vlm.systems.visualcla.merge import merge_visualcla
 
     merge_visualcla(CASE / "text_model", CASE / "vision_model", [CASE / "lora_model"], root / "small")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew

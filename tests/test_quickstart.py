@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlm import quickstart
-from vlm.cli import main
+from vlm.cli import quickstart
+from vlm.cli.main import main
 from vlm.common.errors import UserError
 
 

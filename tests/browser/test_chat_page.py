@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from vlm.common.types import Image, Message, Text
 from vlm.inference.engine import Engine
 from vlm.inference.generation import EVALUATION
-from vlm.serve import gradio_app
+from vlm.serve.gradio import app as gradio_app
 
 from ..inference.small import CASE, write_config
 

@@ -8,8 +8,8 @@ import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
 from vlm.inference.engine import Engine
-from vlm.serve import gradio_app
-from vlm.serve.gradio_app_page import build  # noqa: F401  the page needs gradio
+from vlm.serve.gradio import app as gradio_app
+from vlm.serve.gradio.layout import build  # noqa: F401  the page needs gradio
 
 from ..golden.helpers_lynx import LynxCase
 from ..runners.lynx_small import CASE, moving_square

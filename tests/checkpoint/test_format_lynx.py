@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from tests.golden.helpers_lynx import LynxCase, part, weight
-from vlm.checkpoint.formats.lynx import export_lynx
 from vlm.checkpoint.load import load_model
-from vlm.checkpoint.run_dir import RunDir
+from vlm.checkpoint.run_folder import RunDir
 from vlm.common.errors import ConfigError, DataError, WeightsError
 from vlm.common.types import Features
 from vlm.models.bridges.frame_positions import FramePositions
@@ -21,6 +20,7 @@ from vlm.models.inserts.adapter import Adapter
 from vlm.models.llm.hf import HFCausalLM
 from vlm.models.lora import LoraOptions
 from vlm.models.vlm import VLM
+from vlm.systems.lynx.checkpoint import export_lynx
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from vlm.checkpoint.accounting import place, targets
-from vlm.common.config import load_config
+from vlm.checkpoint.strict import place, targets
 from vlm.common.registry import resolve
+from vlm.config.api import load_config
 from vlm.models.build import build_model
 from vlm.models.lora import is_lora
 from vlm.models.vlm import VLM

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlm.checkpoint.inert import Inert, named_tensors, plain, read_inert
+from vlm.checkpoint.restricted_unpickler import Inert, named_tensors, plain, read_inert
 from vlm.common.errors import WeightsError
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from vlm.checkpoint.accounting import place, targets
-from vlm.checkpoint.formats.lynx import Lynx
-from vlm.common.config import load_config
+from vlm.checkpoint.strict import place, targets
 from vlm.common.registry import resolve
+from vlm.config.api import load_config
 from vlm.models.build import build_model
 from vlm.models.vlm import VLM
+from vlm.systems.lynx.checkpoint import Lynx
 
 MANIFEST = json.loads((Path(__file__).parents[1] / "golden" / "lynx" / "manifest.json").read_text())
 SYSTEM = next(v for k, v in MANIFEST.items() if "finetune_lynx.pt" in k)

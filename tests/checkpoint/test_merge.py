@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlm.checkpoint.formats.visualcla_keys import bridge_names
-from vlm.checkpoint.merge import merge_visualcla
 from vlm.common.errors import WeightsError
+from vlm.systems.visualcla.checkpoint_keys import bridge_names
+from vlm.systems.visualcla.merge import merge_visualcla
 
 OPEN = Path(__file__).parents[1] / "golden" / "visualcla" / "open"
 WRAPPED = "base_model.model."

@@ -13,8 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlm.checkpoint.formats.mmgpt_lora import MmgptLora, export_mmgpt, read_content, settings
-from vlm.checkpoint.formats.openflamingo import OpenFlamingo
 from vlm.checkpoint.load import load_file, load_model
 from vlm.common.errors import WeightsError
 from vlm.common.types import IGNORE_INDEX, Example
@@ -28,6 +26,8 @@ from vlm.models.llm.hf import HFCausalLM
 from vlm.models.trainable import select_trainable
 from vlm.models.vision.clip import Clip
 from vlm.models.vlm import VLM
+from vlm.systems.mmgpt.checkpoint import MmgptLora, export_mmgpt, read_content, settings
+from vlm.systems.open_flamingo.checkpoint import OpenFlamingo
 
 from ..golden.helpers_mmgpt import MmgptCase
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file as load_safetensors
 from torch import Tensor
 
-from vlm.checkpoint.accounting import place
 from vlm.checkpoint.formats.openai_clip import OpenAIClip, is_torchscript
+from vlm.checkpoint.strict import place
 from vlm.common.errors import WeightsError
 from vlm.models.bridges.linear import Linear
 from vlm.models.vision.clip import Clip

@@ -7,9 +7,9 @@ import pytest
 import torch
 import yaml
 
-from vlm.checkpoint import run_dir as run_dir_module
-from vlm.checkpoint.passport import make_passport
-from vlm.checkpoint.run_dir import RunDir, find_checkpoint, read_checkpoint
+from vlm.checkpoint import run_folder as run_dir_module
+from vlm.checkpoint.provenance import make_passport
+from vlm.checkpoint.run_folder import RunDir, find_checkpoint, read_checkpoint
 from vlm.common.errors import UserError, WeightsError
 
 

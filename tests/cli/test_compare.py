@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vlm.cli import main
+from vlm.cli.main import main
 from vlm.common.errors import DataError
-from vlm.runners.compare_page import embedded, page, read_predictions
+from vlm.pages.compare import embedded, page, read_predictions
 
 OWL = [
     {"image": image, "question_id": number, "question": question, "outout": answer, "type": kind}

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vlm.cli import main
-from vlm.cli_parts import data as command
+from vlm.cli.data import command
+from vlm.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 CASE = ROOT / "tests" / "golden" / "minigpt4" / "open"

@@ -14,8 +14,8 @@ import pytest
 import torch
 import yaml
 
-from vlm.cli import main
-from vlm.processors import video_read
+from vlm.cli.main import main
+from vlm.processors.video import read as video_read
 
 from ..runners.lynx_small import CASE, composition, lynx_yaml, moving_square, sizes
 
@@ -67,7 +67,7 @@ def test_composition_with_the_same_options_answers_the_same(tmp_path: Path) -> N
 
 
 def test_keys_without_effect_are_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from vlm.runners.lynx_yaml import read_lynx_yaml
+    from vlm.systems.lynx.published_config import read_lynx_yaml
 
     with caplog.at_level("INFO", "vlm"):
         asked = read_lynx_yaml(lynx_yaml(tmp_path), sizes())
@@ -224,8 +224,8 @@ def test_faults_of_the_command_line(tmp_path: Path, capsys) -> None:
 
 
 def test_file_with_the_published_values_is_shipped(tmp_path: Path) -> None:
-    from vlm.common.schema import Report, read
-    from vlm.runners.lynx_yaml import LynxYaml
+    from vlm.config.schema import Report, read
+    from vlm.systems.lynx.published_config import LynxYaml
 
     shipped = yaml.safe_load((Path(__file__).parents[2] / "eval_configs" / "published" / "LYNX.yaml").read_text())
     report = Report()

@@ -11,11 +11,11 @@ import torch
 import yaml
 
 from vlm.checkpoint.safe import read_tensors
-from vlm.cli import main
-from vlm.common.config import load_config
+from vlm.cli.main import main
 from vlm.common.types import Image, Message, Text, Video
+from vlm.config.api import load_config
 from vlm.inference.engine import Engine
-from vlm.runners.train import run_training
+from vlm.runners.train.run import run_training
 
 from ..golden.helpers_lynx import KINDS, LynxCase
 

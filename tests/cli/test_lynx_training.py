@@ -11,11 +11,11 @@ import torch
 import yaml
 from PIL import Image
 
-from vlm.cli import main
-from vlm.common.config import Config, load_config
+from vlm.cli.main import main
 from vlm.common.errors import DataError
-from vlm.common.schema import ConfigProblems
-from vlm.runners.train import run_training
+from vlm.config.api import Config, load_config
+from vlm.config.schema import ConfigProblems
+from vlm.runners.train.run import run_training
 
 from ..golden.helpers_lynx import LynxCase
 from ..runners.lynx_small import CASE, moving_square, sizes

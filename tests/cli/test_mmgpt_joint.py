@@ -16,9 +16,9 @@ import torch
 import yaml
 
 from vlm.checkpoint.safe import read_tensors
-from vlm.common.config import load_config
-from vlm.runners.trackers import read_log
-from vlm.runners.train import run_training
+from vlm.config.api import load_config
+from vlm.runners.train.run import run_training
+from vlm.runners.train.trackers import read_log
 
 from ..golden.helpers_mmgpt import MmgptCase
 

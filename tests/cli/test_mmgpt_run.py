@@ -11,12 +11,12 @@ import yaml
 
 from vlm.checkpoint.load import load_model
 from vlm.checkpoint.safe import read_tensors
-from vlm.cli import main
-from vlm.common.config import load_config
+from vlm.cli.main import main
 from vlm.common.types import Image, Message, Text
+from vlm.config.api import load_config
 from vlm.inference.engine import Engine
 from vlm.inference.generation import CHAT
-from vlm.runners.train import run_training
+from vlm.runners.train.run import run_training
 
 from ..golden.helpers_mmgpt import MmgptCase
 

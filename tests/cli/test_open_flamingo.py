@@ -10,10 +10,10 @@ import pytest
 import torch
 import yaml
 
-from vlm.cli import main
-from vlm.common.config import load_config
+from vlm.cli.main import main
+from vlm.config.api import load_config
 from vlm.inference.engine import Engine
-from vlm.inference.shots import read_shots, with_shots
+from vlm.inference.few_shot import read_shots, with_shots
 from vlm.models.build import build_model
 
 from ..golden.helpers_mmgpt import MmgptCase

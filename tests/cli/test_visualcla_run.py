@@ -10,15 +10,15 @@ import pytest
 import torch
 import yaml
 
-from vlm.checkpoint.adapter import read_adapter
 from vlm.checkpoint.load import load_model
+from vlm.checkpoint.peft_adapter import read_adapter
 from vlm.checkpoint.safe import read_tensors
-from vlm.cli import main
-from vlm.common.config import load_config
+from vlm.cli.main import main
 from vlm.common.types import MEDIA_TOKEN, Batch
-from vlm.inference.loading import load_parts
+from vlm.config.api import load_config
+from vlm.inference.load import load_parts
 from vlm.models.vlm import VLM
-from vlm.runners.train import run_training
+from vlm.runners.train.run import run_training
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 OPEN = GOLDEN / "visualcla" / "open"

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from vlm.cli import main
-from vlm.common.config import load_config
-from vlm.inference.loading import read_source
-from vlm.inference.visualcla import chat, get_model_and_tokenizer_and_processor
-from vlm.runners.compare_page import read_predictions
+from vlm.cli.main import main
+from vlm.config.api import load_config
+from vlm.inference.load import read_source
+from vlm.pages.compare import read_predictions
+from vlm.systems.visualcla.api import chat, get_model_and_tokenizer_and_processor
 
 OPEN = Path(__file__).parents[1] / "golden" / "visualcla" / "open"
 EVAL = str(Path(__file__).parents[2] / "eval_configs" / "visualcla_eval.yaml")

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlm.processors.image import ImageRecipe
+from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.processor import Processor, TextConfig
-from vlm.processors.template import Plain
-from vlm.processors.tokenizer import Tokenizer
+from vlm.processors.templates.roles import Plain
+from vlm.processors.tokenizer.tokenizer import Tokenizer
 
 LLM = Path(__file__).parents[1] / "golden" / "minigpt4" / "open" / "llm"
 WORDS = ["a", "red", "boat", "on", "the", "river", "near", "an", "old", "house", "and", "two", "people", "look"]

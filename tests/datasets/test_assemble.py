@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from vlm.common.config_run import Packing
 from vlm.common.errors import DataError
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Batch, Example, Message, Sample, Text
-from vlm.datasets.assemble import Grouped, Packed
-from vlm.datasets.loader import TrainLoader
-from vlm.datasets.worker import Chunk, Delivered, Item, Source, measure
+from vlm.config.run import Packing
+from vlm.datasets.loading.batching import Grouped, Packed
+from vlm.datasets.loading.train_loader import TrainLoader
+from vlm.datasets.loading.worker import Chunk, Delivered, Item, Source, measure
 from vlm.processors.collate import VisualTokens
 from vlm.processors.processor import Processor
 

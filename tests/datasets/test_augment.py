@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from vlm.common.config_run import Packing
 from vlm.common.types import Image, Sample, Video
+from vlm.config.run import Packing
 from vlm.datasets.base import message
-from vlm.datasets.loader import TrainLoader
-from vlm.datasets.valid_loader import ValidLoader
-from vlm.datasets.worker import Source
-from vlm.processors.image import ImageRecipe
+from vlm.datasets.loading.train_loader import TrainLoader
+from vlm.datasets.loading.valid_loader import ValidLoader
+from vlm.datasets.loading.worker import Source
+from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.processor import Processor
-from vlm.processors.template import Plain
-from vlm.processors.tokenizer import Tokenizer
-from vlm.processors.video import VideoRecipe
+from vlm.processors.templates.roles import Plain
+from vlm.processors.tokenizer.tokenizer import Tokenizer
+from vlm.processors.video.recipe import VideoRecipe
 
 LLM = Path(__file__).parents[1] / "golden" / "minigpt4" / "open" / "llm"
 NOISE = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from vlm.common.errors import DataError
-from vlm.datasets.caption_folder import CaptionFolder
+from vlm.datasets.formats.caption_folder import CaptionFolder
 
 
 def test_a_record_becomes_a_picture_and_its_caption(caption_folder: Callable[..., Path]) -> None:

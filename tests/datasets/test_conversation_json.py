@@ -8,7 +8,7 @@ import pytest
 
 from vlm.common.errors import DataError
 from vlm.common.types import Text
-from vlm.datasets.conversation_json import ConversationJson
+from vlm.datasets.formats.conversation_json import ConversationJson
 
 
 def load(tmp_path: Path, records: Any, **options: Any) -> ConversationJson:

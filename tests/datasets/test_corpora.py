@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import yaml
 
-from vlm.common.config import load_config
-from vlm.common.config_merge import corpora, corpus_file
-from vlm.common.config_tree import parse_file
 from vlm.common.errors import ConfigError
 from vlm.common.types import Input, Sample, Text, Video
-from vlm.datasets.loader import build_source
-from vlm.datasets.table_text import POOLS, read_pool
-from vlm.datasets.worker import Source
+from vlm.config.api import load_config
+from vlm.config.composition import corpora, corpus_file
+from vlm.config.tree import parse_file
+from vlm.datasets.formats.table.templates import POOLS, read_pool
+from vlm.datasets.loading.train_loader import build_source
+from vlm.datasets.loading.worker import Source
 
 CAPTION, DESCRIBE, GROUND, REASON, TRUE, ENTAIL = (
     read_pool(name)
@@ -296,8 +296,8 @@ def shown(sample: Sample) -> str:
 
 def forms(found: Source) -> set[str]:
     """Every form of the first sample that comes up in many draws, its texts cleaned as for training."""
-    from vlm.datasets.sampler import Ref
-    from vlm.datasets.worker import read_sample
+    from vlm.datasets.loading.sampler import Ref
+    from vlm.datasets.loading.worker import read_sample
 
     return {
         shown(read_sample(found, Ref(epoch, 0), seed=0))

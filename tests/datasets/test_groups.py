@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from vlm.common.errors import ConfigError, DataError
-from vlm.datasets.groups import lengths, weigh
-from vlm.datasets.loader import TrainLoader
-from vlm.datasets.worker import Source
+from vlm.datasets.loading.groups import lengths, weigh
+from vlm.datasets.loading.train_loader import TrainLoader
+from vlm.datasets.loading.worker import Source
 from vlm.processors.processor import Processor
 
 from .tools import Table, Tape, take

@@ -14,13 +14,13 @@ import torch
 
 from vlm.common.errors import ConfigError, DataError, PromptError
 from vlm.common.types import Batch, Image, Message, Sample, Text
-from vlm.datasets.caption_folder import CaptionFolder
-from vlm.datasets.loader import TrainLoader, build_sources
-from vlm.datasets.valid_loader import ValidLoader
-from vlm.datasets.web_shards import WebShards
-from vlm.datasets.worker import Source
+from vlm.datasets.formats.caption_folder import CaptionFolder
+from vlm.datasets.formats.web_shards import WebShards
+from vlm.datasets.loading.train_loader import TrainLoader, build_sources
+from vlm.datasets.loading.valid_loader import ValidLoader
+from vlm.datasets.loading.worker import Source
+from vlm.processors.caption_cleaning import BlipCaption
 from vlm.processors.processor import Processor
-from vlm.processors.text import BlipCaption
 
 Make = Callable[..., Path]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from vlm.common.errors import DataError
-from vlm.datasets.quarantine import Quarantine
-from vlm.datasets.worker import Bad
+from vlm.datasets.loading.quarantine import Quarantine
+from vlm.datasets.loading.worker import Bad
 
 
 def bad(key: str) -> Bad:

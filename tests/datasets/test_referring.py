@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from vlm.common.config import load_config
 from vlm.common.errors import DataError
-from vlm.datasets.boxes import box_text, corners_of
-from vlm.datasets.loader import build_source
-from vlm.datasets.plain_pickle import read_plain_pickle
-from vlm.datasets.referring import Referring
-from vlm.datasets.regions import Regions
-from vlm.datasets.sampler import Ref
-from vlm.datasets.worker import read_sample
-from vlm.processors.text import BlipCaption
+from vlm.config.api import load_config
+from vlm.datasets.formats.boxes import box_text, corners_of
+from vlm.datasets.formats.plain_pickle import read_plain_pickle
+from vlm.datasets.formats.referring import Referring
+from vlm.datasets.formats.regions import Regions
+from vlm.datasets.loading.sampler import Ref
+from vlm.datasets.loading.train_loader import build_source
+from vlm.datasets.loading.worker import read_sample
+from vlm.processors.caption_cleaning import BlipCaption
 
 REF = {
     "ref_id": 7,

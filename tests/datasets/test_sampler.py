@@ -6,7 +6,7 @@ import pytest
 
 from vlm.common.errors import DataError
 from vlm.common.types import Sample
-from vlm.datasets.sampler import SPARES, JobSampler, MapCursor, StreamCursor, cursor
+from vlm.datasets.loading.sampler import SPARES, JobSampler, MapCursor, StreamCursor, cursor
 
 
 class Numbers:

@@ -11,8 +11,8 @@ import pytest
 
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.types import Image, Input, Sample, Text, Video
-from vlm.datasets.table import Table
-from vlm.datasets.table_read import Rows
+from vlm.datasets.formats.table.read import Rows
+from vlm.datasets.formats.table.table import Table
 
 QA = [
     {"id": "q1", "image": "1.png", "question": "Color?", "answer": "red", "type": "color"},

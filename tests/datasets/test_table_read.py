@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vlm.common.errors import DataError
-from vlm.datasets.table_read import AllRows, read_rows
+from vlm.datasets.formats.table.read import AllRows, read_rows
 
 RECORDS = [{"question": "Color?", "answer": "red"}, {"question": "Two, or 'more'?", "answer": "four\nfive"}]
 

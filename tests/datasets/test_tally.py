@@ -5,10 +5,10 @@ from itertools import islice
 
 import pytest
 
-from vlm.common.config_run import Packing
-from vlm.datasets.loader import TrainLoader
-from vlm.datasets.tally import Tally, combine, numbers, of_numbers, padding, table
-from vlm.datasets.worker import Measure, Source
+from vlm.config.run import Packing
+from vlm.datasets.loading.data_stats import Tally, combine, numbers, of_numbers, padding, table
+from vlm.datasets.loading.train_loader import TrainLoader
+from vlm.datasets.loading.worker import Measure, Source
 from vlm.processors.collate import VisualTokens
 from vlm.processors.processor import Processor
 

@@ -18,10 +18,10 @@ import pytest
 from vlm.common.errors import DataError
 from vlm.common.types import Image, Input, Sample, Video
 from vlm.datasets.base import message
-from vlm.datasets.loader import TrainLoader
-from vlm.datasets.shard_sample import to_members
-from vlm.datasets.web_shards import WebShards
-from vlm.datasets.worker import Source
+from vlm.datasets.formats.shard_sample import to_members
+from vlm.datasets.formats.web_shards import WebShards
+from vlm.datasets.loading.train_loader import TrainLoader
+from vlm.datasets.loading.worker import Source
 
 
 def load(storage: Any, **options: Any) -> WebShards:
@@ -241,7 +241,7 @@ def test_a_server_that_fails_at_first(shards: Callable[..., Path], monkeypatch: 
     assert len(list(load("http://shards.example.org/0.tar").records(None))) == 1
     assert len(calls) == 3
     calls[:] = []
-    monkeypatch.setattr("vlm.datasets.shard_reader.TRIES", 2)
+    monkeypatch.setattr("vlm.datasets.formats.shard_reader.TRIES", 2)
     assert "unreadable (HTTP Error 503: busy)" in reasons(load("http://shards.example.org/0.tar"))[0]
 
 

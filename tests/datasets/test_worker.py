@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from vlm.common.types import Example
-from vlm.datasets.caption_folder import CaptionFolder
-from vlm.datasets.sampler import Job, Ref
-from vlm.datasets.worker import BatchMaker, Chunk, Item, Source
+from vlm.datasets.formats.caption_folder import CaptionFolder
+from vlm.datasets.loading.sampler import Job, Ref
+from vlm.datasets.loading.worker import BatchMaker, Chunk, Item, Source
 from vlm.processors.processor import Processor
 
 
@@ -77,13 +77,13 @@ print(len(got), step)
 """
 
 SUPPORT = """
-from vlm.datasets.caption_folder import CaptionFolder
-from vlm.datasets.loader import TrainLoader
-from vlm.datasets.worker import Source
-from vlm.processors.image import ImageRecipe
+from vlm.datasets.formats.caption_folder import CaptionFolder
+from vlm.datasets.loading.train_loader import TrainLoader
+from vlm.datasets.loading.worker import Source
+from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.processor import Processor
-from vlm.processors.template import Plain
-from vlm.processors.tokenizer import Tokenizer
+from vlm.processors.templates.roles import Plain
+from vlm.processors.tokenizer.tokenizer import Tokenizer
 
 def make():
     data = CaptionFolder(CaptionFolder.Config(storage={root!r}, image_ext=".png"))

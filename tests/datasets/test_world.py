@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlm.datasets.world import export, language, render, scene
+from vlm.datasets.synthetic import export, language, render, scene
 
 
 def test_same_key_same_picture_and_other_seed_other_picture():

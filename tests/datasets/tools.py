@@ -12,8 +12,8 @@ import torch
 
 from vlm.common.errors import DataError
 from vlm.common.types import Batch, Image, Message, Sample, Text
-from vlm.datasets.loader import TrainLoader
-from vlm.datasets.mixing import derive_seed
+from vlm.datasets.loading.mixing import derive_seed
+from vlm.datasets.loading.train_loader import TrainLoader
 
 WORDS = ["a", "red", "boat", "on", "the", "river", "near", "an", "old", "house", "and", "two", "people", "look"]
 

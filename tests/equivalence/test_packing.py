@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from vlm.checkpoint.load import load_model
-from vlm.checkpoint.run_dir import RunDir, read_checkpoint
+from vlm.checkpoint.run_folder import RunDir, read_checkpoint
 from vlm.common.types import Example
-from vlm.datasets.loader import TrainLoader
+from vlm.datasets.loading.train_loader import TrainLoader
 from vlm.processors.collate import VisualTokens, collate
 from vlm.processors.processor import build_processor
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vlm.cli import main
+from vlm.cli.main import main
 
 from .test_command_line import CASE, config  # noqa: F401
 

@@ -15,7 +15,7 @@ import torch
 import yaml
 from PIL import Image
 
-from vlm.cli import main
+from vlm.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 CASE = ROOT / "tests" / "golden" / "minigpt4" / "open"

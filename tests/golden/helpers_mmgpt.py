@@ -12,8 +12,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from vlm.checkpoint.load import load_model
-from vlm.common.config import load_config
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Batch, Example
+from vlm.config.api import load_config
 from vlm.inference.engine import Engine
 from vlm.models.fusion.cross_attn import CrossAttention
 from vlm.models.vlm import VLM

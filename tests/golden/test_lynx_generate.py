@@ -15,7 +15,7 @@ from vlm.common.types import Image, Message, Text, Video
 from vlm.inference.beams import Hypotheses
 from vlm.inference.engine import Engine
 from vlm.inference.generation import CHAT, Generation
-from vlm.processors.tokenizer import Tokenizer
+from vlm.processors.tokenizer.tokenizer import Tokenizer
 
 from .helpers_lynx import LynxCase, parametrize
 

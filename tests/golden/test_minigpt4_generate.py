@@ -14,11 +14,11 @@ from vlm.common.types import Image, Message, Text
 from vlm.inference.engine import Engine
 from vlm.inference.generation import CHAT, Generation
 from vlm.inference.stopping import stop_sequences
-from vlm.inference.text import join
-from vlm.processors.image import ImageRecipe
+from vlm.inference.streaming import join
+from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.processor import Processor
-from vlm.processors.template import Llama2, MiniGPTv2, Template, Vicuna0
-from vlm.processors.tokenizer import Tokenizer
+from vlm.processors.templates.roles import Llama2, MiniGPTv2, Template, Vicuna0
+from vlm.processors.tokenizer.tokenizer import Tokenizer
 
 from .helpers_minigpt4 import ModelCase
 

@@ -16,11 +16,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Image, Message, Sample, Text
-from vlm.processors.image import ImageRecipe
+from vlm.processors.caption_cleaning import BlipCaption
+from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.processor import Processor, TextConfig
-from vlm.processors.template import IMAGE_MARK, Llama2, MiniGPTv2, Template, Vicuna0
-from vlm.processors.text import BlipCaption
-from vlm.processors.tokenizer import Tokenizer
+from vlm.processors.templates.roles import IMAGE_MARK, Llama2, MiniGPTv2, Template, Vicuna0
+from vlm.processors.tokenizer.tokenizer import Tokenizer
 
 PRESETS: dict[str, type[Template]] = {"vicuna0": Vicuna0, "llama2": Llama2, "minigptv2": MiniGPTv2}
 BATCHES = ("stage1", "stage2", "instr", "conv", "textonly", "frames")

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from vlm.common.types import Batch
 from vlm.models.vlm import VLM
-from vlm.runners.loop import Stepper, StepStats
-from vlm.runners.optim import Precision, build_optimizer, build_scaler
-from vlm.runners.schedule import Plan, build_schedule
-from vlm.runners.weighting import Weighting
+from vlm.runners.train.loss_weighting import Weighting
+from vlm.runners.train.optim import Precision, build_optimizer, build_scaler
+from vlm.runners.train.schedule import Plan, build_schedule
+from vlm.runners.train.step import Stepper, StepStats
 from vlm.tasks.image_text_pretrain import ImageTextPretrain
 
 from .helpers_mmgpt import MmgptCase

@@ -16,7 +16,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlm.checkpoint.formats.mmgpt_lora import MmgptLora, published_names, read_content
 from vlm.checkpoint.load import load_file
 from vlm.common.errors import ConfigError
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Batch, Example, Features, Image, Message, Text
@@ -27,8 +26,9 @@ from vlm.models.fusion.locations import locate
 from vlm.models.inserts.gated_xattn import look
 from vlm.models.vlm import VLM
 from vlm.processors.processor import build_processor
-from vlm.runners.optim import build_optimizer, set_lr, split_parameters
-from vlm.runners.schedule import Plan, build_schedule
+from vlm.runners.train.optim import build_optimizer, set_lr, split_parameters
+from vlm.runners.train.schedule import Plan, build_schedule
+from vlm.systems.mmgpt.checkpoint import MmgptLora, published_names, read_content
 
 from .helpers_mmgpt import FirstMarks, MmgptCase
 

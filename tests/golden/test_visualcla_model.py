@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlm.checkpoint.adapter import read_adapter
-from vlm.checkpoint.formats.visualcla_keys import EMBEDDINGS, HEAD, key_map
+from vlm.checkpoint.peft_adapter import read_adapter
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Batch, Features
 from vlm.inference.decoding import Ends, Prompt, decode, steps
 from vlm.inference.generation import Generation
 from vlm.models.trainable import select_trainable
 from vlm.models.vlm import VLM
+from vlm.systems.visualcla.checkpoint_keys import EMBEDDINGS, HEAD, key_map
 
 from .helpers_visualcla import VisualCLACase, asked
 

@@ -17,12 +17,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from vlm.common.config import load_config
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Image, Message, Sample, Text
-from vlm.inference.text import TextStream, cleaner, join, marks_of
+from vlm.config.api import load_config
+from vlm.inference.streaming import TextStream, cleaner, join, marks_of
 from vlm.processors.processor import Processor, build_processor
-from vlm.processors.template import IMAGE_MARK
-from vlm.processors.tokenizer import Tokenizer
+from vlm.processors.templates.roles import IMAGE_MARK
+from vlm.processors.tokenizer.tokenizer import Tokenizer
 
 
 class Case:

@@ -13,10 +13,10 @@ from vlm.inference.engine import Engine
 from vlm.models.fusion.splice import Splice
 from vlm.models.llm.hf import HFCausalLM
 from vlm.models.vlm import VLM
-from vlm.processors.image import ImageRecipe
+from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.processor import Processor
-from vlm.processors.template import Vicuna0
-from vlm.processors.tokenizer import Tokenizer
+from vlm.processors.templates.roles import Vicuna0
+from vlm.processors.tokenizer.tokenizer import Tokenizer
 
 LLM = Path(__file__).parents[1] / "golden" / "minigpt4" / "open" / "llm"
 SIZES = {

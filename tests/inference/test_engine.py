@@ -12,9 +12,9 @@ from vlm.common.errors import PromptError, UserError
 from vlm.common.types import Features, Message, Text
 from vlm.inference.beams import beam_search
 from vlm.inference.decoding import Ends, decode
+from vlm.inference.feature_cache import FeatureCache
 from vlm.inference.generation import CHAT, EVALUATION, Generation
-from vlm.inference.media import FeatureCache
-from vlm.inference.text import join
+from vlm.inference.streaming import join
 
 GREEDY = EVALUATION.but(max_new_tokens=24)
 

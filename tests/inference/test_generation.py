@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vlm.common.config import load_config
-from vlm.common.config_tree import parse_file
 from vlm.common.errors import UserError
-from vlm.common.paths import CONFIGS
-from vlm.inference.generation import CHAT, EVALUATION, Generation
+from vlm.common.paths import SYSTEMS
+from vlm.config.api import load_config
+from vlm.config.tree import parse_file
+from vlm.inference.generation import CHAT, EVALUATION, Generation, default_generation
 from vlm.inference.stopping import NoRepeatNGram, PublishedRepetitionPenalty, cut_after_stop, ends_with, stop_sequences
-from vlm.serve.options import usual
 
 
 def test_published_presets() -> None:
@@ -43,9 +42,9 @@ def test_compositions_answer_as_published(
     penalty: float,
 ) -> None:
     arch, model_type = name.split("/")
-    params = parse_file(CONFIGS / "models" / f"{name}.yaml").data["params"]
+    params = parse_file(SYSTEMS / f"{name}.yaml").data["params"]
     needed = {param: "/there" for param, said in params.items() if said["default"] == "???"}
-    found = usual(load_config({"model": {"arch": arch, "model_type": model_type, **needed}}, check="none"))
+    found = default_generation(load_config({"model": {"arch": arch, "model_type": model_type, **needed}}, check="none"))
     assert (found.max_new_tokens, found.do_sample, found.top_p, found.top_k) == (length, sampled, top_p, top_k)
     assert (found.temperature, found.num_beams, found.no_repeat_ngram_size) == (temperature, beams, run)
     assert found.repetition_penalty == penalty

@@ -10,10 +10,10 @@ import pytest
 import torch
 import yaml
 
-from vlm.checkpoint.run_dir import RunDir
-from vlm.common.config import load_config
+from vlm.checkpoint.run_folder import RunDir
 from vlm.common.errors import UserError
 from vlm.common.types import Image, Message, Text
+from vlm.config.api import load_config
 from vlm.inference.engine import Engine
 from vlm.inference.generation import EVALUATION
 

@@ -7,7 +7,7 @@ import pytest
 from vlm.common.errors import DataError, PromptError
 from vlm.inference.generation import EVALUATION
 from vlm.inference.session import ChatSession
-from vlm.inference.text import join
+from vlm.inference.streaming import join
 
 GREEDY = EVALUATION.but(max_new_tokens=12)
 

@@ -13,9 +13,9 @@ from vlm.checkpoint.load import load_model
 from vlm.common.errors import DataError, PromptError
 from vlm.common.types import MEDIA_TOKEN, Image, Message, Text
 from vlm.inference.engine import Engine
+from vlm.inference.few_shot import read_shots, shots, with_shots
 from vlm.inference.generation import CHAT
 from vlm.inference.session import ChatSession
-from vlm.inference.shots import read_shots, shots, with_shots
 from vlm.processors.processor import build_processor
 
 from ..golden.helpers_mmgpt import MmgptCase

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vlm.inference.text import Delta, TextStream, extend, join, marks_of
+from vlm.inference.streaming import Delta, TextStream, extend, join, marks_of
 
 
 @pytest.fixture

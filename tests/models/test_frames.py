@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from vlm.common.types import Example, Features
-from vlm.inference.media import FeatureCache
+from vlm.inference.feature_cache import FeatureCache
 from vlm.models.frames import join
 
 

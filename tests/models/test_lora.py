@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vlm.checkpoint.accounting import Placement, place
+from vlm.checkpoint.strict import Placement, place
 from vlm.common.errors import ConfigError
 from vlm.models.lora import LoraOptions, LoraTargetError, inject_lora, is_lora, target_layers
 from vlm.models.precision import cast_matmuls

@@ -12,8 +12,8 @@ from torchvision import transforms
 
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.registry import resolve
-from vlm.processors.image import CLIP_MEAN, CLIP_STD, ImageRecipe
-from vlm.processors.image_decode import decode
+from vlm.processors.image.decode import decode
+from vlm.processors.image.recipe import CLIP_MEAN, CLIP_STD, ImageRecipe
 
 
 def noise(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:

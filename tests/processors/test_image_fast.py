@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from vlm.common.errors import DataError
-from vlm.processors.image import ImageRecipe
-from vlm.processors.image_decode import Opened, decode, from_base64
+from vlm.processors.image.decode import Opened, decode, from_base64
+from vlm.processors.image.recipe import ImageRecipe
 
 PLAIN = {"mean": (0, 0, 0), "std": (1, 1, 1)}
 

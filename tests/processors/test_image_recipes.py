@@ -15,9 +15,9 @@ from torchvision import transforms
 from torchvision.transforms import functional
 
 from vlm.common.errors import ConfigError, DataError
-from vlm.processors.image import CLIP_MEAN, CLIP_STD, ImageRecipe
-from vlm.processors.image_decode import decode
-from vlm.processors.image_plan import centre, plan_crop
+from vlm.processors.image.decode import decode
+from vlm.processors.image.geometry import centre, plan_crop
+from vlm.processors.image.recipe import CLIP_MEAN, CLIP_STD, ImageRecipe
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SHAPES = [(20, 20), (7, 31), (64, 48), (301, 200), (97, 131), (131, 97), (1, 1), (23, 20), (20, 25)]

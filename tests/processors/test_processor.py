@@ -11,12 +11,12 @@ import torch
 
 from vlm.common.errors import ConfigError, DataError, PromptError
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Image, Message, Sample, Text, Video
-from vlm.processors.image import ImageRecipe
+from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.processor import Processor, TextConfig, build_processor
-from vlm.processors.template import Plain, Template, Vicuna0
-from vlm.processors.template_alpaca import Alpaca
-from vlm.processors.template_base import Segment
-from vlm.processors.tokenizer import Tokenizer
+from vlm.processors.templates.alpaca import Alpaca
+from vlm.processors.templates.base import Segment
+from vlm.processors.templates.roles import Plain, Template, Vicuna0
+from vlm.processors.tokenizer.tokenizer import Tokenizer
 
 PICTURE = Image(np.zeros((4, 4, 3), np.uint8))
 

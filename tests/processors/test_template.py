@@ -8,7 +8,7 @@ import pytest
 from vlm.common.errors import ConfigError, PromptError
 from vlm.common.registry import names, resolve
 from vlm.common.types import Image, Message, Sample, Text
-from vlm.processors.template import Llama2, MiniGPTv2, Plain, Segment, Template, Vicuna0
+from vlm.processors.templates.roles import Llama2, MiniGPTv2, Plain, Segment, Template, Vicuna0
 
 PICTURE, OTHER = Image("a.png"), Image("b.png")
 

@@ -8,8 +8,8 @@ import pytest
 from vlm.common.errors import ConfigError, PromptError
 from vlm.common.registry import resolve
 from vlm.common.types import Image, Input, Message, Sample, Text
-from vlm.processors.template_alpaca import Alpaca
-from vlm.processors.template_base import Segment
+from vlm.processors.templates.alpaca import Alpaca
+from vlm.processors.templates.base import Segment
 
 A, B = Image("a.png"), Image("b.png")
 INLINE = {"image_header": "", "image_prefix": "<img>", "image_suffix": "</img>", "image_gap": "\n", "media_token": ""}

@@ -5,11 +5,11 @@ import random
 import pytest
 
 from vlm.common.errors import ConfigError, PromptError
-from vlm.common.paths import CONFIGS
+from vlm.common.paths import CORPORA
 from vlm.common.registry import resolve
 from vlm.common.types import Image, Message, Sample, Text
-from vlm.processors.template_base import Segment
-from vlm.processors.template_user_bot import UserBot
+from vlm.processors.templates.base import Segment
+from vlm.systems.lynx.template import UserBot
 
 A, B = Image("a.png"), Image("b.png")
 
@@ -89,7 +89,7 @@ def test_whole_prompts_stand_behind_their_media() -> None:
 def test_captions_get_a_prompt_of_the_pool() -> None:
     caption = Sample((Message("user", (A,)), say("assistant", "A boat")))
     assert show(make().train_segments(caption, random.Random(0))) == ["a.png", "^user: \nbot:", "!+$ a boat"]
-    template = make(prompt_path=str(CONFIGS / "datasets" / "pools" / "short_caption.txt"))
+    template = make(prompt_path=str(CORPORA / "pools" / "short_caption.txt"))
     drawn = {show(template.train_segments(caption, random.Random(seed)))[1] for seed in range(20)}
     assert len(drawn) > 3 and all(text.startswith("^user: ") and len(text) > 20 for text in drawn)
     assert show(template.chat_segments(caption.messages[:1])) == ["a.png", "^user: \nbot:"]

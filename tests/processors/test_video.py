@@ -16,10 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from vlm.common.errors import ConfigError, DataError
-from vlm.processors import video_read
-from vlm.processors.image import ImageRecipe
-from vlm.processors.video import VideoRecipe, fps_ids, segment_ids, uniform_ids
-from vlm.processors.video_read import open_clip
+from vlm.processors.image.recipe import ImageRecipe
+from vlm.processors.video import read as video_read
+from vlm.processors.video.read import open_clip
+from vlm.processors.video.recipe import VideoRecipe, fps_ids, segment_ids, uniform_ids
 
 LYNX = Path(__file__).parents[1] / "golden" / "lynx" / "open"
 TABLES = json.loads((LYNX / "case.json").read_text())["frame_ids"]

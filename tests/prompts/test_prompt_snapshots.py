@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vlm.common.config import load_config
 from vlm.common.registry import names, resolve
 from vlm.common.types import Image, Message, Sample, Text
-from vlm.processors.template import IMAGE_MARK, Segment, Template
+from vlm.config.api import load_config
+from vlm.processors.templates.roles import IMAGE_MARK, Segment, Template
 
 HERE = Path(__file__).parent
-MODELS = Path(load_config.__code__.co_filename).parents[1] / "configs" / "models"
+MODELS = Path(load_config.__code__.co_filename).parents[1] / "systems"
 COMPOSITIONS = sorted(f"{f.parent.name}/{f.stem}" for f in MODELS.glob("*/*.yaml"))
 VISUALCLA = {
     "image_header": "",

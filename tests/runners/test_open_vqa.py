@@ -13,9 +13,9 @@ import torch
 import yaml
 from PIL import Image
 
-from vlm.cli import main
-from vlm.common.config import load_config
-from vlm.runners.evaluate import run_evaluation
+from vlm.cli.main import main
+from vlm.config.api import load_config
+from vlm.runners.evaluate.run import run_evaluation
 
 from ..golden.helpers_lynx import LynxCase
 from .lynx_small import CASE, moving_square

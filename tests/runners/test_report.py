@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from vlm.checkpoint.passport import make_passport
-from vlm.checkpoint.run_dir import RunDir
+from vlm.checkpoint.provenance import make_passport
+from vlm.checkpoint.run_folder import RunDir
 from vlm.common.errors import DataError
-from vlm.runners.report import ReportSample, picture_uri, write_report
-from vlm.runners.report_svg import Series, chart, number, smooth, thin, ticks
+from vlm.pages.charts import Series, chart, number, smooth, thin, ticks
+from vlm.runners.train.report import ReportSample, picture_uri, write_report
 
 
 @pytest.fixture

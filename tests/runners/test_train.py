@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from vlm.checkpoint.load import load_model
-from vlm.checkpoint.run_dir import RunDir
-from vlm.common.config import load_config
+from vlm.checkpoint.run_folder import RunDir
 from vlm.common.errors import ConfigError
 from vlm.common.types import Image, Message, Sample, Text
+from vlm.config.api import load_config
 from vlm.inference.engine import Engine
 from vlm.inference.generation import Generation
-from vlm.runners import train as train_module
-from vlm.runners.train import first_samples, question_of
+from vlm.runners.train import run as train_module
+from vlm.runners.train.run import first_samples, question_of
 
 from ..equivalence.tiny import DATA, Tiny
 

@@ -10,9 +10,9 @@ import signal
 import pytest
 import torch
 
-from vlm.checkpoint.run_dir import read_checkpoint
+from vlm.checkpoint.run_folder import read_checkpoint
 from vlm.common.errors import NonFiniteLossError, UserError, WeightsError
-from vlm.runners.trackers import JsonlTracker, RunInfo, read_log
+from vlm.runners.train.trackers import JsonlTracker, RunInfo, read_log
 
 
 class Losses:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from vlm.common.config_run import RunConfig
-from vlm.runners.weighting import Weighting
+from vlm.config.run import RunConfig
+from vlm.runners.train.loss_weighting import Weighting
 
 from .test_loop import rows_of, stepper_for
 
@@ -91,7 +91,7 @@ def test_options_that_contradict_each_other() -> None:
 
 
 def test_console_line_has_the_means_of_the_groups(tools: Any) -> None:
-    from vlm.runners.trackers import ProgressTracker, RunInfo
+    from vlm.runners.train.trackers import ProgressTracker, RunInfo
 
     tracker = ProgressTracker(RunInfo(tools.path, "run", 9))
     numbers = {"lr": 1.0, "grad_norm": 1.0, "samples_per_s": 1.0, "tokens_per_s": 1.0, "data_seconds": 0.1}

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from vlm.cli import chat
+from vlm.cli.options import changes_of, device_of, options_of
 from vlm.common.errors import DataError, UserError
 from vlm.inference.engine import Engine
-from vlm.inference.generation import CHAT
+from vlm.inference.generation import CHAT, default_generation
 from vlm.inference.session import ChatSession
-from vlm.serve import chat_cli
-from vlm.serve.options import changes_of, device_of, options_of, usual
+from vlm.serve import terminal as chat_cli
 
 from ..inference.small import CASE, write_config
 
@@ -23,7 +24,7 @@ PICTURE = str(CASE / "image.png")
 
 def parse(*arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    chat_cli.add_arguments(parser)
+    chat.add_arguments(parser)
     return parser.parse_args(arguments)
 
 
@@ -53,7 +54,7 @@ def test_asks_once_and_leaves(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     config = str(write_config(tmp_path))
     flags = ["--greedy", "--max-new-tokens", "8", "--repetition-penalty", "1.05"]
     args = parse(config, "--image", PICTURE, "--ask", "What is in the picture?", "--ask", "And now?", *flags)
-    assert chat_cli.main(args) == 0
+    assert chat.main(args) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("5ooamward river")  # the published answer's beginning
     assert second != first
@@ -110,7 +111,7 @@ def test_options_become_a_generation() -> None:
     changes = changes_of(parse("x", "--num-beams", "4", "--seed", "7", "--top-k", "0"))
     assert changes == {"num_beams": 4, "seed": 7, "top_k": 0}
     assert changes_of(parse("x", "--greedy")) == {"do_sample": False}
-    assert usual(None) is CHAT
+    assert default_generation(None) is CHAT
     with pytest.raises(UserError, match="temperature is 0"):
         changes_of(parse("x", "--temperature", "0"))
 

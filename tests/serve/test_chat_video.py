@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlm.cli import main
+from vlm.cli.main import main
 from vlm.common.errors import DataError
 from vlm.common.types import Image, Video
 from vlm.inference.engine import Engine
 from vlm.inference.session import ChatSession
-from vlm.serve.page_chat import PageChat
+from vlm.serve.gradio.session import PageChat
 
 from ..golden.helpers_lynx import LynxCase
 from ..runners.lynx_small import CASE, composition, moving_square
@@ -96,7 +96,7 @@ def test_page_takes_a_clip(session: ChatSession, tmp_path: Path) -> None:
 
 def test_page_shows_a_place_for_clips_where_the_model_takes_them(session: ChatSession) -> None:
     pytest.importorskip("gradio")
-    from vlm.serve.gradio_app_page import build
+    from vlm.serve.gradio.layout import build
 
     def shown() -> bool:
         parts = build(session.engine).get_config_file()["components"]

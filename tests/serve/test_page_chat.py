@@ -8,12 +8,14 @@ import socket
 
 import pytest
 
+from vlm.cli import demo
 from vlm.common.errors import DataError, PromptError, UserError
 from vlm.inference.engine import Engine
 from vlm.inference.generation import EVALUATION
-from vlm.serve import gradio_app, gradio_app_look
-from vlm.serve.examples import is_world, tasks, world_examples
-from vlm.serve.page_chat import PageChat
+from vlm.serve.gradio import app as gradio_app
+from vlm.serve.gradio import theme as theme
+from vlm.serve.gradio.examples import is_world, tasks, world_examples
+from vlm.serve.gradio.session import PageChat
 
 from ..inference.small import CASE, write_config
 
@@ -122,7 +124,7 @@ def test_bad_requests_change_nothing(chat: PageChat, tmp_path) -> None:
 
 
 def test_without_streaming_an_answer_comes_whole(engine: Engine) -> None:
-    from vlm.serve.gradio_app_events import Events
+    from vlm.serve.gradio.events import Events
 
     found = []
     for stream in (True, False):
@@ -146,7 +148,7 @@ def test_port_in_use_is_told_before_anything_is_loaded() -> None:
 
 def test_published_command_line() -> None:
     parser = argparse.ArgumentParser()
-    gradio_app.add_arguments(parser)
+    demo.add_arguments(parser)
     args = parser.parse_args(["--cfg-path", "a.yaml", "--gpu-id", "0", "--options", "model.ckpt=b", "run.seed=1"])
     assert (args.cfg_path, args.gpu_id, args.options, args.share) == (
         "a.yaml",
@@ -155,18 +157,18 @@ def test_published_command_line() -> None:
         False,
     )
     with pytest.raises(UserError, match="no model named"):
-        gradio_app.main(parser.parse_args([]))
+        demo.main(parser.parse_args([]))
 
 
 def test_header_names_the_parts(engine: Engine) -> None:
-    html = gradio_app_look.header(engine)
+    html = theme.header(engine)
     for name in ("eva_vit", "qformer", "linear", "llm", "cpu"):
         assert f">{name}<" in html
     assert not is_world(engine.config)
 
 
 def test_only_templates_with_tasks_offer_them(engine: Engine) -> None:
-    from vlm.serve.gradio_app_page import build
+    from vlm.serve.gradio.layout import build
 
     assert tasks(engine.config) == () == tasks(None)
     assert "Send" in _labels(build(engine))

@@ -10,8 +10,8 @@ import torch
 from vlm.inference.engine import Engine
 from vlm.inference.generation import EVALUATION
 from vlm.inference.session import ChatSession
-from vlm.serve.gradio_app_events import Events
-from vlm.serve.page_chat import PageChat
+from vlm.serve.gradio.events import Events
+from vlm.serve.gradio.session import PageChat
 
 from ..golden.helpers_mmgpt import MmgptCase
 
@@ -59,7 +59,7 @@ def test_history_buffer_and_text_in_front(engine: Engine) -> None:
 
 
 def test_kept_turns_leave_examples_in_place(engine: Engine) -> None:
-    from vlm.inference.shots import shots
+    from vlm.inference.few_shot import shots
 
     session = ChatSession(engine, SHORT, shots([{"question": "Name a planet.", "answer": "Saturn"}]))
     session.keep_turns = 0
@@ -73,16 +73,16 @@ def test_kept_turns_leave_examples_in_place(engine: Engine) -> None:
 
 
 def test_page_is_built_with_the_prompt_settings(engine: Engine) -> None:
-    from vlm.serve import gradio_app_page
+    from vlm.serve.gradio import layout
 
-    page = gradio_app_page.build(engine, SHORT)
+    page = layout.build(engine, SHORT)
     labels = [getattr(b, "label", None) for b in page.blocks.values()]
     assert {"Prompt", "Text in front of the conversation", "What the model reads"} <= set(labels)
 
 
 def test_examples_to_click(tmp_path: Path) -> None:
     from vlm.common.errors import DataError
-    from vlm.serve.examples import read_examples
+    from vlm.serve.gradio.examples import read_examples
 
     file = tmp_path / "examples.jsonl"
     (tmp_path / "a.png").write_bytes(Path(FIRST).read_bytes())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vlm.common.errors import ConfigError
-from vlm.tasks.open_scores import (
+from vlm.tasks.judges import (
     add_up,
     alternatives,
     interval,

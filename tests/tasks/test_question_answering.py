@@ -4,8 +4,8 @@ import pytest
 
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.types import Image, Message, Sample, Text, Video
-from vlm.tasks.open_vqa import OpenVqa
-from vlm.tasks.question_answering import Answered, QuestionAnswering, exchanged, with_pictures
+from vlm.tasks.benchmarks.open_vqa import OpenVqa
+from vlm.tasks.benchmarks.question_answering import Answered, QuestionAnswering, exchanged, with_pictures
 
 ROWS = [
     {"id": "a", "image": "red", "answer": "red", "type": "color", "objects": 1, "unseen_pair": False},

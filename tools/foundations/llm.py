@@ -16,8 +16,8 @@ from foundations import common
 from foundations.common import SIZES, Clock, Plan, learning_rate, update
 from foundations.text import TextWorld, exam, pad_rows
 from foundations.tokenizer import Words
-from vlm.datasets.world.export import balanced_questions
-from vlm.datasets.world.language import NOTE_WORDS
+from vlm.datasets.synthetic.export import balanced_questions
+from vlm.datasets.synthetic.language import NOTE_WORDS
 
 STEPS, BATCH, PEAK = 3_000, 16, 2e-3
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlm.datasets.world.language import NOTE_WORDS
-from vlm.datasets.world.render import IMAGE_SIZE, RADIUS, Figure, jitter, paint
-from vlm.datasets.world.scene import COLORS, COLUMNS, COUNTS, HELD_OUT, KINDS, ROWS, SIZES
+from vlm.datasets.synthetic.language import NOTE_WORDS
+from vlm.datasets.synthetic.render import IMAGE_SIZE, RADIUS, Figure, jitter, paint
+from vlm.datasets.synthetic.scene import COLORS, COLUMNS, COUNTS, HELD_OUT, KINDS, ROWS, SIZES
 
 IGNORE = -100
 EMPTY = len(KINDS)

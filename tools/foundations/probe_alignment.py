@@ -30,10 +30,10 @@ from foundations.nets import QFormer, to_pixels  # noqa: E402
 from foundations.qformer import load_vit  # noqa: E402
 from foundations.text import Row, pad_rows, stage1_row, training_row  # noqa: E402
 from foundations.tokenizer import Words  # noqa: E402
-from vlm.datasets.world.export import balanced_questions  # noqa: E402
-from vlm.datasets.world.language import NOTE_WORDS, Question, caption, dialogue  # noqa: E402
-from vlm.datasets.world.render import render  # noqa: E402
-from vlm.datasets.world.scene import Scene, scene_at  # noqa: E402
+from vlm.datasets.synthetic.export import balanced_questions  # noqa: E402
+from vlm.datasets.synthetic.language import NOTE_WORDS, Question, caption, dialogue  # noqa: E402
+from vlm.datasets.synthetic.render import render  # noqa: E402
+from vlm.datasets.synthetic.scene import Scene, scene_at  # noqa: E402
 
 HOLE = (0,) * NOTE_WORDS
 

@@ -16,9 +16,9 @@ from foundations import common
 from foundations.common import SIZES, Clock, Plan, learning_rate, update
 from foundations.nets import QFormer, Vit, to_pixels
 from foundations.pictures import IGNORE, NOTE_VOCABULARY, picture_batch
-from vlm.datasets.world.language import NOTE_WORDS, note
-from vlm.datasets.world.render import render
-from vlm.datasets.world.scene import random_scene
+from vlm.datasets.synthetic.language import NOTE_WORDS, note
+from vlm.datasets.synthetic.render import render
+from vlm.datasets.synthetic.scene import random_scene
 
 STEPS, BATCH, PEAK = 1_500, 48, 1.5e-3
 

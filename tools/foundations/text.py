@@ -12,8 +12,17 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from foundations.tokenizer import Words
-from vlm.datasets.world.language import INSTRUCTIONS, NOTE_WORDS, QUESTION_TYPES, Question, ask, caption, dialogue, note
-from vlm.datasets.world.scene import COLORS, KINDS, SPLITS, Scene, random_scene
+from vlm.datasets.synthetic.language import (
+    INSTRUCTIONS,
+    NOTE_WORDS,
+    QUESTION_TYPES,
+    Question,
+    ask,
+    caption,
+    dialogue,
+    note,
+)
+from vlm.datasets.synthetic.scene import COLORS, KINDS, SPLITS, Scene, random_scene
 
 IGNORE = -100
 OPEN, CLOSE = "###Human: <Img>", "</Img> "

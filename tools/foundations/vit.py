@@ -12,9 +12,9 @@ from foundations import common
 from foundations.common import SIZES, Clock, Plan, learning_rate, update
 from foundations.nets import Vit, to_pixels
 from foundations.pictures import EMPTY, IGNORE, TARGETS, picture_batch
-from vlm.datasets.world.export import balanced_questions
-from vlm.datasets.world.render import render
-from vlm.datasets.world.scene import COLORS, KINDS
+from vlm.datasets.synthetic.export import balanced_questions
+from vlm.datasets.synthetic.render import render
+from vlm.datasets.synthetic.scene import COLORS, KINDS
 
 STEPS, BATCH, PEAK, DENSE = 4_000, 32, 1.5e-3, 0.6
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from vlm.checkpoint.accounting import place
 from vlm.checkpoint.formats.base import SaysComposition
+from vlm.checkpoint.strict import place
 from vlm.common.errors import WeightsError
 from vlm.common.paths import local_path
 from vlm.common.registry import resolve
@@ -85,7 +85,7 @@ def load_file(model: VLM, loader: Any, path: Path, filled: set[str] | frozenset[
     """Fill ``model`` from one file through its format; gives our keys that it filled.
 
     Raises:
-        WeightsError: see :func:`vlm.checkpoint.accounting.place`.
+        WeightsError: see :func:`vlm.checkpoint.strict.place`.
     """
     tensors = loader.read(path)
     placement = loader.place(model, tensors, str(path), filled)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import LogitsProcessorList
 
 from vlm.inference.generation import Generation
-from vlm.inference.reading import Prompt, Reader
+from vlm.inference.incremental import Prompt, Reader
 from vlm.inference.stopping import Ends, ends_with, fixed_rules, sampling_rules
 
 LATE = -1e9

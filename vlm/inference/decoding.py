@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vlm.inference.beams import beam_search
 from vlm.inference.generation import Generation
-from vlm.inference.reading import Prompt, Reader
+from vlm.inference.incremental import Prompt, Reader
 from vlm.inference.stopping import Ends, ends_with, score_rules
 from vlm.models.precision import autocast
 

@@ -13,16 +13,16 @@ import torch
 from vlm.common.types import Batch, Example, Message
 from vlm.inference.context import fit, room_for_answer, room_for_prompt, too_long
 from vlm.inference.decoding import Ends, Prompt, decode, steps
-from vlm.inference.generation import CHAT, Generation
-from vlm.inference.media import FeatureCache
+from vlm.inference.feature_cache import FeatureCache
+from vlm.inference.generation import CHAT, Generation, default_generation
 from vlm.inference.ranking import Normaliser, Ranking, rank_candidates
 from vlm.inference.stopping import Stops, stop_sequences
-from vlm.inference.text import Delta, TextStream, cleaner, marks_of
+from vlm.inference.streaming import Delta, TextStream, cleaner, marks_of
 from vlm.processors.collate import collate
-from vlm.processors.template_base import IMAGE_MARK
+from vlm.processors.templates.base import IMAGE_MARK
 
 if TYPE_CHECKING:
-    from vlm.common.config import Config
+    from vlm.config.api import Config
     from vlm.models.fusion.base import LLMInputs
     from vlm.models.vlm import VLM
     from vlm.processors.processor import Processor
@@ -68,14 +68,14 @@ class Engine:
         Raises:
             UserError: an unusable configuration, file or device.
         """
-        from vlm.inference.loading import load_parts
+        from vlm.inference.load import load_parts
 
         model, processor, config, where = load_parts(source, device, dtype, options)
         return cls(model, processor, config=config, device=where)
 
     def usual(self, base: Generation = CHAT) -> Generation:
         """``base`` with the options of an answer that the composition states (``model.generation``)."""
-        return base if self.config is None else base.but(**self.config.model.generation)
+        return default_generation(self.config, base)
 
     def generate(
         self, conversations: Sequence[Conversation], generation: Generation | None = None, batch_size: int = 16

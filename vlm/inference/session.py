@@ -13,15 +13,15 @@ from vlm.common.types import Image, Message, Part, Text, Video
 from vlm.inference.context import turns_of
 from vlm.inference.engine import Engine
 from vlm.inference.generation import Generation
-from vlm.inference.text import Delta, extend
+from vlm.inference.streaming import Delta, extend
 
 
 class ChatSession:
     """One user's talk with a model.
 
     ``messages`` is the history; the answers in it are the cleaned ones, so that later turns see them. ``examples``
-    stand in front of every prompt (see :mod:`vlm.inference.shots`) and are no part of the history. ``system`` replaces
-    the template's text in front; of the history the last ``keep_turns`` answered turns are in the prompt (-1: all).
+    come before every prompt (see :mod:`vlm.inference.few_shot`), outside the history. ``system`` replaces that of
+    the template; of the history the last ``keep_turns`` answered turns are in the prompt (-1: all).
     """
 
     def __init__(self, engine: Engine, generation: Generation | None = None, examples: Sequence[Message] = ()) -> None:

@@ -19,7 +19,7 @@ from transformers import (
 from vlm.inference.generation import Generation
 
 if TYPE_CHECKING:
-    from vlm.processors.tokenizer import Tokenizer
+    from vlm.processors.tokenizer.tokenizer import Tokenizer
 
 Stops = tuple[tuple[int, ...], ...]
 

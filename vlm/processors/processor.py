@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.registry import resolve
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Image, Message, Sample, Video
-from vlm.processors.image import ImageRecipe
-from vlm.processors.template_base import BaseTemplate, Segment
-from vlm.processors.tokenizer import Tokenizer
-from vlm.processors.video import VideoRecipe
+from vlm.processors.image.recipe import ImageRecipe
+from vlm.processors.templates.base import BaseTemplate, Segment
+from vlm.processors.tokenizer.tokenizer import Tokenizer
+from vlm.processors.video.recipe import VideoRecipe
 
 if TYPE_CHECKING:
     import torch
 
-    from vlm.common.config import ModelConfig
+    from vlm.config.api import ModelConfig
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from vlm.checkpoint.accounting import Placement
+from vlm.checkpoint.strict import Placement
 from vlm.models.lora import is_lora
 from vlm.models.vlm import VLM
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vlm.checkpoint.accounting import Placement
 from vlm.checkpoint.formats.base import below, bridge_index
 from vlm.checkpoint.keymap import KeyMap
 from vlm.checkpoint.safe import read_tensors
+from vlm.checkpoint.strict import Placement
 from vlm.common.errors import WeightsError
 from vlm.common.registry import register_checkpoint_format
 from vlm.models.bridges.qformer import QFormer

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vlm.checkpoint.accounting import Placement
 from vlm.checkpoint.formats.base import below
 from vlm.checkpoint.formats.eva import resize_positions
 from vlm.checkpoint.safe import read_tensors, shards
+from vlm.checkpoint.strict import Placement
 from vlm.common.errors import WeightsError
 from vlm.common.paths import inner_folder
 from vlm.common.registry import register_checkpoint_format

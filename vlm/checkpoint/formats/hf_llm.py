@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vlm.checkpoint.accounting import Placement
 from vlm.checkpoint.formats.base import below
 from vlm.checkpoint.keymap import KeyMap
 from vlm.checkpoint.safe import read_tensors, shards
+from vlm.checkpoint.strict import Placement
 from vlm.common.paths import inner_folder
 from vlm.common.registry import register_checkpoint_format
 from vlm.models.llm.hf import FOLDERS

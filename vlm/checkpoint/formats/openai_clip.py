@@ -8,12 +8,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vlm.checkpoint.accounting import Placement
 from vlm.checkpoint.formats.base import below
 from vlm.checkpoint.formats.clip import fit_positions
-from vlm.checkpoint.inert import named_tensors, read_inert
 from vlm.checkpoint.keymap import KeyMap
+from vlm.checkpoint.restricted_unpickler import named_tensors, read_inert
 from vlm.checkpoint.safe import read_tensors
+from vlm.checkpoint.strict import Placement
 from vlm.common.errors import WeightsError
 from vlm.common.registry import register_checkpoint_format
 from vlm.models.vision.clip import Clip

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vlm.checkpoint.accounting import Placement
 from vlm.checkpoint.formats.base import below
 from vlm.checkpoint.safe import read_tensors
+from vlm.checkpoint.strict import Placement
 from vlm.common.errors import WeightsError
 from vlm.common.registry import register_checkpoint_format
 from vlm.models.vlm import VLM

@@ -1,0 +1,102 @@
+"""Examples for in-context (few-shot) prompting: a JSON Lines file -> the turns in front of a conversation.
+
+Each line: ``{"image": "a.jpg", "question": "What is it?", "answer": "a boat"}``. ``image`` may be a list, or absent
+(an example of text); without ``question`` the answer is a caption. Paths start from the file's folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vlm.common.errors import DataError, PromptError
+from vlm.common.types import Image, Message, Part, Text
+from vlm.processors.templates.base import IMAGE_MARK
+
+KEYS = ("image", "question", "answer")
+
+
+def read_shots(path: str | Path) -> list[Message]:
+    """The examples of a file as user and assistant messages.
+
+    Raises:
+        DataError: no such file, a line that is no record, a missing or unknown field, a picture that is not there.
+        PromptError: other than one mark for each picture in a question.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(f"examples {file}: no such file", fix="name a JSON Lines file with {image, question, answer}")
+    lines = [(n, line) for n, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1) if line.strip()]
+    if not lines:
+        raise DataError(f"examples {file}: the file is empty", fix="write one {image, question, answer} per line")
+    found: list[Message] = []
+    for number, line in lines:
+        where = f"examples {file}, line {number}"
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{where} is not JSON: {error}", fix="write one record per line") from error
+        found += shot(record, where, file.parent)
+    return found
+
+
+def shots(records: Iterable[Mapping[str, Any]], folder: str | Path = ".") -> list[Message]:
+    """The same from records, e.g. of a dataset; pictures may be PIL images or bytes too.
+
+    Raises:
+        DataError, PromptError: as :func:`read_shots`.
+    """
+    found: list[Message] = []
+    for number, record in enumerate(records, start=1):
+        found += shot(record, f"example {number}", Path(folder))
+    return found
+
+
+def shot(record: Any, where: str, folder: Path) -> list[Message]:
+    """Question and answer of one record; ``where`` names it in messages."""
+    fix = 'write {"image": "a.jpg", "question": "...", "answer": "..."}'
+    if not isinstance(record, Mapping):
+        raise DataError(f"{where}: found {type(record).__name__}, expected a record", fix=fix)
+    if unknown := [key for key in record if key not in KEYS]:
+        raise DataError(f"{where}: unknown field {unknown[0]!r} (allowed: {', '.join(KEYS)})", fix=fix)
+    answer, question = record.get("answer"), record.get("question", "")
+    if not isinstance(answer, str) or not answer.strip():
+        raise DataError(f"{where}: no `answer` (it has: {', '.join(record) or 'nothing'})", fix=fix)
+    if not isinstance(question, str):
+        raise DataError(f"{where}: `question` is {question!r}, expected a text", fix=fix)
+    given = record.get("image")
+    pictures = [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
+    if not pictures and not question.strip():
+        raise DataError(f"{where}: neither `image` nor `question`", fix=fix)
+    parts: list[Part] = [Image(_there(p, where, folder)) for p in pictures]
+    check_marks(question, len(pictures), where)
+    parts += [Text(question)] if question.strip() else []
+    return [Message("user", tuple(parts)), Message("assistant", (Text(answer),))]
+
+
+def _there(picture: Any, where: str, folder: Path) -> Any:
+    """A picture, a path made whole."""
+    if not isinstance(picture, str | Path):
+        return picture
+    path = folder / picture
+    if not path.is_file():
+        raise DataError(f"{where}: picture {path}: no such file", fix=f"paths start from {folder or '.'}")
+    return str(path)
+
+
+def check_marks(text: str, pictures: int, where: str) -> None:
+    """Raise PromptError unless a text with marks has one for each picture."""
+    marks = text.count(IMAGE_MARK)
+    if marks and marks != pictures:
+        raise PromptError(
+            f"{where}: {marks} image marks, but {pictures} pictures",
+            fix=f"write {IMAGE_MARK} once for each picture, or leave all marks out (pictures stand in front then)",
+        )
+
+
+def with_shots(examples: Sequence[Message], messages: Sequence[Message]) -> list[Message]:
+    """The examples between a conversation's system message, if it has one, and its turns."""
+    system = [m for m in messages[:1] if m.role == "system"]
+    return [*system, *examples, *messages[len(system) :]]
