@@ -24,7 +24,7 @@ FLAGS = (
     "--disable-component-update --disable-sync --use-fake-device-for-media-stream --use-fake-ui-for-media-stream"
 )
 PICTURE = CASE / "image.png"
-GREEDY = EVALUATION.but(max_new_tokens=24)
+GREEDY = EVALUATION.replace(max_new_tokens=24)
 SECONDS_PER_TOKEN = 0.03
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from vlm.checkpoint.strict import place, targets
+from vlm.checkpoint.strict import copy_strictly, targets
 from vlm.common.registry import resolve
 from vlm.config.api import load_config
 from vlm.models.build import build_model
@@ -53,7 +53,7 @@ def llm_config(shapes: dict[str, torch.Tensor]) -> dict[str, Any]:
 
 def fill(model: VLM, kind: str, tensors: dict[str, torch.Tensor], filled: set[str]) -> set[str]:
     loader = resolve("checkpoint_format", kind)()
-    return place(model, loader.place(model, tensors, kind, filled), loader.hint)
+    return copy_strictly(model, loader.rename(model, tensors, kind, filled), loader.hint)
 
 
 def numel(tensors: dict[str, torch.Tensor], keys: set[str]) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from vlm.checkpoint.strict import place, targets
+from vlm.checkpoint.strict import copy_strictly, targets
 from vlm.common.registry import resolve
 from vlm.config.api import load_config
 from vlm.models.build import build_model
@@ -41,7 +41,7 @@ def fill(model: VLM, kind: str, tensors: dict[str, torch.Tensor], filled: set[st
     loader = resolve("checkpoint_format", kind)()
     if kind in ("openflamingo", "mmgpt_lora"):
         tensors = read_state(tensors, kind)
-    return place(model, loader.place(model, tensors, kind, filled), loader.hint)
+    return copy_strictly(model, loader.rename(model, tensors, kind, filled), loader.hint)
 
 
 def test_every_key_has_a_place_and_every_place_a_key(model: VLM) -> None:

@@ -107,7 +107,7 @@ def test_clip_with_fewer_frames_than_asked_may_be_refused(tmp_path: Path, capsys
     row = {"question": "What moves?", "video": str(moving_square(tmp_path / "a.mp4", (0, 255, 0), frames=2))}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     asked = published(tmp_path, vision_prompt_dict="video", test_files=[str(tmp_path / "rows.jsonl")])
-    said = refused(capsys, [*asked, "model.video.when_short=error"])
+    said = refused(capsys, [*asked, "model.video.on_short_video=error"])
     assert re.search(r"rows.jsonl:1: clip .*a.mp4: 2 frames, but video.num_frames asks for 3", said), said
 
 

@@ -50,7 +50,7 @@ def answers(engine: Engine) -> list[str]:
         [Message("user", (Video(str(OPEN / "images" / "video_0.json")), Text("What happens?")))],
         [Message("user", (Text("Name a planet."),))],
     ]
-    return engine.generate(asked, engine.usual().but(max_new_tokens=6))
+    return engine.generate(asked, engine.default_generation().replace(max_new_tokens=6))
 
 
 @pytest.mark.parametrize("kind", KINDS)

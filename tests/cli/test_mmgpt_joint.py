@@ -138,7 +138,7 @@ def test_killed_and_resumed_is_the_same(joint: Joint) -> None:
 def test_two_processes_equal_one(joint: Joint, mode: str) -> None:
     """Also where one process has text and the other pictures at the same time."""
     ratios = [f"datasets.{name}.sample_ratio=1" for name in FILES] if mode == "sample" else []
-    how = [*ratios, f"run.mixing={mode}", f"run.loss_mean={'groups' if mode == 'joint' else 'tokens'}"]
+    how = [*ratios, f"run.mixing={mode}", f"run.loss_reduction={'groups' if mode == 'joint' else 'tokens'}"]
     numbers = {"max_steps": 6, "save_freq": 6, "log_freq": 6}
     process = joint.start("two", *how, "run.batch_size=1", processes=2, **numbers)
     joint.train("one", *how, "run.batch_size=2", **numbers)

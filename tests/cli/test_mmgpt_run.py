@@ -46,7 +46,7 @@ def train(case: MmgptCase, folder: Path, steps: int, model: dict[str, Any] | Non
 def answer(engine: Engine) -> list[str]:
     picture = Image(str(GOLDEN / "mmgpt" / "open" / "images" / "second.png"))
     asked = [[Message("user", (picture, Text("What is it?")))], [Message("user", (Text("Name a planet."),))]]
-    return engine.generate(asked, CHAT.but(do_sample=False, max_new_tokens=8, cleanup="raw"))
+    return engine.generate(asked, CHAT.replace(do_sample=False, max_new_tokens=8, cleanup="raw"))
 
 
 def test_run_goes_out_and_comes_back(case: MmgptCase, tmp_path: Path) -> None:
@@ -68,7 +68,9 @@ def test_run_goes_out_and_comes_back(case: MmgptCase, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("changes", [{}, {"activation_checkpointing": "torch"}, {"augment": True}])
 def test_resumed_run_equals_a_straight_one(case: MmgptCase, tmp_path: Path, changes: dict[str, Any]) -> None:
-    model = {"fusion": {"name": "cross_attn", "mark_id": case.image, "placement_augmentation": "augment" in changes}}
+    model = {
+        "fusion": {"name": "cross_attn", "image_token_id": case.image, "placement_augmentation": "augment" in changes}
+    }
     options = {k: v for k, v in changes.items() if k != "augment"}
     for name in ("straight", "stopped"):
         (tmp_path / name).mkdir()

@@ -166,7 +166,7 @@ def test_the_run_merges_and_answers_alike(world: Path, stage2: Path, tmp_path: P
     assert main(["weights", "export", str(stage2), "--format", "visualcla-delta", "--to", str(delta)]) == 0
     names = ["--text_model", TEXT, "--vision_model", VISION, "--lora_model", str(delta), "--output_dir", str(merged)]
     assert main(["weights", "merge", *names, "--dtype", "fp32"]) == 0
-    greedy = EVALUATION.but(max_new_tokens=24, max_length=2048)
+    greedy = EVALUATION.replace(max_new_tokens=24, max_length=2048)
     asked = [[Message("user", (Image(str(world / f"{c}.png")), Text("描述图像。")))] for c in COLOURS]
     asked.append([Message("user", (Text("上面有什么？"),))])
     answers = [Engine.load(source, "cpu").generate(asked, greedy) for source in (stage2, merged)]

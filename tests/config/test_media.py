@@ -37,7 +37,7 @@ def test_stored_and_read_back() -> None:
     again = load_config(config.resolved, check="none")
     for found in (config, again):
         asked = {"num_frames": 5, "sampling": "segments"}
-        assert found.model.video == asked | {"fps": 1.0, "when_short": "repeat", "backend": "auto"}
+        assert found.model.video == asked | {"fps": 1.0, "on_short_video": "repeat", "backend": "auto"}
         processor = build_processor(found.model)
         assert processor.video.config.num_frames == 5  # type: ignore[union-attr]
         assert processor.video.image is processor.image  # type: ignore[union-attr]

@@ -57,7 +57,7 @@ def test_things_are_sorted_and_apart():
 
 
 def test_picture_shows_the_colour_at_the_place():
-    thing = scene.Thing(8, "red", "square", "large")
+    thing = scene.Object(8, "red", "square", "large")
     pixels = np.asarray(render.render(scene.Scene((thing,), (0, 0, 0))))
     assert pixels.shape == (64, 64, 3)
     r, g, b = pixels[53, 53].astype(int)
@@ -67,9 +67,9 @@ def test_picture_shows_the_colour_at_the_place():
 
 def test_caption_article_and_order():
     things = (
-        scene.Thing(0, "orange", "circle", "small"),
-        scene.Thing(4, "red", "A", "large"),
-        scene.Thing(8, "blue", "star", "small"),
+        scene.Object(0, "orange", "circle", "small"),
+        scene.Object(4, "red", "A", "large"),
+        scene.Object(8, "blue", "star", "small"),
     )
     assert language.caption(scene.Scene(things)) == (
         "a small orange circle in the top left, a large red letter A in the middle center "
@@ -79,7 +79,7 @@ def test_caption_article_and_order():
 
 
 def test_note_has_fixed_slots():
-    thing = scene.Thing(5, "cyan", "T", "large")
+    thing = scene.Object(5, "cyan", "T", "large")
     assert language.note(scene.Scene((thing,))) == ("one", "middle", "right", "large", "cyan", "T") + ("nothing",) * 10
 
 

@@ -61,7 +61,7 @@ class MmgptCase:
     def looking(self) -> dict[str, Any]:
         """Options of the fusion; the published rule for all media never leaves a position without any."""
         immediate = self.config["gated_cross_attention"]["only_attend_immediate_media"]
-        return {"mark_id": self.image, "immediate": immediate, "evenly_at_missing": not immediate}
+        return {"image_token_id": self.image, "immediate": immediate, "uniform_when_missing": not immediate}
 
     def composition(self, lora: str | None = None, clip: str = "", **changes: Any) -> Any:
         """The shipped composition over this folder's files, with its sizes; ``lora`` empty: without adapter file."""

@@ -1,4 +1,4 @@
-"""Delta weights: equal to what the published tool wrote, tensor by tensor and bit by bit."""
+"""StreamedText weights: equal to what the published tool wrote, tensor by tensor and bit by bit."""
 
 from __future__ import annotations
 

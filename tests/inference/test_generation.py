@@ -54,7 +54,7 @@ def test_all_bad_values_are_named_together() -> None:
     with pytest.raises(UserError, match=r"temperature is 0.*top_k is -1.*top_p is 1\.5"):
         Generation(temperature=0, top_p=1.5, top_k=-1)
     with pytest.raises(UserError, match="unknown generation option 'beams'"):
-        CHAT.but(beams=3)
+        CHAT.replace(beams=3)
 
 
 def test_stop_sequences_cover_both_spellings(engine) -> None:
@@ -84,4 +84,4 @@ def test_no_run_of_tokens_twice_the_dummy_begin_token_included() -> None:
     assert not pairs(torch.zeros(2, 0, dtype=torch.long), scores).isinf().any()
     assert NoRepeatNGram(1, bos_id=1)(torch.tensor([[3]]), scores[:1]).isinf().nonzero()[:, 1].tolist() == [1, 3]
     with pytest.raises(UserError, match="no_repeat_ngram_size is -1"):
-        CHAT.but(no_repeat_ngram_size=-1)
+        CHAT.replace(no_repeat_ngram_size=-1)

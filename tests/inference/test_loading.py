@@ -30,7 +30,7 @@ def config(tmp_path: Path) -> Path:
 def test_yaml_file_gives_the_published_answer(config: Path) -> None:
     turn = json.loads((CASE / "case.json").read_text())["records"]["chat"]["turns"][0]
     engine = Engine.load(config)
-    greedy = EVALUATION.but(max_new_tokens=16, repetition_penalty=1.05)
+    greedy = EVALUATION.replace(max_new_tokens=16, repetition_penalty=1.05)
     assert engine.generate([ASKED], greedy) == [turn["answer_after_cleanup"]]
     again = Engine.load(engine.config)
     assert again.generate([ASKED], greedy) == [turn["answer_after_cleanup"]]

@@ -9,7 +9,7 @@ from vlm.inference.generation import EVALUATION
 from vlm.inference.session import ChatSession
 from vlm.inference.streaming import join
 
-GREEDY = EVALUATION.but(max_new_tokens=12)
+GREEDY = EVALUATION.replace(max_new_tokens=12)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_regenerate_answers_the_same_question_again(session, red) -> None:
 
 def test_stopped_answer_is_kept_as_far_as_it_was_written(session, red) -> None:
     session.ask("Go on.", [red])
-    stream = session.stream(GREEDY.but(max_new_tokens=60, min_length=61))
+    stream = session.stream(GREEDY.replace(max_new_tokens=60, min_length=61))
     shown = next(stream) + next(stream)
     session.stop()
     shown += "".join(stream)

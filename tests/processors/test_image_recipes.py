@@ -37,7 +37,7 @@ def tensors(system: str) -> dict[str, torch.Tensor]:
 
 def test_visualcla() -> None:
     want = tensors("visualcla")["preprocess.pixel_values"][0]
-    made = recipe(want.shape[-1], resize="shorter", odd_margin="floor")
+    made = recipe(want.shape[-1], resize="shorter", crop_rounding="floor")
     assert torch.equal(made(GOLDEN / "visualcla" / "open" / "image.png"), want)
 
 
@@ -78,7 +78,7 @@ def test_shorter_side_is_transformers(shape: tuple[int, int]) -> None:
     processor = module.CLIPImageProcessorPil(size={"shortest_edge": 20}, crop_size={"height": 20, "width": 20})
     picture = noise(*shape)
     want = torch.as_tensor(np.asarray(processor(picture)["pixel_values"][0]))
-    got = recipe(resize="shorter", odd_margin="floor")(picture)
+    got = recipe(resize="shorter", crop_rounding="floor")(picture)
     assert torch.allclose(got, want, rtol=0, atol=3e-7)  # transformers scales by 1/255 before it rounds to float32
 
 
@@ -183,9 +183,9 @@ def test_levels_are_normalised_to_the_same_bits() -> None:
     picture = np.tile(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), (1, 1, 3))
     made = recipe(16)
     want = transforms.Normalize(CLIP_MEAN, CLIP_STD)(transforms.ToTensor()(picture))
-    levels = made.with_levels()(picture)
+    levels = made.as_uint8()(picture)
     assert levels.dtype == torch.uint8
-    assert torch.equal(made.normalised(levels), want)
-    assert torch.equal(made.normalised(levels.expand(2, 3, 3, 16, 16))[1, 2], want)
+    assert torch.equal(made.normalize(levels), want)
+    assert torch.equal(made.normalize(levels.expand(2, 3, 3, 16, 16))[1, 2], want)
     assert torch.equal(made(picture), want)
-    assert made.normalised(want) is want
+    assert made.normalize(want) is want

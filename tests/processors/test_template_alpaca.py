@@ -165,5 +165,5 @@ def test_words_of_the_conversation_are_literal() -> None:
 
 def test_clean_up() -> None:
     assert make().clean("S\n### Response:\n one\n### Response:\n two \n") == "two"
-    assert make(keep_after=[], strip=False).clean(" two \n") == " two \n"
-    assert make(cut_at=["\n###"]).clean("two\n### Instruction:\nthree") == "two"
+    assert make(strip_before=[], strip=False).clean(" two \n") == " two \n"
+    assert make(truncate_at=["\n###"]).clean("two\n### Instruction:\nthree") == "two"

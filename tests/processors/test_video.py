@@ -146,9 +146,9 @@ def test_training_draws_frames_and_one_crop(clip: Path) -> None:
 def test_a_clip_with_fewer_frames_than_asked(clip: Path) -> None:
     frames = open_clip(str(clip), "clip", "auto").count
     assert len(recipe(frames + 3)(str(clip))) == frames + 3  # published: some are repeated
-    assert len(recipe(frames, when_short="error")(str(clip))) == frames
+    assert len(recipe(frames, on_short_video="error")(str(clip))) == frames
     with pytest.raises(DataError, match=rf"{frames} frames, but video.num_frames asks for {frames + 3}"):
-        recipe(frames + 3, when_short="error")(str(clip))
+        recipe(frames + 3, on_short_video="error")(str(clip))
 
 
 def test_pickles(clip: Path) -> None:

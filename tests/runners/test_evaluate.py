@@ -20,7 +20,7 @@ class Engine:
 
     processor = SimpleNamespace(image=SimpleNamespace(config=SimpleNamespace(size=8)))
 
-    def usual(self, base):
+    def default_generation(self, base):
         return base
 
     def generate(self, conversations, generation, batch_size=16):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vlm.checkpoint.provenance import make_passport
+from vlm.checkpoint.provenance import make_provenance
 from vlm.checkpoint.run_folder import RunDir
 from vlm.common.errors import DataError
 from vlm.pages.charts import Series, chart, number, smooth, thin, ticks
@@ -32,8 +32,8 @@ def run(tmp_path):
     rows.append({"kind": "valid", "step": 50, "loss": 0.125, "tokens": 9.0})
     folder.log_file.write_text("".join(json.dumps(r) + "\n" for r in rows))
     folder.write_config("run:\n  seed: 7 # <b>\n")
-    passport = make_passport(step=100, config={}, metrics={"loss": 0.03}, fingerprints={"llm": {"sha256": "cafe"}})
-    folder.save(100, {"w": torch.zeros(1)}, {}, passport, "run: {}\n")
+    provenance = make_provenance(step=100, config={}, metrics={"loss": 0.03}, fingerprints={"llm": {"sha256": "cafe"}})
+    folder.save(100, {"w": torch.zeros(1)}, {}, provenance, "run: {}\n")
     return folder
 
 
@@ -79,7 +79,7 @@ def test_report_has_all_sections_and_needs_nothing_else(run):
     page = Structure()
     page.feed(text)
     assert page.open == [] and page.external == []
-    assert page.ids == ["curves", "samples", "data", "trained", "config", "passport"]
+    assert page.ids == ["curves", "samples", "data", "trained", "config", "provenance"]
     assert text.count("<svg") == 5
     for part in ("Loss", "Learning rate", "Gradient norm", "Throughput", "Peak memory", "stopped early", "(empty)"):
         assert part in text

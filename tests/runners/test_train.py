@@ -31,9 +31,9 @@ def test_a_run_leaves_config_log_checkpoints_report_and_chats(tiny):
     run = RunDir(result.path)
     assert result.status == "finished" and result.step == 8 and result.best_loss is not None
     assert run.steps() == [4, 6, 8] and run.best() is not None  # step 3 went by keep_last=3
-    passport = json.loads((run.last() / "passport.json").read_text())
-    assert passport["step"] == 8 and {"llm", "vision", "bridge.0"} <= set(passport["fingerprints"])
-    assert passport["config"]["run"]["job_name"] == "my run"
+    provenance = json.loads((run.last() / "passport.json").read_text())
+    assert provenance["step"] == 8 and {"llm", "vision", "bridge.0"} <= set(provenance["fingerprints"])
+    assert provenance["config"]["run"]["job_name"] == "my run"
     text = run.report.read_text()
     assert text.count("data:image/jpeg;base64,") == 2 and "<h1>my run</h1>" in text and "bridge.1" in text
     assert list(run.tensorboard.iterdir())

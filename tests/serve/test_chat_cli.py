@@ -35,7 +35,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 
 @pytest.fixture
 def session(engine: Engine) -> ChatSession:
-    return ChatSession(engine, CHAT.but(**changes_of(parse("x", "--greedy", "--max-new-tokens", "6"))))
+    return ChatSession(engine, CHAT.replace(**changes_of(parse("x", "--greedy", "--max-new-tokens", "6"))))
 
 
 def typed(monkeypatch: pytest.MonkeyPatch, *lines: str | type[BaseException]) -> None:

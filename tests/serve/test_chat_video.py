@@ -22,7 +22,7 @@ from ..runners.lynx_small import CASE, composition, moving_square
 def session() -> ChatSession:
     torch.set_num_threads(1)
     engine = Engine.load(LynxCase(CASE).shipped(), device="cpu")
-    return ChatSession(engine, engine.usual().but(max_new_tokens=4))
+    return ChatSession(engine, engine.default_generation().replace(max_new_tokens=4))
 
 
 def chat(monkeypatch: pytest.MonkeyPatch, *lines: str, options: tuple[str, ...] = (), folder: Path) -> int:

@@ -14,14 +14,14 @@ from vlm.inference.engine import Engine
 from vlm.inference.generation import EVALUATION
 from vlm.serve.gradio import app as gradio_app
 from vlm.serve.gradio import theme as theme
-from vlm.serve.gradio.examples import is_world, tasks, world_examples
+from vlm.serve.gradio.examples import is_tiny_model, tasks, tiny_model_examples
 from vlm.serve.gradio.session import PageChat
 
 from ..inference.small import CASE, write_config
 
 PICTURE = str(CASE / "image.png")
 OTHER = str(CASE / "data" / "cc_sbu_align" / "image" / "2.jpg")
-SHORT = EVALUATION.but(max_new_tokens=5)
+SHORT = EVALUATION.replace(max_new_tokens=5)
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def test_header_names_the_parts(engine: Engine) -> None:
     html = theme.header(engine)
     for name in ("eva_vit", "qformer", "linear", "llm", "cpu"):
         assert f">{name}<" in html
-    assert not is_world(engine.config)
+    assert not is_tiny_model(engine.config)
 
 
 def test_only_templates_with_tasks_offer_them(engine: Engine) -> None:
@@ -185,7 +185,7 @@ def _labels(page) -> list[str]:
 
 
 def test_world_examples_are_pictures_with_questions(tmp_path) -> None:
-    examples = world_examples(tmp_path, count=8)
+    examples = tiny_model_examples(tmp_path, count=8)
     assert len(examples) == 8 and len({question for _, question in examples}) >= 6
     assert all(question.endswith(("?", ".")) for _, question in examples)
     assert len(list(tmp_path.glob("*.png"))) == 8

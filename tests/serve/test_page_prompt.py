@@ -17,7 +17,7 @@ from ..golden.helpers_mmgpt import MmgptCase
 
 CASE = Path(__file__).parents[1] / "golden" / "mmgpt" / "open"
 FIRST, SECOND = (str(CASE / "images" / name) for name in ("second.png", "gradient_97x131.png"))
-SHORT = EVALUATION.but(max_new_tokens=4)
+SHORT = EVALUATION.replace(max_new_tokens=4)
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +59,9 @@ def test_history_buffer_and_text_in_front(engine: Engine) -> None:
 
 
 def test_kept_turns_leave_examples_in_place(engine: Engine) -> None:
-    from vlm.inference.few_shot import shots
+    from vlm.inference.few_shot import example_messages
 
-    session = ChatSession(engine, SHORT, shots([{"question": "Name a planet.", "answer": "Saturn"}]))
+    session = ChatSession(engine, SHORT, example_messages([{"question": "Name a planet.", "answer": "Saturn"}]))
     session.keep_turns = 0
     for question in ("One?", "Two?"):
         session.ask(question)
@@ -82,12 +82,12 @@ def test_page_is_built_with_the_prompt_settings(engine: Engine) -> None:
 
 def test_examples_to_click(tmp_path: Path) -> None:
     from vlm.common.errors import DataError
-    from vlm.serve.gradio.examples import read_examples
+    from vlm.serve.gradio.examples import read_page_examples
 
     file = tmp_path / "examples.jsonl"
     (tmp_path / "a.png").write_bytes(Path(FIRST).read_bytes())
     file.write_text('{"image": "a.png", "question": "What is in this image?"}\n\n')
-    assert read_examples(file) == [(str(tmp_path / "a.png"), "What is in this image?")]
+    assert read_page_examples(file) == [(str(tmp_path / "a.png"), "What is in this image?")]
     for line, said in (
         ('{"image": "b.png", "question": "What?"}', r"line 1: picture .*b\.png: no such file"),
         ('{"image": "a.png"}', "line 1: needs `image` and `question`"),
@@ -96,6 +96,6 @@ def test_examples_to_click(tmp_path: Path) -> None:
     ):
         file.write_text(line)
         with pytest.raises(DataError, match=said):
-            read_examples(file)
+            read_page_examples(file)
     with pytest.raises(DataError, match=r"none\.jsonl: no such file"):
-        read_examples(tmp_path / "none.jsonl")
+        read_page_examples(tmp_path / "none.jsonl")

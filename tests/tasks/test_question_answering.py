@@ -5,7 +5,7 @@ import pytest
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.types import Image, Message, Sample, Text, Video
 from vlm.tasks.benchmarks.open_vqa import OpenVqa
-from vlm.tasks.benchmarks.question_answering import Answered, QuestionAnswering, exchanged, with_pictures
+from vlm.tasks.benchmarks.question_answering import Prediction, QuestionAnswering, swap_images, with_pictures
 
 ROWS = [
     {"id": "a", "image": "red", "answer": "red", "type": "color", "objects": 1, "unseen_pair": False},
@@ -37,8 +37,8 @@ class Engine:
     def __init__(self, **stated):
         self.calls, self.stated = [], stated
 
-    def usual(self, base):
-        return base.but(**self.stated)
+    def default_generation(self, base):
+        return base.replace(**self.stated)
 
     def generate(self, conversations, generation, batch_size=16):
         self.calls.append((conversations, generation, batch_size))
@@ -94,12 +94,12 @@ def test_each_process_answers_its_share(monkeypatch):
 
 
 def test_every_picture_is_replaced_by_another_one():
-    other = exchanged(["a", "b", "a", "c", "d", "e"])
+    other = swap_images(["a", "b", "a", "c", "d", "e"])
     assert sorted(other) == sorted(other.values()) == ["a", "b", "c", "d", "e"]
     assert all(k != v for k, v in other.items())
-    assert other == exchanged(["a", "b", "a", "c", "d", "e"]) != exchanged(["a", "b", "c", "d", "e"], seed=1)
+    assert other == swap_images(["a", "b", "a", "c", "d", "e"]) != swap_images(["a", "b", "c", "d", "e"], seed=1)
     with pytest.raises(DataError, match="two different pictures"):
-        exchanged(["a", "a"])
+        swap_images(["a", "a"])
 
 
 def test_text_stays_when_pictures_go():
@@ -138,7 +138,7 @@ def test_grey_pictures_and_clips_as_control():
     assert isinstance(picture, Image) and picture.source.getpixel((3, 3)) == (128, 128, 128)
     assert isinstance(clip, Video) and len(clip.source) == 1 and len(set(clip.source[0].getdata())) == 1
     frames, other = ["f"], ["g"]
-    swapped = exchanged([frames, other])
+    swapped = swap_images([frames, other])
     (clips,) = with_pictures([Message("user", (Video(frames),))], "wrong", swapped)
     assert clips.media[0].source == other
 
@@ -148,7 +148,7 @@ def test_judge_and_several_runs():
     assert open_task.config.max_new_tokens == 64 and OpenVqa.card and not QuestionAnswering.card
     answered = open_task.answer(Sentences(), Rows())
     assert [a.right for a in answered] == [True] * 4
-    wrong = [Answered(a.id, a.question, "pink", a.reference, False, a.record) for a in answered]
+    wrong = [Prediction(a.id, a.question, "pink", a.reference, False, a.record) for a in answered]
     found = open_task.score(answered, wrong)
     assert found["overall"] == 0.5 and found["runs"] == [1.0, 0.0] and found["by_type"] == {"color": 0.5}
     assert found["intervals"]["overall"] == [0.5, 0.5]

@@ -1,4 +1,4 @@
-"""Cheap fingerprints of the frozen foundations, for the passport of a checkpoint."""
+"""Cheap fingerprints of the frozen foundations, for the provenance of a checkpoint."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from vlm.models.lora import ADAPTER, LoraOptions
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-WRAPPED = "base_model.model."
+PEFT_PREFIX = "base_model.model."
 """What peft puts before every name."""
 _MATRIX = re.compile(rf"(?P<layer>.+)\.lora_(?P<side>[AB])(?:\.{ADAPTER})?\.weight")
 
@@ -77,7 +77,7 @@ def read_adapter(folder: str | Path) -> Adapter:
     file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if file is None:
         raise WeightsError(f"{folder}: no {' or '.join(WEIGHTS)}", fix="is the download complete?")
-    tensors = {name.removeprefix(WRAPPED): tensor for name, tensor in read_tensors(file).items()}
+    tensors = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in read_tensors(file).items()}
     sides: dict[str, dict[str, str]] = {}
     for name in tensors:
         if match := _MATRIX.fullmatch(name):

@@ -1,4 +1,4 @@
-"""The passport stored with every checkpoint: where it came from and what it needs."""
+"""The provenance stored with every checkpoint: where it came from and what it needs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def library_versions() -> dict[str, str]:
     return found
 
 
-def make_passport(
+def make_provenance(
     *,
     step: int,
     config: dict[str, Any],
@@ -32,7 +32,7 @@ def make_passport(
     trained: list[str] | None = None,
     hardware: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """A JSON-ready passport.
+    """A JSON-ready provenance.
 
     Args:
         step: optimiser steps done.

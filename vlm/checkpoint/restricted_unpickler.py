@@ -1,6 +1,6 @@
 """Reading torch archives whose pickles name classes of other packages, without importing or running any of it.
 
-Tensors become tensors; every other class becomes an :class:`Inert` bag of what the file says of it. Two kinds
+Tensors become tensors; every other class becomes an :class:`OpaqueObject` bag of what the file says of it. Two kinds
 of published files need this: TorchScript archives (OpenAI's ``ViT-L-14.pt``), whose code is left unread, and
 checkpoints that carry a settings object of a configuration library.
 """
@@ -47,7 +47,7 @@ _DAMAGE = (
 )
 
 
-class Inert:
+class OpaqueObject:
     """What a file says of an object: ``arguments`` of its construction and its ``state``."""
 
     kind = ""
@@ -67,11 +67,11 @@ class Inert:
         """The same for mappings."""
 
 
-def read_inert(path: Path) -> Any:
+def read_without_code(path: Path) -> Any:
     """The content of a torch zip archive.
 
     Returns:
-        Plain data, tensors (on the CPU) and :class:`Inert` objects.
+        Plain data, tensors (on the CPU) and :class:`OpaqueObject` objects.
 
     Raises:
         WeightsError: not such an archive, or damaged.
@@ -94,9 +94,9 @@ def plain(value: Any) -> Any:
 
     A settings object is one that was built from a dict, or whose state begins with such an object.
     """
-    if isinstance(value, Inert):
+    if isinstance(value, OpaqueObject):
         inside = [*value.arguments, *(value.state if isinstance(value.state, tuple) else (value.state,))]
-        found = next((item for item in inside if isinstance(item, dict | Inert)), {})
+        found = next((item for item in inside if isinstance(item, dict | OpaqueObject)), {})
         return plain(found)
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
@@ -108,17 +108,17 @@ def plain(value: Any) -> Any:
 def named_tensors(module: Any, prefix: str = "") -> dict[str, Tensor]:
     """The tensors of a module tree read from a TorchScript archive, by their state-dict names."""
     found: dict[str, Tensor] = {}
-    state = module.state if isinstance(module, Inert) else module
+    state = module.state if isinstance(module, OpaqueObject) else module
     for name, value in state.items() if isinstance(state, dict) else ():
         if isinstance(value, Tensor):
             found[f"{prefix}{name}"] = value
-        elif isinstance(value, Inert):
+        elif isinstance(value, OpaqueObject):
             found |= named_tensors(value, f"{prefix}{name}.")
     return found
 
 
 class _Reader(pickle.Unpickler):
-    """Looks no class up: a name gives a tensor builder, a dict, or an :class:`Inert` class."""
+    """Looks no class up: a name gives a tensor builder, a dict, or an :class:`OpaqueObject` class."""
 
     def __init__(self, file: Any, archive: zipfile.ZipFile, root: str) -> None:
         super().__init__(file, encoding="utf-8")
@@ -138,7 +138,7 @@ class _Reader(pickle.Unpickler):
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
         key = f"{module}.{name}"
-        return self.kinds.setdefault(key, type("Inert", (Inert,), {"kind": key}))
+        return self.kinds.setdefault(key, type("OpaqueObject", (OpaqueObject,), {"kind": key}))
 
     def persistent_load(self, pid: Any) -> Tensor:
         """A storage as a flat tensor."""

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
 STATE = "trainer.pt"
-PASSPORT = "passport.json"
+PROVENANCE = "passport.json"
 CONFIG = "config.yaml"
 
 
@@ -133,7 +133,7 @@ class RunDir:
         step: int,
         tensors: dict[str, torch.Tensor],
         state: dict[str, Any],
-        passport: dict[str, Any],
+        provenance: dict[str, Any],
         config_text: str,
         *,
         best: bool = False,
@@ -146,7 +146,7 @@ class RunDir:
             step: optimiser steps done.
             tensors: trainable parameters by name.
             state: train state (plain values and tensors).
-            passport: JSON-ready passport.
+            provenance: JSON-ready provenance.
             config_text: the resolved configuration as YAML.
             best: whether this is the best one so far.
 
@@ -162,7 +162,7 @@ class RunDir:
         work.mkdir(parents=True)
         save_file(tensors, work / WEIGHTS, metadata={"format": "pt", "step": str(step)})
         torch.save(state, work / STATE)
-        _write_text(work / PASSPORT, json.dumps(passport, indent=1, default=str))
+        _write_text(work / PROVENANCE, json.dumps(provenance, indent=1, default=str))
         _write_text(work / CONFIG, config_text)
         for file in work.iterdir():
             _flush(file)

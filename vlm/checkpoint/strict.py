@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from vlm.common.errors import WeightsError
 
-SHOWN = 6
+KEYS_SHOWN = 6
 """Keys listed per kind of problem; the rest is counted."""
 
 
 @dataclass
-class Placement:
+class NamedTensors:
     """What a format made of one file.
 
     file      name for messages
@@ -38,8 +38,8 @@ def targets(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.state_dict(keep_vars=True))
 
 
-def place(
-    model: nn.Module, placement: Placement, hint: Callable[[Mapping[str, str]], str | None] | None = None
+def copy_strictly(
+    model: nn.Module, placement: NamedTensors, hint: Callable[[Mapping[str, str]], str | None] | None = None
 ) -> set[str]:
     """Copy the tensors of a file into the model.
 
@@ -79,7 +79,7 @@ def place(
     return set(placement.tensors)
 
 
-def inside_lora(placement: Placement, have: Collection[str]) -> Placement:
+def inside_lora(placement: NamedTensors, have: Collection[str]) -> NamedTensors:
     """The same placement with names of layers that LoRA wraps led to the wrapped layer."""
     moved: dict[str, str] = {}
     for key in placement.tensors:
@@ -98,5 +98,5 @@ def inside_lora(placement: Placement, have: Collection[str]) -> Placement:
 def _listing(what: str, keys: list[str]) -> str:
     if not keys:
         return ""
-    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-    return f"{len(keys)} {what}: {', '.join(keys[:SHOWN])}{more}"
+    more = f" and {len(keys) - KEYS_SHOWN} more" if len(keys) > KEYS_SHOWN else ""
+    return f"{len(keys)} {what}: {', '.join(keys[:KEYS_SHOWN])}{more}"

@@ -42,13 +42,13 @@ def main(args: argparse.Namespace) -> int:
     media = [*args.image, *map(Video, args.video)]
     with busy(f"loading {args.model}"), quiet("vlm.checkpoint"):
         from vlm.inference.engine import Engine
-        from vlm.inference.few_shot import read_shots
+        from vlm.inference.few_shot import read_examples
         from vlm.inference.generation import default_generation
         from vlm.inference.session import ChatSession
 
-        examples = read_shots(args.shots) if args.shots else []
+        examples = read_examples(args.shots) if args.shots else []
         engine = Engine.load(args.model, device, options=options)
-    session = ChatSession(engine, default_generation(engine.config).but(**changes), examples)
+    session = ChatSession(engine, default_generation(engine.config).replace(**changes), examples)
     if args.ask:
         return once(session, args.ask, media)
     return talk(session, media)

@@ -9,7 +9,7 @@ from typing import Any
 from vlm.cli.options import add_model_arguments, changes_of, device_of, options_of
 from vlm.common.logging import busy, quiet, say
 
-MORE: dict[str, tuple[Any, str]] = {
+GENERATION_FLAGS: dict[str, tuple[Any, str]] = {
     "min_length": (int, "shortest answer, counted with one position before it: 2 demands one token"),
     "no_repeat_ngram_size": (int, "no run of so many tokens twice; 0: off"),
     "length_penalty": (float, "beams: sum of log probabilities / length ** this; below 0 short answers win"),
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=int, default=None, help=f"records that run together ({BATCH}, LYNX.yaml's)"
     )
     add_model_arguments(parser)
-    for name, (kind, about) in MORE.items():
+    for name, (kind, about) in GENERATION_FLAGS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=None, help=about)
     parser.add_argument("--sample", action="store_true", help="draw answers instead of taking the best")
 
@@ -68,10 +68,12 @@ def main(args: argparse.Namespace) -> int:
     from vlm.common import dist
     from vlm.runners.evaluate.generate import Questions, lemmatizer, run_generate
 
-    changes = changes_of(args) | {name: value for name in MORE if (value := getattr(args, name)) is not None}
+    changes = changes_of(args) | {
+        name: value for name in GENERATION_FLAGS if (value := getattr(args, name)) is not None
+    }
     changes |= {"do_sample": True} if args.sample else {}
     config, request, generation, batch_size = _published(args) if args.config else _composed(args)
-    generation = generation.but(**changes)
+    generation = generation.replace(**changes)
     questions = Questions(request)  # before the model is loaded, which may take minutes
     if request.lemmatize:
         lemmatizer()
@@ -113,7 +115,7 @@ def _published(args: argparse.Namespace) -> tuple[Any, Any, Any, int]:
         answer_field=args.answer_field,
         lemmatize=asked.lemmatize,
     )
-    generation = CHAT.but(**asked.generation, seed=SEED)
+    generation = CHAT.replace(**asked.generation, seed=SEED)
     return asked.config, request, generation, args.batch_size or asked.batch_size
 
 
@@ -145,5 +147,5 @@ def _composed(args: argparse.Namespace) -> tuple[Any, Any, Any, int]:
 
     generation = default_generation(config)
     if generation.seed is None:
-        generation = generation.but(seed=SEED)
+        generation = generation.replace(seed=SEED)
     return config, request, generation, args.batch_size or BATCH

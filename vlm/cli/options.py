@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FLAGS: dict[str, tuple[Any, str]] = {
+ANSWER_FLAGS: dict[str, tuple[Any, str]] = {
     "max_new_tokens": (int, "longest answer, in tokens"),
     "num_beams": (int, "beams; above 1 the answer appears at once, not word by word"),
     "temperature": (float, "sampling: above 1 bolder, below 1 safer"),
@@ -38,7 +38,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "the answer (default: as the composition says, else as the published chat, sampled)"
     )
-    for name, (kind, about) in FLAGS.items():
+    for name, (kind, about) in ANSWER_FLAGS.items():
         group.add_argument(f"--{name.replace('_', '-')}", type=kind, default=None, help=about)
     group.add_argument("--greedy", action="store_true", help="always the most likely token, nothing sampled")
 
@@ -51,10 +51,10 @@ def changes_of(args: argparse.Namespace) -> dict[str, Any]:
     """
     from vlm.inference.generation import CHAT
 
-    changes = {name: value for name in FLAGS if (value := getattr(args, name, None)) is not None}
+    changes = {name: value for name in ANSWER_FLAGS if (value := getattr(args, name, None)) is not None}
     if getattr(args, "greedy", False):
         changes["do_sample"] = False
-    CHAT.but(**changes)
+    CHAT.replace(**changes)
     return changes
 
 

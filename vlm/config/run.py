@@ -89,7 +89,7 @@ class RunConfig:
         "batch: each micro-batch draws one dataset, with its batch_size; sample: each sample draws its dataset; "
         "joint: each micro-step has a batch of every datasets.NAME.group",
     )
-    loss_mean: Literal["tokens", "groups", "batches"] = option(
+    loss_reduction: Literal["tokens", "groups", "batches"] = option(
         "tokens",
         "the loss of a step: mean over its tokens; sum of the means over each group's tokens (mixing: joint); "
         "or of the means of each group's micro-batches (published by Multimodal-GPT)",
@@ -144,8 +144,8 @@ class RunConfig:
             raise ValueError("packing and group_by_length are two ways to save padding; set one of them to null or 0")
         if self.mixing == "joint" and (self.packing is not None or self.group_by_length):
             raise ValueError("mixing: joint can be combined with neither packing nor group_by_length; set them to null")
-        if self.loss_mean == "groups" and self.mixing != "joint":
-            raise ValueError(f"loss_mean: groups needs mixing: joint, found mixing: {self.mixing}")
+        if self.loss_reduction == "groups" and self.mixing != "joint":
+            raise ValueError(f"loss_reduction: groups needs mixing: joint, found mixing: {self.mixing}")
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}, expected at least 1")
         if self.batch_size is not None and self.mixing == "batch" and self.packing is None:

@@ -13,12 +13,12 @@ from typing import Any
 
 from vlm.common.errors import DataError, PromptError
 from vlm.common.types import Image, Message, Part, Text
-from vlm.processors.templates.base import IMAGE_MARK
+from vlm.processors.templates.base import IMAGE_PLACEHOLDER
 
 KEYS = ("image", "question", "answer")
 
 
-def read_shots(path: str | Path) -> list[Message]:
+def read_examples(path: str | Path) -> list[Message]:
     """The examples of a file as user and assistant messages.
 
     Raises:
@@ -38,23 +38,23 @@ def read_shots(path: str | Path) -> list[Message]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise DataError(f"{where} is not JSON: {error}", fix="write one record per line") from error
-        found += shot(record, where, file.parent)
+        found += example_of(record, where, file.parent)
     return found
 
 
-def shots(records: Iterable[Mapping[str, Any]], folder: str | Path = ".") -> list[Message]:
+def example_messages(records: Iterable[Mapping[str, Any]], folder: str | Path = ".") -> list[Message]:
     """The same from records, e.g. of a dataset; pictures may be PIL images or bytes too.
 
     Raises:
-        DataError, PromptError: as :func:`read_shots`.
+        DataError, PromptError: as :func:`read_examples`.
     """
     found: list[Message] = []
     for number, record in enumerate(records, start=1):
-        found += shot(record, f"example {number}", Path(folder))
+        found += example_of(record, f"example {number}", Path(folder))
     return found
 
 
-def shot(record: Any, where: str, folder: Path) -> list[Message]:
+def example_of(record: Any, where: str, folder: Path) -> list[Message]:
     """Question and answer of one record; ``where`` names it in messages."""
     fix = 'write {"image": "a.jpg", "question": "...", "answer": "..."}'
     if not isinstance(record, Mapping):
@@ -71,7 +71,7 @@ def shot(record: Any, where: str, folder: Path) -> list[Message]:
     if not pictures and not question.strip():
         raise DataError(f"{where}: neither `image` nor `question`", fix=fix)
     parts: list[Part] = [Image(_there(p, where, folder)) for p in pictures]
-    check_marks(question, len(pictures), where)
+    check_placeholders(question, len(pictures), where)
     parts += [Text(question)] if question.strip() else []
     return [Message("user", tuple(parts)), Message("assistant", (Text(answer),))]
 
@@ -86,17 +86,17 @@ def _there(picture: Any, where: str, folder: Path) -> Any:
     return str(path)
 
 
-def check_marks(text: str, pictures: int, where: str) -> None:
+def check_placeholders(text: str, pictures: int, where: str) -> None:
     """Raise PromptError unless a text with marks has one for each picture."""
-    marks = text.count(IMAGE_MARK)
+    marks = text.count(IMAGE_PLACEHOLDER)
     if marks and marks != pictures:
         raise PromptError(
             f"{where}: {marks} image marks, but {pictures} pictures",
-            fix=f"write {IMAGE_MARK} once for each picture, or leave all marks out (pictures stand in front then)",
+            fix=f"write {IMAGE_PLACEHOLDER} once for each picture, or leave all marks out (pictures stand in front then)",
         )
 
 
-def with_shots(examples: Sequence[Message], messages: Sequence[Message]) -> list[Message]:
+def prepend_examples(examples: Sequence[Message], messages: Sequence[Message]) -> list[Message]:
     """The examples between a conversation's system message, if it has one, and its turns."""
     system = [m for m in messages[:1] if m.role == "system"]
     return [*system, *examples, *messages[len(system) :]]

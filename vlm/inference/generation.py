@@ -80,7 +80,7 @@ class Generation:
         """Tokens before the end-of-sequence token is allowed (see ``min_length``)."""
         return max(0, self.min_length - 1)
 
-    def but(self, **changes: Any) -> Generation:
+    def replace(self, **changes: Any) -> Generation:
         """A copy with some options changed.
 
         Raises:
@@ -102,4 +102,4 @@ EVALUATION = Generation(max_new_tokens=20, do_sample=False, repetition_penalty=1
 
 def default_generation(cfg: Config | None, base: Generation = CHAT) -> Generation:
     """How a model answers by default: ``base`` (MiniGPT-4's published chat) with ``model.generation`` over it."""
-    return base if cfg is None else base.but(**cfg.model.generation)
+    return base if cfg is None else base.replace(**cfg.model.generation)

@@ -29,7 +29,7 @@ class Prompt:
         return (self.mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
-class Reader:
+class IncrementalDecoder:
     """Runs the language model over the prompt, then over one token per row at a time.
 
     With ``use_cache`` the keys and values of earlier positions are kept; without, everything is read again.

@@ -13,24 +13,24 @@ from vlm.common.types import Image, Message, Part, Text, Video
 from vlm.inference.context import turns_of
 from vlm.inference.engine import Engine
 from vlm.inference.generation import Generation
-from vlm.inference.streaming import Delta, extend
+from vlm.inference.streaming import StreamedText, extend
 
 
 class ChatSession:
     """One user's talk with a model.
 
     ``messages`` is the history; the answers in it are the cleaned ones, so that later turns see them. ``examples``
-    come before every prompt (see :mod:`vlm.inference.few_shot`), outside the history. ``system`` replaces that of
+    come before every prompt (see :mod:`vlm.inference.few_shot`), outside the history. ``system`` is_restart that of
     the template; of the history the last ``keep_turns`` answered turns are in the prompt (-1: all).
     """
 
     def __init__(self, engine: Engine, generation: Generation | None = None, examples: Sequence[Message] = ()) -> None:
-        """``generation``: how it answers; None: as the composition says (``Engine.usual``)."""
+        """``generation``: how it answers; None: as the composition says (``Engine.default_generation``)."""
         self.engine = engine
         self.examples = list(examples)
         self.system: str | None = None
         self.keep_turns = -1
-        self.generation = generation or engine.usual()
+        self.generation = generation or engine.default_generation()
         self.messages: list[Message] = []
         self._stop = threading.Event()
 
@@ -61,7 +61,7 @@ class ChatSession:
             )
         return Video(processor.video(medium.source, _name(medium.source), None))
 
-    def stream(self, generation: Generation | None = None) -> Stream[Delta, None, None]:
+    def stream(self, generation: Generation | None = None) -> Stream[StreamedText, None, None]:
         """The answer to the open question in pieces; what was written when it ended goes into the history.
 
         Raises:

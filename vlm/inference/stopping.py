@@ -21,24 +21,24 @@ from vlm.inference.generation import Generation
 if TYPE_CHECKING:
     from vlm.processors.tokenizer.tokenizer import Tokenizer
 
-Stops = tuple[tuple[int, ...], ...]
+StopSequences = tuple[tuple[int, ...], ...]
 
 CONTEXTS = ("", "a", ".", "a ", "\n")
 """Texts before a stop text; what a subword tokenizer makes of ``###`` depends on them."""
 
 
 @dataclass(frozen=True)
-class Ends:
+class StopCriteria:
     """What ends a row: the ids that end it natively, the stop sequences, the ids used around them, and banned ids."""
 
     eos: tuple[int, ...]
     bos: int
     pad: int
-    stops: Stops = ()
+    stops: StopSequences = ()
     banned: tuple[int, ...] = ()
 
 
-def stop_sequences(tokenizer: Tokenizer, texts: Sequence[str]) -> Stops:
+def stop_sequences(tokenizer: Tokenizer, texts: Sequence[str]) -> StopSequences:
     """Token sequences that spell a stop text at the start of a segment, after a word, a mark or a space.
 
     With the LLaMA vocabulary ``###`` gives ``(835,)`` and ``(2277, 29937)``, the two published sequences.
@@ -56,12 +56,12 @@ def stop_sequences(tokenizer: Tokenizer, texts: Sequence[str]) -> Stops:
     return tuple(found)
 
 
-def ends_with(ids: Sequence[int], stops: Stops) -> bool:
+def ends_with(ids: Sequence[int], stops: StopSequences) -> bool:
     """Whether a row's new tokens end with one of the sequences."""
     return any(len(ids) >= len(stop) and tuple(ids[-len(stop) :]) == stop for stop in stops)
 
 
-def cut_after_stop(ids: Sequence[int], stops: Stops) -> list[int]:
+def cut_after_stop(ids: Sequence[int], stops: StopSequences) -> list[int]:
     """The tokens up to and with the first stop sequence (all of them when there is none)."""
     for end in range(1, len(ids) + 1):
         if ends_with(ids[:end], stops):
@@ -139,7 +139,7 @@ class Ban(LogitsProcessor):
         return scores
 
 
-def fixed_rules(generation: Generation, ends: Ends) -> list[LogitsProcessor]:
+def fixed_rules(generation: Generation, ends: StopCriteria) -> list[LogitsProcessor]:
     """What holds with and without sampling, in the order of transformers: penalty, n-grams, minimum length."""
     found: list[LogitsProcessor] = []
     if generation.repetition_penalty != 1:
@@ -153,7 +153,7 @@ def fixed_rules(generation: Generation, ends: Ends) -> list[LogitsProcessor]:
     return found
 
 
-def score_rules(generation: Generation, ends: Ends) -> Any:
+def score_rules(generation: Generation, ends: StopCriteria) -> Any:
     """:func:`fixed_rules`, then for sampling temperature, top-k, top-p."""
     found = fixed_rules(generation, ends)
     return LogitsProcessorList([*found, *sampling_rules(generation)] if generation.do_sample else found)

@@ -11,20 +11,20 @@ if TYPE_CHECKING:
     from vlm.processors.tokenizer.tokenizer import Tokenizer
 
 
-class Delta(str):
+class StreamedText(str):
     """The next piece of a streamed answer.
 
-    ``replaces`` is True when the clean-up rule threw away what was sent before (a model that writes
+    ``is_restart`` is True when the clean-up rule threw away what was sent before (a model that writes
     another ``Assistant:`` in the middle of its answer): this piece then starts the text anew.
     """
 
-    replaces: bool = False
+    is_restart: bool = False
 
     @classmethod
-    def anew(cls, text: str) -> Delta:
-        """A piece that replaces everything sent before."""
+    def restart(cls, text: str) -> StreamedText:
+        """A piece that is_restart everything sent before."""
         delta = cls(text)
-        delta.replaces = True
+        delta.is_restart = True
         return delta
 
 
@@ -38,7 +38,7 @@ def join(deltas: Iterable[str]) -> str:
 
 def extend(text: str, delta: str) -> str:
     """The text after one more piece."""
-    return str(delta) if getattr(delta, "replaces", False) else text + delta
+    return str(delta) if getattr(delta, "is_restart", False) else text + delta
 
 
 def cleaner(template: BaseTemplate, rule: Cleanup) -> Callable[[str], str]:
@@ -50,7 +50,7 @@ def cleaner(template: BaseTemplate, rule: Cleanup) -> Callable[[str], str]:
 
 def marks_of(template: BaseTemplate) -> list[str]:
     """Texts on which a clean-up rule may act; a stream holds back what could become one."""
-    return [*template.stop, *template.config.cut_at, *template.config.keep_after, "</s>", "[/INST]"]
+    return [*template.stop, *template.config.truncate_at, *template.config.strip_before, "</s>", "[/INST]"]
 
 
 class TextStream:
@@ -67,12 +67,12 @@ class TextStream:
         self.raw = ""
         self.sent = ""
 
-    def push(self, token: int) -> Delta:
+    def push(self, token: int) -> StreamedText:
         """The piece that ``token`` completes; may be empty."""
         self.raw += self._decoder.push(token)
         return self._send(self._clean(self.raw[: len(self.raw) - self._held()]))
 
-    def finish(self) -> Delta:
+    def finish(self) -> StreamedText:
         """What was held back; call once, at the end."""
         self.raw += self._decoder.flush()
         return self._send(self._clean(self.raw))
@@ -87,6 +87,6 @@ class TextStream:
                 return length
         return 0
 
-    def _send(self, text: str) -> Delta:
+    def _send(self, text: str) -> StreamedText:
         before, self.sent = self.sent, text
-        return Delta(text[len(before) :]) if text.startswith(before) else Delta.anew(text)
+        return StreamedText(text[len(before) :]) if text.startswith(before) else StreamedText.restart(text)

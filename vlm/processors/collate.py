@@ -41,18 +41,18 @@ class VisualTokens:
         return len(example.ids) + sum(self.per_medium + len(m) * self.per_frame - 1 for m in example.media)
 
 
-def alike(examples: Sequence[Example], normalised: Callable[[torch.Tensor], torch.Tensor]) -> None:
+def unify_dtypes(examples: Sequence[Example], normalize: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """Where some media are uint8 levels and others finished floats, finish all of them."""
     if len({m.dtype for e in examples for m in e.media}) > 1:
         for example in examples:
-            example.media = [normalised(m) for m in example.media]
+            example.media = [normalize(m) for m in example.media]
 
 
-def finished(batch: Batch, normalised: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+def finalize_pixels(batch: Batch, normalize: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
     """``batch`` with float pixels; what is no real frame is zero."""
     if batch.pixels is None or batch.pixels.dtype != torch.uint8:
         return batch
-    pixels = normalised(batch.pixels)
+    pixels = normalize(batch.pixels)
     if batch.frames is not None:
         for medium, count in zip(pixels, batch.frames.tolist(), strict=True):
             medium[count:] = 0

@@ -140,10 +140,10 @@ class Processor:
         """Ids of an answer behind an open prompt, with its end, as training writes it."""
         return [i for span in self._spans(self.template.answer_segments(text)) if span.supervised for i in span.ids]
 
-    def with_levels(self) -> Processor:
-        """A copy that gives pictures as uint8 levels (a quarter of the bytes), which ``image.normalised`` finishes."""
+    def as_uint8(self) -> Processor:
+        """A copy that gives pictures as uint8 levels (a quarter of the bytes), which ``image.normalize`` finishes."""
         other = copy.copy(self)
-        other.image = self.image.with_levels()
+        other.image = self.image.as_uint8()
         if isinstance(self.video, VideoRecipe):
             other.video = VideoRecipe(self.video.config, other.image)
         return other
@@ -341,10 +341,10 @@ def build_processor(model_cfg: ModelConfig) -> Processor:
 
 def _check_mark(model_cfg: ModelConfig, processor: Processor) -> None:
     """Raises ConfigError when the fusion embeds another token for a medium than the tokenizer has."""
-    mark = getattr(getattr(getattr(model_cfg, "fusion", None), "config", None), "mark_id", None)
+    mark = getattr(getattr(getattr(model_cfg, "fusion", None), "config", None), "image_token_id", None)
     if mark is not None and processor.media_id not in (None, mark):
         raise ConfigError(
-            f"model.fusion.mark_id is {mark}, but in the tokenizer {processor.template.config.media_token!r} "
+            f"model.fusion.image_token_id is {mark}, but in the tokenizer {processor.template.config.media_token!r} "
             f"is {processor.media_id}",
-            fix=f"set mark_id to {processor.media_id}, or use the tokenizer of the LLM's own folder",
+            fix=f"set image_token_id to {processor.media_id}, or use the tokenizer of the LLM's own folder",
         )

@@ -115,7 +115,7 @@ def _write(session: ChatSession) -> None:
     stream = session.stream()
     try:
         for delta in stream:
-            say(("\nmodel: " if delta.replaces else "") + delta, end="")
+            say(("\nmodel: " if delta.is_restart else "") + delta, end="")
     except KeyboardInterrupt:
         stream.close()
         say(" [stopped]", end="")

@@ -124,7 +124,7 @@ def count_visual_tokens(cfg: Config) -> VisualTokens:
         return VisualTokens(0, int(cfg.model.text.get("tokens_per_medium", 1)))
 
 
-def tell(view: View, only: list[str]) -> None:
+def report_skipped(view: View, only: list[str]) -> None:
     """Say what could not be had."""
     if view.unset and not only:
         say(f"left out, their build_info is not set: {', '.join(view.unset)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from vlm.cli.data.open import open_view, tell
+from vlm.cli.data.open import open_view, report_skipped
 from vlm.common.errors import DataError
 from vlm.common.logging import say
 
@@ -18,7 +18,7 @@ def main(args: argparse.Namespace) -> int:
     from vlm.datasets.inspect.shards import entry_yaml, write_shards
 
     view = open_view(args, model=False)
-    tell(view, args.only)
+    report_skipped(view, args.only)
     entries = []
     for opened in view.datasets:
         if opened.source is None:

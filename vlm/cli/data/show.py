@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlm.cli.data.open import View, open_view, tell
+from vlm.cli.data.open import View, open_view, report_skipped
 from vlm.common.errors import DataError
 from vlm.common.logging import say
 
@@ -25,7 +25,7 @@ def main(args: argparse.Namespace) -> int:
     from vlm.datasets.inspect.render import draw_samples
 
     view = open_view(args)
-    tell(view, args.only)
+    report_skipped(view, args.only)
     found = []
     for opened in view.datasets:
         if opened.source is None:
@@ -49,7 +49,7 @@ def main(args: argparse.Namespace) -> int:
 
 def say_sample(view: View, shown: Shown, colour: bool) -> None:
     """One sample: its tokens, or its messages where there is no tokenizer."""
-    from vlm.datasets.inspect.render import media_told, pieces, spoken, terminal_text
+    from vlm.datasets.inspect.render import describe_media, pieces, spoken, terminal_text
 
     if shown.sample is None:
         say(f"  {shown.name}: cannot be used: {shown.error}")
@@ -60,7 +60,7 @@ def say_sample(view: View, shown: Shown, colour: bool) -> None:
         return
     length = view.visual_tokens.fused_length(shown.example)
     say(f"  {shown.name}: {length:,} positions, {shown.example.num_targets:,} trained")
-    for told in media_told(shown.sample):
+    for told in describe_media(shown.sample):
         say(f"    {told}")
     say(f"    {terminal_text(pieces(shown.example, view.processor.tokenizer, view.visual_tokens), colour)}")
 

@@ -12,7 +12,7 @@ from vlm.datasets.base import field
 from vlm.datasets.formats.table.media import sources
 from vlm.datasets.formats.table.read import AllRows, Record
 from vlm.datasets.formats.table.templates import fill
-from vlm.datasets.formats.turns import Medium, check_order, place, read_turns
+from vlm.datasets.formats.turns import Medium, attach_media, check_order, read_turns
 
 
 @register_dataset("conversation_json")
@@ -69,7 +69,7 @@ class ConversationJson:
         turns = read_turns(field(record, "conversations", where), where)
         check_order(turns, where)
         turns = _overlapping(turns) if self.config.overlapping_pairs else turns
-        messages = place([self._cleaned(*turn) for turn in turns], media, where, self.config.image_first)
+        messages = attach_media([self._cleaned(*turn) for turn in turns], media, where, self.config.image_first)
         if self.config.first_pair_only:
             messages = messages[:2]
         return Sample(messages=tuple(messages), id=str(record.get("id", index)))

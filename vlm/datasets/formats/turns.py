@@ -20,7 +20,7 @@ ROLES: dict[str, Role] = {
 }
 """Spellings of a speaker in circulation."""
 
-MARK = re.compile(r"\n?<(?:image|video)>\n?")
+PLACEHOLDER = re.compile(r"\n?<(?:image|video)>\n?")
 Medium = Image | Video
 
 
@@ -51,7 +51,9 @@ def check_order(turns: Sequence[tuple[Role, str]], where: str) -> None:
         )
 
 
-def place(turns: Sequence[tuple[Role, str]], media: Sequence[Medium], where: str, first: bool = True) -> list[Message]:
+def attach_media(
+    turns: Sequence[tuple[Role, str]], media: Sequence[Medium], where: str, first: bool = True
+) -> list[Message]:
     """Messages with the k-th medium at the k-th ``<image>`` (or ``<video>``) mark.
 
     Without any mark all media stand before the first turn of the user.
@@ -65,7 +67,7 @@ def place(turns: Sequence[tuple[Role, str]], media: Sequence[Medium], where: str
     Raises:
         DataError: marks and media differ in number.
     """
-    marks = sum(len(MARK.findall(text)) for _, text in turns)
+    marks = sum(len(PLACEHOLDER.findall(text)) for _, text in turns)
     if marks == 0:
         at = next((i for i, (role, _) in enumerate(turns) if role == "user"), 0)
         return [
@@ -104,7 +106,7 @@ def _piece(part: Any, where: str) -> str:
 
 
 def _message(role: Role, text: str, left: Iterator[Medium], first: bool) -> Message:
-    pieces = MARK.split(text)
+    pieces = PLACEHOLDER.split(text)
     media = [next(left) for _ in pieces[1:]]
     if first:
         rest = "".join(pieces)

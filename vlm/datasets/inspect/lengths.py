@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from vlm.common.types import Example
 from vlm.config.run import Packing
-from vlm.datasets.loading.batching import Assembler, Grouped, Packed
-from vlm.datasets.loading.worker import Chunk, Delivered, Item
+from vlm.datasets.loading.batching import Assembler, FirstFitPacker, LengthGrouped
+from vlm.datasets.loading.worker import EncodedChunk, EncodedSample, WorkerResult
 
 SHARES = (5, 50, 90, 99)
 """Percentiles that a report shows, besides the mean and the largest."""
@@ -52,29 +52,29 @@ def padding(
     while len(order) < max(AT_LEAST, min(rows, AT_MOST)):  # a small dataset is passed several times, as in training
         order += rng.sample(range(len(lengths)), len(lengths))
     order = order[:AT_MOST]
-    items = [Item((0, 0, k), Example([], [], [None] * media[k]), lengths[k]) for k in order]  # type: ignore[list-item]
+    items = [EncodedSample((0, 0, k), Example([], [], [None] * media[k]), lengths[k]) for k in order]  # type: ignore[list-item]
     size = min(batch_size, len(items))
     batches = [[[i] for i in items[k : k + size]] for k in range(0, len(items), size)]
     pool = max(min(group or GROUP, len(items) // size), 1)
-    grouped = _made(Grouped(pool, [size], True, 0), items, size)
-    packed = _made(Packed(packing.max_tokens, packing.max_media, packing.open_rows, 1), items, size)
+    grouped = _made(LengthGrouped(pool, [size], True, 0), items, size)
+    packed = _made(FirstFitPacker(packing.max_tokens, packing.max_media, packing.open_rows, 1), items, size)
     wasted = _waste(packed, packing.max_tokens)
     found = {"as_they_come": _waste(batches), "grouped": _waste(grouped), "packed": wasted}
     return {way: share for way, share in found.items() if share is not None}
 
 
-def _made(assembler: Assembler, items: list[Item], size: int) -> list[list[list[Item]]]:
+def _made(assembler: Assembler, items: list[EncodedSample], size: int) -> list[list[list[EncodedSample]]]:
     """The batches that come out of ``items``, those still pending left out."""
     batches = []
     for k in range(0, len(items), size):
-        assembler.add(Delivered(chunk=Chunk(items[k : k + size])))
+        assembler.add(WorkerResult(chunk=EncodedChunk(items[k : k + size])))
         while (rows := assembler.pop()) is not None:
             assert isinstance(rows, list)
             batches.append(rows)
     return batches
 
 
-def _waste(batches: list[list[list[Item]]], row: int = 0) -> float | None:
+def _waste(batches: list[list[list[EncodedSample]]], row: int = 0) -> float | None:
     """``row``: positions that every row has; 0: those of the batch's longest. None without a batch."""
     tokens = positions = 0
     for rows in batches:

@@ -121,7 +121,7 @@ def spoken(sample: Sample, limit: int = 300) -> list[str]:
     return [f"{m.role}: {' '.join(_told(p)[:limit] for p in m.parts)}" for m in sample.messages]
 
 
-def media_told(sample: Sample) -> list[str]:
+def describe_media(sample: Sample) -> list[str]:
     """The media of a sample in order, each by its kind and path or size."""
     return [_told(m) for message in sample.messages for m in message.media]
 

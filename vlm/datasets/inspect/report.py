@@ -9,7 +9,7 @@ from vlm.config.run import Packing
 from vlm.datasets.inspect.check import Report
 from vlm.datasets.inspect.lengths import padding, percentiles
 
-WAYS = {"as_they_come": "as they come", "grouped": "grouped by length", "packed": "packed"}
+BATCHING_MODES = {"as_they_come": "as they come", "grouped": "grouped by length", "packed": "packed"}
 
 
 def report_lines(report: Report, found: Mapping[str, Any], limit: int | None = None) -> list[str]:
@@ -32,7 +32,7 @@ def report_lines(report: Report, found: Mapping[str, Any], limit: int | None = N
         lines.append(f"  length       {'  '.join(f'{k} {v:,}' for k, v in found['length'].items())}  ({_unit(report)})")
     lines.append(f"  time         {report.seconds:.1f} s{rate}")
     if found["padding"]:
-        shown = ", ".join(f"{WAYS[k]} {v:.1%}" for k, v in found["padding"].items())
+        shown = ", ".join(f"{BATCHING_MODES[k]} {v:.1%}" for k, v in found["padding"].items())
         lines.insert(-1, f"  padding      {shown}  (batches of {report.batch_size})")
     for kind, (count, examples) in sorted(report.reasons.items(), key=lambda item: -item[1][0]):
         lines.append(f"  {count:,} x {kind}")

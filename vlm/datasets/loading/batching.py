@@ -14,20 +14,20 @@ from typing import Any, Protocol
 
 from vlm.datasets.loading.mixing import derive_seed
 from vlm.datasets.loading.sampler import Key
-from vlm.datasets.loading.worker import Delivered, Item
+from vlm.datasets.loading.worker import EncodedSample, WorkerResult
 
-Rows = list[list[Item]]
+Rows = list[list[EncodedSample]]
 """A batch to be collated: the samples of each row."""
 
 
 class Assembler(Protocol):
     """Takes deliveries, gives batches."""
 
-    def add(self, done: Delivered) -> None:
+    def add(self, done: WorkerResult) -> None:
         """Take a delivery."""
         ...
 
-    def pop(self) -> Delivered | Rows | None:
+    def pop(self) -> WorkerResult | Rows | None:
         """The next batch, finished or to be collated; None if more deliveries are needed."""
         ...
 
@@ -35,7 +35,7 @@ class Assembler(Protocol):
         """References of what is pending, in groups: ``done`` (whole rows or batches) and ``open``; empty for none."""
         ...
 
-    def load_state_dict(self, state: Mapping[str, Any], items: Mapping[Key, Item]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], items: Mapping[Key, EncodedSample]) -> None:
         """Have the pending samples again. ``items``: those named by the state."""
         ...
 
@@ -46,26 +46,26 @@ def pending(state: Mapping[str, Any]) -> list[Key]:
     return [(source, epoch, index) for group in groups for source, epoch, index in group]
 
 
-def _keys(groups: Iterable[Sequence[Item]]) -> list[list[list[int]]]:
+def _keys(groups: Iterable[Sequence[EncodedSample]]) -> list[list[list[int]]]:
     return [[list(item.key) for item in group] for group in groups]
 
 
-def _groups(names: Sequence[Sequence[Sequence[int]]], items: Mapping[Key, Item]) -> list[list[Item]]:
+def _groups(names: Sequence[Sequence[Sequence[int]]], items: Mapping[Key, EncodedSample]) -> list[list[EncodedSample]]:
     return [[items[(source, epoch, index)] for source, epoch, index in group] for group in names]
 
 
-class Finished:
+class Passthrough:
     """Batches that workers have finished: nothing is ever pending."""
 
     def __init__(self) -> None:
-        self._ready: deque[Delivered] = deque()
+        self._ready: deque[WorkerResult] = deque()
 
-    def add(self, done: Delivered) -> None:
+    def add(self, done: WorkerResult) -> None:
         """A batch."""
         if done.batch is not None:
             self._ready.append(done)
 
-    def pop(self) -> Delivered | None:
+    def pop(self) -> WorkerResult | None:
         """The batch that came last."""
         return self._ready.popleft() if self._ready else None
 
@@ -73,11 +73,11 @@ class Finished:
         """Nothing."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any], items: Mapping[Key, Item]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], items: Mapping[Key, EncodedSample]) -> None:
         """Nothing to do."""
 
 
-class Grouped:
+class LengthGrouped:
     """Pools the samples of ``pool`` jobs, sorts them by length, cuts batches of neighbours, gives them in seeded order.
 
     With batch mixing (``sizes`` of several sources) a batch holds one source's samples only. What does not
@@ -88,11 +88,11 @@ class Grouped:
     def __init__(self, pool: int, sizes: Sequence[int], by_source: bool, seed: int) -> None:
         """``sizes``: samples of a batch, by source number with ``by_source``, else one number for all."""
         self._pool, self._sizes, self._by_source, self._seed = pool, list(sizes), by_source, seed
-        self._ready: deque[list[Item]] = deque()
-        self._held: list[Item] = []
+        self._ready: deque[list[EncodedSample]] = deque()
+        self._held: list[EncodedSample] = []
         self._jobs = self._given = 0
 
-    def add(self, done: Delivered) -> None:
+    def add(self, done: WorkerResult) -> None:
         """Pool the items of a job; the last job of a pool makes its batches."""
         assert done.chunk is not None
         self._held += done.chunk.items
@@ -101,12 +101,12 @@ class Grouped:
             self._cut()
 
     def _cut(self) -> None:
-        groups: dict[int, list[Item]] = {}
+        groups: dict[int, list[EncodedSample]] = {}
         for item in self._held:
             groups.setdefault(item.key[0] if self._by_source else 0, []).append(item)
         first = self._held[0].key
         self._held, self._jobs, self._given = [], 0, 0
-        batches: list[list[Item]] = []
+        batches: list[list[EncodedSample]] = []
         for number, group in sorted(groups.items()):
             size = self._sizes[number]
             rest = len(group) % size
@@ -128,7 +128,7 @@ class Grouped:
         counts = {"jobs": self._jobs, "given": self._given}
         return {"done": _keys(self._ready), "open": _keys([self._held]), **counts}
 
-    def load_state_dict(self, state: Mapping[str, Any], items: Mapping[Key, Item]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], items: Mapping[Key, EncodedSample]) -> None:
         """As they were."""
         self._ready = deque(_groups(state.get("done", []), items))
         self._held = [item for group in _groups(state.get("open", []), items) for item in group]
@@ -143,19 +143,19 @@ PATIENCE = 8
 class Row:
     """A row being filled; ``passed``: rows that were done while it was open."""
 
-    items: list[Item] = field(default_factory=list)
+    items: list[EncodedSample] = field(default_factory=list)
     tokens: int = 0
     media: int = 0
     passed: int = 0
 
-    def add(self, item: Item) -> None:
+    def add(self, item: EncodedSample) -> None:
         """One more sample."""
         self.items.append(item)
         self.tokens += item.tokens
         self.media += len(item.example.media)
 
 
-class Packed:
+class FirstFitPacker:
     """First fit over open rows: a sample goes into the first row with room for its tokens and media.
 
     When there is none and ``open_rows`` are open, the fullest row (by tokens or media) is done and a new one is
@@ -167,15 +167,15 @@ class Packed:
         self._max_tokens, self._max_media = max_tokens, max_media
         self._open_rows, self._batch_size = open_rows, batch_size
         self._open: list[Row] = []
-        self._done: deque[list[Item]] = deque()
+        self._done: deque[list[EncodedSample]] = deque()
 
-    def add(self, done: Delivered) -> None:
+    def add(self, done: WorkerResult) -> None:
         """Place the items of a job."""
         assert done.chunk is not None
         for item in done.chunk.items:
             self._place(item)
 
-    def _place(self, item: Item) -> None:
+    def _place(self, item: EncodedSample) -> None:
         row = next((row for row in self._open if self._fits(row, item)), None)
         if row is None:
             if len(self._open) == self._open_rows:
@@ -196,7 +196,7 @@ class Packed:
     def _fullness(self, row: Row) -> float:
         return max(row.tokens / self._max_tokens, row.media / self._max_media if self._max_media else 0.0)
 
-    def _fits(self, row: Row, item: Item) -> bool:
+    def _fits(self, row: Row, item: EncodedSample) -> bool:
         media = row.media + len(item.example.media)
         return row.tokens + item.tokens <= self._max_tokens and (self._max_media is None or media <= self._max_media)
 
@@ -215,7 +215,7 @@ class Packed:
         rows = {"done": _keys(self._done), "open": _keys([r.items for r in self._open])}
         return {**rows, "passed": [r.passed for r in self._open], "limits": self._limits}
 
-    def load_state_dict(self, state: Mapping[str, Any], items: Mapping[Key, Item]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], items: Mapping[Key, EncodedSample]) -> None:
         """As they were; made for other limits, the samples are placed anew."""
         self._done, self._open = deque(), []
         if state.get("limits", self._limits) != self._limits:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlm.datasets.loading.worker import Measure
+from vlm.datasets.loading.worker import BatchStats
 
 Report = dict[str, Any]
 """``{"sources": {name: {"samples", "bad", "tokens", "wanted"}}, "positions"}`` of one process or of several."""
 
 
-class Tally:
+class DataStats:
     """Counts batches that were handed out."""
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class Tally:
         self.tokens: dict[str, int] = {}
         self.positions = 0
 
-    def add(self, found: Measure) -> None:
+    def add(self, found: BatchStats) -> None:
         """Count a batch."""
         for own, new in ((self.samples, found.samples), (self.tokens, found.tokens)):
             for name, count in new.items():

@@ -36,7 +36,7 @@ def groups_of(sources: Sequence[Source]) -> dict[str, list[int]]:
     return found
 
 
-def weigh(entries: Mapping[str, DatasetEntry], sources: Sequence[Source]) -> None:
+def ratios_from_sizes(entries: Mapping[str, DatasetEntry], sources: Sequence[Source]) -> None:
     """Give the datasets of a group without any ``sample_ratio`` shares by their numbers of records.
 
     That is one shuffled list of all of them, as published.

@@ -45,14 +45,14 @@ class Ref:
 
 @dataclass(frozen=True)
 class Job:
-    """Samples to read: this rank's references with their places in the global job, spares of each stream.
+    """Samples to read: this rank's references with their places in the global job, lookahead of each stream.
 
     ``restore``: they were read before the run was interrupted; none of them may be replaced now.
     """
 
     step: int
     refs: tuple[tuple[int, Ref], ...]
-    spares: dict[int, tuple[Ref, ...]] = field(default_factory=dict)
+    lookahead: dict[int, tuple[Ref, ...]] = field(default_factory=dict)
     restore: bool = False
 
 
@@ -78,7 +78,7 @@ class MapCursor:
         return self._position
 
     def take(self, count: int) -> tuple[list[Ref], list[Ref]]:
-        """The next ``count`` references; no spares (a worker can read any index)."""
+        """The next ``count`` references; no lookahead (a worker can read any index)."""
         refs = [self._ref(p) for p in range(self._position, self._position + count)]
         self._position += count
         return refs, []
@@ -90,7 +90,7 @@ class MapCursor:
             self._order = (epoch, rng.permutation(self.length))
         return Ref(epoch, int(self._order[1][place]), None, self._number)
 
-    def spares(self) -> tuple[Ref, ...]:
+    def lookahead(self) -> tuple[Ref, ...]:
         """None: a worker can read any index."""
         return ()
 
@@ -132,13 +132,13 @@ class StreamCursor:
         self._fill(1)
 
     def take(self, count: int) -> tuple[list[Ref], list[Ref]]:
-        """The next ``count`` references, and the few that come after them as spares."""
+        """The next ``count`` references, and the few that come after them as lookahead."""
         self._fill(count)
         refs = [self._ahead.popleft() for _ in range(count)]
         self._epoch, self._offset = refs[-1].epoch, refs[-1].index + 1
-        return refs, list(self.spares())
+        return refs, list(self.lookahead())
 
-    def spares(self) -> tuple[Ref, ...]:
+    def lookahead(self) -> tuple[Ref, ...]:
         """The few records that come next."""
         self._fill(SPARES)
         return tuple(self._ahead[i] for i in range(SPARES))
@@ -251,14 +251,14 @@ class JobSampler:
             refs, self.backlog = self.backlog[:count], self.backlog[count:]
             yield self._listed(refs)
         while True:
-            refs, spares = self.take()
-            job = Job(self.step, tuple(enumerate(refs))[self.rank :: self.world_size], spares)
+            refs, lookahead = self.take()
+            job = Job(self.step, tuple(enumerate(refs))[self.rank :: self.world_size], lookahead)
             self.step += 1
             self.states.append(self.state_dict())
             yield job
 
     def take(self) -> tuple[list[Ref], dict[int, tuple[Ref, ...]]]:
-        """The references of the next global job, and spares by source; the caller counts ``step``."""
+        """The references of the next global job, and lookahead by source; the caller counts ``step``."""
         if self.mixing == "batch":
             source = draw_source(self.seed, self.step, self.weights)
             drawn = [source] * (self.sizes[source] * self.world_size)
@@ -267,7 +267,9 @@ class JobSampler:
         self.position += len(drawn)
         taken = {s: self.cursors[s].take(n) for s, n in Counter(drawn).items()}
         following = {s: iter(refs) for s, (refs, _) in taken.items()}
-        return [next(following[s]) for s in drawn], {s: tuple(spares) for s, (_, spares) in taken.items() if spares}
+        return [next(following[s]) for s in drawn], {
+            s: tuple(lookahead) for s, (_, lookahead) in taken.items() if lookahead
+        }
 
     def _drawn(self, turn: int) -> list[int]:
         """The source of each sample of a global job of the group whose turn it is."""
@@ -290,9 +292,9 @@ class JobSampler:
 
     def _listed(self, refs: list[Ref], restore: bool = False) -> Job:
         sources = {r.source for r in refs}
-        spares = {s: self.cursors[s].spares() for s in sources} if not restore else {}
+        lookahead = {s: self.cursors[s].lookahead() for s in sources} if not restore else {}
         self.states.append(self.state_dict())
-        return Job(self.step, tuple(enumerate(refs)), spares, restore)
+        return Job(self.step, tuple(enumerate(refs)), lookahead, restore)
 
     def _run_length(self) -> int:
         """How much of the backlog makes the next job: with ``"batch"`` one dataset's batch, if there is as much."""

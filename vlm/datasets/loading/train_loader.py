@@ -14,14 +14,14 @@ from vlm.common.errors import ConfigError, DataError, UserError
 from vlm.common.registry import resolve
 from vlm.common.types import Batch
 from vlm.config.run import Packing
-from vlm.datasets.loading.batching import Assembler, Finished, Grouped, Packed, Rows, pending
-from vlm.datasets.loading.data_stats import Report, Tally
+from vlm.datasets.loading.batching import Assembler, FirstFitPacker, LengthGrouped, Passthrough, Rows, pending
+from vlm.datasets.loading.data_stats import DataStats, Report
 from vlm.datasets.loading.elastic_resume import merge
-from vlm.datasets.loading.groups import batch_sizes, groups_of, lengths, wanted, weigh
+from vlm.datasets.loading.groups import batch_sizes, groups_of, lengths, ratios_from_sizes, wanted
 from vlm.datasets.loading.quarantine import Quarantine
 from vlm.datasets.loading.sampler import CHUNK, JobSampler, cursor
-from vlm.datasets.loading.worker import BatchMaker, Delivered, Limits, Source, as_is, measure, start_worker
-from vlm.processors.collate import VisualTokens, alike, collate_rows, finished
+from vlm.datasets.loading.worker import BatchMaker, Limits, Source, WorkerResult, as_is, measure, start_worker
+from vlm.processors.collate import VisualTokens, collate_rows, finalize_pixels, unify_dtypes
 from vlm.processors.processor import Processor
 
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ class TrainLoader:
     ``mixing="batch"``: every step draws one dataset by its ratio and takes a whole batch of it; ``"sample"``:
     every sample draws its dataset, and a batch has ``batch_size`` of them (default: the largest of the datasets);
     ``"joint"``: batches of the sources' ``groups`` take turns (default size: the largest of the group).
-    Global jobs are cut ``r::world_size``. ``group_by_length``: see :class:`~vlm.datasets.loading.batching.Grouped`;
-    ``packing`` (implies ``"sample"``; ``batch_size`` counts rows): :class:`~vlm.datasets.loading.batching.Packed`.
+    Global jobs are cut ``r::world_size``. ``group_by_length``: see :class:`~vlm.datasets.loading.batching.LengthGrouped`;
+    ``packing`` (implies ``"sample"``; ``batch_size`` counts rows): :class:`~vlm.datasets.loading.batching.FirstFitPacker`.
 
     The batches follow from (seed, position) alone: not from the number of workers. Which samples are read
     does not depend on the number of processes either. ``state_dict()`` belongs to the batch handed out last,
@@ -122,10 +122,10 @@ class TrainLoader:
             list(self._groups.values()),
             [lengths(sources, members) for members in self._groups.values()],
         )
-        self._normalised = partial(processor.image.normalised, pin_memory=pin_memory)
+        self._normalize = partial(processor.image.normalize, pin_memory=pin_memory)
         self._maker = BatchMaker(
             sources,
-            processor.with_levels() if num_workers else processor,
+            processor.as_uint8() if num_workers else processor,
             seed=seed,
             batches=not (packing or group_by_length),
             visual_tokens=visual_tokens,
@@ -135,9 +135,9 @@ class TrainLoader:
         self._options = loader_options(num_workers, pin_memory)
         if packing and num_workers:  # about as many steps ahead as finished batches would be
             self._options["prefetch_factor"] = max(2, 4 * self._sizes()[0] // CHUNK)
-        self._quarantine, self._tally = Quarantine(output_dir, max_bad_share), Tally()
+        self._quarantine, self._tally = Quarantine(output_dir, max_bad_share), DataStats()
         self._state: dict[str, Any] = {**self._sampler.state_dict(), "pending": {}}
-        self._iterator: Iterator[Delivered] | None = None
+        self._iterator: Iterator[WorkerResult] | None = None
         self._assembler = self._new_assembler()
 
     @classmethod
@@ -152,7 +152,7 @@ class TrainLoader:
         """The loader of a ``datasets:`` section. Raises as :func:`build_sources` and the constructor do."""
         sources = build_sources(entries, processor)
         if options.get("mixing") == "joint":
-            weigh(entries, sources)
+            ratios_from_sizes(entries, sources)
         return cls(sources, processor, seed=seed, **options)
 
     def _sizes(self) -> list[int]:
@@ -169,10 +169,10 @@ class TrainLoader:
     def _new_assembler(self) -> Assembler:
         if self._packing is not None:
             p = self._packing
-            return Packed(p.max_tokens, p.max_media, p.open_rows, self._sizes()[0])
+            return FirstFitPacker(p.max_tokens, p.max_media, p.open_rows, self._sizes()[0])
         if self._group:
-            return Grouped(self._group, self._sizes(), self._mixing == "batch", self._seed)
-        return Finished()
+            return LengthGrouped(self._group, self._sizes(), self._mixing == "batch", self._seed)
+        return Passthrough()
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -199,7 +199,7 @@ class TrainLoader:
         held = pending(self._state["pending"])
         self._sampler.load_state_dict(self._state, held)
         loader = torch.utils.data.DataLoader(self._maker, sampler=self._sampler, **self._options)
-        iterator: Iterator[Delivered] = iter(loader)
+        iterator: Iterator[WorkerResult] = iter(loader)
         items = {}
         for _ in range(0, len(held), CHUNK):
             done = next(iterator)
@@ -211,7 +211,7 @@ class TrainLoader:
         self._assembler.load_state_dict(self._state["pending"], items)
         self._iterator = iterator
 
-    def _receive(self) -> Delivered:
+    def _receive(self) -> WorkerResult:
         """The next delivery, counted."""
         assert self._iterator is not None
         done = next(self._iterator)
@@ -222,17 +222,17 @@ class TrainLoader:
         self._state = self._sampler.states.popleft()
         return done
 
-    def _batch(self, found: Delivered | Rows) -> Batch:
-        if isinstance(found, Delivered):
+    def _batch(self, found: WorkerResult | Rows) -> Batch:
+        if isinstance(found, WorkerResult):
             assert found.batch is not None
             assert found.measure is not None
             self._tally.add(found.measure)
             group = next(s.group for s in self.sources if s.name in found.measure.samples) if self._groups else ""
-            return finished(replace(found.batch, group=group), self._normalised)
-        alike([item.example for row in found for item in row], self._normalised)
+            return finalize_pixels(replace(found.batch, group=group), self._normalize)
+        unify_dtypes([item.example for row in found for item in row], self._normalize)
         batch = collate_rows([[item.example for item in row] for row in found], self._pad_id)
         self._tally.add(measure(found, [s.name for s in self.sources]))
-        return finished(batch.pin_memory() if self._pin else batch, self._normalised)
+        return finalize_pixels(batch.pin_memory() if self._pin else batch, self._normalize)
 
     @property
     def counts(self) -> dict[str, dict[str, Any]]:
@@ -276,7 +276,7 @@ class TrainLoader:
         """
         self.close()
         self._sampler.check(state)
-        if bool(state["pending"]) and isinstance(self._new_assembler(), Finished):
+        if bool(state["pending"]) and isinstance(self._new_assembler(), Passthrough):
             raise DataError(
                 f"the saved run holds {len(pending(state['pending']))} samples for packed rows or length groups",
                 fix="resume with the same run.packing and run.group_by_length",

@@ -18,7 +18,7 @@ from vlm.common.types import Batch, Example, Sample
 from vlm.datasets.base import StreamDataset, process_text
 from vlm.datasets.loading.mixing import derive_seed
 from vlm.datasets.loading.sampler import Job, Key, Ref
-from vlm.processors.collate import VisualTokens, alike, collate
+from vlm.processors.collate import VisualTokens, collate, unify_dtypes
 from vlm.processors.processor import Processor
 
 TRIES = 10
@@ -51,7 +51,7 @@ class Bad:
 
 
 @dataclass
-class Item:
+class EncodedSample:
     """A sample that is ready for a row: where it came from, what the processor made of it, its positions there."""
 
     key: Key
@@ -60,13 +60,13 @@ class Item:
 
 
 @dataclass
-class Chunk:
+class EncodedChunk:
     """Items on their way to the main process. Pickled, all media of one shape and type travel as one tensor.
 
     Each tensor costs a handle of shared memory; the media that arrive are copies, so that it is freed at once.
     """
 
-    items: list[Item]
+    items: list[EncodedSample]
 
     def __getstate__(self) -> dict[str, Any]:
         groups: dict[tuple[Any, ...], list[torch.Tensor]] = {}
@@ -85,7 +85,7 @@ class Chunk:
 
 
 @dataclass
-class Measure:
+class BatchStats:
     """What rows hold: samples and tokens by source, tokens including visual ones, positions including padding."""
 
     samples: dict[str, int]
@@ -94,20 +94,20 @@ class Measure:
 
 
 @dataclass
-class Delivered:
+class WorkerResult:
     """A finished job: its batch (None if nothing was left of it) or its items, the bad records, or the user's fault.
 
     ``good``: usable records by source. ``measure`` goes with a batch.
     """
 
     batch: Batch | None = None
-    chunk: Chunk | None = None
+    chunk: EncodedChunk | None = None
     good: dict[str, int] = field(default_factory=dict)
     bad: list[Bad] = field(default_factory=list)
-    measure: Measure | None = None
+    measure: BatchStats | None = None
     error: UserError | None = None
 
-    def pin_memory(self) -> Delivered:
+    def pin_memory(self) -> WorkerResult:
         """Called by torch's DataLoader."""
         return replace(self, batch=None if self.batch is None else self.batch.pin_memory())
 
@@ -119,7 +119,7 @@ class Limits:
     max_tokens: int | None = None
     max_media: int | None = None
 
-    def check(self, item: Item) -> None:
+    def check(self, item: EncodedSample) -> None:
         """Raises DataError for a sample that does not fit into any row."""
         media = len(item.example.media)
         for found, most, what in ((item.tokens, self.max_tokens, "tokens"), (media, self.max_media, "media")):
@@ -132,7 +132,7 @@ class Limits:
 
 
 class BatchMaker(torch.utils.data.Dataset):
-    """Job -> Delivered; the same job always gives the same, in whatever process."""
+    """Job -> WorkerResult; the same job always gives the same, in whatever process."""
 
     def __init__(
         self,
@@ -155,29 +155,29 @@ class BatchMaker(torch.utils.data.Dataset):
         self._substitute, self._batches, self._visual_tokens = substitute, batches, visual_tokens or VisualTokens()
         self._limits, self._augment = limits or Limits(), augment
 
-    def __getitem__(self, job: Job) -> Delivered:
+    def __getitem__(self, job: Job) -> WorkerResult:
         bad: list[Bad] = []
         try:
             found = [self._usable(job, place, ref, bad) for place, ref in job.refs]
             items = [item for item in found if item is not None]
-            done = self._finish(items) if self._batches and not job.restore else Delivered(chunk=Chunk(items))
+            done = self._finish(items) if self._batches and not job.restore else WorkerResult(chunk=EncodedChunk(items))
         except UserError as error:
-            return Delivered(bad=bad, error=error)
+            return WorkerResult(bad=bad, error=error)
         good = Counter(self._sources[i.key[0]].name for i in items)
         return replace(done, good=dict(good), bad=bad)
 
-    def _finish(self, items: list[Item]) -> Delivered:
+    def _finish(self, items: list[EncodedSample]) -> WorkerResult:
         if not items:
-            return Delivered()
+            return WorkerResult()
         rows = [[item] for item in items]
         examples = [item.example for item in items]
-        alike(examples, self._processor.image.normalised)
+        unify_dtypes(examples, self._processor.image.normalize)
         batch = collate(examples, self._processor.pad_id)
-        return Delivered(batch=batch, measure=measure(rows, [s.name for s in self._sources]))
+        return WorkerResult(batch=batch, measure=measure(rows, [s.name for s in self._sources]))
 
-    def _usable(self, job: Job, place: int, ref: Ref, bad: list[Bad]) -> Item | None:
+    def _usable(self, job: Job, place: int, ref: Ref, bad: list[Bad]) -> EncodedSample | None:
         source, own = self._sources[ref.source], list[Bad]()
-        for candidate in [ref, *(() if job.restore else self._others(job, place, ref))]:
+        for candidate in [ref, *(() if job.restore else self._replacements(job, place, ref))]:
             try:
                 return self._item(source, candidate)
             except DataError as error:
@@ -189,8 +189,8 @@ class BatchMaker(torch.utils.data.Dataset):
         what = "of the saved run" if job.restore else "in a row"
         raise DataError(f"dataset {source.name}: {len(own)} records {what} cannot be used: {reasons}")
 
-    def _others(self, job: Job, place: int, ref: Ref) -> Iterator[Ref]:
-        """Stand-ins: indices drawn by the seed, for bad records stand together; or the spares from this place on."""
+    def _replacements(self, job: Job, place: int, ref: Ref) -> Iterator[Ref]:
+        """Stand-ins: indices drawn by the seed, for bad records stand together; or the lookahead from this place on."""
         dataset = self._sources[ref.source].dataset
         if not isinstance(dataset, StreamDataset):
             n = len(dataset)
@@ -198,18 +198,18 @@ class BatchMaker(torch.utils.data.Dataset):
             others = rng.sample(range(1, n), min(TRIES, n - 1))
             yield from (Ref(ref.epoch, (ref.index + k) % n, None, ref.source) for k in others)
             return
-        spares = job.spares.get(ref.source, ())
-        yield from (spares[(place + k) % len(spares)] for k in range(len(spares)))
+        lookahead = job.lookahead.get(ref.source, ())
+        yield from (lookahead[(place + k) % len(lookahead)] for k in range(len(lookahead)))
         yield from (other for _, other in job.refs if other != ref and other.source == ref.source)
 
-    def _item(self, source: Source, ref: Ref) -> Item:
+    def _item(self, source: Source, ref: Ref) -> EncodedSample:
         example = self._example(source, ref)
         if source.text_only and example.media:
             raise ConfigError(
                 f"datasets.{source.name}.data_type is text, but sample {example.id} has {len(example.media)} media",
                 fix=f"set datasets.{source.name}.data_type to images, and its group to one with pictures",
             )
-        item = Item(ref.key, example, self._visual_tokens.fused_length(example))
+        item = EncodedSample(ref.key, example, self._visual_tokens.fused_length(example))
         self._limits.check(item)
         return item
 
@@ -241,7 +241,7 @@ def read_sample(source: Source, ref: Ref, seed: int) -> Sample:
     return process_text(sample, source.text, roles) if source.text is not None and roles else sample
 
 
-def measure(rows: Sequence[Sequence[Item]], names: Sequence[str]) -> Measure:
+def measure(rows: Sequence[Sequence[EncodedSample]], names: Sequence[str]) -> BatchStats:
     """Samples, tokens and positions of the rows of a batch; ``names`` of the sources by number."""
     samples: Counter[str] = Counter()
     tokens: Counter[str] = Counter()
@@ -249,7 +249,7 @@ def measure(rows: Sequence[Sequence[Item]], names: Sequence[str]) -> Measure:
         samples[names[item.key[0]]] += 1
         tokens[names[item.key[0]]] += item.tokens
     longest = max(sum(item.tokens for item in row) for row in rows)
-    return Measure(dict(samples), dict(tokens), longest * len(rows))
+    return BatchStats(dict(samples), dict(tokens), longest * len(rows))
 
 
 def start_worker(_worker: int) -> None:

@@ -20,8 +20,8 @@ from vlm.datasets.synthetic.scene import (
     LETTERS,
     MAX_THINGS,
     SHAPES,
+    Object,
     Scene,
-    Thing,
     noun,
 )
 
@@ -68,7 +68,7 @@ def article(words: str) -> str:
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
-def phrase(thing: Thing) -> str:
+def phrase(thing: Object) -> str:
     """``a large red circle in the top left``."""
     return f"{article(f'{thing.size} {thing.color} {thing.name}')} in the {thing.where}"
 
@@ -94,12 +94,12 @@ def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
     return options[int(rng.integers(len(options)))]
 
 
-def _unique(things: Sequence[Thing], attribute: str) -> list[Thing]:
+def _unique(things: Sequence[Object], attribute: str) -> list[Object]:
     values = [getattr(thing, attribute) for thing in things]
     return [thing for thing in things if values.count(getattr(thing, attribute)) == 1]
 
 
-def _about(kind: str, thing: Thing, answer: str, said: str) -> Question:
+def _about(kind: str, thing: Object, answer: str, said: str) -> Question:
     return Question(kind, _TEMPLATES[kind].format(said), answer, thing.is_unseen)
 
 
@@ -112,7 +112,7 @@ def _ask_named(scene: Scene, kind: str, rng: np.random.Generator, only_unseen: b
         things = [thing for thing in things if thing.is_unseen]
     if not things:
         return None
-    thing: Thing = _pick(rng, things)
+    thing: Object = _pick(rng, things)
     if kind in ("shape", "letter"):
         return _about(kind, thing, thing.kind, thing.color)
     answer = {"color": thing.color, "position": thing.where, "size": thing.size}[kind]
@@ -122,7 +122,7 @@ def _ask_named(scene: Scene, kind: str, rng: np.random.Generator, only_unseen: b
 def _ask_exist(scene: Scene, rng: np.random.Generator, yes: bool, only_unseen: bool) -> Question:
     if yes:
         things = [thing for thing in scene.things if thing.is_unseen or not only_unseen]
-        thing: Thing = _pick(rng, things)
+        thing: Object = _pick(rng, things)
         return _about("exist", thing, "yes", thing.name)
     present = {thing.kind for thing in scene.things}
     kind = _pick(rng, [kind for kind in KINDS if kind not in present])
@@ -133,7 +133,7 @@ def _ask_bind(scene: Scene, rng: np.random.Generator, yes: bool, only_unseen: bo
     """``no`` questions mix colours and kinds of the scene where they can, so that both words may well be there."""
     if yes:
         things = [thing for thing in scene.things if thing.is_unseen or not only_unseen]
-        thing: Thing = _pick(rng, things)
+        thing: Object = _pick(rng, things)
         return Question("bind", _bind_text(thing.color, thing.kind), "yes", thing.is_unseen)
     present = {(thing.color, thing.kind) for thing in scene.things}
     colors: tuple[str, ...] = tuple(COLORS)

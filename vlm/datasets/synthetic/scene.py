@@ -44,7 +44,7 @@ _UNSEEN = tuple(sorted(HELD_OUT, key=lambda pair: KINDS.index(pair[1])))
 
 
 @dataclass(frozen=True, order=True)
-class Thing:
+class Object:
     """One thing. ``place`` counts the nine cells row by row from 0 (top left) to 8 (bottom right)."""
 
     place: int
@@ -72,7 +72,7 @@ class Thing:
 class Scene:
     """Things in order of place, and the key that they and their picture's jitter were drawn from."""
 
-    things: tuple[Thing, ...]
+    things: tuple[Object, ...]
     key: tuple[int, int, int] = (0, 0, 0)
 
     @property
@@ -114,7 +114,7 @@ def random_scene(
     places = rng.permutation(9)[:count]
     sizes = rng.integers(len(SIZES), size=count)
     things = (
-        Thing(int(place), color, kind, SIZES[size])
+        Object(int(place), color, kind, SIZES[size])
         for (color, kind), place, size in zip(pairs, places, sizes, strict=True)
     )
     return Scene(tuple(sorted(things)), key)

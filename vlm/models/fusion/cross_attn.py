@@ -13,7 +13,7 @@ from vlm.common.registry import register_fusion
 from vlm.common.types import MEDIA_TOKEN, Batch, Features
 from vlm.models.fusion.base import LLMInputs
 from vlm.models.fusion.locations import earlier, locate
-from vlm.models.fusion.splice import check_marks, restart_positions
+from vlm.models.fusion.splice import check_placeholders, restart_positions
 from vlm.models.inserts.base import InsertData
 
 
@@ -25,26 +25,26 @@ class CrossAttention:
     class Config:
         """Options of ``fusion: {name: cross_attn}``.
 
-        ``mark_id`` is the token that stands in the text for a medium. Text looks at the next medium behind it, or
+        ``image_token_id`` is the token that stands in the text for a medium. Text looks at the next medium behind it, or
         with ``attend_previous`` at the last one before it; ``placement_augmentation`` draws one of the two for each
         pass that records gradients. ``immediate`` false lets it look at all media up to that one. With
-        ``evenly_at_missing`` marks may outnumber media, and a position whose medium is not there attends evenly to
+        ``uniform_when_missing`` marks may outnumber media, and a position whose medium is not there attends evenly to
         all the others, as in published code; else that is an error.
         """
 
-        mark_id: int | None = None
+        image_token_id: int | None = None
         attend_previous: bool = False
         placement_augmentation: bool = False
         immediate: bool = True
-        evenly_at_missing: bool = False
+        uniform_when_missing: bool = False
 
     needs_llm_width = False
     provides = ("location", "first", "last")
 
     def __init__(self, config: Config, llm: Any) -> None:
-        if config.mark_id is None or not 0 <= config.mark_id < llm.vocab_size:
+        if config.image_token_id is None or not 0 <= config.image_token_id < llm.vocab_size:
             raise ConfigError(
-                f"model.fusion.mark_id is {config.mark_id}, allowed: 0 to {llm.vocab_size - 1}",
+                f"model.fusion.image_token_id is {config.image_token_id}, allowed: 0 to {llm.vocab_size - 1}",
                 fix="give the id of the token that stands for an image; "
                 "model.llm.vocab_size makes room for tokens that the LLM's folder lacks",
             )
@@ -66,9 +66,9 @@ class CrossAttention:
         Raises:
             PromptError: marks and media do not agree, with both counts and the sample.
         """
-        if not self.config.evenly_at_missing:
-            check_marks(batch, visual)
-        ids = torch.where(batch.ids == MEDIA_TOKEN, self.config.mark_id or 0, batch.ids)
+        if not self.config.uniform_when_missing:
+            check_placeholders(batch, visual)
+        ids = torch.where(batch.ids == MEDIA_TOKEN, self.config.image_token_id or 0, batch.ids)
         segments = batch.segments
         return LLMInputs(
             self.llm.embed(ids),
@@ -98,7 +98,7 @@ class CrossAttention:
                 "real": real,
                 "all": media is not None and bool((last >= first)[batch.segments > 0].all()),
                 "immediate": self.config.immediate,
-                "evenly": self.config.evenly_at_missing,
+                "evenly": self.config.uniform_when_missing,
             },
             appended={} if previous else {"location": -1},
         )

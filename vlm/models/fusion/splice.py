@@ -39,7 +39,7 @@ class Splice:
         Raises:
             PromptError: marks and media do not agree, with both counts and the sample.
         """
-        check_marks(batch, visual)
+        check_placeholders(batch, visual)
         real = batch.segments > 0
         width = real.long()
         flat = None if visual is None else _flatten(visual)
@@ -92,7 +92,7 @@ def restart_positions(segments: Tensor) -> Tensor:
     return torch.where(segments > 0, index - begin, 0)
 
 
-def check_marks(batch: Batch, visual: Features | None) -> None:
+def check_placeholders(batch: Batch, visual: Features | None) -> None:
     """Compare the marks of the text with the media of the batch.
 
     Raises:

@@ -67,7 +67,7 @@ class ImageRecipe:
         interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
         max_pixels: int = PIXEL_CAP
         resize: Literal["stretch", "shorter", "pad"] = "stretch"  # shorter: shorter side to size, then the centre
-        odd_margin: Literal["round", "floor"] = "round"  # where the centre starts: torchvision's rule, transformers'
+        crop_rounding: Literal["round", "floor"] = "round"  # where the centre starts: torchvision's rule, transformers'
         pad_color: Sequence[int] | None = None  # RGB of the border that makes a square; None: the mean
         train: ImageRecipe.Train | None = None  # None: training uses the evaluation transform
         decode: Literal["exact", "fast"] = "exact"
@@ -123,15 +123,15 @@ class ImageRecipe:
         else:
             pixels = self._exact(opened.exact(), plan)
         levels = torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
-        return levels if self._levels else self.normalised(levels)
+        return levels if self._levels else self.normalize(levels)
 
-    def with_levels(self) -> ImageRecipe:
+    def as_uint8(self) -> ImageRecipe:
         """A copy that gives uint8, for the way from a loader worker, which :meth:`normalised` finishes."""
         other = copy.copy(self)
         other._levels = True
         return other
 
-    def normalised(self, levels: torch.Tensor, pin_memory: bool = False) -> torch.Tensor:
+    def normalize(self, levels: torch.Tensor, pin_memory: bool = False) -> torch.Tensor:
         """uint8 levels ``[..., 3, h, w]`` -> float32; anything else is returned as it is."""
         import torch
 
@@ -152,7 +152,7 @@ class ImageRecipe:
             box = plan_crop(size, train.scale, train.ratio, rng)
             return Plan((side, side), box=box, flip=rng.random() < train.flip)
         if self.config.resize == "shorter":
-            return centre(size, side, self.config.odd_margin)
+            return centre(size, side, self.config.crop_rounding)
         return Plan((side, side), pad=max(size) if self.config.resize == "pad" else 0)
 
     def _exact(self, picture: PILImage.Image, plan: Plan) -> np.ndarray:

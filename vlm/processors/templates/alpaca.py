@@ -33,11 +33,11 @@ from vlm.common.registry import register_template
 from vlm.common.types import Input, Message, Sample, Text
 from vlm.common.types import Part as MessagePart
 from vlm.processors.templates.base import (
-    IMAGE_MARK,
+    IMAGE_PLACEHOLDER,
     BaseTemplate,
     Piece,
-    Said,
     Segment,
+    UserText,
     ask_last,
     at_marks,
     literal_stretches,
@@ -74,7 +74,7 @@ class Alpaca(BaseTemplate):
         add_eos: bool = True  # training: the end id after every answer
         image_at_head: bool = False  # a picture and its caption: no prompt at all, the picture behind the begin id
         keep_turns: int = -1  # chat: earlier turns kept in the prompt; -1: all
-        keep_after: list[str] = field(default_factory=lambda: ["### Response:"])
+        strip_before: list[str] = field(default_factory=lambda: ["### Response:"])
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -102,7 +102,7 @@ class Alpaca(BaseTemplate):
         pieces = self._system(system, kept[0][0])
         for asked, answer in kept:
             pieces += self._condition(asked)
-            pieces += [Said(answer.text)] if answer is not None else []
+            pieces += [UserText(answer.text)] if answer is not None else []
         return with_bos(segments_of(pieces, self.config.media_token))
 
     def answer_segments(self, text: str) -> list[Segment]:
@@ -112,7 +112,7 @@ class Alpaca(BaseTemplate):
         return [Segment(self.config.assistant), *self._answer(text, joined=True)]
 
     def _answer(self, text: str, joined: bool) -> list[Segment]:
-        pieces = [Said(text), self.config.end_sym]
+        pieces = [UserText(text), self.config.end_sym]
         stretches = literal_stretches(pieces)
         return [
             Segment("".join(pieces), supervised=True, eos=self.config.add_eos, joined=joined, literal=stretches),
@@ -145,16 +145,16 @@ class Alpaca(BaseTemplate):
             pieces += [*self._content([medium]), cfg.image_gap]
         pieces += self._content(content)
         for part in parts:
-            pieces += [cfg.sep, cfg.input, Said(part.text)] if isinstance(part, Input) else []
+            pieces += [cfg.sep, cfg.input, UserText(part.text)] if isinstance(part, Input) else []
         return [*pieces, cfg.sep, cfg.assistant]
 
     def _content(self, parts: Sequence[MessagePart]) -> list[Piece]:
         """Texts and pictures, each picture where it stands or at its ``<ImageHere>``, with prefix and suffix."""
-        text = Said("".join(p.text for p in parts if isinstance(p, Text)))
+        text = UserText("".join(p.text for p in parts if isinstance(p, Text)))
         media = [p for p in parts if not isinstance(p, Text)]
-        inline: list[Piece] = [Said(p.text) if isinstance(p, Text) else p for p in parts]
+        inline: list[Piece] = [UserText(p.text) if isinstance(p, Text) else p for p in parts]
         pieces: list[Piece] = []
-        for piece in at_marks(text, media) if IMAGE_MARK in text else inline:
+        for piece in at_marks(text, media) if IMAGE_PLACEHOLDER in text else inline:
             around = [] if isinstance(piece, str) else [self.config.image_prefix, self.config.image_suffix]
             pieces += [*around[:1], piece, *around[1:]]
         return pieces

@@ -1,6 +1,6 @@
 """What all templates share: segments, pieces of text and media, clean-up of answers.
 
-Words of a conversation are :class:`Said`, words of a template plain ``str``: special tokens are read in
+Words of a conversation are :class:`UserText`, words of a template plain ``str``: special tokens are read in
 the latter only, so that a question about ``<s>`` or ``<img>`` stays a question.
 """
 
@@ -16,13 +16,13 @@ from typing import Any
 from vlm.common.errors import ConfigError, PromptError
 from vlm.common.types import Image, Message, Part, Sample, Text, Video
 
-IMAGE_MARK = "<ImageHere>"
+IMAGE_PLACEHOLDER = "<ImageHere>"
 """Where a medium stands, in prompt pools and in raw prompts."""
 
 Medium = Image | Video
 
 
-class Said(str):
+class UserText(str):
     """A text out of a conversation, in which no special token is read."""
 
 
@@ -60,8 +60,8 @@ class BaseTemplate(ABC):
         media_token: str = ""  # special token that a medium stands for (its own embedding); empty: none
         prompt_path: str = ""  # pool of prompts for samples that are a picture and a caption
         stop: list[str] = field(default_factory=list)  # texts that end an answer, besides the end id
-        cut_at: list[str] = field(default_factory=list)  # clean-up: keep what is before the first
-        keep_after: list[str] = field(default_factory=list)  # and after the last
+        truncate_at: list[str] = field(default_factory=list)  # clean-up: keep what is before the first
+        strip_before: list[str] = field(default_factory=list)  # and after the last
         strip: bool = True  # and take off the blanks around it
 
     def __init__(self, config: Any) -> None:
@@ -86,7 +86,7 @@ class BaseTemplate(ABC):
 
     def answer_segments(self, text: str) -> list[Segment]:
         """Segments of an answer in training; what it is joined to, if anything, is in front, unsupervised."""
-        pieces = [Said(text), self.config.end_sym]
+        pieces = [UserText(text), self.config.end_sym]
         return [Segment(text + self.config.end_sym, supervised=True, literal=literal_stretches(pieces))]
 
     def prompt_segments(self, text: str, media: Sequence[Medium]) -> list[Segment]:
@@ -96,14 +96,14 @@ class BaseTemplate(ABC):
             PromptError: marks and media differ in number.
         """
         token = self.config.media_token
-        marked = text.replace(token, IMAGE_MARK) if token else text
+        marked = text.replace(token, IMAGE_PLACEHOLDER) if token else text
         return with_bos(segments_of(at_marks(marked, media), token))
 
     def clean(self, text: str) -> str:
-        """The answer in a chat output: before the first of ``cut_at``, after the last of ``keep_after``, stripped."""
-        for mark in self.config.cut_at:
+        """The answer in a chat output: before the first of ``truncate_at``, after the last of ``strip_before``, stripped."""
+        for mark in self.config.truncate_at:
             text = text.split(mark)[0]
-        for mark in self.config.keep_after:
+        for mark in self.config.strip_before:
             text = text.split(mark)[-1]
         return text.strip() if self.config.strip else text
 
@@ -126,7 +126,7 @@ def turns_of(messages: Sequence[Message]) -> tuple[str | None, Turns]:
     asked: list[Message] = []
     for message in messages:
         if message.role == "system":
-            system = Said(message.text)
+            system = UserText(message.text)
         elif message.role == "user":
             asked.append(message)
         else:
@@ -136,13 +136,13 @@ def turns_of(messages: Sequence[Message]) -> tuple[str | None, Turns]:
 
 
 def at_marks(text: str, media: Sequence[Medium]) -> list[Piece]:
-    """``text`` with the k-th ``<ImageHere>`` replaced by the k-th medium; parts of a :class:`Said` are ``Said``."""
+    """``text`` with the k-th ``<ImageHere>`` replaced by the k-th medium; parts of a :class:`UserText` are ``UserText``."""
     kind = type(text)
-    texts = text.split(IMAGE_MARK)
+    texts = text.split(IMAGE_PLACEHOLDER)
     if len(texts) - 1 != len(media):
         raise PromptError(
             f"the prompt has {len(texts) - 1} image marks but {len(media)} media were given: {_short(text)!r}",
-            fix=f"write {IMAGE_MARK} exactly once for every picture or clip",
+            fix=f"write {IMAGE_PLACEHOLDER} exactly once for every picture or clip",
         )
     pieces: list[Piece] = [kind(texts[0])]
     for medium, following in zip(media, texts[1:], strict=True):
@@ -155,7 +155,7 @@ def media_first(parts: Sequence[Part]) -> tuple[list[Medium], list[Part]]:
     kinds = [not isinstance(p, Text) for p in parts if not isinstance(p, Text) or p.text]
     texts = [i for i, is_medium in enumerate(kinds) if not is_medium]
     between = bool(texts) and any(kinds[texts[0] : texts[-1]])
-    if between or any(isinstance(p, Text) and IMAGE_MARK in p.text for p in parts):
+    if between or any(isinstance(p, Text) and IMAGE_PLACEHOLDER in p.text for p in parts):
         return [], list(parts)
     return [p for p in parts if not isinstance(p, Text)], [p for p in parts if isinstance(p, Text)]
 
@@ -180,11 +180,11 @@ def segments_of(pieces: Sequence[Piece], media_token: str = "") -> list[Segment]
 
 
 def literal_stretches(pieces: Sequence[str]) -> tuple[tuple[int, int], ...]:
-    """Where the :class:`Said` pieces lie in the joined text."""
+    """Where the :class:`UserText` pieces lie in the joined text."""
     found: list[tuple[int, int]] = []
     at = 0
     for piece in pieces:
-        if isinstance(piece, Said) and piece:
+        if isinstance(piece, UserText) and piece:
             found.append((at, at + len(piece)))
         at += len(piece)
     return tuple(found)
@@ -206,8 +206,8 @@ def read_questions(path: str) -> list[str]:
     if not file.is_file():
         raise ConfigError(f"template.prompt_path: no file {path}", fix="name a text file, one prompt per line")
     lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not lines or any(IMAGE_MARK in line for line in lines):
-        found = f"a line with {IMAGE_MARK}" if lines else "no line"
+    if not lines or any(IMAGE_PLACEHOLDER in line for line in lines):
+        found = f"a line with {IMAGE_PLACEHOLDER}" if lines else "no line"
         raise ConfigError(f"template.prompt_path: {path} has {found}", fix="write questions only, one per line")
     return lines
 

@@ -23,12 +23,12 @@ from vlm.common.registry import register_template
 from vlm.common.types import Input, Message, Sample, Text
 from vlm.common.types import Part as MessagePart
 from vlm.processors.templates.base import (
-    IMAGE_MARK,
+    IMAGE_PLACEHOLDER,
     BaseTemplate,
     Medium,
     Piece,
-    Said,
     Segment,
+    UserText,
     ask_last,
     at_marks,
     segments_of,
@@ -36,7 +36,7 @@ from vlm.processors.templates.base import (
     with_bos,
 )
 
-__all__ = ["IMAGE_MARK", "BaseTemplate", "Medium", "Segment"]
+__all__ = ["IMAGE_PLACEHOLDER", "BaseTemplate", "Medium", "Segment"]
 
 VISION_SYSTEM = (
     "Give the following image: <Img>ImageContent</Img>. "
@@ -66,8 +66,8 @@ class Template(BaseTemplate):
         style: Literal["2024", "2023-04"] = "2024"  # 2023-04: the open turn has no trailing space
         chat_form: bool = False  # training uses the chat text
         stop: list[str] = field(default_factory=lambda: ["</s>"])
-        cut_at: list[str] = field(default_factory=lambda: ["###"])  # clean-up: keep what is before the first
-        keep_after: list[str] = field(default_factory=lambda: ["Assistant:"])  # and after the last
+        truncate_at: list[str] = field(default_factory=lambda: ["###"])  # clean-up: keep what is before the first
+        strip_before: list[str] = field(default_factory=lambda: ["Assistant:"])  # and after the last
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -96,7 +96,7 @@ class Template(BaseTemplate):
     def chat_segments(self, messages: Sequence[Message]) -> list[Segment]:
         """See :meth:`BaseTemplate.chat_segments`."""
         ask_last(messages)
-        own = Said(messages[0].text) if messages[0].role == "system" else None
+        own = UserText(messages[0].text) if messages[0].role == "system" else None
         rest = [m for m in messages if m.role != "system"]
         blocks: list[list[Piece]] = [self._system(own)]
         for message in rest:
@@ -104,9 +104,9 @@ class Template(BaseTemplate):
                 blocks[-1] += self._chat_question(message)
             elif self.config.chat_form:
                 blocks[-1].append(self.open_turn)
-                blocks += [[Said(message.text), self.config.sep], []]
+                blocks += [[UserText(message.text), self.config.sep], []]
             else:
-                blocks[-1] += [self.config.assistant, Said(message.text), self.config.sep]
+                blocks[-1] += [self.config.assistant, UserText(message.text), self.config.sep]
         blocks[-1].append(self.open_turn)
         return with_bos([s for block in blocks for s in segments_of(block, self.config.media_token)])
 
@@ -143,9 +143,9 @@ class Template(BaseTemplate):
 
     def _content(self, parts: Sequence[MessagePart]) -> list[Piece]:
         """Text and media of a turn; a picture gets its marks and one space before a text that has none."""
-        text = Said("".join(p.text for p in parts if isinstance(p, Text)))
+        text = UserText("".join(p.text for p in parts if isinstance(p, Text)))
         media = [p for p in parts if not isinstance(p, Text)]
-        if IMAGE_MARK in text:
+        if IMAGE_PLACEHOLDER in text:
             return at_marks(text, media)
         pieces: list[Piece] = []
         after_medium = False
@@ -153,7 +153,7 @@ class Template(BaseTemplate):
             if isinstance(part, Text):
                 gap = " " if after_medium and part.text[:1].strip() else ""
                 gap = "\n" if isinstance(part, Input) and pieces else gap
-                pieces += [gap, Said(part.text)]
+                pieces += [gap, UserText(part.text)]
             else:
                 pieces += [self.config.image_prefix, part, self.config.image_suffix]
             after_medium = not isinstance(part, Text)
@@ -227,11 +227,11 @@ def _read_pool(path: str) -> list[str]:
     file = Path(path)
     if not file.is_file():
         raise ConfigError(f"template.prompt_path: no file {path}", fix="name a text file, one prompt per line")
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if IMAGE_MARK in line]
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if IMAGE_PLACEHOLDER in line]
     if not lines:
         raise ConfigError(
-            f"template.prompt_path: {path} has no line with {IMAGE_MARK}",
-            fix=f"write lines such as '<Img>{IMAGE_MARK}</Img> Describe this image in detail.'",
+            f"template.prompt_path: {path} has no line with {IMAGE_PLACEHOLDER}",
+            fix=f"write lines such as '<Img>{IMAGE_PLACEHOLDER}</Img> Describe this image in detail.'",
         )
     return lines
 

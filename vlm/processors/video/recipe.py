@@ -29,7 +29,7 @@ class VideoRecipe:
         num_frames: int = 8  # with sampling fps: at most
         sampling: Literal["uniform", "fps", "segments"] = "uniform"  # see uniform_ids, fps_ids, segment_ids
         fps: float = 1.0  # frames per second of sampling fps
-        when_short: Literal["repeat", "error"] = "repeat"  # fewer frames than asked: repeat (published)
+        on_short_video: Literal["repeat", "error"] = "repeat"  # fewer frames than asked: repeat (published)
         backend: Backend = "auto"  # auto: decord, and OpenCV where decord is missing or cannot read the file
 
         def __post_init__(self) -> None:
@@ -87,10 +87,10 @@ class VideoRecipe:
         config = self.config
         if clip.count < 1:
             raise DataError(f"clip {label}: no frames", fix="fetch it again or remove the record")
-        if config.when_short == "error" and clip.count < config.num_frames:
+        if config.on_short_video == "error" and clip.count < config.num_frames:
             raise DataError(
                 f"clip {label}: {clip.count} frames, but video.num_frames asks for {config.num_frames}",
-                fix="remove the record, ask for fewer frames, or set video.when_short to repeat",
+                fix="remove the record, ask for fewer frames, or set video.on_short_video to repeat",
             )
         if config.sampling == "segments":
             return segment_ids(clip.count, config.num_frames, None if seed is None else random.Random(seed))

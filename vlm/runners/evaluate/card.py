@@ -21,7 +21,7 @@ from vlm.tasks.benchmarks.question_answering import asked
 if TYPE_CHECKING:
     from vlm.inference.engine import Engine
 
-SHOWN = 6
+ANSWERS_SHOWN = 6
 """Examples of right answers, and as many of wrong ones, per dataset."""
 
 CONTROLS = {
@@ -103,7 +103,7 @@ def model_facts(cfg: Config) -> dict[str, Any]:
 
 def settings(engine: Engine) -> dict[str, Any]:
     """How the model answers by its composition; a run with seeds draws, all else is as it says."""
-    found = dataclasses.asdict(engine.usual())
+    found = dataclasses.asdict(engine.default_generation())
     idle = () if found["do_sample"] else ("top_p", "top_k", "temperature", "seed")
     return {k: v for k, v in found.items() if v is not None and k not in idle}
 
@@ -133,8 +133,8 @@ def examples(rows: Sequence[Row]) -> list[Row]:
     found: list[Row] = []
     for right in (True, False):
         fitting = [r for r in first if r["right"] is right and r["reference"]]
-        step = max(1, len(fitting) // SHOWN)
-        found += fitting[::step][:SHOWN]
+        step = max(1, len(fitting) // ANSWERS_SHOWN)
+        found += fitting[::step][:ANSWERS_SHOWN]
     return found
 
 

@@ -17,7 +17,7 @@ from vlm.common.registry import resolve
 from vlm.config.api import Config
 from vlm.datasets.loading.train_loader import build_sources
 from vlm.runners.evaluate.card import write_card
-from vlm.tasks.benchmarks.question_answering import Answered, QuestionAnswering
+from vlm.tasks.benchmarks.question_answering import Prediction, QuestionAnswering
 
 if TYPE_CHECKING:
     from vlm.inference.engine import Engine
@@ -70,7 +70,7 @@ def run_evaluation(
     if engine is None:
         engine = _load_engine(cfg)
         main = dist.is_main()  # known only while the processes are joined
-    asked = Asked(tuple(images), batch_size, tuple(seeds), judge)
+    asked = EvalOptions(tuple(images), batch_size, tuple(seeds), judge)
     try:
         results, answers = _evaluate(cfg, engine, names, asked)
     finally:
@@ -94,7 +94,7 @@ def _load_engine(cfg: Config) -> Engine:
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvalOptions:
     """How often and with which pictures questions are asked; see :func:`run_evaluation`."""
 
     images: tuple[Any, ...]
@@ -104,7 +104,7 @@ class Asked:
 
 
 def _evaluate(
-    cfg: Config, engine: Engine, names: Sequence[str], asked: Asked
+    cfg: Config, engine: Engine, names: Sequence[str], asked: EvalOptions
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     results: dict[str, Any] = {}
     answers: list[dict[str, Any]] = []
@@ -134,7 +134,7 @@ def _kind(cfg: Config) -> type[QuestionAnswering]:
     return chosen if issubclass(chosen, QuestionAnswering) else resolve("task", TASK)
 
 
-def _row(name: str, image: str, seed: int | None, answered: Answered) -> dict[str, Any]:
+def _row(name: str, image: str, seed: int | None, answered: Prediction) -> dict[str, Any]:
     row = dataclasses.asdict(answered)
     kept = {k: v for k, v in row.pop("record").items() if k in ("type", "objects", "unseen_pair")}
     run = {} if seed is None else {"seed": seed}

@@ -7,7 +7,7 @@ from typing import Any
 
 from vlm.common.errors import DataError
 from vlm.datasets.formats.table.read import AllRows
-from vlm.tasks.benchmarks.question_answering import Answered, QuestionAnswering
+from vlm.tasks.benchmarks.question_answering import Prediction, QuestionAnswering
 from vlm.tasks.judges import judge_of
 
 
@@ -41,7 +41,7 @@ def score_files(
     return QuestionAnswering.score(*(_run(asked, file, judge) for file in predictions))
 
 
-def _run(asked: Mapping[str, tuple[Mapping[str, Any], str]], file: str, judge: str) -> list[Answered]:
+def _run(asked: Mapping[str, tuple[Mapping[str, Any], str]], file: str, judge: str) -> list[Prediction]:
     said: dict[str, str] = {}
     rows = AllRows(file)
     for k in range(len(rows)):
@@ -57,10 +57,12 @@ def _run(asked: Mapping[str, tuple[Mapping[str, Any], str]], file: str, judge: s
     return [_answered(name, *asked[name], said[name], judge) for name in asked]
 
 
-def _answered(name: str, record: Mapping[str, Any], where: str, text: str, judge: str) -> Answered:
+def _answered(name: str, record: Mapping[str, Any], where: str, text: str, judge: str) -> Prediction:
     reference, question = record.get("answer"), str(record.get("question", ""))
     reference = reference[0] if isinstance(reference, list) and reference else reference
     if not isinstance(reference, str) or not reference.strip():
         raise DataError(f"{where}: no answer to compare with", fix="score records that have one")
     right = judge_of(judge)(question, text, reference)
-    return Answered(name, question, text, reference, right, {**record, "type": record.get("class", record.get("type"))})
+    return Prediction(
+        name, question, text, reference, right, {**record, "type": record.get("class", record.get("type"))}
+    )

@@ -1,4 +1,4 @@
-"""How the losses of a step's micro-batches become one loss (``run.loss_mean``)."""
+"""How the losses of a step's micro-batches become one loss (``run.loss_reduction``)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vlm.common.types import Batch
 LossMean = Literal["tokens", "groups", "batches"]
 
 
-class Weighting:
+class LossReduction:
     """Weights of the micro-batches' loss sums; they depend on counts over all processes only.
 
     ``tokens``   the mean over all supervised tokens of the step

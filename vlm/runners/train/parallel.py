@@ -44,7 +44,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def accumulate(model: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
-    """Context of one micro-batch: gradients are exchanged only with the ``last`` one of a step."""
+    """Context of one micro-batch: gradients are swap_images only with the ``last`` one of a step."""
     if isinstance(model, DistributedDataParallel) and not last:
         return model.no_sync()
     return contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""The HTML report of a run: one file with curves, sample answers, what trained, configuration and passport."""
+"""The HTML report of a run: one file with curves, sample answers, what trained, configuration and provenance."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm.checkpoint.run_folder import PASSPORT, RunDir
-from vlm.datasets.loading import data_stats as tally
+from vlm.checkpoint.run_folder import PROVENANCE, RunDir
+from vlm.datasets.loading import data_stats
 from vlm.pages.charts import WIDE, Series, chart, number, smooth
 from vlm.pages.style import SCRIPT, STYLE
 from vlm.processors.image.decode import decode
@@ -43,7 +43,7 @@ def write_report(
     status: str = "finished",
     table: str = "",
 ) -> Path:
-    """Write ``report.html`` from a run folder's log, configuration and passport.
+    """Write ``report.html`` from a run folder's log, configuration and provenance.
 
     Args:
         run_dir: folder of the run.
@@ -61,7 +61,7 @@ def write_report(
     run = run_dir if isinstance(run_dir, RunDir) else RunDir(run_dir)
     records = read_log(run.log_file)
     last = run.last()
-    passport = json.loads((last / PASSPORT).read_text(encoding="utf-8")) if last else {}
+    provenance = json.loads((last / PROVENANCE).read_text(encoding="utf-8")) if last else {}
     config = run.config_file.read_text(encoding="utf-8") if run.config_file.exists() else ""
     title = title or run.path.resolve().name
     body = "\n".join(
@@ -73,7 +73,7 @@ def write_report(
             _section("Data", "data", _data(records)),
             _section("Trained parameters", "trained", f"<pre>{html.escape(table)}</pre>" if table else _nothing()),
             _section("Configuration", "config", _folded("resolved configuration (YAML)", config)),
-            _section("Passport", "passport", _passport(passport)),
+            _section("Passport", "provenance", _passport(provenance)),
         ]
     )
     page = (
@@ -127,7 +127,7 @@ def _tiles(records: Sequence[Record]) -> str:
 def _data(records: Sequence[Record]) -> str:
     """Samples and shares by dataset, as the log had them last."""
     told = [r for r in records if "padding" in r]
-    return f"<pre>{html.escape(tally.table(tally.of_numbers(told[-1])))}</pre>" if told else _nothing()
+    return f"<pre>{html.escape(data_stats.table(data_stats.of_numbers(told[-1])))}</pre>" if told else _nothing()
 
 
 def _split(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
@@ -219,14 +219,14 @@ def _folded(title: str, text: str) -> str:
     return f"<details><summary>{title}</summary><pre>{html.escape(text)}</pre></details>"
 
 
-def _passport(passport: dict[str, Any]) -> str:
-    if not passport:
+def _passport(provenance: dict[str, Any]) -> str:
+    if not provenance:
         return _nothing()
     cards = []
     for name in ("metrics", "versions", "hardware", "fingerprints"):
         rows = "".join(
             f"<tr><th>{html.escape(str(k))}</th><td>{html.escape(_cell(v))}</td></tr>"
-            for k, v in (passport.get(name) or {}).items()
+            for k, v in (provenance.get(name) or {}).items()
         )
         if rows:
             cards.append(f'<div class="card"><h3>{name}</h3><table>{rows}</table></div>')

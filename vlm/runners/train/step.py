@@ -13,7 +13,7 @@ from torch import nn
 from vlm.common import dist
 from vlm.common.errors import DataError, NonFiniteLossError
 from vlm.common.types import Batch
-from vlm.runners.train.loss_weighting import Weighting
+from vlm.runners.train.loss_weighting import LossReduction
 from vlm.runners.train.optim import Precision, set_lr
 from vlm.runners.train.parallel import accumulate
 from vlm.tasks.base import Task
@@ -26,7 +26,7 @@ FIXED = 4
 class StepStats:
     """Numbers of one step, over all micro-batches and processes.
 
-    loss       mean over the supervised tokens, or as ``run.loss_mean`` says
+    loss       mean over the supervised tokens, or as ``run.loss_reduction`` says
     grad_norm  before clipping
     targets    supervised tokens
     tokens     text positions, padding left out
@@ -64,9 +64,9 @@ class Stepper:
         device: torch.device,
         precision: Precision,
         max_grad_norm: float = 0.0,
-        weighting: Weighting | None = None,
+        weighting: LossReduction | None = None,
     ) -> None:
-        self.weighting = weighting or Weighting()
+        self.weighting = weighting or LossReduction()
         self.model, self.task, self.optimizer, self.scaler = model, task, optimizer, scaler
         self.device, self.precision, self.max_grad_norm = device, precision, max_grad_norm
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]

@@ -15,17 +15,17 @@ import torch
 from torch import nn
 
 from vlm.checkpoint.fingerprint import differences
-from vlm.checkpoint.provenance import make_passport
-from vlm.checkpoint.run_folder import PASSPORT, RunDir, read_checkpoint
+from vlm.checkpoint.provenance import make_provenance
+from vlm.checkpoint.run_folder import PROVENANCE, RunDir, read_checkpoint
 from vlm.checkpoint.train_state import capture_rng, load_trainable_tensors, restore_rng, trainable_tensors
 from vlm.common import dist
 from vlm.common.errors import WeightsError
 from vlm.common.registry import register_runner
 from vlm.common.types import Batch
 from vlm.config.run import RunConfig
-from vlm.datasets.loading import data_stats as tally
+from vlm.datasets.loading import data_stats
 from vlm.datasets.loading.mixing import derive_seed
-from vlm.runners.train.loss_weighting import Weighting
+from vlm.runners.train.loss_weighting import LossReduction
 from vlm.runners.train.optim import build_optimizer, build_scaler, pick_precision, trainable_names
 from vlm.runners.train.parallel import wrap
 from vlm.runners.train.schedule import Plan, build_schedule
@@ -128,7 +128,7 @@ class Trainer:
             groups: names of the groups whose batches ``loader`` gives in turn, all of them in a micro-step.
             validator: computes the validation loss; None for no validation.
             config, config_text: resolved configuration, stored with every checkpoint.
-            fingerprints: hashes of the frozen parts' files, for the passport.
+            fingerprints: hashes of the frozen parts' files, for the provenance.
 
         Raises:
             UserError: nothing trains, or an option of ``run`` is not allowed.
@@ -157,7 +157,7 @@ class Trainer:
             device=device,
             precision=precision,
             max_grad_norm=run.max_grad_norm,
-            weighting=Weighting(run.loss_mean, groups),
+            weighting=LossReduction(run.loss_reduction, groups),
         )
         self.step_batches = run.accum_grad_iters * max(1, len(groups))
 
@@ -204,7 +204,7 @@ class Trainer:
             for tracker in trackers:
                 tracker.close()
         if data := self._data_report():
-            log.info("data of this run:\n%s", tally.table(data))
+            log.info("data of this run:\n%s", data_stats.table(data))
         log.info("%s after step %d (last checkpoint: step %d)", status, self.progress.step, saved_step)
         progress = self.progress
         best = progress.best_loss if math.isfinite(progress.best_loss) else None
@@ -239,14 +239,14 @@ class Trainer:
             "skipped": int(stats.skipped),
         }
         if self.progress.step % self.run.log_freq == 0 or self.progress.step == self.total_steps:
-            record |= tally.numbers(self._data_report())
+            record |= data_stats.numbers(self._data_report())
         for tracker in trackers:
             tracker.log(record)
         return stats
 
-    def _data_report(self) -> tally.Report:
+    def _data_report(self) -> data_stats.Report:
         """What all processes have trained on; all must call it."""
-        return tally.combine(dist.gather_objects(self.loader.report()))
+        return data_stats.combine(dist.gather_objects(self.loader.report()))
 
     def _due(self, every: int) -> bool:
         step = self.progress.step
@@ -284,7 +284,7 @@ class Trainer:
                 "accum_grad_iters": self.run.accum_grad_iters,
                 "ranks": ranks,
             }
-            passport = make_passport(
+            provenance = make_provenance(
                 step=self.progress.step,
                 config=self.config,
                 metrics={"loss": self.progress.loss, **{f"valid_{k}": v for k, v in self.progress.valid.items()}},
@@ -293,7 +293,7 @@ class Trainer:
                 hardware={"device": dist.device_name(self.device), "processes": dist.world_size()},
             )
             self.run_dir.save(
-                self.progress.step, trainable_tensors(self.model), state, passport, self.config_text, best=best
+                self.progress.step, trainable_tensors(self.model), state, provenance, self.config_text, best=best
             )
             self.run_dir.prune(self.run.keep_last, self.run.keep_every)
         dist.barrier()
@@ -335,8 +335,8 @@ class Trainer:
         dist.seed_everything(seed, dist.rank(), self.run.deterministic)
 
     def _check_foundations(self, folder: Path) -> None:
-        passport = folder / PASSPORT
-        stored = json.loads(passport.read_text(encoding="utf-8"))["fingerprints"] if passport.exists() else {}
+        provenance = folder / PROVENANCE
+        stored = json.loads(provenance.read_text(encoding="utf-8"))["fingerprints"] if provenance.exists() else {}
         changed = differences(stored, self.fingerprints) if self.fingerprints else []
         if changed:
             raise WeightsError(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vlm.common.errors import UserError
 from vlm.common.logging import busy, quiet, say
 from vlm.inference.generation import default_generation
-from vlm.serve.gradio.examples import is_world, read_examples, world_examples
+from vlm.serve.gradio.examples import is_tiny_model, read_page_examples, tiny_model_examples
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +50,7 @@ def launch(
         device: None leaves it to the configuration.
         generation: changes to the options of an answer with which the page's settings start.
         stream: show answers as they grow; False shows them when they are complete.
-        examples: file of pictures and questions to click, see ``read_examples``; None: those of the embedded model.
+        examples: file of pictures and questions to click, see ``read_page_examples``; None: those of the embedded model.
         block: wait until the page is stopped; False returns the running ``gradio.Blocks``.
 
     Raises:
@@ -60,12 +60,12 @@ def launch(
     port = free_port(host, port)  # before the model is loaded, which may take minutes
     from vlm.serve.gradio import layout, theme
 
-    shown = read_examples(examples) if examples else []
+    shown = read_page_examples(examples) if examples else []
     engine = _engine(source, device, options)
-    world = is_world(engine.config)
+    world = is_tiny_model(engine.config)
     folder = tempfile.TemporaryDirectory(prefix="vlm_page_")
-    shown = world_examples(Path(folder.name)) if world and not examples else shown
-    start = default_generation(engine.config).but(**generation or {})
+    shown = tiny_model_examples(Path(folder.name)) if world and not examples else shown
+    start = default_generation(engine.config).replace(**generation or {})
     page = layout.build(engine, start, shown, pixels=world, stream=stream)
     vars(page)["examples_folder"] = folder  # lives as long as the page
     page.queue()

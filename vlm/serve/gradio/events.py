@@ -59,7 +59,7 @@ class Events:
     def write(self, mine: PageChat, *values: Any) -> Iterator[list[Any]]:
         """The answer as it grows, or when it is complete; ``values``: options, text in front, turns kept."""
         try:
-            options = self.generation.but(**typed(dict(zip(self.names, values, strict=False))))
+            options = self.generation.replace(**typed(dict(zip(self.names, values, strict=False))))
             for shown in mine.write(options, *self._prompt(*values[len(self.names) :])):
                 if self.stream:
                     yield [shown, *buttons(writing=True)]

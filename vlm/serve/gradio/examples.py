@@ -33,12 +33,12 @@ def tasks(cfg: Config | None) -> tuple[str, ...]:
     return () if cfg is None else TASKS.get(cfg.model.template.name, ())
 
 
-def is_world(cfg: Config | None) -> bool:
+def is_tiny_model(cfg: Config | None) -> bool:
     """Whether a model is the embedded one, which knows the painted world only."""
     return cfg is not None and cfg.model.model_type == "tiny"
 
 
-def read_examples(file: str | Path) -> list[Example]:
+def read_page_examples(file: str | Path) -> list[Example]:
     """Examples of a JSON Lines file with ``{image, question}``; paths start from the file's folder.
 
     Raises:
@@ -65,7 +65,7 @@ def read_examples(file: str | Path) -> list[Example]:
     return found
 
 
-def world_examples(folder: Path, count: int = 8, seed: int = 2024) -> list[Example]:
+def tiny_model_examples(folder: Path, count: int = 8, seed: int = 2024) -> list[Example]:
     """Paint held-out scenes of the embedded world into ``folder``, one question type after another."""
     import numpy as np
 

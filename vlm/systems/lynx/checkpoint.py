@@ -14,7 +14,7 @@ from vlm.checkpoint.formats.base import below, bridge_index
 from vlm.checkpoint.formats.eva import resize_positions
 from vlm.checkpoint.keymap import KeyMap
 from vlm.checkpoint.safe import read_tensors
-from vlm.checkpoint.strict import Placement
+from vlm.checkpoint.strict import NamedTensors
 from vlm.common.errors import WeightsError
 from vlm.common.registry import register_checkpoint_format
 from vlm.models.bridges.frame_positions import FramePositions
@@ -72,7 +72,7 @@ class Lynx:
         self.into = into
         self.adapted: tuple[set[str], set[str]] = (set(), set())
 
-    def fills(self, model: VLM) -> list[str]:
+    def covered_prefixes(self, model: VLM) -> list[str]:
         """Bridge and adapters."""
         key_map(model)
         return [
@@ -84,7 +84,7 @@ class Lynx:
         """Tensors by published name, without prefixes."""
         return {_PREFIX.sub("", key): tensor for key, tensor in read_tensors(path, "model").items()}
 
-    def place(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> Placement:
+    def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
         """See :class:`CheckpointFormat`."""
         if not any(key.startswith(FAMILIES) for key in tensors):
             raise WeightsError(f"{file}: not a Lynx checkpoint; its keys begin with {', '.join(list(tensors)[:3])}")
@@ -97,7 +97,7 @@ class Lynx:
         placed = {_inside_lora(ours, have): tensors[name] for ours, name in theirs.items()}
         _fit(placed, have, file)
         self.adapted = (_adapted(placed), _adapted(have))
-        return Placement(file, placed, theirs, unknown, self._required(model, placed) - set(filled))
+        return NamedTensors(file, placed, theirs, unknown, self._required(model, placed) - set(filled))
 
     def _required(self, model: VLM, placed: Collection[str]) -> set[str]:
         """What trains, and all of the tower or the LLM when the file has any of it."""

@@ -14,12 +14,12 @@ from vlm.common.errors import ConfigError
 from vlm.common.registry import register_template
 from vlm.common.types import Message, Sample
 from vlm.processors.templates.base import (
-    IMAGE_MARK,
+    IMAGE_PLACEHOLDER,
     BaseTemplate,
     Medium,
     Piece,
-    Said,
     Segment,
+    UserText,
     ask_last,
     at_marks,
     literal_stretches,
@@ -73,12 +73,12 @@ class UserBot(BaseTemplate):
         pieces: list[Piece] = []
         for index, (asked, answer) in enumerate(turns):
             pieces += [*self._before(system, index), *self._question(asked)]
-            pieces += [] if answer is None else [self.config.answer_prefix, self._cased(Said(answer.text))]
+            pieces += [] if answer is None else [self.config.answer_prefix, self._cased(UserText(answer.text))]
         return self._behind_media(messages, segments_of(pieces))
 
     def prompt_segments(self, text: str, media: Sequence[Medium]) -> list[Segment]:
         """See :meth:`BaseTemplate.prompt_segments`; a text without marks is right too, media stand in front anyway."""
-        pieces = at_marks(text, media) if IMAGE_MARK in text else [text]
+        pieces = at_marks(text, media) if IMAGE_PLACEHOLDER in text else [text]
         said = [self._cased(p) for p in pieces if isinstance(p, str)]
         return [*(Segment(self.config.media_token, m) for m in media), *with_bos(segments_of(said))]
 
@@ -87,7 +87,7 @@ class UserBot(BaseTemplate):
         return [Segment(self._around[1]), *self._answer(text)]
 
     def _answer(self, text: str) -> list[Segment]:
-        pieces = [self.config.answer_prefix, self._cased(Said(text)), self.config.end_sym]
+        pieces = [self.config.answer_prefix, self._cased(UserText(text)), self.config.end_sym]
         literal = literal_stretches(pieces)
         return [Segment("".join(pieces), supervised=True, eos=self.config.add_eos, joined=True, literal=literal)]
 
@@ -98,12 +98,12 @@ class UserBot(BaseTemplate):
 
     def _question(self, asked: Sequence[Message], rng: random.Random | None = None) -> list[Piece]:
         """A question between its prompt; in training a caption's picture gets one of the pool's."""
-        text = Said("".join(m.text for m in asked))
+        text = UserText("".join(m.text for m in asked))
         if rng is not None and self.prompts and not text.strip():
-            text = Said(rng.choice(self.prompts))
-        if IMAGE_MARK in text:
+            text = UserText(rng.choice(self.prompts))
+        if IMAGE_PLACEHOLDER in text:
             media = [medium for m in asked for medium in m.media]
-            text = Said("".join(p for p in at_marks(text, media) if isinstance(p, str)))
+            text = UserText("".join(p for p in at_marks(text, media) if isinstance(p, str)))
         return [self._around[0], self._cased(text), self._around[1]]
 
     def _behind_media(self, messages: Sequence[Message], segments: list[Segment]) -> list[Segment]:

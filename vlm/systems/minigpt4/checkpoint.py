@@ -13,7 +13,7 @@ from vlm.checkpoint.formats.base import bridge_index
 from vlm.checkpoint.keymap import KeyMap
 from vlm.checkpoint.run_folder import WEIGHTS, find_checkpoint
 from vlm.checkpoint.safe import read_tensors
-from vlm.checkpoint.strict import Placement
+from vlm.checkpoint.strict import NamedTensors
 from vlm.common.errors import WeightsError
 from vlm.common.registry import register_checkpoint_format
 from vlm.models.bridges.linear import Linear
@@ -59,7 +59,7 @@ class Trained:
     def __init__(self, into: str | None = None) -> None:
         self.into = into
 
-    def fills(self, model: VLM) -> list[str]:
+    def covered_prefixes(self, model: VLM) -> list[str]:
         """Nothing is taken for granted."""
         return []
 
@@ -69,12 +69,12 @@ class Trained:
             path = find_checkpoint(path) / WEIGHTS
         return read_tensors(path, "model")
 
-    def place(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> Placement:
+    def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
         """See :class:`CheckpointFormat`."""
         training = {name for name, p in model.named_parameters() if p.requires_grad}
         required = training - set(filled)
         if any(key.startswith(("bridge.", "inserts.", "vision.", "llm.")) for key in tensors):
-            return Placement(file, dict(tensors), required=required)
+            return NamedTensors(file, dict(tensors), required=required)
         if not any(key.startswith(PROJECTION) for key in tensors):
             raise WeightsError(
                 f"{file}: neither a MiniGPT checkpoint (no {PROJECTION}*) nor one of this library's; "
@@ -83,7 +83,7 @@ class Trained:
         theirs, unknown = key_map(model).rename(tensors)
         known = set(model.state_dict())
         extra_lora = [theirs.pop(key) for key in list(theirs) if is_lora(key) and key not in known]
-        return Placement(
+        return NamedTensors(
             file, {ours: tensors[name] for ours, name in theirs.items()}, theirs, unknown + extra_lora, required
         )
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm.checkpoint.restricted_unpickler import plain, read_inert
+from vlm.checkpoint.restricted_unpickler import plain, read_without_code
 from vlm.checkpoint.safe import read_file
-from vlm.checkpoint.strict import Placement
+from vlm.checkpoint.strict import NamedTensors
 from vlm.common.errors import WeightsError
 from vlm.common.registry import register_checkpoint_format
 from vlm.models.lora import LoraOptions, is_lora
@@ -36,12 +36,12 @@ class MmgptLora:
     def __init__(self, into: str | None = None) -> None:
         self.into = into
 
-    def fills(self, model: VLM) -> list[str]:
+    def covered_prefixes(self, model: VLM) -> list[str]:
         """Nothing is taken for granted."""
         return []
 
-    def complete(self, model_cfg: Any, path: Path) -> Any:
-        """See :class:`SaysComposition`."""
+    def infer_config(self, model_cfg: Any, path: Path) -> Any:
+        """See :class:`InfersConfig`."""
         content = read_content(path)
         said = settings(content)
         tensors = openflamingo.read_state(content, str(path))
@@ -59,12 +59,12 @@ class MmgptLora:
         """Tensors by published name."""
         return openflamingo.read_state(read_content(path), str(path))
 
-    def place(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> Placement:
+    def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
         """See :class:`CheckpointFormat`."""
         tensors = openflamingo.without_second_names(tensors, openflamingo.layer_path(model), file)
         theirs, unknown = openflamingo.key_map(model, file).rename(tensors)
         required = [key for key in model.state_dict() if is_lora(key)]
-        return Placement(file, {ours: tensors[name] for ours, name in theirs.items()}, theirs, unknown, required)
+        return NamedTensors(file, {ours: tensors[name] for ours, name in theirs.items()}, theirs, unknown, required)
 
     def hint(self, shapes: Mapping[str, str]) -> str | None:
         """See :class:`CheckpointFormat`."""
@@ -79,7 +79,7 @@ def read_content(path: Path) -> Any:
     Raises:
         WeightsError: damaged.
     """
-    return plain(read_inert(path)) if zipfile.is_zipfile(path) else read_file(path)
+    return plain(read_without_code(path)) if zipfile.is_zipfile(path) else read_file(path)
 
 
 def settings(content: Any) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def published_names(model: VLM) -> dict[str, str | None]:
         if parameter.requires_grad:
             theirs = names.theirs(name.replace(".base_layer.", "."))
             if theirs is not None and theirs.startswith(openflamingo.LM):
-                theirs = openflamingo.LM + openflamingo.WRAPPED + theirs.removeprefix(openflamingo.LM)
+                theirs = openflamingo.LM + openflamingo.PEFT_PREFIX + theirs.removeprefix(openflamingo.LM)
             found[name] = theirs
     return found
 

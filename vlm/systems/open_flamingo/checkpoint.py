@@ -13,7 +13,7 @@ from vlm.checkpoint.formats.base import below, bridge_index
 from vlm.checkpoint.formats.hf_llm import OLDER_NAMES
 from vlm.checkpoint.keymap import KeyMap
 from vlm.checkpoint.safe import read_file
-from vlm.checkpoint.strict import Placement
+from vlm.checkpoint.strict import NamedTensors
 from vlm.common.errors import WeightsError
 from vlm.common.registry import register_checkpoint_format
 from vlm.models.bridges.perceiver import Perceiver
@@ -22,7 +22,7 @@ from vlm.models.lora import ADAPTER
 from vlm.models.vlm import VLM
 
 LM = "lang_encoder."
-WRAPPED = "base_model.model."
+PEFT_PREFIX = "base_model.model."
 """What peft puts into every name of the language model."""
 STATE = "model_state_dict"
 SECOND_NAMES = {
@@ -97,8 +97,8 @@ def read_state(content: Any, file: str) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         name = name.removeprefix("module.")
-        if name.startswith(LM + WRAPPED):
-            name = LM + name.removeprefix(LM + WRAPPED)
+        if name.startswith(LM + PEFT_PREFIX):
+            name = LM + name.removeprefix(LM + PEFT_PREFIX)
         found[name] = tensor
     return found
 
@@ -148,7 +148,7 @@ class OpenFlamingo:
     def __init__(self, into: str | None = None) -> None:
         self.into = into
 
-    def fills(self, model: VLM) -> list[str]:
+    def covered_prefixes(self, model: VLM) -> list[str]:
         """Bridge and inserts."""
         bridge, insert = parts(model, "format openflamingo")
         return [f"bridge.{bridge}", f"inserts.{insert}"]
@@ -157,7 +157,7 @@ class OpenFlamingo:
         """Tensors by published name."""
         return read_state(read_file(path), str(path))
 
-    def place(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> Placement:
+    def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
         """See :class:`CheckpointFormat`."""
         if not any(name.startswith("perceiver.") for name in tensors):
             raise WeightsError(
@@ -166,10 +166,10 @@ class OpenFlamingo:
             )
         tensors = without_second_names(tensors, layer_path(model), file)
         theirs, unknown = key_map(model, file).rename(tensors)
-        required = [key for part in self.fills(model) for key in below(model, part)]
+        required = [key for part in self.covered_prefixes(model) for key in below(model, part)]
         table = model.llm.model.get_input_embeddings().weight
         required += [f"llm.model.{n}" for n, p in model.llm.model.named_parameters() if p is table]
-        return Placement(file, {ours: tensors[name] for ours, name in theirs.items()}, theirs, unknown, required)
+        return NamedTensors(file, {ours: tensors[name] for ours, name in theirs.items()}, theirs, unknown, required)
 
     def hint(self, shapes: Mapping[str, str]) -> str | None:
         """See :class:`CheckpointFormat`."""

@@ -17,11 +17,11 @@ from vlm.common.errors import ConfigError
 from vlm.common.registry import register_template
 from vlm.common.types import Message, Sample, Text
 from vlm.processors.templates.base import (
-    IMAGE_MARK,
+    IMAGE_PLACEHOLDER,
     BaseTemplate,
     Piece,
-    Said,
     Segment,
+    UserText,
     ask_last,
     at_marks,
     literal_stretches,
@@ -42,12 +42,12 @@ class OpenFlamingo(BaseTemplate):
 
         system: str = ""  # in front of all
         question: str = "Question:{} Short answer:"  # around the words of a turn
-        bare: str = "Output:"  # after the pictures of a turn without words
+        caption_prompt: str = "Output:"  # after the pictures of a turn without words
         media_token: str = "<image>"
         end_sym: str = "<|endofchunk|>"  # after every answer
         add_eos: bool = True  # training: the end id after the last answer
         stop: list[str] = field(default_factory=lambda: ["<|endofchunk|>"])
-        cut_at: list[str] = field(default_factory=lambda: ["Question:", "Short answer:", "Output:"])
+        truncate_at: list[str] = field(default_factory=lambda: ["Question:", "Short answer:", "Output:"])
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -59,7 +59,8 @@ class OpenFlamingo(BaseTemplate):
             )
         if config.prompt_path:
             raise ConfigError(
-                "template.prompt_path has no effect with open_flamingo", fix="set template.bare, the text of a caption"
+                "template.prompt_path has no effect with open_flamingo",
+                fix="set template.caption_prompt, the text of a caption",
             )
 
     def train_segments(self, sample: Sample, rng: random.Random) -> list[Segment]:
@@ -83,7 +84,7 @@ class OpenFlamingo(BaseTemplate):
         pieces: list[Piece] = [self._system(system)]
         for asked, answer in turns:
             pieces += self._asked(asked)
-            pieces += [Said(answer.text), self.config.end_sym] if answer is not None else []
+            pieces += [UserText(answer.text), self.config.end_sym] if answer is not None else []
         return with_bos(segments_of(pieces, self.config.media_token))
 
     def answer_segments(self, text: str) -> list[Segment]:
@@ -94,7 +95,7 @@ class OpenFlamingo(BaseTemplate):
         return self.config.system if own is None else own
 
     def _answer(self, text: str, eos: bool) -> list[Segment]:
-        pieces = [Said(text), self.config.end_sym]
+        pieces = [UserText(text), self.config.end_sym]
         return [Segment("".join(pieces), supervised=True, eos=eos, joined=True, literal=literal_stretches(pieces))]
 
     @staticmethod
@@ -105,12 +106,12 @@ class OpenFlamingo(BaseTemplate):
     def _asked(self, asked: Sequence[Message]) -> list[Piece]:
         """Pictures in front, or where they stand between words, and the words of a turn, up to the answer's place."""
         media, content = media_first([p for m in asked for p in m.parts])
-        text = Said("\n".join(t for m in asked if (t := m.text)))
+        text = UserText("\n".join(t for m in asked if (t := m.text)))
         if not text.strip():
-            return [*media, self.config.bare]
+            return [*media, self.config.caption_prompt]
         before, after = self.config.question.split("{}")
         if media or not any(m.media for m in asked):
             return [*media, before, text, after]
-        if IMAGE_MARK in text:
+        if IMAGE_PLACEHOLDER in text:
             return [before, *at_marks(text, [p for p in content if not isinstance(p, Text)]), after]
-        return [before, *(Said(p.text) if isinstance(p, Text) else p for p in content), after]
+        return [before, *(UserText(p.text) if isinstance(p, Text) else p for p in content), after]

@@ -209,20 +209,20 @@ def conversation(history: Sequence[Turn], image: Any = None) -> list[Message]:
 def generation_of(model: Engine, given: Any = None) -> Generation:
     """Options of an answer from None (the composition's), a ``Generation``, a mapping, or transformers' object.
 
-    As published, a mapping or transformers' object replaces all options: what it leaves out is transformers'
+    As published, a mapping or transformers' object is_restart all options: what it leaves out is transformers'
     default (greedy, no penalties).
 
     Raises:
         UserError: an option that does not exist here, or a value outside its range.
     """
     if given is None:
-        return model.usual()
+        return model.default_generation()
     if isinstance(given, Generation):
         return given
     said = given if isinstance(given, Mapping) else given.to_diff_dict()
     if said.get("num_return_sequences") not in (None, 1):
         raise UserError("num_return_sequences must be 1", fix="ask again for another answer")
-    return LIBRARY.but(**{k: v for k, v in said.items() if v is not None and k not in WITHOUT_EFFECT})
+    return LIBRARY.replace(**{k: v for k, v in said.items() if v is not None and k not in WITHOUT_EFFECT})
 
 
 def device_of(device: str | int | torch.device | None) -> torch.device:

@@ -11,7 +11,7 @@ from torch import Tensor
 from vlm.checkpoint.formats.base import below
 from vlm.checkpoint.peft_adapter import Adapter, read_adapter, read_json
 from vlm.checkpoint.safe import read_tensors, shards
-from vlm.checkpoint.strict import Placement
+from vlm.checkpoint.strict import NamedTensors
 from vlm.common.errors import WeightsError
 from vlm.common.paths import inner_folder
 from vlm.common.registry import register_checkpoint_format
@@ -34,12 +34,12 @@ class VisualCLADelta:
     def __init__(self, into: str | None = None) -> None:
         self.into = into
 
-    def fills(self, model: VLM) -> list[str]:
+    def covered_prefixes(self, model: VLM) -> list[str]:
         """The bridge."""
         return [f"bridge.{i}" for i in range(len(model.bridge))]
 
-    def complete(self, model_cfg: Any, path: Path) -> Any:
-        """See :class:`SaysComposition`."""
+    def infer_config(self, model_cfg: Any, path: Path) -> Any:
+        """See :class:`InfersConfig`."""
         adapter = read_adapter(path)
         done = complete_bridge(model_cfg, path)
         done.train = dict.fromkeys(done.train, True) if not isinstance(done.train, dict) else dict(done.train)
@@ -61,12 +61,12 @@ class VisualCLADelta:
         """Tensors by published name, without peft's prefix."""
         return read_adapter(path).tensors
 
-    def place(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> Placement:
+    def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
         """See :class:`CheckpointFormat`."""
         theirs, unknown = key_map(model).rename(tensors)
-        required = [key for part in self.fills(model) for key in below(model, part)]
+        required = [key for part in self.covered_prefixes(model) for key in below(model, part)]
         required += [key for key in model.state_dict() if is_lora(key)]
-        return Placement(file, {ours: tensors[name] for ours, name in theirs.items()}, theirs, unknown, required)
+        return NamedTensors(file, {ours: tensors[name] for ours, name in theirs.items()}, theirs, unknown, required)
 
     def hint(self, shapes: Mapping[str, str]) -> str | None:
         """See :class:`CheckpointFormat`."""

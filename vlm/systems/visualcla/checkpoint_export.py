@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm.checkpoint.peft_adapter import CONFIG, WRAPPED, read_json
+from vlm.checkpoint.peft_adapter import CONFIG, PEFT_PREFIX, read_json
 from vlm.common.errors import WeightsError
 from vlm.models.bridges.bert_resampler import PUBLISHED
 from vlm.models.lora import ADAPTER, is_lora
@@ -57,7 +57,7 @@ def export_delta(
             if theirs is None or ("base_layer" in name):
                 raise WeightsError(f"{name} trains, but a delta of VisualCLA has no such part")
             theirs = theirs.replace(f".{ADAPTER}.weight", ".weight") if is_lora(name) else theirs
-            state[WRAPPED + theirs] = tensor.detach().cpu().clone()
+            state[PEFT_PREFIX + theirs] = tensor.detach().cpu().clone()
     adapter = _adapter_config(model)
     folder.mkdir(parents=True)
     torch.save(state, folder / "adapter_model.bin")

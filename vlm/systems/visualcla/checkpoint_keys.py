@@ -33,7 +33,7 @@ CLASS_DEFAULTS = {
     "num_query_tokens": 32,
 }
 """What a key means that ``visual_resampler_config`` leaves out."""
-LAYER = (
+RESAMPLER_LAYER = (
     ("crossattention.self.query", "query"),
     ("crossattention.self.key", "key"),
     ("crossattention.self.value", "value"),
@@ -63,7 +63,7 @@ def key_map(model: VLM) -> KeyMap:
             pairs += [(f"{theirs}{{rest}}.{matrix}.{end}", name) for end in ("weight", f"{ADAPTER}.weight")]
     inner = f"{RESAMPLER}encoder.layer.{{i}}"
     mine = f"bridge.{resampler}"
-    pairs += [(f"{inner}.{theirs}.{{end}}", f"{mine}.layers.{{i}}.{ours}.{{end}}") for theirs, ours in LAYER]
+    pairs += [(f"{inner}.{theirs}.{{end}}", f"{mine}.layers.{{i}}.{ours}.{{end}}") for theirs, ours in RESAMPLER_LAYER]
     pairs += [
         (f"{RESAMPLER}query_embeddding", f"{mine}.query_tokens"),  # spelt so in the files
         (f"{RESAMPLER}pooler.dense.{{end}}", f"{mine}.pooler.{{end}}"),
@@ -98,7 +98,7 @@ def bridge_names(file: Path) -> set[str]:
         WeightsError: see :func:`stated_sizes`.
     """
     layers = range(stated_sizes(file)["num_hidden_layers"])
-    linear = [f"{RESAMPLER}encoder.layer.{i}.{theirs}" for i in layers for theirs, _ in LAYER]
+    linear = [f"{RESAMPLER}encoder.layer.{i}.{theirs}" for i in layers for theirs, _ in RESAMPLER_LAYER]
     linear += [f"{RESAMPLER}pooler.dense", PROJECTION.removesuffix(".")]
     return {f"{RESAMPLER}query_embeddding", *(f"{name}.{end}" for name in linear for end in ("weight", "bias"))}
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlm.checkpoint.formats.base import below
 from vlm.checkpoint.safe import read_tensors, shards
-from vlm.checkpoint.strict import Placement
+from vlm.checkpoint.strict import NamedTensors
 from vlm.common.errors import WeightsError
 from vlm.common.paths import inner_folder
 from vlm.common.registry import register_checkpoint_format
@@ -27,12 +27,12 @@ class VisualCLAMerged:
     def __init__(self, into: str | None = None) -> None:
         self.into = into
 
-    def fills(self, model: VLM) -> list[str]:
+    def covered_prefixes(self, model: VLM) -> list[str]:
         """Everything."""
         return ["vision.model", "llm.model", *(f"bridge.{i}" for i in range(len(model.bridge)))]
 
-    def complete(self, model_cfg: Any, path: Path) -> Any:
-        """See :class:`SaysComposition`."""
+    def infer_config(self, model_cfg: Any, path: Path) -> Any:
+        """See :class:`InfersConfig`."""
         done = complete_bridge(model_cfg, path)
         for file in shards(_part(path, TEXT_FOLDERS)):
             table = read_tensors(file).get(EMBEDDINGS.removeprefix(TEXT))
@@ -50,11 +50,11 @@ class VisualCLAMerged:
         files = shards(path) if index.is_file() else sorted(path.glob("pytorch_model*.bin")) or shards(path)
         return tensors | {name: tensor for file in files for name, tensor in read_tensors(file).items()}
 
-    def place(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> Placement:
+    def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
         """See :class:`CheckpointFormat`."""
         theirs, unknown = key_map(model).rename(tensors)
-        required = [key for part in self.fills(model) for key in below(model, part)]
-        return Placement(file, {ours: tensors[name] for ours, name in theirs.items()}, theirs, unknown, required)
+        required = [key for part in self.covered_prefixes(model) for key in below(model, part)]
+        return NamedTensors(file, {ours: tensors[name] for ours, name in theirs.items()}, theirs, unknown, required)
 
     def hint(self, shapes: Mapping[str, str]) -> str | None:
         """See :class:`CheckpointFormat`."""

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm.checkpoint.formats.clip import BUFFERS, OTHER_HALF, TOWER
-from vlm.checkpoint.peft_adapter import WEIGHTS, WRAPPED, Adapter, read_adapter, read_json
+from vlm.checkpoint.formats.clip import BUFFERS, TEXT_TOWER_KEYS, TOWER
+from vlm.checkpoint.peft_adapter import PEFT_PREFIX, WEIGHTS, Adapter, read_adapter, read_json
 from vlm.checkpoint.safe import shards
-from vlm.checkpoint.stream import SHARD_BYTES, Facts, TensorReader, write_shards
+from vlm.checkpoint.stream import SHARD_BYTES, TensorInfo, TensorReader, write_shards
 from vlm.common.errors import WeightsError
 from vlm.common.paths import inner_folder
 from vlm.models.llm.hf import FOLDERS as TEXT_FOLDERS
@@ -34,9 +34,9 @@ from vlm.systems.visualcla.checkpoint_keys import EMBEDDINGS, HEAD, PROJECTION, 
 
 log = logging.getLogger(__name__)
 
-EYES = "vision_model."
+VISION_PREFIX = "vision_model."
 """Before a name of the vision tower in the whole model."""
-KEPT = (".rotary_emb.inv_freq", *BUFFERS)
+KEEP_DTYPE = (".rotary_emb.inv_freq", *BUFFERS)
 """Buffers, which keep their dtype."""
 TOKENIZER = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", ADDED)
 PREPROCESSOR = "preprocessor_config.json"
@@ -55,7 +55,7 @@ class Delta:
 
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
         """A tensor by its name without peft's prefix."""
-        return self.reader.read(name if name in self.reader.facts else WRAPPED + name, dtype)
+        return self.reader.read(name if name in self.reader.facts else PEFT_PREFIX + name, dtype)
 
     def update(self, name: str, tensor: Tensor) -> Tensor:
         """``tensor`` of the whole model with this delta's LoRA added in place, if it has any there.
@@ -86,7 +86,7 @@ class Merge:
             WeightsError: it has not.
         """
         have = {TEXT + name: facts.shape for name, facts in self.text.facts.items()}
-        have |= {EYES + TOWER + _tower(name): facts.shape for name, facts in self.vision.facts.items()}
+        have |= {VISION_PREFIX + TOWER + _tower(name): facts.shape for name, facts in self.vision.facts.items()}
         for delta in self.deltas:
             held = delta.adapter
             file = str(held.folder)
@@ -124,7 +124,7 @@ class Merge:
         """Write the weights of all three parts below ``target``; gives the files."""
         files = self._part(target / "text_encoder", self.text, {name: TEXT + name for name in self.text.facts})
         tower = {TOWER + _tower(name): name for name in self.vision.facts}
-        files += self._part(target / "vision_encoder", self.vision, {n: EYES + n for n in tower}, tower)
+        files += self._part(target / "vision_encoder", self.vision, {n: VISION_PREFIX + n for n in tower}, tower)
         return files + self._bridge(target)
 
     def _part(
@@ -155,10 +155,10 @@ class Merge:
         self._release(self.text)
         return written
 
-    def _dtype(self, name: str, facts: Facts) -> torch.dtype:
-        return facts.dtype if name.endswith(KEPT) or not facts.dtype.is_floating_point else self.dtype
+    def _dtype(self, name: str, facts: TensorInfo) -> torch.dtype:
+        return facts.dtype if name.endswith(KEEP_DTYPE) or not facts.dtype.is_floating_point else self.dtype
 
-    def _bytes(self, name: str, whole: str, facts: Facts) -> int:
+    def _bytes(self, name: str, whole: str, facts: TensorInfo) -> int:
         held = [d.adapter.tensors[whole].numel() for d in self.deltas if whole in d.adapter.tensors]
         return (held[-1] if held else facts.numel) * self._dtype(name, facts).itemsize
 
@@ -229,7 +229,7 @@ def _tower_reader(folder: Path) -> TensorReader:
     reader.facts = {
         name: facts
         for name, facts in reader.facts.items()
-        if not name.startswith(OTHER_HALF) and (name.startswith(TOWER) or not whole)
+        if not name.startswith(TEXT_TOWER_KEYS) and (name.startswith(TOWER) or not whole)
     }
     return reader
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm.checkpoint.peft_adapter import CONFIG, WRAPPED, Adapter, read_adapter, read_json
+from vlm.checkpoint.peft_adapter import CONFIG, PEFT_PREFIX, Adapter, read_adapter, read_json
 from vlm.common.errors import WeightsError
 from vlm.systems.visualcla.checkpoint_keys import PROJECTION, RESAMPLER, TEXT, VISION
 from vlm.systems.visualcla.merge import PREPROCESSOR, TOKENIZER
@@ -51,8 +51,8 @@ def export_webui(delta: str | Path, target: str | Path) -> tuple[Path, Path]:
             raise WeightsError(f"{folder}: exists", fix="move it away, or give another folder")
     for folder in (text, vision):
         folder.mkdir(parents=True)
-    _save({WRAPPED + name: t for name, t in parts[TEXT].items()}, text / "adapter_model.bin")
-    _save({WRAPPED + LEVEL + name: t for name, t in parts[VISION].items()}, vision / "adapter_model.bin")
+    _save({PEFT_PREFIX + name: t for name, t in parts[TEXT].items()}, text / "adapter_model.bin")
+    _save({PEFT_PREFIX + LEVEL + name: t for name, t in parts[VISION].items()}, vision / "adapter_model.bin")
     _save(parts[RESAMPLER], vision / "visual_resampler_model.bin")
     _save(parts[PROJECTION], vision / "image_projection_layer_model.bin")
     _write(sizes, vision / "visual_resampler_config.json")

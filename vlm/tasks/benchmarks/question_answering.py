@@ -38,7 +38,7 @@ class Questions(Protocol):
 
 
 @dataclass(frozen=True)
-class Answered:
+class Prediction:
     """One question with the model's answer and whether it is right."""
 
     id: str
@@ -61,7 +61,7 @@ def key_of(source: Any) -> Any:
     return source if isinstance(source, str | bytes | tuple) else repr(source)
 
 
-def exchanged(pictures: Sequence[Any], seed: int = 0) -> dict[Any, Any]:
+def swap_images(pictures: Sequence[Any], seed: int = 0) -> dict[Any, Any]:
     """Each distinct picture -> another one, drawn once for all from ``seed``.
 
     A plain shift would not do: question sets often run through types and answers in a fixed order.
@@ -130,7 +130,7 @@ class QuestionAnswering(Task):
         samples = [dataset[i] for i in indices]
         other: Mapping[Any, Any] = {}
         if self.config.image == "wrong":
-            other = exchanged(
+            other = swap_images(
                 [m.source for i in range(len(dataset)) for message in dataset[i].messages for m in message.media]
             )
         return [with_pictures(asked(s), self.config.image, other) for s in samples]
@@ -139,9 +139,9 @@ class QuestionAnswering(Task):
         """The options of a run with drawn answers; None without a seed."""
         if seed is None:
             return None
-        return engine.usual().but(do_sample=True, seed=seed, max_new_tokens=self.config.max_new_tokens)
+        return engine.default_generation().replace(do_sample=True, seed=seed, max_new_tokens=self.config.max_new_tokens)
 
-    def answer(self, engine: Engine, dataset: Questions, generation: Generation | None = None) -> list[Answered]:
+    def answer(self, engine: Engine, dataset: Questions, generation: Generation | None = None) -> list[Prediction]:
         """Every question answered, in the dataset's order, on every process (each answers its share).
 
         Raises:
@@ -153,26 +153,26 @@ class QuestionAnswering(Task):
         if len(dataset) == 0:
             raise DataError("no question to evaluate on")
         greedy = Generation(do_sample=False, repetition_penalty=1.0, seed=0)
-        generation = generation or engine.usual(greedy).but(max_new_tokens=self.config.max_new_tokens)
+        generation = generation or engine.default_generation(greedy).replace(max_new_tokens=self.config.max_new_tokens)
         mine = range(dist.rank(), len(dataset), dist.world_size())
         texts = engine.generate(self.conversations(dataset, mine), generation, batch_size=self.config.batch_size)
         everyone = [pair for part in dist.gather_objects(list(zip(mine, texts, strict=True))) for pair in part]
         return [self._answered(dataset, i, text) for i, text in sorted(everyone)]
 
-    def _answered(self, dataset: Questions, index: int, text: str) -> Answered:
+    def _answered(self, dataset: Questions, index: int, text: str) -> Prediction:
         sample, record = dataset[index], dataset.record(index)
         question = asked(sample)
         reference = "".join(m.text for m in sample.messages[len(question) :])
         name = sample.id or str(index)
         right = judge_of(self.config.judge)(question[-1].text, text, reference)
-        return Answered(name, question[-1].text, text, reference, right, record)
+        return Prediction(name, question[-1].text, text, reference, right, record)
 
     def evaluate(self, engine: Engine, dataset: Questions, generation: Generation | None = None) -> dict[str, Any]:
         """Accuracies of the model and of the majority answer; see :func:`vlm.tasks.metrics.summarise`."""
         return self.score(self.answer(engine, dataset, generation))
 
     @staticmethod
-    def score(answered: Sequence[Answered], *further: Sequence[Answered]) -> dict[str, Any]:
+    def score(answered: Sequence[Prediction], *further: Sequence[Prediction]) -> dict[str, Any]:
         """Numbers of answered questions, with ``majority`` for comparison and bootstrap ``intervals``.
 
         With ``further`` runs (other seeds) accuracies are means over the runs, ``runs`` has them one by one.

@@ -47,7 +47,7 @@ def side_by_side(media: list[Medium]) -> list[Medium]:
 
 
 def flipped(media: list[Medium], question: str, where: str) -> tuple[list[Medium], str]:
-    """Two pictures exchanged, and the words left and right with them. Raises DataError unless there are two."""
+    """Two pictures swap_images, and the words left and right with them. Raises DataError unless there are two."""
     if len(media) != 2:
         raise DataError(f"{where}: flip_share needs two pictures, found {len(media)}")
     return media[::-1], re.sub(r"\b([Ll]eft|[Rr]ight)\b", lambda m: SIDES[m.group()], question)

@@ -18,7 +18,7 @@ from vlm.datasets.formats.table import select
 from vlm.datasets.formats.table.media import flipped, missing, side_by_side, sources
 from vlm.datasets.formats.table.read import FileType, Record, Rows, expanded, read_rows
 from vlm.datasets.formats.table.templates import fill, first_name, lookup, names, read_pool
-from vlm.datasets.formats.turns import Medium, check_order, place, read_turns
+from vlm.datasets.formats.turns import Medium, attach_media, check_order, read_turns
 
 Values = dict[str, Any]
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class Table:
         self._pools = {name: read_pool(pool, name) for name, pool in config.pools.items()}
         self._files = [read_rows(p, config.records, config.file_type) for p in expanded(config.ann_path)]
         check_columns(config, self._files)
-        tell_pictures(config, self._files)
+        warn_if_images_unused(config, self._files)
         items = select.kept(self._files, config.where)
         if config.explode and not config.one_at_random:
             items = select.exploded(self._files, items, config.explode)
@@ -130,7 +130,7 @@ class Table:
         if config.messages:
             turns = read_turns(lookup(config.messages, values, where), where)
             check_order(turns, where)
-            messages = place(turns, media, where, first=False)
+            messages = attach_media(turns, media, where, first=False)
         else:
             messages = self._messages(values, media, rng, where)
         name = str(values.get("id", index))
@@ -194,7 +194,7 @@ class Table:
         asked = fill(one_of(self.config.user, rng), values, where)
         if not asked.strip() and not media:
             raise DataError(f"{where}: neither a question nor a picture", fix="correct build_info.user")
-        user = place([("user", asked)], media, where, first=False)[0]
+        user = attach_media([("user", asked)], media, where, first=False)[0]
         if material.strip():
             user = message("user", *user.parts, Input(material))
         if self.config.assistant is None:
@@ -255,7 +255,7 @@ def check_columns(config: Table.Config, files: Sequence[Rows]) -> None:
             )
 
 
-def tell_pictures(config: Table.Config, files: Sequence[Rows]) -> None:
+def warn_if_images_unused(config: Table.Config, files: Sequence[Rows]) -> None:
     """Warns when there seem to be pictures and no option refers to them."""
     columns = set().union(*(f.columns() | select.nested(f, config.explode) for f in files))
     if {"image", "video"} & (columns | set(config.fields)) or config.image_pattern or config.video_pattern:
