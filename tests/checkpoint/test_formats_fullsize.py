@@ -91,5 +91,5 @@ def test_every_key_has_its_place(arch: str, kind: str, llm: str, trained: str, t
 
 
 def _interpolated(have: dict[str, torch.Tensor], eva_keys: dict[str, torch.Tensor]) -> int:
-    """Parameters that the position table has more than the file's, when the picture is larger."""
+    """Parameters that the position table has more than the file's, when the image is larger."""
     return have["vision.vit.pos_embed"].numel() - eva_keys["pos_embed"].numel()

@@ -227,7 +227,7 @@ def test_engine_bans_what_has_no_row_of_the_head(case) -> None:
 
 
 def second_release(folder: Path) -> SimpleNamespace:
-    """A GPT-NeoX with a gated block before every layer, and text that looks at the picture before it."""
+    """A GPT-NeoX with a gated block before every layer, and text that looks at the image before it."""
     sizes = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 40, "num_attention_heads": 4}
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt_neox", "vocab_size": 40, **sizes}))
     named = lambda name, config: SimpleNamespace(name=name, config=config)  # noqa: E731

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from vlm.checkpoint import run_folder as run_dir_module
-from vlm.checkpoint.provenance import make_provenance
+from vlm.checkpoint.provenance import make_provenance, read_provenance
 from vlm.checkpoint.run_folder import RunDir, find_checkpoint, read_checkpoint
 from vlm.common.errors import UserError, WeightsError
 
@@ -32,13 +32,13 @@ def test_layout_and_reading_back(run):
     assert sorted(p.name for p in folder.iterdir()) == [
         "config.yaml",
         "model.safetensors",
-        "passport.json",
+        "provenance.json",
         "trainer.pt",
     ]
     tensors, state = read_checkpoint(folder)
     assert torch.equal(tensors["w"], torch.full((2, 2), 1.5))
     assert state == {"step": 5, "x": [1, (2.0, None)]}
-    provenance = json.loads((folder / "passport.json").read_text())
+    provenance = json.loads((folder / "provenance.json").read_text())
     assert provenance["step"] == 5 and provenance["metrics"] == {"loss": 1.5} and "torch" in provenance["versions"]
     assert yaml.safe_load((folder / "config.yaml").read_text()) == {"a": 1}
 
@@ -148,3 +148,11 @@ def test_damaged_files_are_user_errors(run):
     (folder / "model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(WeightsError, match=r"model\.safetensors"):
         read_checkpoint(folder)
+
+
+def test_the_record_of_version_0_1_is_read(run) -> None:
+    save(run, 1, 1.0)
+    folder = run.last()
+    record = read_provenance(folder)
+    (folder / "provenance.json").rename(folder / "passport.json")
+    assert read_provenance(folder) == record and record["step"] == 1 and read_provenance(None) == {}

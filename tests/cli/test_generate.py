@@ -1,4 +1,4 @@
-"""``vlm generate``: the published file and records to the published result; any composition; clips; faults."""
+"""``vlm generate``: the published file and records to the published result; any composition; videos; faults."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_clip_with_fewer_frames_than_asked_may_be_refused(tmp_path: Path, capsys
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     asked = published(tmp_path, vision_prompt_dict="video", test_files=[str(tmp_path / "rows.jsonl")])
     said = refused(capsys, [*asked, "model.video.on_short_video=error"])
-    assert re.search(r"rows.jsonl:1: clip .*a.mp4: 2 frames, but video.num_frames asks for 3", said), said
+    assert re.search(r"rows.jsonl:1: video .*a.mp4: 2 frames, but video.num_frames asks for 3", said), said
 
 
 def test_sampling_follows_the_seed(tmp_path: Path) -> None:
@@ -191,11 +191,11 @@ def test_faults_of_the_published_file(tmp_path: Path, capsys, keys: dict, wanted
     ("row", "wanted"),
     [
         ({"image": "images/none.png"}, "rows.jsonl:1: images/none.png: no such file below"),
-        ({"image": "QUJD" * 20}, "rows.jsonl:1: picture .*not a picture format"),
-        ({"image": 7}, "rows.jsonl:1: a int is no picture and no clip"),
-        ({"image": []}, "rows.jsonl:1: a clip without frames"),
-        ({"image": "broken.mp4"}, "rows.jsonl:1: clip .*broken.mp4: no video that decord or opencv can read"),
-        ({"image": "empty.mp4"}, "rows.jsonl:1: clip .*empty.mp4: empty"),
+        ({"image": "QUJD" * 20}, "rows.jsonl:1: image .*not an image format"),
+        ({"image": 7}, "rows.jsonl:1: a int is no image and no clip"),
+        ({"image": []}, "rows.jsonl:1: a video without frames"),
+        ({"image": "broken.mp4"}, "rows.jsonl:1: video .*broken.mp4: no video that decord or opencv can read"),
+        ({"image": "empty.mp4"}, "rows.jsonl:1: video .*empty.mp4: empty"),
     ],
 )
 def test_faults_of_a_record(tmp_path: Path, capsys, row: dict, wanted: str) -> None:

@@ -1,4 +1,4 @@
-"""A run of Lynx: trained on pictures and clips from the shipped composition, resumed, exported, loaded again."""
+"""A run of Lynx: trained on images and videos from the shipped composition, resumed, exported, loaded again."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from vlm.runners.train.run import run_training
 from ..golden.helpers_mmgpt import MmgptCase
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-PICTURES = GOLDEN / "minigpt4" / "open" / "data" / "cc_sbu_align"
+IMAGES = GOLDEN / "minigpt4" / "open" / "data" / "cc_sbu_align"
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def case() -> MmgptCase:
 def train(case: MmgptCase, folder: Path, steps: int, model: dict[str, Any] | None = None, **run: Any) -> Path:
     """The run folder after ``steps`` steps."""
     composition = {**case.composition().resolved["model"], **(model or {})}
-    data = {"mine": {"format": "caption_folder", "build_info": {"storage": str(PICTURES)}, "batch_size": 2}}
+    data = {"mine": {"format": "caption_folder", "build_info": {"storage": str(IMAGES)}, "batch_size": 2}}
     run |= {"task": "image_text_pretrain", "max_steps": steps, "iters_per_epoch": 4, "init_lr": 0.01, "num_workers": 0}
     run |= {"device": "cpu", "trackers": [], "report": False, "output_dir": str(folder / "run")}
     run |= {"weight_decay_on": ["inserts"], "save_freq": 2, "max_grad_norm": 1.0, "lr_sched": "constant"}
@@ -44,8 +44,8 @@ def train(case: MmgptCase, folder: Path, steps: int, model: dict[str, Any] | Non
 
 
 def answer(engine: Engine) -> list[str]:
-    picture = Image(str(GOLDEN / "mmgpt" / "open" / "images" / "second.png"))
-    asked = [[Message("user", (picture, Text("What is it?")))], [Message("user", (Text("Name a planet."),))]]
+    image = Image(str(GOLDEN / "mmgpt" / "open" / "images" / "second.png"))
+    asked = [[Message("user", (image, Text("What is it?")))], [Message("user", (Text("Name a planet."),))]]
     return engine.generate(asked, CHAT.replace(do_sample=False, max_new_tokens=8, cleanup="raw"))
 
 

@@ -76,8 +76,8 @@ def test_few_shot_answer(release: str, tmp_path: Path, file: Path, capsys: pytes
     model = first_release() if release == "v1_9b" else second_release(tmp_path)
     config = tmp_path / "model.yaml"
     config.write_text(yaml.safe_dump({"model": model, "run": {"device": "cpu"}}))
-    picture = str(asked()[0].media[0].source)
-    flags = ["--shots", str(file), "--image", picture, "--ask", "What colour?", "--max-new-tokens", "6"]
+    image = str(asked()[0].media[0].source)
+    flags = ["--shots", str(file), "--image", image, "--ask", "What colour?", "--max-new-tokens", "6"]
     assert main(["chat", str(config), *flags]) == 0
     said = capsys.readouterr().out.strip()
     engine = Engine.load(config, "cpu")
@@ -95,12 +95,12 @@ def test_few_shot_answer(release: str, tmp_path: Path, file: Path, capsys: pytes
     assert not torch.equal(logits(engine, other), logits(engine, [messages]))
 
 
-def about(messages: list[Any], picture: Path) -> list[Any]:
-    """The same conversation, its question about another picture."""
+def about(messages: list[Any], image: Path) -> list[Any]:
+    """The same conversation, its question about another image."""
     from vlm.common.types import Image, Message
 
     last = messages[-1]
-    return [*messages[:-1], Message("user", (Image(str(picture)), *last.parts[1:]))]
+    return [*messages[:-1], Message("user", (Image(str(image)), *last.parts[1:]))]
 
 
 def logits(engine: Engine, conversations: list[Any]) -> torch.Tensor:

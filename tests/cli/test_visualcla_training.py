@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from PIL import Image as Pictures
+from PIL import Image as Images
 
 from vlm.checkpoint.safe import read_tensors
 from vlm.cli.main import main
@@ -76,12 +76,12 @@ def trained(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of three colours as tar shards, as conversations, as a table; text instructions."""
+    """Images of three colours as tar shards, as conversations, as a table; text instructions."""
     folder = tmp_path_factory.mktemp("world")
     with tarfile.open(folder / "00000.tar", "w") as tar:
         for colour, caption in COLOURS.items():
             data = io.BytesIO()
-            Pictures.new("RGB", (40, 30), colour).save(data, "PNG")
+            Images.new("RGB", (40, 30), colour).save(data, "PNG")
             (folder / f"{colour}.png").write_bytes(data.getvalue())
             for end, content in (("png", data.getvalue()), ("json", json.dumps({"caption": caption}).encode())):
                 member = tarfile.TarInfo(f"{colour}.{end}")
@@ -122,8 +122,8 @@ def stage2(world: Path, stage1: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def instructions(world: Path) -> dict[str, dict[str, Any]]:
-    pictured = {"ann_path": str(world / "dialogues.json"), "image_path": str(world)}
-    return {"instructions": pictured, "alpaca_zh": {"ann_path": str(world / "texts.json")}}
+    imaged = {"ann_path": str(world / "dialogues.json"), "image_path": str(world)}
+    return {"instructions": imaged, "alpaca_zh": {"ann_path": str(world / "texts.json")}}
 
 
 def falls(folder: Path) -> bool:

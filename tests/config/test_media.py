@@ -20,7 +20,7 @@ def load(**model: Any) -> Any:
     return load_config({"model": {**base, **model}}, check="none")
 
 
-def test_pictures_only_by_default() -> None:
+def test_images_only_by_default() -> None:
     config = load()
     assert config.model.video is None
     assert "video" not in effective(config)["model"]

@@ -50,7 +50,7 @@ def test_first_fit_over_open_rows() -> None:
 
 
 def test_no_row_waits_for_ever() -> None:
-    """A row that nothing fits into any more: full of pictures, or a little less full than all that follow."""
+    """A row that nothing fits into any more: full of images, or a little less full than all that follow."""
     packed = FirstFitPacker(100, 2, open_rows=2, batch_size=1)
     found = feed(packed, [item(0, 10, media=2), *(item(k, 30, media=1) for k in range(1, 6))])
     assert [i.key[2] for i in found[0][0]] == [0]
@@ -60,7 +60,7 @@ def test_no_row_waits_for_ever() -> None:
 
 
 def llava_like(rng: random.Random) -> tuple[int, int]:
-    """Positions and pictures: dialogues with a picture of 256 tokens, short answers, and text only."""
+    """Positions and images: dialogues with an image of 256 tokens, short answers, and text only."""
     kind = rng.random()
     text = int(min(max(rng.lognormvariate(5.3, 0.6), 40), 1500))
     if kind < 0.6:

@@ -1,4 +1,4 @@
-"""The random part of a picture recipe: in training only, from (seed, dataset, pass, index) alone."""
+"""The random part of an image recipe: in training only, from (seed, dataset, pass, index) alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
 
 
 class Media:
-    """Six samples: a picture, or a clip of ten frames."""
+    """Six samples: an image, or a video of ten frames."""
 
     def __len__(self) -> int:
         return 6
@@ -77,7 +77,7 @@ def test_evaluation_does_not(make: Callable[[], Processor]) -> None:
 
 
 class Prepared(Media):
-    """The same with every third picture prepared as a tensor."""
+    """The same with every third image prepared as a tensor."""
 
     def __getitem__(self, index: int) -> Sample:
         medium = Image(ImageRecipe(ImageRecipe.Config(size=8))(NOISE)) if index % 3 == 1 else Image(NOISE)

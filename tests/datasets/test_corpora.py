@@ -269,7 +269,7 @@ def write(file: Path, data: Any) -> None:
 
 
 def source(tmp_path: Path, corpus: str, kind: str = "default") -> Source:
-    """The corpus over its few records; pictures are looked for in ``i`` but need not be there."""
+    """The corpus over its few records; images are looked for in ``i`` but need not be there."""
     name, data, _ = CASES[corpus]
     write(tmp_path / name, OTHER_RECORDS.get(kind, data))
     shipped = parse_file(corpus_file(corpus)).data

@@ -104,7 +104,7 @@ def test_groups_that_are_wrong(processor: Processor) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_pictures_in_a_dataset_of_text(processor: Processor, workers: int) -> None:
+def test_images_in_a_dataset_of_text(processor: Processor, workers: int) -> None:
     text = sources()
     text[1].text_only = True
     with pytest.raises(ConfigError, match=r"datasets\.c\.data_type is text, but sample c.* has 1 media"):

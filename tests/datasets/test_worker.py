@@ -49,7 +49,7 @@ def test_a_bad_record_is_replaced_by_another_or_left_out(source: Source, process
 
 
 def test_a_chunk_travels_whole(processor: Processor) -> None:
-    """Media of several shapes and types, clips and samples without any."""
+    """Media of several shapes and types, videos and samples without any."""
     media = [torch.rand(1, 3, 4, 4), torch.arange(48, dtype=torch.uint8).view(1, 3, 4, 4), torch.rand(2, 3, 4, 4)]
     given = [media[:2], [], [media[2], media[0] + 1]]
     items = [EncodedSample((0, 1, k), Example([k], [k], list(m), str(k)), k) for k, m in enumerate(given)]

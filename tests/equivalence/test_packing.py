@@ -36,8 +36,8 @@ def three(tiny):
     with tarfile.open(tiny.folder / "0.tar", "w") as tar:
         for name, caption in [(a["image_id"], a["caption"]) for a in notes] * 3:
             key = f"{len(tar.getmembers()):03d}"
-            picture = (source / "image" / f"{name}.jpg").read_bytes()
-            for ext, data in (("jpg", picture), ("json", json.dumps({"caption": caption[:60]}).encode())):
+            image = (source / "image" / f"{name}.jpg").read_bytes()
+            for ext, data in (("jpg", image), ("json", json.dumps({"caption": caption[:60]}).encode())):
                 info = tarfile.TarInfo(f"{key}.{ext}")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))

@@ -22,10 +22,10 @@ GREEDY = EVALUATION.replace(max_new_tokens=24)
 @pytest.fixture
 def questions(ask):
     return [
-        ask("What is in the picture?", "red"),
-        ask("Is there a dog in the picture? It is a photo of a street.", "blue"),
+        ask("What is in the image?", "red"),
+        ask("Is there a dog in the image? It is a photo of a street.", "blue"),
         ask("Compare them.", "green", "yellow"),
-        ask("No picture here."),
+        ask("No image here."),
     ]
 
 
@@ -127,7 +127,7 @@ def test_stop_event_ends_the_stream(engine, ask) -> None:
     assert 3 <= len(pieces) <= 5
 
 
-def test_pictures_are_encoded_once(engine, ask) -> None:
+def test_images_are_encoded_once(engine, ask) -> None:
     engine.features.clear()
     engine.model.vision.calls = 0
     engine.generate([ask("One.", "red"), ask("Two.", "red", "blue")], GREEDY)
@@ -137,14 +137,14 @@ def test_pictures_are_encoded_once(engine, ask) -> None:
 
 
 def talk(ask, turns: int) -> list[Message]:
-    messages = ask("What is in the picture?", "red")
+    messages = ask("What is in the image?", "red")
     for number in range(turns):
         messages.append(Message("assistant", (Text(f"Answer number {number}, with some words to fill the turn."),)))
         messages.append(Message("user", (Text(f"Question number {number}?"),)))
     return messages
 
 
-def test_long_talk_loses_old_turns_and_keeps_the_picture(engine, ask, caplog) -> None:
+def test_long_talk_loses_old_turns_and_keeps_the_image(engine, ask, caplog) -> None:
     messages = talk(ask, 8)
     options = GREEDY.replace(max_length=250)
     assert engine.length(messages) > 250
@@ -155,7 +155,7 @@ def test_long_talk_loses_old_turns_and_keeps_the_picture(engine, ask, caplog) ->
     assert "left out" in caplog.text
     assert prompt.embeds.shape[1] <= 250 - 24
     first_two_and_last = messages[:2] + messages[-1:]
-    assert prompt.embeds.shape[1] >= engine.length(first_two_and_last)  # the turn with the picture is still there
+    assert prompt.embeds.shape[1] >= engine.length(first_two_and_last)  # the turn with the image is still there
     begin = engine.prompt([first_two_and_last], options).embeds
     assert torch.equal(prompt.embeds[:, :40], begin[:, :40])
 
@@ -193,8 +193,8 @@ def test_rank_orders_by_loss_and_survives_uneven_candidates(engine, ask) -> None
     assert sums[1] > sums[0]
 
 
-def test_ready_prompt_is_taken_as_it_is_and_refused_when_too_long(engine, picture) -> None:
-    prompt = engine.processor.encode_prompt("<Img><ImageHere></Img> boat", [picture()])
+def test_ready_prompt_is_taken_as_it_is_and_refused_when_too_long(engine, image) -> None:
+    prompt = engine.processor.encode_prompt("<Img><ImageHere></Img> boat", [image()])
     assert engine.generate([prompt], GREEDY) == engine.generate([prompt, prompt], GREEDY)[:1]
     with pytest.raises(PromptError, match="positions"):
         engine.generate([engine.processor.encode_prompt("word " * 200, [])], GREEDY)
@@ -205,7 +205,7 @@ def test_ranking_needs_a_candidate_for_every_conversation(engine, ask) -> None:
         engine.rank([ask("What?")], [[]])
 
 
-def test_only_the_last_pictures_stay_in_the_cache() -> None:
+def test_only_the_last_images_stay_in_the_cache() -> None:
     seen: list[int] = []
 
     def encoder(pixels: torch.Tensor) -> Features:
@@ -213,11 +213,11 @@ def test_only_the_last_pictures_stay_in_the_cache() -> None:
         return Features(pixels.flatten(2)[:, :, None, :2])
 
     cache = FeatureCache(capacity=2)
-    pictures = [torch.full((1, 1, 3, 2, 2), float(i)) for i in range(3)]
+    images = [torch.full((1, 1, 3, 2, 2), float(i)) for i in range(3)]
     for i in (0, 1, 0, 2, 0, 1):
-        assert cache.encode(pictures[i], encoder).tokens.unique().tolist() == [float(i)]
+        assert cache.encode(images[i], encoder).tokens.unique().tolist() == [float(i)]
     assert seen == [1, 1, 1, 1]  # the second 0 was kept by its use, 1 had to be encoded again
-    assert cache.encode(torch.cat([pictures[1], pictures[1], pictures[2]]), encoder).tokens.shape[0] == 3
+    assert cache.encode(torch.cat([images[1], images[1], images[2]]), encoder).tokens.shape[0] == 3
     assert seen[4:] == [1] and len(cache) == 2
 
 

@@ -19,7 +19,7 @@ from vlm.inference.generation import EVALUATION
 
 from .small import CASE, write_config
 
-ASKED = [Message("user", (Image(str(CASE / "image.png")), Text("What is in the picture?")))]
+ASKED = [Message("user", (Image(str(CASE / "image.png")), Text("What is in the image?")))]
 
 
 @pytest.fixture

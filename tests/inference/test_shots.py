@@ -37,10 +37,10 @@ def flamingo() -> Engine:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "a.png").write_bytes(FIRST.read_bytes())
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(FIRST.read_bytes())
     lines = [
-        {"image": "pictures/a.png", "question": "What is it?", "answer": "a boat"},
+        {"image": "images/a.png", "question": "What is it?", "answer": "a boat"},
         {"question": "Name a planet.", "answer": "Saturn"},
     ]
     path = tmp_path / "examples.jsonl"
@@ -52,10 +52,10 @@ def asked(text: str = "What colour?") -> list[Message]:
     return [Message("user", (Image(str(SECOND)), *([Text(text)] if text else [])))]
 
 
-def same(engine: Engine, messages: list[Message], text: str, pictures: list[Path]) -> bool:
-    """Whether messages become the ids and pictures of the finished prompt ``text``."""
+def same(engine: Engine, messages: list[Message], text: str, images: list[Path]) -> bool:
+    """Whether messages become the ids and images of the finished prompt ``text``."""
     (got,) = engine.examples([messages])
-    want = engine.processor.encode_prompt(text, [str(p) for p in pictures])
+    want = engine.processor.encode_prompt(text, [str(p) for p in images])
     return got.ids == want.ids and all(torch.equal(a, b) for a, b in zip(got.media, want.media, strict=True))
 
 
@@ -81,7 +81,7 @@ def test_other_forms_of_a_question() -> None:
     assert same(engine, asked("hello"), text, [SECOND])
 
 
-def test_several_pictures_in_order(flamingo: Engine) -> None:
+def test_several_images_in_order(flamingo: Engine) -> None:
     two = example_messages([{"image": [str(FIRST), str(SECOND)], "question": "Same?", "answer": "no"}])
     text = "<image><image>Question:Same? Short answer:no<|endofchunk|><image>Question:What colour? Short answer:"
     assert same(flamingo, prepend_examples(two, asked()), text, [FIRST, SECOND, SECOND])
@@ -145,7 +145,7 @@ def test_answers_are_cut_before_the_next_question(flamingo: Engine) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"image": "no.png", "question": "What?", "answer": "x"}', r"line 1: picture .*no\.png: no such file"),
+        ('{"image": "no.png", "question": "What?", "answer": "x"}', r"line 1: image .*no\.png: no such file"),
         ('{"question": "What?"}', r"line 1: no `answer` \(it has: question\)"),
         ('{"question": "What?", "answer": " "}', "line 1: no `answer`"),
         ('{"answer": "x"}', "line 1: neither `image` nor `question`"),
@@ -165,14 +165,14 @@ def test_bad_lines(tmp_path: Path, line: str, said: str) -> None:
         read_examples(tmp_path / "absent.jsonl")
 
 
-def test_more_marks_than_pictures(flamingo: Engine) -> None:
+def test_more_marks_than_images(flamingo: Engine) -> None:
     record: dict[str, Any] = {"image": str(FIRST), "question": "<ImageHere> or <ImageHere>?", "answer": "x"}
-    with pytest.raises(PromptError, match="example 1: 2 image marks, but 1 pictures"):
+    with pytest.raises(PromptError, match="example 1: 2 image placeholders, but 1 images"):
         example_messages([record])
     for engine in (flamingo, Engine(flamingo.model, MmgptCase(CASE).processor)):
         session = ChatSession(engine, GREEDY)
         session.ask("<ImageHere> or <ImageHere>?", [str(SECOND)])
-        with pytest.raises(PromptError, match="2 image marks but 1 media"):
+        with pytest.raises(PromptError, match="2 image placeholders but 1 media"):
             session.answer()
-    with pytest.raises(PromptError, match="2 image marks but 1 media"):
+    with pytest.raises(PromptError, match="2 image placeholders but 1 media"):
         flamingo.processor.encode_prompt("<image> and <image>", [str(FIRST)])

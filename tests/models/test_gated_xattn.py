@@ -69,7 +69,7 @@ def generate(model, batch, **options) -> list[list[int]]:
 
 
 def parse(text: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """``tIt|It`` -> marks and segments; ``|`` begins a new sample, ``.`` is padding."""
+    """``tIt|It`` -> placeholders and segments; ``|`` begins a new sample, ``.`` is padding."""
     marks, segments, number = [], [], 1
     for letter in text:
         number += letter == "|"
@@ -149,18 +149,18 @@ def test_text_passes_untouched(compose, examples, batched) -> None:
     torch.testing.assert_close(logits(model, batched(examples))[row, : len(text.ids)], want, **CLOSE)
 
 
-def test_who_sees_which_picture(compose, batched) -> None:
-    """Changing a picture changes the logits from the first position that looks at it on, and none before."""
+def test_who_sees_which_image(compose, batched) -> None:
+    """Changing an image changes the logits from the first position that looks at it on, and none before."""
     ids = [1, 11, MEDIA_TOKEN, 12, 13, MEDIA_TOKEN, 14, 15]
     torch.manual_seed(1)
-    pictures = [torch.randn(1, 3, 28, 28) for _ in range(3)]
+    images = [torch.randn(1, 3, 28, 28) for _ in range(3)]
     make = lambda first, second: batched([Example(ids, [IGNORE_INDEX] * len(ids), [first, second])])  # noqa: E731
     begin = {(False, True): (0, 3), (True, True): (2, 5), (True, False): (2, 5), (False, False): (0, 3)}
     for (previous, immediate), starts in begin.items():
         model = xattn(compose, attend_previous=previous, immediate=immediate)
-        base = logits(model, make(*pictures[:2]))[0]
+        base = logits(model, make(*images[:2]))[0]
         for number, start in enumerate(starts):
-            changed = [pictures[2] if n == number else pictures[n] for n in range(2)]
+            changed = [images[2] if n == number else images[n] for n in range(2)]
             apart = (logits(model, make(*changed))[0] - base).abs().amax(1) > 1e-5
             assert apart.nonzero()[0, 0] == start
 
@@ -201,7 +201,7 @@ def test_cached_generation_equals_teacher_forcing(compose, examples, batched, fa
 
 
 @pytest.mark.parametrize("previous", [False, True])
-def test_beams_see_the_pictures_of_their_row(compose, examples, batched, previous) -> None:
+def test_beams_see_the_images_of_their_row(compose, examples, batched, previous) -> None:
     model = xattn(compose, attend_previous=previous)
     together = generate(model, batched(examples), num_beams=3)
     assert together == [generate(model, batched([e]), num_beams=3)[0] for e in examples]
@@ -243,14 +243,14 @@ def test_placement_augmentation(compose, examples, batched) -> None:
         assert {model(batched(examples)).loss_sum.item() for _ in range(6)} == {losses[False]}
 
 
-def test_missing_pictures(compose, batched) -> None:
-    """An error; with the option, text whose picture is missing attends evenly to the others."""
+def test_missing_images(compose, batched) -> None:
+    """An error; with the option, text whose image is missing attends evenly to the others."""
     ids = [1, MEDIA_TOKEN, 12, MEDIA_TOKEN, 14]
-    picture = torch.randn(1, 3, 28, 28)
-    batch = batched([Example(ids, [IGNORE_INDEX] * len(ids), [picture, picture])])
+    image = torch.randn(1, 3, 28, 28)
+    batch = batched([Example(ids, [IGNORE_INDEX] * len(ids), [image, image])])
     short = type(batch)(**{**vars(batch), "pixels": batch.pixels[:1], "media_row": batch.media_row[:1]})
     short.media_pos = batch.media_pos[:1]
-    with pytest.raises(PromptError, match=r"2 image mark\(s\) in the prompt, 1 image\(s\)"):
+    with pytest.raises(PromptError, match=r"2 image placeholder\(s\) in the prompt, 1 image\(s\)"):
         xattn(compose)(short)
     model = xattn(compose, uniform_when_missing=True)
     with torch.no_grad():

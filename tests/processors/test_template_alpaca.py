@@ -24,7 +24,7 @@ def make(**options: object) -> Alpaca:
 
 
 def text(segments: list[Segment]) -> str:
-    """All texts, pictures by their path."""
+    """All texts, images by their path."""
     return "".join(s.medium.source if s.medium else s.text for s in segments)
 
 
@@ -50,12 +50,12 @@ def test_input_has_a_block_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("parts", [(A, "What?", B), (A, B, "What?"), ("What?", A, B)])
-def test_pictures_at_either_end_of_a_turn_go_in_front(parts: tuple[object, ...]) -> None:
+def test_images_at_either_end_of_a_turn_go_in_front(parts: tuple[object, ...]) -> None:
     assert chat(make(), say("user", *parts)).startswith("S\n\n### Image:\na.png\n\n### Image:\nb.png\n\n### Instr")
     assert "<img>a.png</img>\n<img>b.png</img>\nWhat?" in chat(make(**INLINE), say("user", *parts))
 
 
-def test_pictures_between_texts_or_at_marks_keep_their_place() -> None:
+def test_images_between_texts_or_at_placeholders_keep_their_place() -> None:
     between = say("user", A, "is like", B, "?")
     marked = say("user", "<ImageHere>is like<ImageHere>?", A, B)
     assert chat(make(), say("user", "First ", A, " then ", B, ".")).endswith(
@@ -102,7 +102,7 @@ def test_own_system_text_replaces_the_sentence() -> None:
     assert text(train(make(), *turn, say("assistant", "2"))).startswith("Be brief.\n\n### Instruction:\n1")
 
 
-def test_a_bare_picture_at_the_head() -> None:
+def test_a_bare_image_at_the_head() -> None:
     template = make(**INLINE, image_at_head=True, joint_answer=False)
     bare = train(template, say("user", A), say("assistant", "A boat."))
     assert [s.medium.source if s.medium else s.text for s in bare] == ["<img>", "a.png", "</img>", "A boat."]
@@ -140,12 +140,12 @@ def test_unusable_pools(tmp_path: Path, content: str, words: str) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, INLINE])
-def test_marks_and_pictures_must_agree(options: dict[str, str]) -> None:
+def test_marks_and_images_must_agree(options: dict[str, str]) -> None:
     template = make(**options)
     for message, found in (
-        (say("user", "<ImageHere><ImageHere> What?", A), "2 image marks but 1 media"),
-        (say("user", "<ImageHere> What?"), "1 image marks but 0 media"),
-        (say("user", A, B, "<ImageHere> What?"), "1 image marks but 2 media"),
+        (say("user", "<ImageHere><ImageHere> What?", A), "2 image placeholders but 1 media"),
+        (say("user", "<ImageHere> What?"), "1 image placeholders but 0 media"),
+        (say("user", A, B, "<ImageHere> What?"), "1 image placeholders but 2 media"),
     ):
         with pytest.raises(PromptError, match=found):
             template.chat_segments([message])

@@ -34,7 +34,7 @@ def test_is_registered() -> None:
     assert resolve("template", "user_bot") is UserBot
 
 
-def test_pictures_stand_in_front_and_everything_is_lower_case() -> None:
+def test_images_stand_in_front_and_everything_is_lower_case() -> None:
     assert show(make().chat_segments(DIALOGUE)) == [
         "a.png", "b.png", "^user: what is it?\nbot: a boat\nuser: why?\nbot:",
     ]  # fmt: skip
@@ -66,7 +66,7 @@ def test_own_system_text_and_marks() -> None:
     assert show(make().chat_segments(turns)) == ["a.png", "^be brief.\nuser: who?\nbot:"]
     trained = make().train_segments(Sample((*turns, say("assistant", "I"))), random.Random(0))
     assert show(trained) == ["a.png", "^be brief.\nuser: who?\nbot:", "!+$ i"]
-    with pytest.raises(PromptError, match="2 image marks but 1 media"):
+    with pytest.raises(PromptError, match="2 image placeholders but 1 media"):
         make().chat_segments([say("user", A, "<ImageHere><ImageHere>Who?")])
     with pytest.raises(PromptError, match="must end with a user message"):
         make().chat_segments([say("assistant", "I")])
@@ -82,7 +82,7 @@ def test_whole_prompts_stand_behind_their_media() -> None:
         assert show(make().prompt_segments(text, [A])) == ["a.png", "^user: who?\nbot:"]
     assert show(make().prompt_segments("Hi </s>", [])) == ["^hi </s>"]
     assert make().prompt_segments("Hi </s>", [])[0].literal == ()
-    with pytest.raises(PromptError, match="2 image marks but 1 media"):
+    with pytest.raises(PromptError, match="2 image placeholders but 1 media"):
         make().prompt_segments("<ImageHere><ImageHere>", [A])
 
 

@@ -15,7 +15,7 @@ from vlm.checkpoint.provenance import make_provenance
 from vlm.checkpoint.run_folder import RunDir
 from vlm.common.errors import DataError
 from vlm.pages.charts import Series, chart, number, smooth, thin, ticks
-from vlm.runners.train.report import ReportSample, picture_uri, write_report
+from vlm.runners.train.report import ReportSample, image_uri, write_report
 
 
 @pytest.fixture
@@ -94,20 +94,20 @@ def test_report_of_an_empty_run_does_not_fail(tmp_path):
     assert "none" in write_report(run).read_text()
 
 
-def test_pictures_are_embedded_and_small_ones_enlarged():
-    picture = Image.new("RGB", (10, 20), (200, 30, 40))
-    data = base64.b64decode(picture_uri(picture).split(",")[1])
+def test_images_are_embedded_and_small_ones_enlarged():
+    image = Image.new("RGB", (10, 20), (200, 30, 40))
+    data = base64.b64decode(image_uri(image).split(",")[1])
     found = Image.open(io.BytesIO(data))
     assert found.size == (160, 320)
     assert all(abs(a - b) < 4 for a, b in zip(found.getpixel((80, 160)), (200, 30, 40), strict=True))
-    big = Image.open(io.BytesIO(base64.b64decode(picture_uri(Image.new("RGB", (900, 300))).split(",")[1])))
+    big = Image.open(io.BytesIO(base64.b64decode(image_uri(Image.new("RGB", (900, 300))).split(",")[1])))
     assert big.size == (320, 107)
 
 
-def test_corrupt_picture_is_a_user_error(run, tmp_path):
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+def test_corrupt_image_is_a_user_error(run, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"bad\.png"):
-        write_report(run, [ReportSample("?", "", pictures=[str(tmp_path / "bad.png")])])
+        write_report(run, [ReportSample("?", "", images=[str(tmp_path / "bad.png")])])
 
 
 def test_ticks_are_round_and_inside():

@@ -98,7 +98,7 @@ def test_best_checkpoint_and_early_stop_survive_resume(tools):
     assert (result.status, result.step, result.best_loss, result.exit_code) == ("early_stop", 4, 3.0, 0)
     assert trainer.run_dir.best().name == "step_00000002"
     assert trainer.run_dir.last().name == "step_00000004"
-    provenance = json.loads((trainer.run_dir.best() / "passport.json").read_text())
+    provenance = json.loads((trainer.run_dir.best() / "provenance.json").read_text())
     assert provenance["metrics"]["valid_loss"] == 3.0 and provenance["trained"] == ["proj.weight", "proj.bias"]
     again = tools.trainer(max_steps=20, resume="auto", early_stop=3, val_freq=1, validator=Losses(3.2))
     assert again.progress.bad_validations == 2 and again.fit().step == 5

@@ -19,7 +19,7 @@ from vlm.serve.gradio.session import PageChat
 
 from ..inference.small import CASE, write_config
 
-PICTURE = str(CASE / "image.png")
+IMAGE = str(CASE / "image.png")
 OTHER = str(CASE / "data" / "cc_sbu_align" / "image" / "2.jpg")
 SHORT = EVALUATION.replace(max_new_tokens=5)
 
@@ -38,42 +38,42 @@ def answer(chat: PageChat) -> str:
     return list(chat.write(SHORT))[-1][-1]["content"]
 
 
-def test_picture_goes_with_its_first_question_only(chat: PageChat) -> None:
-    chat.ask("What is this?", PICTURE)
+def test_image_goes_with_its_first_question_only(chat: PageChat) -> None:
+    chat.ask("What is this?", IMAGE)
     first = answer(chat)
-    chat.ask("And now?", PICTURE)
+    chat.ask("And now?", IMAGE)
     answer(chat)
     assert [len(m.media) for m in chat.session.messages] == [1, 0, 0, 0]
-    assert chat.shown[0] == {"role": "user", "content": [{"path": PICTURE}, "What is this?"]}
+    assert chat.shown[0] == {"role": "user", "content": [{"path": IMAGE}, "What is this?"]}
     assert chat.shown[1]["content"] == first == chat.session.messages[1].text
     assert chat.shown[2]["content"] == ["And now?"]
 
 
-def test_new_picture_begins_anew_unless_kept(chat: PageChat) -> None:
-    chat.ask("What is this?", PICTURE)
+def test_new_image_begins_anew_unless_kept(chat: PageChat) -> None:
+    chat.ask("What is this?", IMAGE)
     answer(chat)
     chat.ask("And this?", OTHER)
     answer(chat)
     assert len(chat.session.messages) == len(chat.shown) == 2
-    chat.ask("Compare.", PICTURE, keep=True)
+    chat.ask("Compare.", IMAGE, keep=True)
     assert sum(len(m.media) for m in chat.session.messages) == 2
     assert len(chat.shown) == 3
 
 
 def test_regenerate_and_restart(chat: PageChat) -> None:
-    chat.ask("What is this?", PICTURE)
+    chat.ask("What is this?", IMAGE)
     first = answer(chat)
     chat.again()
     assert len(chat.shown) == 1
     assert answer(chat) == first
     chat.restart()
-    assert (chat.shown, chat.session.messages, chat.picture) == ([], [], None)
+    assert (chat.shown, chat.session.messages, chat.image) == ([], [], None)
     with pytest.raises(PromptError):
         chat.again()
 
 
 def test_one_answer_at_a_time(chat: PageChat) -> None:
-    chat.ask("What is this?", PICTURE)
+    chat.ask("What is this?", IMAGE)
     writing = chat.write(SHORT)
     next(writing)
     for intrude in (lambda: chat.ask("Quick, another!", None), chat.again):
@@ -87,7 +87,7 @@ def test_one_answer_at_a_time(chat: PageChat) -> None:
 
 
 def test_visitor_who_leaves_frees_the_chat(chat: PageChat) -> None:
-    chat.ask("What is this?", PICTURE)
+    chat.ask("What is this?", IMAGE)
     writing = chat.write(SHORT)
     next(writing)
     writing.close()
@@ -96,7 +96,7 @@ def test_visitor_who_leaves_frees_the_chat(chat: PageChat) -> None:
 
 
 def test_restart_while_an_answer_is_written(chat: PageChat) -> None:
-    chat.ask("What is this?", PICTURE)
+    chat.ask("What is this?", IMAGE)
     writing = chat.write(SHORT)
     next(writing)
     chat.restart()
@@ -105,11 +105,11 @@ def test_restart_while_an_answer_is_written(chat: PageChat) -> None:
 
 
 def test_bad_requests_change_nothing(chat: PageChat, tmp_path) -> None:
-    chat.ask("What is this?", PICTURE)
+    chat.ask("What is this?", IMAGE)
     answer(chat)
     shown = [dict(bubble) for bubble in chat.shown]
     bad = tmp_path / "bad.png"
-    bad.write_bytes(b"no picture")
+    bad.write_bytes(b"no image")
     with pytest.raises(DataError, match=r"bad\.png"):
         chat.ask("And this?", str(bad))
     with pytest.raises(PromptError, match="type a question"):
@@ -129,7 +129,7 @@ def test_without_streaming_an_answer_comes_whole(engine: Engine) -> None:
     found = []
     for stream in (True, False):
         events = Events(engine, SHORT, ["max_new_tokens", "top_k"], stream=stream)
-        mine = events.ask("What is this?", PICTURE, False, None)[0]
+        mine = events.ask("What is this?", IMAGE, False, None)[0]
         updates = list(events.write(mine, 5.0, 3.0))
         found.append(updates[-1][0][-1]["content"])
         assert len(updates) > 1 if stream else len(updates) == 1
@@ -184,7 +184,7 @@ def _labels(page) -> list[str]:
     return [v for v in values if isinstance(v, str)]
 
 
-def test_world_examples_are_pictures_with_questions(tmp_path) -> None:
+def test_world_examples_are_images_with_questions(tmp_path) -> None:
     examples = tiny_model_examples(tmp_path, count=8)
     assert len(examples) == 8 and len({question for _, question in examples}) >= 6
     assert all(question.endswith(("?", ".")) for _, question in examples)

@@ -89,7 +89,7 @@ def test_examples_to_click(tmp_path: Path) -> None:
     file.write_text('{"image": "a.png", "question": "What is in this image?"}\n\n')
     assert read_page_examples(file) == [(str(tmp_path / "a.png"), "What is in this image?")]
     for line, said in (
-        ('{"image": "b.png", "question": "What?"}', r"line 1: picture .*b\.png: no such file"),
+        ('{"image": "b.png", "question": "What?"}', r"line 1: image .*b\.png: no such file"),
         ('{"image": "a.png"}', "line 1: needs `image` and `question`"),
         ("[]", "line 1: needs `image` and `question`"),
         ("{", "line 1 is not JSON"),

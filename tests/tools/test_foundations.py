@@ -123,8 +123,8 @@ def test_every_word_of_a_note_is_one_token():
     assert all(len(world.block(scene_at(0, index))) == 16 for index in range(50))
 
 
-def test_labelled_pictures_never_show_a_held_out_pair():
-    from foundations.pictures import draw_figures
+def test_labelled_images_never_show_a_held_out_pair():
+    from foundations.images import draw_figures
 
     from vlm.datasets.synthetic.scene import COLORS, HELD_OUT, KINDS
 

@@ -79,13 +79,13 @@ def start_attention(model: LlamaForCausalLM) -> None:
 
 
 def embed(model: LlamaForCausalLM, batch: dict[str, torch.Tensor], noise: float) -> torch.Tensor:
-    """Token embeddings ``[b, s, d]``; picture blocks get noise, those marked ``noise`` are nothing but noise."""
+    """Token embeddings ``[b, s, d]``; image blocks get noise, those marked ``noise`` are nothing but noise."""
     table = model.get_input_embeddings()
     x = table(batch["ids"])
     if noise == 0:
         return x
-    rows = torch.nonzero(batch["picture"] >= 0).flatten()
-    where = batch["picture"][rows, None] + torch.arange(NOTE_WORDS)
+    rows = torch.nonzero(batch["image"] >= 0).flatten()
+    where = batch["image"][rows, None] + torch.arange(NOTE_WORDS)
     scale = table.weight.detach().pow(2).mean().sqrt()
     n, d = len(rows), x.shape[-1]
     level = torch.rand(n, 1, 1) * noise * scale

@@ -1,12 +1,18 @@
-"""The provenance stored with every checkpoint: where it came from and what it needs."""
+"""The record stored with every checkpoint: where its weights came from and what they need."""
 
 from __future__ import annotations
 
+import json
 import platform
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import vlm
+
+FILE = "provenance.json"
+OLD_FILE = "passport.json"
+"""Its name until version 0.1."""
 
 PACKAGES = ("torch", "transformers", "timm", "peft", "safetensors", "sentencepiece", "tokenizers", "numpy")
 """Packages whose version can change what a model computes or how its files are read."""
@@ -32,7 +38,7 @@ def make_provenance(
     trained: list[str] | None = None,
     hardware: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """A JSON-ready provenance.
+    """The record, JSON-ready.
 
     Args:
         step: optimiser steps done.
@@ -52,3 +58,10 @@ def make_provenance(
         "trained": trained or [],
         "config": config,
     }
+
+
+def read_provenance(checkpoint: Path | None) -> dict[str, Any]:
+    """The record of a checkpoint folder, also under the file name of version 0.1; empty without one."""
+    files = [] if checkpoint is None else [checkpoint / FILE, checkpoint / OLD_FILE]
+    file = next((f for f in files if f.is_file()), None)
+    return {} if file is None else dict(json.loads(file.read_text(encoding="utf-8")))

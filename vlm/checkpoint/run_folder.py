@@ -5,7 +5,7 @@
     output_dir/
       config.yaml           resolved configuration; ``--cfg-path`` takes it back
       log.jsonl  tensorboard/  report.html
-      checkpoints/step_00000500/{model.safetensors, trainer.pt, passport.json, config.yaml}
+      checkpoints/step_00000500/{model.safetensors, trainer.pt, provenance.json, config.yaml}
       last -> checkpoints/step_...      best -> checkpoints/step_...
 
 A checkpoint is written into a hidden folder, flushed to disk, and renamed; the links are replaced
@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from vlm.checkpoint.provenance import FILE as PROVENANCE
 from vlm.checkpoint.train_state_file import check_plain, read_state
 from vlm.common.errors import UserError, WeightsError
 
@@ -30,7 +31,6 @@ log = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
 STATE = "trainer.pt"
-PROVENANCE = "passport.json"
 CONFIG = "config.yaml"
 
 

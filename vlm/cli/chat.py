@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``vlm chat``."""
     parser.add_argument("model", metavar="RUN_DIR|CFG", help="run folder, YAML file, or a merged VisualCLA folder")
     parser.add_argument(
-        "--image", "--image_file", action="append", default=[], metavar="PATH", help="picture of the first question"
+        "--image", "--image_file", action="append", default=[], metavar="PATH", help="image of the first question"
     )
     parser.add_argument("--video", action="append", default=[], metavar="PATH", help="clip of the first question")
     parser.add_argument("--ask", action="append", default=[], metavar="TEXT", help="ask this and leave; repeatable")
@@ -30,12 +30,12 @@ def main(args: argparse.Namespace) -> int:
     """Run ``vlm chat``; the exit code.
 
     Raises:
-        UserError: an unusable model, picture or question.
+        UserError: an unusable model, image or question.
     """
     changes, device, options = changes_of(args), device_of(args), options_of(args)
     for path in args.image:  # before the model is loaded, which may take minutes
         if not Path(path).is_file():
-            raise UserError(f"picture {path}: no such file", fix="check the path behind --image")
+            raise UserError(f"image {path}: no such file", fix="check the path behind --image")
     for path in args.video:
         if not Path(path).exists():
             raise UserError(f"clip {path}: no such file", fix="check the path behind --video")

@@ -9,14 +9,14 @@ from vlm.common.logging import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Prediction files, pictures, the page."""
+    """Prediction files, images, the page."""
     parser.add_argument(
         "files",
         nargs="+",
         metavar="[NAME=]FILE",
         help="JSON array or JSON lines: records with question (or instruction), image, output (or outout, text_output)",
     )
-    parser.add_argument("--media-root", default="", metavar="DIR", help="folder that the records' pictures start from")
+    parser.add_argument("--media-root", default="", metavar="DIR", help="folder that the records' images start from")
     parser.add_argument("--output", default="compare.html", metavar="FILE", help="the page; needs no other file")
     parser.add_argument("--title", default="", help="of the page")
 
@@ -34,7 +34,7 @@ def main(args: argparse.Namespace) -> int:
     target = Path(args.output)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(text, encoding="utf-8")
-    some = f"; {len(lost)} pictures not found, the first is {lost[0]} (--media-root names their folder)" if lost else ""
+    some = f"; {len(lost)} images not found, the first is {lost[0]} (--media-root names their folder)" if lost else ""
     say(f"{target}: {len(named)} prediction file{'s' if len(named) > 1 else ''}{some}")
     return 0
 

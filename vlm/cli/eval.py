@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cfg-path", default=None, help="the same, in the published spelling")
     parser.add_argument("--dataset", default="", metavar="NAMES", help="only these, separated by commas")
     parser.add_argument(
-        "--images", default="right", help="right, wrong, none, blank or several: the picture each question gets"
+        "--images", default="right", help="right, wrong, none, blank or several: the image each question gets"
     )
     parser.add_argument("--seeds", default="", metavar="N,N", help="drawn answers, one run per seed, averaged")
     parser.add_argument("--judge", default=None, help="what is right: exact, open, or package.module:function")
@@ -62,7 +62,7 @@ def main(args: argparse.Namespace) -> int:
     first = world_from_env().rank == 0
     for name, by_image in results.items() if first else ():
         for image, numbers in by_image.items():
-            say(f"{name}, {image} picture:{table(numbers)}")
+            say(f"{name}, {image} image:{table(numbers)}")
     return 0
 
 

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--raw-prompt", action="store_true", help="the prompt is all the model sees, no template around"
     )
     parser.add_argument(
-        "--media-field", default=None, metavar="NAME", help="field with the picture or clip (image or video)"
+        "--media-field", default=None, metavar="NAME", help="field with the image or video (image or video)"
     )
     parser.add_argument("--media-root", default=".", metavar="DIR", help="folder that paths start from (this one)")
     parser.add_argument("--index-field", default="index", metavar="NAME", help="field that names a record (index)")

@@ -1,8 +1,8 @@
-"""The embedded default, end to end: MiniGPT-4 in small on pictures drawn on the spot, nothing downloaded.
+"""The embedded default, end to end: MiniGPT-4 in small on images drawn on the spot, nothing downloaded.
 
 Frozen ViT, frozen Q-Former and frozen LLM come with the package; the projection between them is trained in
 two stages by the same YAML files, ``train.py`` functions and classes as the full-size systems, then asked
-about pictures it has not seen.
+about images it has not seen.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from vlm.common.logging import busy, quiet, say
 log = logging.getLogger(__name__)
 
 CAPTIONS, DIALOGUES = 6000, 3000
-"""Pictures of stage 1 and stage 2."""
+"""Images of stage 1 and stage 2."""
 QUESTIONS, UNSEEN, THREE = 1200, 600, 400
-"""Questions on held-out pictures of one and two objects, on unseen colour-kind pairs, on three objects."""
+"""Questions on held-out images of one and two objects, on unseen colour-kind pairs, on three objects."""
 
 DETAILS = ("vlm.checkpoint", "vlm.runners.evaluate.run", "vlm.runners.train.run", "vlm.runners.train.trainer")
 """Loggers that would repeat, at length, what the quickstart says itself."""
@@ -77,7 +77,7 @@ def configs_folder() -> Path:
 
 
 def draw(run: Quickstart) -> None:
-    """Draw every picture and write the files that the tiny configurations name."""
+    """Draw every image and write the files that the tiny configurations name."""
     from vlm.datasets.synthetic.export import write_caption_shards, write_dialogues, write_questions
 
     write_caption_shards(run.data / "shards", run.count(CAPTIONS), run.seed)
@@ -113,7 +113,7 @@ def train(run: Quickstart, root: Path, stage: int) -> None:
 
 
 def evaluate(run: Quickstart, root: Path, ckpt: str) -> dict[str, Any]:
-    """Answers to all questions: with the right picture, and after training with a wrong one and with none."""
+    """Answers to all questions: with the right image, and after training with a wrong one and with none."""
     from vlm.common import dist
     from vlm.config.api import load_config
     from vlm.inference.engine import Engine
@@ -167,8 +167,8 @@ def table(results: dict[str, Any]) -> str:
     """Accuracy per question type and condition, as text."""
     columns = {
         "aligned": "aligned",
-        "wrong_image": "wrong picture",
-        "no_image": "no picture",
+        "wrong_image": "wrong image",
+        "no_image": "no image",
         "unaligned": "before",
         "majority": "majority",
     }
@@ -178,16 +178,16 @@ def table(results: dict[str, Any]) -> str:
         lines.append(f"{kind:<12}" + "".join(f"{100 * cell:>14.1f}%" for cell in cells))
     aligned = results["aligned"]
     lines.append(
-        f"{aligned['questions']} questions on held-out pictures of one and two objects; "
+        f"{aligned['questions']} questions on held-out images of one and two objects; "
         "colour-kind pairs never seen together: "
         f"{100 * aligned['unseen_pairs']:.1f}% of {aligned['unseen_pairs_questions']}; "
-        f"pictures of three objects: {100 * aligned['three_objects']:.1f}% of {aligned['three_objects_questions']}"
+        f"images of three objects: {100 * aligned['three_objects']:.1f}% of {aligned['three_objects_questions']}"
     )
     return "\n".join(lines)
 
 
-def dialogues(run: Quickstart, pictures: int = 2) -> str:
-    """A few questions about held-out pictures, asked one after another in a chat."""
+def dialogues(run: Quickstart, images: int = 2) -> str:
+    """A few questions about held-out images, asked one after another in a chat."""
     from vlm.common.types import Image
     from vlm.inference.engine import Engine
     from vlm.inference.generation import Generation
@@ -196,7 +196,7 @@ def dialogues(run: Quickstart, pictures: int = 2) -> str:
     engine = Engine.load(run.output / "stage2", device="cpu")
     rows = [json.loads(line) for line in (run.data / "seen.jsonl").read_text().splitlines()]
     lines = []
-    for row in [r for r in rows if r["objects"] == 2 and r["type"] != "count"][-pictures:]:
+    for row in [r for r in rows if r["objects"] == 2 and r["type"] != "count"][-images:]:
         lines.append(f"{run.data / row['image']}")
         session = ChatSession(engine, Generation(max_new_tokens=80, do_sample=False, repetition_penalty=1.0))
         for number, question in enumerate(
@@ -209,12 +209,12 @@ def dialogues(run: Quickstart, pictures: int = 2) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Seed, output folder and scale."""
-    parser.add_argument("--seed", type=int, default=0, help="of the pictures and of training")
+    parser.add_argument("--seed", type=int, default=0, help="of the images and of training")
     parser.add_argument(
         "--output", default="output/quickstart", metavar="DIR", help="run folder; replaced if it exists"
     )
     parser.add_argument(
-        "--scale", type=float, default=1.0, help="share of pictures, questions and steps (for a short try)"
+        "--scale", type=float, default=1.0, help="share of images, questions and steps (for a short try)"
     )
 
 
@@ -229,8 +229,8 @@ def run_quickstart(output: str | Path, seed: int = 0, scale: float = 1.0) -> dic
 
     Args:
         output: run folder; one of an earlier quickstart is replaced.
-        seed: of the pictures and of training.
-        scale: share of the pictures, questions and steps; below 1 it only shows that everything runs.
+        seed: of the images and of training.
+        scale: share of the images, questions and steps; below 1 it only shows that everything runs.
 
     Returns:
         The content of ``results.json``.
@@ -247,7 +247,7 @@ def run_quickstart(output: str | Path, seed: int = 0, scale: float = 1.0) -> dic
     for old in ("data", "stage1", "stage2", "eval"):
         shutil.rmtree(run.output / old, ignore_errors=True)
     with quiet(*DETAILS):
-        with run.phase("draw", "1. drawing pictures of coloured shapes and letters", "drawing"):
+        with run.phase("draw", "1. drawing images of coloured shapes and letters", "drawing"):
             draw(run)
         with run.phase("evaluate_before", "2. asking before alignment (the projection is random)", "asking"):
             before = evaluate(run, root, "")
@@ -255,7 +255,7 @@ def run_quickstart(output: str | Path, seed: int = 0, scale: float = 1.0) -> dic
             train(run, root, 1)
         with run.phase("stage2", "4. stage 2: dialogues; the same projection goes on"):
             train(run, root, 2)
-        asking = "5. asking about pictures never seen: with the right picture, a wrong one, none"
+        asking = "5. asking about images never seen: with the right image, a wrong one, none"
         with run.phase("evaluate", asking, "asking"):
             after = evaluate(run, root, f"{run.output}/stage2/last")
         with run.phase("dialogues", "6. chatting about two of them", "chatting"):

@@ -184,5 +184,5 @@ def merge_folders(args: argparse.Namespace) -> int:
         dtype=parse_dtype(args.dtype),
         shard_bytes=int(args.shard_gb * 1e9),
     )
-    say(f"{args.output_dir}: {len(files)} weight files, configurations, tokenizer and picture recipe")
+    say(f"{args.output_dir}: {len(files)} weight files, configurations, tokenizer and image recipe")
     return 0

@@ -269,7 +269,7 @@ def supports_fused_optimizer(device: torch.device) -> bool:
 
 
 def device_name(device: torch.device) -> str:
-    """A name for logs and passports."""
+    """A name for logs and for the provenance of a checkpoint."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return device.type

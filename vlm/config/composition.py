@@ -11,6 +11,7 @@ from typing import Any
 
 from vlm.common.paths import CORPORA, SYSTEMS, asset
 from vlm.config.options import Option, value_of
+from vlm.config.renamed import rename_keys
 from vlm.config.schema import MISSING, Path, Report, convert, nearest, read
 from vlm.config.tree import Tree, parse_file
 
@@ -81,7 +82,11 @@ def find_arch(user: Tree, options: Sequence[Option], report: Report) -> Arch | N
     if arch is None or user.get(("model", "params")) is not None:
         return _read_arch(user.sub(("model",)), ("model",), report, inline=True)
     file = _arch_file(arch, model_type, report)
-    return None if file is None else _read_arch(parse_file(file, _label(file)), (), report)
+    if file is None:
+        return None
+    tree = parse_file(file, _label(file))
+    rename_keys(tree, ("model",))
+    return _read_arch(tree, (), report)
 
 
 def _keep_written_out(user: Tree, options: Sequence[Option], report: Report) -> None:

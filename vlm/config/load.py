@@ -12,6 +12,7 @@ from vlm.common.registry import load_plugin, names, resolve
 from vlm.config.composition import PARTS, Arch, add_arch, add_corpus, find_arch, interpolate, read_params
 from vlm.config.options import Option, apply_options, parse_options
 from vlm.config.parts import read_dataset, read_model
+from vlm.config.renamed import current, rename_keys
 from vlm.config.run import RunConfig
 from vlm.config.schema import Path, Report, dotted, read
 from vlm.config.stored import DATA_SECTIONS, store
@@ -26,7 +27,8 @@ STORED = "config.yaml"
 def load(cfg: str | FilePath | Mapping[str, Any], options: Sequence[str], check: Check) -> Config:
     """See :func:`vlm.config.api.load_config`."""
     user, title = read_source(cfg)
-    given = parse_options(options)
+    rename_keys(user)
+    given = [dataclasses.replace(o, path=current(o.path)) for o in parse_options(options)]
     report = Report(origins=dict(user.origins))
     report.origins.update({o.path: f"{OPTIONS} {dotted(o.path)}" for o in given})
     report.texts = {o.path: o.text for o in given}

@@ -32,10 +32,8 @@ class Packing:
     """Several samples in one row, kept apart by ``Batch.segments``; a sample must fit into a row by itself."""
 
     max_tokens: int = field(metadata={"help": "positions of a row, visual tokens included"})
-    max_media: int | None = option(None, "pictures and clips of a row; null: no limit")
-    open_rows: int = option(
-        32, "rows that are filled at the same time; more waste less and hold more pictures in memory"
-    )
+    max_media: int | None = option(None, "images and videos of a row; null: no limit")
+    open_rows: int = option(32, "rows that are filled at the same time; more waste less and hold more images in memory")
 
     def __post_init__(self) -> None:
         """Raises ValueError for limits below 1."""
@@ -122,7 +120,7 @@ class RunConfig:
     wandb_log: bool = option(False, "also log to Weights & Biases")
     wandb_project: str | None = option(None, "project there; null: vlm")
     report: bool = option(True, "write report.html at the end")
-    report_samples: int = option(4, "sample answers with pictures in the report")
+    report_samples: int = option(4, "sample answers with images in the report")
 
     name: str | None = option(None, "evaluation: name of the result file")
     save_path: str | None = option(None, "evaluation: folder of the results; null: output_dir")

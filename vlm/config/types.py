@@ -39,7 +39,7 @@ class ModelConfig:
     template: Part
     inserts: list[Part] = field(default_factory=list)
     image: dict[str, Any] = field(default_factory=dict)
-    video: dict[str, Any] | None = None  # None: pictures only
+    video: dict[str, Any] | None = None  # None: images only
     text: dict[str, Any] = field(default_factory=dict)
     generation: dict[str, Any] = field(default_factory=dict)  # options of an answer that this model answers with
     train: dict[str, bool] = field(default_factory=dict)

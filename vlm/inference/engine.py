@@ -35,7 +35,7 @@ class Engine:
     """A model ready to answer.
 
     Attributes: ``model``, ``processor``, ``config`` (None when made by hand), ``device``, ``features``
-    (visual features of the last pictures).
+    (visual features of the last images).
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Engine:
             batch_size: how many conversations run together; it changes speed and memory, not the answers.
 
         Raises:
-            PromptError: marks and pictures differ, or a question is longer than the context.
+            PromptError: placeholders and images differ, or a question is longer than the context.
         """
         generation = generation or self.default_generation()
         clean = cleaner(self.processor.template, generation.cleanup)
@@ -140,7 +140,7 @@ class Engine:
                 yield delta
             if stop_event is not None and stop_event.is_set():
                 break
-            if any(mark in text.raw for mark in cuts):
+            if any(cut in text.raw for cut in cuts):
                 break  # clean-up drops whatever follows
         if rest := text.finish():
             yield rest
@@ -203,7 +203,7 @@ class Engine:
         return collate(list(examples), self.processor.tokenizer.pad).to(self.device)
 
     def fuse(self, examples: Sequence[Example]) -> LLMInputs:
-        """Text and pictures of a batch as one sequence per row; pictures seen before are not encoded again."""
+        """Text and images of a batch as one sequence per row; images seen before are not encoded again."""
         batch = self.batch(examples)
         with torch.inference_mode():
             pixels, encode = batch.pixels, self.model.encode

@@ -1,4 +1,4 @@
-"""Visual features of pictures that were seen before."""
+"""Visual features of images that were seen before."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from vlm.models.frames import join
 
 
 class FeatureCache:
-    """Keeps the features of the last pictures by their content; used from several threads.
+    """Keeps the features of the last images by their content; used from several threads.
 
-    A picture is recognised by the bytes of its preprocessed pixels, so a path, an upload and a copy of
-    the same picture are one entry.
+    An image is recognised by the bytes of its preprocessed pixels, so a path, an upload and a copy of
+    the same image are one entry.
     """
 
     def __init__(self, capacity: int = 64) -> None:
@@ -27,7 +27,7 @@ class FeatureCache:
         self._lock = threading.Lock()
 
     def encode(self, pixels: Tensor, encoder: Callable[..., Features], frames: Tensor | None = None) -> Features:
-        """Features of ``pixels [n, f, 3, h, w]``; only pictures not in the cache go through ``encoder``.
+        """Features of ``pixels [n, f, 3, h, w]``; only images not in the cache go through ``encoder``.
 
         ``frames [n]``: real frames of each medium where they differ; ``encoder`` then takes them too.
         """
@@ -54,7 +54,7 @@ class FeatureCache:
             self._entries.clear()
 
     def __len__(self) -> int:
-        """Number of pictures kept."""
+        """Number of images kept."""
         return len(self._entries)
 
     def _get(self, key: str) -> tuple[Tensor, Tensor | None] | None:

@@ -22,8 +22,8 @@ def read_examples(path: str | Path) -> list[Message]:
     """The examples of a file as user and assistant messages.
 
     Raises:
-        DataError: no such file, a line that is no record, a missing or unknown field, a picture that is not there.
-        PromptError: other than one mark for each picture in a question.
+        DataError: no such file, a line that is no record, a missing or unknown field, an image that is not there.
+        PromptError: other than one placeholder for each image in a question.
     """
     file = Path(path)
     if not file.is_file():
@@ -43,7 +43,7 @@ def read_examples(path: str | Path) -> list[Message]:
 
 
 def example_messages(records: Iterable[Mapping[str, Any]], folder: str | Path = ".") -> list[Message]:
-    """The same from records, e.g. of a dataset; pictures may be PIL images or bytes too.
+    """The same from records, e.g. of a dataset; images may be PIL images or bytes too.
 
     Raises:
         DataError, PromptError: as :func:`read_examples`.
@@ -67,32 +67,32 @@ def example_of(record: Any, where: str, folder: Path) -> list[Message]:
     if not isinstance(question, str):
         raise DataError(f"{where}: `question` is {question!r}, expected a text", fix=fix)
     given = record.get("image")
-    pictures = [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
-    if not pictures and not question.strip():
+    images = [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
+    if not images and not question.strip():
         raise DataError(f"{where}: neither `image` nor `question`", fix=fix)
-    parts: list[Part] = [Image(_there(p, where, folder)) for p in pictures]
-    check_placeholders(question, len(pictures), where)
+    parts: list[Part] = [Image(_there(p, where, folder)) for p in images]
+    check_placeholders(question, len(images), where)
     parts += [Text(question)] if question.strip() else []
     return [Message("user", tuple(parts)), Message("assistant", (Text(answer),))]
 
 
-def _there(picture: Any, where: str, folder: Path) -> Any:
-    """A picture, a path made whole."""
-    if not isinstance(picture, str | Path):
-        return picture
-    path = folder / picture
+def _there(image: Any, where: str, folder: Path) -> Any:
+    """An image, a path made whole."""
+    if not isinstance(image, str | Path):
+        return image
+    path = folder / image
     if not path.is_file():
-        raise DataError(f"{where}: picture {path}: no such file", fix=f"paths start from {folder or '.'}")
+        raise DataError(f"{where}: image {path}: no such file", fix=f"paths start from {folder or '.'}")
     return str(path)
 
 
-def check_placeholders(text: str, pictures: int, where: str) -> None:
-    """Raise PromptError unless a text with marks has one for each picture."""
-    marks = text.count(IMAGE_PLACEHOLDER)
-    if marks and marks != pictures:
+def check_placeholders(text: str, images: int, where: str) -> None:
+    """Raise PromptError unless a text with placeholders has one for each image."""
+    placeholders = text.count(IMAGE_PLACEHOLDER)
+    if placeholders and placeholders != images:
         raise PromptError(
-            f"{where}: {marks} image marks, but {pictures} pictures",
-            fix=f"write {IMAGE_PLACEHOLDER} once for each picture, or leave all marks out (pictures stand in front then)",
+            f"{where}: {placeholders} image placeholders, but {images} images",
+            fix=f"write {IMAGE_PLACEHOLDER} once per image, or leave all placeholders out (the images then come first)",
         )
 
 

@@ -1,4 +1,4 @@
-"""A conversation that remembers: pictures, questions, and the cleaned answers."""
+"""A conversation that remembers: images, questions, and the cleaned answers."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class ChatSession:
         They are decoded now: a bad one never gets into the history.
 
         Raises:
-            DataError: a picture or clip that cannot be read, or a clip for a model of pictures.
-            PromptError: neither text nor picture.
+            DataError: an image or video that cannot be read, or a video for a model of images.
+            PromptError: neither text nor image.
         """
         parts: list[Part] = [self.read(i if isinstance(i, Image | Video) else Image(i)) for i in images]
         if text.strip():
@@ -57,7 +57,7 @@ class ChatSession:
             return Image(processor.image(medium.source, _name(medium.source)))
         if processor.video is None:
             raise DataError(
-                f"clip {_name(medium.source)}: this model takes pictures only", fix="set model.video, or use another"
+                f"clip {_name(medium.source)}: this model takes images only", fix="set model.video, or use another"
             )
         return Video(processor.video(medium.source, _name(medium.source), None))
 
@@ -114,7 +114,7 @@ class ChatSession:
             self.messages.pop()
 
     def reset(self) -> None:
-        """Begin anew: no pictures, no history."""
+        """Begin anew: no images, no history."""
         self.stop()
         self.messages = []
 
@@ -125,4 +125,4 @@ class ChatSession:
 
 
 def _name(source: Any) -> str:
-    return str(source) if isinstance(source, str | Path) else "the picture"
+    return str(source) if isinstance(source, str | Path) else "the image"

@@ -1,4 +1,4 @@
-"""Answers of several models to the same questions, side by side with their pictures, as one page."""
+"""Answers of several models to the same questions, side by side with their images, as one page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ANSWERS = ("output", "outout", "text_output", "answer")
 QUESTIONS = ("instruction", "question", "prompt")
 IDS = ("question_id", "index")
 SIDE = 560
-"""Largest side of an embedded picture in pixels."""
+"""Largest side of an embedded image in pixels."""
 
 KINDS = {"knowledeg vqa": "knowledge vqa"}
 """Published misspellings of question types -> what is shown."""
@@ -139,7 +139,7 @@ def compare(files: Sequence[Predictions]) -> None:
     """Check that the files answer the same questions.
 
     Raises:
-        DataError: an id stands for another question or picture in another file, or two files share no question.
+        DataError: an id stands for another question or image in another file, or two files share no question.
     """
     first = files[0]
     for other in files[1:]:
@@ -153,15 +153,15 @@ def compare(files: Sequence[Predictions]) -> None:
 
 
 def page(files: Sequence[Predictions], folder: str | Path = "", title: str = "") -> tuple[str, list[str]]:
-    """The page, and the names of pictures that are not there.
+    """The page, and the names of images that are not there.
 
     Args:
         files: from :func:`read_predictions`; the first gives the order.
-        folder: that the records' pictures start from.
+        folder: that the records' images start from.
         title: of the page.
 
     Raises:
-        DataError: see :func:`compare`; a picture that is there but cannot be read.
+        DataError: see :func:`compare`; an image that is there but cannot be read.
     """
     compare(files)
     keys = list(dict.fromkeys(key for file in files for key in file.records))
@@ -169,8 +169,8 @@ def page(files: Sequence[Predictions], folder: str | Path = "", title: str = "")
     kinds = list(dict.fromkeys(kind_of(record) for record in records.values() if kind_of(record)))
     lost: list[str] = []
     cards = []
-    for picture, group in groupby(keys, key=lambda k: str(records[k].get("image") or "")):
-        figure = _figure(picture, Path(folder), lost)
+    for image, group in groupby(keys, key=lambda k: str(records[k].get("image") or "")):
+        figure = _figure(image, Path(folder), lost)
         cards.append(f"<article>{figure}<div>{''.join(_question(k, records[k], files) for k in group)}</div></article>")
     title = escape(title or f"{len(keys)} questions, {len(files)} prediction files")
     pills = "".join(f'<button data-kind="{escape(k)}" aria-pressed="false">{escape(k)}</button>' for k in kinds)
@@ -210,30 +210,30 @@ def _answer(name: str, text: str | None) -> str:
     return f"<div><b>{escape(name)}</b>{said}</div>"
 
 
-def _figure(picture: str, folder: Path, lost: list[str]) -> str:
-    if not picture:
-        return '<figure><div><div class="lost">no picture</div></div></figure>'
-    file = folder / picture
+def _figure(image: str, folder: Path, lost: list[str]) -> str:
+    if not image:
+        return '<figure><div><div class="lost">no image</div></div></figure>'
+    file = folder / image
     if file.is_file():
         shown = f'<img alt="" src="{embedded(file)}">'
     else:
-        lost.append(picture)
-        shown = '<div class="lost">picture not found</div>'
-    return f"<figure><div>{shown}<figcaption>{escape(picture)}</figcaption></div></figure>"
+        lost.append(image)
+        shown = '<div class="lost">image not found</div>'
+    return f"<figure><div>{shown}<figcaption>{escape(image)}</figcaption></div></figure>"
 
 
 def embedded(file: Path, side: int = SIDE) -> str:
-    """A picture as a JPEG data address, at most ``side`` pixels.
+    """An image as a JPEG data address, at most ``side`` pixels.
 
     Raises:
         DataError: it cannot be read.
     """
     from vlm.processors.image.decode import PIXEL_CAP, Opened
 
-    picture = Opened(file, str(file), PIXEL_CAP).exact()
-    picture.thumbnail((side, side))
+    image = Opened(file, str(file), PIXEL_CAP).exact()
+    image.thumbnail((side, side))
     out = io.BytesIO()
-    picture.save(out, "JPEG", quality=85)
+    image.save(out, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 

@@ -18,7 +18,7 @@ def collate(examples: Sequence[Example], pad_id: int) -> Batch:
         Batch with ``ids, labels, segments [b, s]`` where s is the longest example.
 
     Raises:
-        DataError: media of different shapes, or marks and media of an example differ.
+        DataError: media of different shapes, or placeholders and media of an example differ.
     """
     return collate_rows([[example] for example in examples], pad_id)
 
@@ -66,7 +66,7 @@ def collate_rows(rows: Sequence[Sequence[Example]], pad_id: int) -> Batch:
         Batch whose ``segments`` number the examples of a row 1..k.
 
     Raises:
-        DataError: media of different shapes, or marks and media of an example differ.
+        DataError: media of different shapes, or placeholders and media of an example differ.
     """
     length = max(sum(len(e.ids) for e in row) for row in rows)
     ids = torch.full((len(rows), length), pad_id, dtype=torch.long)
@@ -81,9 +81,11 @@ def collate_rows(rows: Sequence[Sequence[Example]], pad_id: int) -> Batch:
             labels[r, start:end] = torch.tensor(example.labels, dtype=torch.long)
             segments[r, start:end] = number
             start = end
-            marks = example.ids.count(MEDIA_TOKEN)
-            if marks != len(example.media):
-                raise DataError(f"sample {example.source}/{example.id}: {marks} marks but {len(example.media)} media")
+            placeholders = example.ids.count(MEDIA_TOKEN)
+            if placeholders != len(example.media):
+                raise DataError(
+                    f"sample {example.source}/{example.id}: {placeholders} placeholders but {len(example.media)} media"
+                )
             media += example.media
     pixels, frames = _stack(media)
     where = ((ids == MEDIA_TOKEN) & (segments > 0)).nonzero()

@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from vlm.inference.session import ChatSession
 
 HELP = """Type a question and press Enter. Commands:
-  /image PATH   add a picture to the next question
-  /video PATH   add a clip (a video, or a folder of its frames)
+  /image PATH   add an image to the next question
+  /video PATH   add a video (a file, or a folder of its frames)
   /again        write the last answer again
-  /reset        begin anew: forget pictures and history
+  /reset        begin anew: forget images and history
   /help         this text
   /quit         leave (or Ctrl-D); Ctrl-C ends an answer
-Understood as well: `change image:PATH` (begin anew with that picture), `clear` (begin anew with the same), `exit`"""
+Understood as well: `change image:PATH` (begin anew with that image), `clear` (begin anew with the same), `exit`"""
 
 CHANGE = "change image:"
 
 
 def once(session: ChatSession, questions: list[str], images: list[Any]) -> int:
-    """Ask the questions one after another, pictures and clips with the first; prints one answer per line."""
+    """Ask the questions one after another, images and videos with the first; prints one answer per line."""
     for number, question in enumerate(questions):
         session.ask(question, images if number == 0 else ())
         say(session.answer())
@@ -55,13 +55,13 @@ def talk(session: ChatSession, images: list[Any]) -> int:
 
 def _prompt(waiting: list[Any]) -> str:
     clips = sum(isinstance(medium, Video) for medium in waiting)
-    counts = {"picture": len(waiting) - clips, "clip": clips}
+    counts = {"image": len(waiting) - clips, "clip": clips}
     said = ", ".join(f"{n} {kind}{'s' if n > 1 else ''}" for kind, n in counts.items() if n)
     return f"you ({said}): " if said else "you: "
 
 
 def _turn(session: ChatSession, line: str, waiting: list[Any]) -> list[Any]:
-    """Do what one line asks for; the pictures that wait for the next question."""
+    """Do what one line asks for; the images that wait for the next question."""
     command, _, rest = line.partition(" ")
     if not line:
         return waiting
@@ -74,9 +74,9 @@ def _turn(session: ChatSession, line: str, waiting: list[Any]) -> list[Any]:
         session.reset()
         return [path]
     if line == "clear":
-        pictures = [medium for message in session.messages for medium in message.media]
+        shown = [medium for message in session.messages for medium in message.media]
         session.reset()
-        return pictures or waiting
+        return shown or waiting
     if command == "/reset":
         session.reset()
         return []
@@ -93,16 +93,16 @@ def _turn(session: ChatSession, line: str, waiting: list[Any]) -> list[Any]:
 
 
 def _readable(session: ChatSession, path: str) -> str:
-    """The path of a picture; says now if it cannot be read."""
+    """The path of an image; says now if it cannot be read."""
     path = path.strip().strip("'\"")
     if not path:
-        raise UserError("a command needs the path of a picture", fix="e.g. /image cat.jpg")
+        raise UserError("a command needs the path of an image", fix="e.g. /image cat.jpg")
     session.engine.processor.image(path, path)
     return path
 
 
 def _clip(session: ChatSession, path: str) -> Video:
-    """A clip; says now if it cannot be read."""
+    """A video; says now if it cannot be read."""
     path = path.strip().strip("'\"")
     if not path:
         raise UserError("/video needs the path of a clip", fix="e.g. /video cat.mp4")

@@ -62,7 +62,7 @@ def test_lengths_are_those_of_the_processor(shards: Callable[..., Path], process
     assert report.targets == sum(e.num_targets for e in examples)
 
 
-def test_without_a_processor_pictures_are_still_read(shards: Callable[..., Path]) -> None:
+def test_without_a_processor_images_are_still_read(shards: Callable[..., Path]) -> None:
     data = opened(shards((6,), bad=(2,)))
     assert check_dataset(data, None, RECIPE).bad == 0
     report = check_dataset(data, None, RECIPE, pixels=True)
@@ -83,12 +83,12 @@ def test_missing_files(tmp_path: Path) -> None:
             "/x/d.json: record 7: no field 'answer' (it has a, b)",
             "/x/d.json: record 91: no field 'reply' (it has a, b)",
         ),
-        ("picture /a/1.jpg: empty\n  fix: fetch it", "picture /z.png: empty\n  fix: other"),
+        ("image /a/1.jpg: empty\n  fix: fetch it", "image /z.png: empty\n  fix: other"),
     ],
 )
 def test_equal_faults_count_together(one: str, other: str) -> None:
     assert kind_of(one) == kind_of(other)
-    assert kind_of("no file /a/1.jpg") != kind_of("picture /a/1.jpg: empty")
+    assert kind_of("no file /a/1.jpg") != kind_of("image /a/1.jpg: empty")
 
 
 def test_verdicts() -> None:

@@ -38,7 +38,7 @@ def test_pieces_show_tokens_targets_and_media(tokenizer: Tokenizer) -> None:
     assert [p.text for p in found if p.medium] == ["[image 1: 7 tokens]"]
     assert "".join(p.text for p in found if p.trained) == "▁red"
     clip = pieces(example(tokenizer, frames=3), tokenizer, VisualTokens(0, 5))
-    assert [p.text for p in clip if p.medium] == ["[clip of 3 frames 1: 15 tokens]"]
+    assert [p.text for p in clip if p.medium] == ["[video of 3 frames 1: 15 tokens]"]
 
 
 def test_terminal_text_with_and_without_colours() -> None:
@@ -94,8 +94,8 @@ def test_the_page_without_a_tokenizer() -> None:
 
 def test_thumbnails_undo_the_normalisation() -> None:
     recipe = ImageRecipe(ImageRecipe.Config(size=32))
-    picture = PILImage.new("RGB", (50, 40), (200, 30, 90))
-    address = thumbnail(recipe(picture), recipe, side=64)
+    image = PILImage.new("RGB", (50, 40), (200, 30, 90))
+    address = thumbnail(recipe(image), recipe, side=64)
     shown = PILImage.open(io.BytesIO(base64.b64decode(address.partition(",")[2])))
     assert shown.size == (64, 64)
     assert all(abs(a - b) <= 3 for a, b in zip(shown.getpixel((30, 30)), (200, 30, 90), strict=True))
@@ -104,4 +104,4 @@ def test_thumbnails_undo_the_normalisation() -> None:
 def test_clips_show_a_strip_of_frames(tokenizer: Tokenizer) -> None:
     sample = Sample((message("user", "?"), message("assistant", "red")), id="7", source="mine")
     text = page("T", [("x", [Shown("7", sample, example(tokenizer, frames=12))])], RECIPE, tokenizer)
-    assert text.count("data:image/jpeg") == 8 and '<div class="pictures clip">' in text
+    assert text.count("data:image/jpeg") == 8 and '<div class="images clip">' in text

@@ -26,7 +26,7 @@ def opened(kind: str, build_info: dict[str, Any], name: str = "mine", **options:
 
 
 def with_bytes(sample: Sample) -> Sample:
-    """The sample with its picture files as bytes."""
+    """The sample with its image files as bytes."""
     messages = tuple(
         replace(m, parts=tuple(Image(Path(p.source).read_bytes()) if isinstance(p, Image) else p for p in m.parts))
         for m in sample.messages
@@ -39,10 +39,10 @@ def read_back(folder: Path) -> list[Sample]:
     return [data.decode(raw) for raw in data.records(None)]
 
 
-def dialogues(folder: Path, picture_of: Callable[..., bytes], count: int = 7) -> Opened:
+def dialogues(folder: Path, image_of: Callable[..., bytes], count: int = 7) -> Opened:
     records = []
     for k in range(count):
-        (folder / f"{k}.png").write_bytes(picture_of(k))
+        (folder / f"{k}.png").write_bytes(image_of(k))
         turns = [
             {"from": "human", "value": f'<image>\n<image>\n第{k}张图 "here"?'},
             {"from": "gpt", "value": f"No {k}.\n"},
@@ -56,8 +56,8 @@ def dialogues(folder: Path, picture_of: Callable[..., bytes], count: int = 7) ->
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_shards_give_back_the_same_samples(tmp_path: Path, picture_of: Callable[..., bytes], workers: int) -> None:
-    data = dialogues(tmp_path, picture_of)
+def test_shards_give_back_the_same_samples(tmp_path: Path, image_of: Callable[..., bytes], workers: int) -> None:
+    data = dialogues(tmp_path, image_of)
     done = write_shards(data, tmp_path / "out", per_shard=3, workers=workers)
     assert {k: v["samples"] for k, v in done["shards"].items()} == {"00000.tar": 3, "00001.tar": 3, "00002.tar": 2}
     assert (done["samples"], done["complete"]) == (8, True)
@@ -79,16 +79,16 @@ def test_captions_and_streams_too(
     assert read_back(tmp_path / "out" / "stream") == [old.decode(raw) for raw in old.records(None)]
 
 
-def test_the_same_bytes_every_time(tmp_path: Path, picture_of: Callable[..., bytes]) -> None:
-    data = dialogues(tmp_path, picture_of)
+def test_the_same_bytes_every_time(tmp_path: Path, image_of: Callable[..., bytes]) -> None:
+    data = dialogues(tmp_path, image_of)
     for name, workers in (("a", 0), ("b", 2)):
         write_shards(data, tmp_path / name, per_shard=3, workers=workers)
     one, two = (sorted((tmp_path / n / "mine").glob("*.tar")) for n in "ab")
     assert [f.read_bytes() for f in one] == [f.read_bytes() for f in two]
 
 
-def test_an_interrupted_command_goes_on(tmp_path: Path, picture_of: Callable[..., bytes]) -> None:
-    data, out = dialogues(tmp_path, picture_of), tmp_path / "out" / "mine"
+def test_an_interrupted_command_goes_on(tmp_path: Path, image_of: Callable[..., bytes]) -> None:
+    data, out = dialogues(tmp_path, image_of), tmp_path / "out" / "mine"
     write_shards(data, tmp_path / "out", per_shard=3)
     kept = (out / "00000.tar").stat().st_mtime_ns
     whole = (out / "00001.tar").read_bytes()
@@ -104,12 +104,12 @@ def test_an_interrupted_command_goes_on(tmp_path: Path, picture_of: Callable[...
     assert not list(out.glob("*.part"))
 
 
-def test_shards_of_other_data_are_not_mixed(tmp_path: Path, picture_of: Callable[..., bytes]) -> None:
-    data = dialogues(tmp_path, picture_of)
+def test_shards_of_other_data_are_not_mixed(tmp_path: Path, image_of: Callable[..., bytes]) -> None:
+    data = dialogues(tmp_path, image_of)
     write_shards(data, tmp_path / "out", per_shard=3)
     with pytest.raises(DataError, match="holds shards of other data: per_shard is 3 there, 4 here"):
         write_shards(data, tmp_path / "out", per_shard=4)
-    fewer = dialogues(tmp_path, picture_of, count=4)
+    fewer = dialogues(tmp_path, image_of, count=4)
     with pytest.raises(DataError, match="records is 8 there, 5 here"):
         write_shards(fewer, tmp_path / "out", per_shard=3)
     (tmp_path / "out" / "mine" / "manifest.json").write_text("{")
@@ -120,8 +120,8 @@ def test_shards_of_other_data_are_not_mixed(tmp_path: Path, picture_of: Callable
         write_shards(data, tmp_path / "out", per_shard=3)
 
 
-def test_bad_records_are_left_out_and_counted(tmp_path: Path, picture_of: Callable[..., bytes]) -> None:
-    data = dialogues(tmp_path, picture_of)
+def test_bad_records_are_left_out_and_counted(tmp_path: Path, image_of: Callable[..., bytes]) -> None:
+    data = dialogues(tmp_path, image_of)
     for k in (3, 5):
         (tmp_path / f"{k}.png").unlink()
     done = write_shards(data, tmp_path / "out", per_shard=3)
@@ -148,14 +148,14 @@ def test_bad_records_are_left_out_and_counted(tmp_path: Path, picture_of: Callab
         write_shards(alone, tmp_path / "none")
 
 
-def test_a_format_that_cleans_fields_is_stored_clean(tmp_path: Path, picture_of: Callable[..., bytes]) -> None:
+def test_a_format_that_cleans_fields_is_stored_clean(tmp_path: Path, image_of: Callable[..., bytes]) -> None:
     folder = tmp_path / "refcoco"
     folder.mkdir()
     refs = [{"ref_id": 1, "ann_id": 2, "image_id": 3, "split": "train", "sentences": [{"raw": "The Boat!"}]}]
     (folder / "refs(unc).p").write_bytes(pickle.dumps(refs))
     images, boxes = [{"id": 3, "width": 6, "height": 5}], [{"id": 2, "bbox": [0, 0, 3, 5]}]
     (folder / "instances.json").write_text(json.dumps({"images": images, "annotations": boxes}))
-    (tmp_path / "COCO_train2014_000000000003.jpg").write_bytes(picture_of(1, "JPEG"))
+    (tmp_path / "COCO_train2014_000000000003.jpg").write_bytes(image_of(1, "JPEG"))
     data = opened("referring", {"ann_path": str(tmp_path), "image_path": str(tmp_path)})
     assert data.source is not None
     data.source.dataset.clean = str.upper

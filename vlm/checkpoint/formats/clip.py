@@ -73,7 +73,7 @@ class ClipFolder:
     def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
         """See :class:`CheckpointFormat`."""
         if not isinstance(model.vision, Clip):
-            raise WeightsError(f"{file}: format clip fills a clip, but model.vision is another encoder")
+            raise WeightsError(f"{file}: format clip fills a CLIP tower, but model.vision is another encoder")
         names, unknown = tower_names(tensors, model.vision)
         theirs = {f"{self.prefix}.{inner}": name for inner, name in names.items()}
         placed = {ours: tensors[name] for ours, name in theirs.items()}

@@ -91,7 +91,7 @@ class OpenAIClip:
     def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
         """See :class:`CheckpointFormat`."""
         if not isinstance(model.vision, Clip):
-            raise WeightsError(f"{file}: format openai_clip fills a clip, but model.vision is another encoder")
+            raise WeightsError(f"{file}: format openai_clip fills a CLIP tower, but model.vision is another encoder")
         tensors = split_projections(tensors)
         names = key_map(len(model.vision.blocks()), model.vision.config.post_layernorm, self.prefix)
         theirs, unknown = names.rename(tensors)

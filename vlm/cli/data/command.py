@@ -11,7 +11,7 @@ from vlm.common.logging import say
 
 ACTIONS: dict[str, str] = {
     "list": "shipped corpora with their formats and what they need",
-    "show": "samples as the model is trained on them: tokens, what is trained, pictures",
+    "show": "samples as the model is trained on them: tokens, what is trained, images",
     "check": "read every record: what cannot be used and why, lengths, padding",
     "shard": "write datasets as web shards",
 }
@@ -45,9 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show = found["show"]
     show.add_argument("-n", type=at_least(1), default=2, help="samples of each dataset (2)")
     show.add_argument("--seed", type=int, default=None, help="draw samples at random instead of the first ones")
-    show.add_argument("--html", metavar="FILE", help="write a page with the pictures")
+    show.add_argument("--html", metavar="FILE", help="write a page with the images")
     check = found["check"]
-    check.add_argument("--pixels", action="store_true", help="decode every picture and clip too")
+    check.add_argument("--pixels", action="store_true", help="decode every image and video too")
     check.add_argument(
         "--limit", type=at_least(1), default=None, metavar="N", help="the first N records of each dataset only"
     )

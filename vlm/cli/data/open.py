@@ -24,7 +24,7 @@ NOT_SET = "not-set"
 
 @dataclass
 class View:
-    """A configuration's datasets with the model's text and picture side; ``processor`` is None without tokenizer."""
+    """A configuration's datasets with the model's text and image side; ``processor`` is None without tokenizer."""
 
     cfg: Config
     datasets: list[Opened]

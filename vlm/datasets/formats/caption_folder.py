@@ -1,4 +1,4 @@
-"""A folder of pictures with one caption file (the layout of cc_sbu_align)."""
+"""A folder of images with one caption file (the layout of cc_sbu_align)."""
 
 from __future__ import annotations
 
@@ -52,5 +52,5 @@ class CaptionFolder:
         key, caption = str(field(record, "image_id", where)), field(record, "caption", where)
         if not isinstance(caption, str) or not caption.strip():
             raise DataError(f"{where}: the caption is {caption!r}, not a text", fix="remove the record")
-        picture = Path(self.config.storage) / self.config.image_dir / f"{key}{self.config.image_ext}"
-        return Sample(messages=(message("user", Image(str(picture))), message("assistant", caption)), id=key)
+        image = Path(self.config.storage) / self.config.image_dir / f"{key}{self.config.image_ext}"
+        return Sample(messages=(message("user", Image(str(image))), message("assistant", caption)), id=key)

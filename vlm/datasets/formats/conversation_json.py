@@ -1,4 +1,4 @@
-"""Dialogues about pictures in one JSON file (the layout of LLaVA-Instruct)."""
+"""Dialogues about images in one JSON file (the layout of LLaVA-Instruct)."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ class ConversationJson:
         user:      Is it moving?
         assistant: No.
 
-    ``image`` may be a list; the k-th ``<image>`` mark is the k-th picture. Without a mark all pictures come
+    ``image`` may be a list; the k-th ``<image>`` placeholder is the k-th image. Without a placeholder all images come
     first. Without an ``image`` field the dialogue is text only, unless ``image_pattern`` makes a name of it.
     """
 
     @dataclass
     class Config:
-        """Where the files are and how pictures are named."""
+        """Where the files are and how images are named."""
 
         ann_path: str | list[str]  # files of dialogues, concatenated
         image_path: str = ""
         image_pattern: str = ""  # e.g. COCO_train2014_{id}.jpg for records without an image field
-        image_first: bool = True  # published form: the picture stands before the text of its turn
+        image_first: bool = True  # published form: the image stands before the text of its turn
         drop_newlines: bool = False  # published form: newlines in questions are deleted
         first_pair_only: bool = False
         overlapping_pairs: bool = False  # published Multimodal-GPT: see _overlapping

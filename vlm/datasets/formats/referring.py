@@ -1,4 +1,4 @@
-"""Referring expressions on COCO pictures: RefCOCO, RefCOCO+ and RefCOCOg, in both directions."""
+"""Referring expressions on COCO images: RefCOCO, RefCOCO+ and RefCOCOg, in both directions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vlm.common.errors import DataError
 from vlm.common.registry import register_dataset
 from vlm.common.types import Image, Message, Sample
 from vlm.datasets.base import field, message, read_json, records_of
-from vlm.datasets.formats.boxes import box_text, corners_of, picture_size
+from vlm.datasets.formats.boxes import box_text, corners_of, image_size
 from vlm.datasets.formats.plain_pickle import read_plain_pickle
 from vlm.datasets.formats.table.templates import read_pool
 
@@ -23,7 +23,7 @@ Direction = Literal["refer", "identify"]
 class Referring:
     """``ann_path/DATASET/refs(SPLITBY).p`` and ``ann_path/DATASET/instances.json``.
 
-    Raw records (one reference; the object's box; its picture)::
+    Raw records (one reference; the object's box; its image)::
 
         {"ref_id": 7, "ann_id": 1719310, "image_id": 581857, "split": "train",
          "sentences": [{"raw": "the lady with the blue shirt"}, {"raw": "lady at left"}]}
@@ -53,7 +53,7 @@ class Referring:
         direction: Direction = "refer"
         pool: str | list[str] = ""  # texts with one {}; empty: the shipped pool of the direction
         image_pattern: str = "COCO_train2014_{image_id:012d}.jpg"
-        slack: float = 1.0  # pixels that a box may stand out of the picture; it is cut
+        slack: float = 1.0  # pixels that a box may stand out of the image; it is cut
 
     def __init__(self, config: Config) -> None:
         """Reads both files. Raises DataError: missing, refused or of another shape, or an unknown split."""
@@ -76,7 +76,7 @@ class Referring:
         instances = folder / "instances.json"
         tree = read_json(instances, "referring")
         self._boxes = {r.get("id"): r.get("bbox") for r in records_of(tree, str(instances), "annotations")}
-        self._pictures = {r.get("id"): r for r in records_of(tree, str(instances), "images")}
+        self._images = {r.get("id"): r for r in records_of(tree, str(instances), "images")}
         self._pool = question_pool(config.pool, config.direction)
 
     def __len__(self) -> int:
@@ -97,15 +97,15 @@ class Referring:
             raise DataError(f"{where}: sentences must be a list with at least one")
         sentence = said[0] if rng is None else rng.choice(said)
         question = self._pool[0] if rng is None else rng.choice(self._pool)
-        picture_id, note = field(ref, "image_id", where), field(ref, "ann_id", where)
-        for key, known, what in ((picture_id, self._pictures, "images"), (note, self._boxes, "annotations")):
+        image_id, note = field(ref, "image_id", where), field(ref, "ann_id", where)
+        for key, known, what in ((image_id, self._images, "images"), (note, self._boxes, "annotations")):
             if key not in known:
                 raise DataError(f"{where}: instances.json has no entry {key!r} under {what}")
-        size = picture_size(self._pictures[picture_id], f"{where}: picture {picture_id}")
+        size = image_size(self._images[image_id], f"{where}: image {image_id}")
         box = box_text(corners_of(self._boxes[note], size, where, self.config.slack), size)
-        picture = Image(str(Path(self.config.image_path) / self._name(picture_id, where)))
+        image = Image(str(Path(self.config.image_path) / self._name(image_id, where)))
         phrase = cleaned(field(sentence, "raw", where), self.clean, where)
-        messages = dialogue(picture, question, phrase, box, self.config.direction)
+        messages = dialogue(image, question, phrase, box, self.config.direction)
         return Sample(messages=messages, id=str(ref.get("ref_id", index)))
 
     def _name(self, image_id: Any, where: str) -> str:
@@ -136,7 +136,7 @@ def cleaned(phrase: Any, clean: Callable[[str], str] | None, where: str) -> str:
     return text
 
 
-def dialogue(picture: Image, question: str, phrase: str, box: str, direction: Direction) -> tuple[Message, ...]:
+def dialogue(image: Image, question: str, phrase: str, box: str, direction: Direction) -> tuple[Message, ...]:
     """Question and answer about a phrase and its box."""
     asked, answer = (phrase, box) if direction == "refer" else (box, phrase)
-    return message("user", picture, question.replace("{}", asked)), message("assistant", answer)
+    return message("user", image, question.replace("{}", asked)), message("assistant", answer)

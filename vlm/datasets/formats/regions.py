@@ -12,7 +12,7 @@ from vlm.common.errors import DataError
 from vlm.common.registry import register_dataset
 from vlm.common.types import Image, Sample
 from vlm.datasets.base import field, read_json, records_of
-from vlm.datasets.formats.boxes import box_text, corners_of, picture_size
+from vlm.datasets.formats.boxes import box_text, corners_of, image_size
 from vlm.datasets.formats.referring import Direction, cleaned, dialogue, question_pool
 
 
@@ -20,7 +20,7 @@ from vlm.datasets.formats.referring import Direction, cleaned, dialogue, questio
 class Regions:
     """``data_dir/region_descriptions.json``, ``data_dir/image_data.json`` and the folders ``VG_100K*/``.
 
-    Raw records (the regions of a picture; the picture)::
+    Raw records (the regions of an image; the image)::
 
         {"id": 61512, "regions": [{"region_id": 1, "image_id": 61512, "phrase": "a clock on a pole",
                                    "x": 421, "y": 91, "width": 79, "height": 130}]}
@@ -43,16 +43,16 @@ class Regions:
         max_area: float = 16384.0
         direction: Direction = "refer"
         pool: str | list[str] = ""  # texts with one {}; empty: the shipped pool of the direction
-        slack: float = 4.0  # pixels that a box may stand out of the picture; it is cut
+        slack: float = 4.0  # pixels that a box may stand out of the image; it is cut
 
     def __init__(self, config: Config) -> None:
         """Reads both files. Raises DataError: missing, of another shape, or no region is small enough."""
         self.config = config
         self.clean: Callable[[str], str] | None = None  # the corpus's text processor, set by the loader
         self._file = str(Path(config.data_dir) / "region_descriptions.json")
-        pictures = Path(config.data_dir) / "image_data.json"
-        self._pictures = {
-            r.get("image_id", r.get("id")): r for r in records_of(read_json(pictures, "regions"), str(pictures))
+        images = Path(config.data_dir) / "image_data.json"
+        self._images = {
+            r.get("image_id", r.get("id")): r for r in records_of(read_json(images, "regions"), str(images))
         }
         self._regions = self._small(records_of(read_json(self._file, "regions"), self._file))
         if not self._regions:
@@ -63,17 +63,17 @@ class Regions:
         self._pool = question_pool(config.pool, config.direction)
 
     def _small(self, records: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
-        """(picture, region id, phrase, x, y, width, height) of the small regions; tuples, for there are millions."""
+        """(image, region id, phrase, x, y, width, height) of the small regions; tuples, for there are millions."""
         found = []
         for record in records:
-            regions = field(record, "regions", f"{self._file}: picture {record.get('id')}")
+            regions = field(record, "regions", f"{self._file}: image {record.get('id')}")
             for r in regions:
                 width, height = r.get("width"), r.get("height")
                 measured = isinstance(width, int | float) and isinstance(height, int | float)
                 if measured and width * height >= self.config.max_area:
                     continue
-                picture = r.get("image_id", record.get("id"))
-                found.append((picture, r.get("region_id"), r.get("phrase"), r.get("x"), r.get("y"), width, height))
+                image = r.get("image_id", record.get("id"))
+                found.append((image, r.get("region_id"), r.get("phrase"), r.get("x"), r.get("y"), width, height))
         return found
 
     def __len__(self) -> int:
@@ -87,14 +87,14 @@ class Regions:
         return self._sample(index, rng.choice(self._pool))
 
     def _sample(self, index: int, question: str) -> Sample:
-        picture_id, region_id, phrase, *box = self._regions[index]
-        where = f"{self._file}: picture {picture_id}, region {region_id}"
-        record = self._pictures.get(picture_id)
+        image_id, region_id, phrase, *box = self._regions[index]
+        where = f"{self._file}: image {image_id}, region {region_id}"
+        record = self._images.get(image_id)
         if record is None:
-            raise DataError(f"{where}: image_data.json has no entry {picture_id!r}")
-        size = picture_size(record, f"{where}: image_data.json")
+            raise DataError(f"{where}: image_data.json has no entry {image_id!r}")
+        size = image_size(record, f"{where}: image_data.json")
         text = box_text(corners_of(box, size, where, self.config.slack), size)
         *_, folder, name = ["", "", *str(field(record, "url", where)).split("/")]
-        picture = Image(str(Path(self.config.data_dir) / folder / name))
-        messages = dialogue(picture, question, cleaned(phrase, self.clean, where), text, self.config.direction)
+        image = Image(str(Path(self.config.data_dir) / folder / name))
+        messages = dialogue(image, question, cleaned(phrase, self.clean, where), text, self.config.direction)
         return Sample(messages=messages, id=str(region_id if region_id is not None else index))

@@ -7,7 +7,7 @@
                                 {"role": "assistant", "parts": [{"text": "At sea."}]}]}
     000000012.0.jpg
 
-A part is ``{"text": T}``, ``{"input": T}``, ``{"image": MEMBER}``, ``{"video": MEMBER}`` or, for a clip that is a
+A part is ``{"text": T}``, ``{"input": T}``, ``{"image": MEMBER}``, ``{"video": MEMBER}`` or, for a video that is a
 folder of frames, ``{"video": [MEMBER, ...]}``.
 """
 
@@ -32,7 +32,7 @@ _MAGIC = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"GIF8", "gif"), (b"BM
 
 
 def to_members(sample: Sample) -> dict[str, bytes]:
-    """Members (extension -> bytes) of a sample; encoded pictures and clips are copied as they are.
+    """Members (extension -> bytes) of a sample; encoded images and videos are copied as they are.
 
     Raises:
         DataError: a medium that is missing, unreadable or of an unknown kind.
@@ -82,13 +82,13 @@ def _described(part: Part, store: Callable[[bytes, str], str], name: str) -> dic
     if isinstance(source, str | os.PathLike) and Path(source).suffix.lower() == ".json":
         text = read_frames(source, str(source))
         if not isinstance(text, str):
-            raise DataError(f"sample {name}: {source} holds {len(text)} pictures", fix="one picture is expected")
+            raise DataError(f"sample {name}: {source} holds {len(text)} images", fix="one image is expected")
         source = from_base64(text, str(source))
     return {kind: store(*_encoded(source, name))}
 
 
 def _is_frames(source: Any) -> bool:
-    """Whether a clip is a list of frames, a folder of them, or a ``.json`` file with them."""
+    """Whether a video is a list of frames, a folder of them, or a ``.json`` file with them."""
     if isinstance(source, str | os.PathLike):
         return Path(source).is_dir() or (Path(source).suffix.lower() == ".json" and Path(source).is_file())
     return isinstance(source, list | tuple)

@@ -1,4 +1,4 @@
-"""Turns of a dialogue as they stand in files: spellings of roles, and marks where pictures belong."""
+"""Turns of a dialogue as they stand in files: spellings of roles, and placeholders where images belong."""
 
 from __future__ import annotations
 
@@ -54,30 +54,32 @@ def check_order(turns: Sequence[tuple[Role, str]], where: str) -> None:
 def attach_media(
     turns: Sequence[tuple[Role, str]], media: Sequence[Medium], where: str, first: bool = True
 ) -> list[Message]:
-    """Messages with the k-th medium at the k-th ``<image>`` (or ``<video>``) mark.
+    """Messages with the k-th medium at the k-th ``<image>`` (or ``<video>``) placeholder.
 
-    Without any mark all media stand before the first turn of the user.
+    Without any placeholder all media stand before the first turn of the user.
 
     Args:
         turns: (role, text) of a whole dialogue.
-        media: its pictures and clips.
+        media: its images and videos.
         where: what to call the record in an error.
-        first: within a turn media stand before the text, wherever its marks are (the published form).
+        first: within a turn media stand before the text, wherever its placeholders are (the published form).
 
     Raises:
-        DataError: marks and media differ in number.
+        DataError: placeholders and media differ in number.
     """
-    marks = sum(len(PLACEHOLDER.findall(text)) for _, text in turns)
-    if marks == 0:
+    placeholders = sum(len(PLACEHOLDER.findall(text)) for _, text in turns)
+    if placeholders == 0:
         at = next((i for i, (role, _) in enumerate(turns) if role == "user"), 0)
         return [
             message(role, *(media if i == at else ()), *([text] if text else []))
             for i, (role, text) in enumerate(turns)
         ]
-    if marks != len(media):
-        one = "write one mark per picture, or none (all pictures then come first)"
-        nothing = "name the field of the pictures (in a table: build_info.fields.image), or remove the marks"
-        raise DataError(f"{where}: {marks} <image> marks but {len(media)} pictures", fix=one if media else nothing)
+    if placeholders != len(media):
+        one = "write one placeholder per image, or none (all images then come first)"
+        nothing = "name the field of the images (in a table: build_info.fields.image), or remove the placeholders"
+        raise DataError(
+            f"{where}: {placeholders} <image> placeholders but {len(media)} images", fix=one if media else nothing
+        )
     left = iter(media)
     return [_message(role, text, left, first) for role, text in turns]
 

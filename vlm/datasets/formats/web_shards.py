@@ -1,4 +1,4 @@
-"""Tar shards of pictures and captions (the layout img2dataset writes), or of any samples (``vlm data shard``).
+"""Tar shards of images and captions (the layout img2dataset writes), or of any samples (``vlm data shard``).
 
 Local tars are never read in order: their headers are scanned once per pass and a record travels as
 (file, offsets) until a loader worker reads its bytes. Skipping ahead on resume therefore costs header
@@ -19,7 +19,7 @@ from vlm.datasets.base import message
 from vlm.datasets.formats import shard_sample
 from vlm.datasets.formats.shard_reader import ShardRecord, expand, read_member, read_shard
 
-PICTURES = ("jpg", "jpeg", "png", "webp")
+IMAGES = ("jpg", "jpeg", "png", "webp")
 
 
 @register_dataset("web_shards")
@@ -35,7 +35,7 @@ class WebShards:
         user:      [Image(bytes of 000000012.jpg)]
         assistant: a red boat on the river
 
-    A record with a member ``KEY.sample.json`` is a whole conversation with any number of pictures and clips, which
+    A record with a member ``KEY.sample.json`` is a whole conversation with any number of images and videos, which
     are other members (see :mod:`vlm.datasets.formats.shard_sample`); ``vlm data shard`` writes such records.
     """
 
@@ -82,19 +82,19 @@ class WebShards:
         yield from held
 
     def decode(self, raw: ShardRecord) -> Sample:
-        """The sample of a record. Raises DataError: damaged shard, unusable record, no picture, no caption."""
+        """The sample of a record. Raises DataError: damaged shard, unusable record, no image, no caption."""
         where = f"{raw.shard}: record {raw.key}"
         if raw.fault:
             raise DataError(f"{where}: {raw.fault}")
         if shard_sample.MEMBER in raw.members:
             text = read_member(raw, shard_sample.MEMBER)
             return shard_sample.from_members(text, lambda ext: read_member(raw, ext), set(raw.members), where)
-        kind = next((k for k in PICTURES if k in raw.members), None)
+        kind = next((k for k in IMAGES if k in raw.members), None)
         if kind is None:
-            raise DataError(f"{where}: no picture (members: {', '.join(raw.members)}; read: {', '.join(PICTURES)})")
+            raise DataError(f"{where}: no image (members: {', '.join(raw.members)}; read: {', '.join(IMAGES)})")
         caption = self._caption(raw, where)
-        picture = Image(read_member(raw, kind))
-        return Sample(messages=(message("user", picture), message("assistant", caption)), id=raw.key)
+        image = Image(read_member(raw, kind))
+        return Sample(messages=(message("user", image), message("assistant", caption)), id=raw.key)
 
     def _caption(self, raw: ShardRecord, where: str) -> str:
         key = self.config.caption_key

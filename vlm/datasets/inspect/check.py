@@ -35,18 +35,18 @@ _PARTICULAR = re.compile(r"'[^']*'|\"[^\"]*\"|\S*[/\\]\S*|\S*\d\S*")
 
 
 class Blank:
-    """Stands for a picture or clip recipe where only lengths are wanted; pickles into workers."""
+    """Stands for an image or video recipe where only lengths are wanted; pickles into workers."""
 
     def __init__(self, *frames: int) -> None:
         self._shape = (*frames, 3, 1, 1)
 
     def __call__(self, *_: Any, **__: Any) -> torch.Tensor:
-        """Black pixels ``[3, 1, 1]``, or ``[f, 3, 1, 1]`` for a clip of f frames."""
+        """Black pixels ``[3, 1, 1]``, or ``[f, 3, 1, 1]`` for a video of f frames."""
         return torch.zeros(self._shape)
 
 
 def without_pixels(processor: Processor) -> Processor:
-    """A processor that gives the same ids and reads no medium; a clip counts the most frames that are ever taken."""
+    """A processor that gives the same ids and reads no medium; a video counts the most frames that are ever taken."""
     blind = copy.copy(processor)
     blind.image = Blank()  # type: ignore[assignment]
     if processor.video is not None:
@@ -79,7 +79,7 @@ class Checker(torch.utils.data.Dataset):
         seed: int = 0,
         visual_tokens: VisualTokens | None = None,
     ) -> None:
-        """Without ``processor`` lengths are characters; ``recipe`` then reads the pictures if ``pixels``."""
+        """Without ``processor`` lengths are characters; ``recipe`` then reads the images if ``pixels``."""
         self._source, self._recipe, self._questions = source, recipe, questions
         self._pixels, self._seed = pixels, seed
         self._visual_tokens = visual_tokens or VisualTokens()
@@ -193,7 +193,7 @@ def check_dataset(
     Args:
         opened: the dataset.
         processor: makes tokens; None: lengths are characters.
-        recipe: reads the pictures where there is no processor.
+        recipe: reads the images where there is no processor.
         pixels: decode every medium too.
         workers: processes; 0: this one.
         seed: of the formats' random choices.

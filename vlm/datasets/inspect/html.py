@@ -1,4 +1,4 @@
-"""``vlm data show --html``: samples with their pictures as one page that needs no other file."""
+"""``vlm data show --html``: samples with their images as one page that needs no other file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIDE = 300
 """Largest side of a thumbnail in pixels."""
 
 FRAMES = 8
-"""Frames of a clip that are shown."""
+"""Frames of a video that are shown."""
 
 BYTES = re.compile(r"(?:<0x[0-9A-F]{2}>)+")
 """Letters that a vocabulary lacks and spells byte by byte."""
@@ -41,9 +41,9 @@ main { padding: 0 36px 48px; max-width: 1500px; margin: 0 auto; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); gap: 18px; align-items: start; }
 article { background: #fff; border: 1px solid #e1e5ea; border-radius: 10px; overflow: hidden; display: flex;
   flex-direction: column; }
-.pictures { display: flex; flex-wrap: wrap; gap: 8px; padding: 14px 14px 0; }
-.pictures img { border-radius: 6px; display: block; max-width: 100%; border: 1px solid #e1e5ea; }
-.pictures.clip img { width: 70px; height: auto; }
+.images { display: flex; flex-wrap: wrap; gap: 8px; padding: 14px 14px 0; }
+.images img { border-radius: 6px; display: block; max-width: 100%; border: 1px solid #e1e5ea; }
+.images.clip img { width: 70px; height: auto; }
 .meta { padding: 12px 14px 0; font-size: 13px; color: #5b6675; display: flex; flex-wrap: wrap; gap: 4px 14px; }
 .meta b { color: #1d2530; font-weight: 600; overflow-wrap: anywhere; }
 .text { padding: 10px 14px 16px; overflow-wrap: anywhere; white-space: pre-wrap; max-height: 420px; overflow-y: auto;
@@ -63,7 +63,7 @@ def page(
     tokenizer: Tokenizer | None,
     visual_tokens: VisualTokens | None = None,
 ) -> str:
-    """A self-contained page; pictures are shown as they leave the recipe.
+    """A self-contained page; images are shown as they leave the recipe.
 
     Args:
         title: of the page.
@@ -78,7 +78,7 @@ def page(
         body.append(f'<section><h2>{escape(name)}</h2><div class="grid">{cards}</div></section>')
     legend = (
         'Text as the model is given it. <span class="t">Green</span> is trained, the rest is condition; '
-        '<span class="m">blue</span> stands for the visual tokens of a picture or clip. Pictures are shown after the '
+        '<span class="m">blue</span> stands for the visual tokens of an image or video. Images are shown after the '
         "image recipe of the model."
         if tokenizer is not None
         else "Without a tokenizer: the plain messages."
@@ -105,7 +105,7 @@ def _card(shown: Shown, recipe: ImageRecipe, tokenizer: Tokenizer | None, visual
     meta.append(f"<span>{shown.example.num_targets:,} trained</span>")
     text = _marked(pieces(shown.example, tokenizer, visual_tokens))
     return (
-        f"<article>{_pictures(shown.example, recipe)}"
+        f"<article>{_images(shown.example, recipe)}"
         f'<div class="meta">{"".join(meta)}</div><div class="text">{text}</div></article>'
     )
 
@@ -124,15 +124,15 @@ def _letters(run: re.Match[str]) -> str:
     return bytes.fromhex(run.group().replace("<0x", "").replace(">", "")).decode("utf-8", "replace")
 
 
-def _pictures(example: Example, recipe: ImageRecipe) -> str:
+def _images(example: Example, recipe: ImageRecipe) -> str:
     rows = []
     for medium in example.media:
         clip = len(medium) > 1
         images = "".join(f'<img alt="" src="{thumbnail(frame, recipe)}">' for frame in medium[:FRAMES])
-        rows.append(f'<div class="pictures{" clip" if clip else ""}">{images}</div>')
+        rows.append(f'<div class="images{" clip" if clip else ""}">{images}</div>')
     if len(rows) > 1 and all("clip" not in row for row in rows):
         images = "".join(f'<img alt="" src="{thumbnail(m[0], recipe, SIDE // 2)}">' for m in example.media)
-        return f'<div class="pictures">{images}</div>'
+        return f'<div class="images">{images}</div>'
     return "".join(rows)
 
 
@@ -143,10 +143,10 @@ def thumbnail(pixels: torch.Tensor, recipe: ImageRecipe, side: int = SIDE) -> st
 
     mean, std = (np.asarray(v, np.float32)[:, None, None] for v in (recipe.config.mean, recipe.config.std))
     levels = (pixels.numpy() * std + mean).clip(0, 1) * 255
-    picture = Image.fromarray(levels.round().astype(np.uint8).transpose(1, 2, 0))
-    scale = side / max(picture.size)
-    size = (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1))
-    picture = picture.resize(size, Image.Resampling.BICUBIC if scale < 2 else Image.Resampling.NEAREST)
+    image = Image.fromarray(levels.round().astype(np.uint8).transpose(1, 2, 0))
+    scale = side / max(image.size)
+    size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
+    image = image.resize(size, Image.Resampling.BICUBIC if scale < 2 else Image.Resampling.NEAREST)
     out = io.BytesIO()
-    picture.save(out, "JPEG", quality=88)
+    image.save(out, "JPEG", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()

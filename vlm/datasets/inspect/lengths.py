@@ -39,7 +39,7 @@ def padding(
 
     Args:
         lengths: positions of each sample in the LLM.
-        media: pictures and clips of each sample.
+        media: images and videos of each sample.
         batch_size: samples of a batch.
         group: batches sorted together (``run.group_by_length``); 0: 50.
         packing: ``run.packing``; None: rows of 2048 positions, or of the longest sample.

@@ -22,7 +22,7 @@ def report_lines(report: Report, found: Mapping[str, Any], limit: int | None = N
     lines = [
         f"{report.name} ({report.format})",
         f"  samples      {report.samples:,} usable, {report.bad:,} bad, {report.missing:,} of them lack a file{first}",
-        f"  media        {sum(report.media):,} pictures and clips, {bare:,} samples without",
+        f"  media        {sum(report.media):,} images and videos, {bare:,} samples without",
     ]
     if report.targets:
         lines.append(

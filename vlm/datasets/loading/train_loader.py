@@ -32,7 +32,7 @@ def build_sources(entries: Mapping[str, DatasetEntry], processor: Processor, spl
     """The datasets of a configuration section with their text processors (of ``split``, else of ``train``).
 
     Raises:
-        ConfigError: a picture size that is not the model's, a batch size below 1, a negative ratio.
+        ConfigError: an image size that is not the model's, a batch size below 1, a negative ratio.
         DataError: files that are missing or of another shape.
     """
     return [build_source(name, entry, processor.image.config.size, split) for name, entry in entries.items()]
@@ -47,8 +47,7 @@ def build_source(name: str, entry: DatasetEntry, image_size: int, split: str = "
     wanted = entry.vis_processor.get(split, {}).get("image_size")
     if wanted is not None and wanted != image_size:
         raise ConfigError(
-            f"datasets.{name}.vis_processor.{split}.image_size is {wanted}, "
-            f"but the model takes pictures of {image_size}",
+            f"datasets.{name}.vis_processor.{split}.image_size is {wanted}, but the model takes images of {image_size}",
             fix="set both to the same size",
         )
     ratio = 1.0 if entry.sample_ratio is None else float(entry.sample_ratio)
@@ -71,8 +70,8 @@ class TrainLoader:
     ``mixing="batch"``: every step draws one dataset by its ratio and takes a whole batch of it; ``"sample"``:
     every sample draws its dataset, and a batch has ``batch_size`` of them (default: the largest of the datasets);
     ``"joint"``: batches of the sources' ``groups`` take turns (default size: the largest of the group).
-    Global jobs are cut ``r::world_size``. ``group_by_length``: see :class:`~vlm.datasets.loading.batching.LengthGrouped`;
-    ``packing`` (implies ``"sample"``; ``batch_size`` counts rows): :class:`~vlm.datasets.loading.batching.FirstFitPacker`.
+    Global jobs are cut ``r::world_size``. ``group_by_length``: :class:`~vlm.datasets.loading.batching.LengthGrouped`;
+    ``packing`` (implies ``"sample"``, counts rows): :class:`~vlm.datasets.loading.batching.FirstFitPacker`.
 
     The batches follow from (seed, position) alone: not from the number of workers. Which samples are read
     does not depend on the number of processes either. ``state_dict()`` belongs to the batch handed out last,
@@ -182,7 +181,7 @@ class TrainLoader:
 
         Raises:
             DataError: too many bad records, or none usable in a row.
-            PromptError: marks and media of a sample differ.
+            PromptError: placeholders and media of a sample differ.
         """
         try:
             if self._iterator is None:

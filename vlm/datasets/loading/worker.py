@@ -207,7 +207,7 @@ class BatchMaker(torch.utils.data.Dataset):
         if source.text_only and example.media:
             raise ConfigError(
                 f"datasets.{source.name}.data_type is text, but sample {example.id} has {len(example.media)} media",
-                fix=f"set datasets.{source.name}.data_type to images, and its group to one with pictures",
+                fix=f"set datasets.{source.name}.data_type to images, and its group to one with images",
             )
         item = EncodedSample(ref.key, example, self._visual_tokens.fused_length(example))
         self._limits.check(item)

@@ -1,1 +1,1 @@
-"""A made-up picture world: scenes, their pictures and the language about them. Needs numpy and PIL only."""
+"""A made-up image world: scenes, their images and the language about them. Needs numpy and PIL only."""

@@ -26,10 +26,10 @@ _ANSWERS: dict[str, tuple[str, ...]] = {
 _TRIES = 400
 
 
-def png(picture: Image.Image) -> bytes:
-    """The picture as PNG bytes (fast compression)."""
+def png(image: Image.Image) -> bytes:
+    """The image as PNG bytes (fast compression)."""
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=1)
+    image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
@@ -45,8 +45,8 @@ def write_caption_shards(
 
     Args:
         folder: made if missing.
-        count: number of pictures.
-        seed: another seed gives other pictures.
+        count: number of images.
+        seed: another seed gives other images.
 
     Returns:
         The shards, in order.
@@ -87,8 +87,8 @@ def write_dialogues(
         (images / name).write_bytes(png(render(scene)))
         conversation = []
         for turn, question in enumerate(dialogue(scene, np.random.default_rng((*scene.key, 2)), turns)):
-            mark = "<image>\n" if turn == 0 else ""
-            conversation.append({"from": "human", "value": mark + question.text})
+            placeholder = "<image>\n" if turn == 0 else ""
+            conversation.append({"from": "human", "value": placeholder + question.text})
             conversation.append({"from": "gpt", "value": question.answer})
         rows.append({"id": f"{index:08d}", "image": name, "conversations": conversation})
     path = folder / "dialogues.json"
@@ -152,7 +152,7 @@ def write_questions(
     types: Sequence[str] = QUESTION_TYPES,
     name: str | None = None,
 ) -> Path:
-    """Write an evaluation set: ``<name>.jsonl`` and ``images/<name>/``, one picture for each question.
+    """Write an evaluation set: ``<name>.jsonl`` and ``images/<name>/``, one image for each question.
 
     Rows: ``{"id", "image", "question", "answer", "type", "objects", "unseen_pair"}``; ``image`` is relative to
     ``folder``.

@@ -1,4 +1,4 @@
-"""Scene -> picture. Antialiased figures on a shaded ground, with jitter in place, turn, scale and colour."""
+"""Scene -> image. Antialiased figures on a shaded ground, with jitter in place, turn, scale and colour."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vlm.datasets.synthetic.scene import COLORS, Scene
 
 IMAGE_SIZE = 64
 RADIUS = {"small": 0.105, "large": 0.16}
-"""Half of a figure's extent as a share of the picture's side."""
+"""Half of a figure's extent as a share of the image's side."""
 
 _OVER = 4  # the masks are drawn this many times larger and averaged down
 
@@ -105,8 +105,8 @@ def jitter(kind: str, rgb: tuple[int, int, int], size: str, place: int, rng: np.
 
 
 def paint(figures: Sequence[Figure], rng: np.random.Generator, size: int = IMAGE_SIZE) -> Image.Image:
-    """Paint figures on a fresh ground; RGB picture of ``size`` x ``size`` pixels."""
-    picture = _ground(rng, size)
+    """Paint figures on a fresh ground; RGB image of ``size`` x ``size`` pixels."""
+    image = _ground(rng, size)
     for figure in figures:
         half = math.ceil(figure.radius * size * 1.25) + 1
         cx, cy = figure.center[0] * size, figure.center[1] * size
@@ -118,8 +118,8 @@ def paint(figures: Sequence[Figure], rng: np.random.Generator, size: int = IMAGE
         ox, oy = (cx - left) * _OVER, (cy - top) * _OVER
         for outline in _OUTLINES[figure.kind]:
             draw.polygon([(ox + cos * x - sin * y, oy + sin * x + cos * y) for x, y in outline], fill=255)
-        picture.paste(figure.rgb, (left, top), mask.reduce(_OVER))
-    pixels = np.asarray(picture, dtype=np.float32)
+        image.paste(figure.rgb, (left, top), mask.reduce(_OVER))
+    pixels = np.asarray(image, dtype=np.float32)
     pixels = pixels + rng.standard_normal((size, size, 1), dtype=np.float32) * np.float32(rng.uniform(1, 5))
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
@@ -134,7 +134,7 @@ def _ground(rng: np.random.Generator, size: int) -> Image.Image:
 
 
 def render(scene: Scene, size: int = IMAGE_SIZE) -> Image.Image:
-    """The picture of a scene: RGB, ``size`` x ``size``; the same scene key gives the same pixels."""
+    """The image of a scene: RGB, ``size`` x ``size``; the same scene key gives the same pixels."""
     rng = np.random.default_rng((*scene.key, 1))
     figures = [jitter(thing.kind, COLORS[thing.color], thing.size, thing.place, rng) for thing in scene.things]
     return paint(figures, rng, size)

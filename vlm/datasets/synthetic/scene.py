@@ -1,4 +1,4 @@
-"""What a picture shows: one to three things on a 3x3 grid, drawn from ``(seed, split, index)``.
+"""What an image shows: one to three things on a 3x3 grid, drawn from ``(seed, split, index)``.
 
 A scene is data only. ``render`` paints it, ``language`` talks about it, ``export`` writes files.
 """
@@ -31,10 +31,10 @@ COUNTS = ("zero", "one", "two", "three")
 MAX_THINGS = 3
 
 HELD_OUT = frozenset((tuple(COLORS)[(5 * i + 3) % len(COLORS)], kind) for i, kind in enumerate(KINDS))
-"""The twelve (colour, kind) pairs, one per kind, that no caption, dialogue or training picture names."""
+"""The twelve (colour, kind) pairs, one per kind, that no caption, dialogue or training image names."""
 
 SPLITS = {"captions": 0, "dialogues": 1, "seen": 2, "unseen": 3, "foundation": 4}
-"""Split -> number in the random key, so that no two splits share a picture."""
+"""Split -> number in the random key, so that no two splits share an image."""
 
 DEFAULT_MIX = (0.45, 0.45, 0.10)
 """Chances of one, two and three things."""
@@ -70,7 +70,7 @@ class Object:
 
 @dataclass(frozen=True)
 class Scene:
-    """Things in order of place, and the key that they and their picture's jitter were drawn from."""
+    """Things in order of place, and the key that they and their image's jitter were drawn from."""
 
     things: tuple[Object, ...]
     key: tuple[int, int, int] = (0, 0, 0)

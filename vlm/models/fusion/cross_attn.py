@@ -19,17 +19,17 @@ from vlm.models.inserts.base import InsertData
 
 @register_fusion("cross_attn")
 class CrossAttention:
-    """Each mark is one text token with an embedding of its own; inserts such as ``gated_xattn`` read the media."""
+    """Each placeholder is one text token with its own embedding; inserts such as ``gated_xattn`` read the media."""
 
     @dataclass
     class Config:
         """Options of ``fusion: {name: cross_attn}``.
 
-        ``image_token_id`` is the token that stands in the text for a medium. Text looks at the next medium behind it, or
-        with ``attend_previous`` at the last one before it; ``placement_augmentation`` draws one of the two for each
-        pass that records gradients. ``immediate`` false lets it look at all media up to that one. With
-        ``uniform_when_missing`` marks may outnumber media, and a position whose medium is not there attends evenly to
-        all the others, as in published code; else that is an error.
+        ``image_token_id`` is the token that stands for an image or video in the text. Text attends to the next one
+        after it, or with ``attend_previous`` to the last one before it; ``placement_augmentation`` draws one of the
+        two for each pass that records gradients. ``immediate`` false lets it attend to all media up to that one.
+        ``uniform_when_missing`` allows more placeholders than images (as the published code does); a token whose
+        image is missing then attends uniformly to the sample's other images. Otherwise that is an error.
         """
 
         image_token_id: int | None = None
@@ -64,7 +64,7 @@ class CrossAttention:
             sample's media, ``last < first`` without media); shared ``media [n, k, d]`` and ``real [n, k]`` or None.
 
         Raises:
-            PromptError: marks and media do not agree, with both counts and the sample.
+            PromptError: placeholders and media do not agree, with both counts and the sample.
         """
         if not self.config.uniform_when_missing:
             check_placeholders(batch, visual)
@@ -80,11 +80,13 @@ class CrossAttention:
         )
 
     def _data(self, batch: Batch, visual: Features | None) -> InsertData:
-        marks = (batch.ids == MEDIA_TOKEN) & (batch.segments > 0)
+        placeholders = (batch.ids == MEDIA_TOKEN) & (batch.segments > 0)
         previous = self._attend_previous()
-        location = locate(marks, batch.segments, previous)
-        first, last = _own_media(batch, marks)
-        offset = first - earlier(marks, batch.segments) - 1  # from numbers within the row to numbers in the batch
+        location = locate(placeholders, batch.segments, previous)
+        first, last = _own_media(batch, placeholders)
+        offset = (
+            first - earlier(placeholders, batch.segments) - 1
+        )  # from numbers within the row to numbers in the batch
         location = torch.where((location > 0) & (last >= first), location + offset, -1)
         media: Tensor | None = None
         real: Tensor | None = None
@@ -109,10 +111,10 @@ class CrossAttention:
         return self.config.attend_previous
 
 
-def _own_media(batch: Batch, marks: Tensor) -> tuple[Tensor, Tensor]:
+def _own_media(batch: Batch, placeholders: Tensor) -> tuple[Tensor, Tensor]:
     """``[b, s]`` numbers in the batch of the first and the last medium of each position's sample (0 and -1: none)."""
-    rows, most = len(marks), int(batch.segments.max()) + 1
-    count = torch.zeros(rows, most, dtype=torch.long, device=marks.device)
+    rows, most = len(placeholders), int(batch.segments.max()) + 1
+    count = torch.zeros(rows, most, dtype=torch.long, device=placeholders.device)
     sample = batch.segments[batch.media_row, batch.media_pos]
     count.index_put_((batch.media_row, sample), torch.ones_like(sample), accumulate=True)
     last = count.flatten().cumsum(0).view(rows, most) - 1

@@ -1,4 +1,4 @@
-"""Files, bytes and arrays -> pictures; home of PIL, shared with OpenCV.
+"""Files, bytes and arrays -> images; home of PIL, shared with OpenCV.
 
 Two ways: ``Opened.exact`` gives what PIL gives, ``Opened.reduced`` lets OpenCV decode a JPEG to half, a quarter or an
 eighth of its size straight from the DCT coefficients (``decode: fast`` of an image recipe).
@@ -29,7 +29,7 @@ PIXEL_CAP = 89_000_000
 
 
 class Opened:
-    """A picture within the pixel cap; of a JPEG only the header was read, its pixels are decoded on demand.
+    """An image within the pixel cap; of a JPEG only the header was read, its pixels are decoded on demand.
 
     Attributes:
         size: width and height after the EXIF rotation.
@@ -38,11 +38,11 @@ class Opened:
     def __init__(self, source: Any, name: str, max_pixels: int) -> None:
         """Raises DataError: missing, empty, of no known format, too large, corrupt."""
         self.label = name or (str(source) if isinstance(source, str | os.PathLike) else type(source).__name__)
-        self._data, self._picture = _open(source, self.label, max_pixels)
-        width, height = self._picture.size
+        self._data, self._image = _open(source, self.label, max_pixels)
+        width, height = self._image.size
         if width * height > max_pixels or not width * height:
             raise _too_large(self.label, f"{width} x {height} pixels", max_pixels)
-        if self._picture.format != "JPEG":
+        if self._image.format != "JPEG":
             self._load()  # a PNG may say only after its pixels that it is to be turned
         self.size = (height, width) if self._orientation() > 4 else (width, height)
 
@@ -52,13 +52,13 @@ class Opened:
 
         self._load()
         try:
-            return _to_rgb(ImageOps.exif_transpose(self._picture))
+            return _to_rgb(ImageOps.exif_transpose(self._image))
         except _BROKEN as error:
             raise _corrupt(self.label, error) from error
 
     def _load(self) -> None:
         try:
-            self._picture.load()
+            self._image.load()
         except _BROKEN as error:
             raise _corrupt(self.label, error) from error
 
@@ -70,23 +70,23 @@ class Opened:
         import numpy as np
 
         found = None
-        if self._data is not None and self._picture.format == "JPEG" and self._picture.mode in ("RGB", "L"):
+        if self._data is not None and self._image.format == "JPEG" and self._image.mode in ("RGB", "L"):
             found = _jpeg(self._data, factor)
         return np.asarray(self.exact()) if found is None else found
 
     def _orientation(self) -> int:
         try:
-            return int(self._picture.getexif().get(0x0112, 1))
+            return int(self._image.getexif().get(0x0112, 1))
         except _BROKEN:  # of an EXIF block; the pixels may still be good
             return 1
 
 
 def decode(source: Any, *, name: str = "", max_pixels: int = PIXEL_CAP) -> PILImage.Image:
-    """Any picture as an upright RGB ``PIL.Image``.
+    """Any image as an upright RGB ``PIL.Image``.
 
-    Palette, grey, CMYK and 16-bit pictures are converted, alpha is dropped (as the published code did); of an
+    Palette, grey, CMYK and 16-bit images are converted, alpha is dropped (as the published code did); of an
     animation the first frame is taken. An EXIF rotation is applied, which the published code leaves out: there a
-    photo taken upright with a phone lies on its side. A ``.json`` file holds one base64 picture. PIL decodes; a
+    photo taken upright with a phone lies on its side. A ``.json`` file holds one base64 image. PIL decodes; a
     format it does not know is offered to OpenCV.
 
     Raises:
@@ -106,11 +106,11 @@ def from_base64(text: str, label: str) -> bytes:
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise DataError(f"picture {label}: not base64 ({error})", fix="write the encoded file as base64 text") from None
+        raise DataError(f"image {label}: not base64 ({error})", fix="write the encoded file as base64 text") from None
 
 
 def read_frames(path: str | os.PathLike[str], label: str) -> str | list[str]:
-    """What a ``.json`` file of media holds: one base64 picture, or the list of a clip's base64 frames.
+    """What a ``.json`` file of media holds: one base64 image, or the list of a clip's base64 frames.
 
     Raises:
         DataError: unreadable, no JSON, or something else in it.
@@ -125,7 +125,7 @@ def read_frames(path: str | os.PathLike[str], label: str) -> str | list[str]:
 
 
 def _open(source: Any, label: str, max_pixels: int) -> tuple[bytes | None, PILImage.Image]:
-    """The encoded bytes, if any, and the picture with its header read."""
+    """The encoded bytes, if any, and the image with its header read."""
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(source, Image.Image):
@@ -152,7 +152,7 @@ def _encoded(source: Any, label: str) -> bytes:
     if isinstance(source, str | os.PathLike) and str(source).endswith(".json"):
         found = read_frames(source, label)
         if not isinstance(found, str):
-            raise DataError(f"picture {label}: holds {len(found)} frames, wanted one", fix="use it as a video")
+            raise DataError(f"image {label}: holds {len(found)} frames, wanted one", fix="use it as a video")
         return from_base64(found, label)
     return _read(source, label)
 
@@ -189,30 +189,30 @@ def _read(source: Any, label: str) -> bytes:
             data = Path(source).read_bytes()
         except FileNotFoundError:
             raise DataError(
-                f"picture {label}: no such file", fix="check the path (in a dataset: its image folder)"
+                f"image {label}: no such file", fix="check the path (in a dataset: its image folder)"
             ) from None
         except OSError as error:
-            raise DataError(f"picture {label}: cannot be read ({error.strerror})") from error
+            raise DataError(f"image {label}: cannot be read ({error.strerror})") from error
     if not data:
-        raise DataError(f"picture {label}: empty", fix="fetch it again or remove the record")
+        raise DataError(f"image {label}: empty", fix="fetch it again or remove the record")
     return data
 
 
-def _to_rgb(picture: PILImage.Image) -> PILImage.Image:
+def _to_rgb(image: PILImage.Image) -> PILImage.Image:
     """RGB without losing brightness: 16-bit and float greys are scaled to 8 bits, which PIL would clip."""
-    if picture.mode == "RGB":
-        return picture
-    if picture.mode.startswith("I") or picture.mode == "F":
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
         import numpy as np
         from PIL import Image
 
-        values = np.asarray(picture, dtype=np.float64)
-        top = 1.0 if picture.mode == "F" and values.max() <= 1 else 255.0 if values.max() <= 255 else 65535.0
+        values = np.asarray(image, dtype=np.float64)
+        top = 1.0 if image.mode == "F" and values.max() <= 1 else 255.0 if values.max() <= 255 else 65535.0
         values = np.clip(values * (255.0 / top), 0, 255).round().astype(np.uint8)
         return Image.fromarray(values).convert("RGB")
-    if picture.mode == "P" and "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-    return picture.convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
 
 
 def _from_array(array: Any, label: str) -> PILImage.Image:
@@ -221,11 +221,11 @@ def _from_array(array: Any, label: str) -> PILImage.Image:
 
     if not isinstance(array, np.ndarray):
         found = type(array).__name__
-        raise DataError(f"picture {label}: a {found} is no picture", fix="give a path, bytes, PIL image or array")
+        raise DataError(f"image {label}: a {found} is no image", fix="give a path, bytes, PIL image or array")
     good: bool = array.dtype == np.uint8 and array.size > 0
     good = good and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4)))
     if not good:
-        raise DataError(f"picture {label}: array {array.dtype} {array.shape}, wanted uint8 [h, w] or [h, w, 3|4]")
+        raise DataError(f"image {label}: array {array.dtype} {array.shape}, wanted uint8 [h, w] or [h, w, 3|4]")
     return Image.fromarray(np.ascontiguousarray(array))
 
 
@@ -244,15 +244,15 @@ def _opencv(data: bytes, label: str) -> PILImage.Image:
     except cv2.error:
         decoded = None
     if decoded is None:
-        found = f"not a picture format that can be read (it begins with {data[:20]!r})"
-        raise DataError(f"picture {label}: {found}", fix="convert it to JPEG or PNG")
+        found = f"not an image format that can be read (it begins with {data[:20]!r})"
+        raise DataError(f"image {label}: {found}", fix="convert it to JPEG or PNG")
     return Image.fromarray(decoded[:, :, ::-1].copy())
 
 
 def _corrupt(label: str, error: BaseException) -> DataError:
-    return DataError(f"picture {label}: corrupt or truncated ({error})", fix="fetch it again or remove the record")
+    return DataError(f"image {label}: corrupt or truncated ({error})", fix="fetch it again or remove the record")
 
 
 def _too_large(label: str, found: str, cap: int) -> DataError:
     fix = "shrink it; a small file of so many pixels is a decompression bomb"
-    return DataError(f"picture {label}: {found}, allowed are 1 to {cap} pixels", fix=fix)
+    return DataError(f"image {label}: {found}, allowed are 1 to {cap} pixels", fix=fix)

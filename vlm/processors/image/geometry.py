@@ -1,4 +1,4 @@
-"""The geometry of an image recipe: which part of a picture, resized to what, cut where. Numbers only."""
+"""The geometry of an image recipe: which part of an image, resized to what, cut where. Numbers only."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Size = tuple[int, int]
 class Plan:
     """Steps in order: cut ``box``, put on a square of side ``pad``, resize to ``size``, cut at ``corner``, mirror.
 
-    box     left, top, right, bottom in the picture, or None for all of it
+    box     left, top, right, bottom in the image, or None for all of it
     pad     side of the square, 0 for none
     size    width and height after resizing
-    corner  left, top of the final square in the resized picture, or None
+    corner  left, top of the final square in the resized image, or None
     """
 
     size: Size
@@ -28,14 +28,14 @@ class Plan:
     flip: bool = False
 
     def reduction(self, size: Size) -> int:
-        """The largest of 8, 4, 2, 1 by which a picture of ``size`` may shrink before it is below the wanted size."""
+        """The largest of 8, 4, 2, 1 by which an image of ``size`` may shrink before it is below the wanted size."""
         width, height = size if self.box is None else (self.box[2] - self.box[0], self.box[3] - self.box[1])
         if self.pad:
             width = height = self.pad
         return next((k for k in (8, 4, 2) if width // k >= self.size[0] and height // k >= self.size[1]), 1)
 
     def reduced(self, factor: int) -> Plan:
-        """The plan for the picture shrunk by ``factor``."""
+        """The plan for the image shrunk by ``factor``."""
         box = None
         if self.box is not None:
             left, top = round(self.box[0] / factor), round(self.box[1] / factor)

@@ -1,10 +1,10 @@
-"""Pictures -> ``[3, h, w]`` float32 tensors.
+"""Images -> ``[3, h, w]`` float32 tensors.
 
 With ``decode: exact`` the evaluation transform is bit-equal to the published ones, which go through PIL: torchvision's
 ``Resize (-> CenterCrop) -> ToTensor -> Normalize`` and transformers' ``CLIPImageProcessor``.
 
 ``decode: fast`` lets OpenCV decode a JPEG to the smallest of 1/1, 1/2, 1/4, 1/8 that is not below the wanted size and
-torch resize it (antialiased, in integers). Per picture to 224 on one core (``benchmarks/image_decode.py``):
+torch resize it (antialiased, in integers). Per image to 224 on one core (``benchmarks/image_decode.py``):
 
 ============  =========  ========  =============================
 JPEG          exact      fast      mean difference of 256 levels
@@ -37,14 +37,14 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class ImageRecipe:
-    """What happens to a picture between the file and the vision encoder; pickles into loader workers.
+    """What happens to an image between the file and the vision encoder; pickles into loader workers.
 
     One object holds both sides: the evaluation transform, which chat uses too, and the optional ``train`` part.
     """
 
     @dataclass
     class Train:
-        """Training only: a random part of the picture, resized to the square, and a random mirror image."""
+        """Training only: a random part of the image, resized to the square, and a random mirror image."""
 
         scale: tuple[float, float] = (0.9, 1.0)  # share of the area that is kept
         ratio: tuple[float, float] = (0.75, 4 / 3)  # width / height of the part
@@ -90,13 +90,13 @@ class ImageRecipe:
         self._levels = False
 
     def __call__(self, source: Any, name: str = "", rng: random.Random | None = None) -> torch.Tensor:
-        """Decode and transform one picture.
+        """Decode and transform one image.
 
         Args:
             source: path, encoded bytes, ``PIL.Image``, uint8 array ``[h, w]`` or ``[h, w, 3|4]``, or a
                 float tensor ``[3, size, size]`` that went through a recipe before (returned as it is); a tuple of
-                these is shown side by side as one picture (see :func:`joined`).
-            name: what to call the picture in an error when ``source`` is no path.
+                these is shown side by side as one image (see :func:`joined`).
+            name: what to call the image in an error when ``source`` is no path.
             rng: draws the crop and the flip of the ``train`` part; None asks for the evaluation transform.
 
         Returns:
@@ -116,7 +116,7 @@ class ImageRecipe:
         plan = self._plan(opened.size, rng)
         if plan.size[0] * plan.size[1] > self.config.max_pixels:
             found = f"{opened.size[0]} x {opened.size[1]} pixels, too long and thin for this recipe"
-            raise DataError(f"picture {opened.label}: {found}", fix="crop it")
+            raise DataError(f"image {opened.label}: {found}", fix="crop it")
         if self.config.decode == "fast":
             factor = plan.reduction(opened.size)
             pixels = self._fast(opened.reduced(factor), plan.reduced(factor))
@@ -140,13 +140,13 @@ class ImageRecipe:
         mean = torch.tensor(list(self.config.mean), dtype=torch.float32)[:, None, None]
         std = torch.tensor(list(self.config.std), dtype=torch.float32)[:, None, None]
         out = torch.empty(levels.shape, dtype=torch.float32, pin_memory=pin_memory)
-        pictures = zip(out.view(-1, *levels.shape[-3:]), levels.reshape(-1, *levels.shape[-3:]), strict=True)
-        for there, picture in pictures:  # one by one: it stays in the processor's cache
-            there.copy_(picture).div_(255).sub_(mean).div_(std)
+        images = zip(out.view(-1, *levels.shape[-3:]), levels.reshape(-1, *levels.shape[-3:]), strict=True)
+        for there, image in images:  # one by one: it stays in the processor's cache
+            there.copy_(image).div_(255).sub_(mean).div_(std)
         return out
 
     def _plan(self, size: tuple[int, int], rng: random.Random | None) -> Plan:
-        """What to cut and how far to resize, for an upright picture of ``size`` (width, height)."""
+        """What to cut and how far to resize, for an upright image of ``size`` (width, height)."""
         side, train = self.config.size, self.config.train
         if rng is not None and train is not None:
             box = plan_crop(size, train.scale, train.ratio, rng)
@@ -155,23 +155,23 @@ class ImageRecipe:
             return centre(size, side, self.config.crop_rounding)
         return Plan((side, side), pad=max(size) if self.config.resize == "pad" else 0)
 
-    def _exact(self, picture: PILImage.Image, plan: Plan) -> np.ndarray:
+    def _exact(self, image: PILImage.Image, plan: Plan) -> np.ndarray:
         """``[size, size, 3]`` uint8 through PIL."""
         import numpy as np
         from PIL import Image
 
         if plan.box is not None:
-            picture = picture.crop(plan.box)
-        if plan.pad and picture.size != (plan.pad, plan.pad):
+            image = image.crop(plan.box)
+        if plan.pad and image.size != (plan.pad, plan.pad):
             square = Image.new("RGB", (plan.pad, plan.pad), self._color)
-            square.paste(picture, ((plan.pad - picture.width) // 2, (plan.pad - picture.height) // 2))
-            picture = square
-        if picture.size != plan.size:
-            picture = picture.resize(plan.size, Image.Resampling[self.config.interpolation.upper()])
+            square.paste(image, ((plan.pad - image.width) // 2, (plan.pad - image.height) // 2))
+            image = square
+        if image.size != plan.size:
+            image = image.resize(plan.size, Image.Resampling[self.config.interpolation.upper()])
         if plan.corner is not None:
             left, top = plan.corner
-            picture = picture.crop((left, top, left + self.config.size, top + self.config.size))
-        pixels = np.asarray(picture)
+            image = image.crop((left, top, left + self.config.size, top + self.config.size))
+        pixels = np.asarray(image)
         return pixels[:, ::-1] if plan.flip else pixels
 
     def _fast(self, pixels: np.ndarray, plan: Plan) -> np.ndarray:
@@ -199,7 +199,7 @@ class ImageRecipe:
     def _checked(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
         want = (3, self.config.size, self.config.size)
         if tuple(tensor.shape) != want or not tensor.is_floating_point():
-            raise DataError(f"picture {name or 'tensor'}: {tensor.dtype} {tuple(tensor.shape)}, wanted float {want}")
+            raise DataError(f"image {name or 'tensor'}: {tensor.dtype} {tuple(tensor.shape)}, wanted float {want}")
         return tensor.float()
 
 
@@ -213,13 +213,13 @@ class Blip2ImageEval(ImageRecipe):
     """The published evaluation transform."""
 
 
-def joined(pictures: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Pictures ``[3, size, size]`` side by side, made as narrow as one by leaving columns out (nearest neighbour).
+def joined(images: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Images ``[3, size, size]`` side by side, made as narrow as one by leaving columns out (nearest neighbour).
 
     The published Multimodal-GPT shows the two photographs of NLVR2 so.
     """
     import torch
     import torch.nn.functional as F
 
-    wide = torch.cat(list(pictures), dim=2)
-    return F.interpolate(wide[None], size=tuple(pictures[0].shape[1:]), mode="nearest")[0]
+    wide = torch.cat(list(images), dim=2)
+    return F.interpolate(wide[None], size=tuple(images[0].shape[1:]), mode="nearest")[0]

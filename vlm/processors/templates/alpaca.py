@@ -16,10 +16,10 @@ A prompt is a system sentence and blocks with ``sep`` in front of each; a block 
     ### Response:
     A boat.
 
-The defaults are Multimodal-GPT's: a picture has a block of its own and is one special token; question and
+The defaults are Multimodal-GPT's: an image has a block of its own and is one special token; question and
 answer are tokenised as one text; every training turn has its own begin and end id, later ones without the
-system sentence, while a chat is one text. VisualCLA differs by options: no picture block
-(``image_header: ""``), the picture in front of the instruction's text between ``image_prefix`` and
+system sentence, while a chat is one text. VisualCLA differs by options: no image block
+(``image_header: ""``), the image in front of the instruction's text between ``image_prefix`` and
 ``image_suffix``, answers tokenised on their own, and one begin id for the whole dialogue.
 """
 
@@ -39,7 +39,7 @@ from vlm.processors.templates.base import (
     Segment,
     UserText,
     ask_last,
-    at_marks,
+    at_placeholders,
     literal_stretches,
     media_first,
     read_questions,
@@ -61,10 +61,10 @@ class Alpaca(BaseTemplate):
             "Below is an instruction that describes a task. Write a response that appropriately completes the request."
         )
         sep: str = "\n\n"  # in front of every block
-        image_header: str = "### Image:\n"  # block of one picture; empty: pictures stand in the instruction's block
+        image_header: str = "### Image:\n"  # block of one image; empty: images stand in the instruction's block
         image_prefix: str = ""
         image_suffix: str = ""
-        image_gap: str = ""  # between a picture and the instruction's text, without picture blocks
+        image_gap: str = ""  # between an image and the instruction's text, without image blocks
         media_token: str = "<image>"
         user: str = "### Instruction:\n"
         input: str = "### Input:\n"  # block of an Input part
@@ -72,7 +72,7 @@ class Alpaca(BaseTemplate):
         joint_answer: bool = True  # training: question and answer are tokenised as one text
         turn_bos: bool = True  # training: every turn has its own begin id and stands for itself
         add_eos: bool = True  # training: the end id after every answer
-        image_at_head: bool = False  # a picture and its caption: no prompt at all, the picture behind the begin id
+        image_at_head: bool = False  # an image and its caption: no prompt at all, the image behind the begin id
         keep_turns: int = -1  # chat: earlier turns kept in the prompt; -1: all
         strip_before: list[str] = field(default_factory=lambda: ["### Response:"])
 
@@ -119,17 +119,17 @@ class Alpaca(BaseTemplate):
         ]
 
     def _system(self, own: str | None, asked: Sequence[Message]) -> list[Piece]:
-        """The system sentence; a bare picture has none but the conversation's own."""
+        """The system sentence; a bare image has none but the conversation's own."""
         usual = "" if self._is_bare(asked) else self.config.system
         return [usual if own is None else own]
 
     def _is_bare(self, asked: Sequence[Message]) -> bool:
-        """Whether a turn is pictures only and takes no prompt."""
+        """Whether a turn is images only and takes no prompt."""
         media = any(m.media for m in asked)
         return self.config.image_at_head and media and not any(m.text for m in asked)
 
     def _condition(self, asked: Sequence[Message], rng: random.Random | None = None) -> list[Piece]:
-        """What stands before an answer: blocks of pictures, instruction and input, and the open response."""
+        """What stands before an answer: blocks of images, instruction and input, and the open response."""
         cfg = self.config
         parts = [p for m in asked for p in m.parts]
         if self._is_bare(asked):
@@ -149,12 +149,12 @@ class Alpaca(BaseTemplate):
         return [*pieces, cfg.sep, cfg.assistant]
 
     def _content(self, parts: Sequence[MessagePart]) -> list[Piece]:
-        """Texts and pictures, each picture where it stands or at its ``<ImageHere>``, with prefix and suffix."""
+        """Texts and images, each image where it stands or at its ``<ImageHere>``, with prefix and suffix."""
         text = UserText("".join(p.text for p in parts if isinstance(p, Text)))
         media = [p for p in parts if not isinstance(p, Text)]
         inline: list[Piece] = [UserText(p.text) if isinstance(p, Text) else p for p in parts]
         pieces: list[Piece] = []
-        for piece in at_marks(text, media) if IMAGE_PLACEHOLDER in text else inline:
+        for piece in at_placeholders(text, media) if IMAGE_PLACEHOLDER in text else inline:
             around = [] if isinstance(piece, str) else [self.config.image_prefix, self.config.image_suffix]
             pieces += [*around[:1], piece, *around[1:]]
         return pieces

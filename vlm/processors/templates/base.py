@@ -58,7 +58,7 @@ class BaseTemplate(ABC):
 
         end_sym: str = ""  # training: text after every answer
         media_token: str = ""  # special token that a medium stands for (its own embedding); empty: none
-        prompt_path: str = ""  # pool of prompts for samples that are a picture and a caption
+        prompt_path: str = ""  # pool of prompts for samples that are an image and a caption
         stop: list[str] = field(default_factory=list)  # texts that end an answer, besides the end id
         truncate_at: list[str] = field(default_factory=list)  # clean-up: keep what is before the first
         strip_before: list[str] = field(default_factory=list)  # and after the last
@@ -73,7 +73,7 @@ class BaseTemplate(ABC):
         """Segments of a training sample; ``rng`` draws the prompt of a caption sample.
 
         Raises:
-            PromptError: marks and media of a turn differ in number.
+            PromptError: placeholders and media of a turn differ in number.
         """
 
     @abstractmethod
@@ -81,7 +81,7 @@ class BaseTemplate(ABC):
         """Segments of a chat prompt with the assistant's turn left open.
 
         Raises:
-            PromptError: no message, the last one is not the user's, or marks and media differ in number.
+            PromptError: no message, the last one is not the user's, or placeholders and media differ in number.
         """
 
     def answer_segments(self, text: str) -> list[Segment]:
@@ -93,18 +93,18 @@ class BaseTemplate(ABC):
         """Segments of a finished prompt text with one ``<ImageHere>`` (or media token) per medium, nothing added.
 
         Raises:
-            PromptError: marks and media differ in number.
+            PromptError: placeholders and media differ in number.
         """
         token = self.config.media_token
         marked = text.replace(token, IMAGE_PLACEHOLDER) if token else text
-        return with_bos(segments_of(at_marks(marked, media), token))
+        return with_bos(segments_of(at_placeholders(marked, media), token))
 
     def clean(self, text: str) -> str:
-        """The answer in a chat output: before the first of ``truncate_at``, after the last of ``strip_before``, stripped."""
-        for mark in self.config.truncate_at:
-            text = text.split(mark)[0]
-        for mark in self.config.strip_before:
-            text = text.split(mark)[-1]
+        """The answer in a chat output: text before any ``truncate_at``, after the last ``strip_before``, stripped."""
+        for end in self.config.truncate_at:
+            text = text.split(end)[0]
+        for start in self.config.strip_before:
+            text = text.split(start)[-1]
         return text.strip() if self.config.strip else text
 
     @staticmethod
@@ -135,14 +135,14 @@ def turns_of(messages: Sequence[Message]) -> tuple[str | None, Turns]:
     return system, turns + ([(asked, None)] if asked else [])
 
 
-def at_marks(text: str, media: Sequence[Medium]) -> list[Piece]:
-    """``text`` with the k-th ``<ImageHere>`` replaced by the k-th medium; parts of a :class:`UserText` are ``UserText``."""
+def at_placeholders(text: str, media: Sequence[Medium]) -> list[Piece]:
+    """``text`` with the k-th ``<ImageHere>`` replaced by the k-th medium; :class:`UserText` stays ``UserText``."""
     kind = type(text)
     texts = text.split(IMAGE_PLACEHOLDER)
     if len(texts) - 1 != len(media):
         raise PromptError(
-            f"the prompt has {len(texts) - 1} image marks but {len(media)} media were given: {_short(text)!r}",
-            fix=f"write {IMAGE_PLACEHOLDER} exactly once for every picture or clip",
+            f"the prompt has {len(texts) - 1} image placeholders but {len(media)} media were given: {_short(text)!r}",
+            fix=f"write {IMAGE_PLACEHOLDER} exactly once for every image or clip",
         )
     pieces: list[Piece] = [kind(texts[0])]
     for medium, following in zip(media, texts[1:], strict=True):
@@ -151,7 +151,7 @@ def at_marks(text: str, media: Sequence[Medium]) -> list[Piece]:
 
 
 def media_first(parts: Sequence[Part]) -> tuple[list[Medium], list[Part]]:
-    """(pictures that go in front, the rest in order): a picture between texts, or with a mark, keeps its place."""
+    """(images that go in front, the rest in order): an image between texts, or with a placeholder, keeps its place."""
     kinds = [not isinstance(p, Text) for p in parts if not isinstance(p, Text) or p.text]
     texts = [i for i, is_medium in enumerate(kinds) if not is_medium]
     between = bool(texts) and any(kinds[texts[0] : texts[-1]])
@@ -197,10 +197,10 @@ def with_bos(segments: list[Segment]) -> list[Segment]:
 
 
 def read_questions(path: str) -> list[str]:
-    """Lines of a pool of prompts without marks (the template puts the picture).
+    """Lines of a pool of prompts without placeholders (the template puts the image).
 
     Raises:
-        ConfigError: no such file, no line, or a line with a mark.
+        ConfigError: no such file, no line, or a line with a placeholder.
     """
     file = Path(path).expanduser()
     if not file.is_file():

@@ -1,10 +1,10 @@
-"""Conversation -> segments: the text around pictures and answers, as data; templates with roles.
+"""Conversation -> segments: the text around images and answers, as data; templates with roles.
 
 A template has two forms, because the published code has two:
 
 * the training form (``train_segments``): condition and answers are separate segments, each
   tokenised on its own; only answers are supervised;
-* the chat form (``chat_segments``): the whole dialogue is one text, cut at pictures only.
+* the chat form (``chat_segments``): the whole dialogue is one text, cut at images only.
 
 With ``chat_form: true`` training uses the chat text, and chat is cut where training cuts, so
 that both give the same ids. Presets differ only in the defaults of ``Config``.
@@ -30,7 +30,7 @@ from vlm.processors.templates.base import (
     Segment,
     UserText,
     ask_last,
-    at_marks,
+    at_placeholders,
     segments_of,
     turns_of,
     with_bos,
@@ -61,7 +61,7 @@ class Template(BaseTemplate):
         end_sym: str = "\n"  # training: after every answer
         image_prefix: str = "<Img>"
         image_suffix: str = "</Img>"
-        question_suffix: str = ""  # training: after a question of a sample with pictures
+        question_suffix: str = ""  # training: after a question of a sample with images
         turn_start: str | None = None  # training: before a later question in prompt_template; None: chat form
         style: Literal["2024", "2023-04"] = "2024"  # 2023-04: the open turn has no trailing space
         chat_form: bool = False  # training uses the chat text
@@ -129,7 +129,7 @@ class Template(BaseTemplate):
             media = [p for p in parts if not isinstance(p, Text)]
             if not media or not self.prompts:
                 return list(media)
-            return _wrap(cfg.prompt_template, at_marks(rng.choice(self.prompts), media))
+            return _wrap(cfg.prompt_template, at_placeholders(rng.choice(self.prompts), media))
         if cfg.chat_form or (index and cfg.turn_start is None):
             return [p for m in asked for p in self._chat_question(m)] + [self.open_turn]
         content = [*self._content(parts), cfg.question_suffix if has_media else ""]
@@ -138,15 +138,15 @@ class Template(BaseTemplate):
 
     @staticmethod
     def _is_dialogue(asked: list[Message]) -> bool:
-        """False for a caption sample: its user turn is pictures only."""
+        """False for a caption sample: its user turn is images only."""
         return any(m.text for m in asked)
 
     def _content(self, parts: Sequence[MessagePart]) -> list[Piece]:
-        """Text and media of a turn; a picture gets its marks and one space before a text that has none."""
+        """Text and media of a turn; an image gets its placeholders and one space before a text that has none."""
         text = UserText("".join(p.text for p in parts if isinstance(p, Text)))
         media = [p for p in parts if not isinstance(p, Text)]
         if IMAGE_PLACEHOLDER in text:
-            return at_marks(text, media)
+            return at_placeholders(text, media)
         pieces: list[Piece] = []
         after_medium = False
         for part in parts:
@@ -195,7 +195,7 @@ class Llama2(Template):
 
 @register_template("minigpt_v2")
 class MiniGPTv2(Template):
-    """``[INST] ... [/INST]`` of MiniGPT-v2: no system text, a space after every training question with a picture."""
+    """``[INST] ... [/INST]`` of MiniGPT-v2: no system text, a space after every training question with an image."""
 
     @dataclass
     class Config(Template.Config):
@@ -211,11 +211,11 @@ class MiniGPTv2(Template):
 
 @register_template("plain")
 class Plain(Template):
-    """No prompt at all: pictures, then the text; the first training stage."""
+    """No prompt at all: images, then the text; the first training stage."""
 
     @dataclass
     class Config(Template.Config):
-        """Bare pictures and texts; an answer ends with a newline."""
+        """Bare images and texts; an answer ends with a newline."""
 
         image_prefix: str = ""
         image_suffix: str = ""

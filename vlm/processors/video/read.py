@@ -19,8 +19,8 @@ from vlm.processors.image.decode import from_base64, read_frames
 
 Backend = Literal["auto", "decord", "opencv"]
 PACKAGES = {"decord": "decord", "opencv": "cv2"}
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-_PICTURE_BYTES = (b"\x89PNG", b"\xff\xd8\xff", b"BM")
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_IMAGE_BYTES = (b"\x89PNG", b"\xff\xd8\xff", b"BM")
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Short(Exception):
 
 @dataclass
 class Clip:
-    """An opened clip: number of frames, frames per second (None where unknown), and the frames by index.
+    """An opened video: number of frames, frames per second (None where unknown), and the frames by index.
 
     ``read(ids)``, ids ascending, gives something an image recipe takes for each; it may raise :class:`Short`.
     """
@@ -62,7 +62,7 @@ def installed(decoder: str) -> bool:
 
 
 def open_clip(source: Any, label: str, backend: Backend = "auto") -> Clip:
-    """Any clip; see :class:`vlm.processors.video.recipe.VideoRecipe` for what ``source`` may be.
+    """Any video; see :class:`vlm.processors.video.recipe.VideoRecipe` for what ``source`` may be.
 
     Raises:
         DataError: missing, unreadable, or no decoder is installed.
@@ -71,7 +71,7 @@ def open_clip(source: Any, label: str, backend: Backend = "auto") -> Clip:
         return _frames(list(source), label)
     if isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
-        return _frames([data], label) if data.startswith(_PICTURE_BYTES) else _video(data, label, backend)
+        return _frames([data], label) if data.startswith(_IMAGE_BYTES) else _video(data, label, backend)
     if not isinstance(source, str | os.PathLike):
         raise DataError(f"clip {label}: a {type(source).__name__} is no clip", fix="give a path, bytes or frames")
     path = Path(source)
@@ -82,13 +82,13 @@ def open_clip(source: Any, label: str, backend: Backend = "auto") -> Clip:
     if path.suffix.lower() == ".json":
         found = read_frames(path, label)
         return _frames([found] if isinstance(found, str) else list(found), label)
-    if path.suffix.lower() in PICTURES:
+    if path.suffix.lower() in IMAGES:
         return _frames([path], label)
     return _video(path, label, backend)
 
 
 def _frames(items: list[Any], label: str) -> Clip:
-    """A clip of given frames; a text is the path of a file that exists, or else base64."""
+    """A video of given frames; a text is the path of a file that exists, or else base64."""
 
     def one(index: int) -> Any:
         item = items[index]
@@ -100,18 +100,18 @@ def _frames(items: list[Any], label: str) -> Clip:
 
 
 def _is_file(text: str) -> bool:
-    return text.lower().endswith(PICTURES) or (len(text) < 1024 and Path(text).is_file())
+    return text.lower().endswith(IMAGES) or (len(text) < 1024 and Path(text).is_file())
 
 
 def _folder(path: Path, label: str) -> list[Path]:
-    """The pictures of a folder, ``2.jpg`` before ``10.jpg``."""
+    """The images of a folder, ``2.jpg`` before ``10.jpg``."""
 
     def key(file: Path) -> list[tuple[int, str]]:
         return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", file.name)]
 
-    found = sorted((f for f in path.iterdir() if f.suffix.lower() in PICTURES), key=key)
+    found = sorted((f for f in path.iterdir() if f.suffix.lower() in IMAGES), key=key)
     if not found:
-        raise DataError(f"clip {label}: a folder without frames", fix=f"put pictures into it ({', '.join(PICTURES)})")
+        raise DataError(f"clip {label}: a folder without frames", fix=f"put images into it ({', '.join(IMAGES)})")
     return found
 
 
@@ -133,12 +133,12 @@ def _video(source: Path | bytes, label: str, backend: Backend) -> Clip:
             _say_once("decord cannot open a video; OpenCV tries it, and later ones without a word")
     raise DataError(
         f"clip {label}: no video that {' or '.join(usable)} can read (it begins with {head!r})",
-        fix="convert it to H.264 in .mp4, give its frames as a folder of pictures, or remove the record",
+        fix="convert it to H.264 in .mp4, give its frames as a folder of images, or remove the record",
     )
 
 
 def _with_second(clip: Clip, source: Path | bytes, label: str) -> Clip:
-    """The clip, with OpenCV for frames that decord cannot give (it opens files of some sizes that it cannot copy)."""
+    """The video, with OpenCV for frames that decord cannot give (it opens files of some sizes that it cannot copy)."""
     first = clip.read
 
     def read(ids: Sequence[int]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Clips -> ``[f, 3, h, w]`` tensors: which frames are taken, each through the picture recipe."""
+"""Clips -> ``[f, 3, h, w]`` tensors: which frames are taken, each through the image recipe."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 class VideoRecipe:
-    """What happens to a clip before the vision encoder; pickles into loader workers.
+    """What happens to a video before the vision encoder; pickles into loader workers.
 
-    A clip shorter than ``num_frames`` repeats frames (``uniform``, ``segments``), gives fewer (``fps``), or is refused.
+    A video shorter than ``num_frames`` repeats frames (``uniform``, ``segments``), gives fewer (``fps``) or is refused.
     """
 
     @dataclass
@@ -42,20 +42,20 @@ class VideoRecipe:
         check_backend(config.backend)
 
     def __call__(self, source: Any, name: str = "", rng: random.Random | None = None) -> torch.Tensor:
-        """Read and transform one clip.
+        """Read and transform one video.
 
         Args:
             source: path or bytes of a video file, a folder of frames (jpg, png, webp), a ``.json`` file with base64
-                frames (one string is a clip of one frame), or a list of frames: base64 texts, paths, bytes, pictures;
+                frames (one string is a video of one frame), or a list of frames: base64 texts, paths, bytes, images;
                 or a float tensor ``[f, 3, size, size]`` that went through a recipe before (returned as it is).
-            name: what to call the clip in an error.
+            name: what to call the video in an error.
             rng: for training: draws the frames of sampling ``segments`` and one crop for all frames.
 
         Returns:
             ``[f, 3, size, size]`` float32.
 
         Raises:
-            DataError: missing, unreadable, without frames, a bad frame, no decoder; the message names the clip.
+            DataError: missing, unreadable, without frames, a bad frame, no decoder; the message names the video.
         """
         import torch
 
@@ -82,7 +82,7 @@ class VideoRecipe:
         """Indices of the frames to take, ascending.
 
         Raises:
-            DataError: no frame at all; sampling by time of a clip without a frame rate.
+            DataError: no frame at all; sampling by time of a video without a frame rate.
         """
         config = self.config
         if clip.count < 1:
@@ -107,7 +107,7 @@ def segment_ids(total: int, wanted: int, rng: random.Random | None = None) -> li
     """The published rule of Lynx: one frame of each of ``wanted`` consecutive stretches.
 
     Stretches are as equal as possible, the longer ones first. Without ``rng`` the first frame of each stretch, and a
-    clip that is too short goes round; with it the lengths are shuffled, a random frame of each is taken, and a clip
+    video that is too short goes round; with it the lengths are shuffled, a random frame of each is taken, and a video
     that is too short repeats random frames.
     """
     if total <= wanted:
@@ -123,7 +123,7 @@ def segment_ids(total: int, wanted: int, rng: random.Random | None = None) -> li
 
 
 def uniform_ids(total: int, wanted: int) -> list[int]:
-    """The middle frame of each of ``wanted`` equal stretches; a clip that is too short goes round."""
+    """The middle frame of each of ``wanted`` equal stretches; a video that is too short goes round."""
     if total <= wanted:
         return segment_ids(total, wanted)
     return [(2 * k + 1) * total // (2 * wanted) for k in range(wanted)]

@@ -15,7 +15,7 @@ from vlm.common.types import Video
 from vlm.config.api import Config, DatasetEntry
 from vlm.datasets.loading.train_loader import build_sources
 from vlm.pages.style import STYLE
-from vlm.runners.train.report import picture_uri
+from vlm.runners.train.report import image_uri
 from vlm.tasks.benchmarks.question_answering import asked
 
 if TYPE_CHECKING:
@@ -25,10 +25,10 @@ ANSWERS_SHOWN = 6
 """Examples of right answers, and as many of wrong ones, per dataset."""
 
 CONTROLS = {
-    "right": "own picture or clip",
+    "right": "own image or clip",
     "wrong": "that of another question",
-    "none": "no picture",
-    "blank": "grey picture",
+    "none": "no image",
+    "blank": "grey image",
 }
 Row = Mapping[str, Any]
 
@@ -69,11 +69,11 @@ def write_card(
         said = dataset_facts(entry, results[dataset]) | {"a whole prompt": _prompt(entry, engine)}
         plain = [{k: v for k, v in row.items() if k not in ("dataset", "image")} for row in shown]
         card["datasets"][dataset] = {"asked": said, "results": results[dataset], "examples": plain}
-        pictures = thumbnails(entry, engine, shown)
+        images = thumbnails(entry, engine, shown)
         sections.append(
             f"<section><h2>{html.escape(dataset)}</h2>{_facts(said)}<h3>Accuracy</h3>{_table(results[dataset])}"
-            f"<h3>Right answers</h3>{_examples([r for r in shown if r['right']], pictures)}"
-            f"<h3>Wrong answers</h3>{_examples([r for r in shown if not r['right']], pictures)}</section>"
+            f"<h3>Right answers</h3>{_examples([r for r in shown if r['right']], images)}"
+            f"<h3>Wrong answers</h3>{_examples([r for r in shown if not r['right']], images)}</section>"
         )
     (folder / f"{name}_card.json").write_text(json.dumps(card, indent=1, default=str) + "\n", encoding="utf-8")
     head = "".join(f'<div class="card"><h3>{k}</h3>{_facts(v)}</div>' for k, v in facts.items())
@@ -123,11 +123,11 @@ def _prompt(entry: DatasetEntry, engine: Engine) -> str:
     """The first question with everything that the template puts around it."""
     sample = build_sources({entry.name: entry}, engine.processor, "eval")[0].dataset[0]
     segments = engine.processor.template.chat_segments(asked(sample))
-    return "".join(segment.text or "[picture or clip]" for segment in segments)
+    return "".join(segment.text or "[image or video]" for segment in segments)
 
 
 def examples(rows: Sequence[Row]) -> list[Row]:
-    """Right and wrong answers to the own pictures of the first run, spread evenly over the file."""
+    """Right and wrong answers to the own images of the first run, spread evenly over the file."""
     own = [r for r in rows if r["image"] == "right"] or list(rows)
     first = [r for r in own if r.get("seed") == own[0].get("seed")] if own else []
     found: list[Row] = []
@@ -139,7 +139,7 @@ def examples(rows: Sequence[Row]) -> list[Row]:
 
 
 def thumbnails(entry: DatasetEntry, engine: Engine, rows: Sequence[Row]) -> dict[str, list[str]]:
-    """``data:`` addresses of the media of the shown questions, by their names; of a clip three frames."""
+    """``data:`` addresses of the media of the shown questions, by their names; of a video three frames."""
     wanted = {row["id"] for row in rows}
     dataset = build_sources({entry.name: entry}, engine.processor, "eval")[0].dataset
     found: dict[str, list[str]] = {}
@@ -156,10 +156,10 @@ def _uris(medium: Any) -> list[str]:
 
     try:
         if not isinstance(medium, Video):
-            return [picture_uri(medium.source)]
+            return [image_uri(medium.source)]
         clip = open_clip(medium.source, str(medium.source)[:80])
         frames = clip.read(sorted({0, clip.count // 2, clip.count - 1}))
-        return [picture_uri(_whole(frame)) for frame in frames]
+        return [image_uri(_whole(frame)) for frame in frames]
     except DataError:  # it was readable when the question was asked
         return []
 
@@ -202,12 +202,12 @@ def _percent(share: float | None, bounds: Sequence[float] | None) -> str:
     return f"{share:.1%}" + (f" ({bounds[0]:.1%} to {bounds[1]:.1%})" if bounds else "")
 
 
-def _examples(rows: Sequence[Row], pictures: Mapping[str, Sequence[str]]) -> str:
+def _examples(rows: Sequence[Row], sources: Mapping[str, Sequence[str]]) -> str:
     if not rows:
         return '<p class="none">none</p>'
     cards = []
     for row in rows:
-        images = "".join(f'<img alt="{html.escape(str(row["id"]))}" src="{u}">' for u in pictures.get(row["id"], ()))
+        images = "".join(f'<img alt="{html.escape(str(row["id"]))}" src="{u}">' for u in sources.get(row["id"], ()))
         lines = [("asked", row["question"]), ("answer", row["answer"]), ("reference", row["reference"])]
         items = "".join(f"<dt>{k}</dt><dd>{html.escape(text.strip()) or '(empty)'}</dd>" for k, text in lines)
         cards.append(f'<div class="card sample">{images}<dl>{items}</dl></div>')

@@ -32,7 +32,7 @@ class Request:
     files         annotation files (JSON lines, JSON, CSV, TSV, Parquet), one after the other
     prompt        text with ``{fields}`` of the record
     raw           the prompt is the whole prompt of the model, not a question that its template is put around
-    media_field   field with the picture or clip, by default image or else video; a record without it is text only
+    media_field   field with the image or video, by default image or else video; a record without it is text only
     media_root    folder that relative paths start from
     index_field   field that names a record in the result; without it, its number from 0 on
     copy          further fields of the record that go into the result
@@ -51,7 +51,7 @@ class Request:
     lemmatize: bool = False
 
     def medium(self, record: Record) -> Any:
-        """What stands in the field of the picture or clip; None where it is missing."""
+        """What stands in the field of the image or video; None where it is missing."""
         names = [self.media_field] if self.media_field else ["image", "video"]
         return next((record[name] for name in names if record.get(name) not in (None, "")), None)
 
@@ -70,7 +70,7 @@ class Questions:
             record, where = self.rows[k]
             self.prompts.append(fill(request.prompt.strip(), record, where).strip())
             if not self.prompts[-1] and request.medium(record) is None:
-                raise DataError(f"{where}: neither a prompt nor a picture", fix="give a prompt, e.g. '{question}'")
+                raise DataError(f"{where}: neither a prompt nor an image", fix="give a prompt, e.g. '{question}'")
             check_field(request.medium(record), request.media_root, where)
         if all(request.medium(self.rows[k][0]) is None for k in range(len(self.rows))):
             there = ", ".join(sorted(map(str, self.rows[0][0])))
@@ -145,7 +145,7 @@ def run_generate(
         the file.
 
     Raises:
-        UserError: the file exists, a picture or clip cannot be read, or a prompt does not fit the model.
+        UserError: the file exists, an image or video cannot be read, or a prompt does not fit the model.
     """
     basic = lemmatizer() if questions.request.lemmatize else None
     resolved = engine.config.resolved if engine.config is not None else {}

@@ -55,7 +55,7 @@ def run_evaluation(
         single answers lie next to it in ``..._answers.jsonl``.
 
     Raises:
-        UserError: no such dataset, or a model, picture or question that cannot be used.
+        UserError: no such dataset, or a model, image or question that cannot be used.
     """
     names = list(datasets) or list(cfg.evaluation_datasets)
     unknown = [n for n in names if n not in cfg.evaluation_datasets]
@@ -95,7 +95,7 @@ def _load_engine(cfg: Config) -> Engine:
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """How often and with which pictures questions are asked; see :func:`run_evaluation`."""
+    """How often and with which images questions are asked; see :func:`run_evaluation`."""
 
     images: tuple[Any, ...]
     batch_size: int | None
@@ -125,7 +125,7 @@ def _evaluate(
             if asked.seeds:
                 results[name][image]["seeds"] = list(asked.seeds)
             answers += [_row(name, image, seed, a) for seed, answered in runs.items() for a in answered]
-            log.info("%s, %s picture: %s", name, image, table(results[name][image]))
+            log.info("%s, %s image: %s", name, image, table(results[name][image]))
     return results, answers
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -13,25 +12,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm.checkpoint.run_folder import PROVENANCE, RunDir
+from vlm.checkpoint.provenance import read_provenance
+from vlm.checkpoint.run_folder import RunDir
 from vlm.datasets.loading import data_stats
 from vlm.pages.charts import WIDE, Series, chart, number, smooth
 from vlm.pages.style import SCRIPT, STYLE
 from vlm.processors.image.decode import decode
 from vlm.runners.train.trackers import Record, duration, read_log
 
-PICTURE = 320
-"""Longest side of a sample's picture in the report, in pixels."""
+IMAGE = 320
+"""Longest side of a sample's image in the report, in pixels."""
 
 
 @dataclass(frozen=True)
 class ReportSample:
-    """One answer of the model: what was asked, with which pictures, what was wanted (if known), what it said."""
+    """One answer of the model: what was asked, with which images, what was wanted (if known), what it said."""
 
     question: str
     answer: str
     reference: str = ""
-    pictures: Sequence[Any] = ()
+    images: Sequence[Any] = ()
     name: str = ""
 
 
@@ -56,12 +56,12 @@ def write_report(
         the file.
 
     Raises:
-        DataError: a sample's picture cannot be read.
+        DataError: a sample's image cannot be read.
     """
     run = run_dir if isinstance(run_dir, RunDir) else RunDir(run_dir)
     records = read_log(run.log_file)
     last = run.last()
-    provenance = json.loads((last / PROVENANCE).read_text(encoding="utf-8")) if last else {}
+    provenance = read_provenance(last)
     config = run.config_file.read_text(encoding="utf-8") if run.config_file.exists() else ""
     title = title or run.path.resolve().name
     body = "\n".join(
@@ -73,7 +73,7 @@ def write_report(
             _section("Data", "data", _data(records)),
             _section("Trained parameters", "trained", f"<pre>{html.escape(table)}</pre>" if table else _nothing()),
             _section("Configuration", "config", _folded("resolved configuration (YAML)", config)),
-            _section("Passport", "provenance", _passport(provenance)),
+            _section("Provenance", "provenance", _provenance(provenance)),
         ]
     )
     page = (
@@ -177,19 +177,19 @@ def _chart(title: str, note: str, svg: str, legend: str = "", wide: bool = False
     )
 
 
-def picture_uri(source: Any) -> str:
-    """A picture as a ``data:`` address: at most ``PICTURE`` pixels a side, small ones enlarged to be seen.
+def image_uri(source: Any) -> str:
+    """An image as a ``data:`` address: at most ``IMAGE`` pixels a side, small ones enlarged to be seen.
 
     Raises:
-        DataError: the picture cannot be read.
+        DataError: the image cannot be read.
     """
-    picture = decode(source).copy()
-    if max(picture.size) < PICTURE // 2:
-        factor = PICTURE // max(picture.size)
-        picture = picture.resize((picture.width * factor, picture.height * factor))
-    picture.thumbnail((PICTURE, PICTURE))
+    image = decode(source).copy()
+    if max(image.size) < IMAGE // 2:
+        factor = IMAGE // max(image.size)
+        image = image.resize((image.width * factor, image.height * factor))
+    image.thumbnail((IMAGE, IMAGE))
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=88)
+    image.save(buffer, "JPEG", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
@@ -198,7 +198,7 @@ def _samples(samples: Sequence[ReportSample]) -> str:
         return _nothing()
     cards = []
     for sample in samples:
-        pictures = "".join(f'<img alt="{html.escape(sample.name)}" src="{picture_uri(p)}">' for p in sample.pictures)
+        images = "".join(f'<img alt="{html.escape(sample.name)}" src="{image_uri(p)}">' for p in sample.images)
         rows = [
             ("asked", sample.question, ""),
             ("answer", sample.answer, "answer"),
@@ -209,7 +209,7 @@ def _samples(samples: Sequence[ReportSample]) -> str:
             for name, text, kind in rows
             if text.strip() or name == "answer"
         )
-        cards.append(f'<div class="card sample">{pictures}<dl>{items}</dl></div>')
+        cards.append(f'<div class="card sample">{images}<dl>{items}</dl></div>')
     return f'<div class="samples">{"".join(cards)}</div>'
 
 
@@ -219,7 +219,7 @@ def _folded(title: str, text: str) -> str:
     return f"<details><summary>{title}</summary><pre>{html.escape(text)}</pre></details>"
 
 
-def _passport(provenance: dict[str, Any]) -> str:
+def _provenance(provenance: dict[str, Any]) -> str:
     if not provenance:
         return _nothing()
     cards = []

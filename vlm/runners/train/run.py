@@ -269,7 +269,7 @@ def sample_answers(cfg: Config, model: VLM, processor: Processor, device: torch.
             question=question[-1].text,
             answer=answer,
             reference=reference,
-            pictures=[m.source for message in question for m in message.media][:2],
+            images=[m.source for message in question for m in message.media][:2],
             name=sample.id,
         )
         for sample, (question, reference), answer in zip(samples, asked, answers, strict=True)
@@ -287,7 +287,7 @@ def first_samples(dataset: Any, count: int) -> Iterator[Sample]:
 
 
 def question_of(sample: Sample) -> tuple[list[Message], str]:
-    """The messages up to the first answer, and that answer; a bare picture is asked to be described."""
+    """The messages up to the first answer, and that answer; a bare image is asked to be described."""
     first = next(i for i, m in enumerate(sample.messages) if m.role == "assistant")
     question = list(sample.messages[:first])
     last = question[-1]

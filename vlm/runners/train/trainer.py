@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import signal
@@ -15,8 +14,8 @@ import torch
 from torch import nn
 
 from vlm.checkpoint.fingerprint import differences
-from vlm.checkpoint.provenance import make_provenance
-from vlm.checkpoint.run_folder import PROVENANCE, RunDir, read_checkpoint
+from vlm.checkpoint.provenance import make_provenance, read_provenance
+from vlm.checkpoint.run_folder import RunDir, read_checkpoint
 from vlm.checkpoint.train_state import capture_rng, load_trainable_tensors, restore_rng, trainable_tensors
 from vlm.common import dist
 from vlm.common.errors import WeightsError
@@ -335,8 +334,7 @@ class Trainer:
         dist.seed_everything(seed, dist.rank(), self.run.deterministic)
 
     def _check_foundations(self, folder: Path) -> None:
-        provenance = folder / PROVENANCE
-        stored = json.loads(provenance.read_text(encoding="utf-8"))["fingerprints"] if provenance.exists() else {}
+        stored = read_provenance(folder).get("fingerprints") or {}
         changed = differences(stored, self.fingerprints) if self.fingerprints else []
         if changed:
             raise WeightsError(

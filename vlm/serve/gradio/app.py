@@ -50,7 +50,7 @@ def launch(
         device: None leaves it to the configuration.
         generation: changes to the options of an answer with which the page's settings start.
         stream: show answers as they grow; False shows them when they are complete.
-        examples: file of pictures and questions to click, see ``read_page_examples``; None: those of the embedded model.
+        examples: file of images and questions to click, see ``read_page_examples``; None: those of the embedded model.
         block: wait until the page is stopped; False returns the running ``gradio.Blocks``.
 
     Raises:

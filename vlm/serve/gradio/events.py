@@ -33,17 +33,17 @@ class Events:
             if path is not None:
                 self.engine.processor.image(path, Path(path).name)
         except UserError as error:
-            gr.Warning(str(error), title="Not a picture that can be read")
+            gr.Warning(str(error), title="Not an image that can be read")
             return None
         return path
 
     def check_clip(self, path: str | None) -> str | None:
-        """The same for a clip."""
+        """The same for a video."""
         try:
             if path is not None and self.engine.processor.video is not None:
                 self.engine.processor.video(path, Path(path).name, None)
         except UserError as error:
-            gr.Warning(str(error), title="Not a clip that can be read")
+            gr.Warning(str(error), title="Not a video that can be read")
             return None
         return path
 
@@ -92,7 +92,7 @@ class Events:
             mine.stop()
 
     def restart(self, mine: PageChat | None) -> list[Any]:
-        """No bubbles, no picture, no clip, no question; only Send is left."""
+        """No bubbles, no image, no video, no question; only Send is left."""
         if mine is not None:
             mine.restart()
         return [[], None, None, "", *(gr.update(interactive=on) for on in (True, False, False))]

@@ -1,4 +1,4 @@
-"""Pictures with questions that a visitor of the chat page can click."""
+"""Images with questions that a visitor of the chat page can click."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from vlm.config.api import Config
 
 Example = tuple[str, str]
-"""Path of a picture, and a question about it."""
+"""Path of an image, and a question about it."""
 
 WORLD_QUESTIONS = ("describe", "color", "shape", "position", "count", "letter", "size", "exist")
 
@@ -42,7 +42,7 @@ def read_page_examples(file: str | Path) -> list[Example]:
     """Examples of a JSON Lines file with ``{image, question}``; paths start from the file's folder.
 
     Raises:
-        DataError: no such file or picture, or a line without one of the fields.
+        DataError: no such file or image, or a line without one of the fields.
     """
     path = Path(file)
     if not path.is_file():
@@ -58,10 +58,10 @@ def read_page_examples(file: str | Path) -> list[Example]:
             raise DataError(f"{where} is not JSON: {error}", fix=fix) from error
         if not isinstance(record, dict) or not all(isinstance(record.get(k), str) for k in ("image", "question")):
             raise DataError(f"{where}: needs `image` and `question`, both texts", fix=fix)
-        picture = path.parent / record["image"]
-        if not picture.is_file():
-            raise DataError(f"{where}: picture {picture}: no such file", fix=f"paths start from {path.parent}")
-        found.append((str(picture.resolve()), record["question"]))
+        image = path.parent / record["image"]
+        if not image.is_file():
+            raise DataError(f"{where}: image {image}: no such file", fix=f"paths start from {path.parent}")
+        found.append((str(image.resolve()), record["question"]))
     return found
 
 

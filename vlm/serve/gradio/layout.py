@@ -15,7 +15,7 @@ from vlm.serve.gradio import theme as look
 from vlm.serve.gradio.events import Events
 from vlm.serve.gradio.examples import Example, tasks
 
-QUESTION = "What is in the picture?"
+QUESTION = "What is in the image?"
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Widgets:
     """What the events read and change; ``settings`` by their name in ``Generation``, and ``keep``."""
 
     chat: gr.State
-    picture: gr.Image
+    image: gr.Image
     clip: gr.Video
     settings: dict[str, Any]
     bubbles: gr.Chatbot
@@ -47,8 +47,8 @@ def build(
     Args:
         engine: answers.
         generation: where the settings start.
-        examples: pictures and questions to click.
-        pixels: show small pictures with hard pixels instead of blurred.
+        examples: images and questions to click.
+        pixels: show small images with hard pixels instead of blurred.
         stream: show answers as they grow.
     """
     classes = ["pixels"] if pixels else []
@@ -56,7 +56,7 @@ def build(
         gr.HTML(look.header(engine), padding=False)
         with gr.Row(equal_height=False, elem_id="main"):
             with gr.Column(scale=2, min_width=300):
-                picture = _picture(classes)
+                image = _image(classes)
                 clip = gr.Video(
                     label="Clip",
                     sources=["upload"],
@@ -85,34 +85,32 @@ def build(
                     restart = gr.Button("Restart", size="sm", elem_id="restart")
                 _shortcuts(engine, question)
         if examples:
-            _gallery(examples, picture, question, classes)
-        widgets = Widgets(
-            gr.State(None), picture, clip, settings, bubbles, question, send, stop, again, restart, prompt
-        )
+            _gallery(examples, image, question, classes)
+        widgets = Widgets(gr.State(None), image, clip, settings, bubbles, question, send, stop, again, restart, prompt)
         _wire(widgets, Events(engine, generation, [n for n in settings if n != "keep"], stream))
     return page
 
 
-def _picture(classes: list[str]) -> gr.Image:
-    picture = gr.Image(
+def _image(classes: list[str]) -> gr.Image:
+    image = gr.Image(
         type="filepath",
-        label="Picture",
+        label="Image",
         sources=["upload", "webcam", "clipboard"],
         height=290,
-        elem_id="picture",
+        elem_id="image",
         elem_classes=classes,
         buttons=["fullscreen"],
     )
-    # as uploaded: the processor decodes it, and says what is wrong with a file that is no picture
-    vars(picture)["preprocess"] = lambda file: file.path if file is not None else None
-    return picture
+    # as uploaded: the processor decodes it, and says what is wrong with a file that is no image
+    vars(image)["preprocess"] = lambda file: file.path if file is not None else None
+    return image
 
 
 def _question() -> tuple[gr.Textbox, gr.Button]:
     with gr.Row():
         box = gr.Textbox(
             show_label=False,
-            placeholder="Type a question about the picture and press Enter",
+            placeholder="Type a question about the image and press Enter",
             lines=1,
             max_lines=5,
             scale=8,
@@ -135,12 +133,12 @@ def _settings(start: Generation) -> dict[str, Any]:
             "max_new_tokens": gr.Slider(1, 1000, start.max_new_tokens, step=1, label="Longest answer (tokens)"),
             "repetition_penalty": gr.Slider(1.0, 2.0, start.repetition_penalty, step=0.05, label="Repetition penalty"),
             "seed": gr.Number(start.seed, label="Seed", info="empty: another answer each time", precision=0),
-            "keep": gr.Checkbox(False, label="Several pictures", info="a new picture joins the conversation"),
+            "keep": gr.Checkbox(False, label="Several images", info="a new image joins the conversation"),
         }
 
 
-def _gallery(examples: Sequence[Example], picture: gr.Image, question: gr.Textbox, classes: list[str]) -> None:
-    """Pictures with a question each; a click fills both in."""
+def _gallery(examples: Sequence[Example], image: gr.Image, question: gr.Textbox, classes: list[str]) -> None:
+    """Images with a question each; a click fills both in."""
     gr.HTML('<div id="examples-title">Examples: click one, then Send</div>', padding=False)
     shown = gr.Gallery(
         [(path, text) for path, text in examples],
@@ -159,7 +157,7 @@ def _gallery(examples: Sequence[Example], picture: gr.Image, question: gr.Textbo
     def pick(event: gr.SelectData) -> list[str]:
         return list(examples[event.index])
 
-    shown.select(pick, None, [picture, question], show_progress="hidden", api_visibility="private")
+    shown.select(pick, None, [image, question], show_progress="hidden", api_visibility="private")
 
 
 def _shortcuts(engine: Engine, question: gr.Textbox) -> None:
@@ -188,12 +186,12 @@ def _wire(w: Widgets, events: Events) -> None:
         **in_turn,
     }
     read = {"fn": events.read, "inputs": [w.chat], "outputs": [w.prompt.read], **at_once}
-    asking = [w.question, w.picture, w.settings["keep"], w.chat, w.clip]
+    asking = [w.question, w.image, w.settings["keep"], w.chat, w.clip]
     asked = [w.chat, w.bubbles, w.question, *buttons]
     gr.on([w.send.click, w.question.submit], events.ask, asking, asked, **at_once).success(**writing).then(**read)
     w.again.click(events.again, [w.chat], [w.bubbles, *buttons], **at_once).success(**writing).then(**read)
     w.stop.click(events.stop, [w.chat], None, **at_once)
-    emptied = [w.bubbles, w.picture, w.clip, w.question, *buttons]
+    emptied = [w.bubbles, w.image, w.clip, w.question, *buttons]
     gr.on([w.restart.click, w.bubbles.clear], events.restart, [w.chat], emptied, **at_once)
-    w.picture.upload(events.check, [w.picture], [w.picture], **at_once)
+    w.image.upload(events.check, [w.image], [w.image], **at_once)
     w.clip.upload(events.check_clip, [w.clip], [w.clip], **at_once)

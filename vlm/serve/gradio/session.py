@@ -28,25 +28,25 @@ class PageChat:
         self.engine = engine
         self.session = ChatSession(engine)
         self.shown: list[dict[str, Any]] = []
-        self.picture: str | None = None
+        self.image: str | None = None
         self.clip: str | None = None
         self.read = ""
         self._busy: ChatSession | None = None
 
-    def ask(self, question: str, picture: str | None, keep: bool = False, clip: str | None = None) -> None:
-        """Add a question. A picture or clip that was not asked about yet begins a new conversation, unless ``keep``.
+    def ask(self, question: str, image: str | None, keep: bool = False, clip: str | None = None) -> None:
+        """Add a question. An image or video that was not asked about yet begins a new conversation, unless ``keep``.
 
         Raises:
             PromptError: no text, or an answer is being written.
-            DataError: a picture or clip that cannot be read; nothing has changed then.
+            DataError: an image or video that cannot be read; nothing has changed then.
         """
         if not question.strip():
             raise PromptError("type a question first")
         if self._busy is self.session:
             raise PromptError("an answer is being written", fix="wait for its end, or press Stop")
         media: dict[str, Any] = {}
-        if picture is not None and picture != self.picture:
-            media[picture] = picture
+        if image is not None and image != self.image:
+            media[image] = image
         if clip is not None and clip != self.clip:
             media[clip] = Video(clip)
         before = self.session.messages, self.shown
@@ -60,7 +60,7 @@ class PageChat:
             raise
         content: list[Any] = [{"path": path} for path in media]
         self.shown.append({"role": "user", "content": [*content, question.strip()]})
-        self.picture, self.clip = picture or self.picture, clip or self.clip
+        self.image, self.clip = image or self.image, clip or self.clip
 
     def write(
         self, generation: Generation, system: str | None = None, keep_turns: int = -1
@@ -113,4 +113,4 @@ class PageChat:
         self.session.reset()
         self.session = ChatSession(self.engine)
         self.shown = []
-        self.picture = self.clip = None
+        self.image = self.clip = None

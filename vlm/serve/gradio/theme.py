@@ -21,8 +21,8 @@ footer {opacity: .55}
 #head .chip b {font-weight: 600; color: var(--body-text-color)}
 #head .arrow {color: var(--body-text-color-subdued); margin: 0 -8px}
 #head .gap {flex: 1}
-#picture img {image-rendering: auto; object-fit: contain}
-#picture {min-height: 290px}
+#image img {image-rendering: auto; object-fit: contain}
+#image {min-height: 290px}
 #hint {font-size: .86rem; color: var(--body-text-color-subdued); margin: 0 2px}
 #hint i {color: inherit}
 #chat {border-radius: 14px}
@@ -51,14 +51,14 @@ footer {opacity: .55}
 }
 """
 
-PLACEHOLDER = """### Ask about a picture
-**1.** Drop a picture on the left{examples}.
+PLACEHOLDER = """### Ask about an image
+**1.** Drop an image on the left{examples}.
 **2.** Type a question below, for example *{question}*
 **3.** Go on asking: the conversation is remembered until you restart it."""
 
 HINT = (
-    '<div id="hint">A new picture begins a new conversation. To compare pictures, turn on '
-    "<i>Several pictures</i> in the settings.</div>"
+    '<div id="hint">A new image begins a new conversation. To compare images, turn on '
+    "<i>Several images</i> in the settings.</div>"
 )
 
 

@@ -90,7 +90,7 @@ class Lynx:
             raise WeightsError(f"{file}: not a Lynx checkpoint; its keys begin with {', '.join(list(tensors)[:3])}")
         names = key_map(model)
         if FRAMES in tensors and names.is_ignored(FRAMES):
-            log.warning("%s: its frame positions are left out, this composition takes pictures only", file)
+            log.warning("%s: its frame positions are left out, this composition takes images only", file)
         tensors = _join_attention(tensors)
         theirs, unknown = names.rename(tensors)
         have = model.state_dict()

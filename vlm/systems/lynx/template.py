@@ -1,4 +1,4 @@
-"""``User: ... Bot: ...`` on lines of their own, the format of Lynx: no system text, pictures in front of everything.
+"""``User: ... Bot: ...`` on lines of their own, the format of Lynx: no system text, images in front of everything.
 
 The visual tokens come before the begin id. Everything is lower-cased. Question and answer are tokenised as
 one text; an answer follows the colon after one space and ends in the end id.
@@ -21,7 +21,7 @@ from vlm.processors.templates.base import (
     Segment,
     UserText,
     ask_last,
-    at_marks,
+    at_placeholders,
     literal_stretches,
     read_questions,
     segments_of,
@@ -78,7 +78,7 @@ class UserBot(BaseTemplate):
 
     def prompt_segments(self, text: str, media: Sequence[Medium]) -> list[Segment]:
         """See :meth:`BaseTemplate.prompt_segments`; a text without marks is right too, media stand in front anyway."""
-        pieces = at_marks(text, media) if IMAGE_PLACEHOLDER in text else [text]
+        pieces = at_placeholders(text, media) if IMAGE_PLACEHOLDER in text else [text]
         said = [self._cased(p) for p in pieces if isinstance(p, str)]
         return [*(Segment(self.config.media_token, m) for m in media), *with_bos(segments_of(said))]
 
@@ -97,17 +97,17 @@ class UserBot(BaseTemplate):
         return [*own, self.config.sep] if own or index else []
 
     def _question(self, asked: Sequence[Message], rng: random.Random | None = None) -> list[Piece]:
-        """A question between its prompt; in training a caption's picture gets one of the pool's."""
+        """A question between its prompt; in training a caption's image gets one of the pool's."""
         text = UserText("".join(m.text for m in asked))
         if rng is not None and self.prompts and not text.strip():
             text = UserText(rng.choice(self.prompts))
         if IMAGE_PLACEHOLDER in text:
             media = [medium for m in asked for medium in m.media]
-            text = UserText("".join(p for p in at_marks(text, media) if isinstance(p, str)))
+            text = UserText("".join(p for p in at_placeholders(text, media) if isinstance(p, str)))
         return [self._around[0], self._cased(text), self._around[1]]
 
     def _behind_media(self, messages: Sequence[Message], segments: list[Segment]) -> list[Segment]:
-        """All pictures and clips of the conversation, then begin id and text."""
+        """All images and videos of the conversation, then begin id and text."""
         media = [medium for m in messages if m.role == "user" for medium in m.media]
         return [*(Segment(self.config.media_token, medium) for medium in media), *with_bos(segments)]
 

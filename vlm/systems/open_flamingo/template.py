@@ -1,8 +1,8 @@
-"""OpenFlamingo's prompts: every turn is a chunk of pictures and text, ``<|endofchunk|>`` at its end.
+"""OpenFlamingo's prompts: every turn is a chunk of images and text, ``<|endofchunk|>`` at its end.
 
 ``<image>Question:What is it? Short answer:a boat<|endofchunk|><image>Question:What colour? Short answer:``
 
-A turn of pictures without words asks for a caption: ``<image>Output:a boat<|endofchunk|><image>Output:``. Turns in
+A turn of images without words asks for a caption: ``<image>Output:a boat<|endofchunk|><image>Output:``. Turns in
 front are the examples of few-shot prompting, and the earlier turns of a chat. Other forms are options, such as that
 for hateful memes: ``question: "is an image with: '{}' written on it. Is it hateful? Answer:"``.
 """
@@ -23,7 +23,7 @@ from vlm.processors.templates.base import (
     Segment,
     UserText,
     ask_last,
-    at_marks,
+    at_placeholders,
     literal_stretches,
     media_first,
     segments_of,
@@ -34,7 +34,7 @@ from vlm.processors.templates.base import (
 
 @register_template("open_flamingo")
 class OpenFlamingo(BaseTemplate):
-    """Chunks of pictures, question and answer. Raises ConfigError for a ``question`` without its place."""
+    """Chunks of images, question and answer. Raises ConfigError for a ``question`` without its place."""
 
     @dataclass
     class Config(BaseTemplate.Config):
@@ -42,7 +42,7 @@ class OpenFlamingo(BaseTemplate):
 
         system: str = ""  # in front of all
         question: str = "Question:{} Short answer:"  # around the words of a turn
-        caption_prompt: str = "Output:"  # after the pictures of a turn without words
+        caption_prompt: str = "Output:"  # after the images of a turn without words
         media_token: str = "<image>"
         end_sym: str = "<|endofchunk|>"  # after every answer
         add_eos: bool = True  # training: the end id after the last answer
@@ -104,7 +104,7 @@ class OpenFlamingo(BaseTemplate):
         return [replace(turn[0], joined=behind), *turn[1:]] if turn else turn
 
     def _asked(self, asked: Sequence[Message]) -> list[Piece]:
-        """Pictures in front, or where they stand between words, and the words of a turn, up to the answer's place."""
+        """Images in front, or where they stand between words, and the words of a turn, up to the answer's place."""
         media, content = media_first([p for m in asked for p in m.parts])
         text = UserText("\n".join(t for m in asked if (t := m.text)))
         if not text.strip():
@@ -113,5 +113,5 @@ class OpenFlamingo(BaseTemplate):
         if media or not any(m.media for m in asked):
             return [*media, before, text, after]
         if IMAGE_PLACEHOLDER in text:
-            return [before, *at_marks(text, [p for p in content if not isinstance(p, Text)]), after]
+            return [before, *at_placeholders(text, [p for p in content if not isinstance(p, Text)]), after]
         return [before, *(UserText(p.text) if isinstance(p, Text) else p for p in content), after]

@@ -1,7 +1,7 @@
 """VisualCLA as its users know it: three folders or a merged one to a model, ``chat`` and ``chat_in_stream``.
 
 Thin functions over :class:`~vlm.inference.engine.Engine`. What differs from the published package of that name:
-a picture is optional, a call without ``history`` begins a new conversation, a stream ends with the very text that
+an image is optional, a call without ``history`` begins a new conversation, a stream ends with the very text that
 ``chat`` gives, a merged folder's name is only looked up on this machine, and marks such as ``<img>`` in somebody's
 words stay words.
 """
@@ -40,16 +40,16 @@ LIBRARY = Generation(
 
 
 class VisualCLA(Engine):
-    """The model of the published functions: an engine with its tokenizer and picture recipe, that can be moved."""
+    """The model of the published functions: an engine with its tokenizer and image recipe, that can be moved."""
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Of the language model, with the picture's marks."""
+        """Of the language model, with the image's marks."""
         return self.processor.tokenizer
 
     @property
     def image_processor(self) -> ImageRecipe:
-        """Maps a picture to ``[3, h, w]`` pixels."""
+        """Maps an image to ``[3, h, w]`` pixels."""
         return self.processor.image
 
     def to(self, device: str | int | torch.device) -> VisualCLA:
@@ -130,7 +130,7 @@ def chat(
 
     Args:
         model: from :func:`get_model_and_tokenizer_and_processor`, or any engine.
-        image: path, PIL picture or pixels ``[1, 3, h, w]`` of the conversation's first question; None: text only.
+        image: path, PIL image or pixels ``[1, 3, h, w]`` of the conversation's first question; None: text only.
             It is not part of the history: give it again with every later question.
         text: the question.
         history: earlier turns; question and answer are appended to this very list. None begins a conversation.
@@ -141,7 +141,7 @@ def chat(
 
     Raises:
         PromptError: an unusable history, or a question that does not fit.
-        DataError: a picture that cannot be read.
+        DataError: an image that cannot be read.
     """
     turns = [] if history is None else history
     asked = [*turns, instruction(text, turns)]
@@ -174,16 +174,16 @@ def chat_in_stream(
 
 
 def instruction(text: str, history: Sequence[Turn]) -> Turn:
-    """A question as a turn of the history; the first one is where the picture belongs."""
+    """A question as a turn of the history; the first one is where the image belongs."""
     first = {} if history else {"first_instruction": True}
     return {"type": "instruction", "value": text, **first}
 
 
 def conversation(history: Sequence[Turn], image: Any = None) -> list[Message]:
-    """A history as messages, the picture in front of the question marked ``first_instruction``.
+    """A history as messages, the image in front of the question marked ``first_instruction``.
 
     Raises:
-        PromptError: a turn of another shape, or a picture although no question is marked.
+        PromptError: a turn of another shape, or an image although no question is marked.
     """
     import torch
 
@@ -200,8 +200,8 @@ def conversation(history: Sequence[Turn], image: Any = None) -> list[Message]:
         messages.append(Message(ROLES[turn["type"]], (*([Image(image)] if here else []), Text(turn["value"]))))
     if image is not None and not any(m.media for m in messages):
         raise PromptError(
-            "a picture was given, but no turn of the history has the key first_instruction",
-            fix="set it in the first question, or leave the picture out",
+            "an image was given, but no turn of the history has the key first_instruction",
+            fix="set it in the first question, or leave the image out",
         )
     return messages
 

@@ -20,7 +20,7 @@ def composition(
     load_in_8bit: bool = False,
     options: Sequence[str] = (),
 ) -> Config:
-    """The shipped composition over these folders, with the picture's size and the number of queries that they state.
+    """The shipped composition over these folders, with the image's size and the number of queries that they state.
 
     Raises:
         UserError: a folder is not named or not there.
@@ -47,8 +47,8 @@ def sizes(folder: Path, vision: Path | None = None) -> dict[str, int]:
     """``image_size`` and ``num_query_token`` by the ``config.json`` of a delta or merged folder.
 
     Args:
-        folder: states the number of queries, and the picture's size of a merged model.
-        vision: the encoder's own folder, whose word about the picture's size counts.
+        folder: states the number of queries, and the image's size of a merged model.
+        vision: the encoder's own folder, whose word about the image's size counts.
     """
     from vlm.checkpoint.peft_adapter import read_json
 

@@ -274,7 +274,7 @@ def _write_configs(target: Path, configs: dict[str, dict[str, Any]], rows: int |
 
 
 def _copy_texts(target: Path, text: Path, vision: Path, delta: Path) -> None:
-    """Tokenizer of the delta, picture recipe of the vision folder, generation options of the base or else its ids."""
+    """Tokenizer of the delta, image recipe of the vision folder, generation options of the base or else its ids."""
     said = text / GENERATION
     if said.is_file():
         shutil.copyfile(said, target / "text_encoder" / GENERATION)

@@ -1,4 +1,4 @@
-"""A VisualCLA delta as the two folders that text-generation-webui loads: the text side, and the picture side."""
+"""A VisualCLA delta as the two folders that text-generation-webui loads: the text side, and the image side."""
 
 from __future__ import annotations
 

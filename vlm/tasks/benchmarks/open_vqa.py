@@ -1,4 +1,4 @@
-"""Open-VQA: open questions about pictures and clips, in classes; answers judged by rules or by a judge of your own."""
+"""Open-VQA: open questions about images and videos, in classes; answers judged by rules or by a judge of your own."""
 
 from __future__ import annotations
 

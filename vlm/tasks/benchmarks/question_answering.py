@@ -1,4 +1,4 @@
-"""Questions about pictures, scored by exact match, with controls that show whether the picture is used."""
+"""Questions about images, scored by exact match, with controls that show whether the image is used."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Control = Literal["right", "wrong", "none", "blank"]
 CONTROLS: tuple[Control, ...] = ("right", "wrong", "none", "blank")
-"""The question's own picture or clip, another question's, none at all, a grey one."""
+"""The question's own image or video, another question's, none at all, a grey one."""
 GREY = (128, 128, 128)
 
 
@@ -50,10 +50,10 @@ class Prediction:
 
 
 def blank() -> Any:
-    """A grey picture."""
-    from PIL import Image as Pictures
+    """A grey image."""
+    from PIL import Image as Images
 
-    return Pictures.new("RGB", (64, 64), GREY)
+    return Images.new("RGB", (64, 64), GREY)
 
 
 def key_of(source: Any) -> Any:
@@ -61,25 +61,25 @@ def key_of(source: Any) -> Any:
     return source if isinstance(source, str | bytes | tuple) else repr(source)
 
 
-def swap_images(pictures: Sequence[Any], seed: int = 0) -> dict[Any, Any]:
-    """Each distinct picture -> another one, drawn once for all from ``seed``.
+def swap_images(images: Sequence[Any], seed: int = 0) -> dict[Any, Any]:
+    """Each distinct image -> another one, drawn once for all from ``seed``.
 
     A plain shift would not do: question sets often run through types and answers in a fixed order.
 
     Raises:
-        DataError: there is only one picture.
+        DataError: there is only one image.
     """
-    found = {key_of(source): source for source in pictures}
+    found = {key_of(source): source for source in images}
     distinct = list(found)
     if len(distinct) == 1:
-        raise DataError("the control with a wrong picture needs at least two different pictures")
+        raise DataError("the control with a wrong image needs at least two different images")
     order = distinct.copy()
     random.Random(seed).shuffle(order)
     return {source: found[order[(i + 1) % len(order)]] for i, source in enumerate(order)}
 
 
-def with_pictures(messages: Sequence[Message], control: Control, other: Mapping[Any, Any]) -> list[Message]:
-    """The messages with their own pictures, with those that ``other`` maps them to, with grey ones, or with none."""
+def with_images(messages: Sequence[Message], control: Control, other: Mapping[Any, Any]) -> list[Message]:
+    """The messages with their own images, with those that ``other`` maps them to, with grey ones, or with none."""
     if control == "right":
         return list(messages)
     changed = []
@@ -108,7 +108,7 @@ class QuestionAnswering(Task):
 
     @dataclass
     class Config:
-        """Which picture goes with a question, and how many questions run together."""
+        """Which image goes with a question, and how many questions run together."""
 
         image: Control = "right"
         batch_size: int = 64
@@ -126,14 +126,14 @@ class QuestionAnswering(Task):
     """Whether a result has an evaluation card."""
 
     def conversations(self, dataset: Questions, indices: Sequence[int]) -> list[list[Message]]:
-        """The prompts: each sample up to its last answer, with the pictures that ``image`` asks for."""
+        """The prompts: each sample up to its last answer, with the images that ``image`` asks for."""
         samples = [dataset[i] for i in indices]
         other: Mapping[Any, Any] = {}
         if self.config.image == "wrong":
             other = swap_images(
                 [m.source for i in range(len(dataset)) for message in dataset[i].messages for m in message.media]
             )
-        return [with_pictures(asked(s), self.config.image, other) for s in samples]
+        return [with_images(asked(s), self.config.image, other) for s in samples]
 
     def drawn(self, engine: Engine, seed: int | None) -> Generation | None:
         """The options of a run with drawn answers; None without a seed."""

@@ -14,7 +14,7 @@ HUB = "hf://"
 
 
 class StoredRecords(Sequence[Record]):
-    """Records of an Arrow table, made on access as they are stored: pictures stay encoded."""
+    """Records of an Arrow table, made on access as they are stored: images stay encoded."""
 
     def __init__(self, table: Any) -> None:
         """``table``: a ``pyarrow.Table``, or a ``datasets.Dataset`` in Arrow format."""

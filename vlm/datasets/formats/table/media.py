@@ -1,4 +1,4 @@
-"""Pictures and clips of a record: paths, encoded bytes, or lists of these."""
+"""Images and videos of a record: paths, encoded bytes, or lists of these."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIDES = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
 
 
 def sources(value: Any, folder: str, where: str) -> list[Any]:
-    """What a picture or video field holds, as sources; relative paths start at ``folder``, ``null`` is none.
+    """What an image or video field holds, as sources; relative paths start at ``folder``, ``null`` is none.
 
     Raises:
         DataError: an address, or neither a path nor bytes nor an object ``{"bytes", "path"}`` (the form of
@@ -30,10 +30,10 @@ def sources(value: Any, folder: str, where: str) -> list[Any]:
     if isinstance(value, bytes):
         return [value]
     if isinstance(value, str) and "://" in value:
-        raise DataError(f"{where}: {value} is an address", fix="download the pictures and name the files")
+        raise DataError(f"{where}: {value} is an address", fix="download the images and name the files")
     if isinstance(value, str):
         return [str(Path(folder) / value)]
-    raise DataError(f"{where}: a {type(value).__name__} is no picture", fix="give a path, a list of paths, or bytes")
+    raise DataError(f"{where}: a {type(value).__name__} is no image", fix="give a path, a list of paths, or bytes")
 
 
 def missing(media: list[Medium]) -> list[str]:
@@ -42,12 +42,12 @@ def missing(media: list[Medium]) -> list[str]:
 
 
 def side_by_side(media: list[Medium]) -> list[Medium]:
-    """Several pictures as one medium that is joined from left to right after each went through the recipe."""
+    """Several images as one medium that is joined from left to right after each went through the recipe."""
     return [Image(tuple(m.source for m in media))] if len(media) > 1 else media
 
 
 def flipped(media: list[Medium], question: str, where: str) -> tuple[list[Medium], str]:
-    """Two pictures swap_images, and the words left and right with them. Raises DataError unless there are two."""
+    """Two images swap_images, and the words left and right with them. Raises DataError unless there are two."""
     if len(media) != 2:
-        raise DataError(f"{where}: flip_share needs two pictures, found {len(media)}")
+        raise DataError(f"{where}: flip_share needs two images, found {len(media)}")
     return media[::-1], re.sub(r"\b([Ll]eft|[Rr]ight)\b", lambda m: SIDES[m.group()], question)

@@ -1,7 +1,7 @@
 """Files of records, whatever their kind, as rows that know where they stand.
 
 Read are JSON (a list, an object that holds one, or an object id -> record), JSON lines, CSV, TSV, Parquet,
-folders of pictures (``metadata.jsonl|csv``, or a ``.txt``/``.json`` beside each picture), folders written by
+folders of images (``metadata.jsonl|csv``, or a ``.txt``/``.json`` beside each image), folders written by
 ``datasets.save_to_disk`` and ``hf://owner/name?split=train&config=...``.
 """
 
@@ -25,7 +25,7 @@ from vlm.datasets.formats.table.arrow import HUB, StoredRecords, from_disk, from
 from vlm.datasets.formats.table.record_buffer import PackedRecords, Record
 
 FileType = Literal["", "json", "jsonl", "csv", "tsv", "parquet"]
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 log = logging.getLogger(__name__)
 
 
@@ -118,7 +118,7 @@ def _tell_faults(rows: Rows) -> None:
 
 def _local(file: Path, key: str, file_type: FileType) -> Rows:
     if file.is_dir():
-        return Rows(str(file), from_disk(file)) if is_saved(file) else _pictures(file)
+        return Rows(str(file), from_disk(file)) if is_saved(file) else _images(file)
     kind = file_type or {".ndjson": "jsonl"}.get(file.suffix.lower(), file.suffix.lower().lstrip("."))
     if kind == "parquet":
         return Rows(str(file), from_parquet(file))
@@ -248,27 +248,27 @@ def _csv(text: str, name: str, delimiter: str) -> Rows:
         raise DataError(f"table: {name}:{reader.line_num}: {error}", fix="mend the quotes of that line") from None
 
 
-def _pictures(folder: Path) -> Rows:
-    """A folder of pictures with ``metadata.jsonl|csv`` (column ``file_name``) or a text beside each."""
+def _images(folder: Path) -> Rows:
+    """A folder of images with ``metadata.jsonl|csv`` (column ``file_name``) or a text beside each."""
     for listing in (folder / "metadata.jsonl", folder / "metadata.csv"):
         if listing.is_file():
             rows = _local(listing, "", "")
             if "file_name" not in rows.columns():
                 raise DataError(f"table: {listing} has no column file_name ({', '.join(sorted(rows.columns()))})")
             return Rows(rows.name, PackedRecords(_listed(rows, folder.absolute())), rows.lines)
-    pictures = sorted(f for f in folder.rglob("*") if f.suffix.lower() in PICTURES)
-    found = [r for r in map(_with_text, pictures) if r is not None]
+    images = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGES)
+    found = [r for r in map(_with_text, images) if r is not None]
     if not found:
         raise DataError(
-            f"table: {folder}: {len(pictures)} pictures, none with a text",
+            f"table: {folder}: {len(images)} images, none with a text",
             fix="put x.txt or x.json beside x.jpg, or metadata.jsonl (file_name, ...) into the folder",
         )
-    _tell_missing(folder, len(pictures) - len(found))
+    _tell_missing(folder, len(images) - len(found))
     return Rows(str(folder), PackedRecords(found))
 
 
 def _listed(rows: Rows, folder: Path) -> Iterator[Record | DataError]:
-    """The records of a listing, with the whole path of each picture."""
+    """The records of a listing, with the whole path of each image."""
     for k in range(len(rows.records)):
         try:
             record = rows.records[k]
@@ -277,14 +277,14 @@ def _listed(rows: Rows, folder: Path) -> Iterator[Record | DataError]:
             yield error
 
 
-def _with_text(picture: Path) -> Record | DataError | None:
-    base: Record = {"id": picture.stem, "image": str(picture.absolute())}
-    if picture.with_suffix(".json").is_file():
-        file = picture.with_suffix(".json")
+def _with_text(image: Path) -> Record | DataError | None:
+    base: Record = {"id": image.stem, "image": str(image.absolute())}
+    if image.with_suffix(".json").is_file():
+        file = image.with_suffix(".json")
         said = _sidecar(file)
         found = said if isinstance(said, DataError) else _object(said, str(file))
         return found if isinstance(found, DataError) else {**base, **found}
-    file = picture.with_suffix(".txt")
+    file = image.with_suffix(".txt")
     if not file.is_file():
         return None
     said = _sidecar(file)
@@ -300,4 +300,4 @@ def _sidecar(file: Path) -> str | DataError:
 
 def _tell_missing(folder: Path, count: int) -> None:
     if count:
-        log.warning("%s: %d pictures without a .txt or .json are left out", folder, count)
+        log.warning("%s: %d images without a .txt or .json are left out", folder, count)

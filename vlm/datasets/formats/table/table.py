@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @register_dataset("table")
 class Table:
-    """Records of JSON, JSON lines, CSV, TSV, Parquet, a folder of pictures or ``hf://owner/name?split=train``.
+    """Records of JSON, JSON lines, CSV, TSV, Parquet, a folder of images or ``hf://owner/name?split=train``.
 
     Raw record::
 
@@ -46,9 +46,9 @@ class Table:
         """Where the records are, what their fields mean, and how a sample is made of them."""
 
         ann_path: str | list[str]  # files (names may hold *) or folders, concatenated
-        image_path: str = ""  # folder of pictures and clips
-        image_pattern: str = ""  # name of the picture, e.g. COCO_train2014_{image_id:012d}.jpg
-        video_pattern: str = ""  # name of the clip
+        image_path: str = ""  # folder of images and videos
+        image_pattern: str = ""  # name of the image, e.g. COCO_train2014_{image_id:012d}.jpg
+        video_pattern: str = ""  # name of the video
         records: str = ""  # key of the list in a JSON object that holds several
         file_type: FileType = ""  # of a file whose name does not tell it
         fields: dict[str, str] = field(default_factory=dict)  # our name (image, question, ...): column
@@ -66,8 +66,8 @@ class Table:
         one_per: str = ""  # keep one random record for each value of this template, e.g. "{image}"
         subset: int = 0  # keep so many random records; 0: all
         seed: int = 42  # of one_per and subset
-        join_pictures: bool = False  # several pictures side by side as one (published form of NLVR2)
-        flip_share: float = 0.0  # how often two pictures change places, with the words left and right
+        join_images: bool = False  # several images side by side as one (published form of NLVR2)
+        flip_share: float = 0.0  # how often two images change places, with the words left and right
         missing_images: Literal["quarantine", "drop"] = "quarantine"  # drop: leave out at the start, counted
         text_fields: list[str] = field(default_factory=list)  # fields that pass the corpus's text processor, ...
         text_roles: Sequence[str] = ()  # ... and roles whose whole text does
@@ -95,7 +95,7 @@ class Table:
         if config.explode and not config.one_at_random:
             items = select.exploded(self._files, items, config.explode)
         if config.missing_images == "drop":
-            items = self._with_pictures(items)
+            items = self._with_images(items)
         if config.one_per:
             unreadable = [i for i in items if not select.readable(self._files, i)]
             items = [i for i in items if select.readable(self._files, i)]
@@ -119,14 +119,14 @@ class Table:
         """The sample with its random choices taken from ``rng``.
 
         Raises:
-            DataError: a field is missing, question or answer is empty, or marks and pictures differ in number.
+            DataError: a field is missing, question or answer is empty, or placeholders and images differ in number.
         """
         item, config = self._items[index], self.config
         values, where = self._values(item, rng)
         media = self._media(values, where)
         if config.flip_share and rng.random() < config.flip_share:
             media, values["question"] = flipped(media, str(lookup("question", values, where)), where)
-        media = side_by_side(media) if config.join_pictures else media
+        media = side_by_side(media) if config.join_images else media
         if config.messages:
             turns = read_turns(lookup(config.messages, values, where), where)
             check_order(turns, where)
@@ -138,21 +138,19 @@ class Table:
             name += f".{item.element}"
         return Sample(messages=tuple(messages), id=name)
 
-    def _with_pictures(self, items: list[select.Item]) -> list[select.Item]:
+    def _with_images(self, items: list[select.Item]) -> list[select.Item]:
         """The items whose files are all there."""
         lost = {item: self._missing(item) for item in items}
         found = [item for item in items if not lost[item]]
         name, first = self._files[0].name, next((paths[0] for paths in lost.values() if paths), "")
         if items and not found:
             raise DataError(
-                f"table: {name}: the picture of every record is missing, the first is {first}",
+                f"table: {name}: the image of every record is missing, the first is {first}",
                 fix="correct build_info.image_path or image_pattern",
             )
         if first:
             count = len(items) - len(found)
-            log.warning(
-                "%s: %d of %d records left out, their picture is missing: %s ...", name, count, len(items), first
-            )
+            log.warning("%s: %d of %d records left out, their image is missing: %s ...", name, count, len(items), first)
         return found
 
     def _missing(self, item: select.Item) -> list[str]:
@@ -178,9 +176,9 @@ class Table:
 
     def _media(self, values: Values, where: str) -> list[Medium]:
         config = self.config
-        picture = fill(config.image_pattern, values, where) if config.image_pattern else values.get("image")
+        image = fill(config.image_pattern, values, where) if config.image_pattern else values.get("image")
         clip = fill(config.video_pattern, values, where) if config.video_pattern else values.get("video")
-        found: list[Medium] = [Image(s) for s in sources(picture, config.image_path, where)]
+        found: list[Medium] = [Image(s) for s in sources(image, config.image_path, where)]
         return [*found, *(Video(s) for s in sources(clip, config.image_path, where))]
 
     def _messages(self, values: Values, media: list[Medium], rng: random.Random, where: str) -> list[Message]:
@@ -193,7 +191,7 @@ class Table:
         values |= {name: fill(values[name], values, where) for name in self._pools}
         asked = fill(one_of(self.config.user, rng), values, where)
         if not asked.strip() and not media:
-            raise DataError(f"{where}: neither a question nor a picture", fix="correct build_info.user")
+            raise DataError(f"{where}: neither a question nor an image", fix="correct build_info.user")
         user = attach_media([("user", asked)], media, where, first=False)[0]
         if material.strip():
             user = message("user", *user.parts, Input(material))
@@ -256,7 +254,7 @@ def check_columns(config: Table.Config, files: Sequence[Rows]) -> None:
 
 
 def warn_if_images_unused(config: Table.Config, files: Sequence[Rows]) -> None:
-    """Warns when there seem to be pictures and no option refers to them."""
+    """Warns when there seem to be images and no option refers to them."""
     columns = set().union(*(f.columns() | select.nested(f, config.explode) for f in files))
     if {"image", "video"} & (columns | set(config.fields)) or config.image_pattern or config.video_pattern:
         return
