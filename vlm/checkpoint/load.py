@@ -69,15 +69,15 @@ def _complete(model_cfg: Any, loaders: list[tuple[Any, Any]], dtype: torch.dtype
     Raises:
         WeightsError: a file contradicts the composition, or is an adapter for other layers.
     """
-    said = [(loader, resolve_path(w.path)) for w, loader in loaders if isinstance(loader, InfersConfig)]
-    for loader, path in said:
+    declared = [(loader, resolve_path(w.path)) for w, loader in loaders if isinstance(loader, InfersConfig)]
+    for loader, path in declared:
         model_cfg = loader.infer_config(model_cfg, path)
     try:
         return build_model(model_cfg, device="meta", dtype=dtype), model_cfg
     except LoraTargetError as error:
-        if not said:
+        if not declared:
             raise
-        files = ", ".join(str(path) for _, path in said)
+        files = ", ".join(str(path) for _, path in declared)
         raise WeightsError(f"{files}: LoRA for layers that this composition does not have: {error}") from error
 
 
@@ -101,14 +101,14 @@ def resolve_path(path: str) -> Path:
         WeightsError: nothing there.
     """
     try:
-        found = local_path(path)
+        result = local_path(path)
     except OSError as error:
         raise WeightsError(
             f"weights: {path} cannot be fetched ({error})", fix="download it and give its path"
         ) from error
-    if not found.exists():
-        raise WeightsError(f"weights: {found} does not exist", fix="check the path, or download the file first")
-    return found
+    if not result.exists():
+        raise WeightsError(f"weights: {result} does not exist", fix="check the path, or download the file first")
+    return result
 
 
 def _parts(model: VLM) -> list[str]:

@@ -82,10 +82,10 @@ def read_adapter(folder: str | Path) -> Adapter:
     for name in tensors:
         if match := _MATRIX.fullmatch(name):
             sides.setdefault(match["layer"], {})[match["side"]] = name
-    single = [layer for layer, found in sides.items() if len(found) < 2]
+    single = [layer for layer, result in sides.items() if len(result) < 2]
     if single:
         raise WeightsError(f"{file}: {single[0]} has only one of lora_A and lora_B ({len(single)} such layers)")
-    lora = {layer: (found["A"], found["B"]) for layer, found in sides.items()}
+    lora = {layer: (result["A"], result["B"]) for layer, result in sides.items()}
     _check_ranks(file, config, {layer: (tensors[a], tensors[b]) for layer, (a, b) in lora.items()})
     return Adapter(folder, config, tensors, lora)
 
@@ -122,13 +122,13 @@ def _read_config(file: Path) -> dict[str, Any]:
 
 
 def _check_ranks(file: Path, config: dict[str, Any], pairs: dict[str, tuple[Tensor, Tensor]]) -> None:
-    said = config.get("r")
+    declared = config.get("r")
     for layer, (a, b) in pairs.items():
         shapes = f"lora_A {list(a.shape)}, lora_B {list(b.shape)}"
         if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]:
             raise WeightsError(f"{file}: {layer}: {shapes} do not fit together", fix="download it again")
-        if said is not None and said != a.shape[0]:
+        if declared is not None and declared != a.shape[0]:
             raise WeightsError(
-                f"{file}: {layer} has rank {a.shape[0]} ({shapes}), {CONFIG} says r {said}",
+                f"{file}: {layer} has rank {a.shape[0]} ({shapes}), {CONFIG} says r {declared}",
                 fix="use adapter_config.json and weights of one adapter",
             )

@@ -20,13 +20,13 @@ PACKAGES = ("torch", "transformers", "timm", "peft", "safetensors", "sentencepie
 
 def library_versions() -> dict[str, str]:
     """Versions of python, this library and the packages in :data:`PACKAGES` that are installed."""
-    found = {"python": platform.python_version(), "vlm": vlm.__version__}
+    result = {"python": platform.python_version(), "vlm": vlm.__version__}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            result[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return result
 
 
 def make_provenance(

@@ -96,8 +96,8 @@ def plain(value: Any) -> Any:
     """
     if isinstance(value, OpaqueObject):
         inside = [*value.arguments, *(value.state if isinstance(value.state, tuple) else (value.state,))]
-        found = next((item for item in inside if isinstance(item, dict | OpaqueObject)), {})
-        return plain(found)
+        result = next((item for item in inside if isinstance(item, dict | OpaqueObject)), {})
+        return plain(result)
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -107,14 +107,14 @@ def plain(value: Any) -> Any:
 
 def named_tensors(module: Any, prefix: str = "") -> dict[str, Tensor]:
     """The tensors of a module tree read from a TorchScript archive, by their state-dict names."""
-    found: dict[str, Tensor] = {}
+    result: dict[str, Tensor] = {}
     state = module.state if isinstance(module, OpaqueObject) else module
     for name, value in state.items() if isinstance(state, dict) else ():
         if isinstance(value, Tensor):
-            found[f"{prefix}{name}"] = value
+            result[f"{prefix}{name}"] = value
         elif isinstance(value, OpaqueObject):
-            found |= named_tensors(value, f"{prefix}{name}.")
-    return found
+            result |= named_tensors(value, f"{prefix}{name}.")
+    return result
 
 
 class _Reader(pickle.Unpickler):

@@ -219,12 +219,12 @@ def find_checkpoint(path: str | Path) -> Path:
         path = path.parent
     if (path / WEIGHTS).is_file():
         return path.resolve()
-    found = RunDir(path).last() if path.is_dir() else None
-    if found is None:
+    result = RunDir(path).last() if path.is_dir() else None
+    if result is None:
         raise WeightsError(
             f"{path}: no checkpoint there", fix="give a run folder, its 'last' or 'best' link, or a step_... folder"
         )
-    return found.resolve()
+    return result.resolve()
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

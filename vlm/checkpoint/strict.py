@@ -69,10 +69,10 @@ def copy_strictly(
         _listing("missing", missing),
         _listing("of another shape", [f"{placement.theirs.get(k, k)} ({text})" for k, text in shapes.items()]),
     ]
-    found = [p for p in problems if p]
-    if found:
+    result = [p for p in problems if p]
+    if result:
         cause = hint(shapes) if hint is not None else None
-        raise WeightsError(f"{placement.file} does not fit this composition:\n  " + "\n  ".join(found), fix=cause)
+        raise WeightsError(f"{placement.file} does not fit this composition:\n  " + "\n  ".join(result), fix=cause)
     with torch.no_grad():
         for key, tensor in placement.tensors.items():
             have[key].copy_(tensor)

@@ -26,9 +26,9 @@ def main(args: argparse.Namespace) -> int:
     missing = 0
     say(f"vlm {__version__}, Python {sys.version.split()[0]}, {platform.platform()}, {os.cpu_count()} CPU cores")
     for name in REQUIRED:
-        found = installed(name)
-        missing += found is None
-        say(f"  {name:<16}{found or 'MISSING: pip install -e .'}")
+        result = installed(name)
+        missing += result is None
+        say(f"  {name:<16}{result or 'MISSING: pip install -e .'}")
     for name, use in OPTIONAL.items():
         say(f"  {name:<16}{installed(name) or f'not installed (needed for {use})'}")
     if installed("torch"):

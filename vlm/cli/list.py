@@ -24,12 +24,12 @@ def main(args: argparse.Namespace) -> int:
 
     for module in args.plugin:
         load_plugin(module)
-    found = {**{kind: names(kind) for kind in FOLDERS}, "arch": archs(), "corpus": corpora()}
+    result = {**{kind: names(kind) for kind in FOLDERS}, "arch": archs(), "corpus": corpora()}
     if args.kind:
-        for name in found[args.kind]:
+        for name in result[args.kind]:
             say(name)
         return 0
-    for kind, known in sorted(found.items()):
+    for kind, known in sorted(result.items()):
         if known:
             say(f"{kind:<18}{', '.join(known)}")
     return 0

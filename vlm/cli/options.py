@@ -102,7 +102,7 @@ def _gpu(numbers: str) -> torch.device:
     listed = [n.strip() for n in numbers.split(",")]
     if not all(n.isdecimal() for n in listed):
         raise UserError(f"--gpus {numbers}: expected numbers separated by commas", fix="e.g. --gpus 0")
-    found = [gpu(int(n)) for n in listed]
-    if len(found) > 1:
-        log.warning("--gpus %s: a model lies on one device; %s is used", numbers, found[0])
-    return found[0]
+    result = [gpu(int(n)) for n in listed]
+    if len(result) > 1:
+        log.warning("--gpus %s: a model lies on one device; %s is used", numbers, result[0])
+    return result[0]

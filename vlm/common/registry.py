@@ -36,6 +36,13 @@ FOLDERS: dict[str, str] = {
     "tracker": "vlm.runners",
     "checkpoint_format": "vlm.checkpoint",
     "source": "vlm.inference",
+    "export": "vlm.checkpoint",
+    "benchmark": "vlm.tasks",
+    "command": "vlm.cli",
+    "image": "vlm.processors.image",
+    "video": "vlm.processors.video",
+    "text": "vlm.processors",
+    "generation": "vlm.inference",
 }
 """Kind -> package whose files are searched for ``@register_<kind>("name")``; those of ``SYSTEMS`` are searched too."""
 
@@ -82,6 +89,13 @@ register_scheduler = _decorator("scheduler")
 register_tracker = _decorator("tracker")
 register_checkpoint_format = _decorator("checkpoint_format")
 register_source = _decorator("source")
+register_export = _decorator("export")
+register_benchmark = _decorator("benchmark")
+register_command = _decorator("command")
+register_image = _decorator("image")
+register_video = _decorator("video")
+register_text = _decorator("text")
+register_generation = _decorator("generation")
 
 
 @cache
@@ -97,12 +111,12 @@ def _shipped(kind: str) -> dict[str, str]:
 def _sources(package: str) -> list[tuple[str, str]]:
     """Every module of a package with its text."""
     spec = importlib.util.find_spec(package)
-    found = []
+    result = []
     for folder in spec.submodule_search_locations or [] if spec else []:
         for file in sorted(Path(folder).rglob("*.py")):
             parts = file.relative_to(folder).with_suffix("").parts
-            found.append((".".join((package, *parts)), file.read_text(encoding="utf-8")))
-    return found
+            result.append((".".join((package, *parts)), file.read_text(encoding="utf-8")))
+    return result
 
 
 @cache

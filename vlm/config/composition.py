@@ -74,10 +74,10 @@ def find_arch(user: Tree, options: Sequence[Option], report: Report) -> Arch | N
     if user.get(("model", "params")) is not None:
         _keep_written_out(user, options, report)
     for key, names in ALIASES.items():
-        given = value_of(options, ("model", key), user.get(("model", key)))
-        if isinstance(given, str):
+        value = value_of(options, ("model", key), user.get(("model", key)))
+        if isinstance(value, str):
             origin = user.origins.get(("model", key), "--options")
-            user.put(("model", key), names.get(given, given), origin)
+            user.put(("model", key), names.get(value, value), origin)
     arch, model_type = user.get(("model", "arch")), user.get(("model", "model_type"))
     if arch is None or user.get(("model", "params")) is not None:
         return _read_arch(user.sub(("model",)), ("model",), report, inline=True)
@@ -92,10 +92,10 @@ def find_arch(user: Tree, options: Sequence[Option], report: Report) -> Arch | N
 def _keep_written_out(user: Tree, options: Sequence[Option], report: Report) -> None:
     for key in ("arch", "model_type"):
         path: Path = ("model", key)
-        wanted = value_of(options, path, None)
-        if wanted is not None and ALIASES[key].get(wanted, wanted) != user.get(path):
-            said = "this file writes its composition out, so the option would select nothing"
-            report.add(path, f"found {wanted!r}, but {said}; start from a file that names the arch")
+        expected = value_of(options, path, None)
+        if expected is not None and ALIASES[key].get(expected, expected) != user.get(path):
+            declared = "this file writes its composition out, so the option would select nothing"
+            report.add(path, f"found {expected!r}, but {declared}; start from a file that names the arch")
 
 
 def _arch_file(arch: Any, model_type: Any, report: Report) -> FilePath | None:
@@ -265,12 +265,12 @@ def interpolate(
                 report.add(("model", name), "must be set" + (f": {about}" if about else ""))
                 return None
         try:
-            found = conf[key]
+            result = conf[key]
         except OmegaConfBaseException as error:
             report.add(path, f"found {value!r}: {str(error).splitlines()[0]}")
             report.broken.add(path)
             return None
-        return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
+        return OmegaConf.to_container(result, resolve=True) if OmegaConf.is_config(result) else result
 
     return visit(data, root, ())
 

@@ -28,14 +28,14 @@ def load(cfg: str | FilePath | Mapping[str, Any], options: Sequence[str], check:
     """See :func:`vlm.config.api.load_config`."""
     user, title = read_source(cfg)
     rename_keys(user)
-    given = [dataclasses.replace(o, path=current(o.path)) for o in parse_options(options)]
+    value = [dataclasses.replace(o, path=current(o.path)) for o in parse_options(options)]
     report = Report(origins=dict(user.origins))
-    report.origins.update({o.path: f"{OPTIONS} {dotted(o.path)}" for o in given})
-    report.texts = {o.path: o.text for o in given}
-    check_sections(user, given, report)
+    report.origins.update({o.path: f"{OPTIONS} {dotted(o.path)}" for o in value})
+    report.texts = {o.path: o.text for o in value}
+    check_sections(user, value, report)
     plugins = load_plugins(user, report)
     normalise(user)
-    tree, arch, defaults = merge(user, given, report)
+    tree, arch, defaults = merge(user, value, report)
     report.origins, report.texts = {**report.origins, **tree.origins}, tree.texts
     params = read_params(tree, arch, report) if arch else {}
     helps = {name: p.help for name, p in arch.params.items()} if arch else {}
@@ -169,9 +169,9 @@ def read_section(
     """Typed entries of one dataset section, by name."""
     entries = {}
     for name, entry in (data.get(section) or {}).items():
-        found = read_dataset(name, entry, (section, name), model, report, check)
-        if found is not None:
-            entries[name] = found
+        result = read_dataset(name, entry, (section, name), model, report, check)
+        if result is not None:
+            entries[name] = result
     return entries
 
 

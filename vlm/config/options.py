@@ -84,14 +84,14 @@ def typed(text: str) -> Any:
 
 def value_of(options: Sequence[Option], path: Path, default: Any) -> Any:
     """What the last option for exactly ``path`` says, or ``default``."""
-    found = [o.value for o in options if o.path == path]
-    return found[-1] if found else default
+    result = [o.value for o in options if o.path == path]
+    return result[-1] if result else default
 
 
 def apply_options(tree: Tree, options: Sequence[Option], report: Report, renamed: Sequence[Path] = ()) -> None:
     """Write the options into the tree; a mapping given as value merges like one in a file."""
-    for given in options:
-        option = replace(given, path=tree.real(given.path))
+    for value in options:
+        option = replace(value, path=tree.real(value.path))
         origin = f"{OPTIONS} {'.'.join(map(str, option.path))}"
         try:
             if isinstance(option.value, dict) and isinstance(tree.get(option.path), dict):

@@ -111,8 +111,8 @@ def read_model(data: dict[str, Any], params: dict[str, Any], report: Report, che
     image = read_by_path(IMAGE, data.get("image") or {}, (*at, "image"), report)
     video = None if data.get("video") is None else read_by_path(VIDEO, data["video"], (*at, "video"), report)
     text = read_by_path(TEXT, data.get("text") or {}, (*at, "text"), report)
-    said = data.get("generation") or {}
-    answers = read_by_path(GENERATION, said, (*at, "generation"), report)
+    declared = data.get("generation") or {}
+    answers = read_by_path(GENERATION, declared, (*at, "generation"), report)
     train = read_train(data.get("train"), report)
     weights = read_weights(data.get("weights"), report, check)
     if any(p is None for p in parts.values()) or (seeing and vision is None):
@@ -123,7 +123,7 @@ def read_model(data: dict[str, Any], params: dict[str, Any], report: Report, che
     names_ = {"arch": data.get("arch"), "model_type": data.get("model_type")}
     return ModelConfig(
         vision=vision, bridge=bridge, inserts=inserts, image=image, video=video, text=text, train=train,
-        weights=weights, params=params, generation={k: v for k, v in answers.items() if k in said},
+        weights=weights, params=params, generation={k: v for k, v in answers.items() if k in declared},
         **parts, **names_,  # type: ignore[arg-type]
     )  # fmt: skip
 
@@ -272,16 +272,16 @@ def read_processors(cls: Any, data: Any, path: Path, report: Report) -> dict[str
     if not isinstance(data, dict):
         report.add(path, f"found {data!r}, expected a mapping with keys train, eval")
         return {}
-    found = {}
+    result = {}
     for split, options in data.items():
         if split not in ("train", "eval"):
             report.unknown((*path, split), ["train", "eval"])
             continue
-        found[split] = read(cls, options, (*path, split), report)
+        result[split] = read(cls, options, (*path, split), report)
         known = [*PUBLISHED_PROCESSORS, *names("processor")]
-        if found[split] is not None and found[split].name not in known and ":" not in found[split].name:
-            report.unknown((*path, split, "name"), known, "processor", found[split].name)
-    return found
+        if result[split] is not None and result[split].name not in known and ":" not in result[split].name:
+            report.unknown((*path, split, "name"), known, "processor", result[split].name)
+    return result
 
 
 def check_recipe(images: dict[str, Any], path: Path, model: ModelConfig | None, report: Report) -> None:
@@ -292,15 +292,15 @@ def check_recipe(images: dict[str, Any], path: Path, model: ModelConfig | None, 
         if options is None:
             continue
         for key, mine in (("image_size", "size"), ("mean", "mean"), ("std", "std")):
-            said, needed = getattr(options, key), model.image.get(mine)
-            if said is not None and needed is not None and said != needed:
-                report.add((*path, split, key), f"found {said}, but the model's image recipe has {needed}")
+            declared, needed = getattr(options, key), model.image.get(mine)
+            if declared is not None and needed is not None and declared != needed:
+                report.add((*path, split, key), f"found {declared}, but the model's image recipe has {needed}")
 
 
 def check_data_files(config: Any, path: Path, report: Report) -> None:
     """Report files and folders named by the options of a dataset format that are not there."""
     for key in PATH_OPTIONS:
-        said = getattr(config, key, None)
-        for name in said if isinstance(said, list) else [said]:
+        declared = getattr(config, key, None)
+        for name in declared if isinstance(declared, list) else [declared]:
             if isinstance(name, str) and name and not set(name) & set("{*?|") and not name.startswith("hf://"):
                 check_exists(name.removeprefix("file:"), (*path, key), report)

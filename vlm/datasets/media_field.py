@@ -51,8 +51,8 @@ def medium_of(value: Any, root: str | Path, where: str) -> Medium | None:
     if path.is_dir() or path.suffix.lower() in VIDEO_SUFFIXES:
         return Video(str(path))
     if path.suffix.lower() == ".json":
-        found = read_frames(path, str(path))
-        return Video(found) if isinstance(found, list) else Image(from_base64(found, str(path)))
+        result = read_frames(path, str(path))
+        return Video(result) if isinstance(result, list) else Image(from_base64(result, str(path)))
     return Image(str(path))
 
 

@@ -76,7 +76,7 @@ def beam_search(llm: nn.Module, prompt: Prompt, generation: Generation, ends: St
     scores = torch.full((rows, beams), 0.0 if draw else INACTIVE_SCORE, device=device)
     scores[:, 0] = 0
     reader = IncrementalDecoder(llm, prompt, generation.use_cache)
-    wanted = max(2, 1 + len(ends.eos)) * beams
+    expected = max(2, 1 + len(ends.eos)) * beams
     tokens: Tensor | None = None
     with torch.inference_mode():
         for length in range(1, generation.max_new_tokens + 1):
@@ -87,7 +87,7 @@ def beam_search(llm: nn.Module, prompt: Prompt, generation: Generation, ends: St
             history = torch.tensor([ids for row in running for ids in row], dtype=torch.long, device=device)
             values = rules(history.view(rows * beams, -1), logits.log_softmax(-1))
             totals = values.view(rows, beams, -1) + scores[..., None]
-            total, place = draw(totals, history, wanted) if draw else totals.flatten(1).topk(wanted)
+            total, place = draw(totals, history, expected) if draw else totals.flatten(1).topk(expected)
             choices = [
                 _advance(kept[r], running[r], total[r].tolist(), place[r].tolist(), logits.shape[-1], length, ends)
                 for r in range(rows)

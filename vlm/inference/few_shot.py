@@ -31,15 +31,15 @@ def read_examples(path: str | Path) -> list[Message]:
     lines = [(n, line) for n, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1) if line.strip()]
     if not lines:
         raise DataError(f"examples {file}: the file is empty", fix="write one {image, question, answer} per line")
-    found: list[Message] = []
+    result: list[Message] = []
     for number, line in lines:
         where = f"examples {file}, line {number}"
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise DataError(f"{where} is not JSON: {error}", fix="write one record per line") from error
-        found += example_of(record, where, file.parent)
-    return found
+        result += example_of(record, where, file.parent)
+    return result
 
 
 def example_messages(records: Iterable[Mapping[str, Any]], folder: str | Path = ".") -> list[Message]:
@@ -48,10 +48,10 @@ def example_messages(records: Iterable[Mapping[str, Any]], folder: str | Path = 
     Raises:
         DataError, PromptError: as :func:`read_examples`.
     """
-    found: list[Message] = []
+    result: list[Message] = []
     for number, record in enumerate(records, start=1):
-        found += example_of(record, f"example {number}", Path(folder))
-    return found
+        result += example_of(record, f"example {number}", Path(folder))
+    return result
 
 
 def example_of(record: Any, where: str, folder: Path) -> list[Message]:
@@ -66,8 +66,8 @@ def example_of(record: Any, where: str, folder: Path) -> list[Message]:
         raise DataError(f"{where}: no `answer` (it has: {', '.join(record) or 'nothing'})", fix=fix)
     if not isinstance(question, str):
         raise DataError(f"{where}: `question` is {question!r}, expected a text", fix=fix)
-    given = record.get("image")
-    images = [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
+    value = record.get("image")
+    images = [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
     if not images and not question.strip():
         raise DataError(f"{where}: neither `image` nor `question`", fix=fix)
     parts: list[Part] = [Image(_there(p, where, folder)) for p in images]

@@ -126,13 +126,13 @@ def read_predictions(file: str | Path, name: str = "") -> Predictions:
             fix=f"the question is expected in {', '.join(QUESTIONS)}",
         )
     by = next((field for field in IDS if all(field in row for row in rows)), None)
-    found: dict[Any, dict[str, Any]] = {}
+    result: dict[Any, dict[str, Any]] = {}
     for number, row in enumerate(rows):
         key = number if by is None else str(row[by])
-        if key in found:
+        if key in result:
             raise DataError(f"{path}: {by} {key} stands twice", fix="give each question its own id")
-        found[key] = row
-    return Predictions(name or path.stem, found)
+        result[key] = row
+    return Predictions(name or path.stem, result)
 
 
 def compare(files: Sequence[Predictions]) -> None:
@@ -206,8 +206,8 @@ def _question(key: Any, record: dict[str, Any], files: Sequence[Predictions]) ->
 
 
 def _answer(name: str, text: str | None) -> str:
-    said = f"<p>{escape(text)}</p>" if text and text.strip() else '<p class="none">no answer</p>'
-    return f"<div><b>{escape(name)}</b>{said}</div>"
+    declared = f"<p>{escape(text)}</p>" if text and text.strip() else '<p class="none">no answer</p>'
+    return f"<div><b>{escape(name)}</b>{declared}</div>"
 
 
 def _figure(image: str, folder: Path, lost: list[str]) -> str:

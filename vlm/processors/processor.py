@@ -151,12 +151,12 @@ class Processor:
     @property
     def stop_ids(self) -> list[list[int]]:
         """Id sequences that end an answer: every stop string, as it is tokenised alone and after a letter."""
-        found: list[list[int]] = []
+        result: list[list[int]] = []
         for text in self.template.stop:
             for ids in (self.tokenizer.encode(text), self._after_letter(text)):
-                if ids and ids not in found:
-                    found.append(ids)
-        return found
+                if ids and ids not in result:
+                    result.append(ids)
+        return result
 
     @property
     def _answer_limit(self) -> str:

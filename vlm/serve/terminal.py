@@ -56,8 +56,8 @@ def talk(session: ChatSession, images: list[Any]) -> int:
 def _prompt(waiting: list[Any]) -> str:
     clips = sum(isinstance(medium, Video) for medium in waiting)
     counts = {"image": len(waiting) - clips, "clip": clips}
-    said = ", ".join(f"{n} {kind}{'s' if n > 1 else ''}" for kind, n in counts.items() if n)
-    return f"you ({said}): " if said else "you: "
+    declared = ", ".join(f"{n} {kind}{'s' if n > 1 else ''}" for kind, n in counts.items() if n)
+    return f"you ({declared}): " if declared else "you: "
 
 
 def _turn(session: ChatSession, line: str, waiting: list[Any]) -> list[Any]:

@@ -43,8 +43,8 @@ ENOUGH = 0.75
 def words(text: str) -> list[str]:
     """Lower-case words without marks and articles; numbers up to twenty as digits, British spellings as American."""
     plain = unicodedata.normalize("NFKC", text).lower().replace("’", "'")
-    found = [_SAME.get(w, w) for w in _WORDS.findall(plain)]
-    return [str(_NUMBERS[w]) if w in _ONES.split() else w for w in found if w not in _ARTICLES]
+    result = [_SAME.get(w, w) for w in _WORDS.findall(plain)]
+    return [str(_NUMBERS[w]) if w in _ONES.split() else w for w in result if w not in _ARTICLES]
 
 
 def alternatives(reference: str) -> list[str]:
@@ -54,11 +54,11 @@ def alternatives(reference: str) -> list[str]:
 
 def kind_of(question: str, reference: str) -> Kind:
     """What is asked for, by the reference first: yes or no, a number, colours, or anything else."""
-    said = words(reference)
-    if said and said[0] in ("yes", "no") and len(said) == 1:
+    declared = words(reference)
+    if declared and declared[0] in ("yes", "no") and len(declared) == 1:
         return "yes/no"
     counted = re.search(r"\bhow many\b|\bnumber of\b", question.lower())
-    if len(said) <= 2 and numbers(said) and (counted or all(w.isdigit() for w in said)):
+    if len(declared) <= 2 and numbers(declared) and (counted or all(w.isdigit() for w in declared)):
         return "count"
     parts = [words(part) for part in alternatives(reference)]
     if parts and all(p and set(p) <= COLOURS | {"and", "light", "dark"} and set(p) & COLOURS for p in parts):
@@ -76,11 +76,11 @@ def polarity(answer: str, question: str = "") -> bool | None:
 
     None when it does neither.
     """
-    said = words(answer)
-    for word in said:
+    declared = words(answer)
+    for word in declared:
         if word in _YES | _NO:
             return word in _YES
-    if any(w in _NOT or w.endswith("n't") for w in said):
+    if any(w in _NOT or w.endswith("n't") for w in declared):
         return False
     asked, told = content(question), content(answer)
     return True if told and asked and len(asked & told) * 2 >= len(told) else None
@@ -111,28 +111,28 @@ def open_match(question: str, answer: str, reference: str) -> bool:
     * colour: the answer names all colours of one alternative and at most one more;
     * free: it has all words of one alternative, or most of a long one; a negation in one only is wrong.
     """
-    said, kind = words(answer), kind_of(question, reference)
-    if not said:
+    declared, kind = words(answer), kind_of(question, reference)
+    if not declared:
         return False
     if kind == "yes/no":
         return polarity(answer, question) == (words(reference)[0] == "yes")
     if kind == "count":
-        return numbers(said)[:1] == numbers(words(reference))[:1]
+        return numbers(declared)[:1] == numbers(words(reference))[:1]
     if kind == "colour":
-        named = set(said) & COLOURS
-        wanted = [set(words(part)) & COLOURS for part in alternatives(reference)]
-        return any(w <= named and len(named) <= len(w) + 1 for w in wanted)
+        named = set(declared) & COLOURS
+        expected = [set(words(part)) & COLOURS for part in alternatives(reference)]
+        return any(w <= named and len(named) <= len(w) + 1 for w in expected)
     return any(_says(answer, part) for part in [reference, *alternatives(reference)])
 
 
 def _says(answer: str, reference: str) -> bool:
     if exact_match(answer.lower(), reference.lower()):
         return True
-    wanted, told = content(reference), content(answer)
-    if not wanted or _denies(answer) != _denies(reference):
+    expected, told = content(reference), content(answer)
+    if not expected or _denies(answer) != _denies(reference):
         return False
-    share = len(wanted & told) / len(wanted)
-    return share == 1 or (len(wanted) >= LONG and share >= ENOUGH)
+    share = len(expected & told) / len(expected)
+    return share == 1 or (len(expected) >= LONG and share >= ENOUGH)
 
 
 def _denies(text: str) -> bool:
@@ -150,8 +150,8 @@ def judge_of(name: str) -> Judge:
     """``exact``, ``open``, or the function at ``package.module:name``. Raises ConfigError: there is none."""
     if name not in JUDGES and ":" not in name:
         raise ConfigError(unknown("judge", name, list(JUDGES)), fix="or name a function as package.module:function")
-    found: Judge = JUDGES[name] if name in JUDGES else resolve("judge", name)
-    return found
+    result: Judge = JUDGES[name] if name in JUDGES else resolve("judge", name)
+    return result
 
 
 def interval(shares: Sequence[float], level: float = 0.95, draws: int = 2000, seed: int = 0) -> list[float] | None:

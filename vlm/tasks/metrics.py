@@ -63,10 +63,10 @@ def summarise(records: Sequence[Record], flags: Sequence[bool]) -> dict[str, Any
 def mean_of(numbers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The accuracies of several runs over the same records (see :func:`summarise`) as their means."""
     flat = ("overall", "seen_pairs", "unseen_pairs")
-    found: dict[str, Any] = {k: _mean([n[k] for n in numbers]) for k in flat}
+    result: dict[str, Any] = {k: _mean([n[k] for n in numbers]) for k in flat}
     for group in ("by_type", "by_objects"):
-        found[group] = {k: _mean([n[group][k] for n in numbers]) for k in numbers[0][group]}
-    return found
+        result[group] = {k: _mean([n[group][k] for n in numbers]) for k in numbers[0][group]}
+    return result
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

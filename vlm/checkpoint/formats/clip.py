@@ -30,7 +30,7 @@ def tower_names(names: Collection[str], vision: Clip) -> tuple[dict[str, str], l
     Left out: the text half, buffers, and what this tower does not have (later blocks, an unused final norm).
     """
     prefix = TOWER if any(name.startswith(TOWER) for name in names) else ""
-    found: dict[str, str] = {}
+    result: dict[str, str] = {}
     unknown: list[str] = []
     for name in names:
         inner = name.removeprefix(prefix)
@@ -40,10 +40,10 @@ def tower_names(names: Collection[str], vision: Clip) -> tuple[dict[str, str], l
         if inner.startswith("post_layernorm.") and not vision.config.post_layernorm:
             continue
         if name.startswith(prefix) and not name.startswith(TEXT_TOWER_KEYS):
-            found[inner] = name
+            result[inner] = name
         elif not name.startswith(TEXT_TOWER_KEYS):
             unknown.append(name)
-    return found, unknown
+    return result, unknown
 
 
 def fit_positions(placed: dict[str, Tensor], prefix: str, vision: Clip) -> None:

@@ -76,9 +76,11 @@ class HFFolder:
         rows = [text for key, text in shapes.items() if key.endswith(("embed_tokens.weight", "lm_head.weight"))]
         if not rows:
             return None
-        found, wanted = (re.findall(r"\[(\d+), (\d+)\]", text) for text in rows[0].split(", model "))
-        if found and wanted and found[0][1] == wanted[0][1]:
-            return f"the weights have vocabulary {found[0][0]}, config.json says {wanted[0][0]}: use files of one model"
+        result, expected = (re.findall(r"\[(\d+), (\d+)\]", text) for text in rows[0].split(", model "))
+        if result and expected and result[0][1] == expected[0][1]:
+            return (
+                f"the weights have vocabulary {result[0][0]}, config.json says {expected[0][0]}: use files of one model"
+            )
         return "config.json and the weights are of different models (width differs): use files of one model"
 
 

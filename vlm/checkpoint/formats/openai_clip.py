@@ -59,14 +59,14 @@ def key_map(depth: int, post_layernorm: bool, prefix: str = "vision.model") -> K
 
 def split_projections(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """``attn.in_proj_*  [3 d, ...]`` as ``attn.{q,k,v}_proj.*  [d, ...]``; everything else as it is."""
-    found: dict[str, Tensor] = {}
+    result: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if not name.endswith(PACKED):
-            found[name] = tensor
+            result[name] = tensor
             continue
         stem, _, kind = name.rpartition(".in_proj_")
-        found |= {f"{stem}.{p}_proj.{kind}": t for p, t in zip("qkv", tensor.chunk(3), strict=True)}
-    return found
+        result |= {f"{stem}.{p}_proj.{kind}": t for p, t in zip("qkv", tensor.chunk(3), strict=True)}
+    return result
 
 
 @register_checkpoint_format("openai_clip")

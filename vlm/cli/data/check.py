@@ -23,7 +23,7 @@ def main(args: argparse.Namespace) -> int:
 
     view = open_view(args)
     report_skipped(view, args.only)
-    run, found, verdicts = view.cfg.run, {}, []
+    run, result, verdicts = view.cfg.run, {}, []
     with contextlib.ExitStack() as stack:
         quarantine = stack.enter_context(open_quarantine(args.out)) if args.out else None
         for opened in view.datasets:
@@ -38,11 +38,11 @@ def main(args: argparse.Namespace) -> int:
                 visual_tokens=view.visual_tokens,
                 quarantine=quarantine,
             )
-            found[report.name] = numbers(report, run.group_by_length, run.packing)
-            say("\n".join(report_lines(report, found[report.name], args.limit)))
+            result[report.name] = numbers(report, run.group_by_length, run.packing)
+            say("\n".join(report_lines(report, result[report.name], args.limit)))
             verdicts.append(report.verdict(run.max_bad_share))
     if args.out:
-        text = json.dumps(found, indent=1, ensure_ascii=False)
+        text = json.dumps(result, indent=1, ensure_ascii=False)
         (Path(args.out) / "check.json").write_text(text + "\n", encoding="utf-8")
         say(f"written: {args.out}/check.json, {args.out}/quarantine.jsonl")
     faults = [v for v in verdicts if v]

@@ -31,28 +31,28 @@ def at_least(least: int) -> Callable[[str], int]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """``list``, ``show CFG``, ``check CFG``, ``shard CFG OUT``."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="|".join(ACTIONS))
-    found = {name: actions.add_parser(name, help=about, description=about) for name, about in ACTIONS.items()}
+    result = {name: actions.add_parser(name, help=about, description=about) for name, about in ACTIONS.items()}
     for name in ("show", "check", "shard"):
-        found[name].add_argument("cfg", metavar="FILE|RUN_DIR")
-    found["shard"].add_argument("out", metavar="OUT", help="folder to write OUT/DATASET/00000.tar ... to")
+        result[name].add_argument("cfg", metavar="FILE|RUN_DIR")
+    result["shard"].add_argument("out", metavar="OUT", help="folder to write OUT/DATASET/00000.tar ... to")
     for name in ("show", "check", "shard"):
-        found[name].add_argument("--only", nargs="+", default=[], metavar="DATASET", help="these datasets only")
-        found[name].add_argument(
+        result[name].add_argument("--only", nargs="+", default=[], metavar="DATASET", help="these datasets only")
+        result[name].add_argument(
             "--options", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the configuration"
         )
     for name in ("check", "shard"):
-        found[name].add_argument("-j", type=at_least(0), default=0, metavar="N", help="processes (0: this one)")
-    show = found["show"]
+        result[name].add_argument("-j", type=at_least(0), default=0, metavar="N", help="processes (0: this one)")
+    show = result["show"]
     show.add_argument("-n", type=at_least(1), default=2, help="samples of each dataset (2)")
     show.add_argument("--seed", type=int, default=None, help="draw samples at random instead of the first ones")
     show.add_argument("--html", metavar="FILE", help="write a page with the images")
-    check = found["check"]
+    check = result["check"]
     check.add_argument("--pixels", action="store_true", help="decode every image and video too")
     check.add_argument(
         "--limit", type=at_least(1), default=None, metavar="N", help="the first N records of each dataset only"
     )
     check.add_argument("--out", metavar="DIR", help="write quarantine.jsonl and check.json there")
-    found["shard"].add_argument(
+    result["shard"].add_argument(
         "--per-shard", type=at_least(1), default=1000, metavar="N", help="samples of a shard (1000)"
     )
 

@@ -26,7 +26,7 @@ def main(args: argparse.Namespace) -> int:
 
     view = open_view(args)
     report_skipped(view, args.only)
-    found = []
+    result = []
     for opened in view.datasets:
         if opened.source is None:
             raise DataError(f"dataset {opened.name} cannot be opened: {opened.error}")
@@ -35,12 +35,12 @@ def main(args: argparse.Namespace) -> int:
         shown = draw_samples(opened, view.processor, args.n, args.seed, view.cfg.run.seed)
         if not shown:
             raise DataError(f"dataset {opened.name} is empty: 0 records", fix="check the paths under its build_info")
-        found.append((title, shown))
+        result.append((title, shown))
     if args.html:
-        write_page(view, args, found)
+        write_page(view, args, result)
         return 0
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    for title, samples in found:
+    for title, samples in result:
         say(title)
         for sample in samples:
             say_sample(view, sample, colour)

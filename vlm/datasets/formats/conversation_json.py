@@ -91,4 +91,4 @@ def _overlapping(turns: Sequence[tuple[Role, str]]) -> list[tuple[Role, str]]:
     So every second question is an answer of the assistant. The published code paired a dialogue so.
     """
     pairs = zip(turns[: len(turns) // 2], turns[1:])
-    return [said for (_, asked), (_, answer) in pairs for said in (("user", asked), ("assistant", answer))]  # type: ignore[misc]
+    return [declared for (_, asked), (_, answer) in pairs for declared in (("user", asked), ("assistant", answer))]  # type: ignore[misc]

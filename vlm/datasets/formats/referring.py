@@ -62,9 +62,9 @@ class Referring:
         folder = Path(config.ann_path) / config.dataset
         self._file = str(folder / f"refs({config.splitBy}).p")
         if folder.is_dir() and not Path(self._file).is_file():
-            found = ", ".join(sorted(p.name for p in folder.glob("refs(*).p"))) or "none"
+            result = ", ".join(sorted(p.name for p in folder.glob("refs(*).p"))) or "none"
             raise DataError(
-                f"referring: no file {self._file} (reference files there: {found})", fix="set build_info.splitBy"
+                f"referring: no file {self._file} (reference files there: {result})", fix="set build_info.splitBy"
             )
         refs = records_of(read_plain_pickle(self._file, "referring"), self._file)
         splits = sorted({str(r.get("split")) for r in refs})
@@ -92,10 +92,10 @@ class Referring:
     def _sample(self, index: int, rng: random.Random | None) -> Sample:
         ref = self._refs[index]
         where = f"{self._file}: reference {ref.get('ref_id', index)}"
-        said = field(ref, "sentences", where)
-        if not isinstance(said, list) or not said:
+        declared = field(ref, "sentences", where)
+        if not isinstance(declared, list) or not declared:
             raise DataError(f"{where}: sentences must be a list with at least one")
-        sentence = said[0] if rng is None else rng.choice(said)
+        sentence = declared[0] if rng is None else rng.choice(declared)
         question = self._pool[0] if rng is None else rng.choice(self._pool)
         image_id, note = field(ref, "image_id", where), field(ref, "ann_id", where)
         for key, known, what in ((image_id, self._images, "images"), (note, self._boxes, "annotations")):

@@ -64,7 +64,7 @@ class Regions:
 
     def _small(self, records: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
         """(image, region id, phrase, x, y, width, height) of the small regions; tuples, for there are millions."""
-        found = []
+        result = []
         for record in records:
             regions = field(record, "regions", f"{self._file}: image {record.get('id')}")
             for r in regions:
@@ -73,8 +73,8 @@ class Regions:
                 if measured and width * height >= self.config.max_area:
                     continue
                 image = r.get("image_id", record.get("id"))
-                found.append((image, r.get("region_id"), r.get("phrase"), r.get("x"), r.get("y"), width, height))
-        return found
+                result.append((image, r.get("region_id"), r.get("phrase"), r.get("x"), r.get("y"), width, height))
+        return result
 
     def __len__(self) -> int:
         return len(self._regions)

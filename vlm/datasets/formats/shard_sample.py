@@ -127,10 +127,10 @@ def _message(turn: Any, read: Callable[[str], bytes], known: set[str], where: st
     parts = turn.get("parts")
     if not isinstance(parts, list):
         raise DataError(f"{where}: parts must be a list, found {type(parts).__name__}")
-    found = Message(role, tuple(_part(part, read, known, where) for part in parts))
-    if role == "assistant" and not found.text.strip():
+    result = Message(role, tuple(_part(part, read, known, where) for part in parts))
+    if role == "assistant" and not result.text.strip():
         raise DataError(f"{where}: the answer is empty", fix="remove the record")
-    return found
+    return result
 
 
 def _only_item(part: Any) -> tuple[str, Any]:

@@ -38,13 +38,13 @@ def read_turns(found: Any, where: str) -> list[tuple[Role, str]]:
 def check_order(turns: Sequence[tuple[Role, str]], where: str) -> None:
     """Raises DataError unless user and assistant alternate, after at most one system text, and no answer is empty."""
     spoken = [role for role, _ in turns if role != "system"]
-    wanted = ["user", "assistant"] * len(spoken)
+    expected = ["user", "assistant"] * len(spoken)
     for number, (role, text) in enumerate(turns, start=1):
         if role == "assistant" and not text.strip():
             raise DataError(f"{where}: turn {number}: the answer is empty", fix="remove the record")
     if any(role == "system" for role, _ in turns[1:]):
         raise DataError(f"{where}: a system text after the first turn")
-    if spoken != wanted[: len(spoken)]:
+    if spoken != expected[: len(spoken)]:
         raise DataError(
             f"{where}: turns must alternate user, assistant, found {', '.join(spoken)}",
             fix="merge neighbouring turns of one speaker, or remove the record",
@@ -94,8 +94,8 @@ def _turn(turn: Any, where: str) -> tuple[Role, str]:
     key = next((k for k in ("value", "content") if k in turn), None)
     if key is None:
         raise DataError(f"{where}: no field 'value' or 'content' (it has {', '.join(sorted(turn))})")
-    said = "" if turn[key] is None else turn[key]
-    return role, "".join(_piece(p, where) for p in said) if isinstance(said, list) else str(said)
+    declared = "" if turn[key] is None else turn[key]
+    return role, "".join(_piece(p, where) for p in declared) if isinstance(declared, list) else str(declared)
 
 
 def _piece(part: Any, where: str) -> str:

@@ -51,8 +51,8 @@ class WebShards:
     def __init__(self, config: Config) -> None:
         """Expands the pattern. Raises DataError when a local shard is missing or none is found."""
         self.config = config
-        given = [config.storage] if isinstance(config.storage, str) else list(config.storage)
-        self.shards = [shard for pattern in given for shard in expand(pattern)]
+        value = [config.storage] if isinstance(config.storage, str) else list(config.storage)
+        self.shards = [shard for pattern in value for shard in expand(pattern)]
         if not self.shards:
             raise DataError(f"web_shards: no shard at {config.storage}", fix="check build_info.storage of the dataset")
 
@@ -67,19 +67,19 @@ class WebShards:
             return
         rng = random.Random(seed)
         rng.shuffle(shards)
-        held: list[ShardRecord] = []
+        pending: list[ShardRecord] = []
         for record in (r for shard in shards for r in read_shard(shard)):
-            if len(held) < self.config.shuffle:
-                held.append(record)
+            if len(pending) < self.config.shuffle:
+                pending.append(record)
                 continue
-            if not held:
+            if not pending:
                 yield record
                 continue
-            place = rng.randrange(len(held))
-            held[place], record = record, held[place]
+            place = rng.randrange(len(pending))
+            pending[place], record = record, pending[place]
             yield record
-        rng.shuffle(held)
-        yield from held
+        rng.shuffle(pending)
+        yield from pending
 
     def decode(self, raw: ShardRecord) -> Sample:
         """The sample of a record. Raises DataError: damaged shard, unusable record, no image, no caption."""

@@ -28,8 +28,8 @@ def percentiles(lengths: Sequence[int]) -> dict[str, int]:
     if not lengths:
         return {}
     ordered = sorted(lengths)
-    found = {f"p{share}": ordered[min(len(ordered) * share // 100, len(ordered) - 1)] for share in SHARES}
-    return {"mean": round(sum(ordered) / len(ordered)), **found, "max": ordered[-1]}
+    result = {f"p{share}": ordered[min(len(ordered) * share // 100, len(ordered) - 1)] for share in SHARES}
+    return {"mean": round(sum(ordered) / len(ordered)), **result, "max": ordered[-1]}
 
 
 def padding(
@@ -59,8 +59,8 @@ def padding(
     grouped = _made(LengthGrouped(pool, [size], True, 0), items, size)
     packed = _made(FirstFitPacker(packing.max_tokens, packing.max_media, packing.open_rows, 1), items, size)
     wasted = _waste(packed, packing.max_tokens)
-    found = {"as_they_come": _waste(batches), "grouped": _waste(grouped), "packed": wasted}
-    return {way: share for way, share in found.items() if share is not None}
+    result = {"as_they_come": _waste(batches), "grouped": _waste(grouped), "packed": wasted}
+    return {way: share for way, share in result.items() if share is not None}
 
 
 def _made(assembler: Assembler, items: list[EncodedSample], size: int) -> list[list[list[EncodedSample]]]:

@@ -47,7 +47,7 @@ def draw_samples(
     Random choices within a record are those of the first pass of a run with seed ``run_seed``.
     """
     assert opened.source is not None
-    dataset, found = opened.source.dataset, []
+    dataset, result = opened.source.dataset, []
     refs = references(dataset, count, seed)
     for ref in refs:
         key = str(getattr(ref.raw, "key", ref.index))
@@ -55,26 +55,26 @@ def draw_samples(
             sample = read_sample(opened.source, ref, run_seed)
             rng = random.Random(derive_seed(run_seed, "sample", opened.source.name, ref.epoch, ref.index))
             example = None if processor is None else encode(processor, sample, rng, opened.questions)
-            found.append(Shown(sample.id or key, sample, example))
+            result.append(Shown(sample.id or key, sample, example))
         except UserError as error:
-            found.append(Shown(key, error=str(error)))
-    return found
+            result.append(Shown(key, error=str(error)))
+    return result
 
 
 def pieces(example: Example, tokenizer: Tokenizer, visual_tokens: VisualTokens | None = None) -> list[Piece]:
     """Every token of an example in order; a medium is one piece that says how many positions it takes."""
-    count, found, number = visual_tokens or VisualTokens(), [], 0
+    count, result, number = visual_tokens or VisualTokens(), [], 0
     for index, label in zip(example.ids, example.labels, strict=True):
         if index == MEDIA_TOKEN:
             frames = len(example.media[number])
             kind = "image" if frames == 1 else f"clip of {frames} frames"
             positions = count.per_medium + frames * count.per_frame
-            found.append(Piece(f"[{kind} {number + 1}: {positions} tokens]", medium=True))
+            result.append(Piece(f"[{kind} {number + 1}: {positions} tokens]", medium=True))
             number += 1
             continue
         text = tokenizer.piece(index) or f"<{index}>"
-        found.append(Piece(readable(text), trained=label != IGNORE_INDEX))
-    return found
+        result.append(Piece(readable(text), trained=label != IGNORE_INDEX))
+    return result
 
 
 def readable(piece: str) -> str:

@@ -47,23 +47,23 @@ class Opened:
 
 def sections(cfg: Config) -> dict[str, tuple[str, DatasetEntry]]:
     """Section and entry of all datasets by name; outside ``datasets`` a name that occurs before gets a prefix."""
-    found: dict[str, tuple[str, DatasetEntry]] = {}
+    result: dict[str, tuple[str, DatasetEntry]] = {}
     for section in ("datasets", "valid_datasets", "evaluation_datasets"):
         for name, entry in getattr(cfg, section).items():
-            found[name if name not in found else f"{section.split('_')[0]}_{name}"] = (section, entry)
-    return found
+            result[name if name not in result else f"{section.split('_')[0]}_{name}"] = (section, entry)
+    return result
 
 
 def open_datasets(entries: Mapping[str, tuple[str, DatasetEntry]], image_size: int) -> list[Opened]:
     """Every dataset, opened; one that cannot be opened says why instead of ending the rest."""
-    found = []
+    result = []
     for name, (section, entry) in entries.items():
         split, questions = "train" if section == "datasets" else "eval", section == "evaluation_datasets"
         try:
-            found.append(Opened(name, entry, build_source(name, entry, image_size, split), questions=questions))
+            result.append(Opened(name, entry, build_source(name, entry, image_size, split), questions=questions))
         except UserError as error:
-            found.append(Opened(name, entry, None, str(error), questions))
-    return found
+            result.append(Opened(name, entry, None, str(error), questions))
+    return result
 
 
 def encode(processor: Processor, sample: Sample, rng: random.Random, questions: bool) -> Example:

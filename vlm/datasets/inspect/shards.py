@@ -152,17 +152,17 @@ def start_manifest(folder: Path, opened: Opened, per_shard: int) -> dict[str, An
         folder.mkdir(parents=True, exist_ok=True)
         return fresh
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        result = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{file} is not JSON ({error})", fix="remove the folder and write it again") from None
     for key in ("format", "build_info", "records", "per_shard"):
-        if found.get(key) != fresh[key]:
+        if result.get(key) != fresh[key]:
             raise DataError(
-                f"{folder} holds shards of other data: {key} is {found.get(key)!r} there, {fresh[key]!r} here",
+                f"{folder} holds shards of other data: {key} is {result.get(key)!r} there, {fresh[key]!r} here",
                 fix="name another folder, or remove this one",
             )
-    found["shards"] = {k: v for k, v in found["shards"].items() if (folder / k).is_file()}
-    return {**found, "complete": False}
+    result["shards"] = {k: v for k, v in result["shards"].items() if (folder / k).is_file()}
+    return {**result, "complete": False}
 
 
 def _plain(value: Mapping[str, Any] | Any) -> Any:

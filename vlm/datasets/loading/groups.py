@@ -24,16 +24,16 @@ def groups_of(sources: Sequence[Source]) -> dict[str, list[int]]:
             f"run.mixing is joint, but {', '.join(missing)} belong{'s' if len(missing) == 1 else ''} to no group",
             fix=f"set datasets.{missing[0]}.group, e.g. vision or language",
         )
-    found: dict[str, list[int]] = {}
+    result: dict[str, list[int]] = {}
     for number, source in enumerate(sources):
-        found.setdefault(source.group, []).append(number)
-    for name, members in found.items():
+        result.setdefault(source.group, []).append(number)
+    for name, members in result.items():
         if not any(sources[m].ratio > 0 for m in members):
             raise ConfigError(
                 f"group {name}: no dataset has a sample_ratio above 0 ({', '.join(sources[m].name for m in members)})",
                 fix="raise one of them, or leave the datasets of the group out",
             )
-    return found
+    return result
 
 
 def ratios_from_sizes(entries: Mapping[str, DatasetEntry], sources: Sequence[Source]) -> None:
@@ -68,11 +68,11 @@ def lengths(sources: Sequence[Source], members: Sequence[int]) -> list[int] | No
     datasets = [sources[m].dataset for m in members]
     if any(isinstance(d, StreamDataset) for d in datasets):
         return None
-    found = [len(d) for d in datasets]
+    result = [len(d) for d in datasets]
     alike = all(
-        sources[m].ratio * found[0] == sources[members[0]].ratio * n for m, n in zip(members, found, strict=True)
+        sources[m].ratio * result[0] == sources[members[0]].ratio * n for m, n in zip(members, result, strict=True)
     )
-    return found if alike else None
+    return result if alike else None
 
 
 def batch_sizes(sources: Sequence[Source], groups: Sequence[Sequence[int]], wished: int | None) -> list[int]:

@@ -174,24 +174,24 @@ class StreamCursor:
         Raises:
             DataError: one of them is not there any more.
         """
-        here, wanted, found = (state["epoch"], state["offset"]), set(needed), dict[Key, Ref]()
-        places = [here, *((epoch, index) for _, epoch, index in wanted)]
+        here, expected, result = (state["epoch"], state["offset"]), set(needed), dict[Key, Ref]()
+        places = [here, *((epoch, index) for _, epoch, index in expected)]
         self._epoch, self._offset = here
         self._ahead.clear()
         self._reader = self._read(*min(places))
-        while wanted and (len(found) < len(wanted) or not self._ahead):
+        while expected and (len(result) < len(expected) or not self._ahead):
             ref = next(self._reader)
-            if ref.key in wanted:
-                found[ref.key] = ref
+            if ref.key in expected:
+                result[ref.key] = ref
             if (ref.epoch, ref.index) >= here:
                 self._ahead.append(ref)
-            if (ref.epoch, ref.index) > max(places) and len(found) < len(wanted):
-                _, epoch, index = min(wanted - found.keys())
+            if (ref.epoch, ref.index) > max(places) and len(result) < len(expected):
+                _, epoch, index = min(expected - result.keys())
                 raise DataError(
                     f"dataset {self.name}: the saved run holds record {index} of pass {epoch}, which is not there now",
                     fix="resume with the same data, or start a new run from the checkpoint's weights",
                 )
-        return found
+        return result
 
 
 def cursor(name: str, dataset: Any, seed: int, number: int = 0) -> MapCursor | StreamCursor:
@@ -358,8 +358,8 @@ class JobSampler:
         self.step, self.position = state["step"], state["position"]
         self.states.clear()
         backlog = [(s, e, i) for s, e, i in state["backlog"]]
-        found: dict[Key, Ref] = {}
+        result: dict[Key, Ref] = {}
         for number, c in enumerate(self.cursors):
             needed = {key for key in (*backlog, *pending) if key[0] == number}
-            found.update(c.load_state_dict(state["sources"][c.name], needed))
-        self.backlog, self.restore = [found[k] for k in backlog], [found[k] for k in pending]
+            result.update(c.load_state_dict(state["sources"][c.name], needed))
+        self.backlog, self.restore = [result[k] for k in backlog], [result[k] for k in pending]

@@ -44,10 +44,11 @@ def build_source(name: str, entry: DatasetEntry, image_size: int, split: str = "
     Raises:
         ConfigError, DataError: as :func:`build_sources`.
     """
-    wanted = entry.vis_processor.get(split, {}).get("image_size")
-    if wanted is not None and wanted != image_size:
+    expected = entry.vis_processor.get(split, {}).get("image_size")
+    if expected is not None and expected != image_size:
         raise ConfigError(
-            f"datasets.{name}.vis_processor.{split}.image_size is {wanted}, but the model takes images of {image_size}",
+            f"datasets.{name}.vis_processor.{split}.image_size is {expected}, "
+            f"but the model takes images of {image_size}",
             fix="set both to the same size",
         )
     ratio = 1.0 if entry.sample_ratio is None else float(entry.sample_ratio)
@@ -186,9 +187,9 @@ class TrainLoader:
         try:
             if self._iterator is None:
                 self._start()
-            while (found := self._assembler.pop()) is None:
+            while (result := self._assembler.pop()) is None:
                 self._assembler.add(self._receive())
-            return self._batch(found)
+            return self._batch(result)
         except UserError:
             self.close()
             raise
@@ -258,8 +259,8 @@ class TrainLoader:
         It is not known for packed rows, nor for a group whose shares do not follow from its datasets' sizes.
         """
         group = next(iter(self._groups.values()), range(len(self.sources)))
-        found = lengths(self.sources, group) if self._groups or len(group) == 1 else None
-        return None if found is None or self._packing else max(sum(found) // (self._sizes()[0] * self._world_size), 1)
+        result = lengths(self.sources, group) if self._groups or len(group) == 1 else None
+        return None if result is None or self._packing else max(sum(result) // (self._sizes()[0] * self._world_size), 1)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch comes from: a few integers per dataset, and three for every pending sample."""

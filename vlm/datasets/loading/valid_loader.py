@@ -67,17 +67,17 @@ class ValidLoader:
         step = 0
         for number, source in enumerate(self.sources):
             size = source.batch_size * self._world_size
-            held: list[Ref] = []
+            pending: list[Ref] = []
             ref = None
             for ref in _in_order(number, source.dataset, self._max):
-                held.append(ref)
-                if len(held) == size:
-                    yield self._job(step, held)
-                    held, step = [], step + 1
+                pending.append(ref)
+                if len(pending) == size:
+                    yield self._job(step, pending)
+                    pending, step = [], step + 1
             if ref is None:
                 raise empty(source.name)
-            if len(held) > self._rank:
-                yield self._job(step, held)
+            if len(pending) > self._rank:
+                yield self._job(step, pending)
                 step += 1
 
     def _job(self, step: int, refs: list[Ref]) -> Job:

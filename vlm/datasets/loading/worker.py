@@ -122,10 +122,10 @@ class Limits:
     def check(self, item: EncodedSample) -> None:
         """Raises DataError for a sample that does not fit into any row."""
         media = len(item.example.media)
-        for found, most, what in ((item.tokens, self.max_tokens, "tokens"), (media, self.max_media, "media")):
-            if most is not None and found > most:
+        for result, most, what in ((item.tokens, self.max_tokens, "tokens"), (media, self.max_media, "media")):
+            if most is not None and result > most:
                 raise DataError(
-                    f"sample {item.example.source}/{item.example.id} has {found} {what}, "
+                    f"sample {item.example.source}/{item.example.id} has {result} {what}, "
                     f"but run.packing.max_{what} is {most}",
                     fix=f"raise run.packing.max_{what} or leave the sample out",
                 )
@@ -158,8 +158,8 @@ class BatchMaker(torch.utils.data.Dataset):
     def __getitem__(self, job: Job) -> WorkerResult:
         bad: list[Bad] = []
         try:
-            found = [self._usable(job, place, ref, bad) for place, ref in job.refs]
-            items = [item for item in found if item is not None]
+            result = [self._usable(job, place, ref, bad) for place, ref in job.refs]
+            items = [item for item in result if item is not None]
             done = self._finish(items) if self._batches and not job.restore else WorkerResult(chunk=EncodedChunk(items))
         except UserError as error:
             return WorkerResult(bad=bad, error=error)

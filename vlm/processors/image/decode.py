@@ -69,10 +69,10 @@ class Opened:
         """
         import numpy as np
 
-        found = None
+        result = None
         if self._data is not None and self._image.format == "JPEG" and self._image.mode in ("RGB", "L"):
-            found = _jpeg(self._data, factor)
-        return np.asarray(self.exact()) if found is None else found
+            result = _jpeg(self._data, factor)
+        return np.asarray(self.exact()) if result is None else result
 
     def _orientation(self) -> int:
         try:
@@ -116,12 +116,12 @@ def read_frames(path: str | os.PathLike[str], label: str) -> str | list[str]:
         DataError: unreadable, no JSON, or something else in it.
     """
     try:
-        found = json.loads(_read(path, label))
+        result = json.loads(_read(path, label))
     except ValueError as error:
         raise DataError(f"medium {label}: not JSON ({error})", fix="write a base64 text or a list of them") from None
-    if isinstance(found, str) or (isinstance(found, list) and all(isinstance(f, str) for f in found)):
-        return found
-    raise DataError(f"medium {label}: holds a {type(found).__name__}", fix="write a base64 text or a list of them")
+    if isinstance(result, str) or (isinstance(result, list) and all(isinstance(f, str) for f in result)):
+        return result
+    raise DataError(f"medium {label}: holds a {type(result).__name__}", fix="write a base64 text or a list of them")
 
 
 def _open(source: Any, label: str, max_pixels: int) -> tuple[bytes | None, PILImage.Image]:
@@ -142,18 +142,18 @@ def _open(source: Any, label: str, max_pixels: int) -> tuple[bytes | None, PILIm
             raise _corrupt(label, error) from None
         return data, _opencv(data, label)
     except Image.DecompressionBombError as error:
-        found = re.search(r"\d+", str(error))
-        raise _too_large(label, f"{found.group() if found else 'far too many'} pixels", max_pixels) from error
+        result = re.search(r"\d+", str(error))
+        raise _too_large(label, f"{result.group() if result else 'far too many'} pixels", max_pixels) from error
     except _BROKEN as error:
         raise _corrupt(label, error) from error
 
 
 def _encoded(source: Any, label: str) -> bytes:
     if isinstance(source, str | os.PathLike) and str(source).endswith(".json"):
-        found = read_frames(source, label)
-        if not isinstance(found, str):
-            raise DataError(f"image {label}: holds {len(found)} frames, wanted one", fix="use it as a video")
-        return from_base64(found, label)
+        result = read_frames(source, label)
+        if not isinstance(result, str):
+            raise DataError(f"image {label}: holds {len(result)} frames, wanted one", fix="use it as a video")
+        return from_base64(result, label)
     return _read(source, label)
 
 
@@ -169,8 +169,8 @@ def _jpeg(data: bytes, factor: int) -> np.ndarray | None:
         return None
     flags = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4}
     cv2.setNumThreads(0)  # its thread pool does not survive the fork of a loader worker
-    found = cv2.imdecode(np.frombuffer(data, np.uint8), flags.get(factor, cv2.IMREAD_REDUCED_COLOR_8))
-    return None if found is None else cv2.cvtColor(found, cv2.COLOR_BGR2RGB)
+    result = cv2.imdecode(np.frombuffer(data, np.uint8), flags.get(factor, cv2.IMREAD_REDUCED_COLOR_8))
+    return None if result is None else cv2.cvtColor(result, cv2.COLOR_BGR2RGB)
 
 
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error)
@@ -220,8 +220,8 @@ def _from_array(array: Any, label: str) -> PILImage.Image:
     from PIL import Image
 
     if not isinstance(array, np.ndarray):
-        found = type(array).__name__
-        raise DataError(f"image {label}: a {found} is no image", fix="give a path, bytes, PIL image or array")
+        result = type(array).__name__
+        raise DataError(f"image {label}: a {result} is no image", fix="give a path, bytes, PIL image or array")
     good: bool = array.dtype == np.uint8 and array.size > 0
     good = good and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4)))
     if not good:
@@ -244,8 +244,8 @@ def _opencv(data: bytes, label: str) -> PILImage.Image:
     except cv2.error:
         decoded = None
     if decoded is None:
-        found = f"not an image format that can be read (it begins with {data[:20]!r})"
-        raise DataError(f"image {label}: {found}", fix="convert it to JPEG or PNG")
+        result = f"not an image format that can be read (it begins with {data[:20]!r})"
+        raise DataError(f"image {label}: {result}", fix="convert it to JPEG or PNG")
     return Image.fromarray(decoded[:, :, ::-1].copy())
 
 

@@ -115,8 +115,8 @@ class ImageRecipe:
         opened = Opened(source, name, self.config.max_pixels)
         plan = self._plan(opened.size, rng)
         if plan.size[0] * plan.size[1] > self.config.max_pixels:
-            found = f"{opened.size[0]} x {opened.size[1]} pixels, too long and thin for this recipe"
-            raise DataError(f"image {opened.label}: {found}", fix="crop it")
+            result = f"{opened.size[0]} x {opened.size[1]} pixels, too long and thin for this recipe"
+            raise DataError(f"image {opened.label}: {result}", fix="crop it")
         if self.config.decode == "fast":
             factor = plan.reduction(opened.size)
             pixels = self._fast(opened.reduced(factor), plan.reduced(factor))

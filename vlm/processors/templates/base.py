@@ -181,13 +181,13 @@ def segments_of(pieces: Sequence[Piece], media_token: str = "") -> list[Segment]
 
 def literal_stretches(pieces: Sequence[str]) -> tuple[tuple[int, int], ...]:
     """Where the :class:`UserText` pieces lie in the joined text."""
-    found: list[tuple[int, int]] = []
+    result: list[tuple[int, int]] = []
     at = 0
     for piece in pieces:
         if isinstance(piece, UserText) and piece:
-            found.append((at, at + len(piece)))
+            result.append((at, at + len(piece)))
         at += len(piece)
-    return tuple(found)
+    return tuple(result)
 
 
 def with_bos(segments: list[Segment]) -> list[Segment]:
@@ -207,8 +207,8 @@ def read_questions(path: str) -> list[str]:
         raise ConfigError(f"template.prompt_path: no file {path}", fix="name a text file, one prompt per line")
     lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not lines or any(IMAGE_PLACEHOLDER in line for line in lines):
-        found = f"a line with {IMAGE_PLACEHOLDER}" if lines else "no line"
-        raise ConfigError(f"template.prompt_path: {path} has {found}", fix="write questions only, one per line")
+        result = f"a line with {IMAGE_PLACEHOLDER}" if lines else "no line"
+        raise ConfigError(f"template.prompt_path: {path} has {result}", fix="write questions only, one per line")
     return lines
 
 

@@ -82,9 +82,9 @@ def read_special_tokens(
     texts: dict[str, Any] = {}
     for role in ROLES:
         text, entry = _entry(config, named, f"{role}_token")
-        found = ids.get(text, id_of(text)) if text else None
-        if found is not None:
-            tokens.roles[role] = found
+        result = ids.get(text, id_of(text)) if text else None
+        if result is not None:
+            tokens.roles[role] = result
             texts[text] = entry if isinstance(entry, dict) else texts.get(text, entry)
     for key, source in (("additional_special_tokens", config), ("additional_special_tokens", named)):
         texts |= {_content(raw): raw for raw in source.get(key) or []}
@@ -100,8 +100,8 @@ def read_special_tokens(
 
 def _id(tokens: SpecialTokens, text: str, id_of: Callable[[str], int | None], size: int) -> int:
     """The piece's id, or the next free one (the published loader adds what is named but missing)."""
-    found = id_of(text)
-    return max([size, *(t.id + 1 for t in tokens.by_text.values())]) if found is None else found
+    result = id_of(text)
+    return max([size, *(t.id + 1 for t in tokens.by_text.values())]) if result is None else result
 
 
 def _entry(config: dict[str, Any], named: dict[str, Any], key: str) -> tuple[str, Any]:

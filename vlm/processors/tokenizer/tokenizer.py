@@ -62,8 +62,8 @@ class _SentencePiece:
         return self._sp.decode([i for i in ids if 0 <= i < self.size])
 
     def id_of(self, piece: str) -> int | None:
-        found = self._sp.piece_to_id(piece)
-        return None if found == self.defaults.get("unk") and piece != self._sp.id_to_piece(found) else found
+        result = self._sp.piece_to_id(piece)
+        return None if result == self.defaults.get("unk") and piece != self._sp.id_to_piece(result) else result
 
     def piece(self, index: int) -> str:
         return self._sp.id_to_piece(index)
@@ -189,8 +189,8 @@ class Tokenizer:
         elif files["tokenizer.json"].is_file():
             backend = _Fast(files["tokenizer.json"])
         else:
-            found = "no such folder" if not folder.is_dir() else "neither tokenizer.model nor tokenizer.json in it"
-            raise WeightsError(f"tokenizer folder {folder}: {found}", fix="name the LLM's Hugging Face folder")
+            result = "no such folder" if not folder.is_dir() else "neither tokenizer.model nor tokenizer.json in it"
+            raise WeightsError(f"tokenizer folder {folder}: {result}", fix="name the LLM's Hugging Face folder")
         tokens = read_special_tokens(folder, backend.size, backend.defaults, backend.id_of)
         if isinstance(backend, _Fast):
             tokens.by_text = backend.own()
@@ -258,8 +258,8 @@ class Tokenizer:
 
     def _marked(self, text: str, literal: Ranges) -> bool:
         """Whether a special string lies in a literal stretch, or reaches into one."""
-        found = [m.span() for m in self._split.finditer(text)] if self._split and literal else []
-        return any(start < b and a < end for start, end in found for a, b in literal)
+        result = [m.span() for m in self._split.finditer(text)] if self._split and literal else []
+        return any(start < b and a < end for start, end in result for a, b in literal)
 
     def _chunks(self, text: str, literal: Ranges) -> list[str | int]:
         """Plain chunks and special ids in order; a special token eats the blanks around it if it says so."""

@@ -80,8 +80,8 @@ def open_clip(source: Any, label: str, backend: Backend = "auto") -> Clip:
     if not path.is_file():
         raise DataError(f"clip {label}: no such file or folder", fix="check the path (in a dataset: its folder)")
     if path.suffix.lower() == ".json":
-        found = read_frames(path, label)
-        return _frames([found] if isinstance(found, str) else list(found), label)
+        result = read_frames(path, label)
+        return _frames([result] if isinstance(result, str) else list(result), label)
     if path.suffix.lower() in IMAGES:
         return _frames([path], label)
     return _video(path, label, backend)
@@ -109,10 +109,10 @@ def _folder(path: Path, label: str) -> list[Path]:
     def key(file: Path) -> list[tuple[int, str]]:
         return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", file.name)]
 
-    found = sorted((f for f in path.iterdir() if f.suffix.lower() in IMAGES), key=key)
-    if not found:
+    result = sorted((f for f in path.iterdir() if f.suffix.lower() in IMAGES), key=key)
+    if not result:
         raise DataError(f"clip {label}: a folder without frames", fix=f"put images into it ({', '.join(IMAGES)})")
-    return found
+    return result
 
 
 def _video(source: Path | bytes, label: str, backend: Backend) -> Clip:
@@ -205,14 +205,14 @@ def _with_opencv(source: Path | bytes, label: str) -> Clip | None:
     capture.release()
 
     def read(ids: Sequence[int]) -> list[Any]:
-        opened, found = cv2.VideoCapture(path if kept is None else kept.name), {}
+        opened, result = cv2.VideoCapture(path if kept is None else kept.name), {}
         for index in range(ids[-1] + 1):
             if not opened.grab():
                 raise Short(index)
             if index in ids:
-                found[index] = cv2.cvtColor(opened.retrieve()[1], cv2.COLOR_BGR2RGB)
+                result[index] = cv2.cvtColor(opened.retrieve()[1], cv2.COLOR_BGR2RGB)
         opened.release()
-        return [found[k] for k in ids]
+        return [result[k] for k in ids]
 
     return Clip(count, rate, read)
 

@@ -132,7 +132,7 @@ def uniform_ids(total: int, wanted: int) -> list[int]:
 def fps_ids(total: int, rate: float, fps: float, most: int) -> list[int]:
     """A frame every ``1 / fps`` seconds from the first on, each once; of more than ``most``, evenly chosen ones."""
     step = max(rate / fps, 1.0)
-    found: Sequence[int] = [round(k * step) for k in range(int((total - 1) / step) + 1)]
-    if len(found) > most:
-        found = [found[k] for k in uniform_ids(len(found), most)]
-    return [min(k, total - 1) for k in found]
+    result: Sequence[int] = [round(k * step) for k in range(int((total - 1) / step) + 1)]
+    if len(result) > most:
+        result = [result[k] for k in uniform_ids(len(result), most)]
+    return [min(k, total - 1) for k in result]

@@ -66,12 +66,12 @@ def write_card(
         entry = cfg.evaluation_datasets[dataset]
         rows = [a for a in answers if a["dataset"] == dataset]
         shown = examples(rows)
-        said = dataset_facts(entry, results[dataset]) | {"a whole prompt": _prompt(entry, engine)}
+        declared = dataset_facts(entry, results[dataset]) | {"a whole prompt": _prompt(entry, engine)}
         plain = [{k: v for k, v in row.items() if k not in ("dataset", "image")} for row in shown]
-        card["datasets"][dataset] = {"asked": said, "results": results[dataset], "examples": plain}
+        card["datasets"][dataset] = {"asked": declared, "results": results[dataset], "examples": plain}
         images = thumbnails(entry, engine, shown)
         sections.append(
-            f"<section><h2>{html.escape(dataset)}</h2>{_facts(said)}<h3>Accuracy</h3>{_table(results[dataset])}"
+            f"<section><h2>{html.escape(dataset)}</h2>{_facts(declared)}<h3>Accuracy</h3>{_table(results[dataset])}"
             f"<h3>Right answers</h3>{_examples([r for r in shown if r['right']], images)}"
             f"<h3>Wrong answers</h3>{_examples([r for r in shown if not r['right']], images)}</section>"
         )
@@ -103,9 +103,9 @@ def model_facts(cfg: Config) -> dict[str, Any]:
 
 def settings(engine: Engine) -> dict[str, Any]:
     """How the model answers by its composition; a run with seeds draws, all else is as it says."""
-    found = dataclasses.asdict(engine.default_generation())
-    idle = () if found["do_sample"] else ("top_p", "top_k", "temperature", "seed")
-    return {k: v for k, v in found.items() if v is not None and k not in idle}
+    result = dataclasses.asdict(engine.default_generation())
+    idle = () if result["do_sample"] else ("top_p", "top_k", "temperature", "seed")
+    return {k: v for k, v in result.items() if v is not None and k not in idle}
 
 
 def dataset_facts(entry: DatasetEntry, numbers: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,25 +130,25 @@ def examples(rows: Sequence[Row]) -> list[Row]:
     """Right and wrong answers to the own images of the first run, spread evenly over the file."""
     own = [r for r in rows if r["image"] == "right"] or list(rows)
     first = [r for r in own if r.get("seed") == own[0].get("seed")] if own else []
-    found: list[Row] = []
+    result: list[Row] = []
     for right in (True, False):
         fitting = [r for r in first if r["right"] is right and r["reference"]]
         step = max(1, len(fitting) // ANSWERS_SHOWN)
-        found += fitting[::step][:ANSWERS_SHOWN]
-    return found
+        result += fitting[::step][:ANSWERS_SHOWN]
+    return result
 
 
 def thumbnails(entry: DatasetEntry, engine: Engine, rows: Sequence[Row]) -> dict[str, list[str]]:
     """``data:`` addresses of the media of the shown questions, by their names; of a video three frames."""
-    wanted = {row["id"] for row in rows}
+    expected = {row["id"] for row in rows}
     dataset = build_sources({entry.name: entry}, engine.processor, "eval")[0].dataset
-    found: dict[str, list[str]] = {}
+    result: dict[str, list[str]] = {}
     for k in range(len(dataset)):
         sample = dataset[k]
-        if (sample.id or str(k)) in wanted:
+        if (sample.id or str(k)) in expected:
             media = [m for message in sample.messages for m in message.media]
-            found[sample.id or str(k)] = [u for m in media for u in _uris(m)]
-    return found
+            result[sample.id or str(k)] = [u for m in media for u in _uris(m)]
+    return result
 
 
 def _uris(medium: Any) -> list[str]:

@@ -92,8 +92,8 @@ class Questions:
         try:
             if self.request.raw:
                 return engine.processor.encode_prompt(text, media)
-            said = [Text(text)] if text else []
-            return engine.processor.encode_chat([Message("user", (*media, *said))])
+            declared = [Text(text)] if text else []
+            return engine.processor.encode_chat([Message("user", (*media, *declared))])
         except (DataError, PromptError) as error:
             raise type(error)(f"{where}: {error}") from error
 

@@ -42,19 +42,19 @@ def score_files(
 
 
 def _run(asked: Mapping[str, tuple[Mapping[str, Any], str]], file: str, judge: str) -> list[Prediction]:
-    said: dict[str, str] = {}
+    declared: dict[str, str] = {}
     rows = AllRows(file)
     for k in range(len(rows)):
         line, where = rows[k]
         if "index" not in line or not isinstance(line.get("text_output"), str):
             raise DataError(f"{where}: no index and text_output", fix="give a result file of vlm generate")
-        said[str(line["index"])] = line["text_output"]
-    missing, strange = [n for n in asked if n not in said], [n for n in said if n not in asked]
+        declared[str(line["index"])] = line["text_output"]
+    missing, strange = [n for n in asked if n not in declared], [n for n in declared if n not in asked]
     if missing or strange:
-        found = f"{len(missing)} of {len(asked)} records have no line" + (f" (first: {missing[0]})" if missing else "")
-        found += f", {len(strange)} lines have no record" + (f" (first: {strange[0]})" if strange else "")
-        raise DataError(f"{file}: {found}", fix="give the annotation file that these answers belong to")
-    return [_answered(name, *asked[name], said[name], judge) for name in asked]
+        result = f"{len(missing)} of {len(asked)} records have no line" + (f" (first: {missing[0]})" if missing else "")
+        result += f", {len(strange)} lines have no record" + (f" (first: {strange[0]})" if strange else "")
+        raise DataError(f"{file}: {result}", fix="give the annotation file that these answers belong to")
+    return [_answered(name, *asked[name], declared[name], judge) for name in asked]
 
 
 def _answered(name: str, record: Mapping[str, Any], where: str, text: str, judge: str) -> Prediction:

@@ -73,10 +73,10 @@ def split_parameters(model: nn.Module, decay_on: Sequence[str] = EVERYTHING) -> 
     exempt = set(_declared_without_decay(model))
     training = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     if tuple(decay_on) != EVERYTHING:
-        found = {glob: matching(training, glob) for glob in decay_on}
-        if idle := [glob for glob, names in found.items() if not names]:
+        result = {glob: matching(training, glob) for glob in decay_on}
+        if idle := [glob for glob, names in result.items() if not names]:
             raise UserError(f"run.weight_decay_on: {', '.join(map(repr, idle))} selects nothing that trains")
-        exempt |= set(training) - {name for names in found.values() for name in names}
+        exempt |= set(training) - {name for names in result.values() for name in names}
     decay: Named = []
     plain: Named = []
     for name, parameter in model.named_parameters():

@@ -169,17 +169,17 @@ def build_validator(
     Raises:
         ConfigError: ``run.valid_datasets`` names one that is not configured.
     """
-    wanted = cfg.run.valid_datasets or list(cfg.valid_datasets)
-    unknown = [name for name in wanted if name not in cfg.valid_datasets]
+    expected = cfg.run.valid_datasets or list(cfg.valid_datasets)
+    unknown = [name for name in expected if name not in cfg.valid_datasets]
     if unknown:
         raise ConfigError(
             f"run.valid_datasets names {', '.join(unknown)}, not in the section valid_datasets "
             f"(which has: {', '.join(cfg.valid_datasets) or 'nothing'})"
         )
-    if not wanted:
+    if not expected:
         return None
     loaders = {}
-    for name in wanted:
+    for name in expected:
         entry = cfg.valid_datasets[name]
         limit = cfg.run.val_batches * entry.batch_size * dist.world_size() or None
         loaders[name] = ValidLoader.from_config(

@@ -260,13 +260,13 @@ class Trainer:
     def _validate(self, trackers: list[Tracker]) -> bool:
         """Validation loss; whether it is the lowest so far."""
         assert self.validator is not None
-        found = self.validator()
-        self.progress.valid = found
+        result = self.validator()
+        self.progress.valid = result
         for tracker in trackers:
-            tracker.log({"kind": "valid", "step": self.progress.step, **found})
-        improved = found["loss"] < self.progress.best_loss
+            tracker.log({"kind": "valid", "step": self.progress.step, **result})
+        improved = result["loss"] < self.progress.best_loss
         if improved:
-            self.progress.best_loss = found["loss"]
+            self.progress.best_loss = result["loss"]
         self.progress.bad_validations = 0 if improved else self.progress.bad_validations + 1
         return improved
 

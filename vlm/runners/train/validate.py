@@ -35,14 +35,14 @@ class Validator:
         """``{"loss", "tokens", "seconds", "loss_<name>"...}``; the model is in training mode again afterwards."""
         started = time.monotonic()
         self.model.eval()
-        found: dict[str, float] = {}
+        result: dict[str, float] = {}
         total = count = 0.0
         for name, batches in self.datasets.items():
             loss_sum, tokens = self._sums(batches)
-            found[f"loss_{name}"] = loss_sum / max(tokens, 1.0)
+            result[f"loss_{name}"] = loss_sum / max(tokens, 1.0)
             total, count = total + loss_sum, count + tokens
         self.model.train()
-        return {"loss": total / max(count, 1.0), "tokens": count, "seconds": time.monotonic() - started, **found}
+        return {"loss": total / max(count, 1.0), "tokens": count, "seconds": time.monotonic() - started, **result}
 
     def _sums(self, batches: Iterable[Batch]) -> list[float]:
         sums = torch.zeros(2, dtype=dist.sum_dtype(self.device), device=self.device)

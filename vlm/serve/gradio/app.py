@@ -111,9 +111,9 @@ def free_port(host: str, port: int | None) -> int:
                 log.debug("port %d of %s: %s", candidate, host, error)
                 continue
             return candidate
-    wanted = f"port {port}" if port is not None else f"every port from {PORTS[0]} to {PORTS[-1]}"
+    expected = f"port {port}" if port is not None else f"every port from {PORTS[0]} to {PORTS[-1]}"
     raise UserError(
-        f"{wanted} of {host} is in use or not allowed", fix="give another one with --port, or leave --port out"
+        f"{expected} of {host} is in use or not allowed", fix="give another one with --port, or leave --port out"
     )
 
 

@@ -47,7 +47,7 @@ def read_page_examples(file: str | Path) -> list[Example]:
     path = Path(file)
     if not path.is_file():
         raise DataError(f"examples {path}: no such file", fix="name a JSON Lines file with {image, question}")
-    found: list[Example] = []
+    result: list[Example] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         where, fix = f"examples {path}, line {number}", 'write {"image": "a.jpg", "question": "What is it?"}'
         if not line.strip():
@@ -61,8 +61,8 @@ def read_page_examples(file: str | Path) -> list[Example]:
         image = path.parent / record["image"]
         if not image.is_file():
             raise DataError(f"{where}: image {image}: no such file", fix=f"paths start from {path.parent}")
-        found.append((str(image.resolve()), record["question"]))
-    return found
+        result.append((str(image.resolve()), record["question"]))
+    return result
 
 
 def tiny_model_examples(folder: Path, count: int = 8, seed: int = 2024) -> list[Example]:
@@ -73,16 +73,16 @@ def tiny_model_examples(folder: Path, count: int = 8, seed: int = 2024) -> list[
     from vlm.datasets.synthetic.render import render
     from vlm.datasets.synthetic.scene import scene_at
 
-    found: list[Example] = []
+    result: list[Example] = []
     rng = np.random.default_rng(seed)
     for index in range(50 * count):
-        if len(found) == count:
+        if len(result) == count:
             break
-        kind = WORLD_QUESTIONS[len(found) % len(WORLD_QUESTIONS)]
+        kind = WORLD_QUESTIONS[len(result) % len(WORLD_QUESTIONS)]
         scene = scene_at(seed, index, split="seen", mix=(0.4, 0.6, 0.0))
         question = INSTRUCTIONS[0] if kind == "describe" else getattr(ask(scene, kind, rng), "text", None)
         if question is not None:
-            path = folder / f"{kind}_{len(found)}.png"
+            path = folder / f"{kind}_{len(result)}.png"
             render(scene).save(path)
-            found.append((str(path), question))
-    return found
+            result.append((str(path), question))
+    return result

@@ -106,9 +106,9 @@ class Lynx:
 
     def hint(self, shapes: Mapping[str, str]) -> str | None:
         """See :class:`CheckpointFormat`."""
-        found, wanted = (", ".join(sorted(side, key=int)) or "none" for side in self.adapted)
-        if found != wanted:
-            return f"the file has adapters at layers {found}, the composition at {wanted}: set every and first there"
+        result, expected = (", ".join(sorted(side, key=int)) or "none" for side in self.adapted)
+        if result != expected:
+            return f"the file has adapters at layers {result}, the composition at {expected}: set every and first there"
         if any(key.endswith(".positions") for key in shapes):
             return "set num_frames at model.bridge frame_positions to the file's"
         if any(key.startswith("bridge.") for key in shapes):

@@ -151,10 +151,10 @@ def composition(keys: LynxYaml) -> dict[str, Any]:
 def answering(keys: LynxYaml) -> dict[str, Any]:
     """The options of an answer: only the end id ends one, and only white space around it is taken off."""
     same = ("num_beams", "max_new_tokens", "min_length", "top_p", "top_k", "length_penalty")
-    found: dict[str, Any] = {name: getattr(keys, name) for name in same}
-    found |= {"do_sample": keys.use_nucleus_sampling, "no_repeat_ngram_size": max(0, keys.no_repeat_ngram_size)}
-    found |= {"repetition_penalty": 1.0, "temperature": 1.0, "length_penalty_form": "published"}
-    return found | {"cleanup": "raw", "stop": ()}
+    result: dict[str, Any] = {name: getattr(keys, name) for name in same}
+    result |= {"do_sample": keys.use_nucleus_sampling, "no_repeat_ngram_size": max(0, keys.no_repeat_ngram_size)}
+    result |= {"repetition_penalty": 1.0, "temperature": 1.0, "length_penalty_form": "published"}
+    return result | {"cleanup": "raw", "stop": ()}
 
 
 def _llm(name: str) -> str:

@@ -79,8 +79,8 @@ class UserBot(BaseTemplate):
     def prompt_segments(self, text: str, media: Sequence[Medium]) -> list[Segment]:
         """See :meth:`BaseTemplate.prompt_segments`; a text without marks is right too, media stand in front anyway."""
         pieces = at_placeholders(text, media) if IMAGE_PLACEHOLDER in text else [text]
-        said = [self._cased(p) for p in pieces if isinstance(p, str)]
-        return [*(Segment(self.config.media_token, m) for m in media), *with_bos(segments_of(said))]
+        declared = [self._cased(p) for p in pieces if isinstance(p, str)]
+        return [*(Segment(self.config.media_token, m) for m in media), *with_bos(segments_of(declared))]
 
     def answer_segments(self, text: str) -> list[Segment]:
         """See :meth:`BaseTemplate.answer_segments`."""

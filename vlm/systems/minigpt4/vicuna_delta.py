@@ -40,9 +40,9 @@ def apply_delta(base: str | Path, delta: str | Path, target: str | Path) -> list
     base, delta, target = Path(base), Path(delta), Path(target)
     if target.exists() and any(target.iterdir()):
         raise WeightsError(f"{target}: already holds files", fix="give an empty folder as target")
-    read, wanted = _base_reader(base)
+    read, expected = _base_reader(base)
     files = shards(delta)
-    missing = set(wanted)
+    missing = set(expected)
     target.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     where: dict[str, str] = {}
@@ -53,7 +53,7 @@ def apply_delta(base: str | Path, delta: str | Path, target: str | Path) -> list
         for key, tensor in read_tensors(file).items():
             if key.endswith(SKIPPED):
                 continue
-            if key not in wanted:
+            if key not in expected:
                 raise WeightsError(f"{file}: {key} is not in the base model {base}", fix="use the base of this delta")
             summed[key] = _add(key, read(key), tensor, delta)
             missing.discard(key)

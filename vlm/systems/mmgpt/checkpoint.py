@@ -43,12 +43,12 @@ class MmgptLora:
     def infer_config(self, model_cfg: Any, path: Path) -> Any:
         """See :class:`InfersConfig`."""
         content = read_content(path)
-        said = settings(content)
+        declared = settings(content)
         tensors = openflamingo.read_state(content, str(path))
         done = copy.copy(model_cfg)
-        done.llm = _with_lora(done.llm, said, _layers(tensors, ".decoder_layer."), "model.llm", path)
+        done.llm = _with_lora(done.llm, declared, _layers(tensors, ".decoder_layer."), "model.llm", path)
         done.inserts = [
-            _with_lora(part, said, _layers(tensors, ".gated_cross_attn_layer."), f"model.inserts.{i}", path)
+            _with_lora(part, declared, _layers(tensors, ".gated_cross_attn_layer."), f"model.inserts.{i}", path)
             if part.name == "gated_xattn"
             else part
             for i, part in enumerate(done.inserts)
@@ -84,19 +84,19 @@ def read_content(path: Path) -> Any:
 
 def settings(content: Any) -> dict[str, Any]:
     """``tuning_config`` of a file, at the top or one level deeper; empty when it has none."""
-    found = content.get(SETTINGS) if isinstance(content, dict) else None
-    inner = found.get(SETTINGS) if isinstance(found, dict) else None
-    found = inner if isinstance(inner, dict) else found
-    return found if isinstance(found, dict) else {}
+    result = content.get(SETTINGS) if isinstance(content, dict) else None
+    inner = result.get(SETTINGS) if isinstance(result, dict) else None
+    result = inner if isinstance(inner, dict) else result
+    return result if isinstance(result, dict) else {}
 
 
 def _layers(tensors: Mapping[str, Tensor], below: str) -> dict[str, int]:
     """Rank of LoRA by layer name (without its number) of the layers whose name has ``below``."""
-    found: dict[str, int] = {}
+    result: dict[str, int] = {}
     for name, tensor in tensors.items():
         if below in name and ".lora_A." in name:
-            found[name.partition(below)[2].partition(".lora_A.")[0]] = tensor.shape[0]
-    return found
+            result[name.partition(below)[2].partition(".lora_A.")[0]] = tensor.shape[0]
+    return result
 
 
 def _with_lora(part: Any, said: Mapping[str, Any], layers: Mapping[str, int], where: str, path: Path) -> Any:
@@ -131,14 +131,14 @@ def _ends(name: str, target: str) -> bool:
 def published_names(model: VLM) -> dict[str, str | None]:
     """Our name -> the name that Multimodal-GPT's trainer gives it (or None), of what trains."""
     names = openflamingo.key_map(model, "export")
-    found: dict[str, str | None] = {}
+    result: dict[str, str | None] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             theirs = names.theirs(name.replace(".base_layer.", "."))
             if theirs is not None and theirs.startswith(openflamingo.LM):
                 theirs = openflamingo.LM + openflamingo.PEFT_PREFIX + theirs.removeprefix(openflamingo.LM)
-            found[name] = theirs
-    return found
+            result[name] = theirs
+    return result
 
 
 def export_mmgpt(model: VLM, path: Path) -> list[str]:

@@ -94,13 +94,13 @@ def read_state(content: Any, file: str) -> dict[str, Tensor]:
     tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
     if not tensors:
         raise WeightsError(f"{file}: holds no named tensors, neither at the top nor below {STATE}")
-    found: dict[str, Tensor] = {}
+    result: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         name = name.removeprefix("module.")
         if name.startswith(LM + PEFT_PREFIX):
             name = LM + name.removeprefix(LM + PEFT_PREFIX)
-        found[name] = tensor
-    return found
+        result[name] = tensor
+    return result
 
 
 def without_second_names(tensors: Mapping[str, Tensor], path: str, file: str) -> dict[str, Tensor]:
@@ -114,21 +114,21 @@ def without_second_names(tensors: Mapping[str, Tensor], path: str, file: str) ->
     Raises:
         WeightsError: a tensor differs from the one under its other name.
     """
-    found: dict[str, Tensor] = {}
+    result: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         first = name
         for stem, module in SECOND_NAMES.items():
             if name.startswith(stem):
                 number, _, rest = name.removeprefix(stem).partition(".")
                 first = f"{LM}{path}.{number}.{module}.{rest}"
-        other = found.get(first, tensors.get(first) if first != name else None)
+        other = result.get(first, tensors.get(first) if first != name else None)
         if other is not None and not same(other, tensor):
             raise WeightsError(
                 f"{file}: {first} and {name} are two names of one tensor, but their values differ",
                 fix="the file is not as the trainer wrote it; get it again from its source",
             )
-        found[first] = tensor
-    return found
+        result[first] = tensor
+    return result
 
 
 def same(a: Tensor, b: Tensor) -> bool:

@@ -219,10 +219,10 @@ def generation_of(model: Engine, given: Any = None) -> Generation:
         return model.default_generation()
     if isinstance(given, Generation):
         return given
-    said = given if isinstance(given, Mapping) else given.to_diff_dict()
-    if said.get("num_return_sequences") not in (None, 1):
+    declared = given if isinstance(given, Mapping) else given.to_diff_dict()
+    if declared.get("num_return_sequences") not in (None, 1):
         raise UserError("num_return_sequences must be 1", fix="ask again for another answer")
-    return LIBRARY.replace(**{k: v for k, v in said.items() if v is not None and k not in WITHOUT_EFFECT})
+    return LIBRARY.replace(**{k: v for k, v in declared.items() if v is not None and k not in WITHOUT_EFFECT})
 
 
 def device_of(device: str | int | torch.device | None) -> torch.device:

@@ -84,8 +84,8 @@ def check_base(base: Path, adapter: Adapter, rows: int) -> None:
         WeightsError: it is smaller than the delta's tokenizer without added tokens, or larger than the delta's.
     """
     folder = adapter.folder
-    said = read_json(folder / "config.json").get("text_config") or {}
-    least = int(said.get("vocab_size") or rows)
+    declared = read_json(folder / "config.json").get("text_config") or {}
+    least = int(declared.get("vocab_size") or rows)
     if (folder / ADDED).is_file():
         least = min([least, *map(int, read_json(folder / ADDED).values())])
     have = embedding_rows(base)

@@ -80,10 +80,10 @@ def stated_sizes(file: Path) -> dict[str, Any]:
     Raises:
         WeightsError: no usable config.json, no resampler, or one with another activation.
     """
-    said = read_json(file)
-    if not said.get("use_visual_resampler", True):
+    declared = read_json(file)
+    if not declared.get("use_visual_resampler", True):
         raise WeightsError(f"{file}: use_visual_resampler is false; only models with the resampler can be read")
-    sizes = {k: v for k, v in (said.get("visual_resampler_config") or {}).items() if v is not None}
+    sizes = {k: v for k, v in (declared.get("visual_resampler_config") or {}).items() if v is not None}
     if sizes.get("hidden_act", "gelu") != "gelu":
         raise WeightsError(
             f"{file}: visual_resampler_config.hidden_act is {sizes['hidden_act']!r}; only 'gelu' can be read"
@@ -115,8 +115,8 @@ def complete_bridge(model_cfg: Any, folder: Path) -> Any:
     done.bridge = list(model_cfg.bridge)
     for index, part in enumerate(done.bridge):
         if isinstance(part.config, BertResampler.Config):
-            found = {name: sizes[name] for name in CLASS_DEFAULTS}
-            done.bridge[index] = fill(part, found, f"model.bridge.{index}", file)
+            result = {name: sizes[name] for name in CLASS_DEFAULTS}
+            done.bridge[index] = fill(part, result, f"model.bridge.{index}", file)
     return done
 
 

@@ -32,8 +32,8 @@ def composition(
             f"VisualCLA needs a merged folder (visualcla_model) or three folders; not given: {', '.join(missing)}",
             fix="name them, or merge them first: vlm weights merge",
         )
-    given = {"visualcla_model": visualcla_model} if visualcla_model is not None else three
-    folders = {name: Path(str(folder)).expanduser() for name, folder in given.items()}
+    value = {"visualcla_model": visualcla_model} if visualcla_model is not None else three
+    folders = {name: Path(str(folder)).expanduser() for name, folder in value.items()}
     for name, folder in folders.items():
         if not folder.is_dir():
             raise WeightsError(f"{name}: no folder {folder}", fix="download it first, and give the folder's path")
@@ -52,14 +52,14 @@ def sizes(folder: Path, vision: Path | None = None) -> dict[str, int]:
     """
     from vlm.checkpoint.peft_adapter import read_json
 
-    said = read_json(folder / "config.json")
-    eyes = read_json(vision / "config.json") if vision is not None else said
-    eyes = eyes.get("vision_config") or eyes
-    found = {
-        "image_size": eyes.get("image_size"),
-        "num_query_token": (said.get("visual_resampler_config") or {}).get("num_query_tokens"),
+    declared = read_json(folder / "config.json")
+    vision_config = read_json(vision / "config.json") if vision is not None else declared
+    vision_config = vision_config.get("vision_config") or vision_config
+    result = {
+        "image_size": vision_config.get("image_size"),
+        "num_query_token": (declared.get("visual_resampler_config") or {}).get("num_query_tokens"),
     }
-    return {name: int(value) for name, value in found.items() if value is not None}
+    return {name: int(value) for name, value in result.items() if value is not None}
 
 
 @register_source("visualcla")

@@ -88,19 +88,19 @@ class Merge:
         have = {TEXT + name: facts.shape for name, facts in self.text.facts.items()}
         have |= {VISION_PREFIX + TOWER + _tower(name): facts.shape for name, facts in self.vision.facts.items()}
         for delta in self.deltas:
-            held = delta.adapter
-            file = str(held.folder)
-            for layer, (a, b) in held.lora.items():
-                size: tuple[int, ...] = (held.tensors[b].shape[0], held.tensors[a].shape[1])
+            pending = delta.adapter
+            file = str(pending.folder)
+            for layer, (a, b) in pending.lora.items():
+                size: tuple[int, ...] = (pending.tensors[b].shape[0], pending.tensors[a].shape[1])
                 _same_shape(file, layer, size, have.get(f"{layer}.weight"))
-            for name, tensor in held.whole().items():
+            for name, tensor in pending.whole().items():
                 if not name.startswith((RESAMPLER, PROJECTION)):
-                    wanted = have.get(name)
-                    if wanted is not None and name in (EMBEDDINGS, HEAD):  # these grow, together
-                        wanted = (len(held.tensors.get(EMBEDDINGS, tensor)), *wanted[1:])
-                    _same_shape(file, name, tuple(tensor.shape), wanted)
-            grown, base = held.tensors.get(EMBEDDINGS), have.get(EMBEDDINGS)
-            if HEAD not in held.tensors and grown is not None and base is not None and len(grown) != base[0]:
+                    expected = have.get(name)
+                    if expected is not None and name in (EMBEDDINGS, HEAD):  # these grow, together
+                        expected = (len(pending.tensors.get(EMBEDDINGS, tensor)), *expected[1:])
+                    _same_shape(file, name, tuple(tensor.shape), expected)
+            grown, base = pending.tensors.get(EMBEDDINGS), have.get(EMBEDDINGS)
+            if HEAD not in pending.tensors and grown is not None and base is not None and len(grown) != base[0]:
                 raise WeightsError(
                     f"{file}: {EMBEDDINGS} has {len(grown)} rows, the foundation's {base[0]}, and {HEAD} is missing",
                     fix="is the download complete?",
@@ -110,12 +110,12 @@ class Merge:
     def _check_bridge(self) -> None:
         """Check that the deltas together hold the resampler and the projection that the first one's config states."""
         folders = ", ".join(str(d.adapter.folder) for d in self.deltas)
-        found = {n for d in self.deltas for n in d.adapter.whole() if n.startswith((RESAMPLER, PROJECTION))}
-        if not found:
+        result = {n for d in self.deltas for n in d.adapter.whole() if n.startswith((RESAMPLER, PROJECTION))}
+        if not result:
             raise WeightsError(f"{folders}: holds neither {RESAMPLER}* nor {PROJECTION}*; no delta of VisualCLA")
-        said = self.deltas[0].adapter.folder / "config.json"
-        wanted = bridge_names(said)
-        for names, text in ((wanted - found, "missing"), (found - wanted, f"not stated by {said}")):
+        declared = self.deltas[0].adapter.folder / "config.json"
+        expected = bridge_names(declared)
+        for names, text in ((expected - result, "missing"), (result - expected, f"not stated by {declared}")):
             if names:
                 some = ", ".join(sorted(names)[:4])
                 raise WeightsError(f"{folders}: {text}: {some} ({len(names)} in all)", fix="is the download complete?")
@@ -159,8 +159,8 @@ class Merge:
         return facts.dtype if name.endswith(KEEP_DTYPE) or not facts.dtype.is_floating_point else self.dtype
 
     def _bytes(self, name: str, whole: str, facts: TensorInfo) -> int:
-        held = [d.adapter.tensors[whole].numel() for d in self.deltas if whole in d.adapter.tensors]
-        return (held[-1] if held else facts.numel) * self._dtype(name, facts).itemsize
+        pending = [d.adapter.tensors[whole].numel() for d in self.deltas if whole in d.adapter.tensors]
+        return (pending[-1] if pending else facts.numel) * self._dtype(name, facts).itemsize
 
     def _release(self, reader: TensorReader) -> None:
         reader.release()
@@ -239,13 +239,13 @@ def _rows(merge: Merge, text: Path) -> int | None:
     table = "model.embed_tokens.weight"
     rows: int | None = merge.text.facts[table].shape[0] if table in merge.text.facts else None
     for delta in merge.deltas:
-        held = delta.adapter.tensors.get(TEXT + table)
-        if held is not None and rows is not None:
+        pending = delta.adapter.tensors.get(TEXT + table)
+        if pending is not None and rows is not None:
             if delta is merge.deltas[0]:
-                check_base(text, delta.adapter, len(held))
-            elif len(held) < rows:
-                raise WeightsError(f"{delta.adapter.folder}: has {len(held)} tokens, the model before it {rows}")
-            rows = len(held)
+                check_base(text, delta.adapter, len(pending))
+            elif len(pending) < rows:
+                raise WeightsError(f"{delta.adapter.folder}: has {len(pending)} tokens, the model before it {rows}")
+            rows = len(pending)
     return rows
 
 
@@ -275,9 +275,9 @@ def _write_configs(target: Path, configs: dict[str, dict[str, Any]], rows: int |
 
 def _copy_texts(target: Path, text: Path, vision: Path, delta: Path) -> None:
     """Tokenizer of the delta, image recipe of the vision folder, generation options of the base or else its ids."""
-    said = text / GENERATION
-    if said.is_file():
-        shutil.copyfile(said, target / "text_encoder" / GENERATION)
+    declared = text / GENERATION
+    if declared.is_file():
+        shutil.copyfile(declared, target / "text_encoder" / GENERATION)
     else:  # as transformers writes it for a model without one
         config = read_json(text / "config.json")
         ids = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in config}

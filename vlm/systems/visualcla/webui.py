@@ -41,7 +41,7 @@ def export_webui(delta: str | Path, target: str | Path) -> tuple[Path, Path]:
         if prefix is None:
             raise WeightsError(f"{delta}: {name} belongs to no part of VisualCLA")
         parts[prefix][name.removeprefix(prefix)] = tensor
-    empty = [prefix for prefix, found in parts.items() if not found]
+    empty = [prefix for prefix, result in parts.items() if not result]
     if empty or not isinstance(sizes, dict):
         lacking = ", ".join([f"tensors {p}*" for p in empty] or ["visual_resampler_config"])
         raise WeightsError(f"{delta}: no {lacking}; this is no delta of VisualCLA")

@@ -69,13 +69,13 @@ def swap_images(images: Sequence[Any], seed: int = 0) -> dict[Any, Any]:
     Raises:
         DataError: there is only one image.
     """
-    found = {key_of(source): source for source in images}
-    distinct = list(found)
+    result = {key_of(source): source for source in images}
+    distinct = list(result)
     if len(distinct) == 1:
         raise DataError("the control with a wrong image needs at least two different images")
     order = distinct.copy()
     random.Random(seed).shuffle(order)
-    return {source: found[order[(i + 1) % len(order)]] for i, source in enumerate(order)}
+    return {source: result[order[(i + 1) % len(order)]] for i, source in enumerate(order)}
 
 
 def with_images(messages: Sequence[Message], control: Control, other: Mapping[Any, Any]) -> list[Message]:
@@ -181,8 +181,8 @@ class QuestionAnswering(Task):
         records = [{**a.record, "answer": a.reference} for a in runs[0]]
         numbers = [summarise(records, [a.right for a in run]) for run in runs]
         shares = [sum(flags) / len(runs) for flags in zip(*([a.right for a in run] for run in runs), strict=True)]
-        found = {**numbers[0], "majority": majority(records)}
-        found["intervals"] = intervals([r.get("type") for r in records], shares)
+        result = {**numbers[0], "majority": majority(records)}
+        result["intervals"] = intervals([r.get("type") for r in records], shares)
         if further:
-            found |= mean_of(numbers) | {"runs": [n["overall"] for n in numbers]}
-        return found
+            result |= mean_of(numbers) | {"runs": [n["overall"] for n in numbers]}
+        return result

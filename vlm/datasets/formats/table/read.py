@@ -77,13 +77,13 @@ class AllRows:
 
 def expanded(paths: str | Sequence[str]) -> list[str]:
     """The paths, with ``*`` in a local one replaced by what is there. Raises DataError for a pattern of nothing."""
-    found: list[str] = []
+    result: list[str] = []
     for path in [paths] if isinstance(paths, str) else paths:
         fits = sorted(glob.glob(str(Path(path).expanduser()))) if "*" in path and not path.startswith(HUB) else [path]
         if not fits:
             raise DataError(f"table: no file {path}", fix="check the path under build_info of the dataset")
-        found += fits
-    return found
+        result += fits
+    return result
 
 
 def read_rows(path: str, key: str = "", file_type: FileType = "") -> Rows:
@@ -177,12 +177,12 @@ def _json(text: str, name: str, key: str) -> Rows:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> Record:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    result = dict(pairs)
+    if len(result) < len(pairs):
         names = [k for k, _ in pairs]
         twice = next(k for k in names if names.count(k) > 1)
         raise ValueError(f"key {twice!r} occurs twice in one object, so one of the two records would be lost")
-    return found
+    return result
 
 
 def _json_lines(text: str, name: str) -> Rows:
@@ -228,8 +228,8 @@ def _csv(text: str, name: str, delimiter: str) -> Rows:
             if len(cells) == len(header):
                 yield dict(zip(header, cells, strict=True))
                 continue
-            found = f"table: {name}:{reader.line_num}: {len(cells)} cells, the header has {len(header)}"
-            yield DataError(found, fix="mend or remove the line; a text with a separator in it needs quotes")
+            result = f"table: {name}:{reader.line_num}: {len(cells)} cells, the header has {len(header)}"
+            yield DataError(result, fix="mend or remove the line; a text with a separator in it needs quotes")
 
     try:
         header = next(reader)
@@ -257,14 +257,14 @@ def _images(folder: Path) -> Rows:
                 raise DataError(f"table: {listing} has no column file_name ({', '.join(sorted(rows.columns()))})")
             return Rows(rows.name, PackedRecords(_listed(rows, folder.absolute())), rows.lines)
     images = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGES)
-    found = [r for r in map(_with_text, images) if r is not None]
-    if not found:
+    result = [r for r in map(_with_text, images) if r is not None]
+    if not result:
         raise DataError(
             f"table: {folder}: {len(images)} images, none with a text",
             fix="put x.txt or x.json beside x.jpg, or metadata.jsonl (file_name, ...) into the folder",
         )
-    _tell_missing(folder, len(images) - len(found))
-    return Rows(str(folder), PackedRecords(found))
+    _tell_missing(folder, len(images) - len(result))
+    return Rows(str(folder), PackedRecords(result))
 
 
 def _listed(rows: Rows, folder: Path) -> Iterator[Record | DataError]:
@@ -281,14 +281,14 @@ def _with_text(image: Path) -> Record | DataError | None:
     base: Record = {"id": image.stem, "image": str(image.absolute())}
     if image.with_suffix(".json").is_file():
         file = image.with_suffix(".json")
-        said = _sidecar(file)
-        found = said if isinstance(said, DataError) else _object(said, str(file))
-        return found if isinstance(found, DataError) else {**base, **found}
+        declared = _sidecar(file)
+        result = declared if isinstance(declared, DataError) else _object(declared, str(file))
+        return result if isinstance(result, DataError) else {**base, **result}
     file = image.with_suffix(".txt")
     if not file.is_file():
         return None
-    said = _sidecar(file)
-    return said if isinstance(said, DataError) else {**base, "text": said.strip()}
+    declared = _sidecar(file)
+    return declared if isinstance(declared, DataError) else {**base, "text": declared.strip()}
 
 
 def _sidecar(file: Path) -> str | DataError:

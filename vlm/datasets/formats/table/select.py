@@ -69,13 +69,13 @@ def kept(files: Sequence[Rows], where: Mapping[str, Any]) -> list[Item]:
     if not where:
         return everything
     items = [i for i in everything if not readable(files, i) or matches(files[i.file].records[i.row], where)]
-    said = ", ".join(f"{k}={v}" for k, v in where.items())
-    log.info("%s: %d of %d records have %s", files[0].name, len(items), len(everything), said)
+    declared = ", ".join(f"{k}={v}" for k, v in where.items())
+    log.info("%s: %d of %d records have %s", files[0].name, len(items), len(everything), declared)
     if not any(readable(files, i) for i in items):
         firsts = [next(_usable(f)) for f in files]
-        found = {k: sorted({str(r.get(k)) for r in firsts}) for k in where}
+        result = {k: sorted({str(r.get(k)) for r in firsts}) for k in where}
         raise DataError(
-            f"table: {files[0].name}: none of {len(everything)} records has {said} (the first has {found})",
+            f"table: {files[0].name}: none of {len(everything)} records has {declared} (the first has {result})",
             fix="correct build_info.where",
         )
     return items
@@ -102,26 +102,26 @@ def exploded(files: Sequence[Rows], items: Sequence[Item], fields: Sequence[str]
     Raises:
         DataError: no record can be used.
     """
-    found: list[Item] = []
+    result: list[Item] = []
     faults: list[DataError] = []
     for item in items:
         rows = files[item.file]
         try:
             count = length(rows.records[item.row], fields, rows.where(item.row))
         except DataError as error:
-            found.append(item)
+            result.append(item)
             faults.append(error)
         else:
-            found += [item._replace(element=k) for k in range(count)]
+            result += [item._replace(element=k) for k in range(count)]
     if faults and len(faults) == len(items):
         raise faults[0]
-    return found
+    return result
 
 
 def nested(rows: Rows, fields: Sequence[str]) -> set[str]:
     """The fields that :func:`element_of` adds."""
     lists = (r.get(f) for r in _usable(rows) for f in fields) if fields else ()
-    return {k for found in lists if isinstance(found, list) for e in found if isinstance(e, dict) for k in e}
+    return {k for result in lists if isinstance(result, list) for e in result if isinstance(e, dict) for k in e}
 
 
 def one_per(items: Sequence[Item], key: Callable[[Item], str], seed: int) -> list[Item]:

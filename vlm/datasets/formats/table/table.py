@@ -141,17 +141,17 @@ class Table:
     def _with_images(self, items: list[select.Item]) -> list[select.Item]:
         """The items whose files are all there."""
         lost = {item: self._missing(item) for item in items}
-        found = [item for item in items if not lost[item]]
+        result = [item for item in items if not lost[item]]
         name, first = self._files[0].name, next((paths[0] for paths in lost.values() if paths), "")
-        if items and not found:
+        if items and not result:
             raise DataError(
                 f"table: {name}: the image of every record is missing, the first is {first}",
                 fix="correct build_info.image_path or image_pattern",
             )
         if first:
-            count = len(items) - len(found)
+            count = len(items) - len(result)
             log.warning("%s: %d of %d records left out, their image is missing: %s ...", name, count, len(items), first)
-        return found
+        return result
 
     def _missing(self, item: select.Item) -> list[str]:
         try:
@@ -178,8 +178,8 @@ class Table:
         config = self.config
         image = fill(config.image_pattern, values, where) if config.image_pattern else values.get("image")
         clip = fill(config.video_pattern, values, where) if config.video_pattern else values.get("video")
-        found: list[Medium] = [Image(s) for s in sources(image, config.image_path, where)]
-        return [*found, *(Video(s) for s in sources(clip, config.image_path, where))]
+        result: list[Medium] = [Image(s) for s in sources(image, config.image_path, where)]
+        return [*result, *(Video(s) for s in sources(clip, config.image_path, where))]
 
     def _messages(self, values: Values, media: list[Medium], rng: random.Random, where: str) -> list[Message]:
         """A question and its answer by the templates."""
@@ -203,10 +203,10 @@ class Table:
         return [user, message("assistant", answer)]
 
     def _input(self, values: Values, rng: random.Random, where: str) -> str:
-        said = self.config.options
-        if not said:
+        declared = self.config.options
+        if not declared:
             return fill(self.config.input, dict.fromkeys(names(self.config.input)) | values, where)
-        options = said if isinstance(said, list) else lookup(said, values, where)
+        options = declared if isinstance(declared, list) else lookup(declared, values, where)
         if not isinstance(options, list):
             raise DataError(f"{where}: options must be a list, found {type(options).__name__}")
         distinct = list(dict.fromkeys(map(str, options)))

@@ -35,10 +35,10 @@ def fill(template: str, values: Mapping[str, Any], where: str) -> str:
 def names(template: str) -> set[str]:
     """The fields a template reads. Raises DataError for unbalanced braces."""
     try:
-        found = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        result = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
         raise DataError(f"template {template!r}: {error}", fix="write {{ and }} for plain braces") from None
-    return {first_name(name) for name in found}
+    return {first_name(name) for name in result}
 
 
 def lookup(path: str, values: Mapping[str, Any], where: str) -> Any:
@@ -48,10 +48,10 @@ def lookup(path: str, values: Mapping[str, Any], where: str) -> Any:
     first = first_name(path)
     if first not in values:
         raise DataError(f"{where}: no field {first!r} (it has {', '.join(sorted(map(str, values))) or 'none'})")
-    found = values[first]
+    result = values[first]
     for attribute, key in _STEP.findall(path[len(first) :]):
-        found = _step(found, attribute or key, values, f"{where}: {path}")
-    return found
+        result = _step(result, attribute or key, values, f"{where}: {path}")
+    return result
 
 
 def read_pool(pool: str | Sequence[str], name: str = "pool") -> list[str]:
@@ -75,8 +75,8 @@ def read_pool(pool: str | Sequence[str], name: str = "pool") -> list[str]:
 
 def first_name(path: str) -> str:
     """The field where a path such as ``choices[correct]`` starts."""
-    found = _FIRST.match(path)
-    return found.group() if found else path
+    result = _FIRST.match(path)
+    return result.group() if result else path
 
 
 def _step(found: Any, key: str, values: Mapping[str, Any], where: str) -> Any:
