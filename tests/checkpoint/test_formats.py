@@ -155,8 +155,8 @@ def test_older_torch_container(world: World) -> None:
     assert all(torch.equal(before[k], after[k]) for k in before)
 
 
-@pytest.mark.parametrize("lora", [False, True])
-def test_export_and_import_are_inverse(world: World, tmp_path: Path, lora: bool) -> None:
+@pytest.mark.parametrize(("lora", "kind"), [(False, "trained"), (True, "minigpt4")])
+def test_export_and_import_are_inverse(world: World, tmp_path: Path, lora: bool, kind: str) -> None:
     model = world.load(lora=lora)
     for p in model.parameters():
         if p.requires_grad:
@@ -166,7 +166,7 @@ def test_export_and_import_are_inverse(world: World, tmp_path: Path, lora: bool)
     assert {"llama_proj.weight", "llama_proj.bias"} <= set(written)
     assert all(".default" not in key for key in written)
     assert any("lora_A.weight" in key for key in written) == lora
-    again = world.load(lora=lora, weights=world.files(weight("trained", path)))
+    again = world.load(lora=lora, weights=world.files(weight(kind, path)))
     for (name, a), b in zip(model.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b), name
 
@@ -203,14 +203,15 @@ def test_newer_lora_names_and_buffers(world: World, tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
-def test_own_run_folder(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["trained", "run_folder"])
+def test_own_run_folder(world: World, tmp_path: Path, kind: str) -> None:
     model = world.load()
     tensors = {n: p.detach() + 1 for n, p in model.named_parameters() if p.requires_grad}
     run = RunDir(tmp_path / "run")
     run.prepare()
     saved = run.save(7, tensors, {}, {}, "")
     for path in (run.path, run.path / "last", saved, saved / "model.safetensors"):
-        again = world.load(weights=world.files(weight("trained", path)))
+        again = world.load(weights=world.files(weight(kind, path)))
         assert torch.equal(again.bridge[1].proj.weight, model.bridge[1].proj.weight + 1)
 
 
@@ -338,8 +339,9 @@ def test_checkpoint_of_another_family(world: World, tmp_path: Path) -> None:
 
 
 def test_file_of_something_else(world: World, tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="not a checkpoint of what a run trained"):
-        world.load(weights=world.files(weight("trained", world.eva)))
+    for kind, listed in (("trained", "minigpt4 or run_folder"), ("minigpt4", "minigpt4"), ("run_folder", "run_folder")):
+        with pytest.raises(WeightsError, match=rf"eva.pth: not a checkpoint of what a run trained \({listed}\)"):
+            world.load(weights=world.files(weight(kind, world.eva)))
     with pytest.raises(WeightsError, match="fills a qformer, but the bridge chain has none"):
         world.load(qformer=False, weights=world.files())
     with pytest.raises(WeightsError, match="no checkpoint there"):
