@@ -2,7 +2,7 @@
 
 import sys
 
-from vlm.cli import main
+from vlm.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["demo", *sys.argv[1:]]))

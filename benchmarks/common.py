@@ -110,7 +110,7 @@ def baseline(s: Sizes, seed: int = 0) -> Any:
 
 @dataclass
 class TextRow:
-    """One row: prompt before the picture, text after it, and the supervised answer (ids)."""
+    """One row: prompt before the image, text after it, and the supervised answer (ids)."""
 
     before: list[int]
     after: list[int]
@@ -134,7 +134,7 @@ def make_rows(count: int, vocab: int, seed: int, low: int = 8, high: int = 60) -
 
 
 def baseline_inputs(rows: list[TextRow], s: Sizes) -> dict[str, torch.Tensor]:
-    """Right-padded tensors for the baseline: the picture is ``queries`` placeholder ids."""
+    """Right-padded tensors for the baseline: the image is ``queries`` placeholder ids."""
     sequences = [r.before + [s.vocab - 1] * s.queries + r.after + r.answer for r in rows]
     width = max(map(len, sequences))
     ids = torch.zeros(len(rows), width, dtype=torch.long)

@@ -3,7 +3,7 @@
     python -m benchmarks.data_loader                       # all, about five minutes
     python -m benchmarks.data_loader --batches 6 --rounds 1 --workers 1
 
-A shard of 640 x 480 JPEGs and captions goes to batches of 224 x 224 pictures and token ids, four ways in turns:
+A shard of 640 x 480 JPEGs and captions goes to batches of 224 x 224 images and token ids, four ways in turns:
 
 * ``pil``: as MiniGPT-4 loads it: webdataset decodes with PIL, torchvision resizes and normalises in DataLoader
   workers, the training process tokenises prompt and captions;
@@ -32,18 +32,18 @@ from typing import Any
 import torch
 
 from benchmarks.common import write
-from benchmarks.pictures import write_shard
-from vlm.common.config_run import Packing
+from benchmarks.images import write_shard
 from vlm.common.types import Image, Sample
+from vlm.config.run import Packing
 from vlm.datasets.base import message
-from vlm.datasets.loader import TrainLoader
-from vlm.datasets.tally import padding
-from vlm.datasets.web_shards import WebShards
-from vlm.datasets.worker import Source
-from vlm.processors.image import CLIP_MEAN, CLIP_STD, ImageRecipe
+from vlm.datasets.formats.web_shards import WebShards
+from vlm.datasets.loading.data_stats import padding
+from vlm.datasets.loading.train_loader import TrainLoader
+from vlm.datasets.loading.worker import Source
+from vlm.processors.image.recipe import CLIP_MEAN, CLIP_STD, ImageRecipe
 from vlm.processors.processor import Processor, TextConfig
-from vlm.processors.template import Vicuna0
-from vlm.processors.tokenizer import Tokenizer
+from vlm.processors.templates.roles import Vicuna0
+from vlm.processors.tokenizer.tokenizer import Tokenizer
 
 LLM = Path(__file__).resolve().parents[1] / "tests" / "golden" / "minigpt4" / "open" / "llm"
 PROMPT = "###Human: <Img><ImageHere></Img> Describe this image in detail. ###Assistant: "
@@ -111,9 +111,9 @@ class _Processed:
     def __call__(self, rows: list[tuple[bytes, str]]) -> Any:
         from PIL import Image as PILImage
 
-        pictures = [PILImage.open(io.BytesIO(data)).convert("RGB") for data, _ in rows]
+        images = [PILImage.open(io.BytesIO(data)).convert("RGB") for data, _ in rows]
         texts = [f"{PROMPT}{text}###" for _, text in rows]
-        return self._image(pictures, return_tensors="pt"), self._tokenizer(texts, padding=True, return_tensors="pt")
+        return self._image(images, return_tensors="pt"), self._tokenizer(texts, padding=True, return_tensors="pt")
 
 
 def transformers(shard: Path, batch: int, workers: int) -> Iterator[Any]:
@@ -181,7 +181,7 @@ class Conversations:
 
     def __init__(self, count: int, seed: int = 0) -> None:
         rng = random.Random(seed)
-        self._picture = torch.zeros(3, 8, 8)
+        self._image = torch.zeros(3, 8, 8)
         kinds = ((0.35, 4.6, 0.45), (0.25, 5.5, 0.3), (0.4, 2.3, 0.6))  # share, log of the median words, spread
         self._words = []
         for _ in range(count):
@@ -193,11 +193,11 @@ class Conversations:
 
     def __getitem__(self, index: int) -> Sample:
         text = "a " * self._words[index]
-        return Sample((message("user", Image(self._picture), "Why?"), message("assistant", text)), id=str(index))
+        return Sample((message("user", Image(self._image), "Why?"), message("assistant", text)), id=str(index))
 
 
 def waste(samples: int = 4000, batch: int = 16, max_tokens: int = 2048, visual: int = 32) -> dict[str, Any]:
-    """Share of positions that is padding, in percent; every picture counts ``visual`` positions."""
+    """Share of positions that is padding, in percent; every image counts ``visual`` positions."""
     from vlm.processors.collate import VisualTokens
 
     modes: dict[str, dict[str, Any]] = {
@@ -208,7 +208,7 @@ def waste(samples: int = 4000, batch: int = 16, max_tokens: int = 2048, visual: 
     found: dict[str, Any] = {"samples": samples, "batch": batch, "max_tokens": max_tokens, "visual_tokens": visual}
     for name, options in modes.items():
         source = Source("mixture", Conversations(samples), batch)
-        counts = VisualTokens(visual, 0)  # a picture, however many frames
+        counts = VisualTokens(visual, 0)  # an image, however many frames
         loader = TrainLoader([source], processor(size=8), seed=0, visual_tokens=counts, **options)
         seen = 0
         for made in loader:
@@ -222,7 +222,7 @@ def waste(samples: int = 4000, batch: int = 16, max_tokens: int = 2048, visual: 
 
 
 def main() -> None:
-    """Measure both and write ``benchmarks/results/data_loader_cpu.json``."""
+    """BatchStats both and write ``benchmarks/results/data_loader_cpu.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=600)
     parser.add_argument("--batch", type=int, default=32)
@@ -238,7 +238,7 @@ def main() -> None:
         shard.with_name("prompts.txt").write_text("<Img><ImageHere></Img> Describe this image in detail.\n")
         found = speed(shard, given.batch, given.workers, given.batches, given.rounds)
     result = {
-        "what": "a shard of 640 x 480 JPEGs and captions to batches of 224 x 224 pictures and ids, samples per second",
+        "what": "a shard of 640 x 480 JPEGs and captions to batches of 224 x 224 images and ids, samples per second",
         "records": given.records, "batch": given.batch, "batches": given.batches, "rounds": given.rounds,
         "workers": found, "padding_percent": waste(),
     }  # fmt: skip

@@ -3,7 +3,7 @@
     python -m benchmarks.generate                    # CPU middle size, float32
     python -m benchmarks.generate --size 7b          # on a GPU, random weights, bfloat16
 
-Same weights, pictures and prompts, greedy, a fixed number of new tokens (no end token), pictures encoded each time.
+Same weights, images and prompts, greedy, a fixed number of new tokens (no end token), images encoded each time.
 The two sides must write the same tokens.
 """
 
@@ -93,7 +93,7 @@ def main() -> None:
     seconds = alternate(sides, a.rounds, torch.cuda.synchronize if device != "cpu" else lambda: None)
     medians = {name: median(values) for name, values in seconds.items()}
     result = {
-        "what": "greedy generation, pictures encoded each time",
+        "what": "greedy generation, images encoded each time",
         "size": a.size, "batch": a.batch, "new_tokens": a.new, "rounds": a.rounds, "device": device,
         "rows_with_equal_tokens": f"{same} of {a.batch}",
         "tokens_per_second": {name: round(a.batch * a.new / value, 2) for name, value in medians.items()},

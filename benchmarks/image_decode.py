@@ -1,4 +1,4 @@
-"""Ways to get a 224 x 224 picture out of a JPEG: milliseconds, and how far each is from PIL's exact result.
+"""Ways to get a 224 x 224 image out of a JPEG: milliseconds, and how far each is from PIL's exact result.
 
     python -m benchmarks.image_decode
 
@@ -18,26 +18,26 @@ import torch
 from PIL import Image
 
 from benchmarks.common import alternate, median, write
-from benchmarks.pictures import jpeg, photo
-from vlm.processors.image import ImageRecipe
+from benchmarks.images import jpeg, photo
+from vlm.processors.image.recipe import ImageRecipe
 
 SIZE = 224
 RECIPES = {d: ImageRecipe(ImageRecipe.Config(SIZE, (0, 0, 0), (1, 1, 1), decode=d)) for d in ("exact", "fast")}
 
 
-def levels(picture: np.ndarray | torch.Tensor) -> np.ndarray:
+def levels(image: np.ndarray | torch.Tensor) -> np.ndarray:
     """``[224, 224, 3]`` from 0 to 255, also of a recipe's ``[3, 224, 224]`` from 0 to 1."""
-    if isinstance(picture, torch.Tensor):
-        picture = (picture.permute(1, 2, 0).numpy() * 255).round()
-    return picture.astype(float)
+    if isinstance(image, torch.Tensor):
+        image = (image.permute(1, 2, 0).numpy() * 255).round()
+    return image.astype(float)
 
 
 def pil(data: bytes, draft: bool, gap: float | None) -> np.ndarray:
     """PIL, decoding in reduced size (draft), resizing in two steps (gap)."""
-    picture = Image.open(io.BytesIO(data))
+    image = Image.open(io.BytesIO(data))
     if draft:
-        picture.draft("RGB", (SIZE, SIZE))
-    return np.asarray(picture.resize((SIZE, SIZE), Image.Resampling.BICUBIC, reducing_gap=gap))
+        image.draft("RGB", (SIZE, SIZE))
+    return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC, reducing_gap=gap))
 
 
 def opencv(data: bytes, interpolation: str, reduced: bool) -> np.ndarray:
@@ -45,8 +45,8 @@ def opencv(data: bytes, interpolation: str, reduced: bool) -> np.ndarray:
     import cv2
 
     flag = cv2.IMREAD_REDUCED_COLOR_2 if reduced else cv2.IMREAD_COLOR
-    picture = cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), flag), cv2.COLOR_BGR2RGB)
-    return cv2.resize(picture, (SIZE, SIZE), interpolation=getattr(cv2, interpolation))
+    image = cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), flag), cv2.COLOR_BGR2RGB)
+    return cv2.resize(image, (SIZE, SIZE), interpolation=getattr(cv2, interpolation))
 
 
 def torchvision(data: bytes) -> np.ndarray:
@@ -54,8 +54,8 @@ def torchvision(data: bytes) -> np.ndarray:
     from torchvision.io import ImageReadMode, decode_jpeg
     from torchvision.transforms.v2.functional import resize
 
-    picture = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
-    return resize(picture, [SIZE, SIZE], interpolation=3, antialias=True).permute(1, 2, 0).numpy()
+    image = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
+    return resize(image, [SIZE, SIZE], interpolation=3, antialias=True).permute(1, 2, 0).numpy()
 
 
 WAYS: dict[str, Callable[[bytes], np.ndarray | torch.Tensor]] = {
@@ -71,7 +71,7 @@ WAYS: dict[str, Callable[[bytes], np.ndarray | torch.Tensor]] = {
 
 
 def main() -> None:
-    """Measure and write ``benchmarks/results/image_decode_cpu.json``."""
+    """BatchStats and write ``benchmarks/results/image_decode_cpu.json``."""
     import cv2
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -98,7 +98,7 @@ def main() -> None:
         }
     for size, (name, values) in itertools.chain.from_iterable(((s, i) for i in r.items()) for s, r in found.items()):
         print(f"{size:10} {name:28} {values['ms']:7.2f} ms  {values['mean_abs_error']:.3f} levels")
-    what = "a JPEG to a 224 x 224 picture on one core; mean absolute difference to PIL's result in levels of 256"
+    what = "a JPEG to a 224 x 224 image on one core; mean absolute difference to PIL's result in levels of 256"
     print("written:", write("image_decode_cpu", {"what": what, "rounds": rounds, "sizes": found}))
 
 

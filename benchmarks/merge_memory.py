@@ -58,8 +58,8 @@ def resident(what: str) -> int:
 
 def merge(root: Path, dtype: str, shard_bytes: int) -> dict[str, float]:
     """Merge in this process, after a small merge that loads everything; numbers in MiB."""
-    from vlm.checkpoint.merge import merge_visualcla
     from vlm.models.precision import parse_dtype
+    from vlm.systems.visualcla.merge import merge_visualcla
 
     merge_visualcla(CASE / "text_model", CASE / "vision_model", [CASE / "lora_model"], root / "small")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
@@ -77,7 +77,7 @@ def merge(root: Path, dtype: str, shard_bytes: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure and write ``benchmarks/results/merge_memory.json``."""
+    """BatchStats and write ``benchmarks/results/merge_memory.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--layers", type=int, default=14)

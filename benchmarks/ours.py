@@ -77,8 +77,8 @@ def copy_weights(theirs: Any, ours: VLM) -> None:
 def make_batch(rows: list[TextRow], pixels: torch.Tensor) -> Batch:
     """The rows as the library's own collate makes a batch of them."""
     examples = []
-    for row, picture in zip(rows, pixels):
+    for row, image in zip(rows, pixels):
         ids = [*row.before, MEDIA_TOKEN, *row.after, *row.answer]
         labels = [IGNORE_INDEX] * (len(ids) - len(row.answer)) + row.answer
-        examples.append(Example(ids, labels, [picture[None]]))
+        examples.append(Example(ids, labels, [image[None]]))
     return collate(examples, 0)

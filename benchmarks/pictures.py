@@ -26,19 +26,19 @@ def photo(width: int, height: int, seed: int) -> Image.Image:
         smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.float32)
         total += (smooth - 128) / 128 * strength
     total += rng.normal(0, 5, total.shape)
-    picture = Image.fromarray(np.clip(total, 0, 255).astype(np.uint8))
-    draw = ImageDraw.Draw(picture)
+    image = Image.fromarray(np.clip(total, 0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(image)
     for _ in range(12):
         x, y, side = rng.integers(0, width), rng.integers(0, height), int(rng.integers(10, width // 5))
         shape = draw.ellipse if rng.random() < 0.5 else draw.rectangle
         shape([x, y, x + side, y + side], fill=tuple(int(v) for v in rng.integers(0, 256, 3)))
-    return picture
+    return image
 
 
-def jpeg(picture: Image.Image, quality: int = 90) -> bytes:
+def jpeg(image: Image.Image, quality: int = 90) -> bytes:
     """Encoded as a JPEG with halved colour resolution, as cameras and crawlers write it."""
     out = io.BytesIO()
-    picture.save(out, "JPEG", quality=quality)
+    image.save(out, "JPEG", quality=quality)
     return out.getvalue()
 
 

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from benchmarks.common import write
-from vlm.quickstart import run_quickstart
+from vlm.cli.quickstart import run_quickstart
 
 
 def main() -> None:

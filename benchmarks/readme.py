@@ -27,11 +27,11 @@ def quickstart_table() -> str:
     """Accuracies of three seeds."""
     runs = [read(f"quickstart_seed{seed}") for seed in SEEDS]
     rows = {
-        "right picture": [r["aligned"]["overall"] for r in runs],
+        "right image": [r["aligned"]["overall"] for r in runs],
         "colour-kind pairs never seen together": [r["aligned"]["unseen_pairs"] for r in runs],
         "three objects": [r["aligned"]["three_objects"] for r in runs],
-        "wrong picture": [r["wrong_image"]["overall"] for r in runs],
-        "no picture": [r["no_image"]["overall"] for r in runs],
+        "wrong image": [r["wrong_image"]["overall"] for r in runs],
+        "no image": [r["no_image"]["overall"] for r in runs],
         "before alignment": [r["unaligned"]["overall"] for r in runs],
         "always the most frequent answer": [r["majority"]["overall"] for r in runs],
     }
@@ -40,7 +40,7 @@ def quickstart_table() -> str:
     first = runs[0]
     lines += [
         "",
-        f"{first['aligned']['questions']} questions on held-out pictures of one and two objects, "
+        f"{first['aligned']['questions']} questions on held-out images of one and two objects, "
         f"{first['aligned']['unseen_pairs_questions']} on unseen pairs; "
         f"{max(r['seconds']['total'] for r in runs):.0f} s at most for everything, "
         f"on {cores(first)}.",

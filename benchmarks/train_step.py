@@ -3,8 +3,8 @@
     python -m benchmarks.train_step                  # CPU middle size, float32 and bfloat16
     python -m benchmarks.train_step --size 7b        # on a GPU, random weights, bfloat16
 
-Same sizes, weights, pictures and texts; forward, backward and AdamW step of the projection; the sides run in turns
-in one process and the medians are compared. Both sides keep frozen parts frozen and see new pictures at each step
+Same sizes, weights, images and texts; forward, backward and AdamW step of the projection; the sides run in turns
+in one process and the medians are compared. Both sides keep frozen parts frozen and see new images at each step
 (no feature is cached).
 """
 

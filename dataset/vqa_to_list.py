@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--questions", type=Path, required=True, help="file with the list questions")
     parser.add_argument("--annotations", type=Path, required=True, help="file with the list annotations")
-    parser.add_argument("--split", required=True, choices=["train2014", "val2014"], help="COCO folder of the pictures")
+    parser.add_argument("--split", required=True, choices=["train2014", "val2014"], help="COCO folder of the images")
     parser.add_argument("out", type=Path, metavar="OUT.json")
     args = parser.parse_args(argv)
     found = joined(load(args.questions, "questions"), load(args.annotations, "annotations"), args.split)

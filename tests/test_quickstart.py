@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlm import quickstart
-from vlm.cli import main
+from vlm.cli import quickstart
+from vlm.cli.main import main
 from vlm.common.errors import UserError
 
 
@@ -56,7 +56,7 @@ def test_a_few_steps_already_help(results: dict) -> None:
     assert results["aligned"]["overall"] > results["unaligned"]["overall"] + 0.05
 
 
-def test_report_and_pictures(run: Path) -> None:
+def test_report_and_images(run: Path) -> None:
     page = (run / "stage2" / "report.html").read_text()
     assert "<svg" in page
     assert "data:image/" in page
@@ -65,7 +65,7 @@ def test_report_and_pictures(run: Path) -> None:
 
 def test_the_table_shows_every_condition(results: dict) -> None:
     table = quickstart.table(results)
-    assert all(title in table for title in ("aligned", "wrong picture", "no picture", "before", "majority"))
+    assert all(title in table for title in ("aligned", "wrong image", "no image", "before", "majority"))
     assert f"{100 * results['aligned']['overall']:.1f}%" in table
 
 

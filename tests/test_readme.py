@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vlm.cli import COMMANDS
-from vlm.common.config import load_config
+from vlm.cli.main import COMMANDS
 from vlm.common.registry import resolve
+from vlm.config.api import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from vlm.common.types import Image, Message, Text
 from vlm.inference.engine import Engine
 from vlm.inference.generation import EVALUATION
-from vlm.serve import gradio_app
+from vlm.serve.gradio import app as gradio_app
 
 from ..inference.small import CASE, write_config
 
@@ -23,8 +23,8 @@ FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --use-fake-device-for-media-stream --use-fake-ui-for-media-stream"
 )
-PICTURE = CASE / "image.png"
-GREEDY = EVALUATION.but(max_new_tokens=24)
+IMAGE = CASE / "image.png"
+GREEDY = EVALUATION.replace(max_new_tokens=24)
 SECONDS_PER_TOKEN = 0.03
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -38,7 +38,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 @pytest.fixture(scope="module")
 def expected(engine: Engine) -> list[str]:
     """Answers to two questions in a row, straight from the engine."""
-    messages = [Message("user", (Image(str(PICTURE)), Text("What is in the picture?")))]
+    messages = [Message("user", (Image(str(IMAGE)), Text("What is in the image?")))]
     first = engine.generate([messages], GREEDY)[0]
     messages += [Message("assistant", (Text(first),)), Message("user", (Text("And what else?"),))]
     return [first, engine.generate([messages], GREEDY)[0]]
@@ -79,12 +79,12 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
 
 
 def upload(page: Page, file: Path | dict) -> None:
-    page.locator("#picture input[type=file]").set_input_files(file)
+    page.locator("#image input[type=file]").set_input_files(file)
 
 
-def upload_picture(page: Page) -> None:
-    upload(page, PICTURE)
-    expect(page.locator("#picture img")).to_be_visible()
+def upload_image(page: Page) -> None:
+    upload(page, IMAGE)
+    expect(page.locator("#image img")).to_be_visible()
 
 
 def ask(page: Page, question: str, accepted: bool = True) -> None:
@@ -115,8 +115,8 @@ def _letters(text: str) -> str:
 
 
 def test_two_turns_are_streamed_and_remembered(page: Page, expected: list[str]) -> None:
-    upload_picture(page)
-    ask(page, "What is in the picture?")
+    upload_image(page)
+    ask(page, "What is in the image?")
     lengths = set()
     while page.locator("#send").is_disabled():
         lengths.add(len(bot(page)))
@@ -133,8 +133,8 @@ def test_two_turns_are_streamed_and_remembered(page: Page, expected: list[str]) 
 
 
 def test_stop_regenerate_restart(page: Page, expected: list[str]) -> None:
-    upload_picture(page)
-    ask(page, "What is in the picture?")
+    upload_image(page)
+    ask(page, "What is in the image?")
     page.wait_for_function("() => [...document.querySelectorAll('#chat .bot')].some(e => e.innerText.length > 3)")
     page.locator("#stop").click()
     wait_until_done(page)
@@ -148,31 +148,31 @@ def test_stop_regenerate_restart(page: Page, expected: list[str]) -> None:
     assert same(bot(page), expected[0])
     page.locator("#restart").click()
     expect(page.locator("#chat .user")).to_have_count(0)
-    expect(page.locator("#picture img")).to_have_count(0)
+    expect(page.locator("#image img")).to_have_count(0)
     expect(page.locator("#again")).to_be_disabled()
-    ask(page, "No picture now?")
+    ask(page, "No image now?")
     wait_until_done(page)
     assert bot(page)
 
 
-def test_a_file_that_is_no_picture_is_told_and_the_page_lives_on(page: Page) -> None:
-    upload(page, {"name": "note.png", "mimeType": "image/png", "buffer": b"this is no picture"})
+def test_a_file_that_is_no_image_is_told_and_the_page_lives_on(page: Page) -> None:
+    upload(page, {"name": "note.png", "mimeType": "image/png", "buffer": b"this is no image"})
     toast = page.locator(".toast-wrap")
     expect(toast).to_contain_text("note.png")
-    expect(page.locator("#picture img")).to_have_count(0)
+    expect(page.locator("#image img")).to_have_count(0)
     ask(page, "  ", accepted=False)
     expect(toast).to_contain_text("type a question")
     expect(page.locator("#chat .user")).to_have_count(0)
-    upload_picture(page)
+    upload_image(page)
     ask(page, "And this?")
     wait_until_done(page)
     assert bot(page)
 
 
-def test_example_fills_in_picture_and_question(page: Page) -> None:
+def test_example_fills_in_image_and_question(page: Page) -> None:
     expect(page.locator("#examples button")).to_have_count(8)
     page.locator("#examples button").nth(1).click()
-    expect(page.locator("#picture img")).to_be_visible()
+    expect(page.locator("#image img")).to_be_visible()
     expect(page.locator("#question textarea")).to_have_value("What color is the circle?")
     page.locator("#send").click()
     expect(page.locator("#question textarea")).to_have_value("")
@@ -181,15 +181,15 @@ def test_example_fills_in_picture_and_question(page: Page) -> None:
     assert bot(page)
 
 
-def test_picture_of_the_webcam(page: Page) -> None:
+def test_image_of_the_webcam(page: Page) -> None:
     """Chromium's own camera shows a clock."""
     page.get_by_label("Capture from camera").click()
     page.get_by_text("Click to Access Webcam").click()
-    page.wait_for_function("() => [...document.querySelectorAll('#picture video')].some((v) => v.videoWidth > 0)")
+    page.wait_for_function("() => [...document.querySelectorAll('#image video')].some((v) => v.videoWidth > 0)")
     page.wait_for_timeout(500)  # the first frame
-    page.locator("#picture button[aria-label='capture photo']").click()
-    expect(page.locator("#picture img")).to_be_visible()
-    ask(page, "What is in the picture?")
+    page.locator("#image button[aria-label='capture photo']").click()
+    expect(page.locator("#image img")).to_be_visible()
+    ask(page, "What is in the image?")
     wait_until_done(page)
     expect(page.locator("#chat .user img")).to_be_visible()
     assert bot(page)
@@ -211,8 +211,8 @@ def test_settings_reach_the_answer(page: Page, expected: list[str]) -> None:
     tokens = page.locator("#settings").get_by_label("number input for Longest answer (tokens)")
     tokens.fill("4")
     tokens.press("Tab")
-    upload_picture(page)
-    ask(page, "What is in the picture?")
+    upload_image(page)
+    ask(page, "What is in the image?")
     wait_until_done(page)
     page.wait_for_timeout(200)
     short = _letters(bot(page))

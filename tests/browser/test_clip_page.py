@@ -1,4 +1,4 @@
-"""A clip on the chat page in a real browser: upload, ask, answer."""
+"""A video on the chat page in a real browser: upload, ask, answer."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
 from vlm.inference.engine import Engine
-from vlm.serve import gradio_app
-from vlm.serve.gradio_app_page import build  # noqa: F401  the page needs gradio
+from vlm.serve.gradio import app as gradio_app
+from vlm.serve.gradio.layout import build  # noqa: F401  the page needs gradio
 
 from ..golden.helpers_lynx import LynxCase
 from ..runners.lynx_small import CASE, moving_square
@@ -27,8 +27,8 @@ def test_clip_is_uploaded_and_asked_about(tmp_path: Path) -> None:
         page = browser.new_page(viewport={"width": 1280, "height": 1000})
         page.set_default_timeout(20000)
         page.goto(app.local_url)
-        page.set_input_files("#clip input[type=file]", moving_square(tmp_path / "a.mp4", (255, 0, 0)))
-        page.wait_for_selector("#clip video")
+        page.set_input_files("#video input[type=file]", moving_square(tmp_path / "a.mp4", (255, 0, 0)))
+        page.wait_for_selector("#video video")
         page.fill("#question textarea", "What moves?")
         page.click("#send button, button#send")
         expect(page.locator("#chat .bot").first).to_be_visible()

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from tests.golden.helpers_lynx import LynxCase, part, weight
-from vlm.checkpoint.formats.lynx import export_lynx
 from vlm.checkpoint.load import load_model
-from vlm.checkpoint.run_dir import RunDir
+from vlm.checkpoint.run_folder import RunDir
 from vlm.common.errors import ConfigError, DataError, WeightsError
 from vlm.common.types import Features
 from vlm.models.bridges.frame_positions import FramePositions
@@ -21,6 +20,7 @@ from vlm.models.inserts.adapter import Adapter
 from vlm.models.llm.hf import HFCausalLM
 from vlm.models.lora import LoraOptions
 from vlm.models.vlm import VLM
+from vlm.systems.lynx.checkpoint import export_lynx
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_other_sizes(case, published, load) -> None:
         load(published | {"bridge.latents": torch.ones(7, 48)})
 
 
-def test_pictures_only(case, published, load, caplog: pytest.LogCaptureFixture) -> None:
+def test_images_only(case, published, load, caplog: pytest.LogCaptureFixture) -> None:
     model = load(published, bridge=case.parts().bridge[1:])
     assert "frame positions are left out" in caplog.text
     with torch.no_grad():
@@ -221,7 +221,7 @@ def test_resolution_and_frame_count(case) -> None:
         case.shipped(image_res=430)
     with pytest.raises(ConfigError, match=r"pixels \[n, f, 3, 56, 56\], got \[1, 1, 3, 42, 42\]"):
         case.model.encode(torch.zeros(1, 1, 3, 42, 42))
-    with pytest.raises(DataError, match="a clip of 2 frames, but the model has positions for 3"):
+    with pytest.raises(DataError, match="a video of 2 frames, but the model has positions for 3"):
         case.model.encode(torch.zeros(1, 2, 3, 56, 56))
 
 
@@ -240,5 +240,5 @@ def test_clips_of_other_lengths(how: str, frames: int) -> None:
     if how == "interpolate":
         torch.testing.assert_close(out[0, -1, 0], bridge.positions[-1])
     if how == "first":
-        with pytest.raises(DataError, match="a clip of 4 frames"):
+        with pytest.raises(DataError, match="a video of 4 frames"):
             bridge(Features(torch.zeros(1, 4, 2, 4)))

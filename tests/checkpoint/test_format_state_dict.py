@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from vlm.checkpoint.load import load_model
-from vlm.common.config import load_config
 from vlm.common.errors import WeightsError
+from vlm.config.api import load_config
 
 LLM = Path(__file__).resolve().parents[1] / "golden" / "minigpt4" / "open" / "llm"
 SIZES = {"depth": 1, "embed_dim": 24, "num_heads": 2}

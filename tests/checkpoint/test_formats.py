@@ -14,10 +14,9 @@ from safetensors.torch import save_file
 
 from vlm.checkpoint.fingerprint import differences, fingerprint
 from vlm.checkpoint.formats.eva import resize_positions
-from vlm.checkpoint.formats.trained import export_published
 from vlm.checkpoint.keymap import KeyMap
 from vlm.checkpoint.load import load_model
-from vlm.checkpoint.run_dir import RunDir
+from vlm.checkpoint.run_folder import RunDir
 from vlm.checkpoint.safe import read_tensors, shards
 from vlm.common.errors import WeightsError
 from vlm.models.bridges.concat import Concat
@@ -29,6 +28,7 @@ from vlm.models.llm.hf import HFCausalLM
 from vlm.models.lora import LoraOptions
 from vlm.models.vision.eva import EvaViT
 from vlm.models.vlm import VLM
+from vlm.systems.minigpt4.checkpoint import export_published
 
 LLAMA = {
     "model_type": "llama",

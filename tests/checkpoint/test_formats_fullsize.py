@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from vlm.checkpoint.accounting import place, targets
-from vlm.common.config import load_config
+from vlm.checkpoint.strict import copy_strictly, targets
 from vlm.common.registry import resolve
+from vlm.config.api import load_config
 from vlm.models.build import build_model
 from vlm.models.lora import is_lora
 from vlm.models.vlm import VLM
@@ -53,7 +53,7 @@ def llm_config(shapes: dict[str, torch.Tensor]) -> dict[str, Any]:
 
 def fill(model: VLM, kind: str, tensors: dict[str, torch.Tensor], filled: set[str]) -> set[str]:
     loader = resolve("checkpoint_format", kind)()
-    return place(model, loader.place(model, tensors, kind, filled), loader.hint)
+    return copy_strictly(model, loader.rename(model, tensors, kind, filled), loader.hint)
 
 
 def numel(tensors: dict[str, torch.Tensor], keys: set[str]) -> int:
@@ -91,5 +91,5 @@ def test_every_key_has_its_place(arch: str, kind: str, llm: str, trained: str, t
 
 
 def _interpolated(have: dict[str, torch.Tensor], eva_keys: dict[str, torch.Tensor]) -> int:
-    """Parameters that the position table has more than the file's, when the picture is larger."""
+    """Parameters that the position table has more than the file's, when the image is larger."""
     return have["vision.vit.pos_embed"].numel() - eva_keys["pos_embed"].numel()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlm.checkpoint.inert import Inert, named_tensors, plain, read_inert
+from vlm.checkpoint.restricted_unpickler import OpaqueObject, named_tensors, plain, read_without_code
 from vlm.common.errors import WeightsError
 
 
@@ -66,7 +66,7 @@ def test_plain_content_is_as_torch_reads_it(tmp_path: Path) -> None:
         "ordered": OrderedDict(x=torch.ones(2, dtype=torch.bool)),
     }
     torch.save(content, tmp_path / "file.pt")
-    got, want = read_inert(tmp_path / "file.pt"), torch.load(tmp_path / "file.pt", weights_only=True)
+    got, want = read_without_code(tmp_path / "file.pt"), torch.load(tmp_path / "file.pt", weights_only=True)
     for name in ("a", "shared", "half", "parameter", "scalar", "empty"):
         assert torch.equal(got[name], want[name])
         assert got[name].dtype == want[name].dtype
@@ -77,9 +77,9 @@ def test_plain_content_is_as_torch_reads_it(tmp_path: Path) -> None:
 
 def test_nothing_is_run(tmp_path: Path) -> None:
     torch.save({"settings": Bomb(str(tmp_path / "made")), "w": torch.ones(2)}, tmp_path / "file.pt")
-    got = read_inert(tmp_path / "file.pt")
+    got = read_without_code(tmp_path / "file.pt")
     assert not (tmp_path / "made").exists()
-    assert isinstance(got["settings"], Inert)
+    assert isinstance(got["settings"], OpaqueObject)
     assert got["settings"].kind.endswith(".mkdir")
     assert got["settings"].arguments == (str(tmp_path / "made"),)
     assert got["w"].tolist() == [1, 1]
@@ -87,7 +87,7 @@ def test_nothing_is_run(tmp_path: Path) -> None:
 
 def test_settings_objects_become_dicts(tmp_path: Path) -> None:
     torch.save({"flat": Settings(r=4, inner=Settings(x=[1])), "held": Holder(), "set": {1, 2}}, tmp_path / "file.pt")
-    got = plain(read_inert(tmp_path / "file.pt"))
+    got = plain(read_without_code(tmp_path / "file.pt"))
     assert got["flat"] == {"r": 4, "inner": {"x": [1]}}
     assert got["held"] == {"r": 4}
 
@@ -109,7 +109,7 @@ def test_module_trees(tmp_path: Path) -> None:
 
     module = torch.nn.Sequential(Inner(), torch.nn.Linear(4, 2))
     torch.jit.script(module).save(str(tmp_path / "module.pt"))
-    got = named_tensors(read_inert(tmp_path / "module.pt"))
+    got = named_tensors(read_without_code(tmp_path / "module.pt"))
     assert set(got) == set(module.state_dict())
     for name, tensor in module.state_dict().items():
         assert torch.equal(got[name], tensor)
@@ -122,17 +122,17 @@ def test_damaged_files(tmp_path: Path) -> None:
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(WeightsError, match="damaged, truncated or of an unknown layout"):
-        read_inert(file)
+        read_without_code(file)
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("model/notes.txt", "x")
     with pytest.raises(WeightsError, match=r"not a torch archive \(no data.pkl inside\)"):
-        read_inert(file)
+        read_without_code(file)
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("model/data.pkl", pickle.dumps({"a": 1})[:-3])
     with pytest.raises(WeightsError, match="damaged"):
-        read_inert(file)
+        read_without_code(file)
     torch.save({"w": Overlong()}, file)
     with pytest.raises(WeightsError, match="damaged"):
-        read_inert(file)
+        read_without_code(file)
     with pytest.raises(WeightsError, match="damaged"):
-        read_inert(tmp_path)
+        read_without_code(tmp_path)

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from vlm.checkpoint.accounting import place, targets
-from vlm.checkpoint.formats.lynx import Lynx
-from vlm.common.config import load_config
+from vlm.checkpoint.strict import copy_strictly, targets
 from vlm.common.registry import resolve
+from vlm.config.api import load_config
 from vlm.models.build import build_model
 from vlm.models.vlm import VLM
+from vlm.systems.lynx.checkpoint import Lynx
 
 MANIFEST = json.loads((Path(__file__).parents[1] / "golden" / "lynx" / "manifest.json").read_text())
 SYSTEM = next(v for k, v in MANIFEST.items() if "finetune_lynx.pt" in k)
@@ -42,7 +42,7 @@ def build(folder: Path, **params: Any) -> VLM:
 
 def fill(model: VLM, kind: str, tensors: dict[str, torch.Tensor], filled: set[str]) -> set[str]:
     loader = resolve("checkpoint_format", kind)()
-    return place(model, loader.place(model, tensors, kind, filled), loader.hint)
+    return copy_strictly(model, loader.rename(model, tensors, kind, filled), loader.hint)
 
 
 def test_every_key_has_its_place(tmp_path: Path) -> None:

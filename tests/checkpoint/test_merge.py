@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlm.checkpoint.formats.visualcla_keys import bridge_names
-from vlm.checkpoint.merge import merge_visualcla
 from vlm.common.errors import WeightsError
+from vlm.systems.visualcla.checkpoint_keys import bridge_names
+from vlm.systems.visualcla.merge import merge_visualcla
 
 OPEN = Path(__file__).parents[1] / "golden" / "visualcla" / "open"
-WRAPPED = "base_model.model."
+PEFT_PREFIX = "base_model.model."
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def refused(delta: Path, said: str) -> None:
     ],
 )
 def test_missing_parts(delta: Path, name: str, said: str) -> None:
-    keep(delta, lambda key: not key.startswith(WRAPPED + name))
+    keep(delta, lambda key: not key.startswith(PEFT_PREFIX + name))
     refused(delta, said)
 
 

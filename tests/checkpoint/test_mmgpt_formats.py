@@ -13,8 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlm.checkpoint.formats.mmgpt_lora import MmgptLora, export_mmgpt, read_content, settings
-from vlm.checkpoint.formats.openflamingo import OpenFlamingo
 from vlm.checkpoint.load import load_file, load_model
 from vlm.common.errors import WeightsError
 from vlm.common.types import IGNORE_INDEX, Example
@@ -28,6 +26,8 @@ from vlm.models.llm.hf import HFCausalLM
 from vlm.models.trainable import select_trainable
 from vlm.models.vision.clip import Clip
 from vlm.models.vlm import VLM
+from vlm.systems.mmgpt.checkpoint import MmgptLora, export_mmgpt, read_content, settings
+from vlm.systems.open_flamingo.checkpoint import OpenFlamingo
 
 from ..golden.helpers_mmgpt import MmgptCase
 
@@ -140,7 +140,7 @@ def test_settings_fill_what_the_composition_leaves_open(case) -> None:
     cfg = case.composition().model
     want = cfg.llm.config.lora, cfg.inserts[0].config.lora
     cfg.llm.config.lora = cfg.inserts[0].config.lora = None
-    done = MmgptLora().complete(cfg, CASE / LORA)
+    done = MmgptLora().infer_config(cfg, CASE / LORA)
     assert (done.llm.config.lora, done.inserts[0].config.lora) == want
     assert cfg.llm.config.lora is None
     content = torch.load(CASE / LORA, weights_only=True)
@@ -213,12 +213,12 @@ def test_without_a_lora_file_the_base_answers(case) -> None:
 def test_engine_bans_what_has_no_row_of_the_head(case) -> None:
     engine = Engine(copy.deepcopy(case.model), case.processor)
     asked = Example([1, 11, 12, 13], [IGNORE_INDEX] * 4)
-    options = CHAT.but(do_sample=False, max_new_tokens=6, repetition_penalty=1.0)
+    options = CHAT.replace(do_sample=False, max_new_tokens=6, repetition_penalty=1.0)
     with torch.no_grad():
         engine.model.llm.model.lm_head.weight[450:].copy_(engine.model.llm.model.lm_head.weight[:450].sum(0) * 50)
         engine.model.llm.model.lm_head.weight[452].neg_()
     for beams in (1, 2):
-        (ids,) = engine.generate_ids([asked], options.but(num_beams=beams), stops=())
+        (ids,) = engine.generate_ids([asked], options.replace(num_beams=beams), stops=())
         assert ids
         assert max(ids) < 450
     engine.model.llm.banned_ids = ()
@@ -227,7 +227,7 @@ def test_engine_bans_what_has_no_row_of_the_head(case) -> None:
 
 
 def second_release(folder: Path) -> SimpleNamespace:
-    """A GPT-NeoX with a gated block before every layer, and text that looks at the picture before it."""
+    """A GPT-NeoX with a gated block before every layer, and text that looks at the image before it."""
     sizes = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 40, "num_attention_heads": 4}
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt_neox", "vocab_size": 40, **sizes}))
     named = lambda name, config: SimpleNamespace(name=name, config=config)  # noqa: E731
@@ -237,7 +237,7 @@ def second_release(folder: Path) -> SimpleNamespace:
     return SimpleNamespace(
         vision=named("clip", Clip.Config(config=clip, keep_cls=False)),
         bridge=[named("perceiver", Perceiver.Config(depth=1, dim_head=8, heads=2, num_latents=3))],
-        fusion=named("cross_attn", CrossAttention.Config(mark_id=41, attend_previous=True)),
+        fusion=named("cross_attn", CrossAttention.Config(image_token_id=41, attend_previous=True)),
         inserts=[named("gated_xattn", GatedCrossAttention.Config(every=1, dim_head=8, heads=2))],
         llm=named("hf", HFCausalLM.Config(path=str(folder), vocab_size=43, banned_ids=[40, 41, 42])),
         train={},

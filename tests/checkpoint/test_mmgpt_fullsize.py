@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from vlm.checkpoint.accounting import place, targets
-from vlm.checkpoint.formats.mmgpt_lora import published_names
-from vlm.checkpoint.formats.openflamingo import read_state
-from vlm.common.config import load_config
+from vlm.checkpoint.strict import copy_strictly, targets
 from vlm.common.registry import resolve
+from vlm.config.api import load_config
 from vlm.models.build import build_model
 from vlm.models.vlm import VLM
+from vlm.systems.mmgpt.checkpoint import published_names
+from vlm.systems.open_flamingo.checkpoint import read_state
 
 MANIFEST = json.loads((Path(__file__).parents[1] / "golden" / "mmgpt" / "manifest.json").read_text())
 COUNTS = MANIFEST["counts"]
@@ -41,7 +41,7 @@ def fill(model: VLM, kind: str, tensors: dict[str, torch.Tensor], filled: set[st
     loader = resolve("checkpoint_format", kind)()
     if kind in ("openflamingo", "mmgpt_lora"):
         tensors = read_state(tensors, kind)
-    return place(model, loader.place(model, tensors, kind, filled), loader.hint)
+    return copy_strictly(model, loader.rename(model, tensors, kind, filled), loader.hint)
 
 
 def test_every_key_has_a_place_and_every_place_a_key(model: VLM) -> None:

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file as load_safetensors
 from torch import Tensor
 
-from vlm.checkpoint.accounting import place
 from vlm.checkpoint.formats.openai_clip import OpenAIClip, is_torchscript
+from vlm.checkpoint.strict import copy_strictly
 from vlm.common.errors import WeightsError
 from vlm.models.bridges.linear import Linear
 from vlm.models.vision.clip import Clip
@@ -31,7 +31,7 @@ def tower(**options) -> torch.nn.Module:
 def load(model, path: Path, tensors: dict[str, Tensor] | None = None) -> set[str]:
     loader = OpenAIClip()
     tensors = loader.read(path) if tensors is None else tensors
-    return place(model, loader.place(model, tensors, path.name, set()), loader.hint)
+    return copy_strictly(model, loader.rename(model, tensors, path.name, set()), loader.hint)
 
 
 def test_archive_and_flat_file_agree(tmp_path: Path) -> None:
@@ -74,4 +74,4 @@ def test_wrong_files() -> None:
         load(tower(), FOLDER / "x", tensors | {"visual.conv1.weight": torch.zeros(32, 3, 4, 4)})
     other = SimpleNamespace(vision=Linear(Linear.Config(), 4, 4))
     with pytest.raises(WeightsError, match="format openai_clip fills a clip"):
-        OpenAIClip().place(other, tensors, "x", set())
+        OpenAIClip().rename(other, tensors, "x", set())

@@ -7,16 +7,16 @@ import pytest
 import torch
 import yaml
 
-from vlm.checkpoint import run_dir as run_dir_module
-from vlm.checkpoint.passport import make_passport
-from vlm.checkpoint.run_dir import RunDir, find_checkpoint, read_checkpoint
+from vlm.checkpoint import run_folder as run_dir_module
+from vlm.checkpoint.provenance import make_provenance, read_provenance
+from vlm.checkpoint.run_folder import RunDir, find_checkpoint, read_checkpoint
 from vlm.common.errors import UserError, WeightsError
 
 
 def save(run: RunDir, step: int, value: float = 0.0, **more):
-    passport = make_passport(step=step, config={"a": 1}, metrics={"loss": value})
+    provenance = make_provenance(step=step, config={"a": 1}, metrics={"loss": value})
     return run.save(
-        step, {"w": torch.full((2, 2), value)}, {"step": step, "x": [1, (2.0, None)]}, passport, "a: 1\n", **more
+        step, {"w": torch.full((2, 2), value)}, {"step": step, "x": [1, (2.0, None)]}, provenance, "a: 1\n", **more
     )
 
 
@@ -32,14 +32,14 @@ def test_layout_and_reading_back(run):
     assert sorted(p.name for p in folder.iterdir()) == [
         "config.yaml",
         "model.safetensors",
-        "passport.json",
+        "provenance.json",
         "trainer.pt",
     ]
     tensors, state = read_checkpoint(folder)
     assert torch.equal(tensors["w"], torch.full((2, 2), 1.5))
     assert state == {"step": 5, "x": [1, (2.0, None)]}
-    passport = json.loads((folder / "passport.json").read_text())
-    assert passport["step"] == 5 and passport["metrics"] == {"loss": 1.5} and "torch" in passport["versions"]
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert provenance["step"] == 5 and provenance["metrics"] == {"loss": 1.5} and "torch" in provenance["versions"]
     assert yaml.safe_load((folder / "config.yaml").read_text()) == {"a": 1}
 
 
@@ -63,7 +63,7 @@ def test_find_checkpoint_on_nothing(tmp_path):
         find_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("fails_in", ["save_file", "torch_save", "passport", "replace"])
+@pytest.mark.parametrize("fails_in", ["save_file", "torch_save", "provenance", "replace"])
 def test_a_crash_while_saving_leaves_the_last_one_intact(run, monkeypatch, fails_in):
     save(run, 1, 1.0)
 
@@ -75,7 +75,7 @@ def test_a_crash_while_saving_leaves_the_last_one_intact(run, monkeypatch, fails
             patch.setattr("safetensors.torch.save_file", boom)
         elif fails_in == "torch_save":
             patch.setattr(torch, "save", boom)
-        elif fails_in == "passport":
+        elif fails_in == "provenance":
             patch.setattr(run_dir_module, "_write_text", boom)
         else:
             patch.setattr(os, "replace", boom)
@@ -148,3 +148,11 @@ def test_damaged_files_are_user_errors(run):
     (folder / "model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(WeightsError, match=r"model\.safetensors"):
         read_checkpoint(folder)
+
+
+def test_the_record_of_version_0_1_is_read(run) -> None:
+    save(run, 1, 1.0)
+    folder = run.last()
+    record = read_provenance(folder)
+    (folder / "provenance.json").rename(folder / "passport.json")
+    assert read_provenance(folder) == record and record["step"] == 1 and read_provenance(None) == {}

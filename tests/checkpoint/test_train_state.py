@@ -9,12 +9,11 @@ from torch import nn
 
 from vlm.checkpoint.train_state import (
     capture_rng,
-    check_plain,
     load_trainable_tensors,
-    read_state,
     restore_rng,
     trainable_tensors,
 )
+from vlm.checkpoint.train_state_file import check_plain, read_state
 from vlm.common.errors import WeightsError
 
 CPU = torch.device("cpu")

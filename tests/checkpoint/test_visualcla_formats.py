@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlm.checkpoint.load import load_model
-from vlm.checkpoint.merge import merge_visualcla
-from vlm.common.config import load_config
 from vlm.common.errors import ConfigError, WeightsError
+from vlm.config.api import load_config
 from vlm.models.vlm import VLM
+from vlm.systems.visualcla.merge import merge_visualcla
 
 OPEN = Path(__file__).parents[1] / "golden" / "visualcla" / "open"
 DELTA = ("text_model", "vision_model", "lora_model")

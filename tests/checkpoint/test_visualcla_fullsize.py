@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from vlm.checkpoint.accounting import place, targets
-from vlm.common.config import load_config
+from vlm.checkpoint.strict import copy_strictly, targets
 from vlm.common.registry import resolve
+from vlm.config.api import load_config
 from vlm.models.build import build_model
 from vlm.models.lora import is_lora
 from vlm.models.vlm import VLM
@@ -52,7 +52,7 @@ def build(folders: dict[str, str], lora: bool) -> VLM:
 
 def fill(model: VLM, kind: str, tensors: dict[str, torch.Tensor], filled: set[str]) -> set[str]:
     loader = resolve("checkpoint_format", kind)()
-    return place(model, loader.place(model, tensors, kind, filled), loader.hint)
+    return copy_strictly(model, loader.rename(model, tensors, kind, filled), loader.hint)
 
 
 def test_delta_over_its_foundations(folders: dict[str, str]) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vlm.cli import main
+from vlm.cli.main import main
 from vlm.common.errors import DataError
-from vlm.runners.compare_page import embedded, page, read_predictions
+from vlm.pages.compare import embedded, page, read_predictions
 
 OWL = [
     {"image": image, "question_id": number, "question": question, "outout": answer, "type": kind}
@@ -32,8 +32,8 @@ def write(file: Path, records: list[dict[str, Any]]) -> str:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
     folder.mkdir()
     Image.new("RGB", (1200, 800), "red").save(folder / "1.jpg")
     return folder
@@ -47,13 +47,13 @@ def files(tmp_path: Path) -> list[str]:
     return [write(tmp_path / "published.json", OWL), f"ours={write(tmp_path / 'lines.jsonl', others)}"]
 
 
-def test_page_has_questions_pictures_and_all_answers(files, pictures, tmp_path, capsys) -> None:
+def test_page_has_questions_images_and_all_answers(files, images, tmp_path, capsys) -> None:
     target = tmp_path / "deep" / "page.html"
-    asked = ["compare", *files, "--media-root", str(pictures), "--output", str(target), "--title", "Owl & co"]
+    asked = ["compare", *files, "--media-root", str(images), "--output", str(target), "--title", "Owl & co"]
     assert main(asked) == 0
-    assert "2 prediction files; 1 pictures not found, the first is 2.jpg" in capsys.readouterr().out
+    assert "2 prediction files; 1 images not found, the first is 2.jpg" in capsys.readouterr().out
     text = target.read_text(encoding="utf-8")
-    assert text.count("<article>") == 2  # one per picture
+    assert text.count("<article>") == 2  # one per image
     assert text.count("<section ") == 3
     for part in (
         "Owl &amp; co",
@@ -65,15 +65,15 @@ def test_page_has_questions_pictures_and_all_answers(files, pictures, tmp_path, 
         assert part in text
     assert text.index("answer 1") < text.index("answer 2")  # the first file gives the order
     assert re.findall(r"<td>(\d of 3)</td>", text) == ["3 of 3", "2 of 3"]
-    assert text.count("no answer") == 1 and "picture not found" in text
+    assert text.count("no answer") == 1 and "image not found" in text
     assert not re.findall(r'(?:src|href)="(?!data:)', text), "the page must need no other file"
-    assert len(text) < 40_000  # pictures are made small
+    assert len(text) < 40_000  # images are made small
 
 
-def test_records_without_ids_or_pictures(tmp_path: Path) -> None:
+def test_records_without_ids_or_images(tmp_path: Path) -> None:
     one = write(tmp_path / "a.json", [{"question": "x?", "output": "1"}, {"question": "x?", "output": None}])
     text, lost = page([read_predictions(one)])
-    assert text.count("<section ") == 2 and "no picture" in text and lost == []
+    assert text.count("<section ") == 2 and "no image" in text and lost == []
     assert text.count("no answer") == 1
 
 
@@ -97,23 +97,23 @@ def test_files_that_do_not_fit(records, said, files, tmp_path, capsys) -> None:
     assert not (tmp_path / "page.html").exists()
 
 
-def test_files_that_cannot_be_read(tmp_path: Path, pictures: Path) -> None:
+def test_files_that_cannot_be_read(tmp_path: Path, images: Path) -> None:
     with pytest.raises(DataError, match=r"no file .*nowhere\.json"):
         read_predictions(tmp_path / "nowhere.json")
-    (pictures / "3.jpg").write_bytes(b"no picture")
+    (images / "3.jpg").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"3\.jpg"):
-        embedded(pictures / "3.jpg")
+        embedded(images / "3.jpg")
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-def test_types_and_search_in_a_browser(files, pictures, tmp_path) -> None:
+def test_types_and_search_in_a_browser(files, images, tmp_path) -> None:
     from playwright.sync_api import sync_playwright
 
     target = tmp_path / "page.html"
-    assert main(["compare", *files, "--media-root", str(pictures), "--output", str(target)]) == 0
+    assert main(["compare", *files, "--media-root", str(images), "--output", str(target)]) == 0
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         tab = browser.new_page(viewport={"width": 1200, "height": 900})

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vlm.cli import main
-from vlm.cli_parts import data as command
+from vlm.cli.data import command
+from vlm.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 CASE = ROOT / "tests" / "golden" / "minigpt4" / "open"
@@ -63,7 +63,7 @@ def test_check_of_good_data(run: Run, folder: Path) -> None:
 
 
 def test_check_counts_the_lengths_that_training_has(run: Run, folder: Path) -> None:
-    """Ids with one place per medium, plus the visual tokens of the composition: 5 per picture."""
+    """Ids with one place per medium, plus the visual tokens of the composition: 5 per image."""
     run("check", "--out", str(folder / "blind"))
     run("check", "--pixels", "--out", str(folder / "full"), "-j", "2")
     blind, full = (json.loads((folder / n / "check.json").read_text())["mine"] for n in ("blind", "full"))
@@ -156,7 +156,7 @@ def test_show_goes_on_after_a_bad_record(run: Run, folder: Path) -> None:
     (folder / "captions" / "image" / "2.jpg").unlink()
     code, out, _ = run("show", "-n", "2")
     assert code == 0
-    assert "0: cannot be used: picture" in out and re.search(r"3: \d+ positions", out)
+    assert "0: cannot be used: image" in out and re.search(r"3: \d+ positions", out)
 
 
 def test_show_writes_a_page(run: Run, folder: Path) -> None:

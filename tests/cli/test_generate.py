@@ -1,4 +1,4 @@
-"""``vlm generate``: the published file and records to the published result; any composition; clips; faults."""
+"""``vlm generate``: the published file and records to the published result; any composition; videos; faults."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 import torch
 import yaml
 
-from vlm.cli import main
-from vlm.processors import video_read
+from vlm.cli.main import main
+from vlm.processors.video import read as video_read
 
 from ..runners.lynx_small import CASE, composition, lynx_yaml, moving_square, sizes
 
@@ -67,7 +67,7 @@ def test_composition_with_the_same_options_answers_the_same(tmp_path: Path) -> N
 
 
 def test_keys_without_effect_are_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from vlm.runners.lynx_yaml import read_lynx_yaml
+    from vlm.systems.lynx.published_config import read_lynx_yaml
 
     with caplog.at_level("INFO", "vlm"):
         asked = read_lynx_yaml(lynx_yaml(tmp_path), sizes())
@@ -107,8 +107,8 @@ def test_clip_with_fewer_frames_than_asked_may_be_refused(tmp_path: Path, capsys
     row = {"question": "What moves?", "video": str(moving_square(tmp_path / "a.mp4", (0, 255, 0), frames=2))}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     asked = published(tmp_path, vision_prompt_dict="video", test_files=[str(tmp_path / "rows.jsonl")])
-    said = refused(capsys, [*asked, "model.video.when_short=error"])
-    assert re.search(r"rows.jsonl:1: clip .*a.mp4: 2 frames, but video.num_frames asks for 3", said), said
+    said = refused(capsys, [*asked, "model.video.on_short_video=error"])
+    assert re.search(r"rows.jsonl:1: video .*a.mp4: 2 frames, but video.num_frames asks for 3", said), said
 
 
 def test_sampling_follows_the_seed(tmp_path: Path) -> None:
@@ -191,11 +191,11 @@ def test_faults_of_the_published_file(tmp_path: Path, capsys, keys: dict, wanted
     ("row", "wanted"),
     [
         ({"image": "images/none.png"}, "rows.jsonl:1: images/none.png: no such file below"),
-        ({"image": "QUJD" * 20}, "rows.jsonl:1: picture .*not a picture format"),
-        ({"image": 7}, "rows.jsonl:1: a int is no picture and no clip"),
-        ({"image": []}, "rows.jsonl:1: a clip without frames"),
-        ({"image": "broken.mp4"}, "rows.jsonl:1: clip .*broken.mp4: no video that decord or opencv can read"),
-        ({"image": "empty.mp4"}, "rows.jsonl:1: clip .*empty.mp4: empty"),
+        ({"image": "QUJD" * 20}, "rows.jsonl:1: image .*not an image format"),
+        ({"image": 7}, "rows.jsonl:1: a int is no image and no clip"),
+        ({"image": []}, "rows.jsonl:1: a video without frames"),
+        ({"image": "broken.mp4"}, "rows.jsonl:1: video .*broken.mp4: no video that decord or opencv can read"),
+        ({"image": "empty.mp4"}, "rows.jsonl:1: video .*empty.mp4: empty"),
     ],
 )
 def test_faults_of_a_record(tmp_path: Path, capsys, row: dict, wanted: str) -> None:
@@ -224,8 +224,8 @@ def test_faults_of_the_command_line(tmp_path: Path, capsys) -> None:
 
 
 def test_file_with_the_published_values_is_shipped(tmp_path: Path) -> None:
-    from vlm.common.schema import Report, read
-    from vlm.runners.lynx_yaml import LynxYaml
+    from vlm.config.schema import Report, read
+    from vlm.systems.lynx.published_config import LynxYaml
 
     shipped = yaml.safe_load((Path(__file__).parents[2] / "eval_configs" / "published" / "LYNX.yaml").read_text())
     report = Report()

@@ -1,4 +1,4 @@
-"""A run of Lynx: trained on pictures and clips from the shipped composition, resumed, exported, loaded again."""
+"""A run of Lynx: trained on images and videos from the shipped composition, resumed, exported, loaded again."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 import yaml
 
 from vlm.checkpoint.safe import read_tensors
-from vlm.cli import main
-from vlm.common.config import load_config
+from vlm.cli.main import main
 from vlm.common.types import Image, Message, Text, Video
+from vlm.config.api import load_config
 from vlm.inference.engine import Engine
-from vlm.runners.train import run_training
+from vlm.runners.train.run import run_training
 
 from ..golden.helpers_lynx import KINDS, LynxCase
 
@@ -50,7 +50,7 @@ def answers(engine: Engine) -> list[str]:
         [Message("user", (Video(str(OPEN / "images" / "video_0.json")), Text("What happens?")))],
         [Message("user", (Text("Name a planet."),))],
     ]
-    return engine.generate(asked, engine.usual().but(max_new_tokens=6))
+    return engine.generate(asked, engine.default_generation().replace(max_new_tokens=6))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,4 +1,4 @@
-"""The shipped run files of Lynx on tiny weights: pictures, clips and text in one batch, then chat and answers."""
+"""The shipped run files of Lynx on tiny weights: images, videos and text in one batch, then chat and answers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 import yaml
 from PIL import Image
 
-from vlm.cli import main
-from vlm.common.config import Config, load_config
+from vlm.cli.main import main
 from vlm.common.errors import DataError
-from vlm.common.schema import ConfigProblems
-from vlm.runners.train import run_training
+from vlm.config.api import Config, load_config
+from vlm.config.schema import ConfigProblems
+from vlm.runners.train.run import run_training
 
 from ..golden.helpers_lynx import LynxCase
 from ..runners.lynx_small import CASE, moving_square, sizes
@@ -26,18 +26,18 @@ COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
 @pytest.fixture
 def corpora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, str]]:
-    """Records of three corpora: pictures and clips of three colours, and texts; ``build_info`` of each."""
+    """Records of three corpora: images and videos of three colours, and texts; ``build_info`` of each."""
     torch.set_num_threads(1)
     monkeypatch.chdir(ROOT)
-    pictures, clips, texts = [], [], []
+    images, clips, texts = [], [], []
     for k, (name, level) in enumerate(COLORS.items()):
         Image.new("RGB", (40, 30), level).save(tmp_path / f"{name}.png")
-        pictures.append({"question_id": k, "image": f"{name}.png", "question": "What color is it?", "answer": [name]})
+        images.append({"question_id": k, "image": f"{name}.png", "question": "What color is it?", "answer": [name]})
         moving_square(tmp_path / f"video{k}.mp4", level)
         clips.append({"id": k, "video_id": k, "question": "What color moves?", "answer": name})
         texts.append({"instruction": f"Say {name}.", "input": "", "output": name})
     found = {}
-    for corpus, rows in (("coco_vqa", pictures), ("msrvtt_qa", clips), ("mmgpt_alpaca_gpt4", texts)):
+    for corpus, rows in (("coco_vqa", images), ("msrvtt_qa", clips), ("mmgpt_alpaca_gpt4", texts)):
         (tmp_path / f"{corpus}.json").write_text(json.dumps(rows))
         found[corpus] = {"ann_path": str(tmp_path / f"{corpus}.json"), "image_path": str(tmp_path)}
     del found["mmgpt_alpaca_gpt4"]["image_path"]
@@ -77,7 +77,7 @@ def answers(run: Path, tmp_path: Path, records: list[dict[str, Any]], *more: str
     return [json.loads(line)["text_output"] for line in out.read_text().splitlines()]
 
 
-def test_pictures_clips_and_text_are_learned_in_one_run(
+def test_images_clips_and_text_are_learned_in_one_run(
     tmp_path: Path, corpora: dict[str, dict[str, str]], capsys: pytest.CaptureFixture
 ) -> None:
     cfg = shipped("lynx_finetune", tmp_path, corpora, 60)
@@ -89,8 +89,8 @@ def test_pictures_clips_and_text_are_learned_in_one_run(
     prompt = ("--prompt", "{question} Give a short answer.")
     clips = [{"question": "What color moves?", "video": f"video{k}.mp4"} for k in range(3)]
     assert answers(run, tmp_path, clips, *prompt, "--media-field", "video") == list(COLORS)
-    pictures = [{"question": "What color is it?", "image": f"{name}.png"} for name in COLORS]
-    assert answers(run, tmp_path, pictures, *prompt) == list(COLORS)
+    images = [{"question": "What color is it?", "image": f"{name}.png"} for name in COLORS]
+    assert answers(run, tmp_path, images, *prompt) == list(COLORS)
     texts = [{"question": f"Say {name}."} for name in COLORS]
     assert answers(run, tmp_path, texts) == list(COLORS)
     capsys.readouterr()

@@ -16,16 +16,16 @@ import torch
 import yaml
 
 from vlm.checkpoint.safe import read_tensors
-from vlm.common.config import load_config
-from vlm.runners.trackers import read_log
-from vlm.runners.train import run_training
+from vlm.config.api import load_config
+from vlm.runners.train.run import run_training
+from vlm.runners.train.trackers import read_log
 
 from ..golden.helpers_mmgpt import MmgptCase
 
 TESTS = Path(__file__).parents[1]
 CASE = TESTS / "golden" / "mmgpt" / "open"
 SHIPPED = TESTS.parent / "train_configs" / "mmgpt_finetune.yaml"
-NOTES, PICTURES = CASE / "datasets" / "annotations", CASE / "datasets" / "images"
+NOTES, IMAGES = CASE / "datasets" / "annotations", CASE / "datasets" / "images"
 FILES: dict[str, tuple[str, str]] = {
     "mmgpt_llava": ("llava_detail.json", "coco/train2017"),
     "mmgpt_llava_dial": ("llava_conv.json", "coco/train2017"),
@@ -47,10 +47,10 @@ class Joint:
         self.started: list[subprocess.Popen[str]] = []
         content = yaml.safe_load(SHIPPED.read_text())
         content["model"] = MmgptCase(CASE).composition().resolved["model"]
-        for name, (notes, pictures) in FILES.items():
+        for name, (notes, images) in FILES.items():
             where: dict[str, Any] = {"ann_path": [str(NOTES / notes)]}
-            if pictures:
-                where["image_path"] = str(PICTURES / pictures)
+            if images:
+                where["image_path"] = str(IMAGES / images)
             content["datasets"][name]["build_info"] |= where
         content["run"] |= {"amp": False, "device": "cpu", "num_workers": 0, "trackers": ["jsonl"], "report": False}
         content["run"] |= {"log_freq": 1, "accum_grad_iters": 2, "init_lr": 0.005, "warmup_steps": 1}
@@ -107,7 +107,7 @@ def test_loss_falls_on_both_streams(joint: Joint) -> None:
     assert all(".lora_" in name for name in joint.weights("run"))
 
 
-def test_an_epoch_is_a_pass_over_the_pictures(joint: Joint) -> None:
+def test_an_epoch_is_a_pass_over_the_images(joint: Joint) -> None:
     records = sum(
         len(yaml.safe_load((NOTES / FILES[n][0]).read_text())) for n in FILES if FILES[n][1] and "mini" not in n
     )
@@ -136,9 +136,9 @@ def test_killed_and_resumed_is_the_same(joint: Joint) -> None:
 
 @pytest.mark.parametrize("mode", ["joint", "sample"])
 def test_two_processes_equal_one(joint: Joint, mode: str) -> None:
-    """Also where one process has text and the other pictures at the same time."""
+    """Also where one process has text and the other images at the same time."""
     ratios = [f"datasets.{name}.sample_ratio=1" for name in FILES] if mode == "sample" else []
-    how = [*ratios, f"run.mixing={mode}", f"run.loss_mean={'groups' if mode == 'joint' else 'tokens'}"]
+    how = [*ratios, f"run.mixing={mode}", f"run.loss_reduction={'groups' if mode == 'joint' else 'tokens'}"]
     numbers = {"max_steps": 6, "save_freq": 6, "log_freq": 6}
     process = joint.start("two", *how, "run.batch_size=1", processes=2, **numbers)
     joint.train("one", *how, "run.batch_size=2", **numbers)

@@ -11,17 +11,17 @@ import yaml
 
 from vlm.checkpoint.load import load_model
 from vlm.checkpoint.safe import read_tensors
-from vlm.cli import main
-from vlm.common.config import load_config
+from vlm.cli.main import main
 from vlm.common.types import Image, Message, Text
+from vlm.config.api import load_config
 from vlm.inference.engine import Engine
 from vlm.inference.generation import CHAT
-from vlm.runners.train import run_training
+from vlm.runners.train.run import run_training
 
 from ..golden.helpers_mmgpt import MmgptCase
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-PICTURES = GOLDEN / "minigpt4" / "open" / "data" / "cc_sbu_align"
+IMAGES = GOLDEN / "minigpt4" / "open" / "data" / "cc_sbu_align"
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def case() -> MmgptCase:
 def train(case: MmgptCase, folder: Path, steps: int, model: dict[str, Any] | None = None, **run: Any) -> Path:
     """The run folder after ``steps`` steps."""
     composition = {**case.composition().resolved["model"], **(model or {})}
-    data = {"mine": {"format": "caption_folder", "build_info": {"storage": str(PICTURES)}, "batch_size": 2}}
+    data = {"mine": {"format": "caption_folder", "build_info": {"storage": str(IMAGES)}, "batch_size": 2}}
     run |= {"task": "image_text_pretrain", "max_steps": steps, "iters_per_epoch": 4, "init_lr": 0.01, "num_workers": 0}
     run |= {"device": "cpu", "trackers": [], "report": False, "output_dir": str(folder / "run")}
     run |= {"weight_decay_on": ["inserts"], "save_freq": 2, "max_grad_norm": 1.0, "lr_sched": "constant"}
@@ -44,9 +44,9 @@ def train(case: MmgptCase, folder: Path, steps: int, model: dict[str, Any] | Non
 
 
 def answer(engine: Engine) -> list[str]:
-    picture = Image(str(GOLDEN / "mmgpt" / "open" / "images" / "second.png"))
-    asked = [[Message("user", (picture, Text("What is it?")))], [Message("user", (Text("Name a planet."),))]]
-    return engine.generate(asked, CHAT.but(do_sample=False, max_new_tokens=8, cleanup="raw"))
+    image = Image(str(GOLDEN / "mmgpt" / "open" / "images" / "second.png"))
+    asked = [[Message("user", (image, Text("What is it?")))], [Message("user", (Text("Name a planet."),))]]
+    return engine.generate(asked, CHAT.replace(do_sample=False, max_new_tokens=8, cleanup="raw"))
 
 
 def test_run_goes_out_and_comes_back(case: MmgptCase, tmp_path: Path) -> None:
@@ -68,7 +68,9 @@ def test_run_goes_out_and_comes_back(case: MmgptCase, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("changes", [{}, {"activation_checkpointing": "torch"}, {"augment": True}])
 def test_resumed_run_equals_a_straight_one(case: MmgptCase, tmp_path: Path, changes: dict[str, Any]) -> None:
-    model = {"fusion": {"name": "cross_attn", "mark_id": case.image, "placement_augmentation": "augment" in changes}}
+    model = {
+        "fusion": {"name": "cross_attn", "image_token_id": case.image, "placement_augmentation": "augment" in changes}
+    }
     options = {k: v for k, v in changes.items() if k != "augment"}
     for name in ("straight", "stopped"):
         (tmp_path / name).mkdir()

@@ -10,10 +10,10 @@ import pytest
 import torch
 import yaml
 
-from vlm.cli import main
-from vlm.common.config import load_config
+from vlm.cli.main import main
+from vlm.config.api import load_config
 from vlm.inference.engine import Engine
-from vlm.inference.shots import read_shots, with_shots
+from vlm.inference.few_shot import prepend_examples, read_examples
 from vlm.models.build import build_model
 
 from ..golden.helpers_mmgpt import MmgptCase
@@ -34,7 +34,7 @@ def first_release() -> dict[str, Any]:
     model |= {key: str(CASE / path) for key, path in where.items()}
     model["vision"], model["bridge"] = {"config": full["vision"]["config"]}, full["bridge"]
     model["inserts"] = [{k: v for k, v in full["inserts"][0].items() if k != "lora"}]
-    model["fusion"], model["image"] = {"mark_id": 451}, {"size": full["image"]["size"]}
+    model["fusion"], model["image"] = {"image_token_id": 451}, {"size": full["image"]["size"]}
     return model | {"llm": {"vocab_size": 453, "banned_ids": [450, 451, 452]}}
 
 
@@ -76,17 +76,17 @@ def test_few_shot_answer(release: str, tmp_path: Path, file: Path, capsys: pytes
     model = first_release() if release == "v1_9b" else second_release(tmp_path)
     config = tmp_path / "model.yaml"
     config.write_text(yaml.safe_dump({"model": model, "run": {"device": "cpu"}}))
-    picture = str(asked()[0].media[0].source)
-    flags = ["--shots", str(file), "--image", picture, "--ask", "What colour?", "--max-new-tokens", "6"]
+    image = str(asked()[0].media[0].source)
+    flags = ["--shots", str(file), "--image", image, "--ask", "What colour?", "--max-new-tokens", "6"]
     assert main(["chat", str(config), *flags]) == 0
     said = capsys.readouterr().out.strip()
     engine = Engine.load(config, "cpu")
-    options = engine.usual().but(max_new_tokens=6)
+    options = engine.default_generation().replace(max_new_tokens=6)
     assert (options.num_beams, options.length_penalty, options.do_sample) == (3, 0.0, False)
-    messages = with_shots(read_shots(file), asked())
+    messages = prepend_examples(read_examples(file), asked())
     assert engine.generate([messages], options) == [said]
-    greedy = options.but(num_beams=1)
-    assert engine.generate_ids([messages], greedy) == engine.generate_ids([messages], greedy.but(use_cache=False))
+    greedy = options.replace(num_beams=1)
+    assert engine.generate_ids([messages], greedy) == engine.generate_ids([messages], greedy.replace(use_cache=False))
     other = [about(messages, FIRST)]
     assert (
         engine.fuse(engine.examples(other)).inputs_embeds.shape
@@ -95,12 +95,12 @@ def test_few_shot_answer(release: str, tmp_path: Path, file: Path, capsys: pytes
     assert not torch.equal(logits(engine, other), logits(engine, [messages]))
 
 
-def about(messages: list[Any], picture: Path) -> list[Any]:
-    """The same conversation, its question about another picture."""
+def about(messages: list[Any], image: Path) -> list[Any]:
+    """The same conversation, its question about another image."""
     from vlm.common.types import Image, Message
 
     last = messages[-1]
-    return [*messages[:-1], Message("user", (Image(str(picture)), *last.parts[1:]))]
+    return [*messages[:-1], Message("user", (Image(str(image)), *last.parts[1:]))]
 
 
 def logits(engine: Engine, conversations: list[Any]) -> torch.Tensor:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vlm.checkpoint.safe import read_tensors
-from vlm.cli import main
+from vlm.cli.main import main
 
 from ..equivalence.tiny import DATA, Tiny
 
@@ -38,7 +38,7 @@ def test_eval_scores_the_trained_projection(run: Path, monkeypatch: pytest.Monke
     seen: dict[str, torch.Tensor] = {}
 
     def load(source: Any, device: Any = None, **_: Any) -> Any:
-        from vlm.inference.loading import load_parts
+        from vlm.inference.load import load_parts
 
         model, processor, config, where = load_parts(source, device)
         seen.update({k: v.detach() for k, v in model.named_parameters() if v.requires_grad})

@@ -10,26 +10,26 @@ import pytest
 import torch
 import yaml
 
-from vlm.checkpoint.adapter import read_adapter
 from vlm.checkpoint.load import load_model
+from vlm.checkpoint.peft_adapter import read_adapter
 from vlm.checkpoint.safe import read_tensors
-from vlm.cli import main
-from vlm.common.config import load_config
+from vlm.cli.main import main
 from vlm.common.types import MEDIA_TOKEN, Batch
-from vlm.inference.loading import load_parts
+from vlm.config.api import load_config
+from vlm.inference.load import load_parts
 from vlm.models.vlm import VLM
-from vlm.runners.train import run_training
+from vlm.runners.train.run import run_training
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 OPEN = GOLDEN / "visualcla" / "open"
-PICTURES = GOLDEN / "minigpt4" / "open" / "data" / "cc_sbu_align"
+IMAGES = GOLDEN / "minigpt4" / "open" / "data" / "cc_sbu_align"
 DELTA = {name: str(OPEN / name) for name in ("text_model", "vision_model", "lora_model")}
 SIZES = {"arch": "visualcla", "model_type": "7b_v0_1", "image_size": 28, "num_query_token": 5}
 
 
 def train(folder: Path, **model: Any) -> Path:
     """Two steps; the run folder."""
-    data = {"mine": {"format": "caption_folder", "build_info": {"storage": str(PICTURES)}, "batch_size": 2}}
+    data = {"mine": {"format": "caption_folder", "build_info": {"storage": str(IMAGES)}, "batch_size": 2}}
     run = {"task": "image_text_pretrain", "max_steps": 2, "iters_per_epoch": 2, "init_lr": 0.01, "num_workers": 0}
     run |= {"device": "cpu", "trackers": [], "report": False, "output_dir": str(folder / "run"), "warmup_steps": 0}
     text = yaml.safe_dump({"model": SIZES | DELTA | model, "datasets": data, "run": run})

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from PIL import Image as Pictures
+from PIL import Image as Images
 
 from vlm.checkpoint.safe import read_tensors
-from vlm.cli import main
-from vlm.common.config import load_config
+from vlm.cli.main import main
 from vlm.common.types import Image, Message, Text
+from vlm.config.api import load_config
 from vlm.inference.engine import Engine
 from vlm.inference.generation import EVALUATION
-from vlm.runners.train import run_training
+from vlm.runners.train.run import run_training
 
 ROOT = Path(__file__).parents[2]
 OPEN = ROOT / "tests" / "golden" / "visualcla" / "open"
@@ -76,12 +76,12 @@ def trained(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of three colours as tar shards, as conversations, as a table; text instructions."""
+    """Images of three colours as tar shards, as conversations, as a table; text instructions."""
     folder = tmp_path_factory.mktemp("world")
     with tarfile.open(folder / "00000.tar", "w") as tar:
         for colour, caption in COLOURS.items():
             data = io.BytesIO()
-            Pictures.new("RGB", (40, 30), colour).save(data, "PNG")
+            Images.new("RGB", (40, 30), colour).save(data, "PNG")
             (folder / f"{colour}.png").write_bytes(data.getvalue())
             for end, content in (("png", data.getvalue()), ("json", json.dumps({"caption": caption}).encode())):
                 member = tarfile.TarInfo(f"{colour}.{end}")
@@ -122,8 +122,8 @@ def stage2(world: Path, stage1: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def instructions(world: Path) -> dict[str, dict[str, Any]]:
-    pictured = {"ann_path": str(world / "dialogues.json"), "image_path": str(world)}
-    return {"instructions": pictured, "alpaca_zh": {"ann_path": str(world / "texts.json")}}
+    imaged = {"ann_path": str(world / "dialogues.json"), "image_path": str(world)}
+    return {"instructions": imaged, "alpaca_zh": {"ann_path": str(world / "texts.json")}}
 
 
 def falls(folder: Path) -> bool:
@@ -166,7 +166,7 @@ def test_the_run_merges_and_answers_alike(world: Path, stage2: Path, tmp_path: P
     assert main(["weights", "export", str(stage2), "--format", "visualcla-delta", "--to", str(delta)]) == 0
     names = ["--text_model", TEXT, "--vision_model", VISION, "--lora_model", str(delta), "--output_dir", str(merged)]
     assert main(["weights", "merge", *names, "--dtype", "fp32"]) == 0
-    greedy = EVALUATION.but(max_new_tokens=24, max_length=2048)
+    greedy = EVALUATION.replace(max_new_tokens=24, max_length=2048)
     asked = [[Message("user", (Image(str(world / f"{c}.png")), Text("描述图像。")))] for c in COLOURS]
     asked.append([Message("user", (Text("上面有什么？"),))])
     answers = [Engine.load(source, "cpu").generate(asked, greedy) for source in (stage2, merged)]

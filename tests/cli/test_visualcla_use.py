@@ -10,17 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
-from vlm.cli import main
-from vlm.common.config import load_config
-from vlm.inference.loading import read_source
-from vlm.inference.visualcla import chat, get_model_and_tokenizer_and_processor
-from vlm.runners.compare_page import read_predictions
+from vlm.cli.main import main
+from vlm.config.api import load_config
+from vlm.inference.load import read_source
+from vlm.pages.compare import read_predictions
+from vlm.systems.visualcla.api import chat, get_model_and_tokenizer_and_processor
 
 OPEN = Path(__file__).parents[1] / "golden" / "visualcla" / "open"
 EVAL = str(Path(__file__).parents[2] / "eval_configs" / "visualcla_eval.yaml")
 MERGED = str(OPEN / "merged_model")
 THREE = {name: str(OPEN / name) for name in ("text_model", "vision_model", "lora_model")}
-PICTURE = str(OPEN / "image.png")
+IMAGE = str(OPEN / "image.png")
 GREEDY = ["--greedy", "--repetition-penalty", "1", "--max-new-tokens", "12"]
 SIZES = ["model.image_size=28", "model.num_query_token=5"]
 LLAVA = [
@@ -39,17 +39,17 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def published(text: str, picture: str | None = PICTURE) -> str:
+def published(text: str, image: str | None = IMAGE) -> str:
     """The greedy answer by the Python functions."""
     model, *_ = get_model_and_tokenizer_and_processor(MERGED, default_device="cpu")
     config: dict[str, Any] = {"max_new_tokens": 12, "no_repeat_ngram_size": 15}
-    return chat(model, picture, text, generation_config=config)[0]
+    return chat(model, image, text, generation_config=config)[0]
 
 
 def test_chat_with_the_merged_folder_and_with_three(capsys: pytest.CaptureFixture[str]) -> None:
     expected = published("描述图像。")
     paths = [f"model.{name}={folder}" for name, folder in THREE.items()]
-    asked = ["--only-cpu", "--image", PICTURE, "--ask", "描述图像。", *GREEDY]
+    asked = ["--only-cpu", "--image", IMAGE, "--ask", "描述图像。", *GREEDY]
     assert main(["chat", MERGED, *asked[:1], "--image_file", *asked[2:]]) == 0
     assert main(["chat", EVAL, *asked, "--options", *paths, *SIZES]) == 0
     merged = ["--options", f"model.visualcla_model={MERGED}", *SIZES]
@@ -57,7 +57,7 @@ def test_chat_with_the_merged_folder_and_with_three(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out == 3 * (expected + "\n")
 
 
-def test_chat_without_a_picture(capsys: pytest.CaptureFixture[str]) -> None:
+def test_chat_without_a_image(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["chat", MERGED, "--only-cpu", "--ask", "描述图像。", *GREEDY]) == 0
     assert capsys.readouterr().out == published("描述图像。", None) + "\n"
 
@@ -148,7 +148,7 @@ def test_drawn_answers_are_the_same_every_time(tmp_path: Path) -> None:
     assert found[0] == found[1] != found[2]
 
 
-def test_a_picture_that_is_missing_is_told_before_anything_is_loaded(tmp_path: Path, capsys) -> None:
+def test_a_image_that_is_missing_is_told_before_anything_is_loaded(tmp_path: Path, capsys) -> None:
     lost = [*OWL, {"image": "3.jpg", "question_id": 3, "question": "?", "type": "vqa"}]
     assert ask(tmp_path, lost, "--answer-field", "outout", "--output", str(tmp_path / "out.json")) == 2
     assert "3.jpg" in capsys.readouterr().err

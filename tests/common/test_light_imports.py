@@ -17,8 +17,8 @@ HEAVY = (
     "code",
     [
         "import vlm",
-        "import vlm.common.registry, vlm.common.schema, vlm.common.errors, vlm.common.types, vlm.common.paths",
-        "import vlm.common.config, vlm.common.logging",
+        "import vlm.common.registry, vlm.config.schema, vlm.common.errors, vlm.common.types, vlm.common.paths",
+        "import vlm.config.api, vlm.common.logging",
         "import vlm.common.registry as r; [r.names(k) for k in r.FOLDERS]",
         "import vlm.cli",
         "import vlm.cli\ntry: vlm.cli.main(['--help'])\nexcept SystemExit: pass",

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vlm.cli import COMMANDS
-from vlm.common.config import load_config
+from vlm.cli.main import COMMANDS
+from vlm.config.api import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "dataset").glob("*.md"))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from vlm.datasets.table import Table
+from vlm.datasets.formats.table.table import Table
 
 FOLDER = Path(__file__).resolve().parents[2] / "dataset"
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlm.processors.image import ImageRecipe
+from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.processor import Processor, TextConfig
-from vlm.processors.template import Plain
-from vlm.processors.tokenizer import Tokenizer
+from vlm.processors.templates.roles import Plain
+from vlm.processors.tokenizer.tokenizer import Tokenizer
 
 LLM = Path(__file__).parents[1] / "golden" / "minigpt4" / "open" / "llm"
 WORDS = ["a", "red", "boat", "on", "the", "river", "near", "an", "old", "house", "and", "two", "people", "look"]
@@ -30,8 +30,8 @@ def processor() -> Processor:
     return Processor(Tokenizer.from_folder(LLM), Plain(Plain.Config()), recipe, TextConfig(max_txt_len=64))
 
 
-def picture(k: int, kind: str = "PNG") -> bytes:
-    """A picture whose colour tells k."""
+def image(k: int, kind: str = "PNG") -> bytes:
+    """An image whose colour tells k."""
     out = io.BytesIO()
     Image.fromarray(np.full((5, 6, 3), (k * 5 % 256, k // 50, 9), np.uint8)).save(out, kind)
     return out.getvalue()
@@ -39,7 +39,7 @@ def picture(k: int, kind: str = "PNG") -> bytes:
 
 @pytest.fixture
 def caption_folder(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a caption folder of n pictures; ``bad`` ones are cut in half."""
+    """Writes a caption folder of n images; ``bad`` ones are cut in half."""
 
     def make(n: int, bad: tuple[int, ...] = (), name: str = "folder") -> Path:
         root = tmp_path / name
@@ -47,7 +47,7 @@ def caption_folder(tmp_path: Path) -> Callable[..., Path]:
         notes = [{"image_id": str(k), "caption": caption(k)} for k in range(n)]
         (root / "filter_cap.json").write_text(json.dumps({"annotations": notes}))
         for k in range(n):
-            data = picture(k)
+            data = image(k)
             (root / "image" / f"{k}.png").write_bytes(data[: len(data) // 2] if k in bad else data)
         return root
 
@@ -65,7 +65,7 @@ def shards(tmp_path: Path) -> Callable[..., Path]:
         for number, size in enumerate(sizes):
             with tarfile.open(root / f"{number:05d}.tar", "w") as tar:
                 for _ in range(size):
-                    data = picture(k)
+                    data = image(k)
                     add(tar, f"{k:06d}.png", data[: len(data) // 2] if k in bad else data)
                     add(tar, f"{k:06d}.json", json.dumps({"caption": f"The {caption(k)}!", "n": k}).encode())
                     k += 1
@@ -87,5 +87,5 @@ def tar_add() -> Callable[[tarfile.TarFile, str, bytes], None]:
 
 
 @pytest.fixture
-def picture_of() -> Callable[..., bytes]:
-    return picture
+def image_of() -> Callable[..., bytes]:
+    return image

@@ -1,4 +1,4 @@
-"""Packed rows and length groups: what may stand together."""
+"""FirstFitPacker rows and length groups: what may stand together."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from typing import Any
 import pytest
 import torch
 
-from vlm.common.config_run import Packing
 from vlm.common.errors import DataError
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Batch, Example, Message, Sample, Text
-from vlm.datasets.assemble import Grouped, Packed
-from vlm.datasets.loader import TrainLoader
-from vlm.datasets.worker import Chunk, Delivered, Item, Source, measure
+from vlm.config.run import Packing
+from vlm.datasets.loading.batching import FirstFitPacker, LengthGrouped
+from vlm.datasets.loading.train_loader import TrainLoader
+from vlm.datasets.loading.worker import EncodedChunk, EncodedSample, Source, WorkerResult, measure
 from vlm.processors.collate import VisualTokens
 from vlm.processors.processor import Processor
 
 from .tools import Table, Tape
 
 
-def item(k: int, tokens: int, media: int = 0, source: int = 0) -> Item:
+def item(k: int, tokens: int, media: int = 0, source: int = 0) -> EncodedSample:
     """A sample of so many positions; only lengths matter here."""
-    return Item(
+    return EncodedSample(
         (source, 0, k), Example([1] * tokens, [IGNORE_INDEX] * tokens, [torch.zeros(1)] * media, str(k)), tokens
     )
 
 
-def feed(assembler: Packed | Grouped, items: list[Item]) -> list[list[list[Item]]]:
+def feed(assembler: FirstFitPacker | LengthGrouped, items: list[EncodedSample]) -> list[list[list[EncodedSample]]]:
     """All batches after one delivery."""
-    assembler.add(Delivered(chunk=Chunk(items)))
+    assembler.add(WorkerResult(chunk=EncodedChunk(items)))
     found = []
     while (rows := assembler.pop()) is not None:
         found.append(rows)
@@ -41,7 +41,7 @@ def feed(assembler: Packed | Grouped, items: list[Item]) -> list[list[list[Item]
 
 
 def test_first_fit_over_open_rows() -> None:
-    packed = Packed(10, 2, open_rows=2, batch_size=1)
+    packed = FirstFitPacker(10, 2, open_rows=2, batch_size=1)
     assert feed(packed, [item(0, 6), item(1, 7), item(2, 4), item(3, 3)]) == []  # rows 0+2 and 1+3 are full
     assert [[i.key[2] for i in row] for row in feed(packed, [item(4, 5)])[0]] == [[0, 2]]
     assert packed.state_dict()["open"] == [[[0, 0, 1], [0, 0, 3]], [[0, 0, 4]]]
@@ -50,17 +50,17 @@ def test_first_fit_over_open_rows() -> None:
 
 
 def test_no_row_waits_for_ever() -> None:
-    """A row that nothing fits into any more: full of pictures, or a little less full than all that follow."""
-    packed = Packed(100, 2, open_rows=2, batch_size=1)
+    """A row that nothing fits into any more: full of images, or a little less full than all that follow."""
+    packed = FirstFitPacker(100, 2, open_rows=2, batch_size=1)
     found = feed(packed, [item(0, 10, media=2), *(item(k, 30, media=1) for k in range(1, 6))])
     assert [i.key[2] for i in found[0][0]] == [0]
-    packed = Packed(100, None, open_rows=2, batch_size=1)
+    packed = FirstFitPacker(100, None, open_rows=2, batch_size=1)
     found = feed(packed, [item(0, 80), *(item(k, 90) for k in range(1, 40))])
     assert [row[0].key[2] for batch in found for row in batch][:18] == [*range(1, 17), 0, 17]
 
 
 def llava_like(rng: random.Random) -> tuple[int, int]:
-    """Positions and pictures: dialogues with a picture of 256 tokens, short answers, and text only."""
+    """Positions and images: dialogues with an image of 256 tokens, short answers, and text only."""
     kind = rng.random()
     text = int(min(max(rng.lognormvariate(5.3, 0.6), 40), 1500))
     if kind < 0.6:
@@ -72,7 +72,7 @@ def llava_like(rng: random.Random) -> tuple[int, int]:
 def test_waste_on_a_llava_like_mixture(batch_size: int) -> None:
     rng = random.Random(0)
     options = Packing(max_tokens=2048, max_media=8)
-    packed = Packed(options.max_tokens, options.max_media, options.open_rows, batch_size)
+    packed = FirstFitPacker(options.max_tokens, options.max_media, options.open_rows, batch_size)
     items = [item(k, *llava_like(rng)) for k in range(6000)]
     found = feed(packed, items)
     rows = [row for batch in found for row in batch]
@@ -87,7 +87,7 @@ def test_waste_on_a_llava_like_mixture(batch_size: int) -> None:
 
 def test_length_groups_save_padding_and_lose_nothing() -> None:
     rng = random.Random(0)
-    groups = Grouped(20, [4], by_source=False, seed=1)
+    groups = LengthGrouped(20, [4], by_source=False, seed=1)
     found = []
     for job in range(59):
         new = feed(groups, [item(job * 4 + j, llava_like(rng)[0]) for j in range(4)])
@@ -103,7 +103,7 @@ def test_length_groups_save_padding_and_lose_nothing() -> None:
 
 
 def test_groups_of_several_sources_stay_apart_and_keep_what_is_left() -> None:
-    groups = Grouped(2, [2, 3], by_source=True, seed=1)
+    groups = LengthGrouped(2, [2, 3], by_source=True, seed=1)
     found = feed(groups, [item(k, 9 - k) for k in range(3)])
     found += feed(groups, [item(k, 9 - k, source=1) for k in range(4)])
     assert len(found) == 1

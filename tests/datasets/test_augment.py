@@ -1,4 +1,4 @@
-"""The random part of a picture recipe: in training only, from (seed, dataset, pass, index) alone."""
+"""The random part of an image recipe: in training only, from (seed, dataset, pass, index) alone."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import numpy as np
 import pytest
 import torch
 
-from vlm.common.config_run import Packing
 from vlm.common.types import Image, Sample, Video
+from vlm.config.run import Packing
 from vlm.datasets.base import message
-from vlm.datasets.loader import TrainLoader
-from vlm.datasets.valid_loader import ValidLoader
-from vlm.datasets.worker import Source
-from vlm.processors.image import ImageRecipe
+from vlm.datasets.loading.train_loader import TrainLoader
+from vlm.datasets.loading.valid_loader import ValidLoader
+from vlm.datasets.loading.worker import Source
+from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.processor import Processor
-from vlm.processors.template import Plain
-from vlm.processors.tokenizer import Tokenizer
-from vlm.processors.video import VideoRecipe
+from vlm.processors.templates.roles import Plain
+from vlm.processors.tokenizer.tokenizer import Tokenizer
+from vlm.processors.video.recipe import VideoRecipe
 
 LLM = Path(__file__).parents[1] / "golden" / "minigpt4" / "open" / "llm"
 NOISE = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
 
 
 class Media:
-    """Six samples: a picture, or a clip of ten frames."""
+    """Six samples: an image, or a video of ten frames."""
 
     def __len__(self) -> int:
         return 6
@@ -77,7 +77,7 @@ def test_evaluation_does_not(make: Callable[[], Processor]) -> None:
 
 
 class Prepared(Media):
-    """The same with every third picture prepared as a tensor."""
+    """The same with every third image prepared as a tensor."""
 
     def __getitem__(self, index: int) -> Sample:
         medium = Image(ImageRecipe(ImageRecipe.Config(size=8))(NOISE)) if index % 3 == 1 else Image(NOISE)

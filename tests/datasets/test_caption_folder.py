@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from vlm.common.errors import DataError
-from vlm.datasets.caption_folder import CaptionFolder
+from vlm.datasets.formats.caption_folder import CaptionFolder
 
 
-def test_a_record_becomes_a_picture_and_its_caption(caption_folder: Callable[..., Path]) -> None:
+def test_a_record_becomes_a_image_and_its_caption(caption_folder: Callable[..., Path]) -> None:
     root = caption_folder(3)
     data = CaptionFolder(CaptionFolder.Config(storage=str(root), image_ext=".png"))
     assert len(data) == 3

@@ -8,7 +8,7 @@ import pytest
 
 from vlm.common.errors import DataError
 from vlm.common.types import Text
-from vlm.datasets.conversation_json import ConversationJson
+from vlm.datasets.formats.conversation_json import ConversationJson
 
 
 def load(tmp_path: Path, records: Any, **options: Any) -> ConversationJson:
@@ -27,7 +27,7 @@ def show(data: ConversationJson, index: int = 0) -> list[list[str]]:
     ]
 
 
-def test_all_turns_and_the_published_place_of_the_picture(tmp_path: Path) -> None:
+def test_all_turns_and_the_published_place_of_the_image(tmp_path: Path) -> None:
     record = {"id": 7, "image": "a.jpg", "conversations": turns("What is it?\n<image>", "A bus.", "Red?", "No.")}
     data = load(tmp_path, [record])
     assert show(data) == [
@@ -42,7 +42,7 @@ def test_all_turns_and_the_published_place_of_the_picture(tmp_path: Path) -> Non
     assert len(load(tmp_path, [record], first_pair_only=True)[0].messages) == 2
 
 
-def test_several_pictures_in_several_turns(tmp_path: Path) -> None:
+def test_several_images_in_several_turns(tmp_path: Path) -> None:
     record = {"image": ["a.jpg", "b.jpg"], "conversations": turns("<image>\nThis?", "Yes.", "And <image> that?", "No.")}
     assert show(load(tmp_path, [record], image_first=False)) == [
         ["user", "[img/a.jpg]", "This?"],
@@ -52,7 +52,7 @@ def test_several_pictures_in_several_turns(tmp_path: Path) -> None:
     ]
 
 
-def test_without_marks_pictures_come_first(tmp_path: Path) -> None:
+def test_without_marks_images_come_first(tmp_path: Path) -> None:
     assert show(load(tmp_path, [{"image": ["a.jpg", "b.jpg"], "conversations": turns("Same?", "No.")}]))[0] == [
         "user",
         "[img/a.jpg]",
@@ -71,8 +71,11 @@ def test_text_only_and_named_by_pattern(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "words"),
     [
-        ({"id": "a", "conversations": turns("<image> x", "y")}, "record a: 1 <image> marks but 0 pictures"),
-        ({"image": "p", "conversations": turns("<image><image>", "y")}, "record 0: 2 <image> marks but 1 pictures"),
+        ({"id": "a", "conversations": turns("<image> x", "y")}, "record a: 1 <image> placeholders but 0 images"),
+        (
+            {"image": "p", "conversations": turns("<image><image>", "y")},
+            "record 0: 2 <image> placeholders but 1 images",
+        ),
         ({"conversations": []}, "at least one turn"),
         ({"id": "b"}, "no field 'conversations'"),
         ({"conversations": [{"from": "robot", "value": "x"}]}, "unknown speaker 'robot'"),

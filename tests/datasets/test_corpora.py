@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import yaml
 
-from vlm.common.config import load_config
-from vlm.common.config_merge import corpora, corpus_file
-from vlm.common.config_tree import parse_file
 from vlm.common.errors import ConfigError
 from vlm.common.types import Input, Sample, Text, Video
-from vlm.datasets.loader import build_source
-from vlm.datasets.table_text import POOLS, read_pool
-from vlm.datasets.worker import Source
+from vlm.config.api import load_config
+from vlm.config.composition import corpora, corpus_file
+from vlm.config.tree import parse_file
+from vlm.datasets.formats.table.templates import POOLS, read_pool
+from vlm.datasets.loading.train_loader import build_source
+from vlm.datasets.loading.worker import Source
 
 CAPTION, DESCRIBE, GROUND, REASON, TRUE, ENTAIL = (
     read_pool(name)
@@ -269,7 +269,7 @@ def write(file: Path, data: Any) -> None:
 
 
 def source(tmp_path: Path, corpus: str, kind: str = "default") -> Source:
-    """The corpus over its few records; pictures are looked for in ``i`` but need not be there."""
+    """The corpus over its few records; images are looked for in ``i`` but need not be there."""
     name, data, _ = CASES[corpus]
     write(tmp_path / name, OTHER_RECORDS.get(kind, data))
     shipped = parse_file(corpus_file(corpus)).data
@@ -296,8 +296,8 @@ def shown(sample: Sample) -> str:
 
 def forms(found: Source) -> set[str]:
     """Every form of the first sample that comes up in many draws, its texts cleaned as for training."""
-    from vlm.datasets.sampler import Ref
-    from vlm.datasets.worker import read_sample
+    from vlm.datasets.loading.sampler import Ref
+    from vlm.datasets.loading.worker import read_sample
 
     return {
         shown(read_sample(found, Ref(epoch, 0), seed=0))

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from vlm.common.config_run import Packing
 from vlm.common.errors import DataError
-from vlm.datasets.loader import TrainLoader
-from vlm.datasets.worker import Source
+from vlm.config.run import Packing
+from vlm.datasets.loading.train_loader import TrainLoader
+from vlm.datasets.loading.worker import Source
 from vlm.processors.processor import Processor
 
 from .tools import Table, Tape, name_of, take

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from vlm.common.errors import ConfigError, DataError
-from vlm.datasets.groups import lengths, weigh
-from vlm.datasets.loader import TrainLoader
-from vlm.datasets.worker import Source
+from vlm.datasets.loading.groups import lengths, ratios_from_sizes
+from vlm.datasets.loading.train_loader import TrainLoader
+from vlm.datasets.loading.worker import Source
 from vlm.processors.processor import Processor
 
 from .tools import Table, Tape, take
@@ -104,7 +104,7 @@ def test_groups_that_are_wrong(processor: Processor) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_pictures_in_a_dataset_of_text(processor: Processor, workers: int) -> None:
+def test_images_in_a_dataset_of_text(processor: Processor, workers: int) -> None:
     text = sources()
     text[1].text_only = True
     with pytest.raises(ConfigError, match=r"datasets\.c\.data_type is text, but sample c.* has 1 media"):
@@ -118,12 +118,12 @@ def entries(**ratios: float | None) -> dict[str, Any]:
 
 def test_without_ratios_shares_follow_from_the_numbers_of_records() -> None:
     found = sources(a=1.0)
-    weigh(entries(), found)
+    ratios_from_sizes(entries(), found)
     assert [s.ratio for s in found] == [30.0, 1.0, 10.0]
     assert lengths(found, [0, 2]) == [30, 10] and lengths(found, [1]) is None
     assert lengths(sources(a=2.0), [0, 2]) is None
     with pytest.raises(ConfigError, match="group vision: b without sample_ratio, others have one"):
-        weigh(entries(a=2.0), sources())
+        ratios_from_sizes(entries(a=2.0), sources())
     streams = [Source("c", Tape(7), 2, group="x"), Source("a", Table(9), 2, group="x")]
     with pytest.raises(ConfigError, match="c is a stream, whose number of records is not known"):
-        weigh(entries(), streams)
+        ratios_from_sizes(entries(), streams)

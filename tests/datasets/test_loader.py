@@ -14,13 +14,13 @@ import torch
 
 from vlm.common.errors import ConfigError, DataError, PromptError
 from vlm.common.types import Batch, Image, Message, Sample, Text
-from vlm.datasets.caption_folder import CaptionFolder
-from vlm.datasets.loader import TrainLoader, build_sources
-from vlm.datasets.valid_loader import ValidLoader
-from vlm.datasets.web_shards import WebShards
-from vlm.datasets.worker import Source
+from vlm.datasets.formats.caption_folder import CaptionFolder
+from vlm.datasets.formats.web_shards import WebShards
+from vlm.datasets.loading.train_loader import TrainLoader, build_sources
+from vlm.datasets.loading.valid_loader import ValidLoader
+from vlm.datasets.loading.worker import Source
+from vlm.processors.caption_cleaning import BlipCaption
 from vlm.processors.processor import Processor
-from vlm.processors.text import BlipCaption
 
 Make = Callable[..., Path]
 
@@ -186,7 +186,7 @@ class Marked:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_wrong_prompt_is_an_error_and_no_bad_record(processor: Processor, workers: int) -> None:
-    with pytest.raises(PromptError, match="2 image marks but 1 media"):
+    with pytest.raises(PromptError, match="2 image placeholders but 1 media"):
         next(TrainLoader([Source("marked", Marked(), 2)], processor, seed=1, num_workers=workers))
 
 
@@ -276,7 +276,7 @@ def test_from_config(caption_folder: Make, shards: Make, processor: Processor, t
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"vis_processor": {"train": {"image_size": 224}}}, "image_size is 224, but the model takes pictures of 4"),
+        ({"vis_processor": {"train": {"image_size": 224}}}, "image_size is 224, but the model takes images of 4"),
         ({"batch_size": 0}, "batch_size 0"),
         ({"sample_ratio": -1}, "sample_ratio -1.0"),
     ],

@@ -4,13 +4,15 @@ import subprocess
 import sys
 from collections import Counter
 
-from vlm.datasets.mixing import derive_seed, draw_source
+from vlm.datasets.loading.mixing import derive_seed, draw_source
 
 
 def test_seeds_depend_on_every_part_and_not_on_the_process() -> None:
     seeds = {derive_seed(*p) for p in [(1, "a", 2), (1, "a", 3), (2, "a", 2), (1, "b", 2), ("1", "a", 2), (1, "a2")]}
     assert len(seeds) == 6
-    code = "from vlm.datasets.mixing import derive_seed; import sys; sys.stdout.write(str(derive_seed(1, 'a', 2)))"
+    code = (
+        "from vlm.datasets.loading.mixing import derive_seed; import sys; sys.stdout.write(str(derive_seed(1, 'a', 2)))"
+    )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(other.stdout) == derive_seed(1, "a", 2)
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from vlm.common.errors import DataError
-from vlm.datasets.quarantine import Quarantine
-from vlm.datasets.worker import Bad
+from vlm.datasets.loading.quarantine import Quarantine
+from vlm.datasets.loading.worker import Bad
 
 
 def bad(key: str) -> Bad:
-    return Bad("birds", key, f"picture {key}: corrupt")
+    return Bad("birds", key, f"image {key}: corrupt")
 
 
 def test_one_line_per_bad_record_even_over_restarts(tmp_path: Path) -> None:
@@ -20,7 +20,7 @@ def test_one_line_per_bad_record_even_over_restarts(tmp_path: Path) -> None:
         quarantine.add("birds", 500, [bad("1"), bad("2")])
         quarantine.add("birds", 500, [bad("1")])
     lines = [json.loads(line) for line in (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()]
-    assert lines == [{"source": "birds", "key": k, "reason": f"picture {k}: corrupt"} for k in ("1", "2")]
+    assert lines == [{"source": "birds", "key": k, "reason": f"image {k}: corrupt"} for k in ("1", "2")]
     assert quarantine.state_dict() == {"good": {"birds": 1000}, "bad": {"birds": 3}}
 
 
@@ -31,7 +31,7 @@ def test_too_many_bad_records_stop_the_run_with_three_examples(tmp_path: Path) -
     with pytest.raises(DataError, match=r"dataset birds: 4 of 55 records .* allowed are 1.0%") as caught:
         quarantine.add("birds", 50, [bad("3"), bad("4")])
     text = str(caught.value)
-    assert [f"- {k}: picture {k}: corrupt" in text for k in "1234"] == [True, True, True, False]
+    assert [f"- {k}: image {k}: corrupt" in text for k in "1234"] == [True, True, True, False]
     assert "quarantine.jsonl" in text
 
 
@@ -49,20 +49,20 @@ def test_examples_are_different_records() -> None:
     quarantine = Quarantine(None)
     with pytest.raises(DataError) as caught:
         quarantine.add("birds", 1, [bad("1"), bad("2"), bad("1"), bad("3")])
-    assert [str(caught.value).count(f"- {k}: picture {k}") for k in "123"] == [1, 1, 1]
+    assert [str(caught.value).count(f"- {k}: image {k}") for k in "123"] == [1, 1, 1]
 
 
 def test_a_record_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     quarantine = Quarantine(None)
     for _ in range(2):
         quarantine.add("birds", 500, [bad("1")])
-    assert caplog.text.count("left out 1: picture 1: corrupt") == 1
+    assert caplog.text.count("left out 1: image 1: corrupt") == 1
     assert quarantine.bad == {"birds": 2}
 
 
 def test_reasons_are_written_as_they_read(tmp_path: Path) -> None:
     Quarantine(tmp_path).add("birds", 1, [bad("\u56fe")])
-    assert "picture \u56fe: corrupt" in (tmp_path / "quarantine.jsonl").read_text(encoding="utf-8")
+    assert "image \u56fe: corrupt" in (tmp_path / "quarantine.jsonl").read_text(encoding="utf-8")
 
 
 def test_the_allowed_share_can_be_raised() -> None:

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from vlm.common.config import load_config
 from vlm.common.errors import DataError
-from vlm.datasets.boxes import box_text, corners_of
-from vlm.datasets.loader import build_source
-from vlm.datasets.plain_pickle import read_plain_pickle
-from vlm.datasets.referring import Referring
-from vlm.datasets.regions import Regions
-from vlm.datasets.sampler import Ref
-from vlm.datasets.worker import read_sample
-from vlm.processors.text import BlipCaption
+from vlm.config.api import load_config
+from vlm.datasets.formats.boxes import box_text, corners_of
+from vlm.datasets.formats.plain_pickle import read_plain_pickle
+from vlm.datasets.formats.referring import Referring
+from vlm.datasets.formats.regions import Regions
+from vlm.datasets.loading.sampler import Ref
+from vlm.datasets.loading.train_loader import build_source
+from vlm.datasets.loading.worker import read_sample
+from vlm.processors.caption_cleaning import BlipCaption
 
 REF = {
     "ref_id": 7,
@@ -28,7 +28,7 @@ REF = {
     "sentences": [{"raw": "The Lady, with a blue shirt!"}, {"raw": "lady"}],
 }
 BOX = {"id": 70, "image_id": 581857, "bbox": [103.93, 299.99, 134.22, 71.1]}
-PICTURE = {"id": 581857, "width": 640, "height": 427}
+IMAGE = {"id": 581857, "width": 640, "height": 427}
 REGION = {"region_id": 1, "image_id": 9, "phrase": "A clock", "x": 421, "y": 91, "width": 79, "height": 130}
 
 
@@ -37,12 +37,12 @@ def refs(tmp_path: Path) -> Callable[..., Referring]:
     """A RefCOCO folder of given records; keyword arguments go to the format."""
 
     def make(
-        refs: Any = (REF,), boxes: Any = (BOX,), pictures: Any = (PICTURE,), name: str = "refcoco", **options: Any
+        refs: Any = (REF,), boxes: Any = (BOX,), images: Any = (IMAGE,), name: str = "refcoco", **options: Any
     ) -> Referring:
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         (folder / "refs(unc).p").write_bytes(pickle.dumps(list(refs), protocol=0))
-        (folder / "instances.json").write_text(json.dumps({"annotations": list(boxes), "images": list(pictures)}))
+        (folder / "instances.json").write_text(json.dumps({"annotations": list(boxes), "images": list(images)}))
         return Referring(Referring.Config(str(tmp_path), "/coco", name, **options))
 
     return make
@@ -52,11 +52,11 @@ def refs(tmp_path: Path) -> Callable[..., Referring]:
 def genome(tmp_path: Path) -> Callable[..., Regions]:
     """A Visual Genome folder of given regions."""
 
-    def make(*regions: dict[str, Any], picture: dict[str, Any] | None = None, **options: Any) -> Regions:
+    def make(*regions: dict[str, Any], image: dict[str, Any] | None = None, **options: Any) -> Regions:
         url = "https://cs.example.edu/people/x/VG_100K_2/9.jpg"
-        picture = picture or {"image_id": 9, "url": url, "width": 800, "height": 600}
+        image = image or {"image_id": 9, "url": url, "width": 800, "height": 600}
         (tmp_path / "region_descriptions.json").write_text(json.dumps([{"id": 9, "regions": list(regions)}]))
-        (tmp_path / "image_data.json").write_text(json.dumps([picture]))
+        (tmp_path / "image_data.json").write_text(json.dumps([image]))
         return Regions(Regions.Config(str(tmp_path), **options))
 
     return make
@@ -68,8 +68,8 @@ def told(sample: Any) -> tuple[str, str, str]:
 
 def test_from_a_phrase_to_its_box(refs: Callable[..., Referring]) -> None:
     data = refs()
-    picture, question, answer = told(data[0])
-    assert picture == "/coco/COCO_train2014_000000581857.jpg"
+    image, question, answer = told(data[0])
+    assert image == "/coco/COCO_train2014_000000581857.jpg"
     assert question == "[refer] The Lady, with a blue shirt!"
     assert answer == "{<16><70><37><86>}"
     assert data[0].id == "7" and len(data) == 1
@@ -112,8 +112,8 @@ def test_only_the_wanted_split(refs: Callable[..., Referring]) -> None:
         ([-5, 0, 20, 20], "negative place"),
         ([5, 5, 0, 20], "no area"),
         ([5, 5, 20, -2], "no area"),
-        ([600, 5, 60, 20], "out of the picture, which is 640 x 427"),
-        ([640, 5, 0.5, 20], "out of the picture"),
+        ([600, 5, 60, 20], "out of the image, which is 640 x 427"),
+        ([640, 5, 0.5, 20], "out of the image"),
     ],
 )
 def test_unusable_boxes(refs: Callable[..., Referring], box: Any, said: str) -> None:
@@ -131,17 +131,17 @@ def test_a_box_may_touch_the_border() -> None:
 
 def test_missing_entries(refs: Callable[..., Referring]) -> None:
     with pytest.raises(DataError, match="instances.json has no entry 581857 under images"):
-        refs(pictures=[])[0]
+        refs(images=[])[0]
     with pytest.raises(DataError, match="instances.json has no entry 70 under annotations"):
         refs(boxes=[])[0]
     with pytest.raises(DataError, match="width and height are None and 427"):
-        refs(pictures=[{"id": 581857, "height": 427}])[0]
+        refs(images=[{"id": 581857, "height": 427}])[0]
     with pytest.raises(DataError, match="sentences must be a list with at least one"):
         refs([{**REF, "sentences": []}])[0]
     with pytest.raises(DataError, match="the phrase is ' '"):
         refs([{**REF, "sentences": [{"raw": " "}]}])[0]
     with pytest.raises(DataError, match="image_id 'x' does not fit image_pattern"):
-        refs([{**REF, "image_id": "x"}], pictures=[{**PICTURE, "id": "x"}])[0]
+        refs([{**REF, "image_id": "x"}], images=[{**IMAGE, "id": "x"}])[0]
 
 
 def test_files_that_are_not_there(refs: Callable[..., Referring], tmp_path: Path) -> None:
@@ -178,8 +178,8 @@ def test_a_pickle_with_a_global_is_refused(tmp_path: Path) -> None:
 def test_regions_of_visual_genome(genome: Callable[..., Regions], tmp_path: Path) -> None:
     data = genome(REGION, {**REGION, "region_id": 2, "width": 128, "height": 128})
     assert len(data) == 1
-    picture, question, answer = told(data[0])
-    assert picture == str(tmp_path / "VG_100K_2" / "9.jpg")
+    image, question, answer = told(data[0])
+    assert image == str(tmp_path / "VG_100K_2" / "9.jpg")
     assert (question, answer) == ("[refer] A clock", "{<52><15><62><36>}")
     assert len({told(data.draw(0, random.Random(s)))[1] for s in range(60)}) == 7
     data = genome(REGION, direction="identify")
@@ -192,7 +192,7 @@ def test_regions_of_visual_genome(genome: Callable[..., Regions], tmp_path: Path
         ({"width": float("nan")}, "finite"),
         ({"width": None}, "finite"),
         ({"height": 0}, "no area"),
-        ({"x": 790}, "stands out of the picture, which is 800 x 600"),
+        ({"x": 790}, "stands out of the image, which is 800 x 600"),
         ({"phrase": " "}, "the phrase is ' '"),
         ({"phrase": None}, "the phrase is None"),
         ({"image_id": 4}, "image_data.json has no entry 4"),

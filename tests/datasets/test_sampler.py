@@ -6,7 +6,7 @@ import pytest
 
 from vlm.common.errors import DataError
 from vlm.common.types import Sample
-from vlm.datasets.sampler import SPARES, JobSampler, MapCursor, StreamCursor, cursor
+from vlm.datasets.loading.sampler import SPARES, JobSampler, MapCursor, StreamCursor, cursor
 
 
 class Numbers:
@@ -63,9 +63,9 @@ def test_cursors_resume_exactly(dataset: object, before: int) -> None:
 
 def test_stream_spares_are_the_records_that_come_next() -> None:
     one = StreamCursor("a", Stream(10), seed=0)
-    _, spares = one.take(4)
-    assert len(spares) == SPARES
-    assert one.take(SPARES)[0] == spares
+    _, lookahead = one.take(4)
+    assert len(lookahead) == SPARES
+    assert one.take(SPARES)[0] == lookahead
 
 
 def test_stream_state_is_a_pass_and_an_offset() -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.types import Image, Input, Sample, Text, Video
-from vlm.datasets.table import Table
-from vlm.datasets.table_read import Rows
+from vlm.datasets.formats.table.read import Rows
+from vlm.datasets.formats.table.table import Table
 
 QA = [
     {"id": "q1", "image": "1.png", "question": "Color?", "answer": "red", "type": "color"},
@@ -28,7 +28,7 @@ def table(tmp_path: Path, records: list[dict[str, Any]], **options: Any) -> Tabl
 
 
 def shown(sample: Sample) -> list[str]:
-    """Role, pictures in brackets, texts; an input after a bar."""
+    """Role, images in brackets, texts; an input after a bar."""
 
     def one(part: Any) -> str:
         if isinstance(part, Text):
@@ -68,7 +68,7 @@ def test_named_columns_and_templates(tmp_path: Path) -> None:
     assert data[0].id == "12"
 
 
-def test_pictures_as_bytes_paths_and_none(tmp_path: Path) -> None:
+def test_images_as_bytes_paths_and_none(tmp_path: Path) -> None:
     data = table(
         tmp_path, [{"image": None, "question": "a", "answer": "b"}, {"image": "", "question": "a", "answer": 1}]
     )
@@ -99,7 +99,7 @@ def test_clips(tmp_path: Path) -> None:
     assert table(tmp_path, [record], video_pattern="vid{video_id}.avi")[0].messages[0].media == (Video("img/vid7.avi"),)
 
 
-def test_pictures_stand_at_their_marks(tmp_path: Path) -> None:
+def test_images_stand_at_their_marks(tmp_path: Path) -> None:
     record = {"image": ["a", "b"], "question": "Is <image> older than <image>?", "answer": "yes"}
     assert shown(table(tmp_path, [record])[0])[0] == "user: Is  [img/a]  older than  [img/b] ?"
 
@@ -210,7 +210,7 @@ def test_lists_of_objects_add_their_fields(tmp_path: Path) -> None:
     assert shown(data[1]) == ["user: [img/a] 2?", "assistant: 2"]
 
 
-def test_one_per_picture_and_subset(tmp_path: Path) -> None:
+def test_one_per_image_and_subset(tmp_path: Path) -> None:
     records = [{"image": f"{k // 4}", "question": f"{k}", "answer": "x"} for k in range(40)]
     one = table(tmp_path, records, one_per="{image}")
     assert [one.record(i)["image"] for i in range(10)] == [str(k) for k in range(10)]
@@ -222,26 +222,26 @@ def test_one_per_picture_and_subset(tmp_path: Path) -> None:
     assert len(table(tmp_path, records, subset=99)) == 40
 
 
-def test_pictures_that_are_missing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_images_that_are_missing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "there.png").touch()
     records = [{"image": str(tmp_path / n), "question": "?", "answer": "x"} for n in ("there.png", "gone.png")]
     assert len(table(tmp_path, records)) == 2
     with caplog.at_level("INFO"):
         assert len(table(tmp_path, records, missing_images="drop")) == 1
-    assert "1 of 2 records left out, their picture is missing: " in caplog.text
-    with pytest.raises(DataError, match="the picture of every record is missing, the first is .*gone"):
+    assert "1 of 2 records left out, their image is missing: " in caplog.text
+    with pytest.raises(DataError, match="the image of every record is missing, the first is .*gone"):
         table(tmp_path, records[1:], missing_images="drop")
 
 
-def test_two_pictures_joined_and_exchanged(tmp_path: Path) -> None:
+def test_two_images_joined_and_exchanged(tmp_path: Path) -> None:
     record = {"image": ["a", "b"], "question": "Left is bright, the right one leftover.", "answer": "true"}
-    data = table(tmp_path, [record], join_pictures=True, flip_share=0.25)
+    data = table(tmp_path, [record], join_images=True, flip_share=0.25)
     found = Counter((s.messages[0].media[0].source, s.messages[0].text) for s in (
         data.draw(0, random.Random(k)) for k in range(400)))  # fmt: skip
     swapped = (("img/b", "img/a"), "Right is bright, the left one leftover.")
     assert found.keys() == {(("img/a", "img/b"), record["question"]), swapped}
     assert abs(found[swapped] - 100) < 40
-    with pytest.raises(DataError, match="flip_share needs two pictures, found 1"):
+    with pytest.raises(DataError, match="flip_share needs two images, found 1"):
         table(tmp_path, [{**record, "image": "a"}], flip_share=1.0)[0]
 
 
@@ -310,7 +310,7 @@ def test_a_csv_file_without_header_is_explained(tmp_path: Path) -> None:
         ({"question": "?", "answer": " "}, {}, "data.jsonl:1: the answer is empty\n  fix: remove the record"),
         ({"question": "?", "answer": None}, {}, "the answer is empty"),
         ({"question": "?", "answer": []}, {}, "the list of answers is empty"),
-        ({"question": " ", "answer": "x"}, {}, "neither a question nor a picture"),
+        ({"question": " ", "answer": "x"}, {}, "neither a question nor an image"),
         ({"question": "?", "answer": [{"a": 1}]}, {}, r"answers must be texts, found \{'a': 1\}"),
         ({"question": {"a": 1}, "answer": "x"}, {}, "an object in a template\n  fix: name a text inside it"),
         (
@@ -318,9 +318,9 @@ def test_a_csv_file_without_header_is_explained(tmp_path: Path) -> None:
             {"messages": "type"},
             "turn 2: the answer is empty",
         ),
-        ({"question": "<image>?", "answer": "x"}, {}, "1 <image> marks but 0 pictures\n  fix: name the field"),
+        ({"question": "<image>?", "answer": "x"}, {}, "1 <image> placeholders but 0 images\n  fix: name the field"),
         ({"question": ["?"], "answer": "x"}, {}, "a list in a template\n  fix: say how to join it"),
-        ({"image": 7, "question": "?", "answer": "x"}, {}, "a int is no picture\n  fix: give a path"),
+        ({"image": 7, "question": "?", "answer": "x"}, {}, "a int is no image\n  fix: give a path"),
         (
             {"image": "http://a/b.jpg", "question": "?", "answer": "x"},
             {},
@@ -408,7 +408,7 @@ def test_an_unreadable_line_stays_for_the_quarantine(tmp_path: Path, options: di
     assert sum("a.jsonl:1 is not JSON" in f for f in found) == 1
 
 
-def test_pictures_that_no_option_refers_to(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_images_that_no_option_refers_to(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     record = {"img": "1.png", "question": "Q?", "answer": "a"}
     file = tmp_path / "a.json"
     for fields, folder, said in (
@@ -422,6 +422,8 @@ def test_pictures_that_no_option_refers_to(tmp_path: Path, caplog: pytest.LogCap
         assert said in caplog.text if said else not caplog.text
 
 
-def test_marks_without_pictures_tell_where_to_name_them(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"1 <image> marks but 0 pictures\n  fix: name the field .*build_info.fields"):
+def test_marks_without_images_tell_where_to_name_them(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"1 <image> placeholders but 0 images\n  fix: name the field .*build_info.fields"
+    ):
         table(tmp_path, [{"question": "<image>Q?", "answer": "a"}])[0]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from vlm.common.errors import DataError
-from vlm.datasets.table_packed import PackedRecords
+from vlm.datasets.formats.table.record_buffer import PackedRecords
 
 RECORDS: list[dict[str, Any]] = [
     {"id": 7, "nested": {"a": [1, 2.5, None, True]}, "nan": float("inf")},

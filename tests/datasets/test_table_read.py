@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vlm.common.errors import DataError
-from vlm.datasets.table_read import AllRows, read_rows
+from vlm.datasets.formats.table.read import AllRows, read_rows
 
 RECORDS = [{"question": "Color?", "answer": "red"}, {"question": "Two, or 'more'?", "answer": "four\nfive"}]
 
@@ -70,7 +70,7 @@ def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
     assert read_rows(str(tmp_path / "a.csv")).columns() == {"question", "answer"}
 
 
-def test_a_folder_of_pictures_with_texts_beside_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_of_images_with_texts_beside_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("a.jpg", "b.PNG", "c.jpg", "deep/d.webp"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -84,21 +84,21 @@ def test_a_folder_of_pictures_with_texts_beside_them(tmp_path: Path, caplog: pyt
         {"id": "b", "image": str(tmp_path / "b.PNG"), "text": "a house", "size": 3},
         {"id": "d", "image": str(tmp_path / "deep" / "d.webp"), "text": "a dog"},
     ]
-    assert "1 pictures without a .txt or .json are left out" in caplog.text
+    assert "1 images without a .txt or .json are left out" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
-def test_a_folder_of_pictures_with_metadata(tmp_path: Path, kind: str) -> None:
+def test_a_folder_of_images_with_metadata(tmp_path: Path, kind: str) -> None:
     write(tmp_path / f"metadata.{kind}", [{"file_name": "train/1.png", "text": "a star"}])
     (record,) = read_rows(str(tmp_path)).records
     assert (record["image"], record["text"]) == (str(tmp_path / "train" / "1.png"), "a star")
 
 
-def test_saved_by_the_package_datasets(tmp_path: Path, picture_of: Callable[..., bytes]) -> None:
+def test_saved_by_the_package_datasets(tmp_path: Path, image_of: Callable[..., bytes]) -> None:
     datasets = pytest.importorskip("datasets")
     image = datasets.Image()
     features = datasets.Features({"image": image, "images": [image], "answer": datasets.Value("string")})
-    encoded = {"bytes": picture_of(3), "path": None}
+    encoded = {"bytes": image_of(3), "path": None}
     data = {"image": [encoded], "images": [[encoded] * 2], "answer": ["a star"]}
     table = datasets.Dataset.from_dict(data, features=features)
     table.save_to_disk(str(tmp_path / "one"))
@@ -198,7 +198,7 @@ def test_an_unreadable_line_is_one_bad_record(
         rows.records[1]
 
 
-def test_an_unreadable_text_beside_a_picture_is_one_bad_record(tmp_path: Path) -> None:
+def test_an_unreadable_text_beside_a_image_is_one_bad_record(tmp_path: Path) -> None:
     for name, said in (("a.json", b'{"text": "a dog"}'), ("b.json", b"{"), ("c.txt", b"\xff"), ("d.txt", b" ")):
         (tmp_path / name).write_bytes(said)
         (tmp_path / name).with_suffix(".jpg").touch()
@@ -209,7 +209,7 @@ def test_an_unreadable_text_beside_a_picture_is_one_bad_record(tmp_path: Path) -
             rows.records[k]
 
 
-def test_a_listing_without_the_name_of_a_picture(tmp_path: Path) -> None:
+def test_a_listing_without_the_name_of_a_image(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.jpg"}\n{"text": "x"}\n{\n')
     rows = read_rows(str(tmp_path))
     assert rows.records[0]["image"] == str(tmp_path / "a.jpg")
@@ -238,7 +238,7 @@ def test_a_key_that_is_not_there(tmp_path: Path, key: str, words: str) -> None:
 
 def test_folders_without_texts(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").touch()
-    with pytest.raises(DataError, match="1 pictures, none with a text\n  fix: put x.txt"):
+    with pytest.raises(DataError, match="1 images, none with a text\n  fix: put x.txt"):
         read_rows(str(tmp_path))
     (tmp_path / "metadata.csv").write_text("file,text\na.jpg,b\n")
     with pytest.raises(DataError, match=r"metadata\.csv has no column file_name \(file, text\)"):

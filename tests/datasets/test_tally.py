@@ -5,10 +5,10 @@ from itertools import islice
 
 import pytest
 
-from vlm.common.config_run import Packing
-from vlm.datasets.loader import TrainLoader
-from vlm.datasets.tally import Tally, combine, numbers, of_numbers, padding, table
-from vlm.datasets.worker import Measure, Source
+from vlm.config.run import Packing
+from vlm.datasets.loading.data_stats import DataStats, combine, numbers, of_numbers, padding, table
+from vlm.datasets.loading.train_loader import TrainLoader
+from vlm.datasets.loading.worker import BatchStats, Source
 from vlm.processors.collate import VisualTokens
 from vlm.processors.processor import Processor
 
@@ -48,10 +48,10 @@ def test_nothing_to_report() -> None:
 
 
 def test_counts_go_on_from_a_state() -> None:
-    one, two = Tally(), Tally()
-    one.add(Measure({"a": 2}, {"a": 30}, 40))
+    one, two = DataStats(), DataStats()
+    one.add(BatchStats({"a": 2}, {"a": 30}, 40))
     two.load_state_dict(json.loads(json.dumps(one.state_dict())))
-    two.add(Measure({"a": 1, "b": 1}, {"a": 5, "b": 6}, 12))
+    two.add(BatchStats({"a": 1, "b": 1}, {"a": 5, "b": 6}, 12))
     assert two.state_dict() == {"samples": {"a": 3, "b": 1}, "tokens": {"a": 35, "b": 6}, "positions": 52}
     assert one.positions == 40
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vlm.common.errors import DataError
-from vlm.datasets.transcript import Transcript
+from vlm.datasets.formats.transcript import Transcript
 
 TEXT = "The talk of two.\n[|Human|] Why do\nbirds sing?\n[|AI|] To call.\nOften.\n"
 TEXT += "[|Human|] When?\n[|AI|] At dawn.\n[|Human|] "

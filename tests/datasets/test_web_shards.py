@@ -18,10 +18,10 @@ import pytest
 from vlm.common.errors import DataError
 from vlm.common.types import Image, Input, Sample, Video
 from vlm.datasets.base import message
-from vlm.datasets.loader import TrainLoader
-from vlm.datasets.shard_sample import to_members
-from vlm.datasets.web_shards import WebShards
-from vlm.datasets.worker import Source
+from vlm.datasets.formats.shard_sample import to_members
+from vlm.datasets.formats.web_shards import WebShards
+from vlm.datasets.loading.train_loader import TrainLoader
+from vlm.datasets.loading.worker import Source
 
 
 def load(storage: Any, **options: Any) -> WebShards:
@@ -32,14 +32,12 @@ def keys(data: WebShards, seed: int | None) -> list[str]:
     return [r.key for r in data.records(seed)]
 
 
-def test_a_record_becomes_a_picture_and_its_caption(
-    shards: Callable[..., Path], picture_of: Callable[..., bytes]
-) -> None:
+def test_a_record_becomes_a_image_and_its_caption(shards: Callable[..., Path], image_of: Callable[..., bytes]) -> None:
     data = load(str(shards((2, 1))))
     raws = list(data.records(None))
     assert [r.key for r in raws] == ["000000", "000001", "000002"]
     sample = data.decode(raws[1])
-    assert sample.messages[0].media[0].source == picture_of(1)
+    assert sample.messages[0].media[0].source == image_of(1)
     assert sample.messages[1].text.startswith("The ")
     assert sample.id == "000001"
 
@@ -75,12 +73,12 @@ def test_the_seed_decides_the_order(shards: Callable[..., Path]) -> None:
         assert sorted(keys(data, 1)) == keys(data, None)
 
 
-def test_other_layouts(tmp_path: Path, tar_add: Callable[..., None], picture_of: Callable[..., bytes]) -> None:
+def test_other_layouts(tmp_path: Path, tar_add: Callable[..., None], image_of: Callable[..., bytes]) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("dir"))  # no file content
-        tar_add(tar, "x/1.JPEG", picture_of(1, "JPEG"))
+        tar_add(tar, "x/1.JPEG", image_of(1, "JPEG"))
         tar_add(tar, "x/1.txt", b" a red boat \n")
-        tar_add(tar, "y/1.webp", picture_of(2, "WEBP"))
+        tar_add(tar, "y/1.webp", image_of(2, "WEBP"))
         tar_add(tar, "y/1.json", json.dumps({"text": "two birds"}).encode())
         tar_add(tar, "y/1.seg.png", b"ignored")
     data = load(str(tmp_path), caption_key="text")
@@ -90,17 +88,17 @@ def test_other_layouts(tmp_path: Path, tar_add: Callable[..., None], picture_of:
 
 
 def test_records_that_cannot_be_used_name_themselves(
-    tmp_path: Path, tar_add: Callable[..., None], picture_of: Callable[..., bytes]
+    tmp_path: Path, tar_add: Callable[..., None], image_of: Callable[..., bytes]
 ) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar_add(tar, "1.json", b'{"caption": "x"}')
-        tar_add(tar, "2.png", picture_of(2))
-        tar_add(tar, "3.png", picture_of(3))
+        tar_add(tar, "2.png", image_of(2))
+        tar_add(tar, "3.png", image_of(3))
         tar_add(tar, "3.json", b"{oops")
-        tar_add(tar, "4.png", picture_of(4))
+        tar_add(tar, "4.png", image_of(4))
         tar_add(tar, "4.json", b'{"caption": 5}')
     data = load(str(tmp_path))
-    words = ["record 1: no picture", "record 2: no caption", "record 3: unreadable", "record 4: no caption"]
+    words = ["record 1: no image", "record 2: no caption", "record 3: unreadable", "record 4: no caption"]
     for raw, expected in zip(data.records(None), words, strict=True):
         with pytest.raises(DataError, match=expected):
             data.decode(raw)
@@ -163,22 +161,22 @@ def reasons(data: WebShards) -> list[str]:
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
-def test_members_that_are_refused(tmp_path: Path, picture_of: Callable[..., bytes], scheme: str) -> None:
-    picture, good = picture_of(1), b"fine"
+def test_members_that_are_refused(tmp_path: Path, image_of: Callable[..., bytes], scheme: str) -> None:
+    image, good = image_of(1), b"fine"
     file = write(
         tmp_path / "a.tar",
         [
-            ("1.png", picture),
+            ("1.png", image),
             ("1.txt", good),
-            ("../2.png", picture),
+            ("../2.png", image),
             ("../2.txt", good),
-            ("/tmp/3.png", picture),
-            ("4.png", picture),
-            ("4.PNG", picture),
+            ("/tmp/3.png", image),
+            ("4.png", image),
+            ("4.PNG", image),
             ("4.txt", good),
-            ("5.png", picture),
+            ("5.png", image),
             ("5.txt", good),
-            ("1.png", picture),
+            ("1.png", image),
             ("1.txt", good),
         ],
     )
@@ -190,10 +188,8 @@ def test_members_that_are_refused(tmp_path: Path, picture_of: Callable[..., byte
     assert "record 1: the key occurred before in this shard" in found[5]
 
 
-def test_bad_records_of_a_shard_are_counted(tmp_path: Path, picture_of: Callable[..., bytes], processor: Any) -> None:
-    write(
-        tmp_path / "a.tar", [*[(f"{k}.png", picture_of(k)) for k in (1, 1)], ("2.png", picture_of(2)), ("2.txt", b"b")]
-    )
+def test_bad_records_of_a_shard_are_counted(tmp_path: Path, image_of: Callable[..., bytes], processor: Any) -> None:
+    write(tmp_path / "a.tar", [*[(f"{k}.png", image_of(k)) for k in (1, 1)], ("2.png", image_of(2)), ("2.txt", b"b")])
     loader = TrainLoader([Source("mine", load(str(tmp_path)), 1)], processor, seed=0)
     for _ in range(4):
         next(loader)
@@ -241,7 +237,7 @@ def test_a_server_that_fails_at_first(shards: Callable[..., Path], monkeypatch: 
     assert len(list(load("http://shards.example.org/0.tar").records(None))) == 1
     assert len(calls) == 3
     calls[:] = []
-    monkeypatch.setattr("vlm.datasets.shard_reader.TRIES", 2)
+    monkeypatch.setattr("vlm.datasets.formats.shard_reader.TRIES", 2)
     assert "unreadable (HTTP Error 503: busy)" in reasons(load("http://shards.example.org/0.tar"))[0]
 
 
@@ -263,15 +259,13 @@ def test_object_storage_names_its_package(monkeypatch: pytest.MonkeyPatch) -> No
         list(load("s3://bucket/1.tar").records(None))
 
 
-def test_a_conversation_in_a_record(tmp_path: Path, picture_of: Callable[..., bytes]) -> None:
+def test_a_conversation_in_a_record(tmp_path: Path, image_of: Callable[..., bytes]) -> None:
     sample = Sample(
         messages=(
             message("system", "看图说话。"),
-            message(
-                "user", Image(picture_of(1)), "这两张图有什么不同?", Image(picture_of(2, "JPEG")), Input("选项: 甲")
-            ),
+            message("user", Image(image_of(1)), "这两张图有什么不同?", Image(image_of(2, "JPEG")), Input("选项: 甲")),
             message("assistant", "第一张是红色的。"),
-            message("user", Video([picture_of(3), picture_of(4)])),
+            message("user", Video([image_of(3), image_of(4)])),
             message("assistant", "ok"),
         ),
         id="对话.1",
@@ -306,8 +300,8 @@ def test_faulty_conversations_in_a_record(tmp_path: Path, text: bytes, said: str
 
 
 @pytest.mark.parametrize(("ext", "text"), [("txt", b" \n"), ("json", b'{"caption": ""}')])
-def test_empty_captions(tmp_path: Path, ext: str, text: bytes, picture_of: Callable[..., bytes]) -> None:
-    write(tmp_path / "a.tar", [("7.png", picture_of(1)), (f"7.{ext}", text)])
+def test_empty_captions(tmp_path: Path, ext: str, text: bytes, image_of: Callable[..., bytes]) -> None:
+    write(tmp_path / "a.tar", [("7.png", image_of(1)), (f"7.{ext}", text)])
     data = load(str(tmp_path))
     with pytest.raises(DataError, match="record 7: the caption is empty\n  fix: remove"):
         data.decode(next(data.records(None)))
@@ -319,8 +313,8 @@ def test_media_that_cannot_be_stored(tmp_path: Path) -> None:
             to_members(Sample((message("user", Image(source)),), id="9"))
 
 
-def test_clips_of_frames_keep_their_order(tmp_path: Path, picture_of: Callable[..., bytes]) -> None:
-    frames = [picture_of(k) for k in (1, 2, 10)]
+def test_clips_of_frames_keep_their_order(tmp_path: Path, image_of: Callable[..., bytes]) -> None:
+    frames = [image_of(k) for k in (1, 2, 10)]
     folder = tmp_path / "clip"
     folder.mkdir()
     for k, data in zip((1, 2, 10), frames, strict=True):
@@ -337,7 +331,7 @@ def test_clips_of_frames_keep_their_order(tmp_path: Path, picture_of: Callable[.
     data = load(str(tmp_path / "a.tar"))
     media = data.decode(next(data.records(None))).messages[0].media
     assert [m.source for m in media] == [frames, frames, frames, b"film", frames[0]]
-    with pytest.raises(DataError, match="clip.json holds 3 pictures"):
+    with pytest.raises(DataError, match="clip.json holds 3 images"):
         to_members(Sample((message("user", Image(str(tmp_path / "clip.json"))),), id="7"))
 
 

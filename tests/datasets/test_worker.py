@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from vlm.common.types import Example
-from vlm.datasets.caption_folder import CaptionFolder
-from vlm.datasets.sampler import Job, Ref
-from vlm.datasets.worker import BatchMaker, Chunk, Item, Source
+from vlm.datasets.formats.caption_folder import CaptionFolder
+from vlm.datasets.loading.sampler import Job, Ref
+from vlm.datasets.loading.worker import BatchMaker, EncodedChunk, EncodedSample, Source
 from vlm.processors.processor import Processor
 
 
@@ -49,11 +49,11 @@ def test_a_bad_record_is_replaced_by_another_or_left_out(source: Source, process
 
 
 def test_a_chunk_travels_whole(processor: Processor) -> None:
-    """Media of several shapes and types, clips and samples without any."""
+    """Media of several shapes and types, videos and samples without any."""
     media = [torch.rand(1, 3, 4, 4), torch.arange(48, dtype=torch.uint8).view(1, 3, 4, 4), torch.rand(2, 3, 4, 4)]
     given = [media[:2], [], [media[2], media[0] + 1]]
-    items = [Item((0, 1, k), Example([k], [k], list(m), str(k)), k) for k, m in enumerate(given)]
-    found = pickle.loads(pickle.dumps(Chunk(items))).items
+    items = [EncodedSample((0, 1, k), Example([k], [k], list(m), str(k)), k) for k, m in enumerate(given)]
+    found = pickle.loads(pickle.dumps(EncodedChunk(items))).items
     assert [(i.key, i.example.ids, i.example.id, i.tokens) for i in found] == [
         ((0, 1, k), [k], str(k), k) for k in range(3)
     ]
@@ -77,13 +77,13 @@ print(len(got), step)
 """
 
 SUPPORT = """
-from vlm.datasets.caption_folder import CaptionFolder
-from vlm.datasets.loader import TrainLoader
-from vlm.datasets.worker import Source
-from vlm.processors.image import ImageRecipe
+from vlm.datasets.formats.caption_folder import CaptionFolder
+from vlm.datasets.loading.train_loader import TrainLoader
+from vlm.datasets.loading.worker import Source
+from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.processor import Processor
-from vlm.processors.template import Plain
-from vlm.processors.tokenizer import Tokenizer
+from vlm.processors.templates.roles import Plain
+from vlm.processors.tokenizer.tokenizer import Tokenizer
 
 def make():
     data = CaptionFolder(CaptionFolder.Config(storage={root!r}, image_ext=".png"))

@@ -1,4 +1,4 @@
-"""The picture world: deterministic, balanced, held-out pairs never named, files in the promised layouts."""
+"""The image world: deterministic, balanced, held-out pairs never named, files in the promised layouts."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlm.datasets.world import export, language, render, scene
+from vlm.datasets.synthetic import export, language, render, scene
 
 
-def test_same_key_same_picture_and_other_seed_other_picture():
+def test_same_key_same_image_and_other_seed_other_image():
     first, again, other = scene.scene_at(0, 5), scene.scene_at(0, 5), scene.scene_at(1, 5)
     assert first == again
     assert first != other
     assert np.array_equal(render.render(first), render.render(again))
-    pictures = {render.render(scene.scene_at(seed, 5)).tobytes() for seed in range(5)}
-    assert len(pictures) == 5
+    images = {render.render(scene.scene_at(seed, 5)).tobytes() for seed in range(5)}
+    assert len(images) == 5
 
 
-def test_splits_do_not_share_pictures():
-    pictures = {render.render(scene.scene_at(0, 0, split=split)).tobytes() for split in scene.SPLITS}
-    assert len(pictures) == len(scene.SPLITS)
+def test_splits_do_not_share_images():
+    images = {render.render(scene.scene_at(0, 0, split=split)).tobytes() for split in scene.SPLITS}
+    assert len(images) == len(scene.SPLITS)
 
 
 def test_one_held_out_pair_for_each_kind():
@@ -56,8 +56,8 @@ def test_things_are_sorted_and_apart():
         assert len({(thing.color, thing.kind) for thing in things}) == len(things)
 
 
-def test_picture_shows_the_colour_at_the_place():
-    thing = scene.Thing(8, "red", "square", "large")
+def test_image_shows_the_colour_at_the_place():
+    thing = scene.Object(8, "red", "square", "large")
     pixels = np.asarray(render.render(scene.Scene((thing,), (0, 0, 0))))
     assert pixels.shape == (64, 64, 3)
     r, g, b = pixels[53, 53].astype(int)
@@ -67,9 +67,9 @@ def test_picture_shows_the_colour_at_the_place():
 
 def test_caption_article_and_order():
     things = (
-        scene.Thing(0, "orange", "circle", "small"),
-        scene.Thing(4, "red", "A", "large"),
-        scene.Thing(8, "blue", "star", "small"),
+        scene.Object(0, "orange", "circle", "small"),
+        scene.Object(4, "red", "A", "large"),
+        scene.Object(8, "blue", "star", "small"),
     )
     assert language.caption(scene.Scene(things)) == (
         "a small orange circle in the top left, a large red letter A in the middle center "
@@ -79,7 +79,7 @@ def test_caption_article_and_order():
 
 
 def test_note_has_fixed_slots():
-    thing = scene.Thing(5, "cyan", "T", "large")
+    thing = scene.Object(5, "cyan", "T", "large")
     assert language.note(scene.Scene((thing,))) == ("one", "middle", "right", "large", "cyan", "T") + ("nothing",) * 10
 
 

@@ -12,25 +12,25 @@ import torch
 
 from vlm.common.errors import DataError
 from vlm.common.types import Batch, Image, Message, Sample, Text
-from vlm.datasets.loader import TrainLoader
-from vlm.datasets.mixing import derive_seed
+from vlm.datasets.loading.mixing import derive_seed
+from vlm.datasets.loading.train_loader import TrainLoader
 
 WORDS = ["a", "red", "boat", "on", "the", "river", "near", "an", "old", "house", "and", "two", "people", "look"]
 
 
 def sample(name: str, k: int, media: int, drawn: random.Random) -> Sample:
-    """Sample k: a text whose length and words follow from k, pictures that tell k, an id that tells the pass too."""
+    """Sample k: a text whose length and words follow from k, images that tell k, an id that tells the pass too."""
     rng = random.Random(f"{name}{k}")
     text = " ".join(rng.choices(WORDS, k=3 + rng.randrange(30)))
-    pictures = tuple(Image(torch.full((3, 4, 4), k + j / 4)) for j in range(media))
+    images = tuple(Image(torch.full((3, 4, 4), k + j / 4)) for j in range(media))
     return Sample(
-        (Message("user", (*pictures, Text("Look:"))), Message("assistant", (Text(text),))),
+        (Message("user", (*images, Text("Look:"))), Message("assistant", (Text(text),))),
         id=f"{name}{k}/{drawn.random()}",
     )
 
 
 class Table:
-    """Map style: n samples, every third one without a picture; those in ``bad`` cannot be used."""
+    """Map style: n samples, every third one without an image; those in ``bad`` cannot be used."""
 
     def __init__(self, n: int, name: str = "t", bad: tuple[int, ...] = ()) -> None:
         self.n, self.name, self.bad = n, name, bad

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from vlm.checkpoint.load import load_model
-from vlm.checkpoint.run_dir import RunDir, read_checkpoint
+from vlm.checkpoint.run_folder import RunDir, read_checkpoint
 from vlm.common.types import Example
-from vlm.datasets.loader import TrainLoader
+from vlm.datasets.loading.train_loader import TrainLoader
 from vlm.processors.collate import VisualTokens, collate
 from vlm.processors.processor import build_processor
 
@@ -36,8 +36,8 @@ def three(tiny):
     with tarfile.open(tiny.folder / "0.tar", "w") as tar:
         for name, caption in [(a["image_id"], a["caption"]) for a in notes] * 3:
             key = f"{len(tar.getmembers()):03d}"
-            picture = (source / "image" / f"{name}.jpg").read_bytes()
-            for ext, data in (("jpg", picture), ("json", json.dumps({"caption": caption[:60]}).encode())):
+            image = (source / "image" / f"{name}.jpg").read_bytes()
+            for ext, data in (("jpg", image), ("json", json.dumps({"caption": caption[:60]}).encode())):
                 info = tarfile.TarInfo(f"{key}.{ext}")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))

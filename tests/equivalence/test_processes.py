@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vlm.checkpoint.run_dir import RunDir, read_checkpoint
+from vlm.checkpoint.run_folder import RunDir, read_checkpoint
 
 NO_DROPOUT = "model.llm.lora.dropout=0.0"  # ranks draw different masks
 

@@ -6,7 +6,7 @@ import signal
 import torch
 from safetensors.torch import load_file
 
-from vlm.checkpoint.run_dir import RunDir, read_checkpoint
+from vlm.checkpoint.run_folder import RunDir, read_checkpoint
 
 
 def same(one, other):

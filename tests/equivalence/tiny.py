@@ -6,9 +6,9 @@ import sys
 import time
 from pathlib import Path
 
-from vlm.common.config import load_config
-from vlm.runners.trackers import read_log
-from vlm.runners.train import run_training
+from vlm.config.api import load_config
+from vlm.runners.train.run import run_training
+from vlm.runners.train.trackers import read_log
 
 HERE = Path(__file__).parent
 DATA = HERE.parent / "golden" / "minigpt4" / "open"

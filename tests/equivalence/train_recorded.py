@@ -13,10 +13,10 @@ import threading
 
 import torch
 
-from vlm.common.config import load_config
 from vlm.common.logging import setup_logging
-from vlm.datasets.loader import TrainLoader
-from vlm.runners.train import run_training
+from vlm.config.api import load_config
+from vlm.datasets.loading.train_loader import TrainLoader
+from vlm.runners.train.run import run_training
 
 
 def fingerprint(batch):

@@ -4,9 +4,9 @@ import sys
 
 import torch
 
-from vlm.common.config import load_config
 from vlm.common.logging import setup_logging
-from vlm.runners.train import run_training
+from vlm.config.api import load_config
+from vlm.runners.train.run import run_training
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -45,7 +45,7 @@ class GatedLinear(nn.Module):
 
 @register_dataset("name_tags")
 class NameTags:
-    """{"file": "a.png", "tag": "red"} -> picture, "red"."""
+    """{"file": "a.png", "tag": "red"} -> image, "red"."""
 
     @dataclass
     class Config:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vlm.cli import main
+from vlm.cli.main import main
 
 from .test_command_line import CASE, config  # noqa: F401
 
@@ -17,7 +17,7 @@ FAULTS = {
     "bomb.png": "3600000000 pixels, allowed are",
     "half.jpg": "corrupt or truncated",
     "none.jpg": "no such file",
-    "marks": "2 <image> marks but 1 pictures",
+    "marks": "2 <image> placeholders but 1 images",
     "answer": "the answer is empty",
     "line": "is not JSON",
 }
@@ -51,14 +51,14 @@ def test_a_run_on_bad_records(
     share: float,
     code: int,
 ) -> None:
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    images = tmp_path / "images"
+    images.mkdir()
     source = next((CASE / "data" / "cc_sbu_align" / "image").iterdir())
-    (pictures / source.name).write_bytes(source.read_bytes())
-    (pictures / "half.jpg").write_bytes(source.read_bytes()[: source.stat().st_size // 2])
-    (pictures / "bomb.png").write_bytes(bomb())
+    (images / source.name).write_bytes(source.read_bytes())
+    (images / "half.jpg").write_bytes(source.read_bytes()[: source.stat().st_size // 2])
+    (images / "bomb.png").write_bytes(bomb())
     (tmp_path / "a.jsonl").write_text("\n".join(lines(source.name)))
-    build_info = {"ann_path": str(tmp_path / "a.jsonl"), "image_path": str(pictures)}
+    build_info = {"ann_path": str(tmp_path / "a.jsonl"), "image_path": str(images)}
     config["datasets"] = {"mine": {"format": "table", "batch_size": 6, "build_info": build_info}}
     config["run"].update(max_steps=12, max_bad_share=share)
     for key in ("valid_datasets", "evaluation_datasets", "val_freq"):

@@ -15,7 +15,7 @@ import torch
 import yaml
 from PIL import Image
 
-from vlm.cli import main
+from vlm.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 CASE = ROOT / "tests" / "golden" / "minigpt4" / "open"
@@ -113,11 +113,11 @@ def fault_other_width(config: dict, folder: Path) -> str:
     return "width"
 
 
-def fault_corrupt_picture(config: dict, folder: Path) -> str:
+def fault_corrupt_image(config: dict, folder: Path) -> str:
     data = folder / "data"
     shutil.copytree(CASE / "data" / "cc_sbu_align", data)
-    for picture in (data / "image").iterdir():
-        picture.write_bytes(picture.read_bytes()[:60])
+    for image in (data / "image").iterdir():
+        image.write_bytes(image.read_bytes()[:60])
     put(config, "datasets.cc_sbu_align.build_info.storage", str(data))
     return "jpg"
 
@@ -161,7 +161,7 @@ def fault_truncated_weights(config: dict, folder: Path) -> str:
         fault_missing_file,
         fault_wrong_checkpoint,
         fault_other_width,
-        fault_corrupt_picture,
+        fault_corrupt_image,
         fault_empty_dataset,
         fault_nan_loss,
         fault_pickle_with_code,
@@ -183,11 +183,9 @@ def test_faults_of_training(
     assert not Path("boom").exists(), "the pickle's code ran"
 
 
-def test_chat_without_mark_or_with_a_broken_picture(
-    tmp_path: Path, config: dict, capsys: pytest.CaptureFixture
-) -> None:
+def test_chat_without_mark_or_with_a_broken_image(tmp_path: Path, config: dict, capsys: pytest.CaptureFixture) -> None:
     broken = tmp_path / "broken.png"
-    broken.write_bytes(b"not a picture")
+    broken.write_bytes(b"not an image")
     file = tmp_path / "chat.yaml"
     file.write_text(yaml.safe_dump({k: v for k, v in config.items() if k == "model"}))
     code = main(["chat", str(file), "--image", str(broken), "--ask", "What is it?"])

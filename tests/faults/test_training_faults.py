@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from vlm.checkpoint.run_dir import RunDir, read_checkpoint
+from vlm.checkpoint.run_folder import RunDir, read_checkpoint
 from vlm.common.errors import ConfigError, DataError, NonFiniteLossError, UserError, WeightsError
 
 from ..equivalence.tiny import DATA, Tiny
@@ -49,7 +49,7 @@ def test_diverging_loss_names_step_and_samples(tiny):
 
 def test_another_run_in_the_folder_is_refused_before_loading(tiny, monkeypatch):
     tiny.train("run", max_steps=2)
-    monkeypatch.setattr("vlm.runners.train.load_model", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr("vlm.runners.train.run.load_model", lambda *_, **__: pytest.fail("weights were read"))
     with pytest.raises(UserError, match="already holds a run"):
         tiny.train("run", max_steps=2)
 

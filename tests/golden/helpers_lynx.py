@@ -13,10 +13,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vlm.checkpoint.formats.lynx import key_map
 from vlm.checkpoint.load import load_model
-from vlm.common.config import Config, load_config
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Batch, Example
+from vlm.config.api import Config, load_config
 from vlm.models.bridges.frame_positions import FramePositions
 from vlm.models.bridges.perceiver import Perceiver
 from vlm.models.fusion.splice import Splice
@@ -25,6 +24,7 @@ from vlm.models.llm.hf import HFCausalLM
 from vlm.models.vision.eva import EvaViT
 from vlm.models.vlm import VLM
 from vlm.processors.collate import collate
+from vlm.systems.lynx.checkpoint import key_map
 
 KINDS = ("image", "video")
 

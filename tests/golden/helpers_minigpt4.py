@@ -173,7 +173,7 @@ class ModelCase:
 
     def published(self, name: str) -> str:
         """Our parameter name of a published one."""
-        from vlm.checkpoint.formats.trained import key_map
+        from vlm.systems.minigpt4.checkpoint import key_map
 
         ours = key_map(self.model).ours(name)
         assert ours is not None, name

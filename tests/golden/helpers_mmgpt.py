@@ -12,8 +12,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from vlm.checkpoint.load import load_model
-from vlm.common.config import load_config
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Batch, Example
+from vlm.config.api import load_config
 from vlm.inference.engine import Engine
 from vlm.models.fusion.cross_attn import CrossAttention
 from vlm.models.vlm import VLM
@@ -61,7 +61,7 @@ class MmgptCase:
     def looking(self) -> dict[str, Any]:
         """Options of the fusion; the published rule for all media never leaves a position without any."""
         immediate = self.config["gated_cross_attention"]["only_attend_immediate_media"]
-        return {"mark_id": self.image, "immediate": immediate, "evenly_at_missing": not immediate}
+        return {"image_token_id": self.image, "immediate": immediate, "uniform_when_missing": not immediate}
 
     def composition(self, lora: str | None = None, clip: str = "", **changes: Any) -> Any:
         """The shipped composition over this folder's files, with its sizes; ``lora`` empty: without adapter file."""

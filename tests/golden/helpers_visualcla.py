@@ -12,10 +12,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from vlm.checkpoint.load import load_model
-from vlm.common.config import load_config
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Batch
-from vlm.inference.visualcla import WITHOUT_EFFECT
+from vlm.config.api import load_config
 from vlm.models.vlm import VLM
+from vlm.systems.visualcla.api import WITHOUT_EFFECT
 
 
 def asked(record: dict[str, Any]) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vlm.common.config_merge import corpus_file
-from vlm.common.config_read import read_options
-from vlm.common.config_tree import parse_file
-from vlm.common.schema import Report
 from vlm.common.types import Input, Message, Sample, Text
+from vlm.config.composition import corpus_file
+from vlm.config.parts import read_options
+from vlm.config.schema import Report
+from vlm.config.tree import parse_file
 
 DRAWN = "\0"
 DRAWS = 400

@@ -1,4 +1,4 @@
-"""Delta weights: equal to what the published tool wrote, tensor by tensor and bit by bit."""
+"""StreamedText weights: equal to what the published tool wrote, tensor by tensor and bit by bit."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vlm.checkpoint.delta import apply_delta
 from vlm.checkpoint.safe import read_tensors, shards
-from vlm.cli import main
+from vlm.cli.main import main
 from vlm.common.errors import WeightsError
-from vlm.processors.tokenizer import Tokenizer
+from vlm.processors.tokenizer.tokenizer import Tokenizer
+from vlm.systems.minigpt4.vicuna_delta import apply_delta
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from vlm.common.types import Image, Message, Text, Video
 from vlm.inference.beams import Hypotheses
 from vlm.inference.engine import Engine
 from vlm.inference.generation import CHAT, Generation
-from vlm.processors.tokenizer import Tokenizer
+from vlm.processors.tokenizer.tokenizer import Tokenizer
 
 from .helpers_lynx import LynxCase, parametrize
 
@@ -35,7 +35,7 @@ def case(request: pytest.FixtureRequest) -> LynxCase:
 @pytest.fixture(scope="module")
 def engine(case: LynxCase) -> Engine:
     tokenizer = Tokenizer.from_folder(case.file("llm"), new_pad_token="[PAD]")
-    template = SimpleNamespace(config=SimpleNamespace(cut_at=[]), stop=[], clean=str.strip)
+    template = SimpleNamespace(config=SimpleNamespace(truncate_at=[]), stop=[], clean=str.strip)
     return Engine(case.model, SimpleNamespace(tokenizer=tokenizer, template=template))
 
 
@@ -43,7 +43,7 @@ def options(arguments: dict) -> Generation:
     """The published arguments as our options."""
     defaults = {"num_beams": 5, "max_new_tokens": 64, "min_length": 2, "length_penalty": 1.0}
     defaults |= {"no_repeat_ngram_size": 3, "repetition_penalty": 1.0}
-    return CHAT.but(do_sample=False, **{name: arguments.get(name, value) for name, value in defaults.items()})
+    return CHAT.replace(do_sample=False, **{name: arguments.get(name, value) for name, value in defaults.items()})
 
 
 def runs(case: LynxCase, kind: str) -> dict[str, dict]:
@@ -79,7 +79,7 @@ def test_prompts(case: LynxCase, engine: Engine, kind: str) -> None:
 def test_ids(case: LynxCase, engine: Engine, kind: str) -> None:
     for name, record in runs(case, kind).items():
         for cached in (True, False):
-            generation = options(record["arguments"]).but(use_cache=cached)
+            generation = options(record["arguments"]).replace(use_cache=cached)
             ids = engine.generate_ids(case.prompts(kind), generation)
             assert ids == record["new_ids"], (name, cached)
             alone = [engine.generate_ids([prompt], generation)[0] for prompt in case.prompts(kind)]
@@ -97,7 +97,7 @@ def test_shipped_composition_answers_the_recorded_files(case: LynxCase, kind: st
         [Message("user", (medium(str(case.folder / record[kind])), Text(record["question"])))] for record in records
     ]
     wanted = options(case.config["peer_config"])
-    assert engine.usual() == wanted.but(
+    assert engine.default_generation() == wanted.replace(
         num_beams=5, length_penalty=-2.0, min_length=2, no_repeat_ngram_size=2, top_k=3, max_new_tokens=64
     )
     answers = engine.generate(questions, wanted)

@@ -17,10 +17,10 @@ import torch
 from safetensors import safe_open
 
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Image, Message, Sample, Text, Video
-from vlm.processors.image import ImageRecipe
+from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.processor import Processor, TextConfig
-from vlm.processors.template_user_bot import UserBot
-from vlm.processors.tokenizer import Tokenizer
+from vlm.processors.tokenizer.tokenizer import Tokenizer
+from vlm.systems.lynx.template import UserBot
 
 NEW_PAD = "[PAD]"
 """Added by the published code where the folder names no pad token."""

@@ -14,11 +14,11 @@ from vlm.common.types import Image, Message, Text
 from vlm.inference.engine import Engine
 from vlm.inference.generation import CHAT, Generation
 from vlm.inference.stopping import stop_sequences
-from vlm.inference.text import join
-from vlm.processors.image import ImageRecipe
+from vlm.inference.streaming import join
+from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.processor import Processor
-from vlm.processors.template import Llama2, MiniGPTv2, Template, Vicuna0
-from vlm.processors.tokenizer import Tokenizer
+from vlm.processors.templates.roles import Llama2, MiniGPTv2, Template, Vicuna0
+from vlm.processors.tokenizer.tokenizer import Tokenizer
 
 from .helpers_minigpt4 import ModelCase
 
@@ -60,7 +60,7 @@ class Chat:
 
 
 def options(kwargs: dict) -> Generation:
-    return CHAT.but(**{k: kwargs[k] for k in KNOWN}, temperature=float(kwargs["temperature"]))
+    return CHAT.replace(**{k: kwargs[k] for k in KNOWN}, temperature=float(kwargs["temperature"]))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -107,7 +107,7 @@ def test_stop_rules(chat: Chat) -> None:
 
 def test_published_context_cut(chat: Chat) -> None:
     cut = chat.record["truncation"]
-    generation = CHAT.but(max_new_tokens=cut["max_new_tokens"], max_length=cut["max_length"], context="published")
+    generation = CHAT.replace(max_new_tokens=cut["max_new_tokens"], max_length=cut["max_length"], context="published")
     messages = chat.turns(1)
     assert chat.engine.length(messages) == cut["full_length"]
     embeds = chat.engine.prompt([messages], generation).embeds
@@ -134,7 +134,7 @@ def test_batch_generation(chat: Chat) -> None:
     pictures = chat.case.tensor("images")
     processor = chat.engine.processor
     prompts = [processor.encode_prompt(text, [pictures[i]]) for i, text in enumerate(record["texts"])]
-    generation = options(record["kwargs"]).but(stop=(), cleanup="answer")
+    generation = options(record["kwargs"]).replace(stop=(), cleanup="answer")
     prompt = chat.engine.prompt(prompts, generation)
     torch.testing.assert_close(prompt.embeds, chat.case.tensor("batchgen.embs"), **EMBEDS)
     assert torch.equal(prompt.mask, chat.case.tensor("batchgen.attention_mask"))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Batch, Example, Features
 from vlm.processors.collate import collate
-from vlm.processors.tokenizer import Tokenizer
+from vlm.processors.tokenizer.tokenizer import Tokenizer
 
 from .helpers_minigpt4 import ModelCase
 

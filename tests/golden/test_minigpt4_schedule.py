@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vlm.runners.schedule import Plan, build_schedule
+from vlm.runners.train.schedule import Plan, build_schedule
 
 TABLE = Path(__file__).parent / "minigpt4" / "open" / "framework" / "lr_schedule.json"
 

@@ -16,11 +16,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Image, Message, Sample, Text
-from vlm.processors.image import ImageRecipe
+from vlm.processors.caption_cleaning import BlipCaption
+from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.processor import Processor, TextConfig
-from vlm.processors.template import IMAGE_MARK, Llama2, MiniGPTv2, Template, Vicuna0
-from vlm.processors.text import BlipCaption
-from vlm.processors.tokenizer import Tokenizer
+from vlm.processors.templates.roles import IMAGE_PLACEHOLDER, Llama2, MiniGPTv2, Template, Vicuna0
+from vlm.processors.tokenizer.tokenizer import Tokenizer
 
 PRESETS: dict[str, type[Template]] = {"vicuna0": Vicuna0, "llama2": Llama2, "minigptv2": MiniGPTv2}
 BATCHES = ("stage1", "stage2", "instr", "conv", "textonly", "frames")
@@ -112,7 +112,7 @@ def question(case: Case, text: str, *, wrapped: str) -> Message:
         assert text.startswith(before)
         assert text.endswith(after)
         text = text[len(before) : len(text) - len(after)]
-    mark = f"<Img>{IMAGE_MARK}</Img>"
+    mark = f"<Img>{IMAGE_PLACEHOLDER}</Img>"
     pictures = []
     while text.startswith(mark):
         pictures.append(Image(case.pixels))
@@ -124,7 +124,7 @@ def question(case: Case, text: str, *, wrapped: str) -> Message:
 
 def raw_question(case: Case, text: str) -> Message:
     """A prompt that was given as finished text."""
-    return message("user", text, *[Image(case.pixels)] * text.count(IMAGE_MARK))
+    return message("user", text, *[Image(case.pixels)] * text.count(IMAGE_PLACEHOLDER))
 
 
 def samples(case: Case, batch: str, record: dict) -> tuple[Processor, list[Sample], list[random.Random]]:
@@ -253,7 +253,7 @@ def test_chat_prompts_and_segments(case: Case) -> None:
         pictures = [Image(case.pixels)] if k == 0 else []
         history.append(message("user", *pictures, turn["question"]))
         segments = processor.template.chat_segments(history)
-        assert "".join(s.text if s.medium is None else IMAGE_MARK for s in segments) == turn["prompt"]
+        assert "".join(s.text if s.medium is None else IMAGE_PLACEHOLDER for s in segments) == turn["prompt"]
         example = processor.encode_chat(history)
         want: list[int] = []
         for n, ids in enumerate(turn["segment_ids"]):
@@ -276,7 +276,7 @@ def test_several_pictures_in_a_chat(case: Case) -> None:
     last = record["prompt"].rsplit("</Img> ", 1)[1].removesuffix(processor.template.open_turn).removesuffix(config.sep)
     messages = [message("user", Image(case.pixels)), message("user", Image(case.pixels), last)]
     segments = processor.template.chat_segments(messages)
-    assert "".join(s.text if s.medium is None else IMAGE_MARK for s in segments) == record["prompt"]
+    assert "".join(s.text if s.medium is None else IMAGE_PLACEHOLDER for s in segments) == record["prompt"]
     example = processor.encode_chat(messages)
     assert len(fused(example, case.image_tokens, example.ids, 0)) == record["length"]
     assert len(example.media) == 2

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from vlm.common.types import Batch
 from vlm.models.vlm import VLM
-from vlm.runners.loop import Stepper, StepStats
-from vlm.runners.optim import Precision, build_optimizer, build_scaler
-from vlm.runners.schedule import Plan, build_schedule
-from vlm.runners.weighting import Weighting
+from vlm.runners.train.loss_weighting import LossReduction
+from vlm.runners.train.optim import Precision, build_optimizer, build_scaler
+from vlm.runners.train.schedule import Plan, build_schedule
+from vlm.runners.train.step import Stepper, StepStats
 from vlm.tasks.image_text_pretrain import ImageTextPretrain
 
 from .helpers_mmgpt import MmgptCase
@@ -46,7 +46,7 @@ def optimizer_of(case: MmgptCase, model: VLM, told: dict[str, Any]) -> torch.opt
 def stepper_of(case: MmgptCase, model: VLM, told: dict[str, Any], clip: float) -> Stepper:
     optimizer, scaler = optimizer_of(case, model, told), build_scaler(Precision(), CPU)
     options = {"device": CPU, "precision": Precision(), "max_grad_norm": clip}
-    weighting = Weighting("batches", ("vision", "language"))
+    weighting = LossReduction("batches", ("vision", "language"))
     return Stepper(model, ImageTextPretrain(), optimizer, scaler, weighting=weighting, **options)
 
 

@@ -16,7 +16,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlm.checkpoint.formats.mmgpt_lora import MmgptLora, published_names, read_content
 from vlm.checkpoint.load import load_file
 from vlm.common.errors import ConfigError
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Batch, Example, Features, Image, Message, Text
@@ -24,11 +23,12 @@ from vlm.inference.engine import Engine
 from vlm.inference.generation import CHAT
 from vlm.models.fusion.cross_attn import CrossAttention
 from vlm.models.fusion.locations import locate
-from vlm.models.inserts.gated_xattn import look
+from vlm.models.inserts.gated_xattn import media_mask
 from vlm.models.vlm import VLM
 from vlm.processors.processor import build_processor
-from vlm.runners.optim import build_optimizer, set_lr, split_parameters
-from vlm.runners.schedule import Plan, build_schedule
+from vlm.runners.train.optim import build_optimizer, set_lr, split_parameters
+from vlm.runners.train.schedule import Plan, build_schedule
+from vlm.systems.mmgpt.checkpoint import MmgptLora, published_names, read_content
 
 from .helpers_mmgpt import FirstMarks, MmgptCase
 
@@ -136,9 +136,9 @@ def test_cross_attention_alone(case: MmgptCase) -> None:
         close(attention(x, media.flatten(1, 2), None), case.tensor("xattn.out.no_media_locations"))
         for immediate in (True, False):
             for previous in (True, False):
-                config = CrossAttention.Config(3, previous, immediate=immediate, evenly_at_missing=True)
+                config = CrossAttention.Config(3, previous, immediate=immediate, uniform_when_missing=True)
                 data = CrossAttention(config, case.model.llm)(batch, Features(media[row, slot][:, None])).inserts
-                looked = look(data)
+                looked = media_mask(data)
                 got = attention(x, looked.media, looked.allowed, looked.even)
                 name = f"xattn.out.immediate={immediate}.attend_previous={previous}"
                 rows = all_placed | immediate  # a picture without mark counts where attention is even
@@ -176,7 +176,7 @@ def test_variants(case: MmgptCase, variant: str) -> None:
     elif variant == "vision_none":
         pictures = None
     else:
-        model, pictures = case.fused(evenly_at_missing=True), pictures[:, :1]
+        model, pictures = case.fused(uniform_when_missing=True), pictures[:, :1]
     batch, mask = interleaved(case, pictures)
     with torch.no_grad(), context:
         output, fast = model(batch, return_logits=True), model(batch)
@@ -291,14 +291,14 @@ def test_generation(case: MmgptCase, monkeypatch: pytest.MonkeyPatch) -> None:
         prompt = example(case, run["prompt_ids"], pictures)
         marks = prompt.ids.count(MEDIA_TOKEN)
         kind = Engine if marks == len(pictures) else FirstMarks
-        model = case.model if kind is Engine else case.fused(evenly_at_missing=True)
+        model = case.model if kind is Engine else case.fused(uniform_when_missing=True)
         engine = kind(model, case.processor)
         told = run["args"]
         assert not told["do_sample"]
-        options = CHAT.but(do_sample=False, repetition_penalty=1.0, max_new_tokens=told["max_new_token"])
-        options = options.but(num_beams=told["num_beams"], length_penalty_form="prompt")
+        options = CHAT.replace(do_sample=False, repetition_penalty=1.0, max_new_tokens=told["max_new_token"])
+        options = options.replace(num_beams=told["num_beams"], length_penalty_form="prompt")
         for cached in (True, False):
-            got = engine.generate_ids([prompt], options.but(use_cache=cached), stops=())
+            got = engine.generate_ids([prompt], options.replace(use_cache=cached), stops=())
             assert got == [run["generated_ids"]], (run["tag"], cached)
 
 
@@ -321,8 +321,8 @@ def test_answers_to_conversations(case: MmgptCase, monkeypatch: pytest.MonkeyPat
         if run["buffer_size"] >= 0 or shown != len(run["images"]):
             continue
         messages = [said(turn, images) for turn in run["history"] if turn[1] is not None]
-        options = CHAT.but(do_sample=False, repetition_penalty=1.0, max_new_tokens=run["args"]["max_new_token"])
-        options = options.but(num_beams=run["args"]["num_beams"], stop=())
+        options = CHAT.replace(do_sample=False, repetition_penalty=1.0, max_new_tokens=run["args"]["max_new_token"])
+        options = options.replace(num_beams=run["args"]["num_beams"], stop=())
         assert engine.examples([messages])[0].ids == example(case, run["prompt_ids"], run["images"]).ids
         assert engine.generate([messages], options) == [run["answer"]], run["tag"]
         assert "".join(engine.stream(messages, options)) == run["answer"], run["tag"]
@@ -331,8 +331,8 @@ def test_answers_to_conversations(case: MmgptCase, monkeypatch: pytest.MonkeyPat
 
 
 def test_another_mark_than_the_tokenizer_has(case: MmgptCase) -> None:
-    cfg = case.composition(fusion={"name": "cross_attn", "mark_id": 5}).model
-    with pytest.raises(ConfigError, match=f"mark_id is 5, but in the tokenizer '<image>' is {case.image}"):
+    cfg = case.composition(fusion={"name": "cross_attn", "image_token_id": 5}).model
+    with pytest.raises(ConfigError, match=f"image_token_id is 5, but in the tokenizer '<image>' is {case.image}"):
         build_processor(cfg)
 
 
@@ -342,7 +342,7 @@ def test_batched_generation(case: MmgptCase, monkeypatch: pytest.MonkeyPatch) ->
     pictures = case.tensor("gen_batch.vision_x")
     rows = [example(case, ids[r][mask[r] > 0].tolist(), list(pictures[r])) for r in range(len(ids))]
     new = told.shape[1] - ids.shape[1]
-    options = CHAT.but(do_sample=False, repetition_penalty=1.0, max_new_tokens=new)
+    options = CHAT.replace(do_sample=False, repetition_penalty=1.0, max_new_tokens=new)
     got = Engine(case.model, case.processor).generate_ids(rows, options, stops=())
     for row, want in zip(got, told[:, ids.shape[1] :].tolist(), strict=True):
         assert row + [0] * (new - len(row)) == want

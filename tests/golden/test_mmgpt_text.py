@@ -18,10 +18,10 @@ import pytest
 
 from vlm.common.errors import PromptError
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Image, Message, Sample, Text
-from vlm.processors.image import ImageRecipe
+from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.processor import Processor, TextConfig
-from vlm.processors.template_alpaca import Alpaca
-from vlm.processors.tokenizer import Tokenizer
+from vlm.processors.templates.alpaca import Alpaca
+from vlm.processors.tokenizer.tokenizer import Tokenizer
 
 from .mmgpt_corpora import recorded, recorded_sample, recorded_turns
 

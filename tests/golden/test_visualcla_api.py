@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 from vlm.common.errors import DataError, PromptError, UserError, WeightsError
 from vlm.common.types import Text
 from vlm.inference.generation import CHAT
-from vlm.inference.visualcla import (
+from vlm.systems.visualcla.api import (
     VisualCLA,
     chat,
     chat_in_stream,

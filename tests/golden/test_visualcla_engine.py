@@ -41,6 +41,6 @@ def test_answers(case: VisualCLACase, merged: bool) -> None:
     engine = Engine.load(case.composition(merged), "cpu")
     for record in case.case["generations"]:
         messages = conversation(case, record)
-        assert engine.generate_ids([messages], GREEDY.but(**asked(record)))[0] == record["output_ids"][1:], record[
+        assert engine.generate_ids([messages], GREEDY.replace(**asked(record)))[0] == record["output_ids"][1:], record[
             "name"
         ]

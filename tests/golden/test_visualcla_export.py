@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlm.checkpoint.adapter import read_adapter
-from vlm.checkpoint.formats.visualcla_export import export_delta
+from vlm.checkpoint.peft_adapter import read_adapter
 from vlm.checkpoint.safe import read_tensors
-from vlm.checkpoint.webui import export_webui
-from vlm.cli import main
+from vlm.cli.main import main
 from vlm.common.errors import WeightsError
+from vlm.systems.visualcla.checkpoint_export import export_delta
+from vlm.systems.visualcla.webui import export_webui
 
 from .helpers_visualcla import VisualCLACase
 

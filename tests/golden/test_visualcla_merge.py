@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlm.checkpoint.adapter import read_adapter
-from vlm.checkpoint.merge import merge_visualcla
+from vlm.checkpoint.peft_adapter import read_adapter
 from vlm.checkpoint.safe import read_tensors, shards
 from vlm.checkpoint.stream import TensorReader
-from vlm.cli import main
+from vlm.cli.main import main
+from vlm.systems.visualcla.merge import merge_visualcla
 
 from .helpers_visualcla import VisualCLACase
 

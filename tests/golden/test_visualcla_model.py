@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlm.checkpoint.adapter import read_adapter
-from vlm.checkpoint.formats.visualcla_keys import EMBEDDINGS, HEAD, key_map
+from vlm.checkpoint.peft_adapter import read_adapter
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Batch, Features
-from vlm.inference.decoding import Ends, Prompt, decode, steps
+from vlm.inference.decoding import Prompt, StopCriteria, decode, steps
 from vlm.inference.generation import Generation
 from vlm.models.trainable import select_trainable
 from vlm.models.vlm import VLM
+from vlm.systems.visualcla.checkpoint_keys import EMBEDDINGS, HEAD, key_map
 
 from .helpers_visualcla import VisualCLACase, asked
 
@@ -196,15 +196,15 @@ def prompt(case: VisualCLACase, model: VLM, ids: list[int]) -> Prompt:
     return Prompt(inputs.inputs_embeds, (inputs.segments > 0).long())
 
 
-def ends(case: VisualCLACase, eos: int = 2) -> Ends:
-    return Ends(eos=(eos,), bos=1, pad=case.config["special_ids"]["<pad>"])
+def ends(case: VisualCLACase, eos: int = 2) -> StopCriteria:
+    return StopCriteria(eos=(eos,), bos=1, pad=case.config["special_ids"]["<pad>"])
 
 
 def test_greedy_answers(case: VisualCLACase, model: VLM) -> None:
     """Ids of every recorded answer; the penalty and the n-grams count the dummy begin id and new tokens only."""
     assert case.case["generations"]
     for record in case.case["generations"]:
-        generation = GREEDY.but(**asked(record))
+        generation = GREEDY.replace(**asked(record))
         ids = decode(model.llm.model, prompt(case, model, record["input_ids"]), generation, ends(case))
         assert [1, *ids[0]] == record["output_ids"], record["name"]
 
@@ -216,11 +216,11 @@ def test_first_scores_and_another_end(case: VisualCLACase, model: VLM) -> None:
         logits = model.llm.model(inputs_embeds=start.embeds, attention_mask=start.mask).logits[:, -1]
     torch.testing.assert_close(logits, case.tensor("generate.first_step_scores"), **FEATURES)
     wanted = case.tensor("generate.output_ids")[0].tolist()
-    again = [t for (t,) in steps(model.llm.model, start, GREEDY.but(max_new_tokens=20), ends(case))]
+    again = [t for (t,) in steps(model.llm.model, start, GREEDY.replace(max_new_tokens=20), ends(case))]
     assert [1, *again][: len(wanted)] == wanted
     if "eos_fallback" in case.case:  # a recorded run that another end id stops
         fallback = case.case["eos_fallback"]
-        limits, stop = GREEDY.but(max_new_tokens=20), ends(case, fallback["eos_set_on_text_model"])
+        limits, stop = GREEDY.replace(max_new_tokens=20), ends(case, fallback["eos_set_on_text_model"])
         assert [1, *decode(model.llm.model, start, limits, stop)[0]] == fallback["output_ids"]
 
 

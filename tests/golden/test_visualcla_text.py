@@ -17,12 +17,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from vlm.common.config import load_config
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Image, Message, Sample, Text
-from vlm.inference.text import TextStream, cleaner, join, marks_of
+from vlm.config.api import load_config
+from vlm.inference.streaming import TextStream, cleaner, join, marks_of
 from vlm.processors.processor import Processor, build_processor
-from vlm.processors.template import IMAGE_MARK
-from vlm.processors.tokenizer import Tokenizer
+from vlm.processors.templates.roles import IMAGE_PLACEHOLDER
+from vlm.processors.tokenizer.tokenizer import Tokenizer
 
 
 class Case:
@@ -165,8 +165,8 @@ def test_both_spellings_of_special_tokens(case: Case, tmp_path: Path) -> None:
 
 def test_finished_prompts(case: Case) -> None:
     for record in case.case["prompts"]:
-        text = record["prompt"].removeprefix("<s>").replace("<img_token>" * case.queries, IMAGE_MARK)
-        example = case.default.encode_prompt(text, [case.picture] * text.count(IMAGE_MARK))
+        text = record["prompt"].removeprefix("<s>").replace("<img_token>" * case.queries, IMAGE_PLACEHOLDER)
+        example = case.default.encode_prompt(text, [case.picture] * text.count(IMAGE_PLACEHOLDER))
         assert example.ids == case.marked(record["input_ids"])
         assert Tokenizer.from_folder(case.folder / "lora_model").encode(record["prompt"]) == record["input_ids"]
 
@@ -240,6 +240,6 @@ def test_pictures_in_later_turns(case: Case) -> None:
     ]
     example = case.default.encode_chat(turns)
     assert example.ids.count(MEDIA_TOKEN) == len(example.media) == 2
-    raw = "".join(s.text if s.medium is None else IMAGE_MARK for s in case.default.template.chat_segments(turns))
-    assert raw.endswith(f"### Response:2\n\n### Instruction: \n<img>{IMAGE_MARK}</img>\n3\n\n### Response:")
+    raw = "".join(s.text if s.medium is None else IMAGE_PLACEHOLDER for s in case.default.template.chat_segments(turns))
+    assert raw.endswith(f"### Response:2\n\n### Instruction: \n<img>{IMAGE_PLACEHOLDER}</img>\n3\n\n### Response:")
     assert case.default.encode_prompt(raw, [case.picture] * 2).ids == example.ids

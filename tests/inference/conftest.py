@@ -13,10 +13,10 @@ from vlm.inference.engine import Engine
 from vlm.models.fusion.splice import Splice
 from vlm.models.llm.hf import HFCausalLM
 from vlm.models.vlm import VLM
-from vlm.processors.image import ImageRecipe
+from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.processor import Processor
-from vlm.processors.template import Vicuna0
-from vlm.processors.tokenizer import Tokenizer
+from vlm.processors.templates.roles import Vicuna0
+from vlm.processors.tokenizer.tokenizer import Tokenizer
 
 LLM = Path(__file__).parents[1] / "golden" / "minigpt4" / "open" / "llm"
 SIZES = {
@@ -34,7 +34,7 @@ SIZES = {
 
 
 class Mean(nn.Module):
-    """A picture as three tokens: mean colours of its thirds, stretched to the LLM's width."""
+    """An image as three tokens: mean colours of its thirds, stretched to the LLM's width."""
 
     out_dim, num_tokens, calls = 32, 3, 0
 
@@ -62,20 +62,20 @@ def engine() -> Engine:
 
 
 @pytest.fixture
-def picture():
-    from PIL import Image as Pictures
+def image():
+    from PIL import Image as Images
 
     def make(colour: str = "red") -> Image:
-        return Image(Pictures.new("RGB", (8, 8), colour))
+        return Image(Images.new("RGB", (8, 8), colour))
 
     return make
 
 
 @pytest.fixture
-def ask(picture):
-    """``ask("text", "red", "blue")``: one question about plain pictures."""
+def ask(image):
+    """``ask("text", "red", "blue")``: one question about plain images."""
 
     def make(text: str, *colours: str) -> list[Message]:
-        return [Message("user", (*(picture(c) for c in colours), Text(text)))]
+        return [Message("user", (*(image(c) for c in colours), Text(text)))]
 
     return make

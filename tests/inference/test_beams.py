@@ -11,11 +11,11 @@ from torch import nn
 
 from vlm.common.errors import UserError
 from vlm.inference.beams import Hypotheses, beam_search
-from vlm.inference.decoding import Ends, Prompt, decode
+from vlm.inference.decoding import Prompt, StopCriteria, decode
 from vlm.inference.generation import CHAT
 
 VOCAB, END = 4, 3
-ENDS = Ends(eos=(END,), bos=1, pad=0)
+ENDS = StopCriteria(eos=(END,), bos=1, pad=0)
 
 
 class Tiny(nn.Module):
@@ -47,7 +47,7 @@ def prompt(llm: Tiny) -> Prompt:
 
 
 def options(**changes):
-    return CHAT.but(do_sample=False, repetition_penalty=1.0, max_new_tokens=3, use_cache=False, **changes)
+    return CHAT.replace(do_sample=False, repetition_penalty=1.0, max_new_tokens=3, use_cache=False, **changes)
 
 
 def total(llm: Tiny, embeds: torch.Tensor, ids: tuple[int, ...]) -> float:
@@ -89,28 +89,28 @@ def test_rows_do_not_depend_on_each_other(llm: Tiny, prompt: Prompt) -> None:
 
 
 def test_stop_sequences_end_a_beam(llm: Tiny, prompt: Prompt) -> None:
-    free = decode(llm, prompt, options(num_beams=2), Ends((), 1, 0))
+    free = decode(llm, prompt, options(num_beams=2), StopCriteria((), 1, 0))
     stop = tuple(free[0][:2])
-    stopped = decode(llm, prompt, options(num_beams=2, length_penalty=0.0), Ends((), 1, 0, (stop,)))
+    stopped = decode(llm, prompt, options(num_beams=2, length_penalty=0.0), StopCriteria((), 1, 0, (stop,)))
     assert any(tuple(row[-2:]) == stop for row in stopped)
     assert all(stop not in itertools.pairwise(row[:-1]) for row in stopped)
 
 
 def test_nearly_everything_forbidden(llm: Tiny, prompt: Prompt) -> None:
     """Fewer tokens are allowed than there are candidates."""
-    ends = Ends((END,), 1, 0, banned=(0, 1, END))
+    ends = StopCriteria((END,), 1, 0, banned=(0, 1, END))
     for do_sample in (False, True):
-        generation = options(num_beams=3, top_k=0, seed=1).but(do_sample=do_sample)
+        generation = options(num_beams=3, top_k=0, seed=1).replace(do_sample=do_sample)
         assert decode(llm, prompt, generation, ends) == [[2, 2, 2]] * 2
 
 
 def test_sampling_repeats_with_a_seed_and_by_row(llm: Tiny, prompt: Prompt) -> None:
-    generation = options(num_beams=2, seed=11).but(do_sample=True)
+    generation = options(num_beams=2, seed=11).replace(do_sample=True)
     once = decode(llm, prompt, generation, ENDS)
     assert once == decode(llm, prompt, generation, ENDS)
     alone = decode(llm, Prompt(prompt.embeds[1:], prompt.mask[1:]), generation, ENDS)
     assert alone == once[1:]
-    seeds = [decode(llm, prompt, generation.but(seed=s), ENDS) for s in range(8)]
+    seeds = [decode(llm, prompt, generation.replace(seed=s), ENDS) for s in range(8)]
     assert any(other != seeds[0] for other in seeds)
 
 
@@ -129,7 +129,7 @@ def test_hypotheses_keep_the_best() -> None:
 
 def test_unknown_form() -> None:
     with pytest.raises(UserError, match="length_penalty_form is 'other', must be published or prompt or answer"):
-        CHAT.but(length_penalty_form="other")
+        CHAT.replace(length_penalty_form="other")
 
 
 @pytest.mark.parametrize("penalty", [-2.0, 0.0, 1.0, 3.0])
@@ -140,13 +140,13 @@ def test_form_answer_is_that_of_the_installed_transformers(penalty: float) -> No
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     small = LlamaForCausalLM(LlamaConfig(vocab_size=12, initializer_range=0.6, **sizes)).eval()
     embeds, mask = torch.randn(3, 4, 16), torch.ones(3, 4, dtype=torch.long)
-    ends = Ends(eos=(2,), bos=1, pad=0)
+    ends = StopCriteria(eos=(2,), bos=1, pad=0)
     for beams in (2, 4):
         wanted = small.generate(
             inputs_embeds=embeds, attention_mask=mask, num_beams=beams, length_penalty=penalty, max_new_tokens=6,
             do_sample=False, eos_token_id=2, pad_token_id=0,
         )  # fmt: skip
         generation = options(num_beams=beams, length_penalty=penalty, length_penalty_form="answer", min_length=0)
-        found = beam_search(small, Prompt(embeds, mask), generation.but(max_new_tokens=6), ends)
+        found = beam_search(small, Prompt(embeds, mask), generation.replace(max_new_tokens=6), ends)
         rows = [row[: row.index(2) + 1] if 2 in row else row for row in wanted.tolist()]
         assert found == rows

@@ -11,21 +11,21 @@ import torch
 from vlm.common.errors import PromptError, UserError
 from vlm.common.types import Features, Message, Text
 from vlm.inference.beams import beam_search
-from vlm.inference.decoding import Ends, decode
+from vlm.inference.decoding import StopCriteria, decode
+from vlm.inference.feature_cache import FeatureCache
 from vlm.inference.generation import CHAT, EVALUATION, Generation
-from vlm.inference.media import FeatureCache
-from vlm.inference.text import join
+from vlm.inference.streaming import join
 
-GREEDY = EVALUATION.but(max_new_tokens=24)
+GREEDY = EVALUATION.replace(max_new_tokens=24)
 
 
 @pytest.fixture
 def questions(ask):
     return [
-        ask("What is in the picture?", "red"),
-        ask("Is there a dog in the picture? It is a photo of a street.", "blue"),
+        ask("What is in the image?", "red"),
+        ask("Is there a dog in the image? It is a photo of a street.", "blue"),
         ask("Compare them.", "green", "yellow"),
-        ask("No picture here."),
+        ask("No image here."),
     ]
 
 
@@ -36,7 +36,7 @@ def test_batched_equals_single(engine, questions) -> None:
 
 
 def test_batched_equals_single_when_sampling(engine, questions) -> None:
-    sampled = CHAT.but(max_new_tokens=12, seed=3)
+    sampled = CHAT.replace(max_new_tokens=12, seed=3)
     assert engine.generate_ids(questions, sampled) == [engine.generate_ids([q], sampled)[0] for q in questions]
 
 
@@ -46,7 +46,7 @@ def test_batch_size_changes_nothing(engine, questions) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_streamed_equals_whole(engine, questions, seed) -> None:
-    options = CHAT.but(max_new_tokens=40, seed=seed, temperature=1.5)
+    options = CHAT.replace(max_new_tokens=40, seed=seed, temperature=1.5)
     pieces = 0
     for question in questions:
         deltas = list(engine.stream(question, options))
@@ -56,7 +56,7 @@ def test_streamed_equals_whole(engine, questions, seed) -> None:
 
 
 def test_cached_equals_recomputed(engine, questions) -> None:
-    assert engine.generate_ids(questions, GREEDY) == engine.generate_ids(questions, GREEDY.but(use_cache=False))
+    assert engine.generate_ids(questions, GREEDY) == engine.generate_ids(questions, GREEDY.replace(use_cache=False))
 
 
 def test_greedy_equals_transformers_own_generate(engine, questions) -> None:
@@ -70,17 +70,17 @@ def test_greedy_equals_transformers_own_generate(engine, questions) -> None:
 
 def test_one_beam_is_greedy(engine, questions) -> None:
     prompt = engine.prompt(questions, GREEDY)
-    ends = Ends(eos=(2,), bos=1, pad=0)
+    ends = StopCriteria(eos=(2,), bos=1, pad=0)
     greedy = decode(engine.model.llm.model, prompt, GREEDY, ends)
     assert beam_search(engine.model.llm.model, prompt, GREEDY, ends) == greedy
 
 
 def test_beams_stop_each_row_and_repeat(engine, questions) -> None:
-    beams = GREEDY.but(num_beams=3, max_new_tokens=10)
+    beams = GREEDY.replace(num_beams=3, max_new_tokens=10)
     first = engine.generate(questions, beams)
     assert first == engine.generate(questions, beams)
     assert join(engine.stream(questions[0], beams)) == first[0]
-    sampled = beams.but(do_sample=True, seed=1)
+    sampled = beams.replace(do_sample=True, seed=1)
     before = torch.get_rng_state()
     assert engine.generate(questions, sampled) == engine.generate(questions, sampled)
     assert torch.equal(before, torch.get_rng_state())
@@ -88,10 +88,10 @@ def test_beams_stop_each_row_and_repeat(engine, questions) -> None:
 
 def test_seed_repeats_and_none_differs(engine, ask) -> None:
     question = ask("Tell me a story.", "red")
-    once = CHAT.but(max_new_tokens=30, seed=5)
+    once = CHAT.replace(max_new_tokens=30, seed=5)
     assert engine.generate([question], once) == engine.generate([question], once)
-    assert engine.generate([question], once) != engine.generate([question], once.but(seed=6))
-    free = once.but(seed=None)
+    assert engine.generate([question], once) != engine.generate([question], once.replace(seed=6))
+    free = once.replace(seed=None)
     assert len({engine.generate([question], free)[0] for _ in range(4)}) > 1
 
 
@@ -108,26 +108,26 @@ def test_rows_stop_by_themselves(engine, questions) -> None:
 def test_min_length_forbids_the_end(engine, ask) -> None:
     question = ask("What?", "red")
     first = engine.generate_ids([question], GREEDY, stops=())[0][0]
-    ends = Ends(eos=(first,), bos=1, pad=0)
+    ends = StopCriteria(eos=(first,), bos=1, pad=0)
     from vlm.inference.decoding import decode
 
     prompt = engine.prompt([question], GREEDY)
     llm = engine.model.llm.model
     assert decode(llm, prompt, GREEDY, ends) == [[first]]
-    longer = decode(llm, prompt, GREEDY.but(min_length=4), ends)[0]
+    longer = decode(llm, prompt, GREEDY.replace(min_length=4), ends)[0]
     assert len(longer) > 3 and first not in longer[:3]
 
 
 def test_stop_event_ends_the_stream(engine, ask) -> None:
     event, pieces = threading.Event(), []
-    for delta in engine.stream(ask("Go on.", "red"), GREEDY.but(max_new_tokens=60, min_length=60), event):
+    for delta in engine.stream(ask("Go on.", "red"), GREEDY.replace(max_new_tokens=60, min_length=60), event):
         pieces.append(delta)
         if len(pieces) == 3:
             event.set()
     assert 3 <= len(pieces) <= 5
 
 
-def test_pictures_are_encoded_once(engine, ask) -> None:
+def test_images_are_encoded_once(engine, ask) -> None:
     engine.features.clear()
     engine.model.vision.calls = 0
     engine.generate([ask("One.", "red"), ask("Two.", "red", "blue")], GREEDY)
@@ -137,16 +137,16 @@ def test_pictures_are_encoded_once(engine, ask) -> None:
 
 
 def talk(ask, turns: int) -> list[Message]:
-    messages = ask("What is in the picture?", "red")
+    messages = ask("What is in the image?", "red")
     for number in range(turns):
         messages.append(Message("assistant", (Text(f"Answer number {number}, with some words to fill the turn."),)))
         messages.append(Message("user", (Text(f"Question number {number}?"),)))
     return messages
 
 
-def test_long_talk_loses_old_turns_and_keeps_the_picture(engine, ask, caplog) -> None:
+def test_long_talk_loses_old_turns_and_keeps_the_image(engine, ask, caplog) -> None:
     messages = talk(ask, 8)
-    options = GREEDY.but(max_length=250)
+    options = GREEDY.replace(max_length=250)
     assert engine.length(messages) > 250
     logger = logging.getLogger("vlm.inference.context")
     logger.addHandler(caplog.handler)  # not through the root: the command line turns propagation off
@@ -155,20 +155,20 @@ def test_long_talk_loses_old_turns_and_keeps_the_picture(engine, ask, caplog) ->
     assert "left out" in caplog.text
     assert prompt.embeds.shape[1] <= 250 - 24
     first_two_and_last = messages[:2] + messages[-1:]
-    assert prompt.embeds.shape[1] >= engine.length(first_two_and_last)  # the turn with the picture is still there
+    assert prompt.embeds.shape[1] >= engine.length(first_two_and_last)  # the turn with the image is still there
     begin = engine.prompt([first_two_and_last], options).embeds
     assert torch.equal(prompt.embeds[:, :40], begin[:, :40])
 
 
 def test_question_longer_than_the_context_is_refused(engine, ask) -> None:
     with pytest.raises(PromptError, match=r"takes \d+ positions.*only 100 fit"):
-        engine.generate([ask("word " * 150, "red")], GREEDY.but(max_length=124))
+        engine.generate([ask("word " * 150, "red")], GREEDY.replace(max_length=124))
 
 
 def test_published_context_cuts_from_the_left(engine, ask) -> None:
     messages = talk(ask, 2)
     whole = engine.prompt([messages], GREEDY).embeds
-    cut = engine.prompt([messages], GREEDY.but(max_length=44, context="published")).embeds
+    cut = engine.prompt([messages], GREEDY.replace(max_length=44, context="published")).embeds
     assert torch.equal(cut, whole[:, -20:])
 
 
@@ -193,8 +193,8 @@ def test_rank_orders_by_loss_and_survives_uneven_candidates(engine, ask) -> None
     assert sums[1] > sums[0]
 
 
-def test_ready_prompt_is_taken_as_it_is_and_refused_when_too_long(engine, picture) -> None:
-    prompt = engine.processor.encode_prompt("<Img><ImageHere></Img> boat", [picture()])
+def test_ready_prompt_is_taken_as_it_is_and_refused_when_too_long(engine, image) -> None:
+    prompt = engine.processor.encode_prompt("<Img><ImageHere></Img> boat", [image()])
     assert engine.generate([prompt], GREEDY) == engine.generate([prompt, prompt], GREEDY)[:1]
     with pytest.raises(PromptError, match="positions"):
         engine.generate([engine.processor.encode_prompt("word " * 200, [])], GREEDY)
@@ -205,7 +205,7 @@ def test_ranking_needs_a_candidate_for_every_conversation(engine, ask) -> None:
         engine.rank([ask("What?")], [[]])
 
 
-def test_only_the_last_pictures_stay_in_the_cache() -> None:
+def test_only_the_last_images_stay_in_the_cache() -> None:
     seen: list[int] = []
 
     def encoder(pixels: torch.Tensor) -> Features:
@@ -213,11 +213,11 @@ def test_only_the_last_pictures_stay_in_the_cache() -> None:
         return Features(pixels.flatten(2)[:, :, None, :2])
 
     cache = FeatureCache(capacity=2)
-    pictures = [torch.full((1, 1, 3, 2, 2), float(i)) for i in range(3)]
+    images = [torch.full((1, 1, 3, 2, 2), float(i)) for i in range(3)]
     for i in (0, 1, 0, 2, 0, 1):
-        assert cache.encode(pictures[i], encoder).tokens.unique().tolist() == [float(i)]
+        assert cache.encode(images[i], encoder).tokens.unique().tolist() == [float(i)]
     assert seen == [1, 1, 1, 1]  # the second 0 was kept by its use, 1 had to be encoded again
-    assert cache.encode(torch.cat([pictures[1], pictures[1], pictures[2]]), encoder).tokens.shape[0] == 3
+    assert cache.encode(torch.cat([images[1], images[1], images[2]]), encoder).tokens.shape[0] == 3
     assert seen[4:] == [1] and len(cache) == 2
 
 

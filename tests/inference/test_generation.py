@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vlm.common.config import load_config
-from vlm.common.config_tree import parse_file
 from vlm.common.errors import UserError
-from vlm.common.paths import CONFIGS
-from vlm.inference.generation import CHAT, EVALUATION, Generation
+from vlm.common.paths import SYSTEMS
+from vlm.config.api import load_config
+from vlm.config.tree import parse_file
+from vlm.inference.generation import CHAT, EVALUATION, Generation, default_generation
 from vlm.inference.stopping import NoRepeatNGram, PublishedRepetitionPenalty, cut_after_stop, ends_with, stop_sequences
-from vlm.serve.options import usual
 
 
 def test_published_presets() -> None:
@@ -43,9 +42,9 @@ def test_compositions_answer_as_published(
     penalty: float,
 ) -> None:
     arch, model_type = name.split("/")
-    params = parse_file(CONFIGS / "models" / f"{name}.yaml").data["params"]
+    params = parse_file(SYSTEMS / f"{name}.yaml").data["params"]
     needed = {param: "/there" for param, said in params.items() if said["default"] == "???"}
-    found = usual(load_config({"model": {"arch": arch, "model_type": model_type, **needed}}, check="none"))
+    found = default_generation(load_config({"model": {"arch": arch, "model_type": model_type, **needed}}, check="none"))
     assert (found.max_new_tokens, found.do_sample, found.top_p, found.top_k) == (length, sampled, top_p, top_k)
     assert (found.temperature, found.num_beams, found.no_repeat_ngram_size) == (temperature, beams, run)
     assert found.repetition_penalty == penalty
@@ -55,7 +54,7 @@ def test_all_bad_values_are_named_together() -> None:
     with pytest.raises(UserError, match=r"temperature is 0.*top_k is -1.*top_p is 1\.5"):
         Generation(temperature=0, top_p=1.5, top_k=-1)
     with pytest.raises(UserError, match="unknown generation option 'beams'"):
-        CHAT.but(beams=3)
+        CHAT.replace(beams=3)
 
 
 def test_stop_sequences_cover_both_spellings(engine) -> None:
@@ -85,4 +84,4 @@ def test_no_run_of_tokens_twice_the_dummy_begin_token_included() -> None:
     assert not pairs(torch.zeros(2, 0, dtype=torch.long), scores).isinf().any()
     assert NoRepeatNGram(1, bos_id=1)(torch.tensor([[3]]), scores[:1]).isinf().nonzero()[:, 1].tolist() == [1, 3]
     with pytest.raises(UserError, match="no_repeat_ngram_size is -1"):
-        CHAT.but(no_repeat_ngram_size=-1)
+        CHAT.replace(no_repeat_ngram_size=-1)

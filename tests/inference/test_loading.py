@@ -10,16 +10,16 @@ import pytest
 import torch
 import yaml
 
-from vlm.checkpoint.run_dir import RunDir
-from vlm.common.config import load_config
+from vlm.checkpoint.run_folder import RunDir
 from vlm.common.errors import UserError
 from vlm.common.types import Image, Message, Text
+from vlm.config.api import load_config
 from vlm.inference.engine import Engine
 from vlm.inference.generation import EVALUATION
 
 from .small import CASE, write_config
 
-ASKED = [Message("user", (Image(str(CASE / "image.png")), Text("What is in the picture?")))]
+ASKED = [Message("user", (Image(str(CASE / "image.png")), Text("What is in the image?")))]
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def config(tmp_path: Path) -> Path:
 def test_yaml_file_gives_the_published_answer(config: Path) -> None:
     turn = json.loads((CASE / "case.json").read_text())["records"]["chat"]["turns"][0]
     engine = Engine.load(config)
-    greedy = EVALUATION.but(max_new_tokens=16, repetition_penalty=1.05)
+    greedy = EVALUATION.replace(max_new_tokens=16, repetition_penalty=1.05)
     assert engine.generate([ASKED], greedy) == [turn["answer_after_cleanup"]]
     again = Engine.load(engine.config)
     assert again.generate([ASKED], greedy) == [turn["answer_after_cleanup"]]

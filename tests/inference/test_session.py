@@ -1,4 +1,4 @@
-"""A chat session: history, pictures, stop, regenerate, reset."""
+"""A chat session: history, images, stop, regenerate, reset."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import pytest
 from vlm.common.errors import DataError, PromptError
 from vlm.inference.generation import EVALUATION
 from vlm.inference.session import ChatSession
-from vlm.inference.text import join
+from vlm.inference.streaming import join
 
-GREEDY = EVALUATION.but(max_new_tokens=12)
+GREEDY = EVALUATION.replace(max_new_tokens=12)
 
 
 @pytest.fixture
@@ -18,8 +18,8 @@ def session(engine) -> ChatSession:
 
 
 @pytest.fixture
-def red(picture):
-    return picture("red").source
+def red(image):
+    return image("red").source
 
 
 def test_history_holds_cleaned_answers_and_feeds_the_next_turn(session, engine, red) -> None:
@@ -33,10 +33,10 @@ def test_history_holds_cleaned_answers_and_feeds_the_next_turn(session, engine, 
     assert engine.generate([session.messages[2:3]], GREEDY) != [second]  # the history matters
 
 
-def test_pictures_may_come_as_parts_or_paths(session, picture, tmp_path) -> None:
-    picture("red").source.save(tmp_path / "red.png")
+def test_images_may_come_as_parts_or_paths(session, image, tmp_path) -> None:
+    image("red").source.save(tmp_path / "red.png")
     answers = []
-    for source in (picture("red"), picture("red").source, tmp_path / "red.png", str(tmp_path / "red.png")):
+    for source in (image("red"), image("red").source, tmp_path / "red.png", str(tmp_path / "red.png")):
         session.reset()
         session.ask("What is this?", [source])
         answers.append(session.answer())
@@ -54,7 +54,7 @@ def test_regenerate_answers_the_same_question_again(session, red) -> None:
 
 def test_stopped_answer_is_kept_as_far_as_it_was_written(session, red) -> None:
     session.ask("Go on.", [red])
-    stream = session.stream(GREEDY.but(max_new_tokens=60, min_length=61))
+    stream = session.stream(GREEDY.replace(max_new_tokens=60, min_length=61))
     shown = next(stream) + next(stream)
     session.stop()
     shown += "".join(stream)
@@ -72,19 +72,19 @@ def test_abandoned_stream_keeps_the_partial_answer(session, red) -> None:
     assert isinstance(session.answer(), str)
 
 
-def test_reset_forgets_pictures_and_text(session, red) -> None:
+def test_reset_forgets_images_and_text(session, red) -> None:
     session.ask("What is this?", [red])
     session.answer()
     session.reset()
     assert session.messages == []
-    session.ask("No picture?")
+    session.ask("No image?")
     assert session.messages[0].media == ()
     assert session.answer() == session.messages[-1].text
 
 
-def test_bad_picture_and_missing_question_never_enter_the_history(session, tmp_path) -> None:
+def test_bad_image_and_missing_question_never_enter_the_history(session, tmp_path) -> None:
     file = tmp_path / "note.png"
-    file.write_text("not a picture")
+    file.write_text("not an image")
     with pytest.raises(DataError, match=r"note\.png"):
         session.ask("What is this?", [str(file)])
     with pytest.raises(PromptError, match="nothing was asked"):

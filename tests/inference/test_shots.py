@@ -13,16 +13,16 @@ from vlm.checkpoint.load import load_model
 from vlm.common.errors import DataError, PromptError
 from vlm.common.types import MEDIA_TOKEN, Image, Message, Text
 from vlm.inference.engine import Engine
+from vlm.inference.few_shot import example_messages, prepend_examples, read_examples
 from vlm.inference.generation import CHAT
 from vlm.inference.session import ChatSession
-from vlm.inference.shots import read_shots, shots, with_shots
 from vlm.processors.processor import build_processor
 
 from ..golden.helpers_mmgpt import MmgptCase
 
 CASE = Path(__file__).parents[1] / "golden" / "mmgpt" / "open"
 FIRST, SECOND = (CASE / "images" / name for name in ("second.png", "gradient_97x131.png"))
-GREEDY = CHAT.but(do_sample=False, repetition_penalty=1.0, max_new_tokens=8)
+GREEDY = CHAT.replace(do_sample=False, repetition_penalty=1.0, max_new_tokens=8)
 EOC = 450
 
 
@@ -37,10 +37,10 @@ def flamingo() -> Engine:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "a.png").write_bytes(FIRST.read_bytes())
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(FIRST.read_bytes())
     lines = [
-        {"image": "pictures/a.png", "question": "What is it?", "answer": "a boat"},
+        {"image": "images/a.png", "question": "What is it?", "answer": "a boat"},
         {"question": "Name a planet.", "answer": "Saturn"},
     ]
     path = tmp_path / "examples.jsonl"
@@ -52,10 +52,10 @@ def asked(text: str = "What colour?") -> list[Message]:
     return [Message("user", (Image(str(SECOND)), *([Text(text)] if text else [])))]
 
 
-def same(engine: Engine, messages: list[Message], text: str, pictures: list[Path]) -> bool:
-    """Whether messages become the ids and pictures of the finished prompt ``text``."""
+def same(engine: Engine, messages: list[Message], text: str, images: list[Path]) -> bool:
+    """Whether messages become the ids and images of the finished prompt ``text``."""
     (got,) = engine.examples([messages])
-    want = engine.processor.encode_prompt(text, [str(p) for p in pictures])
+    want = engine.processor.encode_prompt(text, [str(p) for p in images])
     return got.ids == want.ids and all(torch.equal(a, b) for a, b in zip(got.media, want.media, strict=True))
 
 
@@ -65,11 +65,11 @@ def test_published_prompts(flamingo: Engine, file: Path) -> None:
         "Question:Name a planet. Short answer:Saturn<|endofchunk|>"
     )
     query = "<image>Question:What colour? Short answer:"
-    assert same(flamingo, with_shots(read_shots(file), asked()), front + query, [FIRST, SECOND])
-    captions = shots([{"image": str(FIRST), "answer": "a boat"}])
+    assert same(flamingo, prepend_examples(read_examples(file), asked()), front + query, [FIRST, SECOND])
+    captions = example_messages([{"image": str(FIRST), "answer": "a boat"}])
     text = "<image>Output:a boat<|endofchunk|><image>Output:"
-    assert same(flamingo, with_shots(captions, asked("")), text, [FIRST, SECOND])
-    (got,) = flamingo.examples([with_shots(captions, asked(""))])
+    assert same(flamingo, prepend_examples(captions, asked("")), text, [FIRST, SECOND])
+    (got,) = flamingo.examples([prepend_examples(captions, asked(""))])
     assert got.ids.count(MEDIA_TOKEN) == 2 and got.ids.count(EOC) == 1
 
 
@@ -81,15 +81,15 @@ def test_other_forms_of_a_question() -> None:
     assert same(engine, asked("hello"), text, [SECOND])
 
 
-def test_several_pictures_in_order(flamingo: Engine) -> None:
-    two = shots([{"image": [str(FIRST), str(SECOND)], "question": "Same?", "answer": "no"}])
+def test_several_images_in_order(flamingo: Engine) -> None:
+    two = example_messages([{"image": [str(FIRST), str(SECOND)], "question": "Same?", "answer": "no"}])
     text = "<image><image>Question:Same? Short answer:no<|endofchunk|><image>Question:What colour? Short answer:"
-    assert same(flamingo, with_shots(two, asked()), text, [FIRST, SECOND, SECOND])
-    marked = shots(
+    assert same(flamingo, prepend_examples(two, asked()), text, [FIRST, SECOND, SECOND])
+    marked = example_messages(
         [{"image": [str(FIRST), str(SECOND)], "question": "Is <ImageHere> like <ImageHere>?", "answer": "no"}]
     )
     text = "Question:Is <image> like <image>? Short answer:no<|endofchunk|><image>Question:What colour? Short answer:"
-    assert same(flamingo, with_shots(marked, asked()), text, [FIRST, SECOND, SECOND])
+    assert same(flamingo, prepend_examples(marked, asked()), text, [FIRST, SECOND, SECOND])
 
 
 def test_examples_are_earlier_turns_of_a_chat_template(file: Path) -> None:
@@ -99,15 +99,15 @@ def test_examples_are_earlier_turns_of_a_chat_template(file: Path) -> None:
     plain = "\n\n### Instruction:\n{}\n\n### Response:\n{}"
     text = case.processor.template.config.system + turn.format("What is it?", "a boat")
     text += plain.format("Name a planet.", "Saturn") + turn.format("What colour?", "")
-    assert same(engine, with_shots(read_shots(file), asked()), text, [FIRST, SECOND])
+    assert same(engine, prepend_examples(read_examples(file), asked()), text, [FIRST, SECOND])
     system = Message("system", (Text("Be brief."),))
-    found = with_shots(read_shots(file), [system, *asked()])
+    found = prepend_examples(read_examples(file), [system, *asked()])
     assert [m.role for m in found] == ["system", "user", "assistant", "user", "assistant", "user"]
 
 
 def test_generation_stops_at_the_end_of_a_chunk(flamingo: Engine, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The head is bent so that the end of a chunk wins where another token won before."""
-    messages = with_shots(read_shots(file), asked())
+    messages = prepend_examples(read_examples(file), asked())
     monkeypatch.setattr(flamingo.model.llm, "banned_ids", ())
     (free,) = flamingo.generate_ids([messages], GREEDY, stops=())
     place = next(k for k in range(1, len(free)) if free[k] not in free[:k])
@@ -127,11 +127,11 @@ def test_generation_stops_at_the_end_of_a_chunk(flamingo: Engine, file: Path, mo
 
 
 def test_a_session_keeps_its_examples(flamingo: Engine, file: Path) -> None:
-    examples = read_shots(file)
+    examples = read_examples(file)
     session = ChatSession(flamingo, GREEDY, examples)
     for _ in range(2):
         session.ask("What colour?", [str(SECOND)])
-        assert session.answer() == flamingo.generate([with_shots(examples, asked())], GREEDY)[0]
+        assert session.answer() == flamingo.generate([prepend_examples(examples, asked())], GREEDY)[0]
         assert len(session.messages) == 2
         session.reset()
 
@@ -145,7 +145,7 @@ def test_answers_are_cut_before_the_next_question(flamingo: Engine) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"image": "no.png", "question": "What?", "answer": "x"}', r"line 1: picture .*no\.png: no such file"),
+        ('{"image": "no.png", "question": "What?", "answer": "x"}', r"line 1: image .*no\.png: no such file"),
         ('{"question": "What?"}', r"line 1: no `answer` \(it has: question\)"),
         ('{"question": "What?", "answer": " "}', "line 1: no `answer`"),
         ('{"answer": "x"}', "line 1: neither `image` nor `question`"),
@@ -160,19 +160,19 @@ def test_bad_lines(tmp_path: Path, line: str, said: str) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text(line)
     with pytest.raises(DataError, match=said):
-        read_shots(path)
+        read_examples(path)
     with pytest.raises(DataError, match=r"absent\.jsonl: no such file"):
-        read_shots(tmp_path / "absent.jsonl")
+        read_examples(tmp_path / "absent.jsonl")
 
 
-def test_more_marks_than_pictures(flamingo: Engine) -> None:
+def test_more_marks_than_images(flamingo: Engine) -> None:
     record: dict[str, Any] = {"image": str(FIRST), "question": "<ImageHere> or <ImageHere>?", "answer": "x"}
-    with pytest.raises(PromptError, match="example 1: 2 image marks, but 1 pictures"):
-        shots([record])
+    with pytest.raises(PromptError, match="example 1: 2 image placeholders, but 1 images"):
+        example_messages([record])
     for engine in (flamingo, Engine(flamingo.model, MmgptCase(CASE).processor)):
         session = ChatSession(engine, GREEDY)
         session.ask("<ImageHere> or <ImageHere>?", [str(SECOND)])
-        with pytest.raises(PromptError, match="2 image marks but 1 media"):
+        with pytest.raises(PromptError, match="2 image placeholders but 1 media"):
             session.answer()
-    with pytest.raises(PromptError, match="2 image marks but 1 media"):
+    with pytest.raises(PromptError, match="2 image placeholders but 1 media"):
         flamingo.processor.encode_prompt("<image> and <image>", [str(FIRST)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vlm.inference.text import Delta, TextStream, extend, join, marks_of
+from vlm.inference.streaming import StreamedText, TextStream, extend, join, marks_of
 
 
 @pytest.fixture
@@ -12,7 +12,7 @@ def template(engine):
     return engine.processor.template
 
 
-def stream(engine, template, text: str) -> list[Delta]:
+def stream(engine, template, text: str) -> list[StreamedText]:
     tokenizer = engine.processor.tokenizer
     out = TextStream(tokenizer, template.clean, marks_of(template))
     return [*(out.push(i) for i in tokenizer.encode(text)), out.finish()]
@@ -38,13 +38,13 @@ def test_pieces_add_up_to_the_cleaned_text(engine, template, text) -> None:
     deltas = stream(engine, template, text)
     whole = template.clean(engine.processor.tokenizer.decode(engine.processor.tokenizer.encode(text)))
     assert "".join(deltas) == whole
-    assert not any(d.replaces for d in deltas)
+    assert not any(d.is_restart for d in deltas)
 
 
 def test_a_second_role_in_the_answer_replaces_what_was_sent(engine, template) -> None:
     deltas = stream(engine, template, "first words Assistant: the answer")
     assert join(deltas) == "the answer"
-    assert [d for d in deltas if d.replaces]
+    assert [d for d in deltas if d.is_restart]
     assert "first" in "".join(deltas)
 
 

@@ -71,12 +71,12 @@ def make_example(before: int, after: int, answer: int, media: int = 1, seed: int
     marks = [MEDIA_TOKEN, 5] * media
     head = [1, *ids[:before], *marks, *ids[before : before + after]]
     told = ids[before + after :]
-    pictures = [torch.randn(1, 3, size, size, generator=draw) for _ in range(media)]
-    return Example(head + told, [IGNORE_INDEX] * len(head) + told, pictures, id=f"s{seed}")
+    images = [torch.randn(1, 3, size, size, generator=draw) for _ in range(media)]
+    return Example(head + told, [IGNORE_INDEX] * len(head) + told, images, id=f"s{seed}")
 
 
 def mixed() -> list[Example]:
-    """Samples of different lengths with one, two and no picture."""
+    """Samples of different lengths with one, two and no image."""
     return [
         make_example(2, 3, 4, seed=1),
         make_example(0, 9, 2, media=2, seed=2),

@@ -29,7 +29,7 @@ def features() -> Features:
 
 
 def by_hand(bridge: BertResampler, image: torch.Tensor) -> torch.Tensor:
-    """One picture ``[v, 8]``, one head at a time."""
+    """One image ``[v, 8]``, one head at a time."""
     x = bridge.query_tokens[0]
     for layer in bridge.layers:
         both = torch.cat([x, image])
@@ -49,8 +49,8 @@ def test_one_attention_over_queries_and_image(features: Features) -> None:
     out = bridge(features)
     assert out.tokens.shape == (2, 1, 3, 8)
     assert bridge.num_tokens(99) == 3
-    for picture in range(2):
-        torch.testing.assert_close(out.tokens[picture, 0], by_hand(bridge, features.tokens[picture, 0]))
+    for image in range(2):
+        torch.testing.assert_close(out.tokens[image, 0], by_hand(bridge, features.tokens[image, 0]))
 
 
 def test_masked_image_tokens_are_not_seen(features: Features) -> None:

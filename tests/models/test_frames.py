@@ -1,4 +1,4 @@
-"""Pictures and clips with different numbers of frames in one batch."""
+"""Images and videos with different numbers of frames in one batch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from torch.testing import assert_close
 
 from vlm.common.types import Example, Features
-from vlm.inference.media import FeatureCache
+from vlm.inference.feature_cache import FeatureCache
 from vlm.models.frames import join
 
 
 @pytest.fixture
 def rows(example: Any) -> list[Example]:
-    """A picture, a clip of 3 frames, text, a clip of 2 frames with a picture."""
+    """An image, a video of 3 frames, text, a video of 2 frames with an image."""
     made = [example(2, 3, 4, seed=1), example(1, 2, 3, seed=2), example(3, 0, 6, media=0, seed=3)]
     made.append(example(0, 4, 2, media=2, seed=4))
     made[1].media = [torch.randn(3, 3, 28, 28)]

@@ -30,14 +30,14 @@ FAMILIES = {
     "gpt_neox": {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 40, "num_attention_heads": 4},
     "opt": {**LLAMA, "model_type": "opt", "ffn_dim": 40, "word_embed_proj_dim": 32},
 }
-GREEDY = CHAT.but(do_sample=False, max_new_tokens=6, repetition_penalty=1.0)
+GREEDY = CHAT.replace(do_sample=False, max_new_tokens=6, repetition_penalty=1.0)
 
 
 def xattn(compose, llm=None, lora=None, every=1, train=("inserts",), **fusion):
     """EVA -> perceiver (3 latents, of the encoder's width) -> cross-attention; the gates are open."""
     parts = compose(
         bridge=[part("perceiver", Perceiver.Config(depth=1, dim_head=8, heads=2, num_latents=3))],
-        fusion=part("cross_attn", CrossAttention.Config(**{"mark_id": MARK, **fusion})),
+        fusion=part("cross_attn", CrossAttention.Config(**{"image_token_id": MARK, **fusion})),
         inserts=[part("gated_xattn", GatedCrossAttention.Config(every=every, dim_head=8, heads=2, lora=lora))],
         llm=part("hf", HFCausalLM.Config(**{"config": dict(LLAMA), **(llm or {})})),
         train=list(train),
@@ -65,11 +65,11 @@ def prompt_of(model, batch) -> Prompt:
 
 
 def generate(model, batch, **options) -> list[list[int]]:
-    return decode(model.llm.model, prompt_of(model, batch), GREEDY.but(**options), Ends(eos=(), bos=1, pad=0))
+    return decode(model.llm.model, prompt_of(model, batch), GREEDY.replace(**options), Ends(eos=(), bos=1, pad=0))
 
 
 def parse(text: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """``tIt|It`` -> marks and segments; ``|`` begins a new sample, ``.`` is padding."""
+    """``tIt|It`` -> placeholders and segments; ``|`` begins a new sample, ``.`` is padding."""
     marks, segments, number = [], [], 1
     for letter in text:
         number += letter == "|"
@@ -149,18 +149,18 @@ def test_text_passes_untouched(compose, examples, batched) -> None:
     torch.testing.assert_close(logits(model, batched(examples))[row, : len(text.ids)], want, **CLOSE)
 
 
-def test_who_sees_which_picture(compose, batched) -> None:
-    """Changing a picture changes the logits from the first position that looks at it on, and none before."""
+def test_who_sees_which_image(compose, batched) -> None:
+    """Changing an image changes the logits from the first position that looks at it on, and none before."""
     ids = [1, 11, MEDIA_TOKEN, 12, 13, MEDIA_TOKEN, 14, 15]
     torch.manual_seed(1)
-    pictures = [torch.randn(1, 3, 28, 28) for _ in range(3)]
+    images = [torch.randn(1, 3, 28, 28) for _ in range(3)]
     make = lambda first, second: batched([Example(ids, [IGNORE_INDEX] * len(ids), [first, second])])  # noqa: E731
     begin = {(False, True): (0, 3), (True, True): (2, 5), (True, False): (2, 5), (False, False): (0, 3)}
     for (previous, immediate), starts in begin.items():
         model = xattn(compose, attend_previous=previous, immediate=immediate)
-        base = logits(model, make(*pictures[:2]))[0]
+        base = logits(model, make(*images[:2]))[0]
         for number, start in enumerate(starts):
-            changed = [pictures[2] if n == number else pictures[n] for n in range(2)]
+            changed = [images[2] if n == number else images[n] for n in range(2)]
             apart = (logits(model, make(*changed))[0] - base).abs().amax(1) > 1e-5
             assert apart.nonzero()[0, 0] == start
 
@@ -201,7 +201,7 @@ def test_cached_generation_equals_teacher_forcing(compose, examples, batched, fa
 
 
 @pytest.mark.parametrize("previous", [False, True])
-def test_beams_see_the_pictures_of_their_row(compose, examples, batched, previous) -> None:
+def test_beams_see_the_images_of_their_row(compose, examples, batched, previous) -> None:
     model = xattn(compose, attend_previous=previous)
     together = generate(model, batched(examples), num_beams=3)
     assert together == [generate(model, batched([e]), num_beams=3)[0] for e in examples]
@@ -243,16 +243,16 @@ def test_placement_augmentation(compose, examples, batched) -> None:
         assert {model(batched(examples)).loss_sum.item() for _ in range(6)} == {losses[False]}
 
 
-def test_missing_pictures(compose, batched) -> None:
-    """An error; with the option, text whose picture is missing attends evenly to the others."""
+def test_missing_images(compose, batched) -> None:
+    """An error; with the option, text whose image is missing attends evenly to the others."""
     ids = [1, MEDIA_TOKEN, 12, MEDIA_TOKEN, 14]
-    picture = torch.randn(1, 3, 28, 28)
-    batch = batched([Example(ids, [IGNORE_INDEX] * len(ids), [picture, picture])])
+    image = torch.randn(1, 3, 28, 28)
+    batch = batched([Example(ids, [IGNORE_INDEX] * len(ids), [image, image])])
     short = type(batch)(**{**vars(batch), "pixels": batch.pixels[:1], "media_row": batch.media_row[:1]})
     short.media_pos = batch.media_pos[:1]
-    with pytest.raises(PromptError, match=r"2 image mark\(s\) in the prompt, 1 image\(s\)"):
+    with pytest.raises(PromptError, match=r"2 image placeholder\(s\) in the prompt, 1 image\(s\)"):
         xattn(compose)(short)
-    model = xattn(compose, evenly_at_missing=True)
+    model = xattn(compose, uniform_when_missing=True)
     with torch.no_grad():
         data = model.prepare(short).inserts
     assert data.tokens["location"].tolist() == [[0, 0, 1, 1, -1]]
@@ -306,8 +306,8 @@ def test_frames_of_a_medium_and_masked_tokens(compose, batched) -> None:
 
 @pytest.mark.parametrize("mark", [None, -1, 61])
 def test_mark_outside_the_vocabulary(compose, mark) -> None:
-    with pytest.raises(ConfigError, match=f"mark_id is {mark}, allowed: 0 to 60"):
-        xattn(compose, mark_id=mark)
+    with pytest.raises(ConfigError, match=f"image_token_id is {mark}, allowed: 0 to 60"):
+        xattn(compose, image_token_id=mark)
 
 
 def test_needs_an_encoder(compose) -> None:
@@ -320,7 +320,7 @@ def test_fusion_and_insert_belong_together(compose) -> None:
     with pytest.raises(ConfigError, match=r"inserts\.0 reads first, last, location, which the fusion splice does not"):
         build_model(compose(inserts=insert))
     with pytest.raises(ConfigError, match=r"keeps media outside the sequence, but model\.inserts has nothing"):
-        build_model(compose(fusion=part("cross_attn", CrossAttention.Config(mark_id=MARK))))
+        build_model(compose(fusion=part("cross_attn", CrossAttention.Config(image_token_id=MARK))))
 
 
 def test_banned_ids(compose, examples, batched) -> None:
@@ -328,7 +328,7 @@ def test_banned_ids(compose, examples, batched) -> None:
     free = generate(model, batched(examples))
     banned = tuple({i for row in free for i in row})
     for beams in (1, 3):
-        options = GREEDY.but(num_beams=beams)
+        options = GREEDY.replace(num_beams=beams)
         rows = decode(model.llm.model, prompt_of(model, batched(examples)), options, Ends((), 1, 0, banned=banned))
         assert not set(banned) & {i for row in rows for i in row}
     with pytest.raises(ConfigError, match=r"banned_ids: \[61\], allowed: 0 to 60"):

@@ -157,7 +157,7 @@ def test_generation_with_data_equals_teacher_forcing(compose, examples, batched,
     with torch.no_grad():
         inputs = model.prepare(batch).left_padded()
     prompt = Prompt(inputs.inputs_embeds, (inputs.segments > 0).long(), inputs.inserts)
-    greedy = CHAT.but(do_sample=False, max_new_tokens=5, repetition_penalty=1.0, use_cache=use_cache)
+    greedy = CHAT.replace(do_sample=False, max_new_tokens=5, repetition_penalty=1.0, use_cache=use_cache)
     ends = Ends(eos=(), bos=1, pad=0)
     told = decode(model.llm.model, prompt, greedy, ends)
     for row, ids in enumerate(told):
@@ -310,13 +310,13 @@ def test_calls_at_the_same_time_keep_their_data_apart(compose, examples, batched
 
     model = tinted(compose)
     rows = [e for e in examples if e.media] * 3
-    greedy = CHAT.but(do_sample=False, max_new_tokens=6, repetition_penalty=1.0)
+    greedy = CHAT.replace(do_sample=False, max_new_tokens=6, repetition_penalty=1.0)
 
     def told(number: int) -> list[list[int]]:
         with torch.no_grad():
             inputs = model.prepare(batched([rows[number]]))
         prompt = Prompt(inputs.inputs_embeds, (inputs.segments > 0).long(), inputs.inserts)
-        beams = greedy.but(num_beams=1 + number % 2)
+        beams = greedy.replace(num_beams=1 + number % 2)
         return decode(model.llm.model, prompt, beams, Ends(eos=(), bos=1, pad=0))
 
     alone = [told(n) for n in range(len(rows))]

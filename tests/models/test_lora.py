@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vlm.checkpoint.accounting import Placement, place
+from vlm.checkpoint.strict import NamedTensors, copy_strictly
 from vlm.common.errors import ConfigError
 from vlm.models.lora import LoraOptions, LoraTargetError, inject_lora, is_lora, target_layers
 from vlm.models.precision import cast_matmuls
@@ -99,7 +99,7 @@ def test_other_encoders_take_it_too_and_their_files_still_fit(kind: str) -> None
     plain, wrapped = make(None), make(lora)
     state = {k: torch.randn_like(t) for k, t in plain.state_dict().items()}
     for module in (plain, wrapped):
-        place(module, Placement("file", dict(state)))
+        copy_strictly(module, NamedTensors("file", dict(state)))
     pixels = torch.randn(1, 1, 3, 28, 28)
     torch.testing.assert_close(wrapped(pixels).tokens, plain(pixels).tokens)
     assert sum(is_lora(n) for n, _ in wrapped.named_parameters()) == 4

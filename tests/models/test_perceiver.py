@@ -80,7 +80,7 @@ def test_latents_of_another_width_cannot_be_keys() -> None:
         make(width="llm")
 
 
-def test_pictures_have_no_frame_position_unless_asked() -> None:
+def test_images_have_no_frame_position_unless_asked() -> None:
     torch.manual_seed(0)
     tokens = torch.randn(2, 1, 5, 6)
     plain = FramePositions(FramePositions.Config(num_frames=3), 6, 10)
@@ -88,18 +88,18 @@ def test_pictures_have_no_frame_position_unless_asked() -> None:
     assert torch.equal(out, tokens)
     out.sum().backward()
     assert torch.equal(plain.positions.grad, torch.zeros(3, 6))  # every process has a gradient
-    first = FramePositions(FramePositions.Config(num_frames=3, pictures=True, other_counts="first"), 6, 10)
+    first = FramePositions(FramePositions.Config(num_frames=3, images=True, other_counts="first"), 6, 10)
     torch.testing.assert_close(first(Features(tokens)).tokens, tokens + first.positions[0])
 
 
 def test_frame_embeddings() -> None:
-    """As the published module: added to every frame's tokens before anything else, to a picture's as well."""
+    """As the published module: added to every frame's tokens before anything else, to an image's as well."""
     bridge = make(max_num_frames=3)
     assert dict(bridge.named_parameters())["frame_embs"].shape == (3, 6)
     for frames in (1, 2, 3):
         media = torch.randn(2, frames, 5, 6)
         wanted = [plainly(bridge, (m + bridge.frame_embs[:frames, None]).flatten(0, 1)) for m in media]
         torch.testing.assert_close(bridge(Features(media)).tokens[:, 0], torch.stack(wanted), **CLOSE)
-    with pytest.raises(DataError, match="a clip of 4 frames, but the perceiver has positions for 3"):
+    with pytest.raises(DataError, match="a video of 4 frames, but the perceiver has positions for 3"):
         bridge(Features(torch.randn(1, 4, 5, 6)))
     assert "frame_embs" not in make().state_dict()

@@ -87,7 +87,7 @@ def test_targets_never_cross_a_segment(splice, examples, packed) -> None:
     assert len(inputs.targets(keep)) == int(keep.sum())
 
 
-def test_gradients_reach_the_pictures_once(splice, examples, batched) -> None:
+def test_gradients_reach_the_images_once(splice, examples, batched) -> None:
     visual = torch.zeros(4, 1, 3, WIDTH, requires_grad=True)
     inputs = splice(batched(examples), Features(visual))
     inputs.inputs_embeds.sum().backward()
@@ -99,20 +99,20 @@ def test_more_marks_than_images(splice, examples, batched) -> None:
     short = dataclasses.replace(
         batch, pixels=batch.pixels[:3], media_row=batch.media_row[:3], media_pos=batch.media_pos[:3]
     )
-    with pytest.raises(PromptError, match=r"sample 's4': 1 image mark\(s\) in the prompt, 0 image\(s\)"):
+    with pytest.raises(PromptError, match=r"sample 's4': 1 image placeholder\(s\) in the prompt, 0 image\(s\)"):
         splice(short, Features(torch.zeros(3, 1, 3, WIDTH)))
 
 
 def test_no_mark_for_an_image(splice, examples, batched) -> None:
     batch = batched(examples)
     batch.ids[0][batch.ids[0] == MEDIA_TOKEN] = 7
-    with pytest.raises(PromptError, match=r"sample 's1': 0 image mark\(s\) in the prompt, 1 image\(s\)"):
+    with pytest.raises(PromptError, match=r"sample 's1': 0 image placeholder\(s\) in the prompt, 1 image\(s\)"):
         splice(batch, Features(torch.zeros(4, 1, 3, WIDTH)))
 
 
 def test_marks_without_any_image(splice, examples, batched) -> None:
     batch = dataclasses.replace(batched(examples), pixels=None)
-    with pytest.raises(PromptError, match=r"2 image mark\(s\) in the prompt, 0 image\(s\)"):
+    with pytest.raises(PromptError, match=r"2 image placeholder\(s\) in the prompt, 0 image\(s\)"):
         splice(batch, None)
 
 

@@ -19,7 +19,7 @@ def perceiver(**options):
 
 def looked_at():
     inserts = [part("gated_xattn", GatedCrossAttention.Config(every=1, dim_head=4, heads=2))]
-    return {"fusion": part("cross_attn", CrossAttention.Config(mark_id=4)), "inserts": inserts}
+    return {"fusion": part("cross_attn", CrossAttention.Config(image_token_id=4)), "inserts": inserts}
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def test_it_holds_no_outputs() -> None:
 def test_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.set_num_threads(1)
     paths = {name.upper(): str(OPEN / name) for name in ("text_model", "vision_model", "lora_model")}
-    paths |= {"MERGED_MODEL": str(tmp_path / "merged"), "PICTURE": str(OPEN / "image.png")}
+    paths |= {"MERGED_MODEL": str(tmp_path / "merged"), "IMAGE": str(OPEN / "image.png")}
     space: dict[str, Any] = {}
     for cell in (c for c in cells() if c["cell_type"] == "code"):
         exec(compile(source(cell), NOTEBOOK.name, "exec"), space)

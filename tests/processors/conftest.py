@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vlm.processors.tokenizer import Tokenizer
+from vlm.processors.tokenizer.tokenizer import Tokenizer
 
 OPEN = Path(__file__).parents[1] / "golden" / "minigpt4" / "open"
 

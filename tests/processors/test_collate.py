@@ -61,7 +61,7 @@ def test_media_must_have_one_size() -> None:
         collate([example("a", 4, 1), odd], pad_id=0)
 
 
-def test_pictures_and_clips_in_one_batch() -> None:
+def test_images_and_clips_in_one_batch() -> None:
     batch = collate([example("a", 5, 2), example("b", 4, 1, frames=3)], pad_id=0)
     assert batch.frames is not None
     assert batch.frames.tolist() == [1, 1, 3]
@@ -75,5 +75,5 @@ def test_pictures_and_clips_in_one_batch() -> None:
 def test_marks_and_media_must_agree() -> None:
     broken = example("a", 4, 1)
     broken.media = []
-    with pytest.raises(DataError, match="1 marks but 0 media"):
+    with pytest.raises(DataError, match="1 placeholders but 0 media"):
         collate([broken], pad_id=0)

@@ -12,8 +12,8 @@ from torchvision import transforms
 
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.registry import resolve
-from vlm.processors.image import CLIP_MEAN, CLIP_STD, ImageRecipe
-from vlm.processors.image_decode import decode
+from vlm.processors.image.decode import decode
+from vlm.processors.image.recipe import CLIP_MEAN, CLIP_STD, ImageRecipe
 
 
 def noise(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
@@ -22,9 +22,9 @@ def noise(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Im
     return Image.fromarray(values[:, :, 0] if mode == "L" else values, mode)
 
 
-def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     out = io.BytesIO()
-    picture.save(out, kind, **options)
+    image.save(out, kind, **options)
     return out.getvalue()
 
 
@@ -35,7 +35,7 @@ def recipe(size: int = 20, **options: object) -> ImageRecipe:
 @pytest.mark.parametrize("shape", [(20, 20), (7, 31), (64, 48), (301, 200), (1, 1)])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_bit_equal_to_torchvision(shape: tuple[int, int], interpolation: str) -> None:
-    picture = noise(*shape)
+    image = noise(*shape)
     published = transforms.Compose(
         [
             transforms.Resize((20, 20), transforms.InterpolationMode(interpolation)),
@@ -43,25 +43,25 @@ def test_bit_equal_to_torchvision(shape: tuple[int, int], interpolation: str) ->
             transforms.Normalize(CLIP_MEAN, CLIP_STD),
         ]
     )
-    assert torch.equal(recipe(interpolation=interpolation)(picture), published(picture))
+    assert torch.equal(recipe(interpolation=interpolation)(image), published(image))
 
 
 def test_every_kind_of_source_gives_the_same_tensor(tmp_path: Path) -> None:
-    picture = noise(33, 21)
-    data = encoded(picture, "PNG")
+    image = noise(33, 21)
+    data = encoded(image, "PNG")
     (tmp_path / "p.png").write_bytes(data)
-    wanted = recipe()(picture)
+    wanted = recipe()(image)
     assert wanted.shape == (3, 20, 20)
     assert wanted.dtype == torch.float32
-    for source in (data, bytearray(data), str(tmp_path / "p.png"), tmp_path / "p.png", np.asarray(picture), wanted):
+    for source in (data, bytearray(data), str(tmp_path / "p.png"), tmp_path / "p.png", np.asarray(image), wanted):
         assert torch.equal(recipe()(source), wanted)
-    assert torch.equal(pickle.loads(pickle.dumps(recipe()))(picture), wanted)
+    assert torch.equal(pickle.loads(pickle.dumps(recipe()))(image), wanted)
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA"])
 def test_other_modes_become_rgb(mode: str) -> None:
-    picture = noise(20, 20, mode)
-    assert np.array_equal(np.asarray(decode(picture)), np.asarray(picture.convert("RGB")))
+    image = noise(20, 20, mode)
+    assert np.array_equal(np.asarray(decode(image)), np.asarray(image.convert("RGB")))
 
 
 def test_palette_with_transparency_and_grey_arrays() -> None:
@@ -72,7 +72,7 @@ def test_palette_with_transparency_and_grey_arrays() -> None:
     assert np.array_equal(np.asarray(decode(grey)), np.repeat(grey[:, :, None], 3, axis=2))
 
 
-def test_sixteen_bit_pictures_keep_their_brightness() -> None:
+def test_sixteen_bit_images_keep_their_brightness() -> None:
     values = np.linspace(0, 65535, 400).reshape(20, 20).astype(np.uint16)
     got = np.asarray(decode(encoded(Image.fromarray(values), "PNG")))[:, :, 0]
     assert np.abs(got.astype(int) - np.round(values / 257.0).astype(int)).max() <= 1
@@ -81,11 +81,11 @@ def test_sixteen_bit_pictures_keep_their_brightness() -> None:
 
 
 def test_exif_rotation_is_applied() -> None:
-    picture = noise(30, 10)
+    image = noise(30, 10)
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise
-    turned = decode(encoded(picture, "PNG", exif=exif))
-    assert np.array_equal(np.asarray(turned), np.asarray(picture.rotate(-90, expand=True)))
+    turned = decode(encoded(image, "PNG", exif=exif))
+    assert np.array_equal(np.asarray(turned), np.asarray(image.rotate(-90, expand=True)))
 
 
 def test_truncated_corrupt_empty_missing_unsupported(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_truncated_corrupt_empty_missing_unsupported(tmp_path: Path) -> None:
         "truncated.png": (png[: len(png) // 2], "corrupt or truncated"),
         "stub.png": (png[:30], "corrupt or truncated"),
         "garbled.png": (png[:60] + b"\x00" * 40 + png[100:], "corrupt"),
-        "text.jpg": (b"<html>not found</html>", "not a picture format"),
+        "text.jpg": (b"<html>not found</html>", "not an image format"),
         "empty.jpg": (b"", "empty"),
     }
     for name, (data, words) in broken.items():
@@ -134,7 +134,7 @@ def test_formats_that_only_opencv_reads() -> None:
 
 
 @pytest.mark.parametrize("source", [np.zeros((4, 4), np.float32), np.zeros((4, 4, 5), np.uint8), 3, None])
-def test_what_is_no_picture(source: object) -> None:
+def test_what_is_no_image(source: object) -> None:
     with pytest.raises(DataError, match="thing"):
         recipe()(source, name="thing")
 
@@ -151,10 +151,10 @@ def test_impossible_recipes(options: dict) -> None:
 
 
 def test_published_names() -> None:
-    picture = noise(50, 40)
+    image = noise(50, 40)
     for name in ("blip2_image_train", "blip2_image_eval"):
         kind = resolve("processor", name)
-        assert torch.equal(kind(kind.Config(size=20))(picture), recipe()(picture))
+        assert torch.equal(kind(kind.Config(size=20))(image), recipe()(image))
 
 
 def test_a_tuple_is_shown_side_by_side_with_every_second_column() -> None:

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from vlm.common.errors import DataError
-from vlm.processors.image import ImageRecipe
-from vlm.processors.image_decode import Opened, decode, from_base64
+from vlm.processors.image.decode import Opened, decode, from_base64
+from vlm.processors.image.recipe import ImageRecipe
 
 PLAIN = {"mean": (0, 0, 0), "std": (1, 1, 1)}
 
@@ -28,9 +28,9 @@ def photo(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.clip(np.asarray(base) + grain, 0, 255).astype(np.uint8))
 
 
-def encoded(picture: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
     out = io.BytesIO()
-    picture.save(out, kind, **options)
+    image.save(out, kind, **options)
     return out.getvalue()
 
 
@@ -85,12 +85,12 @@ def test_colour_modes_and_exif(mode: str, orientation: int) -> None:
 
 @pytest.mark.parametrize("factor", [1, 2, 4, 8])
 def test_reduced_sizes(factor: int) -> None:
-    picture = photo(321, 200)
-    got = Opened(encoded(picture), "", 10**6).reduced(factor)
+    image = photo(321, 200)
+    got = Opened(encoded(image), "", 10**6).reduced(factor)
     assert got.shape == (-(-200 // factor), -(-321 // factor), 3)
-    other = np.asarray(picture.resize((got.shape[1], got.shape[0]), Image.BOX), dtype=float)
+    other = np.asarray(image.resize((got.shape[1], got.shape[0]), Image.BOX), dtype=float)
     assert np.abs(got - other).mean() < 3
-    assert Opened(encoded(picture, "PNG"), "", 10**6).reduced(factor).shape == (200, 321, 3)
+    assert Opened(encoded(image, "PNG"), "", 10**6).reduced(factor).shape == (200, 321, 3)
 
 
 @pytest.mark.parametrize("kind", ["exact", "fast"])
@@ -101,7 +101,7 @@ def test_damaged_files_are_refused(kind: str, tmp_path: Path) -> None:
         "half.jpg": (jpeg[: len(jpeg) // 2], r"half\.jpg: corrupt or truncated"),
         "head.jpg": (jpeg[:300], r"head\.jpg: corrupt or truncated"),
         "zero.jpg": (b"", r"zero\.jpg: empty"),
-        "page.jpg": (b"<!DOCTYPE html><html>", r"page\.jpg: not a picture format.*begins with b'<!DOCTYPE html>"),
+        "page.jpg": (b"<!DOCTYPE html><html>", r"page\.jpg: not an image format.*begins with b'<!DOCTYPE html>"),
         "bomb.jpg": (encoded(Image.new("L", (9000, 9900))), r"bomb\.jpg: 9000 x 9900 pixels, allowed are 1 to"),
     }
     for name, (data, words) in cases.items():
@@ -132,12 +132,12 @@ def test_of_an_animation_the_first_frame(kind: str) -> None:
     assert (got == np.array([255, 0, 0])).all()
 
 
-def test_base64_pictures(tmp_path: Path) -> None:
-    picture = photo(30, 20)
-    text = base64.b64encode(encoded(picture, "PNG")).decode()
-    assert from_base64(text, "x") == from_base64("data:image/png;base64," + text, "x") == encoded(picture, "PNG")
+def test_base64_images(tmp_path: Path) -> None:
+    image = photo(30, 20)
+    text = base64.b64encode(encoded(image, "PNG")).decode()
+    assert from_base64(text, "x") == from_base64("data:image/png;base64," + text, "x") == encoded(image, "PNG")
     (tmp_path / "one.json").write_text(json.dumps(text))
-    assert np.array_equal(np.asarray(decode(tmp_path / "one.json")), np.asarray(picture))
+    assert np.array_equal(np.asarray(decode(tmp_path / "one.json")), np.asarray(image))
     cases = {
         "bad.json": ('"no base64!"', "not base64"),
         "list.json": (json.dumps([text, text]), "holds 2 frames, wanted one"),

@@ -15,9 +15,9 @@ from torchvision import transforms
 from torchvision.transforms import functional
 
 from vlm.common.errors import ConfigError, DataError
-from vlm.processors.image import CLIP_MEAN, CLIP_STD, ImageRecipe
-from vlm.processors.image_decode import decode
-from vlm.processors.image_plan import centre, plan_crop
+from vlm.processors.image.decode import decode
+from vlm.processors.image.geometry import centre, plan_crop
+from vlm.processors.image.recipe import CLIP_MEAN, CLIP_STD, ImageRecipe
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SHAPES = [(20, 20), (7, 31), (64, 48), (301, 200), (97, 131), (131, 97), (1, 1), (23, 20), (20, 25)]
@@ -37,7 +37,7 @@ def tensors(system: str) -> dict[str, torch.Tensor]:
 
 def test_visualcla() -> None:
     want = tensors("visualcla")["preprocess.pixel_values"][0]
-    made = recipe(want.shape[-1], resize="shorter", odd_margin="floor")
+    made = recipe(want.shape[-1], resize="shorter", crop_rounding="floor")
     assert torch.equal(made(GOLDEN / "visualcla" / "open" / "image.png"), want)
 
 
@@ -49,10 +49,10 @@ def test_mmgpt() -> None:
 
 
 def test_lynx() -> None:
-    want, picture = tensors("lynx"), GOLDEN / "lynx" / "open" / "preproc_97x131.png"
+    want, image = tensors("lynx"), GOLDEN / "lynx" / "open" / "preproc_97x131.png"
     tiny = want["preproc/tiny"]
-    assert torch.equal(recipe(tiny.shape[-1], resize="shorter")(picture), tiny)
-    full = recipe(420, resize="shorter")(picture)
+    assert torch.equal(recipe(tiny.shape[-1], resize="shorter")(image), tiny)
+    full = recipe(420, resize="shorter")(image)
     for start in (0, 200, 404):
         patch = full[:, start : start + 16, start : start + 16]
         assert torch.equal(patch, want[f"preproc/full420_patch_{start}_16"])
@@ -68,17 +68,17 @@ def test_shorter_side_is_torchvisions(shape: tuple[int, int]) -> None:
             transforms.Normalize(CLIP_MEAN, CLIP_STD),
         ]
     )
-    picture = noise(*shape)
-    assert torch.equal(recipe(resize="shorter")(picture), published(picture))
+    image = noise(*shape)
+    assert torch.equal(recipe(resize="shorter")(image), published(image))
 
 
 @pytest.mark.parametrize("shape", [s for s in SHAPES if s != (1, 1)])
 def test_shorter_side_is_transformers(shape: tuple[int, int]) -> None:
     module = pytest.importorskip("transformers.models.clip.image_processing_pil_clip")
     processor = module.CLIPImageProcessorPil(size={"shortest_edge": 20}, crop_size={"height": 20, "width": 20})
-    picture = noise(*shape)
-    want = torch.as_tensor(np.asarray(processor(picture)["pixel_values"][0]))
-    got = recipe(resize="shorter", odd_margin="floor")(picture)
+    image = noise(*shape)
+    want = torch.as_tensor(np.asarray(processor(image)["pixel_values"][0]))
+    got = recipe(resize="shorter", crop_rounding="floor")(image)
     assert torch.allclose(got, want, rtol=0, atol=3e-7)  # transformers scales by 1/255 before it rounds to float32
 
 
@@ -90,14 +90,14 @@ def test_the_two_rules_for_odd_margins_differ(side: int) -> None:
     assert {a - b for a, b in margins} == {0, 1}
 
 
-def test_padding_keeps_the_whole_picture() -> None:
-    picture = Image.new("RGB", (40, 20), (255, 0, 0))
-    got = recipe(40, resize="pad", pad_color=(0, 0, 255), mean=(0, 0, 0), std=(1, 1, 1))(picture)
+def test_padding_keeps_the_whole_image() -> None:
+    image = Image.new("RGB", (40, 20), (255, 0, 0))
+    got = recipe(40, resize="pad", pad_color=(0, 0, 255), mean=(0, 0, 0), std=(1, 1, 1))(image)
     assert got[0, 10:30].eq(1).all()
     assert got[2, :10].eq(1).all()
     assert got[2, 30:].eq(1).all()
     assert got[:, :10, 0].sum() == 10
-    mean = recipe(40, resize="pad")(picture)
+    mean = recipe(40, resize="pad")(image)
     assert mean[:, 0].abs().max() < 0.02  # the default border is the mean colour
 
 
@@ -111,16 +111,16 @@ TRAIN = {"scale": (0.3, 0.6), "ratio": (0.75, 4 / 3), "flip": 0.5}
 
 @pytest.mark.parametrize("seed", range(6))
 def test_training_crop_is_torchvisions_resized_crop(seed: int) -> None:
-    made, picture = recipe(train=ImageRecipe.Train(**TRAIN)), noise(64, 48)
-    plan = made._plan(picture.size, random.Random(seed))
+    made, image = recipe(train=ImageRecipe.Train(**TRAIN)), noise(64, 48)
+    plan = made._plan(image.size, random.Random(seed))
     assert plan.box is not None
     left, top, right, bottom = plan.box
     crop = functional.resized_crop(
-        picture, top, left, bottom - top, right - left, [20, 20], transforms.InterpolationMode.BICUBIC
+        image, top, left, bottom - top, right - left, [20, 20], transforms.InterpolationMode.BICUBIC
     )
     crop = functional.hflip(crop) if plan.flip else crop
     want = functional.normalize(functional.to_tensor(crop), CLIP_MEAN, CLIP_STD)
-    assert torch.equal(made(picture, rng=random.Random(seed)), want)
+    assert torch.equal(made(image, rng=random.Random(seed)), want)
 
 
 def test_crops_stay_within_scale_and_ratio_and_spread() -> None:
@@ -140,17 +140,17 @@ def test_crops_stay_within_scale_and_ratio_and_spread() -> None:
 @pytest.mark.parametrize(
     ("size", "box"), [((10, 1000), (0, 493, 10, 506)), ((1000, 10), (493, 0, 506, 10)), ((1, 1), (0, 0, 1, 1))]
 )
-def test_a_picture_that_no_crop_fits(size: tuple[int, int], box: tuple[int, int, int, int]) -> None:
+def test_a_image_that_no_crop_fits(size: tuple[int, int], box: tuple[int, int, int, int]) -> None:
     assert plan_crop(size, (0.9, 1.0), (0.75, 4 / 3), random.Random(0)) == box
 
 
 def test_training_draws_from_the_generator_alone() -> None:
-    made, picture = recipe(train=ImageRecipe.Train(**TRAIN)), noise(64, 48)
-    one, two, other = (made(picture, rng=random.Random(s)) for s in (1, 1, 2))
+    made, image = recipe(train=ImageRecipe.Train(**TRAIN)), noise(64, 48)
+    one, two, other = (made(image, rng=random.Random(s)) for s in (1, 1, 2))
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
-    assert torch.equal(made(picture), recipe()(picture))
-    assert torch.equal(recipe()(picture, rng=random.Random(1)), recipe()(picture))
+    assert torch.equal(made(image), recipe()(image))
+    assert torch.equal(recipe()(image, rng=random.Random(1)), recipe()(image))
 
 
 @pytest.mark.parametrize(
@@ -180,12 +180,12 @@ def test_a_stored_composition_reads_back() -> None:
 
 def test_levels_are_normalised_to_the_same_bits() -> None:
     """Every level in every channel, by the published formula: level / 255, minus the mean, over the deviation."""
-    picture = np.tile(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), (1, 1, 3))
+    image = np.tile(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), (1, 1, 3))
     made = recipe(16)
-    want = transforms.Normalize(CLIP_MEAN, CLIP_STD)(transforms.ToTensor()(picture))
-    levels = made.with_levels()(picture)
+    want = transforms.Normalize(CLIP_MEAN, CLIP_STD)(transforms.ToTensor()(image))
+    levels = made.as_uint8()(image)
     assert levels.dtype == torch.uint8
-    assert torch.equal(made.normalised(levels), want)
-    assert torch.equal(made.normalised(levels.expand(2, 3, 3, 16, 16))[1, 2], want)
-    assert torch.equal(made(picture), want)
-    assert made.normalised(want) is want
+    assert torch.equal(made.normalize(levels), want)
+    assert torch.equal(made.normalize(levels.expand(2, 3, 3, 16, 16))[1, 2], want)
+    assert torch.equal(made(image), want)
+    assert made.normalize(want) is want

@@ -11,14 +11,14 @@ import torch
 
 from vlm.common.errors import ConfigError, DataError, PromptError
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Image, Message, Sample, Text, Video
-from vlm.processors.image import ImageRecipe
+from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.processor import Processor, TextConfig, build_processor
-from vlm.processors.template import Plain, Template, Vicuna0
-from vlm.processors.template_alpaca import Alpaca
-from vlm.processors.template_base import Segment
-from vlm.processors.tokenizer import Tokenizer
+from vlm.processors.templates.alpaca import Alpaca
+from vlm.processors.templates.base import Segment
+from vlm.processors.templates.roles import Plain, Template, Vicuna0
+from vlm.processors.tokenizer.tokenizer import Tokenizer
 
-PICTURE = Image(np.zeros((4, 4, 3), np.uint8))
+IMAGE = Image(np.zeros((4, 4, 3), np.uint8))
 
 
 def say(role: str, *parts: object) -> Message:
@@ -41,7 +41,7 @@ def targets(example) -> list[int]:  # noqa: ANN001
 def test_tiny_dialogue_is_tokenised_segment_by_segment(tokenizer: Tokenizer) -> None:
     processor = make(tokenizer, Vicuna0(Vicuna0.Config(system="", chat_form=True)), max_txt_len=100)
     dialogue = (
-        say("user", PICTURE, "What is it?"),
+        say("user", IMAGE, "What is it?"),
         say("assistant", "a boat"),
         say("user", "Which color?"),
         say("assistant", "red"),
@@ -68,7 +68,7 @@ def test_tiny_dialogue_is_tokenised_segment_by_segment(tokenizer: Tokenizer) -> 
 
 def test_answers_are_cut_with_and_without_their_end(tokenizer: Tokenizer) -> None:
     answer = "a red boat on the river near the old house"
-    item = sample(say("user", PICTURE), say("assistant", answer))
+    item = sample(say("user", IMAGE), say("assistant", answer))
     whole = tokenizer.encode(answer + "###")
     end = tokenizer.encode("x###")[len(tokenizer.encode("x")) :]
     published = make(tokenizer, max_txt_len=5).encode_train(item, random.Random(0))
@@ -83,16 +83,16 @@ def test_answers_are_cut_with_and_without_their_end(tokenizer: Tokenizer) -> Non
 def test_keep_end_drops_a_question_that_is_cut(tokenizer: Tokenizer) -> None:
     first = tokenizer.encode("a boat###")
     item = sample(
-        say("user", PICTURE, "What?"), say("assistant", "a boat"), say("user", "Color?"), say("assistant", "red")
+        say("user", IMAGE, "What?"), say("assistant", "a boat"), say("user", "Color?"), say("assistant", "red")
     )
     example = make(tokenizer, max_txt_len=len(first) + 2, keep_end=True).encode_train(item, random.Random(0))
     assert example.ids[-len(first) :] == first
 
 
-def test_a_picture_in_a_turn_that_is_cut_goes_with_it(tokenizer: Tokenizer) -> None:
+def test_a_image_in_a_turn_that_is_cut_goes_with_it(tokenizer: Tokenizer) -> None:
     first = tokenizer.encode("a boat###")
     item = sample(
-        say("user", PICTURE, "What?"), say("assistant", "a boat"), say("user", "And", PICTURE), say("assistant", "red")
+        say("user", IMAGE, "What?"), say("assistant", "a boat"), say("user", "And", IMAGE), say("assistant", "red")
     )
     short = make(tokenizer, max_txt_len=len(first)).encode_train(item, random.Random(0))
     assert (short.ids.count(MEDIA_TOKEN), len(short.media)) == (1, 1)
@@ -100,46 +100,44 @@ def test_a_picture_in_a_turn_that_is_cut_goes_with_it(tokenizer: Tokenizer) -> N
     assert (whole.ids.count(MEDIA_TOKEN), len(whole.media)) == (2, 2)
 
 
-def test_context_is_cut_on_the_right_but_never_loses_a_picture(tokenizer: Tokenizer) -> None:
-    item = sample(say("user", PICTURE, "What is in the picture?"), say("assistant", "a boat"))
+def test_context_is_cut_on_the_right_but_never_loses_a_image(tokenizer: Tokenizer) -> None:
+    item = sample(say("user", IMAGE, "What is in the image?"), say("assistant", "a boat"))
     head = len(tokenizer.encode("###Human: <Img>"))
     whole = make(tokenizer).encode_train(item, random.Random(0))
     cut = make(tokenizer, max_context_len=head + 6, tokens_per_medium=4).encode_train(item, random.Random(0))
     assert cut.ids == whole.ids[: 1 + head + 1 + 2] + tokenizer.encode("a boat###")
-    with pytest.raises(DataError, match="toy/7: a picture lies beyond max_context_len"):
+    with pytest.raises(DataError, match="toy/7: an image lies beyond max_context_len"):
         make(tokenizer, max_context_len=head + 3, tokens_per_medium=4).encode_train(item, random.Random(0))
 
 
 def test_nothing_to_train_is_an_error(tokenizer: Tokenizer) -> None:
     with pytest.raises(DataError, match="sample toy/7: no supervised token"):
-        make(tokenizer).encode_train(sample(say("user", PICTURE, "What?")), random.Random(0))
+        make(tokenizer).encode_train(sample(say("user", IMAGE, "What?")), random.Random(0))
     silent = make(tokenizer, Plain(Plain.Config(end_sym="")))
     with pytest.raises(DataError, match="no supervised token"):
-        silent.encode_train(sample(say("user", PICTURE), say("assistant", "")), random.Random(0))
+        silent.encode_train(sample(say("user", IMAGE), say("assistant", "")), random.Random(0))
     with pytest.raises(DataError, match="no supervised token"):
-        make(tokenizer, max_txt_len=0).encode_train(
-            sample(say("user", PICTURE), say("assistant", "a")), random.Random(0)
-        )
+        make(tokenizer, max_txt_len=0).encode_train(sample(say("user", IMAGE), say("assistant", "a")), random.Random(0))
 
 
-def test_bad_pictures_name_the_sample(tokenizer: Tokenizer) -> None:
+def test_bad_images_name_the_sample(tokenizer: Tokenizer) -> None:
     item = sample(say("user", Image(b"junk"), "What?"), say("assistant", "a"))
-    with pytest.raises(DataError, match="picture toy/7"):
+    with pytest.raises(DataError, match="image toy/7"):
         make(tokenizer).encode_train(item, random.Random(0))
 
 
 def test_raw_prompts(tokenizer: Tokenizer) -> None:
     processor = make(tokenizer)
-    example = processor.encode_prompt("a <ImageHere> boat <ImageHere>", [PICTURE, PICTURE.source])
+    example = processor.encode_prompt("a <ImageHere> boat <ImageHere>", [IMAGE, IMAGE.source])
     enc = tokenizer.encode
     assert example.ids == [1, *enc("a "), MEDIA_TOKEN, *enc(" boat "), MEDIA_TOKEN]
     assert len(example.media) == 2
-    with pytest.raises(PromptError, match="0 image marks but 1 media"):
-        processor.encode_prompt("What is it?", [PICTURE])
+    with pytest.raises(PromptError, match="0 image placeholders but 1 media"):
+        processor.encode_prompt("What is it?", [IMAGE])
 
 
 def test_clips_need_a_video_recipe(tokenizer: Tokenizer) -> None:
-    with pytest.raises(DataError, match="takes pictures only"):
+    with pytest.raises(DataError, match="takes images only"):
         make(tokenizer).encode_chat([say("user", Video("clip.mp4"), "What?")])
     recipe = ImageRecipe(ImageRecipe.Config(size=4))
     clips = Processor(tokenizer, Plain(Plain.Config()), recipe, video=lambda source, name, rng: torch.zeros(5, 3, 4, 4))
@@ -155,7 +153,7 @@ def test_stop_ids_hold_both_spellings(tokenizer: Tokenizer) -> None:
 
 def test_pickles_into_workers(tokenizer: Tokenizer) -> None:
     processor = make(tokenizer)
-    item = sample(say("user", PICTURE, "What?"), say("assistant", "a boat"))
+    item = sample(say("user", IMAGE, "What?"), say("assistant", "a boat"))
     copy = pickle.loads(pickle.dumps(processor))
     one, two = (p.encode_train(item, random.Random(0)) for p in (processor, copy))
     assert one.ids == two.ids
@@ -171,7 +169,7 @@ def test_build_processor_reads_the_composition(llm_folder: Path) -> None:
     )
     processor = build_processor(config)
     assert (processor.image.config.size, processor.text_cfg.max_txt_len) == (8, 11)
-    example = processor.encode_chat([say("user", PICTURE, "What?")])
+    example = processor.encode_chat([say("user", IMAGE, "What?")])
     assert processor.tokenizer.decode(example.ids[: example.ids.index(MEDIA_TOKEN)]) == "###Human: <Img>"
 
 
@@ -204,9 +202,9 @@ def test_joined_segments_are_one_text(tokenizer: Tokenizer) -> None:
 
 
 def test_begin_ids_stand_where_segments_say(tokenizer: Tokenizer) -> None:
-    """Before a later turn, or behind a picture."""
+    """Before a later turn, or behind an image."""
     enc = tokenizer.encode
-    segments = [Segment(medium=PICTURE), Segment("a", bos=True), Segment("b", supervised=True), Segment("c", bos=True)]
+    segments = [Segment(medium=IMAGE), Segment("a", bos=True), Segment("b", supervised=True), Segment("c", bos=True)]
     example = make(tokenizer, Fixed(segments), max_txt_len=100).encode_train(sample(), random.Random(0))
     assert example.ids == [MEDIA_TOKEN, 1, *enc("a"), *enc("b"), 1, *enc("c")]
     assert targets(example) == enc("b")
@@ -224,7 +222,7 @@ def test_literal_words_in_every_template(tokenizer: Tokenizer) -> None:
     words = "what is </s> and <s>?"
     for template in (Vicuna0(Vicuna0.Config()), Vicuna0(Vicuna0.Config(chat_form=True))):
         processor = make(tokenizer, template, max_txt_len=100)
-        dialogue = (say("system", "<s>"), say("user", PICTURE, words), say("assistant", words))
+        dialogue = (say("system", "<s>"), say("user", IMAGE, words), say("assistant", words))
         assert not {2} & set(processor.encode_train(sample(*dialogue), random.Random(0)).ids)
         chat = processor.encode_chat([*dialogue, say("user", words)])
         assert chat.ids.count(1) == 1
@@ -233,14 +231,14 @@ def test_literal_words_in_every_template(tokenizer: Tokenizer) -> None:
     assert 2 in make(tokenizer).encode_prompt("a </s>").ids
 
 
-def test_a_turn_is_cut_but_never_loses_a_picture(llm_folder: Path) -> None:
-    item = sample(say("user", PICTURE, "What is it?"), say("assistant", "a red boat"))
+def test_a_turn_is_cut_but_never_loses_a_image(llm_folder: Path) -> None:
+    item = sample(say("user", IMAGE, "What is it?"), say("assistant", "a red boat"))
     whole = flamingo(llm_folder).encode_train(item, random.Random(0))
     before = whole.ids.index(MEDIA_TOKEN)
     width = len(whole.ids) + 2
     assert flamingo(llm_folder, width).encode_train(item, random.Random(0)).ids == whole.ids
     assert flamingo(llm_folder, width - 1).encode_train(item, random.Random(0)).ids == whole.ids[:-1]
-    with pytest.raises(DataError, match=rf"toy/7: a picture lies beyond max_turn_len {before + 2}"):
+    with pytest.raises(DataError, match=rf"toy/7: an image lies beyond max_turn_len {before + 2}"):
         flamingo(llm_folder, before + 2).encode_train(item, random.Random(0))
     with pytest.raises(DataError, match=r"no supervised token\n.*raise model\.text\.max_turn_len"):
         flamingo(llm_folder, before + 3).encode_train(item, random.Random(0))
@@ -249,12 +247,12 @@ def test_a_turn_is_cut_but_never_loses_a_picture(llm_folder: Path) -> None:
 def test_media_tokens_are_one_mark_and_must_be_known(llm_folder: Path, tokenizer: Tokenizer) -> None:
     processor = flamingo(llm_folder)
     assert processor.media_id == tokenizer.vocab_size
-    example = processor.encode_prompt("a boat <image> a boat <ImageHere>", [PICTURE, PICTURE])
+    example = processor.encode_prompt("a boat <image> a boat <ImageHere>", [IMAGE, IMAGE])
     boat = tokenizer.encode("a boat")
     assert example.ids == [1, *boat, MEDIA_TOKEN, *boat, MEDIA_TOKEN]
     assert processor.encode_prompt("").ids == [1]
-    with pytest.raises(PromptError, match="2 image marks but 1 media"):
-        processor.encode_prompt("<image> <image>", [PICTURE])
+    with pytest.raises(PromptError, match="2 image placeholders but 1 media"):
+        processor.encode_prompt("<image> <image>", [IMAGE])
     with pytest.raises(
         ConfigError, match=r"media_token is '<image>', which is no special token of the tokenizer\n.*special_tokens"
     ):

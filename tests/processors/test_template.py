@@ -8,9 +8,9 @@ import pytest
 from vlm.common.errors import ConfigError, PromptError
 from vlm.common.registry import names, resolve
 from vlm.common.types import Image, Message, Sample, Text
-from vlm.processors.template import Llama2, MiniGPTv2, Plain, Segment, Template, Vicuna0
+from vlm.processors.templates.roles import Llama2, MiniGPTv2, Plain, Segment, Template, Vicuna0
 
-PICTURE, OTHER = Image("a.png"), Image("b.png")
+IMAGE, OTHER = Image("a.png"), Image("b.png")
 
 
 def say(role: str, *parts: object) -> Message:
@@ -18,7 +18,7 @@ def say(role: str, *parts: object) -> Message:
 
 
 def show(segments: list[Segment]) -> list[str]:
-    """One string per segment; pictures as their path, answers marked."""
+    """One string per segment; images as their path, answers marked."""
     return [s.medium.source if s.medium else ("!" if s.supervised else "") + s.text for s in segments]
 
 
@@ -29,7 +29,7 @@ def train(template: Template, *messages: Message, seed: int = 0) -> list[str]:
 
 
 DIALOGUE = (
-    say("user", PICTURE, "What is it?"),
+    say("user", IMAGE, "What is it?"),
     say("assistant", "a boat"),
     say("user", "Which color?"),
     say("assistant", "red"),
@@ -77,7 +77,7 @@ def test_chat_form_agrees_with_training_for_every_system_and_style(style: str) -
     assert chat[0] == "Be brief.###Human: <Img>"
 
 
-def test_v2_dialogue_and_trailing_space_of_questions_with_pictures() -> None:
+def test_v2_dialogue_and_trailing_space_of_questions_with_images() -> None:
     template = MiniGPTv2(MiniGPTv2.Config())
     assert train(template, *DIALOGUE) == [
         "[INST] <Img>",
@@ -92,7 +92,7 @@ def test_v2_dialogue_and_trailing_space_of_questions_with_pictures() -> None:
 
 def test_chat_template_off_leaves_the_question_bare() -> None:
     template = MiniGPTv2(MiniGPTv2.Config(chat_template=False))
-    assert train(template, say("user", PICTURE, "Hi"), say("assistant", "Yes")) == [
+    assert train(template, say("user", IMAGE, "Hi"), say("assistant", "Yes")) == [
         "<Img>",
         "a.png",
         "</Img> Hi ",
@@ -102,29 +102,29 @@ def test_chat_template_off_leaves_the_question_bare() -> None:
 
 def test_caption_without_pool_has_no_prompt() -> None:
     for template in (Plain(Plain.Config()), Vicuna0(Vicuna0.Config(end_sym="\n"))):
-        assert train(template, say("user", PICTURE), say("assistant", "a boat")) == ["a.png", "!a boat\n"]
+        assert train(template, say("user", IMAGE), say("assistant", "a boat")) == ["a.png", "!a boat\n"]
 
 
 def test_caption_with_pool_draws_a_prompt_per_sample(tmp_path: Path) -> None:
     pool = tmp_path / "pool.txt"
     pool.write_text("<Img><ImageHere></Img> One.\nno mark here\n<Img><ImageHere></Img> Two.\n")
     template = Vicuna0(Vicuna0.Config(prompt_path=str(pool)))
-    drawn = {tuple(train(template, say("user", PICTURE), say("assistant", "a"), seed=s)) for s in range(20)}
+    drawn = {tuple(train(template, say("user", IMAGE), say("assistant", "a"), seed=s)) for s in range(20)}
     assert drawn == {("###Human: <Img>", "a.png", f"</Img> {n}. ###Assistant: ", "!a###") for n in ("One", "Two")}
-    again = [train(template, say("user", PICTURE), say("assistant", "a"), seed=7) for _ in range(2)]
+    again = [train(template, say("user", IMAGE), say("assistant", "a"), seed=7) for _ in range(2)]
     assert again[0] == again[1]
 
 
-def test_pictures_at_any_place_and_at_marks() -> None:
+def test_images_at_any_place_and_at_placeholders() -> None:
     template = Llama2(Llama2.Config())
-    question = say("user", "Compare ", PICTURE, "with", OTHER, ", please.")
+    question = say("user", "Compare ", IMAGE, "with", OTHER, ", please.")
     assert show(template.chat_segments([question]))[1:] == [
         "a.png",
         "</Img> with<Img>",
         "b.png",
         "</Img> , please. [/INST] ",
     ]
-    marked = say("user", PICTURE, OTHER, "<ImageHere>|<ImageHere>?")
+    marked = say("user", IMAGE, OTHER, "<ImageHere>|<ImageHere>?")
     assert train(template, marked, say("assistant", "yes")) == [
         "[INST] ",
         "a.png",
@@ -167,15 +167,15 @@ def test_clean_batch() -> None:
 @pytest.mark.parametrize(("marks", "count"), [(0, 1), (2, 1), (1, 0), (1, 2)])
 def test_marks_and_media_must_agree(marks: int, count: int) -> None:
     template = Plain(Plain.Config())
-    with pytest.raises(PromptError, match=f"{marks} image marks but {count} media"):
-        template.prompt_segments("<ImageHere> x " * marks, [PICTURE] * count)
+    with pytest.raises(PromptError, match=f"{marks} image placeholders but {count} media"):
+        template.prompt_segments("<ImageHere> x " * marks, [IMAGE] * count)
 
 
 def test_a_pool_prompt_with_another_number_of_marks(tmp_path: Path) -> None:
     pool = tmp_path / "pool.txt"
     pool.write_text("<ImageHere> and <ImageHere>\n")
-    with pytest.raises(PromptError, match="2 image marks but 1 media"):
-        train(Vicuna0(Vicuna0.Config(prompt_path=str(pool))), say("user", PICTURE), say("assistant", "a"))
+    with pytest.raises(PromptError, match="2 image placeholders but 1 media"):
+        train(Vicuna0(Vicuna0.Config(prompt_path=str(pool))), say("user", IMAGE), say("assistant", "a"))
 
 
 def test_a_chat_must_end_with_a_question() -> None:

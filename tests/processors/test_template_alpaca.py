@@ -8,8 +8,8 @@ import pytest
 from vlm.common.errors import ConfigError, PromptError
 from vlm.common.registry import resolve
 from vlm.common.types import Image, Input, Message, Sample, Text
-from vlm.processors.template_alpaca import Alpaca
-from vlm.processors.template_base import Segment
+from vlm.processors.templates.alpaca import Alpaca
+from vlm.processors.templates.base import Segment
 
 A, B = Image("a.png"), Image("b.png")
 INLINE = {"image_header": "", "image_prefix": "<img>", "image_suffix": "</img>", "image_gap": "\n", "media_token": ""}
@@ -24,7 +24,7 @@ def make(**options: object) -> Alpaca:
 
 
 def text(segments: list[Segment]) -> str:
-    """All texts, pictures by their path."""
+    """All texts, images by their path."""
     return "".join(s.medium.source if s.medium else s.text for s in segments)
 
 
@@ -50,12 +50,12 @@ def test_input_has_a_block_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("parts", [(A, "What?", B), (A, B, "What?"), ("What?", A, B)])
-def test_pictures_at_either_end_of_a_turn_go_in_front(parts: tuple[object, ...]) -> None:
+def test_images_at_either_end_of_a_turn_go_in_front(parts: tuple[object, ...]) -> None:
     assert chat(make(), say("user", *parts)).startswith("S\n\n### Image:\na.png\n\n### Image:\nb.png\n\n### Instr")
     assert "<img>a.png</img>\n<img>b.png</img>\nWhat?" in chat(make(**INLINE), say("user", *parts))
 
 
-def test_pictures_between_texts_or_at_marks_keep_their_place() -> None:
+def test_images_between_texts_or_at_placeholders_keep_their_place() -> None:
     between = say("user", A, "is like", B, "?")
     marked = say("user", "<ImageHere>is like<ImageHere>?", A, B)
     assert chat(make(), say("user", "First ", A, " then ", B, ".")).endswith(
@@ -102,7 +102,7 @@ def test_own_system_text_replaces_the_sentence() -> None:
     assert text(train(make(), *turn, say("assistant", "2"))).startswith("Be brief.\n\n### Instruction:\n1")
 
 
-def test_a_bare_picture_at_the_head() -> None:
+def test_a_bare_image_at_the_head() -> None:
     template = make(**INLINE, image_at_head=True, joint_answer=False)
     bare = train(template, say("user", A), say("assistant", "A boat."))
     assert [s.medium.source if s.medium else s.text for s in bare] == ["<img>", "a.png", "</img>", "A boat."]
@@ -140,12 +140,12 @@ def test_unusable_pools(tmp_path: Path, content: str, words: str) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, INLINE])
-def test_marks_and_pictures_must_agree(options: dict[str, str]) -> None:
+def test_marks_and_images_must_agree(options: dict[str, str]) -> None:
     template = make(**options)
     for message, found in (
-        (say("user", "<ImageHere><ImageHere> What?", A), "2 image marks but 1 media"),
-        (say("user", "<ImageHere> What?"), "1 image marks but 0 media"),
-        (say("user", A, B, "<ImageHere> What?"), "1 image marks but 2 media"),
+        (say("user", "<ImageHere><ImageHere> What?", A), "2 image placeholders but 1 media"),
+        (say("user", "<ImageHere> What?"), "1 image placeholders but 0 media"),
+        (say("user", A, B, "<ImageHere> What?"), "1 image placeholders but 2 media"),
     ):
         with pytest.raises(PromptError, match=found):
             template.chat_segments([message])
@@ -165,5 +165,5 @@ def test_words_of_the_conversation_are_literal() -> None:
 
 def test_clean_up() -> None:
     assert make().clean("S\n### Response:\n one\n### Response:\n two \n") == "two"
-    assert make(keep_after=[], strip=False).clean(" two \n") == " two \n"
-    assert make(cut_at=["\n###"]).clean("two\n### Instruction:\nthree") == "two"
+    assert make(strip_before=[], strip=False).clean(" two \n") == " two \n"
+    assert make(truncate_at=["\n###"]).clean("two\n### Instruction:\nthree") == "two"

@@ -5,11 +5,11 @@ import random
 import pytest
 
 from vlm.common.errors import ConfigError, PromptError
-from vlm.common.paths import CONFIGS
+from vlm.common.paths import CORPORA
 from vlm.common.registry import resolve
 from vlm.common.types import Image, Message, Sample, Text
-from vlm.processors.template_base import Segment
-from vlm.processors.template_user_bot import UserBot
+from vlm.processors.templates.base import Segment
+from vlm.systems.lynx.template import UserBot
 
 A, B = Image("a.png"), Image("b.png")
 
@@ -34,7 +34,7 @@ def test_is_registered() -> None:
     assert resolve("template", "user_bot") is UserBot
 
 
-def test_pictures_stand_in_front_and_everything_is_lower_case() -> None:
+def test_images_stand_in_front_and_everything_is_lower_case() -> None:
     assert show(make().chat_segments(DIALOGUE)) == [
         "a.png", "b.png", "^user: what is it?\nbot: a boat\nuser: why?\nbot:",
     ]  # fmt: skip
@@ -66,7 +66,7 @@ def test_own_system_text_and_marks() -> None:
     assert show(make().chat_segments(turns)) == ["a.png", "^be brief.\nuser: who?\nbot:"]
     trained = make().train_segments(Sample((*turns, say("assistant", "I"))), random.Random(0))
     assert show(trained) == ["a.png", "^be brief.\nuser: who?\nbot:", "!+$ i"]
-    with pytest.raises(PromptError, match="2 image marks but 1 media"):
+    with pytest.raises(PromptError, match="2 image placeholders but 1 media"):
         make().chat_segments([say("user", A, "<ImageHere><ImageHere>Who?")])
     with pytest.raises(PromptError, match="must end with a user message"):
         make().chat_segments([say("assistant", "I")])
@@ -82,14 +82,14 @@ def test_whole_prompts_stand_behind_their_media() -> None:
         assert show(make().prompt_segments(text, [A])) == ["a.png", "^user: who?\nbot:"]
     assert show(make().prompt_segments("Hi </s>", [])) == ["^hi </s>"]
     assert make().prompt_segments("Hi </s>", [])[0].literal == ()
-    with pytest.raises(PromptError, match="2 image marks but 1 media"):
+    with pytest.raises(PromptError, match="2 image placeholders but 1 media"):
         make().prompt_segments("<ImageHere><ImageHere>", [A])
 
 
 def test_captions_get_a_prompt_of_the_pool() -> None:
     caption = Sample((Message("user", (A,)), say("assistant", "A boat")))
     assert show(make().train_segments(caption, random.Random(0))) == ["a.png", "^user: \nbot:", "!+$ a boat"]
-    template = make(prompt_path=str(CONFIGS / "datasets" / "pools" / "short_caption.txt"))
+    template = make(prompt_path=str(CORPORA / "pools" / "short_caption.txt"))
     drawn = {show(template.train_segments(caption, random.Random(seed)))[1] for seed in range(20)}
     assert len(drawn) > 3 and all(text.startswith("^user: ") and len(text) > 20 for text in drawn)
     assert show(template.chat_segments(caption.messages[:1])) == ["a.png", "^user: \nbot:"]

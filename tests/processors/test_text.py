@@ -22,4 +22,4 @@ def test_blip_caption(raw: str, clean: str) -> None:
 
 def test_prompt_and_word_limit() -> None:
     kind = resolve("processor", "blip_caption")
-    assert kind(kind.Config(prompt="a picture of ", max_words=2))("One two three") == "a picture of one two"
+    assert kind(kind.Config(prompt="an image of ", max_words=2))("One two three") == "an image of one two"

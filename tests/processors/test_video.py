@@ -16,10 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from vlm.common.errors import ConfigError, DataError
-from vlm.processors import video_read
-from vlm.processors.image import ImageRecipe
-from vlm.processors.video import VideoRecipe, fps_ids, segment_ids, uniform_ids
-from vlm.processors.video_read import open_clip
+from vlm.processors.image.recipe import ImageRecipe
+from vlm.processors.video import read as video_read
+from vlm.processors.video.read import open_clip
+from vlm.processors.video.recipe import VideoRecipe, fps_ids, segment_ids, uniform_ids
 
 LYNX = Path(__file__).parents[1] / "golden" / "lynx" / "open"
 TABLES = json.loads((LYNX / "case.json").read_text())["frame_ids"]
@@ -28,8 +28,8 @@ PLAIN = {"mean": (0, 0, 0), "std": (1, 1, 1)}
 
 
 def recipe(frames: int = 4, size: int = 8, image: dict | None = None, **options: object) -> VideoRecipe:
-    picture = ImageRecipe(ImageRecipe.Config(size=size, **PLAIN, **(image or {})))
-    return VideoRecipe(VideoRecipe.Config(num_frames=frames, **options), picture)
+    frame_recipe = ImageRecipe(ImageRecipe.Config(size=size, **PLAIN, **(image or {})))
+    return VideoRecipe(VideoRecipe.Config(num_frames=frames, **options), frame_recipe)
 
 
 @pytest.fixture(scope="session")
@@ -101,12 +101,12 @@ def test_decoders_agree(clip: Path) -> None:
 
 def test_every_form_of_a_clip_gives_the_same_tensor(clip: Path, tmp_path: Path) -> None:
     frames = open_clip(clip, "", "opencv").read(range(12))
-    pictures = [Image.fromarray(f) for f in frames]
+    images = [Image.fromarray(f) for f in frames]
     texts = []
-    for k, picture in enumerate(pictures):
-        picture.save(tmp_path / f"frame_{k}.png")
+    for k, frame_recipe in enumerate(images):
+        frame_recipe.save(tmp_path / f"frame_{k}.png")
         out = io.BytesIO()
-        picture.save(out, "PNG")
+        frame_recipe.save(out, "PNG")
         texts.append(base64.b64encode(out.getvalue()).decode())
     (tmp_path / "clip.json").write_text(json.dumps(texts))
     (tmp_path / "notes.txt").write_text("not a frame")
@@ -114,7 +114,7 @@ def test_every_form_of_a_clip_gives_the_same_tensor(clip: Path, tmp_path: Path) 
     want = recipe(4)(frames)
     assert which(want) == [1, 4, 7, 10]
     data = [base64.b64decode(t) for t in texts]
-    for source in (tmp_path, tmp_path / "clip.json", texts, paths, pictures, tuple(data)):
+    for source in (tmp_path, tmp_path / "clip.json", texts, paths, images, tuple(data)):
         assert torch.equal(recipe(4)(source), want)
     one = recipe(3)(tmp_path / "frame_2.png")
     assert torch.equal(one, recipe(3)(data[2]))
@@ -146,9 +146,9 @@ def test_training_draws_frames_and_one_crop(clip: Path) -> None:
 def test_a_clip_with_fewer_frames_than_asked(clip: Path) -> None:
     frames = open_clip(str(clip), "clip", "auto").count
     assert len(recipe(frames + 3)(str(clip))) == frames + 3  # published: some are repeated
-    assert len(recipe(frames, when_short="error")(str(clip))) == frames
+    assert len(recipe(frames, on_short_video="error")(str(clip))) == frames
     with pytest.raises(DataError, match=rf"{frames} frames, but video.num_frames asks for {frames + 3}"):
-        recipe(frames + 3, when_short="error")(str(clip))
+        recipe(frames + 3, on_short_video="error")(str(clip))
 
 
 def test_pickles(clip: Path) -> None:
@@ -175,7 +175,7 @@ def test_a_file_with_fewer_frames_than_it_says(clip: Path, monkeypatch: pytest.M
         ("text.mp4", b"hello text", r"text\.mp4: no video that .* can read \(it begins with b'hello text'\)"),
         ("empty.mp4", b"", r"empty\.mp4: empty"),
         ("bad.json", b'["no base64!"]', r"bad\.json frame 0: not base64"),
-        ("junk.json", b'["aGVsbG8="]', r"junk\.json frame 0: not a picture format"),
+        ("junk.json", b'["aGVsbG8="]', r"junk\.json frame 0: not an image format"),
         ("none.json", b"[]", r"none\.json: no frames"),
         ("dict.json", b"{}", r"dict\.json: holds a dict"),
         ("cut.jpg", b"\xff\xd8\xff\xe0", r"cut\.jpg frame 0: corrupt or truncated"),

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vlm.common.config import load_config
 from vlm.common.registry import names, resolve
 from vlm.common.types import Image, Message, Sample, Text
-from vlm.processors.template import IMAGE_MARK, Segment, Template
+from vlm.config.api import load_config
+from vlm.processors.templates.roles import IMAGE_PLACEHOLDER, Segment, Template
 
 HERE = Path(__file__).parent
-MODELS = Path(load_config.__code__.co_filename).parents[1] / "configs" / "models"
+MODELS = Path(load_config.__code__.co_filename).parents[1] / "systems"
 COMPOSITIONS = sorted(f"{f.parent.name}/{f.stem}" for f in MODELS.glob("*/*.yaml"))
 VISUALCLA = {
     "image_header": "",
@@ -31,7 +31,7 @@ VISUALCLA = {
     "assistant": "### Response:",
     "joint_answer": False,
     "turn_bos": False,
-    "keep_after": [],
+    "strip_before": [],
     "strip": False,
 }
 VARIANTS = {
@@ -71,7 +71,7 @@ def show(segments: list[Segment]) -> str:
     """One line per segment: ``+`` joined to the one before, ``^`` begin id in front, ``*`` supervised, ``$`` end id."""
     lines = []
     for s in segments:
-        text = IMAGE_MARK if s.medium is not None else repr(s.text)
+        text = IMAGE_PLACEHOLDER if s.medium is not None else repr(s.text)
         flags = ((s.joined, "+"), (s.bos, "^"), (s.supervised, "*"), (s.eos, "$"))
         lines.append(" " + "".join(mark if on else " " for on, mark in flags) + text)
     return "\n".join(lines)

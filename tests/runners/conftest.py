@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from vlm.checkpoint.run_dir import RunDir
-from vlm.common.config_run import RunConfig
+from vlm.checkpoint.run_folder import RunDir
 from vlm.common.types import IGNORE_INDEX, Batch, Output
-from vlm.runners.trainer import Trainer
+from vlm.config.run import RunConfig
+from vlm.runners.train.trainer import Trainer
 from vlm.tasks.image_text_pretrain import ImageTextPretrain
 
 VOCAB = 11

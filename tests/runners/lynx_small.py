@@ -1,4 +1,4 @@
-"""The published tiny case of Lynx as files that a user has: LYNX.yaml, weights, records; and a clip."""
+"""The published tiny case of Lynx as files that a user has: LYNX.yaml, weights, records; and a video."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def composition(folder: Path, **sections: Mapping[str, Any]) -> Path:
 
 
 def moving_square(file: Path, color: tuple[int, int, int], step: int = 3, frames: int = 12) -> Path:
-    """A clip of 64 x 64 pixels at 10 frames per second in which a square of ``color`` (RGB) goes right."""
+    """A video of 64 x 64 pixels at 10 frames per second in which a square of ``color`` (RGB) goes right."""
     writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"mp4v"), 10, (64, 64))
     for k in range(frames):
         frame = np.full((64, 64, 3), 30, np.uint8)

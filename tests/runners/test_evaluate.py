@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from vlm.common.config_run import RunConfig
-from vlm.common.config_types import Config, DatasetEntry, Part
 from vlm.common.errors import ConfigError
-from vlm.datasets.table import Table
-from vlm.runners.evaluate import run_evaluation, table
+from vlm.config.run import RunConfig
+from vlm.config.types import Config, DatasetEntry, Part
+from vlm.datasets.formats.table.table import Table
+from vlm.runners.evaluate.run import run_evaluation, table
 
 from ..equivalence.tiny import DATA, Tiny
 
@@ -20,7 +20,7 @@ class Engine:
 
     processor = SimpleNamespace(image=SimpleNamespace(config=SimpleNamespace(size=8)))
 
-    def usual(self, base):
+    def default_generation(self, base):
         return base
 
     def generate(self, conversations, generation, batch_size=16):

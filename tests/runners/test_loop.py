@@ -5,8 +5,8 @@ import torch
 
 from vlm.common.errors import DataError, NonFiniteLossError
 from vlm.common.types import IGNORE_INDEX, Batch
-from vlm.runners.loop import Stepper
-from vlm.runners.optim import Precision, build_optimizer, build_scaler, pick_precision
+from vlm.runners.train.optim import Precision, build_optimizer, build_scaler, pick_precision
+from vlm.runners.train.step import Stepper
 from vlm.tasks.image_text_pretrain import ImageTextPretrain
 
 CPU = torch.device("cpu")

@@ -1,4 +1,4 @@
-"""Open-VQA from its corpora to numbers and card, on the tiny Lynx: pictures, clips, controls, seeds."""
+"""Open-VQA from its corpora to numbers and card, on the tiny Lynx: images, videos, controls, seeds."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 import yaml
 from PIL import Image
 
-from vlm.cli import main
-from vlm.common.config import load_config
-from vlm.runners.evaluate import run_evaluation
+from vlm.cli.main import main
+from vlm.config.api import load_config
+from vlm.runners.evaluate.run import run_evaluation
 
 from ..golden.helpers_lynx import LynxCase
 from .lynx_small import CASE, moving_square
@@ -25,7 +25,7 @@ CLASSES = ["Color", "Others", "Counting"]
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    """A YAML file with three questions about pictures and two about clips."""
+    """A YAML file with three questions about images and two about videos."""
     torch.set_num_threads(1)
     images, clips = [], []
     for k, color in enumerate(["red", "green", "blue"]):
@@ -58,9 +58,9 @@ def test_evaluation_with_controls_and_card(config: Path, capsys: pytest.CaptureF
     numbers = json.loads((out / "small.json").read_text())
     assert sorted(numbers) == ["open_vqa_images", "open_vqa_videos"]
     assert sorted(numbers["open_vqa_videos"]) == ["blank", "right", "wrong"]
-    pictures = numbers["open_vqa_images"]["right"]
-    assert pictures["overall"] == pytest.approx(1 / 3) and pictures["by_type"]["Color"] == 1
-    assert pictures["intervals"]["overall"] == [0.0, 1.0]
+    about_images = numbers["open_vqa_images"]["right"]
+    assert about_images["overall"] == pytest.approx(1 / 3) and about_images["by_type"]["Color"] == 1
+    assert about_images["intervals"]["overall"] == [0.0, 1.0]
     assert "95 %:" in capsys.readouterr().out
     rows = [json.loads(line) for line in (out / "small_answers.jsonl").read_text().splitlines()]
     assert len(rows) == 3 * 5
@@ -73,7 +73,7 @@ def test_evaluation_with_controls_and_card(config: Path, capsys: pytest.CaptureF
     page = (out / "small_card.html").read_text()
     for text in (
         "Action(Y/N)",
-        "grey picture",
+        "grey image",
         "that of another question",
         "lynx/finetune",
         "num_beams",
@@ -84,9 +84,7 @@ def test_evaluation_with_controls_and_card(config: Path, capsys: pytest.CaptureF
     card = json.loads((out / "small_card.json").read_text())
     assert card["datasets"]["open_vqa_videos"]["asked"]["questions"] == 2
     assert card["datasets"]["open_vqa_images"]["results"]["blank"]["overall"] is not None
-    assert (
-        card["datasets"]["open_vqa_videos"]["asked"]["a whole prompt"] == "[picture or clip]user: does it move?\nbot:"
-    )
+    assert card["datasets"]["open_vqa_videos"]["asked"]["a whole prompt"] == "[image or video]user: does it move?\nbot:"
     assert card["scoring"]["judge"].endswith("long_or_red") and "top_k" not in card["settings"]
     assert card["model"]["bridge"] == "frame_positions -> perceiver" and card["settings"]["length_penalty"] == -2.0
 
@@ -136,4 +134,4 @@ def test_two_processes_write_one_result(config: Path) -> None:
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": root}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (out / "two" / "small_answers.jsonl").read_text() == alone
-    assert done.stdout.count("open_vqa_images, right picture") == 1
+    assert done.stdout.count("open_vqa_images, right image") == 1

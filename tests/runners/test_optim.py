@@ -5,7 +5,14 @@ import torch
 from torch import nn
 
 from vlm.common.errors import UserError
-from vlm.runners.optim import build_optimizer, build_scaler, pick_precision, set_lr, split_parameters, trainable_names
+from vlm.runners.train.optim import (
+    build_optimizer,
+    build_scaler,
+    pick_precision,
+    set_lr,
+    split_parameters,
+    trainable_names,
+)
 
 CPU = torch.device("cpu")
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from vlm.common.errors import ConfigError
-from vlm.runners.parallel import checkpoint_activations, checkpointable_modules, unwrap, wrap
+from vlm.runners.train.parallel import checkpoint_activations, checkpointable_modules, unwrap, wrap
 
 
 class Block(nn.Module):

@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from vlm.checkpoint.passport import make_passport
-from vlm.checkpoint.run_dir import RunDir
+from vlm.checkpoint.provenance import make_provenance
+from vlm.checkpoint.run_folder import RunDir
 from vlm.common.errors import DataError
-from vlm.runners.report import ReportSample, picture_uri, write_report
-from vlm.runners.report_svg import Series, chart, number, smooth, thin, ticks
+from vlm.pages.charts import Series, chart, number, smooth, thin, ticks
+from vlm.runners.train.report import ReportSample, image_uri, write_report
 
 
 @pytest.fixture
@@ -32,8 +32,8 @@ def run(tmp_path):
     rows.append({"kind": "valid", "step": 50, "loss": 0.125, "tokens": 9.0})
     folder.log_file.write_text("".join(json.dumps(r) + "\n" for r in rows))
     folder.write_config("run:\n  seed: 7 # <b>\n")
-    passport = make_passport(step=100, config={}, metrics={"loss": 0.03}, fingerprints={"llm": {"sha256": "cafe"}})
-    folder.save(100, {"w": torch.zeros(1)}, {}, passport, "run: {}\n")
+    provenance = make_provenance(step=100, config={}, metrics={"loss": 0.03}, fingerprints={"llm": {"sha256": "cafe"}})
+    folder.save(100, {"w": torch.zeros(1)}, {}, provenance, "run: {}\n")
     return folder
 
 
@@ -79,7 +79,7 @@ def test_report_has_all_sections_and_needs_nothing_else(run):
     page = Structure()
     page.feed(text)
     assert page.open == [] and page.external == []
-    assert page.ids == ["curves", "samples", "data", "trained", "config", "passport"]
+    assert page.ids == ["curves", "samples", "data", "trained", "config", "provenance"]
     assert text.count("<svg") == 5
     for part in ("Loss", "Learning rate", "Gradient norm", "Throughput", "Peak memory", "stopped early", "(empty)"):
         assert part in text
@@ -94,20 +94,20 @@ def test_report_of_an_empty_run_does_not_fail(tmp_path):
     assert "none" in write_report(run).read_text()
 
 
-def test_pictures_are_embedded_and_small_ones_enlarged():
-    picture = Image.new("RGB", (10, 20), (200, 30, 40))
-    data = base64.b64decode(picture_uri(picture).split(",")[1])
+def test_images_are_embedded_and_small_ones_enlarged():
+    image = Image.new("RGB", (10, 20), (200, 30, 40))
+    data = base64.b64decode(image_uri(image).split(",")[1])
     found = Image.open(io.BytesIO(data))
     assert found.size == (160, 320)
     assert all(abs(a - b) < 4 for a, b in zip(found.getpixel((80, 160)), (200, 30, 40), strict=True))
-    big = Image.open(io.BytesIO(base64.b64decode(picture_uri(Image.new("RGB", (900, 300))).split(",")[1])))
+    big = Image.open(io.BytesIO(base64.b64decode(image_uri(Image.new("RGB", (900, 300))).split(",")[1])))
     assert big.size == (320, 107)
 
 
-def test_corrupt_picture_is_a_user_error(run, tmp_path):
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+def test_corrupt_image_is_a_user_error(run, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"bad\.png"):
-        write_report(run, [ReportSample("?", "", pictures=[str(tmp_path / "bad.png")])])
+        write_report(run, [ReportSample("?", "", images=[str(tmp_path / "bad.png")])])
 
 
 def test_ticks_are_round_and_inside():

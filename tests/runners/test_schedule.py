@@ -5,7 +5,7 @@ import math
 import pytest
 
 from vlm.common.errors import ConfigError
-from vlm.runners.schedule import Plan, build_schedule
+from vlm.runners.train.schedule import Plan, build_schedule
 
 PLAN = Plan(init_lr=1.0, min_lr=0.2, warmup_lr=0.1, warmup_steps=3, total_steps=7, epoch_steps=2, decay_rate=0.5)
 HALF = 0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi * 0.25))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from vlm.cli import main
+from vlm.cli.main import main
 from vlm.common.errors import DataError
-from vlm.runners.score_file import score_files
+from vlm.runners.evaluate.score_file import score_files
 
 RECORDS = [
     {"index": 3, "question": "What color is it?", "answer": ["red"], "class": "Color"},

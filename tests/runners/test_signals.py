@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from vlm.runners.signals import StopSignals
+from vlm.runners.train.signals import StopSignals
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -35,7 +35,7 @@ def test_second_signal_acts_at_once():
 
 def test_second_sigterm_ends_the_process():
     code = (
-        "import os, signal\nfrom vlm.runners.signals import StopSignals\n"
+        "import os, signal\nfrom vlm.runners.train.signals import StopSignals\n"
         "with StopSignals():\n    os.kill(os.getpid(), signal.SIGTERM)\n    os.kill(os.getpid(), signal.SIGTERM)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGTERM

@@ -9,8 +9,8 @@ import types
 import pytest
 
 from vlm.common.errors import ConfigError, UserError
-from vlm.runners import trackers
-from vlm.runners.trackers import RunInfo, duration, open_trackers, read_log
+from vlm.runners.train import trackers
+from vlm.runners.train.trackers import RunInfo, duration, open_trackers, read_log
 
 
 def record(step, **changes):

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from vlm.checkpoint.load import load_model
-from vlm.checkpoint.run_dir import RunDir
-from vlm.common.config import load_config
+from vlm.checkpoint.run_folder import RunDir
 from vlm.common.errors import ConfigError
 from vlm.common.types import Image, Message, Sample, Text
+from vlm.config.api import load_config
 from vlm.inference.engine import Engine
 from vlm.inference.generation import Generation
-from vlm.runners import train as train_module
-from vlm.runners.train import first_samples, question_of
+from vlm.runners.train import run as train_module
+from vlm.runners.train.run import first_samples, question_of
 
 from ..equivalence.tiny import DATA, Tiny
 
@@ -31,16 +31,16 @@ def test_a_run_leaves_config_log_checkpoints_report_and_chats(tiny):
     run = RunDir(result.path)
     assert result.status == "finished" and result.step == 8 and result.best_loss is not None
     assert run.steps() == [4, 6, 8] and run.best() is not None  # step 3 went by keep_last=3
-    passport = json.loads((run.last() / "passport.json").read_text())
-    assert passport["step"] == 8 and {"llm", "vision", "bridge.0"} <= set(passport["fingerprints"])
-    assert passport["config"]["run"]["job_name"] == "my run"
+    provenance = json.loads((run.last() / "provenance.json").read_text())
+    assert provenance["step"] == 8 and {"llm", "vision", "bridge.0"} <= set(provenance["fingerprints"])
+    assert provenance["config"]["run"]["job_name"] == "my run"
     text = run.report.read_text()
     assert text.count("data:image/jpeg;base64,") == 2 and "<h1>my run</h1>" in text and "bridge.1" in text
     assert list(run.tensorboard.iterdir())
     assert load_config(run.path).run.init_lr == 0.01
     engine = Engine.load(run.path, "cpu")
-    picture = Image(str(DATA / "data" / "cc_sbu_align" / "image" / "2.jpg"))
-    question = [Message("user", (picture, Text("What is this?")))]
+    image = Image(str(DATA / "data" / "cc_sbu_align" / "image" / "2.jpg"))
+    question = [Message("user", (image, Text("What is this?")))]
     (answer,) = engine.generate([question], Generation(do_sample=False, max_new_tokens=4))
     assert isinstance(answer, str)
     trained = {n: p for n, p in engine.model.named_parameters() if n.startswith("bridge.1")}
@@ -50,7 +50,7 @@ def test_a_run_leaves_config_log_checkpoints_report_and_chats(tiny):
     assert trained and all(torch.equal(stored[n], p) for n, p in trained.items())
 
 
-def test_training_learns_the_five_pictures(tiny):
+def test_training_learns_the_five_images(tiny):
     tiny.train("run", max_steps=80, save_freq=1000, val_freq=20, iters_per_epoch=100)
     losses = [r["loss"] for r in tiny.records("run", "valid")]
     assert losses[-1] < 0.8 * losses[0]
@@ -116,7 +116,7 @@ def test_the_published_key_for_resuming(tiny):
 
 def test_a_report_without_readable_samples_is_still_written(tiny, monkeypatch, caplog):
     def broken(*_):
-        raise ConfigError("no such picture")
+        raise ConfigError("no such image")
 
     monkeypatch.setattr(train_module, "sample_answers", broken)
     tiny.train("run", max_steps=2, report=True)

@@ -10,9 +10,9 @@ import signal
 import pytest
 import torch
 
-from vlm.checkpoint.run_dir import read_checkpoint
+from vlm.checkpoint.run_folder import read_checkpoint
 from vlm.common.errors import NonFiniteLossError, UserError, WeightsError
-from vlm.runners.trackers import JsonlTracker, RunInfo, read_log
+from vlm.runners.train.trackers import JsonlTracker, RunInfo, read_log
 
 
 class Losses:
@@ -98,8 +98,8 @@ def test_best_checkpoint_and_early_stop_survive_resume(tools):
     assert (result.status, result.step, result.best_loss, result.exit_code) == ("early_stop", 4, 3.0, 0)
     assert trainer.run_dir.best().name == "step_00000002"
     assert trainer.run_dir.last().name == "step_00000004"
-    passport = json.loads((trainer.run_dir.best() / "passport.json").read_text())
-    assert passport["metrics"]["valid_loss"] == 3.0 and passport["trained"] == ["proj.weight", "proj.bias"]
+    provenance = json.loads((trainer.run_dir.best() / "provenance.json").read_text())
+    assert provenance["metrics"]["valid_loss"] == 3.0 and provenance["trained"] == ["proj.weight", "proj.bias"]
     again = tools.trainer(max_steps=20, resume="auto", early_stop=3, val_freq=1, validator=Losses(3.2))
     assert again.progress.bad_validations == 2 and again.fit().step == 5
 

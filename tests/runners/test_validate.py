@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from vlm.runners.optim import Precision
-from vlm.runners.validate import Validator
+from vlm.runners.train.optim import Precision
+from vlm.runners.train.validate import Validator
 from vlm.tasks.image_text_pretrain import ImageTextPretrain
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from vlm.common.config_run import RunConfig
-from vlm.runners.weighting import Weighting
+from vlm.config.run import RunConfig
+from vlm.runners.train.loss_weighting import LossReduction
 
 from .test_loop import rows_of, stepper_for
 
@@ -29,7 +29,7 @@ def cut(batches: list[Any]) -> list[Any]:
 def step(tools: Any, batches: list[Any], mean: Any) -> tuple[Any, torch.Tensor]:
     """Numbers of a step, and the gradient of its update."""
     model, grads = tools.model(dropout=0.0, dtype=torch.float64), []
-    stepper = stepper_for(model, weighting=Weighting(mean, GROUPS))
+    stepper = stepper_for(model, weighting=LossReduction(mean, GROUPS))
     stepper.optimizer.register_step_pre_hook(lambda *_: grads.append(model.proj.weight.grad.clone()))
     return stepper(batches, step=1, lr=0.1), grads[0]
 
@@ -75,7 +75,7 @@ def test_values_of_each_mean(tools: Any) -> None:
 
 def test_without_groups_groups_are_tokens(tools: Any) -> None:
     batches = rows_of(tools.batch(3, 6, seed=2))
-    weighting = Weighting("groups")
+    weighting = LossReduction("groups")
     stats = stepper_for(tools.model(dropout=0.0), weighting=weighting)(batches, step=1, lr=0.1)
     plain = stepper_for(tools.model(dropout=0.0))(batches, step=1, lr=0.1)
     assert stats.loss == pytest.approx(plain.loss) and stats.grad_norm == pytest.approx(plain.grad_norm)
@@ -83,15 +83,15 @@ def test_without_groups_groups_are_tokens(tools: Any) -> None:
 
 
 def test_options_that_contradict_each_other() -> None:
-    with pytest.raises(ValueError, match="loss_mean: groups needs mixing: joint, found mixing: sample"):
-        RunConfig(loss_mean="groups", mixing="sample")
+    with pytest.raises(ValueError, match="loss_reduction: groups needs mixing: joint, found mixing: sample"):
+        RunConfig(loss_reduction="groups", mixing="sample")
     with pytest.raises(ValueError, match="joint can be combined with neither packing nor group_by_length"):
         RunConfig(mixing="joint", group_by_length=3)
-    assert RunConfig(mixing="joint", loss_mean="batches", batch_size=2).batch_size == 2
+    assert RunConfig(mixing="joint", loss_reduction="batches", batch_size=2).batch_size == 2
 
 
 def test_console_line_has_the_means_of_the_groups(tools: Any) -> None:
-    from vlm.runners.trackers import ProgressTracker, RunInfo
+    from vlm.runners.train.trackers import ProgressTracker, RunInfo
 
     tracker = ProgressTracker(RunInfo(tools.path, "run", 9))
     numbers = {"lr": 1.0, "grad_norm": 1.0, "samples_per_s": 1.0, "tokens_per_s": 1.0, "data_seconds": 0.1}

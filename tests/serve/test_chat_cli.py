@@ -9,21 +9,22 @@ from pathlib import Path
 
 import pytest
 
+from vlm.cli import chat
+from vlm.cli.options import changes_of, device_of, options_of
 from vlm.common.errors import DataError, UserError
 from vlm.inference.engine import Engine
-from vlm.inference.generation import CHAT
+from vlm.inference.generation import CHAT, default_generation
 from vlm.inference.session import ChatSession
-from vlm.serve import chat_cli
-from vlm.serve.options import changes_of, device_of, options_of, usual
+from vlm.serve import terminal as chat_cli
 
 from ..inference.small import CASE, write_config
 
-PICTURE = str(CASE / "image.png")
+IMAGE = str(CASE / "image.png")
 
 
 def parse(*arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    chat_cli.add_arguments(parser)
+    chat.add_arguments(parser)
     return parser.parse_args(arguments)
 
 
@@ -34,7 +35,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 
 @pytest.fixture
 def session(engine: Engine) -> ChatSession:
-    return ChatSession(engine, CHAT.but(**changes_of(parse("x", "--greedy", "--max-new-tokens", "6"))))
+    return ChatSession(engine, CHAT.replace(**changes_of(parse("x", "--greedy", "--max-new-tokens", "6"))))
 
 
 def typed(monkeypatch: pytest.MonkeyPatch, *lines: str | type[BaseException]) -> None:
@@ -52,15 +53,15 @@ def typed(monkeypatch: pytest.MonkeyPatch, *lines: str | type[BaseException]) ->
 def test_asks_once_and_leaves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = str(write_config(tmp_path))
     flags = ["--greedy", "--max-new-tokens", "8", "--repetition-penalty", "1.05"]
-    args = parse(config, "--image", PICTURE, "--ask", "What is in the picture?", "--ask", "And now?", *flags)
-    assert chat_cli.main(args) == 0
+    args = parse(config, "--image", IMAGE, "--ask", "What is in the image?", "--ask", "And now?", *flags)
+    assert chat.main(args) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("5ooamward river")  # the published answer's beginning
     assert second != first
 
 
 def test_conversation(session: ChatSession, monkeypatch, capsys) -> None:
-    lines = (f"/image {PICTURE}", "", "What is this?", "/again", "And its colour?", "/help", "/quit", "never read")
+    lines = (f"/image {IMAGE}", "", "What is this?", "/again", "And its colour?", "/help", "/quit", "never read")
     typed(monkeypatch, *lines)
     assert chat_cli.talk(session, []) == 0
     out = capsys.readouterr().out
@@ -81,7 +82,7 @@ def test_mistakes_are_told_and_the_chat_goes_on(session: ChatSession, monkeypatc
         "Next?",
         KeyboardInterrupt,
     )
-    assert chat_cli.talk(session, [PICTURE]) == 0
+    assert chat_cli.talk(session, [IMAGE]) == 0
     out = capsys.readouterr().out
     assert "! " in out and "nowhere.png" in out
     assert "no answer to write again" in out
@@ -110,7 +111,7 @@ def test_options_become_a_generation() -> None:
     changes = changes_of(parse("x", "--num-beams", "4", "--seed", "7", "--top-k", "0"))
     assert changes == {"num_beams": 4, "seed": 7, "top_k": 0}
     assert changes_of(parse("x", "--greedy")) == {"do_sample": False}
-    assert usual(None) is CHAT
+    assert default_generation(None) is CHAT
     with pytest.raises(UserError, match="temperature is 0"):
         changes_of(parse("x", "--temperature", "0"))
 
@@ -124,7 +125,7 @@ def test_gpu_id_means_the_accelerator_if_there_is_one() -> None:
         assert device_of(parse("x", "--gpu-id", "0")) == torch.device("cpu")
 
 
-def test_bad_picture_is_a_user_error(session: ChatSession) -> None:
+def test_bad_image_is_a_user_error(session: ChatSession) -> None:
     with pytest.raises(DataError, match=r"absent\.png"):
         chat_cli.once(session, ["What?"], ["absent.png"])
 
@@ -143,7 +144,7 @@ def test_published_words_and_flags(session: ChatSession, monkeypatch, capsys) ->
         "exit",
         "never read",
     )
-    assert chat_cli.talk(session, [PICTURE]) == 0
+    assert chat_cli.talk(session, [IMAGE]) == 0
     out = capsys.readouterr().out
     assert out.count("model: ") == 3 and "nowhere.png" in out and "needs the path" in out
     (asked,) = [m for m in session.messages if m.role == "user"]
@@ -152,10 +153,10 @@ def test_published_words_and_flags(session: ChatSession, monkeypatch, capsys) ->
     assert (asked.media[0].source == recipe(other)).all()
 
 
-def test_the_same_picture_after_clear(session: ChatSession, monkeypatch, capsys) -> None:
+def test_the_same_image_after_clear(session: ChatSession, monkeypatch, capsys) -> None:
     session.reset()
     typed(monkeypatch, "What is this?", "clear", "clear", "What is this?", "exit")
-    assert chat_cli.talk(session, [PICTURE]) == 0
+    assert chat_cli.talk(session, [IMAGE]) == 0
     first, second = (part.split("\n")[0] for part in capsys.readouterr().out.split("model: ")[1:])
     assert first == second
     assert [len(m.media) for m in session.messages] == [1, 0]

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlm.cli import main
+from vlm.cli.main import main
 from vlm.common.errors import DataError
 from vlm.common.types import Image, Video
 from vlm.inference.engine import Engine
 from vlm.inference.session import ChatSession
-from vlm.serve.page_chat import PageChat
+from vlm.serve.gradio.session import PageChat
 
 from ..golden.helpers_lynx import LynxCase
 from ..runners.lynx_small import CASE, composition, moving_square
@@ -22,7 +22,7 @@ from ..runners.lynx_small import CASE, composition, moving_square
 def session() -> ChatSession:
     torch.set_num_threads(1)
     engine = Engine.load(LynxCase(CASE).shipped(), device="cpu")
-    return ChatSession(engine, engine.usual().but(max_new_tokens=4))
+    return ChatSession(engine, engine.default_generation().replace(max_new_tokens=4))
 
 
 def chat(monkeypatch: pytest.MonkeyPatch, *lines: str, options: tuple[str, ...] = (), folder: Path) -> int:
@@ -41,7 +41,7 @@ def test_clip_is_attached_by_command_and_by_option(
     clip = str(moving_square(tmp_path / "a.mp4", (255, 0, 0)))
     lines = (f"/video '{clip}'", "What moves?", "clear", "/reset")
     assert chat(monkeypatch, *lines, options=("--video", clip), folder=tmp_path) == 0
-    assert chat.asked == ["you (1 clip): ", "you (2 clips): ", "you: ", "you (2 clips): ", "you: "]  # type: ignore[attr-defined]
+    assert chat.asked == ["you (1 video): ", "you (2 videos): ", "you: ", "you (2 videos): ", "you: "]  # type: ignore[attr-defined]
     assert "model: " in capsys.readouterr().out
 
 
@@ -56,10 +56,10 @@ def test_unusable_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert "clip nothing.mp4: no such file" in capsys.readouterr().err
 
 
-def test_session_keeps_pixels_of_pictures_and_clips(session: ChatSession, tmp_path: Path) -> None:
+def test_session_keeps_pixels_of_images_and_clips(session: ChatSession, tmp_path: Path) -> None:
     clip = moving_square(tmp_path / "a.mp4", (0, 0, 255))
-    picture = str(CASE / "images" / "img_0.png")
-    session.ask("What is it?", [Video(str(clip)), Image(picture), picture])
+    image = str(CASE / "images" / "img_0.png")
+    session.ask("What is it?", [Video(str(clip)), Image(image), image])
     media = session.messages[0].media
     assert [type(m).__name__ for m in media] == ["Video", "Image", "Image"]
     assert media[0].source.shape == (3, 3, 56, 56) and torch.equal(media[1].source, media[2].source)
@@ -72,9 +72,9 @@ def test_session_keeps_pixels_of_pictures_and_clips(session: ChatSession, tmp_pa
     assert again.answer() == first
 
 
-def test_model_of_pictures_refuses_a_clip(session: ChatSession, tmp_path: Path) -> None:
+def test_model_of_images_refuses_a_clip(session: ChatSession, tmp_path: Path) -> None:
     session.engine.processor.video = None
-    with pytest.raises(DataError, match="a.mp4: this model takes pictures only"):
+    with pytest.raises(DataError, match="a.mp4: this model takes images only"):
         session.ask("What?", [Video(str(moving_square(tmp_path / "a.mp4", (0, 0, 255))))])
     assert not session.messages
 
@@ -96,7 +96,7 @@ def test_page_takes_a_clip(session: ChatSession, tmp_path: Path) -> None:
 
 def test_page_shows_a_place_for_clips_where_the_model_takes_them(session: ChatSession) -> None:
     pytest.importorskip("gradio")
-    from vlm.serve.gradio_app_page import build
+    from vlm.serve.gradio.layout import build
 
     def shown() -> bool:
         parts = build(session.engine).get_config_file()["components"]

@@ -8,18 +8,20 @@ import socket
 
 import pytest
 
+from vlm.cli import demo
 from vlm.common.errors import DataError, PromptError, UserError
 from vlm.inference.engine import Engine
 from vlm.inference.generation import EVALUATION
-from vlm.serve import gradio_app, gradio_app_look
-from vlm.serve.examples import is_world, tasks, world_examples
-from vlm.serve.page_chat import PageChat
+from vlm.serve.gradio import app as gradio_app
+from vlm.serve.gradio import theme as theme
+from vlm.serve.gradio.examples import is_tiny_model, tasks, tiny_model_examples
+from vlm.serve.gradio.session import PageChat
 
 from ..inference.small import CASE, write_config
 
-PICTURE = str(CASE / "image.png")
+IMAGE = str(CASE / "image.png")
 OTHER = str(CASE / "data" / "cc_sbu_align" / "image" / "2.jpg")
-SHORT = EVALUATION.but(max_new_tokens=5)
+SHORT = EVALUATION.replace(max_new_tokens=5)
 
 
 @pytest.fixture(scope="module")
@@ -36,42 +38,42 @@ def answer(chat: PageChat) -> str:
     return list(chat.write(SHORT))[-1][-1]["content"]
 
 
-def test_picture_goes_with_its_first_question_only(chat: PageChat) -> None:
-    chat.ask("What is this?", PICTURE)
+def test_image_goes_with_its_first_question_only(chat: PageChat) -> None:
+    chat.ask("What is this?", IMAGE)
     first = answer(chat)
-    chat.ask("And now?", PICTURE)
+    chat.ask("And now?", IMAGE)
     answer(chat)
     assert [len(m.media) for m in chat.session.messages] == [1, 0, 0, 0]
-    assert chat.shown[0] == {"role": "user", "content": [{"path": PICTURE}, "What is this?"]}
+    assert chat.shown[0] == {"role": "user", "content": [{"path": IMAGE}, "What is this?"]}
     assert chat.shown[1]["content"] == first == chat.session.messages[1].text
     assert chat.shown[2]["content"] == ["And now?"]
 
 
-def test_new_picture_begins_anew_unless_kept(chat: PageChat) -> None:
-    chat.ask("What is this?", PICTURE)
+def test_new_image_begins_anew_unless_kept(chat: PageChat) -> None:
+    chat.ask("What is this?", IMAGE)
     answer(chat)
     chat.ask("And this?", OTHER)
     answer(chat)
     assert len(chat.session.messages) == len(chat.shown) == 2
-    chat.ask("Compare.", PICTURE, keep=True)
+    chat.ask("Compare.", IMAGE, keep=True)
     assert sum(len(m.media) for m in chat.session.messages) == 2
     assert len(chat.shown) == 3
 
 
 def test_regenerate_and_restart(chat: PageChat) -> None:
-    chat.ask("What is this?", PICTURE)
+    chat.ask("What is this?", IMAGE)
     first = answer(chat)
     chat.again()
     assert len(chat.shown) == 1
     assert answer(chat) == first
     chat.restart()
-    assert (chat.shown, chat.session.messages, chat.picture) == ([], [], None)
+    assert (chat.shown, chat.session.messages, chat.image) == ([], [], None)
     with pytest.raises(PromptError):
         chat.again()
 
 
 def test_one_answer_at_a_time(chat: PageChat) -> None:
-    chat.ask("What is this?", PICTURE)
+    chat.ask("What is this?", IMAGE)
     writing = chat.write(SHORT)
     next(writing)
     for intrude in (lambda: chat.ask("Quick, another!", None), chat.again):
@@ -85,7 +87,7 @@ def test_one_answer_at_a_time(chat: PageChat) -> None:
 
 
 def test_visitor_who_leaves_frees_the_chat(chat: PageChat) -> None:
-    chat.ask("What is this?", PICTURE)
+    chat.ask("What is this?", IMAGE)
     writing = chat.write(SHORT)
     next(writing)
     writing.close()
@@ -94,7 +96,7 @@ def test_visitor_who_leaves_frees_the_chat(chat: PageChat) -> None:
 
 
 def test_restart_while_an_answer_is_written(chat: PageChat) -> None:
-    chat.ask("What is this?", PICTURE)
+    chat.ask("What is this?", IMAGE)
     writing = chat.write(SHORT)
     next(writing)
     chat.restart()
@@ -103,11 +105,11 @@ def test_restart_while_an_answer_is_written(chat: PageChat) -> None:
 
 
 def test_bad_requests_change_nothing(chat: PageChat, tmp_path) -> None:
-    chat.ask("What is this?", PICTURE)
+    chat.ask("What is this?", IMAGE)
     answer(chat)
     shown = [dict(bubble) for bubble in chat.shown]
     bad = tmp_path / "bad.png"
-    bad.write_bytes(b"no picture")
+    bad.write_bytes(b"no image")
     with pytest.raises(DataError, match=r"bad\.png"):
         chat.ask("And this?", str(bad))
     with pytest.raises(PromptError, match="type a question"):
@@ -122,12 +124,12 @@ def test_bad_requests_change_nothing(chat: PageChat, tmp_path) -> None:
 
 
 def test_without_streaming_an_answer_comes_whole(engine: Engine) -> None:
-    from vlm.serve.gradio_app_events import Events
+    from vlm.serve.gradio.events import Events
 
     found = []
     for stream in (True, False):
         events = Events(engine, SHORT, ["max_new_tokens", "top_k"], stream=stream)
-        mine = events.ask("What is this?", PICTURE, False, None)[0]
+        mine = events.ask("What is this?", IMAGE, False, None)[0]
         updates = list(events.write(mine, 5.0, 3.0))
         found.append(updates[-1][0][-1]["content"])
         assert len(updates) > 1 if stream else len(updates) == 1
@@ -146,7 +148,7 @@ def test_port_in_use_is_told_before_anything_is_loaded() -> None:
 
 def test_published_command_line() -> None:
     parser = argparse.ArgumentParser()
-    gradio_app.add_arguments(parser)
+    demo.add_arguments(parser)
     args = parser.parse_args(["--cfg-path", "a.yaml", "--gpu-id", "0", "--options", "model.ckpt=b", "run.seed=1"])
     assert (args.cfg_path, args.gpu_id, args.options, args.share) == (
         "a.yaml",
@@ -155,18 +157,18 @@ def test_published_command_line() -> None:
         False,
     )
     with pytest.raises(UserError, match="no model named"):
-        gradio_app.main(parser.parse_args([]))
+        demo.main(parser.parse_args([]))
 
 
 def test_header_names_the_parts(engine: Engine) -> None:
-    html = gradio_app_look.header(engine)
+    html = theme.header(engine)
     for name in ("eva_vit", "qformer", "linear", "llm", "cpu"):
         assert f">{name}<" in html
-    assert not is_world(engine.config)
+    assert not is_tiny_model(engine.config)
 
 
 def test_only_templates_with_tasks_offer_them(engine: Engine) -> None:
-    from vlm.serve.gradio_app_page import build
+    from vlm.serve.gradio.layout import build
 
     assert tasks(engine.config) == () == tasks(None)
     assert "Send" in _labels(build(engine))
@@ -182,8 +184,8 @@ def _labels(page) -> list[str]:
     return [v for v in values if isinstance(v, str)]
 
 
-def test_world_examples_are_pictures_with_questions(tmp_path) -> None:
-    examples = world_examples(tmp_path, count=8)
+def test_world_examples_are_images_with_questions(tmp_path) -> None:
+    examples = tiny_model_examples(tmp_path, count=8)
     assert len(examples) == 8 and len({question for _, question in examples}) >= 6
     assert all(question.endswith(("?", ".")) for _, question in examples)
     assert len(list(tmp_path.glob("*.png"))) == 8

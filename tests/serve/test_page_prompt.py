@@ -10,14 +10,14 @@ import torch
 from vlm.inference.engine import Engine
 from vlm.inference.generation import EVALUATION
 from vlm.inference.session import ChatSession
-from vlm.serve.gradio_app_events import Events
-from vlm.serve.page_chat import PageChat
+from vlm.serve.gradio.events import Events
+from vlm.serve.gradio.session import PageChat
 
 from ..golden.helpers_mmgpt import MmgptCase
 
 CASE = Path(__file__).parents[1] / "golden" / "mmgpt" / "open"
 FIRST, SECOND = (str(CASE / "images" / name) for name in ("second.png", "gradient_97x131.png"))
-SHORT = EVALUATION.but(max_new_tokens=4)
+SHORT = EVALUATION.replace(max_new_tokens=4)
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +59,9 @@ def test_history_buffer_and_text_in_front(engine: Engine) -> None:
 
 
 def test_kept_turns_leave_examples_in_place(engine: Engine) -> None:
-    from vlm.inference.shots import shots
+    from vlm.inference.few_shot import example_messages
 
-    session = ChatSession(engine, SHORT, shots([{"question": "Name a planet.", "answer": "Saturn"}]))
+    session = ChatSession(engine, SHORT, example_messages([{"question": "Name a planet.", "answer": "Saturn"}]))
     session.keep_turns = 0
     for question in ("One?", "Two?"):
         session.ask(question)
@@ -73,29 +73,29 @@ def test_kept_turns_leave_examples_in_place(engine: Engine) -> None:
 
 
 def test_page_is_built_with_the_prompt_settings(engine: Engine) -> None:
-    from vlm.serve import gradio_app_page
+    from vlm.serve.gradio import layout
 
-    page = gradio_app_page.build(engine, SHORT)
+    page = layout.build(engine, SHORT)
     labels = [getattr(b, "label", None) for b in page.blocks.values()]
     assert {"Prompt", "Text in front of the conversation", "What the model reads"} <= set(labels)
 
 
 def test_examples_to_click(tmp_path: Path) -> None:
     from vlm.common.errors import DataError
-    from vlm.serve.examples import read_examples
+    from vlm.serve.gradio.examples import read_page_examples
 
     file = tmp_path / "examples.jsonl"
     (tmp_path / "a.png").write_bytes(Path(FIRST).read_bytes())
     file.write_text('{"image": "a.png", "question": "What is in this image?"}\n\n')
-    assert read_examples(file) == [(str(tmp_path / "a.png"), "What is in this image?")]
+    assert read_page_examples(file) == [(str(tmp_path / "a.png"), "What is in this image?")]
     for line, said in (
-        ('{"image": "b.png", "question": "What?"}', r"line 1: picture .*b\.png: no such file"),
+        ('{"image": "b.png", "question": "What?"}', r"line 1: image .*b\.png: no such file"),
         ('{"image": "a.png"}', "line 1: needs `image` and `question`"),
         ("[]", "line 1: needs `image` and `question`"),
         ("{", "line 1 is not JSON"),
     ):
         file.write_text(line)
         with pytest.raises(DataError, match=said):
-            read_examples(file)
+            read_page_examples(file)
     with pytest.raises(DataError, match=r"none\.jsonl: no such file"):
-        read_examples(tmp_path / "none.jsonl")
+        read_page_examples(tmp_path / "none.jsonl")

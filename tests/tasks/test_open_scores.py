@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vlm.common.errors import ConfigError
-from vlm.tasks.open_scores import (
+from vlm.tasks.judges import (
     add_up,
     alternatives,
     interval,
@@ -41,7 +41,7 @@ PRINTED_VIDEOS = {
 
 
 @pytest.mark.parametrize("system", PRINTED_IMAGES)
-def test_published_table_of_pictures_adds_up(system: str) -> None:
+def test_published_table_of_images_adds_up(system: str) -> None:
     right, overall = PRINTED_IMAGES[system]
     assert sum(IMAGES.values()) == 302
     assert round(add_up(dict(zip(IMAGES, right, strict=True)), IMAGES)["overall"], 2) == overall

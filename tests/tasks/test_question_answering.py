@@ -1,11 +1,11 @@
-"""Questions, controls and counting, with an engine that answers from the picture's name."""
+"""Questions, controls and counting, with an engine that answers from the image's name."""
 
 import pytest
 
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.types import Image, Message, Sample, Text, Video
-from vlm.tasks.open_vqa import OpenVqa
-from vlm.tasks.question_answering import Answered, QuestionAnswering, exchanged, with_pictures
+from vlm.tasks.benchmarks.open_vqa import OpenVqa
+from vlm.tasks.benchmarks.question_answering import Prediction, QuestionAnswering, swap_images, with_images
 
 ROWS = [
     {"id": "a", "image": "red", "answer": "red", "type": "color", "objects": 1, "unseen_pair": False},
@@ -32,13 +32,13 @@ class Rows:
 
 
 class Engine:
-    """Says the name of the picture it sees."""
+    """Says the name of the image it sees."""
 
     def __init__(self, **stated):
         self.calls, self.stated = [], stated
 
-    def usual(self, base):
-        return base.but(**self.stated)
+    def default_generation(self, base):
+        return base.replace(**self.stated)
 
     def generate(self, conversations, generation, batch_size=16):
         self.calls.append((conversations, generation, batch_size))
@@ -93,20 +93,20 @@ def test_each_process_answers_its_share(monkeypatch):
     assert [a.right for a in answered] == [True, True, False, True]
 
 
-def test_every_picture_is_replaced_by_another_one():
-    other = exchanged(["a", "b", "a", "c", "d", "e"])
+def test_every_image_is_replaced_by_another_one():
+    other = swap_images(["a", "b", "a", "c", "d", "e"])
     assert sorted(other) == sorted(other.values()) == ["a", "b", "c", "d", "e"]
     assert all(k != v for k, v in other.items())
-    assert other == exchanged(["a", "b", "a", "c", "d", "e"]) != exchanged(["a", "b", "c", "d", "e"], seed=1)
-    with pytest.raises(DataError, match="two different pictures"):
-        exchanged(["a", "a"])
+    assert other == swap_images(["a", "b", "a", "c", "d", "e"]) != swap_images(["a", "b", "c", "d", "e"], seed=1)
+    with pytest.raises(DataError, match="two different images"):
+        swap_images(["a", "a"])
 
 
-def test_text_stays_when_pictures_go():
+def test_text_stays_when_images_go():
     message = Message("user", (Image("a"), Text("x"), Image("b"), Text("y")))
-    (bare,) = with_pictures([message], "none", {})
+    (bare,) = with_images([message], "none", {})
     assert bare.parts == (Text("x"), Text("y"))
-    (swapped,) = with_pictures([message], "wrong", {"a": "b", "b": "a"})
+    (swapped,) = with_images([message], "wrong", {"a": "b", "b": "a"})
     assert swapped.parts == (Image("b"), Text("x"), Image("a"), Text("y"))
 
 
@@ -131,15 +131,15 @@ def test_questions_without_answers_are_asked_and_not_counted():
     assert task().score(answered[:1])["overall"] is None
 
 
-def test_grey_pictures_and_clips_as_control():
+def test_grey_images_and_clips_as_control():
     message = Message("user", (Image("a"), Text("x"), Video("b")))
-    (grey,) = with_pictures([message], "blank", {})
-    picture, _, clip = grey.parts
-    assert isinstance(picture, Image) and picture.source.getpixel((3, 3)) == (128, 128, 128)
+    (grey,) = with_images([message], "blank", {})
+    first, _, clip = grey.parts
+    assert isinstance(first, Image) and first.source.getpixel((3, 3)) == (128, 128, 128)
     assert isinstance(clip, Video) and len(clip.source) == 1 and len(clip.source[0].getcolors()) == 1
     frames, other = ["f"], ["g"]
-    swapped = exchanged([frames, other])
-    (clips,) = with_pictures([Message("user", (Video(frames),))], "wrong", swapped)
+    swapped = swap_images([frames, other])
+    (clips,) = with_images([Message("user", (Video(frames),))], "wrong", swapped)
     assert clips.media[0].source == other
 
 
@@ -148,7 +148,7 @@ def test_judge_and_several_runs():
     assert open_task.config.max_new_tokens == 64 and OpenVqa.card and not QuestionAnswering.card
     answered = open_task.answer(Sentences(), Rows())
     assert [a.right for a in answered] == [True] * 4
-    wrong = [Answered(a.id, a.question, "pink", a.reference, False, a.record) for a in answered]
+    wrong = [Prediction(a.id, a.question, "pink", a.reference, False, a.record) for a in answered]
     found = open_task.score(answered, wrong)
     assert found["overall"] == 0.5 and found["runs"] == [1.0, 0.0] and found["by_type"] == {"color": 0.5}
     assert found["intervals"]["overall"] == [0.5, 0.5]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vlm.tasks.scores import exact_match, majority, majority_answers, summarise
+from vlm.tasks.metrics import exact_match, majority, majority_answers, summarise
 
 RECORDS = [
     {"type": "color", "answer": "red", "objects": 1, "unseen_pair": False},

@@ -89,7 +89,7 @@ def test_rows_have_the_training_layout(miniature):
     from foundations.text import BOS, chat_row, open_row, stage1_row, training_row
     from foundations.tokenizer import Words
 
-    from vlm.datasets.world.language import Question
+    from vlm.datasets.synthetic.language import Question
 
     words = Words(miniature / "llm" / "tokenizer.model")
     block = (7,) * 16
@@ -115,7 +115,7 @@ def test_every_word_of_a_note_is_one_token():
     from foundations.text import TextWorld
     from foundations.tokenizer import WORDS, Words
 
-    from vlm.datasets.world.scene import scene_at
+    from vlm.datasets.synthetic.scene import scene_at
 
     words = Words(ASSETS / "llm" / "tokenizer.model")
     assert all(len(words.encode(word)) == 1 for word in WORDS)
@@ -123,10 +123,10 @@ def test_every_word_of_a_note_is_one_token():
     assert all(len(world.block(scene_at(0, index))) == 16 for index in range(50))
 
 
-def test_labelled_pictures_never_show_a_held_out_pair():
-    from foundations.pictures import draw_figures
+def test_labelled_images_never_show_a_held_out_pair():
+    from foundations.images import draw_figures
 
-    from vlm.datasets.world.scene import COLORS, HELD_OUT, KINDS
+    from vlm.datasets.synthetic.scene import COLORS, HELD_OUT, KINDS
 
     rng = np.random.default_rng(0)
     figures = [drawn for dense in (False, True) for _ in range(300) for drawn in draw_figures(rng, dense)]
@@ -159,9 +159,9 @@ def test_shipped_vision_holds_the_scene():
     from foundations.qformer import load_vit
     from safetensors.torch import load_file
 
-    from vlm.datasets.world.language import note
-    from vlm.datasets.world.render import render
-    from vlm.datasets.world.scene import scene_at
+    from vlm.datasets.synthetic.language import note
+    from vlm.datasets.synthetic.render import render
+    from vlm.datasets.synthetic.scene import scene_at
 
     qformer = QFormer()
     qformer.load_state_dict({k: v.float() for k, v in load_file(ASSETS / "qformer.safetensors").items()})

@@ -16,8 +16,8 @@ from foundations import common
 from foundations.common import SIZES, Clock, Plan, learning_rate, update
 from foundations.text import TextWorld, exam, pad_rows
 from foundations.tokenizer import Words
-from vlm.datasets.world.export import balanced_questions
-from vlm.datasets.world.language import NOTE_WORDS
+from vlm.datasets.synthetic.export import balanced_questions
+from vlm.datasets.synthetic.language import NOTE_WORDS
 
 STEPS, BATCH, PEAK = 3_000, 16, 2e-3
 
@@ -79,13 +79,13 @@ def start_attention(model: LlamaForCausalLM) -> None:
 
 
 def embed(model: LlamaForCausalLM, batch: dict[str, torch.Tensor], noise: float) -> torch.Tensor:
-    """Token embeddings ``[b, s, d]``; picture blocks get noise, those marked ``noise`` are nothing but noise."""
+    """Token embeddings ``[b, s, d]``; image blocks get noise, those marked ``noise`` are nothing but noise."""
     table = model.get_input_embeddings()
     x = table(batch["ids"])
     if noise == 0:
         return x
-    rows = torch.nonzero(batch["picture"] >= 0).flatten()
-    where = batch["picture"][rows, None] + torch.arange(NOTE_WORDS)
+    rows = torch.nonzero(batch["image"] >= 0).flatten()
+    where = batch["image"][rows, None] + torch.arange(NOTE_WORDS)
     scale = table.weight.detach().pow(2).mean().sqrt()
     n, d = len(rows), x.shape[-1]
     level = torch.rand(n, 1, 1) * noise * scale

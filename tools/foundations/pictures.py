@@ -1,4 +1,4 @@
-"""Labelled pictures for the vision stages. Half of the figures wear a random colour and get no colour label.
+"""Labelled images for the vision stages. Half of the figures wear a random colour and get no colour label.
 
 A figure in a named colour is never one of the held-out pairs; random colours keep kind and colour apart.
 """
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlm.datasets.world.language import NOTE_WORDS
-from vlm.datasets.world.render import IMAGE_SIZE, RADIUS, Figure, jitter, paint
-from vlm.datasets.world.scene import COLORS, COLUMNS, COUNTS, HELD_OUT, KINDS, ROWS, SIZES
+from vlm.datasets.synthetic.language import NOTE_WORDS
+from vlm.datasets.synthetic.render import IMAGE_SIZE, RADIUS, Figure, jitter, paint
+from vlm.datasets.synthetic.scene import COLORS, COLUMNS, COUNTS, HELD_OUT, KINDS, ROWS, SIZES
 
 IGNORE = -100
 EMPTY = len(KINDS)
@@ -45,7 +45,7 @@ def random_rgb(rng: np.random.Generator) -> tuple[int, int, int]:
 
 
 def draw_figures(rng: np.random.Generator, dense: bool, recolor: float = 0.5) -> list[Drawn]:
-    """Figures in order of place: one to three, or a ``dense`` picture of up to nine (no order label)."""
+    """Figures in order of place: one to three, or a ``dense`` image of up to nine (no order label)."""
     count = int(rng.integers(4, 10)) if dense else int(rng.choice(3, p=(0.3, 0.4, 0.3))) + 1
     figures = []
     for order, place in enumerate(sorted(rng.permutation(9)[:count].tolist())):
@@ -87,23 +87,23 @@ def note_targets(figures: list[Drawn]) -> np.ndarray:
     return np.array(slots, dtype=np.int64)
 
 
-def picture(figures: list[Drawn], rng: np.random.Generator) -> np.ndarray:
+def image(figures: list[Drawn], rng: np.random.Generator) -> np.ndarray:
     """``[h, w, 3]`` uint8."""
     return np.asarray(paint([drawn.figure for drawn in figures], rng, IMAGE_SIZE))
 
 
-def picture_batch(
+def image_batch(
     rng: np.random.Generator, count: int, dense: float, grid: int, recolor: float = 0.5
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Images ``[n, h, w, 3]`` uint8, patch targets ``[n, patches, 5]``, note targets ``[n, NOTE_WORDS]``.
 
-    Dense pictures have no note: their note targets are all ``IGNORE``.
+    Dense images have no note: their note targets are all ``IGNORE``.
     """
     images, patches, notes = [], [], []
     for _ in range(count):
         is_dense = bool(rng.random() < dense)
         figures = draw_figures(rng, is_dense, recolor)
-        images.append(picture(figures, rng))
+        images.append(image(figures, rng))
         patches.append(patch_targets(figures, grid))
         notes.append(np.full(NOTE_WORDS, IGNORE, dtype=np.int64) if is_dense else note_targets(figures))
     return np.stack(images), np.stack(patches), np.stack(notes)

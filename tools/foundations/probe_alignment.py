@@ -2,7 +2,7 @@
 
     python tools/foundations/probe_alignment.py --assets vlm/assets/tiny --seeds 0 1 2
 
-Everything but the projection is frozen. Prints exact match with the right picture, a wrong one, none, and
+Everything but the projection is frozen. Prints exact match with the right image, a wrong one, none, and
 before alignment, each beside the most frequent answer.
 """
 
@@ -30,19 +30,19 @@ from foundations.nets import QFormer, to_pixels  # noqa: E402
 from foundations.qformer import load_vit  # noqa: E402
 from foundations.text import Row, pad_rows, stage1_row, training_row  # noqa: E402
 from foundations.tokenizer import Words  # noqa: E402
-from vlm.datasets.world.export import balanced_questions  # noqa: E402
-from vlm.datasets.world.language import NOTE_WORDS, Question, caption, dialogue  # noqa: E402
-from vlm.datasets.world.render import render  # noqa: E402
-from vlm.datasets.world.scene import Scene, scene_at  # noqa: E402
+from vlm.datasets.synthetic.export import balanced_questions  # noqa: E402
+from vlm.datasets.synthetic.language import NOTE_WORDS, Question, caption, dialogue  # noqa: E402
+from vlm.datasets.synthetic.render import render  # noqa: E402
+from vlm.datasets.synthetic.scene import Scene, scene_at  # noqa: E402
 
 HOLE = (0,) * NOTE_WORDS
 
 
 @dataclass
 class Recipe:
-    """One stage: pictures, steps, batch, peak learning rate, warm-up steps."""
+    """One stage: images, steps, batch, peak learning rate, warm-up steps."""
 
-    pictures: int
+    images: int
     steps: int
     batch: int
     rate: float
@@ -76,7 +76,7 @@ class Tiny:
         data = {k: torch.from_numpy(v) for k, v in pad_rows(rows).items()}
         x = self.llm.get_input_embeddings()(data["ids"])
         if features is not None:
-            where = data["picture"][:, None] + torch.arange(NOTE_WORDS)
+            where = data["image"][:, None] + torch.arange(NOTE_WORDS)
             rows_at = torch.arange(len(rows))[:, None].expand_as(where)
             x = x.index_put((rows_at, where), self.proj(features))
         scores, target = answer_logits(self.llm, x, data["labels"])
@@ -85,7 +85,7 @@ class Tiny:
 
 
 def train_stage(tiny: Tiny, rows: list[Row], features: Tensor, recipe: Recipe, seed: int, name: str) -> None:
-    """Train the projection on rows whose picture block is filled from ``features [n, queries, hidden]``."""
+    """Train the projection on rows whose image block is filled from ``features [n, queries, hidden]``."""
     optimizer = torch.optim.AdamW(tiny.proj.parameters(), lr=recipe.rate, betas=(0.9, 0.999), weight_decay=0.0)
     rng = np.random.default_rng((seed, 11))
     order: list[int] = []
@@ -109,7 +109,7 @@ Rows = list[tuple[Scene, Question]]
 
 @torch.no_grad()
 def score(tiny: Tiny, questions: Rows, features: Tensor | None) -> dict[str, float]:
-    """Exact match per type; ``features`` None leaves the picture out."""
+    """Exact match per type; ``features`` None leaves the image out."""
     right: dict[str, list[bool]] = defaultdict(list)
     for start in range(0, len(questions), 100):
         part = questions[start : start + 100]
@@ -144,21 +144,21 @@ def probe(assets: Path, seed: int, first: Recipe, second: Recipe, gap: str = "")
     }
     features = {name: tiny.features([scene for scene, _ in rows]) for name, rows in sets.items()}
     tables = {"before alignment": score(tiny, sets["seen"], features["seen"])}
-    scenes = [scene_at(seed, i, split="captions") for i in range(first.pictures)]
+    scenes = [scene_at(seed, i, split="captions") for i in range(first.images)]
     train_stage(
         tiny, [stage1_row(tiny.words, HOLE, caption(s)) for s in scenes], tiny.features(scenes), first, seed, "stage 1"
     )
     one = time.time()
     tables["after stage 1"] = score(tiny, sets["seen"], features["seen"])
-    scenes = [scene_at(seed, i, split="dialogues") for i in range(second.pictures)]
+    scenes = [scene_at(seed, i, split="dialogues") for i in range(second.images)]
     talks = [dialogue(s, np.random.default_rng((*s.key, 2)), 4) for s in scenes]
     train_stage(
         tiny, [training_row(tiny.words, HOLE, t, gap) for t in talks], tiny.features(scenes), second, seed, "stage 2"
     )
     two = time.time()
     tables |= {name: score(tiny, rows, features[name]) for name, rows in sets.items()}
-    tables["wrong picture"] = score(tiny, sets["seen"], features["seen"].roll(17, 0))
-    tables["no picture"] = score(tiny, sets["seen"], None)
+    tables["wrong image"] = score(tiny, sets["seen"], features["seen"].roll(17, 0))
+    tables["no image"] = score(tiny, sets["seen"], None)
     tables["majority"] = majority(sets["seen"])
     tables["majority unseen"] = majority(sets["unseen"])
     print(f"seed {seed}: stage 1 {one - clock:.0f} s, stage 2 {two - one:.0f} s with rendering and features")

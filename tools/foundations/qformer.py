@@ -14,11 +14,11 @@ from torch.nn import functional as F  # noqa: N812
 
 from foundations import common
 from foundations.common import SIZES, Clock, Plan, learning_rate, update
+from foundations.images import IGNORE, NOTE_VOCABULARY, image_batch
 from foundations.nets import QFormer, Vit, to_pixels
-from foundations.pictures import IGNORE, NOTE_VOCABULARY, picture_batch
-from vlm.datasets.world.language import NOTE_WORDS, note
-from vlm.datasets.world.render import render
-from vlm.datasets.world.scene import random_scene
+from vlm.datasets.synthetic.language import NOTE_WORDS, note
+from vlm.datasets.synthetic.render import render
+from vlm.datasets.synthetic.scene import random_scene
 
 STEPS, BATCH, PEAK = 1_500, 48, 1.5e-3
 
@@ -86,7 +86,7 @@ def report(model: Speller, vit: Vit, plan: Plan, step: int, total: int, loss: fl
 
 
 def train_qformer(plan: Plan, log_every: int = 250) -> None:
-    """Train on random pictures, going on from ``work/qformer.pt`` if it is there, and export."""
+    """Train on random images, going on from ``work/qformer.pt`` if it is there, and export."""
     torch.manual_seed(plan.seed)
     grid = SIZES["vision"]["image_size"] // SIZES["vision"]["patch_size"]
     vit, model, total = load_vit(plan), Speller(), plan.steps(STEPS, 20)
@@ -96,7 +96,7 @@ def train_qformer(plan: Plan, log_every: int = 250) -> None:
     clock, rng = Clock(used), np.random.default_rng((plan.seed, 5, done))
     losses: list[float] = []
     for step in range(done, total):
-        images, _, notes = picture_batch(rng, BATCH, 0.0, grid)
+        images, _, notes = image_batch(rng, BATCH, 0.0, grid)
         with torch.no_grad():
             tokens = vit(to_pixels(torch.from_numpy(images)))
         logits = model(tokens)

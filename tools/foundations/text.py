@@ -1,6 +1,6 @@
-"""Rows of token ids in the exact layouts of training and chat, with a written note where the picture stands.
+"""Rows of token ids in the exact layouts of training and chat, with a written note where the image stands.
 
-The picture block has ``NOTE_WORDS`` positions. In text the note's tokens stand there; in alignment the
+The image block has ``NOTE_WORDS`` positions. In text the note's tokens stand there; in alignment the
 projected queries do.
 """
 
@@ -12,8 +12,17 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from foundations.tokenizer import Words
-from vlm.datasets.world.language import INSTRUCTIONS, NOTE_WORDS, QUESTION_TYPES, Question, ask, caption, dialogue, note
-from vlm.datasets.world.scene import COLORS, KINDS, SPLITS, Scene, random_scene
+from vlm.datasets.synthetic.language import (
+    INSTRUCTIONS,
+    NOTE_WORDS,
+    QUESTION_TYPES,
+    Question,
+    ask,
+    caption,
+    dialogue,
+    note,
+)
+from vlm.datasets.synthetic.scene import COLORS, KINDS, SPLITS, Scene, random_scene
 
 IGNORE = -100
 OPEN, CLOSE = "###Human: <Img>", "</Img> "
@@ -24,11 +33,11 @@ TYPES = (*QUESTION_TYPES, "exist", "bind", "exist", "bind")
 
 @dataclass
 class Row:
-    """Ids, which of them are trained, and where the picture block starts (-1: none)."""
+    """Ids, which of them are trained, and where the image block starts (-1: none)."""
 
     ids: list[int] = field(default_factory=lambda: [BOS])
     trained: list[bool] = field(default_factory=lambda: [False])
-    picture: int = -1
+    image: int = -1
 
     def add(self, ids: tuple[int, ...] | list[int], trained: bool = False) -> Row:
         """Append a segment."""
@@ -36,26 +45,26 @@ class Row:
         self.trained += [trained] * len(ids)
         return self
 
-    def add_picture(self, ids: tuple[int, ...]) -> Row:
-        """Append the picture block."""
-        self.picture = len(self.ids)
+    def add_image(self, ids: tuple[int, ...]) -> Row:
+        """Append the image block."""
+        self.image = len(self.ids)
         return self.add(ids)
 
 
 def stage1_row(words: Words, block: tuple[int, ...], text: str) -> Row:
-    """``<s>`` picture caption newline."""
-    return Row().add_picture(block).add(words.encode(text + "\n"), True)
+    """``<s>`` image caption newline."""
+    return Row().add_image(block).add(words.encode(text + "\n"), True)
 
 
 def open_row(words: Words, block: tuple[int, ...] | None, question: str, gap: str = "") -> Row:
-    """First turn up to the answer. ``block`` None leaves the picture out: ``<Img></Img>``.
+    """First turn up to the answer. ``block`` None leaves the image out: ``<Img></Img>``.
 
     ``gap`` is what stands between the question and ``###``: a space in the published training prompt.
     """
     after = f"{CLOSE}{question}{gap}###Assistant: "
     if block is None:
         return Row().add(words.encode(OPEN + after))
-    return Row().add(words.encode(OPEN)).add_picture(block).add(words.encode(after))
+    return Row().add(words.encode(OPEN)).add_image(block).add(words.encode(after))
 
 
 def training_row(words: Words, block: tuple[int, ...] | None, turns: list[Question], gap: str = "") -> Row:
@@ -78,12 +87,12 @@ def chat_row(words: Words, block: tuple[int, ...] | None, turns: list[Question])
     if block is None:
         row.add(words.encode(OPEN + text))
     else:
-        row.add(words.encode(OPEN)).add_picture(block).add(words._encode(text))
+        row.add(words.encode(OPEN)).add_image(block).add(words._encode(text))
     return row.add(words.encode(f"{turns[-1].answer}###"), True)
 
 
 def blind_row(words: Words, turns: list[Question]) -> Row:
-    """A dialogue without any picture mark."""
+    """A dialogue without any image mark."""
     row = Row()
     for turn in turns:
         row.add(words.encode(f"###Human: {turn.text}###Assistant: ")).add(words.encode(f"{turn.answer}###"), True)
@@ -100,7 +109,7 @@ _MARKS = {
 
 def drill_row(words: Words, block: tuple[int, ...], scene: Scene, rng: np.random.Generator, items: int) -> Row:
     """A note and many shortest questions, ``color circle`` -> ``red``: finding words is learnt here first."""
-    row, asked = Row().add_picture(block), set()
+    row, asked = Row().add_image(block), set()
     for _ in range(3 * items):
         question = ask(scene, TYPES[int(rng.integers(len(TYPES)))], rng)
         if question is None or question.type not in _MARKS:
@@ -122,7 +131,7 @@ class TextWorld:
         seed: of the scenes, questions and renamings.
         rename: share of rows whose colour and kind words are replaced by random other tokens, which teaches
             to copy words rather than to know them.
-        hide: share of rows without a picture block or with a meaningless one.
+        hide: share of rows without an image block or with a meaningless one.
     """
 
     def __init__(self, words: Words, seed: int, rename: float = 0.1, hide: float = 0.12) -> None:
@@ -146,7 +155,7 @@ class TextWorld:
         return ids
 
     def row(self) -> tuple[Row, str]:
-        """A row and how its picture block is to be treated: ``note`` or ``noise``."""
+        """A row and how its image block is to be treated: ``note`` or ``noise``."""
         rng = self.rng
         scene = random_scene(rng, mix=(0.2, 0.45, 0.35))
         block: tuple[int, ...] | None = self.block(scene)
@@ -187,7 +196,7 @@ class TextWorld:
         """Endless batches of rows of like length.
 
         Yields:
-            ``ids [b, s]``, ``labels [b, s]`` (-100: not trained), ``picture [b]``, ``noise [b]`` bool.
+            ``ids [b, s]``, ``labels [b, s]`` (-100: not trained), ``image [b]``, ``noise [b]`` bool.
         """
         while True:
             drawn = [self.row() for _ in range(rows * pool)]
@@ -198,14 +207,14 @@ class TextWorld:
 
 
 def pad_rows(rows: list[Row]) -> dict[str, np.ndarray]:
-    """Pad at the right: ``ids [b, s]``, ``labels [b, s]``, ``picture [b]``."""
+    """Pad at the right: ``ids [b, s]``, ``labels [b, s]``, ``image [b]``."""
     width = max(len(row.ids) for row in rows)
     ids = np.zeros((len(rows), width), dtype=np.int64)
     labels = np.full((len(rows), width), IGNORE, dtype=np.int64)
     for i, row in enumerate(rows):
         ids[i, : len(row.ids)] = row.ids
         labels[i, : len(row.ids)] = np.where(row.trained, row.ids, IGNORE)
-    return {"ids": ids, "labels": labels, "picture": np.array([row.picture for row in rows])}
+    return {"ids": ids, "labels": labels, "image": np.array([row.image for row in rows])}
 
 
 def exam(words: Words, world: TextWorld, scenes: list[tuple[Scene, Question]]) -> list[Row]:

@@ -11,9 +11,9 @@ import numpy as np
 import sentencepiece
 
 from foundations.common import SIZES, Plan
-from vlm.datasets.world.language import INSTRUCTIONS, caption, dialogue, note
-from vlm.datasets.world.scene import COLORS, COLUMNS, COUNTS, LETTERS, ROWS, SHAPES, scene_at
-from vlm.datasets.world.scene import SIZES as THING_SIZES
+from vlm.datasets.synthetic.language import INSTRUCTIONS, caption, dialogue, note
+from vlm.datasets.synthetic.scene import COLORS, COLUMNS, COUNTS, LETTERS, ROWS, SHAPES, scene_at
+from vlm.datasets.synthetic.scene import SIZES as THING_SIZES
 
 SYSTEM = (
     "Give the following image: <Img>ImageContent</Img>. "

@@ -10,11 +10,11 @@ from torch.nn import functional as F  # noqa: N812
 
 from foundations import common
 from foundations.common import SIZES, Clock, Plan, learning_rate, update
+from foundations.images import EMPTY, IGNORE, TARGETS, image_batch
 from foundations.nets import Vit, to_pixels
-from foundations.pictures import EMPTY, IGNORE, TARGETS, picture_batch
-from vlm.datasets.world.export import balanced_questions
-from vlm.datasets.world.render import render
-from vlm.datasets.world.scene import COLORS, KINDS
+from vlm.datasets.synthetic.export import balanced_questions
+from vlm.datasets.synthetic.render import render
+from vlm.datasets.synthetic.scene import COLORS, KINDS
 
 STEPS, BATCH, PEAK, DENSE = 4_000, 32, 1.5e-3, 0.6
 
@@ -50,8 +50,8 @@ def patch_loss(logits: dict[str, Tensor], targets: Tensor) -> Tensor:
 
 @torch.no_grad()
 def naming(model: Probe, count: int, seed: int, grid: int) -> dict[str, float]:
-    """Accuracy of the figures' patches on fresh pictures of one to three figures in named colours."""
-    images, targets, _ = picture_batch(np.random.default_rng((seed, 77)), count, 0.0, grid, recolor=0.0)
+    """Accuracy of the figures' patches on fresh images of one to three figures in named colours."""
+    images, targets, _ = image_batch(np.random.default_rng((seed, 77)), count, 0.0, grid, recolor=0.0)
     wanted = torch.from_numpy(targets)
     out: dict[str, list[float]] = {name: [] for name in TARGETS}
     for start in range(0, count, 100):
@@ -93,7 +93,7 @@ def export_vit(vit: Vit, plan: Plan) -> None:
 
 
 def train_vit(plan: Plan, log_every: int = 500) -> None:
-    """Train on random pictures, going on from ``work/vit.pt`` if it is there, and export."""
+    """Train on random images, going on from ``work/vit.pt`` if it is there, and export."""
     torch.manual_seed(plan.seed)
     grid = SIZES["vision"]["image_size"] // SIZES["vision"]["patch_size"]
     model, total = Probe(), plan.steps(STEPS, 20)
@@ -102,7 +102,7 @@ def train_vit(plan: Plan, log_every: int = 500) -> None:
     clock, rng = Clock(used), np.random.default_rng((plan.seed, 4, done))
     losses: list[float] = []
     for step in range(done, total):
-        images, targets, _ = picture_batch(rng, BATCH, DENSE, grid)
+        images, targets, _ = image_batch(rng, BATCH, DENSE, grid)
         loss = patch_loss(model(to_pixels(torch.from_numpy(images))), torch.from_numpy(targets))
         update(optimizer, loss, learning_rate(step, total, PEAK, 300))
         losses.append(loss.item())

@@ -1,4 +1,4 @@
-"""Cheap fingerprints of the frozen foundations, for the passport of a checkpoint."""
+"""Cheap fingerprints of the frozen foundations, for the provenance of a checkpoint."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def fingerprint(model: Any) -> dict[str, dict[str, Any]]:
     Returns:
         ``{"llm": {"parameters", "width", "vocab", "sha256"}, "vision": {...}, ...}``.
     """
-    found: dict[str, dict[str, Any]] = {}
+    result: dict[str, dict[str, Any]] = {}
     parts = {"vision": model.vision, "llm": model.llm, **{f"bridge.{i}": p for i, p in enumerate(model.bridge)}}
     parts |= {f"inserts.{i}": p for i, p in enumerate(model.inserts)}
     for name, part in parts.items():
         frozen = [] if part is None else [(n, p) for n, p in part.named_parameters() if not p.requires_grad]
         if not frozen:
             continue
-        found[name] = {"parameters": sum(p.numel() for _, p in frozen), "sha256": _hash(frozen)}
-    if "llm" in found:
-        found["llm"] |= {"width": model.llm.hidden_size, "vocab": model.llm.vocab_size}
-    if "vision" in found:
-        found["vision"] |= {"width": model.vision.out_dim, "image_size": model.vision.image_size}
-    return found
+        result[name] = {"parameters": sum(p.numel() for _, p in frozen), "sha256": _hash(frozen)}
+    if "llm" in result:
+        result["llm"] |= {"width": model.llm.hidden_size, "vocab": model.llm.vocab_size}
+    if "vision" in result:
+        result["vision"] |= {"width": model.vision.out_dim, "image_size": model.vision.image_size}
+    return result
 
 
 def differences(stored: dict[str, dict[str, Any]], found: dict[str, dict[str, Any]]) -> list[str]:

@@ -63,7 +63,7 @@ class KeyMap:
         Returns:
             ``{ours: theirs}`` of the keys to load, and the keys nobody declared.
         """
-        found: dict[str, str] = {}
+        result: dict[str, str] = {}
         unknown: list[str] = []
         for key in keys:
             if self.is_ignored(key):
@@ -72,5 +72,5 @@ class KeyMap:
             if ours is None:
                 unknown.append(key)
             else:
-                found[ours] = key
-        return found, unknown
+                result[ours] = key
+        return result, unknown

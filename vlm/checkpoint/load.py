@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from vlm.checkpoint.accounting import place
-from vlm.checkpoint.formats.base import SaysComposition
+from vlm.checkpoint.formats.base import InfersConfig
+from vlm.checkpoint.strict import copy_strictly
 from vlm.common.errors import WeightsError
 from vlm.common.paths import local_path
 from vlm.common.registry import resolve
@@ -41,7 +41,7 @@ def load_model(cfg: Any, *, device: torch.device | str, dtype: torch.dtype | Non
     files = [w for w in model_cfg.weights if w.path or w.format == RANDOM]
     loaders = [(w, resolve("checkpoint_format", w.format)(w.into)) for w in files if w.format != RANDOM]
     skeleton, model_cfg = _complete(model_cfg, loaders, dtype)
-    covered = [prefix for _, loader in loaders for prefix in loader.fills(skeleton)]
+    covered = [prefix for _, loader in loaders for prefix in loader.covered_prefixes(skeleton)]
     quantized = getattr(model_cfg.llm.config, "quantize", None)
     model = build_model(
         model_cfg,
@@ -69,15 +69,15 @@ def _complete(model_cfg: Any, loaders: list[tuple[Any, Any]], dtype: torch.dtype
     Raises:
         WeightsError: a file contradicts the composition, or is an adapter for other layers.
     """
-    said = [(loader, resolve_path(w.path)) for w, loader in loaders if isinstance(loader, SaysComposition)]
-    for loader, path in said:
-        model_cfg = loader.complete(model_cfg, path)
+    declared = [(loader, resolve_path(w.path)) for w, loader in loaders if isinstance(loader, InfersConfig)]
+    for loader, path in declared:
+        model_cfg = loader.infer_config(model_cfg, path)
     try:
         return build_model(model_cfg, device="meta", dtype=dtype), model_cfg
     except LoraTargetError as error:
-        if not said:
+        if not declared:
             raise
-        files = ", ".join(str(path) for _, path in said)
+        files = ", ".join(str(path) for _, path in declared)
         raise WeightsError(f"{files}: LoRA for layers that this composition does not have: {error}") from error
 
 
@@ -85,11 +85,11 @@ def load_file(model: VLM, loader: Any, path: Path, filled: set[str] | frozenset[
     """Fill ``model`` from one file through its format; gives our keys that it filled.
 
     Raises:
-        WeightsError: see :func:`vlm.checkpoint.accounting.place`.
+        WeightsError: see :func:`vlm.checkpoint.strict.place`.
     """
     tensors = loader.read(path)
-    placement = loader.place(model, tensors, str(path), filled)
-    done = place(model, placement, loader.hint)
+    placement = loader.rename(model, tensors, str(path), filled)
+    done = copy_strictly(model, placement, loader.hint)
     log.info("%s: %d tensors from %s", type(loader).__name__, len(done), path)
     return done
 
@@ -101,14 +101,14 @@ def resolve_path(path: str) -> Path:
         WeightsError: nothing there.
     """
     try:
-        found = local_path(path)
+        result = local_path(path)
     except OSError as error:
         raise WeightsError(
             f"weights: {path} cannot be fetched ({error})", fix="download it and give its path"
         ) from error
-    if not found.exists():
-        raise WeightsError(f"weights: {found} does not exist", fix="check the path, or download the file first")
-    return found
+    if not result.exists():
+        raise WeightsError(f"weights: {result} does not exist", fix="check the path, or download the file first")
+    return result
 
 
 def _parts(model: VLM) -> list[str]:

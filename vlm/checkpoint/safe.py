@@ -87,10 +87,10 @@ def read_tensors(path: str | Path, section: str | None = None) -> dict[str, Tens
         content = content[section]
     tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
     if not tensors:
-        found = (
+        result = (
             f"keys {', '.join(map(str, list(content)[:6]))}" if isinstance(content, dict) else type(content).__name__
         )
-        raise WeightsError(f"{path}: holds no named tensors (found {found})")
+        raise WeightsError(f"{path}: holds no named tensors (found {result})")
     return tensors
 
 

@@ -22,7 +22,7 @@ SHARD_BYTES = 4 * 10**9
 
 
 @dataclass(frozen=True)
-class Facts:
+class TensorInfo:
     """What is known of a tensor without reading it."""
 
     file: Path
@@ -46,13 +46,13 @@ class TensorReader:
     """
 
     def __init__(self, files: Iterable[Path]) -> None:
-        self.facts: dict[str, Facts] = {}
+        self.facts: dict[str, TensorInfo] = {}
         self._file: Path | None = None
         self._open: dict[str, Tensor] = {}
         self._used = 0
         for file in files:
             for name, tensor in read_tensors(file).items():
-                self.facts[name] = Facts(file, tuple(tensor.shape), tensor.dtype)
+                self.facts[name] = TensorInfo(file, tuple(tensor.shape), tensor.dtype)
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """A copy of the tensor, in another dtype if asked."""

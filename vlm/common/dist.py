@@ -80,17 +80,17 @@ def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
     Raises:
         UserError: the machine has no such device.
     """
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    result = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if name == "auto":
-        name = found.type if found is not None else "cpu"
+        name = result.type if result is not None else "cpu"
     kind, _, index = name.partition(":")
     if kind == "cpu":
         return torch.device("cpu")
     if kind not in ("cuda", "mps", "xpu"):
         raise UserError(f"device {name!r} is not known (allowed: auto, cpu, cuda, mps, xpu)")
-    if found is None or found.type != kind:
+    if result is None or result.type != kind:
         raise UserError(
-            f"device {name!r} was asked for, but this machine has {found.type if found else 'no accelerator'}",
+            f"device {name!r} was asked for, but this machine has {result.type if result else 'no accelerator'}",
             fix="set run.device=auto or run.device=cpu",
         )
     position = int(index) if index else (0 if kind == "mps" else local_rank)
@@ -184,9 +184,9 @@ def gather_objects(value: Any) -> list[Any]:
     """The ``value`` of every rank, in rank order, on every rank. Values must be picklable."""
     if not torch_dist.is_initialized():
         return [value]
-    found: list[Any] = [None] * world_size()
-    torch_dist.all_gather_object(found, value)
-    return found
+    result: list[Any] = [None] * world_size()
+    torch_dist.all_gather_object(result, value)
+    return result
 
 
 def broadcast_object(value: Any) -> Any:
@@ -269,7 +269,7 @@ def supports_fused_optimizer(device: torch.device) -> bool:
 
 
 def device_name(device: torch.device) -> str:
-    """A name for logs and passports."""
+    """A name for logs and for the provenance of a checkpoint."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return device.type

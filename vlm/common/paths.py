@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import IO, Any
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+SYSTEMS = Path(__file__).resolve().parents[1] / "systems"
+CORPORA = Path(__file__).resolve().parents[1] / "datasets" / "corpora"
 CACHE_VARIABLE = "VLM_CACHE"
 
 

@@ -35,8 +35,18 @@ FOLDERS: dict[str, str] = {
     "scheduler": "vlm.runners",
     "tracker": "vlm.runners",
     "checkpoint_format": "vlm.checkpoint",
+    "source": "vlm.inference",
+    "export": "vlm.checkpoint",
+    "benchmark": "vlm.tasks",
+    "command": "vlm.cli",
+    "image": "vlm.processors.image",
+    "video": "vlm.processors.video",
+    "text": "vlm.processors",
+    "generation": "vlm.inference",
 }
-"""Kind -> package whose files are searched for ``@register_<kind>("name")``."""
+"""Kind -> package whose files are searched for ``@register_<kind>("name")``; those of ``SYSTEMS`` are searched too."""
+
+SYSTEMS = "vlm.systems"
 
 _classes: dict[tuple[str, str], Any] = {}
 
@@ -78,20 +88,35 @@ register_runner = _decorator("runner")
 register_scheduler = _decorator("scheduler")
 register_tracker = _decorator("tracker")
 register_checkpoint_format = _decorator("checkpoint_format")
+register_source = _decorator("source")
+register_export = _decorator("export")
+register_benchmark = _decorator("benchmark")
+register_command = _decorator("command")
+register_image = _decorator("image")
+register_video = _decorator("video")
+register_text = _decorator("text")
+register_generation = _decorator("generation")
 
 
 @cache
 def _shipped(kind: str) -> dict[str, str]:
     """Name -> module, read from the decorators in the kind's folder without importing anything."""
-    spec = importlib.util.find_spec(FOLDERS[kind])
     pattern = re.compile(rf'^@register_{kind}\("([^"]+)"\)', re.MULTILINE)
-    found: dict[str, str] = {}
+    return {
+        name: module for module, text in _sources(FOLDERS[kind]) + _sources(SYSTEMS) for name in pattern.findall(text)
+    }
+
+
+@cache
+def _sources(package: str) -> list[tuple[str, str]]:
+    """Every module of a package with its text."""
+    spec = importlib.util.find_spec(package)
+    result = []
     for folder in spec.submodule_search_locations or [] if spec else []:
         for file in sorted(Path(folder).rglob("*.py")):
             parts = file.relative_to(folder).with_suffix("").parts
-            for name in pattern.findall(file.read_text(encoding="utf-8")):
-                found[name] = ".".join((FOLDERS[kind], *parts))
-    return found
+            result.append((".".join((package, *parts)), file.read_text(encoding="utf-8")))
+    return result
 
 
 @cache

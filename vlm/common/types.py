@@ -45,9 +45,9 @@ class Input(Text):
 
 @dataclass(frozen=True)
 class Image:
-    """A picture in a message: a path, encoded bytes, or a ``PIL.Image.Image``. Decoded by the processor.
+    """An image in a message: a path, encoded bytes, or a ``PIL.Image.Image``. Decoded by the processor.
 
-    A tuple of these is shown side by side as one picture.
+    A tuple of these is shown side by side as one image.
     """
 
     source: Any
@@ -55,7 +55,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Video:
-    """A clip in a message: a path of a file or of a folder of frames. Decoded by the processor."""
+    """A video in a message: a path of a file or of a folder of frames. Decoded by the processor."""
 
     source: Any
 
@@ -81,7 +81,7 @@ class Message:
 
     @property
     def media(self) -> tuple[Image | Video, ...]:
-        """The pictures and clips, in order."""
+        """The images and videos, in order."""
         return tuple(p for p in self.parts if not isinstance(p, Text))
 
 

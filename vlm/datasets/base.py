@@ -97,11 +97,11 @@ def records_of(tree: Any, file: str, key: str | None = None) -> list[dict[str, A
     Raises:
         DataError: there is no such list of objects.
     """
-    found = tree.get(key) if key is not None and isinstance(tree, dict) else tree
-    if not isinstance(found, list) or not all(isinstance(r, dict) for r in found):
+    result = tree.get(key) if key is not None and isinstance(tree, dict) else tree
+    if not isinstance(result, list) or not all(isinstance(r, dict) for r in result):
         shape = "a list of objects" if key is None else f'{{"{key}": [objects]}}'
         raise DataError(f"{file}: expected {shape}, found {type(tree).__name__}")
-    return found
+    return result
 
 
 def field(record: dict[str, Any], name: str, where: str) -> Any:

@@ -1,6 +1,6 @@
-"""What a single field of an annotation record may hold as its picture or clip, by the published rules of Lynx.
+"""What a single field of an annotation record may hold as its image or video, by the published rules of Lynx.
 
-A path of a picture, of a video, of a folder of frames, or of a ``.json`` file with base64 text; base64 text itself; a
+A path of an image, of a video, of a folder of frames, or of a ``.json`` file with base64 text; base64 text itself; a
 list of frames; nothing.
 """
 
@@ -12,18 +12,18 @@ from typing import Any
 
 from vlm.common.errors import DataError
 from vlm.common.types import Image, Video
-from vlm.datasets.turns import Medium
-from vlm.processors.image_decode import from_base64, read_frames
+from vlm.datasets.formats.turns import Medium
+from vlm.processors.image.decode import from_base64, read_frames
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".ts", ".3gp")
-"""Files that are clips; a ``.gif`` is a picture, as in the published code."""
+"""Files that are videos; a ``.gif`` is an image, as in the published code."""
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/=\s]{32,}\Z")
 LONGEST_NAME, LONGEST_PATH = 255, 4096
 
 
 def medium_of(value: Any, root: str | Path, where: str) -> Medium | None:
-    """The picture or clip that a field holds.
+    """The image or video that a field holds.
 
     Args:
         value: what stands in the field; relative paths start at ``root``.
@@ -37,13 +37,13 @@ def medium_of(value: Any, root: str | Path, where: str) -> Medium | None:
         return None
     if isinstance(value, list | tuple):
         if not value:
-            raise DataError(f"{where}: a clip without frames", fix="give at least one frame, or remove the record")
+            raise DataError(f"{where}: a video without frames", fix="give at least one frame, or remove the record")
         return Video([_frame(frame, root) for frame in value])
     if isinstance(value, bytes):
         return Image(value)
     if not isinstance(value, str):
         raise DataError(
-            f"{where}: a {type(value).__name__} is no picture and no clip", fix="give a path, base64 text or frames"
+            f"{where}: a {type(value).__name__} is no image and no clip", fix="give a path, base64 text or frames"
         )
     path = existing(value, root)
     if path is None:
@@ -51,8 +51,8 @@ def medium_of(value: Any, root: str | Path, where: str) -> Medium | None:
     if path.is_dir() or path.suffix.lower() in VIDEO_SUFFIXES:
         return Video(str(path))
     if path.suffix.lower() == ".json":
-        found = read_frames(path, str(path))
-        return Video(found) if isinstance(found, list) else Image(from_base64(found, str(path)))
+        result = read_frames(path, str(path))
+        return Video(result) if isinstance(result, list) else Image(from_base64(result, str(path)))
     return Image(str(path))
 
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from transformers import LogitsProcessorList
 
 from vlm.inference.generation import Generation
-from vlm.inference.reading import Prompt, Reader
-from vlm.inference.stopping import Ends, ends_with, fixed_rules, sampling_rules
+from vlm.inference.incremental import IncrementalDecoder, Prompt
+from vlm.inference.stopping import StopCriteria, ends_with, fixed_rules, sampling_rules
 
-LATE = -1e9
+INACTIVE_SCORE = -1e9
 """Score with which all beams but the first begin, so that they do not all begin with the same token."""
 
 
@@ -57,7 +57,7 @@ class Hypotheses:
         self.done = self.done or (full and self.worst >= best / (self.prefix + length) ** self.penalty)
 
 
-def beam_search(llm: nn.Module, prompt: Prompt, generation: Generation, ends: Ends) -> list[list[int]]:
+def beam_search(llm: nn.Module, prompt: Prompt, generation: Generation, ends: StopCriteria) -> list[list[int]]:
     """The best answer of each row, with the end token or stop sequence that ended it.
 
     Args:
@@ -68,15 +68,15 @@ def beam_search(llm: nn.Module, prompt: Prompt, generation: Generation, ends: En
     """
     rows, beams = len(prompt.embeds), generation.num_beams
     device = prompt.embeds.device
-    draw = Draw(rows, generation, ends) if generation.do_sample else None
+    draw = BeamSampler(rows, generation, ends) if generation.do_sample else None
     rules: Any = LogitsProcessorList(fixed_rules(generation, ends))
     current = generation.length_penalty_form == "answer"
     kept = [Hypotheses(beams, generation.length_penalty, n, current=current) for n in _prefixes(prompt, generation)]
     running: list[list[list[int]]] = [[[] for _ in range(beams)] for _ in range(rows)]
-    scores = torch.full((rows, beams), 0.0 if draw else LATE, device=device)
+    scores = torch.full((rows, beams), 0.0 if draw else INACTIVE_SCORE, device=device)
     scores[:, 0] = 0
-    reader = Reader(llm, prompt, generation.use_cache)
-    wanted = max(2, 1 + len(ends.eos)) * beams
+    reader = IncrementalDecoder(llm, prompt, generation.use_cache)
+    expected = max(2, 1 + len(ends.eos)) * beams
     tokens: Tensor | None = None
     with torch.inference_mode():
         for length in range(1, generation.max_new_tokens + 1):
@@ -87,7 +87,7 @@ def beam_search(llm: nn.Module, prompt: Prompt, generation: Generation, ends: En
             history = torch.tensor([ids for row in running for ids in row], dtype=torch.long, device=device)
             values = rules(history.view(rows * beams, -1), logits.log_softmax(-1))
             totals = values.view(rows, beams, -1) + scores[..., None]
-            total, place = draw(totals, history, wanted) if draw else totals.flatten(1).topk(wanted)
+            total, place = draw(totals, history, expected) if draw else totals.flatten(1).topk(expected)
             choices = [
                 _advance(kept[r], running[r], total[r].tolist(), place[r].tolist(), logits.shape[-1], length, ends)
                 for r in range(rows)
@@ -106,7 +106,7 @@ def beam_search(llm: nn.Module, prompt: Prompt, generation: Generation, ends: En
 
 
 @dataclass(frozen=True)
-class Choice:
+class BeamStep:
     """A beam of the next step: the beam it continues, its new token, its summed log probability."""
 
     beam: int
@@ -121,15 +121,15 @@ def _advance(
     places: Sequence[int],
     vocab: int,
     length: int,
-    ends: Ends,
-) -> list[Choice]:
+    ends: StopCriteria,
+) -> list[BeamStep]:
     """One row's next beams out of its candidates, best first; ended ones among the first ``beams`` are kept.
 
     The end token, or the last token of a stop sequence, does not count as length: the dummy token takes its place.
     """
     if kept.done:
-        return [Choice(0, ends.pad, 0.0)] * kept.beams
-    chosen: list[Choice] = []
+        return [BeamStep(0, ends.pad, 0.0)] * kept.beams
+    chosen: list[BeamStep] = []
     for rank, (total, place) in enumerate(zip(totals, places, strict=True)):
         beam, token = divmod(place, vocab)
         ids = [*running[beam], token]
@@ -137,10 +137,10 @@ def _advance(
             if rank < kept.beams:
                 kept.add(ids, total, length - 1)
         elif len(chosen) < kept.beams:
-            chosen.append(Choice(beam, token, total))
+            chosen.append(BeamStep(beam, token, total))
     kept.close(chosen[0].total if kept.current and chosen else totals[0], length)
     missing = kept.beams - len(chosen)  # nearly everything is forbidden or ended
-    return chosen + [Choice(0, ends.pad, -torch.inf)] * missing
+    return chosen + [BeamStep(0, ends.pad, -torch.inf)] * missing
 
 
 def _prefixes(prompt: Prompt, generation: Generation) -> list[int]:
@@ -149,10 +149,10 @@ def _prefixes(prompt: Prompt, generation: Generation) -> list[int]:
     return [0 if generation.length_penalty_form == "answer" else 1] * len(prompt.mask)
 
 
-class Draw:
+class BeamSampler:
     """Beam sampling: candidates drawn without replacement from what top-k and top-p leave of all beams together."""
 
-    def __init__(self, rows: int, generation: Generation, ends: Ends) -> None:
+    def __init__(self, rows: int, generation: Generation, ends: StopCriteria) -> None:
         self.rules: Any = LogitsProcessorList(sampling_rules(generation, keep=max(2, 1 + len(ends.eos))))
         self.generators = [torch.Generator() for _ in range(rows)]
         for generator in self.generators:

@@ -34,8 +34,8 @@ def room_for_answer(generation: Generation, positions: int | None, prompt: int) 
 def too_long(taken: int, room: int) -> PromptError:
     """The error for a question that does not fit."""
     return PromptError(
-        f"the question takes {taken} positions (text and pictures), but only {room} fit before the answer",
-        fix="ask less, send fewer pictures, or lower max_new_tokens / raise max_length",
+        f"the question takes {taken} positions (text and images), but only {room} fit before the answer",
+        fix="ask less, send fewer images, or lower max_new_tokens / raise max_length",
     )
 
 
@@ -53,8 +53,8 @@ def turns_of(messages: Sequence[Message]) -> tuple[list[Message], list[list[Mess
 def fit(messages: Sequence[Message], room: int, length: Callable[[Sequence[Message]], int]) -> list[Message]:
     """The conversation, or as much of it as fits.
 
-    The oldest turns without a picture go first, then the oldest with one; never part of a turn, never
-    part of a picture, never the open question.
+    The oldest turns without an image go first, then the oldest with one; never part of a turn, never
+    part of an image, never the open question.
 
     Args:
         messages: the conversation, the user's open question last.

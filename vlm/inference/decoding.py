@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from vlm.inference.beams import beam_search
 from vlm.inference.generation import Generation
-from vlm.inference.reading import Prompt, Reader
-from vlm.inference.stopping import Ends, ends_with, score_rules
+from vlm.inference.incremental import IncrementalDecoder, Prompt
+from vlm.inference.stopping import StopCriteria, ends_with, score_rules
 from vlm.models.precision import autocast
 
-__all__ = ["Ends", "Prompt", "Sampler", "decode", "steps"]
+__all__ = ["StopCriteria", "Prompt", "Sampler", "decode", "steps"]
 
 
 def decode(
-    llm: nn.Module, prompt: Prompt, generation: Generation, ends: Ends, dtype: torch.dtype = torch.float32
+    llm: nn.Module, prompt: Prompt, generation: Generation, ends: StopCriteria, dtype: torch.dtype = torch.float32
 ) -> list[list[int]]:
     """New token ids of each row, with the end token or stop sequence that ended it.
 
@@ -43,12 +43,12 @@ def decode(
 
 
 def steps(
-    llm: nn.Module, prompt: Prompt, generation: Generation, ends: Ends, dtype: torch.dtype = torch.float32
+    llm: nn.Module, prompt: Prompt, generation: Generation, ends: StopCriteria, dtype: torch.dtype = torch.float32
 ) -> Iterator[list[int | None]]:
     """Yields the new token of each row, one list per step; None for a row that has ended."""
     processors = score_rules(generation, ends)
     sampler = Sampler(len(prompt.embeds), generation.seed) if generation.do_sample else None
-    reader = Reader(llm, prompt, generation.use_cache)
+    reader = IncrementalDecoder(llm, prompt, generation.use_cache)
     rows: list[list[int]] = [[] for _ in range(len(prompt.embeds))]
     done = [False] * len(rows)
     history = torch.zeros(len(rows), 0, dtype=torch.long, device=prompt.embeds.device)

@@ -12,17 +12,17 @@ import torch
 
 from vlm.common.types import Batch, Example, Message
 from vlm.inference.context import fit, room_for_answer, room_for_prompt, too_long
-from vlm.inference.decoding import Ends, Prompt, decode, steps
-from vlm.inference.generation import CHAT, Generation
-from vlm.inference.media import FeatureCache
+from vlm.inference.decoding import Prompt, StopCriteria, decode, steps
+from vlm.inference.feature_cache import FeatureCache
+from vlm.inference.generation import CHAT, Generation, default_generation
 from vlm.inference.ranking import Normaliser, Ranking, rank_candidates
-from vlm.inference.stopping import Stops, stop_sequences
-from vlm.inference.text import Delta, TextStream, cleaner, marks_of
+from vlm.inference.stopping import StopSequences, stop_sequences
+from vlm.inference.streaming import StreamedText, TextStream, cleaner, marks_of
 from vlm.processors.collate import collate
-from vlm.processors.template_base import IMAGE_MARK
+from vlm.processors.templates.base import IMAGE_PLACEHOLDER
 
 if TYPE_CHECKING:
-    from vlm.common.config import Config
+    from vlm.config.api import Config
     from vlm.models.fusion.base import LLMInputs
     from vlm.models.vlm import VLM
     from vlm.processors.processor import Processor
@@ -35,7 +35,7 @@ class Engine:
     """A model ready to answer.
 
     Attributes: ``model``, ``processor``, ``config`` (None when made by hand), ``device``, ``features``
-    (visual features of the last pictures).
+    (visual features of the last images).
     """
 
     def __init__(
@@ -68,14 +68,14 @@ class Engine:
         Raises:
             UserError: an unusable configuration, file or device.
         """
-        from vlm.inference.loading import load_parts
+        from vlm.inference.load import load_parts
 
         model, processor, config, where = load_parts(source, device, dtype, options)
         return cls(model, processor, config=config, device=where)
 
-    def usual(self, base: Generation = CHAT) -> Generation:
+    def default_generation(self, base: Generation = CHAT) -> Generation:
         """``base`` with the options of an answer that the composition states (``model.generation``)."""
-        return base if self.config is None else base.but(**self.config.model.generation)
+        return default_generation(self.config, base)
 
     def generate(
         self, conversations: Sequence[Conversation], generation: Generation | None = None, batch_size: int = 16
@@ -84,13 +84,13 @@ class Engine:
 
         Args:
             conversations: each ends with the user's question.
-            generation: the options; None: those of :meth:`usual`, here and below.
+            generation: the options; None: those of :meth:`default_generation`, here and below.
             batch_size: how many conversations run together; it changes speed and memory, not the answers.
 
         Raises:
-            PromptError: marks and pictures differ, or a question is longer than the context.
+            PromptError: placeholders and images differ, or a question is longer than the context.
         """
-        generation = generation or self.usual()
+        generation = generation or self.default_generation()
         clean = cleaner(self.processor.template, generation.cleanup)
         answers: list[str] = []
         for first in range(0, len(conversations), batch_size):
@@ -99,20 +99,23 @@ class Engine:
         return answers
 
     def generate_ids(
-        self, conversations: Sequence[Conversation], generation: Generation | None = None, stops: Stops | None = None
+        self,
+        conversations: Sequence[Conversation],
+        generation: Generation | None = None,
+        stops: StopSequences | None = None,
     ) -> list[list[int]]:
         """Token ids of the answers of one batch, each with the token or stop sequence that ended it.
 
-        ``stops`` replaces the stop sequences derived from ``generation.stop`` or the template.
+        ``stops`` is_restart the stop sequences derived from ``generation.stop`` or the template.
         """
-        generation = generation or self.usual()
+        generation = generation or self.default_generation()
         prompt = self.prompt(conversations, generation)
         fitting, ends = self._fitting(generation, prompt), self._ends(generation, stops)
         return decode(self._llm, prompt, fitting, ends, self.model.compute_dtype)
 
     def stream(
         self, messages: Conversation, generation: Generation | None = None, stop_event: threading.Event | None = None
-    ) -> Iterator[Delta]:
+    ) -> Iterator[StreamedText]:
         """The answer in pieces as it is written; ``text.join`` of them equals what ``generate`` gives.
 
         Args:
@@ -123,21 +126,21 @@ class Engine:
         Raises:
             PromptError: see ``generate``.
         """
-        generation = generation or self.usual()
+        generation = generation or self.default_generation()
         if generation.num_beams > 1:
-            yield Delta(self.generate([messages], generation)[0])
+            yield StreamedText(self.generate([messages], generation)[0])
             return
         prompt = self.prompt([messages], generation)
         template = self.processor.template
         text = TextStream(self.processor.tokenizer, cleaner(template, generation.cleanup), marks_of(template))
-        cuts = template.config.cut_at if generation.cleanup == "chat" else []
+        cuts = template.config.truncate_at if generation.cleanup == "chat" else []
         fitting, ends = self._fitting(generation, prompt), self._ends(generation)
         for (token,) in steps(self._llm, prompt, fitting, ends, self.model.compute_dtype):
             if token is not None and (delta := text.push(token)):
                 yield delta
             if stop_event is not None and stop_event.is_set():
                 break
-            if any(mark in text.raw for mark in cuts):
+            if any(cut in text.raw for cut in cuts):
                 break  # clean-up drops whatever follows
         if rest := text.finish():
             yield rest
@@ -165,7 +168,7 @@ class Engine:
 
     def prompt(self, conversations: Sequence[Conversation], generation: Generation | None = None) -> Prompt:
         """Left-padded embeddings of the conversations, cut to the context as ``generation.context`` says."""
-        generation = generation or self.usual()
+        generation = generation or self.default_generation()
         inputs = self.fuse(self.examples(conversations))
         room = room_for_prompt(generation, self.positions)
         if generation.context == "turns" and inputs.segments.shape[1] > room:
@@ -184,7 +187,7 @@ class Engine:
         Before it is cut to the context. Raises PromptError: see ``generate``.
         """
         segments = self.processor.template.chat_segments(list(messages))
-        return "".join(s.text or ("" if s.medium is None else IMAGE_MARK) for s in segments)
+        return "".join(s.text or ("" if s.medium is None else IMAGE_PLACEHOLDER) for s in segments)
 
     def length(self, messages: Conversation) -> int:
         """Positions a conversation takes in the language model, visual tokens included."""
@@ -200,7 +203,7 @@ class Engine:
         return collate(list(examples), self.processor.tokenizer.pad).to(self.device)
 
     def fuse(self, examples: Sequence[Example]) -> LLMInputs:
-        """Text and pictures of a batch as one sequence per row; pictures seen before are not encoded again."""
+        """Text and images of a batch as one sequence per row; images seen before are not encoded again."""
         batch = self.batch(examples)
         with torch.inference_mode():
             pixels, encode = batch.pixels, self.model.encode
@@ -232,14 +235,14 @@ class Engine:
     def _stop_texts(self, generation: Generation) -> tuple[str, ...]:
         return tuple(self.processor.template.stop) if generation.stop is None else generation.stop
 
-    def _ends(self, generation: Generation, stops: Stops | None = None) -> Ends:
+    def _ends(self, generation: Generation, stops: StopSequences | None = None) -> StopCriteria:
         tokenizer = self.processor.tokenizer
         if stops is None:
             stops = stop_sequences(tokenizer, self._stop_texts(generation))
         eos = [tokenizer.eos] if tokenizer.eos is not None else []
         bos = tokenizer.bos if tokenizer.bos is not None else tokenizer.pad
         banned = getattr(self.model.llm, "banned_ids", ())
-        return Ends(tuple(eos + _more_ends(self._llm, eos)), bos, tokenizer.pad, stops, banned)
+        return StopCriteria(tuple(eos + _more_ends(self._llm, eos)), bos, tokenizer.pad, stops, banned)
 
 
 def _more_ends(llm: Any, eos: list[int]) -> list[int]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vlm.common.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from vlm.config.api import Config
 
 Context = Literal["turns", "published"]
 LengthForm = Literal["published", "prompt", "answer"]
@@ -77,7 +80,7 @@ class Generation:
         """Tokens before the end-of-sequence token is allowed (see ``min_length``)."""
         return max(0, self.min_length - 1)
 
-    def but(self, **changes: Any) -> Generation:
+    def replace(self, **changes: Any) -> Generation:
         """A copy with some options changed.
 
         Raises:
@@ -95,3 +98,8 @@ CHAT = Generation()
 
 EVALUATION = Generation(max_new_tokens=20, do_sample=False, repetition_penalty=1.0)
 """Published evaluation: greedy, 20 new tokens."""
+
+
+def default_generation(cfg: Config | None, base: Generation = CHAT) -> Generation:
+    """How a model answers by default: ``base`` (MiniGPT-4's published chat) with ``model.generation`` over it."""
+    return base if cfg is None else base.replace(**cfg.model.generation)

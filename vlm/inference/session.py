@@ -1,4 +1,4 @@
-"""A conversation that remembers: pictures, questions, and the cleaned answers."""
+"""A conversation that remembers: images, questions, and the cleaned answers."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from vlm.common.types import Image, Message, Part, Text, Video
 from vlm.inference.context import turns_of
 from vlm.inference.engine import Engine
 from vlm.inference.generation import Generation
-from vlm.inference.text import Delta, extend
+from vlm.inference.streaming import StreamedText, extend
 
 
 class ChatSession:
     """One user's talk with a model.
 
     ``messages`` is the history; the answers in it are the cleaned ones, so that later turns see them. ``examples``
-    stand in front of every prompt (see :mod:`vlm.inference.shots`) and are no part of the history. ``system`` replaces
-    the template's text in front; of the history the last ``keep_turns`` answered turns are in the prompt (-1: all).
+    come before every prompt (see :mod:`vlm.inference.few_shot`), outside the history. ``system`` is_restart that of
+    the template; of the history the last ``keep_turns`` answered turns are in the prompt (-1: all).
     """
 
     def __init__(self, engine: Engine, generation: Generation | None = None, examples: Sequence[Message] = ()) -> None:
-        """``generation``: how it answers; None: as the composition says (``Engine.usual``)."""
+        """``generation``: how it answers; None: as the composition says (``Engine.default_generation``)."""
         self.engine = engine
         self.examples = list(examples)
         self.system: str | None = None
         self.keep_turns = -1
-        self.generation = generation or engine.usual()
+        self.generation = generation or engine.default_generation()
         self.messages: list[Message] = []
         self._stop = threading.Event()
 
@@ -40,8 +40,8 @@ class ChatSession:
         They are decoded now: a bad one never gets into the history.
 
         Raises:
-            DataError: a picture or clip that cannot be read, or a clip for a model of pictures.
-            PromptError: neither text nor picture.
+            DataError: an image or video that cannot be read, or a video for a model of images.
+            PromptError: neither text nor image.
         """
         parts: list[Part] = [self.read(i if isinstance(i, Image | Video) else Image(i)) for i in images]
         if text.strip():
@@ -57,11 +57,11 @@ class ChatSession:
             return Image(processor.image(medium.source, _name(medium.source)))
         if processor.video is None:
             raise DataError(
-                f"clip {_name(medium.source)}: this model takes pictures only", fix="set model.video, or use another"
+                f"clip {_name(medium.source)}: this model takes images only", fix="set model.video, or use another"
             )
         return Video(processor.video(medium.source, _name(medium.source), None))
 
-    def stream(self, generation: Generation | None = None) -> Stream[Delta, None, None]:
+    def stream(self, generation: Generation | None = None) -> Stream[StreamedText, None, None]:
         """The answer to the open question in pieces; what was written when it ended goes into the history.
 
         Raises:
@@ -114,7 +114,7 @@ class ChatSession:
             self.messages.pop()
 
     def reset(self) -> None:
-        """Begin anew: no pictures, no history."""
+        """Begin anew: no images, no history."""
         self.stop()
         self.messages = []
 
@@ -125,4 +125,4 @@ class ChatSession:
 
 
 def _name(source: Any) -> str:
-    return str(source) if isinstance(source, str | Path) else "the picture"
+    return str(source) if isinstance(source, str | Path) else "the image"

@@ -19,31 +19,31 @@ from transformers import (
 from vlm.inference.generation import Generation
 
 if TYPE_CHECKING:
-    from vlm.processors.tokenizer import Tokenizer
+    from vlm.processors.tokenizer.tokenizer import Tokenizer
 
-Stops = tuple[tuple[int, ...], ...]
+StopSequences = tuple[tuple[int, ...], ...]
 
 CONTEXTS = ("", "a", ".", "a ", "\n")
 """Texts before a stop text; what a subword tokenizer makes of ``###`` depends on them."""
 
 
 @dataclass(frozen=True)
-class Ends:
+class StopCriteria:
     """What ends a row: the ids that end it natively, the stop sequences, the ids used around them, and banned ids."""
 
     eos: tuple[int, ...]
     bos: int
     pad: int
-    stops: Stops = ()
+    stops: StopSequences = ()
     banned: tuple[int, ...] = ()
 
 
-def stop_sequences(tokenizer: Tokenizer, texts: Sequence[str]) -> Stops:
+def stop_sequences(tokenizer: Tokenizer, texts: Sequence[str]) -> StopSequences:
     """Token sequences that spell a stop text at the start of a segment, after a word, a mark or a space.
 
     With the LLaMA vocabulary ``###`` gives ``(835,)`` and ``(2277, 29937)``, the two published sequences.
     """
-    found: dict[tuple[int, ...], None] = {}
+    result: dict[tuple[int, ...], None] = {}
     for text in texts:
         for context in CONTEXTS:
             before, both = tokenizer.encode(context), tokenizer.encode(context + text)
@@ -52,16 +52,16 @@ def stop_sequences(tokenizer: Tokenizer, texts: Sequence[str]) -> Stops:
                 same += 1
             tail = tuple(both[same:])
             if tail and tokenizer.decode(list(tail), skip_special=False).strip() == text.strip():
-                found[tail] = None
-    return tuple(found)
+                result[tail] = None
+    return tuple(result)
 
 
-def ends_with(ids: Sequence[int], stops: Stops) -> bool:
+def ends_with(ids: Sequence[int], stops: StopSequences) -> bool:
     """Whether a row's new tokens end with one of the sequences."""
     return any(len(ids) >= len(stop) and tuple(ids[-len(stop) :]) == stop for stop in stops)
 
 
-def cut_after_stop(ids: Sequence[int], stops: Stops) -> list[int]:
+def cut_after_stop(ids: Sequence[int], stops: StopSequences) -> list[int]:
     """The tokens up to and with the first stop sequence (all of them when there is none)."""
     for end in range(1, len(ids) + 1):
         if ends_with(ids[:end], stops):
@@ -139,33 +139,33 @@ class Ban(LogitsProcessor):
         return scores
 
 
-def fixed_rules(generation: Generation, ends: Ends) -> list[LogitsProcessor]:
+def fixed_rules(generation: Generation, ends: StopCriteria) -> list[LogitsProcessor]:
     """What holds with and without sampling, in the order of transformers: penalty, n-grams, minimum length."""
-    found: list[LogitsProcessor] = []
+    result: list[LogitsProcessor] = []
     if generation.repetition_penalty != 1:
-        found.append(PublishedRepetitionPenalty(generation.repetition_penalty, ends.bos))
+        result.append(PublishedRepetitionPenalty(generation.repetition_penalty, ends.bos))
     if generation.no_repeat_ngram_size:
-        found.append(NoRepeatNGram(generation.no_repeat_ngram_size, ends.bos))
+        result.append(NoRepeatNGram(generation.no_repeat_ngram_size, ends.bos))
     if generation.min_new_tokens:
-        found.append(NoEarlyEnd(generation.min_new_tokens, ends.eos))
+        result.append(NoEarlyEnd(generation.min_new_tokens, ends.eos))
     if ends.banned:
-        found.append(Ban(ends.banned))
-    return found
+        result.append(Ban(ends.banned))
+    return result
 
 
-def score_rules(generation: Generation, ends: Ends) -> Any:
+def score_rules(generation: Generation, ends: StopCriteria) -> Any:
     """:func:`fixed_rules`, then for sampling temperature, top-k, top-p."""
-    found = fixed_rules(generation, ends)
-    return LogitsProcessorList([*found, *sampling_rules(generation)] if generation.do_sample else found)
+    result = fixed_rules(generation, ends)
+    return LogitsProcessorList([*result, *sampling_rules(generation)] if generation.do_sample else result)
 
 
 def sampling_rules(generation: Generation, keep: int = 1) -> list[LogitsProcessor]:
     """Temperature, top-k, top-p; at least ``keep`` tokens stay."""
-    found: list[LogitsProcessor] = []
+    result: list[LogitsProcessor] = []
     if generation.temperature != 1:
-        found.append(TemperatureLogitsWarper(generation.temperature))
+        result.append(TemperatureLogitsWarper(generation.temperature))
     if generation.top_k:
-        found.append(TopKLogitsWarper(generation.top_k, min_tokens_to_keep=keep))
+        result.append(TopKLogitsWarper(generation.top_k, min_tokens_to_keep=keep))
     if generation.top_p < 1:
-        found.append(TopPLogitsWarper(generation.top_p, min_tokens_to_keep=keep))
-    return found
+        result.append(TopPLogitsWarper(generation.top_p, min_tokens_to_keep=keep))
+    return result

@@ -27,7 +27,7 @@ def join(parts: Sequence[tuple[Tensor, Features]]) -> Features:
     most = [max(value.tokens.shape[k] for _, value in parts) for k in (1, 2)]
     tokens, masks = [], []
     for _, value in parts:
-        f, v = (wanted - have for wanted, have in zip(most, value.tokens.shape[1:3]))
+        f, v = (expected - have for expected, have in zip(most, value.tokens.shape[1:3]))
         real = value.mask if value.mask is not None else torch.ones_like(value.tokens[..., 0], dtype=torch.bool)
         tokens.append(pad(value.tokens, (0, 0, 0, v, 0, f)))
         masks.append(pad(real, (0, v, 0, f)))

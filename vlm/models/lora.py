@@ -95,18 +95,18 @@ def target_layers(module: nn.Module, targets: list[str] | str) -> list[str]:
     linear = [name for name, child in module.named_modules() if isinstance(child, nn.Linear)]
     if isinstance(targets, str):
         pattern = re.compile(targets)
-        found = {targets: [name for name in linear if pattern.fullmatch(name)]}
+        result = {targets: [name for name in linear if pattern.fullmatch(name)]}
     else:
-        found = {t: [name for name in linear if name == t or name.endswith(f".{t}")] for t in targets}
-    absent = sorted(target for target, names in found.items() if not names)
+        result = {t: [name for name in linear if name == t or name.endswith(f".{t}")] for t in targets}
+    absent = sorted(target for target, names in result.items() if not names)
     if absent:
         have = sorted({name.rpartition(".")[2] for name in linear})
         more = f" and {len(absent) - 4} more" if len(absent) > 4 else ""
         raise LoraTargetError(
             f"lora.targets: no linear layer is called {', '.join(absent[:4])}{more} (there are: {', '.join(have)})"
         )
-    wanted = {name for names in found.values() for name in names}
-    return [name for name in linear if name in wanted]
+    expected = {name for names in result.values() for name in names}
+    return [name for name in linear if name in expected]
 
 
 def is_lora(name: str) -> bool:

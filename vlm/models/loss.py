@@ -33,12 +33,12 @@ class FrozenHeadLoss(torch.autograd.Function):
             for begin in range(0, len(hidden), step):
                 rows = slice(begin, begin + step)
                 logits = (hidden[rows].to(weight.dtype) @ weight.T).float()
-                wanted = targets[rows, None]
+                expected = targets[rows, None]
                 norm = logits.logsumexp(1, keepdim=True)
-                total += (norm - logits.gather(1, wanted)).sum()
+                total += (norm - logits.gather(1, expected)).sum()
                 if grad is not None:
                     p = logits.sub_(norm).exp_()
-                    p.scatter_add_(1, wanted, p.new_full(wanted.shape, -1.0))
+                    p.scatter_add_(1, expected, p.new_full(expected.shape, -1.0))
                     grad[rows] = (p.to(weight.dtype) @ weight).to(grad.dtype)
         ctx.save_for_backward(grad)
         return total

@@ -60,7 +60,7 @@ class VLM(nn.Module):
     def visual_tokens(self, frames: int = 1) -> int:
         """Positions of the LLM's sequence that a medium of ``frames`` frames takes: an affine function of ``frames``.
 
-        One (its mark) where the fusion keeps media outside the sequence, or without a vision encoder.
+        One (its placeholder) where the fusion keeps media outside the sequence, or without a vision encoder.
         """
         if self.vision is None or not getattr(self.fusion, "needs_llm_width", True):
             return 1
@@ -98,7 +98,7 @@ class VLM(nn.Module):
         """Encode the media (unless ``visual`` holds their tokens) and fuse them into the text.
 
         Raises:
-            PromptError: marks and media do not agree.
+            PromptError: placeholders and media do not agree.
         """
         if visual is None and batch.pixels is not None and len(batch.pixels):
             visual = self.encode(batch.pixels, batch.frames)

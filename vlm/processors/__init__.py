@@ -1,1 +1,1 @@
-"""Pictures, text and conversations to model inputs."""
+"""Images, text and conversations to model inputs."""

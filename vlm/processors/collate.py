@@ -18,7 +18,7 @@ def collate(examples: Sequence[Example], pad_id: int) -> Batch:
         Batch with ``ids, labels, segments [b, s]`` where s is the longest example.
 
     Raises:
-        DataError: media of different shapes, or marks and media of an example differ.
+        DataError: media of different shapes, or placeholders and media of an example differ.
     """
     return collate_rows([[example] for example in examples], pad_id)
 
@@ -41,18 +41,18 @@ class VisualTokens:
         return len(example.ids) + sum(self.per_medium + len(m) * self.per_frame - 1 for m in example.media)
 
 
-def alike(examples: Sequence[Example], normalised: Callable[[torch.Tensor], torch.Tensor]) -> None:
+def unify_dtypes(examples: Sequence[Example], normalize: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """Where some media are uint8 levels and others finished floats, finish all of them."""
     if len({m.dtype for e in examples for m in e.media}) > 1:
         for example in examples:
-            example.media = [normalised(m) for m in example.media]
+            example.media = [normalize(m) for m in example.media]
 
 
-def finished(batch: Batch, normalised: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+def finalize_pixels(batch: Batch, normalize: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
     """``batch`` with float pixels; what is no real frame is zero."""
     if batch.pixels is None or batch.pixels.dtype != torch.uint8:
         return batch
-    pixels = normalised(batch.pixels)
+    pixels = normalize(batch.pixels)
     if batch.frames is not None:
         for medium, count in zip(pixels, batch.frames.tolist(), strict=True):
             medium[count:] = 0
@@ -66,7 +66,7 @@ def collate_rows(rows: Sequence[Sequence[Example]], pad_id: int) -> Batch:
         Batch whose ``segments`` number the examples of a row 1..k.
 
     Raises:
-        DataError: media of different shapes, or marks and media of an example differ.
+        DataError: media of different shapes, or placeholders and media of an example differ.
     """
     length = max(sum(len(e.ids) for e in row) for row in rows)
     ids = torch.full((len(rows), length), pad_id, dtype=torch.long)
@@ -81,9 +81,11 @@ def collate_rows(rows: Sequence[Sequence[Example]], pad_id: int) -> Batch:
             labels[r, start:end] = torch.tensor(example.labels, dtype=torch.long)
             segments[r, start:end] = number
             start = end
-            marks = example.ids.count(MEDIA_TOKEN)
-            if marks != len(example.media):
-                raise DataError(f"sample {example.source}/{example.id}: {marks} marks but {len(example.media)} media")
+            placeholders = example.ids.count(MEDIA_TOKEN)
+            if placeholders != len(example.media):
+                raise DataError(
+                    f"sample {example.source}/{example.id}: {placeholders} placeholders but {len(example.media)} media"
+                )
             media += example.media
     pixels, frames = _stack(media)
     where = ((ids == MEDIA_TOKEN) & (segments > 0)).nonzero()

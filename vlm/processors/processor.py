@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.registry import resolve
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Image, Message, Sample, Video
-from vlm.processors.image import ImageRecipe
-from vlm.processors.template_base import BaseTemplate, Segment
-from vlm.processors.tokenizer import Tokenizer
-from vlm.processors.video import VideoRecipe
+from vlm.processors.image.recipe import ImageRecipe
+from vlm.processors.templates.base import BaseTemplate, Segment
+from vlm.processors.tokenizer.tokenizer import Tokenizer
+from vlm.processors.video.recipe import VideoRecipe
 
 if TYPE_CHECKING:
     import torch
 
-    from vlm.common.config import ModelConfig
+    from vlm.config.api import ModelConfig
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +35,9 @@ class TextConfig:
     max_txt_len: int = 32  # tokens from the first answer on; the rest is cut
     max_context_len: int = 3800  # positions before the first answer
     keep_end: bool = False  # a cut answer still ends with end_sym (the published code loses it)
-    max_input_len: int = 0  # tokens kept of a prompt, the last ones, begin id and no picture counted; 0: all
+    max_input_len: int = 0  # tokens kept of a prompt, the last ones, begin id and no image counted; 0: all
     max_turn_len: int = 0  # positions of a turn with its begin and end id; above 0 the two limits above do not apply
-    tokens_per_medium: int = 1  # what a picture counts in max_context_len and max_turn_len
+    tokens_per_medium: int = 1  # what an image counts in max_context_len and max_turn_len
     tokenizer: str = ""  # folder of the tokenizer; empty: the LLM's
     pad_token: str = "$$"  # existing piece or special token used for padding
     special_tokens: list[str] = field(default_factory=list)  # made special; new ones get the next ids, in order
@@ -57,7 +57,7 @@ class Span:
 
 
 class Processor:
-    """Template, tokenizer and picture recipe of one model; pickles into loader workers.
+    """Template, tokenizer and image recipe of one model; pickles into loader workers.
 
     ``pad_id`` fills rows; ``media_id`` is the id of the special token that a medium stands for, where the template
     has one (its place in ``Example.ids`` is a ``MEDIA_TOKEN`` all the same).
@@ -71,7 +71,7 @@ class Processor:
         text_cfg: TextConfig | None = None,
         video: Callable[[Any, str, random.Random | None], torch.Tensor] | None = None,
     ) -> None:
-        """``video`` maps (source, name, rng or None) to ``[f, 3, h, w]``; None: pictures only.
+        """``video`` maps (source, name, rng or None) to ``[f, 3, h, w]``; None: images only.
 
         Raises:
             ConfigError: the tokenizer lacks a token that the template or the padding needs.
@@ -96,7 +96,7 @@ class Processor:
 
         Raises:
             DataError: unreadable medium, or nothing to train; the message names the sample.
-            PromptError: marks and media differ in number.
+            PromptError: placeholders and media differ in number.
         """
         segments = self.template.train_segments(sample, rng)
         spans = self._spans(segments)
@@ -130,7 +130,7 @@ class Processor:
         Special tokens in it are read as such. ``media`` are ``Image``/``Video`` parts or what an image recipe reads.
 
         Raises:
-            PromptError: marks and media differ in number (both are named).
+            PromptError: placeholders and media differ in number (both are named).
             DataError: unreadable medium.
         """
         parts = [m if isinstance(m, Image | Video) else Image(m) for m in media]
@@ -140,10 +140,10 @@ class Processor:
         """Ids of an answer behind an open prompt, with its end, as training writes it."""
         return [i for span in self._spans(self.template.answer_segments(text)) if span.supervised for i in span.ids]
 
-    def with_levels(self) -> Processor:
-        """A copy that gives pictures as uint8 levels (a quarter of the bytes), which ``image.normalised`` finishes."""
+    def as_uint8(self) -> Processor:
+        """A copy that gives images as uint8 levels (a quarter of the bytes), which ``image.normalize`` finishes."""
         other = copy.copy(self)
-        other.image = self.image.with_levels()
+        other.image = self.image.as_uint8()
         if isinstance(self.video, VideoRecipe):
             other.video = VideoRecipe(self.video.config, other.image)
         return other
@@ -151,12 +151,12 @@ class Processor:
     @property
     def stop_ids(self) -> list[list[int]]:
         """Id sequences that end an answer: every stop string, as it is tokenised alone and after a letter."""
-        found: list[list[int]] = []
+        result: list[list[int]] = []
         for text in self.template.stop:
             for ids in (self.tokenizer.encode(text), self._after_letter(text)):
-                if ids and ids not in found:
-                    found.append(ids)
-        return found
+                if ids and ids not in result:
+                    result.append(ids)
+        return result
 
     @property
     def _answer_limit(self) -> str:
@@ -219,17 +219,17 @@ class Processor:
         return Example(ids=ids, labels=labels, media=tensors, id=sample.id, source=sample.source)
 
     def _medium(self, medium: Image | Video, name: str, rng: random.Random | None) -> torch.Tensor:
-        """``[f, 3, h, w]`` of a picture (one frame) or a clip."""
+        """``[f, 3, h, w]`` of an image (one frame) or a video."""
         label = str(medium.source) if isinstance(medium.source, str) else name
         if isinstance(medium, Image):
             return self.image(medium.source, label, rng).unsqueeze(0)
         if self.video is None:
             fix = "set model.video, e.g. {num_frames: 8}"
-            raise DataError(f"clip {label}: this model takes pictures only", fix=fix)
+            raise DataError(f"clip {label}: this model takes images only", fix=fix)
         return self.video(medium.source, label, rng)
 
     def _last(self, spans: list[Span], warn: bool = True) -> list[Span]:
-        """The last ``max_input_len`` tokens of a prompt, and all its pictures (published by Lynx)."""
+        """The last ``max_input_len`` tokens of a prompt, and all its images (published by Lynx)."""
         limit = self.text_cfg.max_input_len
         length = sum(len(span.ids) - span.ids.count(MEDIA_TOKEN) + span.bos for span in spans)
         if limit <= 0 or length <= limit:
@@ -260,7 +260,7 @@ class Processor:
         return out
 
     def _cut_context(self, spans: Sequence[Span], sample: Sample) -> list[Span]:
-        """The first ``max_context_len`` positions; losing a picture that way is an error."""
+        """The first ``max_context_len`` positions; losing an image that way is an error."""
         room, out = self.text_cfg.max_context_len, []
         for span in spans:
             out.append(replace(span, ids=self._first(span.ids, room, "max_context_len", sample)))
@@ -271,7 +271,7 @@ class Processor:
         """As many ids as fit into ``room`` positions.
 
         Raises:
-            DataError: a picture does not fit.
+            DataError: an image does not fit.
         """
         if MEDIA_TOKEN not in ids:
             return ids[: max(room, 0)]
@@ -280,7 +280,7 @@ class Processor:
             room -= self._positions([i])
             if room < 0 and i == MEDIA_TOKEN:
                 raise DataError(
-                    f"sample {_name(sample)}: a picture lies beyond {limit} {getattr(self.text_cfg, limit)}",
+                    f"sample {_name(sample)}: an image lies beyond {limit} {getattr(self.text_cfg, limit)}",
                     fix=f"raise model.{limit} or shorten the prompt",
                 )
             kept += [i] if room >= 0 else []
@@ -341,10 +341,10 @@ def build_processor(model_cfg: ModelConfig) -> Processor:
 
 def _check_mark(model_cfg: ModelConfig, processor: Processor) -> None:
     """Raises ConfigError when the fusion embeds another token for a medium than the tokenizer has."""
-    mark = getattr(getattr(getattr(model_cfg, "fusion", None), "config", None), "mark_id", None)
-    if mark is not None and processor.media_id not in (None, mark):
+    placeholder = getattr(getattr(getattr(model_cfg, "fusion", None), "config", None), "image_token_id", None)
+    if placeholder is not None and processor.media_id not in (None, placeholder):
         raise ConfigError(
-            f"model.fusion.mark_id is {mark}, but in the tokenizer {processor.template.config.media_token!r} "
-            f"is {processor.media_id}",
-            fix=f"set mark_id to {processor.media_id}, or use the tokenizer of the LLM's own folder",
+            f"model.fusion.image_token_id is {placeholder}, but the tokenizer's "
+            f"{processor.template.config.media_token!r} is {processor.media_id}",
+            fix=f"set image_token_id to {processor.media_id}, or use the tokenizer of the LLM's own folder",
         )

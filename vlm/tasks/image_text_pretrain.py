@@ -1,4 +1,4 @@
-"""Next-token training on conversations with pictures: both stages of MiniGPT-4."""
+"""Next-token training on conversations with images: both stages of MiniGPT-4."""
 
 from __future__ import annotations
 

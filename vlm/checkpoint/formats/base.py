@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from vlm.checkpoint.accounting import Placement
+from vlm.checkpoint.strict import NamedTensors
 from vlm.models.lora import is_lora
 from vlm.models.vlm import VLM
 
@@ -18,7 +18,7 @@ class CheckpointFormat(Protocol):
 
     def __init__(self, into: str | None = None) -> None: ...
 
-    def fills(self, model: VLM) -> list[str]:
+    def covered_prefixes(self, model: VLM) -> list[str]:
         """Key prefixes that such a file fills completely, given a model built on the meta device or for real."""
         ...
 
@@ -26,7 +26,7 @@ class CheckpointFormat(Protocol):
         """The file's own names and tensors."""
         ...
 
-    def place(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> Placement:
+    def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
         """Give each tensor our name. ``filled`` are our keys that earlier files filled."""
         ...
 
@@ -36,10 +36,10 @@ class CheckpointFormat(Protocol):
 
 
 @runtime_checkable
-class SaysComposition(Protocol):
+class InfersConfig(Protocol):
     """A format whose files also say something about the composition (the rank of LoRA, sizes of a bridge)."""
 
-    def complete(self, model_cfg: Any, path: Path) -> Any:
+    def infer_config(self, model_cfg: Any, path: Path) -> Any:
         """``model_cfg`` with what it leaves open (null) taken from the file.
 
         Raises:

@@ -7,16 +7,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vlm.checkpoint.accounting import Placement
 from vlm.checkpoint.formats.base import below, bridge_index
 from vlm.checkpoint.keymap import KeyMap
 from vlm.checkpoint.safe import read_tensors
+from vlm.checkpoint.strict import NamedTensors
 from vlm.common.errors import WeightsError
 from vlm.common.registry import register_checkpoint_format
 from vlm.models.bridges.qformer import QFormer
 from vlm.models.vlm import VLM
 
-LAYER = "Qformer.bert.encoder.layer.{i}"
+QFORMER_LAYER = "Qformer.bert.encoder.layer.{i}"
 
 
 def key_map(index: int) -> KeyMap:
@@ -29,9 +29,9 @@ def key_map(index: int) -> KeyMap:
             ("query_tokens", f"bridge.{index}.query_tokens"),
             ("ln_vision.{rest}", "vision.ln_vision.{rest}"),
             ("Qformer.bert.embeddings.LayerNorm.{rest}", f"{ours}.layernorm.{{rest}}"),
-            (f"{LAYER}.attention.self.{{rest}}", f"{layer}.attention.attention.{{rest}}"),
-            (f"{LAYER}.crossattention.self.{{rest}}", f"{layer}.crossattention.attention.{{rest}}"),
-            *((f"{LAYER}.{part}.{{rest}}", f"{layer}.{part}.{{rest}}") for part in kept),
+            (f"{QFORMER_LAYER}.attention.self.{{rest}}", f"{layer}.attention.attention.{{rest}}"),
+            (f"{QFORMER_LAYER}.crossattention.self.{{rest}}", f"{layer}.crossattention.attention.{{rest}}"),
+            *((f"{QFORMER_LAYER}.{part}.{{rest}}", f"{layer}.{part}.{{rest}}") for part in kept),
         ),
         ignored=(
             "t5_proj.*",
@@ -58,7 +58,7 @@ class Blip2QFormer:
     def __init__(self, into: str | None = None) -> None:
         self.into = into
 
-    def fills(self, model: VLM) -> list[str]:
+    def covered_prefixes(self, model: VLM) -> list[str]:
         """The bridge and the norm after the encoder, if it has one."""
         norm = ["vision.ln_vision"] if below(model, "vision.ln_vision") else []
         return [f"bridge.{self._index(model, 'this file')}", *norm]
@@ -67,12 +67,12 @@ class Blip2QFormer:
         """Tensors by published name."""
         return read_tensors(path, "model")
 
-    def place(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> Placement:
+    def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
         """See :class:`CheckpointFormat`."""
         theirs, unknown = key_map(self._index(model, file)).rename(tensors)
         placed = {ours: tensors[name] for ours, name in theirs.items()}
-        required = [key for prefix in self.fills(model) for key in below(model, prefix)]
-        return Placement(file, placed, theirs, unknown, required)
+        required = [key for prefix in self.covered_prefixes(model) for key in below(model, prefix)]
+        return NamedTensors(file, placed, theirs, unknown, required)
 
     def hint(self, shapes: Mapping[str, str]) -> str | None:
         """See :class:`CheckpointFormat`."""

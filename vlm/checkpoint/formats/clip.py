@@ -8,10 +8,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vlm.checkpoint.accounting import Placement
 from vlm.checkpoint.formats.base import below
 from vlm.checkpoint.formats.eva import resize_positions
 from vlm.checkpoint.safe import read_tensors, shards
+from vlm.checkpoint.strict import NamedTensors
 from vlm.common.errors import WeightsError
 from vlm.common.paths import inner_folder
 from vlm.common.registry import register_checkpoint_format
@@ -19,7 +19,7 @@ from vlm.models.vision.clip import FOLDERS, Clip
 from vlm.models.vlm import VLM
 
 TOWER = "vision_model."
-OTHER_HALF = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
+TEXT_TOWER_KEYS = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
 BUFFERS = (".position_ids",)
 _BLOCK = re.compile(r"encoder\.layers\.(\d+)\.")
 
@@ -30,7 +30,7 @@ def tower_names(names: Collection[str], vision: Clip) -> tuple[dict[str, str], l
     Left out: the text half, buffers, and what this tower does not have (later blocks, an unused final norm).
     """
     prefix = TOWER if any(name.startswith(TOWER) for name in names) else ""
-    found: dict[str, str] = {}
+    result: dict[str, str] = {}
     unknown: list[str] = []
     for name in names:
         inner = name.removeprefix(prefix)
@@ -39,11 +39,11 @@ def tower_names(names: Collection[str], vision: Clip) -> tuple[dict[str, str], l
             continue
         if inner.startswith("post_layernorm.") and not vision.config.post_layernorm:
             continue
-        if name.startswith(prefix) and not name.startswith(OTHER_HALF):
-            found[inner] = name
-        elif not name.startswith(OTHER_HALF):
+        if name.startswith(prefix) and not name.startswith(TEXT_TOWER_KEYS):
+            result[inner] = name
+        elif not name.startswith(TEXT_TOWER_KEYS):
             unknown.append(name)
-    return found, unknown
+    return result, unknown
 
 
 def fit_positions(placed: dict[str, Tensor], prefix: str, vision: Clip) -> None:
@@ -61,7 +61,7 @@ class ClipFolder:
     def __init__(self, into: str | None = None) -> None:
         self.prefix = f"{into or 'vision'}.model"
 
-    def fills(self, model: VLM) -> list[str]:
+    def covered_prefixes(self, model: VLM) -> list[str]:
         """The whole tower."""
         return [self.prefix]
 
@@ -70,15 +70,15 @@ class ClipFolder:
         files = [path] if path.is_file() else shards(inner_folder(path, FOLDERS))
         return {key: tensor for file in files for key, tensor in read_tensors(file).items()}
 
-    def place(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> Placement:
+    def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
         """See :class:`CheckpointFormat`."""
         if not isinstance(model.vision, Clip):
-            raise WeightsError(f"{file}: format clip fills a clip, but model.vision is another encoder")
+            raise WeightsError(f"{file}: format clip fills a CLIP tower, but model.vision is another encoder")
         names, unknown = tower_names(tensors, model.vision)
         theirs = {f"{self.prefix}.{inner}": name for inner, name in names.items()}
         placed = {ours: tensors[name] for ours, name in theirs.items()}
         fit_positions(placed, self.prefix, model.vision)
-        return Placement(file, placed, theirs, unknown, below(model, self.prefix))
+        return NamedTensors(file, placed, theirs, unknown, below(model, self.prefix))
 
     def hint(self, shapes: Mapping[str, str]) -> str | None:
         """See :class:`CheckpointFormat`."""

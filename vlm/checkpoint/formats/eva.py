@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlm.checkpoint.accounting import Placement
 from vlm.checkpoint.formats.base import below
 from vlm.checkpoint.keymap import KeyMap
 from vlm.checkpoint.safe import read_tensors
+from vlm.checkpoint.strict import NamedTensors
 from vlm.common.errors import WeightsError
 from vlm.common.registry import register_checkpoint_format
 from vlm.models.vlm import VLM
 
-ENDS = ("head.*", "lm_head.*", "norm.*", "fc_norm.*", "mask_token")
+HEAD_KEYS = ("head.*", "lm_head.*", "norm.*", "fc_norm.*", "mask_token")
 """Keys of the file behind the last block, and of its pretraining."""
 
 
@@ -26,7 +26,7 @@ def key_map(depth: int, prefix: str = "vision.vit") -> KeyMap:
     stems = ("patch_embed.{rest}", "cls_token", "pos_embed", *(f"blocks.{i}.{{rest}}" for i in range(depth)))
     return KeyMap(
         pairs=tuple((stem, f"{prefix}.{stem}") for stem in stems),
-        ignored=(*(f"blocks.{i}.*" for i in range(depth, depth + 40)), *ENDS),
+        ignored=(*(f"blocks.{i}.*" for i in range(depth, depth + 40)), *HEAD_KEYS),
     )
 
 
@@ -37,7 +37,7 @@ class Eva:
     def __init__(self, into: str | None = None) -> None:
         self.prefix = f"{into or 'vision'}.vit"
 
-    def fills(self, model: VLM) -> list[str]:
+    def covered_prefixes(self, model: VLM) -> list[str]:
         """The whole tower."""
         return [self.prefix]
 
@@ -45,7 +45,7 @@ class Eva:
         """Tensors by published name."""
         return read_tensors(path, "model")
 
-    def place(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> Placement:
+    def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
         """See :class:`CheckpointFormat`."""
         vit = getattr(model.vision, "vit", None)
         if vit is None:
@@ -55,7 +55,7 @@ class Eva:
         table = f"{self.prefix}.pos_embed"
         if table in placed and placed[table].dim() == 3:
             placed[table] = resize_positions(placed[table], vit.pos_embed.shape[1])
-        return Placement(file, placed, theirs, unknown, below(model, self.prefix))
+        return NamedTensors(file, placed, theirs, unknown, below(model, self.prefix))
 
     def hint(self, shapes: Mapping[str, str]) -> str | None:
         """See :class:`CheckpointFormat`."""

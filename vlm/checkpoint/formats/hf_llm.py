@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vlm.checkpoint.accounting import Placement
 from vlm.checkpoint.formats.base import below
 from vlm.checkpoint.keymap import KeyMap
 from vlm.checkpoint.safe import read_tensors, shards
+from vlm.checkpoint.strict import NamedTensors
 from vlm.common.paths import inner_folder
 from vlm.common.registry import register_checkpoint_format
 from vlm.models.llm.hf import FOLDERS
@@ -48,7 +48,7 @@ class HFFolder:
     def __init__(self, into: str | None = None) -> None:
         self.prefix = f"{into or 'llm'}.model"
 
-    def fills(self, model: VLM) -> list[str]:
+    def covered_prefixes(self, model: VLM) -> list[str]:
         """The whole language model."""
         return [self.prefix]
 
@@ -57,7 +57,7 @@ class HFFolder:
         files = [path] if path.is_file() else shards(inner_folder(path, FOLDERS))
         return {key: tensor for file in files for key, tensor in read_tensors(file).items()}
 
-    def place(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> Placement:
+    def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
         """See :class:`CheckpointFormat`."""
         have = set(below(model, self.prefix))
         base = f"{self.prefix}.{model.llm.model.base_model_prefix}."
@@ -69,16 +69,18 @@ class HFFolder:
         placed = {ours: tensors[name] for ours, name in theirs.items()}
         if model.llm.config.vocab_size is not None:
             placed |= {k: _grown(model, placed[k], t) for k, t in _tables(model, self.prefix).items() if k in placed}
-        return Placement(file, placed, theirs, [], required)
+        return NamedTensors(file, placed, theirs, [], required)
 
     def hint(self, shapes: Mapping[str, str]) -> str | None:
         """See :class:`CheckpointFormat`."""
         rows = [text for key, text in shapes.items() if key.endswith(("embed_tokens.weight", "lm_head.weight"))]
         if not rows:
             return None
-        found, wanted = (re.findall(r"\[(\d+), (\d+)\]", text) for text in rows[0].split(", model "))
-        if found and wanted and found[0][1] == wanted[0][1]:
-            return f"the weights have vocabulary {found[0][0]}, config.json says {wanted[0][0]}: use files of one model"
+        result, expected = (re.findall(r"\[(\d+), (\d+)\]", text) for text in rows[0].split(", model "))
+        if result and expected and result[0][1] == expected[0][1]:
+            return (
+                f"the weights have vocabulary {result[0][0]}, config.json says {expected[0][0]}: use files of one model"
+            )
         return "config.json and the weights are of different models (width differs): use files of one model"
 
 

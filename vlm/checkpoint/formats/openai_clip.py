@@ -8,12 +8,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vlm.checkpoint.accounting import Placement
 from vlm.checkpoint.formats.base import below
 from vlm.checkpoint.formats.clip import fit_positions
-from vlm.checkpoint.inert import named_tensors, read_inert
 from vlm.checkpoint.keymap import KeyMap
+from vlm.checkpoint.restricted_unpickler import named_tensors, read_without_code
 from vlm.checkpoint.safe import read_tensors
+from vlm.checkpoint.strict import NamedTensors
 from vlm.common.errors import WeightsError
 from vlm.common.registry import register_checkpoint_format
 from vlm.models.vision.clip import Clip
@@ -59,14 +59,14 @@ def key_map(depth: int, post_layernorm: bool, prefix: str = "vision.model") -> K
 
 def split_projections(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """``attn.in_proj_*  [3 d, ...]`` as ``attn.{q,k,v}_proj.*  [d, ...]``; everything else as it is."""
-    found: dict[str, Tensor] = {}
+    result: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if not name.endswith(PACKED):
-            found[name] = tensor
+            result[name] = tensor
             continue
         stem, _, kind = name.rpartition(".in_proj_")
-        found |= {f"{stem}.{p}_proj.{kind}": t for p, t in zip("qkv", tensor.chunk(3), strict=True)}
-    return found
+        result |= {f"{stem}.{p}_proj.{kind}": t for p, t in zip("qkv", tensor.chunk(3), strict=True)}
+    return result
 
 
 @register_checkpoint_format("openai_clip")
@@ -76,28 +76,28 @@ class OpenAIClip:
     def __init__(self, into: str | None = None) -> None:
         self.prefix = f"{into or 'vision'}.model"
 
-    def fills(self, model: VLM) -> list[str]:
+    def covered_prefixes(self, model: VLM) -> list[str]:
         """The whole tower."""
         return [self.prefix]
 
     def read(self, path: Path) -> dict[str, Tensor]:
         """Tensors by published name, of a TorchScript archive, a torch file or a safetensors file."""
         if is_torchscript(path):
-            tensors = named_tensors(read_inert(path))
+            tensors = named_tensors(read_without_code(path))
         else:
             tensors = read_tensors(path, "state_dict")
         return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
 
-    def place(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> Placement:
+    def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
         """See :class:`CheckpointFormat`."""
         if not isinstance(model.vision, Clip):
-            raise WeightsError(f"{file}: format openai_clip fills a clip, but model.vision is another encoder")
+            raise WeightsError(f"{file}: format openai_clip fills a CLIP tower, but model.vision is another encoder")
         tensors = split_projections(tensors)
         names = key_map(len(model.vision.blocks()), model.vision.config.post_layernorm, self.prefix)
         theirs, unknown = names.rename(tensors)
         placed = {ours: tensors[name] for ours, name in theirs.items()}
         fit_positions(placed, self.prefix, model.vision)
-        return Placement(file, placed, theirs, unknown, below(model, self.prefix))
+        return NamedTensors(file, placed, theirs, unknown, below(model, self.prefix))
 
     def hint(self, shapes: Mapping[str, str]) -> str | None:
         """See :class:`CheckpointFormat`."""

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vlm.checkpoint.accounting import Placement
 from vlm.checkpoint.formats.base import below
 from vlm.checkpoint.safe import read_tensors
+from vlm.checkpoint.strict import NamedTensors
 from vlm.common.errors import WeightsError
 from vlm.common.registry import register_checkpoint_format
 from vlm.models.vlm import VLM
@@ -27,7 +27,7 @@ class StateDict:
     def __init__(self, into: str | None = None) -> None:
         self.into = into or "vision"
 
-    def fills(self, model: VLM) -> list[str]:
+    def covered_prefixes(self, model: VLM) -> list[str]:
         """The whole part."""
         return [self.into]
 
@@ -36,7 +36,7 @@ class StateDict:
         tensors = read_tensors(path, "model")
         return tensors if len(tensors) > 1 else read_tensors(path, "state_dict")
 
-    def place(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> Placement:
+    def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
         """See :class:`CheckpointFormat`."""
         have = set(below(model, self.into))
         if not have:
@@ -48,7 +48,7 @@ class StateDict:
             if f"{self.into}.{inner}{key}" in have or not key.startswith(HEADS)
         }
         placed = {ours: tensors[key] for ours, key in theirs.items()}
-        return Placement(file, placed, theirs, [], [key for key in have if key.startswith(f"{self.into}.{inner}")])
+        return NamedTensors(file, placed, theirs, [], [key for key in have if key.startswith(f"{self.into}.{inner}")])
 
     def hint(self, shapes: Mapping[str, str]) -> str | None:
         """See :class:`CheckpointFormat`."""

@@ -22,13 +22,13 @@ class FramePositions(nn.Module):
     class Config:
         """Options of ``bridge: {name: frame_positions}``.
 
-        A single frame is a picture and passes unchanged unless ``pictures`` gives it the first position.
-        ``other_counts`` says what happens to clips of another length than ``num_frames``: an error, the first
-        positions (for shorter clips), or positions interpolated along time.
+        A single frame is an image and passes unchanged unless ``images`` gives it the first position.
+        ``other_counts`` says what happens to videos of another length than ``num_frames``: an error, the first
+        positions (for shorter videos), or positions interpolated along time.
         """
 
         num_frames: int = 5
-        pictures: bool = False
+        images: bool = False
         other_counts: Literal["error", "first", "interpolate"] = "error"
 
     def __init__(self, config: Config, in_dim: int, llm_dim: int) -> None:
@@ -50,10 +50,10 @@ class FramePositions(nn.Module):
         """``[n, f, v, d]`` -> the same shape.
 
         Raises:
-            DataError: a clip of another number of frames, where ``other_counts`` does not allow it.
+            DataError: a video of another number of frames, where ``other_counts`` does not allow it.
         """
         frames = features.tokens.shape[1]
-        if frames == 1 and not self.config.pictures:
+        if frames == 1 and not self.config.images:
             # tied to the graph, so that every process has a gradient whatever its batch holds
             unused = self.positions.sum() * 0 if self.positions.requires_grad else 0
             return Features(features.tokens + unused, features.mask)
@@ -67,6 +67,6 @@ class FramePositions(nn.Module):
             table = self.positions.T[None].float()
             return F.interpolate(table, size=frames, mode="linear", align_corners=True)[0].T.to(self.positions.dtype)
         raise DataError(
-            f"a clip of {frames} frames, but the model has positions for {count}",
-            fix=f"take {count} frames of each clip, or set other_counts: interpolate at model.bridge frame_positions",
+            f"a video of {frames} frames, but the model has positions for {count}",
+            fix=f"take {count} frames of each video, or set other_counts: interpolate at model.bridge frame_positions",
         )

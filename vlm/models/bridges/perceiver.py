@@ -65,7 +65,7 @@ class Perceiver(nn.Module):
 
         ``width`` is that of the latents and of what leaves: the encoder's (Flamingo) or the LLM's (Lynx, which then
         needs ``latents_in_keys: false``). ``per_frame`` reads each frame on its own and keeps them apart.
-        With ``max_num_frames`` a learned vector is added to all tokens of a frame, that of a picture included.
+        With ``max_num_frames`` a learned vector is added to all tokens of a frame, that of an image included.
         """
 
         depth: int = 6
@@ -105,11 +105,11 @@ class Perceiver(nn.Module):
 
     @property
     def joins_frames(self) -> bool:
-        """Whether a clip leaves as one frame."""
+        """Whether a video leaves as one frame."""
         return not self.config.per_frame
 
     def num_tokens(self, in_tokens: int) -> int:
-        """Tokens that leave the bridge, per clip or (``per_frame``) per frame, whatever entered."""
+        """Tokens that leave the bridge, per video or (``per_frame``) per frame, whatever entered."""
         return self.config.num_latents
 
     def forward(self, features: Features) -> Features:
@@ -134,7 +134,7 @@ class Perceiver(nn.Module):
             return tokens
         if tokens.shape[1] > len(self.frame_embs):
             raise DataError(
-                f"a clip of {tokens.shape[1]} frames, but the perceiver has positions for {len(self.frame_embs)}",
-                fix="take fewer frames of a clip, or raise max_num_frames of model.bridge perceiver and train",
+                f"a video of {tokens.shape[1]} frames, but the perceiver has positions for {len(self.frame_embs)}",
+                fix="take fewer frames of a video, or raise max_num_frames of model.bridge perceiver and train",
             )
         return tokens + self.frame_embs[: tokens.shape[1], None]

@@ -13,38 +13,38 @@ from vlm.common.registry import register_fusion
 from vlm.common.types import MEDIA_TOKEN, Batch, Features
 from vlm.models.fusion.base import LLMInputs
 from vlm.models.fusion.locations import earlier, locate
-from vlm.models.fusion.splice import check_marks, restart_positions
+from vlm.models.fusion.splice import check_placeholders, restart_positions
 from vlm.models.inserts.base import InsertData
 
 
 @register_fusion("cross_attn")
 class CrossAttention:
-    """Each mark is one text token with an embedding of its own; inserts such as ``gated_xattn`` read the media."""
+    """Each placeholder is one text token with its own embedding; inserts such as ``gated_xattn`` read the media."""
 
     @dataclass
     class Config:
         """Options of ``fusion: {name: cross_attn}``.
 
-        ``mark_id`` is the token that stands in the text for a medium. Text looks at the next medium behind it, or
-        with ``attend_previous`` at the last one before it; ``placement_augmentation`` draws one of the two for each
-        pass that records gradients. ``immediate`` false lets it look at all media up to that one. With
-        ``evenly_at_missing`` marks may outnumber media, and a position whose medium is not there attends evenly to
-        all the others, as in published code; else that is an error.
+        ``image_token_id`` is the token that stands for an image or video in the text. Text attends to the next one
+        after it, or with ``attend_previous`` to the last one before it; ``placement_augmentation`` draws one of the
+        two for each pass that records gradients. ``immediate`` false lets it attend to all media up to that one.
+        ``uniform_when_missing`` allows more placeholders than images (as the published code does); a token whose
+        image is missing then attends uniformly to the sample's other images. Otherwise that is an error.
         """
 
-        mark_id: int | None = None
+        image_token_id: int | None = None
         attend_previous: bool = False
         placement_augmentation: bool = False
         immediate: bool = True
-        evenly_at_missing: bool = False
+        uniform_when_missing: bool = False
 
     needs_llm_width = False
     provides = ("location", "first", "last")
 
     def __init__(self, config: Config, llm: Any) -> None:
-        if config.mark_id is None or not 0 <= config.mark_id < llm.vocab_size:
+        if config.image_token_id is None or not 0 <= config.image_token_id < llm.vocab_size:
             raise ConfigError(
-                f"model.fusion.mark_id is {config.mark_id}, allowed: 0 to {llm.vocab_size - 1}",
+                f"model.fusion.image_token_id is {config.image_token_id}, allowed: 0 to {llm.vocab_size - 1}",
                 fix="give the id of the token that stands for an image; "
                 "model.llm.vocab_size makes room for tokens that the LLM's folder lacks",
             )
@@ -64,11 +64,11 @@ class CrossAttention:
             sample's media, ``last < first`` without media); shared ``media [n, k, d]`` and ``real [n, k]`` or None.
 
         Raises:
-            PromptError: marks and media do not agree, with both counts and the sample.
+            PromptError: placeholders and media do not agree, with both counts and the sample.
         """
-        if not self.config.evenly_at_missing:
-            check_marks(batch, visual)
-        ids = torch.where(batch.ids == MEDIA_TOKEN, self.config.mark_id or 0, batch.ids)
+        if not self.config.uniform_when_missing:
+            check_placeholders(batch, visual)
+        ids = torch.where(batch.ids == MEDIA_TOKEN, self.config.image_token_id or 0, batch.ids)
         segments = batch.segments
         return LLMInputs(
             self.llm.embed(ids),
@@ -80,11 +80,13 @@ class CrossAttention:
         )
 
     def _data(self, batch: Batch, visual: Features | None) -> InsertData:
-        marks = (batch.ids == MEDIA_TOKEN) & (batch.segments > 0)
+        placeholders = (batch.ids == MEDIA_TOKEN) & (batch.segments > 0)
         previous = self._attend_previous()
-        location = locate(marks, batch.segments, previous)
-        first, last = _own_media(batch, marks)
-        offset = first - earlier(marks, batch.segments) - 1  # from numbers within the row to numbers in the batch
+        location = locate(placeholders, batch.segments, previous)
+        first, last = _own_media(batch, placeholders)
+        offset = (
+            first - earlier(placeholders, batch.segments) - 1
+        )  # from numbers within the row to numbers in the batch
         location = torch.where((location > 0) & (last >= first), location + offset, -1)
         media: Tensor | None = None
         real: Tensor | None = None
@@ -98,7 +100,7 @@ class CrossAttention:
                 "real": real,
                 "all": media is not None and bool((last >= first)[batch.segments > 0].all()),
                 "immediate": self.config.immediate,
-                "evenly": self.config.evenly_at_missing,
+                "evenly": self.config.uniform_when_missing,
             },
             appended={} if previous else {"location": -1},
         )
@@ -109,10 +111,10 @@ class CrossAttention:
         return self.config.attend_previous
 
 
-def _own_media(batch: Batch, marks: Tensor) -> tuple[Tensor, Tensor]:
+def _own_media(batch: Batch, placeholders: Tensor) -> tuple[Tensor, Tensor]:
     """``[b, s]`` numbers in the batch of the first and the last medium of each position's sample (0 and -1: none)."""
-    rows, most = len(marks), int(batch.segments.max()) + 1
-    count = torch.zeros(rows, most, dtype=torch.long, device=marks.device)
+    rows, most = len(placeholders), int(batch.segments.max()) + 1
+    count = torch.zeros(rows, most, dtype=torch.long, device=placeholders.device)
     sample = batch.segments[batch.media_row, batch.media_pos]
     count.index_put_((batch.media_row, sample), torch.ones_like(sample), accumulate=True)
     last = count.flatten().cumsum(0).view(rows, most) - 1

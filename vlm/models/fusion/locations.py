@@ -6,32 +6,32 @@ import torch
 from torch import Tensor
 
 
-def locate(marks: Tensor, segments: Tensor, attend_previous: bool) -> Tensor:
+def locate(placeholders: Tensor, segments: Tensor, attend_previous: bool) -> Tensor:
     """The medium that each position looks at.
 
     Args:
-        marks: ``[b, s]`` bool, True where a medium's mark stands.
+        placeholders: ``[b, s]`` bool, True where a medium's placeholder stands.
         segments: ``[b, s]``, 0 at padding, else the number of the sample within the row.
-        attend_previous: text looks at the last medium before it; else at the next one behind it. A mark always
+        attend_previous: text looks at the last medium before it; else at the next one behind it. A placeholder always
             looks at its own medium.
 
     Returns:
         ``[b, s]`` number of the medium (1..) within the row, of the position's own sample; 0 where there is none.
         Source: Flamingo (arXiv:2204.14198, section 2.3), with the two directions of OpenFlamingo's first release.
     """
-    count = marks.long().cumsum(1)
+    count = placeholders.long().cumsum(1)
     begin, end = borders(segments)
     if attend_previous:
-        location = torch.where(count > earlier(marks, segments), count, 0)
+        location = torch.where(count > earlier(placeholders, segments), count, 0)
     else:
-        location = count + (~marks).long()
+        location = count + (~placeholders).long()
         location = torch.where(location > count.gather(1, end), 0, location)
     return torch.where(segments > 0, location, 0)
 
 
-def earlier(marks: Tensor, segments: Tensor) -> Tensor:
-    """``[b, s]`` how many marks stand in the row before the position's own sample."""
-    count = marks.long().cumsum(1) - marks.long()
+def earlier(placeholders: Tensor, segments: Tensor) -> Tensor:
+    """``[b, s]`` how many placeholders stand in the row before the position's own sample."""
+    count = placeholders.long().cumsum(1) - placeholders.long()
     return count.gather(1, borders(segments)[0])
 
 

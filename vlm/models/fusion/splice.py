@@ -1,4 +1,4 @@
-"""Splice: each media mark of the text is replaced by the medium's visual tokens."""
+"""Splice: each media placeholder of the text is replaced by the medium's visual tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vlm.models.fusion.base import LLMInputs
 
 @register_fusion("splice")
 class Splice:
-    """Puts the visual tokens of medium ``m`` where its mark stands; any number of media in a row, or none."""
+    """Puts the visual tokens of medium ``m`` where its placeholder stands; any number of media in a row, or none."""
 
     @dataclass
     class Config:
@@ -37,9 +37,9 @@ class Splice:
             Sequences ``[b, L]``, L being the longest fused row.
 
         Raises:
-            PromptError: marks and media do not agree, with both counts and the sample.
+            PromptError: placeholders and media do not agree, with both counts and the sample.
         """
-        check_marks(batch, visual)
+        check_placeholders(batch, visual)
         real = batch.segments > 0
         width = real.long()
         flat = None if visual is None else _flatten(visual)
@@ -92,29 +92,30 @@ def restart_positions(segments: Tensor) -> Tensor:
     return torch.where(segments > 0, index - begin, 0)
 
 
-def check_marks(batch: Batch, visual: Features | None) -> None:
-    """Compare the marks of the text with the media of the batch.
+def check_placeholders(batch: Batch, visual: Features | None) -> None:
+    """Compare the placeholders of the text with the media of the batch.
 
     Raises:
-        PromptError: more marks than media or more media than marks, by sample.
+        PromptError: more placeholders than media or more media than placeholders, by sample.
     """
-    marks = (batch.ids == MEDIA_TOKEN) & (batch.segments > 0)
+    placeholders = (batch.ids == MEDIA_TOKEN) & (batch.segments > 0)
     media = 0 if visual is None else len(visual.tokens)
-    placed = torch.zeros_like(marks)
+    placed = torch.zeros_like(placeholders)
     placed[batch.media_row, batch.media_pos] = True
-    if media == len(batch.media_row) and bool((placed == marks).all()):
+    if media == len(batch.media_row) and bool((placed == placeholders).all()):
         return
-    want, have = marks.sum(1), torch.bincount(batch.media_row, minlength=len(marks))
+    want, have = placeholders.sum(1), torch.bincount(batch.media_row, minlength=len(placeholders))
     if visual is None:
         have = torch.zeros_like(want)
     bad = [
-        f"{_name(batch, row)}: {w} image mark(s) in the prompt, {h} image(s)"
+        f"{_name(batch, row)}: {w} image placeholder(s) in the prompt, {h} image(s)"
         for row, (w, h) in enumerate(zip(want.tolist(), have.tolist(), strict=True))
         if w != h
     ]
     raise PromptError(
-        "marks and images do not agree: " + ("; ".join(bad) or f"{int(want.sum())} mark(s), {media} image(s)"),
-        fix="write one image mark (<ImageHere>) for each image, in the order of the images",
+        "placeholders and images do not agree: "
+        + ("; ".join(bad) or f"{int(want.sum())} placeholder(s), {media} image(s)"),
+        fix="write one image placeholder (<ImageHere>) for each image, in the order of the images",
     )
 
 

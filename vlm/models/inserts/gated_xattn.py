@@ -67,7 +67,7 @@ class GatedBlock(nn.Module):
         self.ff = feed_forward(width, ff_mult)
         self.ff_gate = nn.Parameter(torch.zeros(1))
 
-    def forward(self, hidden: Tensor, looked: Looked | None) -> Tensor:
+    def forward(self, hidden: Tensor, looked: CrossAttentionInputs | None) -> Tensor:
         """``[b, s, d]`` -> ``[b, s, d]``; ``looked`` None means that no position looks at any medium."""
         if looked is not None:
             update = self.attn(hidden, looked.media, looked.allowed, looked.even)
@@ -76,7 +76,7 @@ class GatedBlock(nn.Module):
 
 
 @dataclass
-class Looked:
+class CrossAttentionInputs:
     """Arguments of :class:`MaskedCrossAttention`: media ``[b, m, e]``, allowed ``[b, s, m]``, even ``[b, s]``."""
 
     media: Tensor
@@ -120,14 +120,14 @@ class GatedCrossAttention(Insert):
         """The block's output at positions of samples with media; the others as they are."""
         if data is None or data.shared["media"] is None:
             return hidden
-        looked = look(data)
+        looked = media_mask(data)
         if data.shared["all"]:
             return module(hidden, looked)
         active = data.tokens["last"] >= data.tokens["first"]
         return torch.where(active[..., None], module(hidden, looked), hidden)
 
 
-def look(data: InsertData) -> Looked | None:
+def media_mask(data: InsertData) -> CrossAttentionInputs | None:
     """Media and masks of a call's positions ``[b, s]``; None when none of them looks at a medium."""
     location, first, last = (data.tokens[name] for name in ("location", "first", "last"))
     media, real = data.shared["media"], data.shared["real"]
@@ -152,4 +152,4 @@ def look(data: InsertData) -> Looked | None:
     allowed = allowed.repeat_interleave(media.shape[1], 2)
     if real is not None:
         allowed = allowed & real[number].flatten(1)[:, None]
-    return Looked(media[number].flatten(1, 2), allowed, even)
+    return CrossAttentionInputs(media[number].flatten(1, 2), allowed, even)

@@ -127,12 +127,12 @@ def read_vision_config(folder: Path) -> dict[str, Any]:
             fix="give a folder such as a download of openai/clip-vit-large-patch14",
         )
     try:
-        said = json.loads(file.read_text(encoding="utf-8"))
+        declared = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise WeightsError(f"{file}: not JSON ({error})", fix="download it again") from error
-    sizes = said.get("vision_config", said) if isinstance(said, dict) else {}
-    if not isinstance(sizes, dict) or "patch_size" not in sizes or "clip" not in str(said.get("model_type")):
+    sizes = declared.get("vision_config", declared) if isinstance(declared, dict) else {}
+    if not isinstance(sizes, dict) or "patch_size" not in sizes or "clip" not in str(declared.get("model_type")):
         raise WeightsError(
-            f"{file}: model_type {said.get('model_type') if isinstance(said, dict) else None!r} is no CLIP"
+            f"{file}: model_type {declared.get('model_type') if isinstance(declared, dict) else None!r} is no CLIP"
         )
     return dict(sizes)

@@ -39,7 +39,7 @@ class EvaViT(nn.Module):
         lora: LoraOptions | None = None
 
         def __post_init__(self) -> None:
-            """Raises ConfigError for a picture that does not divide into patches."""
+            """Raises ConfigError for an image that does not divide into patches."""
             if self.image_size < 1 or self.image_size % self.patch_size:
                 below = max(1, self.image_size // self.patch_size) * self.patch_size
                 raise ConfigError(

@@ -1,0 +1,134 @@
+"""Reading a published LoRA adapter (peft): its matrices, its scale, and what else it holds."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vlm.checkpoint.safe import read_tensors
+from vlm.common.errors import WeightsError
+from vlm.models.lora import ADAPTER, LoraOptions
+
+CONFIG = "adapter_config.json"
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+PEFT_PREFIX = "base_model.model."
+"""What peft puts before every name."""
+_MATRIX = re.compile(rf"(?P<layer>.+)\.lora_(?P<side>[AB])(?:\.{ADAPTER})?\.weight")
+
+
+@dataclass
+class Adapter:
+    """An adapter folder.
+
+    config   adapter_config.json
+    tensors  by name without peft's prefix; mapped from disk
+    lora     layer -> (name of A, name of B); A is ``[r, in]``, B ``[out, r]``
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    lora: dict[str, tuple[str, str]]
+
+    @property
+    def alpha(self) -> float:
+        """The update of a layer is ``B A * alpha / r``."""
+        return float(self.config["lora_alpha"])
+
+    def rank(self, layer: str) -> int:
+        """r of a layer, from the shape of its matrix."""
+        return self.tensors[self.lora[layer][0]].shape[0]
+
+    def whole(self) -> dict[str, Tensor]:
+        """What is no LoRA matrix: parameters that the adapter holds in full."""
+        parts = {name for pair in self.lora.values() for name in pair}
+        return {name: tensor for name, tensor in self.tensors.items() if name not in parts}
+
+    def options(self, prefix: str) -> LoraOptions | None:
+        """LoRA of the layers below ``prefix`` as options of that part; None when there is none.
+
+        Raises:
+            WeightsError: the layers have different ranks.
+        """
+        layers = [name for name in self.lora if name.startswith(prefix)]
+        if not layers:
+            return None
+        ranks = sorted({self.rank(layer) for layer in layers})
+        if len(ranks) > 1:
+            raise WeightsError(f"{self.folder}: layers below {prefix} have ranks {ranks}; one rank per part is allowed")
+        dropout = float(self.config.get("lora_dropout") or 0.0)
+        return LoraOptions(ranks[0], self.alpha, dropout, [layer.removeprefix(prefix) for layer in layers])
+
+
+def read_adapter(folder: str | Path) -> Adapter:
+    """Read an adapter folder, weights through the restricted loader.
+
+    Raises:
+        WeightsError: a file is missing or damaged, the adapter is of another kind, its matrices do not pair up, or
+            their rank is not that of its configuration.
+    """
+    folder = Path(folder)
+    config = _read_config(folder / CONFIG)
+    file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if file is None:
+        raise WeightsError(f"{folder}: no {' or '.join(WEIGHTS)}", fix="is the download complete?")
+    tensors = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in read_tensors(file).items()}
+    sides: dict[str, dict[str, str]] = {}
+    for name in tensors:
+        if match := _MATRIX.fullmatch(name):
+            sides.setdefault(match["layer"], {})[match["side"]] = name
+    single = [layer for layer, result in sides.items() if len(result) < 2]
+    if single:
+        raise WeightsError(f"{file}: {single[0]} has only one of lora_A and lora_B ({len(single)} such layers)")
+    lora = {layer: (result["A"], result["B"]) for layer, result in sides.items()}
+    _check_ranks(file, config, {layer: (tensors[a], tensors[b]) for layer, (a, b) in lora.items()})
+    return Adapter(folder, config, tensors, lora)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON mapping.
+
+    Raises:
+        WeightsError: no such file, or no mapping in JSON.
+    """
+    if not file.is_file():
+        raise WeightsError(f"{file}: no such file", fix="is the download complete?")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{file}: not JSON ({error})", fix="download it again") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{file}: holds {type(content).__name__}, expected a mapping")
+    return content
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    config = read_json(file)
+    kind = config.get("peft_type")
+    odd = {"peft_type": kind} if kind not in ("LORA", None) else {}
+    odd |= {k: config[k] for k in ("fan_in_fan_out", "use_dora", "use_rslora", "rank_pattern") if config.get(k)}
+    odd |= {"bias": config["bias"]} if config.get("bias") not in ("none", None) else {}
+    if odd:
+        text = ", ".join(f"{k} {v!r}" for k, v in odd.items())
+        raise WeightsError(f"{file}: {text}; only plain LoRA without biases can be read")
+    if not isinstance(config.get("lora_alpha"), int | float):
+        raise WeightsError(f"{file}: lora_alpha is {config.get('lora_alpha')!r}, expected a number")
+    return config
+
+
+def _check_ranks(file: Path, config: dict[str, Any], pairs: dict[str, tuple[Tensor, Tensor]]) -> None:
+    declared = config.get("r")
+    for layer, (a, b) in pairs.items():
+        shapes = f"lora_A {list(a.shape)}, lora_B {list(b.shape)}"
+        if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]:
+            raise WeightsError(f"{file}: {layer}: {shapes} do not fit together", fix="download it again")
+        if declared is not None and declared != a.shape[0]:
+            raise WeightsError(
+                f"{file}: {layer} has rank {a.shape[0]} ({shapes}), {CONFIG} says r {declared}",
+                fix="use adapter_config.json and weights of one adapter",
+            )

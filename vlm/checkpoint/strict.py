@@ -1,0 +1,102 @@
+"""Strict bookkeeping: every tensor of a file has a place, every place gets its tensor, shapes agree."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from vlm.common.errors import WeightsError
+
+KEYS_SHOWN = 6
+"""Keys listed per kind of problem; the rest is counted."""
+
+
+@dataclass
+class NamedTensors:
+    """What a format made of one file.
+
+    file      name for messages
+    tensors   our key -> tensor
+    theirs    our key -> key in the file, for messages
+    unknown   keys of the file that the format does not declare
+    required  our keys that this file must fill
+    """
+
+    file: str
+    tensors: dict[str, Tensor]
+    theirs: dict[str, str] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+    required: Collection[str] = ()
+
+
+def targets(model: nn.Module) -> dict[str, Tensor]:
+    """Our keys and tensors: every parameter and persistent buffer."""
+    return dict(model.state_dict(keep_vars=True))
+
+
+def copy_strictly(
+    model: nn.Module, placement: NamedTensors, hint: Callable[[Mapping[str, str]], str | None] | None = None
+) -> set[str]:
+    """Copy the tensors of a file into the model.
+
+    Args:
+        model: the composition.
+        placement: what the format made of the file.
+        hint: given ``{our key: "found shape, wanted shape"}`` (empty when no shape is wrong), may name the cause.
+
+    Returns:
+        Our keys that were filled.
+
+    Raises:
+        WeightsError: anything unexpected, missing or of another shape; one message with file and keys.
+            Nothing is copied then.
+    """
+    have = targets(model)
+    placement = inside_lora(placement, have)
+    strangers = [placement.theirs.get(k, k) for k in placement.tensors if k not in have]
+    missing = sorted(set(placement.required) - set(placement.tensors))
+    shapes = {
+        k: f"file {list(t.shape)}, model {list(have[k].shape)}"
+        for k, t in placement.tensors.items()
+        if k in have and t.shape != have[k].shape
+    }
+    problems = [
+        _listing("unexpected", placement.unknown + strangers),
+        _listing("missing", missing),
+        _listing("of another shape", [f"{placement.theirs.get(k, k)} ({text})" for k, text in shapes.items()]),
+    ]
+    result = [p for p in problems if p]
+    if result:
+        cause = hint(shapes) if hint is not None else None
+        raise WeightsError(f"{placement.file} does not fit this composition:\n  " + "\n  ".join(result), fix=cause)
+    with torch.no_grad():
+        for key, tensor in placement.tensors.items():
+            have[key].copy_(tensor)
+    return set(placement.tensors)
+
+
+def inside_lora(placement: NamedTensors, have: Collection[str]) -> NamedTensors:
+    """The same placement with names of layers that LoRA wraps led to the wrapped layer."""
+    moved: dict[str, str] = {}
+    for key in placement.tensors:
+        stem, _, last = key.rpartition(".")
+        if key not in have and f"{stem}.base_layer.{last}" in have:
+            moved[key] = f"{stem}.base_layer.{last}"
+    if not moved:
+        return placement
+    return dataclasses.replace(
+        placement,
+        tensors={moved.get(k, k): t for k, t in placement.tensors.items()},
+        theirs={moved.get(k, k): name for k, name in placement.theirs.items()},
+    )
+
+
+def _listing(what: str, keys: list[str]) -> str:
+    if not keys:
+        return ""
+    more = f" and {len(keys) - KEYS_SHOWN} more" if len(keys) > KEYS_SHOWN else ""
+    return f"{len(keys)} {what}: {', '.join(keys[:KEYS_SHOWN])}{more}"

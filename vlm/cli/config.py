@@ -1,0 +1,99 @@
+"""``vlm config``: show a resolved configuration, check files, compare two."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from vlm.common.errors import ConfigError
+from vlm.common.logging import say
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """``show CFG``, ``check CFG...``, ``diff A [B]``."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="show|check|diff")
+    show = actions.add_parser("show", help="everything, resolved, as YAML")
+    show.add_argument("cfg", metavar="FILE|RUN_DIR")
+    show.add_argument("--origin", action="store_true", help="also say where each value was written")
+    check = actions.add_parser("check", help="all problems of one or more files; exit code 2 if there are any")
+    check.add_argument("cfg", nargs="+", metavar="FILE|RUN_DIR")
+    diff = actions.add_parser("diff", help="values that differ between two files, or from the defaults")
+    diff.add_argument("cfg", metavar="A")
+    diff.add_argument("other", nargs="?", metavar="B", help="default: what A would be without its own values")
+    for action in (show, check, diff):
+        action.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="changes, as in training")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the action; the exit code.
+
+    Raises:
+        ConfigError: an unusable configuration.
+    """
+    return {"show": show, "check": check, "diff": diff}[args.action](args)
+
+
+def show(args: argparse.Namespace) -> int:
+    """Print the resolved configuration."""
+    from vlm.config.api import effective, load_config
+    from vlm.config.tree import to_yaml
+
+    cfg = load_config(args.cfg, args.options, check="none")
+    if not args.origin:
+        say(to_yaml(effective(cfg)), end="")
+        return 0
+    for path, value in flat(effective(cfg)).items():
+        say(f"{path} = {value!r}  # {cfg.origins.get(path, 'default')}")
+    return 0
+
+
+def check(args: argparse.Namespace) -> int:
+    """Check every file; problems go to stderr."""
+    from vlm.config.api import load_config
+    from vlm.config.run import NO_EFFECT
+
+    bad = 0
+    for name in args.cfg:
+        try:
+            cfg = load_config(name, args.options, check="needed")
+            say(f"{name}: ok")
+            for key in (k for k in NO_EFFECT if f"run.{k}" in cfg.origins):
+                say(f"  run.{key} changes nothing here: {NO_EFFECT[key]}")
+        except ConfigError as error:
+            bad += 1
+            say(f"error: {error}", sys.stderr)
+    return 2 if bad else 0
+
+
+def diff(args: argparse.Namespace) -> int:
+    """Print the values of the first that differ; without a second, what the file and options set."""
+    from vlm.config.api import effective, load_config
+
+    cfg = load_config(args.cfg, args.options, check="none")
+    mine = flat(effective(cfg))
+    if args.other is None:
+        for path, value in mine.items():
+            default = cfg.defaults.get(path)
+            written = cfg.origins.get(path, "").startswith((str(args.cfg), "--options"))
+            if written and value != default and "${" not in str(default):
+                say(f"{path}: {default!r} -> {value!r}")
+        return 0
+    theirs = flat(effective(load_config(args.other, (), check="none")))
+    for path in sorted({*mine, *theirs}):
+        a, b = mine.get(path, "(absent)"), theirs.get(path, "(absent)")
+        if a != b:
+            say(f"{path}: {a!r} -> {b!r}")
+    return 0
+
+
+def flat(data: Any, path: str = "") -> dict[str, Any]:
+    """Dotted path -> value of every leaf (an empty mapping or list is a leaf)."""
+    if isinstance(data, Mapping) and data:
+        items = [(str(k), v) for k, v in data.items()]
+    elif isinstance(data, list) and data and any(isinstance(v, (dict, list)) for v in data):
+        items = [(str(i), v) for i, v in enumerate(data)]
+    else:
+        return {path: data}
+    return {p: v for k, child in items for p, v in flat(child, f"{path}.{k}" if path else k).items()}

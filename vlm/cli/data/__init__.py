@@ -1,0 +1,1 @@
+"""``vlm data``: what datasets hold."""

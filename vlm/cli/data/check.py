@@ -1,0 +1,52 @@
+"""``vlm data check``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+from pathlib import Path
+
+from vlm.cli.data.open import open_view, report_skipped
+from vlm.common.errors import DataError
+from vlm.common.logging import say
+
+
+def main(args: argparse.Namespace) -> int:
+    """Check every dataset and say what was found.
+
+    Raises:
+        DataError: a dataset that cannot be opened, is empty, or has more bad records than run.max_bad_share.
+    """
+    from vlm.datasets.inspect.check import check_dataset, open_quarantine
+    from vlm.datasets.inspect.report import numbers, report_lines
+
+    view = open_view(args)
+    report_skipped(view, args.only)
+    run, result, verdicts = view.cfg.run, {}, []
+    with contextlib.ExitStack() as stack:
+        quarantine = stack.enter_context(open_quarantine(args.out)) if args.out else None
+        for opened in view.datasets:
+            report = check_dataset(
+                opened,
+                view.processor,
+                view.recipe,
+                pixels=args.pixels,
+                workers=args.j,
+                seed=run.seed,
+                limit=args.limit,
+                visual_tokens=view.visual_tokens,
+                quarantine=quarantine,
+            )
+            result[report.name] = numbers(report, run.group_by_length, run.packing)
+            say("\n".join(report_lines(report, result[report.name], args.limit)))
+            verdicts.append(report.verdict(run.max_bad_share))
+    if args.out:
+        text = json.dumps(result, indent=1, ensure_ascii=False)
+        (Path(args.out) / "check.json").write_text(text + "\n", encoding="utf-8")
+        say(f"written: {args.out}/check.json, {args.out}/quarantine.jsonl")
+    faults = [v for v in verdicts if v]
+    if faults:
+        hint = f"see {args.out}/quarantine.jsonl" if args.out else "list all bad records with --out DIR"
+        raise DataError("\n".join(faults), fix=f"repair the data or its build_info; {hint}")
+    return 0

@@ -1,0 +1,132 @@
+"""What the actions of ``vlm data`` share: the configuration, its datasets, the model's processor if it can be had."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vlm.common.errors import ConfigError, UserError, WeightsError
+from vlm.common.logging import busy, say
+
+if TYPE_CHECKING:
+    from vlm.config.api import Config
+    from vlm.datasets.inspect.scan import Opened
+    from vlm.processors.collate import VisualTokens
+    from vlm.processors.image.recipe import ImageRecipe
+    from vlm.processors.processor import Processor
+
+
+NOT_SET = "not-set"
+"""Path that stands for a file of the model that the configuration does not name yet."""
+
+
+@dataclass
+class View:
+    """A configuration's datasets with the model's text and image side; ``processor`` is None without tokenizer."""
+
+    cfg: Config
+    datasets: list[Opened]
+    processor: Processor | None
+    recipe: ImageRecipe
+    visual_tokens: VisualTokens
+    unset: list[str]
+    note: str = ""
+
+
+def open_view(args: argparse.Namespace, model: bool = True) -> View:
+    """Read the configuration and open its datasets (those of ``--only``).
+
+    Args:
+        args: with ``cfg``, ``options`` and ``only``.
+        model: also make the processor and count visual tokens.
+
+    Raises:
+        UserError: an unusable configuration, an unknown dataset in ``--only``, no dataset at all.
+    """
+    from vlm.datasets.inspect.scan import open_datasets, sections
+    from vlm.processors.collate import VisualTokens
+    from vlm.processors.image.recipe import ImageRecipe
+    from vlm.processors.processor import build_processor
+
+    cfg = load_without_weights(args.cfg, args.options)
+    entries = sections(cfg)
+    unknown = [name for name in args.only if name not in entries]
+    if unknown:
+        raise UserError(f"--only {unknown[0]}: no such dataset", fix=f"one of {', '.join(entries) or 'none'}")
+    entries = {name: entry for name, entry in entries.items() if not args.only or name in args.only}
+    if not entries and (left := unset(cfg)):
+        raise UserError(
+            f"{args.cfg}: no dataset can be opened, build_info is not set of {', '.join(left)}",
+            fix="set the paths under datasets, or give them with --options datasets.NAME.build_info.KEY=PATH",
+        )
+    if not entries:
+        raise UserError(f"{args.cfg} names no dataset")
+    recipe = ImageRecipe(ImageRecipe.Config(**cfg.model.image))
+    view = View(cfg, open_datasets(entries, recipe.config.size), None, recipe, VisualTokens(), unset(cfg))
+    if not model:
+        return view
+    try:
+        view.processor = build_processor(cfg.model)
+    except WeightsError as error:
+        view.note = f"no tokens, only characters: {str(error).splitlines()[0]}"
+        return view
+    view.recipe, view.visual_tokens = view.processor.image, count_visual_tokens(cfg)
+    return view
+
+
+def load_without_weights(cfg: str, options: Sequence[str]) -> Config:
+    """The configuration; files of the model that it does not name yet are taken as missing ones, for data needs none.
+
+    Raises:
+        ConfigError: any other problem.
+    """
+    from vlm.config.api import load_config
+    from vlm.config.schema import ConfigProblems
+
+    try:
+        return load_config(cfg, options, check="none")
+    except ConfigProblems as error:
+        open_ = [p.path for p in error.problems if p.path.startswith("model.") and p.message.startswith("must be set")]
+        if len(open_) < len(error.problems):
+            raise
+    named = [f"{path}={NOT_SET}" for path in open_]
+    return load_config(cfg, [*_with_equals(options), *named], check="none")
+
+
+def _with_equals(options: Sequence[str]) -> list[str]:
+    """``a.b c`` (the other published spelling) as ``a.b=c``."""
+    if not options or "=" in options[0]:
+        return list(options)
+    return [f"{key}={value}" for key, value in zip(options[::2], options[1::2], strict=False)]
+
+
+def unset(cfg: Config) -> list[str]:
+    """Datasets that the file names but whose build_info it does not set."""
+    known = {"datasets": cfg.datasets, "valid_datasets": cfg.valid_datasets}
+    named = dict.fromkeys(tuple(path.split(".")[:2]) for path in cfg.origins if path.count("."))
+    return [name for section, name in named if section in known and name not in known[section]]
+
+
+def count_visual_tokens(cfg: Config) -> VisualTokens:
+    """Positions of a medium in the LLM, from the composition without its weights.
+
+    Where it cannot be built (an LLM folder with a tokenizer only), what the configuration says.
+    """
+    from vlm.models.build import build_model
+    from vlm.processors.collate import VisualTokens
+
+    try:
+        with busy("reading the composition"):
+            return VisualTokens.of(build_model(cfg.model, device="meta").visual_tokens)
+    except (ConfigError, WeightsError):
+        return VisualTokens(0, int(cfg.model.text.get("tokens_per_medium", 1)))
+
+
+def report_skipped(view: View, only: list[str]) -> None:
+    """Say what could not be had."""
+    if view.unset and not only:
+        say(f"left out, their build_info is not set: {', '.join(view.unset)}")
+    if view.note:
+        say(view.note)

@@ -1,0 +1,38 @@
+"""``vlm data shard``."""
+
+from __future__ import annotations
+
+import argparse
+
+from vlm.cli.data.open import open_view, report_skipped
+from vlm.common.errors import DataError
+from vlm.common.logging import say
+
+
+def main(args: argparse.Namespace) -> int:
+    """Write every dataset as web shards and say how to read them.
+
+    Raises:
+        UserError: a dataset that cannot be opened or written.
+    """
+    from vlm.datasets.inspect.shards import entry_yaml, write_shards
+
+    view = open_view(args, model=False)
+    report_skipped(view, args.only)
+    entries = []
+    for opened in view.datasets:
+        if opened.source is None:
+            raise DataError(f"dataset {opened.name} cannot be opened: {opened.error}")
+        done = write_shards(
+            opened, args.out, per_shard=args.per_shard, workers=args.j, max_bad_share=view.cfg.run.max_bad_share
+        )
+        size = sum(s["bytes"] for s in done["shards"].values()) / 1e6
+        bad = sum(s["bad"] for s in done["shards"].values())
+        written = f"{done['samples']:,} samples in {len(done['shards'])} shards"
+        say(f"{opened.name}: {written}, {size:,.1f} MB, {bad} left out")
+        if hasattr(opened.source.dataset, "draw"):
+            say("  this format draws at random; one fixed choice of each record was written")
+        entries.append(entry_yaml(opened, args.out))
+    say("\nto read them:\n")
+    say("datasets:\n" + "\n".join(f"  {line}" for entry in entries for line in entry.splitlines()))
+    return 0

@@ -1,0 +1,50 @@
+"""``vlm doctor``: what this installation consists of."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+from vlm import __version__
+from vlm.common.logging import say
+from vlm.common.paths import ASSETS, CACHE_VARIABLE, cache_root
+
+REQUIRED = ("torch", "torchvision", "transformers", "timm", "peft", "safetensors", "sentencepiece", "omegaconf")
+OPTIONAL = {"gradio": "vlm demo", "wandb": "run.wandb_log", "bitsandbytes": "8- and 4-bit LLMs"}
+FOUNDATIONS = ("eva_vit.safetensors", "qformer.safetensors", "llm/model.safetensors")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """None."""
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print the table; 2 when something required is missing."""
+    missing = 0
+    say(f"vlm {__version__}, Python {sys.version.split()[0]}, {platform.platform()}, {os.cpu_count()} CPU cores")
+    for name in REQUIRED:
+        result = installed(name)
+        missing += result is None
+        say(f"  {name:<16}{result or 'MISSING: pip install -e .'}")
+    for name, use in OPTIONAL.items():
+        say(f"  {name:<16}{installed(name) or f'not installed (needed for {use})'}")
+    if installed("torch"):
+        from vlm.common.dist import accelerator_count, device_name, pick_device
+
+        device = pick_device("auto")
+        say(f"device: {device} ({device_name(device)}), accelerators: {accelerator_count()}")
+    say(f"cache: {cache_root()} (environment variable {CACHE_VARIABLE})")
+    absent = [f for f in FOUNDATIONS if not (ASSETS / "tiny" / f).is_file()]
+    say(f"quickstart foundations: {'missing ' + ', '.join(absent) if absent else 'present'}")
+    return 2 if missing else 0
+
+
+def installed(name: str) -> str | None:
+    """Version of an installed distribution, or None."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,99 @@
+"""``vlm eval``: score a model on the evaluation datasets of a YAML file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vlm.common.logging import say
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The configuration and its changes."""
+    parser.add_argument("cfg", nargs="?", metavar="FILE|RUN_DIR", help="YAML file or run folder")
+    parser.add_argument("--cfg-path", default=None, help="the same, in the published spelling")
+    parser.add_argument("--dataset", default="", metavar="NAMES", help="only these, separated by commas")
+    parser.add_argument(
+        "--images", default="right", help="right, wrong, none, blank or several: the image each question gets"
+    )
+    parser.add_argument("--seeds", default="", metavar="N,N", help="drawn answers, one run per seed, averaged")
+    parser.add_argument("--judge", default=None, help="what is right: exact, open, or package.module:function")
+    parser.add_argument(
+        "--predictions", nargs="+", default=[], metavar="FILE", help="score these result files instead; no model"
+    )
+    parser.add_argument("--data", nargs="+", default=[], metavar="FILE", help="with --predictions: the records")
+    parser.add_argument("--output", default=None, metavar="DIR", help="folder of the results")
+    parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the configuration")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Evaluate; the exit code.
+
+    Raises:
+        UserError: anything the user can fix.
+    """
+    from vlm.common.errors import UserError
+    from vlm.config.api import load_config
+
+    if args.predictions:
+        return score(args)
+    source = args.cfg_path or args.cfg
+    if source is None:
+        raise UserError("no configuration named", fix="vlm eval eval_configs/tiny_eval.yaml")
+    if Path(source).is_dir():  # a run folder: its own weights belong to it
+        from vlm.inference.load import read_source
+
+        cfg = read_source(source, args.options)
+    else:
+        cfg = load_config(source, args.options, check="all")
+    if not cfg.evaluation_datasets:
+        raise UserError(f"{source} has no evaluation_datasets", fix="add the section, or use another file")
+    from vlm.common.dist import world_from_env
+    from vlm.runners.evaluate.run import run_evaluation, table
+
+    results = run_evaluation(
+        cfg,
+        datasets=listed(args.dataset),
+        images=listed(args.images),
+        output=args.output,
+        seeds=numbers_of(args.seeds),
+        judge=args.judge,
+    )
+    first = world_from_env().rank == 0
+    for name, by_image in results.items() if first else ():
+        for image, numbers in by_image.items():
+            say(f"{name}, {image} image:{table(numbers)}")
+    return 0
+
+
+def score(args: argparse.Namespace) -> int:
+    """Score finished result files; several are several runs. Raises UserError: unusable files or judge."""
+    import json
+
+    from vlm.common.errors import UserError
+    from vlm.runners.evaluate.run import table
+    from vlm.runners.evaluate.score_file import score_files
+
+    if not args.data:
+        raise UserError("--predictions needs the records", fix="--data Open_VQA_images.jsonl")
+    numbers = score_files(args.data, args.predictions, args.judge or "open")
+    say(f"{', '.join(args.predictions)}:{table(numbers)}")
+    if args.output is not None:
+        Path(args.output).mkdir(parents=True, exist_ok=True)
+        (Path(args.output) / "scores.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def listed(text: str) -> list[str]:
+    """``"a,b"`` -> ``["a", "b"]``."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def numbers_of(text: str) -> list[int]:
+    """``"0,1"`` -> ``[0, 1]``. Raises UserError for anything that is no whole number."""
+    from vlm.common.errors import UserError
+
+    strange = [part for part in listed(text) if not part.isdigit()]
+    if strange:
+        raise UserError(f"--seeds: {', '.join(strange)} is no whole number", fix="--seeds 0,1,2")
+    return [int(part) for part in listed(text)]

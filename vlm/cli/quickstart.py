@@ -1,0 +1,269 @@
+"""The embedded default, end to end: MiniGPT-4 in small on images drawn on the spot, nothing downloaded.
+
+Frozen ViT, frozen Q-Former and frozen LLM come with the package; the projection between them is trained in
+two stages by the same YAML files, ``train.py`` functions and classes as the full-size systems, then asked
+about images it has not seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlm.common.errors import UserError
+from vlm.common.logging import busy, quiet, say
+
+log = logging.getLogger(__name__)
+
+CAPTIONS, DIALOGUES = 6000, 3000
+"""Images of stage 1 and stage 2."""
+QUESTIONS, UNSEEN, THREE = 1200, 600, 400
+"""Questions on held-out images of one and two objects, on unseen colour-kind pairs, on three objects."""
+
+DETAILS = ("vlm.checkpoint", "vlm.runners.evaluate.run", "vlm.runners.train.run", "vlm.runners.train.trainer")
+"""Loggers that would repeat, at length, what the quickstart says itself."""
+
+
+@dataclass
+class Quickstart:
+    """Where the run lives and how large it is."""
+
+    output: Path
+    seed: int = 0
+    scale: float = 1.0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def data(self) -> Path:
+        """Folder of shards, dialogues and questions."""
+        return self.output / "data"
+
+    def count(self, number: int) -> int:
+        """``number`` at the run's scale, at least 8."""
+        return max(8, round(number * self.scale))
+
+    @contextmanager
+    def phase(self, name: str, title: str, doing: str = "") -> Iterator[None]:
+        """Announce a phase and time it into ``seconds``; ``doing`` moves on a terminal (training has its own bar)."""
+        say(title)
+        start = time.perf_counter()
+        with busy(doing) if doing else nullcontext():
+            yield
+        self.seconds[name] = round(time.perf_counter() - start, 2)
+        say(f"   done in {self.seconds[name]:.1f} s")
+
+
+def configs_folder() -> Path:
+    """The repository's root, where ``train_configs/`` and ``eval_configs/`` are.
+
+    Raises:
+        UserError: the package runs outside a checkout.
+    """
+    for root in (Path.cwd(), Path(__file__).resolve().parents[2]):
+        if (root / "train_configs" / "tiny_stage1_pretrain.yaml").is_file():
+            return root
+    raise UserError(
+        "train_configs/tiny_stage1_pretrain.yaml is not here",
+        fix="run `vlm quickstart` in a checkout of the repository (or pip install -e it)",
+    )
+
+
+def draw(run: Quickstart) -> None:
+    """Draw every image and write the files that the tiny configurations name."""
+    from vlm.datasets.synthetic.export import write_caption_shards, write_dialogues, write_questions
+
+    write_caption_shards(run.data / "shards", run.count(CAPTIONS), run.seed)
+    write_dialogues(run.data, run.count(DIALOGUES), run.seed)
+    write_questions(run.data, run.count(QUESTIONS), run.seed, split="seen", objects=(1, 2))
+    write_questions(run.data, run.count(UNSEEN), run.seed, split="unseen", objects=(1, 2))
+    write_questions(run.data, run.count(THREE), run.seed, split="seen", objects=(3,), name="three")
+
+
+def train(run: Quickstart, root: Path, stage: int) -> None:
+    """Train one stage with the configuration that ``train.py`` would take."""
+    from vlm.config.api import load_config
+    from vlm.runners.train.run import run_training
+
+    name = ("tiny_stage1_pretrain", "tiny_stage2_finetune")[stage - 1]
+    options = [f"run.seed={run.seed}", f"run.output_dir={run.output}/stage{stage}", "run.overwrite=true"]
+    if stage == 1:
+        options += [f"datasets.tiny_captions.build_info.storage={run.data}/shards"]
+    else:
+        options += [
+            f"model.ckpt={run.output}/stage1/last",
+            f"datasets.tiny_dialogues.build_info.ann_path={run.data}/dialogues.json",
+            f"datasets.tiny_dialogues.build_info.image_path={run.data}/images",
+        ]
+    cfg = load_config(root / "train_configs" / f"{name}.yaml", options)
+    if run.scale < 1:
+        cfg = load_config(
+            root / "train_configs" / f"{name}.yaml", [*options, f"run.max_steps={run.count(cfg.run.max_steps or 8)}"]
+        )
+    result = run_training(cfg)
+    if result.exit_code:  # a signal: the stage is saved, the rest is not done
+        raise SystemExit(result.exit_code)
+
+
+def evaluate(run: Quickstart, root: Path, ckpt: str) -> dict[str, Any]:
+    """Answers to all questions: with the right image, and after training with a wrong one and with none."""
+    from vlm.common import dist
+    from vlm.config.api import load_config
+    from vlm.inference.engine import Engine
+    from vlm.runners.evaluate.run import run_evaluation
+
+    options = [f"model.ckpt={ckpt}", f"run.seed={run.seed}", f"run.output_dir={run.output}/eval"]
+    for name in ("seen", "unseen", "three"):
+        info = f"evaluation_datasets.{name}.build_info"
+        options += [f"{info}.ann_path={run.data}/{name}.jsonl", f"{info}.image_path={run.data}"]
+    cfg = load_config(root / "eval_configs" / "tiny_eval.yaml", options)
+    dist.seed_everything(run.seed, 0, False)  # the untrained projection is a random draw
+    engine = Engine.load(cfg, device="cpu")
+    if not ckpt:
+        return run_evaluation(cfg, engine=engine, datasets=["seen"], output=run.output / "eval" / "unaligned")
+    results = run_evaluation(cfg, engine=engine, datasets=["seen"], images=("right", "wrong", "none"))
+    return {
+        **results,
+        **run_evaluation(cfg, engine=engine, datasets=["unseen", "three"], output=run.output / "eval" / "more"),
+    }
+
+
+def summary(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of ``results.json``, all of them shares of 1."""
+    right = after["seen"]["right"]
+
+    def numbers(entry: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "overall": entry["overall"],
+            "by_type": entry["by_type"],
+            "by_objects": entry["by_objects"],
+            "questions": entry["count"],
+        }
+
+    return {
+        "aligned": {
+            **numbers(right),
+            "unseen_pairs": after["unseen"]["right"]["overall"],
+            "unseen_pairs_by_type": after["unseen"]["right"]["by_type"],
+            "unseen_pairs_questions": after["unseen"]["right"]["count"],
+            "three_objects": after["three"]["right"]["overall"],
+            "three_objects_questions": after["three"]["right"]["count"],
+        },
+        "wrong_image": numbers(after["seen"]["wrong"]),
+        "no_image": numbers(after["seen"]["none"]),
+        "unaligned": numbers(before["seen"]["right"]),
+        "majority": {"overall": right["majority"]["overall"], "by_type": right["majority"]["by_type"]},
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """Accuracy per question type and condition, as text."""
+    columns = {
+        "aligned": "aligned",
+        "wrong_image": "wrong image",
+        "no_image": "no image",
+        "unaligned": "before",
+        "majority": "majority",
+    }
+    lines = [f"{'question':<12}" + "".join(f"{title:>15}" for title in columns.values())]
+    for kind in [*results["aligned"]["by_type"], "overall"]:
+        cells = [results[c]["overall"] if kind == "overall" else results[c]["by_type"].get(kind, 0.0) for c in columns]
+        lines.append(f"{kind:<12}" + "".join(f"{100 * cell:>14.1f}%" for cell in cells))
+    aligned = results["aligned"]
+    lines.append(
+        f"{aligned['questions']} questions on held-out images of one and two objects; "
+        "colour-kind pairs never seen together: "
+        f"{100 * aligned['unseen_pairs']:.1f}% of {aligned['unseen_pairs_questions']}; "
+        f"images of three objects: {100 * aligned['three_objects']:.1f}% of {aligned['three_objects_questions']}"
+    )
+    return "\n".join(lines)
+
+
+def dialogues(run: Quickstart, images: int = 2) -> str:
+    """A few questions about held-out images, asked one after another in a chat."""
+    from vlm.common.types import Image
+    from vlm.inference.engine import Engine
+    from vlm.inference.generation import Generation
+    from vlm.inference.session import ChatSession
+
+    engine = Engine.load(run.output / "stage2", device="cpu")
+    rows = [json.loads(line) for line in (run.data / "seen.jsonl").read_text().splitlines()]
+    lines = []
+    for row in [r for r in rows if r["objects"] == 2 and r["type"] != "count"][-images:]:
+        lines.append(f"{run.data / row['image']}")
+        session = ChatSession(engine, Generation(max_new_tokens=80, do_sample=False, repetition_penalty=1.0))
+        for number, question in enumerate(
+            [row["question"], "How many objects are there?", "Describe this image in detail."]
+        ):
+            session.ask(question, [Image(run.data / row["image"])] if number == 0 else [])
+            lines += [f"   you:   {question}", f"   model: {session.answer()}"]
+    return "\n".join(lines)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Seed, output folder and scale."""
+    parser.add_argument("--seed", type=int, default=0, help="of the images and of training")
+    parser.add_argument(
+        "--output", default="output/quickstart", metavar="DIR", help="run folder; replaced if it exists"
+    )
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="share of images, questions and steps (for a short try)"
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """``vlm quickstart``."""
+    run_quickstart(args.output, args.seed, args.scale)
+    return 0
+
+
+def run_quickstart(output: str | Path, seed: int = 0, scale: float = 1.0) -> dict[str, Any]:
+    """Draw, train both stages, evaluate, chat; writes ``<output>/results.json``.
+
+    Args:
+        output: run folder; one of an earlier quickstart is replaced.
+        seed: of the images and of training.
+        scale: share of the images, questions and steps; below 1 it only shows that everything runs.
+
+    Returns:
+        The content of ``results.json``.
+
+    Raises:
+        UserError: the configurations of the repository are not here.
+    """
+    import torch
+
+    root = configs_folder()
+    run = Quickstart(Path(output), seed, scale)
+    # These tensors are tiny: a second thread gains a fifth on an idle machine and loses tenfold on a busy one.
+    torch.set_num_threads(1)
+    for old in ("data", "stage1", "stage2", "eval"):
+        shutil.rmtree(run.output / old, ignore_errors=True)
+    with quiet(*DETAILS):
+        with run.phase("draw", "1. drawing images of coloured shapes and letters", "drawing"):
+            draw(run)
+        with run.phase("evaluate_before", "2. asking before alignment (the projection is random)", "asking"):
+            before = evaluate(run, root, "")
+        with run.phase("stage1", "3. stage 1: captions; only the projection between Q-Former and LLM trains"):
+            train(run, root, 1)
+        with run.phase("stage2", "4. stage 2: dialogues; the same projection goes on"):
+            train(run, root, 2)
+        asking = "5. asking about images never seen: with the right image, a wrong one, none"
+        with run.phase("evaluate", asking, "asking"):
+            after = evaluate(run, root, f"{run.output}/stage2/last")
+        with run.phase("dialogues", "6. chatting about two of them", "chatting"):
+            talk = dialogues(run)
+    run.seconds["total"] = round(sum(run.seconds.values()), 2)
+    results = {**summary(before, after), "seed": seed, "seconds": run.seconds}
+    (run.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    say(f"\n{table(results)}\n\n{talk}\n")
+    say(f"results:  {run.output / 'results.json'}\nreport:   {run.output / 'stage2' / 'report.html'}")
+    say(f"chat:     vlm chat {run.output / 'stage2'}\npage:     python demo.py --cfg-path {run.output / 'stage2'}")
+    return results

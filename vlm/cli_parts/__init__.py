@@ -1,1 +1,0 @@
-"""Subcommands of the ``vlm`` command that have no package of their own."""

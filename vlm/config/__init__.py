@@ -1,0 +1,1 @@
+"""Configuration: YAML to one typed, checked object."""

@@ -1,0 +1,109 @@
+"""``--options`` in both published spellings, with YAML-special text kept as it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import yaml
+
+from vlm.common.errors import ConfigError
+from vlm.config.schema import Path, Report
+from vlm.config.tree import OPTIONS, Tree, _Loader
+
+GLOB_MAPS: tuple[Path, ...] = (("model", "train"),)
+"""Mappings whose keys may hold dots: what follows is one key."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One override: where, the typed value, and the text as given."""
+
+    path: Path
+    value: Any
+    text: str
+
+
+def parse_options(items: Sequence[str]) -> list[Option]:
+    """``["a.b=c", "d.e=f"]`` or ``["a.b", "c", "d.e", "f"]`` (which: decided by the first item).
+
+    Raises:
+        ConfigError: an item without ``=`` in the first spelling, an odd count in the second.
+    """
+    if not items:
+        return []
+    if "=" in items[0]:
+        pairs = []
+        for item in items:
+            key, equals, text = item.partition("=")
+            if not equals:
+                raise ConfigError(f"{OPTIONS} {item!r}: expected KEY=VALUE", fix="quote a value that holds spaces")
+            pairs.append((key, text))
+    else:
+        if len(items) % 2:
+            raise ConfigError(f"{OPTIONS}: {items[-1]!r} has no value", fix="write KEY=VALUE, or KEY VALUE pairs")
+        pairs = list(zip(items[::2], items[1::2]))
+    return [Option(to_path(key), typed(text), text) for key, text in pairs]
+
+
+def to_path(key: str) -> Path:
+    """``"model.bridge.0.depth"`` -> ``("model", "bridge", 0, "depth")``.
+
+    Raises:
+        ConfigError: an empty part.
+    """
+    parts = key.strip().split(".")
+    if not all(parts):
+        raise ConfigError(f"{OPTIONS} {key!r}: expected a dotted path such as run.init_lr")
+    for head in GLOB_MAPS:
+        if tuple(parts[: len(head)]) == head and len(parts) > len(head):
+            return (*head, ".".join(parts[len(head) :]))
+    return tuple(int(p) if p.isdigit() and i else p for i, p in enumerate(parts))
+
+
+def typed(text: str) -> Any:
+    """Numbers, booleans, null, ``[...]``, ``{...}`` and quoted text as YAML reads them; all else is text.
+
+    So ``###`` (a YAML comment), ``[INST] {} [/INST] `` and ``a: b`` stay strings.
+    """
+    if text[:1] in ("[", "{", '"', "'") and text[:1] + text.rstrip()[-1:] in ("[]", "{}", '""', "''"):
+        try:
+            return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+        except yaml.YAMLError:
+            return text
+    loader = _Loader("")
+    try:
+        tag = loader.resolve(yaml.ScalarNode, text, (True, False))
+        if tag == "tag:yaml.org,2002:str" or tag == "tag:yaml.org,2002:merge" or tag == "tag:yaml.org,2002:value":
+            return text
+        return loader.construct_object(yaml.ScalarNode(tag, text))
+    finally:
+        loader.dispose()
+
+
+def value_of(options: Sequence[Option], path: Path, default: Any) -> Any:
+    """What the last option for exactly ``path`` says, or ``default``."""
+    result = [o.value for o in options if o.path == path]
+    return result[-1] if result else default
+
+
+def apply_options(tree: Tree, options: Sequence[Option], report: Report, renamed: Sequence[Path] = ()) -> None:
+    """Write the options into the tree; a mapping given as value merges like one in a file."""
+    for value in options:
+        option = replace(value, path=tree.real(value.path))
+        origin = f"{OPTIONS} {'.'.join(map(str, option.path))}"
+        try:
+            if isinstance(option.value, dict) and isinstance(tree.get(option.path), dict):
+                over = Tree(option.value, {(): origin, **{(k,): origin for k in option.value}})
+                tree.merge(over, option.path)
+                tree.texts[option.path] = option.text
+            else:
+                target = tree.get(option.path[:-1])
+                swaps = option.path[-1] == "name" and option.path[:-1] in renamed and isinstance(target, dict)
+                if swaps and target.get("name") != option.value:
+                    tree.put(option.path[:-1], {}, origin)
+                tree.put(option.path, option.value, origin, option.text)
+        except KeyError as error:
+            report.origins.setdefault(option.path, origin)
+            report.add(option.path, str(error.args[0]))

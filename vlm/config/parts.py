@@ -1,0 +1,306 @@
+"""From merged plain data to typed parts: the model's composition and the entries of dataset sections."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from vlm.common.errors import ConfigError
+from vlm.common.paths import exists
+from vlm.common.registry import names, resolve
+from vlm.config.composition import COMPOSITION
+from vlm.config.schema import MISSING, Path, Report, convert, read
+from vlm.config.tree import plain
+from vlm.config.types import Check, DatasetEntry, ModelConfig, Part, WeightFile
+
+VIDEO = "vlm.processors.video.recipe:VideoRecipe"
+GENERATION = "vlm.inference.generation:Generation"
+IMAGE = "vlm.processors.image.recipe:ImageRecipe"
+TEXT = "vlm.processors.processor:TextConfig"
+PUBLISHED_PROCESSORS = ("blip2_image_train", "blip2_image_eval", "blip_caption")
+PATH_OPTIONS = ("storage", "ann_path", "image_path", "data_dir", "path", "root", "folder")
+CORPUS_KEYS = (
+    "format",
+    "build_info",
+    "help",
+    "type",
+    "data_type",
+    "batch_size",
+    "sample_ratio",
+    "text_processor",
+    "vis_processor",
+    "max_new_tokens",
+    "group",
+)
+
+
+@dataclass
+class VisProcessor:
+    """Published options of an image processor; the model's own recipe is what counts, so they must agree."""
+
+    name: str = "blip2_image_eval"
+    image_size: int | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    min_scale: float | None = field(default=None, metadata={"help": "no effect, as in the published code"})
+    max_scale: float | None = field(default=None, metadata={"help": "no effect, as in the published code"})
+
+
+@dataclass
+class TextProcessor:
+    """Published options of a caption processor."""
+
+    name: str = "blip_caption"
+    prompt: str = ""
+    max_words: int = 50
+
+
+def read_part(kind: str, data: Any, path: Path, report: Report) -> Part | None:
+    """The part named by ``data["name"]`` with its options checked against its class's ``Config``."""
+    if isinstance(data, str):
+        data = {"name": data}
+    if not isinstance(data, dict) or not isinstance(data.get("name"), str):
+        shipped = ", ".join(names(kind))
+        report.add(path, f"found {data!r}, expected a mapping with `name`, the registered {kind} ({shipped})")
+        return None
+    options = {k: v for k, v in data.items() if k != "name"}
+    config = read_options(kind, data["name"], options, path, (*path, "name"), report)
+    return None if config is None else Part(data["name"], None if config is EMPTY else config, options)
+
+
+TEMPLATE: Path = ("model", "template")
+EMPTY = object()
+"""Stands for the options of a class without ``Config``."""
+
+
+def read_options(kind: str, name: str, options: Any, path: Path, name_path: Path, report: Report) -> Any:
+    """``Config`` of the class registered as ``name``, read from ``options``; None after a problem."""
+    try:
+        cls = resolve(kind, name)
+    except ConfigError as error:
+        report.add(name_path, str(error))
+        return None
+    config = getattr(cls, "Config", None)
+    if config is not None:
+        return read(config, options, path, report)
+    for key in options:
+        report.unknown((*path, key), [])
+    return EMPTY
+
+
+def read_model(data: dict[str, Any], params: dict[str, Any], report: Report, check: Check) -> ModelConfig | None:
+    """The typed composition; None when a part is missing or unusable (reported)."""
+    at: Path = ("model",)
+    known = ["arch", "model_type", *params, *COMPOSITION]
+    for key in data:
+        if key not in known:
+            report.unknown((*at, key), known)
+    needed = [k for k in ("llm", "template") if data.get(k) is None]
+    for key in needed:
+        report.add((*at, key), f"missing; expected the {key} of the composition")
+    parts = {
+        "llm": None if "llm" in needed else read_part("llm", data["llm"], (*at, "llm"), report),
+        "template": None if "template" in needed else read_part("template", data["template"], TEMPLATE, report),
+        "fusion": read_part("fusion", data.get("fusion") or "splice", (*at, "fusion"), report),
+    }
+    seeing = data.get("vision") is not None
+    vision = read_part("vision", data["vision"], (*at, "vision"), report) if seeing else None
+    bridge = read_parts("bridge", "bridge", data.get("bridge"), report)
+    inserts = read_parts("insert", "inserts", data.get("inserts"), report)
+    image = read_by_path(IMAGE, data.get("image") or {}, (*at, "image"), report)
+    video = None if data.get("video") is None else read_by_path(VIDEO, data["video"], (*at, "video"), report)
+    text = read_by_path(TEXT, data.get("text") or {}, (*at, "text"), report)
+    declared = data.get("generation") or {}
+    answers = read_by_path(GENERATION, declared, (*at, "generation"), report)
+    train = read_train(data.get("train"), report)
+    weights = read_weights(data.get("weights"), report, check)
+    if any(p is None for p in parts.values()) or (seeing and vision is None):
+        return None
+    check_image_size(vision, image, report)
+    if check != "none":
+        check_model_files(parts, text, report, check)
+    names_ = {"arch": data.get("arch"), "model_type": data.get("model_type")}
+    return ModelConfig(
+        vision=vision, bridge=bridge, inserts=inserts, image=image, video=video, text=text, train=train,
+        weights=weights, params=params, generation={k: v for k, v in answers.items() if k in declared},
+        **parts, **names_,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def read_by_path(target: str, data: Any, path: Path, report: Report) -> dict[str, Any]:
+    """Options of a class that is no named part, as a checked dict with its defaults filled in."""
+    cls = resolve("processor", target)
+    config = read(getattr(cls, "Config", cls), data, path, report)
+    return plain(dataclasses.asdict(config)) if config is not None else {}
+
+
+EXAMPLES = {"bridge": "[{name: qformer}, {name: linear}]", "inserts": "[{name: adapter}]"}
+
+
+def read_parts(kind: str, key: str, data: Any, report: Report) -> list[Part]:
+    """A list of parts (the chain of bridges, the inserts), in order."""
+    path: Path = ("model", key)
+    if data is None:
+        return []
+    if not isinstance(data, list):
+        report.add(path, f"found {data!r}, expected a list of parts, e.g. {EXAMPLES[key]}")
+        return []
+    parts = [read_part(kind, p, (*path, i), report) for i, p in enumerate(data)]
+    return [p for p in parts if p is not None]
+
+
+def read_train(data: Any, report: Report) -> dict[str, bool]:
+    """Globs of parameter names -> whether they train; a plain list means true for each, null takes a glob out."""
+    if data is None:
+        return {}
+    if isinstance(data, list) and all(isinstance(glob, str) for glob in data):
+        data = dict.fromkeys(data, True)
+    if isinstance(data, dict):
+        data = {glob: on for glob, on in data.items() if on is not None}
+    fits, globs = convert(dict[str, bool], data, ("model", "train"), report, "globs of parameter names")
+    return globs if fits else {}
+
+
+def read_weights(data: Any, report: Report, check: Check) -> list[WeightFile]:
+    """Files to load, in order; entries with an empty path are left out."""
+    path: Path = ("model", "weights")
+    if data is None:
+        return []
+    if not isinstance(data, list):
+        report.add(path, f"found {data!r}, expected a list such as [{{format: hf_llm, path: ..., into: llm}}]")
+        return []
+    files = []
+    for index, entry in enumerate(data):
+        file = read(WeightFile, entry, (*path, index), report)
+        if file is None:
+            continue
+        known = names("checkpoint_format")
+        if known and file.format not in [*known, "random"] and ":" not in file.format:
+            report.unknown((*path, index, "format"), known, "weight format", file.format)
+        if file.path and check != "none":
+            check_exists(file.path, (*path, index, "path"), report)
+        files.append(file)
+    return [f for f in files if f.path or f.format == "random"]
+
+
+def check_exists(name: str, path: Path, report: Report) -> None:
+    """Report a file or folder that is not there."""
+    if not exists(name):
+        report.add(path, f"found {name!r}, but there is no such file or folder{report.about(path)}")
+
+
+def check_model_files(parts: dict[str, Part | None], text: dict[str, Any], report: Report, check: Check) -> None:
+    """Files that parts name themselves: the LLM's folder, the tokenizer's, the prompt pool."""
+    llm, template = parts["llm"], parts["template"]
+    folder = getattr(llm.config, "path", None) if llm else None
+    if folder:
+        check_exists(folder, ("model", "llm", "path"), report)
+    if text.get("tokenizer"):
+        check_exists(text["tokenizer"], ("model", "text", "tokenizer"), report)
+    pool = getattr(template.config, "prompt_path", None) if template else None
+    if pool and check == "all":
+        check_exists(pool, ("model", "template", "prompt_path"), report)
+
+
+def check_image_size(vision: Part | None, image: dict[str, Any], report: Report) -> None:
+    """The encoder's and the recipe's sizes must agree."""
+    size = getattr(vision.config, "image_size", None) if vision else None
+    if size is not None and image.get("size") not in (None, size):
+        report.add(("model", "image", "size"), f"found {image['size']}, but vision.image_size is {size}")
+
+
+def read_dataset(
+    name: str, data: Any, path: Path, model: ModelConfig | None, report: Report, check: Check
+) -> DatasetEntry | None:
+    """One typed entry; None after a problem that leaves nothing to build."""
+    if not isinstance(data, dict):
+        report.add(path, f"found {data!r}, expected a mapping with keys {', '.join(CORPUS_KEYS)}")
+        return None
+    for key in data:
+        if key not in CORPUS_KEYS:
+            report.unknown((*path, key), CORPUS_KEYS)
+    if "format" not in data:
+        return None
+    help_ = data.get("help")
+    build_info = data.get("build_info") or {}
+    unset = [k for k, v in build_info.items() if v == MISSING] if isinstance(build_info, dict) else []
+    for key in unset if check == "all" else []:
+        report.add((*path, "build_info", key), "must be set" + (f": {help_}" if help_ else ""))
+    report.broken |= {(*path, "build_info", key) for key in unset}
+    places = ((*path, "build_info"), (*path, "format"))
+    config = read_options("dataset", str(data["format"]), build_info, *places, report)
+    plain_keys = ("batch_size", "sample_ratio", "type", "data_type", "max_new_tokens", "group")
+    scalars = read(_Scalars, {k: data[k] for k in plain_keys if k in data}, path, report)
+    read_processors(TextProcessor, data.get("text_processor"), (*path, "text_processor"), report)
+    images = read_processors(VisProcessor, data.get("vis_processor"), (*path, "vis_processor"), report)
+    check_recipe(images, (*path, "vis_processor"), model, report)
+    if unset or config is None or scalars is None:
+        return None
+    if check == "all":
+        check_data_files(config, (*path, "build_info"), report)
+    part = Part(str(data["format"]), None if config is EMPTY else config, build_info)
+    return DatasetEntry(
+        name=name,
+        format=part,
+        text_processor=data.get("text_processor") or {},
+        vis_processor=data.get("vis_processor") or {},
+        **dataclasses.asdict(scalars),
+    )
+
+
+@dataclass
+class _Scalars:
+    batch_size: int = 1
+    sample_ratio: float | None = None
+    type: str = "default"
+    data_type: str = "images"
+    max_new_tokens: int = 20
+    group: str = ""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}, expected at least 1")
+        if self.sample_ratio is not None and self.sample_ratio < 0:
+            raise ValueError(f"sample_ratio is {self.sample_ratio}, expected 0 or more")
+
+
+def read_processors(cls: Any, data: Any, path: Path, report: Report) -> dict[str, Any]:
+    """``{train: {...}, eval: {...}}`` checked."""
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        report.add(path, f"found {data!r}, expected a mapping with keys train, eval")
+        return {}
+    result = {}
+    for split, options in data.items():
+        if split not in ("train", "eval"):
+            report.unknown((*path, split), ["train", "eval"])
+            continue
+        result[split] = read(cls, options, (*path, split), report)
+        known = [*PUBLISHED_PROCESSORS, *names("processor")]
+        if result[split] is not None and result[split].name not in known and ":" not in result[split].name:
+            report.unknown((*path, split, "name"), known, "processor", result[split].name)
+    return result
+
+
+def check_recipe(images: dict[str, Any], path: Path, model: ModelConfig | None, report: Report) -> None:
+    """An image processor may repeat the model's image recipe but not contradict it."""
+    if model is None or not model.image:
+        return
+    for split, options in images.items():
+        if options is None:
+            continue
+        for key, mine in (("image_size", "size"), ("mean", "mean"), ("std", "std")):
+            declared, needed = getattr(options, key), model.image.get(mine)
+            if declared is not None and needed is not None and declared != needed:
+                report.add((*path, split, key), f"found {declared}, but the model's image recipe has {needed}")
+
+
+def check_data_files(config: Any, path: Path, report: Report) -> None:
+    """Report files and folders named by the options of a dataset format that are not there."""
+    for key in PATH_OPTIONS:
+        declared = getattr(config, key, None)
+        for name in declared if isinstance(declared, list) else [declared]:
+            if isinstance(name, str) and name and not set(name) & set("{*?|") and not name.startswith("hf://"):
+                check_exists(name.removeprefix("file:"), (*path, key), report)

@@ -1,0 +1,94 @@
+"""Dialogues about images in one JSON file (the layout of LLaVA-Instruct)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vlm.common.registry import register_dataset
+from vlm.common.types import Image, Role, Sample
+from vlm.datasets.base import field
+from vlm.datasets.formats.table.media import sources
+from vlm.datasets.formats.table.read import AllRows, Record
+from vlm.datasets.formats.table.templates import fill
+from vlm.datasets.formats.turns import Medium, attach_media, check_order, read_turns
+
+
+@register_dataset("conversation_json")
+class ConversationJson:
+    r"""A list of dialogues; every turn is used.
+
+    Raw record::
+
+        {"id": "000000033471", "image": "000000033471.jpg", "conversations": [
+            {"from": "human", "value": "<image>\nWhat are the colors of the bus?"},
+            {"from": "gpt", "value": "White and red."},
+            {"from": "human", "value": "Is it moving?"},
+            {"from": "gpt", "value": "No."}]}
+
+    Messages::
+
+        user:      [Image(image_path/000000033471.jpg)] What are the colors of the bus?
+        assistant: White and red.
+        user:      Is it moving?
+        assistant: No.
+
+    ``image`` may be a list; the k-th ``<image>`` placeholder is the k-th image. Without a placeholder all images come
+    first. Without an ``image`` field the dialogue is text only, unless ``image_pattern`` makes a name of it.
+    """
+
+    @dataclass
+    class Config:
+        """Where the files are and how images are named."""
+
+        ann_path: str | list[str]  # files of dialogues, concatenated
+        image_path: str = ""
+        image_pattern: str = ""  # e.g. COCO_train2014_{id}.jpg for records without an image field
+        image_first: bool = True  # published form: the image stands before the text of its turn
+        drop_newlines: bool = False  # published form: newlines in questions are deleted
+        first_pair_only: bool = False
+        overlapping_pairs: bool = False  # published Multimodal-GPT: see _overlapping
+        text_roles: Sequence[str] = ()
+
+    def __init__(self, config: Config) -> None:
+        """Reads the files. Raises DataError when one is missing or of another shape."""
+        self.config = config
+        self._rows = AllRows(config.ann_path)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def record(self, index: int) -> Record:
+        """The raw record, with every field of the file."""
+        return self._rows[index][0]
+
+    def __getitem__(self, index: int) -> Sample:
+        record, where = self._rows[index]
+        media: list[Medium] = [Image(s) for s in sources(self._name(record, where), self.config.image_path, where)]
+        turns = read_turns(field(record, "conversations", where), where)
+        check_order(turns, where)
+        turns = _overlapping(turns) if self.config.overlapping_pairs else turns
+        messages = attach_media([self._cleaned(*turn) for turn in turns], media, where, self.config.image_first)
+        if self.config.first_pair_only:
+            messages = messages[:2]
+        return Sample(messages=tuple(messages), id=str(record.get("id", index)))
+
+    def _name(self, record: Record, where: str) -> Any:
+        pattern = self.config.image_pattern
+        named = record.get("image")
+        return fill(pattern, record, where) if named is None and pattern else named
+
+    def _cleaned(self, role: Role, text: str) -> tuple[Role, str]:
+        if role != "user":
+            return role, text
+        return role, (text.replace("\n", "") if self.config.drop_newlines else text).strip()
+
+
+def _overlapping(turns: Sequence[tuple[Role, str]]) -> list[tuple[Role, str]]:
+    """Turn k asks with message k and answers with message k + 1, for half as many turns as there are messages.
+
+    So every second question is an answer of the assistant. The published code paired a dialogue so.
+    """
+    pairs = zip(turns[: len(turns) // 2], turns[1:])
+    return [declared for (_, asked), (_, answer) in pairs for declared in (("user", asked), ("assistant", answer))]  # type: ignore[misc]

@@ -1,0 +1,142 @@
+"""Referring expressions on COCO images: RefCOCO, RefCOCO+ and RefCOCOg, in both directions."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vlm.common.errors import DataError
+from vlm.common.registry import register_dataset
+from vlm.common.types import Image, Message, Sample
+from vlm.datasets.base import field, message, read_json, records_of
+from vlm.datasets.formats.boxes import box_text, corners_of, image_size
+from vlm.datasets.formats.plain_pickle import read_plain_pickle
+from vlm.datasets.formats.table.templates import read_pool
+
+Direction = Literal["refer", "identify"]
+
+
+@register_dataset("referring")
+class Referring:
+    """``ann_path/DATASET/refs(SPLITBY).p`` and ``ann_path/DATASET/instances.json``.
+
+    Raw records (one reference; the object's box; its image)::
+
+        {"ref_id": 7, "ann_id": 1719310, "image_id": 581857, "split": "train",
+         "sentences": [{"raw": "the lady with the blue shirt"}, {"raw": "lady at left"}]}
+        {"id": 1719310, "image_id": 581857, "bbox": [103.9, 299.9, 134.2, 71.1]}
+        {"id": 581857, "width": 640, "height": 427}
+
+    Messages (``direction: refer``, and ``identify``, the inverse)::
+
+        user:      [Image(image_path/COCO_train2014_000000581857.jpg)] [refer] where is the lady with the blue shirt ?
+        assistant: {<16><70><37><86>}
+
+        user:      [Image(...)] [identify] what is at {<16><70><37><86>}
+        assistant: the lady with the blue shirt
+
+    One of the sentences and one line of the pool are drawn for each use of a record.
+    """
+
+    @dataclass
+    class Config:
+        """Where the files are, and which references."""
+
+        ann_path: str  # folder that holds refcoco/, refcoco+/, refcocog/
+        image_path: str
+        dataset: Literal["refcoco", "refcoco+", "refcocog"] = "refcoco"
+        splitBy: str = "unc"  # whose split: unc, google or umd
+        split: str = "train"
+        direction: Direction = "refer"
+        pool: str | list[str] = ""  # texts with one {}; empty: the shipped pool of the direction
+        image_pattern: str = "COCO_train2014_{image_id:012d}.jpg"
+        slack: float = 1.0  # pixels that a box may stand out of the image; it is cut
+
+    def __init__(self, config: Config) -> None:
+        """Reads both files. Raises DataError: missing, refused or of another shape, or an unknown split."""
+        self.config = config
+        self.clean: Callable[[str], str] | None = None  # the corpus's text processor, set by the loader
+        folder = Path(config.ann_path) / config.dataset
+        self._file = str(folder / f"refs({config.splitBy}).p")
+        if folder.is_dir() and not Path(self._file).is_file():
+            result = ", ".join(sorted(p.name for p in folder.glob("refs(*).p"))) or "none"
+            raise DataError(
+                f"referring: no file {self._file} (reference files there: {result})", fix="set build_info.splitBy"
+            )
+        refs = records_of(read_plain_pickle(self._file, "referring"), self._file)
+        splits = sorted({str(r.get("split")) for r in refs})
+        self._refs = [r for r in refs if r.get("split") == config.split]
+        if not self._refs:
+            raise DataError(
+                f"referring: {self._file} has no split {config.split!r}", fix=f"set split to one of {', '.join(splits)}"
+            )
+        instances = folder / "instances.json"
+        tree = read_json(instances, "referring")
+        self._boxes = {r.get("id"): r.get("bbox") for r in records_of(tree, str(instances), "annotations")}
+        self._images = {r.get("id"): r for r in records_of(tree, str(instances), "images")}
+        self._pool = question_pool(config.pool, config.direction)
+
+    def __len__(self) -> int:
+        return len(self._refs)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._sample(index, None)
+
+    def draw(self, index: int, rng: random.Random) -> Sample:
+        """One of the sentences and one of the questions. Raises DataError."""
+        return self._sample(index, rng)
+
+    def _sample(self, index: int, rng: random.Random | None) -> Sample:
+        ref = self._refs[index]
+        where = f"{self._file}: reference {ref.get('ref_id', index)}"
+        declared = field(ref, "sentences", where)
+        if not isinstance(declared, list) or not declared:
+            raise DataError(f"{where}: sentences must be a list with at least one")
+        sentence = declared[0] if rng is None else rng.choice(declared)
+        question = self._pool[0] if rng is None else rng.choice(self._pool)
+        image_id, note = field(ref, "image_id", where), field(ref, "ann_id", where)
+        for key, known, what in ((image_id, self._images, "images"), (note, self._boxes, "annotations")):
+            if key not in known:
+                raise DataError(f"{where}: instances.json has no entry {key!r} under {what}")
+        size = image_size(self._images[image_id], f"{where}: image {image_id}")
+        box = box_text(corners_of(self._boxes[note], size, where, self.config.slack), size)
+        image = Image(str(Path(self.config.image_path) / self._name(image_id, where)))
+        phrase = cleaned(field(sentence, "raw", where), self.clean, where)
+        messages = dialogue(image, question, phrase, box, self.config.direction)
+        return Sample(messages=messages, id=str(ref.get("ref_id", index)))
+
+    def _name(self, image_id: Any, where: str) -> str:
+        try:
+            return self.config.image_pattern.format(image_id=image_id)
+        except (ValueError, KeyError, IndexError) as error:
+            raise DataError(
+                f"{where}: image_id {image_id!r} does not fit image_pattern {self.config.image_pattern!r} ({error})"
+            ) from None
+
+
+def question_pool(pool: str | list[str], direction: Direction) -> list[str]:
+    """Questions with one ``{}``; the shipped ones of ``direction`` when ``pool`` is empty. Raises DataError."""
+    lines = read_pool(pool or f"{direction}.txt", direction)
+    for line in lines:
+        if line.count("{}") != 1:
+            raise DataError(
+                f"pools.{direction}: {line!r} needs exactly one {{}}", fix="write {} where the phrase or box goes"
+            )
+    return lines
+
+
+def cleaned(phrase: Any, clean: Callable[[str], str] | None, where: str) -> str:
+    """``phrase`` after the corpus's text processor. Raises DataError when it is no text, or empty."""
+    text = phrase if not isinstance(phrase, str) or clean is None else clean(phrase)
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(f"{where}: the phrase is {phrase!r}", fix="remove the record")
+    return text
+
+
+def dialogue(image: Image, question: str, phrase: str, box: str, direction: Direction) -> tuple[Message, ...]:
+    """Question and answer about a phrase and its box."""
+    asked, answer = (phrase, box) if direction == "refer" else (box, phrase)
+    return message("user", image, question.replace("{}", asked)), message("assistant", answer)

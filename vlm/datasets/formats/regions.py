@@ -1,0 +1,100 @@
+"""Described regions of Visual Genome, as referring expressions."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlm.common.errors import DataError
+from vlm.common.registry import register_dataset
+from vlm.common.types import Image, Sample
+from vlm.datasets.base import field, read_json, records_of
+from vlm.datasets.formats.boxes import box_text, corners_of, image_size
+from vlm.datasets.formats.referring import Direction, cleaned, dialogue, question_pool
+
+
+@register_dataset("regions")
+class Regions:
+    """``data_dir/region_descriptions.json``, ``data_dir/image_data.json`` and the folders ``VG_100K*/``.
+
+    Raw records (the regions of an image; the image)::
+
+        {"id": 61512, "regions": [{"region_id": 1, "image_id": 61512, "phrase": "a clock on a pole",
+                                   "x": 421, "y": 91, "width": 79, "height": 130}]}
+        {"image_id": 61512, "url": "https://.../VG_100K_2/61512.jpg", "width": 800, "height": 600}
+
+    Messages::
+
+        user:      [Image(data_dir/VG_100K_2/61512.jpg)] [refer] where is a clock on a pole ?
+        assistant: {<52><15><62><36>}
+
+    Only regions of less than ``max_area`` square pixels are used (published: 16384). One line of the pool is drawn
+    for each use of a region; ``direction: identify`` asks the other way round.
+    """
+
+    @dataclass
+    class Config:
+        """Where the files are, and which regions."""
+
+        data_dir: str
+        max_area: float = 16384.0
+        direction: Direction = "refer"
+        pool: str | list[str] = ""  # texts with one {}; empty: the shipped pool of the direction
+        slack: float = 4.0  # pixels that a box may stand out of the image; it is cut
+
+    def __init__(self, config: Config) -> None:
+        """Reads both files. Raises DataError: missing, of another shape, or no region is small enough."""
+        self.config = config
+        self.clean: Callable[[str], str] | None = None  # the corpus's text processor, set by the loader
+        self._file = str(Path(config.data_dir) / "region_descriptions.json")
+        images = Path(config.data_dir) / "image_data.json"
+        self._images = {
+            r.get("image_id", r.get("id")): r for r in records_of(read_json(images, "regions"), str(images))
+        }
+        self._regions = self._small(records_of(read_json(self._file, "regions"), self._file))
+        if not self._regions:
+            raise DataError(
+                f"regions: {self._file} has no region of less than {config.max_area:g} square pixels",
+                fix="check the file, or raise build_info.max_area",
+            )
+        self._pool = question_pool(config.pool, config.direction)
+
+    def _small(self, records: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+        """(image, region id, phrase, x, y, width, height) of the small regions; tuples, for there are millions."""
+        result = []
+        for record in records:
+            regions = field(record, "regions", f"{self._file}: image {record.get('id')}")
+            for r in regions:
+                width, height = r.get("width"), r.get("height")
+                measured = isinstance(width, int | float) and isinstance(height, int | float)
+                if measured and width * height >= self.config.max_area:
+                    continue
+                image = r.get("image_id", record.get("id"))
+                result.append((image, r.get("region_id"), r.get("phrase"), r.get("x"), r.get("y"), width, height))
+        return result
+
+    def __len__(self) -> int:
+        return len(self._regions)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._sample(index, self._pool[0])
+
+    def draw(self, index: int, rng: random.Random) -> Sample:
+        """The region with one of the questions. Raises DataError."""
+        return self._sample(index, rng.choice(self._pool))
+
+    def _sample(self, index: int, question: str) -> Sample:
+        image_id, region_id, phrase, *box = self._regions[index]
+        where = f"{self._file}: image {image_id}, region {region_id}"
+        record = self._images.get(image_id)
+        if record is None:
+            raise DataError(f"{where}: image_data.json has no entry {image_id!r}")
+        size = image_size(record, f"{where}: image_data.json")
+        text = box_text(corners_of(box, size, where, self.config.slack), size)
+        *_, folder, name = ["", "", *str(field(record, "url", where)).split("/")]
+        image = Image(str(Path(self.config.data_dir) / folder / name))
+        messages = dialogue(image, question, cleaned(phrase, self.clean, where), text, self.config.direction)
+        return Sample(messages=messages, id=str(region_id if region_id is not None else index))

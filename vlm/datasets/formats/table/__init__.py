@@ -1,0 +1,1 @@
+"""Records of any columns as samples."""

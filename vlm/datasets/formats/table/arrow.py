@@ -1,0 +1,89 @@
+"""Records of Parquet files and of Hugging Face datasets (home of pyarrow and datasets, both optional)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+from vlm.common.errors import DataError
+from vlm.datasets.formats.table.record_buffer import Record
+
+HUB = "hf://"
+
+
+class StoredRecords(Sequence[Record]):
+    """Records of an Arrow table, made on access as they are stored: images stay encoded."""
+
+    def __init__(self, table: Any) -> None:
+        """``table``: a ``pyarrow.Table``, or a ``datasets.Dataset`` in Arrow format."""
+        self.table, self.names = table, list(table.column_names)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self.table):
+            raise IndexError(index)
+        return self.table[index : index + 1].to_pylist()[0]
+
+
+def from_parquet(file: Path) -> StoredRecords:
+    """The records of a Parquet file. Raises DataError: unreadable, or pyarrow is not installed."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise DataError(f"table: {file} needs pyarrow", fix="pip install 'vlm[tables]'") from None
+    try:
+        return StoredRecords(pq.read_table(file))
+    except FileNotFoundError:
+        raise DataError(f"table: no file {file}", fix="check the path under build_info of the dataset") from None
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"table: {file} cannot be read as Parquet ({error})") from None
+
+
+def from_hub(path: str) -> StoredRecords:
+    """The records of ``hf://owner/name?split=train&config=...&revision=...``.
+
+    Raises:
+        DataError: not there, other options, or the package datasets is not installed.
+    """
+    name, _, query = path.removeprefix(HUB).partition("?")
+    options = dict(parse_qsl(query))
+    if set(options) - {"split", "config", "revision"}:
+        raise DataError(f"table: {path}: only split, config and revision may follow the ?")
+    package = _datasets(path)
+    split, config, revision = options.get("split", "train"), options.get("config"), options.get("revision")
+    try:
+        table = package.load_dataset(name, config, split=split, revision=revision)
+    except (OSError, ValueError) as error:
+        raise DataError(f"table: {path} cannot be loaded ({error})") from None
+    return StoredRecords(table.with_format("arrow"))
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether ``datasets.save_to_disk`` wrote the folder."""
+    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+
+
+def from_disk(folder: Path) -> StoredRecords:
+    """The records of a folder written by ``datasets.save_to_disk``. Raises DataError: several splits, unreadable."""
+    if (folder / "dataset_dict.json").is_file():
+        splits = sorted(f.name for f in folder.iterdir() if f.is_dir())
+        raise DataError(f"table: {folder} holds several splits", fix=f"name one: {', '.join(splits)}")
+    package = _datasets(str(folder))
+    try:
+        table = package.load_from_disk(str(folder))
+    except (OSError, ValueError) as error:
+        raise DataError(f"table: {folder} cannot be loaded ({error})") from None
+    return StoredRecords(table.with_format("arrow"))
+
+
+def _datasets(path: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(f"table: {path} needs the package datasets", fix="pip install 'vlm[tables]'") from None
+    return datasets

@@ -1,0 +1,53 @@
+"""Images and videos of a record: paths, encoded bytes, or lists of these."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vlm.common.errors import DataError
+from vlm.common.types import Image
+from vlm.datasets.formats.turns import Medium
+
+SIDES = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
+
+
+def sources(value: Any, folder: str, where: str) -> list[Any]:
+    """What an image or video field holds, as sources; relative paths start at ``folder``, ``null`` is none.
+
+    Raises:
+        DataError: an address, or neither a path nor bytes nor an object ``{"bytes", "path"}`` (the form of
+            Parquet and the hub).
+    """
+    if value is None or value == "":
+        return []
+    if isinstance(value, list | tuple):
+        return [s for v in value for s in sources(v, folder, where)]
+    if isinstance(value, Mapping) and ("bytes" in value or "path" in value):
+        return sources(value.get("bytes") or value.get("path"), folder, where)
+    if isinstance(value, bytes):
+        return [value]
+    if isinstance(value, str) and "://" in value:
+        raise DataError(f"{where}: {value} is an address", fix="download the images and name the files")
+    if isinstance(value, str):
+        return [str(Path(folder) / value)]
+    raise DataError(f"{where}: a {type(value).__name__} is no image", fix="give a path, a list of paths, or bytes")
+
+
+def missing(media: list[Medium]) -> list[str]:
+    """The paths among the sources of ``media`` at which there is nothing."""
+    return [m.source for m in media if isinstance(m.source, str) and not Path(m.source).exists()]
+
+
+def side_by_side(media: list[Medium]) -> list[Medium]:
+    """Several images as one medium that is joined from left to right after each went through the recipe."""
+    return [Image(tuple(m.source for m in media))] if len(media) > 1 else media
+
+
+def flipped(media: list[Medium], question: str, where: str) -> tuple[list[Medium], str]:
+    """Two images swap_images, and the words left and right with them. Raises DataError unless there are two."""
+    if len(media) != 2:
+        raise DataError(f"{where}: flip_share needs two images, found {len(media)}")
+    return media[::-1], re.sub(r"\b([Ll]eft|[Rr]ight)\b", lambda m: SIDES[m.group()], question)

@@ -1,0 +1,273 @@
+"""Any table of records: your own data, and most published corpora."""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from vlm.common.errors import ConfigError, DataError
+from vlm.common.registry import register_dataset
+from vlm.common.types import Image, Input, Message, Sample, Video
+from vlm.datasets.base import message
+from vlm.datasets.formats.table import select
+from vlm.datasets.formats.table.media import flipped, missing, side_by_side, sources
+from vlm.datasets.formats.table.read import FileType, Record, Rows, expanded, read_rows
+from vlm.datasets.formats.table.templates import fill, first_name, lookup, names, read_pool
+from vlm.datasets.formats.turns import Medium, attach_media, check_order, read_turns
+
+Values = dict[str, Any]
+log = logging.getLogger(__name__)
+
+
+@register_dataset("table")
+class Table:
+    """Records of JSON, JSON lines, CSV, TSV, Parquet, a folder of images or ``hf://owner/name?split=train``.
+
+    Raw record::
+
+        {"image": "7.png", "question": "What color is the star?", "answer": "red"}
+
+    Messages::
+
+        user:      [Image(image_path/7.png)] What color is the star?
+        assistant: red
+
+    Other names of columns go into ``fields``, other texts into ``user``, ``input`` and ``assistant`` (templates, see
+    :mod:`vlm.datasets.formats.table.templates`); of a list of texts one is drawn. A record without image is text only.
+    """
+
+    @dataclass
+    class Config:
+        """Where the records are, what their fields mean, and how a sample is made of them."""
+
+        ann_path: str | list[str]  # files (names may hold *) or folders, concatenated
+        image_path: str = ""  # folder of images and videos
+        image_pattern: str = ""  # name of the image, e.g. COCO_train2014_{image_id:012d}.jpg
+        video_pattern: str = ""  # name of the video
+        records: str = ""  # key of the list in a JSON object that holds several
+        file_type: FileType = ""  # of a file whose name does not tell it
+        fields: dict[str, str] = field(default_factory=dict)  # our name (image, question, ...): column
+        messages: str = ""  # column with turns {role, content} or {from, value}; replaces the three templates
+        user: str | list[str] = "{question}"
+        input: str = ""  # material the question is about, e.g. "{context}"; left out when it comes out empty
+        assistant: str | list[str] | None = "{answer}"  # null: questions without answers
+        answer_choice: Literal["first", "most_frequent", "random"] = "first"  # when answer is a list
+        options: str | list[str] = ""  # choices offered as input: a column, or the texts themselves
+        options_share: float = 1.0  # how often they are offered
+        pools: dict[str, str | list[str]] = field(default_factory=dict)  # name in templates: texts, or a file of lines
+        where: dict[str, Any] = field(default_factory=dict)  # column: value, list of values, or text with *
+        explode: list[str] = field(default_factory=list)  # columns with parallel lists: one sample per element
+        one_at_random: bool = False  # explode: one sample per record instead, its element drawn at each access
+        one_per: str = ""  # keep one random record for each value of this template, e.g. "{image}"
+        subset: int = 0  # keep so many random records; 0: all
+        seed: int = 42  # of one_per and subset
+        join_images: bool = False  # several images side by side as one (published form of NLVR2)
+        flip_share: float = 0.0  # how often two images change places, with the words left and right
+        missing_images: Literal["quarantine", "drop"] = "quarantine"  # drop: leave out at the start, counted
+        text_fields: list[str] = field(default_factory=list)  # fields that pass the corpus's text processor, ...
+        text_roles: Sequence[str] = ()  # ... and roles whose whole text does
+
+        def __post_init__(self) -> None:
+            """Raises ConfigError for options that contradict each other."""
+            if self.input and self.options:
+                raise ConfigError("input and options both fill the input; give one")
+            if self.one_at_random and not self.explode:
+                raise ConfigError("one_at_random needs the columns of parallel lists in explode")
+            if [] in (self.user, self.assistant, self.ann_path):
+                raise ConfigError("ann_path, user and assistant need at least one text")
+            if not (0 <= self.options_share <= 1 and 0 <= self.flip_share <= 1 and self.subset >= 0):
+                raise ConfigError("options_share and flip_share are from 0 to 1, subset is 0 or more")
+
+    def __init__(self, config: Config) -> None:
+        """Reads the files. Raises DataError: missing, of another shape, unknown columns, no record left."""
+        self.config = config
+        self.clean: Callable[[str], str] | None = None  # the corpus's text processor, set by the loader
+        self._pools = {name: read_pool(pool, name) for name, pool in config.pools.items()}
+        self._files = [read_rows(p, config.records, config.file_type) for p in expanded(config.ann_path)]
+        check_columns(config, self._files)
+        warn_if_images_unused(config, self._files)
+        items = select.kept(self._files, config.where)
+        if config.explode and not config.one_at_random:
+            items = select.exploded(self._files, items, config.explode)
+        if config.missing_images == "drop":
+            items = self._with_images(items)
+        if config.one_per:
+            unreadable = [i for i in items if not select.readable(self._files, i)]
+            items = [i for i in items if select.readable(self._files, i)]
+            items = select.one_per(items, lambda i: fill(config.one_per, *self._values(i)), config.seed) + unreadable
+        self._items = select.Items(select.subset(items, config.subset, config.seed))
+        if not self._items:
+            raise DataError(f"table: {config.ann_path}: no sample is left", fix="correct build_info of the dataset")
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def record(self, index: int) -> Record:
+        """The record with every field of the file, by the file's names and by ours."""
+        values = self._values(self._items[index])[0]
+        return {k: v for k, v in values.items() if k not in self._pools}
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.draw(index, random.Random(index))
+
+    def draw(self, index: int, rng: random.Random) -> Sample:
+        """The sample with its random choices taken from ``rng``.
+
+        Raises:
+            DataError: a field is missing, question or answer is empty, or placeholders and images differ in number.
+        """
+        item, config = self._items[index], self.config
+        values, where = self._values(item, rng)
+        media = self._media(values, where)
+        if config.flip_share and rng.random() < config.flip_share:
+            media, values["question"] = flipped(media, str(lookup("question", values, where)), where)
+        media = side_by_side(media) if config.join_images else media
+        if config.messages:
+            turns = read_turns(lookup(config.messages, values, where), where)
+            check_order(turns, where)
+            messages = attach_media(turns, media, where, first=False)
+        else:
+            messages = self._messages(values, media, rng, where)
+        name = str(values.get("id", index))
+        if "id" in values and item.element is not None:
+            name += f".{item.element}"
+        return Sample(messages=tuple(messages), id=name)
+
+    def _with_images(self, items: list[select.Item]) -> list[select.Item]:
+        """The items whose files are all there."""
+        lost = {item: self._missing(item) for item in items}
+        result = [item for item in items if not lost[item]]
+        name, first = self._files[0].name, next((paths[0] for paths in lost.values() if paths), "")
+        if items and not result:
+            raise DataError(
+                f"table: {name}: the image of every record is missing, the first is {first}",
+                fix="correct build_info.image_path or image_pattern",
+            )
+        if first:
+            count = len(items) - len(result)
+            log.warning("%s: %d of %d records left out, their image is missing: %s ...", name, count, len(items), first)
+        return result
+
+    def _missing(self, item: select.Item) -> list[str]:
+        try:
+            return missing(self._media(*self._values(item)))
+        except DataError:  # said when the sample is made
+            return []
+
+    def _values(self, item: select.Item, rng: random.Random | None = None) -> tuple[Values, str]:
+        """The fields of a sample by the file's names and by ours, and what to call it in a message."""
+        rng, file = rng or random.Random(0), self._files[item.file]
+        values, where = {"file": file.name, **file.records[item.row]}, file.where(item.row)
+        if self.config.explode:
+            element = item.element
+            if element is None:
+                count = select.length(values, self.config.explode, where)
+                if not count:
+                    raise DataError(f"{where}: the lists of {', '.join(self.config.explode)} are empty")
+                element = rng.randrange(count)
+            values = select.element_of(values, self.config.explode, element)
+        values |= {name: lookup(column, values, where) for name, column in self.config.fields.items()}
+        return values | {name: rng.choice(pool) for name, pool in self._pools.items()}, where
+
+    def _media(self, values: Values, where: str) -> list[Medium]:
+        config = self.config
+        image = fill(config.image_pattern, values, where) if config.image_pattern else values.get("image")
+        clip = fill(config.video_pattern, values, where) if config.video_pattern else values.get("video")
+        result: list[Medium] = [Image(s) for s in sources(image, config.image_path, where)]
+        return [*result, *(Video(s) for s in sources(clip, config.image_path, where))]
+
+    def _messages(self, values: Values, media: list[Medium], rng: random.Random, where: str) -> list[Message]:
+        """A question and its answer by the templates."""
+        material = self._input(values, rng, where)
+        if isinstance(values.get("answer"), list):
+            values["answer"] = self._chosen(values["answer"], rng, where)
+        if self.clean is not None:
+            values |= {f: self.clean(fill(f"{{{f}}}", values, where)) for f in self.config.text_fields}
+        values |= {name: fill(values[name], values, where) for name in self._pools}
+        asked = fill(one_of(self.config.user, rng), values, where)
+        if not asked.strip() and not media:
+            raise DataError(f"{where}: neither a question nor an image", fix="correct build_info.user")
+        user = attach_media([("user", asked)], media, where, first=False)[0]
+        if material.strip():
+            user = message("user", *user.parts, Input(material))
+        if self.config.assistant is None:
+            return [user]
+        answer = fill(one_of(self.config.assistant, rng), values, where)
+        if not answer.strip():
+            raise DataError(f"{where}: the answer is empty", fix="remove the record, or correct build_info.assistant")
+        return [user, message("assistant", answer)]
+
+    def _input(self, values: Values, rng: random.Random, where: str) -> str:
+        declared = self.config.options
+        if not declared:
+            return fill(self.config.input, dict.fromkeys(names(self.config.input)) | values, where)
+        options = declared if isinstance(declared, list) else lookup(declared, values, where)
+        if not isinstance(options, list):
+            raise DataError(f"{where}: options must be a list, found {type(options).__name__}")
+        distinct = list(dict.fromkeys(map(str, options)))
+        return ", ".join(distinct) if len(distinct) > 1 and rng.random() < self.config.options_share else ""
+
+    def _chosen(self, answers: list[Any], rng: random.Random, where: str) -> Any:
+        if not answers:
+            raise DataError(f"{where}: the list of answers is empty", fix="remove the record")
+        if any(isinstance(a, dict | list) for a in answers):
+            raise DataError(f"{where}: answers must be texts, found {answers[0]!r}", fix="correct build_info.fields")
+        if self.config.answer_choice == "random":
+            return rng.choice(answers)
+        return answers[0] if self.config.answer_choice == "first" else Counter(answers).most_common(1)[0][0]
+
+
+def one_of(template: str | list[str], rng: random.Random) -> str:
+    """The template, or one drawn from a list of them."""
+    return template if isinstance(template, str) else rng.choice(template)
+
+
+def check_columns(config: Table.Config, files: Sequence[Rows]) -> None:
+    """Raises DataError when options name columns that no record has."""
+    columns = set().union(*(f.columns() | select.nested(f, config.explode) for f in files))
+    ours = columns | {"file"} | set(config.fields) | set(config.pools)
+    templates = [config.image_pattern, config.video_pattern, config.one_per]
+    if not config.messages:
+        templates += [*_listed(config.user), *_listed(config.assistant or "")]
+    options = config.options if isinstance(config.options, str) else ""
+    for key, used, known in (
+        ("fields", {c if c in columns else first_name(c) for c in config.fields.values()}, columns),
+        ("where", set(config.where), columns),
+        ("explode", set(config.explode), columns),
+        ("messages", {config.messages} - {""}, ours),
+        ("options", {options} - {""}, ours),
+        ("a template", set().union(*map(names, templates)), ours),
+    ):
+        strange = sorted(used - known)
+        if strange:
+            hint = "; the first line of a CSV file must name them" if files[0].name.endswith((".csv", ".tsv")) else ""
+            raise DataError(
+                f"table: {files[0].name}: {key} names {', '.join(map(repr, strange))}, "
+                f"but the columns are {', '.join(sorted(map(str, columns)))}{hint}",
+                fix="set build_info.fields, user or assistant" if key == "a template" else f"correct build_info.{key}",
+            )
+
+
+def warn_if_images_unused(config: Table.Config, files: Sequence[Rows]) -> None:
+    """Warns when there seem to be images and no option refers to them."""
+    columns = set().union(*(f.columns() | select.nested(f, config.explode) for f in files))
+    if {"image", "video"} & (columns | set(config.fields)) or config.image_pattern or config.video_pattern:
+        return
+    likely = sorted(c for c in columns if re.search("image|img|picture|photo|video|file_?name", c, re.IGNORECASE))
+    if config.image_path or likely:
+        log.warning(
+            "table: %s: samples are text only, for no field is named image or video; the fields are %s.\n"
+            "  fix: set build_info.fields: {image: %s}",
+            files[0].name,
+            ", ".join(sorted(columns)),
+            likely[0] if likely else "COLUMN",
+        )
+
+
+def _listed(template: str | list[str]) -> list[str]:
+    return [template] if isinstance(template, str) else template

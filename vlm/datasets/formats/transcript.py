@@ -1,0 +1,84 @@
+"""Text dialogues written out with speaker marks (the layout of Baize)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vlm.common.errors import DataError
+from vlm.common.registry import register_dataset
+from vlm.common.types import Sample
+from vlm.datasets.base import field, message
+from vlm.datasets.formats.table.read import AllRows, Record
+
+
+@register_dataset("transcript")
+class Transcript:
+    r"""A JSON list (or lines) of dialogues; the text before the first mark is left out.
+
+    Raw record::
+
+        {"input": "The conversation ...\n[|Human|] Why?\n[|AI|] So.\n[|Human|] "}
+
+    Messages::
+
+        user:      Why?
+        assistant: So.
+
+    A last question without answer is dropped.
+    """
+
+    @dataclass
+    class Config:
+        """Where the files are, and how speakers are marked."""
+
+        ann_path: str | list[str]
+        field: str = "input"  # column with the text
+        human: str = "[|Human|]"  # blanks after a mark belong to it
+        assistant: str = "[|AI|]"
+        drop_newlines: bool = False  # published form: newlines are deleted, which joins words
+        text_roles: Sequence[str] = ()
+
+    def __init__(self, config: Config) -> None:
+        """Reads the files. Raises DataError when one is missing or of another shape."""
+        self.config = config
+        self._rows = AllRows(config.ann_path)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def record(self, index: int) -> Record:
+        """The raw record, with every field of the file."""
+        return self._rows[index][0]
+
+    def __getitem__(self, index: int) -> Sample:
+        record, where = self._rows[index]
+        text = str(field(record, self.config.field, where))
+        turns = [self._turn(piece, f"{where}: turn {n}") for n, piece in enumerate(self._pieces(text), start=1)]
+        if not turns:
+            raise DataError(f"{where}: no question with an answer", fix="remove the record")
+        pairs = [(message("user", q), message("assistant", a)) for q, a in turns]
+        return Sample(messages=tuple(m for pair in pairs for m in pair), id=str(record.get("id", index)))
+
+    def _pieces(self, text: str) -> list[str]:
+        """What follows each mark of the human; a last piece without answer is left out."""
+        pieces = _split(text, self.config.human)[1:]
+        return pieces[:-1] if pieces and self.config.assistant not in pieces[-1] else pieces
+
+    def _turn(self, piece: str, where: str) -> tuple[str, str]:
+        parts = _split(piece, self.config.assistant)
+        if len(parts) != 2:
+            raise DataError(
+                f"{where}: {len(parts) - 1} marks {self.config.assistant!r} after a mark {self.config.human!r}, "
+                "expected one",
+                fix="remove the record, or set build_info.human and build_info.assistant",
+            )
+        question, answer = (p.replace("\n", "") if self.config.drop_newlines else p.strip() for p in parts)
+        if not question or not answer:
+            raise DataError(f"{where}: empty {'answer' if question else 'question'}", fix="remove the record")
+        return question, answer
+
+
+def _split(text: str, mark: str) -> list[str]:
+    return re.split(re.escape(mark) + " *", text)

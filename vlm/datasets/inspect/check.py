@@ -1,0 +1,238 @@
+"""``vlm data check``: every record read, what cannot be used counted by reason, lengths measured."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import random
+import re
+import time
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from vlm.common.errors import DataError, UserError
+from vlm.common.types import Image, Sample
+from vlm.datasets.inspect.scan import Opened, chunks, encode, progress, references, run_jobs
+from vlm.datasets.loading.mixing import derive_seed
+from vlm.datasets.loading.quarantine import AT_LEAST
+from vlm.datasets.loading.sampler import Ref
+from vlm.datasets.loading.worker import Bad, Source, read_sample
+from vlm.processors.collate import VisualTokens
+from vlm.processors.image.recipe import ImageRecipe
+from vlm.processors.processor import Processor
+
+EXAMPLES = 3
+"""Records shown for each reason."""
+
+_PARTICULAR = re.compile(r"'[^']*'|\"[^\"]*\"|\S*[/\\]\S*|\S*\d\S*")
+"""What differs between records that have the same fault: quoted texts, paths, numbers."""
+
+
+class Blank:
+    """Stands for an image or video recipe where only lengths are wanted; pickles into workers."""
+
+    def __init__(self, *frames: int) -> None:
+        self._shape = (*frames, 3, 1, 1)
+
+    def __call__(self, *_: Any, **__: Any) -> torch.Tensor:
+        """Black pixels ``[3, 1, 1]``, or ``[f, 3, 1, 1]`` for a video of f frames."""
+        return torch.zeros(self._shape)
+
+
+def without_pixels(processor: Processor) -> Processor:
+    """A processor that gives the same ids and reads no medium; a video counts the most frames that are ever taken."""
+    blind = copy.copy(processor)
+    blind.image = Blank()  # type: ignore[assignment]
+    if processor.video is not None:
+        blind.video = Blank(getattr(getattr(processor.video, "config", None), "num_frames", 1))  # type: ignore[assignment]
+    return blind
+
+
+@dataclass
+class Seen:
+    """What a worker found in a chunk of records: lengths and media of the usable ones, and the others."""
+
+    lengths: list[int] = field(default_factory=list)
+    media: list[int] = field(default_factory=list)
+    targets: int = 0
+    missing: int = 0
+    bad: list[Bad] = field(default_factory=list)
+
+
+class Checker(torch.utils.data.Dataset):
+    """References -> Seen."""
+
+    def __init__(
+        self,
+        source: Source,
+        processor: Processor | None,
+        recipe: ImageRecipe,
+        *,
+        questions: bool = False,
+        pixels: bool = False,
+        seed: int = 0,
+        visual_tokens: VisualTokens | None = None,
+    ) -> None:
+        """Without ``processor`` lengths are characters; ``recipe`` then reads the images if ``pixels``."""
+        self._source, self._recipe, self._questions = source, recipe, questions
+        self._pixels, self._seed = pixels, seed
+        self._visual_tokens = visual_tokens or VisualTokens()
+        self._processor = processor if processor is None or pixels else without_pixels(processor)
+
+    def __getitem__(self, refs: Sequence[Ref]) -> Seen:
+        seen = Seen()
+        for ref in refs:
+            try:
+                sample = read_sample(self._source, ref, self._seed)
+                gone = missing_files(sample)
+                if gone:
+                    seen.missing += 1
+                    raise DataError(f"no file {gone[0]}")
+                self._measure(sample, ref, seen)
+            except UserError as error:
+                key = str(getattr(ref.raw, "key", ref.index))
+                seen.bad.append(Bad(self._source.name, key, str(error)))
+        return seen
+
+    def _measure(self, sample: Sample, ref: Ref, seen: Seen) -> None:
+        media = sum(len(m.media) for m in sample.messages)
+        if self._processor is None:
+            for medium in (m for message in sample.messages for m in message.media) if self._pixels else ():
+                if isinstance(medium, Image):
+                    self._recipe(medium.source, f"{sample.source}/{sample.id}")
+            length, targets = sum(len(m.text) for m in sample.messages), 0
+        else:
+            rng = random.Random(derive_seed(self._seed, "sample", self._source.name, ref.epoch, ref.index))
+            example = encode(self._processor, sample, rng, self._questions)
+            length, targets = self._visual_tokens.fused_length(example), example.num_targets
+        seen.lengths.append(length)
+        seen.media.append(media)
+        seen.targets += targets
+
+
+def missing_files(sample: Sample) -> list[str]:
+    """Paths of media that are not there."""
+    paths = [str(p.source) for m in sample.messages for p in m.media if isinstance(p.source, str | os.PathLike)]
+    return [path for path in paths if not os.path.exists(path)]
+
+
+@dataclass
+class Report:
+    """What is known about a dataset after its check."""
+
+    name: str
+    format: str
+    batch_size: int
+    unit: str = "tokens"
+    error: str = ""
+    bad: int = 0
+    missing: int = 0
+    targets: int = 0
+    seconds: float = 0.0
+    reasons: dict[str, tuple[int, list[Bad]]] = field(default_factory=dict)
+    lengths: array[int] = field(default_factory=lambda: array("q"))
+    media: array[int] = field(default_factory=lambda: array("l"))
+
+    @property
+    def samples(self) -> int:
+        """Usable records."""
+        return len(self.lengths)
+
+    def add(self, seen: Seen) -> None:
+        """Take the findings of a chunk."""
+        self.lengths.extend(seen.lengths)
+        self.media.extend(seen.media)
+        self.targets += seen.targets
+        self.missing += seen.missing
+        self.bad += len(seen.bad)
+        for item in seen.bad:
+            count, examples = self.reasons.get(kind_of(item.reason), (0, []))
+            self.reasons[kind_of(item.reason)] = (
+                count + 1,
+                [*examples, item] if len(examples) < EXAMPLES else examples,
+            )
+
+    def verdict(self, max_bad_share: float) -> str:
+        """Why a run on this dataset would fail; empty if it would not."""
+        if self.error:
+            return f"dataset {self.name} cannot be opened: {self.error.splitlines()[0]}"
+        total = self.samples + self.bad
+        if not self.samples:
+            return f"dataset {self.name}: " + (f"none of {total} records can be used" if total else "0 records")
+        if self.bad >= AT_LEAST and self.bad > max_bad_share * total:
+            return f"dataset {self.name}: {self.bad} of {total} records cannot be used, allowed are {max_bad_share:.1%}"
+        return ""
+
+
+def kind_of(reason: str) -> str:
+    """A reason without what is particular to one record, so that equal faults count together."""
+    first = reason.split("\n")[0]
+    return re.sub(r"(… )+", "… ", _PARTICULAR.sub("…", first) + " ").strip()
+
+
+def check_dataset(
+    opened: Opened,
+    processor: Processor | None,
+    recipe: ImageRecipe,
+    *,
+    pixels: bool = False,
+    workers: int = 0,
+    seed: int = 0,
+    limit: int | None = None,
+    visual_tokens: VisualTokens | None = None,
+    quarantine: IO[str] | None = None,
+) -> Report:
+    """Read every record (or the first ``limit``) of a dataset, in ``workers`` processes, with a progress bar.
+
+    Args:
+        opened: the dataset.
+        processor: makes tokens; None: lengths are characters.
+        recipe: reads the images where there is no processor.
+        pixels: decode every medium too.
+        workers: processes; 0: this one.
+        seed: of the formats' random choices.
+        limit: at most so many records.
+        visual_tokens: positions of a medium.
+        quarantine: where to write one JSON line for each bad record.
+    """
+    report = Report(opened.name, opened.entry.format.name, opened.entry.batch_size, error=opened.error)
+    report.unit = "tokens" if processor is not None else "characters"
+    if opened.source is None:
+        return report
+    start = time.monotonic()
+    checker = Checker(
+        opened.source,
+        processor,
+        recipe,
+        questions=opened.questions,
+        pixels=pixels,
+        seed=seed,
+        visual_tokens=visual_tokens,
+    )
+    total = opened.size if limit is None or opened.size is None else min(limit, opened.size)
+    with progress(opened.name, total) as step:
+        for seen in run_jobs(checker, chunks(references(opened.source.dataset, limit)), workers):
+            report.add(seen)
+            step(len(seen.lengths) + len(seen.bad))
+            for item in seen.bad if quarantine is not None else ():
+                line = {"source": item.source, "key": item.key, "reason": item.reason}
+                quarantine.write(json.dumps(line, ensure_ascii=False) + "\n")  # type: ignore[union-attr]
+    report.seconds = time.monotonic() - start
+    return report
+
+
+def open_quarantine(folder: str | Path) -> IO[str]:
+    """``quarantine.jsonl`` in a folder that is made if need be. Raises DataError when it cannot be written."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        return (Path(folder) / "quarantine.jsonl").open("w", encoding="utf-8")
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be written ({error.strerror})", fix="name another folder after --out"
+        ) from error

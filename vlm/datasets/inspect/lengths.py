@@ -1,0 +1,84 @@
+"""Lengths of samples, and the padding that a way of making batches costs, by the code that makes them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from vlm.common.types import Example
+from vlm.config.run import Packing
+from vlm.datasets.loading.batching import Assembler, FirstFitPacker, LengthGrouped
+from vlm.datasets.loading.worker import EncodedChunk, EncodedSample, WorkerResult
+
+SHARES = (5, 50, 90, 99)
+"""Percentiles that a report shows, besides the mean and the largest."""
+
+AT_MOST = 20_000
+"""Samples of an estimate; a larger dataset is sampled."""
+
+AT_LEAST = 2_000
+"""Samples of an estimate at least; a smaller dataset is passed several times."""
+
+GROUP = 50
+"""Batches that are sorted together where the run says nothing."""
+
+
+def percentiles(lengths: Sequence[int]) -> dict[str, int]:
+    """``{"mean", "p5", "p50", "p90", "p99", "max"}``; empty for no lengths."""
+    if not lengths:
+        return {}
+    ordered = sorted(lengths)
+    result = {f"p{share}": ordered[min(len(ordered) * share // 100, len(ordered) - 1)] for share in SHARES}
+    return {"mean": round(sum(ordered) / len(ordered)), **result, "max": ordered[-1]}
+
+
+def padding(
+    lengths: Sequence[int], media: Sequence[int], batch_size: int, group: int = 0, packing: Packing | None = None
+) -> dict[str, float]:
+    """Share of the positions that is padding: ``as_they_come``, ``grouped`` by length and ``packed``.
+
+    Args:
+        lengths: positions of each sample in the LLM.
+        media: images and videos of each sample.
+        batch_size: samples of a batch.
+        group: batches sorted together (``run.group_by_length``); 0: 50.
+        packing: ``run.packing``; None: rows of 2048 positions, or of the longest sample.
+    """
+    if not lengths:
+        return {}
+    packing = packing or Packing(max_tokens=max(2048, max(lengths)))
+    rows = 2 * packing.open_rows * packing.max_tokens // max(sum(lengths) // len(lengths), 1)
+    rng, order = random.Random(0), list[int]()
+    while len(order) < max(AT_LEAST, min(rows, AT_MOST)):  # a small dataset is passed several times, as in training
+        order += rng.sample(range(len(lengths)), len(lengths))
+    order = order[:AT_MOST]
+    items = [EncodedSample((0, 0, k), Example([], [], [None] * media[k]), lengths[k]) for k in order]  # type: ignore[list-item]
+    size = min(batch_size, len(items))
+    batches = [[[i] for i in items[k : k + size]] for k in range(0, len(items), size)]
+    pool = max(min(group or GROUP, len(items) // size), 1)
+    grouped = _made(LengthGrouped(pool, [size], True, 0), items, size)
+    packed = _made(FirstFitPacker(packing.max_tokens, packing.max_media, packing.open_rows, 1), items, size)
+    wasted = _waste(packed, packing.max_tokens)
+    result = {"as_they_come": _waste(batches), "grouped": _waste(grouped), "packed": wasted}
+    return {way: share for way, share in result.items() if share is not None}
+
+
+def _made(assembler: Assembler, items: list[EncodedSample], size: int) -> list[list[list[EncodedSample]]]:
+    """The batches that come out of ``items``, those still pending left out."""
+    batches = []
+    for k in range(0, len(items), size):
+        assembler.add(WorkerResult(chunk=EncodedChunk(items[k : k + size])))
+        while (rows := assembler.pop()) is not None:
+            assert isinstance(rows, list)
+            batches.append(rows)
+    return batches
+
+
+def _waste(batches: list[list[list[EncodedSample]]], row: int = 0) -> float | None:
+    """``row``: positions that every row has; 0: those of the batch's longest. None without a batch."""
+    tokens = positions = 0
+    for rows in batches:
+        used = [sum(item.tokens for item in items) for items in rows]
+        tokens += sum(used)
+        positions += len(rows) * (row or max(used))
+    return 1 - tokens / positions if positions else None

@@ -1,0 +1,135 @@
+"""One ordered pass over any dataset, in chunks that loader workers can share."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from vlm.common.errors import UserError
+from vlm.common.types import Example, Sample
+from vlm.datasets.base import StreamDataset
+from vlm.datasets.loading.sampler import Ref
+from vlm.datasets.loading.train_loader import build_source
+from vlm.datasets.loading.worker import Source, as_is, start_worker
+from vlm.processors.processor import Processor
+
+if TYPE_CHECKING:
+    from vlm.config.api import Config, DatasetEntry
+
+CHUNK = 64
+"""Records that a worker takes at a time."""
+
+Step = Callable[[int], None]
+"""Told how many records are done."""
+
+
+@dataclass
+class Opened:
+    """A dataset of a configuration, or why it cannot be opened; ``questions``: for evaluation, answers may lack."""
+
+    name: str
+    entry: DatasetEntry
+    source: Source | None
+    error: str = ""
+    questions: bool = False
+
+    @property
+    def size(self) -> int | None:
+        """Number of records, where it is known without reading them."""
+        dataset = self.source.dataset if self.source else ()
+        return None if isinstance(dataset, StreamDataset) else len(dataset)
+
+
+def sections(cfg: Config) -> dict[str, tuple[str, DatasetEntry]]:
+    """Section and entry of all datasets by name; outside ``datasets`` a name that occurs before gets a prefix."""
+    result: dict[str, tuple[str, DatasetEntry]] = {}
+    for section in ("datasets", "valid_datasets", "evaluation_datasets"):
+        for name, entry in getattr(cfg, section).items():
+            result[name if name not in result else f"{section.split('_')[0]}_{name}"] = (section, entry)
+    return result
+
+
+def open_datasets(entries: Mapping[str, tuple[str, DatasetEntry]], image_size: int) -> list[Opened]:
+    """Every dataset, opened; one that cannot be opened says why instead of ending the rest."""
+    result = []
+    for name, (section, entry) in entries.items():
+        split, questions = "train" if section == "datasets" else "eval", section == "evaluation_datasets"
+        try:
+            result.append(Opened(name, entry, build_source(name, entry, image_size, split), questions=questions))
+        except UserError as error:
+            result.append(Opened(name, entry, None, str(error), questions))
+    return result
+
+
+def encode(processor: Processor, sample: Sample, rng: random.Random, questions: bool) -> Example:
+    """The example that training makes of a sample; of a question without answer (``questions``) the prompt.
+
+    Raises:
+        DataError, PromptError: it cannot be used.
+    """
+    if questions and sample.messages and sample.messages[-1].role == "user":
+        return replace(processor.encode_chat(sample.messages), id=sample.id, source=sample.source)
+    return processor.encode_train(sample, rng)
+
+
+def references(dataset: Any, limit: int | None = None, seed: int | None = None) -> Iterator[Ref]:
+    """The records of a dataset as they are stored, or, with a seed, in an order drawn by it."""
+    if isinstance(dataset, StreamDataset):
+        refs: Iterator[Ref] = (Ref(0, index, raw) for index, raw in enumerate(dataset.records(seed)))
+    else:
+        order: Sequence[int] = range(len(dataset))
+        if seed is not None:
+            order = random.Random(seed).sample(order, len(order) if limit is None else min(limit, len(order)))
+        refs = (Ref(0, index) for index in order)
+    return islice(refs, limit)
+
+
+def chunks(refs: Iterator[Ref], size: int = CHUNK) -> Iterator[tuple[Ref, ...]]:
+    """``refs`` in tuples of ``size``; the last may be shorter."""
+    while chunk := tuple(islice(refs, size)):
+        yield chunk
+
+
+class Jobs:
+    """Lets torch's DataLoader iterate jobs that are made on the way."""
+
+    def __init__(self, jobs: Iterator[Any]) -> None:
+        self._jobs = jobs
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._jobs
+
+
+def run_jobs(maker: Any, jobs: Iterator[Any], workers: int) -> Iterator[Any]:
+    """``maker[job]`` for every job, in order, in ``workers`` processes (0: in this one)."""
+    import torch
+
+    yield from torch.utils.data.DataLoader(
+        maker,
+        sampler=Jobs(jobs),
+        batch_size=None,
+        collate_fn=as_is,
+        num_workers=workers,
+        worker_init_fn=start_worker if workers else None,
+        generator=torch.Generator(),
+    )
+
+
+@contextmanager
+def progress(text: str, total: int | None) -> Iterator[Step]:
+    """A bar on a terminal's stderr (a count where ``total`` is not known); elsewhere nothing."""
+    if not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(text, total=total)
+        yield lambda count: bar.advance(task, count)

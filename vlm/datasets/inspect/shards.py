@@ -1,0 +1,192 @@
+"""``vlm data shard``: any dataset written as web shards, in parallel, resumable."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from vlm.common.errors import DataError
+from vlm.datasets.base import StreamDataset
+from vlm.datasets.formats.shard_sample import to_members
+from vlm.datasets.inspect.scan import Opened, chunks, progress, references, run_jobs
+from vlm.datasets.loading.quarantine import Quarantine
+from vlm.datasets.loading.sampler import Ref
+from vlm.datasets.loading.worker import Bad
+
+MANIFEST = "manifest.json"
+COUNTED = {"good": "samples", "bad": "bad"}
+
+
+class ShardJob(NamedTuple):
+    """A shard to write: its number and its records, and the number of the first of them."""
+
+    number: int
+    first: int
+    refs: tuple[Ref, ...]
+
+
+@dataclass
+class Written:
+    """A shard that is complete on the disk."""
+
+    number: int
+    samples: int
+    bytes: int
+    bad: list[Bad] = field(default_factory=list)
+
+
+class ShardWriter(torch.utils.data.Dataset):
+    """ShardJob -> Written. A shard appears under its name when it is whole; the same job writes the same bytes.
+
+    A format that draws at random makes its fixed choice. Texts of whole roles (``text_roles``) are stored as they were
+    before the corpus's text processor, which the reading entry applies.
+    """
+
+    def __init__(self, name: str, dataset: Any, folder: Path) -> None:
+        self._name, self._dataset, self._folder = name, dataset, folder
+
+    def __getitem__(self, job: ShardJob) -> Written:
+        stream = isinstance(self._dataset, StreamDataset)
+        final = self._folder / shard_name(job.number)
+        part = final.with_suffix(f".{os.getpid()}.part")
+        done = Written(job.number, 0, 0)
+        with tarfile.open(part, "w") as tar:
+            for place, ref in enumerate(job.refs):
+                try:
+                    sample = self._dataset.decode(ref.raw) if stream else self._dataset[ref.index]
+                    members = to_members(sample)
+                except DataError as error:
+                    key = str(getattr(ref.raw, "key", ref.index))
+                    done.bad.append(Bad(self._name, key, str(error)))
+                    continue
+                for ext, data in members.items():
+                    info = tarfile.TarInfo(f"{job.first + place:09d}.{ext}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+                done.samples += 1
+        done.bytes = part.stat().st_size
+        part.replace(final)
+        return done
+
+
+def shard_name(number: int) -> str:
+    """``00012.tar``."""
+    return f"{number:05d}.tar"
+
+
+def write_shards(
+    opened: Opened, out: str | Path, *, per_shard: int = 1000, workers: int = 0, max_bad_share: float = 0.01
+) -> dict[str, Any]:
+    """Write a dataset to ``out/NAME/00000.tar ...`` and return its manifest, which is written after every shard.
+
+    Shards that the manifest names are kept, so that an interrupted command can be repeated.
+
+    Args:
+        opened: the dataset.
+        out: folder of all datasets.
+        per_shard: records of a shard.
+        workers: processes; 0: this one.
+        max_bad_share: share of records that may be left out; they stand in ``quarantine.jsonl`` beside the shards.
+
+    Raises:
+        DataError: the folder holds shards of something else, or too many records cannot be used.
+    """
+    assert opened.source is not None
+    folder = Path(out) / opened.name
+    dataset = opened.source.dataset
+    manifest = start_manifest(folder, opened, per_shard)
+    known: dict[str, Any] = manifest["shards"]
+    quarantine = Quarantine(folder, max_bad_share, early=0)
+    counts = {key: {opened.name: sum(s[name] for s in known.values())} for key, name in COUNTED.items()}
+    quarantine.load_state_dict(counts)
+    jobs = (job for job in _jobs(dataset, per_shard) if shard_name(job.number) not in known)
+    writer = ShardWriter(opened.name, dataset, folder)
+    with progress(opened.name, None if opened.size is None else -(-opened.size // per_shard)) as step:
+        step(len(known))
+        for done in run_jobs(writer, jobs, workers):
+            known[shard_name(done.number)] = {"samples": done.samples, "bad": len(done.bad), "bytes": done.bytes}
+            _store(folder, manifest)
+            quarantine.add(opened.name, done.samples, done.bad)
+            step(1)
+    manifest["samples"] = sum(s["samples"] for s in known.values())
+    if not manifest["samples"]:
+        raise DataError(f"dataset {opened.name}: no record could be written", fix="check the paths under build_info")
+    manifest["complete"] = True
+    _store(folder, manifest)
+    return manifest
+
+
+def _jobs(dataset: Any, per_shard: int) -> Iterator[ShardJob]:
+    for number, refs in enumerate(chunks(references(dataset), per_shard)):
+        yield ShardJob(number, number * per_shard, refs)
+
+
+def start_manifest(folder: Path, opened: Opened, per_shard: int) -> dict[str, Any]:
+    """The manifest to go on with, or a new one in a folder that is made if need be.
+
+    Raises:
+        DataError: the folder belongs to other data or another shard size, or holds shards without a manifest.
+    """
+    fresh: dict[str, Any] = {
+        "format": opened.entry.format.name,
+        "build_info": _plain(opened.entry.format.raw),
+        "records": opened.size,
+        "per_shard": per_shard,
+        "complete": False,
+        "shards": {},
+    }
+    file = folder / MANIFEST
+    for left in folder.glob("*.part"):
+        left.unlink()
+    if not file.is_file():
+        if any(folder.glob("*.tar")):
+            raise DataError(f"{folder} holds shards but no {MANIFEST}", fix="name another folder, or empty this one")
+        folder.mkdir(parents=True, exist_ok=True)
+        return fresh
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file} is not JSON ({error})", fix="remove the folder and write it again") from None
+    for key in ("format", "build_info", "records", "per_shard"):
+        if result.get(key) != fresh[key]:
+            raise DataError(
+                f"{folder} holds shards of other data: {key} is {result.get(key)!r} there, {fresh[key]!r} here",
+                fix="name another folder, or remove this one",
+            )
+    result["shards"] = {k: v for k, v in result["shards"].items() if (folder / k).is_file()}
+    return {**result, "complete": False}
+
+
+def _plain(value: Mapping[str, Any] | Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
+
+
+def _store(folder: Path, manifest: dict[str, Any]) -> None:
+    part = folder / (MANIFEST + ".part")
+    part.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(folder / MANIFEST)
+
+
+def entry_yaml(opened: Opened, out: str | Path) -> str:
+    """The dataset's entry for a YAML file that reads the shards instead."""
+    config = opened.entry.format.config
+    roles = list(getattr(config, "text_roles", ()))
+    lines = [
+        f"{opened.name}:",
+        "  format: web_shards",
+        f"  batch_size: {opened.entry.batch_size}",
+        f"  build_info: {{storage: {json.dumps(str(Path(out) / opened.name))}, text_roles: {json.dumps(roles)}}}",
+    ]
+    if opened.entry.sample_ratio is not None:
+        lines.insert(3, f"  sample_ratio: {opened.entry.sample_ratio:g}")
+    if roles and opened.entry.text_processor:
+        lines.append(f"  text_processor: {json.dumps(opened.entry.text_processor)}")
+    return "\n".join(lines)

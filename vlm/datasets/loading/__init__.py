@@ -1,0 +1,1 @@
+"""From datasets to batches: sampling, mixing, workers, batching, resume."""

@@ -1,0 +1,82 @@
+"""Visual features of images that were seen before."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vlm.common.types import Features
+from vlm.models.frames import join
+
+
+class FeatureCache:
+    """Keeps the features of the last images by their content; used from several threads.
+
+    An image is recognised by the bytes of its preprocessed pixels, so a path, an upload and a copy of
+    the same image are one entry.
+    """
+
+    def __init__(self, capacity: int = 64) -> None:
+        self.capacity = capacity
+        self._entries: OrderedDict[str, tuple[Tensor, Tensor | None]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def encode(self, pixels: Tensor, encoder: Callable[..., Features], frames: Tensor | None = None) -> Features:
+        """Features of ``pixels [n, f, 3, h, w]``; only images not in the cache go through ``encoder``.
+
+        ``frames [n]``: real frames of each medium where they differ; ``encoder`` then takes them too.
+        """
+        counts = [pixels.shape[1]] * len(pixels) if frames is None else frames.tolist()
+        keys = [_key(medium[:count]) for medium, count in zip(pixels, counts, strict=True)]
+        known = {k: e for k in keys if (e := self._get(k)) is not None}
+        new = list(dict.fromkeys(k for k in keys if k not in known))
+        if new:
+            where = [keys.index(k) for k in new]
+            features = encoder(pixels[where]) if frames is None else encoder(pixels[where], frames[where])
+            masks = features.mask if features.mask is not None else [None] * len(new)
+            for key, tokens, mask in zip(new, features.tokens, masks, strict=True):
+                known[key] = (tokens, mask)
+                self._put(key, (tokens, mask))
+        entries = [known[k] for k in keys]
+        if len({tokens.shape for tokens, _ in entries}) > 1:
+            single = [Features(t[None], None if m is None else m[None]) for t, m in entries]
+            return join([(torch.tensor([k], device=f.tokens.device), f) for k, f in enumerate(single)])
+        return Features(torch.stack([tokens for tokens, _ in entries]), _masks(entries))
+
+    def clear(self) -> None:
+        """Forget everything (for weights that changed)."""
+        with self._lock:
+            self._entries.clear()
+
+    def __len__(self) -> int:
+        """Number of images kept."""
+        return len(self._entries)
+
+    def _get(self, key: str) -> tuple[Tensor, Tensor | None] | None:
+        with self._lock:
+            if key in self._entries:
+                self._entries.move_to_end(key)
+            return self._entries.get(key)
+
+    def _put(self, key: str, entry: tuple[Tensor, Tensor | None]) -> None:
+        with self._lock:
+            self._entries[key] = entry
+            while len(self._entries) > self.capacity:
+                self._entries.popitem(last=False)
+
+
+def _key(medium: Tensor) -> str:
+    data = medium.detach().to("cpu", torch.float32).contiguous()
+    return f"{tuple(data.shape)}:{hashlib.sha1(data.numpy().tobytes(), usedforsecurity=False).hexdigest()}"
+
+
+def _masks(entries: list[tuple[Tensor, Tensor | None]]) -> Tensor | None:
+    if all(mask is None for _, mask in entries):
+        return None
+    full = entries[0][0].new_ones(entries[0][0].shape[:-1], dtype=torch.bool)
+    return torch.stack([full if mask is None else mask for _, mask in entries])

@@ -1,0 +1,102 @@
+"""Examples for in-context (few-shot) prompting: a JSON Lines file -> the turns in front of a conversation.
+
+Each line: ``{"image": "a.jpg", "question": "What is it?", "answer": "a boat"}``. ``image`` may be a list, or absent
+(an example of text); without ``question`` the answer is a caption. Paths start from the file's folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vlm.common.errors import DataError, PromptError
+from vlm.common.types import Image, Message, Part, Text
+from vlm.processors.templates.base import IMAGE_PLACEHOLDER
+
+KEYS = ("image", "question", "answer")
+
+
+def read_examples(path: str | Path) -> list[Message]:
+    """The examples of a file as user and assistant messages.
+
+    Raises:
+        DataError: no such file, a line that is no record, a missing or unknown field, an image that is not there.
+        PromptError: other than one placeholder for each image in a question.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(f"examples {file}: no such file", fix="name a JSON Lines file with {image, question, answer}")
+    lines = [(n, line) for n, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1) if line.strip()]
+    if not lines:
+        raise DataError(f"examples {file}: the file is empty", fix="write one {image, question, answer} per line")
+    result: list[Message] = []
+    for number, line in lines:
+        where = f"examples {file}, line {number}"
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{where} is not JSON: {error}", fix="write one record per line") from error
+        result += example_of(record, where, file.parent)
+    return result
+
+
+def example_messages(records: Iterable[Mapping[str, Any]], folder: str | Path = ".") -> list[Message]:
+    """The same from records, e.g. of a dataset; images may be PIL images or bytes too.
+
+    Raises:
+        DataError, PromptError: as :func:`read_examples`.
+    """
+    result: list[Message] = []
+    for number, record in enumerate(records, start=1):
+        result += example_of(record, f"example {number}", Path(folder))
+    return result
+
+
+def example_of(record: Any, where: str, folder: Path) -> list[Message]:
+    """Question and answer of one record; ``where`` names it in messages."""
+    fix = 'write {"image": "a.jpg", "question": "...", "answer": "..."}'
+    if not isinstance(record, Mapping):
+        raise DataError(f"{where}: found {type(record).__name__}, expected a record", fix=fix)
+    if unknown := [key for key in record if key not in KEYS]:
+        raise DataError(f"{where}: unknown field {unknown[0]!r} (allowed: {', '.join(KEYS)})", fix=fix)
+    answer, question = record.get("answer"), record.get("question", "")
+    if not isinstance(answer, str) or not answer.strip():
+        raise DataError(f"{where}: no `answer` (it has: {', '.join(record) or 'nothing'})", fix=fix)
+    if not isinstance(question, str):
+        raise DataError(f"{where}: `question` is {question!r}, expected a text", fix=fix)
+    value = record.get("image")
+    images = [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+    if not images and not question.strip():
+        raise DataError(f"{where}: neither `image` nor `question`", fix=fix)
+    parts: list[Part] = [Image(_there(p, where, folder)) for p in images]
+    check_placeholders(question, len(images), where)
+    parts += [Text(question)] if question.strip() else []
+    return [Message("user", tuple(parts)), Message("assistant", (Text(answer),))]
+
+
+def _there(image: Any, where: str, folder: Path) -> Any:
+    """An image, a path made whole."""
+    if not isinstance(image, str | Path):
+        return image
+    path = folder / image
+    if not path.is_file():
+        raise DataError(f"{where}: image {path}: no such file", fix=f"paths start from {folder or '.'}")
+    return str(path)
+
+
+def check_placeholders(text: str, images: int, where: str) -> None:
+    """Raise PromptError unless a text with placeholders has one for each image."""
+    placeholders = text.count(IMAGE_PLACEHOLDER)
+    if placeholders and placeholders != images:
+        raise PromptError(
+            f"{where}: {placeholders} image placeholders, but {images} images",
+            fix=f"write {IMAGE_PLACEHOLDER} once per image, or leave all placeholders out (the images then come first)",
+        )
+
+
+def prepend_examples(examples: Sequence[Message], messages: Sequence[Message]) -> list[Message]:
+    """The examples between a conversation's system message, if it has one, and its turns."""
+    system = [m for m in messages[:1] if m.role == "system"]
+    return [*system, *examples, *messages[len(system) :]]

@@ -1,0 +1,97 @@
+"""Prompts as embeddings, and running the language model over them step by step.
+
+Shapes: b rows, s prompt positions, t new tokens, d width.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlm.models.inserts.base import ARGUMENT, InsertData
+
+
+@dataclass
+class Prompt:
+    """Left-padded prompts: ``embeds [b, s, d]`` (zeros at padding), ``mask [b, s]`` int64; what inserts read."""
+
+    embeds: Tensor
+    mask: Tensor
+    inserts: InsertData | None = None
+
+    @property
+    def positions(self) -> Tensor:
+        """``[b, s]``: 0.. from the first real position of each row; 0 at padding."""
+        return (self.mask.cumsum(dim=1) - 1).clamp(min=0)
+
+
+class IncrementalDecoder:
+    """Runs the language model over the prompt, then over one token per row at a time.
+
+    With ``use_cache`` the keys and values of earlier positions are kept; without, everything is read again.
+    """
+
+    def __init__(self, llm: nn.Module, prompt: Prompt, use_cache: bool) -> None:
+        self.llm: Any = llm
+        self.embeds: Tensor | None = prompt.embeds
+        self.mask = prompt.mask
+        self.padded = bool((prompt.mask == 0).any())
+        self.positions = prompt.positions
+        self.use_cache = use_cache
+        self.inserts = prompt.inserts
+        self.cache: Any = None
+        accepts = inspect.signature(llm.forward).parameters
+        self.extra = {"logits_to_keep": 1} if "logits_to_keep" in accepts or "kwargs" in accepts else {}
+        self.takes_positions = "position_ids" in accepts or "kwargs" in accepts
+        self.cache_name = "cache" if "cache" in accepts else "past_key_values"  # its name before transformers 5.24
+
+    def read(self, tokens: Tensor | None) -> Tensor:
+        """Append ``tokens [b]`` (None the first time); returns the next token's logits ``[b, vocab]`` in float32."""
+        inputs: dict[str, Any] = {}
+        if tokens is not None:
+            if self.padded:
+                self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
+            last = self.positions[:, -1:] + 1
+            self.positions = last if self.use_cache else torch.cat([self.positions, last], dim=1)
+            new = self.llm.get_input_embeddings()(tokens[:, None])
+            self.embeds = new if self.use_cache else torch.cat([self._kept(), new.to(self._kept().dtype)], dim=1)
+            if self.inserts is not None:
+                self.inserts = self.inserts.step() if self.use_cache else self.inserts.extended()
+        if self.takes_positions:
+            inputs["position_ids"] = self.positions
+        if self.inserts is not None:
+            inputs[ARGUMENT] = self.inserts
+        out = self.llm(
+            inputs_embeds=self._kept(),
+            attention_mask=self.mask if self.padded else None,  # without one, no mask has to be built
+            use_cache=self.use_cache,
+            **{self.cache_name: self.cache},
+            **inputs,
+            **self.extra,
+        )
+        self.cache = getattr(out, self.cache_name) if self.use_cache else None
+        return out.logits[:, -1].float()
+
+    def repeat(self, times: int) -> None:
+        """Make ``times`` rows of each, for beams; call it behind the first :meth:`read`."""
+        self.mask = self.mask.repeat_interleave(times, 0)
+        self.positions = self.positions.repeat_interleave(times, 0)
+        self.embeds = self._kept().repeat_interleave(times, 0)
+        self.inserts = self.inserts and self.inserts.moved(lambda value: value.repeat_interleave(times, 0))
+        if self.cache is not None:
+            self.cache.batch_repeat_interleave(times)
+
+    def reorder(self, index: Tensor) -> None:
+        """Row ``index[i]`` becomes row ``i``; both belong to the same prompt."""
+        if self.cache is not None:
+            self.cache.reorder_cache(index)
+        else:
+            self.embeds = self._kept()[index]
+
+    def _kept(self) -> Tensor:
+        assert self.embeds is not None
+        return self.embeds

@@ -1,0 +1,1 @@
+"""Data to self-contained HTML pages."""

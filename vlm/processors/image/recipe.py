@@ -1,0 +1,225 @@
+"""Images -> ``[3, h, w]`` float32 tensors.
+
+With ``decode: exact`` the evaluation transform is bit-equal to the published ones, which go through PIL: torchvision's
+``Resize (-> CenterCrop) -> ToTensor -> Normalize`` and transformers' ``CLIPImageProcessor``.
+
+``decode: fast`` lets OpenCV decode a JPEG to the smallest of 1/1, 1/2, 1/4, 1/8 that is not below the wanted size and
+torch resize it (antialiased, in integers). Per image to 224 on one core (``benchmarks/image_decode.py``):
+
+============  =========  ========  =============================
+JPEG          exact      fast      mean difference of 256 levels
+============  =========  ========  =============================
+640 x 480     3.6 ms     1.4 ms    0.9
+1280 x 960    13.7 ms    3.4 ms    0.7
+============  =========  ========  =============================
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from vlm.common.errors import ConfigError, DataError
+from vlm.common.registry import register_processor
+from vlm.processors.image.decode import PIXEL_CAP, Opened
+from vlm.processors.image.geometry import Plan, centre, plan_crop
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from PIL import Image as PILImage
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class ImageRecipe:
+    """What happens to an image between the file and the vision encoder; pickles into loader workers.
+
+    One object holds both sides: the evaluation transform, which chat uses too, and the optional ``train`` part.
+    """
+
+    @dataclass
+    class Train:
+        """Training only: a random part of the image, resized to the square, and a random mirror image."""
+
+        scale: tuple[float, float] = (0.9, 1.0)  # share of the area that is kept
+        ratio: tuple[float, float] = (0.75, 4 / 3)  # width / height of the part
+        flip: float = 0.0  # probability; keep it 0 where texts say left and right
+
+        def __post_init__(self) -> None:
+            self.scale, self.ratio = tuple(self.scale), tuple(self.ratio)  # type: ignore[assignment]
+            if not 0 < self.scale[0] <= self.scale[1] <= 1 or not 0 < self.ratio[0] <= self.ratio[1]:
+                raise ConfigError(f"scale {self.scale}, ratio {self.ratio}: wanted 0 < low <= high, scale up to 1")
+            if not 0 <= self.flip <= 1:
+                raise ConfigError(f"flip is {self.flip}, wanted a probability")
+
+    @dataclass
+    class Config:
+        """Size in pixels (square); mean and deviation per channel on the [0, 1] scale."""
+
+        size: int = 224
+        mean: Sequence[float] = CLIP_MEAN
+        std: Sequence[float] = CLIP_STD
+        interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
+        max_pixels: int = PIXEL_CAP
+        resize: Literal["stretch", "shorter", "pad"] = "stretch"  # shorter: shorter side to size, then the centre
+        crop_rounding: Literal["round", "floor"] = "round"  # where the centre starts: torchvision's rule, transformers'
+        pad_color: Sequence[int] | None = None  # RGB of the border that makes a square; None: the mean
+        train: ImageRecipe.Train | None = None  # None: training uses the evaluation transform
+        decode: Literal["exact", "fast"] = "exact"
+
+        def __post_init__(self) -> None:
+            if isinstance(self.train, Mapping):  # a stored composition
+                self.train = ImageRecipe.Train(**self.train)
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        if config.size < 1 or len(config.mean) != 3 or len(config.std) != 3 or min(config.std) <= 0:
+            raise ConfigError(
+                f"image: size {config.size}, mean {list(config.mean)}, std {list(config.std)} is no recipe",
+                fix="give a size >= 1 and three means and three positive deviations",
+            )
+        color = config.pad_color if config.pad_color is not None else [int(m * 255) for m in config.mean]
+        if len(color) != 3 or min(color) < 0 or max(color) > 255:
+            raise ConfigError(f"image: pad_color {list(color)} is no colour", fix="give three levels from 0 to 255")
+        self._color = tuple(color)
+        self._levels = False
+
+    def __call__(self, source: Any, name: str = "", rng: random.Random | None = None) -> torch.Tensor:
+        """Decode and transform one image.
+
+        Args:
+            source: path, encoded bytes, ``PIL.Image``, uint8 array ``[h, w]`` or ``[h, w, 3|4]``, or a
+                float tensor ``[3, size, size]`` that went through a recipe before (returned as it is); a tuple of
+                these is shown side by side as one image (see :func:`joined`).
+            name: what to call the image in an error when ``source`` is no path.
+            rng: draws the crop and the flip of the ``train`` part; None asks for the evaluation transform.
+
+        Returns:
+            ``[3, size, size]`` float32.
+
+        Raises:
+            DataError: missing, empty, truncated, corrupt, unsupported or too large; the message names it.
+        """
+        import numpy as np
+        import torch
+
+        if isinstance(source, torch.Tensor):
+            return self._checked(source, name)
+        if isinstance(source, tuple):
+            return joined([self(part, name, rng) for part in source])
+        opened = Opened(source, name, self.config.max_pixels)
+        plan = self._plan(opened.size, rng)
+        if plan.size[0] * plan.size[1] > self.config.max_pixels:
+            result = f"{opened.size[0]} x {opened.size[1]} pixels, too long and thin for this recipe"
+            raise DataError(f"image {opened.label}: {result}", fix="crop it")
+        if self.config.decode == "fast":
+            factor = plan.reduction(opened.size)
+            pixels = self._fast(opened.reduced(factor), plan.reduced(factor))
+        else:
+            pixels = self._exact(opened.exact(), plan)
+        levels = torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
+        return levels if self._levels else self.normalize(levels)
+
+    def as_uint8(self) -> ImageRecipe:
+        """A copy that gives uint8, for the way from a loader worker, which :meth:`normalised` finishes."""
+        other = copy.copy(self)
+        other._levels = True
+        return other
+
+    def normalize(self, levels: torch.Tensor, pin_memory: bool = False) -> torch.Tensor:
+        """uint8 levels ``[..., 3, h, w]`` -> float32; anything else is returned as it is."""
+        import torch
+
+        if levels.dtype != torch.uint8:
+            return levels
+        mean = torch.tensor(list(self.config.mean), dtype=torch.float32)[:, None, None]
+        std = torch.tensor(list(self.config.std), dtype=torch.float32)[:, None, None]
+        out = torch.empty(levels.shape, dtype=torch.float32, pin_memory=pin_memory)
+        images = zip(out.view(-1, *levels.shape[-3:]), levels.reshape(-1, *levels.shape[-3:]), strict=True)
+        for there, image in images:  # one by one: it stays in the processor's cache
+            there.copy_(image).div_(255).sub_(mean).div_(std)
+        return out
+
+    def _plan(self, size: tuple[int, int], rng: random.Random | None) -> Plan:
+        """What to cut and how far to resize, for an upright image of ``size`` (width, height)."""
+        side, train = self.config.size, self.config.train
+        if rng is not None and train is not None:
+            box = plan_crop(size, train.scale, train.ratio, rng)
+            return Plan((side, side), box=box, flip=rng.random() < train.flip)
+        if self.config.resize == "shorter":
+            return centre(size, side, self.config.crop_rounding)
+        return Plan((side, side), pad=max(size) if self.config.resize == "pad" else 0)
+
+    def _exact(self, image: PILImage.Image, plan: Plan) -> np.ndarray:
+        """``[size, size, 3]`` uint8 through PIL."""
+        import numpy as np
+        from PIL import Image
+
+        if plan.box is not None:
+            image = image.crop(plan.box)
+        if plan.pad and image.size != (plan.pad, plan.pad):
+            square = Image.new("RGB", (plan.pad, plan.pad), self._color)
+            square.paste(image, ((plan.pad - image.width) // 2, (plan.pad - image.height) // 2))
+            image = square
+        if image.size != plan.size:
+            image = image.resize(plan.size, Image.Resampling[self.config.interpolation.upper()])
+        if plan.corner is not None:
+            left, top = plan.corner
+            image = image.crop((left, top, left + self.config.size, top + self.config.size))
+        pixels = np.asarray(image)
+        return pixels[:, ::-1] if plan.flip else pixels
+
+    def _fast(self, pixels: np.ndarray, plan: Plan) -> np.ndarray:
+        """The same on an array, resized by torch; a level of 256 off where PIL rounds the other way."""
+        import numpy as np
+        import torch
+        from PIL import Image
+
+        if plan.pad or self.config.interpolation not in ("bicubic", "bilinear"):
+            return self._exact(Image.fromarray(pixels), plan)
+        if plan.box is not None:
+            left, top, right, bottom = plan.box
+            pixels = pixels[top:bottom, left:right]
+        width, height = plan.size
+        if pixels.shape[:2] != (height, width):
+            planes = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)[None]
+            mode = self.config.interpolation
+            resized = torch.nn.functional.interpolate(planes, (height, width), mode=mode, antialias=True)
+            pixels = resized[0].permute(1, 2, 0).numpy()
+        if plan.corner is not None:
+            left, top = plan.corner
+            pixels = pixels[top : top + self.config.size, left : left + self.config.size]
+        return pixels[:, ::-1] if plan.flip else pixels
+
+    def _checked(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
+        want = (3, self.config.size, self.config.size)
+        if tuple(tensor.shape) != want or not tensor.is_floating_point():
+            raise DataError(f"image {name or 'tensor'}: {tensor.dtype} {tuple(tensor.shape)}, wanted float {want}")
+        return tensor.float()
+
+
+@register_processor("blip2_image_train")
+class Blip2ImageTrain(ImageRecipe):
+    """The published training transform, which is the evaluation transform: no crop, no flip."""
+
+
+@register_processor("blip2_image_eval")
+class Blip2ImageEval(ImageRecipe):
+    """The published evaluation transform."""
+
+
+def joined(images: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Images ``[3, size, size]`` side by side, made as narrow as one by leaving columns out (nearest neighbour).
+
+    The published Multimodal-GPT shows the two photographs of NLVR2 so.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    wide = torch.cat(list(images), dim=2)
+    return F.interpolate(wide[None], size=tuple(images[0].shape[1:]), mode="nearest")[0]

@@ -1,0 +1,216 @@
+"""What all templates share: segments, pieces of text and media, clean-up of answers.
+
+Words of a conversation are :class:`UserText`, words of a template plain ``str``: special tokens are read in
+the latter only, so that a question about ``<s>`` or ``<img>`` stays a question.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from vlm.common.errors import ConfigError, PromptError
+from vlm.common.types import Image, Message, Part, Sample, Text, Video
+
+IMAGE_PLACEHOLDER = "<ImageHere>"
+"""Where a medium stands, in prompt pools and in raw prompts."""
+
+Medium = Image | Video
+
+
+class UserText(str):
+    """A text out of a conversation, in which no special token is read."""
+
+
+Piece = str | Medium
+Turns = list[tuple[list[Message], Message | None]]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch that is tokenised on its own: either ``text`` or one ``medium``.
+
+    ``supervised``: its tokens are targets. ``bos``: the begin id stands in front of it, ``eos``: the end id
+    behind it. ``joined``: it continues the segment before, both are tokenised as one text. ``literal``:
+    stretches ``[start, end)`` of ``text`` in which no special token is read. The ``text`` of a medium is the
+    special token that it stands for, if any; such a medium can be joined.
+    """
+
+    text: str = ""
+    medium: Medium | None = None
+    supervised: bool = False
+    bos: bool = False
+    eos: bool = False
+    joined: bool = False
+    literal: tuple[tuple[int, int], ...] = ()
+
+
+class BaseTemplate(ABC):
+    """Conversation -> segments, and the rules for answers."""
+
+    @dataclass
+    class Config:
+        """Ends and clean-up of answers."""
+
+        end_sym: str = ""  # training: text after every answer
+        media_token: str = ""  # special token that a medium stands for (its own embedding); empty: none
+        prompt_path: str = ""  # pool of prompts for samples that are an image and a caption
+        stop: list[str] = field(default_factory=list)  # texts that end an answer, besides the end id
+        truncate_at: list[str] = field(default_factory=list)  # clean-up: keep what is before the first
+        strip_before: list[str] = field(default_factory=list)  # and after the last
+        strip: bool = True  # and take off the blanks around it
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self.stop = list(config.stop)
+
+    @abstractmethod
+    def train_segments(self, sample: Sample, rng: random.Random) -> list[Segment]:
+        """Segments of a training sample; ``rng`` draws the prompt of a caption sample.
+
+        Raises:
+            PromptError: placeholders and media of a turn differ in number.
+        """
+
+    @abstractmethod
+    def chat_segments(self, messages: Sequence[Message]) -> list[Segment]:
+        """Segments of a chat prompt with the assistant's turn left open.
+
+        Raises:
+            PromptError: no message, the last one is not the user's, or placeholders and media differ in number.
+        """
+
+    def answer_segments(self, text: str) -> list[Segment]:
+        """Segments of an answer in training; what it is joined to, if anything, is in front, unsupervised."""
+        pieces = [UserText(text), self.config.end_sym]
+        return [Segment(text + self.config.end_sym, supervised=True, literal=literal_stretches(pieces))]
+
+    def prompt_segments(self, text: str, media: Sequence[Medium]) -> list[Segment]:
+        """Segments of a finished prompt text with one ``<ImageHere>`` (or media token) per medium, nothing added.
+
+        Raises:
+            PromptError: placeholders and media differ in number.
+        """
+        token = self.config.media_token
+        marked = text.replace(token, IMAGE_PLACEHOLDER) if token else text
+        return with_bos(segments_of(at_placeholders(marked, media), token))
+
+    def clean(self, text: str) -> str:
+        """The answer in a chat output: text before any ``truncate_at``, after the last ``strip_before``, stripped."""
+        for end in self.config.truncate_at:
+            text = text.split(end)[0]
+        for start in self.config.strip_before:
+            text = text.split(start)[-1]
+        return text.strip() if self.config.strip else text
+
+    @staticmethod
+    def clean_batch(text: str) -> str:
+        """The answer in a batch output (the published ``generate``): up to ``</s>``, after ``[/INST]``, stripped."""
+        return text.split("</s>")[0].replace("<s>", "").split("[/INST]")[-1].strip()
+
+
+def ask_last(messages: Sequence[Message]) -> None:
+    """Raise PromptError unless the last message is the user's."""
+    if not messages or messages[-1].role != "user":
+        raise PromptError("a chat prompt must end with a user message", fix="append the user's question")
+
+
+def turns_of(messages: Sequence[Message]) -> tuple[str | None, Turns]:
+    """System text and (user messages, answer) pairs; a trailing question without answer has ``None``."""
+    system: str | None = None
+    turns: Turns = []
+    asked: list[Message] = []
+    for message in messages:
+        if message.role == "system":
+            system = UserText(message.text)
+        elif message.role == "user":
+            asked.append(message)
+        else:
+            turns.append((asked, message))
+            asked = []
+    return system, turns + ([(asked, None)] if asked else [])
+
+
+def at_placeholders(text: str, media: Sequence[Medium]) -> list[Piece]:
+    """``text`` with the k-th ``<ImageHere>`` replaced by the k-th medium; :class:`UserText` stays ``UserText``."""
+    kind = type(text)
+    texts = text.split(IMAGE_PLACEHOLDER)
+    if len(texts) - 1 != len(media):
+        raise PromptError(
+            f"the prompt has {len(texts) - 1} image placeholders but {len(media)} media were given: {_short(text)!r}",
+            fix=f"write {IMAGE_PLACEHOLDER} exactly once for every image or clip",
+        )
+    pieces: list[Piece] = [kind(texts[0])]
+    for medium, following in zip(media, texts[1:], strict=True):
+        pieces += [medium, kind(following)]
+    return pieces
+
+
+def media_first(parts: Sequence[Part]) -> tuple[list[Medium], list[Part]]:
+    """(images that go in front, the rest in order): an image between texts, or with a placeholder, keeps its place."""
+    kinds = [not isinstance(p, Text) for p in parts if not isinstance(p, Text) or p.text]
+    texts = [i for i, is_medium in enumerate(kinds) if not is_medium]
+    between = bool(texts) and any(kinds[texts[0] : texts[-1]])
+    if between or any(isinstance(p, Text) and IMAGE_PLACEHOLDER in p.text for p in parts):
+        return [], list(parts)
+    return [p for p in parts if not isinstance(p, Text)], [p for p in parts if isinstance(p, Text)]
+
+
+def segments_of(pieces: Sequence[Piece], media_token: str = "") -> list[Segment]:
+    """Neighbouring texts joined into one segment; empty texts dropped.
+
+    Media that stand for ``media_token`` are tokenised together with the text around them.
+    """
+    out: list[Segment] = []
+    texts: list[str] = []
+    for piece in [*pieces, None]:
+        if isinstance(piece, str):
+            texts.append(piece)
+            continue
+        if text := "".join(texts):
+            out.append(Segment(text=text, literal=literal_stretches(texts)))
+        if piece is not None:
+            out.append(Segment(text=media_token, medium=piece))
+        texts = []
+    return [replace(s, joined=bool(media_token) and i > 0) for i, s in enumerate(out)]
+
+
+def literal_stretches(pieces: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """Where the :class:`UserText` pieces lie in the joined text."""
+    result: list[tuple[int, int]] = []
+    at = 0
+    for piece in pieces:
+        if isinstance(piece, UserText) and piece:
+            result.append((at, at + len(piece)))
+        at += len(piece)
+    return tuple(result)
+
+
+def with_bos(segments: list[Segment]) -> list[Segment]:
+    """The segments with the begin id in front; of no segment, the begin id alone."""
+    first = segments[0] if segments else Segment()
+    return [replace(first, bos=True), *segments[1:]]
+
+
+def read_questions(path: str) -> list[str]:
+    """Lines of a pool of prompts without placeholders (the template puts the image).
+
+    Raises:
+        ConfigError: no such file, no line, or a line with a placeholder.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ConfigError(f"template.prompt_path: no file {path}", fix="name a text file, one prompt per line")
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not lines or any(IMAGE_PLACEHOLDER in line for line in lines):
+        result = f"a line with {IMAGE_PLACEHOLDER}" if lines else "no line"
+        raise ConfigError(f"template.prompt_path: {path} has {result}", fix="write questions only, one per line")
+    return lines
+
+
+def _short(text: str, limit: int = 120) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,241 @@
+"""Conversation -> segments: the text around images and answers, as data; templates with roles.
+
+A template has two forms, because the published code has two:
+
+* the training form (``train_segments``): condition and answers are separate segments, each
+  tokenised on its own; only answers are supervised;
+* the chat form (``chat_segments``): the whole dialogue is one text, cut at images only.
+
+With ``chat_form: true`` training uses the chat text, and chat is cut where training cuts, so
+that both give the same ids. Presets differ only in the defaults of ``Config``.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from vlm.common.errors import ConfigError
+from vlm.common.registry import register_template
+from vlm.common.types import Input, Message, Sample, Text
+from vlm.common.types import Part as MessagePart
+from vlm.processors.templates.base import (
+    IMAGE_PLACEHOLDER,
+    BaseTemplate,
+    Medium,
+    Piece,
+    Segment,
+    UserText,
+    ask_last,
+    at_placeholders,
+    segments_of,
+    turns_of,
+    with_bos,
+)
+
+__all__ = ["IMAGE_PLACEHOLDER", "BaseTemplate", "Medium", "Segment"]
+
+VISION_SYSTEM = (
+    "Give the following image: <Img>ImageContent</Img>. "
+    "You will be able to see the image once I provide it to you. Please answer my questions."
+)
+"""System text of the published vision chats (a format constant the checkpoints were shown with)."""
+
+
+class Template(BaseTemplate):
+    """Base of all templates; a subclass only changes defaults. Raises ConfigError for an unusable prompt pool."""
+
+    @dataclass
+    class Config(BaseTemplate.Config):
+        """Texts around the parts of a conversation."""
+
+        system: str = ""  # chat only (and training with chat_form)
+        user: str = ""  # role text before a question, with its punctuation
+        assistant: str = ""  # role text before an answer
+        sep: str = ""  # between chat turns
+        prompt_template: str = "{}"  # training: around a question
+        chat_template: bool = True  # training: apply prompt_template (published option of v2)
+        end_sym: str = "\n"  # training: after every answer
+        image_prefix: str = "<Img>"
+        image_suffix: str = "</Img>"
+        question_suffix: str = ""  # training: after a question of a sample with images
+        turn_start: str | None = None  # training: before a later question in prompt_template; None: chat form
+        style: Literal["2024", "2023-04"] = "2024"  # 2023-04: the open turn has no trailing space
+        chat_form: bool = False  # training uses the chat text
+        stop: list[str] = field(default_factory=lambda: ["</s>"])
+        truncate_at: list[str] = field(default_factory=lambda: ["###"])  # clean-up: keep what is before the first
+        strip_before: list[str] = field(default_factory=lambda: ["Assistant:"])  # and after the last
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        if config.prompt_template.count("{}") != 1:
+            raise ConfigError(
+                f"template.prompt_template {config.prompt_template!r} needs exactly one {{}}",
+                fix="write {} where the question goes, e.g. '###Human: {} ###Assistant: '",
+            )
+        self.prompts = _read_pool(config.prompt_path) if config.prompt_path else []
+
+    def train_segments(self, sample: Sample, rng: random.Random) -> list[Segment]:
+        """See :meth:`BaseTemplate.train_segments`."""
+        system, turns = turns_of(sample.messages)
+        turns = [turn for turn in turns if turn[1] is not None] or turns
+        has_media = any(m.media for m in sample.messages)
+        segments: list[Segment] = []
+        for index, (asked, answer) in enumerate(turns):
+            pieces = self._question(asked, index, has_media, rng)
+            if index == 0 and self._is_dialogue(asked):
+                pieces = [*(self._system(system) if self.config.chat_form else [system or ""]), *pieces]
+            segments += segments_of(pieces, self.config.media_token)
+            if answer is not None:
+                segments += self.answer_segments(answer.text)
+        return with_bos(segments)
+
+    def chat_segments(self, messages: Sequence[Message]) -> list[Segment]:
+        """See :meth:`BaseTemplate.chat_segments`."""
+        ask_last(messages)
+        own = UserText(messages[0].text) if messages[0].role == "system" else None
+        rest = [m for m in messages if m.role != "system"]
+        blocks: list[list[Piece]] = [self._system(own)]
+        for message in rest:
+            if message.role == "user":
+                blocks[-1] += self._chat_question(message)
+            elif self.config.chat_form:
+                blocks[-1].append(self.open_turn)
+                blocks += [[UserText(message.text), self.config.sep], []]
+            else:
+                blocks[-1] += [self.config.assistant, UserText(message.text), self.config.sep]
+        blocks[-1].append(self.open_turn)
+        return with_bos([s for block in blocks for s in segments_of(block, self.config.media_token)])
+
+    @property
+    def open_turn(self) -> str:
+        """The role text at which the assistant begins to write."""
+        return self.config.assistant.rstrip(" ") if self.config.style == "2023-04" else self.config.assistant
+
+    def _system(self, own: str | None) -> list[Piece]:
+        return [self.config.system if own is None else own, self.config.sep]
+
+    def _chat_question(self, message: Message) -> list[Piece]:
+        return [self.config.user, *self._content(message.parts), self.config.sep]
+
+    def _question(self, asked: list[Message], index: int, has_media: bool, rng: random.Random) -> list[Piece]:
+        """The condition before answer ``index`` in the training form."""
+        cfg = self.config
+        parts = [p for m in asked for p in m.parts]
+        if not self._is_dialogue(asked):
+            media = [p for p in parts if not isinstance(p, Text)]
+            if not media or not self.prompts:
+                return list(media)
+            return _wrap(cfg.prompt_template, at_placeholders(rng.choice(self.prompts), media))
+        if cfg.chat_form or (index and cfg.turn_start is None):
+            return [p for m in asked for p in self._chat_question(m)] + [self.open_turn]
+        content = [*self._content(parts), cfg.question_suffix if has_media else ""]
+        pieces = _wrap(cfg.prompt_template, content) if cfg.chat_template else content
+        return [cfg.turn_start or "", *pieces] if index else pieces
+
+    @staticmethod
+    def _is_dialogue(asked: list[Message]) -> bool:
+        """False for a caption sample: its user turn is images only."""
+        return any(m.text for m in asked)
+
+    def _content(self, parts: Sequence[MessagePart]) -> list[Piece]:
+        """Text and media of a turn; an image gets its placeholders and one space before a text that has none."""
+        text = UserText("".join(p.text for p in parts if isinstance(p, Text)))
+        media = [p for p in parts if not isinstance(p, Text)]
+        if IMAGE_PLACEHOLDER in text:
+            return at_placeholders(text, media)
+        pieces: list[Piece] = []
+        after_medium = False
+        for part in parts:
+            if isinstance(part, Text):
+                gap = " " if after_medium and part.text[:1].strip() else ""
+                gap = "\n" if isinstance(part, Input) and pieces else gap
+                pieces += [gap, UserText(part.text)]
+            else:
+                pieces += [self.config.image_prefix, part, self.config.image_suffix]
+            after_medium = not isinstance(part, Text)
+        return pieces
+
+
+@register_template("vicuna0")
+class Vicuna0(Template):
+    """``###Human: ...###Assistant: ``, the format of Vicuna v0 and MiniGPT-4."""
+
+    @dataclass
+    class Config(Template.Config):
+        """Defaults of the published Vicuna composition."""
+
+        system: str = VISION_SYSTEM
+        user: str = "Human: "
+        assistant: str = "Assistant: "
+        sep: str = "###"
+        prompt_template: str = "###Human: {} ###Assistant: "
+        end_sym: str = "###"
+        stop: list[str] = field(default_factory=lambda: ["###"])
+
+
+@register_template("llama2")
+class Llama2(Template):
+    """``[INST] ... [/INST] ``, the format of MiniGPT-4 with Llama-2-chat."""
+
+    @dataclass
+    class Config(Template.Config):
+        """Defaults of the published LLaMA-2 composition."""
+
+        system: str = VISION_SYSTEM
+        user: str = "<s>[INST] "
+        assistant: str = " [/INST] "
+        prompt_template: str = "[INST] {} [/INST] "
+        end_sym: str = "</s>"
+        turn_start: str | None = "<s>"
+
+
+@register_template("minigpt_v2")
+class MiniGPTv2(Template):
+    """``[INST] ... [/INST]`` of MiniGPT-v2: no system text, a space after every training question with an image."""
+
+    @dataclass
+    class Config(Template.Config):
+        """Defaults of the published v2 composition."""
+
+        user: str = "<s>[INST] "
+        assistant: str = " [/INST]"
+        prompt_template: str = "[INST] {} [/INST]"
+        end_sym: str = "</s>"
+        question_suffix: str = " "
+        turn_start: str | None = "<s>"
+
+
+@register_template("plain")
+class Plain(Template):
+    """No prompt at all: images, then the text; the first training stage."""
+
+    @dataclass
+    class Config(Template.Config):
+        """Bare images and texts; an answer ends with a newline."""
+
+        image_prefix: str = ""
+        image_suffix: str = ""
+        turn_start: str | None = ""
+
+
+def _read_pool(path: str) -> list[str]:
+    """Lines of a prompt file that contain ``<ImageHere>``."""
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"template.prompt_path: no file {path}", fix="name a text file, one prompt per line")
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if IMAGE_PLACEHOLDER in line]
+    if not lines:
+        raise ConfigError(
+            f"template.prompt_path: {path} has no line with {IMAGE_PLACEHOLDER}",
+            fix=f"write lines such as '<Img>{IMAGE_PLACEHOLDER}</Img> Describe this image in detail.'",
+        )
+    return lines
+
+
+def _wrap(template: str, pieces: list[Piece]) -> list[Piece]:
+    before, _, after = template.partition("{}")
+    return [before, *pieces, after]

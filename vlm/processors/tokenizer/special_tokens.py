@@ -1,0 +1,124 @@
+"""Special tokens of a tokenizer folder, read by the rules of the slow tokenizer of 2023.
+
+A special token written as a plain string takes the blanks on both of its sides; one written as an
+AddedToken mapping follows its ``lstrip`` and ``rstrip``, also where another role names it as a string; begin,
+end and unknown token named only in ``tokenizer_config.json`` take none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vlm.common.errors import WeightsError
+
+ROLES = ("bos", "eos", "unk", "pad")
+
+
+@dataclass(frozen=True)
+class Special:
+    """One special token: its id, the sides on which it takes blanks, whether decoding leaves it out."""
+
+    id: int
+    lstrip: bool = True
+    rstrip: bool = True
+    skip: bool = True
+
+
+@dataclass
+class SpecialTokens:
+    """All special tokens of a tokenizer: ``roles`` (bos, eos, unk, pad) -> id, ``by_text`` string -> token."""
+
+    roles: dict[str, int]
+    by_text: dict[str, Special]
+
+    def add(self, text: str, known: int | None, size: int) -> None:
+        """Make ``text`` special; a new one is a plain string with the next id of a vocabulary of ``size`` pieces."""
+        if text in self.by_text:
+            self.by_text[text] = replace(self.by_text[text], skip=True)
+            return
+        following = max([size, *(token.id + 1 for token in self.by_text.values())])
+        self.by_text[text] = Special(following if known is None else known)
+
+    def force(self, role: str, index: int, text: str) -> None:
+        """Set the id of ``role``; its string counts as a plain one from now on, as in the published code."""
+        self.roles[role] = index
+        self.by_text[text] = Special(index)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The mapping in ``file``, empty without one.
+
+    Raises:
+        WeightsError: not JSON.
+    """
+    if not file.is_file():
+        return {}
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{file} is not JSON: {error}", fix="fetch the tokenizer files again") from error
+
+
+def read_special_tokens(
+    folder: Path, size: int, defaults: dict[str, int], id_of: Callable[[str], int | None]
+) -> SpecialTokens:
+    """Special tokens that the JSON files of ``folder`` name.
+
+    Args:
+        folder: holds ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json``, or some of them.
+        size: pieces of the vocabulary itself.
+        defaults: role -> id of the vocabulary, used where the files name nothing (or an empty string).
+        id_of: piece -> id in the vocabulary, or None.
+    """
+    config, named = read_json(folder / "tokenizer_config.json"), read_json(folder / "special_tokens_map.json")
+    decoder = {e["content"]: (int(i), e) for i, e in config.get("added_tokens_decoder", {}).items()}
+    ids: dict[str, int] = dict(read_json(folder / "added_tokens.json"))
+    ids |= {text: i for text, (i, _) in decoder.items() if i >= size}
+    tokens = SpecialTokens(dict(defaults), {})
+    texts: dict[str, Any] = {}
+    for role in ROLES:
+        text, entry = _entry(config, named, f"{role}_token")
+        result = ids.get(text, id_of(text)) if text else None
+        if result is not None:
+            tokens.roles[role] = result
+            texts[text] = entry if isinstance(entry, dict) else texts.get(text, entry)
+    for key, source in (("additional_special_tokens", config), ("additional_special_tokens", named)):
+        texts |= {_content(raw): raw for raw in source.get(key) or []}
+    for text, i in ids.items():
+        left, right = _strips(decoder[text][1] if text in decoder else texts.get(text, text))
+        skip = text in texts or bool(text in decoder and decoder[text][1].get("special"))
+        tokens.by_text[text] = Special(i, left, right, skip)
+    for text in [t for t in texts if t and t not in tokens.by_text]:
+        left, right = _strips(decoder[text][1] if text in decoder else texts[text])
+        tokens.by_text[text] = Special(_id(tokens, text, id_of, size), left, right)
+    return tokens
+
+
+def _id(tokens: SpecialTokens, text: str, id_of: Callable[[str], int | None], size: int) -> int:
+    """The piece's id, or the next free one (the published loader adds what is named but missing)."""
+    result = id_of(text)
+    return max([size, *(t.id + 1 for t in tokens.by_text.values())]) if result is None else result
+
+
+def _entry(config: dict[str, Any], named: dict[str, Any], key: str) -> tuple[str, Any]:
+    """String of a role and how it is written; a string of ``tokenizer_config.json`` counts as one without strips."""
+    if named.get(key):
+        return _content(named[key]), named[key]
+    text = _content(config.get(key)) if key not in named else ""
+    return text, config.get(key) if isinstance(config.get(key), dict) else {"content": text}
+
+
+def _content(token: Any) -> str:
+    """The string of a token entry, which is a string or an AddedToken mapping."""
+    return (token.get("content") or "") if isinstance(token, dict) else (token or "")
+
+
+def _strips(entry: Any) -> tuple[bool, bool]:
+    """Whether a token takes blanks on its left and right."""
+    if isinstance(entry, dict):
+        return bool(entry.get("lstrip", False)), bool(entry.get("rstrip", False))
+    return True, True

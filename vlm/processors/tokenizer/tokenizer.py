@@ -1,0 +1,307 @@
+"""Text <-> ids, independent of the installed transformers.
+
+Two backends behind one class, chosen by what the folder holds:
+
+* ``tokenizer.model``: sentencepiece, encoded as the slow LLaMA tokenizer of 2023 did. The text is
+  cut at special strings (``<s>``, ``</s>``, ``<unk>`` and the folder's added tokens) and every plain
+  chunk is encoded alone, so each chunk begins with its own dummy space.
+* ``tokenizer.json`` only: the ``tokenizers`` package, as the file says.
+
+Special tokens are read by :mod:`vlm.processors.tokenizer.special_tokens`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from vlm.common.errors import WeightsError
+from vlm.processors.tokenizer.special_tokens import Special, SpecialTokens, read_special_tokens
+
+Ranges = Sequence[tuple[int, int]]
+"""Stretches ``[start, end)`` of a text."""
+
+
+class _Backend(Protocol):
+    """What :class:`Tokenizer` needs from a vocabulary."""
+
+    size: int
+
+    def encode(self, text: str, plain: bool) -> list[int]: ...
+
+    def decode(self, ids: list[int], skip_special: bool) -> str: ...
+
+    def id_of(self, piece: str) -> int | None: ...
+
+    def piece(self, index: int) -> str: ...
+
+
+class _SentencePiece:
+    def __init__(self, file: Path) -> None:
+        self._proto = file.read_bytes()
+        self._load(str(file))
+
+    def _load(self, name: str) -> None:
+        import sentencepiece
+
+        try:
+            self._sp = sentencepiece.SentencePieceProcessor(model_proto=self._proto)
+        except RuntimeError as error:
+            raise WeightsError(f"{name} is not a sentencepiece model", fix="fetch tokenizer.model again") from error
+        self.size = self._sp.vocab_size()
+        own = {"bos": self._sp.bos_id(), "eos": self._sp.eos_id(), "unk": self._sp.unk_id()}
+        self.defaults = {role: i for role, i in own.items() if i >= 0}
+
+    def encode(self, text: str, plain: bool) -> list[int]:
+        return self._sp.encode(text)
+
+    def decode(self, ids: list[int], skip_special: bool) -> str:
+        return self._sp.decode([i for i in ids if 0 <= i < self.size])
+
+    def id_of(self, piece: str) -> int | None:
+        result = self._sp.piece_to_id(piece)
+        return None if result == self.defaults.get("unk") and piece != self._sp.id_to_piece(result) else result
+
+    def piece(self, index: int) -> str:
+        return self._sp.id_to_piece(index)
+
+    def __getstate__(self) -> bytes:
+        return self._proto
+
+    def __setstate__(self, proto: bytes) -> None:
+        self._proto = proto
+        self._load("tokenizer.model")
+
+
+class _Fast:
+    def __init__(self, file: Path) -> None:
+        self._json = file.read_text(encoding="utf-8")
+        self._load(str(file))
+
+    def _load(self, name: str) -> None:
+        from tokenizers import Tokenizer as Rust
+
+        try:
+            whole = isinstance(json.loads(self._json), dict) and '"model"' in self._json
+        except ValueError:
+            whole = False
+        if not whole:
+            raise WeightsError(f"{name} is not a tokenizers file", fix="fetch tokenizer.json again")
+        self._tok, self._plain = Rust.from_str(self._json), Rust.from_str(self._json)
+        self._plain.encode_special_tokens = True
+        self.size = self._tok.get_vocab_size(with_added_tokens=True)
+        self.defaults: dict[str, int] = {}
+
+    def add(self, tokens: dict[str, Special]) -> None:
+        """Make strings special that the file does not know."""
+        from tokenizers import AddedToken
+
+        new = [AddedToken(t, lstrip=s.lstrip, rstrip=s.rstrip, normalized=False) for t, s in tokens.items()]
+        if self._tok.add_special_tokens(new):
+            self._json = self._tok.to_str()
+            self._load("tokenizer.json")
+
+    def own(self) -> dict[str, Special]:
+        """Special tokens of the file."""
+        entries = json.loads(self._json).get("added_tokens") or []
+        return {e["content"]: Special(e["id"], e["lstrip"], e["rstrip"], e["special"]) for e in entries}
+
+    def encode(self, text: str, plain: bool) -> list[int]:
+        return (self._plain if plain else self._tok).encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: list[int], skip_special: bool) -> str:
+        return self._tok.decode(ids, skip_special_tokens=skip_special)
+
+    def id_of(self, piece: str) -> int | None:
+        return self._tok.token_to_id(piece)
+
+    def piece(self, index: int) -> str:
+        return self._tok.id_to_token(index) or ""
+
+    def __getstate__(self) -> str:
+        return self._json
+
+    def __setstate__(self, text: str) -> None:
+        self._json = text
+        self._load("tokenizer.json")
+
+
+class Tokenizer:
+    """One LLM's tokenizer. Make it with :meth:`from_folder`; pickles into loader workers.
+
+    Attributes: ``bos``, ``eos``, ``unk``, ``pad`` ids (``None`` where the vocabulary has none; ``pad``
+    always has a value) and ``vocab_size`` (ids the tokenizer can produce; the LLM may have more rows).
+    """
+
+    def __init__(self, backend: _Backend, special: SpecialTokens, pad_token: str | None = None) -> None:
+        """See :meth:`from_folder`."""
+        self._backend = backend
+        self._special = special.by_text
+        roles = special.roles
+        self.bos, self.eos, self.unk = (roles.get(role) for role in ("bos", "eos", "unk"))
+        self._slow = isinstance(backend, _SentencePiece)
+        if isinstance(backend, _SentencePiece):
+            for i in (self.bos, self.eos, self.unk):
+                if i is not None and i < backend.size:
+                    self._special.setdefault(backend.piece(i), Special(i, lstrip=False, rstrip=False))
+        pad = self.id_of(pad_token) if pad_token else None
+        fallbacks = (pad, roles.get("pad"), self.unk, self.eos, 0)
+        self.pad: int = next(i for i in fallbacks if i is not None)
+        self.vocab_size = max([backend.size, *(token.id + 1 for token in self._special.values())])
+        self._text_of = {token.id: text for text, token in self._special.items()}
+        texts = sorted((t for t in self._special if t), key=len, reverse=True)
+        self._split = re.compile("|".join(map(re.escape, texts))) if texts else None
+        skipped = (self.bos, self.eos, self.unk, self.pad, roles.get("pad"))
+        self._skipped = {i for i in skipped if i is not None} | {t.id for t in self._special.values() if t.skip}
+
+    @classmethod
+    def from_folder(
+        cls,
+        path: str | Path,
+        pad_token: str | None = "$$",
+        *,
+        special_tokens: Sequence[str] = (),
+        new_pad_token: str = "",
+        bos_id: int | None = None,
+        eos_id: int | None = None,
+    ) -> Tokenizer:
+        """Read the tokenizer of a Hugging Face LLM folder.
+
+        Args:
+            path: folder with ``tokenizer.model`` or ``tokenizer.json``.
+            pad_token: existing piece or special token used for padding (the published choice for LLaMA is ``$$``);
+                where the vocabulary lacks it: the folder's pad token, else unk, else eos.
+            special_tokens: strings made special besides the folder's; new ones get the next ids, in order.
+            new_pad_token: made special, and the pad token, if the folder names none; ``pad_token`` does not count then.
+            bos_id, eos_id: forced ids, whatever the folder says; their strings then take the blanks around them.
+
+        Raises:
+            WeightsError: no folder, no tokenizer in it, or an unreadable file.
+        """
+        folder = Path(path)
+        files = {name: folder / name for name in ("tokenizer.model", "tokenizer.json")}
+        backend: _SentencePiece | _Fast
+        if files["tokenizer.model"].is_file():
+            backend = _SentencePiece(files["tokenizer.model"])
+        elif files["tokenizer.json"].is_file():
+            backend = _Fast(files["tokenizer.json"])
+        else:
+            result = "no such folder" if not folder.is_dir() else "neither tokenizer.model nor tokenizer.json in it"
+            raise WeightsError(f"tokenizer folder {folder}: {result}", fix="name the LLM's Hugging Face folder")
+        tokens = read_special_tokens(folder, backend.size, backend.defaults, backend.id_of)
+        if isinstance(backend, _Fast):
+            tokens.by_text = backend.own()
+        added = [*special_tokens, *([new_pad_token] if new_pad_token and "pad" not in tokens.roles else [])]
+        for text in added:
+            tokens.add(text, backend.id_of(text), backend.size)
+        if added and isinstance(backend, _Fast):
+            backend.add({text: tokens.by_text[text] for text in added})
+            tokens.by_text = backend.own()
+        if new_pad_token in added:
+            tokens.roles["pad"] = tokens.by_text[new_pad_token].id
+        for role, index in (("bos", bos_id), ("eos", eos_id)):
+            if index is not None:
+                tokens.force(role, index, backend.piece(index))
+        return cls(backend, tokens, None if new_pad_token else pad_token)
+
+    def id_of(self, text: str) -> int | None:
+        """Id of a special token or of one whole piece; None without one."""
+        return self._special[text].id if text in self._special else self._backend.id_of(text)
+
+    def is_special(self, text: str) -> bool:
+        """Whether ``text`` is one special token, so that :meth:`encode` reads it as such."""
+        return text in self._special
+
+    def piece(self, index: int) -> str:
+        """The piece of an id as the vocabulary spells it; empty for an id without one."""
+        if index in self._text_of:
+            return self._text_of[index]
+        return self._backend.piece(index) if 0 <= index < self._backend.size else ""
+
+    def encode(self, text: str, bos: bool = False, literal: Ranges = ()) -> list[int]:
+        """Ids of ``text``; ``bos`` puts the begin id in front where the vocabulary has one.
+
+        Never adds an end id. Special strings inside the text become their ids, except in the stretches
+        ``literal`` (somebody's words), which give the same ids as any other text.
+        """
+        ids = [self.bos] if bos and self.bos is not None else []
+        if not self._slow and not self._marked(text, literal):
+            return ids + (self._backend.encode(text, False) if text else [])
+        for chunk in self._chunks(text, literal):
+            ids += [chunk] if isinstance(chunk, int) else self._backend.encode(chunk, True)
+        return ids
+
+    def decode(self, ids: list[int], skip_special: bool = True) -> str:
+        """Text of ``ids``; ids without a piece (an LLM row beyond the tokenizer) give nothing.
+
+        ``skip_special`` drops bos, eos, unk, pad and the other special tokens, as the published tokenizer does.
+        """
+        ids = [int(i) for i in ids]
+        if skip_special:
+            ids = [i for i in ids if i not in self._skipped]
+        out: list[str] = []
+        run: list[int] = []
+        for i in ids:
+            if self._slow and i in self._text_of:
+                out += [self._backend.decode(run, skip_special), self._text_of[i]]
+                run = []
+            else:
+                run.append(i)
+        return "".join([*out, self._backend.decode(run, skip_special)])
+
+    def stream(self) -> StreamDecoder:
+        """A decoder for ids that arrive one by one."""
+        return StreamDecoder(self)
+
+    def _marked(self, text: str, literal: Ranges) -> bool:
+        """Whether a special string lies in a literal stretch, or reaches into one."""
+        result = [m.span() for m in self._split.finditer(text)] if self._split and literal else []
+        return any(start < b and a < end for start, end in result for a, b in literal)
+
+    def _chunks(self, text: str, literal: Ranges) -> list[str | int]:
+        """Plain chunks and special ids in order; a special token eats the blanks around it if it says so."""
+        parts: list[str] = []
+        marks: list[str] = []
+        start = at = 0
+        for a, b in [*literal, (len(text), len(text))]:
+            for match in self._split.finditer(text, at, a) if self._split else ():
+                parts.append(text[start : match.start()])
+                marks.append(match.group())
+                start = match.end()
+            at = b
+        parts.append(text[start:])
+        out: list[str | int] = []
+        for k, part in enumerate(parts):
+            before, after = marks[k - 1] if k else "", marks[k] if k < len(marks) else ""
+            part = part.lstrip() if before and self._special[before].rstrip else part
+            part = part.rstrip() if after and self._special[after].lstrip else part
+            out += [*([part] if part else []), *([self._special[after].id] if after else [])]
+        return out
+
+
+class StreamDecoder:
+    """Turns ids into text piece by piece; the pieces joined equal ``decode`` of all ids.
+
+    A character whose bytes are not all there yet is held back.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._sent = 0
+
+    def push(self, ids: int | list[int]) -> str:
+        """New complete characters after ``ids``; may be empty."""
+        self._ids += [ids] if isinstance(ids, int) else ids
+        return self._emit(self._tokenizer.decode(self._ids).rstrip("�"))
+
+    def flush(self) -> str:
+        """What was held back, incomplete or not; call once at the end."""
+        return self._emit(self._tokenizer.decode(self._ids))
+
+    def _emit(self, text: str) -> str:
+        new, self._sent = text[self._sent :], max(self._sent, len(text))
+        return new

@@ -1,0 +1,230 @@
+"""Video files, frame folders and base64 frames -> single frames; home of decord, with OpenCV as the fallback."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from vlm.common.errors import ConfigError, DataError
+from vlm.processors.image.decode import from_base64, read_frames
+
+Backend = Literal["auto", "decord", "opencv"]
+PACKAGES = {"decord": "decord", "opencv": "cv2"}
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_IMAGE_BYTES = (b"\x89PNG", b"\xff\xd8\xff", b"BM")
+
+log = logging.getLogger(__name__)
+
+
+class Short(Exception):
+    """A file ended after ``count`` frames, before the last one that was asked for."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.count = count
+
+
+@dataclass
+class Clip:
+    """An opened video: number of frames, frames per second (None where unknown), and the frames by index.
+
+    ``read(ids)``, ids ascending, gives something an image recipe takes for each; it may raise :class:`Short`.
+    """
+
+    count: int
+    rate: float | None
+    read: Callable[[Sequence[int]], list[Any]]
+
+
+def check_backend(backend: Backend) -> None:
+    """Make sure that a decoder asked for by name is there.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    if backend != "auto" and not installed(backend):
+        package = "decord" if backend == "decord" else "opencv-python-headless"
+        raise ConfigError(f"video: backend {backend} is not installed", fix=f"pip install {package}, or backend: auto")
+
+
+def installed(decoder: str) -> bool:
+    """Whether the package of a decoder can be imported."""
+    return importlib.util.find_spec(PACKAGES[decoder]) is not None
+
+
+def open_clip(source: Any, label: str, backend: Backend = "auto") -> Clip:
+    """Any video; see :class:`vlm.processors.video.recipe.VideoRecipe` for what ``source`` may be.
+
+    Raises:
+        DataError: missing, unreadable, or no decoder is installed.
+    """
+    if isinstance(source, list | tuple):
+        return _frames(list(source), label)
+    if isinstance(source, bytes | bytearray | memoryview):
+        data = bytes(source)
+        return _frames([data], label) if data.startswith(_IMAGE_BYTES) else _video(data, label, backend)
+    if not isinstance(source, str | os.PathLike):
+        raise DataError(f"clip {label}: a {type(source).__name__} is no clip", fix="give a path, bytes or frames")
+    path = Path(source)
+    if path.is_dir():
+        return _frames(_folder(path, label), label)
+    if not path.is_file():
+        raise DataError(f"clip {label}: no such file or folder", fix="check the path (in a dataset: its folder)")
+    if path.suffix.lower() == ".json":
+        result = read_frames(path, label)
+        return _frames([result] if isinstance(result, str) else list(result), label)
+    if path.suffix.lower() in IMAGES:
+        return _frames([path], label)
+    return _video(path, label, backend)
+
+
+def _frames(items: list[Any], label: str) -> Clip:
+    """A video of given frames; a text is the path of a file that exists, or else base64."""
+
+    def one(index: int) -> Any:
+        item = items[index]
+        if isinstance(item, str) and not _is_file(item):
+            return from_base64(item, f"{label} frame {index}")
+        return item
+
+    return Clip(len(items), None, lambda ids: [one(k) for k in ids])
+
+
+def _is_file(text: str) -> bool:
+    return text.lower().endswith(IMAGES) or (len(text) < 1024 and Path(text).is_file())
+
+
+def _folder(path: Path, label: str) -> list[Path]:
+    """The images of a folder, ``2.jpg`` before ``10.jpg``."""
+
+    def key(file: Path) -> list[tuple[int, str]]:
+        return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", file.name)]
+
+    result = sorted((f for f in path.iterdir() if f.suffix.lower() in IMAGES), key=key)
+    if not result:
+        raise DataError(f"clip {label}: a folder without frames", fix=f"put images into it ({', '.join(IMAGES)})")
+    return result
+
+
+def _video(source: Path | bytes, label: str, backend: Backend) -> Clip:
+    """A video file through the first decoder that can open it."""
+    allowed = ("decord", "opencv") if backend == "auto" else (backend,)
+    usable = [name for name in allowed if installed(name)]
+    if not usable:
+        raise DataError(f"clip {label}: no video decoder is installed", fix="pip install decord")
+    if usable == ["opencv"] and backend == "auto":
+        _say_once("decord is not installed; OpenCV decodes videos, which is slower")
+    head = source[:16] if isinstance(source, bytes) else _head(source, label)
+    for name in usable:
+        clip = _with_decord(source, label) if name == "decord" else _with_opencv(source, label)
+        if clip is not None:
+            return clip if name == usable[-1] else _with_second(clip, source, label)
+        if name != usable[-1]:
+            log.debug("clip %s: decord cannot open it", label)
+            _say_once("decord cannot open a video; OpenCV tries it, and later ones without a word")
+    raise DataError(
+        f"clip {label}: no video that {' or '.join(usable)} can read (it begins with {head!r})",
+        fix="convert it to H.264 in .mp4, give its frames as a folder of images, or remove the record",
+    )
+
+
+def _with_second(clip: Clip, source: Path | bytes, label: str) -> Clip:
+    """The video, with OpenCV for frames that decord cannot give (it opens files of some sizes that it cannot copy)."""
+    first = clip.read
+
+    def read(ids: Sequence[int]) -> list[Any]:
+        try:
+            return first(ids)
+        except DataError:
+            other = _with_opencv(source, label)
+            if other is None:
+                raise
+            _say_once("decord cannot decode a video; OpenCV does it, and later ones without a word")
+            return other.read(ids)
+
+    return Clip(clip.count, clip.rate, read)
+
+
+def _head(path: Path, label: str) -> bytes:
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise DataError(f"clip {label}: cannot be read ({error.strerror})") from error
+    if not head:
+        raise DataError(f"clip {label}: empty", fix="fetch it again or remove the record")
+    return head
+
+
+def _with_decord(source: Path | bytes, label: str) -> Clip | None:
+    """None when decord cannot open it."""
+    import decord
+
+    try:
+        file = io.BytesIO(source) if isinstance(source, bytes) else str(source)
+        reader = decord.VideoReader(file, ctx=decord.cpu(0), num_threads=1)
+        count, rate = len(reader), float(reader.get_avg_fps())
+    except (RuntimeError, decord.DECORDError):
+        return None
+
+    def read(ids: Sequence[int]) -> list[Any]:
+        try:
+            return list(reader.get_batch(list(ids)).asnumpy())
+        except (RuntimeError, decord.DECORDError) as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise DataError(
+                f"clip {label}: damaged ({reason})", fix="fetch it again or set model.video.backend to opencv"
+            ) from None
+
+    return Clip(count, rate, read)
+
+
+def _with_opencv(source: Path | bytes, label: str) -> Clip | None:
+    """None when OpenCV cannot open it. Frames are read in order, because seeking is not exact."""
+    import cv2
+
+    kept = _on_disk(source) if isinstance(source, bytes) else None
+    path = str(source) if kept is None else kept.name
+    capture = cv2.VideoCapture(path)
+    if not capture.isOpened():
+        return None
+    count, rate = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), float(capture.get(cv2.CAP_PROP_FPS))
+    if count <= 0:
+        count = 0
+        while capture.grab():
+            count += 1
+    capture.release()
+
+    def read(ids: Sequence[int]) -> list[Any]:
+        opened, result = cv2.VideoCapture(path if kept is None else kept.name), {}
+        for index in range(ids[-1] + 1):
+            if not opened.grab():
+                raise Short(index)
+            if index in ids:
+                result[index] = cv2.cvtColor(opened.retrieve()[1], cv2.COLOR_BGR2RGB)
+        opened.release()
+        return [result[k] for k in ids]
+
+    return Clip(count, rate, read)
+
+
+def _on_disk(data: bytes) -> Any:
+    """A temporary file with ``data``, for OpenCV, which reads nothing else; it is deleted with the object."""
+    file = tempfile.NamedTemporaryFile(suffix=".video")  # noqa: SIM115
+    file.write(data)
+    file.flush()
+    return file
+
+
+@cache
+def _say_once(text: str) -> None:
+    log.warning("%s", text)

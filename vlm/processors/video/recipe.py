@@ -1,0 +1,138 @@
+"""Clips -> ``[f, 3, h, w]`` tensors: which frames are taken, each through the image recipe."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Literal
+
+from vlm.common.errors import ConfigError, DataError
+from vlm.processors.image.recipe import ImageRecipe
+from vlm.processors.video.read import Backend, Clip, Short, check_backend, open_clip
+
+if TYPE_CHECKING:
+    import torch
+
+
+class VideoRecipe:
+    """What happens to a video before the vision encoder; pickles into loader workers.
+
+    A video shorter than ``num_frames`` repeats frames (``uniform``, ``segments``), gives fewer (``fps``) or is refused.
+    """
+
+    @dataclass
+    class Config:
+        """How many frames, and which."""
+
+        num_frames: int = 8  # with sampling fps: at most
+        sampling: Literal["uniform", "fps", "segments"] = "uniform"  # see uniform_ids, fps_ids, segment_ids
+        fps: float = 1.0  # frames per second of sampling fps
+        on_short_video: Literal["repeat", "error"] = "repeat"  # fewer frames than asked: repeat (published)
+        backend: Backend = "auto"  # auto: decord, and OpenCV where decord is missing or cannot read the file
+
+        def __post_init__(self) -> None:
+            if self.num_frames < 1 or self.fps <= 0:
+                raise ConfigError(f"num_frames is {self.num_frames}, fps {self.fps}; wanted 1 or more, and above 0")
+
+    def __init__(self, config: Config, image: ImageRecipe) -> None:
+        """Raises ConfigError when ``backend`` names a decoder that is not installed."""
+        self.config, self.image = config, image
+        check_backend(config.backend)
+
+    def __call__(self, source: Any, name: str = "", rng: random.Random | None = None) -> torch.Tensor:
+        """Read and transform one video.
+
+        Args:
+            source: path or bytes of a video file, a folder of frames (jpg, png, webp), a ``.json`` file with base64
+                frames (one string is a video of one frame), or a list of frames: base64 texts, paths, bytes, images;
+                or a float tensor ``[f, 3, size, size]`` that went through a recipe before (returned as it is).
+            name: what to call the video in an error.
+            rng: for training: draws the frames of sampling ``segments`` and one crop for all frames.
+
+        Returns:
+            ``[f, 3, size, size]`` float32.
+
+        Raises:
+            DataError: missing, unreadable, without frames, a bad frame, no decoder; the message names the video.
+        """
+        import torch
+
+        if isinstance(source, torch.Tensor):
+            return torch.stack([self.image(frame, name) for frame in source])
+        label = name or (source if isinstance(source, str) else type(source).__name__)
+        seed = None if rng is None else rng.getrandbits(64)
+        clip = open_clip(source, label, self.config.backend)
+        try:
+            ids = self.frame_ids(clip, label, seed)
+            frames = clip.read(ids)
+        except Short as error:  # the file promised more frames than it has
+            clip.count = error.count
+            ids = self.frame_ids(clip, label, seed)
+            frames = clip.read(ids)
+        tensors: dict[int, torch.Tensor] = {}
+        for index, frame in zip(ids, frames, strict=True):
+            if index not in tensors:
+                same_crop = None if seed is None else random.Random(seed)
+                tensors[index] = self.image(frame, f"{label} frame {index}", same_crop)
+        return torch.stack([tensors[index] for index in ids])
+
+    def frame_ids(self, clip: Clip, label: str, seed: int | None) -> list[int]:
+        """Indices of the frames to take, ascending.
+
+        Raises:
+            DataError: no frame at all; sampling by time of a video without a frame rate.
+        """
+        config = self.config
+        if clip.count < 1:
+            raise DataError(f"clip {label}: no frames", fix="fetch it again or remove the record")
+        if config.on_short_video == "error" and clip.count < config.num_frames:
+            raise DataError(
+                f"clip {label}: {clip.count} frames, but video.num_frames asks for {config.num_frames}",
+                fix="remove the record, ask for fewer frames, or set video.on_short_video to repeat",
+            )
+        if config.sampling == "segments":
+            return segment_ids(clip.count, config.num_frames, None if seed is None else random.Random(seed))
+        if config.sampling == "uniform":
+            return uniform_ids(clip.count, config.num_frames)
+        if not clip.rate or clip.rate < 0:
+            raise DataError(
+                f"clip {label}: frames without a frame rate", fix="set model.video.sampling to uniform or segments"
+            )
+        return fps_ids(clip.count, clip.rate, config.fps, config.num_frames)
+
+
+def segment_ids(total: int, wanted: int, rng: random.Random | None = None) -> list[int]:
+    """The published rule of Lynx: one frame of each of ``wanted`` consecutive stretches.
+
+    Stretches are as equal as possible, the longer ones first. Without ``rng`` the first frame of each stretch, and a
+    video that is too short goes round; with it the lengths are shuffled, a random frame of each is taken, and a video
+    that is too short repeats random frames.
+    """
+    if total <= wanted:
+        if rng is None:
+            return sorted(k % total for k in range(wanted))
+        return sorted([*range(total), *rng.choices(range(total), k=wanted - total)])
+    length, longer = divmod(total, wanted)
+    lengths = [length + 1] * longer + [length] * (wanted - longer)
+    if rng is not None:
+        rng.shuffle(lengths)
+    starts = [0, *accumulate(lengths)][:-1]
+    return [start + (0 if rng is None else rng.randrange(n)) for start, n in zip(starts, lengths)]
+
+
+def uniform_ids(total: int, wanted: int) -> list[int]:
+    """The middle frame of each of ``wanted`` equal stretches; a video that is too short goes round."""
+    if total <= wanted:
+        return segment_ids(total, wanted)
+    return [(2 * k + 1) * total // (2 * wanted) for k in range(wanted)]
+
+
+def fps_ids(total: int, rate: float, fps: float, most: int) -> list[int]:
+    """A frame every ``1 / fps`` seconds from the first on, each once; of more than ``most``, evenly chosen ones."""
+    step = max(rate / fps, 1.0)
+    result: Sequence[int] = [round(k * step) for k in range(int((total - 1) / step) + 1)]
+    if len(result) > most:
+        result = [result[k] for k in uniform_ids(len(result), most)]
+    return [min(k, total - 1) for k in result]

@@ -1,0 +1,206 @@
+"""``run_generate``: one answer to every record of annotation files, written in their order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlm.common import dist
+from vlm.common.errors import DataError, PromptError
+from vlm.common.types import Message, Text
+from vlm.datasets.formats.table.read import AllRows, Record
+from vlm.datasets.formats.table.templates import fill, names
+from vlm.datasets.media_field import check_field, medium_of
+from vlm.runners.evaluate.answer_file import AnswerFile
+
+if TYPE_CHECKING:
+    from vlm.inference.engine import Conversation, Engine
+    from vlm.inference.generation import Generation
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to ask about which records.
+
+    files         annotation files (JSON lines, JSON, CSV, TSV, Parquet), one after the other
+    prompt        text with ``{fields}`` of the record
+    raw           the prompt is the whole prompt of the model, not a question that its template is put around
+    media_field   field with the image or video, by default image or else video; a record without it is text only
+    media_root    folder that relative paths start from
+    index_field   field that names a record in the result; without it, its number from 0 on
+    copy          further fields of the record that go into the result
+    answer_field  the result has the records themselves with the answer in this field, behind those of the prompt
+    lemmatize     nouns and verbs of the answers become their basic forms
+    """
+
+    files: Sequence[str]
+    prompt: str = "{question}"
+    raw: bool = False
+    media_field: str = ""
+    media_root: str = "."
+    index_field: str = "index"
+    copy: Sequence[str] = ()
+    answer_field: str = ""
+    lemmatize: bool = False
+
+    def medium(self, record: Record) -> Any:
+        """What stands in the field of the image or video; None where it is missing."""
+        names = [self.media_field] if self.media_field else ["image", "video"]
+        return next((record[name] for name in names if record.get(name) not in (None, "")), None)
+
+
+class Questions:
+    """The records of a request with their prompts, checked as far as that goes without reading media."""
+
+    def __init__(self, request: Request) -> None:
+        """Raises DataError: missing files, no records, a field of the prompt that a record lacks, a missing medium."""
+        self.request = request
+        self.rows = AllRows(request.files)
+        if not len(self.rows):
+            raise DataError(f"{', '.join(request.files)}: no record", fix="name a file with records")
+        self.prompts = []
+        for k in range(len(self.rows)):
+            record, where = self.rows[k]
+            self.prompts.append(fill(request.prompt.strip(), record, where).strip())
+            if not self.prompts[-1] and request.medium(record) is None:
+                raise DataError(f"{where}: neither a prompt nor an image", fix="give a prompt, e.g. '{question}'")
+            check_field(request.medium(record), request.media_root, where)
+        if all(request.medium(self.rows[k][0]) is None for k in range(len(self.rows))):
+            there = ", ".join(sorted(map(str, self.rows[0][0])))
+            log.warning("no record has the field %s (there are %s): text only", request.media_field or "image", there)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def conversation(self, number: int, engine: Engine) -> Conversation:
+        """What a model is given for a record.
+
+        Raises:
+            DataError, PromptError: its medium cannot be read, or does not fit the prompt; the message names the record.
+        """
+        record, where = self.rows[number]
+        medium = medium_of(self.request.medium(record), self.request.media_root, where)
+        media = [medium] if medium is not None else []
+        text = self.prompts[number]
+        try:
+            if self.request.raw:
+                return engine.processor.encode_prompt(text, media)
+            declared = [Text(text)] if text else []
+            return engine.processor.encode_chat([Message("user", (*media, *declared))])
+        except (DataError, PromptError) as error:
+            raise type(error)(f"{where}: {error}") from error
+
+    def line(self, number: int, answer: str) -> dict[str, Any]:
+        """The object of the result: published ``index`` and ``text_output``, then the copied fields; or the record.
+
+        Raises:
+            DataError: a field to copy that the record lacks.
+        """
+        record, where = self.rows[number]
+        if self.request.answer_field:
+            return _answered(record, answer, self.request.answer_field, names(self.request.prompt))
+        return {
+            "index": record.get(self.request.index_field, number),
+            "text_output": answer,
+            **{name: _field(record, name, where) for name in self.request.copy},
+        }
+
+    def fingerprint(self, *more: Any) -> str:
+        """Of the request, the records and whatever else the answers depend on."""
+        digest = hashlib.sha256(json.dumps([asdict(self.request), *more], default=str, sort_keys=True).encode())
+        for k in range(len(self.rows)):
+            digest.update(json.dumps(self.rows[k][0], default=str, sort_keys=True).encode())
+        return digest.hexdigest()
+
+
+def run_generate(
+    engine: Engine,
+    questions: Questions,
+    output: str | Path,
+    generation: Generation,
+    *,
+    batch_size: int = 16,
+    overwrite: bool = False,
+) -> Path:
+    """Answer every record and write the answers, one JSON object per line; processes share the records.
+
+    An interrupted run goes on where it stopped when it is started again with the same request, model and options.
+
+    Args:
+        engine: the model.
+        questions: the records.
+        output: the file to write.
+        generation: the options of an answer.
+        batch_size: records that run together; it changes speed and memory, not the answers.
+        overwrite: write anew whatever is there.
+
+    Returns:
+        the file.
+
+    Raises:
+        UserError: the file exists, an image or video cannot be read, or a prompt does not fit the model.
+    """
+    basic = lemmatizer() if questions.request.lemmatize else None
+    resolved = engine.config.resolved if engine.config is not None else {}
+    file = AnswerFile(output, questions.fingerprint(resolved, asdict(generation)), overwrite=overwrite)
+    for k in range(len(questions)):
+        questions.line(k, "")
+    left = [k for k in range(len(questions)) if k not in file.done]
+    mine = left[dist.rank() :: dist.world_size()]
+    for chunk in _chunks(mine, batch_size):
+        asked = [questions.conversation(k, engine) for k in chunk]
+        answers = engine.generate(asked, generation, batch_size)
+        if basic is not None:
+            answers = basic(answers)
+        file.add(zip(chunk, answers, strict=True))
+        log.info("%d of %d records of this process answered", mine.index(chunk[-1]) + 1, len(mine))
+    file.finish(questions.line, len(questions))
+    return file.path
+
+
+def lemmatizer() -> Callable[[Sequence[str]], list[str]]:
+    """Nouns and verbs by their basic form, tokens joined by blanks, as spaCy's small English model has them.
+
+    Raises:
+        DataError: spaCy or its model is not installed.
+    """
+    try:
+        import spacy
+
+        model = spacy.load("en_core_web_sm")
+    except (ImportError, OSError) as error:
+        raise DataError(
+            f"apply_lemmatizer needs spaCy and its English model ({error})",
+            fix="pip install spacy && python -m spacy download en_core_web_sm, or set it to false",
+        ) from None
+
+    def basic(texts: Sequence[str]) -> list[str]:
+        kinds = ("NOUN", "VERB")
+        return [" ".join(t.lemma_ if t.pos_ in kinds else t.text for t in doc) for doc in model.pipe(texts)]
+
+    return basic
+
+
+def _field(record: Record, name: str, where: str) -> Any:
+    if name not in record:
+        raise DataError(f"{where}: no field {name!r} to copy (it has {', '.join(sorted(map(str, record)))})")
+    return record[name]
+
+
+def _answered(record: Record, answer: str, field: str, asked: Collection[str]) -> Record:
+    """The record with the answer behind the last of the fields that were asked, or at its end."""
+    kept = [(name, value) for name, value in record.items() if name != field]
+    place = max((k for k, (name, _) in enumerate(kept, start=1) if name in asked), default=len(kept))
+    return dict([*kept[:place], (field, answer), *kept[place:]])
+
+
+def _chunks(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    for first in range(0, len(numbers), size):
+        yield numbers[first : first + size]

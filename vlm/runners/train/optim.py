@@ -1,0 +1,131 @@
+"""AdamW with the published two groups, and the gradient scaler for float16."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from vlm.common import dist
+from vlm.common.errors import UserError
+from vlm.models.trainable import matching
+
+log = logging.getLogger(__name__)
+
+EVERYTHING = ("*",)
+"""Globs that select every parameter."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How a step computes: ``amp_dtype`` None means no autocast; ``scaled`` means float16 with a scaler."""
+
+    amp_dtype: torch.dtype | None = None
+
+    @property
+    def scaled(self) -> bool:
+        """Whether gradients need a scaler."""
+        return self.amp_dtype == torch.float16
+
+
+def pick_precision(amp: bool, amp_dtype: str, device: torch.device) -> Precision:
+    """The precision for ``run.amp`` and ``run.amp_dtype`` (auto, bf16, fp16) on ``device``.
+
+    ``auto`` is bf16 where the device computes it natively, else fp16.
+
+    Raises:
+        UserError: unknown ``amp_dtype``.
+    """
+    if not amp:
+        return Precision(None)
+    known = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    if amp_dtype == "auto":
+        return Precision(torch.bfloat16 if dist.supports_bf16(device) else torch.float16)
+    if amp_dtype not in known:
+        raise UserError(f"run.amp_dtype={amp_dtype!r} (allowed: auto, bf16, fp16)")
+    return Precision(known[amp_dtype])
+
+
+def _declared_without_decay(model: nn.Module) -> Iterator[str]:
+    """Full names that the modules themselves exempt through a ``no_weight_decay()`` method (timm's convention)."""
+    for prefix, module in model.named_modules():
+        declared = getattr(module, "no_weight_decay", None)
+        if callable(declared):
+            for name in declared():
+                yield f"{prefix}.{name}" if prefix else name
+
+
+Named = list[tuple[str, nn.Parameter]]
+
+
+def split_parameters(model: nn.Module, decay_on: Sequence[str] = EVERYTHING) -> tuple[Named, Named]:
+    """Trainable parameters with and without weight decay, each in ``named_parameters`` order.
+
+    Without decay: tensors of rank < 2 (biases, norms, gates), names that a module declares itself
+    (learned tokens and positions), and what no glob of ``decay_on`` selects.
+
+    Raises:
+        UserError: a glob selects nothing that trains.
+    """
+    exempt = set(_declared_without_decay(model))
+    training = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if tuple(decay_on) != EVERYTHING:
+        result = {glob: matching(training, glob) for glob in decay_on}
+        if idle := [glob for glob, names in result.items() if not names]:
+            raise UserError(f"run.weight_decay_on: {', '.join(map(repr, idle))} selects nothing that trains")
+        exempt |= set(training) - {name for names in result.values() for name in names}
+    decay: Named = []
+    plain: Named = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (plain if parameter.ndim < 2 or name in exempt else decay).append((name, parameter))
+    return decay, plain
+
+
+def build_optimizer(
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    beta2: float,
+    device: torch.device,
+    decay_on: Sequence[str] = EVERYTHING,
+) -> torch.optim.AdamW:
+    """AdamW (0.9, ``beta2``), eps 1e-8, group 0 with decay and group 1 without; empty groups are left out.
+
+    ``decay_on``: see :func:`split_parameters`.
+
+    Raises:
+        UserError: nothing in the model is trainable, or a glob selects nothing.
+    """
+    decay, plain = split_parameters(model, decay_on)
+    groups = [
+        {"params": [p for _, p in part], "weight_decay": rate} for part, rate in ((decay, weight_decay), (plain, 0.0))
+    ]
+    groups = [g for g in groups if g["params"]]
+    if not groups:
+        raise UserError(
+            "the model has no trainable parameter", fix="name some under model.train, for example ['bridge.*']"
+        )
+    fused = dist.supports_fused_optimizer(device)
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, beta2), eps=1e-8, fused=fused or None)
+
+
+def trainable_names(model: nn.Module, decay_on: Sequence[str] = EVERYTHING) -> list[str]:
+    """Names of the trainable parameters in the order of the optimiser's state (decayed first)."""
+    decay, plain = split_parameters(model, decay_on)
+    return [name for name, _ in decay + plain]
+
+
+def build_scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler:
+    """A gradient scaler; disabled (a pass-through) unless the precision is float16."""
+    return torch.amp.GradScaler(device.type, enabled=precision.scaled)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give all groups the same learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr

@@ -1,0 +1,134 @@
+"""Several processes, and trading computation for memory."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from vlm.common import dist
+from vlm.common.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+CHECKPOINTING = ("none", "torch", "fairscale", "fairscale_offload")
+"""Choices of ``run.activation_checkpointing``."""
+
+
+def wrap(model: nn.Module, *, find_unused_parameters: bool = False, broadcast_buffers: bool = False) -> nn.Module:
+    """``model`` for this process group: itself when alone, else in DistributedDataParallel.
+
+    Args:
+        model: already on this process's device.
+        find_unused_parameters: needed only when a step may leave trainable parameters out.
+        broadcast_buffers: send rank 0's buffers at each forward; nothing shipped needs it.
+    """
+    if dist.world_size() == 1:
+        return model
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # renamed in torch
+    options: dict[str, Any] = {"find_unused_parameters": find_unused_parameters, buffers: broadcast_buffers}
+    return DistributedDataParallel(model, **options)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside :func:`wrap`'s result."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def accumulate(model: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
+    """Context of one micro-batch: gradients are swap_images only with the ``last`` one of a step."""
+    if isinstance(model, DistributedDataParallel) and not last:
+        return model.no_sync()
+    return contextlib.nullcontext()
+
+
+def checkpointable_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The repeated layers of a model: what its modules name themselves, else the items of lists of equal modules.
+
+    A module names its own by a method ``checkpointable_modules() -> list[nn.Module]``.
+    """
+    inside: list[str] = []
+    for name, module in model.named_modules():
+        if any(name.startswith(f"{outer}.") or not outer for outer in inside):
+            continue
+        own = getattr(module, "checkpointable_modules", None)
+        if callable(own):
+            chosen = {id(m) for m in own()}
+            inside.append(name)
+            yield from ((n, m) for n, m in module.named_modules(prefix=name) if id(m) in chosen)
+            continue
+        children = list(module.children())
+        is_list = isinstance(module, nn.ModuleList | nn.Sequential)
+        if is_list and len(children) > 1 and len({type(c) for c in children}) == 1:
+            inside.append(name)
+            yield from ((f"{name}.{i}", child) for i, child in enumerate(children))
+
+
+def checkpoint_activations(model: nn.Module, choice: str) -> int:
+    """Recompute the repeated layers in backward instead of keeping their activations.
+
+    Keys of the state dict stay as they are. A layer through which no gradient flows runs as before.
+
+    Args:
+        model: the unwrapped model.
+        choice: ``none``; ``torch``; ``fairscale``; ``fairscale_offload`` (also moves the kept inputs to host memory).
+
+    Returns:
+        number of layers treated.
+
+    Raises:
+        ConfigError: unknown choice, or fairscale is not installed.
+    """
+    if choice not in CHECKPOINTING:
+        raise ConfigError(f"run.activation_checkpointing={choice!r} (allowed: {', '.join(CHECKPOINTING)})")
+    if choice == "none":
+        return 0
+    count = 0
+    for _, module in checkpointable_modules(model):
+        _treat(module, choice)
+        count += 1
+    log.info("activation checkpointing (%s) on %d layers", choice, count)
+    return count
+
+
+def _treat(module: nn.Module, choice: str) -> None:
+    plain = module.forward
+    if choice == "torch":
+        from torch.utils.checkpoint import checkpoint
+
+        def recomputed(*args: Any, **kwargs: Any) -> Any:
+            return checkpoint(plain, *args, use_reentrant=False, **kwargs)
+    else:
+        recomputed = _fairscale_forward(module, offload=choice == "fairscale_offload")
+    module.forward = _only_with_gradient(module, plain, recomputed)
+
+
+def _fairscale_forward(module: nn.Module, offload: bool) -> Callable[..., Any]:
+    try:
+        from fairscale.nn.checkpoint import checkpoint_wrapper
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "run.activation_checkpointing asks for fairscale, which is not installed",
+            fix="pip install fairscale, or set run.activation_checkpointing=torch",
+        ) from error
+    return checkpoint_wrapper(module, offload_to_cpu=offload).forward
+
+
+def _only_with_gradient(module: nn.Module, plain: Callable, recomputed: Callable) -> Callable[..., Any]:
+    """Frozen layers before the first trainable one have nothing to recompute."""
+    trainable = any(p.requires_grad for p in module.parameters())
+
+    @wraps(plain)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        flows = trainable or any(isinstance(a, torch.Tensor) and a.requires_grad for a in (*args, *kwargs.values()))
+        return (recomputed if flows and torch.is_grad_enabled() else plain)(*args, **kwargs)
+
+    return forward

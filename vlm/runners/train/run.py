@@ -1,0 +1,296 @@
+"""``run_training``: from a checked configuration to a trained run folder, as a list of named steps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vlm.checkpoint.fingerprint import fingerprint
+from vlm.checkpoint.load import load_model
+from vlm.checkpoint.run_folder import RunDir
+from vlm.common import dist
+from vlm.common.errors import ConfigError, UserError
+from vlm.common.registry import resolve
+from vlm.common.types import Message, Sample, Text
+from vlm.config.api import Config
+from vlm.config.tree import to_yaml
+from vlm.datasets.base import StreamDataset
+from vlm.datasets.loading.train_loader import TrainLoader
+from vlm.datasets.loading.valid_loader import ValidLoader
+from vlm.models.trainable import trainable_table
+from vlm.processors.collate import VisualTokens
+from vlm.processors.processor import Processor, build_processor
+from vlm.runners.train.optim import pick_precision
+from vlm.runners.train.parallel import checkpoint_activations
+from vlm.runners.train.report import ReportSample, write_report
+from vlm.runners.train.trackers import RunInfo, Tracker, open_trackers
+from vlm.runners.train.trainer import RunResult, Trainer
+from vlm.runners.train.validate import Validator
+from vlm.tasks.base import Task
+
+if TYPE_CHECKING:
+    from vlm.models.vlm import VLM
+
+log = logging.getLogger(__name__)
+
+ANSWER_TOKENS = 80
+"""Longest sample answer of the report, in tokens."""
+
+
+def run_training(cfg: Config) -> RunResult:
+    """Train what ``cfg`` describes in this process (or process group).
+
+    Returns:
+        where and how it ended; ``exit_code`` is what the command should return.
+
+    Raises:
+        UserError: anything the user can fix, before or during training.
+    """
+    world, device = dist.init(cfg.run.device)
+    try:
+        run_dir, source = find_run(cfg)
+        dist.seed_everything(cfg.run.seed, world.rank, cfg.run.deterministic)
+        model = load_model(cfg, device=device, dtype=frozen_dtype(cfg, device))
+        checkpoint_activations(model, cfg.run.activation_checkpointing)
+        processor = build_processor(cfg.model)
+        loader = build_loader(cfg, processor, run_dir, device, VisualTokens.of(model.visual_tokens))
+        task = build_task(cfg)
+        trainer = build_trainer(cfg, model, loader, task, processor, run_dir, device)
+        if source is not None:
+            trainer.resume(source)
+        open_run(cfg, run_dir)
+        result = trainer.fit(start_trackers(cfg, run_dir, trainer))
+        loader.close()
+        if world.is_main and cfg.run.report:
+            report(cfg, model, processor, run_dir, result, device)
+        dist.barrier()
+        return result
+    finally:
+        dist.destroy()
+
+
+def frozen_dtype(cfg: Config, device: torch.device) -> torch.dtype:
+    """What frozen weights are stored in while training: the dtype of autocast, so that no step casts them again.
+
+    Without mixed precision it is float32: half precision without loss scaling is never used by accident.
+    """
+    return pick_precision(cfg.run.amp, cfg.run.amp_dtype, device).amp_dtype or torch.float32
+
+
+def resume_choice(cfg: Config) -> str:
+    """``run.resume``, or the published ``run.resume_ckpt_path``."""
+    if cfg.run.resume == "never" and cfg.run.resume_ckpt_path:
+        return cfg.run.resume_ckpt_path
+    return cfg.run.resume
+
+
+def find_run(cfg: Config) -> tuple[RunDir, Path | None]:
+    """The run folder and the checkpoint to go on from; looked up by rank 0 before anything is loaded.
+
+    Raises:
+        UserError: the folder holds another run, or there is nothing to resume; on every rank.
+    """
+    run_dir = RunDir(cfg.run.output_dir)
+    source: Path | UserError | None = None
+    if dist.is_main():
+        try:
+            source = run_dir.check(resume_choice(cfg), cfg.run.overwrite)
+        except UserError as error:
+            source = error  # the other processes wait for this answer
+    source = dist.broadcast_object(source)
+    if isinstance(source, UserError):
+        raise source
+    return run_dir, source
+
+
+def open_run(cfg: Config, run_dir: RunDir) -> None:
+    """Make the folder ready (rank 0), now that everything else is: an overwritten run is deleted here."""
+    if dist.is_main():
+        run_dir.prepare(resume_choice(cfg), cfg.run.overwrite)
+        run_dir.write_config(to_yaml(cfg.resolved))
+    log.info("run folder %s (its config.yaml holds every resolved value)", run_dir.path)
+    dist.barrier()
+
+
+def build_task(cfg: Config) -> Task:
+    """The task that ``run.task`` names. Raises ConfigError for an unknown name."""
+    return resolve("task", cfg.run.task)()
+
+
+def build_loader(
+    cfg: Config, processor: Processor, run_dir: RunDir, device: torch.device, visual_tokens: VisualTokens
+) -> TrainLoader:
+    """Endless training batches of this process; media take ``visual_tokens`` positions in the LLM."""
+    return TrainLoader.from_config(
+        cfg.datasets,
+        processor,
+        seed=cfg.run.seed,
+        rank=dist.rank(),
+        world_size=dist.world_size(),
+        num_workers=cfg.run.num_workers,
+        output_dir=run_dir.path,
+        max_bad_share=cfg.run.max_bad_share,
+        mixing=cfg.run.mixing,
+        batch_size=cfg.run.batch_size,
+        group_by_length=cfg.run.group_by_length,
+        packing=cfg.run.packing,
+        visual_tokens=visual_tokens,
+        pin_memory=device.type != "cpu",
+    )
+
+
+def epoch_length(cfg: Config, loader: TrainLoader) -> int:
+    """Optimiser steps of an epoch: ``iters_per_epoch``, else one pass over the data, else the whole run.
+
+    Raises:
+        ConfigError: none of them is known.
+    """
+    if cfg.run.iters_per_epoch:
+        return cfg.run.iters_per_epoch
+    if loader.steps_per_epoch:
+        return max(loader.steps_per_epoch // cfg.run.accum_grad_iters, 1)
+    if cfg.run.max_steps:
+        return cfg.run.max_steps
+    raise ConfigError(
+        "the length of an epoch is not known for several or streamed datasets, nor with packing",
+        fix="set run.iters_per_epoch (optimiser steps) or run.max_steps",
+    )
+
+
+def build_validator(
+    cfg: Config, model: VLM, task: Task, processor: Processor, device: torch.device
+) -> Validator | None:
+    """The validation loss of the configured datasets, or None without any.
+
+    Raises:
+        ConfigError: ``run.valid_datasets`` names one that is not configured.
+    """
+    expected = cfg.run.valid_datasets or list(cfg.valid_datasets)
+    unknown = [name for name in expected if name not in cfg.valid_datasets]
+    if unknown:
+        raise ConfigError(
+            f"run.valid_datasets names {', '.join(unknown)}, not in the section valid_datasets "
+            f"(which has: {', '.join(cfg.valid_datasets) or 'nothing'})"
+        )
+    if not expected:
+        return None
+    loaders = {}
+    for name in expected:
+        entry = cfg.valid_datasets[name]
+        limit = cfg.run.val_batches * entry.batch_size * dist.world_size() or None
+        loaders[name] = ValidLoader.from_config(
+            {name: entry},
+            processor,
+            seed=cfg.run.seed,
+            rank=dist.rank(),
+            world_size=dist.world_size(),
+            max_samples=limit,
+        )
+    precision = pick_precision(cfg.run.amp, cfg.run.amp_dtype, device)
+    return Validator(model, task, loaders, device=device, precision=precision)
+
+
+def build_trainer(
+    cfg: Config,
+    model: VLM,
+    loader: TrainLoader,
+    task: Task,
+    processor: Processor,
+    run_dir: RunDir,
+    device: torch.device,
+) -> Trainer:
+    """The runner that ``run.runner`` names."""
+    return resolve("runner", cfg.run.runner)(
+        model,
+        loader,
+        task,
+        cfg.run,
+        run_dir=run_dir,
+        device=device,
+        epoch_steps=epoch_length(cfg, loader),
+        groups=loader.groups,
+        validator=build_validator(cfg, model, task, processor, device),
+        config=cfg.resolved,
+        config_text=to_yaml(cfg.resolved),
+        fingerprints=fingerprint(model),
+    )
+
+
+def start_trackers(cfg: Config, run_dir: RunDir, trainer: Trainer) -> list[Tracker]:
+    """The trackers of the run; none on other ranks than 0."""
+    if not dist.is_main():
+        return []
+    info = RunInfo(
+        path=run_dir.path,
+        name=cfg.run.job_name or run_dir.path.resolve().name,
+        total_steps=trainer.total_steps,
+        start_step=trainer.progress.step,
+        log_freq=cfg.run.log_freq,
+        project=cfg.run.wandb_project or "vlm",
+        config=cfg.resolved,
+    )
+    return open_trackers([*cfg.run.trackers, *(["wandb"] if cfg.run.wandb_log else [])], info)
+
+
+def report(
+    cfg: Config, model: VLM, processor: Processor, run_dir: RunDir, result: RunResult, device: torch.device
+) -> Path:
+    """Write the HTML report with a few sample answers; a sample that cannot be shown leaves them out."""
+    title = cfg.run.job_name or run_dir.path.resolve().name
+    try:
+        samples = sample_answers(cfg, model, processor, device)
+    except UserError as error:
+        log.warning("the report has no sample answers: %s", error)
+        samples = []
+    path = write_report(run_dir, samples, title=title, status=result.status, table=trainable_table(model))
+    log.info("report: %s", path)
+    return path
+
+
+def sample_answers(cfg: Config, model: VLM, processor: Processor, device: torch.device) -> list[ReportSample]:
+    """Greedy answers to the first question of a few samples, held-out ones if there are any."""
+    from vlm.datasets.loading.train_loader import build_sources
+    from vlm.inference.engine import Engine
+    from vlm.inference.generation import Generation
+
+    if cfg.run.report_samples <= 0:
+        return []
+    dataset = build_sources(cfg.valid_datasets or cfg.datasets, processor)[0].dataset
+    samples = [s for s in first_samples(dataset, cfg.run.report_samples) if s.messages[-1].role == "assistant"]
+    asked = [question_of(s) for s in samples]
+    generation = Generation(do_sample=False, max_new_tokens=ANSWER_TOKENS, repetition_penalty=1.0, temperature=1.0)
+    answers = Engine(model, processor, config=cfg, device=device).generate([q for q, _ in asked], generation)
+    return [
+        ReportSample(
+            question=question[-1].text,
+            answer=answer,
+            reference=reference,
+            images=[m.source for message in question for m in message.media][:2],
+            name=sample.id,
+        )
+        for sample, (question, reference), answer in zip(samples, asked, answers, strict=True)
+    ]
+
+
+def first_samples(dataset: Any, count: int) -> Iterator[Sample]:
+    """The first samples of either kind of dataset."""
+    if isinstance(dataset, StreamDataset):
+        for raw, _ in zip(dataset.records(None), range(count), strict=False):
+            yield dataset.decode(raw)
+        return
+    for i in range(min(count, len(dataset))):
+        yield dataset[i]
+
+
+def question_of(sample: Sample) -> tuple[list[Message], str]:
+    """The messages up to the first answer, and that answer; a bare image is asked to be described."""
+    first = next(i for i, m in enumerate(sample.messages) if m.role == "assistant")
+    question = list(sample.messages[:first])
+    last = question[-1]
+    if not last.text.strip():
+        question[-1] = Message(last.role, (*last.parts, Text("Describe this image in detail.")))
+    return question, sample.messages[first].text

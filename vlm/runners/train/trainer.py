@@ -1,0 +1,343 @@
+"""The training loop: steps, validation, checkpoints, early stop, stop signals, exact resume."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from vlm.checkpoint.fingerprint import differences
+from vlm.checkpoint.provenance import make_provenance, read_provenance
+from vlm.checkpoint.run_folder import RunDir, read_checkpoint
+from vlm.checkpoint.train_state import capture_rng, load_trainable_tensors, restore_rng, trainable_tensors
+from vlm.common import dist
+from vlm.common.errors import WeightsError
+from vlm.common.registry import register_runner
+from vlm.common.types import Batch
+from vlm.config.run import RunConfig
+from vlm.datasets.loading import data_stats
+from vlm.datasets.loading.mixing import derive_seed
+from vlm.runners.train.loss_weighting import LossReduction
+from vlm.runners.train.optim import build_optimizer, build_scaler, pick_precision, trainable_names
+from vlm.runners.train.parallel import wrap
+from vlm.runners.train.schedule import Plan, build_schedule
+from vlm.runners.train.signals import StopSignals
+from vlm.runners.train.step import Stepper, StepStats
+from vlm.runners.train.trackers import Tracker
+from vlm.runners.train.validate import Validator
+from vlm.tasks.base import Task
+
+log = logging.getLogger(__name__)
+
+
+class Loader(Protocol):
+    """Endless batches of one process; the state belongs to the batch handed out last."""
+
+    def __next__(self) -> Batch: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next batch comes from, as plain values."""
+        ...
+
+    def load_states(self, states: list[dict[str, Any]]) -> None:
+        """Go on from the states of all processes of a run, which may have been more or fewer than now."""
+        ...
+
+    def report(self) -> dict[str, Any]:
+        """What this process has trained on so far (see :mod:`vlm.datasets.loading.data_stats`); empty if unknown."""
+        ...
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended.
+
+    status     ``finished``, ``early_stop``, or ``stopped`` by a signal after saving
+    step       optimiser steps done
+    loss       of the last step, mean per supervised token
+    best_loss  lowest validation loss, if there was one
+    """
+
+    path: Path
+    status: str
+    step: int
+    loss: float
+    best_loss: float | None = None
+    seconds: float = 0.0
+    received: signal.Signals | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 128 + the signal's number (143 for SIGTERM, 130 for SIGINT) when a signal ended the run.
+
+        The run is saved in either case; ``run.resume=auto`` goes on.
+        """
+        return 0 if self.received is None else 128 + int(self.received)
+
+
+@dataclass
+class Progress:
+    """Counters of a run; part of its checkpoints."""
+
+    step: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    loss: float = math.nan
+    best_loss: float = math.inf
+    bad_validations: int = 0
+    valid: dict[str, float] = field(default_factory=dict)
+
+
+@register_runner("runner_base")
+class Trainer:
+    """Trains ``model`` on batches of ``loader`` as ``run`` (the configuration's run section) says."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loader: Loader,
+        task: Task,
+        run: RunConfig,
+        *,
+        run_dir: RunDir,
+        device: torch.device,
+        epoch_steps: int,
+        groups: tuple[str, ...] = (),
+        validator: Validator | None = None,
+        config: dict[str, Any] | None = None,
+        config_text: str = "",
+        fingerprints: dict[str, Any] | None = None,
+    ) -> None:
+        """Build optimiser, schedule and wrapper.
+
+        Args:
+            model: on ``device``, trainable parameters chosen.
+            loader: endless batches of this process, see :class:`Loader`.
+            task: makes a loss of a batch.
+            run, run_dir: the run section and the prepared run folder.
+            device: this process's device.
+            epoch_steps: optimiser steps of an epoch.
+            groups: names of the groups whose batches ``loader`` gives in turn, all of them in a micro-step.
+            validator: computes the validation loss; None for no validation.
+            config, config_text: resolved configuration, stored with every checkpoint.
+            fingerprints: hashes of the frozen parts' files, for the provenance.
+
+        Raises:
+            UserError: nothing trains, or an option of ``run`` is not allowed.
+        """
+        self.model, self.loader, self.task, self.run = model, loader, task, run
+        self.run_dir, self.device, self.epoch_steps = run_dir, device, epoch_steps
+        self.validator, self.config, self.config_text = validator, config or {}, config_text
+        self.fingerprints = fingerprints or {}
+        self.total_steps = run.max_steps or run.max_epoch * epoch_steps
+        self.progress = Progress()
+        precision = pick_precision(run.amp, run.amp_dtype, device)
+        decay: Any = {"weight_decay": run.weight_decay, "decay_on": run.weight_decay_on}
+        self.optimizer = build_optimizer(model, lr=run.init_lr, beta2=run.beta2, device=device, **decay)
+        self.scaler = build_scaler(precision, device)
+        self.schedule = build_schedule(run.lr_sched, self._plan())
+        if run.compile:
+            model.compile()
+        wrapped = wrap(
+            model, find_unused_parameters=run.find_unused_parameters, broadcast_buffers=run.broadcast_buffers
+        )
+        self.stepper = Stepper(
+            wrapped,
+            task,
+            self.optimizer,
+            self.scaler,
+            device=device,
+            precision=precision,
+            max_grad_norm=run.max_grad_norm,
+            weighting=LossReduction(run.loss_reduction, groups),
+        )
+        self.step_batches = run.accum_grad_iters * max(1, len(groups))
+
+    def _plan(self) -> Plan:
+        run = self.run
+        return Plan(
+            init_lr=run.init_lr,
+            min_lr=run.min_lr,
+            warmup_lr=run.warmup_lr,
+            warmup_steps=run.warmup_steps,
+            total_steps=self.total_steps,
+            epoch_steps=self.epoch_steps,
+            decay_rate=run.lr_decay_rate,
+            warmup_restarts=run.warmup_restarts,
+        )
+
+    def fit(self, trackers: list[Tracker] | None = None) -> RunResult:
+        """Train until the last step, early stop, or a stop signal; the end is always saved.
+
+        Raises:
+            NonFiniteLossError: naming step and samples; the checkpoints so far stay.
+        """
+        trackers = trackers or []
+        self.model.train()
+        status, saved_step = "finished", self.progress.step
+        try:
+            with StopSignals() as signals:
+                while self.progress.step < self.total_steps:
+                    stats = self._step(trackers, signals.requested)
+                    stopping = stats.stop or (dist.world_size() == 1 and signals.requested)
+                    improved = self._validate(trackers) if self._validation_is_due() and not stopping else False
+                    patience = self.run.early_stop
+                    early = patience > 0 and self.progress.bad_validations >= patience
+                    if stopping or early or improved or self._save_is_due():
+                        self.save(improved)
+                        saved_step = self.progress.step
+                    if stopping or early:
+                        status = "stopped" if stopping else "early_stop"
+                        break
+                received = signals.received if status == "stopped" else None
+                if status == "stopped" and received is None:
+                    received = signal.SIGTERM  # another process of the group received it
+        finally:
+            for tracker in trackers:
+                tracker.close()
+        if data := self._data_report():
+            log.info("data of this run:\n%s", data_stats.table(data))
+        log.info("%s after step %d (last checkpoint: step %d)", status, self.progress.step, saved_step)
+        progress = self.progress
+        best = progress.best_loss if math.isfinite(progress.best_loss) else None
+        return RunResult(self.run_dir.path, status, progress.step, progress.loss, best, progress.seconds, received)
+
+    def _step(self, trackers: list[Tracker], stop: bool) -> StepStats:
+        """Fetch the micro-batches of one step, train on them, log."""
+        started = time.perf_counter()
+        batches = [next(self.loader) for _ in range(self.step_batches)]
+        fetched = time.perf_counter()
+        lr = self.schedule(self.progress.step)
+        stats = self.stepper(batches, step=self.progress.step + 1, lr=lr, stop=stop)
+        seconds = time.perf_counter() - started
+        self.progress.step += 1
+        self.progress.samples += stats.samples
+        self.progress.seconds += seconds
+        self.progress.loss = stats.loss
+        record = {
+            "kind": "train",
+            "step": self.progress.step,
+            "epoch": (self.progress.step - 1) // self.epoch_steps,
+            "loss": stats.loss,
+            **{f"loss_{name}": part for name, part in stats.parts.items()},
+            "lr": lr,
+            "grad_norm": stats.grad_norm,
+            "targets": stats.targets,
+            "tokens": stats.tokens,
+            "samples": stats.samples,
+            "seconds": seconds,
+            "data_seconds": fetched - started,
+            "memory_mib": dist.peak_memory_mib(self.device),
+            "skipped": int(stats.skipped),
+        }
+        if self.progress.step % self.run.log_freq == 0 or self.progress.step == self.total_steps:
+            record |= data_stats.numbers(self._data_report())
+        for tracker in trackers:
+            tracker.log(record)
+        return stats
+
+    def _data_report(self) -> data_stats.Report:
+        """What all processes have trained on; all must call it."""
+        return data_stats.combine(dist.gather_objects(self.loader.report()))
+
+    def _due(self, every: int) -> bool:
+        step = self.progress.step
+        return step % (every if every > 0 else self.epoch_steps) == 0 or step == self.total_steps
+
+    def _save_is_due(self) -> bool:
+        return self._due(self.run.save_freq)
+
+    def _validation_is_due(self) -> bool:
+        return self.validator is not None and self._due(self.run.val_freq)
+
+    def _validate(self, trackers: list[Tracker]) -> bool:
+        """Validation loss; whether it is the lowest so far."""
+        assert self.validator is not None
+        result = self.validator()
+        self.progress.valid = result
+        for tracker in trackers:
+            tracker.log({"kind": "valid", "step": self.progress.step, **result})
+        improved = result["loss"] < self.progress.best_loss
+        if improved:
+            self.progress.best_loss = result["loss"]
+        self.progress.bad_validations = 0 if improved else self.progress.bad_validations + 1
+        return improved
+
+    def save(self, best: bool = False) -> None:
+        """Write a checkpoint of the current step (rank 0; all ranks must call it)."""
+        ranks = dist.gather_objects({"rng": capture_rng(self.device), "loader": self.loader.state_dict()})
+        if dist.is_main():
+            names = trainable_names(self.model, self.run.weight_decay_on)
+            state = {
+                "progress": vars(self.progress),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "names": names,
+                "accum_grad_iters": self.run.accum_grad_iters,
+                "ranks": ranks,
+            }
+            provenance = make_provenance(
+                step=self.progress.step,
+                config=self.config,
+                metrics={"loss": self.progress.loss, **{f"valid_{k}": v for k, v in self.progress.valid.items()}},
+                fingerprints=self.fingerprints,
+                trained=names,
+                hardware={"device": dist.device_name(self.device), "processes": dist.world_size()},
+            )
+            self.run_dir.save(
+                self.progress.step, trainable_tensors(self.model), state, provenance, self.config_text, best=best
+            )
+            self.run_dir.prune(self.run.keep_last, self.run.keep_every)
+        dist.barrier()
+
+    def resume(self, folder: Path) -> None:
+        """Go on from a checkpoint folder exactly as if the run had not been interrupted.
+
+        Raises:
+            WeightsError: the checkpoint is damaged, or belongs to other trainable parameters or other frozen weights.
+            DataError: the data has changed, or it cannot be continued with this number of processes.
+        """
+        tensors, state = read_checkpoint(folder)
+        self._check_foundations(folder)
+        if state["accum_grad_iters"] != self.run.accum_grad_iters:
+            log.warning(
+                "run.accum_grad_iters changed from %d to %d", state["accum_grad_iters"], self.run.accum_grad_iters
+            )
+        load_trainable_tensors(self.model, tensors, str(folder))
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress(**state["progress"])
+        self.loader.load_states([rank["loader"] for rank in state["ranks"]])
+        self._restore_rng([rank["rng"] for rank in state["ranks"]])
+        log.info("resumed from %s at step %d of %d", folder, self.progress.step, self.total_steps)
+
+    def _restore_rng(self, states: list[dict[str, Any]]) -> None:
+        """This process's random states; for another number of processes new ones, from seed and step."""
+        if len(states) == dist.world_size():
+            restore_rng(states[dist.rank()], self.device)
+            return
+        log.warning(
+            "the run goes on with %d processes instead of %d: every sample is still used once per pass, but steps are "
+            "of another size (the last one is %d), and random states are drawn anew from run.seed and the step",
+            dist.world_size(),
+            len(states),
+            self.total_steps,
+        )
+        seed = derive_seed(self.run.seed, "processes", dist.world_size(), self.progress.step) % 2**31
+        dist.seed_everything(seed, dist.rank(), self.run.deterministic)
+
+    def _check_foundations(self, folder: Path) -> None:
+        stored = read_provenance(folder).get("fingerprints") or {}
+        changed = differences(stored, self.fingerprints) if self.fingerprints else []
+        if changed:
+            raise WeightsError(
+                f"{folder} was trained on other frozen weights; {'; '.join(changed)}",
+                fix="give the same vision, Q-Former and LLM files as when the run was started",
+            )

@@ -1,0 +1,127 @@
+"""Loads a model and serves its chat page."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlm.common.errors import UserError
+from vlm.common.logging import busy, quiet, say
+from vlm.inference.generation import default_generation
+from vlm.serve.gradio.examples import is_tiny_model, read_page_examples, tiny_model_examples
+
+if TYPE_CHECKING:
+    import torch
+
+    from vlm.config.api import Config
+    from vlm.inference.engine import Engine
+
+log = logging.getLogger(__name__)
+
+PORTS = range(7860, 7960)
+"""Tried one after another when no port was asked for."""
+
+
+def launch(
+    source: str | Path | Config | Engine,
+    *,
+    options: Sequence[str] = (),
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    share: bool = False,
+    device: str | torch.device | None = None,
+    generation: Mapping[str, Any] | None = None,
+    stream: bool = True,
+    examples: str | Path | None = None,
+    block: bool = True,
+) -> Any:
+    """Load a model and serve its page.
+
+    Args:
+        source: what ``Engine.load`` takes, or an engine.
+        options: changes to the configuration.
+        host: address to listen on.
+        port: None takes the first free one.
+        share: also make a public link.
+        device: None leaves it to the configuration.
+        generation: changes to the options of an answer with which the page's settings start.
+        stream: show answers as they grow; False shows them when they are complete.
+        examples: file of images and questions to click, see ``read_page_examples``; None: those of the embedded model.
+        block: wait until the page is stopped; False returns the running ``gradio.Blocks``.
+
+    Raises:
+        UserError: gradio is not installed, the port is in use, or the model cannot be loaded.
+    """
+    gradio = _gradio()
+    port = free_port(host, port)  # before the model is loaded, which may take minutes
+    from vlm.serve.gradio import layout, theme
+
+    shown = read_page_examples(examples) if examples else []
+    engine = _engine(source, device, options)
+    world = is_tiny_model(engine.config)
+    folder = tempfile.TemporaryDirectory(prefix="vlm_page_")
+    shown = tiny_model_examples(Path(folder.name)) if world and not examples else shown
+    start = default_generation(engine.config).replace(**generation or {})
+    page = layout.build(engine, start, shown, pixels=world, stream=stream)
+    vars(page)["examples_folder"] = folder  # lives as long as the page
+    page.queue()
+    _, url, public = page.launch(
+        server_name=host,
+        server_port=port,
+        share=share,
+        quiet=True,
+        prevent_thread_lock=True,
+        theme=theme.theme(gradio),
+        css=theme.CSS,
+        footer_links=[],
+        allowed_paths=[folder.name, *(path for path, _ in shown)],
+        ssr_mode=False,
+    )
+    say(f"chat page: {url}" + (f"  public: {public}" if public else "") + "   (Ctrl-C ends it)")
+    if block:
+        page.block_thread()
+    return page
+
+
+def _engine(source: Any, device: str | torch.device | None, options: Sequence[str]) -> Engine:
+    from vlm.inference.engine import Engine
+
+    if isinstance(source, Engine):
+        return source
+    with busy("loading the model"), quiet("vlm.checkpoint"):
+        return Engine.load(source, device, options=options)
+
+
+def free_port(host: str, port: int | None) -> int:
+    """``port`` itself, or the first free one when it is None.
+
+    Raises:
+        UserError: it is in use, or none of ``PORTS`` is free.
+    """
+    for candidate in PORTS if port is None else (port,):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, candidate))
+            except OSError as error:
+                log.debug("port %d of %s: %s", candidate, host, error)
+                continue
+            return candidate
+    expected = f"port {port}" if port is not None else f"every port from {PORTS[0]} to {PORTS[-1]}"
+    raise UserError(
+        f"{expected} of {host} is in use or not allowed", fix="give another one with --port, or leave --port out"
+    )
+
+
+def _gradio() -> Any:
+    try:
+        import gradio
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise UserError("the chat page needs gradio", fix='pip install "vlm[demo]", or use `vlm chat`') from error
+    return gradio

@@ -1,0 +1,88 @@
+"""Images with questions that a visitor of the chat page can click."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlm.common.errors import DataError
+
+if TYPE_CHECKING:
+    from vlm.config.api import Config
+
+Example = tuple[str, str]
+"""Path of an image, and a question about it."""
+
+WORLD_QUESTIONS = ("describe", "color", "shape", "position", "count", "letter", "size", "exist")
+
+TASKS: dict[str, tuple[str, ...]] = {
+    "minigpt_v2": (
+        "[grounding] describe this image in detail",
+        "[refer] ",
+        "[detection] ",
+        "[identify] what is this ",
+        "[vqa] ",
+    )
+}
+"""Template -> beginnings of questions that models of that template were trained on, as the published page offers."""
+
+
+def tasks(cfg: Config | None) -> tuple[str, ...]:
+    """The task texts of a model's template; most have none."""
+    return () if cfg is None else TASKS.get(cfg.model.template.name, ())
+
+
+def is_tiny_model(cfg: Config | None) -> bool:
+    """Whether a model is the embedded one, which knows the painted world only."""
+    return cfg is not None and cfg.model.model_type == "tiny"
+
+
+def read_page_examples(file: str | Path) -> list[Example]:
+    """Examples of a JSON Lines file with ``{image, question}``; paths start from the file's folder.
+
+    Raises:
+        DataError: no such file or image, or a line without one of the fields.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise DataError(f"examples {path}: no such file", fix="name a JSON Lines file with {image, question}")
+    result: list[Example] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        where, fix = f"examples {path}, line {number}", 'write {"image": "a.jpg", "question": "What is it?"}'
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{where} is not JSON: {error}", fix=fix) from error
+        if not isinstance(record, dict) or not all(isinstance(record.get(k), str) for k in ("image", "question")):
+            raise DataError(f"{where}: needs `image` and `question`, both texts", fix=fix)
+        image = path.parent / record["image"]
+        if not image.is_file():
+            raise DataError(f"{where}: image {image}: no such file", fix=f"paths start from {path.parent}")
+        result.append((str(image.resolve()), record["question"]))
+    return result
+
+
+def tiny_model_examples(folder: Path, count: int = 8, seed: int = 2024) -> list[Example]:
+    """Paint held-out scenes of the embedded world into ``folder``, one question type after another."""
+    import numpy as np
+
+    from vlm.datasets.synthetic.language import INSTRUCTIONS, ask
+    from vlm.datasets.synthetic.render import render
+    from vlm.datasets.synthetic.scene import scene_at
+
+    result: list[Example] = []
+    rng = np.random.default_rng(seed)
+    for index in range(50 * count):
+        if len(result) == count:
+            break
+        kind = WORLD_QUESTIONS[len(result) % len(WORLD_QUESTIONS)]
+        scene = scene_at(seed, index, split="seen", mix=(0.4, 0.6, 0.0))
+        question = INSTRUCTIONS[0] if kind == "describe" else getattr(ask(scene, kind, rng), "text", None)
+        if question is not None:
+            path = folder / f"{kind}_{len(result)}.png"
+            render(scene).save(path)
+            result.append((str(path), question))
+    return result

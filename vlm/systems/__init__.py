@@ -1,0 +1,1 @@
+"""Published systems, a folder each: compositions, run files, weight formats, templates."""

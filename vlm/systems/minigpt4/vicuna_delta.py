@@ -1,0 +1,133 @@
+"""Adding published delta weights (Vicuna) to their base language model, shard by shard."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vlm.checkpoint.safe import read_tensors, shards
+from vlm.common.errors import WeightsError
+
+log = logging.getLogger(__name__)
+
+GROWING = ("model.embed_tokens.weight", "lm_head.weight")
+"""Matrices of which a v0 delta has one row more than the base; the base's missing rows count as zeros."""
+SKIPPED = ".rotary_emb.inv_freq"
+"""Buffers that old files carry; they are recomputed from the configuration."""
+TOKENIZER = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
+CONFIGS = ("config.json", "generation_config.json")
+
+
+def apply_delta(base: str | Path, delta: str | Path, target: str | Path) -> list[Path]:
+    """Write ``target = base + delta`` as a Hugging Face folder with safetensors.
+
+    The sum is formed in half precision, as published, so it is bit-identical. One shard of the delta and the
+    shards of the base that it needs are open at a time; torch files are mapped, not read. Config and tokenizer
+    are the delta's (a v0 delta has one row more than its tokenizer has pieces: that is normal).
+
+    Returns:
+        The weight files written.
+
+    Raises:
+        WeightsError: a folder without weights, other names or shapes, a target that exists, or no tokenizer.
+    """
+    base, delta, target = Path(base), Path(delta), Path(target)
+    if target.exists() and any(target.iterdir()):
+        raise WeightsError(f"{target}: already holds files", fix="give an empty folder as target")
+    read, expected = _base_reader(base)
+    files = shards(delta)
+    missing = set(expected)
+    target.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    where: dict[str, str] = {}
+    size = 0
+    for number, file in enumerate(files, 1):
+        name = "model.safetensors" if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        summed = {}
+        for key, tensor in read_tensors(file).items():
+            if key.endswith(SKIPPED):
+                continue
+            if key not in expected:
+                raise WeightsError(f"{file}: {key} is not in the base model {base}", fix="use the base of this delta")
+            summed[key] = _add(key, read(key), tensor, delta)
+            missing.discard(key)
+        _save(summed, target / name)
+        written.append(target / name)
+        where |= dict.fromkeys(summed, name)
+        size += sum(t.numel() * t.element_size() for t in summed.values())
+        log.info("%s: %d tensors", target / name, len(summed))
+    if missing:
+        raise WeightsError(f"{delta}: has no {', '.join(sorted(missing)[:5])}", fix="is the download complete?")
+    if len(files) > 1:
+        index = {"metadata": {"total_size": size}, "weight_map": where}
+        (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    _copy_texts(base, delta, target)
+    return written
+
+
+def _base_reader(base: Path) -> tuple[Callable[[str], Tensor], set[str]]:
+    """A reader of single tensors of the base that keeps one shard open, and the names it has."""
+    where = {key: file for file in shards(base) for key in read_tensors(file) if not key.endswith(SKIPPED)}
+    opened: dict[Path, dict[str, Tensor]] = {}
+
+    def read(key: str) -> Tensor:
+        file = where[key]
+        if file not in opened:
+            opened.clear()
+            opened[file] = read_tensors(file)
+        return opened[file][key]
+
+    return read, set(where)
+
+
+def _add(key: str, base: Tensor, delta: Tensor, folder: Path) -> Tensor:
+    base = base.to(torch.float16)
+    rows = delta.shape[0] - base.shape[0] if delta.dim() else 0
+    if key in GROWING and rows > 0 and base.shape[1:] == delta.shape[1:]:
+        base = torch.cat([base, base.new_zeros(rows, *base.shape[1:])])
+    if base.shape != delta.shape:
+        raise WeightsError(
+            f"{folder}: {key} is {list(delta.shape)}, in the base model {list(base.shape)}",
+            fix="a delta fits one base only: the same family and size, converted to the Hugging Face layout",
+        )
+    return base + delta.to(torch.float16)
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    part = path.with_suffix(".part")
+    save_file({k: t.contiguous() for k, t in tensors.items()}, part, metadata={"format": "pt"})
+    part.replace(path)
+
+
+def _copy_texts(base: Path, delta: Path, target: Path) -> None:
+    """Config and tokenizer of the delta, or the base's where the delta has no complete tokenizer."""
+    for name in CONFIGS:
+        if (delta / name).is_file():
+            shutil.copy(delta / name, target / name)
+    source = next((f for f in (delta, base) if (f / TOKENIZER[0]).is_file()), None)
+    if source is None:
+        raise WeightsError(f"neither {delta} nor {base} has {TOKENIZER[0]}", fix="copy the tokenizer next to the delta")
+    for name in TOKENIZER:
+        if (source / name).is_file():
+            shutil.copy(source / name, target / name)
+    config = target / "tokenizer_config.json"
+    _repair_special_tokens(config, target / "special_tokens_map.json")
+
+
+def _repair_special_tokens(*files: Path) -> None:
+    """Early converters wrote empty strings for ``<s>``, ``</s>``, ``<unk>``, which makes the begin token id 0."""
+    for file in files:
+        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        empty = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+        fixed = {k: v for k, v in empty.items() if content.get(k, "") in ("", None)}
+        if fixed:
+            log.warning("%s: filled in %s", file, ", ".join(f"{k}={v}" for k, v in fixed.items()))
+            file.write_text(json.dumps({**content, **fixed}, indent=2) + "\n", encoding="utf-8")

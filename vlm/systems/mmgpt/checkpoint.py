@@ -1,0 +1,177 @@
+"""``mmgpt-lora-v0-release.pt`` and what Multimodal-GPT's trainer saves: LoRA of the LLM and of the cross-attention."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import zipfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlm.checkpoint.restricted_unpickler import plain, read_without_code
+from vlm.checkpoint.safe import read_file
+from vlm.checkpoint.strict import NamedTensors
+from vlm.common.errors import WeightsError
+from vlm.common.registry import register_checkpoint_format
+from vlm.models.lora import LoraOptions, is_lora
+from vlm.models.vlm import VLM
+from vlm.systems.open_flamingo import checkpoint as openflamingo
+
+SETTINGS = "tuning_config"
+
+
+@register_checkpoint_format("mmgpt_lora")
+class MmgptLora:
+    """Fills every LoRA matrix, and whatever else was tuned and saved with them.
+
+    Names with or without ``module.``, of peft before or since 0.3; settings flat or one level deeper, plain or
+    pickled as an object of a configuration library, of which nothing is run. Options of ``lora`` that the composition
+    leaves open (null) are taken from the file.
+    """
+
+    def __init__(self, into: str | None = None) -> None:
+        self.into = into
+
+    def covered_prefixes(self, model: VLM) -> list[str]:
+        """Nothing is taken for granted."""
+        return []
+
+    def infer_config(self, model_cfg: Any, path: Path) -> Any:
+        """See :class:`InfersConfig`."""
+        content = read_content(path)
+        declared = settings(content)
+        tensors = openflamingo.read_state(content, str(path))
+        done = copy.copy(model_cfg)
+        done.llm = _with_lora(done.llm, declared, _layers(tensors, ".decoder_layer."), "model.llm", path)
+        done.inserts = [
+            _with_lora(part, declared, _layers(tensors, ".gated_cross_attn_layer."), f"model.inserts.{i}", path)
+            if part.name == "gated_xattn"
+            else part
+            for i, part in enumerate(done.inserts)
+        ]
+        return done
+
+    def read(self, path: Path) -> dict[str, Tensor]:
+        """Tensors by published name."""
+        return openflamingo.read_state(read_content(path), str(path))
+
+    def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
+        """See :class:`CheckpointFormat`."""
+        tensors = openflamingo.without_second_names(tensors, openflamingo.layer_path(model), file)
+        theirs, unknown = openflamingo.key_map(model, file).rename(tensors)
+        required = [key for key in model.state_dict() if is_lora(key)]
+        return NamedTensors(file, {ours: tensors[name] for ours, name in theirs.items()}, theirs, unknown, required)
+
+    def hint(self, shapes: Mapping[str, str]) -> str | None:
+        """See :class:`CheckpointFormat`."""
+        if any(is_lora(key) for key in shapes):
+            return "the rank of LoRA in the composition differs from the file's"
+        return "the file is of another base model" if shapes else None
+
+
+def read_content(path: Path) -> Any:
+    """What a file holds; settings objects become dicts.
+
+    Raises:
+        WeightsError: damaged.
+    """
+    return plain(read_without_code(path)) if zipfile.is_zipfile(path) else read_file(path)
+
+
+def settings(content: Any) -> dict[str, Any]:
+    """``tuning_config`` of a file, at the top or one level deeper; empty when it has none."""
+    result = content.get(SETTINGS) if isinstance(content, dict) else None
+    inner = result.get(SETTINGS) if isinstance(result, dict) else None
+    result = inner if isinstance(inner, dict) else result
+    return result if isinstance(result, dict) else {}
+
+
+def _layers(tensors: Mapping[str, Tensor], below: str) -> dict[str, int]:
+    """Rank of LoRA by layer name (without its number) of the layers whose name has ``below``."""
+    result: dict[str, int] = {}
+    for name, tensor in tensors.items():
+        if below in name and ".lora_A." in name:
+            result[name.partition(below)[2].partition(".lora_A.")[0]] = tensor.shape[0]
+    return result
+
+
+def _with_lora(part: Any, said: Mapping[str, Any], layers: Mapping[str, int], where: str, path: Path) -> Any:
+    """``part`` with LoRA as the file has it.
+
+    Raises:
+        WeightsError: the composition states another rank or scale.
+    """
+    if not layers:
+        return part
+    rank = next(iter(layers.values()))
+    alpha = float(said.get("lora_alpha") or rank)
+    stated = part.config.lora
+    if stated is None:
+        targets = [t for t in said.get("lora_target_modules") or () if any(_ends(name, t) for name in layers)]
+        options = LoraOptions(rank, alpha, float(said.get("lora_dropout") or 0.0), targets or sorted(layers))
+        part = copy.copy(part)
+        part.config = dataclasses.replace(part.config, lora=options)
+    elif (stated.r, stated.alpha) != (rank, alpha):
+        raise WeightsError(
+            f"{path}: LoRA of rank {rank} and alpha {alpha:g}, "
+            f"the composition states {where}.lora with rank {stated.r} and alpha {stated.alpha:g}",
+            fix="state the file's numbers, or leave lora out (null): the file says them",
+        )
+    return part
+
+
+def _ends(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
+def published_names(model: VLM) -> dict[str, str | None]:
+    """Our name -> the name that Multimodal-GPT's trainer gives it (or None), of what trains."""
+    names = openflamingo.key_map(model, "export")
+    result: dict[str, str | None] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            theirs = names.theirs(name.replace(".base_layer.", "."))
+            if theirs is not None and theirs.startswith(openflamingo.LM):
+                theirs = openflamingo.LM + openflamingo.PEFT_PREFIX + theirs.removeprefix(openflamingo.LM)
+            result[name] = theirs
+    return result
+
+
+def export_mmgpt(model: VLM, path: Path) -> list[str]:
+    """Write what trains as Multimodal-GPT's LoRA file: ``module.`` before the names, plain settings beside them.
+
+    Returns:
+        The names written, without ``module.``.
+
+    Raises:
+        WeightsError: something trains that such files have no name for.
+    """
+    parameters = dict(model.named_parameters())
+    state: dict[str, Tensor] = {}
+    for name, theirs in published_names(model).items():
+        if theirs is None:
+            raise WeightsError(f"{name} trains, but files of Multimodal-GPT have no such part")
+        state[theirs] = parameters[name].detach().cpu().clone()
+    content = {"model_state_dict": {f"module.{k}": v for k, v in state.items()}, SETTINGS: _settings_of(model)}
+    torch.save(content, path)
+    return list(state)
+
+
+def _settings_of(model: VLM) -> dict[str, Any]:
+    options = [model.llm.config.lora, *(getattr(part.config, "lora", None) for part in model.inserts)]
+    present = [o for o in options if o is not None]
+    lora = present[0] if present else LoraOptions()
+    extra = [theirs for name, theirs in published_names(model).items() if theirs and not is_lora(name)]
+    return {
+        "lora": bool(present),
+        "lora_target_modules": [t for o in present for t in o.targets],
+        "lora_r": lora.r,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "vis": False,
+        "unfrozen": extra,
+    }

@@ -1,0 +1,178 @@
+"""``OpenFlamingo-9B/checkpoint.pt``: perceiver, gated cross-attention, and the LLM's complete input embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlm.checkpoint.formats.base import below, bridge_index
+from vlm.checkpoint.formats.hf_llm import OLDER_NAMES
+from vlm.checkpoint.keymap import KeyMap
+from vlm.checkpoint.safe import read_file
+from vlm.checkpoint.strict import NamedTensors
+from vlm.common.errors import WeightsError
+from vlm.common.registry import register_checkpoint_format
+from vlm.models.bridges.perceiver import Perceiver
+from vlm.models.inserts.gated_xattn import GatedCrossAttention
+from vlm.models.lora import ADAPTER
+from vlm.models.vlm import VLM
+
+LM = "lang_encoder."
+PEFT_PREFIX = "base_model.model."
+"""What peft puts into every name of the language model."""
+STATE = "model_state_dict"
+SECOND_NAMES = {
+    f"{LM}gated_cross_attn_layers.": "gated_cross_attn_layer",
+    f"{LM}old_decoder_blocks.": "decoder_layer",
+}
+"""Lists under which the published wrapper registers modules a second time -> their name below a layer."""
+
+
+def key_map(model: VLM, file: str) -> KeyMap:
+    """Published names of everything that files of this family hold, LoRA included.
+
+    Raises:
+        WeightsError: the composition has no perceiver or no gated cross-attention.
+    """
+    bridge, insert = parts(model, file)
+    path = layer_path(model)
+    pairs: list[tuple[str, str]] = []
+    for i in range(len(model.llm.layers())):
+        layer = f"{LM}{path}.{i}"
+        for theirs, ours in (
+            (f"{layer}.gated_cross_attn_layer", f"inserts.{insert}.layers.{i}"),
+            (f"{layer}.decoder_layer", f"llm.model.{path}.{i}"),
+        ):
+            for matrix in ("lora_A", "lora_B"):
+                target = f"{ours}.{{rest}}.{matrix}.{ADAPTER}.weight"
+                pairs.append((f"{theirs}.{{rest}}.{matrix}.{ADAPTER}.weight", target))
+                pairs.append((f"{theirs}.{{rest}}.{matrix}.weight", target))
+            pairs.append((f"{theirs}.{{rest}}", f"{ours}.{{rest}}"))
+    pairs.append(("perceiver.{rest}", f"bridge.{bridge}.{{rest}}"))
+    for older, name in OLDER_NAMES.items():
+        if not hasattr(model.llm.model, older.rstrip(".")):
+            pairs.append((f"{LM}{older}{{rest}}", f"llm.model.{name}{{rest}}"))
+    pairs.append((f"{LM}{{rest}}", "llm.model.{rest}"))
+    return KeyMap(tuple(pairs), ("*.rotary_emb.inv_freq", "*.attention.bias", "*.attention.masked_bias"))
+
+
+def parts(model: VLM, file: str) -> tuple[int, int]:
+    """Places of the perceiver among the bridges and of the gated cross-attention among the inserts.
+
+    Raises:
+        WeightsError: one of them is not there.
+    """
+    bridge = bridge_index(model, Perceiver, None)
+    insert = next((i for i, part in enumerate(model.inserts) if isinstance(part, GatedCrossAttention)), None)
+    if bridge is None or insert is None:
+        absent = "perceiver in model.bridge" if bridge is None else "gated_xattn in model.inserts"
+        raise WeightsError(f"{file}: such a file fills a perceiver and gated_xattn, but there is no {absent}")
+    return bridge, insert
+
+
+def layer_path(model: VLM) -> str:
+    """Name of the list of decoder layers within the LLM, such as ``model.layers``."""
+    layers = model.llm.layers()
+    return next(name for name, module in model.llm.model.named_modules() if module is layers)
+
+
+def read_state(content: Any, file: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint's content by plain names.
+
+    A dict below ``model_state_dict`` is opened; ``module.`` (of distributed training) and peft's part of the names
+    are removed.
+
+    Raises:
+        WeightsError: there are no named tensors.
+    """
+    if isinstance(content, dict) and isinstance(content.get(STATE), dict):
+        content = content[STATE]
+    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
+    if not tensors:
+        raise WeightsError(f"{file}: holds no named tensors, neither at the top nor below {STATE}")
+    result: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        name = name.removeprefix("module.")
+        if name.startswith(LM + PEFT_PREFIX):
+            name = LM + name.removeprefix(LM + PEFT_PREFIX)
+        result[name] = tensor
+    return result
+
+
+def without_second_names(tensors: Mapping[str, Tensor], path: str, file: str) -> dict[str, Tensor]:
+    """The tensors, each under its first name.
+
+    Args:
+        tensors: by plain names.
+        path: see :func:`layer_path`.
+        file: for messages.
+
+    Raises:
+        WeightsError: a tensor differs from the one under its other name.
+    """
+    result: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        first = name
+        for stem, module in SECOND_NAMES.items():
+            if name.startswith(stem):
+                number, _, rest = name.removeprefix(stem).partition(".")
+                first = f"{LM}{path}.{number}.{module}.{rest}"
+        other = result.get(first, tensors.get(first) if first != name else None)
+        if other is not None and not same(other, tensor):
+            raise WeightsError(
+                f"{file}: {first} and {name} are two names of one tensor, but their values differ",
+                fix="the file is not as the trainer wrote it; get it again from its source",
+            )
+        result[first] = tensor
+    return result
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal; costs nothing where they share their memory."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return (a.data_ptr() == b.data_ptr() and a.stride() == b.stride()) or torch.equal(a, b)
+
+
+@register_checkpoint_format("openflamingo")
+class OpenFlamingo:
+    """Fills the perceiver, the gated cross-attention and ``llm``'s input embeddings; goes after the LLM's own files.
+
+    Takes the flat published dict and what trainers save: ``{"model_state_dict": {"module.<name>": ...}}``.
+    """
+
+    def __init__(self, into: str | None = None) -> None:
+        self.into = into
+
+    def covered_prefixes(self, model: VLM) -> list[str]:
+        """Bridge and inserts."""
+        bridge, insert = parts(model, "format openflamingo")
+        return [f"bridge.{bridge}", f"inserts.{insert}"]
+
+    def read(self, path: Path) -> dict[str, Tensor]:
+        """Tensors by published name."""
+        return read_state(read_file(path), str(path))
+
+    def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
+        """See :class:`CheckpointFormat`."""
+        if not any(name.startswith("perceiver.") for name in tensors):
+            raise WeightsError(
+                f"{file}: no perceiver.* among its {len(tensors)} tensors (first: {next(iter(tensors))})",
+                fix="give the checkpoint.pt of OpenFlamingo-9B; a LoRA file is format mmgpt_lora",
+            )
+        tensors = without_second_names(tensors, layer_path(model), file)
+        theirs, unknown = key_map(model, file).rename(tensors)
+        required = [key for part in self.covered_prefixes(model) for key in below(model, part)]
+        table = model.llm.model.get_input_embeddings().weight
+        required += [f"llm.model.{n}" for n, p in model.llm.model.named_parameters() if p is table]
+        return NamedTensors(file, {ours: tensors[name] for ours, name in theirs.items()}, theirs, unknown, required)
+
+    def hint(self, shapes: Mapping[str, str]) -> str | None:
+        """See :class:`CheckpointFormat`."""
+        if any("embed" in key for key in shapes):
+            return "set model.llm.vocab_size to the rows of the file's embeddings (the LLM's own and the added tokens)"
+        return "sizes of the perceiver, of gated_xattn or of the LLM differ from the file's" if shapes else None

@@ -1,0 +1,238 @@
+"""VisualCLA as its users know it: three folders or a merged one to a model, ``chat`` and ``chat_in_stream``.
+
+Thin functions over :class:`~vlm.inference.engine.Engine`. What differs from the published package of that name:
+an image is optional, a call without ``history`` begins a new conversation, a stream ends with the very text that
+``chat`` gives, a merged folder's name is only looked up on this machine, and marks such as ``<img>`` in somebody's
+words stay words.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlm.common.errors import PromptError, UserError
+from vlm.common.types import Image, Message, Text
+from vlm.inference.engine import Engine
+from vlm.inference.generation import Generation
+from vlm.inference.streaming import extend
+from vlm.systems.visualcla.folders import composition
+
+if TYPE_CHECKING:
+    import torch
+
+    from vlm.processors.image.recipe import ImageRecipe
+    from vlm.processors.tokenizer.tokenizer import Tokenizer
+
+Turn = dict[str, Any]
+"""``{"type": "instruction" | "response", "value": str}``; the first question also has ``"first_instruction": True``."""
+
+ROLES: dict[str, Any] = {"instruction": "user", "response": "assistant"}
+WITHOUT_EFFECT = ("bos_token_id", "eos_token_id", "pad_token_id", "num_return_sequences", "transformers_version")
+"""Keys of a published generation configuration that the tokenizer or the engine decides."""
+
+LIBRARY = Generation(
+    max_new_tokens=20, do_sample=False, min_length=0, top_p=1.0, repetition_penalty=1.0, max_length=2048
+)
+"""What a generation configuration of the published kind means where it says nothing: one greedy answer."""
+
+
+class VisualCLA(Engine):
+    """The model of the published functions: an engine with its tokenizer and image recipe, that can be moved."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Of the language model, with the image's marks."""
+        return self.processor.tokenizer
+
+    @property
+    def image_processor(self) -> ImageRecipe:
+        """Maps an image to ``[3, h, w]`` pixels."""
+        return self.processor.image
+
+    def to(self, device: str | int | torch.device) -> VisualCLA:
+        """Move the model; the device is an index, a name or a ``torch.device``.
+
+        Raises:
+            UserError: the machine has no such device.
+        """
+        where = device_of(device)
+        if where != self.device:
+            self.model.to(where)
+            self.device = where
+            self.features.clear()
+        return self
+
+    def eval(self) -> VisualCLA:
+        """Nothing to do: an engine only answers."""
+        return self
+
+
+def get_model_and_tokenizer_and_processor(
+    visualcla_model: str | Path | None = None,
+    text_model: str | Path | None = None,
+    vision_model: str | Path | None = None,
+    lora_model: str | Path | None = None,
+    torch_dtype: torch.dtype | None = None,
+    default_device: str | int | torch.device | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    load_in_8bit: bool = False,
+) -> tuple[VisualCLA, Tokenizer, ImageRecipe]:
+    """Load a merged folder, or the released delta over its two foundations.
+
+    The delta is applied and the vocabulary grown already: nothing is left to do with the model.
+
+    Args:
+        visualcla_model: merged folder; the other three are not needed then.
+        text_model: folder of Chinese-Alpaca-Plus.
+        vision_model: folder of CLIP ViT-L/14.
+        lora_model: folder of the released delta.
+        torch_dtype: of the frozen weights; None is float16, and on a CPU float16 becomes float32.
+        default_device: name or index; None takes the accelerator, if there is one.
+        device_map: None, ``"auto"`` or ``{"": device}``; a model lies on one device.
+        load_in_8bit: hold the language model in 8 bit (LLM.int8).
+
+    Returns:
+        model, tokenizer, image processor.
+
+    Raises:
+        UserError: a folder is missing or does not fit, no such device, or 8 bit is not possible.
+    """
+    import torch
+
+    from vlm.models.quantize import check_quantize
+
+    if isinstance(device_map, Mapping) and set(device_map) == {""}:
+        default_device = device_map[""]
+    elif device_map not in (None, "auto"):
+        raise UserError(
+            f"device_map is {device_map!r}, but a model lies on one device", fix="leave it out, and set default_device"
+        )
+    where = device_of(default_device)
+    if load_in_8bit:
+        check_quantize("int8", where)
+    cfg = composition(visualcla_model, text_model, vision_model, lora_model, load_in_8bit=load_in_8bit)
+    model = VisualCLA.load(cfg, where, torch_dtype or torch.float16)
+    assert isinstance(model, VisualCLA)
+    return model, model.tokenizer, model.image_processor
+
+
+def chat(
+    model: Engine,
+    image: Any,
+    text: str,
+    history: list[Turn] | None = None,
+    generation_config: Any = None,
+) -> tuple[str, list[Turn]]:
+    """Ask one question.
+
+    Args:
+        model: from :func:`get_model_and_tokenizer_and_processor`, or any engine.
+        image: path, PIL image or pixels ``[1, 3, h, w]`` of the conversation's first question; None: text only.
+            It is not part of the history: give it again with every later question.
+        text: the question.
+        history: earlier turns; question and answer are appended to this very list. None begins a conversation.
+        generation_config: None: the composition's own; else see :func:`generation_of`.
+
+    Returns:
+        the answer, and the history with it.
+
+    Raises:
+        PromptError: an unusable history, or a question that does not fit.
+        DataError: an image that cannot be read.
+    """
+    turns = [] if history is None else history
+    asked = [*turns, instruction(text, turns)]
+    answer = model.generate([conversation(asked, image)], generation_of(model, generation_config))[0]
+    turns += [asked[-1], {"type": "response", "value": answer}]
+    return answer, turns
+
+
+def chat_in_stream(
+    model: Engine,
+    image: Any,
+    text: str,
+    history: list[Turn] | None = None,
+    generation_config: Any = None,
+) -> Iterator[tuple[str, list[Turn]]]:
+    """Ask one question and watch the answer grow; see :func:`chat`.
+
+    Yields:
+        the text so far, and a new history with it. The last pair is what :func:`chat` gives. ``history`` itself is
+        left as it is, so that a stream can be given up.
+    """
+    turns = copy.deepcopy(history or [])
+    asked = [*turns, instruction(text, turns)]
+    answer, sent = "", False
+    for delta in model.stream(conversation(asked, image), generation_of(model, generation_config)):
+        answer, sent = extend(answer, delta), True
+        yield answer, copy.deepcopy([*asked, {"type": "response", "value": answer}])
+    if not sent:  # an answer without words
+        yield answer, [*asked, {"type": "response", "value": answer}]
+
+
+def instruction(text: str, history: Sequence[Turn]) -> Turn:
+    """A question as a turn of the history; the first one is where the image belongs."""
+    first = {} if history else {"first_instruction": True}
+    return {"type": "instruction", "value": text, **first}
+
+
+def conversation(history: Sequence[Turn], image: Any = None) -> list[Message]:
+    """A history as messages, the image in front of the question marked ``first_instruction``.
+
+    Raises:
+        PromptError: a turn of another shape, or an image although no question is marked.
+    """
+    import torch
+
+    if isinstance(image, torch.Tensor) and image.dim() == 4 and len(image) == 1:
+        image = image[0].float().cpu()
+    messages: list[Message] = []
+    for number, turn in enumerate(history):
+        if not isinstance(turn, Mapping) or turn.get("type") not in ROLES or not isinstance(turn.get("value"), str):
+            raise PromptError(
+                f"history[{number}] is {turn!r}",
+                fix='turns are {"type": "instruction" or "response", "value": text}',
+            )
+        here = image is not None and "first_instruction" in turn
+        messages.append(Message(ROLES[turn["type"]], (*([Image(image)] if here else []), Text(turn["value"]))))
+    if image is not None and not any(m.media for m in messages):
+        raise PromptError(
+            "an image was given, but no turn of the history has the key first_instruction",
+            fix="set it in the first question, or leave the image out",
+        )
+    return messages
+
+
+def generation_of(model: Engine, given: Any = None) -> Generation:
+    """Options of an answer from None (the composition's), a ``Generation``, a mapping, or transformers' object.
+
+    As published, a mapping or transformers' object is_restart all options: what it leaves out is transformers'
+    default (greedy, no penalties).
+
+    Raises:
+        UserError: an option that does not exist here, or a value outside its range.
+    """
+    if given is None:
+        return model.default_generation()
+    if isinstance(given, Generation):
+        return given
+    declared = given if isinstance(given, Mapping) else given.to_diff_dict()
+    if declared.get("num_return_sequences") not in (None, 1):
+        raise UserError("num_return_sequences must be 1", fix="ask again for another answer")
+    return LIBRARY.replace(**{k: v for k, v in declared.items() if v is not None and k not in WITHOUT_EFFECT})
+
+
+def device_of(device: str | int | torch.device | None) -> torch.device:
+    """The device of an index, a name or a ``torch.device``; None takes the accelerator, if there is one.
+
+    Raises:
+        UserError: the machine has no such device.
+    """
+    from vlm.common.dist import gpu, pick_device
+
+    if isinstance(device, int):
+        return gpu(device)
+    return pick_device("auto" if device is None else str(device))

@@ -1,0 +1,80 @@
+"""Folders of VisualCLA -> its composition."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vlm.common.errors import UserError, WeightsError
+from vlm.common.registry import register_source
+from vlm.config.api import Config, load_config
+
+
+def composition(
+    visualcla_model: str | Path | None = None,
+    text_model: str | Path | None = None,
+    vision_model: str | Path | None = None,
+    lora_model: str | Path | None = None,
+    *,
+    load_in_8bit: bool = False,
+    options: Sequence[str] = (),
+) -> Config:
+    """The shipped composition over these folders, with the image's size and the number of queries that they state.
+
+    Raises:
+        UserError: a folder is not named or not there.
+    """
+    three = {"text_model": text_model, "vision_model": vision_model, "lora_model": lora_model}
+    missing = [name for name, folder in three.items() if folder is None]
+    if visualcla_model is None and missing:
+        raise UserError(
+            f"VisualCLA needs a merged folder (visualcla_model) or three folders; not given: {', '.join(missing)}",
+            fix="name them, or merge them first: vlm weights merge",
+        )
+    value = {"visualcla_model": visualcla_model} if visualcla_model is not None else three
+    folders = {name: Path(str(folder)).expanduser() for name, folder in value.items()}
+    for name, folder in folders.items():
+        if not folder.is_dir():
+            raise WeightsError(f"{name}: no folder {folder}", fix="download it first, and give the folder's path")
+    text = folders.get("visualcla_model") or folders["lora_model"]
+    model: dict[str, Any] = {"arch": "visualcla", "model_type": "7b_v0_1", "low_resource": load_in_8bit}
+    model |= {name: str(folder) for name, folder in folders.items()}
+    return load_config({"model": model | sizes(text, folders.get("vision_model"))}, options)
+
+
+def sizes(folder: Path, vision: Path | None = None) -> dict[str, int]:
+    """``image_size`` and ``num_query_token`` by the ``config.json`` of a delta or merged folder.
+
+    Args:
+        folder: states the number of queries, and the image's size of a merged model.
+        vision: the encoder's own folder, whose word about the image's size counts.
+    """
+    from vlm.checkpoint.peft_adapter import read_json
+
+    declared = read_json(folder / "config.json")
+    vision_config = read_json(vision / "config.json") if vision is not None else declared
+    vision_config = vision_config.get("vision_config") or vision_config
+    result = {
+        "image_size": vision_config.get("image_size"),
+        "num_query_token": (declared.get("visual_resampler_config") or {}).get("num_query_tokens"),
+    }
+    return {name: int(value) for name, value in result.items() if value is not None}
+
+
+@register_source("visualcla")
+class MergedFolder:
+    """A merged model, as ``vlm weights merge`` or the published script writes it."""
+
+    @staticmethod
+    def recognises(path: Path) -> bool:
+        """Whether ``path`` is such a folder."""
+        from vlm.checkpoint.peft_adapter import CONFIG, read_json
+
+        file = path / "config.json"
+        return file.is_file() and not (path / CONFIG).is_file() and read_json(file).get("model_type") == "visualcla"
+
+    @staticmethod
+    def config(path: Path, options: Sequence[str] = ()) -> Config:
+        """The composition over the folder."""
+        return composition(path, options=options)

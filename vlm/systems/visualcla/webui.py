@@ -1,0 +1,89 @@
+"""A VisualCLA delta as the two folders that text-generation-webui loads: the text side, and the image side."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlm.checkpoint.peft_adapter import CONFIG, PEFT_PREFIX, Adapter, read_adapter, read_json
+from vlm.common.errors import WeightsError
+from vlm.systems.visualcla.checkpoint_keys import PROJECTION, RESAMPLER, TEXT, VISION
+from vlm.systems.visualcla.merge import PREPROCESSOR, TOKENIZER
+
+TEXT_FOLDER, VISION_FOLDER = "{}_text_lora_model_tgwebui", "{}_vision_lora_model_tgwebui"
+LEVEL = "vision_model."
+"""One of the two levels of the vision tower's names, which that program does not have."""
+TEXT_NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "up_proj")
+"""In the order of the published conversion."""
+
+
+def export_webui(delta: str | Path, target: str | Path) -> tuple[Path, Path]:
+    """Write ``<delta>_text_lora_model_tgwebui`` and ``<delta>_vision_lora_model_tgwebui`` below ``target``.
+
+    Returns:
+        The text folder and the vision folder.
+
+    Raises:
+        WeightsError: no delta of VisualCLA, a tensor of no known part, or a folder that exists.
+    """
+    delta = Path(delta)
+    adapter = read_adapter(delta)
+    sizes = read_json(delta / "config.json").get("visual_resampler_config")
+    parts: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in (TEXT, VISION, RESAMPLER, PROJECTION)}
+    for name, tensor in adapter.tensors.items():
+        prefix = next((p for p in parts if name.startswith(p)), None)
+        if prefix is None:
+            raise WeightsError(f"{delta}: {name} belongs to no part of VisualCLA")
+        parts[prefix][name.removeprefix(prefix)] = tensor
+    empty = [prefix for prefix, result in parts.items() if not result]
+    if empty or not isinstance(sizes, dict):
+        lacking = ", ".join([f"tensors {p}*" for p in empty] or ["visual_resampler_config"])
+        raise WeightsError(f"{delta}: no {lacking}; this is no delta of VisualCLA")
+    text, vision = (Path(target) / name.format(delta.resolve().name) for name in (TEXT_FOLDER, VISION_FOLDER))
+    for folder in (text, vision):
+        if folder.exists():
+            raise WeightsError(f"{folder}: exists", fix="move it away, or give another folder")
+    for folder in (text, vision):
+        folder.mkdir(parents=True)
+    _save({PEFT_PREFIX + name: t for name, t in parts[TEXT].items()}, text / "adapter_model.bin")
+    _save({PEFT_PREFIX + LEVEL + name: t for name, t in parts[VISION].items()}, vision / "adapter_model.bin")
+    _save(parts[RESAMPLER], vision / "visual_resampler_model.bin")
+    _save(parts[PROJECTION], vision / "image_projection_layer_model.bin")
+    _write(sizes, vision / "visual_resampler_config.json")
+    _write(_text_config(adapter), text / CONFIG)
+    _write(_vision_config(adapter), vision / CONFIG)
+    for names, folder in ((TOKENIZER, text), ((PREPROCESSOR,), vision)):
+        for name in names:
+            if (delta / name).is_file():
+                shutil.copyfile(delta / name, folder / name)
+    return text, vision
+
+
+def _text_config(adapter: Adapter) -> dict[str, Any]:
+    layers = [name for name in adapter.lora if name.startswith(TEXT)]
+    have = {name.rpartition(".")[2] for name in layers}
+    names = [n for n in TEXT_NAMES if n in have] + sorted(have - set(TEXT_NAMES))
+    whole = [n for n in ("embed_tokens", "lm_head") if any(f".{n}.weight" in name for name in adapter.whole())]
+    targets = rf".*(self_attn|mlp).*({'|'.join(map(re.escape, names))})$"
+    return adapter.config | {"modules_to_save": whole or None, "target_modules": targets}
+
+
+def _vision_config(adapter: Adapter) -> dict[str, Any]:
+    targets = adapter.config.get("target_modules")
+    if isinstance(targets, str):
+        targets = targets.replace("vision_model.vision_model", "vision_model")
+    return adapter.config | {"modules_to_save": None, "target_modules": targets}
+
+
+def _save(tensors: dict[str, Tensor], file: Path) -> None:
+    torch.save({name: tensor.clone() for name, tensor in tensors.items()}, file)
+
+
+def _write(content: dict[str, Any], file: Path) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,25 @@
+"""Open-VQA: open questions about images and videos, in classes; answers judged by rules or by a judge of your own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vlm.common.registry import register_task
+from vlm.tasks.benchmarks.question_answering import QuestionAnswering
+
+
+@register_task("open_vqa")
+class OpenVqa(QuestionAnswering):
+    """The questions of a dataset, judged by what an answer says; its result has an evaluation card.
+
+    The class of a question is the field ``type`` (corpora ``open_vqa_images`` and ``open_vqa_videos``).
+    """
+
+    card = True
+
+    @dataclass
+    class Config(QuestionAnswering.Config):
+        """As for exact answers, with room for a sentence."""
+
+        max_new_tokens: int = 64
+        judge: str = "open"

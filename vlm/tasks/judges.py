@@ -1,0 +1,193 @@
+"""Whether an open answer says what the reference says: rules by kind of question, as pure functions of texts.
+
+They stand in for a reader who asks: does the answer, given the question, imply the reference? Another judge (a
+language model, say) is a function of the same arguments, named by its path.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from vlm.common.errors import ConfigError
+from vlm.common.registry import resolve, unknown
+from vlm.tasks.metrics import exact_match
+
+Kind = Literal["yes/no", "count", "colour", "free"]
+Judge = Callable[[str, str, str], bool]
+"""(question, answer, reference) -> right."""
+
+_WORDS = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
+_ARTICLES = {"a", "an", "the"}
+_YES, _NO = {"yes", "yeah", "yep", "yup", "correct", "true"}, {"no", "nope", "nah", "incorrect", "false"}
+_NOT = {"not", "never", "cannot", "neither", "nor", "without", "none", "nobody", "nothing"}
+_ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+_NUMBERS = {word: k for k, word in enumerate((*_ONES.split(), "seventeen", "eighteen", "nineteen", "twenty"))}
+_NUMBERS |= {"thirty": 30, "forty": 40, "fifty": 50, "hundred": 100, "once": 1, "twice": 2, "single": 1, "couple": 2}
+_NUMBERS |= {"none": 0, "nobody": 0, "nothing": 0, "no": 0, "dozen": 12, "pair": 2}
+_COLOURS = "black white red green blue yellow brown gray orange pink purple beige gold silver tan maroon teal violet"
+COLOURS = frozenset((*_COLOURS.split(), "turquoise", "navy", "cream", "cyan", "magenta", "khaki", "bronze"))
+_SAME = {"grey": "gray", "golden": "gold", "silvery": "silver", "colour": "color", "tv": "television", "ok": "okay"}
+_LITTLE = "is are was were be it its this that there and of in on at to with some very"
+_SMALL = _ARTICLES | set(_LITTLE.split())
+LONG = 4
+"""Content words from which on a reference need not be met word for word."""
+ENOUGH = 0.75
+"""Share of the words of a long reference that the answer must have."""
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words without marks and articles; numbers up to twenty as digits, British spellings as American."""
+    plain = unicodedata.normalize("NFKC", text).lower().replace("’", "'")
+    result = [_SAME.get(w, w) for w in _WORDS.findall(plain)]
+    return [str(_NUMBERS[w]) if w in _ONES.split() else w for w in result if w not in _ARTICLES]
+
+
+def alternatives(reference: str) -> list[str]:
+    """The texts that a reference allows: ``"platform or tunnel"`` are two."""
+    return [part.strip() for part in re.split(r"\bor\b|/", reference) if part.strip()] or [reference]
+
+
+def kind_of(question: str, reference: str) -> Kind:
+    """What is asked for, by the reference first: yes or no, a number, colours, or anything else."""
+    declared = words(reference)
+    if declared and declared[0] in ("yes", "no") and len(declared) == 1:
+        return "yes/no"
+    counted = re.search(r"\bhow many\b|\bnumber of\b", question.lower())
+    if len(declared) <= 2 and numbers(declared) and (counted or all(w.isdigit() for w in declared)):
+        return "count"
+    parts = [words(part) for part in alternatives(reference)]
+    if parts and all(p and set(p) <= COLOURS | {"and", "light", "dark"} and set(p) & COLOURS for p in parts):
+        return "colour"
+    return "free"
+
+
+def numbers(said: Sequence[str]) -> list[int]:
+    """The numbers among words, in their order."""
+    return [int(w) if w.isdigit() else _NUMBERS[w] for w in said if w.isdigit() or w in _NUMBERS]
+
+
+def polarity(answer: str, question: str = "") -> bool | None:
+    """Whether an answer affirms: its first yes or no; else a negation; else what it repeats of the question.
+
+    None when it does neither.
+    """
+    declared = words(answer)
+    for word in declared:
+        if word in _YES | _NO:
+            return word in _YES
+    if any(w in _NOT or w.endswith("n't") for w in declared):
+        return False
+    asked, told = content(question), content(answer)
+    return True if told and asked and len(asked & told) * 2 >= len(told) else None
+
+
+def content(text: str) -> set[str]:
+    """Stems of the words that carry meaning."""
+    return {stem(w) for w in words(text) if w not in _SMALL}
+
+
+def stem(word: str) -> str:
+    """A word without the endings of plural and progressive form."""
+    if len(word) > 4 and word.endswith("ies"):
+        word = word[:-3] + "y"
+    elif len(word) > 3 and word.endswith("s") and not word.endswith("ss"):
+        word = word[:-2] if word.endswith(("ches", "shes", "xes", "sses")) else word[:-1]
+    if len(word) > 5 and word.endswith("ing"):
+        word = word[:-3]
+        word = word[:-1] if len(word) > 2 and word[-1] == word[-2] and word[-1] not in "ls" else word
+    return word[:-1] if len(word) > 3 and word.endswith("e") else word
+
+
+def open_match(question: str, answer: str, reference: str) -> bool:
+    """Whether an answer says what the reference says, by the rule of :func:`kind_of`.
+
+    * yes/no: the answer affirms or denies as the reference does (see :func:`polarity`);
+    * count: the first number of the answer is the reference's;
+    * colour: the answer names all colours of one alternative and at most one more;
+    * free: it has all words of one alternative, or most of a long one; a negation in one only is wrong.
+    """
+    declared, kind = words(answer), kind_of(question, reference)
+    if not declared:
+        return False
+    if kind == "yes/no":
+        return polarity(answer, question) == (words(reference)[0] == "yes")
+    if kind == "count":
+        return numbers(declared)[:1] == numbers(words(reference))[:1]
+    if kind == "colour":
+        named = set(declared) & COLOURS
+        expected = [set(words(part)) & COLOURS for part in alternatives(reference)]
+        return any(w <= named and len(named) <= len(w) + 1 for w in expected)
+    return any(_says(answer, part) for part in [reference, *alternatives(reference)])
+
+
+def _says(answer: str, reference: str) -> bool:
+    if exact_match(answer.lower(), reference.lower()):
+        return True
+    expected, told = content(reference), content(answer)
+    if not expected or _denies(answer) != _denies(reference):
+        return False
+    share = len(expected & told) / len(expected)
+    return share == 1 or (len(expected) >= LONG and share >= ENOUGH)
+
+
+def _denies(text: str) -> bool:
+    return bool({*_NOT, "no"} & set(words(text)))
+
+
+def _exact(question: str, answer: str, reference: str) -> bool:
+    return exact_match(answer, reference)
+
+
+JUDGES: Mapping[str, Judge] = {"exact": _exact, "open": open_match}
+
+
+def judge_of(name: str) -> Judge:
+    """``exact``, ``open``, or the function at ``package.module:name``. Raises ConfigError: there is none."""
+    if name not in JUDGES and ":" not in name:
+        raise ConfigError(unknown("judge", name, list(JUDGES)), fix="or name a function as package.module:function")
+    result: Judge = JUDGES[name] if name in JUDGES else resolve("judge", name)
+    return result
+
+
+def interval(shares: Sequence[float], level: float = 0.95, draws: int = 2000, seed: int = 0) -> list[float] | None:
+    """Bounds of the mean by the percentile bootstrap over questions; None of nothing.
+
+    Args:
+        shares: of each question, the share of runs in which it was answered right.
+        level: the probability that the bounds cover.
+        draws: resamples.
+        seed: of the resampling.
+    """
+    if not len(shares):
+        return None
+    values = np.asarray(shares, dtype=np.float64)
+    picks = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
+    low, high = np.quantile(values[picks].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    return [float(low), float(high)]
+
+
+def intervals(types: Sequence[Any], shares: Sequence[float]) -> dict[str, Any]:
+    """``{"overall": [low, high], "by_type": {type: [low, high]}}``; questions without a type count overall only."""
+    groups: dict[str, list[float]] = {}
+    for kind, value in zip(types, shares, strict=True):
+        if kind is not None:
+            groups.setdefault(str(kind), []).append(value)
+    return {"overall": interval(shares), "by_type": {k: interval(groups[k]) for k in sorted(groups)}}
+
+
+def add_up(right: Mapping[str, int], sizes: Mapping[str, int]) -> dict[str, float]:
+    """Percentages of a table of right answers per class, and ``overall`` = all right / all questions.
+
+    Raises:
+        ValueError: a class of other names or sizes.
+    """
+    wrong = [c for c in {*right, *sizes} if not 0 <= right.get(c, -1) <= sizes.get(c, -1)]
+    if wrong:
+        raise ValueError(f"classes that do not fit their sizes: {', '.join(sorted(wrong))}")
+    shares = {c: 100 * right[c] / sizes[c] for c in sizes}
+    return {**shares, "overall": 100 * sum(right.values()) / sum(sizes.values())}

@@ -1,0 +1,89 @@
+"""Scores of generated answers, as pure functions of records and texts."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+Record = Mapping[str, Any]
+
+
+def exact_match(answer: str, reference: str) -> bool:
+    """Whether two texts are equal apart from white space around them."""
+    return answer.strip() == reference.strip()
+
+
+def share(flags: Sequence[bool]) -> dict[str, Any]:
+    """``{"accuracy", "count"}``; the accuracy of nothing is None."""
+    return {"accuracy": sum(flags) / len(flags) if flags else None, "count": len(flags)}
+
+
+def by(
+    records: Sequence[Record], flags: Sequence[bool], key: Callable[[Record], Hashable]
+) -> dict[str, dict[str, Any]]:
+    """Accuracy and count for each value of ``key``, sorted by it; records where it is None are left out."""
+    groups: dict[Hashable, list[bool]] = defaultdict(list)
+    for record, flag in zip(records, flags, strict=True):
+        groups[key(record)].append(flag)
+    return {str(k): share(groups[k]) for k in sorted((g for g in groups if g is not None), key=str)}
+
+
+def summarise(records: Sequence[Record], flags: Sequence[bool]) -> dict[str, Any]:
+    """Accuracies of scored records: overall, per type, per number of objects, on seen and unseen pairs.
+
+    Args:
+        records: may have ``type``, ``objects`` and ``unseen_pair``.
+        flags: whether each answer was right.
+
+    Returns:
+        ``{"overall", "count", "unseen_pairs", "seen_pairs", "by_type", "by_objects", "counts"}``; accuracies
+        are shares of 1, None where there is no such record.
+    """
+    unseen = [f for r, f in zip(records, flags, strict=True) if r.get("unseen_pair") is True]
+    seen = [f for r, f in zip(records, flags, strict=True) if r.get("unseen_pair") is False]
+    types = by(records, flags, lambda r: r.get("type"))
+    objects = by(records, flags, lambda r: r.get("objects"))
+    return {
+        "overall": share(flags)["accuracy"],
+        "count": len(flags),
+        "seen_pairs": share(seen)["accuracy"],
+        "unseen_pairs": share(unseen)["accuracy"],
+        "by_type": {k: v["accuracy"] for k, v in types.items()},
+        "by_objects": {k: v["accuracy"] for k, v in objects.items()},
+        "counts": {
+            "seen_pairs": len(seen),
+            "unseen_pairs": len(unseen),
+            "by_type": {k: v["count"] for k, v in types.items()},
+            "by_objects": {k: v["count"] for k, v in objects.items()},
+        },
+    }
+
+
+def mean_of(numbers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The accuracies of several runs over the same records (see :func:`summarise`) as their means."""
+    flat = ("overall", "seen_pairs", "unseen_pairs")
+    result: dict[str, Any] = {k: _mean([n[k] for n in numbers]) for k in flat}
+    for group in ("by_type", "by_objects"):
+        result[group] = {k: _mean([n[group][k] for n in numbers]) for k in numbers[0][group]}
+    return result
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else None
+
+
+def majority_answers(records: Sequence[Record]) -> dict[str, str]:
+    """The most frequent answer of each question type; of equals the alphabetically first."""
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for record in records:
+        answers[str(record.get("type"))][str(record["answer"]).strip()] += 1
+    return {kind: min(counts, key=lambda a: (-counts[a], a)) for kind, counts in sorted(answers.items())}
+
+
+def majority(records: Sequence[Record]) -> dict[str, Any]:
+    """:func:`summarise` of always giving the most frequent answer of the question's type, with these answers."""
+    guess = majority_answers(records)
+    flags = [exact_match(guess[str(r.get("type"))], str(r["answer"])) for r in records]
+    return {**summarise(records, flags), "answers": guess}
