@@ -1,4 +1,4 @@
-"""The embedded default, end to end: MiniGPT-4 in small on images drawn on the spot, nothing downloaded.
+"""The embedded default, end to end: a tiny model trained in two stages on images drawn on the spot, nothing downloaded.
 
 Frozen ViT, frozen Q-Former and frozen LLM come with the package; the projection between them is trained in
 two stages by the same YAML files, ``train.py`` functions and classes as the full-size systems, then asked

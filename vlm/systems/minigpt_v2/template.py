@@ -12,6 +12,14 @@ from vlm.processors.templates.roles import Template
 class MiniGPTv2(Template):
     """``[INST] ... [/INST]`` of MiniGPT-v2: no system text, a space after every training question with an image."""
 
+    task_texts = (
+        "[grounding] describe this image in detail",
+        "[refer] ",
+        "[detection] ",
+        "[identify] what is this ",
+        "[vqa] ",
+    )
+
     @dataclass
     class Config(Template.Config):
         """Defaults of the published v2 composition."""
