@@ -136,7 +136,7 @@ class Template(BaseTemplate):
         return any(m.text for m in asked)
 
     def _content(self, parts: Sequence[MessagePart]) -> list[Piece]:
-        """Text and media of a turn: images with prefix and suffix, one space before text that does not begin with one."""
+        """Text and media of a turn: images with prefix and suffix, one space before text without leading space."""
         text = UserText("".join(p.text for p in parts if isinstance(p, Text)))
         media = [p for p in parts if not isinstance(p, Text)]
         if IMAGE_PLACEHOLDER in text:
