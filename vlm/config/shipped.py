@@ -76,15 +76,17 @@ def find(name: str, train: bool = False) -> Path:
     Raises:
         ConfigError: neither a file nor the name of anything shipped.
     """
-    if not re.fullmatch(r"[\w-]+/[\w/-]+", name):
-        raise ConfigError(f"configuration {name!r}: no such file")
-    system, rest = current_name(*name.split("/", 1))
+    system, rest = current_name(*name.split("/", 1)) if re.fullmatch(r"[\w-]+/[\w/-]+", name) else ("", "")
     for folder in FOLDERS[train]:
         file = SYSTEMS / system / folder / f"{rest}.yaml"
         if file.is_file():
             return file
-    known = sorted({f"{n.split('/')[0]}/{n.split('/')[-1]}" for n in [*run_files(), *archs()]})
-    raise ConfigError(f"configuration {name!r}: neither a file nor a name that ships{nearest(name, known)}")
+    known = sorted({(n.split("/")[0], n.split("/")[-1]) for n in [*run_files(), *archs()]})
+    if system not in dict(known):
+        systems = ", ".join(f"{s}/..." for s in dict(known))
+        raise ConfigError(f"configuration {name!r}: no such file or folder", fix=f"or name one that ships: {systems}")
+    options = [f"{s}/{n}" for s, n in known if s == system]
+    raise ConfigError(f"configuration {name!r}: unknown name{nearest(f'{system}/{rest}', options)}")
 
 
 def is_composition(file: Path) -> bool:
