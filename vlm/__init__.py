@@ -5,3 +5,5 @@ through :mod:`vlm.common.registry` when a configuration asks for them.
 """
 
 __version__ = "0.1.0"
+
+import vlm.common  # noqa: E402, F401 - the import paths of earlier versions
