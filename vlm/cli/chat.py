@@ -14,7 +14,7 @@ from vlm.serve.terminal import once, talk
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``vlm chat``."""
-    parser.add_argument("model", metavar="RUN_DIR|CFG", help="run folder, YAML file, or a merged VisualCLA folder")
+    parser.add_argument("model", metavar="RUN_DIR|CFG", help="run folder, YAML file, or published folder")
     parser.add_argument(
         "--image", "--image_file", action="append", default=[], metavar="PATH", help="image of the first question"
     )

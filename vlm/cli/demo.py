@@ -11,7 +11,7 @@ from vlm.serve.gradio.app import PORTS, launch
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the chat page."""
-    parser.add_argument("model", nargs="?", metavar="RUN_DIR|CFG", help="run folder, YAML file, or a merged VisualCLA")
+    parser.add_argument("model", nargs="?", metavar="RUN_DIR|CFG", help="run folder, YAML file, or published folder")
     parser.add_argument("--cfg-path", default=None, help="the same, in the published spelling")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: everybody in the network")
     parser.add_argument("--port", type=int, default=None, help=f"default: the first free one from {PORTS[0]}")

@@ -36,7 +36,7 @@ FOLDERS: dict[str, str] = {
     "tracker": "vlm.runners",
     "checkpoint_format": "vlm.checkpoint",
     "source": "vlm.inference",
-    "export": "vlm.checkpoint",
+    "export": "vlm.inference",
     "benchmark": "vlm.tasks",
     "command": "vlm.cli",
     "image": "vlm.processors.image",
@@ -126,9 +126,24 @@ def _entry_points() -> dict[str, Any]:
     return {e.name: e for e in entry_points(group="vlm.plugins")}
 
 
+def load_entry_points() -> None:
+    """Import every installed plugin, so that :func:`names` lists what they register."""
+    for entry in _entry_points().values():
+        entry.load()
+
+
 def names(kind: str) -> list[str]:
     """All names of a kind known without importing more than the plugins already imported, sorted."""
     return sorted({n for k, n in _classes if k == kind} | set(_shipped(kind)))
+
+
+def summary(kind: str, name: str) -> str:
+    """First line of the docstring of a shipped or registered class; importing nothing for it."""
+    if (kind, name) in _classes:
+        return (_classes[kind, name].__doc__ or "").strip().partition("\n")[0]
+    pattern = rf'^@register_{kind}\("{re.escape(name)}"\)\n(?:@[^\n]*\n)*class [^\n]*:\n    """(.*?)(?:"""|\n)'
+    texts = (text for _, text in _sources(FOLDERS[kind]) + _sources(SYSTEMS))
+    return next((found[1] for text in texts if (found := re.search(pattern, text, re.MULTILINE))), "")
 
 
 def load_plugin(module: str) -> None:
@@ -165,8 +180,7 @@ def resolve(kind: str, name: str) -> Any:
     if name in _shipped(kind):
         importlib.import_module(_shipped(kind)[name])
         return _classes[kind, name]
-    for entry in _entry_points().values():
-        entry.load()
+    load_entry_points()
     if (kind, name) in _classes:
         return _classes[kind, name]
     raise ConfigError(unknown(kind, name, names(kind)))
