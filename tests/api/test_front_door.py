@@ -77,7 +77,7 @@ def test_the_image_and_their_number_matter(model: vlm.Engine) -> None:
 
 
 def vlm_messages(model: vlm.Engine, image: object) -> list[vlm.Message]:
-    from vlm.inference.messages import to_messages
+    from vlm.processors.messages import to_messages
 
     return to_messages(ASK, image)  # type: ignore[return-value]
 
@@ -194,13 +194,13 @@ def test_other_mistakes(model: vlm.Engine) -> None:
 
 
 def test_addresses_are_fetched_when_allowed(model: vlm.Engine, answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlm.inference.messages.local_path", lambda url: IMAGE)
+    monkeypatch.setattr("vlm.processors.messages.local_path", lambda url: IMAGE)
     monkeypatch.setattr(model, "allow_urls", True)
     assert model.chat(ASK, image="https://example.org/cat.png", **GREEDY) == answer
 
 
 def test_frames_and_files_of_videos() -> None:
-    from vlm.inference.messages import to_videos
+    from vlm.processors.messages import to_videos
 
     frames = np.zeros((2, 8, 8, 3), np.uint8)
     for frame_list in (frames, list(frames), torch.from_numpy(frames).permute(0, 3, 1, 2), frames / 255.0):

@@ -49,7 +49,7 @@ def parse_options(items: Sequence[str]) -> list[Option]:
     return [Option(to_path(key), typed(text), text) for key, text in pairs]
 
 
-def write_options(sections: Mapping[str, Any]) -> list[str]:
+def write_options(sections: Mapping[str, Any], prefix: str = "") -> list[str]:
     """``{"run": {"init_lr": 1e-4}}`` -> ``["run.init_lr=0.0001"]``, which :func:`parse_options` reads back.
 
     Raises:
@@ -57,15 +57,16 @@ def write_options(sections: Mapping[str, Any]) -> list[str]:
     """
     items: list[str] = []
     for key, value in sections.items():
+        path = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
-            items += [f"{key}.{rest}" for rest in write_options(value)]
-        elif isinstance(value, float):
-            items.append(f"{key}={value!r}")
-        else:
-            try:
-                items.append(f"{key}={json.dumps(value, default=os.fspath)}")
-            except TypeError as error:
-                raise ConfigError(f"{key}: {value!r} is not a value that a YAML file can hold") from error
+            items += write_options(value, f"{path}.")
+            continue
+        try:
+            items.append(
+                f"{path}={value!r}" if isinstance(value, float) else f"{path}={json.dumps(value, default=os.fspath)}"
+            )
+        except TypeError as error:
+            raise ConfigError(f"{path}: {value!r} is not a value that a YAML file can hold") from error
     return items
 
 

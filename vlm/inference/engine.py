@@ -16,11 +16,11 @@ from vlm.inference.context import fit, room_for_answer, room_for_prompt, too_lon
 from vlm.inference.decoding import Prompt, StopCriteria, decode, steps
 from vlm.inference.feature_cache import FeatureCache
 from vlm.inference.generation import CHAT, Generation, default_generation
-from vlm.inference.messages import Conversation, to_messages
 from vlm.inference.ranking import Normaliser, Ranking, rank_candidates
 from vlm.inference.stopping import StopSequences, stop_sequences
 from vlm.inference.streaming import StreamedText, TextStream, cleaner, marks_of
 from vlm.processors.collate import collate
+from vlm.processors.messages import Conversation, to_messages
 from vlm.processors.templates.base import IMAGE_PLACEHOLDER
 
 if TYPE_CHECKING:

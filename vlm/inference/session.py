@@ -13,8 +13,8 @@ from vlm.common.types import Image, Message, Part, Text, Video
 from vlm.inference.context import turns_of
 from vlm.inference.engine import Engine
 from vlm.inference.generation import Generation
-from vlm.inference.messages import to_images, to_videos
 from vlm.inference.streaming import StreamedText, extend
+from vlm.processors.messages import to_images, to_videos
 
 
 class ChatSession:
