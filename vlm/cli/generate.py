@@ -8,6 +8,7 @@ from typing import Any
 
 from vlm.cli.options import add_model_arguments, changes_of, device_of, options_of
 from vlm.common.logging import busy, quiet, say
+from vlm.common.registry import register_command
 
 GENERATION_FLAGS: dict[str, tuple[Any, str]] = {
     "min_length": (int, "shortest answer, counted with one position before it: 2 demands one token"),
@@ -149,3 +150,15 @@ def _composed(args: argparse.Namespace) -> tuple[Any, Any, Any, int]:
     if generation.seed is None:
         generation = generation.replace(seed=SEED)
     return config, request, generation, args.batch_size or BATCH
+
+
+@register_command("generate")
+class Generate:
+    """Answer every record of annotation files.
+
+    example:
+      vlm generate output/mine --data questions.jsonl --media-root images --output answers.jsonl
+    """
+
+    add_arguments = staticmethod(add_arguments)
+    main = staticmethod(main)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlm.common.logging import say
+from vlm.common.registry import register_command
 
 if TYPE_CHECKING:
     from vlm.models.vlm import VLM
@@ -186,3 +187,16 @@ def merge_folders(args: argparse.Namespace) -> int:
     )
     say(f"{args.output_dir}: {len(files)} weight files, configurations, tokenizer and image recipe")
     return 0
+
+
+@register_command("weights")
+class Weights:
+    """Show, merge and export weight files.
+
+    examples:
+      vlm weights show checkpoint.pth
+      vlm weights export output/mine --to mine.pth
+    """
+
+    add_arguments = staticmethod(add_arguments)
+    main = staticmethod(main)

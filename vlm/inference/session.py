@@ -6,15 +6,17 @@ import threading
 from collections.abc import Generator as Stream
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlm.common.errors import DataError, PromptError
 from vlm.common.types import Image, Message, Part, Text, Video
 from vlm.inference.context import turns_of
-from vlm.inference.engine import Engine
 from vlm.inference.generation import Generation
 from vlm.inference.streaming import StreamedText, extend
 from vlm.processors.messages import to_images, to_videos
+
+if TYPE_CHECKING:
+    from vlm.inference.engine import Engine
 
 
 class ChatSession:
