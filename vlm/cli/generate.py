@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vlm.cli.options import add_model_arguments, changes_of, device_of, options_of
 from vlm.common.errors import ConfigError
 from vlm.common.logging import busy, quiet, say
+from vlm.common.registry import register_command
 
 if TYPE_CHECKING:
     from vlm.config.api import Config
@@ -153,3 +154,15 @@ def request_of(args: argparse.Namespace) -> tuple[Config, Request, Generation, i
     if generation.seed is None:
         generation = generation.replace(seed=SEED)
     return config, request, generation, args.batch_size or BATCH
+
+
+@register_command("generate")
+class Generate:
+    """Answer every record of annotation files.
+
+    example:
+      vlm generate output/mine --data questions.jsonl --media-root images --output answers.jsonl
+    """
+
+    add_arguments = staticmethod(add_arguments)
+    main = staticmethod(main)

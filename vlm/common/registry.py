@@ -102,16 +102,37 @@ register_generation = _decorator("generation")
 def _shipped(kind: str) -> dict[str, str]:
     """Name -> module, read from the decorators in the kind's folder without importing anything."""
     pattern = re.compile(rf'^@register_{kind}\("([^"]+)"\)', re.MULTILINE)
-    return {
-        name: module for module, text in _sources(FOLDERS[kind]) + _sources(SYSTEMS) for name in pattern.findall(text)
-    }
+    return {name: module for module, text in _all_sources(kind) for name in pattern.findall(text)}
+
+
+@cache
+def _all_sources(kind: str) -> list[tuple[str, str]]:
+    """The modules that may register ``kind``, with their text: its folder, the systems, the installed plugins."""
+    plugins = dict.fromkeys(entry.module for entry in _entry_points().values())
+    return [source for package in (FOLDERS[kind], SYSTEMS, *plugins) for source in _sources(package)]
+
+
+def summaries(kind: str) -> dict[str, str]:
+    """Name -> first line of the docstring of every class of a kind, sorted; nothing is imported for it."""
+    decorator = rf'^@register_{kind}\("([^"]+)"\)\n'
+    pattern = re.compile(decorator + r'(?=(?:@.*\n)*class .*:\n\s+"""(.+?)(?:"""|$))', re.MULTILINE)
+    result = dict.fromkeys(names(kind), "")
+    for _, text in _all_sources(kind):
+        result.update(pattern.findall(text))
+    result.update({n: (cls.__doc__ or "").strip().partition("\n")[0] for (k, n), cls in _classes.items() if k == kind})
+    return result
 
 
 @cache
 def _sources(package: str) -> list[tuple[str, str]]:
-    """Every module of a package with its text."""
-    spec = importlib.util.find_spec(package)
+    """Every module of a package, or the one module, with its text."""
+    try:
+        spec = importlib.util.find_spec(package)
+    except ModuleNotFoundError:  # a broken plugin: loading it says so
+        spec = None
     result = []
+    if spec is not None and spec.submodule_search_locations is None and spec.origin:
+        result.append((package, Path(spec.origin).read_text(encoding="utf-8")))
     for folder in spec.submodule_search_locations or [] if spec else []:
         for file in sorted(Path(folder).rglob("*.py")):
             parts = file.relative_to(folder).with_suffix("").parts
@@ -126,24 +147,9 @@ def _entry_points() -> dict[str, Any]:
     return {e.name: e for e in entry_points(group="vlm.plugins")}
 
 
-def load_entry_points() -> None:
-    """Import every installed plugin, so that :func:`names` lists what they register."""
-    for entry in _entry_points().values():
-        entry.load()
-
-
 def names(kind: str) -> list[str]:
-    """All names of a kind known without importing more than the plugins already imported, sorted."""
+    """All known names of a kind, sorted; nothing is imported for it."""
     return sorted({n for k, n in _classes if k == kind} | set(_shipped(kind)))
-
-
-def summary(kind: str, name: str) -> str:
-    """First line of the docstring of a shipped or registered class; importing nothing for it."""
-    if (kind, name) in _classes:
-        return (_classes[kind, name].__doc__ or "").strip().partition("\n")[0]
-    pattern = rf'^@register_{kind}\("{re.escape(name)}"\)\n(?:@[^\n]*\n)*class [^\n]*:\n    """(.*?)(?:"""|\n)'
-    texts = (text for _, text in _sources(FOLDERS[kind]) + _sources(SYSTEMS))
-    return next((found[1] for text in texts if (found := re.search(pattern, text, re.MULTILINE))), "")
 
 
 def load_plugin(module: str) -> None:
@@ -180,7 +186,8 @@ def resolve(kind: str, name: str) -> Any:
     if name in _shipped(kind):
         importlib.import_module(_shipped(kind)[name])
         return _classes[kind, name]
-    load_entry_points()
+    for entry in _entry_points().values():
+        entry.load()
     if (kind, name) in _classes:
         return _classes[kind, name]
     raise ConfigError(unknown(kind, name, names(kind)))
