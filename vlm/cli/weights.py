@@ -138,10 +138,10 @@ def export_delta_run(run: Path, folder: Path) -> int:
     if folder.exists():
         raise WeightsError(f"{folder} exists", fix="give a new folder")
     model, processor, cfg, _ = load_parts(run, "cpu")
-    text = cfg.model.text
-    ids = {token: processor.tokenizer.id_of(token) for token in text.get("special_tokens") or []}
+    text = cfg.model.text.config
+    ids = {token: processor.tokenizer.id_of(token) for token in text.special_tokens}
     added = {token: index for token, index in ids.items() if index is not None}
-    names = export_delta(model, folder, Path(text.get("tokenizer") or cfg.model.llm.config.path), added)
+    names = export_delta(model, folder, Path(text.tokenizer or cfg.model.llm.config.path), added)
     say(f"{folder}: adapter of {len(names)} tensors, configurations and tokenizer")
     return 0
 

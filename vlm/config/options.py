@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -111,7 +112,9 @@ def value_of(options: Sequence[Option], path: Path, default: Any) -> Any:
     return result[-1] if result else default
 
 
-def apply_options(tree: Tree, options: Sequence[Option], report: Report, renamed: Sequence[Path] = ()) -> None:
+def apply_options(
+    tree: Tree, options: Sequence[Option], report: Report, renamed: Mapping[Path, str] = MappingProxyType({})
+) -> None:
     """Write the options into the tree; a mapping given as value merges like one in a file."""
     for value in options:
         option = replace(value, path=tree.real(value.path))
@@ -122,10 +125,11 @@ def apply_options(tree: Tree, options: Sequence[Option], report: Report, renamed
                 tree.merge(over, option.path)
                 tree.texts[option.path] = option.text
             else:
-                target = tree.get(option.path[:-1])
-                swaps = option.path[-1] == "name" and option.path[:-1] in renamed and isinstance(target, dict)
-                if swaps and target.get("name") != option.value:
-                    tree.put(option.path[:-1], {}, origin)
+                part = option.path[:-1]
+                target = tree.get(part)
+                swaps = option.path[-1] == "name" and part in renamed
+                if swaps and isinstance(target, dict) and target.get("name", renamed[part]) != option.value:
+                    tree.put(part, {}, origin)
                 tree.put(option.path, option.value, origin, option.text)
         except KeyError as error:
             report.origins.setdefault(option.path, origin)
