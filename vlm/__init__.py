@@ -93,7 +93,7 @@ def train(source: str | Path, *, options: Sequence[str] = (), **sections: Mappin
     from vlm.config.options import write_options
     from vlm.runners.train.run import run_training
 
-    config = load_config(source, [*options, *write_options(sections)], check="all")
+    config = load_config(source, [*options, *write_options(sections)], check="all", train=True)
     setup_logging()
     return run_training(config)
 

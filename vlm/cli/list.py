@@ -36,7 +36,7 @@ def main(args: argparse.Namespace) -> int:
     if args.name:
         say(describe(args.kind, args.name))
         return 0
-    from vlm.config.composition import archs, corpora
+    from vlm.config.shipped import archs, corpora
 
     result = {**{kind: names(kind) for kind in FOLDERS}, "arch": archs(), "corpus": corpora()}
     if args.kind:

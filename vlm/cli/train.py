@@ -31,7 +31,7 @@ def main(args: argparse.Namespace) -> int:
     """
     from vlm.config.api import load_config
 
-    cfg = load_config(source_of(args, "vlm train tiny/stage1_pretrain"), with_flags(args), check="all")
+    cfg = load_config(source_of(args, "vlm train tiny/stage1_pretrain"), with_flags(args), check="all", train=True)
     from vlm.runners.train.run import run_training
 
     return run_training(cfg).exit_code
