@@ -156,7 +156,7 @@ class Trainer:
             device=device,
             precision=precision,
             max_grad_norm=run.max_grad_norm,
-            weighting=LossReduction(run.loss_reduction, groups),
+            reduction=LossReduction(run.loss_reduction, groups),
         )
         self.step_batches = run.accum_grad_iters * max(1, len(groups))
 
