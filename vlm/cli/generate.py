@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vlm.cli.options import add_model_arguments, changes_of, device_of, options_of
 from vlm.common.errors import ConfigError
 from vlm.common.logging import busy, quiet, say
+from vlm.common.registry import register_command
 
 if TYPE_CHECKING:
     from vlm.inference.load import Questions
@@ -30,84 +31,103 @@ SEED = 42
 """Seed of sampled answers unless a file or flag gives one (the published evaluation's), so that runs agree."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Model, records, prompt, answer and result."""
-    parser.add_argument(
-        "cfg", nargs="?", metavar="FILE|RUN_DIR", help="YAML file, run folder, or published folder or file of a model"
-    )
-    parser.add_argument("--cfg-path", default=None, help="the same, in the published spelling")
-    parser.add_argument("--config", default=None, metavar="FILE", help="a published file with questions of its own")
-    parser.add_argument("--checkpoint", default=None, help="with --config: replaces the checkpoint that it names")
-    parser.add_argument(
-        "--data", nargs="+", default=None, metavar="FILE", help="annotation files (default: those of --config)"
-    )
-    parser.add_argument(
-        "--prompt", default=None, help="text with {fields} of a record (default: '{question}', or --config's)"
-    )
-    parser.add_argument(
-        "--raw-prompt", action="store_true", help="the prompt is all that the model sees, without the template"
-    )
-    parser.add_argument(
-        "--media-field", default=None, metavar="NAME", help="field with the image or video (default: image, else video)"
-    )
-    parser.add_argument(
-        "--media-root", default=".", metavar="DIR", help="folder that paths start from (default: the working folder)"
-    )
-    parser.add_argument(
-        "--index-field", default="index", metavar="NAME", help="field that names a record (default: index)"
-    )
-    parser.add_argument("--copy", nargs="+", default=[], metavar="NAME", help="fields to copy into the result")
-    parser.add_argument(
-        "--answer-field", default="", metavar="NAME", help="the result is the records, with the answer in this field"
-    )
-    parser.add_argument(
-        "--output", "--output_path", required=True, metavar="FILE", help="result, JSON lines; FILE.json: an array"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
-    parser.add_argument(
-        "--batch-size", type=int, default=None, help="records that run together (default: 16, or --config's)"
-    )
-    add_model_arguments(parser)
-    for name, (kind, about) in GENERATION_FLAGS.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=None, help=about)
-    parser.add_argument("--sample", action="store_true", help="sample answers instead of taking the most likely")
+@register_command("generate")
+class Generate:
+    """Answer every record of annotation files.
 
-
-def main(args: argparse.Namespace) -> int:
-    """Answer; the exit code.
-
-    Raises:
-        UserError: anything the user can fix.
+    example:
+      vlm generate output/mine --data questions.jsonl --media-root images --output answers.jsonl
     """
-    from vlm.common import dist
-    from vlm.runners.evaluate.generate import Records, lemmatizer, run_generate
 
-    changes = changes_of(args) | {
-        name: value for name in GENERATION_FLAGS if (value := getattr(args, name)) is not None
-    }
-    changes |= {"do_sample": True} if args.sample else {}
-    asked = questions_of(args)
-    config, request = asked.config, request_of(args, asked)
-    seed = SEED if asked.generation.seed is None else asked.generation.seed
-    generation = asked.generation.replace(**{"seed": seed} | changes)
-    records = Records(request)  # before the model is loaded, which may take minutes
-    if request.lemmatize:
-        lemmatizer()
-    output = Path(args.output)
-    with busy("loading the model"), quiet("vlm.checkpoint"):
-        from vlm.inference.engine import Engine
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Model, records, prompt, answer and result."""
+        parser.add_argument(
+            "cfg",
+            nargs="?",
+            metavar="FILE|RUN_DIR",
+            help="YAML file, run folder, or published folder or file of a model",
+        )
+        parser.add_argument("--cfg-path", default=None, help="the same, in the published spelling")
+        parser.add_argument("--config", default=None, metavar="FILE", help="a published file with questions of its own")
+        parser.add_argument("--checkpoint", default=None, help="with --config: replaces the checkpoint that it names")
+        parser.add_argument(
+            "--data", nargs="+", default=None, metavar="FILE", help="annotation files (default: those of --config)"
+        )
+        parser.add_argument(
+            "--prompt", default=None, help="text with {fields} of a record (default: '{question}', or --config's)"
+        )
+        parser.add_argument(
+            "--raw-prompt", action="store_true", help="the prompt is all that the model sees, without the template"
+        )
+        parser.add_argument(
+            "--media-field",
+            default=None,
+            metavar="NAME",
+            help="field with the image or video (default: image, else video)",
+        )
+        parser.add_argument(
+            "--media-root",
+            default=".",
+            metavar="DIR",
+            help="folder that paths start from (default: the working folder)",
+        )
+        parser.add_argument(
+            "--index-field", default="index", metavar="NAME", help="field that names a record (default: index)"
+        )
+        parser.add_argument("--copy", nargs="+", default=[], metavar="NAME", help="fields to copy into the result")
+        parser.add_argument(
+            "--answer-field",
+            default="",
+            metavar="NAME",
+            help="the result is the records, with the answer in this field",
+        )
+        parser.add_argument(
+            "--output", "--output_path", required=True, metavar="FILE", help="result, JSON lines; FILE.json: an array"
+        )
+        parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+        parser.add_argument(
+            "--batch-size", type=int, default=None, help="records that run together (default: 16, or --config's)"
+        )
+        add_model_arguments(parser)
+        for name, (kind, about) in GENERATION_FLAGS.items():
+            parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=None, help=about)
+        parser.add_argument("--sample", action="store_true", help="sample answers instead of taking the most likely")
 
-        device = device_of(args)
-        _, where = dist.init(device if isinstance(device, str) else config.run.device)
-        engine = Engine.load(config, where if device is None or isinstance(device, str) else device)
-    try:
-        size = args.batch_size or asked.batch_size
-        run_generate(engine, records, output, generation, batch_size=size, overwrite=args.overwrite)
-        if dist.is_main():
-            say(f"{output}: {len(records)} answers")
-    finally:
-        dist.destroy()
-    return 0
+    def main(self, args: argparse.Namespace) -> int:
+        """Answer; the exit code.
+
+        Raises:
+            UserError: anything the user can fix.
+        """
+        from vlm.common import dist
+        from vlm.runners.evaluate.generate import Records, lemmatizer, run_generate
+
+        changes = changes_of(args) | {
+            name: value for name in GENERATION_FLAGS if (value := getattr(args, name)) is not None
+        }
+        changes |= {"do_sample": True} if args.sample else {}
+        asked = questions_of(args)
+        config, request = asked.config, request_of(args, asked)
+        seed = SEED if asked.generation.seed is None else asked.generation.seed
+        generation = asked.generation.replace(**{"seed": seed} | changes)
+        records = Records(request)  # before the model is loaded, which may take minutes
+        if request.lemmatize:
+            lemmatizer()
+        output = Path(args.output)
+        with busy("loading the model"), quiet("vlm.checkpoint"):
+            from vlm.inference.engine import Engine
+
+            device = device_of(args)
+            _, where = dist.init(device if isinstance(device, str) else config.run.device)
+            engine = Engine.load(config, where if device is None or isinstance(device, str) else device)
+        try:
+            size = args.batch_size or asked.batch_size
+            run_generate(engine, records, output, generation, batch_size=size, overwrite=args.overwrite)
+            if dist.is_main():
+                say(f"{output}: {len(records)} answers")
+        finally:
+            dist.destroy()
+        return 0
 
 
 def questions_of(args: argparse.Namespace) -> Questions:

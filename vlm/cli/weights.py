@@ -1,57 +1,45 @@
 """``vlm weights``: what is in a weight file, delta weights, merging, export to published layouts.
 
-Each action is a command of its own, registered as ``weights NAME``: here, in a system's folder, or by a plugin.
+Each action is a command of its own, ``weights ACTION``; systems register theirs in their folders.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from vlm.common.logging import say
-from vlm.common.registry import load_entry_points, names, register_command, resolve, summary
-
-ACTIONS = "weights "
-"""First word of the registered names of the actions."""
+from vlm.common.registry import register_command, resolve, summaries
 
 
-class ActionParser(argparse.ArgumentParser):
-    """Parser of one action. It adds its arguments when it is used, so that listing the actions imports none of them."""
+@register_command("weights")
+class Weights:
+    """Show, merge and export weight files.
 
-    command = ""
-
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
-        """As the base class, with the arguments of ``command``."""
-        action = resolve("command", self.command)()
-        action.add_arguments(self)
-        self.set_defaults(run=action.main)
-        return super().parse_known_args(args, namespace)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """One sub-command for each registered action."""
-    load_entry_points()
-    known = [name for name in names("command") if name.startswith(ACTIONS)]
-    listed = "|".join(name.removeprefix(ACTIONS) for name in known)
-    actions = parser.add_subparsers(dest="action", required=True, metavar=listed, parser_class=ActionParser)
-    for name in known:
-        actions.add_parser(name.removeprefix(ACTIONS), help=summary("command", name)).command = name
-
-
-def main(args: argparse.Namespace) -> int:
-    """Run the action.
-
-    Raises:
-        WeightsError: no such file, damaged, holding code, or not fitting.
+    examples:
+      vlm weights show checkpoint.pth
+      vlm weights export output/mine --to mine.pth
+      vlm weights export --help
     """
-    return int(args.run(args))
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """The actions, each of which is a command with a parser of its own."""
+        known = {name.split()[1]: about for name, about in summaries("command").items() if name.startswith("weights ")}
+        listed = "\n".join(f"  {name:<12}{about}" for name, about in known.items())
+        parser.epilog = f"actions:\n{listed}\n\n{parser.epilog}"
+        parser.add_argument("action", choices=list(known), help="see below")
+
+    def main(self, args: argparse.Namespace) -> int:
+        """Never reached with an action, which is a command itself."""
+        raise NotImplementedError(args.action)
 
 
 @register_command("weights show")
 class Show:
-    """keys, shapes and types; the file is never unpickled"""
+    """Keys, shapes and types; the file is never unpickled.
+
+    example: vlm weights show checkpoint.pth
+    """
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """The file and the mapping inside."""
@@ -59,7 +47,11 @@ class Show:
         parser.add_argument("--section", default=None, help="mapping inside the file (default: model, if there is one)")
 
     def main(self, args: argparse.Namespace) -> int:
-        """List the tensors."""
+        """List the tensors.
+
+        Raises:
+            WeightsError: no such file, damaged, or holding code.
+        """
         from vlm.checkpoint.safe import read_tensors
 
         tensors = read_tensors(args.file, args.section or "model")
@@ -71,19 +63,25 @@ class Show:
 
 @register_command("weights export")
 class Export:
-    """what a run trained, in a published layout"""
+    """What a run trained, in a published layout.
+
+    example: vlm weights export output/my_run --to mine.pth
+    """
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Run, target and layout."""
-        parser.formatter_class = argparse.RawDescriptionHelpFormatter
-        parser.epilog = "formats:\n" + "\n".join(f"  {name:<24}{summary('export', name)}" for name in names("export"))
-        parser.epilog += "\n\nexample: vlm weights export output/my_run --to mine.pth"
+        listed = "\n".join(f"  {name:<24}{about}" for name, about in summaries("export").items())
+        parser.epilog = f"formats:\n{listed}\n\n{parser.epilog}"
         parser.add_argument("source", type=Path, help="run folder, or what else the format can be made of")
         parser.add_argument("--to", required=True, type=Path, metavar="PATH", help="new file or folder")
         parser.add_argument("--format", default="default", metavar="NAME", help="see below")
 
     def main(self, args: argparse.Namespace) -> int:
-        """Write, and say what."""
+        """Write, and report what.
+
+        Raises:
+            UserError: no run there, a target that exists, or a composition that the layout cannot hold.
+        """
         for line in resolve("export", args.format)().write(args.source, args.to):
             say(line)
         return 0

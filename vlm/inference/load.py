@@ -16,7 +16,7 @@ import torch
 
 from vlm.common.dist import pick_device
 from vlm.common.errors import WeightsError
-from vlm.common.registry import load_entry_points, names, register_source, resolve
+from vlm.common.registry import names, register_source, resolve
 from vlm.config.api import Config, WeightFile, load_config
 from vlm.inference.generation import Generation
 
@@ -107,7 +107,6 @@ def read_source(source: str | Path, options: Sequence[str] = ()) -> Config:
 
 def find_source(path: Path) -> Source | None:
     """The registered source that recognises ``path``; None for a YAML file of this library."""
-    load_entry_points()
     kinds = (resolve("source", name)() for name in names("source"))
     return next((kind for kind in kinds if kind.recognises(path)), None)
 

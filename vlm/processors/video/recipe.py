@@ -9,6 +9,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
 from vlm.common.errors import ConfigError, DataError
+from vlm.common.registry import register_video
 from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.video.read import Backend, Clip, Short, check_backend, open_clip
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 
+@register_video("recipe")
 class VideoRecipe:
     """What happens to a video before the vision encoder; pickles into loader workers.
 

@@ -25,7 +25,7 @@ def tasks(cfg: Config | None) -> tuple[str, ...]:
 
 def is_tiny_model(cfg: Config | None) -> bool:
     """Whether a model is the embedded one, which knows the painted world only."""
-    return cfg is not None and cfg.model.model_type == "tiny"
+    return cfg is not None and "tiny" in (cfg.model.arch, cfg.model.model_type)
 
 
 def read_page_examples(file: str | Path) -> list[Example]:

@@ -98,7 +98,7 @@ def _sizes(text: str) -> list[int]:
 @register_export("default")
 @register_export("minigpt")
 class MiniGPT4Export(ModelExport):
-    """one .pth file of MiniGPT-4 or MiniGPT-v2"""
+    """One .pth file of MiniGPT-4 or MiniGPT-v2."""
 
     def save(self, model: VLM, path: Path) -> list[str]:
         """Write ``{"model": {...}}`` with the names of peft 0.2; see :class:`ModelExport`."""

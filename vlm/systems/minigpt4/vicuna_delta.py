@@ -33,7 +33,10 @@ CONFIGS = ("config.json", "generation_config.json")
 
 @register_command("weights apply-delta")
 class ApplyDelta:
-    """base LLM + published delta (Vicuna v0, v1.1) = LLM"""
+    """Add a published delta (Vicuna v0, v1.1) to its base LLM.
+
+    example: vlm weights apply-delta --base llama-7b --delta vicuna-7b-delta-v0 --target vicuna-7b
+    """
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Three folders; the longer spellings are those of FastChat's script."""

@@ -149,7 +149,7 @@ def published_names(model: VLM) -> dict[str, str | None]:
 
 @register_export("mmgpt")
 class MmgptExport(ModelExport):
-    """one .pt file of Multimodal-GPT with LoRA and its settings"""
+    """One .pt file of Multimodal-GPT: LoRA and its settings."""
 
     def save(self, model: VLM, path: Path) -> list[str]:
         """Write ``module.`` before the names and plain settings next to them; see :class:`ModelExport`."""
