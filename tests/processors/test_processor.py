@@ -3,7 +3,6 @@ from __future__ import annotations
 import pickle
 import random
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,12 +10,14 @@ import torch
 
 from vlm.common.errors import ConfigError, DataError, PromptError
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Image, Message, Sample, Text, Video
+from vlm.models.llm.hf import HFCausalLM
 from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.processor import Processor, TextConfig, build_processor
 from vlm.processors.templates.alpaca import Alpaca
 from vlm.processors.templates.base import Segment
 from vlm.processors.templates.roles import Plain, Template, Vicuna0
 from vlm.processors.tokenizer.tokenizer import Tokenizer
+from vlm.testing import composition, part
 
 IMAGE = Image(np.zeros((4, 4, 3), np.uint8))
 
@@ -161,9 +162,9 @@ def test_pickles_into_workers(tokenizer: Tokenizer) -> None:
 
 
 def test_build_processor_reads_the_composition(llm_folder: Path) -> None:
-    config = SimpleNamespace(
-        llm=SimpleNamespace(config=SimpleNamespace(path=str(llm_folder))),
-        template=SimpleNamespace(name="vicuna0", config=Vicuna0.Config(system="")),
+    config = composition(
+        llm=part("hf", HFCausalLM.Config(path=str(llm_folder))),
+        template=part("vicuna0", Vicuna0.Config(system="")),
         image={"size": 8},
         text={"max_txt_len": 11, "keep_end": True},
     )
@@ -269,9 +270,9 @@ def test_answers_for_ranking_are_those_of_training(llm_folder: Path, tokenizer: 
 
 def test_tokenizer_options_of_a_composition(llm_folder: Path, tmp_path: Path) -> None:
     text = {"tokenizer": str(llm_folder), "special_tokens": ["<image>"], "new_pad_token": "<PAD>", "bos_id": 1}
-    config = SimpleNamespace(
-        llm=SimpleNamespace(config=SimpleNamespace(path=str(tmp_path / "nowhere"))),
-        template=SimpleNamespace(name="alpaca", config=Alpaca.Config()),
+    config = composition(
+        llm=part("hf", HFCausalLM.Config(path=str(tmp_path / "nowhere"))),
+        template=part("alpaca", Alpaca.Config()),
         image={"size": 8},
         text=text,
     )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.registry import resolve
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Image, Message, Sample, Video
+from vlm.models.protocols import HasImageToken
 from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.templates.base import BaseTemplate, Segment
 from vlm.processors.tokenizer.tokenizer import Tokenizer
@@ -332,16 +333,16 @@ def build_processor(model_cfg: ModelConfig) -> Processor:
     )
     template = resolve("template", model_cfg.template.name)(model_cfg.template.config)
     image = ImageRecipe(ImageRecipe.Config(**model_cfg.image))
-    options = getattr(model_cfg, "video", None)
-    video = None if options is None else VideoRecipe(VideoRecipe.Config(**options), image)
+    video = None if model_cfg.video is None else VideoRecipe(VideoRecipe.Config(**model_cfg.video), image)
     processor = Processor(tokenizer, template, image, text_cfg, video)
-    _check_mark(model_cfg, processor)
+    _check_placeholder(model_cfg, processor)
     return processor
 
 
-def _check_mark(model_cfg: ModelConfig, processor: Processor) -> None:
+def _check_placeholder(model_cfg: ModelConfig, processor: Processor) -> None:
     """Raises ConfigError when the fusion embeds another token for a medium than the tokenizer has."""
-    placeholder = getattr(getattr(getattr(model_cfg, "fusion", None), "config", None), "image_token_id", None)
+    fusion = model_cfg.fusion.config
+    placeholder = fusion.image_token_id if isinstance(fusion, HasImageToken) else None
     if placeholder is not None and processor.media_id not in (None, placeholder):
         raise ConfigError(
             f"model.fusion.image_token_id is {placeholder}, but the tokenizer's "
