@@ -52,7 +52,7 @@ def forget() -> None:
         del sys.modules[module]
     for key in [key for key, cls in registry._classes.items() if cls.__module__.startswith("acme")]:
         del registry._classes[key]
-    for cached in (registry._declared, registry._sources, registry._entry_points):
+    for cached in (registry._declared, registry._all_sources, registry._sources, registry._entry_points):
         cached.cache_clear()
 
 

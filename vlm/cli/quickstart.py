@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.common.logging import busy, quiet, say
+from vlm.common.registry import register_command
 
 log = logging.getLogger(__name__)
 
@@ -245,3 +246,15 @@ def run_quickstart(output: str | Path, seed: int = 0, scale: float = 1.0) -> dic
     say(f"results:  {run.output / 'results.json'}\nreport:   {run.output / 'stage2' / 'report.html'}")
     say(f"chat:     vlm chat {run.output / 'stage2'}\npage:     vlm demo {run.output / 'stage2'}")
     return results
+
+
+@register_command("quickstart")
+class QuickstartCommand:
+    """Train, evaluate and try the embedded small model; nothing is downloaded.
+
+    example:
+      vlm quickstart --scale 0.1 --output output/trial
+    """
+
+    add_arguments = staticmethod(add_arguments)
+    main = staticmethod(main)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -46,6 +48,27 @@ def parse_options(items: Sequence[str]) -> list[Option]:
             raise ConfigError(f"{OPTIONS}: {items[-1]!r} has no value", fix="write KEY=VALUE, or KEY VALUE pairs")
         pairs = list(zip(items[::2], items[1::2]))
     return [Option(to_path(key), typed(text), text) for key, text in pairs]
+
+
+def write_options(sections: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """``{"run": {"init_lr": 1e-4}}`` -> ``["run.init_lr=0.0001"]``, which :func:`parse_options` reads back.
+
+    Raises:
+        ConfigError: a value that YAML cannot hold.
+    """
+    items: list[str] = []
+    for key, value in sections.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            items += write_options(value, f"{path}.")
+            continue
+        try:
+            items.append(
+                f"{path}={value!r}" if isinstance(value, float) else f"{path}={json.dumps(value, default=os.fspath)}"
+            )
+        except TypeError as error:
+            raise ConfigError(f"{path}: {value!r} is not a value that a YAML file can hold") from error
+    return items
 
 
 def to_path(key: str) -> Path:

@@ -22,7 +22,7 @@ Cleanup = Literal["chat", "answer", "raw"]
 class Generation:
     """Options of one answer; immutable, checked when made.
 
-    The defaults are those of the published chat (``Chat.answer`` of MiniGPT-4). ``max_length`` counts
+    The defaults are those of the published chat (Vision-CAIR's ``Chat.answer``). ``max_length`` counts
     prompt and answer in positions, visual tokens included. ``min_length`` counts, as published, one
     position before the answer: 1 demands nothing, 2 demands one token.
     """
