@@ -75,7 +75,7 @@ def test_keys_without_effect_are_named_once(tmp_path: Path, caplog: pytest.LogCa
     assert [text.split(": ")[1].split()[0] for text in said] == [
         "image_rdir", "output_prompt_dict", "use_flash_attn", "use_left_pad",
     ]  # fmt: skip
-    assert asked.generation["no_repeat_ngram_size"] == 2 and asked.batch_size == 2
+    assert asked.generation.no_repeat_ngram_size == 2 and asked.batch_size == 2
 
 
 def test_records_may_hold_frames_base64_files_and_nothing(tmp_path: Path) -> None:
