@@ -16,8 +16,9 @@ from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.processor import Processor, TextConfig, build_processor
 from vlm.processors.templates.alpaca import Alpaca
 from vlm.processors.templates.base import Segment
-from vlm.processors.templates.roles import Plain, Template, Vicuna0
+from vlm.processors.templates.roles import Plain, Template
 from vlm.processors.tokenizer.tokenizer import Tokenizer
+from vlm.systems.minigpt4.template import Vicuna0
 
 IMAGE = Image(np.zeros((4, 4, 3), np.uint8))
 

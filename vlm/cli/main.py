@@ -11,14 +11,14 @@ from typing import Protocol
 from vlm.common import VERSION
 from vlm.common.errors import UserError
 from vlm.common.logging import say, setup_logging
-from vlm.common.registry import load_plugin, resolve, summaries
+from vlm.common.registry import load_plugin, names, resolve, summaries
 
 USER_FAULT = 2
 """Exit code after a user's error."""
 
 
 class Command(Protocol):
-    """A subcommand, registered with ``@register_command("name")``.
+    """A subcommand, registered with ``@register_command("name")`` (``"weights name"``: an action of another).
 
     The first line of its docstring is its line in ``vlm --help``; the rest, with an example, ends its own ``--help``.
     Only the module of the command that runs is imported.
@@ -39,11 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             for module in filter(None, arguments[1].split(",")):
                 load_plugin(module)
             arguments = arguments[2:]
-        if not arguments or arguments[0] not in summaries("command"):
+        words = 2 if " ".join(arguments[:2]) in names("command") else 1
+        name = " ".join(arguments[:words])
+        if name not in names("command"):
             _top_parser().parse_args(arguments or ["--help"])
             return USER_FAULT
-        command: Command = resolve("command", arguments[0])()
-        args = parser_of(arguments[0], command).parse_args(arguments[1:])
+        command: Command = resolve("command", name)()
+        args = parser_of(name, command).parse_args(arguments[words:])
         setup_logging()
         return int(command.main(args) or 0)
     except UserError as error:
@@ -67,7 +69,7 @@ def parser_of(name: str, command: Command) -> argparse.ArgumentParser:
 
 
 def _top_parser() -> argparse.ArgumentParser:
-    known = summaries("command")
+    known = {name: about for name, about in summaries("command").items() if " " not in name}
     lines = "\n".join(f"  {name:<12}{about}" for name, about in known.items())
     parser = argparse.ArgumentParser(
         prog="vlm",

@@ -41,7 +41,7 @@ def to_messages(
         PromptError: not a conversation.
         DataError: not an image or a video, or an address while these are not allowed.
     """
-    media = [*to_images(image, allow_urls), *to_videos(video, allow_urls)]
+    media: list[Part] = [*to_images(image, allow_urls), *to_videos(video, allow_urls)]
     if isinstance(question, Example):
         if media:
             raise PromptError("an encoded prompt holds its own images", fix="pass them to Processor.encode_prompt")

@@ -230,7 +230,7 @@ class Processor:
         return self.video(medium.source, label, rng)
 
     def _last(self, spans: list[Span], warn: bool = True) -> list[Span]:
-        """The last ``max_input_len`` tokens of a prompt, and all its images (published by Lynx)."""
+        """The last ``max_input_len`` tokens of a prompt, and all its images (a published rule)."""
         limit = self.text_cfg.max_input_len
         length = sum(len(span.ids) - span.ids.count(MEDIA_TOKEN) + span.bos for span in spans)
         if limit <= 0 or length <= limit:

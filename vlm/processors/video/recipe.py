@@ -106,7 +106,7 @@ class VideoRecipe:
 
 
 def segment_ids(total: int, wanted: int, rng: random.Random | None = None) -> list[int]:
-    """The published rule of Lynx: one frame of each of ``wanted`` consecutive stretches.
+    """The published rule for sampled frames: one of each of ``wanted`` consecutive stretches.
 
     Stretches are as equal as possible, the longer ones first. Without ``rng`` the first frame of each stretch, and a
     video that is too short goes round; with it the lengths are shuffled, a random frame of each is taken, and a video

@@ -13,7 +13,7 @@ from vlm.common import VERSION
 from vlm.common.errors import DataError
 from vlm.common.types import Video
 from vlm.config.api import Config, DatasetEntry
-from vlm.datasets.loading.train_loader import build_sources
+from vlm.datasets.loading.sources import build_sources
 from vlm.pages.style import STYLE
 from vlm.runners.train.report import image_uri
 from vlm.tasks.benchmarks.question_answering import asked
