@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlm.common import VERSION
 from vlm.common.errors import DataError
 from vlm.common.types import Video
-from vlm.common.version import VERSION
 from vlm.config.api import Config, DatasetEntry
 from vlm.datasets.loading.sources import build_sources
 from vlm.pages.style import STYLE
