@@ -11,7 +11,7 @@ import difflib
 import importlib
 import importlib.util
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -177,3 +177,19 @@ def unknown(what: str, name: str, allowed: list[str]) -> str:
     near = difflib.get_close_matches(name, allowed, n=2)
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
     return f"unknown {what} {name!r}{hint} (known: {', '.join(allowed) or 'none'})"
+
+
+def resolve_any(kinds: Sequence[str], name: str) -> Any:
+    """The class registered as ``name`` for the first of ``kinds`` that has it.
+
+    Raises:
+        ConfigError: none of them has it; or a dotted path to nothing.
+    """
+    if ":" in name:
+        return resolve(kinds[0], name)
+    for kind in kinds:
+        for entry in () if name in names(kind) else _entry_points().values():
+            entry.load()
+        if name in names(kind):
+            return resolve(kind, name)
+    raise ConfigError(unknown(kinds[0], name, sorted({n for kind in kinds for n in names(kind)})))

@@ -18,8 +18,10 @@ cleans single fields before it puts them into a text has an attribute ``clean`` 
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -47,6 +49,41 @@ class StreamDataset(Protocol):
     def decode(self, raw: Any) -> Sample:
         """The sample of a raw record. Raises DataError."""
         ...
+
+
+def records_in_order(dataset: Any, limit: int | None = None, seed: int | None = None) -> Iterator[tuple[int, Any]]:
+    """Index and raw record (None for map style) of the first ``limit`` records of a dataset of either kind.
+
+    Args:
+        dataset: map style or stream.
+        limit: None for all.
+        seed: of a random order; None: as stored.
+
+    Raises:
+        DataError: the object is neither kind.
+    """
+    if isinstance(dataset, StreamDataset):
+        yield from islice(enumerate(dataset.records(seed)), limit)
+    elif isinstance(dataset, MapDataset):
+        order: Sequence[int] = range(len(dataset))
+        if seed is not None:
+            order = random.Random(seed).sample(order, len(order) if limit is None else min(limit, len(order)))
+        yield from ((index, None) for index in islice(order, limit))
+    else:
+        raise not_a_dataset(dataset)
+
+
+def read_record(dataset: Any, index: int, raw: Any) -> Sample:
+    """The sample of what :func:`records_in_order` yields. Raises DataError: the record cannot be used."""
+    return dataset.decode(raw) if isinstance(dataset, StreamDataset) else dataset[index]
+
+
+def not_a_dataset(value: object, name: str = "") -> DataError:
+    """The error for an object that is neither kind of dataset."""
+    return DataError(
+        f"dataset {name}: {type(value).__name__} has neither __len__ and __getitem__ nor records and decode",
+        fix="see vlm/datasets/base.py for what a format provides",
+    )
 
 
 def message(role: Role, *parts: str | Part) -> Message:

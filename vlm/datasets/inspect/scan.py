@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm.common.errors import UserError
 from vlm.common.types import Example, Sample
-from vlm.datasets.base import StreamDataset
+from vlm.datasets.base import StreamDataset, records_in_order
 from vlm.datasets.loading.sampler import Ref
 from vlm.datasets.loading.train_loader import build_source
 from vlm.datasets.loading.worker import Source, as_is, start_worker
@@ -79,14 +79,7 @@ def encode(processor: Processor, sample: Sample, rng: random.Random, questions: 
 
 def references(dataset: Any, limit: int | None = None, seed: int | None = None) -> Iterator[Ref]:
     """The records of a dataset as they are stored, or, with a seed, in an order drawn by it."""
-    if isinstance(dataset, StreamDataset):
-        refs: Iterator[Ref] = (Ref(0, index, raw) for index, raw in enumerate(dataset.records(seed)))
-    else:
-        order: Sequence[int] = range(len(dataset))
-        if seed is not None:
-            order = random.Random(seed).sample(order, len(order) if limit is None else min(limit, len(order)))
-        refs = (Ref(0, index) for index in order)
-    return islice(refs, limit)
+    return (Ref(0, index, raw) for index, raw in records_in_order(dataset, limit, seed))
 
 
 def chunks(refs: Iterator[Ref], size: int = CHUNK) -> Iterator[tuple[Ref, ...]]:

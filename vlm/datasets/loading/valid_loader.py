@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vlm.common.types import Batch
-from vlm.datasets.base import StreamDataset
+from vlm.datasets.base import records_in_order
 from vlm.datasets.loading.quarantine import Quarantine
 from vlm.datasets.loading.sampler import Job, Ref, empty
 from vlm.datasets.loading.train_loader import build_sources, loader_options
@@ -69,7 +69,8 @@ class ValidLoader:
             size = source.batch_size * self._world_size
             pending: list[Ref] = []
             ref = None
-            for ref in _in_order(number, source.dataset, self._max):
+            for index, raw in records_in_order(source.dataset, self._max):
+                ref = Ref(0, index, raw, number)
                 pending.append(ref)
                 if len(pending) == size:
                     yield self._job(step, pending)
@@ -92,13 +93,3 @@ class _Jobs:
 
     def __iter__(self) -> Iterator[Job]:
         return self._loader.jobs()
-
-
-def _in_order(number: int, dataset: Any, limit: int | None) -> Iterator[Ref]:
-    if isinstance(dataset, StreamDataset):
-        for index, raw in enumerate(dataset.records(None)):
-            if limit is not None and index >= limit:
-                return
-            yield Ref(0, index, raw, number)
-        return
-    yield from (Ref(0, i, None, number) for i in range(min(len(dataset), len(dataset) if limit is None else limit)))
