@@ -13,7 +13,7 @@ from PIL import Image
 
 from vlm.cli.main import main
 from vlm.common.errors import DataError
-from vlm.pages.compare import embedded, page, read_predictions
+from vlm.pages.compare import page, read_predictions
 
 OWL = [
     {"image": image, "question_id": number, "question": question, "outout": answer, "type": kind}
@@ -102,7 +102,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, images: Path) -> None:
         read_predictions(tmp_path / "nowhere.json")
     (images / "3.jpg").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"3\.jpg"):
-        embedded(images / "3.jpg")
+        page([read_predictions(write(images / "3.json", [{**OWL[0], "image": "3.jpg"}]))], images)
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -12,32 +12,6 @@ WIDTH, WIDE, HEIGHT = 560, 1140, 240
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 12, 30
 MAX_POINTS = 400
 
-SCRIPT = """
-for (const svg of document.querySelectorAll("svg[data-series]")) {
-  const series = JSON.parse(svg.dataset.series), cross = svg.querySelector(".cross");
-  const tip = svg.parentElement.querySelector(".tip");
-  const show = (value) => Math.abs(value) >= 1e-3 || value === 0 ? +value.toPrecision(5) : value.toExponential(3);
-  svg.addEventListener("pointermove", (event) => {
-    const box = svg.getBoundingClientRect();
-    const x = (event.clientX - box.left) * svg.viewBox.baseVal.width / box.width;
-    const closest = (points) => points.reduce((a, b) => Math.abs(b[0] - x) < Math.abs(a[0] - x) ? b : a);
-    const near = series.map((s) => [s.name, closest(s.points)]);
-    const at = near[0][1];
-    cross.setAttribute("x1", at[0]); cross.setAttribute("x2", at[0]); cross.setAttribute("visibility", "visible");
-    const values = near.map(([name, p]) => name + " " + show(p[3]));
-    tip.textContent = ["step " + Math.round(at[2]), ...values].join(" \\u00b7 ");
-    tip.style.visibility = "visible";
-    const left = at[0] / svg.viewBox.baseVal.width * box.width;
-    tip.style.left = Math.max(0, Math.min(left + 10, box.width - tip.offsetWidth)) + "px";
-  });
-  svg.addEventListener("pointerleave", () => {
-    cross.setAttribute("visibility", "hidden");
-    tip.style.visibility = "hidden";
-  });
-}
-"""
-"""Shows the values at the mouse pointer."""
-
 
 @dataclass(frozen=True)
 class Series:
@@ -167,11 +141,11 @@ def _axes(
         parts.append(f'<text class="tick" x="{LEFT - 8}" y="{y}" dy="0.32em" text-anchor="end">{number(value)}</text>')
     base = HEIGHT - BOTTOM
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{width - RIGHT}" y1="{base}" y2="{base}"/>')
-    parts.append(f'<text class="tick" x="{LEFT - 8}" y="{base + 18}" text-anchor="end">step</text>')
+    parts.append(f'<text class="tick" x="{LEFT - 8}" y="{base + 21}" text-anchor="end">step</text>')
     for value in ticks(*steps, 5):
         if value == int(value):
             x = f"{across(value):.1f}"
-            parts.append(f'<text class="tick" x="{x}" y="{base + 18}" text-anchor="middle">{number(value)}</text>')
+            parts.append(f'<text class="tick" x="{x}" y="{base + 21}" text-anchor="middle">{number(value)}</text>')
     return "".join(parts)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.common.errors import DataError
-from vlm.pages.parts import document, jpeg_uri, table
+from vlm.pages.parts import document, image_uri, table
 
 ANSWERS = ("output", "outout", "text_output", "answer")
 """Fields of a prediction file that hold the answer; the second is how the published OwlEval file spells it."""
@@ -23,29 +23,6 @@ SIDE = 560
 
 KINDS = {"knowledeg vqa": "knowledge vqa"}
 """Published misspellings of question types -> what is shown."""
-
-SCRIPT = """
-const pills = [...document.querySelectorAll("nav button")], search = document.querySelector("nav input");
-const show = () => {
-  const kind = pills.find((p) => p.ariaPressed === "true").dataset.kind, word = search.value.trim().toLowerCase();
-  let left = 0;
-  for (const card of document.querySelectorAll("article")) {
-    let any = false;
-    for (const one of card.querySelectorAll("section")) {
-      one.hidden = (kind !== "" && one.dataset.kind !== kind) || !one.textContent.toLowerCase().includes(word);
-      any = any || !one.hidden;
-      left += !one.hidden;
-    }
-    card.hidden = !any;
-  }
-  document.getElementById("empty").hidden = left > 0;
-};
-for (const pill of pills) pill.addEventListener("click", () => {
-  for (const other of pills) other.ariaPressed = String(other === pill);
-  show();
-});
-search.addEventListener("input", show);
-"""
 
 
 @dataclass(frozen=True)
@@ -134,7 +111,7 @@ def page(files: Sequence[Predictions], folder: str | Path = "", title: str = "")
         + "\n".join(cards)
         + '<p id="empty" class="none" hidden>Nothing found.</p>'
     )
-    return document(title, body, SCRIPT, "wide"), lost
+    return document(title, body, script="compare.js", kind="wide"), lost
 
 
 def _summary(files: Sequence[Predictions], keys: Sequence[Any]) -> str:
@@ -166,24 +143,11 @@ def _figure(image: str, folder: Path, lost: list[str]) -> str:
         return '<figure><div><div class="lost">no image</div></div></figure>'
     file = folder / image
     if file.is_file():
-        shown = f'<img alt="" src="{embedded(file)}">'
+        shown = f'<img alt="" src="{image_uri(file, SIDE)}">'
     else:
         lost.append(image)
         shown = '<div class="lost">image not found</div>'
     return f"<figure><div>{shown}<figcaption>{escape(image)}</figcaption></div></figure>"
-
-
-def embedded(file: Path, side: int = SIDE) -> str:
-    """An image as a JPEG data address, at most ``side`` pixels.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    from vlm.processors.image.decode import decode
-
-    image = decode(file).copy()
-    image.thumbnail((side, side))
-    return jpeg_uri(image)
 
 
 def first_of(names: Sequence[str], record: dict[str, Any]) -> str | None:

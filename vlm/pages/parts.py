@@ -7,9 +7,8 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from vlm.pages.style import STYLE
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,13 +30,18 @@ class AnswerCard:
 
 
 def document(title: str, body: str, script: str = "", kind: str = "") -> str:
-    """A page that needs no other file; ``kind`` is a CSS class of ``main`` (``wide``)."""
-    end = f"<script>{script}</script>" if script else ""
+    """A page that needs no other file: ``script`` names one in ``static``, ``kind`` a CSS class of ``main``."""
+    end = f"<script>{_static(script)}</script>" if script else ""
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
-        f'<style>{STYLE}</style></head>\n<body><main class="{kind}">\n{body}\n</main>{end}</body></html>\n'
+        f"<style>{_static('style.css')}</style></head>\n"
+        f'<body><main class="{kind}">\n{body}\n</main>{end}</body></html>\n'
     )
+
+
+def _static(name: str) -> str:
+    return (Path(__file__).parent / "static" / name).read_text(encoding="utf-8")
 
 
 def facts(values: Mapping[str, Any]) -> str:

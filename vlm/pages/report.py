@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-from vlm.pages.charts import SCRIPT, WIDE, Series, chart, smooth
+from vlm.pages.charts import WIDE, Series, chart, smooth
 from vlm.pages.parts import NOTHING, AnswerCard, answer_cards, document, fact_cards
 
 Record = Mapping[str, Any]
@@ -54,7 +54,7 @@ def page(report: RunReport) -> str:
         + (f'<div class="tiles">{tiles}</div>' if tiles else "")
         + "\n".join(f'<section id="{name}"><h2>{title}</h2>{content}</section>' for title, name, content in sections)
     )
-    return document(report.title, body, SCRIPT)
+    return document(report.title, body, script="charts.js")
 
 
 def _pre(text: str) -> str:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -17,13 +14,6 @@ class Task:
     ``train_step`` and ``valid_step`` return the loss as (sum, count); the runner forms the means.
     ``model`` may be wrapped for several processes, so it is only ever called.
     """
-
-    @dataclass
-    class Config:
-        """A task without options."""
-
-    def __init__(self, config: Any = None) -> None:
-        self.config = config if config is not None else self.Config()
 
     def train_step(self, model: nn.Module, batch: Batch) -> Output:
         """Loss of one micro-batch, with gradient."""

@@ -47,13 +47,6 @@ class Controlled(Questions):
         return replace(sample, messages=tuple(with_images(sample.messages, self.control, self._swapped)))
 
 
-def blank() -> Any:
-    """A grey image."""
-    from PIL import Image as Images
-
-    return Images.new("RGB", (64, 64), GREY)
-
-
 def key_of(source: Any) -> Any:
     """A medium's source as a dictionary key; a list of frames is spelled out."""
     return source if isinstance(source, str | bytes | tuple) else repr(source)
@@ -78,9 +71,11 @@ def swap_images(images: Sequence[Any], seed: int = 0) -> dict[Any, Any]:
 
 def with_images(messages: Sequence[Message], control: str, swapped: Mapping[Any, Any]) -> list[Message]:
     """The messages with their own images, with those ``swapped`` maps them to, with grey ones, or with none."""
+    from PIL import Image as Images
+
     if control == "right":
         return list(messages)
-    changed = []
+    grey, changed = Images.new("RGB", (64, 64), GREY), []
     for message in messages:
         parts: list[Text | Image | Video] = []
         for part in message.parts:
@@ -89,7 +84,6 @@ def with_images(messages: Sequence[Message], control: str, swapped: Mapping[Any,
             elif control == "wrong":
                 parts.append(type(part)(swapped[key_of(part.source)]))
             elif control == "blank":
-                grey = blank()
                 parts.append(Video([grey]) if isinstance(part, Video) else Image(grey))
         changed.append(Message(message.role, tuple(parts)))
     return changed
