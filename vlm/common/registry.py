@@ -13,7 +13,7 @@ import importlib.util
 import logging
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -218,3 +218,17 @@ def unknown(what: str, name: str, allowed: list[str]) -> str:
     near = difflib.get_close_matches(name, allowed, n=2)
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
     return f"unknown {what} {name!r}{hint} (known: {', '.join(allowed) or 'none'})"
+
+
+def resolve_any(kinds: Sequence[str], name: str) -> Any:
+    """The class registered as ``name`` for the first of ``kinds`` that has it.
+
+    Raises:
+        ConfigError: none of them has it; or a dotted path to nothing.
+    """
+    if ":" in name:
+        return resolve(kinds[0], name)
+    for kind in kinds:
+        if name in names(kind):
+            return resolve(kind, name)
+    raise ConfigError(unknown(kinds[0], name, sorted({n for kind in kinds for n in names(kind)})))
