@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vlm.common.registry import resolve
+from vlm.common.registry import names, resolve
 from vlm.config.api import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,6 +54,7 @@ def test_command(command: str) -> None:
     if words[0] != "vlm":
         assert words[0] in ("python3", "pip", "conda"), f"a command that nothing checks: {command}"
         return
+    words[1:3] = [" ".join(words[1:3])] if " ".join(words[1:3]) in names("command") else words[1:3]
     parser_of(words[1]).parse_args(words[2:]) if len(words) > 2 else parser_of(words[1])
     for word in words:
         if word.startswith(("train_configs/", "eval_configs/")):

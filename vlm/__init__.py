@@ -2,7 +2,7 @@
 
     import vlm
 
-    model = vlm.load("output/mine")  # a run folder, a YAML file, or a system: "lynx/finetune"
+    model = vlm.load("output/mine")  # a run folder, a YAML file, or a system: "tiny/eval"
     print(model.chat("What is in the image?", image="cat.jpg"))
     for piece in model.stream("What is behind it?", image="cat.jpg"): print(piece, end="")
     talk = model.conversation()  # remembers its images, questions and answers
@@ -14,7 +14,7 @@ Classes: Engine, ChatSession, Generation, Message, Text, Image, Video. Parts of 
 
 from __future__ import annotations
 
-from vlm.common.version import VERSION as __version__  # noqa: F401
+from vlm.common import VERSION as __version__  # noqa: F401
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

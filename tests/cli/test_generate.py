@@ -158,7 +158,7 @@ def test_parts_of_another_run_and_a_finished_file_are_not_touched(tmp_path: Path
     part.write_text('{"fingerprint": "other"}\n[0, "x"]\n')
     assert "was written with other records, another model or other options" in refused(capsys, published(tmp_path))
     part.write_text('{"what": 1}\n')
-    assert "no part of an answer file" in refused(capsys, published(tmp_path))
+    assert "not a partial answer file" in refused(capsys, published(tmp_path))
     part.unlink()
     (tmp_path / "out.jsonl").write_text("mine")
     assert "out.jsonl exists\n  fix: name another file, or add --overwrite" in refused(capsys, published(tmp_path))
