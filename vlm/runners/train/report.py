@@ -18,7 +18,7 @@ from vlm.datasets.loading import data_stats
 from vlm.pages.charts import WIDE, Series, chart, number, smooth
 from vlm.pages.style import SCRIPT, STYLE
 from vlm.processors.image.decode import decode
-from vlm.runners.train.trackers import Record, duration, read_log
+from vlm.runners.train.trackers import LogRecord, duration, read_log
 
 IMAGE = 320
 """Longest side of a sample's image in the report, in pixels."""
@@ -101,7 +101,7 @@ def _head(title: str, status: str, path: Path) -> str:
     )
 
 
-def _tiles(records: Sequence[Record]) -> str:
+def _tiles(records: Sequence[LogRecord]) -> str:
     steps, valid = _split(records)
     if not steps:
         return ""
@@ -124,7 +124,7 @@ def _tiles(records: Sequence[Record]) -> str:
     return f'<div class="tiles">{items}</div>'
 
 
-def _data(records: Sequence[Record]) -> str:
+def _data(records: Sequence[LogRecord]) -> str:
     """Samples and shares by dataset, as the log had them last."""
     told = [r for r in records if "padding" in r]
     return (
@@ -132,11 +132,11 @@ def _data(records: Sequence[Record]) -> str:
     )
 
 
-def _split(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
+def _split(records: Sequence[LogRecord]) -> tuple[list[LogRecord], list[LogRecord]]:
     return [r for r in records if r["kind"] == "train"], [r for r in records if r["kind"] == "valid"]
 
 
-def _curves(records: Sequence[Record]) -> str:
+def _curves(records: Sequence[LogRecord]) -> str:
     steps, valid = _split(records)
     if not steps:
         return _nothing()
