@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from vlm.common.errors import ConfigError
-from vlm.inference.decoding import Ends, Prompt, decode
+from vlm.inference.decoding import Prompt, StopCriteria, decode
 from vlm.inference.generation import CHAT
 from vlm.models.build import build_model
 from vlm.models.fusion.splice import Splice
@@ -158,7 +158,7 @@ def test_generation_with_data_equals_teacher_forcing(compose, examples, batched,
         inputs = model.prepare(batch).left_padded()
     prompt = Prompt(inputs.inputs_embeds, (inputs.segments > 0).long(), inputs.inserts)
     greedy = CHAT.replace(do_sample=False, max_new_tokens=5, repetition_penalty=1.0, use_cache=use_cache)
-    ends = Ends(eos=(), bos=1, pad=0)
+    ends = StopCriteria(eos=(), bos=1, pad=0)
     told = decode(model.llm.model, prompt, greedy, ends)
     for row, ids in enumerate(told):
         for count in range(1, len(ids) + 1):
@@ -317,7 +317,7 @@ def test_calls_at_the_same_time_keep_their_data_apart(compose, examples, batched
             inputs = model.prepare(batched([rows[number]]))
         prompt = Prompt(inputs.inputs_embeds, (inputs.segments > 0).long(), inputs.inserts)
         beams = greedy.replace(num_beams=1 + number % 2)
-        return decode(model.llm.model, prompt, beams, Ends(eos=(), bos=1, pad=0))
+        return decode(model.llm.model, prompt, beams, StopCriteria(eos=(), bos=1, pad=0))
 
     alone = [told(n) for n in range(len(rows))]
     with ThreadPoolExecutor(4) as pool:
