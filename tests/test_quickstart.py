@@ -12,6 +12,8 @@ from vlm.cli import quickstart
 from vlm.cli.main import main
 from vlm.common.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:

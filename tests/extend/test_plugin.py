@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,6 +104,7 @@ run:
 """
 
 
+@pytest.mark.slow
 def test_parts_from_another_package_train_two_steps(tmp_path: Path) -> None:
     package = tmp_path / "site" / "acme_parts"
     package.mkdir(parents=True)
