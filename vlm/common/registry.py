@@ -1,8 +1,8 @@
 """Names in YAML -> classes, resolved on demand.
 
-A name is looked up, in this order, as: something already registered by a decorator; a dotted path
-``package.module:Class``; a decorator found by reading (not importing) the files of the kind's
-folder; an installed package's entry point in group ``vlm.plugins``. Registries hold classes only.
+A name is looked up in this order: what a decorator has registered already; a path ``package.module:Class``; the
+decorators in the files of the kind's folder, of ``vlm.systems`` and of the modules that installed packages declare in
+entry point group ``vlm.plugins``, which are read and not imported. A registry holds classes; schedulers are functions.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import logging
 import re
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Any, TypeVar
 from vlm.common.errors import ConfigError
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 FOLDERS: dict[str, str] = {
     "model": "vlm.models",
@@ -36,7 +39,7 @@ FOLDERS: dict[str, str] = {
     "tracker": "vlm.runners",
     "checkpoint_format": "vlm.checkpoint",
     "source": "vlm.inference",
-    "export": "vlm.checkpoint",
+    "export": "vlm.inference",
     "benchmark": "vlm.tasks",
     "command": "vlm.cli",
     "image": "vlm.processors.image",
@@ -47,6 +50,9 @@ FOLDERS: dict[str, str] = {
 """Kind -> package whose files are searched for ``@register_<kind>("name")``; those of ``SYSTEMS`` are searched too."""
 
 SYSTEMS = "vlm.systems"
+PLUGINS = "vlm.plugins"
+FUNCTIONS = ("scheduler", "judge")
+"""Kinds that are functions."""
 
 _classes: dict[tuple[str, str], Any] = {}
 
@@ -99,36 +105,56 @@ register_generation = _decorator("generation")
 
 
 @cache
-def _shipped(kind: str) -> dict[str, str]:
-    """Name -> module, read from the decorators in the kind's folder without importing anything."""
-    pattern = re.compile(rf'^@register_{kind}\("([^"]+)"\)', re.MULTILINE)
-    return {
-        name: module for module, text in _sources(FOLDERS[kind]) + _sources(SYSTEMS) for name in pattern.findall(text)
-    }
+def _declared(kind: str) -> dict[str, tuple[str, str]]:
+    """Name -> (module, first line of the docstring), read from decorators without importing anything.
+
+    The kind's folder wins over the systems', these over installed plugins.
+    """
+    decorator = rf"""^@(?:[\w.]+\.)?register_{kind}\(\s*["']([^"']+)["'].*\n"""
+    pattern = re.compile(decorator + r'(?=(?:(?:@.*\n)*class .*:\n\s+"""(.+?)(?:"""|$))?)', re.MULTILINE)
+    packages = [FOLDERS[kind], SYSTEMS, *(entry.module for entry in reversed(_entry_points()))]
+    texts = [source for package in reversed(packages) for source in _sources(package)]
+    return {name: (module, about) for module, text in texts for name, about in pattern.findall(text)}
+
+
+def summaries(kind: str) -> dict[str, str]:
+    """Name -> first line of the docstring of every class of a kind, sorted; nothing is imported for it."""
+    registered = {n: (cls.__doc__ or "").strip().partition("\n")[0] for (k, n), cls in _classes.items() if k == kind}
+    return dict(sorted({**{name: about for name, (_, about) in _declared(kind).items()}, **registered}.items()))
 
 
 @cache
 def _sources(package: str) -> list[tuple[str, str]]:
-    """Every module of a package with its text."""
-    spec = importlib.util.find_spec(package)
+    """Every module of a package with its text; also of a single module."""
+    try:
+        spec = importlib.util.find_spec(package)
+    except ImportError:
+        spec = None
+    if spec is None:
+        log.warning("plugin %s: no such module", package)
+        return []
+    folders = spec.submodule_search_locations
+    files = [(f, Path(d)) for d in folders or [] for f in sorted(Path(d).rglob("*.py"))]
+    if folders is None and spec.origin:
+        return [(package, Path(spec.origin).read_text(encoding="utf-8"))]
     result = []
-    for folder in spec.submodule_search_locations or [] if spec else []:
-        for file in sorted(Path(folder).rglob("*.py")):
-            parts = file.relative_to(folder).with_suffix("").parts
-            result.append((".".join((package, *parts)), file.read_text(encoding="utf-8")))
+    for file, folder in files:
+        parts = [p for p in file.relative_to(folder).with_suffix("").parts if p != "__init__"]
+        result.append((".".join((package, *parts)), file.read_text(encoding="utf-8")))
     return result
 
 
 @cache
-def _entry_points() -> dict[str, Any]:
+def _entry_points() -> tuple[Any, ...]:
+    """What installed packages declare in group ``vlm.plugins``: each a module, or something in one."""
     from importlib.metadata import entry_points
 
-    return {e.name: e for e in entry_points(group="vlm.plugins")}
+    return tuple(entry_points(group=PLUGINS))
 
 
 def names(kind: str) -> list[str]:
-    """All names of a kind known without importing more than the plugins already imported, sorted."""
-    return sorted({n for k, n in _classes if k == kind} | set(_shipped(kind)))
+    """All names of a kind, sorted: of the package, of installed plugins, of modules imported before."""
+    return sorted({n for k, n in _classes if k == kind} | set(_declared(kind)))
 
 
 def load_plugin(module: str) -> None:
@@ -148,28 +174,37 @@ def load_plugin(module: str) -> None:
 
 
 def resolve(kind: str, name: str) -> Any:
-    """The class registered as ``name`` for ``kind``.
+    """The class registered as ``name`` for ``kind``, or the one at ``package.module:Class``.
 
     Raises:
-        ConfigError: unknown name (with the nearest names and the list), or a dotted path to nothing.
+        ConfigError: unknown name (with the nearest names and the list), or a dotted path to nothing of that kind.
     """
     if (kind, name) in _classes:
         return _classes[kind, name]
     if ":" in name:
-        module, _, attribute = name.partition(":")
-        load_plugin(module)
-        target = getattr(importlib.import_module(module), attribute, None)
-        if target is None:
-            raise ConfigError(f"{kind} {name!r}: module {module} has no {attribute!r}")
-        return target
-    if name in _shipped(kind):
-        importlib.import_module(_shipped(kind)[name])
-        return _classes[kind, name]
-    for entry in _entry_points().values():
-        entry.load()
+        return _at_path(kind, name)
+    if name in _declared(kind):
+        importlib.import_module(_declared(kind)[name][0])
+    else:
+        for entry in _entry_points():
+            entry.load()
     if (kind, name) in _classes:
         return _classes[kind, name]
     raise ConfigError(unknown(kind, name, names(kind)))
+
+
+def _at_path(kind: str, path: str) -> Any:
+    module, _, attribute = path.partition(":")
+    load_plugin(module)
+    target: Any = sys.modules[module]
+    for part in attribute.split("."):
+        target = getattr(target, part, None)
+    if target is None:
+        raise ConfigError(f"{kind} {path!r}: module {module} has no {attribute!r}")
+    if kind in FUNCTIONS and not callable(target) or kind not in FUNCTIONS and not isinstance(target, type):
+        expected = "function" if kind in FUNCTIONS else "class"
+        raise ConfigError(f"{kind} {path!r}: expected a {expected}, found {target!r}")
+    return target
 
 
 def unknown(what: str, name: str, allowed: list[str]) -> str:
