@@ -325,9 +325,8 @@ def _copy_texts(target: Path, text: Path, vision: Path, delta: Path) -> None:
     copy_files([GENERATION], text, target / "text_encoder")
     if not (text / GENERATION).is_file():  # as transformers writes it for a model without one
         config = read_json(text / "config.json")
-        ids: dict[str, Any] = {
-            name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in config
-        }
+        names: tuple[str, ...] = ("bos_token_id", "eos_token_id", "pad_token_id")
+        ids = {name: config[name] for name in names if name in config}
         write_json(target / "text_encoder" / GENERATION, {"_from_model_config": True, **ids})
     recipe = next((f for f in (vision, vision.parent, delta) if (f / PREPROCESSOR).is_file()), delta)
     copy_files([PREPROCESSOR], recipe, target)
