@@ -415,7 +415,11 @@ def test_images_that_no_option_refers_to(tmp_path: Path, caplog: pytest.LogCaptu
     file = tmp_path / "a.json"
     for fields, folder, said in (
         ({}, "", "fix: set build_info.fields: {image: img}"),
-        ({"question": "answer"}, "img", "text only, for no field is named image or video; the fields are answer, img"),
+        (
+            {"question": "answer"},
+            "img",
+            "text only, because no field is named image or video; the fields are answer, img",
+        ),
         ({"image": "img"}, "img", ""),
     ):
         caplog.clear()

@@ -237,7 +237,7 @@ def test_a_server_that_fails_at_first(shards: Callable[..., Path], monkeypatch: 
     assert len(list(load("http://shards.example.org/0.tar").records(None))) == 1
     assert len(calls) == 3
     calls[:] = []
-    monkeypatch.setattr("vlm.datasets.formats.shard_reader.TRIES", 2)
+    monkeypatch.setattr("vlm.datasets.formats.shard_reader.OPEN_ATTEMPTS", 2)
     assert "unreadable (HTTP Error 503: busy)" in reasons(load("http://shards.example.org/0.tar"))[0]
 
 
