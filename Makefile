@@ -1,21 +1,28 @@
 # make quickstart   installs into .venv, then trains, evaluates and chats with the embedded tiny model
 # make demo         the chat page of the quickstart's model
-# make test         the whole test suite (2 processes)
+# make test         the whole test suite (2 processes); make test PYTEST_ARGS="-k name" runs a part of it
+# make test-fast    the unit tests alone: a minute
+# make coverage     the whole test suite with its coverage of the lines, 90 % at least
+# make test-latest  the suite on the newest version of every dependency, in .venv-latest
+# make test-oldest  the suite on the lowest versions that pyproject.toml allows, in .venv-oldest
+# make test-wheel   builds the wheel and runs the quickstart from it in an empty environment and folder
 # make lint         ruff and mypy
-# make bench        the side-by-side measurements under benchmarks/
+# make bench        the side-by-side measurements under benchmarks/, and their tables in README.md
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SEED ?= 0
+PYTEST := -m pytest -n 2 --dist worksteal
+FAST := not (golden or equivalence or faults or browser or slow)
 
-.PHONY: quickstart demo test lint bench install clean
+.PHONY: quickstart demo test test-fast coverage test-latest test-oldest test-wheel lint bench install clean
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e ".[demo,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[demo,dev]"
 	touch $@
 
 quickstart: install
@@ -26,8 +33,30 @@ demo: install
 	$(BIN)/python demo.py --cfg-path output/quickstart/stage2
 
 test: install
+	$(BIN)/python $(PYTEST) $(PYTEST_ARGS)
+
+test-fast: install
+	$(BIN)/python $(PYTEST) -m "$(FAST)" $(PYTEST_ARGS)
+
+coverage: install
 	rm -f .coverage .coverage.*
-	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered --cov-fail-under=90 $(PYTEST_ARGS)
+	$(BIN)/python $(PYTEST) --cov --cov-report=term:skip-covered --cov-fail-under=90 $(PYTEST_ARGS)
+
+test-latest:
+	test -x .venv-latest/bin/python || $(PYTHON) -m venv .venv-latest
+	.venv-latest/bin/python -m pip install --quiet --upgrade pip
+	.venv-latest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -e ".[demo,dev]"
+	.venv-latest/bin/python $(PYTEST) --untested-versions $(PYTEST_ARGS)
+
+test-oldest: install
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --upgrade pip
+	$(BIN)/python tools/update_constraints.py --lowest > .venv-oldest/lowest.txt
+	.venv-oldest/bin/python -m pip install --quiet -c .venv-oldest/lowest.txt -e ".[demo,dev]"
+	.venv-oldest/bin/python $(PYTEST) --untested-versions $(PYTEST_ARGS)
+
+test-wheel: install
+	$(BIN)/python tools/check_wheel.py
 
 lint: install
 	$(BIN)/ruff check .
@@ -39,6 +68,7 @@ bench: install
 	$(BIN)/python -m benchmarks.generate
 	$(BIN)/python -m benchmarks.data_loader
 	$(BIN)/python -m benchmarks.image_decode
+	$(BIN)/python -m benchmarks.readme
 
 clean:
 	rm -rf output build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

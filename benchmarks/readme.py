@@ -1,4 +1,4 @@
-"""Writes the measured tables into the README: ``python -m benchmarks.readme``."""
+"""Writes the measured tables into the README: ``python -m benchmarks.readme``, the last step of ``make bench``."""
 
 from __future__ import annotations
 

@@ -9,7 +9,20 @@ from pathlib import Path
 
 import pytest
 
-GOLDEN = Path(__file__).parent / "golden"
+TESTS = Path(__file__).parent
+GOLDEN = TESTS / "golden"
+LANES = ("golden", "equivalence", "faults", "browser")
+"""Folders whose tests have a marker of the same name."""
+
+STRICT = ("error::DeprecationWarning", "error::FutureWarning")
+OWN_CALLS = (
+    "default::DeprecationWarning",
+    "default::FutureWarning",
+    r"error::DeprecationWarning:(vlm|tests)\b",
+    r"error::FutureWarning:(vlm|tests)\b",
+    "error:.* is deprecated and will be removed in version .* for `:FutureWarning",  # transformers, of an argument
+)
+"""Filters with ``--untested-versions``: other packages may warn of each other, our own calls must not."""
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the suite runs in several processes
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -23,6 +36,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DIR",
         help="folder <system>/<case>/ of recorded tensors of published code (default: those committed)",
     )
+    parser.addoption(
+        "--untested-versions",
+        action="store_true",
+        help="for versions other than those of constraints.txt: only deprecation warnings of our own calls are errors",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Deprecation warnings are errors, in the processes that tests start too."""
+    if config.getoption("--untested-versions"):
+        for line in OWN_CALLS:
+            config.addinivalue_line("filterwarnings", line)
+    else:
+        os.environ["PYTHONWARNINGS"] = ",".join(STRICT)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the tests of a folder its marker."""
+    for item in items:
+        folder = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
+        if folder in LANES:
+            item.add_marker(folder)
 
 
 @pytest.fixture(autouse=True)

@@ -92,6 +92,8 @@ def test_settings_objects_become_dicts(tmp_path: Path) -> None:
     assert got["held"] == {"r": 4}
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")  # published files were made by it
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 def test_module_trees(tmp_path: Path) -> None:
     """The names of a scripted module's state dict, in its own dtype."""
 

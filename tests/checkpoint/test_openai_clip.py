@@ -73,5 +73,5 @@ def test_wrong_files() -> None:
     with pytest.raises(WeightsError, match="sizes under model.vision differ"):
         load(tower(), FOLDER / "x", tensors | {"visual.conv1.weight": torch.zeros(32, 3, 4, 4)})
     other = SimpleNamespace(vision=Linear(Linear.Config(), 4, 4))
-    with pytest.raises(WeightsError, match="format openai_clip fills a clip"):
+    with pytest.raises(WeightsError, match="format openai_clip fills a CLIP tower"):
         OpenAIClip().rename(other, tensors, "x", set())

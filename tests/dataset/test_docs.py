@@ -16,7 +16,7 @@ from vlm.config.api import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "dataset").glob("*.md"))
-CORPORA = sorted((ROOT / "vlm" / "configs" / "datasets").glob("*.yaml"))
+CORPORA = sorted((ROOT / "vlm" / "datasets" / "corpora").glob("*.yaml"))
 REFCOCO = ("refcoco", "refcocop", "refcocog")
 SCRIPTS = ("wget", "pip", "img2dataset", "python")
 

@@ -332,7 +332,7 @@ def test_answers_to_conversations(case: MmgptCase, monkeypatch: pytest.MonkeyPat
 
 def test_another_mark_than_the_tokenizer_has(case: MmgptCase) -> None:
     cfg = case.composition(fusion={"name": "cross_attn", "image_token_id": 5}).model
-    with pytest.raises(ConfigError, match=f"image_token_id is 5, but in the tokenizer '<image>' is {case.image}"):
+    with pytest.raises(ConfigError, match=f"image_token_id is 5, but the tokenizer's '<image>' is {case.image}"):
         build_processor(cfg)
 
 

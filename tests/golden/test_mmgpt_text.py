@@ -196,7 +196,7 @@ def test_finished_prompts(case: Case) -> None:
         pictures = [PICTURE] * text.count("<image>")
         want = case.marked(case.tokenizer.encode(text, bos=True))
         assert case.default.encode_prompt(text, pictures).ids == want
-        with pytest.raises(PromptError, match=f"{len(pictures)} image marks but {len(pictures) - 1} media"):
+        with pytest.raises(PromptError, match=f"{len(pictures)} image placeholders but {len(pictures) - 1} media"):
             case.default.encode_prompt(text, pictures[1:])
 
 

@@ -11,7 +11,7 @@ from vlm.common.errors import ConfigError, PromptError
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example
 from vlm.inference.decoding import Prompt, decode
 from vlm.inference.generation import CHAT
-from vlm.inference.stopping import Ends
+from vlm.inference.stopping import StopCriteria
 from vlm.models.bridges.perceiver import Perceiver
 from vlm.models.build import build_model
 from vlm.models.fusion.cross_attn import CrossAttention
@@ -65,7 +65,9 @@ def prompt_of(model, batch) -> Prompt:
 
 
 def generate(model, batch, **options) -> list[list[int]]:
-    return decode(model.llm.model, prompt_of(model, batch), GREEDY.replace(**options), Ends(eos=(), bos=1, pad=0))
+    return decode(
+        model.llm.model, prompt_of(model, batch), GREEDY.replace(**options), StopCriteria(eos=(), bos=1, pad=0)
+    )
 
 
 def parse(text: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -329,7 +331,9 @@ def test_banned_ids(compose, examples, batched) -> None:
     banned = tuple({i for row in free for i in row})
     for beams in (1, 3):
         options = GREEDY.replace(num_beams=beams)
-        rows = decode(model.llm.model, prompt_of(model, batched(examples)), options, Ends((), 1, 0, banned=banned))
+        rows = decode(
+            model.llm.model, prompt_of(model, batched(examples)), options, StopCriteria((), 1, 0, banned=banned)
+        )
         assert not set(banned) & {i for row in rows for i in row}
     with pytest.raises(ConfigError, match=r"banned_ids: \[61\], allowed: 0 to 60"):
         xattn(compose, llm={"banned_ids": [61]})

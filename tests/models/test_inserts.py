@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from vlm.common.errors import ConfigError
-from vlm.inference.decoding import Ends, Prompt, decode
+from vlm.inference.decoding import Prompt, StopCriteria, decode
 from vlm.inference.generation import CHAT
 from vlm.models.build import build_model
 from vlm.models.fusion.splice import Splice
@@ -155,7 +158,7 @@ def test_generation_with_data_equals_teacher_forcing(compose, examples, batched,
         inputs = model.prepare(batch).left_padded()
     prompt = Prompt(inputs.inputs_embeds, (inputs.segments > 0).long(), inputs.inserts)
     greedy = CHAT.replace(do_sample=False, max_new_tokens=5, repetition_penalty=1.0, use_cache=use_cache)
-    ends = Ends(eos=(), bos=1, pad=0)
+    ends = StopCriteria(eos=(), bos=1, pad=0)
     told = decode(model.llm.model, prompt, greedy, ends)
     for row, ids in enumerate(told):
         for count in range(1, len(ids) + 1):
@@ -227,10 +230,66 @@ def test_other_families_of_llm(build, compose, examples, batched, family) -> Non
     assert grads["inserts.0.layers.1.weight"].abs().sum() > 0
 
 
-def test_families_that_pass_no_data_are_refused(compose, examples, batched) -> None:
-    config = {"model_type": "gptj", "n_layer": 2, "n_embd": 32, "n_head": 4, "rotary_dim": 4, "vocab_size": 61}
+class SilentConfig(PreTrainedConfig):
+    """A family of language models whose decoder passes its layers nothing but the hidden states."""
+
+    model_type = "silent"
+    hidden_size = 32
+    num_hidden_layers = 2
+    tie_word_embeddings = False
+
+
+class SilentLayer(nn.Linear):
+    def forward(self, hidden_states):
+        return super().forward(hidden_states)
+
+
+class SilentModel(PreTrainedModel):
+    config_class = SilentConfig
+    base_model_prefix = "model"
+
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(SilentLayer(config.hidden_size, config.hidden_size) for _ in range(2))
+        self.post_init()
+
+    def forward(self, inputs_embeds, **kwargs):
+        for layer in self.layers:
+            inputs_embeds = layer(inputs_embeds)
+        return (inputs_embeds,)
+
+
+class SilentForCausalLM(PreTrainedModel):
+    config_class = SilentConfig
+    base_model_prefix = "model"
+
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        self.model = SilentModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self):
+        return self.lm_head
+
+
+@pytest.fixture
+def silent_family() -> Iterator[dict[str, object]]:
+    """The configuration of a :class:`SilentForCausalLM`, known to transformers during the test."""
+    AutoConfig.register("silent", SilentConfig)
+    AutoModelForCausalLM.register(SilentConfig, SilentForCausalLM)
+    yield {"model_type": "silent", "vocab_size": 61}
+    AutoModelForCausalLM._model_mapping._extra_content.pop(SilentConfig)
+    CONFIG_MAPPING._extra_content.pop("silent")
+
+
+def test_families_that_pass_no_data_are_refused(compose, examples, batched, build, silent_family) -> None:
+    """Inserts that read nothing work with them; those that need data say that it does not arrive."""
+    _, grads = step(build(llm=part("hf", HFCausalLM.Config(config=silent_family)), **with_adapter()), batched(examples))
+    assert all(grads[n].abs().sum() > 0 for n in grads if n.endswith("up.weight"))
     with pytest.raises(ConfigError, match="passes no further data to its layers"):
-        tinted(compose, config=config)(batched(examples))
+        tinted(compose, config=silent_family)(batched(examples))
 
 
 def test_data_that_got_lost(compose, examples, batched) -> None:
@@ -258,7 +317,7 @@ def test_calls_at_the_same_time_keep_their_data_apart(compose, examples, batched
             inputs = model.prepare(batched([rows[number]]))
         prompt = Prompt(inputs.inputs_embeds, (inputs.segments > 0).long(), inputs.inserts)
         beams = greedy.replace(num_beams=1 + number % 2)
-        return decode(model.llm.model, prompt, beams, Ends(eos=(), bos=1, pad=0))
+        return decode(model.llm.model, prompt, beams, StopCriteria(eos=(), bos=1, pad=0))
 
     alone = [told(n) for n in range(len(rows))]
     with ThreadPoolExecutor(4) as pool:

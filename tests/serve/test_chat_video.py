@@ -50,10 +50,10 @@ def test_unusable_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     lines = ("/video", "/video nothing.mp4", f"/video {tmp_path / 'bad.mp4'}")
     assert chat(monkeypatch, *lines, folder=tmp_path) == 0
     said = capsys.readouterr().out
-    for text in ("/video needs the path of a clip", "nothing.mp4: no such file or folder", "bad.mp4: no video that"):
+    for text in ("/video needs the path of a video", "nothing.mp4: no such file or folder", "bad.mp4: no video that"):
         assert "! " in said and text in said
     assert chat(monkeypatch, folder=tmp_path, options=("--video", "nothing.mp4")) == 2
-    assert "clip nothing.mp4: no such file" in capsys.readouterr().err
+    assert "video nothing.mp4: no such file" in capsys.readouterr().err
 
 
 def test_session_keeps_pixels_of_images_and_clips(session: ChatSession, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_page_shows_a_place_for_clips_where_the_model_takes_them(session: ChatSe
 
     def shown() -> bool:
         parts = build(session.engine).get_config_file()["components"]
-        return next(p["props"]["visible"] for p in parts if p["props"].get("elem_id") == "clip")
+        return next(p["props"]["visible"] for p in parts if p["props"].get("elem_id") == "video")
 
     assert shown()
     session.engine.processor.video = None

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image", "--image_file", action="append", default=[], metavar="PATH", help="image of the first question"
     )
-    parser.add_argument("--video", action="append", default=[], metavar="PATH", help="clip of the first question")
+    parser.add_argument("--video", action="append", default=[], metavar="PATH", help="video of the first question")
     parser.add_argument("--ask", action="append", default=[], metavar="TEXT", help="ask this and leave; repeatable")
     parser.add_argument(
         "--shots", default=None, metavar="FILE", help="examples in front: JSON Lines with {image, question, answer}"
@@ -38,7 +38,7 @@ def main(args: argparse.Namespace) -> int:
             raise UserError(f"image {path}: no such file", fix="check the path behind --image")
     for path in args.video:
         if not Path(path).exists():
-            raise UserError(f"clip {path}: no such file", fix="check the path behind --video")
+            raise UserError(f"video {path}: no such file", fix="check the path behind --video")
     media = [*args.image, *map(Video, args.video)]
     with busy(f"loading {args.model}"), quiet("vlm.checkpoint"):
         from vlm.inference.engine import Engine

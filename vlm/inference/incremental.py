@@ -47,6 +47,7 @@ class IncrementalDecoder:
         accepts = inspect.signature(llm.forward).parameters
         self.extra = {"logits_to_keep": 1} if "logits_to_keep" in accepts or "kwargs" in accepts else {}
         self.takes_positions = "position_ids" in accepts or "kwargs" in accepts
+        self.cache_name = "cache" if "cache" in accepts else "past_key_values"  # its name before transformers 5.24
 
     def read(self, tokens: Tensor | None) -> Tensor:
         """Append ``tokens [b]`` (None the first time); returns the next token's logits ``[b, vocab]`` in float32."""
@@ -67,12 +68,12 @@ class IncrementalDecoder:
         out = self.llm(
             inputs_embeds=self._kept(),
             attention_mask=self.mask if self.padded else None,  # without one, no mask has to be built
-            past_key_values=self.cache,
             use_cache=self.use_cache,
+            **{self.cache_name: self.cache},
             **inputs,
             **self.extra,
         )
-        self.cache = out.past_key_values if self.use_cache else None
+        self.cache = getattr(out, self.cache_name) if self.use_cache else None
         return out.logits[:, -1].float()
 
     def repeat(self, times: int) -> None:

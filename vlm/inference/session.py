@@ -57,7 +57,7 @@ class ChatSession:
             return Image(processor.image(medium.source, _name(medium.source)))
         if processor.video is None:
             raise DataError(
-                f"clip {_name(medium.source)}: this model takes images only", fix="set model.video, or use another"
+                f"video {_name(medium.source)}: this model takes images only", fix="set model.video, or use another"
             )
         return Video(processor.video(medium.source, _name(medium.source), None))
 

@@ -225,7 +225,7 @@ class Processor:
             return self.image(medium.source, label, rng).unsqueeze(0)
         if self.video is None:
             fix = "set model.video, e.g. {num_frames: 8}"
-            raise DataError(f"clip {label}: this model takes images only", fix=fix)
+            raise DataError(f"video {label}: this model takes images only", fix=fix)
         return self.video(medium.source, label, rng)
 
     def _last(self, spans: list[Span], warn: bool = True) -> list[Span]:

@@ -55,7 +55,7 @@ def talk(session: ChatSession, images: list[Any]) -> int:
 
 def _prompt(waiting: list[Any]) -> str:
     clips = sum(isinstance(medium, Video) for medium in waiting)
-    counts = {"image": len(waiting) - clips, "clip": clips}
+    counts = {"image": len(waiting) - clips, "video": clips}
     declared = ", ".join(f"{n} {kind}{'s' if n > 1 else ''}" for kind, n in counts.items() if n)
     return f"you ({declared}): " if declared else "you: "
 
@@ -105,7 +105,7 @@ def _clip(session: ChatSession, path: str) -> Video:
     """A video; says now if it cannot be read."""
     path = path.strip().strip("'\"")
     if not path:
-        raise UserError("/video needs the path of a clip", fix="e.g. /video cat.mp4")
+        raise UserError("/video needs the path of a video", fix="e.g. /video cat.mp4")
     return session.read(Video(path))  # type: ignore[return-value]
 
 

@@ -67,7 +67,7 @@ def pieces(example: Example, tokenizer: Tokenizer, visual_tokens: VisualTokens |
     for index, label in zip(example.ids, example.labels, strict=True):
         if index == MEDIA_TOKEN:
             frames = len(example.media[number])
-            kind = "image" if frames == 1 else f"clip of {frames} frames"
+            kind = "image" if frames == 1 else f"video of {frames} frames"
             positions = count.per_medium + frames * count.per_frame
             result.append(Piece(f"[{kind} {number + 1}: {positions} tokens]", medium=True))
             number += 1

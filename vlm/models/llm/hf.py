@@ -64,7 +64,7 @@ class HFCausalLM(nn.Module):
             hf_config.tie_word_embeddings = hf_config.get_text_config().tie_word_embeddings = False
         family: Any = AutoModelForCausalLM._model_mapping[type(hf_config)]
         self.model = AutoModelForCausalLM.from_config(
-            hf_config, attn_implementation=_attention(family), dtype=torch.get_default_dtype()
+            hf_config, attn_implementation=_attention(family, hf_config), dtype=torch.get_default_dtype()
         )
         self.hidden_size: int = self.model.get_input_embeddings().embedding_dim
         self.vocab_size: int = self.model.get_input_embeddings().num_embeddings
@@ -157,9 +157,9 @@ class HFCausalLM(nn.Module):
         return head_loss(head if plain else self.head, hidden, targets, plain=plain, smoothing=smoothing)
 
 
-def _attention(family: type) -> str:
-    """The attention implementation for a transformers class: ours, else its own SDPA, else the plain one."""
-    if not getattr(family, "_supports_sdpa", False):
+def _attention(family: type, config: Any) -> str:
+    """The attention of a transformers class: ours, else its own SDPA, else the plain one, which alone caps scores."""
+    if not getattr(family, "_supports_sdpa", False) or getattr(config, "attn_logit_softcapping", None):
         return "eager"
     return ATTENTION if getattr(family, "_supports_attention_backend", False) else "sdpa"
 

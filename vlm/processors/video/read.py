@@ -73,12 +73,12 @@ def open_clip(source: Any, label: str, backend: Backend = "auto") -> Clip:
         data = bytes(source)
         return _frames([data], label) if data.startswith(_IMAGE_BYTES) else _video(data, label, backend)
     if not isinstance(source, str | os.PathLike):
-        raise DataError(f"clip {label}: a {type(source).__name__} is no clip", fix="give a path, bytes or frames")
+        raise DataError(f"video {label}: a {type(source).__name__} is not a video", fix="give a path, bytes or frames")
     path = Path(source)
     if path.is_dir():
         return _frames(_folder(path, label), label)
     if not path.is_file():
-        raise DataError(f"clip {label}: no such file or folder", fix="check the path (in a dataset: its folder)")
+        raise DataError(f"video {label}: no such file or folder", fix="check the path (in a dataset: its folder)")
     if path.suffix.lower() == ".json":
         result = read_frames(path, label)
         return _frames([result] if isinstance(result, str) else list(result), label)
@@ -111,7 +111,7 @@ def _folder(path: Path, label: str) -> list[Path]:
 
     result = sorted((f for f in path.iterdir() if f.suffix.lower() in IMAGES), key=key)
     if not result:
-        raise DataError(f"clip {label}: a folder without frames", fix=f"put images into it ({', '.join(IMAGES)})")
+        raise DataError(f"video {label}: a folder without frames", fix=f"put images into it ({', '.join(IMAGES)})")
     return result
 
 
@@ -120,7 +120,7 @@ def _video(source: Path | bytes, label: str, backend: Backend) -> Clip:
     allowed = ("decord", "opencv") if backend == "auto" else (backend,)
     usable = [name for name in allowed if installed(name)]
     if not usable:
-        raise DataError(f"clip {label}: no video decoder is installed", fix="pip install decord")
+        raise DataError(f"video {label}: no video decoder is installed", fix="pip install decord")
     if usable == ["opencv"] and backend == "auto":
         _say_once("decord is not installed; OpenCV decodes videos, which is slower")
     head = source[:16] if isinstance(source, bytes) else _head(source, label)
@@ -129,10 +129,10 @@ def _video(source: Path | bytes, label: str, backend: Backend) -> Clip:
         if clip is not None:
             return clip if name == usable[-1] else _with_second(clip, source, label)
         if name != usable[-1]:
-            log.debug("clip %s: decord cannot open it", label)
+            log.debug("video %s: decord cannot open it", label)
             _say_once("decord cannot open a video; OpenCV tries it, and later ones without a word")
     raise DataError(
-        f"clip {label}: no video that {' or '.join(usable)} can read (it begins with {head!r})",
+        f"video {label}: no video that {' or '.join(usable)} can read (it begins with {head!r})",
         fix="convert it to H.264 in .mp4, give its frames as a folder of images, or remove the record",
     )
 
@@ -159,9 +159,9 @@ def _head(path: Path, label: str) -> bytes:
         with path.open("rb") as file:
             head = file.read(16)
     except OSError as error:
-        raise DataError(f"clip {label}: cannot be read ({error.strerror})") from error
+        raise DataError(f"video {label}: cannot be read ({error.strerror})") from error
     if not head:
-        raise DataError(f"clip {label}: empty", fix="fetch it again or remove the record")
+        raise DataError(f"video {label}: empty", fix="fetch it again or remove the record")
     return head
 
 
@@ -182,7 +182,7 @@ def _with_decord(source: Path | bytes, label: str) -> Clip | None:
         except (RuntimeError, decord.DECORDError) as error:
             reason = str(error).strip().splitlines()[-1]
             raise DataError(
-                f"clip {label}: damaged ({reason})", fix="fetch it again or set model.video.backend to opencv"
+                f"video {label}: damaged ({reason})", fix="fetch it again or set model.video.backend to opencv"
             ) from None
 
     return Clip(count, rate, read)

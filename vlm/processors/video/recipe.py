@@ -86,10 +86,10 @@ class VideoRecipe:
         """
         config = self.config
         if clip.count < 1:
-            raise DataError(f"clip {label}: no frames", fix="fetch it again or remove the record")
+            raise DataError(f"video {label}: no frames", fix="fetch it again or remove the record")
         if config.on_short_video == "error" and clip.count < config.num_frames:
             raise DataError(
-                f"clip {label}: {clip.count} frames, but video.num_frames asks for {config.num_frames}",
+                f"video {label}: {clip.count} frames, but video.num_frames asks for {config.num_frames}",
                 fix="remove the record, ask for fewer frames, or set video.on_short_video to repeat",
             )
         if config.sampling == "segments":
@@ -98,7 +98,7 @@ class VideoRecipe:
             return uniform_ids(clip.count, config.num_frames)
         if not clip.rate or clip.rate < 0:
             raise DataError(
-                f"clip {label}: frames without a frame rate", fix="set model.video.sampling to uniform or segments"
+                f"video {label}: frames without a frame rate", fix="set model.video.sampling to uniform or segments"
             )
         return fps_ids(clip.count, clip.rate, config.fps, config.num_frames)
 

@@ -62,7 +62,7 @@ def build(
                     sources=["upload"],
                     height=200,
                     visible=engine.processor.video is not None,
-                    elem_id="clip",
+                    elem_id="video",
                 )
                 gr.HTML(look.HINT, padding=False)
                 settings = _settings(generation)
