@@ -6,7 +6,6 @@ turned into one to the page of the site, or into plain code where the site has n
 
 from __future__ import annotations
 
-import os
 import posixpath
 import re
 import sys
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(Path(__file__).parent))
 OUTSIDE = re.compile(r"^(?:[a-z]+:|#|/)")
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 FENCE = re.compile(r"(^```.*?^```[ \t]*$)", re.DOTALL | re.MULTILINE)
@@ -55,6 +53,8 @@ def rewrite(text: str, source: str, page: str, pages: dict[str, str]) -> str:
         if file in pages:
             there = posixpath.relpath(pages[file], posixpath.dirname(page) or ".")
             return f"[{label}]({there}{mark}{anchor})"
+        if not (ROOT / file).exists():
+            return match[0]  # broken: mkdocs reports it
         return label if label.startswith("`") else f"{label} (`{file}`)"
 
     parts = FENCE.split(text)
@@ -63,6 +63,7 @@ def rewrite(text: str, source: str, page: str, pages: dict[str, str]) -> str:
 
 def on_files(files: Any, config: Any) -> Any:
     """Add the copied and the generated pages."""
+    sys.path.insert(0, str(Path(__file__).parent))
     from gen_reference import configuration
     from mkdocs.structure.files import File
 
@@ -83,6 +84,3 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> st
     pages["docs/index.md"] = "index.md"
     origin = {target: source for source, target in copied().items()}
     return rewrite(markdown, origin.get(page.file.src_uri, f"docs/{page.file.src_uri}"), page.file.src_uri, pages)
-
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
