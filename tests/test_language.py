@@ -18,7 +18,7 @@ RETIRED = {
     r"\bmarks?\b": "placeholder (or: say, show)",
     r"\bstand-ins?\b": "replacement, placeholder",
     r"(?<!there )\b(?:is|are|was|were) no (?!longer\b|more\b|other\b)": "is not a, does not",
-    r"\b(?:stands|stood|lies|lay)\b": "is, was",
+    r"\b(?:stands(?! for\b)|stood|lies|lay)\b": "is, was",
     r"\banew\b": "again",
     r"\bbehind\b": "after",
     r"(?<![-_\w])shots?\b": "few-shot examples",
@@ -31,7 +31,7 @@ RETIRED = {
 ALLOWED = re.compile(
     r"""
       CLIP | [Gg]radients?\b.{0,40}\bclip | \bclip(?:s|ped)?\b.{0,30}(?:[Gg]radient|norm)  # another thing
-    | \bclip[_.-]\w | [`'"]clip[`'"] | (?:name|format):\ clip\b | ^\#*\ *clip\ =            # a registered name
+    | \bclip[_./-]\w | [`'"]clip[`'"] | (?:name|format):\ clip\b | ^\#*\ *clip\ =            # a registered name
     | (?:pytest|page)\.mark | question\ mark | What\ is\ behind\ it                     # English
     """,
     re.VERBOSE,
