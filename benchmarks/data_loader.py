@@ -37,9 +37,9 @@ from vlm.common.types import Image, Sample
 from vlm.config.run import Packing
 from vlm.datasets.base import message
 from vlm.datasets.formats.web_shards import WebShards
-from vlm.datasets.loading.data_stats import padding
+from vlm.datasets.loading.data_stats import padding_share
+from vlm.datasets.loading.sources import Source
 from vlm.datasets.loading.train_loader import TrainLoader
-from vlm.datasets.loading.worker import Source
 from vlm.processors.image.recipe import CLIP_MEAN, CLIP_STD, ImageRecipe
 from vlm.processors.processor import Processor, TextConfig
 from vlm.processors.templates.roles import Vicuna0
@@ -215,7 +215,7 @@ def waste(samples: int = 4000, batch: int = 16, max_tokens: int = 2048, visual: 
             seen += made.num_samples
             if seen >= samples - 10 * batch:
                 break
-        found[name] = round(100 * padding(loader.report()), 2)
+        found[name] = round(100 * padding_share(loader.report()), 2)
         loader.close()
     print("padding in percent:", json.dumps(found))
     return found

@@ -6,6 +6,7 @@ Each test lists every offender.
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -50,6 +51,7 @@ HOMES = {
 }
 TORCH_FREE = ("vlm/config/", *(f"vlm/common/{name}.py" for name in ("registry", "errors", "paths", "logging", "types")))
 MOST_MODULES = 14
+SYSTEM_NAMES = re.compile("minigpt|visualcla|lynx|mmgpt|flamingo|vicuna", re.IGNORECASE)
 
 
 def module_name(file: Path) -> str:
@@ -153,6 +155,17 @@ def test_house_rules() -> None:
         f"{folder} has {count} modules, at most {MOST_MODULES} fit"
         for folder, count in per_folder.items()
         if count > MOST_MODULES and folder != "vlm/cli"
+    ]
+    assert not offenders, "\n".join(offenders)
+
+
+def test_system_names_stay_in_their_folders() -> None:
+    offenders = [
+        f"{place(file)}:{number} {line.strip()}"
+        for file in FILES
+        if not place(file).startswith("vlm/systems/")
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1)
+        if SYSTEM_NAMES.search(line)
     ]
     assert not offenders, "\n".join(offenders)
 

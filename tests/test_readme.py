@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vlm.cli.main import COMMANDS
 from vlm.common.registry import resolve
 from vlm.config.api import load_config
 
@@ -33,7 +32,7 @@ def commands() -> list[str]:
 
 def parser_of(name: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=name, exit_on_error=False)
-    importlib.import_module(COMMANDS[name][0]).add_arguments(parser)
+    resolve("command", name)().add_arguments(parser)
     return parser
 
 

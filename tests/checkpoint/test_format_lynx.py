@@ -20,7 +20,7 @@ from vlm.models.inserts.adapter import Adapter
 from vlm.models.llm.hf import HFCausalLM
 from vlm.models.lora import LoraOptions
 from vlm.models.vlm import VLM
-from vlm.systems.lynx.checkpoint import export_lynx
+from vlm.systems.lynx.checkpoint import LynxExport
 
 
 @pytest.fixture(scope="module")
@@ -165,16 +165,16 @@ def test_images_only(case, published, load, caplog: pytest.LogCaptureFixture) ->
 def test_export_has_the_published_names_and_loads_back(case, published, load, tmp_path: Path) -> None:
     everything = {"bridge.*": True, "inserts.*": True, "vision.*": True}
     model = load(published, train=everything)
-    names = export_lynx(model, tmp_path / "out.pt")
+    names = LynxExport().save(model, tmp_path / "out.pt")
     written = torch.load(tmp_path / "out.pt", weights_only=True)
     assert set(names) == set(written) == set(published)
     assert all(torch.equal(written[key], published[key]) for key in published)
-    part_of_it = export_lynx(case.model, tmp_path / "part.pt")
+    part_of_it = LynxExport().save(case.model, tmp_path / "part.pt")
     assert set(part_of_it) == set(without(published, "vision_encoder"))
     lora = HFCausalLM.Config(path=str(case.file("llm")), lora=LoraOptions(r=2))
     tuned = load(published, llm=part("hf", lora), train={"bridge.*": True, "llm.lora": True})
     with pytest.raises(WeightsError, match="lora_A.default.weight trains, but published Lynx checkpoints have no such"):
-        export_lynx(tuned, tmp_path / "no.pt")
+        LynxExport().save(tuned, tmp_path / "no.pt")
 
 
 def test_run_folder_on_top(case, published, load, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from vlm.models.llm.hf import HFCausalLM
 from vlm.models.lora import LoraOptions
 from vlm.models.vision.eva import EvaViT
 from vlm.models.vlm import VLM
-from vlm.systems.minigpt4.checkpoint import export_published
+from vlm.systems.minigpt4.checkpoint import MiniGPT4Export
 
 LLAMA = {
     "model_type": "llama",
@@ -155,18 +155,18 @@ def test_older_torch_container(world: World) -> None:
     assert all(torch.equal(before[k], after[k]) for k in before)
 
 
-@pytest.mark.parametrize("lora", [False, True])
-def test_export_and_import_are_inverse(world: World, tmp_path: Path, lora: bool) -> None:
+@pytest.mark.parametrize(("lora", "kind"), [(False, "trained"), (True, "minigpt4")])
+def test_export_and_import_are_inverse(world: World, tmp_path: Path, lora: bool, kind: str) -> None:
     model = world.load(lora=lora)
     for p in model.parameters():
         if p.requires_grad:
             torch.nn.init.normal_(p)
     path = tmp_path / "published.pth"
-    written = export_published(model, path)
+    written = MiniGPT4Export().save(model, path)
     assert {"llama_proj.weight", "llama_proj.bias"} <= set(written)
     assert all(".default" not in key for key in written)
     assert any("lora_A.weight" in key for key in written) == lora
-    again = world.load(lora=lora, weights=world.files(weight("trained", path)))
+    again = world.load(lora=lora, weights=world.files(weight(kind, path)))
     for (name, a), b in zip(model.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b), name
 
@@ -177,7 +177,7 @@ def test_unfrozen_foundations_keep_their_published_names(world: World, tmp_path:
         if p.requires_grad:
             torch.nn.init.normal_(p)
     path = tmp_path / "all.pth"
-    written = set(export_published(model, path))
+    written = set(MiniGPT4Export().save(model, path))
     wanted = {"query_tokens", "Qformer.bert.encoder.layer.0.crossattention.self.key.weight", "visual_encoder.cls_token"}
     assert wanted | {"ln_vision.weight", "llama_proj.bias"} <= written
     again = world.load(train=["bridge.*", "vision.*"], weights=world.files(weight("trained", path)))
@@ -186,14 +186,14 @@ def test_unfrozen_foundations_keep_their_published_names(world: World, tmp_path:
 
 
 def test_projection_of_stage_one_starts_a_stage_that_trains_more(world: World, tmp_path: Path) -> None:
-    export_published(world.load(), tmp_path / "one.pth")
+    MiniGPT4Export().save(world.load(), tmp_path / "one.pth")
     model = world.load(train=["bridge.*"], weights=world.files(weight("trained", tmp_path / "one.pth")))
     assert torch.equal(model.bridge[0].query_tokens, world.source.bridge[0].query_tokens)
 
 
 def test_newer_lora_names_and_buffers(world: World, tmp_path: Path) -> None:
     model = world.load(lora=True)
-    export_published(model, tmp_path / "a.pth")
+    MiniGPT4Export().save(model, tmp_path / "a.pth")
     state = torch.load(tmp_path / "a.pth", weights_only=True)["model"]
     newer = {k.replace("lora_A.weight", "lora_A.default.weight").replace("lora_B.weight", "lora_B.default.weight"): v
              for k, v in state.items()}  # fmt: skip
@@ -203,14 +203,15 @@ def test_newer_lora_names_and_buffers(world: World, tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
-def test_own_run_folder(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["trained", "run_folder"])
+def test_own_run_folder(world: World, tmp_path: Path, kind: str) -> None:
     model = world.load()
     tensors = {n: p.detach() + 1 for n, p in model.named_parameters() if p.requires_grad}
     run = RunDir(tmp_path / "run")
     run.prepare()
     saved = run.save(7, tensors, {}, {}, "")
     for path in (run.path, run.path / "last", saved, saved / "model.safetensors"):
-        again = world.load(weights=world.files(weight("trained", path)))
+        again = world.load(weights=world.files(weight(kind, path)))
         assert torch.equal(again.bridge[1].proj.weight, model.bridge[1].proj.weight + 1)
 
 
@@ -322,15 +323,15 @@ def test_projection_for_another_llm(world: World, tmp_path: Path) -> None:
 
 
 def test_checkpoint_of_another_family(world: World, tmp_path: Path) -> None:
-    export_published(world.load(qformer=False), tmp_path / "concat.pth")
+    MiniGPT4Export().save(world.load(qformer=False), tmp_path / "concat.pth")
     with pytest.raises(WeightsError, match="takes 32 features per token; your bridge gives 16"):
         world.load(weights=world.files(weight("trained", tmp_path / "concat.pth")))
-    export_published(world.load(lora=True), tmp_path / "lora.pth")
+    MiniGPT4Export().save(world.load(lora=True), tmp_path / "lora.pth")
     with pytest.raises(
         WeightsError, match=r"8 unexpected: llama_model.base_model.model.model.layers.0.self_attn.q_proj.lora_A"
     ):
         world.load(weights=world.files(weight("trained", tmp_path / "lora.pth")))
-    export_published(world.load(), tmp_path / "plain.pth")
+    MiniGPT4Export().save(world.load(), tmp_path / "plain.pth")
     with pytest.raises(WeightsError, match=r"8 missing: llm.model[\s\S]*format: random, into: llm"):
         world.load(lora=True, weights=world.files(weight("trained", tmp_path / "plain.pth")))
     afresh = world.files(weight("trained", tmp_path / "plain.pth"), weight("random", into="llm"))
@@ -338,8 +339,9 @@ def test_checkpoint_of_another_family(world: World, tmp_path: Path) -> None:
 
 
 def test_file_of_something_else(world: World, tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="neither a MiniGPT checkpoint"):
-        world.load(weights=world.files(weight("trained", world.eva)))
+    for kind, listed in (("trained", "minigpt4 or run_folder"), ("minigpt4", "minigpt4"), ("run_folder", "run_folder")):
+        with pytest.raises(WeightsError, match=rf"eva.pth: not a checkpoint of what a run trained \({listed}\)"):
+            world.load(weights=world.files(weight(kind, world.eva)))
     with pytest.raises(WeightsError, match="fills a qformer, but the bridge chain has none"):
         world.load(qformer=False, weights=world.files())
     with pytest.raises(WeightsError, match="no checkpoint there"):
@@ -365,4 +367,4 @@ def test_frozen_part_without_a_file(world: World) -> None:
 def test_published_layout_has_no_name_for_everything(world: World, tmp_path: Path) -> None:
     model = world.load(train=["llm.model.lm_head", "bridge.1"])
     with pytest.raises(WeightsError, match="llm.model.lm_head.weight trains, but published"):
-        export_published(model, tmp_path / "x.pth")
+        MiniGPT4Export().save(model, tmp_path / "x.pth")

@@ -26,7 +26,7 @@ from vlm.models.llm.hf import HFCausalLM
 from vlm.models.trainable import select_trainable
 from vlm.models.vision.clip import Clip
 from vlm.models.vlm import VLM
-from vlm.systems.mmgpt.checkpoint import MmgptLora, export_mmgpt, read_content, settings
+from vlm.systems.mmgpt.checkpoint import MmgptExport, MmgptLora, read_content, settings
 from vlm.systems.open_flamingo.checkpoint import OpenFlamingo
 
 from ..golden.helpers_mmgpt import MmgptCase
@@ -171,7 +171,7 @@ def test_lora_that_fits_only_in_part(model, save) -> None:
 def test_export_reads_back(model, tmp_path) -> None:
     """Also what trains besides LoRA, under the names of the published trainer."""
     select_trainable(model, ["llm.lora", "inserts.lora", "*.ff_gate", "bridge.0.norm", "*.to_q.base_layer.weight"])
-    names = export_mmgpt(model, tmp_path / "out.pt")
+    names = MmgptExport().save(model, tmp_path / "out.pt")
     prefix = "lang_encoder.base_model.model.model.layers.1.gated_cross_attn_layer"
     assert {f"{prefix}.ff_gate", f"{prefix}.attn.to_q.weight", "perceiver.norm.bias"} <= set(names)
     want = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
@@ -184,7 +184,7 @@ def test_export_reads_back(model, tmp_path) -> None:
     assert (said["lora_r"], said["lora_alpha"], said["lora"]) == (4, 4, True)
     select_trainable(model, ["llm.lora", "vision.model.pre_layrnorm"])
     with pytest.raises(WeightsError, match=r"vision\.model\.pre_layrnorm\.weight trains, but files of Multimodal-GPT"):
-        export_mmgpt(model, tmp_path / "out.pt")
+        MmgptExport().save(model, tmp_path / "out.pt")
 
 
 def test_head_rows_that_no_file_holds_are_zero(case) -> None:

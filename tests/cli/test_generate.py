@@ -218,7 +218,9 @@ def test_faults_of_the_command_line(tmp_path: Path, capsys) -> None:
     assert "--checkpoint goes with --config" in refused(capsys, ["generate", str(ours), "--checkpoint", "x", *out])
     both = ["generate", str(ours), "--config", str(lynx_yaml(tmp_path)), *out]
     assert "give one" in refused(capsys, both)
-    assert "no published Lynx file but a composition" in refused(capsys, ["generate", "--config", str(ours), *out])
+    assert "is not a published file with questions of its own" in refused(
+        capsys, ["generate", "--config", str(ours), *out]
+    )
     missing = ["generate", str(ours), "--data", "images.jsonl", "--copy", "colour", *out, "--device", "cpu"]
     assert "no field 'colour' to copy" in refused(capsys, missing)
 

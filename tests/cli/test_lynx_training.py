@@ -81,7 +81,7 @@ def test_images_clips_and_text_are_learned_in_one_run(
     tmp_path: Path, corpora: dict[str, dict[str, str]], capsys: pytest.CaptureFixture
 ) -> None:
     cfg = shipped("lynx_finetune", tmp_path, corpora, 60)
-    assert cfg.run.mixing == "sample" and cfg.model.video["sampling"] == "segments"
+    assert cfg.run.mixing == "sample" and cfg.model.video.config.sampling == "segments"
     run_training(cfg)
     run = tmp_path / "run"
     seen = losses(run)

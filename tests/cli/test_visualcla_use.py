@@ -64,10 +64,10 @@ def test_chat_without_a_image(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_merged_folder_states_its_sizes() -> None:
     cfg = read_source(MERGED, ["model.generation.top_k=7"])
-    assert (cfg.model.image["size"], cfg.model.params["num_query_token"]) == (28, 5)
-    assert cfg.model.generation["top_k"] == 7 and cfg.model.generation["no_repeat_ngram_size"] == 15
+    assert (cfg.model.image.config.size, cfg.model.params["num_query_token"]) == (28, 5)
+    assert cfg.model.generation.given["top_k"] == 7 and cfg.model.generation.given["no_repeat_ngram_size"] == 15
     again = load_config(cfg.resolved, check="none")
-    assert again.model.generation == cfg.model.generation
+    assert again.model.generation.given == cfg.model.generation.given
 
 
 @pytest.mark.parametrize(

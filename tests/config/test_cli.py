@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vlm.cli.main import COMMANDS, main
+from vlm.cli.main import main
 from vlm.cli.train import add_arguments, with_flags
+from vlm.common.registry import names
 
 CFG = "model: {arch: minigpt4, model_type: pretrain_vicuna0, llama_model: %s}\nrun:\n  seed: 7\n"
 
@@ -27,15 +29,16 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert caught.value.code == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in COMMANDS)
+    assert all(name in out for name in names("command"))
 
 
-@pytest.mark.parametrize("name", [n for n in COMMANDS if n != "quickstart"])
+@pytest.mark.parametrize("name", names("command"))
 def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([name, "--help"])
     assert caught.value.code == 0
-    assert f"vlm {name}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"usage: vlm {name}" in out and re.search(rf"examples?:\n  (vlm|torchrun .*) {name}", out)
 
 
 def test_unknown_command_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,7 +66,7 @@ def test_check_reports_every_file(cfg: Path, tmp_path: Path, capsys: pytest.Capt
     assert main(["config", "check", str(cfg)]) == 0
     assert capsys.readouterr().out == f"{cfg}: ok\n"
     assert main(["config", "check", str(cfg), "--options", "run.distributed=true"]) == 0
-    assert "run.distributed changes nothing here: decided by torchrun" in capsys.readouterr().out
+    assert "run.distributed has no effect here: decided by torchrun" in capsys.readouterr().out
     assert main(["config", "check", str(cfg), str(tmp_path / "none.yaml")]) == 2
     said = capsys.readouterr()
     assert "ok" in said.out
@@ -100,7 +103,14 @@ def test_list_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     assert "minigpt4/pretrain_vicuna0" in capsys.readouterr().out
     assert main(["list", "bridge"]) == 0
-    assert "qformer" in capsys.readouterr().out.splitlines()
+    assert any(line.startswith("qformer  ") for line in capsys.readouterr().out.splitlines())
+    assert main(["list", "bridge", "qformer"]) == 0
+    out = capsys.readouterr().out
+    assert "vlm.models.bridges.qformer:" in out and "  num_query_tokens: int = 32\n" in out
+    assert main(["list", "corpus", "ok_vqa"]) == 0
+    assert "format: " in capsys.readouterr().out
+    assert main(["list", "bridge", "qfromer"]) == 2
+    assert "did you mean 'qformer'" in capsys.readouterr().err
 
 
 def test_data_list_and_show(

@@ -49,7 +49,7 @@ def test_parameters_reach_the_composition(tmp_path: Path) -> None:
     cfg = load(MINI, tmp_path, "model.image_size=280", "model.num_query_token=7", "model.end_sym=###")
     assert cfg.model.vision is not None
     assert cfg.model.vision.config.image_size == 280
-    assert cfg.model.image["size"] == 280
+    assert cfg.model.image.config.size == 280
     assert cfg.model.bridge[0].config.num_query_tokens == 7
     assert cfg.model.template.config.end_sym == "###"
     assert [w.format for w in cfg.model.weights] == ["eva", "blip2_qformer", "hf_llm"]
@@ -135,7 +135,7 @@ def test_types_of_a_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         "types: {small: {build_info: {storage: /b}}}\n"
     )
     (tmp_path / "configs" / "models" / "minigpt4").mkdir(parents=True)
-    monkeypatch.setattr("vlm.config.composition.CORPORA", tmp_path / "configs" / "datasets")
+    monkeypatch.setattr("vlm.config.shipped.CORPORA", tmp_path / "configs" / "datasets")
     text = FREE + "datasets: {two: {batch_size: 2}}\n"
     options = ("model.folder=/llm", "datasets.two.type=small")
     config = load(text, tmp_path, *options).datasets["two"].format.config

@@ -82,7 +82,7 @@ def test_the_good_file_is_good(tmp_path: Path) -> None:
         ("vision: {depth: 2}", "text: {max_len: 3}", "model.text.max_len (cfg.yaml:5): unknown key 'max_len'"),
         ("vision: {depth: 2}", "image: {size: 448}", "but vision.image_size is 224"),
         ("vision: {depth: 2}", "vision: {depth: '${params.dept}'}", "model.vision.depth (cfg.yaml:5)"),
-        ("vision: {depth: 2}", "vision: {depth: '${'}", "no valid interpolation"),
+        ("vision: {depth: 2}", "vision: {depth: '${'}", "not a valid interpolation"),
         ("vision: {depth: 2}", "vision: 3", "model.vision (cfg.yaml:5): found 3"),
         ("datasets:", "plugins: x\ndatasets:", "plugins (cfg.yaml:6): found 'x', expected a list"),
     ],
@@ -141,7 +141,7 @@ def test_missing_weight_files_are_reported_together(tmp_path: Path) -> None:
 def test_no_file_no_section_no_run_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         load_config(tmp_path / "none.yaml")
-    with pytest.raises(ConfigError, match="no run folder"):
+    with pytest.raises(ConfigError, match="not a run folder"):
         load_config(tmp_path)
     assert any("model: missing" in line or "model (" in line for line in faults("run: {seed: 1}\n", tmp_path))
     assert any("llm" in line for line in faults("model: {vision: eva_vit}\n", tmp_path))
@@ -152,7 +152,7 @@ def test_no_file_no_section_no_run_folder(tmp_path: Path) -> None:
     [
         ("vision: {depth: 2}", "train: [[bridge]]", "model.train (cfg.yaml:5): found"),
         ("vision: {depth: 2}", "params: 3", "model.params (cfg.yaml:5): found 3, expected a mapping"),
-        ("llama_model: /llm", "llama_model: '${'", "model.llama_model (cfg.yaml:4): found '${', which is no valid"),
+        ("llama_model: /llm", "llama_model: '${'", "model.llama_model (cfg.yaml:4): found '${', which is not a valid"),
         ("batch_size: 2", "type: []", "unknown type of cc_sbu_align '[]'"),
         ("datasets:", "plugins: ['']\ndatasets:", "plugins (cfg.yaml:6): found"),
         ("datasets:", "evaluation_datasets: 3\ndatasets:", "evaluation_datasets (cfg.yaml:6): found 3, expected a mapping"),
@@ -182,8 +182,8 @@ def test_options_of_an_answer_are_checked() -> None:
         "generation": {"num_beams": 3, "stop": ["\n"]},
     }
     cfg = load_config({"model": model}, check="none")
-    assert cfg.model.generation == {"num_beams": 3, "stop": ["\n"]}
-    assert load_config(cfg.resolved, check="none").model.generation == cfg.model.generation
+    assert cfg.model.generation.given == {"num_beams": 3, "stop": ("\n",)}
+    assert load_config(cfg.resolved, check="none").model.generation.given == cfg.model.generation.given
     with pytest.raises(ConfigProblems, match=r"(?s)model\.generation\.beams.*unknown key.*num_beams is 0"):
         load_config({"model": {**model, "generation": {"beams": 2, "num_beams": 0}}}, check="none")
 

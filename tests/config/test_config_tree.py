@@ -30,7 +30,7 @@ def test_anchors_and_merge_keys_work() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a: 1\nb: 2\na: 3\n", "f:3.*'a' stands twice"),
+        ("a: 1\nb: 2\na: 3\n", "f:3.*'a' is given twice"),
         ("a: [1\nb: 2\n", "f:2: not valid YAML"),
         ("- 1\n", "expected a mapping"),
         ("a: {b: ???}\n", "quotes inside"),
@@ -58,7 +58,7 @@ def test_merge_replaces_lists_and_scalars_and_keeps_origins() -> None:
 
 def test_a_part_of_another_name_replaces_the_whole_part() -> None:
     base = parse_text("p: {name: x, o: 1}", "base")
-    base.merge(parse_text("p: {name: y, q: 2}", "user"), (), [("p",)])
+    base.merge(parse_text("p: {name: y, q: 2}", "user"), (), {("p",): ""})
     assert base.data == {"p": {"name": "y", "q": 2}}
 
 

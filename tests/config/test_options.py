@@ -92,7 +92,7 @@ def test_unusable_items_are_errors(items: list[str]) -> None:
 
 def applied(yaml: str, *items: str) -> tuple[Tree, Report]:
     tree, report = parse_text(yaml, "f.yaml"), Report()
-    apply_options(tree, parse_options(items), report, [("model", "llm")])
+    apply_options(tree, parse_options(items), report, {("model", "llm"): ""})
     return tree, report
 
 

@@ -150,7 +150,7 @@ def test_chat_file_needs_no_data(tmp_path: Path) -> None:
 def test_v2_file(tmp_path: Path) -> None:
     cfg = load(V2, tmp_path)
     assert cfg.model.llm.config.lora.alpha == 16
-    assert cfg.model.text["max_context_len"] == 3500
+    assert cfg.model.text.config.max_context_len == 3500
     assert cfg.model.template.config.chat_template is True
     assert cfg.datasets["llava_conversation"].format.config.image_pattern == "COCO_train2014_{id}.jpg"
     assert cfg.run.save_path == "/results"

@@ -10,8 +10,8 @@ import pytest
 
 from vlm.common.paths import asset
 from vlm.config.api import load_config
-from vlm.config.composition import archs, corpora, corpus_file
 from vlm.config.schema import ConfigProblems
+from vlm.config.shipped import archs, corpora, corpus_file
 from vlm.config.tree import parse_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,7 +73,7 @@ def test_corpus_file_explains_itself(name: str) -> None:
 
 
 def test_readmes_that_files_refer_to_exist() -> None:
-    texts = [f.read_text() for f in [*FILES, *(ROOT / "vlm" / "configs").rglob("*.yaml")]]
+    texts = [f.read_text() for f in [*FILES, *(ROOT / "vlm" / "systems").rglob("*.yaml")]]
     named = {name for text in texts for name in re.findall(r"dataset/README_\w+\.md", text)}
     assert named
     assert all((ROOT / name).is_file() for name in named)
@@ -81,8 +81,8 @@ def test_readmes_that_files_refer_to_exist() -> None:
 
 def test_tiny_has_the_sizes_of_its_foundations() -> None:
     sizes = json.loads(Path(asset("tiny/sizes.json")).read_text())
-    model = load_config({"model": {"arch": "minigpt4", "model_type": "tiny"}}, check="none").model
+    model = load_config({"model": {"arch": "tiny", "model_type": "minigpt4"}}, check="none").model
     assert model.vision is not None
     for part, said in ((model.vision, sizes["vision"]), (model.bridge[0], sizes["qformer"])):
         assert {key: getattr(part.config, key) for key in said} == said
-    assert model.image["size"] == sizes["vision"]["image_size"]
+    assert model.image.config.size == sizes["vision"]["image_size"]

@@ -26,7 +26,7 @@ def test_delta_over_its_foundations() -> None:
     ]
     assert model.vision.config.lora is model.llm.config.lora is model.llm.config.vocab_size is None  # the delta says it
     assert model.bridge[0].config.num_attention_heads is None
-    assert model.text["tokenizer"] == "/delta"
+    assert model.text.config.tokenizer == "/delta"
     assert {"vision.lora", "llm.lora", "bridge.*", "llm.model.lm_head"} <= model.train.keys()
 
 

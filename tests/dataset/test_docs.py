@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import re
 import shlex
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vlm.cli.main import COMMANDS
+from vlm.common.registry import names, resolve
 from vlm.config.api import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,10 +41,10 @@ def test_commands(page: str, command: str) -> None:
         assert words[0] != "python" or (ROOT / words[1]).is_file(), words[1]
         return
     if len(words) == 2:
-        assert words[1] in COMMANDS
+        assert words[1] in names("command")
         return
     parser = argparse.ArgumentParser(exit_on_error=False)
-    importlib.import_module(COMMANDS[words[1]][0]).add_arguments(parser)
+    resolve("command", words[1])().add_arguments(parser)
     parser.parse_args(words[2:])
     for word in words:
         if word.startswith(("train_configs/", "eval_configs/")):

@@ -12,9 +12,9 @@ import torch
 from vlm.common.types import Image, Sample, Video
 from vlm.config.run import Packing
 from vlm.datasets.base import message
+from vlm.datasets.loading.sources import Source
 from vlm.datasets.loading.train_loader import TrainLoader
 from vlm.datasets.loading.valid_loader import ValidLoader
-from vlm.datasets.loading.worker import Source
 from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.processor import Processor
 from vlm.processors.templates.roles import Plain

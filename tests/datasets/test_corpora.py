@@ -17,8 +17,7 @@ from vlm.config.api import load_config
 from vlm.config.composition import corpora, corpus_file
 from vlm.config.tree import parse_file
 from vlm.datasets.formats.table.templates import POOLS, read_pool
-from vlm.datasets.loading.train_loader import build_source
-from vlm.datasets.loading.worker import Source
+from vlm.datasets.loading.sources import Source, build_source
 
 CAPTION, DESCRIBE, GROUND, REASON, TRUE, ENTAIL = (
     read_pool(name)
@@ -297,7 +296,7 @@ def shown(sample: Sample) -> str:
 def forms(found: Source) -> set[str]:
     """Every form of the first sample that comes up in many draws, its texts cleaned as for training."""
     from vlm.datasets.loading.sampler import Ref
-    from vlm.datasets.loading.worker import read_sample
+    from vlm.datasets.loading.sources import read_sample
 
     return {
         shown(read_sample(found, Ref(epoch, 0), seed=0))

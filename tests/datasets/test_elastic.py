@@ -12,8 +12,8 @@ import pytest
 
 from vlm.common.errors import DataError
 from vlm.config.run import Packing
+from vlm.datasets.loading.sources import Source
 from vlm.datasets.loading.train_loader import TrainLoader
-from vlm.datasets.loading.worker import Source
 from vlm.processors.processor import Processor
 
 from .tools import Table, Tape, name_of, take
@@ -166,7 +166,7 @@ def test_merging_is_logged(processor: Processor, caplog: Any, monkeypatch: Any) 
     fresh = make("mixed", processor, rank=1, world_size=2, **FORMS["packed"])
     with caplog.at_level(logging.INFO, "vlm"):
         fresh.load_states([saved.state_dict()])
-    assert "data position of 1 processes divided over 2" in caplog.text
+    assert "data position of 1 processes divided among 2" in caplog.text
     assert fresh.counts["table"]["samples"] == 0  # rank 0 has them
 
 
@@ -216,7 +216,7 @@ def test_a_stream_that_has_become_shorter(processor: Processor) -> None:
     state = loader.state_dict()
     resumed = TrainLoader([Source("tape", Tape(3))], processor, seed=1, **FORMS["packed"])
     resumed.load_state_dict(state)
-    with pytest.raises(DataError, match=r"dataset tape: the saved run holds record \d+ of pass 0, which is not there"):
+    with pytest.raises(DataError, match=r"dataset tape: record \d+ of pass 0, read by the saved run, no longer exists"):
         next(resumed)
 
 
@@ -225,5 +225,5 @@ def test_a_pending_record_that_is_broken_now(processor: Processor) -> None:
     take(loader, 2)
     gone = TrainLoader([Source("table", Table(40, bad=tuple(range(40))))], processor, seed=1, **FORMS["packed"])
     gone.load_state_dict(loader.state_dict())
-    with pytest.raises(DataError, match="1 records of the saved run cannot be used: record .*: broken"):
+    with pytest.raises(DataError, match="the saved run had read cannot be used now: .*: record .*: broken"):
         next(gone)

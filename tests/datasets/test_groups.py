@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from vlm.common.errors import ConfigError, DataError
-from vlm.datasets.loading.groups import lengths, ratios_from_sizes
+from vlm.datasets.loading.groups import ratios_from_sizes, record_counts
+from vlm.datasets.loading.sources import Source
 from vlm.datasets.loading.train_loader import TrainLoader
-from vlm.datasets.loading.worker import Source
 from vlm.processors.processor import Processor
 
 from .tools import Table, Tape, take
@@ -120,8 +120,8 @@ def test_without_ratios_shares_follow_from_the_numbers_of_records() -> None:
     found = sources(a=1.0)
     ratios_from_sizes(entries(), found)
     assert [s.ratio for s in found] == [30.0, 1.0, 10.0]
-    assert lengths(found, [0, 2]) == [30, 10] and lengths(found, [1]) is None
-    assert lengths(sources(a=2.0), [0, 2]) is None
+    assert record_counts(found, [0, 2]) == [30, 10] and record_counts(found, [1]) is None
+    assert record_counts(sources(a=2.0), [0, 2]) is None
     with pytest.raises(ConfigError, match="group vision: b without sample_ratio, others have one"):
         ratios_from_sizes(entries(a=2.0), sources())
     streams = [Source("c", Tape(7), 2, group="x"), Source("a", Table(9), 2, group="x")]

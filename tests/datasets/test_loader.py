@@ -16,9 +16,9 @@ from vlm.common.errors import ConfigError, DataError, PromptError
 from vlm.common.types import Batch, Image, Message, Sample, Text
 from vlm.datasets.formats.caption_folder import CaptionFolder
 from vlm.datasets.formats.web_shards import WebShards
-from vlm.datasets.loading.train_loader import TrainLoader, build_sources
+from vlm.datasets.loading.sources import Source, build_sources
+from vlm.datasets.loading.train_loader import TrainLoader
 from vlm.datasets.loading.valid_loader import ValidLoader
-from vlm.datasets.loading.worker import Source
 from vlm.processors.caption_cleaning import BlipCaption
 from vlm.processors.processor import Processor
 

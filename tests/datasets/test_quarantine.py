@@ -7,11 +7,11 @@ import pytest
 
 from vlm.common.errors import DataError
 from vlm.datasets.loading.quarantine import Quarantine
-from vlm.datasets.loading.worker import Bad
+from vlm.datasets.loading.sources import BadRecord
 
 
-def bad(key: str) -> Bad:
-    return Bad("birds", key, f"image {key}: corrupt")
+def bad(key: str) -> BadRecord:
+    return BadRecord("birds", key, f"image {key}: corrupt")
 
 
 def test_one_line_per_bad_record_even_over_restarts(tmp_path: Path) -> None:

@@ -16,8 +16,7 @@ from vlm.datasets.formats.plain_pickle import read_plain_pickle
 from vlm.datasets.formats.referring import Referring
 from vlm.datasets.formats.regions import Regions
 from vlm.datasets.loading.sampler import Ref
-from vlm.datasets.loading.train_loader import build_source
-from vlm.datasets.loading.worker import read_sample
+from vlm.datasets.loading.sources import build_source, read_sample
 from vlm.processors.caption_cleaning import BlipCaption
 
 REF = {

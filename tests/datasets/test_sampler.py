@@ -6,7 +6,8 @@ import pytest
 
 from vlm.common.errors import DataError
 from vlm.common.types import Sample
-from vlm.datasets.loading.sampler import SPARES, JobSampler, MapCursor, StreamCursor, cursor
+from vlm.datasets.loading.mixing import BatchMixing
+from vlm.datasets.loading.sampler import LOOKAHEAD, JobSampler, MapCursor, StreamCursor, cursor
 
 
 class Numbers:
@@ -64,8 +65,8 @@ def test_cursors_resume_exactly(dataset: object, before: int) -> None:
 def test_stream_spares_are_the_records_that_come_next() -> None:
     one = StreamCursor("a", Stream(10), seed=0)
     _, lookahead = one.take(4)
-    assert len(lookahead) == SPARES
-    assert one.take(SPARES)[0] == lookahead
+    assert len(lookahead) == LOOKAHEAD
+    assert one.take(LOOKAHEAD)[0] == lookahead
 
 
 def test_stream_state_is_a_pass_and_an_offset() -> None:
@@ -91,7 +92,7 @@ def test_a_changed_dataset_cannot_be_resumed() -> None:
     state = MapCursor("a", Numbers(10), 0).state_dict()
     with pytest.raises(DataError, match="dataset a has 9 records but the saved run had 10"):
         MapCursor("a", Numbers(9), 0).load_state_dict(state)
-    sampler = JobSampler([MapCursor("b", Numbers(9), 0)], [1], [1.0], 0)
+    sampler = JobSampler([MapCursor("b", Numbers(9), 0)], BatchMixing(0, [1.0], [1]))
     with pytest.raises(DataError, match=r"the saved run had the datasets \['a'\], this one has \['b'\]"):
         sampler.load_state_dict({"step": 0, "backlog": [], "sources": {"a": state}})
 
@@ -100,7 +101,7 @@ def test_a_changed_dataset_cannot_be_resumed() -> None:
 def test_ranks_share_the_global_batch(world: int) -> None:
     def jobs(rank: int, size: int, processes: int) -> list[list[tuple[int, int]]]:
         cursors = [cursor("a", Numbers(30), 3, 0), cursor("b", Stream(30), 3, 1)]
-        sampler = JobSampler(cursors, [size, size], [2, 1], 3, rank, processes)
+        sampler = JobSampler(cursors, BatchMixing(3, [2, 1], [size, size]), rank, processes)
         return [[(r.source, p, r.epoch, r.index) for p, r in job.refs] for job, _ in zip(sampler, range(12))]
 
     whole = jobs(0, 8, 1)

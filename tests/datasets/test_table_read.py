@@ -140,7 +140,7 @@ def test_packages_that_are_not_installed(
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "state.json").touch()
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(DataError, match=rf"needs .*{package}\n  fix: pip install 'vlm\[tables\]'"):
+    with pytest.raises(DataError, match=rf"needs .*{package}\n  fix: pip install 'vlm-compose\[tables\]'"):
         read_rows(path if path.startswith("hf") else str(tmp_path / path))
 
 

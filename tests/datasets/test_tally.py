@@ -6,9 +6,10 @@ from itertools import islice
 import pytest
 
 from vlm.config.run import Packing
-from vlm.datasets.loading.data_stats import DataStats, combine, numbers, of_numbers, padding, table
+from vlm.datasets.loading.batching import BatchStats
+from vlm.datasets.loading.data_stats import DataStats, combine, from_metrics, padding_share, report_table, to_metrics
+from vlm.datasets.loading.sources import Source
 from vlm.datasets.loading.train_loader import TrainLoader
-from vlm.datasets.loading.worker import BatchStats, Source
 from vlm.processors.collate import VisualTokens
 from vlm.processors.processor import Processor
 
@@ -26,13 +27,13 @@ def report(samples: int, bad: int = 0) -> dict:
 def test_reports_of_processes_add_up() -> None:
     total = combine([report(100, 1), report(200, 2)])
     assert total["sources"]["align"] == {"samples": 300, "bad": 3, "tokens": 3000, "wanted": 0.75}
-    assert padding(total) == pytest.approx(0.5)
-    flat = numbers(total)
+    assert padding_share(total) == pytest.approx(0.5)
+    flat = to_metrics(total)
     assert flat["padding"] == pytest.approx(0.5)
     assert (flat["data/align/share"], flat["data/web/share"]) == (0.6, 0.4)
     assert flat["data/align/wanted"] == 0.75
-    assert of_numbers(flat) == total
-    assert table(total).splitlines() == [
+    assert from_metrics(flat) == total
+    assert report_table(total).splitlines() == [
         "dataset  samples  bad  tokens   share  wanted",
         "align        300    3   3,000  60.00%  75.00%",
         "web          200    0   2,000  40.00%  25.00%",
@@ -42,9 +43,9 @@ def test_reports_of_processes_add_up() -> None:
 
 def test_nothing_to_report() -> None:
     assert combine([{}, {}]) == {}
-    assert numbers({}) == of_numbers({}) == {}
-    assert padding(FRESH) == 0.0
-    assert "0.00%" in table(FRESH)
+    assert to_metrics({}) == from_metrics({}) == {}
+    assert padding_share(FRESH) == 0.0
+    assert "0.00%" in report_table(FRESH)
 
 
 def test_counts_go_on_from_a_state() -> None:

@@ -20,8 +20,8 @@ from vlm.common.types import Image, Input, Sample, Video
 from vlm.datasets.base import message
 from vlm.datasets.formats.shard_sample import to_members
 from vlm.datasets.formats.web_shards import WebShards
+from vlm.datasets.loading.sources import Source
 from vlm.datasets.loading.train_loader import TrainLoader
-from vlm.datasets.loading.worker import Source
 
 
 def load(storage: Any, **options: Any) -> WebShards:

@@ -14,7 +14,8 @@ import torch
 from vlm.common.types import Example
 from vlm.datasets.formats.caption_folder import CaptionFolder
 from vlm.datasets.loading.sampler import Job, Ref
-from vlm.datasets.loading.worker import BatchMaker, EncodedChunk, EncodedSample, Source
+from vlm.datasets.loading.sources import Source
+from vlm.datasets.loading.worker import EncodedChunk, EncodedSample, SampleReader, WorkerResult
 from vlm.processors.processor import Processor
 
 
@@ -24,28 +25,28 @@ def source(caption_folder: Callable[..., Path]) -> Source:
     return Source("folder", CaptionFolder(CaptionFolder.Config(storage=str(root), image_ext=".png")), 3)
 
 
-def test_a_job_always_gives_the_same_batch(source: Source, processor: Processor) -> None:
+def names(result: WorkerResult) -> list[str]:
+    return [s.example.id for s in result.chunk.samples]
+
+
+def test_a_job_always_gives_the_same_samples(source: Source, processor: Processor) -> None:
     job = Job(0, tuple(enumerate([Ref(0, 0), Ref(0, 5)])))
-    one, two = (BatchMaker([source], processor, seed=3)[job] for _ in range(2))
-    assert one.batch is not None
-    assert two.batch is not None
-    assert one.batch.ids.tolist() == two.batch.ids.tolist()
-    assert one.batch.sample_ids == ["0", "5"]
+    one, two = (SampleReader([source], processor, seed=3)[job] for _ in range(2))
+    assert [s.example.ids for s in one.chunk.samples] == [s.example.ids for s in two.chunk.samples]
+    assert names(one) == ["0", "5"]
     assert (one.good, one.bad, one.error) == ({"folder": 2}, [], None)
 
 
 def test_a_bad_record_is_replaced_by_another_or_left_out(source: Source, processor: Processor) -> None:
     job = Job(0, tuple(enumerate([Ref(0, 2), Ref(0, 4)])))
-    replaced = BatchMaker([source], processor, seed=3)[job]
-    assert replaced.batch is not None
-    other, kept = replaced.batch.sample_ids
+    replaced = SampleReader([source], processor, seed=3)[job]
+    other, kept = names(replaced)
     assert other != "2" and kept == "4"
-    again = BatchMaker([source], processor, seed=3)[job]
-    assert again.batch is not None and again.batch.sample_ids == [other, kept]
+    assert names(SampleReader([source], processor, seed=3)[job]) == [other, kept]
     assert [(b.source, b.key) for b in replaced.bad] == [("folder", "2")]
-    left_out = BatchMaker([source], processor, seed=3, substitute=False)
-    assert left_out[job].batch.sample_ids == ["4"]  # type: ignore[union-attr]
-    assert left_out[Job(0, ((0, Ref(0, 2)),))].batch is None
+    left_out = SampleReader([source], processor, seed=3, replace_bad=False)
+    assert names(left_out[job]) == ["4"]
+    assert names(left_out[Job(0, ((0, Ref(0, 2)),))]) == []
 
 
 def test_a_chunk_travels_whole(processor: Processor) -> None:
@@ -53,7 +54,7 @@ def test_a_chunk_travels_whole(processor: Processor) -> None:
     media = [torch.rand(1, 3, 4, 4), torch.arange(48, dtype=torch.uint8).view(1, 3, 4, 4), torch.rand(2, 3, 4, 4)]
     given = [media[:2], [], [media[2], media[0] + 1]]
     items = [EncodedSample((0, 1, k), Example([k], [k], list(m), str(k)), k) for k, m in enumerate(given)]
-    found = pickle.loads(pickle.dumps(EncodedChunk(items))).items
+    found = pickle.loads(pickle.dumps(EncodedChunk(items))).owned()
     assert [(i.key, i.example.ids, i.example.id, i.tokens) for i in found] == [
         ((0, 1, k), [k], str(k), k) for k in range(3)
     ]
@@ -79,7 +80,7 @@ print(len(got), step)
 SUPPORT = """
 from vlm.datasets.formats.caption_folder import CaptionFolder
 from vlm.datasets.loading.train_loader import TrainLoader
-from vlm.datasets.loading.worker import Source
+from vlm.datasets.loading.sources import Source
 from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.processor import Processor
 from vlm.processors.templates.roles import Plain

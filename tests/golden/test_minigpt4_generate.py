@@ -17,8 +17,10 @@ from vlm.inference.stopping import stop_sequences
 from vlm.inference.streaming import join
 from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.processor import Processor
-from vlm.processors.templates.roles import Llama2, MiniGPTv2, Template, Vicuna0
+from vlm.processors.templates.roles import Template
 from vlm.processors.tokenizer.tokenizer import Tokenizer
+from vlm.systems.minigpt4.template import Llama2, Vicuna0
+from vlm.systems.minigpt_v2.template import MiniGPTv2
 
 from .helpers_minigpt4 import ModelCase
 

@@ -15,8 +15,8 @@ from vlm.models.llm.hf import HFCausalLM
 from vlm.models.vlm import VLM
 from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.processor import Processor
-from vlm.processors.templates.roles import Vicuna0
 from vlm.processors.tokenizer.tokenizer import Tokenizer
+from vlm.systems.minigpt4.template import Vicuna0
 
 LLM = Path(__file__).parents[1] / "golden" / "minigpt4" / "open" / "llm"
 SIZES = {

@@ -24,7 +24,7 @@ def test_published_presets() -> None:
     [
         ("minigpt4/pretrain_vicuna0", 300, True, 0.9, 50, 1.0, 1, 0, 1.05),
         ("minigpt_v2/pretrain", 500, True, 0.9, 50, 0.6, 1, 0, 1.05),
-        ("minigpt4/tiny", 80, False, 0.9, 50, 1.0, 1, 0, 1.0),
+        ("tiny/minigpt4", 80, False, 0.9, 50, 1.0, 1, 0, 1.0),
         ("visualcla/7b_v0_1", 512, True, 0.9, 40, 0.5, 1, 15, 1.1),
         ("mmgpt/open_flamingo_9b_lora", 512, True, 1.0, 20, 1.0, 3, 0, 1.0),
         ("lynx/finetune", 64, False, 0.9, 3, 1.0, 5, 2, 1.0),

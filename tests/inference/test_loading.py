@@ -16,6 +16,7 @@ from vlm.common.types import Image, Message, Text
 from vlm.config.api import load_config
 from vlm.inference.engine import Engine
 from vlm.inference.generation import EVALUATION
+from vlm.inference.load import find_source
 
 from .small import CASE, write_config
 
@@ -65,3 +66,19 @@ def test_nothing_to_load_is_one_clear_error(tmp_path: Path) -> None:
         Engine.load(tmp_path)
     with pytest.raises(UserError, match=r"absent\.yaml"):
         Engine.load(tmp_path / "absent.yaml")
+
+
+def test_each_source_is_recognised_by_itself(config: Path, tmp_path: Path) -> None:
+    golden = CASE.parents[1]
+    folders = golden / "visualcla" / "open"
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    expected = {
+        config: None,
+        tmp_path: None,
+        tmp_path / "run": "RunFolder",
+        folders / "merged_model": "MergedFolder",
+        folders / "lora_model": "AdapterFolder",
+        golden.parents[1] / "eval_configs" / "published" / "LYNX.yaml": "LynxFile",
+    }
+    found = {path: find_source(path) for path in expected}
+    assert {path: None if kind is None else type(kind).__name__ for path, kind in found.items()} == expected

@@ -91,7 +91,7 @@ def test_bad_image_and_missing_question_never_enter_the_history(session, tmp_pat
         session.ask("  ")
     with pytest.raises(PromptError, match="no open question"):
         session.answer()
-    with pytest.raises(PromptError, match="no answer to write again"):
+    with pytest.raises(PromptError, match="no answer to regenerate"):
         session.regenerate()
     assert session.messages == []
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pickle
 import random
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +11,14 @@ import torch
 
 from vlm.common.errors import ConfigError, DataError, PromptError
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Image, Message, Sample, Text, Video
+from vlm.config.api import ModelConfig, load_config
 from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.processor import Processor, TextConfig, build_processor
 from vlm.processors.templates.alpaca import Alpaca
 from vlm.processors.templates.base import Segment
-from vlm.processors.templates.roles import Plain, Template, Vicuna0
+from vlm.processors.templates.roles import Plain, Template
 from vlm.processors.tokenizer.tokenizer import Tokenizer
+from vlm.systems.minigpt4.template import Vicuna0
 
 IMAGE = Image(np.zeros((4, 4, 3), np.uint8))
 
@@ -160,14 +162,18 @@ def test_pickles_into_workers(tokenizer: Tokenizer) -> None:
     assert torch.equal(one.media[0], two.media[0])
 
 
+def composition(**model: Any) -> ModelConfig:
+    return load_config({"model": {"image": {"size": 8}, **model}}, check="none").model
+
+
 def test_build_processor_reads_the_composition(llm_folder: Path) -> None:
-    config = SimpleNamespace(
-        llm=SimpleNamespace(config=SimpleNamespace(path=str(llm_folder))),
-        template=SimpleNamespace(name="vicuna0", config=Vicuna0.Config(system="")),
-        image={"size": 8},
-        text={"max_txt_len": 11, "keep_end": True},
+    processor = build_processor(
+        composition(
+            llm={"name": "hf", "path": str(llm_folder)},
+            template={"name": "vicuna0", "system": ""},
+            text={"max_txt_len": 11, "keep_end": True},
+        )
     )
-    processor = build_processor(config)
     assert (processor.image.config.size, processor.text_cfg.max_txt_len) == (8, 11)
     example = processor.encode_chat([say("user", IMAGE, "What?")])
     assert processor.tokenizer.decode(example.ids[: example.ids.index(MEDIA_TOKEN)]) == "###Human: <Img>"
@@ -269,13 +275,8 @@ def test_answers_for_ranking_are_those_of_training(llm_folder: Path, tokenizer: 
 
 def test_tokenizer_options_of_a_composition(llm_folder: Path, tmp_path: Path) -> None:
     text = {"tokenizer": str(llm_folder), "special_tokens": ["<image>"], "new_pad_token": "<PAD>", "bos_id": 1}
-    config = SimpleNamespace(
-        llm=SimpleNamespace(config=SimpleNamespace(path=str(tmp_path / "nowhere"))),
-        template=SimpleNamespace(name="alpaca", config=Alpaca.Config()),
-        image={"size": 8},
-        text=text,
-    )
-    processor = build_processor(config)
+    llm = {"name": "hf", "path": str(tmp_path / "nowhere")}
+    processor = build_processor(composition(llm=llm, template="alpaca", text=text))
     assert (processor.media_id, processor.pad_id) == (processor.tokenizer.vocab_size - 2,) + (
         processor.tokenizer.vocab_size - 1,
     )

@@ -8,7 +8,9 @@ import pytest
 from vlm.common.errors import ConfigError, PromptError
 from vlm.common.registry import names, resolve
 from vlm.common.types import Image, Message, Sample, Text
-from vlm.processors.templates.roles import Llama2, MiniGPTv2, Plain, Segment, Template, Vicuna0
+from vlm.processors.templates.roles import Plain, Segment, Template
+from vlm.systems.minigpt4.template import Llama2, Vicuna0
+from vlm.systems.minigpt_v2.template import MiniGPTv2
 
 IMAGE, OTHER = Image("a.png"), Image("b.png")
 

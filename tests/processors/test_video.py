@@ -198,7 +198,7 @@ def test_other_bad_clips(tmp_path: Path, clip: Path) -> None:
         recipe()("gone.mp4")
     with pytest.raises(DataError, match="a folder without frames"):
         recipe()(tmp_path)
-    with pytest.raises(DataError, match="toy/3: a float is no clip"):
+    with pytest.raises(DataError, match="toy/3: a float is not a video"):
         recipe()(1.5, name="toy/3")
     with pytest.raises(DataError, match="toy/4: no frames"):
         recipe()([], name="toy/4")

@@ -29,7 +29,7 @@ def cut(batches: list[Any]) -> list[Any]:
 def step(tools: Any, batches: list[Any], mean: Any) -> tuple[Any, torch.Tensor]:
     """Numbers of a step, and the gradient of its update."""
     model, grads = tools.model(dropout=0.0, dtype=torch.float64), []
-    stepper = stepper_for(model, weighting=LossReduction(mean, GROUPS))
+    stepper = stepper_for(model, reduction=LossReduction(mean, GROUPS))
     stepper.optimizer.register_step_pre_hook(lambda *_: grads.append(model.proj.weight.grad.clone()))
     return stepper(batches, step=1, lr=0.1), grads[0]
 
@@ -75,8 +75,8 @@ def test_values_of_each_mean(tools: Any) -> None:
 
 def test_without_groups_groups_are_tokens(tools: Any) -> None:
     batches = rows_of(tools.batch(3, 6, seed=2))
-    weighting = LossReduction("groups")
-    stats = stepper_for(tools.model(dropout=0.0), weighting=weighting)(batches, step=1, lr=0.1)
+    reduction = LossReduction("groups")
+    stats = stepper_for(tools.model(dropout=0.0), reduction=reduction)(batches, step=1, lr=0.1)
     plain = stepper_for(tools.model(dropout=0.0))(batches, step=1, lr=0.1)
     assert stats.loss == pytest.approx(plain.loss) and stats.grad_norm == pytest.approx(plain.grad_norm)
     assert stats.parts == {} == plain.parts

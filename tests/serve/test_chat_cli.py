@@ -85,7 +85,7 @@ def test_mistakes_are_told_and_the_chat_goes_on(session: ChatSession, monkeypatc
     assert chat_cli.talk(session, [IMAGE]) == 0
     out = capsys.readouterr().out
     assert "! " in out and "nowhere.png" in out
-    assert "no answer to write again" in out
+    assert "no answer to regenerate" in out
     assert "positions" in out
     assert [m.text for m in session.messages if m.role == "user"] == ["Next?"]
     assert session.messages[0].media == ()

@@ -14,6 +14,7 @@ from vlm.common.errors import WeightsError
 from vlm.common.paths import local_path
 from vlm.common.registry import resolve
 from vlm.models.build import build_model, set_precision
+from vlm.models.llm.hf import HFCausalLM
 from vlm.models.lora import LoraTargetError
 from vlm.models.quantize import quantize_llm
 from vlm.models.trainable import select_trainable, trainable_table
@@ -37,18 +38,18 @@ def load_model(cfg: Any, *, device: torch.device | str, dtype: torch.dtype | Non
         WeightsError: a file is missing, damaged, unsafe or does not fit; or a frozen part has no file.
         ConfigError: the composition does not fit together.
     """
-    model_cfg = cfg.model
-    files = [w for w in model_cfg.weights if w.path or w.format == RANDOM]
+    files = [w for w in cfg.model.weights if w.path or w.format == RANDOM]
     loaders = [(w, resolve("checkpoint_format", w.format)(w.into)) for w in files if w.format != RANDOM]
-    skeleton, model_cfg = _complete(model_cfg, loaders, dtype)
-    covered = [prefix for _, loader in loaders for prefix in loader.covered_prefixes(skeleton)]
-    quantized = getattr(model_cfg.llm.config, "quantize", None)
-    model = build_model(
-        model_cfg,
-        device="cpu" if quantized else device,
-        dtype=dtype,
-        uninitialised=[part for part in _parts(skeleton) if _all_covered(skeleton, part, covered)],
-    )
+    model_cfg, sources = _inferred(cfg.model, loaders)
+    options = model_cfg.llm.config
+    quantized = options.quantize if isinstance(options, HFCausalLM.Config) else None
+    covered = [part for _, loader in loaders for part in loader.covered_parts(model_cfg)]
+    try:
+        model = build_model(model_cfg, device="cpu" if quantized else device, dtype=dtype, uninitialised=covered)
+    except LoraTargetError as error:
+        if not sources:
+            raise
+        raise WeightsError(f"{sources}: LoRA for layers that this composition does not have: {error}") from error
     declared = [w.into for w in files if w.format == RANDOM and w.into]
     filled = {name for name, _ in model.named_parameters() if _is_below(name, declared)}
     for weight, loader in loaders:
@@ -63,29 +64,26 @@ def load_model(cfg: Any, *, device: torch.device | str, dtype: torch.dtype | Non
     return model.eval()
 
 
-def _complete(model_cfg: Any, loaders: list[tuple[Any, Any]], dtype: torch.dtype | None) -> tuple[VLM, Any]:
-    """The composition on the meta device, and ``model_cfg`` with what its files say filled in.
+def _inferred(model_cfg: Any, loaders: list[tuple[Any, Any]]) -> tuple[Any, str]:
+    """``model_cfg`` with what its files say filled in, and the names of those files.
 
     Raises:
-        WeightsError: a file contradicts the composition, or is an adapter for other layers.
+        WeightsError: a file contradicts the composition.
     """
-    declared = [(loader, resolve_path(w.path)) for w, loader in loaders if isinstance(loader, InfersConfig)]
-    for loader, path in declared:
+    declaring = [(loader, resolve_path(w.path)) for w, loader in loaders if isinstance(loader, InfersConfig)]
+    for loader, path in declaring:
         model_cfg = loader.infer_config(model_cfg, path)
-    try:
-        return build_model(model_cfg, device="meta", dtype=dtype), model_cfg
-    except LoraTargetError as error:
-        if not declared:
-            raise
-        files = ", ".join(str(path) for _, path in declared)
-        raise WeightsError(f"{files}: LoRA for layers that this composition does not have: {error}") from error
+    return model_cfg, ", ".join(str(path) for _, path in declaring)
 
 
 def load_file(model: VLM, loader: Any, path: Path, filled: set[str] | frozenset[str] = frozenset()) -> set[str]:
-    """Fill ``model`` from one file through its format; gives our keys that it filled.
+    """Fill ``model`` from one file through its format.
+
+    Returns:
+        Our keys that it filled.
 
     Raises:
-        WeightsError: see :func:`vlm.checkpoint.strict.place`.
+        WeightsError: see :func:`vlm.checkpoint.strict.copy_strictly`.
     """
     tensors = loader.read(path)
     placement = loader.rename(model, tensors, str(path), filled)
@@ -109,17 +107,6 @@ def resolve_path(path: str) -> Path:
     if not result.exists():
         raise WeightsError(f"weights: {result} does not exist", fix="check the path, or download the file first")
     return result
-
-
-def _parts(model: VLM) -> list[str]:
-    numbered = {"bridge": model.bridge, "inserts": model.inserts}
-    return ["vision", "llm", *(f"{kind}.{i}" for kind, parts in numbered.items() for i in range(len(parts)))]
-
-
-def _all_covered(model: VLM, part: str, prefixes: list[str]) -> bool:
-    """Whether files fill every matrix of a part; its random initialisation is skipped then (norms are constants)."""
-    names = [n for n, p in model.named_parameters() if n.startswith(f"{part}.") and p.dim() > 1]
-    return bool(names) and all(_is_below(n, prefixes) for n in names)
 
 
 def _is_below(name: str, prefixes: list[str]) -> bool:

@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import vlm
+from vlm.common.version import VERSION
 
 FILE = "provenance.json"
 OLD_FILE = "passport.json"
@@ -20,7 +20,7 @@ PACKAGES = ("torch", "transformers", "timm", "peft", "safetensors", "sentencepie
 
 def library_versions() -> dict[str, str]:
     """Versions of python, this library and the packages in :data:`PACKAGES` that are installed."""
-    result = {"python": platform.python_version(), "vlm": vlm.__version__}
+    result = {"python": platform.python_version(), "vlm": VERSION}
     for name in PACKAGES:
         try:
             result[name] = metadata.version(name)

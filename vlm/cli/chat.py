@@ -1,27 +1,31 @@
-"""``vlm chat``: talk to a model in the terminal, or ask once from a script."""
+"""``vlm chat``: chat with a model in the terminal, or ask once from a script."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from vlm.cli.options import add_model_arguments, changes_of, device_of, options_of
+from vlm.cli.options import add_model_arguments, add_source, changes_of, device_of, options_of, source_of
 from vlm.common.errors import UserError
 from vlm.common.logging import busy, quiet
+from vlm.common.registry import register_command
 from vlm.common.types import Video
 from vlm.serve.terminal import once, talk
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``vlm chat``."""
-    parser.add_argument("model", metavar="RUN_DIR|CFG", help="run folder, YAML file, or a merged VisualCLA folder")
+    add_source(parser)
     parser.add_argument(
         "--image", "--image_file", action="append", default=[], metavar="PATH", help="image of the first question"
     )
     parser.add_argument("--video", action="append", default=[], metavar="PATH", help="video of the first question")
-    parser.add_argument("--ask", action="append", default=[], metavar="TEXT", help="ask this and leave; repeatable")
+    parser.add_argument("--ask", action="append", default=[], metavar="TEXT", help="ask this and exit; repeatable")
     parser.add_argument(
-        "--shots", default=None, metavar="FILE", help="examples in front: JSON Lines with {image, question, answer}"
+        "--shots",
+        default=None,
+        metavar="FILE",
+        help="few-shot examples: JSON Lines with {image, question, answer}",
     )
     add_model_arguments(parser)
 
@@ -32,23 +36,37 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         UserError: an unusable model, image or question.
     """
+    source = source_of(args, "vlm chat output/quickstart/stage2")
     changes, device, options = changes_of(args), device_of(args), options_of(args)
     for path in args.image:  # before the model is loaded, which may take minutes
         if not Path(path).is_file():
-            raise UserError(f"image {path}: no such file", fix="check the path behind --image")
+            raise UserError(f"image {path}: no such file", fix="check the path after --image")
     for path in args.video:
         if not Path(path).exists():
-            raise UserError(f"video {path}: no such file", fix="check the path behind --video")
+            raise UserError(f"video {path}: no such file", fix="check the path after --video")
     media = [*args.image, *map(Video, args.video)]
-    with busy(f"loading {args.model}"), quiet("vlm.checkpoint"):
+    with busy(f"loading {source}"), quiet("vlm.checkpoint"):
         from vlm.inference.engine import Engine
         from vlm.inference.few_shot import read_examples
         from vlm.inference.generation import default_generation
         from vlm.inference.session import ChatSession
 
         examples = read_examples(args.shots) if args.shots else []
-        engine = Engine.load(args.model, device, options=options)
+        engine = Engine.load(source, device, options=options)
     session = ChatSession(engine, default_generation(engine.config).replace(**changes), examples)
     if args.ask:
         return once(session, args.ask, media)
     return talk(session, media)
+
+
+@register_command("chat")
+class Chat:
+    """Chat with a model in the terminal, or ask once from a script.
+
+    examples:
+      vlm chat output/quickstart/stage2
+      vlm chat lynx/eval --image cat.jpg --ask "What is in the image?" --greedy
+    """
+
+    add_arguments = staticmethod(add_arguments)
+    main = staticmethod(main)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from vlm.common.logging import say
+from vlm.common.registry import register_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,3 +44,15 @@ def split(word: str) -> tuple[str, str]:
     """``"NAME=FILE"`` or ``"FILE"`` -> name (empty where none is given), file."""
     name, mark, file = word.partition("=")
     return (name, file) if mark and not Path(word).exists() else ("", word)
+
+
+@register_command("compare")
+class Compare:
+    """Write a page with the answers of several models side by side.
+
+    example:
+      vlm compare before=a.jsonl after=b.jsonl --media-root images --output compare.html
+    """
+
+    add_arguments = staticmethod(add_arguments)
+    main = staticmethod(main)

@@ -7,23 +7,25 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from vlm.cli.options import add_options
 from vlm.common.errors import ConfigError
 from vlm.common.logging import say
+from vlm.common.registry import register_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """``show CFG``, ``check CFG...``, ``diff A [B]``."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="show|check|diff")
-    show = actions.add_parser("show", help="everything, resolved, as YAML")
+    show = actions.add_parser("show", help="the resolved configuration as YAML")
     show.add_argument("cfg", metavar="FILE|RUN_DIR")
-    show.add_argument("--origin", action="store_true", help="also say where each value was written")
-    check = actions.add_parser("check", help="all problems of one or more files; exit code 2 if there are any")
+    show.add_argument("--origin", action="store_true", help="also show where each value was set")
+    check = actions.add_parser("check", help="report all problems of one or more files; exit code 2 if there are any")
     check.add_argument("cfg", nargs="+", metavar="FILE|RUN_DIR")
-    diff = actions.add_parser("diff", help="values that differ between two files, or from the defaults")
+    diff = actions.add_parser("diff", help="show the values that differ between two files, or from the defaults")
     diff.add_argument("cfg", metavar="A")
-    diff.add_argument("other", nargs="?", metavar="B", help="default: what A would be without its own values")
+    diff.add_argument("other", nargs="?", metavar="B", help="default: A without its own values")
     for action in (show, check, diff):
-        action.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="changes, as in training")
+        add_options(action)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -50,7 +52,7 @@ def show(args: argparse.Namespace) -> int:
 
 
 def check(args: argparse.Namespace) -> int:
-    """Check every file; problems go to stderr."""
+    """Check every file; print problems to stderr."""
     from vlm.config.api import load_config
     from vlm.config.run import NO_EFFECT
 
@@ -60,7 +62,7 @@ def check(args: argparse.Namespace) -> int:
             cfg = load_config(name, args.options, check="needed")
             say(f"{name}: ok")
             for key in (k for k in NO_EFFECT if f"run.{k}" in cfg.origins):
-                say(f"  run.{key} changes nothing here: {NO_EFFECT[key]}")
+                say(f"  run.{key} has no effect here: {NO_EFFECT[key]}")
         except ConfigError as error:
             bad += 1
             say(f"error: {error}", sys.stderr)
@@ -68,7 +70,7 @@ def check(args: argparse.Namespace) -> int:
 
 
 def diff(args: argparse.Namespace) -> int:
-    """Print the values of the first that differ; without a second, what the file and options set."""
+    """Print the values that differ; without a second file, those that the file and ``--options`` set."""
     from vlm.config.api import effective, load_config
 
     cfg = load_config(args.cfg, args.options, check="none")
@@ -97,3 +99,17 @@ def flat(data: Any, path: str = "") -> dict[str, Any]:
     else:
         return {path: data}
     return {p: v for k, child in items for p, v in flat(child, f"{path}.{k}" if path else k).items()}
+
+
+@register_command("config")
+class ConfigCommand:
+    """Show, check or compare configurations.
+
+    examples:
+      vlm config show tiny/stage1_pretrain --origin
+      vlm config check mine.yaml
+      vlm config diff mine.yaml minigpt4/stage1_pretrain
+    """
+
+    add_arguments = staticmethod(add_arguments)
+    main = staticmethod(main)

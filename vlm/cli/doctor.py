@@ -1,4 +1,4 @@
-"""``vlm doctor``: what this installation consists of."""
+"""``vlm doctor``: what is installed, and where."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-from vlm import __version__
 from vlm.common.logging import say
 from vlm.common.paths import ASSETS, CACHE_VARIABLE, cache_root
+from vlm.common.registry import register_command
+from vlm.common.version import VERSION
 
 REQUIRED = ("torch", "torchvision", "transformers", "timm", "peft", "safetensors", "sentencepiece", "omegaconf")
 OPTIONAL = {"gradio": "vlm demo", "wandb": "run.wandb_log", "bitsandbytes": "8- and 4-bit LLMs"}
@@ -18,17 +19,17 @@ FOUNDATIONS = ("eva_vit.safetensors", "qformer.safetensors", "llm/model.safetens
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """None."""
+    """No arguments."""
 
 
 def main(args: argparse.Namespace) -> int:
     """Print the table; 2 when something required is missing."""
     missing = 0
-    say(f"vlm {__version__}, Python {sys.version.split()[0]}, {platform.platform()}, {os.cpu_count()} CPU cores")
+    say(f"vlm {VERSION}, Python {sys.version.split()[0]}, {platform.platform()}, {os.cpu_count()} CPU cores")
     for name in REQUIRED:
         result = installed(name)
         missing += result is None
-        say(f"  {name:<16}{result or 'MISSING: pip install -e .'}")
+        say(f"  {name:<16}{result or 'MISSING: pip install vlm-compose'}")
     for name, use in OPTIONAL.items():
         say(f"  {name:<16}{installed(name) or f'not installed (needed for {use})'}")
     if installed("torch"):
@@ -48,3 +49,15 @@ def installed(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+@register_command("doctor")
+class Doctor:
+    """Show the versions, devices and folders of this installation.
+
+    example:
+      vlm doctor
+    """
+
+    add_arguments = staticmethod(add_arguments)
+    main = staticmethod(main)

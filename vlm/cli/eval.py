@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from vlm.common.logging import say
+from vlm.common.registry import register_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,3 +98,16 @@ def numbers_of(text: str) -> list[int]:
     if strange:
         raise UserError(f"--seeds: {', '.join(strange)} is no whole number", fix="--seeds 0,1,2")
     return [int(part) for part in listed(text)]
+
+
+@register_command("eval")
+class Eval:
+    """Score a model on the evaluation datasets of a YAML file.
+
+    examples:
+      vlm eval tiny/eval
+      vlm eval output/mine --dataset vqa --images right,wrong,none
+    """
+
+    add_arguments = staticmethod(add_arguments)
+    main = staticmethod(main)

@@ -1,35 +1,116 @@
-"""``vlm list``: the names that a YAML file can use."""
+"""``vlm list``: the names that a YAML file can use, and the options of one part."""
 
 from __future__ import annotations
 
 import argparse
+import ast
+import dataclasses
+import inspect
+import textwrap
+from typing import Any
 
+from vlm.common.errors import ConfigError
 from vlm.common.logging import say
-from vlm.common.registry import FOLDERS, names
+from vlm.common.paths import CORPORA, SYSTEMS
+from vlm.common.registry import FOLDERS, load_plugin, names, register_command, resolve, summaries, unknown
 
-FILES = ("arch", "corpus")
-"""Kinds that are YAML files, not classes."""
+FILES = {"arch": SYSTEMS, "corpus": CORPORA}
+"""Kinds that are YAML files, not classes, and their folders."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """An optional kind, and plugins to import before."""
+    """An optional kind, an optional name, and plugins to import first."""
     parser.add_argument("kind", nargs="?", choices=sorted({*FOLDERS, *FILES}), metavar="KIND", help="only this kind")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="show the options of this part")
     parser.add_argument("--plugin", action="append", default=[], metavar="MODULE", help="import this module first")
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print kind and names, one kind per line (one name per line when a kind was asked for)."""
-    from vlm.common.registry import load_plugin
-    from vlm.config.composition import archs, corpora
+    """Print kind and names, one kind per line; of one kind a name per line; of one part its options.
 
+    Raises:
+        ConfigError: an unknown name or plugin.
+    """
     for module in args.plugin:
         load_plugin(module)
+    if args.name:
+        say(describe(args.kind, args.name))
+        return 0
+    from vlm.config.shipped import archs, corpora
+
     result = {**{kind: names(kind) for kind in FOLDERS}, "arch": archs(), "corpus": corpora()}
     if args.kind:
+        about = {} if args.kind in FILES else summaries(args.kind)
         for name in result[args.kind]:
-            say(name)
+            say(f"{name:<24}{about.get(name, '')}".rstrip())
         return 0
     for kind, known in sorted(result.items()):
         if known:
             say(f"{kind:<18}{', '.join(known)}")
     return 0
+
+
+def describe(kind: str, name: str) -> str:
+    """A part's docstring, and each of its options with type, default and meaning; the text of a YAML file.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    if kind in FILES:
+        file = FILES[kind] / f"{name}.yaml"
+        if not file.is_file():
+            known = [f.relative_to(FILES[kind]).with_suffix("").as_posix() for f in FILES[kind].rglob("*.yaml")]
+            raise ConfigError(unknown(kind, name, sorted(known)))
+        return file.read_text(encoding="utf-8").rstrip()
+    cls = resolve(kind, name)
+    lines = [f"{kind} {name} ({cls.__module__}:{cls.__qualname__})", "", inspect.getdoc(cls) or "(no docstring)"]
+    options = option_table(cls.Config) if hasattr(cls, "Config") and dataclasses.is_dataclass(cls.Config) else []
+    lines += ["", "options:"] if options else []
+    for option, form, default, about in options:
+        lines.append(f"  {option}: {form}{'' if default is None else f' = {default}'}")
+        lines += textwrap.wrap(about, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)
+
+
+def option_table(config: Any) -> list[tuple[str, str, str | None, str]]:
+    """Name, type, default (None: required) and meaning of every field of a ``Config`` dataclass.
+
+    The meaning is the comment after the field, or the string below it.
+    """
+    about = {name: text for cls in reversed(config.__mro__[:-1]) for name, text in _meanings(cls).items()}
+    result = []
+    for field in dataclasses.fields(config):
+        default: str | None = None
+        if field.default is not dataclasses.MISSING:
+            default = repr(field.default)
+        elif field.default_factory is not dataclasses.MISSING:
+            default = repr(field.default_factory())
+        result.append((field.name, str(field.type), default, about.get(field.name, "")))
+    return result
+
+
+def _meanings(cls: type) -> dict[str, str]:
+    source = textwrap.dedent(inspect.getsource(cls))
+    lines, body = source.splitlines(), ast.parse(source).body[0].body  # type: ignore[attr-defined]
+    result = {}
+    for node, after in zip(body, [*body[1:], None], strict=True):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            text = lines[(node.end_lineno or 1) - 1][node.end_col_offset or 0 :].strip(" #")
+            if not text and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+                text = " ".join(str(after.value.value).split())
+            result[node.target.id] = text
+    return result
+
+
+@register_command("list")
+class List:
+    """List the names that a YAML file can use, or show the options of one part.
+
+    examples:
+      vlm list
+      vlm list bridge
+      vlm list bridge qformer
+    """
+
+    add_arguments = staticmethod(add_arguments)
+    main = staticmethod(main)

@@ -1,54 +1,53 @@
-"""The ``vlm`` command: finds the subcommand, lets it parse its arguments, turns user errors into one line.
-
-A subcommand is a module with ``add_arguments(parser)`` and ``main(args) -> int``; only the one asked for is imported.
-"""
+"""The ``vlm`` command: finds the subcommand, parses its arguments, and reports user errors without a traceback."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
+import inspect
 import sys
 from collections.abc import Sequence
+from typing import Protocol
 
-from vlm import __version__
 from vlm.common.errors import UserError
 from vlm.common.logging import say, setup_logging
-
-COMMANDS: dict[str, tuple[str, str]] = {
-    "quickstart": ("vlm.cli.quickstart", "train, evaluate and try the embedded tiny model; downloads nothing"),
-    "train": ("vlm.cli.train", "train from a YAML file"),
-    "chat": ("vlm.cli.chat", "talk to a model in the terminal"),
-    "demo": ("vlm.cli.demo", "chat page in the browser"),
-    "generate": ("vlm.cli.generate", "answer all records of annotation files"),
-    "eval": ("vlm.cli.eval", "score a model on evaluation datasets"),
-    "compare": ("vlm.cli.compare", "answers of several models side by side, as a page"),
-    "config": ("vlm.cli.config", "show, check or compare configurations"),
-    "data": ("vlm.cli.data.command", "list corpora, check datasets, look at samples, write web shards"),
-    "weights": ("vlm.cli.weights", "look into weight files"),
-    "list": ("vlm.cli.list", "names that a YAML file can use"),
-    "doctor": ("vlm.cli.doctor", "versions, devices and folders of this installation"),
-}
-"""Subcommand -> module, one line of help."""
+from vlm.common.registry import load_plugin, names, resolve, summaries
+from vlm.common.version import VERSION
 
 USER_FAULT = 2
 """Exit code after a user's error."""
 
 
+class Command(Protocol):
+    """A subcommand, registered with ``@register_command("name")`` (``"weights name"``: an action of another).
+
+    The first line of its docstring is its line in ``vlm --help``; the rest, with an example, ends its own ``--help``.
+    Only the module of the command that runs is imported.
+    """
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's arguments."""
+
+    def main(self, args: argparse.Namespace) -> int:
+        """Run; the exit code. A ``UserError`` is printed, with exit code 2."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code (0 fine, 2 a user's error)."""
+    """Run the command line; the exit code (0: success, 2: a user's error)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    name = arguments[0] if arguments else ""
-    if name not in COMMANDS:
-        _top_parser().parse_args(arguments or ["--help"])
-        return USER_FAULT
-    module_name, about = COMMANDS[name]
     try:
-        module = importlib.import_module(module_name)
-        parser = argparse.ArgumentParser(prog=f"vlm {name}", description=about)
-        module.add_arguments(parser)
-        args = parser.parse_args(arguments[1:])
+        while arguments[:1] in (["--plugin"], ["--plugins"]) and len(arguments) > 1:
+            for module in filter(None, arguments[1].split(",")):
+                load_plugin(module)
+            arguments = arguments[2:]
+        words = 2 if " ".join(arguments[:2]) in names("command") else 1
+        name = " ".join(arguments[:words])
+        if name not in names("command"):
+            _top_parser().parse_args(arguments or ["--help"])
+            return USER_FAULT
+        command: Command = resolve("command", name)()
+        args = parser_of(name, command).parse_args(arguments[words:])
         setup_logging()
-        return int(module.main(args) or 0)
+        return int(command.main(args) or 0)
     except UserError as error:
         say(f"error: {error}", sys.stderr)
         return USER_FAULT
@@ -56,16 +55,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
+def parser_of(name: str, command: Command) -> argparse.ArgumentParser:
+    """The parser of one command, with its docstring as description and epilog."""
+    about, _, rest = (inspect.getdoc(command) or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        prog=f"vlm {name}",
+        description=about,
+        epilog=rest.strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_arguments(parser)
+    return parser
+
+
 def _top_parser() -> argparse.ArgumentParser:
-    lines = "\n".join(f"  {name:<12}{about}" for name, (_, about) in COMMANDS.items())
+    known = {name: about for name, about in summaries("command").items() if " " not in name}
+    lines = "\n".join(f"  {name:<12}{about}" for name, about in known.items())
     parser = argparse.ArgumentParser(
         prog="vlm",
         description="Compose, train, chat with and serve vision-language models from YAML.",
-        epilog=f"commands:\n{lines}\n\n`vlm COMMAND --help` says more.",
+        epilog=f"commands:\n{lines}\n\nexample:\n  vlm quickstart\n  vlm chat output/quickstart/stage2\n\n"
+        "`vlm COMMAND --help` describes a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"vlm {__version__}")
-    parser.add_argument("command", choices=list(COMMANDS), metavar="COMMAND", help="see below")
+    parser.add_argument("--version", action="version", version=f"vlm {VERSION}")
+    parser.add_argument("--plugins", metavar="MODULE[,...]", help="import these modules first; they may add commands")
+    parser.add_argument("command", choices=list(known), metavar="COMMAND", help="see below")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The embedded default, end to end: MiniGPT-4 in small on images drawn on the spot, nothing downloaded.
+"""The embedded small model, end to end, on images drawn on the spot; nothing is downloaded.
 
 Frozen ViT, frozen Q-Former and frozen LLM come with the package; the projection between them is trained in
 two stages by the same YAML files, ``train.py`` functions and classes as the full-size systems, then asked
@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlm.common.errors import UserError
 from vlm.common.logging import busy, quiet, say
+from vlm.common.registry import register_command
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +29,12 @@ QUESTIONS, UNSEEN, THREE = 1200, 600, 400
 """Questions on held-out images of one and two objects, on unseen colour-kind pairs, on three objects."""
 
 DETAILS = ("vlm.checkpoint", "vlm.runners.evaluate.run", "vlm.runners.train.run", "vlm.runners.train.trainer")
-"""Loggers that would repeat, at length, what the quickstart says itself."""
+"""Loggers that would repeat at length what the quickstart reports itself."""
 
 
 @dataclass
 class Quickstart:
-    """Where the run lives and how large it is."""
+    """Where the run is written and how large it is."""
 
     output: Path
     seed: int = 0
@@ -47,33 +47,18 @@ class Quickstart:
         return self.output / "data"
 
     def count(self, number: int) -> int:
-        """``number`` at the run's scale, at least 8."""
+        """``number`` times the run's scale, at least 8."""
         return max(8, round(number * self.scale))
 
     @contextmanager
     def phase(self, name: str, title: str, doing: str = "") -> Iterator[None]:
-        """Announce a phase and time it into ``seconds``; ``doing`` moves on a terminal (training has its own bar)."""
+        """Announce a phase and time it into ``seconds``; ``doing``: shown with a spinner (training has its own bar)."""
         say(title)
         start = time.perf_counter()
         with busy(doing) if doing else nullcontext():
             yield
         self.seconds[name] = round(time.perf_counter() - start, 2)
         say(f"   done in {self.seconds[name]:.1f} s")
-
-
-def configs_folder() -> Path:
-    """The repository's root, where ``train_configs/`` and ``eval_configs/`` are.
-
-    Raises:
-        UserError: the package runs outside a checkout.
-    """
-    for root in (Path.cwd(), Path(__file__).resolve().parents[2]):
-        if (root / "train_configs" / "tiny_stage1_pretrain.yaml").is_file():
-            return root
-    raise UserError(
-        "train_configs/tiny_stage1_pretrain.yaml is not here",
-        fix="run `vlm quickstart` in a checkout of the repository (or pip install -e it)",
-    )
 
 
 def draw(run: Quickstart) -> None:
@@ -87,12 +72,12 @@ def draw(run: Quickstart) -> None:
     write_questions(run.data, run.count(THREE), run.seed, split="seen", objects=(3,), name="three")
 
 
-def train(run: Quickstart, root: Path, stage: int) -> None:
-    """Train one stage with the configuration that ``train.py`` would take."""
+def train(run: Quickstart, stage: int) -> None:
+    """Train one stage as ``vlm train`` would."""
     from vlm.config.api import load_config
     from vlm.runners.train.run import run_training
 
-    name = ("tiny_stage1_pretrain", "tiny_stage2_finetune")[stage - 1]
+    name = ("tiny/stage1_pretrain", "tiny/stage2_finetune")[stage - 1]
     options = [f"run.seed={run.seed}", f"run.output_dir={run.output}/stage{stage}", "run.overwrite=true"]
     if stage == 1:
         options += [f"datasets.tiny_captions.build_info.storage={run.data}/shards"]
@@ -102,17 +87,15 @@ def train(run: Quickstart, root: Path, stage: int) -> None:
             f"datasets.tiny_dialogues.build_info.ann_path={run.data}/dialogues.json",
             f"datasets.tiny_dialogues.build_info.image_path={run.data}/images",
         ]
-    cfg = load_config(root / "train_configs" / f"{name}.yaml", options)
+    cfg = load_config(name, options, train=True)
     if run.scale < 1:
-        cfg = load_config(
-            root / "train_configs" / f"{name}.yaml", [*options, f"run.max_steps={run.count(cfg.run.max_steps or 8)}"]
-        )
+        cfg = load_config(name, [*options, f"run.max_steps={run.count(cfg.run.max_steps or 8)}"], train=True)
     result = run_training(cfg)
     if result.exit_code:  # a signal: the stage is saved, the rest is not done
         raise SystemExit(result.exit_code)
 
 
-def evaluate(run: Quickstart, root: Path, ckpt: str) -> dict[str, Any]:
+def evaluate(run: Quickstart, ckpt: str) -> dict[str, Any]:
     """Answers to all questions: with the right image, and after training with a wrong one and with none."""
     from vlm.common import dist
     from vlm.config.api import load_config
@@ -123,7 +106,7 @@ def evaluate(run: Quickstart, root: Path, ckpt: str) -> dict[str, Any]:
     for name in ("seen", "unseen", "three"):
         info = f"evaluation_datasets.{name}.build_info"
         options += [f"{info}.ann_path={run.data}/{name}.jsonl", f"{info}.image_path={run.data}"]
-    cfg = load_config(root / "eval_configs" / "tiny_eval.yaml", options)
+    cfg = load_config("tiny/eval", options)
     dist.seed_everything(run.seed, 0, False)  # the untrained projection is a random draw
     engine = Engine.load(cfg, device="cpu")
     if not ckpt:
@@ -136,7 +119,7 @@ def evaluate(run: Quickstart, root: Path, ckpt: str) -> dict[str, Any]:
 
 
 def summary(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of ``results.json``, all of them shares of 1."""
+    """The numbers of ``results.json``, all of them fractions."""
     right = after["seen"]["right"]
 
     def numbers(entry: dict[str, Any]) -> dict[str, Any]:
@@ -209,12 +192,12 @@ def dialogues(run: Quickstart, images: int = 2) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Seed, output folder and scale."""
-    parser.add_argument("--seed", type=int, default=0, help="of the images and of training")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the images and of training")
     parser.add_argument(
-        "--output", default="output/quickstart", metavar="DIR", help="run folder; replaced if it exists"
+        "--output", default="output/quickstart", metavar="DIR", help="output folder; replaced if it exists"
     )
     parser.add_argument(
-        "--scale", type=float, default=1.0, help="share of images, questions and steps (for a short try)"
+        "--scale", type=float, default=1.0, help="fraction of the images, questions and steps, for a short trial"
     )
 
 
@@ -228,19 +211,15 @@ def run_quickstart(output: str | Path, seed: int = 0, scale: float = 1.0) -> dic
     """Draw, train both stages, evaluate, chat; writes ``<output>/results.json``.
 
     Args:
-        output: run folder; one of an earlier quickstart is replaced.
+        output: folder of the run; that of an earlier quickstart is replaced.
         seed: of the images and of training.
-        scale: share of the images, questions and steps; below 1 it only shows that everything runs.
+        scale: fraction of the images, questions and steps; below 1 it only shows that everything runs.
 
     Returns:
         The content of ``results.json``.
-
-    Raises:
-        UserError: the configurations of the repository are not here.
     """
     import torch
 
-    root = configs_folder()
     run = Quickstart(Path(output), seed, scale)
     # These tensors are tiny: a second thread gains a fifth on an idle machine and loses tenfold on a busy one.
     torch.set_num_threads(1)
@@ -250,14 +229,14 @@ def run_quickstart(output: str | Path, seed: int = 0, scale: float = 1.0) -> dic
         with run.phase("draw", "1. drawing images of coloured shapes and letters", "drawing"):
             draw(run)
         with run.phase("evaluate_before", "2. asking before alignment (the projection is random)", "asking"):
-            before = evaluate(run, root, "")
-        with run.phase("stage1", "3. stage 1: captions; only the projection between Q-Former and LLM trains"):
-            train(run, root, 1)
-        with run.phase("stage2", "4. stage 2: dialogues; the same projection goes on"):
-            train(run, root, 2)
+            before = evaluate(run, "")
+        with run.phase("stage1", "3. training, stage 1: captions; only the projection between Q-Former and LLM trains"):
+            train(run, 1)
+        with run.phase("stage2", "4. training, stage 2: dialogues; the same projection trains on"):
+            train(run, 2)
         asking = "5. asking about images never seen: with the right image, a wrong one, none"
         with run.phase("evaluate", asking, "asking"):
-            after = evaluate(run, root, f"{run.output}/stage2/last")
+            after = evaluate(run, f"{run.output}/stage2/last")
         with run.phase("dialogues", "6. chatting about two of them", "chatting"):
             talk = dialogues(run)
     run.seconds["total"] = round(sum(run.seconds.values()), 2)
@@ -265,5 +244,17 @@ def run_quickstart(output: str | Path, seed: int = 0, scale: float = 1.0) -> dic
     (run.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     say(f"\n{table(results)}\n\n{talk}\n")
     say(f"results:  {run.output / 'results.json'}\nreport:   {run.output / 'stage2' / 'report.html'}")
-    say(f"chat:     vlm chat {run.output / 'stage2'}\npage:     python demo.py --cfg-path {run.output / 'stage2'}")
+    say(f"chat:     vlm chat {run.output / 'stage2'}\npage:     vlm demo {run.output / 'stage2'}")
     return results
+
+
+@register_command("quickstart")
+class QuickstartCommand:
+    """Train, evaluate and try the embedded small model; nothing is downloaded.
+
+    example:
+      vlm quickstart --scale 0.1 --output output/trial
+    """
+
+    add_arguments = staticmethod(add_arguments)
+    main = staticmethod(main)

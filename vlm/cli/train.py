@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import argparse
 
-from vlm.common.errors import UserError
+from vlm.cli.options import add_options, add_source, source_of, with_changes
+from vlm.common.registry import register_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The published arguments, and ``--resume``."""
-    parser.add_argument("cfg", nargs="?", metavar="FILE", help="YAML file of the run")
-    parser.add_argument("--cfg-path", default=None, metavar="FILE", help="the same, in the published spelling")
-    parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the configuration")
+    """The published arguments, ``--resume`` and ``--overwrite``."""
+    add_source(parser, "YAML file of the run, or name such as tiny/stage1_pretrain")
+    add_options(parser)
     parser.add_argument(
         "--resume",
         nargs="?",
         const="auto",
         default=None,
         metavar="auto|DIR",
-        help="go on from the last checkpoint, or from DIR",
+        help="resume from the last checkpoint, or from DIR",
     )
     parser.add_argument("--overwrite", action="store_true", help="delete an earlier run in the same folder")
 
@@ -31,19 +31,28 @@ def main(args: argparse.Namespace) -> int:
     """
     from vlm.config.api import load_config
 
-    source = args.cfg_path or args.cfg
-    if source is None:
-        raise UserError("no configuration named", fix="give a YAML file, e.g. vlm train my_model.yaml")
-    cfg = load_config(source, with_flags(args), check="all")
+    cfg = load_config(source_of(args, "vlm train tiny/stage1_pretrain"), with_flags(args), check="all", train=True)
     from vlm.runners.train.run import run_training
 
     return run_training(cfg).exit_code
 
 
 def with_flags(args: argparse.Namespace) -> list[str]:
-    """``--options`` with ``--resume`` and ``--overwrite`` added, in the spelling that the options use."""
+    """``--options`` with what ``--resume`` and ``--overwrite`` mean."""
     flags = {} if args.resume is None else {"run.resume": args.resume}
     flags |= {"run.overwrite": "true"} if args.overwrite else {}
-    joined = not args.options or "=" in args.options[0]
-    extra = [[f"{key}={value}"] if joined else [key, value] for key, value in flags.items()]
-    return [*args.options, *(item for pair in extra for item in pair)]
+    return with_changes(args.options, flags)
+
+
+@register_command("train")
+class Train:
+    """Train a model as a YAML file says.
+
+    examples:
+      vlm train tiny/stage1_pretrain --options run.init_lr=1e-4
+      vlm train mine.yaml --resume
+      torchrun --nproc-per-node 8 -m vlm.cli train mine.yaml
+    """
+
+    add_arguments = staticmethod(add_arguments)
+    main = staticmethod(main)

@@ -1,1 +1,5 @@
-"""The ground: errors, registry, configuration, contracts, devices, paths, logging."""
+"""The ground: errors, registry, contracts, devices, paths, logging; and the import paths of earlier versions."""
+
+from vlm.common.moved import install
+
+install()

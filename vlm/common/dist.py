@@ -176,7 +176,7 @@ def sum_numbers(values: Sequence[float], device: torch.device | str = "cpu") -> 
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:
-    """Type to sum counts and losses in: float64 where the device has it."""
+    """Dtype for sums of counts and losses: float64 where the device supports it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -216,7 +216,7 @@ def seed_everything(seed: int, rank: int = 0, deterministic: bool = False) -> No
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device's queued work is done; nothing to do on a CPU."""
+    """Wait for the work queued on the device; does nothing on a CPU."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
@@ -245,7 +245,7 @@ def device_rng_state(device: torch.device) -> torch.Tensor | None:
 
 
 def set_device_rng_state(state: torch.Tensor | None, device: torch.device) -> None:
-    """Put back what :func:`device_rng_state` gave."""
+    """Restore what :func:`device_rng_state` returned."""
     if state is None:
         return
     if device.type == "cuda":

@@ -23,11 +23,11 @@ class WeightsError(UserError):
 
 
 class DataError(UserError):
-    """A dataset, record or medium that cannot be used."""
+    """A dataset, record, image or video that cannot be used."""
 
 
 class PromptError(UserError):
-    """Marks and media of a prompt do not agree."""
+    """The placeholders and the images or videos of a prompt do not match."""
 
 
 class NonFiniteLossError(UserError):

@@ -1,4 +1,4 @@
-"""Log lines of rank 0 on stderr (and in a file), and the one helper for what a command prints."""
+"""Log lines of rank 0 on stderr (and in a file), and the one function that commands print with."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pathlib import Path
 from typing import TextIO
 
 FORMAT = "%(asctime)s %(levelname).1s %(name)s: %(message)s"
-"""Of a file; the terminal gets time and message, warnings and errors with their level."""
+"""Format of log files; the terminal shows the time and the message, with the level of warnings and errors."""
 
 
 class TerminalFormatter(logging.Formatter):
-    """``12:34:56 text``; anything above INFO says what it is."""
+    """``12:34:56 text``, with the level above INFO."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, the module's name left to the file."""
+        """One line without the module's name."""
         level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
         return f"{self.formatTime(record, '%H:%M:%S')} {level}{record.getMessage()}"
 
 
 def setup_logging(level: int = logging.INFO, file: str | Path | None = None, rank: int | None = None) -> None:
-    """Send the ``vlm`` loggers to stderr and, if given, to ``file``. Other ranks than 0 only say warnings.
+    """Send the ``vlm`` loggers to stderr and, if given, to ``file``. Ranks other than 0 log warnings only.
 
     Calling it again replaces the handlers; ``rank`` defaults to torchrun's ``RANK``.
     """
@@ -51,7 +51,7 @@ def _file_handler(file: Path) -> logging.Handler:
 
 @contextmanager
 def quiet(*names: str) -> Iterator[None]:
-    """Only warnings of these loggers, for commands that say the same in a better way."""
+    """Limit these loggers to warnings, for commands that report the same themselves."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -65,7 +65,7 @@ def quiet(*names: str) -> Iterator[None]:
 
 @contextmanager
 def busy(text: str) -> Iterator[None]:
-    """A moving ``text`` with the seconds passed on a terminal's stderr while something takes long; else nothing."""
+    """A spinner with ``text`` and the elapsed seconds on stderr, if that is a terminal."""
     if not sys.stderr.isatty():
         yield
         return
@@ -79,7 +79,7 @@ def busy(text: str) -> Iterator[None]:
 
 
 def say(text: str = "", stream: TextIO | None = None, end: str = "\n") -> None:
-    """Write what a command has to say to stdout (or ``stream``) at once."""
+    """Print a command's output to stdout (or ``stream``) and flush it."""
     stream = stream or sys.stdout
     stream.write(text + end)
     stream.flush()

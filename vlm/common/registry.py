@@ -36,7 +36,7 @@ FOLDERS: dict[str, str] = {
     "tracker": "vlm.runners",
     "checkpoint_format": "vlm.checkpoint",
     "source": "vlm.inference",
-    "export": "vlm.checkpoint",
+    "export": "vlm.inference",
     "benchmark": "vlm.tasks",
     "command": "vlm.cli",
     "image": "vlm.processors.image",
@@ -102,16 +102,37 @@ register_generation = _decorator("generation")
 def _shipped(kind: str) -> dict[str, str]:
     """Name -> module, read from the decorators in the kind's folder without importing anything."""
     pattern = re.compile(rf'^@register_{kind}\("([^"]+)"\)', re.MULTILINE)
-    return {
-        name: module for module, text in _sources(FOLDERS[kind]) + _sources(SYSTEMS) for name in pattern.findall(text)
-    }
+    return {name: module for module, text in _all_sources(kind) for name in pattern.findall(text)}
+
+
+@cache
+def _all_sources(kind: str) -> list[tuple[str, str]]:
+    """The modules that may register ``kind``, with their text: its folder, the systems, the installed plugins."""
+    plugins = dict.fromkeys(entry.module for entry in _entry_points().values())
+    return [source for package in (FOLDERS[kind], SYSTEMS, *plugins) for source in _sources(package)]
+
+
+def summaries(kind: str) -> dict[str, str]:
+    """Name -> first line of the docstring of every class of a kind, sorted; nothing is imported for it."""
+    decorator = rf'^@register_{kind}\("([^"]+)"\)\n'
+    pattern = re.compile(decorator + r'(?=(?:@.*\n)*class .*:\n\s+"""(.+?)(?:"""|$))', re.MULTILINE)
+    result = dict.fromkeys(names(kind), "")
+    for _, text in _all_sources(kind):
+        result.update(pattern.findall(text))
+    result.update({n: (cls.__doc__ or "").strip().partition("\n")[0] for (k, n), cls in _classes.items() if k == kind})
+    return result
 
 
 @cache
 def _sources(package: str) -> list[tuple[str, str]]:
-    """Every module of a package with its text."""
-    spec = importlib.util.find_spec(package)
+    """Every module of a package, or the one module, with its text."""
+    try:
+        spec = importlib.util.find_spec(package)
+    except ModuleNotFoundError:  # a broken plugin: loading it says so
+        spec = None
     result = []
+    if spec is not None and spec.submodule_search_locations is None and spec.origin:
+        result.append((package, Path(spec.origin).read_text(encoding="utf-8")))
     for folder in spec.submodule_search_locations or [] if spec else []:
         for file in sorted(Path(folder).rglob("*.py")):
             parts = file.relative_to(folder).with_suffix("").parts
@@ -127,7 +148,7 @@ def _entry_points() -> dict[str, Any]:
 
 
 def names(kind: str) -> list[str]:
-    """All names of a kind known without importing more than the plugins already imported, sorted."""
+    """All known names of a kind, sorted; nothing is imported for it."""
     return sorted({n for k, n in _classes if k == kind} | set(_shipped(kind)))
 
 

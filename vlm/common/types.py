@@ -9,8 +9,11 @@ tokens of a frame, d width, h/w pixels.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from vlm.common.errors import PromptError
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +29,7 @@ the medium's visual tokens.
 """
 
 Role = Literal["system", "user", "assistant"]
+ROLES = get_args(Role)
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,9 @@ class Input(Text):
 
 @dataclass(frozen=True)
 class Image:
-    """An image in a message: a path, encoded bytes, or a ``PIL.Image.Image``. Decoded by the processor.
+    """An image in a message: a path, encoded bytes, ``PIL.Image.Image``, array or tensor. Decoded by the processor.
 
-    A tuple of these is shown side by side as one image.
+    A tuple of these is shown side by side as one image. A float tensor is taken as the processor's own output.
     """
 
     source: Any
@@ -55,7 +59,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Video:
-    """A video in a message: a path of a file or of a folder of frames. Decoded by the processor."""
+    """A video in a message: the path of a file or of a folder of frames, or frames. Decoded by the processor."""
 
     source: Any
 
@@ -63,12 +67,36 @@ class Video:
 Part = Text | Image | Video
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Message:
-    """One turn of a conversation; ``parts`` keeps text and media in the order of reading."""
+    """One turn of a conversation; ``parts`` keeps text and media in reading order.
+
+    Example:
+        ``Message("user", "Hello")``, ``Message("user", [Image("cat.jpg"), "What is this?"])``
+    """
 
     role: Role
     parts: tuple[Part, ...]
+
+    def __init__(self, role: Role, parts: str | Part | Sequence[str | Part]) -> None:
+        """Strings in ``parts`` become ``Text``.
+
+        Raises:
+            PromptError: an unknown role, or a part that is none of these.
+        """
+        if role not in ROLES:
+            raise PromptError(f"message: role is {role!r}, expected {' or '.join(ROLES)}")
+        items = [parts] if isinstance(parts, str | Text | Image | Video) else parts
+        if not isinstance(items, Sequence):
+            items = [items]
+        for item in items:
+            if not isinstance(item, str | Text | Image | Video):
+                raise PromptError(
+                    f"message: found a {type(item).__name__}, expected text, vlm.Image or vlm.Video",
+                    fix="e.g. vlm.Message('user', [vlm.Image('cat.jpg'), 'What is this?'])",
+                )
+        object.__setattr__(self, "role", role)
+        object.__setattr__(self, "parts", tuple(Text(i) if isinstance(i, str) else i for i in items))
 
     @property
     def text(self) -> str:

@@ -19,18 +19,24 @@ __all__ = ["Config", "DatasetEntry", "ModelConfig", "Part", "RunConfig", "Weight
 
 
 def load_config(
-    cfg: str | FilePath | Mapping[str, Any], options: Sequence[str] = (), *, check: Check = "weights"
+    cfg: str | FilePath | Mapping[str, Any],
+    options: Sequence[str] = (),
+    *,
+    check: Check = "weights",
+    train: bool = False,
 ) -> Config:
     """Read, merge, interpolate and check a configuration.
 
     Args:
-        cfg: a YAML file, a run folder, or the ``resolved`` mapping of a stored configuration.
+        cfg: a YAML file, a run folder, ``system/name`` of what ships (``"tiny/eval"``), or the ``resolved``
+            mapping of a stored configuration.
         options: ``--options`` in either spelling.
         check: which named files must exist: those of the model ("weights"), datasets too ("all"), no file ("none"),
             or what the file is for decides ("needed"): datasets too if it trains or evaluates. Unless datasets are
             checked, entries whose build_info is not set yet are left out.
+        train: whether ``system/name`` means a file to train with first, or one to evaluate or chat with.
 
     Raises:
         ConfigError: all problems, each with dotted path, file:line, what was found and what is allowed.
     """
-    return load(cfg, options, check)
+    return load(cfg, options, check, train)

@@ -1,39 +1,22 @@
-"""Defaults from arch and corpus files, and interpolation (the home of OmegaConf)."""
+"""Defaults from the files of a composition and of corpora, and the parameters that a composition declares."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from inspect import signature
 from pathlib import Path as FilePath
 from typing import Any
 
-from vlm.common.paths import CORPORA, SYSTEMS, asset
+from vlm.common.paths import SYSTEMS
 from vlm.config.options import Option, value_of
 from vlm.config.renamed import rename_keys
 from vlm.config.schema import MISSING, Path, Report, convert, nearest, read
-from vlm.config.tree import Tree, parse_file
+from vlm.config.shipped import archs, corpora, corpus_file, current_name, label
+from vlm.config.tree import OPTIONS, Tree, parse_file
+from vlm.config.types import COMPOSITION, PARTS
 
-ALIASES = {"arch": {"mini_gpt4": "minigpt4"}, "model_type": {"pretrain_vicuna": "pretrain_vicuna0"}}
-"""Names of the first release (April 2023) -> today's."""
+NAMES = ("arch", "model_type")
 
-COMPOSITION = (
-    "vision",
-    "bridge",
-    "fusion",
-    "inserts",
-    "llm",
-    "template",
-    "image",
-    "video",
-    "text",
-    "generation",
-    "train",
-    "weights",
-)
-PARTS: tuple[Path, ...] = (("model", "vision"), ("model", "fusion"), ("model", "llm"), ("model", "template"))
-_REFERENCE = re.compile(r"\$\{params\.([A-Za-z_]\w*)\}")
 _KINDS: dict[str, Any] = {"str": str, "int": int, "float": float, "bool": bool, "list": list}
 
 
@@ -71,31 +54,24 @@ def find_arch(user: Tree, options: Sequence[Option], report: Report) -> Arch | N
 
     A ``model:`` without ``arch``, or with its own ``params:``, is its own arch file. None: not found (reported).
     """
-    if user.get(("model", "params")) is not None:
-        _keep_written_out(user, options, report)
-    for key, names in ALIASES.items():
-        value = value_of(options, ("model", key), user.get(("model", key)))
-        if isinstance(value, str):
-            origin = user.origins.get(("model", key), "--options")
-            user.put(("model", key), names.get(value, value), origin)
-    arch, model_type = user.get(("model", "arch")), user.get(("model", "model_type"))
-    if arch is None or user.get(("model", "params")) is not None:
+    inline = user.get(("model", "params")) is not None
+    written = [user.get(("model", key)) for key in NAMES]
+    chosen = [value_of(options, ("model", key), value) for key, value in zip(NAMES, written)]
+    for key, name, own in zip(NAMES, current_name(*chosen), current_name(*written)):
+        if inline and name != own:
+            declared = "this file writes its composition out, so the option would select nothing"
+            report.add(("model", key), f"found {name!r}, but {declared}; start from a file that names the arch")
+        elif name is not None:
+            user.put(("model", key), name, user.origins.get(("model", key), OPTIONS))
+    arch, model_type = (user.get(("model", key)) for key in NAMES)
+    if arch is None or inline:
         return _read_arch(user.sub(("model",)), ("model",), report, inline=True)
     file = _arch_file(arch, model_type, report)
     if file is None:
         return None
-    tree = parse_file(file, _label(file))
+    tree = parse_file(file, label(file))
     rename_keys(tree, ("model",))
     return _read_arch(tree, (), report)
-
-
-def _keep_written_out(user: Tree, options: Sequence[Option], report: Report) -> None:
-    for key in ("arch", "model_type"):
-        path: Path = ("model", key)
-        expected = value_of(options, path, None)
-        if expected is not None and ALIASES[key].get(expected, expected) != user.get(path):
-            declared = "this file writes its composition out, so the option would select nothing"
-            report.add(path, f"found {expected!r}, but {declared}; start from a file that names the arch")
 
 
 def _arch_file(arch: Any, model_type: Any, report: Report) -> FilePath | None:
@@ -104,24 +80,17 @@ def _arch_file(arch: Any, model_type: Any, report: Report) -> FilePath | None:
             return FilePath(arch)
         report.add(("model", "arch"), f"found {arch!r}, but there is no such file")
         return None
-    folder = SYSTEMS
-    known = sorted({f.parent.name for f in folder.glob("*/*.yaml")})
-    if arch not in known:
-        report.unknown(("model", "arch"), known, "arch", str(arch))
-        return None
-    types = sorted(f.stem for f in (folder / arch).glob("*.yaml"))
-    if model_type is None:
+    known = [name.split("/") for name in archs()]
+    types = [name for system, name in known if system == arch]
+    if not types:
+        report.unknown(("model", "arch"), sorted({system for system, _ in known}), "arch", str(arch))
+    elif model_type is None:
         report.add(("model", "model_type"), f"must be set for arch {arch}: one of {', '.join(types)}")
-        return None
-    if model_type not in types:
+    elif model_type not in types:
         report.unknown(("model", "model_type"), types, f"model_type of {arch}", str(model_type))
-        return None
-    return folder / arch / f"{model_type}.yaml"
-
-
-def _label(file: FilePath) -> str:
-    package = SYSTEMS.parent
-    return str("vlm" / file.relative_to(package)) if file.is_relative_to(package) else str(file)
+    else:
+        return SYSTEMS / arch / f"{model_type}.yaml"
+    return None
 
 
 def _read_arch(tree: Tree, at: Path, report: Report, inline: bool = False) -> Arch:
@@ -183,23 +152,6 @@ def read_params(tree: Tree, arch: Arch, report: Report) -> dict[str, Any]:
     return values
 
 
-def archs() -> list[str]:
-    """Shipped compositions as ``arch/model_type``."""
-    folder = SYSTEMS
-    return sorted(f.relative_to(folder).with_suffix("").as_posix() for f in folder.glob("*/*.yaml"))
-
-
-def corpus_file(name: str) -> FilePath | None:
-    """The shipped defaults of a corpus, if there are any."""
-    file = CORPORA / f"{name}.yaml"
-    return file if file.is_file() else None
-
-
-def corpora() -> list[str]:
-    """Names of the shipped corpora."""
-    return sorted(f.stem for f in CORPORA.glob("*.yaml"))
-
-
 def add_corpus(tree: Tree, user: Tree, options: Sequence[Option], at: Path, report: Report) -> None:
     """Write the defaults of a dataset entry below ``at``: its corpus file, with those of its ``type`` over it.
 
@@ -215,7 +167,7 @@ def add_corpus(tree: Tree, user: Tree, options: Sequence[Option], at: Path, repo
         if stated is not None and chosen is not None and chosen != user.get((*at, "type"), "default"):
             report.add((*at, "type"), f"found {chosen!r}, but this entry is written out, so the option selects nothing")
         return
-    corpus = parse_file(file, _label(file))
+    corpus = parse_file(file, label(file))
     chosen = value_of(options, (*at, "type"), user.get((*at, "type"), "default"))
     types = corpus.data.pop("types", {})
     if chosen != "default" and chosen not in list(types):
@@ -225,80 +177,3 @@ def add_corpus(tree: Tree, user: Tree, options: Sequence[Option], at: Path, repo
     if over:
         head: Path = ("types", str(chosen))
         tree.merge(Tree(over, {p[2:]: o for p, o in corpus.origins.items() if p[:2] == head}), at)
-
-
-def interpolate(
-    data: dict[str, Any], params: dict[str, Any], helps: Mapping[str, str], report: Report
-) -> dict[str, Any]:
-    """``data`` with every ``${...}`` replaced; what cannot be is reported. Fills ``report.blame``."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    _register_resolvers(OmegaConf)
-    faulty: set[Path] = set()
-    for path, text in list(_texts_with_reference(data, ())):
-        try:
-            OmegaConf.create({"x": text})
-        except OmegaConfBaseException:
-            report.add(path, f"found {text!r}, which is no valid interpolation (write \\${{ for a plain ${{)")
-            faulty.add(path)
-            report.broken.add(path)
-    values = {name: None if ("model", name) in faulty else value for name, value in params.items()}
-    root = OmegaConf.create({"params": values, **_without(data, (), faulty)})
-
-    def visit(node: Any, conf: Any, path: Path) -> Any:
-        if isinstance(node, dict):
-            return {k: leaf(v, conf, k, (*path, k)) for k, v in node.items()}
-        return [leaf(v, conf, i, (*path, i)) for i, v in enumerate(node)]
-
-    def leaf(value: Any, conf: Any, key: Any, path: Path) -> Any:
-        if isinstance(value, (dict, list)):
-            return visit(value, conf[key], path)
-        if not isinstance(value, str) or "${" not in value or path in faulty:
-            return value
-        named = _REFERENCE.findall(value)
-        for name in [n for n in named if n in params]:
-            report.blame[path] = ("model", name)
-            if params[name] == MISSING:
-                report.broken.add(path)
-                about = helps.get(name, "")
-                report.add(("model", name), "must be set" + (f": {about}" if about else ""))
-                return None
-        try:
-            result = conf[key]
-        except OmegaConfBaseException as error:
-            report.add(path, f"found {value!r}: {str(error).splitlines()[0]}")
-            report.broken.add(path)
-            return None
-        return OmegaConf.to_container(result, resolve=True) if OmegaConf.is_config(result) else result
-
-    return visit(data, root, ())
-
-
-def _register_resolvers(omegaconf: Any) -> None:
-    """``${not:x}``, ``${or:x,default}``, ``${if:x,a,b}``, ``${asset:name}`` (a file of the package)."""
-    register = omegaconf.register_resolver
-    if "replace" not in signature(register).parameters:  # OmegaConf < 2.4
-        register = omegaconf.register_new_resolver
-    register("not", lambda value: not value, replace=True)
-    register("or", lambda first, second: first or second, replace=True)
-    register("if", lambda test, yes, no: yes if test else no, replace=True)
-    register("asset", asset, replace=True)
-
-
-def _texts_with_reference(node: Any, path: Path) -> Any:
-    if isinstance(node, str) and "${" in node:
-        yield path, node
-    elif isinstance(node, (dict, list)):
-        for key, child in node.items() if isinstance(node, dict) else enumerate(node):
-            yield from _texts_with_reference(child, (*path, key))
-
-
-def _without(node: Any, path: Path, faulty: set[Path]) -> Any:
-    if path in faulty:
-        return None
-    if isinstance(node, dict):
-        return {k: _without(v, (*path, k), faulty) for k, v in node.items()}
-    if isinstance(node, list):
-        return [_without(v, (*path, i), faulty) for i, v in enumerate(node)]
-    return node

@@ -9,24 +9,26 @@ from typing import Any
 
 from vlm.common.errors import ConfigError
 from vlm.common.registry import load_plugin, names, resolve
-from vlm.config.composition import PARTS, Arch, add_arch, add_corpus, find_arch, interpolate, read_params
+from vlm.config.composition import Arch, add_arch, add_corpus, find_arch, read_params
+from vlm.config.interpolation import interpolate
 from vlm.config.options import Option, apply_options, parse_options
 from vlm.config.parts import read_dataset, read_model
 from vlm.config.renamed import current, rename_keys
 from vlm.config.run import RunConfig
 from vlm.config.schema import Path, Report, dotted, read
+from vlm.config.shipped import find, is_composition, label
 from vlm.config.stored import DATA_SECTIONS, store
 from vlm.config.tree import OPTIONS, Tree, parse_file, plain
-from vlm.config.types import Check, Config, DatasetEntry, ModelConfig
+from vlm.config.types import PARTS, Check, Config, DatasetEntry, ModelConfig
 
 SECTIONS = ("model", *DATA_SECTIONS, "run", "plugins")
 STORED = "config.yaml"
 """The resolved configuration inside a run folder."""
 
 
-def load(cfg: str | FilePath | Mapping[str, Any], options: Sequence[str], check: Check) -> Config:
+def load(cfg: str | FilePath | Mapping[str, Any], options: Sequence[str], check: Check, train: bool) -> Config:
     """See :func:`vlm.config.api.load_config`."""
-    user, title = read_source(cfg)
+    user, title = read_source(cfg, train)
     rename_keys(user)
     value = [dataclasses.replace(o, path=current(o.path)) for o in parse_options(options)]
     report = Report(origins=dict(user.origins))
@@ -69,22 +71,30 @@ def uses_data(data: dict[str, Any]) -> bool:
     return bool(data.get("evaluation_datasets") or set(data.get("run") or {}) & {"max_epoch", "max_steps"})
 
 
-def read_source(cfg: str | FilePath | Mapping[str, Any]) -> tuple[Tree, str]:
-    """The user's tree and its name in messages; a folder stands for the configuration stored in it.
+def read_source(cfg: str | FilePath | Mapping[str, Any], train: bool = False) -> tuple[Tree, str]:
+    """The user's tree and its name in messages.
+
+    Args:
+        cfg: plain data, a YAML file, a folder with a stored configuration, or ``system/name`` of what ships.
+        train: whether such a name means a file to train with first; see :func:`vlm.config.shipped.find`.
 
     Raises:
-        ConfigError: no such file, or no YAML mapping.
+        ConfigError: nothing of the kind, or not a YAML mapping.
     """
     if isinstance(cfg, Mapping):
         return Tree(plain(cfg), {(): "stored configuration"}), "stored configuration"
     path = FilePath(cfg)
     if path.is_dir():
         if not (path / STORED).is_file():
-            raise ConfigError(
-                f"{path}: a folder without {STORED} is no run folder", fix="name a run folder or a YAML file"
-            )
+            raise ConfigError(f"{path}: not a run folder, it has no {STORED}", fix="name a run folder or a YAML file")
         path = path / STORED
-    return parse_file(path), str(path)
+    if path.is_file() or path.suffix in (".yaml", ".yml"):
+        return parse_file(path), str(path)
+    path = find(str(cfg), train)
+    if is_composition(path):
+        names_ = {"arch": path.parent.name, "model_type": path.stem}
+        return Tree({"model": names_}, {(): label(path)}), label(path)
+    return parse_file(path, label(path)), label(path)
 
 
 def check_sections(user: Tree, options: Sequence[Option], report: Report) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -47,6 +50,27 @@ def parse_options(items: Sequence[str]) -> list[Option]:
     return [Option(to_path(key), typed(text), text) for key, text in pairs]
 
 
+def write_options(sections: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """``{"run": {"init_lr": 1e-4}}`` -> ``["run.init_lr=0.0001"]``, which :func:`parse_options` reads back.
+
+    Raises:
+        ConfigError: a value that YAML cannot hold.
+    """
+    items: list[str] = []
+    for key, value in sections.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            items += write_options(value, f"{path}.")
+            continue
+        try:
+            items.append(
+                f"{path}={value!r}" if isinstance(value, float) else f"{path}={json.dumps(value, default=os.fspath)}"
+            )
+        except TypeError as error:
+            raise ConfigError(f"{path}: {value!r} is not a value that a YAML file can hold") from error
+    return items
+
+
 def to_path(key: str) -> Path:
     """``"model.bridge.0.depth"`` -> ``("model", "bridge", 0, "depth")``.
 
@@ -88,7 +112,9 @@ def value_of(options: Sequence[Option], path: Path, default: Any) -> Any:
     return result[-1] if result else default
 
 
-def apply_options(tree: Tree, options: Sequence[Option], report: Report, renamed: Sequence[Path] = ()) -> None:
+def apply_options(
+    tree: Tree, options: Sequence[Option], report: Report, renamed: Mapping[Path, str] = MappingProxyType({})
+) -> None:
     """Write the options into the tree; a mapping given as value merges like one in a file."""
     for value in options:
         option = replace(value, path=tree.real(value.path))
@@ -99,10 +125,11 @@ def apply_options(tree: Tree, options: Sequence[Option], report: Report, renamed
                 tree.merge(over, option.path)
                 tree.texts[option.path] = option.text
             else:
-                target = tree.get(option.path[:-1])
-                swaps = option.path[-1] == "name" and option.path[:-1] in renamed and isinstance(target, dict)
-                if swaps and target.get("name") != option.value:
-                    tree.put(option.path[:-1], {}, origin)
+                part = option.path[:-1]
+                target = tree.get(part)
+                swaps = option.path[-1] == "name" and part in renamed
+                if swaps and isinstance(target, dict) and target.get("name", renamed[part]) != option.value:
+                    tree.put(part, {}, origin)
                 tree.put(option.path, option.value, origin, option.text)
         except KeyError as error:
             report.origins.setdefault(option.path, origin)

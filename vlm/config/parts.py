@@ -9,15 +9,10 @@ from typing import Any
 from vlm.common.errors import ConfigError
 from vlm.common.paths import exists
 from vlm.common.registry import names, resolve
-from vlm.config.composition import COMPOSITION
 from vlm.config.schema import MISSING, Path, Report, convert, read
 from vlm.config.tree import plain
-from vlm.config.types import Check, DatasetEntry, ModelConfig, Part, WeightFile
+from vlm.config.types import COMPOSITION, KINDS, UNNAMED, Check, DatasetEntry, ModelConfig, Part, WeightFile
 
-VIDEO = "vlm.processors.video.recipe:VideoRecipe"
-GENERATION = "vlm.inference.generation:Generation"
-IMAGE = "vlm.processors.image.recipe:ImageRecipe"
-TEXT = "vlm.processors.processor:TextConfig"
 PUBLISHED_PROCESSORS = ("blip2_image_train", "blip2_image_eval", "blip_caption")
 PATH_OPTIONS = ("storage", "ann_path", "image_path", "data_dir", "path", "root", "folder")
 CORPUS_KEYS = (
@@ -56,83 +51,75 @@ class TextProcessor:
     max_words: int = 50
 
 
-def read_part(kind: str, data: Any, path: Path, report: Report) -> Part | None:
-    """The part named by ``data["name"]`` with its options checked against its class's ``Config``."""
-    if isinstance(data, str):
-        data = {"name": data}
-    if not isinstance(data, dict) or not isinstance(data.get("name"), str):
+def read_part(kind: str, data: Any, path: Path, report: Report, default: str = "") -> Part | None:
+    """The part named by ``data["name"]`` with its options checked against its class's ``Config``.
+
+    Args:
+        kind: of the registry.
+        data: the mapping as written; a text is a name alone.
+        path: of ``data``.
+        report: where problems go.
+        default: the name of a mapping without one; empty: it must have one.
+    """
+    options = {"name": data} if isinstance(data, str) else data
+    name = options.get("name", default or None) if isinstance(options, dict) else default
+    if not isinstance(name, str) or not (isinstance(options, dict) or default):
         shipped = ", ".join(names(kind))
         report.add(path, f"found {data!r}, expected a mapping with `name`, the registered {kind} ({shipped})")
         return None
-    options = {k: v for k, v in data.items() if k != "name"}
-    config = read_options(kind, data["name"], options, path, (*path, "name"), report)
-    return None if config is None else Part(data["name"], None if config is EMPTY else config, options)
+    if isinstance(options, dict):
+        options = {k: v for k, v in options.items() if k != "name"}
+    return read_options(kind, name, options, path, (*path, "name"), report)
 
 
-TEMPLATE: Path = ("model", "template")
-EMPTY = object()
-"""Stands for the options of a class without ``Config``."""
+def read_options(kind: str, name: str, options: Any, path: Path, name_path: Path, report: Report) -> Part | None:
+    """The part ``name`` with ``options`` read as the ``Config`` of its class; None after a problem.
 
-
-def read_options(kind: str, name: str, options: Any, path: Path, name_path: Path, report: Report) -> Any:
-    """``Config`` of the class registered as ``name``, read from ``options``; None after a problem."""
+    A registered dataclass without ``Config`` is its own.
+    """
     try:
         cls = resolve(kind, name)
     except ConfigError as error:
         report.add(name_path, str(error))
         return None
-    config = getattr(cls, "Config", None)
-    if config is not None:
-        return read(config, options, path, report)
+    options_class = getattr(cls, "Config", cls if dataclasses.is_dataclass(cls) else None)
+    if options_class is not None:
+        config = read(options_class, options, path, report)
+        return None if config is None else Part(name, config, options)
     for key in options:
         report.unknown((*path, key), [])
-    return EMPTY
+    return Part(name, None, options)
 
 
 def read_model(data: dict[str, Any], params: dict[str, Any], report: Report, check: Check) -> ModelConfig | None:
     """The typed composition; None when a part is missing or unusable (reported)."""
-    at: Path = ("model",)
     known = ["arch", "model_type", *params, *COMPOSITION]
     for key in data:
         if key not in known:
-            report.unknown((*at, key), known)
-    needed = [k for k in ("llm", "template") if data.get(k) is None]
-    for key in needed:
-        report.add((*at, key), f"missing; expected the {key} of the composition")
-    parts = {
-        "llm": None if "llm" in needed else read_part("llm", data["llm"], (*at, "llm"), report),
-        "template": None if "template" in needed else read_part("template", data["template"], TEMPLATE, report),
-        "fusion": read_part("fusion", data.get("fusion") or "splice", (*at, "fusion"), report),
-    }
-    seeing = data.get("vision") is not None
-    vision = read_part("vision", data["vision"], (*at, "vision"), report) if seeing else None
-    bridge = read_parts("bridge", "bridge", data.get("bridge"), report)
-    inserts = read_parts("insert", "inserts", data.get("inserts"), report)
-    image = read_by_path(IMAGE, data.get("image") or {}, (*at, "image"), report)
-    video = None if data.get("video") is None else read_by_path(VIDEO, data["video"], (*at, "video"), report)
-    text = read_by_path(TEXT, data.get("text") or {}, (*at, "text"), report)
-    declared = data.get("generation") or {}
-    answers = read_by_path(GENERATION, declared, (*at, "generation"), report)
+            report.unknown(("model", key), known)
+    whole = {"fusion": "splice", **{k: {} for k in UNNAMED if k != "video"}}
+    whole |= {k: v for k, v in data.items() if k in KINDS and v is not None}
+    parts: dict[str, Any] = {}
+    for key, kind in KINDS.items():
+        path: Path = ("model", key)
+        if key in EXAMPLES:
+            parts[key] = read_parts(kind, key, whole.get(key), report)
+        elif key in whole:
+            parts[key] = read_part(kind, whole[key], path, report, UNNAMED.get(key, ""))
+        elif key in ("llm", "template"):
+            report.add(path, f"missing; expected the {key} of the composition")
     train = read_train(data.get("train"), report)
     weights = read_weights(data.get("weights"), report, check)
-    if any(p is None for p in parts.values()) or (seeing and vision is None):
+    if any(parts.get(key) is None for key in (*whole, "llm", "template")):
         return None
-    check_image_size(vision, image, report)
-    if check != "none":
-        check_model_files(parts, text, report, check)
-    names_ = {"arch": data.get("arch"), "model_type": data.get("model_type")}
-    return ModelConfig(
-        vision=vision, bridge=bridge, inserts=inserts, image=image, video=video, text=text, train=train,
-        weights=weights, params=params, generation={k: v for k, v in answers.items() if k in declared},
-        **parts, **names_,  # type: ignore[arg-type]
+    model = ModelConfig(
+        **parts, train=train, weights=weights, params=params,
+        arch=data.get("arch"), model_type=data.get("model_type"),
     )  # fmt: skip
-
-
-def read_by_path(target: str, data: Any, path: Path, report: Report) -> dict[str, Any]:
-    """Options of a class that is no named part, as a checked dict with its defaults filled in."""
-    cls = resolve("processor", target)
-    config = read(getattr(cls, "Config", cls), data, path, report)
-    return plain(dataclasses.asdict(config)) if config is not None else {}
+    check_image_size(model, report)
+    if check != "none":
+        check_model_files(model, report, check)
+    return model
 
 
 EXAMPLES = {"bridge": "[{name: qformer}, {name: linear}]", "inserts": "[{name: adapter}]"}
@@ -190,24 +177,20 @@ def check_exists(name: str, path: Path, report: Report) -> None:
         report.add(path, f"found {name!r}, but there is no such file or folder{report.about(path)}")
 
 
-def check_model_files(parts: dict[str, Part | None], text: dict[str, Any], report: Report, check: Check) -> None:
+def check_model_files(model: ModelConfig, report: Report, check: Check) -> None:
     """Files that parts name themselves: the LLM's folder, the tokenizer's, the prompt pool."""
-    llm, template = parts["llm"], parts["template"]
-    folder = getattr(llm.config, "path", None) if llm else None
-    if folder:
-        check_exists(folder, ("model", "llm", "path"), report)
-    if text.get("tokenizer"):
-        check_exists(text["tokenizer"], ("model", "text", "tokenizer"), report)
-    pool = getattr(template.config, "prompt_path", None) if template else None
-    if pool and check == "all":
-        check_exists(pool, ("model", "template", "prompt_path"), report)
+    named = [("llm", "path"), ("text", "tokenizer"), *([("template", "prompt_path")] if check == "all" else [])]
+    for key, option in named:
+        file = getattr(model, key).get(option)
+        if file:
+            check_exists(file, ("model", key, option), report)
 
 
-def check_image_size(vision: Part | None, image: dict[str, Any], report: Report) -> None:
+def check_image_size(model: ModelConfig, report: Report) -> None:
     """The encoder's and the recipe's sizes must agree."""
-    size = getattr(vision.config, "image_size", None) if vision else None
-    if size is not None and image.get("size") not in (None, size):
-        report.add(("model", "image", "size"), f"found {image['size']}, but vision.image_size is {size}")
+    expected, size = model.vision.get("image_size") if model.vision else None, model.image.get("size")
+    if None not in (expected, size) and expected != size:
+        report.add(("model", "image", "size"), f"found {size}, but vision.image_size is {expected}")
 
 
 def read_dataset(
@@ -229,17 +212,16 @@ def read_dataset(
         report.add((*path, "build_info", key), "must be set" + (f": {help_}" if help_ else ""))
     report.broken |= {(*path, "build_info", key) for key in unset}
     places = ((*path, "build_info"), (*path, "format"))
-    config = read_options("dataset", str(data["format"]), build_info, *places, report)
+    part = read_options("dataset", str(data["format"]), build_info, *places, report)
     plain_keys = ("batch_size", "sample_ratio", "type", "data_type", "max_new_tokens", "group")
     scalars = read(_Scalars, {k: data[k] for k in plain_keys if k in data}, path, report)
     read_processors(TextProcessor, data.get("text_processor"), (*path, "text_processor"), report)
     images = read_processors(VisProcessor, data.get("vis_processor"), (*path, "vis_processor"), report)
     check_recipe(images, (*path, "vis_processor"), model, report)
-    if unset or config is None or scalars is None:
+    if unset or part is None or scalars is None:
         return None
     if check == "all":
-        check_data_files(config, (*path, "build_info"), report)
-    part = Part(str(data["format"]), None if config is EMPTY else config, build_info)
+        check_data_files(part, (*path, "build_info"), report)
     return DatasetEntry(
         name=name,
         format=part,
@@ -286,21 +268,21 @@ def read_processors(cls: Any, data: Any, path: Path, report: Report) -> dict[str
 
 def check_recipe(images: dict[str, Any], path: Path, model: ModelConfig | None, report: Report) -> None:
     """An image processor may repeat the model's image recipe but not contradict it."""
-    if model is None or not model.image:
+    if model is None:
         return
     for split, options in images.items():
         if options is None:
             continue
         for key, mine in (("image_size", "size"), ("mean", "mean"), ("std", "std")):
-            declared, needed = getattr(options, key), model.image.get(mine)
+            declared, needed = getattr(options, key), plain(model.image.get(mine))
             if declared is not None and needed is not None and declared != needed:
                 report.add((*path, split, key), f"found {declared}, but the model's image recipe has {needed}")
 
 
-def check_data_files(config: Any, path: Path, report: Report) -> None:
+def check_data_files(part: Part, path: Path, report: Report) -> None:
     """Report files and folders named by the options of a dataset format that are not there."""
     for key in PATH_OPTIONS:
-        declared = getattr(config, key, None)
+        declared = part.get(key)
         for name in declared if isinstance(declared, list) else [declared]:
             if isinstance(name, str) and name and not set(name) & set("{*?|") and not name.startswith("hf://"):
                 check_exists(name.removeprefix("file:"), (*path, key), report)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from vlm.config.composition import COMPOSITION, Arch
+from vlm.config.composition import Arch
 from vlm.config.run import NO_EFFECT, RunConfig
 from vlm.config.tree import Tree, plain
-from vlm.config.types import Config, DatasetEntry, ModelConfig, Part
+from vlm.config.types import COMPOSITION, KINDS, UNNAMED, Config, DatasetEntry, ModelConfig, Part
 
 DATA_SECTIONS = ("datasets", "valid_datasets", "evaluation_datasets")
 
@@ -52,24 +52,20 @@ def store_model(model: ModelConfig, tree: Tree, arch: Arch | None) -> dict[str, 
             for name, p in arch.params.items()
         }
     written = plain({k: tree.get(("model", k)) for k in COMPOSITION if tree.get(("model", k)) is not None})
-    for key in ("vision", "fusion", "llm", "template"):
+    for key in [k for k in KINDS if k != "generation"]:  # of that, what was written
         part = getattr(model, key)
-        if part is not None:
-            written[key] = _store_part(part, written.get(key))
-    for key in ("bridge", "inserts"):
-        listed = written.get(key)
-        if isinstance(listed, list):
-            written[key] = [_store_part(p, w) for p, w in zip(getattr(model, key), listed)]
-    for key in ("image", "text"):
-        written[key] = {**getattr(model, key), **(written.get(key) or {})}
-    if model.video is not None:
-        written["video"] = {**model.video, **(written.get("video") or {})}
+        own = written.get(key)
+        if isinstance(part, list) and isinstance(own, list):
+            written[key] = [_store_part(key, p) | (w if isinstance(w, dict) else {}) for p, w in zip(part, own)]
+        elif isinstance(part, Part):
+            written[key] = _store_part(key, part) | (own if isinstance(own, dict) else {})
     return stored | {k: written[k] for k in COMPOSITION if k in written}
 
 
-def _store_part(part: Part, written: Any) -> dict[str, Any]:
-    options = dataclasses.asdict(part.config) if part.config is not None else {}
-    return {"name": part.name, **plain(options), **(written if isinstance(written, dict) else {})}
+def _store_part(key: str, part: Part) -> dict[str, Any]:
+    """Name (where it says anything) and all options."""
+    name = {} if UNNAMED.get(key) == part.name else {"name": part.name}
+    return {**name, **plain(dataclasses.asdict(part.config) if part.config is not None else {})}
 
 
 def effective(config: Config) -> dict[str, Any]:
@@ -77,16 +73,16 @@ def effective(config: Config) -> dict[str, Any]:
     model = config.model
     shown: dict[str, Any] = {k: getattr(model, k) for k in ("arch", "model_type") if getattr(model, k) is not None}
     shown |= model.params
-    for key in ("vision", "bridge", "fusion", "inserts", "llm", "template"):
+    for key in KINDS:
         part = getattr(model, key)
-        if part is not None and (part or key != "inserts"):
-            shown[key] = [_store_part(p, {}) for p in part] if isinstance(part, list) else _store_part(part, {})
-    shown |= {"image": model.image, **({} if model.video is None else {"video": model.video})}
-    shown |= {
-        "text": model.text,
-        **({"generation": model.generation} if model.generation else {}),
-        "train": model.train,
-    }
+        if isinstance(part, list):
+            shown |= {key: [_store_part(key, p) for p in part]} if part or key == "bridge" else {}
+        elif part is not None:
+            options = _store_part(key, part)
+            shown[key] = {k: v for k, v in options.items() if k in part.given} if key == "generation" else options
+    if not shown["generation"]:
+        del shown["generation"]
+    shown["train"] = model.train
     shown["weights"] = [dataclasses.asdict(w) for w in model.weights]
     sections = {s: _show_entries(getattr(config, s)) for s in DATA_SECTIONS if getattr(config, s)}
     tail = {"plugins": config.plugins} if config.plugins else {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
@@ -108,23 +108,22 @@ class Tree:
             for old in [p for p in table if p[: len(path)] == path]:
                 del table[old]
 
-    def merge(self, over: Tree, at: Path = (), replace_if_renamed: Iterable[Path] = ()) -> None:
+    def merge(self, over: Tree, at: Path = (), replace_if_renamed: Mapping[Path, str] | None = None) -> None:
         """Deep-merge ``over`` below ``at``: mappings merge, all else (lists too) is replaced.
 
-        A mapping at a path in ``replace_if_renamed`` whose ``name`` changes is replaced as a whole, because
-        the options of one part mean nothing to another.
+        A mapping at a path in ``replace_if_renamed`` (path -> the name of one that has none) whose ``name`` changes
+        is replaced as a whole, because the options of one part mean nothing to another.
         """
-        renamed = set(replace_if_renamed)
         if at and not isinstance(self.get(at), dict):
             self.put(at, {}, over.origins.get((), ""))
-        self._merge(over, (), over.data, at, renamed)
+        self._merge(over, (), over.data, at, replace_if_renamed or {})
 
-    def _merge(self, over: Tree, rel: Path, value: dict[str, Any], at: Path, renamed: set[Path]) -> None:
+    def _merge(self, over: Tree, rel: Path, value: dict[str, Any], at: Path, renamed: Mapping[Path, str]) -> None:
         for key, item in value.items():
             source, target = (*rel, key), (*at, *rel, key)
             known = self.get(target)
             new_name = target in renamed and isinstance(known, dict) and isinstance(item, dict)
-            if new_name and "name" in item and item["name"] != known.get("name"):
+            if new_name and "name" in item and item["name"] != known.get("name", renamed[target]):
                 known = None
             if isinstance(item, dict) and isinstance(known, dict):
                 if source in over.origins:
@@ -181,7 +180,7 @@ def _build(loader: _Loader, node: yaml.Node, path: Path, tree: Tree, label: str)
         for key_node, value_node in node.value:
             key = str(key_node.value)
             if own.count(key) > 1:
-                raise ConfigError(f"{label}:{lines[key]}: key {dotted((*path, key))!r} stands twice in one mapping")
+                raise ConfigError(f"{label}:{lines[key]}: key {dotted((*path, key))!r} is given twice in one mapping")
             place: Path = (*path, key)
             tree.origins[place] = f"{label}:{key_node.start_mark.line + 1}"
             result[key] = _build(loader, value_node, (*path, key), tree, label)

@@ -9,19 +9,56 @@ from vlm.config.run import RunConfig
 
 Check = Literal["all", "needed", "weights", "none"]
 
+KINDS: dict[str, str] = {
+    "vision": "vision",
+    "bridge": "bridge",
+    "fusion": "fusion",
+    "inserts": "insert",
+    "llm": "llm",
+    "template": "template",
+    "image": "image",
+    "video": "video",
+    "text": "text",
+    "generation": "generation",
+}
+"""Keys of a composition that name parts -> the registry's kind; ``bridge`` and ``inserts`` are lists."""
+
+UNNAMED: dict[str, str] = {"image": "recipe", "video": "recipe", "text": "default", "generation": "default"}
+"""Parts whose ``name`` may be left out -> the name meant."""
+
+COMPOSITION = (*KINDS, "train", "weights")
+"""All keys of a composition."""
+
+PARTS: dict[tuple[str | int, ...], str] = {
+    ("model", key): UNNAMED.get(key, "") for key in KINDS if key not in ("bridge", "inserts")
+}
+"""Paths of single parts -> the name of one that has none."""
+
 
 @dataclass
 class Part:
-    """A named part: ``config`` is an instance of its class's ``Config``, ``raw`` what was written."""
+    """A named part.
+
+    ``config`` is an instance of its class's ``Config`` (None: the class has no options), ``raw`` what was written.
+    """
 
     name: str
     config: Any
     raw: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """The options that were written, as typed values."""
+        return {key: getattr(self.config, key) for key in self.raw}
+
+    def get(self, option: str) -> Any:
+        """The value of an option, or None if the class of this part has no such option."""
+        return getattr(self.config, option, None)
+
 
 @dataclass
 class WeightFile:
-    """One file or folder of weights: its format, where it lies (path or URL), the part it goes into."""
+    """One file or folder of weights: its format, its path or URL, the part it goes into."""
 
     format: str
     path: str | None = None
@@ -32,16 +69,16 @@ class WeightFile:
 class ModelConfig:
     """A composition: vision -> bridges -> fusion -> llm (with inserts), and what trains (glob -> bool, in order)."""
 
-    vision: Part | None
     bridge: list[Part]
     fusion: Part
     llm: Part
     template: Part
+    image: Part
+    text: Part
+    generation: Part  # how this model answers; what was not written (``given``) is up to the caller
+    vision: Part | None = None  # None: text only
+    video: Part | None = None  # None: images only
     inserts: list[Part] = field(default_factory=list)
-    image: dict[str, Any] = field(default_factory=dict)
-    video: dict[str, Any] | None = None  # None: images only
-    text: dict[str, Any] = field(default_factory=dict)
-    generation: dict[str, Any] = field(default_factory=dict)  # options of an answer that this model answers with
     train: dict[str, bool] = field(default_factory=dict)
     weights: list[WeightFile] = field(default_factory=list)
     params: dict[str, Any] = field(default_factory=dict)

@@ -1,23 +1,25 @@
-"""What a dataset format is, and helpers that formats share.
+"""What a dataset format provides, and helpers that formats share.
 
-A format turns a raw record into a :class:`~vlm.common.types.Sample` and knows nothing of models. Two kinds:
+A format turns a raw record into a :class:`~vlm.common.types.Sample` and knows nothing of models. It is a
+:class:`MapDataset` or a :class:`StreamDataset`. Everything else is optional, and the functions below supply the
+default for a format without it:
 
-* map style: ``__len__`` and ``__getitem__(i) -> Sample``;
-* stream: ``records(seed) -> iterator`` over one pass of raw, undecoded records (order from the seed,
-  as stored when ``None``) and ``decode(raw) -> Sample``.
+=====================================  =============================================================
+optional                               without it
+=====================================  =============================================================
+``draw`` (:class:`DrawingDataset`)     every pass sees the fixed choice of ``__getitem__`` or ``decode``
+``clean`` (:class:`CleaningDataset`)   the text processor never reaches single fields
+``config.text_roles``                  the text processor is applied to no message
+``key`` of a stream's raw record       messages name the record by its position
+=====================================  =============================================================
 
-A format that chooses at random (one of several captions, a template) also has ``draw(index, rng) -> Sample``
-(map style) or ``draw(raw, rng) -> Sample`` (stream). The loader calls it with a generator that follows from
-(seed, dataset, pass, index); ``__getitem__`` and ``decode`` make one fixed choice, for looking and evaluation.
-
-A record that cannot be used raises :class:`~vlm.common.errors.DataError`; the loader puts it in quarantine.
-A format may name in ``Config.text_roles`` the roles whose text passes the corpus's text processor. One that
-cleans single fields before it puts them into a text has an attribute ``clean`` instead, which the loader sets.
+A record that cannot be used raises :class:`~vlm.common.errors.DataError`; the loader quarantines it.
 """
 
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +27,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from vlm.common.errors import DataError
 from vlm.common.types import Message, Part, Role, Sample, Text
+
+Clean = Callable[[str], str]
+"""A text processor."""
 
 
 @runtime_checkable
@@ -41,12 +46,88 @@ class StreamDataset(Protocol):
     """One pass after another."""
 
     def records(self, seed: int | None) -> Iterator[Any]:
-        """One pass of raw records; the same seed gives the same order."""
+        """One pass of raw, undecoded records, in an order that depends on ``seed`` only (None: as stored)."""
         ...
 
     def decode(self, raw: Any) -> Sample:
         """The sample of a raw record. Raises DataError."""
         ...
+
+
+@runtime_checkable
+class DrawingDataset(Protocol):
+    """A format that chooses at random, e.g. one of several captions.
+
+    The loader's generator follows from (seed, dataset, pass, index). ``__getitem__`` and ``decode`` make one fixed
+    choice, for inspection and evaluation.
+    """
+
+    def draw(self, record: Any, rng: random.Random) -> Sample:
+        """The sample of a record (an index, or a stream's raw record). Raises DataError."""
+        ...
+
+
+@runtime_checkable
+class CleaningDataset(Protocol):
+    """A format that cleans single fields before it puts them into a text; the loader sets ``clean``."""
+
+    clean: Clean | None
+
+
+@runtime_checkable
+class _Configured(Protocol):
+    config: Any
+
+
+@runtime_checkable
+class _WithTextRoles(Protocol):
+    text_roles: Sequence[Role]
+
+
+@runtime_checkable
+class _KeyedRecord(Protocol):
+    key: str
+
+
+def read_record(dataset: Any, index: int, raw: Any = None, rng: random.Random | None = None) -> Sample:
+    """The sample of a record of either kind of dataset.
+
+    Args:
+        dataset: map style or stream.
+        index: of the record; ignored for a stream.
+        raw: the record of a stream.
+        rng: for the random choices of a :class:`DrawingDataset`; None for the fixed choice.
+
+    Raises:
+        DataError: the record cannot be used.
+    """
+    stream = isinstance(dataset, StreamDataset)
+    if rng is not None and isinstance(dataset, DrawingDataset):
+        return dataset.draw(raw if stream else index, rng)
+    return dataset.decode(raw) if stream else dataset[index]
+
+
+def read_order(dataset: Any, seed: int | None = None) -> Iterator[tuple[int, Any]]:
+    """Index and raw record (None for map style) of every record, as stored; ``seed`` orders a stream."""
+    if isinstance(dataset, StreamDataset):
+        return enumerate(dataset.records(seed))
+    return ((index, None) for index in range(len(dataset)))
+
+
+def record_count(dataset: Any) -> int | None:
+    """Number of records; None for a stream, whose length is not known."""
+    return None if isinstance(dataset, StreamDataset) else len(dataset)
+
+
+def record_name(index: int, raw: Any) -> str:
+    """How messages name a record: by the key of a raw record that has one, else by its index."""
+    return str(raw.key if isinstance(raw, _KeyedRecord) else index)
+
+
+def text_roles(dataset: Any) -> tuple[Role, ...]:
+    """Roles whose text passes through the text processor: ``dataset.config.text_roles``, else none."""
+    config = dataset.config if isinstance(dataset, _Configured) else None
+    return tuple(config.text_roles) if isinstance(config, _WithTextRoles) else ()
 
 
 def message(role: Role, *parts: str | Part) -> Message:

@@ -1,4 +1,4 @@
-"""What a single field of an annotation record may hold as its image or video, by the published rules of Lynx.
+"""What a single field of an annotation record may hold as its image or video (the published rules).
 
 A path of an image, of a video, of a folder of frames, or of a ``.json`` file with base64 text; base64 text itself; a
 list of frames; nothing.

@@ -1,15 +1,16 @@
-"""The one way to get text out of a model: conversations in, answers out, whole or in pieces."""
+"""The one way to get text out of a model: questions in, answers out, whole or streamed."""
 
 from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vlm.common.errors import PromptError
 from vlm.common.types import Batch, Example, Message
 from vlm.inference.context import fit, room_for_answer, room_for_prompt, too_long
 from vlm.inference.decoding import Prompt, StopCriteria, decode, steps
@@ -19,33 +20,70 @@ from vlm.inference.ranking import Normaliser, Ranking, rank_candidates
 from vlm.inference.stopping import StopSequences, stop_sequences
 from vlm.inference.streaming import StreamedText, TextStream, cleaner, marks_of
 from vlm.processors.collate import collate
+from vlm.processors.messages import Conversation, to_messages
 from vlm.processors.templates.base import IMAGE_PLACEHOLDER
 
 if TYPE_CHECKING:
     from vlm.config.api import Config
+    from vlm.inference.session import ChatSession
     from vlm.models.fusion.base import LLMInputs
     from vlm.models.vlm import VLM
     from vlm.processors.processor import Processor
 
-Conversation = Sequence[Message] | Example
-"""Messages with the user's question last; or a prompt made by ``Processor.encode_prompt``, taken as it is."""
-
 
 class Engine:
-    """A model ready to answer.
+    """A model that is ready to answer.
 
-    Attributes: ``model``, ``processor``, ``config`` (None when made by hand), ``device``, ``features``
-    (visual features of the last images).
+    Attributes:
+        model: the modules, in evaluation mode.
+        processor: template, tokenizer, image and video recipes.
+        config: what it was built from; None when the engine was not loaded from a configuration.
+        device: where the model is.
+        features: visual features of the most recent images.
+        allow_urls: whether ``http(s)`` addresses of images and videos are fetched.
+
+    Example:
+        >>> model = Engine.load("output/mine")
+        >>> model.chat("What is in the image?", image="cat.jpg", max_new_tokens=40)
+        'A cat on a sofa.'
     """
 
     def __init__(
-        self, model: VLM, processor: Processor, *, config: Config | None = None, device: torch.device | str = "cpu"
+        self,
+        model: VLM,
+        processor: Processor,
+        *,
+        config: Config | None = None,
+        device: torch.device | str = "cpu",
+        allow_urls: bool = False,
     ) -> None:
         self.model = model.eval()
         self.processor = processor
         self.config = config
         self.device = torch.device(device)
         self.features = FeatureCache()
+        self.allow_urls = allow_urls
+
+    def __repr__(self) -> str:
+        cfg = self.config and self.config.model
+        model = "/".join(filter(None, (cfg.arch, cfg.model_type))) if cfg else ""
+        weights = list(self.model.parameters())
+        count = sum(p.numel() for p in weights)
+        size = f"{count / 1e9:.2f}B" if count >= 1e9 else f"{count / 1e6:.2f}M"
+        dtype = str(weights[-1].dtype).removeprefix("torch.") if weights else "no weights"
+        parts = " -> ".join(self.composition)
+        return f"<vlm.Engine {model + ': ' if model else ''}{parts}; {size} parameters, {self.device}, {dtype}>"
+
+    @property
+    def composition(self) -> list[str]:
+        """Names of the vision encoder, the bridges and the language model, in that order."""
+        if self.config is None:
+            modules = (self.model.vision, *self.model.bridge, self.model.llm)
+            return [type(module).__name__ for module in modules if module is not None]
+        model = self.config.model
+        parts = [part.name for part in (model.vision, *model.bridge) if part is not None]
+        path = model.llm.raw.get("path")
+        return [*parts, Path(path).name if path else model.llm.name]
 
     @classmethod
     def load(
@@ -55,15 +93,18 @@ class Engine:
         dtype: torch.dtype | None = None,
         *,
         options: Sequence[str] = (),
+        allow_urls: bool = False,
     ) -> Engine:
-        """Build the model that a YAML file or a run folder describes, and read its weights.
+        """Build the model that ``source`` describes, and read its weights.
 
         Args:
-            source: path of a YAML file; a run folder (or its ``last``, ``best`` or ``step_...``), which needs
-                nothing else; or a checked configuration.
+            source: a run folder (or its ``last``, ``best`` or ``step_...``), which needs nothing else; a YAML file or
+                the name of one that ships with the package (``lynx/finetune``); a folder of published weights that
+                is recognised; or a checked configuration.
             device: ``auto`` (default), ``cpu``, or an accelerator with or without index.
             dtype: of the weights; None keeps what the configuration says.
             options: ``key=value`` changes on top of the configuration.
+            allow_urls: fetch ``http(s)`` addresses of images and videos.
 
         Raises:
             UserError: an unusable configuration, file or device.
@@ -71,26 +112,81 @@ class Engine:
         from vlm.inference.load import load_parts
 
         model, processor, config, where = load_parts(source, device, dtype, options)
-        return cls(model, processor, config=config, device=where)
+        return cls(model, processor, config=config, device=where, allow_urls=allow_urls)
 
     def default_generation(self, base: Generation = CHAT) -> Generation:
-        """``base`` with the options of an answer that the composition states (``model.generation``)."""
+        """``base`` with the generation options that the composition sets (``model.generation``)."""
         return default_generation(self.config, base)
 
-    def generate(
-        self, conversations: Sequence[Conversation], generation: Generation | None = None, batch_size: int = 16
-    ) -> list[str]:
-        """The answer to each conversation.
+    def chat(
+        self,
+        question: Conversation,
+        image: Any = None,
+        video: Any = None,
+        *,
+        generation: Generation | None = None,
+        **options: Any,
+    ) -> str:
+        """The answer to one question; nothing is remembered (see :meth:`conversation`).
 
         Args:
-            conversations: each ends with the user's question.
-            generation: the options; None: those of :meth:`default_generation`, here and below.
-            batch_size: how many conversations run together; it changes speed and memory, not the answers.
+            question: text, or messages with the user's question last, see ``messages.Conversation``.
+            image: path, PIL image, array, tensor, bytes or URL, or a list of these.
+            video: path, bytes or frames, or a list of videos.
+            generation: options of the answer; None: those of :meth:`default_generation`.
+            options: changes to these, e.g. ``max_new_tokens=40``, ``do_sample=False``, ``seed=1``.
 
         Raises:
-            PromptError: placeholders and images differ, or a question is longer than the context.
+            PromptError: not a question, or one that is longer than the context.
+            DataError: an image or video that cannot be read.
+            UserError: an unknown option, or a value outside its range.
         """
-        generation = generation or self.default_generation()
+        messages = to_messages(question, image, video, allow_urls=self.allow_urls)
+        return self.generate([messages], self.options(generation, **options))[0]
+
+    def conversation(self, system: str | None = None, generation: Generation | None = None) -> ChatSession:
+        """A conversation that remembers; ``system`` replaces the template's system text."""
+        from vlm.inference.session import ChatSession
+
+        session = ChatSession(self, generation)
+        session.system = system
+        return session
+
+    def options(self, generation: Generation | None = None, **changes: Any) -> Generation:
+        """``generation``, or the defaults of this model, with changes. Raises UserError: an unknown option."""
+        if generation is not None and not isinstance(generation, Generation):
+            raise PromptError(
+                f"found a {type(generation).__name__} in place of generation options", fix="pass image=... or video=..."
+            )
+        return (generation or self.default_generation()).replace(**changes)
+
+    def generate(
+        self,
+        conversations: Sequence[Conversation],
+        generation: Generation | None = None,
+        batch_size: int = 16,
+        **options: Any,
+    ) -> list[str]:
+        """The answer to each question or conversation of a list.
+
+        Args:
+            conversations: questions, or lists of messages that end with the user's question.
+            generation: options of the answers; None: those of :meth:`default_generation`, here and below.
+            batch_size: how many run together; it changes speed and memory, not the answers.
+            options: changes to the generation options.
+
+        Raises:
+            PromptError: not a conversation, placeholders and images differ in number, or one that is longer than the
+                context.
+        """
+        if isinstance(conversations, str | Mapping | Message | Example) or any(
+            isinstance(c, Message | Mapping) for c in conversations
+        ):
+            raise PromptError(
+                "generate takes a list of conversations",
+                fix="wrap it: model.generate([question]), or use model.chat(question); a conversation is a list too",
+            )
+        generation = self.options(generation, **options)
         clean = cleaner(self.processor.template, generation.cleanup)
         answers: list[str] = []
         for first in range(0, len(conversations), batch_size):
@@ -104,9 +200,9 @@ class Engine:
         generation: Generation | None = None,
         stops: StopSequences | None = None,
     ) -> list[list[int]]:
-        """Token ids of the answers of one batch, each with the token or stop sequence that ended it.
+        """Token ids of the answers of one batch, each including the token or stop sequence that ended it.
 
-        ``stops`` is_restart the stop sequences derived from ``generation.stop`` or the template.
+        ``stops`` replaces the stop sequences derived from ``generation.stop`` or the template.
         """
         generation = generation or self.default_generation()
         prompt = self.prompt(conversations, generation)
@@ -114,19 +210,31 @@ class Engine:
         return decode(self._llm, prompt, fitting, ends, self.model.compute_dtype)
 
     def stream(
-        self, messages: Conversation, generation: Generation | None = None, stop_event: threading.Event | None = None
-    ) -> Iterator[StreamedText]:
-        """The answer in pieces as it is written; ``text.join`` of them equals what ``generate`` gives.
+        self,
+        messages: Conversation,
+        generation: Generation | None = None,
+        stop_event: threading.Event | None = None,
+        *,
+        image: Any = None,
+        video: Any = None,
+        **options: Any,
+    ) -> Generator[StreamedText, None, None]:
+        """The answer in pieces as it is written; ``streaming.join`` of them equals what ``generate`` returns.
 
         Args:
-            messages: the conversation, the user's question last.
-            generation: the options. Beams are only known at the end: one piece then.
+            messages: see :meth:`chat`, as ``image``, ``video`` and ``options``.
+            generation: the options. An answer found by beam search comes as one piece at the end.
             stop_event: set from another thread, it ends the answer after the current token.
 
         Raises:
-            PromptError: see ``generate``.
+            PromptError: see :meth:`generate`.
         """
-        generation = generation or self.default_generation()
+        conversation = to_messages(messages, image, video, allow_urls=self.allow_urls)
+        return self._stream(conversation, self.options(generation, **options), stop_event)
+
+    def _stream(
+        self, messages: Conversation, generation: Generation, stop_event: threading.Event | None
+    ) -> Generator[StreamedText, None, None]:
         if generation.num_beams > 1:
             yield StreamedText(self.generate([messages], generation)[0])
             return
@@ -182,28 +290,29 @@ class Engine:
         return prompt
 
     def text(self, messages: Sequence[Message]) -> str:
-        """A conversation as the text that the model reads, media as their special token or ``<ImageHere>``.
+        """The prompt as text, media as their special token or ``<ImageHere>``, before it is cut to the context.
 
-        Before it is cut to the context. Raises PromptError: see ``generate``.
+        Raises PromptError: see :meth:`generate`.
         """
         segments = self.processor.template.chat_segments(list(messages))
         return "".join(s.text or ("" if s.medium is None else IMAGE_PLACEHOLDER) for s in segments)
 
     def length(self, messages: Conversation) -> int:
-        """Positions a conversation takes in the language model, visual tokens included."""
+        """Positions that a conversation takes in the language model, visual tokens included."""
         inputs = self.fuse(self.examples([messages]))
         return int((inputs.segments > 0).sum())
 
     def examples(self, conversations: Sequence[Conversation]) -> list[Example]:
         """Token ids and pixels of the prompts, with the assistant's turn left open."""
-        return [c if isinstance(c, Example) else self.processor.encode_chat(list(c)) for c in conversations]
+        messages = (to_messages(c, allow_urls=self.allow_urls) for c in conversations)
+        return [m if isinstance(m, Example) else self.processor.encode_chat(m) for m in messages]
 
     def batch(self, examples: Sequence[Example]) -> Batch:
         """A right-padded batch on the model's device."""
         return collate(list(examples), self.processor.tokenizer.pad).to(self.device)
 
     def fuse(self, examples: Sequence[Example]) -> LLMInputs:
-        """Text and images of a batch as one sequence per row; images seen before are not encoded again."""
+        """Text and images of a batch as one sequence per row; cached images are not encoded again."""
         batch = self.batch(examples)
         with torch.inference_mode():
             pixels, encode = batch.pixels, self.model.encode
@@ -211,6 +320,7 @@ class Engine:
             return self.model.prepare(batch, visual)
 
     def _fit(self, conversation: Conversation, room: int) -> Conversation:
+        conversation = to_messages(conversation, allow_urls=self.allow_urls)
         if not isinstance(conversation, Example):
             return fit(conversation, room, self.length)
         if (taken := self.length(conversation)) > room:
@@ -219,8 +329,8 @@ class Engine:
 
     @property
     def positions(self) -> int | None:
-        """The language model's context length by its configuration, or None."""
-        return getattr(self._llm.config.get_text_config(), "max_position_embeddings", None)
+        """The language model's context length according to its configuration, or None."""
+        return self._llm.config.get_text_config().to_dict().get("max_position_embeddings")
 
     @property
     def _llm(self) -> Any:
@@ -241,12 +351,12 @@ class Engine:
             stops = stop_sequences(tokenizer, self._stop_texts(generation))
         eos = [tokenizer.eos] if tokenizer.eos is not None else []
         bos = tokenizer.bos if tokenizer.bos is not None else tokenizer.pad
-        banned = getattr(self.model.llm, "banned_ids", ())
-        return StopCriteria(tuple(eos + _more_ends(self._llm, eos)), bos, tokenizer.pad, stops, banned)
+        ends = tuple(eos + _more_ends(self._llm, eos))
+        return StopCriteria(ends, bos, tokenizer.pad, stops, self.model.llm.banned_ids)
 
 
 def _more_ends(llm: Any, eos: list[int]) -> list[int]:
-    """Further end tokens of the model's configuration (some chat models have several)."""
+    """Further end tokens in the model's configuration (some chat models have several)."""
     known = llm.config.get_text_config().eos_token_id
     known = known if isinstance(known, list) else [known]
     return [i for i in known if i not in eos] if set(eos) & set(known) else []

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vlm.common.errors import ConfigError, UserError
+from vlm.common.registry import register_generation
 
 if TYPE_CHECKING:
     from vlm.config.api import Config
@@ -16,11 +17,12 @@ LengthForm = Literal["published", "prompt", "answer"]
 Cleanup = Literal["chat", "answer", "raw"]
 
 
+@register_generation("default")
 @dataclass(frozen=True)
 class Generation:
     """Options of one answer; immutable, checked when made.
 
-    The defaults are those of the published chat (``Chat.answer`` of MiniGPT-4). ``max_length`` counts
+    The defaults are those of the published chat (Vision-CAIR's ``Chat.answer``). ``max_length`` counts
     prompt and answer in positions, visual tokens included. ``min_length`` counts, as published, one
     position before the answer: 1 demands nothing, 2 demands one token.
     """
@@ -101,5 +103,5 @@ EVALUATION = Generation(max_new_tokens=20, do_sample=False, repetition_penalty=1
 
 
 def default_generation(cfg: Config | None, base: Generation = CHAT) -> Generation:
-    """How a model answers by default: ``base`` (MiniGPT-4's published chat) with ``model.generation`` over it."""
-    return base if cfg is None else base.replace(**cfg.model.generation)
+    """How a model answers by default: ``base`` (the published chat) with ``model.generation`` over it."""
+    return base if cfg is None else base.replace(**cfg.model.generation.given)

@@ -1,25 +1,77 @@
-"""From a YAML file or a run folder to the parts of an engine."""
+"""From whatever names a model (a YAML file, a run folder, a published folder or file) to the parts of an engine.
+
+Each kind of thing that can be loaded is a class registered with ``@register_source``. What none of them recognises is
+read as a YAML file of this library.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 
 from vlm.common.dist import pick_device
 from vlm.common.errors import WeightsError
-from vlm.common.registry import names, resolve
+from vlm.common.registry import names, register_source, resolve
 from vlm.config.api import Config, WeightFile, load_config
 
 if TYPE_CHECKING:
     from vlm.models.vlm import VLM
     from vlm.processors.processor import Processor
 
-TRAINED = "trained"
-"""Checkpoint format of this library's own run folders."""
+
+class Source(Protocol):
+    """Something on disk that a configuration can be made of, registered with ``@register_source``."""
+
+    def recognises(self, path: Path) -> bool:
+        """Whether ``path`` is such a file or folder; never raises."""
+        ...
+
+    def config(self, path: Path, options: Sequence[str] = ()) -> Config:
+        """Its checked configuration, with ``key=value`` changes on top.
+
+        Raises:
+            UserError: it cannot be used.
+        """
+        ...
+
+
+@dataclasses.dataclass
+class Questions:
+    """A composition and the questions that a published file puts to it.
+
+    config       the composition
+    files        annotation files
+    prompt       the whole prompt, with ``{fields}`` of the record
+    media_field  field with the image or video
+    batch_size   records answered together
+    lemmatize    nouns and verbs of the answers become their basic forms
+    generation   options of an answer
+    """
+
+    config: Config
+    files: list[str]
+    prompt: str
+    media_field: str
+    batch_size: int
+    lemmatize: bool
+    generation: dict[str, Any]
+
+
+@runtime_checkable
+class AsksQuestions(Protocol):
+    """A source whose files also say which records to answer, and how."""
+
+    def questions(self, path: Path, options: Sequence[str] = ()) -> Questions:
+        """Composition and questions.
+
+        Raises:
+            UserError: as :meth:`Source.config`.
+        """
+        ...
 
 
 def load_parts(
@@ -43,31 +95,63 @@ def load_parts(
 
 
 def read_source(source: str | Path, options: Sequence[str] = ()) -> Config:
-    """The checked configuration of a YAML file, of a run folder with its own weights on top, or of a merged VisualCLA.
+    """The checked configuration of anything that can be loaded.
 
     Raises:
-        UserError: neither a file nor such a folder, or an unusable configuration.
+        UserError: nothing usable there, or an unusable configuration.
     """
-    from vlm.checkpoint.peft_adapter import CONFIG as ADAPTER
-
     path = Path(source).expanduser()
-    if not path.is_dir() and path.suffix != ".safetensors":
-        return load_config(path, options)
-    for name in names("source"):
-        kind = resolve("source", name)
-        if kind.recognises(path):
-            return kind.config(path, options)
-    if (path / ADAPTER).is_file():
+    kind = find_source(path)
+    if kind is None and path.is_dir():
         raise WeightsError(
-            f"{path}: an adapter alone; the models that it was trained over are not in it",
-            fix="name it and its foundations in a configuration (VisualCLA: eval_configs/visualcla_eval.yaml), "
-            "or merge them: vlm weights merge",
+            f"{path}: no checkpoint there, nor anything else that can be loaded ({', '.join(names('source'))})",
+            fix="give a run folder, its 'last' or 'best' link, a step_... folder, or a YAML file",
         )
-    from vlm.checkpoint.run_folder import CONFIG, find_checkpoint
+    return load_config(path, options) if kind is None else kind.config(path, options)
 
-    folder = find_checkpoint(path)
-    cfg = load_config(folder / CONFIG, options, check="none")
-    # what the run started from is needed only where it fills something that the run itself does not hold
-    kept = [w for w in cfg.model.weights if w.format != TRAINED or (w.path and Path(w.path).expanduser().exists())]
-    weights = [*kept, WeightFile(TRAINED, str(folder))]
-    return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, weights=weights))
+
+def find_source(path: Path) -> Source | None:
+    """The registered source that recognises ``path``; None for a YAML file of this library."""
+    kinds = (resolve("source", name)() for name in names("source"))
+    return next((kind for kind in kinds if kind.recognises(path)), None)
+
+
+@register_source("run_folder")
+class RunFolder:
+    """A run folder, a checkpoint in it, or its weights; what was trained goes on top of what the run started from."""
+
+    def recognises(self, path: Path) -> bool:
+        """Whether ``path`` is the weights of a run, or holds a run's configuration or checkpoints."""
+        return path.suffix == ".safetensors" or (path / "config.yaml").is_file() or (path / "checkpoints").is_dir()
+
+    def config(self, path: Path, options: Sequence[str] = ()) -> Config:
+        """The stored configuration. Files of trained parts are left out if they are gone: the run holds them itself."""
+        from vlm.checkpoint.run_folder import CONFIG, find_checkpoint
+
+        folder = find_checkpoint(path)
+        cfg = load_config(folder / CONFIG, options, check="none")
+        weights = [*filter(_needed, cfg.model.weights), WeightFile("run_folder", str(folder))]
+        return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, weights=weights))
+
+
+def _needed(weight: WeightFile) -> bool:
+    there = bool(weight.path) and Path(str(weight.path)).expanduser().exists()
+    return there or weight.format == "random" or not resolve("checkpoint_format", weight.format).holds_trained
+
+
+@register_source("adapter_folder")
+class AdapterFolder:
+    """A peft adapter alone, which cannot be loaded without the models below it."""
+
+    def recognises(self, path: Path) -> bool:
+        """Whether there is an adapter's configuration."""
+        from vlm.checkpoint.peft_adapter import CONFIG
+
+        return (path / CONFIG).is_file()
+
+    def config(self, path: Path, options: Sequence[str] = ()) -> Config:
+        """Raises WeightsError with what to do."""
+        raise WeightsError(
+            f"{path}: an adapter alone, without the models that it was trained on",
+            fix="name it and its foundations in a YAML file, or merge them: vlm weights merge",
+        )

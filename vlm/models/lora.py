@@ -58,7 +58,7 @@ def inject_lora(module: nn.Module, options: LoraOptions) -> None:
     A wrapped layer's weight moves from ``x.weight`` to ``x.base_layer.weight``; the new parameters are
     ``x.lora_A.default.weight [r, in]`` and ``x.lora_B.default.weight [out, r]``, in float32.
 
-    Under autocast the update is computed in the half dtype, like the layer itself. Published VisualCLA answers
+    Under autocast the update is computed in the half dtype, like the layer itself. A published system answers
     without autocast, its update in float32 over a float16 layer: the two differ by rounding only. Merged weights
     are the same in both, for merging forms the update in float32.
 

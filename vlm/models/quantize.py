@@ -26,7 +26,7 @@ def check_quantize(mode: str, device: torch.device) -> None:
     if device.type == "cpu":
         raise ConfigError(f"{mode} needs a GPU, but the device is a CPU", fix="leave it out, or name a GPU")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError(f"{mode} needs bitsandbytes, which is not installed", fix='pip install "vlm[quantize]"')
+        raise ConfigError(f"{mode} needs the package bitsandbytes", fix='pip install "vlm-compose[quantize]"')
 
 
 def quantize_llm(llm: Any, mode: str, device: torch.device) -> bool:

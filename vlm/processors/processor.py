@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from vlm.common.errors import ConfigError, DataError
-from vlm.common.registry import resolve
+from vlm.common.registry import register_text, resolve
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Image, Message, Sample, Video
 from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.templates.base import BaseTemplate, Segment
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+@register_text("default")
 @dataclass
 class TextConfig:
     """Tokenizer and limits of the text side, by their published names."""
@@ -229,7 +230,7 @@ class Processor:
         return self.video(medium.source, label, rng)
 
     def _last(self, spans: list[Span], warn: bool = True) -> list[Span]:
-        """The last ``max_input_len`` tokens of a prompt, and all its images (published by Lynx)."""
+        """The last ``max_input_len`` tokens of a prompt, and all its images (a published rule)."""
         limit = self.text_cfg.max_input_len
         length = sum(len(span.ids) - span.ids.count(MEDIA_TOKEN) + span.bos for span in spans)
         if limit <= 0 or length <= limit:
@@ -321,7 +322,7 @@ def build_processor(model_cfg: ModelConfig) -> Processor:
     Raises:
         ConfigError, WeightsError: an unusable template, recipe or tokenizer folder.
     """
-    text_cfg = TextConfig(**model_cfg.text)
+    text_cfg = model_cfg.text.config
     tokenizer = Tokenizer.from_folder(
         text_cfg.tokenizer or model_cfg.llm.config.path,
         text_cfg.pad_token,
@@ -331,9 +332,9 @@ def build_processor(model_cfg: ModelConfig) -> Processor:
         eos_id=text_cfg.eos_id,
     )
     template = resolve("template", model_cfg.template.name)(model_cfg.template.config)
-    image = ImageRecipe(ImageRecipe.Config(**model_cfg.image))
-    options = getattr(model_cfg, "video", None)
-    video = None if options is None else VideoRecipe(VideoRecipe.Config(**options), image)
+    image = resolve("image", model_cfg.image.name)(model_cfg.image.config)
+    frames = model_cfg.video
+    video = None if frames is None else resolve("video", frames.name)(frames.config, image)
     processor = Processor(tokenizer, template, image, text_cfg, video)
     _check_mark(model_cfg, processor)
     return processor
@@ -341,7 +342,7 @@ def build_processor(model_cfg: ModelConfig) -> Processor:
 
 def _check_mark(model_cfg: ModelConfig, processor: Processor) -> None:
     """Raises ConfigError when the fusion embeds another token for a medium than the tokenizer has."""
-    placeholder = getattr(getattr(getattr(model_cfg, "fusion", None), "config", None), "image_token_id", None)
+    placeholder = model_cfg.fusion.get("image_token_id")
     if placeholder is not None and processor.media_id not in (None, placeholder):
         raise ConfigError(
             f"model.fusion.image_token_id is {placeholder}, but the tokenizer's "

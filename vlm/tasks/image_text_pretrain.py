@@ -1,4 +1,4 @@
-"""Next-token training on conversations with images: both stages of MiniGPT-4."""
+"""Next-token training on conversations with images, for pretraining and fine-tuning alike."""
 
 from __future__ import annotations
 

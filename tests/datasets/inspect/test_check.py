@@ -13,9 +13,9 @@ from vlm.common.types import Image, Sample, Video
 from vlm.config.types import DatasetEntry, Part
 from vlm.datasets.base import message
 from vlm.datasets.formats.web_shards import WebShards
-from vlm.datasets.inspect.check import Report, Seen, check_dataset, kind_of, missing_files
+from vlm.datasets.inspect.check import DatasetCheck, Seen, check_dataset, kind_of, missing_files
 from vlm.datasets.inspect.scan import Opened
-from vlm.datasets.loading.worker import Bad, Source
+from vlm.datasets.loading.sources import BadRecord, Source
 from vlm.processors.collate import VisualTokens
 from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.processor import Processor
@@ -92,8 +92,8 @@ def test_equal_faults_count_together(one: str, other: str) -> None:
 
 
 def test_verdicts() -> None:
-    def report(good: int, bad: int, error: str = "") -> Report:
-        made = Report("mine", "table", 2, error=error, bad=bad)
+    def report(good: int, bad: int, error: str = "") -> DatasetCheck:
+        made = DatasetCheck("mine", "table", 2, error=error, bad=bad)
         made.lengths.extend([5] * good)
         return made
 
@@ -106,7 +106,7 @@ def test_verdicts() -> None:
 
 
 def test_only_the_first_examples_of_a_reason_are_kept() -> None:
-    report = Report("mine", "table", 2)
-    report.add(Seen(bad=[Bad("mine", str(k), f"no file /a/{k}.jpg") for k in range(9)]))
+    report = DatasetCheck("mine", "table", 2)
+    report.add(Seen(bad=[BadRecord("mine", str(k), f"no file /a/{k}.jpg") for k in range(9)]))
     ((kind, (count, examples)),) = report.reasons.items()
     assert (kind, count, [b.key for b in examples]) == ("no file …", 9, ["0", "1", "2"])

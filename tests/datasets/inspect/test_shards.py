@@ -16,7 +16,7 @@ from vlm.config.types import DatasetEntry, Part
 from vlm.datasets.formats.web_shards import WebShards
 from vlm.datasets.inspect.scan import Opened
 from vlm.datasets.inspect.shards import entry_yaml, write_shards
-from vlm.datasets.loading.worker import Source
+from vlm.datasets.loading.sources import Source
 
 
 def opened(kind: str, build_info: dict[str, Any], name: str = "mine", **options: Any) -> Opened:

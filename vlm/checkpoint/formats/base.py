@@ -1,38 +1,93 @@
-"""What every weight-file format offers."""
+"""The contract of weight-file formats, with the behaviour that most of them share."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from vlm.checkpoint.keymap import KeyMap
+from vlm.checkpoint.safe import read_tensors
 from vlm.checkpoint.strict import NamedTensors
 from vlm.models.lora import is_lora
 from vlm.models.vlm import VLM
 
 
-class CheckpointFormat(Protocol):
-    """A kind of file, registered with ``@register_checkpoint_format``; constructed with the ``into`` of the YAML."""
+class CheckpointFormat:
+    """A kind of weight file, registered with ``@register_checkpoint_format``; made with the ``into`` of the YAML.
 
-    def __init__(self, into: str | None = None) -> None: ...
+    A typical format sets the class attributes and defines :meth:`key_map`. One whose names follow other rules
+    overrides :meth:`rename` as a whole.
 
-    def covered_prefixes(self, model: VLM) -> list[str]:
-        """Key prefixes that such a file fills completely, given a model built on the meta device or for real."""
-        ...
+    Attributes:
+        part: the part that such a file fills completely, unless ``into`` names another.
+        inner: path below the part where the file's module is, such as ``model``.
+        section: mapping inside the file that holds the tensors, if it has one of that name.
+        shape_hint: the likely cause when shapes differ.
+        holds_trained: whether such a file holds what a run trained, so that the files of a later run replace it.
+    """
+
+    part: ClassVar[str] = ""
+    inner: ClassVar[str] = ""
+    section: ClassVar[str] = "model"
+    shape_hint: ClassVar[str | None] = None
+    holds_trained: ClassVar[bool] = False
+
+    def __init__(self, into: str | None = None) -> None:
+        self.into = into
+        self.prefix = f"{into or self.part}.{self.inner}".rstrip(".")
+
+    def covered_parts(self, model_cfg: Any) -> list[str]:
+        """Parts (``vision``, ``bridge.0``) whose every matrix such a file fills: they are built uninitialised."""
+        return [self.into or self.part] if self.part else []
 
     def read(self, path: Path) -> dict[str, Tensor]:
-        """The file's own names and tensors."""
-        ...
+        """The file's tensors by its own names."""
+        return read_tensors(path, self.section)
+
+    @classmethod
+    def recognises(cls, names: Collection[str]) -> bool:
+        """Whether a file with these names is of this format; asked only where ``holds_trained``."""
+        return False
 
     def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
-        """Give each tensor our name. ``filled`` are our keys that earlier files filled."""
-        ...
+        """Give each tensor our name.
+
+        Args:
+            model: the composition.
+            tensors: what :meth:`read` gave.
+            file: name for messages.
+            filled: our keys that earlier files filled.
+
+        Raises:
+            WeightsError: the file is of another kind, or the composition lacks what it fills.
+        """
+        tensors = self.prepare(model, tensors, file)
+        theirs, unknown = self.key_map(model, file).rename(tensors)
+        placed = {ours: tensors[name] for ours, name in theirs.items()}
+        self.fit(model, placed, file)
+        return NamedTensors(file, placed, theirs, unknown, self.required(model, placed, filled))
+
+    def prepare(self, model: VLM, tensors: Mapping[str, Tensor], file: str) -> Mapping[str, Tensor]:
+        """Check or rewrite the file's tensors before they are renamed."""
+        return tensors
+
+    def key_map(self, model: VLM, file: str) -> KeyMap:
+        """The file's names and ours, for this composition."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither key_map nor rename")
+
+    def fit(self, model: VLM, placed: dict[str, Tensor], file: str) -> None:
+        """Bring renamed tensors into the model's shapes, where that loses nothing; changes ``placed``."""
+
+    def required(self, model: VLM, placed: Collection[str], filled: Collection[str]) -> Collection[str]:
+        """Our keys that this file must hold."""
+        return below(model, self.prefix)
 
     def hint(self, shapes: Mapping[str, str]) -> str | None:
-        """The likely cause of wrong shapes, or None."""
-        ...
+        """The likely cause, given ``{our key: "file [...], model [...]"}`` of tensors with wrong shapes."""
+        return self.shape_hint if shapes else None
 
 
 @runtime_checkable
@@ -48,13 +103,19 @@ class InfersConfig(Protocol):
         ...
 
 
-def below(model: VLM, prefix: str) -> list[str]:
-    """Our keys (parameters and persistent buffers) below ``prefix``, except LoRA's, which no foundation holds."""
-    return [key for key in model.state_dict() if key.startswith(f"{prefix}.") and not is_lora(key)]
+def below(model: VLM, *prefixes: str) -> list[str]:
+    """Our keys (parameters and persistent buffers) below the prefixes, except LoRA's, which no foundation holds."""
+    starts = tuple(f"{prefix}." for prefix in prefixes)
+    return [key for key in model.state_dict() if key.startswith(starts) and not is_lora(key)]
 
 
-def bridge_index(model: VLM, cls: type, into: str | None) -> int | None:
+def bridge_index(model: VLM, cls: type, into: str | None = None) -> int | None:
     """Position in the chain of the bridge of class ``cls``; ``into`` (``bridge.1``) decides when it is given."""
     if into is not None and into.startswith("bridge."):
         return int(into.split(".")[1])
     return next((i for i, part in enumerate(model.bridge) if isinstance(part, cls)), None)
+
+
+def parts_of(model_cfg: Any, kind: str, config: type = object) -> list[str]:
+    """Names (``bridge.0``) of the bridges or inserts of a configuration whose options are of class ``config``."""
+    return [f"{kind}.{i}" for i, part in enumerate(getattr(model_cfg, kind)) if isinstance(part.config, config)]

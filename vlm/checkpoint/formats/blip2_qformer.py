@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from pathlib import Path
+from collections.abc import Collection
+from typing import Any
 
-from torch import Tensor
-
-from vlm.checkpoint.formats.base import below, bridge_index
+from vlm.checkpoint.formats.base import CheckpointFormat, below, bridge_index, parts_of
 from vlm.checkpoint.keymap import KeyMap
-from vlm.checkpoint.safe import read_tensors
-from vlm.checkpoint.strict import NamedTensors
 from vlm.common.errors import WeightsError
 from vlm.common.registry import register_checkpoint_format
 from vlm.models.bridges.qformer import QFormer
@@ -52,34 +48,22 @@ def key_map(index: int) -> KeyMap:
 
 
 @register_checkpoint_format("blip2_qformer")
-class Blip2QFormer:
-    """Fills the Q-Former of the chain and ``vision.ln_vision``."""
+class Blip2QFormer(CheckpointFormat):
+    """Fills the Q-Former of the chain and ``vision.ln_vision``, the norm after the encoder, if it has one."""
 
-    def __init__(self, into: str | None = None) -> None:
-        self.into = into
+    shape_hint = "the Q-Former's sizes under model.bridge differ from the file's"
 
-    def covered_prefixes(self, model: VLM) -> list[str]:
-        """The bridge and the norm after the encoder, if it has one."""
-        norm = ["vision.ln_vision"] if below(model, "vision.ln_vision") else []
-        return [f"bridge.{self._index(model, 'this file')}", *norm]
+    def covered_parts(self, model_cfg: Any) -> list[str]:
+        """The Q-Former."""
+        return [self.into] if self.into else parts_of(model_cfg, "bridge", QFormer.Config)[:1]
 
-    def read(self, path: Path) -> dict[str, Tensor]:
-        """Tensors by published name."""
-        return read_tensors(path, "model")
-
-    def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
+    def key_map(self, model: VLM, file: str) -> KeyMap:
         """See :class:`CheckpointFormat`."""
-        theirs, unknown = key_map(self._index(model, file)).rename(tensors)
-        placed = {ours: tensors[name] for ours, name in theirs.items()}
-        required = [key for prefix in self.covered_prefixes(model) for key in below(model, prefix)]
-        return NamedTensors(file, placed, theirs, unknown, required)
-
-    def hint(self, shapes: Mapping[str, str]) -> str | None:
-        """See :class:`CheckpointFormat`."""
-        return "the Q-Former's sizes under model.bridge differ from the file's" if shapes else None
-
-    def _index(self, model: VLM, file: str) -> int:
         index = bridge_index(model, QFormer, self.into)
         if index is None:
             raise WeightsError(f"{file}: format blip2_qformer fills a qformer, but the bridge chain has none")
-        return index
+        return key_map(index)
+
+    def required(self, model: VLM, placed: Collection[str], filled: Collection[str]) -> list[str]:
+        """All of both."""
+        return below(model, f"bridge.{bridge_index(model, QFormer, self.into)}", "vision.ln_vision")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vlm.checkpoint.formats.base import below
+from vlm.checkpoint.formats.base import CheckpointFormat, below
 from vlm.checkpoint.formats.eva import resize_positions
 from vlm.checkpoint.safe import read_tensors, shards
 from vlm.checkpoint.strict import NamedTensors
@@ -55,15 +55,11 @@ def fit_positions(placed: dict[str, Tensor], prefix: str, vision: Clip) -> None:
 
 
 @register_checkpoint_format("clip")
-class ClipFolder:
+class ClipFolder(CheckpointFormat):
     """Fills ``vision.model``; fits the position table to the image size."""
 
-    def __init__(self, into: str | None = None) -> None:
-        self.prefix = f"{into or 'vision'}.model"
-
-    def covered_prefixes(self, model: VLM) -> list[str]:
-        """The whole tower."""
-        return [self.prefix]
+    part, inner = "vision", "model"
+    shape_hint = "config.json and the weights are of different encoders: use files of one model"
 
     def read(self, path: Path) -> dict[str, Tensor]:
         """Tensors of all files by published name."""
@@ -79,7 +75,3 @@ class ClipFolder:
         placed = {ours: tensors[name] for ours, name in theirs.items()}
         fit_positions(placed, self.prefix, model.vision)
         return NamedTensors(file, placed, theirs, unknown, below(model, self.prefix))
-
-    def hint(self, shapes: Mapping[str, str]) -> str | None:
-        """See :class:`CheckpointFormat`."""
-        return "config.json and the weights are of different encoders: use files of one model" if shapes else None

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlm.checkpoint.formats.base import below
+from vlm.checkpoint.formats.base import CheckpointFormat
 from vlm.checkpoint.keymap import KeyMap
-from vlm.checkpoint.safe import read_tensors
-from vlm.checkpoint.strict import NamedTensors
 from vlm.common.errors import WeightsError
 from vlm.common.registry import register_checkpoint_format
+from vlm.models.vision.eva import EvaViT
 from vlm.models.vlm import VLM
 
 HEAD_KEYS = ("head.*", "lm_head.*", "norm.*", "fc_norm.*", "mask_token")
-"""Keys of the file behind the last block, and of its pretraining."""
+"""Keys of the file after the last block, and of its pretraining."""
 
 
 def key_map(depth: int, prefix: str = "vision.vit") -> KeyMap:
@@ -31,35 +27,23 @@ def key_map(depth: int, prefix: str = "vision.vit") -> KeyMap:
 
 
 @register_checkpoint_format("eva")
-class Eva:
+class Eva(CheckpointFormat):
     """Fills ``vision.vit``; ignores later blocks, final norm and head; fits the position table to the image size."""
 
-    def __init__(self, into: str | None = None) -> None:
-        self.prefix = f"{into or 'vision'}.vit"
+    part, inner = "vision", "vit"
+    shape_hint = "the encoder's sizes under model.vision differ from the file's"
 
-    def covered_prefixes(self, model: VLM) -> list[str]:
-        """The whole tower."""
-        return [self.prefix]
-
-    def read(self, path: Path) -> dict[str, Tensor]:
-        """Tensors by published name."""
-        return read_tensors(path, "model")
-
-    def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
+    def key_map(self, model: VLM, file: str) -> KeyMap:
         """See :class:`CheckpointFormat`."""
-        vit = getattr(model.vision, "vit", None)
-        if vit is None:
+        if not isinstance(model.vision, EvaViT):
             raise WeightsError(f"{file}: format eva fills an eva_vit, but model.vision is another encoder")
-        theirs, unknown = key_map(len(vit.blocks), self.prefix).rename(tensors)
-        placed = {ours: tensors[name] for ours, name in theirs.items()}
+        return key_map(len(model.vision.vit.blocks), self.prefix)
+
+    def fit(self, model: VLM, placed: dict[str, Tensor], file: str) -> None:
+        """Resample the position table ``[1, n, d]``."""
         table = f"{self.prefix}.pos_embed"
         if table in placed and placed[table].dim() == 3:
-            placed[table] = resize_positions(placed[table], vit.pos_embed.shape[1])
-        return NamedTensors(file, placed, theirs, unknown, below(model, self.prefix))
-
-    def hint(self, shapes: Mapping[str, str]) -> str | None:
-        """See :class:`CheckpointFormat`."""
-        return "the encoder's sizes under model.vision differ from the file's" if shapes else None
+            placed[table] = resize_positions(placed[table], model.vision.vit.pos_embed.shape[1])
 
 
 def resize_positions(table: Tensor, count: int) -> Tensor:
@@ -70,7 +54,7 @@ def resize_positions(table: Tensor, count: int) -> Tensor:
         count: wanted length ``1 + h*h``.
 
     Returns:
-        ``[1, count, d]``; the very table when the lengths agree or are not of a square grid.
+        ``[1, count, d]``; ``table`` itself when the lengths agree, or when one of them is not a square grid.
     """
     old, new = round((table.shape[1] - 1) ** 0.5), round((count - 1) ** 0.5)
     if table.shape[1] == count or old * old + 1 != table.shape[1] or new * new + 1 != count:
@@ -78,5 +62,4 @@ def resize_positions(table: Tensor, count: int) -> Tensor:
     cls, patches = table[:, :1].float(), table[:, 1:].float()
     grid = patches.reshape(1, old, old, -1).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
-
     return torch.cat([cls, grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vlm.checkpoint.formats.base import below
+from vlm.checkpoint.formats.base import CheckpointFormat, below
 from vlm.checkpoint.keymap import KeyMap
 from vlm.checkpoint.safe import read_tensors, shards
 from vlm.checkpoint.strict import NamedTensors
@@ -38,19 +38,14 @@ OLDER_NAMES = {"embed_out.": "lm_head."}
 """Modules of published files (GPT-NeoX) that transformers has renamed since."""
 
 NEW_ROW_STD = 0.02
-"""Of rows for tokens that the file does not have (``llm.vocab_size``)."""
+"""Standard deviation of new rows, for tokens that the file does not have (``llm.vocab_size``)."""
 
 
 @register_checkpoint_format("hf_llm")
-class HFFolder:
+class HFFolder(CheckpointFormat):
     """Fills ``llm.model``, except LoRA; a head tied to the embeddings may be absent."""
 
-    def __init__(self, into: str | None = None) -> None:
-        self.prefix = f"{into or 'llm'}.model"
-
-    def covered_prefixes(self, model: VLM) -> list[str]:
-        """The whole language model."""
-        return [self.prefix]
+    part, inner = "llm", "model"
 
     def read(self, path: Path) -> dict[str, Tensor]:
         """Tensors of all shards (mapped from disk), or of a single file."""
@@ -92,7 +87,7 @@ def _tables(model: VLM, prefix: str) -> dict[str, Tensor]:
 
 
 def _grown(model: VLM, rows: Tensor, table: Tensor) -> Tensor:
-    """:func:`grow`, or cut to a smaller ``llm.vocab_size``; new rows of the head that are banned are zero."""
+    """:func:`grow`, or cut to a smaller ``llm.vocab_size``; new rows of the head for banned tokens are zero."""
     if len(rows) > len(table):
         log.info(
             "the last %d of %d rows of a token table are left out (llm.vocab_size)", len(rows) - len(table), len(rows)
@@ -105,9 +100,9 @@ def _grown(model: VLM, rows: Tensor, table: Tensor) -> Tensor:
 
 
 def grow(rows: Tensor, table: Tensor, how: str = "random") -> Tensor:
-    """``rows [v, d]`` with new ones up to those of ``table``; the same tensor where that is not possible.
+    """``rows [v, d]`` with new rows appended up to the length of ``table``; unchanged where that is not possible.
 
-    New rows are random, or all the mean over ``rows`` (``how`` is mean).
+    New rows are random, or each the mean of ``rows`` (``how="mean"``).
     """
     missing = len(table) - len(rows)
     if missing <= 0 or rows.shape[1:] != table.shape[1:]:
@@ -119,7 +114,7 @@ def grow(rows: Tensor, table: Tensor, how: str = "random") -> Tensor:
 
 
 def _resolve(key: str, have: Collection[str], prefix: str, base: str) -> str:
-    """Our key: as named, below the base model when the file holds only that, inside a LoRA layer, or renamed since."""
+    """Our key: as it is, below the base model when the file holds only that, inside a LoRA layer, or renamed since."""
     rest = key.removeprefix(prefix)
     older = next((new + rest.removeprefix(old) for old, new in OLDER_NAMES.items() if rest.startswith(old)), rest)
     for candidate in (key, base + rest, prefix + older):

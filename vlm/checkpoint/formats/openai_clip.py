@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
-from vlm.checkpoint.formats.base import below
+from vlm.checkpoint.formats.base import CheckpointFormat
 from vlm.checkpoint.formats.clip import fit_positions
 from vlm.checkpoint.keymap import KeyMap
 from vlm.checkpoint.restricted_unpickler import named_tensors, read_without_code
 from vlm.checkpoint.safe import read_tensors
-from vlm.checkpoint.strict import NamedTensors
 from vlm.common.errors import WeightsError
 from vlm.common.registry import register_checkpoint_format
 from vlm.models.vision.clip import Clip
@@ -22,7 +21,7 @@ from vlm.models.vlm import VLM
 BLOCK = "visual.transformer.resblocks.{i}"
 TEXT = ("transformer.*", "token_embedding.*", "positional_embedding", "ln_final.*", "text_projection", "logit_*")
 SIZES = ("input_resolution", "context_length", "vocab_size")
-"""Numbers that the archive holds beside the weights."""
+"""Numbers that the archive stores next to the weights."""
 PACKED = (".attn.in_proj_weight", ".attn.in_proj_bias")
 """Queries, keys and values in one matrix."""
 
@@ -70,15 +69,11 @@ def split_projections(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @register_checkpoint_format("openai_clip")
-class OpenAIClip:
+class OpenAIClip(CheckpointFormat):
     """Fills ``vision.model`` of a ``clip``; the text half is left out. No code of a TorchScript archive is run."""
 
-    def __init__(self, into: str | None = None) -> None:
-        self.prefix = f"{into or 'vision'}.model"
-
-    def covered_prefixes(self, model: VLM) -> list[str]:
-        """The whole tower."""
-        return [self.prefix]
+    part, inner = "vision", "model"
+    shape_hint = "the encoder's sizes under model.vision differ from the file's"
 
     def read(self, path: Path) -> dict[str, Tensor]:
         """Tensors by published name, of a TorchScript archive, a torch file or a safetensors file."""
@@ -88,20 +83,19 @@ class OpenAIClip:
             tensors = read_tensors(path, "state_dict")
         return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
 
-    def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
+    def prepare(self, model: VLM, tensors: Mapping[str, Tensor], file: str) -> Mapping[str, Tensor]:
         """See :class:`CheckpointFormat`."""
         if not isinstance(model.vision, Clip):
             raise WeightsError(f"{file}: format openai_clip fills a CLIP tower, but model.vision is another encoder")
-        tensors = split_projections(tensors)
-        names = key_map(len(model.vision.blocks()), model.vision.config.post_layernorm, self.prefix)
-        theirs, unknown = names.rename(tensors)
-        placed = {ours: tensors[name] for ours, name in theirs.items()}
-        fit_positions(placed, self.prefix, model.vision)
-        return NamedTensors(file, placed, theirs, unknown, below(model, self.prefix))
+        return split_projections(tensors)
 
-    def hint(self, shapes: Mapping[str, str]) -> str | None:
+    def key_map(self, model: VLM, file: str) -> KeyMap:
         """See :class:`CheckpointFormat`."""
-        return "the encoder's sizes under model.vision differ from the file's" if shapes else None
+        return key_map(len(model.vision.blocks()), model.vision.config.post_layernorm, self.prefix)
+
+    def fit(self, model: VLM, placed: dict[str, Tensor], file: str) -> None:
+        """Resample the position table."""
+        fit_positions(placed, self.prefix, model.vision)
 
 
 def is_torchscript(path: Path) -> bool:

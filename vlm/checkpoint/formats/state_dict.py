@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vlm.checkpoint.formats.base import below
+from vlm.checkpoint.formats.base import CheckpointFormat, below
 from vlm.checkpoint.safe import read_tensors
 from vlm.checkpoint.strict import NamedTensors
 from vlm.common.errors import WeightsError
@@ -15,21 +15,16 @@ from vlm.common.registry import register_checkpoint_format
 from vlm.models.vlm import VLM
 
 HEADS = ("head.", "head_dist.", "fc_norm.", "attn_pool.", "head_drop.")
-"""Classification and pooling ends of vision files; left out where the model has no such module."""
+"""Classification and pooling layers of vision files; left out where the model has no such module."""
 INNER = ("", "model.", "vit.")
 """Where a part keeps the module that the file describes."""
 
 
 @register_checkpoint_format("state_dict")
-class StateDict:
+class StateDict(CheckpointFormat):
     """Fills the part named by ``into`` (``vision``, ``bridge.0``) under the file's own names, strictly."""
 
-    def __init__(self, into: str | None = None) -> None:
-        self.into = into or "vision"
-
-    def covered_prefixes(self, model: VLM) -> list[str]:
-        """The whole part."""
-        return [self.into]
+    part = "vision"
 
     def read(self, path: Path) -> dict[str, Tensor]:
         """Tensors by the file's names; a dict under ``model`` or ``state_dict`` is opened."""
@@ -38,18 +33,20 @@ class StateDict:
 
     def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
         """See :class:`CheckpointFormat`."""
-        have = set(below(model, self.into))
+        have = set(below(model, self.prefix))
         if not have:
-            raise WeightsError(f"{file}: the composition has no part {self.into!r}", fix="into: vision, bridge.0, ...")
-        inner = max(INNER, key=lambda name: sum(f"{self.into}.{name}{key}" in have for key in tensors))
+            raise WeightsError(
+                f"{file}: the composition has no part {self.prefix!r}", fix="into: vision, bridge.0, ..."
+            )
+        inner = max(INNER, key=lambda name: sum(f"{self.prefix}.{name}{key}" in have for key in tensors))
         theirs = {
-            f"{self.into}.{inner}{key}": key
+            f"{self.prefix}.{inner}{key}": key
             for key in tensors
-            if f"{self.into}.{inner}{key}" in have or not key.startswith(HEADS)
+            if f"{self.prefix}.{inner}{key}" in have or not key.startswith(HEADS)
         }
         placed = {ours: tensors[key] for ours, key in theirs.items()}
-        return NamedTensors(file, placed, theirs, [], [key for key in have if key.startswith(f"{self.into}.{inner}")])
+        return NamedTensors(file, placed, theirs, [], [key for key in have if key.startswith(f"{self.prefix}.{inner}")])
 
     def hint(self, shapes: Mapping[str, str]) -> str | None:
         """See :class:`CheckpointFormat`."""
-        return f"the sizes of {self.into} in the YAML differ from the file's" if shapes else None
+        return f"the sizes of {self.prefix} in the YAML differ from the file's" if shapes else None

@@ -19,7 +19,7 @@ def main(args: argparse.Namespace) -> int:
         DataError: a dataset that cannot be opened, is empty, or has more bad records than run.max_bad_share.
     """
     from vlm.datasets.inspect.check import check_dataset, open_quarantine
-    from vlm.datasets.inspect.report import numbers, report_lines
+    from vlm.datasets.inspect.report import check_results, report_lines
 
     view = open_view(args)
     report_skipped(view, args.only)
@@ -38,7 +38,7 @@ def main(args: argparse.Namespace) -> int:
                 visual_tokens=view.visual_tokens,
                 quarantine=quarantine,
             )
-            result[report.name] = numbers(report, run.group_by_length, run.packing)
+            result[report.name] = check_results(report, run.group_by_length, run.packing)
             say("\n".join(report_lines(report, result[report.name], args.limit)))
             verdicts.append(report.verdict(run.max_bad_share))
     if args.out:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vlm.common.logging import say
+from vlm.common.registry import register_command
 
 ACTIONS: dict[str, str] = {
     "list": "shipped corpora with their formats and what they need",
@@ -78,3 +79,17 @@ def list_corpora() -> int:
         data: dict[str, Any] = parse_file(file).data if file else {}
         say(f"{name:<24}{data.get('format', ''):<20}{data.get('help', '')}")
     return 0
+
+
+@register_command("data")
+class Data:
+    """List corpora, check datasets, show samples, write web shards.
+
+    examples:
+      vlm data list
+      vlm data show mine.yaml -n 4 --html samples.html
+      vlm data check mine.yaml --pixels
+    """
+
+    add_arguments = staticmethod(add_arguments)
+    main = staticmethod(main)

@@ -45,9 +45,9 @@ def open_view(args: argparse.Namespace, model: bool = True) -> View:
     Raises:
         UserError: an unusable configuration, an unknown dataset in ``--only``, no dataset at all.
     """
+    from vlm.common.registry import resolve
     from vlm.datasets.inspect.scan import open_datasets, sections
     from vlm.processors.collate import VisualTokens
-    from vlm.processors.image.recipe import ImageRecipe
     from vlm.processors.processor import build_processor
 
     cfg = load_without_weights(args.cfg, args.options)
@@ -63,7 +63,7 @@ def open_view(args: argparse.Namespace, model: bool = True) -> View:
         )
     if not entries:
         raise UserError(f"{args.cfg} names no dataset")
-    recipe = ImageRecipe(ImageRecipe.Config(**cfg.model.image))
+    recipe = resolve("image", cfg.model.image.name)(cfg.model.image.config)
     view = View(cfg, open_datasets(entries, recipe.config.size), None, recipe, VisualTokens(), unset(cfg))
     if not model:
         return view
@@ -121,7 +121,7 @@ def count_visual_tokens(cfg: Config) -> VisualTokens:
         with busy("reading the composition"):
             return VisualTokens.of(build_model(cfg.model, device="meta").visual_tokens)
     except (ConfigError, WeightsError):
-        return VisualTokens(0, int(cfg.model.text.get("tokens_per_medium", 1)))
+        return VisualTokens(0, cfg.model.text.config.tokens_per_medium)
 
 
 def report_skipped(view: View, only: list[str]) -> None:

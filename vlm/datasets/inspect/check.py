@@ -20,9 +20,9 @@ from vlm.common.errors import DataError, UserError
 from vlm.common.types import Image, Sample
 from vlm.datasets.inspect.scan import Opened, chunks, encode, progress, references, run_jobs
 from vlm.datasets.loading.mixing import derive_seed
-from vlm.datasets.loading.quarantine import AT_LEAST
+from vlm.datasets.loading.quarantine import MIN_BAD
 from vlm.datasets.loading.sampler import Ref
-from vlm.datasets.loading.worker import Bad, Source, read_sample
+from vlm.datasets.loading.sources import BadRecord, Source, read_sample
 from vlm.processors.collate import VisualTokens
 from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.processor import Processor
@@ -62,7 +62,7 @@ class Seen:
     media: list[int] = field(default_factory=list)
     targets: int = 0
     missing: int = 0
-    bad: list[Bad] = field(default_factory=list)
+    bad: list[BadRecord] = field(default_factory=list)
 
 
 class Checker(torch.utils.data.Dataset):
@@ -96,8 +96,7 @@ class Checker(torch.utils.data.Dataset):
                     raise DataError(f"no file {gone[0]}")
                 self._measure(sample, ref, seen)
             except UserError as error:
-                key = str(getattr(ref.raw, "key", ref.index))
-                seen.bad.append(Bad(self._source.name, key, str(error)))
+                seen.bad.append(BadRecord(self._source.name, ref.name, str(error)))
         return seen
 
     def _measure(self, sample: Sample, ref: Ref, seen: Seen) -> None:
@@ -123,7 +122,7 @@ def missing_files(sample: Sample) -> list[str]:
 
 
 @dataclass
-class Report:
+class DatasetCheck:
     """What is known about a dataset after its check."""
 
     name: str
@@ -135,7 +134,7 @@ class Report:
     missing: int = 0
     targets: int = 0
     seconds: float = 0.0
-    reasons: dict[str, tuple[int, list[Bad]]] = field(default_factory=dict)
+    reasons: dict[str, tuple[int, list[BadRecord]]] = field(default_factory=dict)
     lengths: array[int] = field(default_factory=lambda: array("q"))
     media: array[int] = field(default_factory=lambda: array("l"))
 
@@ -165,7 +164,7 @@ class Report:
         total = self.samples + self.bad
         if not self.samples:
             return f"dataset {self.name}: " + (f"none of {total} records can be used" if total else "0 records")
-        if self.bad >= AT_LEAST and self.bad > max_bad_share * total:
+        if self.bad >= MIN_BAD and self.bad > max_bad_share * total:
             return f"dataset {self.name}: {self.bad} of {total} records cannot be used, allowed are {max_bad_share:.1%}"
         return ""
 
@@ -187,7 +186,7 @@ def check_dataset(
     limit: int | None = None,
     visual_tokens: VisualTokens | None = None,
     quarantine: IO[str] | None = None,
-) -> Report:
+) -> DatasetCheck:
     """Read every record (or the first ``limit``) of a dataset, in ``workers`` processes, with a progress bar.
 
     Args:
@@ -201,7 +200,7 @@ def check_dataset(
         visual_tokens: positions of a medium.
         quarantine: where to write one JSON line for each bad record.
     """
-    report = Report(opened.name, opened.entry.format.name, opened.entry.batch_size, error=opened.error)
+    report = DatasetCheck(opened.name, opened.entry.format.name, opened.entry.batch_size, error=opened.error)
     report.unit = "tokens" if processor is not None else "characters"
     if opened.source is None:
         return report

@@ -12,7 +12,7 @@ from vlm.common.errors import UserError
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Sample
 from vlm.datasets.inspect.scan import Opened, encode, references
 from vlm.datasets.loading.mixing import derive_seed
-from vlm.datasets.loading.worker import read_sample
+from vlm.datasets.loading.sources import read_sample
 from vlm.processors.collate import VisualTokens
 from vlm.processors.processor import Processor
 from vlm.processors.tokenizer.tokenizer import Tokenizer

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlm.config.run import Packing
-from vlm.datasets.inspect.check import Report
+from vlm.datasets.inspect.check import DatasetCheck
 from vlm.datasets.inspect.lengths import padding, percentiles
 
 BATCHING_MODES = {"as_they_come": "as they come", "grouped": "grouped by length", "packed": "packed"}
 
 
-def report_lines(report: Report, found: Mapping[str, Any], limit: int | None = None) -> list[str]:
-    """What a person wants to know about a dataset; ``found`` are its :func:`numbers`."""
+def report_lines(report: DatasetCheck, found: Mapping[str, Any], limit: int | None = None) -> list[str]:
+    """What a person wants to know about a dataset; ``found`` are its :func:`check_results`."""
     if report.error:
         return [f"{report.name} ({report.format})", *(f"  cannot be opened: {report.error}".split("\n"))]
     rate = f", {(report.samples + report.bad) / report.seconds:,.0f} records/s" if report.seconds > 0 else ""
@@ -40,11 +40,11 @@ def report_lines(report: Report, found: Mapping[str, Any], limit: int | None = N
     return lines
 
 
-def _unit(report: Report) -> str:
+def _unit(report: DatasetCheck) -> str:
     return "positions in the LLM" if report.unit == "tokens" else "characters of text"
 
 
-def numbers(report: Report, group: int = 0, packing: Packing | None = None) -> dict[str, Any]:
+def check_results(report: DatasetCheck, group: int = 0, packing: Packing | None = None) -> dict[str, Any]:
     """The findings as a mapping that JSON can hold; ``group`` and ``packing`` as the run has them."""
     tokens = report.unit == "tokens"
     return {

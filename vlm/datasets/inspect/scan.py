@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from vlm.common.errors import UserError
 from vlm.common.types import Example, Sample
-from vlm.datasets.base import StreamDataset
+from vlm.datasets.base import StreamDataset, read_order, record_count
 from vlm.datasets.loading.sampler import Ref
-from vlm.datasets.loading.train_loader import build_source
-from vlm.datasets.loading.worker import Source, as_is, start_worker
+from vlm.datasets.loading.sources import Source, build_source
+from vlm.datasets.loading.worker import data_loader
 from vlm.processors.processor import Processor
 
 if TYPE_CHECKING:
@@ -41,8 +41,7 @@ class Opened:
     @property
     def size(self) -> int | None:
         """Number of records, where it is known without reading them."""
-        dataset = self.source.dataset if self.source else ()
-        return None if isinstance(dataset, StreamDataset) else len(dataset)
+        return record_count(self.source.dataset) if self.source else 0
 
 
 def sections(cfg: Config) -> dict[str, tuple[str, DatasetEntry]]:
@@ -79,14 +78,12 @@ def encode(processor: Processor, sample: Sample, rng: random.Random, questions: 
 
 def references(dataset: Any, limit: int | None = None, seed: int | None = None) -> Iterator[Ref]:
     """The records of a dataset as they are stored, or, with a seed, in an order drawn by it."""
-    if isinstance(dataset, StreamDataset):
-        refs: Iterator[Ref] = (Ref(0, index, raw) for index, raw in enumerate(dataset.records(seed)))
-    else:
-        order: Sequence[int] = range(len(dataset))
-        if seed is not None:
-            order = random.Random(seed).sample(order, len(order) if limit is None else min(limit, len(order)))
-        refs = (Ref(0, index) for index in order)
-    return islice(refs, limit)
+    if seed is not None and not isinstance(dataset, StreamDataset):
+        count = len(dataset)
+        return (
+            Ref(0, i) for i in random.Random(seed).sample(range(count), min(count if limit is None else limit, count))
+        )
+    return (Ref(0, index, raw) for index, raw in islice(read_order(dataset, seed), limit))
 
 
 def chunks(refs: Iterator[Ref], size: int = CHUNK) -> Iterator[tuple[Ref, ...]]:
@@ -95,8 +92,8 @@ def chunks(refs: Iterator[Ref], size: int = CHUNK) -> Iterator[tuple[Ref, ...]]:
         yield chunk
 
 
-class Jobs:
-    """Lets torch's DataLoader iterate jobs that are made on the way."""
+class _Jobs:
+    """A sampler of torch's DataLoader over jobs that are made on demand."""
 
     def __init__(self, jobs: Iterator[Any]) -> None:
         self._jobs = jobs
@@ -107,17 +104,7 @@ class Jobs:
 
 def run_jobs(maker: Any, jobs: Iterator[Any], workers: int) -> Iterator[Any]:
     """``maker[job]`` for every job, in order, in ``workers`` processes (0: in this one)."""
-    import torch
-
-    yield from torch.utils.data.DataLoader(
-        maker,
-        sampler=Jobs(jobs),
-        batch_size=None,
-        collate_fn=as_is,
-        num_workers=workers,
-        worker_init_fn=start_worker if workers else None,
-        generator=torch.Generator(),
-    )
+    yield from data_loader(maker, _Jobs(jobs), workers)
 
 
 @contextmanager

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import torch
 
 from vlm.common.errors import DataError
-from vlm.datasets.base import StreamDataset
+from vlm.datasets.base import read_record
 from vlm.datasets.formats.shard_sample import to_members
 from vlm.datasets.inspect.scan import Opened, chunks, progress, references, run_jobs
 from vlm.datasets.loading.quarantine import Quarantine
 from vlm.datasets.loading.sampler import Ref
-from vlm.datasets.loading.worker import Bad
+from vlm.datasets.loading.sources import BadRecord
 
 MANIFEST = "manifest.json"
 COUNTED = {"good": "samples", "bad": "bad"}
@@ -40,7 +40,7 @@ class Written:
     number: int
     samples: int
     bytes: int
-    bad: list[Bad] = field(default_factory=list)
+    bad: list[BadRecord] = field(default_factory=list)
 
 
 class ShardWriter(torch.utils.data.Dataset):
@@ -54,18 +54,15 @@ class ShardWriter(torch.utils.data.Dataset):
         self._name, self._dataset, self._folder = name, dataset, folder
 
     def __getitem__(self, job: ShardJob) -> Written:
-        stream = isinstance(self._dataset, StreamDataset)
         final = self._folder / shard_name(job.number)
         part = final.with_suffix(f".{os.getpid()}.part")
         done = Written(job.number, 0, 0)
         with tarfile.open(part, "w") as tar:
             for place, ref in enumerate(job.refs):
                 try:
-                    sample = self._dataset.decode(ref.raw) if stream else self._dataset[ref.index]
-                    members = to_members(sample)
+                    members = to_members(read_record(self._dataset, ref.index, ref.raw))
                 except DataError as error:
-                    key = str(getattr(ref.raw, "key", ref.index))
-                    done.bad.append(Bad(self._name, key, str(error)))
+                    done.bad.append(BadRecord(self._name, ref.name, str(error)))
                     continue
                 for ext, data in members.items():
                     info = tarfile.TarInfo(f"{job.first + place:09d}.{ext}")

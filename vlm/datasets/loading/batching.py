@@ -1,4 +1,4 @@
-"""How samples become batches in the main process: finished by a worker, sorted by length, or packed into rows.
+"""How samples become batches in the main process: job by job, grouped by length, or packed into rows.
 
 Samples that are in no batch yet are pending. The state names them by reference only; they are read again on
 resume.
@@ -7,36 +7,73 @@ resume.
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
+from vlm.common.types import Batch
 from vlm.datasets.loading.mixing import derive_seed
 from vlm.datasets.loading.sampler import Key
-from vlm.datasets.loading.worker import EncodedSample, WorkerResult
+from vlm.datasets.loading.worker import EncodedChunk, EncodedSample
+from vlm.processors.collate import collate_rows, finalize_pixels, unify_dtypes
+from vlm.processors.processor import Processor
 
-Rows = list[list[EncodedSample]]
+BatchRows = list[list[EncodedSample]]
 """A batch to be collated: the samples of each row."""
 
 
-class Assembler(Protocol):
-    """Takes deliveries, gives batches."""
+@dataclass
+class BatchStats:
+    """Samples and tokens by source (visual tokens included), and positions (padding included) of a batch."""
 
-    def add(self, done: WorkerResult) -> None:
-        """Take a delivery."""
+    samples: dict[str, int]
+    tokens: dict[str, int]
+    positions: int
+
+    @classmethod
+    def of(cls, rows: BatchRows, names: Sequence[str]) -> BatchStats:
+        """Of the rows of a batch; ``names`` of the sources by number."""
+        samples: Counter[str] = Counter()
+        tokens: Counter[str] = Counter()
+        for sample in (sample for row in rows for sample in row):
+            samples[names[sample.key[0]]] += 1
+            tokens[names[sample.key[0]]] += sample.tokens
+        longest = max(sum(sample.tokens for sample in row) for row in rows)
+        return cls(dict(samples), dict(tokens), longest * len(rows))
+
+
+def make_batch(rows: BatchRows, processor: Processor, pin_memory: bool = False) -> Batch:
+    """The batch of these rows, with float pixels; in pinned host memory if ``pin_memory``.
+
+    Raises:
+        DataError: media of different sizes, or placeholders and media of a sample differ.
+    """
+    normalize = partial(processor.image.normalize, pin_memory=pin_memory)
+    unify_dtypes([sample.example for row in rows for sample in row], normalize)
+    batch = collate_rows([[sample.example for sample in row] for row in rows], processor.pad_id)
+    batch = finalize_pixels(batch, normalize)
+    return batch.pin_memory() if pin_memory else batch
+
+
+class Assembler(Protocol):
+    """Takes the samples of jobs, gives batches."""
+
+    def add(self, chunk: EncodedChunk) -> None:
+        """Take the samples of a job."""
         ...
 
-    def pop(self) -> WorkerResult | Rows | None:
-        """The next batch, finished or to be collated; None if more deliveries are needed."""
+    def pop(self) -> BatchRows | None:
+        """The next batch; None if more samples are needed."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """References of what is pending, in groups: ``done`` (whole rows or batches) and ``open``; empty for none."""
+        """References of pending samples: ``done`` (whole rows or batches) and ``open``; empty if there are none."""
         ...
 
-    def load_state_dict(self, state: Mapping[str, Any], items: Mapping[Key, EncodedSample]) -> None:
-        """Have the pending samples again. ``items``: those named by the state."""
+    def load_state_dict(self, state: Mapping[str, Any], samples: Mapping[Key, EncodedSample]) -> None:
+        """Restore the pending samples. ``samples``: those named by the state."""
         ...
 
 
@@ -47,161 +84,160 @@ def pending(state: Mapping[str, Any]) -> list[Key]:
 
 
 def _keys(groups: Iterable[Sequence[EncodedSample]]) -> list[list[list[int]]]:
-    return [[list(item.key) for item in group] for group in groups]
+    return [[list(sample.key) for sample in group] for group in groups]
 
 
-def _groups(names: Sequence[Sequence[Sequence[int]]], items: Mapping[Key, EncodedSample]) -> list[list[EncodedSample]]:
-    return [[items[(source, epoch, index)] for source, epoch, index in group] for group in names]
+def _groups(
+    names: Sequence[Sequence[Sequence[int]]], samples: Mapping[Key, EncodedSample]
+) -> list[list[EncodedSample]]:
+    return [[samples[(source, epoch, index)] for source, epoch, index in group] for group in names]
 
 
-class Passthrough:
-    """Batches that workers have finished: nothing is ever pending."""
+class JobBatches:
+    """Every job is a batch, one sample per row: nothing is ever pending."""
 
     def __init__(self) -> None:
-        self._ready: deque[WorkerResult] = deque()
+        self._ready: deque[BatchRows] = deque()
 
-    def add(self, done: WorkerResult) -> None:
-        """A batch."""
-        if done.batch is not None:
-            self._ready.append(done)
+    def add(self, chunk: EncodedChunk) -> None:
+        """Take a batch."""
+        if chunk.samples:
+            self._ready.append([[sample] for sample in chunk.samples])
 
-    def pop(self) -> WorkerResult | None:
-        """The batch that came last."""
+    def pop(self) -> BatchRows | None:
+        """The batch that was added."""
         return self._ready.popleft() if self._ready else None
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
+        """Empty."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any], items: Mapping[Key, EncodedSample]) -> None:
-        """Nothing to do."""
+    def load_state_dict(self, state: Mapping[str, Any], samples: Mapping[Key, EncodedSample]) -> None:
+        """Nothing to restore."""
 
 
 class LengthGrouped:
-    """Pools the samples of ``pool`` jobs, sorts them by length, cuts batches of neighbours, gives them in seeded order.
+    """Pools the samples of ``pool`` jobs, sorts them by length and cuts batches of neighbours, given in seeded order.
 
-    With batch mixing (``sizes`` of several sources) a batch holds one source's samples only. What does not
-    fill a batch waits for the next pool. While batches of one pool are given the next one fills, a job for each,
-    so that workers are never idle.
+    With batch mixing (``by_source``) a batch has samples of one source only. Samples that do not fill a batch wait for
+    the next pool. The next pool fills, one job per batch, while the batches of a pool are given, so workers never idle.
     """
 
     def __init__(self, pool: int, sizes: Sequence[int], by_source: bool, seed: int) -> None:
         """``sizes``: samples of a batch, by source number with ``by_source``, else one number for all."""
         self._pool, self._sizes, self._by_source, self._seed = pool, list(sizes), by_source, seed
         self._ready: deque[list[EncodedSample]] = deque()
-        self._held: list[EncodedSample] = []
+        self._pooled: list[EncodedSample] = []
         self._jobs = self._given = 0
 
-    def add(self, done: WorkerResult) -> None:
-        """Pool the items of a job; the last job of a pool makes its batches."""
-        assert done.chunk is not None
-        self._held += done.chunk.items
+    def add(self, chunk: EncodedChunk) -> None:
+        """Pool the samples of a job; the last job of a pool makes its batches."""
+        self._pooled += chunk.owned()
         self._jobs += 1
         if self._jobs >= self._pool:
             self._cut()
 
     def _cut(self) -> None:
         groups: dict[int, list[EncodedSample]] = {}
-        for item in self._held:
-            groups.setdefault(item.key[0] if self._by_source else 0, []).append(item)
-        first = self._held[0].key
-        self._held, self._jobs, self._given = [], 0, 0
+        for sample in self._pooled:
+            groups.setdefault(sample.key[0] if self._by_source else 0, []).append(sample)
+        first = self._pooled[0].key
+        self._pooled, self._jobs, self._given = [], 0, 0
         batches: list[list[EncodedSample]] = []
         for number, group in sorted(groups.items()):
             size = self._sizes[number]
             rest = len(group) % size
-            self._held += group[len(group) - rest :]
-            whole = sorted(group[: len(group) - rest], key=lambda item: item.tokens)
+            self._pooled += group[len(group) - rest :]
+            whole = sorted(group[: len(group) - rest], key=lambda sample: sample.tokens)
             batches += [whole[k : k + size] for k in range(0, len(whole), size)]
         random.Random(derive_seed(self._seed, "group", *first)).shuffle(batches)
         self._ready.extend(batches)
 
-    def pop(self) -> Rows | None:
+    def pop(self) -> BatchRows | None:
         """The next batch, one sample per row."""
         if not self._ready or self._jobs < self._given:
             return None
         self._given += 1
-        return [[item] for item in self._ready.popleft()]
+        return [[sample] for sample in self._ready.popleft()]
 
     def state_dict(self) -> dict[str, Any]:
-        """Batches not given yet, the next pool so far, and how far either has come."""
+        """Batches not given yet, the samples of the next pool, and how many jobs and batches this pool has seen."""
         counts = {"jobs": self._jobs, "given": self._given}
-        return {"done": _keys(self._ready), "open": _keys([self._held]), **counts}
+        return {"done": _keys(self._ready), "open": _keys([self._pooled]), **counts}
 
-    def load_state_dict(self, state: Mapping[str, Any], items: Mapping[Key, EncodedSample]) -> None:
-        """As they were."""
-        self._ready = deque(_groups(state.get("done", []), items))
-        self._held = [item for group in _groups(state.get("open", []), items) for item in group]
+    def load_state_dict(self, state: Mapping[str, Any], samples: Mapping[Key, EncodedSample]) -> None:
+        """Restore them."""
+        self._ready = deque(_groups(state.get("done", []), samples))
+        self._pooled = [sample for group in _groups(state.get("open", []), samples) for sample in group]
         self._jobs, self._given = state.get("jobs", 0), state.get("given", 0)
 
 
 PATIENCE = 8
-"""A row is open while at most so many times ``open_rows`` others are done."""
+"""A row is closed once ``PATIENCE * open_rows`` other rows have been closed while it was open."""
 
 
 @dataclass(eq=False)
-class Row:
-    """A row being filled; ``passed``: rows that were done while it was open."""
+class OpenRow:
+    """A row being filled; ``passed``: rows that were closed while it was open."""
 
-    items: list[EncodedSample] = field(default_factory=list)
+    samples: list[EncodedSample] = field(default_factory=list)
     tokens: int = 0
     media: int = 0
     passed: int = 0
 
-    def add(self, item: EncodedSample) -> None:
-        """One more sample."""
-        self.items.append(item)
-        self.tokens += item.tokens
-        self.media += len(item.example.media)
+    def add(self, sample: EncodedSample) -> None:
+        """Append a sample."""
+        self.samples.append(sample)
+        self.tokens += sample.tokens
+        self.media += len(sample.example.media)
 
 
 class FirstFitPacker:
     """First fit over open rows: a sample goes into the first row with room for its tokens and media.
 
-    When there is none and ``open_rows`` are open, the fullest row (by tokens or media) is done and a new one is
-    opened; a row that was passed over for long is done even if others are fuller, so that no sample waits for
-    ever. A batch is ``batch_size`` rows that are done.
+    If there is none and ``open_rows`` rows are open, the fullest (by tokens or media) is closed and a new one opened. A
+    row that has been open for long is closed even if others are fuller, so that no sample waits for ever. A batch is
+    ``batch_size`` closed rows.
     """
 
     def __init__(self, max_tokens: int, max_media: int | None, open_rows: int, batch_size: int) -> None:
         self._max_tokens, self._max_media = max_tokens, max_media
         self._open_rows, self._batch_size = open_rows, batch_size
-        self._open: list[Row] = []
+        self._open: list[OpenRow] = []
         self._done: deque[list[EncodedSample]] = deque()
 
-    def add(self, done: WorkerResult) -> None:
-        """Place the items of a job."""
-        assert done.chunk is not None
-        for item in done.chunk.items:
-            self._place(item)
+    def add(self, chunk: EncodedChunk) -> None:
+        """Place the samples of a job."""
+        for sample in chunk.owned():
+            self._place(sample)
 
-    def _place(self, item: EncodedSample) -> None:
-        row = next((row for row in self._open if self._fits(row, item)), None)
+    def _place(self, sample: EncodedSample) -> None:
+        row = next((row for row in self._open if self._fits(row, sample)), None)
         if row is None:
             if len(self._open) == self._open_rows:
                 self._close_one()
-            row = Row()
+            row = OpenRow()
             self._open.append(row)
-        row.add(item)
+        row.add(sample)
 
     def _close_one(self) -> None:
         oldest = self._open[0]  # rows are in the order in which they were opened
         late = oldest.passed >= PATIENCE * self._open_rows
         row = oldest if late else max(self._open, key=self._fullness)
         self._open.remove(row)
-        self._done.append(row.items)
+        self._done.append(row.samples)
         for other in self._open:
             other.passed += 1
 
-    def _fullness(self, row: Row) -> float:
+    def _fullness(self, row: OpenRow) -> float:
         return max(row.tokens / self._max_tokens, row.media / self._max_media if self._max_media else 0.0)
 
-    def _fits(self, row: Row, item: EncodedSample) -> bool:
-        media = row.media + len(item.example.media)
-        return row.tokens + item.tokens <= self._max_tokens and (self._max_media is None or media <= self._max_media)
+    def _fits(self, row: OpenRow, sample: EncodedSample) -> bool:
+        media = row.media + len(sample.example.media)
+        return row.tokens + sample.tokens <= self._max_tokens and (self._max_media is None or media <= self._max_media)
 
-    def pop(self) -> Rows | None:
-        """The next batch, once enough rows are done."""
+    def pop(self) -> BatchRows | None:
+        """The next batch, once enough rows are closed."""
         if len(self._done) < self._batch_size:
             return None
         return [self._done.popleft() for _ in range(self._batch_size)]
@@ -211,21 +247,21 @@ class FirstFitPacker:
         return [self._max_tokens, self._max_media, self._open_rows]
 
     def state_dict(self) -> dict[str, Any]:
-        """Rows that are done or open, and the limits they were made for."""
-        rows = {"done": _keys(self._done), "open": _keys([r.items for r in self._open])}
+        """Closed and open rows, and the limits they were made for."""
+        rows = {"done": _keys(self._done), "open": _keys([r.samples for r in self._open])}
         return {**rows, "passed": [r.passed for r in self._open], "limits": self._limits}
 
-    def load_state_dict(self, state: Mapping[str, Any], items: Mapping[Key, EncodedSample]) -> None:
-        """As they were; made for other limits, the samples are placed anew."""
+    def load_state_dict(self, state: Mapping[str, Any], samples: Mapping[Key, EncodedSample]) -> None:
+        """Restore the rows; if they were made for other limits, place their samples again."""
         self._done, self._open = deque(), []
         if state.get("limits", self._limits) != self._limits:
             for key in pending(state):
-                self._place(items[key])
+                self._place(samples[key])
             return
-        self._done.extend(_groups(state.get("done", []), items))
-        groups = _groups(state.get("open", []), items)
+        self._done.extend(_groups(state.get("done", []), samples))
+        groups = _groups(state.get("open", []), samples)
         for group, passed in zip(groups, state.get("passed", []), strict=True):
-            row = Row(passed=passed)
-            for item in group:
-                row.add(item)
+            row = OpenRow(passed=passed)
+            for sample in group:
+                row.add(sample)
             self._open.append(row)

@@ -1,84 +1,84 @@
-"""What a run has trained on: samples, tokens and bad records by dataset, wanted and realised shares, padding."""
+"""What a run has trained on: samples, tokens and bad records by dataset, expected and actual shares, padding."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlm.datasets.loading.worker import BatchStats
+from vlm.datasets.loading.batching import BatchStats
 
-Report = dict[str, Any]
-"""``{"sources": {name: {"samples", "bad", "tokens", "wanted"}}, "positions"}`` of one process or of several."""
+DataReport = dict[str, Any]
+"""``{"sources": {name: {"samples", "bad", "tokens", "wanted"}}, "positions"}``; ``wanted`` is the expected share."""
 
 
 class DataStats:
-    """Counts batches that were handed out."""
+    """Counts the batches that were handed out."""
 
     def __init__(self) -> None:
         self.samples: dict[str, int] = {}
         self.tokens: dict[str, int] = {}
         self.positions = 0
 
-    def add(self, found: BatchStats) -> None:
+    def add(self, batch: BatchStats) -> None:
         """Count a batch."""
-        for own, new in ((self.samples, found.samples), (self.tokens, found.tokens)):
+        for own, new in ((self.samples, batch.samples), (self.tokens, batch.tokens)):
             for name, count in new.items():
                 own[name] = own.get(name, 0) + count
-        self.positions += found.positions
+        self.positions += batch.positions
 
     def state_dict(self) -> dict[str, Any]:
         """The counts."""
         return {"samples": dict(self.samples), "tokens": dict(self.tokens), "positions": self.positions}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on counting from a saved state."""
+        """Continue from a saved state."""
         self.samples, self.tokens = dict(state.get("samples", {})), dict(state.get("tokens", {}))
         self.positions = state.get("positions", 0)
 
 
-def add_up(values: Sequence[Any]) -> Any:
+def sum_nested(values: Sequence[Any]) -> Any:
     """Numbers, or nested mappings of numbers, summed key by key."""
     if not isinstance(values[0], Mapping):
         return sum(values)
     keys = dict.fromkeys(key for value in values for key in value)
-    return {key: add_up([value[key] for value in values if key in value]) for key in keys}
+    return {key: sum_nested([value[key] for value in values if key in value]) for key in keys}
 
 
-def combine(reports: Sequence[Report]) -> Report:
-    """The report of all processes together; empty if there is none."""
+def combine(reports: Sequence[DataReport]) -> DataReport:
+    """The report of all processes together; empty if they have none."""
     if not reports or not reports[0]:
         return {}
-    total = add_up(reports)
+    total = sum_nested(reports)
     for name, source in total["sources"].items():
         source["wanted"] = reports[0]["sources"][name]["wanted"]
     return total
 
 
-def padding(report: Report) -> float:
-    """Share of the positions that is padding, visual tokens counted as they are in the LLM."""
+def padding_share(report: DataReport) -> float:
+    """Share of positions that are padding; an image counts as many positions as it takes in the LLM."""
     tokens = sum(s["tokens"] for s in report["sources"].values())
     return 1 - tokens / report["positions"] if report["positions"] else 0.0
 
 
-def shares(report: Report) -> dict[str, float]:
-    """Realised share of the samples by dataset."""
+def shares(report: DataReport) -> dict[str, float]:
+    """Actual share of the samples by dataset."""
     total = sum(s["samples"] for s in report["sources"].values())
     return {name: s["samples"] / max(total, 1) for name, s in report["sources"].items()}
 
 
-def numbers(report: Report) -> dict[str, float]:
+def to_metrics(report: DataReport) -> dict[str, float]:
     """A report as flat numbers for trackers: ``padding`` and ``data/NAME/{samples,bad,tokens,share,wanted}``."""
     if not report:
         return {}
-    flat: dict[str, float] = {"padding": padding(report)}
-    realised = shares(report)
+    flat: dict[str, float] = {"padding": padding_share(report)}
+    actual = shares(report)
     for name, source in report["sources"].items():
-        flat |= {f"data/{name}/{key}": value for key, value in {**source, "share": realised[name]}.items()}
+        flat |= {f"data/{name}/{key}": value for key, value in {**source, "share": actual[name]}.items()}
     return flat
 
 
-def of_numbers(flat: Mapping[str, Any]) -> Report:
-    """The report that :func:`numbers` made ``flat`` of; empty if it has none."""
+def from_metrics(flat: Mapping[str, Any]) -> DataReport:
+    """The report of which :func:`to_metrics` made ``flat``; empty if ``flat`` has none."""
     if "padding" not in flat:
         return {}
     names = [key[5:-6] for key in flat if key.startswith("data/") and key.endswith("/share")]
@@ -88,16 +88,16 @@ def of_numbers(flat: Mapping[str, Any]) -> Report:
     return {"sources": sources, "positions": round(tokens / (1 - flat["padding"]))}
 
 
-def table(report: Report) -> str:
-    """A report for people."""
+def report_table(report: DataReport) -> str:
+    """A report as a table of text."""
     rows = [("dataset", "samples", "bad", "tokens", "share", "wanted")]
-    realised = shares(report)
+    actual = shares(report)
     for name, s in report["sources"].items():
         counts = (f"{s[key]:,}" for key in ("samples", "bad", "tokens"))
-        rows.append((name, *counts, f"{realised[name]:.2%}", f"{s['wanted']:.2%}"))
+        rows.append((name, *counts, f"{actual[name]:.2%}", f"{s['wanted']:.2%}"))
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
         for row in rows
     ]
-    return "\n".join([*lines, f"padding: {padding(report):.2%} of {report['positions']:,} positions"])
+    return "\n".join([*lines, f"padding: {padding_share(report):.2%} of {report['positions']:,} positions"])

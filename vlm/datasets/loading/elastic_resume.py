@@ -1,9 +1,9 @@
-"""Data positions of a run that goes on with another number of processes.
+"""Data position of a run that resumes with a different number of processes.
 
-Each process saved how far it had come (a job number; of every global job it takes the part ``r::world_size``)
-and its pending samples. Three things are still to be handed out: pending samples and backlogs, the parts of
-jobs that some process had not reached though the fastest one had, and all that comes after. The first two
-become the new processes' backlog, so the samples of a pass stay the same, each of them once.
+Each process saved its job number (of every global job it takes the part ``r::world_size``) and its pending samples.
+Still to be handed out are pending samples and backlogs, the parts of jobs that some processes had not reached although
+the fastest one had, and everything after. The first two become the backlog of the new processes, so that every sample
+of a pass is still used exactly once.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 
 from vlm.common.errors import DataError
 from vlm.datasets.loading.batching import pending
-from vlm.datasets.loading.data_stats import add_up
+from vlm.datasets.loading.data_stats import sum_nested
 from vlm.datasets.loading.sampler import JobSampler, Key
 
 log = logging.getLogger(__name__)
 
 
 def merge(states: Sequence[dict[str, Any]], sampler: JobSampler) -> dict[str, Any]:
-    """The state of ``sampler``'s rank, made of the states of all processes of the saved run (in order of rank).
+    """The state for ``sampler``'s rank, from the states of all processes of the saved run (in order of rank).
 
-    The counts of all go to rank 0.
+    Rank 0 takes over the counts of all.
 
     Raises:
         DataError: the states are not of one run, or the datasets have changed.
@@ -31,28 +31,28 @@ def merge(states: Sequence[dict[str, Any]], sampler: JobSampler) -> dict[str, An
     for state in states:
         sampler.check(state)
     fastest = max(states, key=lambda s: s["step"])
-    backlog = [key for state in states for key in _held(state)] + _missed(states, sampler)
-    if sampler.mixing == "batch":
+    backlog = [key for state in states for key in _unused(state)] + _missed(states, sampler)
+    if sampler.policy.name == "batch":
         backlog.sort(key=lambda key: key[0])  # a batch is of one dataset
     own = backlog[sampler.rank :: sampler.world_size]
     log.info(
-        "data position of %d processes divided over %d: %d samples first, then on from job %d",
+        "data position of %d processes divided among %d: %d remaining samples first, then from job %d on",
         len(states), sampler.world_size, len(backlog), fastest["step"],
     )  # fmt: skip
     merged = {key: fastest[key] for key in fastest if key not in ("pending", "backlog", "tally", "records")}
-    counts = {name: add_up([state[name] for state in states]) for name in ("tally", "records")}
+    counts = {name: sum_nested([state[name] for state in states]) for name in ("tally", "records")}
     if sampler.rank:
         counts = {"tally": {}, "records": {"good": {}, "bad": {}}}
     return {**merged, "backlog": [list(key) for key in own], "pending": {}, **counts}
 
 
-def _held(state: dict[str, Any]) -> list[Key]:
-    """What a process had read and not used, and its rest of an earlier backlog."""
+def _unused(state: dict[str, Any]) -> list[Key]:
+    """Samples that a process had read but not used, and what was left of its backlog."""
     return pending(state["pending"]) + [(s, e, i) for s, e, i in state["backlog"]]
 
 
 def _missed(states: Sequence[dict[str, Any]], sampler: JobSampler) -> list[Key]:
-    """Parts of the jobs between the slowest and the fastest process that were not reached."""
+    """Parts of jobs that the fastest process had reached and others had not."""
     slowest = min(states, key=lambda s: s["step"])
     fastest = max(states, key=lambda s: s["step"])
     if slowest["step"] == fastest["step"]:

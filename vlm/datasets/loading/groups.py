@@ -1,23 +1,24 @@
-"""Groups of datasets that are trained on side by side: one batch of each in every micro-step (``mixing: joint``)."""
+"""From the datasets of a run to its mixing policy, and the groups that ``mixing: joint`` trains side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from vlm.common.errors import ConfigError
-from vlm.datasets.base import StreamDataset
-from vlm.datasets.loading.worker import Source
+from vlm.datasets.base import record_count
+from vlm.datasets.loading.mixing import BatchMixing, JointMixing, MixingName, MixingPolicy, SampleMixing
+from vlm.datasets.loading.sources import Source
 
 if TYPE_CHECKING:
     from vlm.config.api import DatasetEntry
 
 
 def groups_of(sources: Sequence[Source]) -> dict[str, list[int]]:
-    """Numbers of the sources by group, in the order in which the groups are first named.
+    """Numbers of the sources by group, groups in the order of their first source.
 
     Raises:
-        ConfigError: a source without a group, or a group of which nothing can be drawn.
+        ConfigError: a source without a group, or a group without a positive ratio.
     """
     if missing := [s.name for s in sources if not s.group]:
         raise ConfigError(
@@ -37,59 +38,65 @@ def groups_of(sources: Sequence[Source]) -> dict[str, list[int]]:
 
 
 def ratios_from_sizes(entries: Mapping[str, DatasetEntry], sources: Sequence[Source]) -> None:
-    """Give the datasets of a group without any ``sample_ratio`` shares by their numbers of records.
+    """Set the ratios of a group without any ``sample_ratio`` to its datasets' numbers of records.
 
-    That is one shuffled list of all of them, as published.
+    The group is then one shuffled list of all its records, as in Multimodal-GPT's training.
 
     Raises:
-        ConfigError: only some of a group have a ratio, or a dataset's length is not known.
+        ConfigError: only some datasets of a group have a ratio, or a dataset's length is not known.
     """
     for name, members in groups_of(sources).items():
-        bare = [sources[m] for m in members if entries[sources[m].name].sample_ratio is None]
-        if not bare:
+        unset = [sources[m] for m in members if entries[sources[m].name].sample_ratio is None]
+        if not unset:
             continue
-        if len(bare) < len(members):
+        if len(unset) < len(members):
             raise ConfigError(
-                f"group {name}: {', '.join(s.name for s in bare)} without sample_ratio, others have one",
+                f"group {name}: {', '.join(s.name for s in unset)} without sample_ratio, others have one",
                 fix="give all of them a sample_ratio, or none (then shares follow from the numbers of records)",
             )
-        for source in bare:
-            if isinstance(source.dataset, StreamDataset) and len(bare) > 1:
+        for source in unset:
+            count = record_count(source.dataset)
+            if count is None and len(unset) > 1:
                 raise ConfigError(
                     f"group {name}: {source.name} is a stream, whose number of records is not known",
-                    fix=f"give {', '.join(s.name for s in bare)} a sample_ratio each",
+                    fix=f"give {', '.join(s.name for s in unset)} a sample_ratio each",
                 )
-            if not isinstance(source.dataset, StreamDataset):
-                source.ratio = float(len(source.dataset))
+            if count is not None:
+                source.ratio = float(count)
 
 
-def lengths(sources: Sequence[Source], members: Sequence[int]) -> list[int] | None:
-    """Records of the datasets of a group; None for streams and where shares are not those of the numbers of records."""
-    datasets = [sources[m].dataset for m in members]
-    if any(isinstance(d, StreamDataset) for d in datasets):
+def record_counts(sources: Sequence[Source], members: Sequence[int]) -> list[int] | None:
+    """Record counts of a group's datasets; None if one is a stream or the ratios are not proportional to them."""
+    counts = [record_count(sources[m].dataset) for m in members]
+    result = [n for n in counts if n is not None]
+    if len(result) < len(counts):
         return None
-    result = [len(d) for d in datasets]
-    alike = all(
-        sources[m].ratio * result[0] == sources[members[0]].ratio * n for m, n in zip(members, result, strict=True)
-    )
-    return result if alike else None
+    first = sources[members[0]].ratio
+    proportional = all(sources[m].ratio * result[0] == first * n for m, n in zip(members, result, strict=True))
+    return result if proportional else None
 
 
-def batch_sizes(sources: Sequence[Source], groups: Sequence[Sequence[int]], wished: int | None) -> list[int]:
-    """Samples of a batch of each group (without groups, of all sources): ``wished``, else the sources' largest."""
-    members = groups or [range(len(sources))]
-    return [wished or max(sources[m].batch_size for m in g if sources[m].ratio > 0) for g in members]
+def mixing_policy(name: MixingName, sources: Sequence[Source], seed: int, batch_size: int | None) -> MixingPolicy:
+    """The policy of ``run.mixing``.
 
+    Args:
+        name: ``batch``, ``sample`` or ``joint``.
+        sources: the datasets; for ``joint`` each in a group.
+        seed: of the run.
+        batch_size: samples of a batch (``joint``: of each group); None: the largest batch size of its datasets.
 
-def wanted(
-    sources: Sequence[Source], sizes: Sequence[int], groups: Sequence[Sequence[int]], by_source: bool
-) -> list[float]:
-    """How many samples each source should give, up to a common factor; ``sizes`` of the sources' or groups' batches."""
-    if by_source:
-        return [s.ratio * size for s, size in zip(sources, sizes, strict=True)]
-    shares = [s.ratio for s in sources]
-    for size, members in zip(sizes, groups, strict=False):  # without groups there is one size that changes nothing
-        total = sum(sources[m].ratio for m in members)
-        for m in members:
-            shares[m] *= size / total
-    return shares
+    Raises:
+        ConfigError: as :func:`groups_of`.
+    """
+    weights = [s.ratio for s in sources]
+    if name == "batch":
+        return BatchMixing(seed, weights, [s.batch_size for s in sources])
+
+    def size(members: Iterable[int]) -> int:
+        return batch_size or max(sources[m].batch_size for m in members if sources[m].ratio > 0)
+
+    if name == "sample":
+        return SampleMixing(seed, weights, [size(range(len(sources)))])
+    groups = list(groups_of(sources).values())
+    counts = [record_counts(sources, members) for members in groups]
+    return JointMixing(seed, weights, [size(members) for members in groups], groups, counts)

@@ -1,83 +1,89 @@
-"""Bad records: written down, counted, and an error when they are too many."""
+"""Bad records: logged, counted, and an error when there are too many."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vlm.common.errors import DataError
-from vlm.datasets.loading.worker import Bad
+from vlm.datasets.loading.sources import BadRecord
 
 log = logging.getLogger(__name__)
 
-AT_LEAST = 3
+MIN_BAD = 3
 """Fewer bad records than this never stop a run."""
 
-EXAMPLES = 3
-"""Records that the message shows."""
+SHOWN_RECORDS = 3
+"""Bad records that the error message quotes."""
 
 EARLY = 1000
-"""So many records must have been seen before the share is taken at its word; chance is allowed for until then."""
+"""Below this many records the limit is widened by three standard deviations, so that bad luck does not stop a run."""
 
 
 class Quarantine:
     """Counts records per source; ``quarantine.jsonl`` in the output folder has one line per bad record."""
 
     def __init__(self, output_dir: str | Path | None, max_share: float = 0.01, early: int = EARLY) -> None:
-        """Below ``early`` records of a source, what ``max_share`` gives by chance (three deviations) is allowed too."""
+        """``early``: records of a source below which the limit is widened, see :data:`EARLY`."""
         self._file = Path(output_dir) / "quarantine.jsonl" if output_dir else None
         self._max_share, self._early = max_share, early
         self._known = self._read()
         self.bad: dict[str, int] = {}
         self.good: dict[str, int] = {}
-        self._examples: dict[str, list[Bad]] = {}
+        self._examples: dict[str, list[BadRecord]] = {}
 
     def _read(self) -> set[tuple[str, str]]:
-        """Records written by an earlier start of the run, so that none is written twice."""
+        """Records written before the run was interrupted, so that none is written twice."""
         if self._file is None or not self._file.is_file():
             return set()
         lines = [json.loads(line) for line in self._file.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
         return {(line["source"], line["key"]) for line in lines}
 
-    def add(self, source: str, good: int, bad: Sequence[Bad]) -> None:
-        """Count a batch.
+    def count(self, good: Mapping[str, int], bad: Sequence[BadRecord]) -> None:
+        """Count usable records by source, and bad ones of any source. Raises as :meth:`add`."""
+        for source in dict.fromkeys([*good, *(b.source for b in bad)]):
+            self.add(source, good.get(source, 0), [b for b in bad if b.source == source])
+
+    def add(self, source: str, good: int, bad: Sequence[BadRecord]) -> None:
+        """Count records of a source.
 
         Raises:
             DataError: at least 3 bad records, and more than the allowed share of the source explains.
         """
         self.good[source] = self.good.get(source, 0) + good
-        for item in bad:
+        for record in bad:
             self.bad[source] = self.bad.get(source, 0) + 1
             examples = self._examples.setdefault(source, [])
-            examples += [item] if len(examples) < EXAMPLES and item not in examples else []
-            self._write(item)
+            examples += [record] if len(examples) < SHOWN_RECORDS and record not in examples else []
+            self._write(record)
         count = self.bad.get(source, 0)
         total = count + self.good[source]
-        if bad and count >= AT_LEAST and count > self._most(total):
+        if bad and count >= MIN_BAD and count > self._most(total):
             shown = "".join(f"\n  - {b.key}: {b.reason}" for b in self._examples[source])
             raise DataError(
                 f"dataset {source}: {count} of {total} records could not be used, "
                 f"allowed are {self._max_share:.1%}:{shown}",
-                fix=f"repair the data (all of them: {self._file or 'set an output folder'}) or raise max_bad_share",
+                fix=f"repair the data (all bad records: {self._file or 'quarantine.jsonl of an output folder'}), "
+                "or raise run.max_bad_share",
             )
 
     def _most(self, total: int) -> float:
-        """How many bad records of ``total`` a source may have."""
+        """How many of ``total`` records of a source may be bad."""
         expected = self._max_share * total
         return expected + (3 * math.sqrt(expected * (1 - self._max_share)) if total < self._early else 0.0)
 
-    def _write(self, item: Bad) -> None:
-        """Tell and write down a record, once however many passes come by it."""
-        if (item.source, item.key) in self._known:
+    def _write(self, record: BadRecord) -> None:
+        """Log a record and append it to the file, once in however many passes."""
+        if (record.source, record.key) in self._known:
             return
-        self._known.add((item.source, item.key))
-        log.warning("%s: left out %s: %s", item.source, item.key, item.reason)
+        self._known.add((record.source, record.key))
+        log.warning("%s: left out %s: %s", record.source, record.key, record.reason)
         if self._file is None:
             return
-        line = {"source": item.source, "key": item.key, "reason": item.reason}
+        line = {"source": record.source, "key": record.key, "reason": record.reason}
         self._file.parent.mkdir(parents=True, exist_ok=True)
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -87,5 +93,5 @@ class Quarantine:
         return {"good": dict(self.good), "bad": dict(self.bad)}
 
     def load_state_dict(self, state: dict[str, dict[str, int]]) -> None:
-        """Go on counting from a saved state."""
+        """Continue from a saved state."""
         self.good, self.bad = dict(state["good"]), dict(state["bad"])

@@ -1,7 +1,7 @@
-"""Which records make which batch. Lives in the main process; workers only get its jobs.
+"""Which records make which batch. Lives in the main process; workers only receive its jobs.
 
-All decisions follow from (seed, position) and a few counters, so that state is small and a run resumed at
-any batch goes on exactly, whatever the number of workers or processes.
+All decisions follow from (seed, position) and a few counters, so the state is small and a run can resume exactly after
+any batch, with any number of workers.
 """
 
 from __future__ import annotations
@@ -10,27 +10,27 @@ import dataclasses
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from vlm.common.errors import DataError
-from vlm.datasets.base import MapDataset, StreamDataset
-from vlm.datasets.loading.mixing import derive_seed, draw_source
+from vlm.datasets.base import MapDataset, StreamDataset, record_name
+from vlm.datasets.loading.mixing import MixingPolicy, derive_seed
 
-SPARES = 3
-"""Stream records sent along with a batch in case one of its own cannot be used."""
+LOOKAHEAD = 3
+"""Stream records sent along with a job to replace bad ones."""
 
 CHUNK = 8
-"""Samples of a job that is no finished batch."""
+"""Samples of a job that does not make a batch by itself."""
 
 Key = tuple[int, int, int]
-"""A sample without its data: source number, pass, index."""
+"""A sample's reference without its record: source number, pass, index."""
 
 
 @dataclass(frozen=True)
 class Ref:
-    """One sample: its pass over the dataset, its index (place in the pass for a stream), its raw record, its source."""
+    """One sample: pass over the dataset, index (for a stream: position in the pass), raw record, source number."""
 
     epoch: int
     index: int
@@ -42,12 +42,17 @@ class Ref:
         """The reference without its record."""
         return (self.source, self.epoch, self.index)
 
+    @property
+    def name(self) -> str:
+        """How messages name the record."""
+        return record_name(self.index, self.raw)
+
 
 @dataclass(frozen=True)
 class Job:
-    """Samples to read: this rank's references with their places in the global job, lookahead of each stream.
+    """Samples to read: this rank's references with their places in the global job, and lookahead by source.
 
-    ``restore``: they were read before the run was interrupted; none of them may be replaced now.
+    ``restore``: the samples had been read before the run was interrupted, so none of them may be replaced now.
     """
 
     step: int
@@ -78,7 +83,7 @@ class MapCursor:
         return self._position
 
     def take(self, count: int) -> tuple[list[Ref], list[Ref]]:
-        """The next ``count`` references; no lookahead (a worker can read any index)."""
+        """The next ``count`` references, and no lookahead: a worker can read any index."""
         refs = [self._ref(p) for p in range(self._position, self._position + count)]
         self._position += count
         return refs, []
@@ -91,15 +96,15 @@ class MapCursor:
         return Ref(epoch, int(self._order[1][place]), None, self._number)
 
     def lookahead(self) -> tuple[Ref, ...]:
-        """None: a worker can read any index."""
+        """Empty: a worker can read any index."""
         return ()
 
     def state_dict(self) -> dict[str, int]:
-        """Samples taken so far, and the length they refer to."""
+        """Samples taken so far, and the dataset's length."""
         return {"position": self._position, "length": self.length}
 
     def check(self, state: dict[str, int]) -> None:
-        """Raises DataError when the dataset has another length than it had."""
+        """Raises DataError when the dataset's length has changed."""
         if state.get("length") != self.length:
             raise DataError(
                 f"dataset {self.name} has {self.length} records but the saved run had {state.get('length')}",
@@ -107,14 +112,7 @@ class MapCursor:
             )
 
     def load_state_dict(self, state: dict[str, int], needed: Iterable[Key] = ()) -> dict[Key, Ref]:
-        """Go to the stored place.
-
-        Returns:
-            the references of ``needed``.
-
-        Raises:
-            DataError: the dataset has another length than it had.
-        """
+        """Move to the stored position and return the references of ``needed``. Raises as :meth:`check`."""
         self.check(state)
         self._position = state["position"]
         return {(s, e, i): Ref(e, i, None, s) for s, e, i in needed}
@@ -132,16 +130,16 @@ class StreamCursor:
         self._fill(1)
 
     def take(self, count: int) -> tuple[list[Ref], list[Ref]]:
-        """The next ``count`` references, and the few that come after them as lookahead."""
+        """The next ``count`` references, and the few after them as lookahead."""
         self._fill(count)
         refs = [self._ahead.popleft() for _ in range(count)]
         self._epoch, self._offset = refs[-1].epoch, refs[-1].index + 1
         return refs, list(self.lookahead())
 
     def lookahead(self) -> tuple[Ref, ...]:
-        """The few records that come next."""
-        self._fill(SPARES)
-        return tuple(self._ahead[i] for i in range(SPARES))
+        """The next few records."""
+        self._fill(LOOKAHEAD)
+        return tuple(self._ahead[i] for i in range(LOOKAHEAD))
 
     def _fill(self, count: int) -> None:
         while len(self._ahead) < count:
@@ -159,20 +157,17 @@ class StreamCursor:
             epoch, skip = epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:
-        """The pass, and the records of it that were taken."""
+        """The pass, and how many of its records were taken."""
         return {"epoch": self._epoch, "offset": self._offset}
 
     def check(self, state: dict[str, int]) -> None:
-        """Nothing can be said about a stream without reading it."""
+        """Nothing to check: a stream's length is not known before it has been read."""
 
     def load_state_dict(self, state: dict[str, int], needed: Iterable[Key] = ()) -> dict[Key, Ref]:
-        """Skip to the stored place, reading the records of ``needed`` on the way.
-
-        Returns:
-            the references of ``needed`` with their records.
+        """Skip to the stored position and return the references of ``needed``, read on the way.
 
         Raises:
-            DataError: one of them is not there any more.
+            DataError: one of them no longer exists.
         """
         here, expected, result = (state["epoch"], state["offset"]), set(needed), dict[Key, Ref]()
         places = [here, *((epoch, index) for _, epoch, index in expected)]
@@ -188,7 +183,7 @@ class StreamCursor:
             if (ref.epoch, ref.index) > max(places) and len(result) < len(expected):
                 _, epoch, index = min(expected - result.keys())
                 raise DataError(
-                    f"dataset {self.name}: the saved run holds record {index} of pass {epoch}, which is not there now",
+                    f"dataset {self.name}: record {index} of pass {epoch}, read by the saved run, no longer exists",
                     fix="resume with the same data, or start a new run from the checkpoint's weights",
                 )
         return result
@@ -212,42 +207,32 @@ def cursor(name: str, dataset: Any, seed: int, number: int = 0) -> MapCursor | S
 
 @dataclass
 class JobSampler:
-    """Endless jobs of one rank, each followed by the sampler's state after it.
+    """Endless jobs of one rank; ``states`` holds the sampler's state after each job handed out.
 
-    With ``mixing="batch"`` a job is a batch of one dataset and ``sizes`` are the datasets' batch sizes; with
-    ``"sample"`` every sample draws its dataset and ``sizes`` has one number. With ``"joint"`` the jobs take turns
-    between ``groups`` of datasets, each sample draws its dataset within the group, and ``sizes`` are the groups'; a
-    group with ``lengths`` (numbers of records) is one shuffled list of all its datasets instead.
-    Sizes are per rank: a global job has ``world_size`` times as many samples and is cut ``r::world_size``. Which
-    samples follow one another with ``"sample"`` depends on neither.
+    ``policy`` chooses the dataset of each sample. Its sizes are per rank: a global job has ``world_size`` times as many
+    samples and is cut ``r::world_size``.
 
-    First come samples to ``restore`` (read before, not yet in a batch), then the ``backlog`` (left over when
-    the number of processes changed), then the global jobs.
+    Order of jobs: samples to ``restore`` (read before, not yet in a batch), then the ``backlog`` (left over when the
+    number of processes changed), then global jobs for ever.
     """
 
     cursors: Sequence[MapCursor | StreamCursor]
-    sizes: Sequence[int]
-    weights: Sequence[float]
-    seed: int
+    policy: MixingPolicy
     rank: int = 0
     world_size: int = 1
-    mixing: Literal["batch", "sample", "joint"] = "batch"
-    groups: Sequence[Sequence[int]] = ()
-    lengths: Sequence[Sequence[int] | None] = ()
     step: int = 0
     position: int = 0
     backlog: list[Ref] = field(default_factory=list)
     restore: list[Ref] = field(default_factory=list)
     states: deque[dict[str, Any]] = field(default_factory=deque)
-    orders: dict[int, tuple[int, list[int]]] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Job]:
-        """Goes on from the current state; the state after each job is appended to ``states``."""
+        """Continues from the current state; the state after each job is appended to ``states``."""
         for start in range(0, len(self.restore), CHUNK):
             yield self._listed(self.restore[start : start + CHUNK], restore=True)
         self.restore = []
         while self.backlog:
-            count = self._run_length()
+            count = self.policy.backlog_size([r.source for r in self.backlog])
             refs, self.backlog = self.backlog[:count], self.backlog[count:]
             yield self._listed(refs)
         while True:
@@ -259,36 +244,16 @@ class JobSampler:
 
     def take(self) -> tuple[list[Ref], dict[int, tuple[Ref, ...]]]:
         """The references of the next global job, and lookahead by source; the caller counts ``step``."""
-        if self.mixing == "batch":
-            source = draw_source(self.seed, self.step, self.weights)
-            drawn = [source] * (self.sizes[source] * self.world_size)
-        else:
-            drawn = self._drawn(self.step % len(self.sizes))
+        drawn = self.policy.draw(self.step, self.position, self.world_size, self._taken)
         self.position += len(drawn)
         taken = {s: self.cursors[s].take(n) for s, n in Counter(drawn).items()}
         following = {s: iter(refs) for s, (refs, _) in taken.items()}
-        return [next(following[s]) for s in drawn], {
-            s: tuple(lookahead) for s, (_, lookahead) in taken.items() if lookahead
-        }
+        lookahead = {s: tuple(more) for s, (_, more) in taken.items() if more}
+        return [next(following[s]) for s in drawn], lookahead
 
-    def _drawn(self, turn: int) -> list[int]:
-        """The source of each sample of a global job of the group whose turn it is."""
-        count = self.sizes[turn] * self.world_size
-        members = self.groups[turn] if self.groups else range(len(self.cursors))
-        if self.lengths and (lengths := self.lengths[turn]):
-            start = sum(c.position for c in (self.cursors[m] for m in members) if isinstance(c, MapCursor))
-            places = (divmod(p, sum(lengths)) for p in range(start, start + count))
-            return [members[self._order(turn, lengths, n)[place]] for n, place in places]
-        weights = [self.weights[m] for m in members]
-        places_ = range(self.position, self.position + count)
-        return [members[draw_source(self.seed, p, weights, "mix sample")] for p in places_]
-
-    def _order(self, turn: int, lengths: Sequence[int], number: int) -> list[int]:
-        """Members of a group in the order of a pass over it, each as often as it has records."""
-        if self.orders.get(turn, (-1, []))[0] != number:
-            rng = np.random.Generator(np.random.PCG64(derive_seed(self.seed, "group order", turn, number)))
-            self.orders[turn] = (number, rng.permutation(np.repeat(np.arange(len(lengths)), lengths)).tolist())
-        return self.orders[turn][1]
+    def _taken(self, source: int) -> int:
+        one = self.cursors[source]
+        return one.position if isinstance(one, MapCursor) else 0
 
     def _listed(self, refs: list[Ref], restore: bool = False) -> Job:
         sources = {r.source for r in refs}
@@ -296,37 +261,30 @@ class JobSampler:
         self.states.append(self.state_dict())
         return Job(self.step, tuple(enumerate(refs)), lookahead, restore)
 
-    def _run_length(self) -> int:
-        """How much of the backlog makes the next job: with ``"batch"`` one dataset's batch, if there is as much."""
-        if self.mixing != "batch":
-            return self.sizes[0]
-        source = self.backlog[0].source
-        other = next((k for k, r in enumerate(self.backlog) if r.source != source), len(self.backlog))
-        return min(other, self.sizes[source])
-
     def replica(self, sizes: Sequence[int], world_size: int) -> JobSampler:
-        """Another sampler over the same cursors, as a run of other sizes has it."""
+        """Rank 0's sampler over the same cursors in a run with other sizes."""
+        policy = dataclasses.replace(self.policy, sizes=sizes)
         return dataclasses.replace(
-            self, sizes=sizes, rank=0, world_size=world_size, backlog=[], restore=[], states=deque()
+            self, policy=policy, rank=0, world_size=world_size, backlog=[], restore=[], states=deque()
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Job number, samples drawn, cursors, sizes and the rest of the backlog; plain integers."""
+        """Job number, samples drawn, cursors, sizes and the remaining backlog; plain integers."""
         return {
             "step": self.step,
             "position": self.position,
-            "mixing": self.mixing,
-            "sizes": list(self.sizes),
-            "groups": [list(g) for g in self.groups],
+            "mixing": self.policy.name,
+            "sizes": list(self.policy.sizes),
+            "groups": [list(g) for g in self.policy.groups],
             "sources": {c.name: c.state_dict() for c in self.cursors},
             "backlog": [list(r.key) for r in self.backlog],
         }
 
     def check(self, state: dict[str, Any]) -> None:
-        """Raises DataError when the saved run had other datasets, another mixing or another kind of state."""
+        """Raises DataError when the saved run had other datasets or another mixing, or its state is too old."""
         if "backlog" not in state:
             raise DataError(
-                "the data position was saved by an earlier version, which cannot be continued",
+                "the data position was saved by an earlier version and cannot be resumed",
                 fix="name the checkpoint under model.ckpt and start a new run",
             )
         ours = [c.name for c in self.cursors]
@@ -335,12 +293,12 @@ class JobSampler:
                 f"the saved run had the datasets {list(state['sources'])}, this one has {ours}",
                 fix="resume with the same data, or start a new run from the checkpoint's weights",
             )
-        if state["mixing"] != self.mixing:
+        if state["mixing"] != self.policy.name:
             raise DataError(
-                f"the saved run mixed its data by {state['mixing']}, this one by {self.mixing}",
+                f"the saved run mixed its data by {state['mixing']}, this one by {self.policy.name}",
                 fix="resume with the same run.mixing and run.packing, or start a new run from the checkpoint's weights",
             )
-        if state.get("groups", []) != [list(g) for g in self.groups]:
+        if state.get("groups", []) != [list(g) for g in self.policy.groups]:
             raise DataError(
                 "the saved run had its datasets in other groups",
                 fix="resume with the same datasets.NAME.group, or start a new run from the checkpoint's weights",
@@ -349,7 +307,7 @@ class JobSampler:
             c.check(state["sources"][c.name])
 
     def load_state_dict(self, state: dict[str, Any], pending: Sequence[Key] = ()) -> None:
-        """Go to a stored place; the samples of ``pending`` are handed out before anything else.
+        """Move to a stored position; the samples of ``pending`` are handed out before anything else.
 
         Raises:
             DataError: the saved run had other datasets, or other records in them.

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from vlm.common.types import Batch
-from vlm.datasets.base import StreamDataset
+from vlm.datasets.base import read_order
+from vlm.datasets.loading.batching import make_batch
 from vlm.datasets.loading.quarantine import Quarantine
 from vlm.datasets.loading.sampler import Job, Ref, empty
-from vlm.datasets.loading.train_loader import build_sources, loader_options
-from vlm.datasets.loading.worker import BatchMaker, Source
+from vlm.datasets.loading.sources import Source, build_sources
+from vlm.datasets.loading.worker import SampleReader, data_loader
 from vlm.processors.processor import Processor
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class ValidLoader:
-    """One ordered pass per iteration over all sources; bad records are left out and logged.
+    """One ordered pass per iteration over all sources; bad records are logged and left out.
 
     Of each global batch, rank r takes ``r::world_size``; a rank may get fewer batches than another.
     """
@@ -38,12 +38,11 @@ class ValidLoader:
         max_samples: int | None = None,
         output_dir: str | Path | None = None,
     ) -> None:
-        """``max_samples``: stop each source after so many (of all ranks together)."""
+        """``max_samples``: of each source, of all ranks together; None for all."""
         self.sources = list(sources)
         self._rank, self._world_size, self._max = rank, world_size, max_samples
-        self._maker = BatchMaker(sources, processor, seed=seed, substitute=False, augment=False)
-        self._options = loader_options(num_workers, False)
-        self._output_dir = output_dir
+        self._processor, self._num_workers, self._output_dir = processor, num_workers, output_dir
+        self._reader = SampleReader(sources, processor, seed=seed, replace_bad=False, augment=False)
 
     @classmethod
     def from_config(cls, entries: Mapping[str, DatasetEntry], processor: Processor, **options: Any) -> ValidLoader:
@@ -51,37 +50,28 @@ class ValidLoader:
         return cls(build_sources(entries, processor, "eval"), processor, **options)
 
     def __iter__(self) -> Iterator[Batch]:
-        """One pass. Raises DataError when records are bad beyond the allowed share."""
+        """One pass. Raises DataError for an empty source, and when too many records are bad."""
         quarantine = Quarantine(self._output_dir)
-        loader = torch.utils.data.DataLoader(self._maker, sampler=_Jobs(self), **self._options)
-        for done in loader:
-            if done.error is not None:
-                raise done.error
-            for name in dict.fromkeys([*done.good, *(b.source for b in done.bad)]):
-                quarantine.add(name, done.good.get(name, 0), [b for b in done.bad if b.source == name])
-            if done.batch is not None:
-                yield done.batch
+        for result in data_loader(self._reader, _Jobs(self), self._num_workers):
+            if result.error is not None:
+                raise result.error
+            quarantine.count(result.good, result.bad)
+            if result.chunk.samples:
+                yield make_batch([[sample] for sample in result.chunk.samples], self._processor)
 
     def jobs(self) -> Iterator[Job]:
         """The jobs of this rank, in order. Raises DataError for an empty source."""
         step = 0
         for number, source in enumerate(self.sources):
-            size = source.batch_size * self._world_size
-            pending: list[Ref] = []
-            ref = None
-            for ref in _in_order(number, source.dataset, self._max):
-                pending.append(ref)
-                if len(pending) == size:
-                    yield self._job(step, pending)
-                    pending, step = [], step + 1
-            if ref is None:
-                raise empty(source.name)
-            if len(pending) > self._rank:
-                yield self._job(step, pending)
+            order = islice(read_order(source.dataset), self._max)
+            refs = (Ref(0, index, raw, number) for index, raw in order)
+            first = step
+            while batch := list(islice(refs, source.batch_size * self._world_size)):
                 step += 1
-
-    def _job(self, step: int, refs: list[Ref]) -> Job:
-        return Job(step, tuple(enumerate(refs))[self._rank :: self._world_size])
+                if len(batch) > self._rank:
+                    yield Job(step, tuple(enumerate(batch))[self._rank :: self._world_size])
+            if step == first:
+                raise empty(source.name)
 
 
 class _Jobs:
@@ -92,13 +82,3 @@ class _Jobs:
 
     def __iter__(self) -> Iterator[Job]:
         return self._loader.jobs()
-
-
-def _in_order(number: int, dataset: Any, limit: int | None) -> Iterator[Ref]:
-    if isinstance(dataset, StreamDataset):
-        for index, raw in enumerate(dataset.records(None)):
-            if limit is not None and index >= limit:
-                return
-            yield Ref(0, index, raw, number)
-        return
-    yield from (Ref(0, i, None, number) for i in range(min(len(dataset), len(dataset) if limit is None else limit)))

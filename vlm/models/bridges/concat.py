@@ -1,4 +1,4 @@
-"""Joining neighbouring visual tokens (MiniGPT-4 with LLaMA-2, MiniGPT-v2)."""
+"""Joining neighbouring visual tokens into one wider token (arXiv:2310.09478)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Perceiver resampler (Flamingo, arXiv:2204.14198, section 2.1; Lynx, arXiv:2307.02469)."""
+"""Perceiver resampler (arXiv:2204.14198, section 2.1; in the LLM's width arXiv:2307.02469)."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ class Perceiver(nn.Module):
 
     @dataclass
     class Config:
-        """Options of ``bridge: {name: perceiver}``; the defaults are OpenFlamingo's.
+        """Options of ``bridge: {name: perceiver}``; the defaults are those of the first open reproduction.
 
-        ``width`` is that of the latents and of what leaves: the encoder's (Flamingo) or the LLM's (Lynx, which then
+        ``width`` is that of the latents and of what leaves: the encoder's or the LLM's (which, in the published model,
         needs ``latents_in_keys: false``). ``per_frame`` reads each frame on its own and keeps them apart.
         With ``max_num_frames`` a learned vector is added to all tokens of a frame, that of an image included.
         """

@@ -17,7 +17,7 @@ def locate(placeholders: Tensor, segments: Tensor, attend_previous: bool) -> Ten
 
     Returns:
         ``[b, s]`` number of the medium (1..) within the row, of the position's own sample; 0 where there is none.
-        Source: Flamingo (arXiv:2204.14198, section 2.3), with the two directions of OpenFlamingo's first release.
+        Source: arXiv:2204.14198, section 2.3, with the two directions of the first open reproduction.
     """
     count = placeholders.long().cumsum(1)
     begin, end = borders(segments)

@@ -1,4 +1,4 @@
-"""Bottleneck adapters after decoder layers, as in Lynx (arXiv:2307.02469)."""
+"""Bottleneck adapters after decoder layers, as in arXiv:2307.02469."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gated cross-attention before decoder layers, as in Flamingo (arXiv:2204.14198, section 2.2) and OpenFlamingo."""
+"""Gated cross-attention before decoder layers, as in arXiv:2204.14198, section 2.2."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class HFCausalLM(nn.Module):
         ``path`` is a folder with config.json (or one with the language model in ``text_encoder/``); ``config`` writes
         its content out instead (model_type and sizes). ``vocab_size`` rows of embeddings and head, untied, replace
         what the configuration says: a larger number makes room for added tokens, whose rows are random or, with
-        ``new_rows: mean``, the mean over the file's (published Lynx, for a pad token). ``banned_ids`` are never
+        ``new_rows: mean``, the mean over the file's (a published rule for a pad token). ``banned_ids`` are never
         generated, such as added tokens whose row of the head no file holds (that row is zero then).
         """
 

@@ -1,4 +1,4 @@
-"""EVA-ViT as used by BLIP-2 and MiniGPT-4 (EVA-CLIP, arXiv:2211.07636; patch 14, no final norm)."""
+"""EVA-ViT as used by BLIP-2 (EVA-CLIP, arXiv:2211.07636; patch 14, no final norm)."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from vlm.common.errors import ConfigError, DataError
-from vlm.common.registry import register_processor
+from vlm.common.registry import register_image, register_processor
 from vlm.processors.image.decode import PIXEL_CAP, Opened
 from vlm.processors.image.geometry import Plan, centre, plan_crop
 
@@ -36,6 +36,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+@register_image("recipe")
 class ImageRecipe:
     """What happens to an image between the file and the vision encoder; pickles into loader workers.
 

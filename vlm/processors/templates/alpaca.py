@@ -18,7 +18,7 @@ A prompt is a system sentence and blocks with ``sep`` in front of each; a block 
 
 The defaults are Multimodal-GPT's: an image has a block of its own and is one special token; question and
 answer are tokenised as one text; every training turn has its own begin and end id, later ones without the
-system sentence, while a chat is one text. VisualCLA differs by options: no image block
+system sentence, while a chat is one text. Another published model differs by options: no image block
 (``image_header: ""``), the image in front of the instruction's text between ``image_prefix`` and
 ``image_suffix``, answers tokenised on their own, and one begin id for the whole dialogue.
 """

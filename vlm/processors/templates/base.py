@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from vlm.common.errors import ConfigError, PromptError
 from vlm.common.types import Image, Message, Part, Sample, Text, Video
@@ -50,7 +50,13 @@ class Segment:
 
 
 class BaseTemplate(ABC):
-    """Conversation -> segments, and the rules for answers."""
+    """Conversation -> segments, and the rules for answers.
+
+    Attributes:
+        task_texts: beginnings of questions that models of this template were trained on, offered by the chat page.
+    """
+
+    task_texts: ClassVar[tuple[str, ...]] = ()
 
     @dataclass
     class Config:

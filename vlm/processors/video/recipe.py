@@ -9,6 +9,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
 from vlm.common.errors import ConfigError, DataError
+from vlm.common.registry import register_video
 from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.video.read import Backend, Clip, Short, check_backend, open_clip
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 
+@register_video("recipe")
 class VideoRecipe:
     """What happens to a video before the vision encoder; pickles into loader workers.
 
@@ -104,7 +106,7 @@ class VideoRecipe:
 
 
 def segment_ids(total: int, wanted: int, rng: random.Random | None = None) -> list[int]:
-    """The published rule of Lynx: one frame of each of ``wanted`` consecutive stretches.
+    """The published rule for sampled frames: one of each of ``wanted`` consecutive stretches.
 
     Stretches are as equal as possible, the longer ones first. Without ``rng`` the first frame of each stretch, and a
     video that is too short goes round; with it the lengths are shuffled, a random frame of each is taken, and a video

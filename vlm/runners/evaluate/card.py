@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm import __version__
 from vlm.common.errors import DataError
 from vlm.common.types import Video
+from vlm.common.version import VERSION
 from vlm.config.api import Config, DatasetEntry
-from vlm.datasets.loading.train_loader import build_sources
+from vlm.datasets.loading.sources import build_sources
 from vlm.pages.style import STYLE
 from vlm.runners.train.report import image_uri
 from vlm.tasks.benchmarks.question_answering import asked
@@ -58,7 +58,7 @@ def write_card(
     Returns:
         the HTML file.
     """
-    scoring = {"task": cfg.run.task, "judge": judge, "intervals": "95 %, bootstrap over questions", "vlm": __version__}
+    scoring = {"task": cfg.run.task, "judge": judge, "intervals": "95 %, bootstrap over questions", "vlm": VERSION}
     facts = {"model": model_facts(cfg), "settings": settings(engine), "scoring": scoring}
     card: dict[str, Any] = {"name": name, **facts, "datasets": {}}
     sections = []

@@ -15,7 +15,7 @@ from vlm.common import dist
 from vlm.common.errors import ConfigError
 from vlm.common.registry import resolve
 from vlm.config.api import Config
-from vlm.datasets.loading.train_loader import build_sources
+from vlm.datasets.loading.sources import build_sources
 from vlm.runners.evaluate.card import write_card
 from vlm.tasks.benchmarks.question_answering import Prediction, QuestionAnswering
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -10,73 +11,81 @@ from torch import Tensor
 
 from vlm.common.types import Batch
 
-LossMean = Literal["tokens", "groups", "batches"]
+ReductionName = Literal["tokens", "groups", "batches"]
+"""Values of ``run.loss_reduction``."""
+
+
+@dataclass(frozen=True)
+class GroupCounts:
+    """``[groups]`` each: supervised tokens of a group, and its micro-batches that have any."""
+
+    targets: Tensor
+    batches: Tensor
 
 
 class LossReduction:
     """Weights of the micro-batches' loss sums; they depend on counts over all processes only.
 
-    ``tokens``   the mean over all supervised tokens of the step
-    ``groups``   the mean over each group's supervised tokens, added up over the groups
-    ``batches``  the mean of the means of each group's micro-batches, added up: published by Multimodal-GPT, where a
-                 short answer counts as much as a long one and the result depends on how a step is cut
+    ``tokens``   mean over all supervised tokens of the step
+    ``groups``   mean over each group's supervised tokens, summed over the groups
+    ``batches``  mean of the means of each group's micro-batches, summed over the groups. As in Multimodal-GPT's code: a
+                 short answer counts as much as a long one, and the result depends on how a step is split
 
-    Without groups all batches are one group.
+    Without groups all micro-batches form one group.
     """
 
-    def __init__(self, mean: LossMean = "tokens", groups: Sequence[str] = ()) -> None:
-        self.mean, self.groups = mean, tuple(groups)
+    def __init__(self, name: ReductionName = "tokens", groups: Sequence[str] = ()) -> None:
+        self.name, self.groups = name, tuple(groups)
 
     @property
-    def size(self) -> int:
-        """Number of groups."""
+    def num_groups(self) -> int:
+        """At least 1."""
         return max(1, len(self.groups))
 
-    def group(self, batch: Batch) -> int:
-        """The number of a batch's group."""
-        return self.groups.index(batch.group) if self.groups else 0
+    def _group_numbers(self, batches: Sequence[Batch]) -> list[int]:
+        return [self.groups.index(b.group) if self.groups else 0 for b in batches]
 
-    def counts(self, batches: Sequence[Batch]) -> list[int]:
-        """Of these batches, supervised tokens by group, then batches with any by group; to be summed over processes."""
-        tokens, number = [0] * self.size, [0] * self.size
-        for batch in batches:
-            tokens[self.group(batch)] += batch.num_targets
-            number[self.group(batch)] += batch.num_targets > 0
-        return [*tokens, *number]
+    def count(self, batches: Sequence[Batch]) -> GroupCounts:
+        """Counts of these micro-batches, int64 on the host; to be summed over processes."""
+        targets, number = [0] * self.num_groups, [0] * self.num_groups
+        for group, batch in zip(self._group_numbers(batches), batches, strict=True):
+            targets[group] += batch.num_targets
+            number[group] += batch.num_targets > 0
+        return GroupCounts(torch.tensor(targets), torch.tensor(number))
 
-    def weights(self, batches: Sequence[Batch], counts: Tensor) -> Tensor:
-        """``[len(batches)]`` factors of the batches' loss sums.
+    def weights(self, batches: Sequence[Batch], counts: GroupCounts) -> Tensor:
+        """``[len(batches)]`` factors of the loss sums.
 
         Args:
-            batches: of this process.
-            counts: ``[2 * groups]``, :meth:`counts` over all processes, on the device.
+            batches: micro-batches of this process.
+            counts: :meth:`count` over all processes, on the device.
         """
-        own = torch.tensor([self.group(b) for b in batches], device=counts.device)
-        tokens, number = counts[: self.size], counts[self.size :]
-        if self.mean == "tokens":
-            return (1 / tokens.sum()).expand(len(batches))
-        if self.mean == "groups":
-            return 1 / tokens.clamp(min=1)[own]
-        sizes = counts.new_tensor([float(max(b.num_targets, 1)) for b in batches])
-        return 1 / (number.clamp(min=1)[own] * sizes)
+        targets = counts.targets
+        own = torch.tensor(self._group_numbers(batches), device=targets.device)
+        if self.name == "tokens":
+            return (1 / targets.sum()).expand(len(batches))
+        if self.name == "groups":
+            return 1 / targets.clamp(min=1)[own]
+        sizes = targets.new_tensor([float(max(b.num_targets, 1)) for b in batches])
+        return 1 / (counts.batches.clamp(min=1)[own] * sizes)
 
-    def parts(self, batches: Sequence[Batch], losses: Tensor, counts: Tensor) -> Tensor:
-        """``[groups]``: this process's part of each group's mean; the sum over processes is the mean.
+    def group_losses(self, batches: Sequence[Batch], losses: Tensor, counts: GroupCounts) -> Tensor:
+        """``[groups]`` this process's contribution to each group's mean; the sum over processes is the mean.
 
         Args:
-            batches: of this process.
+            batches: micro-batches of this process.
             losses: ``[len(batches)]`` their loss sums.
             counts: as for :meth:`weights`.
         """
-        own = torch.tensor([self.group(b) for b in batches], device=counts.device)
-        by_tokens = self.mean == "tokens"
-        weights = 1 / counts[: self.size].clamp(min=1)[own] if by_tokens else self.weights(batches, counts)
-        return losses.new_zeros(self.size).index_add(0, own, losses * weights.to(losses.dtype))
+        own = torch.tensor(self._group_numbers(batches), device=losses.device)
+        by_tokens = self.name == "tokens"
+        weights = 1 / counts.targets.clamp(min=1)[own] if by_tokens else self.weights(batches, counts)
+        return losses.new_zeros(self.num_groups).index_add(0, own, losses * weights.to(losses.dtype))
 
-    def total(self, loss_sum: float, seen: float, parts: Sequence[float]) -> float:
-        """The loss of the step, of sums over all processes."""
-        return loss_sum / seen if self.mean == "tokens" else sum(parts)
+    def step_loss(self, loss_sum: float, seen: float, group_losses: Sequence[float]) -> float:
+        """The loss of the step, from sums over all processes."""
+        return loss_sum / seen if self.name == "tokens" else sum(group_losses)
 
-    def named(self, parts: Sequence[float]) -> dict[str, float]:
-        """Means by the groups' names; empty without groups."""
-        return dict(zip(self.groups, parts, strict=False))
+    def by_name(self, group_losses: Sequence[float]) -> dict[str, float]:
+        """Group losses by the groups' names; empty without groups."""
+        return dict(zip(self.groups, group_losses, strict=False))

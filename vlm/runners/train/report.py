@@ -127,7 +127,9 @@ def _tiles(records: Sequence[Record]) -> str:
 def _data(records: Sequence[Record]) -> str:
     """Samples and shares by dataset, as the log had them last."""
     told = [r for r in records if "padding" in r]
-    return f"<pre>{html.escape(data_stats.table(data_stats.of_numbers(told[-1])))}</pre>" if told else _nothing()
+    return (
+        f"<pre>{html.escape(data_stats.report_table(data_stats.from_metrics(told[-1])))}</pre>" if told else _nothing()
+    )
 
 
 def _split(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from vlm.common.registry import resolve
 from vlm.common.types import Message, Sample, Text
 from vlm.config.api import Config
 from vlm.config.tree import to_yaml
-from vlm.datasets.base import StreamDataset
+from vlm.datasets.base import read_order, read_record
 from vlm.datasets.loading.train_loader import TrainLoader
 from vlm.datasets.loading.valid_loader import ValidLoader
 from vlm.models.trainable import trainable_table
@@ -253,7 +254,7 @@ def report(
 
 def sample_answers(cfg: Config, model: VLM, processor: Processor, device: torch.device) -> list[ReportSample]:
     """Greedy answers to the first question of a few samples, held-out ones if there are any."""
-    from vlm.datasets.loading.train_loader import build_sources
+    from vlm.datasets.loading.sources import build_sources
     from vlm.inference.engine import Engine
     from vlm.inference.generation import Generation
 
@@ -278,12 +279,8 @@ def sample_answers(cfg: Config, model: VLM, processor: Processor, device: torch.
 
 def first_samples(dataset: Any, count: int) -> Iterator[Sample]:
     """The first samples of either kind of dataset."""
-    if isinstance(dataset, StreamDataset):
-        for raw, _ in zip(dataset.records(None), range(count), strict=False):
-            yield dataset.decode(raw)
-        return
-    for i in range(min(count, len(dataset))):
-        yield dataset[i]
+    for index, raw in islice(read_order(dataset), count):
+        yield read_record(dataset, index, raw)
 
 
 def question_of(sample: Sample) -> tuple[list[Message], str]:

@@ -2,7 +2,7 @@
 
 ``@register_scheduler("name")`` takes a function ``(step, plan) -> lr``; nothing holds state, so a
 resumed run needs no scheduler state. ``cosine``, ``linear``, ``step`` and ``constant`` are ours;
-``linear_warmup_cosine_lr`` and ``linear_warmup_step_lr`` follow the published MiniGPT-4 runner.
+``linear_warmup_cosine_lr`` and ``linear_warmup_step_lr`` follow the published runner.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def step_decay(step: int, plan: Plan) -> float:
 
 @register_scheduler("linear_warmup_cosine_lr")
 def linear_warmup_cosine_lr(step: int, plan: Plan) -> float:
-    """The published MiniGPT-4 schedule: the cosine runs from step 0, so there is a drop after warm-up.
+    """The published schedule: the cosine runs from step 0, so there is a drop after warm-up.
 
     With ``warmup_restarts`` the warm-up counts steps inside the epoch, as published: when it is longer
     than an epoch it starts again at each epoch.

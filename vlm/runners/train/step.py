@@ -13,13 +13,69 @@ from torch import nn
 from vlm.common import dist
 from vlm.common.errors import DataError, NonFiniteLossError
 from vlm.common.types import Batch
-from vlm.runners.train.loss_weighting import LossReduction
+from vlm.runners.train.loss_weighting import GroupCounts, LossReduction
 from vlm.runners.train.optim import Precision, set_lr
 from vlm.runners.train.parallel import accumulate
 from vlm.tasks.base import Task
 
-FIXED = 4
-"""Counts of a step before those of its weighting."""
+
+@dataclass(frozen=True)
+class StepCounts:
+    """Counts of a step over all processes, on the device: ``[1]`` each, and those of the groups.
+
+    targets  supervised tokens
+    tokens   text positions without padding
+    samples  samples
+    stop     processes that were asked to stop
+    """
+
+    targets: torch.Tensor
+    tokens: torch.Tensor
+    samples: torch.Tensor
+    stop: torch.Tensor
+    groups: GroupCounts
+
+    @classmethod
+    def of(cls, batches: Sequence[Batch], stop: bool, reduction: LossReduction, device: torch.device) -> StepCounts:
+        """Counts of ``batches``, summed over the processes by one all-reduce; the host does not wait for it."""
+        groups = reduction.count(batches)
+        own = [
+            torch.tensor([sum(b.num_targets for b in batches)]),
+            torch.tensor([sum(int((b.segments > 0).sum()) for b in batches)]),
+            torch.tensor([sum(b.num_samples for b in batches)]),
+            torch.tensor([int(stop)]),
+            groups.targets,
+            groups.batches,
+        ]
+        total = dist.all_reduce_sum(torch.cat(own).to(dist.sum_dtype(device)).to(device))
+        targets, tokens, samples, stops, *by_group = total.split([len(x) for x in own])
+        return cls(targets, tokens, samples, stops, GroupCounts(*by_group))
+
+
+@dataclass(frozen=True)
+class StepSums:
+    """Sums of a step over all processes, on the host.
+
+    targets       supervised tokens of the batches
+    tokens        text positions without padding
+    samples       samples
+    stop          processes that were asked to stop
+    loss_sum      summed loss
+    seen          supervised tokens that the model used; fewer than ``targets`` if it cut a sequence
+    bad_losses    processes with a loss that is not finite
+    grad_norm     of this process's (averaged) gradient
+    group_losses  mean loss of each group
+    """
+
+    targets: float
+    tokens: float
+    samples: float
+    stop: float
+    loss_sum: float
+    seen: float
+    bad_losses: float
+    grad_norm: float
+    group_losses: list[float]
 
 
 @dataclass(frozen=True)
@@ -29,11 +85,11 @@ class StepStats:
     loss       mean over the supervised tokens, or as ``run.loss_reduction`` says
     grad_norm  before clipping
     targets    supervised tokens
-    tokens     text positions, padding left out
+    tokens     text positions without padding
     samples    samples
-    skipped    float16 overflow: the scaler left the weights as they were
+    skipped    float16 overflow: the scaler left the weights unchanged
     stop       some process was asked to stop
-    parts      mean loss of each group, with ``mixing: joint``
+    parts      mean loss of each group by name, with ``mixing: joint``
     """
 
     loss: float
@@ -49,9 +105,9 @@ class StepStats:
 class Stepper:
     """Forward, backward and update for a list of micro-batches.
 
-    The mean is formed over the supervised tokens of the whole step (all micro-batches, all
-    processes), so ``1 x 4`` and ``4 x 1`` samples give the same gradient; ``weighting`` has other means. The host
-    waits for the device once per step, before the update.
+    The mean is taken over the supervised tokens of the whole step (all micro-batches, all processes), so ``1 x 4`` and
+    ``4 x 1`` samples give the same gradient; ``reduction`` offers other means. The host waits for the device once per
+    step, before the update.
     """
 
     def __init__(
@@ -64,9 +120,9 @@ class Stepper:
         device: torch.device,
         precision: Precision,
         max_grad_norm: float = 0.0,
-        weighting: LossReduction | None = None,
+        reduction: LossReduction | None = None,
     ) -> None:
-        self.weighting = weighting or LossReduction()
+        self.reduction = reduction or LossReduction()
         self.model, self.task, self.optimizer, self.scaler = model, task, optimizer, scaler
         self.device, self.precision, self.max_grad_norm = device, precision, max_grad_norm
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -78,15 +134,15 @@ class Stepper:
             batches: micro-batches on the host; the same number on every process.
             step: number of the step, for messages.
             lr: learning rate of this step.
-            stop: this process was asked to stop; reported to all in the result.
+            stop: this process was asked to stop; the result tells all processes.
 
         Raises:
-            NonFiniteLossError: a loss or gradient is not a number; the weights are untouched.
+            NonFiniteLossError: a loss or gradient is not finite; the weights are unchanged.
             DataError: no token of the step is supervised.
         """
         set_lr(self.optimizer, lr)
-        counts = self._counts(batches, stop)
-        weights = self.weighting.weights(batches, counts[FIXED:])
+        counts = StepCounts.of(batches, stop, self.reduction, self.device)
+        weights = self.reduction.weights(batches, counts.groups)
         scales = (dist.world_size() * weights).float()
         losses, seen = [], 0
         for i, batch in enumerate(batches):
@@ -96,51 +152,40 @@ class Stepper:
             losses.append(loss_sum.detach())
             seen += num
         self.scaler.unscale_(self.optimizer)
-        numbers = self._read_back(batches, counts, losses, seen)
-        return self._update(numbers, batches, losses, step)
-
-    def _counts(self, batches: Sequence[Batch], stop: bool) -> torch.Tensor:
-        """``[targets, tokens, samples, stop, *weighting.counts]`` over all processes, on the device (no wait)."""
-        own = [
-            sum(b.num_targets for b in batches),
-            sum(int((b.segments > 0).sum()) for b in batches),
-            sum(b.num_samples for b in batches),
-            int(stop),
-            *self.weighting.counts(batches),
-        ]
-        return dist.all_reduce_sum(torch.tensor(own, dtype=dist.sum_dtype(self.device)).to(self.device))
+        sums = self._read_back(batches, counts, losses, seen)
+        return self._update(sums, batches, losses, step)
 
     def _forward(self, batch: Batch) -> tuple[torch.Tensor, int]:
         batch = batch.to(self.device, non_blocking=True)
-        with autocast(self.device, self.precision):
+        with amp_context(self.device, self.precision):
             output = self.task.train_step(self.model, batch)
         return output.loss_sum, output.num_tokens
 
     def _read_back(
-        self, batches: Sequence[Batch], counts: torch.Tensor, losses: list[torch.Tensor], seen: int
-    ) -> list[float]:
-        """Counts, loss sum, seen targets, bad losses, gradient norm, means of groups on the host: the one wait."""
-        stacked = torch.stack([x.to(counts.dtype) for x in losses])
-        own = torch.stack([stacked.sum(), counts.new_tensor(float(seen)), (~stacked.isfinite()).any().to(counts.dtype)])
-        own = torch.cat([own, self.weighting.parts(batches, stacked, counts[FIXED:])])
-        dist.all_reduce_sum(own)
+        self, batches: Sequence[Batch], counts: StepCounts, losses: list[torch.Tensor], seen: int
+    ) -> StepSums:
+        """Sum losses over the processes and bring everything to the host: the one wait."""
+        dtype = counts.targets.dtype
+        stacked = torch.stack([x.to(dtype) for x in losses])
+        own = torch.stack([stacked.sum(), stacked.new_tensor(float(seen)), (~stacked.isfinite()).any().to(dtype)])
+        own = dist.all_reduce_sum(torch.cat([own, self.reduction.group_losses(batches, stacked, counts.groups)]))
         grads = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads).to(counts.dtype).to(self.device)
-        return torch.cat([counts[:FIXED], own[:3], norm[None], own[3:]]).tolist()
+        norm = torch.nn.utils.get_total_norm(grads).to(dtype).to(self.device)
+        scalars = [counts.targets, counts.tokens, counts.samples, counts.stop, own[:3], norm[None]]
+        values = torch.cat([*scalars, own[3:]]).tolist()
+        return StepSums(*values[: -self.reduction.num_groups], group_losses=values[-self.reduction.num_groups :])
 
-    def _update(
-        self, numbers: list[float], batches: Sequence[Batch], losses: list[torch.Tensor], step: int
-    ) -> StepStats:
-        targets, tokens, samples, stop, loss_sum, seen, bad, norm, *parts = numbers
-        if targets == 0 or seen == 0:
+    def _update(self, sums: StepSums, batches: Sequence[Batch], losses: list[torch.Tensor], step: int) -> StepStats:
+        if sums.targets == 0 or sums.seen == 0:
             raise DataError(
                 f"step {step}: no supervised token in samples {_names(batches)}",
                 fix="check the records' answers and model.text.max_txt_len",
             )
-        if bad or (not math.isfinite(norm) and not self.precision.scaled):
+        norm = sums.grad_norm
+        if sums.bad_losses or (not math.isfinite(norm) and not self.precision.scaled):
             self._fail(batches, losses, step, norm)
         # differs from 1 only if the model cut a sequence that was too long
-        factor = targets / seen if self.weighting.mean == "tokens" else 1.0
+        factor = sums.targets / sums.seen if self.reduction.name == "tokens" else 1.0
         norm *= factor
         skipped = not math.isfinite(norm)
         if self.max_grad_norm > 0 and norm > self.max_grad_norm and not skipped:
@@ -150,8 +195,16 @@ class Stepper:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        loss, named = self.weighting.total(loss_sum, seen, parts), self.weighting.named(parts)
-        return StepStats(loss, norm, int(seen), int(tokens), int(samples), skipped, bool(stop), named)
+        return StepStats(
+            loss=self.reduction.step_loss(sums.loss_sum, sums.seen, sums.group_losses),
+            grad_norm=norm,
+            targets=int(sums.seen),
+            tokens=int(sums.tokens),
+            samples=int(sums.samples),
+            skipped=skipped,
+            stop=bool(sums.stop),
+            parts=self.reduction.by_name(sums.group_losses),
+        )
 
     def _fail(self, batches: Sequence[Batch], losses: list[torch.Tensor], step: int, norm: float) -> None:
         own = [b for b, loss in zip(batches, losses, strict=True) if not bool(loss.isfinite())]
@@ -164,12 +217,12 @@ class Stepper:
             what, where = f"the gradient is not a number (norm {norm})", _names(batches)
         raise NonFiniteLossError(
             f"step {step}: {what}; samples: {where}",
-            fix="look at these samples; lower run.init_lr, set run.max_grad_norm=1.0, or run.amp_dtype=bf16",
+            fix="check these samples; lower run.init_lr, or set run.max_grad_norm=1.0 or run.amp_dtype=bf16",
         )
 
 
-def autocast(device: torch.device, precision: Precision) -> Any:
-    """The autocast context of a precision; without amp one that does nothing."""
+def amp_context(device: torch.device, precision: Precision) -> Any:
+    """The autocast context of a precision; disabled without mixed precision."""
     return torch.autocast(device.type, dtype=precision.amp_dtype, enabled=precision.amp_dtype is not None)
 
 

@@ -156,7 +156,7 @@ class Trainer:
             device=device,
             precision=precision,
             max_grad_norm=run.max_grad_norm,
-            weighting=LossReduction(run.loss_reduction, groups),
+            reduction=LossReduction(run.loss_reduction, groups),
         )
         self.step_batches = run.accum_grad_iters * max(1, len(groups))
 
@@ -203,7 +203,7 @@ class Trainer:
             for tracker in trackers:
                 tracker.close()
         if data := self._data_report():
-            log.info("data of this run:\n%s", data_stats.table(data))
+            log.info("data of this run:\n%s", data_stats.report_table(data))
         log.info("%s after step %d (last checkpoint: step %d)", status, self.progress.step, saved_step)
         progress = self.progress
         best = progress.best_loss if math.isfinite(progress.best_loss) else None
@@ -238,12 +238,12 @@ class Trainer:
             "skipped": int(stats.skipped),
         }
         if self.progress.step % self.run.log_freq == 0 or self.progress.step == self.total_steps:
-            record |= data_stats.numbers(self._data_report())
+            record |= data_stats.to_metrics(self._data_report())
         for tracker in trackers:
             tracker.log(record)
         return stats
 
-    def _data_report(self) -> data_stats.Report:
+    def _data_report(self) -> data_stats.DataReport:
         """What all processes have trained on; all must call it."""
         return data_stats.combine(dist.gather_objects(self.loader.report()))
 

@@ -11,7 +11,7 @@ from torch import nn
 from vlm.common import dist
 from vlm.common.types import Batch
 from vlm.runners.train.optim import Precision
-from vlm.runners.train.step import autocast
+from vlm.runners.train.step import amp_context
 from vlm.tasks.base import Task
 
 
@@ -47,7 +47,7 @@ class Validator:
     def _sums(self, batches: Iterable[Batch]) -> list[float]:
         sums = torch.zeros(2, dtype=dist.sum_dtype(self.device), device=self.device)
         for batch in batches:
-            with torch.no_grad(), autocast(self.device, self.precision):
+            with torch.no_grad(), amp_context(self.device, self.precision):
                 output = self.task.valid_step(self.model, batch.to(self.device))
             sums += torch.stack([output.loss_sum.to(sums.dtype), sums.new_tensor(float(output.num_tokens))])
         return dist.all_reduce_sum(sums).tolist()

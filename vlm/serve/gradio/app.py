@@ -123,5 +123,5 @@ def _gradio() -> Any:
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
-        raise UserError("the chat page needs gradio", fix='pip install "vlm[demo]", or use `vlm chat`') from error
+        raise UserError("the chat page needs Gradio", fix='pip install "vlm-compose[demo]", or run vlm chat') from error
     return gradio

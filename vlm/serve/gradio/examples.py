@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlm.common.errors import DataError
+from vlm.common.registry import resolve
 
 if TYPE_CHECKING:
     from vlm.config.api import Config
@@ -16,26 +17,15 @@ Example = tuple[str, str]
 
 WORLD_QUESTIONS = ("describe", "color", "shape", "position", "count", "letter", "size", "exist")
 
-TASKS: dict[str, tuple[str, ...]] = {
-    "minigpt_v2": (
-        "[grounding] describe this image in detail",
-        "[refer] ",
-        "[detection] ",
-        "[identify] what is this ",
-        "[vqa] ",
-    )
-}
-"""Template -> beginnings of questions that models of that template were trained on, as the published page offers."""
-
 
 def tasks(cfg: Config | None) -> tuple[str, ...]:
     """The task texts of a model's template; most have none."""
-    return () if cfg is None else TASKS.get(cfg.model.template.name, ())
+    return () if cfg is None else tuple(resolve("template", cfg.model.template.name).task_texts)
 
 
 def is_tiny_model(cfg: Config | None) -> bool:
     """Whether a model is the embedded one, which knows the painted world only."""
-    return cfg is not None and cfg.model.model_type == "tiny"
+    return cfg is not None and "tiny" in (cfg.model.arch, cfg.model.model_type)
 
 
 def read_page_examples(file: str | Path) -> list[Example]:

@@ -1,4 +1,7 @@
-"""``pretrain_lynx.pt`` and ``finetune_lynx.pt``: what Lynx trains, and possibly any other part of the model."""
+"""``pretrain_lynx.pt`` and ``finetune_lynx.pt``: what Lynx trains, and possibly any other part of the model.
+
+Names as in the repository bytedance/lynx-llm.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,17 @@ import logging
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlm.checkpoint.formats.base import below, bridge_index
+from vlm.checkpoint.formats.base import CheckpointFormat, below, bridge_index, parts_of
 from vlm.checkpoint.formats.eva import resize_positions
 from vlm.checkpoint.keymap import KeyMap
-from vlm.checkpoint.safe import read_tensors
-from vlm.checkpoint.strict import NamedTensors
 from vlm.common.errors import WeightsError
-from vlm.common.registry import register_checkpoint_format
+from vlm.common.registry import register_checkpoint_format, register_export
+from vlm.inference.export import ModelExport
 from vlm.models.bridges.frame_positions import FramePositions
 from vlm.models.bridges.perceiver import Perceiver
 from vlm.models.inserts.adapter import Adapter
@@ -26,7 +29,7 @@ from vlm.models.vlm import VLM
 log = logging.getLogger(__name__)
 
 FAMILIES = ("vision_encoder", "LLM", "bridge", "absolute_frame_pos_embed")
-"""First names in such a file, behind any of the prefixes ``model.`` and ``module.``."""
+"""First names in such a file, after any of the prefixes ``model.`` and ``module.``."""
 _PREFIX = re.compile(rf"^(?:model\.|module\.)*(?=(?:{'|'.join(FAMILIES)})\b)")
 _ATTENTION = re.compile(r"vision_encoder\.blocks\.(\d+)\.attn\.[qkv]_proj\.weight")
 FRAMES = "absolute_frame_pos_embed"
@@ -41,7 +44,7 @@ def key_map(model: VLM) -> KeyMap:
     Raises:
         WeightsError: the composition lacks one of them.
     """
-    perceiver, frames = bridge_index(model, Perceiver, None), bridge_index(model, FramePositions, None)
+    perceiver, frames = bridge_index(model, Perceiver), bridge_index(model, FramePositions)
     adapter = next((i for i, part in enumerate(model.inserts) if isinstance(part, Adapter)), None)
     if perceiver is None or adapter is None:
         raise WeightsError(
@@ -61,48 +64,56 @@ def key_map(model: VLM) -> KeyMap:
 
 
 @register_checkpoint_format("lynx")
-class Lynx:
+class Lynx(CheckpointFormat):
     """Fills bridge and adapters, which must be there, and whatever else the file holds; that overrides other files.
 
-    Takes the tensors bare or under ``model``, names with or without ``model.`` or ``module.`` in front, the tower at
-    another resolution, and embeddings with the row that published code appends for padding.
+    Takes the tensors as they are or under ``model``, names with or without ``model.`` or ``module.`` in front, the
+    tower at another resolution, and embeddings with the row that published code appends for padding.
     """
 
+    shape_hint = "the parts' sizes in the YAML differ from the file's"
+
     def __init__(self, into: str | None = None) -> None:
-        self.into = into
+        super().__init__(into)
         self.adapted: tuple[set[str], set[str]] = (set(), set())
 
-    def covered_prefixes(self, model: VLM) -> list[str]:
+    def covered_parts(self, model_cfg: Any) -> list[str]:
         """Bridge and adapters."""
-        key_map(model)
-        return [
-            *(f"bridge.{i}" for i in range(len(model.bridge))),
-            *(f"inserts.{i}" for i in range(len(model.inserts))),
-        ]
+        return parts_of(model_cfg, "bridge") + parts_of(model_cfg, "inserts")
 
     def read(self, path: Path) -> dict[str, Tensor]:
         """Tensors by published name, without prefixes."""
-        return {_PREFIX.sub("", key): tensor for key, tensor in read_tensors(path, "model").items()}
+        return {_PREFIX.sub("", key): tensor for key, tensor in super().read(path).items()}
 
-    def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
-        """See :class:`CheckpointFormat`."""
+    def prepare(self, model: VLM, tensors: Mapping[str, Tensor], file: str) -> Mapping[str, Tensor]:
+        """Check the names, and join the tower's attention matrices."""
         if not any(key.startswith(FAMILIES) for key in tensors):
             raise WeightsError(f"{file}: not a Lynx checkpoint; its keys begin with {', '.join(list(tensors)[:3])}")
-        names = key_map(model)
-        if FRAMES in tensors and names.is_ignored(FRAMES):
+        if FRAMES in tensors and key_map(model).is_ignored(FRAMES):
             log.warning("%s: its frame positions are left out, this composition takes images only", file)
-        tensors = _join_attention(tensors)
-        theirs, unknown = names.rename(tensors)
-        have = model.state_dict()
-        placed = {_inside_lora(ours, have): tensors[name] for ours, name in theirs.items()}
-        _fit(placed, have, file)
-        self.adapted = (_adapted(placed), _adapted(have))
-        return NamedTensors(file, placed, theirs, unknown, self._required(model, placed) - set(filled))
+        return _join_attention(tensors)
 
-    def _required(self, model: VLM, placed: Collection[str]) -> set[str]:
+    def key_map(self, model: VLM, file: str) -> KeyMap:
+        """See :class:`CheckpointFormat`."""
+        return key_map(model)
+
+    def fit(self, model: VLM, placed: dict[str, Tensor], file: str) -> None:
+        """Bring frame positions, the tower's positions and the vocabulary into our shapes, where that loses nothing."""
+        have = model.state_dict()
+        for key, tensor in placed.items():
+            if key.endswith(".positions") and tensor.dim() == 4:  # [1, frames, 1, width]
+                placed[key] = tensor.flatten(0, 2)
+            elif key == f"{VISION}.pos_embed" and key in have and tensor.dim() == 3:
+                placed[key] = resize_positions(tensor, have[key].shape[1])
+            elif key in ROWS and key in have and len(tensor) == len(have[key]) + 1:
+                log.info("%s: %s without the last row, appended for padding", file, key)
+                placed[key] = tensor[:-1]
+        self.adapted = (_adapted(placed), _adapted(have))
+
+    def required(self, model: VLM, placed: Collection[str], filled: Collection[str]) -> Collection[str]:
         """What trains, and all of the tower or the LLM when the file has any of it."""
-        groups = ["bridge", "inserts", *(g for g in (VISION, LLM) if any(k.startswith(f"{g}.") for k in placed))]
-        return {key for group in groups for key in below(model, group) if not is_lora(key)}
+        more = [part for part in (VISION, LLM) if any(key.startswith(f"{part}.") for key in placed)]
+        return set(below(model, "bridge", "inserts", *more)) - set(filled)
 
     def hint(self, shapes: Mapping[str, str]) -> str | None:
         """See :class:`CheckpointFormat`."""
@@ -113,7 +124,7 @@ class Lynx:
             return "set num_frames at model.bridge frame_positions to the file's"
         if any(key.startswith("bridge.") for key in shapes):
             return "set depth, heads, dim_head and num_latents of the perceiver, and the LLM, to the file's"
-        return "the parts' sizes in the YAML differ from the file's" if shapes else None
+        return super().hint(shapes)
 
 
 def _join_attention(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -127,51 +138,30 @@ def _join_attention(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return joined
 
 
-def _inside_lora(key: str, have: Collection[str]) -> str:
-    stem, _, last = key.rpartition(".")
-    wrapped = f"{stem}.base_layer.{last}"
-    return wrapped if key not in have and wrapped in have else key
-
-
-def _fit(placed: dict[str, Tensor], have: Mapping[str, Tensor], file: str) -> None:
-    """Bring frame positions, the tower's positions and the vocabulary into our shapes, where that loses nothing."""
-    for key, tensor in placed.items():
-        if key.endswith(".positions") and tensor.dim() == 4:
-            placed[key] = tensor.flatten(0, 2)
-        elif key == f"{VISION}.pos_embed" and key in have and tensor.dim() == 3:
-            placed[key] = resize_positions(tensor, have[key].shape[1])
-        elif key in ROWS and key in have and len(tensor) == len(have[key]) + 1:
-            log.info("%s: %s without the last row, appended for padding", file, key)
-            placed[key] = tensor[:-1]
-
-
 def _adapted(keys: Collection[str]) -> set[str]:
     """Numbers of the decoder layers that have adapters."""
     return {key.split(".")[3] for key in keys if key.startswith("inserts.")}
 
 
-def export_lynx(model: VLM, path: Path) -> list[str]:
-    """Write perceiver, frame positions, adapters and whatever else trains as a published checkpoint.
+@register_export("lynx")
+class LynxExport(ModelExport):
+    """one .pt file of Lynx with perceiver, frame positions and adapters"""
 
-    Returns:
-        The names written.
-
-    Raises:
-        WeightsError: the composition is another, or something trains that the published layout has no name for.
-    """
-    names = key_map(model)
-    state: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad and not name.startswith(("bridge.", "inserts.")):
-            continue
-        theirs = None if is_lora(name) else names.theirs(name)
-        if theirs is None:
-            raise WeightsError(f"{name} trains, but published Lynx checkpoints have no such part")
-        value = parameter.detach().float().cpu().clone()
-        if theirs.endswith("attn.qkv.weight"):
-            stem = theirs.removesuffix("qkv.weight")
-            state |= {f"{stem}{x}_proj.weight": part.clone() for x, part in zip("qkv", value.chunk(3), strict=True)}
-        else:
-            state[theirs] = value[None, :, None] if theirs == FRAMES else value
-    torch.save(state, path)
-    return list(state)
+    def save(self, model: VLM, path: Path) -> list[str]:
+        """Write bridge, adapters and whatever else trains; see :class:`ModelExport`."""
+        names = key_map(model)
+        state: dict[str, Tensor] = {}
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad and not name.startswith(("bridge.", "inserts.")):
+                continue
+            theirs = None if is_lora(name) else names.theirs(name)
+            if theirs is None:
+                raise WeightsError(f"{name} trains, but published Lynx checkpoints have no such part")
+            value = parameter.detach().float().cpu().clone()
+            if theirs.endswith("attn.qkv.weight"):
+                stem = theirs.removesuffix("qkv.weight")
+                state |= {f"{stem}{x}_proj.weight": part.clone() for x, part in zip("qkv", value.chunk(3), strict=True)}
+            else:
+                state[theirs] = value[None, :, None] if theirs == FRAMES else value
+        torch.save(state, path)
+        return list(state)

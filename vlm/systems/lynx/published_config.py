@@ -1,17 +1,23 @@
-"""The published ``configs/LYNX.yaml``: its keys, checked, as a composition and a request. Nothing else reads them."""
+"""The published ``configs/LYNX.yaml``: its keys, checked, as a composition and the questions put to it.
+
+The file is that of the repository bytedance/lynx-llm; nothing else reads its keys.
+"""
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from vlm.common.errors import ConfigError
+from vlm.common.registry import register_source
 from vlm.config.api import Config, load_config
 from vlm.config.schema import Report, read
 from vlm.config.tree import parse_file
+from vlm.inference.load import Questions
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +25,8 @@ DATA = "data"
 """Folder of vision file and LLM in the published code, relative to the working folder."""
 
 VISION_FILE = "eva_vit_g.pth"
+MARKERS = ("LLM", "vision_encoder|bridge|num_bridge_tokens|bridge_depth")
+"""Top-level keys, as patterns, that no composition has."""
 
 NO_EFFECT = {
     "image_rdir": "paths start from the working folder (--media-root changes that)",
@@ -86,23 +94,27 @@ class LynxYaml:
             raise ConfigError("checkpoint is missing: bridge and adapters would have random weights")
 
 
-@dataclass
-class Published:
-    """What a published file asks for: a composition, and questions put to it.
+@register_source("lynx_yaml")
+class LynxFile:
+    """A published ``LYNX.yaml``: a composition, and questions put to it."""
 
-    ``generation`` are options of an answer; ``prompt`` is a whole prompt with ``{fields}`` of the record.
-    """
+    def recognises(self, path: Path) -> bool:
+        """Whether ``path`` is a YAML file with the keys that tell such a file from a composition."""
+        if path.suffix not in (".yaml", ".yml") or not path.is_file():
+            return False
+        text = path.read_text(encoding="utf-8", errors="replace")
+        return all(re.search(rf"^(?:{key})\s*:", text, re.MULTILINE) for key in MARKERS)
 
-    config: Config
-    files: list[str]
-    prompt: str
-    media_field: str
-    batch_size: int
-    lemmatize: bool
-    generation: dict[str, Any] = field(default_factory=dict)
+    def config(self, path: Path, options: Sequence[str] = ()) -> Config:
+        """See :func:`read_lynx_yaml`."""
+        return read_lynx_yaml(path, options).config
+
+    def questions(self, path: Path, options: Sequence[str] = ()) -> Questions:
+        """See :func:`read_lynx_yaml`."""
+        return read_lynx_yaml(path, options)
 
 
-def read_lynx_yaml(path: str | Path, options: Sequence[str] = ()) -> Published:
+def read_lynx_yaml(path: str | Path, options: Sequence[str] = ()) -> Questions:
     """Read and translate a published configuration; keys without effect are named once in the log.
 
     Args:
@@ -113,8 +125,6 @@ def read_lynx_yaml(path: str | Path, options: Sequence[str] = ()) -> Published:
         ConfigError: unknown, missing or unusable keys, all in one message; or missing weight files.
     """
     tree = parse_file(path)
-    if "model" in tree.data:
-        raise ConfigError(f"{path} is no published Lynx file but a composition", fix=f"use --cfg-path {path}")
     report = Report(origins=tree.origins)
     keys = read(LynxYaml, tree.data, (), report)
     report.raise_if_any(str(path))
@@ -125,11 +135,11 @@ def read_lynx_yaml(path: str | Path, options: Sequence[str] = ()) -> Published:
     config = load_config({"model": composition(keys)}, options, check="weights")
     files = [keys.test_files] if isinstance(keys.test_files, str) else keys.test_files
     request = (files, keys.prompt, keys.vision_prompt_dict, keys.batch_size_test, keys.apply_lemmatizer)
-    return Published(config, *request, generation=answering(keys))
+    return Questions(config, *request, generation=answering(keys))
 
 
 def composition(keys: LynxYaml) -> dict[str, Any]:
-    """The ``model:`` section that the keys stand for."""
+    """The ``model:`` section that the keys mean."""
     same = ["image_res", "bridge_depth", "num_bridge_tokens", "lower_text", "freeze_vit", "freeze_llm", "checkpoint"]
     same += ["max_input_tokens", "drop_path_rate", "label_smoothing", "num_beams", "max_new_tokens", "length_penalty"]
     same += ["use_nucleus_sampling"]
@@ -149,7 +159,7 @@ def composition(keys: LynxYaml) -> dict[str, Any]:
 
 
 def answering(keys: LynxYaml) -> dict[str, Any]:
-    """The options of an answer: only the end id ends one, and only white space around it is taken off."""
+    """The options of an answer: only the end id ends one, and only the white space around it is removed."""
     same = ("num_beams", "max_new_tokens", "min_length", "top_p", "top_k", "length_penalty")
     result: dict[str, Any] = {name: getattr(keys, name) for name in same}
     result |= {"do_sample": keys.use_nucleus_sampling, "no_repeat_ngram_size": max(0, keys.no_repeat_ngram_size)}
@@ -158,5 +168,5 @@ def answering(keys: LynxYaml) -> dict[str, Any]:
 
 
 def _llm(name: str) -> str:
-    """A folder by itself, or below the published ``data``."""
+    """A folder by its own path, or else below the published ``data``."""
     return name if Path(name).expanduser().is_dir() else f"{DATA}/{name}"

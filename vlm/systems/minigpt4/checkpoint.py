@@ -1,4 +1,7 @@
-"""Trained parts: published MiniGPT checkpoints (all four families) and this library's own run folders."""
+"""Published checkpoints of MiniGPT-4 and MiniGPT-v2: what their trainer saves, ``{"model": {name: tensor}}``.
+
+Names as the classes in ``minigpt4/models`` of the repository Vision-CAIR/MiniGPT-4 give them.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,16 @@ from torch import Tensor
 
 from vlm.checkpoint.formats import blip2_qformer, eva
 from vlm.checkpoint.formats.base import bridge_index
+from vlm.checkpoint.formats.run_folder import TrainedParts, not_trained
 from vlm.checkpoint.keymap import KeyMap
-from vlm.checkpoint.run_folder import WEIGHTS, find_checkpoint
-from vlm.checkpoint.safe import read_tensors
 from vlm.checkpoint.strict import NamedTensors
 from vlm.common.errors import WeightsError
-from vlm.common.registry import register_checkpoint_format
+from vlm.common.registry import register_checkpoint_format, register_export
+from vlm.inference.export import ModelExport
 from vlm.models.bridges.linear import Linear
 from vlm.models.bridges.qformer import QFormer
 from vlm.models.lora import ADAPTER, is_lora
+from vlm.models.vision.eva import EvaViT
 from vlm.models.vlm import VLM
 
 LLM_WIDTHS = {4096: "a 7B", 5120: "a 13B"}
@@ -33,7 +37,7 @@ def key_map(model: VLM) -> KeyMap:
     Buffers, and the layers that the other maps do not want, are ignored.
     """
     pairs: list[tuple[str, str]] = []
-    linear = bridge_index(model, Linear, None)
+    linear = bridge_index(model, Linear)
     if linear is not None:
         pairs.append((f"{PROJECTION}{{rest}}", f"bridge.{linear}.proj.{{rest}}"))
     wrapped = "llama_model.base_model.model.{rest}"
@@ -41,51 +45,40 @@ def key_map(model: VLM) -> KeyMap:
         ours = f"llm.model.{{rest}}.{matrix}.{ADAPTER}.weight"
         pairs += [(f"{wrapped}.{matrix}.{ADAPTER}.weight", ours), (f"{wrapped}.{matrix}.weight", ours)]
     ignored = ["*.rotary_emb.inv_freq", "*.position_ids"]
-    qformer = bridge_index(model, QFormer, None)
+    qformer = bridge_index(model, QFormer)
     if qformer is not None:
         inner = blip2_qformer.key_map(qformer)
         pairs += inner.pairs
         ignored += inner.ignored
-    if hasattr(model.vision, "vit"):
+    if isinstance(model.vision, EvaViT):
         pairs += [(f"visual_encoder.{a}", b) for a, b in eva.key_map(len(model.vision.vit.blocks)).pairs]
         pairs.append(("ln_vision.{rest}", "vision.ln_vision.{rest}"))
     return KeyMap(tuple(pairs), tuple(ignored))
 
 
-@register_checkpoint_format("trained")
-class Trained:
-    """Fills what trains and no other file has filled. The path is a file, a run folder, or a checkpoint in one."""
+@register_checkpoint_format("minigpt4")
+class MiniGPT4(TrainedParts):
+    """A published ``.pth`` of the four families. Fills what trains and no earlier file has filled."""
 
-    def __init__(self, into: str | None = None) -> None:
-        self.into = into
-
-    def covered_prefixes(self, model: VLM) -> list[str]:
-        """Nothing is taken for granted."""
-        return []
-
-    def read(self, path: Path) -> dict[str, Tensor]:
-        """Tensors by their names in the file."""
-        if path.is_dir():
-            path = find_checkpoint(path) / WEIGHTS
-        return read_tensors(path, "model")
+    @classmethod
+    def recognises(cls, names: Collection[str]) -> bool:
+        """Whether the file holds a projection into the LLM."""
+        return any(name.startswith(PROJECTION) for name in names)
 
     def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
-        """See :class:`CheckpointFormat`."""
-        training = {name for name, p in model.named_parameters() if p.requires_grad}
-        required = training - set(filled)
-        if any(key.startswith(("bridge.", "inserts.", "vision.", "llm.")) for key in tensors):
-            return NamedTensors(file, dict(tensors), required=required)
-        if not any(key.startswith(PROJECTION) for key in tensors):
-            raise WeightsError(
-                f"{file}: neither a MiniGPT checkpoint (no {PROJECTION}*) nor one of this library's; "
-                f"its keys begin with {', '.join(list(tensors)[:3])}"
-            )
-        theirs, unknown = key_map(model).rename(tensors)
+        """See :class:`CheckpointFormat`. LoRA that the composition does not have is reported under the file's names."""
+        if not self.recognises(tensors):
+            raise not_trained(file, tensors, ["minigpt4"])
+        result = super().rename(model, tensors, file, filled)
         known = set(model.state_dict())
-        extra_lora = [theirs.pop(key) for key in list(theirs) if is_lora(key) and key not in known]
-        return NamedTensors(
-            file, {ours: tensors[name] for ours, name in theirs.items()}, theirs, unknown + extra_lora, required
-        )
+        for ours in [key for key in result.tensors if is_lora(key) and key not in known]:
+            del result.tensors[ours]
+            result.unknown.append(result.theirs.pop(ours))
+        return result
+
+    def key_map(self, model: VLM, file: str) -> KeyMap:
+        """See :class:`CheckpointFormat`."""
+        return key_map(model)
 
     def hint(self, shapes: Mapping[str, str]) -> str | None:
         """Tell projections for another LLM, or for another bridge, apart."""
@@ -96,35 +89,28 @@ class Trained:
                     family = LLM_WIDTHS.get(rows, "another")
                     return f"this is {family} projection (width {rows}); your LLM has width {width}"
                 return f"this projection takes {columns} features per token; your bridge gives {inner} (another family)"
-        if shapes:
-            return None
-        return (
-            "use a checkpoint of the same composition (LoRA and what trains must agree), "
-            "or declare what starts afresh: weights: [{format: random, into: llm}, ...]"
-        )
+        return super().hint(shapes)
 
 
 def _sizes(text: str) -> list[int]:
     return [int(n) for n in text.split("[")[1].rstrip("])").split(",")]
 
 
-def export_published(model: VLM, path: Path) -> list[str]:
-    """Write what trains as a published MiniGPT checkpoint, ``{"model": {...}}`` with peft-0.2 names.
+@register_export("default")
+@register_export("minigpt")
+class MiniGPT4Export(ModelExport):
+    """one .pth file of MiniGPT-4 or MiniGPT-v2"""
 
-    Returns:
-        The names written.
-
-    Raises:
-        WeightsError: something trains that the published layout has no name for.
-    """
-    names = key_map(model)
-    state: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            theirs = names.theirs(name)
-            if theirs is None:
-                raise WeightsError(f"{name} trains, but published MiniGPT checkpoints have no such part")
-            theirs = theirs.replace(f".{ADAPTER}.weight", ".weight") if is_lora(name) else theirs
-            state[theirs] = parameter.detach().cpu().clone()
-    torch.save({"model": state}, path)
-    return list(state)
+    def save(self, model: VLM, path: Path) -> list[str]:
+        """Write ``{"model": {...}}`` with the names of peft 0.2; see :class:`ModelExport`."""
+        names = key_map(model)
+        state: dict[str, Tensor] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                theirs = names.theirs(name)
+                if theirs is None:
+                    raise WeightsError(f"{name} trains, but published MiniGPT checkpoints have no such part")
+                theirs = theirs.replace(f".{ADAPTER}.weight", ".weight") if is_lora(name) else theirs
+                state[theirs] = parameter.detach().cpu().clone()
+        torch.save({"model": state}, path)
+        return list(state)

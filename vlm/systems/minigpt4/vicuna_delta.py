@@ -1,35 +1,60 @@
-"""Adding published delta weights (Vicuna) to their base language model, shard by shard."""
+"""Adding published delta weights (Vicuna) to their base language model, shard by shard.
+
+The sum is that of ``fastchat/model/apply_delta.py`` of the repository lm-sys/FastChat.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vlm.checkpoint.safe import read_tensors, shards
 from vlm.common.errors import WeightsError
+from vlm.common.logging import say
+from vlm.common.registry import register_command
 
 log = logging.getLogger(__name__)
 
 GROWING = ("model.embed_tokens.weight", "lm_head.weight")
-"""Matrices of which a v0 delta has one row more than the base; the base's missing rows count as zeros."""
+"""Matrices with one row more in a v0 delta than in the base, whose missing row counts as zeros."""
 SKIPPED = ".rotary_emb.inv_freq"
 """Buffers that old files carry; they are recomputed from the configuration."""
 TOKENIZER = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 CONFIGS = ("config.json", "generation_config.json")
 
 
+@register_command("weights apply-delta")
+class ApplyDelta:
+    """base LLM + published delta (Vicuna v0, v1.1) = LLM"""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Three folders; the longer spellings are those of FastChat's script."""
+        folder: dict[str, Any] = {"required": True, "type": Path}
+        parser.add_argument("--base", "--base-model-path", **folder, help="Hugging Face folder of LLaMA")
+        parser.add_argument("--delta", "--delta-path", **folder, help="folder of the delta")
+        parser.add_argument("--target", "--target-model-path", **folder, help="new folder")
+
+    def main(self, args: argparse.Namespace) -> int:
+        """Add, and say where."""
+        files = apply_delta(args.base, args.delta, args.target)
+        say(f"{args.target}: {len(files)} weight file{'s' if len(files) > 1 else ''}, config and tokenizer")
+        return 0
+
+
 def apply_delta(base: str | Path, delta: str | Path, target: str | Path) -> list[Path]:
     """Write ``target = base + delta`` as a Hugging Face folder with safetensors.
 
-    The sum is formed in half precision, as published, so it is bit-identical. One shard of the delta and the
-    shards of the base that it needs are open at a time; torch files are mapped, not read. Config and tokenizer
-    are the delta's (a v0 delta has one row more than its tokenizer has pieces: that is normal).
+    The sum is formed in half precision, as in the published script, so that the result is bit-identical. One shard
+    of the delta and the shards of the base that it needs are open at a time; torch files are mapped, not read. Config
+    and tokenizer are the delta's (a v0 delta has one row more than its tokenizer has pieces: that is normal).
 
     Returns:
         The weight files written.
@@ -72,7 +97,7 @@ def apply_delta(base: str | Path, delta: str | Path, target: str | Path) -> list
 
 
 def _base_reader(base: Path) -> tuple[Callable[[str], Tensor], set[str]]:
-    """A reader of single tensors of the base that keeps one shard open, and the names it has."""
+    """A function that reads one tensor of the base and keeps one shard open, and the names that it knows."""
     where = {key: file for file in shards(base) for key in read_tensors(file) if not key.endswith(SKIPPED)}
     opened: dict[Path, dict[str, Tensor]] = {}
 

@@ -1,4 +1,7 @@
-"""``mmgpt-lora-v0-release.pt`` and what Multimodal-GPT's trainer saves: LoRA of the LLM and of the cross-attention."""
+"""``mmgpt-lora-v0-release.pt`` and what Multimodal-GPT's trainer saves: LoRA of the LLM and of the cross-attention.
+
+Names as in the repository open-mmlab/Multimodal-GPT, which wraps OpenFlamingo's.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlm.checkpoint.formats.base import CheckpointFormat
+from vlm.checkpoint.keymap import KeyMap
 from vlm.checkpoint.restricted_unpickler import plain, read_without_code
 from vlm.checkpoint.safe import read_file
-from vlm.checkpoint.strict import NamedTensors
 from vlm.common.errors import WeightsError
-from vlm.common.registry import register_checkpoint_format
+from vlm.common.registry import register_checkpoint_format, register_export
+from vlm.inference.export import ModelExport
+from vlm.models.inserts.gated_xattn import GatedCrossAttention
 from vlm.models.lora import LoraOptions, is_lora
 from vlm.models.vlm import VLM
 from vlm.systems.open_flamingo import checkpoint as openflamingo
@@ -25,7 +31,7 @@ SETTINGS = "tuning_config"
 
 
 @register_checkpoint_format("mmgpt_lora")
-class MmgptLora:
+class MmgptLora(CheckpointFormat):
     """Fills every LoRA matrix, and whatever else was tuned and saved with them.
 
     Names with or without ``module.``, of peft before or since 0.3; settings flat or one level deeper, plain or
@@ -33,12 +39,7 @@ class MmgptLora:
     leaves open (null) are taken from the file.
     """
 
-    def __init__(self, into: str | None = None) -> None:
-        self.into = into
-
-    def covered_prefixes(self, model: VLM) -> list[str]:
-        """Nothing is taken for granted."""
-        return []
+    shape_hint = "the file is of another base model"
 
     def infer_config(self, model_cfg: Any, path: Path) -> Any:
         """See :class:`InfersConfig`."""
@@ -49,7 +50,7 @@ class MmgptLora:
         done.llm = _with_lora(done.llm, declared, _layers(tensors, ".decoder_layer."), "model.llm", path)
         done.inserts = [
             _with_lora(part, declared, _layers(tensors, ".gated_cross_attn_layer."), f"model.inserts.{i}", path)
-            if part.name == "gated_xattn"
+            if isinstance(part.config, GatedCrossAttention.Config)
             else part
             for i, part in enumerate(done.inserts)
         ]
@@ -59,18 +60,23 @@ class MmgptLora:
         """Tensors by published name."""
         return openflamingo.read_state(read_content(path), str(path))
 
-    def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
+    def prepare(self, model: VLM, tensors: Mapping[str, Tensor], file: str) -> Mapping[str, Tensor]:
         """See :class:`CheckpointFormat`."""
-        tensors = openflamingo.without_second_names(tensors, openflamingo.layer_path(model), file)
-        theirs, unknown = openflamingo.key_map(model, file).rename(tensors)
-        required = [key for key in model.state_dict() if is_lora(key)]
-        return NamedTensors(file, {ours: tensors[name] for ours, name in theirs.items()}, theirs, unknown, required)
+        return openflamingo.without_second_names(tensors, openflamingo.layer_path(model), file)
+
+    def key_map(self, model: VLM, file: str) -> KeyMap:
+        """See :class:`CheckpointFormat`."""
+        return openflamingo.key_map(model, file)
+
+    def required(self, model: VLM, placed: Collection[str], filled: Collection[str]) -> list[str]:
+        """Every LoRA matrix."""
+        return [key for key in model.state_dict() if is_lora(key)]
 
     def hint(self, shapes: Mapping[str, str]) -> str | None:
         """See :class:`CheckpointFormat`."""
         if any(is_lora(key) for key in shapes):
             return "the rank of LoRA in the composition differs from the file's"
-        return "the file is of another base model" if shapes else None
+        return super().hint(shapes)
 
 
 def read_content(path: Path) -> Any:
@@ -141,28 +147,25 @@ def published_names(model: VLM) -> dict[str, str | None]:
     return result
 
 
-def export_mmgpt(model: VLM, path: Path) -> list[str]:
-    """Write what trains as Multimodal-GPT's LoRA file: ``module.`` before the names, plain settings beside them.
+@register_export("mmgpt")
+class MmgptExport(ModelExport):
+    """one .pt file of Multimodal-GPT with LoRA and its settings"""
 
-    Returns:
-        The names written, without ``module.``.
-
-    Raises:
-        WeightsError: something trains that such files have no name for.
-    """
-    parameters = dict(model.named_parameters())
-    state: dict[str, Tensor] = {}
-    for name, theirs in published_names(model).items():
-        if theirs is None:
-            raise WeightsError(f"{name} trains, but files of Multimodal-GPT have no such part")
-        state[theirs] = parameters[name].detach().cpu().clone()
-    content = {"model_state_dict": {f"module.{k}": v for k, v in state.items()}, SETTINGS: _settings_of(model)}
-    torch.save(content, path)
-    return list(state)
+    def save(self, model: VLM, path: Path) -> list[str]:
+        """Write ``module.`` before the names and plain settings next to them; see :class:`ModelExport`."""
+        parameters = dict(model.named_parameters())
+        state: dict[str, Tensor] = {}
+        for name, theirs in published_names(model).items():
+            if theirs is None:
+                raise WeightsError(f"{name} trains, but files of Multimodal-GPT have no such part")
+            state[theirs] = parameters[name].detach().cpu().clone()
+        content = {"model_state_dict": {f"module.{k}": v for k, v in state.items()}, SETTINGS: _settings_of(model)}
+        torch.save(content, path)
+        return list(state)
 
 
 def _settings_of(model: VLM) -> dict[str, Any]:
-    options = [model.llm.config.lora, *(getattr(part.config, "lora", None) for part in model.inserts)]
+    options = [model.llm.config.lora, *(i.config.lora for i in model.inserts if isinstance(i, GatedCrossAttention))]
     present = [o for o in options if o is not None]
     lora = present[0] if present else LoraOptions()
     extra = [theirs for name, theirs in published_names(model).items() if theirs and not is_lora(name)]

@@ -1,4 +1,7 @@
-"""``OpenFlamingo-9B/checkpoint.pt``: perceiver, gated cross-attention, and the LLM's complete input embeddings."""
+"""``OpenFlamingo-9B/checkpoint.pt``: perceiver, gated cross-attention, and the LLM's complete input embeddings.
+
+Names as in ``open_flamingo/src`` of the repository mlfoundations/open_flamingo.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm.checkpoint.formats.base import below, bridge_index
+from vlm.checkpoint.formats.base import CheckpointFormat, below, bridge_index, parts_of
 from vlm.checkpoint.formats.hf_llm import OLDER_NAMES
 from vlm.checkpoint.keymap import KeyMap
 from vlm.checkpoint.safe import read_file
-from vlm.checkpoint.strict import NamedTensors
 from vlm.common.errors import WeightsError
 from vlm.common.registry import register_checkpoint_format
 from vlm.models.bridges.perceiver import Perceiver
@@ -66,7 +68,7 @@ def parts(model: VLM, file: str) -> tuple[int, int]:
     Raises:
         WeightsError: one of them is not there.
     """
-    bridge = bridge_index(model, Perceiver, None)
+    bridge = bridge_index(model, Perceiver)
     insert = next((i for i, part in enumerate(model.inserts) if isinstance(part, GatedCrossAttention)), None)
     if bridge is None or insert is None:
         absent = "perceiver in model.bridge" if bridge is None else "gated_xattn in model.inserts"
@@ -139,40 +141,45 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 @register_checkpoint_format("openflamingo")
-class OpenFlamingo:
+class OpenFlamingo(CheckpointFormat):
     """Fills the perceiver, the gated cross-attention and ``llm``'s input embeddings; goes after the LLM's own files.
 
     Takes the flat published dict and what trainers save: ``{"model_state_dict": {"module.<name>": ...}}``.
     """
 
-    def __init__(self, into: str | None = None) -> None:
-        self.into = into
+    shape_hint = "sizes of the perceiver, of gated_xattn or of the LLM differ from the file's"
 
-    def covered_prefixes(self, model: VLM) -> list[str]:
-        """Bridge and inserts."""
-        bridge, insert = parts(model, "format openflamingo")
-        return [f"bridge.{bridge}", f"inserts.{insert}"]
+    def covered_parts(self, model_cfg: Any) -> list[str]:
+        """Perceiver and gated cross-attention."""
+        bridges = parts_of(model_cfg, "bridge", Perceiver.Config)
+        return bridges[:1] + parts_of(model_cfg, "inserts", GatedCrossAttention.Config)[:1]
 
     def read(self, path: Path) -> dict[str, Tensor]:
         """Tensors by published name."""
         return read_state(read_file(path), str(path))
 
-    def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
+    def prepare(self, model: VLM, tensors: Mapping[str, Tensor], file: str) -> Mapping[str, Tensor]:
         """See :class:`CheckpointFormat`."""
         if not any(name.startswith("perceiver.") for name in tensors):
             raise WeightsError(
                 f"{file}: no perceiver.* among its {len(tensors)} tensors (first: {next(iter(tensors))})",
                 fix="give the checkpoint.pt of OpenFlamingo-9B; a LoRA file is format mmgpt_lora",
             )
-        tensors = without_second_names(tensors, layer_path(model), file)
-        theirs, unknown = key_map(model, file).rename(tensors)
-        required = [key for part in self.covered_prefixes(model) for key in below(model, part)]
+        return without_second_names(tensors, layer_path(model), file)
+
+    def key_map(self, model: VLM, file: str) -> KeyMap:
+        """See :class:`CheckpointFormat`."""
+        return key_map(model, file)
+
+    def required(self, model: VLM, placed: Collection[str], filled: Collection[str]) -> list[str]:
+        """Perceiver, cross-attention and the table of input embeddings."""
+        bridge, insert = parts(model, "format openflamingo")
         table = model.llm.model.get_input_embeddings().weight
-        required += [f"llm.model.{n}" for n, p in model.llm.model.named_parameters() if p is table]
-        return NamedTensors(file, {ours: tensors[name] for ours, name in theirs.items()}, theirs, unknown, required)
+        embeddings = [f"llm.model.{n}" for n, p in model.llm.model.named_parameters() if p is table]
+        return below(model, f"bridge.{bridge}", f"inserts.{insert}") + embeddings
 
     def hint(self, shapes: Mapping[str, str]) -> str | None:
         """See :class:`CheckpointFormat`."""
         if any("embed" in key for key in shapes):
             return "set model.llm.vocab_size to the rows of the file's embeddings (the LLM's own and the added tokens)"
-        return "sizes of the perceiver, of gated_xattn or of the LLM differ from the file's" if shapes else None
+        return super().hint(shapes)

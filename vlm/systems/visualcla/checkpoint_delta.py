@@ -1,4 +1,7 @@
-"""The released folder of VisualCLA: one peft adapter over vision encoder and LLM, with the trained parts in full."""
+"""The released folder of VisualCLA: one peft adapter over vision encoder and LLM, with the trained parts in full.
+
+Layout of the repository airaria/Visual-Chinese-LLaMA-Alpaca.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from vlm.checkpoint.formats.base import below
+from vlm.checkpoint.formats.base import CheckpointFormat, below, parts_of
+from vlm.checkpoint.keymap import KeyMap
 from vlm.checkpoint.peft_adapter import Adapter, read_adapter, read_json
 from vlm.checkpoint.safe import read_tensors, shards
-from vlm.checkpoint.strict import NamedTensors
 from vlm.common.errors import WeightsError
 from vlm.common.paths import inner_folder
 from vlm.common.registry import register_checkpoint_format
@@ -24,19 +27,18 @@ ADDED = "added_tokens.json"
 
 
 @register_checkpoint_format("visualcla_delta")
-class VisualCLADelta:
+class VisualCLADelta(CheckpointFormat):
     """Fills LoRA, resampler, projection, token embeddings and head; comes after the files of its foundations.
 
     Where the composition leaves them open, the placement and rank of LoRA, the vocabulary and the sizes of the
     resampler are the folder's.
     """
 
-    def __init__(self, into: str | None = None) -> None:
-        self.into = into
+    shape_hint = "the delta is of a model with other sizes: use its own foundations"
 
-    def covered_prefixes(self, model: VLM) -> list[str]:
+    def covered_parts(self, model_cfg: Any) -> list[str]:
         """The bridge."""
-        return [f"bridge.{i}" for i in range(len(model.bridge))]
+        return parts_of(model_cfg, "bridge")
 
     def infer_config(self, model_cfg: Any, path: Path) -> Any:
         """See :class:`InfersConfig`."""
@@ -61,12 +63,13 @@ class VisualCLADelta:
         """Tensors by published name, without peft's prefix."""
         return read_adapter(path).tensors
 
-    def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
+    def key_map(self, model: VLM, file: str) -> KeyMap:
         """See :class:`CheckpointFormat`."""
-        theirs, unknown = key_map(model).rename(tensors)
-        required = [key for part in self.covered_prefixes(model) for key in below(model, part)]
-        required += [key for key in model.state_dict() if is_lora(key)]
-        return NamedTensors(file, {ours: tensors[name] for ours, name in theirs.items()}, theirs, unknown, required)
+        return key_map(model)
+
+    def required(self, model: VLM, placed: Collection[str], filled: Collection[str]) -> list[str]:
+        """The bridge and LoRA."""
+        return below(model, "bridge") + [key for key in model.state_dict() if is_lora(key)]
 
     def hint(self, shapes: Mapping[str, str]) -> str | None:
         """See :class:`CheckpointFormat`."""
@@ -74,7 +77,7 @@ class VisualCLADelta:
             return (
                 "the rank of LoRA or the foundations differ: leave lora out (null), and use the delta's own foundations"
             )
-        return "the delta is of a model with other sizes: use its own foundations" if shapes else None
+        return super().hint(shapes)
 
 
 def check_base(base: Path, adapter: Adapter, rows: int) -> None:

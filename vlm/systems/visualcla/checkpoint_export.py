@@ -13,6 +13,9 @@ from torch import Tensor
 
 from vlm.checkpoint.peft_adapter import CONFIG, PEFT_PREFIX, read_json
 from vlm.common.errors import WeightsError
+from vlm.common.registry import register_export
+from vlm.inference.export import refuse_existing
+from vlm.inference.load import load_parts
 from vlm.models.bridges.bert_resampler import PUBLISHED
 from vlm.models.lora import ADAPTER, is_lora
 from vlm.models.vlm import VLM
@@ -26,6 +29,21 @@ TEXTS = (
     "added_tokens.json",
     "preprocessor_config.json",
 )
+
+
+@register_export("visualcla-delta")
+class DeltaExport:
+    """folder of VisualCLA with an adapter over the whole model"""
+
+    def write(self, source: Path, target: Path) -> list[str]:
+        """See :class:`~vlm.inference.export.Export`."""
+        refuse_existing(target)
+        model, processor, cfg, _ = load_parts(source, "cpu")
+        text = processor.text_cfg
+        ids = {token: processor.tokenizer.id_of(token) for token in text.special_tokens}
+        added = {token: index for token, index in ids.items() if index is not None}
+        names = export_delta(model, target, Path(text.tokenizer or cfg.model.llm.config.path), added)
+        return [f"{target}: adapter of {len(names)} tensors, configurations and tokenizer"]
 
 
 def export_delta(
@@ -46,15 +64,14 @@ def export_delta(
         WeightsError: another composition, something trains that the layout has no name for, LoRA of two ranks or
             scales, or a folder that exists.
     """
-    if folder.exists():
-        raise WeightsError(f"{folder} exists", fix="give a new folder")
+    refuse_existing(folder)
     names = key_map(model)
     state: dict[str, Tensor] = {}
     trains = {name for name, p in model.named_parameters() if p.requires_grad}
     for name, tensor in model.state_dict().items():
         if name in trains or is_lora(name) or name.startswith("bridge."):
             theirs = names.theirs(name)
-            if theirs is None or ("base_layer" in name):
+            if theirs is None or "base_layer" in name:
                 raise WeightsError(f"{name} trains, but a delta of VisualCLA has no such part")
             theirs = theirs.replace(f".{ADAPTER}.weight", ".weight") if is_lora(name) else theirs
             state[PEFT_PREFIX + theirs] = tensor.detach().cpu().clone()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from vlm.checkpoint.formats.base import below
+from vlm.checkpoint.formats.base import CheckpointFormat, below, parts_of
+from vlm.checkpoint.keymap import KeyMap
 from vlm.checkpoint.safe import read_tensors, shards
-from vlm.checkpoint.strict import NamedTensors
 from vlm.common.errors import WeightsError
 from vlm.common.paths import inner_folder
 from vlm.common.registry import register_checkpoint_format
@@ -21,15 +21,14 @@ from vlm.systems.visualcla.checkpoint_keys import EMBEDDINGS, TEXT, complete_bri
 
 
 @register_checkpoint_format("visualcla_merged")
-class VisualCLAMerged:
+class VisualCLAMerged(CheckpointFormat):
     """Fills the whole composition. The vocabulary is that of the tensors: published configurations are out of date."""
 
-    def __init__(self, into: str | None = None) -> None:
-        self.into = into
+    shape_hint = "the folder's configurations and weights are of different models"
 
-    def covered_prefixes(self, model: VLM) -> list[str]:
+    def covered_parts(self, model_cfg: Any) -> list[str]:
         """Everything."""
-        return ["vision.model", "llm.model", *(f"bridge.{i}" for i in range(len(model.bridge)))]
+        return ["vision", "llm", *parts_of(model_cfg, "bridge")]
 
     def infer_config(self, model_cfg: Any, path: Path) -> Any:
         """See :class:`InfersConfig`."""
@@ -50,15 +49,13 @@ class VisualCLAMerged:
         files = shards(path) if index.is_file() else sorted(path.glob("pytorch_model*.bin")) or shards(path)
         return tensors | {name: tensor for file in files for name, tensor in read_tensors(file).items()}
 
-    def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
+    def key_map(self, model: VLM, file: str) -> KeyMap:
         """See :class:`CheckpointFormat`."""
-        theirs, unknown = key_map(model).rename(tensors)
-        required = [key for part in self.covered_prefixes(model) for key in below(model, part)]
-        return NamedTensors(file, {ours: tensors[name] for ours, name in theirs.items()}, theirs, unknown, required)
+        return key_map(model)
 
-    def hint(self, shapes: Mapping[str, str]) -> str | None:
-        """See :class:`CheckpointFormat`."""
-        return "the folder's configurations and weights are of different models" if shapes else None
+    def required(self, model: VLM, placed: Collection[str], filled: Collection[str]) -> list[str]:
+        """Everything but LoRA."""
+        return below(model, "vision.model", "llm.model", "bridge")
 
 
 def _part(path: Path, names: Collection[str]) -> Path:

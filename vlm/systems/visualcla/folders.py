@@ -66,15 +66,13 @@ def sizes(folder: Path, vision: Path | None = None) -> dict[str, int]:
 class MergedFolder:
     """A merged model, as ``vlm weights merge`` or the published script writes it."""
 
-    @staticmethod
-    def recognises(path: Path) -> bool:
+    def recognises(self, path: Path) -> bool:
         """Whether ``path`` is such a folder."""
         from vlm.checkpoint.peft_adapter import CONFIG, read_json
 
         file = path / "config.json"
         return file.is_file() and not (path / CONFIG).is_file() and read_json(file).get("model_type") == "visualcla"
 
-    @staticmethod
-    def config(path: Path, options: Sequence[str] = ()) -> Config:
+    def config(self, path: Path, options: Sequence[str] = ()) -> Config:
         """The composition over the folder."""
         return composition(path, options=options)

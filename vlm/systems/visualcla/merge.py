@@ -1,5 +1,7 @@
 """Merging a VisualCLA delta into its foundations, in the published layout, a shard at a time.
 
+The result equals that of the merge script of the repository airaria/Visual-Chinese-LLaMA-Alpaca.
+
 ::
 
     target/  config.json, tokenizer files, preprocessor_config.json, pytorch_model.bin (resampler and projection)
@@ -9,10 +11,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,21 +25,22 @@ from torch import Tensor
 from vlm.checkpoint.formats.clip import BUFFERS, TEXT_TOWER_KEYS, TOWER
 from vlm.checkpoint.peft_adapter import PEFT_PREFIX, WEIGHTS, Adapter, read_adapter, read_json
 from vlm.checkpoint.safe import shards
-from vlm.checkpoint.stream import SHARD_BYTES, TensorInfo, TensorReader, write_shards
+from vlm.checkpoint.stream import SHARD_BYTES, TensorReader, write_shards
 from vlm.common.errors import WeightsError
+from vlm.common.logging import say
 from vlm.common.paths import inner_folder
+from vlm.common.registry import register_command
 from vlm.models.llm.hf import FOLDERS as TEXT_FOLDERS
+from vlm.models.precision import parse_dtype
 from vlm.models.vision.clip import FOLDERS as VISION_FOLDERS
 from vlm.models.vision.clip import read_vision_config
 from vlm.systems.visualcla.checkpoint_delta import ADDED, check_base
 from vlm.systems.visualcla.checkpoint_keys import EMBEDDINGS, HEAD, PROJECTION, RESAMPLER, TEXT, bridge_names
 
-log = logging.getLogger(__name__)
-
 VISION_PREFIX = "vision_model."
-"""Before a name of the vision tower in the whole model."""
+"""Added to a name of the vision tower in the whole model."""
 KEEP_DTYPE = (".rotary_emb.inv_freq", *BUFFERS)
-"""Buffers, which keep their dtype."""
+"""Ends of the names of buffers, which keep their dtype."""
 TOKENIZER = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", ADDED)
 PREPROCESSOR = "preprocessor_config.json"
 GENERATION = "generation_config.json"
@@ -52,6 +55,12 @@ class Delta:
 
     adapter: Adapter
     reader: TensorReader
+
+    @classmethod
+    def of(cls, folder: Path) -> Delta:
+        """That of a folder. Raises WeightsError, see :func:`read_adapter`."""
+        adapter = read_adapter(folder)
+        return cls(adapter, TensorReader([next(folder / name for name in WEIGHTS if (folder / name).is_file())]))
 
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
         """A tensor by its name without peft's prefix."""
@@ -70,49 +79,58 @@ class Delta:
 
 
 @dataclass
-class Merge:
-    """One merge: the readers of both foundations, and the deltas in the order in which they are applied."""
+class Foundation:
+    """One of the two models below a delta, and the folder of the result that it becomes.
 
-    text: TensorReader
-    vision: TensorReader
+    names   name in the result -> (name in the whole model, name in the foundation's files)
+    """
+
+    folder: str
+    reader: TensorReader
+    names: dict[str, tuple[str, str]]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes by name in the whole model."""
+        return {whole: self.reader.facts[name].shape for whole, name in self.names.values()}
+
+
+def read_text(folder: Path) -> Foundation:
+    """The base LLM."""
+    reader = TensorReader(shards(folder))
+    return Foundation("text_encoder", reader, {name: (TEXT + name, name) for name in reader.facts})
+
+
+def read_tower(folder: Path) -> Foundation:
+    """The vision tower, of a whole CLIP or alone."""
+    reader = TensorReader(shards(folder))
+    whole = any(name.startswith(TOWER) for name in reader.facts)
+    names = [n for n in reader.facts if n.startswith(TOWER) or not (whole or n.startswith(TEXT_TOWER_KEYS))]
+    written = {TOWER + name.removeprefix(TOWER): name for name in names}
+    return Foundation("vision_encoder", reader, {new: (VISION_PREFIX + new, name) for new, name in written.items()})
+
+
+@dataclass
+class Merge:
+    """The foundations, and the deltas in the order in which they are applied."""
+
+    foundations: list[Foundation]
     deltas: list[Delta]
     dtype: torch.dtype
     shard_bytes: int
 
     def check(self) -> None:
-        """Check that every tensor of the deltas has a place of its shape, and that none is missing.
+        """Check that the model has a tensor of the same shape for each of the deltas', and that none is missing.
 
         Raises:
-            WeightsError: it has not.
+            WeightsError: it does not, or one is.
         """
-        have = {TEXT + name: facts.shape for name, facts in self.text.facts.items()}
-        have |= {VISION_PREFIX + TOWER + _tower(name): facts.shape for name, facts in self.vision.facts.items()}
+        have = {name: shape for foundation in self.foundations for name, shape in foundation.shapes().items()}
         for delta in self.deltas:
-            pending = delta.adapter
-            file = str(pending.folder)
-            for layer, (a, b) in pending.lora.items():
-                size: tuple[int, ...] = (pending.tensors[b].shape[0], pending.tensors[a].shape[1])
-                _same_shape(file, layer, size, have.get(f"{layer}.weight"))
-            for name, tensor in pending.whole().items():
-                if not name.startswith((RESAMPLER, PROJECTION)):
-                    expected = have.get(name)
-                    if expected is not None and name in (EMBEDDINGS, HEAD):  # these grow, together
-                        expected = (len(pending.tensors.get(EMBEDDINGS, tensor)), *expected[1:])
-                    _same_shape(file, name, tuple(tensor.shape), expected)
-            grown, base = pending.tensors.get(EMBEDDINGS), have.get(EMBEDDINGS)
-            if HEAD not in pending.tensors and grown is not None and base is not None and len(grown) != base[0]:
-                raise WeightsError(
-                    f"{file}: {EMBEDDINGS} has {len(grown)} rows, the foundation's {base[0]}, and {HEAD} is missing",
-                    fix="is the download complete?",
-                )
-        self._check_bridge()
-
-    def _check_bridge(self) -> None:
-        """Check that the deltas together hold the resampler and the projection that the first one's config states."""
+            _check_adapter(delta.adapter, have)
         folders = ", ".join(str(d.adapter.folder) for d in self.deltas)
-        result = {n for d in self.deltas for n in d.adapter.whole() if n.startswith((RESAMPLER, PROJECTION))}
+        result = set(self._bridge())
         if not result:
-            raise WeightsError(f"{folders}: holds neither {RESAMPLER}* nor {PROJECTION}*; no delta of VisualCLA")
+            raise WeightsError(f"{folders}: holds neither {RESAMPLER}* nor {PROJECTION}*; not a delta of VisualCLA")
         declared = self.deltas[0].adapter.folder / "config.json"
         expected = bridge_names(declared)
         for names, text in ((expected - result, "missing"), (result - expected, f"not stated by {declared}")):
@@ -121,51 +139,94 @@ class Merge:
                 raise WeightsError(f"{folders}: {text}: {some} ({len(names)} in all)", fix="is the download complete?")
 
     def write(self, target: Path) -> list[Path]:
-        """Write the weights of all three parts below ``target``; gives the files."""
-        files = self._part(target / "text_encoder", self.text, {name: TEXT + name for name in self.text.facts})
-        tower = {TOWER + _tower(name): name for name in self.vision.facts}
-        files += self._part(target / "vision_encoder", self.vision, {n: VISION_PREFIX + n for n in tower}, tower)
-        return files + self._bridge(target)
+        """Write the weights of all three parts below ``target``.
 
-    def _part(
-        self, folder: Path, reader: TensorReader, whole: dict[str, str], theirs: dict[str, str] | None = None
-    ) -> list[Path]:
-        """A foundation: name to write -> name in the whole model, and -> name in the file where that differs."""
+        Returns:
+            The files.
+        """
+        files = [file for foundation in self.foundations for file in self._write_foundation(foundation, target)]
+        source = self._bridge()
+        sizes = {name: delta.adapter.tensors[name].numel() * self.dtype.itemsize for name, delta in source.items()}
+        return files + write_shards(target, sizes, lambda name: source[name].read(name, self.dtype), self.shard_bytes)
+
+    def _write_foundation(self, foundation: Foundation, target: Path) -> list[Path]:
+        facts = {name: foundation.reader.facts[source] for name, (_, source) in foundation.names.items()}
+        dtypes = {
+            name: f.dtype if name.endswith(KEEP_DTYPE) or not f.dtype.is_floating_point else self.dtype
+            for name, f in facts.items()
+        }
 
         def make(name: str) -> Tensor:
-            source = theirs[name] if theirs else name
-            dtype = self._dtype(name, reader.facts[source])
-            last = max((i for i, d in enumerate(self.deltas) if whole[name] in d.adapter.tensors), default=None)
-            tensor = reader.read(source, dtype) if last is None else self.deltas[last].read(whole[name], dtype)
-            for delta in self.deltas[0 if last is None else last + 1 :]:
-                tensor = delta.update(whole[name], tensor)
+            """The tensor as the last delta that replaces it has it, with the updates of those that follow."""
+            whole, source = foundation.names[name]
+            dtype = dtypes[name]
+            last = max((i for i, d in enumerate(self.deltas) if whole in d.adapter.tensors), default=-1)
+            tensor = self.deltas[last].read(whole, dtype) if last >= 0 else foundation.reader.read(source, dtype)
+            for delta in self.deltas[last + 1 :]:
+                tensor = delta.update(whole, tensor)
             return tensor
 
-        sizes = {name: self._bytes(name, whole[name], reader.facts[theirs[name] if theirs else name]) for name in whole}
-        written = write_shards(folder, sizes, make, self.shard_bytes)
-        self._release(reader)
+        def size(name: str) -> int:
+            replaced = [d.adapter.tensors.get(foundation.names[name][0]) for d in self.deltas]
+            return next((t.numel() for t in reversed(replaced) if t is not None), facts[name].numel)
+
+        sizes = {name: size(name) * dtype.itemsize for name, dtype in dtypes.items()}
+        written = write_shards(target / foundation.folder, sizes, make, self.shard_bytes)
+        for reader in (foundation.reader, *(d.reader for d in self.deltas)):
+            reader.release()
         return written
 
-    def _bridge(self, target: Path) -> list[Path]:
-        source: dict[str, Delta] = {}
-        for delta in self.deltas:
-            source |= {name: delta for name in delta.adapter.whole() if name.startswith((RESAMPLER, PROJECTION))}
-        sizes = {name: delta.adapter.tensors[name].numel() * self.dtype.itemsize for name, delta in source.items()}
-        written = write_shards(target, sizes, lambda name: source[name].read(name, self.dtype), self.shard_bytes)
-        self._release(self.text)
-        return written
+    def _bridge(self) -> dict[str, Delta]:
+        """Names of resampler and projection -> the last delta that has them."""
+        return {n: d for d in self.deltas for n in d.adapter.whole() if n.startswith((RESAMPLER, PROJECTION))}
 
-    def _dtype(self, name: str, facts: TensorInfo) -> torch.dtype:
-        return facts.dtype if name.endswith(KEEP_DTYPE) or not facts.dtype.is_floating_point else self.dtype
 
-    def _bytes(self, name: str, whole: str, facts: TensorInfo) -> int:
-        pending = [d.adapter.tensors[whole].numel() for d in self.deltas if whole in d.adapter.tensors]
-        return (pending[-1] if pending else facts.numel) * self._dtype(name, facts).itemsize
+def _check_adapter(adapter: Adapter, have: Mapping[str, tuple[int, ...]]) -> None:
+    """Check the shapes of one delta against those of the foundations.
 
-    def _release(self, reader: TensorReader) -> None:
-        reader.release()
-        for delta in self.deltas:
-            delta.reader.release()
+    Raises:
+        WeightsError: it has a tensor that they do not have, or one of another shape.
+    """
+    file, tensors, whole = str(adapter.folder), adapter.tensors, adapter.whole()
+    for layer, (a, b) in adapter.lora.items():
+        _same_shape(file, layer, (tensors[b].shape[0], tensors[a].shape[1]), have.get(f"{layer}.weight"))
+    for name, tensor in whole.items():
+        if not name.startswith((RESAMPLER, PROJECTION)):
+            expected = have.get(name)
+            if expected is not None and name in (EMBEDDINGS, HEAD):  # these grow, together
+                expected = (len(tensors.get(EMBEDDINGS, tensor)), *expected[1:])
+            _same_shape(file, name, tuple(tensor.shape), expected)
+    grown, base = tensors.get(EMBEDDINGS), have.get(EMBEDDINGS)
+    if HEAD not in tensors and grown is not None and base is not None and len(grown) != base[0]:
+        raise WeightsError(
+            f"{file}: {EMBEDDINGS} has {len(grown)} rows, the foundation's {base[0]}, and {HEAD} is missing",
+            fix="is the download complete?",
+        )
+
+
+@register_command("weights merge")
+class MergeCommand:
+    """LLM + CLIP + VisualCLA delta = merged folder in the published layout"""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """The flags of the published script, also with hyphens."""
+        folder: dict[str, Any] = {"required": True, "type": Path}
+        parser.add_argument("--text-model", "--text_model", **folder, help="Hugging Face folder of the LLM")
+        parser.add_argument("--vision-model", "--vision_model", **folder, help="folder of CLIP ViT-L/14")
+        parser.add_argument("--lora-model", "--lora_model", required=True, help="folder of the delta, or a,b,c")
+        parser.add_argument("--output-dir", "--output_dir", default=Path("merged_model"), type=Path, help="new folder")
+        parser.add_argument("--dtype", choices=["fp16", "fp32"], default="fp16", help="of the result (published: fp16)")
+        parser.add_argument(
+            "--shard-gb", type=float, default=4.0, help="largest weight file, and about the memory used"
+        )
+
+    def main(self, args: argparse.Namespace) -> int:
+        """Merge, and say where."""
+        folders = [name.strip() for name in args.lora_model.split(",")]
+        options: dict[str, Any] = {"dtype": parse_dtype(args.dtype), "shard_bytes": int(args.shard_gb * 1e9)}
+        files = merge_visualcla(args.text_model, args.vision_model, folders, args.output_dir, **options)
+        say(f"{args.output_dir}: {len(files)} weight files, configurations, tokenizer and image recipe")
+        return 0
 
 
 def merge_visualcla(
@@ -197,15 +258,11 @@ def merge_visualcla(
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise WeightsError(f"{target}: already holds files", fix="give a new folder")
-    deltas = []
-    for folder in map(Path, lora_models):
-        adapter = read_adapter(folder)
-        file = next(folder / name for name in WEIGHTS if (folder / name).is_file())
-        deltas.append(Delta(adapter, TensorReader([file])))
+    deltas = [Delta.of(Path(folder)) for folder in lora_models]
     if not (deltas[0].adapter.folder / TOKENIZER[0]).is_file():
         raise WeightsError(f"{deltas[0].adapter.folder}: no {TOKENIZER[0]}", fix="is the download complete?")
     configs = _configs(text, vision, deltas[0].adapter)
-    merge = Merge(TensorReader(shards(text)), _tower_reader(vision), deltas, dtype, shard_bytes)
+    merge = Merge([read_text(text), read_tower(vision)], deltas, dtype, shard_bytes)
     rows = _rows(merge, text)
     merge.check()
     work = target.with_name(f".{target.name}.part")
@@ -222,30 +279,21 @@ def merge_visualcla(
     return [target / file.relative_to(work) for file in written]
 
 
-def _tower_reader(folder: Path) -> TensorReader:
-    """A reader of the vision tower alone."""
-    reader = TensorReader(shards(folder))
-    whole = any(name.startswith(TOWER) for name in reader.facts)
-    reader.facts = {
-        name: facts
-        for name, facts in reader.facts.items()
-        if not name.startswith(TEXT_TOWER_KEYS) and (name.startswith(TOWER) or not whole)
-    }
-    return reader
-
-
 def _rows(merge: Merge, text: Path) -> int | None:
-    """The vocabulary of the result; every delta's base is checked."""
-    table = "model.embed_tokens.weight"
-    rows: int | None = merge.text.facts[table].shape[0] if table in merge.text.facts else None
-    for delta in merge.deltas:
-        pending = delta.adapter.tensors.get(TEXT + table)
-        if pending is not None and rows is not None:
-            if delta is merge.deltas[0]:
-                check_base(text, delta.adapter, len(pending))
-            elif len(pending) < rows:
-                raise WeightsError(f"{delta.adapter.folder}: has {len(pending)} tokens, the model before it {rows}")
-            rows = len(pending)
+    """The vocabulary of the result, if it is known; each delta must have been made for that of the model before it."""
+    shape = merge.foundations[0].shapes().get(EMBEDDINGS)
+    if shape is None:
+        return None
+    rows = shape[0]
+    for number, adapter in enumerate(delta.adapter for delta in merge.deltas):
+        table = adapter.tensors.get(EMBEDDINGS)
+        if table is None:
+            continue
+        if number == 0:
+            check_base(text, adapter, len(table))
+        elif len(table) < rows:
+            raise WeightsError(f"{adapter.folder}: has {len(table)} tokens, the model before it {rows}")
+        rows = len(table)
     return rows
 
 
@@ -295,17 +343,13 @@ def _copy_texts(target: Path, text: Path, vision: Path, delta: Path) -> None:
         special.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _tower(name: str) -> str:
-    return name.removeprefix(TOWER)
-
-
-def _same_shape(file: str, name: str, shape: tuple[int, ...], wanted: tuple[int, ...] | None) -> None:
-    if wanted is None:
+def _same_shape(file: str, name: str, shape: tuple[int, ...], expected: tuple[int, ...] | None) -> None:
+    if expected is None:
         raise WeightsError(
             f"{file}: {name} is in neither foundation", fix="the adapter is of another model: use its own foundations"
         )
-    if tuple(shape) != tuple(wanted):
+    if shape != expected:
         raise WeightsError(
-            f"{file}: {name} is for a matrix {list(shape)}, the foundation's is {list(wanted)}",
+            f"{file}: {name} is for a matrix {list(shape)}, the foundation's is {list(expected)}",
             fix="the adapter is of another model: use its own foundations",
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,31 @@ from torch import Tensor
 
 from vlm.checkpoint.peft_adapter import CONFIG, PEFT_PREFIX, Adapter, read_adapter, read_json
 from vlm.common.errors import WeightsError
+from vlm.common.registry import register_export
+from vlm.inference.export import refuse_existing
+from vlm.systems.visualcla.checkpoint_export import DeltaExport
 from vlm.systems.visualcla.checkpoint_keys import PROJECTION, RESAMPLER, TEXT, VISION
 from vlm.systems.visualcla.merge import PREPROCESSOR, TOKENIZER
 
 TEXT_FOLDER, VISION_FOLDER = "{}_text_lora_model_tgwebui", "{}_vision_lora_model_tgwebui"
 LEVEL = "vision_model."
-"""One of the two levels of the vision tower's names, which that program does not have."""
+"""What that program's names keep of the two levels ``vision_model.vision_model.`` of the published ones."""
 TEXT_NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "up_proj")
 """In the order of the published conversion."""
+
+
+@register_export("text-generation-webui")
+class WebuiExport:
+    """folder with a text and a vision folder of VisualCLA, as text-generation-webui loads them"""
+
+    def write(self, source: Path, target: Path) -> list[str]:
+        """The two folders; ``source`` may also be the folder of a delta. See :class:`~vlm.inference.export.Export`."""
+        with tempfile.TemporaryDirectory() as work:
+            delta = source
+            if not (source / CONFIG).is_file():
+                delta = Path(work) / source.resolve().name
+                DeltaExport().write(source, delta)
+            return [str(folder) for folder in export_webui(delta, target)]
 
 
 def export_webui(delta: str | Path, target: str | Path) -> tuple[Path, Path]:
@@ -30,7 +48,7 @@ def export_webui(delta: str | Path, target: str | Path) -> tuple[Path, Path]:
         The text folder and the vision folder.
 
     Raises:
-        WeightsError: no delta of VisualCLA, a tensor of no known part, or a folder that exists.
+        WeightsError: not a delta of VisualCLA, a tensor of an unknown part, or a folder that exists.
     """
     delta = Path(delta)
     adapter = read_adapter(delta)
@@ -39,16 +57,15 @@ def export_webui(delta: str | Path, target: str | Path) -> tuple[Path, Path]:
     for name, tensor in adapter.tensors.items():
         prefix = next((p for p in parts if name.startswith(p)), None)
         if prefix is None:
-            raise WeightsError(f"{delta}: {name} belongs to no part of VisualCLA")
+            raise WeightsError(f"{delta}: {name} does not belong to any part of VisualCLA")
         parts[prefix][name.removeprefix(prefix)] = tensor
     empty = [prefix for prefix, result in parts.items() if not result]
     if empty or not isinstance(sizes, dict):
         lacking = ", ".join([f"tensors {p}*" for p in empty] or ["visual_resampler_config"])
-        raise WeightsError(f"{delta}: no {lacking}; this is no delta of VisualCLA")
+        raise WeightsError(f"{delta}: no {lacking}; this is not a delta of VisualCLA")
     text, vision = (Path(target) / name.format(delta.resolve().name) for name in (TEXT_FOLDER, VISION_FOLDER))
     for folder in (text, vision):
-        if folder.exists():
-            raise WeightsError(f"{folder}: exists", fix="move it away, or give another folder")
+        refuse_existing(folder)
     for folder in (text, vision):
         folder.mkdir(parents=True)
     _save({PEFT_PREFIX + name: t for name, t in parts[TEXT].items()}, text / "adapter_model.bin")

@@ -35,7 +35,7 @@ def from_parquet(file: Path) -> StoredRecords:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise DataError(f"table: {file} needs pyarrow", fix="pip install 'vlm[tables]'") from None
+        raise DataError(f"table: {file} needs pyarrow", fix="pip install 'vlm-compose[tables]'") from None
     try:
         return StoredRecords(pq.read_table(file))
     except FileNotFoundError:
@@ -85,5 +85,5 @@ def _datasets(path: str) -> Any:
     try:
         import datasets
     except ImportError:
-        raise DataError(f"table: {path} needs the package datasets", fix="pip install 'vlm[tables]'") from None
+        raise DataError(f"table: {path} needs the package datasets", fix="pip install 'vlm-compose[tables]'") from None
     return datasets

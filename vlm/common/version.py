@@ -1,0 +1,3 @@
+"""The version of the package; ``vlm.__version__`` outside it."""
+
+VERSION = "0.1.0"

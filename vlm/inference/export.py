@@ -1,0 +1,57 @@
+"""How what a run trained becomes a file or folder of a published layout: kind ``export``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Protocol
+
+from vlm.common.errors import WeightsError
+from vlm.inference.load import load_parts
+from vlm.models.vlm import VLM
+
+NAMES_SHOWN = 4
+"""Names listed after an export; the rest is counted."""
+
+
+class Export(Protocol):
+    """A published layout, registered with ``@register_export``; the docstring's first line is its help."""
+
+    def write(self, source: Path, target: Path) -> list[str]:
+        """Write ``source`` (a run folder, or what else this layout can be made of) as ``target``.
+
+        Returns:
+            Lines that say what was written.
+
+        Raises:
+            UserError: nothing usable at ``source``, ``target`` exists, or the layout cannot hold the composition.
+        """
+        ...
+
+
+class ModelExport(ABC):
+    """Base of layouts that need no more than the model: loads it, and reports the names that were written."""
+
+    def write(self, source: Path, target: Path) -> list[str]:
+        """See :class:`Export`."""
+        refuse_existing(target)
+        names = self.save(load_parts(source, "cpu")[0], target)
+        more = len(names) - NAMES_SHOWN
+        return [f"{target}: {', '.join(names[:NAMES_SHOWN])}{f' and {more} more' if more > 0 else ''}"]
+
+    @abstractmethod
+    def save(self, model: VLM, path: Path) -> list[str]:
+        """Write the trained parameters of ``model``.
+
+        Returns:
+            The names written.
+
+        Raises:
+            WeightsError: the composition is another, or something trains that the layout has no name for.
+        """
+
+
+def refuse_existing(target: Path) -> None:
+    """Raise WeightsError if ``target`` exists."""
+    if target.exists():
+        raise WeightsError(f"{target} exists", fix="give another name, or move it away")
