@@ -8,7 +8,7 @@
 # make test-wheel   builds the wheel and runs the quickstart from it in an empty environment and folder
 # make lint         ruff and mypy
 # make docs         the documentation under site/; a broken link fails
-# make bench        the side-by-side measurements under benchmarks/, and their tables in README.md
+# make bench        the side-by-side measurements under benchmarks/, and their tables in docs/benchmarks.md
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -111,23 +111,23 @@ def eight_bit(model: VLM) -> int:
     return sum(m.weight.numel() * (m.weight.element_size() - 1) for m in linears if not m.weight.requires_grad)
 
 
+def row_text(row: Row) -> str:
+    """A line of the table."""
+    model = build(row)
+    parameters = list(model.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    size = sum(p.numel() * p.element_size() for p in parameters)
+    extra = f"{trained * STATES / GB:.1f} GB" if trained * STATES >= GB / 10 else "< 0.1 GB"
+    return (
+        f"| {row.title} | {sum(p.numel() for p in parameters) / GB:.2f} B | {size / GB:.1f} GB "
+        f"| {(size - eight_bit(model)) / GB:.1f} GB | {trained / 1e6:.1f} M | {extra} |"
+    )
+
+
 def table() -> str:
     """The table as Markdown."""
-    lines = [
-        "| composition | parameters | weights | LLM in 8 bit | trained | gradients and AdamW states |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in ROWS:
-        model = build(row)
-        parameters = list(model.parameters())
-        trained = sum(p.numel() for p in parameters if p.requires_grad)
-        size = sum(p.numel() * p.element_size() for p in parameters)
-        extra = f"{trained * STATES / GB:.1f} GB" if trained * STATES >= GB / 10 else "< 0.1 GB"
-        lines.append(
-            f"| {row.title} | {sum(p.numel() for p in parameters) / GB:.2f} B | {size / GB:.1f} GB "
-            f"| {(size - eight_bit(model)) / GB:.1f} GB | {trained / 1e6:.1f} M | {extra} |"
-        )
-    return "\n".join(lines)
+    head = "| composition | parameters | weights | LLM in 8 bit | trained | gradients and AdamW states |"
+    return "\n".join([head, "|---|---|---|---|---|---|", *map(row_text, ROWS)])
 
 
 def main() -> None:

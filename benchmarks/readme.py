@@ -1,4 +1,4 @@
-"""Writes the measured tables into docs/benchmarks.md: ``python -m benchmarks.readme``, the last step of ``make bench``."""
+"""Writes the measured tables into docs/benchmarks.md: ``python -m benchmarks.readme``, at the end of ``make bench``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """mkdocs hook: pages from elsewhere in the repository, the generated reference, and links that work in both places.
 
-A page under ``docs/`` links to files of the repository by relative paths, as a code host needs them. Here such a link is
-turned into one to the page of the site, or into plain code where the site has no page for the file.
+A page under ``docs/`` links to files of the repository by relative paths, as a code host needs them. Here such a link
+is turned into one to the page of the site, or into plain code where the site has no page for the file.
 """
 
 from __future__ import annotations

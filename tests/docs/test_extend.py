@@ -43,12 +43,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.copytree(EXAMPLES, place, ignore=shutil.ignore_patterns("output", "__pycache__"))
     monkeypatch.chdir(place)
     monkeypatch.syspath_prepend(str(place))
-    classes = dict(registry._classes)
     yield place
-    registry._classes.clear()
-    registry._classes.update(classes)
-    for name in [n for n in sys.modules if n.partition(".")[0] == "acme" or n.startswith("my_")]:
+    for key in [k for k, cls in registry._classes.items() if is_example(cls.__module__)]:
+        del registry._classes[key]
+    for name in [n for n in sys.modules if is_example(n)]:
         del sys.modules[name]
+
+
+def is_example(module: str) -> bool:
+    return module.partition(".")[0] == "acme" or module.startswith("my_")
 
 
 @pytest.mark.parametrize("kind", TRAINED)
@@ -67,17 +70,16 @@ def test_a_benchmark(folder: Path) -> None:
 
 
 def test_a_command(capsys: pytest.CaptureFixture[str]) -> None:
-    importlib.import_module("my_command")
-    assert main(["count", "bridge.yaml"]) == 0
+    assert main(["--plugin", "my_command", "count", "bridge.yaml"]) == 0
     assert re.search(r"[\d,]+ parameters, [\d,]+ trained", capsys.readouterr().out)
 
 
 def test_an_export(folder: Path) -> None:
     import numpy
 
-    importlib.import_module("my_export")
     assert main(["train", "bridge.yaml"]) == 0
-    assert main(["weights", "export", "output/bridge", "--format", "npz", "--to", "bridge.npz"]) == 0
+    export = ["weights", "export", "output/bridge", "--format", "npz", "--to", "bridge.npz"]
+    assert main(["--plugin", "my_export", *export]) == 0
     assert {name.split(".")[2] for name in numpy.load(folder / "bridge.npz")} == {"value", "gate"}
 
 
