@@ -14,7 +14,7 @@ Classes: Engine, ChatSession, Generation, Message, Text, Image, Video. Parts of 
 
 from __future__ import annotations
 
-from vlm.common.version import VERSION as __version__  # noqa: F401
+from vlm.common import VERSION as __version__  # noqa: F401
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -75,7 +75,7 @@ def test_keys_without_effect_are_named_once(tmp_path: Path, caplog: pytest.LogCa
     assert [text.split(": ")[1].split()[0] for text in said] == [
         "image_rdir", "output_prompt_dict", "use_flash_attn", "use_left_pad",
     ]  # fmt: skip
-    assert asked.generation["no_repeat_ngram_size"] == 2 and asked.batch_size == 2
+    assert asked.generation.no_repeat_ngram_size == 2 and asked.batch_size == 2
 
 
 def test_records_may_hold_frames_base64_files_and_nothing(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_parts_of_another_run_and_a_finished_file_are_not_touched(tmp_path: Path
     part.write_text('{"fingerprint": "other"}\n[0, "x"]\n')
     assert "was written with other records, another model or other options" in refused(capsys, published(tmp_path))
     part.write_text('{"what": 1}\n')
-    assert "no part of an answer file" in refused(capsys, published(tmp_path))
+    assert "not a partial answer file" in refused(capsys, published(tmp_path))
     part.unlink()
     (tmp_path / "out.jsonl").write_text("mine")
     assert "out.jsonl exists\n  fix: name another file, or add --overwrite" in refused(capsys, published(tmp_path))

@@ -156,7 +156,7 @@ def test_published_command_line() -> None:
         ["model.ckpt=b", "run.seed=1"],
         False,
     )
-    with pytest.raises(UserError, match="no model named"):
+    with pytest.raises(UserError, match="no run folder or configuration named"):
         demo.main(parser.parse_args([]))
 
 

@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from vlm.common.version import VERSION
+from vlm.common import VERSION
 
 FILE = "provenance.json"
 OLD_FILE = "passport.json"

@@ -1,8 +1,8 @@
 """Reading torch archives whose pickles name classes of other packages, without importing or running any of it.
 
-Tensors become tensors; every other class becomes an :class:`OpaqueObject` bag of what the file says of it. Two kinds
-of published files need this: TorchScript archives (OpenAI's ``ViT-L-14.pt``), whose code is left unread, and
-checkpoints that carry a settings object of a configuration library.
+Tensors become tensors; an object of any other class becomes an :class:`OpaqueObject`. Two kinds of published files
+need this: TorchScript archives (OpenAI's ``ViT-L-14.pt``), whose code is not read, and checkpoints that contain a
+settings object of a configuration library.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlm.checkpoint.safe import DAMAGE
 from vlm.common.errors import WeightsError
 
 STORAGES = {
@@ -33,22 +34,8 @@ STORAGES = {
 """Element types by the name of torch's storage classes."""
 
 
-_DAMAGE = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    EOFError,
-    ValueError,
-    KeyError,
-    TypeError,
-    IndexError,
-    AttributeError,
-    RuntimeError,
-    OSError,
-)
-
-
 class OpaqueObject:
-    """What a file says of an object: ``arguments`` of its construction and its ``state``."""
+    """What a file says about an object: the ``arguments`` of its constructor, and its ``state``."""
 
     kind = ""
     arguments: tuple[Any, ...] = ()
@@ -83,7 +70,7 @@ def read_without_code(path: Path) -> Any:
                 raise WeightsError(f"{path}: not a torch archive (no data.pkl inside)")
             with archive.open(name) as file:
                 return _Reader(file, archive, name.removesuffix("data.pkl")).load()
-    except _DAMAGE as error:
+    except (pickle.UnpicklingError, TypeError, IndexError, AttributeError, *DAMAGE) as error:
         raise WeightsError(
             f"{path}: damaged, truncated or of an unknown layout ({error})", fix="download or copy the file again"
         ) from error

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from vlm.checkpoint.provenance import FILE as PROVENANCE
+from vlm.checkpoint.safe import read_file
 from vlm.checkpoint.train_state_file import check_plain, read_state
 from vlm.common.errors import UserError, WeightsError
 
@@ -233,14 +234,7 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, An
     Raises:
         WeightsError: a file is missing or damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{folder / WEIGHTS}: cannot be read ({error})") from error
-    return tensors, read_state(folder / STATE)
+    return read_file(folder / WEIGHTS), read_state(folder / STATE)
 
 
 def _write_text(path: Path, text: str) -> None:

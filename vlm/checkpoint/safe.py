@@ -13,13 +13,14 @@ from torch import Tensor
 
 from vlm.common.errors import WeightsError
 
-_DAMAGE = (EOFError, RuntimeError, ValueError, KeyError, OSError, zipfile.BadZipFile)
+DAMAGE = (EOFError, RuntimeError, ValueError, KeyError, OSError, zipfile.BadZipFile)
+"""What readers raise for damaged files."""
 
 
-def read_file(path: str | Path) -> Any:
+def read_file(path: str | Path, *, mapped: bool = True) -> Any:
     """The content of one file: a dict of tensors (.safetensors), or whatever plain data a torch file holds.
 
-    Tensors stay on the CPU and, where the container allows, are mapped from disk instead of read.
+    Tensors stay on the CPU and, if ``mapped`` and where the container allows, are mapped from disk instead of read.
 
     Raises:
         WeightsError: no such file, a damaged or truncated file, or a pickle that contains code.
@@ -29,7 +30,7 @@ def read_file(path: str | Path) -> Any:
         raise WeightsError(f"weight file {path}: no such file", fix="check the path; is the download complete?")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    return _read_torch(path)
+    return _read_torch(path, mapped and zipfile.is_zipfile(path))  # the older container cannot be mapped
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -38,12 +39,11 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
     try:
         return load_file(path, device="cpu")
-    except (SafetensorError, *_DAMAGE) as error:
+    except (SafetensorError, *DAMAGE) as error:
         raise _damaged(path, error) from error
 
 
-def _read_torch(path: Path) -> Any:
-    mapped = zipfile.is_zipfile(path)  # the older container cannot be mapped
+def _read_torch(path: Path, mapped: bool) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
@@ -54,7 +54,7 @@ def _read_torch(path: Path) -> Any:
             f"{path}: this pickle asks to run code, which is never done here ({_first_line(reason)})",
             fix="convert it where you trust it: load it there and save {name: tensor} with safetensors.torch.save_file",
         ) from error
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise _damaged(path, error) from error
 
 

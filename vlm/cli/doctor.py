@@ -8,10 +8,10 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
+from vlm.common import VERSION
 from vlm.common.logging import say
 from vlm.common.paths import ASSETS, CACHE_VARIABLE, cache_root
 from vlm.common.registry import register_command
-from vlm.common.version import VERSION
 
 REQUIRED = ("torch", "torchvision", "transformers", "timm", "peft", "safetensors", "sentencepiece", "omegaconf")
 OPTIONAL = {"gradio": "vlm demo", "wandb": "run.wandb_log", "bitsandbytes": "8- and 4-bit LLMs"}

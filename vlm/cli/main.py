@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol
 
+from vlm.common import VERSION
 from vlm.common.errors import UserError
 from vlm.common.logging import say, setup_logging
 from vlm.common.registry import load_plugin, names, resolve, summaries
-from vlm.common.version import VERSION
 
 USER_FAULT = 2
 """Exit code after a user's error."""

@@ -2,4 +2,7 @@
 
 from vlm.common.moved import install
 
+VERSION = "0.1.0"
+"""Of the package; ``vlm.__version__`` for users."""
+
 install()

@@ -1,8 +1,8 @@
 """Names in YAML -> classes, resolved on demand.
 
-A name is looked up, in this order, as: something already registered by a decorator; a dotted path
-``package.module:Class``; a decorator found by reading (not importing) the files of the kind's
-folder; an installed package's entry point in group ``vlm.plugins``. Registries hold classes only.
+A name is looked up in this order: what a decorator has registered already; a path ``package.module:Class``; the
+decorators in the files of the kind's folder, of ``vlm.systems`` and of the modules that installed packages declare in
+entry point group ``vlm.plugins``, which are read and not imported. A registry holds classes; schedulers are functions.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import logging
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +21,7 @@ from typing import Any, TypeVar
 from vlm.common.errors import ConfigError
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 FOLDERS: dict[str, str] = {
     "model": "vlm.models",
@@ -47,8 +50,12 @@ FOLDERS: dict[str, str] = {
 """Kind -> package whose files are searched for ``@register_<kind>("name")``; those of ``SYSTEMS`` are searched too."""
 
 SYSTEMS = "vlm.systems"
+PLUGINS = "vlm.plugins"
+FUNCTIONS = ("scheduler", "judge")
+"""Kinds that are functions."""
 
 _classes: dict[tuple[str, str], Any] = {}
+_DECORATOR = r"""^@(?:[\w.]+\.)?register_{}\(\s*["']([^"']+)["']"""
 
 
 def _decorator(kind: str) -> Callable[[str], Callable[[T], T]]:
@@ -99,23 +106,23 @@ register_generation = _decorator("generation")
 
 
 @cache
-def _shipped(kind: str) -> dict[str, str]:
-    """Name -> module, read from the decorators in the kind's folder without importing anything."""
-    pattern = re.compile(rf'^@register_{kind}\("([^"]+)"\)', re.MULTILINE)
+def _declared(kind: str) -> dict[str, str]:
+    """Name -> module, read from decorators without importing anything."""
+    pattern = re.compile(_DECORATOR.format(kind), re.MULTILINE)
     return {name: module for module, text in _all_sources(kind) for name in pattern.findall(text)}
 
 
 @cache
 def _all_sources(kind: str) -> list[tuple[str, str]]:
-    """The modules that may register ``kind``, with their text: its folder, the systems, the installed plugins."""
-    plugins = dict.fromkeys(entry.module for entry in _entry_points().values())
-    return [source for package in (FOLDERS[kind], SYSTEMS, *plugins) for source in _sources(package)]
+    """The modules that may register ``kind``, with their text: of installed plugins, the systems, its folder."""
+    plugins = dict.fromkeys(entry.module for entry in _entry_points())
+    return [source for package in (*plugins, SYSTEMS, FOLDERS[kind]) for source in _sources(package)]
 
 
 def summaries(kind: str) -> dict[str, str]:
     """Name -> first line of the docstring of every class of a kind, sorted; nothing is imported for it."""
-    decorator = rf'^@register_{kind}\("([^"]+)"\)\n'
-    pattern = re.compile(decorator + r'(?=(?:@.*\n)*class .*:\n\s+"""(.+?)(?:"""|$))', re.MULTILINE)
+    class_doc = r'.*\n(?=(?:@.*\n)*class .*:\n\s+"""(.+?)(?:"""|$))'
+    pattern = re.compile(_DECORATOR.format(kind) + class_doc, re.MULTILINE)
     result = dict.fromkeys(names(kind), "")
     for _, text in _all_sources(kind):
         result.update(pattern.findall(text))
@@ -128,28 +135,32 @@ def _sources(package: str) -> list[tuple[str, str]]:
     """Every module of a package, or the one module, with its text."""
     try:
         spec = importlib.util.find_spec(package)
-    except ModuleNotFoundError:  # a broken plugin: loading it says so
+    except ModuleNotFoundError:
         spec = None
+    if spec is None:
+        log.warning("plugin %s: no such module", package)
+        return []
+    if spec.submodule_search_locations is None:
+        return [(package, Path(spec.origin).read_text(encoding="utf-8"))] if spec.origin else []
     result = []
-    if spec is not None and spec.submodule_search_locations is None and spec.origin:
-        result.append((package, Path(spec.origin).read_text(encoding="utf-8")))
-    for folder in spec.submodule_search_locations or [] if spec else []:
+    for folder in spec.submodule_search_locations:
         for file in sorted(Path(folder).rglob("*.py")):
-            parts = file.relative_to(folder).with_suffix("").parts
+            parts = [part for part in file.relative_to(folder).with_suffix("").parts if part != "__init__"]
             result.append((".".join((package, *parts)), file.read_text(encoding="utf-8")))
     return result
 
 
 @cache
-def _entry_points() -> dict[str, Any]:
+def _entry_points() -> tuple[Any, ...]:
+    """What installed packages declare in group ``vlm.plugins``: each a module, or something in one."""
     from importlib.metadata import entry_points
 
-    return {e.name: e for e in entry_points(group="vlm.plugins")}
+    return tuple(entry_points(group=PLUGINS))
 
 
 def names(kind: str) -> list[str]:
-    """All known names of a kind, sorted; nothing is imported for it."""
-    return sorted({n for k, n in _classes if k == kind} | set(_shipped(kind)))
+    """All names of a kind, sorted: of the package, of installed plugins, of modules imported before."""
+    return sorted({n for k, n in _classes if k == kind} | set(_declared(kind)))
 
 
 def load_plugin(module: str) -> None:
@@ -169,28 +180,37 @@ def load_plugin(module: str) -> None:
 
 
 def resolve(kind: str, name: str) -> Any:
-    """The class registered as ``name`` for ``kind``.
+    """The class registered as ``name`` for ``kind``, or the one at ``package.module:Class``.
 
     Raises:
-        ConfigError: unknown name (with the nearest names and the list), or a dotted path to nothing.
+        ConfigError: unknown name (with the nearest names and the list), or a dotted path to nothing of that kind.
     """
     if (kind, name) in _classes:
         return _classes[kind, name]
     if ":" in name:
-        module, _, attribute = name.partition(":")
-        load_plugin(module)
-        target = getattr(importlib.import_module(module), attribute, None)
-        if target is None:
-            raise ConfigError(f"{kind} {name!r}: module {module} has no {attribute!r}")
-        return target
-    if name in _shipped(kind):
-        importlib.import_module(_shipped(kind)[name])
-        return _classes[kind, name]
-    for entry in _entry_points().values():
-        entry.load()
+        return _at_path(kind, name)
+    if name in _declared(kind):
+        importlib.import_module(_declared(kind)[name])
+    else:
+        for entry in _entry_points():
+            entry.load()
     if (kind, name) in _classes:
         return _classes[kind, name]
     raise ConfigError(unknown(kind, name, names(kind)))
+
+
+def _at_path(kind: str, path: str) -> Any:
+    module, _, attribute = path.partition(":")
+    load_plugin(module)
+    target: Any = sys.modules[module]
+    for part in attribute.split("."):
+        target = getattr(target, part, None)
+    if target is None:
+        raise ConfigError(f"{kind} {path!r}: module {module} has no {attribute!r}")
+    if kind in FUNCTIONS and not callable(target) or kind not in FUNCTIONS and not isinstance(target, type):
+        expected = "function" if kind in FUNCTIONS else "class"
+        raise ConfigError(f"{kind} {path!r}: expected a {expected}, found {target!r}")
+    return target
 
 
 def unknown(what: str, name: str, allowed: list[str]) -> str:
@@ -198,3 +218,17 @@ def unknown(what: str, name: str, allowed: list[str]) -> str:
     near = difflib.get_close_matches(name, allowed, n=2)
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
     return f"unknown {what} {name!r}{hint} (known: {', '.join(allowed) or 'none'})"
+
+
+def resolve_any(kinds: Sequence[str], name: str) -> Any:
+    """The class registered as ``name`` for the first of ``kinds`` that has it.
+
+    Raises:
+        ConfigError: none of them has it; or a dotted path to nothing.
+    """
+    if ":" in name:
+        return resolve(kinds[0], name)
+    for kind in kinds:
+        if name in names(kind):
+            return resolve(kind, name)
+    raise ConfigError(unknown(kinds[0], name, sorted({n for kind in kinds for n in names(kind)})))

@@ -9,8 +9,8 @@ from typing import Any, Literal
 def option(default: Any, about: str) -> Any:
     """A dataclass field with a default and its help text."""
     metadata = {"help": about}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
+    if isinstance(default, list | dict):
+        return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -47,7 +47,8 @@ class Packing:
 class RunConfig:
     """How a run trains or evaluates. Published spelling where one exists."""
 
-    task: str = option("image_text_pretrain", "registered task")
+    task: str = option("image_text_pretrain", "registered task (training) or benchmark (vlm eval)")
+    benchmark: dict[str, Any] = option({}, "options of the benchmark that task names, e.g. {judge: open}")
     runner: str = option("runner_base", "registered runner")
 
     lr_sched: str = option(

@@ -103,5 +103,8 @@ EVALUATION = Generation(max_new_tokens=20, do_sample=False, repetition_penalty=1
 
 
 def default_generation(cfg: Config | None, base: Generation = CHAT) -> Generation:
-    """How a model answers by default: ``base`` (the published chat) with ``model.generation`` over it."""
-    return base if cfg is None else base.replace(**cfg.model.generation.given)
+    """How a model answers by default: ``base`` with ``model.generation`` over it; a plugin's class is its own base."""
+    if cfg is None:
+        return base
+    own = cfg.model.generation
+    return base.replace(**own.given) if type(own.config) is Generation else own.config

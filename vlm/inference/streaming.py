@@ -38,7 +38,7 @@ def join(deltas: Iterable[str]) -> str:
 
 def extend(text: str, delta: str) -> str:
     """The text after one more piece."""
-    return str(delta) if getattr(delta, "is_restart", False) else text + delta
+    return str(delta) if isinstance(delta, StreamedText) and delta.is_restart else text + delta
 
 
 def cleaner(template: BaseTemplate, rule: Cleanup) -> Callable[[str], str]:

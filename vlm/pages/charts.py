@@ -24,7 +24,7 @@ class Series:
 
 
 def smooth(points: Sequence[tuple[float, float]], window: int) -> list[tuple[float, float]]:
-    """Mean over ``window`` points around each, fewer at the ends, so that the line does not lag behind."""
+    """Mean over ``window`` points around each, fewer at the ends, so that the line does not lag."""
     half = min(window // 2, max(len(points) - 1, 0))
     sums = [0.0]
     for _, y in points:
@@ -141,11 +141,11 @@ def _axes(
         parts.append(f'<text class="tick" x="{LEFT - 8}" y="{y}" dy="0.32em" text-anchor="end">{number(value)}</text>')
     base = HEIGHT - BOTTOM
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{width - RIGHT}" y1="{base}" y2="{base}"/>')
-    parts.append(f'<text class="tick" x="{LEFT - 8}" y="{base + 18}" text-anchor="end">step</text>')
+    parts.append(f'<text class="tick" x="{LEFT - 8}" y="{base + 21}" text-anchor="end">step</text>')
     for value in ticks(*steps, 5):
         if value == int(value):
             x = f"{across(value):.1f}"
-            parts.append(f'<text class="tick" x="{x}" y="{base + 18}" text-anchor="middle">{number(value)}</text>')
+            parts.append(f'<text class="tick" x="{x}" y="{base + 21}" text-anchor="middle">{number(value)}</text>')
     return "".join(parts)
 
 

@@ -336,11 +336,11 @@ def build_processor(model_cfg: ModelConfig) -> Processor:
     frames = model_cfg.video
     video = None if frames is None else resolve("video", frames.name)(frames.config, image)
     processor = Processor(tokenizer, template, image, text_cfg, video)
-    _check_mark(model_cfg, processor)
+    _check_placeholder(model_cfg, processor)
     return processor
 
 
-def _check_mark(model_cfg: ModelConfig, processor: Processor) -> None:
+def _check_placeholder(model_cfg: ModelConfig, processor: Processor) -> None:
     """Raises ConfigError when the fusion embeds another token for a medium than the tokenizer has."""
     placeholder = model_cfg.fusion.get("image_token_id")
     if placeholder is not None and processor.media_id not in (None, placeholder):

@@ -10,8 +10,8 @@ from PIL import Image as PILImage
 
 from vlm.common.types import MEDIA_TOKEN, Example, Image, Sample
 from vlm.datasets.base import message
-from vlm.datasets.inspect.html import page, thumbnail
 from vlm.datasets.inspect.render import Piece, Shown, pieces, readable, spoken, terminal_text
+from vlm.pages.samples import page, thumbnail
 from vlm.processors.collate import VisualTokens
 from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.tokenizer.tokenizer import Tokenizer
@@ -104,4 +104,4 @@ def test_thumbnails_undo_the_normalisation() -> None:
 def test_clips_show_a_strip_of_frames(tokenizer: Tokenizer) -> None:
     sample = Sample((message("user", "?"), message("assistant", "red")), id="7", source="mine")
     text = page("T", [("x", [Shown("7", sample, example(tokenizer, frames=12))])], RECIPE, tokenizer)
-    assert text.count("data:image/jpeg") == 8 and '<div class="images clip">' in text
+    assert text.count("data:image/jpeg") == 8 and '<div class="images frames">' in text

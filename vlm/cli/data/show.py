@@ -67,7 +67,7 @@ def say_sample(view: View, shown: Shown, colour: bool) -> None:
 
 def write_page(view: View, args: argparse.Namespace, found: list[tuple[str, list[Shown]]]) -> None:
     """The samples as one HTML file. Raises DataError when it cannot be written."""
-    from vlm.datasets.inspect.html import page
+    from vlm.pages.samples import page
 
     tokenizer = view.processor.tokenizer if view.processor is not None else None
     text = page(f"Samples of {args.cfg}", found, view.recipe, tokenizer, view.visual_tokens)

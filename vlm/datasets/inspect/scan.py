@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm.common.errors import UserError
 from vlm.common.types import Example, Sample
-from vlm.datasets.base import StreamDataset, read_order, record_count
+from vlm.datasets.base import record_count, records_in_order
 from vlm.datasets.loading.sampler import Ref
 from vlm.datasets.loading.sources import Source, build_source
 from vlm.datasets.loading.worker import data_loader
@@ -78,12 +78,7 @@ def encode(processor: Processor, sample: Sample, rng: random.Random, questions: 
 
 def references(dataset: Any, limit: int | None = None, seed: int | None = None) -> Iterator[Ref]:
     """The records of a dataset as they are stored, or, with a seed, in an order drawn by it."""
-    if seed is not None and not isinstance(dataset, StreamDataset):
-        count = len(dataset)
-        return (
-            Ref(0, i) for i in random.Random(seed).sample(range(count), min(count if limit is None else limit, count))
-        )
-    return (Ref(0, index, raw) for index, raw in islice(read_order(dataset, seed), limit))
+    return (Ref(0, index, raw) for index, raw in records_in_order(dataset, limit, seed))
 
 
 def chunks(refs: Iterator[Ref], size: int = CHUNK) -> Iterator[tuple[Ref, ...]]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,15 +17,16 @@ from vlm.common.registry import resolve
 from vlm.common.types import Message, Sample, Text
 from vlm.config.api import Config
 from vlm.config.tree import to_yaml
-from vlm.datasets.base import read_order, read_record
+from vlm.datasets.base import read_record, records_in_order
 from vlm.datasets.loading.train_loader import TrainLoader
 from vlm.datasets.loading.valid_loader import ValidLoader
 from vlm.models.trainable import trainable_table
+from vlm.pages.parts import AnswerCard
 from vlm.processors.collate import VisualTokens
 from vlm.processors.processor import Processor, build_processor
 from vlm.runners.train.optim import pick_precision
 from vlm.runners.train.parallel import checkpoint_activations
-from vlm.runners.train.report import ReportSample, write_report
+from vlm.runners.train.report import write_report
 from vlm.runners.train.trackers import RunInfo, Tracker, open_trackers
 from vlm.runners.train.trainer import RunResult, Trainer
 from vlm.runners.train.validate import Validator
@@ -252,7 +251,7 @@ def report(
     return path
 
 
-def sample_answers(cfg: Config, model: VLM, processor: Processor, device: torch.device) -> list[ReportSample]:
+def sample_answers(cfg: Config, model: VLM, processor: Processor, device: torch.device) -> list[AnswerCard]:
     """Greedy answers to the first question of a few samples, held-out ones if there are any."""
     from vlm.datasets.loading.sources import build_sources
     from vlm.inference.engine import Engine
@@ -261,12 +260,13 @@ def sample_answers(cfg: Config, model: VLM, processor: Processor, device: torch.
     if cfg.run.report_samples <= 0:
         return []
     dataset = build_sources(cfg.valid_datasets or cfg.datasets, processor)[0].dataset
-    samples = [s for s in first_samples(dataset, cfg.run.report_samples) if s.messages[-1].role == "assistant"]
+    records = records_in_order(dataset, cfg.run.report_samples)
+    samples = [s for s in (read_record(dataset, *r) for r in records) if s.messages[-1].role == "assistant"]
     asked = [question_of(s) for s in samples]
     generation = Generation(do_sample=False, max_new_tokens=ANSWER_TOKENS, repetition_penalty=1.0, temperature=1.0)
     answers = Engine(model, processor, config=cfg, device=device).generate([q for q, _ in asked], generation)
     return [
-        ReportSample(
+        AnswerCard(
             question=question[-1].text,
             answer=answer,
             reference=reference,
@@ -275,12 +275,6 @@ def sample_answers(cfg: Config, model: VLM, processor: Processor, device: torch.
         )
         for sample, (question, reference), answer in zip(samples, asked, answers, strict=True)
     ]
-
-
-def first_samples(dataset: Any, count: int) -> Iterator[Sample]:
-    """The first samples of either kind of dataset."""
-    for index, raw in islice(read_order(dataset), count):
-        yield read_record(dataset, index, raw)
 
 
 def question_of(sample: Sample) -> tuple[list[Message], str]:

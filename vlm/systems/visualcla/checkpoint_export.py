@@ -33,7 +33,7 @@ TEXTS = (
 
 @register_export("visualcla-delta")
 class DeltaExport:
-    """folder of VisualCLA with an adapter over the whole model"""
+    """Folder of VisualCLA: an adapter over the whole model."""
 
     def write(self, source: Path, target: Path) -> list[str]:
         """See :class:`~vlm.inference.export.Export`."""

@@ -9,6 +9,7 @@ from typing import Any
 from vlm.common.errors import UserError, WeightsError
 from vlm.common.registry import register_source
 from vlm.config.api import Config, load_config
+from vlm.inference.load import Source
 
 
 def composition(
@@ -63,7 +64,7 @@ def sizes(folder: Path, vision: Path | None = None) -> dict[str, int]:
 
 
 @register_source("visualcla")
-class MergedFolder:
+class MergedFolder(Source):
     """A merged model, as ``vlm weights merge`` or the published script writes it."""
 
     def recognises(self, path: Path) -> bool:

@@ -206,7 +206,10 @@ def _check_adapter(adapter: Adapter, have: Mapping[str, tuple[int, ...]]) -> Non
 
 @register_command("weights merge")
 class MergeCommand:
-    """LLM + CLIP + VisualCLA delta = merged folder in the published layout"""
+    """Merge LLM, CLIP and VisualCLA delta into a folder of the published layout.
+
+    example: vlm weights merge --text-model llm --vision-model clip --lora-model delta --output-dir merged
+    """
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """The flags of the published script, also with hyphens."""

@@ -29,7 +29,7 @@ TEXT_NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj", 
 
 @register_export("text-generation-webui")
 class WebuiExport:
-    """folder with a text and a vision folder of VisualCLA, as text-generation-webui loads them"""
+    """Two folders of VisualCLA, text and vision, as text-generation-webui loads them."""
 
     def write(self, source: Path, target: Path) -> list[str]:
         """The two folders; ``source`` may also be the folder of a delta. See :class:`~vlm.inference.export.Export`."""

@@ -1,0 +1,1 @@
+"""A package outside of vlm that brings one part of each kind."""
