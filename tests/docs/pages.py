@@ -67,6 +67,8 @@ def problem(command: str) -> str | None:
 
 def check_vlm(words: list[str]) -> str | None:
     """Whether the arguments of ``vlm`` parse, and the shipped files in them exist."""
+    if any(word.isupper() or "..." in word for word in words):  # `vlm list KIND`: a form, not a command
+        return None
     if words[0] == "--plugin":
         if not (EXAMPLES / f"{words[1]}.py").is_file() and not (EXAMPLES / words[1]).is_dir():
             return f"no example {words[1]}"
@@ -75,8 +77,6 @@ def check_vlm(words: list[str]) -> str | None:
     name, arguments = " ".join(words[:size]), words[size:]
     if name not in names("command"):
         return None if f'"{name}"' in (EXAMPLES / "my_command.py").read_text() else f"no command {name}"
-    if any(word.isupper() or "..." in word for word in arguments):  # `vlm list KIND`: a form, not a command
-        return None
     if not arguments or (size == 1 and len(arguments) == 1 and arguments[0].isalpha()):  # `vlm config check`
         return None
     parser: argparse.ArgumentParser = parser_of(name, resolve("command", name)())

@@ -89,9 +89,7 @@ def test_links_are_turned_into_those_of_the_site() -> None:
     from site_pages import rewrite
 
     pages = {"vlm/systems/lynx/README.md": "systems/lynx.md", "docs/python.md": "python.md"}
-    text = (
-        "[Lynx](../../vlm/systems/lynx/README.md#files) [code](../../vlm/models/build.py) [x](https://x.y) [n](no.md)"
-    )
+    text = "[Lynx](../../vlm/systems/lynx/README.md#a) [code](../../vlm/models/build.py) [x](https://x.y) [n](no.md)"
     assert rewrite(text, "docs/guides/a.md", "guides/a.md", pages) == (
         "[Lynx](../systems/lynx.md#a) code (`vlm/models/build.py`) [x](https://x.y) [n](no.md)"
     )

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from acme.parts import Projector
 from safetensors.torch import save_file
 
+from acme.parts import Projector
 from vlm import register_checkpoint_format, register_export
 from vlm.checkpoint.formats.base import CheckpointFormat, bridge_index
 from vlm.checkpoint.keymap import KeyMap
