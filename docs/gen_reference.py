@@ -42,7 +42,7 @@ NAMED = {
 
 
 def comments(cls: type) -> dict[str, str]:
-    """Field -> the comment behind it in the source of the class."""
+    """Field -> the comment after it in the source of the class."""
     try:
         source = textwrap.dedent(inspect.getsource(cls))
     except (OSError, TypeError):

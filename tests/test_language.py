@@ -18,7 +18,7 @@ RETIRED = {
     r"\bmarks?\b": "placeholder (or: say, show)",
     r"\bstand-ins?\b": "replacement, placeholder",
     r"(?<!there )\b(?:is|are|was|were) no (?!longer\b|more\b|other\b)": "is not a, does not",
-    r"\b(?:stands(?! for\b)|stood|lies|lay)\b": "is, was",
+    r"\b(?:stands(?! for\b)|stood|lies)\b": "is, was",
     r"\banew\b": "again",
     r"\bbehind\b": "after",
     r"(?<![-_\w])shots?\b": "few-shot examples",
@@ -32,7 +32,9 @@ ALLOWED = re.compile(
     r"""
       CLIP | [Gg]radients?\b.{0,40}\bclip | \bclip(?:s|ped)?\b.{0,30}(?:[Gg]radient|norm)  # another thing
     | \bclip[_./-]\w | [`'"]clip[`'"] | (?:name|format):\ clip\b | ^\#*\ *clip\ =            # a registered name
-    | (?:pytest|page)\.mark | question\ mark | What\ is\ behind\ it                     # English
+    | (?:pytest|page)\.mark | model\.vision\ clip | --vision-model\ clip                  # names again
+    | (?:question|end|record|exclamation)[ -]mark | boat\ stands | PIL\ would\ clip       # English
+    | What\ is\ behind\ it
     """,
     re.VERBOSE,
 )

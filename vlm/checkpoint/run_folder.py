@@ -59,7 +59,7 @@ class RunDir:
             overwrite: delete what another run left here.
 
         Returns:
-            the checkpoint folder to resume from, or None to start anew.
+            the checkpoint folder to resume from, or None for a new run.
 
         Raises:
             UserError: the folder holds another run and neither ``resume`` nor ``overwrite`` was asked for.
@@ -79,7 +79,7 @@ class RunDir:
         return None
 
     def prepare(self, resume: str = "never", overwrite: bool = False) -> Path | None:
-        """:meth:`check`, then make the folder ready: a run that starts anew deletes what an earlier one left.
+        """:meth:`check`, then make the folder ready: a new run deletes what an earlier one left.
 
         Raises:
             UserError: as :meth:`check`.
@@ -91,7 +91,7 @@ class RunDir:
         return source
 
     def _recover(self) -> None:
-        """Remove what a killed process left behind; put back a checkpoint that was being replaced."""
+        """Remove what a killed process left; put back a checkpoint that was being replaced."""
         for stale in self.checkpoints.glob(".*"):
             name = stale.name.split(".")[1]
             if ".old." in stale.name and not (self.checkpoints / name).exists():
@@ -204,7 +204,7 @@ class RunDir:
         gone = [s for s in steps if s not in keep]
         for step in gone:
             hidden = self.checkpoints / f".gone_{step}"
-            os.replace(self.folder(step), hidden)  # a killed deletion leaves no half checkpoint behind
+            os.replace(self.folder(step), hidden)  # a killed deletion leaves no half checkpoint
             shutil.rmtree(hidden)
         return gone
 

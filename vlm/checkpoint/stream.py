@@ -16,7 +16,7 @@ from vlm.checkpoint.safe import read_tensors
 log = logging.getLogger(__name__)
 
 OPEN_BYTES = 2**24
-"""Mapped pages kept before a file is opened anew; they count as memory of the process."""
+"""Mapped pages kept before a file is opened again; they count as memory of the process."""
 SHARD_BYTES = 4 * 10**9
 """Size of a weight file that is written, unless asked otherwise."""
 

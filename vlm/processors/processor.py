@@ -84,7 +84,7 @@ class Processor:
         self.media_id = tokenizer.id_of(token) if token else None
         if token and not tokenizer.is_special(token):
             raise ConfigError(
-                f"model.template.media_token is {token!r}, which is no special token of the tokenizer",
+                f"model.template.media_token is {token!r}, which is not a special token of the tokenizer",
                 fix=f"add it: model.text.special_tokens: ['{token}'], or set media_token to ''",
             )
 
@@ -138,7 +138,7 @@ class Processor:
         return self._prompt(self.template.prompt_segments(text, parts), self._last)
 
     def encode_answer(self, text: str) -> list[int]:
-        """Ids of an answer behind an open prompt, with its end, as training writes it."""
+        """Ids of an answer after an open prompt, with its end, as training writes it."""
         return [i for span in self._spans(self.template.answer_segments(text)) if span.supervised for i in span.ids]
 
     def as_uint8(self) -> Processor:
@@ -281,7 +281,7 @@ class Processor:
             room -= self._positions([i])
             if room < 0 and i == MEDIA_TOKEN:
                 raise DataError(
-                    f"sample {_name(sample)}: an image lies beyond {limit} {getattr(self.text_cfg, limit)}",
+                    f"sample {_name(sample)}: an image is beyond {limit} {getattr(self.text_cfg, limit)}",
                     fix=f"raise model.{limit} or shorten the prompt",
                 )
             kept += [i] if room >= 0 else []

@@ -113,7 +113,7 @@ def build_schedule(name: str, plan: Plan) -> Callable[[int], float]:
     """The schedule called ``name`` with ``plan`` filled in.
 
     Raises:
-        ConfigError: unknown name, or a rate that is no rate.
+        ConfigError: unknown name, or an unusable learning rate.
     """
     function: Any = resolve("scheduler", name)
     if plan.init_lr <= 0 or plan.min_lr < 0:

@@ -325,7 +325,7 @@ class Trainer:
             return
         log.warning(
             "the run goes on with %d processes instead of %d: every sample is still used once per pass, but steps are "
-            "of another size (the last one is %d), and random states are drawn anew from run.seed and the step",
+            "of another size (the last one is %d), and random states are seeded from run.seed and the step",
             dist.world_size(),
             len(states),
             self.total_steps,

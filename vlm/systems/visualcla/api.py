@@ -2,7 +2,7 @@
 
 Thin functions over :class:`~vlm.inference.engine.Engine`. What differs from the published package of that name:
 an image is optional, a call without ``history`` begins a new conversation, a stream ends with the very text that
-``chat`` gives, a merged folder's name is only looked up on this machine, and marks such as ``<img>`` in somebody's
+``chat`` gives, a merged folder's name is only looked up on this machine, and tokens such as ``<img>`` in somebody's
 words stay words.
 """
 
@@ -44,7 +44,7 @@ class VisualCLA(Engine):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Of the language model, with the image's marks."""
+        """Of the language model, with the tokens around an image."""
         return self.processor.tokenizer
 
     @property
@@ -91,7 +91,7 @@ def get_model_and_tokenizer_and_processor(
         lora_model: folder of the released delta.
         torch_dtype: of the frozen weights; None is float16, and on a CPU float16 becomes float32.
         default_device: name or index; None takes the accelerator, if there is one.
-        device_map: None, ``"auto"`` or ``{"": device}``; a model lies on one device.
+        device_map: None, ``"auto"`` or ``{"": device}``; a model is on one device.
         load_in_8bit: hold the language model in 8 bit (LLM.int8).
 
     Returns:
@@ -108,7 +108,7 @@ def get_model_and_tokenizer_and_processor(
         default_device = device_map[""]
     elif device_map not in (None, "auto"):
         raise UserError(
-            f"device_map is {device_map!r}, but a model lies on one device", fix="leave it out, and set default_device"
+            f"device_map is {device_map!r}, but a model is on one device", fix="leave it out, and set default_device"
         )
     where = device_of(default_device)
     if load_in_8bit:
