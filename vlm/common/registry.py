@@ -7,6 +7,7 @@ entry point group ``vlm.plugins``, which are read and not imported. A registry h
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import importlib.util
@@ -211,6 +212,11 @@ def _at_path(kind: str, path: str) -> Any:
         expected = "function" if kind in FUNCTIONS else "class"
         raise ConfigError(f"{kind} {path!r}: expected a {expected}, found {target!r}")
     return target
+
+
+def config_class(cls: Any) -> Any:
+    """The dataclass of a registered class's options: its nested ``Config``, else itself if it is one, else None."""
+    return cls.Config if "Config" in dir(cls) else cls if dataclasses.is_dataclass(cls) else None
 
 
 def unknown(what: str, name: str, allowed: list[str]) -> str:

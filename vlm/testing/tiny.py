@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm.common.registry import resolve
+from vlm.common.registry import config_class, resolve
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Features
 from vlm.config.types import UNNAMED, Config, ModelConfig, Part, WeightFile
 from vlm.inference.engine import Engine
@@ -68,8 +68,7 @@ def composition(**changes: Any) -> ModelConfig:
     }
     for kind in ("image", "video", "text", "generation"):
         if isinstance(whole.get(kind), dict):
-            cls = resolve(kind, UNNAMED[kind])
-            whole[kind] = Part(UNNAMED[kind], getattr(cls, "Config", cls)(**whole[kind]), whole[kind])
+            whole[kind] = Part(UNNAMED[kind], config_class(resolve(kind, UNNAMED[kind]))(**whole[kind]), whole[kind])
     if isinstance(whole["train"], list):
         whole["train"] = dict.fromkeys(whole["train"], True)
     return ModelConfig(**whole)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm.common import dist
 from vlm.common.errors import ConfigError
-from vlm.common.registry import resolve, resolve_any
+from vlm.common.registry import config_class, resolve, resolve_any
 from vlm.config.api import Config, DatasetEntry
 from vlm.config.schema import Report, names_of, read
 from vlm.datasets.loading.sources import build_sources
@@ -110,7 +110,7 @@ def benchmark_of(cfg: Config) -> Any:
     """
     name = cfg.run.task
     chosen = resolve_any(("benchmark", "task"), name)
-    if issubclass(chosen, Benchmark) and "Config" in dir(chosen):
+    if issubclass(chosen, Benchmark) and config_class(chosen) is not None:
         return chosen
     if not issubclass(chosen, Task):
         raise ConfigError(f"run.task={name} is not a benchmark: it needs a method run and a dataclass Config")

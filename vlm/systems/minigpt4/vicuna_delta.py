@@ -35,7 +35,8 @@ CONFIGS = ("config.json", "generation_config.json")
 class ApplyDelta:
     """Add a published delta (Vicuna v0, v1.1) to its base LLM.
 
-    example: vlm weights apply-delta --base llama-7b --delta vicuna-7b-delta-v0 --target vicuna-7b
+    example:
+      vlm weights apply-delta --base llama-7b --delta vicuna-7b-delta-v0 --target vicuna-7b
     """
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

@@ -208,7 +208,8 @@ def _check_adapter(adapter: Adapter, have: Mapping[str, tuple[int, ...]]) -> Non
 class MergeCommand:
     """Merge LLM, CLIP and VisualCLA delta into a folder of the published layout.
 
-    example: vlm weights merge --text-model llm --vision-model clip --lora-model delta --output-dir merged
+    example:
+      vlm weights merge --text-model llm --vision-model clip --lora-model delta --output-dir merged
     """
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
