@@ -26,7 +26,7 @@ def pages() -> list[Path]:
 
 def blocks(text: str, language: str) -> list[str]:
     """The contents of the code blocks in a language."""
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    return re.findall(rf"```{language}(?: [^\n]*)?\n(.*?)```", text, re.DOTALL)
 
 
 def commands(text: str) -> list[str]:

@@ -110,4 +110,12 @@ def test_every_kind_has_a_page_and_every_example_is_run() -> None:
     assert pages == {*TRAINED, *OTHERS}
     assert {f.stem.removeprefix("my_") for f in EXAMPLES.glob("my_*.py")} == pages
     for page in pages:
-        assert f'--8<-- "my_{page}.py"' in (DOCS / "extend" / f"{page}.md").read_text("utf-8"), page
+        assert f'```python title="my_{page}.py"' in (DOCS / "extend" / f"{page}.md").read_text("utf-8"), page
+
+
+def test_the_pages_show_the_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(DOCS))
+    synced = importlib.import_module("sync_examples").synced
+    for page in (DOCS / "extend").glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        assert synced(text) == text, f"{page.name}: run python docs/sync_examples.py"
