@@ -14,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SEED ?= 0
 PYTEST := -m pytest -n 2 --dist worksteal
-FAST := not (golden or equivalence or faults or browser or slow)
+FAST := not (golden or equivalence or faults or browser or cli or extend or slow)
 
 .PHONY: quickstart demo test test-fast coverage test-latest test-oldest test-wheel lint docs bench install clean
 

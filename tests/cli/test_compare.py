@@ -108,6 +108,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, images: Path) -> None:
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_types_and_search_in_a_browser(files, images, tmp_path) -> None:
     from playwright.sync_api import sync_playwright

@@ -120,6 +120,7 @@ def test_sampling_follows_the_seed(tmp_path: Path) -> None:
     assert said["a"] == said["b"] != said["c"]
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_file(tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*torchrun, "-m", "vlm.cli", *published(tmp_path, test_files=["images.jsonl"] * 2, batch_size_test=1)]

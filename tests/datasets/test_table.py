@@ -11,7 +11,7 @@ import pytest
 
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.types import Image, Input, Sample, Text, Video
-from vlm.datasets.formats.table.read import Rows
+from vlm.datasets.formats.table.read import RecordFile
 from vlm.datasets.formats.table.table import Table
 
 QA = [
@@ -76,7 +76,7 @@ def test_images_as_bytes_paths_and_none(tmp_path: Path) -> None:
     values = (b"png", {"bytes": b"jpg", "path": None}, {"bytes": None, "path": "/abs/a.jpg"})
     records = [{"image": value, "question": "a", "answer": "b"} for value in values]
     data = table(tmp_path, QA)
-    data._files = [Rows("in memory", records)]
+    data._files = [RecordFile("in memory", records)]
     assert [data[i].messages[0].media[0].source for i in range(3)] == [b"png", b"jpg", "/abs/a.jpg"]
 
 

@@ -124,6 +124,7 @@ def test_unreadable_clip_stops_with_its_name(config: Path, capsys: pytest.Captur
     assert "1.mp4: no video that" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_processes_write_one_result(config: Path) -> None:
     assert main(["eval", str(config)]) == 0
     out = config.parent / "out"

@@ -82,16 +82,16 @@ def test_model_of_images_refuses_a_clip(session: ChatSession, tmp_path: Path) ->
 def test_page_takes_a_clip(session: ChatSession, tmp_path: Path) -> None:
     clip = str(moving_square(tmp_path / "a.mp4", (0, 0, 255)))
     chat = PageChat(session.engine)
-    chat.ask("What moves?", None, clip=clip)
+    chat.ask("What moves?", None, video=clip)
     list(chat.write(session.generation))
-    chat.ask("And now?", None, clip=clip)
+    chat.ask("And now?", None, video=clip)
     assert [len(m.media) for m in chat.session.messages] == [1, 0, 0]
     assert chat.shown[0]["content"] == [{"path": clip}, "What moves?"]
     list(chat.write(session.generation))
     (tmp_path / "bad.mp4").write_bytes(b"nothing" * 20)
     with pytest.raises(DataError, match="bad.mp4: no video that"):
-        chat.ask("And this?", None, clip=str(tmp_path / "bad.mp4"))
-    assert len(chat.shown) == 4 and chat.clip == clip
+        chat.ask("And this?", None, video=str(tmp_path / "bad.mp4"))
+    assert len(chat.shown) == 4 and chat.video == clip
 
 
 def test_page_shows_a_place_for_clips_where_the_model_takes_them(session: ChatSession) -> None:

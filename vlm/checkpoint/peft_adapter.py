@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vlm.checkpoint.safe import read_tensors
+from vlm.checkpoint.safe import read_json, read_tensors
 from vlm.common.errors import WeightsError
 from vlm.models.lora import ADAPTER, LoraOptions
 
@@ -88,23 +87,6 @@ def read_adapter(folder: str | Path) -> Adapter:
     lora = {layer: (result["A"], result["B"]) for layer, result in sides.items()}
     _check_ranks(file, config, {layer: (tensors[a], tensors[b]) for layer, (a, b) in lora.items()})
     return Adapter(folder, config, tensors, lora)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON mapping.
-
-    Raises:
-        WeightsError: no such file, or no mapping in JSON.
-    """
-    if not file.is_file():
-        raise WeightsError(f"{file}: no such file", fix="is the download complete?")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{file}: not JSON ({error})", fix="download it again") from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{file}: holds {type(content).__name__}, expected a mapping")
-    return content
 
 
 def _read_config(file: Path) -> dict[str, Any]:

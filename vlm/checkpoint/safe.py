@@ -1,10 +1,12 @@
-"""Reading weight files without ever running code from them."""
+"""Reading weight files without ever running code from them, and the small files next to them."""
 
 from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +122,32 @@ def shards(folder: str | Path) -> list[Path]:
         f"{folder}: no language-model weights (model.safetensors, pytorch_model.bin, or their .index.json)",
         fix="give a Hugging Face folder with its weights; a delta must be applied to its base first",
     )
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON mapping.
+
+    Raises:
+        WeightsError: no such file, or no mapping in JSON.
+    """
+    if not file.is_file():
+        raise WeightsError(f"{file}: no such file", fix="is the download complete?")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{file}: not JSON ({error})", fix="download it again") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{file}: holds {type(content).__name__}, expected a mapping")
+    return content
+
+
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
+    """Write a mapping as transformers does, with an indent of 2 and every letter as itself."""
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def copy_files(names: Iterable[str], source: Path, target: Path) -> None:
+    """Copy the files of these names that ``source`` has into the folder ``target``."""
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)

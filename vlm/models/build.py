@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from vlm.common.errors import ConfigError
 from vlm.common.registry import resolve
 from vlm.models.precision import cast_matmuls, storage_dtype
-from vlm.models.protocols import HasDtype, HasPrecision, LimitsWidth, ProvidesData
+from vlm.models.protocols import LimitsWidth, ProvidesData
 from vlm.models.trainable import select_trainable
 from vlm.models.vlm import VLM
 
@@ -71,9 +71,7 @@ def set_precision(model: VLM, model_cfg: ModelConfig, dtype: torch.dtype | None)
     """Store frozen weights as the policy of :mod:`vlm.models.precision` says and choose the autocast dtype."""
     llm = _llm_dtype(model_cfg, model.device, dtype)
     if model_cfg.vision is not None:
-        options = model_cfg.vision.config
-        precision = options.precision if isinstance(options, HasPrecision) else "fp32"
-        model.vision_dtype = storage_dtype(precision, model.device, dtype)
+        model.vision_dtype = storage_dtype(model_cfg.vision.get("precision") or "fp32", model.device, dtype)
         cast_matmuls(model.vision, model.vision_dtype)
     for part in [*model.bridge, *model.inserts]:
         cast_matmuls(part, llm)
@@ -118,8 +116,7 @@ def check_inserts(model: VLM, fusion: str, provides: Collection[str]) -> None:
 
 
 def _llm_dtype(model_cfg: ModelConfig, device: torch.device, dtype: torch.dtype | None) -> torch.dtype:
-    options = model_cfg.llm.config
-    return storage_dtype(options.dtype if isinstance(options, HasDtype) else "fp32", device, dtype)
+    return storage_dtype(model_cfg.llm.get("dtype") or "fp32", device, dtype)
 
 
 def _part(kind: str, part: Any, uninitialised: Collection[str], *arguments: Any) -> nn.Module:

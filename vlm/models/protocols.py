@@ -170,27 +170,6 @@ class BansTokens(Protocol):
 
 
 @runtime_checkable
-class HasPrecision(Protocol):
-    """Config of a vision encoder that says how its frozen weights are stored; without it: float32."""
-
-    precision: str
-
-
-@runtime_checkable
-class HasDtype(Protocol):
-    """Config of a language model that says how its weights are stored; without it: float32."""
-
-    dtype: str
-
-
-@runtime_checkable
-class HasImageToken(Protocol):
-    """Config of a fusion that embeds a placeholder as the token with this id."""
-
-    image_token_id: int | None
-
-
-@runtime_checkable
 class NamesLayers(Protocol):
     """A module that names its layers for activation checkpointing; without it lists of equal modules are taken."""
 

@@ -6,7 +6,6 @@ Training, chat, HTTP and evaluation all go through here.
 from __future__ import annotations
 
 import copy
-import logging
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,14 +17,13 @@ from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Image, Message,
 from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.templates.base import BaseTemplate, Segment
 from vlm.processors.tokenizer.tokenizer import Tokenizer
+from vlm.processors.truncation import Span, keep_answers, keep_first, keep_last
 from vlm.processors.video.recipe import VideoRecipe
 
 if TYPE_CHECKING:
     import torch
 
     from vlm.config.api import ModelConfig
-
-log = logging.getLogger(__name__)
 
 
 @register_text("default")
@@ -45,16 +43,6 @@ class TextConfig:
     new_pad_token: str = ""  # pad token of a folder that names none, instead of pad_token
     bos_id: int | None = None  # forced, whatever the folder says
     eos_id: int | None = None
-
-
-@dataclass
-class Span:
-    """Ids of a segment; ``supervised``: targets, ``bos``: begin id in front, ``eos``: the last is the end id."""
-
-    ids: list[int]
-    supervised: bool = False
-    bos: bool = False
-    eos: bool = False
 
 
 class Processor:
@@ -101,14 +89,8 @@ class Processor:
         """
         segments = self.template.train_segments(sample, rng)
         spans = self._spans(segments)
-        if self.text_cfg.max_turn_len > 0:
-            spans = self._cut_turns(spans, sample)
-        else:
-            first = next((i for i, s in enumerate(spans) if s.supervised), len(spans))
-            head = self._cut_context(self._last(spans[:first], warn=False), sample)
-            spans = [*head, *self._cut_answers(spans[first:])]
         media = [s.medium for s in segments if s.medium is not None]
-        example = self._example(spans, media, sample, rng if augment else None)
+        example = self._example(self._truncate(spans, sample), media, sample, rng if augment else None)
         if not example.num_targets:
             raise DataError(
                 f"sample {_name(sample)}: no supervised token",
@@ -123,7 +105,7 @@ class Processor:
             PromptError: see :meth:`BaseTemplate.chat_segments`.
             DataError: unreadable medium.
         """
-        return self._prompt(self.template.chat_segments(messages), self._last)
+        return self._prompt(self.template.chat_segments(messages))
 
     def encode_prompt(self, text: str, media: Sequence[Any] = ()) -> Example:
         """A finished prompt text, taken as it is: one ``<ImageHere>`` per medium, the begin id in front.
@@ -135,7 +117,7 @@ class Processor:
             DataError: unreadable medium.
         """
         parts = [m if isinstance(m, Image | Video) else Image(m) for m in media]
-        return self._prompt(self.template.prompt_segments(text, parts), self._last)
+        return self._prompt(self.template.prompt_segments(text, parts))
 
     def encode_answer(self, text: str) -> list[int]:
         """Ids of an answer after an open prompt, with its end, as training writes it."""
@@ -163,10 +145,28 @@ class Processor:
     def _answer_limit(self) -> str:
         return "model.text.max_turn_len" if self.text_cfg.max_turn_len > 0 else "model.max_txt_len"
 
-    def _prompt(self, segments: list[Segment], cut: Callable[[list[Span]], list[Span]] | None = None) -> Example:
+    def _prompt(self, segments: list[Segment]) -> Example:
         media = [s.medium for s in segments if s.medium is not None]
-        spans = self._spans(segments)
-        return self._example(cut(spans) if cut else spans, media, Sample(messages=()))
+        spans = keep_last(self._spans(segments), self.text_cfg.max_input_len, warn=True)
+        return self._example(spans, media, Sample(messages=()))
+
+    def _truncate(self, spans: list[Span], sample: Sample) -> list[Span]:
+        """The spans of a training sample within the limits of ``text_cfg``."""
+        cfg = self.text_cfg
+        per_turn = cfg.max_turn_len > 0
+        name, limit = ("max_turn_len", cfg.max_turn_len) if per_turn else ("max_context_len", cfg.max_context_len)
+
+        def cut_off() -> DataError:
+            fix = f"raise model.{name} or shorten the prompt"
+            return DataError(f"sample {_name(sample)}: an image lies beyond {name} {limit}", fix=fix)
+
+        if per_turn:
+            return keep_first(spans, limit, cfg.tokens_per_medium, per_turn=True, error=cut_off)
+        first = next((i for i, s in enumerate(spans) if s.supervised), len(spans))
+        head = keep_last(spans[:first], cfg.max_input_len)
+        head = keep_first(head, limit, cfg.tokens_per_medium, per_turn=False, error=cut_off)
+        end = self._after_letter(self.template.config.end_sym) if cfg.keep_end else None
+        return [*head, *keep_answers(spans[first:], cfg.max_txt_len, end)]
 
     def _spans(self, segments: Sequence[Segment]) -> list[Span]:
         """Joined segments are tokenised as one text and cut where supervision changes."""
@@ -229,6 +229,7 @@ class Processor:
             raise DataError(f"video {label}: this model takes images only", fix=fix)
         return self.video(medium.source, label, rng)
 
+<<<<<<< HEAD
     def _last(self, spans: list[Span], warn: bool = True) -> list[Span]:
         """The last ``max_input_len`` tokens of a prompt, and all its images (a published rule)."""
         limit = self.text_cfg.max_input_len
@@ -305,6 +306,8 @@ class Processor:
             room -= len(ids)
         return out
 
+=======
+>>>>>>> main
     def _after_letter(self, text: str) -> list[int]:
         """Ids of ``text`` where it follows a word directly."""
         alone = self.tokenizer.encode("x")

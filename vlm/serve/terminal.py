@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 HELP = """Type a question and press Enter. Commands:
   /image PATH   add an image to the next question
   /video PATH   add a video (a file, or a folder of its frames)
-  /again        write the last answer again
-  /reset        begin anew: forget images and history
+  /again        regenerate the last answer
+  /reset        start over: forget images and history
   /help         this text
-  /quit         leave (or Ctrl-D); Ctrl-C ends an answer
-Understood as well: `change image:PATH` (begin anew with that image), `clear` (begin anew with the same), `exit`"""
+  /quit         exit (or Ctrl-D); Ctrl-C stops an answer
+Also understood: `change image:PATH` (start over with that image), `clear` (start over with the same one), `exit`"""
 
 CHANGE = "change image:"
 
 
 def once(session: ChatSession, questions: list[str], images: list[Any]) -> int:
-    """Ask the questions one after another, images and videos with the first; prints one answer per line."""
+    """Ask the questions one after another, images and videos with the first; print one answer per line."""
     for number, question in enumerate(questions):
         session.ask(question, images if number == 0 else ())
         say(session.answer())
@@ -32,7 +32,7 @@ def once(session: ChatSession, questions: list[str], images: list[Any]) -> int:
 
 
 def talk(session: ChatSession, images: list[Any]) -> int:
-    """Read questions until the user leaves."""
+    """Read questions until the user exits."""
     waiting: list[Any] = list(images)
     say(HELP + "\n")
     while True:
@@ -61,7 +61,7 @@ def _prompt(waiting: list[Any]) -> str:
 
 
 def _turn(session: ChatSession, line: str, waiting: list[Any]) -> list[Any]:
-    """Do what one line asks for; the images that wait for the next question."""
+    """Carry out one line; returns the images that wait for the next question."""
     command, _, rest = line.partition(" ")
     if not line:
         return waiting
@@ -84,7 +84,7 @@ def _turn(session: ChatSession, line: str, waiting: list[Any]) -> list[Any]:
         session.regenerate()
         _write(session)
     elif line.startswith("/"):
-        say(HELP if command == "/help" else f"! {command} is no command\n{HELP}")
+        say(HELP if command == "/help" else f"! unknown command {command}\n{HELP}")
     else:
         session.ask(line, waiting)
         _write(session)
@@ -93,7 +93,7 @@ def _turn(session: ChatSession, line: str, waiting: list[Any]) -> list[Any]:
 
 
 def _readable(session: ChatSession, path: str) -> str:
-    """The path of an image; says now if it cannot be read."""
+    """The path of an image. Raises UserError now if it cannot be read."""
     path = path.strip().strip("'\"")
     if not path:
         raise UserError("a command needs the path of an image", fix="e.g. /image cat.jpg")
@@ -102,7 +102,7 @@ def _readable(session: ChatSession, path: str) -> str:
 
 
 def _clip(session: ChatSession, path: str) -> Video:
-    """A video; says now if it cannot be read."""
+    """A video. Raises UserError now if it cannot be read."""
     path = path.strip().strip("'\"")
     if not path:
         raise UserError("/video needs the path of a video", fix="e.g. /video cat.mp4")
@@ -110,7 +110,7 @@ def _clip(session: ChatSession, path: str) -> Video:
 
 
 def _write(session: ChatSession) -> None:
-    """Stream one answer to the terminal; Ctrl-C ends it and keeps what there is."""
+    """Stream one answer to the terminal; Ctrl-C stops it and keeps what was written."""
     say("model: ", end="")
     stream = session.stream()
     try:

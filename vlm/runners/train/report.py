@@ -12,7 +12,7 @@ from vlm.datasets.loading import data_stats
 from vlm.pages.charts import number
 from vlm.pages.parts import AnswerCard
 from vlm.pages.report import RunReport, page
-from vlm.runners.train.trackers import Record, duration, read_log
+from vlm.runners.train.trackers import LogRecord, duration, read_log
 
 
 def write_report(
@@ -59,7 +59,7 @@ def write_report(
     return run.report
 
 
-def _tiles(steps: Sequence[Record], valid: Sequence[Record]) -> list[tuple[str, str]]:
+def _tiles(steps: Sequence[LogRecord], valid: Sequence[LogRecord]) -> list[tuple[str, str]]:
     if not steps:
         return []
     tail = steps[-max(1, min(20, len(steps) // 10)) :]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PORTS = range(7860, 7960)
-"""Tried one after another when no port was asked for."""
+"""Tried in order when no port is given."""
 
 
 def launch(
@@ -42,14 +42,14 @@ def launch(
     """Load a model and serve its page.
 
     Args:
-        source: what ``Engine.load`` takes, or an engine.
+        source: see ``Engine.load``, or an engine.
         options: changes to the configuration.
         host: address to listen on.
         port: None takes the first free one.
         share: also make a public link.
         device: None leaves it to the configuration.
-        generation: changes to the options of an answer with which the page's settings start.
-        stream: show answers as they grow; False shows them when they are complete.
+        generation: changes to the generation options that the page's settings start from.
+        stream: show answers as they are written; False: only when they are complete.
         examples: file of images and questions to click, see ``read_page_examples``; None: those of the embedded model.
         block: wait until the page is stopped; False returns the running ``gradio.Blocks``.
 
@@ -81,7 +81,7 @@ def launch(
         allowed_paths=[folder.name, *(path for path, _ in shown)],
         ssr_mode=False,
     )
-    say(f"chat page: {url}" + (f"  public: {public}" if public else "") + "   (Ctrl-C ends it)")
+    say(f"chat page: {url}" + (f"  public: {public}" if public else "") + "   (Ctrl-C stops it)")
     if block:
         page.block_thread()
     return page
@@ -97,7 +97,7 @@ def _engine(source: Any, device: str | torch.device | None, options: Sequence[st
 
 
 def free_port(host: str, port: int | None) -> int:
-    """``port`` itself, or the first free one when it is None.
+    """``port``, or the first free one of ``PORTS`` when it is None.
 
     Raises:
         UserError: it is in use, or none of ``PORTS`` is free.
@@ -113,7 +113,7 @@ def free_port(host: str, port: int | None) -> int:
             return candidate
     expected = f"port {port}" if port is not None else f"every port from {PORTS[0]} to {PORTS[-1]}"
     raise UserError(
-        f"{expected} of {host} is in use or not allowed", fix="give another one with --port, or leave --port out"
+        f"{expected} of {host} is in use or not allowed", fix="give another with --port, or leave --port out"
     )
 
 

@@ -1,75 +1,76 @@
-"""What happens when a visitor of the chat page uploads, sends, stops, regenerates or restarts."""
+"""The chat page's events: upload, send, stop, regenerate, restart."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from vlm.common.errors import UserError
+from vlm.common.types import Image, Video
 from vlm.inference.engine import Engine
 from vlm.inference.generation import Generation
-from vlm.serve.gradio.session import PageChat
+from vlm.serve.gradio.prompt_panel import template_option
+from vlm.serve.gradio.session import PageChat, Uploads
 
 
 class Events:
     """Callbacks; each gets the visitor's ``PageChat`` (None before the first question).
 
-    Most return the bubbles, followed by updates of the buttons Send, Stop and Regenerate.
+    Most return the messages to show, followed by updates of the buttons Send, Stop and Regenerate.
     """
 
     def __init__(self, engine: Engine, generation: Generation, names: Sequence[str], stream: bool = True) -> None:
-        """``names``: the options of ``Generation`` whose values ``write`` gets, in order."""
+        """``names``: the options of ``Generation`` whose values ``write`` receives, in order."""
         self.stream = stream
         self.engine = engine
         self.generation = generation
         self.names = list(names)
+        self.uploads = Uploads(engine)
 
-    def check(self, path: str | None) -> str | None:
-        """An upload: kept if it can be decoded, else told and removed."""
+    def check_image(self, path: str | None) -> Any:
+        """An upload: kept if it can be decoded, else reported and removed."""
+        return self._check(path, Image)
+
+    def check_video(self, path: str | None) -> Any:
+        """The same for a video."""
+        return self._check(path, Video)
+
+    def _check(self, path: str | None, kind: type[Image] | type[Video]) -> Any:
         try:
             if path is not None:
-                self.engine.processor.image(path, Path(path).name)
+                self.uploads.add(kind(path))
         except UserError as error:
-            gr.Warning(str(error), title="Not an image that can be read")
+            gr.Warning(str(error), title=f"This {kind.__name__.lower()} cannot be read")
             return None
-        return path
+        return gr.skip()
 
-    def check_clip(self, path: str | None) -> str | None:
-        """The same for a video."""
+    def ask(
+        self, text: str, image: str | None, keep: bool, mine: PageChat | None, video: str | None = None
+    ) -> list[Any]:
+        """Send: the conversation, its messages, an empty question box, the buttons."""
+        mine = mine or PageChat(self.engine, self.uploads)
         try:
-            if path is not None and self.engine.processor.video is not None:
-                self.engine.processor.video(path, Path(path).name, None)
+            mine.ask(text, image, keep, video)
         except UserError as error:
-            gr.Warning(str(error), title="Not a video that can be read")
-            return None
-        return path
-
-    def ask(self, text: str, path: str | None, keep: bool, mine: PageChat | None, clip: str | None = None) -> list[Any]:
-        """Send: the chat, its bubbles, an empty question box, the buttons."""
-        mine = mine or PageChat(self.engine)
-        try:
-            mine.ask(text, path, keep, clip)
-        except UserError as error:
-            raise gr.Error(str(error), title="Not asked", print_exception=False) from error
+            raise gr.Error(str(error), title="The question was not sent", print_exception=False) from error
         return [mine, mine.shown, "", *buttons(writing=True)]
 
     def write(self, mine: PageChat, *values: Any) -> Iterator[list[Any]]:
-        """The answer as it grows, or when it is complete; ``values``: options, text in front, turns kept."""
+        """The answer as it grows, or when it is complete; ``values``: options, system text, turns kept."""
         try:
             options = self.generation.replace(**typed(dict(zip(self.names, values, strict=False))))
             for shown in mine.write(options, *self._prompt(*values[len(self.names) :])):
                 if self.stream:
                     yield [shown, *buttons(writing=True)]
         except UserError as error:
-            gr.Warning(str(error), title="Not answered")
+            gr.Warning(str(error), title="The question was not answered")
         yield [mine.shown, *buttons(writing=False)]
 
     def _prompt(self, system: str = "", turns: float = -1) -> tuple[str | None, int]:
-        """The text in front where it is not the template's own, and the turns to keep."""
-        usual = getattr(self.engine.processor.template.config, "system", "")
+        """The system text, None where it is the template's own, and the turns to keep."""
+        usual = template_option(self.engine, "system", "")
         return (None if system.strip() == usual.strip() else system), int(turns)
 
     @staticmethod
@@ -78,7 +79,7 @@ class Events:
         return mine.read if mine is not None else ""
 
     def again(self, mine: PageChat | None) -> list[Any]:
-        """Regenerate: the bubbles without the last answer."""
+        """Regenerate: the messages without the last answer."""
         try:
             if mine is not None:
                 mine.again()
@@ -87,12 +88,12 @@ class Events:
         return [mine.shown if mine is not None else [], *buttons(writing=True)]
 
     def stop(self, mine: PageChat | None) -> None:
-        """End the answer; ``write`` then puts the buttons back."""
+        """End the answer; ``write`` then restores the buttons."""
         if mine is not None:
             mine.stop()
 
     def restart(self, mine: PageChat | None) -> list[Any]:
-        """No bubbles, no image, no video, no question; only Send is left."""
+        """Clear messages, image, video and question; only Send stays enabled."""
         if mine is not None:
             mine.restart()
         return [[], None, None, "", *(gr.update(interactive=on) for on in (True, False, False))]

@@ -24,7 +24,7 @@ def tasks(cfg: Config | None) -> tuple[str, ...]:
 
 
 def is_tiny_model(cfg: Config | None) -> bool:
-    """Whether a model is the embedded one, which knows the painted world only."""
+    """Whether a model is the embedded one, which knows drawn shapes and letters only."""
     return cfg is not None and "tiny" in (cfg.model.arch, cfg.model.model_type)
 
 
@@ -47,7 +47,7 @@ def read_page_examples(file: str | Path) -> list[Example]:
         except json.JSONDecodeError as error:
             raise DataError(f"{where} is not JSON: {error}", fix=fix) from error
         if not isinstance(record, dict) or not all(isinstance(record.get(k), str) for k in ("image", "question")):
-            raise DataError(f"{where}: needs `image` and `question`, both texts", fix=fix)
+            raise DataError(f"{where}: needs `image` and `question`, both strings", fix=fix)
         image = path.parent / record["image"]
         if not image.is_file():
             raise DataError(f"{where}: image {image}: no such file", fix=f"paths start from {path.parent}")
@@ -56,7 +56,7 @@ def read_page_examples(file: str | Path) -> list[Example]:
 
 
 def tiny_model_examples(folder: Path, count: int = 8, seed: int = 2024) -> list[Example]:
-    """Paint held-out scenes of the embedded world into ``folder``, one question type after another."""
+    """Draw held-out scenes into ``folder``, one question type after another."""
     import numpy as np
 
     from vlm.datasets.synthetic.language import INSTRUCTIONS, ask
@@ -70,8 +70,9 @@ def tiny_model_examples(folder: Path, count: int = 8, seed: int = 2024) -> list[
             break
         kind = WORLD_QUESTIONS[len(result) % len(WORLD_QUESTIONS)]
         scene = scene_at(seed, index, split="seen", mix=(0.4, 0.6, 0.0))
-        question = INSTRUCTIONS[0] if kind == "describe" else getattr(ask(scene, kind, rng), "text", None)
-        if question is not None:
+        asked = None if kind == "describe" else ask(scene, kind, rng)
+        question = INSTRUCTIONS[0] if kind == "describe" else asked and asked.text
+        if question:
             path = folder / f"{kind}_{len(result)}.png"
             render(scene).save(path)
             result.append((str(path), question))

@@ -1,4 +1,4 @@
-"""The widgets of the chat page, and which event belongs to which."""
+"""The widgets of the chat page, and their events."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Widgets:
 
     chat: gr.State
     image: gr.Image
-    clip: gr.Video
+    video: gr.Video
     settings: dict[str, Any]
     bubbles: gr.Chatbot
     question: gr.Textbox
@@ -46,9 +46,9 @@ def build(
 
     Args:
         engine: answers.
-        generation: where the settings start.
+        generation: initial settings.
         examples: images and questions to click.
-        pixels: show small images with hard pixels instead of blurred.
+        pixels: enlarge small images without smoothing.
         stream: show answers as they grow.
     """
     classes = ["pixels"] if pixels else []
@@ -57,8 +57,8 @@ def build(
         with gr.Row(equal_height=False, elem_id="main"):
             with gr.Column(scale=2, min_width=300):
                 image = _image(classes)
-                clip = gr.Video(
-                    label="Clip",
+                video = gr.Video(
+                    label="Video",
                     sources=["upload"],
                     height=200,
                     visible=engine.processor.video is not None,
@@ -86,7 +86,7 @@ def build(
                 _shortcuts(engine, question)
         if examples:
             _gallery(examples, image, question, classes)
-        widgets = Widgets(gr.State(None), image, clip, settings, bubbles, question, send, stop, again, restart, prompt)
+        widgets = Widgets(gr.State(None), image, video, settings, bubbles, question, send, stop, again, restart, prompt)
         _wire(widgets, Events(engine, generation, [n for n in settings if n != "keep"], stream))
     return page
 
@@ -101,7 +101,7 @@ def _image(classes: list[str]) -> gr.Image:
         elem_classes=classes,
         buttons=["fullscreen"],
     )
-    # as uploaded: the processor decodes it, and says what is wrong with a file that is no image
+    # as uploaded: the processor decodes it, and reports what is wrong with a file that is not an image
     vars(image)["preprocess"] = lambda file: file.path if file is not None else None
     return image
 
@@ -125,15 +125,17 @@ def _question() -> tuple[gr.Textbox, gr.Button]:
 def _settings(start: Generation) -> dict[str, Any]:
     with gr.Accordion("Settings", open=False, elem_id="settings"):
         return {
-            "do_sample": gr.Checkbox(start.do_sample, label="Sample", info="off: always the most likely word"),
+            "do_sample": gr.Checkbox(start.do_sample, label="Sample", info="off: always the most likely token"),
             "temperature": gr.Slider(0.1, 2.0, start.temperature, step=0.05, label="Temperature"),
             "top_p": gr.Slider(0.05, 1.0, start.top_p, step=0.05, label="Top-p"),
             "top_k": gr.Slider(0, 100, start.top_k, step=1, label="Top-k", info="0: all tokens"),
-            "num_beams": gr.Slider(1, 10, start.num_beams, step=1, label="Beams", info="above 1: no word by word"),
+            "num_beams": gr.Slider(
+                1, 10, start.num_beams, step=1, label="Beams", info="above 1: answers appear at once"
+            ),
             "max_new_tokens": gr.Slider(1, 1000, start.max_new_tokens, step=1, label="Longest answer (tokens)"),
             "repetition_penalty": gr.Slider(1.0, 2.0, start.repetition_penalty, step=0.05, label="Repetition penalty"),
-            "seed": gr.Number(start.seed, label="Seed", info="empty: another answer each time", precision=0),
-            "keep": gr.Checkbox(False, label="Several images", info="a new image joins the conversation"),
+            "seed": gr.Number(start.seed, label="Seed", info="empty: a different answer each time", precision=0),
+            "keep": gr.Checkbox(False, label="Several images", info="a new image is added to the conversation"),
         }
 
 
@@ -161,7 +163,7 @@ def _gallery(examples: Sequence[Example], image: gr.Image, question: gr.Textbox,
 
 
 def _shortcuts(engine: Engine, question: gr.Textbox) -> None:
-    """Buttons that begin a question with a task text, for templates that have such."""
+    """Buttons that start a question with a task text, for templates that have them."""
     if texts := tasks(engine.config):
         with gr.Row(elem_id="tasks"):
             for text in texts:
@@ -174,7 +176,7 @@ def _constant(text: str) -> Callable[[], str]:
 
 
 def _wire(w: Widgets, events: Events) -> None:
-    """Connect events. Answers are written one at a time over all visitors; the rest happens at once."""
+    """Connect events. Over all visitors one answer is written at a time; everything else runs in parallel."""
     buttons = [w.send, w.stop, w.again]
     at_once: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
     progress = "hidden" if events.stream else "minimal"
@@ -186,12 +188,12 @@ def _wire(w: Widgets, events: Events) -> None:
         **in_turn,
     }
     read = {"fn": events.read, "inputs": [w.chat], "outputs": [w.prompt.read], **at_once}
-    asking = [w.question, w.image, w.settings["keep"], w.chat, w.clip]
+    asking = [w.question, w.image, w.settings["keep"], w.chat, w.video]
     asked = [w.chat, w.bubbles, w.question, *buttons]
     gr.on([w.send.click, w.question.submit], events.ask, asking, asked, **at_once).success(**writing).then(**read)
     w.again.click(events.again, [w.chat], [w.bubbles, *buttons], **at_once).success(**writing).then(**read)
     w.stop.click(events.stop, [w.chat], None, **at_once)
-    emptied = [w.bubbles, w.image, w.clip, w.question, *buttons]
+    emptied = [w.bubbles, w.image, w.video, w.question, *buttons]
     gr.on([w.restart.click, w.bubbles.clear], events.restart, [w.chat], emptied, **at_once)
-    w.image.upload(events.check, [w.image], [w.image], **at_once)
-    w.clip.upload(events.check_clip, [w.clip], [w.clip], **at_once)
+    w.image.upload(events.check_image, [w.image], [w.image], **at_once)
+    w.video.upload(events.check_video, [w.video], [w.video], **at_once)

@@ -1,4 +1,4 @@
-"""What one visitor of the chat page has said and seen; knows nothing of the page's widgets."""
+"""The conversation of one visitor of the chat page; knows nothing of the page's widgets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vlm.common.errors import PromptError, UserError
-from vlm.common.types import Video
+from vlm.common.types import Image, Video
 from vlm.inference.engine import Engine
 from vlm.inference.generation import Generation
 from vlm.inference.session import ChatSession
@@ -16,59 +16,82 @@ from vlm.inference.streaming import extend
 PAUSE = 0.04
 """Seconds between two updates of the page while an answer is written."""
 
+UPLOADS = 16
+"""Decoded uploads kept at most, over all visitors; one that was dropped is decoded again."""
 
-class PageChat:
-    """A session and the bubbles that show it.
 
-    ``shown``: dictionaries with ``role`` and ``content`` (text, or a list of ``{"path": ...}`` and text); ``read``:
-    the prompt of the last answer as text.
-    """
+class Uploads:
+    """Images and videos from their upload, when they are decoded to check them, to the question about them."""
 
     def __init__(self, engine: Engine) -> None:
+        self._read = ChatSession(engine).read
+        self._held: dict[Image | Video, Image | Video] = {}
+
+    def add(self, medium: Image | Video) -> None:
+        """Decode an upload. Raises DataError: it cannot be read."""
+        self._held[medium] = self._read(medium)
+        for oldest in list(self._held)[:-UPLOADS]:
+            self._held.pop(oldest, None)
+
+    def take(self, medium: Image | Video) -> Image | Video:
+        """The decoded medium, which is not kept any longer; or ``medium`` itself where it is not there."""
+        return self._held.pop(medium, medium)
+
+
+class PageChat:
+    """A session and the messages that show it.
+
+    Attributes:
+        shown: mappings with ``role`` and ``content`` (text, or a list of ``{"path": ...}`` and text).
+        read: the prompt of the last answer as text.
+    """
+
+    def __init__(self, engine: Engine, uploads: Uploads | None = None) -> None:
         self.engine = engine
+        self.uploads = uploads or Uploads(engine)
         self.session = ChatSession(engine)
         self.shown: list[dict[str, Any]] = []
         self.image: str | None = None
-        self.clip: str | None = None
+        self.video: str | None = None
         self.read = ""
         self._busy: ChatSession | None = None
 
-    def ask(self, question: str, image: str | None, keep: bool = False, clip: str | None = None) -> None:
-        """Add a question. An image or video that was not asked about yet begins a new conversation, unless ``keep``.
+    def ask(self, question: str, image: str | None, keep: bool = False, video: str | None = None) -> None:
+        """Add a question. An image or video not asked about before starts a new conversation, unless ``keep``.
 
         Raises:
             PromptError: no text, or an answer is being written.
-            DataError: an image or video that cannot be read; nothing has changed then.
+            DataError: an image or video that cannot be read; the conversation is unchanged.
         """
         if not question.strip():
             raise PromptError("type a question first")
         if self._busy is self.session:
-            raise PromptError("an answer is being written", fix="wait for its end, or press Stop")
-        media: dict[str, Any] = {}
+            raise PromptError("an answer is being written", fix="wait until it is complete, or press Stop")
+        media: list[Image | Video] = []
         if image is not None and image != self.image:
-            media[image] = image
-        if clip is not None and clip != self.clip:
-            media[clip] = Video(clip)
+            media.append(Image(image))
+        if video is not None and video != self.video:
+            media.append(Video(video))
         before = self.session.messages, self.shown
         if media and not keep:
             self.session.reset()
             self.shown = []
         try:
-            self.session.ask(question, list(media.values()))
+            self.session.ask(question, [self.uploads.take(medium) for medium in media])
         except UserError:
             self.session.messages, self.shown = before
             raise
-        content: list[Any] = [{"path": path} for path in media]
+        content: list[Any] = [{"path": medium.source} for medium in media]
         self.shown.append({"role": "user", "content": [*content, question.strip()]})
-        self.image, self.clip = image or self.image, clip or self.clip
+        self.image, self.video = image or self.image, video or self.video
 
     def write(
         self, generation: Generation, system: str | None = None, keep_turns: int = -1
     ) -> Iterator[list[dict[str, Any]]]:
-        """The bubbles as the answer grows; ``system`` and ``keep_turns`` as in :class:`ChatSession`.
+        """``shown`` as the answer grows; ``system`` and ``keep_turns`` as in :class:`ChatSession`.
 
         Raises:
-            PromptError: the question does not fit; it is taken back, with its bubble.
+            PromptError: the question does not fit; it is taken back.
         """
         shown, session = self.shown, self.session
         self._busy = session
@@ -88,19 +111,19 @@ class PageChat:
             del shown[-2:]
             raise
         finally:
-            bubble["content"] = text or "*(no words)*"
+            bubble["content"] = text or "*(empty answer)*"
             if self._busy is session:
                 self._busy = None
         yield self.shown
 
     def again(self) -> None:
-        """Open the last question once more.
+        """Drop the last answer, so that its question is open again.
 
         Raises:
             PromptError: there is no answer yet, or one is being written.
         """
         if self._busy is self.session:
-            raise PromptError("an answer is being written", fix="wait for its end, or press Stop")
+            raise PromptError("an answer is being written", fix="wait until it is complete, or press Stop")
         self.session.regenerate()
         self.shown.pop()
 
@@ -109,8 +132,8 @@ class PageChat:
         self.session.stop()
 
     def restart(self) -> None:
-        """Forget everything; an answer that is being written ends, and nothing of it is kept."""
+        """Forget everything; an answer that is being written ends and is dropped."""
         self.session.reset()
         self.session = ChatSession(self.engine)
         self.shown = []
-        self.image = self.clip = None
+        self.image = self.video = None

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlm.config.api import Config
     from vlm.inference.engine import Engine
 
 CSS = """
@@ -54,16 +52,16 @@ footer {opacity: .55}
 PLACEHOLDER = """### Ask about an image
 **1.** Drop an image on the left{examples}.
 **2.** Type a question below, for example *{question}*
-**3.** Go on asking: the conversation is remembered until you restart it."""
+**3.** Keep asking: the conversation is remembered until you restart it."""
 
 HINT = (
-    '<div id="hint">A new image begins a new conversation. To compare images, turn on '
+    '<div id="hint">A new image starts a new conversation. To compare images, turn on '
     "<i>Several images</i> in the settings.</div>"
 )
 
 
 def theme(gradio: Any) -> Any:
-    """Soft, indigo on slate, with the system's own fonts (nothing is fetched)."""
+    """Soft, indigo on slate, with the system's fonts (nothing is downloaded)."""
     fonts = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "sans-serif"]
     return gradio.themes.Soft(
         primary_hue="indigo",
@@ -78,20 +76,15 @@ def theme(gradio: Any) -> Any:
 def header(engine: Engine) -> str:
     """The title and the composition, part by part."""
     cfg = engine.config
-    parts = [] if cfg is None else [cfg.model.vision, *cfg.model.bridge]
-    names = [p.name for p in parts if p is not None] + ([] if cfg is None else [_llm(cfg)])
-    chips = '<span class="arrow">&rarr;</span>'.join(f'<span class="chip">{escape(name)}</span>' for name in names)
+    chips = '<span class="arrow">&rarr;</span>'.join(
+        f'<span class="chip">{escape(name)}</span>' for name in engine.composition
+    )
     model = "" if cfg is None else " / ".join(filter(None, (cfg.model.arch, cfg.model.model_type)))
     title = f'<span class="chip"><b>{escape(model)}</b></span>' if model else ""
     device = f'<span class="chip">{escape(str(engine.device))}</span>'
     return f'<div id="head"><h1>vlm chat</h1>{title}<span class="gap"></span>{chips}{device}</div>'
 
 
-def _llm(cfg: Config) -> str:
-    path = getattr(cfg.model.llm.config, "path", None)
-    return Path(path).name if path else cfg.model.llm.name
-
-
 def placeholder(question: str, examples: bool) -> str:
-    """What an empty chat says (Markdown)."""
+    """The text of an empty chat (Markdown)."""
     return PLACEHOLDER.format(examples=", or click an example" if examples else "", question=question)

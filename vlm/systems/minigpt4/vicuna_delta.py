@@ -8,14 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlm.checkpoint.safe import read_tensors, shards
+from vlm.checkpoint.safe import copy_files, read_tensors, shards, write_json
 from vlm.checkpoint.stream import TensorReader
 from vlm.common.errors import WeightsError
 from vlm.common.logging import say
@@ -120,15 +119,11 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
 
 def _copy_texts(base: Path, delta: Path, target: Path) -> None:
     """Config and tokenizer of the delta, or the base's where the delta has no complete tokenizer."""
-    for name in CONFIGS:
-        if (delta / name).is_file():
-            shutil.copy(delta / name, target / name)
+    copy_files(CONFIGS, delta, target)
     source = next((f for f in (delta, base) if (f / TOKENIZER[0]).is_file()), None)
     if source is None:
         raise WeightsError(f"neither {delta} nor {base} has {TOKENIZER[0]}", fix="copy the tokenizer next to the delta")
-    for name in TOKENIZER:
-        if (source / name).is_file():
-            shutil.copy(source / name, target / name)
+    copy_files(TOKENIZER, source, target)
     config = target / "tokenizer_config.json"
     _repair_special_tokens(config, target / "special_tokens_map.json")
 
@@ -141,4 +136,4 @@ def _repair_special_tokens(*files: Path) -> None:
         fixed = {k: v for k, v in empty.items() if content.get(k, "") in ("", None)}
         if fixed:
             log.warning("%s: filled in %s", file, ", ".join(f"{k}={v}" for k, v in fixed.items()))
-            file.write_text(json.dumps({**content, **fixed}, indent=2) + "\n", encoding="utf-8")
+            write_json(file, content | fixed)

@@ -10,7 +10,7 @@ from typing import Any
 
 from vlm.checkpoint.formats.base import bridge_index
 from vlm.checkpoint.keymap import KeyMap
-from vlm.checkpoint.peft_adapter import read_json
+from vlm.checkpoint.safe import read_json
 from vlm.common.errors import WeightsError
 from vlm.models.bridges.bert_resampler import BertResampler
 from vlm.models.bridges.linear import Linear
@@ -22,6 +22,8 @@ TEXT = "text_model."
 RESAMPLER = "visual_resampler."
 PROJECTION = "image_projection_layer."
 EMBEDDINGS, HEAD = "text_model.model.embed_tokens.weight", "text_model.lm_head.weight"
+ADDED = "added_tokens.json"
+TOKENIZER = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", ADDED)
 CLASS_DEFAULTS = {
     "hidden_size": 768,
     "num_hidden_layers": 12,

@@ -51,7 +51,8 @@ def sizes(folder: Path, vision: Path | None = None) -> dict[str, int]:
         folder: states the number of queries, and the image's size of a merged model.
         vision: the encoder's own folder, whose word about the image's size counts.
     """
-    from vlm.checkpoint.peft_adapter import read_json
+
+    from vlm.checkpoint.safe import read_json
 
     declared = read_json(folder / "config.json")
     vision_config = read_json(vision / "config.json") if vision is not None else declared
