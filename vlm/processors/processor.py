@@ -158,7 +158,7 @@ class Processor:
 
         def cut_off() -> DataError:
             fix = f"raise model.{name} or shorten the prompt"
-            return DataError(f"sample {_name(sample)}: an image lies beyond {name} {limit}", fix=fix)
+            return DataError(f"sample {_name(sample)}: an image is beyond {name} {limit}", fix=fix)
 
         if per_turn:
             return keep_first(spans, limit, cfg.tokens_per_medium, per_turn=True, error=cut_off)
@@ -229,85 +229,6 @@ class Processor:
             raise DataError(f"video {label}: this model takes images only", fix=fix)
         return self.video(medium.source, label, rng)
 
-<<<<<<< HEAD
-    def _last(self, spans: list[Span], warn: bool = True) -> list[Span]:
-        """The last ``max_input_len`` tokens of a prompt, and all its images (a published rule)."""
-        limit = self.text_cfg.max_input_len
-        length = sum(len(span.ids) - span.ids.count(MEDIA_TOKEN) + span.bos for span in spans)
-        if limit <= 0 or length <= limit:
-            return spans
-        if warn:
-            log.warning("prompt of %d tokens cut to its last %d (model.text.max_input_len)", length, limit)
-        room, out = limit, []
-        for span in reversed(spans):
-            kept: list[int] = []
-            for i in reversed(span.ids):
-                kept += [i] if i == MEDIA_TOKEN or room > 0 else []
-                room -= i != MEDIA_TOKEN
-            out.append(replace(span, ids=kept[::-1], bos=span.bos and room > 0))
-            room -= span.bos
-        return out[::-1]
-
-    def _cut_turns(self, spans: Sequence[Span], sample: Sample) -> list[Span]:
-        """The first ``max_turn_len`` positions of every turn, which begins with a begin id; a cut turn has no end."""
-        out: list[Span] = []
-        room = self.text_cfg.max_turn_len
-        for span in spans:
-            if span.bos:
-                room = self.text_cfg.max_turn_len - 1
-            ids = self._first(span.ids, room, "max_turn_len", sample)
-            room -= self._positions(ids)
-            out.append(replace(span, ids=ids))
-            room = room if len(ids) == len(span.ids) else 0
-        return out
-
-    def _cut_context(self, spans: Sequence[Span], sample: Sample) -> list[Span]:
-        """The first ``max_context_len`` positions; losing an image that way is an error."""
-        room, out = self.text_cfg.max_context_len, []
-        for span in spans:
-            out.append(replace(span, ids=self._first(span.ids, room, "max_context_len", sample)))
-            room -= self._positions(span.ids)
-        return out
-
-    def _first(self, ids: list[int], room: int, limit: str, sample: Sample) -> list[int]:
-        """As many ids as fit into ``room`` positions.
-
-        Raises:
-            DataError: an image does not fit.
-        """
-        if MEDIA_TOKEN not in ids:
-            return ids[: max(room, 0)]
-        kept: list[int] = []
-        for i in ids:
-            room -= self._positions([i])
-            if room < 0 and i == MEDIA_TOKEN:
-                raise DataError(
-                    f"sample {_name(sample)}: an image is beyond {limit} {getattr(self.text_cfg, limit)}",
-                    fix=f"raise model.{limit} or shorten the prompt",
-                )
-            kept += [i] if room >= 0 else []
-        return kept
-
-    def _positions(self, ids: list[int]) -> int:
-        return len(ids) + ids.count(MEDIA_TOKEN) * (self.text_cfg.tokens_per_medium - 1)
-
-    def _cut_answers(self, spans: Sequence[Span]) -> list[Span]:
-        """The first ``max_txt_len`` tokens; with ``keep_end`` a cut answer still ends with the end symbol."""
-        room, out = self.text_cfg.max_txt_len, []
-        for span in spans:
-            ids = span.ids
-            if len(ids) > room:
-                if self.text_cfg.keep_end:
-                    end = ids[-1:] if span.eos else self._after_letter(self.template.config.end_sym)
-                    ids = (ids[: max(room - len(end), 0)] + end)[:room] if span.supervised else []
-                out.append(replace(span, ids=ids[:room]))
-                break
-            out.append(span)
-            room -= len(ids)
-        return out
-
-=======
->>>>>>> main
     def _after_letter(self, text: str) -> list[int]:
         """Ids of ``text`` where it follows a word directly."""
         alone = self.tokenizer.encode("x")

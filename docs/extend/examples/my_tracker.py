@@ -1,7 +1,7 @@
 """A tracker: step and loss as CSV."""
 
 from vlm import register_tracker
-from vlm.runners.train.trackers import Record, RunInfo, Tracker
+from vlm.runners.train.trackers import LogRecord, RunInfo, Tracker
 
 
 @register_tracker("csv")
@@ -12,7 +12,7 @@ class CsvTracker(Tracker):
         super().__init__(info)
         self.out = (info.path / "loss.csv").open("a", encoding="utf-8")
 
-    def log(self, record: Record) -> None:
+    def log(self, record: LogRecord) -> None:
         """Take one record; ``kind`` is ``train`` (every step) or ``valid``."""
         if record["kind"] == "train":
             self.out.write(f"{record['step']},{record['loss']:.6f}\n")

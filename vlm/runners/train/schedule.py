@@ -113,11 +113,7 @@ def build_schedule(name: str, plan: Plan) -> Callable[[int], float]:
     """The schedule ``name`` as a function of the step.
 
     Raises:
-<<<<<<< HEAD
-        ConfigError: unknown name, or an unusable learning rate.
-=======
         ConfigError: unknown name, or rates out of range.
->>>>>>> main
     """
     function: Any = resolve("scheduler", name)
     if plan.init_lr <= 0 or plan.min_lr < 0:
