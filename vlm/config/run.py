@@ -99,7 +99,7 @@ class RunConfig:
         "null: the datasets' largest batch_size",
     )
     packing: Packing | None = option(None, "several samples per row (implies mixing: sample); null: off")
-    group_by_length: int = option(0, "batches whose samples are sorted by length before they are cut anew; 0: off")
+    group_by_length: int = option(0, "batches whose samples are sorted by length and cut into batches again; 0: off")
     seed: int = option(42, "seed of everything; ranks add their number")
 
     output_dir: str = option("output", "the run folder itself; relative to the working folder")

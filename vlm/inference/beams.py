@@ -57,7 +57,7 @@ class Hypotheses:
         return self.found[0][0]
 
     def close(self, best: float, length: int) -> None:
-        """Mark the row as done when no running beam can beat the worst answer, by the published estimate."""
+        """Set ``done`` when no running beam can beat the worst answer, by the published estimate."""
         full = len(self.found) >= self.beams
         self.done = self.done or (full and self.worst >= best / (self.prefix + length) ** self.penalty)
 

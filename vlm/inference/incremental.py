@@ -78,7 +78,7 @@ class IncrementalDecoder:
         return out.logits[:, -1].float()
 
     def repeat(self, times: int) -> None:
-        """Make ``times`` rows of each, for beams; call it behind the first :meth:`read`."""
+        """Make ``times`` rows of each, for beams; call it after the first :meth:`read`."""
         self.mask = self.mask.repeat_interleave(times, 0)
         self.positions = self.positions.repeat_interleave(times, 0)
         self.embeds = self._kept().repeat_interleave(times, 0)

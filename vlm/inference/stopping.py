@@ -39,7 +39,7 @@ class StopCriteria:
 
 
 def stop_sequences(tokenizer: Tokenizer, texts: Sequence[str]) -> StopSequences:
-    """Token sequences that spell a stop text at the start of a segment, after a word, a mark or a space.
+    """Token sequences that spell a stop text at the start of a segment, after a word, punctuation or a space.
 
     With the LLaMA vocabulary ``###`` gives ``(835,)`` and ``(2277, 29937)``, the two published sequences.
     """

@@ -50,8 +50,8 @@ def page(
         body.append(f'<section><h2>{escape(name)}</h2><div class="sheets">{cards}</div></section>')
     legend = (
         'Text as the model is given it. <span class="t">Green</span> is trained on, the rest is given; '
-        '<span class="m">blue</span> marks the visual tokens of an image or video. Images are shown as the model\'s '
-        "image recipe leaves them."
+        '<span class="m">blue</span> text counts the visual tokens of an image or video. Images are shown as the '
+        "model's image recipe leaves them."
         if tokenizer is not None
         else "Without a tokenizer: the plain messages."
     )

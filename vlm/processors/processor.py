@@ -72,7 +72,7 @@ class Processor:
         self.media_id = tokenizer.id_of(token) if token else None
         if token and not tokenizer.is_special(token):
             raise ConfigError(
-                f"model.template.media_token is {token!r}, which is no special token of the tokenizer",
+                f"model.template.media_token is {token!r}, which is not a special token of the tokenizer",
                 fix=f"add it: model.text.special_tokens: ['{token}'], or set media_token to ''",
             )
 
@@ -120,7 +120,7 @@ class Processor:
         return self._prompt(self.template.prompt_segments(text, parts))
 
     def encode_answer(self, text: str) -> list[int]:
-        """Ids of an answer behind an open prompt, with its end, as training writes it."""
+        """Ids of an answer after an open prompt, with its end, as training writes it."""
         return [i for span in self._spans(self.template.answer_segments(text)) if span.supervised for i in span.ids]
 
     def as_uint8(self) -> Processor:
@@ -158,7 +158,7 @@ class Processor:
 
         def cut_off() -> DataError:
             fix = f"raise model.{name} or shorten the prompt"
-            return DataError(f"sample {_name(sample)}: an image lies beyond {name} {limit}", fix=fix)
+            return DataError(f"sample {_name(sample)}: an image is beyond {name} {limit}", fix=fix)
 
         if per_turn:
             return keep_first(spans, limit, cfg.tokens_per_medium, per_turn=True, error=cut_off)

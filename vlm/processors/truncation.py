@@ -61,7 +61,7 @@ def keep_first(
         spans: of a whole sample, or of what precedes its first answer.
         limit: positions that stay.
         medium: positions that a medium counts.
-        per_turn: count anew from every begin id, which takes a position itself; else over all spans.
+        per_turn: count from every begin id, which takes a position itself; else over all spans.
         error: makes the error for a medium that would be cut off, which must not happen unseen.
     """
     kept, room = [], limit

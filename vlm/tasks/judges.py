@@ -41,7 +41,7 @@ ENOUGH = 0.75
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words without marks and articles; numbers up to twenty as digits, British spellings as American."""
+    """Lower-case words without punctuation and articles; numbers to twenty as digits, British spellings as American."""
     plain = unicodedata.normalize("NFKC", text).lower().replace("’", "'")
     result = [_SAME.get(w, w) for w in _WORDS.findall(plain)]
     return [str(_NUMBERS[w]) if w in _ONES.split() else w for w in result if w not in _ARTICLES]
