@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
-from vlm.pages.parts import NOTHING, AnswerCard, answer_cards, document, fact_cards, facts, table
+from vlm.pages.parts import AnswerCard, render
 
 
 @dataclass(frozen=True)
@@ -34,13 +33,4 @@ def page(name: str, groups: Mapping[str, Mapping[str, Any]], datasets: Sequence[
         DataError: an image cannot be read.
     """
     title = "Evaluation" if name == "evaluation" else f"Evaluation {name}"
-    sections = "\n".join(_section(dataset) for dataset in datasets)
-    return document(title, f"<header><h1>{escape(title)}</h1></header>{fact_cards(groups)}\n{sections}")
-
-
-def _section(dataset: DatasetCard) -> str:
-    note = f'<p class="sub">{escape(dataset.note)}</p>' if dataset.note else ""
-    scores = f'<div class="card">{table(dataset.head, dataset.rows)}{note}</div>' if dataset.rows else NOTHING
-    examples = "".join(f"<h3>{escape(k)}</h3>{answer_cards(v)}" for k, v in dataset.examples.items())
-    about = f'<div class="card">{facts(dataset.facts)}</div>'
-    return f"<section><h2>{escape(dataset.name)}</h2>{about}<h3>Scores</h3>{scores}{examples}</section>"
+    return render("card.html", title=title, groups=groups, datasets=datasets)

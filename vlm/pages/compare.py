@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from vlm.common.errors import DataError
-from vlm.pages.parts import document, image_uri, table
+from vlm.pages.parts import image_uri, render
 
 ANSWERS = ("output", "outout", "text_output", "answer")
 """Fields of a prediction file that hold the answer; the second is how the published OwlEval file spells it."""
@@ -95,59 +94,38 @@ def page(files: Sequence[Predictions], folder: str | Path = "", title: str = "")
     compare(files)
     keys = list(dict.fromkeys(key for file in files for key in file.records))
     records = {key: next(f.records[key] for f in files if key in f.records) for key in keys}
-    kinds = list(dict.fromkeys(kind_of(record) for record in records.values() if kind_of(record)))
     lost: list[str] = []
-    cards = []
+    pairs = []
     for image, group in groupby(keys, key=lambda k: str(records[k].get("image") or "")):
-        questions = "".join(_question(k, records[k], files) for k in group)
-        figure = _figure(image, Path(folder), lost)
-        cards.append(f'<article class="pair">{figure}<div>{questions}</div></article>')
-    title = title or f"{len(keys)} questions, {len(files)} prediction files"
-    pills = "".join(f'<button data-kind="{escape(k)}" aria-pressed="false">{escape(k)}</button>' for k in kinds)
-    body = (
-        f"<header><h1>{escape(title)}</h1>{_summary(files, keys)}</header>"
-        f'<nav><button data-kind="" aria-pressed="true">all</button>{pills}'
-        '<input type="search" placeholder="Search" aria-label="Search"></nav>'
-        + "\n".join(cards)
-        + '<p id="empty" class="none" hidden>Nothing found.</p>'
+        found = bool(image) and (Path(folder) / image).is_file()
+        lost += [image] if image and not found else []
+        questions = [
+            {
+                "key": key,
+                "kind": kind_of(records[key]),
+                "text": text_of(QUESTIONS, records[key]),
+                "answers": [(file.name, file.answer(key)) for file in files],
+            }
+            for key in group
+        ]
+        uri = image_uri(Path(folder) / image, SIDE) if found else ""
+        pairs.append({"image": image, "uri": uri, "questions": questions})
+    text = render(
+        "compare.html",
+        title=title or f"{len(keys)} questions, {len(files)} prediction files",
+        script="compare.js",
+        kind="wide",
+        kinds=list(dict.fromkeys(kind_of(record) for record in records.values() if kind_of(record))),
+        summary=[_summary(file, keys) for file in files],
+        pairs=pairs,
     )
-    return document(title, body, script="compare.js", kind="wide"), lost
+    return text, lost
 
 
-def _summary(files: Sequence[Predictions], keys: Sequence[Any]) -> str:
-    rows = []
-    for file in files:
-        answers = [a for key in keys if (a := file.answer(key)) is not None]
-        mean = f"{sum(map(len, answers)) / len(answers):.0f}" if answers else ""
-        rows.append((file.name, f"{len(answers)} of {len(keys)}", mean))
-    return table(("file", "answers", "characters per answer"), rows)
-
-
-def _question(key: Any, record: dict[str, Any], files: Sequence[Predictions]) -> str:
-    kind = kind_of(record)
-    pill = f'<span class="pill">{escape(kind)}</span>' if kind else ""
-    answers = "".join(_answer(file.name, file.answer(key)) for file in files)
-    return (
-        f'<section data-kind="{escape(kind)}"><div class="meta"><span>{escape(str(key))}</span>{pill}</div>'
-        f'<h2>{escape(text_of(QUESTIONS, record))}</h2><div class="answers">{answers}</div></section>'
-    )
-
-
-def _answer(name: str, text: str | None) -> str:
-    declared = f"<p>{escape(text)}</p>" if text and text.strip() else '<p class="none">no answer</p>'
-    return f"<div><b>{escape(name)}</b>{declared}</div>"
-
-
-def _figure(image: str, folder: Path, lost: list[str]) -> str:
-    if not image:
-        return '<figure><div><div class="lost">no image</div></div></figure>'
-    file = folder / image
-    if file.is_file():
-        shown = f'<img alt="" src="{image_uri(file, SIDE)}">'
-    else:
-        lost.append(image)
-        shown = '<div class="lost">image not found</div>'
-    return f"<figure><div>{shown}<figcaption>{escape(image)}</figcaption></div></figure>"
+def _summary(file: Predictions, keys: Sequence[Any]) -> tuple[str, str, str]:
+    answers = [a for key in keys if (a := file.answer(key)) is not None]
+    mean = f"{sum(map(len, answers)) / len(answers):.0f}" if answers else ""
+    return file.name, f"{len(answers)} of {len(keys)}", mean
 
 
 def first_of(names: Sequence[str], record: dict[str, Any]) -> str | None:

@@ -1,21 +1,21 @@
-"""What all pages are built from: the document, tables, cards of answers, embedded images."""
+"""What all pages are built from: Jinja templates, cards of answers, embedded images."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from PIL.Image import Image
 
 SIDE = 320
 """Longest side of an image in a card of answers, in pixels."""
-NOTHING = '<p class="none">none</p>'
 
 
 @dataclass(frozen=True)
@@ -29,57 +29,31 @@ class AnswerCard:
     name: str = ""
 
 
-def document(title: str, body: str, script: str = "", kind: str = "") -> str:
-    """A page that needs no other file: ``script`` names one in ``static``, ``kind`` a CSS class of ``main``."""
-    end = f"<script>{_static(script)}</script>" if script else ""
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
-        f"<style>{_static('style.css')}</style></head>\n"
-        f'<body><main class="{kind}">\n{body}\n</main>{end}</body></html>\n'
-    )
-
-
-def _static(name: str) -> str:
-    return (Path(__file__).parent / "static" / name).read_text(encoding="utf-8")
-
-
-def facts(values: Mapping[str, Any]) -> str:
-    """Two columns, name and value; empty values are left out."""
-    rows = "".join(f"<tr><th>{escape(str(k))}</th><td>{escape(str(v))}</td></tr>" for k, v in values.items() if v != "")
-    return f'<table class="facts">{rows}</table>' if rows else NOTHING
-
-
-def fact_cards(groups: Mapping[str, Mapping[str, Any]]) -> str:
-    """One card of :func:`facts` per group, side by side; empty groups are left out."""
-    cards = "".join(f'<div class="card"><h3>{escape(k)}</h3>{facts(v)}</div>' for k, v in groups.items() if v)
-    return f'<div class="columns">{cards}</div>' if cards else NOTHING
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table that scrolls sideways where the window is narrow."""
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<div class="scroll"><table class="scores"><tr>{top}</tr>{body}</table></div>'
-
-
-def answer_cards(cards: Sequence[AnswerCard]) -> str:
-    """Cards of answers in a grid.
+def render(template: str, **values: Any) -> str:
+    """A file of ``templates`` with its values filled in and escaped; pages need no other file.
 
     Raises:
         DataError: an image cannot be read.
     """
-    result = []
-    for card in cards:
-        images = "".join(f'<img alt="{escape(card.name)}" src="{image_uri(image)}">' for image in card.images)
-        rows = [("question", card.question), ("answer", card.answer), ("reference", card.reference)]
-        items = "".join(
-            f'<dt>{name}</dt><dd class="{name}">{escape(text.strip()) or "(empty)"}</dd>'
-            for name, text in rows
-            if text.strip() or name == "answer"
-        )
-        result.append(f'<div class="card sample">{images}<dl>{items}</dl></div>')
-    return f'<div class="samples">{"".join(result)}</div>' if result else NOTHING
+    return _environment().get_template(template).render({"kind": "", "script": "", **values})
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    here = Path(__file__).parent
+    env = Environment(
+        loader=FileSystemLoader(here / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.globals["static"] = lambda name: Markup((here / "static" / name).read_text(encoding="utf-8"))
+    env.filters["image_uri"] = image_uri
+    return env
 
 
 def image_uri(source: Any, side: int = SIDE) -> str:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any
 
 from vlm.pages.charts import WIDE, Series, chart, smooth
-from vlm.pages.parts import NOTHING, AnswerCard, answer_cards, document, fact_cards
+from vlm.pages.parts import AnswerCard, render
 
 Record = Mapping[str, Any]
 STATUS = {"finished": "finished", "early_stop": "stopped early", "stopped": "interrupted"}
@@ -38,71 +37,39 @@ def page(report: RunReport) -> str:
     Raises:
         DataError: a sample's image cannot be read.
     """
-    tiles = "".join(f'<div class="tile"><b>{escape(v)}</b><span>{escape(k)}</span></div>' for k, v in report.tiles)
-    yaml = f"<details><summary>resolved configuration (YAML)</summary>{_pre(report.config)}</details>"
-    sections = [
-        ("Curves", "curves", _curves(report.steps, report.valid)),
-        ("Sample answers", "samples", answer_cards(report.samples)),
-        ("Data", "data", _pre(report.data)),
-        ("Trained parameters", "trained", _pre(report.trained)),
-        ("Configuration", "config", yaml if report.config else NOTHING),
-        ("Provenance", "provenance", _provenance(report.provenance)),
-    ]
-    body = (
-        f'<header><h1>{escape(report.title)}</h1><p class="sub"><span class="pill {escape(report.status)}">'
-        f"{escape(STATUS.get(report.status, report.status))}</span> {escape(report.place)}</p></header>"
-        + (f'<div class="tiles">{tiles}</div>' if tiles else "")
-        + "\n".join(f'<section id="{name}"><h2>{title}</h2>{content}</section>' for title, name, content in sections)
+    groups = {name: report.provenance.get(name) or {} for name in ("metrics", "versions", "hardware", "fingerprints")}
+    return render(
+        "report.html",
+        title=report.title,
+        script="charts.js",
+        report=report,
+        status=STATUS.get(report.status, report.status),
+        charts=_charts(report.steps, report.valid),
+        provenance={name: {k: _cell(v) for k, v in values.items()} for name, values in groups.items()},
     )
-    return document(report.title, body, script="charts.js")
 
 
-def _pre(text: str) -> str:
-    return f"<pre>{escape(text)}</pre>" if text else NOTHING
-
-
-def _curves(steps: Sequence[Record], valid: Sequence[Record]) -> str:
-    if not steps:
-        return NOTHING
-
+def _charts(steps: Sequence[Record], valid: Sequence[Record]) -> list[dict[str, Any]]:
     def points(key: str) -> list[tuple[float, float]]:
         return [(r["step"], r[key]) for r in steps if math.isfinite(r[key])]
 
     window = max(1, len(steps) // 40)
-    loss = _with_raw("train", points("loss"), window)
-    legend = ""
-    if valid:
-        loss.append(Series("valid", [(r["step"], r["loss"]) for r in valid], "second", marks=True))
-        legend = '<span class="legend"><i class="line"></i>train<i class="second"></i>valid</span>'
+    held_out = [Series("valid", [(r["step"], r["loss"]) for r in valid], "second", marks=True)] if valid else []
     speed = [(r["step"], r["samples"] / max(r["seconds"], 1e-9)) for r in steps]
-    charts = [
-        _chart("Loss", "mean per supervised token", chart(loss, width=WIDE), legend, wide=True),
-        _chart("Learning rate", "", chart([Series("lr", points("lr"))], from_zero=True)),
-        _chart(
-            "Gradient norm", "before clipping", chart(_with_raw("norm", points("grad_norm"), window), from_zero=True)
-        ),
-        _chart("Throughput", "samples per second", chart(_with_raw("samples/s", speed, window), from_zero=True)),
-        _chart("Peak memory", "MiB", chart([Series("MiB", points("memory_mib"))], from_zero=True)),
+    curves = [
+        ("Loss", "mean per supervised token", [*_with_raw("train", points("loss"), window), *held_out]),
+        ("Learning rate", "", [Series("lr", points("lr"))]),
+        ("Gradient norm", "before clipping", _with_raw("norm", points("grad_norm"), window)),
+        ("Throughput", "samples per second", _with_raw("samples/s", speed, window)),
+        ("Peak memory", "MiB", [Series("MiB", points("memory_mib"))]),
     ]
-    return f'<div class="charts">{"".join(charts)}</div>'
+    options: list[dict[str, Any]] = [{"width": WIDE}, *[{"from_zero": True}] * 4]
+    return [{"title": t, "note": n, "svg": chart(s, **o)} for (t, n, s), o in zip(curves, options) if steps]
 
 
 def _with_raw(name: str, points: list[tuple[float, float]], window: int) -> list[Series]:
     line = Series(name, smooth(points, window))
     return [Series("each step", points, "faint"), line] if window > 1 else [line]
-
-
-def _chart(title: str, note: str, svg: str, legend: str = "", wide: bool = False) -> str:
-    note = f" <span>{note}</span>" if note else ""
-    kind = "card wide" if wide else "card"
-    return (
-        f'<div class="{kind}">{legend}<h3>{title}{note}</h3><div class="chart">{svg}<div class="tip"></div></div></div>'
-    )
-
-
-def _provenance(provenance: Mapping[str, Any]) -> str:
-    names = ("metrics", "versions", "hardware", "fingerprints")
-    return fact_cards({n: {k: _cell(v) for k, v in (provenance.get(n) or {}).items()} for n in names})
 
 
 def _cell(value: Any) -> str:

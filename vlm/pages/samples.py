@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from html import escape
+from collections.abc import Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlm.common.types import Example
 from vlm.datasets.inspect.render import Piece, Shown, pieces, spoken
-from vlm.pages.parts import document, jpeg_uri
+from vlm.pages.parts import jpeg_uri, render
 from vlm.processors.collate import VisualTokens
 from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.tokenizer.tokenizer import Tokenizer
@@ -44,63 +43,45 @@ def page(
         tokenizer: spells the pieces; None: the plain text of the messages.
         visual_tokens: positions of a medium.
     """
-    body = []
-    for name, samples in datasets:
-        cards = "\n".join(_card(s, recipe, tokenizer, visual_tokens) for s in samples)
-        body.append(f'<section><h2>{escape(name)}</h2><div class="sheets">{cards}</div></section>')
-    legend = (
-        'Text as the model is given it. <span class="t">Green</span> is trained on, the rest is given; '
-        '<span class="m">blue</span> text counts the visual tokens of an image or video. Images are shown as the '
-        "model's image recipe leaves them."
-        if tokenizer is not None
-        else "Without a tokenizer: the plain messages."
-    )
-    header = f'<header><h1>{escape(title)}</h1><p class="sub">{legend}</p></header>'
-    return document(title, header + "\n".join(body), kind="wide")
+    cards = [(name, [_card(s, recipe, tokenizer, visual_tokens) for s in samples]) for name, samples in datasets]
+    return render("samples.html", title=title, kind="wide", datasets=cards, tokens=tokenizer is not None)
 
 
-def _card(shown: Shown, recipe: ImageRecipe, tokenizer: Tokenizer | None, visual_tokens: VisualTokens | None) -> str:
+def _card(
+    shown: Shown, recipe: ImageRecipe, tokenizer: Tokenizer | None, visual_tokens: VisualTokens | None
+) -> dict[str, Any]:
+    card: dict[str, Any] = {"name": shown.name, "images": [], "meta": [], "error": "", "runs": []}
     if shown.sample is None:
-        fault = f'<div class="error">{escape(shown.error)}</div>'
-        return f'<article><div class="meta"><b>{escape(shown.name)}</b></div>{fault}</article>'
-    meta = [f"<b>{escape(shown.name)}</b>", f"<span>{escape(shown.sample.source)}</span>"]
+        return card | {"error": shown.error}
+    card["meta"] = [shown.sample.source]
     if shown.example is None or tokenizer is None:
-        text = escape("\n".join(spoken(shown.sample, limit=4000)))
-        return f'<article><div class="meta">{"".join(meta)}</div><div class="text">{text}</div></article>'
-    counted = visual_tokens or VisualTokens()
-    meta.append(f"<span>{counted.fused_length(shown.example):,} positions</span>")
-    meta.append(f"<span>{shown.example.num_targets:,} trained</span>")
-    text = _highlighted(pieces(shown.example, tokenizer, visual_tokens))
-    return (
-        f"<article>{_images(shown.example, recipe)}"
-        f'<div class="meta">{"".join(meta)}</div><div class="text">{text}</div></article>'
-    )
+        return card | {"runs": [("", "\n".join(spoken(shown.sample, limit=4000)))]}
+    length = (visual_tokens or VisualTokens()).fused_length(shown.example)
+    card["meta"] += [f"{length:,} positions", f"{shown.example.num_targets:,} trained"]
+    runs = _runs(pieces(shown.example, tokenizer, visual_tokens))
+    return card | {"images": _images(shown.example, recipe), "runs": runs}
 
 
-def _highlighted(found: Sequence[Piece]) -> str:
-    """The pieces as text with its spaces, one ``span`` per run of the same kind."""
+def _runs(found: Sequence[Piece]) -> list[tuple[str, str]]:
+    """CSS class and text (with its spaces) of each run of pieces of the same kind."""
     out = []
     for (trained, medium), run in groupby(found, key=lambda p: (p.trained, p.medium)):
         text = "".join(p.text for p in run)
         text = text if medium else BYTES.sub(_characters, text).replace("▁", " ").replace("⏎", "⏎\n")
-        out.append(f'<span class="{"m" if medium else "t" if trained else "c"}">{escape(text)}</span>')
-    return "".join(out)
+        out.append(("m" if medium else "t" if trained else "c", text))
+    return out
 
 
 def _characters(run: re.Match[str]) -> str:
     return bytes.fromhex(run.group().replace("<0x", "").replace(">", "")).decode("utf-8", "replace")
 
 
-def _images(example: Example, recipe: ImageRecipe) -> str:
+def _images(example: Example, recipe: ImageRecipe) -> list[tuple[str, list[str]]]:
+    """CSS class and thumbnails of each row: one row of several images, or one per image or video."""
     if len(example.media) > 1 and all(len(medium) == 1 for medium in example.media):
-        return _row([medium[0] for medium in example.media], recipe, "images", SIDE // 2)
-    kinds = [(medium, "images frames" if len(medium) > 1 else "images") for medium in example.media]
-    return "".join(_row(medium[:FRAMES], recipe, kind) for medium, kind in kinds)
-
-
-def _row(frames: Iterable[torch.Tensor], recipe: ImageRecipe, kind: str, side: int = SIDE) -> str:
-    images = "".join(f'<img alt="" src="{thumbnail(frame, recipe, side)}">' for frame in frames)
-    return f'<div class="{kind}">{images}</div>'
+        return [("images", [thumbnail(medium[0], recipe, SIDE // 2) for medium in example.media])]
+    kinds = [("images frames" if len(medium) > 1 else "images", medium[:FRAMES]) for medium in example.media]
+    return [(kind, [thumbnail(frame, recipe) for frame in frames]) for kind, frames in kinds]
 
 
 def thumbnail(pixels: torch.Tensor, recipe: ImageRecipe, side: int = SIDE) -> str:

@@ -89,7 +89,7 @@ def test_the_page_holds_all_it_needs(tokenizer: Tokenizer) -> None:
 def test_the_page_without_a_tokenizer() -> None:
     sample = Sample((message("user", "What?"), message("assistant", "Nothing")), id="7", source="mine")
     text = page("T", [("mine", [Shown("7", sample)])], RECIPE, None)
-    assert "user: &#x27;What?&#x27;" in text and "Without a tokenizer" in text
+    assert "user: &#39;What?&#39;" in text and "Without a tokenizer" in text
 
 
 def test_thumbnails_undo_the_normalisation() -> None:
