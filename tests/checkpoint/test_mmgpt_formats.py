@@ -124,7 +124,7 @@ def test_frame_embeddings_of_a_perceiver(case, model, bridge, save) -> None:
 
 def test_composition_without_the_parts(model, bridge, save) -> None:
     model.inserts = torch.nn.ModuleList()
-    with pytest.raises(WeightsError, match=r"there is no gated_xattn in model\.inserts"):
+    with pytest.raises(WeightsError, match=r"has no gated_xattn in model\.inserts"):
         load_file(model, OpenFlamingo(), save(bridge))
 
 

@@ -191,9 +191,9 @@ def test_faults_of_the_published_file(tmp_path: Path, capsys, keys: dict, wanted
 @pytest.mark.parametrize(
     ("row", "wanted"),
     [
-        ({"image": "images/none.png"}, "rows.jsonl:1: images/none.png: no such file below"),
+        ({"image": "images/none.png"}, "rows.jsonl:1: images/none.png: no such file in"),
         ({"image": "QUJD" * 20}, "rows.jsonl:1: image .*not an image format"),
-        ({"image": 7}, "rows.jsonl:1: a int is no image and no clip"),
+        ({"image": 7}, "rows.jsonl:1: a int is neither an image nor a video"),
         ({"image": []}, "rows.jsonl:1: a video without frames"),
         ({"image": "broken.mp4"}, "rows.jsonl:1: video .*broken.mp4: no video that decord or opencv can read"),
         ({"image": "empty.mp4"}, "rows.jsonl:1: video .*empty.mp4: empty"),

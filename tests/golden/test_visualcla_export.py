@@ -94,5 +94,5 @@ def test_not_a_delta(case: VisualCLACase, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="not a delta of VisualCLA"):
         export_webui(folder, tmp_path / "out")
     torch.save({"base_model.model.speech.weight": torch.ones(2)}, folder / "adapter_model.bin")
-    with pytest.raises(WeightsError, match=r"speech\.weight belongs to no part"):
+    with pytest.raises(WeightsError, match=r"speech\.weight does not belong to any part"):
         export_webui(folder, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Reading a published LoRA adapter (peft): its matrices, its scale, and what else it holds."""
+"""Reading a published LoRA adapter (peft): its matrices, its scale, and the parameters that it holds in full."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vlm.models.lora import ADAPTER, LoraOptions
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 PEFT_PREFIX = "base_model.model."
-"""What peft puts before every name."""
+"""Prefix that peft gives every name."""
 _MATRIX = re.compile(rf"(?P<layer>.+)\.lora_(?P<side>[AB])(?:\.{ADAPTER})?\.weight")
 
 
@@ -40,16 +40,16 @@ class Adapter:
         return float(self.config["lora_alpha"])
 
     def rank(self, layer: str) -> int:
-        """r of a layer, from the shape of its matrix."""
+        """Rank of a layer, from the shape of its matrix A."""
         return self.tensors[self.lora[layer][0]].shape[0]
 
     def whole(self) -> dict[str, Tensor]:
-        """What is no LoRA matrix: parameters that the adapter holds in full."""
+        """Everything but LoRA matrices: parameters that the adapter holds in full."""
         parts = {name for pair in self.lora.values() for name in pair}
         return {name: tensor for name, tensor in self.tensors.items() if name not in parts}
 
     def options(self, prefix: str) -> LoraOptions | None:
-        """LoRA of the layers below ``prefix`` as options of that part; None when there is none.
+        """LoRA of the layers below ``prefix`` as options of that part; None without such layers.
 
         Raises:
             WeightsError: the layers have different ranks.
@@ -68,8 +68,8 @@ def read_adapter(folder: str | Path) -> Adapter:
     """Read an adapter folder, weights through the restricted loader.
 
     Raises:
-        WeightsError: a file is missing or damaged, the adapter is of another kind, its matrices do not pair up, or
-            their rank is not that of its configuration.
+        WeightsError: a file is missing or damaged, the adapter is not plain LoRA, its matrices do not pair up, or
+            their rank is not the one in its configuration.
     """
     folder = Path(folder)
     config = _read_config(folder / CONFIG)

@@ -19,18 +19,9 @@ from torch import Tensor
 from vlm.checkpoint.safe import DAMAGE
 from vlm.common.errors import WeightsError
 
-STORAGES = {
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "DoubleStorage": torch.float64,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
+_NAMES = ["Float", "Half", "BFloat16", "Double", "Long", "Int", "Short", "Char", "Byte", "Bool"]
+_DTYPES = ["float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool"]
+STORAGES = {f"{name}Storage": getattr(torch, dtype) for name, dtype in zip(_NAMES, _DTYPES, strict=True)}
 """Element types by the name of torch's storage classes."""
 
 

@@ -38,7 +38,7 @@ def test_a_stream_with_faults(shards: Callable[..., Path], processor: Processor,
     report = check_dataset(opened(root), processor, RECIPE, **options)
     assert report.bad == 2 and 70 < report.samples < 140
     half, cut = [json.loads(line) for line in quarantine.getvalue().splitlines()]
-    assert "record 000107: no caption" in half["reason"] and "no end mark: cut off" in cut["reason"]
+    assert "record 000107: no caption" in half["reason"] and "no end marker: truncated" in cut["reason"]
     with_pixels = check_dataset(opened(root), processor, RECIPE, pixels=True, **options)
     assert with_pixels.bad == 3 and with_pixels.samples == report.samples - 1
     assert set(with_pixels.lengths) == set(report.lengths)

@@ -33,9 +33,9 @@ NO_EFFECT = {
     "image_rdir": "paths start from the working folder (--media-root changes that)",
     "output_prompt_dict": "the lines of the result have index and text_output",
     "use_flash_attn": "the published code only prints it",
-    "use_left_pad": "padding is masked, so its side changes no answer",
+    "use_left_pad": "padding is masked, so its side does not change answers",
 }
-"""Keys that change no answer, and why."""
+"""Keys that do not change answers, and why."""
 
 
 @dataclass

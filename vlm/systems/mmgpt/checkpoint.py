@@ -35,7 +35,7 @@ class MmgptLora(CheckpointFormat):
     """Fills every LoRA matrix, and whatever else was tuned and saved with them.
 
     Names with or without ``module.``, of peft before or since 0.3; settings flat or one level deeper, plain or
-    pickled as an object of a configuration library, of which nothing is run. Options of ``lora`` that the composition
+    pickled as an object of a configuration library, whose code is not run. Options of ``lora`` that the composition
     leaves open (null) are taken from the file.
     """
 
@@ -125,7 +125,7 @@ def _with_lora(part: Any, said: Mapping[str, Any], layers: Mapping[str, int], wh
         raise WeightsError(
             f"{path}: LoRA of rank {rank} and alpha {alpha:g}, "
             f"the composition states {where}.lora with rank {stated.r} and alpha {stated.alpha:g}",
-            fix="state the file's numbers, or leave lora out (null): the file says them",
+            fix="state the file's values, or leave lora out (null) to take them from the file",
         )
     return part
 

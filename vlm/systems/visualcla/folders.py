@@ -49,7 +49,7 @@ def sizes(folder: Path, vision: Path | None = None) -> dict[str, int]:
 
     Args:
         folder: states the number of queries, and the image's size of a merged model.
-        vision: the encoder's own folder, whose word about the image's size counts.
+        vision: the encoder's own folder, which then determines the image size.
     """
 
     from vlm.checkpoint.safe import read_json
