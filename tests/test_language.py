@@ -50,6 +50,7 @@ EXEMPT = {
 def prose() -> list[Path]:
     """Pages for people."""
     pages = [*ROOT.glob("*.md"), *ROOT.glob("dataset/*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("vlm/**/*.md")]
+    pages += ROOT.glob("notebooks/*.ipynb")
     return sorted(p for p in pages if not p.is_relative_to(ROOT / "output"))
 
 

@@ -18,6 +18,7 @@ from vlm.common import registry
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 EXAMPLES = DOCS / "extend" / "examples"
+pytestmark = pytest.mark.slow
 TRAINED = [
     "bridge",
     "checkpoint_format",
