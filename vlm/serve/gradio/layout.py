@@ -130,7 +130,7 @@ def _settings(start: Generation) -> dict[str, Any]:
             "top_p": gr.Slider(0.05, 1.0, start.top_p, step=0.05, label="Top-p"),
             "top_k": gr.Slider(0, 100, start.top_k, step=1, label="Top-k", info="0: all tokens"),
             "num_beams": gr.Slider(
-                1, 10, start.num_beams, step=1, label="Beams", info="above 1: answers appear at once"
+                1, 10, start.num_beams, step=1, label="Beams", info="above 1: not word by word"
             ),
             "max_new_tokens": gr.Slider(1, 1000, start.max_new_tokens, step=1, label="Longest answer (tokens)"),
             "repetition_penalty": gr.Slider(1.0, 2.0, start.repetition_penalty, step=0.05, label="Repetition penalty"),
