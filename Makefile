@@ -7,15 +7,16 @@
 # make test-oldest  the suite on the lowest versions that pyproject.toml allows, in .venv-oldest
 # make test-wheel   builds the wheel and runs the quickstart from it in an empty environment and folder
 # make lint         ruff and mypy
-# make bench        the side-by-side measurements under benchmarks/, and their tables in README.md
+# make docs         the documentation under site/; a broken link fails
+# make bench        the side-by-side measurements under benchmarks/, and their tables in docs/benchmarks.md
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SEED ?= 0
 PYTEST := -m pytest -n 2 --dist worksteal
-FAST := not (golden or equivalence or faults or browser or slow)
+FAST := not (golden or equivalence or faults or browser or cli or extend or slow)
 
-.PHONY: quickstart demo test test-fast coverage test-latest test-oldest test-wheel lint bench install clean
+.PHONY: quickstart demo test test-fast coverage test-latest test-oldest test-wheel lint docs bench install clean
 
 install: $(VENV)/.installed
 
@@ -63,6 +64,10 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: install
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 bench: install
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.generate
@@ -71,4 +76,4 @@ bench: install
 	$(BIN)/python -m benchmarks.readme
 
 clean:
-	rm -rf output build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf output build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -62,7 +62,7 @@ def merge(root: Path, dtype: str, shard_bytes: int) -> dict[str, float]:
     from vlm.systems.visualcla.merge import merge_visualcla
 
     merge_visualcla(CASE / "text_model", CASE / "vision_model", [CASE / "lora_model"], root / "small")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
     before = resident("VmRSS")
     files = merge_visualcla(
         root / "text",

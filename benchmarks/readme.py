@@ -1,4 +1,4 @@
-"""Writes the measured tables into the README: ``python -m benchmarks.readme``, the last step of ``make bench``."""
+"""Writes the measured tables into docs/benchmarks.md: ``python -m benchmarks.readme``, at the end of ``make bench``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.common import RESULTS
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 SEEDS = (0, 1, 2)
 
 
@@ -102,12 +102,12 @@ TABLES = {"quickstart-table": quickstart_table, "benchmark-table": benchmark_tab
 
 def main() -> None:
     """Replace the tables."""
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     for name, table in TABLES.items():
         start, end = f"<!-- {name} -->", f"<!-- end {name} -->"
         head, tail = text[: text.index(start) + len(start)], text[text.index(end) :]
         text = f"{head}\n{table()}\n{tail}"
-    README.write_text(text, encoding="utf-8")
+    PAGE.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def print_memory(size: str, batch: int, name: str) -> None:
     """What ``cpu_memory`` reads: the growth of the peak over two steps."""
     step = build_sides(SIZES[size], batch, "cpu", [name.split()[1]], only=name)[name]
     held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: building a model takes more than holding it
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again: building a model takes more than holding it
     step()
     step()
     peak = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))

@@ -11,7 +11,7 @@ import pytest
 
 TESTS = Path(__file__).parent
 GOLDEN = TESTS / "golden"
-LANES = ("golden", "equivalence", "faults", "browser")
+LANES = ("golden", "equivalence", "faults", "browser", "cli", "extend")
 """Folders whose tests have a marker of the same name."""
 
 STRICT = ("error::DeprecationWarning", "error::FutureWarning")

@@ -49,6 +49,38 @@ HOMES = {
     "gradio": ("vlm/serve/gradio/",),
     "transformers": ("vlm/models/", "vlm/inference/"),
 }
+GETATTR = {
+    "vlm/models/build.py": "functions of torch, some of which have no name",
+    "vlm/models/llm/hf.py": "transformers' configurations and classes",
+    "vlm/models/llm/packing.py": "transformers' configurations",
+    "vlm/models/vision/timm_vit.py": "timm's models",
+    "vlm/checkpoint/formats/hf_llm.py": "transformers' models",
+    "vlm/common/registry.py": "attributes of plugins' modules",
+    "vlm/config/parts.py": "options of parts of any package",
+    "vlm/config/schema.py": "annotations of any package",
+    "vlm/inference/engine.py": "transformers' configurations",
+}
+"""Files that may use ``getattr`` with a default, each with the foreign objects that it reads."""
+GETATTR_LEFT = {
+    "vlm/checkpoint/formats/eva.py",
+    "vlm/checkpoint/load.py",
+    "vlm/checkpoint/restricted_unpickler.py",
+    "vlm/cli/options.py",
+    "vlm/datasets/formats/shard_reader.py",
+    "vlm/datasets/inspect/check.py",
+    "vlm/datasets/inspect/render.py",
+    "vlm/datasets/inspect/shards.py",
+    "vlm/datasets/loading/worker.py",
+    "vlm/runners/evaluate/card.py",
+    "vlm/runners/train/optim.py",
+    "vlm/runners/train/parallel.py",
+    "vlm/serve/gradio/events.py",
+    "vlm/serve/gradio/examples.py",
+    "vlm/serve/gradio/prompt_panel.py",
+    "vlm/serve/gradio/theme.py",
+    "vlm/systems/mmgpt/checkpoint.py",
+}
+"""Files whose ``getattr`` with a default is still to be replaced; this list only gets shorter."""
 TORCH_FREE = ("vlm/config/", *(f"vlm/common/{name}.py" for name in ("registry", "errors", "paths", "logging", "types")))
 MOST_MODULES = 14
 SYSTEM_NAMES = re.compile("minigpt|visualcla|lynx|mmgpt|flamingo|vicuna", re.IGNORECASE)
@@ -144,6 +176,19 @@ def test_heavy_packages_have_one_home() -> None:
             if name.split(".")[0] == "torch" and place(file).startswith(TORCH_FREE):
                 offenders.append(f"{place(file)} imports torch")
     assert not offenders, "\n".join(sorted(offenders))
+
+
+def test_contracts_say_what_is_there() -> None:
+    """No ``getattr`` with a default on objects of the package; ``vlm/models/protocols.py`` has optional attributes."""
+    offenders = [
+        f"{place(file)}:{node.lineno} getattr with a default"
+        for file in FILES
+        if place(file) not in GETATTR and place(file) not in GETATTR_LEFT
+        for node in ast.walk(tree_of(file))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr"
+        if len(node.args) == 3
+    ]
+    assert not offenders, "\n".join(offenders)
 
 
 def test_house_rules() -> None:

@@ -11,6 +11,8 @@ import torch
 from vlm.cli import quickstart
 from vlm.cli.main import main
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -2,7 +2,7 @@
 
     import vlm
 
-    model = vlm.load("output/mine")  # a run folder, a YAML file, or a system: "lynx/finetune"
+    model = vlm.load("output/mine")  # a run folder, a YAML file, or a system: "tiny/eval"
     print(model.chat("What is in the image?", image="cat.jpg"))
     for piece in model.stream("What is behind it?", image="cat.jpg"): print(piece, end="")
     talk = model.conversation()  # remembers its images, questions and answers

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from tests.golden.helpers_lynx import LynxCase, part, weight
+from tests.golden.helpers_lynx import LynxCase
 from vlm.checkpoint.load import load_model
 from vlm.checkpoint.run_folder import RunDir
 from vlm.common.errors import ConfigError, DataError, WeightsError
 from vlm.common.types import Features
+from vlm.config.types import Config
 from vlm.models.bridges.frame_positions import FramePositions
 from vlm.models.bridges.linear import Linear
 from vlm.models.inserts.adapter import Adapter
@@ -21,6 +21,7 @@ from vlm.models.llm.hf import HFCausalLM
 from vlm.models.lora import LoraOptions
 from vlm.models.vlm import VLM
 from vlm.systems.lynx.checkpoint import LynxExport
+from vlm.testing import part, weight
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def load(case: LynxCase, tmp_path: Path):
         torch.save(content, tmp_path / "file.pt")
         parts = case.parts(checkpoint=False, **changes)
         parts.weights.append(weight("lynx", tmp_path / "file.pt"))
-        return load_model(SimpleNamespace(model=parts), device="cpu")
+        return load_model(Config(model=parts), device="cpu")
 
     return run
 
@@ -189,7 +190,7 @@ def test_run_folder_on_top(case, published, load, tmp_path: Path) -> None:
     run.save(1, tensors, {}, {}, "")
     parts = case.parts(train={"inserts.*": True})
     parts.weights.append(weight("trained", tmp_path / "run"))
-    again = load_model(SimpleNamespace(model=parts), device="cpu")
+    again = load_model(Config(model=parts), device="cpu")
     assert same(again, model)
 
 
@@ -198,20 +199,20 @@ def test_inserts_from_a_file_of_their_own(case, tmp_path: Path) -> None:
     torch.save(case.model.inserts[0].state_dict(), tmp_path / "adapters.pt")
     parts = case.parts(checkpoint=False, train={"bridge.*": True})
     with pytest.raises(WeightsError, match=r"inserts\.0: frozen, but no file of model.weights fills it"):
-        load_model(SimpleNamespace(model=parts), device="cpu")
-    own = SimpleNamespace(format="state_dict", path=str(tmp_path / "adapters.pt"), into="inserts.0")
+        load_model(Config(model=parts), device="cpu")
+    own = weight("state_dict", tmp_path / "adapters.pt", "inserts.0")
     parts.weights.append(own)
-    model = load_model(SimpleNamespace(model=parts), device="cpu")
+    model = load_model(Config(model=parts), device="cpu")
     assert same(model, case.model, "bridge.", "vision.")
-    parts.weights[-1] = SimpleNamespace(format="random", path=None, into="inserts.0")
-    assert not same(load_model(SimpleNamespace(model=parts), device="cpu"), case.model, "bridge.", "vision.")
+    parts.weights[-1] = weight("random", into="inserts.0")
+    assert not same(load_model(Config(model=parts), device="cpu"), case.model, "bridge.", "vision.")
 
 
 def test_missing_checkpoint(case, tmp_path: Path) -> None:
     parts = case.parts(checkpoint=False)
     parts.weights.append(weight("lynx", tmp_path / "finetune_lynx.pt"))
     with pytest.raises(WeightsError, match=r"finetune_lynx\.pt does not exist"):
-        load_model(SimpleNamespace(model=parts), device="cpu")
+        load_model(Config(model=parts), device="cpu")
 
 
 def test_resolution_and_frame_count(case) -> None:

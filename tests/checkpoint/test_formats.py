@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,16 +18,17 @@ from vlm.checkpoint.load import load_model
 from vlm.checkpoint.run_folder import RunDir
 from vlm.checkpoint.safe import read_tensors, shards
 from vlm.common.errors import WeightsError
+from vlm.config.types import Config, ModelConfig, WeightFile
 from vlm.models.bridges.concat import Concat
 from vlm.models.bridges.linear import Linear
 from vlm.models.bridges.qformer import QFormer
 from vlm.models.build import build_model
-from vlm.models.fusion.splice import Splice
 from vlm.models.llm.hf import HFCausalLM
 from vlm.models.lora import LoraOptions
 from vlm.models.vision.eva import EvaViT
 from vlm.models.vlm import VLM
 from vlm.systems.minigpt4.checkpoint import MiniGPT4Export
+from vlm.testing import composition, part, weight
 
 LLAMA = {
     "model_type": "llama",
@@ -39,14 +39,6 @@ LLAMA = {
     "num_attention_heads": 2,
     "tie_word_embeddings": False,
 }
-
-
-def named(name: str, config: Any) -> SimpleNamespace:
-    return SimpleNamespace(name=name, config=config)
-
-
-def weight(kind: str, path: Path | str | None = None, into: str | None = None) -> SimpleNamespace:
-    return SimpleNamespace(format=kind, path=None if path is None else str(path), into=into)
 
 
 class World:
@@ -85,29 +77,26 @@ class World:
         out["Qformer.bert.encoder.layer.0.output.dense.weight"] = torch.ones(2, 2)
         return out
 
-    def parts(
-        self, *, image_size: int = 28, lora: bool = False, qformer: bool = True, **options: Any
-    ) -> SimpleNamespace:
+    def parts(self, *, image_size: int = 28, lora: bool = False, qformer: bool = True, **options: Any) -> ModelConfig:
         llm_config = options.pop("llm_config", None)
         path = options.pop("llm_path", None if llm_config else str(self.llm))
-        first = named("qformer", QFormer.Config(3, 16, 2, 2, 24)) if qformer else named("concat", Concat.Config())
+        first = part("qformer", QFormer.Config(3, 16, 2, 2, 24)) if qformer else part("concat", Concat.Config())
         lora_options = LoraOptions(r=2, alpha=4) if lora else None
         defaults = {
-            "vision": named("eva_vit", EvaViT.Config(image_size=image_size, embed_dim=8, depth=2, num_heads=2)),
-            "bridge": [first, named("linear", Linear.Config())],
-            "fusion": named("splice", Splice.Config()),
-            "llm": named("hf", HFCausalLM.Config(path=path, config=llm_config, lora=lora_options)),
+            "vision": part("eva_vit", EvaViT.Config(image_size=image_size, embed_dim=8, depth=2, num_heads=2)),
+            "bridge": [first, part("linear", Linear.Config())],
+            "llm": part("hf", HFCausalLM.Config(path=path, config=llm_config, lora=lora_options)),
             "train": ["bridge.1", *(["llm.lora"] if lora else [])],
             "weights": self.files(qformer=qformer),
         }
-        return SimpleNamespace(**(defaults | options))
+        return composition(**(defaults | options))
 
-    def files(self, *more: SimpleNamespace, qformer: bool = True) -> list[SimpleNamespace]:
+    def files(self, *more: WeightFile, qformer: bool = True) -> list[WeightFile]:
         middle = [weight("blip2_qformer", self.blip)] if qformer else []
         return [weight("eva", self.eva), *middle, weight("hf_llm", self.llm), *more]
 
     def load(self, **options: Any) -> VLM:
-        return load_model(SimpleNamespace(model=self.parts(**options)), device="cpu")
+        return load_model(Config(model=self.parts(**options)), device="cpu")
 
 
 @pytest.fixture
@@ -300,7 +289,7 @@ def test_file_without_tensors(tmp_path: Path) -> None:
         read_tensors(tmp_path / "x.pth")
 
 
-def test_unexpected_and_missing_keys_are_named(world: World) -> None:
+def test_unexpected_and_missing_keys_are_part(world: World) -> None:
     state = torch.load(world.eva, weights_only=True)
     state["blocks.0.gamma_1"] = state.pop("cls_token")
     torch.save(state, world.eva)

@@ -16,6 +16,8 @@ from vlm.models.build import build_model
 from vlm.models.lora import is_lora
 from vlm.models.vlm import VLM
 
+pytestmark = pytest.mark.slow
+
 MANIFEST = json.loads((Path(__file__).parents[1] / "golden" / "minigpt4" / "manifest.json").read_text())
 EVA = "eva_vit_g.pth"
 BLIP2 = "blip2_pretrained_flant5xxl.pth"

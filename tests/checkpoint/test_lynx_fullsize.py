@@ -16,6 +16,8 @@ from vlm.models.build import build_model
 from vlm.models.vlm import VLM
 from vlm.systems.lynx.checkpoint import Lynx
 
+pytestmark = pytest.mark.slow
+
 MANIFEST = json.loads((Path(__file__).parents[1] / "golden" / "lynx" / "manifest.json").read_text())
 SYSTEM = next(v for k, v in MANIFEST.items() if "finetune_lynx.pt" in k)
 COUNTS = MANIFEST["parameter_counts"]

@@ -6,7 +6,6 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from torch import Tensor
 from vlm.checkpoint.load import load_file, load_model
 from vlm.common.errors import WeightsError
 from vlm.common.types import IGNORE_INDEX, Example
+from vlm.config.types import Config, ModelConfig
 from vlm.inference.engine import Engine
 from vlm.inference.generation import CHAT
 from vlm.models.bridges.perceiver import Perceiver
@@ -28,6 +28,7 @@ from vlm.models.vision.clip import Clip
 from vlm.models.vlm import VLM
 from vlm.systems.mmgpt.checkpoint import MmgptExport, MmgptLora, read_content, settings
 from vlm.systems.open_flamingo.checkpoint import OpenFlamingo
+from vlm.testing import composition, part, weight
 
 from ..golden.helpers_mmgpt import MmgptCase
 
@@ -123,7 +124,7 @@ def test_frame_embeddings_of_a_perceiver(case, model, bridge, save) -> None:
 
 def test_composition_without_the_parts(model, bridge, save) -> None:
     model.inserts = torch.nn.ModuleList()
-    with pytest.raises(WeightsError, match=r"there is no gated_xattn in model\.inserts"):
+    with pytest.raises(WeightsError, match=r"has no gated_xattn in model\.inserts"):
         load_file(model, OpenFlamingo(), save(bridge))
 
 
@@ -226,25 +227,23 @@ def test_engine_bans_what_has_no_row_of_the_head(case) -> None:
     assert max(ids) >= 450
 
 
-def second_release(folder: Path) -> SimpleNamespace:
+def second_release(folder: Path) -> ModelConfig:
     """A GPT-NeoX with a gated block before every layer, and text that looks at the image before it."""
     sizes = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 40, "num_attention_heads": 4}
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt_neox", "vocab_size": 40, **sizes}))
-    named = lambda name, config: SimpleNamespace(name=name, config=config)  # noqa: E731
-    file = lambda kind, path, into=None: SimpleNamespace(format=kind, path=path, into=into)  # noqa: E731
     clip = {"image_size": 16, "patch_size": 8, "hidden_size": 16, "intermediate_size": 24}
     clip |= {"num_hidden_layers": 1, "num_attention_heads": 2}
-    return SimpleNamespace(
-        vision=named("clip", Clip.Config(config=clip, keep_cls=False)),
-        bridge=[named("perceiver", Perceiver.Config(depth=1, dim_head=8, heads=2, num_latents=3))],
-        fusion=named("cross_attn", CrossAttention.Config(image_token_id=41, attend_previous=True)),
-        inserts=[named("gated_xattn", GatedCrossAttention.Config(every=1, dim_head=8, heads=2))],
-        llm=named("hf", HFCausalLM.Config(path=str(folder), vocab_size=43, banned_ids=[40, 41, 42])),
+    return composition(
+        vision=part("clip", Clip.Config(config=clip, keep_cls=False)),
+        bridge=[part("perceiver", Perceiver.Config(depth=1, dim_head=8, heads=2, num_latents=3))],
+        fusion=part("cross_attn", CrossAttention.Config(image_token_id=41, attend_previous=True)),
+        inserts=[part("gated_xattn", GatedCrossAttention.Config(every=1, dim_head=8, heads=2))],
+        llm=part("hf", HFCausalLM.Config(path=str(folder), vocab_size=43, banned_ids=[40, 41, 42])),
         train={},
         weights=[
-            file("random", None, "vision"),
-            file("hf_llm", str(folder)),
-            file("openflamingo", str(folder / "checkpoint.pt")),
+            weight("random", into="vision"),
+            weight("hf_llm", str(folder)),
+            weight("openflamingo", folder / "checkpoint.pt"),
         ],
     )
 
@@ -275,7 +274,7 @@ def test_names_of_the_second_release(tmp_path: Path, head_saved: bool, rows: int
                 state[f"lang_encoder.{theirs}"] = tensor
     torch.save({"model_state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "checkpoint.pt")
     torch.save(folder, tmp_path / "pytorch_model.bin")
-    loaded = load_model(SimpleNamespace(model=parts), device="cpu").state_dict()
+    loaded = load_model(Config(model=parts), device="cpu").state_dict()
     differ = {n for n, t in model.state_dict().items() if not n.startswith("vision.") and not torch.equal(t, loaded[n])}
     assert differ == (set() if head_saved or rows > 43 else {"llm.model.lm_head.weight"})
     if differ:

@@ -17,6 +17,8 @@ from vlm.models.vlm import VLM
 from vlm.systems.mmgpt.checkpoint import published_names
 from vlm.systems.open_flamingo.checkpoint import read_state
 
+pytestmark = pytest.mark.slow
+
 MANIFEST = json.loads((Path(__file__).parents[1] / "golden" / "mmgpt" / "manifest.json").read_text())
 COUNTS = MANIFEST["counts"]
 LLAMA = {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}

@@ -16,6 +16,8 @@ from vlm.models.build import build_model
 from vlm.models.lora import is_lora
 from vlm.models.vlm import VLM
 
+pytestmark = pytest.mark.slow
+
 MANIFEST = json.loads((Path(__file__).parents[1] / "golden" / "visualcla" / "manifest.json").read_text())
 RANK = 8
 CLIP_SIZES = {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "patch_size": 14}

@@ -20,6 +20,8 @@ from vlm.runners.train.run import run_training
 from ..golden.helpers_lynx import LynxCase
 from ..runners.lynx_small import CASE, moving_square, sizes
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 

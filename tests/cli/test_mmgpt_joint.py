@@ -22,6 +22,8 @@ from vlm.runners.train.trackers import read_log
 
 from ..golden.helpers_mmgpt import MmgptCase
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).parents[1]
 CASE = TESTS / "golden" / "mmgpt" / "open"
 SHIPPED = TESTS.parent / "train_configs" / "mmgpt_finetune.yaml"

@@ -20,6 +20,8 @@ from vlm.runners.train.run import run_training
 
 from ..golden.helpers_mmgpt import MmgptCase
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parents[1] / "golden"
 IMAGES = GOLDEN / "minigpt4" / "open" / "data" / "cc_sbu_align"
 

@@ -20,6 +20,8 @@ from vlm.inference.load import load_parts
 from vlm.models.vlm import VLM
 from vlm.runners.train.run import run_training
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parents[1] / "golden"
 OPEN = GOLDEN / "visualcla" / "open"
 IMAGES = GOLDEN / "minigpt4" / "open" / "data" / "cc_sbu_align"

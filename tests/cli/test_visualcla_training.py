@@ -21,6 +21,8 @@ from vlm.inference.engine import Engine
 from vlm.inference.generation import EVALUATION
 from vlm.runners.train.run import run_training
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 OPEN = ROOT / "tests" / "golden" / "visualcla" / "open"
 TEXT, VISION, DELTA = (str(OPEN / name) for name in ("text_model", "vision_model", "lora_model"))

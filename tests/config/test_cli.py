@@ -29,7 +29,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert caught.value.code == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in names("command"))
+    assert all(name.split()[0] in out for name in names("command"))
 
 
 @pytest.mark.parametrize("name", names("command"))

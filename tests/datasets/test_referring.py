@@ -108,11 +108,11 @@ def test_only_the_wanted_split(refs: Callable[..., Referring]) -> None:
         ([1, 2, 3], "not .x, y, width, height."),
         ("1 2 3 4", "not .x, y, width, height."),
         ([True, 2, 3, 4], "not .x, y, width, height."),
-        ([-5, 0, 20, 20], "negative place"),
+        ([-5, 0, 20, 20], "outside the image"),
         ([5, 5, 0, 20], "no area"),
         ([5, 5, 20, -2], "no area"),
-        ([600, 5, 60, 20], "out of the image, which is 640 x 427"),
-        ([640, 5, 0.5, 20], "out of the image"),
+        ([600, 5, 60, 20], "leaves the image, which is 640 x 427"),
+        ([640, 5, 0.5, 20], "leaves the image"),
     ],
 )
 def test_unusable_boxes(refs: Callable[..., Referring], box: Any, said: str) -> None:
@@ -124,7 +124,7 @@ def test_a_box_may_touch_the_border() -> None:
     size = (300.0, 200.0)
     assert box_text(corners_of([0, 0, 300.4, 200.9], size, "x"), size) == "{<0><0><100><100>}"
     assert box_text(corners_of([-0.4, 3, 30, 55.1], size, "x"), size) == "{<0><1><9><29>}"
-    with pytest.raises(DataError, match="stands out"):
+    with pytest.raises(DataError, match="leaves the image"):
         corners_of([0, 0, 300.4, 200.9], size, "x", slack=0)
 
 
@@ -133,7 +133,7 @@ def test_missing_entries(refs: Callable[..., Referring]) -> None:
         refs(images=[])[0]
     with pytest.raises(DataError, match="instances.json has no entry 70 under annotations"):
         refs(boxes=[])[0]
-    with pytest.raises(DataError, match="width and height are None and 427"):
+    with pytest.raises(DataError, match="width and height of the image are None and 427"):
         refs(images=[{"id": 581857, "height": 427}])[0]
     with pytest.raises(DataError, match="sentences must be a list with at least one"):
         refs([{**REF, "sentences": []}])[0]
@@ -191,7 +191,7 @@ def test_regions_of_visual_genome(genome: Callable[..., Regions], tmp_path: Path
         ({"width": float("nan")}, "finite"),
         ({"width": None}, "finite"),
         ({"height": 0}, "no area"),
-        ({"x": 790}, "stands out of the image, which is 800 x 600"),
+        ({"x": 790}, "leaves the image, which is 800 x 600"),
         ({"phrase": " "}, "the phrase is ' '"),
         ({"phrase": None}, "the phrase is None"),
         ({"image_id": 4}, "image_data.json has no entry 4"),

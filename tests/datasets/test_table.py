@@ -11,7 +11,7 @@ import pytest
 
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.types import Image, Input, Sample, Text, Video
-from vlm.datasets.formats.table.read import Rows
+from vlm.datasets.formats.table.read import RecordFile
 from vlm.datasets.formats.table.table import Table
 
 QA = [
@@ -76,7 +76,7 @@ def test_images_as_bytes_paths_and_none(tmp_path: Path) -> None:
     values = (b"png", {"bytes": b"jpg", "path": None}, {"bytes": None, "path": "/abs/a.jpg"})
     records = [{"image": value, "question": "a", "answer": "b"} for value in values]
     data = table(tmp_path, QA)
-    data._files = [Rows("in memory", records)]
+    data._files = [RecordFile("in memory", records)]
     assert [data[i].messages[0].media[0].source for i in range(3)] == [b"png", b"jpg", "/abs/a.jpg"]
 
 
@@ -286,7 +286,7 @@ def test_several_files(tmp_path: Path) -> None:
         (QA[0], {"image_pattern": "{img}.jpg"}, "names 'img'"),
         (QA[0], {"user": "{question"}, "template '{question': .*\n  fix: write {{ and }}"),
         (QA[0], {"pools": {"ask": "nope.txt"}}, r"pools.ask: no file nope.txt\n.*shipped pool \(describe.txt"),
-        (QA[0], {"pools": {"ask": []}}, "pools.ask: nothing to draw from"),
+        (QA[0], {"pools": {"ask": []}}, "pools.ask: no text to draw from"),
     ],
 )
 def test_options_that_do_not_fit_the_file(tmp_path: Path, record: dict, options: dict, words: str) -> None:
@@ -297,7 +297,7 @@ def test_options_that_do_not_fit_the_file(tmp_path: Path, record: dict, options:
 def test_a_csv_file_without_header_is_explained(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("a.jpg,What?,red\n")
     (tmp_path / "b.csv").write_text("a.jpg,What?,red\nb.jpg,Who?,a man\n")
-    with pytest.raises(DataError, match="holds no record"):
+    with pytest.raises(DataError, match="has no records"):
         Table(Table.Config(ann_path=str(tmp_path / "a.csv")))
     with pytest.raises(DataError, match="columns are What\\?, a.jpg, red; the first line of a CSV file must name them"):
         Table(Table.Config(ann_path=str(tmp_path / "b.csv")))
@@ -320,11 +320,11 @@ def test_a_csv_file_without_header_is_explained(tmp_path: Path) -> None:
         ),
         ({"question": "<image>?", "answer": "x"}, {}, "1 <image> placeholders but 0 images\n  fix: name the field"),
         ({"question": ["?"], "answer": "x"}, {}, "a list in a template\n  fix: say how to join it"),
-        ({"image": 7, "question": "?", "answer": "x"}, {}, "a int is no image\n  fix: give a path"),
+        ({"image": 7, "question": "?", "answer": "x"}, {}, "a int is not an image\n  fix: give a path"),
         (
             {"image": "http://a/b.jpg", "question": "?", "answer": "x"},
             {},
-            "http://a/b.jpg is an address\n  fix: download",
+            "http://a/b.jpg is a URL\n  fix: download",
         ),
         ({"question": "?", "answer": "x"}, {"fields": {"image": "image"}}, "no field 'image'"),
         ({"question": "?", "answer": "x", "type": "y"}, {"options": "type"}, "options must be a list, found str"),
@@ -332,7 +332,7 @@ def test_a_csv_file_without_header_is_explained(tmp_path: Path) -> None:
         ({"question": "?", "answer": "{", "type": ["a"]}, {"user": "{type[3]}"}, "no element '3' in a list of 1"),
         ({"question": "?", "answer": "x", "type": {"a": 1}}, {"user": "{type.b}"}, r"no 'b' \(there are a\)"),
         ({"question": "?", "answer": "x", "type": 3}, {"user": "{type.b}"}, "int has no 'b'"),
-        ({"question": "?", "answer": "x", "type": []}, {"messages": "type"}, "at least one turn, found list"),
+        ({"question": "?", "answer": "x", "type": []}, {"messages": "type"}, "at least one turn, found an empty list"),
         ({"answer": "x", "type": [{"role": "robot", "content": "x"}]}, {"messages": "type"}, "turn 1: unknown speaker"),
         ({"type": [{"role": "user"}]}, {"messages": "type"}, "turn 1: no field 'value' or 'content'"),
         ({"type": ["x"]}, {"messages": "type"}, "turn 1: found str, expected an object"),
@@ -358,11 +358,13 @@ def test_records_that_cannot_be_used_say_why(tmp_path: Path, record: dict, optio
 
 def test_parallel_lists_of_different_length(tmp_path: Path) -> None:
     records = [{"question": ["1"], "answer": ["a", "b"]}]
-    with pytest.raises(DataError, match=r"data.jsonl:1: expected lists of one length, found \{'question': 1, 'answer'"):
+    with pytest.raises(
+        DataError, match=r"data.jsonl:1: expected lists of equal length, found \{'question': 1, 'answer'"
+    ):
         table(tmp_path, records, explode=["question", "answer"])
     data = table(tmp_path, [*records, {"question": ["2"], "answer": ["b"]}], explode=["question", "answer"])
     assert len(data) == 2
-    with pytest.raises(DataError, match="data.jsonl:1: expected lists of one length"):
+    with pytest.raises(DataError, match="data.jsonl:1: expected lists of equal length"):
         data[0]
     assert shown(data[1]) == ["user: 2", "assistant: b"]
     empty = table(tmp_path, [{"question": [], "answer": []}], explode=["question", "answer"], one_at_random=True)
@@ -413,7 +415,11 @@ def test_images_that_no_option_refers_to(tmp_path: Path, caplog: pytest.LogCaptu
     file = tmp_path / "a.json"
     for fields, folder, said in (
         ({}, "", "fix: set build_info.fields: {image: img}"),
-        ({"question": "answer"}, "img", "text only, for no field is named image or video; the fields are answer, img"),
+        (
+            {"question": "answer"},
+            "img",
+            "text only, because no field is named image or video; the fields are answer, img",
+        ),
         ({"image": "img"}, "img", ""),
     ):
         caplog.clear()

@@ -84,7 +84,7 @@ def test_a_folder_of_images_with_texts_beside_them(tmp_path: Path, caplog: pytes
         {"id": "b", "image": str(tmp_path / "b.PNG"), "text": "a house", "size": 3},
         {"id": "d", "image": str(tmp_path / "deep" / "d.webp"), "text": "a dog"},
     ]
-    assert "1 images without a .txt or .json are left out" in caplog.text
+    assert "1 images without a .txt or .json file are left out" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
@@ -127,7 +127,7 @@ def test_a_dataset_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [("owner/name", "small", {"split": "validation", "revision": None})]
     with pytest.raises(DataError, match="hf://no/where cannot be loaded"):
         read_rows("hf://no/where")
-    with pytest.raises(DataError, match="only split, config and revision"):
+    with pytest.raises(DataError, match="use split, config and revision only"):
         read_rows("hf://owner/name?part=train")
 
 
@@ -149,7 +149,7 @@ def test_packages_that_are_not_installed(
     [
         ("a.json", None, r"table: no file .*a\.json\n  fix: check the path"),
         ("a.json", "", r"a\.json is empty"),
-        ("a.json", "[]", "holds no record"),
+        ("a.json", "[]", "has no records"),
         ("a.json", "{oops", r"a\.json is not JSON"),
         ("a.json", '{"a": 1}\n{"a": 2}\n', "is not JSON .*\n  fix: set build_info.file_type to jsonl"),
         ("a.json", "[1, 2]", "expected a list of objects .*, found list"),
@@ -157,13 +157,21 @@ def test_packages_that_are_not_installed(
         ("a.json", '{"q": {"a": 1}, "q": {"a": 2}}', "key 'q' occurs twice in one object"),
         ("a.jsonl", "{oops\n", r"a\.jsonl:1 is not JSON"),
         ("a.jsonl", "\n[2]\n", r"a\.jsonl:2: expected an object, found list"),
-        ("a.csv", "x,x\n1,2\n", r"a\.csv:1: 'x,x' is no header"),
+        ("a.csv", "x,x\n1,2\n", r"a\.csv:1: 'x,x' is not a header"),
         ("a.csv", "x,y\n1\n", r"a\.csv:2: 1 cells, the header has 2"),
         ("a.csv", 'x,y\n1,"2\n', r"a\.csv:2: unexpected end of data"),
-        ("a.csv", "x,y\n", "holds no record"),
-        ("a.csv", "x;y\n1;2\n", r"a\.csv:1: one column 'x;y'; .* separated by ';'\n  fix: save it with commas"),
-        ("a.csv", "x\ty\n1\t2\n", r"separated by '\\t'\n  fix: set build_info.file_type to tsv"),
-        ("a.txt", "x", r"a file 'txt' is not known\n  fix: set build_info.file_type to one of json, jsonl, csv"),
+        ("a.csv", "x,y\n", "has no records"),
+        (
+            "a.csv",
+            "x;y\n1;2\n",
+            r"a\.csv:1: only one column 'x;y'; the separator seems to be ';'\n  fix: save it with commas",
+        ),
+        ("a.csv", "x\ty\n1\t2\n", r"the separator seems to be '\\t'\n  fix: set build_info.file_type to tsv"),
+        (
+            "a.txt",
+            "x",
+            r"unknown kind of file \(suffix .txt\)\n  fix: set build_info.file_type to one of json, jsonl, csv",
+        ),
         ("a.parquet", "x", "cannot be read as Parquet"),
         ("a.parquet", None, r"no file .*a\.parquet"),
         ("a.json", b"\xff\xfe\xff", "cannot be read .*\n  fix: save it as UTF-8"),
@@ -181,7 +189,7 @@ def test_unusable_files(tmp_path: Path, name: str, content: str | bytes | None, 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.jsonl", '{"x": "1"}\n{oops\n\n{"x": "2"}\n', r"a\.jsonl:2 is not JSON .*\n  fix: mend or remove it"),
+        ("a.jsonl", '{"x": "1"}\n{oops\n\n{"x": "2"}\n', r"a\.jsonl:2 is not JSON .*\n  fix: repair or remove it"),
         ("a.jsonl", '{"x": "1"}\r\n[2]\r\n{"x": "2"}', r"a\.jsonl:2: expected an object, found list"),
         ("a.csv", "x\n1\n7,8\n2\n", r"a\.csv:3: 2 cells, the header has 1\n  fix: .* needs quotes"),
     ],
@@ -229,7 +237,9 @@ def test_several_files_as_one_list(tmp_path: Path) -> None:
         rows[3]
 
 
-@pytest.mark.parametrize(("key", "words"), [("nope", "no key 'nope' \\(data\\)"), ("data.x", "no keys, it is a list")])
+@pytest.mark.parametrize(
+    ("key", "words"), [("nope", "no key 'nope' \\(data\\)"), ("data.x", "no key 'x' \\(it is a list\\)")]
+)
 def test_a_key_that_is_not_there(tmp_path: Path, key: str, words: str) -> None:
     (tmp_path / "a.json").write_text('{"data": [{"a": 1}]}')
     with pytest.raises(DataError, match=words):
@@ -238,8 +248,8 @@ def test_a_key_that_is_not_there(tmp_path: Path, key: str, words: str) -> None:
 
 def test_folders_without_texts(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").touch()
-    with pytest.raises(DataError, match="1 images, none with a text\n  fix: put x.txt"):
+    with pytest.raises(DataError, match="1 images, none of them with a text\n  fix: put x.txt"):
         read_rows(str(tmp_path))
     (tmp_path / "metadata.csv").write_text("file,text\na.jpg,b\n")
-    with pytest.raises(DataError, match=r"metadata\.csv has no column file_name \(file, text\)"):
+    with pytest.raises(DataError, match=r"metadata\.csv has no column file_name \(it has file, text\)"):
         read_rows(str(tmp_path))

@@ -57,9 +57,9 @@ def test_other_marks(tmp_path: Path) -> None:
         ("[|Human|] only", "no question with an answer"),
         (
             "[|Human|] a\n[|Human|] b\n[|AI|] c",
-            r"turn 1: 0 marks '\[\|AI\|\]' after a mark '\[\|Human\|\]', expected one",
+            r"turn 1: 0 labels '\[\|AI\|\]' after '\[\|Human\|\]', expected 1",
         ),
-        ("[|Human|] a\n[|AI|] b\n[|AI|] c", "turn 1: 2 marks"),
+        ("[|Human|] a\n[|AI|] b\n[|AI|] c", "turn 1: 2 labels"),
         ("[|Human|] \n[|AI|] b", "turn 1: empty question"),
         ("[|Human|] a\n[|AI|] ", "turn 1: empty answer"),
     ],

@@ -237,7 +237,7 @@ def test_a_server_that_fails_at_first(shards: Callable[..., Path], monkeypatch: 
     assert len(list(load("http://shards.example.org/0.tar").records(None))) == 1
     assert len(calls) == 3
     calls[:] = []
-    monkeypatch.setattr("vlm.datasets.formats.shard_reader.TRIES", 2)
+    monkeypatch.setattr("vlm.datasets.formats.shard_reader.OPEN_ATTEMPTS", 2)
     assert "unreadable (HTTP Error 503: busy)" in reasons(load("http://shards.example.org/0.tar"))[0]
 
 
@@ -282,13 +282,13 @@ def test_a_conversation_in_a_record(tmp_path: Path, image_of: Callable[..., byte
     ("text", "said"),
     [
         (b"{oops", "sample.json is not JSON"),
-        (b"[1]", r'sample.json must be \{"messages": \[at least one\]\}'),
+        (b"[1]", r'list "messages" of at least one message'),
         (b'{"messages": []}', "at least one"),
         (b'{"messages": [{"role": "bot", "parts": []}]}', r"message 1: role 'bot' \(known: system, user, assistant\)"),
         (b'{"messages": [{"role": "user", "parts": "x"}]}', "parts must be a list, found str"),
-        (b'{"messages": [{"role": "user", "parts": [{"sound": "x"}]}]}', "none of text, input, image, video"),
+        (b'{"messages": [{"role": "user", "parts": [{"sound": "x"}]}]}', "is not one of text, input, image, video"),
         (b'{"messages": [{"role": "user", "parts": [{"image": "0.jpg"}]}]}', "no member '0.jpg'"),
-        (b'{"messages": [{"role": "user", "parts": [{"image": ["0.jpg"]}]}]}', "none of text"),
+        (b'{"messages": [{"role": "user", "parts": [{"image": ["0.jpg"]}]}]}', "is not one of text"),
         (b'{"messages": [{"role": "assistant", "parts": [{"text": " "}]}]}', "message 1: the answer is empty"),
     ],
 )
@@ -344,6 +344,6 @@ def test_a_tar_that_is_cut_between_members_is_told(shards: Callable[..., Path], 
     file.write_bytes(whole[: int(512 * blocks)])
     found = reasons(load(f"{scheme}{file}"))
     assert len(found) == 4
-    assert "record after 000002: " in found[-1] and "no end mark: cut off, records may be missing" in found[-1]
+    assert "record after 000002: " in found[-1] and "no end marker: truncated, records may be missing" in found[-1]
     file.write_bytes(whole)
     assert len(reasons(load(f"{scheme}{file}"))) == 6

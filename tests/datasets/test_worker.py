@@ -94,6 +94,7 @@ def make():
 """
 
 
+@pytest.mark.slow
 def test_workers_outlive_a_stop_signal_to_the_group(tmp_path: Path, caption_folder: Callable[..., Path]) -> None:
     """The main process decides when to stop: it may still want batches, or time to save."""
     llm = Path(__file__).parents[1] / "golden" / "minigpt4" / "open" / "llm"

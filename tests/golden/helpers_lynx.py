@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +14,7 @@ from torch import Tensor
 from vlm.checkpoint.load import load_model
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Batch, Example
 from vlm.config.api import Config, load_config
+from vlm.config.types import ModelConfig, Part
 from vlm.models.bridges.frame_positions import FramePositions
 from vlm.models.bridges.perceiver import Perceiver
 from vlm.models.fusion.splice import Splice
@@ -25,25 +24,17 @@ from vlm.models.vision.eva import EvaViT
 from vlm.models.vlm import VLM
 from vlm.processors.collate import collate
 from vlm.systems.lynx.checkpoint import key_map
+from vlm.testing import RecordedCase, composition, part, weight
 
 KINDS = ("image", "video")
 
 
-def part(name: str, config: Any) -> SimpleNamespace:
-    return SimpleNamespace(name=name, config=config)
-
-
-def weight(kind: str, path: str | Path) -> SimpleNamespace:
-    return SimpleNamespace(format=kind, path=str(path), into=None)
-
-
-class LynxCase:
+class LynxCase(RecordedCase):
     """One case folder; sizes come from its config.json only."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.config = json.loads((folder / "config.json").read_text())
-        self.records = json.loads((folder / "case.json").read_text())
+        super().__init__(folder)
+        self.records = self.case
         self.tensors = {
             k: t.long() if t.dtype == torch.int32 else t for k, t in load_file(self.file("tensors")).items()
         }
@@ -57,7 +48,7 @@ class LynxCase:
         }
         return found[name]
 
-    def parts(self, *, checkpoint: bool = True, **changes: Any) -> SimpleNamespace:
+    def parts(self, *, checkpoint: bool = True, **changes: Any) -> ModelConfig:
         """The composition that config.json describes."""
         vision, bridge, adapters = self.config["vision"], self.config["bridge"], self.config["adapters"]
         eva = EvaViT.Config(
@@ -89,9 +80,9 @@ class LynxCase:
             "train": {"bridge.*": True, "inserts.*": True},
             "weights": [*files, weight("lynx", self.file("checkpoint"))] if checkpoint else files,
         }
-        return SimpleNamespace(**(whole | changes))
+        return composition(**(whole | changes))
 
-    def language_model(self, **options: Any) -> SimpleNamespace:
+    def language_model(self, **options: Any) -> Part:
         """The LLM; with a row for the pad token that published code adds where the folder names none."""
         rows = self.records["tokenizer"]["len"]
         if rows > self.config["llm"]["vocab_size"]:
@@ -99,7 +90,7 @@ class LynxCase:
         return part("hf", HFCausalLM.Config(path=str(self.file("llm")), **options))
 
     def load(self, **changes: Any) -> VLM:
-        return load_model(SimpleNamespace(model=self.parts(**changes)), device="cpu")
+        return load_model(Config(model=self.parts(**changes)), device="cpu")
 
     @cached_property
     def model(self) -> VLM:

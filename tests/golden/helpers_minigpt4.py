@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from vlm.checkpoint.load import load_model
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Batch
+from vlm.config.types import Config, ModelConfig
 from vlm.models.bridges.concat import Concat
 from vlm.models.bridges.linear import Linear
 from vlm.models.bridges.qformer import QFormer
@@ -23,37 +19,18 @@ from vlm.models.llm.hf import HFCausalLM
 from vlm.models.lora import LoraOptions
 from vlm.models.vision.eva import EvaViT
 from vlm.models.vlm import VLM
+from vlm.testing import RecordedCase, composition, part, weight
 
 FORWARDS = ("stage1", "stage2", "instr", "conv", "textonly", "frames")
 
 
-@dataclass
-class Named:
-    """A named part or a weight file of a composition."""
-
-    name: str = ""
-    config: Any = None
-    format: str = ""
-    path: str | None = None
-    into: str | None = None
-
-
-class ModelCase:
+class ModelCase(RecordedCase):
     """One case folder; sizes come from its config.json only."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.config = json.loads((folder / "config.json").read_text())
-        self.records = json.loads((folder / "case.json").read_text())["records"]
+        super().__init__(folder)
+        self.records = self.case["records"]
         self.image_tokens = self.config["bridge"]["image_tokens"]
-
-    def has(self, name: str) -> bool:
-        with safe_open(self.folder / "tensors.safetensors", "pt") as file:
-            return name in file.keys()  # noqa: SIM118
-
-    def tensor(self, name: str) -> Tensor:
-        with safe_open(self.folder / "tensors.safetensors", "pt") as file:
-            return file.get_tensor(name)
 
     @cached_property
     def forwards(self) -> list[str]:
@@ -63,7 +40,7 @@ class ModelCase:
         """A weight file, of this folder or of the one above."""
         return str(next(p for p in (self.folder / name, self.folder.parent / name) if p.exists()))
 
-    def parts(self) -> SimpleNamespace:
+    def parts(self) -> ModelConfig:
         """The composition that config.json describes."""
         vision, llm, qformer = self.config["vision"], self.config["llm"], self.config.get("qformer")
         lora = self.config.get("lora")
@@ -75,7 +52,7 @@ class ModelCase:
             num_heads=vision["num_heads"],
             mlp_ratio=vision["mlp_ratio"],
         )
-        chain = [Named("concat", Concat.Config())]
+        chain = [part("concat", Concat.Config())]
         if qformer:
             inner = QFormer.Config(
                 num_query_tokens=qformer["num_query_token"],
@@ -86,21 +63,21 @@ class ModelCase:
                 cross_attention_freq=qformer["cross_attention_freq"],
                 layer_norm_eps=qformer["layer_norm_eps"],
             )
-            chain = [Named("qformer", inner)]
+            chain = [part("qformer", inner)]
         options = LoraOptions(lora["r"], lora["alpha"], lora["dropout"], lora["targets"]) if lora else None
         weights = [
-            Named(format="eva", path=self.file("eva_vit_g.pth")),
-            Named(format="hf_llm", path=self.file("llm")),
-            Named(format="trained", path=self.file("checkpoint.pth")),
+            weight("eva", self.file("eva_vit_g.pth")),
+            weight("hf_llm", self.file("llm")),
+            weight("trained", self.file("checkpoint.pth")),
         ]
         if qformer:
-            weights.insert(1, Named(format="blip2_qformer", path=self.file("blip2_pretrained_flant5xxl.pth")))
+            weights.insert(1, weight("blip2_qformer", self.file("blip2_pretrained_flant5xxl.pth")))
         assert llm["hidden_size"] == self.config["bridge"]["llama_proj"][0]
-        return SimpleNamespace(
-            vision=Named("eva_vit", eva),
-            bridge=[*chain, Named("linear", Linear.Config())],
-            fusion=Named("splice", Splice.Config()),
-            llm=Named("hf", HFCausalLM.Config(path=self.file("llm"), lora=options)),
+        return composition(
+            vision=part("eva_vit", eva),
+            bridge=[*chain, part("linear", Linear.Config())],
+            fusion=part("splice", Splice.Config()),
+            llm=part("hf", HFCausalLM.Config(path=self.file("llm"), lora=options)),
             train={"bridge.1.*": True, **({"llm.lora": True} if lora else {})},
             weights=weights,
         )
@@ -108,7 +85,7 @@ class ModelCase:
     @cached_property
     def model(self) -> VLM:
         """The composition with all its files, in eval mode; tests must leave it as it is."""
-        return load_model(SimpleNamespace(model=self.parts()), device="cpu")
+        return load_model(Config(model=self.parts()), device="cpu")
 
     @cached_property
     def pictures(self) -> tuple[Tensor, Tensor]:

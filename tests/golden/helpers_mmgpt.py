@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from vlm.checkpoint.load import load_model
@@ -18,16 +16,15 @@ from vlm.inference.engine import Engine
 from vlm.models.fusion.cross_attn import CrossAttention
 from vlm.models.vlm import VLM
 from vlm.processors.processor import Processor, build_processor
+from vlm.testing import RecordedCase
 
 
-class MmgptCase:
+class MmgptCase(RecordedCase):
     """One case folder; sizes come from its config.json only."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.config = json.loads((folder / "config.json").read_text())
-        case = json.loads((folder / "case.json").read_text())
-        self.records, self.texts = case["json"], case["texts"]
+        super().__init__(folder)
+        self.records, self.texts = self.case["json"], self.case["texts"]
         self.image: int = self.config["token_ids"]["image"]
         self.lora, self.tuned = self._adapters()
         self.clip = next(p for kind in ("safetensors", "pt") for p in sorted((folder / "clip").glob(f"*.{kind}"))).name
@@ -38,14 +35,6 @@ class MmgptCase:
         saved = [n for n in names if "/checkpoint_" in n]
         other = [n for n in names if n not in saved and "/two_tensors" not in n and "/final_weights" not in n]
         return other[0] if other else "lora/final_weights.pt", max(saved, key=lambda n: (len(n), n), default="")
-
-    def has(self, name: str) -> bool:
-        with safe_open(self.folder / "tensors.safetensors", "pt") as file:
-            return name in file.keys()  # noqa: SIM118
-
-    def tensor(self, name: str) -> Tensor:
-        with safe_open(self.folder / "tensors.safetensors", "pt") as file:
-            return file.get_tensor(name)
 
     @property
     def unfrozen(self) -> list[str]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from vlm.checkpoint.load import load_model
@@ -16,6 +14,7 @@ from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Batch
 from vlm.config.api import load_config
 from vlm.models.vlm import VLM
 from vlm.systems.visualcla.api import WITHOUT_EFFECT
+from vlm.testing import RecordedCase
 
 
 def asked(record: dict[str, Any]) -> dict[str, Any]:
@@ -23,24 +22,14 @@ def asked(record: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in record["generation_config"].items() if k not in WITHOUT_EFFECT and v is not None}
 
 
-class VisualCLACase:
+class VisualCLACase(RecordedCase):
     """One case folder; the compositions are the shipped ones, with the folder's paths and sizes."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.config = json.loads((folder / "config.json").read_text())
-        self.case = json.loads((folder / "case.json").read_text())
+        super().__init__(folder)
         self.queries: int = self.config["num_patch"]
         ids = self.config["special_ids"]
         self.start, self.end, self.slot = ids["<img>"], ids["</img>"], ids["<img_token>"]
-
-    def has(self, name: str) -> bool:
-        with safe_open(self.folder / "tensors.safetensors", "pt") as file:
-            return name in file.keys()  # noqa: SIM118
-
-    def tensor(self, name: str) -> Tensor:
-        with safe_open(self.folder / "tensors.safetensors", "pt") as file:
-            return file.get_tensor(name)
 
     def composition(self, merged: bool = False) -> Any:
         """The shipped composition over this folder's files."""

@@ -48,11 +48,11 @@ def published_corpus(case: Path, name: str) -> Any:
     if not options["pools"]:
         del options["pools"]
     report = Report()
-    config = read_options("dataset", corpus["format"], options, (), (), report)
+    part = read_options("dataset", corpus["format"], options, (), (), report)
     report.raise_if_any(name)
     from vlm.common.registry import resolve
 
-    return resolve("dataset", corpus["format"])(config)
+    return resolve("dataset", corpus["format"])(part.config)
 
 
 def recorded_turns(record: dict[str, Any]) -> list[Turn]:

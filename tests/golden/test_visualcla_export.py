@@ -91,8 +91,8 @@ def test_not_a_delta(case: VisualCLACase, tmp_path: Path) -> None:
     (folder / "adapter_config.json").write_text((case.folder / "lora_model" / "adapter_config.json").read_text())
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
     torch.save({k: t for k, t in theirs.items() if ".text_model." in k}, folder / "adapter_model.bin")
-    with pytest.raises(WeightsError, match="no delta of VisualCLA"):
+    with pytest.raises(WeightsError, match="not a delta of VisualCLA"):
         export_webui(folder, tmp_path / "out")
     torch.save({"base_model.model.speech.weight": torch.ones(2)}, folder / "adapter_model.bin")
-    with pytest.raises(WeightsError, match=r"speech\.weight belongs to no part"):
+    with pytest.raises(WeightsError, match=r"speech\.weight does not belong to any part"):
         export_webui(folder, tmp_path / "out")

@@ -20,8 +20,7 @@ from vlm.models.inserts.gated_xattn import GatedCrossAttention
 from vlm.models.llm.hf import HFCausalLM
 from vlm.models.lora import LoraOptions
 from vlm.models.trainable import select_trainable
-
-from .conftest import LLAMA, part
+from vlm.testing import LLAMA, part
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 MARK = 7

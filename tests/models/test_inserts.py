@@ -21,8 +21,7 @@ from vlm.models.inserts.adapter import Adapter
 from vlm.models.inserts.base import Insert, InsertData
 from vlm.models.llm.hf import HFCausalLM
 from vlm.models.trainable import select_trainable, trainable_table
-
-from .conftest import LLAMA, part
+from vlm.testing import LLAMA, part
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 FAMILIES = {

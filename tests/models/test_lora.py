@@ -46,7 +46,7 @@ def test_only_the_chosen_layers_are_wrapped() -> None:
         ({"r": 0}, "lora.r is 0"),
         ({"dropout": 1.0}, "lora.dropout is 1.0"),
         ({"targets": []}, "lora.targets is empty"),
-        ({"targets": "(q_proj"}, "is no regular expression"),
+        ({"targets": "(q_proj"}, "is not a regular expression"),
     ],
 )
 def test_unusable_options(options: dict, said: str) -> None:

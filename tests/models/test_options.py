@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vlm.common.errors import ConfigError
+from vlm.config.types import Part
 from vlm.models.build import build_model
 from vlm.models.llm.hf import HFCausalLM
 from vlm.models.lora import LoraOptions, inject_lora
@@ -20,11 +21,10 @@ from vlm.models.loss import FrozenHeadLoss
 from vlm.models.precision import autocast, parse_dtype, storage_dtype
 from vlm.models.quantize import quantize_llm, replace_linears
 from vlm.models.trainable import select_trainable, trainable_table
+from vlm.testing import LLAMA, part
 
-from .conftest import LLAMA, part
 
-
-def with_lora(**options) -> SimpleNamespace:
+def with_lora(**options) -> Part:
     return part("hf", HFCausalLM.Config(config=dict(LLAMA), lora=LoraOptions(**options)))
 
 

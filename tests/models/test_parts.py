@@ -16,8 +16,7 @@ from vlm.models.llm.hf import HFCausalLM
 from vlm.models.llm.packing import can_pack
 from vlm.models.vision.eva import EvaViT
 from vlm.models.vision.timm_vit import TimmVision
-
-from .conftest import LLAMA, part
+from vlm.testing import LLAMA, part
 
 
 def test_frames_are_encoded_one_by_one() -> None:

@@ -8,8 +8,7 @@ from vlm.models.bridges.perceiver import Perceiver
 from vlm.models.fusion.cross_attn import CrossAttention
 from vlm.models.inserts.gated_xattn import GatedCrossAttention
 from vlm.processors.collate import VisualTokens, collate
-
-from .conftest import part
+from vlm.testing import part
 
 
 def perceiver(**options):

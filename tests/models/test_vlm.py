@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from vlm.common.types import IGNORE_INDEX
 from vlm.models.llm.hf import HFCausalLM
 from vlm.models.lora import LoraOptions
-
-from .conftest import LLAMA, part
+from vlm.testing import LLAMA, part
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "notebooks" / "visualcla_inference.ipynb"
 OPEN = ROOT / "tests" / "golden" / "visualcla" / "open"

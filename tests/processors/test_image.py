@@ -146,7 +146,7 @@ def test_prepared_tensors_must_fit() -> None:
 
 @pytest.mark.parametrize("options", [{"size": 0}, {"mean": [0.5]}, {"std": [1, 1, 0]}])
 def test_impossible_recipes(options: dict) -> None:
-    with pytest.raises(ConfigError, match="is no recipe"):
+    with pytest.raises(ConfigError, match="cannot be used"):
         ImageRecipe(ImageRecipe.Config(**options))
 
 

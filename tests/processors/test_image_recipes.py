@@ -169,7 +169,7 @@ def test_impossible_training_parts(options: dict, words: str) -> None:
 
 @pytest.mark.parametrize("color", [(1, 2), (0, 0, 256), (-1, 0, 0)])
 def test_impossible_border(color: tuple[int, ...]) -> None:
-    with pytest.raises(ConfigError, match="is no colour"):
+    with pytest.raises(ConfigError, match="is not a colour"):
         recipe(pad_color=color)
 
 

@@ -108,7 +108,7 @@ def test_context_is_cut_on_the_right_but_never_loses_a_image(tokenizer: Tokenize
     whole = make(tokenizer).encode_train(item, random.Random(0))
     cut = make(tokenizer, max_context_len=head + 6, tokens_per_medium=4).encode_train(item, random.Random(0))
     assert cut.ids == whole.ids[: 1 + head + 1 + 2] + tokenizer.encode("a boat###")
-    with pytest.raises(DataError, match="toy/7: an image lies beyond max_context_len"):
+    with pytest.raises(DataError, match="toy/7: an image is beyond max_context_len"):
         make(tokenizer, max_context_len=head + 3, tokens_per_medium=4).encode_train(item, random.Random(0))
 
 
@@ -244,7 +244,7 @@ def test_a_turn_is_cut_but_never_loses_a_image(llm_folder: Path) -> None:
     width = len(whole.ids) + 2
     assert flamingo(llm_folder, width).encode_train(item, random.Random(0)).ids == whole.ids
     assert flamingo(llm_folder, width - 1).encode_train(item, random.Random(0)).ids == whole.ids[:-1]
-    with pytest.raises(DataError, match=rf"toy/7: an image lies beyond max_turn_len {before + 2}"):
+    with pytest.raises(DataError, match=rf"toy/7: an image is beyond max_turn_len {before + 2}"):
         flamingo(llm_folder, before + 2).encode_train(item, random.Random(0))
     with pytest.raises(DataError, match=r"no supervised token\n.*raise model\.text\.max_turn_len"):
         flamingo(llm_folder, before + 3).encode_train(item, random.Random(0))
@@ -260,7 +260,7 @@ def test_media_tokens_are_one_mark_and_must_be_known(llm_folder: Path, tokenizer
     with pytest.raises(PromptError, match="2 image placeholders but 1 media"):
         processor.encode_prompt("<image> <image>", [IMAGE])
     with pytest.raises(
-        ConfigError, match=r"media_token is '<image>', which is no special token of the tokenizer\n.*special_tokens"
+        ConfigError, match=r"media_token is '<image>', which is not a special token of the tokenizer\n.*special_tokens"
     ):
         Processor(tokenizer, Alpaca(Alpaca.Config()), processor.image)
 

@@ -10,7 +10,7 @@ from vlm.common.errors import ConfigError
 from vlm.config.run import RunConfig
 from vlm.config.types import Config, DatasetEntry, Part
 from vlm.datasets.formats.table.table import Table
-from vlm.runners.evaluate.run import run_evaluation, table
+from vlm.runners.evaluate.run import run_evaluation
 
 from ..equivalence.tiny import DATA, Tiny
 
@@ -77,8 +77,14 @@ def test_unknown_dataset(cfg):
         run_evaluation(cfg, engine=Engine())
 
 
+def shown(cfg, **more):
+    lines = []
+    run_evaluation(cfg, show=lines.append, **more)
+    return lines
+
+
 def test_table_shows_types_and_majority(cfg):
-    text = table(run_evaluation(cfg, engine=Engine(), datasets=["other"])["other"]["right"])
+    (text,) = shown(cfg, engine=Engine(), datasets=["other"])
     assert "all             100.0%   majority   60.0%        5 questions" in text
     assert "color" in text and "unseen pairs" in text
 
@@ -87,9 +93,10 @@ def test_questions_without_answers_are_written_and_not_scored(cfg, tmp_path):
     (tmp_path / "open.jsonl").write_text('{"question": "What is odd here?", "question_id": 7}\n')
     options = Table.Config(str(tmp_path / "open.jsonl"), fields={"id": "question_id"}, assistant=None)
     cfg.evaluation_datasets = {"open": DatasetEntry("open", Part("table", options))}
-    found = run_evaluation(cfg, engine=Engine(), output=tmp_path / "out")
+    lines: list[str] = []
+    found = run_evaluation(cfg, engine=Engine(), output=tmp_path / "out", show=lines.append)
     assert (found["open"]["right"]["overall"], found["open"]["right"]["count"]) == (None, 0)
-    assert "no question has a reference answer" in table(found["open"]["right"])
+    assert "no question has a reference answer" in lines[0]
     (line,) = (tmp_path / "out" / "numbers_answers.jsonl").read_text().splitlines()
     assert json.loads(line)["id"] == "7" and json.loads(line)["reference"] == ""
 

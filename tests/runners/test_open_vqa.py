@@ -101,13 +101,13 @@ def test_several_seeds_are_several_runs(config: Path) -> None:
     rows = [json.loads(line) for line in lines]
     assert [(r["seed"], r["id"]) for r in rows] == [(s, str(k)) for s in (0, 1) for k in (1, 2, 3)]
     assert rows[0]["answer"] != rows[3]["answer"]
-    assert "drawn, averaged over the seeds 0, 1" in (config.parent / "out" / "small_card.html").read_text()
+    assert "sampled, averaged over the seeds 0, 1" in (config.parent / "out" / "small_card.html").read_text()
 
 
 @pytest.mark.parametrize(
     ("more", "wanted"),
     [
-        (["--seeds", "0,x"], "--seeds: x is no whole number"),
+        (["--seeds", "0,x"], "--seeds: expected integers >= 0, got x"),
         (["--judge", "clever"], "unknown judge 'clever'"),
         (["--images", "upside"], "allowed: right, wrong, none, blank"),
         (["--dataset", "open_vqa"], "evaluation_datasets has no open_vqa"),
@@ -124,6 +124,7 @@ def test_unreadable_clip_stops_with_its_name(config: Path, capsys: pytest.Captur
     assert "1.mp4: no video that" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_processes_write_one_result(config: Path) -> None:
     assert main(["eval", str(config)]) == 0
     out = config.parent / "out"

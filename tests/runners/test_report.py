@@ -15,7 +15,8 @@ from vlm.checkpoint.provenance import make_provenance
 from vlm.checkpoint.run_folder import RunDir
 from vlm.common.errors import DataError
 from vlm.pages.charts import Series, chart, number, smooth, thin, ticks
-from vlm.runners.train.report import ReportSample, image_uri, write_report
+from vlm.pages.parts import AnswerCard, image_uri
+from vlm.runners.train.report import write_report
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ class Structure(HTMLParser):
 
 def test_report_has_all_sections_and_needs_nothing_else(run):
     red = Image.new("RGB", (8, 4), "red")
-    samples = [ReportSample("What <color>?", "red", "red", [red], "s1"), ReportSample("Hello?", "")]
+    samples = [AnswerCard("What <color>?", "red", "red", [red], "s1"), AnswerCard("Hello?", "")]
     path = write_report(run, samples, table="part  parameters\nllm   12", status="early_stop")
     text = path.read_text()
     page = Structure()
@@ -107,7 +108,7 @@ def test_images_are_embedded_and_small_ones_enlarged():
 def test_corrupt_image_is_a_user_error(run, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"bad\.png"):
-        write_report(run, [ReportSample("?", "", images=[str(tmp_path / "bad.png")])])
+        write_report(run, [AnswerCard("?", "", images=[str(tmp_path / "bad.png")])])
 
 
 def test_ticks_are_round_and_inside():

@@ -13,7 +13,7 @@ from vlm.config.api import load_config
 from vlm.inference.engine import Engine
 from vlm.inference.generation import Generation
 from vlm.runners.train import run as train_module
-from vlm.runners.train.run import first_samples, question_of
+from vlm.runners.train.run import question_of
 
 from ..equivalence.tiny import DATA, Tiny
 
@@ -129,15 +129,3 @@ def test_first_question_of_a_dialogue():
     assert [m.text for m in messages] == ["one?"] and answer == "1"
     bare = Sample((Message("user", (Image("x"),)), Message("assistant", (Text("a dog"),))))
     assert question_of(bare)[0][-1].text == "Describe this image in detail."
-
-
-def test_first_samples_of_both_kinds_of_dataset():
-    class Stream:
-        def records(self, seed):
-            return iter(range(100))
-
-        def decode(self, raw):
-            return f"sample {raw}"
-
-    assert list(first_samples(Stream(), 2)) == ["sample 0", "sample 1"]
-    assert list(first_samples(["a", "b"], 5)) == ["a", "b"]

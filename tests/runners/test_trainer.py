@@ -152,7 +152,7 @@ def test_another_number_of_processes_goes_on_with_new_random_states(tools, monke
         trainer.resume(trainer.run_dir.last())
         draws.append(torch.rand(3).tolist())
     assert draws[0] == draws[1] and trainer.loader.position == 2
-    assert "goes on with 4 processes instead of 1" in caplog.text
+    assert "resumes with 4 processes instead of 1" in caplog.text
     torch.manual_seed(1)
     assert torch.rand(3).tolist() != draws[0]
 

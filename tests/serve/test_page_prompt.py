@@ -77,7 +77,7 @@ def test_page_is_built_with_the_prompt_settings(engine: Engine) -> None:
 
     page = layout.build(engine, SHORT)
     labels = [getattr(b, "label", None) for b in page.blocks.values()]
-    assert {"Prompt", "Text in front of the conversation", "What the model reads"} <= set(labels)
+    assert {"Prompt", "System text", "What the model reads"} <= set(labels)
 
 
 def test_examples_to_click(tmp_path: Path) -> None:

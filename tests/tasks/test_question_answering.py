@@ -1,11 +1,15 @@
 """Questions, controls and counting, with an engine that answers from the image's name."""
 
+from dataclasses import replace
+
 import pytest
 
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.types import Image, Message, Sample, Text, Video
+from vlm.tasks.benchmarks.base import Questions
+from vlm.tasks.benchmarks.image_controls import Controlled, swap_images, with_images
 from vlm.tasks.benchmarks.open_vqa import OpenVqa
-from vlm.tasks.benchmarks.question_answering import Prediction, QuestionAnswering, swap_images, with_images
+from vlm.tasks.benchmarks.question_answering import QuestionAnswering, result_of
 
 ROWS = [
     {"id": "a", "image": "red", "answer": "red", "type": "color", "objects": 1, "unseen_pair": False},
@@ -45,21 +49,48 @@ class Engine:
         return [f" {c[-1].media[0].source}\n" if c[-1].media else "red" for c in conversations]
 
 
-def task(**changes):
-    return QuestionAnswering(QuestionAnswering.Config(**changes))
+def options(**changes):
+    return QuestionAnswering.Config(**changes)
+
+
+def run(engine=None, dataset=None, **changes):
+    dataset = Questions(Rows()) if dataset is None else dataset
+    return QuestionAnswering().run(engine or Engine(), dataset, options(**changes))
 
 
 @pytest.mark.parametrize("image, overall", [("right", 1.0), ("wrong", 0.0), ("none", 0.25)])
 def test_controls(image, overall):
-    found = task(image=image).evaluate(Engine(), Rows())
+    found = run(dataset=Controlled(Rows(), image)).scores
     assert found["overall"] == overall
     assert found["majority"]["overall"] == 0.5 and found["majority"]["answers"] == {"color": "blue"}
     assert found["counts"]["unseen_pairs"] == 2
 
 
+def test_controls_change_images_and_keep_records_and_answers():
+    dataset = Controlled(Rows(), "wrong")
+    assert [dataset.record(i)["id"] for i in range(len(dataset))] == ["a", "b", "c", "d"]
+    assert [dataset[i].messages[1].text for i in range(4)] == [r["answer"] for r in ROWS]
+    assert all(dataset[i].messages[0].media[0].source != ROWS[i]["image"] for i in range(4))
+
+
+def test_formats_without_records_and_streams_are_datasets_too():
+    class Stream:
+        def records(self, seed):
+            return iter(["red", "blue"])
+
+        def decode(self, raw):
+            return Sample((Message("user", (Image(raw), Text("?"))), Message("assistant", (Text(raw),))))
+
+    found = run(dataset=Questions(Stream()))
+    assert found.scores["overall"] == 1.0 and [p.id for p in found.predictions] == ["0", "1"]
+    assert found.predictions[0].fields == {} and found.scores["by_type"] == {}
+    with pytest.raises(DataError, match="int has neither __len__ and __getitem__ nor records and decode"):
+        Questions(3)
+
+
 def test_questions_go_out_as_the_composition_says():
     engine = Engine(num_beams=5, length_penalty=-2.0, max_new_tokens=64)
-    task(max_new_tokens=7).evaluate(engine, Rows())
+    run(engine, max_new_tokens=7)
     ((_, generation, _),) = engine.calls
     assert (generation.num_beams, generation.length_penalty, generation.max_new_tokens) == (5, -2.0, 7)
     assert not generation.do_sample and generation.repetition_penalty == 1.0
@@ -67,7 +98,7 @@ def test_questions_go_out_as_the_composition_says():
 
 def test_questions_go_out_greedily_without_their_answers():
     engine = Engine()
-    task(batch_size=3, max_new_tokens=7).evaluate(engine, Rows())
+    run(engine, batch_size=3, max_new_tokens=7)
     ((conversations, generation, batch_size),) = engine.calls
     assert batch_size == 3 and generation.max_new_tokens == 7
     assert not generation.do_sample and generation.num_beams == 1 and generation.repetition_penalty == 1.0
@@ -76,11 +107,11 @@ def test_questions_go_out_greedily_without_their_answers():
 
 
 def test_single_answers_keep_order_and_fields():
-    answered = task().answer(Engine(), Rows())
+    answered = run().predictions
     assert [(a.id, a.answer.strip(), a.reference, a.right) for a in answered] == [
         (r["id"], r["answer"], r["answer"], True) for r in ROWS
     ]
-    assert answered[0].question == "What color?" and answered[1].record["objects"] == 2
+    assert answered[0].question == "What color?" and answered[1].fields["objects"] == 2
 
 
 def test_each_process_answers_its_share(monkeypatch):
@@ -88,7 +119,7 @@ def test_each_process_answers_its_share(monkeypatch):
     monkeypatch.setattr("vlm.common.dist.rank", lambda: 1)
     monkeypatch.setattr("vlm.common.dist.world_size", lambda: 2)
     monkeypatch.setattr("vlm.common.dist.gather_objects", lambda own: [[(0, "red"), (2, "no")], own])
-    answered = task().answer(engine, Rows())
+    answered = run(engine).predictions
     assert [c[-1].media[0].source for c in engine.calls[0][0]] == ["blue", "green"]
     assert [a.right for a in answered] == [True, True, False, True]
 
@@ -112,9 +143,9 @@ def test_text_stays_when_images_go():
 
 def test_faults():
     with pytest.raises(ConfigError, match="allowed: right, wrong, none"):
-        task(image="upside down")
+        Controlled(Rows(), "upside down")
     with pytest.raises(DataError, match="no question"):
-        task().evaluate(Engine(), Rows([]))
+        run(dataset=Questions(Rows([])))
 
 
 def test_questions_without_answers_are_asked_and_not_counted():
@@ -124,11 +155,12 @@ def test_questions_without_answers_are_asked_and_not_counted():
             return sample if i else Sample(sample.messages[:1], id="q")
 
     engine = Engine()
-    answered = task().answer(engine, Open())
+    found = run(engine, Questions(Open()))
+    answered = found.predictions
     assert [len(c) for c in engine.calls[0][0]] == [1] * 4
     assert [(a.id, a.answer.strip(), a.reference) for a in answered[:2]] == [("q", "red", ""), ("b", "blue", "blue")]
-    assert (task().score(answered)["overall"], task().score(answered)["count"]) == (1.0, 3)
-    assert task().score(answered[:1])["overall"] is None
+    assert (found.scores["overall"], found.scores["count"]) == (1.0, 3)
+    assert result_of(answered[:1]).scores["overall"] is None and "nothing is scored" in result_of(answered[:1]).note
 
 
 def test_grey_images_and_clips_as_control():
@@ -144,17 +176,18 @@ def test_grey_images_and_clips_as_control():
 
 
 def test_judge_and_several_runs():
-    open_task = OpenVqa(OpenVqa.Config())
-    assert open_task.config.max_new_tokens == 64 and OpenVqa.card and not QuestionAnswering.card
-    answered = open_task.answer(Sentences(), Rows())
-    assert [a.right for a in answered] == [True] * 4
-    wrong = [Prediction(a.id, a.question, "pink", a.reference, False, a.record) for a in answered]
-    found = open_task.score(answered, wrong)
+    chosen = OpenVqa.Config()
+    assert chosen.max_new_tokens == 64
+    result = OpenVqa().run(Sentences(), Questions(Rows()), chosen)
+    assert [p.right for p in result.predictions] == [True] * 4
+    assert result.card and not run().card
+    wrong = [replace(p, answer="pink", right=False) for p in result.predictions]
+    found = result_of(result.predictions, wrong).scores
     assert found["overall"] == 0.5 and found["runs"] == [1.0, 0.0] and found["by_type"] == {"color": 0.5}
     assert found["intervals"]["overall"] == [0.5, 0.5]
-    assert "runs" not in open_task.score(answered)
+    assert "runs" not in result.scores
     with pytest.raises(ConfigError, match="unknown judge 'opem'; did you mean 'open'"):
-        task(judge="opem")
+        options(judge="opem")
 
 
 class Sentences(Engine):

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 TOOLS = Path(__file__).parents[2] / "tools"
 ASSETS = Path(__file__).parents[2] / "vlm" / "assets" / "tiny"
 

@@ -165,7 +165,7 @@ def train_llm(plan: Plan, peak: float = PEAK, log_every: int = 250) -> None:
     """Train on rows of ``TextWorld``, going on from ``work/llm.pt`` if it is there, and export."""
     torch.manual_seed(plan.seed)
     words = Words(plan.out / "llm" / "tokenizer.model")
-    model, total = build_llm(), plan.steps(STEPS, 40)
+    model, total = build_llm(), plan.steps(STEPS, 8)
     optimizer = common.Muon(model)
     done, used = common.load_training(plan.work / "llm.pt", model, optimizer)
     clock, world = Clock(used), TextWorld(words, plan.seed + 1000 * done)

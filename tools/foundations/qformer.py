@@ -89,7 +89,7 @@ def train_qformer(plan: Plan, log_every: int = 250) -> None:
     """Train on random images, going on from ``work/qformer.pt`` if it is there, and export."""
     torch.manual_seed(plan.seed)
     grid = SIZES["vision"]["image_size"] // SIZES["vision"]["patch_size"]
-    vit, model, total = load_vit(plan), Speller(), plan.steps(STEPS, 20)
+    vit, model, total = load_vit(plan), Speller(), plan.steps(STEPS, 6)
     assert SIZES["qformer"]["num_query_tokens"] == NOTE_WORDS
     optimizer = common.make_optimizer(model)
     done, used = common.load_training(plan.work / "qformer.pt", model, optimizer)

@@ -96,7 +96,7 @@ def train_vit(plan: Plan, log_every: int = 500) -> None:
     """Train on random images, going on from ``work/vit.pt`` if it is there, and export."""
     torch.manual_seed(plan.seed)
     grid = SIZES["vision"]["image_size"] // SIZES["vision"]["patch_size"]
-    model, total = Probe(), plan.steps(STEPS, 20)
+    model, total = Probe(), plan.steps(STEPS, 6)
     optimizer = common.make_optimizer(model)
     done, used = common.load_training(plan.work / "vit.pt", model, optimizer)
     clock, rng = Clock(used), np.random.default_rng((plan.seed, 4, done))

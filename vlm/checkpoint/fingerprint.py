@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 ROWS = 8
-"""Rows of a matrix that go into its hash, spread evenly."""
+"""Rows of a matrix that are hashed, evenly spaced."""
 
 MATRICES = 4
-"""Matrices of a part that go into its hash, spread evenly over the part."""
+"""Matrices of a part that are hashed, evenly spaced over the part."""
 
 
 def fingerprint(model: Any) -> dict[str, dict[str, Any]]:
     """Per part with frozen weights: its parameter count, sizes, and a hash of a few rows.
 
-    The hash is of float32 values, so it does not depend on storage where the file's dtype can be held exactly.
-    It costs milliseconds at any size and tells another base model, another vocabulary or another revision apart.
+    The hash is of float32 values, so it does not depend on the storage dtype as long as that is exact. It takes
+    milliseconds at any size, and tells apart base models, vocabularies and revisions.
 
     Returns:
         ``{"llm": {"parameters", "width", "vocab", "sha256"}, "vision": {...}, ...}``.
@@ -40,7 +40,7 @@ def fingerprint(model: Any) -> dict[str, dict[str, Any]]:
 
 
 def differences(stored: dict[str, dict[str, Any]], found: dict[str, dict[str, Any]]) -> list[str]:
-    """What differs between the foundations a checkpoint was trained on and those at hand, in words."""
+    """Descriptions of the differences between the foundations that a checkpoint was trained on and the present ones."""
     lines: list[str] = []
     for part, old in stored.items():
         new = found.get(part, {})

@@ -30,7 +30,7 @@ class KeyMap:
     """Names of one kind of file.
 
     pairs     ``(theirs, ours)`` templates such as ``("blocks.{rest}", "vision.vit.blocks.{rest}")``; the first that
-              fits counts, in either direction
+              matches applies, in either direction
     ignored   globs of their keys that are known and not wanted
     """
 
@@ -46,11 +46,11 @@ class KeyMap:
         return [(_pattern(ours), theirs) for theirs, ours in self.pairs]
 
     def ours(self, key: str) -> str | None:
-        """Our name of their key, or None when it is not in the map."""
+        """Our name of their key, or None if the map does not have it."""
         return _rename(key, self._forward)
 
     def theirs(self, key: str) -> str | None:
-        """Their name of our key, or None when it is not in the map."""
+        """Their name of our key, or None if the map does not have it."""
         return _rename(key, self._backward)
 
     def is_ignored(self, key: str) -> bool:
@@ -58,10 +58,10 @@ class KeyMap:
         return any(fnmatch.fnmatchcase(key, glob) for glob in self.ignored)
 
     def rename(self, keys: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-        """Sort their keys.
+        """Translate their keys.
 
         Returns:
-            ``{ours: theirs}`` of the keys to load, and the keys nobody declared.
+            ``{ours: theirs}`` of the keys to load, and the keys that the map does not declare.
         """
         result: dict[str, str] = {}
         unknown: list[str] = []

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vlm.checkpoint.formats.base import InfersConfig
+from vlm.checkpoint.formats.base import CheckpointFormat, InfersConfig
 from vlm.checkpoint.strict import copy_strictly
 from vlm.common.errors import WeightsError
 from vlm.common.paths import local_path
@@ -43,7 +43,8 @@ def load_model(cfg: Any, *, device: torch.device | str, dtype: torch.dtype | Non
     model_cfg, sources = _inferred(cfg.model, loaders)
     options = model_cfg.llm.config
     quantized = options.quantize if isinstance(options, HFCausalLM.Config) else None
-    covered = [part for _, loader in loaders for part in loader.covered_parts(model_cfg)]
+    full = [loader for _, loader in loaders if isinstance(loader, CheckpointFormat)]
+    covered = [part for loader in full for part in loader.covered_parts(model_cfg)]
     try:
         model = build_model(model_cfg, device="cpu" if quantized else device, dtype=dtype, uninitialised=covered)
     except LoraTargetError as error:

@@ -1,8 +1,7 @@
-"""Reading a published LoRA adapter (peft): its matrices, its scale, and what else it holds."""
+"""Reading a published LoRA adapter (peft): its matrices, its scale, and the parameters that it holds in full."""
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +9,14 @@ from typing import Any
 
 from torch import Tensor
 
-from vlm.checkpoint.safe import read_tensors
+from vlm.checkpoint.safe import read_json, read_tensors
 from vlm.common.errors import WeightsError
 from vlm.models.lora import ADAPTER, LoraOptions
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 PEFT_PREFIX = "base_model.model."
-"""What peft puts before every name."""
+"""Prefix that peft gives every name."""
 _MATRIX = re.compile(rf"(?P<layer>.+)\.lora_(?P<side>[AB])(?:\.{ADAPTER})?\.weight")
 
 
@@ -41,16 +40,16 @@ class Adapter:
         return float(self.config["lora_alpha"])
 
     def rank(self, layer: str) -> int:
-        """r of a layer, from the shape of its matrix."""
+        """Rank of a layer, from the shape of its matrix A."""
         return self.tensors[self.lora[layer][0]].shape[0]
 
     def whole(self) -> dict[str, Tensor]:
-        """What is no LoRA matrix: parameters that the adapter holds in full."""
+        """Everything but LoRA matrices: parameters that the adapter holds in full."""
         parts = {name for pair in self.lora.values() for name in pair}
         return {name: tensor for name, tensor in self.tensors.items() if name not in parts}
 
     def options(self, prefix: str) -> LoraOptions | None:
-        """LoRA of the layers below ``prefix`` as options of that part; None when there is none.
+        """LoRA of the layers below ``prefix`` as options of that part; None without such layers.
 
         Raises:
             WeightsError: the layers have different ranks.
@@ -69,8 +68,8 @@ def read_adapter(folder: str | Path) -> Adapter:
     """Read an adapter folder, weights through the restricted loader.
 
     Raises:
-        WeightsError: a file is missing or damaged, the adapter is of another kind, its matrices do not pair up, or
-            their rank is not that of its configuration.
+        WeightsError: a file is missing or damaged, the adapter is not plain LoRA, its matrices do not pair up, or
+            their rank is not the one in its configuration.
     """
     folder = Path(folder)
     config = _read_config(folder / CONFIG)
@@ -88,23 +87,6 @@ def read_adapter(folder: str | Path) -> Adapter:
     lora = {layer: (result["A"], result["B"]) for layer, result in sides.items()}
     _check_ranks(file, config, {layer: (tensors[a], tensors[b]) for layer, (a, b) in lora.items()})
     return Adapter(folder, config, tensors, lora)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON mapping.
-
-    Raises:
-        WeightsError: no such file, or no mapping in JSON.
-    """
-    if not file.is_file():
-        raise WeightsError(f"{file}: no such file", fix="is the download complete?")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{file}: not JSON ({error})", fix="download it again") from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{file}: holds {type(content).__name__}, expected a mapping")
-    return content
 
 
 def _read_config(file: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The record stored with every checkpoint: where its weights came from and what they need."""
+"""The record stored with every checkpoint: where its weights came from, and what they depend on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vlm.common import VERSION
 
 FILE = "provenance.json"
 OLD_FILE = "passport.json"
-"""Its name until version 0.1."""
+"""Its name up to version 0.1."""
 
 PACKAGES = ("torch", "transformers", "timm", "peft", "safetensors", "sentencepiece", "tokenizers", "numpy")
 """Packages whose version can change what a model computes or how its files are read."""
@@ -43,7 +43,7 @@ def make_provenance(
     Args:
         step: optimiser steps done.
         config: the resolved configuration as plain values.
-        metrics: the newest numbers (loss, validation loss).
+        metrics: the latest values (loss, validation loss).
         fingerprints: hashes of the files the frozen parts came from.
         trained: names of the parameters that the checkpoint holds.
         hardware: device and number of processes.

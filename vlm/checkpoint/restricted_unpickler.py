@@ -1,8 +1,8 @@
 """Reading torch archives whose pickles name classes of other packages, without importing or running any of it.
 
-Tensors become tensors; every other class becomes an :class:`OpaqueObject` bag of what the file says of it. Two kinds
-of published files need this: TorchScript archives (OpenAI's ``ViT-L-14.pt``), whose code is left unread, and
-checkpoints that carry a settings object of a configuration library.
+Tensors become tensors; an object of any other class becomes an :class:`OpaqueObject`. Two kinds of published files
+need this: TorchScript archives (OpenAI's ``ViT-L-14.pt``), whose code is not read, and checkpoints that contain a
+settings object of a configuration library.
 """
 
 from __future__ import annotations
@@ -16,39 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlm.checkpoint.safe import DAMAGE
 from vlm.common.errors import WeightsError
 
-STORAGES = {
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "DoubleStorage": torch.float64,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
+_NAMES = ["Float", "Half", "BFloat16", "Double", "Long", "Int", "Short", "Char", "Byte", "Bool"]
+_DTYPES = ["float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool"]
+STORAGES = {f"{name}Storage": getattr(torch, dtype) for name, dtype in zip(_NAMES, _DTYPES, strict=True)}
 """Element types by the name of torch's storage classes."""
 
 
-_DAMAGE = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    EOFError,
-    ValueError,
-    KeyError,
-    TypeError,
-    IndexError,
-    AttributeError,
-    RuntimeError,
-    OSError,
-)
-
-
 class OpaqueObject:
-    """What a file says of an object: ``arguments`` of its construction and its ``state``."""
+    """What a file says about an object: the ``arguments`` of its constructor, and its ``state``."""
 
     kind = ""
     arguments: tuple[Any, ...] = ()
@@ -83,7 +61,7 @@ def read_without_code(path: Path) -> Any:
                 raise WeightsError(f"{path}: not a torch archive (no data.pkl inside)")
             with archive.open(name) as file:
                 return _Reader(file, archive, name.removesuffix("data.pkl")).load()
-    except _DAMAGE as error:
+    except (pickle.UnpicklingError, TypeError, IndexError, AttributeError, *DAMAGE) as error:
         raise WeightsError(
             f"{path}: damaged, truncated or of an unknown layout ({error})", fix="download or copy the file again"
         ) from error

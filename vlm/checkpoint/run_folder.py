@@ -1,15 +1,15 @@
-"""The folder of a run. Nothing in it is ever half written.
+"""The folder of a run. Nothing in it is ever partly written.
 
 ::
 
     output_dir/
-      config.yaml           resolved configuration; ``--cfg-path`` takes it back
+      config.yaml           resolved configuration, which ``--cfg-path`` accepts
       log.jsonl  tensorboard/  report.html
       checkpoints/step_00000500/{model.safetensors, trainer.pt, provenance.json, config.yaml}
       last -> checkpoints/step_...      best -> checkpoints/step_...
 
 A checkpoint is written into a hidden folder, flushed to disk, and renamed; the links are replaced
-by a rename too. ``model.safetensors`` holds the trainable parameters only.
+by renaming as well. ``model.safetensors`` holds the trainable parameters only.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from vlm.checkpoint.provenance import FILE as PROVENANCE
+from vlm.checkpoint.safe import read_file
 from vlm.checkpoint.train_state_file import check_plain, read_state
 from vlm.common.errors import UserError, WeightsError
 
@@ -50,7 +51,7 @@ class RunDir:
         return bool(self.steps())
 
     def check(self, resume: str = "never", overwrite: bool = False) -> Path | None:
-        """Say where to resume from, or refuse; nothing is deleted yet.
+        """Find where to resume from, or refuse; nothing is deleted yet.
 
         Args:
             resume: ``never``; ``auto`` (the last checkpoint here, else from the start); or the path of a
@@ -58,7 +59,7 @@ class RunDir:
             overwrite: delete what another run left here.
 
         Returns:
-            the checkpoint folder to resume from, or None to start anew.
+            The checkpoint folder to resume from, or None to start from scratch.
 
         Raises:
             UserError: the folder holds another run and neither ``resume`` nor ``overwrite`` was asked for.
@@ -73,12 +74,12 @@ class RunDir:
         if self.holds_run() and not overwrite:
             raise UserError(
                 f"{self.path} already holds a run",
-                fix="run.resume=auto goes on with it, run.overwrite=true deletes it; or set another run.output_dir",
+                fix="run.resume=auto continues it, run.overwrite=true deletes it; or set another run.output_dir",
             )
         return None
 
     def prepare(self, resume: str = "never", overwrite: bool = False) -> Path | None:
-        """:meth:`check`, then make the folder ready: a run that starts anew deletes what an earlier one left.
+        """:meth:`check`, then prepare the folder: a run that starts from scratch deletes what an earlier one left.
 
         Raises:
             UserError: as :meth:`check`.
@@ -90,7 +91,7 @@ class RunDir:
         return source
 
     def _recover(self) -> None:
-        """Remove what a killed process left behind; put back a checkpoint that was being replaced."""
+        """Remove what a killed process left; restore a checkpoint that was being replaced."""
         for stale in self.checkpoints.glob(".*"):
             name = stale.name.split(".")[1]
             if ".old." in stale.name and not (self.checkpoints / name).exists():
@@ -193,7 +194,7 @@ class RunDir:
             keep_every: also keep steps that are multiples of this (0: none).
 
         Returns:
-            the deleted steps.
+            The deleted steps.
         """
         if keep_last <= 0:
             return []
@@ -203,7 +204,7 @@ class RunDir:
         gone = [s for s in steps if s not in keep]
         for step in gone:
             hidden = self.checkpoints / f".gone_{step}"
-            os.replace(self.folder(step), hidden)  # a killed deletion leaves no half checkpoint behind
+            os.replace(self.folder(step), hidden)  # an interrupted deletion leaves no partial checkpoint
             shutil.rmtree(hidden)
         return gone
 
@@ -233,14 +234,7 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, An
     Raises:
         WeightsError: a file is missing or damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{folder / WEIGHTS}: cannot be read ({error})") from error
-    return tensors, read_state(folder / STATE)
+    return read_file(folder / WEIGHTS), read_state(folder / STATE)
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -1,10 +1,12 @@
-"""Reading weight files without ever running code from them."""
+"""Reading weight files without ever running code from them, and the small files next to them."""
 
 from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,14 @@ from torch import Tensor
 
 from vlm.common.errors import WeightsError
 
-_DAMAGE = (EOFError, RuntimeError, ValueError, KeyError, OSError, zipfile.BadZipFile)
+DAMAGE = (EOFError, RuntimeError, ValueError, KeyError, OSError, zipfile.BadZipFile)
+"""What readers raise for damaged files."""
 
 
-def read_file(path: str | Path) -> Any:
+def read_file(path: str | Path, *, mapped: bool = True) -> Any:
     """The content of one file: a dict of tensors (.safetensors), or whatever plain data a torch file holds.
 
-    Tensors stay on the CPU and, where the container allows, are mapped from disk instead of read.
+    Tensors stay on the CPU and, if ``mapped`` and where the container allows, are mapped from disk instead of read.
 
     Raises:
         WeightsError: no such file, a damaged or truncated file, or a pickle that contains code.
@@ -29,7 +32,7 @@ def read_file(path: str | Path) -> Any:
         raise WeightsError(f"weight file {path}: no such file", fix="check the path; is the download complete?")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    return _read_torch(path)
+    return _read_torch(path, mapped and zipfile.is_zipfile(path))  # the older container cannot be mapped
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -38,12 +41,11 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
     try:
         return load_file(path, device="cpu")
-    except (SafetensorError, *_DAMAGE) as error:
+    except (SafetensorError, *DAMAGE) as error:
         raise _damaged(path, error) from error
 
 
-def _read_torch(path: Path) -> Any:
-    mapped = zipfile.is_zipfile(path)  # the older container cannot be mapped
+def _read_torch(path: Path, mapped: bool) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
@@ -54,7 +56,7 @@ def _read_torch(path: Path) -> Any:
             f"{path}: this pickle asks to run code, which is never done here ({_first_line(reason)})",
             fix="convert it where you trust it: load it there and save {name: tensor} with safetensors.torch.save_file",
         ) from error
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise _damaged(path, error) from error
 
 
@@ -120,3 +122,32 @@ def shards(folder: str | Path) -> list[Path]:
         f"{folder}: no language-model weights (model.safetensors, pytorch_model.bin, or their .index.json)",
         fix="give a Hugging Face folder with its weights; a delta must be applied to its base first",
     )
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON mapping.
+
+    Raises:
+        WeightsError: no such file, or no mapping in JSON.
+    """
+    if not file.is_file():
+        raise WeightsError(f"{file}: no such file", fix="is the download complete?")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{file}: not JSON ({error})", fix="download it again") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{file}: holds {type(content).__name__}, expected a mapping")
+    return content
+
+
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
+    """Write a mapping as transformers does, with an indent of 2 and every letter as itself."""
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def copy_files(names: Iterable[str], source: Path, target: Path) -> None:
+    """Copy the files of these names that ``source`` has into the folder ``target``."""
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)

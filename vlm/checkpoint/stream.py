@@ -1,4 +1,4 @@
-"""Reading and writing large folders of weights a piece at a time."""
+"""Reading and writing large folders of weights one tensor at a time."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from vlm.checkpoint.safe import read_tensors
 log = logging.getLogger(__name__)
 
 OPEN_BYTES = 2**24
-"""Mapped pages kept before a file is opened anew; they count as memory of the process."""
+"""Bytes read before a file is closed and reopened: mapped pages count as memory of the process."""
 SHARD_BYTES = 4 * 10**9
-"""Size of a weight file that is written, unless asked otherwise."""
+"""Default size limit of a weight file that is written."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class TensorInfo:
 
     @property
     def numel(self) -> int:
-        """How many numbers."""
+        """Number of elements."""
         return torch.Size(self.shape).numel()
 
 
 class TensorReader:
-    """Single tensors of some files by name. One file is mapped at a time, and let go again after a few tensors.
+    """Single tensors of some files by name. One file is mapped at a time, and released after a few tensors.
 
     Attributes:
         facts: name -> file, shape, dtype, in the order of the files.
@@ -55,7 +55,7 @@ class TensorReader:
                 self.facts[name] = TensorInfo(file, tuple(tensor.shape), tensor.dtype)
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """A copy of the tensor, in another dtype if asked."""
+        """A copy of the tensor, converted if ``dtype`` is given."""
         facts = self.facts[name]
         if self._file != facts.file:
             self.release()
@@ -68,7 +68,7 @@ class TensorReader:
         return copied
 
     def release(self) -> None:
-        """Let the open file go."""
+        """Close the open file."""
         self._file, self._open, self._used = None, {}, 0
 
 

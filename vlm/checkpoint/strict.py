@@ -1,4 +1,4 @@
-"""Strict bookkeeping: every tensor of a file has a place, every place gets its tensor, shapes agree."""
+"""Strict copying: every tensor of a file has a place in the model, every required place is filled, shapes agree."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a run needs, next to the weights, to go on exactly: optimiser, scaler, counters, random states, data position.
+"""What a run needs, next to the weights, to resume exactly: random states, and the trainable parameters by name.
 
-Everything is made of tensors, numbers, strings, lists, tuples and dicts, so that the file is read
-with ``torch.load(weights_only=True)``.
+Everything is made of tensors, numbers, strings, lists, tuples and dicts, so that the file can be read with
+``torch.load(weights_only=True)``.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from vlm.checkpoint.strict import NamedTensors, copy_strictly
 from vlm.common import dist
-from vlm.common.errors import WeightsError
 
 
 def capture_rng(device: torch.device) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def capture_rng(device: torch.device) -> dict[str, Any]:
 
 
 def restore_rng(state: dict[str, Any], device: torch.device) -> None:
-    """Put back what :func:`capture_rng` gave."""
+    """Restore what :func:`capture_rng` returned."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     drawn = state["numpy"]
@@ -59,23 +59,8 @@ def load_trainable_tensors(model: nn.Module, tensors: dict[str, torch.Tensor], s
     Raises:
         WeightsError: names the missing, unexpected or differently shaped tensors.
     """
-    own = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    shapes = [
-        f"{n}: file {list(tensors[n].shape)}, model {list(own[n].shape)}"
-        for n in sorted(own.keys() & tensors.keys())
-        if tensors[n].shape != own[n].shape
-    ]
-    problems = [
-        f"{label}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
-        for label, names in (("missing", missing), ("unexpected", extra), ("shape differs", shapes))
-        if names
-    ]
-    if problems:
-        raise WeightsError(
-            f"{source} does not fit what this run trains; " + "; ".join(problems),
-            fix="resume with the configuration of the run folder, or start anew in another run.output_dir",
-        )
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(tensors[name])
+    own = {n for n, p in model.named_parameters() if p.requires_grad}
+    known = {name: tensor for name, tensor in tensors.items() if name in own}
+    unknown = [name for name in tensors if name not in own]
+    fix = "resume with the configuration of the run folder, or start over in another run.output_dir"
+    copy_strictly(model, NamedTensors(source, known, unknown=unknown, required=own), lambda shapes: fix)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from vlm.checkpoint.safe import read_file
 from vlm.common.errors import WeightsError
 
 
@@ -35,12 +35,9 @@ def read_state(path: Path) -> dict[str, Any]:
     """Read ``trainer.pt`` without running code from it.
 
     Raises:
-        WeightsError: missing or unreadable.
+        WeightsError: missing, unreadable or holding code.
     """
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such file", fix="resume from a checkpoint folder written by training")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path}: cannot be read as a train state ({reason})") from None
+    state = read_file(path, mapped=False)
+    if not isinstance(state, dict):
+        raise WeightsError(f"{path}: holds {type(state).__name__}, expected the state of a run")
+    return state

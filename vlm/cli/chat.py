@@ -65,7 +65,7 @@ class Chat:
 
     examples:
       vlm chat output/quickstart/stage2
-      vlm chat lynx/eval --image cat.jpg --ask "What is in the image?" --greedy
+      vlm chat tiny/eval --image cat.jpg --ask "What is in the image?" --greedy
     """
 
     add_arguments = staticmethod(add_arguments)

@@ -108,7 +108,7 @@ class ConfigCommand:
     examples:
       vlm config show tiny/stage1_pretrain --origin
       vlm config check mine.yaml
-      vlm config diff mine.yaml minigpt4/stage1_pretrain
+      vlm config diff mine.yaml tiny/stage1_pretrain
     """
 
     add_arguments = staticmethod(add_arguments)

@@ -46,7 +46,7 @@ class Demo:
 
     examples:
       vlm demo output/quickstart/stage2
-      vlm demo lynx/finetune --host 0.0.0.0 --port 7860
+      vlm demo tiny/eval --host 0.0.0.0 --port 7860
     """
 
     add_arguments = staticmethod(add_arguments)

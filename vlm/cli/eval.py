@@ -15,10 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cfg-path", default=None, help="the same, in the published spelling")
     parser.add_argument("--dataset", default="", metavar="NAMES", help="only these, separated by commas")
     parser.add_argument(
-        "--images", default="right", help="right, wrong, none, blank or several: the image each question gets"
+        "--images", default="right", help="right, wrong, none, blank or several: the image that each question is shown"
     )
-    parser.add_argument("--seeds", default="", metavar="N,N", help="drawn answers, one run per seed, averaged")
-    parser.add_argument("--judge", default=None, help="what is right: exact, open, or package.module:function")
+    parser.add_argument("--seeds", default="", metavar="N,N", help="sampled answers, one run per seed, averaged")
+    parser.add_argument("--judge", default=None, help="what counts as right: exact, open, or package.module:function")
     parser.add_argument(
         "--predictions", nargs="+", default=[], metavar="FILE", help="score these result files instead; no model"
     )
@@ -49,21 +49,17 @@ def main(args: argparse.Namespace) -> int:
         cfg = load_config(source, args.options, check="all")
     if not cfg.evaluation_datasets:
         raise UserError(f"{source} has no evaluation_datasets", fix="add the section, or use another file")
-    from vlm.common.dist import world_from_env
-    from vlm.runners.evaluate.run import run_evaluation, table
+    from vlm.runners.evaluate.run import run_evaluation
 
-    results = run_evaluation(
+    run_evaluation(
         cfg,
         datasets=listed(args.dataset),
         images=listed(args.images),
         output=args.output,
         seeds=numbers_of(args.seeds),
         judge=args.judge,
+        show=say,
     )
-    first = world_from_env().rank == 0
-    for name, by_image in results.items() if first else ():
-        for image, numbers in by_image.items():
-            say(f"{name}, {image} image:{table(numbers)}")
     return 0
 
 
@@ -72,16 +68,16 @@ def score(args: argparse.Namespace) -> int:
     import json
 
     from vlm.common.errors import UserError
+    from vlm.runners.evaluate.rescore import rescore
     from vlm.runners.evaluate.run import table
-    from vlm.runners.evaluate.score_file import score_files
 
     if not args.data:
         raise UserError("--predictions needs the records", fix="--data Open_VQA_images.jsonl")
-    numbers = score_files(args.data, args.predictions, args.judge or "open")
-    say(f"{', '.join(args.predictions)}:{table(numbers)}")
+    result = rescore(args.data, args.predictions, args.judge or "open")
+    say(f"{', '.join(args.predictions)}:{table(result)}")
     if args.output is not None:
         Path(args.output).mkdir(parents=True, exist_ok=True)
-        (Path(args.output) / "scores.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+        (Path(args.output) / "scores.json").write_text(json.dumps(result.scores, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
@@ -91,12 +87,12 @@ def listed(text: str) -> list[str]:
 
 
 def numbers_of(text: str) -> list[int]:
-    """``"0,1"`` -> ``[0, 1]``. Raises UserError for anything that is no whole number."""
+    """``"0,1"`` -> ``[0, 1]``. Raises UserError for anything but non-negative integers."""
     from vlm.common.errors import UserError
 
     strange = [part for part in listed(text) if not part.isdigit()]
     if strange:
-        raise UserError(f"--seeds: {', '.join(strange)} is no whole number", fix="--seeds 0,1,2")
+        raise UserError(f"--seeds: expected integers >= 0, got {', '.join(strange)}", fix="--seeds 0,1,2")
     return [int(part) for part in listed(text)]
 
 

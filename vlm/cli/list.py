@@ -12,7 +12,7 @@ from typing import Any
 from vlm.common.errors import ConfigError
 from vlm.common.logging import say
 from vlm.common.paths import CORPORA, SYSTEMS
-from vlm.common.registry import FOLDERS, load_plugin, names, register_command, resolve, summaries, unknown
+from vlm.common.registry import FOLDERS, config_class, load_plugin, names, register_command, resolve, summaries, unknown
 
 FILES = {"arch": SYSTEMS, "corpus": CORPORA}
 """Kinds that are YAML files, not classes, and their folders."""
@@ -64,7 +64,7 @@ def describe(kind: str, name: str) -> str:
         return file.read_text(encoding="utf-8").rstrip()
     cls = resolve(kind, name)
     lines = [f"{kind} {name} ({cls.__module__}:{cls.__qualname__})", "", inspect.getdoc(cls) or "(no docstring)"]
-    options = option_table(cls.Config) if hasattr(cls, "Config") and dataclasses.is_dataclass(cls.Config) else []
+    options = option_table(config_class(cls)) if config_class(cls) is not None else []
     lines += ["", "options:"] if options else []
     for option, form, default, about in options:
         lines.append(f"  {option}: {form}{'' if default is None else f' = {default}'}")

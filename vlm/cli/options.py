@@ -26,7 +26,7 @@ ANSWER_FLAGS: dict[str, tuple[Any, str]] = {
 }
 
 
-def add_source(parser: argparse.ArgumentParser, what: str = "run folder, YAML file, or name such as lynx/eval") -> None:
+def add_source(parser: argparse.ArgumentParser, what: str = "run folder, YAML file, or name such as tiny/eval") -> None:
     """What a command works on: as its argument, or after ``--cfg-path`` as in the published command lines."""
     parser.add_argument("cfg", nargs="?", metavar="RUN_DIR|CFG", help=what)
     parser.add_argument("--cfg-path", default=None, metavar="CFG", help="the same, in the published spelling")
@@ -69,7 +69,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--load-in-8bit", "--load_in_8bit", action="store_true", help="LLM in 8 bits (needs a GPU and bitsandbytes)"
     )
-    group = parser.add_argument_group("answer", "default: as the composition says, else sampled as in MiniGPT-4's chat")
+    group = parser.add_argument_group("answer", "default: as the composition says, else like the published chat")
     for name, (kind, about) in ANSWER_FLAGS.items():
         group.add_argument(f"--{name.replace('_', '-')}", type=kind, default=None, help=about)
     group.add_argument("--greedy", action="store_true", help="always take the most likely token")

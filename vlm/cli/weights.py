@@ -38,7 +38,8 @@ class Weights:
 class Show:
     """Keys, shapes and types; the file is never unpickled.
 
-    example: vlm weights show checkpoint.pth
+    example:
+      vlm weights show checkpoint.pth
     """
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -65,7 +66,8 @@ class Show:
 class Export:
     """What a run trained, in a published layout.
 
-    example: vlm weights export output/my_run --to mine.pth
+    example:
+      vlm weights export output/my_run --to mine.pth
     """
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

@@ -7,13 +7,14 @@ entry point group ``vlm.plugins``, which are read and not imported. A registry h
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import importlib.util
 import logging
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,6 +56,7 @@ FUNCTIONS = ("scheduler", "judge")
 """Kinds that are functions."""
 
 _classes: dict[tuple[str, str], Any] = {}
+_DECORATOR = r"""^@(?:[\w.]+\.)?register_{}\(\s*["']([^"']+)["']"""
 
 
 def _decorator(kind: str) -> Callable[[str], Callable[[T], T]]:
@@ -105,42 +107,47 @@ register_generation = _decorator("generation")
 
 
 @cache
-def _declared(kind: str) -> dict[str, tuple[str, str]]:
-    """Name -> (module, first line of the docstring), read from decorators without importing anything.
+def _declared(kind: str) -> dict[str, str]:
+    """Name -> module, read from decorators without importing anything."""
+    pattern = re.compile(_DECORATOR.format(kind), re.MULTILINE)
+    return {name: module for module, text in _all_sources(kind) for name in pattern.findall(text)}
 
-    The kind's folder wins over the systems', these over installed plugins.
-    """
-    decorator = rf"""^@(?:[\w.]+\.)?register_{kind}\(\s*["']([^"']+)["'].*\n"""
-    pattern = re.compile(decorator + r'(?=(?:(?:@.*\n)*class .*:\n\s+"""(.+?)(?:"""|$))?)', re.MULTILINE)
-    packages = [FOLDERS[kind], SYSTEMS, *(entry.module for entry in reversed(_entry_points()))]
-    texts = [source for package in reversed(packages) for source in _sources(package)]
-    return {name: (module, about) for module, text in texts for name, about in pattern.findall(text)}
+
+@cache
+def _all_sources(kind: str) -> list[tuple[str, str]]:
+    """The modules that may register ``kind``, with their text: of installed plugins, the systems, its folder."""
+    plugins = dict.fromkeys(entry.module for entry in _entry_points())
+    return [source for package in (*plugins, SYSTEMS, FOLDERS[kind]) for source in _sources(package)]
 
 
 def summaries(kind: str) -> dict[str, str]:
     """Name -> first line of the docstring of every class of a kind, sorted; nothing is imported for it."""
-    registered = {n: (cls.__doc__ or "").strip().partition("\n")[0] for (k, n), cls in _classes.items() if k == kind}
-    return dict(sorted({**{name: about for name, (_, about) in _declared(kind).items()}, **registered}.items()))
+    class_doc = r'.*\n(?=(?:@.*\n)*class .*:\n\s+"""(.+?)(?:"""|$))'
+    pattern = re.compile(_DECORATOR.format(kind) + class_doc, re.MULTILINE)
+    result = dict.fromkeys(names(kind), "")
+    for _, text in _all_sources(kind):
+        result.update(pattern.findall(text))
+    result.update({n: (cls.__doc__ or "").strip().partition("\n")[0] for (k, n), cls in _classes.items() if k == kind})
+    return result
 
 
 @cache
 def _sources(package: str) -> list[tuple[str, str]]:
-    """Every module of a package with its text; also of a single module."""
+    """Every module of a package, or the one module, with its text."""
     try:
         spec = importlib.util.find_spec(package)
-    except ImportError:
+    except ModuleNotFoundError:
         spec = None
     if spec is None:
         log.warning("plugin %s: no such module", package)
         return []
-    folders = spec.submodule_search_locations
-    files = [(f, Path(d)) for d in folders or [] for f in sorted(Path(d).rglob("*.py"))]
-    if folders is None and spec.origin:
-        return [(package, Path(spec.origin).read_text(encoding="utf-8"))]
+    if spec.submodule_search_locations is None:
+        return [(package, Path(spec.origin).read_text(encoding="utf-8"))] if spec.origin else []
     result = []
-    for file, folder in files:
-        parts = [p for p in file.relative_to(folder).with_suffix("").parts if p != "__init__"]
-        result.append((".".join((package, *parts)), file.read_text(encoding="utf-8")))
+    for folder in spec.submodule_search_locations:
+        for file in sorted(Path(folder).rglob("*.py")):
+            parts = [part for part in file.relative_to(folder).with_suffix("").parts if part != "__init__"]
+            result.append((".".join((package, *parts)), file.read_text(encoding="utf-8")))
     return result
 
 
@@ -184,7 +191,7 @@ def resolve(kind: str, name: str) -> Any:
     if ":" in name:
         return _at_path(kind, name)
     if name in _declared(kind):
-        importlib.import_module(_declared(kind)[name][0])
+        importlib.import_module(_declared(kind)[name])
     else:
         for entry in _entry_points():
             entry.load()
@@ -207,8 +214,27 @@ def _at_path(kind: str, path: str) -> Any:
     return target
 
 
+def config_class(cls: Any) -> Any:
+    """The dataclass of a registered class's options: its nested ``Config``, else itself if it is one, else None."""
+    return cls.Config if "Config" in dir(cls) else cls if dataclasses.is_dataclass(cls) else None
+
+
 def unknown(what: str, name: str, allowed: list[str]) -> str:
     """One wording for every unknown name: what was found, the nearest, the list."""
     near = difflib.get_close_matches(name, allowed, n=2)
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
     return f"unknown {what} {name!r}{hint} (known: {', '.join(allowed) or 'none'})"
+
+
+def resolve_any(kinds: Sequence[str], name: str) -> Any:
+    """The class registered as ``name`` for the first of ``kinds`` that has it.
+
+    Raises:
+        ConfigError: none of them has it; or a dotted path to nothing.
+    """
+    if ":" in name:
+        return resolve(kinds[0], name)
+    for kind in kinds:
+        if name in names(kind):
+            return resolve(kind, name)
+    raise ConfigError(unknown(kinds[0], name, sorted({n for kind in kinds for n in names(kind)})))

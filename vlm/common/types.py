@@ -146,7 +146,7 @@ class Example:
 class Batch:
     """What a model takes.
 
-    ids         ``[b, s]`` int64, ``MEDIA_TOKEN`` where a medium stands, any id at padding
+    ids         ``[b, s]`` int64, ``MEDIA_TOKEN`` at each medium, any id at padding
     labels      ``[b, s]`` int64, ``IGNORE_INDEX`` where nothing is trained
     segments    ``[b, s]`` int64, 0 at padding, 1.. numbers the samples of a row (all 1 when unpacked).
                 Attention never crosses a segment border and positions restart there.

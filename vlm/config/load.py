@@ -8,11 +8,11 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from vlm.common.errors import ConfigError
-from vlm.common.registry import load_plugin, names, resolve
+from vlm.common.registry import load_plugin, names, resolve_any
 from vlm.config.composition import Arch, add_arch, add_corpus, find_arch, read_params
 from vlm.config.interpolation import interpolate
 from vlm.config.options import Option, apply_options, parse_options
-from vlm.config.parts import read_dataset, read_model
+from vlm.config.parts import read_dataset, read_model, read_options
 from vlm.config.renamed import current, rename_keys
 from vlm.config.run import RunConfig
 from vlm.config.schema import Path, Report, dotted, read
@@ -187,10 +187,13 @@ def read_section(
 
 def check_run(run: RunConfig, data: dict[str, Any], report: Report) -> None:
     """Check names that the run section refers to: task, runner, schedule, trackers, validation sets."""
-    for kind, key in (("task", "task"), ("runner", "runner"), ("scheduler", "lr_sched")):
-        check_name(kind, getattr(run, key), ("run", key), report)
+    check_name(("task", "benchmark"), run.task, ("run", "task"), report)
+    check_name(("runner",), run.runner, ("run", "runner"), report)
+    check_name(("scheduler",), run.lr_sched, ("run", "lr_sched"), report)
+    if run.benchmark:
+        read_options("benchmark", run.task, run.benchmark, ("run", "benchmark"), ("run", "task"), report)
     for index, tracker in enumerate(run.trackers):
-        check_name("tracker", tracker, ("run", "trackers", index), report)
+        check_name(("tracker",), tracker, ("run", "trackers", index), report)
     known = list(data.get("valid_datasets") or {})
     for index, name in enumerate(run.valid_datasets):
         if name not in known:
@@ -205,12 +208,11 @@ def check_run(run: RunConfig, data: dict[str, Any], report: Report) -> None:
             report.add(("run", key), f"found {getattr(run, key)}, expected at least 1")
 
 
-def check_name(kind: str, name: str, path: Path, report: Report) -> None:
-    """Report a name that no registry knows; shipped ones are recognised without importing them."""
-    shipped = names(kind)
-    if name in shipped:
+def check_name(kinds: Sequence[str], name: str, path: Path, report: Report) -> None:
+    """Report a name that no registry of ``kinds`` knows; shipped ones are recognised without importing them."""
+    if any(name in names(kind) for kind in kinds):
         return
     try:
-        resolve(kind, name)
+        resolve_any(kinds, name)
     except ConfigError as error:
         report.add(path, str(error))

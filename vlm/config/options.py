@@ -1,4 +1,4 @@
-"""``--options`` in both published spellings, with YAML-special text kept as it stands."""
+"""``--options`` in both published spellings, with YAML-special text kept unchanged."""
 
 from __future__ import annotations
 

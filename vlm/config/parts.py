@@ -8,7 +8,7 @@ from typing import Any
 
 from vlm.common.errors import ConfigError
 from vlm.common.paths import exists
-from vlm.common.registry import names, resolve
+from vlm.common.registry import config_class, names, resolve
 from vlm.config.schema import MISSING, Path, Report, convert, read
 from vlm.config.tree import plain
 from vlm.config.types import COMPOSITION, KINDS, UNNAMED, Check, DatasetEntry, ModelConfig, Part, WeightFile
@@ -82,7 +82,7 @@ def read_options(kind: str, name: str, options: Any, path: Path, name_path: Path
     except ConfigError as error:
         report.add(name_path, str(error))
         return None
-    options_class = getattr(cls, "Config", cls if dataclasses.is_dataclass(cls) else None)
+    options_class = config_class(cls)
     if options_class is not None:
         config = read(options_class, options, path, report)
         return None if config is None else Part(name, config, options)

@@ -9,8 +9,8 @@ from typing import Any, Literal
 def option(default: Any, about: str) -> Any:
     """A dataclass field with a default and its help text."""
     metadata = {"help": about}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
+    if isinstance(default, list | dict):
+        return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -47,7 +47,8 @@ class Packing:
 class RunConfig:
     """How a run trains or evaluates. Published spelling where one exists."""
 
-    task: str = option("image_text_pretrain", "registered task")
+    task: str = option("image_text_pretrain", "registered task (training) or benchmark (vlm eval)")
+    benchmark: dict[str, Any] = option({}, "options of the benchmark that task names, e.g. {judge: open}")
     runner: str = option("runner_base", "registered runner")
 
     lr_sched: str = option(
@@ -98,7 +99,7 @@ class RunConfig:
         "null: the datasets' largest batch_size",
     )
     packing: Packing | None = option(None, "several samples per row (implies mixing: sample); null: off")
-    group_by_length: int = option(0, "batches whose samples are sorted by length before they are cut anew; 0: off")
+    group_by_length: int = option(0, "batches whose samples are sorted by length and cut into batches again; 0: off")
     seed: int = option(42, "seed of everything; ranks add their number")
 
     output_dir: str = option("output", "the run folder itself; relative to the working folder")

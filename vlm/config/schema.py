@@ -19,7 +19,7 @@ from vlm.common.errors import ConfigError
 
 Path = tuple[str | int, ...]
 MISSING = "???"
-"""Stands in YAML for a value that only the user can give."""
+"""In YAML: a value that only the user can give."""
 
 
 def dotted(path: Path) -> str:

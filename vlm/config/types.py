@@ -53,7 +53,7 @@ class Part:
 
     def get(self, option: str) -> Any:
         """The value of an option, or None if the class of this part has no such option."""
-        return getattr(self.config, option, None)
+        return vars(self.config).get(option) if self.config is not None else None
 
 
 @dataclass

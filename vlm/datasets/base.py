@@ -22,6 +22,7 @@ import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -107,11 +108,26 @@ def read_record(dataset: Any, index: int, raw: Any = None, rng: random.Random | 
     return dataset.decode(raw) if stream else dataset[index]
 
 
-def read_order(dataset: Any, seed: int | None = None) -> Iterator[tuple[int, Any]]:
-    """Index and raw record (None for map style) of every record, as stored; ``seed`` orders a stream."""
+def records_in_order(dataset: Any, limit: int | None = None, seed: int | None = None) -> Iterator[tuple[int, Any]]:
+    """Index and raw record (None for map style) of the first ``limit`` records of a dataset of either kind.
+
+    Args:
+        dataset: map style or stream.
+        limit: None for all.
+        seed: of a random order; None: as stored.
+
+    Raises:
+        DataError: the object is neither kind.
+    """
     if isinstance(dataset, StreamDataset):
-        return enumerate(dataset.records(seed))
-    return ((index, None) for index in range(len(dataset)))
+        yield from islice(enumerate(dataset.records(seed)), limit)
+    elif isinstance(dataset, MapDataset):
+        order: Sequence[int] = range(len(dataset))
+        if seed is not None:
+            order = random.Random(seed).sample(order, len(order) if limit is None else min(limit, len(order)))
+        yield from ((index, None) for index in islice(order, limit))
+    else:
+        raise not_a_dataset(dataset)
 
 
 def record_count(dataset: Any) -> int | None:
@@ -128,6 +144,14 @@ def text_roles(dataset: Any) -> tuple[Role, ...]:
     """Roles whose text passes through the text processor: ``dataset.config.text_roles``, else none."""
     config = dataset.config if isinstance(dataset, _Configured) else None
     return tuple(config.text_roles) if isinstance(config, _WithTextRoles) else ()
+
+
+def not_a_dataset(value: object, name: str = "") -> DataError:
+    """The error for an object that is neither kind of dataset."""
+    return DataError(
+        f"dataset {name}: {type(value).__name__} has neither __len__ and __getitem__ nor records and decode",
+        fix="see vlm/datasets/base.py for what a format provides",
+    )
 
 
 def message(role: Role, *parts: str | Part) -> Message:

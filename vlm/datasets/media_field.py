@@ -1,4 +1,4 @@
-"""What a single field of an annotation record may hold as its image or video (the published rules).
+"""The image or video that a single field of an annotation record holds.
 
 A path of an image, of a video, of a folder of frames, or of a ``.json`` file with base64 text; base64 text itself; a
 list of frames; nothing.
@@ -16,7 +16,7 @@ from vlm.datasets.formats.turns import Medium
 from vlm.processors.image.decode import from_base64, read_frames
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".ts", ".3gp")
-"""Files that are videos; a ``.gif`` is an image, as in the published code."""
+"""Suffixes of videos; a ``.gif`` is an image."""
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/=\s]{32,}\Z")
 LONGEST_NAME, LONGEST_PATH = 255, 4096
@@ -26,9 +26,9 @@ def medium_of(value: Any, root: str | Path, where: str) -> Medium | None:
     """The image or video that a field holds.
 
     Args:
-        value: what stands in the field; relative paths start at ``root``.
+        value: the field; relative paths start at ``root``.
         root: a folder.
-        where: what to call the record in a message.
+        where: how messages name the record.
 
     Raises:
         DataError: neither an existing path nor base64 text nor a list of frames.
@@ -43,7 +43,8 @@ def medium_of(value: Any, root: str | Path, where: str) -> Medium | None:
         return Image(value)
     if not isinstance(value, str):
         raise DataError(
-            f"{where}: a {type(value).__name__} is no image and no clip", fix="give a path, base64 text or frames"
+            f"{where}: a {type(value).__name__} is neither an image nor a video",
+            fix="give a path, base64 text or frames",
         )
     path = existing(value, root)
     if path is None:
@@ -57,13 +58,13 @@ def medium_of(value: Any, root: str | Path, where: str) -> Medium | None:
 
 
 def check_field(value: Any, root: str | Path, where: str) -> None:
-    """What can be said about a field without reading the file. Raises DataError as :func:`medium_of` does."""
+    """Check a field without reading the file. Raises DataError as :func:`medium_of` does."""
     if isinstance(value, str) and value and existing(value, root) is None:
         _decoded(value, root, where)
 
 
 def existing(text: str, root: str | Path) -> Path | None:
-    """The file or folder that ``text`` names, or None. Text that is no path (base64) is not looked up."""
+    """The file or folder that ``text`` names, or None. Text too long for a path (base64) is not looked up."""
     if len(text) >= LONGEST_PATH or max(map(len, text.split("/"))) > LONGEST_NAME:
         return None
     path = Path(root) / text
@@ -79,7 +80,7 @@ def _decoded(text: str, root: str | Path, where: str) -> bytes:
     if not text.startswith("data:") and not _BASE64.match(text):
         shown = text if len(text) <= 120 else text[:117] + "..."
         raise DataError(
-            f"{where}: {shown}: no such file below {Path(root).resolve()}",
+            f"{where}: {shown}: no such file in {Path(root).resolve()}",
             fix="name the folder that the paths start from (--media-root), or give base64 text",
         )
     return from_base64(text, where)

@@ -1,6 +1,6 @@
 """Beam search and beam sampling by the rules with which the systems were published (transformers 4.28 to 4.30).
 
-Later versions count lengths differently when a prompt is given as embeddings, so the rules stand here.
+Later versions count lengths differently when a prompt is given as embeddings, hence an implementation here.
 
 Shapes: b rows, k beams, s prompt positions, t new tokens.
 """
@@ -17,18 +17,23 @@ from transformers import LogitsProcessorList
 
 from vlm.inference.generation import Generation
 from vlm.inference.incremental import IncrementalDecoder, Prompt
-from vlm.inference.stopping import StopCriteria, ends_with, fixed_rules, sampling_rules
+from vlm.inference.stopping import StopCriteria, ends_with, fixed_rules, row_generators, sampling_rules
 
 INACTIVE_SCORE = -1e9
-"""Score with which all beams but the first begin, so that they do not all begin with the same token."""
+"""Initial score of all beams but the first, so that they do not all begin with the same token."""
 
 
 @dataclass
 class Hypotheses:
     """The best finished answers of one row.
 
-    prefix    what counts as length before the first new token: the dummy token (1), or the prompt
-    current   the rule of current transformers: an answer counts its end, and only running beams can still win
+    Attributes:
+        beams: how many are kept.
+        penalty: exponent of the length by which a score is divided.
+        prefix: what counts as length before the first new token: the dummy token (1), or the prompt.
+        found: (score, ids), worst first.
+        done: whether no running beam can win any more.
+        current: the rule of current transformers: an answer counts its end, and only running beams can still win.
     """
 
     beams: int
@@ -52,9 +57,59 @@ class Hypotheses:
         return self.found[0][0]
 
     def close(self, best: float, length: int) -> None:
-        """Mark the row as done when no running beam can beat the worst answer, by the published estimate."""
+        """Set ``done`` when no running beam can beat the worst answer, by the published estimate."""
         full = len(self.found) >= self.beams
         self.done = self.done or (full and self.worst >= best / (self.prefix + length) ** self.penalty)
+
+
+@dataclass
+class BeamRow:
+    """One row of the batch: its running beams and its finished answers.
+
+    Attributes:
+        best: the finished answers.
+        running: the new tokens ``[t]`` of each beam, best first.
+        totals: summed log probability of each beam.
+        parents: the beam of the step before that each beam continues.
+    """
+
+    best: Hypotheses
+    running: list[list[int]]
+    totals: list[float] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+
+    def advance(self, candidates: Sequence[tuple[float, int, int]], length: int, ends: StopCriteria) -> None:
+        """Choose the next beams.
+
+        The end token, or the last token of a stop sequence, does not count as length: the dummy token takes its place.
+
+        Args:
+            candidates: (total, beam, token), best first. Those that end and are among the first k are kept as answers.
+            length: new tokens of a beam after this step.
+            ends: what ends a beam.
+        """
+        beams, done = len(self.running), self.best.done
+        chosen: list[tuple[float, int, int]] = []
+        for rank, (total, beam, token) in enumerate([] if done else candidates):
+            ids = [*self.running[beam], token]
+            if token in ends.eos or ends_with(ids, ends.stops):
+                if rank < beams:
+                    self.best.add(ids, total, length - 1)
+            elif len(chosen) < beams:
+                chosen.append((total, beam, token))
+        if not done:
+            self.best.close(chosen[0][0] if self.best.current and chosen else candidates[0][0], length)
+        # fill up: the row is done, or nearly everything is forbidden or has ended
+        chosen += [(0.0 if done else -torch.inf, 0, ends.pad)] * (beams - len(chosen))
+        self.running = [[*self.running[beam], token] for _, beam, token in chosen]
+        self.totals = [total for total, _, _ in chosen]
+        self.parents = [beam for _, beam, _ in chosen]
+
+    def answer(self) -> list[int]:
+        """The best answer; beams still running at the end of the search compete."""
+        for ids, total in zip([] if self.best.done else self.running, self.totals, strict=False):
+            self.best.add(ids, total, len(ids))
+        return self.best.found[-1][1]
 
 
 def beam_search(llm: nn.Module, prompt: Prompt, generation: Generation, ends: StopCriteria) -> list[list[int]]:
@@ -66,81 +121,36 @@ def beam_search(llm: nn.Module, prompt: Prompt, generation: Generation, ends: St
         generation: the options; with ``do_sample`` candidates are drawn, each row with its own generator.
         ends: what ends a row.
     """
-    rows, beams = len(prompt.embeds), generation.num_beams
-    device = prompt.embeds.device
-    draw = BeamSampler(rows, generation, ends) if generation.do_sample else None
-    rules: Any = LogitsProcessorList(fixed_rules(generation, ends))
+    beams, device = generation.num_beams, prompt.embeds.device
     current = generation.length_penalty_form == "answer"
-    kept = [Hypotheses(beams, generation.length_penalty, n, current=current) for n in _prefixes(prompt, generation)]
-    running: list[list[list[int]]] = [[[] for _ in range(beams)] for _ in range(rows)]
-    scores = torch.full((rows, beams), 0.0 if draw else INACTIVE_SCORE, device=device)
+    rows = [
+        BeamRow(Hypotheses(beams, generation.length_penalty, prefix, current=current), [[] for _ in range(beams)])
+        for prefix in _prefixes(prompt, generation)
+    ]
+    draw = BeamSampler(len(rows), generation, ends) if generation.do_sample else None
+    rules: Any = LogitsProcessorList(fixed_rules(generation, ends))
+    count = max(2, 1 + len(ends.eos)) * beams
+    scores = torch.full((len(rows), beams), 0.0 if draw else INACTIVE_SCORE, device=device)
     scores[:, 0] = 0
-    reader = IncrementalDecoder(llm, prompt, generation.use_cache)
-    expected = max(2, 1 + len(ends.eos)) * beams
-    tokens: Tensor | None = None
+    decoder = IncrementalDecoder(llm, prompt, generation.use_cache)
     with torch.inference_mode():
+        logits = decoder.read(None).repeat_interleave(beams, 0)  # [b * k, vocab]
+        decoder.repeat(beams)
         for length in range(1, generation.max_new_tokens + 1):
-            logits = reader.read(tokens)
-            if tokens is None:
-                reader.repeat(beams)
-                logits = logits.repeat_interleave(beams, 0)
-            history = torch.tensor([ids for row in running for ids in row], dtype=torch.long, device=device)
-            values = rules(history.view(rows * beams, -1), logits.log_softmax(-1))
-            totals = values.view(rows, beams, -1) + scores[..., None]
-            total, place = draw(totals, history, expected) if draw else totals.flatten(1).topk(expected)
-            choices = [
-                _advance(kept[r], running[r], total[r].tolist(), place[r].tolist(), logits.shape[-1], length, ends)
-                for r in range(rows)
-            ]
-            if all(row.done for row in kept):
+            history = torch.tensor([ids for row in rows for ids in row.running], dtype=torch.long, device=device)
+            values = rules(history, logits.log_softmax(-1))
+            totals = values.view(len(rows), beams, -1) + scores[..., None]  # [b, k, vocab]
+            total, place = draw(totals, history, count) if draw else totals.flatten(1).topk(count)
+            beam, token = place // logits.shape[-1], place % logits.shape[-1]
+            for row, *candidates in zip(rows, total.tolist(), beam.tolist(), token.tolist(), strict=True):
+                row.advance(list(zip(*candidates, strict=True)), length, ends)
+            if length == generation.max_new_tokens or all(row.best.done for row in rows):
                 break
-            scores = torch.tensor([[c.total for c in row] for row in choices], device=device)
-            tokens = torch.tensor([c.token for row in choices for c in row], device=device)
-            came = [r * beams + c.beam for r, row in enumerate(choices) for c in row]
-            reader.reorder(torch.tensor(came, device=device))
-            running = [[running[r][c.beam] + [c.token] for c in row] for r, row in enumerate(choices)]
-    for row, texts, totals_ in zip(kept, running, scores.tolist(), strict=True):
-        for ids, one in zip(texts if not row.done else [], totals_, strict=False):
-            row.add(ids, one, len(ids))
-    return [row.found[-1][1] for row in kept]
-
-
-@dataclass(frozen=True)
-class BeamStep:
-    """A beam of the next step: the beam it continues, its new token, its summed log probability."""
-
-    beam: int
-    token: int
-    total: float
-
-
-def _advance(
-    kept: Hypotheses,
-    running: Sequence[list[int]],
-    totals: Sequence[float],
-    places: Sequence[int],
-    vocab: int,
-    length: int,
-    ends: StopCriteria,
-) -> list[BeamStep]:
-    """One row's next beams out of its candidates, best first; ended ones among the first ``beams`` are kept.
-
-    The end token, or the last token of a stop sequence, does not count as length: the dummy token takes its place.
-    """
-    if kept.done:
-        return [BeamStep(0, ends.pad, 0.0)] * kept.beams
-    chosen: list[BeamStep] = []
-    for rank, (total, place) in enumerate(zip(totals, places, strict=True)):
-        beam, token = divmod(place, vocab)
-        ids = [*running[beam], token]
-        if token in ends.eos or ends_with(ids, ends.stops):
-            if rank < kept.beams:
-                kept.add(ids, total, length - 1)
-        elif len(chosen) < kept.beams:
-            chosen.append(BeamStep(beam, token, total))
-    kept.close(chosen[0].total if kept.current and chosen else totals[0], length)
-    missing = kept.beams - len(chosen)  # nearly everything is forbidden or ended
-    return chosen + [BeamStep(0, ends.pad, -torch.inf)] * missing
+            scores = torch.tensor([row.totals for row in rows], device=device)
+            came_from = [r * beams + beam for r, row in enumerate(rows) for beam in row.parents]
+            decoder.reorder(torch.tensor(came_from, device=device))
+            logits = decoder.read(torch.tensor([ids[-1] for row in rows for ids in row.running], device=device))
+    return [row.answer() for row in rows]
 
 
 def _prefixes(prompt: Prompt, generation: Generation) -> list[int]:
@@ -154,30 +164,30 @@ class BeamSampler:
 
     def __init__(self, rows: int, generation: Generation, ends: StopCriteria) -> None:
         self.rules: Any = LogitsProcessorList(sampling_rules(generation, keep=max(2, 1 + len(ends.eos))))
-        self.generators = [torch.Generator() for _ in range(rows)]
-        for generator in self.generators:
-            if generation.seed is None:
-                generator.seed()
-            else:
-                generator.manual_seed(generation.seed)
+        self.generators = row_generators(rows, generation.seed)
 
-    def __call__(self, totals: Tensor, history: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
-        """``totals [b, k, vocab]`` -> totals and places ``[b, wanted]`` of the candidates, best first."""
-        rows, beams, vocab = totals.shape
-        left = self.rules(history.view(rows * beams, -1), totals.flatten(0, 1)).view(rows, beams * vocab)
+    def __call__(self, totals: Tensor, history: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Totals and places (``beam * vocab + token``) ``[b, count]`` of the candidates, best first.
+
+        Args:
+            totals: ``[b, k, vocab]`` summed log probabilities.
+            history: ``[b * k, t]`` new tokens so far.
+            count: candidates of a row.
+        """
+        left = self.rules(history, totals.flatten(0, 1)).view(len(totals), -1)
         chances = left.double().softmax(-1).cpu()
-        places = torch.stack([_draw(c, wanted, g) for c, g in zip(chances, self.generators, strict=True)])
+        places = torch.stack([_draw(c, count, g) for c, g in zip(chances, self.generators, strict=True)])
         places = places.to(totals.device)
         total = left.gather(1, places)
         order = total.argsort(dim=1, descending=True, stable=True)
         return total.gather(1, order), places.gather(1, order)
 
 
-def _draw(chances: Tensor, wanted: int, generator: torch.Generator) -> Tensor:
-    """``wanted`` indices; when fewer have a chance, the others follow from the lowest index on."""
+def _draw(chances: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """``count`` indices into ``chances [n]``; where fewer have a chance, the lowest other indices follow."""
     possible = int((chances > 0).sum())
-    drawn = torch.multinomial(chances, min(wanted, possible), generator=generator)
-    if possible >= wanted:
+    drawn = torch.multinomial(chances, min(count, possible), generator=generator)
+    if possible >= count:
         return drawn
-    rest = (chances <= 0).nonzero()[: wanted - possible, 0]
+    rest = (chances <= 0).nonzero()[: count - possible, 0]
     return torch.cat([drawn, rest])

@@ -26,7 +26,7 @@ def room_for_prompt(generation: Generation, positions: int | None) -> int:
 
 
 def room_for_answer(generation: Generation, positions: int | None, prompt: int) -> int:
-    """New tokens that fit behind a prompt of that length; at least one."""
+    """New tokens that fit after a prompt of that length; at least one."""
     limit = positions or prompt + generation.max_new_tokens
     return max(1, min(generation.max_new_tokens, limit - prompt))
 

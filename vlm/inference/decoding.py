@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vlm.inference.beams import beam_search
 from vlm.inference.generation import Generation
 from vlm.inference.incremental import IncrementalDecoder, Prompt
-from vlm.inference.stopping import StopCriteria, ends_with, score_rules
+from vlm.inference.stopping import StopCriteria, ends_with, row_generators, score_rules
 from vlm.models.precision import autocast
 
 __all__ = ["StopCriteria", "Prompt", "Sampler", "decode", "steps"]
@@ -48,7 +48,7 @@ def steps(
     """Yields the new token of each row, one list per step; None for a row that has ended."""
     processors = score_rules(generation, ends)
     sampler = Sampler(len(prompt.embeds), generation.seed) if generation.do_sample else None
-    reader = IncrementalDecoder(llm, prompt, generation.use_cache)
+    decoder = IncrementalDecoder(llm, prompt, generation.use_cache)
     rows: list[list[int]] = [[] for _ in range(len(prompt.embeds))]
     done = [False] * len(rows)
     history = torch.zeros(len(rows), 0, dtype=torch.long, device=prompt.embeds.device)
@@ -56,7 +56,7 @@ def steps(
     for _ in range(generation.max_new_tokens):
         with torch.inference_mode():
             with autocast(prompt.embeds.device, dtype):
-                logits = reader.read(tokens)
+                logits = decoder.read(tokens)
             scores = processors(history, logits)
             tokens = sampler(scores) if sampler else scores.argmax(dim=-1)
             if any(done):
@@ -81,12 +81,7 @@ class Sampler:
     """
 
     def __init__(self, rows: int, seed: int | None) -> None:
-        self.generators = [torch.Generator() for _ in range(rows)]
-        for generator in self.generators:
-            if seed is None:
-                generator.seed()
-            else:
-                generator.manual_seed(seed)
+        self.generators = row_generators(rows, seed)
 
     def __call__(self, scores: Tensor) -> Tensor:
         """``scores [b, vocab]`` -> ``[b]``."""

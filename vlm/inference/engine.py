@@ -99,7 +99,7 @@ class Engine:
 
         Args:
             source: a run folder (or its ``last``, ``best`` or ``step_...``), which needs nothing else; a YAML file or
-                the name of one that ships with the package (``lynx/finetune``); a folder of published weights that
+                the name of one that ships with the package (``tiny/eval``); a folder of published weights that
                 is recognised; or a checked configuration.
             device: ``auto`` (default), ``cpu``, or an accelerator with or without index.
             dtype: of the weights; None keeps what the configuration says.

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
+
+from torch import Tensor
 
 from vlm.common.errors import WeightsError
 from vlm.inference.load import load_parts
@@ -49,6 +52,22 @@ class ModelExport(ABC):
         Raises:
             WeightsError: the composition is another, or something trains that the layout has no name for.
         """
+
+
+def trained_tensors(model: VLM, theirs: Callable[[str], str | None], layout: str) -> dict[str, Tensor]:
+    """Copies of what trains, on the CPU, under the names that ``theirs`` gives to ours.
+
+    Raises:
+        WeightsError: ``theirs`` gives none, because ``layout`` has no such part.
+    """
+    result: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            published = theirs(name)
+            if published is None:
+                raise WeightsError(f"{name} trains, but {layout} have no such part")
+            result[published] = parameter.detach().cpu().clone()
+    return result
 
 
 def refuse_existing(target: Path) -> None:

@@ -1,7 +1,7 @@
-"""Examples for in-context (few-shot) prompting: a JSON Lines file -> the turns in front of a conversation.
+"""Examples for in-context (few-shot) prompting: a JSON Lines file -> the turns before a conversation.
 
 Each line: ``{"image": "a.jpg", "question": "What is it?", "answer": "a boat"}``. ``image`` may be a list, or absent
-(an example of text); without ``question`` the answer is a caption. Paths start from the file's folder.
+(a text example); without ``question`` the answer is a caption. Paths start from the file's folder.
 """
 
 from __future__ import annotations
@@ -22,50 +22,46 @@ def read_examples(path: str | Path) -> list[Message]:
     """The examples of a file as user and assistant messages.
 
     Raises:
-        DataError: no such file, a line that is no record, a missing or unknown field, an image that is not there.
-        PromptError: other than one placeholder for each image in a question.
+        DataError: no such file, a line that is not a record, a missing or unknown field, a missing image.
+        PromptError: a question whose number of placeholders is neither 0 nor that of its images.
     """
     file = Path(path)
     if not file.is_file():
         raise DataError(f"examples {file}: no such file", fix="name a JSON Lines file with {image, question, answer}")
-    lines = [(n, line) for n, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1) if line.strip()]
-    if not lines:
-        raise DataError(f"examples {file}: the file is empty", fix="write one {image, question, answer} per line")
     result: list[Message] = []
-    for number, line in lines:
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         where = f"examples {file}, line {number}"
         try:
-            record = json.loads(line)
+            result += example_of(json.loads(line), where, file.parent) if line.strip() else []
         except json.JSONDecodeError as error:
             raise DataError(f"{where} is not JSON: {error}", fix="write one record per line") from error
-        result += example_of(record, where, file.parent)
+    if not result:
+        raise DataError(f"examples {file}: the file is empty", fix="write one {image, question, answer} per line")
     return result
 
 
 def example_messages(records: Iterable[Mapping[str, Any]], folder: str | Path = ".") -> list[Message]:
-    """The same from records, e.g. of a dataset; images may be PIL images or bytes too.
+    """Examples from records, e.g. of a dataset; an image may also be a PIL image or bytes.
 
     Raises:
         DataError, PromptError: as :func:`read_examples`.
     """
-    result: list[Message] = []
-    for number, record in enumerate(records, start=1):
-        result += example_of(record, f"example {number}", Path(folder))
-    return result
+    numbered = enumerate(records, start=1)
+    return [m for number, record in numbered for m in example_of(record, f"example {number}", Path(folder))]
 
 
 def example_of(record: Any, where: str, folder: Path) -> list[Message]:
-    """Question and answer of one record; ``where`` names it in messages."""
+    """Question and answer of one record as messages; ``where`` names it in errors."""
     fix = 'write {"image": "a.jpg", "question": "...", "answer": "..."}'
     if not isinstance(record, Mapping):
-        raise DataError(f"{where}: found {type(record).__name__}, expected a record", fix=fix)
+        raise DataError(f"{where}: found {type(record).__name__}, expected a mapping", fix=fix)
     if unknown := [key for key in record if key not in KEYS]:
         raise DataError(f"{where}: unknown field {unknown[0]!r} (allowed: {', '.join(KEYS)})", fix=fix)
     answer, question = record.get("answer"), record.get("question", "")
     if not isinstance(answer, str) or not answer.strip():
         raise DataError(f"{where}: no `answer` (it has: {', '.join(record) or 'nothing'})", fix=fix)
     if not isinstance(question, str):
-        raise DataError(f"{where}: `question` is {question!r}, expected a text", fix=fix)
+        raise DataError(f"{where}: `question` is {question!r}, expected a string", fix=fix)
     value = record.get("image")
     images = [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
     if not images and not question.strip():
@@ -77,7 +73,7 @@ def example_of(record: Any, where: str, folder: Path) -> list[Message]:
 
 
 def _there(image: Any, where: str, folder: Path) -> Any:
-    """An image, a path made whole."""
+    """The image; a path is completed and must exist."""
     if not isinstance(image, str | Path):
         return image
     path = folder / image

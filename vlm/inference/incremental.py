@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm.models.inserts.base import ARGUMENT, InsertData
+from vlm.models.inserts.base import InsertData
+from vlm.models.layer_hooks import INSERT_DATA
 
 
 @dataclass
@@ -64,7 +65,7 @@ class IncrementalDecoder:
         if self.takes_positions:
             inputs["position_ids"] = self.positions
         if self.inserts is not None:
-            inputs[ARGUMENT] = self.inserts
+            inputs[INSERT_DATA] = self.inserts
         out = self.llm(
             inputs_embeds=self._kept(),
             attention_mask=self.mask if self.padded else None,  # without one, no mask has to be built
@@ -77,7 +78,7 @@ class IncrementalDecoder:
         return out.logits[:, -1].float()
 
     def repeat(self, times: int) -> None:
-        """Make ``times`` rows of each, for beams; call it behind the first :meth:`read`."""
+        """Make ``times`` rows of each, for beams; call it after the first :meth:`read`."""
         self.mask = self.mask.repeat_interleave(times, 0)
         self.positions = self.positions.repeat_interleave(times, 0)
         self.embeds = self._kept().repeat_interleave(times, 0)

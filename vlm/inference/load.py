@@ -7,9 +7,10 @@ read as a YAML file of this library.
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,61 +18,55 @@ from vlm.common.dist import pick_device
 from vlm.common.errors import WeightsError
 from vlm.common.registry import names, register_source, resolve
 from vlm.config.api import Config, WeightFile, load_config
+from vlm.inference.generation import Generation
 
 if TYPE_CHECKING:
     from vlm.models.vlm import VLM
     from vlm.processors.processor import Processor
 
 
-class Source(Protocol):
+@dataclasses.dataclass
+class Questions:
+    """A composition, and the questions to put to it that a published file may state.
+
+    config       the composition
+    generation   options of an answer
+    files        annotation files
+    prompt       text with ``{fields}`` of the record
+    raw          ``prompt`` is all that the model sees, without its template
+    media_field  field with the image or video
+    batch_size   records answered together
+    lemmatize    nouns and verbs of the answers become their basic forms
+    """
+
+    config: Config
+    generation: Generation
+    files: Sequence[str] = ()
+    prompt: str = "{question}"
+    raw: bool = False
+    media_field: str = ""
+    batch_size: int = 16
+    lemmatize: bool = False
+
+
+class Source(ABC):
     """Something on disk that a configuration can be made of, registered with ``@register_source``."""
 
+    @abstractmethod
     def recognises(self, path: Path) -> bool:
-        """Whether ``path`` is such a file or folder; never raises."""
-        ...
+        """Whether ``path`` is such a file or folder."""
 
+    @abstractmethod
     def config(self, path: Path, options: Sequence[str] = ()) -> Config:
         """Its checked configuration, with ``key=value`` changes on top.
 
         Raises:
             UserError: it cannot be used.
         """
-        ...
 
-
-@dataclasses.dataclass
-class Questions:
-    """A composition and the questions that a published file puts to it.
-
-    config       the composition
-    files        annotation files
-    prompt       the whole prompt, with ``{fields}`` of the record
-    media_field  field with the image or video
-    batch_size   records answered together
-    lemmatize    nouns and verbs of the answers become their basic forms
-    generation   options of an answer
-    """
-
-    config: Config
-    files: list[str]
-    prompt: str
-    media_field: str
-    batch_size: int
-    lemmatize: bool
-    generation: dict[str, Any]
-
-
-@runtime_checkable
-class AsksQuestions(Protocol):
-    """A source whose files also say which records to answer, and how."""
-
-    def questions(self, path: Path, options: Sequence[str] = ()) -> Questions:
-        """Composition and questions.
-
-        Raises:
-            UserError: as :meth:`Source.config`.
-        """
-        ...
+    def questions(self, path: Path, options: Sequence[str] = ()) -> Questions | None:
+        """Composition and questions, if such a file states questions of its own. Raises as :meth:`config`."""
+        return None
 
 
 def load_parts(
@@ -117,7 +112,7 @@ def find_source(path: Path) -> Source | None:
 
 
 @register_source("run_folder")
-class RunFolder:
+class RunFolder(Source):
     """A run folder, a checkpoint in it, or its weights; what was trained goes on top of what the run started from."""
 
     def recognises(self, path: Path) -> bool:
@@ -140,7 +135,7 @@ def _needed(weight: WeightFile) -> bool:
 
 
 @register_source("adapter_folder")
-class AdapterFolder:
+class AdapterFolder(Source):
     """A peft adapter alone, which cannot be loaded without the models below it."""
 
     def recognises(self, path: Path) -> bool:

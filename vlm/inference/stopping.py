@@ -39,7 +39,7 @@ class StopCriteria:
 
 
 def stop_sequences(tokenizer: Tokenizer, texts: Sequence[str]) -> StopSequences:
-    """Token sequences that spell a stop text at the start of a segment, after a word, a mark or a space.
+    """Token sequences that spell a stop text at the start of a segment, after a word, punctuation or a space.
 
     With the LLaMA vocabulary ``###`` gives ``(835,)`` and ``(2277, 29937)``, the two published sequences.
     """
@@ -169,3 +169,14 @@ def sampling_rules(generation: Generation, keep: int = 1) -> list[LogitsProcesso
     if generation.top_p < 1:
         result.append(TopPLogitsWarper(generation.top_p, min_tokens_to_keep=keep))
     return result
+
+
+def row_generators(rows: int, seed: int | None) -> list[torch.Generator]:
+    """A generator on the CPU for each row, all with the same seed; None: seeded by the system."""
+    generators = [torch.Generator() for _ in range(rows)]
+    for generator in generators:
+        if seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(seed)
+    return generators

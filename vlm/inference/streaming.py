@@ -15,7 +15,7 @@ class StreamedText(str):
     """The next piece of a streamed answer.
 
     ``is_restart`` is True when the clean-up rule threw away what was sent before (a model that writes
-    another ``Assistant:`` in the middle of its answer): this piece then starts the text anew.
+    another ``Assistant:`` in the middle of its answer): this piece then restarts the text.
     """
 
     is_restart: bool = False
@@ -57,7 +57,7 @@ class TextStream:
     """Turns token ids into pieces of cleaned text; joined they equal the clean-up of the whole text.
 
     Held back: a character whose bytes are incomplete, white space at the end (clean-up strips it), and
-    an end that could become a mark on which the clean-up rule acts.
+    an end that could become a delimiter of the clean-up rule.
     """
 
     def __init__(self, tokenizer: Tokenizer, clean: Callable[[str], str], marks: Sequence[str]) -> None:
@@ -78,7 +78,7 @@ class TextStream:
         return self._send(self._clean(self.raw))
 
     def _held(self) -> int:
-        """Length of the longest end of the raw text, behind the last whole mark, that begins a mark."""
+        """Length of the longest end of the raw text, after the last whole delimiter, that begins a delimiter."""
         longest = max((len(m) for m in self._marks), default=1) - 1
         whole = max((self.raw.rfind(m) + len(m) for m in self._marks if m in self.raw), default=0)
         for length in range(min(longest, len(self.raw) - whole), 0, -1):

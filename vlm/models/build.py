@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -13,12 +13,16 @@ from torch.overrides import TorchFunctionMode
 from vlm.common.errors import ConfigError
 from vlm.common.registry import resolve
 from vlm.models.precision import cast_matmuls, storage_dtype
+from vlm.models.protocols import LimitsWidth, ProvidesData
 from vlm.models.trainable import select_trainable
 from vlm.models.vlm import VLM
 
+if TYPE_CHECKING:
+    from vlm.config.types import ModelConfig
+
 
 def build_model(
-    model_cfg: Any,
+    model_cfg: ModelConfig,
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
@@ -39,24 +43,23 @@ def build_model(
     device = torch.device(device)
     with device:
         vision: Any = _part("vision", model_cfg.vision, uninitialised) if model_cfg.vision is not None else None
-        llm_options = model_cfg.llm.config
-        llm_dtype = storage_dtype(getattr(llm_options, "dtype", "fp32"), device, dtype)
-        with _default_dtype(llm_dtype):
+        with _default_dtype(_llm_dtype(model_cfg, device, dtype)):
             llm: Any = _part("llm", model_cfg.llm, uninitialised)
         bridge: list[Any] = []
         for index, part in enumerate(model_cfg.bridge):
             width = bridge[-1].out_dim if bridge else vision.out_dim
             bridge.append(_part(f"bridge.{index}", part, uninitialised, width, llm.hidden_size))
-        visual_dim = bridge[-1].out_dim if bridge else getattr(vision, "out_dim", None)
+        visual_dim = bridge[-1].out_dim if bridge else None if vision is None else vision.out_dim
         sizes = (llm.hidden_size, len(llm.layers()), visual_dim)
-        chosen = enumerate(getattr(model_cfg, "inserts", []))
-        inserts: list[Any] = [_part(f"inserts.{index}", part, uninitialised, *sizes) for index, part in chosen]
+        inserts: list[Any] = [
+            _part(f"inserts.{index}", part, uninitialised, *sizes) for index, part in enumerate(model_cfg.inserts)
+        ]
     model = VLM(vision, bridge, llm, inserts)
     for insert in inserts:
         insert.attach(llm)
     fusion = resolve("fusion", model_cfg.fusion.name)
-    check_widths(model, getattr(fusion, "needs_llm_width", True))
-    check_inserts(model, model_cfg.fusion.name, getattr(fusion, "provides", ()))
+    check_widths(model, not isinstance(fusion, LimitsWidth) or fusion.needs_llm_width)
+    check_inserts(model, model_cfg.fusion.name, fusion.provides if isinstance(fusion, ProvidesData) else ())
     model.fusion = fusion(model_cfg.fusion.config, llm)
     model.eval()
     select_trainable(model, model_cfg.train)
@@ -64,13 +67,11 @@ def build_model(
     return model
 
 
-def set_precision(model: VLM, model_cfg: Any, dtype: torch.dtype | None) -> None:
+def set_precision(model: VLM, model_cfg: ModelConfig, dtype: torch.dtype | None) -> None:
     """Store frozen weights as the policy of :mod:`vlm.models.precision` says and choose the autocast dtype."""
-    device = model.device
-    llm = storage_dtype(getattr(model_cfg.llm.config, "dtype", "fp32"), device, dtype)
-    if model.vision is not None:
-        precision = getattr(model_cfg.vision.config, "precision", "fp32")
-        model.vision_dtype = storage_dtype(precision, device, dtype)
+    llm = _llm_dtype(model_cfg, model.device, dtype)
+    if model_cfg.vision is not None:
+        model.vision_dtype = storage_dtype(model_cfg.vision.get("precision") or "fp32", model.device, dtype)
         cast_matmuls(model.vision, model.vision_dtype)
     for part in [*model.bridge, *model.inserts]:
         cast_matmuls(part, llm)
@@ -112,6 +113,10 @@ def check_inserts(model: VLM, fusion: str, provides: Collection[str]) -> None:
             f"model.fusion {fusion} keeps media outside the sequence, but model.inserts has nothing that looks at them",
             fix="add inserts: [{name: gated_xattn}]",
         )
+
+
+def _llm_dtype(model_cfg: ModelConfig, device: torch.device, dtype: torch.dtype | None) -> torch.dtype:
+    return storage_dtype(model_cfg.llm.get("dtype") or "fp32", device, dtype)
 
 
 def _part(kind: str, part: Any, uninitialised: Collection[str], *arguments: Any) -> nn.Module:

@@ -45,7 +45,7 @@ class LoraOptions:
             try:
                 re.compile(self.targets)
             except re.error as error:
-                raise ConfigError(f"lora.targets: {self.targets!r} is no regular expression ({error})") from error
+                raise ConfigError(f"lora.targets: {self.targets!r} is not a regular expression ({error})") from error
 
 
 class LoraTargetError(ConfigError):

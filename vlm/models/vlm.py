@@ -15,6 +15,7 @@ from vlm.models.frames import join
 from vlm.models.fusion.base import LLMInputs
 from vlm.models.inserts.base import InsertData
 from vlm.models.precision import autocast
+from vlm.models.protocols import Fusion, JoinsFrames, LimitsWidth
 from vlm.models.trainable import set_modes
 
 
@@ -26,11 +27,11 @@ class VLM(nn.Module):
         vision_dtype: the same for the vision encoder, where ``compute_dtype`` is float32.
     """
 
-    vision: Any
-    bridge: Any
-    inserts: Any
-    llm: Any
-    fusion: Any
+    vision: Any  # VisionEncoder | None, see vlm.models.protocols
+    bridge: Any  # nn.ModuleList of Bridge
+    inserts: Any  # nn.ModuleList of LayerInsert
+    llm: Any  # LanguageModel
+    fusion: Fusion | Any
 
     def __init__(
         self, vision: nn.Module | None, bridge: list[nn.Module], llm: nn.Module, inserts: Sequence[nn.Module] = ()
@@ -62,9 +63,10 @@ class VLM(nn.Module):
 
         One (its placeholder) where the fusion keeps media outside the sequence, or without a vision encoder.
         """
-        if self.vision is None or not getattr(self.fusion, "needs_llm_width", True):
+        outside = isinstance(self.fusion, LimitsWidth) and not self.fusion.needs_llm_width
+        if self.vision is None or outside:
             return 1
-        joined = any(getattr(part, "joins_frames", False) for part in self.bridge)
+        joined = any(isinstance(part, JoinsFrames) and part.joins_frames for part in self.bridge)
         return self.tokens_per_frame * (1 if joined else frames)
 
     def train(self, mode: bool = True) -> VLM:

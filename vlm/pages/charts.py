@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import html
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from vlm.pages.parts import render
 
 WIDTH, WIDE, HEIGHT = 560, 1140, 240
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 12, 30
@@ -24,7 +27,7 @@ class Series:
 
 
 def smooth(points: Sequence[tuple[float, float]], window: int) -> list[tuple[float, float]]:
-    """Mean over ``window`` points around each, fewer at the ends, so that the line does not lag behind."""
+    """Mean over ``window`` points around each, fewer at the ends, so that the line does not lag."""
     half = min(window // 2, max(len(points) - 1, 0))
     sums = [0.0]
     for _, y in points:
@@ -83,7 +86,7 @@ def _value_range(values: Sequence[float], from_zero: bool) -> tuple[float, float
     return (low if from_zero and low == 0 else low - margin), high + margin
 
 
-def chart(series: Sequence[Series], *, from_zero: bool = False, width: int = WIDTH) -> str:
+def chart(series: Sequence[Series], *, from_zero: bool = False, width: int = WIDTH) -> Markup:
     """An SVG with axes, grid and one path per series; hovering is left to the page's script.
 
     Args:
@@ -94,65 +97,36 @@ def chart(series: Sequence[Series], *, from_zero: bool = False, width: int = WID
     Returns:
         SVG text, or a note when there is no data.
     """
-    series = [Series(s.name, thin(s.points), s.style, s.marks) for s in series]
-    series = [s for s in series if s.points]
+    series = [s for s in (Series(s.name, thin(s.points), s.style, s.marks) for s in series) if s.points]
     if not series:
-        return '<p class="none">no data</p>'
-    xs = [x for s in series for x, _ in s.points]
+        return Markup('<p class="none">no data</p>')
+    steps = [x for s in series for x, _ in s.points]
     low, high = _value_range([y for s in series for _, y in s.points], from_zero)
-    first, last = min(xs), max(max(xs), min(xs) + 1)
+    first, last = min(steps), max(max(steps), min(steps) + 1)
 
-    def across(x: float) -> float:
-        return LEFT + (x - first) / (last - first) * (width - LEFT - RIGHT)
+    def at(x: float, y: float) -> tuple[float, float]:
+        across = LEFT + (x - first) / (last - first) * (width - LEFT - RIGHT)
+        return round(across, 1), round(TOP + (high - y) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
 
-    def down(y: float) -> float:
-        return TOP + (high - y) / (high - low) * (HEIGHT - TOP - BOTTOM)
-
-    lines = "".join(_path(s, across, down) for s in series)
-    hover = [
-        {
-            "name": s.name,
-            "style": s.style,
-            "points": [[round(across(x), 1), round(down(y), 1), x, y] for x, y in s.points],
-        }
-        for s in series
-        if s.style != "faint"
-    ]
-    data = html.escape(json.dumps(hover, separators=(",", ":")))
-    label = html.escape(", ".join(s.name for s in series))
-    return (
-        f'<svg viewBox="0 0 {width} {HEIGHT}" role="img" aria-label="{label} by step" data-series="{data}">'
-        f"{_axes((first, last), (low, high), width, across, down)}{lines}"
-        f'<line class="cross" y1="{TOP}" y2="{HEIGHT - BOTTOM}" visibility="hidden"/></svg>'
+    lines, hover = [], []
+    for s in series:
+        places = [at(x, y) for x, y in s.points]
+        path = "M" + "L".join(f"{x} {y}" for x, y in places)
+        lines.append({"style": s.style, "path": path, "dots": places[-60:] if s.marks or len(places) == 1 else []})
+        points = [[*place, x, y] for place, (x, y) in zip(places, s.points)]
+        hover += [{"name": s.name, "style": s.style, "points": points}] if s.style != "faint" else []
+    svg = render(
+        "chart.svg",
+        width=width,
+        height=HEIGHT,
+        left=LEFT,
+        right=width - RIGHT,
+        top=TOP,
+        base=HEIGHT - BOTTOM,
+        label=", ".join(s.name for s in series),
+        hover=json.dumps(hover, separators=(",", ":")),
+        values=[(at(first, value)[1], number(value)) for value in ticks(low, high, 5)],
+        steps=[(at(step, low)[0], number(step)) for step in ticks(first, last, 5) if step == int(step)],
+        lines=lines,
     )
-
-
-def _axes(
-    steps: tuple[float, float],
-    values: tuple[float, float],
-    width: int,
-    across: Callable[[float], float],
-    down: Callable[[float], float],
-) -> str:
-    parts = []
-    for value in ticks(*values, 5):
-        y = f"{down(value):.1f}"
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{width - RIGHT}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 8}" y="{y}" dy="0.32em" text-anchor="end">{number(value)}</text>')
-    base = HEIGHT - BOTTOM
-    parts.append(f'<line class="axis" x1="{LEFT}" x2="{width - RIGHT}" y1="{base}" y2="{base}"/>')
-    parts.append(f'<text class="tick" x="{LEFT - 8}" y="{base + 18}" text-anchor="end">step</text>')
-    for value in ticks(*steps, 5):
-        if value == int(value):
-            x = f"{across(value):.1f}"
-            parts.append(f'<text class="tick" x="{x}" y="{base + 18}" text-anchor="middle">{number(value)}</text>')
-    return "".join(parts)
-
-
-def _path(series: Series, across: Callable[[float], float], down: Callable[[float], float]) -> str:
-    points = [(across(x), down(y)) for x, y in series.points]
-    path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-    dots = ""
-    if series.marks or len(points) == 1:
-        dots = "".join(f'<circle class="{series.style}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in points[-60:])
-    return f'<path class="{series.style}" d="{path}"/>{dots}'
+    return Markup(svg)

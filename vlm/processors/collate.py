@@ -49,7 +49,7 @@ def unify_dtypes(examples: Sequence[Example], normalize: Callable[[torch.Tensor]
 
 
 def finalize_pixels(batch: Batch, normalize: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-    """``batch`` with float pixels; what is no real frame is zero."""
+    """``batch`` with float pixels; frames that only pad are zero."""
     if batch.pixels is None or batch.pixels.dtype != torch.uint8:
         return batch
     pixels = normalize(batch.pixels)

@@ -6,7 +6,6 @@ Training, chat, HTTP and evaluation all go through here.
 from __future__ import annotations
 
 import copy
-import logging
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,14 +17,13 @@ from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Image, Message,
 from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.templates.base import BaseTemplate, Segment
 from vlm.processors.tokenizer.tokenizer import Tokenizer
+from vlm.processors.truncation import Span, keep_answers, keep_first, keep_last
 from vlm.processors.video.recipe import VideoRecipe
 
 if TYPE_CHECKING:
     import torch
 
     from vlm.config.api import ModelConfig
-
-log = logging.getLogger(__name__)
 
 
 @register_text("default")
@@ -45,16 +43,6 @@ class TextConfig:
     new_pad_token: str = ""  # pad token of a folder that names none, instead of pad_token
     bos_id: int | None = None  # forced, whatever the folder says
     eos_id: int | None = None
-
-
-@dataclass
-class Span:
-    """Ids of a segment; ``supervised``: targets, ``bos``: begin id in front, ``eos``: the last is the end id."""
-
-    ids: list[int]
-    supervised: bool = False
-    bos: bool = False
-    eos: bool = False
 
 
 class Processor:
@@ -84,7 +72,7 @@ class Processor:
         self.media_id = tokenizer.id_of(token) if token else None
         if token and not tokenizer.is_special(token):
             raise ConfigError(
-                f"model.template.media_token is {token!r}, which is no special token of the tokenizer",
+                f"model.template.media_token is {token!r}, which is not a special token of the tokenizer",
                 fix=f"add it: model.text.special_tokens: ['{token}'], or set media_token to ''",
             )
 
@@ -101,14 +89,8 @@ class Processor:
         """
         segments = self.template.train_segments(sample, rng)
         spans = self._spans(segments)
-        if self.text_cfg.max_turn_len > 0:
-            spans = self._cut_turns(spans, sample)
-        else:
-            first = next((i for i, s in enumerate(spans) if s.supervised), len(spans))
-            head = self._cut_context(self._last(spans[:first], warn=False), sample)
-            spans = [*head, *self._cut_answers(spans[first:])]
         media = [s.medium for s in segments if s.medium is not None]
-        example = self._example(spans, media, sample, rng if augment else None)
+        example = self._example(self._truncate(spans, sample), media, sample, rng if augment else None)
         if not example.num_targets:
             raise DataError(
                 f"sample {_name(sample)}: no supervised token",
@@ -123,7 +105,7 @@ class Processor:
             PromptError: see :meth:`BaseTemplate.chat_segments`.
             DataError: unreadable medium.
         """
-        return self._prompt(self.template.chat_segments(messages), self._last)
+        return self._prompt(self.template.chat_segments(messages))
 
     def encode_prompt(self, text: str, media: Sequence[Any] = ()) -> Example:
         """A finished prompt text, taken as it is: one ``<ImageHere>`` per medium, the begin id in front.
@@ -135,10 +117,10 @@ class Processor:
             DataError: unreadable medium.
         """
         parts = [m if isinstance(m, Image | Video) else Image(m) for m in media]
-        return self._prompt(self.template.prompt_segments(text, parts), self._last)
+        return self._prompt(self.template.prompt_segments(text, parts))
 
     def encode_answer(self, text: str) -> list[int]:
-        """Ids of an answer behind an open prompt, with its end, as training writes it."""
+        """Ids of an answer after an open prompt, with its end, as training writes it."""
         return [i for span in self._spans(self.template.answer_segments(text)) if span.supervised for i in span.ids]
 
     def as_uint8(self) -> Processor:
@@ -163,10 +145,28 @@ class Processor:
     def _answer_limit(self) -> str:
         return "model.text.max_turn_len" if self.text_cfg.max_turn_len > 0 else "model.max_txt_len"
 
-    def _prompt(self, segments: list[Segment], cut: Callable[[list[Span]], list[Span]] | None = None) -> Example:
+    def _prompt(self, segments: list[Segment]) -> Example:
         media = [s.medium for s in segments if s.medium is not None]
-        spans = self._spans(segments)
-        return self._example(cut(spans) if cut else spans, media, Sample(messages=()))
+        spans = keep_last(self._spans(segments), self.text_cfg.max_input_len, warn=True)
+        return self._example(spans, media, Sample(messages=()))
+
+    def _truncate(self, spans: list[Span], sample: Sample) -> list[Span]:
+        """The spans of a training sample within the limits of ``text_cfg``."""
+        cfg = self.text_cfg
+        per_turn = cfg.max_turn_len > 0
+        name, limit = ("max_turn_len", cfg.max_turn_len) if per_turn else ("max_context_len", cfg.max_context_len)
+
+        def cut_off() -> DataError:
+            fix = f"raise model.{name} or shorten the prompt"
+            return DataError(f"sample {_name(sample)}: an image is beyond {name} {limit}", fix=fix)
+
+        if per_turn:
+            return keep_first(spans, limit, cfg.tokens_per_medium, per_turn=True, error=cut_off)
+        first = next((i for i, s in enumerate(spans) if s.supervised), len(spans))
+        head = keep_last(spans[:first], cfg.max_input_len)
+        head = keep_first(head, limit, cfg.tokens_per_medium, per_turn=False, error=cut_off)
+        end = self._after_letter(self.template.config.end_sym) if cfg.keep_end else None
+        return [*head, *keep_answers(spans[first:], cfg.max_txt_len, end)]
 
     def _spans(self, segments: Sequence[Segment]) -> list[Span]:
         """Joined segments are tokenised as one text and cut where supervision changes."""
@@ -229,82 +229,6 @@ class Processor:
             raise DataError(f"video {label}: this model takes images only", fix=fix)
         return self.video(medium.source, label, rng)
 
-    def _last(self, spans: list[Span], warn: bool = True) -> list[Span]:
-        """The last ``max_input_len`` tokens of a prompt, and all its images (a published rule)."""
-        limit = self.text_cfg.max_input_len
-        length = sum(len(span.ids) - span.ids.count(MEDIA_TOKEN) + span.bos for span in spans)
-        if limit <= 0 or length <= limit:
-            return spans
-        if warn:
-            log.warning("prompt of %d tokens cut to its last %d (model.text.max_input_len)", length, limit)
-        room, out = limit, []
-        for span in reversed(spans):
-            kept: list[int] = []
-            for i in reversed(span.ids):
-                kept += [i] if i == MEDIA_TOKEN or room > 0 else []
-                room -= i != MEDIA_TOKEN
-            out.append(replace(span, ids=kept[::-1], bos=span.bos and room > 0))
-            room -= span.bos
-        return out[::-1]
-
-    def _cut_turns(self, spans: Sequence[Span], sample: Sample) -> list[Span]:
-        """The first ``max_turn_len`` positions of every turn, which begins with a begin id; a cut turn has no end."""
-        out: list[Span] = []
-        room = self.text_cfg.max_turn_len
-        for span in spans:
-            if span.bos:
-                room = self.text_cfg.max_turn_len - 1
-            ids = self._first(span.ids, room, "max_turn_len", sample)
-            room -= self._positions(ids)
-            out.append(replace(span, ids=ids))
-            room = room if len(ids) == len(span.ids) else 0
-        return out
-
-    def _cut_context(self, spans: Sequence[Span], sample: Sample) -> list[Span]:
-        """The first ``max_context_len`` positions; losing an image that way is an error."""
-        room, out = self.text_cfg.max_context_len, []
-        for span in spans:
-            out.append(replace(span, ids=self._first(span.ids, room, "max_context_len", sample)))
-            room -= self._positions(span.ids)
-        return out
-
-    def _first(self, ids: list[int], room: int, limit: str, sample: Sample) -> list[int]:
-        """As many ids as fit into ``room`` positions.
-
-        Raises:
-            DataError: an image does not fit.
-        """
-        if MEDIA_TOKEN not in ids:
-            return ids[: max(room, 0)]
-        kept: list[int] = []
-        for i in ids:
-            room -= self._positions([i])
-            if room < 0 and i == MEDIA_TOKEN:
-                raise DataError(
-                    f"sample {_name(sample)}: an image lies beyond {limit} {getattr(self.text_cfg, limit)}",
-                    fix=f"raise model.{limit} or shorten the prompt",
-                )
-            kept += [i] if room >= 0 else []
-        return kept
-
-    def _positions(self, ids: list[int]) -> int:
-        return len(ids) + ids.count(MEDIA_TOKEN) * (self.text_cfg.tokens_per_medium - 1)
-
-    def _cut_answers(self, spans: Sequence[Span]) -> list[Span]:
-        """The first ``max_txt_len`` tokens; with ``keep_end`` a cut answer still ends with the end symbol."""
-        room, out = self.text_cfg.max_txt_len, []
-        for span in spans:
-            ids = span.ids
-            if len(ids) > room:
-                if self.text_cfg.keep_end:
-                    end = ids[-1:] if span.eos else self._after_letter(self.template.config.end_sym)
-                    ids = (ids[: max(room - len(end), 0)] + end)[:room] if span.supervised else []
-                out.append(replace(span, ids=ids[:room]))
-                break
-            out.append(span)
-            room -= len(ids)
-        return out
-
     def _after_letter(self, text: str) -> list[int]:
         """Ids of ``text`` where it follows a word directly."""
         alone = self.tokenizer.encode("x")
@@ -336,11 +260,11 @@ def build_processor(model_cfg: ModelConfig) -> Processor:
     frames = model_cfg.video
     video = None if frames is None else resolve("video", frames.name)(frames.config, image)
     processor = Processor(tokenizer, template, image, text_cfg, video)
-    _check_mark(model_cfg, processor)
+    _check_placeholder(model_cfg, processor)
     return processor
 
 
-def _check_mark(model_cfg: ModelConfig, processor: Processor) -> None:
+def _check_placeholder(model_cfg: ModelConfig, processor: Processor) -> None:
     """Raises ConfigError when the fusion embeds another token for a medium than the tokenizer has."""
     placeholder = model_cfg.fusion.get("image_token_id")
     if placeholder is not None and processor.media_id not in (None, placeholder):

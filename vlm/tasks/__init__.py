@@ -1,1 +1,1 @@
-"""What a step is and what a benchmark is; one file per task."""
+"""What a training step is and what a benchmark is; one file per task."""

@@ -1,14 +1,10 @@
-"""What a task is: the training and validation step, and for benchmarks an evaluation."""
+"""What a task is: the training and the validation step."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
-from vlm.common.errors import UserError
 from vlm.common.types import Batch, Output
 
 
@@ -19,13 +15,6 @@ class Task:
     ``model`` may be wrapped for several processes, so it is only ever called.
     """
 
-    @dataclass
-    class Config:
-        """A task without options."""
-
-    def __init__(self, config: Any = None) -> None:
-        self.config = config if config is not None else self.Config()
-
     def train_step(self, model: nn.Module, batch: Batch) -> Output:
         """Loss of one micro-batch, with gradient."""
         return model(batch)
@@ -34,13 +23,3 @@ class Task:
     def valid_step(self, model: nn.Module, batch: Batch) -> Output:
         """Loss of one batch, without gradient."""
         return model(batch)
-
-    def evaluate(self, engine: Any, dataset: Any, generation: Any = None) -> dict[str, Any]:
-        """Numbers of a benchmark, JSON-ready, from a dataset whose answers are known.
-
-        Raises:
-            UserError: the task is no benchmark.
-        """
-        raise UserError(
-            f"task {type(self).__name__} has no evaluation", fix="set run.task=question_answering, or another benchmark"
-        )

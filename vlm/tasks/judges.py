@@ -41,7 +41,7 @@ ENOUGH = 0.75
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words without marks and articles; numbers up to twenty as digits, British spellings as American."""
+    """Lower-case words without punctuation and articles; numbers to twenty as digits, British spellings as American."""
     plain = unicodedata.normalize("NFKC", text).lower().replace("’", "'")
     result = [_SAME.get(w, w) for w in _WORDS.findall(plain)]
     return [str(_NUMBERS[w]) if w in _ONES.split() else w for w in result if w not in _ARTICLES]
@@ -178,16 +178,3 @@ def intervals(types: Sequence[Any], shares: Sequence[float]) -> dict[str, Any]:
         if kind is not None:
             groups.setdefault(str(kind), []).append(value)
     return {"overall": interval(shares), "by_type": {k: interval(groups[k]) for k in sorted(groups)}}
-
-
-def add_up(right: Mapping[str, int], sizes: Mapping[str, int]) -> dict[str, float]:
-    """Percentages of a table of right answers per class, and ``overall`` = all right / all questions.
-
-    Raises:
-        ValueError: a class of other names or sizes.
-    """
-    wrong = [c for c in {*right, *sizes} if not 0 <= right.get(c, -1) <= sizes.get(c, -1)]
-    if wrong:
-        raise ValueError(f"classes that do not fit their sizes: {', '.join(sorted(wrong))}")
-    shares = {c: 100 * right[c] / sizes[c] for c in sizes}
-    return {**shares, "overall": 100 * sum(right.values()) / sum(sizes.values())}

@@ -13,7 +13,7 @@ from vlm.common.types import Image, Sample, Video
 from vlm.config.types import DatasetEntry, Part
 from vlm.datasets.base import message
 from vlm.datasets.formats.web_shards import WebShards
-from vlm.datasets.inspect.check import DatasetCheck, Seen, check_dataset, kind_of, missing_files
+from vlm.datasets.inspect.check import DatasetCheck, Seen, check_dataset, missing_files, reason_kind
 from vlm.datasets.inspect.scan import Opened
 from vlm.datasets.loading.sources import BadRecord, Source
 from vlm.processors.collate import VisualTokens
@@ -38,7 +38,7 @@ def test_a_stream_with_faults(shards: Callable[..., Path], processor: Processor,
     report = check_dataset(opened(root), processor, RECIPE, **options)
     assert report.bad == 2 and 70 < report.samples < 140
     half, cut = [json.loads(line) for line in quarantine.getvalue().splitlines()]
-    assert "record 000107: no caption" in half["reason"] and "no end mark: cut off" in cut["reason"]
+    assert "record 000107: no caption" in half["reason"] and "no end marker: truncated" in cut["reason"]
     with_pixels = check_dataset(opened(root), processor, RECIPE, pixels=True, **options)
     assert with_pixels.bad == 3 and with_pixels.samples == report.samples - 1
     assert set(with_pixels.lengths) == set(report.lengths)
@@ -87,8 +87,8 @@ def test_missing_files(tmp_path: Path) -> None:
     ],
 )
 def test_equal_faults_count_together(one: str, other: str) -> None:
-    assert kind_of(one) == kind_of(other)
-    assert kind_of("no file /a/1.jpg") != kind_of("image /a/1.jpg: empty")
+    assert reason_kind(one) == reason_kind(other)
+    assert reason_kind("no file /a/1.jpg") != reason_kind("image /a/1.jpg: empty")
 
 
 def test_verdicts() -> None:

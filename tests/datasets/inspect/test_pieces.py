@@ -10,8 +10,8 @@ from PIL import Image as PILImage
 
 from vlm.common.types import MEDIA_TOKEN, Example, Image, Sample
 from vlm.datasets.base import message
-from vlm.datasets.inspect.html import page, thumbnail
 from vlm.datasets.inspect.render import Piece, Shown, pieces, readable, spoken, terminal_text
+from vlm.pages.samples import page, thumbnail
 from vlm.processors.collate import VisualTokens
 from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.tokenizer.tokenizer import Tokenizer
@@ -89,7 +89,7 @@ def test_the_page_holds_all_it_needs(tokenizer: Tokenizer) -> None:
 def test_the_page_without_a_tokenizer() -> None:
     sample = Sample((message("user", "What?"), message("assistant", "Nothing")), id="7", source="mine")
     text = page("T", [("mine", [Shown("7", sample)])], RECIPE, None)
-    assert "user: &#x27;What?&#x27;" in text and "Without a tokenizer" in text
+    assert "user: &#39;What?&#39;" in text and "Without a tokenizer" in text
 
 
 def test_thumbnails_undo_the_normalisation() -> None:
@@ -104,4 +104,4 @@ def test_thumbnails_undo_the_normalisation() -> None:
 def test_clips_show_a_strip_of_frames(tokenizer: Tokenizer) -> None:
     sample = Sample((message("user", "?"), message("assistant", "red")), id="7", source="mine")
     text = page("T", [("x", [Shown("7", sample, example(tokenizer, frames=12))])], RECIPE, tokenizer)
-    assert text.count("data:image/jpeg") == 8 and '<div class="images clip">' in text
+    assert text.count("data:image/jpeg") == 8 and '<div class="images frames">' in text

@@ -15,7 +15,7 @@ from vlm.common.types import Image, Sample
 from vlm.config.types import DatasetEntry, Part
 from vlm.datasets.formats.web_shards import WebShards
 from vlm.datasets.inspect.scan import Opened
-from vlm.datasets.inspect.shards import entry_yaml, write_shards
+from vlm.datasets.inspect.shards import entry_yaml, write_web_shards
 from vlm.datasets.loading.sources import Source
 
 
@@ -58,7 +58,7 @@ def dialogues(folder: Path, image_of: Callable[..., bytes], count: int = 7) -> O
 @pytest.mark.parametrize("workers", [0, 2])
 def test_shards_give_back_the_same_samples(tmp_path: Path, image_of: Callable[..., bytes], workers: int) -> None:
     data = dialogues(tmp_path, image_of)
-    done = write_shards(data, tmp_path / "out", per_shard=3, workers=workers)
+    done = write_web_shards(data, tmp_path / "out", per_shard=3, workers=workers)
     assert {k: v["samples"] for k, v in done["shards"].items()} == {"00000.tar": 3, "00001.tar": 3, "00002.tar": 2}
     assert (done["samples"], done["complete"]) == (8, True)
     assert data.source is not None
@@ -69,11 +69,11 @@ def test_captions_and_streams_too(
     tmp_path: Path, caption_folder: Callable[..., Path], shards: Callable[..., Path]
 ) -> None:
     folder = opened("caption_folder", {"storage": str(caption_folder(4)), "image_ext": ".png"})
-    write_shards(folder, tmp_path / "out")
+    write_web_shards(folder, tmp_path / "out")
     assert folder.source is not None
     assert read_back(tmp_path / "out" / "mine") == [with_bytes(folder.source.dataset[i]) for i in range(4)]
     stream = opened("web_shards", {"storage": str(shards((3, 2)))}, name="stream")
-    write_shards(stream, tmp_path / "out", per_shard=2)
+    write_web_shards(stream, tmp_path / "out", per_shard=2)
     assert stream.source is not None
     old = stream.source.dataset
     assert read_back(tmp_path / "out" / "stream") == [old.decode(raw) for raw in old.records(None)]
@@ -82,14 +82,14 @@ def test_captions_and_streams_too(
 def test_the_same_bytes_every_time(tmp_path: Path, image_of: Callable[..., bytes]) -> None:
     data = dialogues(tmp_path, image_of)
     for name, workers in (("a", 0), ("b", 2)):
-        write_shards(data, tmp_path / name, per_shard=3, workers=workers)
+        write_web_shards(data, tmp_path / name, per_shard=3, workers=workers)
     one, two = (sorted((tmp_path / n / "mine").glob("*.tar")) for n in "ab")
     assert [f.read_bytes() for f in one] == [f.read_bytes() for f in two]
 
 
 def test_an_interrupted_command_goes_on(tmp_path: Path, image_of: Callable[..., bytes]) -> None:
     data, out = dialogues(tmp_path, image_of), tmp_path / "out" / "mine"
-    write_shards(data, tmp_path / "out", per_shard=3)
+    write_web_shards(data, tmp_path / "out", per_shard=3)
     kept = (out / "00000.tar").stat().st_mtime_ns
     whole = (out / "00001.tar").read_bytes()
     manifest = json.loads((out / "manifest.json").read_text())
@@ -97,7 +97,7 @@ def test_an_interrupted_command_goes_on(tmp_path: Path, image_of: Callable[..., 
     (out / "manifest.json").write_text(json.dumps(manifest))
     (out / "00001.tar").unlink()
     (out / "00001.99.part").write_bytes(b"half")
-    done = write_shards(data, tmp_path / "out", per_shard=3)
+    done = write_web_shards(data, tmp_path / "out", per_shard=3)
     assert (out / "00000.tar").stat().st_mtime_ns == kept
     assert (out / "00001.tar").read_bytes() == whole
     assert done["samples"] == 8 and done["complete"]
@@ -106,32 +106,32 @@ def test_an_interrupted_command_goes_on(tmp_path: Path, image_of: Callable[..., 
 
 def test_shards_of_other_data_are_not_mixed(tmp_path: Path, image_of: Callable[..., bytes]) -> None:
     data = dialogues(tmp_path, image_of)
-    write_shards(data, tmp_path / "out", per_shard=3)
+    write_web_shards(data, tmp_path / "out", per_shard=3)
     with pytest.raises(DataError, match="holds shards of other data: per_shard is 3 there, 4 here"):
-        write_shards(data, tmp_path / "out", per_shard=4)
+        write_web_shards(data, tmp_path / "out", per_shard=4)
     fewer = dialogues(tmp_path, image_of, count=4)
     with pytest.raises(DataError, match="records is 8 there, 5 here"):
-        write_shards(fewer, tmp_path / "out", per_shard=3)
+        write_web_shards(fewer, tmp_path / "out", per_shard=3)
     (tmp_path / "out" / "mine" / "manifest.json").write_text("{")
     with pytest.raises(DataError, match=r"manifest.json is not JSON"):
-        write_shards(data, tmp_path / "out", per_shard=3)
+        write_web_shards(data, tmp_path / "out", per_shard=3)
     (tmp_path / "out" / "mine" / "manifest.json").unlink()
     with pytest.raises(DataError, match=r"holds shards but no manifest.json"):
-        write_shards(data, tmp_path / "out", per_shard=3)
+        write_web_shards(data, tmp_path / "out", per_shard=3)
 
 
 def test_bad_records_are_left_out_and_counted(tmp_path: Path, image_of: Callable[..., bytes]) -> None:
     data = dialogues(tmp_path, image_of)
     for k in (3, 5):
         (tmp_path / f"{k}.png").unlink()
-    done = write_shards(data, tmp_path / "out", per_shard=3)
+    done = write_web_shards(data, tmp_path / "out", per_shard=3)
     assert sum(s["bad"] for s in done["shards"].values()) == 2
     assert [s.id for s in read_back(tmp_path / "out" / "mine")] == ["a/0.x", "a/1.x", "a/2.x", "a/4.x", "a/6.x", "text"]
     lines = (tmp_path / "out" / "mine" / "quarantine.jsonl").read_text().splitlines()
     assert [json.loads(line)["key"] for line in lines] == ["3", "5"]
     (tmp_path / "6.png").unlink()
     with pytest.raises(DataError, match="3 of 8 records could not be used"):
-        write_shards(data, tmp_path / "more", per_shard=3)
+        write_web_shards(data, tmp_path / "more", per_shard=3)
     (tmp_path / "d.json").write_text(
         json.dumps(
             [
@@ -145,7 +145,7 @@ def test_bad_records_are_left_out_and_counted(tmp_path: Path, image_of: Callable
     )
     alone = opened("conversation_json", {"ann_path": str(tmp_path / "d.json"), "image_path": str(tmp_path)})
     with pytest.raises(DataError, match="no record could be written"):
-        write_shards(alone, tmp_path / "none")
+        write_web_shards(alone, tmp_path / "none")
 
 
 def test_a_format_that_cleans_fields_is_stored_clean(tmp_path: Path, image_of: Callable[..., bytes]) -> None:
@@ -159,7 +159,7 @@ def test_a_format_that_cleans_fields_is_stored_clean(tmp_path: Path, image_of: C
     data = opened("referring", {"ann_path": str(tmp_path), "image_path": str(tmp_path)})
     assert data.source is not None
     data.source.dataset.clean = str.upper
-    write_shards(data, tmp_path / "out")
+    write_web_shards(data, tmp_path / "out")
     (sample,) = read_back(tmp_path / "out" / "mine")
     assert (sample.messages[0].text, sample.messages[1].text) == ("[refer] THE BOAT!", "{<0><0><50><100>}")
 

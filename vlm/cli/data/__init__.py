@@ -1,1 +1,1 @@
-"""``vlm data``: what datasets hold."""
+"""``vlm data``: list corpora, inspect and check datasets, write web shards."""

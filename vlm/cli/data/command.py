@@ -1,4 +1,4 @@
-"""``vlm data``: corpora and formats; what a configuration's datasets hold, how a model sees it; writing web shards."""
+"""``vlm data``: list corpora, show and check the datasets of a configuration, write web shards."""
 
 from __future__ import annotations
 
@@ -10,20 +10,27 @@ from typing import Any
 from vlm.common.logging import say
 from vlm.common.registry import register_command
 
-ACTIONS: dict[str, str] = {
-    "list": "shipped corpora with their formats and what they need",
-    "show": "samples as the model is trained on them: tokens, what is trained, images",
-    "check": "read every record: what cannot be used and why, lengths, padding",
-    "shard": "write datasets as web shards",
+ACTIONS: dict[str, tuple[str, str]] = {
+    "list": ("list the shipped corpora with their formats and what they need", "vlm data list"),
+    "show": (
+        "show samples as the model is trained on them: tokens, targets, images",
+        "vlm data show mine.yaml -n 4 --html samples.html",
+    ),
+    "check": (
+        "read every record; report unusable ones, lengths and padding",
+        "vlm data check mine.yaml --pixels -j 8 --out report",
+    ),
+    "shard": ("write datasets as web shards", "vlm data shard mine.yaml shards -j 8"),
 }
+"""Action -> help, example."""
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """Type of an argument that is a whole number of ``least`` or more."""
+    """Type of an argument that is an integer of at least ``least``."""
 
     def read(text: str) -> int:
         if not text.lstrip("-").isdigit() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of {least} or more")
+            raise argparse.ArgumentTypeError(f"expected an integer >= {least}, got {text!r}")
         return int(text)
 
     return read
@@ -32,29 +39,32 @@ def at_least(least: int) -> Callable[[str], int]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """``list``, ``show CFG``, ``check CFG``, ``shard CFG OUT``."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="|".join(ACTIONS))
-    result = {name: actions.add_parser(name, help=about, description=about) for name, about in ACTIONS.items()}
+    result = {
+        name: actions.add_parser(name, help=about, description=about, epilog=f"example: {example}")
+        for name, (about, example) in ACTIONS.items()
+    }
     for name in ("show", "check", "shard"):
-        result[name].add_argument("cfg", metavar="FILE|RUN_DIR")
-    result["shard"].add_argument("out", metavar="OUT", help="folder to write OUT/DATASET/00000.tar ... to")
+        result[name].add_argument("cfg", metavar="FILE|RUN_DIR", help="YAML file or run folder")
+    result["shard"].add_argument("out", metavar="OUT", help="output folder, for OUT/DATASET/00000.tar ...")
     for name in ("show", "check", "shard"):
-        result[name].add_argument("--only", nargs="+", default=[], metavar="DATASET", help="these datasets only")
+        result[name].add_argument("--only", nargs="+", default=[], metavar="DATASET", help="only these datasets")
         result[name].add_argument(
             "--options", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the configuration"
         )
     for name in ("check", "shard"):
-        result[name].add_argument("-j", type=at_least(0), default=0, metavar="N", help="processes (0: this one)")
+        result[name].add_argument("-j", type=at_least(0), default=0, metavar="N", help="worker processes (default: 0)")
     show = result["show"]
-    show.add_argument("-n", type=at_least(1), default=2, help="samples of each dataset (2)")
-    show.add_argument("--seed", type=int, default=None, help="draw samples at random instead of the first ones")
-    show.add_argument("--html", metavar="FILE", help="write a page with the images")
+    show.add_argument("-n", type=at_least(1), default=2, help="samples of each dataset (default 2)")
+    show.add_argument("--seed", type=int, default=None, help="show random samples instead of the first ones")
+    show.add_argument("--html", metavar="FILE", help="write an HTML page with the images")
     check = result["check"]
-    check.add_argument("--pixels", action="store_true", help="decode every image and video too")
+    check.add_argument("--pixels", action="store_true", help="also decode every image and video")
     check.add_argument(
-        "--limit", type=at_least(1), default=None, metavar="N", help="the first N records of each dataset only"
+        "--limit", type=at_least(1), default=None, metavar="N", help="only the first N records of each dataset"
     )
-    check.add_argument("--out", metavar="DIR", help="write quarantine.jsonl and check.json there")
+    check.add_argument("--out", metavar="DIR", help="folder for quarantine.jsonl and check.json")
     result["shard"].add_argument(
-        "--per-shard", type=at_least(1), default=1000, metavar="N", help="samples of a shard (1000)"
+        "--per-shard", type=at_least(1), default=1000, metavar="N", help="samples of a shard (default 1000)"
     )
 
 
@@ -62,7 +72,7 @@ def main(args: argparse.Namespace) -> int:
     """Run the action; the exit code.
 
     Raises:
-        UserError: an unusable configuration or dataset.
+        UserError: an invalid configuration or dataset.
     """
     if args.action == "list":
         return list_corpora()

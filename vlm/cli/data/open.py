@@ -1,4 +1,4 @@
-"""What the actions of ``vlm data`` share: the configuration, its datasets, the model's processor if it can be had."""
+"""Shared by the actions of ``vlm data``: the configuration, its datasets and, if possible, the model's processor."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 NOT_SET = "not-set"
-"""Path that stands for a file of the model that the configuration does not name yet."""
+"""Dummy path of a model file that the configuration does not set."""
 
 
 @dataclass
-class View:
-    """A configuration's datasets with the model's text and image side; ``processor`` is None without tokenizer."""
+class DataView:
+    """A configuration's datasets and what encodes them; ``processor`` is None without a tokenizer."""
 
     cfg: Config
     datasets: list[Opened]
@@ -35,15 +35,15 @@ class View:
     note: str = ""
 
 
-def open_view(args: argparse.Namespace, model: bool = True) -> View:
+def open_view(args: argparse.Namespace, model: bool = True) -> DataView:
     """Read the configuration and open its datasets (those of ``--only``).
 
     Args:
         args: with ``cfg``, ``options`` and ``only``.
-        model: also make the processor and count visual tokens.
+        model: also build the processor and count visual tokens.
 
     Raises:
-        UserError: an unusable configuration, an unknown dataset in ``--only``, no dataset at all.
+        UserError: an invalid configuration, an unknown dataset in ``--only``, or no dataset at all.
     """
     from vlm.common.registry import resolve
     from vlm.datasets.inspect.scan import open_datasets, sections
@@ -54,17 +54,17 @@ def open_view(args: argparse.Namespace, model: bool = True) -> View:
     entries = sections(cfg)
     unknown = [name for name in args.only if name not in entries]
     if unknown:
-        raise UserError(f"--only {unknown[0]}: no such dataset", fix=f"one of {', '.join(entries) or 'none'}")
+        raise UserError(f"--only {unknown[0]}: no such dataset", fix=f"use one of {', '.join(entries) or 'none'}")
     entries = {name: entry for name, entry in entries.items() if not args.only or name in args.only}
     if not entries and (left := unset(cfg)):
         raise UserError(
-            f"{args.cfg}: no dataset can be opened, build_info is not set of {', '.join(left)}",
+            f"{args.cfg}: no dataset can be opened; build_info is not set for {', '.join(left)}",
             fix="set the paths under datasets, or give them with --options datasets.NAME.build_info.KEY=PATH",
         )
     if not entries:
-        raise UserError(f"{args.cfg} names no dataset")
+        raise UserError(f"{args.cfg} has no datasets", fix="add one under datasets:")
     recipe = resolve("image", cfg.model.image.name)(cfg.model.image.config)
-    view = View(cfg, open_datasets(entries, recipe.config.size), None, recipe, VisualTokens(), unset(cfg))
+    view = DataView(cfg, open_datasets(entries, recipe.config.size), None, recipe, VisualTokens(), unset(cfg))
     if not model:
         return view
     try:
@@ -77,10 +77,10 @@ def open_view(args: argparse.Namespace, model: bool = True) -> View:
 
 
 def load_without_weights(cfg: str, options: Sequence[str]) -> Config:
-    """The configuration; files of the model that it does not name yet are taken as missing ones, for data needs none.
+    """The configuration. Unset model paths are replaced by a dummy, because inspecting data needs no weights.
 
     Raises:
-        ConfigError: any other problem.
+        ConfigError: the configuration has any other problem.
     """
     from vlm.config.api import load_config
     from vlm.config.schema import ConfigProblems
@@ -96,23 +96,23 @@ def load_without_weights(cfg: str, options: Sequence[str]) -> Config:
 
 
 def _with_equals(options: Sequence[str]) -> list[str]:
-    """``a.b c`` (the other published spelling) as ``a.b=c``."""
+    """Options in the other published spelling, ``a.b c``, as ``a.b=c``."""
     if not options or "=" in options[0]:
         return list(options)
     return [f"{key}={value}" for key, value in zip(options[::2], options[1::2], strict=False)]
 
 
 def unset(cfg: Config) -> list[str]:
-    """Datasets that the file names but whose build_info it does not set."""
+    """Datasets of the file whose build_info is not set."""
     known = {"datasets": cfg.datasets, "valid_datasets": cfg.valid_datasets}
     named = dict.fromkeys(tuple(path.split(".")[:2]) for path in cfg.origins if path.count("."))
     return [name for section, name in named if section in known and name not in known[section]]
 
 
 def count_visual_tokens(cfg: Config) -> VisualTokens:
-    """Positions of a medium in the LLM, from the composition without its weights.
+    """Positions that media take in the LLM, from the composition without its weights.
 
-    Where it cannot be built (an LLM folder with a tokenizer only), what the configuration says.
+    If it cannot be built (an LLM folder with a tokenizer only), those of the configuration.
     """
     from vlm.models.build import build_model
     from vlm.processors.collate import VisualTokens
@@ -124,9 +124,9 @@ def count_visual_tokens(cfg: Config) -> VisualTokens:
         return VisualTokens(0, cfg.model.text.config.tokens_per_medium)
 
 
-def report_skipped(view: View, only: list[str]) -> None:
-    """Say what could not be had."""
+def report_skipped(view: DataView, only: list[str]) -> None:
+    """Print what was skipped, and why."""
     if view.unset and not only:
-        say(f"left out, their build_info is not set: {', '.join(view.unset)}")
+        say(f"skipped because build_info is not set: {', '.join(view.unset)}")
     if view.note:
         say(view.note)

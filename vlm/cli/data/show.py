@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlm.cli.data.open import View, open_view, report_skipped
+from vlm.cli.data.open import DataView, open_view, report_skipped
 from vlm.common.errors import DataError
 from vlm.common.logging import say
 
@@ -20,7 +20,7 @@ def main(args: argparse.Namespace) -> int:
     """Print samples of each dataset, or write them as a page.
 
     Raises:
-        DataError: a dataset that cannot be opened, or a page that cannot be written.
+        DataError: a dataset cannot be opened, or the page cannot be written.
     """
     from vlm.datasets.inspect.render import draw_samples
 
@@ -47,8 +47,8 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def say_sample(view: View, shown: Shown, colour: bool) -> None:
-    """One sample: its tokens, or its messages where there is no tokenizer."""
+def say_sample(view: DataView, shown: Shown, colour: bool) -> None:
+    """Print one sample: its tokens, or its messages if there is no tokenizer."""
     from vlm.datasets.inspect.render import describe_media, pieces, spoken, terminal_text
 
     if shown.sample is None:
@@ -65,14 +65,14 @@ def say_sample(view: View, shown: Shown, colour: bool) -> None:
     say(f"    {terminal_text(pieces(shown.example, view.processor.tokenizer, view.visual_tokens), colour)}")
 
 
-def write_page(view: View, args: argparse.Namespace, found: list[tuple[str, list[Shown]]]) -> None:
-    """The samples as one HTML file. Raises DataError when it cannot be written."""
-    from vlm.datasets.inspect.html import page
+def write_page(view: DataView, args: argparse.Namespace, found: list[tuple[str, list[Shown]]]) -> None:
+    """Write the samples as one HTML file. Raises DataError if it cannot be written."""
+    from vlm.pages.samples import page
 
     tokenizer = view.processor.tokenizer if view.processor is not None else None
     text = page(f"Samples of {args.cfg}", found, view.recipe, tokenizer, view.visual_tokens)
     try:
         Path(args.html).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise DataError(f"{args.html} cannot be written ({error.strerror})", fix="name another file") from error
+        raise DataError(f"{args.html} cannot be written ({error.strerror})", fix="give another file") from error
     say(f"written: {args.html} ({len(text) / 1024:.0f} KiB)")

@@ -37,7 +37,7 @@ class CaptionFolder:
         text_roles: Sequence[str] = ()
 
     def __init__(self, config: Config) -> None:
-        """Reads the caption file. Raises DataError when it is missing or of another shape."""
+        """Reads the caption file. Raises DataError if it is missing or malformed."""
         self.config = config
         file = Path(config.storage) / config.ann_file
         self._file = str(file)

@@ -1,4 +1,4 @@
-"""Dialogues about images in one JSON file (the layout of LLaVA-Instruct)."""
+"""Dialogues about images in JSON files (the layout of LLaVA-Instruct)."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class ConversationJson:
         user:      Is it moving?
         assistant: No.
 
-    ``image`` may be a list; the k-th ``<image>`` placeholder is the k-th image. Without a placeholder all images come
-    first. Without an ``image`` field the dialogue is text only, unless ``image_pattern`` makes a name of it.
+    ``image`` may be a list; the k-th ``<image>`` placeholder is the k-th image. Without placeholders all images come
+    first. Without an ``image`` field the dialogue is text only, unless ``image_pattern`` names the image.
     """
 
     @dataclass
@@ -45,14 +45,14 @@ class ConversationJson:
         ann_path: str | list[str]  # files of dialogues, concatenated
         image_path: str = ""
         image_pattern: str = ""  # e.g. COCO_train2014_{id}.jpg for records without an image field
-        image_first: bool = True  # published form: the image stands before the text of its turn
-        drop_newlines: bool = False  # published form: newlines in questions are deleted
+        image_first: bool = True  # as published: the image comes before the text of its turn
+        drop_newlines: bool = False  # as published: newlines in questions are deleted
         first_pair_only: bool = False
-        overlapping_pairs: bool = False  # published Multimodal-GPT: see _overlapping
+        overlapping_pairs: bool = False  # as in Multimodal-GPT: see _overlapping
         text_roles: Sequence[str] = ()
 
     def __init__(self, config: Config) -> None:
-        """Reads the files. Raises DataError when one is missing or of another shape."""
+        """Reads the files. Raises DataError if one is missing or malformed."""
         self.config = config
         self._rows = AllRows(config.ann_path)
 
@@ -88,7 +88,7 @@ class ConversationJson:
 def _overlapping(turns: Sequence[tuple[Role, str]]) -> list[tuple[Role, str]]:
     """Turn k asks with message k and answers with message k + 1, for half as many turns as there are messages.
 
-    So every second question is an answer of the assistant. The published code paired a dialogue so.
+    So every second question is an answer of the assistant. Multimodal-GPT's code pairs dialogues this way.
     """
     pairs = zip(turns[: len(turns) // 2], turns[1:])
     return [declared for (_, asked), (_, answer) in pairs for declared in (("user", asked), ("assistant", answer))]  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Pickled annotation files without running anything in them: lists, dictionaries, texts and numbers only."""
+"""Pickled annotation files read without running their code: lists, dictionaries, strings and numbers only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def read_plain_pickle(path: str | Path, what: str) -> Any:
     """The contents of a pickle that holds plain values.
 
     Raises:
-        DataError: missing, damaged, or naming any class or function (which is never imported nor called).
+        DataError: missing, damaged, or naming a class or function (none is ever imported or called).
     """
     file = Path(path)
     try:

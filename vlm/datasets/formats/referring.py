@@ -38,7 +38,7 @@ class Referring:
         user:      [Image(...)] [identify] what is at {<16><70><37><86>}
         assistant: the lady with the blue shirt
 
-    One of the sentences and one line of the pool are drawn for each use of a record.
+    One of the sentences and one line of the pool are drawn at each access.
     """
 
     @dataclass
@@ -53,12 +53,12 @@ class Referring:
         direction: Direction = "refer"
         pool: str | list[str] = ""  # texts with one {}; empty: the shipped pool of the direction
         image_pattern: str = "COCO_train2014_{image_id:012d}.jpg"
-        slack: float = 1.0  # pixels that a box may stand out of the image; it is cut
+        slack: float = 1.0  # pixels by which a box may leave the image; it is clipped
 
     def __init__(self, config: Config) -> None:
-        """Reads both files. Raises DataError: missing, refused or of another shape, or an unknown split."""
+        """Reads both files. Raises DataError: missing, refused or malformed, or an unknown split."""
         self.config = config
-        self.clean: Callable[[str], str] | None = None  # the corpus's text processor, set by the loader
+        self.clean: Callable[[str], str] | None = None  # text processor, set by the loader
         folder = Path(config.ann_path) / config.dataset
         self._file = str(folder / f"refs({config.splitBy}).p")
         if folder.is_dir() and not Path(self._file).is_file():
@@ -94,18 +94,20 @@ class Referring:
         where = f"{self._file}: reference {ref.get('ref_id', index)}"
         declared = field(ref, "sentences", where)
         if not isinstance(declared, list) or not declared:
-            raise DataError(f"{where}: sentences must be a list with at least one")
+            raise DataError(f"{where}: sentences must be a list with at least one entry, found {declared!r}")
         sentence = declared[0] if rng is None else rng.choice(declared)
         question = self._pool[0] if rng is None else rng.choice(self._pool)
         image_id, note = field(ref, "image_id", where), field(ref, "ann_id", where)
         for key, known, what in ((image_id, self._images, "images"), (note, self._boxes, "annotations")):
             if key not in known:
-                raise DataError(f"{where}: instances.json has no entry {key!r} under {what}")
+                raise DataError(
+                    f"{where}: instances.json has no entry {key!r} under {what}", fix="use the files of one release"
+                )
         size = image_size(self._images[image_id], f"{where}: image {image_id}")
         box = box_text(corners_of(self._boxes[note], size, where, self.config.slack), size)
         image = Image(str(Path(self.config.image_path) / self._name(image_id, where)))
         phrase = cleaned(field(sentence, "raw", where), self.clean, where)
-        messages = dialogue(image, question, phrase, box, self.config.direction)
+        messages = referring_dialogue(image, question, phrase, box, self.config.direction)
         return Sample(messages=messages, id=str(ref.get("ref_id", index)))
 
     def _name(self, image_id: Any, where: str) -> str:
@@ -113,12 +115,13 @@ class Referring:
             return self.config.image_pattern.format(image_id=image_id)
         except (ValueError, KeyError, IndexError) as error:
             raise DataError(
-                f"{where}: image_id {image_id!r} does not fit image_pattern {self.config.image_pattern!r} ({error})"
+                f"{where}: image_id {image_id!r} does not fit image_pattern {self.config.image_pattern!r} ({error})",
+                fix="correct build_info.image_pattern",
             ) from None
 
 
 def question_pool(pool: str | list[str], direction: Direction) -> list[str]:
-    """Questions with one ``{}``; the shipped ones of ``direction`` when ``pool`` is empty. Raises DataError."""
+    """Questions with one ``{}``; the shipped pool of ``direction`` if ``pool`` is empty. Raises DataError."""
     lines = read_pool(pool or f"{direction}.txt", direction)
     for line in lines:
         if line.count("{}") != 1:
@@ -129,14 +132,14 @@ def question_pool(pool: str | list[str], direction: Direction) -> list[str]:
 
 
 def cleaned(phrase: Any, clean: Callable[[str], str] | None, where: str) -> str:
-    """``phrase`` after the corpus's text processor. Raises DataError when it is no text, or empty."""
+    """``phrase`` through the text processor. Raises DataError if it is not a text, or empty."""
     text = phrase if not isinstance(phrase, str) or clean is None else clean(phrase)
     if not isinstance(text, str) or not text.strip():
         raise DataError(f"{where}: the phrase is {phrase!r}", fix="remove the record")
     return text
 
 
-def dialogue(image: Image, question: str, phrase: str, box: str, direction: Direction) -> tuple[Message, ...]:
+def referring_dialogue(image: Image, question: str, phrase: str, box: str, direction: Direction) -> tuple[Message, ...]:
     """Question and answer about a phrase and its box."""
     asked, answer = (phrase, box) if direction == "refer" else (box, phrase)
     return message("user", image, question.replace("{}", asked)), message("assistant", answer)

@@ -13,7 +13,7 @@ from vlm.common.registry import register_dataset
 from vlm.common.types import Image, Sample
 from vlm.datasets.base import field, read_json, records_of
 from vlm.datasets.formats.boxes import box_text, corners_of, image_size
-from vlm.datasets.formats.referring import Direction, cleaned, dialogue, question_pool
+from vlm.datasets.formats.referring import Direction, cleaned, question_pool, referring_dialogue
 
 
 @register_dataset("regions")
@@ -31,8 +31,8 @@ class Regions:
         user:      [Image(data_dir/VG_100K_2/61512.jpg)] [refer] where is a clock on a pole ?
         assistant: {<52><15><62><36>}
 
-    Only regions of less than ``max_area`` square pixels are used (published: 16384). One line of the pool is drawn
-    for each use of a region; ``direction: identify`` asks the other way round.
+    Only regions of less than ``max_area`` square pixels are used (published: 16384). One line of the pool is drawn at
+    each access; ``direction: identify`` is the inverse task.
     """
 
     @dataclass
@@ -43,12 +43,12 @@ class Regions:
         max_area: float = 16384.0
         direction: Direction = "refer"
         pool: str | list[str] = ""  # texts with one {}; empty: the shipped pool of the direction
-        slack: float = 4.0  # pixels that a box may stand out of the image; it is cut
+        slack: float = 4.0  # pixels by which a box may leave the image; it is clipped
 
     def __init__(self, config: Config) -> None:
-        """Reads both files. Raises DataError: missing, of another shape, or no region is small enough."""
+        """Reads both files. Raises DataError: missing, malformed, or no region is small enough."""
         self.config = config
-        self.clean: Callable[[str], str] | None = None  # the corpus's text processor, set by the loader
+        self.clean: Callable[[str], str] | None = None  # text processor, set by the loader
         self._file = str(Path(config.data_dir) / "region_descriptions.json")
         images = Path(config.data_dir) / "image_data.json"
         self._images = {
@@ -63,7 +63,7 @@ class Regions:
         self._pool = question_pool(config.pool, config.direction)
 
     def _small(self, records: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
-        """(image, region id, phrase, x, y, width, height) of the small regions; tuples, for there are millions."""
+        """(image, region id, phrase, x, y, width, height) of the small regions; tuples, as there are millions."""
         result = []
         for record in records:
             regions = field(record, "regions", f"{self._file}: image {record.get('id')}")
@@ -91,10 +91,12 @@ class Regions:
         where = f"{self._file}: image {image_id}, region {region_id}"
         record = self._images.get(image_id)
         if record is None:
-            raise DataError(f"{where}: image_data.json has no entry {image_id!r}")
+            raise DataError(
+                f"{where}: image_data.json has no entry {image_id!r}", fix="use the two files of one release"
+            )
         size = image_size(record, f"{where}: image_data.json")
         text = box_text(corners_of(box, size, where, self.config.slack), size)
         *_, folder, name = ["", "", *str(field(record, "url", where)).split("/")]
         image = Image(str(Path(self.config.data_dir) / folder / name))
-        messages = dialogue(image, question, cleaned(phrase, self.clean, where), text, self.config.direction)
+        messages = referring_dialogue(image, question, cleaned(phrase, self.clean, where), text, self.config.direction)
         return Sample(messages=messages, id=str(region_id if region_id is not None else index))

@@ -1,7 +1,7 @@
 """Records of tar shards: local files by their headers, remote ones as a stream of bytes; home of webdataset.
 
-Members of a tar that have the same name up to the first dot of the file name are one record and stand next to
-each other. Nothing is ever unpacked to the disk.
+Neighbouring members of a tar whose names are equal up to the first dot of the file name form one record. Nothing is
+ever unpacked to disk.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from vlm.common.paths import is_url
 
 Members = dict[str, tuple[int, int] | bytes]
 
-TRIES = 3
-"""How often a remote shard is opened before it counts as unreadable."""
+OPEN_ATTEMPTS = 3
+"""Attempts to open a remote shard before it counts as unreadable."""
 
 _BROKEN = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, http.client.HTTPException)
 """What damaged tars and broken connections raise."""
@@ -68,29 +68,35 @@ def is_remote(name: str) -> bool:
 
 
 def read_shard(shard: str) -> Iterator[ShardRecord]:
-    """The records of one shard, in order; what cannot be used is a record with ``fault`` set.
+    """The records of one shard, in order; an unusable one has ``fault`` set.
 
-    Faults: a damaged or cut off tar or a broken connection (after its whole records), names that lead out of a
-    folder, a key that comes back later, two members of a record with the same extension.
+    Faults: a damaged or truncated tar or a broken connection (after the complete records before it), a name that leads
+    out of its folder, a key that occurs again later, two members of a record with the same extension.
     """
     group = _Group(shard)
     try:
         if is_remote(shard) or not shard.endswith(".tar"):
             with (
                 closing(open_remote(shard)) as stream,
-                tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Header) as tar,
+                _Tar.open(fileobj=stream, mode="r|*", tarinfo=_Header) as tar,
             ):
                 yield from group.records(tar, in_place=False)
         else:
-            with tarfile.open(shard, "r:", tarinfo=_Header) as tar:
+            with _Tar.open(shard, "r:", tarinfo=_Header) as tar:
                 yield from group.records(tar, in_place=True)
     except _BROKEN as error:
         kind = "unreadable" if is_remote(shard) else "damaged tar"
         yield ShardRecord(shard, f"after {group.key or group.last or 'start'}", Members(), f"{kind} ({error})")
 
 
+class _Tar(tarfile.TarFile):
+    """A tar file that knows whether its end marker was read."""
+
+    has_end = False
+
+
 class _Header(tarfile.TarInfo):
-    """Notes on the archive that its end mark was read; without one tarfile stops at a cut header and says nothing."""
+    """Notes on the archive that its end marker was read: tarfile stops silently at a truncated header."""
 
     @classmethod
     def fromtarfile(cls, tarfile_: Any) -> Any:
@@ -109,7 +115,7 @@ class _Group:
         self.members = Members()
         self._seen: set[str] = set()
 
-    def records(self, tar: tarfile.TarFile, in_place: bool) -> Iterator[ShardRecord]:
+    def records(self, tar: _Tar, in_place: bool) -> Iterator[ShardRecord]:
         """``in_place``: members are (offset, size); otherwise their bytes."""
         while (info := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
@@ -122,14 +128,14 @@ class _Group:
             self.members[ext] = (info.offset_data, info.size) if in_place else _bytes(tar, info)
         if self.key:
             yield self._finish()
-        if not getattr(tar, "has_end", False):
-            raise EOFError("no end mark: cut off, records may be missing")
+        if not tar.has_end:
+            raise EOFError("no end marker: truncated, records may be missing")
 
     def _add(self, key: str, ext: str, name: str) -> None:
         if key != self.key:
             self.key = key
             if key in self._seen:
-                self.fault = "the key occurred before in this shard (members of a record must be neighbours)"
+                self.fault = "the key occurred before in this shard (the members of a record must be neighbours)"
             self._seen.add(key)
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             self.fault = f"refused: member name {name!r} leads out of its folder"
@@ -158,7 +164,7 @@ def _bytes(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
 
 
 def read_member(raw: ShardRecord, ext: str) -> bytes:
-    """The bytes of a member. Raises DataError when the shard is gone or shorter than it was."""
+    """The bytes of a member. Raises DataError if the shard is gone or has become shorter."""
     where = raw.members[ext]
     if isinstance(where, bytes):
         return where
@@ -178,8 +184,8 @@ def open_remote(shard: str) -> IO[bytes]:
     """A byte stream of an http(s) or ``file://`` address, a ``pipe:`` command, an fsspec address, or a local file.
 
     Raises:
-        DataError: an address whose package is not installed.
-        OSError: it cannot be opened, after three tries.
+        DataError: the package for the address is not installed.
+        OSError: it cannot be opened after three attempts.
     """
     if is_url(shard):
         return _tried(shard)
@@ -192,15 +198,15 @@ def open_remote(shard: str) -> IO[bytes]:
 
 
 def _tried(shard: str) -> IO[bytes]:
-    """An http(s) stream; an answer of 4xx is final, anything else is tried again."""
-    for attempt in range(TRIES):
+    """An http(s) stream; a 4xx status is final, anything else is tried again."""
+    for attempt in range(OPEN_ATTEMPTS):
         try:
             return urllib.request.urlopen(shard, timeout=60)  # type: ignore[no-any-return]
         except urllib.error.HTTPError as error:
-            if error.code < 500 or attempt + 1 == TRIES:
+            if error.code < 500 or attempt + 1 == OPEN_ATTEMPTS:
                 raise
         except OSError:
-            if attempt + 1 == TRIES:
+            if attempt + 1 == OPEN_ATTEMPTS:
                 raise
         time.sleep(0.5 * 2**attempt)
     raise OSError(f"{shard} was not tried")

@@ -35,7 +35,7 @@ def to_members(sample: Sample) -> dict[str, bytes]:
     """Members (extension -> bytes) of a sample; encoded images and videos are copied as they are.
 
     Raises:
-        DataError: a medium that is missing, unreadable or of an unknown kind.
+        DataError: a medium is missing, unreadable or of an unknown kind.
     """
     members: dict[str, bytes] = {}
 
@@ -59,7 +59,7 @@ def from_members(text: bytes, read: Callable[[str], bytes], known: set[str], whe
         where: what to call the record in an error.
 
     Raises:
-        DataError: not JSON, not of this shape, or naming a member that is not there.
+        DataError: not JSON, of another shape, or naming a member that does not exist.
     """
     try:
         tree = json.loads(text)
@@ -67,7 +67,7 @@ def from_members(text: bytes, read: Callable[[str], bytes], known: set[str], whe
         raise DataError(f"{where}: {MEMBER} is not JSON ({error})") from None
     turns = tree.get("messages") if isinstance(tree, dict) else None
     if not isinstance(turns, list) or not turns:
-        raise DataError(f'{where}: {MEMBER} must be {{"messages": [at least one]}}')
+        raise DataError(f'{where}: {MEMBER} must be an object with a list "messages" of at least one message')
     messages = tuple(_message(turn, read, known, f"{where}: message {n}") for n, turn in enumerate(turns, start=1))
     return Sample(messages=messages, id=str(tree.get("id", "")))
 
@@ -95,7 +95,7 @@ def _is_frames(source: Any) -> bool:
 
 
 def _encoded(source: Any, name: str) -> tuple[bytes, str]:
-    """The bytes of a medium and the ending of its member."""
+    """The bytes of a medium and the extension of its member."""
     if isinstance(source, str | os.PathLike):
         try:
             data = Path(source).read_bytes()
@@ -143,7 +143,7 @@ def _part(part: Any, read: Callable[[str], bytes], known: set[str], where: str) 
         return Input(value) if kind == "input" else Text(value)
     names = value if isinstance(value, list) and kind == "video" else [value]
     if kind not in ("image", "video") or not all(isinstance(n, str) for n in names) or not names:
-        raise DataError(f"{where}: part {part!r} is none of text, input, image, video with its value")
+        raise DataError(f"{where}: part {part!r} is not one of text, input, image, video with its value")
     missing = [n for n in names if n not in known]
     if missing:
         raise DataError(f"{where}: no member {missing[0]!r} (members: {', '.join(sorted(known))})")

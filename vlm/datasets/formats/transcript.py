@@ -1,4 +1,4 @@
-"""Text dialogues written out with speaker marks (the layout of Baize)."""
+"""Text dialogues with speaker labels in the text (the layout of Baize)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlm.datasets.formats.table.read import AllRows, Record
 
 @register_dataset("transcript")
 class Transcript:
-    r"""A JSON list (or lines) of dialogues; the text before the first mark is left out.
+    r"""A JSON list (or lines) of dialogues; the text before the first label is dropped.
 
     Raw record::
 
@@ -26,22 +26,22 @@ class Transcript:
         user:      Why?
         assistant: So.
 
-    A last question without answer is dropped.
+    A final question without an answer is dropped.
     """
 
     @dataclass
     class Config:
-        """Where the files are, and how speakers are marked."""
+        """Where the files are, and how speakers are labelled."""
 
         ann_path: str | list[str]
         field: str = "input"  # column with the text
-        human: str = "[|Human|]"  # blanks after a mark belong to it
+        human: str = "[|Human|]"  # spaces after a label belong to it
         assistant: str = "[|AI|]"
-        drop_newlines: bool = False  # published form: newlines are deleted, which joins words
+        drop_newlines: bool = False  # as Multimodal-GPT does: newlines are deleted, which joins words
         text_roles: Sequence[str] = ()
 
     def __init__(self, config: Config) -> None:
-        """Reads the files. Raises DataError when one is missing or of another shape."""
+        """Reads the files. Raises DataError if one is missing or malformed."""
         self.config = config
         self._rows = AllRows(config.ann_path)
 
@@ -62,7 +62,7 @@ class Transcript:
         return Sample(messages=tuple(m for pair in pairs for m in pair), id=str(record.get("id", index)))
 
     def _pieces(self, text: str) -> list[str]:
-        """What follows each mark of the human; a last piece without answer is left out."""
+        """The text after each label of the human; a final piece without an answer is dropped."""
         pieces = _split(text, self.config.human)[1:]
         return pieces[:-1] if pieces and self.config.assistant not in pieces[-1] else pieces
 
@@ -70,8 +70,7 @@ class Transcript:
         parts = _split(piece, self.config.assistant)
         if len(parts) != 2:
             raise DataError(
-                f"{where}: {len(parts) - 1} marks {self.config.assistant!r} after a mark {self.config.human!r}, "
-                "expected one",
+                f"{where}: {len(parts) - 1} labels {self.config.assistant!r} after {self.config.human!r}, expected 1",
                 fix="remove the record, or set build_info.human and build_info.assistant",
             )
         question, answer = (p.replace("\n", "") if self.config.drop_newlines else p.strip() for p in parts)
@@ -80,5 +79,5 @@ class Transcript:
         return question, answer
 
 
-def _split(text: str, mark: str) -> list[str]:
-    return re.split(re.escape(mark) + " *", text)
+def _split(text: str, label: str) -> list[str]:
+    return re.split(re.escape(label) + " *", text)

@@ -1,4 +1,4 @@
-"""Turns of a dialogue as they stand in files: spellings of roles, and placeholders where images belong."""
+"""Turns of a dialogue as files have them: spellings of roles, and placeholders for images."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ ROLES: dict[str, Role] = {
     "model": "assistant",
     "system": "system",
 }
-"""Spellings of a speaker in circulation."""
+"""Names of speakers in published files."""
 
-PLACEHOLDER = re.compile(r"\n?<(?:image|video)>\n?")
+MEDIA_PLACEHOLDER = re.compile(r"\n?<(?:image|video)>\n?")
 Medium = Image | Video
 
 
@@ -28,22 +28,28 @@ def read_turns(found: Any, where: str) -> list[tuple[Role, str]]:
     """(role, text) of ``{role, content}`` or ``{from, value}`` objects; content may be a list of typed parts.
 
     Raises:
-        DataError: no list of turns, an unknown speaker, a turn without text.
+        DataError: not a list of turns, an unknown speaker, or a turn without text.
     """
     if not isinstance(found, list) or not found:
-        raise DataError(f"{where}: conversations must be a list with at least one turn, found {type(found).__name__}")
+        kind = "an empty list" if found == [] else type(found).__name__
+        raise DataError(
+            f"{where}: conversations must be a list with at least one turn, found {kind}",
+            fix="correct the record or the column that build_info names, or remove the record",
+        )
     return [_turn(turn, f"{where}: turn {n}") for n, turn in enumerate(found, start=1)]
 
 
 def check_order(turns: Sequence[tuple[Role, str]], where: str) -> None:
-    """Raises DataError unless user and assistant alternate, after at most one system text, and no answer is empty."""
+    """Raises DataError unless user and assistant alternate after at most one system text, and answers have text."""
     spoken = [role for role, _ in turns if role != "system"]
     expected = ["user", "assistant"] * len(spoken)
     for number, (role, text) in enumerate(turns, start=1):
         if role == "assistant" and not text.strip():
             raise DataError(f"{where}: turn {number}: the answer is empty", fix="remove the record")
     if any(role == "system" for role, _ in turns[1:]):
-        raise DataError(f"{where}: a system text after the first turn")
+        raise DataError(
+            f"{where}: a system text after the first turn", fix="move it to the front, or remove the record"
+        )
     if spoken != expected[: len(spoken)]:
         raise DataError(
             f"{where}: turns must alternate user, assistant, found {', '.join(spoken)}",
@@ -56,18 +62,18 @@ def attach_media(
 ) -> list[Message]:
     """Messages with the k-th medium at the k-th ``<image>`` (or ``<video>``) placeholder.
 
-    Without any placeholder all media stand before the first turn of the user.
+    Without any placeholder all media come before the first turn of the user.
 
     Args:
         turns: (role, text) of a whole dialogue.
         media: its images and videos.
         where: what to call the record in an error.
-        first: within a turn media stand before the text, wherever its placeholders are (the published form).
+        first: put the media of a turn before its text, wherever the placeholders are (as LLaVA's corpora are read).
 
     Raises:
-        DataError: placeholders and media differ in number.
+        DataError: the numbers of placeholders and media differ.
     """
-    placeholders = sum(len(PLACEHOLDER.findall(text)) for _, text in turns)
+    placeholders = sum(len(MEDIA_PLACEHOLDER.findall(text)) for _, text in turns)
     if placeholders == 0:
         at = next((i for i, (role, _) in enumerate(turns) if role == "user"), 0)
         return [
@@ -90,10 +96,11 @@ def _turn(turn: Any, where: str) -> tuple[Role, str]:
     speaker = turn.get("from", turn.get("role"))
     role = ROLES.get(str(speaker))
     if role is None:
-        raise DataError(f"{where}: unknown speaker {speaker!r} (known: {', '.join(ROLES)})")
+        raise DataError(f"{where}: unknown speaker {speaker!r} (known: {', '.join(ROLES)})", fix="rename the speaker")
     key = next((k for k in ("value", "content") if k in turn), None)
     if key is None:
-        raise DataError(f"{where}: no field 'value' or 'content' (it has {', '.join(sorted(turn))})")
+        has = ", ".join(sorted(map(str, turn)))
+        raise DataError(f"{where}: no field 'value' or 'content' (it has {has})", fix="name the text content or value")
     declared = "" if turn[key] is None else turn[key]
     return role, "".join(_piece(p, where) for p in declared) if isinstance(declared, list) else str(declared)
 
@@ -104,11 +111,11 @@ def _piece(part: Any, where: str) -> str:
         return str(part.get("text", ""))
     if kind in ("image", "image_url", "video"):
         return "<image>"
-    raise DataError(f"{where}: a part of type {kind!r} (known: text, image, video)")
+    raise DataError(f"{where}: a part of type {kind!r} (known: text, image, image_url, video)")
 
 
 def _message(role: Role, text: str, left: Iterator[Medium], first: bool) -> Message:
-    pieces = PLACEHOLDER.split(text)
+    pieces = MEDIA_PLACEHOLDER.split(text)
     media = [next(left) for _ in pieces[1:]]
     if first:
         rest = "".join(pieces)

@@ -1,8 +1,8 @@
 """Tar shards of images and captions (the layout img2dataset writes), or of any samples (``vlm data shard``).
 
-Local tars are never read in order: their headers are scanned once per pass and a record travels as
-(file, offsets) until a loader worker reads its bytes. Skipping ahead on resume therefore costs header
-reads only. Addresses (http(s), s3, gs, ...), pipes and compressed tars are streamed, and a record carries its bytes.
+The main process only scans the headers of local tars, once per pass: a record travels as (file, offsets) until a loader
+worker reads its bytes, so skipping ahead on resume is cheap. URLs (http(s), s3, gs, ...), pipes and compressed tars are
+streamed, and a record carries its bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vlm.datasets.base import message
 from vlm.datasets.formats import shard_sample
 from vlm.datasets.formats.shard_reader import ShardRecord, expand, read_member, read_shard
 
-IMAGES = ("jpg", "jpeg", "png", "webp")
+IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp")
 
 
 @register_dataset("web_shards")
@@ -35,8 +35,8 @@ class WebShards:
         user:      [Image(bytes of 000000012.jpg)]
         assistant: a red boat on the river
 
-    A record with a member ``KEY.sample.json`` is a whole conversation with any number of images and videos, which
-    are other members (see :mod:`vlm.datasets.formats.shard_sample`); ``vlm data shard`` writes such records.
+    A record with a member ``KEY.sample.json`` is a whole conversation whose images and videos are other members (see
+    :mod:`vlm.datasets.formats.shard_sample`); ``vlm data shard`` writes such records.
     """
 
     @dataclass
@@ -45,11 +45,11 @@ class WebShards:
 
         storage: str | list[str]
         caption_key: str = "caption"  # field of the .json member
-        shuffle: int = 1000  # records held while shuffling; shards are shuffled too
+        shuffle: int = 1000  # size of the shuffle buffer; shards are shuffled too
         text_roles: Sequence[str] = ("assistant",)
 
     def __init__(self, config: Config) -> None:
-        """Expands the pattern. Raises DataError when a local shard is missing or none is found."""
+        """Expands the pattern. Raises DataError if a local shard is missing or none is found."""
         self.config = config
         value = [config.storage] if isinstance(config.storage, str) else list(config.storage)
         self.shards = [shard for pattern in value for shard in expand(pattern)]
@@ -57,9 +57,9 @@ class WebShards:
             raise DataError(f"web_shards: no shard at {config.storage}", fix="check build_info.storage of the dataset")
 
     def records(self, seed: int | None) -> Iterator[ShardRecord]:
-        """One pass over all records, shuffled by ``seed`` (order as stored when ``None``).
+        """One pass over all records, shuffled by ``seed`` (None: as stored).
 
-        What cannot be used is a record with ``fault`` set: see :func:`vlm.datasets.formats.shard_reader.read_shard`.
+        An unusable record has ``fault`` set: see :func:`vlm.datasets.formats.shard_reader.read_shard`.
         """
         shards = list(self.shards)
         if seed is None:
@@ -82,16 +82,16 @@ class WebShards:
         yield from pending
 
     def decode(self, raw: ShardRecord) -> Sample:
-        """The sample of a record. Raises DataError: damaged shard, unusable record, no image, no caption."""
+        """The sample of a record. Raises DataError: damaged shard, unusable record, no image or no caption."""
         where = f"{raw.shard}: record {raw.key}"
         if raw.fault:
             raise DataError(f"{where}: {raw.fault}")
         if shard_sample.MEMBER in raw.members:
             text = read_member(raw, shard_sample.MEMBER)
             return shard_sample.from_members(text, lambda ext: read_member(raw, ext), set(raw.members), where)
-        kind = next((k for k in IMAGES if k in raw.members), None)
+        kind = next((k for k in IMAGE_MEMBERS if k in raw.members), None)
         if kind is None:
-            raise DataError(f"{where}: no image (members: {', '.join(raw.members)}; read: {', '.join(IMAGES)})")
+            raise DataError(f"{where}: no image (members: {', '.join(raw.members)}; read: {', '.join(IMAGE_MEMBERS)})")
         caption = self._caption(raw, where)
         image = Image(read_member(raw, kind))
         return Sample(messages=(message("user", image), message("assistant", caption)), id=raw.key)

@@ -1,1 +1,1 @@
-"""Looking at datasets before training on them, and writing them anew: what ``vlm data`` does."""
+"""Looking at datasets before training on them, and writing them as shards: what ``vlm data`` does."""

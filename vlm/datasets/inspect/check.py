@@ -1,4 +1,4 @@
-"""``vlm data check``: every record read, what cannot be used counted by reason, lengths measured."""
+"""``vlm data check``: read every record, count unusable ones by reason, measure lengths."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from vlm.processors.collate import VisualTokens
 from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.processor import Processor
 
-EXAMPLES = 3
+RECORDS_PER_REASON = 3
 """Records shown for each reason."""
 
 _PARTICULAR = re.compile(r"'[^']*'|\"[^\"]*\"|\S*[/\\]\S*|\S*\d\S*")
-"""What differs between records that have the same fault: quoted texts, paths, numbers."""
+"""What differs between records with the same fault: quoted texts, paths, numbers."""
 
 
-class Blank:
-    """Stands for an image or video recipe where only lengths are wanted; pickles into workers."""
+class BlankPixels:
+    """Replaces an image or video recipe where only lengths matter; pickles into workers."""
 
     def __init__(self, *frames: int) -> None:
         self._shape = (*frames, 3, 1, 1)
@@ -46,17 +46,17 @@ class Blank:
 
 
 def without_pixels(processor: Processor) -> Processor:
-    """A processor that gives the same ids and reads no medium; a video counts the most frames that are ever taken."""
+    """A processor with the same ids that reads no media; a video counts the most frames that are ever taken."""
     blind = copy.copy(processor)
-    blind.image = Blank()  # type: ignore[assignment]
+    blind.image = BlankPixels()  # type: ignore[assignment]
     if processor.video is not None:
-        blind.video = Blank(getattr(getattr(processor.video, "config", None), "num_frames", 1))  # type: ignore[assignment]
+        blind.video = BlankPixels(getattr(getattr(processor.video, "config", None), "num_frames", 1))  # type: ignore[assignment]
     return blind
 
 
 @dataclass
 class Seen:
-    """What a worker found in a chunk of records: lengths and media of the usable ones, and the others."""
+    """A worker's results for a chunk of records: lengths and media of the usable ones, and the bad ones."""
 
     lengths: list[int] = field(default_factory=list)
     media: list[int] = field(default_factory=list)
@@ -79,7 +79,7 @@ class Checker(torch.utils.data.Dataset):
         seed: int = 0,
         visual_tokens: VisualTokens | None = None,
     ) -> None:
-        """Without ``processor`` lengths are characters; ``recipe`` then reads the images if ``pixels``."""
+        """Without ``processor`` lengths are characters, and ``recipe`` reads the images if ``pixels``."""
         self._source, self._recipe, self._questions = source, recipe, questions
         self._pixels, self._seed = pixels, seed
         self._visual_tokens = visual_tokens or VisualTokens()
@@ -116,14 +116,14 @@ class Checker(torch.utils.data.Dataset):
 
 
 def missing_files(sample: Sample) -> list[str]:
-    """Paths of media that are not there."""
+    """Paths of media that do not exist."""
     paths = [str(p.source) for m in sample.messages for p in m.media if isinstance(p.source, str | os.PathLike)]
     return [path for path in paths if not os.path.exists(path)]
 
 
 @dataclass
 class DatasetCheck:
-    """What is known about a dataset after its check."""
+    """The results of checking a dataset."""
 
     name: str
     format: str
@@ -144,21 +144,21 @@ class DatasetCheck:
         return len(self.lengths)
 
     def add(self, seen: Seen) -> None:
-        """Take the findings of a chunk."""
+        """Add the results of a chunk."""
         self.lengths.extend(seen.lengths)
         self.media.extend(seen.media)
         self.targets += seen.targets
         self.missing += seen.missing
         self.bad += len(seen.bad)
         for item in seen.bad:
-            count, examples = self.reasons.get(kind_of(item.reason), (0, []))
-            self.reasons[kind_of(item.reason)] = (
+            count, examples = self.reasons.get(reason_kind(item.reason), (0, []))
+            self.reasons[reason_kind(item.reason)] = (
                 count + 1,
-                [*examples, item] if len(examples) < EXAMPLES else examples,
+                [*examples, item] if len(examples) < RECORDS_PER_REASON else examples,
             )
 
     def verdict(self, max_bad_share: float) -> str:
-        """Why a run on this dataset would fail; empty if it would not."""
+        """Why a run on this dataset would fail; empty if it would work."""
         if self.error:
             return f"dataset {self.name} cannot be opened: {self.error.splitlines()[0]}"
         total = self.samples + self.bad
@@ -169,8 +169,8 @@ class DatasetCheck:
         return ""
 
 
-def kind_of(reason: str) -> str:
-    """A reason without what is particular to one record, so that equal faults count together."""
+def reason_kind(reason: str) -> str:
+    """A reason without the details of one record, so that equal faults are counted together."""
     first = reason.split("\n")[0]
     return re.sub(r"(… )+", "… ", _PARTICULAR.sub("…", first) + " ").strip()
 
@@ -191,13 +191,13 @@ def check_dataset(
 
     Args:
         opened: the dataset.
-        processor: makes tokens; None: lengths are characters.
-        recipe: reads the images where there is no processor.
-        pixels: decode every medium too.
+        processor: tokenises; None: lengths are characters.
+        recipe: reads the images if there is no processor.
+        pixels: also decode every image and video.
         workers: processes; 0: this one.
         seed: of the formats' random choices.
-        limit: at most so many records.
-        visual_tokens: positions of a medium.
+        limit: maximum number of records.
+        visual_tokens: positions that media take in the LLM.
         quarantine: where to write one JSON line for each bad record.
     """
     report = DatasetCheck(opened.name, opened.entry.format.name, opened.entry.batch_size, error=opened.error)
@@ -227,11 +227,11 @@ def check_dataset(
 
 
 def open_quarantine(folder: str | Path) -> IO[str]:
-    """``quarantine.jsonl`` in a folder that is made if need be. Raises DataError when it cannot be written."""
+    """``quarantine.jsonl`` in a folder, which is created if missing. Raises DataError if it cannot be written."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         return (Path(folder) / "quarantine.jsonl").open("w", encoding="utf-8")
     except OSError as error:
         raise DataError(
-            f"{folder} cannot be written ({error.strerror})", fix="name another folder after --out"
+            f"{folder} cannot be written ({error.strerror})", fix="give another folder with --out"
         ) from error

@@ -1,4 +1,4 @@
-"""Lengths of samples, and the padding that a way of making batches costs, by the code that makes them."""
+"""Lengths of samples, and the padding of each batching mode, measured with the code that makes the batches."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from vlm.config.run import Packing
 from vlm.datasets.loading.batching import Assembler, FirstFitPacker, LengthGrouped
 from vlm.datasets.loading.worker import EncodedChunk, EncodedSample
 
-SHARES = (5, 50, 90, 99)
+PERCENTILES = (5, 50, 90, 99)
 """Percentiles that a report shows, besides the mean and the largest."""
 
-AT_MOST = 20_000
-"""Samples of an estimate; a larger dataset is sampled."""
+MAX_SAMPLES = 20_000
+"""Maximum number of samples in an estimate; larger datasets are sampled."""
 
-AT_LEAST = 2_000
-"""Samples of an estimate at least; a smaller dataset is passed several times."""
+MIN_SAMPLES = 2_000
+"""Minimum number of samples in an estimate; smaller datasets are repeated."""
 
-GROUP = 50
-"""Batches that are sorted together where the run says nothing."""
+DEFAULT_GROUP = 50
+"""Batches sorted together if ``run.group_by_length`` is off."""
 
 
 def percentiles(lengths: Sequence[int]) -> dict[str, int]:
@@ -28,34 +28,34 @@ def percentiles(lengths: Sequence[int]) -> dict[str, int]:
     if not lengths:
         return {}
     ordered = sorted(lengths)
-    result = {f"p{share}": ordered[min(len(ordered) * share // 100, len(ordered) - 1)] for share in SHARES}
+    result = {f"p{share}": ordered[min(len(ordered) * share // 100, len(ordered) - 1)] for share in PERCENTILES}
     return {"mean": round(sum(ordered) / len(ordered)), **result, "max": ordered[-1]}
 
 
-def padding(
+def padding_by_mode(
     lengths: Sequence[int], media: Sequence[int], batch_size: int, group: int = 0, packing: Packing | None = None
 ) -> dict[str, float]:
-    """Share of the positions that is padding: ``as_they_come``, ``grouped`` by length and ``packed``.
+    """Share of positions that are padding: ``as_they_come``, ``grouped`` by length and ``packed``.
 
     Args:
         lengths: positions of each sample in the LLM.
         media: images and videos of each sample.
         batch_size: samples of a batch.
         group: batches sorted together (``run.group_by_length``); 0: 50.
-        packing: ``run.packing``; None: rows of 2048 positions, or of the longest sample.
+        packing: ``run.packing``; None: rows of 2048 positions, or more if a sample is longer.
     """
     if not lengths:
         return {}
     packing = packing or Packing(max_tokens=max(2048, max(lengths)))
     rows = 2 * packing.open_rows * packing.max_tokens // max(sum(lengths) // len(lengths), 1)
     rng, order = random.Random(0), list[int]()
-    while len(order) < max(AT_LEAST, min(rows, AT_MOST)):  # a small dataset is passed several times, as in training
+    while len(order) < max(MIN_SAMPLES, min(rows, MAX_SAMPLES)):  # a small dataset is repeated, as in training
         order += rng.sample(range(len(lengths)), len(lengths))
-    order = order[:AT_MOST]
+    order = order[:MAX_SAMPLES]
     items = [EncodedSample((0, 0, k), Example([], [], [None] * media[k]), lengths[k]) for k in order]  # type: ignore[list-item]
     size = min(batch_size, len(items))
     batches = [[[i] for i in items[k : k + size]] for k in range(0, len(items), size)]
-    pool = max(min(group or GROUP, len(items) // size), 1)
+    pool = max(min(group or DEFAULT_GROUP, len(items) // size), 1)
     grouped = _made(LengthGrouped(pool, [size], True, 0), items, size)
     packed = _made(FirstFitPacker(packing.max_tokens, packing.max_media, packing.open_rows, 1), items, size)
     wasted = _waste(packed, packing.max_tokens)
@@ -64,7 +64,7 @@ def padding(
 
 
 def _made(assembler: Assembler, items: list[EncodedSample], size: int) -> list[list[list[EncodedSample]]]:
-    """The batches that come out of ``items``, those still pending left out."""
+    """The batches made of ``items``, without those still pending."""
     batches = []
     for k in range(0, len(items), size):
         assembler.add(EncodedChunk(items[k : k + size]))
@@ -74,7 +74,7 @@ def _made(assembler: Assembler, items: list[EncodedSample], size: int) -> list[l
 
 
 def _waste(batches: list[list[list[EncodedSample]]], row: int = 0) -> float | None:
-    """``row``: positions that every row has; 0: those of the batch's longest. None without a batch."""
+    """Padding; None without a batch. ``row``: positions of every row; 0: those of the longest row of the batch."""
     tokens = positions = 0
     for rows in batches:
         used = [sum(item.tokens for item in items) for items in rows]

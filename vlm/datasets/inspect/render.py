@@ -1,4 +1,4 @@
-"""An example as the pieces a model is trained on: which are targets, where the media stand."""
+"""An example as the pieces that a model is given: which of them are targets, and where images and videos are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cache
 from itertools import groupby
 
 from vlm.common.errors import UserError
-from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Sample
+from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Part, Sample, Text
 from vlm.datasets.inspect.scan import Opened, encode, references
 from vlm.datasets.loading.mixing import derive_seed
 from vlm.datasets.loading.sources import read_sample
@@ -78,7 +78,7 @@ def pieces(example: Example, tokenizer: Tokenizer, visual_tokens: VisualTokens |
 
 
 def readable(piece: str) -> str:
-    """A piece with blanks as ``▁`` and line breaks as ``⏎``; byte-level spellings become text where possible."""
+    """A piece with spaces as ``▁`` and line breaks as ``⏎``; byte-level spellings become text where possible."""
     if piece.startswith("<0x") and piece.endswith(">"):
         return "⏎" if piece == "<0x0A>" else piece
     text = _from_bytes(piece)
@@ -86,7 +86,7 @@ def readable(piece: str) -> str:
 
 
 def _from_bytes(piece: str) -> str:
-    """Undo the spelling of GPT-2's byte-level vocabularies, in which a blank is Ġ."""
+    """Undo the spelling of GPT-2's byte-level vocabularies, in which a space is Ġ."""
     table = _byte_table()
     if "▁" in piece or not any(ord(c) >= 0x100 for c in piece) or any(c not in table for c in piece):
         return piece
@@ -105,7 +105,7 @@ def _byte_table() -> dict[str, int]:
 
 
 def terminal_text(found: Sequence[Piece], colour: bool) -> str:
-    """Pieces parted by ``|``; trained ones green (or between « and »), media blue."""
+    """Pieces separated by ``|``; trained ones green (or between « and »), media blue."""
     out = []
     for (trained, medium), run in groupby(found, key=lambda p: (p.trained, p.medium)):
         text = "|".join(p.text for p in run)
@@ -118,18 +118,18 @@ def terminal_text(found: Sequence[Piece], colour: bool) -> str:
 
 def spoken(sample: Sample, limit: int = 300) -> list[str]:
     """``role: text`` of every message, media by their kind and path or size."""
-    return [f"{m.role}: {' '.join(_told(p)[:limit] for p in m.parts)}" for m in sample.messages]
+    return [f"{m.role}: {' '.join(_described(p)[:limit] for p in m.parts)}" for m in sample.messages]
 
 
 def describe_media(sample: Sample) -> list[str]:
     """The media of a sample in order, each by its kind and path or size."""
-    return [_told(m) for message in sample.messages for m in message.media]
+    return [_described(m) for message in sample.messages for m in message.media]
 
 
-def _told(part: object) -> str:
-    if hasattr(part, "text"):
+def _described(part: Part) -> str:
+    if isinstance(part, Text):
         return repr(part.text)
-    kind, source = type(part).__name__.lower(), getattr(part, "source", None)
+    kind, source = type(part).__name__.lower(), part.source
     if isinstance(source, bytes | bytearray):
         return f"<{kind}, {len(source) / 1024:.1f} KiB>"
     return f"<{kind} {source}>"

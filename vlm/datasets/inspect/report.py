@@ -1,4 +1,4 @@
-"""The findings of ``vlm data check`` as text and as plain numbers."""
+"""The results of ``vlm data check`` as text and as plain values."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 from vlm.config.run import Packing
 from vlm.datasets.inspect.check import DatasetCheck
-from vlm.datasets.inspect.lengths import padding, percentiles
+from vlm.datasets.inspect.lengths import padding_by_mode, percentiles
 
 BATCHING_MODES = {"as_they_come": "as they come", "grouped": "grouped by length", "packed": "packed"}
 
 
 def report_lines(report: DatasetCheck, found: Mapping[str, Any], limit: int | None = None) -> list[str]:
-    """What a person wants to know about a dataset; ``found`` are its :func:`check_results`."""
+    """A dataset's results as lines of text; ``found`` are its :func:`check_results`."""
     if report.error:
         return [f"{report.name} ({report.format})", *(f"  cannot be opened: {report.error}".split("\n"))]
     rate = f", {(report.samples + report.bad) / report.seconds:,.0f} records/s" if report.seconds > 0 else ""
@@ -45,7 +45,7 @@ def _unit(report: DatasetCheck) -> str:
 
 
 def check_results(report: DatasetCheck, group: int = 0, packing: Packing | None = None) -> dict[str, Any]:
-    """The findings as a mapping that JSON can hold; ``group`` and ``packing`` as the run has them."""
+    """The results as plain values for JSON; ``group`` and ``packing``: those of the run."""
     tokens = report.unit == "tokens"
     return {
         "format": report.format,
@@ -57,7 +57,7 @@ def check_results(report: DatasetCheck, group: int = 0, packing: Packing | None 
         "targets": report.targets,
         "unit": report.unit,
         "length": percentiles(report.lengths),
-        "padding": padding(report.lengths, report.media, report.batch_size, group, packing) if tokens else {},
+        "padding": padding_by_mode(report.lengths, report.media, report.batch_size, group, packing) if tokens else {},
         "reasons": {kind: count for kind, (count, _) in report.reasons.items()},
         "seconds": round(report.seconds, 3),
     }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm.common.errors import UserError
 from vlm.common.types import Example, Sample
-from vlm.datasets.base import StreamDataset, read_order, record_count
+from vlm.datasets.base import record_count, records_in_order
 from vlm.datasets.loading.sampler import Ref
 from vlm.datasets.loading.sources import Source, build_source
 from vlm.datasets.loading.worker import data_loader
@@ -21,16 +21,16 @@ from vlm.processors.processor import Processor
 if TYPE_CHECKING:
     from vlm.config.api import Config, DatasetEntry
 
-CHUNK = 64
+RECORDS_PER_JOB = 64
 """Records that a worker takes at a time."""
 
 Step = Callable[[int], None]
-"""Told how many records are done."""
+"""Called with the number of records just done."""
 
 
 @dataclass
 class Opened:
-    """A dataset of a configuration, or why it cannot be opened; ``questions``: for evaluation, answers may lack."""
+    """A dataset of a configuration, or why it cannot be opened. ``questions``: records may have no answer."""
 
     name: str
     entry: DatasetEntry
@@ -40,12 +40,12 @@ class Opened:
 
     @property
     def size(self) -> int | None:
-        """Number of records, where it is known without reading them."""
+        """Number of records, if known without reading them."""
         return record_count(self.source.dataset) if self.source else 0
 
 
 def sections(cfg: Config) -> dict[str, tuple[str, DatasetEntry]]:
-    """Section and entry of all datasets by name; outside ``datasets`` a name that occurs before gets a prefix."""
+    """Section and entry of all datasets by name; a name used twice gets its section as a prefix."""
     result: dict[str, tuple[str, DatasetEntry]] = {}
     for section in ("datasets", "valid_datasets", "evaluation_datasets"):
         for name, entry in getattr(cfg, section).items():
@@ -54,7 +54,7 @@ def sections(cfg: Config) -> dict[str, tuple[str, DatasetEntry]]:
 
 
 def open_datasets(entries: Mapping[str, tuple[str, DatasetEntry]], image_size: int) -> list[Opened]:
-    """Every dataset, opened; one that cannot be opened says why instead of ending the rest."""
+    """Every dataset, opened; one that cannot be opened holds the reason and does not stop the others."""
     result = []
     for name, (section, entry) in entries.items():
         split, questions = "train" if section == "datasets" else "eval", section == "evaluation_datasets"
@@ -66,10 +66,10 @@ def open_datasets(entries: Mapping[str, tuple[str, DatasetEntry]], image_size: i
 
 
 def encode(processor: Processor, sample: Sample, rng: random.Random, questions: bool) -> Example:
-    """The example that training makes of a sample; of a question without answer (``questions``) the prompt.
+    """The training example of a sample; with ``questions``, the prompt of one that has no answer.
 
     Raises:
-        DataError, PromptError: it cannot be used.
+        DataError, PromptError: the sample cannot be used.
     """
     if questions and sample.messages and sample.messages[-1].role == "user":
         return replace(processor.encode_chat(sample.messages), id=sample.id, source=sample.source)
@@ -77,16 +77,11 @@ def encode(processor: Processor, sample: Sample, rng: random.Random, questions: 
 
 
 def references(dataset: Any, limit: int | None = None, seed: int | None = None) -> Iterator[Ref]:
-    """The records of a dataset as they are stored, or, with a seed, in an order drawn by it."""
-    if seed is not None and not isinstance(dataset, StreamDataset):
-        count = len(dataset)
-        return (
-            Ref(0, i) for i in random.Random(seed).sample(range(count), min(count if limit is None else limit, count))
-        )
-    return (Ref(0, index, raw) for index, raw in islice(read_order(dataset, seed), limit))
+    """References to the records of a dataset, as stored or, with a seed, in random order."""
+    return (Ref(0, index, raw) for index, raw in records_in_order(dataset, limit, seed))
 
 
-def chunks(refs: Iterator[Ref], size: int = CHUNK) -> Iterator[tuple[Ref, ...]]:
+def chunks(refs: Iterator[Ref], size: int = RECORDS_PER_JOB) -> Iterator[tuple[Ref, ...]]:
     """``refs`` in tuples of ``size``; the last may be shorter."""
     while chunk := tuple(islice(refs, size)):
         yield chunk
@@ -109,7 +104,7 @@ def run_jobs(maker: Any, jobs: Iterator[Any], workers: int) -> Iterator[Any]:
 
 @contextmanager
 def progress(text: str, total: int | None) -> Iterator[Step]:
-    """A bar on a terminal's stderr (a count where ``total`` is not known); elsewhere nothing."""
+    """A progress bar on stderr if it is a terminal (a count if ``total`` is not known)."""
     if not sys.stderr.isatty():
         yield lambda count: None
         return

@@ -26,7 +26,7 @@ COUNTED = {"good": "samples", "bad": "bad"}
 
 
 class ShardJob(NamedTuple):
-    """A shard to write: its number and its records, and the number of the first of them."""
+    """A shard to write: its number, the number of its first record, and its records."""
 
     number: int
     first: int
@@ -35,7 +35,7 @@ class ShardJob(NamedTuple):
 
 @dataclass
 class Written:
-    """A shard that is complete on the disk."""
+    """A shard that is complete on disk."""
 
     number: int
     samples: int
@@ -44,10 +44,10 @@ class Written:
 
 
 class ShardWriter(torch.utils.data.Dataset):
-    """ShardJob -> Written. A shard appears under its name when it is whole; the same job writes the same bytes.
+    """ShardJob -> Written. A shard appears under its name once it is complete; the same job writes the same bytes.
 
-    A format that draws at random makes its fixed choice. Texts of whole roles (``text_roles``) are stored as they were
-    before the corpus's text processor, which the reading entry applies.
+    A format that draws at random makes its fixed choice. Texts are stored as they are before the text processor, which
+    the entry that reads the shards applies to ``text_roles``.
     """
 
     def __init__(self, name: str, dataset: Any, folder: Path) -> None:
@@ -79,22 +79,22 @@ def shard_name(number: int) -> str:
     return f"{number:05d}.tar"
 
 
-def write_shards(
+def write_web_shards(
     opened: Opened, out: str | Path, *, per_shard: int = 1000, workers: int = 0, max_bad_share: float = 0.01
 ) -> dict[str, Any]:
-    """Write a dataset to ``out/NAME/00000.tar ...`` and return its manifest, which is written after every shard.
+    """Write a dataset to ``out/NAME/00000.tar ...`` and return its manifest, which is updated after every shard.
 
-    Shards that the manifest names are kept, so that an interrupted command can be repeated.
+    Shards listed in the manifest are kept, so an interrupted command can be repeated.
 
     Args:
         opened: the dataset.
         out: folder of all datasets.
         per_shard: records of a shard.
         workers: processes; 0: this one.
-        max_bad_share: share of records that may be left out; they stand in ``quarantine.jsonl`` beside the shards.
+        max_bad_share: share of records that may be left out; ``quarantine.jsonl`` next to the shards lists them.
 
     Raises:
-        DataError: the folder holds shards of something else, or too many records cannot be used.
+        DataError: the folder holds shards of other data, or too many records cannot be used.
     """
     assert opened.source is not None
     folder = Path(out) / opened.name
@@ -127,7 +127,7 @@ def _jobs(dataset: Any, per_shard: int) -> Iterator[ShardJob]:
 
 
 def start_manifest(folder: Path, opened: Opened, per_shard: int) -> dict[str, Any]:
-    """The manifest to go on with, or a new one in a folder that is made if need be.
+    """The manifest to continue, or a new one in a folder that is created if missing.
 
     Raises:
         DataError: the folder belongs to other data or another shard size, or holds shards without a manifest.
@@ -145,18 +145,18 @@ def start_manifest(folder: Path, opened: Opened, per_shard: int) -> dict[str, An
         left.unlink()
     if not file.is_file():
         if any(folder.glob("*.tar")):
-            raise DataError(f"{folder} holds shards but no {MANIFEST}", fix="name another folder, or empty this one")
+            raise DataError(f"{folder} holds shards but no {MANIFEST}", fix="give another folder, or empty this one")
         folder.mkdir(parents=True, exist_ok=True)
         return fresh
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"{file} is not JSON ({error})", fix="remove the folder and write it again") from None
+        raise DataError(f"{file} is not JSON ({error})", fix="delete the folder and start again") from None
     for key in ("format", "build_info", "records", "per_shard"):
         if result.get(key) != fresh[key]:
             raise DataError(
                 f"{folder} holds shards of other data: {key} is {result.get(key)!r} there, {fresh[key]!r} here",
-                fix="name another folder, or remove this one",
+                fix="give another folder, or remove this one",
             )
     result["shards"] = {k: v for k, v in result["shards"].items() if (folder / k).is_file()}
     return {**result, "complete": False}
@@ -173,7 +173,7 @@ def _store(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def entry_yaml(opened: Opened, out: str | Path) -> str:
-    """The dataset's entry for a YAML file that reads the shards instead."""
+    """The dataset's entry for a YAML file that reads the shards."""
     config = opened.entry.format.config
     roles = list(getattr(config, "text_roles", ()))
     lines = [

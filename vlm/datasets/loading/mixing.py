@@ -71,7 +71,7 @@ class MixingPolicy:
 
 
 class BatchMixing(MixingPolicy):
-    """Every step draws one dataset by its ratio and takes a whole batch of it, as MiniGPT-4 does."""
+    """Every step draws one dataset by its ratio and takes a whole batch of it."""
 
     name = "batch"
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from vlm.common.errors import DataError
-from vlm.datasets.base import MapDataset, StreamDataset, record_name
+from vlm.datasets.base import MapDataset, StreamDataset, not_a_dataset, record_name
 from vlm.datasets.loading.mixing import MixingPolicy, derive_seed
 
 LOOKAHEAD = 3
@@ -199,10 +199,7 @@ def cursor(name: str, dataset: Any, seed: int, number: int = 0) -> MapCursor | S
         return StreamCursor(name, dataset, seed, number)
     if isinstance(dataset, MapDataset):
         return MapCursor(name, dataset, seed, number)
-    raise DataError(
-        f"dataset {name}: {type(dataset).__name__} has neither __len__ and __getitem__ nor records and decode",
-        fix="see vlm/datasets/base.py for what a format provides",
-    )
+    raise not_a_dataset(dataset, name)
 
 
 @dataclass

@@ -44,6 +44,25 @@ class TrainLoader:
     The batches follow from (seed, position) alone, whatever the number of workers. Which samples are read does not
     depend on the number of processes either. ``state_dict()`` belongs to the batch handed out last, however far the
     workers have read ahead, and holds numbers only.
+
+    Args:
+        sources: the datasets, with their batch sizes, ratios and groups.
+        processor: encodes samples.
+        seed: of all random choices.
+        rank, world_size: which part of every global job this process takes.
+        num_workers: processes that read and encode; 0: this one does.
+        output_dir: folder of ``quarantine.jsonl``, which lists bad records.
+        max_bad_share: share of bad records of a dataset that ends the run.
+        mixing: how datasets share the batches.
+        batch_size: samples (packing: rows) of a batch where it does not follow from the dataset.
+        group_by_length: batches whose samples are sorted by length together; 0: off.
+        packing: several samples in a row; implies ``mixing="sample"``.
+        visual_tokens: positions that media take in the LLM.
+        pin_memory: put batches into pinned host memory.
+
+    Raises:
+        DataError: no dataset, or an empty one.
+        ConfigError: no ratio is positive, or groups are wrong.
     """
 
     def __init__(
@@ -64,27 +83,7 @@ class TrainLoader:
         visual_tokens: VisualTokens | None = None,
         pin_memory: bool = False,
     ) -> None:
-        """Check the datasets; nothing is read before the first batch.
-
-        Args:
-            sources: the datasets, with their batch sizes, ratios and groups.
-            processor: encodes samples.
-            seed: of all random choices.
-            rank, world_size: which part of every global job this process takes.
-            num_workers: processes that read and encode; 0: this one does.
-            output_dir: folder of ``quarantine.jsonl``, which lists bad records.
-            max_bad_share: share of bad records of a dataset that ends the run.
-            mixing: how datasets share the batches.
-            batch_size: samples (packing: rows) of a batch where it does not follow from the dataset.
-            group_by_length: batches whose samples are sorted by length together; 0: off.
-            packing: several samples in a row; implies ``mixing="sample"``.
-            visual_tokens: positions that media take in the LLM.
-            pin_memory: put batches into pinned host memory.
-
-        Raises:
-            DataError: no dataset, or an empty one.
-            ConfigError: no ratio is positive, or groups are wrong.
-        """
+        """Check the datasets; nothing is read before the first batch."""
         if not sources:
             raise DataError("no dataset to train on", fix="name at least one under datasets:")
         if sum(s.ratio for s in sources) <= 0:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm.common.types import Batch
-from vlm.datasets.base import read_order
+from vlm.datasets.base import records_in_order
 from vlm.datasets.loading.batching import make_batch
 from vlm.datasets.loading.quarantine import Quarantine
 from vlm.datasets.loading.sampler import Job, Ref, empty
@@ -63,7 +63,7 @@ class ValidLoader:
         """The jobs of this rank, in order. Raises DataError for an empty source."""
         step = 0
         for number, source in enumerate(self.sources):
-            order = islice(read_order(source.dataset), self._max)
+            order = records_in_order(source.dataset, self._max)
             refs = (Ref(0, index, raw, number) for index, raw in order)
             first = step
             while batch := list(islice(refs, source.batch_size * self._world_size)):

@@ -1,4 +1,4 @@
-"""Learned positions of a clip's frames."""
+"""Learned positions of a video's frames."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def feed_forward(dim: int, mult: int) -> nn.Sequential:
 
 @register_bridge("perceiver")
 class Perceiver(nn.Module):
-    """Learned latents that read all tokens of a medium; a clip's frames are read together, as one long sequence.
+    """Learned latents that read all tokens of a medium; a video's frames are read together, as one long sequence.
 
     State-dict keys (those of the published modules): ``latents``, ``layers.<i>.0.*`` (attention), ``layers.<i>.1.*``
     (feed-forward), ``norm.*``, and ``frame_embs [max_num_frames, in_dim]`` where ``max_num_frames`` is set.

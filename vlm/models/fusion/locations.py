@@ -10,10 +10,10 @@ def locate(placeholders: Tensor, segments: Tensor, attend_previous: bool) -> Ten
     """The medium that each position looks at.
 
     Args:
-        placeholders: ``[b, s]`` bool, True where a medium's placeholder stands.
+        placeholders: ``[b, s]`` bool, True at the placeholder of a medium.
         segments: ``[b, s]``, 0 at padding, else the number of the sample within the row.
-        attend_previous: text looks at the last medium before it; else at the next one behind it. A placeholder always
-            looks at its own medium.
+        attend_previous: text attends to the last medium before it; else to the next one after it. A placeholder always
+            attends to its own medium.
 
     Returns:
         ``[b, s]`` number of the medium (1..) within the row, of the position's own sample; 0 where there is none.

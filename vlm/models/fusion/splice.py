@@ -16,7 +16,7 @@ from vlm.models.fusion.base import LLMInputs
 
 @register_fusion("splice")
 class Splice:
-    """Puts the visual tokens of medium ``m`` where its placeholder stands; any number of media in a row, or none."""
+    """Puts the visual tokens of each medium in place of its placeholder; any number of media in a row, or none."""
 
     @dataclass
     class Config:

@@ -10,10 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm.common.errors import ConfigError
-from vlm.models.checkpointing import Checkpointed
-
-ARGUMENT = "insert_data"
-"""Name under which :class:`InsertData` travels through a call of the LLM to its decoder layers."""
+from vlm.models.layer_hooks import hooks_of
 
 
 @dataclass
@@ -93,37 +90,7 @@ class Insert(nn.Module):
         """Work at the decoder layers of ``llm`` (an ``HFCausalLM``), after the inserts attached earlier."""
         layers = llm.layers()
         for key, module in self.layers.items():
-            layer = layers[int(key)]
-            holder = layer.forward if isinstance(layer.forward, Checkpointed) else layer
-            if not isinstance(holder.forward, LayerWithInserts):
-                holder.forward = LayerWithInserts(holder.forward)
-            holder.forward.inserts.append((self, module))
-
-
-class LayerWithInserts:
-    """Stands in for a decoder layer's ``forward``: inserts work on its input and output, in order of attachment."""
-
-    def __init__(self, forward: Any) -> None:
-        self.forward = forward
-        self.inserts: list[tuple[Insert, nn.Module]] = []
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Like the layer's own ``forward``; takes :data:`ARGUMENT` out of the call.
-
-        Raises:
-            ConfigError: the LLM dropped the data on its way.
-        """
-        data: InsertData | None = kwargs.pop(ARGUMENT, None)
-        hidden, *rest = args or (kwargs.pop("hidden_states"),)
-        for insert, module in self.inserts:
-            if insert.needs_data and data is None:
-                raise _drops_data()
-            hidden = insert.before(module, hidden, data)
-        out = self.forward(hidden, *rest, **kwargs)
-        hidden = out if isinstance(out, Tensor) else out[0]
-        for insert, module in self.inserts:
-            hidden = insert.after(module, hidden, data)
-        return hidden if isinstance(out, Tensor) else (hidden, *out[1:])
+            hooks_of(layers[int(key)]).inserts.append((self, module))
 
 
 def layer_numbers(num_layers: int, every: int, first: int, where: str) -> range:
@@ -144,10 +111,3 @@ def layer_numbers(num_layers: int, every: int, first: int, where: str) -> range:
             fix=f"every is at least 1, first from 0 to {num_layers - 1}",
         )
     return range(first, num_layers, every)
-
-
-def _drops_data() -> ConfigError:
-    return ConfigError(
-        "model.llm: this kind of language model passes no further data to its layers, which model.inserts needs",
-        fix="use an LLM of another family (LLaMA, Qwen, Mistral, ... do), or a fusion that splices visual tokens",
-    )

@@ -128,28 +128,39 @@ class GatedCrossAttention(Insert):
 
 
 def media_mask(data: InsertData) -> CrossAttentionInputs | None:
-    """Media and masks of a call's positions ``[b, s]``; None when none of them looks at a medium."""
+    """Media and masks for the positions ``[b, s]`` of a call; None if none of them attends to a medium.
+
+    Args:
+        data: ``tokens`` location, first, last ``[b, s]`` (numbers of media) and ``shared`` media ``[n, k, e]``, real
+            ``[n, k]`` or None, immediate, evenly, as :class:`~vlm.models.fusion.cross_attn.CrossAttention` gives them.
+    """
     location, first, last = (data.tokens[name] for name in ("location", "first", "last"))
     media, real = data.shared["media"], data.shared["real"]
     immediate, evenly = data.shared["immediate"], data.shared["evenly"]
-    active = last >= first
-    if not bool(((location >= 0) if immediate or not evenly else active).any()):
+    has_media = last >= first
+    attends = has_media if evenly and not immediate else location >= 0
+    if not bool(attends.any()):
         return None
-    low = torch.where(active, first, len(media)).amin(1)
-    slots = max(1, int((last.amax(1) - low + 1).amax()))
-    number = low[:, None] + torch.arange(slots, device=low.device)  # [b, slots]: media of each row
-    inside = number < len(media)
-    number = number.clamp(max=len(media) - 1)
-    n = number[:, None]
-    own = (n >= first[..., None]) & (n <= last[..., None]) & inside[:, None]
+    number, exists = _media_of_rows(first, last, len(media))
+    n = number[:, None]  # [b, 1, m], against [b, s, 1]
+    own = exists[:, None] & (n >= first[..., None]) & (n <= last[..., None])
     allowed = own & ((n == location[..., None]) if immediate else (n <= location[..., None]))
     even: Tensor | None = None
-    if evenly:
-        even = active & ~allowed.any(2)
-        if immediate:
-            even = even & (location >= 0)
+    if evenly:  # positions whose medium is missing attend to all of their sample's
+        even = has_media & attends & ~allowed.any(2)
         allowed = allowed | (even[..., None] & own)
-    allowed = allowed.repeat_interleave(media.shape[1], 2)
+    allowed = allowed.repeat_interleave(media.shape[1], 2)  # [b, s, m * k]
     if real is not None:
         allowed = allowed & real[number].flatten(1)[:, None]
     return CrossAttentionInputs(media[number].flatten(1, 2), allowed, even)
+
+
+def _media_of_rows(first: Tensor, last: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Numbers ``[b, m]`` of the media of each row, and ``[b, m]`` whether they exist (a row with fewer is filled up).
+
+    ``first`` and ``last`` are ``[b, s]``, the media of each position's sample; ``count`` is the number of all media.
+    """
+    low = torch.where(last >= first, first, count).amin(1)
+    most = max(1, int((last.amax(1) - low + 1).amax()))
+    number = low[:, None] + torch.arange(most, device=low.device)
+    return number.clamp(max=count - 1), number < count

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from vlm.common.errors import ConfigError, WeightsError
 from vlm.common.paths import inner_folder
 from vlm.common.registry import register_llm
-from vlm.models.checkpointing import checkpoint_layers
 from vlm.models.fusion.base import LLMInputs
-from vlm.models.inserts.base import ARGUMENT
-from vlm.models.llm.packing import ATTENTION, can_pack, pack, register_attention, trim_last_layer
+from vlm.models.layer_hooks import INSERT_DATA, checkpoint_layers, trim_last_layer
+from vlm.models.llm.packing import ATTENTION, can_pack, pack, register_attention
 from vlm.models.lora import LoraOptions, inject_lora
 from vlm.models.loss import head_loss
 
@@ -112,7 +111,7 @@ class HFCausalLM(nn.Module):
             position_ids=inputs.position_ids,
             attention_mask=mask,
             use_cache=False,
-            **({} if inputs.inserts is None else {ARGUMENT: inputs.inserts}),
+            **({} if inputs.inserts is None else {INSERT_DATA: inputs.inserts}),
         )[0]
         return hidden if keep is None else hidden[keep]
 
@@ -127,7 +126,7 @@ class HFCausalLM(nn.Module):
             attention_mask=inputs.segments.new_ones(1, 1, 1, 1),  # four dimensions: taken as given
             use_cache=False,
             layout=layout,
-            **({} if inputs.inserts is None else {ARGUMENT: inputs.inserts.flat(index)}),
+            **({} if inputs.inserts is None else {INSERT_DATA: inputs.inserts.flat(index)}),
         )[0]
         return hidden[0].index_select(0, rows)
 

@@ -88,44 +88,6 @@ def _spread(states: Tensor, layout: Layout) -> Tensor:
     return rows.unflatten(0, (layout.samples, -1)).transpose(1, 2)
 
 
-class LastLayer:
-    """Stands in for the last layer's ``forward``: its MLP works only on the tokens whose output is wanted.
-
-    The others get zeros, which nothing reads: attention has been done, and only wanted tokens reach the head.
-    What is wanted comes with the call's ``layout``, so that a recomputation in the backward pass does the same.
-    """
-
-    def __init__(self, layer: Any) -> None:
-        self.forward = layer.forward
-        self.mlp = layer.mlp.forward
-        self.rows: Tensor | None = None
-        layer.mlp.forward = self.kept_rows
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Like the layer's own ``forward``."""
-        layout: Layout | None = kwargs.get("layout")
-        self.rows = None if layout is None else layout.keep
-        try:
-            return self.forward(*args, **kwargs)
-        finally:
-            self.rows = None
-
-    def kept_rows(self, hidden: Tensor) -> Tensor:
-        """The MLP: ``[1, T, d]`` -> ``[1, T, d]``."""
-        if self.rows is None:
-            return self.mlp(hidden)
-        some = self.mlp(hidden[:, self.rows])
-        if not isinstance(some, Tensor):  # mixtures of experts may give more than one value
-            return self.mlp(hidden)
-        return some.new_zeros(hidden.shape).index_copy(1, self.rows, some)
-
-
-def trim_last_layer(layers: Any) -> None:
-    """Install :class:`LastLayer` where the last of ``layers`` has a module ``mlp``."""
-    if isinstance(getattr(layers[-1], "mlp", None), torch.nn.Module):
-        layers[-1].forward = LastLayer(layers[-1])
-
-
 def register_attention() -> None:
     """Make :func:`attention` known to transformers as ``ATTENTION`` (idempotent)."""
     from transformers import AttentionInterface, AttentionMaskInterface

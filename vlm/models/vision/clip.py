@@ -13,7 +13,7 @@ from vlm.common.errors import ConfigError, WeightsError
 from vlm.common.paths import inner_folder
 from vlm.common.registry import register_vision
 from vlm.common.types import Features
-from vlm.models.checkpointing import checkpoint_layers
+from vlm.models.layer_hooks import checkpoint_layers
 from vlm.models.lora import LoraOptions, inject_lora
 from vlm.models.vision.base import check_pixels
 

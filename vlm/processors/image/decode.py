@@ -85,8 +85,8 @@ def decode(source: Any, *, name: str = "", max_pixels: int = PIXEL_CAP) -> PILIm
     """Any image as an upright RGB ``PIL.Image``.
 
     Palette, grey, CMYK and 16-bit images are converted, alpha is dropped (as the published code did); of an
-    animation the first frame is taken. An EXIF rotation is applied, which the published code leaves out: there a
-    photo taken upright with a phone lies on its side. A ``.json`` file holds one base64 image. PIL decodes; a
+    animation the first frame is taken. An EXIF rotation is applied; the published code ignores it and sees
+    photos from phones sideways. A ``.json`` file holds one base64 image. PIL decodes; a
     format it does not know is offered to OpenCV.
 
     Raises:
@@ -96,7 +96,7 @@ def decode(source: Any, *, name: str = "", max_pixels: int = PIXEL_CAP) -> PILIm
 
 
 def from_base64(text: str, label: str) -> bytes:
-    """The bytes behind a base64 text; a ``data:image/...;base64,`` head is allowed.
+    """The bytes of a base64 text; a ``data:image/...;base64,`` head is allowed.
 
     Raises:
         DataError: it is not base64.
@@ -110,7 +110,7 @@ def from_base64(text: str, label: str) -> bytes:
 
 
 def read_frames(path: str | os.PathLike[str], label: str) -> str | list[str]:
-    """What a ``.json`` file of media holds: one base64 image, or the list of a clip's base64 frames.
+    """What a ``.json`` file of media holds: one base64 image, or the list of a video's base64 frames.
 
     Raises:
         DataError: unreadable, no JSON, or something else in it.
@@ -158,7 +158,7 @@ def _encoded(source: Any, label: str) -> bytes:
 
 
 def _jpeg(data: bytes, factor: int) -> np.ndarray | None:
-    """OpenCV's decoding of a JPEG that has its end mark; None where OpenCV or the end is missing.
+    """OpenCV's decoding of a JPEG that has its end marker; None where OpenCV or the end is missing.
 
     OpenCV returns what it could decode of a damaged file, so a truncated one is left to PIL, which refuses it.
     """
@@ -221,7 +221,9 @@ def _from_array(array: Any, label: str) -> PILImage.Image:
 
     if not isinstance(array, np.ndarray):
         result = type(array).__name__
-        raise DataError(f"image {label}: a {result} is no image", fix="give a path, bytes, PIL image or array")
+        raise DataError(
+            f"image {label}: expected an image, found a {result}", fix="give a path, bytes, PIL image or array"
+        )
     good: bool = array.dtype == np.uint8 and array.size > 0
     good = good and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4)))
     if not good:

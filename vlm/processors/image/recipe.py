@@ -81,12 +81,12 @@ class ImageRecipe:
         self.config = config
         if config.size < 1 or len(config.mean) != 3 or len(config.std) != 3 or min(config.std) <= 0:
             raise ConfigError(
-                f"image: size {config.size}, mean {list(config.mean)}, std {list(config.std)} is no recipe",
+                f"image: size {config.size}, mean {list(config.mean)}, std {list(config.std)} cannot be used",
                 fix="give a size >= 1 and three means and three positive deviations",
             )
         color = config.pad_color if config.pad_color is not None else [int(m * 255) for m in config.mean]
         if len(color) != 3 or min(color) < 0 or max(color) > 255:
-            raise ConfigError(f"image: pad_color {list(color)} is no colour", fix="give three levels from 0 to 255")
+            raise ConfigError(f"image: pad_color {list(color)} is not a colour", fix="give three levels from 0 to 255")
         self._color = tuple(color)
         self._levels = False
 
@@ -97,7 +97,7 @@ class ImageRecipe:
             source: path, encoded bytes, ``PIL.Image``, uint8 array ``[h, w]`` or ``[h, w, 3|4]``, or a
                 float tensor ``[3, size, size]`` that went through a recipe before (returned as it is); a tuple of
                 these is shown side by side as one image (see :func:`joined`).
-            name: what to call the image in an error when ``source`` is no path.
+            name: what to call the image in an error when ``source`` is not a path.
             rng: draws the crop and the flip of the ``train`` part; None asks for the evaluation transform.
 
         Returns:

@@ -1,6 +1,6 @@
 """``### Instruction: ... ### Response: ``, the format of Alpaca and of the models tuned on its data.
 
-A prompt is a system sentence and blocks with ``sep`` in front of each; a block is a header and its content::
+A prompt is a system sentence and blocks, each after ``sep``; a block is a header and its content::
 
     Below is an instruction ... the request.
 
@@ -17,9 +17,9 @@ A prompt is a system sentence and blocks with ``sep`` in front of each; a block 
     A boat.
 
 The defaults are Multimodal-GPT's: an image has a block of its own and is one special token; question and
-answer are tokenised as one text; every training turn has its own begin and end id, later ones without the
-system sentence, while a chat is one text. Another published model differs by options: no image block
-(``image_header: ""``), the image in front of the instruction's text between ``image_prefix`` and
+answer are tokenised as one text; each training turn has its own begin and end id, later ones without the
+system sentence, while a chat is one text. Other published forms are options: no image block
+(``image_header: ""``), the image before the instruction's text between ``image_prefix`` and
 ``image_suffix``, answers tokenised on their own, and one begin id for the whole dialogue.
 """
 
@@ -38,9 +38,10 @@ from vlm.processors.templates.base import (
     Piece,
     Segment,
     UserText,
+    answer_segment,
+    answered_turns,
     ask_last,
     at_placeholders,
-    literal_stretches,
     media_first,
     read_questions,
     segments_of,
@@ -60,8 +61,8 @@ class Alpaca(BaseTemplate):
         system: str = (
             "Below is an instruction that describes a task. Write a response that appropriately completes the request."
         )
-        sep: str = "\n\n"  # in front of every block
-        image_header: str = "### Image:\n"  # block of one image; empty: images stand in the instruction's block
+        sep: str = "\n\n"  # before every block
+        image_header: str = "### Image:\n"  # block of one image; empty: images are in the instruction's block
         image_prefix: str = ""
         image_suffix: str = ""
         image_gap: str = ""  # between an image and the instruction's text, without image blocks
@@ -70,9 +71,9 @@ class Alpaca(BaseTemplate):
         input: str = "### Input:\n"  # block of an Input part
         assistant: str = "### Response:\n"
         joint_answer: bool = True  # training: question and answer are tokenised as one text
-        turn_bos: bool = True  # training: every turn has its own begin id and stands for itself
+        turn_bos: bool = True  # training: every turn has its own begin id
         add_eos: bool = True  # training: the end id after every answer
-        image_at_head: bool = False  # an image and its caption: no prompt at all, the image behind the begin id
+        image_at_head: bool = False  # an image and its caption: no prompt, the image follows the begin id
         keep_turns: int = -1  # chat: earlier turns kept in the prompt; -1: all
         strip_before: list[str] = field(default_factory=lambda: ["### Response:"])
 
@@ -84,13 +85,12 @@ class Alpaca(BaseTemplate):
     def train_segments(self, sample: Sample, rng: random.Random) -> list[Segment]:
         """See :meth:`BaseTemplate.train_segments`. Questions without an answer are left out."""
         cfg = self.config
-        system, turns = turns_of(sample.messages)
+        system, turns = answered_turns(sample.messages)
         segments: list[Segment] = []
-        for index, (asked, answer) in enumerate(t for t in turns if t[1] is not None):
-            assert answer is not None
+        for index, (asked, answer) in enumerate(turns):
             pieces = self._condition(asked, rng)
             turn = segments_of([*self._system(system, asked), *pieces] if index == 0 else pieces, cfg.media_token)
-            turn += self._answer(answer.text, joined=cfg.joint_answer and bool(turn))
+            turn.append(self._answer(answer, joined=cfg.joint_answer and bool(turn)))
             segments += with_bos(turn) if index == 0 or cfg.turn_bos else turn
         return segments
 
@@ -107,29 +107,24 @@ class Alpaca(BaseTemplate):
 
     def answer_segments(self, text: str) -> list[Segment]:
         """See :meth:`BaseTemplate.answer_segments`."""
-        if not self.config.joint_answer:
-            return self._answer(text, joined=False)
-        return [Segment(self.config.assistant), *self._answer(text, joined=True)]
+        joined = self.config.joint_answer
+        return [*([Segment(self.config.assistant)] if joined else []), self._answer(text, joined)]
 
-    def _answer(self, text: str, joined: bool) -> list[Segment]:
-        pieces = [UserText(text), self.config.end_sym]
-        stretches = literal_stretches(pieces)
-        return [
-            Segment("".join(pieces), supervised=True, eos=self.config.add_eos, joined=joined, literal=stretches),
-        ]
+    def _answer(self, text: str, joined: bool) -> Segment:
+        return answer_segment(UserText(text), self.config.end_sym, eos=self.config.add_eos, joined=joined)
 
     def _system(self, own: str | None, asked: Sequence[Message]) -> list[Piece]:
-        """The system sentence; a bare image has none but the conversation's own."""
+        """The system sentence; a turn of images only has none but the conversation's own."""
         usual = "" if self._is_bare(asked) else self.config.system
         return [usual if own is None else own]
 
     def _is_bare(self, asked: Sequence[Message]) -> bool:
-        """Whether a turn is images only and takes no prompt."""
+        """Whether a turn is images only, without a prompt."""
         media = any(m.media for m in asked)
         return self.config.image_at_head and media and not any(m.text for m in asked)
 
     def _condition(self, asked: Sequence[Message], rng: random.Random | None = None) -> list[Piece]:
-        """What stands before an answer: blocks of images, instruction and input, and the open response."""
+        """What precedes an answer: blocks of images, instruction and input, and the open response."""
         cfg = self.config
         parts = [p for m in asked for p in m.parts]
         if self._is_bare(asked):
@@ -149,7 +144,7 @@ class Alpaca(BaseTemplate):
         return [*pieces, cfg.sep, cfg.assistant]
 
     def _content(self, parts: Sequence[MessagePart]) -> list[Piece]:
-        """Texts and images, each image where it stands or at its ``<ImageHere>``, with prefix and suffix."""
+        """Texts and images, each image in its place or at its ``<ImageHere>``, with prefix and suffix."""
         text = UserText("".join(p.text for p in parts if isinstance(p, Text)))
         media = [p for p in parts if not isinstance(p, Text)]
         inline: list[Piece] = [UserText(p.text) if isinstance(p, Text) else p for p in parts]

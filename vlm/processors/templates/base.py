@@ -1,7 +1,7 @@
 """What all templates share: segments, pieces of text and media, clean-up of answers.
 
-Words of a conversation are :class:`UserText`, words of a template plain ``str``: special tokens are read in
-the latter only, so that a question about ``<s>`` or ``<img>`` stays a question.
+The words of a conversation are :class:`UserText`, those of a template plain ``str``. Special tokens are recognised
+only in the latter, so that a question about ``<s>`` or ``<img>`` stays a question.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from vlm.common.errors import ConfigError, PromptError
 from vlm.common.types import Image, Message, Part, Sample, Text, Video
 
 IMAGE_PLACEHOLDER = "<ImageHere>"
-"""Where a medium stands, in prompt pools and in raw prompts."""
+"""The place of an image or video in prompt pools and raw prompts."""
 
 Medium = Image | Video
 
 
 class UserText(str):
-    """A text out of a conversation, in which no special token is read."""
+    """A text from a conversation: special tokens in it stay literal."""
 
 
 Piece = str | Medium
@@ -32,12 +32,14 @@ Turns = list[tuple[list[Message], Message | None]]
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch that is tokenised on its own: either ``text`` or one ``medium``.
+    """A stretch that is tokenised on its own: ``text``, or one ``medium``.
 
-    ``supervised``: its tokens are targets. ``bos``: the begin id stands in front of it, ``eos``: the end id
-    behind it. ``joined``: it continues the segment before, both are tokenised as one text. ``literal``:
-    stretches ``[start, end)`` of ``text`` in which no special token is read. The ``text`` of a medium is the
-    special token that it stands for, if any; such a medium can be joined.
+    text        text; of a medium the special token that represents it, if any
+    medium      an image or video, which may then be joined
+    supervised  its tokens are targets
+    bos, eos    the begin id precedes it, the end id follows it
+    joined      it continues the previous segment: both are tokenised as one text
+    literal     stretches ``[start, end)`` of ``text`` in which special tokens are not recognised
     """
 
     text: str = ""
@@ -63,12 +65,12 @@ class BaseTemplate(ABC):
         """Ends and clean-up of answers."""
 
         end_sym: str = ""  # training: text after every answer
-        media_token: str = ""  # special token that a medium stands for (its own embedding); empty: none
-        prompt_path: str = ""  # pool of prompts for samples that are an image and a caption
+        media_token: str = ""  # special token, with an embedding of its own, that represents a medium; empty: none
+        prompt_path: str = ""  # pool of prompts for samples of an image and a caption
         stop: list[str] = field(default_factory=list)  # texts that end an answer, besides the end id
-        truncate_at: list[str] = field(default_factory=list)  # clean-up: keep what is before the first
-        strip_before: list[str] = field(default_factory=list)  # and after the last
-        strip: bool = True  # and take off the blanks around it
+        truncate_at: list[str] = field(default_factory=list)  # clean-up: keep the text before the first of these
+        strip_before: list[str] = field(default_factory=list)  # and after the last of these
+        strip: bool = True  # and remove the white space around it
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -91,9 +93,8 @@ class BaseTemplate(ABC):
         """
 
     def answer_segments(self, text: str) -> list[Segment]:
-        """Segments of an answer in training; what it is joined to, if anything, is in front, unsupervised."""
-        pieces = [UserText(text), self.config.end_sym]
-        return [Segment(text + self.config.end_sym, supervised=True, literal=literal_stretches(pieces))]
+        """Segments of an answer in training, after the unsupervised text that it is joined to, if any."""
+        return [answer_segment(UserText(text), self.config.end_sym)]
 
     def prompt_segments(self, text: str, media: Sequence[Medium]) -> list[Segment]:
         """Segments of a finished prompt text with one ``<ImageHere>`` (or media token) per medium, nothing added.
@@ -126,7 +127,7 @@ def ask_last(messages: Sequence[Message]) -> None:
 
 
 def turns_of(messages: Sequence[Message]) -> tuple[str | None, Turns]:
-    """System text and (user messages, answer) pairs; a trailing question without answer has ``None``."""
+    """System text and (user messages, answer) pairs; the answer of a trailing question is None."""
     system: str | None = None
     turns: Turns = []
     asked: list[Message] = []
@@ -142,13 +143,13 @@ def turns_of(messages: Sequence[Message]) -> tuple[str | None, Turns]:
 
 
 def at_placeholders(text: str, media: Sequence[Medium]) -> list[Piece]:
-    """``text`` with the k-th ``<ImageHere>`` replaced by the k-th medium; :class:`UserText` stays ``UserText``."""
+    """``text`` with the k-th ``<ImageHere>`` replaced by the k-th medium; its pieces are of the class of ``text``."""
     kind = type(text)
     texts = text.split(IMAGE_PLACEHOLDER)
     if len(texts) - 1 != len(media):
         raise PromptError(
             f"the prompt has {len(texts) - 1} image placeholders but {len(media)} media were given: {_short(text)!r}",
-            fix=f"write {IMAGE_PLACEHOLDER} exactly once for every image or clip",
+            fix=f"write {IMAGE_PLACEHOLDER} exactly once for every image or video",
         )
     pieces: list[Piece] = [kind(texts[0])]
     for medium, following in zip(media, texts[1:], strict=True):
@@ -157,7 +158,7 @@ def at_placeholders(text: str, media: Sequence[Medium]) -> list[Piece]:
 
 
 def media_first(parts: Sequence[Part]) -> tuple[list[Medium], list[Part]]:
-    """(images that go in front, the rest in order): an image between texts, or with a placeholder, keeps its place."""
+    """Media that go first, and the rest in order; media between texts, or with a placeholder, keep their place."""
     kinds = [not isinstance(p, Text) for p in parts if not isinstance(p, Text) or p.text]
     texts = [i for i, is_medium in enumerate(kinds) if not is_medium]
     between = bool(texts) and any(kinds[texts[0] : texts[-1]])
@@ -167,9 +168,9 @@ def media_first(parts: Sequence[Part]) -> tuple[list[Medium], list[Part]]:
 
 
 def segments_of(pieces: Sequence[Piece], media_token: str = "") -> list[Segment]:
-    """Neighbouring texts joined into one segment; empty texts dropped.
+    """Segments with neighbouring texts joined and empty texts dropped.
 
-    Media that stand for ``media_token`` are tokenised together with the text around them.
+    Media represented by ``media_token`` are tokenised together with the text around them.
     """
     out: list[Segment] = []
     texts: list[str] = []
@@ -185,8 +186,19 @@ def segments_of(pieces: Sequence[Piece], media_token: str = "") -> list[Segment]
     return [replace(s, joined=bool(media_token) and i > 0) for i, s in enumerate(out)]
 
 
+def answer_segment(*pieces: str, eos: bool = False, joined: bool = False) -> Segment:
+    """The supervised segment of an answer."""
+    return Segment("".join(pieces), supervised=True, eos=eos, joined=joined, literal=literal_stretches(pieces))
+
+
+def answered_turns(messages: Sequence[Message]) -> tuple[str | None, list[tuple[list[Message], str]]]:
+    """System text, and (user messages, text of the answer) of the turns that have an answer."""
+    system, turns = turns_of(messages)
+    return system, [(asked, answer.text) for asked, answer in turns if answer is not None]
+
+
 def literal_stretches(pieces: Sequence[str]) -> tuple[tuple[int, int], ...]:
-    """Where the :class:`UserText` pieces lie in the joined text."""
+    """Stretches ``[start, end)`` of the :class:`UserText` pieces in the joined text."""
     result: list[tuple[int, int]] = []
     at = 0
     for piece in pieces:
@@ -197,13 +209,13 @@ def literal_stretches(pieces: Sequence[str]) -> tuple[tuple[int, int], ...]:
 
 
 def with_bos(segments: list[Segment]) -> list[Segment]:
-    """The segments with the begin id in front; of no segment, the begin id alone."""
+    """The segments with the begin id before the first; without segments, the begin id alone."""
     first = segments[0] if segments else Segment()
     return [replace(first, bos=True), *segments[1:]]
 
 
 def read_questions(path: str) -> list[str]:
-    """Lines of a pool of prompts without placeholders (the template puts the image).
+    """Lines of a pool of prompts without placeholders (the template places the image).
 
     Raises:
         ConfigError: no such file, no line, or a line with a placeholder.

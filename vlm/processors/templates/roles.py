@@ -1,12 +1,12 @@
-"""Conversation -> segments: the text around images and answers, as data; templates with roles.
+"""Templates with roles: the text around questions and answers, as data.
 
 A template has two forms, because the published code has two:
 
 * the training form (``train_segments``): condition and answers are separate segments, each
   tokenised on its own; only answers are supervised;
-* the chat form (``chat_segments``): the whole dialogue is one text, cut at images only.
+* the chat form (``chat_segments``): the whole dialogue is one text, split at images only.
 
-With ``chat_form: true`` training uses the chat text, and chat is cut where training cuts, so
+With ``chat_form: true`` training uses the chat text, and chat is split where training splits it, so
 that both give the same ids. Presets differ only in the defaults of ``Config``.
 """
 
@@ -57,11 +57,11 @@ class Template(BaseTemplate):
         image_suffix: str = "</Img>"
         question_suffix: str = ""  # training: after a question of a sample with images
         turn_start: str | None = None  # training: before a later question in prompt_template; None: chat form
-        style: Literal["2024", "2023-04"] = "2024"  # 2023-04: the open turn has no trailing space
+        style: Literal["2024", "2023-04"] = "2024"  # 2023-04: no space after the open turn
         chat_form: bool = False  # training uses the chat text
         stop: list[str] = field(default_factory=lambda: ["</s>"])
-        truncate_at: list[str] = field(default_factory=lambda: ["###"])  # clean-up: keep what is before the first
-        strip_before: list[str] = field(default_factory=lambda: ["Assistant:"])  # and after the last
+        truncate_at: list[str] = field(default_factory=lambda: ["###"])  # clean-up: see the base class
+        strip_before: list[str] = field(default_factory=lambda: ["Assistant:"])
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -106,7 +106,7 @@ class Template(BaseTemplate):
 
     @property
     def open_turn(self) -> str:
-        """The role text at which the assistant begins to write."""
+        """The role text after which the assistant begins to write."""
         return self.config.assistant.rstrip(" ") if self.config.style == "2023-04" else self.config.assistant
 
     def _system(self, own: str | None) -> list[Piece]:
@@ -116,7 +116,7 @@ class Template(BaseTemplate):
         return [self.config.user, *self._content(message.parts), self.config.sep]
 
     def _question(self, asked: list[Message], index: int, has_media: bool, rng: random.Random) -> list[Piece]:
-        """The condition before answer ``index`` in the training form."""
+        """What precedes answer ``index`` in the training form."""
         cfg = self.config
         parts = [p for m in asked for p in m.parts]
         if not self._is_dialogue(asked):
@@ -136,7 +136,7 @@ class Template(BaseTemplate):
         return any(m.text for m in asked)
 
     def _content(self, parts: Sequence[MessagePart]) -> list[Piece]:
-        """Text and media of a turn; an image gets its placeholders and one space before a text that has none."""
+        """Text and media of a turn: images with prefix and suffix, one space before text without leading space."""
         text = UserText("".join(p.text for p in parts if isinstance(p, Text)))
         media = [p for p in parts if not isinstance(p, Text)]
         if IMAGE_PLACEHOLDER in text:
@@ -156,11 +156,11 @@ class Template(BaseTemplate):
 
 @register_template("plain")
 class Plain(Template):
-    """No prompt at all: images, then the text; the first training stage."""
+    """No prompt at all: images, then the text, as in a first training stage."""
 
     @dataclass
     class Config(Template.Config):
-        """Bare images and texts; an answer ends with a newline."""
+        """Images and texts alone; an answer ends with a newline."""
 
         image_prefix: str = ""
         image_suffix: str = ""

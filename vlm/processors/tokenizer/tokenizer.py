@@ -1,6 +1,6 @@
 """Text <-> ids, independent of the installed transformers.
 
-Two backends behind one class, chosen by what the folder holds:
+One class with two backends, chosen by what the folder contains:
 
 * ``tokenizer.model``: sentencepiece, encoded as the slow LLaMA tokenizer of 2023 did. The text is
   cut at special strings (``<s>``, ``</s>``, ``<unk>`` and the folder's added tokens) and every plain
@@ -257,7 +257,7 @@ class Tokenizer:
         return StreamDecoder(self)
 
     def _marked(self, text: str, literal: Ranges) -> bool:
-        """Whether a special string lies in a literal stretch, or reaches into one."""
+        """Whether a special string is in a literal stretch, or overlaps one."""
         result = [m.span() for m in self._split.finditer(text)] if self._split and literal else []
         return any(start < b and a < end for start, end in result for a, b in literal)
 

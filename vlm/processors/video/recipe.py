@@ -1,4 +1,4 @@
-"""Clips -> ``[f, 3, h, w]`` tensors: which frames are taken, each through the image recipe."""
+"""Videos -> ``[f, 3, h, w]`` tensors: which frames are taken, each through the image recipe."""
 
 from __future__ import annotations
 

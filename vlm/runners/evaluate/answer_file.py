@@ -1,6 +1,6 @@
-"""A file of answers that several processes write together: in order, whole or not at all, and resumable.
+"""A file of answers that several processes write together: in order, complete or not at all, resumable.
 
-While the work goes on each process appends to ``OUTPUT.part-RANK``; at the end one process writes ``OUTPUT``.
+Each process appends to ``OUTPUT.part-RANK`` as it goes; at the end one process writes ``OUTPUT``.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ log = logging.getLogger(__name__)
 
 
 class AnswerFile:
-    """Answers by number of their record.
+    """Answers by record number.
 
-    Attributes: ``done``, number -> answer, of this run and of an interrupted one before; ``path``.
+    Attributes: ``done``, number -> answer, of this run and of the interrupted one before it; ``path``.
     """
 
     def __init__(self, path: str | Path, fingerprint: str, *, overwrite: bool = False) -> None:
-        """Find what an interrupted run left behind; to be called by all processes.
+        """Find what an interrupted run left; call it on all processes.
 
         Args:
-            path: the file to write in the end.
-            fingerprint: of everything that the answers depend on.
-            overwrite: write anew whatever is there.
+            path: the file to write at the end.
+            fingerprint: of everything the answers depend on.
+            overwrite: start again, whatever is there.
 
         Raises:
             UserError: the file exists, or parts of another run do.
@@ -46,29 +46,27 @@ class AnswerFile:
             log.info("%s: %d answers taken from an interrupted run", self.path, len(self.done))
         dist.barrier()
         own = self._own()
-        if own.exists():  # the last line may be cut off
-            own.write_text("".join(_lines(self.fingerprint, _read(own)[1])), encoding="utf-8")
-        else:
-            own.write_text("".join(_lines(self.fingerprint, [])), encoding="utf-8")
+        kept = _read(own)[1] if own.exists() else ()  # without the last line if it was cut off
+        own.write_text("".join(_lines(self.fingerprint, kept)), encoding="utf-8")
 
     def parts(self) -> list[Path]:
         """The unfinished files of all processes."""
         return sorted(self.path.parent.glob(f"{self.path.name}.part-*"))
 
     def add(self, answers: Iterable[tuple[int, str]]) -> None:
-        """Keep answers of this process (number of the record, text); they are on disk when this returns."""
+        """Keep answers of this process (record number, text); they are on disk when this returns."""
         answers = list(answers)
         with self._own().open("a", encoding="utf-8") as file:
             file.writelines(_line(answer) for answer in answers)
         self.done |= dict(answers)
 
     def finish(self, line: Callable[[int, str], dict[str, Any]], count: int) -> None:
-        """Write the file, one JSON object per record in their order, and remove the parts; by all processes.
+        """Write the file, one JSON object per record in order, and remove the parts; call it on all processes.
 
         A file ``*.json`` is an array, any other has a line per record.
 
         Args:
-            line: the object of a record, from its number and its answer.
+            line: makes a record's object from its number and its answer.
             count: number of records; all must be answered.
         """
         everyone: dict[int, str] = {}
@@ -102,7 +100,7 @@ class AnswerFile:
             if _read(part)[0] not in (self.fingerprint, ""):
                 return (
                     f"{part} was written with other records, another model or other options",
-                    "name another file, or add --overwrite to begin anew",
+                    "name another file, or add --overwrite to start again",
                 )
         return None
 
@@ -116,14 +114,16 @@ def _line(answer: tuple[int, str]) -> str:
 
 
 def _read(part: Path) -> tuple[str, Sequence[tuple[int, str]]]:
-    """Fingerprint (empty where nothing was written yet) and answers; a last line without its end is left out.
+    """Fingerprint (empty where nothing was written yet) and answers; an unfinished last line is left out.
 
     Raises:
-        DataError: the file is something else.
+        DataError: the file is not a partial answer file.
     """
     whole = part.read_text(encoding="utf-8").split("\n")[:-1]
     try:
         head = json.loads(whole[0])["fingerprint"] if whole else ""
         return head, [(int(k), str(text)) for k, text in map(json.loads, whole[1:])]
     except (ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{part}: no part of an answer file ({error})", fix="remove it") from None
+        raise DataError(
+            f"{part} is not a partial answer file written by `vlm generate` ({error})", fix="delete it and start again"
+        ) from None

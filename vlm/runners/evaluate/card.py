@@ -1,9 +1,8 @@
-"""The card of an evaluation: what was asked of which model, how, with what result; one HTML file, and JSON."""
+"""``write_card``: the evaluation card, one HTML file and the same as JSON."""
 
 from __future__ import annotations
 
 import dataclasses
-import html
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,26 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 from vlm.common import VERSION
 from vlm.common.errors import DataError
-from vlm.common.types import Video
+from vlm.common.types import Image, Video
 from vlm.config.api import Config, DatasetEntry
 from vlm.datasets.loading.sources import build_sources
-from vlm.pages.style import STYLE
-from vlm.runners.train.report import image_uri
-from vlm.tasks.benchmarks.question_answering import asked
+from vlm.pages.card import DatasetCard, page
+from vlm.pages.parts import AnswerCard
+from vlm.tasks.benchmarks.base import Prediction, Questions, Result, Score, prompt_of
+from vlm.tasks.benchmarks.image_controls import CONTROLS
 
 if TYPE_CHECKING:
     from vlm.inference.engine import Engine
 
 ANSWERS_SHOWN = 6
 """Examples of right answers, and as many of wrong ones, per dataset."""
-
-CONTROLS = {
-    "right": "own image or clip",
-    "wrong": "that of another question",
-    "none": "no image",
-    "blank": "grey image",
-}
-Row = Mapping[str, Any]
+IDLE = ("top_p", "top_k", "temperature", "seed")
+"""Generation options without effect on greedy answers."""
 
 
 def write_card(
@@ -38,10 +32,8 @@ def write_card(
     name: str,
     cfg: Config,
     engine: Engine,
-    datasets: Sequence[str],
-    results: Mapping[str, Any],
-    answers: Sequence[Row],
-    judge: str = "exact",
+    results: Mapping[str, Mapping[str, Result]],
+    options: Any,
 ) -> Path:
     """Write ``<name>_card.html`` and ``<name>_card.json``.
 
@@ -50,42 +42,35 @@ def write_card(
         name: of the evaluation.
         cfg: its configuration.
         engine: the model that answered.
-        datasets: names of the datasets, in order.
-        results: numbers by dataset and control, as ``run_evaluation`` returns them.
-        answers: the single answers.
-        judge: what counted as right.
+        results: by dataset and image control.
+        options: of the benchmark; all of them are listed, except what differs between datasets.
 
     Returns:
         the HTML file.
     """
-    scoring = {"task": cfg.run.task, "judge": judge, "intervals": "95 %, bootstrap over questions", "vlm": VERSION}
-    facts = {"model": model_facts(cfg), "settings": settings(engine), "scoring": scoring}
-    card: dict[str, Any] = {"name": name, **facts, "datasets": {}}
+    fixed = {k: v for k, v in vars(options).items() if k not in ("batch_size", "max_new_tokens", "seeds")}
+    scoring = {"task": cfg.run.task, **fixed, "intervals": "95 %, bootstrap over questions", "vlm": VERSION}
+    groups = {"model": model_facts(cfg), "settings": settings(engine), "scoring": scoring}
+    card: dict[str, Any] = {"name": name, **groups, "datasets": {}}
     sections = []
-    for dataset in datasets:
+    for dataset, by_control in results.items():
         entry = cfg.evaluation_datasets[dataset]
-        rows = [a for a in answers if a["dataset"] == dataset]
-        shown = examples(rows)
-        declared = dataset_facts(entry, results[dataset]) | {"a whole prompt": _prompt(entry, engine)}
-        plain = [{k: v for k, v in row.items() if k not in ("dataset", "image")} for row in shown]
-        card["datasets"][dataset] = {"asked": declared, "results": results[dataset], "examples": plain}
-        images = thumbnails(entry, engine, shown)
-        sections.append(
-            f"<section><h2>{html.escape(dataset)}</h2>{_facts(declared)}<h3>Accuracy</h3>{_table(results[dataset])}"
-            f"<h3>Right answers</h3>{_examples([r for r in shown if r['right']], images)}"
-            f"<h3>Wrong answers</h3>{_examples([r for r in shown if not r['right']], images)}</section>"
-        )
+        questions = Questions(build_sources({dataset: entry}, engine.processor, "eval")[0].dataset)
+        examples = examples_of(by_control.get("right") or next(iter(by_control.values())))
+        declared = dataset_facts(entry, by_control) | {"a whole prompt": whole_prompt(questions, engine)}
+        scores = {control: result.scores for control, result in by_control.items()}
+        plain = [{**dataclasses.asdict(p), **p.fields} for shown in examples.values() for p in shown]
+        plain = [{k: v for k, v in row.items() if k != "fields" and v is not None} for row in plain]
+        card["datasets"][dataset] = {"asked": declared, "results": scores, "examples": plain}
+        images = images_of(questions, {row["id"] for row in plain})
+        cards = {
+            heading: [AnswerCard(p.question, p.answer, p.reference, images.get(p.id, ()), p.id) for p in shown]
+            for heading, shown in examples.items()
+        }
+        sections.append(DatasetCard(dataset, declared, *score_table(by_control), cards))
     (folder / f"{name}_card.json").write_text(json.dumps(card, indent=1, default=str) + "\n", encoding="utf-8")
-    head = "".join(f'<div class="card"><h3>{k}</h3>{_facts(v)}</div>' for k, v in facts.items())
-    title = f"Evaluation {html.escape(name)}"
-    page = (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>'
-        f"<style>{STYLE}</style></head>\n<body><main><header><h1>{title}</h1></header>"
-        f'<div class="columns">{head}</div>\n{"".join(sections)}</main></body></html>\n'
-    )
     file = folder / f"{name}_card.html"
-    file.write_text(page, encoding="utf-8")
+    file.write_text(page(name, groups, sections), encoding="utf-8")
     return file
 
 
@@ -102,113 +87,87 @@ def model_facts(cfg: Config) -> dict[str, Any]:
 
 
 def settings(engine: Engine) -> dict[str, Any]:
-    """How the model answers by its composition; a run with seeds draws, all else is as it says."""
+    """How the model answers by its composition; runs with seeds sample, with everything else as here."""
     result = dataclasses.asdict(engine.default_generation())
-    idle = () if result["do_sample"] else ("top_p", "top_k", "temperature", "seed")
+    idle = () if result["do_sample"] else IDLE
     return {k: v for k, v in result.items() if v is not None and k not in idle}
 
 
-def dataset_facts(entry: DatasetEntry, numbers: Mapping[str, Any]) -> dict[str, Any]:
+def dataset_facts(entry: DatasetEntry, by_control: Mapping[str, Result]) -> dict[str, Any]:
     """Which records, and how many questions."""
-    config = entry.format.config
-    first = next(iter(numbers.values()))
-    facts = {"records": getattr(config, "ann_path", ""), "media": getattr(config, "image_path", "")}
-    facts |= {"questions": first["count"], "longest answer in tokens": entry.max_new_tokens}
-    seeds = ", ".join(map(str, first.get("seeds", ())))
-    facts["answers"] = f"drawn, averaged over the seeds {seeds}" if seeds else "one run, as the settings say"
+    paths, first = entry.format.raw, next(iter(by_control.values()))
+    facts = {"records": paths.get("ann_path", ""), "media": paths.get("image_path", "")}
+    facts |= {"questions": first.scores.get("count", len(first.predictions))}
+    facts["longest answer in tokens"] = entry.max_new_tokens
+    seeds = ", ".join(map(str, first.scores.get("seeds", ())))
+    facts["answers"] = f"sampled, averaged over the seeds {seeds}" if seeds else "one run, as the settings say"
     return facts
 
 
-def _prompt(entry: DatasetEntry, engine: Engine) -> str:
+def whole_prompt(questions: Questions, engine: Engine) -> str:
     """The first question with everything that the template puts around it."""
-    sample = build_sources({entry.name: entry}, engine.processor, "eval")[0].dataset[0]
-    segments = engine.processor.template.chat_segments(asked(sample))
+    segments = engine.processor.template.chat_segments(prompt_of(questions[0]))
     return "".join(segment.text or "[image or video]" for segment in segments)
 
 
-def examples(rows: Sequence[Row]) -> list[Row]:
-    """Right and wrong answers to the own images of the first run, spread evenly over the file."""
-    own = [r for r in rows if r["image"] == "right"] or list(rows)
-    first = [r for r in own if r.get("seed") == own[0].get("seed")] if own else []
-    result: list[Row] = []
-    for right in (True, False):
-        fitting = [r for r in first if r["right"] is right and r["reference"]]
-        step = max(1, len(fitting) // ANSWERS_SHOWN)
-        result += fitting[::step][:ANSWERS_SHOWN]
-    return result
+def examples_of(result: Result) -> dict[str, list[Prediction]]:
+    """Right and wrong answers of the first run, spread evenly over the dataset; one group where nothing is right."""
+    first = [p for p in result.predictions if p.seed == result.predictions[0].seed]
+    if any(p.right is None for p in first):
+        return {"Answers": _spread(first)}
+    scored = [p for p in first if p.reference]
+    return {
+        "Right answers": _spread([p for p in scored if p.right]),
+        "Wrong answers": _spread([p for p in scored if not p.right]),
+    }
 
 
-def thumbnails(entry: DatasetEntry, engine: Engine, rows: Sequence[Row]) -> dict[str, list[str]]:
-    """``data:`` addresses of the media of the shown questions, by their names; of a video three frames."""
-    expected = {row["id"] for row in rows}
-    dataset = build_sources({entry.name: entry}, engine.processor, "eval")[0].dataset
-    result: dict[str, list[str]] = {}
-    for k in range(len(dataset)):
-        sample = dataset[k]
-        if (sample.id or str(k)) in expected:
+def _spread(predictions: Sequence[Prediction]) -> list[Prediction]:
+    return list(predictions[:: max(1, len(predictions) // ANSWERS_SHOWN)][:ANSWERS_SHOWN])
+
+
+def images_of(questions: Questions, names: set[str]) -> dict[str, list[Any]]:
+    """The images of the samples with these names; of a video three frames."""
+    result: dict[str, list[Any]] = {}
+    for k in range(len(questions)):
+        sample = questions[k]
+        if (sample.id or str(k)) in names:
             media = [m for message in sample.messages for m in message.media]
-            result[sample.id or str(k)] = [u for m in media for u in _uris(m)]
+            result[sample.id or str(k)] = [image for m in media for image in _images(m)]
     return result
 
 
-def _uris(medium: Any) -> list[str]:
+def _images(medium: Image | Video) -> list[Any]:
+    from vlm.processors.image.decode import decode
     from vlm.processors.video.read import open_clip
 
     try:
         if not isinstance(medium, Video):
-            return [image_uri(medium.source)]
+            return [decode(medium.source)]
         clip = open_clip(medium.source, str(medium.source)[:80])
         frames = clip.read(sorted({0, clip.count // 2, clip.count - 1}))
-        return [image_uri(_whole(frame)) for frame in frames]
+        return [decode(frame, name="frame") for frame in frames]
     except DataError:  # it was readable when the question was asked
         return []
 
 
-def _whole(frame: Any) -> Any:
-    from vlm.processors.image.decode import decode
-
-    return decode(frame, name="frame")
-
-
-def _facts(facts: Mapping[str, Any]) -> str:
-    rows = "".join(
-        f"<tr><th>{html.escape(str(k))}</th><td>{html.escape(str(v))}</td></tr>" for k, v in facts.items() if v != ""
-    )
-    return f"<table>{rows}</table>" if rows else '<p class="none">none</p>'
-
-
-def _table(by_control: Mapping[str, Any]) -> str:
-    """A line per class: number of questions, accuracy with its interval for each control, the majority answer's."""
-    first = next(iter(by_control.values()))
-    head = "".join(f"<th>{CONTROLS.get(c, c)}</th>" for c in by_control)
-    lines = [f"<tr><th>class</th><th>questions</th>{head}<th>most frequent answer</th></tr>"]
-    counts = first["counts"]["by_type"]
-    for kind in (*first["by_type"], None):
-        cells = []
-        for numbers in by_control.values():
-            share = numbers["overall"] if kind is None else numbers["by_type"][kind]
-            bounds = numbers["intervals"]["overall"] if kind is None else numbers["intervals"]["by_type"][kind]
-            cells.append(f"<td>{_percent(share, bounds)}</td>")
-        guess = first["majority"]["overall"] if kind is None else first["majority"]["by_type"][kind]
-        count = first["count"] if kind is None else counts[kind]
-        label = "<b>all</b>" if kind is None else html.escape(kind)
-        lines.append(f"<tr><td>{label}</td><td>{count}</td>{''.join(cells)}<td>{_percent(guess, None)}</td></tr>")
-    return f"<table>{''.join(lines)}</table><p class='sub'>in brackets: 95 % bootstrap interval over questions</p>"
+def score_table(by_control: Mapping[str, Result]) -> tuple[list[str], list[list[str]], str]:
+    """Column titles, rows and a note: a row per score; columns for the questions, each image control, the baseline."""
+    tables = [{s.label: s for s in result.rows()} for result in by_control.values()]
+    scores = list(tables[0].values())
+    head, columns = [""], [[s.label for s in scores]]
+    if any(s.count is not None for s in scores):
+        head, columns = [*head, "questions"], [*columns, ["" if s.count is None else str(s.count) for s in scores]]
+    for control, found in zip(by_control, tables, strict=True):
+        head.append(CONTROLS[control])
+        columns.append([_with_bounds(found[s.label]) if s.label in found else "-" for s in scores])
+    if any(s.baseline is not None for s in scores):
+        head, columns = [*head, "most frequent answer"], [*columns, [s.text(s.baseline) for s in scores]]
+    bounds = any(s.interval is not None for s in scores)
+    note = "in brackets: 95 % bootstrap interval over questions" if bounds else ""
+    return head, [list(row) for row in zip(*columns, strict=True)], note
 
 
-def _percent(share: float | None, bounds: Sequence[float] | None) -> str:
-    if share is None:
-        return "-"
-    return f"{share:.1%}" + (f" ({bounds[0]:.1%} to {bounds[1]:.1%})" if bounds else "")
-
-
-def _examples(rows: Sequence[Row], sources: Mapping[str, Sequence[str]]) -> str:
-    if not rows:
-        return '<p class="none">none</p>'
-    cards = []
-    for row in rows:
-        images = "".join(f'<img alt="{html.escape(str(row["id"]))}" src="{u}">' for u in sources.get(row["id"], ()))
-        lines = [("asked", row["question"]), ("answer", row["answer"]), ("reference", row["reference"])]
-        items = "".join(f"<dt>{k}</dt><dd>{html.escape(text.strip()) or '(empty)'}</dd>" for k, text in lines)
-        cards.append(f'<div class="card sample">{images}<dl>{items}</dl></div>')
-    return f'<div class="samples">{"".join(cards)}</div>'
+def _with_bounds(score: Score) -> str:
+    bounds = "" if score.interval is None else " ({} to {})".format(*map(score.text, score.interval))
+    return score.text(score.value) + bounds

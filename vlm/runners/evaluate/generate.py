@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,12 +31,12 @@ class Request:
 
     files         annotation files (JSON lines, JSON, CSV, TSV, Parquet), one after the other
     prompt        text with ``{fields}`` of the record
-    raw           the prompt is the whole prompt of the model, not a question that its template is put around
-    media_field   field with the image or video, by default image or else video; a record without it is text only
+    raw           the prompt is all that the model sees; otherwise it is a question, which its template frames
+    media_field   field with the image or video, by default image, else video; a record without it is text only
     media_root    folder that relative paths start from
-    index_field   field that names a record in the result; without it, its number from 0 on
+    index_field   field that names a record in the result; without it, its number, from 0
     copy          further fields of the record that go into the result
-    answer_field  the result has the records themselves with the answer in this field, behind those of the prompt
+    answer_field  the result is the records with the answer in this field, after the fields of the prompt
     lemmatize     nouns and verbs of the answers become their basic forms
     """
 
@@ -51,20 +51,20 @@ class Request:
     lemmatize: bool = False
 
     def medium(self, record: Record) -> Any:
-        """What stands in the field of the image or video; None where it is missing."""
+        """The content of the field of the image or video; None where it is missing."""
         names = [self.media_field] if self.media_field else ["image", "video"]
         return next((record[name] for name in names if record.get(name) not in (None, "")), None)
 
 
-class Questions:
-    """The records of a request with their prompts, checked as far as that goes without reading media."""
+class Records:
+    """The records of a request with their prompts, checked as far as is possible without reading media."""
 
     def __init__(self, request: Request) -> None:
         """Raises DataError: missing files, no records, a field of the prompt that a record lacks, a missing medium."""
         self.request = request
         self.rows = AllRows(request.files)
         if not len(self.rows):
-            raise DataError(f"{', '.join(request.files)}: no record", fix="name a file with records")
+            raise DataError(f"{', '.join(request.files)}: no records", fix="name a file with records")
         self.prompts = []
         for k in range(len(self.rows)):
             record, where = self.rows[k]
@@ -74,7 +74,7 @@ class Questions:
             check_field(request.medium(record), request.media_root, where)
         if all(request.medium(self.rows[k][0]) is None for k in range(len(self.rows))):
             there = ", ".join(sorted(map(str, self.rows[0][0])))
-            log.warning("no record has the field %s (there are %s): text only", request.media_field or "image", there)
+            log.warning("no record has a field %s (they have %s): text only", request.media_field or "image", there)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -98,7 +98,7 @@ class Questions:
             raise type(error)(f"{where}: {error}") from error
 
     def line(self, number: int, answer: str) -> dict[str, Any]:
-        """The object of the result: published ``index`` and ``text_output``, then the copied fields; or the record.
+        """The object of the result: the published ``index`` and ``text_output`` with the copied fields, or the record.
 
         Raises:
             DataError: a field to copy that the record lacks.
@@ -113,7 +113,7 @@ class Questions:
         }
 
     def fingerprint(self, *more: Any) -> str:
-        """Of the request, the records and whatever else the answers depend on."""
+        """Hash of the request, the records and whatever else the answers depend on."""
         digest = hashlib.sha256(json.dumps([asdict(self.request), *more], default=str, sort_keys=True).encode())
         for k in range(len(self.rows)):
             digest.update(json.dumps(self.rows[k][0], default=str, sort_keys=True).encode())
@@ -122,7 +122,7 @@ class Questions:
 
 def run_generate(
     engine: Engine,
-    questions: Questions,
+    records: Records,
     output: str | Path,
     generation: Generation,
     *,
@@ -131,42 +131,43 @@ def run_generate(
 ) -> Path:
     """Answer every record and write the answers, one JSON object per line; processes share the records.
 
-    An interrupted run goes on where it stopped when it is started again with the same request, model and options.
+    An interrupted run resumes where it stopped when it is started again with the same request, model and options.
 
     Args:
         engine: the model.
-        questions: the records.
+        records: what to answer.
         output: the file to write.
         generation: the options of an answer.
         batch_size: records that run together; it changes speed and memory, not the answers.
-        overwrite: write anew whatever is there.
+        overwrite: replace what is there.
 
     Returns:
-        the file.
+        The file.
 
     Raises:
         UserError: the file exists, an image or video cannot be read, or a prompt does not fit the model.
     """
-    basic = lemmatizer() if questions.request.lemmatize else None
+    basic = lemmatizer() if records.request.lemmatize else None
     resolved = engine.config.resolved if engine.config is not None else {}
-    file = AnswerFile(output, questions.fingerprint(resolved, asdict(generation)), overwrite=overwrite)
-    for k in range(len(questions)):
-        questions.line(k, "")
-    left = [k for k in range(len(questions)) if k not in file.done]
+    file = AnswerFile(output, records.fingerprint(resolved, asdict(generation)), overwrite=overwrite)
+    for k in range(len(records)):
+        records.line(k, "")  # a field to copy that is missing is reported before anything is answered
+    left = [k for k in range(len(records)) if k not in file.done]
     mine = left[dist.rank() :: dist.world_size()]
-    for chunk in _chunks(mine, batch_size):
-        asked = [questions.conversation(k, engine) for k in chunk]
+    for first in range(0, len(mine), batch_size):
+        chunk = mine[first : first + batch_size]
+        asked = [records.conversation(k, engine) for k in chunk]
         answers = engine.generate(asked, generation, batch_size)
         if basic is not None:
             answers = basic(answers)
         file.add(zip(chunk, answers, strict=True))
-        log.info("%d of %d records of this process answered", mine.index(chunk[-1]) + 1, len(mine))
-    file.finish(questions.line, len(questions))
+        log.info("%d of %d records of this process answered", first + len(chunk), len(mine))
+    file.finish(records.line, len(records))
     return file.path
 
 
 def lemmatizer() -> Callable[[Sequence[str]], list[str]]:
-    """Nouns and verbs by their basic form, tokens joined by blanks, as spaCy's small English model has them.
+    """A function that reduces nouns and verbs to their basic form, by spaCy's small English model; spaces join tokens.
 
     Raises:
         DataError: spaCy or its model is not installed.
@@ -195,12 +196,7 @@ def _field(record: Record, name: str, where: str) -> Any:
 
 
 def _answered(record: Record, answer: str, field: str, asked: Collection[str]) -> Record:
-    """The record with the answer behind the last of the fields that were asked, or at its end."""
+    """The record with the answer after the last of the fields that were asked, or at its end."""
     kept = [(name, value) for name, value in record.items() if name != field]
     place = max((k for k, (name, _) in enumerate(kept, start=1) if name in asked), default=len(kept))
     return dict([*kept[:place], (field, answer), *kept[place:]])
-
-
-def _chunks(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    for first in range(0, len(numbers), size):
-        yield numbers[first : first + size]

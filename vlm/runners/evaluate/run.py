@@ -1,30 +1,36 @@
-"""``run_evaluation``: every evaluation dataset of a configuration, scored and written as JSON."""
+"""``run_evaluation``: a benchmark on every evaluation dataset of a configuration, results written as JSON."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm.common import dist
 from vlm.common.errors import ConfigError
-from vlm.common.registry import resolve
-from vlm.config.api import Config
+from vlm.common.registry import config_class, resolve, resolve_any
+from vlm.config.api import Config, DatasetEntry
+from vlm.config.schema import Report, names_of, read
 from vlm.datasets.loading.sources import build_sources
 from vlm.runners.evaluate.card import write_card
-from vlm.tasks.benchmarks.question_answering import Prediction, QuestionAnswering
+from vlm.tasks.base import Task
+from vlm.tasks.benchmarks.base import Benchmark, Prediction, Result, Score
+from vlm.tasks.benchmarks.image_controls import Controlled, check_control
 
 if TYPE_CHECKING:
     from vlm.inference.engine import Engine
 
 log = logging.getLogger(__name__)
 
-TASK = "question_answering"
+DEFAULT = "question_answering"
+"""The benchmark of a configuration whose ``run.task`` is a training task, such as a run folder's."""
+
+Results = dict[str, dict[str, Result]]
+"""Dataset -> image control -> result."""
 
 
 def run_evaluation(
@@ -37,8 +43,9 @@ def run_evaluation(
     batch_size: int | None = None,
     seeds: Sequence[int] = (),
     judge: str | None = None,
+    show: Callable[[str], None] = log.info,
 ) -> dict[str, Any]:
-    """Ask a model the questions of ``evaluation_datasets`` and count the right answers.
+    """Run the benchmark that ``run.task`` names on ``evaluation_datasets``.
 
     Args:
         cfg: a checked configuration with ``evaluation_datasets``.
@@ -47,16 +54,44 @@ def run_evaluation(
         images: controls to run, of ``right``, ``wrong``, ``none``, ``blank``.
         output: folder for the results; by default ``run.save_path``, else ``run.output_dir``.
         batch_size: questions that run together; by default the dataset's.
-        seeds: one run with drawn answers per seed, whose accuracies are averaged; none: one run as the model answers.
-        judge: what counts as right: ``exact``, ``open`` or ``module:function``; by default the task's.
+        seeds: one run with sampled answers per seed, whose scores are averaged; none: one run as the model answers.
+        judge: what counts as right: ``exact``, ``open`` or ``module:function``; by default the benchmark's.
+        show: called on the first process with the table of each result as soon as there is one.
 
     Returns:
-        ``{dataset: {control: numbers}}``, also written to ``<output>/<run.name or evaluation>.json``; the
-        single answers lie next to it in ``..._answers.jsonl``.
+        ``{dataset: {control: scores}}``, also written to ``<output>/<run.name or evaluation>.json``; the
+        predictions are next to it in ``..._answers.jsonl``.
 
     Raises:
-        UserError: no such dataset, or a model, image or question that cannot be used.
+        UserError: no such dataset, benchmark or option, or a model, image or question that cannot be used.
     """
+    names = _names(cfg, datasets)
+    benchmark, flags = benchmark_of(cfg), {"batch_size": batch_size, "seeds": list(seeds), "judge": judge}
+    options = {n: read_options(benchmark, cfg, cfg.evaluation_datasets[n], flags) for n in names}
+    for image in images:  # before the model is loaded, which may take minutes
+        check_control(image)
+    joined, main = engine is None, dist.is_main()
+    if engine is None:
+        engine = _load_engine(cfg)
+        main = dist.is_main()  # known only while the processes are joined
+    results: Results = {name: {} for name in names}
+    try:
+        for name, image, dataset in _datasets(cfg, engine, names, images):
+            started = time.monotonic()
+            result = benchmark().run(engine, dataset, options[name])
+            scores = {**result.scores, "seconds": time.monotonic() - started}
+            results[name][image] = replace(result, scores=scores)
+            if main:
+                show(f"{name}, {image} image:{table(result)}")
+    finally:
+        if joined:
+            dist.destroy()
+    if main:
+        _write(Path(output or cfg.run.save_path or cfg.run.output_dir), cfg, engine, results, options[names[0]])
+    return {name: {image: dict(r.scores) for image, r in by_image.items()} for name, by_image in results.items()}
+
+
+def _names(cfg: Config, datasets: Sequence[str]) -> list[str]:
     names = list(datasets) or list(cfg.evaluation_datasets)
     unknown = [n for n in names if n not in cfg.evaluation_datasets]
     if unknown or not names:
@@ -64,26 +99,38 @@ def run_evaluation(
             f"evaluation_datasets has no {', '.join(unknown) or 'entry'} "
             f"(known: {', '.join(cfg.evaluation_datasets) or 'none'})"
         )
-    for image in images:  # before the model is loaded, which may take minutes
-        _kind(cfg).Config(image=image, judge=judge or "exact")  # type: ignore[arg-type]
-    joined, main = engine is None, dist.is_main()
-    if engine is None:
-        engine = _load_engine(cfg)
-        main = dist.is_main()  # known only while the processes are joined
-    asked = EvalOptions(tuple(images), batch_size, tuple(seeds), judge)
-    try:
-        results, answers = _evaluate(cfg, engine, names, asked)
-    finally:
-        if joined:
-            dist.destroy()
-    if main:
-        folder = Path(output or cfg.run.save_path or cfg.run.output_dir)
-        name = cfg.run.name or "evaluation"
-        _write(folder, name, results, answers)
-        if _kind(cfg).card:
-            used = judge or _kind(cfg).Config().judge
-            log.info("card: %s", write_card(folder, name, cfg, engine, names, results, answers, used))
-    return results
+    return names
+
+
+def benchmark_of(cfg: Config) -> Any:
+    """The class of the benchmark that ``run.task`` names; for a training task that of ``question_answering``.
+
+    Raises:
+        ConfigError: unknown name, or a class that is neither.
+    """
+    name = cfg.run.task
+    chosen = resolve_any(("benchmark", "task"), name)
+    if issubclass(chosen, Benchmark) and config_class(chosen) is not None:
+        return chosen
+    if not issubclass(chosen, Task):
+        raise ConfigError(f"run.task={name} is not a benchmark: it needs a method run and a dataclass Config")
+    log.info("run.task=%s is a training task; scoring with the benchmark %s", name, DEFAULT)
+    return resolve("benchmark", DEFAULT)
+
+
+def read_options(benchmark: Any, cfg: Config, entry: DatasetEntry, flags: dict[str, Any]) -> Any:
+    """The benchmark's options for one dataset: ``flags`` override ``run.benchmark``, which overrides the entry.
+
+    Raises:
+        ConfigError: an option that the benchmark does not have, or a value of another type.
+    """
+    shared = {"batch_size": entry.batch_size, "max_new_tokens": entry.max_new_tokens}
+    values = {k: v for k, v in shared.items() if k in names_of(benchmark.Config)} | cfg.run.benchmark
+    values |= {k: v for k, v in flags.items() if v not in (None, [])}
+    report = Report(origins={})
+    options = read(benchmark.Config, values, ("run", "benchmark"), report)
+    report.raise_if_any(f"benchmark {benchmark.__name__}")
+    return options
 
 
 def _load_engine(cfg: Config) -> Engine:
@@ -93,77 +140,48 @@ def _load_engine(cfg: Config) -> Engine:
     return Engine.load(cfg, device=str(device))
 
 
-@dataclass(frozen=True)
-class EvalOptions:
-    """How often and with which images questions are asked; see :func:`run_evaluation`."""
-
-    images: tuple[Any, ...]
-    batch_size: int | None
-    seeds: tuple[int, ...]
-    judge: str | None
-
-
-def _evaluate(
-    cfg: Config, engine: Engine, names: Sequence[str], asked: EvalOptions
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    results: dict[str, Any] = {}
-    answers: list[dict[str, Any]] = []
+def _datasets(
+    cfg: Config, engine: Engine, names: Sequence[str], images: Sequence[str]
+) -> Iterator[tuple[str, str, Controlled]]:
     for name in names:
-        entry = cfg.evaluation_datasets[name]
-        dataset = build_sources({name: entry}, engine.processor, "eval")[0].dataset
-        results[name] = {}
-        for image in asked.images:
-            judge = {} if asked.judge is None else {"judge": asked.judge}
-            size = asked.batch_size or entry.batch_size
-            task = _kind(cfg)(
-                _kind(cfg).Config(image=image, batch_size=size, max_new_tokens=entry.max_new_tokens, **judge)
-            )
-            started = time.monotonic()
-            runs = {seed: task.answer(engine, dataset, task.drawn(engine, seed)) for seed in asked.seeds or (None,)}
-            seconds = time.monotonic() - started
-            results[name][image] = {**task.score(*runs.values()), "seconds": seconds}
-            if asked.seeds:
-                results[name][image]["seeds"] = list(asked.seeds)
-            answers += [_row(name, image, seed, a) for seed, answered in runs.items() for a in answered]
-            log.info("%s, %s image: %s", name, image, table(results[name][image]))
-    return results, answers
+        dataset = build_sources({name: cfg.evaluation_datasets[name]}, engine.processor, "eval")[0].dataset
+        for image in images:
+            yield name, image, Controlled(dataset, image)
 
 
-def _kind(cfg: Config) -> type[QuestionAnswering]:
-    chosen = resolve("task", cfg.run.task)
-    return chosen if issubclass(chosen, QuestionAnswering) else resolve("task", TASK)
-
-
-def _row(name: str, image: str, seed: int | None, answered: Prediction) -> dict[str, Any]:
-    row = dataclasses.asdict(answered)
-    kept = {k: v for k, v in row.pop("record").items() if k in ("type", "objects", "unseen_pair")}
-    run = {} if seed is None else {"seed": seed}
-    return {"dataset": name, "image": image, **run, **row, **kept}
-
-
-def _write(folder: Path, name: str, results: dict[str, Any], answers: Sequence[dict[str, Any]]) -> None:
+def _write(folder: Path, cfg: Config, engine: Engine, results: Results, options: Any) -> None:
+    """The scores, the predictions, and a card if a result asks for one."""
     folder.mkdir(parents=True, exist_ok=True)
+    name = cfg.run.name or "evaluation"
+    scores = {n: {image: r.scores for image, r in by_image.items()} for n, by_image in results.items()}
     file = folder / f"{name}.json"
-    file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    lines = "".join(json.dumps(a, default=str) + "\n" for a in answers)
+    file.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+    rows = [row(n, i, p) for n, by_image in results.items() for i, r in by_image.items() for p in r.predictions]
+    lines = "".join(json.dumps(line, default=str) + "\n" for line in rows)
     (folder / f"{name}_answers.jsonl").write_text(lines, encoding="utf-8")
     log.info("results: %s", file)
+    if any(r.card for by_image in results.values() for r in by_image.values()):
+        log.info("card: %s", write_card(folder, name, cfg, engine, results, options))
 
 
-def table(numbers: dict[str, Any]) -> str:
-    """One line per question type: accuracy, the majority answer's, number of questions, 95 % interval of the first."""
-    if not numbers["count"]:
-        return " no question has a reference answer, nothing is scored"
-    guess, bounds = numbers["majority"], numbers.get("intervals", {"overall": None, "by_type": {}})
-    rows = [("all", numbers["overall"], bounds["overall"], guess["overall"], numbers["count"])]
-    counts, by_type = numbers["counts"]["by_type"], bounds["by_type"]
-    rows += [(k, v, by_type.get(k), guess["by_type"][k], counts[k]) for k, v in numbers["by_type"].items()]
-    if numbers["unseen_pairs"] is not None:
-        seen = numbers["counts"]["unseen_pairs"]
-        rows.append(("unseen pairs", numbers["unseen_pairs"], None, guess["unseen_pairs"], seen))
-    lines = [f"  {k:<14} {v:7.1%}   majority {m:7.1%}   {n:6d} questions{_range(b)}" for k, v, b, m, n in rows]
-    return "\n" + "\n".join(lines)
+def row(dataset: str, image: str, prediction: Prediction) -> dict[str, Any]:
+    """One line of the answer file."""
+    p = prediction
+    run = {} if p.seed is None else {"seed": p.seed}
+    right = {} if p.right is None else {"right": p.right}
+    texts = {"id": p.id, "question": p.question, "answer": p.answer, "reference": p.reference}
+    return {"dataset": dataset, "image": image, **run, **texts, **right, **p.fields}
 
 
-def _range(bounds: Sequence[float] | None) -> str:
-    return "" if bounds is None else f"   95 %: {bounds[0]:.1%} to {bounds[1]:.1%}"
+def table(result: Result) -> str:
+    """One line per row of a result: its value, the baseline, the number of questions, the confidence interval."""
+    if result.note:
+        return f" {result.note}"
+    return "".join(f"\n  {s.label:<14} {s.text(s.value):>7}{_details(s)}" for s in result.rows())
+
+
+def _details(score: Score) -> str:
+    baseline = "" if score.baseline is None else f"   majority {score.text(score.baseline):>7}"
+    count = "" if score.count is None else f"   {score.count:6d} questions"
+    bounds = "" if score.interval is None else "   95 %: {} to {}".format(*map(score.text, score.interval))
+    return baseline + count + bounds

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -49,12 +50,19 @@ def pick_precision(amp: bool, amp_dtype: str, device: torch.device) -> Precision
     return Precision(known[amp_dtype])
 
 
+@runtime_checkable
+class DeclaresNoDecay(Protocol):
+    """A module that exempts parameters from weight decay (timm's convention)."""
+
+    def no_weight_decay(self) -> Iterable[str]:
+        """Names of the parameters, relative to the module."""
+
+
 def _declared_without_decay(model: nn.Module) -> Iterator[str]:
-    """Full names that the modules themselves exempt through a ``no_weight_decay()`` method (timm's convention)."""
+    """Full names that the modules exempt themselves."""
     for prefix, module in model.named_modules():
-        declared = getattr(module, "no_weight_decay", None)
-        if callable(declared):
-            for name in declared():
+        if isinstance(module, DeclaresNoDecay):
+            for name in module.no_weight_decay():
                 yield f"{prefix}.{name}" if prefix else name
 
 

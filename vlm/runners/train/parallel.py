@@ -1,4 +1,4 @@
-"""Several processes, and trading computation for memory."""
+"""Data parallelism, and activation checkpointing."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def wrap(model: nn.Module, *, find_unused_parameters: bool = False, broadcast_bu
 
     Args:
         model: already on this process's device.
-        find_unused_parameters: needed only when a step may leave trainable parameters out.
-        broadcast_buffers: send rank 0's buffers at each forward; nothing shipped needs it.
+        find_unused_parameters: needed only if a step may not use every trainable parameter.
+        broadcast_buffers: send rank 0's buffers before each forward; no shipped model needs it.
     """
     if dist.world_size() == 1:
         return model
@@ -44,7 +44,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def accumulate(model: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
-    """Context of one micro-batch: gradients are swap_images only with the ``last`` one of a step."""
+    """Context of one micro-batch: gradients are exchanged only in the ``last`` one of a step."""
     if isinstance(model, DistributedDataParallel) and not last:
         return model.no_sync()
     return contextlib.nullcontext()

@@ -1,12 +1,11 @@
-"""``run_training``: from a checked configuration to a trained run folder, as a list of named steps."""
+"""``run_training``: from a checked configuration to a trained run folder, as a sequence of named steps."""
 
 from __future__ import annotations
 
+import gc
 import logging
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,15 +18,16 @@ from vlm.common.registry import resolve
 from vlm.common.types import Message, Sample, Text
 from vlm.config.api import Config
 from vlm.config.tree import to_yaml
-from vlm.datasets.base import read_order, read_record
+from vlm.datasets.base import read_record, records_in_order
 from vlm.datasets.loading.train_loader import TrainLoader
 from vlm.datasets.loading.valid_loader import ValidLoader
 from vlm.models.trainable import trainable_table
+from vlm.pages.parts import AnswerCard
 from vlm.processors.collate import VisualTokens
 from vlm.processors.processor import Processor, build_processor
 from vlm.runners.train.optim import pick_precision
 from vlm.runners.train.parallel import checkpoint_activations
-from vlm.runners.train.report import ReportSample, write_report
+from vlm.runners.train.report import write_report
 from vlm.runners.train.trackers import RunInfo, Tracker, open_trackers
 from vlm.runners.train.trainer import RunResult, Trainer
 from vlm.runners.train.validate import Validator
@@ -46,38 +46,44 @@ def run_training(cfg: Config) -> RunResult:
     """Train what ``cfg`` describes in this process (or process group).
 
     Returns:
-        where and how it ended; ``exit_code`` is what the command should return.
+        where and how the run ended; ``exit_code`` is the exit code of the command.
 
     Raises:
         UserError: anything the user can fix, before or during training.
     """
     world, device = dist.init(cfg.run.device)
     try:
-        run_dir, source = find_run(cfg)
-        dist.seed_everything(cfg.run.seed, world.rank, cfg.run.deterministic)
-        model = load_model(cfg, device=device, dtype=frozen_dtype(cfg, device))
-        checkpoint_activations(model, cfg.run.activation_checkpointing)
-        processor = build_processor(cfg.model)
-        loader = build_loader(cfg, processor, run_dir, device, VisualTokens.of(model.visual_tokens))
-        task = build_task(cfg)
-        trainer = build_trainer(cfg, model, loader, task, processor, run_dir, device)
-        if source is not None:
-            trainer.resume(source)
-        open_run(cfg, run_dir)
-        result = trainer.fit(start_trackers(cfg, run_dir, trainer))
-        loader.close()
-        if world.is_main and cfg.run.report:
-            report(cfg, model, processor, run_dir, result, device)
-        dist.barrier()
-        return result
+        return _train(cfg, world, device)
     finally:
+        gc.collect()  # the model's wrapper must not outlive its process group: gloo may then abort at exit
         dist.destroy()
 
 
-def frozen_dtype(cfg: Config, device: torch.device) -> torch.dtype:
-    """What frozen weights are stored in while training: the dtype of autocast, so that no step casts them again.
+def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
+    """Everything that needs the process group; what it builds is released when it returns."""
+    run_dir, source = find_run(cfg)
+    dist.seed_everything(cfg.run.seed, world.rank, cfg.run.deterministic)
+    model = load_model(cfg, device=device, dtype=frozen_dtype(cfg, device))
+    checkpoint_activations(model, cfg.run.activation_checkpointing)
+    processor = build_processor(cfg.model)
+    loader = build_loader(cfg, processor, run_dir, device, VisualTokens.of(model.visual_tokens))
+    task = build_task(cfg)
+    trainer = build_trainer(cfg, model, loader, task, processor, run_dir, device)
+    if source is not None:
+        trainer.resume(source)
+    open_run(cfg, run_dir)
+    result = trainer.fit(start_trackers(cfg, run_dir, trainer))
+    loader.close()
+    if world.is_main and cfg.run.report:
+        report(cfg, model, processor, run_dir, result, device)
+    dist.barrier()
+    return result
 
-    Without mixed precision it is float32: half precision without loss scaling is never used by accident.
+
+def frozen_dtype(cfg: Config, device: torch.device) -> torch.dtype:
+    """Storage dtype of frozen weights while training: that of autocast, so that no step casts them again.
+
+    Without mixed precision it is float32, so half precision is never used by accident.
     """
     return pick_precision(cfg.run.amp, cfg.run.amp_dtype, device).amp_dtype or torch.float32
 
@@ -90,10 +96,10 @@ def resume_choice(cfg: Config) -> str:
 
 
 def find_run(cfg: Config) -> tuple[RunDir, Path | None]:
-    """The run folder and the checkpoint to go on from; looked up by rank 0 before anything is loaded.
+    """The run folder and the checkpoint to resume from; rank 0 looks them up before anything is loaded.
 
     Raises:
-        UserError: the folder holds another run, or there is nothing to resume; on every rank.
+        UserError: on every rank, if the folder holds another run or there is nothing to resume.
     """
     run_dir = RunDir(cfg.run.output_dir)
     source: Path | UserError | None = None
@@ -101,7 +107,7 @@ def find_run(cfg: Config) -> tuple[RunDir, Path | None]:
         try:
             source = run_dir.check(resume_choice(cfg), cfg.run.overwrite)
         except UserError as error:
-            source = error  # the other processes wait for this answer
+            source = error  # the other processes wait for it
     source = dist.broadcast_object(source)
     if isinstance(source, UserError):
         raise source
@@ -109,7 +115,7 @@ def find_run(cfg: Config) -> tuple[RunDir, Path | None]:
 
 
 def open_run(cfg: Config, run_dir: RunDir) -> None:
-    """Make the folder ready (rank 0), now that everything else is: an overwritten run is deleted here."""
+    """Prepare the folder (rank 0) once everything else is ready: an overwritten run is deleted only here."""
     if dist.is_main():
         run_dir.prepare(resume_choice(cfg), cfg.run.overwrite)
         run_dir.write_config(to_yaml(cfg.resolved))
@@ -125,7 +131,7 @@ def build_task(cfg: Config) -> Task:
 def build_loader(
     cfg: Config, processor: Processor, run_dir: RunDir, device: torch.device, visual_tokens: VisualTokens
 ) -> TrainLoader:
-    """Endless training batches of this process; media take ``visual_tokens`` positions in the LLM."""
+    """Endless training batches of this process; ``visual_tokens``: positions that media take in the LLM."""
     return TrainLoader.from_config(
         cfg.datasets,
         processor,
@@ -145,10 +151,10 @@ def build_loader(
 
 
 def epoch_length(cfg: Config, loader: TrainLoader) -> int:
-    """Optimiser steps of an epoch: ``iters_per_epoch``, else one pass over the data, else the whole run.
+    """Optimiser steps of an epoch: ``run.iters_per_epoch``, else one pass over the data, else the whole run.
 
     Raises:
-        ConfigError: none of them is known.
+        ConfigError: none of these is known.
     """
     if cfg.run.iters_per_epoch:
         return cfg.run.iters_per_epoch
@@ -157,7 +163,7 @@ def epoch_length(cfg: Config, loader: TrainLoader) -> int:
     if cfg.run.max_steps:
         return cfg.run.max_steps
     raise ConfigError(
-        "the length of an epoch is not known for several or streamed datasets, nor with packing",
+        "the length of an epoch is not known for several datasets, for streams, or with packing",
         fix="set run.iters_per_epoch (optimiser steps) or run.max_steps",
     )
 
@@ -168,14 +174,15 @@ def build_validator(
     """The validation loss of the configured datasets, or None without any.
 
     Raises:
-        ConfigError: ``run.valid_datasets`` names one that is not configured.
+        ConfigError: ``run.valid_datasets`` names a dataset that is not configured.
     """
     expected = cfg.run.valid_datasets or list(cfg.valid_datasets)
     unknown = [name for name in expected if name not in cfg.valid_datasets]
     if unknown:
         raise ConfigError(
-            f"run.valid_datasets names {', '.join(unknown)}, not in the section valid_datasets "
-            f"(which has: {', '.join(cfg.valid_datasets) or 'nothing'})"
+            f"run.valid_datasets: unknown dataset {', '.join(unknown)} "
+            f"(the section valid_datasets has: {', '.join(cfg.valid_datasets) or 'none'})",
+            fix="add it under valid_datasets, or remove the name",
         )
     if not expected:
         return None
@@ -222,7 +229,7 @@ def build_trainer(
 
 
 def start_trackers(cfg: Config, run_dir: RunDir, trainer: Trainer) -> list[Tracker]:
-    """The trackers of the run; none on other ranks than 0."""
+    """The trackers of the run; empty except on rank 0."""
     if not dist.is_main():
         return []
     info = RunInfo(
@@ -240,7 +247,7 @@ def start_trackers(cfg: Config, run_dir: RunDir, trainer: Trainer) -> list[Track
 def report(
     cfg: Config, model: VLM, processor: Processor, run_dir: RunDir, result: RunResult, device: torch.device
 ) -> Path:
-    """Write the HTML report with a few sample answers; a sample that cannot be shown leaves them out."""
+    """Write the HTML report with a few sample answers, or without them if a sample cannot be read."""
     title = cfg.run.job_name or run_dir.path.resolve().name
     try:
         samples = sample_answers(cfg, model, processor, device)
@@ -252,8 +259,8 @@ def report(
     return path
 
 
-def sample_answers(cfg: Config, model: VLM, processor: Processor, device: torch.device) -> list[ReportSample]:
-    """Greedy answers to the first question of a few samples, held-out ones if there are any."""
+def sample_answers(cfg: Config, model: VLM, processor: Processor, device: torch.device) -> list[AnswerCard]:
+    """Greedy answers to the first question of a few samples, of validation data if there is any."""
     from vlm.datasets.loading.sources import build_sources
     from vlm.inference.engine import Engine
     from vlm.inference.generation import Generation
@@ -261,30 +268,25 @@ def sample_answers(cfg: Config, model: VLM, processor: Processor, device: torch.
     if cfg.run.report_samples <= 0:
         return []
     dataset = build_sources(cfg.valid_datasets or cfg.datasets, processor)[0].dataset
-    samples = [s for s in first_samples(dataset, cfg.run.report_samples) if s.messages[-1].role == "assistant"]
-    asked = [question_of(s) for s in samples]
+    records = records_in_order(dataset, cfg.run.report_samples)
+    samples = [s for s in (read_record(dataset, *r) for r in records) if s.messages[-1].role == "assistant"]
+    questions = [question_of(s) for s in samples]
     generation = Generation(do_sample=False, max_new_tokens=ANSWER_TOKENS, repetition_penalty=1.0, temperature=1.0)
-    answers = Engine(model, processor, config=cfg, device=device).generate([q for q, _ in asked], generation)
+    answers = Engine(model, processor, config=cfg, device=device).generate([q for q, _ in questions], generation)
     return [
-        ReportSample(
+        AnswerCard(
             question=question[-1].text,
             answer=answer,
             reference=reference,
             images=[m.source for message in question for m in message.media][:2],
             name=sample.id,
         )
-        for sample, (question, reference), answer in zip(samples, asked, answers, strict=True)
+        for sample, (question, reference), answer in zip(samples, questions, answers, strict=True)
     ]
 
 
-def first_samples(dataset: Any, count: int) -> Iterator[Sample]:
-    """The first samples of either kind of dataset."""
-    for index, raw in islice(read_order(dataset), count):
-        yield read_record(dataset, index, raw)
-
-
 def question_of(sample: Sample) -> tuple[list[Message], str]:
-    """The messages up to the first answer, and that answer; a bare image is asked to be described."""
+    """The messages before the first answer, and that answer; an image without text gets a request to describe it."""
     first = next(i for i, m in enumerate(sample.messages) if m.role == "assistant")
     question = list(sample.messages[:first])
     last = question[-1]

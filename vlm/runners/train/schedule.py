@@ -1,8 +1,8 @@
 """Learning rates as pure functions of the global optimiser step.
 
-``@register_scheduler("name")`` takes a function ``(step, plan) -> lr``; nothing holds state, so a
-resumed run needs no scheduler state. ``cosine``, ``linear``, ``step`` and ``constant`` are ours;
-``linear_warmup_cosine_lr`` and ``linear_warmup_step_lr`` follow the published runner.
+``@register_scheduler("name")`` registers a function ``(step, plan) -> lr``. Nothing holds state, so a resumed run
+needs no scheduler state. ``cosine``, ``linear``, ``step`` and ``constant`` are ours;
+``linear_warmup_cosine_lr`` and ``linear_warmup_step_lr`` are those of published code.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Plan:
     total_steps      steps of the whole run
     epoch_steps      steps of an epoch
     warmup_lr        rate at step 0 of the warm-up; negative = not given
-    warmup_restarts  count warm-up inside each epoch (the published fault) instead of globally
+    warmup_restarts  count warm-up within each epoch (as the published code does, by mistake) instead of globally
     """
 
     init_lr: float
@@ -50,7 +50,7 @@ def _warmup(step: int, plan: Plan) -> float:
 
 
 def _after_warmup(step: int, plan: Plan) -> float:
-    """Share of the decay that is done, 0 to 1."""
+    """Progress of the decay, from 0 to 1."""
     return min(1.0, (step - plan.warmup_steps) / max(plan.total_steps - plan.warmup_steps, 1))
 
 
@@ -70,7 +70,7 @@ def linear(step: int, plan: Plan) -> float:
 
 @register_scheduler("cosine")
 def cosine(step: int, plan: Plan) -> float:
-    """Linear warm-up, then half a cosine over the steps that remain; continuous at the junction."""
+    """Linear warm-up, then half a cosine over the remaining steps; continuous where they meet."""
     if step < plan.warmup_steps:
         return _warmup(step, plan)
     return plan.min_lr + (plan.init_lr - plan.min_lr) * 0.5 * (1.0 + math.cos(math.pi * _after_warmup(step, plan)))
@@ -86,10 +86,10 @@ def step_decay(step: int, plan: Plan) -> float:
 
 @register_scheduler("linear_warmup_cosine_lr")
 def linear_warmup_cosine_lr(step: int, plan: Plan) -> float:
-    """The published schedule: the cosine runs from step 0, so there is a drop after warm-up.
+    """The published schedule: the cosine runs from step 0, so the rate drops after warm-up.
 
-    With ``warmup_restarts`` the warm-up counts steps inside the epoch, as published: when it is longer
-    than an epoch it starts again at each epoch.
+    With ``warmup_restarts`` the warm-up counts steps within the epoch, as published: if it is longer than an epoch,
+    it starts again in each.
     """
     if step < plan.warmup_steps:
         return _published_warmup(step % plan.epoch_steps if plan.warmup_restarts else step, plan)
@@ -110,10 +110,10 @@ def linear_warmup_step_lr(step: int, plan: Plan) -> float:
 
 
 def build_schedule(name: str, plan: Plan) -> Callable[[int], float]:
-    """The schedule called ``name`` with ``plan`` filled in.
+    """The schedule ``name`` as a function of the step.
 
     Raises:
-        ConfigError: unknown name, or a rate that is no rate.
+        ConfigError: unknown name, or rates out of range.
     """
     function: Any = resolve("scheduler", name)
     if plan.init_lr <= 0 or plan.min_lr < 0:

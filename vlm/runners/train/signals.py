@@ -1,4 +1,4 @@
-"""Stop requests: the first signal asks for a save at the next step, the second one ends at once."""
+"""Stop requests: the first signal saves after the current step and stops, the second one stops at once."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ log = logging.getLogger(__name__)
 class StopSignals:
     """While active, SIGTERM and SIGINT set ``requested`` instead of killing the process.
 
-    A second signal of the same kind acts as if this were not here. Outside the main thread, where
-    python cannot install handlers, it does nothing.
+    A second signal of the same kind has its usual effect. Outside the main thread, where Python cannot install
+    handlers, this does nothing.
     """
 
     WATCHED = (signal.SIGTERM, signal.SIGINT)
@@ -26,7 +26,7 @@ class StopSignals:
 
     @property
     def requested(self) -> bool:
-        """Whether a signal came."""
+        """Whether a signal was received."""
         return self.received is not None
 
     def __enter__(self) -> StopSignals:
@@ -45,4 +45,4 @@ class StopSignals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
         signal.signal(number, self._before[self.received])
-        log.warning("%s received: saving after this step; a second one ends at once", self.received.name)
+        log.warning("%s received: saving after this step; a second one stops at once", self.received.name)

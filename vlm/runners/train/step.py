@@ -172,8 +172,10 @@ class Stepper:
         grads = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads).to(dtype).to(self.device)
         scalars = [counts.targets, counts.tokens, counts.samples, counts.stop, own[:3], norm[None]]
-        values = torch.cat([*scalars, own[3:]]).tolist()
-        return StepSums(*values[: -self.reduction.num_groups], group_losses=values[-self.reduction.num_groups :])
+        targets, tokens, samples, stop, loss_sum, used, bad, grad_norm, *groups = torch.cat(
+            [*scalars, own[3:]]
+        ).tolist()
+        return StepSums(targets, tokens, samples, stop, loss_sum, used, bad, grad_norm, groups)
 
     def _update(self, sums: StepSums, batches: Sequence[Batch], losses: list[torch.Tensor], step: int) -> StepStats:
         if sums.targets == 0 or sums.seen == 0:

@@ -1,7 +1,7 @@
-"""Where the numbers of a run go. ``@register_tracker("name")``; names are listed under ``run.trackers``.
+"""Where the metrics of a run go. ``@register_tracker("name")`` adds one that ``run.trackers`` can name.
 
 Records are flat dicts. ``kind`` is ``train`` (one per step) or ``valid``; all other values are numbers. Every
-``log_freq`` steps a training record has ``padding`` and ``data/NAME/{samples,bad,tokens,share,wanted}`` too.
+``log_freq`` steps a training record also has ``padding`` and ``data/NAME/{samples,bad,tokens,share,wanted}``.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from vlm.common.registry import register_tracker, resolve
 
 log = logging.getLogger(__name__)
 
-Record = dict[str, Any]
+LogRecord = dict[str, Any]
+"""A line of the log."""
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a tracker may need to know at the start.
+    """What a tracker may need at the start.
 
-    start_step  step a resumed run goes on from (0 for a new one)
+    start_step  step from which a resumed run continues (0 for a new one)
     config      resolved configuration as plain values
     """
 
@@ -48,7 +49,7 @@ class Tracker:
     def __init__(self, info: RunInfo) -> None:
         self.info = info
 
-    def log(self, record: Record) -> None:
+    def log(self, record: LogRecord) -> None:
         """Take one record."""
 
     def close(self) -> None:
@@ -65,7 +66,7 @@ class JsonlTracker(Tracker):
         _drop_after(self.file, info.start_step)
         self._out = self.file.open("a", encoding="utf-8", buffering=1)
 
-    def log(self, record: Record) -> None:
+    def log(self, record: LogRecord) -> None:
         """Append the record."""
         self._out.write(json.dumps(record) + "\n")
 
@@ -75,7 +76,7 @@ class JsonlTracker(Tracker):
 
 
 def _drop_after(file: Path, step: int) -> None:
-    """Forget records of steps that a resumed run does again, and a last line cut by a crash."""
+    """Drop records of steps that a resumed run repeats, and a last line truncated by a crash."""
     if file.exists():
         kept = [json.dumps(r) for r in read_log(file) if r["step"] <= step]
         fresh = file.with_name(f".{file.name}.new")
@@ -83,14 +84,14 @@ def _drop_after(file: Path, step: int) -> None:
         os.replace(fresh, file)
 
 
-def read_log(file: Path) -> list[Record]:
+def read_log(file: Path) -> list[LogRecord]:
     """All complete records of a ``log.jsonl``; none if there is no file."""
     records = []
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:
-            log.warning("%s: an incomplete line was left out", file)
+            log.warning("%s: skipped an incomplete line", file)
     return records
 
 
@@ -98,14 +99,14 @@ class Averages:
     """Means of the numbers between two lines of a log."""
 
     def __init__(self) -> None:
-        self.records: list[Record] = []
+        self.records: list[LogRecord] = []
 
-    def add(self, record: Record) -> None:
+    def add(self, record: LogRecord) -> None:
         """Take one step."""
         self.records.append(record)
 
-    def take(self) -> Record:
-        """The newest record, with the loss (weighted by tokens), rates and norms of the window; a new one starts."""
+    def take(self) -> LogRecord:
+        """The newest record with the window's loss (weighted by tokens), rates and norms; starts a new window."""
         records, self.records = self.records, []
         mean = dict(records[-1])
         targets = sum(r["targets"] for r in records)
@@ -121,13 +122,13 @@ class Averages:
 
 
 class WindowTracker(Tracker):
-    """Base of trackers that take a mean every ``log_freq`` steps, and validations as they come."""
+    """Base of trackers that take a mean every ``log_freq`` steps, and every validation."""
 
     def __init__(self, info: RunInfo) -> None:
         super().__init__(info)
         self._window = Averages()
 
-    def log(self, record: Record) -> None:
+    def log(self, record: LogRecord) -> None:
         """Collect steps; pass on means and validations."""
         if record["kind"] != "train":
             self.write(record)
@@ -136,12 +137,12 @@ class WindowTracker(Tracker):
         if record["step"] % self.info.log_freq == 0 or record["step"] == self.info.total_steps:
             self.write(self._window.take())
 
-    def write(self, record: Record) -> None:
+    def write(self, record: LogRecord) -> None:
         """Take a mean or a validation."""
         raise NotImplementedError
 
 
-def _scalars(record: Record) -> dict[str, float]:
+def _scalars(record: LogRecord) -> dict[str, float]:
     kind = record["kind"]
     return {
         f"{kind}/{k}": float(v) for k, v in record.items() if k not in ("kind", "step") and isinstance(v, int | float)
@@ -163,7 +164,7 @@ class TensorboardTracker(WindowTracker):
             ) from error
         self._writer = SummaryWriter(str(info.path / "tensorboard"), purge_step=info.start_step + 1)
 
-    def write(self, record: Record) -> None:
+    def write(self, record: LogRecord) -> None:
         """Write scalars named ``train/...`` and ``valid/...``."""
         for name, value in _scalars(record).items():
             self._writer.add_scalar(name, value, record["step"])
@@ -193,7 +194,7 @@ class WandbTracker(WindowTracker):
         )
         id_file.write_text(self._run.id)
 
-    def write(self, record: Record) -> None:
+    def write(self, record: LogRecord) -> None:
         """Log scalars at their step."""
         self._run.log(_scalars(record), step=record["step"])
 
@@ -235,7 +236,7 @@ class ProgressTracker(WindowTracker):
             if isinstance(handler, logging.StreamHandler) and handler.stream is plain:
                 self._moved.append((handler, handler.setStream(sys.stderr)))
 
-    def log(self, record: Record) -> None:
+    def log(self, record: LogRecord) -> None:
         """Move the bar at every step; numbers as in a window tracker."""
         if self._bar is not None and record["kind"] == "train":
             rate = record["samples"] / max(record["seconds"], 1e-9)
@@ -243,14 +244,14 @@ class ProgressTracker(WindowTracker):
             self._bar.update(self._task, completed=record["step"], numbers=numbers)
         super().log(record)
 
-    def write(self, record: Record) -> None:
+    def write(self, record: LogRecord) -> None:
         """One line."""
         if record["kind"] == "valid":
             log.info("step %d  valid loss %.4f", record["step"], record["loss"])
         elif self._bar is None:
             log.info("%s", self.line(record))
 
-    def line(self, record: Record) -> str:
+    def line(self, record: LogRecord) -> str:
         """The text of a training line."""
         done = record["step"] - self.info.start_step
         left = (time.monotonic() - self._started) / max(done, 1) * (self.info.total_steps - record["step"])
@@ -271,7 +272,7 @@ class ProgressTracker(WindowTracker):
             self._bar.stop()
 
 
-def data_line(record: Record) -> str:
+def data_line(record: LogRecord) -> str:
     """Padding, and with several datasets their realised and wanted shares; empty where the record has none."""
     if "padding" not in record:
         return ""

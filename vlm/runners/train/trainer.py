@@ -47,7 +47,7 @@ class Loader(Protocol):
         ...
 
     def load_states(self, states: list[dict[str, Any]]) -> None:
-        """Go on from the states of all processes of a run, which may have been more or fewer than now."""
+        """Continue from the states of all processes of a run, which may have been more or fewer than now."""
         ...
 
     def report(self) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class RunResult:
     def exit_code(self) -> int:
         """0, or 128 + the signal's number (143 for SIGTERM, 130 for SIGINT) when a signal ended the run.
 
-        The run is saved in either case; ``run.resume=auto`` goes on.
+        The run is saved in either case; ``run.resume=auto`` resumes it.
         """
         return 0 if self.received is None else 128 + int(self.received)
 
@@ -120,17 +120,17 @@ class Trainer:
         Args:
             model: on ``device``, trainable parameters chosen.
             loader: endless batches of this process, see :class:`Loader`.
-            task: makes a loss of a batch.
+            task: computes the loss of a batch.
             run, run_dir: the run section and the prepared run folder.
             device: this process's device.
             epoch_steps: optimiser steps of an epoch.
-            groups: names of the groups whose batches ``loader`` gives in turn, all of them in a micro-step.
+            groups: groups whose batches ``loader`` gives in turn; a micro-step has one batch of each.
             validator: computes the validation loss; None for no validation.
-            config, config_text: resolved configuration, stored with every checkpoint.
+            config, config_text: the resolved configuration, stored with every checkpoint.
             fingerprints: hashes of the frozen parts' files, for the provenance.
 
         Raises:
-            UserError: nothing trains, or an option of ``run`` is not allowed.
+            UserError: no parameter is trainable, or an option of ``run`` is not allowed.
         """
         self.model, self.loader, self.task, self.run = model, loader, task, run
         self.run_dir, self.device, self.epoch_steps = run_dir, device, epoch_steps
@@ -174,10 +174,10 @@ class Trainer:
         )
 
     def fit(self, trackers: list[Tracker] | None = None) -> RunResult:
-        """Train until the last step, early stop, or a stop signal; the end is always saved.
+        """Train until the last step, an early stop or a stop signal; the final state is always saved.
 
         Raises:
-            NonFiniteLossError: naming step and samples; the checkpoints so far stay.
+            NonFiniteLossError: names step and samples; earlier checkpoints are kept.
         """
         trackers = trackers or []
         self.model.train()
@@ -244,7 +244,7 @@ class Trainer:
         return stats
 
     def _data_report(self) -> data_stats.DataReport:
-        """What all processes have trained on; all must call it."""
+        """What all processes have trained on; a collective call."""
         return data_stats.combine(dist.gather_objects(self.loader.report()))
 
     def _due(self, every: int) -> bool:
@@ -258,7 +258,7 @@ class Trainer:
         return self.validator is not None and self._due(self.run.val_freq)
 
     def _validate(self, trackers: list[Tracker]) -> bool:
-        """Validation loss; whether it is the lowest so far."""
+        """Compute and log the validation loss; returns whether it is the lowest so far."""
         assert self.validator is not None
         result = self.validator()
         self.progress.valid = result
@@ -271,7 +271,7 @@ class Trainer:
         return improved
 
     def save(self, best: bool = False) -> None:
-        """Write a checkpoint of the current step (rank 0; all ranks must call it)."""
+        """Write a checkpoint of the current step; a collective call, rank 0 writes."""
         ranks = dist.gather_objects({"rng": capture_rng(self.device), "loader": self.loader.state_dict()})
         if dist.is_main():
             names = trainable_names(self.model, self.run.weight_decay_on)
@@ -298,11 +298,11 @@ class Trainer:
         dist.barrier()
 
     def resume(self, folder: Path) -> None:
-        """Go on from a checkpoint folder exactly as if the run had not been interrupted.
+        """Continue from a checkpoint folder exactly as if the run had not been interrupted.
 
         Raises:
-            WeightsError: the checkpoint is damaged, or belongs to other trainable parameters or other frozen weights.
-            DataError: the data has changed, or it cannot be continued with this number of processes.
+            WeightsError: the checkpoint is damaged, or has other trainable parameters or other frozen weights.
+            DataError: the data has changed.
         """
         tensors, state = read_checkpoint(folder)
         self._check_foundations(folder)
@@ -319,13 +319,13 @@ class Trainer:
         log.info("resumed from %s at step %d of %d", folder, self.progress.step, self.total_steps)
 
     def _restore_rng(self, states: list[dict[str, Any]]) -> None:
-        """This process's random states; for another number of processes new ones, from seed and step."""
+        """Restore this process's random states; with another number of processes, seed new ones from seed and step."""
         if len(states) == dist.world_size():
             restore_rng(states[dist.rank()], self.device)
             return
         log.warning(
-            "the run goes on with %d processes instead of %d: every sample is still used once per pass, but steps are "
-            "of another size (the last one is %d), and random states are drawn anew from run.seed and the step",
+            "the run resumes with %d processes instead of %d: every sample is still used once per pass, but steps have "
+            "another size (the last one is %d), and random states are seeded again from run.seed and the step",
             dist.world_size(),
             len(states),
             self.total_steps,

@@ -145,7 +145,7 @@ def _adapted(keys: Collection[str]) -> set[str]:
 
 @register_export("lynx")
 class LynxExport(ModelExport):
-    """one .pt file of Lynx with perceiver, frame positions and adapters"""
+    """One .pt file of Lynx: perceiver, frame positions and adapters."""
 
     def save(self, model: VLM, path: Path) -> list[str]:
         """Write bridge, adapters and whatever else trains; see :class:`ModelExport`."""

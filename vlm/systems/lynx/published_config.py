@@ -17,7 +17,8 @@ from vlm.common.registry import register_source
 from vlm.config.api import Config, load_config
 from vlm.config.schema import Report, read
 from vlm.config.tree import parse_file
-from vlm.inference.load import Questions
+from vlm.inference.generation import CHAT
+from vlm.inference.load import Questions, Source
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +33,9 @@ NO_EFFECT = {
     "image_rdir": "paths start from the working folder (--media-root changes that)",
     "output_prompt_dict": "the lines of the result have index and text_output",
     "use_flash_attn": "the published code only prints it",
-    "use_left_pad": "padding is masked, so its side changes no answer",
+    "use_left_pad": "padding is masked, so its side does not change answers",
 }
-"""Keys that change no answer, and why."""
+"""Keys that do not change answers, and why."""
 
 
 @dataclass
@@ -95,7 +96,7 @@ class LynxYaml:
 
 
 @register_source("lynx_yaml")
-class LynxFile:
+class LynxFile(Source):
     """A published ``LYNX.yaml``: a composition, and questions put to it."""
 
     def recognises(self, path: Path) -> bool:
@@ -134,8 +135,16 @@ def read_lynx_yaml(path: str | Path, options: Sequence[str] = ()) -> Questions:
             log.info("%s: %s has no effect: %s", path, name, NO_EFFECT[name])
     config = load_config({"model": composition(keys)}, options, check="weights")
     files = [keys.test_files] if isinstance(keys.test_files, str) else keys.test_files
-    request = (files, keys.prompt, keys.vision_prompt_dict, keys.batch_size_test, keys.apply_lemmatizer)
-    return Questions(config, *request, generation=answering(keys))
+    return Questions(
+        config,
+        CHAT.replace(**answering(keys)),
+        files,
+        keys.prompt,
+        raw=True,
+        media_field=keys.vision_prompt_dict,
+        batch_size=keys.batch_size_test,
+        lemmatize=keys.apply_lemmatizer,
+    )
 
 
 def composition(keys: LynxYaml) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""``User: ... Bot: ...`` on lines of their own, the format of Lynx: no system text, images in front of everything.
+"""``User: ... Bot: ...`` on separate lines, the format of Lynx: no system text, images before everything.
 
-The visual tokens come before the begin id. Everything is lower-cased. Question and answer are tokenised as
-one text; an answer follows the colon after one space and ends in the end id.
+The visual tokens come before the begin id. Everything is lower-cased. Question and answer are tokenised as one
+text; an answer follows the colon and one space, and ends with the end id. As in the repository bytedance/lynx-llm.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from vlm.processors.templates.base import (
     Piece,
     Segment,
     UserText,
+    answer_segment,
+    answered_turns,
     ask_last,
     at_placeholders,
-    literal_stretches,
     read_questions,
     segments_of,
     turns_of,
@@ -58,13 +59,12 @@ class UserBot(BaseTemplate):
 
     def train_segments(self, sample: Sample, rng: random.Random) -> list[Segment]:
         """See :meth:`BaseTemplate.train_segments`. Questions without an answer are left out."""
-        system, turns = turns_of(sample.messages)
-        answered = [(asked, answer) for asked, answer in turns if answer is not None]
+        system, turns = answered_turns(sample.messages)
         segments: list[Segment] = []
-        for index, (asked, answer) in enumerate(answered):
+        for index, (asked, answer) in enumerate(turns):
             segments += segments_of([*self._before(system, index), *self._question(asked, rng)])
-            segments += self._answer(answer.text)
-        return self._behind_media([m for asked, _ in answered for m in asked], segments)
+            segments.append(self._answer(answer))
+        return self._after_media([m for asked, _ in turns for m in asked], segments)
 
     def chat_segments(self, messages: Sequence[Message]) -> list[Segment]:
         """See :meth:`BaseTemplate.chat_segments`: one text, no id between turns."""
@@ -74,30 +74,29 @@ class UserBot(BaseTemplate):
         for index, (asked, answer) in enumerate(turns):
             pieces += [*self._before(system, index), *self._question(asked)]
             pieces += [] if answer is None else [self.config.answer_prefix, self._cased(UserText(answer.text))]
-        return self._behind_media(messages, segments_of(pieces))
+        return self._after_media(messages, segments_of(pieces))
 
     def prompt_segments(self, text: str, media: Sequence[Medium]) -> list[Segment]:
-        """See :meth:`BaseTemplate.prompt_segments`; a text without marks is right too, media stand in front anyway."""
+        """See :meth:`BaseTemplate.prompt_segments`; placeholders are optional, media come first anyway."""
         pieces = at_placeholders(text, media) if IMAGE_PLACEHOLDER in text else [text]
         declared = [self._cased(p) for p in pieces if isinstance(p, str)]
         return [*(Segment(self.config.media_token, m) for m in media), *with_bos(segments_of(declared))]
 
     def answer_segments(self, text: str) -> list[Segment]:
         """See :meth:`BaseTemplate.answer_segments`."""
-        return [Segment(self._around[1]), *self._answer(text)]
+        return [Segment(self._around[1]), self._answer(text)]
 
-    def _answer(self, text: str) -> list[Segment]:
-        pieces = [self.config.answer_prefix, self._cased(UserText(text)), self.config.end_sym]
-        literal = literal_stretches(pieces)
-        return [Segment("".join(pieces), supervised=True, eos=self.config.add_eos, joined=True, literal=literal)]
+    def _answer(self, text: str) -> Segment:
+        pieces = (self.config.answer_prefix, self._cased(UserText(text)), self.config.end_sym)
+        return answer_segment(*pieces, eos=self.config.add_eos, joined=True)
 
     def _before(self, system: str | None, index: int) -> list[Piece]:
-        """What stands between the turns, and a system text of the conversation's own."""
+        """What separates the turns, and the conversation's own system text."""
         own = [self._cased(system)] if system and not index else []
         return [*own, self.config.sep] if own or index else []
 
     def _question(self, asked: Sequence[Message], rng: random.Random | None = None) -> list[Piece]:
-        """A question between its prompt; in training a caption's image gets one of the pool's."""
+        """A question with the prompt around it; in training a caption's image gets one of the pool."""
         text = UserText("".join(m.text for m in asked))
         if rng is not None and self.prompts and not text.strip():
             text = UserText(rng.choice(self.prompts))
@@ -106,7 +105,7 @@ class UserBot(BaseTemplate):
             text = UserText("".join(p for p in at_placeholders(text, media) if isinstance(p, str)))
         return [self._around[0], self._cased(text), self._around[1]]
 
-    def _behind_media(self, messages: Sequence[Message], segments: list[Segment]) -> list[Segment]:
+    def _after_media(self, messages: Sequence[Message], segments: list[Segment]) -> list[Segment]:
         """All images and videos of the conversation, then begin id and text."""
         media = [medium for m in messages if m.role == "user" for medium in m.media]
         return [*(Segment(self.config.media_token, medium) for medium in media), *with_bos(segments)]

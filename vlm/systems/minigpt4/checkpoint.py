@@ -16,9 +16,8 @@ from vlm.checkpoint.formats.base import bridge_index
 from vlm.checkpoint.formats.run_folder import TrainedParts, not_trained
 from vlm.checkpoint.keymap import KeyMap
 from vlm.checkpoint.strict import NamedTensors
-from vlm.common.errors import WeightsError
 from vlm.common.registry import register_checkpoint_format, register_export
-from vlm.inference.export import ModelExport
+from vlm.inference.export import ModelExport, trained_tensors
 from vlm.models.bridges.linear import Linear
 from vlm.models.bridges.qformer import QFormer
 from vlm.models.lora import ADAPTER, is_lora
@@ -99,18 +98,11 @@ def _sizes(text: str) -> list[int]:
 @register_export("default")
 @register_export("minigpt")
 class MiniGPT4Export(ModelExport):
-    """one .pth file of MiniGPT-4 or MiniGPT-v2"""
+    """One .pth file of MiniGPT-4 or MiniGPT-v2."""
 
     def save(self, model: VLM, path: Path) -> list[str]:
         """Write ``{"model": {...}}`` with the names of peft 0.2; see :class:`ModelExport`."""
-        names = key_map(model)
-        state: dict[str, Tensor] = {}
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                theirs = names.theirs(name)
-                if theirs is None:
-                    raise WeightsError(f"{name} trains, but published MiniGPT checkpoints have no such part")
-                theirs = theirs.replace(f".{ADAPTER}.weight", ".weight") if is_lora(name) else theirs
-                state[theirs] = parameter.detach().cpu().clone()
+        state = trained_tensors(model, key_map(model).theirs, "published MiniGPT checkpoints")
+        state = {key.replace(f".{ADAPTER}.weight", ".weight") if is_lora(key) else key: t for key, t in state.items()}
         torch.save({"model": state}, path)
         return list(state)

@@ -8,15 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlm.checkpoint.safe import read_tensors, shards
+from vlm.checkpoint.safe import copy_files, read_tensors, shards, write_json
+from vlm.checkpoint.stream import TensorReader
 from vlm.common.errors import WeightsError
 from vlm.common.logging import say
 from vlm.common.registry import register_command
@@ -33,7 +32,11 @@ CONFIGS = ("config.json", "generation_config.json")
 
 @register_command("weights apply-delta")
 class ApplyDelta:
-    """base LLM + published delta (Vicuna v0, v1.1) = LLM"""
+    """Add a published delta (Vicuna v0, v1.1) to its base LLM.
+
+    example:
+      vlm weights apply-delta --base llama-7b --delta vicuna-7b-delta-v0 --target vicuna-7b
+    """
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Three folders; the longer spellings are those of FastChat's script."""
@@ -65,11 +68,10 @@ def apply_delta(base: str | Path, delta: str | Path, target: str | Path) -> list
     base, delta, target = Path(base), Path(delta), Path(target)
     if target.exists() and any(target.iterdir()):
         raise WeightsError(f"{target}: already holds files", fix="give an empty folder as target")
-    read, expected = _base_reader(base)
+    reader = TensorReader(shards(base))
     files = shards(delta)
-    missing = set(expected)
+    missing = {name for name in reader.facts if not name.endswith(SKIPPED)}
     target.mkdir(parents=True, exist_ok=True)
-    written: list[Path] = []
     where: dict[str, str] = {}
     size = 0
     for number, file in enumerate(files, 1):
@@ -78,12 +80,11 @@ def apply_delta(base: str | Path, delta: str | Path, target: str | Path) -> list
         for key, tensor in read_tensors(file).items():
             if key.endswith(SKIPPED):
                 continue
-            if key not in expected:
+            if key not in reader.facts:
                 raise WeightsError(f"{file}: {key} is not in the base model {base}", fix="use the base of this delta")
-            summed[key] = _add(key, read(key), tensor, delta)
-            missing.discard(key)
+            summed[key] = _add(key, reader.read(key, torch.float16), tensor, delta)
         _save(summed, target / name)
-        written.append(target / name)
+        missing -= summed.keys()
         where |= dict.fromkeys(summed, name)
         size += sum(t.numel() * t.element_size() for t in summed.values())
         log.info("%s: %d tensors", target / name, len(summed))
@@ -93,26 +94,10 @@ def apply_delta(base: str | Path, delta: str | Path, target: str | Path) -> list
         index = {"metadata": {"total_size": size}, "weight_map": where}
         (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     _copy_texts(base, delta, target)
-    return written
-
-
-def _base_reader(base: Path) -> tuple[Callable[[str], Tensor], set[str]]:
-    """A function that reads one tensor of the base and keeps one shard open, and the names that it knows."""
-    where = {key: file for file in shards(base) for key in read_tensors(file) if not key.endswith(SKIPPED)}
-    opened: dict[Path, dict[str, Tensor]] = {}
-
-    def read(key: str) -> Tensor:
-        file = where[key]
-        if file not in opened:
-            opened.clear()
-            opened[file] = read_tensors(file)
-        return opened[file][key]
-
-    return read, set(where)
+    return [target / name for name in dict.fromkeys(where.values())]
 
 
 def _add(key: str, base: Tensor, delta: Tensor, folder: Path) -> Tensor:
-    base = base.to(torch.float16)
     rows = delta.shape[0] - base.shape[0] if delta.dim() else 0
     if key in GROWING and rows > 0 and base.shape[1:] == delta.shape[1:]:
         base = torch.cat([base, base.new_zeros(rows, *base.shape[1:])])
@@ -134,15 +119,11 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
 
 def _copy_texts(base: Path, delta: Path, target: Path) -> None:
     """Config and tokenizer of the delta, or the base's where the delta has no complete tokenizer."""
-    for name in CONFIGS:
-        if (delta / name).is_file():
-            shutil.copy(delta / name, target / name)
+    copy_files(CONFIGS, delta, target)
     source = next((f for f in (delta, base) if (f / TOKENIZER[0]).is_file()), None)
     if source is None:
         raise WeightsError(f"neither {delta} nor {base} has {TOKENIZER[0]}", fix="copy the tokenizer next to the delta")
-    for name in TOKENIZER:
-        if (source / name).is_file():
-            shutil.copy(source / name, target / name)
+    copy_files(TOKENIZER, source, target)
     config = target / "tokenizer_config.json"
     _repair_special_tokens(config, target / "special_tokens_map.json")
 
@@ -155,4 +136,4 @@ def _repair_special_tokens(*files: Path) -> None:
         fixed = {k: v for k, v in empty.items() if content.get(k, "") in ("", None)}
         if fixed:
             log.warning("%s: filled in %s", file, ", ".join(f"{k}={v}" for k, v in fixed.items()))
-            file.write_text(json.dumps({**content, **fixed}, indent=2) + "\n", encoding="utf-8")
+            write_json(file, content | fixed)

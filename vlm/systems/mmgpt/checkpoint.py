@@ -21,7 +21,7 @@ from vlm.checkpoint.restricted_unpickler import plain, read_without_code
 from vlm.checkpoint.safe import read_file
 from vlm.common.errors import WeightsError
 from vlm.common.registry import register_checkpoint_format, register_export
-from vlm.inference.export import ModelExport
+from vlm.inference.export import ModelExport, trained_tensors
 from vlm.models.inserts.gated_xattn import GatedCrossAttention
 from vlm.models.lora import LoraOptions, is_lora
 from vlm.models.vlm import VLM
@@ -35,7 +35,7 @@ class MmgptLora(CheckpointFormat):
     """Fills every LoRA matrix, and whatever else was tuned and saved with them.
 
     Names with or without ``module.``, of peft before or since 0.3; settings flat or one level deeper, plain or
-    pickled as an object of a configuration library, of which nothing is run. Options of ``lora`` that the composition
+    pickled as an object of a configuration library, whose code is not run. Options of ``lora`` that the composition
     leaves open (null) are taken from the file.
     """
 
@@ -125,7 +125,7 @@ def _with_lora(part: Any, said: Mapping[str, Any], layers: Mapping[str, int], wh
         raise WeightsError(
             f"{path}: LoRA of rank {rank} and alpha {alpha:g}, "
             f"the composition states {where}.lora with rank {stated.r} and alpha {stated.alpha:g}",
-            fix="state the file's numbers, or leave lora out (null): the file says them",
+            fix="state the file's values, or leave lora out (null) to take them from the file",
         )
     return part
 
@@ -149,16 +149,11 @@ def published_names(model: VLM) -> dict[str, str | None]:
 
 @register_export("mmgpt")
 class MmgptExport(ModelExport):
-    """one .pt file of Multimodal-GPT with LoRA and its settings"""
+    """One .pt file of Multimodal-GPT: LoRA and its settings."""
 
     def save(self, model: VLM, path: Path) -> list[str]:
         """Write ``module.`` before the names and plain settings next to them; see :class:`ModelExport`."""
-        parameters = dict(model.named_parameters())
-        state: dict[str, Tensor] = {}
-        for name, theirs in published_names(model).items():
-            if theirs is None:
-                raise WeightsError(f"{name} trains, but files of Multimodal-GPT have no such part")
-            state[theirs] = parameters[name].detach().cpu().clone()
+        state = trained_tensors(model, published_names(model).get, "files of Multimodal-GPT")
         content = {"model_state_dict": {f"module.{k}": v for k, v in state.items()}, SETTINGS: _settings_of(model)}
         torch.save(content, path)
         return list(state)

@@ -25,7 +25,7 @@ from vlm.models.vlm import VLM
 
 LM = "lang_encoder."
 PEFT_PREFIX = "base_model.model."
-"""What peft puts into every name of the language model."""
+"""Prefix that peft gives every name of the language model."""
 STATE = "model_state_dict"
 SECOND_NAMES = {
     f"{LM}gated_cross_attn_layers.": "gated_cross_attn_layer",
@@ -63,16 +63,18 @@ def key_map(model: VLM, file: str) -> KeyMap:
 
 
 def parts(model: VLM, file: str) -> tuple[int, int]:
-    """Places of the perceiver among the bridges and of the gated cross-attention among the inserts.
+    """Indices of the perceiver among the bridges and of the gated cross-attention among the inserts.
 
     Raises:
-        WeightsError: one of them is not there.
+        WeightsError: one of them is missing.
     """
     bridge = bridge_index(model, Perceiver)
     insert = next((i for i, part in enumerate(model.inserts) if isinstance(part, GatedCrossAttention)), None)
     if bridge is None or insert is None:
         absent = "perceiver in model.bridge" if bridge is None else "gated_xattn in model.inserts"
-        raise WeightsError(f"{file}: such a file fills a perceiver and gated_xattn, but there is no {absent}")
+        raise WeightsError(
+            f"{file}: such a file fills a perceiver and gated_xattn, but the composition has no {absent}"
+        )
     return bridge, insert
 
 
@@ -134,7 +136,7 @@ def without_second_names(tensors: Mapping[str, Tensor], path: str, file: str) ->
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are equal; costs nothing where they share their memory."""
+    """Whether two tensors are equal; free where they share memory."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     return (a.data_ptr() == b.data_ptr() and a.stride() == b.stride()) or torch.equal(a, b)

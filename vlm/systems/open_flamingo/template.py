@@ -1,10 +1,10 @@
-"""OpenFlamingo's prompts: every turn is a chunk of images and text, ``<|endofchunk|>`` at its end.
+"""OpenFlamingo's prompts: every turn is a chunk of images and text that ends with ``<|endofchunk|>``.
 
 ``<image>Question:What is it? Short answer:a boat<|endofchunk|><image>Question:What colour? Short answer:``
 
-A turn of images without words asks for a caption: ``<image>Output:a boat<|endofchunk|><image>Output:``. Turns in
-front are the examples of few-shot prompting, and the earlier turns of a chat. Other forms are options, such as that
-for hateful memes: ``question: "is an image with: '{}' written on it. Is it hateful? Answer:"``.
+A turn of images without words asks for a caption: ``<image>Output:a boat<|endofchunk|><image>Output:``. Earlier
+turns are the examples of few-shot prompting, or those of a chat. Other forms are options, such as the one for
+hateful memes: ``question: "is an image with: '{}' written on it. Is it hateful? Answer:"``.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from vlm.processors.templates.base import (
     Piece,
     Segment,
     UserText,
+    answer_segment,
+    answered_turns,
     ask_last,
     at_placeholders,
-    literal_stretches,
     media_first,
     segments_of,
     turns_of,
@@ -34,13 +35,13 @@ from vlm.processors.templates.base import (
 
 @register_template("open_flamingo")
 class OpenFlamingo(BaseTemplate):
-    """Chunks of images, question and answer. Raises ConfigError for a ``question`` without its place."""
+    """Chunks of images, question and answer. Raises ConfigError for a ``question`` without ``{}``."""
 
     @dataclass
     class Config(BaseTemplate.Config):
         """Texts of a chunk; the defaults are those of OpenFlamingo's visual question answering and captioning."""
 
-        system: str = ""  # in front of all
+        system: str = ""  # before everything
         question: str = "Question:{} Short answer:"  # around the words of a turn
         caption_prompt: str = "Output:"  # after the images of a turn without words
         media_token: str = "<image>"
@@ -65,15 +66,13 @@ class OpenFlamingo(BaseTemplate):
 
     def train_segments(self, sample: Sample, rng: random.Random) -> list[Segment]:
         """See :meth:`BaseTemplate.train_segments`. Questions without an answer are left out."""
-        system, turns = turns_of(sample.messages)
-        answered = [(asked, answer) for asked, answer in turns if answer is not None]
+        system, turns = answered_turns(sample.messages)
         segments: list[Segment] = []
         pieces: list[Piece] = [self._system(system)]
-        for number, (asked, answer) in enumerate(answered, start=1):
+        for number, (asked, answer) in enumerate(turns, start=1):
             turn = segments_of([*pieces, *self._asked(asked)], self.config.media_token)
-            last = number == len(answered)
-            segments += self._joined(turn, behind=bool(segments))
-            segments += self._answer(answer.text, eos=self.config.add_eos and last)
+            segments += [replace(s, joined=bool(segments)) if s is turn[0] else s for s in turn]
+            segments.append(self._answer(answer, eos=self.config.add_eos and number == len(turns)))
             pieces = []
         return with_bos(segments)
 
@@ -89,22 +88,16 @@ class OpenFlamingo(BaseTemplate):
 
     def answer_segments(self, text: str) -> list[Segment]:
         """See :meth:`BaseTemplate.answer_segments`."""
-        return [Segment(self.config.question.split("{}")[1]), *self._answer(text, eos=self.config.add_eos)]
+        return [Segment(self.config.question.split("{}")[1]), self._answer(text, eos=self.config.add_eos)]
 
     def _system(self, own: str | None) -> str:
         return self.config.system if own is None else own
 
-    def _answer(self, text: str, eos: bool) -> list[Segment]:
-        pieces = [UserText(text), self.config.end_sym]
-        return [Segment("".join(pieces), supervised=True, eos=eos, joined=True, literal=literal_stretches(pieces))]
-
-    @staticmethod
-    def _joined(turn: list[Segment], behind: bool) -> list[Segment]:
-        """``turn``, its first segment one text with the answer before it, if there is one."""
-        return [replace(turn[0], joined=behind), *turn[1:]] if turn else turn
+    def _answer(self, text: str, eos: bool) -> Segment:
+        return answer_segment(UserText(text), self.config.end_sym, eos=eos, joined=True)
 
     def _asked(self, asked: Sequence[Message]) -> list[Piece]:
-        """Images in front, or where they stand between words, and the words of a turn, up to the answer's place."""
+        """Images, first or at their places between words, and the words of a turn, up to where the answer begins."""
         media, content = media_first([p for m in asked for p in m.parts])
         text = UserText("\n".join(t for m in asked if (t := m.text)))
         if not text.strip():

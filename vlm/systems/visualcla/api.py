@@ -1,9 +1,9 @@
-"""VisualCLA as its users know it: three folders or a merged one to a model, ``chat`` and ``chat_in_stream``.
+"""The Python functions of the published VisualCLA package: loading, ``chat`` and ``chat_in_stream``.
 
-Thin functions over :class:`~vlm.inference.engine.Engine`. What differs from the published package of that name:
-an image is optional, a call without ``history`` begins a new conversation, a stream ends with the very text that
-``chat`` gives, a merged folder's name is only looked up on this machine, and marks such as ``<img>`` in somebody's
-words stay words.
+Thin functions over :class:`~vlm.inference.engine.Engine`. Differences from the published package
+(airaria/Visual-Chinese-LLaMA-Alpaca): an image is optional, a call without ``history`` begins a new conversation, a
+stream ends with exactly the text that ``chat`` returns, a merged folder is only looked up on this machine, and special
+tokens such as ``<img>`` in a user's text stay literal.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ Turn = dict[str, Any]
 
 ROLES: dict[str, Any] = {"instruction": "user", "response": "assistant"}
 WITHOUT_EFFECT = ("bos_token_id", "eos_token_id", "pad_token_id", "num_return_sequences", "transformers_version")
-"""Keys of a published generation configuration that the tokenizer or the engine decides."""
+"""Keys of a published generation configuration that the tokenizer or the engine determines."""
 
 LIBRARY = Generation(
     max_new_tokens=20, do_sample=False, min_length=0, top_p=1.0, repetition_penalty=1.0, max_length=2048
 )
-"""What a generation configuration of the published kind means where it says nothing: one greedy answer."""
+"""Defaults of a published generation configuration (those of transformers): one greedy answer."""
 
 
 class VisualCLA(Engine):
-    """The model of the published functions: an engine with its tokenizer and image recipe, that can be moved."""
+    """The model of the published functions: an engine with its tokenizer and image processor, which can be moved."""
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Of the language model, with the image's marks."""
+        """Tokenizer of the language model, with the special tokens of images."""
         return self.processor.tokenizer
 
     @property
     def image_processor(self) -> ImageRecipe:
-        """Maps an image to ``[3, h, w]`` pixels."""
+        """Maps an image to pixels ``[3, h, w]``."""
         return self.processor.image
 
     def to(self, device: str | int | torch.device) -> VisualCLA:
@@ -66,7 +66,7 @@ class VisualCLA(Engine):
         return self
 
     def eval(self) -> VisualCLA:
-        """Nothing to do: an engine only answers."""
+        """Does nothing: an engine is always in eval mode."""
         return self
 
 
@@ -82,7 +82,7 @@ def get_model_and_tokenizer_and_processor(
 ) -> tuple[VisualCLA, Tokenizer, ImageRecipe]:
     """Load a merged folder, or the released delta over its two foundations.
 
-    The delta is applied and the vocabulary grown already: nothing is left to do with the model.
+    The delta is already applied and the vocabulary resized: the model is ready to use.
 
     Args:
         visualcla_model: merged folder; the other three are not needed then.
@@ -91,11 +91,11 @@ def get_model_and_tokenizer_and_processor(
         lora_model: folder of the released delta.
         torch_dtype: of the frozen weights; None is float16, and on a CPU float16 becomes float32.
         default_device: name or index; None takes the accelerator, if there is one.
-        device_map: None, ``"auto"`` or ``{"": device}``; a model lies on one device.
-        load_in_8bit: hold the language model in 8 bit (LLM.int8).
+        device_map: None, ``"auto"`` or ``{"": device}``; a model is on one device.
+        load_in_8bit: load the language model in 8 bit (LLM.int8).
 
     Returns:
-        model, tokenizer, image processor.
+        Model, tokenizer, image processor.
 
     Raises:
         UserError: a folder is missing or does not fit, no such device, or 8 bit is not possible.
@@ -108,7 +108,7 @@ def get_model_and_tokenizer_and_processor(
         default_device = device_map[""]
     elif device_map not in (None, "auto"):
         raise UserError(
-            f"device_map is {device_map!r}, but a model lies on one device", fix="leave it out, and set default_device"
+            f"device_map is {device_map!r}, but a model is on one device", fix="leave it out, and set default_device"
         )
     where = device_of(default_device)
     if load_in_8bit:
@@ -131,13 +131,13 @@ def chat(
     Args:
         model: from :func:`get_model_and_tokenizer_and_processor`, or any engine.
         image: path, PIL image or pixels ``[1, 3, h, w]`` of the conversation's first question; None: text only.
-            It is not part of the history: give it again with every later question.
+            It is not part of the history: pass it again with every later question.
         text: the question.
-        history: earlier turns; question and answer are appended to this very list. None begins a conversation.
+        history: earlier turns; question and answer are appended to this list. None begins a conversation.
         generation_config: None: the composition's own; else see :func:`generation_of`.
 
     Returns:
-        the answer, and the history with it.
+        The answer, and the history that ends with it.
 
     Raises:
         PromptError: an unusable history, or a question that does not fit.
@@ -157,11 +157,11 @@ def chat_in_stream(
     history: list[Turn] | None = None,
     generation_config: Any = None,
 ) -> Iterator[tuple[str, list[Turn]]]:
-    """Ask one question and watch the answer grow; see :func:`chat`.
+    """Ask one question and stream the answer; see :func:`chat`.
 
     Yields:
-        the text so far, and a new history with it. The last pair is what :func:`chat` gives. ``history`` itself is
-        left as it is, so that a stream can be given up.
+        The text so far, and a new history that ends with it. The last pair is what :func:`chat` returns. ``history``
+        itself is unchanged, so that a stream can be abandoned.
     """
     turns = copy.deepcopy(history or [])
     asked = [*turns, instruction(text, turns)]
@@ -169,21 +169,21 @@ def chat_in_stream(
     for delta in model.stream(conversation(asked, image), generation_of(model, generation_config)):
         answer, sent = extend(answer, delta), True
         yield answer, copy.deepcopy([*asked, {"type": "response", "value": answer}])
-    if not sent:  # an answer without words
+    if not sent:  # an empty answer
         yield answer, [*asked, {"type": "response", "value": answer}]
 
 
 def instruction(text: str, history: Sequence[Turn]) -> Turn:
-    """A question as a turn of the history; the first one is where the image belongs."""
+    """A question as a turn of the history; the image belongs to the first."""
     first = {} if history else {"first_instruction": True}
     return {"type": "instruction", "value": text, **first}
 
 
 def conversation(history: Sequence[Turn], image: Any = None) -> list[Message]:
-    """A history as messages, the image in front of the question marked ``first_instruction``.
+    """A history as messages, with the image before the question that has the key ``first_instruction``.
 
     Raises:
-        PromptError: a turn of another shape, or an image although no question is marked.
+        PromptError: a turn of another shape, or an image although no question has that key.
     """
     import torch
 
@@ -209,11 +209,11 @@ def conversation(history: Sequence[Turn], image: Any = None) -> list[Message]:
 def generation_of(model: Engine, given: Any = None) -> Generation:
     """Options of an answer from None (the composition's), a ``Generation``, a mapping, or transformers' object.
 
-    As published, a mapping or transformers' object is_restart all options: what it leaves out is transformers'
+    As in the published package, a mapping or transformers' object replaces all options: what it omits has transformers'
     default (greedy, no penalties).
 
     Raises:
-        UserError: an option that does not exist here, or a value outside its range.
+        UserError: an option that this library does not have, or a value outside its range.
     """
     if given is None:
         return model.default_generation()

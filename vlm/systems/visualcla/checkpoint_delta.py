@@ -13,17 +13,15 @@ from torch import Tensor
 
 from vlm.checkpoint.formats.base import CheckpointFormat, below, parts_of
 from vlm.checkpoint.keymap import KeyMap
-from vlm.checkpoint.peft_adapter import Adapter, read_adapter, read_json
-from vlm.checkpoint.safe import read_tensors, shards
+from vlm.checkpoint.peft_adapter import Adapter, read_adapter
+from vlm.checkpoint.safe import read_json, read_tensors, shards
 from vlm.common.errors import WeightsError
 from vlm.common.paths import inner_folder
 from vlm.common.registry import register_checkpoint_format
 from vlm.models.llm.hf import FOLDERS
 from vlm.models.lora import is_lora
 from vlm.models.vlm import VLM
-from vlm.systems.visualcla.checkpoint_keys import EMBEDDINGS, TEXT, VISION, complete_bridge, fill, key_map
-
-ADDED = "added_tokens.json"
+from vlm.systems.visualcla.checkpoint_keys import ADDED, EMBEDDINGS, TEXT, VISION, complete_bridge, fill, key_map
 
 
 @register_checkpoint_format("visualcla_delta")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlm.checkpoint.peft_adapter import CONFIG, PEFT_PREFIX, read_json
+from vlm.checkpoint.peft_adapter import CONFIG, PEFT_PREFIX
+from vlm.checkpoint.safe import copy_files, read_json, write_json
 from vlm.common.errors import WeightsError
 from vlm.common.registry import register_export
 from vlm.inference.export import refuse_existing
@@ -19,21 +18,15 @@ from vlm.inference.load import load_parts
 from vlm.models.bridges.bert_resampler import PUBLISHED
 from vlm.models.lora import ADAPTER, is_lora
 from vlm.models.vlm import VLM
-from vlm.systems.visualcla.checkpoint_keys import CLASS_DEFAULTS, key_map
+from vlm.systems.visualcla.checkpoint_keys import CLASS_DEFAULTS, TOKENIZER, key_map
 
 MODULES = ("embed_tokens", "lm_head", "visual_resampler", "image_projection_layer")
-TEXTS = (
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "preprocessor_config.json",
-)
+TEXTS = (*TOKENIZER, "preprocessor_config.json")
 
 
 @register_export("visualcla-delta")
 class DeltaExport:
-    """folder of VisualCLA with an adapter over the whole model"""
+    """Folder of VisualCLA: an adapter over the whole model."""
 
     def write(self, source: Path, target: Path) -> list[str]:
         """See :class:`~vlm.inference.export.Export`."""
@@ -47,7 +40,7 @@ class DeltaExport:
 
 
 def export_delta(
-    model: VLM, folder: Path, tokenizer: Path | None = None, added: Mapping[str, int] | None = None
+    model: VLM, folder: Path, tokenizer: Path | None = None, added: dict[str, int] | None = None
 ) -> list[str]:
     """Write adapter, configurations and tokenizer.
 
@@ -78,17 +71,16 @@ def export_delta(
     adapter = _adapter_config(model)
     folder.mkdir(parents=True)
     torch.save(state, folder / "adapter_model.bin")
-    for name, content in ((CONFIG, adapter), ("config.json", _config(model))):
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    for name in TEXTS:
-        if tokenizer is not None and (tokenizer / name).is_file():
-            shutil.copyfile(tokenizer / name, folder / name)
+    write_json(folder / CONFIG, adapter)
+    write_json(folder / "config.json", _config(model))
+    if tokenizer is not None:
+        copy_files(TEXTS, tokenizer, folder)
     if added:
         _write_added(folder, added)
     return list(state)
 
 
-def _write_added(folder: Path, added: Mapping[str, int]) -> None:
+def _write_added(folder: Path, added: dict[str, int]) -> None:
     """Add tokens to added_tokens.json and special_tokens_map.json, as plain strings, where they are not there."""
     files = folder / "added_tokens.json", folder / "special_tokens_map.json"
     known, special = (read_json(file) if file.is_file() else {} for file in files)
@@ -96,8 +88,8 @@ def _write_added(folder: Path, added: Mapping[str, int]) -> None:
         return
     listed = special.get("additional_special_tokens") or []
     special["additional_special_tokens"] = [*listed, *(token for token in added if token not in known)]
-    for file, content in zip(files, (known | dict(added), special), strict=True):
-        file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(files[0], known | added)
+    write_json(files[1], special)
 
 
 def _adapter_config(model: VLM) -> dict[str, Any]:

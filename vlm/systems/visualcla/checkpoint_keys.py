@@ -1,4 +1,4 @@
-"""Names in the published files of VisualCLA and what its config.json says about a composition."""
+"""Names in the published files of VisualCLA, and what its config.json says about a composition."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from vlm.checkpoint.formats.base import bridge_index
 from vlm.checkpoint.keymap import KeyMap
-from vlm.checkpoint.peft_adapter import read_json
+from vlm.checkpoint.safe import read_json
 from vlm.common.errors import WeightsError
 from vlm.models.bridges.bert_resampler import BertResampler
 from vlm.models.bridges.linear import Linear
@@ -22,6 +22,8 @@ TEXT = "text_model."
 RESAMPLER = "visual_resampler."
 PROJECTION = "image_projection_layer."
 EMBEDDINGS, HEAD = "text_model.model.embed_tokens.weight", "text_model.lm_head.weight"
+ADDED = "added_tokens.json"
+TOKENIZER = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", ADDED)
 CLASS_DEFAULTS = {
     "hidden_size": 768,
     "num_hidden_layers": 12,
@@ -32,7 +34,7 @@ CLASS_DEFAULTS = {
     "layer_norm_eps": 1e-12,
     "num_query_tokens": 32,
 }
-"""What a key means that ``visual_resampler_config`` leaves out."""
+"""Values of keys that ``visual_resampler_config`` omits (defaults of the published configuration class)."""
 RESAMPLER_LAYER = (
     ("crossattention.self.query", "query"),
     ("crossattention.self.key", "key"),
@@ -65,7 +67,7 @@ def key_map(model: VLM) -> KeyMap:
     mine = f"bridge.{resampler}"
     pairs += [(f"{inner}.{theirs}.{{end}}", f"{mine}.layers.{{i}}.{ours}.{{end}}") for theirs, ours in RESAMPLER_LAYER]
     pairs += [
-        (f"{RESAMPLER}query_embeddding", f"{mine}.query_tokens"),  # spelt so in the files
+        (f"{RESAMPLER}query_embeddding", f"{mine}.query_tokens"),  # spelled like this in the files
         (f"{RESAMPLER}pooler.dense.{{end}}", f"{mine}.pooler.{{end}}"),
         (f"{PROJECTION}{{end}}", f"bridge.{linear}.proj.{{end}}"),
         (f"{VISION}{{rest}}", "vision.model.{rest}"),
@@ -75,7 +77,7 @@ def key_map(model: VLM) -> KeyMap:
 
 
 def stated_sizes(file: Path) -> dict[str, Any]:
-    """What a published config.json says about the resampler, the class's defaults filled in.
+    """What a published config.json says about the resampler, with the class's defaults.
 
     Raises:
         WeightsError: no usable config.json, no resampler, or one with another activation.
@@ -132,7 +134,7 @@ def fill(part: Any, found: Mapping[str, Any], where: str, file: Path) -> Any:
         if stated is not None and stated != value:
             raise WeightsError(
                 f"{file}: {name} is {value!r}, the composition states {where}.{name} {stated!r}",
-                fix=f"leave {where}.{name} out (null): the file says it",
+                fix=f"leave {where}.{name} out (null) to take it from the file",
             )
     done = copy.copy(part)
     done.config = dataclasses.replace(config, **found)

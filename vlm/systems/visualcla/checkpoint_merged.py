@@ -22,7 +22,7 @@ from vlm.systems.visualcla.checkpoint_keys import EMBEDDINGS, TEXT, complete_bri
 
 @register_checkpoint_format("visualcla_merged")
 class VisualCLAMerged(CheckpointFormat):
-    """Fills the whole composition. The vocabulary is that of the tensors: published configurations are out of date."""
+    """Fills the whole composition. The vocabulary is that of the tensors, as published configurations are outdated."""
 
     shape_hint = "the folder's configurations and weights are of different models"
 

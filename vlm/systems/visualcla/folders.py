@@ -9,6 +9,7 @@ from typing import Any
 from vlm.common.errors import UserError, WeightsError
 from vlm.common.registry import register_source
 from vlm.config.api import Config, load_config
+from vlm.inference.load import Source
 
 
 def composition(
@@ -48,9 +49,10 @@ def sizes(folder: Path, vision: Path | None = None) -> dict[str, int]:
 
     Args:
         folder: states the number of queries, and the image's size of a merged model.
-        vision: the encoder's own folder, whose word about the image's size counts.
+        vision: the encoder's own folder, which then determines the image size.
     """
-    from vlm.checkpoint.peft_adapter import read_json
+
+    from vlm.checkpoint.safe import read_json
 
     declared = read_json(folder / "config.json")
     vision_config = read_json(vision / "config.json") if vision is not None else declared
@@ -63,7 +65,7 @@ def sizes(folder: Path, vision: Path | None = None) -> dict[str, int]:
 
 
 @register_source("visualcla")
-class MergedFolder:
+class MergedFolder(Source):
     """A merged model, as ``vlm weights merge`` or the published script writes it."""
 
     def recognises(self, path: Path) -> bool:

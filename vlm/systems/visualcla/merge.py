@@ -12,7 +12,6 @@ The result equals that of the merge script of the repository airaria/Visual-Chin
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,8 +22,8 @@ import torch
 from torch import Tensor
 
 from vlm.checkpoint.formats.clip import BUFFERS, TEXT_TOWER_KEYS, TOWER
-from vlm.checkpoint.peft_adapter import PEFT_PREFIX, WEIGHTS, Adapter, read_adapter, read_json
-from vlm.checkpoint.safe import shards
+from vlm.checkpoint.peft_adapter import PEFT_PREFIX, WEIGHTS, Adapter, read_adapter
+from vlm.checkpoint.safe import copy_files, read_json, shards, write_json
 from vlm.checkpoint.stream import SHARD_BYTES, TensorReader, write_shards
 from vlm.common.errors import WeightsError
 from vlm.common.logging import say
@@ -34,14 +33,22 @@ from vlm.models.llm.hf import FOLDERS as TEXT_FOLDERS
 from vlm.models.precision import parse_dtype
 from vlm.models.vision.clip import FOLDERS as VISION_FOLDERS
 from vlm.models.vision.clip import read_vision_config
-from vlm.systems.visualcla.checkpoint_delta import ADDED, check_base
-from vlm.systems.visualcla.checkpoint_keys import EMBEDDINGS, HEAD, PROJECTION, RESAMPLER, TEXT, bridge_names
+from vlm.systems.visualcla.checkpoint_delta import check_base
+from vlm.systems.visualcla.checkpoint_keys import (
+    ADDED,
+    EMBEDDINGS,
+    HEAD,
+    PROJECTION,
+    RESAMPLER,
+    TEXT,
+    TOKENIZER,
+    bridge_names,
+)
 
 VISION_PREFIX = "vision_model."
 """Added to a name of the vision tower in the whole model."""
 KEEP_DTYPE = (".rotary_emb.inv_freq", *BUFFERS)
 """Ends of the names of buffers, which keep their dtype."""
-TOKENIZER = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", ADDED)
 PREPROCESSOR = "preprocessor_config.json"
 GENERATION = "generation_config.json"
 PAD = "<pad>"
@@ -206,7 +213,11 @@ def _check_adapter(adapter: Adapter, have: Mapping[str, tuple[int, ...]]) -> Non
 
 @register_command("weights merge")
 class MergeCommand:
-    """LLM + CLIP + VisualCLA delta = merged folder in the published layout"""
+    """Merge LLM, CLIP and VisualCLA delta into a folder of the published layout.
+
+    example:
+      vlm weights merge --text-model llm --vision-model clip --lora-model delta --output-dir merged
+    """
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """The flags of the published script, also with hyphens."""
@@ -261,7 +272,7 @@ def merge_visualcla(
     deltas = [Delta.of(Path(folder)) for folder in lora_models]
     if not (deltas[0].adapter.folder / TOKENIZER[0]).is_file():
         raise WeightsError(f"{deltas[0].adapter.folder}: no {TOKENIZER[0]}", fix="is the download complete?")
-    configs = _configs(text, vision, deltas[0].adapter)
+    configs = [read_json(f / "config.json") for f in (deltas[0].adapter.folder, text)] + [read_vision_config(vision)]
     merge = Merge([read_text(text), read_tower(vision)], deltas, dtype, shard_bytes)
     rows = _rows(merge, text)
     merge.check()
@@ -297,59 +308,38 @@ def _rows(merge: Merge, text: Path) -> int | None:
     return rows
 
 
-def _configs(text: Path, vision: Path, adapter: Adapter) -> dict[str, dict[str, Any]]:
-    return {
-        "": read_json(adapter.folder / "config.json"),
-        "text_encoder": read_json(text / "config.json"),
-        "vision_encoder": read_vision_config(vision),
-    }
-
-
-def _write_configs(target: Path, configs: dict[str, dict[str, Any]], rows: int | None, dtype: torch.dtype) -> None:
-    top, text, vision = (dict(configs[name]) for name in ("", "text_encoder", "vision_encoder"))
-    text |= {"torch_dtype": TORCH_NAMES[dtype]} | ({} if rows is None else {"vocab_size": rows})
-    vision |= {
-        "architectures": ["CLIPVisionModel"],
-        "model_type": "clip_vision_model",
-        "torch_dtype": TORCH_NAMES[dtype],
-    }
-    top["text_config"] = (top.get("text_config") or {}) | text
-    top["vision_config"] = (top.get("vision_config") or {}) | vision
-    top |= {} if rows is None else {"vocab_size": rows}
-    for name, content in (("", top), ("text_encoder", text), ("vision_encoder", vision)):
-        file = target / name / "config.json"
-        file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _write_configs(target: Path, configs: Sequence[dict[str, Any]], rows: int | None, dtype: torch.dtype) -> None:
+    top, text, vision = configs
+    vocabulary = {} if rows is None else {"vocab_size": rows}
+    text = text | {"torch_dtype": TORCH_NAMES[dtype]} | vocabulary
+    kind = {"architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model"}
+    vision = vision | kind | {"torch_dtype": TORCH_NAMES[dtype]}
+    inner = {"text_config": (top.get("text_config") or {}) | text}
+    inner["vision_config"] = (top.get("vision_config") or {}) | vision
+    for name, content in (("", top | inner | vocabulary), ("text_encoder", text), ("vision_encoder", vision)):
+        write_json(target / name / "config.json", content)
 
 
 def _copy_texts(target: Path, text: Path, vision: Path, delta: Path) -> None:
-    """Tokenizer of the delta, image recipe of the vision folder, generation options of the base or else its ids."""
-    declared = text / GENERATION
-    if declared.is_file():
-        shutil.copyfile(declared, target / "text_encoder" / GENERATION)
-    else:  # as transformers writes it for a model without one
+    """Tokenizer of the delta, image recipe of the vision folder, generation options or else special ids of the base."""
+    copy_files([GENERATION], text, target / "text_encoder")
+    if not (text / GENERATION).is_file():  # as transformers writes it for a model without one
         config = read_json(text / "config.json")
-        ids = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in config}
-        options = json.dumps({"_from_model_config": True, **ids}, indent=2)
-        (target / "text_encoder" / GENERATION).write_text(options + "\n", encoding="utf-8")
-    recipe = next((f / PREPROCESSOR for f in (vision, vision.parent, delta) if (f / PREPROCESSOR).is_file()), None)
-    if recipe is not None:
-        shutil.copyfile(recipe, target / PREPROCESSOR)
-    for name in TOKENIZER:
-        if (delta / name).is_file():
-            shutil.copyfile(delta / name, target / name)
+        names: tuple[str, ...] = ("bos_token_id", "eos_token_id", "pad_token_id")
+        ids = {name: config[name] for name in names if name in config}
+        write_json(target / "text_encoder" / GENERATION, {"_from_model_config": True, **ids})
+    recipe = next((f for f in (vision, vision.parent, delta) if (f / PREPROCESSOR).is_file()), delta)
+    copy_files([PREPROCESSOR], recipe, target)
+    copy_files(TOKENIZER, delta, target)
     special, added = target / "special_tokens_map.json", target / ADDED
     if special.is_file() and added.is_file() and PAD in read_json(added):
-        content = read_json(special) | {"pad_token": PAD}
-        special.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(special, read_json(special) | {"pad_token": PAD})
 
 
 def _same_shape(file: str, name: str, shape: tuple[int, ...], expected: tuple[int, ...] | None) -> None:
-    if expected is None:
-        raise WeightsError(
-            f"{file}: {name} is in neither foundation", fix="the adapter is of another model: use its own foundations"
-        )
+    problem = "is in neither foundation"
+    if expected is not None:
+        problem = f"is for a matrix {list(shape)}, the foundation's is {list(expected)}"
     if shape != expected:
-        raise WeightsError(
-            f"{file}: {name} is for a matrix {list(shape)}, the foundation's is {list(expected)}",
-            fix="the adapter is of another model: use its own foundations",
-        )
+        fix = "the adapter is of another model: use its own foundations"
+        raise WeightsError(f"{file}: {name} {problem}", fix=fix)

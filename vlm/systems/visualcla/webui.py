@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm.checkpoint.peft_adapter import CONFIG, PEFT_PREFIX, Adapter, read_adapter, read_json
+from vlm.checkpoint.peft_adapter import CONFIG, PEFT_PREFIX, Adapter, read_adapter
+from vlm.checkpoint.safe import copy_files, read_json, write_json
 from vlm.common.errors import WeightsError
 from vlm.common.registry import register_export
 from vlm.inference.export import refuse_existing
 from vlm.systems.visualcla.checkpoint_export import DeltaExport
-from vlm.systems.visualcla.checkpoint_keys import PROJECTION, RESAMPLER, TEXT, VISION
-from vlm.systems.visualcla.merge import PREPROCESSOR, TOKENIZER
+from vlm.systems.visualcla.checkpoint_keys import PROJECTION, RESAMPLER, TEXT, TOKENIZER, VISION
+from vlm.systems.visualcla.merge import PREPROCESSOR
 
 TEXT_FOLDER, VISION_FOLDER = "{}_text_lora_model_tgwebui", "{}_vision_lora_model_tgwebui"
 LEVEL = "vision_model."
@@ -29,7 +28,7 @@ TEXT_NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj", 
 
 @register_export("text-generation-webui")
 class WebuiExport:
-    """folder with a text and a vision folder of VisualCLA, as text-generation-webui loads them"""
+    """Two folders of VisualCLA, text and vision, as text-generation-webui loads them."""
 
     def write(self, source: Path, target: Path) -> list[str]:
         """The two folders; ``source`` may also be the folder of a delta. See :class:`~vlm.inference.export.Export`."""
@@ -72,13 +71,11 @@ def export_webui(delta: str | Path, target: str | Path) -> tuple[Path, Path]:
     _save({PEFT_PREFIX + LEVEL + name: t for name, t in parts[VISION].items()}, vision / "adapter_model.bin")
     _save(parts[RESAMPLER], vision / "visual_resampler_model.bin")
     _save(parts[PROJECTION], vision / "image_projection_layer_model.bin")
-    _write(sizes, vision / "visual_resampler_config.json")
-    _write(_text_config(adapter), text / CONFIG)
-    _write(_vision_config(adapter), vision / CONFIG)
-    for names, folder in ((TOKENIZER, text), ((PREPROCESSOR,), vision)):
-        for name in names:
-            if (delta / name).is_file():
-                shutil.copyfile(delta / name, folder / name)
+    write_json(vision / "visual_resampler_config.json", sizes)
+    write_json(text / CONFIG, _text_config(adapter))
+    write_json(vision / CONFIG, _vision_config(adapter))
+    copy_files(TOKENIZER, delta, text)
+    copy_files([PREPROCESSOR], delta, vision)
     return text, vision
 
 
@@ -100,7 +97,3 @@ def _vision_config(adapter: Adapter) -> dict[str, Any]:
 
 def _save(tensors: dict[str, Tensor], file: Path) -> None:
     torch.save({name: tensor.clone() for name, tensor in tensors.items()}, file)
-
-
-def _write(content: dict[str, Any], file: Path) -> None:
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,1 +1,1 @@
-"""Benchmarks."""
+"""Benchmarks: one file each, registered with ``@register_benchmark("name")``."""

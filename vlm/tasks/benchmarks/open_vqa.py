@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vlm.common.registry import register_task
+from vlm.common.registry import register_benchmark
 from vlm.tasks.benchmarks.question_answering import QuestionAnswering
 
 
-@register_task("open_vqa")
+@register_benchmark("open_vqa")
 class OpenVqa(QuestionAnswering):
-    """The questions of a dataset, judged by what an answer says; its result has an evaluation card.
+    """Questions judged by what an answer says; the result has an evaluation card.
 
     The class of a question is the field ``type`` (corpora ``open_vqa_images`` and ``open_vqa_videos``).
     """

@@ -14,7 +14,7 @@ HUB = "hf://"
 
 
 class StoredRecords(Sequence[Record]):
-    """Records of an Arrow table, made on access as they are stored: images stay encoded."""
+    """Records of an Arrow table, decoded on access; images stay encoded."""
 
     def __init__(self, table: Any) -> None:
         """``table``: a ``pyarrow.Table``, or a ``datasets.Dataset`` in Arrow format."""
@@ -48,12 +48,12 @@ def from_hub(path: str) -> StoredRecords:
     """The records of ``hf://owner/name?split=train&config=...&revision=...``.
 
     Raises:
-        DataError: not there, other options, or the package datasets is not installed.
+        DataError: it does not exist, an unknown option, or the package datasets is not installed.
     """
     name, _, query = path.removeprefix(HUB).partition("?")
     options = dict(parse_qsl(query))
-    if set(options) - {"split", "config", "revision"}:
-        raise DataError(f"table: {path}: only split, config and revision may follow the ?")
+    if unknown := ", ".join(sorted(set(options) - {"split", "config", "revision"})):
+        raise DataError(f"table: {path}: unknown option {unknown}", fix="use split, config and revision only")
     package = _datasets(path)
     split, config, revision = options.get("split", "train"), options.get("config"), options.get("revision")
     try:

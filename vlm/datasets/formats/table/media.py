@@ -15,11 +15,10 @@ SIDES = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
 
 
 def sources(value: Any, folder: str, where: str) -> list[Any]:
-    """What an image or video field holds, as sources; relative paths start at ``folder``, ``null`` is none.
+    """The sources that an image or video field names; relative paths start at ``folder``, ``null`` names none.
 
     Raises:
-        DataError: an address, or neither a path nor bytes nor an object ``{"bytes", "path"}`` (the form of
-            Parquet and the hub).
+        DataError: a URL, or not a path, bytes, or an object ``{"bytes", "path"}`` (as in Parquet and on the hub).
     """
     if value is None or value == "":
         return []
@@ -30,24 +29,24 @@ def sources(value: Any, folder: str, where: str) -> list[Any]:
     if isinstance(value, bytes):
         return [value]
     if isinstance(value, str) and "://" in value:
-        raise DataError(f"{where}: {value} is an address", fix="download the images and name the files")
+        raise DataError(f"{where}: {value} is a URL", fix="download the images and name the files")
     if isinstance(value, str):
         return [str(Path(folder) / value)]
-    raise DataError(f"{where}: a {type(value).__name__} is no image", fix="give a path, a list of paths, or bytes")
+    raise DataError(f"{where}: a {type(value).__name__} is not an image", fix="give a path, a list of paths, or bytes")
 
 
 def missing(media: list[Medium]) -> list[str]:
-    """The paths among the sources of ``media`` at which there is nothing."""
+    """Paths among the sources of ``media`` that do not exist."""
     return [m.source for m in media if isinstance(m.source, str) and not Path(m.source).exists()]
 
 
 def side_by_side(media: list[Medium]) -> list[Medium]:
-    """Several images as one medium that is joined from left to right after each went through the recipe."""
+    """Several images as one medium, joined from left to right after each has been processed."""
     return [Image(tuple(m.source for m in media))] if len(media) > 1 else media
 
 
 def flipped(media: list[Medium], question: str, where: str) -> tuple[list[Medium], str]:
-    """Two images swap_images, and the words left and right with them. Raises DataError unless there are two."""
+    """Two images in reverse order, with left and right swapped in the text. Raises DataError unless there are two."""
     if len(media) != 2:
         raise DataError(f"{where}: flip_share needs two images, found {len(media)}")
     return media[::-1], re.sub(r"\b([Ll]eft|[Rr]ight)\b", lambda m: SIDES[m.group()], question)

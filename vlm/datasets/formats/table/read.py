@@ -1,7 +1,7 @@
-"""Files of records, whatever their kind, as rows that know where they stand.
+"""Files of records of any kind, with the place of each record for messages.
 
-Read are JSON (a list, an object that holds one, or an object id -> record), JSON lines, CSV, TSV, Parquet,
-folders of images (``metadata.jsonl|csv``, or a ``.txt``/``.json`` beside each image), folders written by
+Supported are JSON (a list, an object that holds one, or an object id -> record), JSON lines, CSV, TSV, Parquet,
+folders of images (``metadata.jsonl|csv``, or a ``.txt``/``.json`` next to each image), folders written by
 ``datasets.save_to_disk`` and ``hf://owner/name?split=train&config=...``.
 """
 
@@ -25,20 +25,20 @@ from vlm.datasets.formats.table.arrow import HUB, StoredRecords, from_disk, from
 from vlm.datasets.formats.table.record_buffer import PackedRecords, Record
 
 FileType = Literal["", "json", "jsonl", "csv", "tsv", "parquet"]
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class Rows:
-    """The records of one file; ``lines`` are their line numbers where the file has lines."""
+class RecordFile:
+    """The records of one file; ``lines``: their line numbers, if the file has lines."""
 
     name: str
     records: PackedRecords | StoredRecords
     lines: Sequence[int] | None = None
 
     def where(self, index: int) -> str:
-        """What to call a record in a message."""
+        """How messages name a record."""
         if self.lines is not None:
             return f"{self.name}:{self.lines[index]}"
         key = None if isinstance(self.records, StoredRecords) else self.records[index].get("id")
@@ -49,12 +49,12 @@ class Rows:
         return set(self.records.names)
 
     def readable(self, index: int) -> bool:
-        """Whether the record could be read; another one raises its DataError on access."""
+        """Whether the record could be read; an unreadable one raises its DataError on access."""
         return isinstance(self.records, StoredRecords) or index not in self.records.faults
 
 
 class AllRows:
-    """The records of several files as one list of (record, what to call it in a message)."""
+    """The records of several files as one list of (record, how messages name it)."""
 
     def __init__(self, paths: str | Sequence[str]) -> None:
         """Raises DataError: see :func:`expanded` and :func:`read_rows`."""
@@ -76,7 +76,7 @@ class AllRows:
 
 
 def expanded(paths: str | Sequence[str]) -> list[str]:
-    """The paths, with ``*`` in a local one replaced by what is there. Raises DataError for a pattern of nothing."""
+    """The paths, with ``*`` expanded in local ones. Raises DataError for a pattern without a match."""
     result: list[str] = []
     for path in [paths] if isinstance(paths, str) else paths:
         fits = sorted(glob.glob(str(Path(path).expanduser()))) if "*" in path and not path.startswith(HUB) else [path]
@@ -86,28 +86,28 @@ def expanded(paths: str | Sequence[str]) -> list[str]:
     return result
 
 
-def read_rows(path: str, key: str = "", file_type: FileType = "") -> Rows:
+def read_rows(path: str, key: str = "", file_type: FileType = "") -> RecordFile:
     """The records of a file, a folder or a dataset of the Hugging Face hub.
 
     A single line or sidecar file that cannot be read is a record that raises DataError on access.
 
     Args:
         path: what to read.
-        key: where the list is in a JSON object (dots go deeper); found alone when there is only one.
-        file_type: the kind of a file whose name does not tell it.
+        key: path (with dots) of the list in a JSON object; needed only if the object holds several lists.
+        file_type: kind of a file whose name has no known suffix.
 
     Raises:
-        DataError: missing, unreadable, of another shape, or without any usable record.
+        DataError: missing, unreadable, malformed, or without any usable record.
     """
     local = not path.startswith(HUB)
-    rows = _local(Path(path).expanduser(), key, file_type) if local else Rows(path, from_hub(path))
+    rows = _local(Path(path).expanduser(), key, file_type) if local else RecordFile(path, from_hub(path))
     if not len(rows.records):
-        raise DataError(f"table: {path} holds no record", fix="check the path under build_info of the dataset")
-    _tell_faults(rows)
+        raise DataError(f"table: {path} has no records", fix="check the path under build_info of the dataset")
+    _report_faults(rows)
     return rows
 
 
-def _tell_faults(rows: Rows) -> None:
+def _report_faults(rows: RecordFile) -> None:
     faults = {} if isinstance(rows.records, StoredRecords) else rows.records.faults
     first = next(iter(faults.values()), "")
     if first and len(faults) == len(rows.records):
@@ -116,13 +116,13 @@ def _tell_faults(rows: Rows) -> None:
         log.warning("%s: %d of %d records cannot be read: %s", rows.name, len(faults), len(rows.records), first)
 
 
-def _local(file: Path, key: str, file_type: FileType) -> Rows:
+def _local(file: Path, key: str, file_type: FileType) -> RecordFile:
     if file.is_dir():
-        return Rows(str(file), from_disk(file)) if is_saved(file) else _images(file)
+        return RecordFile(str(file), from_disk(file)) if is_saved(file) else _images(file)
     kind = file_type or {".ndjson": "jsonl"}.get(file.suffix.lower(), file.suffix.lower().lstrip("."))
     if kind == "parquet":
-        return Rows(str(file), from_parquet(file))
-    readers: dict[str, Callable[[str, str], Rows]] = {
+        return RecordFile(str(file), from_parquet(file))
+    readers: dict[str, Callable[[str, str], RecordFile]] = {
         "json": lambda text, name: _json(text, name, key),
         "jsonl": _json_lines,
         "csv": lambda text, name: _csv(text, name, ","),
@@ -130,7 +130,7 @@ def _local(file: Path, key: str, file_type: FileType) -> Rows:
     }
     if kind not in readers:
         raise DataError(
-            f"table: {file}: a file {kind or 'without ending'!r} is not known",
+            f"table: {file}: unknown kind of file ({f'suffix .{kind}' if kind else 'no suffix'})",
             fix=f"set build_info.file_type to one of {', '.join([*readers, 'parquet'])}",
         )
     return readers[kind](_text(file), str(file))
@@ -146,34 +146,34 @@ def _text(file: Path) -> str:
     except OSError as error:
         raise DataError(f"table: {file} cannot be read ({error})") from error
     if not text.strip():
-        raise DataError(f"table: {file} is empty", fix="fetch or write it again")
+        raise DataError(f"table: {file} is empty", fix="download or write it again")
     return text
 
 
-def _json(text: str, name: str, key: str) -> Rows:
+def _json(text: str, name: str, key: str) -> RecordFile:
     try:
         tree = json.loads(text, object_pairs_hook=_unique if text.lstrip()[:1] == "{" else None)
     except ValueError as error:
         lines = "\n" in text.strip() and text.lstrip()[:1] == "{" and "Extra data" in str(error)
-        fix = "set build_info.file_type to jsonl" if lines else "mend the file"
+        fix = "set build_info.file_type to jsonl" if lines else "repair the file"
         raise DataError(f"table: {name} is not JSON ({error})", fix=fix) from None
     for step in key.split(".") if key else ():
         if not isinstance(tree, dict) or step not in tree:
-            has = ", ".join(list(tree)[:8]) if isinstance(tree, dict) else "no keys, it is a list"
+            has = ", ".join(list(tree)[:8]) if isinstance(tree, dict) else "it is a list"
             raise DataError(f"table: {name}: no key {step!r} ({has})", fix="set build_info.records to the list's key")
         tree = tree[step]
     if isinstance(tree, dict) and not key:
         lists = [v for v in tree.values() if isinstance(v, list) and all(isinstance(r, dict) for r in v)]
         tree = lists[0] if len(lists) == 1 else tree
     if isinstance(tree, dict) and tree and all(isinstance(r, dict) for r in tree.values()):
-        return Rows(name, PackedRecords({"id": k, **r} for k, r in tree.items()))
+        return RecordFile(name, PackedRecords({"id": k, **r} for k, r in tree.items()))
     if not isinstance(tree, list) or not all(isinstance(r, dict) for r in tree):
         keys = f" with keys {', '.join(list(tree)[:8])}" if isinstance(tree, dict) else ""
         raise DataError(
             f"table: {name}: expected a list of objects (or id -> object), found {type(tree).__name__}{keys}",
             fix="set build_info.records to the key that holds the list",
         )
-    return Rows(name, PackedRecords(tree))
+    return RecordFile(name, PackedRecords(tree))
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> Record:
@@ -185,7 +185,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> Record:
     return result
 
 
-def _json_lines(text: str, name: str) -> Rows:
+def _json_lines(text: str, name: str) -> RecordFile:
     numbers = array("q")
 
     def records() -> Iterator[Record | DataError]:
@@ -194,7 +194,7 @@ def _json_lines(text: str, name: str) -> Rows:
                 numbers.append(number)
                 yield _object(line, f"{name}:{number}")
 
-    return Rows(name, PackedRecords(records()), numbers)
+    return RecordFile(name, PackedRecords(records()), numbers)
 
 
 def _lines(text: str) -> Iterator[str]:
@@ -210,13 +210,13 @@ def _object(text: str, name: str) -> Record | DataError:
     try:
         record = json.loads(text)
     except ValueError as error:
-        return DataError(f"table: {name} is not JSON ({error})", fix="mend or remove it")
+        return DataError(f"table: {name} is not JSON ({error})", fix="repair or remove it")
     if not isinstance(record, dict):
-        return DataError(f"table: {name}: expected an object, found {type(record).__name__}", fix="mend or remove it")
+        return DataError(f"table: {name}: expected an object, found {type(record).__name__}", fix="repair or remove it")
     return record
 
 
-def _csv(text: str, name: str, delimiter: str) -> Rows:
+def _csv(text: str, name: str, delimiter: str) -> RecordFile:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     numbers = array("q")
 
@@ -229,45 +229,47 @@ def _csv(text: str, name: str, delimiter: str) -> Rows:
                 yield dict(zip(header, cells, strict=True))
                 continue
             result = f"table: {name}:{reader.line_num}: {len(cells)} cells, the header has {len(header)}"
-            yield DataError(result, fix="mend or remove the line; a text with a separator in it needs quotes")
+            yield DataError(result, fix="repair or remove the line; a text that contains the separator needs quotes")
 
     try:
         header = next(reader)
         if "" in header or len(set(header)) < len(header):
             raise DataError(
-                f"table: {name}:1: {delimiter.join(header)!r} is no header", fix="name every column in the first line"
+                f"table: {name}:1: {delimiter.join(header)!r} is not a header",
+                fix="name every column once in the first line",
             )
         other = next((d for d in ";\t" if len(header) == 1 and d in header[0]), "")
         if other:
             raise DataError(
-                f"table: {name}:1: one column {header[0]!r}; the file seems to be separated by {other!r}",
+                f"table: {name}:1: only one column {header[0]!r}; the separator seems to be {other!r}",
                 fix="set build_info.file_type to tsv" if other == "\t" else "save it with commas",
             )
-        return Rows(name, PackedRecords(records(header)), numbers)
+        return RecordFile(name, PackedRecords(records(header)), numbers)
     except csv.Error as error:
-        raise DataError(f"table: {name}:{reader.line_num}: {error}", fix="mend the quotes of that line") from None
+        raise DataError(f"table: {name}:{reader.line_num}: {error}", fix="repair the quotes of that line") from None
 
 
-def _images(folder: Path) -> Rows:
-    """A folder of images with ``metadata.jsonl|csv`` (column ``file_name``) or a text beside each."""
+def _images(folder: Path) -> RecordFile:
+    """A folder of images with ``metadata.jsonl|csv`` (column ``file_name``) or a text file next to each."""
     for listing in (folder / "metadata.jsonl", folder / "metadata.csv"):
         if listing.is_file():
             rows = _local(listing, "", "")
             if "file_name" not in rows.columns():
-                raise DataError(f"table: {listing} has no column file_name ({', '.join(sorted(rows.columns()))})")
-            return Rows(rows.name, PackedRecords(_listed(rows, folder.absolute())), rows.lines)
-    images = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGES)
+                has = ", ".join(sorted(rows.columns()))
+                raise DataError(f"table: {listing} has no column file_name (it has {has})", fix="rename the column")
+            return RecordFile(rows.name, PackedRecords(_listed(rows, folder.absolute())), rows.lines)
+    images = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
     result = [r for r in map(_with_text, images) if r is not None]
     if not result:
         raise DataError(
-            f"table: {folder}: {len(images)} images, none with a text",
-            fix="put x.txt or x.json beside x.jpg, or metadata.jsonl (file_name, ...) into the folder",
+            f"table: {folder}: {len(images)} images, none of them with a text",
+            fix="put x.txt or x.json next to x.jpg, or metadata.jsonl (file_name, ...) into the folder",
         )
-    _tell_missing(folder, len(images) - len(result))
-    return Rows(str(folder), PackedRecords(result))
+    _report_missing(folder, len(images) - len(result))
+    return RecordFile(str(folder), PackedRecords(result))
 
 
-def _listed(rows: Rows, folder: Path) -> Iterator[Record | DataError]:
+def _listed(rows: RecordFile, folder: Path) -> Iterator[Record | DataError]:
     """The records of a listing, with the whole path of each image."""
     for k in range(len(rows.records)):
         try:
@@ -298,6 +300,6 @@ def _sidecar(file: Path) -> str | DataError:
         return error
 
 
-def _tell_missing(folder: Path, count: int) -> None:
+def _report_missing(folder: Path, count: int) -> None:
     if count:
-        log.warning("%s: %d images without a .txt or .json are left out", folder, count)
+        log.warning("%s: %d images without a .txt or .json file are left out", folder, count)

@@ -1,7 +1,7 @@
 """Records of text files, kept as bytes.
 
-A list of dictionaries costs five times the memory of its file, and once more in every loader worker: reading an
-object writes its reference count, so that a forked process soon owns a copy of every page.
+A list of dictionaries takes five times the memory of its file, and again in every loader worker: reading an object
+writes its reference count, so a forked process soon owns a copy of every page.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ Record = dict[str, Any]
 
 
 class PackedRecords(Sequence[Record]):
-    """Records in one buffer, each made anew on access; one that could not be read raises its fault there.
+    """Records in one buffer, decoded on access; an unreadable one raises its fault then.
 
     Attributes:
         names: all fields that occur.
-        faults: number of a record -> why it cannot be read.
+        faults: index of a record -> why it cannot be read.
     """
 
     def __init__(self, found: Iterable[Record | DataError]) -> None:
-        """Takes the records in order; they must be plain values, as JSON and CSV give them."""
+        """``found``: the records in order, plain values as JSON and CSV give them."""
         self.names: set[str] = set()
         self.faults: dict[int, str] = {}
         self._data, self._ends = bytearray(), array("q", [0])
@@ -34,7 +34,7 @@ class PackedRecords(Sequence[Record]):
                 self.faults[number] = str(record)
             else:
                 self.names.update(record)
-                self._data += marshal.dumps(record)  # only ever read by this run; much faster than JSON
+                self._data += marshal.dumps(record)  # read by this run only; much faster than JSON
             self._ends.append(len(self._data))
 
     def __len__(self) -> int:

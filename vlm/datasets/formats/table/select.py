@@ -1,4 +1,4 @@
-"""Which records of the files become samples: ``where``, ``explode``, ``one_per``, ``subset``; every loss is counted."""
+"""Which records become samples: ``where``, ``explode``, ``one_per``, ``subset``; whatever is left out is counted."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vlm.common.errors import DataError
-from vlm.datasets.formats.table.read import Record, Rows
+from vlm.datasets.formats.table.read import Record, RecordFile
 
 log = logging.getLogger(__name__)
 
 
 class Item(NamedTuple):
-    """A sample: file, record in it, and element of its parallel lists (None: the whole record)."""
+    """A sample: file, record in it, and element of the record's parallel lists (None: the whole record)."""
 
     file: int
     row: int
@@ -50,28 +50,28 @@ def _equal(found: Any, wanted: Any) -> bool:
     return bool(found == wanted or (found is not None and str(found) == str(wanted)))
 
 
-def readable(files: Sequence[Rows], item: Item) -> bool:
+def is_readable(files: Sequence[RecordFile], item: Item) -> bool:
     """Whether the record of an item could be read."""
     return files[item.file].readable(item.row)
 
 
-def _usable(rows: Rows) -> Iterator[Record]:
+def _usable(rows: RecordFile) -> Iterator[Record]:
     return (rows.records[k] for k in range(len(rows.records)) if rows.readable(k))
 
 
-def kept(files: Sequence[Rows], where: Mapping[str, Any]) -> list[Item]:
-    """The records that ``where`` keeps; an unreadable one stays, for the quarantine.
+def kept(files: Sequence[RecordFile], where: Mapping[str, Any]) -> list[Item]:
+    """The records that ``where`` selects; unreadable ones stay, for the quarantine.
 
     Raises:
-        DataError: none is left.
+        DataError: nothing is selected.
     """
     everything = [Item(f, r) for f, rows in enumerate(files) for r in range(len(rows.records))]
     if not where:
         return everything
-    items = [i for i in everything if not readable(files, i) or matches(files[i.file].records[i.row], where)]
+    items = [i for i in everything if not is_readable(files, i) or matches(files[i.file].records[i.row], where)]
     declared = ", ".join(f"{k}={v}" for k, v in where.items())
     log.info("%s: %d of %d records have %s", files[0].name, len(items), len(everything), declared)
-    if not any(readable(files, i) for i in items):
+    if not any(is_readable(files, i) for i in items):
         firsts = [next(_usable(f)) for f in files]
         result = {k: sorted({str(r.get(k)) for r in firsts}) for k in where}
         raise DataError(
@@ -82,10 +82,10 @@ def kept(files: Sequence[Rows], where: Mapping[str, Any]) -> list[Item]:
 
 
 def length(record: Record, fields: Sequence[str], where: str) -> int:
-    """How many elements the parallel lists of a record have. Raises DataError: no lists, or of different lengths."""
+    """Length of the parallel lists of a record. Raises DataError: not lists, or of different lengths."""
     sizes = {f: len(record[f]) if isinstance(record.get(f), list) else None for f in fields}
     if None in sizes.values() or len(set(sizes.values())) > 1:
-        raise DataError(f"{where}: expected lists of one length, found {sizes}", fix="correct build_info.explode")
+        raise DataError(f"{where}: expected lists of equal length, found {sizes}", fix="correct build_info.explode")
     return next(size for size in sizes.values() if size is not None)
 
 
@@ -96,8 +96,8 @@ def element_of(record: Record, fields: Sequence[str], element: int) -> Record:
     return {**record, **values, **nested}
 
 
-def exploded(files: Sequence[Rows], items: Sequence[Item], fields: Sequence[str]) -> list[Item]:
-    """One item per element of the parallel lists; an unusable record stays whole, for the quarantine.
+def exploded(files: Sequence[RecordFile], items: Sequence[Item], fields: Sequence[str]) -> list[Item]:
+    """One item per element of the parallel lists; an unusable record stays one item, for the quarantine.
 
     Raises:
         DataError: no record can be used.
@@ -118,14 +118,14 @@ def exploded(files: Sequence[Rows], items: Sequence[Item], fields: Sequence[str]
     return result
 
 
-def nested(rows: Rows, fields: Sequence[str]) -> set[str]:
+def nested(rows: RecordFile, fields: Sequence[str]) -> set[str]:
     """The fields that :func:`element_of` adds."""
     lists = (r.get(f) for r in _usable(rows) for f in fields) if fields else ()
     return {k for result in lists if isinstance(result, list) for e in result if isinstance(e, dict) for k in e}
 
 
 def one_per(items: Sequence[Item], key: Callable[[Item], str], seed: int) -> list[Item]:
-    """One random item for each value of ``key``, in the order of first sight."""
+    """One random item for each value of ``key``, in order of first occurrence."""
     groups: dict[str, list[Item]] = {}
     for item in items:
         groups.setdefault(key(item), []).append(item)
@@ -134,7 +134,7 @@ def one_per(items: Sequence[Item], key: Callable[[Item], str], seed: int) -> lis
 
 
 def subset(items: Sequence[Item], size: int, seed: int) -> list[Item]:
-    """A random choice of ``size`` items (all of them when there are fewer), in their order."""
+    """``size`` random items (or all, if there are fewer), in their original order."""
     if not size or size >= len(items):
         return list(items)
     return [items[k] for k in sorted(random.Random(seed).sample(range(len(items)), size))]

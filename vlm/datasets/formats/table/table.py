@@ -16,7 +16,7 @@ from vlm.common.types import Image, Input, Message, Sample, Video
 from vlm.datasets.base import message
 from vlm.datasets.formats.table import select
 from vlm.datasets.formats.table.media import flipped, missing, side_by_side, sources
-from vlm.datasets.formats.table.read import FileType, Record, Rows, expanded, read_rows
+from vlm.datasets.formats.table.read import FileType, Record, RecordFile, expanded, read_rows
 from vlm.datasets.formats.table.templates import fill, first_name, lookup, names, read_pool
 from vlm.datasets.formats.turns import Medium, attach_media, check_order, read_turns
 
@@ -37,56 +37,56 @@ class Table:
         user:      [Image(image_path/7.png)] What color is the star?
         assistant: red
 
-    Other names of columns go into ``fields``, other texts into ``user``, ``input`` and ``assistant`` (templates, see
-    :mod:`vlm.datasets.formats.table.templates`); of a list of texts one is drawn. A record without image is text only.
+    ``fields`` renames columns; ``user``, ``input`` and ``assistant`` are templates (see
+    :mod:`vlm.datasets.formats.table.templates`), of a list of which one is drawn. A record without image is text only.
     """
 
     @dataclass
     class Config:
-        """Where the records are, what their fields mean, and how a sample is made of them."""
+        """Where the records are, what their fields mean, and how a record becomes a sample."""
 
         ann_path: str | list[str]  # files (names may hold *) or folders, concatenated
         image_path: str = ""  # folder of images and videos
         image_pattern: str = ""  # name of the image, e.g. COCO_train2014_{image_id:012d}.jpg
         video_pattern: str = ""  # name of the video
-        records: str = ""  # key of the list in a JSON object that holds several
-        file_type: FileType = ""  # of a file whose name does not tell it
+        records: str = ""  # key of the list, in a JSON object with several
+        file_type: FileType = ""  # kind of a file whose name has no known suffix
         fields: dict[str, str] = field(default_factory=dict)  # our name (image, question, ...): column
         messages: str = ""  # column with turns {role, content} or {from, value}; replaces the three templates
         user: str | list[str] = "{question}"
-        input: str = ""  # material the question is about, e.g. "{context}"; left out when it comes out empty
+        input: str = ""  # material of the question, e.g. "{context}"; left out if empty
         assistant: str | list[str] | None = "{answer}"  # null: questions without answers
         answer_choice: Literal["first", "most_frequent", "random"] = "first"  # when answer is a list
-        options: str | list[str] = ""  # choices offered as input: a column, or the texts themselves
-        options_share: float = 1.0  # how often they are offered
+        options: str | list[str] = ""  # choices given as input: a column, or the texts themselves
+        options_share: float = 1.0  # share of samples in which they are given
         pools: dict[str, str | list[str]] = field(default_factory=dict)  # name in templates: texts, or a file of lines
         where: dict[str, Any] = field(default_factory=dict)  # column: value, list of values, or text with *
         explode: list[str] = field(default_factory=list)  # columns with parallel lists: one sample per element
-        one_at_random: bool = False  # explode: one sample per record instead, its element drawn at each access
+        one_at_random: bool = False  # with explode: one sample per record, its element drawn at each access
         one_per: str = ""  # keep one random record for each value of this template, e.g. "{image}"
-        subset: int = 0  # keep so many random records; 0: all
+        subset: int = 0  # keep this many random records; 0: all
         seed: int = 42  # of one_per and subset
-        join_images: bool = False  # several images side by side as one (published form of NLVR2)
-        flip_share: float = 0.0  # how often two images change places, with the words left and right
-        missing_images: Literal["quarantine", "drop"] = "quarantine"  # drop: leave out at the start, counted
-        text_fields: list[str] = field(default_factory=list)  # fields that pass the corpus's text processor, ...
-        text_roles: Sequence[str] = ()  # ... and roles whose whole text does
+        join_images: bool = False  # several images side by side as one (as NLVR2 is published)
+        flip_share: float = 0.0  # share of samples whose two images (and the words left, right) are swapped
+        missing_images: Literal["quarantine", "drop"] = "quarantine"  # drop: left out and counted at the start
+        text_fields: list[str] = field(default_factory=list)  # fields that the text processor cleans, ...
+        text_roles: Sequence[str] = ()  # ... and roles whose whole text it cleans
 
         def __post_init__(self) -> None:
-            """Raises ConfigError for options that contradict each other."""
+            """Raises ConfigError for options that contradict one another."""
             if self.input and self.options:
-                raise ConfigError("input and options both fill the input; give one")
+                raise ConfigError("input and options both fill the input; set only one")
             if self.one_at_random and not self.explode:
-                raise ConfigError("one_at_random needs the columns of parallel lists in explode")
+                raise ConfigError("one_at_random needs explode, the columns with parallel lists")
             if [] in (self.user, self.assistant, self.ann_path):
                 raise ConfigError("ann_path, user and assistant need at least one text")
             if not (0 <= self.options_share <= 1 and 0 <= self.flip_share <= 1 and self.subset >= 0):
-                raise ConfigError("options_share and flip_share are from 0 to 1, subset is 0 or more")
+                raise ConfigError("options_share and flip_share must be from 0 to 1, and subset at least 0")
 
     def __init__(self, config: Config) -> None:
-        """Reads the files. Raises DataError: missing, of another shape, unknown columns, no record left."""
+        """Reads the files. Raises DataError: missing or malformed files, unknown columns, no record left."""
         self.config = config
-        self.clean: Callable[[str], str] | None = None  # the corpus's text processor, set by the loader
+        self.clean: Callable[[str], str] | None = None  # text processor, set by the loader
         self._pools = {name: read_pool(pool, name) for name, pool in config.pools.items()}
         self._files = [read_rows(p, config.records, config.file_type) for p in expanded(config.ann_path)]
         check_columns(config, self._files)
@@ -97,8 +97,8 @@ class Table:
         if config.missing_images == "drop":
             items = self._with_images(items)
         if config.one_per:
-            unreadable = [i for i in items if not select.readable(self._files, i)]
-            items = [i for i in items if select.readable(self._files, i)]
+            unreadable = [i for i in items if not select.is_readable(self._files, i)]
+            items = [i for i in items if select.is_readable(self._files, i)]
             items = select.one_per(items, lambda i: fill(config.one_per, *self._values(i)), config.seed) + unreadable
         self._items = select.Items(select.subset(items, config.subset, config.seed))
         if not self._items:
@@ -108,7 +108,7 @@ class Table:
         return len(self._items)
 
     def record(self, index: int) -> Record:
-        """The record with every field of the file, by the file's names and by ours."""
+        """The raw record, with every field under its own name and under those of ``fields``."""
         values = self._values(self._items[index])[0]
         return {k: v for k, v in values.items() if k not in self._pools}
 
@@ -119,7 +119,7 @@ class Table:
         """The sample with its random choices taken from ``rng``.
 
         Raises:
-            DataError: a field is missing, question or answer is empty, or placeholders and images differ in number.
+            DataError: a field is missing, question or answer is empty, or placeholders and images do not match.
         """
         item, config = self._items[index], self.config
         values, where = self._values(item, rng)
@@ -139,7 +139,7 @@ class Table:
         return Sample(messages=tuple(messages), id=name)
 
     def _with_images(self, items: list[select.Item]) -> list[select.Item]:
-        """The items whose files are all there."""
+        """The items whose media all exist."""
         lost = {item: self._missing(item) for item in items}
         result = [item for item in items if not lost[item]]
         name, first = self._files[0].name, next((paths[0] for paths in lost.values() if paths), "")
@@ -156,11 +156,11 @@ class Table:
     def _missing(self, item: select.Item) -> list[str]:
         try:
             return missing(self._media(*self._values(item)))
-        except DataError:  # said when the sample is made
+        except DataError:  # reported when the sample is read
             return []
 
     def _values(self, item: select.Item, rng: random.Random | None = None) -> tuple[Values, str]:
-        """The fields of a sample by the file's names and by ours, and what to call it in a message."""
+        """The fields of a sample under their own names and those of ``fields``, and how messages name it."""
         rng, file = rng or random.Random(0), self._files[item.file]
         values, where = {"file": file.name, **file.records[item.row]}, file.where(item.row)
         if self.config.explode:
@@ -168,7 +168,9 @@ class Table:
             if element is None:
                 count = select.length(values, self.config.explode, where)
                 if not count:
-                    raise DataError(f"{where}: the lists of {', '.join(self.config.explode)} are empty")
+                    raise DataError(
+                        f"{where}: the lists of {', '.join(self.config.explode)} are empty", fix="remove the record"
+                    )
                 element = rng.randrange(count)
             values = select.element_of(values, self.config.explode, element)
         values |= {name: lookup(column, values, where) for name, column in self.config.fields.items()}
@@ -177,12 +179,12 @@ class Table:
     def _media(self, values: Values, where: str) -> list[Medium]:
         config = self.config
         image = fill(config.image_pattern, values, where) if config.image_pattern else values.get("image")
-        clip = fill(config.video_pattern, values, where) if config.video_pattern else values.get("video")
+        video = fill(config.video_pattern, values, where) if config.video_pattern else values.get("video")
         result: list[Medium] = [Image(s) for s in sources(image, config.image_path, where)]
-        return [*result, *(Video(s) for s in sources(clip, config.image_path, where))]
+        return [*result, *(Video(s) for s in sources(video, config.image_path, where))]
 
     def _messages(self, values: Values, media: list[Medium], rng: random.Random, where: str) -> list[Message]:
-        """A question and its answer by the templates."""
+        """Question and answer from the templates."""
         material = self._input(values, rng, where)
         if isinstance(values.get("answer"), list):
             values["answer"] = self._chosen(values["answer"], rng, where)
@@ -208,7 +210,9 @@ class Table:
             return fill(self.config.input, dict.fromkeys(names(self.config.input)) | values, where)
         options = declared if isinstance(declared, list) else lookup(declared, values, where)
         if not isinstance(options, list):
-            raise DataError(f"{where}: options must be a list, found {type(options).__name__}")
+            raise DataError(
+                f"{where}: options must be a list, found {type(options).__name__}", fix="correct build_info.options"
+            )
         distinct = list(dict.fromkeys(map(str, options)))
         return ", ".join(distinct) if len(distinct) > 1 and rng.random() < self.config.options_share else ""
 
@@ -227,8 +231,8 @@ def one_of(template: str | list[str], rng: random.Random) -> str:
     return template if isinstance(template, str) else rng.choice(template)
 
 
-def check_columns(config: Table.Config, files: Sequence[Rows]) -> None:
-    """Raises DataError when options name columns that no record has."""
+def check_columns(config: Table.Config, files: Sequence[RecordFile]) -> None:
+    """Raises DataError if options name columns that no record has."""
     columns = set().union(*(f.columns() | select.nested(f, config.explode) for f in files))
     ours = columns | {"file"} | set(config.fields) | set(config.pools)
     templates = [config.image_pattern, config.video_pattern, config.one_per]
@@ -253,15 +257,15 @@ def check_columns(config: Table.Config, files: Sequence[Rows]) -> None:
             )
 
 
-def warn_if_images_unused(config: Table.Config, files: Sequence[Rows]) -> None:
-    """Warns when there seem to be images and no option refers to them."""
+def warn_if_images_unused(config: Table.Config, files: Sequence[RecordFile]) -> None:
+    """Warn if there seem to be images but no option refers to them."""
     columns = set().union(*(f.columns() | select.nested(f, config.explode) for f in files))
     if {"image", "video"} & (columns | set(config.fields)) or config.image_pattern or config.video_pattern:
         return
     likely = sorted(c for c in columns if re.search("image|img|picture|photo|video|file_?name", c, re.IGNORECASE))
     if config.image_path or likely:
         log.warning(
-            "table: %s: samples are text only, for no field is named image or video; the fields are %s.\n"
+            "table: %s: samples are text only, because no field is named image or video; the fields are %s.\n"
             "  fix: set build_info.fields: {image: %s}",
             files[0].name,
             ", ".join(sorted(columns)),

@@ -3,12 +3,12 @@
 A template is a format string: ``{question}`` is a field. Beyond Python's own syntax,
 
 * ``{image.name}``, ``{image.stem}``, ``{url.suffix}`` are parts of a path;
-* ``{instances[0][output]}`` goes into lists and objects, ``{choices[correct]}`` takes the element whose number
-  stands in field ``correct``;
-* ``{rationales: }`` and ``{words:, }`` join a list by what follows the colon;
-* ``{image_id:012d}`` takes digits from a number or from a text.
+* ``{instances[0][output]}`` indexes lists and objects, ``{choices[correct]}`` takes the element whose index is in the
+  field ``correct``;
+* ``{rationales: }`` and ``{words:, }`` join a list with the text after the colon;
+* ``{image_id:012d}`` formats a number or a text of digits.
 
-``null`` becomes the empty text.
+``null`` becomes an empty text.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _STEP = re.compile(r"\.(\w+)|\[([^\]]+)\]")
 
 
 def fill(template: str, values: Mapping[str, Any], where: str) -> str:
-    """``template`` with the fields of a record. Raises DataError naming ``where`` and what is there."""
+    """``template`` with the fields of a record. Raises DataError naming ``where`` and the fields it has."""
     return _Filler(where).vformat(template, (), values)
 
 
@@ -37,7 +37,7 @@ def names(template: str) -> set[str]:
     try:
         result = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
-        raise DataError(f"template {template!r}: {error}", fix="write {{ and }} for plain braces") from None
+        raise DataError(f"template {template!r}: {error}", fix="write {{ and }} for literal braces") from None
     return {first_name(name) for name in result}
 
 
@@ -58,7 +58,7 @@ def read_pool(pool: str | Sequence[str], name: str = "pool") -> list[str]:
     """The texts of a pool: a list, a text file with one per line, or the name of a shipped file.
 
     Raises:
-        DataError: no such file, or nothing in it.
+        DataError: the file does not exist, or there is no text.
     """
     if not isinstance(pool, str):
         texts = list(pool)
@@ -69,12 +69,12 @@ def read_pool(pool: str | Sequence[str], name: str = "pool") -> list[str]:
             raise DataError(f"pools.{name}: no file {pool}", fix=f"name a text file or a shipped pool ({shipped})")
         texts = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not texts:
-        raise DataError(f"pools.{name}: nothing to draw from", fix="write at least one text")
+        raise DataError(f"pools.{name}: no text to draw from", fix="give at least one text")
     return texts
 
 
 def first_name(path: str) -> str:
-    """The field where a path such as ``choices[correct]`` starts."""
+    """The field at the start of a path such as ``choices[correct]``."""
     result = _FIRST.match(path)
     return result.group() if result else path
 

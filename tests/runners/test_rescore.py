@@ -9,7 +9,7 @@ import pytest
 
 from vlm.cli.main import main
 from vlm.common.errors import DataError
-from vlm.runners.evaluate.score_file import score_files
+from vlm.runners.evaluate.rescore import rescore
 
 RECORDS = [
     {"index": 3, "question": "What color is it?", "answer": ["red"], "class": "Color"},
@@ -37,13 +37,13 @@ def test_published_result_file_is_scored(files: tuple[str, str], capsys: pytest.
     assert "all              66.7%" in capsys.readouterr().out
     numbers = json.loads((out / "scores.json").read_text())
     assert numbers["by_type"] == {"Color": 1.0, "Counting": 0.0, "Others": 1.0} and numbers["count"] == 3
-    assert score_files(records, [result], "exact")["overall"] == pytest.approx(1 / 3)
+    assert rescore(records, [result], "exact").scores["overall"] == pytest.approx(1 / 3)
 
 
 def test_several_files_are_several_runs(files: tuple[str, str]) -> None:
     records, result = files
     other = write(Path(result).parent / "b.jsonl", [{"index": k, "text_output": "2"} for k in (1, 2, 3)])
-    numbers = score_files(records, [result, other])
+    numbers = rescore(records, [result, other]).scores
     assert numbers["runs"] == pytest.approx([2 / 3, 1 / 3]) and numbers["overall"] == pytest.approx(0.5)
 
 
@@ -51,12 +51,12 @@ def test_faults(files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFi
     records, result = files
     short = write(tmp_path / "short.jsonl", [{"index": 3, "text_output": "x"}, {"index": 9, "text_output": "y"}])
     with pytest.raises(DataError, match=r"2 of 3 records have no line \(first: 1\), 1 lines have no record \(first: 9"):
-        score_files(records, [short])
+        rescore(records, [short])
     with pytest.raises(DataError, match="result.jsonl:1: no answer to compare with"):
-        score_files(result, [result])
+        rescore(result, [result])
     with pytest.raises(DataError, match="records.jsonl:1: no index and text_output"):
-        score_files(records, [records])
-    with pytest.raises(DataError, match="index 3 a second time"):
-        score_files([records, records], [result])
+        rescore(records, [records])
+    with pytest.raises(DataError, match="index 3 occurs twice"):
+        rescore([records, records], [result])
     assert main(["eval", "--predictions", result]) == 2
     assert "--predictions needs the records" in capsys.readouterr().err

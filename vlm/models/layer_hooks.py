@@ -1,0 +1,141 @@
+"""The one wrapper around a decoder layer's ``forward``.
+
+Order of a call: recompute -> inserts before the layer -> layer -> inserts after it. Within the layer, the MLP can be
+trimmed to the tokens whose output is read. What a call needs travels in its arguments (``insert_data``, ``layout``),
+so that a recomputation in the backward pass sees the same values and calls of several threads stay apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vlm.common.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vlm.models.protocols import LayerInsert
+
+INSERT_DATA = "insert_data"
+"""Argument of the LLM and of its layers that holds an ``InsertData``."""
+_rows: ContextVar[Tensor | None] = ContextVar("rows", default=None)
+"""``[t]`` tokens that the last MLP computes; set during the layer's call, because an MLP gets nothing but its input."""
+
+
+def checkpointed(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """``run(*args, **kwargs)``, with activations recomputed in the backward pass instead of kept."""
+    return checkpoint(run, *args, use_reentrant=False, **kwargs)
+
+
+class LayerHooks:
+    """Replaces the ``forward`` of one layer; :func:`hooks_of` installs it. State-dict keys stay as they are.
+
+    Attributes:
+        layer: the wrapped layer.
+        inserts: (insert, its module at this layer), in the order in which they work.
+        recompute: calls the layer so that its activations are recomputed (:func:`checkpointed`), or None.
+        trims: whether the layer's MLP may skip tokens that nothing reads.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+        self.forward: Callable[..., Any] = layer.forward
+        self.inserts: list[tuple[LayerInsert, nn.Module]] = []
+        self.recompute: Callable[..., Any] | None = None
+        self.trims = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Like the layer's own ``forward``; recomputed only where a gradient flows.
+
+        Raises:
+            ConfigError: an insert needs data that the LLM did not pass on.
+        """
+        if self.recompute is None or not torch.is_grad_enabled() or not self._has_gradient(*args, *kwargs.values()):
+            return self.run(*args, **kwargs)
+        return self.recompute(self.run, *args, **kwargs)
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """The layer between its inserts; ``hidden_states`` (or the first argument) is ``[b, s, d]``."""
+        data = kwargs.pop(INSERT_DATA, None)
+        if not self.inserts:
+            return self._layer(*args, **kwargs)
+        hidden, *rest = args or (kwargs.pop("hidden_states"),)
+        for insert, module in self.inserts:
+            if insert.needs_data and data is None:
+                raise ConfigError(
+                    "model.llm: this kind of language model passes no further data to its layers, "
+                    "which model.inserts needs",
+                    fix="use an LLM of another family (LLaMA, Qwen, Mistral, ...), or a fusion that splices",
+                )
+            hidden = insert.before(module, hidden, data)
+        out = self._layer(hidden, *rest, **kwargs)
+        hidden = out if isinstance(out, Tensor) else out[0]
+        for insert, module in self.inserts:
+            hidden = insert.after(module, hidden, data)
+        return hidden if isinstance(out, Tensor) else (hidden, *out[1:])
+
+    def _layer(self, *args: Any, **kwargs: Any) -> Any:
+        layout = kwargs.get("layout") if self.trims else None
+        if layout is None:
+            return self.forward(*args, **kwargs)
+        token = _rows.set(layout.keep)
+        try:
+            return self.forward(*args, **kwargs)
+        finally:
+            _rows.reset(token)
+
+    def _has_gradient(self, *values: Any) -> bool:
+        modules = [self.layer, *(module for _, module in self.inserts)]
+        return any(isinstance(v, Tensor) and v.requires_grad for v in values) or any(
+            p.requires_grad for module in modules for p in module.parameters()
+        )
+
+
+class TrimmedMLP:
+    """Replaces an MLP's ``forward``: only the rows in use are computed, the others are zero.
+
+    Nothing reads those zeros: attention is over, and only the rows in use reach the head.
+    """
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        self.forward = forward
+
+    def __call__(self, hidden: Tensor) -> Any:
+        """``[1, T, d]`` -> ``[1, T, d]``."""
+        rows = _rows.get()
+        if rows is None:
+            return self.forward(hidden)
+        some = self.forward(hidden[:, rows])
+        if not isinstance(some, Tensor):  # a mixture of experts may return more than one value
+            return self.forward(hidden)
+        return some.new_zeros(hidden.shape).index_copy(1, rows, some)
+
+
+def hooks_of(layer: nn.Module) -> LayerHooks:
+    """The hooks of ``layer``, installed on the first call."""
+    hooks: Any = layer.forward
+    if not isinstance(hooks, LayerHooks):
+        hooks = LayerHooks(layer)
+        layer.__dict__["forward"] = hooks
+    return hooks
+
+
+def checkpoint_layers(layers: Iterable[nn.Module]) -> None:
+    """Recompute each layer in the backward pass, in train and in eval mode.
+
+    Frozen layers stay in eval mode, where transformers' own switch does nothing.
+    """
+    for layer in layers:
+        hooks_of(layer).recompute = checkpointed
+
+
+def trim_last_layer(layers: nn.ModuleList) -> None:
+    """Let the last of ``layers`` skip its MLP where the output is not read, if it has a module ``mlp``."""
+    mlp = dict(layers[-1].named_children()).get("mlp")
+    if mlp is not None:
+        hooks_of(layers[-1]).trims = True
+        mlp.__dict__["forward"] = TrimmedMLP(mlp.forward)

@@ -1,0 +1,101 @@
+"""The limits of ``model.text``, each as a function over the spans of a sample."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from vlm.common.errors import DataError
+from vlm.common.types import MEDIA_TOKEN
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Span:
+    """Token ids that are supervised together or not at all.
+
+    Attributes:
+        ids: ``[s]`` ids, with ``MEDIA_TOKEN`` for a whole medium.
+        supervised: whether they are targets.
+        bos: whether the begin id precedes them (it is not part of ``ids``).
+        eos: whether the last of them is the end id.
+    """
+
+    ids: list[int]
+    supervised: bool = False
+    bos: bool = False
+    eos: bool = False
+
+
+def keep_last(spans: Sequence[Span], limit: int, warn: bool = False) -> list[Span]:
+    """The last ``limit`` tokens of a prompt (begin ids count) and all its media; 0 means no limit.
+
+    Source: ``max_input_tokens`` of arXiv:2307.02469.
+    """
+    length = sum(len(span.ids) - span.ids.count(MEDIA_TOKEN) + span.bos for span in spans)
+    surplus = length - limit if limit > 0 else 0
+    if surplus > 0 and warn:
+        log.warning("prompt of %d tokens cut to its last %d (model.text.max_input_len)", length, limit)
+    kept = []
+    for span in spans if surplus > 0 else ():
+        bos = span.bos and surplus <= 0
+        surplus -= span.bos
+        ids = []
+        for i in span.ids:
+            if i == MEDIA_TOKEN or surplus <= 0:
+                ids.append(i)
+            else:
+                surplus -= 1
+        kept.append(replace(span, ids=ids, bos=bos))
+    return kept or list(spans)
+
+
+def keep_first(
+    spans: Sequence[Span], limit: int, medium: int, *, per_turn: bool, error: Callable[[], DataError]
+) -> list[Span]:
+    """The first ``limit`` positions; a span that is cut ends its turn.
+
+    Args:
+        spans: of a whole sample, or of what precedes its first answer.
+        limit: positions that stay.
+        medium: positions that a medium counts.
+        per_turn: count from every begin id, which takes a position itself; else over all spans.
+        error: makes the error for a medium that would be cut off, which must not happen unseen.
+    """
+    kept, room = [], limit
+    for span in spans:
+        if per_turn and span.bos:
+            room = limit - 1
+        ids: list[int] = []
+        for i in span.ids:
+            room -= medium if i == MEDIA_TOKEN else 1
+            if room >= 0:
+                ids.append(i)
+            elif i == MEDIA_TOKEN:
+                raise error()
+        kept.append(replace(span, ids=ids))
+    return kept
+
+
+def keep_answers(spans: Sequence[Span], limit: int, end: list[int] | None) -> list[Span]:
+    """The first ``limit`` tokens from the first answer on.
+
+    Args:
+        spans: the first answer and all that follows it.
+        limit: tokens that stay.
+        end: ids with which a cut answer still ends (its end id, where it has one, takes their place); None: a cut
+            answer has no end, as in published code.
+    """
+    kept, room = [], limit
+    for span in spans:
+        ids = span.ids
+        if len(ids) > room and end is not None:
+            last = ids[-1:] if span.eos else end
+            ids = [*ids[: max(room - len(last), 0)], *last] if span.supervised else []
+        kept.append(replace(span, ids=ids[:room]))
+        room -= len(span.ids)
+        if room < 0:
+            break
+    return kept
