@@ -27,28 +27,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Request:
-    """What to ask about which records.
+    """What to ask about which records."""
 
-    files         annotation files (JSON lines, JSON, CSV, TSV, Parquet), one after the other
-    prompt        text with ``{fields}`` of the record
-    raw           the prompt is all that the model sees; otherwise it is a question, which its template frames
-    media_field   field with the image or video, by default image, else video; a record without it is text only
-    media_root    folder that relative paths start from
-    index_field   field that names a record in the result; without it, its number, from 0
-    copy          further fields of the record that go into the result
-    answer_field  the result is the records with the answer in this field, after the fields of the prompt
-    lemmatize     nouns and verbs of the answers become their basic forms
-    """
-
-    files: Sequence[str]
-    prompt: str = "{question}"
-    raw: bool = False
-    media_field: str = ""
-    media_root: str = "."
-    index_field: str = "index"
-    copy: Sequence[str] = ()
-    answer_field: str = ""
-    lemmatize: bool = False
+    files: Sequence[str]  # annotation files (JSON lines, JSON, CSV, TSV, Parquet), one after the other
+    prompt: str = "{question}"  # text with ``{fields}`` of the record
+    raw: bool = False  # the prompt is all that the model sees; otherwise it is a question, which its template frames
+    media_field: str = ""  # of the image or video, by default image, else video; a record without it is text only
+    media_root: str = "."  # folder that relative paths start from
+    index_field: str = "index"  # names a record in the result; without it, its number, from 0
+    copy: Sequence[str] = ()  # further fields of the record that go into the result
+    answer_field: str = ""  # the result is the records with the answer in this field, after the fields of the prompt
+    lemmatize: bool = False  # nouns and verbs of the answers become their basic forms
 
     def medium(self, record: Record) -> Any:
         """The content of the field of the image or video; None where it is missing."""
