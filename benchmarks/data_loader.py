@@ -42,8 +42,8 @@ from vlm.datasets.loading.sources import Source
 from vlm.datasets.loading.train_loader import TrainLoader
 from vlm.processors.image.recipe import CLIP_MEAN, CLIP_STD, ImageRecipe
 from vlm.processors.processor import Processor, TextConfig
-from vlm.processors.templates.roles import Vicuna0
 from vlm.processors.tokenizer.tokenizer import Tokenizer
+from vlm.systems.minigpt4.template import Vicuna0
 
 LLM = Path(__file__).resolve().parents[1] / "tests" / "golden" / "minigpt4" / "open" / "llm"
 PROMPT = "###Human: <Img><ImageHere></Img> Describe this image in detail. ###Assistant: "

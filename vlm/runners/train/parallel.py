@@ -6,15 +6,14 @@ import contextlib
 import inspect
 import logging
 from collections.abc import Callable, Iterator
-from functools import wraps
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vlm.common import dist
 from vlm.common.errors import ConfigError
+from vlm.models.layer_hooks import checkpointed, hooks_of
 from vlm.models.protocols import NamesLayers
 
 log = logging.getLogger(__name__)
@@ -91,27 +90,27 @@ def checkpoint_activations(model: nn.Module, choice: str) -> int:
         raise ConfigError(f"run.activation_checkpointing={choice!r} (allowed: {', '.join(CHECKPOINTING)})")
     if choice == "none":
         return 0
-    count = 0
-    for _, module in checkpointable_modules(model):
-        _treat(module, choice)
-        count += 1
-    log.info("activation checkpointing (%s) on %d layers", choice, count)
-    return count
+    recompute = checkpointed if choice == "torch" else _fairscale(offload=choice == "fairscale_offload")
+    layers = [module for _, module in checkpointable_modules(model)]
+    for layer in layers:
+        hooks_of(layer).recompute = recompute
+    log.info("activation checkpointing (%s) on %d layers", choice, len(layers))
+    return len(layers)
 
 
-def _treat(module: nn.Module, choice: str) -> None:
-    plain = module.forward
-    if choice == "torch":
-        from torch.utils.checkpoint import checkpoint
+class _Call(nn.Module):
+    """A function as the module that fairscale wants."""
 
-        def recomputed(*args: Any, **kwargs: Any) -> Any:
-            return checkpoint(plain, *args, use_reentrant=False, **kwargs)
-    else:
-        recomputed = _fairscale_forward(module, offload=choice == "fairscale_offload")
-    module.forward = _only_with_gradient(module, plain, recomputed)
+    def __init__(self, run: Callable[..., Any]) -> None:
+        super().__init__()
+        self.run = run
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Like the function."""
+        return self.run(*args, **kwargs)
 
 
-def _fairscale_forward(module: nn.Module, offload: bool) -> Callable[..., Any]:
+def _fairscale(offload: bool) -> Callable[..., Any]:
     try:
         from fairscale.nn.checkpoint import checkpoint_wrapper
     except ModuleNotFoundError as error:
@@ -119,16 +118,4 @@ def _fairscale_forward(module: nn.Module, offload: bool) -> Callable[..., Any]:
             "run.activation_checkpointing asks for fairscale, which is not installed",
             fix="pip install fairscale, or set run.activation_checkpointing=torch",
         ) from error
-    return checkpoint_wrapper(module, offload_to_cpu=offload).forward
-
-
-def _only_with_gradient(module: nn.Module, plain: Callable, recomputed: Callable) -> Callable[..., Any]:
-    """Frozen layers before the first trainable one have nothing to recompute."""
-    trainable = any(p.requires_grad for p in module.parameters())
-
-    @wraps(plain)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        flows = trainable or any(isinstance(a, torch.Tensor) and a.requires_grad for a in (*args, *kwargs.values()))
-        return (recomputed if flows and torch.is_grad_enabled() else plain)(*args, **kwargs)
-
-    return forward
+    return lambda run, *args, **kwargs: checkpoint_wrapper(_Call(run), offload_to_cpu=offload)(*args, **kwargs)
