@@ -148,7 +148,7 @@ def test_port_in_use_is_told_before_anything_is_loaded() -> None:
 
 def test_published_command_line() -> None:
     parser = argparse.ArgumentParser()
-    demo.add_arguments(parser)
+    demo.Demo().add_arguments(parser)
     args = parser.parse_args(["--cfg-path", "a.yaml", "--gpu-id", "0", "--options", "model.ckpt=b", "run.seed=1"])
     assert (args.cfg_path, args.gpu_id, args.options, args.share) == (
         "a.yaml",
@@ -157,7 +157,7 @@ def test_published_command_line() -> None:
         False,
     )
     with pytest.raises(UserError, match="no run folder or configuration named"):
-        demo.main(parser.parse_args([]))
+        demo.Demo().main(parser.parse_args([]))
 
 
 def test_header_names_the_parts(engine: Engine) -> None:

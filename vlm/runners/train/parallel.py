@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vlm.common import dist
 from vlm.common.errors import ConfigError
+from vlm.models.protocols import NamesLayers
 
 log = logging.getLogger(__name__)
 
@@ -59,11 +60,10 @@ def checkpointable_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if any(name.startswith(f"{outer}.") or not outer for outer in inside):
             continue
-        own = getattr(module, "checkpointable_modules", None)
-        if callable(own):
-            chosen = {id(m) for m in own()}
+        if isinstance(module, NamesLayers):
+            chosen = {id(m) for m in module.checkpointable_modules()}
             inside.append(name)
-            yield from ((n, m) for n, m in module.named_modules(prefix=name) if id(m) in chosen)
+            yield from ((n, m) for n, m in model.get_submodule(name).named_modules(prefix=name) if id(m) in chosen)
             continue
         children = list(module.children())
         is_list = isinstance(module, nn.ModuleList | nn.Sequential)
