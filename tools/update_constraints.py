@@ -43,19 +43,18 @@ def installed(name: str) -> str | None:
         return None
 
 
-def needed_by(names: Iterable[str]) -> list[str]:
-    """Names of all installed packages that ``names`` need here, without themselves, sorted."""
-    names = set(names)
-    found: set[str] = set()
-    left = list(names)
+def needed_by(needs: Iterable[Requirement]) -> list[str]:
+    """Names of all installed packages that ``needs`` need here with their extras, without themselves, sorted."""
+    left = [(canonicalize_name(need.name), {"", *need.extras}) for need in needs]
+    names, found = {name for name, _ in left}, set[str]()
     while left:
-        name = left.pop()
+        name, extras = left.pop()
         for need in map(Requirement, requires(name) or ()):
             other = canonicalize_name(need.name)
-            wanted = need.marker is None or need.marker.evaluate({"extra": ""})
+            wanted = need.marker is None or any(need.marker.evaluate({"extra": extra}) for extra in extras)
             if wanted and installed(other) and other not in found | names and not PINNED_BY_TORCH.match(other):
                 found.add(other)
-                left.append(other)
+                left.append((other, {"", *need.extras}))
     return sorted(found)
 
 
@@ -75,11 +74,10 @@ def lowest(need: Requirement) -> str:
 def constraints() -> str:
     """The text of ``constraints.txt``; a package that is missing here keeps the version it had."""
     before = dict(re.findall(r"^([\w.-]+)==([^ ;]+)", FILE.read_text() if FILE.exists() else "", re.MULTILINE))
-    names = [canonicalize_name(need.name) for need in direct()]
-    here = [name for name in names if installed(name)]
-    versions = {name: installed(name) or before.get(name) for name in names}
+    needs = {canonicalize_name(need.name): need for need in direct()}
+    versions = {name: installed(name) or before.get(name) for name in needs}
     for name, kept in versions.items():
-        if name not in here:
+        if not installed(name):
             print(f"{name} is not installed: " + (f"stays at {kept}" if kept else "left out"), file=sys.stderr)
     python = ".".join(platform.python_version_tuple()[:2])
     marker = f" ; python_version >= '{python}'"
@@ -92,7 +90,7 @@ def constraints() -> str:
             *(f"{name}=={found}{marker}" for name, found in versions.items() if found),
             "",
             "# what those need",
-            *(f"{name}=={installed(name)}{marker}" for name in needed_by(here)),
+            *(f"{name}=={installed(name)}{marker}" for name in needed_by(needs[n] for n in needs if installed(n))),
             "",
         ]
     )

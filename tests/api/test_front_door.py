@@ -237,6 +237,7 @@ def test_names_are_found_without_importing_submodules() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_a_typed_script_passes_strict_mypy(tmp_path: Path) -> None:
     pytest.importorskip("mypy")
     (tmp_path / "mypy.ini").write_text(

@@ -17,6 +17,8 @@ from vlm.runners.train.run import question_of
 
 from ..equivalence.tiny import DATA, Tiny
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def tiny(tmp_path):
