@@ -198,7 +198,7 @@ def test_list_names_every_corpus(capsys: pytest.CaptureFixture) -> None:
 
 def test_every_action_has_arguments() -> None:
     parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
+    command.Data().add_arguments(parser)
     assert parser.parse_args(["check", "x.yaml", "-j", "4"]).j == 4
     assert parser.parse_args(["shard", "x.yaml", "out", "--only", "a", "b"]).only == ["a", "b"]
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from vlm.cli.main import main
-from vlm.cli.train import add_arguments, with_flags
+from vlm.cli.train import Train, with_flags
 from vlm.common.registry import names
 
 CFG = "model: {arch: minigpt4, model_type: pretrain_vicuna0, llama_model: %s}\nrun:\n  seed: 7\n"
@@ -142,7 +142,7 @@ def test_eval_without_datasets_is_a_clear_error(cfg: Path, capsys: pytest.Captur
     assert main(["eval", str(cfg)]) == 2
     assert "evaluation_datasets" in capsys.readouterr().err
     assert main(["eval"]) == 2
-    assert "no configuration named" in capsys.readouterr().err
+    assert "no run folder or configuration named" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -159,5 +159,5 @@ def test_training_flags_become_options(argv: list[str], expected: list[str]) -> 
     import argparse
 
     parser = argparse.ArgumentParser()
-    add_arguments(parser)
+    Train().add_arguments(parser)
     assert with_flags(parser.parse_args(["--cfg-path", "x", *argv])) == expected

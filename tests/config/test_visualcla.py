@@ -60,7 +60,7 @@ def test_answers_as_published() -> None:
 def test_lora_targets_may_be_one_expression() -> None:
     lora = {"r": 2, "alpha": 4, "targets": r".*self_attn\.(q|k)_proj"}
     assert load(**BASES, lora_r=2, llm={"lora": lora}).model.llm.config.lora.targets == lora["targets"]
-    with pytest.raises(ConfigProblems, match=r"lora.*no regular expression"):
+    with pytest.raises(ConfigProblems, match=r"lora.*is not a regular expression"):
         load(**BASES, llm={"lora": {"targets": "("}})
     with pytest.raises(
         ConfigProblems, match=r"targets: found 3 \(an integer\), expected a list of a string or a string"

@@ -24,7 +24,7 @@ IMAGE = str(CASE / "image.png")
 
 def parse(*arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    chat.add_arguments(parser)
+    chat.Chat().add_arguments(parser)
     return parser.parse_args(arguments)
 
 
@@ -54,7 +54,7 @@ def test_asks_once_and_leaves(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     config = str(write_config(tmp_path))
     flags = ["--greedy", "--max-new-tokens", "8", "--repetition-penalty", "1.05"]
     args = parse(config, "--image", IMAGE, "--ask", "What is in the image?", "--ask", "And now?", *flags)
-    assert chat.main(args) == 0
+    assert chat.Chat().main(args) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("5ooamward river")  # the published answer's beginning
     assert second != first

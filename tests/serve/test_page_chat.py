@@ -136,6 +136,34 @@ def test_without_streaming_an_answer_comes_whole(engine: Engine) -> None:
     assert found[0] == found[1]
 
 
+def test_an_upload_is_decoded_once(engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    from vlm.processors.image.recipe import ImageRecipe
+    from vlm.serve.gradio import events as module
+    from vlm.serve.gradio.session import UPLOADS
+
+    decoded: list[object] = []
+    recipe = ImageRecipe.__call__
+
+    def spy(self, source, *rest):
+        decoded.extend([source] if isinstance(source, str) else [])
+        return recipe(self, source, *rest)
+
+    monkeypatch.setattr(ImageRecipe, "__call__", spy)
+    events = module.Events(engine, SHORT, [])
+    events.check_image(IMAGE)
+    mine = events.ask("What is this?", IMAGE, False, None)[0]
+    list(events.write(mine))
+    assert decoded == [IMAGE] and not events.uploads._held
+    for number in range(UPLOADS + 2):  # visitors who upload and never ask
+        (tmp_path / f"{number}.png").write_bytes((CASE / "image.png").read_bytes())
+        events.check_image(str(tmp_path / f"{number}.png"))
+    assert len(events.uploads._held) == UPLOADS
+    warned: list[str] = []
+    monkeypatch.setattr(module.gr, "Warning", lambda text, title: warned.append(title))
+    (tmp_path / "bad.png").write_bytes(b"not an image")
+    assert events.check_image(str(tmp_path / "bad.png")) is None and warned == ["This image cannot be read"]
+
+
 def test_port_in_use_is_told_before_anything_is_loaded() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -148,7 +176,7 @@ def test_port_in_use_is_told_before_anything_is_loaded() -> None:
 
 def test_published_command_line() -> None:
     parser = argparse.ArgumentParser()
-    demo.add_arguments(parser)
+    demo.Demo().add_arguments(parser)
     args = parser.parse_args(["--cfg-path", "a.yaml", "--gpu-id", "0", "--options", "model.ckpt=b", "run.seed=1"])
     assert (args.cfg_path, args.gpu_id, args.options, args.share) == (
         "a.yaml",
@@ -157,7 +185,7 @@ def test_published_command_line() -> None:
         False,
     )
     with pytest.raises(UserError, match="no run folder or configuration named"):
-        demo.main(parser.parse_args([]))
+        demo.Demo().main(parser.parse_args([]))
 
 
 def test_header_names_the_parts(engine: Engine) -> None:

@@ -122,7 +122,8 @@ class _Reader(pickle.Unpickler):
         """A storage as a flat tensor."""
         _, dtype, key, *_ = pid
         if not isinstance(dtype, torch.dtype):
-            raise ValueError(f"a storage of the unknown type {getattr(dtype, 'kind', dtype)}")
+            kind = vars(dtype).get("kind", dtype) if isinstance(dtype, type) else dtype
+            raise ValueError(f"a storage of the unknown type {kind}")
         if key not in self.storages:
             data = bytearray(self.archive.read(f"{self.root}data/{key}"))
             self.storages[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)

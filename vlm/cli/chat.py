@@ -13,52 +13,6 @@ from vlm.common.types import Video
 from vlm.serve.terminal import once, talk
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``vlm chat``."""
-    add_source(parser)
-    parser.add_argument(
-        "--image", "--image_file", action="append", default=[], metavar="PATH", help="image of the first question"
-    )
-    parser.add_argument("--video", action="append", default=[], metavar="PATH", help="video of the first question")
-    parser.add_argument("--ask", action="append", default=[], metavar="TEXT", help="ask this and exit; repeatable")
-    parser.add_argument(
-        "--shots",
-        default=None,
-        metavar="FILE",
-        help="few-shot examples: JSON Lines with {image, question, answer}",
-    )
-    add_model_arguments(parser)
-
-
-def main(args: argparse.Namespace) -> int:
-    """Run ``vlm chat``; the exit code.
-
-    Raises:
-        UserError: an unusable model, image or question.
-    """
-    source = source_of(args, "vlm chat output/quickstart/stage2")
-    changes, device, options = changes_of(args), device_of(args), options_of(args)
-    for path in args.image:  # before the model is loaded, which may take minutes
-        if not Path(path).is_file():
-            raise UserError(f"image {path}: no such file", fix="check the path after --image")
-    for path in args.video:
-        if not Path(path).exists():
-            raise UserError(f"video {path}: no such file", fix="check the path after --video")
-    media = [*args.image, *map(Video, args.video)]
-    with busy(f"loading {source}"), quiet("vlm.checkpoint"):
-        from vlm.inference.engine import Engine
-        from vlm.inference.few_shot import read_examples
-        from vlm.inference.generation import default_generation
-        from vlm.inference.session import ChatSession
-
-        examples = read_examples(args.shots) if args.shots else []
-        engine = Engine.load(source, device, options=options)
-    session = ChatSession(engine, default_generation(engine.config).replace(**changes), examples)
-    if args.ask:
-        return once(session, args.ask, media)
-    return talk(session, media)
-
-
 @register_command("chat")
 class Chat:
     """Chat with a model in the terminal, or ask once from a script.
@@ -68,5 +22,46 @@ class Chat:
       vlm chat tiny/eval --image cat.jpg --ask "What is in the image?" --greedy
     """
 
-    add_arguments = staticmethod(add_arguments)
-    main = staticmethod(main)
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """The arguments of ``vlm chat``."""
+        add_source(parser)
+        parser.add_argument(
+            "--image", "--image_file", action="append", default=[], metavar="PATH", help="image of the first question"
+        )
+        parser.add_argument("--video", action="append", default=[], metavar="PATH", help="video of the first question")
+        parser.add_argument("--ask", action="append", default=[], metavar="TEXT", help="ask this and exit; repeatable")
+        parser.add_argument(
+            "--shots",
+            default=None,
+            metavar="FILE",
+            help="few-shot examples: JSON Lines with {image, question, answer}",
+        )
+        add_model_arguments(parser)
+
+    def main(self, args: argparse.Namespace) -> int:
+        """Run ``vlm chat``; the exit code.
+
+        Raises:
+            UserError: an unusable model, image or question.
+        """
+        source = source_of(args, "vlm chat output/quickstart/stage2")
+        changes, device, options = changes_of(args), device_of(args), options_of(args)
+        for path in args.image:  # before the model is loaded, which may take minutes
+            if not Path(path).is_file():
+                raise UserError(f"image {path}: no such file", fix="check the path after --image")
+        for path in args.video:
+            if not Path(path).exists():
+                raise UserError(f"video {path}: no such file", fix="check the path after --video")
+        media = [*args.image, *map(Video, args.video)]
+        with busy(f"loading {source}"), quiet("vlm.checkpoint"):
+            from vlm.inference.engine import Engine
+            from vlm.inference.few_shot import read_examples
+            from vlm.inference.generation import default_generation
+            from vlm.inference.session import ChatSession
+
+            examples = read_examples(args.shots) if args.shots else []
+            engine = Engine.load(source, device, options=options)
+        session = ChatSession(engine, default_generation(engine.config).replace(**changes), examples)
+        if args.ask:
+            return once(session, args.ask, media)
+        return talk(session, media)

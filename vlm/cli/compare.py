@@ -9,43 +9,6 @@ from vlm.common.logging import say
 from vlm.common.registry import register_command
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Prediction files, images, the page."""
-    parser.add_argument(
-        "files",
-        nargs="+",
-        metavar="[NAME=]FILE",
-        help="JSON array or JSON lines: records with question (or instruction), image, output (or outout, text_output)",
-    )
-    parser.add_argument("--media-root", default="", metavar="DIR", help="folder that the records' images start from")
-    parser.add_argument("--output", default="compare.html", metavar="FILE", help="the page; needs no other file")
-    parser.add_argument("--title", default="", help="of the page")
-
-
-def main(args: argparse.Namespace) -> int:
-    """Write the page.
-
-    Raises:
-        DataError: a file that cannot be read, or files with different questions.
-    """
-    from vlm.pages.compare import page, read_predictions
-
-    named = [split(word) for word in args.files]
-    text, lost = page([read_predictions(file, name) for name, file in named], args.media_root, args.title)
-    target = Path(args.output)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(text, encoding="utf-8")
-    some = f"; {len(lost)} images not found, the first is {lost[0]} (--media-root names their folder)" if lost else ""
-    say(f"{target}: {len(named)} prediction file{'s' if len(named) > 1 else ''}{some}")
-    return 0
-
-
-def split(word: str) -> tuple[str, str]:
-    """``"NAME=FILE"`` or ``"FILE"`` -> name (empty where none is given), file."""
-    name, mark, file = word.partition("=")
-    return (name, file) if mark and not Path(word).exists() else ("", word)
-
-
 @register_command("compare")
 class Compare:
     """Write a page with the answers of several models side by side.
@@ -54,5 +17,37 @@ class Compare:
       vlm compare before=a.jsonl after=b.jsonl --media-root images --output compare.html
     """
 
-    add_arguments = staticmethod(add_arguments)
-    main = staticmethod(main)
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Prediction files, images, the page."""
+        parser.add_argument(
+            "files",
+            nargs="+",
+            metavar="[NAME=]FILE",
+            help="JSON array or lines: records with question (or instruction), image, output (or text_output)",
+        )
+        parser.add_argument("--media-root", default="", metavar="DIR", help="folder that image paths start from")
+        parser.add_argument("--output", default="compare.html", metavar="FILE", help="the page; needs no other file")
+        parser.add_argument("--title", default="", help="of the page")
+
+    def main(self, args: argparse.Namespace) -> int:
+        """Write the page.
+
+        Raises:
+            DataError: a file that cannot be read, or files with different questions.
+        """
+        from vlm.pages.compare import page, read_predictions
+
+        named = [split(word) for word in args.files]
+        text, lost = page([read_predictions(file, name) for name, file in named], args.media_root, args.title)
+        target = Path(args.output)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+        some = f"; {len(lost)} images not found, the first is {lost[0]} (see --media-root)" if lost else ""
+        say(f"{target}: {len(named)} prediction file{'s' if len(named) > 1 else ''}{some}")
+        return 0
+
+
+def split(word: str) -> tuple[str, str]:
+    """``"NAME=FILE"`` or ``"FILE"`` -> name (empty where none is given), file."""
+    name, mark, file = word.partition("=")
+    return (name, file) if mark and not Path(word).exists() else ("", word)

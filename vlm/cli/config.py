@@ -13,28 +13,37 @@ from vlm.common.logging import say
 from vlm.common.registry import register_command
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``show CFG``, ``check CFG...``, ``diff A [B]``."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="show|check|diff")
-    show = actions.add_parser("show", help="the resolved configuration as YAML")
-    show.add_argument("cfg", metavar="FILE|RUN_DIR")
-    show.add_argument("--origin", action="store_true", help="also show where each value was set")
-    check = actions.add_parser("check", help="report all problems of one or more files; exit code 2 if there are any")
-    check.add_argument("cfg", nargs="+", metavar="FILE|RUN_DIR")
-    diff = actions.add_parser("diff", help="show the values that differ between two files, or from the defaults")
-    diff.add_argument("cfg", metavar="A")
-    diff.add_argument("other", nargs="?", metavar="B", help="default: A without its own values")
-    for action in (show, check, diff):
-        add_options(action)
+@register_command("config")
+class ConfigCommand:
+    """Show, check or compare configurations.
 
-
-def main(args: argparse.Namespace) -> int:
-    """Run the action; the exit code.
-
-    Raises:
-        ConfigError: an unusable configuration.
+    examples:
+      vlm config show tiny/stage1_pretrain --origin
+      vlm config check mine.yaml
+      vlm config diff mine.yaml tiny/stage1_pretrain
     """
-    return {"show": show, "check": check, "diff": diff}[args.action](args)
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """``show CFG``, ``check CFG...``, ``diff A [B]``."""
+        actions = parser.add_subparsers(dest="action", required=True, metavar="show|check|diff")
+        show = actions.add_parser("show", help="the resolved configuration as YAML")
+        show.add_argument("cfg", metavar="FILE|RUN_DIR")
+        show.add_argument("--origin", action="store_true", help="also show where each value was set")
+        check = actions.add_parser("check", help="report all problems of files; exit code 2 if there are any")
+        check.add_argument("cfg", nargs="+", metavar="FILE|RUN_DIR")
+        diff = actions.add_parser("diff", help="show the values that differ between two files, or from the defaults")
+        diff.add_argument("cfg", metavar="A")
+        diff.add_argument("other", nargs="?", metavar="B", help="default: A without its own values")
+        for action in (show, check, diff):
+            add_options(action)
+
+    def main(self, args: argparse.Namespace) -> int:
+        """Run the action; the exit code.
+
+        Raises:
+            ConfigError: an unusable configuration.
+        """
+        return {"show": show, "check": check, "diff": diff}[args.action](args)
 
 
 def show(args: argparse.Namespace) -> int:
@@ -99,17 +108,3 @@ def flat(data: Any, path: str = "") -> dict[str, Any]:
     else:
         return {path: data}
     return {p: v for k, child in items for p, v in flat(child, f"{path}.{k}" if path else k).items()}
-
-
-@register_command("config")
-class ConfigCommand:
-    """Show, check or compare configurations.
-
-    examples:
-      vlm config show tiny/stage1_pretrain --origin
-      vlm config check mine.yaml
-      vlm config diff mine.yaml tiny/stage1_pretrain
-    """
-
-    add_arguments = staticmethod(add_arguments)
-    main = staticmethod(main)

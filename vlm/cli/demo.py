@@ -9,37 +9,6 @@ from vlm.common.registry import register_command
 from vlm.serve.gradio.app import PORTS, launch
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the chat page."""
-    add_source(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: reachable from the network")
-    parser.add_argument("--port", type=int, default=None, help=f"default: the first free port from {PORTS[0]}")
-    parser.add_argument("--share", action="store_true", help="also create a public link through Gradio's servers")
-    parser.add_argument("--no-stream", "--no_stream", action="store_true", help="show only complete answers")
-    parser.add_argument("--examples", default=None, metavar="FILE", help="JSON Lines with {image, question} to click")
-    add_model_arguments(parser)
-
-
-def main(args: argparse.Namespace) -> int:
-    """Serve the page until it is stopped; the exit code.
-
-    Raises:
-        UserError: no model named, an unusable model, or a port in use.
-    """
-    launch(
-        source_of(args, "vlm demo output/quickstart/stage2"),
-        options=options_of(args),
-        host=args.host,
-        port=args.port,
-        share=args.share,
-        device=device_of(args),
-        generation=changes_of(args),
-        stream=not args.no_stream,
-        examples=args.examples,
-    )
-    return 0
-
-
 @register_command("demo")
 class Demo:
     """Serve a chat page for the browser.
@@ -49,5 +18,33 @@ class Demo:
       vlm demo tiny/eval --host 0.0.0.0 --port 7860
     """
 
-    add_arguments = staticmethod(add_arguments)
-    main = staticmethod(main)
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """The arguments of the chat page."""
+        add_source(parser)
+        parser.add_argument("--host", default="127.0.0.1", help="address; 0.0.0.0: reachable from the network")
+        parser.add_argument("--port", type=int, default=None, help=f"default: the first free port from {PORTS[0]}")
+        parser.add_argument("--share", action="store_true", help="also create a public link through Gradio's servers")
+        parser.add_argument("--no-stream", "--no_stream", action="store_true", help="show only complete answers")
+        parser.add_argument(
+            "--examples", default=None, metavar="FILE", help="examples to click: lines of {image, question}"
+        )
+        add_model_arguments(parser)
+
+    def main(self, args: argparse.Namespace) -> int:
+        """Serve the page until it is stopped; the exit code.
+
+        Raises:
+            UserError: no model named, an unusable model, or a port in use.
+        """
+        launch(
+            source_of(args, "vlm demo output/quickstart/stage2"),
+            options=options_of(args),
+            host=args.host,
+            port=args.port,
+            share=args.share,
+            device=device_of(args),
+            generation=changes_of(args),
+            stream=not args.no_stream,
+            examples=args.examples,
+        )
+        return 0

@@ -18,39 +18,6 @@ OPTIONAL = {"gradio": "vlm demo", "wandb": "run.wandb_log", "bitsandbytes": "8- 
 FOUNDATIONS = ("eva_vit.safetensors", "qformer.safetensors", "llm/model.safetensors")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """No arguments."""
-
-
-def main(args: argparse.Namespace) -> int:
-    """Print the table; 2 when something required is missing."""
-    missing = 0
-    say(f"vlm {VERSION}, Python {sys.version.split()[0]}, {platform.platform()}, {os.cpu_count()} CPU cores")
-    for name in REQUIRED:
-        result = installed(name)
-        missing += result is None
-        say(f"  {name:<16}{result or 'MISSING: pip install vlm-compose'}")
-    for name, use in OPTIONAL.items():
-        say(f"  {name:<16}{installed(name) or f'not installed (needed for {use})'}")
-    if installed("torch"):
-        from vlm.common.dist import accelerator_count, device_name, pick_device
-
-        device = pick_device("auto")
-        say(f"device: {device} ({device_name(device)}), accelerators: {accelerator_count()}")
-    say(f"cache: {cache_root()} (environment variable {CACHE_VARIABLE})")
-    absent = [f for f in FOUNDATIONS if not (ASSETS / "tiny" / f).is_file()]
-    say(f"quickstart foundations: {'missing ' + ', '.join(absent) if absent else 'present'}")
-    return 2 if missing else 0
-
-
-def installed(name: str) -> str | None:
-    """Version of an installed distribution, or None."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
 @register_command("doctor")
 class Doctor:
     """Show the versions, devices and folders of this installation.
@@ -59,5 +26,33 @@ class Doctor:
       vlm doctor
     """
 
-    add_arguments = staticmethod(add_arguments)
-    main = staticmethod(main)
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """No arguments."""
+
+    def main(self, args: argparse.Namespace) -> int:
+        """Print the table; 2 when something required is missing."""
+        missing = 0
+        say(f"vlm {VERSION}, Python {sys.version.split()[0]}, {platform.platform()}, {os.cpu_count()} CPU cores")
+        for name in REQUIRED:
+            result = installed(name)
+            missing += result is None
+            say(f"  {name:<16}{result or 'MISSING: pip install vlm-compose'}")
+        for name, use in OPTIONAL.items():
+            say(f"  {name:<16}{installed(name) or f'not installed (needed for {use})'}")
+        if installed("torch"):
+            from vlm.common.dist import accelerator_count, device_name, pick_device
+
+            device = pick_device("auto")
+            say(f"device: {device} ({device_name(device)}), accelerators: {accelerator_count()}")
+        say(f"cache: {cache_root()} (environment variable {CACHE_VARIABLE})")
+        absent = [f for f in FOUNDATIONS if not (ASSETS / "tiny" / f).is_file()]
+        say(f"quickstart foundations: {'missing ' + ', '.join(absent) if absent else 'present'}")
+        return 2 if missing else 0
+
+
+def installed(name: str) -> str | None:
+    """Version of an installed distribution, or None."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

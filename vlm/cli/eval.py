@@ -5,69 +5,78 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from vlm.cli.options import add_source, source_of
+from vlm.common.errors import UserError
 from vlm.common.logging import say
 from vlm.common.registry import register_command
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The configuration and its changes."""
-    parser.add_argument("cfg", nargs="?", metavar="FILE|RUN_DIR", help="YAML file or run folder")
-    parser.add_argument("--cfg-path", default=None, help="the same, in the published spelling")
-    parser.add_argument("--dataset", default="", metavar="NAMES", help="only these, separated by commas")
-    parser.add_argument(
-        "--images", default="right", help="right, wrong, none, blank or several: the image that each question is shown"
-    )
-    parser.add_argument("--seeds", default="", metavar="N,N", help="sampled answers, one run per seed, averaged")
-    parser.add_argument("--judge", default=None, help="what counts as right: exact, open, or package.module:function")
-    parser.add_argument(
-        "--predictions", nargs="+", default=[], metavar="FILE", help="score these result files instead; no model"
-    )
-    parser.add_argument("--data", nargs="+", default=[], metavar="FILE", help="with --predictions: the records")
-    parser.add_argument("--output", default=None, metavar="DIR", help="folder of the results")
-    parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the configuration")
+@register_command("eval")
+class Eval:
+    """Score a model on the evaluation datasets of a YAML file.
 
-
-def main(args: argparse.Namespace) -> int:
-    """Evaluate; the exit code.
-
-    Raises:
-        UserError: anything the user can fix.
+    examples:
+      vlm eval tiny/eval
+      vlm eval output/mine --dataset vqa --images right,wrong,none
     """
-    from vlm.common.errors import UserError
-    from vlm.config.api import load_config
 
-    if args.predictions:
-        return score(args)
-    source = args.cfg_path or args.cfg
-    if source is None:
-        raise UserError("no configuration named", fix="vlm eval eval_configs/tiny_eval.yaml")
-    if Path(source).is_dir():  # a run folder: its own weights belong to it
-        from vlm.inference.load import read_source
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """The configuration and its changes."""
+        add_source(parser)
+        parser.add_argument("--dataset", default="", metavar="NAMES", help="only these, separated by commas")
+        parser.add_argument(
+            "--images",
+            default="right",
+            help="image shown with each question: right, wrong, none, blank, or several",
+        )
+        parser.add_argument("--seeds", default="", metavar="N,N", help="sampled answers, one run per seed, averaged")
+        parser.add_argument("--judge", default=None, help="what is right: exact, open, or package.module:function")
+        parser.add_argument(
+            "--predictions", nargs="+", default=[], metavar="FILE", help="score these result files instead; no model"
+        )
+        parser.add_argument("--data", nargs="+", default=[], metavar="FILE", help="with --predictions: the records")
+        parser.add_argument("--output", default=None, metavar="DIR", help="folder of the results")
+        parser.add_argument(
+            "--options", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the configuration"
+        )
 
-        cfg = read_source(source, args.options)
-    else:
-        cfg = load_config(source, args.options, check="all")
-    if not cfg.evaluation_datasets:
-        raise UserError(f"{source} has no evaluation_datasets", fix="add the section, or use another file")
-    from vlm.runners.evaluate.run import run_evaluation
+    def main(self, args: argparse.Namespace) -> int:
+        """Evaluate; the exit code.
 
-    run_evaluation(
-        cfg,
-        datasets=listed(args.dataset),
-        images=listed(args.images),
-        output=args.output,
-        seeds=numbers_of(args.seeds),
-        judge=args.judge,
-        show=say,
-    )
-    return 0
+        Raises:
+            UserError: anything the user can fix.
+        """
+        from vlm.config.api import load_config
+
+        if args.predictions:
+            return score(args)
+        source = source_of(args, "vlm eval tiny/eval")
+        if Path(source).is_dir():  # a run folder: its own weights belong to it
+            from vlm.inference.load import read_source
+
+            cfg = read_source(source, args.options)
+        else:
+            cfg = load_config(source, args.options, check="all")
+        if not cfg.evaluation_datasets:
+            raise UserError(f"{source} has no evaluation_datasets", fix="add the section, or use another file")
+        from vlm.runners.evaluate.run import run_evaluation
+
+        run_evaluation(
+            cfg,
+            datasets=listed(args.dataset),
+            images=listed(args.images),
+            output=args.output,
+            seeds=numbers_of(args.seeds),
+            judge=args.judge,
+            show=say,
+        )
+        return 0
 
 
 def score(args: argparse.Namespace) -> int:
     """Score finished result files; several are several runs. Raises UserError: unusable files or judge."""
     import json
 
-    from vlm.common.errors import UserError
     from vlm.runners.evaluate.rescore import rescore
     from vlm.runners.evaluate.run import table
 
@@ -88,22 +97,8 @@ def listed(text: str) -> list[str]:
 
 def numbers_of(text: str) -> list[int]:
     """``"0,1"`` -> ``[0, 1]``. Raises UserError for anything but non-negative integers."""
-    from vlm.common.errors import UserError
 
     strange = [part for part in listed(text) if not part.isdigit()]
     if strange:
         raise UserError(f"--seeds: expected integers >= 0, got {', '.join(strange)}", fix="--seeds 0,1,2")
     return [int(part) for part in listed(text)]
-
-
-@register_command("eval")
-class Eval:
-    """Score a model on the evaluation datasets of a YAML file.
-
-    examples:
-      vlm eval tiny/eval
-      vlm eval output/mine --dataset vqa --images right,wrong,none
-    """
-
-    add_arguments = staticmethod(add_arguments)
-    main = staticmethod(main)

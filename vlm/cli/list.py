@@ -18,36 +18,45 @@ FILES = {"arch": SYSTEMS, "corpus": CORPORA}
 """Kinds that are YAML files, not classes, and their folders."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """An optional kind, an optional name, and plugins to import first."""
-    parser.add_argument("kind", nargs="?", choices=sorted({*FOLDERS, *FILES}), metavar="KIND", help="only this kind")
-    parser.add_argument("name", nargs="?", metavar="NAME", help="show the options of this part")
-    parser.add_argument("--plugin", action="append", default=[], metavar="MODULE", help="import this module first")
+@register_command("list")
+class List:
+    """List the names that a YAML file can use, or show the options of one part.
 
-
-def main(args: argparse.Namespace) -> int:
-    """Print kind and names, one kind per line; of one kind a name per line; of one part its options.
-
-    Raises:
-        ConfigError: an unknown name or plugin.
+    examples:
+      vlm list
+      vlm list bridge
+      vlm list bridge qformer
     """
-    for module in args.plugin:
-        load_plugin(module)
-    if args.name:
-        say(describe(args.kind, args.name))
-        return 0
-    from vlm.config.shipped import archs, corpora
 
-    result = {**{kind: names(kind) for kind in FOLDERS}, "arch": archs(), "corpus": corpora()}
-    if args.kind:
-        about = {} if args.kind in FILES else summaries(args.kind)
-        for name in result[args.kind]:
-            say(f"{name:<24}{about.get(name, '')}".rstrip())
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """An optional kind, an optional name, and plugins to import first."""
+        parser.add_argument("kind", nargs="?", choices=sorted({*FOLDERS, *FILES}), metavar="KIND", help="only these")
+        parser.add_argument("name", nargs="?", metavar="NAME", help="show the options of this part")
+        parser.add_argument("--plugin", action="append", default=[], metavar="MODULE", help="import this first")
+
+    def main(self, args: argparse.Namespace) -> int:
+        """Print kind and names, one kind per line; of one kind a name per line; of one part its options.
+
+        Raises:
+            ConfigError: an unknown name or plugin.
+        """
+        for module in args.plugin:
+            load_plugin(module)
+        if args.name:
+            say(describe(args.kind, args.name))
+            return 0
+        from vlm.config.shipped import archs, corpora
+
+        result = {**{kind: names(kind) for kind in FOLDERS}, "arch": archs(), "corpus": corpora()}
+        if args.kind:
+            about = {} if args.kind in FILES else summaries(args.kind)
+            for name in result[args.kind]:
+                say(f"{name:<24}{about.get(name, '')}".rstrip())
+            return 0
+        for kind, known in sorted(result.items()):
+            if known:
+                say(f"{kind:<18}{', '.join(known)}")
         return 0
-    for kind, known in sorted(result.items()):
-        if known:
-            say(f"{kind:<18}{', '.join(known)}")
-    return 0
 
 
 def describe(kind: str, name: str) -> str:
@@ -100,17 +109,3 @@ def _meanings(cls: type) -> dict[str, str]:
                 text = " ".join(str(after.value.value).split())
             result[node.target.id] = text
     return result
-
-
-@register_command("list")
-class List:
-    """List the names that a YAML file can use, or show the options of one part.
-
-    examples:
-      vlm list
-      vlm list bridge
-      vlm list bridge qformer
-    """
-
-    add_arguments = staticmethod(add_arguments)
-    main = staticmethod(main)

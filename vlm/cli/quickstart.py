@@ -190,21 +190,28 @@ def dialogues(run: Quickstart, images: int = 2) -> str:
     return "\n".join(lines)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Seed, output folder and scale."""
-    parser.add_argument("--seed", type=int, default=0, help="seed of the images and of training")
-    parser.add_argument(
-        "--output", default="output/quickstart", metavar="DIR", help="output folder; replaced if it exists"
-    )
-    parser.add_argument(
-        "--scale", type=float, default=1.0, help="fraction of the images, questions and steps, for a short trial"
-    )
+@register_command("quickstart")
+class QuickstartCommand:
+    """Train, evaluate and try the embedded small model; nothing is downloaded.
 
+    example:
+      vlm quickstart --scale 0.1 --output output/trial
+    """
 
-def main(args: argparse.Namespace) -> int:
-    """``vlm quickstart``."""
-    run_quickstart(args.output, args.seed, args.scale)
-    return 0
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Seed, output folder and scale."""
+        parser.add_argument("--seed", type=int, default=0, help="seed of the images and of training")
+        parser.add_argument(
+            "--output", default="output/quickstart", metavar="DIR", help="output folder; replaced if it exists"
+        )
+        parser.add_argument(
+            "--scale", type=float, default=1.0, help="fraction of the images, questions and steps, for a short trial"
+        )
+
+    def main(self, args: argparse.Namespace) -> int:
+        """``vlm quickstart``."""
+        run_quickstart(args.output, args.seed, args.scale)
+        return 0
 
 
 def run_quickstart(output: str | Path, seed: int = 0, scale: float = 1.0) -> dict[str, Any]:
@@ -246,15 +253,3 @@ def run_quickstart(output: str | Path, seed: int = 0, scale: float = 1.0) -> dic
     say(f"results:  {run.output / 'results.json'}\nreport:   {run.output / 'stage2' / 'report.html'}")
     say(f"chat:     vlm chat {run.output / 'stage2'}\npage:     vlm demo {run.output / 'stage2'}")
     return results
-
-
-@register_command("quickstart")
-class QuickstartCommand:
-    """Train, evaluate and try the embedded small model; nothing is downloaded.
-
-    example:
-      vlm quickstart --scale 0.1 --output output/trial
-    """
-
-    add_arguments = staticmethod(add_arguments)
-    main = staticmethod(main)

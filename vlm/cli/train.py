@@ -8,42 +8,6 @@ from vlm.cli.options import add_options, add_source, source_of, with_changes
 from vlm.common.registry import register_command
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The published arguments, ``--resume`` and ``--overwrite``."""
-    add_source(parser, "YAML file of the run, or name such as tiny/stage1_pretrain")
-    add_options(parser)
-    parser.add_argument(
-        "--resume",
-        nargs="?",
-        const="auto",
-        default=None,
-        metavar="auto|DIR",
-        help="resume from the last checkpoint, or from DIR",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="delete an earlier run in the same folder")
-
-
-def main(args: argparse.Namespace) -> int:
-    """Train; the exit code (128 + signal number when a signal stopped it after saving).
-
-    Raises:
-        UserError: anything the user can fix.
-    """
-    from vlm.config.api import load_config
-
-    cfg = load_config(source_of(args, "vlm train tiny/stage1_pretrain"), with_flags(args), check="all", train=True)
-    from vlm.runners.train.run import run_training
-
-    return run_training(cfg).exit_code
-
-
-def with_flags(args: argparse.Namespace) -> list[str]:
-    """``--options`` with what ``--resume`` and ``--overwrite`` mean."""
-    flags = {} if args.resume is None else {"run.resume": args.resume}
-    flags |= {"run.overwrite": "true"} if args.overwrite else {}
-    return with_changes(args.options, flags)
-
-
 @register_command("train")
 class Train:
     """Train a model as a YAML file says.
@@ -54,5 +18,36 @@ class Train:
       torchrun --nproc-per-node 8 -m vlm.cli train mine.yaml
     """
 
-    add_arguments = staticmethod(add_arguments)
-    main = staticmethod(main)
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """The published arguments, ``--resume`` and ``--overwrite``."""
+        add_source(parser, "YAML file of the run, or name such as tiny/stage1_pretrain")
+        add_options(parser)
+        parser.add_argument(
+            "--resume",
+            nargs="?",
+            const="auto",
+            default=None,
+            metavar="auto|DIR",
+            help="resume from the last checkpoint, or from DIR",
+        )
+        parser.add_argument("--overwrite", action="store_true", help="delete an earlier run in the same folder")
+
+    def main(self, args: argparse.Namespace) -> int:
+        """Train; the exit code (128 + signal number when a signal stopped it after saving).
+
+        Raises:
+            UserError: anything the user can fix.
+        """
+        from vlm.config.api import load_config
+
+        cfg = load_config(source_of(args, "vlm train tiny/stage1_pretrain"), with_flags(args), check="all", train=True)
+        from vlm.runners.train.run import run_training
+
+        return run_training(cfg).exit_code
+
+
+def with_flags(args: argparse.Namespace) -> list[str]:
+    """``--options`` with what ``--resume`` and ``--overwrite`` mean."""
+    flags = {} if args.resume is None else {"run.resume": args.resume}
+    flags |= {"run.overwrite": "true"} if args.overwrite else {}
+    return with_changes(args.options, flags)

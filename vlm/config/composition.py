@@ -103,8 +103,8 @@ def _read_arch(tree: Tree, at: Path, report: Report, inline: bool = False) -> Ar
     if not isinstance(declarations, dict):
         where.add((*at, "params"), f"found {declarations!r}, expected a mapping of names")
         declarations = {}
-    for name, said in declarations.items():
-        declared = said if isinstance(said, Mapping) and "default" in said else {"default": said}
+    for name, value in declarations.items():
+        declared = value if isinstance(value, Mapping) and "default" in value else {"default": value}
         facts = {k: v for k, v in declared.items() if k != "default"} | {"default": None}
         param = read(Param, facts, (*at, "params", name), where)
         if param is not None:

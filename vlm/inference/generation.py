@@ -1,4 +1,4 @@
-"""What a user may choose about an answer, with the published presets."""
+"""The options of an answer, with the published presets."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Cleanup = Literal["chat", "answer", "raw"]
 class Generation:
     """Options of one answer; immutable, checked when made.
 
-    The defaults are those of the published chat (Vision-CAIR's ``Chat.answer``). ``max_length`` counts
-    prompt and answer in positions, visual tokens included. ``min_length`` counts, as published, one
-    position before the answer: 1 demands nothing, 2 demands one token.
+    The defaults are those of the published chat (Vision-CAIR's ``Chat.answer``). ``max_length`` is the length of
+    prompt and answer together, visual tokens included. ``min_length`` includes the BOS position (as in transformers
+    4.30): 2 means "at least one token".
     """
 
     max_new_tokens: int = 300
@@ -33,11 +33,11 @@ class Generation:
     min_length: int = 1
     top_p: float = 0.9
     top_k: int = 50
-    """0 turns it off. The published chat leaves it at its library's default, 50."""
+    """0: off. The published chat leaves it at the default of transformers, 50."""
     temperature: float = 1.0
     repetition_penalty: float = 1.05
     no_repeat_ngram_size: int = 0
-    """No run of so many tokens twice in an answer (0: off); counted like the penalty, without the prompt."""
+    """No n-gram of this length occurs twice in an answer (0: off); like the penalty, it ignores the prompt."""
     length_penalty: float = 1.0
     """With beams: the sum of log probabilities is divided by ``length ** length_penalty``."""
     length_penalty_form: LengthForm = "published"
@@ -46,15 +46,15 @@ class Generation:
     transformers count (end id included)."""
     max_length: int = 2000
     seed: int | None = None
-    """Same seed, same text, on any device and in any batch; None draws a new one each time."""
+    """Same seed, same text, on any device and in any batch; None: a new seed each time."""
     stop: tuple[str, ...] | None = None
-    """Texts that end a row, besides the end-of-sequence token; None takes the template's."""
+    """Texts that end an answer, besides the end-of-sequence token; None: those of the template."""
     context: Context = "turns"
-    """``turns`` drops whole old turns of one that is too long; ``published`` cuts positions off its left."""
+    """Of a conversation that is too long, ``turns`` drops the oldest turns; ``published`` cuts off its left end."""
     cleanup: Cleanup = "chat"
-    """``chat``: the template's rule; ``answer``: the rule of the published evaluation; ``raw``: only strip."""
+    """``chat``: the template's rule; ``answer``: the rule of the published evaluation; ``raw``: only strip spaces."""
     use_cache: bool = True
-    """False recomputes the whole row for each token (for tests and for models without a cache)."""
+    """False recomputes the whole sequence for each token (for tests and for models without a cache)."""
 
     def __post_init__(self) -> None:
         """Check ranges.
@@ -71,9 +71,9 @@ class Generation:
         ]
         if not 0 < self.top_p <= 1:
             problems.append(f"top_p is {self.top_p}, must be above 0 and at most 1")
-        if self.length_penalty_form not in get_args(LengthForm):
-            allowed = " or ".join(get_args(LengthForm))
-            problems.append(f"length_penalty_form is {self.length_penalty_form!r}, must be {allowed}")
+        for name, kind in (("length_penalty_form", LengthForm), ("context", Context), ("cleanup", Cleanup)):
+            if (value := getattr(self, name)) not in get_args(kind):
+                problems.append(f"{name} is {value!r}, must be {' or '.join(get_args(kind))}")
         if problems:
             raise ConfigError("generation options: " + "; ".join(problems))
 

@@ -54,8 +54,8 @@ def talk(session: ChatSession, images: list[Any]) -> int:
 
 
 def _prompt(waiting: list[Any]) -> str:
-    clips = sum(isinstance(medium, Video) for medium in waiting)
-    counts = {"image": len(waiting) - clips, "video": clips}
+    videos = sum(isinstance(medium, Video) for medium in waiting)
+    counts = {"image": len(waiting) - videos, "video": videos}
     declared = ", ".join(f"{n} {kind}{'s' if n > 1 else ''}" for kind, n in counts.items() if n)
     return f"you ({declared}): " if declared else "you: "
 
@@ -68,7 +68,7 @@ def _turn(session: ChatSession, line: str, waiting: list[Any]) -> list[Any]:
     if command == "/image":
         return [*waiting, _readable(session, rest)]
     if command == "/video":
-        return [*waiting, _clip(session, rest)]
+        return [*waiting, _video(session, rest)]
     if line.startswith(CHANGE):
         path = _readable(session, line.removeprefix(CHANGE))
         session.reset()
@@ -101,7 +101,7 @@ def _readable(session: ChatSession, path: str) -> str:
     return path
 
 
-def _clip(session: ChatSession, path: str) -> Video:
+def _video(session: ChatSession, path: str) -> Video:
     """A video. Raises UserError now if it cannot be read."""
     path = path.strip().strip("'\"")
     if not path:

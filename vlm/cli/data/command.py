@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+from vlm.cli.options import add_options
 from vlm.common.logging import say
 from vlm.common.registry import register_command
 
@@ -36,47 +37,56 @@ def at_least(least: int) -> Callable[[str], int]:
     return read
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``list``, ``show CFG``, ``check CFG``, ``shard CFG OUT``."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="|".join(ACTIONS))
-    result = {
-        name: actions.add_parser(name, help=about, description=about, epilog=f"example: {example}")
-        for name, (about, example) in ACTIONS.items()
-    }
-    for name in ("show", "check", "shard"):
-        result[name].add_argument("cfg", metavar="FILE|RUN_DIR", help="YAML file or run folder")
-    result["shard"].add_argument("out", metavar="OUT", help="output folder, for OUT/DATASET/00000.tar ...")
-    for name in ("show", "check", "shard"):
-        result[name].add_argument("--only", nargs="+", default=[], metavar="DATASET", help="only these datasets")
-        result[name].add_argument(
-            "--options", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the configuration"
-        )
-    for name in ("check", "shard"):
-        result[name].add_argument("-j", type=at_least(0), default=0, metavar="N", help="worker processes (default: 0)")
-    show = result["show"]
-    show.add_argument("-n", type=at_least(1), default=2, help="samples of each dataset (default 2)")
-    show.add_argument("--seed", type=int, default=None, help="show random samples instead of the first ones")
-    show.add_argument("--html", metavar="FILE", help="write an HTML page with the images")
-    check = result["check"]
-    check.add_argument("--pixels", action="store_true", help="also decode every image and video")
-    check.add_argument(
-        "--limit", type=at_least(1), default=None, metavar="N", help="only the first N records of each dataset"
-    )
-    check.add_argument("--out", metavar="DIR", help="folder for quarantine.jsonl and check.json")
-    result["shard"].add_argument(
-        "--per-shard", type=at_least(1), default=1000, metavar="N", help="samples of a shard (default 1000)"
-    )
+@register_command("data")
+class Data:
+    """List corpora, check datasets, show samples, write web shards.
 
-
-def main(args: argparse.Namespace) -> int:
-    """Run the action; the exit code.
-
-    Raises:
-        UserError: an invalid configuration or dataset.
+    examples:
+      vlm data list
+      vlm data show mine.yaml -n 4 --html samples.html
+      vlm data check mine.yaml --pixels
     """
-    if args.action == "list":
-        return list_corpora()
-    return int(importlib.import_module(f"vlm.cli.data.{args.action}").main(args))
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """``list``, ``show CFG``, ``check CFG``, ``shard CFG OUT``."""
+        actions = parser.add_subparsers(dest="action", required=True, metavar="|".join(ACTIONS))
+        result = {
+            name: actions.add_parser(name, help=about, description=about, epilog=f"example: {example}")
+            for name, (about, example) in ACTIONS.items()
+        }
+        for name in ("show", "check", "shard"):
+            result[name].add_argument("cfg", metavar="FILE|RUN_DIR", help="YAML file or run folder")
+        result["shard"].add_argument("out", metavar="OUT", help="output folder, for OUT/DATASET/00000.tar ...")
+        for name in ("show", "check", "shard"):
+            result[name].add_argument("--only", nargs="+", default=[], metavar="DATASET", help="only these datasets")
+            add_options(result[name])
+        for name in ("check", "shard"):
+            result[name].add_argument(
+                "-j", type=at_least(0), default=0, metavar="N", help="worker processes (default 0)"
+            )
+        show = result["show"]
+        show.add_argument("-n", type=at_least(1), default=2, help="samples of each dataset (default 2)")
+        show.add_argument("--seed", type=int, default=None, help="show random samples instead of the first ones")
+        show.add_argument("--html", metavar="FILE", help="write an HTML page with the images")
+        check = result["check"]
+        check.add_argument("--pixels", action="store_true", help="also decode every image and video")
+        check.add_argument(
+            "--limit", type=at_least(1), default=None, metavar="N", help="only the first N records of each dataset"
+        )
+        check.add_argument("--out", metavar="DIR", help="folder for quarantine.jsonl and check.json")
+        result["shard"].add_argument(
+            "--per-shard", type=at_least(1), default=1000, metavar="N", help="samples of a shard (default 1000)"
+        )
+
+    def main(self, args: argparse.Namespace) -> int:
+        """Run the action; the exit code.
+
+        Raises:
+            UserError: an invalid configuration or dataset.
+        """
+        if args.action == "list":
+            return list_corpora()
+        return int(importlib.import_module(f"vlm.cli.data.{args.action}").main(args))
 
 
 def list_corpora() -> int:
@@ -89,17 +99,3 @@ def list_corpora() -> int:
         data: dict[str, Any] = parse_file(file).data if file else {}
         say(f"{name:<24}{data.get('format', ''):<20}{data.get('help', '')}")
     return 0
-
-
-@register_command("data")
-class Data:
-    """List corpora, check datasets, show samples, write web shards.
-
-    examples:
-      vlm data list
-      vlm data show mine.yaml -n 4 --html samples.html
-      vlm data check mine.yaml --pixels
-    """
-
-    add_arguments = staticmethod(add_arguments)
-    main = staticmethod(main)

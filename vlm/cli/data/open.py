@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vlm.cli.options import with_changes
 from vlm.common.errors import ConfigError, UserError, WeightsError
 from vlm.common.logging import busy, say
 
@@ -91,15 +92,7 @@ def load_without_weights(cfg: str, options: Sequence[str]) -> Config:
         open_ = [p.path for p in error.problems if p.path.startswith("model.") and p.message.startswith("must be set")]
         if len(open_) < len(error.problems):
             raise
-    named = [f"{path}={NOT_SET}" for path in open_]
-    return load_config(cfg, [*_with_equals(options), *named], check="none")
-
-
-def _with_equals(options: Sequence[str]) -> list[str]:
-    """Options in the other published spelling, ``a.b c``, as ``a.b=c``."""
-    if not options or "=" in options[0]:
-        return list(options)
-    return [f"{key}={value}" for key, value in zip(options[::2], options[1::2], strict=False)]
+    return load_config(cfg, with_changes(options, dict.fromkeys(open_, NOT_SET)), check="none")
 
 
 def unset(cfg: Config) -> list[str]:

@@ -26,6 +26,7 @@ from vlm.datasets.loading.sources import BadRecord, Source, read_sample
 from vlm.processors.collate import VisualTokens
 from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.processor import Processor
+from vlm.processors.video.recipe import VideoRecipe
 
 RECORDS_PER_REASON = 3
 """Records shown for each reason."""
@@ -50,7 +51,8 @@ def without_pixels(processor: Processor) -> Processor:
     blind = copy.copy(processor)
     blind.image = BlankPixels()  # type: ignore[assignment]
     if processor.video is not None:
-        blind.video = BlankPixels(getattr(getattr(processor.video, "config", None), "num_frames", 1))  # type: ignore[assignment]
+        frames = processor.video.config.num_frames if isinstance(processor.video, VideoRecipe) else 1
+        blind.video = BlankPixels(frames)  # type: ignore[assignment]
     return blind
 
 

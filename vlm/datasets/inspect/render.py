@@ -10,6 +10,7 @@ from itertools import groupby
 
 from vlm.common.errors import UserError
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Part, Sample, Text
+from vlm.datasets.base import record_name
 from vlm.datasets.inspect.scan import Opened, encode, references
 from vlm.datasets.loading.mixing import derive_seed
 from vlm.datasets.loading.sources import read_sample
@@ -50,7 +51,7 @@ def draw_samples(
     dataset, result = opened.source.dataset, []
     refs = references(dataset, count, seed)
     for ref in refs:
-        key = str(getattr(ref.raw, "key", ref.index))
+        key = record_name(ref.index, ref.raw)
         try:
             sample = read_sample(opened.source, ref, run_seed)
             rng = random.Random(derive_seed(run_seed, "sample", opened.source.name, ref.epoch, ref.index))

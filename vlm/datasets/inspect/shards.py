@@ -174,8 +174,7 @@ def _store(folder: Path, manifest: dict[str, Any]) -> None:
 
 def entry_yaml(opened: Opened, out: str | Path) -> str:
     """The dataset's entry for a YAML file that reads the shards."""
-    config = opened.entry.format.config
-    roles = list(getattr(config, "text_roles", ()))
+    roles = list(opened.entry.format.get("text_roles") or ())
     lines = [
         f"{opened.name}:",
         "  format: web_shards",

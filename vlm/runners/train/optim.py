@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
 from vlm.common import dist
 from vlm.common.errors import UserError
+from vlm.models.protocols import ExemptsFromDecay
 from vlm.models.trainable import matching
 
 log = logging.getLogger(__name__)
@@ -50,22 +50,6 @@ def pick_precision(amp: bool, amp_dtype: str, device: torch.device) -> Precision
     return Precision(known[amp_dtype])
 
 
-@runtime_checkable
-class DeclaresNoDecay(Protocol):
-    """A module that exempts parameters from weight decay (timm's convention)."""
-
-    def no_weight_decay(self) -> Iterable[str]:
-        """Names of the parameters, relative to the module."""
-
-
-def _declared_without_decay(model: nn.Module) -> Iterator[str]:
-    """Full names that the modules exempt themselves."""
-    for prefix, module in model.named_modules():
-        if isinstance(module, DeclaresNoDecay):
-            for name in module.no_weight_decay():
-                yield f"{prefix}.{name}" if prefix else name
-
-
 Named = list[tuple[str, nn.Parameter]]
 
 
@@ -78,7 +62,8 @@ def split_parameters(model: nn.Module, decay_on: Sequence[str] = EVERYTHING) -> 
     Raises:
         UserError: a glob selects nothing that trains.
     """
-    exempt = set(_declared_without_decay(model))
+    modules = ((prefix, m) for prefix, m in model.named_modules() if isinstance(m, ExemptsFromDecay))
+    exempt = {f"{prefix}.{name}".lstrip(".") for prefix, m in modules for name in m.no_weight_decay()}
     training = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     if tuple(decay_on) != EVERYTHING:
         result = {glob: matching(training, glob) for glob in decay_on}

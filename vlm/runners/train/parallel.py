@@ -59,11 +59,10 @@ def checkpointable_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if any(name.startswith(f"{outer}.") or not outer for outer in inside):
             continue
-        own: object = module
-        if isinstance(own, NamesLayers):
-            chosen = {id(m) for m in own.checkpointable_modules()}
+        if isinstance(module, NamesLayers):
+            chosen = {id(m) for m in module.checkpointable_modules()}
             inside.append(name)
-            yield from ((n, m) for n, m in module.named_modules(prefix=name) if id(m) in chosen)
+            yield from ((n, m) for n, m in model.get_submodule(name).named_modules(prefix=name) if id(m) in chosen)
             continue
         children = list(module.children())
         is_list = isinstance(module, nn.ModuleList | nn.Sequential)

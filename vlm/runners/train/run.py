@@ -67,7 +67,7 @@ def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
     checkpoint_activations(model, cfg.run.activation_checkpointing)
     processor = build_processor(cfg.model)
     loader = build_loader(cfg, processor, run_dir, device, VisualTokens.of(model.visual_tokens))
-    task = build_task(cfg)
+    task = resolve("task", cfg.run.task)()
     trainer = build_trainer(cfg, model, loader, task, processor, run_dir, device)
     if source is not None:
         trainer.resume(source)
@@ -121,11 +121,6 @@ def open_run(cfg: Config, run_dir: RunDir) -> None:
         run_dir.write_config(to_yaml(cfg.resolved))
     log.info("run folder %s (its config.yaml holds every resolved value)", run_dir.path)
     dist.barrier()
-
-
-def build_task(cfg: Config) -> Task:
-    """The task that ``run.task`` names. Raises ConfigError for an unknown name."""
-    return resolve("task", cfg.run.task)()
 
 
 def build_loader(

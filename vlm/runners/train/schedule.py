@@ -18,22 +18,16 @@ from vlm.common.registry import register_scheduler, resolve
 
 @dataclass(frozen=True)
 class Plan:
-    """What a schedule may depend on. Steps are optimiser steps.
-
-    total_steps      steps of the whole run
-    epoch_steps      steps of an epoch
-    warmup_lr        rate at step 0 of the warm-up; negative = not given
-    warmup_restarts  count warm-up within each epoch (as the published code does, by mistake) instead of globally
-    """
+    """What a schedule may depend on. Steps are optimiser steps."""
 
     init_lr: float
     min_lr: float = 0.0
-    warmup_lr: float = -1.0
+    warmup_lr: float = -1.0  # rate at step 0 of the warm-up; negative: not given
     warmup_steps: int = 0
-    total_steps: int = 1
-    epoch_steps: int = 1
+    total_steps: int = 1  # of the whole run
+    epoch_steps: int = 1  # of an epoch
     decay_rate: float = 0.9
-    warmup_restarts: bool = False
+    warmup_restarts: bool = False  # count warm-up within each epoch (as the published code does, by mistake)
 
 
 Schedule = Callable[[int, Plan], float]

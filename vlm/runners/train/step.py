@@ -21,18 +21,12 @@ from vlm.tasks.base import Task
 
 @dataclass(frozen=True)
 class StepCounts:
-    """Counts of a step over all processes, on the device: ``[1]`` each, and those of the groups.
+    """Counts of a step over all processes, on the device: ``[1]`` each, and those of the groups."""
 
-    targets  supervised tokens
-    tokens   text positions without padding
-    samples  samples
-    stop     processes that were asked to stop
-    """
-
-    targets: torch.Tensor
-    tokens: torch.Tensor
+    targets: torch.Tensor  # supervised tokens
+    tokens: torch.Tensor  # text positions without padding
     samples: torch.Tensor
-    stop: torch.Tensor
+    stop: torch.Tensor  # processes that were asked to stop
     groups: GroupCounts
 
     @classmethod
@@ -54,52 +48,31 @@ class StepCounts:
 
 @dataclass(frozen=True)
 class StepSums:
-    """Sums of a step over all processes, on the host.
-
-    targets       supervised tokens of the batches
-    tokens        text positions without padding
-    samples       samples
-    stop          processes that were asked to stop
-    loss_sum      summed loss
-    seen          supervised tokens that the model used; fewer than ``targets`` if it cut a sequence
-    bad_losses    processes with a loss that is not finite
-    grad_norm     of this process's (averaged) gradient
-    group_losses  mean loss of each group
-    """
+    """Sums of a step over all processes, on the host; the first four as in :class:`StepCounts`."""
 
     targets: float
     tokens: float
     samples: float
     stop: float
     loss_sum: float
-    seen: float
-    bad_losses: float
-    grad_norm: float
-    group_losses: list[float]
+    seen: float  # supervised tokens that the model used; fewer than ``targets`` if it cut a sequence
+    bad_losses: float  # processes with a loss that is not finite
+    grad_norm: float  # of this process's (averaged) gradient
+    group_losses: list[float]  # mean loss of each group
 
 
 @dataclass(frozen=True)
 class StepStats:
-    """Numbers of one step, over all micro-batches and processes.
+    """Numbers of one step, over all micro-batches and processes."""
 
-    loss       mean over the supervised tokens, or as ``run.loss_reduction`` says
-    grad_norm  before clipping
-    targets    supervised tokens
-    tokens     text positions without padding
-    samples    samples
-    skipped    float16 overflow: the scaler left the weights unchanged
-    stop       some process was asked to stop
-    parts      mean loss of each group by name, with ``mixing: joint``
-    """
-
-    loss: float
-    grad_norm: float
-    targets: int
-    tokens: int
+    loss: float  # mean over the supervised tokens, or as ``run.loss_reduction`` says
+    grad_norm: float  # before clipping
+    targets: int  # supervised tokens
+    tokens: int  # text positions without padding
     samples: int
-    skipped: bool
-    stop: bool
-    parts: dict[str, float] = field(default_factory=dict)
+    skipped: bool  # float16 overflow: the scaler left the weights unchanged
+    stop: bool  # some process was asked to stop
+    parts: dict[str, float] = field(default_factory=dict)  # mean loss of each group by name, with ``mixing: joint``
 
 
 class Stepper:
@@ -172,10 +145,8 @@ class Stepper:
         grads = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads).to(dtype).to(self.device)
         scalars = [counts.targets, counts.tokens, counts.samples, counts.stop, own[:3], norm[None]]
-        targets, tokens, samples, stop, loss_sum, used, bad, grad_norm, *groups = torch.cat(
-            [*scalars, own[3:]]
-        ).tolist()
-        return StepSums(targets, tokens, samples, stop, loss_sum, used, bad, grad_norm, groups)
+        values = torch.cat([*scalars, own[3:]]).tolist()
+        return StepSums(*values[:8], group_losses=values[8:])  # type: ignore[misc]
 
     def _update(self, sums: StepSums, batches: Sequence[Batch], losses: list[torch.Tensor], step: int) -> StepStats:
         if sums.targets == 0 or sums.seen == 0:
@@ -213,12 +184,9 @@ class Stepper:
         everyone = dist.gather_objects([name for b in own for name in b.sample_ids])
         names = [name for part in everyone for name in part]
         self.optimizer.zero_grad(set_to_none=True)
-        if names:
-            what, where = "the loss is not a number", ", ".join(names)
-        else:
-            what, where = f"the gradient is not a number (norm {norm})", _names(batches)
+        what = "the loss is not a number" if names else f"the gradient is not a number (norm {norm})"
         raise NonFiniteLossError(
-            f"step {step}: {what}; samples: {where}",
+            f"step {step}: {what}; samples: {', '.join(names) or _names(batches)}",
             fix="check these samples; lower run.init_lr, or set run.max_grad_norm=1.0 or run.amp_dtype=bf16",
         )
 

@@ -28,19 +28,15 @@ LogRecord = dict[str, Any]
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a tracker may need at the start.
-
-    start_step  step from which a resumed run continues (0 for a new one)
-    config      resolved configuration as plain values
-    """
+    """What a tracker may need at the start."""
 
     path: Path
     name: str
     total_steps: int
-    start_step: int = 0
+    start_step: int = 0  # from which a resumed run continues
     log_freq: int = 50
     project: str = "vlm"
-    config: dict[str, Any] | None = None
+    config: dict[str, Any] | None = None  # resolved, as plain values
 
 
 class Tracker:
@@ -95,30 +91,17 @@ def read_log(file: Path) -> list[LogRecord]:
     return records
 
 
-class Averages:
-    """Means of the numbers between two lines of a log."""
-
-    def __init__(self) -> None:
-        self.records: list[LogRecord] = []
-
-    def add(self, record: LogRecord) -> None:
-        """Take one step."""
-        self.records.append(record)
-
-    def take(self) -> LogRecord:
-        """The newest record with the window's loss (weighted by tokens), rates and norms; starts a new window."""
-        records, self.records = self.records, []
-        mean = dict(records[-1])
-        targets = sum(r["targets"] for r in records)
-        seconds = sum(r["seconds"] for r in records)
-        mean["loss"] = sum(r["loss"] * r["targets"] for r in records) / max(targets, 1)
-        for key in [k for k in mean if k.startswith("loss_")]:
-            mean[key] = sum(r[key] for r in records) / len(records)
-        for key in ("samples", "tokens"):
-            mean[f"{key}_per_s"] = sum(r[key] for r in records) / max(seconds, 1e-9)
-        for key in ("grad_norm", "seconds", "data_seconds"):
-            mean[key] = sum(r[key] for r in records) / len(records)
-        return mean
+def window_mean(records: Sequence[LogRecord]) -> LogRecord:
+    """The newest record with the loss (weighted by tokens), rates and norms of all."""
+    mean = dict(records[-1])
+    targets = sum(r["targets"] for r in records)
+    seconds = sum(r["seconds"] for r in records)
+    mean["loss"] = sum(r["loss"] * r["targets"] for r in records) / max(targets, 1)
+    for key in ("samples", "tokens"):
+        mean[f"{key}_per_s"] = sum(r[key] for r in records) / max(seconds, 1e-9)
+    for key in [*(k for k in mean if k.startswith("loss_")), "grad_norm", "seconds", "data_seconds"]:
+        mean[key] = sum(r[key] for r in records) / len(records)
+    return mean
 
 
 class WindowTracker(Tracker):
@@ -126,16 +109,17 @@ class WindowTracker(Tracker):
 
     def __init__(self, info: RunInfo) -> None:
         super().__init__(info)
-        self._window = Averages()
+        self._window: list[LogRecord] = []
 
     def log(self, record: LogRecord) -> None:
         """Collect steps; pass on means and validations."""
         if record["kind"] != "train":
             self.write(record)
             return
-        self._window.add(record)
+        self._window.append(record)
         if record["step"] % self.info.log_freq == 0 or record["step"] == self.info.total_steps:
-            self.write(self._window.take())
+            self.write(window_mean(self._window))
+            self._window = []
 
     def write(self, record: LogRecord) -> None:
         """Take a mean or a validation."""

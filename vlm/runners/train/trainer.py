@@ -57,19 +57,13 @@ class Loader(Protocol):
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended.
-
-    status     ``finished``, ``early_stop``, or ``stopped`` by a signal after saving
-    step       optimiser steps done
-    loss       of the last step, mean per supervised token
-    best_loss  lowest validation loss, if there was one
-    """
+    """How a run ended."""
 
     path: Path
-    status: str
-    step: int
-    loss: float
-    best_loss: float | None = None
+    status: str  # ``finished``, ``early_stop``, or ``stopped`` by a signal after saving
+    step: int  # optimiser steps done
+    loss: float  # of the last step, mean per supervised token
+    best_loss: float | None = None  # lowest validation loss, if there was one
     seconds: float = 0.0
     received: signal.Signals | None = None
 
@@ -187,10 +181,11 @@ class Trainer:
                 while self.progress.step < self.total_steps:
                     stats = self._step(trackers, signals.requested)
                     stopping = stats.stop or (dist.world_size() == 1 and signals.requested)
-                    improved = self._validate(trackers) if self._validation_is_due() and not stopping else False
+                    validating = self.validator is not None and not stopping and self._due(self.run.val_freq)
+                    improved = self._validate(trackers) if validating else False
                     patience = self.run.early_stop
                     early = patience > 0 and self.progress.bad_validations >= patience
-                    if stopping or early or improved or self._save_is_due():
+                    if stopping or early or improved or self._due(self.run.save_freq):
                         self.save(improved)
                         saved_step = self.progress.step
                     if stopping or early:
@@ -250,12 +245,6 @@ class Trainer:
     def _due(self, every: int) -> bool:
         step = self.progress.step
         return step % (every if every > 0 else self.epoch_steps) == 0 or step == self.total_steps
-
-    def _save_is_due(self) -> bool:
-        return self._due(self.run.save_freq)
-
-    def _validation_is_due(self) -> bool:
-        return self.validator is not None and self._due(self.run.val_freq)
 
     def _validate(self, trackers: list[Tracker]) -> bool:
         """Compute and log the validation loss; returns whether it is the lowest so far."""

@@ -79,7 +79,7 @@ def build(
                     placeholder=look.placeholder(examples[0][1] if examples else QUESTION, bool(examples)),
                 )
                 question, send = _question()
-                with gr.Row():
+                with gr.Row(elem_id="actions"):
                     stop = gr.Button("Stop", interactive=False, size="sm", elem_id="stop")
                     again = gr.Button("Regenerate", interactive=False, size="sm", elem_id="again")
                     restart = gr.Button("Restart", size="sm", elem_id="restart")
@@ -129,9 +129,7 @@ def _settings(start: Generation) -> dict[str, Any]:
             "temperature": gr.Slider(0.1, 2.0, start.temperature, step=0.05, label="Temperature"),
             "top_p": gr.Slider(0.05, 1.0, start.top_p, step=0.05, label="Top-p"),
             "top_k": gr.Slider(0, 100, start.top_k, step=1, label="Top-k", info="0: all tokens"),
-            "num_beams": gr.Slider(
-                1, 10, start.num_beams, step=1, label="Beams", info="above 1: answers appear at once"
-            ),
+            "num_beams": gr.Slider(1, 10, start.num_beams, step=1, label="Beams", info="above 1: not word by word"),
             "max_new_tokens": gr.Slider(1, 1000, start.max_new_tokens, step=1, label="Longest answer (tokens)"),
             "repetition_penalty": gr.Slider(1.0, 2.0, start.repetition_penalty, step=0.05, label="Repetition penalty"),
             "seed": gr.Number(start.seed, label="Seed", info="empty: a different answer each time", precision=0),

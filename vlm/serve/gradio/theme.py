@@ -45,6 +45,8 @@ footer {opacity: .55}
 @media (max-width: 800px) {
   #main {flex-direction: column}
   #main > .column {width: 100%; min-width: 0 !important}
+  #actions {flex-wrap: nowrap}
+  #actions button {min-width: 0 !important}
   #examples .grid-container {grid-template-columns: repeat(4, 1fr) !important}
 }
 """
