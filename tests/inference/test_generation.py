@@ -10,7 +10,7 @@ from vlm.common.paths import SYSTEMS
 from vlm.config.api import load_config
 from vlm.config.tree import parse_file
 from vlm.inference.generation import CHAT, EVALUATION, Generation, default_generation
-from vlm.inference.stopping import NoRepeatNGram, PublishedRepetitionPenalty, cut_after_stop, ends_with, stop_sequences
+from vlm.inference.stopping import NoRepeatNGram, PublishedRepetitionPenalty, ends_with, stop_sequences
 
 
 def test_published_presets() -> None:
@@ -64,8 +64,6 @@ def test_stop_sequences_cover_both_spellings(engine) -> None:
     written = tokenizer.encode("a boat.###")
     assert ends_with(written, stops)
     assert not ends_with(written[:-1], stops)
-    assert cut_after_stop(written + written, stops) == written
-    assert cut_after_stop(written, ()) == written
 
 
 def test_penalty_counts_the_dummy_begin_token_but_not_the_prompt() -> None:

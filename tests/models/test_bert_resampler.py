@@ -88,7 +88,7 @@ def test_norm_epsilon_is_an_option() -> None:
 def test_unusable_options() -> None:
     with pytest.raises(ConfigError, match="num_attention_heads, intermediate_size not set, and no file"):
         BertResampler(BertResampler.Config(num_query_tokens=3, num_hidden_layers=1), 8, 32)
-    with pytest.raises(ConfigError, match="hidden_size 16 must be the width that comes in, 8"):
+    with pytest.raises(ConfigError, match="hidden_size 16 must be the input width, 8"):
         make(hidden_size=16)
-    with pytest.raises(ConfigError, match="divide by num_attention_heads, 3"):
+    with pytest.raises(ConfigError, match="multiple of num_attention_heads, 3"):
         make(num_attention_heads=3)

@@ -312,7 +312,7 @@ def test_mark_outside_the_vocabulary(compose, mark) -> None:
 
 
 def test_needs_an_encoder(compose) -> None:
-    with pytest.raises(ConfigError, match="gated_xattn looks at media, but"):
+    with pytest.raises(ConfigError, match="gated_xattn attends to media, but"):
         GatedCrossAttention(GatedCrossAttention.Config(), 32, 4, None)
 
 
@@ -320,7 +320,7 @@ def test_fusion_and_insert_belong_together(compose) -> None:
     insert = [part("gated_xattn", GatedCrossAttention.Config(every=1))]
     with pytest.raises(ConfigError, match=r"inserts\.0 reads first, last, location, which the fusion splice does not"):
         build_model(compose(inserts=insert))
-    with pytest.raises(ConfigError, match=r"keeps media outside the sequence, but model\.inserts has nothing"):
+    with pytest.raises(ConfigError, match=r"keeps media outside the sequence, but no part of model\.inserts"):
         build_model(compose(fusion=part("cross_attn", CrossAttention.Config(image_token_id=MARK))))
 
 

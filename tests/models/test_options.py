@@ -86,7 +86,7 @@ def test_quantisation_on_the_cpu_warns_and_does_nothing(build, caplog) -> None:
         assert quantize_llm(model.llm, "nf4", torch.device("cpu")) is False
     assert "nf4 ignored because the device is a CPU" in caplog.text
     assert all(p.dtype is torch.float32 for p in model.llm.parameters())
-    with pytest.raises(ConfigError, match="'int3' is not known"):
+    with pytest.raises(ConfigError, match="'int3' is unknown"):
         quantize_llm(model.llm, "int3", torch.device("cpu"))
 
 

@@ -76,7 +76,7 @@ def test_frames_apart() -> None:
 
 
 def test_latents_of_another_width_cannot_be_keys() -> None:
-    with pytest.raises(ConfigError, match="latents of width 10 cannot stand among keys of width 6"):
+    with pytest.raises(ConfigError, match="latents of width 10 cannot be keys beside media of width 6"):
         make(width="llm")
 
 

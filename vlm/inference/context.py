@@ -1,4 +1,4 @@
-"""Fitting a conversation into the context by leaving out whole old turns."""
+"""Fits a conversation into the context by dropping whole old turns."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ log = logging.getLogger(__name__)
 
 
 def room_for_prompt(generation: Generation, positions: int | None) -> int:
-    """Positions a prompt may take, so that the answer still fits.
+    """Positions that a prompt may take; at least three quarters of the context, however long an answer may be.
 
     Args:
-        generation: ``max_length`` and ``max_new_tokens`` count.
-        positions: the language model's own limit, or None.
-
-    However long an answer may be, three quarters of the context stay with the prompt.
+        generation: its ``max_length`` and ``max_new_tokens`` are used.
+        positions: context length of the language model, or None.
     """
     limit = min(generation.max_length, positions or generation.max_length)
     return limit - min(generation.max_new_tokens, limit // 4)
@@ -35,12 +33,12 @@ def too_long(taken: int, room: int) -> PromptError:
     """The error for a question that does not fit."""
     return PromptError(
         f"the question takes {taken} positions (text and images), but only {room} fit before the answer",
-        fix="ask less, send fewer images, or lower max_new_tokens / raise max_length",
+        fix="shorten it, send fewer images, or lower max_new_tokens / raise max_length",
     )
 
 
 def turns_of(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:
-    """The system message (if any) and the turns: each one question's messages and its answer."""
+    """The system message (if any), and the turns: the messages of a question and its answer."""
     system = [m for m in messages[:1] if m.role == "system"]
     turns: list[list[Message]] = []
     for message in messages[len(system) :]:
@@ -51,15 +49,15 @@ def turns_of(messages: Sequence[Message]) -> tuple[list[Message], list[list[Mess
 
 
 def fit(messages: Sequence[Message], room: int, length: Callable[[Sequence[Message]], int]) -> list[Message]:
-    """The conversation, or as much of it as fits.
+    """The conversation without the old turns that do not fit.
 
-    The oldest turns without an image go first, then the oldest with one; never part of a turn, never
-    part of an image, never the open question.
+    The oldest turns without an image are dropped first, then the oldest with one; never part of a turn, and never
+    the open question.
 
     Args:
         messages: the conversation, the user's open question last.
-        room: positions it may take.
-        length: positions a conversation takes, visual tokens included.
+        room: positions that it may take.
+        length: positions of a conversation, visual tokens included.
 
     Raises:
         PromptError: the open question alone does not fit.

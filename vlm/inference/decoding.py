@@ -1,4 +1,4 @@
-"""From prompt embeddings to token ids: greedy and sampled token by token, or with beams.
+"""From prompt embeddings to token ids: greedy, sampled, or with beams.
 
 Shapes: b rows, s prompt positions, t new tokens, d width.
 """
@@ -22,7 +22,7 @@ __all__ = ["StopCriteria", "Prompt", "Sampler", "decode", "steps"]
 def decode(
     llm: nn.Module, prompt: Prompt, generation: Generation, ends: StopCriteria, dtype: torch.dtype = torch.float32
 ) -> list[list[int]]:
-    """New token ids of each row, with the end token or stop sequence that ended it.
+    """New token ids of each row, including the end token or stop sequence.
 
     Args:
         llm: a transformers causal language model.
@@ -45,7 +45,7 @@ def decode(
 def steps(
     llm: nn.Module, prompt: Prompt, generation: Generation, ends: StopCriteria, dtype: torch.dtype = torch.float32
 ) -> Iterator[list[int | None]]:
-    """Yields the new token of each row, one list per step; None for a row that has ended."""
+    """Yield the new token of each row at each step; None for a row that has ended."""
     processors = score_rules(generation, ends)
     sampler = Sampler(len(prompt.embeds), generation.seed) if generation.do_sample else None
     decoder = IncrementalDecoder(llm, prompt, generation.use_cache)
@@ -75,9 +75,9 @@ def steps(
 
 
 class Sampler:
-    """Draws one token per row. Each row has its own generator on the CPU, started from the same seed.
+    """Draws one token per row; each row has its own generator on the CPU, all with the same seed.
 
-    So a row's text depends on neither the device nor the other rows of the batch.
+    The text of a row then depends neither on the device nor on the other rows.
     """
 
     def __init__(self, rows: int, seed: int | None) -> None:

@@ -1,4 +1,4 @@
-"""Visual features of images that were seen before."""
+"""A cache of visual features."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from vlm.models.frames import join
 
 
 class FeatureCache:
-    """Keeps the features of the last images by their content; used from several threads.
+    """Keeps the features of the most recent images, by content; thread-safe.
 
-    An image is recognised by the bytes of its preprocessed pixels, so a path, an upload and a copy of
-    the same image are one entry.
+    The key is a hash of the preprocessed pixels, so that a path, an upload and a copy of an image share one entry.
     """
 
     def __init__(self, capacity: int = 64) -> None:
@@ -27,9 +26,12 @@ class FeatureCache:
         self._lock = threading.Lock()
 
     def encode(self, pixels: Tensor, encoder: Callable[..., Features], frames: Tensor | None = None) -> Features:
-        """Features of ``pixels [n, f, 3, h, w]``; only images not in the cache go through ``encoder``.
+        """Features ``[n, f, v, d]`` of ``pixels``; only media that are not in the cache are encoded.
 
-        ``frames [n]``: real frames of each medium where they differ; ``encoder`` then takes them too.
+        Args:
+            pixels: ``[n, f, 3, h, w]``.
+            encoder: pixels (and ``frames``, if given) -> features.
+            frames: ``[n]`` real frames of each medium where they differ, else None.
         """
         counts = [pixels.shape[1]] * len(pixels) if frames is None else frames.tolist()
         keys = [_key(medium[:count]) for medium, count in zip(pixels, counts, strict=True)]
@@ -49,7 +51,7 @@ class FeatureCache:
         return Features(torch.stack([tokens for tokens, _ in entries]), _masks(entries))
 
     def clear(self) -> None:
-        """Forget everything (for weights that changed)."""
+        """Forget everything, e.g. after the weights have changed."""
         with self._lock:
             self._entries.clear()
 

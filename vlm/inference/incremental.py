@@ -1,4 +1,4 @@
-"""Prompts as embeddings, and running the language model over them step by step.
+"""Prompts as embeddings, and step-by-step decoding.
 
 Shapes: b rows, s prompt positions, t new tokens, d width.
 """
@@ -18,7 +18,7 @@ from vlm.models.layer_hooks import INSERT_DATA
 
 @dataclass
 class Prompt:
-    """Left-padded prompts: ``embeds [b, s, d]`` (zeros at padding), ``mask [b, s]`` int64; what inserts read."""
+    """Left-padded prompts: ``embeds [b, s, d]`` (zeros at padding), ``mask [b, s]`` int64, data of the inserts."""
 
     embeds: Tensor
     mask: Tensor
@@ -33,7 +33,7 @@ class Prompt:
 class IncrementalDecoder:
     """Runs the language model over the prompt, then over one token per row at a time.
 
-    With ``use_cache`` the keys and values of earlier positions are kept; without, everything is read again.
+    With ``use_cache`` keys and values of earlier positions are kept; without, all positions are recomputed.
     """
 
     def __init__(self, llm: nn.Module, prompt: Prompt, use_cache: bool) -> None:
@@ -68,7 +68,7 @@ class IncrementalDecoder:
             inputs[INSERT_DATA] = self.inserts
         out = self.llm(
             inputs_embeds=self._kept(),
-            attention_mask=self.mask if self.padded else None,  # without one, no mask has to be built
+            attention_mask=self.mask if self.padded else None,  # None saves building a mask
             use_cache=self.use_cache,
             **{self.cache_name: self.cache},
             **inputs,

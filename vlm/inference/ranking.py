@@ -1,4 +1,4 @@
-"""Choosing among given answers by their loss."""
+"""Ranks given answers by their loss."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from vlm.processors.processor import Processor
 
 Normaliser = Literal["published", "mean", "sum"]
-"""``sum``: nothing; ``mean``: the candidate's tokens; ``published``: the padded length of the batch minus one.
+"""Divisor of a candidate's loss: 1, its number of tokens, or the padded length of the batch minus one.
 
-The published one lets the same candidate score differently in another batch; it is here for equal numbers.
+With ``published`` a candidate's score depends on its batch; it exists to reproduce published numbers.
 """
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Losses of one conversation's candidates, and their indices from best to worst."""
+    """Losses of the candidates of one conversation."""
 
     losses: tuple[float, ...]
 
@@ -51,11 +51,11 @@ def rank_candidates(
     """See ``Engine.rank``.
 
     Args:
-        score: examples -> output with logits of the whole sequence.
+        score: examples -> output with logits ``[b, L, vocab]``.
         processor: tokenises the candidates.
         prompts: b prompts with the assistant's turn open.
         candidates: b lists of at least one text each.
-        normalise: see ``Normaliser``.
+        normalise: what a loss is divided by, see ``Normaliser``.
 
     Raises:
         UserError: the two lists differ in length, or a conversation has no candidate.
@@ -86,7 +86,7 @@ def token_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _published(labels: Tensor, counts: Tensor) -> Tensor:
-    """Longest prompt plus longest answer, minus one: prompts and answers were padded apart."""
+    """Longest prompt plus longest answer, minus one: prompts and answers were padded separately."""
     prompts = (labels != IGNORE_INDEX).long().argmax(dim=1)
     return torch.full_like(counts, int(prompts.max() + counts.max()) - 1)
 

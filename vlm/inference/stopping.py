@@ -1,4 +1,4 @@
-"""When a row of a batch is finished, and the published repetition penalty."""
+"""When a row is finished, and the rules that change scores before a token is chosen."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 StopSequences = tuple[tuple[int, ...], ...]
 
 CONTEXTS = ("", "a", ".", "a ", "\n")
-"""Texts before a stop text; what a subword tokenizer makes of ``###`` depends on them."""
+"""Texts before a stop text, on which its tokens depend."""
 
 
 @dataclass(frozen=True)
 class StopCriteria:
-    """What ends a row: the ids that end it natively, the stop sequences, the ids used around them, and banned ids."""
+    """What ends a row: end ids and stop sequences; with the begin and pad ids, and ids that are never generated."""
 
     eos: tuple[int, ...]
     bos: int
@@ -59,14 +59,6 @@ def stop_sequences(tokenizer: Tokenizer, texts: Sequence[str]) -> StopSequences:
 def ends_with(ids: Sequence[int], stops: StopSequences) -> bool:
     """Whether a row's new tokens end with one of the sequences."""
     return any(len(ids) >= len(stop) and tuple(ids[-len(stop) :]) == stop for stop in stops)
-
-
-def cut_after_stop(ids: Sequence[int], stops: StopSequences) -> list[int]:
-    """The tokens up to and with the first stop sequence (all of them when there is none)."""
-    for end in range(1, len(ids) + 1):
-        if ends_with(ids[:end], stops):
-            return list(ids[:end])
-    return list(ids)
 
 
 class PublishedRepetitionPenalty(LogitsProcessor):
@@ -110,44 +102,30 @@ class NoRepeatNGram(LogitsProcessor):
         return scores
 
 
-class NoEarlyEnd(LogitsProcessor):
-    """Forbids the end tokens until a row has ``minimum`` new tokens."""
-
-    def __init__(self, minimum: int, end_ids: Sequence[int]) -> None:
-        self.minimum = minimum
-        self.end_ids = list(end_ids)
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """``input_ids [b, t]``: new tokens only; ``scores [b, vocab]``."""
-        if input_ids.shape[1] >= self.minimum:
-            return scores
-        scores = scores.clone()
-        scores[:, self.end_ids] = -torch.inf
-        return scores
-
-
 class Ban(LogitsProcessor):
-    """Forbids tokens throughout."""
+    """Forbids tokens until a row has ``minimum`` new tokens, or throughout."""
 
-    def __init__(self, ids: Sequence[int]) -> None:
-        self.ids = list(ids)
+    def __init__(self, ids: Sequence[int], minimum: int | None = None) -> None:
+        self.ids, self.minimum = list(ids), minimum
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """``input_ids [b, t]``: new tokens only; ``scores [b, vocab]``."""
+        if self.minimum is not None and input_ids.shape[1] >= self.minimum:
+            return scores
         scores = scores.clone()
         scores[:, self.ids] = -torch.inf
         return scores
 
 
 def fixed_rules(generation: Generation, ends: StopCriteria) -> list[LogitsProcessor]:
-    """What holds with and without sampling, in the order of transformers: penalty, n-grams, minimum length."""
+    """Rules with and without sampling, in the order of transformers: penalty, n-grams, minimum length, bans."""
     result: list[LogitsProcessor] = []
     if generation.repetition_penalty != 1:
         result.append(PublishedRepetitionPenalty(generation.repetition_penalty, ends.bos))
     if generation.no_repeat_ngram_size:
         result.append(NoRepeatNGram(generation.no_repeat_ngram_size, ends.bos))
     if generation.min_new_tokens:
-        result.append(NoEarlyEnd(generation.min_new_tokens, ends.eos))
+        result.append(Ban(ends.eos, generation.min_new_tokens))
     if ends.banned:
         result.append(Ban(ends.banned))
     return result

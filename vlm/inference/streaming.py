@@ -1,4 +1,4 @@
-"""Cleaned text of an answer while its tokens still arrive."""
+"""The cleaned text of an answer while its tokens arrive."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class StreamedText(str):
 
     @classmethod
     def restart(cls, text: str) -> StreamedText:
-        """A piece that is_restart everything sent before."""
+        """A piece that replaces everything sent before."""
         delta = cls(text)
         delta.is_restart = True
         return delta
 
 
 def join(deltas: Iterable[str]) -> str:
-    """The text of a whole stream: the pieces one after another, from the last replacement on."""
+    """The text of a whole stream: the pieces from the last restart on."""
     text = ""
     for delta in deltas:
         text = extend(text, delta)
@@ -49,7 +49,7 @@ def cleaner(template: BaseTemplate, rule: Cleanup) -> Callable[[str], str]:
 
 
 def marks_of(template: BaseTemplate) -> list[str]:
-    """Texts on which a clean-up rule may act; a stream holds back what could become one."""
+    """Texts that a clean-up rule acts on; a stream holds back what may become one."""
     return [*template.stop, *template.config.truncate_at, *template.config.strip_before, "</s>", "[/INST]"]
 
 
@@ -60,10 +60,10 @@ class TextStream:
     an end that could become a delimiter of the clean-up rule.
     """
 
-    def __init__(self, tokenizer: Tokenizer, clean: Callable[[str], str], marks: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Tokenizer, clean: Callable[[str], str], texts: Sequence[str]) -> None:
         self._decoder = tokenizer.stream()
         self._clean = clean
-        self._marks = [m for m in marks if m]
+        self._texts = [t for t in texts if t]
         self.raw = ""
         self.sent = ""
 
@@ -79,11 +79,11 @@ class TextStream:
 
     def _held(self) -> int:
         """Length of the longest end of the raw text, after the last whole delimiter, that begins a delimiter."""
-        longest = max((len(m) for m in self._marks), default=1) - 1
-        whole = max((self.raw.rfind(m) + len(m) for m in self._marks if m in self.raw), default=0)
+        longest = max((len(m) for m in self._texts), default=1) - 1
+        whole = max((self.raw.rfind(m) + len(m) for m in self._texts if m in self.raw), default=0)
         for length in range(min(longest, len(self.raw) - whole), 0, -1):
             end = self.raw[-length:]
-            if any(len(m) > length and m.startswith(end) for m in self._marks):
+            if any(len(m) > length and m.startswith(end) for m in self._texts):
                 return length
         return 0
 

@@ -1,4 +1,4 @@
-"""From a checked composition to modules; reads no weights."""
+"""Builds the modules of a checked composition; reads no weights."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def build_model(
     dtype: torch.dtype | None = None,
     uninitialised: Collection[str] = (),
 ) -> VLM:
-    """Build a composition in eval mode, with what trains selected.
+    """Build a composition in eval mode and mark the parameters that train.
 
     Args:
         model_cfg: a ``ModelConfig`` (vision, bridge, fusion, inserts, llm, train).
-        device: where; ``"meta"`` allocates nothing.
-        dtype: storage of frozen weights instead of each part's own ``precision``/``dtype``.
+        device: where to build; ``"meta"`` allocates nothing.
+        dtype: storage dtype of frozen weights; None: each part's own ``precision`` or ``dtype``.
         uninitialised: parts (``"vision"``, ``"bridge.0"``, ``"inserts.0"``, ``"llm"``) whose weights a file will fill,
             so that their random initialisation is skipped.
 
     Raises:
-        ConfigError: parts that do not fit together, or a training glob that selects nothing.
+        ConfigError: parts do not fit together, or a training glob selects nothing.
     """
     device = torch.device(device)
     with device:
@@ -68,7 +68,7 @@ def build_model(
 
 
 def set_precision(model: VLM, model_cfg: ModelConfig, dtype: torch.dtype | None) -> None:
-    """Store frozen weights as the policy of :mod:`vlm.models.precision` says and choose the autocast dtype."""
+    """Store frozen weights by the policy of :mod:`vlm.models.precision` and choose the autocast dtype."""
     llm = _llm_dtype(model_cfg, model.device, dtype)
     if model_cfg.vision is not None:
         model.vision_dtype = storage_dtype(model_cfg.vision.get("precision") or "fp32", model.device, dtype)
@@ -79,7 +79,7 @@ def set_precision(model: VLM, model_cfg: ModelConfig, dtype: torch.dtype | None)
 
 
 def check_widths(model: VLM, needs_llm_width: bool = True) -> None:
-    """Check the chain; a fusion that takes any width has a class attribute ``needs_llm_width = False``.
+    """Check the chain of bridges (a fusion without ``needs_llm_width`` takes any width).
 
     Raises:
         ConfigError: the last bridge does not end at the LLM's width, or token counts do not divide.
@@ -96,10 +96,10 @@ def check_widths(model: VLM, needs_llm_width: bool = True) -> None:
 
 
 def check_inserts(model: VLM, fusion: str, provides: Collection[str]) -> None:
-    """Check that the inserts get what they read from the fusion, and that it has a reader.
+    """Check that the fusion provides what the inserts read, and that an insert reads what it provides.
 
     Raises:
-        ConfigError: one without the other.
+        ConfigError: one is missing.
     """
     for number, insert in enumerate(model.inserts):
         missing = sorted(set(insert.reads) - set(provides))
@@ -110,7 +110,7 @@ def check_inserts(model: VLM, fusion: str, provides: Collection[str]) -> None:
             )
     if provides and not any(set(insert.reads) & set(provides) for insert in model.inserts):
         raise ConfigError(
-            f"model.fusion {fusion} keeps media outside the sequence, but model.inserts has nothing that looks at them",
+            f"model.fusion {fusion} keeps media outside the sequence, but no part of model.inserts attends to them",
             fix="add inserts: [{name: gated_xattn}]",
         )
 
@@ -121,7 +121,7 @@ def _llm_dtype(model_cfg: ModelConfig, device: torch.device, dtype: torch.dtype 
 
 def _part(kind: str, part: Any, uninitialised: Collection[str], *arguments: Any) -> nn.Module:
     cls = resolve(kind.split(".")[0].replace("inserts", "insert"), part.name)
-    # drawing 7 billion numbers that a file replaces would take minutes
+    # drawing 7 billion random numbers that a file then replaces would take minutes
     with _SkipRandom() if kind in uninitialised else contextlib.nullcontext():
         return cls(part.config, *arguments)
 
@@ -139,7 +139,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 class _SkipRandom(TorchFunctionMode):
     """Leaves tensors as allocated instead of drawing random numbers into them."""
 
-    # by name: transformers puts functions of its own in the place of torch's
+    # by name, because transformers replaces torch's functions by its own
     RANDOM = ("normal_", "uniform_", "trunc_normal_")
     SCALED = ("erfinv_", "kaiming_normal_", "kaiming_uniform_", "xavier_normal_", "xavier_uniform_")
     SKIPPED = frozenset(RANDOM + SCALED)

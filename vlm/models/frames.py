@@ -1,4 +1,4 @@
-"""Features of media with different numbers of frames as one padded tensor."""
+"""Padding for media with different numbers of frames."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from vlm.common.types import Features
 
 
 def join(parts: Sequence[tuple[Tensor, Features]]) -> Features:
-    """Puts groups of media back into one order.
+    """Merge groups of media into one padded tensor, in the original order.
 
     Args:
-        parts: for each group the places of its media ``[k]`` and their features ``[k, f, v, d]``; together the
-            places are 0..n-1, while f and v may differ between groups.
+        parts: for each group the indices ``[k]`` of its media and their features ``[k, f, v, d]``. Together the
+            indices are 0..n-1; f and v may differ between groups.
 
     Returns:
-        Features ``[n, f, v, d]`` with the largest f and v, and a mask that is False at what was added.
+        Features ``[n, f, v, d]`` with the largest f and v, and a mask ``[n, f, v]`` that is False at padding.
     """
     if len(parts) == 1 and torch.equal(parts[0][0].cpu(), torch.arange(len(parts[0][0]))):
         return parts[0][1]

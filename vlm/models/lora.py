@@ -22,6 +22,8 @@ class LoraOptions:
 
     ``targets`` is a list of names, each a whole name or the end of one (``q_proj``, ``self_attn.q_proj``), or one
     regular expression that a whole name must match. Names are those of the linear layers within the part.
+
+    Example: ``lora: {r: 8, alpha: 16, targets: [q_proj, v_proj]}``
     """
 
     r: int = 8
@@ -36,7 +38,7 @@ class LoraOptions:
             ConfigError: a rank below 1, a dropout outside [0, 1), no target, or a faulty regular expression.
         """
         if self.r < 1:
-            raise ConfigError(f"lora.r is {self.r}, expected at least 1 (lora: null means none)")
+            raise ConfigError(f"lora.r is {self.r}, expected at least 1 (lora: null for none)")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"lora.dropout is {self.dropout}, expected at least 0 and below 1")
         if not self.targets:
@@ -49,7 +51,7 @@ class LoraOptions:
 
 
 class LoraTargetError(ConfigError):
-    """Layers that LoRA was asked for are not there."""
+    """A LoRA target matches no layer."""
 
 
 def inject_lora(module: nn.Module, options: LoraOptions) -> None:
@@ -60,7 +62,7 @@ def inject_lora(module: nn.Module, options: LoraOptions) -> None:
 
     Under autocast the update is computed in the half dtype, like the layer itself. A published system answers
     without autocast, its update in float32 over a float16 layer: the two differ by rounding only. Merged weights
-    are the same in both, for merging forms the update in float32.
+    are equal, because merging computes the update in float32.
 
     Raises:
         LoraTargetError: a target fits no linear layer.
@@ -68,7 +70,7 @@ def inject_lora(module: nn.Module, options: LoraOptions) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     chosen = "|".join(map(re.escape, target_layers(module, options.targets)))  # a list would match endings again
-    scale: Any = options.alpha  # any number will do, whatever its declared type
+    scale: Any = options.alpha  # peft declares int, but any number works
     config = LoraConfig(
         r=options.r,
         lora_alpha=scale,
@@ -81,7 +83,7 @@ def inject_lora(module: nn.Module, options: LoraOptions) -> None:
         if is_lora(name):
             value = parameter.data.float()
             if ".lora_A." in name:
-                # peft's own draw again: it is skipped where a file fills the rest of the module
+                # repeat peft's draw, which is skipped where a file fills the rest of the module
                 value = (torch.rand(value.shape, device=value.device) * 2 - 1) / math.sqrt(value.shape[1])
             parameter.data = value
 

@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CPU_ELEMENTS, OTHER_ELEMENTS = 2**22, 2**27
-"""Logits held at a time by :class:`FrozenHeadLoss`: what fits a CPU's cache, and what fills an accelerator."""
+"""Logits computed at a time by :class:`FrozenHeadLoss`: as many as fit a CPU's cache, or fill an accelerator."""
 
 
 class FrozenHeadLoss(torch.autograd.Function):
-    """Summed cross entropy of ``hidden @ weight.T`` for a head that does not train.
+    """Summed cross entropy of ``hidden @ weight.T`` for a frozen head.
 
-    The gradient of the hidden states is computed together with the loss, a few rows at a time, so that
-    neither the logits nor their gradient ever exist as a whole.
+    The gradient of the hidden states is computed together with the loss, a few rows at a time: neither the logits
+    ``[t, vocab]`` nor their gradient are ever held in memory as a whole.
     """
 
     @staticmethod
@@ -55,11 +55,11 @@ def head_loss(head: Any, hidden: Tensor, targets: Tensor, *, plain: bool, smooth
     """Summed cross entropy in float32.
 
     Args:
-        head: from hidden states to logits; an ``nn.Linear`` when ``plain``.
+        head: hidden states ``[t, d]`` -> logits ``[t, vocab]``; an ``nn.Linear`` when ``plain``.
         hidden: ``[t, d]``.
         targets: ``[t]`` ids.
-        plain: the head is one frozen linear layer without bias and nothing after it (the fast way is exact then).
-        smoothing: share of each target's weight that is spread over the whole vocabulary; not with ``plain``.
+        plain: the head is one frozen linear layer without bias, for which :class:`FrozenHeadLoss` is exact.
+        smoothing: share of each target's weight that is spread over the vocabulary; not with ``plain``.
     """
     if plain:
         return FrozenHeadLoss.apply(hidden, head.weight, targets)

@@ -1,12 +1,12 @@
-"""The dtype policy, stated once.
+"""The dtype policy.
 
-* Parameters that train, and LoRA's matrices, are float32, everywhere.
-* Frozen parts of the vision encoder and the bridges keep their convolutions and linear layers in the asked
-  dtype (``vision.precision``, or the run's) and everything else in float32. Under autocast that gives the very
-  numbers of float32 storage, without casting the weights at each step.
-* The LLM is stored in the asked dtype throughout, as Hugging Face loads it.
+* Trainable parameters and LoRA's matrices are float32 everywhere.
+* Frozen parts of the vision encoder and the bridges keep their convolutions and linear layers in the configured
+  dtype (``vision.precision``, or the run's) and everything else in float32. Under autocast the results equal those of
+  float32 storage, without casting the weights at each step.
+* The LLM is stored in the configured dtype throughout, as Hugging Face loads it.
 * On the CPU everything is float32 unless bfloat16 is asked for.
-* A forward pass runs under autocast of the stored dtype; a runner that has entered autocast itself decides.
+* A forward pass runs under autocast of the stored dtype, unless its caller has entered autocast already.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def parse_dtype(name: str | torch.dtype) -> torch.dtype:
     """The dtype called ``name``.
 
     Raises:
-        ConfigError: a spelling that is not in ``DTYPES``.
+        ConfigError: an unknown spelling (see ``DTYPES``).
     """
     if isinstance(name, torch.dtype):
         return name
@@ -47,7 +47,7 @@ def parse_dtype(name: str | torch.dtype) -> torch.dtype:
 def storage_dtype(
     asked: str | torch.dtype, device: torch.device | str, override: torch.dtype | None = None
 ) -> torch.dtype:
-    """What frozen weights are stored in: ``override`` or ``asked``; on the CPU float32 unless bfloat16 is asked."""
+    """Storage dtype of frozen weights: ``override``, else ``asked``; on the CPU float32 instead of float16."""
     dtype = parse_dtype(asked) if override is None else override
     if torch.device(device).type == "cpu" and dtype is torch.float16:
         return torch.float32
@@ -55,10 +55,7 @@ def storage_dtype(
 
 
 def cast_matmuls(module: nn.Module, dtype: torch.dtype) -> None:
-    """Cast the frozen convolutions and linear layers of ``module`` to ``dtype``; all else becomes float32.
-
-    LoRA's matrices count as all else.
-    """
+    """Cast the frozen convolutions and linear layers of ``module`` to ``dtype``, all else (and LoRA) to float32."""
     for name, child in module.named_modules():
         matmul = isinstance(child, nn.Linear | nn.Conv2d | nn.Conv3d) and not is_lora(f".{name}")
         for parameter in child.parameters(recurse=False):
@@ -68,7 +65,7 @@ def cast_matmuls(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def float32_trainables(model: nn.Module) -> None:
-    """Make every parameter that trains float32."""
+    """Cast every trainable parameter to float32."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -18,33 +18,33 @@ MODES = ("int8", "nf4")
 
 
 def check_quantize(mode: str, device: torch.device) -> None:
-    """For whoever asks for it in so many words: check that it is possible.
+    """Check that quantization is possible, for a caller who asked for it explicitly.
 
     Raises:
         ConfigError: on a CPU, or without bitsandbytes.
     """
     if device.type == "cpu":
-        raise ConfigError(f"{mode} needs a GPU, but the device is a CPU", fix="leave it out, or name a GPU")
+        raise ConfigError(f"{mode} needs a GPU, but the device is a CPU", fix="remove the option, or choose a GPU")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(f"{mode} needs the package bitsandbytes", fix='pip install "vlm-compose[quantize]"')
 
 
 def quantize_llm(llm: Any, mode: str, device: torch.device) -> bool:
-    """Replace the linear layers of the decoder (not its head) by quantised ones; call after loading, on the CPU.
+    """Replace the linear layers of the decoder (not its head) by quantized ones; call after loading, on the CPU.
 
     Args:
         llm: an ``HFCausalLM``.
         mode: ``int8`` or ``nf4``.
-        device: where it will run; quantisation happens on the way there.
+        device: where it will run; weights are quantized while they are moved there.
 
     Returns:
-        False, with a warning, where it is not possible (no accelerator, no bitsandbytes): full precision then.
+        False, with a warning, if it is not possible (no accelerator or no bitsandbytes); full precision then.
 
     Raises:
         ConfigError: an unknown mode.
     """
     if mode not in MODES:
-        raise ConfigError(f"model.llm.quantize: {mode!r} is not known (allowed: {', '.join(MODES)})")
+        raise ConfigError(f"model.llm.quantize: {mode!r} is unknown (allowed: {', '.join(MODES)})")
     missing = importlib.util.find_spec("bitsandbytes") is None
     if device.type == "cpu" or missing:
         why = "bitsandbytes is not installed" if missing and device.type != "cpu" else "the device is a CPU"
@@ -58,10 +58,10 @@ def quantize_llm(llm: Any, mode: str, device: torch.device) -> bool:
 
 
 def replace_linears(root: nn.Module, make: Any) -> int:
-    """Replace every plain linear layer below ``root`` by ``make(layer)``, LoRA's own matrices excepted.
+    """Replace every plain linear layer below ``root`` by ``make(layer)``, except LoRA's own matrices.
 
     Returns:
-        How many were replaced.
+        The number of layers replaced.
     """
     count = 0
     for name, module in list(root.named_modules()):

@@ -1,4 +1,4 @@
-"""What trains: globs over parameter names, stated once in the composition."""
+"""Selection of the trainable parameters by globs over their names (``model.train``)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def matching(names: Iterable[str], glob: str) -> list[str]:
-    """Names that a glob selects.
+    """Names selected by a glob.
 
     ``*`` crosses dots; a glob without wildcard also selects everything below it (``bridge.1``);
     ``<prefix>.lora`` selects the LoRA parameters below a prefix.
@@ -33,7 +33,7 @@ def select_trainable(model: nn.Module, globs: Mapping[str, bool] | Iterable[str]
     """Freeze everything, then switch on (or, for False, off) what each glob selects, in order.
 
     Returns:
-        The names of the parameters that train; they are float32 from here on.
+        The names of the trainable parameters, which are float32 from now on.
 
     Raises:
         ConfigError: a glob selects nothing (with the nearest names).
@@ -60,7 +60,7 @@ def _nearest(glob: str, names: Iterable[str]) -> str:
 
 
 def set_modes(model: Module, mode: bool) -> Module:
-    """Like ``nn.Module.train``, except that a module whose parameters are all frozen stays in eval mode."""
+    """Like ``nn.Module.train``, but modules whose parameters are all frozen stay in eval mode."""
     _set_modes(model, mode, mode)
     return model
 
@@ -73,7 +73,7 @@ def _set_modes(module: nn.Module, mode: bool, inherited: bool) -> None:
 
 
 def trainable_table(model: nn.Module) -> str:
-    """Parameters per part, total and training, as text for the log."""
+    """Total and trainable parameters of each part, as a table for the log."""
     rows: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for name, parameter in model.named_parameters():
         pieces = name.split(".")

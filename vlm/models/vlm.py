@@ -23,8 +23,8 @@ class VLM(nn.Module):
     """State-dict keys: ``vision.*``, ``bridge.<i>.*``, ``inserts.<i>.*``, ``llm.*``.
 
     Attributes:
-        compute_dtype: autocast dtype of a forward pass, when the caller has not entered autocast.
-        vision_dtype: the same for the vision encoder, where ``compute_dtype`` is float32.
+        compute_dtype: autocast dtype of a forward pass, unless the caller has entered autocast.
+        vision_dtype: the same for the vision encoder; used if ``compute_dtype`` is float32.
     """
 
     vision: Any  # VisionEncoder | None, see vlm.models.protocols
@@ -47,21 +47,21 @@ class VLM(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the LLM's embeddings are."""
+        """Device of the LLM's embeddings."""
         return self.llm.model.get_input_embeddings().weight.device
 
     @property
     def tokens_per_frame(self) -> int:
-        """Visual tokens that one frame occupies in the LLM's sequence."""
+        """Visual tokens of one frame in the LLM's sequence."""
         count = self.vision.num_tokens
         for part in self.bridge:
             count = part.num_tokens(count)
         return count
 
     def visual_tokens(self, frames: int = 1) -> int:
-        """Positions of the LLM's sequence that a medium of ``frames`` frames takes: an affine function of ``frames``.
+        """Positions in the LLM's sequence of a medium with ``frames`` frames, an affine function of ``frames``.
 
-        One (its placeholder) where the fusion keeps media outside the sequence, or without a vision encoder.
+        It is 1, the placeholder, without a vision encoder or if the fusion keeps media outside the sequence.
         """
         outside = isinstance(self.fusion, LimitsWidth) and not self.fusion.needs_llm_width
         if self.vision is None or outside:
@@ -70,15 +70,14 @@ class VLM(nn.Module):
         return self.tokens_per_frame * (1 if joined else frames)
 
     def train(self, mode: bool = True) -> VLM:
-        """Train mode for what trains; frozen parts stay in eval mode."""
+        """Train mode for trainable parts; frozen ones stay in eval mode."""
         return set_modes(self, mode)
 
     def encode(self, pixels: Tensor, frames: Tensor | None = None) -> Features:
-        """``[n, f, 3, h, w]`` -> visual tokens in the LLM's width, ``[n, f, q, d]``.
+        """Pixels ``[n, f, 3, h, w]`` -> visual tokens ``[n, f, q, d]``, normally of the LLM's width.
 
-        Leading parts without trainable parameters run without recording gradients. With ``frames`` (``[n]``, see
-        :class:`Batch`) media of each number of frames are encoded together, so padding reaches no part; the result
-        is padded and has a mask.
+        No gradients are recorded up to the first trainable part. With ``frames`` (``[n]``, see :class:`Batch`) media
+        with equal numbers of frames are encoded together, so that no part sees padding; the result has a mask.
         """
         if frames is None:
             return self._encode(pixels)
@@ -100,7 +99,7 @@ class VLM(nn.Module):
         """Encode the media (unless ``visual`` holds their tokens) and fuse them into the text.
 
         Raises:
-            PromptError: placeholders and media do not agree.
+            PromptError: placeholders and media do not match.
         """
         if visual is None and batch.pixels is not None and len(batch.pixels):
             visual = self.encode(batch.pixels, batch.frames)
@@ -111,11 +110,11 @@ class VLM(nn.Module):
         return inputs
 
     def forward(self, batch: Batch, *, return_logits: bool = False) -> Output:
-        """The loss of a batch as (sum, count).
+        """The loss of a batch, as (sum, count).
 
         Args:
             batch: see :class:`vlm.common.types.Batch`.
-            return_logits: also give float32 logits of every position (slow; for tests and ranking).
+            return_logits: also return float32 logits ``[b, L, vocab]`` (slow; for tests and ranking).
         """
         inputs = self.prepare(batch)
         keep = inputs.predicts()
@@ -129,9 +128,9 @@ class VLM(nn.Module):
             return Output(loss, len(targets), self.llm.head(hidden).float(), inputs.labels)
 
     def _unused(self, batch: Batch) -> Tensor | float:
-        """Zero, tied to the trainable visual parameters that a batch without media does not touch.
+        """Zero, as a function of the trainable visual parameters, which a text-only batch does not use.
 
-        Every process then has a gradient for every parameter, also one whose batch is text only.
+        Every process then has a gradient for every parameter, as data-parallel training requires.
         """
         if not torch.is_grad_enabled() or (batch.pixels is not None and len(batch.pixels)):
             return 0.0
@@ -141,7 +140,7 @@ class VLM(nn.Module):
 
 
 def _run(part: nn.Module, value: Any, tokens: Tensor) -> Features:
-    """``part(value)``, without recording gradients where neither ``tokens`` nor the part has any."""
+    """``part(value)``; gradients are recorded only if ``tokens`` or the part have any."""
     live = tokens.requires_grad or any(p.requires_grad for p in part.parameters())
     with contextlib.nullcontext() if live else torch.no_grad():
         return part(value)

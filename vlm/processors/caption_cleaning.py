@@ -1,4 +1,4 @@
-"""Text clean-up of corpora, by their published names."""
+"""Caption clean-up, by its published name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class BlipCaption:
 
     @dataclass
     class Config:
-        """Prefix and longest caption in words."""
+        """Prefix, and maximum number of words. Example: ``text_processor: {train: {name: blip_caption}}``"""
 
         prompt: str = ""
         max_words: int = 50

@@ -25,7 +25,7 @@ def collate(examples: Sequence[Example], pad_id: int) -> Batch:
 
 @dataclass(frozen=True)
 class VisualTokens:
-    """Positions that a medium takes in the LLM's sequence: ``per_medium + frames * per_frame``."""
+    """Positions of a medium in the LLM's sequence: ``per_medium + frames * per_frame``."""
 
     per_medium: int = 0
     per_frame: int = 1
@@ -37,12 +37,12 @@ class VisualTokens:
         return cls(count(1) - per_frame, per_frame)
 
     def fused_length(self, example: Example) -> int:
-        """Positions of an example in the LLM's sequence, its media included."""
+        """Positions of an example in the LLM's sequence, media included."""
         return len(example.ids) + sum(self.per_medium + len(m) * self.per_frame - 1 for m in example.media)
 
 
 def unify_dtypes(examples: Sequence[Example], normalize: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Where some media are uint8 levels and others finished floats, finish all of them."""
+    """Normalize all media if some are uint8 and others float."""
     if len({m.dtype for e in examples for m in e.media}) > 1:
         for example in examples:
             example.media = [normalize(m) for m in example.media]
@@ -102,7 +102,7 @@ def collate_rows(rows: Sequence[Sequence[Example]], pad_id: int) -> Batch:
 
 
 def _stack(media: list[torch.Tensor]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """``[n, f, 3, h, w]``, and how many frames each medium has where that differs."""
+    """``[n, f, 3, h, w]``, and the number of frames ``[n]`` of each medium if they differ."""
     if not media:
         return None, None
     shapes = {tuple(m.shape[1:]) for m in media}

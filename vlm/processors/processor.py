@@ -1,4 +1,4 @@
-"""Sample -> Example: the one place where template, tokenizer and image recipe meet.
+"""Sample -> Example: where template, tokenizer and image recipe meet.
 
 Training, chat, HTTP and evaluation all go through here.
 """
@@ -29,16 +29,19 @@ if TYPE_CHECKING:
 @register_text("default")
 @dataclass
 class TextConfig:
-    """Tokenizer and limits of the text side, by their published names."""
+    """Tokenizer and limits of the text side, by their published names.
 
-    max_txt_len: int = 32  # tokens from the first answer on; the rest is cut
+    Example: ``text: {max_txt_len: 160, keep_end: true}``
+    """
+
+    max_txt_len: int = 32  # tokens kept from the first answer on
     max_context_len: int = 3800  # positions before the first answer
     keep_end: bool = False  # a cut answer still ends with end_sym (the published code loses it)
     max_input_len: int = 0  # tokens kept of a prompt, the last ones, begin id and no image counted; 0: all
     max_turn_len: int = 0  # positions of a turn with its begin and end id; above 0 the two limits above do not apply
-    tokens_per_medium: int = 1  # what an image counts in max_context_len and max_turn_len
+    tokens_per_medium: int = 1  # positions that an image counts in max_context_len and max_turn_len
     tokenizer: str = ""  # folder of the tokenizer; empty: the LLM's
-    pad_token: str = "$$"  # existing piece or special token used for padding
+    pad_token: str = "$$"  # existing piece or special token for padding
     special_tokens: list[str] = field(default_factory=list)  # made special; new ones get the next ids, in order
     new_pad_token: str = ""  # pad token of a folder that names none, instead of pad_token
     bos_id: int | None = None  # forced, whatever the folder says
@@ -48,8 +51,10 @@ class TextConfig:
 class Processor:
     """Template, tokenizer and image recipe of one model; pickles into loader workers.
 
-    ``pad_id`` fills rows; ``media_id`` is the id of the special token that a medium stands for, where the template
-    has one (its place in ``Example.ids`` is a ``MEDIA_TOKEN`` all the same).
+    Attributes:
+        pad_id: id at padding.
+        media_id: id of the template's special token for a medium, or None (``Example.ids`` has ``MEDIA_TOKEN`` in
+            either case).
     """
 
     def __init__(
@@ -79,12 +84,12 @@ class Processor:
     def encode_train(self, sample: Sample, rng: random.Random, *, augment: bool = True) -> Example:
         """A training example: begin id, condition, answers; only answers (with their end) are targets.
 
-        What follows from the first answer on is cut to ``max_txt_len`` tokens, the condition to
-        ``max_context_len`` positions; or every turn to ``max_turn_len``. With ``augment`` media pass the training part
-        of their recipes, which draw from ``rng`` after the text; else they are taken as in chat.
+        From the first answer on ``max_txt_len`` tokens are kept, of the condition ``max_context_len`` positions; or of
+        every turn ``max_turn_len``. With ``augment`` the training part of the recipes applies, which draws from ``rng``
+        after the text; without, media are treated as in chat.
 
         Raises:
-            DataError: unreadable medium, or nothing to train; the message names the sample.
+            DataError: unreadable medium, or no supervised token; the message names the sample.
             PromptError: placeholders and media differ in number.
         """
         segments = self.template.train_segments(sample, rng)
@@ -108,7 +113,7 @@ class Processor:
         return self._prompt(self.template.chat_segments(messages))
 
     def encode_prompt(self, text: str, media: Sequence[Any] = ()) -> Example:
-        """A finished prompt text, taken as it is: one ``<ImageHere>`` per medium, the begin id in front.
+        """A finished prompt, used unchanged: one ``<ImageHere>`` per medium, after the begin id.
 
         Special tokens in it are read as such. ``media`` are ``Image``/``Video`` parts or what an image recipe reads.
 
@@ -124,7 +129,7 @@ class Processor:
         return [i for span in self._spans(self.template.answer_segments(text)) if span.supervised for i in span.ids]
 
     def as_uint8(self) -> Processor:
-        """A copy that gives images as uint8 levels (a quarter of the bytes), which ``image.normalize`` finishes."""
+        """A copy that returns images as uint8 (a quarter of the bytes); ``image.normalize`` completes them."""
         other = copy.copy(self)
         other.image = self.image.as_uint8()
         if isinstance(self.video, VideoRecipe):
@@ -133,7 +138,7 @@ class Processor:
 
     @property
     def stop_ids(self) -> list[list[int]]:
-        """Id sequences that end an answer: every stop string, as it is tokenised alone and after a letter."""
+        """Id sequences that end an answer: every stop string, tokenized alone and after a letter."""
         result: list[list[int]] = []
         for text in self.template.stop:
             for ids in (self.tokenizer.encode(text), self._after_letter(text)):
@@ -169,7 +174,7 @@ class Processor:
         return [*head, *keep_answers(spans[first:], cfg.max_txt_len, end)]
 
     def _spans(self, segments: Sequence[Segment]) -> list[Span]:
-        """Joined segments are tokenised as one text and cut where supervision changes."""
+        """Joined segments are tokenized as one text and split where supervision changes."""
         runs: list[list[Segment]] = []
         for segment in segments:
             if segment.joined and runs:
@@ -179,7 +184,7 @@ class Processor:
         return [span for run in runs for span in self._encode(run)]
 
     def _encode(self, run: Sequence[Segment]) -> list[Span]:
-        """Spans of segments that are one text; a medium in it is written as its special token first."""
+        """Spans of segments that form one text, in which a medium is written as its special token."""
         bos = run[0].bos
         if run[0].medium is not None and not run[0].text:
             return [Span([MEDIA_TOKEN], bos=bos)]
@@ -265,7 +270,7 @@ def build_processor(model_cfg: ModelConfig) -> Processor:
 
 
 def _check_placeholder(model_cfg: ModelConfig, processor: Processor) -> None:
-    """Raises ConfigError when the fusion embeds another token for a medium than the tokenizer has."""
+    """Raises ConfigError if the fusion and the tokenizer disagree about the token of a medium."""
     placeholder = model_cfg.fusion.get("image_token_id")
     if placeholder is not None and processor.media_id not in (None, placeholder):
         raise ConfigError(

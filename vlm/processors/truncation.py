@@ -62,7 +62,7 @@ def keep_first(
         limit: positions that stay.
         medium: positions that a medium counts.
         per_turn: count from every begin id, which takes a position itself; else over all spans.
-        error: makes the error for a medium that would be cut off, which must not happen unseen.
+        error: makes the error that is raised when a medium would be cut off.
     """
     kept, room = [], limit
     for span in spans:
@@ -85,8 +85,8 @@ def keep_answers(spans: Sequence[Span], limit: int, end: list[int] | None) -> li
     Args:
         spans: the first answer and all that follows it.
         limit: tokens that stay.
-        end: ids with which a cut answer still ends (its end id, where it has one, takes their place); None: a cut
-            answer has no end, as in published code.
+        end: ids that end a truncated answer which has no end id of its own; None: a truncated answer has no end,
+            as in published code.
     """
     kept, room = [], limit
     for span in spans:

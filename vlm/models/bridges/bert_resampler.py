@@ -15,25 +15,26 @@ from vlm.common.registry import register_bridge
 from vlm.common.types import Features
 
 STD = 0.02
-"""Of the initial matrices; the queries start at zero."""
+"""Standard deviation of the initial matrices; the queries start at zero."""
 PUBLISHED = {"layer_norm_eps": 1e-12, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
-"""What holds where neither the composition nor a file says otherwise."""
+"""Values that apply if neither the composition nor a file sets them."""
 
 
 @register_bridge("bert_resampler")
 class BertResampler(nn.Module):
     """``num_query_tokens`` queries through post-norm layers; keys and values come from ``[queries; image]``.
 
-    State-dict keys: ``query_tokens``, ``layers.<i>.*`` and the buffers ``pooler.*``, which published files carry and
-    nothing uses.
+    State-dict keys: ``query_tokens``, ``layers.<i>.*`` and the unused buffers ``pooler.*``, which published files hold.
     """
 
     @dataclass
     class Config:
         """Options of ``bridge: {name: bert_resampler}``.
 
-        Null means: as the published file of ``weights:`` says; without one, ``hidden_size`` is the width that comes
-        in, the norm and the dropout are as in ``PUBLISHED``, and the rest must be written out.
+        Null means: as in the file of ``weights:``. Without a file, ``hidden_size`` is the input width, norm and dropout
+        are those of ``PUBLISHED``, and the rest must be set.
+
+        Example: ``bridge: [{name: bert_resampler, num_query_tokens: 64}, {name: linear}]``
         """
 
         num_query_tokens: int | None = None
@@ -54,14 +55,14 @@ class BertResampler(nn.Module):
         unset = [name for name, value in vars(full).items() if value is None]
         if unset:
             raise ConfigError(
-                f"model.bridge bert_resampler: {', '.join(unset)} not set, and no file of model.weights says it",
-                fix="write them out, or give the folder of a published delta or merged model",
+                f"model.bridge bert_resampler: {', '.join(unset)} not set, and no file of model.weights has it",
+                fix="set them, or give the folder of a published delta or merged model",
             )
         size, heads = full.hidden_size, full.num_attention_heads
         if size != in_dim or in_dim % heads:
             raise ConfigError(
-                f"model.bridge bert_resampler: hidden_size {size} must be the width that comes in, {in_dim}, "
-                f"and divide by num_attention_heads, {heads}"
+                f"model.bridge bert_resampler: hidden_size {size} must be the input width, {in_dim}, "
+                f"and a multiple of num_attention_heads, {heads}"
             )
         self.config = config
         self.out_dim = in_dim
@@ -71,7 +72,7 @@ class BertResampler(nn.Module):
         nn.init.zeros_(self.query_tokens)
 
     def num_tokens(self, in_tokens: int) -> int:
-        """Tokens per frame that leave the bridge, whatever entered."""
+        """``num_query_tokens``, whatever enters."""
         return self.query_tokens.shape[1]
 
     def forward(self, features: Features) -> Features:
@@ -121,7 +122,7 @@ class Layer(nn.Module):
 
 
 class Pooler(nn.Module):
-    """Weights of a layer whose output nobody reads; kept so that files go in and out whole."""
+    """Weights of a layer whose output is not used; kept so that files are read and written completely."""
 
     weight: Tensor
     bias: Tensor

@@ -13,11 +13,11 @@ from vlm.common.types import Features
 
 @register_bridge("concat")
 class Concat(nn.Module):
-    """Joins ``group`` consecutive tokens in raster order into one wide token: patches of one row, not a square."""
+    """Joins ``group`` consecutive tokens in raster order (patches of one row, not a square) into one wide token."""
 
     @dataclass
     class Config:
-        """Options of ``bridge: {name: concat}``."""
+        """Options of ``bridge: {name: concat}``. Example: ``bridge: [{name: concat, group: 4}, {name: linear}]``"""
 
         group: int = 4
         drop_cls: bool = True
@@ -28,7 +28,7 @@ class Concat(nn.Module):
         self.out_dim = in_dim * config.group
 
     def num_tokens(self, in_tokens: int) -> int:
-        """Tokens per frame that leave the bridge.
+        """``(in_tokens - drop_cls) / group``.
 
         Raises:
             ConfigError: the tokens do not divide into groups.

@@ -22,9 +22,10 @@ class FramePositions(nn.Module):
     class Config:
         """Options of ``bridge: {name: frame_positions}``.
 
-        A single frame is an image and passes unchanged unless ``images`` gives it the first position.
-        ``other_counts`` says what happens to videos of another length than ``num_frames``: an error, the first
-        positions (for shorter videos), or positions interpolated along time.
+        A single frame is an image: unchanged, or with ``images`` given the first position. ``other_counts`` is for
+        videos with another number of frames: an error, the first positions (shorter videos), or interpolation.
+
+        Example: ``bridge: [{name: frame_positions, num_frames: 8}, {name: linear}]``
         """
 
         num_frames: int = 5
@@ -39,7 +40,7 @@ class FramePositions(nn.Module):
         nn.init.trunc_normal_(self.positions, std=0.02)
 
     def no_weight_decay(self) -> list[str]:
-        """The positions, as is usual."""
+        """``positions``."""
         return ["positions"]
 
     def num_tokens(self, in_tokens: int) -> int:
@@ -50,11 +51,11 @@ class FramePositions(nn.Module):
         """``[n, f, v, d]`` -> the same shape.
 
         Raises:
-            DataError: a video of another number of frames, where ``other_counts`` does not allow it.
+            DataError: a number of frames that ``other_counts`` does not allow.
         """
         frames = features.tokens.shape[1]
         if frames == 1 and not self.config.images:
-            # tied to the graph, so that every process has a gradient whatever its batch holds
+            # in the graph all the same: every process needs a gradient, whatever its batch holds
             unused = self.positions.sum() * 0 if self.positions.requires_grad else 0
             return Features(features.tokens + unused, features.mask)
         return Features(features.tokens + self._positions(frames)[:, None], features.mask)

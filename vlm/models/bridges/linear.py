@@ -12,11 +12,11 @@ from vlm.common.types import Features
 
 @register_bridge("linear")
 class Linear(nn.Module):
-    """``x W + b`` to ``out_dim``, the LLM's width when null. State-dict keys: ``proj.{weight,bias}``."""
+    """``x W + b`` of width ``out_dim`` (null: the LLM's). State-dict keys: ``proj.{weight,bias}``."""
 
     @dataclass
     class Config:
-        """Options of ``bridge: {name: linear}``."""
+        """Options of ``bridge: {name: linear}``. Example: ``bridge: [{name: linear, bias: false}]``"""
 
         out_dim: int | None = None
         bias: bool = True

@@ -16,7 +16,10 @@ class MLP(nn.Module):
 
     @dataclass
     class Config:
-        """Options of ``bridge: {name: mlp}``; ``hidden_dim`` and ``out_dim`` default to the LLM's width."""
+        """Options of ``bridge: {name: mlp}``; ``hidden_dim`` and ``out_dim`` null mean the LLM's width.
+
+        Example: ``bridge: [{name: mlp, depth: 2}]``
+        """
 
         depth: int = 2
         hidden_dim: int | None = None

@@ -63,9 +63,11 @@ class Perceiver(nn.Module):
     class Config:
         """Options of ``bridge: {name: perceiver}``; the defaults are those of the first open reproduction.
 
-        ``width`` is that of the latents and of what leaves: the encoder's or the LLM's (which, in the published model,
+        ``width`` is that of the latents and of the output: the encoder's or the LLM's (which, in the published model,
         needs ``latents_in_keys: false``). ``per_frame`` reads each frame on its own and keeps them apart.
-        With ``max_num_frames`` a learned vector is added to all tokens of a frame, that of an image included.
+        ``max_num_frames`` adds a learned vector to all tokens of each frame, also that of an image.
+
+        Example: ``bridge: [{name: perceiver, num_latents: 64, width: llm, latents_in_keys: false}]``
         """
 
         depth: int = 6
@@ -84,7 +86,7 @@ class Perceiver(nn.Module):
         self.out_dim = dim = in_dim if config.width == "vision" else llm_dim
         if config.latents_in_keys and dim != in_dim:
             raise ConfigError(
-                f"model.bridge perceiver: latents of width {dim} cannot stand among keys of width {in_dim}",
+                f"model.bridge perceiver: latents of width {dim} cannot be keys beside media of width {in_dim}",
                 fix="set latents_in_keys: false, or width: vision",
             )
         self.latents = nn.Parameter(torch.empty(config.num_latents, dim))
@@ -105,11 +107,11 @@ class Perceiver(nn.Module):
 
     @property
     def joins_frames(self) -> bool:
-        """Whether a video leaves as one frame."""
+        """Whether a video leaves as one frame (not with ``per_frame``)."""
         return not self.config.per_frame
 
     def num_tokens(self, in_tokens: int) -> int:
-        """Tokens that leave the bridge, per video or (``per_frame``) per frame, whatever entered."""
+        """``num_latents``, per video or (``per_frame``) per frame, whatever enters."""
         return self.config.num_latents
 
     def forward(self, features: Features) -> Features:

@@ -21,7 +21,10 @@ class QFormer(nn.Module):
 
     @dataclass
     class Config:
-        """Options of ``bridge: {name: qformer}``; the defaults are BLIP-2's."""
+        """Options of ``bridge: {name: qformer}``; the defaults are BLIP-2's.
+
+        Example: ``bridge: [{name: qformer}, {name: linear}]``
+        """
 
         num_query_tokens: int = 32
         hidden_size: int = 768
@@ -56,7 +59,7 @@ class QFormer(nn.Module):
         self.out_dim = config.hidden_size
 
     def num_tokens(self, in_tokens: int) -> int:
-        """Tokens per frame that leave the bridge, whatever entered."""
+        """``num_query_tokens``, whatever enters."""
         return self.config.num_query_tokens
 
     def forward(self, features: Features) -> Features:

@@ -1,4 +1,4 @@
-"""What a fusion hands to the LLM."""
+"""The fused sequence that the LLM reads."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class LLMInputs:
     inputs_embeds  ``[b, L, d]``
     segments       ``[b, L]`` 0 at padding, 1.. numbers the samples of a row
     position_ids   ``[b, L]`` restarting at every segment, 0 at padding
-    labels         ``[b, L]``, ``IGNORE_INDEX`` where nothing is trained
-    packed         True when some row holds more than one sample
-    inserts        what the inserts of the LLM read, or None
+    labels         ``[b, L]``, ``IGNORE_INDEX`` at unsupervised positions
+    packed         whether some row holds more than one sample
+    inserts        data for the inserts, or None
     """
 
     inputs_embeds: Tensor
@@ -42,17 +42,21 @@ class LLMInputs:
         return (same & causal)[:, None]
 
     def predicts(self) -> Tensor:
-        """``[b, L]`` bool: positions whose next position is supervised and belongs to the same sample."""
+        """``[b, L]`` bool: positions that predict a supervised token of their own sample."""
         keep = torch.zeros_like(self.labels, dtype=torch.bool)
         keep[:, :-1] = (self.labels[:, 1:] != IGNORE_INDEX) & (self.segments[:, 1:] == self.segments[:, :-1])
         return keep & (self.segments > 0)
 
     def targets(self, keep: Tensor) -> Tensor:
-        """``[t]`` the labels that the positions of ``keep`` (from :meth:`predicts`) have to predict."""
+        """``[t]`` labels that the positions ``keep`` (of :meth:`predicts`) must predict."""
         return self.labels[:, 1:][keep[:, :-1]]
 
     def left_padded(self) -> LLMInputs:
-        """The same rows with their padding moved to the left, as batched generation needs it (unpacked rows only)."""
+        """The same rows padded on the left, as batched generation needs them.
+
+        Raises:
+            ValueError: the rows are packed.
+        """
         if self.packed:
             raise ValueError("packed rows cannot be padded on the left")
         length = (self.segments > 0).sum(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Cross-attention: media stay outside the sequence; inserted layers look at them."""
+"""Cross-attention: media stay outside the sequence, and inserted layers attend to them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ class CrossAttention:
     class Config:
         """Options of ``fusion: {name: cross_attn}``.
 
-        ``image_token_id`` is the token that stands for an image or video in the text. Text attends to the next one
-        after it, or with ``attend_previous`` to the last one before it; ``placement_augmentation`` draws one of the
-        two for each pass that records gradients. ``immediate`` false lets it attend to all media up to that one.
+        ``image_token_id``: token that is embedded at a placeholder. Text attends to the next medium, or with
+        ``attend_previous`` to the last one before it; ``placement_augmentation`` draws one of the two for each
+        training pass. ``immediate: false`` lets text attend to all media up to that one.
         ``uniform_when_missing`` allows more placeholders than images (as the published code does); a token whose
-        image is missing then attends uniformly to the sample's other images. Otherwise that is an error.
+        image is missing then attends uniformly to the sample's other images. Otherwise an error.
+
+        Example: ``fusion: {name: cross_attn, image_token_id: 32001}``
         """
 
         image_token_id: int | None = None
@@ -45,8 +47,8 @@ class CrossAttention:
         if config.image_token_id is None or not 0 <= config.image_token_id < llm.vocab_size:
             raise ConfigError(
                 f"model.fusion.image_token_id is {config.image_token_id}, allowed: 0 to {llm.vocab_size - 1}",
-                fix="give the id of the token that stands for an image; "
-                "model.llm.vocab_size makes room for tokens that the LLM's folder lacks",
+                fix="give the id of the token for an image; "
+                "model.llm.vocab_size adds rows for tokens that the LLM's folder lacks",
             )
         self.config = config
         self.llm = llm
@@ -56,12 +58,12 @@ class CrossAttention:
 
         Args:
             batch: ids ``[b, s]`` with ``MEDIA_TOKEN`` at each medium.
-            visual: tokens ``[n, f, v, d]`` of any width; those of a medium's frames are looked at together.
+            visual: tokens ``[n, f, v, d]`` of any width; the frames of a medium are attended to together.
 
         Returns:
-            Sequences of the batch's own length, with what the inserts read: per position ``location`` (number of the
-            medium, -1 for none, above ``last`` for one that is missing) and ``first``, ``last`` (numbers of its
-            sample's media, ``last < first`` without media); shared ``media [n, k, d]`` and ``real [n, k]`` or None.
+            Sequences ``[b, s]`` with data for the inserts. Per position: ``location``, the index of the medium it
+            attends to (-1: none; above ``last``: a missing one), and ``first``, ``last``, the indices of its
+            sample's media (``last < first``: none). Shared: ``media [n, k, d]`` and ``real [n, k]`` or None.
 
         Raises:
             PromptError: placeholders and media do not agree, with both counts and the sample.
@@ -112,7 +114,7 @@ class CrossAttention:
 
 
 def _own_media(batch: Batch, placeholders: Tensor) -> tuple[Tensor, Tensor]:
-    """``[b, s]`` numbers in the batch of the first and the last medium of each position's sample (0 and -1: none)."""
+    """``[b, s]`` indices in the batch of the first and last medium of each position's sample (0 and -1: none)."""
     rows, most = len(placeholders), int(batch.segments.max()) + 1
     count = torch.zeros(rows, most, dtype=torch.long, device=placeholders.device)
     sample = batch.segments[batch.media_row, batch.media_pos]

@@ -1,4 +1,4 @@
-"""Which medium each position of a text looks at, for layers that cross-attend to media."""
+"""Which medium each position of a text attends to."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def locate(placeholders: Tensor, segments: Tensor, attend_previous: bool) -> Tensor:
-    """The medium that each position looks at.
+    """The medium that each position attends to.
 
     Args:
         placeholders: ``[b, s]`` bool, True at the placeholder of a medium.
@@ -30,13 +30,13 @@ def locate(placeholders: Tensor, segments: Tensor, attend_previous: bool) -> Ten
 
 
 def earlier(placeholders: Tensor, segments: Tensor) -> Tensor:
-    """``[b, s]`` how many placeholders stand in the row before the position's own sample."""
+    """``[b, s]`` number of placeholders in the row before the position's own sample."""
     count = placeholders.long().cumsum(1) - placeholders.long()
     return count.gather(1, borders(segments)[0])
 
 
 def borders(segments: Tensor) -> tuple[Tensor, Tensor]:
-    """First and last position ``[b, s]`` of each position's run of equal segment numbers."""
+    """First and last position ``[b, s]`` of the run of equal segment numbers around each position."""
     size = segments.shape[1]
     index = torch.arange(size, device=segments.device).expand_as(segments)
     change = segments[:, 1:] != segments[:, :-1]

@@ -20,7 +20,7 @@ class Splice:
 
     @dataclass
     class Config:
-        """Options of ``fusion: {name: splice}``: none."""
+        """No options. Example: ``fusion: splice``"""
 
     def __init__(self, config: Config, llm: Any) -> None:
         self.config = config
@@ -37,7 +37,7 @@ class Splice:
             Sequences ``[b, L]``, L being the longest fused row.
 
         Raises:
-            PromptError: placeholders and media do not agree, with both counts and the sample.
+            PromptError: the number of placeholders and of media differ; it names the sample and both counts.
         """
         check_placeholders(batch, visual)
         real = batch.segments > 0
@@ -69,7 +69,7 @@ class Splice:
 
 
 def _flatten(visual: Features) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Counts ``[n]``, real tokens ``[t, d]``, the medium of each ``[t]`` and its rank within the medium ``[t]``."""
+    """Tokens per medium ``[n]``, real tokens ``[t, d]``, and of each its medium and rank within it ``[t]``."""
     n, f, v, d = visual.tokens.shape
     tokens = visual.tokens.reshape(n * f * v, d)
     device = tokens.device
@@ -93,10 +93,10 @@ def restart_positions(segments: Tensor) -> Tensor:
 
 
 def check_placeholders(batch: Batch, visual: Features | None) -> None:
-    """Compare the placeholders of the text with the media of the batch.
+    """Check that every placeholder of the text has its medium.
 
     Raises:
-        PromptError: more placeholders than media or more media than placeholders, by sample.
+        PromptError: more placeholders than media or more media than placeholders; lists the samples.
     """
     placeholders = (batch.ids == MEDIA_TOKEN) & (batch.segments > 0)
     media = 0 if visual is None else len(visual.tokens)
@@ -113,7 +113,7 @@ def check_placeholders(batch: Batch, visual: Features | None) -> None:
         if w != h
     ]
     raise PromptError(
-        "placeholders and images do not agree: "
+        "placeholders and images do not match: "
         + ("; ".join(bad) or f"{int(want.sum())} placeholder(s), {media} image(s)"),
         fix="write one image placeholder (<ImageHere>) for each image, in the order of the images",
     )

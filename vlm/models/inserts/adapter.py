@@ -41,8 +41,10 @@ class Adapter(Insert):
     class Config:
         """Options of ``inserts: [{name: adapter}]``.
 
-        ``bottleneck`` null is half the LLM's width. With ``identity_start`` it changes nothing before training; the
-        published adapters start from small random weights.
+        ``every`` and ``first`` choose decoder layers. ``bottleneck`` null means half the LLM's width. With
+        ``identity_start`` the adapter is the identity before training; published ones start from random weights.
+
+        Example: ``inserts: [{name: adapter, every: 2, bottleneck: 256}]``
         """
 
         every: int = 2

@@ -1,4 +1,4 @@
-"""How modules get between the decoder layers of an LLM without becoming part of it."""
+"""Base of the modules between the decoder layers of an LLM, and the data that they read."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from vlm.models.layer_hooks import hooks_of
 
 @dataclass
 class InsertData:
-    """What a call of the LLM carries for its inserts beside the hidden states. Never changed in place.
+    """What a call of the LLM carries for its inserts besides the hidden states. Never changed in place.
 
     tokens    one value per position, each ``[b, L, ...]``; they move with the positions (padding, packing)
-    shared    values of the whole call, given as they are, e.g. visual tokens ``[n, k, d]``; ``tokens`` hold indices
-              into them, so that rows may be cut out or repeated
-    appended  per name in ``tokens``, the value of a position that generation appends; a name that is not here
-              repeats the row's last value
+    shared    values of the whole call, e.g. visual tokens ``[n, k, d]``; ``tokens`` hold indices into them, so that
+              rows can be selected or repeated
+    appended  name in ``tokens`` -> its value at a position that generation appends; default: the row's last value
     """
 
     tokens: dict[str, Tensor] = field(default_factory=dict)
@@ -29,7 +28,7 @@ class InsertData:
     appended: dict[str, Any] = field(default_factory=dict)
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> InsertData:
-        """The same with ``move`` applied to every tensor of ``tokens``."""
+        """A copy with ``move`` applied to every tensor of ``tokens``."""
         return InsertData({name: move(value) for name, value in self.tokens.items()}, self.shared, self.appended)
 
     def gather(self, index: Tensor) -> InsertData:
@@ -65,7 +64,7 @@ class Insert(nn.Module):
     """
 
     needs_data: ClassVar[bool] = False
-    """Whether it reads :class:`InsertData`; a call without media then leaves its parameters untouched."""
+    """Whether it reads :class:`InsertData`; a call without media then leaves its parameters unused."""
 
     reads: ClassVar[tuple[str, ...]] = ()
     """Names in ``InsertData.tokens`` that the fusion must provide (its class attribute ``provides``)."""
@@ -75,19 +74,19 @@ class Insert(nn.Module):
         self.layers = nn.ModuleDict()
 
     def before(self, module: Any, hidden: Tensor, data: InsertData | None) -> Tensor:
-        """Input of a decoder layer ``[b, s, d]`` (packed: ``[1, T, d]``) -> what the layer gets instead."""
+        """Input of a decoder layer ``[b, L, d]`` (packed: ``[1, T, d]``) -> its new input."""
         return hidden
 
     def after(self, module: Any, hidden: Tensor, data: InsertData | None) -> Tensor:
-        """Output of a decoder layer ``[b, s, d]`` (packed: ``[1, T, d]``) -> what goes on instead."""
+        """Output of a decoder layer ``[b, L, d]`` (packed: ``[1, T, d]``) -> its new output."""
         return hidden
 
     def checkpointable_modules(self) -> list[nn.Module]:
-        """None of its own: it is recomputed with the decoder layers it sits at."""
+        """None: an insert is recomputed together with its decoder layer."""
         return []
 
     def attach(self, llm: Any) -> None:
-        """Work at the decoder layers of ``llm`` (an ``HFCausalLM``), after the inserts attached earlier."""
+        """Hook into the decoder layers of ``llm`` (a ``LanguageModel``), after the inserts attached earlier."""
         layers = llm.layers()
         for key, module in self.layers.items():
             hooks_of(layers[int(key)]).inserts.append((self, module))
@@ -98,9 +97,9 @@ def layer_numbers(num_layers: int, every: int, first: int, where: str) -> range:
 
     Args:
         num_layers: decoder layers of the LLM.
-        every: distance.
-        first: the first one, from 0.
-        where: name of the part for messages.
+        every: distance between them.
+        first: index of the first one.
+        where: name of the part, for messages.
 
     Raises:
         ConfigError: no layer is chosen.

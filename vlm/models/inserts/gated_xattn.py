@@ -35,10 +35,10 @@ class MaskedCrossAttention(nn.Module):
             hidden: ``[b, s, d]``.
             media: ``[b, m, e]``, not normalised here.
             allowed: ``[b, s, m]`` bool; None allows all.
-            even: ``[b, s]`` bool, positions that attend to all allowed tokens with the same weight.
+            even: ``[b, s]`` bool; positions that attend to all allowed tokens uniformly, or None.
 
         Returns:
-            ``[b, s, d]``; zero where nothing is allowed.
+            ``[b, s, d]``; zero at positions that may attend to nothing.
         """
         query = self.to_q(self.norm(hidden))
         if even is not None:
@@ -67,10 +67,10 @@ class GatedBlock(nn.Module):
         self.ff = feed_forward(width, ff_mult)
         self.ff_gate = nn.Parameter(torch.zeros(1))
 
-    def forward(self, hidden: Tensor, looked: CrossAttentionInputs | None) -> Tensor:
-        """``[b, s, d]`` -> ``[b, s, d]``; ``looked`` None means that no position looks at any medium."""
-        if looked is not None:
-            update = self.attn(hidden, looked.media, looked.allowed, looked.even)
+    def forward(self, hidden: Tensor, inputs: CrossAttentionInputs | None) -> Tensor:
+        """``[b, s, d]`` -> ``[b, s, d]``; ``inputs`` None: no position attends to a medium."""
+        if inputs is not None:
+            update = self.attn(hidden, inputs.media, inputs.allowed, inputs.even)
             hidden = hidden + (update * self.attn_gate.tanh()).to(hidden.dtype)
         return hidden + (self.ff(hidden) * self.ff_gate.tanh()).to(hidden.dtype)
 
@@ -93,7 +93,10 @@ class GatedCrossAttention(Insert):
 
     @dataclass
     class Config:
-        """Options of ``inserts: [{name: gated_xattn}]``; ``first`` null is the ``every``-th layer."""
+        """Options of ``inserts: [{name: gated_xattn}]``; ``first`` null means layer ``every - 1``.
+
+        Example: ``inserts: [{name: gated_xattn, every: 4}]``
+        """
 
         every: int = 4
         first: int | None = None
@@ -109,7 +112,7 @@ class GatedCrossAttention(Insert):
         super().__init__()
         self.config = config
         if visual_dim is None:
-            raise ConfigError("model.inserts gated_xattn looks at media, but model.vision is null")
+            raise ConfigError("model.inserts gated_xattn attends to media, but model.vision is null")
         first = config.every - 1 if config.first is None else config.first
         for number in layer_numbers(num_layers, config.every, first, "gated_xattn"):
             self.layers[str(number)] = GatedBlock(llm_dim, visual_dim, config.dim_head, config.heads, config.ff_mult)
@@ -117,14 +120,14 @@ class GatedCrossAttention(Insert):
             inject_lora(self.layers, config.lora)
 
     def before(self, module: Any, hidden: Tensor, data: InsertData | None) -> Tensor:
-        """The block's output at positions of samples with media; the others as they are."""
+        """The block's output for samples with media; ``hidden`` unchanged for the others."""
         if data is None or data.shared["media"] is None:
             return hidden
-        looked = media_mask(data)
+        inputs = media_mask(data)
         if data.shared["all"]:
-            return module(hidden, looked)
+            return module(hidden, inputs)
         active = data.tokens["last"] >= data.tokens["first"]
-        return torch.where(active[..., None], module(hidden, looked), hidden)
+        return torch.where(active[..., None], module(hidden, inputs), hidden)
 
 
 def media_mask(data: InsertData) -> CrossAttentionInputs | None:

@@ -18,12 +18,12 @@ from vlm.models.lora import LoraOptions, inject_lora
 from vlm.models.loss import head_loss
 
 FOLDERS = ("text_encoder",)
-"""Where a model saved in parts keeps its language model."""
+"""Subfolders in which a model saved in parts keeps its language model."""
 
 
 @register_llm("hf")
 class HFCausalLM(nn.Module):
-    """A causal LM whose logits are computed only where something is trained.
+    """A causal LM that computes logits only at supervised positions.
 
     State-dict keys: ``model.*``, Hugging Face's own names.
     """
@@ -32,11 +32,13 @@ class HFCausalLM(nn.Module):
     class Config:
         """Options of ``llm: {name: hf}``.
 
-        ``path`` is a folder with config.json (or one with the language model in ``text_encoder/``); ``config`` writes
-        its content out instead (model_type and sizes). ``vocab_size`` rows of embeddings and head, untied, replace
-        what the configuration says: a larger number makes room for added tokens, whose rows are random or, with
+        ``path`` is a folder with config.json (or with the language model in ``text_encoder/``); ``config`` writes
+        its content out instead (model_type and sizes). ``vocab_size`` overrides the rows of embeddings and head, and
+        unties them: a larger number makes room for added tokens, whose rows are random or, with
         ``new_rows: mean``, the mean over the file's (a published rule for a pad token). ``banned_ids`` are never
-        generated, such as added tokens whose row of the head no file holds (that row is zero then).
+        generated, such as added tokens whose row of the head is in no file (that row is zero then).
+
+        Example: ``llm: {name: hf, path: /models/llama-2-7b, dtype: bf16}``
         """
 
         path: str | None = None
@@ -95,10 +97,10 @@ class HFCausalLM(nn.Module):
 
         Args:
             inputs: the fused sequence ``[b, L, d]``.
-            keep: ``[b, L]`` bool; positions wanted.
+            keep: ``[b, L]`` bool, positions to return; None: all.
 
         Returns:
-            Hidden states after the final norm: ``[b, L, d]``, or ``[t, d]`` of the positions wanted.
+            Hidden states after the final norm: ``[b, L, d]``, or ``[t, d]`` at ``keep``.
         """
         longest = inputs.segments.shape[1]
         if keep is not None and self.config.packing and can_pack(self.model, longest):
@@ -116,7 +118,7 @@ class HFCausalLM(nn.Module):
         return hidden if keep is None else hidden[keep]
 
     def _packed(self, inputs: LLMInputs, keep: Tensor) -> Tensor:
-        """``[t, d]`` at the positions of ``keep``, with no work on padding and little where nothing is wanted."""
+        """``[t, d]`` at ``keep``: nothing is computed at padding, and no last MLP elsewhere."""
         index, layout = pack(inputs.segments, inputs.position_ids)
         rows = keep.flatten()[index].nonzero()[:, 0]
         layout.keep = rows

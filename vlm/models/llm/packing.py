@@ -1,8 +1,8 @@
 """Running a decoder over real tokens only.
 
-A padded batch ``[b, L]`` is laid out as one row ``[1, T]`` of its T real tokens. Every layer but attention works
-token by token and does not notice; attention gathers the row into ``[samples, longest]``, runs plain causal
-attention (padding on the right needs no mask) and puts the result back.
+A padded batch ``[b, L]`` becomes one row ``[1, T]`` of its T real tokens. All layers but attention work token by token
+and need no change; attention gathers the row into ``[samples, longest]``, runs plain causal attention (padding on the
+right needs no mask) and scatters the result back.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ ATTENTION = "vlm_sdpa"
 
 @dataclass
 class Layout:
-    """Where the tokens of the row belong.
+    """Positions of the tokens of a packed row.
 
-    gather   ``[samples * longest]`` token of the row for each place (0 at padding)
+    gather   ``[samples * longest]`` index in the row of the token at each place (0 at padding)
     scatter  ``[T]`` place of each token
     samples  number of samples
-    keep     ``[t]`` tokens whose hidden states are wanted; None means all
+    keep     ``[t]`` tokens whose hidden states are read; None: all
     """
 
     gather: Tensor
@@ -72,7 +72,7 @@ def attention(
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
     kwargs["is_causal"] = True
-    # short bfloat16 rows are slower than float32 ones on a CPU
+    # on a CPU, short rows are slower in bfloat16 than in float32
     dtype = torch.float32 if query.device.type == "cpu" else query.dtype
     with torch.autocast(
         query.device.type, enabled=dtype is query.dtype and torch.is_autocast_enabled(query.device.type)

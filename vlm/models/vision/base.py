@@ -1,4 +1,4 @@
-"""What the vision encoders share."""
+"""Helpers of the vision encoders."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from vlm.common.errors import ConfigError
 
 
 class Float32LayerNorm(nn.LayerNorm):
-    """LayerNorm computed in float32 whatever comes in; gives back the input's dtype."""
+    """LayerNorm computed in float32; returns the dtype of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last dimension of ``x [..., d]``."""
+        """Normalize the last dimension of ``x [..., d]``."""
         with torch.autocast(x.device.type, enabled=False):
             weight, bias = self.weight.float(), self.bias.float()
             return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)

@@ -18,7 +18,7 @@ from vlm.models.lora import LoraOptions, inject_lora
 from vlm.models.vision.base import check_pixels
 
 FOLDERS = ("vision_encoder", "image_encoder", "image_encoer")
-"""Where a model saved in parts keeps its vision tower, the misspelt name of a published guide included."""
+"""Subfolders in which a model saved in parts keeps its vision tower; one is misspelt in a published guide."""
 
 
 @register_vision("clip")
@@ -31,8 +31,9 @@ class Clip(nn.Module):
 
         ``path`` is a folder with config.json (of a whole CLIP, of its vision tower, or of a model saved in parts);
         ``config`` writes the sizes out instead. ``layer`` counts blocks from the end: -1 is the last, -2 the one
-        before; later blocks do not exist. ``post_layernorm`` puts the final norm on every token, class token
-        included.
+        before; later blocks are not built. ``post_layernorm`` applies the final norm to every token.
+
+        Example: ``vision: {name: clip, path: /models/clip-vit-large-patch14, layer: -2}``
         """
 
         path: str | None = None
@@ -115,10 +116,10 @@ def read_sizes(config: Clip.Config) -> dict[str, Any]:
 
 
 def read_vision_config(folder: Path) -> dict[str, Any]:
-    """The vision part of a folder's config.json, which is of a whole CLIP or of a vision tower.
+    """The vision section of a folder's config.json, of a whole CLIP or of a vision tower.
 
     Raises:
-        WeightsError: no such file, or it is of another kind of model.
+        WeightsError: no such file, or it describes another kind of model.
     """
     file = folder / "config.json"
     if not file.is_file():
@@ -133,6 +134,6 @@ def read_vision_config(folder: Path) -> dict[str, Any]:
     sizes = declared.get("vision_config", declared) if isinstance(declared, dict) else {}
     if not isinstance(sizes, dict) or "patch_size" not in sizes or "clip" not in str(declared.get("model_type")):
         raise WeightsError(
-            f"{file}: model_type {declared.get('model_type') if isinstance(declared, dict) else None!r} is no CLIP"
+            f"{file}: model_type {declared.get('model_type') if isinstance(declared, dict) else None!r} is not a CLIP"
         )
     return dict(sizes)

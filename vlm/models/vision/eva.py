@@ -17,14 +17,17 @@ from vlm.models.vision.base import Float32LayerNorm, check_pixels
 
 @register_vision("eva_vit")
 class EvaViT(nn.Module):
-    """Pre-norm ViT with learned absolute positions and a zero key bias; gives all tokens of its last block.
+    """Pre-norm ViT with learned absolute positions and a zero key bias; returns all tokens of its last block.
 
     State-dict keys: ``vit.*`` (the published names) and ``ln_vision.{weight,bias}``.
     """
 
     @dataclass
     class Config:
-        """Options of ``vision: {name: eva_vit}``; the defaults are EVA-ViT-g at 224 pixels."""
+        """Options of ``vision: {name: eva_vit}``; the defaults are EVA-ViT-g at 224 pixels.
+
+        Example: ``vision: {name: eva_vit, image_size: 448, precision: bf16}``
+        """
 
         image_size: int = 224
         patch_size: int = 14

@@ -1,4 +1,4 @@
-"""Any vision transformer of timm."""
+"""Vision transformers of timm."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from vlm.models.vision.base import check_pixels
 
 @register_vision("timm")
 class TimmVision(nn.Module):
-    """``forward_features`` of a timm model that gives tokens ``[n, v, d]``. State-dict keys: ``model.*``."""
+    """A timm model whose ``forward_features`` returns tokens ``[n, v, d]``. State-dict keys: ``model.*``."""
 
     @dataclass
     class Config:
         """Options of ``vision: {name: timm}``; ``options`` goes to ``timm.create_model``.
 
         ``image_size`` null means the model's own; ``keep_prefix`` keeps class and register tokens.
+
+        Example: ``vision: {name: timm, model: vit_small_patch16_224, image_size: 336}``
         """
 
         model: str = "vit_base_patch16_224"

@@ -36,14 +36,14 @@ class Opened:
     """
 
     def __init__(self, source: Any, name: str, max_pixels: int) -> None:
-        """Raises DataError: missing, empty, of no known format, too large, corrupt."""
+        """Raises DataError: missing, empty, of an unknown format, too large or corrupt."""
         self.label = name or (str(source) if isinstance(source, str | os.PathLike) else type(source).__name__)
         self._data, self._image = _open(source, self.label, max_pixels)
         width, height = self._image.size
         if width * height > max_pixels or not width * height:
             raise _too_large(self.label, f"{width} x {height} pixels", max_pixels)
         if self._image.format != "JPEG":
-            self._load()  # a PNG may say only after its pixels that it is to be turned
+            self._load()  # the orientation of a PNG may follow its pixels
         self.size = (height, width) if self._orientation() > 4 else (width, height)
 
     def exact(self) -> PILImage.Image:
@@ -65,7 +65,7 @@ class Opened:
     def reduced(self, factor: int) -> np.ndarray:
         """RGB uint8 ``[h, w, 3]``, upright, 1/1, 1/2, 1/4 or 1/8 of the size where that saves decoding.
 
-        Only a whole JPEG in grey or YCbCr is reduced; anything else comes as :meth:`exact` gives it, with its errors.
+        Only a complete JPEG in grey or YCbCr is reduced; anything else is decoded by :meth:`exact`, with its errors.
         """
         import numpy as np
 
@@ -77,7 +77,7 @@ class Opened:
     def _orientation(self) -> int:
         try:
             return int(self._image.getexif().get(0x0112, 1))
-        except _BROKEN:  # of an EXIF block; the pixels may still be good
+        except _BROKEN:  # a damaged EXIF block; the pixels may be intact
             return 1
 
 
@@ -113,7 +113,7 @@ def read_frames(path: str | os.PathLike[str], label: str) -> str | list[str]:
     """What a ``.json`` file of media holds: one base64 image, or the list of a video's base64 frames.
 
     Raises:
-        DataError: unreadable, no JSON, or something else in it.
+        DataError: unreadable, not JSON, or JSON of another form.
     """
     try:
         result = json.loads(_read(path, label))
@@ -135,7 +135,7 @@ def _open(source: Any, label: str, max_pixels: int) -> tuple[bytes | None, PILIm
     data = _encoded(source, label)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the cap refuses it, with a message
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below, with our own message
             return data, Image.open(io.BytesIO(data))
     except UnidentifiedImageError as error:
         if data.startswith(_KNOWN):
@@ -160,7 +160,7 @@ def _encoded(source: Any, label: str) -> bytes:
 def _jpeg(data: bytes, factor: int) -> np.ndarray | None:
     """OpenCV's decoding of a JPEG that has its end marker; None where OpenCV or the end is missing.
 
-    OpenCV returns what it could decode of a damaged file, so a truncated one is left to PIL, which refuses it.
+    OpenCV returns the intact part of a damaged file, so truncated ones are left to PIL, which refuses them.
     """
     import cv2
     import numpy as np
@@ -168,7 +168,7 @@ def _jpeg(data: bytes, factor: int) -> np.ndarray | None:
     if b"\xff\xd9" not in data[-64:]:
         return None
     flags = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4}
-    cv2.setNumThreads(0)  # its thread pool does not survive the fork of a loader worker
+    cv2.setNumThreads(0)  # its thread pool does not survive a fork
     result = cv2.imdecode(np.frombuffer(data, np.uint8), flags.get(factor, cv2.IMREAD_REDUCED_COLOR_8))
     return None if result is None else cv2.cvtColor(result, cv2.COLOR_BGR2RGB)
 
@@ -178,7 +178,7 @@ _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, st
 
 
 _KNOWN = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"II*\x00", b"MM\x00*", b"BM")
-"""First bytes of formats that PIL reads; OpenCV would return what is left of such a file when it is damaged."""
+"""First bytes of formats that PIL reads; OpenCV would return the intact part of such a file if it is damaged."""
 
 
 def _read(source: Any, label: str) -> bytes:
@@ -199,7 +199,7 @@ def _read(source: Any, label: str) -> bytes:
 
 
 def _to_rgb(image: PILImage.Image) -> PILImage.Image:
-    """RGB without losing brightness: 16-bit and float greys are scaled to 8 bits, which PIL would clip."""
+    """RGB of the same brightness: 16-bit and float greys are scaled to 8 bits, which PIL would clip."""
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I") or image.mode == "F":
@@ -232,9 +232,9 @@ def _from_array(array: Any, label: str) -> PILImage.Image:
 
 
 def _opencv(data: bytes, label: str) -> PILImage.Image:
-    """Second opinion for formats PIL does not know.
+    """Decode formats that PIL does not know.
 
-    It is not the first decoder because it accepts damaged files and returns what it could decode.
+    OpenCV is not tried first because it accepts damaged files.
     """
     import cv2
     import numpy as np

@@ -1,4 +1,4 @@
-"""The geometry of an image recipe: which part of an image, resized to what, cut where. Numbers only."""
+"""The geometry of an image recipe: crop, padding and size, as numbers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps in order: cut ``box``, put on a square of side ``pad``, resize to ``size``, cut at ``corner``, mirror.
+    """Steps in order: crop to ``box``, pad to a square, resize to ``size``, crop at ``corner``, mirror.
 
-    box     left, top, right, bottom in the image, or None for all of it
-    pad     side of the square, 0 for none
+    box     left, top, right, bottom in the image; None: the whole image
+    pad     side of the padded square; 0: none
     size    width and height after resizing
     corner  left, top of the final square in the resized image, or None
     """
@@ -28,7 +28,7 @@ class Plan:
     flip: bool = False
 
     def reduction(self, size: Size) -> int:
-        """The largest of 8, 4, 2, 1 by which an image of ``size`` may shrink before it is below the wanted size."""
+        """The largest of 8, 4, 2, 1 by which an image of ``size`` can shrink and still be at least the final size."""
         width, height = size if self.box is None else (self.box[2] - self.box[0], self.box[3] - self.box[1])
         if self.pad:
             width = height = self.pad
@@ -45,10 +45,10 @@ class Plan:
 
 
 def centre(size: Size, side: int, odd: Literal["round", "floor"]) -> Plan:
-    """Shorter side to ``side``, then the middle square.
+    """Resize the shorter side to ``side``, then crop the central square.
 
-    The longer side is rounded down. Where the margin is odd, torchvision rounds its half to the even neighbour
-    (``odd="round"``) and transformers rounds it down (``"floor"``).
+    The longer side is rounded down. Half of an odd margin is rounded to even by torchvision (``odd="round"``) and
+    down by transformers (``"floor"``).
     """
     short, long = min(size), max(size)
     stretched = int(side * long / short)
@@ -60,9 +60,9 @@ def centre(size: Size, side: int, odd: Literal["round", "floor"]) -> Plan:
 def plan_crop(
     size: Size, scale: tuple[float, float], ratio: tuple[float, float], rng: random.Random
 ) -> tuple[int, int, int, int]:
-    """A random box with a share of the area in ``scale`` and width / height in ``ratio`` (log-uniform).
+    """A random box: its share of the area is in ``scale``, its width / height in ``ratio`` (log-uniform).
 
-    After ten boxes that do not fit: the largest middle box with an allowed ratio, as in torchvision.
+    After ten attempts that do not fit: the largest central box of an allowed ratio, as in torchvision.
     """
     width, height = size
     for _ in range(10):

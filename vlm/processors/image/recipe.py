@@ -1,9 +1,9 @@
 """Images -> ``[3, h, w]`` float32 tensors.
 
-With ``decode: exact`` the evaluation transform is bit-equal to the published ones, which go through PIL: torchvision's
+With ``decode: exact`` the evaluation transform is bit-equal to the published ones, which use PIL: torchvision's
 ``Resize (-> CenterCrop) -> ToTensor -> Normalize`` and transformers' ``CLIPImageProcessor``.
 
-``decode: fast`` lets OpenCV decode a JPEG to the smallest of 1/1, 1/2, 1/4, 1/8 that is not below the wanted size and
+``decode: fast`` lets OpenCV decode a JPEG at the smallest of 1/1, 1/2, 1/4, 1/8 that is at least the final size, and
 torch resize it (antialiased, in integers). Per image to 224 on one core (``benchmarks/image_decode.py``):
 
 ============  =========  ========  =============================
@@ -40,16 +40,16 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 class ImageRecipe:
     """What happens to an image between the file and the vision encoder; pickles into loader workers.
 
-    One object holds both sides: the evaluation transform, which chat uses too, and the optional ``train`` part.
+    One object holds the evaluation transform, which chat uses too, and the optional ``train`` part.
     """
 
     @dataclass
     class Train:
-        """Training only: a random part of the image, resized to the square, and a random mirror image."""
+        """Training only: a random crop, resized to the square, and a random horizontal flip."""
 
         scale: tuple[float, float] = (0.9, 1.0)  # share of the area that is kept
         ratio: tuple[float, float] = (0.75, 4 / 3)  # width / height of the part
-        flip: float = 0.0  # probability; keep it 0 where texts say left and right
+        flip: float = 0.0  # probability; keep it 0 if texts say left and right
 
         def __post_init__(self) -> None:
             self.scale, self.ratio = tuple(self.scale), tuple(self.ratio)  # type: ignore[assignment]
@@ -60,7 +60,10 @@ class ImageRecipe:
 
     @dataclass
     class Config:
-        """Size in pixels (square); mean and deviation per channel on the [0, 1] scale."""
+        """Size in pixels (square); mean and standard deviation per channel, for levels in [0, 1].
+
+        Example: ``image: {size: 448, resize: pad, train: {scale: [0.5, 1.0]}}``
+        """
 
         size: int = 224
         mean: Sequence[float] = CLIP_MEAN
@@ -68,7 +71,7 @@ class ImageRecipe:
         interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
         max_pixels: int = PIXEL_CAP
         resize: Literal["stretch", "shorter", "pad"] = "stretch"  # shorter: shorter side to size, then the centre
-        crop_rounding: Literal["round", "floor"] = "round"  # where the centre starts: torchvision's rule, transformers'
+        crop_rounding: Literal["round", "floor"] = "round"  # of the centre: as torchvision or as transformers
         pad_color: Sequence[int] | None = None  # RGB of the border that makes a square; None: the mean
         train: ImageRecipe.Train | None = None  # None: training uses the evaluation transform
         decode: Literal["exact", "fast"] = "exact"
@@ -95,10 +98,10 @@ class ImageRecipe:
 
         Args:
             source: path, encoded bytes, ``PIL.Image``, uint8 array ``[h, w]`` or ``[h, w, 3|4]``, or a
-                float tensor ``[3, size, size]`` that went through a recipe before (returned as it is); a tuple of
-                these is shown side by side as one image (see :func:`joined`).
+                float tensor ``[3, size, size]`` that a recipe returned before (passed through); a tuple of these
+                is shown side by side as one image (see :func:`joined`).
             name: what to call the image in an error when ``source`` is not a path.
-            rng: draws the crop and the flip of the ``train`` part; None asks for the evaluation transform.
+            rng: draws the crop and the flip of the ``train`` part; None: the evaluation transform.
 
         Returns:
             ``[3, size, size]`` float32.
@@ -127,13 +130,13 @@ class ImageRecipe:
         return levels if self._levels else self.normalize(levels)
 
     def as_uint8(self) -> ImageRecipe:
-        """A copy that gives uint8, for the way from a loader worker, which :meth:`normalised` finishes."""
+        """A copy that returns uint8, to be sent by a loader worker; :meth:`normalize` completes it."""
         other = copy.copy(self)
         other._levels = True
         return other
 
     def normalize(self, levels: torch.Tensor, pin_memory: bool = False) -> torch.Tensor:
-        """uint8 levels ``[..., 3, h, w]`` -> float32; anything else is returned as it is."""
+        """uint8 levels ``[..., 3, h, w]`` -> float32; other dtypes are returned unchanged."""
         import torch
 
         if levels.dtype != torch.uint8:
@@ -142,12 +145,12 @@ class ImageRecipe:
         std = torch.tensor(list(self.config.std), dtype=torch.float32)[:, None, None]
         out = torch.empty(levels.shape, dtype=torch.float32, pin_memory=pin_memory)
         images = zip(out.view(-1, *levels.shape[-3:]), levels.reshape(-1, *levels.shape[-3:]), strict=True)
-        for there, image in images:  # one by one: it stays in the processor's cache
+        for there, image in images:  # one by one, so that an image stays in the CPU's cache
             there.copy_(image).div_(255).sub_(mean).div_(std)
         return out
 
     def _plan(self, size: tuple[int, int], rng: random.Random | None) -> Plan:
-        """What to cut and how far to resize, for an upright image of ``size`` (width, height)."""
+        """The steps for an upright image of ``size`` (width, height)."""
         side, train = self.config.size, self.config.train
         if rng is not None and train is not None:
             box = plan_crop(size, train.scale, train.ratio, rng)
@@ -176,7 +179,7 @@ class ImageRecipe:
         return pixels[:, ::-1] if plan.flip else pixels
 
     def _fast(self, pixels: np.ndarray, plan: Plan) -> np.ndarray:
-        """The same on an array, resized by torch; a level of 256 off where PIL rounds the other way."""
+        """The same for an array, resized by torch; up to one level of 256 off where PIL rounds differently."""
         import numpy as np
         import torch
         from PIL import Image
@@ -215,7 +218,7 @@ class Blip2ImageEval(ImageRecipe):
 
 
 def joined(images: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Images ``[3, size, size]`` side by side, made as narrow as one by leaving columns out (nearest neighbour).
+    """Images ``[3, size, size]`` side by side, squeezed to the width of one by dropping columns (nearest).
 
     The published Multimodal-GPT shows the two photographs of NLVR2 so.
     """

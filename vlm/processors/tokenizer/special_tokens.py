@@ -1,8 +1,8 @@
 """Special tokens of a tokenizer folder, read by the rules of the slow tokenizer of 2023.
 
-A special token written as a plain string takes the blanks on both of its sides; one written as an
-AddedToken mapping follows its ``lstrip`` and ``rstrip``, also where another role names it as a string; begin,
-end and unknown token named only in ``tokenizer_config.json`` take none.
+A special token given as a plain string absorbs the blanks on both sides; one given as an AddedToken mapping follows
+its ``lstrip`` and ``rstrip``, even if another role names it as a string; begin, end and unknown token named only in
+``tokenizer_config.json`` absorb none.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ROLES = ("bos", "eos", "unk", "pad")
 
 @dataclass(frozen=True)
 class Special:
-    """One special token: its id, the sides on which it takes blanks, whether decoding leaves it out."""
+    """One special token: its id, the sides on which it absorbs blanks, and whether decoding omits it."""
 
     id: int
     lstrip: bool = True
@@ -44,13 +44,13 @@ class SpecialTokens:
         self.by_text[text] = Special(following if known is None else known)
 
     def force(self, role: str, index: int, text: str) -> None:
-        """Set the id of ``role``; its string counts as a plain one from now on, as in the published code."""
+        """Set the id of ``role``; its string then counts as a plain one, as in the published code."""
         self.roles[role] = index
         self.by_text[text] = Special(index)
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The mapping in ``file``, empty without one.
+    """The mapping in ``file``, empty if there is no file.
 
     Raises:
         WeightsError: not JSON.
@@ -71,7 +71,7 @@ def read_special_tokens(
     Args:
         folder: holds ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json``, or some of them.
         size: pieces of the vocabulary itself.
-        defaults: role -> id of the vocabulary, used where the files name nothing (or an empty string).
+        defaults: role -> id of the vocabulary, used if the files name nothing (or an empty string).
         id_of: piece -> id in the vocabulary, or None.
     """
     config, named = read_json(folder / "tokenizer_config.json"), read_json(folder / "special_tokens_map.json")
@@ -99,13 +99,13 @@ def read_special_tokens(
 
 
 def _id(tokens: SpecialTokens, text: str, id_of: Callable[[str], int | None], size: int) -> int:
-    """The piece's id, or the next free one (the published loader adds what is named but missing)."""
+    """The piece's id, or the next free one (the published loader adds missing tokens)."""
     result = id_of(text)
     return max([size, *(t.id + 1 for t in tokens.by_text.values())]) if result is None else result
 
 
 def _entry(config: dict[str, Any], named: dict[str, Any], key: str) -> tuple[str, Any]:
-    """String of a role and how it is written; a string of ``tokenizer_config.json`` counts as one without strips."""
+    """String of a role and its entry; a string in ``tokenizer_config.json`` counts as an entry without strips."""
     if named.get(key):
         return _content(named[key]), named[key]
     text = _content(config.get(key)) if key not in named else ""
@@ -118,7 +118,7 @@ def _content(token: Any) -> str:
 
 
 def _strips(entry: Any) -> tuple[bool, bool]:
-    """Whether a token takes blanks on its left and right."""
+    """Whether a token absorbs blanks on its left and right."""
     if isinstance(entry, dict):
         return bool(entry.get("lstrip", False)), bool(entry.get("rstrip", False))
     return True, True

@@ -2,10 +2,10 @@
 
 One class with two backends, chosen by what the folder contains:
 
-* ``tokenizer.model``: sentencepiece, encoded as the slow LLaMA tokenizer of 2023 did. The text is
-  cut at special strings (``<s>``, ``</s>``, ``<unk>`` and the folder's added tokens) and every plain
+* ``tokenizer.model``: sentencepiece, encoded like the slow LLaMA tokenizer of 2023. The text is
+  split at special strings (``<s>``, ``</s>``, ``<unk>`` and the folder's added tokens) and every plain
   chunk is encoded alone, so each chunk begins with its own dummy space.
-* ``tokenizer.json`` only: the ``tokenizers`` package, as the file says.
+* ``tokenizer.json`` only: the ``tokenizers`` package.
 
 Special tokens are read by :mod:`vlm.processors.tokenizer.special_tokens`.
 """
@@ -22,7 +22,7 @@ from vlm.common.errors import WeightsError
 from vlm.processors.tokenizer.special_tokens import Special, SpecialTokens, read_special_tokens
 
 Ranges = Sequence[tuple[int, int]]
-"""Stretches ``[start, end)`` of a text."""
+"""Ranges ``[start, end)`` of a text."""
 
 
 class _Backend(Protocol):
@@ -96,7 +96,7 @@ class _Fast:
         self.defaults: dict[str, int] = {}
 
     def add(self, tokens: dict[str, Special]) -> None:
-        """Make strings special that the file does not know."""
+        """Add special strings that the file does not have."""
         from tokenizers import AddedToken
 
         new = [AddedToken(t, lstrip=s.lstrip, rstrip=s.rstrip, normalized=False) for t, s in tokens.items()]
@@ -130,7 +130,9 @@ class _Fast:
 
 
 class Tokenizer:
-    """One LLM's tokenizer. Make it with :meth:`from_folder`; pickles into loader workers.
+    """The tokenizer of an LLM, made with :meth:`from_folder`; pickles into loader workers.
+
+    Example: ``Tokenizer.from_folder("/models/llama-2-7b").encode("a red boat")``
 
     Attributes: ``bos``, ``eos``, ``unk``, ``pad`` ids (``None`` where the vocabulary has none; ``pad``
     always has a value) and ``vocab_size`` (ids the tokenizer can produce; the LLM may have more rows).
@@ -173,10 +175,10 @@ class Tokenizer:
         Args:
             path: folder with ``tokenizer.model`` or ``tokenizer.json``.
             pad_token: existing piece or special token used for padding (the published choice for LLaMA is ``$$``);
-                where the vocabulary lacks it: the folder's pad token, else unk, else eos.
+                if the vocabulary lacks it: the folder's pad token, else unk, else eos.
             special_tokens: strings made special besides the folder's; new ones get the next ids, in order.
-            new_pad_token: made special, and the pad token, if the folder names none; ``pad_token`` does not count then.
-            bos_id, eos_id: forced ids, whatever the folder says; their strings then take the blanks around them.
+            new_pad_token: added as the pad token if the folder names none; ``pad_token`` is then ignored.
+            bos_id, eos_id: ids that override the folder's; their strings then absorb the blanks around them.
 
         Raises:
             WeightsError: no folder, no tokenizer in it, or an unreadable file.
@@ -208,34 +210,36 @@ class Tokenizer:
         return cls(backend, tokens, None if new_pad_token else pad_token)
 
     def id_of(self, text: str) -> int | None:
-        """Id of a special token or of one whole piece; None without one."""
+        """Id of a special token or of a whole piece, or None."""
         return self._special[text].id if text in self._special else self._backend.id_of(text)
 
     def is_special(self, text: str) -> bool:
-        """Whether ``text`` is one special token, so that :meth:`encode` reads it as such."""
+        """Whether :meth:`encode` reads ``text`` as one special token."""
         return text in self._special
 
     def piece(self, index: int) -> str:
-        """The piece of an id as the vocabulary spells it; empty for an id without one."""
+        """The piece of an id as the vocabulary spells it; empty if it has none."""
         if index in self._text_of:
             return self._text_of[index]
         return self._backend.piece(index) if 0 <= index < self._backend.size else ""
 
     def encode(self, text: str, bos: bool = False, literal: Ranges = ()) -> list[int]:
-        """Ids of ``text``; ``bos`` puts the begin id in front where the vocabulary has one.
+        """Token ids ``[s]``; never adds an end id.
 
-        Never adds an end id. Special strings inside the text become their ids, except in the stretches
-        ``literal`` (somebody's words), which give the same ids as any other text.
+        Args:
+            text: special strings in it become their ids.
+            bos: put the begin id in front, if the vocabulary has one.
+            literal: ranges of ``text`` (a user's words) in which special strings are ordinary text.
         """
         ids = [self.bos] if bos and self.bos is not None else []
-        if not self._slow and not self._marked(text, literal):
+        if not self._slow and not self._overlaps(text, literal):
             return ids + (self._backend.encode(text, False) if text else [])
         for chunk in self._chunks(text, literal):
             ids += [chunk] if isinstance(chunk, int) else self._backend.encode(chunk, True)
         return ids
 
     def decode(self, ids: list[int], skip_special: bool = True) -> str:
-        """Text of ``ids``; ids without a piece (an LLM row beyond the tokenizer) give nothing.
+        """Text of ``ids``; ids without a piece (rows of the LLM beyond the tokenizer) are dropped.
 
         ``skip_special`` drops bos, eos, unk, pad and the other special tokens, as the published tokenizer does.
         """
@@ -256,26 +260,26 @@ class Tokenizer:
         """A decoder for ids that arrive one by one."""
         return StreamDecoder(self)
 
-    def _marked(self, text: str, literal: Ranges) -> bool:
+    def _overlaps(self, text: str, literal: Ranges) -> bool:
         """Whether a special string is in a literal stretch, or overlaps one."""
         result = [m.span() for m in self._split.finditer(text)] if self._split and literal else []
         return any(start < b and a < end for start, end in result for a, b in literal)
 
     def _chunks(self, text: str, literal: Ranges) -> list[str | int]:
-        """Plain chunks and special ids in order; a special token eats the blanks around it if it says so."""
+        """Plain chunks and special ids in order; a special token absorbs the blanks around it if it is told to."""
         parts: list[str] = []
-        marks: list[str] = []
+        special: list[str] = []
         start = at = 0
         for a, b in [*literal, (len(text), len(text))]:
             for match in self._split.finditer(text, at, a) if self._split else ():
                 parts.append(text[start : match.start()])
-                marks.append(match.group())
+                special.append(match.group())
                 start = match.end()
             at = b
         parts.append(text[start:])
         out: list[str | int] = []
         for k, part in enumerate(parts):
-            before, after = marks[k - 1] if k else "", marks[k] if k < len(marks) else ""
+            before, after = special[k - 1] if k else "", special[k] if k < len(special) else ""
             part = part.lstrip() if before and self._special[before].rstrip else part
             part = part.rstrip() if after and self._special[after].lstrip else part
             out += [*([part] if part else []), *([self._special[after].id] if after else [])]
@@ -283,9 +287,9 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Turns ids into text piece by piece; the pieces joined equal ``decode`` of all ids.
+    """Decodes ids as they arrive; the joined pieces equal ``decode`` of all ids.
 
-    A character whose bytes are not all there yet is held back.
+    Incomplete characters are held back.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -299,7 +303,7 @@ class StreamDecoder:
         return self._emit(self._tokenizer.decode(self._ids).rstrip("�"))
 
     def flush(self) -> str:
-        """What was held back, incomplete or not; call once at the end."""
+        """The text held back so far; call once, at the end."""
         return self._emit(self._tokenizer.decode(self._ids))
 
     def _emit(self, text: str) -> str:

@@ -1,4 +1,4 @@
-"""Video files, frame folders and base64 frames -> single frames; home of decord, with OpenCV as the fallback."""
+"""Video files, frame folders and base64 frames -> single frames, by decord or OpenCV."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class Short(Exception):
-    """A file ended after ``count`` frames, before the last one that was asked for."""
+    """A file ended after ``count`` frames, fewer than it declares."""
 
     def __init__(self, count: int) -> None:
         super().__init__(count)
@@ -46,7 +46,7 @@ class Clip:
 
 
 def check_backend(backend: Backend) -> None:
-    """Make sure that a decoder asked for by name is there.
+    """Check that the decoder is installed.
 
     Raises:
         ConfigError: it is not installed.
@@ -88,7 +88,7 @@ def open_clip(source: Any, label: str, backend: Backend = "auto") -> Clip:
 
 
 def _frames(items: list[Any], label: str) -> Clip:
-    """A video of given frames; a text is the path of a file that exists, or else base64."""
+    """A video of given frames; a string is the path of an existing file, else base64."""
 
     def one(index: int) -> Any:
         item = items[index]
@@ -116,7 +116,7 @@ def _folder(path: Path, label: str) -> list[Path]:
 
 
 def _video(source: Path | bytes, label: str, backend: Backend) -> Clip:
-    """A video file through the first decoder that can open it."""
+    """Open a video file with the first decoder that can."""
     allowed = ("decord", "opencv") if backend == "auto" else (backend,)
     usable = [name for name in allowed if installed(name)]
     if not usable:
@@ -130,7 +130,7 @@ def _video(source: Path | bytes, label: str, backend: Backend) -> Clip:
             return clip if name == usable[-1] else _with_second(clip, source, label)
         if name != usable[-1]:
             log.debug("video %s: decord cannot open it", label)
-            _say_once("decord cannot open a video; OpenCV tries it, and later ones without a word")
+            _say_once("decord cannot open a video; trying OpenCV (shown once)")
     raise DataError(
         f"video {label}: no video that {' or '.join(usable)} can read (it begins with {head!r})",
         fix="convert it to H.264 in .mp4, give its frames as a folder of images, or remove the record",
@@ -138,7 +138,7 @@ def _video(source: Path | bytes, label: str, backend: Backend) -> Clip:
 
 
 def _with_second(clip: Clip, source: Path | bytes, label: str) -> Clip:
-    """The video, with OpenCV for frames that decord cannot give (it opens files of some sizes that it cannot copy)."""
+    """The video, with OpenCV as a fallback: decord opens files of some sizes whose frames it cannot read."""
     first = clip.read
 
     def read(ids: Sequence[int]) -> list[Any]:
@@ -148,7 +148,7 @@ def _with_second(clip: Clip, source: Path | bytes, label: str) -> Clip:
             other = _with_opencv(source, label)
             if other is None:
                 raise
-            _say_once("decord cannot decode a video; OpenCV does it, and later ones without a word")
+            _say_once("decord cannot decode a video; using OpenCV (shown once)")
             return other.read(ids)
 
     return Clip(clip.count, clip.rate, read)
@@ -166,7 +166,7 @@ def _head(path: Path, label: str) -> bytes:
 
 
 def _with_decord(source: Path | bytes, label: str) -> Clip | None:
-    """None when decord cannot open it."""
+    """None if decord cannot open it."""
     import decord
 
     try:
@@ -189,7 +189,7 @@ def _with_decord(source: Path | bytes, label: str) -> Clip | None:
 
 
 def _with_opencv(source: Path | bytes, label: str) -> Clip | None:
-    """None when OpenCV cannot open it. Frames are read in order, because seeking is not exact."""
+    """None if OpenCV cannot open it. Frames are read in order, because seeking is inexact."""
     import cv2
 
     kept = _on_disk(source) if isinstance(source, bytes) else None
@@ -218,7 +218,7 @@ def _with_opencv(source: Path | bytes, label: str) -> Clip | None:
 
 
 def _on_disk(data: bytes) -> Any:
-    """A temporary file with ``data``, for OpenCV, which reads nothing else; it is deleted with the object."""
+    """A temporary file with ``data``, for OpenCV, which reads only files; deleted with the object."""
     file = tempfile.NamedTemporaryFile(suffix=".video")  # noqa: SIM115
     file.write(data)
     file.flush()

@@ -26,20 +26,20 @@ class VideoRecipe:
 
     @dataclass
     class Config:
-        """How many frames, and which."""
+        """How many frames, and which. Example: ``video: {num_frames: 8, sampling: fps, fps: 2}``"""
 
-        num_frames: int = 8  # with sampling fps: at most
+        num_frames: int = 8  # the maximum with sampling: fps
         sampling: Literal["uniform", "fps", "segments"] = "uniform"  # see uniform_ids, fps_ids, segment_ids
         fps: float = 1.0  # frames per second of sampling fps
         on_short_video: Literal["repeat", "error"] = "repeat"  # fewer frames than asked: repeat (published)
-        backend: Backend = "auto"  # auto: decord, and OpenCV where decord is missing or cannot read the file
+        backend: Backend = "auto"  # auto: decord, or OpenCV if decord is missing or fails
 
         def __post_init__(self) -> None:
             if self.num_frames < 1 or self.fps <= 0:
-                raise ConfigError(f"num_frames is {self.num_frames}, fps {self.fps}; wanted 1 or more, and above 0")
+                raise ConfigError(f"num_frames is {self.num_frames}, fps {self.fps}; expected at least 1, and above 0")
 
     def __init__(self, config: Config, image: ImageRecipe) -> None:
-        """Raises ConfigError when ``backend`` names a decoder that is not installed."""
+        """Raises ConfigError if ``backend`` is not installed."""
         self.config, self.image = config, image
         check_backend(config.backend)
 
@@ -49,9 +49,9 @@ class VideoRecipe:
         Args:
             source: path or bytes of a video file, a folder of frames (jpg, png, webp), a ``.json`` file with base64
                 frames (one string is a video of one frame), or a list of frames: base64 texts, paths, bytes, images;
-                or a float tensor ``[f, 3, size, size]`` that went through a recipe before (returned as it is).
-            name: what to call the video in an error.
-            rng: for training: draws the frames of sampling ``segments`` and one crop for all frames.
+                or a float tensor ``[f, 3, size, size]`` that a recipe returned before (passed through).
+            name: name of the video in errors.
+            rng: training: draws the frames of ``segments``, and one crop for all frames; None: evaluation.
 
         Returns:
             ``[f, 3, size, size]`` float32.
@@ -69,7 +69,7 @@ class VideoRecipe:
         try:
             ids = self.frame_ids(clip, label, seed)
             frames = clip.read(ids)
-        except Short as error:  # the file promised more frames than it has
+        except Short as error:  # the file declares more frames than it has
             clip.count = error.count
             ids = self.frame_ids(clip, label, seed)
             frames = clip.read(ids)
@@ -84,7 +84,7 @@ class VideoRecipe:
         """Indices of the frames to take, ascending.
 
         Raises:
-            DataError: no frame at all; sampling by time of a video without a frame rate.
+            DataError: no frame, or sampling: fps of a video without a frame rate.
         """
         config = self.config
         if clip.count < 1:
@@ -99,17 +99,15 @@ class VideoRecipe:
         if config.sampling == "uniform":
             return uniform_ids(clip.count, config.num_frames)
         if not clip.rate or clip.rate < 0:
-            raise DataError(
-                f"video {label}: frames without a frame rate", fix="set model.video.sampling to uniform or segments"
-            )
+            raise DataError(f"video {label}: no frame rate", fix="set model.video.sampling to uniform or segments")
         return fps_ids(clip.count, clip.rate, config.fps, config.num_frames)
 
 
 def segment_ids(total: int, wanted: int, rng: random.Random | None = None) -> list[int]:
     """The published rule for sampled frames: one of each of ``wanted`` consecutive stretches.
 
-    Stretches are as equal as possible, the longer ones first. Without ``rng`` the first frame of each stretch, and a
-    video that is too short goes round; with it the lengths are shuffled, a random frame of each is taken, and a video
+    Segments are as equal as possible, the longer ones first. Without ``rng`` the first frame of each is taken, and a
+    video that is too short is repeated; with it the lengths are shuffled, a random frame of each is taken, and a video
     that is too short repeats random frames.
     """
     if total <= wanted:
@@ -125,14 +123,14 @@ def segment_ids(total: int, wanted: int, rng: random.Random | None = None) -> li
 
 
 def uniform_ids(total: int, wanted: int) -> list[int]:
-    """The middle frame of each of ``wanted`` equal stretches; a video that is too short goes round."""
+    """The middle frame of each of ``wanted`` equal segments; a video that is too short is repeated."""
     if total <= wanted:
         return segment_ids(total, wanted)
     return [(2 * k + 1) * total // (2 * wanted) for k in range(wanted)]
 
 
 def fps_ids(total: int, rate: float, fps: float, most: int) -> list[int]:
-    """A frame every ``1 / fps`` seconds from the first on, each once; of more than ``most``, evenly chosen ones."""
+    """A frame every ``1 / fps`` seconds from the first on; ``most`` evenly spaced ones of them if there are more."""
     step = max(rate / fps, 1.0)
     result: Sequence[int] = [round(k * step) for k in range(int((total - 1) / step) + 1)]
     if len(result) > most:

@@ -53,7 +53,7 @@ def accumulate(model: nn.Module, last: bool) -> contextlib.AbstractContextManage
 def checkpointable_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The repeated layers of a model: what its modules name themselves, else the items of lists of equal modules.
 
-    A module names its own by a method ``checkpointable_modules() -> list[nn.Module]``.
+    A module that names its own is a :class:`~vlm.models.protocols.NamesLayers`.
     """
     inside: list[str] = []
     for name, module in model.named_modules():
@@ -90,27 +90,16 @@ def checkpoint_activations(model: nn.Module, choice: str) -> int:
         raise ConfigError(f"run.activation_checkpointing={choice!r} (allowed: {', '.join(CHECKPOINTING)})")
     if choice == "none":
         return 0
-    recompute = checkpointed if choice == "torch" else _fairscale(offload=choice == "fairscale_offload")
-    layers = [module for _, module in checkpointable_modules(model)]
-    for layer in layers:
-        hooks_of(layer).recompute = recompute
-    log.info("activation checkpointing (%s) on %d layers", choice, len(layers))
-    return len(layers)
+    count = 0
+    for _, module in checkpointable_modules(model):
+        recompute = checkpointed if choice == "torch" else _with_fairscale(choice == "fairscale_offload")
+        hooks_of(module).recompute = recompute
+        count += 1
+    log.info("activation checkpointing (%s) on %d layers", choice, count)
+    return count
 
 
-class _Call(nn.Module):
-    """A function as the module that fairscale wants."""
-
-    def __init__(self, run: Callable[..., Any]) -> None:
-        super().__init__()
-        self.run = run
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Like the function."""
-        return self.run(*args, **kwargs)
-
-
-def _fairscale(offload: bool) -> Callable[..., Any]:
+def _with_fairscale(offload: bool) -> Callable[..., Any]:
     try:
         from fairscale.nn.checkpoint import checkpoint_wrapper
     except ModuleNotFoundError as error:
@@ -118,4 +107,11 @@ def _fairscale(offload: bool) -> Callable[..., Any]:
             "run.activation_checkpointing asks for fairscale, which is not installed",
             fix="pip install fairscale, or set run.activation_checkpointing=torch",
         ) from error
-    return lambda run, *args, **kwargs: checkpoint_wrapper(_Call(run), offload_to_cpu=offload)(*args, **kwargs)
+    return checkpoint_wrapper(_Run(), offload_to_cpu=offload)
+
+
+class _Run(nn.Module):
+    """A call as a module: fairscale recomputes the ``forward`` of a class, past what is set on an instance."""
+
+    def forward(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return run(*args, **kwargs)
