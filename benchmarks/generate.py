@@ -28,7 +28,7 @@ from benchmarks.common import (
     write,
 )
 from benchmarks.ours import composition, copy_weights, make_batch
-from vlm.inference.decoding import Ends, Prompt, decode
+from vlm.inference.decoding import Prompt, StopCriteria, decode
 from vlm.inference.generation import Generation
 
 SIZES = {"small": SMALL, "cpu": Sizes(), "7b": SEVEN_B}
@@ -63,7 +63,7 @@ def our_side(model: Any, rows: list[TextRow], pixels: torch.Tensor, new: int) ->
         with torch.inference_mode():
             inputs = model.prepare(batch).left_padded()
             prompt = Prompt(inputs.inputs_embeds, (inputs.segments > 0).long())
-        return decode(model.llm.model, prompt, generation, Ends(eos=(), bos=1, pad=0))
+        return decode(model.llm.model, prompt, generation, StopCriteria(eos=(), bos=1, pad=0))
 
     return run
 
