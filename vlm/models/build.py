@@ -28,7 +28,7 @@ def build_model(
     dtype: torch.dtype | None = None,
     uninitialised: Collection[str] = (),
 ) -> VLM:
-    """Build a composition in eval mode and mark the parameters that train.
+    """Build a composition in eval mode and choose the parameters that train.
 
     Args:
         model_cfg: a ``ModelConfig`` (vision, bridge, fusion, inserts, llm, train).
