@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vlm.checkpoint.formats.base import CheckpointFormat, InfersConfig
+from vlm.checkpoint.formats.base import CheckpointFormat
 from vlm.checkpoint.strict import copy_strictly
 from vlm.common.errors import WeightsError
 from vlm.common.paths import local_path
@@ -40,17 +40,22 @@ def load_model(cfg: Any, *, device: torch.device | str, dtype: torch.dtype | Non
     """
     files = [w for w in cfg.model.weights if w.path or w.format == RANDOM]
     loaders = [(w, resolve("checkpoint_format", w.format)(w.into)) for w in files if w.format != RANDOM]
-    model_cfg, sources = _inferred(cfg.model, loaders)
+    model_cfg, sources = cfg.model, []
+    full = [(weight, loader) for weight, loader in loaders if isinstance(loader, CheckpointFormat)]
+    for weight, loader in full:
+        inferred = loader.infer_config(model_cfg, resolve_path(weight.path))
+        sources += [str(weight.path)] if inferred is not model_cfg else []
+        model_cfg = inferred
     options = model_cfg.llm.config
     quantized = options.quantize if isinstance(options, HFCausalLM.Config) else None
-    full = [loader for _, loader in loaders if isinstance(loader, CheckpointFormat)]
-    covered = [part for loader in full for part in loader.covered_parts(model_cfg)]
+    covered = [part for _, loader in full for part in loader.covered_parts(model_cfg)]
     try:
         model = build_model(model_cfg, device="cpu" if quantized else device, dtype=dtype, uninitialised=covered)
     except LoraTargetError as error:
         if not sources:
             raise
-        raise WeightsError(f"{sources}: LoRA for layers that this composition does not have: {error}") from error
+        text = f"{', '.join(sources)}: LoRA for layers that this composition does not have"
+        raise WeightsError(f"{text}: {error}") from error
     declared = [w.into for w in files if w.format == RANDOM and w.into]
     filled = {name for name, _ in model.named_parameters() if _is_below(name, declared)}
     for weight, loader in loaders:
@@ -63,18 +68,6 @@ def load_model(cfg: Any, *, device: torch.device | str, dtype: torch.dtype | Non
         set_precision(model, model_cfg, dtype)
     log.info("%s", trainable_table(model))
     return model.eval()
-
-
-def _inferred(model_cfg: Any, loaders: list[tuple[Any, Any]]) -> tuple[Any, str]:
-    """``model_cfg`` with what its files say filled in, and the names of those files.
-
-    Raises:
-        WeightsError: a file contradicts the composition.
-    """
-    declaring = [(loader, resolve_path(w.path)) for w, loader in loaders if isinstance(loader, InfersConfig)]
-    for loader, path in declaring:
-        model_cfg = loader.infer_config(model_cfg, path)
-    return model_cfg, ", ".join(str(path) for _, path in declaring)
 
 
 def load_file(model: VLM, loader: Any, path: Path, filled: set[str] | frozenset[str] = frozenset()) -> set[str]:

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from vlm.checkpoint.formats.base import CheckpointFormat, below
 from vlm.checkpoint.formats.eva import resize_positions
-from vlm.checkpoint.safe import read_tensors, shards
+from vlm.checkpoint.safe import read_folder
 from vlm.checkpoint.strict import NamedTensors
 from vlm.common.errors import WeightsError
-from vlm.common.paths import inner_folder
 from vlm.common.registry import register_checkpoint_format
 from vlm.models.vision.clip import FOLDERS, Clip
 from vlm.models.vlm import VLM
@@ -63,8 +62,7 @@ class ClipFolder(CheckpointFormat):
 
     def read(self, path: Path) -> dict[str, Tensor]:
         """Tensors of all files by published name."""
-        files = [path] if path.is_file() else shards(inner_folder(path, FOLDERS))
-        return {key: tensor for file in files for key, tensor in read_tensors(file).items()}
+        return read_folder(path, FOLDERS)
 
     def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
         """See :class:`CheckpointFormat`."""

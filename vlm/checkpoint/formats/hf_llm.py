@@ -12,9 +12,8 @@ from torch import Tensor
 
 from vlm.checkpoint.formats.base import CheckpointFormat, below
 from vlm.checkpoint.keymap import KeyMap
-from vlm.checkpoint.safe import read_tensors, shards
+from vlm.checkpoint.safe import read_folder
 from vlm.checkpoint.strict import NamedTensors
-from vlm.common.paths import inner_folder
 from vlm.common.registry import register_checkpoint_format
 from vlm.models.llm.hf import FOLDERS
 from vlm.models.lora import is_lora
@@ -49,8 +48,7 @@ class HFFolder(CheckpointFormat):
 
     def read(self, path: Path) -> dict[str, Tensor]:
         """Tensors of all shards (mapped from disk), or of a single file."""
-        files = [path] if path.is_file() else shards(inner_folder(path, FOLDERS))
-        return {key: tensor for file in files for key, tensor in read_tensors(file).items()}
+        return read_folder(path, FOLDERS)
 
     def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
         """See :class:`CheckpointFormat`."""

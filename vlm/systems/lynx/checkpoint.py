@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm.checkpoint.formats.base import CheckpointFormat, below, bridge_index, parts_of
+from vlm.checkpoint.formats.base import CheckpointFormat, below, bridge_index, index_of, parts_of
 from vlm.checkpoint.formats.eva import resize_positions
 from vlm.checkpoint.keymap import KeyMap
 from vlm.common.errors import WeightsError
@@ -45,7 +45,7 @@ def key_map(model: VLM) -> KeyMap:
         WeightsError: the composition lacks one of them.
     """
     perceiver, frames = bridge_index(model, Perceiver), bridge_index(model, FramePositions)
-    adapter = next((i for i, part in enumerate(model.inserts) if isinstance(part, Adapter)), None)
+    adapter = index_of(model.inserts, Adapter)
     if perceiver is None or adapter is None:
         raise WeightsError(
             "files of Lynx fill a bridge of perceiver and inserts of adapter; this composition has another",

@@ -1,6 +1,6 @@
 """Adding published delta weights (Vicuna) to their base language model, shard by shard.
 
-The sum is that of ``fastchat/model/apply_delta.py`` of the repository lm-sys/FastChat.
+The sum is that of ``apply_delta`` in FastChat.
 """
 
 from __future__ import annotations

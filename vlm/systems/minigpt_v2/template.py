@@ -1,4 +1,4 @@
-"""Prompts of MiniGPT-v2, with the texts of ``minigpt4/conversation/conversation.py`` of Vision-CAIR/MiniGPT-4."""
+"""Prompts of MiniGPT-v2, with the texts of the repository Vision-CAIR/MiniGPT-4."""
 
 from __future__ import annotations
 

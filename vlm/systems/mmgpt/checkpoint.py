@@ -1,6 +1,6 @@
 """``mmgpt-lora-v0-release.pt`` and what Multimodal-GPT's trainer saves: LoRA of the LLM and of the cross-attention.
 
-Names as in the repository open-mmlab/Multimodal-GPT, which wraps OpenFlamingo's.
+Names as in the repository open-mmlab/Multimodal-GPT, which wraps OpenFlamingo's model.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ class MmgptLora(CheckpointFormat):
     """
 
     shape_hint = "the file is of another base model"
+    lora_hint = "the rank of LoRA in the composition differs from the file's"
 
     def infer_config(self, model_cfg: Any, path: Path) -> Any:
-        """See :class:`InfersConfig`."""
+        """See :class:`CheckpointFormat`."""
         content = read_content(path)
         declared = settings(content)
         tensors = openflamingo.read_state(content, str(path))
@@ -72,12 +73,6 @@ class MmgptLora(CheckpointFormat):
         """Every LoRA matrix."""
         return [key for key in model.state_dict() if is_lora(key)]
 
-    def hint(self, shapes: Mapping[str, str]) -> str | None:
-        """See :class:`CheckpointFormat`."""
-        if any(is_lora(key) for key in shapes):
-            return "the rank of LoRA in the composition differs from the file's"
-        return super().hint(shapes)
-
 
 def read_content(path: Path) -> Any:
     """What a file holds; settings objects become dicts.
@@ -90,22 +85,22 @@ def read_content(path: Path) -> Any:
 
 def settings(content: Any) -> dict[str, Any]:
     """``tuning_config`` of a file, at the top or one level deeper; empty when it has none."""
-    result = content.get(SETTINGS) if isinstance(content, dict) else None
-    inner = result.get(SETTINGS) if isinstance(result, dict) else None
-    result = inner if isinstance(inner, dict) else result
-    return result if isinstance(result, dict) else {}
+    result: dict[str, Any] = {}
+    while isinstance(content, dict) and isinstance(content.get(SETTINGS), dict):
+        result = content = content[SETTINGS]
+    return result
 
 
 def _layers(tensors: Mapping[str, Tensor], below: str) -> dict[str, int]:
     """Rank of LoRA by layer name (without its number) of the layers whose name has ``below``."""
-    result: dict[str, int] = {}
-    for name, tensor in tensors.items():
-        if below in name and ".lora_A." in name:
-            result[name.partition(below)[2].partition(".lora_A.")[0]] = tensor.shape[0]
-    return result
+    return {
+        name.partition(below)[2].partition(".lora_A.")[0]: tensor.shape[0]
+        for name, tensor in tensors.items()
+        if below in name and ".lora_A." in name
+    }
 
 
-def _with_lora(part: Any, said: Mapping[str, Any], layers: Mapping[str, int], where: str, path: Path) -> Any:
+def _with_lora(part: Any, declared: Mapping[str, Any], layers: Mapping[str, int], where: str, path: Path) -> Any:
     """``part`` with LoRA as the file has it.
 
     Raises:
@@ -114,11 +109,12 @@ def _with_lora(part: Any, said: Mapping[str, Any], layers: Mapping[str, int], wh
     if not layers:
         return part
     rank = next(iter(layers.values()))
-    alpha = float(said.get("lora_alpha") or rank)
+    alpha = float(declared.get("lora_alpha") or rank)
     stated = part.config.lora
     if stated is None:
-        targets = [t for t in said.get("lora_target_modules") or () if any(_ends(name, t) for name in layers)]
-        options = LoraOptions(rank, alpha, float(said.get("lora_dropout") or 0.0), targets or sorted(layers))
+        targets = declared.get("lora_target_modules") or ()
+        targets = [t for t in targets if any(f".{name}".endswith(f".{t}") for name in layers)]
+        options = LoraOptions(rank, alpha, float(declared.get("lora_dropout") or 0.0), targets or sorted(layers))
         part = copy.copy(part)
         part.config = dataclasses.replace(part.config, lora=options)
     elif (stated.r, stated.alpha) != (rank, alpha):
@@ -128,10 +124,6 @@ def _with_lora(part: Any, said: Mapping[str, Any], layers: Mapping[str, int], wh
             fix="state the file's values, or leave lora out (null) to take them from the file",
         )
     return part
-
-
-def _ends(name: str, target: str) -> bool:
-    return name == target or name.endswith(f".{target}")
 
 
 def published_names(model: VLM) -> dict[str, str | None]:
@@ -160,8 +152,8 @@ class MmgptExport(ModelExport):
 
 
 def _settings_of(model: VLM) -> dict[str, Any]:
-    options = [model.llm.config.lora, *(i.config.lora for i in model.inserts if isinstance(i, GatedCrossAttention))]
-    present = [o for o in options if o is not None]
+    parts = [model.llm, *(insert for insert in model.inserts if isinstance(insert, GatedCrossAttention))]
+    present = [part.config.lora for part in parts if part.config.lora is not None]
     lora = present[0] if present else LoraOptions()
     extra = [theirs for name, theirs in published_names(model).items() if theirs and not is_lora(name)]
     return {

@@ -18,7 +18,7 @@ from vlm.inference.load import load_parts
 from vlm.models.bridges.bert_resampler import PUBLISHED
 from vlm.models.lora import ADAPTER, is_lora
 from vlm.models.vlm import VLM
-from vlm.systems.visualcla.checkpoint_keys import CLASS_DEFAULTS, TOKENIZER, key_map
+from vlm.systems.visualcla.checkpoint import CLASS_DEFAULTS, TOKENIZER, key_map
 
 MODULES = ("embed_tokens", "lm_head", "visual_resampler", "image_projection_layer")
 TEXTS = (*TOKENIZER, "preprocessor_config.json")

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from vlm.checkpoint.formats.clip import BUFFERS, TEXT_TOWER_KEYS, TOWER
-from vlm.checkpoint.peft_adapter import PEFT_PREFIX, WEIGHTS, Adapter, read_adapter
+from vlm.checkpoint.peft_adapter import PEFT_PREFIX, Adapter, read_adapter
 from vlm.checkpoint.safe import copy_files, read_json, shards, write_json
 from vlm.checkpoint.stream import SHARD_BYTES, TensorReader, write_shards
 from vlm.common.errors import WeightsError
@@ -33,8 +33,7 @@ from vlm.models.llm.hf import FOLDERS as TEXT_FOLDERS
 from vlm.models.precision import parse_dtype
 from vlm.models.vision.clip import FOLDERS as VISION_FOLDERS
 from vlm.models.vision.clip import read_vision_config
-from vlm.systems.visualcla.checkpoint_delta import check_base
-from vlm.systems.visualcla.checkpoint_keys import (
+from vlm.systems.visualcla.checkpoint import (
     ADDED,
     EMBEDDINGS,
     HEAD,
@@ -43,6 +42,7 @@ from vlm.systems.visualcla.checkpoint_keys import (
     TEXT,
     TOKENIZER,
     bridge_names,
+    check_base,
 )
 
 VISION_PREFIX = "vision_model."
@@ -53,21 +53,14 @@ PREPROCESSOR = "preprocessor_config.json"
 GENERATION = "generation_config.json"
 PAD = "<pad>"
 """Added token that the published tokenizer pads with, whatever its file says."""
-TORCH_NAMES = {torch.float16: "float16", torch.float32: "float32"}
 
 
-@dataclass
 class Delta:
-    """An adapter whose tensors are read one by one."""
+    """An adapter whose tensors are read one by one. Raises WeightsError, see :func:`read_adapter`."""
 
-    adapter: Adapter
-    reader: TensorReader
-
-    @classmethod
-    def of(cls, folder: Path) -> Delta:
-        """That of a folder. Raises WeightsError, see :func:`read_adapter`."""
-        adapter = read_adapter(folder)
-        return cls(adapter, TensorReader([next(folder / name for name in WEIGHTS if (folder / name).is_file())]))
+    def __init__(self, folder: Path) -> None:
+        self.adapter = read_adapter(folder)
+        self.reader = TensorReader([self.adapter.file])
 
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
         """A tensor by its name without peft's prefix."""
@@ -96,7 +89,7 @@ class Foundation:
     reader: TensorReader
     names: dict[str, tuple[str, str]]
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def shapes(self) -> dict[str, torch.Size]:
         """Shapes by name in the whole model."""
         return {whole: self.reader.facts[name].shape for whole, name in self.names.values()}
 
@@ -126,24 +119,24 @@ class Merge:
     shard_bytes: int
 
     def check(self) -> None:
-        """Check that the model has a tensor of the same shape for each of the deltas', and that none is missing.
+        """Check that every tensor of a delta has its place in the model, and that none is missing.
 
         Raises:
-            WeightsError: it does not, or one is.
+            WeightsError: a name or shape differs, or a tensor is missing.
         """
         have = {name: shape for foundation in self.foundations for name, shape in foundation.shapes().items()}
         for delta in self.deltas:
             _check_adapter(delta.adapter, have)
         folders = ", ".join(str(d.adapter.folder) for d in self.deltas)
-        result = set(self._bridge())
-        if not result:
+        names = set(self._bridge())
+        if not names:
             raise WeightsError(f"{folders}: holds neither {RESAMPLER}* nor {PROJECTION}*; not a delta of VisualCLA")
         declared = self.deltas[0].adapter.folder / "config.json"
         expected = bridge_names(declared)
-        for names, text in ((expected - result, "missing"), (result - expected, f"not stated by {declared}")):
-            if names:
-                some = ", ".join(sorted(names)[:4])
-                raise WeightsError(f"{folders}: {text}: {some} ({len(names)} in all)", fix="is the download complete?")
+        for odd, text in ((expected - names, "missing"), (names - expected, f"not stated by {declared}")):
+            if odd:
+                some = ", ".join(sorted(odd)[:4])
+                raise WeightsError(f"{folders}: {text}: {some} ({len(odd)} in all)", fix="is the download complete?")
 
     def write(self, target: Path) -> list[Path]:
         """Write the weights of all three parts below ``target``.
@@ -153,32 +146,28 @@ class Merge:
         """
         files = [file for foundation in self.foundations for file in self._write_foundation(foundation, target)]
         source = self._bridge()
-        sizes = {name: delta.adapter.tensors[name].numel() * self.dtype.itemsize for name, delta in source.items()}
-        return files + write_shards(target, sizes, lambda name: source[name].read(name, self.dtype), self.shard_bytes)
+        facts = {name: delta.adapter.tensors[name].to("meta", self.dtype) for name, delta in source.items()}
+        return files + write_shards(target, facts, lambda name: source[name].read(name, self.dtype), self.shard_bytes)
 
     def _write_foundation(self, foundation: Foundation, target: Path) -> list[Path]:
-        facts = {name: foundation.reader.facts[source] for name, (_, source) in foundation.names.items()}
-        dtypes = {
-            name: f.dtype if name.endswith(KEEP_DTYPE) or not f.dtype.is_floating_point else self.dtype
-            for name, f in facts.items()
-        }
+        last: dict[str, int] = {}  # the last delta that replaces a tensor, or -1
+        facts: dict[str, Tensor] = {}
+        for name, (whole, source) in foundation.names.items():
+            own = foundation.reader.facts[source]
+            last[name] = max((i for i, d in enumerate(self.deltas) if whole in d.adapter.tensors), default=-1)
+            found = own if last[name] < 0 else self.deltas[last[name]].adapter.tensors[whole]
+            keep = name.endswith(KEEP_DTYPE) or not own.is_floating_point()
+            facts[name] = found.to("meta", own.dtype if keep else self.dtype)
 
         def make(name: str) -> Tensor:
             """The tensor as the last delta that replaces it has it, with the updates of those that follow."""
-            whole, source = foundation.names[name]
-            dtype = dtypes[name]
-            last = max((i for i, d in enumerate(self.deltas) if whole in d.adapter.tensors), default=-1)
-            tensor = self.deltas[last].read(whole, dtype) if last >= 0 else foundation.reader.read(source, dtype)
-            for delta in self.deltas[last + 1 :]:
+            (whole, source), number, dtype = foundation.names[name], last[name], facts[name].dtype
+            tensor = self.deltas[number].read(whole, dtype) if number >= 0 else foundation.reader.read(source, dtype)
+            for delta in self.deltas[number + 1 :]:
                 tensor = delta.update(whole, tensor)
             return tensor
 
-        def size(name: str) -> int:
-            replaced = [d.adapter.tensors.get(foundation.names[name][0]) for d in self.deltas]
-            return next((t.numel() for t in reversed(replaced) if t is not None), facts[name].numel)
-
-        sizes = {name: size(name) * dtype.itemsize for name, dtype in dtypes.items()}
-        written = write_shards(target / foundation.folder, sizes, make, self.shard_bytes)
+        written = write_shards(target / foundation.folder, facts, make, self.shard_bytes)
         for reader in (foundation.reader, *(d.reader for d in self.deltas)):
             reader.release()
         return written
@@ -188,12 +177,8 @@ class Merge:
         return {n: d for d in self.deltas for n in d.adapter.whole() if n.startswith((RESAMPLER, PROJECTION))}
 
 
-def _check_adapter(adapter: Adapter, have: Mapping[str, tuple[int, ...]]) -> None:
-    """Check the shapes of one delta against those of the foundations.
-
-    Raises:
-        WeightsError: it has a tensor that they do not have, or one of another shape.
-    """
+def _check_adapter(adapter: Adapter, have: Mapping[str, torch.Size]) -> None:
+    """Raises WeightsError if a delta has a tensor that the foundations lack, or one of another shape."""
     file, tensors, whole = str(adapter.folder), adapter.tensors, adapter.whole()
     for layer, (a, b) in adapter.lora.items():
         _same_shape(file, layer, (tensors[b].shape[0], tensors[a].shape[1]), have.get(f"{layer}.weight"))
@@ -269,10 +254,11 @@ def merge_visualcla(
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise WeightsError(f"{target}: already holds files", fix="give a new folder")
-    deltas = [Delta.of(Path(folder)) for folder in lora_models]
-    if not (deltas[0].adapter.folder / TOKENIZER[0]).is_file():
-        raise WeightsError(f"{deltas[0].adapter.folder}: no {TOKENIZER[0]}", fix="is the download complete?")
-    configs = [read_json(f / "config.json") for f in (deltas[0].adapter.folder, text)] + [read_vision_config(vision)]
+    first = Path(lora_models[0])
+    deltas = [Delta(Path(folder)) for folder in lora_models]
+    if not (first / TOKENIZER[0]).is_file():
+        raise WeightsError(f"{first}: no {TOKENIZER[0]}", fix="is the download complete?")
+    configs = [read_json(first / "config.json"), read_json(text / "config.json"), read_vision_config(vision)]
     merge = Merge([read_text(text), read_tower(vision)], deltas, dtype, shard_bytes)
     rows = _rows(merge, text)
     merge.check()
@@ -281,7 +267,7 @@ def merge_visualcla(
     try:
         written = merge.write(work)
         _write_configs(work, configs, rows, dtype)
-        _copy_texts(work, text, vision, deltas[0].adapter.folder)
+        _copy_texts(work, text, vision, first)
         if target.exists():
             target.rmdir()
         work.replace(target)
@@ -311,22 +297,22 @@ def _rows(merge: Merge, text: Path) -> int | None:
 def _write_configs(target: Path, configs: Sequence[dict[str, Any]], rows: int | None, dtype: torch.dtype) -> None:
     top, text, vision = configs
     vocabulary = {} if rows is None else {"vocab_size": rows}
-    text = text | {"torch_dtype": TORCH_NAMES[dtype]} | vocabulary
-    kind = {"architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model"}
-    vision = vision | kind | {"torch_dtype": TORCH_NAMES[dtype]}
-    inner = {"text_config": (top.get("text_config") or {}) | text}
-    inner["vision_config"] = (top.get("vision_config") or {}) | vision
+    stored = {"torch_dtype": str(dtype).removeprefix("torch.")}
+    text = text | stored | vocabulary
+    vision = vision | stored | {"architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model"}
+    inner = {
+        name: (top.get(name) or {}) | config for name, config in (("text_config", text), ("vision_config", vision))
+    }
     for name, content in (("", top | inner | vocabulary), ("text_encoder", text), ("vision_encoder", vision)):
         write_json(target / name / "config.json", content)
 
 
 def _copy_texts(target: Path, text: Path, vision: Path, delta: Path) -> None:
-    """Tokenizer of the delta, image recipe of the vision folder, generation options or else special ids of the base."""
+    """Tokenizer of the delta, image recipe of the vision folder, generation options (or special ids) of the base."""
     copy_files([GENERATION], text, target / "text_encoder")
     if not (text / GENERATION).is_file():  # as transformers writes it for a model without one
         config = read_json(text / "config.json")
-        names: tuple[str, ...] = ("bos_token_id", "eos_token_id", "pad_token_id")
-        ids = {name: config[name] for name in names if name in config}
+        ids = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in config}
         write_json(target / "text_encoder" / GENERATION, {"_from_model_config": True, **ids})
     recipe = next((f for f in (vision, vision.parent, delta) if (f / PREPROCESSOR).is_file()), delta)
     copy_files([PREPROCESSOR], recipe, target)
@@ -337,9 +323,7 @@ def _copy_texts(target: Path, text: Path, vision: Path, delta: Path) -> None:
 
 
 def _same_shape(file: str, name: str, shape: tuple[int, ...], expected: tuple[int, ...] | None) -> None:
-    problem = "is in neither foundation"
-    if expected is not None:
-        problem = f"is for a matrix {list(shape)}, the foundation's is {list(expected)}"
     if shape != expected:
+        differs = "" if expected is None else f"is for a matrix {list(shape)}, the foundation's is {list(expected)}"
         fix = "the adapter is of another model: use its own foundations"
-        raise WeightsError(f"{file}: {name} {problem}", fix=fix)
+        raise WeightsError(f"{file}: {name} {differs or 'is in neither foundation'}", fix=fix)

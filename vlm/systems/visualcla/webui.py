@@ -15,8 +15,8 @@ from vlm.checkpoint.safe import copy_files, read_json, write_json
 from vlm.common.errors import WeightsError
 from vlm.common.registry import register_export
 from vlm.inference.export import refuse_existing
+from vlm.systems.visualcla.checkpoint import PROJECTION, RESAMPLER, TEXT, TOKENIZER, VISION
 from vlm.systems.visualcla.checkpoint_export import DeltaExport
-from vlm.systems.visualcla.checkpoint_keys import PROJECTION, RESAMPLER, TEXT, TOKENIZER, VISION
 from vlm.systems.visualcla.merge import PREPROCESSOR
 
 TEXT_FOLDER, VISION_FOLDER = "{}_text_lora_model_tgwebui", "{}_vision_lora_model_tgwebui"
