@@ -46,8 +46,8 @@ def optimizer_of(case: MmgptCase, model: VLM, told: dict[str, Any]) -> torch.opt
 def stepper_of(case: MmgptCase, model: VLM, told: dict[str, Any], clip: float) -> Stepper:
     optimizer, scaler = optimizer_of(case, model, told), build_scaler(Precision(), CPU)
     options = {"device": CPU, "precision": Precision(), "max_grad_norm": clip}
-    weighting = LossReduction("batches", ("vision", "language"))
-    return Stepper(model, ImageTextPretrain(), optimizer, scaler, weighting=weighting, **options)
+    reduction = LossReduction("batches", ("vision", "language"))
+    return Stepper(model, ImageTextPretrain(), optimizer, scaler, reduction=reduction, **options)
 
 
 def recorded(told: dict[str, Any], number: int) -> dict[str, float]:

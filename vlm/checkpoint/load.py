@@ -56,8 +56,8 @@ def load_model(cfg: Any, *, device: torch.device | str, dtype: torch.dtype | Non
             raise
         text = f"{', '.join(sources)}: LoRA for layers that this composition does not have"
         raise WeightsError(f"{text}: {error}") from error
-    declared = [w.into for w in files if w.format == RANDOM and w.into]
-    filled = {name for name, _ in model.named_parameters() if _is_below(name, declared)}
+    declared = tuple(f"{w.into}." for w in files if w.format == RANDOM and w.into)
+    filled = {name for name, _ in model.named_parameters() if f"{name}.".startswith(declared)}
     for weight, loader in loaders:
         filled |= load_file(model, loader, resolve_path(weight.path), filled)
     _check_frozen(model, filled)
@@ -71,10 +71,7 @@ def load_model(cfg: Any, *, device: torch.device | str, dtype: torch.dtype | Non
 
 
 def load_file(model: VLM, loader: Any, path: Path, filled: set[str] | frozenset[str] = frozenset()) -> set[str]:
-    """Fill ``model`` from one file through its format.
-
-    Returns:
-        Our keys that it filled.
+    """Fill ``model`` from one file through its format; returns our keys that were filled.
 
     Raises:
         WeightsError: see :func:`vlm.checkpoint.strict.copy_strictly`.
@@ -90,21 +87,16 @@ def resolve_path(path: str) -> Path:
     """A local path; an address is downloaded once into the cache.
 
     Raises:
-        WeightsError: nothing there.
+        WeightsError: it does not exist or cannot be fetched.
     """
     try:
         result = local_path(path)
     except OSError as error:
-        raise WeightsError(
-            f"weights: {path} cannot be fetched ({error})", fix="download it and give its path"
-        ) from error
+        text = f"weights: {path} cannot be fetched ({error})"
+        raise WeightsError(text, fix="download it and give its path") from error
     if not result.exists():
         raise WeightsError(f"weights: {result} does not exist", fix="check the path, or download the file first")
     return result
-
-
-def _is_below(name: str, prefixes: list[str]) -> bool:
-    return any(name.startswith(f"{p}.") or name == p for p in prefixes if p)
 
 
 def _check_frozen(model: VLM, filled: set[str]) -> None:
