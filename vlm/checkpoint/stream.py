@@ -33,7 +33,9 @@ class TensorReader:
     def __init__(self, files: Iterable[Path]) -> None:
         self.facts: dict[str, Tensor] = {}
         self._files: dict[str, Path] = {}
-        self.release()
+        self._file: Path | None = None
+        self._open: dict[str, Tensor] = {}
+        self._used = 0
         for file in files:
             for name, tensor in read_tensors(file).items():
                 self.facts[name], self._files[name] = tensor.to("meta"), file
@@ -52,9 +54,7 @@ class TensorReader:
 
     def release(self) -> None:
         """Close the open file."""
-        self._file: Path | None = None
-        self._open: dict[str, Tensor] = {}
-        self._used = 0
+        self._file, self._open, self._used = None, {}, 0
 
 
 def write_shards(

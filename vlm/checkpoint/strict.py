@@ -82,8 +82,8 @@ def _inside_lora(placement: NamedTensors, have: Collection[str]) -> NamedTensors
         inner = ".base_layer.".join(key.rsplit(".", 1))
         return inner if key not in have and inner in have else key
 
-    tensors, theirs = ({moved(key): value for key, value in d.items()} for d in (placement.tensors, placement.theirs))
-    return dataclasses.replace(placement, tensors=tensors, theirs=theirs)
+    tensors = {moved(key): tensor for key, tensor in placement.tensors.items()}
+    return dataclasses.replace(placement, tensors=tensors, theirs={moved(k): v for k, v in placement.theirs.items()})
 
 
 def _listing(what: str, keys: list[str]) -> str:

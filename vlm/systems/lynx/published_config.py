@@ -116,11 +116,9 @@ class LynxFile(Source):
 
 
 def read_lynx_yaml(path: str | Path, options: Sequence[str] = ()) -> Questions:
-    """Read and translate a published configuration; keys without effect are named once in the log.
+    """Translate a published configuration, with ``model.KEY=VALUE`` changes to the composition that it becomes.
 
-    Args:
-        path: the YAML file.
-        options: ``model.KEY=VALUE`` changes to the composition that it becomes.
+    Keys without effect are named once in the log.
 
     Raises:
         ConfigError: unknown, missing or unusable keys, all in one message; or missing weight files.

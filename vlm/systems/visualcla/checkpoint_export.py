@@ -7,21 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vlm.checkpoint.peft_adapter import CONFIG, PEFT_PREFIX
 from vlm.checkpoint.safe import copy_files, read_json, write_json
 from vlm.common.errors import WeightsError
 from vlm.common.registry import register_export
-from vlm.inference.export import refuse_existing
+from vlm.inference.export import refuse_existing, trained_tensors
 from vlm.inference.load import load_parts
 from vlm.models.bridges.bert_resampler import PUBLISHED
 from vlm.models.lora import ADAPTER, is_lora
 from vlm.models.vlm import VLM
 from vlm.systems.visualcla.checkpoint import CLASS_DEFAULTS, TOKENIZER, key_map
-
-MODULES = ("embed_tokens", "lm_head", "visual_resampler", "image_projection_layer")
-TEXTS = (*TOKENIZER, "preprocessor_config.json")
 
 
 @register_export("visualcla-delta")
@@ -42,16 +38,13 @@ class DeltaExport:
 def export_delta(
     model: VLM, folder: Path, tokenizer: Path | None = None, added: dict[str, int] | None = None
 ) -> list[str]:
-    """Write adapter, configurations and tokenizer.
+    """Write adapter, configurations and tokenizer; returns the names written, with peft's prefix.
 
     Args:
         model: a composition of VisualCLA with LoRA.
         folder: new.
         tokenizer: folder whose tokenizer files are copied.
-        added: special tokens and ids that the composition has; those that the folder lacks are written too.
-
-    Returns:
-        The names written, with peft's prefix.
+        added: ids of special tokens of the composition; those that the tokenizer files lack are added to them.
 
     Raises:
         WeightsError: another composition, something trains that the layout has no name for, LoRA of two ranks or
@@ -59,22 +52,18 @@ def export_delta(
     """
     refuse_existing(folder)
     names = key_map(model)
-    state: dict[str, Tensor] = {}
-    trains = {name for name, p in model.named_parameters() if p.requires_grad}
-    for name, tensor in model.state_dict().items():
-        if name in trains or is_lora(name) or name.startswith("bridge."):
-            theirs = names.theirs(name)
-            if theirs is None or "base_layer" in name:
-                raise WeightsError(f"{name} trains, but a delta of VisualCLA has no such part")
-            theirs = theirs.replace(f".{ADAPTER}.weight", ".weight") if is_lora(name) else theirs
-            state[PEFT_PREFIX + theirs] = tensor.detach().cpu().clone()
+
+    lora = tuple(filter(is_lora, model.state_dict()))
+    theirs = {name: names.theirs(name) for name in model.state_dict() if "base_layer" not in name}
+    published = trained_tensors(model, theirs.get, "deltas of VisualCLA", whole=("bridge.", *lora))
+    state = {PEFT_PREFIX + name.replace(f".{ADAPTER}.weight", ".weight"): t for name, t in published.items()}
     adapter = _adapter_config(model)
     folder.mkdir(parents=True)
     torch.save(state, folder / "adapter_model.bin")
     write_json(folder / CONFIG, adapter)
     write_json(folder / "config.json", _config(model))
     if tokenizer is not None:
-        copy_files(TEXTS, tokenizer, folder)
+        copy_files((*TOKENIZER, "preprocessor_config.json"), tokenizer, folder)
     if added:
         _write_added(folder, added)
     return list(state)
@@ -94,20 +83,15 @@ def _write_added(folder: Path, added: dict[str, int]) -> None:
 
 def _adapter_config(model: VLM) -> dict[str, Any]:
     """peft's configuration; its targets are a regular expression over the names of the whole model."""
-    parts = {"vision_model.vision_model.": model.vision, "text_model.": model.llm}
-    options = {prefix: part.config.lora for prefix, part in parts.items() if part.config.lora is not None}
+    parts = {"vision_model": model.vision, "text_model": model.llm}
+    options = {name: part.config.lora for name, part in parts.items() if part.config.lora is not None}
     scales = {(o.r, o.alpha) for o in options.values()}
     if len(scales) != 1:
         raise WeightsError(
             f"LoRA has (r, alpha) {sorted(scales) or 'nowhere'}; a delta of VisualCLA holds exactly one pair",
             fix="train encoder and LLM with the same lora.r and lora.alpha",
         )
-    patterns = [
-        f".*{prefix.split('.')[0]}.*\\.({'|'.join(_endings(part.model))})"
-        for prefix, part in parts.items()
-        if prefix in options
-    ]
-    ((r, alpha),) = scales
+    patterns = [f".*{name}.*\\.({'|'.join(_endings(parts[name].model))})" for name in options]
     one = next(iter(options.values()))
     return {
         "base_model_name_or_path": None,
@@ -115,11 +99,11 @@ def _adapter_config(model: VLM) -> dict[str, Any]:
         "fan_in_fan_out": False,
         "inference_mode": True,
         "init_lora_weights": True,
-        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
+        "lora_alpha": int(one.alpha) if float(one.alpha).is_integer() else one.alpha,
         "lora_dropout": one.dropout,
-        "modules_to_save": list(MODULES),
+        "modules_to_save": ["embed_tokens", "lm_head", "visual_resampler", "image_projection_layer"],
         "peft_type": "LORA",
-        "r": r,
+        "r": one.r,
         "target_modules": f"({'|'.join(patterns)})$",
         "task_type": "CAUSAL_LM",
     }
@@ -127,8 +111,7 @@ def _adapter_config(model: VLM) -> dict[str, Any]:
 
 def _endings(module: Any) -> list[str]:
     """Last names of the layers that LoRA wraps, in the order of the module."""
-    names = [name.split(".") for name, _ in module.named_modules() if name.endswith(".base_layer")]
-    return list(dict.fromkeys(pieces[-2] for pieces in names))
+    return list(dict.fromkeys(n.split(".")[-2] for n, _ in module.named_modules() if n.endswith(".base_layer")))
 
 
 def _config(model: VLM) -> dict[str, Any]:
@@ -136,16 +119,16 @@ def _config(model: VLM) -> dict[str, Any]:
     resampler = model.bridge[0]
     stated = {**PUBLISHED, "hidden_size": resampler.out_dim}
     stated |= {k: v for k, v in vars(resampler.config).items() if v is not None}
-    text = model.llm.model.config.to_dict()
+    text, vision = (json.loads(json.dumps(p.model.config.to_dict(), default=str)) for p in (model.llm, model.vision))
     return {
         "architectures": ["VisualCLAModel"],
         "initializer_range": 0.02,
         "layer_norm_eps": CLASS_DEFAULTS["layer_norm_eps"],
         "model_type": "visualcla",
-        "text_config": json.loads(json.dumps(text, default=str)),
+        "text_config": text,
         "tie_word_embeddings": False,
         "use_visual_resampler": True,
-        "vision_config": json.loads(json.dumps(model.vision.model.config.to_dict(), default=str)),
+        "vision_config": vision,
         "visual_resampler_config": stated,
         "vocab_size": model.llm.vocab_size,
     }

@@ -47,11 +47,8 @@ def composition(
 def sizes(folder: Path, vision: Path | None = None) -> dict[str, int]:
     """``image_size`` and ``num_query_token`` by the ``config.json`` of a delta or merged folder.
 
-    Args:
-        folder: states the number of queries, and the image's size of a merged model.
-        vision: the encoder's own folder, which then determines the image size.
+    The encoder's own folder ``vision``, if there is one, states the image size instead.
     """
-
     from vlm.checkpoint.safe import read_json
 
     declared = read_json(folder / "config.json")
@@ -70,7 +67,8 @@ class MergedFolder(Source):
 
     def recognises(self, path: Path) -> bool:
         """Whether ``path`` is such a folder."""
-        from vlm.checkpoint.peft_adapter import CONFIG, read_json
+        from vlm.checkpoint.peft_adapter import CONFIG
+        from vlm.checkpoint.safe import read_json
 
         file = path / "config.json"
         return file.is_file() and not (path / CONFIG).is_file() and read_json(file).get("model_type") == "visualcla"

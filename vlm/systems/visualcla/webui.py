@@ -41,10 +41,7 @@ class WebuiExport:
 
 
 def export_webui(delta: str | Path, target: str | Path) -> tuple[Path, Path]:
-    """Write ``<delta>_text_lora_model_tgwebui`` and ``<delta>_vision_lora_model_tgwebui`` below ``target``.
-
-    Returns:
-        The text folder and the vision folder.
+    """Write the text folder and the vision folder, named after ``delta``, below ``target``.
 
     Raises:
         WeightsError: not a delta of VisualCLA, a tensor of an unknown part, or a folder that exists.
@@ -58,13 +55,13 @@ def export_webui(delta: str | Path, target: str | Path) -> tuple[Path, Path]:
         if prefix is None:
             raise WeightsError(f"{delta}: {name} does not belong to any part of VisualCLA")
         parts[prefix][name.removeprefix(prefix)] = tensor
-    empty = [prefix for prefix, result in parts.items() if not result]
+    empty = [prefix for prefix, tensors in parts.items() if not tensors]
     if empty or not isinstance(sizes, dict):
         lacking = ", ".join([f"tensors {p}*" for p in empty] or ["visual_resampler_config"])
         raise WeightsError(f"{delta}: no {lacking}; this is not a delta of VisualCLA")
     text, vision = (Path(target) / name.format(delta.resolve().name) for name in (TEXT_FOLDER, VISION_FOLDER))
-    for folder in (text, vision):
-        refuse_existing(folder)
+    refuse_existing(text)
+    refuse_existing(vision)
     for folder in (text, vision):
         folder.mkdir(parents=True)
     _save({PEFT_PREFIX + name: t for name, t in parts[TEXT].items()}, text / "adapter_model.bin")
@@ -90,8 +87,7 @@ def _text_config(adapter: Adapter) -> dict[str, Any]:
 
 def _vision_config(adapter: Adapter) -> dict[str, Any]:
     targets = adapter.config.get("target_modules")
-    if isinstance(targets, str):
-        targets = targets.replace("vision_model.vision_model", "vision_model")
+    targets = targets.replace(VISION[:-1], LEVEL[:-1]) if isinstance(targets, str) else targets
     return adapter.config | {"modules_to_save": None, "target_modules": targets}
 
 
