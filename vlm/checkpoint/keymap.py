@@ -47,20 +47,16 @@ class KeyMap:
     ignored: tuple[str, ...] = ()
 
     @cached_property
-    def _forward(self) -> list[tuple[re.Pattern[str], str]]:
-        return [(_pattern(theirs), ours) for theirs, ours in self.pairs]
-
-    @cached_property
-    def _backward(self) -> list[tuple[re.Pattern[str], str]]:
-        return [(_pattern(ours), theirs) for theirs, ours in self.pairs]
+    def _rules(self) -> tuple[list[tuple[re.Pattern[str], str]], ...]:
+        return [(_pattern(a), b) for a, b in self.pairs], [(_pattern(b), a) for a, b in self.pairs]
 
     def ours(self, key: str) -> str | None:
         """Our name of their key, if the map has it."""
-        return _rename(key, self._forward)
+        return _rename(key, self._rules[0])
 
     def theirs(self, key: str) -> str | None:
         """Their name of our key, if the map has it."""
-        return _rename(key, self._backward)
+        return _rename(key, self._rules[1])
 
     def is_ignored(self, key: str) -> bool:
         """Whether their key is known and not wanted."""

@@ -85,15 +85,14 @@ def shards(folder: str | Path) -> list[Path]:
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{name}.index.json"
         if index.is_file():
-            try:
-                names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            except (ValueError, KeyError) as error:
-                raise WeightsError(f"{index}: not a shard index ({error})") from error
+            where = read_json(index).get("weight_map")
+            if not isinstance(where, dict):
+                raise WeightsError(f"{index}: not a shard index (no weight_map)")
+            names = sorted(set(where.values()))
             missing = [n for n in names if not (folder / n).is_file()]
             if missing:
-                raise WeightsError(
-                    f"{folder}: {', '.join(missing)} named by {index.name} but missing", fix="download again"
-                )
+                text = f"{folder}: {', '.join(missing)} named by {index.name} but missing"
+                raise WeightsError(text, fix="download again")
             return [folder / n for n in names]
         if (folder / name).is_file():
             return [folder / name]

@@ -32,6 +32,7 @@ VISION, TEXT = "vision_model.vision_model.", "text_model."
 RESAMPLER, PROJECTION = "visual_resampler.", "image_projection_layer."
 EMBEDDINGS, HEAD = "text_model.model.embed_tokens.weight", "text_model.lm_head.weight"
 ADDED = "added_tokens.json"
+PREPROCESSOR = "preprocessor_config.json"
 TOKENIZER = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", ADDED)
 CLASS_DEFAULTS = PUBLISHED | {
     "hidden_size": 768,

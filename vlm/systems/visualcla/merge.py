@@ -37,6 +37,7 @@ from vlm.systems.visualcla.checkpoint import (
     ADDED,
     EMBEDDINGS,
     HEAD,
+    PREPROCESSOR,
     PROJECTION,
     RESAMPLER,
     TEXT,
@@ -49,7 +50,6 @@ VISION_PREFIX = "vision_model."
 """Added to a name of the vision tower in the whole model."""
 KEEP_DTYPE = (".rotary_emb.inv_freq", *BUFFERS)
 """Ends of the names of buffers, which keep their dtype."""
-PREPROCESSOR = "preprocessor_config.json"
 GENERATION = "generation_config.json"
 PAD = "<pad>"
 """Added token that the published tokenizer pads with, whatever its file says."""
@@ -82,31 +82,30 @@ class Delta:
 class Foundation:
     """One of the two models below a delta, and the folder of the result that it becomes.
 
-    names   name in the result -> (name in the whole model, name in the foundation's files)
+    prefix  of its names in the whole model, before the names of the result
+    names   name in the result -> name in the foundation's files
     """
 
     folder: str
+    prefix: str
     reader: TensorReader
-    names: dict[str, tuple[str, str]]
+    names: dict[str, str]
 
     def shapes(self) -> dict[str, torch.Size]:
         """Shapes by name in the whole model."""
-        return {whole: self.reader.facts[name].shape for whole, name in self.names.values()}
+        return {self.prefix + name: self.reader.facts[source].shape for name, source in self.names.items()}
 
 
-def read_text(folder: Path) -> Foundation:
-    """The base LLM."""
-    reader = TensorReader(shards(folder))
-    return Foundation("text_encoder", reader, {name: (TEXT + name, name) for name in reader.facts})
-
-
-def read_tower(folder: Path) -> Foundation:
-    """The vision tower, of a whole CLIP or alone."""
-    reader = TensorReader(shards(folder))
-    whole = any(name.startswith(TOWER) for name in reader.facts)
-    names = [n for n in reader.facts if n.startswith(TOWER) or not (whole or n.startswith(TEXT_TOWER_KEYS))]
-    written = {TOWER + name.removeprefix(TOWER): name for name in names}
-    return Foundation("vision_encoder", reader, {new: (VISION_PREFIX + new, name) for new, name in written.items()})
+def read_foundations(text: Path, vision: Path) -> list[Foundation]:
+    """The base LLM; and the vision tower, of a whole CLIP or alone."""
+    llm, clip = TensorReader(shards(text)), TensorReader(shards(vision))
+    whole = any(name.startswith(TOWER) for name in clip.facts)
+    names = [n for n in clip.facts if n.startswith(TOWER) or not (whole or n.startswith(TEXT_TOWER_KEYS))]
+    tower = {TOWER + name.removeprefix(TOWER): name for name in names}
+    return [
+        Foundation("text_encoder", TEXT, llm, {name: name for name in llm.facts}),
+        Foundation("vision_encoder", VISION_PREFIX, clip, tower),
+    ]
 
 
 @dataclass
@@ -139,32 +138,31 @@ class Merge:
                 raise WeightsError(f"{folders}: {text}: {some} ({len(odd)} in all)", fix="is the download complete?")
 
     def write(self, target: Path) -> list[Path]:
-        """Write the weights of all three parts below ``target``.
-
-        Returns:
-            The files.
-        """
+        """Write the weights of all three parts below ``target``; returns the files."""
         files = [file for foundation in self.foundations for file in self._write_foundation(foundation, target)]
         source = self._bridge()
         facts = {name: delta.adapter.tensors[name].to("meta", self.dtype) for name, delta in source.items()}
         return files + write_shards(target, facts, lambda name: source[name].read(name, self.dtype), self.shard_bytes)
 
     def _write_foundation(self, foundation: Foundation, target: Path) -> list[Path]:
-        last: dict[str, int] = {}  # the last delta that replaces a tensor, or -1
+        names, prefix = foundation.names, foundation.prefix
+        last = dict.fromkeys(names, -1)  # the last delta that replaces a tensor; -1: none
+        for number, delta in enumerate(self.deltas):
+            last |= {name: number for name in names if prefix + name in delta.adapter.tensors}
         facts: dict[str, Tensor] = {}
-        for name, (whole, source) in foundation.names.items():
+        for name, source in names.items():
             own = foundation.reader.facts[source]
-            last[name] = max((i for i, d in enumerate(self.deltas) if whole in d.adapter.tensors), default=-1)
-            found = own if last[name] < 0 else self.deltas[last[name]].adapter.tensors[whole]
+            found = own if last[name] < 0 else self.deltas[last[name]].adapter.tensors[prefix + name]
             keep = name.endswith(KEEP_DTYPE) or not own.is_floating_point()
             facts[name] = found.to("meta", own.dtype if keep else self.dtype)
 
         def make(name: str) -> Tensor:
             """The tensor as the last delta that replaces it has it, with the updates of those that follow."""
-            (whole, source), number, dtype = foundation.names[name], last[name], facts[name].dtype
-            tensor = self.deltas[number].read(whole, dtype) if number >= 0 else foundation.reader.read(source, dtype)
-            for delta in self.deltas[number + 1 :]:
-                tensor = delta.update(whole, tensor)
+            start, dtype = last[name], facts[name].dtype
+            reader, source = (self.deltas[start], prefix + name) if start >= 0 else (foundation.reader, names[name])
+            tensor = reader.read(source, dtype)
+            for delta in self.deltas[start + 1 :]:
+                tensor = delta.update(prefix + name, tensor)
             return tensor
 
         written = write_shards(target / foundation.folder, facts, make, self.shard_bytes)
@@ -179,14 +177,14 @@ class Merge:
 
 def _check_adapter(adapter: Adapter, have: Mapping[str, torch.Size]) -> None:
     """Raises WeightsError if a delta has a tensor that the foundations lack, or one of another shape."""
-    file, tensors, whole = str(adapter.folder), adapter.tensors, adapter.whole()
+    file, tensors = str(adapter.folder), adapter.tensors
     for layer, (a, b) in adapter.lora.items():
         _same_shape(file, layer, (tensors[b].shape[0], tensors[a].shape[1]), have.get(f"{layer}.weight"))
-    for name, tensor in whole.items():
+    for name, tensor in adapter.whole().items():
         if not name.startswith((RESAMPLER, PROJECTION)):
             expected = have.get(name)
             if expected is not None and name in (EMBEDDINGS, HEAD):  # these grow, together
-                expected = (len(tensors.get(EMBEDDINGS, tensor)), *expected[1:])
+                expected = torch.Size((len(tensors.get(EMBEDDINGS, tensor)), *expected[1:]))
             _same_shape(file, name, tuple(tensor.shape), expected)
     grown, base = tensors.get(EMBEDDINGS), have.get(EMBEDDINGS)
     if HEAD not in tensors and grown is not None and base is not None and len(grown) != base[0]:
@@ -212,9 +210,7 @@ class MergeCommand:
         parser.add_argument("--lora-model", "--lora_model", required=True, help="folder of the delta, or a,b,c")
         parser.add_argument("--output-dir", "--output_dir", default=Path("merged_model"), type=Path, help="new folder")
         parser.add_argument("--dtype", choices=["fp16", "fp32"], default="fp16", help="of the result (published: fp16)")
-        parser.add_argument(
-            "--shard-gb", type=float, default=4.0, help="largest weight file, and about the memory used"
-        )
+        parser.add_argument("--shard-gb", type=float, default=4.0, help="largest weight file, about the memory used")
 
     def main(self, args: argparse.Namespace) -> int:
         """Merge, and say where."""
@@ -234,7 +230,7 @@ def merge_visualcla(
     dtype: torch.dtype = torch.float16,
     shard_bytes: int = SHARD_BYTES,
 ) -> list[Path]:
-    """Write the merged model. The folder appears by rename when all is written.
+    """Write the merged model, and return its weight files. The folder appears by rename when all is written.
 
     Args:
         text_model: Hugging Face folder of the base LLM.
@@ -243,9 +239,6 @@ def merge_visualcla(
         target: new folder.
         dtype: of the result, buffers excepted; foundations are rounded to it before the update is added.
         shard_bytes: largest weight file; the peak of memory is about this much.
-
-    Returns:
-        The weight files written.
 
     Raises:
         WeightsError: a folder or file is missing or damaged, does not fit, or ``target`` holds files.
@@ -259,7 +252,7 @@ def merge_visualcla(
     if not (first / TOKENIZER[0]).is_file():
         raise WeightsError(f"{first}: no {TOKENIZER[0]}", fix="is the download complete?")
     configs = [read_json(first / "config.json"), read_json(text / "config.json"), read_vision_config(vision)]
-    merge = Merge([read_text(text), read_tower(vision)], deltas, dtype, shard_bytes)
+    merge = Merge(read_foundations(text, vision), deltas, dtype, shard_bytes)
     rows = _rows(merge, text)
     merge.check()
     work = target.with_name(f".{target.name}.part")
@@ -283,14 +276,12 @@ def _rows(merge: Merge, text: Path) -> int | None:
         return None
     rows = shape[0]
     for number, adapter in enumerate(delta.adapter for delta in merge.deltas):
-        table = adapter.tensors.get(EMBEDDINGS)
-        if table is None:
-            continue
-        if number == 0:
-            check_base(text, adapter, len(table))
-        elif len(table) < rows:
-            raise WeightsError(f"{adapter.folder}: has {len(table)} tokens, the model before it {rows}")
-        rows = len(table)
+        if EMBEDDINGS in adapter.tensors:
+            before, rows = rows, len(adapter.tensors[EMBEDDINGS])
+            if number == 0:
+                check_base(text, adapter, rows)
+            elif rows < before:
+                raise WeightsError(f"{adapter.folder}: has {rows} tokens, the model before it {before}")
     return rows
 
 
@@ -312,7 +303,7 @@ def _copy_texts(target: Path, text: Path, vision: Path, delta: Path) -> None:
     copy_files([GENERATION], text, target / "text_encoder")
     if not (text / GENERATION).is_file():  # as transformers writes it for a model without one
         config = read_json(text / "config.json")
-        ids = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in config}
+        ids = {name: config[name] for name in ["bos_token_id", "eos_token_id", "pad_token_id"] if name in config}
         write_json(target / "text_encoder" / GENERATION, {"_from_model_config": True, **ids})
     recipe = next((f for f in (vision, vision.parent, delta) if (f / PREPROCESSOR).is_file()), delta)
     copy_files([PREPROCESSOR], recipe, target)
