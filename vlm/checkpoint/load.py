@@ -71,11 +71,7 @@ def load_model(cfg: Any, *, device: torch.device | str, dtype: torch.dtype | Non
 
 
 def load_file(model: VLM, loader: Any, path: Path, filled: set[str] | frozenset[str] = frozenset()) -> set[str]:
-    """Fill ``model`` from one file through its format; returns our keys that were filled.
-
-    Raises:
-        WeightsError: see :func:`vlm.checkpoint.strict.copy_strictly`.
-    """
+    """Fill ``model`` from one file and return our keys that were filled. Raises as :func:`.strict.copy_strictly`."""
     tensors = loader.read(path)
     placement = loader.rename(model, tensors, str(path), filled)
     done = copy_strictly(model, placement, loader.hint)
@@ -84,11 +80,7 @@ def load_file(model: VLM, loader: Any, path: Path, filled: set[str] | frozenset[
 
 
 def resolve_path(path: str) -> Path:
-    """A local path; an address is downloaded once into the cache.
-
-    Raises:
-        WeightsError: it does not exist or cannot be fetched.
-    """
+    """A local path; an address is downloaded once. Raises WeightsError if there is nothing there."""
     try:
         result = local_path(path)
     except OSError as error:
@@ -100,11 +92,7 @@ def resolve_path(path: str) -> Path:
 
 
 def _check_frozen(model: VLM, filled: set[str]) -> None:
-    """A frozen matrix that no file filled is random.
-
-    Raises:
-        WeightsError: there is one, and its part is not declared ``random``.
-    """
+    """Raises WeightsError if a frozen matrix is random: no file filled it, and its part is not declared ``random``."""
     tied = {id(p) for n, p in model.named_parameters(remove_duplicate=False) if n in filled}
     bare = [
         name

@@ -55,11 +55,7 @@ class Adapter:
         return {name: tensor for name, tensor in self.tensors.items() if name not in parts}
 
     def options(self, prefix: str) -> LoraOptions | None:
-        """LoRA of the layers below ``prefix`` as options of that part; None without such layers.
-
-        Raises:
-            WeightsError: the layers have different ranks.
-        """
+        """LoRA of the layers below ``prefix``, if any. Raises WeightsError if they have different ranks."""
         layers = [name for name in self.lora if name.startswith(prefix)]
         if not layers:
             return None

@@ -46,11 +46,7 @@ class OpaqueObject:
 
 
 def read_without_code(path: Path) -> Any:
-    """The content of a torch zip archive: plain data, tensors (on the CPU) and :class:`OpaqueObject` objects.
-
-    Raises:
-        WeightsError: not such an archive, or damaged.
-    """
+    """Plain data, tensors and :class:`OpaqueObject` of a torch archive. Raises WeightsError if it is damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
             name = next((n for n in archive.namelist() if n.endswith("/data.pkl")), None)

@@ -187,11 +187,7 @@ class RunDir:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint folder that ``path`` means: itself, a ``last``/``best`` link, a file in it, or a run folder.
-
-    Raises:
-        WeightsError: there is none.
-    """
+    """The checkpoint that ``path`` is, links to, is in, or holds (a run folder). Raises WeightsError if there is none."""
     path = Path(path).expanduser()
     path = path.parent if path.is_file() else path
     if (path / WEIGHTS).is_file():
@@ -205,20 +201,12 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Trainable tensors and train state of a checkpoint folder.
-
-    Raises:
-        WeightsError: a file is missing or damaged.
-    """
+    """Trainable tensors and train state of a checkpoint. Raises WeightsError if a file is missing or damaged."""
     return read_file(folder / WEIGHTS), read_state(folder / STATE)
 
 
 def check_plain(value: Any, where: str = "state") -> None:
-    """Refuse anything that ``torch.load(weights_only=True)`` would not read back.
-
-    Raises:
-        TypeError: names the place of the first foreign object.
-    """
+    """Raises TypeError for the first object that ``torch.load(weights_only=True)`` would not read back."""
     inside: list[tuple[Any, str]] = []
     if isinstance(value, list | tuple):
         inside = [(item, f"{where}[{i}]") for i, item in enumerate(value)]
@@ -231,11 +219,7 @@ def check_plain(value: Any, where: str = "state") -> None:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Read ``trainer.pt`` without running code from it.
-
-    Raises:
-        WeightsError: missing, unreadable or holding code.
-    """
+    """Read ``trainer.pt``. Raises WeightsError if it is missing, unreadable or contains code."""
     state = read_file(path, mapped=False)
     if not isinstance(state, dict):
         raise WeightsError(f"{path}: holds {type(state).__name__}, expected the state of a run")

@@ -103,21 +103,13 @@ def shards(folder: str | Path) -> list[Path]:
 
 
 def read_folder(path: Path, parts: Sequence[str] = ()) -> dict[str, Tensor]:
-    """The tensors of all weight files of a Hugging Face folder or of the one of ``parts`` in it, or of a single file.
-
-    Raises:
-        WeightsError: as :func:`shards` and :func:`read_tensors`.
-    """
+    """The tensors of a file, or of all in a folder or in the one of ``parts`` below it; raises as :func:`shards`."""
     files = [path] if path.is_file() else shards(inner_folder(path, parts))
     return {name: tensor for file in files for name, tensor in read_tensors(file).items()}
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON mapping.
-
-    Raises:
-        WeightsError: no such file, or no mapping in JSON.
-    """
+    """A JSON mapping. Raises WeightsError if there is no such file, or no mapping in it."""
     if not file.is_file():
         raise WeightsError(f"{file}: no such file", fix="is the download complete?")
     try:

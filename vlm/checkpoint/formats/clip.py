@@ -39,19 +39,19 @@ def tower_names(names: Collection[str], vision: Clip) -> tuple[dict[str, str], l
 
     Left out: the text half, buffers, and what this tower does not have (later blocks, an unused final norm).
     """
-    prefix = TOWER if any(name.startswith(TOWER) for name in names) else ""
+    prefix, depth = TOWER if any(name.startswith(TOWER) for name in names) else "", len(vision.blocks())
     result: dict[str, str] = {}
     unknown: list[str] = []
     for name in names:
         inner = name.removeprefix(prefix)
         block = _BLOCK.match(inner)
-        if name.endswith(BUFFERS) or (block and int(block[1]) >= len(vision.blocks())):
+        if name.endswith(BUFFERS) or name.startswith(TEXT_TOWER_KEYS) or (block and int(block[1]) >= depth):
             continue
         if inner.startswith("post_layernorm.") and not vision.config.post_layernorm:
             continue
-        if name.startswith(prefix) and not name.startswith(TEXT_TOWER_KEYS):
+        if name.startswith(prefix):
             result[inner] = name
-        elif not name.startswith(TEXT_TOWER_KEYS):
+        else:
             unknown.append(name)
     return result, unknown
 

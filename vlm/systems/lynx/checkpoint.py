@@ -39,11 +39,7 @@ ROWS = ("llm.model.model.embed_tokens.weight", "llm.model.lm_head.weight")
 
 
 def key_map(model: VLM) -> KeyMap:
-    """Published names <-> ours, for a composition with perceiver and adapters.
-
-    Raises:
-        WeightsError: the composition lacks one of them.
-    """
+    """Published names <-> ours. Raises WeightsError if the composition has no perceiver or no adapters."""
     perceiver, frames = bridge_index(model, Perceiver), bridge_index(model, FramePositions)
     adapter = index_of(model.inserts, Adapter)
     if perceiver is None or adapter is None:

@@ -34,11 +34,7 @@ SECOND_NAMES = {
 
 
 def key_map(model: VLM, file: str) -> KeyMap:
-    """Published names of everything that files of this family hold, LoRA included.
-
-    Raises:
-        WeightsError: the composition has no perceiver or no gated cross-attention.
-    """
+    """Published names of everything that files of this family hold, LoRA included. Raises as :func:`parts`."""
     bridge, insert = parts(model, file)
     path = layer_path(model)
     pairs: list[tuple[str, str]] = []
@@ -59,11 +55,7 @@ def key_map(model: VLM, file: str) -> KeyMap:
 
 
 def parts(model: VLM, file: str) -> tuple[int, int]:
-    """Indices of the perceiver among the bridges and of the gated cross-attention among the inserts.
-
-    Raises:
-        WeightsError: one of them is missing.
-    """
+    """Indices of the perceiver and of the gated cross-attention. Raises WeightsError if one is missing."""
     bridge = bridge_index(model, Perceiver)
     insert = index_of(model.inserts, GatedCrossAttention)
     if bridge is None or insert is None:
@@ -79,13 +71,9 @@ def layer_path(model: VLM) -> str:
 
 
 def read_state(content: Any, file: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint's content by plain names.
+    """The tensors of a checkpoint's content, or of ``model_state_dict`` in it. Raises WeightsError if there are none.
 
-    A dict below ``model_state_dict`` is opened; ``module.`` (of distributed training) and peft's part of the names
-    are removed.
-
-    Raises:
-        WeightsError: there are no named tensors.
+    ``module.`` (of distributed training) and peft's part of the names are removed.
     """
     if isinstance(content, dict) and isinstance(content.get(STATE), dict):
         content = content[STATE]
@@ -97,15 +85,9 @@ def read_state(content: Any, file: str) -> dict[str, Tensor]:
 
 
 def without_second_names(tensors: Mapping[str, Tensor], path: str, file: str) -> dict[str, Tensor]:
-    """The tensors, each under its first name.
+    """``tensors``, each under its first name. Raises WeightsError if the tensors of two names of one differ.
 
-    Args:
-        tensors: by plain names.
-        path: see :func:`layer_path`.
-        file: for messages.
-
-    Raises:
-        WeightsError: a tensor differs from the one under its other name.
+    ``path`` is the layers' :func:`layer_path`, ``file`` a name for messages.
     """
     result: dict[str, Tensor] = {}
     for name, tensor in tensors.items():

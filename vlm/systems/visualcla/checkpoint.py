@@ -29,7 +29,7 @@ from vlm.models.vision.clip import FOLDERS as VISION_FOLDERS
 from vlm.models.vlm import VLM
 
 VISION, TEXT = "vision_model.vision_model.", "text_model."
-RESAMPLER, PROJECTION = "visual_resampler.", "image_projection_layer."
+RESAMPLER, PROJECTION = BRIDGE = "visual_resampler.", "image_projection_layer."
 EMBEDDINGS, HEAD = "text_model.model.embed_tokens.weight", "text_model.lm_head.weight"
 ADDED = "added_tokens.json"
 PREPROCESSOR = "preprocessor_config.json"
@@ -55,11 +55,7 @@ RESAMPLER_LAYER = {
 
 
 def key_map(model: VLM) -> KeyMap:
-    """Names of the whole published model <-> ours; buffers of old files are ignored.
-
-    Raises:
-        WeightsError: the composition has no such resampler or projection.
-    """
+    """Names of the whole published model <-> ours. Raises WeightsError if the composition has another bridge."""
     resampler, linear = bridge_index(model, BertResampler), bridge_index(model, Linear)
     if resampler is None or linear is None:
         raise WeightsError(
@@ -105,11 +101,7 @@ def bridge_names(file: Path) -> set[str]:
 
 
 def fill(part: Any, values: Mapping[str, Any], where: str, file: Path) -> Any:
-    """A copy of ``part`` with options that are null set to ``values``.
-
-    Raises:
-        WeightsError: an option is set to something else.
-    """
+    """A copy of ``part`` with null options set to ``values``. Raises WeightsError if an option has another value."""
     for name, value in values.items():
         stated = getattr(part.config, name)
         if stated is not None and stated != value:

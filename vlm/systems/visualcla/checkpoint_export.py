@@ -25,6 +25,7 @@ from vlm.models.bridges.bert_resampler import PUBLISHED
 from vlm.models.lora import ADAPTER, is_lora
 from vlm.models.vlm import VLM
 from vlm.systems.visualcla.checkpoint import (
+    BRIDGE,
     CLASS_DEFAULTS,
     PREPROCESSOR,
     PROJECTION,
@@ -179,7 +180,7 @@ def export_webui(delta: str | Path, target: str | Path) -> tuple[Path, Path]:
     delta = Path(delta)
     adapter = read_adapter(delta)
     sizes = read_json(delta / "config.json").get("visual_resampler_config")
-    parts: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in (TEXT, VISION, RESAMPLER, PROJECTION)}
+    parts: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in (TEXT, VISION, *BRIDGE)}
     for name, tensor in adapter.tensors.items():
         prefix = next((p for p in parts if name.startswith(p)), None)
         if prefix is None:

@@ -35,11 +35,10 @@ from vlm.models.vision.clip import FOLDERS as VISION_FOLDERS
 from vlm.models.vision.clip import read_vision_config
 from vlm.systems.visualcla.checkpoint import (
     ADDED,
+    BRIDGE,
     EMBEDDINGS,
     HEAD,
     PREPROCESSOR,
-    PROJECTION,
-    RESAMPLER,
     TEXT,
     TOKENIZER,
     bridge_names,
@@ -118,18 +117,14 @@ class Merge:
     shard_bytes: int
 
     def check(self) -> None:
-        """Check that every tensor of a delta has its place in the model, and that none is missing.
-
-        Raises:
-            WeightsError: a name or shape differs, or a tensor is missing.
-        """
+        """Raises WeightsError if a tensor of a delta has no place in the model, has another shape, or is missing."""
         have = {name: shape for foundation in self.foundations for name, shape in foundation.shapes().items()}
         for delta in self.deltas:
             _check_adapter(delta.adapter, have)
         folders = ", ".join(str(d.adapter.folder) for d in self.deltas)
         names = set(self._bridge())
         if not names:
-            raise WeightsError(f"{folders}: holds neither {RESAMPLER}* nor {PROJECTION}*; not a delta of VisualCLA")
+            raise WeightsError(f"{folders}: holds neither {'* nor '.join(BRIDGE)}*; not a delta of VisualCLA")
         declared = self.deltas[0].adapter.folder / "config.json"
         expected = bridge_names(declared)
         for odd, text in ((expected - names, "missing"), (names - expected, f"not stated by {declared}")):
@@ -172,7 +167,7 @@ class Merge:
 
     def _bridge(self) -> dict[str, Delta]:
         """Names of resampler and projection -> the last delta that has them."""
-        return {n: d for d in self.deltas for n in d.adapter.whole() if n.startswith((RESAMPLER, PROJECTION))}
+        return {n: d for d in self.deltas for n in d.adapter.whole() if n.startswith(BRIDGE)}
 
 
 def _check_adapter(adapter: Adapter, have: Mapping[str, torch.Size]) -> None:
@@ -181,7 +176,7 @@ def _check_adapter(adapter: Adapter, have: Mapping[str, torch.Size]) -> None:
     for layer, (a, b) in adapter.lora.items():
         _same_shape(file, layer, (tensors[b].shape[0], tensors[a].shape[1]), have.get(f"{layer}.weight"))
     for name, tensor in adapter.whole().items():
-        if not name.startswith((RESAMPLER, PROJECTION)):
+        if not name.startswith(BRIDGE):
             expected = have.get(name)
             if expected is not None and name in (EMBEDDINGS, HEAD):  # these grow, together
                 expected = torch.Size((len(tensors.get(EMBEDDINGS, tensor)), *expected[1:]))
