@@ -252,7 +252,7 @@ class Code:
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_pickle_with_code_is_refused(world: World) -> None:
     torch.save({"cls_token": Code()}, world.eva)
-    with pytest.raises(WeightsError, match=r"eva.pth: this pickle asks to run code.*eval[\s\S]*fix: convert it"):
+    with pytest.raises(WeightsError, match=r"eva.pth: this pickle would run code.*eval[\s\S]*fix: convert it"):
         world.load()
     world.eva.write_bytes(pickle.dumps(Code()))
     with pytest.raises(WeightsError, match="eva.pth"):

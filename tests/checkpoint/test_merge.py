@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vlm.common.errors import WeightsError
-from vlm.systems.visualcla.checkpoint_keys import bridge_names
+from vlm.systems.visualcla.checkpoint import bridge_names
 from vlm.systems.visualcla.merge import merge_visualcla
 
 OPEN = Path(__file__).parents[1] / "golden" / "visualcla" / "open"

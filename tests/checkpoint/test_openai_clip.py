@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file as load_safetensors
 from torch import Tensor
 
-from vlm.checkpoint.formats.openai_clip import OpenAIClip, is_torchscript
+from vlm.checkpoint.formats.clip import OpenAIClip, is_torchscript
 from vlm.checkpoint.strict import copy_strictly
 from vlm.common.errors import WeightsError
 from vlm.models.bridges.linear import Linear

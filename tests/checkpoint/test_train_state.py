@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from vlm.checkpoint.run_folder import check_plain, read_state
 from vlm.checkpoint.train_state import (
     capture_rng,
     load_trainable_tensors,
     restore_rng,
     trainable_tensors,
 )
-from vlm.checkpoint.train_state_file import check_plain, read_state
 from vlm.common.errors import WeightsError
 
 CPU = torch.device("cpu")

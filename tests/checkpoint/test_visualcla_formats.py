@@ -360,7 +360,7 @@ def test_missing_and_damaged_shards(folders: Folders) -> None:
 
 def test_code_in_an_adapter_is_refused(folders: Folders) -> None:
     torch.save({"base_model.model.x": Path("/")}, folders.lora_model / "adapter_model.bin")
-    with pytest.raises(WeightsError, match="asks to run code"):
+    with pytest.raises(WeightsError, match="would run code"):
         folders.load()
 
 

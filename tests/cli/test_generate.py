@@ -67,10 +67,10 @@ def test_composition_with_the_same_options_answers_the_same(tmp_path: Path) -> N
 
 
 def test_keys_without_effect_are_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from vlm.systems.lynx.published_config import read_lynx_yaml
+    from vlm.systems.lynx.published_config import LynxFile
 
     with caplog.at_level("INFO", "vlm"):
-        asked = read_lynx_yaml(lynx_yaml(tmp_path), sizes())
+        asked = LynxFile().questions(lynx_yaml(tmp_path), sizes())
     said = [r.getMessage() for r in caplog.records if "has no effect" in r.getMessage()]
     assert [text.split(": ")[1].split()[0] for text in said] == [
         "image_rdir", "output_prompt_dict", "use_flash_attn", "use_left_pad",

@@ -19,8 +19,7 @@ from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.processor import Processor
 from vlm.processors.templates.roles import Template
 from vlm.processors.tokenizer.tokenizer import Tokenizer
-from vlm.systems.minigpt4.template import Llama2, Vicuna0
-from vlm.systems.minigpt_v2.template import MiniGPTv2
+from vlm.systems.minigpt4.template import Llama2, MiniGPTv2, Vicuna0
 
 from .helpers_minigpt4 import ModelCase
 

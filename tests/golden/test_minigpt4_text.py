@@ -21,8 +21,7 @@ from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.processor import Processor, TextConfig
 from vlm.processors.templates.roles import IMAGE_PLACEHOLDER, Template
 from vlm.processors.tokenizer.tokenizer import Tokenizer
-from vlm.systems.minigpt4.template import Llama2, Vicuna0
-from vlm.systems.minigpt_v2.template import MiniGPTv2
+from vlm.systems.minigpt4.template import Llama2, MiniGPTv2, Vicuna0
 
 PRESETS: dict[str, type[Template]] = {"vicuna0": Vicuna0, "llama2": Llama2, "minigptv2": MiniGPTv2}
 BATCHES = ("stage1", "stage2", "instr", "conv", "textonly", "frames")

@@ -13,8 +13,7 @@ from vlm.checkpoint.peft_adapter import read_adapter
 from vlm.checkpoint.safe import read_tensors
 from vlm.cli.main import main
 from vlm.common.errors import WeightsError
-from vlm.systems.visualcla.checkpoint_export import export_delta
-from vlm.systems.visualcla.webui import export_webui
+from vlm.systems.visualcla.checkpoint_export import export_delta, export_webui
 
 from .helpers_visualcla import VisualCLACase
 

@@ -20,7 +20,7 @@ from vlm.inference.decoding import Prompt, StopCriteria, decode, steps
 from vlm.inference.generation import Generation
 from vlm.models.trainable import select_trainable
 from vlm.models.vlm import VLM
-from vlm.systems.visualcla.checkpoint_keys import EMBEDDINGS, HEAD, key_map
+from vlm.systems.visualcla.checkpoint import EMBEDDINGS, HEAD, key_map
 
 from .helpers_visualcla import VisualCLACase, asked
 

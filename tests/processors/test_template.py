@@ -9,8 +9,7 @@ from vlm.common.errors import ConfigError, PromptError
 from vlm.common.registry import names, resolve
 from vlm.common.types import Image, Message, Sample, Text
 from vlm.processors.templates.roles import Plain, Segment, Template
-from vlm.systems.minigpt4.template import Llama2, Vicuna0
-from vlm.systems.minigpt_v2.template import MiniGPTv2
+from vlm.systems.minigpt4.template import Llama2, MiniGPTv2, Vicuna0
 
 IMAGE, OTHER = Image("a.png"), Image("b.png")
 

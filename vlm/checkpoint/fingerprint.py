@@ -16,13 +16,10 @@ MATRICES = 4
 
 
 def fingerprint(model: Any) -> dict[str, dict[str, Any]]:
-    """Per part with frozen weights: its parameter count, sizes, and a hash of a few rows.
+    """``{"llm": {"parameters", "width", "vocab", "sha256"}, "vision": {...}, ...}`` of the parts with frozen weights.
 
-    The hash is of float32 values, so it does not depend on the storage dtype as long as that is exact. It takes
-    milliseconds at any size, and tells apart base models, vocabularies and revisions.
-
-    Returns:
-        ``{"llm": {"parameters", "width", "vocab", "sha256"}, "vision": {...}, ...}``.
+    The hash of a few rows takes milliseconds at any size, and tells apart base models, vocabularies and revisions. It
+    is of float32 values, so it does not depend on the storage dtype as long as that is exact.
     """
     result: dict[str, dict[str, Any]] = {}
     parts = {"vision": model.vision, "llm": model.llm, **{f"bridge.{i}": p for i, p in enumerate(model.bridge)}}
@@ -40,7 +37,7 @@ def fingerprint(model: Any) -> dict[str, dict[str, Any]]:
 
 
 def differences(stored: dict[str, dict[str, Any]], found: dict[str, dict[str, Any]]) -> list[str]:
-    """Descriptions of the differences between the foundations that a checkpoint was trained on and the present ones."""
+    """Descriptions of how the frozen parts of a checkpoint's run differ from the present ones."""
     lines: list[str] = []
     for part, old in stored.items():
         new = found.get(part, {})

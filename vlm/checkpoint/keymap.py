@@ -5,8 +5,11 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
+
+from vlm.models.lora import ADAPTER
 
 _FIELD = re.compile(r"\{(\w+)\}")
 
@@ -15,6 +18,12 @@ def _pattern(template: str) -> re.Pattern[str]:
     pieces = _FIELD.split(template)
     text = "".join(f"(?P<{p}>.+)" if i % 2 else re.escape(p) for i, p in enumerate(pieces))
     return re.compile(text)
+
+
+def lora_pairs(theirs: str, ours: str) -> list[tuple[str, str]]:
+    """Pairs for LoRA of the layers at these templates; ``theirs`` as peft names them, since 0.3 or before."""
+    matrices = product(("lora_A", "lora_B"), (f"{ADAPTER}.weight", "weight"))
+    return [(f"{theirs}.{matrix}.{end}", f"{ours}.{matrix}.{ADAPTER}.weight") for matrix, end in matrices]
 
 
 def _rename(key: str, rules: list[tuple[re.Pattern[str], str]]) -> str | None:
@@ -35,23 +44,19 @@ class KeyMap:
     """
 
     pairs: tuple[tuple[str, str], ...]
-    ignored: tuple[str, ...] = field(default=())
+    ignored: tuple[str, ...] = ()
 
     @cached_property
-    def _forward(self) -> list[tuple[re.Pattern[str], str]]:
-        return [(_pattern(theirs), ours) for theirs, ours in self.pairs]
-
-    @cached_property
-    def _backward(self) -> list[tuple[re.Pattern[str], str]]:
-        return [(_pattern(ours), theirs) for theirs, ours in self.pairs]
+    def _rules(self) -> tuple[list[tuple[re.Pattern[str], str]], ...]:
+        return [(_pattern(a), b) for a, b in self.pairs], [(_pattern(b), a) for a, b in self.pairs]
 
     def ours(self, key: str) -> str | None:
-        """Our name of their key, or None if the map does not have it."""
-        return _rename(key, self._forward)
+        """Our name of their key, if the map has it."""
+        return _rename(key, self._rules[0])
 
     def theirs(self, key: str) -> str | None:
-        """Their name of our key, or None if the map does not have it."""
-        return _rename(key, self._backward)
+        """Their name of our key, if the map has it."""
+        return _rename(key, self._rules[1])
 
     def is_ignored(self, key: str) -> bool:
         """Whether their key is known and not wanted."""
@@ -63,14 +68,5 @@ class KeyMap:
         Returns:
             ``{ours: theirs}`` of the keys to load, and the keys that the map does not declare.
         """
-        result: dict[str, str] = {}
-        unknown: list[str] = []
-        for key in keys:
-            if self.is_ignored(key):
-                continue
-            ours = self.ours(key)
-            if ours is None:
-                unknown.append(key)
-            else:
-                result[ours] = key
-        return result, unknown
+        pairs = [(self.ours(key), key) for key in keys if not self.is_ignored(key)]
+        return {ours: key for ours, key in pairs if ours is not None}, [key for ours, key in pairs if ours is None]

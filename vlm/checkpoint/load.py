@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vlm.checkpoint.formats.base import CheckpointFormat, InfersConfig
+from vlm.checkpoint.formats.base import CheckpointFormat
 from vlm.checkpoint.strict import copy_strictly
 from vlm.common.errors import WeightsError
 from vlm.common.paths import local_path
@@ -40,19 +40,24 @@ def load_model(cfg: Any, *, device: torch.device | str, dtype: torch.dtype | Non
     """
     files = [w for w in cfg.model.weights if w.path or w.format == RANDOM]
     loaders = [(w, resolve("checkpoint_format", w.format)(w.into)) for w in files if w.format != RANDOM]
-    model_cfg, sources = _inferred(cfg.model, loaders)
+    model_cfg, sources = cfg.model, []
+    full = [(weight, loader) for weight, loader in loaders if isinstance(loader, CheckpointFormat)]
+    for weight, loader in full:
+        inferred = loader.infer_config(model_cfg, resolve_path(weight.path))
+        sources += [str(weight.path)] if inferred is not model_cfg else []
+        model_cfg = inferred
     options = model_cfg.llm.config
     quantized = options.quantize if isinstance(options, HFCausalLM.Config) else None
-    full = [loader for _, loader in loaders if isinstance(loader, CheckpointFormat)]
-    covered = [part for loader in full for part in loader.covered_parts(model_cfg)]
+    covered = [part for _, loader in full for part in loader.covered_parts(model_cfg)]
     try:
         model = build_model(model_cfg, device="cpu" if quantized else device, dtype=dtype, uninitialised=covered)
     except LoraTargetError as error:
         if not sources:
             raise
-        raise WeightsError(f"{sources}: LoRA for layers that this composition does not have: {error}") from error
-    declared = [w.into for w in files if w.format == RANDOM and w.into]
-    filled = {name for name, _ in model.named_parameters() if _is_below(name, declared)}
+        text = f"{', '.join(sources)}: LoRA for layers that this composition does not have"
+        raise WeightsError(f"{text}: {error}") from error
+    declared = tuple(f"{w.into}." for w in files if w.format == RANDOM and w.into)
+    filled = {name for name, _ in model.named_parameters() if f"{name}.".startswith(declared)}
     for weight, loader in loaders:
         filled |= load_file(model, loader, resolve_path(weight.path), filled)
     _check_frozen(model, filled)
@@ -65,27 +70,8 @@ def load_model(cfg: Any, *, device: torch.device | str, dtype: torch.dtype | Non
     return model.eval()
 
 
-def _inferred(model_cfg: Any, loaders: list[tuple[Any, Any]]) -> tuple[Any, str]:
-    """``model_cfg`` with what its files say filled in, and the names of those files.
-
-    Raises:
-        WeightsError: a file contradicts the composition.
-    """
-    declaring = [(loader, resolve_path(w.path)) for w, loader in loaders if isinstance(loader, InfersConfig)]
-    for loader, path in declaring:
-        model_cfg = loader.infer_config(model_cfg, path)
-    return model_cfg, ", ".join(str(path) for _, path in declaring)
-
-
 def load_file(model: VLM, loader: Any, path: Path, filled: set[str] | frozenset[str] = frozenset()) -> set[str]:
-    """Fill ``model`` from one file through its format.
-
-    Returns:
-        Our keys that it filled.
-
-    Raises:
-        WeightsError: see :func:`vlm.checkpoint.strict.copy_strictly`.
-    """
+    """Fill ``model`` from one file and return our keys that were filled. Raises as :func:`.strict.copy_strictly`."""
     tensors = loader.read(path)
     placement = loader.rename(model, tensors, str(path), filled)
     done = copy_strictly(model, placement, loader.hint)
@@ -94,32 +80,19 @@ def load_file(model: VLM, loader: Any, path: Path, filled: set[str] | frozenset[
 
 
 def resolve_path(path: str) -> Path:
-    """A local path; an address is downloaded once into the cache.
-
-    Raises:
-        WeightsError: nothing there.
-    """
+    """A local path; an address is downloaded once. Raises WeightsError if there is nothing there."""
     try:
         result = local_path(path)
     except OSError as error:
-        raise WeightsError(
-            f"weights: {path} cannot be fetched ({error})", fix="download it and give its path"
-        ) from error
+        text = f"weights: {path} cannot be fetched ({error})"
+        raise WeightsError(text, fix="download it and give its path") from error
     if not result.exists():
         raise WeightsError(f"weights: {result} does not exist", fix="check the path, or download the file first")
     return result
 
 
-def _is_below(name: str, prefixes: list[str]) -> bool:
-    return any(name.startswith(f"{p}.") or name == p for p in prefixes if p)
-
-
 def _check_frozen(model: VLM, filled: set[str]) -> None:
-    """A frozen matrix that no file filled is random.
-
-    Raises:
-        WeightsError: there is one, and its part is not declared ``random``.
-    """
+    """Raises WeightsError if a frozen matrix is random: no file filled it, and its part is not declared ``random``."""
     tied = {id(p) for n, p in model.named_parameters(remove_duplicate=False) if n in filled}
     bare = [
         name

@@ -24,15 +24,21 @@ _MATRIX = re.compile(rf"(?P<layer>.+)\.lora_(?P<side>[AB])(?:\.{ADAPTER})?\.weig
 class Adapter:
     """An adapter folder.
 
+    file     its weights
     config   adapter_config.json
     tensors  by name without peft's prefix; mapped from disk
     lora     layer -> (name of A, name of B); A is ``[r, in]``, B ``[out, r]``
     """
 
-    folder: Path
+    file: Path
     config: dict[str, Any]
     tensors: dict[str, Tensor]
     lora: dict[str, tuple[str, str]]
+
+    @property
+    def folder(self) -> Path:
+        """The folder."""
+        return self.file.parent
 
     @property
     def alpha(self) -> float:
@@ -49,11 +55,7 @@ class Adapter:
         return {name: tensor for name, tensor in self.tensors.items() if name not in parts}
 
     def options(self, prefix: str) -> LoraOptions | None:
-        """LoRA of the layers below ``prefix`` as options of that part; None without such layers.
-
-        Raises:
-            WeightsError: the layers have different ranks.
-        """
+        """LoRA of the layers below ``prefix``, if any. Raises WeightsError if they have different ranks."""
         layers = [name for name in self.lora if name.startswith(prefix)]
         if not layers:
             return None
@@ -81,12 +83,13 @@ def read_adapter(folder: str | Path) -> Adapter:
     for name in tensors:
         if match := _MATRIX.fullmatch(name):
             sides.setdefault(match["layer"], {})[match["side"]] = name
-    single = [layer for layer, result in sides.items() if len(result) < 2]
+    single = [layer for layer, pair in sides.items() if len(pair) < 2]
     if single:
         raise WeightsError(f"{file}: {single[0]} has only one of lora_A and lora_B ({len(single)} such layers)")
-    lora = {layer: (result["A"], result["B"]) for layer, result in sides.items()}
-    _check_ranks(file, config, {layer: (tensors[a], tensors[b]) for layer, (a, b) in lora.items()})
-    return Adapter(folder, config, tensors, lora)
+    lora = {layer: (pair["A"], pair["B"]) for layer, pair in sides.items()}
+    for layer, (first, second) in lora.items():
+        _check_rank(f"{file}: {layer}", config.get("r"), tensors[first], tensors[second])
+    return Adapter(file, config, tensors, lora)
 
 
 def _read_config(file: Path) -> dict[str, Any]:
@@ -103,14 +106,12 @@ def _read_config(file: Path) -> dict[str, Any]:
     return config
 
 
-def _check_ranks(file: Path, config: dict[str, Any], pairs: dict[str, tuple[Tensor, Tensor]]) -> None:
-    declared = config.get("r")
-    for layer, (a, b) in pairs.items():
-        shapes = f"lora_A {list(a.shape)}, lora_B {list(b.shape)}"
-        if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]:
-            raise WeightsError(f"{file}: {layer}: {shapes} do not fit together", fix="download it again")
-        if declared is not None and declared != a.shape[0]:
-            raise WeightsError(
-                f"{file}: {layer} has rank {a.shape[0]} ({shapes}), {CONFIG} says r {declared}",
-                fix="use adapter_config.json and weights of one adapter",
-            )
+def _check_rank(layer: str, declared: int | None, a: Tensor, b: Tensor) -> None:
+    shapes = f"lora_A {list(a.shape)}, lora_B {list(b.shape)}"
+    if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]:
+        raise WeightsError(f"{layer}: {shapes} do not fit together", fix="download it again")
+    if declared is not None and declared != a.shape[0]:
+        raise WeightsError(
+            f"{layer} has rank {a.shape[0]} ({shapes}), {CONFIG} says r {declared}",
+            fix="use adapter_config.json and weights of one adapter",
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,6 @@ OLD_FILE = "passport.json"
 
 PACKAGES = ("torch", "transformers", "timm", "peft", "safetensors", "sentencepiece", "tokenizers", "numpy")
 """Packages whose version can change what a model computes or how its files are read."""
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of python, this library and the packages in :data:`PACKAGES` that are installed."""
-    result = {"python": platform.python_version(), "vlm": VERSION}
-    for name in PACKAGES:
-        try:
-            result[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return result
 
 
 def make_provenance(
@@ -43,21 +33,17 @@ def make_provenance(
     Args:
         step: optimiser steps done.
         config: the resolved configuration as plain values.
-        metrics: the latest values (loss, validation loss).
-        fingerprints: hashes of the files the frozen parts came from.
+        metrics: the latest losses.
+        fingerprints: hashes of the frozen parts.
         trained: names of the parameters that the checkpoint holds.
         hardware: device and number of processes.
     """
-    return {
-        "format": 1,
-        "step": step,
-        "metrics": metrics or {},
-        "versions": library_versions(),
-        "hardware": hardware or {},
-        "fingerprints": fingerprints or {},
-        "trained": trained or [],
-        "config": config,
-    }
+    versions = {"python": platform.python_version(), "vlm": VERSION}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    more = {"metrics": metrics or {}, "hardware": hardware or {}, "fingerprints": fingerprints or {}}
+    return {"format": 1, "step": step, "versions": versions, **more, "trained": trained or [], "config": config}
 
 
 def read_provenance(checkpoint: Path | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Reading torch archives whose pickles name classes of other packages, without importing or running any of it.
+"""Reading torch archives whose pickles name classes of other packages, without importing or running any of them.
 
 Tensors become tensors; an object of any other class becomes an :class:`OpaqueObject`. Two kinds of published files
 need this: TorchScript archives (OpenAI's ``ViT-L-14.pt``), whose code is not read, and checkpoints that contain a
@@ -46,14 +46,7 @@ class OpaqueObject:
 
 
 def read_without_code(path: Path) -> Any:
-    """The content of a torch zip archive.
-
-    Returns:
-        Plain data, tensors (on the CPU) and :class:`OpaqueObject` objects.
-
-    Raises:
-        WeightsError: not such an archive, or damaged.
-    """
+    """Plain data, tensors and :class:`OpaqueObject` of a torch archive. Raises WeightsError if it is damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
             name = next((n for n in archive.namelist() if n.endswith("/data.pkl")), None)
@@ -74,8 +67,7 @@ def plain(value: Any) -> Any:
     """
     if isinstance(value, OpaqueObject):
         inside = [*value.arguments, *(value.state if isinstance(value.state, tuple) else (value.state,))]
-        result = next((item for item in inside if isinstance(item, dict | OpaqueObject)), {})
-        return plain(result)
+        return plain(next((item for item in inside if isinstance(item, dict | OpaqueObject)), {}))
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -96,7 +88,7 @@ def named_tensors(module: Any, prefix: str = "") -> dict[str, Tensor]:
 
 
 class _Reader(pickle.Unpickler):
-    """Looks no class up: a name gives a tensor builder, a dict, or an :class:`OpaqueObject` class."""
+    """Imports nothing: a name gives one of :data:`KNOWN`, or a subclass of :class:`OpaqueObject`."""
 
     def __init__(self, file: Any, archive: zipfile.ZipFile, root: str) -> None:
         super().__init__(file, encoding="utf-8")
@@ -107,23 +99,14 @@ class _Reader(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Called by the unpickler for each class that the file names."""
-        if module == "torch._utils" and name == "_rebuild_tensor_v2":
-            return _tensor
-        if module == "torch._utils" and name == "_rebuild_parameter":
-            return _parameter
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if module == "torch" and name in STORAGES:
-            return STORAGES[name]
         key = f"{module}.{name}"
-        return self.kinds.setdefault(key, type("OpaqueObject", (OpaqueObject,), {"kind": key}))
+        return KNOWN.get(key) or self.kinds.setdefault(key, type("OpaqueObject", (OpaqueObject,), {"kind": key}))
 
     def persistent_load(self, pid: Any) -> Tensor:
         """A storage as a flat tensor."""
         _, dtype, key, *_ = pid
         if not isinstance(dtype, torch.dtype):
-            kind = vars(dtype).get("kind", dtype) if isinstance(dtype, type) else dtype
-            raise ValueError(f"a storage of the unknown type {kind}")
+            raise ValueError(f"a storage of the unknown type {dtype.kind}")
         if key not in self.storages:
             data = bytearray(self.archive.read(f"{self.root}data/{key}"))
             self.storages[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
@@ -134,5 +117,10 @@ def _tensor(storage: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Te
     return storage.as_strided(tuple(size), tuple(stride), offset)
 
 
-def _parameter(data: Tensor, *_: Any) -> Tensor:
-    return data
+KNOWN: dict[str, Any] = {
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": lambda data, *_: data,
+    "collections.OrderedDict": OrderedDict,
+    **{f"torch.{name}": dtype for name, dtype in STORAGES.items()},
+}
+"""What stands for the names that are not opaque."""

@@ -25,7 +25,6 @@ import torch
 
 from vlm.checkpoint.provenance import FILE as PROVENANCE
 from vlm.checkpoint.safe import read_file
-from vlm.checkpoint.train_state_file import check_plain, read_state
 from vlm.common.errors import UserError, WeightsError
 
 log = logging.getLogger(__name__)
@@ -46,24 +45,16 @@ class RunDir:
         self.report = self.path / "report.html"
         self.checkpoints = self.path / "checkpoints"
 
-    def holds_run(self) -> bool:
-        """Whether there are checkpoints here."""
-        return bool(self.steps())
-
     def check(self, resume: str = "never", overwrite: bool = False) -> Path | None:
-        """Find where to resume from, or refuse; nothing is deleted yet.
+        """The checkpoint folder to resume from, or None to start from scratch; nothing is deleted yet.
 
         Args:
-            resume: ``never``; ``auto`` (the last checkpoint here, else from the start); or the path of a
-                run folder or checkpoint.
-            overwrite: delete what another run left here.
-
-        Returns:
-            The checkpoint folder to resume from, or None to start from scratch.
+            resume: ``never``; ``auto`` (the last checkpoint here, if any); or the path of a run folder or checkpoint.
+            overwrite: whether what another run left here may be deleted.
 
         Raises:
-            UserError: the folder holds another run and neither ``resume`` nor ``overwrite`` was asked for.
-            WeightsError: ``resume`` names nothing that can be resumed.
+            UserError: the folder holds another run, and neither ``resume`` nor ``overwrite`` is set.
+            WeightsError: there is no checkpoint at ``resume``.
         """
         if self.checkpoints.is_dir():
             self._recover()
@@ -71,7 +62,7 @@ class RunDir:
             return self.last()
         if resume not in ("never", ""):
             return find_checkpoint(resume)
-        if self.holds_run() and not overwrite:
+        if self.steps() and not overwrite:
             raise UserError(
                 f"{self.path} already holds a run",
                 fix="run.resume=auto continues it, run.overwrite=true deletes it; or set another run.output_dir",
@@ -79,14 +70,13 @@ class RunDir:
         return None
 
     def prepare(self, resume: str = "never", overwrite: bool = False) -> Path | None:
-        """:meth:`check`, then prepare the folder: a run that starts from scratch deletes what an earlier one left.
-
-        Raises:
-            UserError: as :meth:`check`.
-        """
+        """:meth:`check`, then create the folder; a run that starts from scratch deletes what an earlier one left."""
         source = self.check(resume, overwrite)
         if source is None:
-            self._clear()
+            for path in (self.checkpoints, self.tensorboard):
+                shutil.rmtree(path, ignore_errors=True)
+            for path in (self.config_file, self.log_file, self.report, self.path / "last", self.path / "best"):
+                path.unlink(missing_ok=True)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         return source
 
@@ -98,12 +88,6 @@ class RunDir:
                 os.replace(stale, self.checkpoints / name)
             else:
                 shutil.rmtree(stale)
-
-    def _clear(self) -> None:
-        for path in (self.checkpoints, self.tensorboard):
-            shutil.rmtree(path, ignore_errors=True)
-        for path in (self.config_file, self.log_file, self.report, self.path / "last", self.path / "best"):
-            path.unlink(missing_ok=True)
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
@@ -139,9 +123,7 @@ class RunDir:
         *,
         best: bool = False,
     ) -> Path:
-        """Write a checkpoint and point ``last`` (and ``best``) at it.
-
-        A crash at any moment leaves the earlier checkpoints and both links as they were.
+        """Write a checkpoint and point ``last`` (and ``best``) at it; a crash leaves what was there as it was.
 
         Args:
             step: optimiser steps done.
@@ -158,7 +140,7 @@ class RunDir:
 
         check_plain(state)
         target = self.folder(step)
-        work = self.checkpoints / f".{target.name}.{os.getpid()}"
+        work, old = (self.checkpoints / f".{target.name}.{kind}{os.getpid()}" for kind in ("", "old."))
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         save_file(tensors, work / WEIGHTS, metadata={"format": "pt", "step": str(step)})
@@ -169,13 +151,13 @@ class RunDir:
             _flush(file)
         _flush(work)
         if target.exists():
-            os.replace(target, self.checkpoints / f".{target.name}.old.{os.getpid()}")
+            os.replace(target, old)
         os.replace(work, target)
         _flush(self.checkpoints)
         self._link("last", target)
         if best:
             self._link("best", target)
-        shutil.rmtree(self.checkpoints / f".{target.name}.old.{os.getpid()}", ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
         log.info("saved %s%s", target, " (best so far)" if best else "")
         return target
 
@@ -187,14 +169,9 @@ class RunDir:
         _flush(self.path)
 
     def prune(self, keep_last: int, keep_every: int = 0) -> list[int]:
-        """Delete old checkpoints; ``last`` and ``best`` always stay.
+        """Delete all but the ``keep_last`` newest checkpoints (0 or less: none); returns the deleted steps.
 
-        Args:
-            keep_last: how many of the newest to keep (0 or less: all).
-            keep_every: also keep steps that are multiples of this (0: none).
-
-        Returns:
-            The deleted steps.
+        ``last``, ``best`` and multiples of ``keep_every`` (0: none) always stay.
         """
         if keep_last <= 0:
             return []
@@ -210,14 +187,9 @@ class RunDir:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint folder that ``path`` means: itself, a ``last``/``best`` link, a file in it, or a run folder.
-
-    Raises:
-        WeightsError: nothing there.
-    """
+    """The checkpoint that ``path`` is, links to, is in, or holds (a run folder). Raises WeightsError: none."""
     path = Path(path).expanduser()
-    if path.is_file():
-        path = path.parent
+    path = path.parent if path.is_file() else path
     if (path / WEIGHTS).is_file():
         return path.resolve()
     result = RunDir(path).last() if path.is_dir() else None
@@ -229,12 +201,29 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Trainable tensors and train state of a checkpoint folder.
-
-    Raises:
-        WeightsError: a file is missing or damaged.
-    """
+    """Trainable tensors and train state of a checkpoint. Raises WeightsError if a file is missing or damaged."""
     return read_file(folder / WEIGHTS), read_state(folder / STATE)
+
+
+def check_plain(value: Any, where: str = "state") -> None:
+    """Raises TypeError for the first object that ``torch.load(weights_only=True)`` would not read back."""
+    inside: list[tuple[Any, str]] = []
+    if isinstance(value, list | tuple):
+        inside = [(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    elif isinstance(value, dict):
+        inside = [pair for k, v in value.items() for pair in ((k, f"key of {where}"), (v, f"{where}.{k}"))]
+    elif value is not None and not isinstance(value, bool | int | float | str | torch.Tensor):
+        raise TypeError(f"{where} is a {type(value).__name__}; train state holds only tensors and plain python values")
+    for item, place in inside:
+        check_plain(item, place)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read ``trainer.pt``. Raises WeightsError if it is missing, unreadable or contains code."""
+    state = read_file(path, mapped=False)
+    if not isinstance(state, dict):
+        raise WeightsError(f"{path}: holds {type(state).__name__}, expected the state of a run")
+    return state
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -6,7 +6,7 @@ import json
 import pickle
 import shutil
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vlm.common.errors import WeightsError
+from vlm.common.paths import inner_folder
 
 DAMAGE = (EOFError, RuntimeError, ValueError, KeyError, OSError, zipfile.BadZipFile)
 """What readers raise for damaged files."""
@@ -30,48 +31,28 @@ def read_file(path: str | Path, *, mapped: bool = True) -> Any:
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"weight file {path}: no such file", fix="check the path; is the download complete?")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    return _read_torch(path, mapped and zipfile.is_zipfile(path))  # the older container cannot be mapped
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        return load_file(path, device="cpu")
-    except (SafetensorError, *DAMAGE) as error:
-        raise _damaged(path, error) from error
-
-
-def _read_torch(path: Path, mapped: bool) -> Any:
-    try:
+        if path.suffix == ".safetensors":
+            return load_file(path, device="cpu")
+        mapped = mapped and zipfile.is_zipfile(path)  # the older container cannot be mapped
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        reason = str(error)
-        if "Unsupported" not in reason and "not an allowed" not in reason and "GLOBAL" not in reason:
-            raise _damaged(path, error) from error
+    except (SafetensorError, pickle.UnpicklingError, *DAMAGE) as error:
+        text = str(error)
+        lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+        reason = next((line for line in lines if "GLOBAL" in line and "default" in line), lines[0])[:160]
+        code = any(word in text for word in ("Unsupported", "not an allowed", "GLOBAL"))
+        if isinstance(error, pickle.UnpicklingError) and code:
+            raise WeightsError(
+                f"{path}: this pickle would run code, which is never done here ({reason})",
+                fix="convert it where you trust it: load it and save {name: tensor} with safetensors.torch.save_file",
+            ) from error
         raise WeightsError(
-            f"{path}: this pickle asks to run code, which is never done here ({_first_line(reason)})",
-            fix="convert it where you trust it: load it there and save {name: tensor} with safetensors.torch.save_file",
+            f"{path}: damaged or truncated ({path.stat().st_size:,} bytes; {reason})",
+            fix="download or copy the file again and compare its size",
         ) from error
-    except DAMAGE as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> WeightsError:
-    reason = _first_line(str(error)) or type(error).__name__
-    return WeightsError(
-        f"{path}: damaged or truncated ({path.stat().st_size:,} bytes; {reason})",
-        fix="download or copy the file again and compare its size",
-    )
-
-
-def _first_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    asked = [line for line in lines if "GLOBAL" in line and "default" in line]
-    return (asked or lines or [""])[0][:160]
 
 
 def read_tensors(path: str | Path, section: str | None = None) -> dict[str, Tensor]:
@@ -89,10 +70,8 @@ def read_tensors(path: str | Path, section: str | None = None) -> dict[str, Tens
         content = content[section]
     tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
     if not tensors:
-        result = (
-            f"keys {', '.join(map(str, list(content)[:6]))}" if isinstance(content, dict) else type(content).__name__
-        )
-        raise WeightsError(f"{path}: holds no named tensors (found {result})")
+        keys = f"keys {', '.join(map(str, list(content)[:6]))}" if isinstance(content, dict) else type(content).__name__
+        raise WeightsError(f"{path}: holds no named tensors (found {keys})")
     return tensors
 
 
@@ -106,15 +85,14 @@ def shards(folder: str | Path) -> list[Path]:
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{name}.index.json"
         if index.is_file():
-            try:
-                names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            except (ValueError, KeyError) as error:
-                raise WeightsError(f"{index}: not a shard index ({error})") from error
+            where = read_json(index).get("weight_map")
+            if not isinstance(where, dict):
+                raise WeightsError(f"{index}: not a shard index (no weight_map)")
+            names = sorted(set(where.values()))
             missing = [n for n in names if not (folder / n).is_file()]
             if missing:
-                raise WeightsError(
-                    f"{folder}: {', '.join(missing)} named by {index.name} but missing", fix="download again"
-                )
+                text = f"{folder}: {', '.join(missing)} named by {index.name} but missing"
+                raise WeightsError(text, fix="download again")
             return [folder / n for n in names]
         if (folder / name).is_file():
             return [folder / name]
@@ -124,12 +102,14 @@ def shards(folder: str | Path) -> list[Path]:
     )
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON mapping.
+def read_folder(path: Path, parts: Sequence[str] = ()) -> dict[str, Tensor]:
+    """The tensors of a file, or of all in a folder or in the one of ``parts`` below it; raises as :func:`shards`."""
+    files = [path] if path.is_file() else shards(inner_folder(path, parts))
+    return {name: tensor for file in files for name, tensor in read_tensors(file).items()}
 
-    Raises:
-        WeightsError: no such file, or no mapping in JSON.
-    """
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON mapping. Raises WeightsError if there is no such file, or no mapping in it."""
     if not file.is_file():
         raise WeightsError(f"{file}: no such file", fix="is the download complete?")
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,47 +20,33 @@ SHARD_BYTES = 4 * 10**9
 """Default size limit of a weight file that is written."""
 
 
-@dataclass(frozen=True)
-class TensorInfo:
-    """What is known of a tensor without reading it."""
-
-    file: Path
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return torch.Size(self.shape).numel()
-
-
 class TensorReader:
     """Single tensors of some files by name. One file is mapped at a time, and released after a few tensors.
 
     Attributes:
-        facts: name -> file, shape, dtype, in the order of the files.
+        facts: name -> shape and dtype (a tensor on the device ``meta``), in the order of the files.
 
     Raises:
         WeightsError: a file is missing, damaged or holds no tensors.
     """
 
     def __init__(self, files: Iterable[Path]) -> None:
-        self.facts: dict[str, TensorInfo] = {}
+        self.facts: dict[str, Tensor] = {}
+        self._files: dict[str, Path] = {}
         self._file: Path | None = None
         self._open: dict[str, Tensor] = {}
         self._used = 0
         for file in files:
             for name, tensor in read_tensors(file).items():
-                self.facts[name] = TensorInfo(file, tuple(tensor.shape), tensor.dtype)
+                self.facts[name], self._files[name] = tensor.to("meta"), file
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """A copy of the tensor, converted if ``dtype`` is given."""
-        facts = self.facts[name]
-        if self._file != facts.file:
+        if self._file != self._files[name]:
             self.release()
-            self._file, self._open = facts.file, read_tensors(facts.file)
+            self._file, self._open = self._files[name], read_tensors(self._files[name])
         tensor = self._open[name]
-        self._used += tensor.numel() * tensor.element_size()
+        self._used += tensor.nbytes
         copied = tensor.to(dtype or tensor.dtype, copy=True)
         if self._used > OPEN_BYTES:
             self.release()
@@ -73,13 +58,13 @@ class TensorReader:
 
 
 def write_shards(
-    folder: Path, sizes: Mapping[str, int], make: Callable[[str], Tensor], shard_bytes: int = SHARD_BYTES
+    folder: Path, facts: Mapping[str, Tensor], make: Callable[[str], Tensor], shard_bytes: int = SHARD_BYTES
 ) -> list[Path]:
     """Write ``pytorch_model.bin``, or shards and their index.
 
     Args:
         folder: created if needed.
-        sizes: name -> bytes of what ``make`` gives, in the order of writing.
+        facts: name -> shape and dtype (a tensor on any device) of what ``make`` gives, in the order of writing.
         make: gives a tensor; one shard's tensors are held at a time.
         shard_bytes: largest file, unless one tensor is larger.
 
@@ -88,23 +73,25 @@ def write_shards(
     """
     groups: list[list[str]] = [[]]
     room = shard_bytes
-    for name, size in sizes.items():
-        if groups[-1] and size > room:
+    for name, fact in facts.items():
+        if groups[-1] and fact.nbytes > room:
             groups.append([])
             room = shard_bytes
         groups[-1].append(name)
-        room -= size
+        room -= fact.nbytes
     folder.mkdir(parents=True, exist_ok=True)
-    written: list[Path] = []
-    where: dict[str, str] = {}
-    for number, names in enumerate(groups, 1):
-        one = len(groups) == 1
-        file = folder / ("pytorch_model.bin" if one else f"pytorch_model-{number:05d}-of-{len(groups):05d}.bin")
-        torch.save({name: make(name) for name in names}, file)
-        where |= dict.fromkeys(names, file.name)
-        written.append(file)
-        log.info("%s: %d tensors", file, len(names))
+    names = [f"pytorch_model-{number:05d}-of-{len(groups):05d}.bin" for number in range(1, len(groups) + 1)]
+    files = [folder / name for name in (names if len(groups) > 1 else ["pytorch_model.bin"])]
+    for file, group in zip(files, groups):
+        torch.save({name: make(name) for name in group}, file)
+        log.info("%s: %d tensors", file, len(group))
     if len(groups) > 1:
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
-        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-    return written
+        where = {name: file.name for file, group in zip(files, groups) for name in group}
+        write_index(folder / "pytorch_model.bin.index.json", sum(fact.nbytes for fact in facts.values()), where)
+    return files
+
+
+def write_index(file: Path, size: int, where: Mapping[str, str]) -> None:
+    """Write the index of sharded weights: their bytes, and the file of each tensor by name."""
+    index = {"metadata": {"total_size": size}, "weight_map": where}
+    file.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")

@@ -46,17 +46,16 @@ def copy_strictly(
     Args:
         model: the composition.
         placement: what the format made of the file.
-        hint: given ``{our key: "found shape, wanted shape"}`` (empty when no shape is wrong), may name the cause.
+        hint: given ``{our key: "file [...], model [...]"}`` of tensors with wrong shapes, may name the cause.
 
     Returns:
         Our keys that were filled.
 
     Raises:
-        WeightsError: anything unexpected, missing or of another shape; one message with file and keys.
-            Nothing is copied then.
+        WeightsError: anything unexpected, missing or of another shape, in one message; nothing is copied then.
     """
     have = targets(model)
-    placement = inside_lora(placement, have)
+    placement = _inside_lora(placement, have)
     strangers = [placement.theirs.get(k, k) for k in placement.tensors if k not in have]
     missing = sorted(set(placement.required) - set(placement.tensors))
     shapes = {
@@ -64,39 +63,29 @@ def copy_strictly(
         for k, t in placement.tensors.items()
         if k in have and t.shape != have[k].shape
     }
-    problems = [
-        _listing("unexpected", placement.unknown + strangers),
-        _listing("missing", missing),
-        _listing("of another shape", [f"{placement.theirs.get(k, k)} ({text})" for k, text in shapes.items()]),
-    ]
-    result = [p for p in problems if p]
-    if result:
+    misshapen = [f"{placement.theirs.get(k, k)} ({text})" for k, text in shapes.items()]
+    found = {"unexpected": placement.unknown + strangers, "missing": missing, "of another shape": misshapen}
+    problems = [f"\n  {_listing(what, keys)}" for what, keys in found.items() if keys]
+    if problems:
         cause = hint(shapes) if hint is not None else None
-        raise WeightsError(f"{placement.file} does not fit this composition:\n  " + "\n  ".join(result), fix=cause)
+        raise WeightsError(f"{placement.file} does not fit this composition:{''.join(problems)}", fix=cause)
     with torch.no_grad():
         for key, tensor in placement.tensors.items():
             have[key].copy_(tensor)
     return set(placement.tensors)
 
 
-def inside_lora(placement: NamedTensors, have: Collection[str]) -> NamedTensors:
-    """The same placement with names of layers that LoRA wraps led to the wrapped layer."""
-    moved: dict[str, str] = {}
-    for key in placement.tensors:
-        stem, _, last = key.rpartition(".")
-        if key not in have and f"{stem}.base_layer.{last}" in have:
-            moved[key] = f"{stem}.base_layer.{last}"
-    if not moved:
-        return placement
-    return dataclasses.replace(
-        placement,
-        tensors={moved.get(k, k): t for k, t in placement.tensors.items()},
-        theirs={moved.get(k, k): name for k, name in placement.theirs.items()},
-    )
+def _inside_lora(placement: NamedTensors, have: Collection[str]) -> NamedTensors:
+    """``placement`` with the names of layers that LoRA wraps changed to those of the wrapped layers."""
+
+    def moved(key: str) -> str:
+        inner = ".base_layer.".join(key.rsplit(".", 1))
+        return inner if key not in have and inner in have else key
+
+    tensors = {moved(key): tensor for key, tensor in placement.tensors.items()}
+    return dataclasses.replace(placement, tensors=tensors, theirs={moved(k): v for k, v in placement.theirs.items()})
 
 
 def _listing(what: str, keys: list[str]) -> str:
-    if not keys:
-        return ""
     more = f" and {len(keys) - KEYS_SHOWN} more" if len(keys) > KEYS_SHOWN else ""
     return f"{len(keys)} {what}: {', '.join(keys[:KEYS_SHOWN])}{more}"

@@ -20,17 +20,15 @@ from vlm.common import dist
 def capture_rng(device: torch.device) -> dict[str, Any]:
     """States of python's, numpy's, torch's and the device's generators."""
     version, words, gauss = random.getstate()
-    state = np.random.get_state(legacy=False)
-    assert isinstance(state, dict)
-    keys, position = state["state"]["key"], state["state"]["pos"]
+    generator, keys, position, has_gauss, numpy_gauss = np.random.get_state()
     return {
         "python": (version, list(words), gauss),
         "numpy": {
-            "generator": state["bit_generator"],
-            "key": torch.from_numpy(keys.astype(np.int64)),
+            "generator": generator,
+            "key": torch.from_numpy(np.asarray(keys, np.int64)),
             "pos": int(position),
-            "has_gauss": int(state["has_gauss"]),
-            "gauss": float(state["gauss"]),
+            "has_gauss": int(has_gauss),
+            "gauss": float(numpy_gauss),
         },
         "torch": torch.get_rng_state(),
         "device": dist.device_rng_state(device),

@@ -54,19 +54,28 @@ class ModelExport(ABC):
         """
 
 
-def trained_tensors(model: VLM, theirs: Callable[[str], str | None], layout: str) -> dict[str, Tensor]:
+def trained_tensors(
+    model: VLM, theirs: Callable[[str], str | None], layout: str, *, whole: tuple[str, ...] = ()
+) -> dict[str, Tensor]:
     """Copies of what trains, on the CPU, under the names that ``theirs`` gives to ours.
 
+    Args:
+        model: the composition.
+        theirs: gives the published name, or None if ``layout`` has no such part.
+        layout: the published files, for messages.
+        whole: prefixes of our keys that are written whether they train or not, buffers included.
+
     Raises:
-        WeightsError: ``theirs`` gives none, because ``layout`` has no such part.
+        WeightsError: ``theirs`` gives None.
     """
+    trains = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     result: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
+    for name, tensor in model.state_dict().items():
+        if name in trains or name.startswith(whole):
             published = theirs(name)
             if published is None:
                 raise WeightsError(f"{name} trains, but {layout} have no such part")
-            result[published] = parameter.detach().cpu().clone()
+            result[published] = tensor.detach().cpu().clone()
     return result
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -26,6 +26,7 @@ class CheckpointFormat:
         inner: path below the part where the file's module is, such as ``model``.
         section: mapping inside the file that holds the tensors, if it has one of that name.
         shape_hint: the likely cause when shapes differ.
+        lora_hint: the same when those of LoRA do, if that is another cause.
         holds_trained: whether such a file holds what a run trained, so that the files of a later run replace it.
     """
 
@@ -33,6 +34,7 @@ class CheckpointFormat:
     inner: ClassVar[str] = ""
     section: ClassVar[str] = "model"
     shape_hint: ClassVar[str | None] = None
+    lora_hint: ClassVar[str | None] = None
     holds_trained: ClassVar[bool] = False
 
     def __init__(self, into: str | None = None) -> None:
@@ -42,6 +44,14 @@ class CheckpointFormat:
     def covered_parts(self, model_cfg: Any) -> list[str]:
         """Parts (``vision``, ``bridge.0``) whose every matrix such a file fills: they are built uninitialised."""
         return [self.into or self.part] if self.part else []
+
+    def infer_config(self, model_cfg: Any, path: Path) -> Any:
+        """``model_cfg``, or a copy with what it leaves open (null) taken from the file: LoRA, sizes of a bridge.
+
+        Raises:
+            WeightsError: the file contradicts what the composition states.
+        """
+        return model_cfg
 
     def read(self, path: Path) -> dict[str, Tensor]:
         """The file's tensors by its own names."""
@@ -87,20 +97,9 @@ class CheckpointFormat:
 
     def hint(self, shapes: Mapping[str, str]) -> str | None:
         """The likely cause, given ``{our key: "file [...], model [...]"}`` of tensors with wrong shapes."""
+        if self.lora_hint and any(is_lora(key) for key in shapes):
+            return self.lora_hint
         return self.shape_hint if shapes else None
-
-
-@runtime_checkable
-class InfersConfig(Protocol):
-    """A format whose files also say something about the composition (the rank of LoRA, sizes of a bridge)."""
-
-    def infer_config(self, model_cfg: Any, path: Path) -> Any:
-        """``model_cfg`` with what it leaves open (null) taken from the file.
-
-        Raises:
-            WeightsError: the file contradicts what the composition states.
-        """
-        ...
 
 
 def below(model: VLM, *prefixes: str) -> list[str]:
@@ -113,7 +112,12 @@ def bridge_index(model: VLM, cls: type, into: str | None = None) -> int | None:
     """Position in the chain of the bridge of class ``cls``; ``into`` (``bridge.1``) decides when it is given."""
     if into is not None and into.startswith("bridge."):
         return int(into.split(".")[1])
-    return next((i for i, part in enumerate(model.bridge) if isinstance(part, cls)), None)
+    return index_of(model.bridge, cls)
+
+
+def index_of(parts: Iterable[Any], cls: type) -> int | None:
+    """Position of the first of ``parts`` (bridges or inserts) that is of class ``cls``."""
+    return next((i for i, part in enumerate(parts) if isinstance(part, cls)), None)
 
 
 def parts_of(model_cfg: Any, kind: str, config: type = object) -> list[str]:

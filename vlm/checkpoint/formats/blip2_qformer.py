@@ -30,19 +30,12 @@ def key_map(index: int) -> KeyMap:
             *((f"{QFORMER_LAYER}.{part}.{{rest}}", f"{layer}.{part}.{{rest}}") for part in kept),
         ),
         ignored=(
-            "t5_proj.*",
-            "opt_proj.*",
-            "vision_proj.*",
-            "text_proj.*",
-            "itm_head.*",
+            *(f"{head}.*" for head in ("t5_proj", "opt_proj", "vision_proj", "text_proj", "itm_head", "Qformer.cls")),
             "temp",
-            "Qformer.cls.*",
             "Qformer.bert.embeddings.position_ids",
-            "Qformer.bert.embeddings.word_embeddings.*",
-            "Qformer.bert.embeddings.position_embeddings.*",
-            "Qformer.bert.encoder.layer.*.intermediate.*",
-            "Qformer.bert.encoder.layer.[0-9].output.*",
-            "Qformer.bert.encoder.layer.[0-9][0-9].output.*",
+            *(f"Qformer.bert.embeddings.{kind}_embeddings.*" for kind in ("word", "position")),
+            *(f"{QFORMER_LAYER.format(i=i)}.output.*" for i in ("[0-9]", "[0-9][0-9]")),
+            f"{QFORMER_LAYER.format(i='*')}.intermediate.*",
         ),
     )
 

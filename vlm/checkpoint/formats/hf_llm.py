@@ -12,9 +12,8 @@ from torch import Tensor
 
 from vlm.checkpoint.formats.base import CheckpointFormat, below
 from vlm.checkpoint.keymap import KeyMap
-from vlm.checkpoint.safe import read_tensors, shards
+from vlm.checkpoint.safe import read_folder
 from vlm.checkpoint.strict import NamedTensors
-from vlm.common.paths import inner_folder
 from vlm.common.registry import register_checkpoint_format
 from vlm.models.llm.hf import FOLDERS
 from vlm.models.lora import is_lora
@@ -22,16 +21,11 @@ from vlm.models.vlm import VLM
 
 log = logging.getLogger(__name__)
 
+BIASES = ("bias", "masked_bias")
+"""Buffers of causal masks in old files."""
 KEYS = KeyMap(
-    pairs=(("{rest}", "llm.model.{rest}"),),
-    ignored=(
-        "*.rotary_emb.inv_freq",
-        "*.position_ids",
-        "*.attn.masked_bias",
-        "*.attn.bias",
-        "*.attention.masked_bias",
-        "*.attention.bias",
-    ),
+    (("{rest}", "llm.model.{rest}"),),
+    ("*.rotary_emb.inv_freq", "*.position_ids", *(f"*.{a}.{b}" for a in ("attn", "attention") for b in BIASES)),
 )
 
 OLDER_NAMES = {"embed_out.": "lm_head."}
@@ -49,16 +43,14 @@ class HFFolder(CheckpointFormat):
 
     def read(self, path: Path) -> dict[str, Tensor]:
         """Tensors of all shards (mapped from disk), or of a single file."""
-        files = [path] if path.is_file() else shards(inner_folder(path, FOLDERS))
-        return {key: tensor for file in files for key, tensor in read_tensors(file).items()}
+        return read_folder(path, FOLDERS)
 
     def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
         """See :class:`CheckpointFormat`."""
         have = set(below(model, self.prefix))
         base = f"{self.prefix}.{model.llm.model.base_model_prefix}."
-        theirs: dict[str, str] = {}
-        for ours, name in KEYS.rename(tensors)[0].items():
-            theirs[_resolve(ours, have, f"{self.prefix}.", base)] = name
+        renamed = KEYS.rename(tensors)[0]
+        theirs = {_resolve(ours, have, f"{self.prefix}.", base): name for ours, name in renamed.items()}
         tied = {f"{self.prefix}.{key}" for key in getattr(model.llm.model, "all_tied_weights_keys", {}) or {}}
         required = [key for key in have if not is_lora(key) and key not in tied]
         placed = {ours: tensors[name] for ours, name in theirs.items()}
@@ -71,11 +63,9 @@ class HFFolder(CheckpointFormat):
         rows = [text for key, text in shapes.items() if key.endswith(("embed_tokens.weight", "lm_head.weight"))]
         if not rows:
             return None
-        result, expected = (re.findall(r"\[(\d+), (\d+)\]", text) for text in rows[0].split(", model "))
-        if result and expected and result[0][1] == expected[0][1]:
-            return (
-                f"the weights have vocabulary {result[0][0]}, config.json says {expected[0][0]}: use files of one model"
-            )
+        sizes = re.fullmatch(r"file \[(\d+), (\d+)\], model \[(\d+), \2\]", rows[0])
+        if sizes:
+            return f"the weights have vocabulary {sizes[1]}, config.json says {sizes[3]}: use files of one model"
         return "config.json and the weights are of different models (width differs): use files of one model"
 
 
@@ -89,9 +79,8 @@ def _tables(model: VLM, prefix: str) -> dict[str, Tensor]:
 def _grown(model: VLM, rows: Tensor, table: Tensor) -> Tensor:
     """:func:`grow`, or cut to a smaller ``llm.vocab_size``; new rows of the head for banned tokens are zero."""
     if len(rows) > len(table):
-        log.info(
-            "the last %d of %d rows of a token table are left out (llm.vocab_size)", len(rows) - len(table), len(rows)
-        )
+        count = len(rows) - len(table)
+        log.info("the last %d of %d rows of a token table are left out (llm.vocab_size)", count, len(rows))
         return rows[: len(table)]
     grown = grow(rows, table, model.llm.config.new_rows)
     if table is model.llm.model.get_output_embeddings().weight and len(grown) > len(rows):
@@ -100,10 +89,7 @@ def _grown(model: VLM, rows: Tensor, table: Tensor) -> Tensor:
 
 
 def grow(rows: Tensor, table: Tensor, how: str = "random") -> Tensor:
-    """``rows [v, d]`` with new rows appended up to the length of ``table``; unchanged where that is not possible.
-
-    New rows are random, or each the mean of ``rows`` (``how="mean"``).
-    """
+    """``rows [v, d]`` with rows appended up to the length of ``table``, if widths agree: random, or ``how="mean"``."""
     missing = len(table) - len(rows)
     if missing <= 0 or rows.shape[1:] != table.shape[1:]:
         return rows

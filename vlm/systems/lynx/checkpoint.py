@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm.checkpoint.formats.base import CheckpointFormat, below, bridge_index, parts_of
+from vlm.checkpoint.formats.base import CheckpointFormat, below, bridge_index, index_of, parts_of
 from vlm.checkpoint.formats.eva import resize_positions
 from vlm.checkpoint.keymap import KeyMap
 from vlm.common.errors import WeightsError
 from vlm.common.registry import register_checkpoint_format, register_export
-from vlm.inference.export import ModelExport
+from vlm.inference.export import ModelExport, trained_tensors
 from vlm.models.bridges.frame_positions import FramePositions
 from vlm.models.bridges.perceiver import Perceiver
 from vlm.models.inserts.adapter import Adapter
@@ -39,13 +39,9 @@ ROWS = ("llm.model.model.embed_tokens.weight", "llm.model.lm_head.weight")
 
 
 def key_map(model: VLM) -> KeyMap:
-    """Published names <-> ours, for a composition with perceiver and adapters.
-
-    Raises:
-        WeightsError: the composition lacks one of them.
-    """
+    """Published names <-> ours. Raises WeightsError if the composition has no perceiver or no adapters."""
     perceiver, frames = bridge_index(model, Perceiver), bridge_index(model, FramePositions)
-    adapter = next((i for i, part in enumerate(model.inserts) if isinstance(part, Adapter)), None)
+    adapter = index_of(model.inserts, Adapter)
     if perceiver is None or adapter is None:
         raise WeightsError(
             "files of Lynx fill a bridge of perceiver and inserts of adapter; this composition has another",
@@ -150,18 +146,15 @@ class LynxExport(ModelExport):
     def save(self, model: VLM, path: Path) -> list[str]:
         """Write bridge, adapters and whatever else trains; see :class:`ModelExport`."""
         names = key_map(model)
+        theirs = {name: names.theirs(name) for name in model.state_dict() if not is_lora(name)}
+        tensors = trained_tensors(model, theirs.get, "published Lynx checkpoints", whole=("bridge.", "inserts."))
         state: dict[str, Tensor] = {}
-        for name, parameter in model.named_parameters():
-            if not parameter.requires_grad and not name.startswith(("bridge.", "inserts.")):
-                continue
-            theirs = None if is_lora(name) else names.theirs(name)
-            if theirs is None:
-                raise WeightsError(f"{name} trains, but published Lynx checkpoints have no such part")
-            value = parameter.detach().float().cpu().clone()
-            if theirs.endswith("attn.qkv.weight"):
-                stem = theirs.removesuffix("qkv.weight")
+        for name, tensor in tensors.items():
+            value = tensor.float()
+            if name.endswith("attn.qkv.weight"):
+                stem = name.removesuffix("qkv.weight")
                 state |= {f"{stem}{x}_proj.weight": part.clone() for x, part in zip("qkv", value.chunk(3), strict=True)}
             else:
-                state[theirs] = value[None, :, None] if theirs == FRAMES else value
+                state[name] = value[None, :, None] if name == FRAMES else value
         torch.save(state, path)
         return list(state)

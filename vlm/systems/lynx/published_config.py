@@ -23,9 +23,7 @@ from vlm.inference.load import Questions, Source
 log = logging.getLogger(__name__)
 
 DATA = "data"
-"""Folder of vision file and LLM in the published code, relative to the working folder."""
-
-VISION_FILE = "eva_vit_g.pth"
+"""Folder of the vision file, and of the LLM unless it has a path of its own, in the working folder."""
 MARKERS = ("LLM", "vision_encoder|bridge|num_bridge_tokens|bridge_depth")
 """Top-level keys, as patterns, that no composition has."""
 
@@ -107,44 +105,33 @@ class LynxFile(Source):
         return all(re.search(rf"^(?:{key})\s*:", text, re.MULTILINE) for key in MARKERS)
 
     def config(self, path: Path, options: Sequence[str] = ()) -> Config:
-        """See :func:`read_lynx_yaml`."""
-        return read_lynx_yaml(path, options).config
+        """The composition alone; see :meth:`questions`."""
+        return self.questions(path, options).config
 
     def questions(self, path: Path, options: Sequence[str] = ()) -> Questions:
-        """See :func:`read_lynx_yaml`."""
-        return read_lynx_yaml(path, options)
+        """The file translated, with ``model.KEY=VALUE`` changes; keys without effect are named once in the log.
 
-
-def read_lynx_yaml(path: str | Path, options: Sequence[str] = ()) -> Questions:
-    """Read and translate a published configuration; keys without effect are named once in the log.
-
-    Args:
-        path: the YAML file.
-        options: ``model.KEY=VALUE`` changes to the composition that it becomes.
-
-    Raises:
-        ConfigError: unknown, missing or unusable keys, all in one message; or missing weight files.
-    """
-    tree = parse_file(path)
-    report = Report(origins=tree.origins)
-    keys = read(LynxYaml, tree.data, (), report)
-    report.raise_if_any(str(path))
-    assert keys is not None
-    for name in NO_EFFECT:
-        if name in tree.data:
-            log.info("%s: %s has no effect: %s", path, name, NO_EFFECT[name])
-    config = load_config({"model": composition(keys)}, options, check="weights")
-    files = [keys.test_files] if isinstance(keys.test_files, str) else keys.test_files
-    return Questions(
-        config,
-        CHAT.replace(**answering(keys)),
-        files,
-        keys.prompt,
-        raw=True,
-        media_field=keys.vision_prompt_dict,
-        batch_size=keys.batch_size_test,
-        lemmatize=keys.apply_lemmatizer,
-    )
+        Raises:
+            ConfigError: unknown, missing or unusable keys, all in one message; or missing weight files.
+        """
+        tree = parse_file(path)
+        report = Report(origins=tree.origins)
+        keys = read(LynxYaml, tree.data, (), report)
+        report.raise_if_any(str(path))
+        assert keys is not None
+        for name, reason in NO_EFFECT.items():
+            if name in tree.data:
+                log.info("%s: %s has no effect: %s", path, name, reason)
+        return Questions(
+            load_config({"model": composition(keys)}, options, check="weights"),
+            CHAT.replace(**answering(keys)),
+            [keys.test_files] if isinstance(keys.test_files, str) else keys.test_files,
+            keys.prompt,
+            raw=True,
+            media_field=keys.vision_prompt_dict,
+            batch_size=keys.batch_size_test,
+            lemmatize=keys.apply_lemmatizer,
+        )
 
 
 def composition(keys: LynxYaml) -> dict[str, Any]:
@@ -153,7 +140,8 @@ def composition(keys: LynxYaml) -> dict[str, Any]:
     same += ["max_input_tokens", "drop_path_rate", "label_smoothing", "num_beams", "max_new_tokens", "length_penalty"]
     same += ["use_nucleus_sampling"]
     model: dict[str, Any] = {"arch": "lynx", "model_type": "finetune", **{k: getattr(keys, k) for k in same}}
-    model |= {"num_frames": keys.data.num_frames, "LLM": _llm(keys.LLM), "vit_path": f"{DATA}/{VISION_FILE}"}
+    llm = keys.LLM if Path(keys.LLM).expanduser().is_dir() else f"{DATA}/{keys.LLM}"
+    model |= {"num_frames": keys.data.num_frames, "LLM": llm, "vit_path": f"{DATA}/eva_vit_g.pth"}
     model["image"] = {"mean": keys.image_mean, "std": keys.image_std}
     if keys.use_adapter:
         model["adapter_freq"] = keys.adapter_freq
@@ -174,8 +162,3 @@ def answering(keys: LynxYaml) -> dict[str, Any]:
     result |= {"do_sample": keys.use_nucleus_sampling, "no_repeat_ngram_size": max(0, keys.no_repeat_ngram_size)}
     result |= {"repetition_penalty": 1.0, "temperature": 1.0, "length_penalty_form": "published"}
     return result | {"cleanup": "raw", "stop": ()}
-
-
-def _llm(name: str) -> str:
-    """A folder by its own path, or else below the published ``data``."""
-    return name if Path(name).expanduser().is_dir() else f"{DATA}/{name}"

@@ -1,6 +1,6 @@
 """Published checkpoints of MiniGPT-4 and MiniGPT-v2: what their trainer saves, ``{"model": {name: tensor}}``.
 
-Names as the classes in ``minigpt4/models`` of the repository Vision-CAIR/MiniGPT-4 give them.
+Names as in the repository Vision-CAIR/MiniGPT-4.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from vlm.checkpoint.formats import blip2_qformer, eva
 from vlm.checkpoint.formats.base import bridge_index
 from vlm.checkpoint.formats.run_folder import TrainedParts, not_trained
-from vlm.checkpoint.keymap import KeyMap
+from vlm.checkpoint.keymap import KeyMap, lora_pairs
 from vlm.checkpoint.strict import NamedTensors
 from vlm.common.registry import register_checkpoint_format, register_export
 from vlm.inference.export import ModelExport, trained_tensors
@@ -39,10 +39,7 @@ def key_map(model: VLM) -> KeyMap:
     linear = bridge_index(model, Linear)
     if linear is not None:
         pairs.append((f"{PROJECTION}{{rest}}", f"bridge.{linear}.proj.{{rest}}"))
-    wrapped = "llama_model.base_model.model.{rest}"
-    for matrix in ("lora_A", "lora_B"):
-        ours = f"llm.model.{{rest}}.{matrix}.{ADAPTER}.weight"
-        pairs += [(f"{wrapped}.{matrix}.{ADAPTER}.weight", ours), (f"{wrapped}.{matrix}.weight", ours)]
+    pairs += lora_pairs("llama_model.base_model.model.{rest}", "llm.model.{rest}")
     ignored = ["*.rotary_emb.inv_freq", "*.position_ids"]
     qformer = bridge_index(model, QFormer)
     if qformer is not None:

@@ -1,12 +1,11 @@
 """Adding published delta weights (Vicuna) to their base language model, shard by shard.
 
-The sum is that of ``fastchat/model/apply_delta.py`` of the repository lm-sys/FastChat.
+The sum is that of ``apply_delta`` in FastChat.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm.checkpoint.safe import copy_files, read_tensors, shards, write_json
-from vlm.checkpoint.stream import TensorReader
+from vlm.checkpoint.safe import copy_files, read_json, read_tensors, shards, write_json
+from vlm.checkpoint.stream import TensorReader, write_index
 from vlm.common.errors import WeightsError
 from vlm.common.logging import say
 from vlm.common.registry import register_command
@@ -53,18 +52,17 @@ class ApplyDelta:
 
 
 def apply_delta(base: str | Path, delta: str | Path, target: str | Path) -> list[Path]:
-    """Write ``target = base + delta`` as a Hugging Face folder with safetensors.
+    """Write ``target = base + delta`` as a Hugging Face folder with safetensors; returns the weight files.
 
     The sum is formed in half precision, as in the published script, so that the result is bit-identical. One shard
-    of the delta and the shards of the base that it needs are open at a time; torch files are mapped, not read. Config
-    and tokenizer are the delta's (a v0 delta has one row more than its tokenizer has pieces: that is normal).
-
-    Returns:
-        The weight files written.
+    of the delta and one of the base are open at a time; torch files are mapped, not read. Config and tokenizer are the
+    delta's (a v0 delta has one row more than its tokenizer has pieces: that is normal).
 
     Raises:
         WeightsError: a folder without weights, other names or shapes, a target that exists, or no tokenizer.
     """
+    from safetensors.torch import save_file
+
     base, delta, target = Path(base), Path(delta), Path(target)
     if target.exists() and any(target.iterdir()):
         raise WeightsError(f"{target}: already holds files", fix="give an empty folder as target")
@@ -76,23 +74,21 @@ def apply_delta(base: str | Path, delta: str | Path, target: str | Path) -> list
     size = 0
     for number, file in enumerate(files, 1):
         name = "model.safetensors" if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        summed = {}
-        for key, tensor in read_tensors(file).items():
-            if key.endswith(SKIPPED):
-                continue
-            if key not in reader.facts:
-                raise WeightsError(f"{file}: {key} is not in the base model {base}", fix="use the base of this delta")
-            summed[key] = _add(key, reader.read(key, torch.float16), tensor, delta)
-        _save(summed, target / name)
+        tensors = {key: tensor for key, tensor in read_tensors(file).items() if not key.endswith(SKIPPED)}
+        for key in tensors.keys() - reader.facts.keys():
+            raise WeightsError(f"{file}: {key} is not in the base model {base}", fix="use the base of this delta")
+        summed = {key: _add(key, reader.read(key, torch.float16), tensor, delta) for key, tensor in tensors.items()}
+        part = target / f"{name}.part"
+        save_file(summed, part, metadata={"format": "pt"})
+        part.replace(target / name)
         missing -= summed.keys()
         where |= dict.fromkeys(summed, name)
-        size += sum(t.numel() * t.element_size() for t in summed.values())
+        size += sum(t.nbytes for t in summed.values())
         log.info("%s: %d tensors", target / name, len(summed))
     if missing:
         raise WeightsError(f"{delta}: has no {', '.join(sorted(missing)[:5])}", fix="is the download complete?")
     if len(files) > 1:
-        index = {"metadata": {"total_size": size}, "weight_map": where}
-        (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+        write_index(target / "model.safetensors.index.json", size, where)
     _copy_texts(base, delta, target)
     return [target / name for name in dict.fromkeys(where.values())]
 
@@ -106,15 +102,7 @@ def _add(key: str, base: Tensor, delta: Tensor, folder: Path) -> Tensor:
             f"{folder}: {key} is {list(delta.shape)}, in the base model {list(base.shape)}",
             fix="a delta fits one base only: the same family and size, converted to the Hugging Face layout",
         )
-    return base + delta.to(torch.float16)
-
-
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    from safetensors.torch import save_file
-
-    part = path.with_suffix(".part")
-    save_file({k: t.contiguous() for k, t in tensors.items()}, part, metadata={"format": "pt"})
-    part.replace(path)
+    return (base + delta.to(torch.float16)).contiguous()
 
 
 def _copy_texts(base: Path, delta: Path, target: Path) -> None:
@@ -124,16 +112,14 @@ def _copy_texts(base: Path, delta: Path, target: Path) -> None:
     if source is None:
         raise WeightsError(f"neither {delta} nor {base} has {TOKENIZER[0]}", fix="copy the tokenizer next to the delta")
     copy_files(TOKENIZER, source, target)
-    config = target / "tokenizer_config.json"
-    _repair_special_tokens(config, target / "special_tokens_map.json")
+    for name in TOKENIZER[1:]:
+        _repair_special_tokens(target / name)
 
 
-def _repair_special_tokens(*files: Path) -> None:
+def _repair_special_tokens(file: Path) -> None:
     """Early converters wrote empty strings for ``<s>``, ``</s>``, ``<unk>``, which makes the begin token id 0."""
-    for file in files:
-        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        empty = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-        fixed = {k: v for k, v in empty.items() if content.get(k, "") in ("", None)}
-        if fixed:
-            log.warning("%s: filled in %s", file, ", ".join(f"{k}={v}" for k, v in fixed.items()))
-            write_json(file, content | fixed)
+    content = read_json(file) if file.is_file() else {}
+    usual = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    if fixed := {k: v for k, v in usual.items() if content.get(k, "") in ("", None)}:
+        log.warning("%s: filled in %s", file, ", ".join(f"{k}={v}" for k, v in fixed.items()))
+        write_json(file, content | fixed)

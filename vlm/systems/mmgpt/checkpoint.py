@@ -1,12 +1,13 @@
 """``mmgpt-lora-v0-release.pt`` and what Multimodal-GPT's trainer saves: LoRA of the LLM and of the cross-attention.
 
-Names as in the repository open-mmlab/Multimodal-GPT, which wraps OpenFlamingo's.
+Names as in the repository open-mmlab/Multimodal-GPT, which wraps OpenFlamingo's model.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from vlm.checkpoint.formats.base import CheckpointFormat
 from vlm.checkpoint.keymap import KeyMap
+from vlm.checkpoint.peft_adapter import PEFT_PREFIX
 from vlm.checkpoint.restricted_unpickler import plain, read_without_code
 from vlm.checkpoint.safe import read_file
 from vlm.common.errors import WeightsError
@@ -40,20 +42,20 @@ class MmgptLora(CheckpointFormat):
     """
 
     shape_hint = "the file is of another base model"
+    lora_hint = "the rank of LoRA in the composition differs from the file's"
 
     def infer_config(self, model_cfg: Any, path: Path) -> Any:
-        """See :class:`InfersConfig`."""
+        """See :class:`CheckpointFormat`."""
         content = read_content(path)
         declared = settings(content)
         tensors = openflamingo.read_state(content, str(path))
         done = copy.copy(model_cfg)
         done.llm = _with_lora(done.llm, declared, _layers(tensors, ".decoder_layer."), "model.llm", path)
-        done.inserts = [
-            _with_lora(part, declared, _layers(tensors, ".gated_cross_attn_layer."), f"model.inserts.{i}", path)
-            if isinstance(part.config, GatedCrossAttention.Config)
-            else part
-            for i, part in enumerate(done.inserts)
-        ]
+        done.inserts = list(done.inserts)
+        for i, part in enumerate(done.inserts):
+            if isinstance(part.config, GatedCrossAttention.Config):
+                layers = _layers(tensors, ".gated_cross_attn_layer.")
+                done.inserts[i] = _with_lora(part, declared, layers, f"model.inserts.{i}", path)
         return done
 
     def read(self, path: Path) -> dict[str, Tensor]:
@@ -72,53 +74,40 @@ class MmgptLora(CheckpointFormat):
         """Every LoRA matrix."""
         return [key for key in model.state_dict() if is_lora(key)]
 
-    def hint(self, shapes: Mapping[str, str]) -> str | None:
-        """See :class:`CheckpointFormat`."""
-        if any(is_lora(key) for key in shapes):
-            return "the rank of LoRA in the composition differs from the file's"
-        return super().hint(shapes)
-
 
 def read_content(path: Path) -> Any:
-    """What a file holds; settings objects become dicts.
-
-    Raises:
-        WeightsError: damaged.
-    """
+    """What a file holds, settings objects as dicts. Raises WeightsError if it is damaged."""
     return plain(read_without_code(path)) if zipfile.is_zipfile(path) else read_file(path)
 
 
 def settings(content: Any) -> dict[str, Any]:
     """``tuning_config`` of a file, at the top or one level deeper; empty when it has none."""
-    result = content.get(SETTINGS) if isinstance(content, dict) else None
-    inner = result.get(SETTINGS) if isinstance(result, dict) else None
-    result = inner if isinstance(inner, dict) else result
-    return result if isinstance(result, dict) else {}
+    result: dict[str, Any] = {}
+    while isinstance(content, dict) and isinstance(content.get(SETTINGS), dict):
+        result = content = content[SETTINGS]
+    return result
 
 
 def _layers(tensors: Mapping[str, Tensor], below: str) -> dict[str, int]:
     """Rank of LoRA by layer name (without its number) of the layers whose name has ``below``."""
-    result: dict[str, int] = {}
-    for name, tensor in tensors.items():
-        if below in name and ".lora_A." in name:
-            result[name.partition(below)[2].partition(".lora_A.")[0]] = tensor.shape[0]
-    return result
+    return {
+        name.partition(below)[2].partition(".lora_A.")[0]: tensor.shape[0]
+        for name, tensor in tensors.items()
+        if below in name and ".lora_A." in name
+    }
 
 
-def _with_lora(part: Any, said: Mapping[str, Any], layers: Mapping[str, int], where: str, path: Path) -> Any:
-    """``part`` with LoRA as the file has it.
-
-    Raises:
-        WeightsError: the composition states another rank or scale.
-    """
+def _with_lora(part: Any, declared: Mapping[str, Any], layers: Mapping[str, int], where: str, path: Path) -> Any:
+    """``part`` with the file's LoRA. Raises WeightsError if the composition states another rank or scale."""
     if not layers:
         return part
     rank = next(iter(layers.values()))
-    alpha = float(said.get("lora_alpha") or rank)
+    alpha = float(declared.get("lora_alpha") or rank)
     stated = part.config.lora
     if stated is None:
-        targets = [t for t in said.get("lora_target_modules") or () if any(_ends(name, t) for name in layers)]
-        options = LoraOptions(rank, alpha, float(said.get("lora_dropout") or 0.0), targets or sorted(layers))
+        targets = declared.get("lora_target_modules") or ()
+        targets = [t for t in targets if any(f".{name}".endswith(f".{t}") for name in layers)]
+        options = LoraOptions(rank, alpha, float(declared.get("lora_dropout") or 0.0), targets or sorted(layers))
         part = copy.copy(part)
         part.config = dataclasses.replace(part.config, lora=options)
     elif (stated.r, stated.alpha) != (rank, alpha):
@@ -130,21 +119,12 @@ def _with_lora(part: Any, said: Mapping[str, Any], layers: Mapping[str, int], wh
     return part
 
 
-def _ends(name: str, target: str) -> bool:
-    return name == target or name.endswith(f".{target}")
-
-
 def published_names(model: VLM) -> dict[str, str | None]:
     """Our name -> the name that Multimodal-GPT's trainer gives it (or None), of what trains."""
-    names = openflamingo.key_map(model, "export")
-    result: dict[str, str | None] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            theirs = names.theirs(name.replace(".base_layer.", "."))
-            if theirs is not None and theirs.startswith(openflamingo.LM):
-                theirs = openflamingo.LM + openflamingo.PEFT_PREFIX + theirs.removeprefix(openflamingo.LM)
-            result[name] = theirs
-    return result
+    names, plain_lm = openflamingo.key_map(model, "export"), re.compile(f"^{re.escape(openflamingo.LM)}")
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    theirs = {ours: names.theirs(ours.replace(".base_layer.", ".")) for ours in trained}
+    return {ours: name and plain_lm.sub(openflamingo.LM + PEFT_PREFIX, name) for ours, name in theirs.items()}
 
 
 @register_export("mmgpt")
@@ -154,16 +134,16 @@ class MmgptExport(ModelExport):
     def save(self, model: VLM, path: Path) -> list[str]:
         """Write ``module.`` before the names and plain settings next to them; see :class:`ModelExport`."""
         state = trained_tensors(model, published_names(model).get, "files of Multimodal-GPT")
-        content = {"model_state_dict": {f"module.{k}": v for k, v in state.items()}, SETTINGS: _settings_of(model)}
-        torch.save(content, path)
+        tuned = [name for name in state if not is_lora(name)]
+        saved = {f"module.{name}": tensor for name, tensor in state.items()}
+        torch.save({openflamingo.STATE: saved, SETTINGS: _settings_of(model, tuned)}, path)
         return list(state)
 
 
-def _settings_of(model: VLM) -> dict[str, Any]:
-    options = [model.llm.config.lora, *(i.config.lora for i in model.inserts if isinstance(i, GatedCrossAttention))]
-    present = [o for o in options if o is not None]
+def _settings_of(model: VLM, unfrozen: list[str]) -> dict[str, Any]:
+    parts = [model.llm, *(insert for insert in model.inserts if isinstance(insert, GatedCrossAttention))]
+    present = [part.config.lora for part in parts if part.config.lora is not None]
     lora = present[0] if present else LoraOptions()
-    extra = [theirs for name, theirs in published_names(model).items() if theirs and not is_lora(name)]
     return {
         "lora": bool(present),
         "lora_target_modules": [t for o in present for t in o.targets],
@@ -171,5 +151,5 @@ def _settings_of(model: VLM) -> dict[str, Any]:
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
         "vis": False,
-        "unfrozen": extra,
+        "unfrozen": unfrozen,
     }

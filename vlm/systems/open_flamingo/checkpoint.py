@@ -1,10 +1,11 @@
 """``OpenFlamingo-9B/checkpoint.pt``: perceiver, gated cross-attention, and the LLM's complete input embeddings.
 
-Names as in ``open_flamingo/src`` of the repository mlfoundations/open_flamingo.
+Names as in the repository mlfoundations/open_flamingo.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,20 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm.checkpoint.formats.base import CheckpointFormat, below, bridge_index, parts_of
+from vlm.checkpoint.formats.base import CheckpointFormat, below, bridge_index, index_of, parts_of
 from vlm.checkpoint.formats.hf_llm import OLDER_NAMES
-from vlm.checkpoint.keymap import KeyMap
+from vlm.checkpoint.keymap import KeyMap, lora_pairs
+from vlm.checkpoint.peft_adapter import PEFT_PREFIX
 from vlm.checkpoint.safe import read_file
 from vlm.common.errors import WeightsError
 from vlm.common.registry import register_checkpoint_format
 from vlm.models.bridges.perceiver import Perceiver
 from vlm.models.inserts.gated_xattn import GatedCrossAttention
-from vlm.models.lora import ADAPTER
 from vlm.models.vlm import VLM
 
 LM = "lang_encoder."
-PEFT_PREFIX = "base_model.model."
-"""Prefix that peft gives every name of the language model."""
 STATE = "model_state_dict"
 SECOND_NAMES = {
     f"{LM}gated_cross_attn_layers.": "gated_cross_attn_layer",
@@ -35,11 +34,7 @@ SECOND_NAMES = {
 
 
 def key_map(model: VLM, file: str) -> KeyMap:
-    """Published names of everything that files of this family hold, LoRA included.
-
-    Raises:
-        WeightsError: the composition has no perceiver or no gated cross-attention.
-    """
+    """Published names of everything that files of this family hold, LoRA included. Raises as :func:`parts`."""
     bridge, insert = parts(model, file)
     path = layer_path(model)
     pairs: list[tuple[str, str]] = []
@@ -49,11 +44,8 @@ def key_map(model: VLM, file: str) -> KeyMap:
             (f"{layer}.gated_cross_attn_layer", f"inserts.{insert}.layers.{i}"),
             (f"{layer}.decoder_layer", f"llm.model.{path}.{i}"),
         ):
-            for matrix in ("lora_A", "lora_B"):
-                target = f"{ours}.{{rest}}.{matrix}.{ADAPTER}.weight"
-                pairs.append((f"{theirs}.{{rest}}.{matrix}.{ADAPTER}.weight", target))
-                pairs.append((f"{theirs}.{{rest}}.{matrix}.weight", target))
-            pairs.append((f"{theirs}.{{rest}}", f"{ours}.{{rest}}"))
+            rest = f"{theirs}.{{rest}}", f"{ours}.{{rest}}"
+            pairs += [*lora_pairs(*rest), rest]
     pairs.append(("perceiver.{rest}", f"bridge.{bridge}.{{rest}}"))
     for older, name in OLDER_NAMES.items():
         if not hasattr(model.llm.model, older.rstrip(".")):
@@ -63,18 +55,12 @@ def key_map(model: VLM, file: str) -> KeyMap:
 
 
 def parts(model: VLM, file: str) -> tuple[int, int]:
-    """Indices of the perceiver among the bridges and of the gated cross-attention among the inserts.
-
-    Raises:
-        WeightsError: one of them is missing.
-    """
+    """Indices of the perceiver and of the gated cross-attention. Raises WeightsError if one is missing."""
     bridge = bridge_index(model, Perceiver)
-    insert = next((i for i, part in enumerate(model.inserts) if isinstance(part, GatedCrossAttention)), None)
+    insert = index_of(model.inserts, GatedCrossAttention)
     if bridge is None or insert is None:
         absent = "perceiver in model.bridge" if bridge is None else "gated_xattn in model.inserts"
-        raise WeightsError(
-            f"{file}: such a file fills a perceiver and gated_xattn, but the composition has no {absent}"
-        )
+        raise WeightsError(f"{file}: fills a perceiver and gated_xattn, but the composition has no {absent}")
     return bridge, insert
 
 
@@ -85,38 +71,23 @@ def layer_path(model: VLM) -> str:
 
 
 def read_state(content: Any, file: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint's content by plain names.
+    """The tensors of a checkpoint's content, or of ``model_state_dict`` in it. Raises WeightsError if there are none.
 
-    A dict below ``model_state_dict`` is opened; ``module.`` (of distributed training) and peft's part of the names
-    are removed.
-
-    Raises:
-        WeightsError: there are no named tensors.
+    ``module.`` (of distributed training) and peft's part of the names are removed.
     """
     if isinstance(content, dict) and isinstance(content.get(STATE), dict):
         content = content[STATE]
     tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
     if not tensors:
         raise WeightsError(f"{file}: holds no named tensors, neither at the top nor below {STATE}")
-    result: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        name = name.removeprefix("module.")
-        if name.startswith(LM + PEFT_PREFIX):
-            name = LM + name.removeprefix(LM + PEFT_PREFIX)
-        result[name] = tensor
-    return result
+    wrapped = re.compile(rf"^(?:module\.)?({re.escape(LM)}{re.escape(PEFT_PREFIX)})?")
+    return {wrapped.sub(lambda match: LM if match[1] else "", name): tensor for name, tensor in tensors.items()}
 
 
 def without_second_names(tensors: Mapping[str, Tensor], path: str, file: str) -> dict[str, Tensor]:
-    """The tensors, each under its first name.
+    """``tensors``, each under its first name. Raises WeightsError if the tensors of two names of one differ.
 
-    Args:
-        tensors: by plain names.
-        path: see :func:`layer_path`.
-        file: for messages.
-
-    Raises:
-        WeightsError: a tensor differs from the one under its other name.
+    ``path`` is the layers' :func:`layer_path`, ``file`` a name for messages.
     """
     result: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -126,7 +97,7 @@ def without_second_names(tensors: Mapping[str, Tensor], path: str, file: str) ->
                 number, _, rest = name.removeprefix(stem).partition(".")
                 first = f"{LM}{path}.{number}.{module}.{rest}"
         other = result.get(first, tensors.get(first) if first != name else None)
-        if other is not None and not same(other, tensor):
+        if other is not None and not _same(other, tensor):
             raise WeightsError(
                 f"{file}: {first} and {name} are two names of one tensor, but their values differ",
                 fix="the file is not as the trainer wrote it; get it again from its source",
@@ -135,11 +106,10 @@ def without_second_names(tensors: Mapping[str, Tensor], path: str, file: str) ->
     return result
 
 
-def same(a: Tensor, b: Tensor) -> bool:
+def _same(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are equal; free where they share memory."""
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    return (a.data_ptr() == b.data_ptr() and a.stride() == b.stride()) or torch.equal(a, b)
+    shared = a.data_ptr() == b.data_ptr() and a.stride() == b.stride()
+    return a.shape == b.shape and a.dtype == b.dtype and (shared or torch.equal(a, b))
 
 
 @register_checkpoint_format("openflamingo")

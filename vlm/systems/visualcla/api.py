@@ -53,11 +53,7 @@ class VisualCLA(Engine):
         return self.processor.image
 
     def to(self, device: str | int | torch.device) -> VisualCLA:
-        """Move the model; the device is an index, a name or a ``torch.device``.
-
-        Raises:
-            UserError: the machine has no such device.
-        """
+        """Move the model to the device of an index or a name. Raises UserError if there is no such device."""
         where = device_of(device)
         if where != self.device:
             self.model.to(where)
@@ -160,8 +156,8 @@ def chat_in_stream(
     """Ask one question and stream the answer; see :func:`chat`.
 
     Yields:
-        The text so far, and a new history that ends with it. The last pair is what :func:`chat` returns. ``history``
-        itself is unchanged, so that a stream can be abandoned.
+        The text so far, and a new history that ends with it; last what :func:`chat` returns. ``history`` itself is
+        unchanged, so that a stream can be abandoned.
     """
     turns = copy.deepcopy(history or [])
     asked = [*turns, instruction(text, turns)]
@@ -175,8 +171,7 @@ def chat_in_stream(
 
 def instruction(text: str, history: Sequence[Turn]) -> Turn:
     """A question as a turn of the history; the image belongs to the first."""
-    first = {} if history else {"first_instruction": True}
-    return {"type": "instruction", "value": text, **first}
+    return {"type": "instruction", "value": text} | ({} if history else {"first_instruction": True})
 
 
 def conversation(history: Sequence[Turn], image: Any = None) -> list[Message]:
@@ -213,12 +208,10 @@ def generation_of(model: Engine, given: Any = None) -> Generation:
     default (greedy, no penalties).
 
     Raises:
-        UserError: an option that this library does not have, or a value outside its range.
+        UserError: an unknown option, or a value outside its range.
     """
-    if given is None:
-        return model.default_generation()
-    if isinstance(given, Generation):
-        return given
+    if given is None or isinstance(given, Generation):
+        return given or model.default_generation()
     declared = given if isinstance(given, Mapping) else given.to_diff_dict()
     if declared.get("num_return_sequences") not in (None, 1):
         raise UserError("num_return_sequences must be 1", fix="ask again for another answer")
@@ -226,13 +219,7 @@ def generation_of(model: Engine, given: Any = None) -> Generation:
 
 
 def device_of(device: str | int | torch.device | None) -> torch.device:
-    """The device of an index, a name or a ``torch.device``; None takes the accelerator, if there is one.
-
-    Raises:
-        UserError: the machine has no such device.
-    """
+    """The device of an index, a name or None (the accelerator, if any). Raises UserError if there is no such device."""
     from vlm.common.dist import gpu, pick_device
 
-    if isinstance(device, int):
-        return gpu(device)
-    return pick_device("auto" if device is None else str(device))
+    return gpu(device) if isinstance(device, int) else pick_device(str(device or "auto"))

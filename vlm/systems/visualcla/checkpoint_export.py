@@ -1,27 +1,46 @@
-"""What a run trained, as a released folder of VisualCLA: one adapter over the whole model."""
+"""What a run trained, in the layouts of VisualCLA.
+
+``visualcla-delta``: the released folder, one adapter over the whole model. ``text-generation-webui``: the two folders
+that this program loads, the text side and the image side of such a delta.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlm.checkpoint.peft_adapter import CONFIG, PEFT_PREFIX
+from vlm.checkpoint.peft_adapter import CONFIG, PEFT_PREFIX, Adapter, read_adapter
 from vlm.checkpoint.safe import copy_files, read_json, write_json
 from vlm.common.errors import WeightsError
 from vlm.common.registry import register_export
-from vlm.inference.export import refuse_existing
+from vlm.inference.export import refuse_existing, trained_tensors
 from vlm.inference.load import load_parts
 from vlm.models.bridges.bert_resampler import PUBLISHED
 from vlm.models.lora import ADAPTER, is_lora
 from vlm.models.vlm import VLM
-from vlm.systems.visualcla.checkpoint_keys import CLASS_DEFAULTS, TOKENIZER, key_map
+from vlm.systems.visualcla.checkpoint import (
+    BRIDGE,
+    CLASS_DEFAULTS,
+    PREPROCESSOR,
+    PROJECTION,
+    RESAMPLER,
+    TEXT,
+    TOKENIZER,
+    VISION,
+    key_map,
+)
 
-MODULES = ("embed_tokens", "lm_head", "visual_resampler", "image_projection_layer")
-TEXTS = (*TOKENIZER, "preprocessor_config.json")
+TEXT_FOLDER, VISION_FOLDER = "{}_text_lora_model_tgwebui", "{}_vision_lora_model_tgwebui"
+LEVEL = "vision_model."
+"""What that program's names keep of the two levels ``vision_model.vision_model.`` of the published ones."""
+TEXT_NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "up_proj")
+"""In the order of the published conversion."""
 
 
 @register_export("visualcla-delta")
@@ -42,16 +61,13 @@ class DeltaExport:
 def export_delta(
     model: VLM, folder: Path, tokenizer: Path | None = None, added: dict[str, int] | None = None
 ) -> list[str]:
-    """Write adapter, configurations and tokenizer.
+    """Write adapter, configurations and tokenizer; returns the names written, with peft's prefix.
 
     Args:
         model: a composition of VisualCLA with LoRA.
         folder: new.
         tokenizer: folder whose tokenizer files are copied.
-        added: special tokens and ids that the composition has; those that the folder lacks are written too.
-
-    Returns:
-        The names written, with peft's prefix.
+        added: ids of special tokens of the composition; those that the tokenizer files lack are added to them.
 
     Raises:
         WeightsError: another composition, something trains that the layout has no name for, LoRA of two ranks or
@@ -59,22 +75,18 @@ def export_delta(
     """
     refuse_existing(folder)
     names = key_map(model)
-    state: dict[str, Tensor] = {}
-    trains = {name for name, p in model.named_parameters() if p.requires_grad}
-    for name, tensor in model.state_dict().items():
-        if name in trains or is_lora(name) or name.startswith("bridge."):
-            theirs = names.theirs(name)
-            if theirs is None or "base_layer" in name:
-                raise WeightsError(f"{name} trains, but a delta of VisualCLA has no such part")
-            theirs = theirs.replace(f".{ADAPTER}.weight", ".weight") if is_lora(name) else theirs
-            state[PEFT_PREFIX + theirs] = tensor.detach().cpu().clone()
+
+    lora = tuple(filter(is_lora, model.state_dict()))
+    theirs = {name: names.theirs(name) for name in model.state_dict() if "base_layer" not in name}
+    published = trained_tensors(model, theirs.get, "deltas of VisualCLA", whole=("bridge.", *lora))
+    state = {PEFT_PREFIX + name.replace(f".{ADAPTER}.weight", ".weight"): t for name, t in published.items()}
     adapter = _adapter_config(model)
     folder.mkdir(parents=True)
     torch.save(state, folder / "adapter_model.bin")
     write_json(folder / CONFIG, adapter)
     write_json(folder / "config.json", _config(model))
     if tokenizer is not None:
-        copy_files(TEXTS, tokenizer, folder)
+        copy_files((*TOKENIZER, PREPROCESSOR), tokenizer, folder)
     if added:
         _write_added(folder, added)
     return list(state)
@@ -94,20 +106,15 @@ def _write_added(folder: Path, added: dict[str, int]) -> None:
 
 def _adapter_config(model: VLM) -> dict[str, Any]:
     """peft's configuration; its targets are a regular expression over the names of the whole model."""
-    parts = {"vision_model.vision_model.": model.vision, "text_model.": model.llm}
-    options = {prefix: part.config.lora for prefix, part in parts.items() if part.config.lora is not None}
+    parts = {"vision_model": model.vision, "text_model": model.llm}
+    options = {name: part.config.lora for name, part in parts.items() if part.config.lora is not None}
     scales = {(o.r, o.alpha) for o in options.values()}
     if len(scales) != 1:
         raise WeightsError(
             f"LoRA has (r, alpha) {sorted(scales) or 'nowhere'}; a delta of VisualCLA holds exactly one pair",
             fix="train encoder and LLM with the same lora.r and lora.alpha",
         )
-    patterns = [
-        f".*{prefix.split('.')[0]}.*\\.({'|'.join(_endings(part.model))})"
-        for prefix, part in parts.items()
-        if prefix in options
-    ]
-    ((r, alpha),) = scales
+    patterns = [f".*{name}.*\\.({'|'.join(_endings(parts[name].model))})" for name in options]
     one = next(iter(options.values()))
     return {
         "base_model_name_or_path": None,
@@ -115,11 +122,11 @@ def _adapter_config(model: VLM) -> dict[str, Any]:
         "fan_in_fan_out": False,
         "inference_mode": True,
         "init_lora_weights": True,
-        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
+        "lora_alpha": int(one.alpha) if float(one.alpha).is_integer() else one.alpha,
         "lora_dropout": one.dropout,
-        "modules_to_save": list(MODULES),
+        "modules_to_save": ["embed_tokens", "lm_head", "visual_resampler", "image_projection_layer"],
         "peft_type": "LORA",
-        "r": r,
+        "r": one.r,
         "target_modules": f"({'|'.join(patterns)})$",
         "task_type": "CAUSAL_LM",
     }
@@ -127,8 +134,7 @@ def _adapter_config(model: VLM) -> dict[str, Any]:
 
 def _endings(module: Any) -> list[str]:
     """Last names of the layers that LoRA wraps, in the order of the module."""
-    names = [name.split(".") for name, _ in module.named_modules() if name.endswith(".base_layer")]
-    return list(dict.fromkeys(pieces[-2] for pieces in names))
+    return list(dict.fromkeys(n.split(".")[-2] for n, _ in module.named_modules() if n.endswith(".base_layer")))
 
 
 def _config(model: VLM) -> dict[str, Any]:
@@ -136,16 +142,85 @@ def _config(model: VLM) -> dict[str, Any]:
     resampler = model.bridge[0]
     stated = {**PUBLISHED, "hidden_size": resampler.out_dim}
     stated |= {k: v for k, v in vars(resampler.config).items() if v is not None}
-    text = model.llm.model.config.to_dict()
+    text, vision = (json.loads(json.dumps(p.model.config.to_dict(), default=str)) for p in (model.llm, model.vision))
     return {
         "architectures": ["VisualCLAModel"],
         "initializer_range": 0.02,
         "layer_norm_eps": CLASS_DEFAULTS["layer_norm_eps"],
         "model_type": "visualcla",
-        "text_config": json.loads(json.dumps(text, default=str)),
+        "text_config": text,
         "tie_word_embeddings": False,
         "use_visual_resampler": True,
-        "vision_config": json.loads(json.dumps(model.vision.model.config.to_dict(), default=str)),
+        "vision_config": vision,
         "visual_resampler_config": stated,
         "vocab_size": model.llm.vocab_size,
     }
+
+
+@register_export("text-generation-webui")
+class WebuiExport:
+    """Two folders of VisualCLA, text and vision, as text-generation-webui loads them."""
+
+    def write(self, source: Path, target: Path) -> list[str]:
+        """The two folders; ``source`` may also be the folder of a delta. See :class:`~vlm.inference.export.Export`."""
+        with tempfile.TemporaryDirectory() as work:
+            delta = source
+            if not (source / CONFIG).is_file():
+                delta = Path(work) / source.resolve().name
+                DeltaExport().write(source, delta)
+            return [str(folder) for folder in export_webui(delta, target)]
+
+
+def export_webui(delta: str | Path, target: str | Path) -> tuple[Path, Path]:
+    """Write the text folder and the vision folder, named after ``delta``, below ``target``.
+
+    Raises:
+        WeightsError: not a delta of VisualCLA, a tensor of an unknown part, or a folder that exists.
+    """
+    delta = Path(delta)
+    adapter = read_adapter(delta)
+    sizes = read_json(delta / "config.json").get("visual_resampler_config")
+    parts: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in (TEXT, VISION, *BRIDGE)}
+    for name, tensor in adapter.tensors.items():
+        prefix = next((p for p in parts if name.startswith(p)), None)
+        if prefix is None:
+            raise WeightsError(f"{delta}: {name} does not belong to any part of VisualCLA")
+        parts[prefix][name.removeprefix(prefix)] = tensor
+    empty = [prefix for prefix, tensors in parts.items() if not tensors]
+    if empty or not isinstance(sizes, dict):
+        lacking = ", ".join([f"tensors {p}*" for p in empty] or ["visual_resampler_config"])
+        raise WeightsError(f"{delta}: no {lacking}; this is not a delta of VisualCLA")
+    text, vision = (Path(target) / name.format(delta.resolve().name) for name in (TEXT_FOLDER, VISION_FOLDER))
+    refuse_existing(text)
+    refuse_existing(vision)
+    for folder in (text, vision):
+        folder.mkdir(parents=True)
+    _save({PEFT_PREFIX + name: t for name, t in parts[TEXT].items()}, text / "adapter_model.bin")
+    _save({PEFT_PREFIX + LEVEL + name: t for name, t in parts[VISION].items()}, vision / "adapter_model.bin")
+    _save(parts[RESAMPLER], vision / "visual_resampler_model.bin")
+    _save(parts[PROJECTION], vision / "image_projection_layer_model.bin")
+    write_json(vision / "visual_resampler_config.json", sizes)
+    write_json(text / CONFIG, _text_config(adapter))
+    write_json(vision / CONFIG, _vision_config(adapter))
+    copy_files(TOKENIZER, delta, text)
+    copy_files([PREPROCESSOR], delta, vision)
+    return text, vision
+
+
+def _text_config(adapter: Adapter) -> dict[str, Any]:
+    layers = [name for name in adapter.lora if name.startswith(TEXT)]
+    have = {name.rpartition(".")[2] for name in layers}
+    names = [n for n in TEXT_NAMES if n in have] + sorted(have - set(TEXT_NAMES))
+    whole = [n for n in ("embed_tokens", "lm_head") if any(f".{n}.weight" in name for name in adapter.whole())]
+    targets = rf".*(self_attn|mlp).*({'|'.join(map(re.escape, names))})$"
+    return adapter.config | {"modules_to_save": whole or None, "target_modules": targets}
+
+
+def _vision_config(adapter: Adapter) -> dict[str, Any]:
+    targets = adapter.config.get("target_modules")
+    targets = targets.replace(VISION[:-1], LEVEL[:-1]) if isinstance(targets, str) else targets
+    return adapter.config | {"modules_to_save": None, "target_modules": targets}
+
+
+def _save(tensors: dict[str, Tensor], file: Path) -> None:
+    torch.save({name: tensor.clone() for name, tensor in tensors.items()}, file)

@@ -21,11 +21,7 @@ def composition(
     load_in_8bit: bool = False,
     options: Sequence[str] = (),
 ) -> Config:
-    """The shipped composition over these folders, with the image's size and the number of queries that they state.
-
-    Raises:
-        UserError: a folder is not named or not there.
-    """
+    """The shipped composition over these folders, with their sizes. Raises UserError if a folder is missing."""
     three = {"text_model": text_model, "vision_model": vision_model, "lora_model": lora_model}
     missing = [name for name, folder in three.items() if folder is None]
     if visualcla_model is None and missing:
@@ -38,30 +34,24 @@ def composition(
     for name, folder in folders.items():
         if not folder.is_dir():
             raise WeightsError(f"{name}: no folder {folder}", fix="download it first, and give the folder's path")
-    text = folders.get("visualcla_model") or folders["lora_model"]
     model: dict[str, Any] = {"arch": "visualcla", "model_type": "7b_v0_1", "low_resource": load_in_8bit}
     model |= {name: str(folder) for name, folder in folders.items()}
-    return load_config({"model": model | sizes(text, folders.get("vision_model"))}, options)
+    stated = sizes(folders.get("visualcla_model") or folders["lora_model"], folders.get("vision_model"))
+    return load_config({"model": model | stated}, options)
 
 
 def sizes(folder: Path, vision: Path | None = None) -> dict[str, int]:
     """``image_size`` and ``num_query_token`` by the ``config.json`` of a delta or merged folder.
 
-    Args:
-        folder: states the number of queries, and the image's size of a merged model.
-        vision: the encoder's own folder, which then determines the image size.
+    The encoder's own folder ``vision``, if there is one, states the image size instead.
     """
-
     from vlm.checkpoint.safe import read_json
 
     declared = read_json(folder / "config.json")
-    vision_config = read_json(vision / "config.json") if vision is not None else declared
-    vision_config = vision_config.get("vision_config") or vision_config
-    result = {
-        "image_size": vision_config.get("image_size"),
-        "num_query_token": (declared.get("visual_resampler_config") or {}).get("num_query_tokens"),
-    }
-    return {name: int(value) for name, value in result.items() if value is not None}
+    encoder = read_json(vision / "config.json") if vision is not None else declared
+    size = (encoder.get("vision_config") or encoder).get("image_size")
+    queries = (declared.get("visual_resampler_config") or {}).get("num_query_tokens")
+    return {k: int(v) for k, v in (("image_size", size), ("num_query_token", queries)) if v is not None}
 
 
 @register_source("visualcla")
@@ -70,7 +60,8 @@ class MergedFolder(Source):
 
     def recognises(self, path: Path) -> bool:
         """Whether ``path`` is such a folder."""
-        from vlm.checkpoint.peft_adapter import CONFIG, read_json
+        from vlm.checkpoint.peft_adapter import CONFIG
+        from vlm.checkpoint.safe import read_json
 
         file = path / "config.json"
         return file.is_file() and not (path / CONFIG).is_file() and read_json(file).get("model_type") == "visualcla"

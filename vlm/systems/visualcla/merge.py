@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from vlm.checkpoint.formats.clip import BUFFERS, TEXT_TOWER_KEYS, TOWER
-from vlm.checkpoint.peft_adapter import PEFT_PREFIX, WEIGHTS, Adapter, read_adapter
+from vlm.checkpoint.peft_adapter import PEFT_PREFIX, Adapter, read_adapter
 from vlm.checkpoint.safe import copy_files, read_json, shards, write_json
 from vlm.checkpoint.stream import SHARD_BYTES, TensorReader, write_shards
 from vlm.common.errors import WeightsError
@@ -33,41 +33,33 @@ from vlm.models.llm.hf import FOLDERS as TEXT_FOLDERS
 from vlm.models.precision import parse_dtype
 from vlm.models.vision.clip import FOLDERS as VISION_FOLDERS
 from vlm.models.vision.clip import read_vision_config
-from vlm.systems.visualcla.checkpoint_delta import check_base
-from vlm.systems.visualcla.checkpoint_keys import (
+from vlm.systems.visualcla.checkpoint import (
     ADDED,
+    BRIDGE,
     EMBEDDINGS,
     HEAD,
-    PROJECTION,
-    RESAMPLER,
+    PREPROCESSOR,
     TEXT,
     TOKENIZER,
     bridge_names,
+    check_base,
 )
 
 VISION_PREFIX = "vision_model."
 """Added to a name of the vision tower in the whole model."""
 KEEP_DTYPE = (".rotary_emb.inv_freq", *BUFFERS)
 """Ends of the names of buffers, which keep their dtype."""
-PREPROCESSOR = "preprocessor_config.json"
 GENERATION = "generation_config.json"
 PAD = "<pad>"
 """Added token that the published tokenizer pads with, whatever its file says."""
-TORCH_NAMES = {torch.float16: "float16", torch.float32: "float32"}
 
 
-@dataclass
 class Delta:
-    """An adapter whose tensors are read one by one."""
+    """An adapter whose tensors are read one by one. Raises WeightsError, see :func:`read_adapter`."""
 
-    adapter: Adapter
-    reader: TensorReader
-
-    @classmethod
-    def of(cls, folder: Path) -> Delta:
-        """That of a folder. Raises WeightsError, see :func:`read_adapter`."""
-        adapter = read_adapter(folder)
-        return cls(adapter, TensorReader([next(folder / name for name in WEIGHTS if (folder / name).is_file())]))
+    def __init__(self, folder: Path) -> None:
+        self.adapter = read_adapter(folder)
+        self.reader = TensorReader([self.adapter.file])
 
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
         """A tensor by its name without peft's prefix."""
@@ -89,31 +81,30 @@ class Delta:
 class Foundation:
     """One of the two models below a delta, and the folder of the result that it becomes.
 
-    names   name in the result -> (name in the whole model, name in the foundation's files)
+    prefix  of its names in the whole model, before the names of the result
+    names   name in the result -> name in the foundation's files
     """
 
     folder: str
+    prefix: str
     reader: TensorReader
-    names: dict[str, tuple[str, str]]
+    names: dict[str, str]
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def shapes(self) -> dict[str, torch.Size]:
         """Shapes by name in the whole model."""
-        return {whole: self.reader.facts[name].shape for whole, name in self.names.values()}
+        return {self.prefix + name: self.reader.facts[source].shape for name, source in self.names.items()}
 
 
-def read_text(folder: Path) -> Foundation:
-    """The base LLM."""
-    reader = TensorReader(shards(folder))
-    return Foundation("text_encoder", reader, {name: (TEXT + name, name) for name in reader.facts})
-
-
-def read_tower(folder: Path) -> Foundation:
-    """The vision tower, of a whole CLIP or alone."""
-    reader = TensorReader(shards(folder))
-    whole = any(name.startswith(TOWER) for name in reader.facts)
-    names = [n for n in reader.facts if n.startswith(TOWER) or not (whole or n.startswith(TEXT_TOWER_KEYS))]
-    written = {TOWER + name.removeprefix(TOWER): name for name in names}
-    return Foundation("vision_encoder", reader, {new: (VISION_PREFIX + new, name) for new, name in written.items()})
+def read_foundations(text: Path, vision: Path) -> list[Foundation]:
+    """The base LLM; and the vision tower, of a whole CLIP or alone."""
+    llm, clip = TensorReader(shards(text)), TensorReader(shards(vision))
+    whole = any(name.startswith(TOWER) for name in clip.facts)
+    names = [n for n in clip.facts if n.startswith(TOWER) or not (whole or n.startswith(TEXT_TOWER_KEYS))]
+    tower = {TOWER + name.removeprefix(TOWER): name for name in names}
+    return [
+        Foundation("text_encoder", TEXT, llm, {name: name for name in llm.facts}),
+        Foundation("vision_encoder", VISION_PREFIX, clip, tower),
+    ]
 
 
 @dataclass
@@ -126,82 +117,69 @@ class Merge:
     shard_bytes: int
 
     def check(self) -> None:
-        """Check that the model has a tensor of the same shape for each of the deltas', and that none is missing.
-
-        Raises:
-            WeightsError: it does not, or one is.
-        """
+        """Raises WeightsError if a tensor of a delta has no place in the model, has another shape, or is missing."""
         have = {name: shape for foundation in self.foundations for name, shape in foundation.shapes().items()}
         for delta in self.deltas:
             _check_adapter(delta.adapter, have)
         folders = ", ".join(str(d.adapter.folder) for d in self.deltas)
-        result = set(self._bridge())
-        if not result:
-            raise WeightsError(f"{folders}: holds neither {RESAMPLER}* nor {PROJECTION}*; not a delta of VisualCLA")
+        names = set(self._bridge())
+        if not names:
+            raise WeightsError(f"{folders}: holds neither {'* nor '.join(BRIDGE)}*; not a delta of VisualCLA")
         declared = self.deltas[0].adapter.folder / "config.json"
         expected = bridge_names(declared)
-        for names, text in ((expected - result, "missing"), (result - expected, f"not stated by {declared}")):
-            if names:
-                some = ", ".join(sorted(names)[:4])
-                raise WeightsError(f"{folders}: {text}: {some} ({len(names)} in all)", fix="is the download complete?")
+        for odd, text in ((expected - names, "missing"), (names - expected, f"not stated by {declared}")):
+            if odd:
+                some = ", ".join(sorted(odd)[:4])
+                raise WeightsError(f"{folders}: {text}: {some} ({len(odd)} in all)", fix="is the download complete?")
 
     def write(self, target: Path) -> list[Path]:
-        """Write the weights of all three parts below ``target``.
-
-        Returns:
-            The files.
-        """
+        """Write the weights of all three parts below ``target``; returns the files."""
         files = [file for foundation in self.foundations for file in self._write_foundation(foundation, target)]
         source = self._bridge()
-        sizes = {name: delta.adapter.tensors[name].numel() * self.dtype.itemsize for name, delta in source.items()}
-        return files + write_shards(target, sizes, lambda name: source[name].read(name, self.dtype), self.shard_bytes)
+        facts = {name: delta.adapter.tensors[name].to("meta", self.dtype) for name, delta in source.items()}
+        return files + write_shards(target, facts, lambda name: source[name].read(name, self.dtype), self.shard_bytes)
 
     def _write_foundation(self, foundation: Foundation, target: Path) -> list[Path]:
-        facts = {name: foundation.reader.facts[source] for name, (_, source) in foundation.names.items()}
-        dtypes = {
-            name: f.dtype if name.endswith(KEEP_DTYPE) or not f.dtype.is_floating_point else self.dtype
-            for name, f in facts.items()
-        }
+        names, prefix = foundation.names, foundation.prefix
+        last = dict.fromkeys(names, -1)  # the last delta that replaces a tensor; -1: none
+        for number, delta in enumerate(self.deltas):
+            last |= {name: number for name in names if prefix + name in delta.adapter.tensors}
+        facts: dict[str, Tensor] = {}
+        for name, source in names.items():
+            own = foundation.reader.facts[source]
+            found = own if last[name] < 0 else self.deltas[last[name]].adapter.tensors[prefix + name]
+            keep = name.endswith(KEEP_DTYPE) or not own.is_floating_point()
+            facts[name] = found.to("meta", own.dtype if keep else self.dtype)
 
         def make(name: str) -> Tensor:
             """The tensor as the last delta that replaces it has it, with the updates of those that follow."""
-            whole, source = foundation.names[name]
-            dtype = dtypes[name]
-            last = max((i for i, d in enumerate(self.deltas) if whole in d.adapter.tensors), default=-1)
-            tensor = self.deltas[last].read(whole, dtype) if last >= 0 else foundation.reader.read(source, dtype)
-            for delta in self.deltas[last + 1 :]:
-                tensor = delta.update(whole, tensor)
+            start, dtype = last[name], facts[name].dtype
+            reader, source = (self.deltas[start], prefix + name) if start >= 0 else (foundation.reader, names[name])
+            tensor = reader.read(source, dtype)
+            for delta in self.deltas[start + 1 :]:
+                tensor = delta.update(prefix + name, tensor)
             return tensor
 
-        def size(name: str) -> int:
-            replaced = [d.adapter.tensors.get(foundation.names[name][0]) for d in self.deltas]
-            return next((t.numel() for t in reversed(replaced) if t is not None), facts[name].numel)
-
-        sizes = {name: size(name) * dtype.itemsize for name, dtype in dtypes.items()}
-        written = write_shards(target / foundation.folder, sizes, make, self.shard_bytes)
+        written = write_shards(target / foundation.folder, facts, make, self.shard_bytes)
         for reader in (foundation.reader, *(d.reader for d in self.deltas)):
             reader.release()
         return written
 
     def _bridge(self) -> dict[str, Delta]:
         """Names of resampler and projection -> the last delta that has them."""
-        return {n: d for d in self.deltas for n in d.adapter.whole() if n.startswith((RESAMPLER, PROJECTION))}
+        return {n: d for d in self.deltas for n in d.adapter.whole() if n.startswith(BRIDGE)}
 
 
-def _check_adapter(adapter: Adapter, have: Mapping[str, tuple[int, ...]]) -> None:
-    """Check the shapes of one delta against those of the foundations.
-
-    Raises:
-        WeightsError: it has a tensor that they do not have, or one of another shape.
-    """
-    file, tensors, whole = str(adapter.folder), adapter.tensors, adapter.whole()
+def _check_adapter(adapter: Adapter, have: Mapping[str, torch.Size]) -> None:
+    """Raises WeightsError if a delta has a tensor that the foundations lack, or one of another shape."""
+    file, tensors = str(adapter.folder), adapter.tensors
     for layer, (a, b) in adapter.lora.items():
         _same_shape(file, layer, (tensors[b].shape[0], tensors[a].shape[1]), have.get(f"{layer}.weight"))
-    for name, tensor in whole.items():
-        if not name.startswith((RESAMPLER, PROJECTION)):
+    for name, tensor in adapter.whole().items():
+        if not name.startswith(BRIDGE):
             expected = have.get(name)
             if expected is not None and name in (EMBEDDINGS, HEAD):  # these grow, together
-                expected = (len(tensors.get(EMBEDDINGS, tensor)), *expected[1:])
+                expected = torch.Size((len(tensors.get(EMBEDDINGS, tensor)), *expected[1:]))
             _same_shape(file, name, tuple(tensor.shape), expected)
     grown, base = tensors.get(EMBEDDINGS), have.get(EMBEDDINGS)
     if HEAD not in tensors and grown is not None and base is not None and len(grown) != base[0]:
@@ -227,9 +205,7 @@ class MergeCommand:
         parser.add_argument("--lora-model", "--lora_model", required=True, help="folder of the delta, or a,b,c")
         parser.add_argument("--output-dir", "--output_dir", default=Path("merged_model"), type=Path, help="new folder")
         parser.add_argument("--dtype", choices=["fp16", "fp32"], default="fp16", help="of the result (published: fp16)")
-        parser.add_argument(
-            "--shard-gb", type=float, default=4.0, help="largest weight file, and about the memory used"
-        )
+        parser.add_argument("--shard-gb", type=float, default=4.0, help="largest weight file, about the memory used")
 
     def main(self, args: argparse.Namespace) -> int:
         """Merge, and say where."""
@@ -249,7 +225,7 @@ def merge_visualcla(
     dtype: torch.dtype = torch.float16,
     shard_bytes: int = SHARD_BYTES,
 ) -> list[Path]:
-    """Write the merged model. The folder appears by rename when all is written.
+    """Write the merged model, and return its weight files. The folder appears by rename when all is written.
 
     Args:
         text_model: Hugging Face folder of the base LLM.
@@ -259,9 +235,6 @@ def merge_visualcla(
         dtype: of the result, buffers excepted; foundations are rounded to it before the update is added.
         shard_bytes: largest weight file; the peak of memory is about this much.
 
-    Returns:
-        The weight files written.
-
     Raises:
         WeightsError: a folder or file is missing or damaged, does not fit, or ``target`` holds files.
     """
@@ -269,11 +242,12 @@ def merge_visualcla(
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise WeightsError(f"{target}: already holds files", fix="give a new folder")
-    deltas = [Delta.of(Path(folder)) for folder in lora_models]
-    if not (deltas[0].adapter.folder / TOKENIZER[0]).is_file():
-        raise WeightsError(f"{deltas[0].adapter.folder}: no {TOKENIZER[0]}", fix="is the download complete?")
-    configs = [read_json(f / "config.json") for f in (deltas[0].adapter.folder, text)] + [read_vision_config(vision)]
-    merge = Merge([read_text(text), read_tower(vision)], deltas, dtype, shard_bytes)
+    first = Path(lora_models[0])
+    deltas = [Delta(Path(folder)) for folder in lora_models]
+    if not (first / TOKENIZER[0]).is_file():
+        raise WeightsError(f"{first}: no {TOKENIZER[0]}", fix="is the download complete?")
+    configs = [read_json(first / "config.json"), read_json(text / "config.json"), read_vision_config(vision)]
+    merge = Merge(read_foundations(text, vision), deltas, dtype, shard_bytes)
     rows = _rows(merge, text)
     merge.check()
     work = target.with_name(f".{target.name}.part")
@@ -281,7 +255,7 @@ def merge_visualcla(
     try:
         written = merge.write(work)
         _write_configs(work, configs, rows, dtype)
-        _copy_texts(work, text, vision, deltas[0].adapter.folder)
+        _copy_texts(work, text, vision, first)
         if target.exists():
             target.rmdir()
         work.replace(target)
@@ -297,36 +271,34 @@ def _rows(merge: Merge, text: Path) -> int | None:
         return None
     rows = shape[0]
     for number, adapter in enumerate(delta.adapter for delta in merge.deltas):
-        table = adapter.tensors.get(EMBEDDINGS)
-        if table is None:
-            continue
-        if number == 0:
-            check_base(text, adapter, len(table))
-        elif len(table) < rows:
-            raise WeightsError(f"{adapter.folder}: has {len(table)} tokens, the model before it {rows}")
-        rows = len(table)
+        if EMBEDDINGS in adapter.tensors:
+            before, rows = rows, len(adapter.tensors[EMBEDDINGS])
+            if number == 0:
+                check_base(text, adapter, rows)
+            elif rows < before:
+                raise WeightsError(f"{adapter.folder}: has {rows} tokens, the model before it {before}")
     return rows
 
 
 def _write_configs(target: Path, configs: Sequence[dict[str, Any]], rows: int | None, dtype: torch.dtype) -> None:
     top, text, vision = configs
     vocabulary = {} if rows is None else {"vocab_size": rows}
-    text = text | {"torch_dtype": TORCH_NAMES[dtype]} | vocabulary
-    kind = {"architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model"}
-    vision = vision | kind | {"torch_dtype": TORCH_NAMES[dtype]}
-    inner = {"text_config": (top.get("text_config") or {}) | text}
-    inner["vision_config"] = (top.get("vision_config") or {}) | vision
+    stored = {"torch_dtype": str(dtype).removeprefix("torch.")}
+    text = text | stored | vocabulary
+    vision = vision | stored | {"architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model"}
+    inner = {
+        name: (top.get(name) or {}) | config for name, config in (("text_config", text), ("vision_config", vision))
+    }
     for name, content in (("", top | inner | vocabulary), ("text_encoder", text), ("vision_encoder", vision)):
         write_json(target / name / "config.json", content)
 
 
 def _copy_texts(target: Path, text: Path, vision: Path, delta: Path) -> None:
-    """Tokenizer of the delta, image recipe of the vision folder, generation options or else special ids of the base."""
+    """Tokenizer of the delta, image recipe of the vision folder, generation options (or special ids) of the base."""
     copy_files([GENERATION], text, target / "text_encoder")
     if not (text / GENERATION).is_file():  # as transformers writes it for a model without one
         config = read_json(text / "config.json")
-        names: tuple[str, ...] = ("bos_token_id", "eos_token_id", "pad_token_id")
-        ids = {name: config[name] for name in names if name in config}
+        ids = {name: config[name] for name in ["bos_token_id", "eos_token_id", "pad_token_id"] if name in config}
         write_json(target / "text_encoder" / GENERATION, {"_from_model_config": True, **ids})
     recipe = next((f for f in (vision, vision.parent, delta) if (f / PREPROCESSOR).is_file()), delta)
     copy_files([PREPROCESSOR], recipe, target)
@@ -337,9 +309,7 @@ def _copy_texts(target: Path, text: Path, vision: Path, delta: Path) -> None:
 
 
 def _same_shape(file: str, name: str, shape: tuple[int, ...], expected: tuple[int, ...] | None) -> None:
-    problem = "is in neither foundation"
-    if expected is not None:
-        problem = f"is for a matrix {list(shape)}, the foundation's is {list(expected)}"
     if shape != expected:
+        differs = "" if expected is None else f"is for a matrix {list(shape)}, the foundation's is {list(expected)}"
         fix = "the adapter is of another model: use its own foundations"
-        raise WeightsError(f"{file}: {name} {problem}", fix=fix)
+        raise WeightsError(f"{file}: {name} {differs or 'is in neither foundation'}", fix=fix)
