@@ -22,18 +22,12 @@ _MATRIX = re.compile(rf"(?P<layer>.+)\.lora_(?P<side>[AB])(?:\.{ADAPTER})?\.weig
 
 @dataclass
 class Adapter:
-    """An adapter folder.
+    """An adapter folder."""
 
-    file     its weights
-    config   adapter_config.json
-    tensors  by name without peft's prefix; mapped from disk
-    lora     layer -> (name of A, name of B); A is ``[r, in]``, B ``[out, r]``
-    """
-
-    file: Path
-    config: dict[str, Any]
-    tensors: dict[str, Tensor]
-    lora: dict[str, tuple[str, str]]
+    file: Path  # its weights
+    config: dict[str, Any]  # adapter_config.json
+    tensors: dict[str, Tensor]  # by name without peft's prefix; mapped from disk
+    lora: dict[str, tuple[str, str]]  # layer -> (name of A, name of B); A is ``[r, in]``, B ``[out, r]``
 
     @property
     def folder(self) -> Path:

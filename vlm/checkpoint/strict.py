@@ -17,20 +17,13 @@ KEYS_SHOWN = 6
 
 @dataclass
 class NamedTensors:
-    """What a format made of one file.
+    """What a format made of one file."""
 
-    file      name for messages
-    tensors   our key -> tensor
-    theirs    our key -> key in the file, for messages
-    unknown   keys of the file that the format does not declare
-    required  our keys that this file must fill
-    """
-
-    file: str
-    tensors: dict[str, Tensor]
-    theirs: dict[str, str] = field(default_factory=dict)
-    unknown: list[str] = field(default_factory=list)
-    required: Collection[str] = ()
+    file: str  # name for messages
+    tensors: dict[str, Tensor]  # our key -> tensor
+    theirs: dict[str, str] = field(default_factory=dict)  # our key -> key in the file, for messages
+    unknown: list[str] = field(default_factory=list)  # keys of the file that the format does not declare
+    required: Collection[str] = ()  # our keys that this file must fill
 
 
 def targets(model: nn.Module) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from vlm.cli.options import add_model_arguments, add_source, changes_of, device_of, options_of, source_of
 from vlm.common.errors import UserError
@@ -25,17 +26,11 @@ class Chat:
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """The arguments of ``vlm chat``."""
         add_source(parser)
-        parser.add_argument(
-            "--image", "--image_file", action="append", default=[], metavar="PATH", help="image of the first question"
-        )
-        parser.add_argument("--video", action="append", default=[], metavar="PATH", help="video of the first question")
-        parser.add_argument("--ask", action="append", default=[], metavar="TEXT", help="ask this and exit; repeatable")
-        parser.add_argument(
-            "--shots",
-            default=None,
-            metavar="FILE",
-            help="few-shot examples: JSON Lines with {image, question, answer}",
-        )
+        several: dict[str, Any] = {"action": "append", "default": []}
+        parser.add_argument("--image", "--image_file", metavar="PATH", help="image of the first question", **several)
+        parser.add_argument("--video", metavar="PATH", help="video of the first question", **several)
+        parser.add_argument("--ask", metavar="TEXT", help="ask this and exit; repeatable", **several)
+        parser.add_argument("--shots", metavar="FILE", help="examples: JSON Lines with {image, question, answer}")
         add_model_arguments(parser)
 
     def main(self, args: argparse.Namespace) -> int:

@@ -19,12 +19,8 @@ class Compare:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Prediction files, images, the page."""
-        parser.add_argument(
-            "files",
-            nargs="+",
-            metavar="[NAME=]FILE",
-            help="JSON array or lines: records with question (or instruction), image, output (or text_output)",
-        )
+        about = "JSON array or lines: records with question (or instruction), image, output (or text_output)"
+        parser.add_argument("files", nargs="+", metavar="[NAME=]FILE", help=about)
         parser.add_argument("--media-root", default="", metavar="DIR", help="folder that image paths start from")
         parser.add_argument("--output", default="compare.html", metavar="FILE", help="the page; needs no other file")
         parser.add_argument("--title", default="", help="of the page")

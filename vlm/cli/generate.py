@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm.cli.options import add_model_arguments, changes_of, device_of, options_of
+from vlm.cli.options import add_model_arguments, add_source, changes_of, device_of, options_of
 from vlm.common.errors import ConfigError
 from vlm.common.logging import busy, quiet, say
 from vlm.common.registry import register_command
@@ -20,12 +20,9 @@ GENERATION_FLAGS: dict[str, tuple[Any, str]] = {
     "no_repeat_ngram_size": (int, "no sequence of this many tokens occurs twice; 0: off"),
     "length_penalty": (
         float,
-        "beams: score = sum of log probabilities / length ** this; below 0 prefers short answers",
+        "beams: score = log probability / length ** this; below 0 prefers short answers",
     ),
-    "length_penalty_form": (
-        str,
-        "what length counts besides the answer: published (one token), prompt, or answer (nothing)",
-    ),
+    "length_penalty_form": (str, "length counts besides the answer: published (one token), prompt, answer (nothing)"),
 }
 SEED = 42
 """Seed of sampled answers unless a file or flag gives one (the published evaluation's), so that runs agree."""
@@ -41,57 +38,35 @@ class Generate:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Model, records, prompt, answer and result."""
-        parser.add_argument(
-            "cfg",
-            nargs="?",
-            metavar="FILE|RUN_DIR",
-            help="YAML file, run folder, or published folder or file of a model",
-        )
-        parser.add_argument("--cfg-path", default=None, help="the same, in the published spelling")
-        parser.add_argument("--config", default=None, metavar="FILE", help="a published file with questions of its own")
-        parser.add_argument("--checkpoint", default=None, help="with --config: replaces the checkpoint that it names")
-        parser.add_argument(
-            "--data", nargs="+", default=None, metavar="FILE", help="annotation files (default: those of --config)"
-        )
-        parser.add_argument(
-            "--prompt", default=None, help="text with {fields} of a record (default: '{question}', or --config's)"
-        )
-        parser.add_argument(
-            "--raw-prompt", action="store_true", help="the prompt is all that the model sees, without the template"
-        )
-        parser.add_argument(
+        add = parser.add_argument
+        add_source(parser, "run folder, YAML file, name such as tiny/eval, or published folder or file of a model")
+        add("--config", default=None, metavar="FILE", help="a published file with questions of its own")
+        add("--checkpoint", default=None, help="with --config: replaces the checkpoint that it names")
+        add("--data", nargs="+", default=None, metavar="FILE", help="annotation files (default: those of --config)")
+        add("--prompt", default=None, help="text with {fields} of a record (default: '{question}', or --config's)")
+        add("--raw-prompt", action="store_true", help="the prompt is all that the model sees, without the template")
+        add(
             "--media-field",
             default=None,
             metavar="NAME",
-            help="field with the image or video (default: image, else video)",
+            help="field of the image or video (default: either)",
         )
-        parser.add_argument(
+        add(
             "--media-root",
             default=".",
             metavar="DIR",
-            help="folder that paths start from (default: the working folder)",
+            help="folder that paths start from (default: this one)",
         )
-        parser.add_argument(
-            "--index-field", default="index", metavar="NAME", help="field that names a record (default: index)"
-        )
-        parser.add_argument("--copy", nargs="+", default=[], metavar="NAME", help="fields to copy into the result")
-        parser.add_argument(
-            "--answer-field",
-            default="",
-            metavar="NAME",
-            help="the result is the records, with the answer in this field",
-        )
-        parser.add_argument(
-            "--output", "--output_path", required=True, metavar="FILE", help="result, JSON lines; FILE.json: an array"
-        )
-        parser.add_argument("--overwrite", action="store_true", help="replace what is there")
-        parser.add_argument(
-            "--batch-size", type=int, default=None, help="records that run together (default: 16, or --config's)"
-        )
+        add("--index-field", default="index", metavar="NAME", help="field that names a record (default: index)")
+        add("--copy", nargs="+", default=[], metavar="NAME", help="fields to copy into the result")
+        add("--answer-field", default="", metavar="NAME", help="write the records, with the answer in this field")
+        add("--output", "--output_path", required=True, metavar="FILE", help="result, JSON lines; FILE.json: an array")
+        add("--overwrite", action="store_true", help="replace what is there")
+        add("--batch-size", type=int, default=None, help="records that run together (default: 16, or --config's)")
         add_model_arguments(parser)
         for name, (kind, about) in GENERATION_FLAGS.items():
-            parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=None, help=about)
-        parser.add_argument("--sample", action="store_true", help="sample answers instead of taking the most likely")
+            add(f"--{name.replace('_', '-')}", type=kind, default=None, help=about)
+        add("--sample", action="store_true", help="sample answers instead of taking the most likely")
 
     def main(self, args: argparse.Namespace) -> int:
         """Answer; the exit code.

@@ -123,12 +123,7 @@ def summary(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     right = after["seen"]["right"]
 
     def numbers(entry: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "overall": entry["overall"],
-            "by_type": entry["by_type"],
-            "by_objects": entry["by_objects"],
-            "questions": entry["count"],
-        }
+        return {**{key: entry[key] for key in ("overall", "by_type", "by_objects")}, "questions": entry["count"]}
 
     return {
         "aligned": {
@@ -148,13 +143,8 @@ def summary(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
 
 def table(results: dict[str, Any]) -> str:
     """Accuracy per question type and condition, as text."""
-    columns = {
-        "aligned": "aligned",
-        "wrong_image": "wrong image",
-        "no_image": "no image",
-        "unaligned": "before",
-        "majority": "majority",
-    }
+    columns = {"aligned": "aligned", "wrong_image": "wrong image", "no_image": "no image"}
+    columns |= {"unaligned": "before", "majority": "majority"}
     lines = [f"{'question':<12}" + "".join(f"{title:>15}" for title in columns.values())]
     for kind in [*results["aligned"]["by_type"], "overall"]:
         cells = [results[c]["overall"] if kind == "overall" else results[c]["by_type"].get(kind, 0.0) for c in columns]
@@ -201,12 +191,8 @@ class QuickstartCommand:
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Seed, output folder and scale."""
         parser.add_argument("--seed", type=int, default=0, help="seed of the images and of training")
-        parser.add_argument(
-            "--output", default="output/quickstart", metavar="DIR", help="output folder; replaced if it exists"
-        )
-        parser.add_argument(
-            "--scale", type=float, default=1.0, help="fraction of the images, questions and steps, for a short trial"
-        )
+        parser.add_argument("--output", default="output/quickstart", metavar="DIR", help="replaced if it exists")
+        parser.add_argument("--scale", type=float, default=1.0, help="fraction of images, questions and steps")
 
     def main(self, args: argparse.Namespace) -> int:
         """``vlm quickstart``."""

@@ -22,14 +22,8 @@ class Train:
         """The published arguments, ``--resume`` and ``--overwrite``."""
         add_source(parser, "YAML file of the run, or name such as tiny/stage1_pretrain")
         add_options(parser)
-        parser.add_argument(
-            "--resume",
-            nargs="?",
-            const="auto",
-            default=None,
-            metavar="auto|DIR",
-            help="resume from the last checkpoint, or from DIR",
-        )
+        about = "resume from the last checkpoint, or from DIR"
+        parser.add_argument("--resume", nargs="?", const="auto", default=None, metavar="auto|DIR", help=about)
         parser.add_argument("--overwrite", action="store_true", help="delete an earlier run in the same folder")
 
     def main(self, args: argparse.Namespace) -> int:

@@ -201,15 +201,9 @@ class Features:
 
 @dataclass
 class Output:
-    """Loss as (sum, count), so that means over accumulation and ranks are exact; logits on request.
+    """Loss as (sum, count), so that means over accumulation and ranks are exact; logits on request."""
 
-    loss_sum    scalar, sum of the token losses in float32
-    num_tokens  number of summands
-    logits      ``[b, L, vocab]`` of the fused sequence, only when asked for
-    labels      ``[b, L]`` of the fused sequence, only when logits were asked for
-    """
-
-    loss_sum: torch.Tensor
-    num_tokens: int
-    logits: torch.Tensor | None = None
-    labels: torch.Tensor | None = None
+    loss_sum: torch.Tensor  # scalar, sum of the token losses in float32
+    num_tokens: int  # number of summands
+    logits: torch.Tensor | None = None  # ``[b, L, vocab]`` of the fused sequence, only when asked for
+    labels: torch.Tensor | None = None  # ``[b, L]`` of the fused sequence, only when logits were asked for

@@ -27,26 +27,16 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class Questions:
-    """A composition, and the questions to put to it that a published file may state.
+    """A composition, and the questions to put to it that a published file may state."""
 
-    config       the composition
-    generation   options of an answer
-    files        annotation files
-    prompt       text with ``{fields}`` of the record
-    raw          ``prompt`` is all that the model sees, without its template
-    media_field  field with the image or video
-    batch_size   records answered together
-    lemmatize    nouns and verbs of the answers become their basic forms
-    """
-
-    config: Config
-    generation: Generation
-    files: Sequence[str] = ()
-    prompt: str = "{question}"
-    raw: bool = False
-    media_field: str = ""
-    batch_size: int = 16
-    lemmatize: bool = False
+    config: Config  # the composition
+    generation: Generation  # options of an answer
+    files: Sequence[str] = ()  # annotation files
+    prompt: str = "{question}"  # text with ``{fields}`` of the record
+    raw: bool = False  # ``prompt`` is all that the model sees, without its template
+    media_field: str = ""  # field with the image or video
+    batch_size: int = 16  # records answered together
+    lemmatize: bool = False  # nouns and verbs of the answers become their basic forms
 
 
 class Source(ABC):

@@ -56,23 +56,18 @@ class Data:
         }
         for name in ("show", "check", "shard"):
             result[name].add_argument("cfg", metavar="FILE|RUN_DIR", help="YAML file or run folder")
-        result["shard"].add_argument("out", metavar="OUT", help="output folder, for OUT/DATASET/00000.tar ...")
-        for name in ("show", "check", "shard"):
             result[name].add_argument("--only", nargs="+", default=[], metavar="DATASET", help="only these datasets")
             add_options(result[name])
         for name in ("check", "shard"):
-            result[name].add_argument(
-                "-j", type=at_least(0), default=0, metavar="N", help="worker processes (default 0)"
-            )
+            result[name].add_argument("-j", type=at_least(0), default=0, metavar="N", help="worker processes")
+        result["shard"].add_argument("out", metavar="OUT", help="output folder, for OUT/DATASET/00000.tar ...")
         show = result["show"]
         show.add_argument("-n", type=at_least(1), default=2, help="samples of each dataset (default 2)")
         show.add_argument("--seed", type=int, default=None, help="show random samples instead of the first ones")
         show.add_argument("--html", metavar="FILE", help="write an HTML page with the images")
         check = result["check"]
         check.add_argument("--pixels", action="store_true", help="also decode every image and video")
-        check.add_argument(
-            "--limit", type=at_least(1), default=None, metavar="N", help="only the first N records of each dataset"
-        )
+        check.add_argument("--limit", type=at_least(1), metavar="N", help="only the first N records of each dataset")
         check.add_argument("--out", metavar="DIR", help="folder for quarantine.jsonl and check.json")
         result["shard"].add_argument(
             "--per-shard", type=at_least(1), default=1000, metavar="N", help="samples of a shard (default 1000)"

@@ -14,22 +14,14 @@ from vlm.models.inserts.base import InsertData
 
 @dataclass
 class LLMInputs:
-    """A fused sequence, padded on the right.
+    """A fused sequence, padded on the right."""
 
-    inputs_embeds  ``[b, L, d]``
-    segments       ``[b, L]`` 0 at padding, 1.. numbers the samples of a row
-    position_ids   ``[b, L]`` restarting at every segment, 0 at padding
-    labels         ``[b, L]``, ``IGNORE_INDEX`` at unsupervised positions
-    packed         whether some row holds more than one sample
-    inserts        data for the inserts, or None
-    """
-
-    inputs_embeds: Tensor
-    segments: Tensor
-    position_ids: Tensor
-    labels: Tensor
-    packed: bool = False
-    inserts: InsertData | None = None
+    inputs_embeds: Tensor  # ``[b, L, d]``
+    segments: Tensor  # ``[b, L]`` 0 at padding, 1.. numbers the samples of a row
+    position_ids: Tensor  # ``[b, L]`` restarting at every segment, 0 at padding
+    labels: Tensor  # ``[b, L]``, ``IGNORE_INDEX`` at unsupervised positions
+    packed: bool = False  # whether some row holds more than one sample
+    inserts: InsertData | None = None  # data for the inserts, or None
 
     @property
     def attention_mask(self) -> Tensor:

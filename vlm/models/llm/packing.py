@@ -19,18 +19,12 @@ ATTENTION = "vlm_sdpa"
 
 @dataclass
 class Layout:
-    """Positions of the tokens of a packed row.
+    """Positions of the tokens of a packed row."""
 
-    gather   ``[samples * longest]`` index in the row of the token at each place (0 at padding)
-    scatter  ``[T]`` place of each token
-    samples  number of samples
-    keep     ``[t]`` tokens whose hidden states are read; None: all
-    """
-
-    gather: Tensor
-    scatter: Tensor
-    samples: int
-    keep: Tensor | None = None
+    gather: Tensor  # ``[samples * longest]`` index in the row of the token at each place (0 at padding)
+    scatter: Tensor  # ``[T]`` place of each token
+    samples: int  # number of samples
+    keep: Tensor | None = None  # ``[t]`` tokens whose hidden states are read; None: all
 
 
 def pack(segments: Tensor, position_ids: Tensor) -> tuple[Tensor, Layout]:

@@ -13,18 +13,12 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps in order: crop to ``box``, pad to a square, resize to ``size``, crop at ``corner``, mirror.
+    """Steps in order: crop to ``box``, pad to a square, resize to ``size``, crop at ``corner``, mirror."""
 
-    box     left, top, right, bottom in the image; None: the whole image
-    pad     side of the padded square; 0: none
-    size    width and height after resizing
-    corner  left, top of the final square in the resized image, or None
-    """
-
-    size: Size
-    box: tuple[int, int, int, int] | None = None
-    pad: int = 0
-    corner: Size | None = None
+    size: Size  # width and height after resizing
+    box: tuple[int, int, int, int] | None = None  # left, top, right, bottom in the image; None: the whole image
+    pad: int = 0  # side of the padded square; 0: none
+    corner: Size | None = None  # left, top of the final square in the resized image, or None
     flip: bool = False
 
     def reduction(self, size: Size) -> int:

@@ -79,16 +79,12 @@ class Delta:
 
 @dataclass
 class Foundation:
-    """One of the two models below a delta, and the folder of the result that it becomes.
-
-    prefix  of its names in the whole model, before the names of the result
-    names   name in the result -> name in the foundation's files
-    """
+    """One of the two models below a delta, and the folder of the result that it becomes."""
 
     folder: str
-    prefix: str
+    prefix: str  # of its names in the whole model, before the names of the result
     reader: TensorReader
-    names: dict[str, str]
+    names: dict[str, str]  # name in the result -> name in the foundation's files
 
     def shapes(self) -> dict[str, torch.Size]:
         """Shapes by name in the whole model."""
