@@ -78,8 +78,7 @@ def read_tensors(path: str | Path, section: str | None = None) -> dict[str, Tens
 def shards(folder: str | Path) -> list[Path]:
     """The weight files of a Hugging Face folder, safetensors before bin, index before single file.
 
-    Raises:
-        WeightsError: the folder has none, or a file named by its index is missing.
+    Raises WeightsError: the folder has none, or a file named by its index is missing.
     """
     folder = Path(folder)
     for name in ("model.safetensors", "pytorch_model.bin"):

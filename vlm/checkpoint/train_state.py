@@ -54,8 +54,7 @@ def trainable_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 def load_trainable_tensors(model: nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:
     """Copy ``tensors`` into the trainable parameters; names and shapes must agree exactly.
 
-    Raises:
-        WeightsError: names the missing, unexpected or differently shaped tensors.
+    Raises WeightsError: names the missing, unexpected or differently shaped tensors.
     """
     own = {n for n, p in model.named_parameters() if p.requires_grad}
     known = {name: tensor for name, tensor in tensors.items() if name in own}

@@ -34,11 +34,7 @@ class Chat:
         add_model_arguments(parser)
 
     def main(self, args: argparse.Namespace) -> int:
-        """Run ``vlm chat``; the exit code.
-
-        Raises:
-            UserError: an unusable model, image or question.
-        """
+        """Run ``vlm chat``; the exit code. Raises UserError: an unusable model, image or question."""
         source = source_of(args, "vlm chat output/quickstart/stage2")
         changes, device, options = changes_of(args), device_of(args), options_of(args)
         for path in args.image:  # before the model is loaded, which may take minutes

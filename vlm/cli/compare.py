@@ -26,11 +26,7 @@ class Compare:
         parser.add_argument("--title", default="", help="of the page")
 
     def main(self, args: argparse.Namespace) -> int:
-        """Write the page.
-
-        Raises:
-            DataError: a file that cannot be read, or files with different questions.
-        """
+        """Write the page. Raises DataError: a file that cannot be read, or files with different questions."""
         from vlm.pages.compare import page, read_predictions
 
         named = [split(word) for word in args.files]

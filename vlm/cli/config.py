@@ -38,11 +38,7 @@ class ConfigCommand:
             add_options(action)
 
     def main(self, args: argparse.Namespace) -> int:
-        """Run the action; the exit code.
-
-        Raises:
-            ConfigError: an unusable configuration.
-        """
+        """Run the action; the exit code. Raises ConfigError: an unusable configuration."""
         return {"show": show, "check": check, "diff": diff}[args.action](args)
 
 

@@ -33,8 +33,7 @@ class Demo:
     def main(self, args: argparse.Namespace) -> int:
         """Serve the page until it is stopped; the exit code.
 
-        Raises:
-            UserError: no model named, an unusable model, or a port in use.
+        Raises UserError: no model named, an unusable model, or a port in use.
         """
         launch(
             source_of(args, "vlm demo output/quickstart/stage2"),

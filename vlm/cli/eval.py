@@ -33,11 +33,7 @@ class Eval:
         add_options(parser)
 
     def main(self, args: argparse.Namespace) -> int:
-        """Evaluate; the exit code.
-
-        Raises:
-            UserError: anything the user can fix.
-        """
+        """Evaluate; the exit code. Raises UserError: anything the user can fix."""
         from vlm.config.api import load_config
 
         if args.predictions:

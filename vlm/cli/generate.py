@@ -69,11 +69,7 @@ class Generate:
         add("--sample", action="store_true", help="sample answers instead of taking the most likely")
 
     def main(self, args: argparse.Namespace) -> int:
-        """Answer; the exit code.
-
-        Raises:
-            UserError: anything the user can fix.
-        """
+        """Answer; the exit code. Raises UserError: anything the user can fix."""
         from vlm.common import dist
         from vlm.runners.evaluate.generate import Records, lemmatizer, run_generate
 
@@ -108,8 +104,7 @@ class Generate:
 def questions_of(args: argparse.Namespace) -> Questions:
     """The model of the arguments, with the questions that its file states, if it does.
 
-    Raises:
-        UserError: arguments that contradict each other, no model, or an unusable configuration.
+    Raises UserError: arguments that contradict each other, no model, or an unusable configuration.
     """
     from vlm.inference.generation import default_generation
     from vlm.inference.load import Questions, find_source, read_source

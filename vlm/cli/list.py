@@ -37,8 +37,7 @@ class List:
     def main(self, args: argparse.Namespace) -> int:
         """Print kind and names, one kind per line; of one kind a name per line; of one part its options.
 
-        Raises:
-            ConfigError: an unknown name or plugin.
+        Raises ConfigError: an unknown name or plugin.
         """
         for module in args.plugin:
             load_plugin(module)
@@ -62,8 +61,7 @@ class List:
 def describe(kind: str, name: str) -> str:
     """A part's docstring, and each of its options with type, default and meaning; the text of a YAML file.
 
-    Raises:
-        ConfigError: an unknown name.
+    Raises ConfigError: an unknown name.
     """
     if kind in FILES:
         file = FILES[kind] / f"{name}.yaml"

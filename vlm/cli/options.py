@@ -33,11 +33,7 @@ def add_source(parser: argparse.ArgumentParser, what: str = "run folder, YAML fi
 
 
 def source_of(args: argparse.Namespace, example: str) -> str:
-    """The argument of :func:`add_source`.
-
-    Raises:
-        UserError: not given, or given twice.
-    """
+    """The argument of :func:`add_source`. Raises UserError: not given, or given twice."""
     if args.cfg and args.cfg_path:
         raise UserError(f"both {args.cfg} and --cfg-path {args.cfg_path} are given", fix="leave one out")
     if not args.cfg and not args.cfg_path:
@@ -76,11 +72,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def changes_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The generation options that ``args`` sets, checked.
-
-    Raises:
-        UserError: a value outside its range.
-    """
+    """The generation options that ``args`` sets, checked. Raises UserError: a value outside its range."""
     from vlm.inference.generation import CHAT
 
     given = vars(args)
@@ -93,8 +85,7 @@ def changes_of(args: argparse.Namespace) -> dict[str, Any]:
 def options_of(args: argparse.Namespace) -> list[str]:
     """``--options``, with what ``--load-in-8bit`` means added.
 
-    Raises:
-        ConfigError: 8 bits on a CPU, or without bitsandbytes.
+    Raises ConfigError: 8 bits on a CPU, or without bitsandbytes.
     """
     if not args.load_in_8bit:
         return list(args.options)
@@ -109,8 +100,7 @@ def options_of(args: argparse.Namespace) -> list[str]:
 def device_of(args: argparse.Namespace) -> str | torch.device | None:
     """The device that the arguments name; None leaves it to the configuration.
 
-    Raises:
-        UserError: a GPU that the machine does not have, or arguments that contradict each other.
+    Raises UserError: a GPU that the machine does not have, or arguments that contradict each other.
     """
     if args.only_cpu and (args.gpus or args.device not in (None, "cpu")):
         other = f"--gpus {args.gpus}" if args.gpus else f"--device {args.device}"

@@ -29,8 +29,7 @@ class Train:
     def main(self, args: argparse.Namespace) -> int:
         """Train; the exit code (128 + signal number when a signal stopped it after saving).
 
-        Raises:
-            UserError: anything the user can fix.
+        Raises UserError: anything the user can fix.
         """
         from vlm.config.api import load_config
 

@@ -48,11 +48,7 @@ class Show:
         parser.add_argument("--section", default=None, help="mapping inside the file (default: model, if there is one)")
 
     def main(self, args: argparse.Namespace) -> int:
-        """List the tensors.
-
-        Raises:
-            WeightsError: no such file, damaged, or holding code.
-        """
+        """List the tensors. Raises WeightsError: no such file, damaged, or holding code."""
         from vlm.checkpoint.safe import read_tensors
 
         tensors = read_tensors(args.file, args.section or "model")
@@ -81,8 +77,7 @@ class Export:
     def main(self, args: argparse.Namespace) -> int:
         """Write, and report what.
 
-        Raises:
-            UserError: no run there, a target that exists, or a composition that the layout cannot hold.
+        Raises UserError: no run there, a target that exists, or a composition that the layout cannot hold.
         """
         for line in resolve("export", args.format)().write(args.source, args.to):
             say(line)

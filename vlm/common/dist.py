@@ -103,11 +103,7 @@ def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
 
 
 def gpu(index: int) -> torch.device:
-    """The accelerator of that index.
-
-    Raises:
-        UserError: the machine has none, or not so many.
-    """
+    """The accelerator of that index. Raises UserError: the machine has none, or not so many."""
     count = accelerator_count()
     if not 0 <= index < count:
         has = f"{count}, numbered from 0" if count else "none"

@@ -27,11 +27,7 @@ def table() -> dict[str, tuple[str, ...]]:
 
 
 def find_name(module: str, name: str) -> Any:
-    """What ``name`` of the old ``module`` is today.
-
-    Raises:
-        AttributeError: nothing.
-    """
+    """What ``name`` of the old ``module`` is today. Raises AttributeError: nothing."""
     from importlib import import_module
 
     for target, wanted in [(t, name) for t in table().get(module, ())] + [

@@ -167,8 +167,7 @@ def names(kind: str) -> list[str]:
 def load_plugin(module: str) -> None:
     """Import a module listed under ``plugins:`` so that its decorators run.
 
-    Raises:
-        ConfigError: the module cannot be found.
+    Raises ConfigError: the module cannot be found.
     """
     try:
         importlib.import_module(module)
@@ -183,8 +182,7 @@ def load_plugin(module: str) -> None:
 def resolve(kind: str, name: str) -> Any:
     """The class registered as ``name`` for ``kind``, or the one at ``package.module:Class``.
 
-    Raises:
-        ConfigError: unknown name (with the nearest names and the list), or a dotted path to nothing of that kind.
+    Raises ConfigError: unknown name (with the nearest names and the list), or a dotted path to nothing of that kind.
     """
     if (kind, name) in _classes:
         return _classes[kind, name]
@@ -229,8 +227,7 @@ def unknown(what: str, name: str, allowed: list[str]) -> str:
 def resolve_any(kinds: Sequence[str], name: str) -> Any:
     """The class registered as ``name`` for the first of ``kinds`` that has it.
 
-    Raises:
-        ConfigError: none of them has it; or a dotted path to nothing.
+    Raises ConfigError: none of them has it; or a dotted path to nothing.
     """
     if ":" in name:
         return resolve(kinds[0], name)

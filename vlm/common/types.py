@@ -81,8 +81,7 @@ class Message:
     def __init__(self, role: Role, parts: str | Part | Sequence[str | Part]) -> None:
         """Strings in ``parts`` become ``Text``.
 
-        Raises:
-            PromptError: an unknown role, or a part that is none of these.
+        Raises PromptError: an unknown role, or a part that is none of these.
         """
         if role not in ROLES:
             raise PromptError(f"message: role is {role!r}, expected {' or '.join(ROLES)}")

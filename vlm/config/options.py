@@ -31,8 +31,7 @@ class Option:
 def parse_options(items: Sequence[str]) -> list[Option]:
     """``["a.b=c", "d.e=f"]`` or ``["a.b", "c", "d.e", "f"]`` (which: decided by the first item).
 
-    Raises:
-        ConfigError: an item without ``=`` in the first spelling, an odd count in the second.
+    Raises ConfigError: an item without ``=`` in the first spelling, an odd count in the second.
     """
     if not items:
         return []
@@ -53,8 +52,7 @@ def parse_options(items: Sequence[str]) -> list[Option]:
 def write_options(sections: Mapping[str, Any], prefix: str = "") -> list[str]:
     """``{"run": {"init_lr": 1e-4}}`` -> ``["run.init_lr=0.0001"]``, which :func:`parse_options` reads back.
 
-    Raises:
-        ConfigError: a value that YAML cannot hold.
+    Raises ConfigError: a value that YAML cannot hold.
     """
     items: list[str] = []
     for key, value in sections.items():
@@ -72,11 +70,7 @@ def write_options(sections: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def to_path(key: str) -> Path:
-    """``"model.bridge.0.depth"`` -> ``("model", "bridge", 0, "depth")``.
-
-    Raises:
-        ConfigError: an empty part.
-    """
+    """``"model.bridge.0.depth"`` -> ``("model", "bridge", 0, "depth")``. Raises ConfigError: an empty part."""
     parts = key.strip().split(".")
     if not all(parts):
         raise ConfigError(f"{OPTIONS} {key!r}: expected a dotted path such as run.init_lr")

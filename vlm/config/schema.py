@@ -88,11 +88,7 @@ class Report:
         self.add(path, f"unknown {what} {name!r}{nearest(name, allowed)}")
 
     def raise_if_any(self, title: str) -> None:
-        """Raise all problems together.
-
-        Raises:
-            ConfigProblems: if there are any.
-        """
+        """Raise all problems together. Raises ConfigProblems: if there are any."""
         if self.problems:
             raise ConfigProblems(title, self.problems)
 

@@ -63,8 +63,7 @@ class Tree:
     def put(self, path: Path, value: Any, origin: str, text: str | None = None) -> None:
         """Set the value at ``path``, making mappings on the way.
 
-        Raises:
-            KeyError: a list on the way has no such element, or the way leads through a scalar.
+        Raises KeyError: a list on the way has no such element, or the way leads through a scalar.
         """
         path = self.real(path)
         node: Any = self.data
@@ -138,8 +137,7 @@ class Tree:
 def parse_file(path: str | FilePath, label: str | None = None) -> Tree:
     """Read a YAML file with the line of every key.
 
-    Raises:
-        ConfigError: no such file, no YAML, not a mapping, or a key twice.
+    Raises ConfigError: no such file, no YAML, not a mapping, or a key twice.
     """
     file = FilePath(path)
     if not file.is_file():
@@ -148,11 +146,7 @@ def parse_file(path: str | FilePath, label: str | None = None) -> Tree:
 
 
 def parse_text(text: str, label: str) -> Tree:
-    """Parse YAML text; ``label`` names it in origins.
-
-    Raises:
-        ConfigError: see :func:`parse_file`.
-    """
+    """Parse YAML text; ``label`` names it in origins. Raises ConfigError: see :func:`parse_file`."""
     loader = _Loader(text)
     try:
         node = loader.get_single_node()

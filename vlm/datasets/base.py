@@ -173,8 +173,7 @@ def process_text(sample: Sample, fn: Callable[[str], str], roles: Sequence[str])
 def read_json(path: str | Path, what: str) -> Any:
     """The contents of a JSON file, or of a JSON-lines file (``.jsonl``) as a list.
 
-    Raises:
-        DataError: missing or malformed; names the file (and the line).
+    Raises DataError: missing or malformed; names the file (and the line).
     """
     file = Path(path)
     try:
@@ -199,8 +198,7 @@ def _loads(text: str, where: str) -> Any:
 def records_of(tree: Any, file: str, key: str | None = None) -> list[dict[str, Any]]:
     """The list of records in a JSON tree: the tree itself, or what it holds under ``key``.
 
-    Raises:
-        DataError: there is no such list of objects.
+    Raises DataError: there is no such list of objects.
     """
     result = tree.get(key) if key is not None and isinstance(tree, dict) else tree
     if not isinstance(result, list) or not all(isinstance(r, dict) for r in result):

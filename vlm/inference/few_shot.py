@@ -43,8 +43,7 @@ def read_examples(path: str | Path) -> list[Message]:
 def example_messages(records: Iterable[Mapping[str, Any]], folder: str | Path = ".") -> list[Message]:
     """Examples from records, e.g. of a dataset; an image may also be a PIL image or bytes.
 
-    Raises:
-        DataError, PromptError: as :func:`read_examples`.
+    Raises DataError, PromptError: as :func:`read_examples`.
     """
     numbered = enumerate(records, start=1)
     return [m for number, record in numbered for m in example_of(record, f"example {number}", Path(folder))]

@@ -57,11 +57,7 @@ class Generation:
     """False recomputes the whole sequence for each token (for tests and for models without a cache)."""
 
     def __post_init__(self) -> None:
-        """Check ranges.
-
-        Raises:
-            ConfigError: a value outside its range; all of them in one message.
-        """
+        """Check ranges. Raises ConfigError: a value outside its range; all of them in one message."""
         positive = ("max_new_tokens", "num_beams", "temperature", "repetition_penalty", "max_length")
         problems = [f"{n} is {getattr(self, n)}, must be above 0" for n in positive if not getattr(self, n) > 0]
         problems += [
@@ -83,11 +79,7 @@ class Generation:
         return max(0, self.min_length - 1)
 
     def replace(self, **changes: Any) -> Generation:
-        """A copy with some options changed.
-
-        Raises:
-            UserError: an unknown option or a value outside its range.
-        """
+        """A copy with some options changed. Raises UserError: an unknown option or a value outside its range."""
         known = [f.name for f in dataclasses.fields(self)]
         for name in changes:
             if name not in known:

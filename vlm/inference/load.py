@@ -48,11 +48,7 @@ class Source(ABC):
 
     @abstractmethod
     def config(self, path: Path, options: Sequence[str] = ()) -> Config:
-        """Its checked configuration, with ``key=value`` changes on top.
-
-        Raises:
-            UserError: it cannot be used.
-        """
+        """Its checked configuration, with ``key=value`` changes on top. Raises UserError: it cannot be used."""
 
     def questions(self, path: Path, options: Sequence[str] = ()) -> Questions | None:
         """Composition and questions, if such a file states questions of its own. Raises as :meth:`config`."""
@@ -67,8 +63,7 @@ def load_parts(
 ) -> tuple[VLM, Processor, Config, torch.device]:
     """Model, processor, configuration and device; see ``Engine.load``.
 
-    Raises:
-        UserError: an unusable configuration, file or device.
+    Raises UserError: an unusable configuration, file or device.
     """
     from vlm.checkpoint.load import load_model
     from vlm.processors.processor import build_processor
@@ -82,8 +77,7 @@ def load_parts(
 def read_source(source: str | Path, options: Sequence[str] = ()) -> Config:
     """The checked configuration of anything that can be loaded.
 
-    Raises:
-        UserError: nothing usable there, or an unusable configuration.
+    Raises UserError: nothing usable there, or an unusable configuration.
     """
     path = Path(source).expanduser()
     kind = find_source(path)

@@ -81,8 +81,7 @@ def set_precision(model: VLM, model_cfg: ModelConfig, dtype: torch.dtype | None)
 def check_widths(model: VLM, needs_llm_width: bool = True) -> None:
     """Check the chain of bridges (a fusion without ``needs_llm_width`` takes any width).
 
-    Raises:
-        ConfigError: the last bridge does not end at the LLM's width, or token counts do not divide.
+    Raises ConfigError: the last bridge does not end at the LLM's width, or token counts do not divide.
     """
     if model.vision is None:
         return
@@ -98,8 +97,7 @@ def check_widths(model: VLM, needs_llm_width: bool = True) -> None:
 def check_inserts(model: VLM, fusion: str, provides: Collection[str]) -> None:
     """Check that the fusion provides what the inserts read, and that an insert reads what it provides.
 
-    Raises:
-        ConfigError: one is missing.
+    Raises ConfigError: one is missing.
     """
     for number, insert in enumerate(model.inserts):
         missing = sorted(set(insert.reads) - set(provides))

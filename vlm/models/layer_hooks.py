@@ -51,8 +51,7 @@ class LayerHooks:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Like the layer's own ``forward``; recomputed only where a gradient flows.
 
-        Raises:
-            ConfigError: an insert needs data that the LLM did not pass on.
+        Raises ConfigError: an insert needs data that the LLM did not pass on.
         """
         if self.recompute is None or not torch.is_grad_enabled() or not self._has_gradient(*args, *kwargs.values()):
             return self.run(*args, **kwargs)

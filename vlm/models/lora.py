@@ -34,8 +34,7 @@ class LoraOptions:
     def __post_init__(self) -> None:
         """Check.
 
-        Raises:
-            ConfigError: a rank below 1, a dropout outside [0, 1), no target, or a faulty regular expression.
+        Raises ConfigError: a rank below 1, a dropout outside [0, 1), no target, or a faulty regular expression.
         """
         if self.r < 1:
             raise ConfigError(f"lora.r is {self.r}, expected at least 1 (lora: null for none)")
@@ -91,8 +90,7 @@ def inject_lora(module: nn.Module, options: LoraOptions) -> None:
 def target_layers(module: nn.Module, targets: list[str] | str) -> list[str]:
     """Names of the linear layers of ``module`` that ``targets`` (see :class:`LoraOptions`) selects.
 
-    Raises:
-        LoraTargetError: a target fits no linear layer.
+    Raises LoraTargetError: a target fits no linear layer.
     """
     linear = [name for name, child in module.named_modules() if isinstance(child, nn.Linear)]
     if isinstance(targets, str):

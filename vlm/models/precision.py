@@ -32,11 +32,7 @@ DTYPES = {
 
 
 def parse_dtype(name: str | torch.dtype) -> torch.dtype:
-    """The dtype called ``name``.
-
-    Raises:
-        ConfigError: an unknown spelling (see ``DTYPES``).
-    """
+    """The dtype called ``name``. Raises ConfigError: an unknown spelling (see ``DTYPES``)."""
     if isinstance(name, torch.dtype):
         return name
     if name not in DTYPES:

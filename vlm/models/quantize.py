@@ -20,8 +20,7 @@ MODES = ("int8", "nf4")
 def check_quantize(mode: str, device: torch.device) -> None:
     """Check that quantization is possible, for a caller who asked for it explicitly.
 
-    Raises:
-        ConfigError: on a CPU, or without bitsandbytes.
+    Raises ConfigError: on a CPU, or without bitsandbytes.
     """
     if device.type == "cpu":
         raise ConfigError(f"{mode} needs a GPU, but the device is a CPU", fix="remove the option, or choose a GPU")

@@ -98,8 +98,7 @@ class VLM(nn.Module):
     def prepare(self, batch: Batch, visual: Features | None = None) -> LLMInputs:
         """Encode the media (unless ``visual`` holds their tokens) and fuse them into the text.
 
-        Raises:
-            PromptError: placeholders and media do not match.
+        Raises PromptError: placeholders and media do not match.
         """
         if visual is None and batch.pixels is not None and len(batch.pixels):
             visual = self.encode(batch.pixels, batch.frames)

@@ -41,8 +41,7 @@ class Predictions:
 def read_predictions(file: str | Path, name: str = "") -> Predictions:
     """A JSON array or JSON lines of records with a question; with an answer in one of ``ANSWERS``, if they have one.
 
-    Raises:
-        DataError: no such file, no records, records without a question, or one id twice.
+    Raises DataError: no such file, no records, records without a question, or one id twice.
     """
     from vlm.datasets.base import read_json, records_of
 
@@ -66,8 +65,7 @@ def read_predictions(file: str | Path, name: str = "") -> Predictions:
 def compare(files: Sequence[Predictions]) -> None:
     """Check that the files answer the same questions.
 
-    Raises:
-        DataError: an id has another question in another file, or two files share no question.
+    Raises DataError: an id has another question in another file, or two files share no question.
     """
     first = files[0]
     for other in files[1:]:

@@ -32,8 +32,7 @@ class AnswerCard:
 def render(template: str, **values: Any) -> str:
     """A file of ``templates`` with its values filled in and escaped; pages need no other file.
 
-    Raises:
-        DataError: an image cannot be read.
+    Raises DataError: an image cannot be read.
     """
     return _environment().get_template(template).render({"kind": "", "script": "", **values})
 
@@ -59,8 +58,7 @@ def _environment() -> Environment:
 def image_uri(source: Any, side: int = SIDE) -> str:
     """Any image as a ``data:`` address: at most ``side`` pixels, small ones enlarged so that they can be seen.
 
-    Raises:
-        DataError: the image cannot be read.
+    Raises DataError: the image cannot be read.
     """
     from vlm.processors.image.decode import decode
 

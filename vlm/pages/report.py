@@ -32,11 +32,7 @@ class RunReport:
 
 
 def page(report: RunReport) -> str:
-    """The page as HTML.
-
-    Raises:
-        DataError: a sample's image cannot be read.
-    """
+    """The page as HTML. Raises DataError: a sample's image cannot be read."""
     groups = {name: report.provenance.get(name) or {} for name in ("metrics", "versions", "hardware", "fingerprints")}
     return render(
         "report.html",

@@ -67,8 +67,7 @@ class Processor:
     ) -> None:
         """``video`` maps (source, name, rng or None) to ``[f, 3, h, w]``; None: images only.
 
-        Raises:
-            ConfigError: the tokenizer lacks a token that the template or the padding needs.
+        Raises ConfigError: the tokenizer lacks a token that the template or the padding needs.
         """
         self.tokenizer, self.template, self.image, self.video = tokenizer, template, image, video
         self.text_cfg = text_cfg or TextConfig()
@@ -106,9 +105,7 @@ class Processor:
     def encode_chat(self, messages: Sequence[Message]) -> Example:
         """A prompt with the assistant's turn left open; nothing is supervised.
 
-        Raises:
-            PromptError: see :meth:`BaseTemplate.chat_segments`.
-            DataError: unreadable medium.
+        Raises PromptError: see :meth:`BaseTemplate.chat_segments`; DataError: unreadable medium.
         """
         return self._prompt(self.template.chat_segments(messages))
 
@@ -248,8 +245,7 @@ def _name(sample: Sample) -> str:
 def build_processor(model_cfg: ModelConfig) -> Processor:
     """The processor of a composition: tokenizer of ``llm.path``, the template, the recipes, the limits.
 
-    Raises:
-        ConfigError, WeightsError: an unusable template, recipe or tokenizer folder.
+    Raises ConfigError, WeightsError: an unusable template, recipe or tokenizer folder.
     """
     text_cfg = model_cfg.text.config
     tokenizer = Tokenizer.from_folder(

@@ -48,8 +48,7 @@ class CheckpointFormat:
     def infer_config(self, model_cfg: Any, path: Path) -> Any:
         """``model_cfg``, or a copy with what it leaves open (null) taken from the file: LoRA, sizes of a bridge.
 
-        Raises:
-            WeightsError: the file contradicts what the composition states.
+        Raises WeightsError: the file contradicts what the composition states.
         """
         return model_cfg
 

@@ -15,8 +15,7 @@ from vlm.common.logging import say
 def main(args: argparse.Namespace) -> int:
     """Check every dataset and print the results.
 
-    Raises:
-        DataError: a dataset cannot be opened, is empty, or has more bad records than run.max_bad_share.
+    Raises DataError: a dataset cannot be opened, is empty, or has more bad records than run.max_bad_share.
     """
     from vlm.datasets.inspect.check import check_dataset, open_quarantine
     from vlm.datasets.inspect.report import check_results, report_lines

@@ -74,11 +74,7 @@ class Data:
         )
 
     def main(self, args: argparse.Namespace) -> int:
-        """Run the action; the exit code.
-
-        Raises:
-            UserError: an invalid configuration or dataset.
-        """
+        """Run the action; the exit code. Raises UserError: an invalid configuration or dataset."""
         if args.action == "list":
             return list_corpora()
         return int(importlib.import_module(f"vlm.cli.data.{args.action}").main(args))

@@ -80,8 +80,7 @@ def open_view(args: argparse.Namespace, model: bool = True) -> DataView:
 def load_without_weights(cfg: str, options: Sequence[str]) -> Config:
     """The configuration. Unset model paths are replaced by a dummy, because inspecting data needs no weights.
 
-    Raises:
-        ConfigError: the configuration has any other problem.
+    Raises ConfigError: the configuration has any other problem.
     """
     from vlm.config.api import load_config
     from vlm.config.schema import ConfigProblems

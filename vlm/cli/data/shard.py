@@ -13,8 +13,7 @@ from vlm.datasets.base import DrawingDataset
 def main(args: argparse.Namespace) -> int:
     """Write every dataset as web shards and print the entries that read them.
 
-    Raises:
-        UserError: a dataset cannot be opened or written.
+    Raises UserError: a dataset cannot be opened or written.
     """
     from vlm.datasets.inspect.shards import entry_yaml, write_web_shards
 

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 def main(args: argparse.Namespace) -> int:
     """Print samples of each dataset, or write them as a page.
 
-    Raises:
-        DataError: a dataset cannot be opened, or the page cannot be written.
+    Raises DataError: a dataset cannot be opened, or the page cannot be written.
     """
     from vlm.datasets.inspect.render import draw_samples
 

@@ -17,8 +17,7 @@ class _Plain(pickle.Unpickler):
 def read_plain_pickle(path: str | Path, what: str) -> Any:
     """The contents of a pickle that holds plain values.
 
-    Raises:
-        DataError: missing, damaged, or naming a class or function (none is ever imported or called).
+    Raises DataError: missing, damaged, or naming a class or function (none is ever imported or called).
     """
     file = Path(path)
     try:

@@ -43,8 +43,7 @@ class ShardRecord(NamedTuple):
 def expand(pattern: str) -> list[str]:
     """Shards named by a folder, a file, a glob pattern, a brace pattern or a URL, in order.
 
-    Raises:
-        DataError: a local shard is missing.
+    Raises DataError: a local shard is missing.
     """
     if Path(pattern).is_dir():
         return sorted(str(p) for p in Path(pattern).glob("*.tar"))
@@ -183,9 +182,7 @@ def read_member(raw: ShardRecord, ext: str) -> bytes:
 def open_remote(shard: str) -> IO[bytes]:
     """A byte stream of an http(s) or ``file://`` address, a ``pipe:`` command, an fsspec address, or a local file.
 
-    Raises:
-        DataError: the package for the address is not installed.
-        OSError: it cannot be opened after three attempts.
+    Raises DataError: the package for the address is not installed; OSError: it cannot be opened after three attempts.
     """
     if is_url(shard):
         return _tried(shard)

@@ -34,8 +34,7 @@ _MAGIC = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"GIF8", "gif"), (b"BM
 def to_members(sample: Sample) -> dict[str, bytes]:
     """Members (extension -> bytes) of a sample; encoded images and videos are copied as they are.
 
-    Raises:
-        DataError: a medium is missing, unreadable or of an unknown kind.
+    Raises DataError: a medium is missing, unreadable or of an unknown kind.
     """
     members: dict[str, bytes] = {}
 

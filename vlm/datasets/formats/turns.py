@@ -27,8 +27,7 @@ Medium = Image | Video
 def read_turns(found: Any, where: str) -> list[tuple[Role, str]]:
     """(role, text) of ``{role, content}`` or ``{from, value}`` objects; content may be a list of typed parts.
 
-    Raises:
-        DataError: not a list of turns, an unknown speaker, or a turn without text.
+    Raises DataError: not a list of turns, an unknown speaker, or a turn without text.
     """
     if not isinstance(found, list) or not found:
         kind = "an empty list" if found == [] else type(found).__name__

@@ -68,8 +68,7 @@ def open_datasets(entries: Mapping[str, tuple[str, DatasetEntry]], image_size: i
 def encode(processor: Processor, sample: Sample, rng: random.Random, questions: bool) -> Example:
     """The training example of a sample; with ``questions``, the prompt of one that has no answer.
 
-    Raises:
-        DataError, PromptError: the sample cannot be used.
+    Raises DataError, PromptError: the sample cannot be used.
     """
     if questions and sample.messages and sample.messages[-1].role == "user":
         return replace(processor.encode_chat(sample.messages), id=sample.id, source=sample.source)

@@ -129,8 +129,7 @@ def _jobs(dataset: Any, per_shard: int) -> Iterator[ShardJob]:
 def start_manifest(folder: Path, opened: Opened, per_shard: int) -> dict[str, Any]:
     """The manifest to continue, or a new one in a folder that is created if missing.
 
-    Raises:
-        DataError: the folder belongs to other data or another shard size, or holds shards without a manifest.
+    Raises DataError: the folder belongs to other data or another shard size, or holds shards without a manifest.
     """
     fresh: dict[str, Any] = {
         "format": opened.entry.format.name,

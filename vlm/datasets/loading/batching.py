@@ -47,8 +47,7 @@ class BatchStats:
 def make_batch(rows: BatchRows, processor: Processor, pin_memory: bool = False) -> Batch:
     """The batch of these rows, with float pixels; in pinned host memory if ``pin_memory``.
 
-    Raises:
-        DataError: media of different sizes, or placeholders and media of a sample differ.
+    Raises DataError: media of different sizes, or placeholders and media of a sample differ.
     """
     normalize = partial(processor.image.normalize, pin_memory=pin_memory)
     unify_dtypes([sample.example for row in rows for sample in row], normalize)

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 def groups_of(sources: Sequence[Source]) -> dict[str, list[int]]:
     """Numbers of the sources by group, groups in the order of their first source.
 
-    Raises:
-        ConfigError: a source without a group, or a group without a positive ratio.
+    Raises ConfigError: a source without a group, or a group without a positive ratio.
     """
     if missing := [s.name for s in sources if not s.group]:
         raise ConfigError(

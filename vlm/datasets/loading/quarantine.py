@@ -50,8 +50,7 @@ class Quarantine:
     def add(self, source: str, good: int, bad: Sequence[BadRecord]) -> None:
         """Count records of a source.
 
-        Raises:
-            DataError: at least 3 bad records, and more than the allowed share of the source explains.
+        Raises DataError: at least 3 bad records, and more than the allowed share of the source explains.
         """
         self.good[source] = self.good.get(source, 0) + good
         for record in bad:

@@ -166,8 +166,7 @@ class StreamCursor:
     def load_state_dict(self, state: dict[str, int], needed: Iterable[Key] = ()) -> dict[Key, Ref]:
         """Skip to the stored position and return the references of ``needed``, read on the way.
 
-        Raises:
-            DataError: one of them no longer exists.
+        Raises DataError: one of them no longer exists.
         """
         here, expected, result = (state["epoch"], state["offset"]), set(needed), dict[Key, Ref]()
         places = [here, *((epoch, index) for _, epoch, index in expected)]
@@ -192,8 +191,7 @@ class StreamCursor:
 def cursor(name: str, dataset: Any, seed: int, number: int = 0) -> MapCursor | StreamCursor:
     """The cursor for a dataset of either kind; ``number`` is the source's.
 
-    Raises:
-        DataError: the dataset is empty, or of neither kind.
+    Raises DataError: the dataset is empty, or of neither kind.
     """
     if isinstance(dataset, StreamDataset):
         return StreamCursor(name, dataset, seed, number)
@@ -306,8 +304,7 @@ class JobSampler:
     def load_state_dict(self, state: dict[str, Any], pending: Sequence[Key] = ()) -> None:
         """Move to a stored position; the samples of ``pending`` are handed out before anything else.
 
-        Raises:
-            DataError: the saved run had other datasets, or other records in them.
+        Raises DataError: the saved run had other datasets, or other records in them.
         """
         self.check(state)
         self.step, self.position = state["step"], state["position"]

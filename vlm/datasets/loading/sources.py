@@ -81,8 +81,7 @@ def build_source(name: str, entry: DatasetEntry, image_size: int, split: str = "
 def read_sample(source: Source, ref: Ref, seed: int) -> Sample:
     """The sample that training sees at ``ref``: random choices made, named, texts through the text processor.
 
-    Raises:
-        DataError: the record cannot be used.
+    Raises DataError: the record cannot be used.
     """
     rng = random.Random(derive_seed(seed, "draw", source.name, ref.epoch, ref.index))
     sample = read_record(source.dataset, ref.index, ref.raw, rng)

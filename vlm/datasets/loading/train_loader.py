@@ -227,8 +227,7 @@ class TrainLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue after the batch at which ``state`` was taken.
 
-        Raises:
-            DataError: the saved run had other datasets, one of another length, or batches of another kind.
+        Raises DataError: the saved run had other datasets, one of another length, or batches of another kind.
         """
         self.close()
         self._sampler.check(state)

@@ -50,8 +50,7 @@ class FramePositions(nn.Module):
     def forward(self, features: Features) -> Features:
         """``[n, f, v, d]`` -> the same shape.
 
-        Raises:
-            DataError: a number of frames that ``other_counts`` does not allow.
+        Raises DataError: a number of frames that ``other_counts`` does not allow.
         """
         frames = features.tokens.shape[1]
         if frames == 1 and not self.config.images:

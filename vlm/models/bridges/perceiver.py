@@ -117,8 +117,7 @@ class Perceiver(nn.Module):
     def forward(self, features: Features) -> Features:
         """``[n, f, v, in_dim]`` -> ``[n, 1, num_latents, out_dim]`` (``[n, f, ...]`` with ``per_frame``).
 
-        Raises:
-            DataError: more frames than ``max_num_frames``.
+        Raises DataError: more frames than ``max_num_frames``.
         """
         tokens, mask = self._with_positions(features.tokens), features.mask
         frames = tokens.shape[:2] if self.config.per_frame else (len(tokens), 1)

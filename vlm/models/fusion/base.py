@@ -46,8 +46,7 @@ class LLMInputs:
     def left_padded(self) -> LLMInputs:
         """The same rows padded on the left, as batched generation needs them.
 
-        Raises:
-            ValueError: the rows are packed.
+        Raises ValueError: the rows are packed.
         """
         if self.packed:
             raise ValueError("packed rows cannot be padded on the left")

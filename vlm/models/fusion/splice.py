@@ -95,8 +95,7 @@ def restart_positions(segments: Tensor) -> Tensor:
 def check_placeholders(batch: Batch, visual: Features | None) -> None:
     """Check that every placeholder of the text has its medium.
 
-    Raises:
-        PromptError: more placeholders than media or more media than placeholders; lists the samples.
+    Raises PromptError: more placeholders than media or more media than placeholders; lists the samples.
     """
     placeholders = (batch.ids == MEDIA_TOKEN) & (batch.segments > 0)
     media = 0 if visual is None else len(visual.tokens)

@@ -118,8 +118,7 @@ def read_sizes(config: Clip.Config) -> dict[str, Any]:
 def read_vision_config(folder: Path) -> dict[str, Any]:
     """The vision section of a folder's config.json, of a whole CLIP or of a vision tower.
 
-    Raises:
-        WeightsError: no such file, or it describes another kind of model.
+    Raises WeightsError: no such file, or it describes another kind of model.
     """
     file = folder / "config.json"
     if not file.is_file():

@@ -69,8 +69,7 @@ class TimmVision(nn.Module):
     def forward(self, pixels: Tensor) -> Features:
         """``[n, f, 3, h, w]`` -> tokens ``[n, f, num_tokens, out_dim]``, every frame on its own.
 
-        Raises:
-            ConfigError: pixels of another size.
+        Raises ConfigError: pixels of another size.
         """
         check_pixels(pixels, self.image_size)
         tokens = self.model.forward_features(pixels.flatten(0, 1))[:, self.prefix :]

@@ -96,11 +96,7 @@ def decode(source: Any, *, name: str = "", max_pixels: int = PIXEL_CAP) -> PILIm
 
 
 def from_base64(text: str, label: str) -> bytes:
-    """The bytes of a base64 text; a ``data:image/...;base64,`` head is allowed.
-
-    Raises:
-        DataError: it is not base64.
-    """
+    """The bytes of a base64 text; a ``data:image/...;base64,`` head is allowed. Raises DataError: it is not base64."""
     if text.startswith("data:"):
         text = text.partition(",")[2]
     try:
@@ -112,8 +108,7 @@ def from_base64(text: str, label: str) -> bytes:
 def read_frames(path: str | os.PathLike[str], label: str) -> str | list[str]:
     """What a ``.json`` file of media holds: one base64 image, or the list of a video's base64 frames.
 
-    Raises:
-        DataError: unreadable, not JSON, or JSON of another form.
+    Raises DataError: unreadable, not JSON, or JSON of another form.
     """
     try:
         result = json.loads(_read(path, label))

@@ -80,16 +80,14 @@ class BaseTemplate(ABC):
     def train_segments(self, sample: Sample, rng: random.Random) -> list[Segment]:
         """Segments of a training sample; ``rng`` draws the prompt of a caption sample.
 
-        Raises:
-            PromptError: placeholders and media of a turn differ in number.
+        Raises PromptError: placeholders and media of a turn differ in number.
         """
 
     @abstractmethod
     def chat_segments(self, messages: Sequence[Message]) -> list[Segment]:
         """Segments of a chat prompt with the assistant's turn left open.
 
-        Raises:
-            PromptError: no message, the last one is not the user's, or placeholders and media differ in number.
+        Raises PromptError: no message, the last one is not the user's, or placeholders and media differ in number.
         """
 
     def answer_segments(self, text: str) -> list[Segment]:
@@ -99,8 +97,7 @@ class BaseTemplate(ABC):
     def prompt_segments(self, text: str, media: Sequence[Medium]) -> list[Segment]:
         """Segments of a finished prompt text with one ``<ImageHere>`` (or media token) per medium, nothing added.
 
-        Raises:
-            PromptError: placeholders and media differ in number.
+        Raises PromptError: placeholders and media differ in number.
         """
         token = self.config.media_token
         marked = text.replace(token, IMAGE_PLACEHOLDER) if token else text
@@ -217,8 +214,7 @@ def with_bos(segments: list[Segment]) -> list[Segment]:
 def read_questions(path: str) -> list[str]:
     """Lines of a pool of prompts without placeholders (the template places the image).
 
-    Raises:
-        ConfigError: no such file, no line, or a line with a placeholder.
+    Raises ConfigError: no such file, no line, or a line with a placeholder.
     """
     file = Path(path).expanduser()
     if not file.is_file():

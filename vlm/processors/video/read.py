@@ -46,11 +46,7 @@ class Clip:
 
 
 def check_backend(backend: Backend) -> None:
-    """Check that the decoder is installed.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
+    """Check that the decoder is installed. Raises ConfigError: it is not installed."""
     if backend != "auto" and not installed(backend):
         package = "decord" if backend == "decord" else "opencv-python-headless"
         raise ConfigError(f"video: backend {backend} is not installed", fix=f"pip install {package}, or backend: auto")
@@ -64,8 +60,7 @@ def installed(decoder: str) -> bool:
 def open_clip(source: Any, label: str, backend: Backend = "auto") -> Clip:
     """Any video; see :class:`vlm.processors.video.recipe.VideoRecipe` for what ``source`` may be.
 
-    Raises:
-        DataError: missing, unreadable, or no decoder is installed.
+    Raises DataError: missing, unreadable, or no decoder is installed.
     """
     if isinstance(source, list | tuple):
         return _frames(list(source), label)

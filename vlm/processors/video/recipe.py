@@ -83,8 +83,7 @@ class VideoRecipe:
     def frame_ids(self, clip: Clip, label: str, seed: int | None) -> list[int]:
         """Indices of the frames to take, ascending.
 
-        Raises:
-            DataError: no frame, or sampling: fps of a video without a frame rate.
+        Raises DataError: no frame, or sampling: fps of a video without a frame rate.
         """
         config = self.config
         if clip.count < 1:

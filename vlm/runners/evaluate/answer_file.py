@@ -116,8 +116,7 @@ def _line(answer: tuple[int, str]) -> str:
 def _read(part: Path) -> tuple[str, Sequence[tuple[int, str]]]:
     """Fingerprint (empty where nothing was written yet) and answers; an unfinished last line is left out.
 
-    Raises:
-        DataError: the file is not a partial answer file.
+    Raises DataError: the file is not a partial answer file.
     """
     whole = part.read_text(encoding="utf-8").split("\n")[:-1]
     try:

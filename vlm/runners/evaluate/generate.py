@@ -89,8 +89,7 @@ class Records:
     def line(self, number: int, answer: str) -> dict[str, Any]:
         """The object of the result: the published ``index`` and ``text_output`` with the copied fields, or the record.
 
-        Raises:
-            DataError: a field to copy that the record lacks.
+        Raises DataError: a field to copy that the record lacks.
         """
         record, where = self.rows[number]
         if self.request.answer_field:
@@ -158,8 +157,7 @@ def run_generate(
 def lemmatizer() -> Callable[[Sequence[str]], list[str]]:
     """A function that reduces nouns and verbs to their basic form, by spaCy's small English model; spaces join tokens.
 
-    Raises:
-        DataError: spaCy or its model is not installed.
+    Raises DataError: spaCy or its model is not installed.
     """
     try:
         import spacy

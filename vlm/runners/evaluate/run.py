@@ -105,8 +105,7 @@ def _names(cfg: Config, datasets: Sequence[str]) -> list[str]:
 def benchmark_of(cfg: Config) -> Any:
     """The class of the benchmark that ``run.task`` names; for a training task that of ``question_answering``.
 
-    Raises:
-        ConfigError: unknown name, or a class that is neither.
+    Raises ConfigError: unknown name, or a class that is neither.
     """
     name = cfg.run.task
     chosen = resolve_any(("benchmark", "task"), name)
@@ -121,8 +120,7 @@ def benchmark_of(cfg: Config) -> Any:
 def read_options(benchmark: Any, cfg: Config, entry: DatasetEntry, flags: dict[str, Any]) -> Any:
     """The benchmark's options for one dataset: ``flags`` override ``run.benchmark``, which overrides the entry.
 
-    Raises:
-        ConfigError: an option that the benchmark does not have, or a value of another type.
+    Raises ConfigError: an option that the benchmark does not have, or a value of another type.
     """
     shared = {"batch_size": entry.batch_size, "max_new_tokens": entry.max_new_tokens}
     values = {k: v for k, v in shared.items() if k in names_of(benchmark.Config)} | cfg.run.benchmark

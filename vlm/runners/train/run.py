@@ -98,8 +98,7 @@ def resume_choice(cfg: Config) -> str:
 def find_run(cfg: Config) -> tuple[RunDir, Path | None]:
     """The run folder and the checkpoint to resume from; rank 0 looks them up before anything is loaded.
 
-    Raises:
-        UserError: on every rank, if the folder holds another run or there is nothing to resume.
+    Raises UserError: on every rank, if the folder holds another run or there is nothing to resume.
     """
     run_dir = RunDir(cfg.run.output_dir)
     source: Path | UserError | None = None
@@ -148,8 +147,7 @@ def build_loader(
 def epoch_length(cfg: Config, loader: TrainLoader) -> int:
     """Optimiser steps of an epoch: ``run.iters_per_epoch``, else one pass over the data, else the whole run.
 
-    Raises:
-        ConfigError: none of these is known.
+    Raises ConfigError: none of these is known.
     """
     if cfg.run.iters_per_epoch:
         return cfg.run.iters_per_epoch
@@ -168,8 +166,7 @@ def build_validator(
 ) -> Validator | None:
     """The validation loss of the configured datasets, or None without any.
 
-    Raises:
-        ConfigError: ``run.valid_datasets`` names a dataset that is not configured.
+    Raises ConfigError: ``run.valid_datasets`` names a dataset that is not configured.
     """
     expected = cfg.run.valid_datasets or list(cfg.valid_datasets)
     unknown = [name for name in expected if name not in cfg.valid_datasets]

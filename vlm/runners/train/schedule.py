@@ -104,11 +104,7 @@ def linear_warmup_step_lr(step: int, plan: Plan) -> float:
 
 
 def build_schedule(name: str, plan: Plan) -> Callable[[int], float]:
-    """The schedule ``name`` as a function of the step.
-
-    Raises:
-        ConfigError: unknown name, or rates out of range.
-    """
+    """The schedule ``name`` as a function of the step. Raises ConfigError: unknown name, or rates out of range."""
     function: Any = resolve("scheduler", name)
     if plan.init_lr <= 0 or plan.min_lr < 0:
         raise ConfigError(f"run.init_lr={plan.init_lr}, run.min_lr={plan.min_lr}: init_lr must be > 0 and min_lr >= 0")

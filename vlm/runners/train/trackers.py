@@ -280,8 +280,6 @@ def duration(seconds: float) -> str:
 def open_trackers(names: Sequence[str], info: RunInfo) -> list[Tracker]:
     """The trackers called ``names``, in order and without repeats.
 
-    Raises:
-        ConfigError: unknown name.
-        UserError: an optional package is missing.
+    Raises ConfigError: unknown name; UserError: an optional package is missing.
     """
     return [resolve("tracker", name)(info) for name in dict.fromkeys(names)]

@@ -170,8 +170,7 @@ class Trainer:
     def fit(self, trackers: list[Tracker] | None = None) -> RunResult:
         """Train until the last step, an early stop or a stop signal; the final state is always saved.
 
-        Raises:
-            NonFiniteLossError: names step and samples; earlier checkpoints are kept.
+        Raises NonFiniteLossError: names step and samples; earlier checkpoints are kept.
         """
         trackers = trackers or []
         self.model.train()

@@ -99,8 +99,7 @@ def _engine(source: Any, device: str | torch.device | None, options: Sequence[st
 def free_port(host: str, port: int | None) -> int:
     """``port``, or the first free one of ``PORTS`` when it is None.
 
-    Raises:
-        UserError: it is in use, or none of ``PORTS`` is free.
+    Raises UserError: it is in use, or none of ``PORTS`` is free.
     """
     for candidate in PORTS if port is None else (port,):
         with socket.socket() as probe:

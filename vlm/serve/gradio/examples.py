@@ -31,8 +31,7 @@ def is_tiny_model(cfg: Config | None) -> bool:
 def read_page_examples(file: str | Path) -> list[Example]:
     """Examples of a JSON Lines file with ``{image, question}``; paths start from the file's folder.
 
-    Raises:
-        DataError: no such file or image, or a line without one of the fields.
+    Raises DataError: no such file or image, or a line without one of the fields.
     """
     path = Path(file)
     if not path.is_file():

@@ -90,8 +90,7 @@ class PageChat:
     ) -> Iterator[list[dict[str, Any]]]:
         """``shown`` as the answer grows; ``system`` and ``keep_turns`` as in :class:`ChatSession`.
 
-        Raises:
-            PromptError: the question does not fit; it is taken back.
+        Raises PromptError: the question does not fit; it is taken back.
         """
         shown, session = self.shown, self.session
         self._busy = session
@@ -119,8 +118,7 @@ class PageChat:
     def again(self) -> None:
         """Drop the last answer, so that its question is open again.
 
-        Raises:
-            PromptError: there is no answer yet, or one is being written.
+        Raises PromptError: there is no answer yet, or one is being written.
         """
         if self._busy is self.session:
             raise PromptError("an answer is being written", fix="wait until it is complete, or press Stop")

@@ -111,8 +111,7 @@ class LynxFile(Source):
     def questions(self, path: Path, options: Sequence[str] = ()) -> Questions:
         """The file translated, with ``model.KEY=VALUE`` changes; keys without effect are named once in the log.
 
-        Raises:
-            ConfigError: unknown, missing or unusable keys, all in one message; or missing weight files.
+        Raises ConfigError: unknown, missing or unusable keys, all in one message; or missing weight files.
         """
         tree = parse_file(path)
         report = Report(origins=tree.origins)

@@ -78,8 +78,7 @@ def key_map(model: VLM) -> KeyMap:
 def stated_sizes(file: Path) -> dict[str, Any]:
     """What a published config.json says about the resampler, with the class's defaults.
 
-    Raises:
-        WeightsError: no usable config.json, no resampler, or one with another activation.
+    Raises WeightsError: no usable config.json, no resampler, or one with another activation.
     """
     declared = read_json(file)
     if not declared.get("use_visual_resampler", True):
@@ -221,8 +220,7 @@ def _part(path: Path, names: tuple[str, ...]) -> Path:
 def check_base(base: Path, adapter: Adapter, rows: int) -> None:
     """Check that the vocabulary of a base LLM is one that this delta's tokens were added to.
 
-    Raises:
-        WeightsError: it is smaller than the delta's tokenizer without added tokens, or larger than the delta's.
+    Raises WeightsError: it is smaller than the delta's tokenizer without added tokens, or larger than the delta's.
     """
     folder = adapter.folder
     declared = read_json(folder / "config.json").get("text_config") or {}

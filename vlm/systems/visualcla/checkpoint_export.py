@@ -174,8 +174,7 @@ class WebuiExport:
 def export_webui(delta: str | Path, target: str | Path) -> tuple[Path, Path]:
     """Write the text folder and the vision folder, named after ``delta``, below ``target``.
 
-    Raises:
-        WeightsError: not a delta of VisualCLA, a tensor of an unknown part, or a folder that exists.
+    Raises WeightsError: not a delta of VisualCLA, a tensor of an unknown part, or a folder that exists.
     """
     delta = Path(delta)
     adapter = read_adapter(delta)

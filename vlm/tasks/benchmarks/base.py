@@ -134,9 +134,7 @@ def prompt_of(sample: Sample) -> list[Message]:
 def ask(engine: Engine, dataset: Questions, generation: Generation, batch_size: int = 64) -> list[str]:
     """The model's answer to every sample, in the dataset's order, on every process (each answers its share).
 
-    Raises:
-        DataError: the dataset is empty.
-        PromptError: a question does not fit the model.
+    Raises DataError: the dataset is empty; PromptError: a question does not fit the model.
     """
     if len(dataset) == 0:
         raise DataError("no question to evaluate on")

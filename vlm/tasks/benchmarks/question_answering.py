@@ -38,9 +38,7 @@ class QuestionAnswering:
     def run(self, engine: Engine, dataset: Questions, options: Config) -> Result:
         """The accuracy of one run, or the mean over one run per seed.
 
-        Raises:
-            DataError: the dataset is empty.
-            PromptError: a question does not fit the model.
+        Raises DataError: the dataset is empty; PromptError: a question does not fit the model.
         """
         runs = [self.answer(engine, dataset, options, seed) for seed in options.seeds or (None,)]
         result = result_of(*runs, card=self.card)

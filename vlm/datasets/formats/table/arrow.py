@@ -47,8 +47,7 @@ def from_parquet(file: Path) -> StoredRecords:
 def from_hub(path: str) -> StoredRecords:
     """The records of ``hf://owner/name?split=train&config=...&revision=...``.
 
-    Raises:
-        DataError: it does not exist, an unknown option, or the package datasets is not installed.
+    Raises DataError: it does not exist, an unknown option, or the package datasets is not installed.
     """
     name, _, query = path.removeprefix(HUB).partition("?")
     options = dict(parse_qsl(query))

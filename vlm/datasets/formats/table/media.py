@@ -17,8 +17,7 @@ SIDES = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
 def sources(value: Any, folder: str, where: str) -> list[Any]:
     """The sources that an image or video field names; relative paths start at ``folder``, ``null`` names none.
 
-    Raises:
-        DataError: a URL, or not a path, bytes, or an object ``{"bytes", "path"}`` (as in Parquet and on the hub).
+    Raises DataError: a URL, or not a path, bytes, or an object ``{"bytes", "path"}`` (as in Parquet and on the hub).
     """
     if value is None or value == "":
         return []

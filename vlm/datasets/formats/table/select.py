@@ -62,8 +62,7 @@ def _usable(rows: RecordFile) -> Iterator[Record]:
 def kept(files: Sequence[RecordFile], where: Mapping[str, Any]) -> list[Item]:
     """The records that ``where`` selects; unreadable ones stay, for the quarantine.
 
-    Raises:
-        DataError: nothing is selected.
+    Raises DataError: nothing is selected.
     """
     everything = [Item(f, r) for f, rows in enumerate(files) for r in range(len(rows.records))]
     if not where:
@@ -99,8 +98,7 @@ def element_of(record: Record, fields: Sequence[str], element: int) -> Record:
 def exploded(files: Sequence[RecordFile], items: Sequence[Item], fields: Sequence[str]) -> list[Item]:
     """One item per element of the parallel lists; an unusable record stays one item, for the quarantine.
 
-    Raises:
-        DataError: no record can be used.
+    Raises DataError: no record can be used.
     """
     result: list[Item] = []
     faults: list[DataError] = []

@@ -118,8 +118,7 @@ class Table:
     def draw(self, index: int, rng: random.Random) -> Sample:
         """The sample with its random choices taken from ``rng``.
 
-        Raises:
-            DataError: a field is missing, question or answer is empty, or placeholders and images do not match.
+        Raises DataError: a field is missing, question or answer is empty, or placeholders and images do not match.
         """
         item, config = self._items[index], self.config
         values, where = self._values(item, rng)

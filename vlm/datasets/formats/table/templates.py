@@ -57,8 +57,7 @@ def lookup(path: str, values: Mapping[str, Any], where: str) -> Any:
 def read_pool(pool: str | Sequence[str], name: str = "pool") -> list[str]:
     """The texts of a pool: a list, a text file with one per line, or the name of a shipped file.
 
-    Raises:
-        DataError: the file does not exist, or there is no text.
+    Raises DataError: the file does not exist, or there is no text.
     """
     if not isinstance(pool, str):
         texts = list(pool)
