@@ -227,10 +227,7 @@ def _from_array(array: Any, label: str) -> PILImage.Image:
 
 
 def _opencv(data: bytes, label: str) -> PILImage.Image:
-    """Decode formats that PIL does not know.
-
-    OpenCV is not tried first because it accepts damaged files.
-    """
+    """Decode formats that PIL does not know. OpenCV is not tried first because it accepts damaged files."""
     import cv2
     import numpy as np
     from PIL import Image
