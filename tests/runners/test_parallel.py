@@ -7,7 +7,7 @@ from torch import nn
 from vlm.common.errors import ConfigError
 from vlm.models.inserts.adapter import Adapter
 from vlm.processors.collate import collate
-from vlm.runners.train.parallel import checkpoint_activations, checkpointable_modules, unwrap, wrap
+from vlm.runners.train.parallel import checkpoint_activations, checkpointable_modules, wrap
 from vlm.testing import part, tiny_example, tiny_model
 
 
@@ -88,7 +88,7 @@ def test_missing_fairscale_is_explained(monkeypatch):
 
 def test_alone_a_model_is_not_wrapped():
     model = Model()
-    assert wrap(model) is model and unwrap(model) is model
+    assert wrap(model) is model
 
 
 @pytest.mark.parametrize("choice", ["torch", "fairscale", "fairscale_offload"])

@@ -67,9 +67,6 @@ def write_shards(
         facts: name -> shape and dtype (a tensor on any device) of what ``make`` gives, in the order of writing.
         make: gives a tensor; one shard's tensors are held at a time.
         shard_bytes: largest file, unless one tensor is larger.
-
-    Returns:
-        The weight files.
     """
     groups: list[list[str]] = [[]]
     room = shard_bytes

@@ -75,21 +75,6 @@ class CleaningDataset(Protocol):
     clean: Clean | None
 
 
-@runtime_checkable
-class _Configured(Protocol):
-    config: Any
-
-
-@runtime_checkable
-class _WithTextRoles(Protocol):
-    text_roles: Sequence[Role]
-
-
-@runtime_checkable
-class _KeyedRecord(Protocol):
-    key: str
-
-
 def read_record(dataset: Any, index: int, raw: Any = None, rng: random.Random | None = None) -> Sample:
     """The sample of a record of either kind of dataset.
 
@@ -137,13 +122,13 @@ def record_count(dataset: Any) -> int | None:
 
 def record_name(index: int, raw: Any) -> str:
     """How messages name a record: by the key of a raw record that has one, else by its index."""
-    return str(raw.key if isinstance(raw, _KeyedRecord) else index)
+    return str(raw.key if hasattr(raw, "key") else index)
 
 
 def text_roles(dataset: Any) -> tuple[Role, ...]:
     """Roles whose text passes through the text processor: ``dataset.config.text_roles``, else none."""
-    config = dataset.config if isinstance(dataset, _Configured) else None
-    return tuple(config.text_roles) if isinstance(config, _WithTextRoles) else ()
+    config = dataset.config if hasattr(dataset, "config") else None
+    return tuple(config.text_roles) if hasattr(config, "text_roles") else ()
 
 
 def not_a_dataset(value: object, name: str = "") -> DataError:

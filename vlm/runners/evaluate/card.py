@@ -35,7 +35,7 @@ def write_card(
     results: Mapping[str, Mapping[str, Result]],
     options: Any,
 ) -> Path:
-    """Write ``<name>_card.html`` and ``<name>_card.json``.
+    """Write ``<name>_card.html``, which is returned, and ``<name>_card.json``.
 
     Args:
         folder: where to.
@@ -44,9 +44,6 @@ def write_card(
         engine: the model that answered.
         results: by dataset and image control.
         options: of the benchmark; all of them are listed, except what differs between datasets.
-
-    Returns:
-        the HTML file.
     """
     fixed = {k: v for k, v in vars(options).items() if k not in ("batch_size", "max_new_tokens", "seeds")}
     scoring = {"task": cfg.run.task, **fixed, "intervals": "95 %, bootstrap over questions", "vlm": VERSION}

@@ -129,9 +129,6 @@ def run_generate(
         batch_size: records that run together; it changes speed and memory, not the answers.
         overwrite: replace what is there.
 
-    Returns:
-        The file.
-
     Raises:
         UserError: the file exists, an image or video cannot be read, or a prompt does not fit the model.
     """

@@ -32,9 +32,6 @@ def write_report(
         status: how the run ended.
         table: text table of trained parameters.
 
-    Returns:
-        the file.
-
     Raises:
         DataError: a sample's image cannot be read.
     """
