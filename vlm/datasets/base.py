@@ -127,7 +127,7 @@ def record_name(index: int, raw: Any) -> str:
 
 def text_roles(dataset: Any) -> tuple[Role, ...]:
     """Roles whose text passes through the text processor: ``dataset.config.text_roles``, else none."""
-    config = dataset.config if hasattr(dataset, "config") else None
+    config: Any = dataset.config if hasattr(dataset, "config") else None
     return tuple(config.text_roles) if hasattr(config, "text_roles") else ()
 
 
