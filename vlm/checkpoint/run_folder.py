@@ -187,7 +187,7 @@ class RunDir:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint that ``path`` is, links to, is in, or holds (a run folder). Raises WeightsError if there is none."""
+    """The checkpoint that ``path`` is, links to, is in or, as a run, holds. Raises WeightsError if there is none."""
     path = Path(path).expanduser()
     path = path.parent if path.is_file() else path
     if (path / WEIGHTS).is_file():

@@ -75,11 +75,16 @@ def copy_strictly(
     return set(placement.tensors)
 
 
+def wrapped_name(key: str) -> str:
+    """The name of a parameter after LoRA has wrapped its layer."""
+    return ".base_layer.".join(key.rsplit(".", 1))
+
+
 def _inside_lora(placement: NamedTensors, have: Collection[str]) -> NamedTensors:
     """``placement`` with the names of layers that LoRA wraps changed to those of the wrapped layers."""
 
     def moved(key: str) -> str:
-        inner = ".base_layer.".join(key.rsplit(".", 1))
+        inner = wrapped_name(key)
         return inner if key not in have and inner in have else key
 
     tensors = {moved(key): tensor for key, tensor in placement.tensors.items()}

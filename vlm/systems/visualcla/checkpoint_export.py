@@ -185,7 +185,7 @@ def export_webui(delta: str | Path, target: str | Path) -> tuple[Path, Path]:
         prefix = next((p for p in parts if name.startswith(p)), None)
         if prefix is None:
             raise WeightsError(f"{delta}: {name} does not belong to any part of VisualCLA")
-        parts[prefix][name.removeprefix(prefix)] = tensor
+        parts[prefix][name.removeprefix(prefix)] = tensor.clone()
     empty = [prefix for prefix, tensors in parts.items() if not tensors]
     if empty or not isinstance(sizes, dict):
         lacking = ", ".join([f"tensors {p}*" for p in empty] or ["visual_resampler_config"])
@@ -195,10 +195,10 @@ def export_webui(delta: str | Path, target: str | Path) -> tuple[Path, Path]:
     refuse_existing(vision)
     for folder in (text, vision):
         folder.mkdir(parents=True)
-    _save({PEFT_PREFIX + name: t for name, t in parts[TEXT].items()}, text / "adapter_model.bin")
-    _save({PEFT_PREFIX + LEVEL + name: t for name, t in parts[VISION].items()}, vision / "adapter_model.bin")
-    _save(parts[RESAMPLER], vision / "visual_resampler_model.bin")
-    _save(parts[PROJECTION], vision / "image_projection_layer_model.bin")
+    torch.save({PEFT_PREFIX + name: t for name, t in parts[TEXT].items()}, text / "adapter_model.bin")
+    torch.save({PEFT_PREFIX + LEVEL + name: t for name, t in parts[VISION].items()}, vision / "adapter_model.bin")
+    torch.save(parts[RESAMPLER], vision / "visual_resampler_model.bin")
+    torch.save(parts[PROJECTION], vision / "image_projection_layer_model.bin")
     write_json(vision / "visual_resampler_config.json", sizes)
     write_json(text / CONFIG, _text_config(adapter))
     write_json(vision / CONFIG, _vision_config(adapter))
@@ -220,7 +220,3 @@ def _vision_config(adapter: Adapter) -> dict[str, Any]:
     targets = adapter.config.get("target_modules")
     targets = targets.replace(VISION[:-1], LEVEL[:-1]) if isinstance(targets, str) else targets
     return adapter.config | {"modules_to_save": None, "target_modules": targets}
-
-
-def _save(tensors: dict[str, Tensor], file: Path) -> None:
-    torch.save({name: tensor.clone() for name, tensor in tensors.items()}, file)

@@ -284,13 +284,12 @@ def _write_configs(target: Path, configs: Sequence[dict[str, Any]], rows: int | 
     top, text, vision = configs
     vocabulary = {} if rows is None else {"vocab_size": rows}
     stored = {"torch_dtype": str(dtype).removeprefix("torch.")}
-    text = text | stored | vocabulary
-    vision = vision | stored | {"architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model"}
-    inner = {
-        name: (top.get(name) or {}) | config for name, config in (("text_config", text), ("vision_config", vision))
-    }
-    for name, content in (("", top | inner | vocabulary), ("text_encoder", text), ("vision_encoder", vision)):
-        write_json(target / name / "config.json", content)
+    kind = {"architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model"}
+    parts = {"text": text | stored | vocabulary, "vision": vision | stored | kind}
+    inner = {f"{name}_config": (top.get(f"{name}_config") or {}) | config for name, config in parts.items()}
+    write_json(target / "config.json", top | inner | vocabulary)
+    for name, config in parts.items():
+        write_json(target / f"{name}_encoder" / "config.json", config)
 
 
 def _copy_texts(target: Path, text: Path, vision: Path, delta: Path) -> None:
