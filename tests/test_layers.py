@@ -62,9 +62,6 @@ GETATTR = {
 }
 """Files that may use ``getattr`` with a default, each with the foreign objects that it reads."""
 GETATTR_LEFT = {
-    "vlm/checkpoint/formats/eva.py",
-    "vlm/checkpoint/load.py",
-    "vlm/checkpoint/restricted_unpickler.py",
     "vlm/cli/options.py",
     "vlm/datasets/formats/shard_reader.py",
     "vlm/datasets/inspect/check.py",
@@ -78,7 +75,6 @@ GETATTR_LEFT = {
     "vlm/serve/gradio/examples.py",
     "vlm/serve/gradio/prompt_panel.py",
     "vlm/serve/gradio/theme.py",
-    "vlm/systems/mmgpt/checkpoint.py",
 }
 """Files whose ``getattr`` with a default is still to be replaced; this list only gets shorter."""
 TORCH_FREE = ("vlm/config/", *(f"vlm/common/{name}.py" for name in ("registry", "errors", "paths", "logging", "types")))

@@ -63,10 +63,6 @@ class KeyMap:
         return any(fnmatch.fnmatchcase(key, glob) for glob in self.ignored)
 
     def rename(self, keys: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-        """Translate their keys.
-
-        Returns:
-            ``{ours: theirs}`` of the keys to load, and the keys that the map does not declare.
-        """
+        """``{ours: theirs}`` of the keys to load, and the keys that the map does not declare."""
         pairs = [(self.ours(key), key) for key in keys if not self.is_ignored(key)]
         return {ours: key for ours, key in pairs if ours is not None}, [key for ours, key in pairs if ours is None]

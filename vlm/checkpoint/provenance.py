@@ -86,7 +86,7 @@ def fingerprint(model: Any) -> dict[str, dict[str, Any]]:
 
 def differences(stored: dict[str, dict[str, Any]], found: dict[str, dict[str, Any]]) -> list[str]:
     """Descriptions of how the frozen parts of a checkpoint's run differ from the present ones."""
-    lines: list[str] = []
+    lines = []
     for part, old in stored.items():
         new = found.get(part, {})
         changed = [f"{key} {old[key]} -> {new.get(key)}" for key in old if old[key] != new.get(key)]

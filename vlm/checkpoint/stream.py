@@ -60,16 +60,13 @@ class TensorReader:
 def write_shards(
     folder: Path, facts: Mapping[str, Tensor], make: Callable[[str], Tensor], shard_bytes: int = SHARD_BYTES
 ) -> list[Path]:
-    """Write ``pytorch_model.bin``, or shards and their index.
+    """Write ``pytorch_model.bin``, or shards and their index; returns the weight files.
 
     Args:
         folder: created if needed.
         facts: name -> shape and dtype (a tensor on any device) of what ``make`` gives, in the order of writing.
         make: gives a tensor; one shard's tensors are held at a time.
         shard_bytes: largest file, unless one tensor is larger.
-
-    Returns:
-        The weight files.
     """
     groups: list[list[str]] = [[]]
     room = shard_bytes

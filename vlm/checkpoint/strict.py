@@ -41,15 +41,12 @@ def targets(model: nn.Module) -> dict[str, Tensor]:
 def copy_strictly(
     model: nn.Module, placement: NamedTensors, hint: Callable[[Mapping[str, str]], str | None] | None = None
 ) -> set[str]:
-    """Copy the tensors of a file into the model.
+    """Copy the tensors of a file into the model, and return our keys that were filled.
 
     Args:
         model: the composition.
         placement: what the format made of the file.
         hint: given ``{our key: "file [...], model [...]"}`` of tensors with wrong shapes, may name the cause.
-
-    Returns:
-        Our keys that were filled.
 
     Raises:
         WeightsError: anything unexpected, missing or of another shape, in one message; nothing is copied then.

@@ -109,7 +109,7 @@ def below(model: VLM, *prefixes: str) -> list[str]:
 
 
 def bridge_index(model: VLM, cls: type, into: str | None = None) -> int | None:
-    """Position in the chain of the bridge of class ``cls``; ``into`` (``bridge.1``) decides when it is given."""
+    """Position of the bridge of class ``cls``; ``into`` (``bridge.1``) decides when it is given."""
     if into is not None and into.startswith("bridge."):
         return int(into.split(".")[1])
     return index_of(model.bridge, cls)

@@ -75,7 +75,6 @@ def export_delta(
     """
     refuse_existing(folder)
     names = key_map(model)
-
     lora = tuple(filter(is_lora, model.state_dict()))
     theirs = {name: names.theirs(name) for name in model.state_dict() if "base_layer" not in name}
     published = trained_tensors(model, theirs.get, "deltas of VisualCLA", whole=("bridge.", *lora))
@@ -114,7 +113,10 @@ def _adapter_config(model: VLM) -> dict[str, Any]:
             f"LoRA has (r, alpha) {sorted(scales) or 'nowhere'}; a delta of VisualCLA holds exactly one pair",
             fix="train encoder and LLM with the same lora.r and lora.alpha",
         )
-    patterns = [f".*{name}.*\\.({'|'.join(_endings(parts[name].model))})" for name in options]
+    patterns = []
+    for name in options:
+        wrapped = [n.split(".")[-2] for n, _ in parts[name].model.named_modules() if n.endswith(".base_layer")]
+        patterns.append(f".*{name}.*\\.({'|'.join(dict.fromkeys(wrapped))})")
     one = next(iter(options.values()))
     return {
         "base_model_name_or_path": None,
@@ -130,11 +132,6 @@ def _adapter_config(model: VLM) -> dict[str, Any]:
         "target_modules": f"({'|'.join(patterns)})$",
         "task_type": "CAUSAL_LM",
     }
-
-
-def _endings(module: Any) -> list[str]:
-    """Last names of the layers that LoRA wraps, in the order of the module."""
-    return list(dict.fromkeys(n.split(".")[-2] for n, _ in module.named_modules() if n.endswith(".base_layer")))
 
 
 def _config(model: VLM) -> dict[str, Any]:
@@ -191,10 +188,10 @@ def export_webui(delta: str | Path, target: str | Path) -> tuple[Path, Path]:
         lacking = ", ".join([f"tensors {p}*" for p in empty] or ["visual_resampler_config"])
         raise WeightsError(f"{delta}: no {lacking}; this is not a delta of VisualCLA")
     text, vision = (Path(target) / name.format(delta.resolve().name) for name in (TEXT_FOLDER, VISION_FOLDER))
-    refuse_existing(text)
-    refuse_existing(vision)
     for folder in (text, vision):
-        folder.mkdir(parents=True)
+        refuse_existing(folder)
+    text.mkdir(parents=True)
+    vision.mkdir(parents=True)
     torch.save({PEFT_PREFIX + name: t for name, t in parts[TEXT].items()}, text / "adapter_model.bin")
     torch.save({PEFT_PREFIX + LEVEL + name: t for name, t in parts[VISION].items()}, vision / "adapter_model.bin")
     torch.save(parts[RESAMPLER], vision / "visual_resampler_model.bin")

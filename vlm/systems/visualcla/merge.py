@@ -183,10 +183,8 @@ def _check_adapter(adapter: Adapter, have: Mapping[str, torch.Size]) -> None:
             _same_shape(file, name, tuple(tensor.shape), expected)
     grown, base = tensors.get(EMBEDDINGS), have.get(EMBEDDINGS)
     if HEAD not in tensors and grown is not None and base is not None and len(grown) != base[0]:
-        raise WeightsError(
-            f"{file}: {EMBEDDINGS} has {len(grown)} rows, the foundation's {base[0]}, and {HEAD} is missing",
-            fix="is the download complete?",
-        )
+        text = f"{EMBEDDINGS} has {len(grown)} rows, the foundation's {base[0]}, and {HEAD} is missing"
+        raise WeightsError(f"{file}: {text}", fix="is the download complete?")
 
 
 @register_command("weights merge")
