@@ -22,10 +22,10 @@ OLD_FILE = "passport.json"
 PACKAGES = ("torch", "transformers", "timm", "peft", "safetensors", "sentencepiece", "tokenizers", "numpy")
 """Packages whose version can change what a model computes or how its files are read."""
 
-ROWS = 8
+HASHED_ROWS = 8
 """Rows of a matrix that are hashed, evenly spaced."""
 
-MATRICES = 4
+HASHED_MATRICES = 4
 """Matrices of a part that are hashed, evenly spaced over the part."""
 
 
@@ -98,10 +98,10 @@ def differences(stored: dict[str, dict[str, Any]], found: dict[str, dict[str, An
 def _hash(named: list[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
     matrices = [(n, p) for n, p in named if p.dim() >= 2 and p.is_floating_point()] or named
-    step = max(1, len(matrices) // MATRICES)
+    step = max(1, len(matrices) // HASHED_MATRICES)
     for name, tensor in matrices[::step]:
         digest.update(f"{name}{list(tensor.shape)}".encode())
-        rows = torch.linspace(0, len(tensor) - 1, min(ROWS, len(tensor))).long()
+        rows = torch.linspace(0, len(tensor) - 1, min(HASHED_ROWS, len(tensor))).long()
         values = tensor.detach()[rows.to(tensor.device)].float().cpu()
         digest.update(values.contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

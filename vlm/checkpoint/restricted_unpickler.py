@@ -120,4 +120,4 @@ KNOWN: dict[str, Any] = {
     "collections.OrderedDict": OrderedDict,
     **{f"torch.{name}Storage": getattr(torch, dtype) for name, dtype in zip(_NAMES, _DTYPES, strict=True)},
 }
-"""What stands for the names that are not opaque."""
+"""What replaces the classes and functions that a file may name; all others become opaque."""

@@ -59,7 +59,7 @@ class CheckpointFormat:
 
     @classmethod
     def recognises(cls, names: Collection[str]) -> bool:
-        """Whether a file with these names is of this format; asked only where ``holds_trained``."""
+        """Whether a file with these names is of this format; called only if ``holds_trained``."""
         return False
 
     def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:

@@ -51,7 +51,7 @@ KEEP_DTYPE = (".rotary_emb.inv_freq", *BUFFERS)
 """Ends of the names of buffers, which keep their dtype."""
 GENERATION = "generation_config.json"
 PAD = "<pad>"
-"""Added token that the published tokenizer pads with, whatever its file says."""
+"""Added token that the published tokenizer pads with, whatever its own file states."""
 
 
 class Delta:
