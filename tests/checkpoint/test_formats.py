@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vlm.checkpoint.fingerprint import differences, fingerprint
 from vlm.checkpoint.formats.eva import resize_positions
 from vlm.checkpoint.keymap import KeyMap
 from vlm.checkpoint.load import load_model
+from vlm.checkpoint.provenance import differences, fingerprint
 from vlm.checkpoint.run_folder import RunDir
 from vlm.checkpoint.safe import read_tensors, shards
 from vlm.common.errors import WeightsError

@@ -40,7 +40,7 @@ class KeyMap:
 
     pairs     ``(theirs, ours)`` templates such as ``("blocks.{rest}", "vision.vit.blocks.{rest}")``; the first that
               matches applies, in either direction
-    ignored   globs of their keys that are known and not wanted
+    ignored   globs of their keys that are known and left out
     """
 
     pairs: tuple[tuple[str, str], ...]
@@ -59,14 +59,10 @@ class KeyMap:
         return _rename(key, self._rules[1])
 
     def is_ignored(self, key: str) -> bool:
-        """Whether their key is known and not wanted."""
+        """Whether their key is known and left out."""
         return any(fnmatch.fnmatchcase(key, glob) for glob in self.ignored)
 
     def rename(self, keys: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-        """Translate their keys.
-
-        Returns:
-            ``{ours: theirs}`` of the keys to load, and the keys that the map does not declare.
-        """
+        """``{ours: theirs}`` of the keys to load, and the keys that the map does not declare."""
         pairs = [(self.ours(key), key) for key in keys if not self.is_ignored(key)]
         return {ours: key for ours, key in pairs if ours is not None}, [key for ours, key in pairs if ours is None]

@@ -63,9 +63,7 @@ class Adapter:
 def read_adapter(folder: str | Path) -> Adapter:
     """Read an adapter folder, weights through the restricted loader.
 
-    Raises:
-        WeightsError: a file is missing or damaged, the adapter is not plain LoRA, its matrices do not pair up, or
-            their rank is not the one in its configuration.
+    Raises WeightsError if a file is missing or damaged, or the adapter is not plain LoRA of the declared rank.
     """
     folder = Path(folder)
     config = _read_config(folder / CONFIG)
@@ -88,10 +86,9 @@ def read_adapter(folder: str | Path) -> Adapter:
 
 def _read_config(file: Path) -> dict[str, Any]:
     config = read_json(file)
-    kind = config.get("peft_type")
-    odd = {"peft_type": kind} if kind not in ("LORA", None) else {}
-    odd |= {k: config[k] for k in ("fan_in_fan_out", "use_dora", "use_rslora", "rank_pattern") if config.get(k)}
-    odd |= {"bias": config["bias"]} if config.get("bias") not in ("none", None) else {}
+    usual = {"peft_type": "LORA", "bias": "none"}
+    keys = (*usual, "fan_in_fan_out", "use_dora", "use_rslora", "rank_pattern")
+    odd = {key: config[key] for key in keys if config.get(key) and config[key] != usual.get(key)}
     if odd:
         text = ", ".join(f"{k} {v!r}" for k, v in odd.items())
         raise WeightsError(f"{file}: {text}; only plain LoRA without biases can be read")

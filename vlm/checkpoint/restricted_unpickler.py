@@ -19,11 +19,6 @@ from torch import Tensor
 from vlm.checkpoint.safe import DAMAGE
 from vlm.common.errors import WeightsError
 
-_NAMES = ["Float", "Half", "BFloat16", "Double", "Long", "Int", "Short", "Char", "Byte", "Bool"]
-_DTYPES = ["float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool"]
-STORAGES = {f"{name}Storage": getattr(torch, dtype) for name, dtype in zip(_NAMES, _DTYPES, strict=True)}
-"""Element types by the name of torch's storage classes."""
-
 
 class OpaqueObject:
     """What a file says about an object: the ``arguments`` of its constructor, and its ``state``."""
@@ -117,10 +112,12 @@ def _tensor(storage: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Te
     return storage.as_strided(tuple(size), tuple(stride), offset)
 
 
+_NAMES = ["Float", "Half", "BFloat16", "Double", "Long", "Int", "Short", "Char", "Byte", "Bool"]
+_DTYPES = ["float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool"]
 KNOWN: dict[str, Any] = {
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": lambda data, *_: data,
     "collections.OrderedDict": OrderedDict,
-    **{f"torch.{name}": dtype for name, dtype in STORAGES.items()},
+    **{f"torch.{name}Storage": getattr(torch, dtype) for name, dtype in zip(_NAMES, _DTYPES, strict=True)},
 }
-"""What stands for the names that are not opaque."""
+"""What replaces the classes and functions that a file may name; all others become opaque."""

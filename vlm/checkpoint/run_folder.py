@@ -63,10 +63,8 @@ class RunDir:
         if resume not in ("never", ""):
             return find_checkpoint(resume)
         if self.steps() and not overwrite:
-            raise UserError(
-                f"{self.path} already holds a run",
-                fix="run.resume=auto continues it, run.overwrite=true deletes it; or set another run.output_dir",
-            )
+            fix = "run.resume=auto continues it, run.overwrite=true deletes it; or set another run.output_dir"
+            raise UserError(f"{self.path} already holds a run", fix=fix)
         return None
 
     def prepare(self, resume: str = "never", overwrite: bool = False) -> Path | None:
@@ -187,16 +185,15 @@ class RunDir:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint that ``path`` is, links to, is in, or holds (a run folder). Raises WeightsError: none."""
+    """The checkpoint that ``path`` is, links to, is in or, as a run, holds. Raises WeightsError if there is none."""
     path = Path(path).expanduser()
     path = path.parent if path.is_file() else path
     if (path / WEIGHTS).is_file():
         return path.resolve()
     result = RunDir(path).last() if path.is_dir() else None
     if result is None:
-        raise WeightsError(
-            f"{path}: no checkpoint there", fix="give a run folder, its 'last' or 'best' link, or a step_... folder"
-        )
+        fix = "give a run folder, its 'last' or 'best' link, or a step_... folder"
+        raise WeightsError(f"{path}: no checkpoint there", fix=fix)
     return result.resolve()
 
 

@@ -60,7 +60,7 @@ class TensorReader:
 def write_shards(
     folder: Path, facts: Mapping[str, Tensor], make: Callable[[str], Tensor], shard_bytes: int = SHARD_BYTES
 ) -> list[Path]:
-    """Write ``pytorch_model.bin``, or shards and their index.
+    """Write ``pytorch_model.bin``, or shards and their index; returns the weight files.
 
     Args:
         folder: created if needed.

@@ -34,15 +34,12 @@ def targets(model: nn.Module) -> dict[str, Tensor]:
 def copy_strictly(
     model: nn.Module, placement: NamedTensors, hint: Callable[[Mapping[str, str]], str | None] | None = None
 ) -> set[str]:
-    """Copy the tensors of a file into the model.
+    """Copy the tensors of a file into the model, and return our keys that were filled.
 
     Args:
         model: the composition.
         placement: what the format made of the file.
         hint: given ``{our key: "file [...], model [...]"}`` of tensors with wrong shapes, may name the cause.
-
-    Returns:
-        Our keys that were filled.
 
     Raises:
         WeightsError: anything unexpected, missing or of another shape, in one message; nothing is copied then.
@@ -68,11 +65,16 @@ def copy_strictly(
     return set(placement.tensors)
 
 
+def wrapped_name(key: str) -> str:
+    """The name of a parameter after LoRA has wrapped its layer."""
+    return ".base_layer.".join(key.rsplit(".", 1))
+
+
 def _inside_lora(placement: NamedTensors, have: Collection[str]) -> NamedTensors:
     """``placement`` with the names of layers that LoRA wraps changed to those of the wrapped layers."""
 
     def moved(key: str) -> str:
-        inner = ".base_layer.".join(key.rsplit(".", 1))
+        inner = wrapped_name(key)
         return inner if key not in have and inner in have else key
 
     tensors = {moved(key): tensor for key, tensor in placement.tensors.items()}

@@ -57,7 +57,6 @@ def load_trainable_tensors(model: nn.Module, tensors: dict[str, torch.Tensor], s
     Raises WeightsError: names the missing, unexpected or differently shaped tensors.
     """
     own = {n for n, p in model.named_parameters() if p.requires_grad}
-    known = {name: tensor for name, tensor in tensors.items() if name in own}
-    unknown = [name for name in tensors if name not in own]
+    known, unknown = {n: t for n, t in tensors.items() if n in own}, [n for n in tensors if n not in own]
     fix = "resume with the configuration of the run folder, or start over in another run.output_dir"
     copy_strictly(model, NamedTensors(source, known, unknown=unknown, required=own), lambda shapes: fix)

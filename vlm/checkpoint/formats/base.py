@@ -58,7 +58,7 @@ class CheckpointFormat:
 
     @classmethod
     def recognises(cls, names: Collection[str]) -> bool:
-        """Whether a file with these names is of this format; asked only where ``holds_trained``."""
+        """Whether a file with these names is of this format; called only if ``holds_trained``."""
         return False
 
     def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
@@ -108,7 +108,7 @@ def below(model: VLM, *prefixes: str) -> list[str]:
 
 
 def bridge_index(model: VLM, cls: type, into: str | None = None) -> int | None:
-    """Position in the chain of the bridge of class ``cls``; ``into`` (``bridge.1``) decides when it is given."""
+    """Position of the bridge of class ``cls``; ``into`` (``bridge.1``) decides when it is given."""
     if into is not None and into.startswith("bridge."):
         return int(into.split(".")[1])
     return index_of(model.bridge, cls)

@@ -47,14 +47,9 @@ class Eva(CheckpointFormat):
 
 
 def resize_positions(table: Tensor, count: int) -> Tensor:
-    """Fit a position table to another grid: bicubic on the patches, the class position kept.
+    """A position table ``[1, 1 + g*g, d]``, class token first, for another grid: ``[1, count, d]``, bicubic.
 
-    Args:
-        table: ``[1, 1 + g*g, d]``, class token first.
-        count: wanted length ``1 + h*h``.
-
-    Returns:
-        ``[1, count, d]``; ``table`` itself when the lengths agree, or when one of them is not a square grid.
+    ``table`` itself when the lengths agree, or when one of them is not 1 and a square.
     """
     old, new = round((table.shape[1] - 1) ** 0.5), round((count - 1) ** 0.5)
     if table.shape[1] == count or old * old + 1 != table.shape[1] or new * new + 1 != count:

@@ -13,7 +13,7 @@ from torch import Tensor
 from vlm.checkpoint.formats.base import CheckpointFormat, below
 from vlm.checkpoint.keymap import KeyMap
 from vlm.checkpoint.safe import read_folder
-from vlm.checkpoint.strict import NamedTensors
+from vlm.checkpoint.strict import NamedTensors, wrapped_name
 from vlm.common.registry import register_checkpoint_format
 from vlm.models.llm.hf import FOLDERS
 from vlm.models.lora import is_lora
@@ -103,9 +103,5 @@ def _resolve(key: str, have: Collection[str], prefix: str, base: str) -> str:
     """Our key: as it is, below the base model when the file holds only that, inside a LoRA layer, or renamed since."""
     rest = key.removeprefix(prefix)
     older = next((new + rest.removeprefix(old) for old, new in OLDER_NAMES.items() if rest.startswith(old)), rest)
-    for candidate in (key, base + rest, prefix + older):
-        stem, _, last = candidate.rpartition(".")
-        for name in (candidate, f"{stem}.base_layer.{last}"):
-            if name in have:
-                return name
-    return key
+    names = [name for plain in (key, base + rest, prefix + older) for name in (plain, wrapped_name(plain))]
+    return next((name for name in names if name in have), key)

@@ -35,17 +35,13 @@ class StateDict(CheckpointFormat):
         """See :class:`CheckpointFormat`."""
         have = set(below(model, self.prefix))
         if not have:
-            raise WeightsError(
-                f"{file}: the composition has no part {self.prefix!r}", fix="into: vision, bridge.0, ..."
-            )
+            text = f"{file}: the composition has no part {self.prefix!r}"
+            raise WeightsError(text, fix="into: vision, bridge.0, ...")
         inner = max(INNER, key=lambda name: sum(f"{self.prefix}.{name}{key}" in have for key in tensors))
-        theirs = {
-            f"{self.prefix}.{inner}{key}": key
-            for key in tensors
-            if f"{self.prefix}.{inner}{key}" in have or not key.startswith(HEADS)
-        }
+        start = f"{self.prefix}.{inner}"
+        theirs = {start + key: key for key in tensors if start + key in have or not key.startswith(HEADS)}
         placed = {ours: tensors[key] for ours, key in theirs.items()}
-        return NamedTensors(file, placed, theirs, [], [key for key in have if key.startswith(f"{self.prefix}.{inner}")])
+        return NamedTensors(file, placed, theirs, [], [key for key in have if key.startswith(start)])
 
     def hint(self, shapes: Mapping[str, str]) -> str | None:
         """See :class:`CheckpointFormat`."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vlm.checkpoint.fingerprint import fingerprint
 from vlm.checkpoint.load import load_model
+from vlm.checkpoint.provenance import fingerprint
 from vlm.checkpoint.run_folder import RunDir
 from vlm.common import dist
 from vlm.common.errors import ConfigError, UserError

@@ -13,8 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from vlm.checkpoint.fingerprint import differences
-from vlm.checkpoint.provenance import make_provenance, read_provenance
+from vlm.checkpoint.provenance import differences, make_provenance, read_provenance
 from vlm.checkpoint.run_folder import RunDir, read_checkpoint
 from vlm.checkpoint.train_state import capture_rng, load_trainable_tensors, restore_rng, trainable_tensors
 from vlm.common import dist

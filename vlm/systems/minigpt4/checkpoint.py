@@ -5,6 +5,7 @@ Names as in the repository Vision-CAIR/MiniGPT-4.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -80,16 +81,12 @@ class MiniGPT4(TrainedParts):
         """Tell projections for another LLM, or for another bridge, apart."""
         for key, text in shapes.items():
             if key.startswith("bridge.") and key.endswith("proj.weight"):
-                (rows, columns), (width, inner) = (_sizes(part) for part in text.split(", model "))
+                rows, columns, width, inner = map(int, re.findall(r"\d+", text))
                 if rows != width:
                     family = LLM_WIDTHS.get(rows, "another")
                     return f"this is {family} projection (width {rows}); your LLM has width {width}"
                 return f"this projection takes {columns} features per token; your bridge gives {inner} (another family)"
         return super().hint(shapes)
-
-
-def _sizes(text: str) -> list[int]:
-    return [int(n) for n in text.split("[")[1].rstrip("])").split(",")]
 
 
 @register_export("default")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm.checkpoint.formats.base import CheckpointFormat, below, bridge_index, index_of, parts_of
+from vlm.checkpoint.formats.base import CheckpointFormat, below, index_of, parts_of
 from vlm.checkpoint.formats.hf_llm import OLDER_NAMES
 from vlm.checkpoint.keymap import KeyMap, lora_pairs
 from vlm.checkpoint.peft_adapter import PEFT_PREFIX
@@ -56,8 +56,7 @@ def key_map(model: VLM, file: str) -> KeyMap:
 
 def parts(model: VLM, file: str) -> tuple[int, int]:
     """Indices of the perceiver and of the gated cross-attention. Raises WeightsError if one is missing."""
-    bridge = bridge_index(model, Perceiver)
-    insert = index_of(model.inserts, GatedCrossAttention)
+    bridge, insert = index_of(model.bridge, Perceiver), index_of(model.inserts, GatedCrossAttention)
     if bridge is None or insert is None:
         absent = "perceiver in model.bridge" if bridge is None else "gated_xattn in model.inserts"
         raise WeightsError(f"{file}: fills a perceiver and gated_xattn, but the composition has no {absent}")

@@ -103,9 +103,8 @@ def get_model_and_tokenizer_and_processor(
     if isinstance(device_map, Mapping) and set(device_map) == {""}:
         default_device = device_map[""]
     elif device_map not in (None, "auto"):
-        raise UserError(
-            f"device_map is {device_map!r}, but a model is on one device", fix="leave it out, and set default_device"
-        )
+        text = f"device_map is {device_map!r}, but a model is on one device"
+        raise UserError(text, fix="leave it out, and set default_device")
     where = device_of(default_device)
     if load_in_8bit:
         check_quantize("int8", where)
@@ -116,11 +115,7 @@ def get_model_and_tokenizer_and_processor(
 
 
 def chat(
-    model: Engine,
-    image: Any,
-    text: str,
-    history: list[Turn] | None = None,
-    generation_config: Any = None,
+    model: Engine, image: Any, text: str, history: list[Turn] | None = None, generation_config: Any = None
 ) -> tuple[str, list[Turn]]:
     """Ask one question.
 
@@ -147,11 +142,7 @@ def chat(
 
 
 def chat_in_stream(
-    model: Engine,
-    image: Any,
-    text: str,
-    history: list[Turn] | None = None,
-    generation_config: Any = None,
+    model: Engine, image: Any, text: str, history: list[Turn] | None = None, generation_config: Any = None
 ) -> Iterator[tuple[str, list[Turn]]]:
     """Ask one question and stream the answer; see :func:`chat`.
 
@@ -177,8 +168,7 @@ def instruction(text: str, history: Sequence[Turn]) -> Turn:
 def conversation(history: Sequence[Turn], image: Any = None) -> list[Message]:
     """A history as messages, with the image before the question that has the key ``first_instruction``.
 
-    Raises:
-        PromptError: a turn of another shape, or an image although no question has that key.
+    Raises PromptError for a turn of another shape, or an image although no question has that key.
     """
     import torch
 
@@ -187,10 +177,8 @@ def conversation(history: Sequence[Turn], image: Any = None) -> list[Message]:
     messages: list[Message] = []
     for number, turn in enumerate(history):
         if not isinstance(turn, Mapping) or turn.get("type") not in ROLES or not isinstance(turn.get("value"), str):
-            raise PromptError(
-                f"history[{number}] is {turn!r}",
-                fix='turns are {"type": "instruction" or "response", "value": text}',
-            )
+            fix = 'turns are {"type": "instruction" or "response", "value": text}'
+            raise PromptError(f"history[{number}] is {turn!r}", fix=fix)
         here = image is not None and "first_instruction" in turn
         messages.append(Message(ROLES[turn["type"]], (*([Image(image)] if here else []), Text(turn["value"]))))
     if image is not None and not any(m.media for m in messages):

@@ -58,9 +58,7 @@ def key_map(model: VLM) -> KeyMap:
     """Names of the whole published model <-> ours. Raises WeightsError if the composition has another bridge."""
     resampler, linear = bridge_index(model, BertResampler), bridge_index(model, Linear)
     if resampler is None or linear is None:
-        raise WeightsError(
-            "files of VisualCLA fill a bridge of bert_resampler and linear; this composition has another"
-        )
+        raise WeightsError("files of VisualCLA fill a bridge of bert_resampler and linear; the composition has another")
     inner, ours = f"{RESAMPLER}encoder.layer.{{i}}", f"bridge.{resampler}"
     pairs = [
         *lora_pairs(f"{VISION}{{rest}}", "vision.model.{rest}"),
@@ -85,9 +83,8 @@ def stated_sizes(file: Path) -> dict[str, Any]:
         raise WeightsError(f"{file}: use_visual_resampler is false; only models with the resampler can be read")
     sizes = {k: v for k, v in (declared.get("visual_resampler_config") or {}).items() if v is not None}
     if sizes.get("hidden_act", "gelu") != "gelu":
-        raise WeightsError(
-            f"{file}: visual_resampler_config.hidden_act is {sizes['hidden_act']!r}; only 'gelu' can be read"
-        )
+        kind = sizes["hidden_act"]
+        raise WeightsError(f"{file}: visual_resampler_config.hidden_act is {kind!r}; only 'gelu' can be read")
     return CLASS_DEFAULTS | sizes
 
 

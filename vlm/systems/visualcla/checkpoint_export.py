@@ -75,7 +75,6 @@ def export_delta(
     """
     refuse_existing(folder)
     names = key_map(model)
-
     lora = tuple(filter(is_lora, model.state_dict()))
     theirs = {name: names.theirs(name) for name in model.state_dict() if "base_layer" not in name}
     published = trained_tensors(model, theirs.get, "deltas of VisualCLA", whole=("bridge.", *lora))
@@ -114,7 +113,10 @@ def _adapter_config(model: VLM) -> dict[str, Any]:
             f"LoRA has (r, alpha) {sorted(scales) or 'nowhere'}; a delta of VisualCLA holds exactly one pair",
             fix="train encoder and LLM with the same lora.r and lora.alpha",
         )
-    patterns = [f".*{name}.*\\.({'|'.join(_endings(parts[name].model))})" for name in options]
+    patterns = []
+    for name in options:
+        wrapped = [n.split(".")[-2] for n, _ in parts[name].model.named_modules() if n.endswith(".base_layer")]
+        patterns.append(f".*{name}.*\\.({'|'.join(dict.fromkeys(wrapped))})")
     one = next(iter(options.values()))
     return {
         "base_model_name_or_path": None,
@@ -130,11 +132,6 @@ def _adapter_config(model: VLM) -> dict[str, Any]:
         "target_modules": f"({'|'.join(patterns)})$",
         "task_type": "CAUSAL_LM",
     }
-
-
-def _endings(module: Any) -> list[str]:
-    """Last names of the layers that LoRA wraps, in the order of the module."""
-    return list(dict.fromkeys(n.split(".")[-2] for n, _ in module.named_modules() if n.endswith(".base_layer")))
 
 
 def _config(model: VLM) -> dict[str, Any]:
@@ -184,20 +181,20 @@ def export_webui(delta: str | Path, target: str | Path) -> tuple[Path, Path]:
         prefix = next((p for p in parts if name.startswith(p)), None)
         if prefix is None:
             raise WeightsError(f"{delta}: {name} does not belong to any part of VisualCLA")
-        parts[prefix][name.removeprefix(prefix)] = tensor
+        parts[prefix][name.removeprefix(prefix)] = tensor.clone()
     empty = [prefix for prefix, tensors in parts.items() if not tensors]
     if empty or not isinstance(sizes, dict):
         lacking = ", ".join([f"tensors {p}*" for p in empty] or ["visual_resampler_config"])
         raise WeightsError(f"{delta}: no {lacking}; this is not a delta of VisualCLA")
     text, vision = (Path(target) / name.format(delta.resolve().name) for name in (TEXT_FOLDER, VISION_FOLDER))
-    refuse_existing(text)
-    refuse_existing(vision)
     for folder in (text, vision):
-        folder.mkdir(parents=True)
-    _save({PEFT_PREFIX + name: t for name, t in parts[TEXT].items()}, text / "adapter_model.bin")
-    _save({PEFT_PREFIX + LEVEL + name: t for name, t in parts[VISION].items()}, vision / "adapter_model.bin")
-    _save(parts[RESAMPLER], vision / "visual_resampler_model.bin")
-    _save(parts[PROJECTION], vision / "image_projection_layer_model.bin")
+        refuse_existing(folder)
+    text.mkdir(parents=True)
+    vision.mkdir(parents=True)
+    torch.save({PEFT_PREFIX + name: t for name, t in parts[TEXT].items()}, text / "adapter_model.bin")
+    torch.save({PEFT_PREFIX + LEVEL + name: t for name, t in parts[VISION].items()}, vision / "adapter_model.bin")
+    torch.save(parts[RESAMPLER], vision / "visual_resampler_model.bin")
+    torch.save(parts[PROJECTION], vision / "image_projection_layer_model.bin")
     write_json(vision / "visual_resampler_config.json", sizes)
     write_json(text / CONFIG, _text_config(adapter))
     write_json(vision / CONFIG, _vision_config(adapter))
@@ -219,7 +216,3 @@ def _vision_config(adapter: Adapter) -> dict[str, Any]:
     targets = adapter.config.get("target_modules")
     targets = targets.replace(VISION[:-1], LEVEL[:-1]) if isinstance(targets, str) else targets
     return adapter.config | {"modules_to_save": None, "target_modules": targets}
-
-
-def _save(tensors: dict[str, Tensor], file: Path) -> None:
-    torch.save({name: tensor.clone() for name, tensor in tensors.items()}, file)

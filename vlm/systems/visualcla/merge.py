@@ -51,7 +51,7 @@ KEEP_DTYPE = (".rotary_emb.inv_freq", *BUFFERS)
 """Ends of the names of buffers, which keep their dtype."""
 GENERATION = "generation_config.json"
 PAD = "<pad>"
-"""Added token that the published tokenizer pads with, whatever its file says."""
+"""Added token that the published tokenizer pads with, whatever its own file states."""
 
 
 class Delta:
@@ -179,10 +179,8 @@ def _check_adapter(adapter: Adapter, have: Mapping[str, torch.Size]) -> None:
             _same_shape(file, name, tuple(tensor.shape), expected)
     grown, base = tensors.get(EMBEDDINGS), have.get(EMBEDDINGS)
     if HEAD not in tensors and grown is not None and base is not None and len(grown) != base[0]:
-        raise WeightsError(
-            f"{file}: {EMBEDDINGS} has {len(grown)} rows, the foundation's {base[0]}, and {HEAD} is missing",
-            fix="is the download complete?",
-        )
+        text = f"{EMBEDDINGS} has {len(grown)} rows, the foundation's {base[0]}, and {HEAD} is missing"
+        raise WeightsError(f"{file}: {text}", fix="is the download complete?")
 
 
 @register_command("weights merge")
@@ -280,13 +278,12 @@ def _write_configs(target: Path, configs: Sequence[dict[str, Any]], rows: int | 
     top, text, vision = configs
     vocabulary = {} if rows is None else {"vocab_size": rows}
     stored = {"torch_dtype": str(dtype).removeprefix("torch.")}
-    text = text | stored | vocabulary
-    vision = vision | stored | {"architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model"}
-    inner = {
-        name: (top.get(name) or {}) | config for name, config in (("text_config", text), ("vision_config", vision))
-    }
-    for name, content in (("", top | inner | vocabulary), ("text_encoder", text), ("vision_encoder", vision)):
-        write_json(target / name / "config.json", content)
+    kind = {"architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model"}
+    parts = {"text": text | stored | vocabulary, "vision": vision | stored | kind}
+    inner = {f"{name}_config": (top.get(f"{name}_config") or {}) | config for name, config in parts.items()}
+    write_json(target / "config.json", top | inner | vocabulary)
+    for name, config in parts.items():
+        write_json(target / f"{name}_encoder" / "config.json", config)
 
 
 def _copy_texts(target: Path, text: Path, vision: Path, delta: Path) -> None:
