@@ -58,8 +58,7 @@ def read_file(path: str | Path, *, mapped: bool = True) -> Any:
 def read_tensors(path: str | Path, section: str | None = None) -> dict[str, Tensor]:
     """The named tensors of a .safetensors, .pth, .pt or .bin file, or of the dict ``section`` in it if it has one.
 
-    Raises:
-        WeightsError: as :func:`read_file`, or the file holds no dict of tensors.
+    Raises WeightsError: as :func:`read_file`, or the file holds no dict of tensors.
     """
     content = read_file(path)
     if section is not None and isinstance(content, dict) and isinstance(content.get(section), dict):
