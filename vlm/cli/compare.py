@@ -41,5 +41,5 @@ class Compare:
 
 def split(word: str) -> tuple[str, str]:
     """``"NAME=FILE"`` or ``"FILE"`` -> name (empty where none is given), file."""
-    name, mark, file = word.partition("=")
-    return (name, file) if mark and not Path(word).exists() else ("", word)
+    name, sign, file = word.partition("=")
+    return (name, file) if sign and not Path(word).exists() else ("", word)

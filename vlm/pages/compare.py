@@ -26,7 +26,7 @@ KINDS = {"knowledeg vqa": "knowledge vqa"}
 
 @dataclass(frozen=True)
 class Predictions:
-    """A prediction file: its name on the page, its records by their id, in order."""
+    """A prediction file: its name on the page, and its records by id, in order."""
 
     name: str
     records: dict[Any, dict[str, Any]]
@@ -39,7 +39,7 @@ class Predictions:
 
 
 def read_predictions(file: str | Path, name: str = "") -> Predictions:
-    """A JSON array or JSON lines of records with a question; with an answer in one of ``ANSWERS``, if they have one.
+    """Read a JSON array or JSON lines: records with a question and, if answered, an answer in one of ``ANSWERS``.
 
     Raises DataError: no such file, no records, records without a question, or one id twice.
     """
@@ -79,15 +79,15 @@ def compare(files: Sequence[Predictions]) -> None:
 
 
 def page(files: Sequence[Predictions], folder: str | Path = "", title: str = "") -> tuple[str, list[str]]:
-    """The page, and the names of images that are not there.
+    """The page, and the names of missing images.
 
     Args:
         files: from :func:`read_predictions`; the first gives the order.
-        folder: that the records' images start from.
-        title: of the page.
+        folder: what the records' image paths are relative to.
+        title: heading of the page.
 
     Raises:
-        DataError: see :func:`compare`; an image that is there but cannot be read.
+        DataError: see :func:`compare`; or an image exists but cannot be read.
     """
     compare(files)
     keys = list(dict.fromkeys(key for file in files for key in file.records))
@@ -139,6 +139,6 @@ def text_of(names: Sequence[str], record: dict[str, Any]) -> str:
 
 
 def kind_of(record: dict[str, Any]) -> str:
-    """The type of a question, its published misspellings corrected."""
+    """The type of a question, published misspellings corrected."""
     kind = str(record.get("type") or "")
     return KINDS.get(kind, kind)

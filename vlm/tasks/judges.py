@@ -1,7 +1,7 @@
-"""Whether an open answer says what the reference says: rules by kind of question, as pure functions of texts.
+"""Whether an open answer agrees with the reference: rules by kind of question, as pure functions of texts.
 
-They stand in for a reader who asks: does the answer, given the question, imply the reference? Another judge (a
-language model, say) is a function of the same arguments, named by its path.
+The question they decide is: given the question, does the answer imply the reference? Another judge (a language model,
+say) is a function with the same arguments, named by its dotted path.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vlm.tasks.metrics import exact_match
 
 Kind = Literal["yes/no", "count", "colour", "free"]
 Judge = Callable[[str, str, str], bool]
-"""(question, answer, reference) -> right."""
+"""(question, answer, reference) -> whether the answer is right."""
 
 _WORDS = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 _ARTICLES = {"a", "an", "the"}
@@ -35,25 +35,25 @@ _SAME = {"grey": "gray", "golden": "gold", "silvery": "silver", "colour": "color
 _LITTLE = "is are was were be it its this that there and of in on at to with some very"
 _SMALL = _ARTICLES | set(_LITTLE.split())
 LONG = 4
-"""Content words from which on a reference need not be met word for word."""
+"""From this many content words on, an answer need not have every word of the reference."""
 ENOUGH = 0.75
-"""Share of the words of a long reference that the answer must have."""
+"""The share of a long reference's words that the answer must have."""
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words without punctuation and articles; numbers to twenty as digits, British spellings as American."""
+    """Lower-case words without punctuation and articles; zero to sixteen as digits, British spellings as American."""
     plain = unicodedata.normalize("NFKC", text).lower().replace("’", "'")
     result = [_SAME.get(w, w) for w in _WORDS.findall(plain)]
     return [str(_NUMBERS[w]) if w in _ONES.split() else w for w in result if w not in _ARTICLES]
 
 
 def alternatives(reference: str) -> list[str]:
-    """The texts that a reference allows: ``"platform or tunnel"`` are two."""
+    """The answers that a reference allows: ``"platform or tunnel"`` allows two."""
     return [part.strip() for part in re.split(r"\bor\b|/", reference) if part.strip()] or [reference]
 
 
 def kind_of(question: str, reference: str) -> Kind:
-    """What is asked for, by the reference first: yes or no, a number, colours, or anything else."""
+    """What is asked for, judged by the reference first: yes or no, a number, colours, or anything else."""
     declared = words(reference)
     if declared and declared[0] in ("yes", "no") and len(declared) == 1:
         return "yes/no"
@@ -66,15 +66,15 @@ def kind_of(question: str, reference: str) -> Kind:
     return "free"
 
 
-def numbers(said: Sequence[str]) -> list[int]:
-    """The numbers among words, in their order."""
-    return [int(w) if w.isdigit() else _NUMBERS[w] for w in said if w.isdigit() or w in _NUMBERS]
+def numbers(tokens: Sequence[str]) -> list[int]:
+    """The numbers among words, in order."""
+    return [int(w) if w.isdigit() else _NUMBERS[w] for w in tokens if w.isdigit() or w in _NUMBERS]
 
 
 def polarity(answer: str, question: str = "") -> bool | None:
-    """Whether an answer affirms: its first yes or no; else a negation; else what it repeats of the question.
+    """Whether an answer affirms, decided by its first yes or no, else by a negation, else by repeating the question.
 
-    None when it does neither.
+    None if none of these applies.
     """
     declared = words(answer)
     for word in declared:
@@ -87,12 +87,12 @@ def polarity(answer: str, question: str = "") -> bool | None:
 
 
 def content(text: str) -> set[str]:
-    """Stems of the words that carry meaning."""
+    """Stems of the content words."""
     return {stem(w) for w in words(text) if w not in _SMALL}
 
 
 def stem(word: str) -> str:
-    """A word without the endings of plural and progressive form."""
+    """A word without its plural or -ing ending."""
     if len(word) > 4 and word.endswith("ies"):
         word = word[:-3] + "y"
     elif len(word) > 3 and word.endswith("s") and not word.endswith("ss"):
@@ -104,12 +104,12 @@ def stem(word: str) -> str:
 
 
 def open_match(question: str, answer: str, reference: str) -> bool:
-    """Whether an answer says what the reference says, by the rule of :func:`kind_of`.
+    """Whether an answer agrees with the reference, by the rule for its :func:`kind_of` question.
 
-    * yes/no: the answer affirms or denies as the reference does (see :func:`polarity`);
-    * count: the first number of the answer is the reference's;
+    * yes/no: the answer affirms or denies like the reference (see :func:`polarity`);
+    * count: the first number of the answer equals the reference's;
     * colour: the answer names all colours of one alternative and at most one more;
-    * free: it has all words of one alternative, or most of a long one; a negation in one only is wrong.
+    * free: it has all words of one alternative, or most words of a long one; both or neither are negated.
     """
     declared, kind = words(answer), kind_of(question, reference)
     if not declared:
@@ -147,7 +147,7 @@ JUDGES: Mapping[str, Judge] = {"exact": _exact, "open": open_match}
 
 
 def judge_of(name: str) -> Judge:
-    """``exact``, ``open``, or the function at ``package.module:name``. Raises ConfigError: there is none."""
+    """``exact``, ``open``, or the function at ``package.module:name``. Raises ConfigError for any other name."""
     if name not in JUDGES and ":" not in name:
         raise ConfigError(unknown("judge", name, list(JUDGES)), fix="or name a function as package.module:function")
     result: Judge = JUDGES[name] if name in JUDGES else resolve("judge", name)
@@ -155,12 +155,12 @@ def judge_of(name: str) -> Judge:
 
 
 def interval(shares: Sequence[float], level: float = 0.95, draws: int = 2000, seed: int = 0) -> list[float] | None:
-    """Bounds of the mean by the percentile bootstrap over questions; None of nothing.
+    """Bounds of the mean by a percentile bootstrap over questions; None without questions.
 
     Args:
-        shares: of each question, the share of runs in which it was answered right.
-        level: the probability that the bounds cover.
-        draws: resamples.
+        shares: per question, the share of runs that answered it right.
+        level: coverage of the bounds.
+        draws: number of resamples.
         seed: of the resampling.
     """
     if not len(shares):
@@ -172,7 +172,7 @@ def interval(shares: Sequence[float], level: float = 0.95, draws: int = 2000, se
 
 
 def intervals(types: Sequence[Any], shares: Sequence[float]) -> dict[str, Any]:
-    """``{"overall": [low, high], "by_type": {type: [low, high]}}``; questions without a type count overall only."""
+    """``{"overall": [low, high], "by_type": {type: [low, high]}}``; a question without a type counts only overall."""
     groups: dict[str, list[float]] = {}
     for kind, value in zip(types, shares, strict=True):
         if kind is not None:

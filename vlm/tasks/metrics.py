@@ -10,19 +10,19 @@ Record = Mapping[str, Any]
 
 
 def exact_match(answer: str, reference: str) -> bool:
-    """Whether two texts are equal apart from white space around them."""
+    """Whether two texts are equal apart from surrounding white space."""
     return answer.strip() == reference.strip()
 
 
 def share(flags: Sequence[bool]) -> dict[str, Any]:
-    """``{"accuracy", "count"}``; the accuracy of nothing is None."""
+    """``{"accuracy", "count"}``; the accuracy is None without flags."""
     return {"accuracy": sum(flags) / len(flags) if flags else None, "count": len(flags)}
 
 
 def by(
     records: Sequence[Record], flags: Sequence[bool], key: Callable[[Record], Hashable]
 ) -> dict[str, dict[str, Any]]:
-    """Accuracy and count for each value of ``key``, sorted by it; records where it is None are left out."""
+    """Accuracy and count for each value of ``key``, sorted; records whose key is None are left out."""
     groups: dict[Hashable, list[bool]] = defaultdict(list)
     for record, flag in zip(records, flags, strict=True):
         groups[key(record)].append(flag)
@@ -30,7 +30,7 @@ def by(
 
 
 def summarise(records: Sequence[Record], flags: Sequence[bool]) -> dict[str, Any]:
-    """Accuracies of scored records: overall, per type, per number of objects, on seen and unseen pairs.
+    """Accuracies overall, per question type, per number of objects, and on seen and unseen pairs.
 
     Args:
         records: may have ``type``, ``objects`` and ``unseen_pair``.
@@ -38,7 +38,7 @@ def summarise(records: Sequence[Record], flags: Sequence[bool]) -> dict[str, Any
 
     Returns:
         ``{"overall", "count", "unseen_pairs", "seen_pairs", "by_type", "by_objects", "counts"}``; accuracies
-        are shares of 1, None where there is no such record.
+        are shares of 1, None without such records.
     """
     unseen = [f for r, f in zip(records, flags, strict=True) if r.get("unseen_pair") is True]
     seen = [f for r, f in zip(records, flags, strict=True) if r.get("unseen_pair") is False]
@@ -61,7 +61,7 @@ def summarise(records: Sequence[Record], flags: Sequence[bool]) -> dict[str, Any
 
 
 def mean_of(numbers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The accuracies of several runs over the same records (see :func:`summarise`) as their means."""
+    """Mean accuracies of several runs over the same records; see :func:`summarise`."""
     flat = ("overall", "seen_pairs", "unseen_pairs")
     result: dict[str, Any] = {k: _mean([n[k] for n in numbers]) for k in flat}
     for group in ("by_type", "by_objects"):
@@ -75,7 +75,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def majority_answers(records: Sequence[Record]) -> dict[str, str]:
-    """The most frequent answer of each question type; of equals the alphabetically first."""
+    """The most frequent answer of each question type; ties go to the alphabetically first."""
     answers: dict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
         answers[str(record.get("type"))][str(record["answer"]).strip()] += 1
@@ -83,7 +83,7 @@ def majority_answers(records: Sequence[Record]) -> dict[str, str]:
 
 
 def majority(records: Sequence[Record]) -> dict[str, Any]:
-    """:func:`summarise` of always giving the most frequent answer of the question's type, with these answers."""
+    """:func:`summarise` of always giving the most frequent answer of the question's type; lists those answers."""
     guess = majority_answers(records)
     flags = [exact_match(guess[str(r.get("type"))], str(r["answer"])) for r in records]
     return {**summarise(records, flags), "answers": guess}

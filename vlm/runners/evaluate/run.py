@@ -51,12 +51,12 @@ def run_evaluation(
         cfg: a checked configuration with ``evaluation_datasets``.
         engine: the model; loaded from ``cfg`` when not given.
         datasets: names of the datasets to use; all by default.
-        images: controls to run, of ``right``, ``wrong``, ``none``, ``blank``.
-        output: folder for the results; by default ``run.save_path``, else ``run.output_dir``.
+        images: image controls to run: ``right``, ``wrong``, ``none``, ``blank``.
+        output: folder of the results; by default ``run.save_path``, else ``run.output_dir``.
         batch_size: questions that run together; by default the dataset's.
-        seeds: one run with sampled answers per seed, whose scores are averaged; none: one run as the model answers.
+        seeds: one run of sampled answers per seed, scores averaged; without seeds one run with the model's own options.
         judge: what counts as right: ``exact``, ``open`` or ``module:function``; by default the benchmark's.
-        show: called on the first process with the table of each result as soon as there is one.
+        show: called on the first process with the table of each result as soon as it is known.
 
     Returns:
         ``{dataset: {control: scores}}``, also written to ``<output>/<run.name or evaluation>.json``; the
