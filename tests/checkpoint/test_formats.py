@@ -279,7 +279,7 @@ def test_missing_files(world: World, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"part-1.bin named by pytorch_model.bin.index.json but missing"):
         shards(world.llm)
     (world.llm / "pytorch_model.bin.index.json").write_text("{")
-    with pytest.raises(WeightsError, match="not a shard index"):
+    with pytest.raises(WeightsError, match="index.json: not JSON"):
         shards(world.llm)
 
 
