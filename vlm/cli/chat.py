@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vlm.cli.options import add_model_arguments, add_source, changes_of, device_of, options_of, source_of
+from vlm.cli.options import add_listed, add_model_arguments, changes_of, device_of, options_of, source_of
 from vlm.common.errors import UserError
 from vlm.common.logging import busy, quiet
 from vlm.common.registry import register_command
@@ -24,18 +24,7 @@ class Chat:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """The arguments of ``vlm chat``."""
-        add_source(parser)
-        parser.add_argument(
-            "--image", "--image_file", action="append", default=[], metavar="PATH", help="image of the first question"
-        )
-        parser.add_argument("--video", action="append", default=[], metavar="PATH", help="video of the first question")
-        parser.add_argument("--ask", action="append", default=[], metavar="TEXT", help="ask this and exit; repeatable")
-        parser.add_argument(
-            "--shots",
-            default=None,
-            metavar="FILE",
-            help="few-shot examples: JSON Lines with {image, question, answer}",
-        )
+        add_listed(parser, "source", "chat")
         add_model_arguments(parser)
 
     def main(self, args: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vlm.cli.options import add_source, source_of
+from vlm.cli.options import add_listed, source_of
 from vlm.common.errors import UserError
 from vlm.common.logging import say
 from vlm.common.registry import register_command
@@ -22,23 +22,7 @@ class Eval:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """The configuration and its changes."""
-        add_source(parser)
-        parser.add_argument("--dataset", default="", metavar="NAMES", help="only these, separated by commas")
-        parser.add_argument(
-            "--images",
-            default="right",
-            help="image shown with each question: right, wrong, none, blank, or several",
-        )
-        parser.add_argument("--seeds", default="", metavar="N,N", help="sampled answers, one run per seed, averaged")
-        parser.add_argument("--judge", default=None, help="what is right: exact, open, or package.module:function")
-        parser.add_argument(
-            "--predictions", nargs="+", default=[], metavar="FILE", help="score these result files instead; no model"
-        )
-        parser.add_argument("--data", nargs="+", default=[], metavar="FILE", help="with --predictions: the records")
-        parser.add_argument("--output", default=None, metavar="DIR", help="folder of the results")
-        parser.add_argument(
-            "--options", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the configuration"
-        )
+        add_listed(parser, "source", "eval")
 
     def main(self, args: argparse.Namespace) -> int:
         """Evaluate; the exit code.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vlm.cli.options import add_model_arguments, changes_of, device_of, options_of
+from vlm.cli.options import add_listed, add_model_arguments, changes_of, device_of, options_of
 from vlm.common.errors import ConfigError
 from vlm.common.logging import busy, quiet, say
 from vlm.common.registry import register_command
@@ -15,18 +15,7 @@ if TYPE_CHECKING:
     from vlm.inference.load import Questions
     from vlm.runners.evaluate.generate import Request
 
-GENERATION_FLAGS: dict[str, tuple[Any, str]] = {
-    "min_length": (int, "shortest answer, BOS position included: 2 means at least one token"),
-    "no_repeat_ngram_size": (int, "no sequence of this many tokens occurs twice; 0: off"),
-    "length_penalty": (
-        float,
-        "beams: score = sum of log probabilities / length ** this; below 0 prefers short answers",
-    ),
-    "length_penalty_form": (
-        str,
-        "what length counts besides the answer: published (one token), prompt, or answer (nothing)",
-    ),
-}
+GENERATION_FLAGS = ("min_length", "no_repeat_ngram_size", "length_penalty", "length_penalty_form")
 SEED = 42
 """Seed of sampled answers unless a file or flag gives one (the published evaluation's), so that runs agree."""
 
@@ -41,57 +30,9 @@ class Generate:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Model, records, prompt, answer and result."""
-        parser.add_argument(
-            "cfg",
-            nargs="?",
-            metavar="FILE|RUN_DIR",
-            help="YAML file, run folder, or published folder or file of a model",
-        )
-        parser.add_argument("--cfg-path", default=None, help="the same, in the published spelling")
-        parser.add_argument("--config", default=None, metavar="FILE", help="a published file with questions of its own")
-        parser.add_argument("--checkpoint", default=None, help="with --config: replaces the checkpoint that it names")
-        parser.add_argument(
-            "--data", nargs="+", default=None, metavar="FILE", help="annotation files (default: those of --config)"
-        )
-        parser.add_argument(
-            "--prompt", default=None, help="text with {fields} of a record (default: '{question}', or --config's)"
-        )
-        parser.add_argument(
-            "--raw-prompt", action="store_true", help="the prompt is all that the model sees, without the template"
-        )
-        parser.add_argument(
-            "--media-field",
-            default=None,
-            metavar="NAME",
-            help="field with the image or video (default: image, else video)",
-        )
-        parser.add_argument(
-            "--media-root",
-            default=".",
-            metavar="DIR",
-            help="folder that paths start from (default: the working folder)",
-        )
-        parser.add_argument(
-            "--index-field", default="index", metavar="NAME", help="field that names a record (default: index)"
-        )
-        parser.add_argument("--copy", nargs="+", default=[], metavar="NAME", help="fields to copy into the result")
-        parser.add_argument(
-            "--answer-field",
-            default="",
-            metavar="NAME",
-            help="the result is the records, with the answer in this field",
-        )
-        parser.add_argument(
-            "--output", "--output_path", required=True, metavar="FILE", help="result, JSON lines; FILE.json: an array"
-        )
-        parser.add_argument("--overwrite", action="store_true", help="replace what is there")
-        parser.add_argument(
-            "--batch-size", type=int, default=None, help="records that run together (default: 16, or --config's)"
-        )
+        add_listed(parser, "generate")
         add_model_arguments(parser)
-        for name, (kind, about) in GENERATION_FLAGS.items():
-            parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=None, help=about)
-        parser.add_argument("--sample", action="store_true", help="sample answers instead of taking the most likely")
+        add_listed(parser, "generate answers")
 
     def main(self, args: argparse.Namespace) -> int:
         """Answer; the exit code.
@@ -103,7 +44,7 @@ class Generate:
         from vlm.runners.evaluate.generate import Records, lemmatizer, run_generate
 
         changes = changes_of(args) | {
-            name: value for name in GENERATION_FLAGS if (value := getattr(args, name)) is not None
+            name: v for name, v in vars(args).items() if name in GENERATION_FLAGS and v is not None
         }
         changes |= {"do_sample": True} if args.sample else {}
         asked = questions_of(args)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlm.cli.options import add_listed
 from vlm.common.logging import busy, quiet, say
 from vlm.common.registry import register_command
 
@@ -200,13 +201,7 @@ class QuickstartCommand:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Seed, output folder and scale."""
-        parser.add_argument("--seed", type=int, default=0, help="seed of the images and of training")
-        parser.add_argument(
-            "--output", default="output/quickstart", metavar="DIR", help="output folder; replaced if it exists"
-        )
-        parser.add_argument(
-            "--scale", type=float, default=1.0, help="fraction of the images, questions and steps, for a short trial"
-        )
+        add_listed(parser, "quickstart")
 
     def main(self, args: argparse.Namespace) -> int:
         """``vlm quickstart``."""

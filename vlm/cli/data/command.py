@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Callable
 from typing import Any
 
-from vlm.cli.options import add_options
+from vlm.cli.options import add_listed
 from vlm.common.logging import say
 from vlm.common.registry import register_command
 
@@ -26,17 +25,6 @@ ACTIONS: dict[str, tuple[str, str]] = {
 """Action -> help, example."""
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """Type of an argument that is an integer of at least ``least``."""
-
-    def read(text: str) -> int:
-        if not text.lstrip("-").isdigit() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"expected an integer >= {least}, got {text!r}")
-        return int(text)
-
-    return read
-
-
 @register_command("data")
 class Data:
     """List corpora, check datasets, show samples, write web shards.
@@ -50,33 +38,10 @@ class Data:
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """``list``, ``show CFG``, ``check CFG``, ``shard CFG OUT``."""
         actions = parser.add_subparsers(dest="action", required=True, metavar="|".join(ACTIONS))
-        result = {
-            name: actions.add_parser(name, help=about, description=about, epilog=f"example: {example}")
-            for name, (about, example) in ACTIONS.items()
-        }
-        for name in ("show", "check", "shard"):
-            result[name].add_argument("cfg", metavar="FILE|RUN_DIR", help="YAML file or run folder")
-        result["shard"].add_argument("out", metavar="OUT", help="output folder, for OUT/DATASET/00000.tar ...")
-        for name in ("show", "check", "shard"):
-            result[name].add_argument("--only", nargs="+", default=[], metavar="DATASET", help="only these datasets")
-            add_options(result[name])
-        for name in ("check", "shard"):
-            result[name].add_argument(
-                "-j", type=at_least(0), default=0, metavar="N", help="worker processes (default 0)"
-            )
-        show = result["show"]
-        show.add_argument("-n", type=at_least(1), default=2, help="samples of each dataset (default 2)")
-        show.add_argument("--seed", type=int, default=None, help="show random samples instead of the first ones")
-        show.add_argument("--html", metavar="FILE", help="write an HTML page with the images")
-        check = result["check"]
-        check.add_argument("--pixels", action="store_true", help="also decode every image and video")
-        check.add_argument(
-            "--limit", type=at_least(1), default=None, metavar="N", help="only the first N records of each dataset"
-        )
-        check.add_argument("--out", metavar="DIR", help="folder for quarantine.jsonl and check.json")
-        result["shard"].add_argument(
-            "--per-shard", type=at_least(1), default=1000, metavar="N", help="samples of a shard (default 1000)"
-        )
+        for name, (about, example) in ACTIONS.items():
+            action = actions.add_parser(name, help=about, description=about, epilog=f"example: {example}")
+            if name != "list":
+                add_listed(action, f"data {name}", "options")
 
     def main(self, args: argparse.Namespace) -> int:
         """Run the action; the exit code.
