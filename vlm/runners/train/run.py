@@ -61,20 +61,49 @@ def run_training(cfg: Config) -> RunResult:
 
 def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
     """Everything that needs the process group; what it builds is released when it returns."""
+    run = cfg.run
     run_dir, source = find_run(cfg)
-    dist.seed_everything(cfg.run.seed, world.rank, cfg.run.deterministic)
+    dist.seed_everything(run.seed, world.rank, run.deterministic)
     model = load_model(cfg, device=device, dtype=frozen_dtype(cfg, device))
-    checkpoint_activations(model, cfg.run.activation_checkpointing)
+    checkpoint_activations(model, run.activation_checkpointing)
     processor = build_processor(cfg.model)
-    loader = build_loader(cfg, processor, run_dir, device, VisualTokens.of(model.visual_tokens))
-    task = resolve("task", cfg.run.task)()
-    trainer = build_trainer(cfg, model, loader, task, processor, run_dir, device)
+    loader = TrainLoader.from_config(
+        cfg.datasets,
+        processor,
+        seed=run.seed,
+        rank=world.rank,
+        world_size=dist.world_size(),
+        num_workers=run.num_workers,
+        output_dir=run_dir.path,
+        max_bad_share=run.max_bad_share,
+        mixing=run.mixing,
+        batch_size=run.batch_size,
+        group_by_length=run.group_by_length,
+        packing=run.packing,
+        visual_tokens=VisualTokens.of(model.visual_tokens),
+        pin_memory=device.type != "cpu",
+    )
+    task = resolve("task", run.task)()
+    trainer: Trainer = resolve("runner", run.runner)(
+        model,
+        loader,
+        task,
+        run,
+        run_dir=run_dir,
+        device=device,
+        epoch_steps=epoch_length(cfg, loader),
+        groups=loader.groups,
+        validator=build_validator(cfg, model, task, processor, device),
+        config=cfg.resolved,
+        config_text=to_yaml(cfg.resolved),
+        fingerprints=fingerprint(model),
+    )
     if source is not None:
         trainer.resume(source)
     open_run(cfg, run_dir)
     result = trainer.fit(start_trackers(cfg, run_dir, trainer))
     loader.close()
-    if world.is_main and cfg.run.report:
+    if world.is_main and run.report:
         report(cfg, model, processor, run_dir, result, device)
     dist.barrier()
     return result
@@ -90,9 +119,7 @@ def frozen_dtype(cfg: Config, device: torch.device) -> torch.dtype:
 
 def resume_choice(cfg: Config) -> str:
     """``run.resume``, or the published ``run.resume_ckpt_path``."""
-    if cfg.run.resume == "never" and cfg.run.resume_ckpt_path:
-        return cfg.run.resume_ckpt_path
-    return cfg.run.resume
+    return (cfg.run.resume == "never" and cfg.run.resume_ckpt_path) or cfg.run.resume
 
 
 def find_run(cfg: Config) -> tuple[RunDir, Path | None]:
@@ -121,28 +148,6 @@ def open_run(cfg: Config, run_dir: RunDir) -> None:
         run_dir.write_config(to_yaml(cfg.resolved))
     log.info("run folder %s (its config.yaml holds every resolved value)", run_dir.path)
     dist.barrier()
-
-
-def build_loader(
-    cfg: Config, processor: Processor, run_dir: RunDir, device: torch.device, visual_tokens: VisualTokens
-) -> TrainLoader:
-    """Endless training batches of this process; ``visual_tokens``: positions that media take in the LLM."""
-    return TrainLoader.from_config(
-        cfg.datasets,
-        processor,
-        seed=cfg.run.seed,
-        rank=dist.rank(),
-        world_size=dist.world_size(),
-        num_workers=cfg.run.num_workers,
-        output_dir=run_dir.path,
-        max_bad_share=cfg.run.max_bad_share,
-        mixing=cfg.run.mixing,
-        batch_size=cfg.run.batch_size,
-        group_by_length=cfg.run.group_by_length,
-        packing=cfg.run.packing,
-        visual_tokens=visual_tokens,
-        pin_memory=device.type != "cpu",
-    )
 
 
 def epoch_length(cfg: Config, loader: TrainLoader) -> int:
@@ -185,42 +190,10 @@ def build_validator(
     for name in expected:
         entry = cfg.valid_datasets[name]
         limit = cfg.run.val_batches * entry.batch_size * dist.world_size() or None
-        loaders[name] = ValidLoader.from_config(
-            {name: entry},
-            processor,
-            seed=cfg.run.seed,
-            rank=dist.rank(),
-            world_size=dist.world_size(),
-            max_samples=limit,
-        )
+        ranks = {"rank": dist.rank(), "world_size": dist.world_size()}
+        loaders[name] = ValidLoader.from_config({name: entry}, processor, seed=cfg.run.seed, max_samples=limit, **ranks)
     precision = pick_precision(cfg.run.amp, cfg.run.amp_dtype, device)
     return Validator(model, task, loaders, device=device, precision=precision)
-
-
-def build_trainer(
-    cfg: Config,
-    model: VLM,
-    loader: TrainLoader,
-    task: Task,
-    processor: Processor,
-    run_dir: RunDir,
-    device: torch.device,
-) -> Trainer:
-    """The runner that ``run.runner`` names."""
-    return resolve("runner", cfg.run.runner)(
-        model,
-        loader,
-        task,
-        cfg.run,
-        run_dir=run_dir,
-        device=device,
-        epoch_steps=epoch_length(cfg, loader),
-        groups=loader.groups,
-        validator=build_validator(cfg, model, task, processor, device),
-        config=cfg.resolved,
-        config_text=to_yaml(cfg.resolved),
-        fingerprints=fingerprint(model),
-    )
 
 
 def start_trackers(cfg: Config, run_dir: RunDir, trainer: Trainer) -> list[Tracker]:
@@ -268,15 +241,10 @@ def sample_answers(cfg: Config, model: VLM, processor: Processor, device: torch.
     questions = [question_of(s) for s in samples]
     generation = Generation(do_sample=False, max_new_tokens=ANSWER_TOKENS, repetition_penalty=1.0, temperature=1.0)
     answers = Engine(model, processor, config=cfg, device=device).generate([q for q, _ in questions], generation)
+    images = [[m.source for message in question for m in message.media][:2] for question, _ in questions]
     return [
-        AnswerCard(
-            question=question[-1].text,
-            answer=answer,
-            reference=reference,
-            images=[m.source for message in question for m in message.media][:2],
-            name=sample.id,
-        )
-        for sample, (question, reference), answer in zip(samples, questions, answers, strict=True)
+        AnswerCard(question[-1].text, answer, reference, images=shown, name=sample.id)
+        for sample, shown, (question, reference), answer in zip(samples, images, questions, answers, strict=True)
     ]
 
 
