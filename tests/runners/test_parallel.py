@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from vlm.common.errors import ConfigError
-from vlm.runners.train.parallel import checkpoint_activations, checkpointable_modules, unwrap, wrap
+from vlm.runners.train.parallel import checkpoint_activations, checkpointable_modules, wrap
 
 
 class Block(nn.Module):
@@ -85,4 +85,4 @@ def test_missing_fairscale_is_explained(monkeypatch):
 
 def test_alone_a_model_is_not_wrapped():
     model = Model()
-    assert wrap(model) is model and unwrap(model) is model
+    assert wrap(model) is model

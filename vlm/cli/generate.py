@@ -13,7 +13,6 @@ from vlm.common.registry import register_command
 
 if TYPE_CHECKING:
     from vlm.inference.load import Questions
-    from vlm.runners.evaluate.generate import Request
 
 GENERATION_FLAGS = ("min_length", "no_repeat_ngram_size", "length_penalty", "length_penalty_form")
 SEED = 42
@@ -41,14 +40,25 @@ class Generate:
             UserError: anything the user can fix.
         """
         from vlm.common import dist
-        from vlm.runners.evaluate.generate import Records, lemmatizer, run_generate
+        from vlm.runners.evaluate.generate import Records, Request, lemmatizer, run_generate
 
         changes = changes_of(args) | {
             name: v for name, v in vars(args).items() if name in GENERATION_FLAGS and v is not None
         }
         changes |= {"do_sample": True} if args.sample else {}
         asked = questions_of(args)
-        config, request = asked.config, request_of(args, asked)
+        config = asked.config
+        request = Request(
+            files=args.data or asked.files,
+            prompt=asked.prompt if args.prompt is None else args.prompt,
+            raw=asked.raw,
+            media_field=args.media_field or asked.media_field,
+            media_root=args.media_root,
+            index_field=args.index_field,
+            copy=args.copy,
+            answer_field=args.answer_field,
+            lemmatize=asked.lemmatize,
+        )
         seed = SEED if asked.generation.seed is None else asked.generation.seed
         generation = asked.generation.replace(**{"seed": seed} | changes)
         records = Records(request)  # before the model is loaded, which may take minutes
@@ -99,20 +109,3 @@ def questions_of(args: argparse.Namespace) -> Questions:
         raise ConfigError("no records named", fix="--data questions.jsonl")
     config = read_source(path, options)
     return Questions(config, default_generation(config), raw=args.raw_prompt)
-
-
-def request_of(args: argparse.Namespace, asked: Questions) -> Request:
-    """What to ask about which records: what the arguments say, else what the file states."""
-    from vlm.runners.evaluate.generate import Request
-
-    return Request(
-        files=args.data or asked.files,
-        prompt=asked.prompt if args.prompt is None else args.prompt,
-        raw=asked.raw,
-        media_field=args.media_field or asked.media_field,
-        media_root=args.media_root,
-        index_field=args.index_field,
-        copy=args.copy,
-        answer_field=args.answer_field,
-        lemmatize=asked.lemmatize,
-    )

@@ -13,7 +13,7 @@ from vlm.common.errors import DataError
 from vlm.common.types import Image, Video
 from vlm.config.api import Config, DatasetEntry
 from vlm.datasets.loading.sources import build_sources
-from vlm.pages.card import DatasetCard, page
+from vlm.pages.card import page
 from vlm.pages.parts import AnswerCard
 from vlm.tasks.benchmarks.base import Prediction, Questions, Result, Score, prompt_of
 from vlm.tasks.benchmarks.image_controls import CONTROLS
@@ -67,7 +67,9 @@ def write_card(
             heading: [AnswerCard(p.question, p.answer, p.reference, images.get(p.id, ()), p.id) for p in shown]
             for heading, shown in examples.items()
         }
-        sections.append(DatasetCard(dataset, declared, *score_table(by_control), cards))
+        head, rows, note = score_table(by_control)
+        shown = {"name": dataset, "facts": declared, "head": head, "rows": rows, "note": note, "examples": cards}
+        sections.append(shown)
     (folder / f"{name}_card.json").write_text(json.dumps(card, indent=1, default=str) + "\n", encoding="utf-8")
     file = folder / f"{name}_card.html"
     file.write_text(page(name, groups, sections), encoding="utf-8")

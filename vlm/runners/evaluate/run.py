@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,17 +72,22 @@ def run_evaluation(
         check_control(image)
     joined, main = engine is None, dist.is_main()
     if engine is None:
-        engine = _load_engine(cfg)
+        from vlm.inference.engine import Engine
+
+        _, device = dist.init(cfg.run.device)
+        engine = Engine.load(cfg, device=str(device))
         main = dist.is_main()  # known only while the processes are joined
     results: Results = {name: {} for name in names}
     try:
-        for name, image, dataset in _datasets(cfg, engine, names, images):
-            started = time.monotonic()
-            result = benchmark().run(engine, dataset, options[name])
-            scores = {**result.scores, "seconds": time.monotonic() - started}
-            results[name][image] = replace(result, scores=scores)
-            if main:
-                show(f"{name}, {image} image:{table(result)}")
+        for name in names:
+            dataset = build_sources({name: cfg.evaluation_datasets[name]}, engine.processor, "eval")[0].dataset
+            for image in images:
+                questions, started = Controlled(dataset, image), time.monotonic()
+                result = benchmark().run(engine, questions, options[name])
+                scores = {**result.scores, "seconds": time.monotonic() - started}
+                results[name][image] = replace(result, scores=scores)
+                if main:
+                    show(f"{name}, {image} image:{table(result)}")
     finally:
         if joined:
             dist.destroy()
@@ -131,22 +136,6 @@ def read_options(benchmark: Any, cfg: Config, entry: DatasetEntry, flags: dict[s
     options = read(benchmark.Config, values, ("run", "benchmark"), report)
     report.raise_if_any(f"benchmark {benchmark.__name__}")
     return options
-
-
-def _load_engine(cfg: Config) -> Engine:
-    from vlm.inference.engine import Engine
-
-    _, device = dist.init(cfg.run.device)
-    return Engine.load(cfg, device=str(device))
-
-
-def _datasets(
-    cfg: Config, engine: Engine, names: Sequence[str], images: Sequence[str]
-) -> Iterator[tuple[str, str, Controlled]]:
-    for name in names:
-        dataset = build_sources({name: cfg.evaluation_datasets[name]}, engine.processor, "eval")[0].dataset
-        for image in images:
-            yield name, image, Controlled(dataset, image)
 
 
 def _write(folder: Path, cfg: Config, engine: Engine, results: Results, options: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,8 +12,6 @@ from vlm.common import dist
 from vlm.common.errors import UserError
 from vlm.models.protocols import ExemptsFromDecay
 from vlm.models.trainable import matching
-
-log = logging.getLogger(__name__)
 
 EVERYTHING = ("*",)
 """Globs that select every parameter."""

@@ -38,11 +38,6 @@ def wrap(model: nn.Module, *, find_unused_parameters: bool = False, broadcast_bu
     return DistributedDataParallel(model, **options)
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside :func:`wrap`'s result."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
-
-
 def accumulate(model: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
     """Context of one micro-batch: gradients are exchanged only in the ``last`` one of a step."""
     if isinstance(model, DistributedDataParallel) and not last:
