@@ -35,12 +35,10 @@ class Chat:
         """
         source = source_of(args, "vlm chat output/quickstart/stage2")
         changes, device, options = changes_of(args), device_of(args), options_of(args)
-        for path in args.image:  # before the model is loaded, which may take minutes
-            if not Path(path).is_file():
-                raise UserError(f"image {path}: no such file", fix="check the path after --image")
-        for path in args.video:
-            if not Path(path).exists():
-                raise UserError(f"video {path}: no such file", fix="check the path after --video")
+        absent = [("image", path) for path in args.image if not Path(path).is_file()]
+        absent += [("video", path) for path in args.video if not Path(path).exists()]
+        for kind, path in absent:  # before the model is loaded, which may take minutes
+            raise UserError(f"{kind} {path}: no such file", fix=f"check the path after --{kind}")
         media = [*args.image, *map(Video, args.video)]
         with busy(f"loading {source}"), quiet("vlm.checkpoint"):
             from vlm.inference.engine import Engine

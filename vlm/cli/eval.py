@@ -81,7 +81,6 @@ def listed(text: str) -> list[str]:
 
 def numbers_of(text: str) -> list[int]:
     """``"0,1"`` -> ``[0, 1]``. Raises UserError for anything but non-negative integers."""
-
     strange = [part for part in listed(text) if not part.isdigit()]
     if strange:
         raise UserError(f"--seeds: expected integers >= 0, got {', '.join(strange)}", fix="--seeds 0,1,2")

@@ -9,6 +9,7 @@ from typing import Any
 from vlm.cli.options import add_listed
 from vlm.common.logging import say
 from vlm.common.registry import register_command
+from vlm.config.tree import parse_file
 
 ACTIONS: dict[str, tuple[str, str]] = {
     "list": ("list the shipped corpora with their formats and what they need", "vlm data list"),
@@ -49,18 +50,12 @@ class Data:
         Raises:
             UserError: an invalid configuration or dataset.
         """
-        if args.action == "list":
-            return list_corpora()
-        return int(importlib.import_module(f"vlm.cli.data.{args.action}").main(args))
+        from vlm.config.composition import corpora, corpus_file
 
-
-def list_corpora() -> int:
-    """Print name, format and help of every shipped corpus."""
-    from vlm.config.composition import corpora, corpus_file
-    from vlm.config.tree import parse_file
-
-    for name in corpora():
-        file = corpus_file(name)
-        data: dict[str, Any] = parse_file(file).data if file else {}
-        say(f"{name:<24}{data.get('format', ''):<20}{data.get('help', '')}")
-    return 0
+        if args.action != "list":
+            return int(importlib.import_module(f"vlm.cli.data.{args.action}").main(args))
+        for name in corpora():
+            file = corpus_file(name)
+            data: dict[str, Any] = parse_file(file).data if file else {}
+            say(f"{name:<24}{data.get('format', ''):<20}{data.get('help', '')}")
+        return 0

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
 ANSWERS_SHOWN = 6
 """Examples of right answers, and as many of wrong ones, per dataset."""
-IDLE = ("top_p", "top_k", "temperature", "seed")
-"""Generation options without effect on greedy answers."""
+IDLE = ("top_p", "top_k", "temperature", "seed")  # generation options without effect on greedy answers
 
 
 def write_card(
@@ -118,10 +117,8 @@ def examples_of(result: Result) -> dict[str, list[Prediction]]:
     if any(p.right is None for p in first):
         return {"Answers": _spread(first)}
     scored = [p for p in first if p.reference]
-    return {
-        "Right answers": _spread([p for p in scored if p.right]),
-        "Wrong answers": _spread([p for p in scored if not p.right]),
-    }
+    right, wrong = [p for p in scored if p.right], [p for p in scored if not p.right]
+    return {"Right answers": _spread(right), "Wrong answers": _spread(wrong)}
 
 
 def _spread(predictions: Sequence[Prediction]) -> list[Prediction]:

@@ -29,8 +29,7 @@ log = logging.getLogger(__name__)
 DEFAULT = "question_answering"
 """The benchmark of a configuration whose ``run.task`` is a training task, such as a run folder's."""
 
-Results = dict[str, dict[str, Result]]
-"""Dataset -> image control -> result."""
+Results = dict[str, dict[str, Result]]  # dataset -> image control -> result
 
 
 def run_evaluation(
@@ -84,8 +83,7 @@ def run_evaluation(
             for image in images:
                 questions, started = Controlled(dataset, image), time.monotonic()
                 result = benchmark().run(engine, questions, options[name])
-                scores = {**result.scores, "seconds": time.monotonic() - started}
-                results[name][image] = replace(result, scores=scores)
+                results[name][image] = replace(result, scores={**result.scores, "seconds": time.monotonic() - started})
                 if main:
                     show(f"{name}, {image} image:{table(result)}")
     finally:
@@ -155,11 +153,9 @@ def _write(folder: Path, cfg: Config, engine: Engine, results: Results, options:
 
 def row(dataset: str, image: str, prediction: Prediction) -> dict[str, Any]:
     """One line of the answer file."""
-    p = prediction
-    run = {} if p.seed is None else {"seed": p.seed}
-    right = {} if p.right is None else {"right": p.right}
-    texts = {"id": p.id, "question": p.question, "answer": p.answer, "reference": p.reference}
-    return {"dataset": dataset, "image": image, **run, **texts, **right, **p.fields}
+    names = ("seed", "id", "question", "answer", "reference", "right")
+    given = {name: value for name in names if (value := getattr(prediction, name)) is not None}
+    return {"dataset": dataset, "image": image, **given, **prediction.fields}
 
 
 def table(result: Result) -> str:

@@ -25,7 +25,7 @@ from vlm.models.trainable import trainable_table
 from vlm.pages.parts import AnswerCard
 from vlm.processors.collate import VisualTokens
 from vlm.processors.processor import Processor, build_processor
-from vlm.runners.train.optim import pick_precision
+from vlm.runners.train.optim import Precision, pick_precision
 from vlm.runners.train.parallel import checkpoint_activations
 from vlm.runners.train.report import write_report
 from vlm.runners.train.trackers import RunInfo, Tracker, open_trackers
@@ -38,8 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ANSWER_TOKENS = 80
-"""Longest sample answer of the report, in tokens."""
+ANSWER_TOKENS = 80  # longest sample answer of the report
 
 
 def run_training(cfg: Config) -> RunResult:
@@ -64,7 +63,9 @@ def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
     run = cfg.run
     run_dir, source = find_run(cfg)
     dist.seed_everything(run.seed, world.rank, run.deterministic)
-    model = load_model(cfg, device=device, dtype=frozen_dtype(cfg, device))
+    precision = pick_precision(run.amp, run.amp_dtype, device)
+    # frozen weights are stored in the dtype of autocast, so that no step casts them again
+    model = load_model(cfg, device=device, dtype=precision.amp_dtype or torch.float32)
     checkpoint_activations(model, run.activation_checkpointing)
     processor = build_processor(cfg.model)
     loader = TrainLoader.from_config(
@@ -93,7 +94,7 @@ def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
         device=device,
         epoch_steps=epoch_length(cfg, loader),
         groups=loader.groups,
-        validator=build_validator(cfg, model, task, processor, device),
+        validator=build_validator(cfg, model, task, processor, device, precision),
         config=cfg.resolved,
         config_text=to_yaml(cfg.resolved),
         fingerprints=fingerprint(model),
@@ -107,14 +108,6 @@ def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
         report(cfg, model, processor, run_dir, result, device)
     dist.barrier()
     return result
-
-
-def frozen_dtype(cfg: Config, device: torch.device) -> torch.dtype:
-    """Storage dtype of frozen weights while training: that of autocast, so that no step casts them again.
-
-    Without mixed precision it is float32, so half precision is never used by accident.
-    """
-    return pick_precision(cfg.run.amp, cfg.run.amp_dtype, device).amp_dtype or torch.float32
 
 
 def resume_choice(cfg: Config) -> str:
@@ -169,7 +162,7 @@ def epoch_length(cfg: Config, loader: TrainLoader) -> int:
 
 
 def build_validator(
-    cfg: Config, model: VLM, task: Task, processor: Processor, device: torch.device
+    cfg: Config, model: VLM, task: Task, processor: Processor, device: torch.device, precision: Precision
 ) -> Validator | None:
     """The validation loss of the configured datasets, or None without any.
 
@@ -192,7 +185,6 @@ def build_validator(
         limit = cfg.run.val_batches * entry.batch_size * dist.world_size() or None
         ranks = {"rank": dist.rank(), "world_size": dist.world_size()}
         loaders[name] = ValidLoader.from_config({name: entry}, processor, seed=cfg.run.seed, max_samples=limit, **ranks)
-    precision = pick_precision(cfg.run.amp, cfg.run.amp_dtype, device)
     return Validator(model, task, loaders, device=device, precision=precision)
 
 
@@ -200,15 +192,9 @@ def start_trackers(cfg: Config, run_dir: RunDir, trainer: Trainer) -> list[Track
     """The trackers of the run; empty except on rank 0."""
     if not dist.is_main():
         return []
-    info = RunInfo(
-        path=run_dir.path,
-        name=cfg.run.job_name or run_dir.path.resolve().name,
-        total_steps=trainer.total_steps,
-        start_step=trainer.progress.step,
-        log_freq=cfg.run.log_freq,
-        project=cfg.run.wandb_project or "vlm",
-        config=cfg.resolved,
-    )
+    name, project = cfg.run.job_name or run_dir.path.resolve().name, cfg.run.wandb_project or "vlm"
+    steps = {"total_steps": trainer.total_steps, "start_step": trainer.progress.step, "log_freq": cfg.run.log_freq}
+    info = RunInfo(run_dir.path, name, project=project, config=cfg.resolved, **steps)
     return open_trackers([*cfg.run.trackers, *(["wandb"] if cfg.run.wandb_log else [])], info)
 
 

@@ -23,8 +23,7 @@ from vlm.common.registry import register_tracker, resolve
 
 log = logging.getLogger(__name__)
 
-LogRecord = dict[str, Any]
-"""A line of the log."""
+LogRecord = dict[str, Any]  # a line of the log
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,11 @@ class JsonlTracker(Tracker):
     def __init__(self, info: RunInfo) -> None:
         super().__init__(info)
         self.file = info.path / "log.jsonl"
-        _drop_after(self.file, info.start_step)
+        if self.file.exists():  # drop the steps that a resumed run repeats, and a last line truncated by a crash
+            kept = [json.dumps(r) + "\n" for r in read_log(self.file) if r["step"] <= info.start_step]
+            fresh = self.file.with_name(f".{self.file.name}.new")
+            fresh.write_text("".join(kept), encoding="utf-8")
+            os.replace(fresh, self.file)
         self._out = self.file.open("a", encoding="utf-8", buffering=1)
 
     def log(self, record: LogRecord) -> None:
@@ -70,15 +73,6 @@ class JsonlTracker(Tracker):
     def close(self) -> None:
         """Close the file."""
         self._out.close()
-
-
-def _drop_after(file: Path, step: int) -> None:
-    """Drop records of steps that a resumed run repeats, and a last line truncated by a crash."""
-    if file.exists():
-        kept = [json.dumps(r) for r in read_log(file) if r["step"] <= step]
-        fresh = file.with_name(f".{file.name}.new")
-        fresh.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        os.replace(fresh, file)
 
 
 def read_log(file: Path) -> list[LogRecord]:

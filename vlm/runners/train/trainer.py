@@ -103,7 +103,10 @@ class Trainer:
         decay: Any = {"weight_decay": run.weight_decay, "decay_on": run.weight_decay_on}
         self.optimizer = build_optimizer(model, lr=run.init_lr, beta2=run.beta2, device=device, **decay)
         self.scaler = build_scaler(precision, device)
-        self.schedule = build_schedule(run.lr_sched, self._plan())
+        names = ("init_lr", "min_lr", "warmup_lr", "warmup_steps", "warmup_restarts")
+        rates: dict[str, Any] = {name: vars(run)[name] for name in names} | {"decay_rate": run.lr_decay_rate}
+        plan = Plan(**rates, total_steps=self.total_steps, epoch_steps=self.epoch_steps)
+        self.schedule = build_schedule(run.lr_sched, plan)
         if run.compile:
             model.compile()
         self.stepper = Stepper(
@@ -117,12 +120,6 @@ class Trainer:
             reduction=LossReduction(run.loss_reduction, self.groups),
         )
         self.step_batches = run.accum_grad_iters * max(1, len(self.groups))
-
-    def _plan(self) -> Plan:
-        names = ("init_lr", "min_lr", "warmup_lr", "warmup_steps", "warmup_restarts")
-        rates: dict[str, Any] = {name: vars(self.run)[name] for name in names}
-        steps = {"total_steps": self.total_steps, "epoch_steps": self.epoch_steps}
-        return Plan(**rates, **steps, decay_rate=self.run.lr_decay_rate)
 
     def fit(self, trackers: list[Tracker] | None = None) -> RunResult:
         """Train until the last step, an early stop or a stop signal; the final state is always saved.
