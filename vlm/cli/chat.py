@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from vlm.cli.options import add_model_arguments, add_source, changes_of, device_of, options_of, source_of
+from vlm.cli.options import add_listed, add_model_arguments, changes_of, device_of, options_of, source_of
 from vlm.common.errors import UserError
 from vlm.common.logging import busy, quiet
 from vlm.common.registry import register_command
@@ -25,24 +25,17 @@ class Chat:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """The arguments of ``vlm chat``."""
-        add_source(parser)
-        several: dict[str, Any] = {"action": "append", "default": []}
-        parser.add_argument("--image", "--image_file", metavar="PATH", help="image of the first question", **several)
-        parser.add_argument("--video", metavar="PATH", help="video of the first question", **several)
-        parser.add_argument("--ask", metavar="TEXT", help="ask this and exit; repeatable", **several)
-        parser.add_argument("--shots", metavar="FILE", help="examples: JSON Lines with {image, question, answer}")
+        add_listed(parser, "source", "chat")
         add_model_arguments(parser)
 
     def main(self, args: argparse.Namespace) -> int:
         """Run ``vlm chat``; the exit code. Raises UserError: an unusable model, image or question."""
         source = source_of(args, "vlm chat output/quickstart/stage2")
         changes, device, options = changes_of(args), device_of(args), options_of(args)
-        for path in args.image:  # before the model is loaded, which may take minutes
-            if not Path(path).is_file():
-                raise UserError(f"image {path}: no such file", fix="check the path after --image")
-        for path in args.video:
-            if not Path(path).exists():
-                raise UserError(f"video {path}: no such file", fix="check the path after --video")
+        absent = [("image", path) for path in args.image if not Path(path).is_file()]
+        absent += [("video", path) for path in args.video if not Path(path).exists()]
+        for kind, path in absent:  # before the model is loaded, which may take minutes
+            raise UserError(f"{kind} {path}: no such file", fix=f"check the path after --{kind}")
         media = [*args.image, *map(Video, args.video)]
         with busy(f"loading {source}"), quiet("vlm.checkpoint"):
             from vlm.inference.engine import Engine

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from vlm.cli.options import add_listed
 from vlm.common.logging import say
 from vlm.common.registry import register_command
 
@@ -19,11 +20,7 @@ class Compare:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Prediction files, images, the page."""
-        about = "JSON array or lines: records with question (or instruction), image, output (or text_output)"
-        parser.add_argument("files", nargs="+", metavar="[NAME=]FILE", help=about)
-        parser.add_argument("--media-root", default="", metavar="DIR", help="folder that image paths start from")
-        parser.add_argument("--output", default="compare.html", metavar="FILE", help="the page; needs no other file")
-        parser.add_argument("--title", default="", help="of the page")
+        add_listed(parser, "compare")
 
     def main(self, args: argparse.Namespace) -> int:
         """Write the page. Raises DataError: a file that cannot be read, or files with different questions."""

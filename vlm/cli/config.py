@@ -7,10 +7,16 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from vlm.cli.options import add_options
+from vlm.cli.options import add_listed
 from vlm.common.errors import ConfigError
 from vlm.common.logging import say
 from vlm.common.registry import register_command
+
+ACTIONS = {
+    "show": "the resolved configuration as YAML",
+    "check": "report all problems of files; exit code 2 if there are any",
+    "diff": "show the values that differ between two files, or from the defaults",
+}
 
 
 @register_command("config")
@@ -26,16 +32,8 @@ class ConfigCommand:
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """``show CFG``, ``check CFG...``, ``diff A [B]``."""
         actions = parser.add_subparsers(dest="action", required=True, metavar="show|check|diff")
-        show = actions.add_parser("show", help="the resolved configuration as YAML")
-        show.add_argument("cfg", metavar="FILE|RUN_DIR")
-        show.add_argument("--origin", action="store_true", help="also show where each value was set")
-        check = actions.add_parser("check", help="report all problems of files; exit code 2 if there are any")
-        check.add_argument("cfg", nargs="+", metavar="FILE|RUN_DIR")
-        diff = actions.add_parser("diff", help="show the values that differ between two files, or from the defaults")
-        diff.add_argument("cfg", metavar="A")
-        diff.add_argument("other", nargs="?", metavar="B", help="default: A without its own values")
-        for action in (show, check, diff):
-            add_options(action)
+        for name, about in ACTIONS.items():
+            add_listed(actions.add_parser(name, help=about), f"config {name}", "options")
 
     def main(self, args: argparse.Namespace) -> int:
         """Run the action; the exit code. Raises ConfigError: an unusable configuration."""

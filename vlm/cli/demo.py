@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from vlm.cli.options import add_model_arguments, add_source, changes_of, device_of, options_of, source_of
+from vlm.cli.options import add_listed, add_model_arguments, changes_of, device_of, options_of, source_of
 from vlm.common.registry import register_command
 from vlm.serve.gradio.app import PORTS, launch
 
@@ -20,14 +20,8 @@ class Demo:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """The arguments of the chat page."""
-        add_source(parser)
-        parser.add_argument("--host", default="127.0.0.1", help="address; 0.0.0.0: reachable from the network")
+        add_listed(parser, "source", "demo")
         parser.add_argument("--port", type=int, default=None, help=f"default: the first free port from {PORTS[0]}")
-        parser.add_argument("--share", action="store_true", help="also create a public link through Gradio's servers")
-        parser.add_argument("--no-stream", "--no_stream", action="store_true", help="show only complete answers")
-        parser.add_argument(
-            "--examples", default=None, metavar="FILE", help="examples to click: lines of {image, question}"
-        )
         add_model_arguments(parser)
 
     def main(self, args: argparse.Namespace) -> int:

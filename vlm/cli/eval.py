@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vlm.cli.options import add_options, add_source, source_of
+from vlm.cli.options import add_listed, source_of
 from vlm.common.errors import UserError
 from vlm.common.logging import say
 from vlm.common.registry import register_command
@@ -22,15 +22,7 @@ class Eval:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """The configuration and its changes."""
-        add_source(parser)
-        parser.add_argument("--dataset", default="", metavar="NAMES", help="only these, separated by commas")
-        parser.add_argument("--images", default="right", help="images shown: right, wrong, none, blank, or several")
-        parser.add_argument("--seeds", default="", metavar="N,N", help="sampled answers, one run per seed, averaged")
-        parser.add_argument("--judge", default=None, help="what is right: exact, open, or package.module:function")
-        parser.add_argument("--predictions", nargs="+", default=[], metavar="FILE", help="score these; no model")
-        parser.add_argument("--data", nargs="+", default=[], metavar="FILE", help="with --predictions: the records")
-        parser.add_argument("--output", default=None, metavar="DIR", help="folder of the results")
-        add_options(parser)
+        add_listed(parser, "source", "eval")
 
     def main(self, args: argparse.Namespace) -> int:
         """Evaluate; the exit code. Raises UserError: anything the user can fix."""

@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vlm.cli.options import add_model_arguments, add_source, changes_of, device_of, options_of
+from vlm.cli.options import add_listed, add_model_arguments, changes_of, device_of, options_of
 from vlm.common.errors import ConfigError
 from vlm.common.logging import busy, quiet, say
 from vlm.common.registry import register_command
 
 if TYPE_CHECKING:
     from vlm.inference.load import Questions
-    from vlm.runners.evaluate.generate import Request
 
-GENERATION_FLAGS: dict[str, tuple[Any, str]] = {
-    "min_length": (int, "shortest answer, BOS position included: 2 means at least one token"),
-    "no_repeat_ngram_size": (int, "no sequence of this many tokens occurs twice; 0: off"),
-    "length_penalty": (
-        float,
-        "beams: score = log probability / length ** this; below 0 prefers short answers",
-    ),
-    "length_penalty_form": (str, "length counts besides the answer: published (one token), prompt, answer (nothing)"),
-}
+GENERATION_FLAGS = ("min_length", "no_repeat_ngram_size", "length_penalty", "length_penalty_form")
 SEED = 42
 """Seed of sampled answers unless a file or flag gives one (the published evaluation's), so that runs agree."""
 
@@ -38,47 +29,32 @@ class Generate:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Model, records, prompt, answer and result."""
-        add = parser.add_argument
-        add_source(parser, "run folder, YAML file, name such as tiny/eval, or published folder or file of a model")
-        add("--config", default=None, metavar="FILE", help="a published file with questions of its own")
-        add("--checkpoint", default=None, help="with --config: replaces the checkpoint that it names")
-        add("--data", nargs="+", default=None, metavar="FILE", help="annotation files (default: those of --config)")
-        add("--prompt", default=None, help="text with {fields} of a record (default: '{question}', or --config's)")
-        add("--raw-prompt", action="store_true", help="the prompt is all that the model sees, without the template")
-        add(
-            "--media-field",
-            default=None,
-            metavar="NAME",
-            help="field of the image or video (default: either)",
-        )
-        add(
-            "--media-root",
-            default=".",
-            metavar="DIR",
-            help="folder that paths start from (default: this one)",
-        )
-        add("--index-field", default="index", metavar="NAME", help="field that names a record (default: index)")
-        add("--copy", nargs="+", default=[], metavar="NAME", help="fields to copy into the result")
-        add("--answer-field", default="", metavar="NAME", help="write the records, with the answer in this field")
-        add("--output", "--output_path", required=True, metavar="FILE", help="result, JSON lines; FILE.json: an array")
-        add("--overwrite", action="store_true", help="replace what is there")
-        add("--batch-size", type=int, default=None, help="records that run together (default: 16, or --config's)")
+        add_listed(parser, "generate")
         add_model_arguments(parser)
-        for name, (kind, about) in GENERATION_FLAGS.items():
-            add(f"--{name.replace('_', '-')}", type=kind, default=None, help=about)
-        add("--sample", action="store_true", help="sample answers instead of taking the most likely")
+        add_listed(parser, "generate answers")
 
     def main(self, args: argparse.Namespace) -> int:
         """Answer; the exit code. Raises UserError: anything the user can fix."""
         from vlm.common import dist
-        from vlm.runners.evaluate.generate import Records, lemmatizer, run_generate
+        from vlm.runners.evaluate.generate import Records, Request, lemmatizer, run_generate
 
         changes = changes_of(args) | {
-            name: value for name in GENERATION_FLAGS if (value := getattr(args, name)) is not None
+            name: v for name, v in vars(args).items() if name in GENERATION_FLAGS and v is not None
         }
         changes |= {"do_sample": True} if args.sample else {}
         asked = questions_of(args)
-        config, request = asked.config, request_of(args, asked)
+        config = asked.config
+        request = Request(
+            files=args.data or asked.files,
+            prompt=asked.prompt if args.prompt is None else args.prompt,
+            raw=asked.raw,
+            media_field=args.media_field or asked.media_field,
+            media_root=args.media_root,
+            index_field=args.index_field,
+            copy=args.copy,
+            answer_field=args.answer_field,
+            lemmatize=asked.lemmatize,
+        )
         seed = SEED if asked.generation.seed is None else asked.generation.seed
         generation = asked.generation.replace(**{"seed": seed} | changes)
         records = Records(request)  # before the model is loaded, which may take minutes
@@ -128,20 +104,3 @@ def questions_of(args: argparse.Namespace) -> Questions:
         raise ConfigError("no records named", fix="--data questions.jsonl")
     config = read_source(path, options)
     return Questions(config, default_generation(config), raw=args.raw_prompt)
-
-
-def request_of(args: argparse.Namespace, asked: Questions) -> Request:
-    """What to ask about which records: what the arguments say, else what the file states."""
-    from vlm.runners.evaluate.generate import Request
-
-    return Request(
-        files=args.data or asked.files,
-        prompt=asked.prompt if args.prompt is None else args.prompt,
-        raw=asked.raw,
-        media_field=args.media_field or asked.media_field,
-        media_root=args.media_root,
-        index_field=args.index_field,
-        copy=args.copy,
-        answer_field=args.answer_field,
-        lemmatize=asked.lemmatize,
-    )

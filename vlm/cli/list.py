@@ -14,8 +14,7 @@ from vlm.common.logging import say
 from vlm.common.paths import CORPORA, SYSTEMS
 from vlm.common.registry import FOLDERS, config_class, load_plugin, names, register_command, resolve, summaries, unknown
 
-FILES = {"arch": SYSTEMS, "corpus": CORPORA}
-"""Kinds that are YAML files, not classes, and their folders."""
+FILES = {"arch": SYSTEMS, "corpus": CORPORA}  # kinds that are YAML files, not classes, and their folders
 
 
 @register_command("list")
@@ -87,11 +86,8 @@ def option_table(config: Any) -> list[tuple[str, str, str | None, str]]:
     about = {name: text for cls in reversed(config.__mro__[:-1]) for name, text in _meanings(cls).items()}
     result = []
     for field in dataclasses.fields(config):
-        default: str | None = None
-        if field.default is not dataclasses.MISSING:
-            default = repr(field.default)
-        elif field.default_factory is not dataclasses.MISSING:
-            default = repr(field.default_factory())
+        made = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        default = None if made is dataclasses.MISSING else repr(made)
         result.append((field.name, str(field.type), default, about.get(field.name, "")))
     return result
 

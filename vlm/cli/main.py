@@ -58,12 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser_of(name: str, command: Command) -> argparse.ArgumentParser:
     """The parser of one command, with its docstring as description and epilog."""
     about, _, rest = (inspect.getdoc(command) or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        prog=f"vlm {name}",
-        description=about,
-        epilog=rest.strip(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(f"vlm {name}", description=about, epilog=rest.strip(), formatter_class=form)
     command.add_arguments(parser)
     return parser
 
@@ -82,7 +78,3 @@ def _top_parser() -> argparse.ArgumentParser:
     parser.add_argument("--plugins", metavar="MODULE[,...]", help="import these modules first; they may add commands")
     parser.add_argument("command", choices=list(known), metavar="COMMAND", help="see below")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

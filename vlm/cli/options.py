@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm.common.errors import UserError
+from vlm.config.tree import parse_file
 
 if TYPE_CHECKING:
     import torch
@@ -15,37 +17,43 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ANSWER_FLAGS: dict[str, tuple[Any, str]] = {
-    "max_new_tokens": (int, "longest answer, in tokens"),
-    "num_beams": (int, "beams; with more than 1 the answer appears at once, not word by word"),
-    "temperature": (float, "sampling: above 1 more varied, below 1 more predictable"),
-    "top_p": (float, "sampling: draw from the most likely tokens whose probabilities add up to this"),
-    "top_k": (int, "sampling: draw from this many tokens; 0: all"),
-    "repetition_penalty": (float, "above 1 discourages repetition"),
-    "seed": (int, "same seed, same answer"),
-}
+ANSWER_FLAGS = ("max_new_tokens", "num_beams", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
 
 
-def add_source(parser: argparse.ArgumentParser, what: str = "run folder, YAML file, or name such as tiny/eval") -> None:
-    """What a command works on: as its argument, or after ``--cfg-path`` as in the published command lines."""
-    parser.add_argument("cfg", nargs="?", metavar="RUN_DIR|CFG", help=what)
-    parser.add_argument("--cfg-path", default=None, metavar="CFG", help="the same, in the published spelling")
+def at_least(least: int) -> Callable[[str], int]:
+    """Type of an argument that is an integer of at least ``least``."""
+
+    def read(text: str) -> int:
+        if not text.lstrip("-").isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected an integer >= {least}, got {text!r}")
+        return int(text)
+
+    return read
+
+
+TYPES = {"int": int, "float": float, "path": Path, "int >= 0": at_least(0), "int >= 1": at_least(1)}
+"""Types that ``arguments.yaml`` names."""
+
+
+def add_listed(parser: argparse._ActionsContainer, *sections: str) -> None:
+    """Add the arguments of these sections of ``arguments.yaml``: flags -> keywords of ``add_argument``."""
+    listed = parse_file(Path(__file__).with_name("arguments.yaml")).data
+    for flags, given in (item for section in sections for item in listed[section].items()):
+        kind = {"type": TYPES[given["type"]]} if "type" in given else {}
+        parser.add_argument(*flags.split(), **{**given, **kind})
 
 
 def source_of(args: argparse.Namespace, example: str) -> str:
-    """The argument of :func:`add_source`. Raises UserError: not given, or given twice."""
+    """The ``cfg`` or ``--cfg-path`` of a command.
+
+    Raises:
+        UserError: not given, or given twice.
+    """
     if args.cfg and args.cfg_path:
         raise UserError(f"both {args.cfg} and --cfg-path {args.cfg_path} are given", fix="leave one out")
     if not args.cfg and not args.cfg_path:
         raise UserError("no run folder or configuration named", fix=f"e.g. {example}")
     return str(args.cfg_path or args.cfg)
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """``--options``: changes to the configuration."""
-    parser.add_argument(
-        "--options", nargs="+", default=[], metavar="KEY=VALUE", help="changes, e.g. run.init_lr=1e-4 run.seed=1"
-    )
 
 
 def with_changes(options: Sequence[str], changes: Mapping[str, str]) -> list[str]:
@@ -57,18 +65,9 @@ def with_changes(options: Sequence[str], changes: Mapping[str, str]) -> list[str
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """``--options``, ``--device``/``--gpu-id`` and the options of an answer."""
-    add_options(parser)
-    parser.add_argument("--device", default=None, help="auto (default), cpu, or an accelerator with or without index")
-    parser.add_argument("--gpu-id", type=int, default=None, help="index of the accelerator, if the machine has one")
-    parser.add_argument("--gpus", default=None, metavar="0[,1...]", help="GPUs that may be used; the first one is used")
-    parser.add_argument("--only-cpu", "--only_cpu", action="store_true", help="no GPU, everything in float32")
-    parser.add_argument(
-        "--load-in-8bit", "--load_in_8bit", action="store_true", help="LLM in 8 bits (needs a GPU and bitsandbytes)"
-    )
-    group = parser.add_argument_group("answer", "default: as the composition says, else like the published chat")
-    for name, (kind, about) in ANSWER_FLAGS.items():
-        group.add_argument(f"--{name.replace('_', '-')}", type=kind, default=None, help=about)
-    group.add_argument("--greedy", action="store_true", help="always take the most likely token")
+    add_listed(parser, "options", "model")
+    about = "default: as the composition says, else like the published chat"
+    add_listed(parser.add_argument_group("answer", about), "answer")
 
 
 def changes_of(args: argparse.Namespace) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import shutil
 import time
 from collections.abc import Iterator
@@ -18,10 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlm.cli.options import add_listed
 from vlm.common.logging import busy, quiet, say
 from vlm.common.registry import register_command
-
-log = logging.getLogger(__name__)
 
 CAPTIONS, DIALOGUES = 6000, 3000
 """Images of stage 1 and stage 2."""
@@ -112,10 +110,8 @@ def evaluate(run: Quickstart, ckpt: str) -> dict[str, Any]:
     if not ckpt:
         return run_evaluation(cfg, engine=engine, datasets=["seen"], output=run.output / "eval" / "unaligned")
     results = run_evaluation(cfg, engine=engine, datasets=["seen"], images=("right", "wrong", "none"))
-    return {
-        **results,
-        **run_evaluation(cfg, engine=engine, datasets=["unseen", "three"], output=run.output / "eval" / "more"),
-    }
+    more = run.output / "eval" / "more"
+    return results | run_evaluation(cfg, engine=engine, datasets=["unseen", "three"], output=more)
 
 
 def summary(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
@@ -123,7 +119,7 @@ def summary(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     right = after["seen"]["right"]
 
     def numbers(entry: dict[str, Any]) -> dict[str, Any]:
-        return {**{key: entry[key] for key in ("overall", "by_type", "by_objects")}, "questions": entry["count"]}
+        return {k: entry[k] for k in ("overall", "by_type", "by_objects")} | {"questions": entry["count"]}
 
     return {
         "aligned": {
@@ -143,9 +139,9 @@ def summary(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
 
 def table(results: dict[str, Any]) -> str:
     """Accuracy per question type and condition, as text."""
-    columns = {"aligned": "aligned", "wrong_image": "wrong image", "no_image": "no image"}
-    columns |= {"unaligned": "before", "majority": "majority"}
-    lines = [f"{'question':<12}" + "".join(f"{title:>15}" for title in columns.values())]
+    columns = ("aligned", "wrong_image", "no_image", "unaligned", "majority")
+    titles = ("aligned", "wrong image", "no image", "before", "majority")
+    lines = [f"{'question':<12}" + "".join(f"{title:>15}" for title in titles)]
     for kind in [*results["aligned"]["by_type"], "overall"]:
         cells = [results[c]["overall"] if kind == "overall" else results[c]["by_type"].get(kind, 0.0) for c in columns]
         lines.append(f"{kind:<12}" + "".join(f"{100 * cell:>14.1f}%" for cell in cells))
@@ -172,9 +168,8 @@ def dialogues(run: Quickstart, images: int = 2) -> str:
     for row in [r for r in rows if r["objects"] == 2 and r["type"] != "count"][-images:]:
         lines.append(f"{run.data / row['image']}")
         session = ChatSession(engine, Generation(max_new_tokens=80, do_sample=False, repetition_penalty=1.0))
-        for number, question in enumerate(
-            [row["question"], "How many objects are there?", "Describe this image in detail."]
-        ):
+        questions = [row["question"], "How many objects are there?", "Describe this image in detail."]
+        for number, question in enumerate(questions):
             session.ask(question, [Image(run.data / row["image"])] if number == 0 else [])
             lines += [f"   you:   {question}", f"   model: {session.answer()}"]
     return "\n".join(lines)
@@ -190,9 +185,7 @@ class QuickstartCommand:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Seed, output folder and scale."""
-        parser.add_argument("--seed", type=int, default=0, help="seed of the images and of training")
-        parser.add_argument("--output", default="output/quickstart", metavar="DIR", help="replaced if it exists")
-        parser.add_argument("--scale", type=float, default=1.0, help="fraction of images, questions and steps")
+        add_listed(parser, "quickstart")
 
     def main(self, args: argparse.Namespace) -> int:
         """``vlm quickstart``."""

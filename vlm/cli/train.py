@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from vlm.cli.options import add_options, add_source, source_of, with_changes
+from vlm.cli.options import add_listed, source_of, with_changes
 from vlm.common.registry import register_command
 
 
@@ -20,11 +20,7 @@ class Train:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """The published arguments, ``--resume`` and ``--overwrite``."""
-        add_source(parser, "YAML file of the run, or name such as tiny/stage1_pretrain")
-        add_options(parser)
-        about = "resume from the last checkpoint, or from DIR"
-        parser.add_argument("--resume", nargs="?", const="auto", default=None, metavar="auto|DIR", help=about)
-        parser.add_argument("--overwrite", action="store_true", help="delete an earlier run in the same folder")
+        add_listed(parser, "train", "options")
 
     def main(self, args: argparse.Namespace) -> int:
         """Train; the exit code (128 + signal number when a signal stopped it after saving).

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from vlm.cli.options import add_listed
 from vlm.common.logging import say
 from vlm.common.registry import register_command, resolve, summaries
 
@@ -44,8 +45,7 @@ class Show:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """The file and the mapping inside."""
-        parser.add_argument("file", type=Path)
-        parser.add_argument("--section", default=None, help="mapping inside the file (default: model, if there is one)")
+        add_listed(parser, "weights show")
 
     def main(self, args: argparse.Namespace) -> int:
         """List the tensors. Raises WeightsError: no such file, damaged, or holding code."""

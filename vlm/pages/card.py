@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from vlm.pages.parts import AnswerCard, render
+from vlm.pages.parts import render
 
 
-@dataclass(frozen=True)
-class DatasetCard:
-    """One dataset: facts about it, its table of scores, and examples."""
-
-    name: str
-    facts: Mapping[str, Any]
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    note: str
-    examples: Mapping[str, Sequence[AnswerCard]]  # heading -> cards
-
-
-def page(name: str, groups: Mapping[str, Mapping[str, Any]], datasets: Sequence[DatasetCard]) -> str:
+def page(name: str, groups: Mapping[str, Mapping[str, Any]], datasets: Sequence[Mapping[str, Any]]) -> str:
     """The card as HTML.
 
     Args:
         name: of the evaluation.
         groups: facts about model, settings and scoring, by heading.
-        datasets: in order.
+        datasets: of each its ``name``, ``facts``, the ``head`` and ``rows`` of its scores, a ``note`` and ``examples``
+            (heading -> :class:`AnswerCard`).
 
     Raises:
         DataError: an image cannot be read.

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from markupsafe import Markup
 
@@ -29,14 +30,10 @@ class Series:
 def smooth(points: Sequence[tuple[float, float]], window: int) -> list[tuple[float, float]]:
     """Mean over ``window`` points around each, fewer at the ends, so that the line does not lag."""
     half = min(window // 2, max(len(points) - 1, 0))
-    sums = [0.0]
-    for _, y in points:
-        sums.append(sums[-1] + y)
-    out = []
-    for i, (x, _) in enumerate(points):
-        reach = min(half, i, len(points) - 1 - i)
-        out.append((x, (sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1)))
-    return out
+    sums = list(accumulate((y for _, y in points), initial=0.0))
+    reaches = [min(half, i, len(points) - 1 - i) for i in range(len(points))]
+    means = [(sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1) for i, reach in enumerate(reaches)]
+    return [(x, mean) for (x, _), mean in zip(points, means)]
 
 
 def thin(points: Sequence[tuple[float, float]], limit: int = MAX_POINTS) -> list[tuple[float, float]]:
@@ -79,9 +76,7 @@ def number(value: float) -> str:
 
 
 def _value_range(values: Sequence[float], from_zero: bool) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    if from_zero:
-        low = min(low, 0.0)
+    low, high = min([*values, 0.0] if from_zero else values), max(values)
     margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
     return (low if from_zero and low == 0 else low - margin), high + margin
 

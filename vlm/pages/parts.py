@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from PIL.Image import Image
 
-SIDE = 320
-"""Longest side of an image in a card of answers, in pixels."""
+SIDE = 320  # longest side of an image in a card of answers, in pixels
 
 
 @dataclass(frozen=True)
@@ -43,13 +42,9 @@ def _environment() -> Environment:
     from markupsafe import Markup
 
     here = Path(__file__).parent
-    env = Environment(
-        loader=FileSystemLoader(here / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    blocks: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True}
+    files = FileSystemLoader(here / "templates")
+    env = Environment(loader=files, autoescape=True, undefined=StrictUndefined, **blocks)
     env.globals["static"] = lambda name: Markup((here / "static" / name).read_text(encoding="utf-8"))
     env.filters["image_uri"] = image_uri
     return env

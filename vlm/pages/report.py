@@ -4,45 +4,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from vlm.pages.charts import WIDE, Series, chart, smooth
-from vlm.pages.parts import AnswerCard, render
+from vlm.pages.parts import render
 
 Record = Mapping[str, Any]
 STATUS = {"finished": "finished", "early_stop": "stopped early", "stopped": "interrupted"}
 
 
-@dataclass(frozen=True)
-class RunReport:
-    """What the page shows."""
+def page(
+    title: str,
+    status: str,
+    steps: Sequence[Record],
+    valid: Sequence[Record],
+    provenance: Mapping[str, Any],
+    **shown: Any,
+) -> str:
+    """The page as HTML.
 
-    title: str
-    place: str  # folder of the run
-    status: str = "finished"
-    tiles: Sequence[tuple[str, str]] = ()  # name, value
-    steps: Sequence[Record] = ()  # lines of the log: training steps
-    valid: Sequence[Record] = ()  # and validations
-    samples: Sequence[AnswerCard] = ()
-    data: str = ""  # text table
-    trained: str = ""  # text table
-    config: str = ""  # YAML
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    Args:
+        title: heading.
+        status: how the run ended.
+        steps, valid: lines of the log: training steps, and validations.
+        provenance: of the last checkpoint.
+        shown: ``place`` (folder of the run), ``tiles`` (name, value), ``samples`` (:class:`AnswerCard`), and the texts
+            ``data``, ``trained`` (tables) and ``config`` (YAML).
 
-
-def page(report: RunReport) -> str:
-    """The page as HTML. Raises DataError: a sample's image cannot be read."""
-    groups = {name: report.provenance.get(name) or {} for name in ("metrics", "versions", "hardware", "fingerprints")}
-    return render(
-        "report.html",
-        title=report.title,
-        script="charts.js",
-        report=report,
-        status=STATUS.get(report.status, report.status),
-        charts=_charts(report.steps, report.valid),
-        provenance={name: {k: _cell(v) for k, v in values.items()} for name, values in groups.items()},
-    )
+    Raises:
+        DataError: a sample's image cannot be read.
+    """
+    groups = {name: provenance.get(name) or {} for name in ("metrics", "versions", "hardware", "fingerprints")}
+    facts = {name: {k: _cell(v) for k, v in values.items()} for name, values in groups.items()}
+    shown |= {"state": status, "status": STATUS.get(status, status), "charts": _charts(steps, valid), "valid": valid}
+    return render("report.html", title=title, script="charts.js", provenance=facts, **shown)
 
 
 def _charts(steps: Sequence[Record], valid: Sequence[Record]) -> list[dict[str, Any]]:

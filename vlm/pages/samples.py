@@ -17,11 +17,8 @@ from vlm.processors.tokenizer.tokenizer import Tokenizer
 if TYPE_CHECKING:
     import torch
 
-SIDE = 300
-"""Largest side of a thumbnail in pixels."""
-
-FRAMES = 8
-"""Frames of a video that are shown."""
+SIDE = 300  # largest side of a thumbnail in pixels
+FRAMES = 8  # of a video that are shown
 
 BYTES = re.compile(r"(?:<0x[0-9A-F]{2}>)+")
 """Characters that the vocabulary lacks and spells byte by byte."""

@@ -139,11 +139,10 @@ def _denies(text: str) -> bool:
     return bool({*_NOT, "no"} & set(words(text)))
 
 
-def _exact(question: str, answer: str, reference: str) -> bool:
-    return exact_match(answer, reference)
-
-
-JUDGES: Mapping[str, Judge] = {"exact": _exact, "open": open_match}
+JUDGES: Mapping[str, Judge] = {
+    "exact": lambda question, answer, reference: exact_match(answer, reference),
+    "open": open_match,
+}
 
 
 def judge_of(name: str) -> Judge:

@@ -40,24 +40,19 @@ def summarise(records: Sequence[Record], flags: Sequence[bool]) -> dict[str, Any
         ``{"overall", "count", "unseen_pairs", "seen_pairs", "by_type", "by_objects", "counts"}``; accuracies
         are shares of 1, None without such records.
     """
-    unseen = [f for r, f in zip(records, flags, strict=True) if r.get("unseen_pair") is True]
-    seen = [f for r, f in zip(records, flags, strict=True) if r.get("unseen_pair") is False]
+
+    def on(unseen: bool) -> dict[str, Any]:
+        return share([f for r, f in zip(records, flags, strict=True) if r.get("unseen_pair") is unseen])
+
+    pairs = {"seen_pairs": on(False), "unseen_pairs": on(True)}
     types = by(records, flags, lambda r: r.get("type"))
-    objects = by(records, flags, lambda r: r.get("objects"))
-    return {
-        "overall": share(flags)["accuracy"],
-        "count": len(flags),
-        "seen_pairs": share(seen)["accuracy"],
-        "unseen_pairs": share(unseen)["accuracy"],
-        "by_type": {k: v["accuracy"] for k, v in types.items()},
-        "by_objects": {k: v["accuracy"] for k, v in objects.items()},
-        "counts": {
-            "seen_pairs": len(seen),
-            "unseen_pairs": len(unseen),
-            "by_type": {k: v["count"] for k, v in types.items()},
-            "by_objects": {k: v["count"] for k, v in objects.items()},
-        },
-    }
+    groups = {"by_type": types, "by_objects": by(records, flags, lambda r: r.get("objects"))}
+
+    def part(name: str) -> dict[str, Any]:
+        by_group = {key: {k: v[name] for k, v in values.items()} for key, values in groups.items()}
+        return {k: v[name] for k, v in pairs.items()} | by_group
+
+    return {"overall": share(flags)["accuracy"], "count": len(flags), **part("accuracy"), "counts": part("count")}
 
 
 def mean_of(numbers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

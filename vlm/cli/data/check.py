@@ -7,7 +7,7 @@ import contextlib
 import json
 from pathlib import Path
 
-from vlm.cli.data.open import open_view, report_skipped
+from vlm.cli.data.open import open_view
 from vlm.common.errors import DataError
 from vlm.common.logging import say
 
@@ -21,7 +21,6 @@ def main(args: argparse.Namespace) -> int:
     from vlm.datasets.inspect.report import check_results, report_lines
 
     view = open_view(args)
-    report_skipped(view, args.only)
     run, result, verdicts = view.cfg.run, {}, []
     with contextlib.ExitStack() as stack:
         quarantine = stack.enter_context(open_quarantine(args.out)) if args.out else None

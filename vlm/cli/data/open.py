@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from vlm.processors.processor import Processor
 
 
-NOT_SET = "not-set"
-"""Dummy path of a model file that the configuration does not set."""
-
-
 @dataclass
 class DataView:
     """A configuration's datasets and what encodes them; ``processor`` is None without a tokenizer."""
@@ -32,12 +28,10 @@ class DataView:
     processor: Processor | None
     recipe: ImageRecipe
     visual_tokens: VisualTokens
-    unset: list[str]
-    note: str = ""
 
 
 def open_view(args: argparse.Namespace, model: bool = True) -> DataView:
-    """Read the configuration and open its datasets (those of ``--only``).
+    """Read the configuration and open its datasets (those of ``--only``); prints what is skipped, and why.
 
     Args:
         args: with ``cfg``, ``options`` and ``only``.
@@ -65,15 +59,15 @@ def open_view(args: argparse.Namespace, model: bool = True) -> DataView:
     if not entries:
         raise UserError(f"{args.cfg} has no datasets", fix="add one under datasets:")
     recipe = resolve("image", cfg.model.image.name)(cfg.model.image.config)
-    view = DataView(cfg, open_datasets(entries, recipe.config.size), None, recipe, VisualTokens(), unset(cfg))
-    if not model:
-        return view
-    try:
-        view.processor = build_processor(cfg.model)
-    except WeightsError as error:
-        view.note = f"no tokens, only characters: {str(error).splitlines()[0]}"
-        return view
-    view.recipe, view.visual_tokens = view.processor.image, count_visual_tokens(cfg)
+    view = DataView(cfg, open_datasets(entries, recipe.config.size), None, recipe, VisualTokens())
+    if (left := unset(cfg)) and not args.only:
+        say(f"skipped because build_info is not set: {', '.join(left)}")
+    if model:
+        try:
+            view.processor = build_processor(cfg.model)
+            view.recipe, view.visual_tokens = view.processor.image, count_visual_tokens(cfg)
+        except WeightsError as error:
+            say(f"no tokens, only characters: {str(error).splitlines()[0]}")
     return view
 
 
@@ -91,7 +85,7 @@ def load_without_weights(cfg: str, options: Sequence[str]) -> Config:
         open_ = [p.path for p in error.problems if p.path.startswith("model.") and p.message.startswith("must be set")]
         if len(open_) < len(error.problems):
             raise
-    return load_config(cfg, with_changes(options, dict.fromkeys(open_, NOT_SET)), check="none")
+    return load_config(cfg, with_changes(options, dict.fromkeys(open_, "not-set")), check="none")
 
 
 def unset(cfg: Config) -> list[str]:
@@ -114,11 +108,3 @@ def count_visual_tokens(cfg: Config) -> VisualTokens:
             return VisualTokens.of(build_model(cfg.model, device="meta").visual_tokens)
     except (ConfigError, WeightsError):
         return VisualTokens(0, cfg.model.text.config.tokens_per_medium)
-
-
-def report_skipped(view: DataView, only: list[str]) -> None:
-    """Print what was skipped, and why."""
-    if view.unset and not only:
-        say(f"skipped because build_info is not set: {', '.join(view.unset)}")
-    if view.note:
-        say(view.note)

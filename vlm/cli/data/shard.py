@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from vlm.cli.data.open import open_view, report_skipped
+from vlm.cli.data.open import open_view
 from vlm.common.errors import DataError
 from vlm.common.logging import say
 from vlm.datasets.base import DrawingDataset
@@ -18,7 +18,6 @@ def main(args: argparse.Namespace) -> int:
     from vlm.datasets.inspect.shards import entry_yaml, write_web_shards
 
     view = open_view(args, model=False)
-    report_skipped(view, args.only)
     entries = []
     for opened in view.datasets:
         if opened.source is None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlm.cli.data.open import DataView, open_view, report_skipped
+from vlm.cli.data.open import DataView, open_view
 from vlm.common.errors import DataError
 from vlm.common.logging import say
 
@@ -24,7 +24,6 @@ def main(args: argparse.Namespace) -> int:
     from vlm.datasets.inspect.render import draw_samples
 
     view = open_view(args)
-    report_skipped(view, args.only)
     result = []
     for opened in view.datasets:
         if opened.source is None:

@@ -47,7 +47,7 @@ class AnswerFile:
         dist.barrier()
         own = self._own()
         kept = _read(own)[1] if own.exists() else ()  # without the last line if it was cut off
-        own.write_text("".join(_lines(self.fingerprint, kept)), encoding="utf-8")
+        own.write_text("".join(map(_line, [{"fingerprint": self.fingerprint}, *kept])), encoding="utf-8")
 
     def parts(self) -> list[Path]:
         """The unfinished files of all processes."""
@@ -57,7 +57,7 @@ class AnswerFile:
         """Keep answers of this process (record number, text); they are on disk when this returns."""
         answers = list(answers)
         with self._own().open("a", encoding="utf-8") as file:
-            file.writelines(_line(answer) for answer in answers)
+            file.writelines(map(_line, answers))
         self.done |= dict(answers)
 
     def finish(self, line: Callable[[int, str], dict[str, Any]], count: int) -> None:
@@ -78,7 +78,7 @@ class AnswerFile:
             if self.path.suffix == ".json":
                 text = json.dumps(rows, ensure_ascii=False, indent=2)
             else:
-                text = "".join(json.dumps(row) + "\n" for row in rows)
+                text = "".join(map(_line, rows))
             new.write_text(text, encoding="utf-8")
             os.replace(new, self.path)
             for old in self.parts():
@@ -105,12 +105,8 @@ class AnswerFile:
         return None
 
 
-def _lines(fingerprint: str, answers: Iterable[tuple[int, str]]) -> list[str]:
-    return [json.dumps({"fingerprint": fingerprint}) + "\n", *map(_line, answers)]
-
-
-def _line(answer: tuple[int, str]) -> str:
-    return json.dumps(answer) + "\n"
+def _line(entry: Any) -> str:
+    return json.dumps(entry) + "\n"
 
 
 def _read(part: Path) -> tuple[str, Sequence[tuple[int, str]]]:

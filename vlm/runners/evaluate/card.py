@@ -13,7 +13,7 @@ from vlm.common.errors import DataError
 from vlm.common.types import Image, Video
 from vlm.config.api import Config, DatasetEntry
 from vlm.datasets.loading.sources import build_sources
-from vlm.pages.card import DatasetCard, page
+from vlm.pages.card import page
 from vlm.pages.parts import AnswerCard
 from vlm.tasks.benchmarks.base import Prediction, Questions, Result, Score, prompt_of
 from vlm.tasks.benchmarks.image_controls import CONTROLS
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
 ANSWERS_SHOWN = 6
 """Examples of right answers, and as many of wrong ones, per dataset."""
-IDLE = ("top_p", "top_k", "temperature", "seed")
-"""Generation options without effect on greedy answers."""
+IDLE = ("top_p", "top_k", "temperature", "seed")  # generation options without effect on greedy answers
 
 
 def write_card(
@@ -64,7 +63,9 @@ def write_card(
             heading: [AnswerCard(p.question, p.answer, p.reference, images.get(p.id, ()), p.id) for p in shown]
             for heading, shown in examples.items()
         }
-        sections.append(DatasetCard(dataset, declared, *score_table(by_control), cards))
+        head, rows, note = score_table(by_control)
+        shown = {"name": dataset, "facts": declared, "head": head, "rows": rows, "note": note, "examples": cards}
+        sections.append(shown)
     (folder / f"{name}_card.json").write_text(json.dumps(card, indent=1, default=str) + "\n", encoding="utf-8")
     file = folder / f"{name}_card.html"
     file.write_text(page(name, groups, sections), encoding="utf-8")
@@ -113,10 +114,8 @@ def examples_of(result: Result) -> dict[str, list[Prediction]]:
     if any(p.right is None for p in first):
         return {"Answers": _spread(first)}
     scored = [p for p in first if p.reference]
-    return {
-        "Right answers": _spread([p for p in scored if p.right]),
-        "Wrong answers": _spread([p for p in scored if not p.right]),
-    }
+    right, wrong = [p for p in scored if p.right], [p for p in scored if not p.right]
+    return {"Right answers": _spread(right), "Wrong answers": _spread(wrong)}
 
 
 def _spread(predictions: Sequence[Prediction]) -> list[Prediction]:

@@ -94,11 +94,11 @@ class Records:
         record, where = self.rows[number]
         if self.request.answer_field:
             return _answered(record, answer, self.request.answer_field, names(self.request.prompt))
-        return {
-            "index": record.get(self.request.index_field, number),
-            "text_output": answer,
-            **{name: _field(record, name, where) for name in self.request.copy},
-        }
+        if lacking := [name for name in self.request.copy if name not in record]:
+            there = ", ".join(sorted(map(str, record)))
+            raise DataError(f"{where}: no field {lacking[0]!r} to copy (it has {there})")
+        copied = {name: record[name] for name in self.request.copy}
+        return {"index": record.get(self.request.index_field, number), "text_output": answer, **copied}
 
     def fingerprint(self, *more: Any) -> str:
         """Hash of the request, the records and whatever else the answers depend on."""
@@ -141,11 +141,8 @@ def run_generate(
     mine = left[dist.rank() :: dist.world_size()]
     for first in range(0, len(mine), batch_size):
         chunk = mine[first : first + batch_size]
-        asked = [records.conversation(k, engine) for k in chunk]
-        answers = engine.generate(asked, generation, batch_size)
-        if basic is not None:
-            answers = basic(answers)
-        file.add(zip(chunk, answers, strict=True))
+        answers = engine.generate([records.conversation(k, engine) for k in chunk], generation, batch_size)
+        file.add(zip(chunk, basic(answers) if basic is not None else answers, strict=True))
         log.info("%d of %d records of this process answered", first + len(chunk), len(mine))
     file.finish(records.line, len(records))
     return file.path
@@ -171,12 +168,6 @@ def lemmatizer() -> Callable[[Sequence[str]], list[str]]:
         return [" ".join(t.lemma_ if t.pos_ in kinds else t.text for t in doc) for doc in model.pipe(texts)]
 
     return basic
-
-
-def _field(record: Record, name: str, where: str) -> Any:
-    if name not in record:
-        raise DataError(f"{where}: no field {name!r} to copy (it has {', '.join(sorted(map(str, record)))})")
-    return record[name]
 
 
 def _answered(record: Record, answer: str, field: str, asked: Collection[str]) -> Record:

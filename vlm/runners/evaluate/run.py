@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +29,7 @@ log = logging.getLogger(__name__)
 DEFAULT = "question_answering"
 """The benchmark of a configuration whose ``run.task`` is a training task, such as a run folder's."""
 
-Results = dict[str, dict[str, Result]]
-"""Dataset -> image control -> result."""
+Results = dict[str, dict[str, Result]]  # dataset -> image control -> result
 
 
 def run_evaluation(
@@ -72,17 +71,21 @@ def run_evaluation(
         check_control(image)
     joined, main = engine is None, dist.is_main()
     if engine is None:
-        engine = _load_engine(cfg)
+        from vlm.inference.engine import Engine
+
+        _, device = dist.init(cfg.run.device)
+        engine = Engine.load(cfg, device=str(device))
         main = dist.is_main()  # known only while the processes are joined
     results: Results = {name: {} for name in names}
     try:
-        for name, image, dataset in _datasets(cfg, engine, names, images):
-            started = time.monotonic()
-            result = benchmark().run(engine, dataset, options[name])
-            scores = {**result.scores, "seconds": time.monotonic() - started}
-            results[name][image] = replace(result, scores=scores)
-            if main:
-                show(f"{name}, {image} image:{table(result)}")
+        for name in names:
+            dataset = build_sources({name: cfg.evaluation_datasets[name]}, engine.processor, "eval")[0].dataset
+            for image in images:
+                questions, started = Controlled(dataset, image), time.monotonic()
+                result = benchmark().run(engine, questions, options[name])
+                results[name][image] = replace(result, scores={**result.scores, "seconds": time.monotonic() - started})
+                if main:
+                    show(f"{name}, {image} image:{table(result)}")
     finally:
         if joined:
             dist.destroy()
@@ -131,22 +134,6 @@ def read_options(benchmark: Any, cfg: Config, entry: DatasetEntry, flags: dict[s
     return options
 
 
-def _load_engine(cfg: Config) -> Engine:
-    from vlm.inference.engine import Engine
-
-    _, device = dist.init(cfg.run.device)
-    return Engine.load(cfg, device=str(device))
-
-
-def _datasets(
-    cfg: Config, engine: Engine, names: Sequence[str], images: Sequence[str]
-) -> Iterator[tuple[str, str, Controlled]]:
-    for name in names:
-        dataset = build_sources({name: cfg.evaluation_datasets[name]}, engine.processor, "eval")[0].dataset
-        for image in images:
-            yield name, image, Controlled(dataset, image)
-
-
 def _write(folder: Path, cfg: Config, engine: Engine, results: Results, options: Any) -> None:
     """The scores, the predictions, and a card if a result asks for one."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -164,11 +151,9 @@ def _write(folder: Path, cfg: Config, engine: Engine, results: Results, options:
 
 def row(dataset: str, image: str, prediction: Prediction) -> dict[str, Any]:
     """One line of the answer file."""
-    p = prediction
-    run = {} if p.seed is None else {"seed": p.seed}
-    right = {} if p.right is None else {"right": p.right}
-    texts = {"id": p.id, "question": p.question, "answer": p.answer, "reference": p.reference}
-    return {"dataset": dataset, "image": image, **run, **texts, **right, **p.fields}
+    names = ("seed", "id", "question", "answer", "reference", "right")
+    given = {name: value for name in names if (value := getattr(prediction, name)) is not None}
+    return {"dataset": dataset, "image": image, **given, **prediction.fields}
 
 
 def table(result: Result) -> str:

@@ -23,6 +23,7 @@ class GroupCounts:
     batches: Tensor
 
 
+@dataclass(frozen=True)
 class LossReduction:
     """Weights of the micro-batches' loss sums; they depend on counts over all processes only.
 
@@ -34,8 +35,8 @@ class LossReduction:
     Without groups all micro-batches form one group.
     """
 
-    def __init__(self, name: ReductionName = "tokens", groups: Sequence[str] = ()) -> None:
-        self.name, self.groups = name, tuple(groups)
+    name: ReductionName = "tokens"
+    groups: tuple[str, ...] = ()
 
     @property
     def num_groups(self) -> int:
@@ -78,14 +79,6 @@ class LossReduction:
             counts: as for :meth:`weights`.
         """
         own = torch.tensor(self._group_numbers(batches), device=losses.device)
-        by_tokens = self.name == "tokens"
-        weights = 1 / counts.targets.clamp(min=1)[own] if by_tokens else self.weights(batches, counts)
+        reduction = LossReduction("groups", self.groups) if self.name == "tokens" else self
+        weights = reduction.weights(batches, counts)
         return losses.new_zeros(self.num_groups).index_add(0, own, losses * weights.to(losses.dtype))
-
-    def step_loss(self, loss_sum: float, seen: float, group_losses: Sequence[float]) -> float:
-        """The loss of the step, from sums over all processes."""
-        return loss_sum / seen if self.name == "tokens" else sum(group_losses)
-
-    def by_name(self, group_losses: Sequence[float]) -> dict[str, float]:
-        """Group losses by the groups' names; empty without groups."""
-        return dict(zip(self.groups, group_losses, strict=False))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,10 +13,7 @@ from vlm.common.errors import UserError
 from vlm.models.protocols import ExemptsFromDecay
 from vlm.models.trainable import matching
 
-log = logging.getLogger(__name__)
-
-EVERYTHING = ("*",)
-"""Globs that select every parameter."""
+EVERYTHING = ("*",)  # globs that select every parameter
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,7 @@ def pick_precision(amp: bool, amp_dtype: str, device: torch.device) -> Precision
         return Precision(None)
     known = {"bf16": torch.bfloat16, "fp16": torch.float16}
     if amp_dtype == "auto":
-        return Precision(torch.bfloat16 if dist.supports_bf16(device) else torch.float16)
+        amp_dtype = "bf16" if dist.supports_bf16(device) else "fp16"
     if amp_dtype not in known:
         raise UserError(f"run.amp_dtype={amp_dtype!r} (allowed: auto, bf16, fp16)")
     return Precision(known[amp_dtype])
@@ -64,18 +60,15 @@ def split_parameters(model: nn.Module, decay_on: Sequence[str] = EVERYTHING) -> 
     """
     modules = ((prefix, m) for prefix, m in model.named_modules() if isinstance(m, ExemptsFromDecay))
     exempt = {f"{prefix}.{name}".lstrip(".") for prefix, m in modules for name in m.no_weight_decay()}
-    training = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    training = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if tuple(decay_on) != EVERYTHING:
         result = {glob: matching(training, glob) for glob in decay_on}
         if idle := [glob for glob, names in result.items() if not names]:
             raise UserError(f"run.weight_decay_on: {', '.join(map(repr, idle))} selects nothing that trains")
-        exempt |= set(training) - {name for names in result.values() for name in names}
-    decay: Named = []
-    plain: Named = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            (plain if parameter.ndim < 2 or name in exempt else decay).append((name, parameter))
-    return decay, plain
+        exempt |= training.keys() - {name for names in result.values() for name in names}
+    exempt |= {name for name, parameter in training.items() if parameter.ndim < 2}
+    plain = [(name, parameter) for name, parameter in training.items() if name in exempt]
+    return [(name, parameter) for name, parameter in training.items() if name not in exempt], plain
 
 
 def build_optimizer(
@@ -95,10 +88,8 @@ def build_optimizer(
         UserError: nothing in the model is trainable, or a glob selects nothing.
     """
     decay, plain = split_parameters(model, decay_on)
-    groups = [
-        {"params": [p for _, p in part], "weight_decay": rate} for part, rate in ((decay, weight_decay), (plain, 0.0))
-    ]
-    groups = [g for g in groups if g["params"]]
+    parts = ((decay, weight_decay), (plain, 0.0))
+    groups = [{"params": [p for _, p in part], "weight_decay": rate} for part, rate in parts if part]
     if not groups:
         raise UserError(
             "the model has no trainable parameter", fix="name some under model.train, for example ['bridge.*']"

@@ -18,8 +18,7 @@ from vlm.models.protocols import NamesLayers
 
 log = logging.getLogger(__name__)
 
-CHECKPOINTING = ("none", "torch", "fairscale", "fairscale_offload")
-"""Choices of ``run.activation_checkpointing``."""
+CHECKPOINTING = ("none", "torch", "fairscale", "fairscale_offload")  # choices of ``run.activation_checkpointing``
 
 
 def wrap(model: nn.Module, *, find_unused_parameters: bool = False, broadcast_buffers: bool = False) -> nn.Module:

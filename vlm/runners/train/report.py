@@ -11,7 +11,7 @@ from vlm.checkpoint.run_folder import RunDir
 from vlm.datasets.loading import data_stats
 from vlm.pages.charts import number
 from vlm.pages.parts import AnswerCard
-from vlm.pages.report import RunReport, page
+from vlm.pages.report import page
 from vlm.runners.train.trackers import LogRecord, duration, read_log
 
 
@@ -39,20 +39,20 @@ def write_report(
     records = read_log(run.log_file)
     steps, valid = ([r for r in records if r["kind"] == kind] for kind in ("train", "valid"))
     counted = [r for r in records if "padding" in r]
-    report = RunReport(
-        title=title or run.path.resolve().name,
+    text = page(
+        title or run.path.resolve().name,
+        status,
+        steps,
+        valid,
+        read_provenance(run.last()),
         place=str(run.path),
-        status=status,
         tiles=_tiles(steps, valid),
-        steps=steps,
-        valid=valid,
         samples=samples,
         data=data_stats.report_table(data_stats.from_metrics(counted[-1])) if counted else "",
         trained=table,
         config=run.config_file.read_text(encoding="utf-8") if run.config_file.exists() else "",
-        provenance=read_provenance(run.last()),
     )
-    run.report.write_text(page(report), encoding="utf-8")
+    run.report.write_text(text, encoding="utf-8")
     return run.report
 
 

@@ -25,7 +25,7 @@ from vlm.models.trainable import trainable_table
 from vlm.pages.parts import AnswerCard
 from vlm.processors.collate import VisualTokens
 from vlm.processors.processor import Processor, build_processor
-from vlm.runners.train.optim import pick_precision
+from vlm.runners.train.optim import Precision, pick_precision
 from vlm.runners.train.parallel import checkpoint_activations
 from vlm.runners.train.report import write_report
 from vlm.runners.train.trackers import RunInfo, Tracker, open_trackers
@@ -38,8 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ANSWER_TOKENS = 80
-"""Longest sample answer of the report, in tokens."""
+ANSWER_TOKENS = 80  # longest sample answer of the report
 
 
 def run_training(cfg: Config) -> RunResult:
@@ -61,38 +60,59 @@ def run_training(cfg: Config) -> RunResult:
 
 def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
     """Everything that needs the process group; what it builds is released when it returns."""
+    run = cfg.run
     run_dir, source = find_run(cfg)
-    dist.seed_everything(cfg.run.seed, world.rank, cfg.run.deterministic)
-    model = load_model(cfg, device=device, dtype=frozen_dtype(cfg, device))
-    checkpoint_activations(model, cfg.run.activation_checkpointing)
+    dist.seed_everything(run.seed, world.rank, run.deterministic)
+    precision = pick_precision(run.amp, run.amp_dtype, device)
+    # frozen weights are stored in the dtype of autocast, so that no step casts them again
+    model = load_model(cfg, device=device, dtype=precision.amp_dtype or torch.float32)
+    checkpoint_activations(model, run.activation_checkpointing)
     processor = build_processor(cfg.model)
-    loader = build_loader(cfg, processor, run_dir, device, VisualTokens.of(model.visual_tokens))
-    task = resolve("task", cfg.run.task)()
-    trainer = build_trainer(cfg, model, loader, task, processor, run_dir, device)
+    loader = TrainLoader.from_config(
+        cfg.datasets,
+        processor,
+        seed=run.seed,
+        rank=world.rank,
+        world_size=dist.world_size(),
+        num_workers=run.num_workers,
+        output_dir=run_dir.path,
+        max_bad_share=run.max_bad_share,
+        mixing=run.mixing,
+        batch_size=run.batch_size,
+        group_by_length=run.group_by_length,
+        packing=run.packing,
+        visual_tokens=VisualTokens.of(model.visual_tokens),
+        pin_memory=device.type != "cpu",
+    )
+    task = resolve("task", run.task)()
+    trainer: Trainer = resolve("runner", run.runner)(
+        model,
+        loader,
+        task,
+        run,
+        run_dir=run_dir,
+        device=device,
+        epoch_steps=epoch_length(cfg, loader),
+        groups=loader.groups,
+        validator=build_validator(cfg, model, task, processor, device, precision),
+        config=cfg.resolved,
+        config_text=to_yaml(cfg.resolved),
+        fingerprints=fingerprint(model),
+    )
     if source is not None:
         trainer.resume(source)
     open_run(cfg, run_dir)
     result = trainer.fit(start_trackers(cfg, run_dir, trainer))
     loader.close()
-    if world.is_main and cfg.run.report:
+    if world.is_main and run.report:
         report(cfg, model, processor, run_dir, result, device)
     dist.barrier()
     return result
 
 
-def frozen_dtype(cfg: Config, device: torch.device) -> torch.dtype:
-    """Storage dtype of frozen weights while training: that of autocast, so that no step casts them again.
-
-    Without mixed precision it is float32, so half precision is never used by accident.
-    """
-    return pick_precision(cfg.run.amp, cfg.run.amp_dtype, device).amp_dtype or torch.float32
-
-
 def resume_choice(cfg: Config) -> str:
     """``run.resume``, or the published ``run.resume_ckpt_path``."""
-    if cfg.run.resume == "never" and cfg.run.resume_ckpt_path:
-        return cfg.run.resume_ckpt_path
-    return cfg.run.resume
+    return (cfg.run.resume == "never" and cfg.run.resume_ckpt_path) or cfg.run.resume
 
 
 def find_run(cfg: Config) -> tuple[RunDir, Path | None]:
@@ -122,28 +142,6 @@ def open_run(cfg: Config, run_dir: RunDir) -> None:
     dist.barrier()
 
 
-def build_loader(
-    cfg: Config, processor: Processor, run_dir: RunDir, device: torch.device, visual_tokens: VisualTokens
-) -> TrainLoader:
-    """Endless training batches of this process; ``visual_tokens``: positions that media take in the LLM."""
-    return TrainLoader.from_config(
-        cfg.datasets,
-        processor,
-        seed=cfg.run.seed,
-        rank=dist.rank(),
-        world_size=dist.world_size(),
-        num_workers=cfg.run.num_workers,
-        output_dir=run_dir.path,
-        max_bad_share=cfg.run.max_bad_share,
-        mixing=cfg.run.mixing,
-        batch_size=cfg.run.batch_size,
-        group_by_length=cfg.run.group_by_length,
-        packing=cfg.run.packing,
-        visual_tokens=visual_tokens,
-        pin_memory=device.type != "cpu",
-    )
-
-
 def epoch_length(cfg: Config, loader: TrainLoader) -> int:
     """Optimiser steps of an epoch: ``run.iters_per_epoch``, else one pass over the data, else the whole run.
 
@@ -162,7 +160,7 @@ def epoch_length(cfg: Config, loader: TrainLoader) -> int:
 
 
 def build_validator(
-    cfg: Config, model: VLM, task: Task, processor: Processor, device: torch.device
+    cfg: Config, model: VLM, task: Task, processor: Processor, device: torch.device, precision: Precision
 ) -> Validator | None:
     """The validation loss of the configured datasets, or None without any.
 
@@ -182,57 +180,18 @@ def build_validator(
     for name in expected:
         entry = cfg.valid_datasets[name]
         limit = cfg.run.val_batches * entry.batch_size * dist.world_size() or None
-        loaders[name] = ValidLoader.from_config(
-            {name: entry},
-            processor,
-            seed=cfg.run.seed,
-            rank=dist.rank(),
-            world_size=dist.world_size(),
-            max_samples=limit,
-        )
-    precision = pick_precision(cfg.run.amp, cfg.run.amp_dtype, device)
+        ranks = {"rank": dist.rank(), "world_size": dist.world_size()}
+        loaders[name] = ValidLoader.from_config({name: entry}, processor, seed=cfg.run.seed, max_samples=limit, **ranks)
     return Validator(model, task, loaders, device=device, precision=precision)
-
-
-def build_trainer(
-    cfg: Config,
-    model: VLM,
-    loader: TrainLoader,
-    task: Task,
-    processor: Processor,
-    run_dir: RunDir,
-    device: torch.device,
-) -> Trainer:
-    """The runner that ``run.runner`` names."""
-    return resolve("runner", cfg.run.runner)(
-        model,
-        loader,
-        task,
-        cfg.run,
-        run_dir=run_dir,
-        device=device,
-        epoch_steps=epoch_length(cfg, loader),
-        groups=loader.groups,
-        validator=build_validator(cfg, model, task, processor, device),
-        config=cfg.resolved,
-        config_text=to_yaml(cfg.resolved),
-        fingerprints=fingerprint(model),
-    )
 
 
 def start_trackers(cfg: Config, run_dir: RunDir, trainer: Trainer) -> list[Tracker]:
     """The trackers of the run; empty except on rank 0."""
     if not dist.is_main():
         return []
-    info = RunInfo(
-        path=run_dir.path,
-        name=cfg.run.job_name or run_dir.path.resolve().name,
-        total_steps=trainer.total_steps,
-        start_step=trainer.progress.step,
-        log_freq=cfg.run.log_freq,
-        project=cfg.run.wandb_project or "vlm",
-        config=cfg.resolved,
-    )
+    name, project = cfg.run.job_name or run_dir.path.resolve().name, cfg.run.wandb_project or "vlm"
+    steps = {"total_steps": trainer.total_steps, "start_step": trainer.progress.step, "log_freq": cfg.run.log_freq}
+    info = RunInfo(run_dir.path, name, project=project, config=cfg.resolved, **steps)
     return open_trackers([*cfg.run.trackers, *(["wandb"] if cfg.run.wandb_log else [])], info)
 
 
@@ -265,15 +224,10 @@ def sample_answers(cfg: Config, model: VLM, processor: Processor, device: torch.
     questions = [question_of(s) for s in samples]
     generation = Generation(do_sample=False, max_new_tokens=ANSWER_TOKENS, repetition_penalty=1.0, temperature=1.0)
     answers = Engine(model, processor, config=cfg, device=device).generate([q for q, _ in questions], generation)
+    images = [[m.source for message in question for m in message.media][:2] for question, _ in questions]
     return [
-        AnswerCard(
-            question=question[-1].text,
-            answer=answer,
-            reference=reference,
-            images=[m.source for message in question for m in message.media][:2],
-            name=sample.id,
-        )
-        for sample, (question, reference), answer in zip(samples, questions, answers, strict=True)
+        AnswerCard(question[-1].text, answer, reference, images=shown, name=sample.id)
+        for sample, shown, (question, reference), answer in zip(samples, images, questions, answers, strict=True)
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import torch
@@ -75,6 +75,7 @@ class StepStats:
     parts: dict[str, float] = field(default_factory=dict)  # mean loss of each group by name, with ``mixing: joint``
 
 
+@dataclass(eq=False)
 class Stepper:
     """Forward, backward and update for a list of micro-batches.
 
@@ -83,22 +84,18 @@ class Stepper:
     step, before the update.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        task: Task,
-        optimizer: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler,
-        *,
-        device: torch.device,
-        precision: Precision,
-        max_grad_norm: float = 0.0,
-        reduction: LossReduction | None = None,
-    ) -> None:
-        self.reduction = reduction or LossReduction()
-        self.model, self.task, self.optimizer, self.scaler = model, task, optimizer, scaler
-        self.device, self.precision, self.max_grad_norm = device, precision, max_grad_norm
-        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    model: nn.Module  # maybe wrapped for several processes
+    task: Task
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    _: KW_ONLY
+    device: torch.device
+    precision: Precision
+    max_grad_norm: float = 0.0  # 0: no clipping
+    reduction: LossReduction = field(default_factory=LossReduction)
+
+    def __post_init__(self) -> None:
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def __call__(self, batches: Sequence[Batch], step: int, lr: float, stop: bool = False) -> StepStats:
         """Train on ``batches``, the micro-batches of one step.
@@ -169,14 +166,14 @@ class Stepper:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return StepStats(
-            loss=self.reduction.step_loss(sums.loss_sum, sums.seen, sums.group_losses),
+            loss=sums.loss_sum / sums.seen if self.reduction.name == "tokens" else sum(sums.group_losses),
             grad_norm=norm,
             targets=int(sums.seen),
             tokens=int(sums.tokens),
             samples=int(sums.samples),
             skipped=skipped,
             stop=bool(sums.stop),
-            parts=self.reduction.by_name(sums.group_losses),
+            parts=dict(zip(self.reduction.groups, sums.group_losses)),
         )
 
     def _fail(self, batches: Sequence[Batch], losses: list[torch.Tensor], step: int, norm: float) -> None:

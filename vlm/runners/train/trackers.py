@@ -12,7 +12,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,7 @@ from vlm.common.registry import register_tracker, resolve
 
 log = logging.getLogger(__name__)
 
-LogRecord = dict[str, Any]
-"""A line of the log."""
+LogRecord = dict[str, Any]  # a line of the log
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,11 @@ class JsonlTracker(Tracker):
     def __init__(self, info: RunInfo) -> None:
         super().__init__(info)
         self.file = info.path / "log.jsonl"
-        _drop_after(self.file, info.start_step)
+        if self.file.exists():  # drop the steps that a resumed run repeats, and a last line truncated by a crash
+            kept = [json.dumps(r) + "\n" for r in read_log(self.file) if r["step"] <= info.start_step]
+            fresh = self.file.with_name(f".{self.file.name}.new")
+            fresh.write_text("".join(kept), encoding="utf-8")
+            os.replace(fresh, self.file)
         self._out = self.file.open("a", encoding="utf-8", buffering=1)
 
     def log(self, record: LogRecord) -> None:
@@ -69,15 +73,6 @@ class JsonlTracker(Tracker):
     def close(self) -> None:
         """Close the file."""
         self._out.close()
-
-
-def _drop_after(file: Path, step: int) -> None:
-    """Drop records of steps that a resumed run repeats, and a last line truncated by a crash."""
-    if file.exists():
-        kept = [json.dumps(r) for r in read_log(file) if r["step"] <= step]
-        fresh = file.with_name(f".{file.name}.new")
-        fresh.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        os.replace(fresh, file)
 
 
 def read_log(file: Path) -> list[LogRecord]:
@@ -127,10 +122,16 @@ class WindowTracker(Tracker):
 
 
 def _scalars(record: LogRecord) -> dict[str, float]:
-    kind = record["kind"]
-    return {
-        f"{kind}/{k}": float(v) for k, v in record.items() if k not in ("kind", "step") and isinstance(v, int | float)
-    }
+    numbers = {k: float(v) for k, v in record.items() if k not in ("kind", "step") and isinstance(v, int | float)}
+    return {f"{record['kind']}/{k}": v for k, v in numbers.items()}
+
+
+@contextmanager
+def _needs(asked: str, fix: str) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(f"{asked}, which is not installed", fix=fix) from error
 
 
 @register_tracker("tensorboard")
@@ -139,13 +140,8 @@ class TensorboardTracker(WindowTracker):
 
     def __init__(self, info: RunInfo) -> None:
         super().__init__(info)
-        try:
+        with _needs("run.trackers names tensorboard", "pip install tensorboard, or leave it out of run.trackers"):
             from torch.utils.tensorboard import SummaryWriter
-        except ModuleNotFoundError as error:
-            raise UserError(
-                "run.trackers names tensorboard, which is not installed",
-                fix="pip install tensorboard, or leave it out of run.trackers",
-            ) from error
         self._writer = SummaryWriter(str(info.path / "tensorboard"), purge_step=info.start_step + 1)
 
     def write(self, record: LogRecord) -> None:
@@ -164,13 +160,8 @@ class WandbTracker(WindowTracker):
 
     def __init__(self, info: RunInfo) -> None:
         super().__init__(info)
-        try:
+        with _needs("run.wandb_log (or run.trackers) asks for wandb", "pip install wandb, or set run.wandb_log=false"):
             import wandb
-        except ModuleNotFoundError as error:
-            raise UserError(
-                "run.wandb_log (or run.trackers) asks for wandb, which is not installed",
-                fix="pip install wandb, or set run.wandb_log=false",
-            ) from error
         id_file = info.path / "wandb_id"
         known = id_file.read_text().strip() if info.start_step and id_file.exists() else None
         self._run = wandb.init(
@@ -203,17 +194,11 @@ class ProgressTracker(WindowTracker):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            console=Console(stderr=True),
-        )
-        self._task = self._bar.add_task(
-            self.info.name, total=self.info.total_steps, completed=self.info.start_step, numbers=""
-        )
+        name, numbers = TextColumn("{task.description}"), TextColumn("{task.fields[numbers]}")
+        columns = (name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), numbers)
+        self._bar = Progress(*columns, console=Console(stderr=True))
+        info = self.info
+        self._task = self._bar.add_task(info.name, total=info.total_steps, completed=info.start_step, numbers="")
         plain = sys.stderr
         self._bar.start()
         for handler in logging.getLogger("vlm").handlers:  # log lines go above the bar, not into it
@@ -263,11 +248,8 @@ def data_line(record: LogRecord) -> str:
     names = [key[5:-6] for key in record if key.startswith("data/") and key.endswith("/share")]
     shares = (f"{n} {record[f'data/{n}/share']:.1%} of {record[f'data/{n}/wanted']:.1%}" for n in names)
     bad = sum(int(record[f"data/{n}/bad"]) for n in names)
-    return (
-        f"  padding {record['padding']:.1%}"
-        + (f"  data {', '.join(shares)}" if len(names) > 1 else "")
-        + (f"  bad {bad}" if bad else "")
-    )
+    data = f"  data {', '.join(shares)}" if len(names) > 1 else ""
+    return f"  padding {record['padding']:.1%}{data}" + (f"  bad {bad}" if bad else "")
 
 
 def duration(seconds: float) -> str:

@@ -6,9 +6,9 @@ import logging
 import math
 import signal
 import time
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,10 +19,10 @@ from vlm.checkpoint.train_state import capture_rng, load_trainable_tensors, rest
 from vlm.common import dist
 from vlm.common.errors import WeightsError
 from vlm.common.registry import register_runner
-from vlm.common.types import Batch
 from vlm.config.run import RunConfig
 from vlm.datasets.loading import data_stats
 from vlm.datasets.loading.mixing import derive_seed
+from vlm.datasets.loading.train_loader import TrainLoader
 from vlm.runners.train.loss_weighting import LossReduction
 from vlm.runners.train.optim import build_optimizer, build_scaler, pick_precision, trainable_names
 from vlm.runners.train.parallel import wrap
@@ -34,24 +34,6 @@ from vlm.runners.train.validate import Validator
 from vlm.tasks.base import Task
 
 log = logging.getLogger(__name__)
-
-
-class Loader(Protocol):
-    """Endless batches of one process; the state belongs to the batch handed out last."""
-
-    def __next__(self) -> Batch: ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the next batch comes from, as plain values."""
-        ...
-
-    def load_states(self, states: list[dict[str, Any]]) -> None:
-        """Continue from the states of all processes of a run, which may have been more or fewer than now."""
-        ...
-
-    def report(self) -> dict[str, Any]:
-        """What this process has trained on so far (see :mod:`vlm.datasets.loading.data_stats`); empty if unknown."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -89,82 +71,54 @@ class Progress:
 
 
 @register_runner("runner_base")
+@dataclass(eq=False, repr=False)
 class Trainer:
-    """Trains ``model`` on batches of ``loader`` as ``run`` (the configuration's run section) says."""
+    """Trains ``model`` on batches of ``loader`` as ``run`` (the configuration's run section) says.
 
-    def __init__(
-        self,
-        model: nn.Module,
-        loader: Loader,
-        task: Task,
-        run: RunConfig,
-        *,
-        run_dir: RunDir,
-        device: torch.device,
-        epoch_steps: int,
-        groups: tuple[str, ...] = (),
-        validator: Validator | None = None,
-        config: dict[str, Any] | None = None,
-        config_text: str = "",
-        fingerprints: dict[str, Any] | None = None,
-    ) -> None:
-        """Build optimiser, schedule and wrapper.
+    Raises:
+        UserError: no parameter is trainable, or an option of ``run`` is not allowed.
+    """
 
-        Args:
-            model: on ``device``, trainable parameters chosen.
-            loader: endless batches of this process, see :class:`Loader`.
-            task: computes the loss of a batch.
-            run, run_dir: the run section and the prepared run folder.
-            device: this process's device.
-            epoch_steps: optimiser steps of an epoch.
-            groups: groups whose batches ``loader`` gives in turn; a micro-step has one batch of each.
-            validator: computes the validation loss; None for no validation.
-            config, config_text: the resolved configuration, stored with every checkpoint.
-            fingerprints: hashes of the frozen parts' files, for the provenance.
+    model: nn.Module  # on ``device``, trainable parameters chosen
+    loader: TrainLoader  # endless batches of this process
+    task: Task  # computes the loss of a batch
+    run: RunConfig
+    _: KW_ONLY
+    run_dir: RunDir  # prepared
+    device: torch.device  # of this process
+    epoch_steps: int  # optimiser steps of an epoch
+    groups: tuple[str, ...] = ()  # whose batches ``loader`` gives in turn; a micro-step has one batch of each
+    validator: Validator | None = None  # None: no validation
+    config: dict[str, Any] = field(default_factory=dict)  # resolved, stored with every checkpoint
+    config_text: str = ""  # the same as YAML
+    fingerprints: dict[str, Any] = field(default_factory=dict)  # hashes of the frozen parts' files, for the provenance
 
-        Raises:
-            UserError: no parameter is trainable, or an option of ``run`` is not allowed.
-        """
-        self.model, self.loader, self.task, self.run = model, loader, task, run
-        self.run_dir, self.device, self.epoch_steps = run_dir, device, epoch_steps
-        self.validator, self.config, self.config_text = validator, config or {}, config_text
-        self.fingerprints = fingerprints or {}
-        self.total_steps = run.max_steps or run.max_epoch * epoch_steps
+    def __post_init__(self) -> None:
+        """Build optimiser, schedule and wrapper."""
+        run, model, device = self.run, self.model, self.device
+        self.total_steps = run.max_steps or run.max_epoch * self.epoch_steps
         self.progress = Progress()
         precision = pick_precision(run.amp, run.amp_dtype, device)
         decay: Any = {"weight_decay": run.weight_decay, "decay_on": run.weight_decay_on}
         self.optimizer = build_optimizer(model, lr=run.init_lr, beta2=run.beta2, device=device, **decay)
         self.scaler = build_scaler(precision, device)
-        self.schedule = build_schedule(run.lr_sched, self._plan())
+        names = ("init_lr", "min_lr", "warmup_lr", "warmup_steps", "warmup_restarts")
+        rates: dict[str, Any] = {name: vars(run)[name] for name in names} | {"decay_rate": run.lr_decay_rate}
+        plan = Plan(**rates, total_steps=self.total_steps, epoch_steps=self.epoch_steps)
+        self.schedule = build_schedule(run.lr_sched, plan)
         if run.compile:
             model.compile()
-        wrapped = wrap(
-            model, find_unused_parameters=run.find_unused_parameters, broadcast_buffers=run.broadcast_buffers
-        )
         self.stepper = Stepper(
-            wrapped,
-            task,
+            wrap(model, find_unused_parameters=run.find_unused_parameters, broadcast_buffers=run.broadcast_buffers),
+            self.task,
             self.optimizer,
             self.scaler,
             device=device,
             precision=precision,
             max_grad_norm=run.max_grad_norm,
-            reduction=LossReduction(run.loss_reduction, groups),
+            reduction=LossReduction(run.loss_reduction, self.groups),
         )
-        self.step_batches = run.accum_grad_iters * max(1, len(groups))
-
-    def _plan(self) -> Plan:
-        run = self.run
-        return Plan(
-            init_lr=run.init_lr,
-            min_lr=run.min_lr,
-            warmup_lr=run.warmup_lr,
-            warmup_steps=run.warmup_steps,
-            total_steps=self.total_steps,
-            epoch_steps=self.epoch_steps,
-            decay_rate=run.lr_decay_rate,
-            warmup_restarts=run.warmup_restarts,
-        )
+        self.step_batches = run.accum_grad_iters * max(1, len(self.groups))
 
     def fit(self, trackers: list[Tracker] | None = None) -> RunResult:
         """Train until the last step, an early stop or a stop signal; the final state is always saved.
@@ -197,8 +151,8 @@ class Trainer:
                 tracker.close()
         if data := self._data_report():
             log.info("data of this run:\n%s", data_stats.report_table(data))
-        log.info("%s after step %d (last checkpoint: step %d)", status, self.progress.step, saved_step)
         progress = self.progress
+        log.info("%s after step %d (last checkpoint: step %d)", status, progress.step, saved_step)
         best = progress.best_loss if math.isfinite(progress.best_loss) else None
         return RunResult(self.run_dir.path, status, progress.step, progress.loss, best, progress.seconds, received)
 
@@ -247,8 +201,7 @@ class Trainer:
     def _validate(self, trackers: list[Tracker]) -> bool:
         """Compute and log the validation loss; returns whether it is the lowest so far."""
         assert self.validator is not None
-        result = self.validator()
-        self.progress.valid = result
+        self.progress.valid = result = self.validator()
         for tracker in trackers:
             tracker.log({"kind": "valid", "step": self.progress.step, **result})
         improved = result["loss"] < self.progress.best_loss
@@ -262,14 +215,9 @@ class Trainer:
         ranks = dist.gather_objects({"rng": capture_rng(self.device), "loader": self.loader.state_dict()})
         if dist.is_main():
             names = trainable_names(self.model, self.run.weight_decay_on)
-            state = {
-                "progress": vars(self.progress),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "names": names,
-                "accum_grad_iters": self.run.accum_grad_iters,
-                "ranks": ranks,
-            }
+            states = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "ranks": ranks}
+            steps = {"progress": vars(self.progress), "accum_grad_iters": self.run.accum_grad_iters}
+            state = {**steps, **states, "names": names}
             provenance = make_provenance(
                 step=self.progress.step,
                 config=self.config,
@@ -293,10 +241,9 @@ class Trainer:
         """
         tensors, state = read_checkpoint(folder)
         self._check_foundations(folder)
-        if state["accum_grad_iters"] != self.run.accum_grad_iters:
-            log.warning(
-                "run.accum_grad_iters changed from %d to %d", state["accum_grad_iters"], self.run.accum_grad_iters
-            )
+        before, now = state["accum_grad_iters"], self.run.accum_grad_iters
+        if before != now:
+            log.warning("run.accum_grad_iters changed from %d to %d", before, now)
         load_trainable_tensors(self.model, tensors, str(folder))
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
@@ -307,17 +254,18 @@ class Trainer:
 
     def _restore_rng(self, states: list[dict[str, Any]]) -> None:
         """Restore this process's random states; with another number of processes, seed new ones from seed and step."""
-        if len(states) == dist.world_size():
+        world = dist.world_size()
+        if len(states) == world:
             restore_rng(states[dist.rank()], self.device)
             return
         log.warning(
             "the run resumes with %d processes instead of %d: every sample is still used once per pass, but steps have "
             "another size (the last one is %d), and random states are seeded again from run.seed and the step",
-            dist.world_size(),
+            world,
             len(states),
             self.total_steps,
         )
-        seed = derive_seed(self.run.seed, "processes", dist.world_size(), self.progress.step) % 2**31
+        seed = derive_seed(self.run.seed, "processes", world, self.progress.step) % 2**31
         dist.seed_everything(seed, dist.rank(), self.run.deterministic)
 
     def _check_foundations(self, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import nn
@@ -15,21 +16,16 @@ from vlm.runners.train.step import amp_context
 from vlm.tasks.base import Task
 
 
+@dataclass(eq=False)
 class Validator:
     """Computes the validation loss of each of several named datasets."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        task: Task,
-        datasets: Mapping[str, Iterable[Batch]],
-        *,
-        device: torch.device,
-        precision: Precision,
-    ) -> None:
-        """``model`` is the unwrapped model: processes need not see the same number of batches."""
-        self.model, self.task, self.datasets = model, task, datasets
-        self.device, self.precision = device, precision
+    model: nn.Module  # unwrapped: processes need not see the same number of batches
+    task: Task
+    datasets: Mapping[str, Iterable[Batch]]
+    _: KW_ONLY
+    device: torch.device
+    precision: Precision
 
     def __call__(self) -> dict[str, float]:
         """``{"loss", "tokens", "seconds", "loss_<name>"...}``; the model is in training mode again afterwards."""

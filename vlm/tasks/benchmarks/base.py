@@ -58,21 +58,13 @@ class Score:
 
 @dataclass(frozen=True)
 class Result:
-    """What a benchmark found on one dataset.
+    """What a benchmark found on one dataset."""
 
-    Attributes:
-        scores: JSON-ready; written to ``<name>.json``.
-        predictions: written to ``<name>_answers.jsonl``, in this order.
-        table: rows to print; by default the numbers among ``scores``.
-        note: printed instead of a table, e.g. why there are no scores.
-        card: write an evaluation card (HTML and JSON) as well.
-    """
-
-    scores: Mapping[str, Any]
-    predictions: Sequence[Prediction] = ()
-    table: Sequence[Score] = ()
-    note: str = ""
-    card: bool = False
+    scores: Mapping[str, Any]  # JSON-ready; written to ``<name>.json``
+    predictions: Sequence[Prediction] = ()  # written to ``<name>_answers.jsonl``, in this order
+    table: Sequence[Score] = ()  # rows to print; by default the numbers among ``scores``
+    note: str = ""  # printed instead of a table, e.g. why there are no scores
+    card: bool = False  # write an evaluation card (HTML and JSON) as well
 
     def rows(self) -> Sequence[Score]:
         """The rows of ``table``, or one per number among the scores."""

@@ -42,8 +42,6 @@ class Controlled(Questions):
 
     def __getitem__(self, index: int) -> Sample:
         sample = super().__getitem__(index)
-        if self.control == "right":
-            return sample
         return replace(sample, messages=tuple(with_images(sample.messages, self.control, self._swapped)))
 
 
