@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from vlm.cli.options import add_listed, add_model_arguments, changes_of, device_of, options_of, source_of
 from vlm.common.errors import UserError
