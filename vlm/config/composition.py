@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
+from vlm.common.errors import nearest
 from vlm.common.paths import SYSTEMS
 from vlm.config.options import Option, value_of
 from vlm.config.renamed import rename_keys
-from vlm.config.schema import MISSING, Path, Report, convert, nearest, read
+from vlm.config.schema import MISSING, Path, Report, convert, read
 from vlm.config.shipped import archs, corpora, corpus_file, current_name, label
 from vlm.config.tree import OPTIONS, Tree, parse_file
 from vlm.config.types import COMPOSITION, PARTS

@@ -11,9 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vlm.common.errors import ConfigError
+from vlm.common.errors import ConfigError, nearest
 from vlm.common.paths import CORPORA, SYSTEMS
-from vlm.config.schema import nearest
 from vlm.config.tree import parse_file
 
 FOLDERS = {True: ("train", "eval", ""), False: ("eval", "", "train")}

@@ -57,18 +57,12 @@ class Generation:
     """False recomputes the whole row for each token (for tests and for models without a cache)."""
 
     def __post_init__(self) -> None:
-        """Check ranges.
-
-        Raises:
-            ConfigError: a value outside its range; all of them in one message.
-        """
+        """Raises ConfigError: values outside their range, all in one message."""
+        values = vars(self)
         positive = ("max_new_tokens", "num_beams", "temperature", "repetition_penalty", "max_length")
-        problems = [f"{n} is {getattr(self, n)}, must be above 0" for n in positive if not getattr(self, n) > 0]
-        problems += [
-            f"{n} is {getattr(self, n)}, must be at least 0"
-            for n in ("min_length", "top_k", "no_repeat_ngram_size")
-            if getattr(self, n) < 0
-        ]
+        problems = [f"{n} is {values[n]}, must be above 0" for n in positive if not values[n] > 0]
+        least = ("min_length", "top_k", "no_repeat_ngram_size")
+        problems += [f"{n} is {values[n]}, must be at least 0" for n in least if values[n] < 0]
         if not 0 < self.top_p <= 1:
             problems.append(f"top_p is {self.top_p}, must be above 0 and at most 1")
         if self.length_penalty_form not in get_args(LengthForm):
@@ -83,11 +77,7 @@ class Generation:
         return max(0, self.min_length - 1)
 
     def replace(self, **changes: Any) -> Generation:
-        """A copy with some options changed.
-
-        Raises:
-            UserError: an unknown option or a value outside its range.
-        """
+        """A copy with some options changed. Raises UserError: an unknown option or a value outside its range."""
         known = [f.name for f in dataclasses.fields(self)]
         for name in changes:
             if name not in known:

@@ -58,11 +58,7 @@ class Source(ABC):
 
     @abstractmethod
     def config(self, path: Path, options: Sequence[str] = ()) -> Config:
-        """Its checked configuration, with ``key=value`` changes on top.
-
-        Raises:
-            UserError: it cannot be used.
-        """
+        """Its checked configuration, with ``key=value`` changes on top. Raises UserError: it cannot be used."""
 
     def questions(self, path: Path, options: Sequence[str] = ()) -> Questions | None:
         """Composition and questions, if such a file states questions of its own. Raises as :meth:`config`."""
@@ -75,11 +71,7 @@ def load_parts(
     dtype: torch.dtype | None = None,
     options: Sequence[str] = (),
 ) -> tuple[VLM, Processor, Config, torch.device]:
-    """Model, processor, configuration and device; see ``Engine.load``.
-
-    Raises:
-        UserError: an unusable configuration, file or device.
-    """
+    """Model, processor, configuration and device; see ``Engine.load``. Raises UserError as it does."""
     from vlm.checkpoint.load import load_model
     from vlm.processors.processor import build_processor
 

@@ -36,11 +36,17 @@ class ChatSession:
         'Grey.'
     """
 
-    def __init__(self, engine: Engine, generation: Generation | None = None, examples: Sequence[Message] = ()) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        generation: Generation | None = None,
+        examples: Sequence[Message] = (),
+        system: str | None = None,
+    ) -> None:
         """``generation``: options of the answers; None: ``Engine.default_generation``."""
         self.engine = engine
         self.examples = list(examples)
-        self.system: str | None = None
+        self.system = system
         self.keep_turns = -1
         self.generation = generation or engine.default_generation()
         self.messages: list[Message] = []
@@ -92,13 +98,14 @@ class ChatSession:
 
     def read(self, medium: Image | Video) -> Image | Video:
         """The medium with its pixels in place of its source. Raises DataError: see :meth:`ask`."""
-        processor = self.engine.processor
+        processor, source = self.engine.processor, medium.source
+        kind = type(medium).__name__.lower()
+        name = str(source) if isinstance(source, str | Path) else f"the {kind}"
         if isinstance(medium, Image):
-            return Image(processor.image(medium.source, _name(medium.source, "image")))
-        name = _name(medium.source, "video")
+            return Image(processor.image(source, name))
         if processor.video is None:
             raise DataError(f"video {name}: this model takes images only", fix="set model.video, or use another model")
-        return Video(processor.video(medium.source, name, None))
+        return Video(processor.video(source, name, None))
 
     def stream(
         self,
@@ -185,7 +192,3 @@ class ChatSession:
     def is_open(self) -> bool:
         """Whether a question is waiting for its answer."""
         return bool(self.messages) and self.messages[-1].role == "user"
-
-
-def _name(source: Any, kind: str) -> str:
-    return str(source) if isinstance(source, str | Path) else f"the {kind}"

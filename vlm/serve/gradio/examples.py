@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlm.common.errors import DataError
 from vlm.common.registry import resolve
+from vlm.inference.few_shot import json_lines
 
 if TYPE_CHECKING:
     from vlm.config.api import Config
@@ -35,18 +35,10 @@ def read_page_examples(file: str | Path) -> list[Example]:
         DataError: no such file or image, or a line without one of the fields.
     """
     path = Path(file)
-    if not path.is_file():
-        raise DataError(f"examples {path}: no such file", fix="name a JSON Lines file with {image, question}")
     result: list[Example] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        where, fix = f"examples {path}, line {number}", 'write {"image": "a.jpg", "question": "What is it?"}'
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where} is not JSON: {error}", fix=fix) from error
+    for where, record in json_lines(path, ("image", "question")):
         if not isinstance(record, dict) or not all(isinstance(record.get(k), str) for k in ("image", "question")):
+            fix = 'write {"image": "a.jpg", "question": "What is it?"}'
             raise DataError(f"{where}: needs `image` and `question`, both strings", fix=fix)
         image = path.parent / record["image"]
         if not image.is_file():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,14 +58,9 @@ def build(
         with gr.Row(equal_height=False, elem_id="main"):
             with gr.Column(scale=2, min_width=300):
                 image = _image(classes)
-                video = gr.Video(
-                    label="Video",
-                    sources=["upload"],
-                    height=200,
-                    visible=engine.processor.video is not None,
-                    elem_id="video",
-                )
-                gr.HTML(look.HINT, padding=False)
+                seen = engine.processor.video is not None
+                video = gr.Video(label="Video", sources=["upload"], height=200, visible=seen, elem_id="video")
+                gr.HTML(look.static("hint.html"), padding=False)
                 settings = _settings(generation)
                 prompt = prompt_panel.accordion(engine)
             with gr.Column(scale=5, min_width=400):
@@ -143,7 +139,7 @@ def _gallery(examples: Sequence[Example], image: gr.Image, question: gr.Textbox,
     """Images with a question each; a click fills both in."""
     gr.HTML('<div id="examples-title">Examples: click one, then Send</div>', padding=False)
     shown = gr.Gallery(
-        [(path, text) for path, text in examples],
+        list(examples),
         show_label=False,
         columns=len(examples),
         rows=1,
@@ -168,11 +164,8 @@ def _shortcuts(engine: Engine, question: gr.Textbox) -> None:
         with gr.Row(elem_id="tasks"):
             for text in texts:
                 button = gr.Button(text.strip(), size="sm", min_width=60)
-                button.click(_constant(text), None, [question], show_progress="hidden", api_visibility="private")
-
-
-def _constant(text: str) -> Callable[[], str]:
-    return lambda: text
+                click = functools.partial(str, text)
+                button.click(click, None, [question], show_progress="hidden", api_visibility="private")
 
 
 def _wire(w: Widgets, events: Events) -> None:
