@@ -67,9 +67,7 @@ def accelerator_count() -> int:
 def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
     """The device for a name of the ``device:`` key: auto, cpu, cuda, mps, xpu, or one with an index.
 
-    Args:
-        name: ``auto`` takes the machine's accelerator if there is one.
-        local_rank: index used when the name has none.
+    ``auto`` takes the machine's accelerator if there is one; a name without index takes ``local_rank``.
 
     Raises:
         UserError: the machine has no such device.

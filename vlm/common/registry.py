@@ -127,12 +127,9 @@ def _sources(package: str) -> list[tuple[str, str]]:
         return []
     if spec.submodule_search_locations is None:
         return [(package, Path(spec.origin).read_text(encoding="utf-8"))] if spec.origin else []
-    result = []
-    for folder in spec.submodule_search_locations:
-        for file in sorted(Path(folder).rglob("*.py")):
-            parts = [part for part in file.relative_to(folder).with_suffix("").parts if part != "__init__"]
-            result.append((".".join((package, *parts)), file.read_text(encoding="utf-8")))
-    return result
+    files = [(file, Path(folder)) for folder in spec.submodule_search_locations for file in Path(folder).rglob("*.py")]
+    paths = ((".".join((package, *f.relative_to(folder).with_suffix("").parts)), f) for f, folder in sorted(files))
+    return [(module.removesuffix(".__init__"), file.read_text(encoding="utf-8")) for module, file in paths]
 
 
 @cache
@@ -192,8 +189,8 @@ def _at_path(kind: str, path: str) -> Any:
         target = getattr(target, part, None)
     if target is None:
         raise ConfigError(f"{kind} {path!r}: module {module} has no {attribute!r}")
-    if kind in FUNCTIONS and not callable(target) or kind not in FUNCTIONS and not isinstance(target, type):
-        expected = "function" if kind in FUNCTIONS else "class"
+    expected = "function" if kind in FUNCTIONS else "class"
+    if not (callable(target) if kind in FUNCTIONS else isinstance(target, type)):
         raise ConfigError(f"{kind} {path!r}: expected a {expected}, found {target!r}")
     return target
 
@@ -214,4 +211,4 @@ def resolve_any(kinds: Sequence[str], name: str) -> Any:
     for kind in kinds:
         if name in names(kind):
             return resolve(kind, name)
-    raise ConfigError(unknown(kinds[0], name, sorted({n for kind in kinds for n in names(kind)})))
+    raise ConfigError(unknown(kinds[0], name, [n for kind in kinds for n in names(kind)]))

@@ -86,11 +86,7 @@ class Report:
         self.add(path, unknown(what, str(path[-1]) if name is None else name, allowed))
 
     def raise_if_any(self, title: str) -> None:
-        """Raise all problems together.
-
-        Raises:
-            ConfigProblems: if there are any.
-        """
+        """Raise all problems together. Raises ConfigProblems: if there are any."""
         if self.problems:
             raise ConfigProblems(title, self.problems)
 
@@ -122,19 +118,17 @@ def read(cls: Any, data: Any, path: Path, report: Report) -> Any:
     values: dict[str, Any] = {}
     complete = True
     for name, spec in known.items():
+        ok, about = not required(spec), spec.metadata.get("help", "")
         if name in data:
-            ok, value = convert(types_of[name], data[name], (*path, name), report, spec.metadata.get("help", ""))
+            fits, value = convert(types_of[name], data[name], (*path, name), report, about)
             choices = spec.metadata.get("choices")
-            if ok and choices and value not in choices:
+            if fits and choices and value not in choices:
                 report.add((*path, name), f"found {value!r}{nearest(str(value), list(map(str, choices)))}")
-            if ok:
-                values[name] = value
-            elif required(spec):
-                complete = False
-        elif required(spec):
-            about = f": {spec.metadata['help']}" if spec.metadata.get("help") else ""
-            report.add((*path, name), f"missing; expected {type_name(types_of[name])}{about}")
-            complete = False
+            if fits:
+                values[name], ok = value, True
+        elif not ok:
+            report.add((*path, name), f"missing; expected {type_name(types_of[name])}{about and f': {about}'}")
+        complete = complete and ok
     try:
         return cls(**values) if complete else None
     except (ValueError, ConfigError) as error:  # of its __post_init__

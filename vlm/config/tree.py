@@ -69,13 +69,14 @@ class Tree:
         path = self.real(path)
         node: Any = self.data
         for depth, key in enumerate(path):
-            if not isinstance(node, dict | list):
+            is_list = isinstance(node, list)
+            if not is_list and not isinstance(node, dict):
                 raise KeyError(f"{dotted(path[:depth])} is {node!r} and has no part {key!r}")
-            if isinstance(node, list) and key not in range(len(node)):
+            if is_list and key not in range(len(node)):
                 raise KeyError(f"{dotted(path[:depth])} is a list of {len(node)} and has no element {key!r}")
             if depth == len(path) - 1:
                 node[key] = value
-            elif isinstance(node, dict) and node.get(key) is None:
+            elif not is_list and node.get(key) is None:
                 node[key] = {}
                 self.origins[path[: depth + 1]] = origin
             node = node[key]
@@ -135,11 +136,7 @@ def parse_file(path: str | FilePath, label: str | None = None) -> Tree:
 
 
 def parse_text(text: str, label: str) -> Tree:
-    """Parse YAML text; ``label`` names it in origins.
-
-    Raises:
-        ConfigError: see :func:`parse_file`.
-    """
+    """Parse YAML text; ``label`` names it in origins. Raises ConfigError: see :func:`parse_file`."""
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
@@ -168,8 +165,9 @@ def _build(loader: _Loader, node: yaml.Node, path: Path, tree: Tree, label: str)
             key = str(key_node.value)
             if own.count(key) > 1:
                 raise ConfigError(f"{label}:{lines[key]}: key {dotted((*path, key))!r} is given twice in one mapping")
-            tree.origins[(*path, key)] = f"{label}:{key_node.start_mark.line + 1}"
-            result[key] = _build(loader, value_node, (*path, key), tree, label)
+            place: Path = (*path, key)
+            tree.origins[place] = f"{label}:{key_node.start_mark.line + 1}"
+            result[key] = _build(loader, value_node, place, tree, label)
         return result
     if isinstance(node, yaml.SequenceNode):
         return [_build(loader, child, (*path, i), tree, label) for i, child in enumerate(node.value)]

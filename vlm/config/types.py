@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,15 +11,8 @@ from vlm.config.run import RunConfig
 Check = Literal["all", "needed", "weights", "none"]
 
 KINDS: dict[str, str] = {
-    "vision": "vision",
-    "bridge": "bridge",
-    "fusion": "fusion",
+    **{k: k for k in ("vision", "bridge", "fusion", "inserts", "llm", "template", "image", "video", "text")},
     "inserts": "insert",
-    "llm": "llm",
-    "template": "template",
-    "image": "image",
-    "video": "video",
-    "text": "text",
     "generation": "generation",
 }
 """Keys of a composition that name parts -> the registry's kind; ``bridge`` and ``inserts`` are lists."""
@@ -45,6 +39,11 @@ class Part:
     name: str
     config: Any
     raw: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All options, defaults included."""
+        return dataclasses.asdict(self.config) if self.config is not None else {}
 
     @property
     def given(self) -> dict[str, Any]:

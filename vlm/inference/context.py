@@ -13,11 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def room_for_prompt(generation: Generation, positions: int | None) -> int:
-    """Positions a prompt may take, so that the answer still fits.
-
-    Args:
-        generation: ``max_length`` and ``max_new_tokens`` count.
-        positions: the language model's own limit, or None.
+    """Positions a prompt may take, so that the answer still fits; ``positions``: the language model's limit, if any.
 
     However long an answer may be, three quarters of the context stay with the prompt.
     """

@@ -56,11 +56,11 @@ class ChatSession:
         answers = sum(message.role == "assistant" for message in self.messages)
         return f"<vlm.ChatSession: {answers} answer{'' if answers == 1 else 's'}, {self.engine!r}>"
 
-    def chat(self, question: str, image: Any = None, video: Any = None, **options: Any) -> str:
+    def chat(self, question: str | None, image: Any = None, video: Any = None, **options: Any) -> str:
         """Ask, with the history before it, and return the answer; both become part of the history.
 
         Args:
-            question: the text.
+            question: the text; None: the open question, which was added by :meth:`ask`.
             image: path, PIL image, array, tensor, bytes or URL, or a list of these.
             video: path, bytes or frames, or a list of videos.
             options: changes to the generation options, e.g. ``max_new_tokens=40``.
@@ -160,20 +160,14 @@ class ChatSession:
 
     def answer(self, generation: Generation | None = None) -> str:
         """The whole answer to the open question (see ``stream``)."""
-        for _ in self.stream(generation):
-            pass
-        return self.messages[-1].text
+        return self.chat(None, generation=generation)
 
     def stop(self) -> None:
         """End the answer that is being written (from another thread); what was written so far is kept."""
         self._stop.set()
 
     def regenerate(self) -> None:
-        """Forget the last answer, so that its question is open again.
-
-        Raises:
-            PromptError: there is no answer yet.
-        """
+        """Forget the last answer, so that its question is open again. Raises PromptError: there is no answer yet."""
         if self.is_open or not self.messages:
             raise PromptError("there is no answer to regenerate", fix="ask first")
         self.messages.pop()

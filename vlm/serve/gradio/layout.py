@@ -9,11 +9,11 @@ from typing import Any
 
 import gradio as gr
 
+from vlm.common.types import Image, Video
 from vlm.inference.engine import Engine
 from vlm.inference.generation import CHAT, Generation
-from vlm.serve.gradio import prompt_panel
 from vlm.serve.gradio import theme as look
-from vlm.serve.gradio.events import Events
+from vlm.serve.gradio.events import Events, template_option
 from vlm.serve.gradio.examples import Example, tasks
 
 QUESTION = "What is in the image?"
@@ -33,7 +33,9 @@ class Widgets:
     stop: gr.Button
     again: gr.Button
     restart: gr.Button
-    prompt: prompt_panel.PromptWidgets
+    system: gr.Textbox
+    turns: gr.Slider
+    read: gr.Textbox
 
 
 def build(
@@ -62,7 +64,7 @@ def build(
                 video = gr.Video(label="Video", sources=["upload"], height=200, visible=seen, elem_id="video")
                 gr.HTML(look.static("hint.html"), padding=False)
                 settings = _settings(generation)
-                prompt = prompt_panel.accordion(engine)
+                prompt = accordion(engine)
             with gr.Column(scale=5, min_width=400):
                 bubbles = gr.Chatbot(
                     label="Conversation",
@@ -82,7 +84,9 @@ def build(
                 _shortcuts(engine, question)
         if examples:
             _gallery(examples, image, question, classes)
-        widgets = Widgets(gr.State(None), image, video, settings, bubbles, question, send, stop, again, restart, prompt)
+        widgets = Widgets(
+            gr.State(None), image, video, settings, bubbles, question, send, stop, again, restart, *prompt
+        )
         _wire(widgets, Events(engine, generation, [n for n in settings if n != "keep"], stream))
     return page
 
@@ -135,6 +139,22 @@ def _settings(start: Generation) -> dict[str, Any]:
         }
 
 
+def accordion(engine: Engine) -> tuple[gr.Textbox, gr.Slider, gr.Textbox]:
+    """The closed accordion "Prompt": system text, turns kept, and what the model reads.
+
+    It starts with the template's own text and all turns.
+    """
+    most = template_option(engine, "keep_turns", -1)  # a template that keeps few turns never reads more
+    low, high = (-1, 10) if most < 0 else (0, max(most, 1))
+    text = template_option(engine, "system", "")
+    with gr.Accordion("Prompt", open=False, elem_id="prompt"):
+        return (
+            gr.Textbox(text, label="System text", lines=2, max_lines=8, elem_id="system"),
+            gr.Slider(low, high, most, step=1, label="Earlier turns in the prompt", info="-1: all that fit"),
+            gr.Textbox(label="What the model reads", lines=3, max_lines=12, interactive=False, elem_id="read"),
+        )
+
+
 def _gallery(examples: Sequence[Example], image: gr.Image, question: gr.Textbox, classes: list[str]) -> None:
     """Images with a question each; a click fills both in."""
     gr.HTML('<div id="examples-title">Examples: click one, then Send</div>', padding=False)
@@ -176,11 +196,11 @@ def _wire(w: Widgets, events: Events) -> None:
     in_turn = {**at_once, "show_progress": progress, "concurrency_limit": 1, "concurrency_id": "model"}
     writing = {
         "fn": events.write,
-        "inputs": [w.chat, *(w.settings[n] for n in events.names), *w.prompt.values],
+        "inputs": [w.chat, *(w.settings[n] for n in events.names), w.system, w.turns],
         "outputs": [w.bubbles, *buttons],
         **in_turn,
     }
-    read = {"fn": events.read, "inputs": [w.chat], "outputs": [w.prompt.read], **at_once}
+    read = {"fn": events.read, "inputs": [w.chat], "outputs": [w.read], **at_once}
     asking = [w.question, w.image, w.settings["keep"], w.chat, w.video]
     asked = [w.chat, w.bubbles, w.question, *buttons]
     gr.on([w.send.click, w.question.submit], events.ask, asking, asked, **at_once).success(**writing).then(**read)
@@ -188,5 +208,5 @@ def _wire(w: Widgets, events: Events) -> None:
     w.stop.click(events.stop, [w.chat], None, **at_once)
     emptied = [w.bubbles, w.image, w.video, w.question, *buttons]
     gr.on([w.restart.click, w.bubbles.clear], events.restart, [w.chat], emptied, **at_once)
-    w.image.upload(events.check_image, [w.image], [w.image], **at_once)
-    w.video.upload(events.check_video, [w.video], [w.video], **at_once)
+    w.image.upload(functools.partial(events.check, Image), [w.image], [w.image], **at_once)
+    w.video.upload(functools.partial(events.check, Video), [w.video], [w.video], **at_once)
