@@ -82,11 +82,7 @@ def uses_data(data: dict[str, Any]) -> bool:
 
 
 def read_source(cfg: str | FilePath | Mapping[str, Any], train: bool = False) -> tuple[Tree, str]:
-    """The user's tree and its name in messages.
-
-    Args:
-        cfg: plain data, a YAML file, a folder with a stored configuration, or ``system/name`` of what ships.
-        train: whether such a name means a file to train with first; see :func:`vlm.config.shipped.find`.
+    """The user's tree and its name in messages; see :func:`load_config`.
 
     Raises:
         ConfigError: nothing of the kind, or not a YAML mapping.
@@ -108,11 +104,7 @@ def read_source(cfg: str | FilePath | Mapping[str, Any], train: bool = False) ->
 
 
 def check_sections(user: Tree, options: Sequence[Option], report: Report) -> list[Option]:
-    """Report unknown or unusable top-level sections and options that name no dataset of the file.
-
-    Returns:
-        The other options.
-    """
+    """Report unknown or unusable top-level sections and options for unknown datasets; returns the other options."""
     usable = []
     for key, value in user.data.items():
         if key not in SECTIONS:

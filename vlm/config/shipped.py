@@ -68,9 +68,7 @@ def current_name(arch: Any, model_type: Any) -> tuple[Any, Any]:
 def find(name: str, train: bool = False) -> Path:
     """The file called ``system/name`` (or ``system/train/name``): a run file or a composition.
 
-    Args:
-        name: see the module.
-        train: a run file for training comes first; else one for evaluation and chat, then the composition.
+    With ``train`` a run file for training comes first; else one for evaluation and chat, then the composition.
 
     Raises:
         ConfigError: neither a file nor the name of anything shipped.

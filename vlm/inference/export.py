@@ -23,10 +23,7 @@ class ModelExport(ABC):
     """
 
     def write(self, source: Path, target: Path) -> list[str]:
-        """Write ``source`` (a run folder, or what else this layout can be made of) as ``target``.
-
-        Returns:
-            Lines that say what was written.
+        """Write ``source`` (a run folder, or what else this layout can be made of) as ``target``; returns a summary.
 
         Raises:
             UserError: nothing usable at ``source``, ``target`` exists, or the layout cannot hold the composition.
@@ -38,10 +35,7 @@ class ModelExport(ABC):
 
     @abstractmethod
     def save(self, model: VLM, path: Path) -> list[str]:
-        """Write the trained parameters of ``model``.
-
-        Returns:
-            The names written.
+        """Write the trained parameters of ``model``; returns the names written.
 
         Raises:
             WeightsError: the composition is another, or something trains that the layout has no name for.

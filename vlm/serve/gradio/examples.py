@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlm.common.errors import DataError
-from vlm.common.registry import resolve
 from vlm.inference.few_shot import json_lines
 
 if TYPE_CHECKING:
@@ -16,11 +15,6 @@ Example = tuple[str, str]
 """Path of an image, and a question about it."""
 
 WORLD_QUESTIONS = ("describe", "color", "shape", "position", "count", "letter", "size", "exist")
-
-
-def tasks(cfg: Config | None) -> tuple[str, ...]:
-    """The task texts of a model's template; most have none."""
-    return () if cfg is None else tuple(resolve("template", cfg.model.template.name).task_texts)
 
 
 def is_tiny_model(cfg: Config | None) -> bool:

@@ -6,6 +6,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlm.config.tree import parse_text
+
 if TYPE_CHECKING:
     from vlm.inference.engine import Engine
 
@@ -13,6 +15,11 @@ if TYPE_CHECKING:
 def static(name: str) -> str:
     """A style sheet or fixed text of the page."""
     return (Path(__file__).parent / "static" / name).read_text(encoding="utf-8").strip()
+
+
+def widget(name: str) -> dict[str, Any]:
+    """The fixed options of a widget of the page, from ``static/widgets.yaml``."""
+    return parse_text(static("widgets.yaml"), "widgets.yaml").data[name]
 
 
 def theme(gradio: Any) -> Any:
