@@ -19,7 +19,7 @@ from vlm.common.errors import UserError
     ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "SLURM_PROCID": "0", "MASTER_ADDR": "x"}, World(1, 2, 1)),
 ])  # fmt: skip
 def test_world_from_the_environment(env, world):
-    assert world_from_env(env) == world and world.is_main == (world.rank == 0)
+    assert world_from_env(env) == world
 
 
 def test_part_of_the_variables_is_an_error():
@@ -31,7 +31,6 @@ def test_one_process_needs_no_group():
     world, device = dist.init("cpu", env={})
     assert (world, device) == (World(), torch.device("cpu"))
     assert (dist.rank(), dist.world_size(), dist.is_main()) == (0, 1, True)
-    assert dist.sum_numbers([1, 2.5]) == [1.0, 2.5]
     assert dist.gather_objects("x") == ["x"] and dist.broadcast_object("y") == "y"
     tensor = torch.ones(2)
     assert dist.all_reduce_sum(tensor) is tensor and tensor.tolist() == [1.0, 1.0]
@@ -43,7 +42,6 @@ def test_group_of_one_gives_the_same(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
         assert (dist.rank(), dist.world_size()) == (0, 1)
-        assert dist.sum_numbers([3, 0.5]) == [3.0, 0.5]
         assert dist.gather_objects({"a": 1}) == [{"a": 1}] and dist.broadcast_object([2]) == [2]
         dist.barrier()
     finally:
@@ -86,4 +84,3 @@ def test_cpu_facts():
     assert dist.supports_bf16(cpu) and not dist.supports_fused_optimizer(cpu)
     assert dist.device_name(cpu) == "cpu" and dist.sum_dtype(cpu) == torch.float64
     dist.set_device_rng_state(None, cpu)
-    dist.synchronize(cpu)

@@ -198,5 +198,5 @@ def test_inserts_are_checked() -> None:
         load_config({"model": {**model, "inserts": [{"name": "adaptor"}]}}, check="none")
     with pytest.raises(ConfigProblems, match=r"(?s)model\.inserts\.0\.evry.*did you mean 'every'"):
         load_config({"model": {**model, "inserts": [{"name": "adapter", "evry": 1}]}}, check="none")
-    with pytest.raises(ConfigProblems, match=r"model\.inserts.*expected a list of parts, e\.g\. \[{name: adapter}\]"):
+    with pytest.raises(ConfigProblems, match=r"model\.inserts.*expected a list such as \[{name: adapter}\]"):
         load_config({"model": {**model, "inserts": {"name": "adapter"}}}, check="none")

@@ -122,7 +122,7 @@ def test_hypotheses_keep_the_best() -> None:
     row.add([6, END], -3.0, 0)
     row.add([7, END], -9.0, 3)
     assert [ids for _, ids in row.found] == [[5, END], [6, END]]
-    assert row.worst == pytest.approx(-4.0)
+    assert row.found[0][0] == pytest.approx(-4.0)
     row.close(best=-0.1, length=9)
     assert row.done
 

@@ -10,7 +10,7 @@ from vlm.common.paths import SYSTEMS
 from vlm.config.api import load_config
 from vlm.config.tree import parse_file
 from vlm.inference.generation import CHAT, EVALUATION, Generation, default_generation
-from vlm.inference.stopping import NoRepeatNGram, PublishedRepetitionPenalty, ends_with, stop_sequences
+from vlm.inference.stopping import StopCriteria, ends_with, score_rules, stop_sequences
 
 
 def test_published_presets() -> None:
@@ -67,7 +67,7 @@ def test_stop_sequences_cover_both_spellings(engine) -> None:
 
 
 def test_penalty_counts_the_dummy_begin_token_but_not_the_prompt() -> None:
-    penalty = PublishedRepetitionPenalty(2.0, bos_id=1)
+    penalty = score_rules(EVALUATION.replace(repetition_penalty=2.0), StopCriteria((2,), bos=1, pad=0))
     scores = torch.tensor([[4.0, 4.0, -4.0, 4.0]])
     none_yet = torch.zeros(1, 0, dtype=torch.long)
     assert penalty(none_yet, scores).tolist() == [[4.0, 2.0, -4.0, 4.0]]
@@ -76,10 +76,11 @@ def test_penalty_counts_the_dummy_begin_token_but_not_the_prompt() -> None:
 
 def test_no_run_of_tokens_twice_the_dummy_begin_token_included() -> None:
     scores = torch.zeros(2, 5)
-    pairs = NoRepeatNGram(2, bos_id=1)
+    ends = StopCriteria((2,), bos=1, pad=0)
+    pairs, single = (score_rules(EVALUATION.replace(no_repeat_ngram_size=n), ends) for n in (2, 1))
     banned = pairs(torch.tensor([[3, 2, 3], [4, 4, 1]]), scores).isinf()
     assert banned.nonzero().tolist() == [[0, 2], [1, 4]]  # 3 2 again; the dummy token's 4 again
     assert not pairs(torch.zeros(2, 0, dtype=torch.long), scores).isinf().any()
-    assert NoRepeatNGram(1, bos_id=1)(torch.tensor([[3]]), scores[:1]).isinf().nonzero()[:, 1].tolist() == [1, 3]
+    assert single(torch.tensor([[3]]), scores[:1]).isinf().nonzero()[:, 1].tolist() == [1, 3]
     with pytest.raises(UserError, match="no_repeat_ngram_size is -1"):
         CHAT.replace(no_repeat_ngram_size=-1)

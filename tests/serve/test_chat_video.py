@@ -50,7 +50,7 @@ def test_unusable_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     lines = ("/video", "/video nothing.mp4", f"/video {tmp_path / 'bad.mp4'}")
     assert chat(monkeypatch, *lines, folder=tmp_path) == 0
     said = capsys.readouterr().out
-    for text in ("/video needs the path of a video", "nothing.mp4: no such file or folder", "bad.mp4: no video that"):
+    for text in ("/video needs the path of a file", "nothing.mp4: no such file or folder", "bad.mp4: no video that"):
         assert "! " in said and text in said
     assert chat(monkeypatch, folder=tmp_path, options=("--video", "nothing.mp4")) == 2
     assert "video nothing.mp4: no such file" in capsys.readouterr().err

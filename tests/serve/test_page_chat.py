@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import copy
 import socket
 
 import pytest
 
 from vlm.cli import demo
 from vlm.common.errors import DataError, PromptError, UserError
+from vlm.common.registry import resolve
 from vlm.inference.engine import Engine
 from vlm.inference.generation import EVALUATION
 from vlm.serve.gradio import app as gradio_app
 from vlm.serve.gradio import theme as theme
-from vlm.serve.gradio.examples import is_tiny_model, tasks, tiny_model_examples
+from vlm.serve.gradio.examples import is_tiny_model, tiny_model_examples
 from vlm.serve.gradio.session import PageChat
 
 from ..inference.small import CASE, write_config
@@ -198,13 +199,15 @@ def test_header_names_the_parts(engine: Engine) -> None:
 def test_only_templates_with_tasks_offer_them(engine: Engine) -> None:
     from vlm.serve.gradio.layout import build
 
-    assert tasks(engine.config) == () == tasks(None)
+    assert engine.processor.template.task_texts == ()
     assert "Send" in _labels(build(engine))
     assert not any(label.startswith("[") for label in _labels(build(engine)))
-    template = dataclasses.replace(engine.config.model.template, name="minigpt_v2")
-    config = dataclasses.replace(engine.config, model=dataclasses.replace(engine.config.model, template=template))
-    v2 = Engine(engine.model, engine.processor, config=config)
-    assert [t.strip() for t in tasks(config)] == [v for v in _labels(build(v2)) if v.startswith("[")]
+    texts = resolve("template", "minigpt_v2").task_texts
+    processor = copy.copy(engine.processor)
+    processor.template = copy.copy(processor.template)
+    vars(processor.template)["task_texts"] = texts
+    v2 = Engine(engine.model, processor, config=engine.config)
+    assert texts and [t.strip() for t in texts] == [v for v in _labels(build(v2)) if v.startswith("[")]
 
 
 def _labels(page) -> list[str]:

@@ -9,10 +9,10 @@ import inspect
 import textwrap
 from typing import Any
 
-from vlm.common.errors import ConfigError
+from vlm.common.errors import ConfigError, unknown
 from vlm.common.logging import say
 from vlm.common.paths import CORPORA, SYSTEMS
-from vlm.common.registry import FOLDERS, config_class, load_plugin, names, register_command, resolve, summaries, unknown
+from vlm.common.registry import FOLDERS, config_class, load_plugin, names, register_command, resolve, summaries
 
 FILES = {"arch": SYSTEMS, "corpus": CORPORA}  # kinds that are YAML files, not classes, and their folders
 

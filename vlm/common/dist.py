@@ -12,7 +12,6 @@ import logging
 import os
 import random
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,11 +33,6 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process writes files and logs."""
-        return self.rank == 0
 
 
 def world_from_env(env: dict[str, str] | None = None) -> World:
@@ -73,9 +67,7 @@ def accelerator_count() -> int:
 def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
     """The device for a name of the ``device:`` key: auto, cpu, cuda, mps, xpu, or one with an index.
 
-    Args:
-        name: ``auto`` takes the machine's accelerator if there is one.
-        local_rank: index used when the name has none.
+    ``auto`` takes the machine's accelerator if there is one; a name without index takes ``local_rank``.
 
     Raises:
         UserError: the machine has no such device.
@@ -112,11 +104,7 @@ def gpu(index: int) -> torch.device:
 
 
 def init(device: str = "auto", env: dict[str, str] | None = None) -> tuple[World, torch.device]:
-    """Join the process group the environment describes (if any) and pick this process's device.
-
-    Returns:
-        this process's place and its device.
-    """
+    """Join the process group that the environment describes (if any); returns this process's place and its device."""
     world = world_from_env(env)
     picked = pick_device(device, world.local_rank)
     if picked.type not in ("cpu", "mps"):
@@ -164,13 +152,6 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def sum_numbers(values: Sequence[float], device: torch.device | str = "cpu") -> list[float]:
-    """Element-wise sum of python numbers over the processes, in float64 (integers exact up to 2**53)."""
-    if not torch_dist.is_initialized():
-        return [float(v) for v in values]
-    return all_reduce_sum(torch.tensor(values, dtype=torch.float64, device=device)).tolist()
-
-
 def sum_dtype(device: torch.device) -> torch.dtype:
     """Dtype for sums of counts and losses: float64 where the device supports it."""
     return torch.float32 if device.type == "mps" else torch.float64
@@ -187,11 +168,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 def broadcast_object(value: Any) -> Any:
     """Rank 0's ``value`` on every rank."""
-    if not torch_dist.is_initialized():
-        return value
-    box = [value]
-    torch_dist.broadcast_object_list(box, src=0)
-    return box[0]
+    return gather_objects(value)[0]
 
 
 def seed_everything(seed: int, rank: int = 0, deterministic: bool = False) -> None:
@@ -211,18 +188,10 @@ def seed_everything(seed: int, rank: int = 0, deterministic: bool = False) -> No
         torch.backends.cudnn.deterministic = True
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait for the work queued on the device; does nothing on a CPU."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-
-
 def peak_memory_mib(device: torch.device) -> float:
     """Peak memory in MiB: allocated on the device; on CPU and MPS the process's largest resident size."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / MIB
-    if device.type == "xpu":
-        return torch.xpu.max_memory_allocated(device) / MIB
+    if device.type not in ("cpu", "mps"):
+        return torch.get_device_module(device).max_memory_allocated(device) / MIB
     if sys.platform == "win32":
         return 0.0
     import resource  # no such module on Windows
@@ -233,30 +202,22 @@ def peak_memory_mib(device: torch.device) -> float:
 
 def device_rng_state(device: torch.device) -> torch.Tensor | None:
     """State of the device's generator (None on a CPU, whose generator is torch's global one)."""
-    if device.type == "cuda":
-        return torch.cuda.get_rng_state(device)
-    if device.type == "xpu":
-        return torch.xpu.get_rng_state(device)
-    return torch.mps.get_rng_state() if device.type == "mps" else None
+    if device.type in ("cpu", "mps"):
+        return torch.mps.get_rng_state() if device.type == "mps" else None
+    return torch.get_device_module(device).get_rng_state(device)
 
 
 def set_device_rng_state(state: torch.Tensor | None, device: torch.device) -> None:
     """Restore what :func:`device_rng_state` returned."""
-    if state is None:
-        return
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    elif device.type == "xpu":
-        torch.xpu.set_rng_state(state, device)
-    elif device.type == "mps":
+    if state is not None and device.type == "mps":
         torch.mps.set_rng_state(state)
+    elif state is not None:
+        torch.get_device_module(device).set_rng_state(state, device)
 
 
 def supports_bf16(device: torch.device) -> bool:
     """Whether bfloat16 arithmetic is native enough to train with (CPU: always, through torch)."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return True
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def supports_fused_optimizer(device: torch.device) -> bool:
@@ -266,6 +227,4 @@ def supports_fused_optimizer(device: torch.device) -> bool:
 
 def device_name(device: torch.device) -> str:
     """A name for logs and for the provenance of a checkpoint."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return device.type
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

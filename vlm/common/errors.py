@@ -6,6 +6,9 @@ and keeps its traceback.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from difflib import get_close_matches
+
 
 class UserError(Exception):
     """A fault in the user's input. The message names what was found, what is allowed and the fix."""
@@ -32,3 +35,15 @@ class PromptError(UserError):
 
 class NonFiniteLossError(UserError):
     """The loss stopped being a number before an optimiser step."""
+
+
+def unknown(what: str, name: str, allowed: Sequence[str]) -> str:
+    """The one wording for every unknown name."""
+    return f"unknown {what} {name!r}{nearest(name, allowed)}"
+
+
+def nearest(name: str, allowed: Sequence[str]) -> str:
+    """The part of a message that proposes names: ``"; did you mean 'depth'? (allowed: ...)"``."""
+    near = get_close_matches(name, allowed, n=2)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return f"{hint} (allowed: {', '.join(sorted(allowed)) or 'none'})"

@@ -39,14 +39,10 @@ def setup_logging(level: int = logging.INFO, file: str | Path | None = None, ran
     terminal.setFormatter(TerminalFormatter())
     logger.addHandler(terminal)
     if file is not None and rank == 0:
-        logger.addHandler(_file_handler(Path(file)))
-
-
-def _file_handler(file: Path) -> logging.Handler:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(file, encoding="utf-8")
-    handler.setFormatter(logging.Formatter(FORMAT, datefmt="%Y-%m-%d %H:%M:%S"))
-    return handler
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(file, encoding="utf-8")
+        handler.setFormatter(logging.Formatter(FORMAT, datefmt="%Y-%m-%d %H:%M:%S"))
+        logger.addHandler(handler)
 
 
 @contextmanager

@@ -30,9 +30,8 @@ def find_name(module: str, name: str) -> Any:
     """What ``name`` of the old ``module`` is today. Raises AttributeError: nothing."""
     from importlib import import_module
 
-    for target, wanted in [(t, name) for t in table().get(module, ())] + [
-        tuple(t.split(":")) for t in table().get(f"{module}:{name}", ())
-    ]:
+    places = [f"{target}:{name}" for target in table().get(module, ())]
+    for target, _, wanted in (p.partition(":") for p in [*places, *table().get(f"{module}:{name}", ())]):
         found = import_module(target)
         if hasattr(found, wanted):
             return getattr(found, wanted)

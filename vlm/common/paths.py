@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 SYSTEMS = Path(__file__).resolve().parents[1] / "systems"
@@ -40,7 +39,11 @@ def local_path(path: str | Path) -> Path:
     """The local file or folder of ``path``; a URL is downloaded once into the cache."""
     if not is_url(path):
         return Path(path).expanduser()
-    return Path(_manager().get_local_path(str(path)))
+    from iopath.common.file_io import HTTPURLHandler, PathManager
+
+    manager = PathManager()
+    manager.register_handler(HTTPURLHandler())
+    return Path(manager.get_local_path(str(path), cache_dir=str(cache_root() / "downloads")))
 
 
 def inner_folder(path: str | Path, names: Sequence[str]) -> Path:
@@ -49,26 +52,6 @@ def inner_folder(path: str | Path, names: Sequence[str]) -> Path:
     return next((folder / name for name in names if (folder / name).is_dir()), folder)
 
 
-def open_file(path: str | Path, mode: str = "r") -> IO[Any]:
-    """Open a local file or the cached copy of a URL."""
-    return _manager().open(str(path) if is_url(path) else str(Path(path).expanduser()), mode)
-
-
 def asset(name: str) -> str:
     """Path of a file or folder that ships with the package, e.g. ``asset("tiny/llm")``."""
     return str(ASSETS / name)
-
-
-def _manager() -> Any:
-    from iopath.common.file_io import HTTPURLHandler, PathManager
-
-    class CachedHTTP(HTTPURLHandler):
-        """iopath's handler, with downloads under our cache root."""
-
-        def _get_local_path(self, path: str, force: bool = False, cache_dir: str | None = None, **options: Any) -> str:
-            folder = cache_dir or str(cache_root() / "downloads")
-            return super()._get_local_path(path, force=force, cache_dir=folder, **options)
-
-    manager = PathManager()
-    manager.register_handler(CachedHTTP())
-    return manager

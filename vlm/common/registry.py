@@ -8,7 +8,6 @@ entry point group ``vlm.plugins``, which are read and not imported. A registry h
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import importlib.util
 import logging
@@ -19,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vlm.common.errors import ConfigError
+from vlm.common.errors import ConfigError, unknown
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -59,6 +58,7 @@ _classes: dict[tuple[str, str], Any] = {}
 _DECORATOR = r"""^@(?:[\w.]+\.)?register_{}\(\s*["']([^"']+)["']"""
 
 
+@cache
 def _decorator(kind: str) -> Callable[[str], Callable[[T], T]]:
     def register(name: str) -> Callable[[T], T]:
         def add(cls: T) -> T:
@@ -82,28 +82,12 @@ def _origin(cls: Any) -> str:
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
-register_model = _decorator("model")
-register_vision = _decorator("vision")
-register_bridge = _decorator("bridge")
-register_fusion = _decorator("fusion")
-register_insert = _decorator("insert")
-register_llm = _decorator("llm")
-register_template = _decorator("template")
-register_processor = _decorator("processor")
-register_dataset = _decorator("dataset")
-register_task = _decorator("task")
-register_runner = _decorator("runner")
-register_scheduler = _decorator("scheduler")
-register_tracker = _decorator("tracker")
-register_checkpoint_format = _decorator("checkpoint_format")
-register_source = _decorator("source")
-register_export = _decorator("export")
-register_benchmark = _decorator("benchmark")
-register_command = _decorator("command")
-register_image = _decorator("image")
-register_video = _decorator("video")
-register_text = _decorator("text")
-register_generation = _decorator("generation")
+def __getattr__(name: str) -> Callable[[str], Callable[[T], T]]:
+    """The decorators ``register_<kind>``, one for each key of ``FOLDERS``."""
+    kind = name.removeprefix("register_")
+    if kind == name or kind not in FOLDERS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _decorator(kind)
 
 
 @cache
@@ -143,12 +127,9 @@ def _sources(package: str) -> list[tuple[str, str]]:
         return []
     if spec.submodule_search_locations is None:
         return [(package, Path(spec.origin).read_text(encoding="utf-8"))] if spec.origin else []
-    result = []
-    for folder in spec.submodule_search_locations:
-        for file in sorted(Path(folder).rglob("*.py")):
-            parts = [part for part in file.relative_to(folder).with_suffix("").parts if part != "__init__"]
-            result.append((".".join((package, *parts)), file.read_text(encoding="utf-8")))
-    return result
+    files = [(file, Path(folder)) for folder in spec.submodule_search_locations for file in Path(folder).rglob("*.py")]
+    paths = ((".".join((package, *f.relative_to(folder).with_suffix("").parts)), f) for f, folder in sorted(files))
+    return [(module.removesuffix(".__init__"), file.read_text(encoding="utf-8")) for module, file in paths]
 
 
 @cache
@@ -206,8 +187,8 @@ def _at_path(kind: str, path: str) -> Any:
         target = getattr(target, part, None)
     if target is None:
         raise ConfigError(f"{kind} {path!r}: module {module} has no {attribute!r}")
-    if kind in FUNCTIONS and not callable(target) or kind not in FUNCTIONS and not isinstance(target, type):
-        expected = "function" if kind in FUNCTIONS else "class"
+    expected = "function" if kind in FUNCTIONS else "class"
+    if not (callable(target) if kind in FUNCTIONS else isinstance(target, type)):
         raise ConfigError(f"{kind} {path!r}: expected a {expected}, found {target!r}")
     return target
 
@@ -215,13 +196,6 @@ def _at_path(kind: str, path: str) -> Any:
 def config_class(cls: Any) -> Any:
     """The dataclass of a registered class's options: its nested ``Config``, else itself if it is one, else None."""
     return cls.Config if "Config" in dir(cls) else cls if dataclasses.is_dataclass(cls) else None
-
-
-def unknown(what: str, name: str, allowed: list[str]) -> str:
-    """One wording for every unknown name: what was found, the nearest, the list."""
-    near = difflib.get_close_matches(name, allowed, n=2)
-    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-    return f"unknown {what} {name!r}{hint} (known: {', '.join(allowed) or 'none'})"
 
 
 def resolve_any(kinds: Sequence[str], name: str) -> Any:
@@ -234,4 +208,4 @@ def resolve_any(kinds: Sequence[str], name: str) -> Any:
     for kind in kinds:
         if name in names(kind):
             return resolve(kind, name)
-    raise ConfigError(unknown(kinds[0], name, sorted({n for kind in kinds for n in names(kind)})))
+    raise ConfigError(unknown(kinds[0], name, [n for kind in kinds for n in names(kind)]))

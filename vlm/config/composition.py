@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
+from vlm.common.errors import nearest
 from vlm.common.paths import SYSTEMS
 from vlm.config.options import Option, value_of
 from vlm.config.renamed import rename_keys
-from vlm.config.schema import MISSING, Path, Report, convert, nearest, read
+from vlm.config.schema import MISSING, Path, Report, convert, read
 from vlm.config.shipped import archs, corpora, corpus_file, current_name, label
 from vlm.config.tree import OPTIONS, Tree, parse_file
 from vlm.config.types import COMPOSITION, PARTS
@@ -35,18 +36,16 @@ class Param:
         named = _KINDS.get(self.type or "")
         if self.default is None:
             return Any if named is None else named | None
-        if named is not None:
-            return named
-        return str if self.default == MISSING else type(self.default)
+        return named or (str if self.default == MISSING else type(self.default))
 
 
 @dataclass
 class Arch:
     """Parameters and composition of a model, from an arch file or from the user's ``model:`` itself."""
 
-    params: dict[str, Param] = field(default_factory=dict)
-    tree: Tree = field(default_factory=Tree)
-    when: list[dict[str, Any]] = field(default_factory=list)
+    params: dict[str, Param]
+    tree: Tree
+    when: list[dict[str, Any]]
 
 
 def find_arch(user: Tree, options: Sequence[Option], report: Report) -> Arch | None:
@@ -95,7 +94,7 @@ def _arch_file(arch: Any, model_type: Any, report: Report) -> FilePath | None:
 
 def _read_arch(tree: Tree, at: Path, report: Report, inline: bool = False) -> Arch:
     params: dict[str, Param] = {}
-    where = Report(origins={(*at, *p): o for p, o in tree.origins.items()})
+    where = Report({(*at, *p): o for p, o in tree.origins.items()})
     for key in tree.data if not inline else ():
         if key not in ("params", "when", *COMPOSITION):
             where.unknown((key,), ["params", "when", *COMPOSITION])
@@ -111,11 +110,8 @@ def _read_arch(tree: Tree, at: Path, report: Report, inline: bool = False) -> Ar
             param.default = declared["default"]
             params[name] = param
     report.problems += where.problems
-    arch = Arch(params, tree, list(tree.get(("when",)) or []))
-    if inline:
-        arch.tree = Tree(origins=tree.origins)
-        arch.tree.data = {"params": declarations}
-    return arch
+    own = Tree({"params": declarations}, tree.origins) if inline else tree
+    return Arch(params, own, list(tree.get(("when",)) or []))
 
 
 def add_arch(tree: Tree, arch: Arch, user: Tree, options: Sequence[Option], report: Report) -> None:
@@ -158,22 +154,20 @@ def add_corpus(tree: Tree, user: Tree, options: Sequence[Option], at: Path, repo
     An entry that states its ``format`` is complete in itself and has no corpus file.
     """
     name = str(at[-1])
-    stated = value_of(options, (*at, "format"), user.get((*at, "format")))
-    file = corpus_file(name)
-    if stated is not None or file is None:
-        if stated is None:
-            report.unknown(at, corpora(), "corpus; without a `format` the name must be a shipped corpus")
-        chosen = value_of(options, (*at, "type"), None)
-        if stated is not None and chosen is not None and chosen != user.get((*at, "type"), "default"):
+    own = user.get((*at, "type"), "default")
+    chosen = value_of(options, (*at, "type"), own)
+    if value_of(options, (*at, "format"), user.get((*at, "format"))) is not None:
+        if chosen not in (own, None):
             report.add((*at, "type"), f"found {chosen!r}, but this entry is written out, so the option selects nothing")
         return
+    if (file := corpus_file(name)) is None:
+        report.unknown(at, corpora(), "corpus; without a `format` the name must be a shipped corpus")
+        return
     corpus = parse_file(file, label(file))
-    chosen = value_of(options, (*at, "type"), user.get((*at, "type"), "default"))
     types = corpus.data.pop("types", {})
     if chosen != "default" and chosen not in list(types):
         report.unknown((*at, "type"), ["default", *types], f"type of {name}", str(chosen))
     tree.merge(corpus, at)
-    over = types.get(str(chosen))
-    if over:
+    if over := types.get(str(chosen)):
         head: Path = ("types", str(chosen))
         tree.merge(Tree(over, {p[2:]: o for p, o in corpus.origins.items() if p[:2] == head}), at)

@@ -1,4 +1,4 @@
-"""The steps from files and options to a :class:`Config`; :func:`vlm.config.api.load_config` is the entry."""
+"""The steps from files and options to a :class:`Config`; :func:`load_config` is the entry."""
 
 from __future__ import annotations
 
@@ -26,19 +26,37 @@ STORED = "config.yaml"
 """The resolved configuration inside a run folder."""
 
 
-def load(cfg: str | FilePath | Mapping[str, Any], options: Sequence[str], check: Check, train: bool) -> Config:
-    """See :func:`vlm.config.api.load_config`."""
+def load_config(
+    cfg: str | FilePath | Mapping[str, Any],
+    options: Sequence[str] = (),
+    *,
+    check: Check = "weights",
+    train: bool = False,
+) -> Config:
+    """Read, merge, interpolate and check a configuration.
+
+    Args:
+        cfg: a YAML file, a run folder, ``system/name`` of what ships (``"tiny/eval"``), or the ``resolved``
+            mapping of a stored configuration.
+        options: ``--options`` in either spelling.
+        check: which named files must exist: those of the model ("weights"), datasets too ("all"), no file ("none"),
+            or what the file is for decides ("needed"): datasets too if it trains or evaluates. Unless datasets are
+            checked, entries whose build_info is not set yet are left out.
+        train: whether ``system/name`` means a file to train with first, or one to evaluate or chat with.
+
+    Raises:
+        ConfigError: all problems, each with dotted path, file:line, what was found and what is allowed.
+    """
     user, title = read_source(cfg, train)
     rename_keys(user)
     value = [dataclasses.replace(o, path=current(o.path)) for o in parse_options(options)]
-    report = Report(origins=dict(user.origins))
-    report.origins.update({o.path: f"{OPTIONS} {dotted(o.path)}" for o in value})
-    report.texts = {o.path: o.text for o in value}
-    check_sections(user, value, report)
+    origins = user.origins | {o.path: f"{OPTIONS} {dotted(o.path)}" for o in value}
+    report = Report(origins, {o.path: o.text for o in value})
+    usable = check_sections(user, value, report)
     plugins = load_plugins(user, report)
     normalise(user)
-    tree, arch, defaults = merge(user, value, report)
-    report.origins, report.texts = {**report.origins, **tree.origins}, tree.texts
+    tree, arch, defaults = merge(user, usable, report)
+    report.origins, report.texts = report.origins | tree.origins, tree.texts
     params = read_params(tree, arch, report) if arch else {}
     helps = {name: p.help for name, p in arch.params.items()} if arch else {}
     data = interpolate(tree.data, params, helps, report)
@@ -52,16 +70,8 @@ def load(cfg: str | FilePath | Mapping[str, Any], options: Sequence[str], check:
     sections = {s: read_section(s, data, model, report, check) for s in DATA_SECTIONS}
     report.raise_if_any(title)
     assert model is not None
-    config = Config(
-        model=model,
-        datasets=sections["datasets"],
-        valid_datasets=sections["valid_datasets"],
-        evaluation_datasets=sections["evaluation_datasets"],
-        run=run,
-        plugins=plugins,
-        origins={dotted(p): report.where(p) for p in tree.origins if p},
-        defaults=defaults,
-    )
+    places = {dotted(p): report.where(p) for p in tree.origins if p}
+    config = Config(model, run=run, plugins=plugins, origins=places, defaults=defaults, **sections)
     config.resolved = store(config, tree, arch, data)
     return config
 
@@ -72,11 +82,7 @@ def uses_data(data: dict[str, Any]) -> bool:
 
 
 def read_source(cfg: str | FilePath | Mapping[str, Any], train: bool = False) -> tuple[Tree, str]:
-    """The user's tree and its name in messages.
-
-    Args:
-        cfg: plain data, a YAML file, a folder with a stored configuration, or ``system/name`` of what ships.
-        train: whether such a name means a file to train with first; see :func:`vlm.config.shipped.find`.
+    """The user's tree and its name in messages; see :func:`load_config`.
 
     Raises:
         ConfigError: nothing of the kind, or not a YAML mapping.
@@ -97,8 +103,9 @@ def read_source(cfg: str | FilePath | Mapping[str, Any], train: bool = False) ->
     return parse_file(path, label(path)), label(path)
 
 
-def check_sections(user: Tree, options: Sequence[Option], report: Report) -> None:
-    """Report unknown or unusable top-level sections and options that name no dataset of the file."""
+def check_sections(user: Tree, options: Sequence[Option], report: Report) -> list[Option]:
+    """Report unknown or unusable top-level sections and options for unknown datasets; returns the other options."""
+    usable = []
     for key, value in user.data.items():
         if key not in SECTIONS:
             report.unknown((key,), SECTIONS, "section")
@@ -108,14 +115,16 @@ def check_sections(user: Tree, options: Sequence[Option], report: Report) -> Non
         elif value is None:
             user.data[key] = [] if key == "plugins" else {}
     for option in options:
-        if option.path[0] not in SECTIONS:
-            report.unknown(option.path, SECTIONS, "section", str(option.path[0]))
-        elif option.path[0] in DATA_SECTIONS and len(option.path) > 1:
-            present = list(user.get(option.path[:1], {}))
-            if str(option.path[1]) not in present:
-                report.unknown(option.path, present, "dataset", str(option.path[1]))
+        section, *rest = map(str, option.path)
+        if section not in SECTIONS:
+            report.unknown(option.path, SECTIONS, "section", section)
+        elif section in DATA_SECTIONS and rest and rest[0] not in user.get((section,), {}):
+            report.unknown(option.path, list(user.get((section,), {})), "dataset", rest[0])
+        else:
+            usable.append(option)
     if not user.data.get("model") and not any(o.path[0] == "model" for o in options):
         report.add(("model",), "missing; expected arch and model_type, or a composition")
+    return usable
 
 
 def load_plugins(user: Tree, report: Report) -> list[str]:
@@ -133,16 +142,13 @@ def load_plugins(user: Tree, report: Report) -> list[str]:
 
 
 def normalise(user: Tree) -> None:
-    """Write short spellings out: a part given by its name alone, ``train`` as a list of globs."""
-    for path in PARTS:
-        if isinstance(user.get(path), str) and "${" not in user.get(path):
-            user.put(path, {"name": user.get(path)}, user.origins.get(path, ""))
-    for key in ("bridge", "inserts"):
-        listed = user.get(("model", key))
-        for index, part in enumerate(listed if isinstance(listed, list) else []):
-            if isinstance(part, str):
-                path = ("model", key, index)
-                user.put(path, {"name": part}, user.origins.get(path, ""))
+    """Write out the parts that are given by their name alone."""
+    lists = {("model", key): user.get(("model", key)) for key in ("bridge", "inserts")}
+    items = [(*path, i) for path, listed in lists.items() if isinstance(listed, list) for i in range(len(listed))]
+    for path in [*PARTS, *items]:
+        name = user.get(path)
+        if isinstance(name, str) and (path not in PARTS or "${" not in name):
+            user.put(path, {"name": name}, user.origins.get(path, ""))
 
 
 def merge(user: Tree, options: Sequence[Option], report: Report) -> tuple[Tree, Arch | None, dict[str, Any]]:
@@ -162,27 +168,18 @@ def merge(user: Tree, options: Sequence[Option], report: Report) -> tuple[Tree, 
     tree.merge(user, (), PARTS)
     if isinstance(tree.get(("model",)), dict):
         tree.data["model"].pop("params", None)
-    skip = (("model", "arch"), ("model", "model_type"))
-    usable = [o for o in options if o.path[0] in SECTIONS and o.path not in skip and _known_dataset(o, tree)]
-    apply_options(tree, usable, report, PARTS)
+    applied = [o for o in options if o.path not in (("model", "arch"), ("model", "model_type"))]
+    apply_options(tree, applied, report, PARTS)
     return tree, arch, defaults
-
-
-def _known_dataset(option: Option, tree: Tree) -> bool:
-    head = option.path[0]
-    return head not in DATA_SECTIONS or len(option.path) < 2 or str(option.path[1]) in tree.get((head,), {})
 
 
 def read_section(
     section: str, data: dict[str, Any], model: ModelConfig | None, report: Report, check: Check
 ) -> dict[str, DatasetEntry]:
     """Typed entries of one dataset section, by name."""
-    entries = {}
-    for name, entry in (data.get(section) or {}).items():
-        result = read_dataset(name, entry, (section, name), model, report, check)
-        if result is not None:
-            entries[name] = result
-    return entries
+    written = data.get(section) or {}
+    entries = {n: read_dataset(n, entry, (section, n), model, report, check) for n, entry in written.items()}
+    return {name: entry for name, entry in entries.items() if entry is not None}
 
 
 def check_run(run: RunConfig, data: dict[str, Any], report: Report) -> None:

@@ -61,9 +61,8 @@ def write_options(sections: Mapping[str, Any], prefix: str = "") -> list[str]:
             items += write_options(value, f"{path}.")
             continue
         try:
-            items.append(
-                f"{path}={value!r}" if isinstance(value, float) else f"{path}={json.dumps(value, default=os.fspath)}"
-            )
+            text = repr(value) if isinstance(value, float) else json.dumps(value, default=os.fspath)
+            items.append(f"{path}={text}")
         except TypeError as error:
             raise ConfigError(f"{path}: {value!r} is not a value that a YAML file can hold") from error
     return items
@@ -93,7 +92,7 @@ def typed(text: str) -> Any:
     loader = _Loader("")
     try:
         tag = loader.resolve(yaml.ScalarNode, text, (True, False))
-        if tag == "tag:yaml.org,2002:str" or tag == "tag:yaml.org,2002:merge" or tag == "tag:yaml.org,2002:value":
+        if tag.endswith((":str", ":merge", ":value")):
             return text
         return loader.construct_object(yaml.ScalarNode(tag, text))
     finally:
@@ -102,8 +101,7 @@ def typed(text: str) -> Any:
 
 def value_of(options: Sequence[Option], path: Path, default: Any) -> Any:
     """What the last option for exactly ``path`` says, or ``default``."""
-    result = [o.value for o in options if o.path == path]
-    return result[-1] if result else default
+    return next((o.value for o in reversed(options) if o.path == path), default)
 
 
 def apply_options(

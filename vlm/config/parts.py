@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
 from vlm.common.errors import ConfigError
 from vlm.common.paths import exists
 from vlm.common.registry import config_class, names, resolve
-from vlm.config.schema import MISSING, Path, Report, convert, read
+from vlm.config.schema import MISSING, Path, Report, convert, names_of, read
 from vlm.config.tree import plain
-from vlm.config.types import COMPOSITION, KINDS, UNNAMED, Check, DatasetEntry, ModelConfig, Part, WeightFile
-
-PUBLISHED_PROCESSORS = ("blip2_image_train", "blip2_image_eval", "blip_caption")
-PATH_OPTIONS = ("storage", "ann_path", "image_path", "data_dir", "path", "root", "folder")
-CORPUS_KEYS = (
-    "format",
-    "build_info",
-    "help",
-    "type",
-    "data_type",
-    "batch_size",
-    "sample_ratio",
-    "text_processor",
-    "vis_processor",
-    "max_new_tokens",
-    "group",
+from vlm.config.types import (
+    COMPOSITION,
+    KINDS,
+    UNNAMED,
+    Check,
+    DatasetEntry,
+    DatasetOptions,
+    ModelConfig,
+    Part,
+    WeightFile,
 )
+
+PATH_OPTIONS = ("storage", "ann_path", "image_path", "data_dir", "path", "root", "folder")
+CORPUS_KEYS = ("format", "build_info", "help", *names_of(DatasetOptions))
 
 
 @dataclass
@@ -56,19 +52,20 @@ def read_part(kind: str, data: Any, path: Path, report: Report, default: str = "
 
     Args:
         kind: of the registry.
-        data: the mapping as written; a text is a name alone.
+        data: the mapping as written; a string is a name alone.
         path: of ``data``.
         report: where problems go.
         default: the name of a mapping without one; empty: it must have one.
     """
     options = {"name": data} if isinstance(data, str) else data
-    name = options.get("name", default or None) if isinstance(options, dict) else default
-    if not isinstance(name, str) or not (isinstance(options, dict) or default):
+    name = default
+    if isinstance(options, dict):
+        options = dict(options)
+        name = options.pop("name", default)
+    if not isinstance(name, str) or not name:
         shipped = ", ".join(names(kind))
         report.add(path, f"found {data!r}, expected a mapping with `name`, the registered {kind} ({shipped})")
         return None
-    if isinstance(options, dict):
-        options = {k: v for k, v in options.items() if k != "name"}
     return read_options(kind, name, options, path, (*path, "name"), report)
 
 
@@ -103,7 +100,9 @@ def read_model(data: dict[str, Any], params: dict[str, Any], report: Report, che
     for key, kind in KINDS.items():
         path: Path = ("model", key)
         if key in EXAMPLES:
-            parts[key] = read_parts(kind, key, whole.get(key), report)
+            listed = read_list(whole.get(key), path, EXAMPLES[key], report)
+            chain = [read_part(kind, p, (*path, i), report) for i, p in enumerate(listed)]
+            parts[key] = [p for p in chain if p is not None]
         elif key in whole:
             parts[key] = read_part(kind, whole[key], path, report, UNNAMED.get(key, ""))
         elif key in ("llm", "template"):
@@ -125,16 +124,13 @@ def read_model(data: dict[str, Any], params: dict[str, Any], report: Report, che
 EXAMPLES = {"bridge": "[{name: qformer}, {name: linear}]", "inserts": "[{name: adapter}]"}
 
 
-def read_parts(kind: str, key: str, data: Any, report: Report) -> list[Part]:
-    """A list of parts (the chain of bridges, the inserts), in order."""
-    path: Path = ("model", key)
-    if data is None:
-        return []
-    if not isinstance(data, list):
-        report.add(path, f"found {data!r}, expected a list of parts, e.g. {EXAMPLES[key]}")
-        return []
-    parts = [read_part(kind, p, (*path, i), report) for i, p in enumerate(data)]
-    return [p for p in parts if p is not None]
+def read_list(data: Any, path: Path, example: str, report: Report) -> list[Any]:
+    """``data`` if it is a list; null is an empty one, and anything else is reported."""
+    if isinstance(data, list):
+        return data
+    if data is not None:
+        report.add(path, f"found {data!r}, expected a list such as {example}")
+    return []
 
 
 def read_train(data: Any, report: Report) -> dict[str, bool]:
@@ -152,18 +148,13 @@ def read_train(data: Any, report: Report) -> dict[str, bool]:
 def read_weights(data: Any, report: Report, check: Check) -> list[WeightFile]:
     """Files to load, in order; entries with an empty path are left out."""
     path: Path = ("model", "weights")
-    if data is None:
-        return []
-    if not isinstance(data, list):
-        report.add(path, f"found {data!r}, expected a list such as [{{format: hf_llm, path: ..., into: llm}}]")
-        return []
+    known = names("checkpoint_format")
     files = []
-    for index, entry in enumerate(data):
+    for index, entry in enumerate(read_list(data, path, "[{format: hf_llm, path: ..., into: llm}]", report)):
         file = read(WeightFile, entry, (*path, index), report)
         if file is None:
             continue
-        known = names("checkpoint_format")
-        if known and file.format not in [*known, "random"] and ":" not in file.format:
+        if file.format not in [*known, "random"] and ":" not in file.format:
             report.unknown((*path, index, "format"), known, "weight format", file.format)
         if file.path and check != "none":
             check_exists(file.path, (*path, index, "path"), report)
@@ -213,56 +204,33 @@ def read_dataset(
     report.broken |= {(*path, "build_info", key) for key in unset}
     places = ((*path, "build_info"), (*path, "format"))
     part = read_options("dataset", str(data["format"]), build_info, *places, report)
-    plain_keys = ("batch_size", "sample_ratio", "type", "data_type", "max_new_tokens", "group")
-    scalars = read(_Scalars, {k: data[k] for k in plain_keys if k in data}, path, report)
+    written = {k: data[k] for k in names_of(DatasetOptions) if k in data}
+    for key in ("text_processor", "vis_processor"):
+        written[key] = written[key] if isinstance(written.get(key), dict) else {}
+    options = read(DatasetOptions, written, path, report)
     read_processors(TextProcessor, data.get("text_processor"), (*path, "text_processor"), report)
     images = read_processors(VisProcessor, data.get("vis_processor"), (*path, "vis_processor"), report)
     check_recipe(images, (*path, "vis_processor"), model, report)
-    if unset or part is None or scalars is None:
+    if unset or part is None or options is None:
         return None
     if check == "all":
         check_data_files(part, (*path, "build_info"), report)
-    return DatasetEntry(
-        name=name,
-        format=part,
-        text_processor=data.get("text_processor") or {},
-        vis_processor=data.get("vis_processor") or {},
-        **dataclasses.asdict(scalars),
-    )
-
-
-@dataclass
-class _Scalars:
-    batch_size: int = 1
-    sample_ratio: float | None = None
-    type: str = "default"
-    data_type: str = "images"
-    max_new_tokens: int = 20
-    group: str = ""
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}, expected at least 1")
-        if self.sample_ratio is not None and self.sample_ratio < 0:
-            raise ValueError(f"sample_ratio is {self.sample_ratio}, expected 0 or more")
+    return DatasetEntry(name, part, **vars(options))
 
 
 def read_processors(cls: Any, data: Any, path: Path, report: Report) -> dict[str, Any]:
     """``{train: {...}, eval: {...}}`` checked."""
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        report.add(path, f"found {data!r}, expected a mapping with keys train, eval")
-        return {}
     result = {}
-    for split, options in data.items():
+    known = names("processor")
+    if data is not None and not isinstance(data, dict):
+        report.add(path, f"found {data!r}, expected a mapping with keys train, eval")
+    for split, options in data.items() if isinstance(data, dict) else ():
         if split not in ("train", "eval"):
             report.unknown((*path, split), ["train", "eval"])
-            continue
-        result[split] = read(cls, options, (*path, split), report)
-        known = [*PUBLISHED_PROCESSORS, *names("processor")]
-        if result[split] is not None and result[split].name not in known and ":" not in result[split].name:
-            report.unknown((*path, split, "name"), known, "processor", result[split].name)
+        elif (processor := read(cls, options, (*path, split), report)) is not None:
+            result[split] = processor
+            if processor.name not in known and ":" not in processor.name:
+                report.unknown((*path, split, "name"), known, "processor", processor.name)
     return result
 
 
@@ -271,8 +239,6 @@ def check_recipe(images: dict[str, Any], path: Path, model: ModelConfig | None, 
     if model is None:
         return
     for split, options in images.items():
-        if options is None:
-            continue
         for key, mine in (("image_size", "size"), ("mean", "mean"), ("std", "std")):
             declared, needed = getattr(options, key), plain(model.image.get(mine))
             if declared is not None and needed is not None and declared != needed:

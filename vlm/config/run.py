@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 
-def option(default: Any, about: str) -> Any:
+def option(default: Any, about: str, **metadata: Any) -> Any:
     """A dataclass field with a default and its help text."""
-    metadata = {"help": about}
+    metadata["help"] = about
     if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-NO_EFFECT: dict[str, str] = {
-    "distributed": "decided by torchrun's environment: more than one process is distributed",
-    "world_size": "given by torchrun (--nproc-per-node)",
-    "dist_url": "torchrun's environment is the only rendezvous",
-    "train_splits": "every entry of `datasets` is trained on",
-    "test_splits": "use `evaluation_datasets` and `vlm eval`",
-    "valid_splits": "use the section `valid_datasets`",
-    "evaluate": "use `vlm eval`",
-    "use_dist_eval_sampler": "evaluation data is always split over the processes",
-}
-"""Published keys that are accepted so that published files run, and why each changes nothing here."""
+def no_effect(default: Any, why: str) -> Any:
+    """An :func:`option` that is accepted so that published files run, and why it changes nothing here."""
+    return option(default, why, no_effect=True)
 
 
 @dataclass
@@ -126,14 +118,14 @@ class RunConfig:
     name: str | None = option(None, "evaluation: name of the result file")
     save_path: str | None = option(None, "evaluation: folder of the results; null: output_dir")
 
-    distributed: bool = option(False, NO_EFFECT["distributed"])
-    world_size: int = option(1, NO_EFFECT["world_size"])
-    dist_url: str = option("env://", NO_EFFECT["dist_url"])
-    evaluate: bool = option(False, NO_EFFECT["evaluate"])
-    train_splits: list[str] = option([], NO_EFFECT["train_splits"])
-    valid_splits: list[str] = option([], NO_EFFECT["valid_splits"])
-    test_splits: list[str] = option([], NO_EFFECT["test_splits"])
-    use_dist_eval_sampler: bool = option(True, NO_EFFECT["use_dist_eval_sampler"])
+    distributed: bool = no_effect(False, "decided by torchrun's environment: more than one process is distributed")
+    world_size: int = no_effect(1, "given by torchrun (--nproc-per-node)")
+    dist_url: str = no_effect("env://", "torchrun's environment is the only rendezvous")
+    evaluate: bool = no_effect(False, "use `vlm eval`")
+    train_splits: list[str] = no_effect([], "every entry of `datasets` is trained on")
+    valid_splits: list[str] = no_effect([], "use the section `valid_datasets`")
+    test_splits: list[str] = no_effect([], "use `evaluation_datasets` and `vlm eval`")
+    use_dist_eval_sampler: bool = no_effect(True, "evaluation data is always split over the processes")
 
     def __post_init__(self) -> None:
         """Raises ValueError for data options that contradict each other."""
@@ -152,3 +144,7 @@ class RunConfig:
                 "batch_size has no effect with mixing: batch, where each dataset has its own; "
                 "set datasets.NAME.batch_size, or run.mixing=sample"
             )
+
+
+NO_EFFECT: dict[str, str] = {f.name: f.metadata["help"] for f in fields(RunConfig) if "no_effect" in f.metadata}
+"""Published keys that change nothing here, and why."""

@@ -12,10 +12,9 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any, Literal, Union
 
-from vlm.common.errors import ConfigError
+from vlm.common.errors import ConfigError, nearest, unknown
 
 Path = tuple[str | int, ...]
 MISSING = "???"
@@ -54,8 +53,8 @@ class ConfigProblems(ConfigError):
 class Report:
     """Collects problems; knows where a value was written and, for options, its literal text.
 
-    ``blame`` leads from a value to the parameter that it was taken from, ``helps`` from that to its help;
-    values at ``broken`` paths have their problem already.
+    ``blame``: path of a value -> path of the parameter that it was interpolated from; ``helps``: path of a parameter ->
+    its help; ``broken``: paths already reported.
     """
 
     origins: dict[Path, str] = field(default_factory=dict)
@@ -84,20 +83,12 @@ class Report:
 
     def unknown(self, path: Path, allowed: Sequence[str], what: str = "key", name: str | None = None) -> None:
         """Note that ``name`` (default: the last part of ``path``) is not known, with the nearest and the list."""
-        name = str(path[-1]) if name is None else name
-        self.add(path, f"unknown {what} {name!r}{nearest(name, allowed)}")
+        self.add(path, unknown(what, str(path[-1]) if name is None else name, allowed))
 
     def raise_if_any(self, title: str) -> None:
         """Raise all problems together. Raises ConfigProblems: if there are any."""
         if self.problems:
             raise ConfigProblems(title, self.problems)
-
-
-def nearest(name: str, allowed: Sequence[str]) -> str:
-    """The part of a message that proposes names: ``"; did you mean 'depth'? (allowed: ...)"``."""
-    near = get_close_matches(name, allowed, n=2)
-    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-    return f"{hint} (allowed: {', '.join(sorted(allowed)) or 'none'})"
 
 
 def hints(cls: type) -> dict[str, Any]:
@@ -127,29 +118,20 @@ def read(cls: Any, data: Any, path: Path, report: Report) -> Any:
     values: dict[str, Any] = {}
     complete = True
     for name, spec in known.items():
+        ok, about = not required(spec), spec.metadata.get("help", "")
         if name in data:
-            ok, value = convert(types_of[name], data[name], (*path, name), report, spec.metadata.get("help", ""))
+            fits, value = convert(types_of[name], data[name], (*path, name), report, about)
             choices = spec.metadata.get("choices")
-            if ok and choices and value not in choices:
+            if fits and choices and value not in choices:
                 report.add((*path, name), f"found {value!r}{nearest(str(value), list(map(str, choices)))}")
-            if ok:
-                values[name] = value
-            elif required(spec):
-                complete = False
-        elif required(spec):
-            about = spec.metadata.get("help", "")
-            report.add(
-                (*path, name), f"missing; expected {type_name(types_of[name])}" + (f": {about}" if about else "")
-            )
-            complete = False
-    return construct(cls, values, path, report) if complete else None
-
-
-def construct(cls: Any, values: dict[str, Any], path: Path, report: Report) -> Any:
-    """``cls(**values)``; a ValueError or ConfigError of its ``__post_init__`` becomes a problem."""
+            if fits:
+                values[name], ok = value, True
+        elif not ok:
+            report.add((*path, name), f"missing; expected {type_name(types_of[name])}{about and f': {about}'}")
+        complete = complete and ok
     try:
-        return cls(**values)
-    except (ValueError, ConfigError) as error:
+        return cls(**values) if complete else None
+    except (ValueError, ConfigError) as error:  # of its __post_init__
         report.add(path, str(error))
         return None
 
@@ -188,7 +170,9 @@ def _fit(kind: Any, value: Any, path: Path, report: Report) -> tuple[bool, Any]:
     if kind is Any or kind is dataclasses.MISSING:
         return True, value
     if origin in (Union, types.UnionType):
-        return _fit_union(args, value, path, report)
+        order = sorted(args, key=lambda a: (a is not type(value), dataclasses.is_dataclass(a)))
+        tries = (_fit(a, value, path, report) for a in order)
+        return next((result for result in tries if result[0]), (False, None))
     if origin is Literal:
         return value in args and type(value) in {type(a) for a in args}, value
     if dataclasses.is_dataclass(kind):
@@ -208,15 +192,6 @@ def _fit(kind: Any, value: Any, path: Path, report: Report) -> tuple[bool, Any]:
     if kind in (None, type(None)):
         return value is None, None
     return (isinstance(value, kind), value) if isinstance(kind, type) else (True, value)
-
-
-def _fit_union(args: tuple[Any, ...], value: Any, path: Path, report: Report) -> tuple[bool, Any]:
-    order = sorted(args, key=lambda a: (a is not type(value), dataclasses.is_dataclass(a)))
-    for kind in order:
-        fits, result = _fit(kind, value, path, report)
-        if fits:
-            return True, result
-    return False, None
 
 
 def _fit_list(kind: Any, args: tuple[Any, ...], value: Any, path: Path, report: Report) -> tuple[bool, Any]:

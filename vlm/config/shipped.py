@@ -11,9 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vlm.common.errors import ConfigError
+from vlm.common.errors import ConfigError, nearest
 from vlm.common.paths import CORPORA, SYSTEMS
-from vlm.config.schema import nearest
 from vlm.config.tree import parse_file
 
 FOLDERS = {True: ("train", "eval", ""), False: ("eval", "", "train")}
@@ -69,9 +68,7 @@ def current_name(arch: Any, model_type: Any) -> tuple[Any, Any]:
 def find(name: str, train: bool = False) -> Path:
     """The file called ``system/name`` (or ``system/train/name``): a run file or a composition.
 
-    Args:
-        name: see the module.
-        train: a run file for training comes first; else one for evaluation and chat, then the composition.
+    With ``train`` a run file for training comes first; else one for evaluation and chat, then the composition.
 
     Raises:
         ConfigError: neither a file nor the name of anything shipped.

@@ -35,8 +35,7 @@ def _run(run: RunConfig) -> dict[str, Any]:
 
 def _store_entry(written: dict[str, Any], entry: DatasetEntry) -> dict[str, Any]:
     kept = {k: v for k, v in written.items() if k not in ("help", "format", "build_info")}
-    build_info = dataclasses.asdict(entry.format.config) if entry.format.config is not None else entry.format.raw
-    return plain({"format": entry.format.name, "build_info": build_info, **kept})
+    return plain({"format": entry.format.name, "build_info": entry.format.options, **kept})
 
 
 def store_model(model: ModelConfig, tree: Tree, arch: Arch | None) -> dict[str, Any]:
@@ -65,7 +64,7 @@ def store_model(model: ModelConfig, tree: Tree, arch: Arch | None) -> dict[str, 
 def _store_part(key: str, part: Part) -> dict[str, Any]:
     """Name (where it says anything) and all options."""
     name = {} if UNNAMED.get(key) == part.name else {"name": part.name}
-    return {**name, **plain(dataclasses.asdict(part.config) if part.config is not None else {})}
+    return name | plain(part.options)
 
 
 def effective(config: Config) -> dict[str, Any]:
@@ -84,18 +83,12 @@ def effective(config: Config) -> dict[str, Any]:
         del shown["generation"]
     shown["train"] = model.train
     shown["weights"] = [dataclasses.asdict(w) for w in model.weights]
-    sections = {s: _show_entries(getattr(config, s)) for s in DATA_SECTIONS if getattr(config, s)}
+    sections = {s: {n: _show_entry(e) for n, e in getattr(config, s).items()} for s in DATA_SECTIONS}
+    sections = {s: entries for s, entries in sections.items() if entries}
     tail = {"plugins": config.plugins} if config.plugins else {}
     return plain({"model": shown, **sections, "run": _run(config.run), **tail})
 
 
-def _show_entries(entries: dict[str, DatasetEntry]) -> dict[str, Any]:
-    skip = ("name", "format")
-    return {
-        name: {
-            "format": e.format.name,
-            "build_info": dataclasses.asdict(e.format.config) if e.format.config is not None else {},
-            **{f.name: getattr(e, f.name) for f in dataclasses.fields(e) if f.name not in skip},
-        }
-        for name, e in entries.items()
-    }
+def _show_entry(entry: DatasetEntry) -> dict[str, Any]:
+    options = {k: v for k, v in vars(entry).items() if k not in ("name", "format")}
+    return {"format": entry.format.name, "build_info": entry.format.options, **options}

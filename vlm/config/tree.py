@@ -67,21 +67,21 @@ class Tree:
         """
         path = self.real(path)
         node: Any = self.data
-        for depth, key in enumerate(path[:-1]):
-            if isinstance(node, dict):
-                child = node.get(key)
-                if child is None:
-                    child = node[key] = {}
-                    self.origins[path[: depth + 1]] = origin
-                node = child
-            else:
-                node = self._element(node, key, path[:depth])
-        if isinstance(node, dict):
-            node[path[-1]] = value
-        else:
-            self._element(node, path[-1], path[:-1])
-            node[path[-1]] = value
-        self._forget(path)
+        for depth, key in enumerate(path):
+            is_list = isinstance(node, list)
+            if not is_list and not isinstance(node, dict):
+                raise KeyError(f"{dotted(path[:depth])} is {node!r} and has no part {key!r}")
+            if is_list and key not in range(len(node)):
+                raise KeyError(f"{dotted(path[:depth])} is a list of {len(node)} and has no element {key!r}")
+            if depth == len(path) - 1:
+                node[key] = value
+            elif not is_list and node.get(key) is None:
+                node[key] = {}
+                self.origins[path[: depth + 1]] = origin
+            node = node[key]
+        for table in (self.origins, self.texts):
+            for old in [p for p in table if p[: len(path)] == path]:
+                del table[old]
         self.origins[path] = origin
         if text is not None:
             self.texts[path] = text
@@ -94,18 +94,6 @@ class Tree:
             keys.append(key if isinstance(node, list) else str(key))
             node = self.get(tuple(keys))
         return tuple(keys)
-
-    def _element(self, node: Any, key: str | int, path: Path) -> Any:
-        if not isinstance(node, list):
-            raise KeyError(f"{dotted(path)} is {node!r} and has no part {key!r}")
-        if not isinstance(key, int) or not 0 <= key < len(node):
-            raise KeyError(f"{dotted(path)} is a list of {len(node)} and has no element {key!r}")
-        return node[key]
-
-    def _forget(self, path: Path) -> None:
-        for table in (self.origins, self.texts):
-            for old in [p for p in table if p[: len(path)] == path]:
-                del table[old]
 
     def merge(self, over: Tree, at: Path = (), replace_if_renamed: Mapping[Path, str] | None = None) -> None:
         """Deep-merge ``over`` below ``at``: mappings merge, all else (lists too) is replaced.
@@ -177,7 +165,7 @@ def _build(loader: _Loader, node: yaml.Node, path: Path, tree: Tree, label: str)
                 raise ConfigError(f"{label}:{lines[key]}: key {dotted((*path, key))!r} is given twice in one mapping")
             place: Path = (*path, key)
             tree.origins[place] = f"{label}:{key_node.start_mark.line + 1}"
-            result[key] = _build(loader, value_node, (*path, key), tree, label)
+            result[key] = _build(loader, value_node, place, tree, label)
         return result
     if isinstance(node, yaml.SequenceNode):
         return [_build(loader, child, (*path, i), tree, label) for i, child in enumerate(node.value)]

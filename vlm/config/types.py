@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,15 +11,8 @@ from vlm.config.run import RunConfig
 Check = Literal["all", "needed", "weights", "none"]
 
 KINDS: dict[str, str] = {
-    "vision": "vision",
-    "bridge": "bridge",
-    "fusion": "fusion",
+    **{k: k for k in ("vision", "bridge", "fusion", "inserts", "llm", "template", "image", "video", "text")},
     "inserts": "insert",
-    "llm": "llm",
-    "template": "template",
-    "image": "image",
-    "video": "video",
-    "text": "text",
     "generation": "generation",
 }
 """Keys of a composition that name parts -> the registry's kind; ``bridge`` and ``inserts`` are lists."""
@@ -45,6 +39,11 @@ class Part:
     name: str
     config: Any
     raw: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All options, defaults included."""
+        return dataclasses.asdict(self.config) if self.config is not None else {}
 
     @property
     def given(self) -> dict[str, Any]:
@@ -86,12 +85,10 @@ class ModelConfig:
     model_type: str | None = None
 
 
-@dataclass
-class DatasetEntry:
-    """One dataset of a section: ``format.name`` is the registered format, ``format.config`` its build_info."""
+@dataclass(kw_only=True)
+class DatasetOptions:
+    """What an entry of a dataset section may say besides its format."""
 
-    name: str
-    format: Part
     batch_size: int = 1
     sample_ratio: float | None = None
     text_processor: dict[str, Any] = field(default_factory=dict)
@@ -100,6 +97,21 @@ class DatasetEntry:
     data_type: str = "images"
     max_new_tokens: int = 20
     group: str = ""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError: a number outside its range."""
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}, expected at least 1")
+        if self.sample_ratio is not None and self.sample_ratio < 0:
+            raise ValueError(f"sample_ratio is {self.sample_ratio}, expected 0 or more")
+
+
+@dataclass
+class DatasetEntry(DatasetOptions):
+    """One dataset of a section: ``format.name`` is the registered format, ``format.config`` its build_info."""
+
+    name: str
+    format: Part
 
 
 @dataclass

@@ -31,35 +31,30 @@ class Hypotheses:
         beams: how many are kept.
         penalty: exponent of the length by which a score is divided.
         prefix: what counts as length before the first new token: the dummy token (1), or the prompt.
+        current: the rule of current transformers: an answer counts its end, and only running beams can still win.
         found: (score, ids), worst first.
         done: whether no running beam can win any more.
-        current: the rule of current transformers: an answer counts its end, and only running beams can still win.
     """
 
     beams: int
     penalty: float
     prefix: int
+    current: bool = False
     found: list[tuple[float, list[int]]] = field(default_factory=list)
     done: bool = False
-    current: bool = False
 
     def add(self, ids: list[int], total: float, length: int) -> None:
         """Keep an answer if it is among the best; its score is ``total / length ** penalty``."""
         score = total / (len(ids) if self.current else self.prefix + length) ** self.penalty
-        if len(self.found) < self.beams or score > self.worst:
+        if len(self.found) < self.beams or score > self.found[0][0]:
             self.found.append((score, ids))
             self.found.sort(key=lambda one: one[0])  # stable: of equal ones the later wins
             del self.found[: -self.beams]
 
-    @property
-    def worst(self) -> float:
-        """The lowest score kept."""
-        return self.found[0][0]
-
     def close(self, best: float, length: int) -> None:
         """Set ``done`` when no running beam can beat the worst answer, by the published estimate."""
-        full = len(self.found) >= self.beams
-        self.done = self.done or (full and self.worst >= best / (self.prefix + length) ** self.penalty)
+        if len(self.found) >= self.beams:
+            self.done = self.done or self.found[0][0] >= best / (self.prefix + length) ** self.penalty
 
 
 @dataclass
@@ -122,11 +117,10 @@ def beam_search(llm: nn.Module, prompt: Prompt, generation: Generation, ends: St
         ends: what ends a row.
     """
     beams, device = generation.num_beams, prompt.embeds.device
-    current = generation.length_penalty_form == "answer"
-    rows = [
-        BeamRow(Hypotheses(beams, generation.length_penalty, prefix, current=current), [[] for _ in range(beams)])
-        for prefix in _prefixes(prompt, generation)
-    ]
+    form = generation.length_penalty_form
+    prefixes = prompt.mask.sum(1).tolist() if form == "prompt" else [int(form == "published")] * len(prompt.mask)
+    found = [Hypotheses(beams, generation.length_penalty, prefix, form == "answer") for prefix in prefixes]
+    rows = [BeamRow(best, [[] for _ in range(beams)]) for best in found]
     draw = BeamSampler(len(rows), generation, ends) if generation.do_sample else None
     rules: Any = LogitsProcessorList(fixed_rules(generation, ends))
     count = max(2, 1 + len(ends.eos)) * beams
@@ -151,12 +145,6 @@ def beam_search(llm: nn.Module, prompt: Prompt, generation: Generation, ends: St
             decoder.reorder(torch.tensor(came_from, device=device))
             logits = decoder.read(torch.tensor([ids[-1] for row in rows for ids in row.running], device=device))
     return [row.answer() for row in rows]
-
-
-def _prefixes(prompt: Prompt, generation: Generation) -> list[int]:
-    if generation.length_penalty_form == "prompt":
-        return prompt.mask.sum(1).tolist()
-    return [0 if generation.length_penalty_form == "answer" else 1] * len(prompt.mask)
 
 
 class BeamSampler:
@@ -185,9 +173,5 @@ class BeamSampler:
 
 def _draw(chances: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """``count`` indices into ``chances [n]``; where fewer have a chance, the lowest other indices follow."""
-    possible = int((chances > 0).sum())
-    drawn = torch.multinomial(chances, min(count, possible), generator=generator)
-    if possible >= count:
-        return drawn
-    rest = (chances <= 0).nonzero()[: count - possible, 0]
-    return torch.cat([drawn, rest])
+    drawn = torch.multinomial(chances, min(count, int((chances > 0).sum())), generator=generator)
+    return torch.cat([drawn, (chances <= 0).nonzero()[: count - len(drawn), 0]])

@@ -13,11 +13,9 @@ log = logging.getLogger(__name__)
 
 
 def room_for_prompt(generation: Generation, positions: int | None) -> int:
-    """Positions that a prompt may take; at least three quarters of the context, however long an answer may be.
+    """Positions a prompt may take, so that the answer still fits; ``positions``: the language model's limit, if any.
 
-    Args:
-        generation: its ``max_length`` and ``max_new_tokens`` are used.
-        positions: context length of the language model, or None.
+    However long an answer may be, three quarters of the context stay with the prompt.
     """
     limit = min(generation.max_length, positions or generation.max_length)
     return limit - min(generation.max_new_tokens, limit // 4)

@@ -5,7 +5,7 @@ Shapes: b rows, s prompt positions, t new tokens, d width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from vlm.inference.incremental import IncrementalDecoder, Prompt
 from vlm.inference.stopping import StopCriteria, ends_with, row_generators, score_rules
 from vlm.models.precision import autocast
 
-__all__ = ["StopCriteria", "Prompt", "Sampler", "decode", "steps"]
+__all__ = ["StopCriteria", "Prompt", "decode", "steps"]
 
 
 def decode(
@@ -47,7 +47,7 @@ def steps(
 ) -> Iterator[list[int | None]]:
     """Yield the new token of each row at each step; None for a row that has ended."""
     processors = score_rules(generation, ends)
-    sampler = Sampler(len(prompt.embeds), generation.seed) if generation.do_sample else None
+    generators = row_generators(len(prompt.embeds), generation.seed)
     decoder = IncrementalDecoder(llm, prompt, generation.use_cache)
     rows: list[list[int]] = [[] for _ in range(len(prompt.embeds))]
     done = [False] * len(rows)
@@ -58,7 +58,7 @@ def steps(
             with autocast(prompt.embeds.device, dtype):
                 logits = decoder.read(tokens)
             scores = processors(history, logits)
-            tokens = sampler(scores) if sampler else scores.argmax(dim=-1)
+            tokens = _sampled(scores, generators) if generation.do_sample else scores.argmax(dim=-1)
             if any(done):
                 tokens = tokens.masked_fill(torch.tensor(done, device=tokens.device), ends.pad)
             if processors:
@@ -74,17 +74,11 @@ def steps(
             return
 
 
-class Sampler:
-    """Draws one token per row; each row has its own generator on the CPU, all with the same seed.
+def _sampled(scores: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """``scores [b, vocab]`` -> ``[b]``: one token per row, each drawn with a generator of its own on the CPU.
 
     The text of a row then depends neither on the device nor on the other rows.
     """
-
-    def __init__(self, rows: int, seed: int | None) -> None:
-        self.generators = row_generators(rows, seed)
-
-    def __call__(self, scores: Tensor) -> Tensor:
-        """``scores [b, vocab]`` -> ``[b]``."""
-        chances = scores.softmax(dim=-1).cpu()
-        drawn = [torch.multinomial(c, 1, generator=g) for c, g in zip(chances, self.generators, strict=True)]
-        return torch.cat(drawn).to(scores.device)
+    chances = scores.softmax(dim=-1).cpu()
+    drawn = [torch.multinomial(c, 1, generator=g) for c, g in zip(chances, generators, strict=True)]
+    return torch.cat(drawn).to(scores.device)

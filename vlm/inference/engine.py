@@ -65,14 +65,19 @@ class Engine:
         self.allow_urls = allow_urls
 
     def __repr__(self) -> str:
-        cfg = self.config and self.config.model
-        model = "/".join(filter(None, (cfg.arch, cfg.model_type))) if cfg else ""
         weights = list(self.model.parameters())
         count = sum(p.numel() for p in weights)
         size = f"{count / 1e9:.2f}B" if count >= 1e9 else f"{count / 1e6:.2f}M"
         dtype = str(weights[-1].dtype).removeprefix("torch.") if weights else "no weights"
+        name = "/".join(self.name)
         parts = " -> ".join(self.composition)
-        return f"<vlm.Engine {model + ': ' if model else ''}{parts}; {size} parameters, {self.device}, {dtype}>"
+        return f"<vlm.Engine {name and f'{name}: '}{parts}; {size} parameters, {self.device}, {dtype}>"
+
+    @property
+    def name(self) -> list[str]:
+        """Architecture and model type, as far as the configuration names them."""
+        model = self.config and self.config.model
+        return [n for n in (model.arch, model.model_type) if n] if model else []
 
     @property
     def composition(self) -> list[str]:
@@ -148,9 +153,7 @@ class Engine:
         """A conversation that remembers; ``system`` replaces the template's system text."""
         from vlm.inference.session import ChatSession
 
-        session = ChatSession(self, generation)
-        session.system = system
-        return session
+        return ChatSession(self, generation, system=system)
 
     def options(self, generation: Generation | None = None, **changes: Any) -> Generation:
         """``generation``, or the defaults of this model, with changes. Raises UserError: an unknown option."""
@@ -206,8 +209,7 @@ class Engine:
         """
         generation = generation or self.default_generation()
         prompt = self.prompt(conversations, generation)
-        fitting, ends = self._fitting(generation, prompt), self._ends(generation, stops)
-        return decode(self._llm, prompt, fitting, ends, self.model.compute_dtype)
+        return decode(self._llm, prompt, *self._limits(generation, prompt, stops), self.model.compute_dtype)
 
     def stream(
         self,
@@ -242,8 +244,7 @@ class Engine:
         template = self.processor.template
         text = TextStream(self.processor.tokenizer, cleaner(template, generation.cleanup), marks_of(template))
         cuts = template.config.truncate_at if generation.cleanup == "chat" else []
-        fitting, ends = self._fitting(generation, prompt), self._ends(generation)
-        for (token,) in steps(self._llm, prompt, fitting, ends, self.model.compute_dtype):
+        for (token,) in steps(self._llm, prompt, *self._limits(generation, prompt), self.model.compute_dtype):
             if token is not None and (delta := text.push(token)):
                 yield delta
             if stop_event is not None and stop_event.is_set():
@@ -303,7 +304,7 @@ class Engine:
         return int((inputs.segments > 0).sum())
 
     def examples(self, conversations: Sequence[Conversation]) -> list[Example]:
-        """Token ids and pixels of the prompts, with the assistant's turn left open."""
+        """Token ids and pixels of the prompts; the assistant's turn is left open."""
         messages = (to_messages(c, allow_urls=self.allow_urls) for c in conversations)
         return [m if isinstance(m, Example) else self.processor.encode_chat(m) for m in messages]
 
@@ -336,27 +337,20 @@ class Engine:
     def _llm(self) -> Any:
         return self.model.llm.model
 
-    def _fitting(self, generation: Generation, prompt: Prompt) -> Generation:
-        if generation.context == "published":
-            return generation
-        room = room_for_answer(generation, self.positions, prompt.mask.shape[1])
-        return dataclasses.replace(generation, max_new_tokens=room)
-
-    def _stop_texts(self, generation: Generation) -> tuple[str, ...]:
-        return tuple(self.processor.template.stop) if generation.stop is None else generation.stop
-
-    def _ends(self, generation: Generation, stops: StopSequences | None = None) -> StopCriteria:
+    def _limits(
+        self, generation: Generation, prompt: Prompt, stops: StopSequences | None = None
+    ) -> tuple[Generation, StopCriteria]:
+        """The options with ``max_new_tokens`` cut to the context, and what ends an answer."""
+        if generation.context != "published":
+            room = room_for_answer(generation, self.positions, prompt.mask.shape[1])
+            generation = dataclasses.replace(generation, max_new_tokens=room)
         tokenizer = self.processor.tokenizer
         if stops is None:
-            stops = stop_sequences(tokenizer, self._stop_texts(generation))
-        eos = [tokenizer.eos] if tokenizer.eos is not None else []
+            texts = self.processor.template.stop if generation.stop is None else generation.stop
+            stops = stop_sequences(tokenizer, texts)
+        ends: tuple[int, ...] = () if tokenizer.eos is None else (tokenizer.eos,)
+        known = self._llm.config.get_text_config().eos_token_id
+        if isinstance(known, list) and tokenizer.eos in known:  # some chat models have several end tokens
+            ends += tuple(i for i in known if i != tokenizer.eos)
         bos = tokenizer.bos if tokenizer.bos is not None else tokenizer.pad
-        ends = tuple(eos + _more_ends(self._llm, eos))
-        return StopCriteria(ends, bos, tokenizer.pad, stops, self.model.llm.banned_ids)
-
-
-def _more_ends(llm: Any, eos: list[int]) -> list[int]:
-    """Further end tokens in the model's configuration (some chat models have several)."""
-    known = llm.config.get_text_config().eos_token_id
-    known = known if isinstance(known, list) else [known]
-    return [i for i in known if i not in eos] if set(eos) & set(known) else []
+        return generation, StopCriteria(ends, bos, tokenizer.pad, stops, self.model.llm.banned_ids)

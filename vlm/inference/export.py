@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 from torch import Tensor
 
@@ -17,26 +16,18 @@ NAMES_SHOWN = 4
 """Names listed after an export; the rest is counted."""
 
 
-class Export(Protocol):
-    """A published layout, registered with ``@register_export``; the docstring's first line is its help."""
+class ModelExport(ABC):
+    """A published layout that needs no more than the model; the docstring's first line is its help.
+
+    Any class registered with ``@register_export`` that has :meth:`write` will do.
+    """
 
     def write(self, source: Path, target: Path) -> list[str]:
-        """Write ``source`` (a run folder, or what else this layout can be made of) as ``target``.
-
-        Returns:
-            Lines that say what was written.
+        """Write ``source`` (a run folder, or what else this layout can be made of) as ``target``; returns a summary.
 
         Raises:
             UserError: nothing usable at ``source``, ``target`` exists, or the layout cannot hold the composition.
         """
-        ...
-
-
-class ModelExport(ABC):
-    """Base of layouts that need no more than the model: loads it, and reports the names that were written."""
-
-    def write(self, source: Path, target: Path) -> list[str]:
-        """See :class:`Export`."""
         refuse_existing(target)
         names = self.save(load_parts(source, "cpu")[0], target)
         more = len(names) - NAMES_SHOWN
@@ -44,10 +35,7 @@ class ModelExport(ABC):
 
     @abstractmethod
     def save(self, model: VLM, path: Path) -> list[str]:
-        """Write the trained parameters of ``model``.
-
-        Returns:
-            The names written.
+        """Write the trained parameters of ``model``; returns the names written.
 
         Raises:
             WeightsError: the composition is another, or something trains that the layout has no name for.

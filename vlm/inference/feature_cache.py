@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
@@ -22,7 +21,7 @@ class FeatureCache:
 
     def __init__(self, capacity: int = 64) -> None:
         self.capacity = capacity
-        self._entries: OrderedDict[str, tuple[Tensor, Tensor | None]] = OrderedDict()
+        self._entries: dict[str, tuple[Tensor, Tensor | None]] = {}
         self._lock = threading.Lock()
 
     def encode(self, pixels: Tensor, encoder: Callable[..., Features], frames: Tensor | None = None) -> Features:
@@ -35,7 +34,8 @@ class FeatureCache:
         """
         counts = [pixels.shape[1]] * len(pixels) if frames is None else frames.tolist()
         keys = [_key(medium[:count]) for medium, count in zip(pixels, counts, strict=True)]
-        known = {k: e for k in keys if (e := self._get(k)) is not None}
+        with self._lock:
+            known = {k: self._entries[k] for k in keys if k in self._entries}
         new = list(dict.fromkeys(k for k in keys if k not in known))
         if new:
             where = [keys.index(k) for k in new]
@@ -43,7 +43,12 @@ class FeatureCache:
             masks = features.mask if features.mask is not None else [None] * len(new)
             for key, tokens, mask in zip(new, features.tokens, masks, strict=True):
                 known[key] = (tokens, mask)
-                self._put(key, (tokens, mask))
+        with self._lock:
+            for key in known:  # the most recent last
+                self._entries.pop(key, None)
+                self._entries[key] = known[key]
+            while len(self._entries) > self.capacity:
+                del self._entries[next(iter(self._entries))]
         entries = [known[k] for k in keys]
         if len({tokens.shape for tokens, _ in entries}) > 1:
             single = [Features(t[None], None if m is None else m[None]) for t, m in entries]
@@ -58,18 +63,6 @@ class FeatureCache:
     def __len__(self) -> int:
         """Number of images kept."""
         return len(self._entries)
-
-    def _get(self, key: str) -> tuple[Tensor, Tensor | None] | None:
-        with self._lock:
-            if key in self._entries:
-                self._entries.move_to_end(key)
-            return self._entries.get(key)
-
-    def _put(self, key: str, entry: tuple[Tensor, Tensor | None]) -> None:
-        with self._lock:
-            self._entries[key] = entry
-            while len(self._entries) > self.capacity:
-                self._entries.popitem(last=False)
 
 
 def _key(medium: Tensor) -> str:

@@ -7,7 +7,7 @@ Each line: ``{"image": "a.jpg", "question": "What is it?", "answer": "a boat"}``
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +26,28 @@ def read_examples(path: str | Path) -> list[Message]:
         PromptError: a question whose number of placeholders is neither 0 nor that of its images.
     """
     file = Path(path)
-    if not file.is_file():
-        raise DataError(f"examples {file}: no such file", fix="name a JSON Lines file with {image, question, answer}")
-    result: list[Message] = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        where = f"examples {file}, line {number}"
-        try:
-            result += example_of(json.loads(line), where, file.parent) if line.strip() else []
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where} is not JSON: {error}", fix="write one record per line") from error
+    result = [m for where, record in json_lines(file, KEYS) for m in example_of(record, where, file.parent)]
     if not result:
         raise DataError(f"examples {file}: the file is empty", fix="write one {image, question, answer} per line")
     return result
+
+
+def json_lines(file: Path, fields: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """The records of a JSON Lines file of examples, each after the words that name it in errors.
+
+    Raises:
+        DataError: no such file, or a line that is not JSON.
+    """
+    expected = f"{{{', '.join(fields)}}}"
+    if not file.is_file():
+        raise DataError(f"examples {file}: no such file", fix=f"name a JSON Lines file with {expected}")
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        where = f"examples {file}, line {number}"
+        try:
+            if line.strip():
+                yield where, json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{where} is not JSON: {error}", fix=f"write one {expected} per line") from error
 
 
 def example_messages(records: Iterable[Mapping[str, Any]], folder: str | Path = ".") -> list[Message]:

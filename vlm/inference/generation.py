@@ -57,14 +57,12 @@ class Generation:
     """False recomputes the whole sequence for each token (for tests and for models without a cache)."""
 
     def __post_init__(self) -> None:
-        """Check ranges. Raises ConfigError: a value outside its range; all of them in one message."""
+        """Raises ConfigError: values outside their range, all in one message."""
+        values = vars(self)
         positive = ("max_new_tokens", "num_beams", "temperature", "repetition_penalty", "max_length")
-        problems = [f"{n} is {getattr(self, n)}, must be above 0" for n in positive if not getattr(self, n) > 0]
-        problems += [
-            f"{n} is {getattr(self, n)}, must be at least 0"
-            for n in ("min_length", "top_k", "no_repeat_ngram_size")
-            if getattr(self, n) < 0
-        ]
+        problems = [f"{n} is {values[n]}, must be above 0" for n in positive if not values[n] > 0]
+        least = ("min_length", "top_k", "no_repeat_ngram_size")
+        problems += [f"{n} is {values[n]}, must be at least 0" for n in least if values[n] < 0]
         if not 0 < self.top_p <= 1:
             problems.append(f"top_p is {self.top_p}, must be above 0 and at most 1")
         for name, kind in (("length_penalty_form", LengthForm), ("context", Context), ("cleanup", Cleanup)):

@@ -38,7 +38,7 @@ class IncrementalDecoder:
 
     def __init__(self, llm: nn.Module, prompt: Prompt, use_cache: bool) -> None:
         self.llm: Any = llm
-        self.embeds: Tensor | None = prompt.embeds
+        self.embeds = prompt.embeds
         self.mask = prompt.mask
         self.padded = bool((prompt.mask == 0).any())
         self.positions = prompt.positions
@@ -59,7 +59,7 @@ class IncrementalDecoder:
             last = self.positions[:, -1:] + 1
             self.positions = last if self.use_cache else torch.cat([self.positions, last], dim=1)
             new = self.llm.get_input_embeddings()(tokens[:, None])
-            self.embeds = new if self.use_cache else torch.cat([self._kept(), new.to(self._kept().dtype)], dim=1)
+            self.embeds = new if self.use_cache else torch.cat([self.embeds, new.to(self.embeds.dtype)], dim=1)
             if self.inserts is not None:
                 self.inserts = self.inserts.step() if self.use_cache else self.inserts.extended()
         if self.takes_positions:
@@ -67,8 +67,8 @@ class IncrementalDecoder:
         if self.inserts is not None:
             inputs[INSERT_DATA] = self.inserts
         out = self.llm(
-            inputs_embeds=self._kept(),
-            attention_mask=self.mask if self.padded else None,  # None saves building a mask
+            inputs_embeds=self.embeds,
+            attention_mask=self.mask if self.padded else None,  # without one, no mask has to be built
             use_cache=self.use_cache,
             **{self.cache_name: self.cache},
             **inputs,
@@ -81,7 +81,7 @@ class IncrementalDecoder:
         """Make ``times`` rows of each, for beams; call it after the first :meth:`read`."""
         self.mask = self.mask.repeat_interleave(times, 0)
         self.positions = self.positions.repeat_interleave(times, 0)
-        self.embeds = self._kept().repeat_interleave(times, 0)
+        self.embeds = self.embeds.repeat_interleave(times, 0)
         self.inserts = self.inserts and self.inserts.moved(lambda value: value.repeat_interleave(times, 0))
         if self.cache is not None:
             self.cache.batch_repeat_interleave(times)
@@ -91,8 +91,4 @@ class IncrementalDecoder:
         if self.cache is not None:
             self.cache.reorder_cache(index)
         else:
-            self.embeds = self._kept()[index]
-
-    def _kept(self) -> Tensor:
-        assert self.embeds is not None
-        return self.embeds
+            self.embeds = self.embeds[index]

@@ -61,10 +61,7 @@ def load_parts(
     dtype: torch.dtype | None = None,
     options: Sequence[str] = (),
 ) -> tuple[VLM, Processor, Config, torch.device]:
-    """Model, processor, configuration and device; see ``Engine.load``.
-
-    Raises UserError: an unusable configuration, file or device.
-    """
+    """Model, processor, configuration and device; see ``Engine.load``. Raises UserError as it does."""
     from vlm.checkpoint.load import load_model
     from vlm.processors.processor import build_processor
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -92,10 +93,5 @@ def _published(labels: Tensor, counts: Tensor) -> Tensor:
 
 
 def _with_answer(prompt: Example, answer: list[int]) -> Example:
-    return Example(
-        ids=prompt.ids + answer,
-        labels=[IGNORE_INDEX] * len(prompt.ids) + answer,
-        media=prompt.media,
-        id=prompt.id,
-        source=prompt.source,
-    )
+    labels = [IGNORE_INDEX] * len(prompt.ids) + answer
+    return dataclasses.replace(prompt, ids=prompt.ids + answer, labels=labels)

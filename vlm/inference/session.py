@@ -36,11 +36,17 @@ class ChatSession:
         'Grey.'
     """
 
-    def __init__(self, engine: Engine, generation: Generation | None = None, examples: Sequence[Message] = ()) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        generation: Generation | None = None,
+        examples: Sequence[Message] = (),
+        system: str | None = None,
+    ) -> None:
         """``generation``: options of the answers; None: ``Engine.default_generation``."""
         self.engine = engine
         self.examples = list(examples)
-        self.system: str | None = None
+        self.system = system
         self.keep_turns = -1
         self.generation = generation or engine.default_generation()
         self.messages: list[Message] = []
@@ -50,11 +56,11 @@ class ChatSession:
         answers = sum(message.role == "assistant" for message in self.messages)
         return f"<vlm.ChatSession: {answers} answer{'' if answers == 1 else 's'}, {self.engine!r}>"
 
-    def chat(self, question: str, image: Any = None, video: Any = None, **options: Any) -> str:
+    def chat(self, question: str | None, image: Any = None, video: Any = None, **options: Any) -> str:
         """Ask, with the history before it, and return the answer; both become part of the history.
 
         Args:
-            question: the text.
+            question: the text; None: the open question, which was added by :meth:`ask`.
             image: path, PIL image, array, tensor, bytes or URL, or a list of these.
             video: path, bytes or frames, or a list of videos.
             options: changes to the generation options, e.g. ``max_new_tokens=40``.
@@ -92,13 +98,14 @@ class ChatSession:
 
     def read(self, medium: Image | Video) -> Image | Video:
         """The medium with its pixels in place of its source. Raises DataError: see :meth:`ask`."""
-        processor = self.engine.processor
+        processor, source = self.engine.processor, medium.source
+        kind = type(medium).__name__.lower()
+        name = str(source) if isinstance(source, str | Path) else f"the {kind}"
         if isinstance(medium, Image):
-            return Image(processor.image(medium.source, _name(medium.source, "image")))
-        name = _name(medium.source, "video")
+            return Image(processor.image(source, name))
         if processor.video is None:
             raise DataError(f"video {name}: this model takes images only", fix="set model.video, or use another model")
-        return Video(processor.video(medium.source, name, None))
+        return Video(processor.video(source, name, None))
 
     def stream(
         self,
@@ -153,20 +160,14 @@ class ChatSession:
 
     def answer(self, generation: Generation | None = None) -> str:
         """The whole answer to the open question (see ``stream``)."""
-        for _ in self.stream(generation):
-            pass
-        return self.messages[-1].text
+        return self.chat(None, generation=generation)
 
     def stop(self) -> None:
         """End the answer that is being written (from another thread); what was written so far is kept."""
         self._stop.set()
 
     def regenerate(self) -> None:
-        """Forget the last answer, so that its question is open again.
-
-        Raises:
-            PromptError: there is no answer yet.
-        """
+        """Forget the last answer, so that its question is open again. Raises PromptError: there is no answer yet."""
         if self.is_open or not self.messages:
             raise PromptError("there is no answer to regenerate", fix="ask first")
         self.messages.pop()
@@ -185,7 +186,3 @@ class ChatSession:
     def is_open(self) -> bool:
         """Whether a question is waiting for its answer."""
         return bool(self.messages) and self.messages[-1].role == "user"
-
-
-def _name(source: Any, kind: str) -> str:
-    return str(source) if isinstance(source, str | Path) else f"the {kind}"

@@ -1,7 +1,8 @@
-"""When a row is finished, and the rules that change scores before a token is chosen."""
+"""When a row of a batch is finished, and the rules that change the scores of its next token."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ from torch import Tensor
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -47,10 +50,7 @@ def stop_sequences(tokenizer: Tokenizer, texts: Sequence[str]) -> StopSequences:
     for text in texts:
         for context in CONTEXTS:
             before, both = tokenizer.encode(context), tokenizer.encode(context + text)
-            same = 0
-            while same < min(len(before), len(both)) and before[same] == both[same]:
-                same += 1
-            tail = tuple(both[same:])
+            tail = tuple(both[len(os.path.commonprefix([before, both])) :])
             if tail and tokenizer.decode(list(tail), skip_special=False).strip() == text.strip():
                 result[tail] = None
     return tuple(result)
@@ -61,73 +61,49 @@ def ends_with(ids: Sequence[int], stops: StopSequences) -> bool:
     return any(len(ids) >= len(stop) and tuple(ids[-len(stop) :]) == stop for stop in stops)
 
 
-class PublishedRepetitionPenalty(LogitsProcessor):
-    """Penalises tokens of the answer so far, and the beginning-of-sequence token from the first step.
+class AfterDummyToken(LogitsProcessor):
+    """Applies ``rule`` to the answer so far with a beginning-of-sequence token before it.
 
-    transformers 4.30, with which the systems were published, put a dummy beginning token before the
-    new tokens when only embeddings were given, and counted it. Prompt tokens are not penalised.
+    transformers 4.30, with which the systems were published, put such a dummy token before the new tokens when only
+    embeddings were given, and counted it. Prompt tokens are not counted.
     """
 
-    def __init__(self, penalty: float, bos_id: int) -> None:
-        self.penalty = penalty
-        self.bos_id = bos_id
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """``input_ids [b, t]``: new tokens only; ``scores [b, vocab]``. Source: Keskar et al. 2019, section 4.1."""
-        bos = torch.full_like(input_ids[:, :1], self.bos_id) if input_ids.shape[1] else None
-        if bos is None:
-            bos = torch.full((scores.shape[0], 1), self.bos_id, dtype=torch.long, device=scores.device)
-        seen = torch.cat([bos, input_ids], dim=1)
-        values = scores.gather(1, seen)
-        values = torch.where(values < 0, values * self.penalty, values / self.penalty)
-        return scores.scatter(1, seen, values)
-
-
-class NoRepeatNGram(LogitsProcessor):
-    """Forbids a token that would repeat ``size`` tokens in a row of the dummy beginning token and the answer so far."""
-
-    def __init__(self, size: int, bos_id: int) -> None:
-        self.size = size
+    def __init__(self, rule: LogitsProcessor, bos_id: int) -> None:
+        self.rule = rule
         self.bos_id = bos_id
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """``input_ids [b, t]``: new tokens only; ``scores [b, vocab]``."""
-        scores = scores.clone()
-        for row, new in enumerate(input_ids.tolist() or [[]] * len(scores)):
-            ids = [self.bos_id, *new]
-            last = tuple(ids[len(ids) - self.size + 1 :])
-            runs = [tuple(ids[i : i + self.size]) for i in range(len(ids) - self.size + 1)]
-            banned = [run[-1] for run in runs if run[:-1] == last]
-            scores[row, banned] = -torch.inf
-        return scores
+        bos = torch.full((len(scores), 1), self.bos_id, dtype=torch.long, device=scores.device)
+        return self.rule(torch.cat([bos, input_ids], dim=1), scores)
 
 
-class Ban(LogitsProcessor):
-    """Forbids tokens until a row has ``minimum`` new tokens, or throughout."""
+class Forbid(LogitsProcessor):
+    """Forbids tokens, throughout or until a row has ``minimum`` new tokens."""
 
-    def __init__(self, ids: Sequence[int], minimum: int | None = None) -> None:
-        self.ids, self.minimum = list(ids), minimum
+    def __init__(self, ids: Sequence[int], minimum: float = torch.inf) -> None:
+        self.ids = list(ids)
+        self.minimum = minimum
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """``input_ids [b, t]``: new tokens only; ``scores [b, vocab]``."""
-        if self.minimum is not None and input_ids.shape[1] >= self.minimum:
+        if input_ids.shape[1] >= self.minimum:
             return scores
-        scores = scores.clone()
-        scores[:, self.ids] = -torch.inf
-        return scores
+        return scores.index_fill(1, torch.tensor(self.ids, dtype=torch.long, device=scores.device), -torch.inf)
 
 
 def fixed_rules(generation: Generation, ends: StopCriteria) -> list[LogitsProcessor]:
     """Rules with and without sampling, in the order of transformers: penalty, n-grams, minimum length, bans."""
     result: list[LogitsProcessor] = []
     if generation.repetition_penalty != 1:
-        result.append(PublishedRepetitionPenalty(generation.repetition_penalty, ends.bos))
+        penalty = RepetitionPenaltyLogitsProcessor(float(generation.repetition_penalty))
+        result.append(AfterDummyToken(penalty, ends.bos))
     if generation.no_repeat_ngram_size:
-        result.append(NoRepeatNGram(generation.no_repeat_ngram_size, ends.bos))
+        result.append(AfterDummyToken(NoRepeatNGramLogitsProcessor(generation.no_repeat_ngram_size), ends.bos))
     if generation.min_new_tokens:
-        result.append(Ban(ends.eos, generation.min_new_tokens))
+        result.append(Forbid(ends.eos, generation.min_new_tokens))
     if ends.banned:
-        result.append(Ban(ends.banned))
+        result.append(Forbid(ends.banned))
     return result
 
 
@@ -150,11 +126,8 @@ def sampling_rules(generation: Generation, keep: int = 1) -> list[LogitsProcesso
 
 
 def row_generators(rows: int, seed: int | None) -> list[torch.Generator]:
-    """A generator on the CPU for each row, all with the same seed; None: seeded by the system."""
+    """A generator on the CPU for each row, all with the same seed; None: each seeded by the system."""
     generators = [torch.Generator() for _ in range(rows)]
     for generator in generators:
-        if seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(seed)
+        generator.manual_seed(generator.seed() if seed is None else seed)  # ``seed()`` draws one
     return generators

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -20,20 +21,10 @@ class StreamedText(str):
 
     is_restart: bool = False
 
-    @classmethod
-    def restart(cls, text: str) -> StreamedText:
-        """A piece that replaces everything sent before."""
-        delta = cls(text)
-        delta.is_restart = True
-        return delta
-
 
 def join(deltas: Iterable[str]) -> str:
-    """The text of a whole stream: the pieces from the last restart on."""
-    text = ""
-    for delta in deltas:
-        text = extend(text, delta)
-    return text
+    """The text of a whole stream: the pieces one after another, from the last replacement on."""
+    return functools.reduce(extend, deltas, "")
 
 
 def extend(text: str, delta: str) -> str:
@@ -79,14 +70,12 @@ class TextStream:
 
     def _held(self) -> int:
         """Length of the longest end of the raw text, after the last whole delimiter, that begins a delimiter."""
-        longest = max((len(m) for m in self._texts), default=1) - 1
-        whole = max((self.raw.rfind(m) + len(m) for m in self._texts if m in self.raw), default=0)
-        for length in range(min(longest, len(self.raw) - whole), 0, -1):
-            end = self.raw[-length:]
-            if any(len(m) > length and m.startswith(end) for m in self._texts):
-                return length
-        return 0
+        whole = max((self.raw.rfind(m) + len(m) for m in self._marks if m in self.raw), default=0)
+        rest = self.raw[whole:]
+        return max((n for m in self._marks for n in range(1, len(m)) if rest.endswith(m[:n])), default=0)
 
     def _send(self, text: str) -> StreamedText:
         before, self.sent = self.sent, text
-        return StreamedText(text[len(before) :]) if text.startswith(before) else StreamedText.restart(text)
+        piece = StreamedText(text.removeprefix(before))
+        piece.is_restart = not text.startswith(before)
+        return piece

@@ -76,7 +76,7 @@ def to_images(value: Any, allow_urls: bool = False) -> list[Image]:
         DataError: anything else.
     """
     items = [] if value is None else value if isinstance(value, list | tuple) else [value]
-    return [_checked(i, allow_urls) if isinstance(i, Image) else Image(_image(i, allow_urls)) for i in items]
+    return [_medium(Image, item, allow_urls) for item in items]
 
 
 def to_videos(value: Any, allow_urls: bool = False) -> list[Video]:
@@ -94,10 +94,7 @@ def to_videos(value: Any, allow_urls: bool = False) -> list[Video]:
     if value is None:
         return []
     several = isinstance(value, list | tuple) and value and all(map(_is_video, value))
-    return [
-        _checked(item, allow_urls) if isinstance(item, Video) else Video(_video(item, allow_urls))
-        for item in (value if several else [value])
-    ]
+    return [_medium(Video, item, allow_urls) for item in (value if several else [value])]
 
 
 def _is_video(item: Any) -> bool:
@@ -107,10 +104,9 @@ def _is_video(item: Any) -> bool:
 
 
 def _message(item: Any, index: int, allow_urls: bool) -> Message:
-    if isinstance(item, Message):
-        parts = [p if isinstance(p, Text) else _checked(p, allow_urls) for p in item.parts]
-        return item if all(a is b for a, b in zip(parts, item.parts)) else Message(item.role, parts)
     where = f"message {index}"
+    if isinstance(item, Message):
+        return Message(item.role, [_part(part, where, allow_urls) for part in item.parts])
     if not isinstance(item, Mapping):
         raise PromptError(f"{where}: found {_shown(item)}, expected a message", fix=f"pass {FORMS}")
     if set(item) != {"role", "content"}:
@@ -124,11 +120,11 @@ def _message(item: Any, index: int, allow_urls: bool) -> Message:
 
 
 def _part(part: Any, where: str, allow_urls: bool) -> Part | str:
-    """One part of an OpenAI message."""
+    """One part of a message; a mapping is one in the OpenAI form."""
     if isinstance(part, str | Text):
         return part
     if isinstance(part, Image | Video):
-        return _checked(part, allow_urls)
+        return _medium(type(part), part, allow_urls)
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind not in ("text", "image_url", "video_url", "image", "video") or kind not in part:
         raise PromptError(
@@ -142,18 +138,20 @@ def _part(part: Any, where: str, allow_urls: bool) -> Part | str:
         if not isinstance(value, str):
             raise PromptError(f"{where}: text is {_shown(value)}, expected a string")
         return value
-    return Image(_image(value, allow_urls)) if kind.startswith("image") else Video(_video(value, allow_urls))
+    return _medium(Image if kind.startswith("image") else Video, value, allow_urls)
 
 
-def _checked(part: Any, allow_urls: bool) -> Any:
-    """An ``Image`` or ``Video`` part; float tensors in it are pixels that the processor made."""
-    source = part.source
+def _medium(kind: type[Image] | type[Video], value: Any, allow_urls: bool) -> Any:
+    """``value`` as an ``Image`` or ``Video``; a float tensor in such a part is the processor's output."""
+    read = _image if kind is Image else _video
+    if not isinstance(value, kind):
+        return kind(read(value, allow_urls))
+    source = value.source
     if isinstance(source, torch.Tensor) and source.is_floating_point():
-        return part
-    if isinstance(source, tuple) and isinstance(part, Image):  # shown side by side
-        return Image(tuple(_image(item, allow_urls) for item in source))
-    result = _image(source, allow_urls) if isinstance(part, Image) else _video(source, allow_urls)
-    return part if result is source else type(part)(result)
+        return value
+    if isinstance(source, tuple) and kind is Image:  # shown side by side
+        return kind(tuple(_image(item, allow_urls) for item in source))
+    return kind(read(source, allow_urls))
 
 
 def _image(value: Any, allow_urls: bool) -> Any:
@@ -164,21 +162,13 @@ def _image(value: Any, allow_urls: bool) -> Any:
         return value
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
+        value = (value.float() if value.is_floating_point() else value).numpy()
         if value.ndim == 3 and value.shape[0] in (1, 3, 4):
-            value = value.permute(1, 2, 0)
-        value = value.float().numpy() if value.is_floating_point() else value.numpy()
-    if isinstance(value, np.ndarray):
-        if value.ndim == 3 and value.shape[2] == 1:
-            value = value[:, :, 0]
-        return _levels(value)
-    raise DataError(
-        f"found {_shown(value)}, expected an image",
-        fix="pass a path, PIL image, array, tensor, bytes, or a list of them",
-    )
-
-
-def _levels(array: np.ndarray) -> np.ndarray:
-    """Floats from 0 to 1 as uint8; anything else as it is."""
+            value = value.transpose(1, 2, 0)
+    if not isinstance(value, np.ndarray):
+        fix = "pass a path, PIL image, array, tensor, bytes, or a list of them"
+        raise DataError(f"found {_shown(value)}, expected an image", fix=fix)
+    array = value[:, :, 0] if value.ndim == 3 and value.shape[2] == 1 else value
     if not np.issubdtype(array.dtype, np.floating) or not array.size:
         return array
     low, high = float(array.min()), float(array.max())

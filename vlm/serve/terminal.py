@@ -66,11 +66,11 @@ def _turn(session: ChatSession, line: str, waiting: list[Any]) -> list[Any]:
     if not line:
         return waiting
     if command == "/image":
-        return [*waiting, _readable(session, rest)]
+        return [*waiting, _image(session, rest)]
     if command == "/video":
-        return [*waiting, _video(session, rest)]
+        return [*waiting, session.read(Video(_path(rest, "/video cat.mp4")))]
     if line.startswith(CHANGE):
-        path = _readable(session, line.removeprefix(CHANGE))
+        path = _image(session, line.removeprefix(CHANGE))
         session.reset()
         return [path]
     if line == "clear":
@@ -92,21 +92,19 @@ def _turn(session: ChatSession, line: str, waiting: list[Any]) -> list[Any]:
     return waiting
 
 
-def _readable(session: ChatSession, path: str) -> str:
+def _image(session: ChatSession, text: str) -> str:
     """The path of an image. Raises UserError now if it cannot be read."""
-    path = path.strip().strip("'\"")
-    if not path:
-        raise UserError("a command needs the path of an image", fix="e.g. /image cat.jpg")
+    path = _path(text, "/image cat.jpg")
     session.engine.processor.image(path, path)
     return path
 
 
-def _video(session: ChatSession, path: str) -> Video:
-    """A video. Raises UserError now if it cannot be read."""
-    path = path.strip().strip("'\"")
+def _path(text: str, example: str) -> str:
+    """The path after a command, without quotes. Raises UserError: none, with the example."""
+    path = text.strip().strip("'\"")
     if not path:
-        raise UserError("/video needs the path of a video", fix="e.g. /video cat.mp4")
-    return session.read(Video(path))  # type: ignore[return-value]
+        raise UserError(f"{example.split()[0]} needs the path of a file", fix=f"e.g. {example}")
+    return path
 
 
 def _write(session: ChatSession) -> None:

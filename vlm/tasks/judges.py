@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vlm.common.errors import ConfigError
-from vlm.common.registry import resolve, unknown
+from vlm.common.errors import ConfigError, unknown
+from vlm.common.registry import resolve
 from vlm.tasks.metrics import exact_match
 
 Kind = Literal["yes/no", "count", "colour", "free"]

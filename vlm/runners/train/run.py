@@ -104,7 +104,7 @@ def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
     open_run(cfg, run_dir)
     result = trainer.fit(start_trackers(cfg, run_dir, trainer))
     loader.close()
-    if world.is_main and run.report:
+    if world.rank == 0 and cfg.run.report:
         report(cfg, model, processor, run_dir, result, device)
     dist.barrier()
     return result

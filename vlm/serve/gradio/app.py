@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from vlm.common.errors import UserError
 from vlm.common.logging import busy, quiet, say
-from vlm.inference.generation import default_generation
 from vlm.serve.gradio.examples import is_tiny_model, read_page_examples, tiny_model_examples
 
 if TYPE_CHECKING:
@@ -58,15 +57,16 @@ def launch(
     """
     gradio = _gradio()
     port = free_port(host, port)  # before the model is loaded, which may take minutes
+    from vlm.inference.engine import Engine
     from vlm.serve.gradio import layout, theme
 
     shown = read_page_examples(examples) if examples else []
-    engine = _engine(source, device, options)
+    with busy("loading the model"), quiet("vlm.checkpoint"):
+        engine = source if isinstance(source, Engine) else Engine.load(source, device, options=options)
     world = is_tiny_model(engine.config)
     folder = tempfile.TemporaryDirectory(prefix="vlm_page_")
     shown = tiny_model_examples(Path(folder.name)) if world and not examples else shown
-    start = default_generation(engine.config).replace(**generation or {})
-    page = layout.build(engine, start, shown, pixels=world, stream=stream)
+    page = layout.build(engine, engine.options(**generation or {}), shown, pixels=world, stream=stream)
     vars(page)["examples_folder"] = folder  # lives as long as the page
     page.queue()
     _, url, public = page.launch(
@@ -76,7 +76,7 @@ def launch(
         quiet=True,
         prevent_thread_lock=True,
         theme=theme.theme(gradio),
-        css=theme.CSS,
+        css=theme.static("chat.css"),
         footer_links=[],
         allowed_paths=[folder.name, *(path for path, _ in shown)],
         ssr_mode=False,
@@ -85,15 +85,6 @@ def launch(
     if block:
         page.block_thread()
     return page
-
-
-def _engine(source: Any, device: str | torch.device | None, options: Sequence[str]) -> Engine:
-    from vlm.inference.engine import Engine
-
-    if isinstance(source, Engine):
-        return source
-    with busy("loading the model"), quiet("vlm.checkpoint"):
-        return Engine.load(source, device, options=options)
 
 
 def free_port(host: str, port: int | None) -> int:

@@ -11,7 +11,6 @@ from vlm.common.errors import UserError
 from vlm.common.types import Image, Video
 from vlm.inference.engine import Engine
 from vlm.inference.generation import Generation
-from vlm.serve.gradio.prompt_panel import template_option
 from vlm.serve.gradio.session import PageChat, Uploads
 
 
@@ -29,15 +28,8 @@ class Events:
         self.names = list(names)
         self.uploads = Uploads(engine)
 
-    def check_image(self, path: str | None) -> Any:
+    def check(self, kind: type[Image] | type[Video], path: str | None) -> Any:
         """An upload: kept if it can be decoded, else reported and removed."""
-        return self._check(path, Image)
-
-    def check_video(self, path: str | None) -> Any:
-        """The same for a video."""
-        return self._check(path, Video)
-
-    def _check(self, path: str | None, kind: type[Image] | type[Video]) -> Any:
         try:
             if path is not None:
                 self.uploads.add(kind(path))
@@ -97,6 +89,11 @@ class Events:
         if mine is not None:
             mine.restart()
         return [[], None, None, "", *(gr.update(interactive=on) for on in (True, False, False))]
+
+
+def template_option(engine: Engine, name: str, default: Any) -> Any:
+    """An option that only some templates have, or ``default``."""
+    return vars(engine.processor.template.config).get(name, default)
 
 
 def buttons(writing: bool) -> list[Any]:

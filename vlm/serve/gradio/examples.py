@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlm.common.errors import DataError
-from vlm.common.registry import resolve
+from vlm.inference.few_shot import json_lines
 
 if TYPE_CHECKING:
     from vlm.config.api import Config
@@ -16,11 +15,6 @@ Example = tuple[str, str]
 """Path of an image, and a question about it."""
 
 WORLD_QUESTIONS = ("describe", "color", "shape", "position", "count", "letter", "size", "exist")
-
-
-def tasks(cfg: Config | None) -> tuple[str, ...]:
-    """The task texts of a model's template; most have none."""
-    return () if cfg is None else tuple(resolve("template", cfg.model.template.name).task_texts)
 
 
 def is_tiny_model(cfg: Config | None) -> bool:
@@ -34,18 +28,10 @@ def read_page_examples(file: str | Path) -> list[Example]:
     Raises DataError: no such file or image, or a line without one of the fields.
     """
     path = Path(file)
-    if not path.is_file():
-        raise DataError(f"examples {path}: no such file", fix="name a JSON Lines file with {image, question}")
     result: list[Example] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        where, fix = f"examples {path}, line {number}", 'write {"image": "a.jpg", "question": "What is it?"}'
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where} is not JSON: {error}", fix=fix) from error
+    for where, record in json_lines(path, ("image", "question")):
         if not isinstance(record, dict) or not all(isinstance(record.get(k), str) for k in ("image", "question")):
+            fix = 'write {"image": "a.jpg", "question": "What is it?"}'
             raise DataError(f"{where}: needs `image` and `question`, both strings", fix=fix)
         image = path.parent / record["image"]
         if not image.is_file():

@@ -67,11 +67,8 @@ class PageChat:
             raise PromptError("type a question first")
         if self._busy is self.session:
             raise PromptError("an answer is being written", fix="wait until it is complete, or press Stop")
-        media: list[Image | Video] = []
-        if image is not None and image != self.image:
-            media.append(Image(image))
-        if video is not None and video != self.video:
-            media.append(Video(video))
+        pairs: list[tuple[Any, str | None, str | None]] = [(Image, image, self.image), (Video, video, self.video)]
+        media: list[Image | Video] = [kind(path) for kind, path, last in pairs if path not in (None, last)]
         before = self.session.messages, self.shown
         if media and not keep:
             self.session.reset()

@@ -48,7 +48,7 @@ class DeltaExport:
     """Folder of VisualCLA: an adapter over the whole model."""
 
     def write(self, source: Path, target: Path) -> list[str]:
-        """See :class:`~vlm.inference.export.Export`."""
+        """See :meth:`vlm.inference.export.ModelExport.write`."""
         refuse_existing(target)
         model, processor, cfg, _ = load_parts(source, "cpu")
         text = processor.text_cfg
