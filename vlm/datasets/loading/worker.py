@@ -7,7 +7,7 @@ import random
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 
 from vlm.common.errors import ConfigError, DataError, UserError
 from vlm.common.types import Example
+from vlm.config.run import Packing
 from vlm.datasets.base import StreamDataset
 from vlm.datasets.loading.mixing import derive_seed
 from vlm.datasets.loading.sampler import Job, Key, Ref
@@ -79,26 +80,7 @@ class WorkerResult:
     error: UserError | None = None
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a single sample may need at most; None for no limit."""
-
-    max_tokens: int | None = None
-    max_media: int | None = None
-
-    def check(self, sample: EncodedSample) -> None:
-        """Raises DataError for a sample that does not fit into any row."""
-        media = len(sample.example.media)
-        for count, limit, what in ((sample.tokens, self.max_tokens, "tokens"), (media, self.max_media, "media")):
-            if limit is not None and count > limit:
-                raise DataError(
-                    f"sample {sample.example.source}/{sample.example.id} has {count} {what}, "
-                    f"but run.packing.max_{what} is {limit}",
-                    fix=f"raise run.packing.max_{what} or leave the sample out",
-                )
-
-
-class SampleReader(torch.utils.data.Dataset):
+class SampleReader:
     """Job -> WorkerResult; the same job gives the same result in every process."""
 
     def __init__(
@@ -110,7 +92,7 @@ class SampleReader(torch.utils.data.Dataset):
         replace_bad: bool = True,
         augment: bool = True,
         visual_tokens: VisualTokens | None = None,
-        limits: Limits | None = None,
+        packing: Packing | None = None,
     ) -> None:
         """Keep what reading needs.
 
@@ -121,11 +103,11 @@ class SampleReader(torch.utils.data.Dataset):
             replace_bad: replace a bad record by another one; otherwise leave it out.
             augment: apply the training part of the media recipes.
             visual_tokens: positions that media take in the LLM.
-            limits: of a single sample.
+            packing: limits of a single sample.
         """
         self._sources, self._processor, self._seed = list(sources), processor, seed
         self._replace_bad, self._augment = replace_bad, augment
-        self._visual_tokens, self._limits = visual_tokens or VisualTokens(), limits or Limits()
+        self._visual_tokens, self._packing = visual_tokens or VisualTokens(), packing
 
     def __getitem__(self, job: Job) -> WorkerResult:
         bad: list[BadRecord] = []
@@ -180,9 +162,17 @@ class SampleReader(torch.utils.data.Dataset):
                 f"datasets.{source.name}.data_type is text, but sample {example.id} has {len(example.media)} media",
                 fix=f"set datasets.{source.name}.data_type to images, and its group to one with images",
             )
-        sample = EncodedSample(ref.key, example, self._visual_tokens.fused_length(example))
-        self._limits.check(sample)
-        return sample
+        tokens, packing = self._visual_tokens.fused_length(example), self._packing
+        if packing is not None:
+            found = {"tokens": (tokens, packing.max_tokens), "media": (len(example.media), packing.max_media)}
+            for what, (count, limit) in found.items():
+                if limit is not None and count > limit:
+                    raise DataError(
+                        f"sample {example.source}/{example.id} has {count} {what}, "
+                        f"but run.packing.max_{what} is {limit}",
+                        fix=f"raise run.packing.max_{what} or leave the sample out",
+                    )
+        return EncodedSample(ref.key, example, tokens)
 
 
 def start_worker(_worker: int) -> None:
@@ -203,8 +193,8 @@ def _exit_when_asked(parent: int) -> None:
     os._exit(0)
 
 
-def data_loader(maker: Any, jobs: Any, num_workers: int, **options: Any) -> Any:
-    """torch's DataLoader over ``maker[job]``, in order; ``jobs`` is iterated once per pass.
+def data_loader(maker: Any, jobs: Iterable[Any], num_workers: int, **options: Any) -> Any:
+    """torch's DataLoader over ``maker[job]``, in order, in ``num_workers`` processes (0: in this one).
 
     Its generator is its own: it would otherwise draw from the global random state of a run.
     """
@@ -212,13 +202,8 @@ def data_loader(maker: Any, jobs: Any, num_workers: int, **options: Any) -> Any:
         maker,
         sampler=jobs,
         batch_size=None,
-        collate_fn=_unchanged,
         num_workers=num_workers,
         worker_init_fn=start_worker if num_workers else None,
         generator=torch.Generator(),
         **options,
     )
-
-
-def _unchanged(item: Any) -> Any:
-    return item
