@@ -19,7 +19,7 @@ from vlm.datasets.loading.batching import FirstFitPacker, LengthGrouped
 from vlm.datasets.loading.data_stats import DataStats
 from vlm.datasets.loading.sources import Source
 from vlm.datasets.loading.train_loader import TrainLoader
-from vlm.datasets.loading.worker import EncodedChunk, EncodedSample
+from vlm.datasets.loading.worker import EncodedSample, WorkerResult
 from vlm.processors.collate import VisualTokens
 from vlm.processors.processor import Processor
 
@@ -35,7 +35,7 @@ def item(k: int, tokens: int, media: int = 0, source: int = 0) -> EncodedSample:
 
 def feed(assembler: FirstFitPacker | LengthGrouped, items: list[EncodedSample]) -> list[list[list[EncodedSample]]]:
     """All batches after one delivery."""
-    assembler.add(EncodedChunk(items))
+    assembler.add(WorkerResult(items))
     found = []
     while (rows := assembler.pop()) is not None:
         found.append(rows)

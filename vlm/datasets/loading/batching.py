@@ -16,7 +16,7 @@ from typing import Any
 from vlm.common.types import Batch
 from vlm.datasets.loading.mixing import derive_seed
 from vlm.datasets.loading.sampler import Key
-from vlm.datasets.loading.worker import EncodedChunk, EncodedSample
+from vlm.datasets.loading.worker import EncodedSample, WorkerResult
 from vlm.processors.collate import collate_rows, finalize_pixels, unify_dtypes
 from vlm.processors.processor import Processor
 
@@ -46,10 +46,10 @@ class Assembler:
     def __init__(self) -> None:
         self._done: deque[list[EncodedSample]] = deque()
 
-    def add(self, chunk: EncodedChunk) -> None:
+    def add(self, result: WorkerResult) -> None:
         """Take the samples of a job."""
-        if chunk.samples:
-            self._done.append(chunk.samples)
+        if result.samples:
+            self._done.append(result.samples)
 
     def pop(self) -> BatchRows | None:
         """The next batch; None if more samples are needed."""
@@ -93,9 +93,9 @@ class LengthGrouped(Assembler):
         self._pooled: list[EncodedSample] = []
         self._jobs = self._given = 0
 
-    def add(self, chunk: EncodedChunk) -> None:
+    def add(self, result: WorkerResult) -> None:
         """Pool the samples of a job; the last job of a pool makes its batches."""
-        self._pooled += chunk.owned()
+        self._pooled += result.owned()
         self._jobs += 1
         if self._jobs >= self._pool:
             self._cut()
@@ -170,9 +170,9 @@ class FirstFitPacker(Assembler):
         self._limits = [max_tokens, max_media, open_rows]
         self._open: list[OpenRow] = []
 
-    def add(self, chunk: EncodedChunk) -> None:
+    def add(self, result: WorkerResult) -> None:
         """Place the samples of a job."""
-        for sample in chunk.owned():
+        for sample in result.owned():
             self._place(sample)
 
     def _place(self, sample: EncodedSample) -> None:

@@ -138,7 +138,7 @@ class TrainLoader:
             if self._iterator is None:
                 self._iterator = self._start()
             while (rows := self._assembler.pop()) is None:
-                self._assembler.add(self._receive(self._iterator).chunk)
+                self._assembler.add(self._receive(self._iterator))
             batch = make_batch(rows, self._processor, self._pin)
         except UserError:
             self.close()
@@ -161,7 +161,7 @@ class TrainLoader:
             if result.error is not None:
                 raise result.error
             self._sampler.states.popleft()
-            samples.update({sample.key: sample for sample in result.chunk.owned()})
+            samples.update({sample.key: sample for sample in result.owned()})
         self._assembler = self._new_assembler()
         if self._state["pending"]:
             self._assembler.load_state_dict(self._state["pending"], samples)

@@ -56,8 +56,8 @@ class ValidLoader:
             if result.error is not None:
                 raise result.error
             quarantine.count(result.good, result.bad)
-            if result.chunk.samples:
-                yield make_batch([[sample] for sample in result.chunk.samples], self._processor)
+            if result.samples:
+                yield make_batch([[sample] for sample in result.samples], self._processor)
 
     def jobs(self) -> Iterator[Job]:
         """The jobs of this rank, in order. Raises DataError for an empty source."""

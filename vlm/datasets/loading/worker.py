@@ -37,13 +37,17 @@ class EncodedSample:
 
 
 @dataclass
-class EncodedChunk:
-    """Samples on their way to the main process, where they arrive with media that are views of shared memory.
+class WorkerResult:
+    """A finished job: its samples, usable records by source, bad records; or the error that ends the run.
 
     Pickled, all media of one shape and type travel as one tensor, since each tensor costs a handle of shared memory.
+    They arrive in the main process as views of it (``shared``).
     """
 
-    samples: list[EncodedSample]
+    samples: list[EncodedSample] = field(default_factory=list)
+    good: dict[str, int] = field(default_factory=dict)
+    bad: list[BadRecord] = field(default_factory=list)
+    error: UserError | None = None
     shared: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -55,29 +59,19 @@ class EncodedChunk:
         without = [replace(s, example=replace(s.example, media=[])) for s in self.samples]
         # in a worker default_collate stacks straight into shared memory
         media = {kind: torch.utils.data.default_collate(m) for kind, m in groups.items()}
-        return {"samples": without, "kinds": kinds, "media": media}
+        return {**vars(self), "samples": without, "shared": True, "kinds": kinds, "media": media}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        following = {kind: iter(stacked) for kind, stacked in state["media"].items()}
-        self.samples, self.shared = state["samples"], True
-        for sample, own in zip(self.samples, state["kinds"], strict=True):
+        following = {kind: iter(stacked) for kind, stacked in state.pop("media").items()}
+        for sample, own in zip(state["samples"], state.pop("kinds"), strict=True):
             sample.example.media = [next(following[kind]) for kind in own]
+        vars(self).update(state)
 
     def owned(self) -> list[EncodedSample]:
         """The samples with media of their own, so that waiting samples do not hold the shared memory of a whole job."""
         for sample in self.samples if self.shared else ():
             sample.example.media = [m.clone() for m in sample.example.media]
         return self.samples
-
-
-@dataclass
-class WorkerResult:
-    """A finished job: its samples, usable records by source, bad records; or the error that ends the run."""
-
-    chunk: EncodedChunk = field(default_factory=lambda: EncodedChunk([]))
-    good: dict[str, int] = field(default_factory=dict)
-    bad: list[BadRecord] = field(default_factory=list)
-    error: UserError | None = None
 
 
 class SampleReader:
@@ -116,8 +110,7 @@ class SampleReader:
         except UserError as error:
             return WorkerResult(bad=bad, error=error)
         samples = [sample for sample in read if sample is not None]
-        good = Counter(self._sources[s.key[0]].name for s in samples)
-        return WorkerResult(EncodedChunk(samples), dict(good), bad)
+        return WorkerResult(samples, Counter(self._sources[s.key[0]].name for s in samples), bad)
 
     def _usable(self, job: Job, place: int, ref: Ref, bad: list[BadRecord]) -> EncodedSample | None:
         source, own = self._sources[ref.source], list[BadRecord]()
