@@ -15,10 +15,11 @@ import torch
 from vlm.common.errors import DataError
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Batch, Example, Message, Sample, Text
 from vlm.config.run import Packing
-from vlm.datasets.loading.batching import BatchStats, FirstFitPacker, LengthGrouped
+from vlm.datasets.loading.batching import FirstFitPacker, LengthGrouped
+from vlm.datasets.loading.data_stats import DataStats
 from vlm.datasets.loading.sources import Source
 from vlm.datasets.loading.train_loader import TrainLoader
-from vlm.datasets.loading.worker import EncodedChunk, EncodedSample
+from vlm.datasets.loading.worker import EncodedSample, WorkerResult
 from vlm.processors.collate import VisualTokens
 from vlm.processors.processor import Processor
 
@@ -34,7 +35,7 @@ def item(k: int, tokens: int, media: int = 0, source: int = 0) -> EncodedSample:
 
 def feed(assembler: FirstFitPacker | LengthGrouped, items: list[EncodedSample]) -> list[list[list[EncodedSample]]]:
     """All batches after one delivery."""
-    assembler.add(EncodedChunk(items))
+    assembler.add(WorkerResult(items))
     found = []
     while (rows := assembler.pop()) is not None:
         found.append(rows)
@@ -69,6 +70,13 @@ def llava_like(rng: random.Random) -> tuple[int, int]:
     return (256 + int(rng.uniform(25, 80)), 1) if kind < 0.8 else (text, 0)
 
 
+def positions(batches: list) -> int:
+    stats = DataStats()
+    for batch in batches:
+        stats.add(batch, ["a"])
+    return stats.positions
+
+
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_waste_on_a_llava_like_mixture(batch_size: int) -> None:
     rng = random.Random(0)
@@ -79,11 +87,10 @@ def test_waste_on_a_llava_like_mixture(batch_size: int) -> None:
     rows = [row for batch in found for row in batch]
     assert all(sum(i.tokens for i in row) <= 2048 and sum(len(i.example.media) for i in row) <= 8 for row in rows)
     tokens = sum(i.tokens for row in rows for i in row)
-    positions = sum(BatchStats.of(batch, ["a"]).positions for batch in found)
-    assert 1 - tokens / positions <= 0.03
+    assert 1 - tokens / positions(found) <= 0.03
     assert 1 - tokens / (len(rows) * 2048) <= 0.03  # and of what a row may hold
     plain = [[[i] for i in items[k : k + 4]] for k in range(0, 6000, 4)]
-    assert 1 - sum(i.tokens for i in items) / sum(BatchStats.of(b, ["a"]).positions for b in plain) > 0.25
+    assert 1 - sum(i.tokens for i in items) / positions(plain) > 0.25
 
 
 def test_length_groups_save_padding_and_lose_nothing() -> None:
@@ -98,7 +105,7 @@ def test_length_groups_save_padding_and_lose_nothing() -> None:
     assert all(len(batch) == 4 for batch in found)
     assert sorted(row[0].key[2] for batch in found for row in batch) == list(range(160))
     tokens = sum(row[0].tokens for batch in found for row in batch)
-    assert 1 - tokens / sum(BatchStats.of(b, ["a"]).positions for b in found) < 0.08
+    assert 1 - tokens / positions(found) < 0.08
     lengths = [batch[0][0].tokens for batch in found[:20]]
     assert lengths != sorted(lengths)
 

@@ -5,11 +5,12 @@ from itertools import islice
 
 import pytest
 
+from vlm.common.types import Example
 from vlm.config.run import Packing
-from vlm.datasets.loading.batching import BatchStats
 from vlm.datasets.loading.data_stats import DataStats, combine, from_metrics, padding_share, report_table, to_metrics
 from vlm.datasets.loading.sources import Source
 from vlm.datasets.loading.train_loader import TrainLoader
+from vlm.datasets.loading.worker import EncodedSample
 from vlm.processors.collate import VisualTokens
 from vlm.processors.processor import Processor
 
@@ -49,10 +50,13 @@ def test_nothing_to_report() -> None:
 
 
 def test_counts_go_on_from_a_state() -> None:
+    def row(*samples: tuple[int, int]) -> list[EncodedSample]:
+        return [EncodedSample((source, 0, 0), Example([], []), tokens) for source, tokens in samples]
+
     one, two = DataStats(), DataStats()
-    one.add(BatchStats({"a": 2}, {"a": 30}, 40))
+    one.add([row((0, 20)), row((0, 10))], ["a", "b"])
     two.load_state_dict(json.loads(json.dumps(one.state_dict())))
-    two.add(BatchStats({"a": 1, "b": 1}, {"a": 5, "b": 6}, 12))
+    two.add([row((0, 5)), row((1, 6))], ["a", "b"])
     assert two.state_dict() == {"samples": {"a": 3, "b": 1}, "tokens": {"a": 35, "b": 6}, "positions": 52}
     assert one.positions == 40
 

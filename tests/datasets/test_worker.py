@@ -15,7 +15,7 @@ from vlm.common.types import Example
 from vlm.datasets.formats.caption_folder import CaptionFolder
 from vlm.datasets.loading.sampler import Job, Ref
 from vlm.datasets.loading.sources import Source
-from vlm.datasets.loading.worker import EncodedChunk, EncodedSample, SampleReader, WorkerResult
+from vlm.datasets.loading.worker import EncodedSample, SampleReader, WorkerResult
 from vlm.processors.processor import Processor
 
 
@@ -26,13 +26,13 @@ def source(caption_folder: Callable[..., Path]) -> Source:
 
 
 def names(result: WorkerResult) -> list[str]:
-    return [s.example.id for s in result.chunk.samples]
+    return [s.example.id for s in result.samples]
 
 
 def test_a_job_always_gives_the_same_samples(source: Source, processor: Processor) -> None:
     job = Job(0, tuple(enumerate([Ref(0, 0), Ref(0, 5)])))
     one, two = (SampleReader([source], processor, seed=3)[job] for _ in range(2))
-    assert [s.example.ids for s in one.chunk.samples] == [s.example.ids for s in two.chunk.samples]
+    assert [s.example.ids for s in one.samples] == [s.example.ids for s in two.samples]
     assert names(one) == ["0", "5"]
     assert (one.good, one.bad, one.error) == ({"folder": 2}, [], None)
 
@@ -54,7 +54,7 @@ def test_a_chunk_travels_whole(processor: Processor) -> None:
     media = [torch.rand(1, 3, 4, 4), torch.arange(48, dtype=torch.uint8).view(1, 3, 4, 4), torch.rand(2, 3, 4, 4)]
     given = [media[:2], [], [media[2], media[0] + 1]]
     items = [EncodedSample((0, 1, k), Example([k], [k], list(m), str(k)), k) for k, m in enumerate(given)]
-    found = pickle.loads(pickle.dumps(EncodedChunk(items))).owned()
+    found = pickle.loads(pickle.dumps(WorkerResult(items))).owned()
     assert [(i.key, i.example.ids, i.example.id, i.tokens) for i in found] == [
         ((0, 1, k), [k], str(k), k) for k in range(3)
     ]

@@ -1,17 +1,14 @@
 """What a dataset format provides, and helpers that formats share.
 
 A format turns a raw record into a :class:`~vlm.common.types.Sample` and knows nothing of models. It is a
-:class:`MapDataset` or a :class:`StreamDataset`. Everything else is optional, and the functions below supply the
-default for a format without it:
+:class:`MapDataset` or a :class:`StreamDataset`. Everything else is optional:
 
-=====================================  =============================================================
-optional                               without it
-=====================================  =============================================================
-``draw`` (:class:`DrawingDataset`)     every pass sees the fixed choice of ``__getitem__`` or ``decode``
-``clean`` (:class:`CleaningDataset`)   the text processor never reaches single fields
-``config.text_roles``                  the text processor is applied to no message
-``key`` of a stream's raw record       messages name the record by its position
-=====================================  =============================================================
+* ``draw(record, rng)``, for a format that chooses at random, e.g. one of several captions: the sample of a record (an
+  index, or a stream's raw record). The loader's generator follows from (seed, dataset, pass, index). ``__getitem__``
+  and ``decode`` make one fixed choice, for inspection and evaluation, and for every pass of a format without ``draw``.
+* ``clean``, an attribute that the loader sets to the text processor, for a format that cleans single fields.
+* ``config.text_roles``: roles whose whole messages pass through the text processor.
+* ``key`` of a stream's raw record: how messages name it, instead of by its position.
 
 A record that cannot be used raises :class:`~vlm.common.errors.DataError`; the loader quarantines it.
 """
@@ -55,26 +52,6 @@ class StreamDataset(Protocol):
         ...
 
 
-@runtime_checkable
-class DrawingDataset(Protocol):
-    """A format that chooses at random, e.g. one of several captions.
-
-    The loader's generator follows from (seed, dataset, pass, index). ``__getitem__`` and ``decode`` make one fixed
-    choice, for inspection and evaluation.
-    """
-
-    def draw(self, record: Any, rng: random.Random) -> Sample:
-        """The sample of a record (an index, or a stream's raw record). Raises DataError."""
-        ...
-
-
-@runtime_checkable
-class CleaningDataset(Protocol):
-    """A format that cleans single fields before it puts them into a text; the loader sets ``clean``."""
-
-    clean: Clean | None
-
-
 def read_record(dataset: Any, index: int, raw: Any = None, rng: random.Random | None = None) -> Sample:
     """The sample of a record of either kind of dataset.
 
@@ -82,14 +59,15 @@ def read_record(dataset: Any, index: int, raw: Any = None, rng: random.Random | 
         dataset: map style or stream.
         index: of the record; ignored for a stream.
         raw: the record of a stream.
-        rng: for the random choices of a :class:`DrawingDataset`; None for the fixed choice.
+        rng: for the random choices of a format with ``draw``; None for the fixed choice.
 
     Raises:
         DataError: the record cannot be used.
     """
     stream = isinstance(dataset, StreamDataset)
-    if rng is not None and isinstance(dataset, DrawingDataset):
-        return dataset.draw(raw if stream else index, rng)
+    if rng is not None and hasattr(dataset, "draw"):
+        sample: Sample = dataset.draw(raw if stream else index, rng)
+        return sample
     return dataset.decode(raw) if stream else dataset[index]
 
 
@@ -127,8 +105,8 @@ def record_name(index: int, raw: Any) -> str:
 
 def text_roles(dataset: Any) -> tuple[Role, ...]:
     """Roles whose text passes through the text processor: ``dataset.config.text_roles``, else none."""
-    config: Any = dataset.config if hasattr(dataset, "config") else None
-    return tuple(config.text_roles) if hasattr(config, "text_roles") else ()
+    configured = hasattr(dataset, "config") and hasattr(dataset.config, "text_roles")
+    return tuple(dataset.config.text_roles) if configured else ()
 
 
 def not_a_dataset(value: object, name: str = "") -> DataError:
@@ -144,15 +122,31 @@ def message(role: Role, *parts: str | Part) -> Message:
     return Message(role, tuple(Text(p) if isinstance(p, str) else p for p in parts))
 
 
-def process_text(sample: Sample, fn: Callable[[str], str], roles: Sequence[str]) -> Sample:
+def process_text(sample: Sample, fn: Clean, roles: Sequence[str]) -> Sample:
     """``sample`` with ``fn`` applied to every text of the given roles."""
+    messages = (
+        replace(m, parts=tuple(replace(p, text=fn(p.text)) if isinstance(p, Text) else p for p in m.parts))
+        if m.role in roles
+        else m
+        for m in sample.messages
+    )
+    return replace(sample, messages=tuple(messages))
 
-    def one(m: Message) -> Message:
-        if m.role not in roles:
-            return m
-        return Message(m.role, tuple(replace(p, text=fn(p.text)) if isinstance(p, Text) else p for p in m.parts))
 
-    return replace(sample, messages=tuple(one(m) for m in sample.messages))
+def read_text(file: Path, what: str) -> str:
+    """The contents of a file in UTF-8, with or without a mark of its byte order.
+
+    Raises:
+        DataError: missing or unreadable; ``what`` is the format that reads it.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"{what}: no file {file}", fix="check the path under build_info of the dataset") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{what}: {file} cannot be read ({error})", fix="save it as UTF-8") from error
+    except OSError as error:
+        raise DataError(f"{what}: {file} cannot be read ({error})") from error
 
 
 def read_json(path: str | Path, what: str) -> Any:
@@ -161,12 +155,7 @@ def read_json(path: str | Path, what: str) -> Any:
     Raises DataError: missing or malformed; names the file (and the line).
     """
     file = Path(path)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DataError(f"{what}: no file {file}", fix="check the path under build_info of the dataset") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{what}: {file} cannot be read ({error})") from error
+    text = read_text(file, what)
     if file.suffix != ".jsonl":
         return _loads(text, f"{what}: {file}")
     lines = text.splitlines()

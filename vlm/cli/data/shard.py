@@ -7,7 +7,6 @@ import argparse
 from vlm.cli.data.open import open_view
 from vlm.common.errors import DataError
 from vlm.common.logging import say
-from vlm.datasets.base import DrawingDataset
 
 
 def main(args: argparse.Namespace) -> int:
@@ -29,7 +28,7 @@ def main(args: argparse.Namespace) -> int:
         bad = sum(s["bad"] for s in done["shards"].values())
         written = f"{done['samples']:,} samples in {len(done['shards'])} shards"
         say(f"{opened.name}: {written}, {size:,.1f} MB, {bad} left out")
-        if isinstance(opened.source.dataset, DrawingDataset):
+        if hasattr(opened.source.dataset, "draw"):
             say("  this format makes random choices; the shards hold one fixed choice of each record")
         entries.append(entry_yaml(opened, args.out))
     say("\nto read the shards:\n")

@@ -10,13 +10,13 @@ from vlm.common.registry import register_dataset
 from vlm.common.types import Image, Role, Sample
 from vlm.datasets.base import field
 from vlm.datasets.formats.table.media import sources
-from vlm.datasets.formats.table.read import AllRows, Record
+from vlm.datasets.formats.table.read import Record, RowDataset
 from vlm.datasets.formats.table.templates import fill
 from vlm.datasets.formats.turns import Medium, attach_media, check_order, read_turns
 
 
 @register_dataset("conversation_json")
-class ConversationJson:
+class ConversationJson(RowDataset):
     r"""A list of dialogues; every turn is used.
 
     Raw record::
@@ -50,18 +50,6 @@ class ConversationJson:
         first_pair_only: bool = False
         overlapping_pairs: bool = False  # as in Multimodal-GPT: see _overlapping
         text_roles: Sequence[str] = ()
-
-    def __init__(self, config: Config) -> None:
-        """Reads the files. Raises DataError if one is missing or malformed."""
-        self.config = config
-        self._rows = AllRows(config.ann_path)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def record(self, index: int) -> Record:
-        """The raw record, with every field of the file."""
-        return self._rows[index][0]
 
     def __getitem__(self, index: int) -> Sample:
         record, where = self._rows[index]

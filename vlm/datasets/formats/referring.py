@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +10,7 @@ from typing import Any, Literal
 from vlm.common.errors import DataError
 from vlm.common.registry import register_dataset
 from vlm.common.types import Image, Message, Sample
-from vlm.datasets.base import field, message, read_json, records_of
+from vlm.datasets.base import Clean, field, message, read_json, records_of
 from vlm.datasets.formats.boxes import box_text, corners_of, image_size
 from vlm.datasets.formats.plain_pickle import read_plain_pickle
 from vlm.datasets.formats.table.templates import read_pool
@@ -19,8 +18,51 @@ from vlm.datasets.formats.table.templates import read_pool
 Direction = Literal["refer", "identify"]
 
 
+class BoxDialogues:
+    """A format of phrases and boxes: a question about one, with the other as its answer.
+
+    Its ``config`` has ``direction``, ``pool`` and ``slack``. One line of the pool is drawn at each access.
+    """
+
+    clean: Clean | None = None  # text processor, set by the loader
+
+    def __init__(self, config: Any) -> None:
+        """Reads the pool. Raises DataError unless every line has one ``{}``."""
+        self.config = config
+        self._pool = read_pool(config.pool or f"{config.direction}.txt", config.direction)
+        for line in self._pool:
+            if line.count("{}") != 1:
+                raise DataError(
+                    f"pools.{config.direction}: {line!r} needs exactly one {{}}",
+                    fix="write {} where the phrase or box goes",
+                )
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.draw(index, None)
+
+    def draw(self, index: int, rng: random.Random | None) -> Sample:
+        """The sample with its choices drawn from ``rng``; None: the first of each. Raises DataError."""
+        raise NotImplementedError
+
+    def _messages(
+        self, image: Path, phrase: Any, box: Any, size: tuple[float, float], question: str, where: str
+    ) -> tuple[Message, ...]:
+        """Question and answer about a phrase and its box. Raises DataError: a wrong box, or an empty phrase."""
+        text = box_text(corners_of(box, size, where, self.config.slack), size)
+        cleaned = phrase if not isinstance(phrase, str) or self.clean is None else self.clean(phrase)
+        if not isinstance(cleaned, str) or not cleaned.strip():
+            raise DataError(f"{where}: the phrase is {cleaned!r}", fix="remove the record")
+        asked, answer = (cleaned, text) if self.config.direction == "refer" else (text, cleaned)
+        return message("user", Image(str(image)), question.replace("{}", asked)), message("assistant", answer)
+
+
+def choice(options: list[Any], rng: random.Random | None) -> Any:
+    """One of the options; the first without ``rng``."""
+    return options[0] if rng is None else rng.choice(options)
+
+
 @register_dataset("referring")
-class Referring:
+class Referring(BoxDialogues):
     """``ann_path/DATASET/refs(SPLITBY).p`` and ``ann_path/DATASET/instances.json``.
 
     Raw records (one reference; the object's box; its image)::
@@ -57,8 +99,7 @@ class Referring:
 
     def __init__(self, config: Config) -> None:
         """Reads both files. Raises DataError: missing, refused or malformed, or an unknown split."""
-        self.config = config
-        self.clean: Callable[[str], str] | None = None  # text processor, set by the loader
+        super().__init__(config)
         folder = Path(config.ann_path) / config.dataset
         self._file = str(folder / f"refs({config.splitBy}).p")
         if folder.is_dir() and not Path(self._file).is_file():
@@ -77,26 +118,18 @@ class Referring:
         tree = read_json(instances, "referring")
         self._boxes = {r.get("id"): r.get("bbox") for r in records_of(tree, str(instances), "annotations")}
         self._images = {r.get("id"): r for r in records_of(tree, str(instances), "images")}
-        self._pool = question_pool(config.pool, config.direction)
 
     def __len__(self) -> int:
         return len(self._refs)
 
-    def __getitem__(self, index: int) -> Sample:
-        return self._sample(index, None)
-
-    def draw(self, index: int, rng: random.Random) -> Sample:
+    def draw(self, index: int, rng: random.Random | None) -> Sample:
         """One of the sentences and one of the questions. Raises DataError."""
-        return self._sample(index, rng)
-
-    def _sample(self, index: int, rng: random.Random | None) -> Sample:
         ref = self._refs[index]
         where = f"{self._file}: reference {ref.get('ref_id', index)}"
         declared = field(ref, "sentences", where)
         if not isinstance(declared, list) or not declared:
             raise DataError(f"{where}: sentences must be a list with at least one entry, found {declared!r}")
-        sentence = declared[0] if rng is None else rng.choice(declared)
-        question = self._pool[0] if rng is None else rng.choice(self._pool)
+        sentence, question = choice(declared, rng), choice(self._pool, rng)
         image_id, note = field(ref, "image_id", where), field(ref, "ann_id", where)
         for key, known, what in ((image_id, self._images, "images"), (note, self._boxes, "annotations")):
             if key not in known:
@@ -104,10 +137,8 @@ class Referring:
                     f"{where}: instances.json has no entry {key!r} under {what}", fix="use the files of one release"
                 )
         size = image_size(self._images[image_id], f"{where}: image {image_id}")
-        box = box_text(corners_of(self._boxes[note], size, where, self.config.slack), size)
-        image = Image(str(Path(self.config.image_path) / self._name(image_id, where)))
-        phrase = cleaned(field(sentence, "raw", where), self.clean, where)
-        messages = referring_dialogue(image, question, phrase, box, self.config.direction)
+        image = Path(self.config.image_path) / self._name(image_id, where)
+        messages = self._messages(image, field(sentence, "raw", where), self._boxes[note], size, question, where)
         return Sample(messages=messages, id=str(ref.get("ref_id", index)))
 
     def _name(self, image_id: Any, where: str) -> str:
@@ -118,28 +149,3 @@ class Referring:
                 f"{where}: image_id {image_id!r} does not fit image_pattern {self.config.image_pattern!r} ({error})",
                 fix="correct build_info.image_pattern",
             ) from None
-
-
-def question_pool(pool: str | list[str], direction: Direction) -> list[str]:
-    """Questions with one ``{}``; the shipped pool of ``direction`` if ``pool`` is empty. Raises DataError."""
-    lines = read_pool(pool or f"{direction}.txt", direction)
-    for line in lines:
-        if line.count("{}") != 1:
-            raise DataError(
-                f"pools.{direction}: {line!r} needs exactly one {{}}", fix="write {} where the phrase or box goes"
-            )
-    return lines
-
-
-def cleaned(phrase: Any, clean: Callable[[str], str] | None, where: str) -> str:
-    """``phrase`` through the text processor. Raises DataError if it is not a text, or empty."""
-    text = phrase if not isinstance(phrase, str) or clean is None else clean(phrase)
-    if not isinstance(text, str) or not text.strip():
-        raise DataError(f"{where}: the phrase is {phrase!r}", fix="remove the record")
-    return text
-
-
-def referring_dialogue(image: Image, question: str, phrase: str, box: str, direction: Direction) -> tuple[Message, ...]:
-    """Question and answer about a phrase and its box."""
-    asked, answer = (phrase, box) if direction == "refer" else (box, phrase)
-    return message("user", image, question.replace("{}", asked)), message("assistant", answer)

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vlm.common.errors import DataError
 from vlm.common.registry import register_dataset
-from vlm.common.types import Image, Sample
+from vlm.common.types import Sample
 from vlm.datasets.base import field, read_json, records_of
-from vlm.datasets.formats.boxes import box_text, corners_of, image_size
-from vlm.datasets.formats.referring import Direction, cleaned, question_pool, referring_dialogue
+from vlm.datasets.formats.boxes import image_size
+from vlm.datasets.formats.referring import BoxDialogues, Direction, choice
 
 
 @register_dataset("regions")
-class Regions:
+class Regions(BoxDialogues):
     """``data_dir/region_descriptions.json``, ``data_dir/image_data.json`` and the folders ``VG_100K*/``.
 
     Raw records (the regions of an image; the image)::
@@ -47,8 +46,7 @@ class Regions:
 
     def __init__(self, config: Config) -> None:
         """Reads both files. Raises DataError: missing, malformed, or no region is small enough."""
-        self.config = config
-        self.clean: Callable[[str], str] | None = None  # text processor, set by the loader
+        super().__init__(config)
         self._file = str(Path(config.data_dir) / "region_descriptions.json")
         images = Path(config.data_dir) / "image_data.json"
         self._images = {
@@ -60,7 +58,6 @@ class Regions:
                 f"regions: {self._file} has no region of less than {config.max_area:g} square pixels",
                 fix="check the file, or raise build_info.max_area",
             )
-        self._pool = question_pool(config.pool, config.direction)
 
     def _small(self, records: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
         """(image, region id, phrase, x, y, width, height) of the small regions; tuples, as there are millions."""
@@ -79,14 +76,8 @@ class Regions:
     def __len__(self) -> int:
         return len(self._regions)
 
-    def __getitem__(self, index: int) -> Sample:
-        return self._sample(index, self._pool[0])
-
-    def draw(self, index: int, rng: random.Random) -> Sample:
+    def draw(self, index: int, rng: random.Random | None) -> Sample:
         """The region with one of the questions. Raises DataError."""
-        return self._sample(index, rng.choice(self._pool))
-
-    def _sample(self, index: int, question: str) -> Sample:
         image_id, region_id, phrase, *box = self._regions[index]
         where = f"{self._file}: image {image_id}, region {region_id}"
         record = self._images.get(image_id)
@@ -95,8 +86,7 @@ class Regions:
                 f"{where}: image_data.json has no entry {image_id!r}", fix="use the two files of one release"
             )
         size = image_size(record, f"{where}: image_data.json")
-        text = box_text(corners_of(box, size, where, self.config.slack), size)
         *_, folder, name = ["", "", *str(field(record, "url", where)).split("/")]
-        image = Image(str(Path(self.config.data_dir) / folder / name))
-        messages = referring_dialogue(image, question, cleaned(phrase, self.clean, where), text, self.config.direction)
+        image = Path(self.config.data_dir) / folder / name
+        messages = self._messages(image, phrase, box, size, choice(self._pool, rng), where)
         return Sample(messages=messages, id=str(region_id if region_id is not None else index))

@@ -15,7 +15,8 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
+from itertools import count, groupby
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
@@ -72,20 +73,27 @@ def read_shard(shard: str) -> Iterator[ShardRecord]:
     Faults: a damaged or truncated tar or a broken connection (after the complete records before it), a name that leads
     out of its folder, a key that occurs again later, two members of a record with the same extension.
     """
-    group = _Group(shard)
+    key, seen, streamed = "", set[str](), is_remote(shard) or not shard.endswith(".tar")
     try:
-        if is_remote(shard) or not shard.endswith(".tar"):
-            with (
-                closing(open_remote(shard)) as stream,
-                _Tar.open(fileobj=stream, mode="r|*", tarinfo=_Header) as tar,
-            ):
-                yield from group.records(tar, in_place=False)
-        else:
-            with _Tar.open(shard, "r:", tarinfo=_Header) as tar:
-                yield from group.records(tar, in_place=True)
+        with closing(open_remote(shard)) if streamed else nullcontext() as stream, _opened(shard, stream) as tar:
+            for key, infos in groupby(_files(tar), key=lambda info: split_name(info.name)[0]):
+                fault, members = "", Members()
+                if key in seen:
+                    fault = "the key occurred before in this shard (the members of a record must be neighbours)"
+                seen.add(key)
+                for info in infos:
+                    name, ext = info.name, split_name(info.name)[1]
+                    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                        fault = f"refused: member name {name!r} leads out of its folder"
+                    elif ext in members:
+                        fault = f"two members with the extension {ext!r}, the second is {name!r}"
+                    members[ext] = _bytes(tar, info) if streamed else (info.offset_data, info.size)
+                yield ShardRecord(shard, key, Members() if fault else members, fault)
+            if not tar.has_end:
+                raise EOFError("no end marker: truncated, records may be missing")
     except _BROKEN as error:
         kind = "unreadable" if is_remote(shard) else "damaged tar"
-        yield ShardRecord(shard, f"after {group.key or group.last or 'start'}", Members(), f"{kind} ({error})")
+        yield ShardRecord(shard, f"after {key or 'start'}", Members(), f"{kind} ({error})")
 
 
 class _Tar(tarfile.TarFile):
@@ -106,45 +114,15 @@ class _Header(tarfile.TarInfo):
             raise
 
 
-class _Group:
-    """Collects neighbouring members into records."""
+def _opened(shard: str, stream: IO[bytes] | None) -> _Tar:
+    return _Tar.open(shard if stream is None else None, "r:" if stream is None else "r|*", stream, tarinfo=_Header)
 
-    def __init__(self, shard: str) -> None:
-        self.shard, self.key, self.last, self.fault = shard, "", "", ""
-        self.members = Members()
-        self._seen: set[str] = set()
 
-    def records(self, tar: _Tar, in_place: bool) -> Iterator[ShardRecord]:
-        """``in_place``: members are (offset, size); otherwise their bytes."""
-        while (info := tar.next()) is not None:
-            tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
-            if not info.isfile():
-                continue
-            key, ext = split_name(info.name)
-            if key != self.key and self.key:
-                yield self._finish()
-            self._add(key, ext, info.name)
-            self.members[ext] = (info.offset_data, info.size) if in_place else _bytes(tar, info)
-        if self.key:
-            yield self._finish()
-        if not tar.has_end:
-            raise EOFError("no end marker: truncated, records may be missing")
-
-    def _add(self, key: str, ext: str, name: str) -> None:
-        if key != self.key:
-            self.key = key
-            if key in self._seen:
-                self.fault = "the key occurred before in this shard (the members of a record must be neighbours)"
-            self._seen.add(key)
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            self.fault = f"refused: member name {name!r} leads out of its folder"
-        elif ext in self.members:
-            self.fault = f"two members with the extension {ext!r}, the second is {name!r}"
-
-    def _finish(self) -> ShardRecord:
-        done = ShardRecord(self.shard, self.key, Members() if self.fault else self.members, self.fault)
-        self.last, self.key, self.fault, self.members = self.key, "", "", Members()
-        return done
+def _files(tar: _Tar) -> Iterator[tarfile.TarInfo]:
+    while (info := tar.next()) is not None:
+        tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
+        if info.isfile():
+            yield info
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -196,17 +174,14 @@ def open_remote(shard: str) -> IO[bytes]:
 
 def _tried(shard: str) -> IO[bytes]:
     """An http(s) stream; a 4xx status is final, anything else is tried again."""
-    for attempt in range(OPEN_ATTEMPTS):
+    for attempt in count(1):
         try:
             return urllib.request.urlopen(shard, timeout=60)  # type: ignore[no-any-return]
-        except urllib.error.HTTPError as error:
-            if error.code < 500 or attempt + 1 == OPEN_ATTEMPTS:
+        except OSError as error:
+            if attempt == OPEN_ATTEMPTS or (isinstance(error, urllib.error.HTTPError) and error.code < 500):
                 raise
-        except OSError:
-            if attempt + 1 == OPEN_ATTEMPTS:
-                raise
-        time.sleep(0.5 * 2**attempt)
-    raise OSError(f"{shard} was not tried")
+        time.sleep(0.25 * 2**attempt)
+    raise AssertionError  # not reached
 
 
 def _object_storage(shard: str) -> IO[bytes]:

@@ -10,11 +10,11 @@ from vlm.common.errors import DataError
 from vlm.common.registry import register_dataset
 from vlm.common.types import Sample
 from vlm.datasets.base import field, message
-from vlm.datasets.formats.table.read import AllRows, Record
+from vlm.datasets.formats.table.read import RowDataset
 
 
 @register_dataset("transcript")
-class Transcript:
+class Transcript(RowDataset):
     r"""A JSON list (or lines) of dialogues; the text before the first label is dropped.
 
     Raw record::
@@ -39,18 +39,6 @@ class Transcript:
         assistant: str = "[|AI|]"
         drop_newlines: bool = False  # as Multimodal-GPT does: newlines are deleted, which joins words
         text_roles: Sequence[str] = ()
-
-    def __init__(self, config: Config) -> None:
-        """Reads the files. Raises DataError if one is missing or malformed."""
-        self.config = config
-        self._rows = AllRows(config.ann_path)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def record(self, index: int) -> Record:
-        """The raw record, with every field of the file."""
-        return self._rows[index][0]
 
     def __getitem__(self, index: int) -> Sample:
         record, where = self._rows[index]

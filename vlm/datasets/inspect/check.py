@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import random
 import re
@@ -18,11 +17,12 @@ import torch
 
 from vlm.common.errors import DataError, UserError
 from vlm.common.types import Image, Sample
-from vlm.datasets.inspect.scan import Opened, chunks, encode, progress, references, run_jobs
+from vlm.datasets.inspect.scan import Opened, chunks, encode, progress, references
 from vlm.datasets.loading.mixing import derive_seed
 from vlm.datasets.loading.quarantine import MIN_BAD
 from vlm.datasets.loading.sampler import Ref
 from vlm.datasets.loading.sources import BadRecord, Source, read_sample
+from vlm.datasets.loading.worker import data_loader
 from vlm.processors.collate import VisualTokens
 from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.processor import Processor
@@ -51,8 +51,8 @@ def without_pixels(processor: Processor) -> Processor:
     blind = copy.copy(processor)
     blind.image = BlankPixels()  # type: ignore[assignment]
     if processor.video is not None:
-        frames = processor.video.config.num_frames if isinstance(processor.video, VideoRecipe) else 1
-        blind.video = BlankPixels(frames)  # type: ignore[assignment]
+        config = processor.video.config if hasattr(processor.video, "config") else None
+        blind.video = BlankPixels(config.num_frames if hasattr(config, "num_frames") else 1)
     return blind
 
 
@@ -67,54 +67,46 @@ class Seen:
     bad: list[BadRecord] = field(default_factory=list)
 
 
-class Checker(torch.utils.data.Dataset):
-    """References -> Seen."""
+@dataclass
+class Checker:
+    """References -> Seen. Without ``processor`` lengths are characters; ``recipe`` reads the images if ``pixels``."""
 
-    def __init__(
-        self,
-        source: Source,
-        processor: Processor | None,
-        recipe: ImageRecipe,
-        *,
-        questions: bool = False,
-        pixels: bool = False,
-        seed: int = 0,
-        visual_tokens: VisualTokens | None = None,
-    ) -> None:
-        """Without ``processor`` lengths are characters, and ``recipe`` reads the images if ``pixels``."""
-        self._source, self._recipe, self._questions = source, recipe, questions
-        self._pixels, self._seed = pixels, seed
-        self._visual_tokens = visual_tokens or VisualTokens()
-        self._processor = processor if processor is None or pixels else without_pixels(processor)
+    source: Source
+    processor: Processor | None
+    recipe: ImageRecipe
+    questions: bool
+    pixels: bool
+    seed: int
+    visual_tokens: VisualTokens
 
     def __getitem__(self, refs: Sequence[Ref]) -> Seen:
         seen = Seen()
         for ref in refs:
             try:
-                sample = read_sample(self._source, ref, self._seed)
+                sample = read_sample(self.source, ref, self.seed)
                 gone = missing_files(sample)
                 if gone:
                     seen.missing += 1
                     raise DataError(f"no file {gone[0]}")
                 self._measure(sample, ref, seen)
             except UserError as error:
-                seen.bad.append(BadRecord(self._source.name, ref.name, str(error)))
+                seen.bad.append(BadRecord(self.source.name, ref.name, str(error)))
         return seen
 
     def _measure(self, sample: Sample, ref: Ref, seen: Seen) -> None:
-        media = sum(len(m.media) for m in sample.messages)
-        if self._processor is None:
-            for medium in (m for message in sample.messages for m in message.media) if self._pixels else ():
+        media = [m for message in sample.messages for m in message.media]
+        if self.processor is None:
+            for medium in media if self.pixels else ():
                 if isinstance(medium, Image):
-                    self._recipe(medium.source, f"{sample.source}/{sample.id}")
-            length, targets = sum(len(m.text) for m in sample.messages), 0
+                    self.recipe(medium.source, f"{sample.source}/{sample.id}")
+            length = sum(len(m.text) for m in sample.messages)
         else:
-            rng = random.Random(derive_seed(self._seed, "sample", self._source.name, ref.epoch, ref.index))
-            example = encode(self._processor, sample, rng, self._questions)
-            length, targets = self._visual_tokens.fused_length(example), example.num_targets
+            rng = random.Random(derive_seed(self.seed, "sample", self.source.name, ref.epoch, ref.index))
+            example = encode(self.processor, sample, rng, self.questions)
+            length = self.visual_tokens.fused_length(example)
+            seen.targets += example.num_targets
         seen.lengths.append(length)
-        seen.media.append(media)
-        seen.targets += targets
+        seen.media.append(len(media))
 
 
 def missing_files(sample: Sample) -> list[str]:
@@ -153,11 +145,9 @@ class DatasetCheck:
         self.missing += seen.missing
         self.bad += len(seen.bad)
         for item in seen.bad:
-            count, examples = self.reasons.get(reason_kind(item.reason), (0, []))
-            self.reasons[reason_kind(item.reason)] = (
-                count + 1,
-                [*examples, item] if len(examples) < RECORDS_PER_REASON else examples,
-            )
+            kind = reason_kind(item.reason)
+            count, examples = self.reasons.get(kind, (0, []))
+            self.reasons[kind] = count + 1, [*examples, item][:RECORDS_PER_REASON]
 
     def verdict(self, max_bad_share: float) -> str:
         """Why a run on this dataset would fail; empty if it would work."""
@@ -207,23 +197,15 @@ def check_dataset(
     if opened.source is None:
         return report
     start = time.monotonic()
-    checker = Checker(
-        opened.source,
-        processor,
-        recipe,
-        questions=opened.questions,
-        pixels=pixels,
-        seed=seed,
-        visual_tokens=visual_tokens,
-    )
+    taking = processor if processor is None or pixels else without_pixels(processor)
+    checker = Checker(opened.source, taking, recipe, opened.questions, pixels, seed, visual_tokens or VisualTokens())
     total = opened.size if limit is None or opened.size is None else min(limit, opened.size)
     with progress(opened.name, total) as step:
-        for seen in run_jobs(checker, chunks(references(opened.source.dataset, limit)), workers):
+        for seen in data_loader(checker, chunks(references(opened.source.dataset, limit)), workers):
             report.add(seen)
             step(len(seen.lengths) + len(seen.bad))
-            for item in seen.bad if quarantine is not None else ():
-                line = {"source": item.source, "key": item.key, "reason": item.reason}
-                quarantine.write(json.dumps(line, ensure_ascii=False) + "\n")  # type: ignore[union-attr]
+            if quarantine is not None:
+                quarantine.writelines(item.line() for item in seen.bad)
     report.seconds = time.monotonic() - start
     return report
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from vlm.common.types import Example
 from vlm.config.run import Packing
 from vlm.datasets.loading.batching import Assembler, FirstFitPacker, LengthGrouped
-from vlm.datasets.loading.worker import EncodedChunk, EncodedSample
+from vlm.datasets.loading.worker import EncodedSample, WorkerResult
 
 PERCENTILES = (5, 50, 90, 99)
 """Percentiles that a report shows, besides the mean and the largest."""
@@ -67,7 +67,7 @@ def _made(assembler: Assembler, items: list[EncodedSample], size: int) -> list[l
     """The batches made of ``items``, without those still pending."""
     batches = []
     for k in range(0, len(items), size):
-        assembler.add(EncodedChunk(items[k : k + size]))
+        assembler.add(WorkerResult(items[k : k + size]))
         while (rows := assembler.pop()) is not None:
             batches.append(rows)
     return batches

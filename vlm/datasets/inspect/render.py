@@ -48,17 +48,15 @@ def draw_samples(
     Random choices within a record are those of the first pass of a run with seed ``run_seed``.
     """
     assert opened.source is not None
-    dataset, result = opened.source.dataset, []
-    refs = references(dataset, count, seed)
-    for ref in refs:
-        key = record_name(ref.index, ref.raw)
+    result = []
+    for ref in references(opened.source.dataset, count, seed):
         try:
             sample = read_sample(opened.source, ref, run_seed)
             rng = random.Random(derive_seed(run_seed, "sample", opened.source.name, ref.epoch, ref.index))
             example = None if processor is None else encode(processor, sample, rng, opened.questions)
-            result.append(Shown(sample.id or key, sample, example))
+            result.append(Shown(sample.id or ref.name, sample, example))
         except UserError as error:
-            result.append(Shown(key, error=str(error)))
+            result.append(Shown(ref.name, error=str(error)))
     return result
 
 
@@ -82,27 +80,25 @@ def readable(piece: str) -> str:
     """A piece with spaces as ``▁`` and line breaks as ``⏎``; byte-level spellings become text where possible."""
     if piece.startswith("<0x") and piece.endswith(">"):
         return "⏎" if piece == "<0x0A>" else piece
-    text = _from_bytes(piece)
-    return text.replace(" ", "▁").replace("\n", "⏎")
+    return _from_bytes(piece).replace(" ", "▁").replace("\n", "⏎")
 
 
 def _from_bytes(piece: str) -> str:
     """Undo the spelling of GPT-2's byte-level vocabularies, in which a space is Ġ."""
     table = _byte_table()
-    if "▁" in piece or not any(ord(c) >= 0x100 for c in piece) or any(c not in table for c in piece):
+    if "▁" in piece or all(ord(c) < 0x100 for c in piece):
         return piece
     try:
         return bytes(table[c] for c in piece).decode("utf-8")
-    except UnicodeDecodeError:
+    except (KeyError, UnicodeDecodeError):
         return piece
 
 
 @cache
 def _byte_table() -> dict[str, int]:
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    table = {chr(b): b for b in plain}
-    rest = [b for b in range(256) if b not in set(plain)]
-    return table | {chr(0x100 + k): b for k, b in enumerate(rest)}
+    rest = sorted(set(range(256)) - set(plain))
+    return {chr(b): b for b in plain} | {chr(0x100 + k): b for k, b in enumerate(rest)}
 
 
 def terminal_text(found: Sequence[Piece], colour: bool) -> str:

@@ -15,7 +15,6 @@ from vlm.common.types import Example, Sample
 from vlm.datasets.base import record_count, records_in_order
 from vlm.datasets.loading.sampler import Ref
 from vlm.datasets.loading.sources import Source, build_source
-from vlm.datasets.loading.worker import data_loader
 from vlm.processors.processor import Processor
 
 if TYPE_CHECKING:
@@ -84,21 +83,6 @@ def chunks(refs: Iterator[Ref], size: int = RECORDS_PER_JOB) -> Iterator[tuple[R
     """``refs`` in tuples of ``size``; the last may be shorter."""
     while chunk := tuple(islice(refs, size)):
         yield chunk
-
-
-class _Jobs:
-    """A sampler of torch's DataLoader over jobs that are made on demand."""
-
-    def __init__(self, jobs: Iterator[Any]) -> None:
-        self._jobs = jobs
-
-    def __iter__(self) -> Iterator[Any]:
-        return self._jobs
-
-
-def run_jobs(maker: Any, jobs: Iterator[Any], workers: int) -> Iterator[Any]:
-    """``maker[job]`` for every job, in order, in ``workers`` processes (0: in this one)."""
-    yield from data_loader(maker, _Jobs(jobs), workers)
 
 
 @contextmanager

@@ -6,23 +6,20 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from vlm.common.errors import DataError
-from vlm.datasets.base import read_record
+from vlm.datasets.base import read_record, text_roles
 from vlm.datasets.formats.shard_sample import to_members
-from vlm.datasets.inspect.scan import Opened, chunks, progress, references, run_jobs
+from vlm.datasets.inspect.scan import Opened, chunks, progress, references
 from vlm.datasets.loading.quarantine import Quarantine
 from vlm.datasets.loading.sampler import Ref
 from vlm.datasets.loading.sources import BadRecord
+from vlm.datasets.loading.worker import data_loader
 
 MANIFEST = "manifest.json"
-COUNTED = {"good": "samples", "bad": "bad"}
 
 
 class ShardJob(NamedTuple):
@@ -43,26 +40,28 @@ class Written:
     bad: list[BadRecord] = field(default_factory=list)
 
 
-class ShardWriter(torch.utils.data.Dataset):
+@dataclass
+class ShardWriter:
     """ShardJob -> Written. A shard appears under its name once it is complete; the same job writes the same bytes.
 
     A format that draws at random makes its fixed choice. Texts are stored as they are before the text processor, which
     the entry that reads the shards applies to ``text_roles``.
     """
 
-    def __init__(self, name: str, dataset: Any, folder: Path) -> None:
-        self._name, self._dataset, self._folder = name, dataset, folder
+    name: str
+    dataset: Any
+    folder: Path
 
     def __getitem__(self, job: ShardJob) -> Written:
-        final = self._folder / shard_name(job.number)
+        final = self.folder / shard_name(job.number)
         part = final.with_suffix(f".{os.getpid()}.part")
         done = Written(job.number, 0, 0)
         with tarfile.open(part, "w") as tar:
             for place, ref in enumerate(job.refs):
                 try:
-                    members = to_members(read_record(self._dataset, ref.index, ref.raw))
+                    members = to_members(read_record(self.dataset, ref.index, ref.raw))
                 except DataError as error:
-                    done.bad.append(BadRecord(self._name, ref.name, str(error)))
+                    done.bad.append(BadRecord(self.name, ref.name, str(error)))
                     continue
                 for ext, data in members.items():
                     info = tarfile.TarInfo(f"{job.first + place:09d}.{ext}")
@@ -97,33 +96,27 @@ def write_web_shards(
         DataError: the folder holds shards of other data, or too many records cannot be used.
     """
     assert opened.source is not None
-    folder = Path(out) / opened.name
-    dataset = opened.source.dataset
+    name, folder, dataset = opened.name, Path(out) / opened.name, opened.source.dataset
     manifest = start_manifest(folder, opened, per_shard)
     known: dict[str, Any] = manifest["shards"]
     quarantine = Quarantine(folder, max_bad_share, early=0)
-    counts = {key: {opened.name: sum(s[name] for s in known.values())} for key, name in COUNTED.items()}
-    quarantine.load_state_dict(counts)
-    jobs = (job for job in _jobs(dataset, per_shard) if shard_name(job.number) not in known)
-    writer = ShardWriter(opened.name, dataset, folder)
-    with progress(opened.name, None if opened.size is None else -(-opened.size // per_shard)) as step:
+    quarantine.good[name] = sum(s["samples"] for s in known.values())
+    quarantine.bad[name] = sum(s["bad"] for s in known.values())
+    shards = enumerate(chunks(references(dataset), per_shard))
+    jobs = (ShardJob(n, n * per_shard, refs) for n, refs in shards if shard_name(n) not in known)
+    with progress(name, None if opened.size is None else -(-opened.size // per_shard)) as step:
         step(len(known))
-        for done in run_jobs(writer, jobs, workers):
+        for done in data_loader(ShardWriter(name, dataset, folder), jobs, workers):
             known[shard_name(done.number)] = {"samples": done.samples, "bad": len(done.bad), "bytes": done.bytes}
             _store(folder, manifest)
-            quarantine.add(opened.name, done.samples, done.bad)
+            quarantine.add(name, done.samples, done.bad)
             step(1)
     manifest["samples"] = sum(s["samples"] for s in known.values())
     if not manifest["samples"]:
-        raise DataError(f"dataset {opened.name}: no record could be written", fix="check the paths under build_info")
+        raise DataError(f"dataset {name}: no record could be written", fix="check the paths under build_info")
     manifest["complete"] = True
     _store(folder, manifest)
     return manifest
-
-
-def _jobs(dataset: Any, per_shard: int) -> Iterator[ShardJob]:
-    for number, refs in enumerate(chunks(references(dataset), per_shard)):
-        yield ShardJob(number, number * per_shard, refs)
 
 
 def start_manifest(folder: Path, opened: Opened, per_shard: int) -> dict[str, Any]:
@@ -133,7 +126,7 @@ def start_manifest(folder: Path, opened: Opened, per_shard: int) -> dict[str, An
     """
     fresh: dict[str, Any] = {
         "format": opened.entry.format.name,
-        "build_info": _plain(opened.entry.format.raw),
+        "build_info": json.loads(json.dumps(opened.entry.format.raw, default=str)),
         "records": opened.size,
         "per_shard": per_shard,
         "complete": False,
@@ -161,10 +154,6 @@ def start_manifest(folder: Path, opened: Opened, per_shard: int) -> dict[str, An
     return {**result, "complete": False}
 
 
-def _plain(value: Mapping[str, Any] | Any) -> Any:
-    return json.loads(json.dumps(value, default=str))
-
-
 def _store(folder: Path, manifest: dict[str, Any]) -> None:
     part = folder / (MANIFEST + ".part")
     part.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -173,7 +162,7 @@ def _store(folder: Path, manifest: dict[str, Any]) -> None:
 
 def entry_yaml(opened: Opened, out: str | Path) -> str:
     """The dataset's entry for a YAML file that reads the shards."""
-    roles = list(opened.entry.format.get("text_roles") or ())
+    roles = list(text_roles(opened.entry.format))
     lines = [
         f"{opened.name}:",
         "  format: web_shards",

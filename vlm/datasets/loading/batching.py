@@ -7,41 +7,21 @@ resume.
 from __future__ import annotations
 
 import random
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from vlm.common.types import Batch
 from vlm.datasets.loading.mixing import derive_seed
 from vlm.datasets.loading.sampler import Key
-from vlm.datasets.loading.worker import EncodedChunk, EncodedSample
+from vlm.datasets.loading.worker import EncodedSample, WorkerResult
 from vlm.processors.collate import collate_rows, finalize_pixels, unify_dtypes
 from vlm.processors.processor import Processor
 
 BatchRows = list[list[EncodedSample]]
 """A batch to be collated: the samples of each row."""
-
-
-@dataclass
-class BatchStats:
-    """Samples and tokens by source (visual tokens included), and positions (padding included) of a batch."""
-
-    samples: dict[str, int]
-    tokens: dict[str, int]
-    positions: int
-
-    @classmethod
-    def of(cls, rows: BatchRows, names: Sequence[str]) -> BatchStats:
-        """Of the rows of a batch; ``names`` of the sources by number."""
-        samples: Counter[str] = Counter()
-        tokens: Counter[str] = Counter()
-        for sample in (sample for row in rows for sample in row):
-            samples[names[sample.key[0]]] += 1
-            tokens[names[sample.key[0]]] += sample.tokens
-        longest = max(sum(sample.tokens for sample in row) for row in rows)
-        return cls(dict(samples), dict(tokens), longest * len(rows))
 
 
 def make_batch(rows: BatchRows, processor: Processor, pin_memory: bool = False) -> Batch:
@@ -56,24 +36,30 @@ def make_batch(rows: BatchRows, processor: Processor, pin_memory: bool = False) 
     return batch.pin_memory() if pin_memory else batch
 
 
-class Assembler(Protocol):
-    """Takes the samples of jobs, gives batches."""
+class Assembler:
+    """Takes the samples of jobs, gives batches; here every job is a batch, one sample per row, and nothing is pending.
 
-    def add(self, chunk: EncodedChunk) -> None:
+    ``_done`` holds the rows, or the batches of single-sample rows, that are ready.
+    """
+
+    def __init__(self) -> None:
+        self._done: deque[list[EncodedSample]] = deque()
+
+    def add(self, result: WorkerResult) -> None:
         """Take the samples of a job."""
-        ...
+        if result.samples:
+            self._done.append(result.samples)
 
     def pop(self) -> BatchRows | None:
         """The next batch; None if more samples are needed."""
-        ...
+        return [[sample] for sample in self._done.popleft()] if self._done else None
 
     def state_dict(self) -> dict[str, Any]:
         """References of pending samples: ``done`` (whole rows or batches) and ``open``; empty if there are none."""
-        ...
+        return {}
 
     def load_state_dict(self, state: Mapping[str, Any], samples: Mapping[Key, EncodedSample]) -> None:
-        """Restore the pending samples. ``samples``: those named by the state."""
-        ...
+        """Restore the pending samples. ``samples``: those named by the state, which is not empty."""
 
 
 def pending(state: Mapping[str, Any]) -> list[Key]:
@@ -92,30 +78,7 @@ def _groups(
     return [[samples[(source, epoch, index)] for source, epoch, index in group] for group in names]
 
 
-class JobBatches:
-    """Every job is a batch, one sample per row: nothing is ever pending."""
-
-    def __init__(self) -> None:
-        self._ready: deque[BatchRows] = deque()
-
-    def add(self, chunk: EncodedChunk) -> None:
-        """Take a batch."""
-        if chunk.samples:
-            self._ready.append([[sample] for sample in chunk.samples])
-
-    def pop(self) -> BatchRows | None:
-        """The batch that was added."""
-        return self._ready.popleft() if self._ready else None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Empty."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any], samples: Mapping[Key, EncodedSample]) -> None:
-        """Nothing to restore."""
-
-
-class LengthGrouped:
+class LengthGrouped(Assembler):
     """Pools the samples of ``pool`` jobs, sorts them by length and cuts batches of neighbours, given in seeded order.
 
     With batch mixing (``by_source``) a batch has samples of one source only. Samples that do not fill a batch wait for
@@ -124,22 +87,22 @@ class LengthGrouped:
 
     def __init__(self, pool: int, sizes: Sequence[int], by_source: bool, seed: int) -> None:
         """``sizes``: samples of a batch, by source number with ``by_source``, else one number for all."""
+        super().__init__()
         self._pool, self._sizes, self._by_source, self._seed = pool, list(sizes), by_source, seed
-        self._ready: deque[list[EncodedSample]] = deque()
         self._pooled: list[EncodedSample] = []
         self._jobs = self._given = 0
 
-    def add(self, chunk: EncodedChunk) -> None:
+    def add(self, result: WorkerResult) -> None:
         """Pool the samples of a job; the last job of a pool makes its batches."""
-        self._pooled += chunk.owned()
+        self._pooled += result.owned()
         self._jobs += 1
         if self._jobs >= self._pool:
             self._cut()
 
     def _cut(self) -> None:
-        groups: dict[int, list[EncodedSample]] = {}
+        groups = defaultdict[int, list[EncodedSample]](list)
         for sample in self._pooled:
-            groups.setdefault(sample.key[0] if self._by_source else 0, []).append(sample)
+            groups[sample.key[0] if self._by_source else 0].append(sample)
         first = self._pooled[0].key
         self._pooled, self._jobs, self._given = [], 0, 0
         batches: list[list[EncodedSample]] = []
@@ -150,24 +113,24 @@ class LengthGrouped:
             whole = sorted(group[: len(group) - rest], key=lambda sample: sample.tokens)
             batches += [whole[k : k + size] for k in range(0, len(whole), size)]
         random.Random(derive_seed(self._seed, "group", *first)).shuffle(batches)
-        self._ready.extend(batches)
+        self._done.extend(batches)
 
     def pop(self) -> BatchRows | None:
         """The next batch, one sample per row."""
-        if not self._ready or self._jobs < self._given:
+        if not self._done or self._jobs < self._given:
             return None
         self._given += 1
-        return [[sample] for sample in self._ready.popleft()]
+        return super().pop()
 
     def state_dict(self) -> dict[str, Any]:
         """Batches not given yet, the samples of the next pool, and how many jobs and batches this pool has seen."""
         counts = {"jobs": self._jobs, "given": self._given}
-        return {"done": _keys(self._ready), "open": _keys([self._pooled]), **counts}
+        return {"done": _keys(self._done), "open": _keys([self._pooled]), **counts}
 
     def load_state_dict(self, state: Mapping[str, Any], samples: Mapping[Key, EncodedSample]) -> None:
         """Restore them."""
-        self._ready = deque(_groups(state.get("done", []), samples))
-        self._pooled = [sample for group in _groups(state.get("open", []), samples) for sample in group]
+        self._done = deque(_groups(state["done"], samples))
+        self._pooled = [sample for group in _groups(state["open"], samples) for sample in group]
         self._jobs, self._given = state.get("jobs", 0), state.get("given", 0)
 
 
@@ -191,7 +154,7 @@ class OpenRow:
         self.media += len(sample.example.media)
 
 
-class FirstFitPacker:
+class FirstFitPacker(Assembler):
     """First fit over open rows: a sample goes into the first row with room for its tokens and media.
 
     If there is none and ``open_rows`` rows are open, the fullest (by tokens or media) is closed and a new one opened. A
@@ -200,14 +163,15 @@ class FirstFitPacker:
     """
 
     def __init__(self, max_tokens: int, max_media: int | None, open_rows: int, batch_size: int) -> None:
+        super().__init__()
         self._max_tokens, self._max_media = max_tokens, max_media
         self._open_rows, self._batch_size = open_rows, batch_size
+        self._limits = [max_tokens, max_media, open_rows]
         self._open: list[OpenRow] = []
-        self._done: deque[list[EncodedSample]] = deque()
 
-    def add(self, chunk: EncodedChunk) -> None:
+    def add(self, result: WorkerResult) -> None:
         """Place the samples of a job."""
-        for sample in chunk.owned():
+        for sample in result.owned():
             self._place(sample)
 
     def _place(self, sample: EncodedSample) -> None:
@@ -241,10 +205,6 @@ class FirstFitPacker:
             return None
         return [self._done.popleft() for _ in range(self._batch_size)]
 
-    @property
-    def _limits(self) -> list[int | None]:
-        return [self._max_tokens, self._max_media, self._open_rows]
-
     def state_dict(self) -> dict[str, Any]:
         """Closed and open rows, and the limits they were made for."""
         rows = {"done": _keys(self._done), "open": _keys([r.samples for r in self._open])}
@@ -253,13 +213,12 @@ class FirstFitPacker:
     def load_state_dict(self, state: Mapping[str, Any], samples: Mapping[Key, EncodedSample]) -> None:
         """Restore the rows; if they were made for other limits, place their samples again."""
         self._done, self._open = deque(), []
-        if state.get("limits", self._limits) != self._limits:
+        if "passed" not in state or state.get("limits", self._limits) != self._limits:
             for key in pending(state):
                 self._place(samples[key])
             return
-        self._done.extend(_groups(state.get("done", []), samples))
-        groups = _groups(state.get("open", []), samples)
-        for group, passed in zip(groups, state.get("passed", []), strict=True):
+        self._done.extend(_groups(state["done"], samples))
+        for group, passed in zip(_groups(state["open"], samples), state["passed"], strict=True):
             row = OpenRow(passed=passed)
             for sample in group:
                 row.add(sample)

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlm.datasets.loading.batching import BatchStats
+from vlm.datasets.loading.batching import BatchRows
 
 DataReport = dict[str, Any]
 """``{"sources": {name: {"samples", "bad", "tokens", "wanted"}}, "positions"}``; ``wanted`` is the expected share."""
 
 
 class DataStats:
-    """Counts the batches that were handed out."""
+    """Samples and tokens by source (visual tokens included), and positions (padding included) of batches."""
 
     def __init__(self) -> None:
-        self.samples: dict[str, int] = {}
-        self.tokens: dict[str, int] = {}
-        self.positions = 0
+        self.load_state_dict({})
 
-    def add(self, batch: BatchStats) -> None:
-        """Count a batch."""
-        for own, new in ((self.samples, batch.samples), (self.tokens, batch.tokens)):
-            for name, count in new.items():
-                own[name] = own.get(name, 0) + count
-        self.positions += batch.positions
+    def add(self, rows: BatchRows, names: Sequence[str]) -> None:
+        """Count the rows of a batch; ``names`` of the sources by number."""
+        for sample in (sample for row in rows for sample in row):
+            self.samples[names[sample.key[0]]] += 1
+            self.tokens[names[sample.key[0]]] += sample.tokens
+        self.positions += len(rows) * max(sum(sample.tokens for sample in row) for row in rows)
 
     def state_dict(self) -> dict[str, Any]:
         """The counts."""
@@ -32,8 +31,8 @@ class DataStats:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state."""
-        self.samples, self.tokens = dict(state.get("samples", {})), dict(state.get("tokens", {}))
-        self.positions = state.get("positions", 0)
+        self.samples, self.tokens = Counter[str](state.get("samples")), Counter[str](state.get("tokens"))
+        self.positions: int = state.get("positions", 0)
 
 
 def sum_nested(values: Sequence[Any]) -> Any:

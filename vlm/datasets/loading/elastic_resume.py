@@ -9,7 +9,9 @@ of a pass is still used exactly once.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from vlm.common.errors import DataError
@@ -35,10 +37,8 @@ def merge(states: Sequence[dict[str, Any]], sampler: JobSampler) -> dict[str, An
     if sampler.policy.name == "batch":
         backlog.sort(key=lambda key: key[0])  # a batch is of one dataset
     own = backlog[sampler.rank :: sampler.world_size]
-    log.info(
-        "data position of %d processes divided among %d: %d remaining samples first, then from job %d on",
-        len(states), sampler.world_size, len(backlog), fastest["step"],
-    )  # fmt: skip
+    text = "data position of %d processes divided among %d: %d remaining samples first, then from job %d on"
+    log.info(text, len(states), sampler.world_size, len(backlog), fastest["step"])
     merged = {key: fastest[key] for key in fastest if key not in ("pending", "backlog", "tally", "records")}
     counts = {name: sum_nested([state[name] for state in states]) for name in ("tally", "records")}
     if sampler.rank:
@@ -57,12 +57,13 @@ def _missed(states: Sequence[dict[str, Any]], sampler: JobSampler) -> list[Key]:
     fastest = max(states, key=lambda s: s["step"])
     if slowest["step"] == fastest["step"]:
         return []
-    saved = sampler.replica(slowest["sizes"], len(states))
+    policy = replace(sampler.policy, sizes=slowest["sizes"])
+    saved = replace(sampler, policy=policy, rank=0, world_size=len(states), states=deque())
     saved.load_state_dict({**slowest, "backlog": []})
     missed = []
     while saved.step < fastest["step"]:
-        refs, _ = saved.take()
-        missed += [r.key for place, r in enumerate(refs) if states[place % len(states)]["step"] <= saved.step]
+        refs = enumerate(saved.take())
+        missed += [r.key for place, r in refs if states[place % len(states)]["step"] <= saved.step]
         saved.step += 1
     if saved.state_dict()["sources"] != fastest["sources"]:
         raise DataError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -31,9 +32,8 @@ class Quarantine:
         self._file = Path(output_dir) / "quarantine.jsonl" if output_dir else None
         self._max_share, self._early = max_share, early
         self._known = self._read()
-        self.bad: dict[str, int] = {}
-        self.good: dict[str, int] = {}
-        self._examples: dict[str, list[BadRecord]] = {}
+        self.bad, self.good = Counter[str](), Counter[str]()
+        self._examples = defaultdict[str, list[BadRecord]](list)
 
     def _read(self) -> set[tuple[str, str]]:
         """Records written before the run was interrupted, so that none is written twice."""
@@ -52,16 +52,16 @@ class Quarantine:
 
         Raises DataError: at least 3 bad records, and more than the allowed share of the source explains.
         """
-        self.good[source] = self.good.get(source, 0) + good
+        self.good[source] += good
+        examples = self._examples[source]
         for record in bad:
-            self.bad[source] = self.bad.get(source, 0) + 1
-            examples = self._examples.setdefault(source, [])
+            self.bad[source] += 1
             examples += [record] if len(examples) < SHOWN_RECORDS and record not in examples else []
             self._write(record)
-        count = self.bad.get(source, 0)
+        count = self.bad[source]
         total = count + self.good[source]
         if bad and count >= MIN_BAD and count > self._most(total):
-            shown = "".join(f"\n  - {b.key}: {b.reason}" for b in self._examples[source])
+            shown = "".join(f"\n  - {b.key}: {b.reason}" for b in examples)
             raise DataError(
                 f"dataset {source}: {count} of {total} records could not be used, "
                 f"allowed are {self._max_share:.1%}:{shown}",
@@ -82,10 +82,9 @@ class Quarantine:
         log.warning("%s: left out %s: %s", record.source, record.key, record.reason)
         if self._file is None:
             return
-        line = {"source": record.source, "key": record.key, "reason": record.reason}
         self._file.parent.mkdir(parents=True, exist_ok=True)
         with self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.write(record.line())
 
     def state_dict(self) -> dict[str, dict[str, int]]:
         """The counts."""
@@ -93,4 +92,4 @@ class Quarantine:
 
     def load_state_dict(self, state: dict[str, dict[str, int]]) -> None:
         """Continue from a saved state."""
-        self.good, self.bad = dict(state["good"]), dict(state["bad"])
+        self.good, self.bad = Counter(state["good"]), Counter(state["bad"])

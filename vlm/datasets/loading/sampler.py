@@ -6,7 +6,6 @@ any batch, with any number of workers.
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,8 @@ LOOKAHEAD = 3
 
 CHUNK = 8
 """Samples of a job that does not make a batch by itself."""
+
+SAME_DATA = "resume with the same data, or start a new run from the checkpoint's weights"
 
 Key = tuple[int, int, int]
 """A sample's reference without its record: source number, pass, index."""
@@ -74,19 +75,13 @@ class MapCursor:
         self.name, self.length, self._seed, self._number = name, len(dataset), seed, number
         if self.length == 0:
             raise empty(name)
-        self._position = 0
+        self.position = 0
         self._order: tuple[int, np.ndarray] | None = None
 
-    @property
-    def position(self) -> int:
-        """Samples taken so far."""
-        return self._position
-
-    def take(self, count: int) -> tuple[list[Ref], list[Ref]]:
-        """The next ``count`` references, and no lookahead: a worker can read any index."""
-        refs = [self._ref(p) for p in range(self._position, self._position + count)]
-        self._position += count
-        return refs, []
+    def take(self, count: int) -> list[Ref]:
+        """The next ``count`` references."""
+        self.position += count
+        return [self._ref(p) for p in range(self.position - count, self.position)]
 
     def _ref(self, position: int) -> Ref:
         epoch, place = divmod(position, self.length)
@@ -101,25 +96,27 @@ class MapCursor:
 
     def state_dict(self) -> dict[str, int]:
         """Samples taken so far, and the dataset's length."""
-        return {"position": self._position, "length": self.length}
+        return {"position": self.position, "length": self.length}
 
     def check(self, state: dict[str, int]) -> None:
         """Raises DataError when the dataset's length has changed."""
         if state.get("length") != self.length:
             raise DataError(
                 f"dataset {self.name} has {self.length} records but the saved run had {state.get('length')}",
-                fix="resume with the same data, or start a new run from the checkpoint's weights",
+                fix=SAME_DATA,
             )
 
     def load_state_dict(self, state: dict[str, int], needed: Iterable[Key] = ()) -> dict[Key, Ref]:
         """Move to the stored position and return the references of ``needed``. Raises as :meth:`check`."""
         self.check(state)
-        self._position = state["position"]
+        self.position = state["position"]
         return {(s, e, i): Ref(e, i, None, s) for s, e, i in needed}
 
 
 class StreamCursor:
     """Endless seeded passes over a stream; resumes by skipping undecoded records of the current pass."""
+
+    position = 0  # not counted
 
     def __init__(self, name: str, dataset: StreamDataset, seed: int, number: int = 0) -> None:
         """``number`` of the source. Raises DataError when the first pass has no record."""
@@ -129,12 +126,12 @@ class StreamCursor:
         self._reader = self._read(0, 0)
         self._fill(1)
 
-    def take(self, count: int) -> tuple[list[Ref], list[Ref]]:
-        """The next ``count`` references, and the few after them as lookahead."""
+    def take(self, count: int) -> list[Ref]:
+        """The next ``count`` references."""
         self._fill(count)
         refs = [self._ahead.popleft() for _ in range(count)]
         self._epoch, self._offset = refs[-1].epoch, refs[-1].index + 1
-        return refs, list(self.lookahead())
+        return refs
 
     def lookahead(self) -> tuple[Ref, ...]:
         """The next few records."""
@@ -183,7 +180,7 @@ class StreamCursor:
                 _, epoch, index = min(expected - result.keys())
                 raise DataError(
                     f"dataset {self.name}: record {index} of pass {epoch}, read by the saved run, no longer exists",
-                    fix="resume with the same data, or start a new run from the checkpoint's weights",
+                    fix=SAME_DATA,
                 )
         return result
 
@@ -231,37 +228,25 @@ class JobSampler:
             refs, self.backlog = self.backlog[:count], self.backlog[count:]
             yield self._listed(refs)
         while True:
-            refs, lookahead = self.take()
-            job = Job(self.step, tuple(enumerate(refs))[self.rank :: self.world_size], lookahead)
+            refs = self.take()
+            job = Job(self.step, tuple(enumerate(refs))[self.rank :: self.world_size], self._lookahead(refs))
             self.step += 1
             self.states.append(self.state_dict())
             yield job
 
-    def take(self) -> tuple[list[Ref], dict[int, tuple[Ref, ...]]]:
-        """The references of the next global job, and lookahead by source; the caller counts ``step``."""
-        drawn = self.policy.draw(self.step, self.position, self.world_size, self._taken)
+    def take(self) -> list[Ref]:
+        """The references of the next global job; the caller counts ``step``."""
+        drawn = self.policy.draw(self.step, self.position, self.world_size, lambda s: self.cursors[s].position)
         self.position += len(drawn)
-        taken = {s: self.cursors[s].take(n) for s, n in Counter(drawn).items()}
-        following = {s: iter(refs) for s, (refs, _) in taken.items()}
-        lookahead = {s: tuple(more) for s, (_, more) in taken.items() if more}
-        return [next(following[s]) for s in drawn], lookahead
+        taken = {s: iter(self.cursors[s].take(n)) for s, n in Counter(drawn).items()}
+        return [next(taken[s]) for s in drawn]
 
-    def _taken(self, source: int) -> int:
-        one = self.cursors[source]
-        return one.position if isinstance(one, MapCursor) else 0
+    def _lookahead(self, refs: list[Ref]) -> dict[int, tuple[Ref, ...]]:
+        return {s: self.cursors[s].lookahead() for s in {r.source for r in refs}}
 
     def _listed(self, refs: list[Ref], restore: bool = False) -> Job:
-        sources = {r.source for r in refs}
-        lookahead = {s: self.cursors[s].lookahead() for s in sources} if not restore else {}
         self.states.append(self.state_dict())
-        return Job(self.step, tuple(enumerate(refs)), lookahead, restore)
-
-    def replica(self, sizes: Sequence[int], world_size: int) -> JobSampler:
-        """Rank 0's sampler over the same cursors in a run with other sizes."""
-        policy = dataclasses.replace(self.policy, sizes=sizes)
-        return dataclasses.replace(
-            self, policy=policy, rank=0, world_size=world_size, backlog=[], restore=[], states=deque()
-        )
+        return Job(self.step, tuple(enumerate(refs)), {} if restore else self._lookahead(refs), restore)
 
     def state_dict(self) -> dict[str, Any]:
         """Job number, samples drawn, cursors, sizes and the remaining backlog; plain integers."""
@@ -285,8 +270,7 @@ class JobSampler:
         ours = [c.name for c in self.cursors]
         if list(state["sources"]) != ours:
             raise DataError(
-                f"the saved run had the datasets {list(state['sources'])}, this one has {ours}",
-                fix="resume with the same data, or start a new run from the checkpoint's weights",
+                f"the saved run had the datasets {list(state['sources'])}, this one has {ours}", fix=SAME_DATA
             )
         if state["mixing"] != self.policy.name:
             raise DataError(

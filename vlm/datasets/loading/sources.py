@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vlm.common.errors import ConfigError
 from vlm.common.registry import resolve
 from vlm.common.types import Sample
-from vlm.datasets.base import Clean, CleaningDataset, process_text, read_record, text_roles
+from vlm.datasets.base import Clean, process_text, read_record, text_roles
 from vlm.datasets.loading.mixing import derive_seed
 from vlm.datasets.loading.sampler import Ref
 from vlm.processors.processor import Processor
@@ -39,6 +40,10 @@ class BadRecord:
     source: str
     key: str
     reason: str
+
+    def line(self) -> str:
+        """Its line of ``quarantine.jsonl``."""
+        return json.dumps(asdict(self), ensure_ascii=False) + "\n"
 
 
 def build_sources(entries: Mapping[str, DatasetEntry], processor: Processor, split: str = "train") -> list[Source]:
@@ -73,7 +78,7 @@ def build_source(name: str, entry: DatasetEntry, image_size: int, split: str = "
         kind = resolve("processor", options.pop("name", "blip_caption"))
         text = kind(kind.Config(**options))
     dataset = resolve("dataset", entry.format.name)(entry.format.config)
-    if isinstance(dataset, CleaningDataset):
+    if hasattr(dataset, "clean"):
         dataset.clean = text
     return Source(name, dataset, entry.batch_size, ratio, text, entry.group, entry.data_type == "text")
 

@@ -10,15 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vlm.common.errors import ConfigError, DataError, UserError
 from vlm.common.types import Batch
 from vlm.config.run import Packing
-from vlm.datasets.loading.batching import (
-    Assembler,
-    BatchStats,
-    FirstFitPacker,
-    JobBatches,
-    LengthGrouped,
-    make_batch,
-    pending,
-)
+from vlm.datasets.loading.batching import Assembler, FirstFitPacker, LengthGrouped, make_batch, pending
 from vlm.datasets.loading.data_stats import DataReport, DataStats
 from vlm.datasets.loading.elastic_resume import merge
 from vlm.datasets.loading.groups import groups_of, mixing_policy, ratios_from_sizes, record_counts
@@ -26,7 +18,7 @@ from vlm.datasets.loading.mixing import MixingName
 from vlm.datasets.loading.quarantine import Quarantine
 from vlm.datasets.loading.sampler import CHUNK, JobSampler, cursor
 from vlm.datasets.loading.sources import Source, build_sources
-from vlm.datasets.loading.worker import Limits, SampleReader, WorkerResult, data_loader
+from vlm.datasets.loading.worker import SampleReader, WorkerResult, data_loader
 from vlm.processors.collate import VisualTokens
 from vlm.processors.processor import Processor
 
@@ -109,7 +101,7 @@ class TrainLoader:
             processor.as_uint8() if num_workers else processor,
             seed=seed,
             visual_tokens=visual_tokens,
-            limits=Limits(packing.max_tokens, packing.max_media) if packing else None,
+            packing=packing,
         )
         self._quarantine, self._stats = Quarantine(output_dir, max_bad_share), DataStats()
         self._state: dict[str, Any] = {**self._sampler.state_dict(), "pending": {}}
@@ -117,28 +109,20 @@ class TrainLoader:
         self._assembler = self._new_assembler()
 
     @classmethod
-    def from_config(
-        cls,
-        entries: Mapping[str, DatasetEntry],
-        processor: Processor,
-        *,
-        seed: int,
-        **options: Any,
-    ) -> TrainLoader:
+    def from_config(cls, entries: Mapping[str, DatasetEntry], processor: Processor, **options: Any) -> TrainLoader:
         """The loader of a ``datasets:`` section. Raises as :func:`build_sources` and the constructor do."""
         sources = build_sources(entries, processor)
         if options.get("mixing") == "joint":
             ratios_from_sizes(entries, sources)
-        return cls(sources, processor, seed=seed, **options)
+        return cls(sources, processor, **options)
 
     def _new_assembler(self) -> Assembler:
-        if self._packing is not None:
-            p = self._packing
+        if p := self._packing:
             return FirstFitPacker(p.max_tokens, p.max_media, p.open_rows, self._sizes[0])
         if self._group_by_length:
             by_source = self._sampler.policy.name == "batch"
             return LengthGrouped(self._group_by_length, self._sizes, by_source, self._seed)
-        return JobBatches()
+        return Assembler()
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -154,12 +138,12 @@ class TrainLoader:
             if self._iterator is None:
                 self._iterator = self._start()
             while (rows := self._assembler.pop()) is None:
-                self._assembler.add(self._receive(self._iterator).chunk)
+                self._assembler.add(self._receive(self._iterator))
             batch = make_batch(rows, self._processor, self._pin)
         except UserError:
             self.close()
             raise
-        self._stats.add(BatchStats.of(rows, [s.name for s in self.sources]))
+        self._stats.add(rows, [s.name for s in self.sources])
         first = min(sample.key[0] for row in rows for sample in row)
         return replace(batch, group=self.sources[first].group) if self.groups else batch
 
@@ -177,9 +161,10 @@ class TrainLoader:
             if result.error is not None:
                 raise result.error
             self._sampler.states.popleft()
-            samples.update({sample.key: sample for sample in result.chunk.owned()})
+            samples.update({sample.key: sample for sample in result.owned()})
         self._assembler = self._new_assembler()
-        self._assembler.load_state_dict(self._state["pending"], samples)
+        if self._state["pending"]:
+            self._assembler.load_state_dict(self._state["pending"], samples)
         return iterator
 
     def _receive(self, iterator: Iterator[WorkerResult]) -> WorkerResult:
@@ -196,9 +181,9 @@ class TrainLoader:
         """Of this rank, by source: samples and tokens of the batches so far, bad records, expected share of samples."""
         return {
             s.name: {
-                "samples": self._stats.samples.get(s.name, 0),
+                "samples": self._stats.samples[s.name],
                 "bad": self._quarantine.bad.get(s.name, 0),
-                "tokens": self._stats.tokens.get(s.name, 0),
+                "tokens": self._stats.tokens[s.name],
                 "wanted": share / sum(self._shares),
             }
             for s, share in zip(self.sources, self._shares, strict=True)
@@ -231,7 +216,7 @@ class TrainLoader:
         """
         self.close()
         self._sampler.check(state)
-        if state["pending"] and isinstance(self._new_assembler(), JobBatches):
+        if state["pending"] and not (self._packing or self._group_by_length):
             raise DataError(
                 f"the saved run holds {len(pending(state['pending']))} samples for packed rows or length groups",
                 fix="resume with the same run.packing and run.group_by_length",

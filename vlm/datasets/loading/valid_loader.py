@@ -52,12 +52,12 @@ class ValidLoader:
     def __iter__(self) -> Iterator[Batch]:
         """One pass. Raises DataError for an empty source, and when too many records are bad."""
         quarantine = Quarantine(self._output_dir)
-        for result in data_loader(self._reader, _Jobs(self), self._num_workers):
+        for result in data_loader(self._reader, self.jobs(), self._num_workers):
             if result.error is not None:
                 raise result.error
             quarantine.count(result.good, result.bad)
-            if result.chunk.samples:
-                yield make_batch([[sample] for sample in result.chunk.samples], self._processor)
+            if result.samples:
+                yield make_batch([[sample] for sample in result.samples], self._processor)
 
     def jobs(self) -> Iterator[Job]:
         """The jobs of this rank, in order. Raises DataError for an empty source."""
@@ -72,13 +72,3 @@ class ValidLoader:
                     yield Job(step, tuple(enumerate(batch))[self._rank :: self._world_size])
             if step == first:
                 raise empty(source.name)
-
-
-class _Jobs:
-    """Lets torch's DataLoader iterate the jobs of a ValidLoader again and again."""
-
-    def __init__(self, loader: ValidLoader) -> None:
-        self._loader = loader
-
-    def __iter__(self) -> Iterator[Job]:
-        return self._loader.jobs()

@@ -7,7 +7,7 @@ import random
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 
 from vlm.common.errors import ConfigError, DataError, UserError
 from vlm.common.types import Example
+from vlm.config.run import Packing
 from vlm.datasets.base import StreamDataset
 from vlm.datasets.loading.mixing import derive_seed
 from vlm.datasets.loading.sampler import Job, Key, Ref
@@ -36,13 +37,17 @@ class EncodedSample:
 
 
 @dataclass
-class EncodedChunk:
-    """Samples on their way to the main process, where they arrive with media that are views of shared memory.
+class WorkerResult:
+    """A finished job: its samples, usable records by source, bad records; or the error that ends the run.
 
     Pickled, all media of one shape and type travel as one tensor, since each tensor costs a handle of shared memory.
+    They arrive in the main process as views of it (``shared``).
     """
 
-    samples: list[EncodedSample]
+    samples: list[EncodedSample] = field(default_factory=list)
+    good: dict[str, int] = field(default_factory=dict)
+    bad: list[BadRecord] = field(default_factory=list)
+    error: UserError | None = None
     shared: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -54,13 +59,13 @@ class EncodedChunk:
         without = [replace(s, example=replace(s.example, media=[])) for s in self.samples]
         # in a worker default_collate stacks straight into shared memory
         media = {kind: torch.utils.data.default_collate(m) for kind, m in groups.items()}
-        return {"samples": without, "kinds": kinds, "media": media}
+        return {**vars(self), "samples": without, "shared": True, "kinds": kinds, "media": media}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        following = {kind: iter(stacked) for kind, stacked in state["media"].items()}
-        self.samples, self.shared = state["samples"], True
-        for sample, own in zip(self.samples, state["kinds"], strict=True):
+        following = {kind: iter(stacked) for kind, stacked in state.pop("media").items()}
+        for sample, own in zip(state["samples"], state.pop("kinds"), strict=True):
             sample.example.media = [next(following[kind]) for kind in own]
+        vars(self).update(state)
 
     def owned(self) -> list[EncodedSample]:
         """The samples with media of their own, so that waiting samples do not hold the shared memory of a whole job."""
@@ -69,36 +74,7 @@ class EncodedChunk:
         return self.samples
 
 
-@dataclass
-class WorkerResult:
-    """A finished job: its samples, usable records by source, bad records; or the error that ends the run."""
-
-    chunk: EncodedChunk = field(default_factory=lambda: EncodedChunk([]))
-    good: dict[str, int] = field(default_factory=dict)
-    bad: list[BadRecord] = field(default_factory=list)
-    error: UserError | None = None
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a single sample may need at most; None for no limit."""
-
-    max_tokens: int | None = None
-    max_media: int | None = None
-
-    def check(self, sample: EncodedSample) -> None:
-        """Raises DataError for a sample that does not fit into any row."""
-        media = len(sample.example.media)
-        for count, limit, what in ((sample.tokens, self.max_tokens, "tokens"), (media, self.max_media, "media")):
-            if limit is not None and count > limit:
-                raise DataError(
-                    f"sample {sample.example.source}/{sample.example.id} has {count} {what}, "
-                    f"but run.packing.max_{what} is {limit}",
-                    fix=f"raise run.packing.max_{what} or leave the sample out",
-                )
-
-
-class SampleReader(torch.utils.data.Dataset):
+class SampleReader:
     """Job -> WorkerResult; the same job gives the same result in every process."""
 
     def __init__(
@@ -110,7 +86,7 @@ class SampleReader(torch.utils.data.Dataset):
         replace_bad: bool = True,
         augment: bool = True,
         visual_tokens: VisualTokens | None = None,
-        limits: Limits | None = None,
+        packing: Packing | None = None,
     ) -> None:
         """Keep what reading needs.
 
@@ -121,11 +97,11 @@ class SampleReader(torch.utils.data.Dataset):
             replace_bad: replace a bad record by another one; otherwise leave it out.
             augment: apply the training part of the media recipes.
             visual_tokens: positions that media take in the LLM.
-            limits: of a single sample.
+            packing: limits of a single sample.
         """
         self._sources, self._processor, self._seed = list(sources), processor, seed
         self._replace_bad, self._augment = replace_bad, augment
-        self._visual_tokens, self._limits = visual_tokens or VisualTokens(), limits or Limits()
+        self._visual_tokens, self._packing = visual_tokens or VisualTokens(), packing
 
     def __getitem__(self, job: Job) -> WorkerResult:
         bad: list[BadRecord] = []
@@ -134,8 +110,7 @@ class SampleReader(torch.utils.data.Dataset):
         except UserError as error:
             return WorkerResult(bad=bad, error=error)
         samples = [sample for sample in read if sample is not None]
-        good = Counter(self._sources[s.key[0]].name for s in samples)
-        return WorkerResult(EncodedChunk(samples), dict(good), bad)
+        return WorkerResult(samples, Counter(self._sources[s.key[0]].name for s in samples), bad)
 
     def _usable(self, job: Job, place: int, ref: Ref, bad: list[BadRecord]) -> EncodedSample | None:
         source, own = self._sources[ref.source], list[BadRecord]()
@@ -180,9 +155,17 @@ class SampleReader(torch.utils.data.Dataset):
                 f"datasets.{source.name}.data_type is text, but sample {example.id} has {len(example.media)} media",
                 fix=f"set datasets.{source.name}.data_type to images, and its group to one with images",
             )
-        sample = EncodedSample(ref.key, example, self._visual_tokens.fused_length(example))
-        self._limits.check(sample)
-        return sample
+        tokens, packing = self._visual_tokens.fused_length(example), self._packing
+        if packing is not None:
+            found = {"tokens": (tokens, packing.max_tokens), "media": (len(example.media), packing.max_media)}
+            for what, (count, limit) in found.items():
+                if limit is not None and count > limit:
+                    raise DataError(
+                        f"sample {example.source}/{example.id} has {count} {what}, "
+                        f"but run.packing.max_{what} is {limit}",
+                        fix=f"raise run.packing.max_{what} or leave the sample out",
+                    )
+        return EncodedSample(ref.key, example, tokens)
 
 
 def start_worker(_worker: int) -> None:
@@ -203,8 +186,8 @@ def _exit_when_asked(parent: int) -> None:
     os._exit(0)
 
 
-def data_loader(maker: Any, jobs: Any, num_workers: int, **options: Any) -> Any:
-    """torch's DataLoader over ``maker[job]``, in order; ``jobs`` is iterated once per pass.
+def data_loader(maker: Any, jobs: Iterable[Any], num_workers: int, **options: Any) -> Any:
+    """torch's DataLoader over ``maker[job]``, in order, in ``num_workers`` processes (0: in this one).
 
     Its generator is its own: it would otherwise draw from the global random state of a run.
     """
@@ -212,13 +195,8 @@ def data_loader(maker: Any, jobs: Any, num_workers: int, **options: Any) -> Any:
         maker,
         sampler=jobs,
         batch_size=None,
-        collate_fn=_unchanged,
         num_workers=num_workers,
         worker_init_fn=start_worker if num_workers else None,
         generator=torch.Generator(),
         **options,
     )
-
-
-def _unchanged(item: Any) -> Any:
-    return item

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -15,6 +15,8 @@ HUB = "hf://"
 
 class StoredRecords(Sequence[Record]):
     """Records of an Arrow table, decoded on access; images stay encoded."""
+
+    faults: Mapping[int, str] = {}
 
     def __init__(self, table: Any) -> None:
         """``table``: a ``pyarrow.Table``, or a ``datasets.Dataset`` in Arrow format."""

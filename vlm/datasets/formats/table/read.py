@@ -12,15 +12,18 @@ import glob
 import io
 import json
 import logging
+import re
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
 from vlm.common.errors import DataError
-from vlm.datasets.base import field
+from vlm.datasets.base import field, read_text
 from vlm.datasets.formats.table.arrow import HUB, StoredRecords, from_disk, from_hub, from_parquet, is_saved
 from vlm.datasets.formats.table.record_buffer import PackedRecords, Record
 
@@ -50,7 +53,7 @@ class RecordFile:
 
     def readable(self, index: int) -> bool:
         """Whether the record could be read; an unreadable one raises its DataError on access."""
-        return isinstance(self.records, StoredRecords) or index not in self.records.faults
+        return index not in self.records.faults
 
 
 class AllRows:
@@ -59,9 +62,7 @@ class AllRows:
     def __init__(self, paths: str | Sequence[str]) -> None:
         """Raises DataError: see :func:`expanded` and :func:`read_rows`."""
         self._files = [read_rows(path) for path in expanded(paths)]
-        self._starts = [0]
-        for rows in self._files:
-            self._starts.append(self._starts[-1] + len(rows.records))
+        self._starts = list(accumulate((len(rows.records) for rows in self._files), initial=0))
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -73,6 +74,22 @@ class AllRows:
         file = bisect_right(self._starts, index) - 1
         rows, k = self._files[file], index - self._starts[file]
         return rows.records[k], rows.where(k)
+
+
+class RowDataset:
+    """A format each of whose samples is one record of ``config.ann_path``, a :class:`~vlm.datasets.base.MapDataset`."""
+
+    def __init__(self, config: Any) -> None:
+        """Reads the files. Raises DataError if one is missing or malformed."""
+        self.config = config
+        self._rows = AllRows(config.ann_path)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def record(self, index: int) -> Record:
+        """The raw record, with every field of the file."""
+        return self._rows[index][0]
 
 
 def expanded(paths: str | Sequence[str]) -> list[str]:
@@ -101,19 +118,15 @@ def read_rows(path: str, key: str = "", file_type: FileType = "") -> RecordFile:
     """
     local = not path.startswith(HUB)
     rows = _local(Path(path).expanduser(), key, file_type) if local else RecordFile(path, from_hub(path))
-    if not len(rows.records):
+    count, faults = len(rows.records), rows.records.faults
+    if not count:
         raise DataError(f"table: {path} has no records", fix="check the path under build_info of the dataset")
-    _report_faults(rows)
-    return rows
-
-
-def _report_faults(rows: RecordFile) -> None:
-    faults = {} if isinstance(rows.records, StoredRecords) else rows.records.faults
     first = next(iter(faults.values()), "")
-    if first and len(faults) == len(rows.records):
+    if len(faults) == count:
         raise DataError(first)
-    if first:
-        log.warning("%s: %d of %d records cannot be read: %s", rows.name, len(faults), len(rows.records), first)
+    if faults:
+        log.warning("%s: %d of %d records cannot be read: %s", rows.name, len(faults), count, first)
+    return rows
 
 
 def _local(file: Path, key: str, file_type: FileType) -> RecordFile:
@@ -137,14 +150,7 @@ def _local(file: Path, key: str, file_type: FileType) -> RecordFile:
 
 
 def _text(file: Path) -> str:
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"table: no file {file}", fix="check the path under build_info of the dataset") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"table: {file} cannot be read ({error})", fix="save it as UTF-8") from error
-    except OSError as error:
-        raise DataError(f"table: {file} cannot be read ({error})") from error
+    text = read_text(file, "table")
     if not text.strip():
         raise DataError(f"table: {file} is empty", fix="download or write it again")
     return text
@@ -189,30 +195,29 @@ def _json_lines(text: str, name: str) -> RecordFile:
     numbers = array("q")
 
     def records() -> Iterator[Record | DataError]:
-        for number, line in enumerate(_lines(text), start=1):
-            if line.strip():
+        for number, line in enumerate(re.finditer("[^\n]*\n?", text), start=1):
+            if line.group().strip():
                 numbers.append(number)
-                yield _object(line, f"{name}:{number}")
+                yield _or_fault(partial(_object, line.group(), f"{name}:{number}"))
 
     return RecordFile(name, PackedRecords(records()), numbers)
 
 
-def _lines(text: str) -> Iterator[str]:
-    start = 0
-    while start < len(text):
-        end = text.find("\n", start)
-        end = len(text) if end < 0 else end
-        yield text[start:end]
-        start = end + 1
+def _or_fault(read: Callable[[], Record]) -> Record | DataError:
+    """What ``read`` gives, or the error that it raises."""
+    try:
+        return read()
+    except DataError as error:
+        return error
 
 
-def _object(text: str, name: str) -> Record | DataError:
+def _object(text: str, name: str) -> Record:
     try:
         record = json.loads(text)
     except ValueError as error:
-        return DataError(f"table: {name} is not JSON ({error})", fix="repair or remove it")
+        raise DataError(f"table: {name} is not JSON ({error})", fix="repair or remove it") from None
     if not isinstance(record, dict):
-        return DataError(f"table: {name}: expected an object, found {type(record).__name__}", fix="repair or remove it")
+        raise DataError(f"table: {name}: expected an object, found {type(record).__name__}", fix="repair or remove it")
     return record
 
 
@@ -257,49 +262,30 @@ def _images(folder: Path) -> RecordFile:
             if "file_name" not in rows.columns():
                 has = ", ".join(sorted(rows.columns()))
                 raise DataError(f"table: {listing} has no column file_name (it has {has})", fix="rename the column")
-            return RecordFile(rows.name, PackedRecords(_listed(rows, folder.absolute())), rows.lines)
+            root = folder.absolute()
+            records = (_or_fault(partial(_listed, rows, k, root)) for k in range(len(rows.records)))
+            return RecordFile(rows.name, PackedRecords(records), rows.lines)
     images = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
-    result = [r for r in map(_with_text, images) if r is not None]
+    files = [next(filter(Path.is_file, map(f.with_suffix, (".json", ".txt"))), None) for f in images]
+    result = [_or_fault(partial(_with_text, f, text)) for f, text in zip(images, files, strict=True) if text]
     if not result:
         raise DataError(
             f"table: {folder}: {len(images)} images, none of them with a text",
             fix="put x.txt or x.json next to x.jpg, or metadata.jsonl (file_name, ...) into the folder",
         )
-    _report_missing(folder, len(images) - len(result))
+    if bare := len(images) - len(result):
+        log.warning("%s: %d images without a .txt or .json file are left out", folder, bare)
     return RecordFile(str(folder), PackedRecords(result))
 
 
-def _listed(rows: RecordFile, folder: Path) -> Iterator[Record | DataError]:
-    """The records of a listing, with the whole path of each image."""
-    for k in range(len(rows.records)):
-        try:
-            record = rows.records[k]
-            yield {**record, "image": str(folder / str(field(record, "file_name", rows.where(k))))}
-        except DataError as error:
-            yield error
+def _listed(rows: RecordFile, k: int, folder: Path) -> Record:
+    """A record of a listing, with the whole path of its image."""
+    record = rows.records[k]
+    return {**record, "image": str(folder / str(field(record, "file_name", rows.where(k))))}
 
 
-def _with_text(image: Path) -> Record | DataError | None:
-    base: Record = {"id": image.stem, "image": str(image.absolute())}
-    if image.with_suffix(".json").is_file():
-        file = image.with_suffix(".json")
-        declared = _sidecar(file)
-        result = declared if isinstance(declared, DataError) else _object(declared, str(file))
-        return result if isinstance(result, DataError) else {**base, **result}
-    file = image.with_suffix(".txt")
-    if not file.is_file():
-        return None
-    declared = _sidecar(file)
-    return declared if isinstance(declared, DataError) else {**base, "text": declared.strip()}
-
-
-def _sidecar(file: Path) -> str | DataError:
-    try:
-        return _text(file)
-    except DataError as error:
-        return error
-
-
-def _report_missing(folder: Path, count: int) -> None:
-    if count:
-        log.warning("%s: %d images without a .txt or .json file are left out", folder, count)
+def _with_text(image: Path, file: Path) -> Record:
+    """The record of an image and the ``.json`` or ``.txt`` file next to it."""
+    text = _text(file)
+    own = _object(text, str(file)) if file.suffix == ".json" else {"text": text.strip()}
+    return {"id": image.stem, "image": str(image.absolute()), **own}
