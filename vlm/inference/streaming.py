@@ -70,9 +70,9 @@ class TextStream:
 
     def _held(self) -> int:
         """Length of the longest end of the raw text, after the last whole delimiter, that begins a delimiter."""
-        whole = max((self.raw.rfind(m) + len(m) for m in self._marks if m in self.raw), default=0)
+        whole = max((self.raw.rfind(m) + len(m) for m in self._texts if m in self.raw), default=0)
         rest = self.raw[whole:]
-        return max((n for m in self._marks for n in range(1, len(m)) if rest.endswith(m[:n])), default=0)
+        return max((n for m in self._texts for n in range(1, len(m)) if rest.endswith(m[:n])), default=0)
 
     def _send(self, text: str) -> StreamedText:
         before, self.sent = self.sent, text

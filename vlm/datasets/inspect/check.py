@@ -26,7 +26,6 @@ from vlm.datasets.loading.worker import data_loader
 from vlm.processors.collate import VisualTokens
 from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.processor import Processor
-from vlm.processors.video.recipe import VideoRecipe
 
 RECORDS_PER_REASON = 3
 """Records shown for each reason."""
@@ -51,7 +50,7 @@ def without_pixels(processor: Processor) -> Processor:
     blind = copy.copy(processor)
     blind.image = BlankPixels()  # type: ignore[assignment]
     if processor.video is not None:
-        config = processor.video.config if hasattr(processor.video, "config") else None
+        config: Any = processor.video.config if hasattr(processor.video, "config") else None
         blind.video = BlankPixels(config.num_frames if hasattr(config, "num_frames") else 1)
     return blind
 

@@ -10,7 +10,6 @@ from itertools import groupby
 
 from vlm.common.errors import UserError
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Part, Sample, Text
-from vlm.datasets.base import record_name
 from vlm.datasets.inspect.scan import Opened, encode, references
 from vlm.datasets.loading.mixing import derive_seed
 from vlm.datasets.loading.sources import read_sample

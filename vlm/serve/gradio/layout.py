@@ -74,7 +74,7 @@ def build(
                 _shortcuts(engine, question)
         if examples:
             _gallery(examples, image, question, classes)
-        widgets = Widgets(gr.State(None), image, video, settings, bubbles, question, *buttons, *prompt)
+        widgets = Widgets(gr.State(None), image, video, settings, bubbles, question, *buttons, *prompt)  # type: ignore
         _wire(widgets, Events(engine, generation, [n for n in settings if n != "keep"], stream))
     return page
 
