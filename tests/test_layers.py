@@ -56,13 +56,17 @@ HOMES = {
     "safetensors": ("vlm/checkpoint/", "vlm/systems/", "vlm/testing/"),
 }
 GETATTR = {
+    "vlm/checkpoint/formats/hf_llm.py": "transformers' models",
+    "vlm/checkpoint/restricted_unpickler.py": "objects of a foreign file",
+    "vlm/common/registry.py": "attributes of plugins' modules",
+    "vlm/config/schema.py": "annotations of any package",
+    "vlm/datasets/inspect/check.py": "recipes for videos of any package",
+    "vlm/datasets/inspect/render.py": "raw records of any format",
+    "vlm/datasets/inspect/shards.py": "options of formats of any package",
     "vlm/models/build.py": "functions of torch, some of which have no name",
     "vlm/models/llm/hf.py": "transformers' configurations and classes",
     "vlm/models/llm/packing.py": "transformers' configurations",
     "vlm/models/vision/timm_vit.py": "timm's models",
-    "vlm/checkpoint/formats/hf_llm.py": "transformers' models",
-    "vlm/common/registry.py": "attributes of plugins' modules",
-    "vlm/config/schema.py": "annotations of any package",
 }
 """Files that may use ``getattr`` with a default, each with the foreign objects that it reads."""
 TORCH_FREE = ("vlm/config/", *(f"vlm/common/{name}.py" for name in ("registry", "errors", "paths", "logging", "types")))

@@ -5,7 +5,10 @@ import torch
 from torch import nn
 
 from vlm.common.errors import ConfigError
+from vlm.models.inserts.adapter import Adapter
+from vlm.processors.collate import collate
 from vlm.runners.train.parallel import checkpoint_activations, checkpointable_modules, unwrap, wrap
+from vlm.testing import part, tiny_example, tiny_model
 
 
 class Block(nn.Module):
@@ -86,3 +89,19 @@ def test_missing_fairscale_is_explained(monkeypatch):
 def test_alone_a_model_is_not_wrapped():
     model = Model()
     assert wrap(model) is model and unwrap(model) is model
+
+
+@pytest.mark.parametrize("choice", ["torch", "fairscale", "fairscale_offload"])
+def test_inserts_work_and_are_recomputed(choice):
+    """Fairscale calls the forward of a layer's class; what works around the layer must not get lost."""
+    numbers = []
+    for treatment in ("none", choice):
+        model = tiny_model(inserts=[part("adapter", Adapter.Config(every=1))], train=["bridge.1", "inserts"])
+        checkpoint_activations(model, treatment)
+        calls = []
+        model.inserts[0].layers["0"].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        loss = model(collate([tiny_example(2, 3, 4), tiny_example(1, 1, 5, seed=2)], 0)).loss_sum
+        loss.backward()
+        assert len(calls) == (1 if treatment == "none" else 2)
+        numbers.append((loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)))
+    torch.testing.assert_close(numbers[1], numbers[0])

@@ -6,15 +6,14 @@ import contextlib
 import inspect
 import logging
 from collections.abc import Callable, Iterator
-from functools import wraps
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vlm.common import dist
 from vlm.common.errors import ConfigError
+from vlm.models.layer_hooks import checkpointed, hooks_of
 from vlm.models.protocols import NamesLayers
 
 log = logging.getLogger(__name__)
@@ -54,7 +53,7 @@ def accumulate(model: nn.Module, last: bool) -> contextlib.AbstractContextManage
 def checkpointable_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The repeated layers of a model: what its modules name themselves, else the items of lists of equal modules.
 
-    A module names its own by a method ``checkpointable_modules() -> list[nn.Module]``.
+    A module that names its own is a :class:`~vlm.models.protocols.NamesLayers`.
     """
     inside: list[str] = []
     for name, module in model.named_modules():
@@ -93,25 +92,14 @@ def checkpoint_activations(model: nn.Module, choice: str) -> int:
         return 0
     count = 0
     for _, module in checkpointable_modules(model):
-        _treat(module, choice)
+        recompute = checkpointed if choice == "torch" else _with_fairscale(choice == "fairscale_offload")
+        hooks_of(module).recompute = recompute
         count += 1
     log.info("activation checkpointing (%s) on %d layers", choice, count)
     return count
 
 
-def _treat(module: nn.Module, choice: str) -> None:
-    plain = module.forward
-    if choice == "torch":
-        from torch.utils.checkpoint import checkpoint
-
-        def recomputed(*args: Any, **kwargs: Any) -> Any:
-            return checkpoint(plain, *args, use_reentrant=False, **kwargs)
-    else:
-        recomputed = _fairscale_forward(module, offload=choice == "fairscale_offload")
-    module.forward = _only_with_gradient(module, plain, recomputed)
-
-
-def _fairscale_forward(module: nn.Module, offload: bool) -> Callable[..., Any]:
+def _with_fairscale(offload: bool) -> Callable[..., Any]:
     try:
         from fairscale.nn.checkpoint import checkpoint_wrapper
     except ModuleNotFoundError as error:
@@ -119,16 +107,11 @@ def _fairscale_forward(module: nn.Module, offload: bool) -> Callable[..., Any]:
             "run.activation_checkpointing asks for fairscale, which is not installed",
             fix="pip install fairscale, or set run.activation_checkpointing=torch",
         ) from error
-    return checkpoint_wrapper(module, offload_to_cpu=offload).forward
+    return checkpoint_wrapper(_Run(), offload_to_cpu=offload)
 
 
-def _only_with_gradient(module: nn.Module, plain: Callable, recomputed: Callable) -> Callable[..., Any]:
-    """Frozen layers before the first trainable one have nothing to recompute."""
-    trainable = any(p.requires_grad for p in module.parameters())
+class _Run(nn.Module):
+    """A call as a module: fairscale recomputes the ``forward`` of a class, past what is set on an instance."""
 
-    @wraps(plain)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        flows = trainable or any(isinstance(a, torch.Tensor) and a.requires_grad for a in (*args, *kwargs.values()))
-        return (recomputed if flows and torch.is_grad_enabled() else plain)(*args, **kwargs)
-
-    return forward
+    def forward(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return run(*args, **kwargs)
