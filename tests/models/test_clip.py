@@ -85,7 +85,7 @@ def test_unusable_options(tmp_path: Path, pixels: torch.Tensor) -> None:
     with pytest.raises(WeightsError, match=r"no CLIP in .* \(config\.json is missing\)"):
         Clip(Clip.Config(path=str(tmp_path)))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(WeightsError, match="model_type 'llama' is no CLIP"):
+    with pytest.raises(WeightsError, match="model_type 'llama' is not a CLIP"):
         Clip(Clip.Config(path=str(tmp_path)))
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(WeightsError, match="not JSON"):
