@@ -60,9 +60,6 @@ GETATTR = {
     "vlm/models/llm/hf.py": "transformers' configurations and classes",
     "vlm/models/llm/packing.py": "transformers' configurations",
     "vlm/models/vision/timm_vit.py": "timm's models",
-    "vlm/checkpoint/formats/hf_llm.py": "transformers' models",
-    "vlm/common/registry.py": "attributes of plugins' modules",
-    "vlm/config/schema.py": "annotations of any package",
 }
 """Files that may use ``getattr`` with a default, each with the foreign objects that it reads."""
 GETATTR_LEFT = {

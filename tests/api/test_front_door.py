@@ -169,7 +169,7 @@ def test_anything_else_is_an_error(model: vlm.Engine, question: object, message:
         ("nothing.jpg", "nothing.jpg: no such file"),
         (b"not an image", "not an image format"),
         (np.full((4, 4, 3), 7.0), "floats from 7 to 7, expected 0 to 1"),
-        (np.zeros((2, 4, 4, 3), np.uint8), "wanted uint8"),
+        (np.zeros((2, 4, 4, 3), np.uint8), "expected uint8"),
     ],
 )
 def test_unusable_images(model: vlm.Engine, image: object, message: str) -> None:

@@ -140,7 +140,7 @@ def test_base64_images(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(decode(tmp_path / "one.json")), np.asarray(image))
     cases = {
         "bad.json": ('"no base64!"', "not base64"),
-        "list.json": (json.dumps([text, text]), "holds 2 frames, wanted one"),
+        "list.json": (json.dumps([text, text]), "holds 2 frames, expected one"),
         "dict.json": ("{}", "holds a dict"),
         "text.json": ("{", "not JSON"),
     }

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from vlm.common.errors import ConfigError
 from vlm.common.registry import resolve
 from vlm.models.precision import cast_matmuls, storage_dtype
-from vlm.models.protocols import LimitsWidth, ProvidesData
+from vlm.models.protocols import ProvidesData, needs_llm_width
 from vlm.models.trainable import select_trainable
 from vlm.models.vlm import VLM
 
@@ -46,11 +46,11 @@ def build_model(
         with _default_dtype(_llm_dtype(model_cfg, device, dtype)):
             llm: Any = _part("llm", model_cfg.llm, uninitialised)
         bridge: list[Any] = []
+        width = None if vision is None else vision.out_dim
         for index, part in enumerate(model_cfg.bridge):
-            width = bridge[-1].out_dim if bridge else vision.out_dim
             bridge.append(_part(f"bridge.{index}", part, uninitialised, width, llm.hidden_size))
-        visual_dim = bridge[-1].out_dim if bridge else None if vision is None else vision.out_dim
-        sizes = (llm.hidden_size, len(llm.layers()), visual_dim)
+            width = bridge[-1].out_dim
+        sizes = (llm.hidden_size, len(llm.layers()), width)
         inserts: list[Any] = [
             _part(f"inserts.{index}", part, uninitialised, *sizes) for index, part in enumerate(model_cfg.inserts)
         ]
@@ -58,7 +58,7 @@ def build_model(
     for insert in inserts:
         insert.attach(llm)
     fusion = resolve("fusion", model_cfg.fusion.name)
-    check_widths(model, not isinstance(fusion, LimitsWidth) or fusion.needs_llm_width)
+    check_widths(model, not needs_llm_width(fusion))
     check_inserts(model, model_cfg.fusion.name, fusion.provides if isinstance(fusion, ProvidesData) else ())
     model.fusion = fusion(model_cfg.fusion.config, llm)
     model.eval()
@@ -78,15 +78,15 @@ def set_precision(model: VLM, model_cfg: ModelConfig, dtype: torch.dtype | None)
     model.compute_dtype = llm
 
 
-def check_widths(model: VLM, needs_llm_width: bool = True) -> None:
-    """Check the chain of bridges (a fusion without ``needs_llm_width`` takes any width).
+def check_widths(model: VLM, any_width: bool) -> None:
+    """Check the chain of bridges.
 
     Raises ConfigError: the last bridge does not end at the LLM's width, or token counts do not divide.
     """
     if model.vision is None:
         return
     last = model.bridge[-1] if len(model.bridge) else model.vision
-    if needs_llm_width and last.out_dim != model.llm.hidden_size:
+    if not any_width and last.out_dim != model.llm.hidden_size:
         raise ConfigError(
             f"model.bridge ends at width {last.out_dim}, but the LLM's width is {model.llm.hidden_size}",
             fix="end the chain with {name: linear}, whose width follows the LLM",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -89,9 +90,8 @@ class LayerHooks:
 
     def _has_gradient(self, *values: Any) -> bool:
         modules = [self.layer, *(module for _, module in self.inserts)]
-        return any(isinstance(v, Tensor) and v.requires_grad for v in values) or any(
-            p.requires_grad for module in modules for p in module.parameters()
-        )
+        parameters = (p for module in modules for p in module.parameters())
+        return any(isinstance(v, Tensor) and v.requires_grad for v in chain(values, parameters))
 
 
 class TrimmedMLP:

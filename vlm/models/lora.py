@@ -32,10 +32,7 @@ class LoraOptions:
     targets: list[str] | str = field(default_factory=lambda: ["q_proj", "v_proj"])
 
     def __post_init__(self) -> None:
-        """Check.
-
-        Raises ConfigError: a rank below 1, a dropout outside [0, 1), no target, or a faulty regular expression.
-        """
+        """Raises ConfigError: a rank below 1, a dropout outside [0, 1), no target, a faulty regular expression."""
         if self.r < 1:
             raise ConfigError(f"lora.r is {self.r}, expected at least 1 (lora: null for none)")
         if not 0 <= self.dropout < 1:
@@ -50,7 +47,7 @@ class LoraOptions:
 
 
 class LoraTargetError(ConfigError):
-    """A LoRA target matches no layer."""
+    """Layers that ``lora.targets`` names do not exist."""
 
 
 def inject_lora(module: nn.Module, options: LoraOptions) -> None:
@@ -69,14 +66,8 @@ def inject_lora(module: nn.Module, options: LoraOptions) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     chosen = "|".join(map(re.escape, target_layers(module, options.targets)))  # a list would match endings again
-    scale: Any = options.alpha  # peft declares int, but any number works
-    config = LoraConfig(
-        r=options.r,
-        lora_alpha=scale,
-        lora_dropout=options.dropout,
-        target_modules=chosen,
-        bias="none",
-    )
+    scale: Any = options.alpha  # any number will do, whatever its declared type
+    config = LoraConfig(r=options.r, lora_alpha=scale, lora_dropout=options.dropout, target_modules=chosen, bias="none")
     inject_adapter_in_model(config, module, adapter_name=ADAPTER)
     for name, parameter in module.named_parameters():
         if is_lora(name):
@@ -98,8 +89,7 @@ def target_layers(module: nn.Module, targets: list[str] | str) -> list[str]:
         result = {targets: [name for name in linear if pattern.fullmatch(name)]}
     else:
         result = {t: [name for name in linear if name == t or name.endswith(f".{t}")] for t in targets}
-    absent = sorted(target for target, names in result.items() if not names)
-    if absent:
+    if absent := sorted(target for target, names in result.items() if not names):
         have = sorted({name.rpartition(".")[2] for name in linear})
         more = f" and {len(absent) - 4} more" if len(absent) > 4 else ""
         raise LoraTargetError(

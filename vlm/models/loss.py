@@ -23,13 +23,12 @@ class FrozenHeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:  # noqa: ANN001
         """``hidden [t, d]``, ``weight [vocab, d]``, ``targets [t]`` -> scalar float32 sum."""
-        step = max(1, (CPU_ELEMENTS if hidden.device.type == "cpu" else OTHER_ELEMENTS) // weight.shape[0])
-        total = hidden.new_zeros((), dtype=torch.float32)
-        needed = ctx.needs_input_grad[0]
         kind = hidden.device.type
+        step = max(1, (CPU_ELEMENTS if kind == "cpu" else OTHER_ELEMENTS) // weight.shape[0])
+        total = hidden.new_zeros((), dtype=torch.float32)
         weight = weight.to(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype)
-        grad = torch.empty_like(hidden) if needed else None
-        with torch.autocast(hidden.device.type, enabled=False):
+        grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        with torch.autocast(kind, enabled=False):
             for begin in range(0, len(hidden), step):
                 rows = slice(begin, begin + step)
                 logits = (hidden[rows].to(weight.dtype) @ weight.T).float()

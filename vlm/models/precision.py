@@ -20,14 +20,8 @@ from torch import nn
 from vlm.common.errors import ConfigError
 from vlm.models.lora import is_lora
 
-DTYPES = {
-    "fp32": torch.float32,
-    "float32": torch.float32,
-    "fp16": torch.float16,
-    "float16": torch.float16,
-    "bf16": torch.bfloat16,
-    "bfloat16": torch.bfloat16,
-}
+SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+DTYPES = {name: getattr(torch, full) for short, full in SHORT.items() for name in (short, full)}
 """Spellings accepted in YAML."""
 
 
@@ -58,13 +52,6 @@ def cast_matmuls(module: nn.Module, dtype: torch.dtype) -> None:
             if parameter.is_floating_point():
                 frozen = not parameter.requires_grad
                 parameter.data = parameter.data.to(dtype if matmul and frozen else torch.float32)
-
-
-def float32_trainables(model: nn.Module) -> None:
-    """Cast every trainable parameter to float32."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from vlm.models.inserts.base import InsertData
 
 
-@runtime_checkable
 class VisionEncoder(Protocol):
     """Pixels to visual tokens: an ``nn.Module`` constructed with ``(config)``.
 
@@ -47,7 +46,6 @@ class VisionEncoder(Protocol):
         """
 
 
-@runtime_checkable
 class Bridge(Protocol):
     """Visual tokens to visual tokens: an ``nn.Module`` constructed with ``(config, in_dim, llm_dim)``.
 
@@ -84,7 +82,6 @@ class Fusion(Protocol):
         """
 
 
-@runtime_checkable
 class LanguageModel(Protocol):
     """A decoder: an ``nn.Module`` constructed with ``(config)``.
 
@@ -92,11 +89,13 @@ class LanguageModel(Protocol):
         model: the transformers model, which generation calls with embeddings; its keys follow ``llm.model.``.
         hidden_size: width d.
         vocab_size: rows of the embeddings and of the head.
+        banned_ids: ids that are never generated, such as rows of the head that no file holds.
     """
 
     model: Any
     hidden_size: int
     vocab_size: int
+    banned_ids: tuple[int, ...]
 
     def layers(self) -> nn.ModuleList:
         """The decoder layers, for inserts and recomputation."""
@@ -114,7 +113,6 @@ class LanguageModel(Protocol):
         """Summed float32 cross entropy of ``hidden [t, d]`` against ids ``targets [t]``."""
 
 
-@runtime_checkable
 class LayerInsert(Protocol):
     """Modules at decoder layers of an LLM: constructed with ``(config, llm_dim, num_layers, visual_dim)``.
 
@@ -155,6 +153,11 @@ class LimitsWidth(Protocol):
     needs_llm_width: ClassVar[bool]
 
 
+def needs_llm_width(fusion: Any) -> bool:
+    """What a fusion, or its class, says as :class:`LimitsWidth`."""
+    return not isinstance(fusion, LimitsWidth) or fusion.needs_llm_width
+
+
 @runtime_checkable
 class ProvidesData(Protocol):
     """A fusion that names what it puts into ``InsertData.tokens``; without it: nothing."""
@@ -163,23 +166,8 @@ class ProvidesData(Protocol):
 
 
 @runtime_checkable
-class BansTokens(Protocol):
-    """A language model with ids that are never generated, such as rows of the head that no file holds."""
-
-    banned_ids: tuple[int, ...]
-
-
-@runtime_checkable
 class NamesLayers(Protocol):
     """A module that names its layers for activation checkpointing; without it lists of equal modules are taken."""
 
     def checkpointable_modules(self) -> list[nn.Module]:
         """The layers to recompute in the backward pass."""
-
-
-@runtime_checkable
-class ExemptsFromDecay(Protocol):
-    """A module with parameters that get no weight decay (timm's convention)."""
-
-    def no_weight_decay(self) -> list[str]:
-        """Their names within the module."""

@@ -18,10 +18,7 @@ MODES = ("int8", "nf4")
 
 
 def check_quantize(mode: str, device: torch.device) -> None:
-    """Check that quantization is possible, for a caller who asked for it explicitly.
-
-    Raises ConfigError: on a CPU, or without bitsandbytes.
-    """
+    """Raises ConfigError on a CPU or without bitsandbytes, where a user asks for quantisation explicitly."""
     if device.type == "cpu":
         raise ConfigError(f"{mode} needs a GPU, but the device is a CPU", fix="remove the option, or choose a GPU")
     if importlib.util.find_spec("bitsandbytes") is None:
@@ -57,11 +54,7 @@ def quantize_llm(llm: Any, mode: str, device: torch.device) -> bool:
 
 
 def replace_linears(root: nn.Module, make: Any) -> int:
-    """Replace every plain linear layer below ``root`` by ``make(layer)``, except LoRA's own matrices.
-
-    Returns:
-        The number of layers replaced.
-    """
+    """Replace every plain linear layer below ``root`` by ``make(layer)``, except LoRA's; returns their number."""
     count = 0
     for name, module in list(root.named_modules()):
         for child_name, child in list(module.named_children()):
@@ -72,14 +65,12 @@ def replace_linears(root: nn.Module, make: Any) -> int:
 
 
 def _quantized(bnb: Any, layer: nn.Linear, mode: str) -> nn.Module:
-    has_bias = layer.bias is not None
+    sizes, has_bias = (layer.in_features, layer.out_features), layer.bias is not None
     if mode == "int8":
-        new = bnb.Linear8bitLt(layer.in_features, layer.out_features, bias=has_bias, has_fp16_weights=False)
+        new = bnb.Linear8bitLt(*sizes, bias=has_bias, has_fp16_weights=False)
         new.weight = bnb.Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False)
     else:
-        new = bnb.Linear4bit(
-            layer.in_features, layer.out_features, bias=has_bias, compute_dtype=layer.weight.dtype, quant_type="nf4"
-        )
+        new = bnb.Linear4bit(*sizes, bias=has_bias, compute_dtype=layer.weight.dtype, quant_type="nf4")
         new.weight = bnb.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
     if has_bias:
         new.bias = nn.Parameter(layer.bias.data, requires_grad=False)

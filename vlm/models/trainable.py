@@ -12,7 +12,6 @@ from torch import nn
 
 from vlm.common.errors import ConfigError
 from vlm.models.lora import is_lora
-from vlm.models.precision import float32_trainables
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -48,9 +47,11 @@ def select_trainable(model: nn.Module, globs: Mapping[str, bool] | Iterable[str]
             raise ConfigError(f"model.train: {glob!r} selects no parameter; {_nearest(glob, parameters)}")
         for name in chosen:
             parameters[name].requires_grad_(bool(on) and parameters[name].is_floating_point())
-    float32_trainables(model)
+    chosen = [name for name, parameter in parameters.items() if parameter.requires_grad]
+    for name in chosen:
+        parameters[name].data = parameters[name].data.float()
     model.train(model.training)
-    return [name for name, parameter in parameters.items() if parameter.requires_grad]
+    return chosen
 
 
 def _nearest(glob: str, names: Iterable[str]) -> str:

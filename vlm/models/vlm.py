@@ -15,7 +15,7 @@ from vlm.models.frames import join
 from vlm.models.fusion.base import LLMInputs
 from vlm.models.inserts.base import InsertData
 from vlm.models.precision import autocast
-from vlm.models.protocols import Fusion, JoinsFrames, LimitsWidth
+from vlm.models.protocols import Fusion, JoinsFrames, needs_llm_width
 from vlm.models.trainable import set_modes
 
 
@@ -63,8 +63,7 @@ class VLM(nn.Module):
 
         It is 1, the placeholder, without a vision encoder or if the fusion keeps media outside the sequence.
         """
-        outside = isinstance(self.fusion, LimitsWidth) and not self.fusion.needs_llm_width
-        if self.vision is None or outside:
+        if self.vision is None or not needs_llm_width(self.fusion):
             return 1
         joined = any(isinstance(part, JoinsFrames) and part.joins_frames for part in self.bridge)
         return self.tokens_per_frame * (1 if joined else frames)
@@ -109,12 +108,7 @@ class VLM(nn.Module):
         return inputs
 
     def forward(self, batch: Batch, *, return_logits: bool = False) -> Output:
-        """The loss of a batch, as (sum, count).
-
-        Args:
-            batch: see :class:`vlm.common.types.Batch`.
-            return_logits: also return float32 logits ``[b, L, vocab]`` (slow; for tests and ranking).
-        """
+        """The loss of a batch as (sum, count); ``return_logits`` adds float32 logits of every position (slow)."""
         inputs = self.prepare(batch)
         keep = inputs.predicts()
         targets = inputs.targets(keep)
@@ -133,9 +127,8 @@ class VLM(nn.Module):
         """
         if not torch.is_grad_enabled() or (batch.pixels is not None and len(batch.pixels)):
             return 0.0
-        visual = [self.vision, *self.bridge] if self.vision is not None else list(self.bridge)
-        visual += [insert for insert in self.inserts if insert.needs_data]
-        return sum((p.sum() * 0.0 for part in visual for p in part.parameters() if p.requires_grad), 0.0)
+        parts = [self.vision, *self.bridge, *(insert for insert in self.inserts if insert.needs_data)]
+        return sum((p.sum() * 0.0 for part in parts if part for p in part.parameters() if p.requires_grad), 0.0)
 
 
 def _run(part: nn.Module, value: Any, tokens: Tensor) -> Features:

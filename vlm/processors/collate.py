@@ -12,14 +12,7 @@ from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Batch, Example
 
 
 def collate(examples: Sequence[Example], pad_id: int) -> Batch:
-    """One example per row, padded on the right.
-
-    Returns:
-        Batch with ``ids, labels, segments [b, s]`` where s is the longest example.
-
-    Raises:
-        DataError: media of different shapes, or placeholders and media of an example differ.
-    """
+    """One example per row: :func:`collate_rows`, with its errors."""
     return collate_rows([[example] for example in examples], pad_id)
 
 
@@ -69,16 +62,14 @@ def collate_rows(rows: Sequence[Sequence[Example]], pad_id: int) -> Batch:
         DataError: media of different shapes, or placeholders and media of an example differ.
     """
     length = max(sum(len(e.ids) for e in row) for row in rows)
-    ids = torch.full((len(rows), length), pad_id, dtype=torch.long)
-    labels = torch.full((len(rows), length), IGNORE_INDEX, dtype=torch.long)
-    segments = torch.zeros((len(rows), length), dtype=torch.long)
+    ids, labels, segments = (torch.full((len(rows), length), fill) for fill in (pad_id, IGNORE_INDEX, 0))
     media: list[torch.Tensor] = []
     for r, row in enumerate(rows):
         start = 0
         for number, example in enumerate(row, start=1):
             end = start + len(example.ids)
-            ids[r, start:end] = torch.tensor(example.ids, dtype=torch.long)
-            labels[r, start:end] = torch.tensor(example.labels, dtype=torch.long)
+            ids[r, start:end] = torch.tensor(example.ids)
+            labels[r, start:end] = torch.tensor(example.labels)
             segments[r, start:end] = number
             start = end
             placeholders = example.ids.count(MEDIA_TOKEN)
@@ -89,16 +80,8 @@ def collate_rows(rows: Sequence[Sequence[Example]], pad_id: int) -> Batch:
             media += example.media
     pixels, frames = _stack(media)
     where = ((ids == MEDIA_TOKEN) & (segments > 0)).nonzero()
-    return Batch(
-        ids=ids,
-        labels=labels,
-        segments=segments,
-        pixels=pixels,
-        media_row=where[:, 0],
-        media_pos=where[:, 1],
-        sample_ids=[e.id for row in rows for e in row],
-        frames=frames,
-    )
+    names = [example.id for row in rows for example in row]
+    return Batch(ids, labels, segments, pixels, where[:, 0], where[:, 1], frames, sample_ids=names)
 
 
 def _stack(media: list[torch.Tensor]) -> tuple[torch.Tensor | None, torch.Tensor | None]:

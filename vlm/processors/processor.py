@@ -92,13 +92,13 @@ class Processor:
             PromptError: placeholders and media differ in number.
         """
         segments = self.template.train_segments(sample, rng)
-        spans = self._spans(segments)
-        media = [s.medium for s in segments if s.medium is not None]
-        example = self._example(self._truncate(spans, sample), media, sample, rng if augment else None)
+        spans = self._truncate(self._spans(segments), sample)
+        example = self._example(spans, segments, sample, rng if augment else None)
         if not example.num_targets:
+            limit = "model.text.max_turn_len" if self.text_cfg.max_turn_len > 0 else "model.max_txt_len"
             raise DataError(
                 f"sample {_name(sample)}: no supervised token",
-                fix=f"give it an answer, or raise {self._answer_limit}",
+                fix=f"give it an answer, or raise {limit}",
             )
         return example
 
@@ -135,22 +135,13 @@ class Processor:
 
     @property
     def stop_ids(self) -> list[list[int]]:
-        """Id sequences that end an answer: every stop string, tokenized alone and after a letter."""
-        result: list[list[int]] = []
-        for text in self.template.stop:
-            for ids in (self.tokenizer.encode(text), self._after_letter(text)):
-                if ids and ids not in result:
-                    result.append(ids)
-        return result
-
-    @property
-    def _answer_limit(self) -> str:
-        return "model.text.max_turn_len" if self.text_cfg.max_turn_len > 0 else "model.max_txt_len"
+        """Id sequences that end an answer: every stop string, as it is tokenised alone and after a letter."""
+        both = [spell(text) for text in self.template.stop for spell in (self.tokenizer.encode, self._after_letter)]
+        return [ids for k, ids in enumerate(both) if ids and ids not in both[:k]]
 
     def _prompt(self, segments: list[Segment]) -> Example:
-        media = [s.medium for s in segments if s.medium is not None]
         spans = keep_last(self._spans(segments), self.text_cfg.max_input_len, warn=True)
-        return self._example(spans, media, Sample(messages=()))
+        return self._example(spans, segments, Sample(messages=()))
 
     def _truncate(self, spans: list[Span], sample: Sample) -> list[Span]:
         """The spans of a training sample within the limits of ``text_cfg``."""
@@ -158,26 +149,22 @@ class Processor:
         per_turn = cfg.max_turn_len > 0
         name, limit = ("max_turn_len", cfg.max_turn_len) if per_turn else ("max_context_len", cfg.max_context_len)
 
-        def cut_off() -> DataError:
-            fix = f"raise model.{name} or shorten the prompt"
-            return DataError(f"sample {_name(sample)}: an image is beyond {name} {limit}", fix=fix)
-
+        error = DataError(
+            f"sample {_name(sample)}: an image is beyond {name} {limit}",
+            fix=f"raise model.{name} or shorten the prompt",
+        )
         if per_turn:
-            return keep_first(spans, limit, cfg.tokens_per_medium, per_turn=True, error=cut_off)
+            return keep_first(spans, limit, cfg.tokens_per_medium, per_turn=True, error=error)
         first = next((i for i, s in enumerate(spans) if s.supervised), len(spans))
         head = keep_last(spans[:first], cfg.max_input_len)
-        head = keep_first(head, limit, cfg.tokens_per_medium, per_turn=False, error=cut_off)
+        head = keep_first(head, limit, cfg.tokens_per_medium, per_turn=False, error=error)
         end = self._after_letter(self.template.config.end_sym) if cfg.keep_end else None
         return [*head, *keep_answers(spans[first:], cfg.max_txt_len, end)]
 
     def _spans(self, segments: Sequence[Segment]) -> list[Span]:
-        """Joined segments are tokenized as one text and split where supervision changes."""
-        runs: list[list[Segment]] = []
-        for segment in segments:
-            if segment.joined and runs:
-                runs[-1].append(segment)
-            else:
-                runs.append([segment])
+        """Joined segments are tokenised as one text and cut where supervision changes."""
+        starts = [k for k, segment in enumerate(segments) if not (k and segment.joined)]
+        runs = [segments[a:b] for a, b in zip(starts, [*starts[1:], None])]
         return [span for run in runs for span in self._encode(run)]
 
     def _encode(self, run: Sequence[Segment]) -> list[Span]:
@@ -204,11 +191,7 @@ class Processor:
         return spans
 
     def _example(
-        self,
-        spans: Sequence[Span],
-        media: Sequence[Image | Video],
-        sample: Sample,
-        rng: random.Random | None = None,
+        self, spans: Sequence[Span], segments: Sequence[Segment], sample: Sample, rng: random.Random | None = None
     ) -> Example:
         ids: list[int] = []
         labels: list[int] = []
@@ -217,8 +200,8 @@ class Processor:
             ids += [*begin, *span.ids]
             labels += [IGNORE_INDEX] * len(begin)
             labels += span.ids if span.supervised else [IGNORE_INDEX] * len(span.ids)
-        kept = media[: ids.count(MEDIA_TOKEN)]
-        tensors = [self._medium(m, _name(sample), rng) for m in kept]
+        media = [s.medium for s in segments if s.medium is not None][: ids.count(MEDIA_TOKEN)]
+        tensors = [self._medium(medium, _name(sample), rng) for medium in media]
         return Example(ids=ids, labels=labels, media=tensors, id=sample.id, source=sample.source)
 
     def _medium(self, medium: Image | Video, name: str, rng: random.Random | None) -> torch.Tensor:
@@ -227,8 +210,7 @@ class Processor:
         if isinstance(medium, Image):
             return self.image(medium.source, label, rng).unsqueeze(0)
         if self.video is None:
-            fix = "set model.video, e.g. {num_frames: 8}"
-            raise DataError(f"video {label}: this model takes images only", fix=fix)
+            raise DataError(f"video {label}: this model takes images only", fix="set model.video, e.g. {num_frames: 8}")
         return self.video(medium.source, label, rng)
 
     def _after_letter(self, text: str) -> list[int]:
@@ -245,7 +227,9 @@ def _name(sample: Sample) -> str:
 def build_processor(model_cfg: ModelConfig) -> Processor:
     """The processor of a composition: tokenizer of ``llm.path``, the template, the recipes, the limits.
 
-    Raises ConfigError, WeightsError: an unusable template, recipe or tokenizer folder.
+    Raises:
+        ConfigError, WeightsError: an unusable template, recipe or tokenizer folder, or the fusion embeds another token
+            for a medium than the tokenizer has.
     """
     text_cfg = model_cfg.text.config
     tokenizer = Tokenizer.from_folder(
@@ -261,12 +245,6 @@ def build_processor(model_cfg: ModelConfig) -> Processor:
     frames = model_cfg.video
     video = None if frames is None else resolve("video", frames.name)(frames.config, image)
     processor = Processor(tokenizer, template, image, text_cfg, video)
-    _check_placeholder(model_cfg, processor)
-    return processor
-
-
-def _check_placeholder(model_cfg: ModelConfig, processor: Processor) -> None:
-    """Raises ConfigError if the fusion and the tokenizer disagree about the token of a medium."""
     placeholder = model_cfg.fusion.get("image_token_id")
     if placeholder is not None and processor.media_id not in (None, placeholder):
         raise ConfigError(
@@ -274,3 +252,4 @@ def _check_placeholder(model_cfg: ModelConfig, processor: Processor) -> None:
             f"{processor.template.config.media_token!r} is {processor.media_id}",
             fix=f"set image_token_id to {processor.media_id}, or use the tokenizer of the LLM's own folder",
         )
+    return processor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vlm.common.errors import DataError
@@ -52,9 +52,7 @@ def keep_last(spans: Sequence[Span], limit: int, warn: bool = False) -> list[Spa
     return kept or list(spans)
 
 
-def keep_first(
-    spans: Sequence[Span], limit: int, medium: int, *, per_turn: bool, error: Callable[[], DataError]
-) -> list[Span]:
+def keep_first(spans: Sequence[Span], limit: int, medium: int, *, per_turn: bool, error: DataError) -> list[Span]:
     """The first ``limit`` positions; a span that is cut ends its turn.
 
     Args:
@@ -62,7 +60,7 @@ def keep_first(
         limit: positions that stay.
         medium: positions that a medium counts.
         per_turn: count from every begin id, which takes a position itself; else over all spans.
-        error: makes the error that is raised when a medium would be cut off.
+        error: raised where a medium would be cut off.
     """
     kept, room = [], limit
     for span in spans:
@@ -74,7 +72,7 @@ def keep_first(
             if room >= 0:
                 ids.append(i)
             elif i == MEDIA_TOKEN:
-                raise error()
+                raise error
         kept.append(replace(span, ids=ids))
     return kept
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vlm.common.errors import ConfigError
 from vlm.common.registry import register_bridge
 from vlm.common.types import Features
+from vlm.models.attention import attend
 
 STD = 0.02
 """Standard deviation of the initial matrices; the queries start at zero."""
@@ -48,10 +49,8 @@ class BertResampler(nn.Module):
 
     def __init__(self, config: Config, in_dim: int, llm_dim: int) -> None:
         super().__init__()
-        defaults: dict[str, Any] = {"hidden_size": in_dim, **PUBLISHED}
-        full: Any = dataclasses.replace(
-            config, **{name: value for name, value in defaults.items() if getattr(config, name) is None}
-        )
+        written = {name: value for name, value in vars(config).items() if value is not None}
+        full: Any = dataclasses.replace(config, **{"hidden_size": in_dim, **PUBLISHED, **written})
         unset = [name for name, value in vars(full).items() if value is None]
         if unset:
             raise ConfigError(
@@ -110,13 +109,9 @@ class Layer(nn.Module):
     def forward(self, states: Tensor, image: Tensor, mask: Tensor | None = None) -> Tensor:
         """``states [b, q, d]``, ``image [b, v, d]``, ``mask [b, 1, 1, q + v]`` bool -> ``[b, q, d]``."""
         both = torch.cat([states, image.to(states.dtype)], dim=1)
-        q, k, v = (
-            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for layer, x in ((self.query, states), (self.key, both), (self.value, both))
-        )
         dropout = self.attention_dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        out = self.attention_out(mixed.transpose(1, 2).flatten(2))
+        mixed = attend(self.query(states), self.key(both), self.value(both), self.heads, mask, dropout)
+        out = self.attention_out(mixed)
         states = self.attention_norm(self.dropout(out) + states)
         return self.norm(self.dropout(self.down(F.gelu(self.up(states)))) + states)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.registry import register_bridge
 from vlm.common.types import Features
+from vlm.models.attention import attend, feed_forward
 
 
 class LatentAttention(nn.Module):
@@ -20,10 +21,10 @@ class LatentAttention(nn.Module):
     State-dict keys: ``norm_media.*``, ``norm_latents.*``, ``to_q``, ``to_kv`` (keys before values), ``to_out``.
     """
 
-    def __init__(self, media_dim: int, dim: int, dim_head: int, heads: int, latents_in_keys: bool) -> None:
+    def __init__(self, media_dim: int, dim: int, config: Perceiver.Config) -> None:
         super().__init__()
-        self.heads, self.latents_in_keys = heads, latents_in_keys
-        inner = dim_head * heads
+        self.heads, self.latents_in_keys = config.heads, config.latents_in_keys
+        inner = config.dim_head * config.heads
         self.norm_media = nn.LayerNorm(media_dim)
         self.norm_latents = nn.LayerNorm(dim)
         self.to_q = nn.Linear(dim, inner, bias=False)
@@ -39,16 +40,7 @@ class LatentAttention(nn.Module):
             mask = mask if mask is None else F.pad(mask, (0, latents.shape[1]), value=True)
         query = self.to_q(latents)
         key, value = self.to_kv(media).chunk(2, dim=-1)
-        query, key, value = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (query, key, value))
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=None if mask is None else mask[:, None, None])
-        return self.to_out(out.transpose(1, 2).flatten(2))
-
-
-def feed_forward(dim: int, mult: int) -> nn.Sequential:
-    """LayerNorm, linear to ``mult * dim``, GELU, linear back; no biases but the norm's."""
-    return nn.Sequential(
-        nn.LayerNorm(dim), nn.Linear(dim, mult * dim, bias=False), nn.GELU(), nn.Linear(mult * dim, dim, bias=False)
-    )
+        return self.to_out(attend(query, key, value, self.heads, None if mask is None else mask[:, None, None]))
 
 
 @register_bridge("perceiver")
@@ -95,12 +87,7 @@ class Perceiver(nn.Module):
         if config.max_num_frames is not None:
             self.frame_embs = nn.Parameter(torch.randn(config.max_num_frames, in_dim))
         self.layers = nn.ModuleList(
-            nn.ModuleList(
-                [
-                    LatentAttention(in_dim, dim, config.dim_head, config.heads, config.latents_in_keys),
-                    feed_forward(dim, config.ff_mult),
-                ]
-            )
+            nn.ModuleList([LatentAttention(in_dim, dim, config), feed_forward(dim, config.ff_mult)])
             for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(dim)

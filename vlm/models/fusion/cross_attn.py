@@ -54,44 +54,33 @@ class CrossAttention:
         self.llm = llm
 
     def __call__(self, batch: Batch, visual: Features | None) -> LLMInputs:
-        """Fuse.
+        """Ids ``[b, s]`` with ``MEDIA_TOKEN`` at each medium and tokens ``[n, f, v, d]`` of any width -> ``[b, s]``.
 
-        Args:
-            batch: ids ``[b, s]`` with ``MEDIA_TOKEN`` at each medium.
-            visual: tokens ``[n, f, v, d]`` of any width; the frames of a medium are attended to together.
-
-        Returns:
-            Sequences ``[b, s]`` with data for the inserts. Per position: ``location``, the index of the medium it
-            attends to (-1: none; above ``last``: a missing one), and ``first``, ``last``, the indices of its
-            sample's media (``last < first``: none). Shared: ``media [n, k, d]`` and ``real [n, k]`` or None.
+        The inserts get per position ``location`` (number of the medium, -1 for none, above ``last`` for one that is
+        missing) and ``first``, ``last`` (numbers of its sample's media, ``last < first`` without media); shared
+        ``media [n, k, d]``, the frames of a medium together, and ``real [n, k]`` or None.
 
         Raises:
             PromptError: placeholders and media do not agree, with both counts and the sample.
         """
         if not self.config.uniform_when_missing:
             check_placeholders(batch, visual)
-        ids = torch.where(batch.ids == MEDIA_TOKEN, self.config.image_token_id or 0, batch.ids)
-        segments = batch.segments
-        return LLMInputs(
-            self.llm.embed(ids),
-            segments,
-            restart_positions(segments),
-            batch.labels,
-            packed=int(segments.max()) > 1,
-            inserts=self._data(batch, visual),
+        ids, segments = (
+            torch.where(batch.ids == MEDIA_TOKEN, self.config.image_token_id or 0, batch.ids),
+            batch.segments,
         )
+        packed, data = int(segments.max()) > 1, self._data(batch, visual)
+        return LLMInputs(self.llm.embed(ids), segments, restart_positions(segments), batch.labels, packed, data)
 
     def _data(self, batch: Batch, visual: Features | None) -> InsertData:
         placeholders = (batch.ids == MEDIA_TOKEN) & (batch.segments > 0)
         previous = self._attend_previous()
         location = locate(placeholders, batch.segments, previous)
         first, last = _own_media(batch, placeholders)
-        offset = (
-            first - earlier(placeholders, batch.segments) - 1
-        )  # from numbers within the row to numbers in the batch
+        # from numbers within the row to numbers in the batch
+        offset = first - earlier(placeholders, batch.segments) - 1
         location = torch.where((location > 0) & (last >= first), location + offset, -1)
-        media: Tensor | None = None
-        real: Tensor | None = None
+        media = real = None
         if visual is not None and len(batch.media_row):
             media = visual.tokens.flatten(1, 2)
             real = None if visual.mask is None else visual.mask.flatten(1)

@@ -12,6 +12,7 @@ from vlm.common.errors import PromptError
 from vlm.common.registry import register_fusion
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Batch, Features
 from vlm.models.fusion.base import LLMInputs
+from vlm.models.fusion.locations import borders
 
 
 @register_fusion("splice")
@@ -27,14 +28,7 @@ class Splice:
         self.llm = llm
 
     def __call__(self, batch: Batch, visual: Features | None) -> LLMInputs:
-        """Fuse.
-
-        Args:
-            batch: ids ``[b, s]`` with ``MEDIA_TOKEN`` at each medium.
-            visual: tokens ``[n, f, v, d]``; frames of a medium follow one another.
-
-        Returns:
-            Sequences ``[b, L]``, L being the longest fused row.
+        """Ids ``[b, s]`` with ``MEDIA_TOKEN`` at each medium and tokens ``[n, f, v, d]`` -> ``[b, L]`` fused.
 
         Raises:
             PromptError: the number of placeholders and of media differ; it names the sample and both counts.
@@ -47,7 +41,7 @@ class Splice:
             width[batch.media_row, batch.media_pos] = flat[0]
         end = width.cumsum(1)
         start = end - width
-        length, segments_per_row = torch.stack([end[:, -1].max(), batch.segments.max()]).tolist()
+        length, most_segments = torch.stack([end[:, -1].max(), batch.segments.max()]).tolist()
         rows = torch.arange(len(real), device=real.device)[:, None].expand_as(real)
         text = real & (batch.ids != MEDIA_TOKEN)
         at = (rows[text], start[text])
@@ -65,7 +59,7 @@ class Splice:
             there = (row, start[row, pos] + inside)
             embeds = embeds.index_put(there, tokens.to(embeds.dtype))
             segments[there] = batch.segments[row, pos]
-        return LLMInputs(embeds, segments, restart_positions(segments), labels, packed=segments_per_row > 1)
+        return LLMInputs(embeds, segments, restart_positions(segments), labels, packed=most_segments > 1)
 
 
 def _flatten(visual: Features) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -85,11 +79,8 @@ def _flatten(visual: Features) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def restart_positions(segments: Tensor) -> Tensor:
     """``[b, L]`` position of each token within its segment; 0 at padding."""
-    index = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
-    first = torch.ones_like(segments, dtype=torch.bool)
-    first[:, 1:] = segments[:, 1:] != segments[:, :-1]
-    begin = torch.where(first, index, 0).cummax(1).values
-    return torch.where(segments > 0, index - begin, 0)
+    index = torch.arange(segments.shape[1], device=segments.device)
+    return torch.where(segments > 0, index - borders(segments)[0], 0)
 
 
 def check_placeholders(batch: Batch, visual: Features | None) -> None:
@@ -104,16 +95,15 @@ def check_placeholders(batch: Batch, visual: Features | None) -> None:
     if media == len(batch.media_row) and bool((placed == placeholders).all()):
         return
     want, have = placeholders.sum(1), torch.bincount(batch.media_row, minlength=len(placeholders))
-    if visual is None:
-        have = torch.zeros_like(want)
+    have = have * (visual is not None)
     bad = [
         f"{_name(batch, row)}: {w} image placeholder(s) in the prompt, {h} image(s)"
         for row, (w, h) in enumerate(zip(want.tolist(), have.tolist(), strict=True))
         if w != h
     ]
+    counts = "; ".join(bad) or f"{int(want.sum())} placeholder(s), {media} image(s)"
     raise PromptError(
-        "placeholders and images do not match: "
-        + ("; ".join(bad) or f"{int(want.sum())} placeholder(s), {media} image(s)"),
+        f"placeholders and images do not agree: {counts}",
         fix="write one image placeholder (<ImageHere>) for each image, in the order of the images",
     )
 

@@ -50,9 +50,8 @@ class InsertData:
     def extended(self) -> InsertData:
         """``tokens [b, L + 1, ...]`` with the position of :meth:`step` at the end."""
         new = self.step().tokens
-        return InsertData(
-            {name: torch.cat([value, new[name]], 1) for name, value in self.tokens.items()}, self.shared, self.appended
-        )
+        both = {name: torch.cat([value, new[name]], 1) for name, value in self.tokens.items()}
+        return InsertData(both, self.shared, self.appended)
 
 
 class Insert(nn.Module):
@@ -93,16 +92,10 @@ class Insert(nn.Module):
 
 
 def layer_numbers(num_layers: int, every: int, first: int, where: str) -> range:
-    """Decoder layers ``first, first + every, ...``.
-
-    Args:
-        num_layers: decoder layers of the LLM.
-        every: distance between them.
-        first: index of the first one.
-        where: name of the part, for messages.
+    """Decoder layers ``first, first + every, ...`` of ``num_layers``, counted from 0.
 
     Raises:
-        ConfigError: no layer is chosen.
+        ConfigError: no layer is chosen; ``where`` is the part's name in the message.
     """
     if every < 1 or not 0 <= first < num_layers:
         raise ConfigError(

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlm.common.errors import ConfigError
 from vlm.common.registry import register_insert
-from vlm.models.bridges.perceiver import feed_forward
+from vlm.models.attention import attend, feed_forward
 from vlm.models.inserts.base import Insert, InsertData, layer_numbers
 from vlm.models.lora import LoraOptions, inject_lora
 
@@ -44,13 +43,11 @@ class MaskedCrossAttention(nn.Module):
         if even is not None:
             query = query.masked_fill(even[..., None], 0)
         key, value = self.to_kv(media).chunk(2, dim=-1)
-        query, key, value = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (query, key, value))
         if allowed is None:
-            out = F.scaled_dot_product_attention(query, key, value)
-            return self.to_out(out.transpose(1, 2).flatten(2))
+            return self.to_out(attend(query, key, value, self.heads))
         nothing = ~allowed.any(2, keepdim=True)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=(allowed | nothing)[:, None])
-        return self.to_out(out.transpose(1, 2).flatten(2).masked_fill(nothing, 0))
+        mixed = attend(query, key, value, self.heads, (allowed | nothing)[:, None])
+        return self.to_out(mixed.masked_fill(nothing, 0))
 
 
 class GatedBlock(nn.Module):
@@ -148,7 +145,7 @@ def media_mask(data: InsertData) -> CrossAttentionInputs | None:
     n = number[:, None]  # [b, 1, m], against [b, s, 1]
     own = exists[:, None] & (n >= first[..., None]) & (n <= last[..., None])
     allowed = own & ((n == location[..., None]) if immediate else (n <= location[..., None]))
-    even: Tensor | None = None
+    even = None
     if evenly:  # positions whose medium is missing attend to all of their sample's
         even = has_media & attends & ~allowed.any(2)
         allowed = allowed | (even[..., None] & own)

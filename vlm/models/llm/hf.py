@@ -20,6 +20,9 @@ from vlm.models.loss import head_loss
 FOLDERS = ("text_encoder",)
 """Subfolders in which a model saved in parts keeps its language model."""
 
+LOGIT_CHANGES = ("logit_scale", "logits_scaling", "final_logit_softcapping")
+"""Fields of transformers' configurations: a factor, a divisor and a soft cap of the logits."""
+
 
 @register_llm("hf")
 class HFCausalLM(nn.Module):
@@ -93,15 +96,7 @@ class HFCausalLM(nn.Module):
         return self.model.get_input_embeddings()(ids)
 
     def forward(self, inputs: LLMInputs, keep: Tensor | None = None) -> Tensor:
-        """Run the decoder.
-
-        Args:
-            inputs: the fused sequence ``[b, L, d]``.
-            keep: ``[b, L]`` bool, positions to return; None: all.
-
-        Returns:
-            Hidden states after the final norm: ``[b, L, d]``, or ``[t, d]`` at ``keep``.
-        """
+        """Hidden states after the final norm: ``[b, L, d]``, or ``[t, d]`` where ``keep [b, L]`` is True."""
         longest = inputs.segments.shape[1]
         if keep is not None and self.config.packing and can_pack(self.model, longest):
             return self._packed(inputs, keep)
@@ -136,25 +131,16 @@ class HFCausalLM(nn.Module):
         """Logits ``[..., vocab]`` of hidden states, with the scaling or soft cap of the model's family."""
         config = self.model.config.get_text_config()
         logits = self.model.get_output_embeddings()(hidden)
-        logits = (
-            logits * (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-        )
-        cap = getattr(config, "final_logit_softcapping", None)
+        scale, divisor, cap = (getattr(config, name, None) for name in LOGIT_CHANGES)
+        logits = logits * (scale or 1.0) / (divisor or 1.0)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Summed float32 cross entropy of ``hidden [t, d]`` against ``targets [t]``."""
         head = self.model.get_output_embeddings()
-        config = self.model.config.get_text_config()
-        extras = ("logit_scale", "logits_scaling", "final_logit_softcapping")
-        plain = (
-            type(head) is nn.Linear
-            and head.bias is None
-            and not head.weight.requires_grad
-            and not self.config.label_smoothing
-            and not any(getattr(config, name, None) for name in extras)
-        )
-        smoothing = self.config.label_smoothing
+        config, smoothing = self.model.config.get_text_config(), self.config.label_smoothing
+        changed = bool(smoothing) or any(getattr(config, name, None) for name in LOGIT_CHANGES)
+        plain = type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad and not changed
         return head_loss(head if plain else self.head, hidden, targets, plain=plain, smoothing=smoothing)
 
 
@@ -185,10 +171,8 @@ def read_config(config: HFCausalLM.Config) -> Any:
             raise ConfigError(f"model.llm.config.model_type: transformers knows no model type {kind!r}") from error
     folder = inner_folder(str(config.path), FOLDERS)
     if not (folder / "config.json").is_file():
-        raise WeightsError(
-            f"model.llm.path: no language model in {folder} (config.json is missing)",
-            fix="give the folder of a Hugging Face causal LM: config.json, tokenizer and weights",
-        )
+        fix = "give the folder of a Hugging Face causal LM: config.json, tokenizer and weights"
+        raise WeightsError(f"model.llm.path: no language model in {folder} (config.json is missing)", fix=fix)
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True)
     except (ValueError, OSError) as error:

@@ -78,13 +78,7 @@ class Clip(nn.Module):
         return self.model.encoder.layers
 
     def forward(self, pixels: Tensor) -> Features:
-        """Encode every frame on its own.
-
-        Args:
-            pixels: ``[n, f, 3, h, w]`` with ``h == w == image_size``.
-
-        Returns:
-            Tokens ``[n, f, num_tokens, out_dim]``, the class token first when it is kept.
+        """``[n, f, 3, h, w]`` -> ``[n, f, num_tokens, out_dim]``, the class token first when it is kept.
 
         Raises:
             ConfigError: pixels of another size.
@@ -105,13 +99,11 @@ def read_sizes(config: Clip.Config) -> dict[str, Any]:
     """
     if (config.path is None) == (config.config is None):
         raise ConfigError("model.vision clip needs exactly one of path (a folder with config.json) and config (sizes)")
-    if config.config is not None:
-        sizes = dict(config.config)
-    else:
-        folder = inner_folder(str(config.path), FOLDERS)
-        sizes = read_vision_config(folder)
+    sizes = config.config
+    if sizes is None:
+        sizes = read_vision_config(inner_folder(str(config.path), FOLDERS))
     if config.image_size is not None:
-        sizes["image_size"] = config.image_size
+        sizes = sizes | {"image_size": config.image_size}
     return {k: v for k, v in sizes.items() if k not in ("model_type", "architectures", "transformers_version")}
 
 
@@ -130,9 +122,8 @@ def read_vision_config(folder: Path) -> dict[str, Any]:
         declared = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise WeightsError(f"{file}: not JSON ({error})", fix="download it again") from error
-    sizes = declared.get("vision_config", declared) if isinstance(declared, dict) else {}
-    if not isinstance(sizes, dict) or "patch_size" not in sizes or "clip" not in str(declared.get("model_type")):
-        raise WeightsError(
-            f"{file}: model_type {declared.get('model_type') if isinstance(declared, dict) else None!r} is not a CLIP"
-        )
+    declared = declared if isinstance(declared, dict) else {}
+    sizes, kind = declared.get("vision_config", declared), declared.get("model_type")
+    if not isinstance(sizes, dict) or "patch_size" not in sizes or "clip" not in str(kind):
+        raise WeightsError(f"{file}: model_type {kind!r} is not a CLIP")
     return dict(sizes)

@@ -85,13 +85,7 @@ class EvaViT(nn.Module):
         return self.vit.blocks
 
     def forward(self, pixels: Tensor) -> Features:
-        """Encode every frame on its own.
-
-        Args:
-            pixels: ``[n, f, 3, h, w]`` with ``h == w == image_size``.
-
-        Returns:
-            Tokens ``[n, f, 1 + (h / patch)^2, embed_dim]``, class token first.
+        """``[n, f, 3, h, w]`` -> ``[n, f, 1 + (h / patch)^2, embed_dim]``, class token first.
 
         Raises:
             ConfigError: pixels of another size.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import io
 import json
 import os
@@ -15,6 +16,7 @@ import re
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,24 +45,17 @@ class Opened:
         if width * height > max_pixels or not width * height:
             raise _too_large(self.label, f"{width} x {height} pixels", max_pixels)
         if self._image.format != "JPEG":
-            self._load()  # the orientation of a PNG may follow its pixels
+            with _damage_named(self.label):
+                self._image.load()  # a PNG may have its EXIF orientation after its pixels
         self.size = (height, width) if self._orientation() > 4 else (width, height)
 
     def exact(self) -> PILImage.Image:
         """RGB, upright, all pixels. Raises DataError: corrupt or truncated."""
         from PIL import ImageOps
 
-        self._load()
-        try:
-            return _to_rgb(ImageOps.exif_transpose(self._image))
-        except _BROKEN as error:
-            raise _corrupt(self.label, error) from error
-
-    def _load(self) -> None:
-        try:
+        with _damage_named(self.label):
             self._image.load()
-        except _BROKEN as error:
-            raise _corrupt(self.label, error) from error
+            return _to_rgb(ImageOps.exif_transpose(self._image))
 
     def reduced(self, factor: int) -> np.ndarray:
         """RGB uint8 ``[h, w, 3]``, upright, 1/1, 1/2, 1/4 or 1/8 of the size where that saves decoding.
@@ -71,7 +66,8 @@ class Opened:
 
         result = None
         if self._data is not None and self._image.format == "JPEG" and self._image.mode in ("RGB", "L"):
-            result = _jpeg(self._data, factor)
+            # OpenCV returns what it could decode of a damaged file, so one without its end marker is left to PIL
+            result = _opencv(self._data, factor) if b"\xff\xd9" in self._data[-64:] else None
         return np.asarray(self.exact()) if result is None else result
 
     def _orientation(self) -> int:
@@ -135,10 +131,15 @@ def _open(source: Any, label: str, max_pixels: int) -> tuple[bytes | None, PILIm
     except UnidentifiedImageError as error:
         if data.startswith(_KNOWN):
             raise _corrupt(label, error) from None
-        return data, _opencv(data, label)
+        # not the first decoder, because it accepts damaged files and returns what it could decode
+        decoded = _opencv(data)
+        if decoded is None:
+            result = f"not an image format that can be read (it begins with {data[:20]!r})"
+            raise DataError(f"image {label}: {result}", fix="convert it to JPEG or PNG") from None
+        return data, Image.fromarray(decoded)
     except Image.DecompressionBombError as error:
-        result = re.search(r"\d+", str(error))
-        raise _too_large(label, f"{result.group() if result else 'far too many'} pixels", max_pixels) from error
+        number = re.search(r"\d+", str(error))
+        raise _too_large(label, f"{number.group() if number else 'far too many'} pixels", max_pixels) from error
     except _BROKEN as error:
         raise _corrupt(label, error) from error
 
@@ -147,24 +148,22 @@ def _encoded(source: Any, label: str) -> bytes:
     if isinstance(source, str | os.PathLike) and str(source).endswith(".json"):
         result = read_frames(source, label)
         if not isinstance(result, str):
-            raise DataError(f"image {label}: holds {len(result)} frames, wanted one", fix="use it as a video")
+            raise DataError(f"image {label}: holds {len(result)} frames, expected one", fix="use it as a video")
         return from_base64(result, label)
     return _read(source, label)
 
 
-def _jpeg(data: bytes, factor: int) -> np.ndarray | None:
-    """OpenCV's decoding of a JPEG that has its end marker; None where OpenCV or the end is missing.
-
-    OpenCV returns the intact part of a damaged file, so truncated ones are left to PIL, which refuses them.
-    """
+def _opencv(data: bytes, factor: int = 1) -> np.ndarray | None:
+    """RGB uint8 ``[h, w, 3]``, upright, 1/1, 1/2, 1/4 or 1/8 of the size; None where OpenCV cannot decode it."""
     import cv2
     import numpy as np
 
-    if b"\xff\xd9" not in data[-64:]:
-        return None
     flags = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4}
-    cv2.setNumThreads(0)  # its thread pool does not survive a fork
-    result = cv2.imdecode(np.frombuffer(data, np.uint8), flags.get(factor, cv2.IMREAD_REDUCED_COLOR_8))
+    cv2.setNumThreads(0)  # its thread pool does not survive the fork of a loader worker
+    try:
+        result = cv2.imdecode(np.frombuffer(data, np.uint8), flags.get(factor, cv2.IMREAD_REDUCED_COLOR_8))
+    except cv2.error:
+        return None
     return None if result is None else cv2.cvtColor(result, cv2.COLOR_BGR2RGB)
 
 
@@ -177,17 +176,13 @@ _KNOWN = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"II*\x00", b"MM\x00*",
 
 
 def _read(source: Any, label: str) -> bytes:
-    if not isinstance(source, str | os.PathLike):
-        data = bytes(source)
-    else:
-        try:
-            data = Path(source).read_bytes()
-        except FileNotFoundError:
-            raise DataError(
-                f"image {label}: no such file", fix="check the path (in a dataset: its image folder)"
-            ) from None
-        except OSError as error:
-            raise DataError(f"image {label}: cannot be read ({error.strerror})") from error
+    try:
+        data = Path(source).read_bytes() if isinstance(source, str | os.PathLike) else bytes(source)
+    except FileNotFoundError:
+        fix = "check the path (in a dataset: its image folder)"
+        raise DataError(f"image {label}: no such file", fix=fix) from None
+    except OSError as error:
+        raise DataError(f"image {label}: cannot be read ({error.strerror})") from error
     if not data:
         raise DataError(f"image {label}: empty", fix="fetch it again or remove the record")
     return data
@@ -215,32 +210,21 @@ def _from_array(array: Any, label: str) -> PILImage.Image:
     from PIL import Image
 
     if not isinstance(array, np.ndarray):
-        result = type(array).__name__
-        raise DataError(
-            f"image {label}: expected an image, found a {result}", fix="give a path, bytes, PIL image or array"
-        )
-    good: bool = array.dtype == np.uint8 and array.size > 0
-    good = good and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4)))
-    if not good:
-        raise DataError(f"image {label}: array {array.dtype} {array.shape}, wanted uint8 [h, w] or [h, w, 3|4]")
+        found = f"image {label}: expected an image, found a {type(array).__name__}"
+        raise DataError(found, fix="give a path, bytes, PIL image or array")
+    shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    if array.dtype != np.uint8 or not array.size or not shaped:
+        raise DataError(f"image {label}: array {array.dtype} {array.shape}, expected uint8 [h, w] or [h, w, 3|4]")
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _opencv(data: bytes, label: str) -> PILImage.Image:
-    """Decode formats that PIL does not know. OpenCV is not tried first because it accepts damaged files."""
-    import cv2
-    import numpy as np
-    from PIL import Image
-
-    cv2.setNumThreads(0)
+@contextlib.contextmanager
+def _damage_named(label: str) -> Iterator[None]:
+    """Raises DataError for what PIL raises on damaged files."""
     try:
-        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:
-        decoded = None
-    if decoded is None:
-        result = f"not an image format that can be read (it begins with {data[:20]!r})"
-        raise DataError(f"image {label}: {result}", fix="convert it to JPEG or PNG")
-    return Image.fromarray(decoded[:, :, ::-1].copy())
+        yield
+    except _BROKEN as error:
+        raise _corrupt(label, error) from error
 
 
 def _corrupt(label: str, error: BaseException) -> DataError:

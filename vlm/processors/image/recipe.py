@@ -87,7 +87,7 @@ class ImageRecipe:
                 f"image: size {config.size}, mean {list(config.mean)}, std {list(config.std)} cannot be used",
                 fix="give a size >= 1 and three means and three positive deviations",
             )
-        color = config.pad_color if config.pad_color is not None else [int(m * 255) for m in config.mean]
+        color = [int(m * 255) for m in config.mean] if config.pad_color is None else config.pad_color
         if len(color) != 3 or min(color) < 0 or max(color) > 255:
             raise ConfigError(f"image: pad_color {list(color)} is not a colour", fix="give three levels from 0 to 255")
         self._color = tuple(color)
@@ -126,11 +126,12 @@ class ImageRecipe:
             pixels = self._fast(opened.reduced(factor), plan.reduced(factor))
         else:
             pixels = self._exact(opened.exact(), plan)
+        pixels = pixels[:, ::-1] if plan.flip else pixels
         levels = torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
         return levels if self._levels else self.normalize(levels)
 
     def as_uint8(self) -> ImageRecipe:
-        """A copy that returns uint8, to be sent by a loader worker; :meth:`normalize` completes it."""
+        """A copy that gives uint8, for the way from a loader worker; :meth:`normalize` finishes them."""
         other = copy.copy(self)
         other._levels = True
         return other
@@ -141,8 +142,7 @@ class ImageRecipe:
 
         if levels.dtype != torch.uint8:
             return levels
-        mean = torch.tensor(list(self.config.mean), dtype=torch.float32)[:, None, None]
-        std = torch.tensor(list(self.config.std), dtype=torch.float32)[:, None, None]
+        mean, std = torch.tensor([list(self.config.mean), list(self.config.std)], dtype=torch.float32)[..., None, None]
         out = torch.empty(levels.shape, dtype=torch.float32, pin_memory=pin_memory)
         images = zip(out.view(-1, *levels.shape[-3:]), levels.reshape(-1, *levels.shape[-3:]), strict=True)
         for there, image in images:  # one by one, so that an image stays in the CPU's cache
@@ -175,8 +175,7 @@ class ImageRecipe:
         if plan.corner is not None:
             left, top = plan.corner
             image = image.crop((left, top, left + self.config.size, top + self.config.size))
-        pixels = np.asarray(image)
-        return pixels[:, ::-1] if plan.flip else pixels
+        return np.asarray(image)
 
     def _fast(self, pixels: np.ndarray, plan: Plan) -> np.ndarray:
         """The same for an array, resized by torch; up to one level of 256 off where PIL rounds differently."""
@@ -198,7 +197,7 @@ class ImageRecipe:
         if plan.corner is not None:
             left, top = plan.corner
             pixels = pixels[top : top + self.config.size, left : left + self.config.size]
-        return pixels[:, ::-1] if plan.flip else pixels
+        return pixels
 
     def _checked(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
         want = (3, self.config.size, self.config.size)

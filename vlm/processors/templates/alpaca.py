@@ -115,8 +115,7 @@ class Alpaca(BaseTemplate):
 
     def _system(self, own: str | None, asked: Sequence[Message]) -> list[Piece]:
         """The system sentence; a turn of images only has none but the conversation's own."""
-        usual = "" if self._is_bare(asked) else self.config.system
-        return [usual if own is None else own]
+        return [("" if self._is_bare(asked) else self.config.system) if own is None else own]
 
     def _is_bare(self, asked: Sequence[Message]) -> bool:
         """Whether a turn is images only, without a prompt."""
@@ -150,6 +149,6 @@ class Alpaca(BaseTemplate):
         inline: list[Piece] = [UserText(p.text) if isinstance(p, Text) else p for p in parts]
         pieces: list[Piece] = []
         for piece in at_placeholders(text, media) if IMAGE_PLACEHOLDER in text else inline:
-            around = [] if isinstance(piece, str) else [self.config.image_prefix, self.config.image_suffix]
-            pieces += [*around[:1], piece, *around[1:]]
+            is_text = isinstance(piece, str)
+            pieces += [piece] if is_text else [self.config.image_prefix, piece, self.config.image_suffix]
         return pieces

@@ -10,6 +10,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -144,8 +145,9 @@ def at_placeholders(text: str, media: Sequence[Medium]) -> list[Piece]:
     kind = type(text)
     texts = text.split(IMAGE_PLACEHOLDER)
     if len(texts) - 1 != len(media):
+        short = text if len(text) <= 120 else f"{text[:117]}..."
         raise PromptError(
-            f"the prompt has {len(texts) - 1} image placeholders but {len(media)} media were given: {_short(text)!r}",
+            f"the prompt has {len(texts) - 1} image placeholders but {len(media)} media were given: {short!r}",
             fix=f"write {IMAGE_PLACEHOLDER} exactly once for every image or video",
         )
     pieces: list[Piece] = [kind(texts[0])]
@@ -196,13 +198,8 @@ def answered_turns(messages: Sequence[Message]) -> tuple[str | None, list[tuple[
 
 def literal_stretches(pieces: Sequence[str]) -> tuple[tuple[int, int], ...]:
     """Stretches ``[start, end)`` of the :class:`UserText` pieces in the joined text."""
-    result: list[tuple[int, int]] = []
-    at = 0
-    for piece in pieces:
-        if isinstance(piece, UserText) and piece:
-            result.append((at, at + len(piece)))
-        at += len(piece)
-    return tuple(result)
+    ends = list(accumulate(map(len, pieces)))
+    return tuple((end - len(p), end) for p, end in zip(pieces, ends) if isinstance(p, UserText) and p)
 
 
 def with_bos(segments: list[Segment]) -> list[Segment]:
@@ -211,20 +208,21 @@ def with_bos(segments: list[Segment]) -> list[Segment]:
     return [replace(first, bos=True), *segments[1:]]
 
 
+def read_lines(path: str) -> list[str]:
+    """Lines of a pool of prompts that are not blank. Raises ConfigError when there is no such file."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ConfigError(f"template.prompt_path: no file {path}", fix="name a text file, one prompt per line")
+    return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
 def read_questions(path: str) -> list[str]:
     """Lines of a pool of prompts without placeholders (the template places the image).
 
     Raises ConfigError: no such file, no line, or a line with a placeholder.
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise ConfigError(f"template.prompt_path: no file {path}", fix="name a text file, one prompt per line")
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = read_lines(path)
     if not lines or any(IMAGE_PLACEHOLDER in line for line in lines):
         result = f"a line with {IMAGE_PLACEHOLDER}" if lines else "no line"
         raise ConfigError(f"template.prompt_path: {path} has {result}", fix="write questions only, one per line")
     return lines
-
-
-def _short(text: str, limit: int = 120) -> str:
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -15,7 +15,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from vlm.common.errors import ConfigError
@@ -31,6 +30,7 @@ from vlm.processors.templates.base import (
     UserText,
     ask_last,
     at_placeholders,
+    read_lines,
     segments_of,
     turns_of,
     with_bos,
@@ -92,7 +92,7 @@ class Template(BaseTemplate):
         ask_last(messages)
         own = UserText(messages[0].text) if messages[0].role == "system" else None
         rest = [m for m in messages if m.role != "system"]
-        blocks: list[list[Piece]] = [self._system(own)]
+        blocks = [self._system(own)]
         for message in rest:
             if message.role == "user":
                 blocks[-1] += self._chat_question(message)
@@ -169,10 +169,7 @@ class Plain(Template):
 
 def _read_pool(path: str) -> list[str]:
     """Lines of a prompt file that contain ``<ImageHere>``."""
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigError(f"template.prompt_path: no file {path}", fix="name a text file, one prompt per line")
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if IMAGE_PLACEHOLDER in line]
+    lines = [line for line in read_lines(path) if IMAGE_PLACEHOLDER in line]
     if not lines:
         raise ConfigError(
             f"template.prompt_path: {path} has no line with {IMAGE_PLACEHOLDER}",

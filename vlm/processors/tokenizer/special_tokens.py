@@ -40,8 +40,11 @@ class SpecialTokens:
         if text in self.by_text:
             self.by_text[text] = replace(self.by_text[text], skip=True)
             return
-        following = max([size, *(token.id + 1 for token in self.by_text.values())])
-        self.by_text[text] = Special(following if known is None else known)
+        self.by_text[text] = Special(self.next_id(size) if known is None else known)
+
+    def next_id(self, size: int) -> int:
+        """The first id after a vocabulary of ``size`` pieces and all special tokens."""
+        return max([size, *(token.id + 1 for token in self.by_text.values())])
 
     def force(self, role: str, index: int, text: str) -> None:
         """Set the id of ``role``; its string then counts as a plain one, as in the published code."""
@@ -82,22 +85,17 @@ def read_special_tokens(
         if result is not None:
             tokens.roles[role] = result
             texts[text] = entry if isinstance(entry, dict) else texts.get(text, entry)
-    for key, source in (("additional_special_tokens", config), ("additional_special_tokens", named)):
-        texts |= {_content(raw): raw for raw in source.get(key) or []}
+    for source in (config, named):
+        texts |= {_content(raw): raw for raw in source.get("additional_special_tokens") or []}
     for text, i in ids.items():
         left, right = _strips(decoder[text][1] if text in decoder else texts.get(text, text))
         skip = text in texts or bool(text in decoder and decoder[text][1].get("special"))
         tokens.by_text[text] = Special(i, left, right, skip)
     for text in [t for t in texts if t and t not in tokens.by_text]:
         left, right = _strips(decoder[text][1] if text in decoder else texts[text])
-        tokens.by_text[text] = Special(_id(tokens, text, id_of, size), left, right)
+        known = id_of(text)  # the published loader adds what is named but missing
+        tokens.by_text[text] = Special(tokens.next_id(size) if known is None else known, left, right)
     return tokens
-
-
-def _id(tokens: SpecialTokens, text: str, id_of: Callable[[str], int | None], size: int) -> int:
-    """The piece's id, or the next free one (the published loader adds missing tokens)."""
-    result = id_of(text)
-    return max([size, *(t.id + 1 for t in tokens.by_text.values())]) if result is None else result
 
 
 def _entry(config: dict[str, Any], named: dict[str, Any], key: str) -> tuple[str, Any]:

@@ -16,7 +16,6 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from vlm.common.errors import WeightsError
 from vlm.processors.tokenizer.special_tokens import Special, SpecialTokens, read_special_tokens
@@ -25,32 +24,14 @@ Ranges = Sequence[tuple[int, int]]
 """Ranges ``[start, end)`` of a text."""
 
 
-class _Backend(Protocol):
-    """What :class:`Tokenizer` needs from a vocabulary."""
-
-    size: int
-
-    def encode(self, text: str, plain: bool) -> list[int]: ...
-
-    def decode(self, ids: list[int], skip_special: bool) -> str: ...
-
-    def id_of(self, piece: str) -> int | None: ...
-
-    def piece(self, index: int) -> str: ...
-
-
 class _SentencePiece:
     def __init__(self, file: Path) -> None:
-        self._proto = file.read_bytes()
-        self._load(str(file))
-
-    def _load(self, name: str) -> None:
         import sentencepiece
 
         try:
-            self._sp = sentencepiece.SentencePieceProcessor(model_proto=self._proto)
+            self._sp = sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
         except RuntimeError as error:
-            raise WeightsError(f"{name} is not a sentencepiece model", fix="fetch tokenizer.model again") from error
+            raise WeightsError(f"{file} is not a sentencepiece model", fix="fetch tokenizer.model again") from error
         self.size = self._sp.vocab_size()
         own = {"bos": self._sp.bos_id(), "eos": self._sp.eos_id(), "unk": self._sp.unk_id()}
         self.defaults = {role: i for role, i in own.items() if i >= 0}
@@ -68,46 +49,38 @@ class _SentencePiece:
     def piece(self, index: int) -> str:
         return self._sp.id_to_piece(index)
 
-    def __getstate__(self) -> bytes:
-        return self._proto
-
-    def __setstate__(self, proto: bytes) -> None:
-        self._proto = proto
-        self._load("tokenizer.model")
-
 
 class _Fast:
-    def __init__(self, file: Path) -> None:
-        self._json = file.read_text(encoding="utf-8")
-        self._load(str(file))
-
-    def _load(self, name: str) -> None:
+    def __init__(self, text: str, file: Path | str = "tokenizer.json") -> None:
         from tokenizers import Tokenizer as Rust
 
         try:
-            whole = isinstance(json.loads(self._json), dict) and '"model"' in self._json
+            whole = isinstance(json.loads(text), dict) and '"model"' in text
         except ValueError:
             whole = False
         if not whole:
-            raise WeightsError(f"{name} is not a tokenizers file", fix="fetch tokenizer.json again")
-        self._tok, self._plain = Rust.from_str(self._json), Rust.from_str(self._json)
+            raise WeightsError(f"{file} is not a tokenizers file", fix="fetch tokenizer.json again")
+        self._tok, self._plain = Rust.from_str(text), Rust.from_str(text)
         self._plain.encode_special_tokens = True
         self.size = self._tok.get_vocab_size(with_added_tokens=True)
         self.defaults: dict[str, int] = {}
+
+    def __reduce__(self) -> tuple[type[_Fast], tuple[str]]:
+        return _Fast, (self._tok.to_str(),)
 
     def add(self, tokens: dict[str, Special]) -> None:
         """Add special strings that the file does not have."""
         from tokenizers import AddedToken
 
         new = [AddedToken(t, lstrip=s.lstrip, rstrip=s.rstrip, normalized=False) for t, s in tokens.items()]
-        if self._tok.add_special_tokens(new):
-            self._json = self._tok.to_str()
-            self._load("tokenizer.json")
+        for tokenizer in (self._tok, self._plain):
+            tokenizer.add_special_tokens(new)
+        self.size = self._tok.get_vocab_size(with_added_tokens=True)
 
     def own(self) -> dict[str, Special]:
         """Special tokens of the file."""
-        entries = json.loads(self._json).get("added_tokens") or []
-        return {e["content"]: Special(e["id"], e["lstrip"], e["rstrip"], e["special"]) for e in entries}
+        added = self._tok.get_added_tokens_decoder()
+        return {t.content: Special(i, t.lstrip, t.rstrip, t.special) for i, t in added.items()}
 
     def encode(self, text: str, plain: bool) -> list[int]:
         return (self._plain if plain else self._tok).encode(text, add_special_tokens=False).ids
@@ -121,13 +94,6 @@ class _Fast:
     def piece(self, index: int) -> str:
         return self._tok.id_to_token(index) or ""
 
-    def __getstate__(self) -> str:
-        return self._json
-
-    def __setstate__(self, text: str) -> None:
-        self._json = text
-        self._load("tokenizer.json")
-
 
 class Tokenizer:
     """The tokenizer of an LLM, made with :meth:`from_folder`; pickles into loader workers.
@@ -138,20 +104,18 @@ class Tokenizer:
     always has a value) and ``vocab_size`` (ids the tokenizer can produce; the LLM may have more rows).
     """
 
-    def __init__(self, backend: _Backend, special: SpecialTokens, pad_token: str | None = None) -> None:
+    def __init__(self, backend: _SentencePiece | _Fast, special: SpecialTokens, pad_token: str | None = None) -> None:
         """See :meth:`from_folder`."""
         self._backend = backend
         self._special = special.by_text
         roles = special.roles
         self.bos, self.eos, self.unk = (roles.get(role) for role in ("bos", "eos", "unk"))
         self._slow = isinstance(backend, _SentencePiece)
-        if isinstance(backend, _SentencePiece):
-            for i in (self.bos, self.eos, self.unk):
-                if i is not None and i < backend.size:
-                    self._special.setdefault(backend.piece(i), Special(i, lstrip=False, rstrip=False))
+        for i in (self.bos, self.eos, self.unk) if self._slow else ():
+            if i is not None and i < backend.size:
+                self._special.setdefault(backend.piece(i), Special(i, lstrip=False, rstrip=False))
         pad = self.id_of(pad_token) if pad_token else None
-        fallbacks = (pad, roles.get("pad"), self.unk, self.eos, 0)
-        self.pad: int = next(i for i in fallbacks if i is not None)
+        self.pad: int = next(i for i in (pad, roles.get("pad"), self.unk, self.eos, 0) if i is not None)
         self.vocab_size = max([backend.size, *(token.id + 1 for token in self._special.values())])
         self._text_of = {token.id: text for text, token in self._special.items()}
         texts = sorted((t for t in self._special if t), key=len, reverse=True)
@@ -184,12 +148,12 @@ class Tokenizer:
             WeightsError: no folder, no tokenizer in it, or an unreadable file.
         """
         folder = Path(path)
-        files = {name: folder / name for name in ("tokenizer.model", "tokenizer.json")}
+        slow, fast = folder / "tokenizer.model", folder / "tokenizer.json"
         backend: _SentencePiece | _Fast
-        if files["tokenizer.model"].is_file():
-            backend = _SentencePiece(files["tokenizer.model"])
-        elif files["tokenizer.json"].is_file():
-            backend = _Fast(files["tokenizer.json"])
+        if slow.is_file():
+            backend = _SentencePiece(slow)
+        elif fast.is_file():
+            backend = _Fast(fast.read_text(encoding="utf-8"), fast)
         else:
             result = "no such folder" if not folder.is_dir() else "neither tokenizer.model nor tokenizer.json in it"
             raise WeightsError(f"tokenizer folder {folder}: {result}", fix="name the LLM's Hugging Face folder")
@@ -243,12 +207,11 @@ class Tokenizer:
 
         ``skip_special`` drops bos, eos, unk, pad and the other special tokens, as the published tokenizer does.
         """
-        ids = [int(i) for i in ids]
-        if skip_special:
-            ids = [i for i in ids if i not in self._skipped]
         out: list[str] = []
         run: list[int] = []
-        for i in ids:
+        for i in map(int, ids):
+            if skip_special and i in self._skipped:
+                continue
             if self._slow and i in self._text_of:
                 out += [self._backend.decode(run, skip_special), self._text_of[i]]
                 run = []
@@ -262,24 +225,24 @@ class Tokenizer:
 
     def _overlaps(self, text: str, literal: Ranges) -> bool:
         """Whether a special string is in a literal stretch, or overlaps one."""
-        result = [m.span() for m in self._split.finditer(text)] if self._split and literal else []
-        return any(start < b and a < end for start, end in result for a, b in literal)
+        matches = self._split.finditer(text) if self._split and literal else ()
+        return any(match.start() < b and a < match.end() for match in matches for a, b in literal)
 
     def _chunks(self, text: str, literal: Ranges) -> list[str | int]:
         """Plain chunks and special ids in order; a special token absorbs the blanks around it if it is told to."""
         parts: list[str] = []
-        special: list[str] = []
+        specials: list[str] = []
         start = at = 0
         for a, b in [*literal, (len(text), len(text))]:
             for match in self._split.finditer(text, at, a) if self._split else ():
                 parts.append(text[start : match.start()])
-                special.append(match.group())
+                specials.append(match.group())
                 start = match.end()
             at = b
         parts.append(text[start:])
         out: list[str | int] = []
         for k, part in enumerate(parts):
-            before, after = special[k - 1] if k else "", special[k] if k < len(special) else ""
+            before, after = specials[k - 1] if k else "", specials[k] if k < len(specials) else ""
             part = part.lstrip() if before and self._special[before].rstrip else part
             part = part.rstrip() if after and self._special[after].lstrip else part
             out += [*([part] if part else []), *([self._special[after].id] if after else [])]

@@ -25,12 +25,11 @@ _IMAGE_BYTES = (b"\x89PNG", b"\xff\xd8\xff", b"BM")
 log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class Short(Exception):
     """A file ended after ``count`` frames, fewer than it declares."""
 
-    def __init__(self, count: int) -> None:
-        super().__init__(count)
-        self.count = count
+    count: int
 
 
 @dataclass
@@ -46,7 +45,7 @@ class Clip:
 
 
 def check_backend(backend: Backend) -> None:
-    """Check that the decoder is installed. Raises ConfigError: it is not installed."""
+    """Raises ConfigError when a decoder asked for by name is not installed."""
     if backend != "auto" and not installed(backend):
         package = "decord" if backend == "decord" else "opencv-python-headless"
         raise ConfigError(f"video: backend {backend} is not installed", fix=f"pip install {package}, or backend: auto")
@@ -87,15 +86,11 @@ def _frames(items: list[Any], label: str) -> Clip:
 
     def one(index: int) -> Any:
         item = items[index]
-        if isinstance(item, str) and not _is_file(item):
-            return from_base64(item, f"{label} frame {index}")
-        return item
+        if not isinstance(item, str) or item.lower().endswith(IMAGES) or (len(item) < 1024 and Path(item).is_file()):
+            return item
+        return from_base64(item, f"{label} frame {index}")
 
     return Clip(len(items), None, lambda ids: [one(k) for k in ids])
-
-
-def _is_file(text: str) -> bool:
-    return text.lower().endswith(IMAGES) or (len(text) < 1024 and Path(text).is_file())
 
 
 def _folder(path: Path, label: str) -> list[Path]:
@@ -133,12 +128,11 @@ def _video(source: Path | bytes, label: str, backend: Backend) -> Clip:
 
 
 def _with_second(clip: Clip, source: Path | bytes, label: str) -> Clip:
-    """The video, with OpenCV as a fallback: decord opens files of some sizes whose frames it cannot read."""
-    first = clip.read
+    """The video, with OpenCV for frames that decord cannot give (it opens files of some sizes that it cannot copy)."""
 
     def read(ids: Sequence[int]) -> list[Any]:
         try:
-            return first(ids)
+            return clip.read(ids)
         except DataError:
             other = _with_opencv(source, label)
             if other is None:
@@ -176,9 +170,8 @@ def _with_decord(source: Path | bytes, label: str) -> Clip | None:
             return list(reader.get_batch(list(ids)).asnumpy())
         except (RuntimeError, decord.DECORDError) as error:
             reason = str(error).strip().splitlines()[-1]
-            raise DataError(
-                f"video {label}: damaged ({reason})", fix="fetch it again or set model.video.backend to opencv"
-            ) from None
+            fix = "fetch it again or set model.video.backend to opencv"
+            raise DataError(f"video {label}: damaged ({reason})", fix=fix) from None
 
     return Clip(count, rate, read)
 
@@ -187,16 +180,18 @@ def _with_opencv(source: Path | bytes, label: str) -> Clip | None:
     """None if OpenCV cannot open it. Frames are read in order, because seeking is inexact."""
     import cv2
 
-    kept = _on_disk(source) if isinstance(source, bytes) else None
+    kept: Any = None
+    if isinstance(source, bytes):  # OpenCV reads only files; this one is deleted with the object
+        kept = tempfile.NamedTemporaryFile(suffix=".video")  # noqa: SIM115
+        kept.write(source)
+        kept.flush()
     path = str(source) if kept is None else kept.name
     capture = cv2.VideoCapture(path)
     if not capture.isOpened():
         return None
     count, rate = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), float(capture.get(cv2.CAP_PROP_FPS))
     if count <= 0:
-        count = 0
-        while capture.grab():
-            count += 1
+        count = sum(1 for _ in iter(capture.grab, False))
     capture.release()
 
     def read(ids: Sequence[int]) -> list[Any]:
@@ -210,14 +205,6 @@ def _with_opencv(source: Path | bytes, label: str) -> Clip | None:
         return [result[k] for k in ids]
 
     return Clip(count, rate, read)
-
-
-def _on_disk(data: bytes) -> Any:
-    """A temporary file with ``data``, for OpenCV, which reads only files; deleted with the object."""
-    file = tempfile.NamedTemporaryFile(suffix=".video")  # noqa: SIM115
-    file.write(data)
-    file.flush()
-    return file
 
 
 @cache

@@ -66,18 +66,17 @@ class VideoRecipe:
         label = name or (source if isinstance(source, str) else type(source).__name__)
         seed = None if rng is None else rng.getrandbits(64)
         clip = open_clip(source, label, self.config.backend)
+        ids = self.frame_ids(clip, label, seed)
         try:
-            ids = self.frame_ids(clip, label, seed)
             frames = clip.read(ids)
-        except Short as error:  # the file declares more frames than it has
+        except Short as error:  # the file has fewer frames than its header says
             clip.count = error.count
             ids = self.frame_ids(clip, label, seed)
             frames = clip.read(ids)
-        tensors: dict[int, torch.Tensor] = {}
-        for index, frame in zip(ids, frames, strict=True):
-            if index not in tensors:
-                same_crop = None if seed is None else random.Random(seed)
-                tensors[index] = self.image(frame, f"{label} frame {index}", same_crop)
+        tensors = {
+            index: self.image(frame, f"{label} frame {index}", None if seed is None else random.Random(seed))
+            for index, frame in dict(zip(ids, frames, strict=True)).items()
+        }
         return torch.stack([tensors[index] for index in ids])
 
     def frame_ids(self, clip: Clip, label: str, seed: int | None) -> list[int]:
@@ -98,7 +97,8 @@ class VideoRecipe:
         if config.sampling == "uniform":
             return uniform_ids(clip.count, config.num_frames)
         if not clip.rate or clip.rate < 0:
-            raise DataError(f"video {label}: no frame rate", fix="set model.video.sampling to uniform or segments")
+            fix = "set model.video.sampling to uniform or segments"
+            raise DataError(f"video {label}: frames without a frame rate", fix=fix)
         return fps_ids(clip.count, clip.rate, config.fps, config.num_frames)
 
 
