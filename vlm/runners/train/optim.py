@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from vlm.common import dist
 from vlm.common.errors import UserError
-from vlm.models.protocols import ExemptsFromDecay
 from vlm.models.trainable import matching
 
 EVERYTHING = ("*",)  # globs that select every parameter
@@ -58,7 +58,8 @@ def split_parameters(model: nn.Module, decay_on: Sequence[str] = EVERYTHING) -> 
     Raises:
         UserError: a glob selects nothing that trains.
     """
-    modules = ((prefix, m) for prefix, m in model.named_modules() if isinstance(m, ExemptsFromDecay))
+    named: Iterable[tuple[str, Any]] = model.named_modules()
+    modules = [(prefix, m) for prefix, m in named if hasattr(m, "no_weight_decay")]  # timm's convention
     exempt = {f"{prefix}.{name}".lstrip(".") for prefix, m in modules for name in m.no_weight_decay()}
     training = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if tuple(decay_on) != EVERYTHING:
