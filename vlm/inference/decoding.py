@@ -34,12 +34,8 @@ def decode(
     if generation.num_beams > 1:
         with autocast(prompt.embeds.device, dtype):
             return beam_search(llm, prompt, generation, ends)
-    rows: list[list[int]] = [[] for _ in range(len(prompt.embeds))]
-    for step in steps(llm, prompt, generation, ends, dtype):
-        for row, token in zip(rows, step, strict=True):
-            if token is not None:
-                row.append(token)
-    return rows
+    written = zip(*steps(llm, prompt, generation, ends, dtype), strict=True)
+    return [[token for token in row if token is not None] for row in written]
 
 
 def steps(

@@ -53,7 +53,11 @@ class FeatureCache:
         if len({tokens.shape for tokens, _ in entries}) > 1:
             single = [Features(t[None], None if m is None else m[None]) for t, m in entries]
             return join([(torch.tensor([k], device=f.tokens.device), f) for k, f in enumerate(single)])
-        return Features(torch.stack([tokens for tokens, _ in entries]), _masks(entries))
+        tokens = torch.stack([tokens for tokens, _ in entries])
+        if all(mask is None for _, mask in entries):
+            return Features(tokens)
+        full = torch.ones(tokens.shape[1:-1], dtype=torch.bool, device=tokens.device)
+        return Features(tokens, torch.stack([full if mask is None else mask for _, mask in entries]))
 
     def clear(self) -> None:
         """Forget everything, e.g. after the weights have changed."""
@@ -68,10 +72,3 @@ class FeatureCache:
 def _key(medium: Tensor) -> str:
     data = medium.detach().to("cpu", torch.float32).contiguous()
     return f"{tuple(data.shape)}:{hashlib.sha1(data.numpy().tobytes(), usedforsecurity=False).hexdigest()}"
-
-
-def _masks(entries: list[tuple[Tensor, Tensor | None]]) -> Tensor | None:
-    if all(mask is None for _, mask in entries):
-        return None
-    full = entries[0][0].new_ones(entries[0][0].shape[:-1], dtype=torch.bool)
-    return torch.stack([full if mask is None else mask for _, mask in entries])

@@ -75,20 +75,15 @@ def example_of(record: Any, where: str, folder: Path) -> list[Message]:
     images = [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
     if not images and not question.strip():
         raise DataError(f"{where}: neither `image` nor `question`", fix=fix)
-    parts: list[Part] = [Image(_there(p, where, folder)) for p in images]
+    parts: list[Part] = []
+    for image in images:
+        path = isinstance(image, str | Path) and folder / image
+        if path and not path.is_file():
+            raise DataError(f"{where}: image {path}: no such file", fix=f"paths start from {folder or '.'}")
+        parts.append(Image(str(path) if path else image))
     check_placeholders(question, len(images), where)
     parts += [Text(question)] if question.strip() else []
     return [Message("user", tuple(parts)), Message("assistant", (Text(answer),))]
-
-
-def _there(image: Any, where: str, folder: Path) -> Any:
-    """The image; a path is completed and must exist."""
-    if not isinstance(image, str | Path):
-        return image
-    path = folder / image
-    if not path.is_file():
-        raise DataError(f"{where}: image {path}: no such file", fix=f"paths start from {folder or '.'}")
-    return str(path)
 
 
 def check_placeholders(text: str, images: int, where: str) -> None:

@@ -70,11 +70,13 @@ def build(
                 with gr.Row():
                     question, send = gr.Textbox(**look.widget("question")), gr.Button(**look.widget("send"))
                 with gr.Row():
-                    buttons = [send, *(gr.Button(**look.widget(name)) for name in ("stop", "again", "restart"))]
+                    stop, again, restart = (gr.Button(**look.widget(n)) for n in ("stop", "again", "restart"))
                 _shortcuts(engine, question)
         if examples:
             _gallery(examples, image, question, classes)
-        widgets = Widgets(gr.State(None), image, video, settings, bubbles, question, *buttons, *prompt)  # type: ignore
+        widgets = Widgets(
+            gr.State(None), image, video, settings, bubbles, question, send, stop, again, restart, *prompt
+        )
         _wire(widgets, Events(engine, generation, [n for n in settings if n != "keep"], stream))
     return page
 
