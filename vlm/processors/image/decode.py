@@ -92,11 +92,7 @@ def decode(source: Any, *, name: str = "", max_pixels: int = PIXEL_CAP) -> PILIm
 
 
 def from_base64(text: str, label: str) -> bytes:
-    """The bytes of a base64 text; a ``data:image/...;base64,`` head is allowed.
-
-    Raises:
-        DataError: it is not base64.
-    """
+    """The bytes of a base64 text; a ``data:image/...;base64,`` head is allowed. Raises DataError: it is not base64."""
     if text.startswith("data:"):
         text = text.partition(",")[2]
     try:

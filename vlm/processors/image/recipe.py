@@ -175,7 +175,7 @@ class ImageRecipe:
         return np.asarray(image)
 
     def _fast(self, pixels: np.ndarray, plan: Plan) -> np.ndarray:
-        """The same on an array, resized by torch; a level of 256 off where PIL rounds the other way."""
+        """The same on an array, resized by torch; one of 256 levels off where PIL rounds the other way."""
         import numpy as np
         import torch
         from PIL import Image
