@@ -12,14 +12,9 @@ from vlm.common.types import Features
 
 
 def join(parts: Sequence[tuple[Tensor, Features]]) -> Features:
-    """Merge groups of media into one padded tensor, in the original order.
+    """Groups of media in one order: ``[n, f, v, d]`` with the largest f and v, and a mask that is False at padding.
 
-    Args:
-        parts: for each group the indices ``[k]`` of its media and their features ``[k, f, v, d]``. Together the
-            indices are 0..n-1; f and v may differ between groups.
-
-    Returns:
-        Features ``[n, f, v, d]`` with the largest f and v, and a mask ``[n, f, v]`` that is False at padding.
+    ``parts`` are, per group, the places ``[k]`` of its media (together 0..n-1) and their features ``[k, f, v, d]``.
     """
     if len(parts) == 1 and torch.equal(parts[0][0].cpu(), torch.arange(len(parts[0][0]))):
         return parts[0][1]
@@ -28,7 +23,7 @@ def join(parts: Sequence[tuple[Tensor, Features]]) -> Features:
     tokens, masks = [], []
     for _, value in parts:
         f, v = (expected - have for expected, have in zip(most, value.tokens.shape[1:3]))
-        real = value.mask if value.mask is not None else torch.ones_like(value.tokens[..., 0], dtype=torch.bool)
+        real = torch.ones_like(value.tokens[..., 0], dtype=torch.bool) if value.mask is None else value.mask
         tokens.append(pad(value.tokens, (0, 0, 0, v, 0, f)))
         masks.append(pad(real, (0, v, 0, f)))
     return Features(torch.cat(tokens)[order], torch.cat(masks)[order])

@@ -66,7 +66,7 @@ def inject_lora(module: nn.Module, options: LoraOptions) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     chosen = "|".join(map(re.escape, target_layers(module, options.targets)))  # a list would match endings again
-    scale: Any = options.alpha  # any number will do, whatever its declared type
+    scale: Any = options.alpha  # peft takes any number, whatever its declared type
     config = LoraConfig(r=options.r, lora_alpha=scale, lora_dropout=options.dropout, target_modules=chosen, bias="none")
     inject_adapter_in_model(config, module, adapter_name=ADAPTER)
     for name, parameter in module.named_parameters():

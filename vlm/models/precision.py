@@ -26,7 +26,7 @@ DTYPES = {name: getattr(torch, full) for short, full in SHORT.items() for name i
 
 
 def parse_dtype(name: str | torch.dtype) -> torch.dtype:
-    """The dtype called ``name``. Raises ConfigError: an unknown spelling (see ``DTYPES``)."""
+    """The dtype called ``name``. Raises ConfigError: a spelling that is not in ``DTYPES``."""
     if isinstance(name, torch.dtype):
         return name
     if name not in DTYPES:

@@ -43,7 +43,7 @@ def quantize_llm(llm: Any, mode: str, device: torch.device) -> bool:
         raise ConfigError(f"model.llm.quantize: {mode!r} is unknown (allowed: {', '.join(MODES)})")
     missing = importlib.util.find_spec("bitsandbytes") is None
     if device.type == "cpu" or missing:
-        why = "bitsandbytes is not installed" if missing and device.type != "cpu" else "the device is a CPU"
+        why = "the device is a CPU" if device.type == "cpu" else "bitsandbytes is not installed"
         log.warning("model.llm.quantize: %s ignored because %s; the LLM stays in full precision", mode, why)
         return False
     import bitsandbytes

@@ -113,12 +113,10 @@ class VLM(nn.Module):
         keep = inputs.predicts()
         targets = inputs.targets(keep)
         with autocast(batch.ids.device, self.compute_dtype):
-            if not return_logits:
-                loss = self.llm.loss(self.llm(inputs, keep), targets)
-                return Output(loss + self._unused(batch), len(targets))
-            hidden = self.llm(inputs)
-            loss = self.llm.loss(hidden[keep], targets) + self._unused(batch)
-            return Output(loss, len(targets), self.llm.head(hidden).float(), inputs.labels)
+            hidden = self.llm(inputs, None if return_logits else keep)
+            loss = self.llm.loss(hidden[keep] if return_logits else hidden, targets) + self._unused(batch)
+            more = (self.llm.head(hidden).float(), inputs.labels) if return_logits else ()
+            return Output(loss, len(targets), *more)
 
     def _unused(self, batch: Batch) -> Tensor | float:
         """Zero, as a function of the trainable visual parameters, which a text-only batch does not use.

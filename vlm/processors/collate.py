@@ -90,10 +90,8 @@ def _stack(media: list[torch.Tensor]) -> tuple[torch.Tensor | None, torch.Tensor
         return None, None
     shapes = {tuple(m.shape[1:]) for m in media}
     if len(shapes) > 1:
-        raise DataError(
-            f"media of different sizes in one batch: {sorted(shapes)}",
-            fix="give every dataset of the run the same image size",
-        )
+        fix = "give every dataset of the run the same image size"
+        raise DataError(f"media of different sizes in one batch: {sorted(shapes)}", fix=fix)
     counts = [len(m) for m in media]
     if len(set(counts)) == 1:
         shared: torch.Tensor = torch.utils.data.default_collate(media)  # shared memory in a worker

@@ -96,10 +96,8 @@ class Processor:
         example = self._example(spans, segments, sample, rng if augment else None)
         if not example.num_targets:
             limit = "model.text.max_turn_len" if self.text_cfg.max_turn_len > 0 else "model.max_txt_len"
-            raise DataError(
-                f"sample {_name(sample)}: no supervised token",
-                fix=f"give it an answer, or raise {limit}",
-            )
+            fix = f"give it an answer, or raise {limit}"
+            raise DataError(f"sample {_name(sample)}: no supervised token", fix=fix)
         return example
 
     def encode_chat(self, messages: Sequence[Message]) -> Example:
@@ -232,14 +230,9 @@ def build_processor(model_cfg: ModelConfig) -> Processor:
             for a medium than the tokenizer has.
     """
     text_cfg = model_cfg.text.config
-    tokenizer = Tokenizer.from_folder(
-        text_cfg.tokenizer or model_cfg.llm.config.path,
-        text_cfg.pad_token,
-        special_tokens=text_cfg.special_tokens,
-        new_pad_token=text_cfg.new_pad_token,
-        bos_id=text_cfg.bos_id,
-        eos_id=text_cfg.eos_id,
-    )
+    names = ("pad_token", "special_tokens", "new_pad_token", "bos_id", "eos_id")
+    options = {name: getattr(text_cfg, name) for name in names}
+    tokenizer = Tokenizer.from_folder(text_cfg.tokenizer or model_cfg.llm.config.path, **options)
     template = resolve("template", model_cfg.template.name)(model_cfg.template.config)
     image = resolve("image", model_cfg.image.name)(model_cfg.image.config)
     frames = model_cfg.video

@@ -86,15 +86,10 @@ def tiny_model(**changes: Any) -> VLM:
 
 
 def tiny_example(before: int, after: int, answer: int, media: int = 1, seed: int = 0, size: int = 28) -> Example:
-    """A random training example for :func:`tiny_model`.
+    """A random training example for :func:`tiny_model`; ``seed`` draws ids and pixels.
 
-    Args:
-        before: ids before the images, besides the begin id.
-        after: ids between the images and the answer.
-        answer: supervised ids.
-        media: images ``[1, 3, size, size]``; an id follows the placeholder of each.
-        seed: of ids and pixels.
-        size: side of the images in pixels.
+    ``before`` ids (besides the begin id), ``media`` images ``[1, 3, size, size]``, each with an id after its
+    placeholder, ``after`` ids, and ``answer`` supervised ids.
     """
     draw = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, LLAMA["vocab_size"], (before + after + answer,), generator=draw).tolist()
@@ -126,12 +121,9 @@ class MeanColors(nn.Module):
 
 
 def tiny_engine(tokenizer: Path | str, template: BaseTemplate | None = None, **llm: Any) -> Engine:
-    """An engine over :class:`MeanColors` and a random LLaMA, enough to decode with.
+    """An engine over :class:`MeanColors` and a random LLaMA (``llm``: sizes to replace), enough to decode with.
 
-    Args:
-        tokenizer: a folder with the files of a tokenizer.
-        template: None: ``plain``.
-        llm: sizes to replace in the language model's configuration.
+    ``tokenizer`` is a folder with the files of a tokenizer; the default template is ``plain``.
     """
     torch.manual_seed(0)
     vision, model = MeanColors(), HFCausalLM(HFCausalLM.Config(config={**LLAMA, **llm}))

@@ -28,7 +28,7 @@ class Concat(nn.Module):
         self.out_dim = in_dim * config.group
 
     def num_tokens(self, in_tokens: int) -> int:
-        """``(in_tokens - drop_cls) / group``. Raises ConfigError: the tokens do not divide into groups."""
+        """Tokens per frame that leave the bridge. Raises ConfigError: the tokens do not divide into groups."""
         patches = in_tokens - int(self.config.drop_cls)
         if patches % self.config.group:
             raise ConfigError(

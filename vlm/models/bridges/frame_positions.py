@@ -66,7 +66,5 @@ class FramePositions(nn.Module):
         if how == "interpolate":
             table = self.positions.T[None].float()
             return F.interpolate(table, size=frames, mode="linear", align_corners=True)[0].T.to(self.positions.dtype)
-        raise DataError(
-            f"a video of {frames} frames, but the model has positions for {count}",
-            fix=f"take {count} frames of each video, or set other_counts: interpolate at model.bridge frame_positions",
-        )
+        fix = f"take {count} frames of each video, or set other_counts: interpolate at model.bridge frame_positions"
+        raise DataError(f"a video of {frames} frames, but the model has positions for {count}", fix=fix)

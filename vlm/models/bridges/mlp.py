@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import nn
 
@@ -30,9 +31,7 @@ class MLP(nn.Module):
         self.config = config
         self.out_dim = config.out_dim or llm_dim
         widths = [in_dim] + [config.hidden_dim or llm_dim] * (config.depth - 1) + [self.out_dim]
-        layers: list[nn.Module] = []
-        for a, b in zip(widths, widths[1:], strict=False):
-            layers += [nn.Linear(a, b), nn.GELU()]
+        layers = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.GELU())]
         self.layers = nn.Sequential(*layers[:-1])
 
     def num_tokens(self, in_tokens: int) -> int:

@@ -40,18 +40,14 @@ class QFormer(nn.Module):
         from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
         self.config = config
-        options: dict[str, Any] = {"attn_implementation": "sdpa"}
+        same = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "layer_norm_eps")
+        sizes: dict[str, Any] = {name: getattr(config, name) for name in same} | {"attn_implementation": "sdpa"}
         inner = Blip2QFormerConfig(
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            intermediate_size=config.intermediate_size,
+            **sizes,
             hidden_dropout_prob=config.dropout,
             attention_probs_dropout_prob=config.dropout,
-            layer_norm_eps=config.layer_norm_eps,
             cross_attention_frequency=config.cross_attention_freq,
             encoder_hidden_size=in_dim,
-            **options,
         )
         self.qformer = Blip2QFormerModel(inner)
         self.query_tokens = nn.Parameter(torch.empty(1, config.num_query_tokens, config.hidden_size))

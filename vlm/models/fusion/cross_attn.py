@@ -65,10 +65,8 @@ class CrossAttention:
         """
         if not self.config.uniform_when_missing:
             check_placeholders(batch, visual)
-        ids, segments = (
-            torch.where(batch.ids == MEDIA_TOKEN, self.config.image_token_id or 0, batch.ids),
-            batch.segments,
-        )
+        ids = torch.where(batch.ids == MEDIA_TOKEN, self.config.image_token_id or 0, batch.ids)
+        segments = batch.segments
         packed, data = int(segments.max()) > 1, self._data(batch, visual)
         return LLMInputs(self.llm.embed(ids), segments, restart_positions(segments), batch.labels, packed, data)
 

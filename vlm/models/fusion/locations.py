@@ -30,7 +30,7 @@ def locate(placeholders: Tensor, segments: Tensor, attend_previous: bool) -> Ten
 
 
 def earlier(placeholders: Tensor, segments: Tensor) -> Tensor:
-    """``[b, s]`` number of placeholders in the row before the position's own sample."""
+    """``[b, s]`` how many placeholders precede, in the row, the position's own sample."""
     count = placeholders.long().cumsum(1) - placeholders.long()
     return count.gather(1, borders(segments)[0])
 

@@ -102,10 +102,8 @@ def check_placeholders(batch: Batch, visual: Features | None) -> None:
         if w != h
     ]
     counts = "; ".join(bad) or f"{int(want.sum())} placeholder(s), {media} image(s)"
-    raise PromptError(
-        f"placeholders and images do not agree: {counts}",
-        fix="write one image placeholder (<ImageHere>) for each image, in the order of the images",
-    )
+    fix = "write one image placeholder (<ImageHere>) for each image, in the order of the images"
+    raise PromptError(f"placeholders and images do not agree: {counts}", fix=fix)
 
 
 def _name(batch: Batch, row: int) -> str:

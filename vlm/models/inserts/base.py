@@ -57,16 +57,12 @@ class InsertData:
 class Insert(nn.Module):
     """Base of the inserts: ``layers`` holds a module per decoder layer, keyed by the layer's number.
 
-    A subclass is constructed with ``(config, llm_dim, num_layers, visual_dim)``, fills ``layers`` and overrides
-    ``before`` or ``after``. State-dict keys: ``layers.<number of the decoder layer>.*``; the LLM's keys do not
-    change. Nothing of a call may be stored on the module: several calls can run at a time.
+    The contract is :class:`~vlm.models.protocols.LayerInsert`; a subclass fills ``layers`` and overrides ``before`` or
+    ``after``.
     """
 
     needs_data: ClassVar[bool] = False
-    """Whether it reads :class:`InsertData`; a call without media then leaves its parameters unused."""
-
     reads: ClassVar[tuple[str, ...]] = ()
-    """Names in ``InsertData.tokens`` that the fusion must provide (its class attribute ``provides``)."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -28,16 +28,9 @@ class MaskedCrossAttention(nn.Module):
         self.to_out = nn.Linear(inner, width, bias=False)
 
     def forward(self, hidden: Tensor, media: Tensor, allowed: Tensor | None, even: Tensor | None = None) -> Tensor:
-        """Attend.
+        """``hidden [b, s, d]``, ``media [b, m, e]`` -> ``[b, s, d]``, zero where nothing is allowed.
 
-        Args:
-            hidden: ``[b, s, d]``.
-            media: ``[b, m, e]``, not normalised here.
-            allowed: ``[b, s, m]`` bool; None allows all.
-            even: ``[b, s]`` bool; positions that attend to all allowed tokens uniformly, or None.
-
-        Returns:
-            ``[b, s, d]``; zero at positions that may attend to nothing.
+        ``allowed [b, s, m]`` None allows all; positions of ``even [b, s]`` attend to all allowed tokens uniformly.
         """
         query = self.to_q(self.norm(hidden))
         if even is not None:

@@ -28,14 +28,9 @@ class Layout:
 
 
 def pack(segments: Tensor, position_ids: Tensor) -> tuple[Tensor, Layout]:
-    """Lay out a batch.
+    """Flat indices ``[T]`` of the real tokens in ``[b * L]``, and their layout.
 
-    Args:
-        segments: ``[b, L]``, 0 at padding.
-        position_ids: ``[b, L]`` restarting at each segment.
-
-    Returns:
-        Flat indices ``[T]`` of the real tokens in ``[b * L]``, and the layout.
+    ``segments [b, L]`` are 0 at padding; ``position_ids [b, L]`` restart at each segment.
     """
     flat = segments.flatten()
     index = flat.nonzero()[:, 0]
@@ -51,14 +46,9 @@ def pack(segments: Tensor, position_ids: Tensor) -> tuple[Tensor, Layout]:
 def attention(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """SDPA for transformers; with a ``layout`` among its arguments it works on a packed row.
+    """SDPA for transformers; with a ``layout`` among its arguments it works on a packed row and ignores ``mask``.
 
-    Args:
-        query: ``[b, heads, s, d]``; key and value ``[b, kv_heads, s, d]``.
-        mask: as transformers made it; ignored with a layout.
-
-    Returns:
-        ``[b, s, heads, d]``, and None for the weights.
+    ``query [b, heads, s, d]``, ``key`` and ``value [b, kv_heads, s, d]`` -> ``[b, s, heads, d]``, and None for weights.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 

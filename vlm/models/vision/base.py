@@ -20,10 +20,7 @@ class Float32LayerNorm(nn.LayerNorm):
 
 
 def check_pixels(pixels: Tensor, image_size: int) -> None:
-    """Check the shape ``[n, f, 3, h, w]``.
-
-    Raises ConfigError: not five dimensions, or not ``image_size`` pixels square.
-    """
+    """Raises ConfigError unless ``pixels`` are ``[n, f, 3, image_size, image_size]``."""
     if pixels.dim() != 5 or pixels.shape[-2:] != (image_size, image_size):
         raise ConfigError(
             f"the vision encoder takes pixels [n, f, 3, {image_size}, {image_size}], got {list(pixels.shape)}",

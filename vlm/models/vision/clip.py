@@ -78,11 +78,7 @@ class Clip(nn.Module):
         return self.model.encoder.layers
 
     def forward(self, pixels: Tensor) -> Features:
-        """``[n, f, 3, h, w]`` -> ``[n, f, num_tokens, out_dim]``, the class token first when it is kept.
-
-        Raises:
-            ConfigError: pixels of another size.
-        """
+        """``[n, f, 3, h, w]`` -> ``[n, f, num_tokens, out_dim]``, the class token first; errors: ``check_pixels``."""
         check_pixels(pixels, self.image_size)
         states = self.model.pre_layrnorm(self.model.embeddings(pixels.flatten(0, 1)))
         states = self.model.encoder(inputs_embeds=states).last_hidden_state
@@ -114,10 +110,8 @@ def read_vision_config(folder: Path) -> dict[str, Any]:
     """
     file = folder / "config.json"
     if not file.is_file():
-        raise WeightsError(
-            f"model.vision.path: no CLIP in {folder} (config.json is missing)",
-            fix="give a folder such as a download of openai/clip-vit-large-patch14",
-        )
+        fix = "give a folder such as a download of openai/clip-vit-large-patch14"
+        raise WeightsError(f"model.vision.path: no CLIP in {folder} (config.json is missing)", fix=fix)
     try:
         declared = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -56,18 +56,14 @@ class EvaViT(nn.Module):
         from timm.models.eva import Eva
 
         self.config = config
+        same = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "drop_path_rate")
         self.vit = Eva(
             img_size=config.image_size,
-            patch_size=config.patch_size,
+            **{name: getattr(config, name) for name in same},
             num_classes=0,
             global_pool="",
-            embed_dim=config.embed_dim,
-            depth=config.depth,
-            num_heads=config.num_heads,
             qkv_bias=True,
             qkv_fused=True,
-            mlp_ratio=config.mlp_ratio,
-            drop_path_rate=config.drop_path_rate,
             norm_layer=partial(LayerNorm, eps=1e-6),
             use_post_transformer_norm=False,
             use_fc_norm=False,

@@ -66,10 +66,7 @@ def plan_crop(
         if 0 < w <= width and 0 < h <= height:
             left, top = rng.randint(0, width - w), rng.randint(0, height - h)
             return left, top, left + w, top + h
-    w, h = width, height
-    if width / height < ratio[0]:
-        h = max(round(width / ratio[0]), 1)
-    elif width / height > ratio[1]:
-        w = max(round(height * ratio[1]), 1)
+    w = max(round(height * ratio[1]), 1) if width / height > ratio[1] else width
+    h = max(round(width / ratio[0]), 1) if width / height < ratio[0] else height
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h

@@ -178,7 +178,7 @@ class ImageRecipe:
         return np.asarray(image)
 
     def _fast(self, pixels: np.ndarray, plan: Plan) -> np.ndarray:
-        """The same for an array, resized by torch; up to one level of 256 off where PIL rounds differently."""
+        """The same on an array, resized by torch; one of 256 levels off where PIL rounds the other way."""
         import numpy as np
         import torch
         from PIL import Image

@@ -66,10 +66,8 @@ class Template(BaseTemplate):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         if config.prompt_template.count("{}") != 1:
-            raise ConfigError(
-                f"template.prompt_template {config.prompt_template!r} needs exactly one {{}}",
-                fix="write {} where the question goes, e.g. '###Human: {} ###Assistant: '",
-            )
+            fix = "write {} where the question goes, e.g. '###Human: {} ###Assistant: '"
+            raise ConfigError(f"template.prompt_template {config.prompt_template!r} needs exactly one {{}}", fix=fix)
         self.prompts = _read_pool(config.prompt_path) if config.prompt_path else []
 
     def train_segments(self, sample: Sample, rng: random.Random) -> list[Segment]:
@@ -171,10 +169,8 @@ def _read_pool(path: str) -> list[str]:
     """Lines of a prompt file that contain ``<ImageHere>``."""
     lines = [line for line in read_lines(path) if IMAGE_PLACEHOLDER in line]
     if not lines:
-        raise ConfigError(
-            f"template.prompt_path: {path} has no line with {IMAGE_PLACEHOLDER}",
-            fix=f"write lines such as '<Img>{IMAGE_PLACEHOLDER}</Img> Describe this image in detail.'",
-        )
+        fix = f"write lines such as '<Img>{IMAGE_PLACEHOLDER}</Img> Describe this image in detail.'"
+        raise ConfigError(f"template.prompt_path: {path} has no line with {IMAGE_PLACEHOLDER}", fix=fix)
     return lines
 
 

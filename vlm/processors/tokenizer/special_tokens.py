@@ -53,7 +53,7 @@ class SpecialTokens:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The mapping in ``file``, empty if there is no file. Raises WeightsError: not JSON."""
+    """The mapping in ``file``, empty without one. Raises WeightsError: not JSON."""
     if not file.is_file():
         return {}
     try:
