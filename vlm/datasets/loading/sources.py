@@ -22,23 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class Source:
-    """A dataset of a run.
+    """A dataset of a run."""
 
-    name        of the corpus
-    batch_size  samples of a batch of one process
-    ratio       weight in the mixture
-    text        text processor
-    group       the group it belongs to, with ``mixing: joint``
-    text_only   its samples must not have media
-    """
-
-    name: str
+    name: str  # of the corpus
     dataset: Any
-    batch_size: int = 1
-    ratio: float = 1.0
-    text: Clean | None = None
-    group: str = ""
-    text_only: bool = False
+    batch_size: int = 1  # samples of a batch of one process
+    ratio: float = 1.0  # weight in the mixture
+    text: Clean | None = None  # text processor
+    group: str = ""  # the group it belongs to, with ``mixing: joint``
+    text_only: bool = False  # its samples must not have media
 
 
 @dataclass(frozen=True)
