@@ -30,7 +30,7 @@ def names(result: WorkerResult) -> list[str]:
 
 
 def test_a_job_always_gives_the_same_samples(source: Source, processor: Processor) -> None:
-    job = Job(0, tuple(enumerate([Ref(0, 0), Ref(0, 5)])))
+    job = Job(tuple(enumerate([Ref(0, 0), Ref(0, 5)])))
     one, two = (SampleReader([source], processor, seed=3)[job] for _ in range(2))
     assert [s.example.ids for s in one.samples] == [s.example.ids for s in two.samples]
     assert names(one) == ["0", "5"]
@@ -38,7 +38,7 @@ def test_a_job_always_gives_the_same_samples(source: Source, processor: Processo
 
 
 def test_a_bad_record_is_replaced_by_another_or_left_out(source: Source, processor: Processor) -> None:
-    job = Job(0, tuple(enumerate([Ref(0, 2), Ref(0, 4)])))
+    job = Job(tuple(enumerate([Ref(0, 2), Ref(0, 4)])))
     replaced = SampleReader([source], processor, seed=3)[job]
     other, kept = names(replaced)
     assert other != "2" and kept == "4"
@@ -46,7 +46,7 @@ def test_a_bad_record_is_replaced_by_another_or_left_out(source: Source, process
     assert [(b.source, b.key) for b in replaced.bad] == [("folder", "2")]
     left_out = SampleReader([source], processor, seed=3, replace_bad=False)
     assert names(left_out[job]) == ["4"]
-    assert names(left_out[Job(0, ((0, Ref(0, 2)),))]) == []
+    assert names(left_out[Job(((0, Ref(0, 2)),))]) == []
 
 
 def test_a_chunk_travels_whole(processor: Processor) -> None:

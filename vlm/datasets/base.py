@@ -98,11 +98,6 @@ def record_count(dataset: Any) -> int | None:
     return None if isinstance(dataset, StreamDataset) else len(dataset)
 
 
-def record_name(index: int, raw: Any) -> str:
-    """How messages name a record: by the key of a raw record that has one, else by its index."""
-    return str(raw.key if hasattr(raw, "key") else index)
-
-
 def text_roles(dataset: Any) -> tuple[Role, ...]:
     """Roles whose text passes through the text processor: ``dataset.config.text_roles``, else none."""
     configured = hasattr(dataset, "config") and hasattr(dataset.config, "text_roles")

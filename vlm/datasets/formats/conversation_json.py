@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from vlm.common.registry import register_dataset
 from vlm.common.types import Image, Role, Sample
 from vlm.datasets.base import field
 from vlm.datasets.formats.table.media import sources
-from vlm.datasets.formats.table.read import Record, RowDataset
+from vlm.datasets.formats.table.read import RowDataset
 from vlm.datasets.formats.table.templates import fill
 from vlm.datasets.formats.turns import Medium, attach_media, check_order, read_turns
 
@@ -53,19 +52,16 @@ class ConversationJson(RowDataset):
 
     def __getitem__(self, index: int) -> Sample:
         record, where = self._rows[index]
-        media: list[Medium] = [Image(s) for s in sources(self._name(record, where), self.config.image_path, where)]
+        name = record.get("image")
+        if name is None and self.config.image_pattern:
+            name = fill(self.config.image_pattern, record, where)
+        media: list[Medium] = [Image(s) for s in sources(name, self.config.image_path, where)]
         turns = read_turns(field(record, "conversations", where), where)
         check_order(turns, where)
         turns = _overlapping(turns) if self.config.overlapping_pairs else turns
         messages = attach_media([self._cleaned(*turn) for turn in turns], media, where, self.config.image_first)
-        if self.config.first_pair_only:
-            messages = messages[:2]
-        return Sample(messages=tuple(messages), id=str(record.get("id", index)))
-
-    def _name(self, record: Record, where: str) -> Any:
-        pattern = self.config.image_pattern
-        named = record.get("image")
-        return fill(pattern, record, where) if named is None and pattern else named
+        used = messages[:2] if self.config.first_pair_only else messages
+        return Sample(messages=tuple(used), id=str(record.get("id", index)))
 
     def _cleaned(self, role: Role, text: str) -> tuple[Role, str]:
         if role != "user":

@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing
 from itertools import count, groupby
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
@@ -75,7 +75,10 @@ def read_shard(shard: str) -> Iterator[ShardRecord]:
     """
     key, seen, streamed = "", set[str](), is_remote(shard) or not shard.endswith(".tar")
     try:
-        with closing(open_remote(shard)) if streamed else nullcontext() as stream, _opened(shard, stream) as tar:
+        with (
+            closing(open_remote(shard)) if streamed else open(shard, "rb") as stream,
+            tarfile.open(fileobj=stream, mode="r|*" if streamed else "r:", tarinfo=_Header) as tar,
+        ):
             for key, infos in groupby(_files(tar), key=lambda info: split_name(info.name)[0]):
                 fault, members = "", Members()
                 if key in seen:
@@ -89,17 +92,11 @@ def read_shard(shard: str) -> Iterator[ShardRecord]:
                         fault = f"two members with the extension {ext!r}, the second is {name!r}"
                     members[ext] = _bytes(tar, info) if streamed else (info.offset_data, info.size)
                 yield ShardRecord(shard, key, Members() if fault else members, fault)
-            if not tar.has_end:
+            if not hasattr(tar, "has_end"):
                 raise EOFError("no end marker: truncated, records may be missing")
     except _BROKEN as error:
         kind = "unreadable" if is_remote(shard) else "damaged tar"
         yield ShardRecord(shard, f"after {key or 'start'}", Members(), f"{kind} ({error})")
-
-
-class _Tar(tarfile.TarFile):
-    """A tar file that knows whether its end marker was read."""
-
-    has_end = False
 
 
 class _Header(tarfile.TarInfo):
@@ -114,11 +111,7 @@ class _Header(tarfile.TarInfo):
             raise
 
 
-def _opened(shard: str, stream: IO[bytes] | None) -> _Tar:
-    return _Tar.open(shard if stream is None else None, "r:" if stream is None else "r|*", stream, tarinfo=_Header)
-
-
-def _files(tar: _Tar) -> Iterator[tarfile.TarInfo]:
+def _files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     while (info := tar.next()) is not None:
         tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
         if info.isfile():

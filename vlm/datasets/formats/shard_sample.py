@@ -132,12 +132,8 @@ def _message(turn: Any, read: Callable[[str], bytes], known: set[str], where: st
     return result
 
 
-def _only_item(part: Any) -> tuple[str, Any]:
-    return next(iter(part.items())) if isinstance(part, dict) and len(part) == 1 else ("", None)
-
-
 def _part(part: Any, read: Callable[[str], bytes], known: set[str], where: str) -> Part:
-    kind, value = _only_item(part)
+    kind, value = next(iter(part.items())) if isinstance(part, dict) and len(part) == 1 else ("", None)
     if kind in ("text", "input") and isinstance(value, str):
         return Input(value) if kind == "input" else Text(value)
     names = value if isinstance(value, list) and kind == "video" else [value]

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from vlm.common.errors import DataError
 from vlm.common.types import Image, Message, Part, Role, Video
 from vlm.datasets.base import message
 
-ROLES: dict[str, Role] = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "system": "system",
-}
+ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "model": "assistant", **{r: r for r in get_args(Role)}}
 """Names of speakers in published files."""
 
 MEDIA_PLACEHOLDER = re.compile(r"\n?<(?:image|video)>\n?")

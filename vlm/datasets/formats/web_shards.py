@@ -72,11 +72,9 @@ class WebShards:
             if len(pending) < self.config.shuffle:
                 pending.append(record)
                 continue
-            if not pending:
-                yield record
-                continue
-            place = rng.randrange(len(pending))
-            pending[place], record = record, pending[place]
+            if pending:
+                place = rng.randrange(len(pending))
+                pending[place], record = record, pending[place]
             yield record
         rng.shuffle(pending)
         yield from pending

@@ -10,6 +10,7 @@ import time
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,24 +35,18 @@ _PARTICULAR = re.compile(r"'[^']*'|\"[^\"]*\"|\S*[/\\]\S*|\S*\d\S*")
 """What differs between records with the same fault: quoted texts, paths, numbers."""
 
 
-class BlankPixels:
-    """Replaces an image or video recipe where only lengths matter; pickles into workers."""
-
-    def __init__(self, *frames: int) -> None:
-        self._shape = (*frames, 3, 1, 1)
-
-    def __call__(self, *_: Any, **__: Any) -> torch.Tensor:
-        """Black pixels ``[3, 1, 1]``, or ``[f, 3, 1, 1]`` for a video of f frames."""
-        return torch.zeros(self._shape)
+def _blank(shape: tuple[int, ...], *_: Any, **__: Any) -> torch.Tensor:
+    """Black pixels in place of those of a recipe; unlike a lambda, it pickles into workers."""
+    return torch.zeros(shape)
 
 
 def without_pixels(processor: Processor) -> Processor:
     """A processor with the same ids that reads no media; a video counts the most frames that are ever taken."""
     blind = copy.copy(processor)
-    blind.image = BlankPixels()  # type: ignore[assignment]
+    blind.image = partial(_blank, (3, 1, 1))  # type: ignore[assignment]
     if processor.video is not None:
-        config: Any = processor.video.config if hasattr(processor.video, "config") else None
-        blind.video = BlankPixels(config.num_frames if hasattr(config, "num_frames") else 1)
+        config = processor.video.config if hasattr(processor.video, "config") else None
+        blind.video = partial(_blank, (config.num_frames if hasattr(config, "num_frames") else 1, 3, 1, 1))
     return blind
 
 

@@ -68,16 +68,12 @@ def _made(assembler: Assembler, items: list[EncodedSample], size: int) -> list[l
     batches = []
     for k in range(0, len(items), size):
         assembler.add(WorkerResult(items[k : k + size]))
-        while (rows := assembler.pop()) is not None:
-            batches.append(rows)
+        batches += iter(assembler.pop, None)
     return batches
 
 
 def _waste(batches: list[list[list[EncodedSample]]], row: int = 0) -> float | None:
     """Padding; None without a batch. ``row``: positions of every row; 0: those of the longest row of the batch."""
-    tokens = positions = 0
-    for rows in batches:
-        used = [sum(item.tokens for item in items) for items in rows]
-        tokens += sum(used)
-        positions += len(rows) * (row or max(used))
-    return 1 - tokens / positions if positions else None
+    used = [[sum(item.tokens for item in items) for items in rows] for rows in batches]
+    positions = sum(len(rows) * (row or max(rows)) for rows in used)
+    return 1 - sum(map(sum, used)) / positions if positions else None

@@ -29,7 +29,8 @@ def report_lines(report: DatasetCheck, found: Mapping[str, Any], limit: int | No
             f"  trained      {report.targets:,} tokens, {report.targets / sum(report.lengths):.1%} of all positions"
         )
     if found["length"]:
-        lines.append(f"  length       {'  '.join(f'{k} {v:,}' for k, v in found['length'].items())}  ({_unit(report)})")
+        unit = "positions in the LLM" if report.unit == "tokens" else "characters of text"
+        lines.append(f"  length       {'  '.join(f'{k} {v:,}' for k, v in found['length'].items())}  ({unit})")
     lines.append(f"  time         {report.seconds:.1f} s{rate}")
     if found["padding"]:
         shown = ", ".join(f"{BATCHING_MODES[k]} {v:.1%}" for k, v in found["padding"].items())
@@ -38,10 +39,6 @@ def report_lines(report: DatasetCheck, found: Mapping[str, Any], limit: int | No
         lines.append(f"  {count:,} x {kind}")
         lines += [f"      {bad.key}: {bad.reason.splitlines()[0]}" for bad in examples]
     return lines
-
-
-def _unit(report: DatasetCheck) -> str:
-    return "positions in the LLM" if report.unit == "tokens" else "characters of text"
 
 
 def check_results(report: DatasetCheck, group: int = 0, packing: Packing | None = None) -> dict[str, Any]:

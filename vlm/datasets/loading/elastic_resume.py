@@ -63,8 +63,7 @@ def _missed(states: Sequence[dict[str, Any]], sampler: JobSampler) -> list[Key]:
     missed = []
     while saved.step < fastest["step"]:
         refs = enumerate(saved.take())
-        missed += [r.key for place, r in refs if states[place % len(states)]["step"] <= saved.step]
-        saved.step += 1
+        missed += [r.key for place, r in refs if states[place % len(states)]["step"] < saved.step]
     if saved.state_dict()["sources"] != fastest["sources"]:
         raise DataError(
             "the data positions of the saved processes do not belong to one run",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -24,9 +25,9 @@ def groups_of(sources: Sequence[Source]) -> dict[str, list[int]]:
             f"run.mixing is joint, but {', '.join(missing)} belong{'s' if len(missing) == 1 else ''} to no group",
             fix=f"set datasets.{missing[0]}.group, e.g. vision or language",
         )
-    result: dict[str, list[int]] = {}
+    result = defaultdict[str, list[int]](list)
     for number, source in enumerate(sources):
-        result.setdefault(source.group, []).append(number)
+        result[source.group].append(number)
     for name, members in result.items():
         if not any(sources[m].ratio > 0 for m in members):
             raise ConfigError(
@@ -66,13 +67,10 @@ def ratios_from_sizes(entries: Mapping[str, DatasetEntry], sources: Sequence[Sou
 
 def record_counts(sources: Sequence[Source], members: Sequence[int]) -> list[int] | None:
     """Record counts of a group's datasets; None if one is a stream or the ratios are not proportional to them."""
-    counts = [record_count(sources[m].dataset) for m in members]
-    result = [n for n in counts if n is not None]
-    if len(result) < len(counts):
-        return None
-    first = sources[members[0]].ratio
-    proportional = all(sources[m].ratio * result[0] == first * n for m, n in zip(members, result, strict=True))
-    return result if proportional else None
+    own = [sources[m] for m in members]
+    result = [n for s in own if (n := record_count(s.dataset)) is not None]
+    same = all(s.ratio * result[0] == own[0].ratio * n for s, n in zip(own, result, strict=False))
+    return result if same and len(result) == len(own) else None
 
 
 def mixing_policy(name: MixingName, sources: Sequence[Source], seed: int, batch_size: int | None) -> MixingPolicy:

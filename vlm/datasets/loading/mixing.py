@@ -32,19 +32,13 @@ def draw_source(seed: int, step: int, weights: Sequence[float], purpose: str = "
 
 @dataclass
 class MixingPolicy:
-    """Chooses the dataset of every sample of a global job; :meth:`draw` is what a policy must have.
+    """Chooses the dataset of every sample of a global job; :meth:`draw` is what a policy must have."""
 
-    name     value of ``run.mixing``, stored with a checkpoint
-    weights  ratio of each source
-    sizes    samples of a batch of one process: of each source (``batch``), of each group (``joint``), or one number
-    groups   source numbers of each group that takes turns; empty if there are none
-    """
-
-    name: ClassVar[MixingName]
+    name: ClassVar[MixingName]  # value of run.mixing, stored with a checkpoint
     seed: int
-    weights: Sequence[float]
-    sizes: Sequence[int]
-    groups: Sequence[Sequence[int]] = ()
+    weights: Sequence[float]  # ratio of each source
+    sizes: Sequence[int]  # samples of a batch of one process: of each source (batch), of each group (joint), or one
+    groups: Sequence[Sequence[int]] = ()  # source numbers of each group that takes turns; empty if there are none
 
     def draw(self, step: int, position: int, world_size: int, taken: Callable[[int], int]) -> list[int]:
         """The source of each sample of a global job.

@@ -60,7 +60,10 @@ class Quarantine:
             self._write(record)
         count = self.bad[source]
         total = count + self.good[source]
-        if bad and count >= MIN_BAD and count > self._most(total):
+        most = self._max_share * total
+        if total < self._early:
+            most += 3 * math.sqrt(most * (1 - self._max_share))
+        if bad and count >= MIN_BAD and count > most:
             shown = "".join(f"\n  - {b.key}: {b.reason}" for b in examples)
             raise DataError(
                 f"dataset {source}: {count} of {total} records could not be used, "
@@ -68,11 +71,6 @@ class Quarantine:
                 fix=f"repair the data (all bad records: {self._file or 'quarantine.jsonl of an output folder'}), "
                 "or raise run.max_bad_share",
             )
-
-    def _most(self, total: int) -> float:
-        """How many of ``total`` records of a source may be bad."""
-        expected = self._max_share * total
-        return expected + (3 * math.sqrt(expected * (1 - self._max_share)) if total < self._early else 0.0)
 
     def _write(self, record: BadRecord) -> None:
         """Log a record and append it to the file, once in however many passes."""

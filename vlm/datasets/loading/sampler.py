@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vlm.common.errors import DataError
-from vlm.datasets.base import MapDataset, StreamDataset, not_a_dataset, record_name
+from vlm.datasets.base import MapDataset, StreamDataset, not_a_dataset
 from vlm.datasets.loading.mixing import MixingPolicy, derive_seed
 
 LOOKAHEAD = 3
@@ -46,7 +46,7 @@ class Ref:
     @property
     def name(self) -> str:
         """How messages name the record."""
-        return record_name(self.index, self.raw)
+        return str(self.raw.key if hasattr(self.raw, "key") else self.index)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,6 @@ class Job:
     ``restore``: the samples had been read before the run was interrupted, so none of them may be replaced now.
     """
 
-    step: int
     refs: tuple[tuple[int, Ref], ...]
     lookahead: dict[int, tuple[Ref, ...]] = field(default_factory=dict)
     restore: bool = False
@@ -221,32 +220,26 @@ class JobSampler:
     def __iter__(self) -> Iterator[Job]:
         """Continues from the current state; the state after each job is appended to ``states``."""
         for start in range(0, len(self.restore), CHUNK):
-            yield self._listed(self.restore[start : start + CHUNK], restore=True)
+            yield self._job(self.restore[start : start + CHUNK], restore=True)
         self.restore = []
         while self.backlog:
             count = self.policy.backlog_size([r.source for r in self.backlog])
             refs, self.backlog = self.backlog[:count], self.backlog[count:]
-            yield self._listed(refs)
+            yield self._job(refs)
         while True:
-            refs = self.take()
-            job = Job(self.step, tuple(enumerate(refs))[self.rank :: self.world_size], self._lookahead(refs))
-            self.step += 1
-            self.states.append(self.state_dict())
-            yield job
+            yield self._job(self.take(), slice(self.rank, None, self.world_size))
 
     def take(self) -> list[Ref]:
-        """The references of the next global job; the caller counts ``step``."""
+        """The references of the next global job."""
         drawn = self.policy.draw(self.step, self.position, self.world_size, lambda s: self.cursors[s].position)
-        self.position += len(drawn)
+        self.step, self.position = self.step + 1, self.position + len(drawn)
         taken = {s: iter(self.cursors[s].take(n)) for s, n in Counter(drawn).items()}
         return [next(taken[s]) for s in drawn]
 
-    def _lookahead(self, refs: list[Ref]) -> dict[int, tuple[Ref, ...]]:
-        return {s: self.cursors[s].lookahead() for s in {r.source for r in refs}}
-
-    def _listed(self, refs: list[Ref], restore: bool = False) -> Job:
+    def _job(self, refs: list[Ref], part: slice = slice(None), restore: bool = False) -> Job:
         self.states.append(self.state_dict())
-        return Job(self.step, tuple(enumerate(refs)), {} if restore else self._lookahead(refs), restore)
+        lookahead = {} if restore else {s: self.cursors[s].lookahead() for s in {r.source for r in refs}}
+        return Job(tuple(enumerate(refs))[part], lookahead, restore)
 
     def state_dict(self) -> dict[str, Any]:
         """Job number, samples drawn, cursors, sizes and the remaining backlog; plain integers."""

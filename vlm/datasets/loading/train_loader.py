@@ -100,7 +100,7 @@ class TrainLoader:
             sources,
             processor.as_uint8() if num_workers else processor,
             seed=seed,
-            visual_tokens=visual_tokens,
+            visual_tokens=visual_tokens or VisualTokens(),
             packing=packing,
         )
         self._quarantine, self._stats = Quarantine(output_dir, max_bad_share), DataStats()
@@ -138,7 +138,12 @@ class TrainLoader:
             if self._iterator is None:
                 self._iterator = self._start()
             while (rows := self._assembler.pop()) is None:
-                self._assembler.add(self._receive(self._iterator))
+                result = next(self._iterator)
+                self._quarantine.count(result.good, result.bad)
+                if result.error is not None:
+                    raise result.error
+                self._state = self._sampler.states.popleft()
+                self._assembler.add(result)
             batch = make_batch(rows, self._processor, self._pin)
         except UserError:
             self.close()
@@ -167,22 +172,13 @@ class TrainLoader:
             self._assembler.load_state_dict(self._state["pending"], samples)
         return iterator
 
-    def _receive(self, iterator: Iterator[WorkerResult]) -> WorkerResult:
-        """The next result of a worker, its records counted."""
-        result = next(iterator)
-        self._quarantine.count(result.good, result.bad)
-        if result.error is not None:
-            raise result.error
-        self._state = self._sampler.states.popleft()
-        return result
-
     @property
     def counts(self) -> dict[str, dict[str, Any]]:
         """Of this rank, by source: samples and tokens of the batches so far, bad records, expected share of samples."""
         return {
             s.name: {
                 "samples": self._stats.samples[s.name],
-                "bad": self._quarantine.bad.get(s.name, 0),
+                "bad": self._quarantine.bad[s.name],
                 "tokens": self._stats.tokens[s.name],
                 "wanted": share / sum(self._shares),
             }

@@ -61,14 +61,12 @@ class ValidLoader:
 
     def jobs(self) -> Iterator[Job]:
         """The jobs of this rank, in order. Raises DataError for an empty source."""
-        step = 0
         for number, source in enumerate(self.sources):
-            order = records_in_order(source.dataset, self._max)
-            refs = (Ref(0, index, raw, number) for index, raw in order)
-            first = step
-            while batch := list(islice(refs, source.batch_size * self._world_size)):
-                step += 1
+            refs = (Ref(0, index, raw, number) for index, raw in records_in_order(source.dataset, self._max))
+            found = False
+            while batch := tuple(enumerate(islice(refs, source.batch_size * self._world_size))):
+                found = True
                 if len(batch) > self._rank:
-                    yield Job(step, tuple(enumerate(batch))[self._rank :: self._world_size])
-            if step == first:
+                    yield Job(batch[self._rank :: self._world_size])
+            if not found:
                 raise empty(source.name)

@@ -74,34 +74,17 @@ class WorkerResult:
         return self.samples
 
 
+@dataclass
 class SampleReader:
     """Job -> WorkerResult; the same job gives the same result in every process."""
 
-    def __init__(
-        self,
-        sources: Sequence[Source],
-        processor: Processor,
-        *,
-        seed: int,
-        replace_bad: bool = True,
-        augment: bool = True,
-        visual_tokens: VisualTokens | None = None,
-        packing: Packing | None = None,
-    ) -> None:
-        """Keep what reading needs.
-
-        Args:
-            sources: datasets, numbered as in the references of a job.
-            processor: encodes the samples.
-            seed: of all random choices.
-            replace_bad: replace a bad record by another one; otherwise leave it out.
-            augment: apply the training part of the media recipes.
-            visual_tokens: positions that media take in the LLM.
-            packing: limits of a single sample.
-        """
-        self._sources, self._processor, self._seed = list(sources), processor, seed
-        self._replace_bad, self._augment = replace_bad, augment
-        self._visual_tokens, self._packing = visual_tokens or VisualTokens(), packing
+    sources: Sequence[Source]  # numbered as in the references of a job
+    processor: Processor
+    seed: int  # of all random choices
+    replace_bad: bool = True  # by another record; otherwise it is left out
+    augment: bool = True  # apply the training part of the media recipes
+    visual_tokens: VisualTokens = field(default_factory=VisualTokens)  # positions that media take in the LLM
+    packing: Packing | None = None  # limits of a single sample
 
     def __getitem__(self, job: Job) -> WorkerResult:
         bad: list[BadRecord] = []
@@ -110,17 +93,17 @@ class SampleReader:
         except UserError as error:
             return WorkerResult(bad=bad, error=error)
         samples = [sample for sample in read if sample is not None]
-        return WorkerResult(samples, Counter(self._sources[s.key[0]].name for s in samples), bad)
+        return WorkerResult(samples, Counter(self.sources[s.key[0]].name for s in samples), bad)
 
     def _usable(self, job: Job, place: int, ref: Ref, bad: list[BadRecord]) -> EncodedSample | None:
-        source, own = self._sources[ref.source], list[BadRecord]()
+        source, own = self.sources[ref.source], list[BadRecord]()
         for candidate in [ref, *(() if job.restore else self._replacements(job, place, ref))]:
             try:
                 return self._encode(source, candidate)
             except DataError as error:
                 own.append(BadRecord(source.name, candidate.name, str(error)))
                 bad += own[-1:] if own[-1] not in bad else []
-            if not self._replace_bad:
+            if not self.replace_bad:
                 return None
         reasons = "; ".join(f"{b.key}: {b.reason}" for b in own[:3])
         if job.restore:
@@ -135,11 +118,11 @@ class SampleReader:
 
     def _replacements(self, job: Job, place: int, ref: Ref) -> Iterator[Ref]:
         """Seeded random indices (bad records tend to be adjacent), or the next records of a stream."""
-        dataset = self._sources[ref.source].dataset
+        dataset = self.sources[ref.source].dataset
         if not isinstance(dataset, StreamDataset):
             n = len(dataset)
             # the seed's text decides which records training sees: never change it
-            rng = random.Random(derive_seed(self._seed, "stand-in", ref.source, ref.epoch, ref.index))
+            rng = random.Random(derive_seed(self.seed, "stand-in", ref.source, ref.epoch, ref.index))
             offsets = rng.sample(range(1, n), min(REPLACEMENTS, n - 1))
             yield from (Ref(ref.epoch, (ref.index + k) % n, None, ref.source) for k in offsets)
             return
@@ -148,14 +131,14 @@ class SampleReader:
         yield from (other for _, other in job.refs if other != ref and other.source == ref.source)
 
     def _encode(self, source: Source, ref: Ref) -> EncodedSample:
-        rng = random.Random(derive_seed(self._seed, "sample", source.name, ref.epoch, ref.index))
-        example = self._processor.encode_train(read_sample(source, ref, self._seed), rng, augment=self._augment)
+        rng = random.Random(derive_seed(self.seed, "sample", source.name, ref.epoch, ref.index))
+        example = self.processor.encode_train(read_sample(source, ref, self.seed), rng, augment=self.augment)
         if source.text_only and example.media:
             raise ConfigError(
                 f"datasets.{source.name}.data_type is text, but sample {example.id} has {len(example.media)} media",
                 fix=f"set datasets.{source.name}.data_type to images, and its group to one with images",
             )
-        tokens, packing = self._visual_tokens.fused_length(example), self._packing
+        tokens, packing = self.visual_tokens.fused_length(example), self.packing
         if packing is not None:
             found = {"tokens": (tokens, packing.max_tokens), "media": (len(example.media), packing.max_media)}
             for what, (count, limit) in found.items():

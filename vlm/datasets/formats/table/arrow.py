@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -55,13 +55,8 @@ def from_hub(path: str) -> StoredRecords:
     options = dict(parse_qsl(query))
     if unknown := ", ".join(sorted(set(options) - {"split", "config", "revision"})):
         raise DataError(f"table: {path}: unknown option {unknown}", fix="use split, config and revision only")
-    package = _datasets(path)
     split, config, revision = options.get("split", "train"), options.get("config"), options.get("revision")
-    try:
-        table = package.load_dataset(name, config, split=split, revision=revision)
-    except (OSError, ValueError) as error:
-        raise DataError(f"table: {path} cannot be loaded ({error})") from None
-    return StoredRecords(table.with_format("arrow"))
+    return _loaded(path, lambda package: package.load_dataset(name, config, split=split, revision=revision))
 
 
 def is_saved(folder: Path) -> bool:
@@ -74,17 +69,15 @@ def from_disk(folder: Path) -> StoredRecords:
     if (folder / "dataset_dict.json").is_file():
         splits = sorted(f.name for f in folder.iterdir() if f.is_dir())
         raise DataError(f"table: {folder} holds several splits", fix=f"name one: {', '.join(splits)}")
-    package = _datasets(str(folder))
-    try:
-        table = package.load_from_disk(str(folder))
-    except (OSError, ValueError) as error:
-        raise DataError(f"table: {folder} cannot be loaded ({error})") from None
-    return StoredRecords(table.with_format("arrow"))
+    return _loaded(str(folder), lambda package: package.load_from_disk(str(folder)))
 
 
-def _datasets(path: str) -> Any:
+def _loaded(path: str, load: Callable[[Any], Any]) -> StoredRecords:
     try:
         import datasets
     except ImportError:
         raise DataError(f"table: {path} needs the package datasets", fix="pip install 'vlm-compose[tables]'") from None
-    return datasets
+    try:
+        return StoredRecords(load(datasets).with_format("arrow"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"table: {path} cannot be loaded ({error})") from None

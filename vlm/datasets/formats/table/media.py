@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from vlm.common.errors import DataError
-from vlm.common.types import Image
 from vlm.datasets.formats.turns import Medium
 
 SIDES = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
@@ -37,11 +36,6 @@ def sources(value: Any, folder: str, where: str) -> list[Any]:
 def missing(media: list[Medium]) -> list[str]:
     """Paths among the sources of ``media`` that do not exist."""
     return [m.source for m in media if isinstance(m.source, str) and not Path(m.source).exists()]
-
-
-def side_by_side(media: list[Medium]) -> list[Medium]:
-    """Several images as one medium, joined from left to right after each has been processed."""
-    return [Image(tuple(m.source for m in media))] if len(media) > 1 else media
 
 
 def flipped(media: list[Medium], question: str, where: str) -> tuple[list[Medium], str]:

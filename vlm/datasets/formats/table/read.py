@@ -51,10 +51,6 @@ class RecordFile:
         """The names of all fields that occur."""
         return set(self.records.names)
 
-    def readable(self, index: int) -> bool:
-        """Whether the record could be read; an unreadable one raises its DataError on access."""
-        return index not in self.records.faults
-
 
 class AllRows:
     """The records of several files as one list of (record, how messages name it)."""

@@ -6,6 +6,7 @@ import fnmatch
 import logging
 import random
 from array import array
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -51,19 +52,16 @@ def _equal(found: Any, wanted: Any) -> bool:
 
 
 def is_readable(files: Sequence[RecordFile], item: Item) -> bool:
-    """Whether the record of an item could be read."""
-    return files[item.file].readable(item.row)
+    """Whether the record of an item could be read; an unreadable one raises its DataError on access."""
+    return item.row not in files[item.file].records.faults
 
 
 def _usable(rows: RecordFile) -> Iterator[Record]:
-    return (rows.records[k] for k in range(len(rows.records)) if rows.readable(k))
+    return (rows.records[k] for k in range(len(rows.records)) if k not in rows.records.faults)
 
 
 def kept(files: Sequence[RecordFile], where: Mapping[str, Any]) -> list[Item]:
-    """The records that ``where`` selects; unreadable ones stay, for the quarantine.
-
-    Raises DataError: nothing is selected.
-    """
+    """The records that ``where`` selects; unreadable ones stay, for the quarantine. Raises DataError if none is."""
     everything = [Item(f, r) for f, rows in enumerate(files) for r in range(len(rows.records))]
     if not where:
         return everything
@@ -106,11 +104,10 @@ def exploded(files: Sequence[RecordFile], items: Sequence[Item], fields: Sequenc
         rows = files[item.file]
         try:
             count = length(rows.records[item.row], fields, rows.where(item.row))
+            result += [item._replace(element=k) for k in range(count)]
         except DataError as error:
             result.append(item)
             faults.append(error)
-        else:
-            result += [item._replace(element=k) for k in range(count)]
     if faults and len(faults) == len(items):
         raise faults[0]
     return result
@@ -124,15 +121,14 @@ def nested(rows: RecordFile, fields: Sequence[str]) -> set[str]:
 
 def one_per(items: Sequence[Item], key: Callable[[Item], str], seed: int) -> list[Item]:
     """One random item for each value of ``key``, in order of first occurrence."""
-    groups: dict[str, list[Item]] = {}
+    groups = defaultdict[str, list[Item]](list)
     for item in items:
-        groups.setdefault(key(item), []).append(item)
+        groups[key(item)].append(item)
     rng = random.Random(seed)
     return [rng.choice(group) for group in groups.values()]
 
 
 def subset(items: Sequence[Item], size: int, seed: int) -> list[Item]:
     """``size`` random items (or all, if there are fewer), in their original order."""
-    if not size or size >= len(items):
-        return list(items)
-    return [items[k] for k in sorted(random.Random(seed).sample(range(len(items)), size))]
+    chosen = sorted(random.Random(seed).sample(range(len(items)), size)) if 0 < size < len(items) else range(len(items))
+    return [items[k] for k in chosen]

@@ -15,7 +15,7 @@ from vlm.common.registry import register_dataset
 from vlm.common.types import Image, Input, Message, Sample, Video
 from vlm.datasets.base import message
 from vlm.datasets.formats.table import select
-from vlm.datasets.formats.table.media import flipped, missing, side_by_side, sources
+from vlm.datasets.formats.table.media import flipped, missing, sources
 from vlm.datasets.formats.table.read import FileType, Record, RecordFile, expanded, read_rows
 from vlm.datasets.formats.table.templates import fill, first_name, lookup, names, read_pool
 from vlm.datasets.formats.turns import Medium, attach_media, check_order, read_turns
@@ -90,7 +90,6 @@ class Table:
         self._pools = {name: read_pool(pool, name) for name, pool in config.pools.items()}
         self._files = [read_rows(p, config.records, config.file_type) for p in expanded(config.ann_path)]
         check_columns(config, self._files)
-        warn_if_images_unused(config, self._files)
         items = select.kept(self._files, config.where)
         if config.explode and not config.one_at_random:
             items = select.exploded(self._files, items, config.explode)
@@ -125,7 +124,8 @@ class Table:
         media = self._media(values, where)
         if config.flip_share and rng.random() < config.flip_share:
             media, values["question"] = flipped(media, str(lookup("question", values, where)), where)
-        media = side_by_side(media) if config.join_images else media
+        if config.join_images and len(media) > 1:  # joined from left to right after each has been processed
+            media = [Image(tuple(m.source for m in media))]
         if config.messages:
             turns = read_turns(lookup(config.messages, values, where), where)
             check_order(turns, where)
@@ -167,20 +167,20 @@ class Table:
             if element is None:
                 count = select.length(values, self.config.explode, where)
                 if not count:
-                    raise DataError(
-                        f"{where}: the lists of {', '.join(self.config.explode)} are empty", fix="remove the record"
-                    )
+                    columns = ", ".join(self.config.explode)
+                    raise DataError(f"{where}: the lists of {columns} are empty", fix="remove the record")
                 element = rng.randrange(count)
             values = select.element_of(values, self.config.explode, element)
         values |= {name: lookup(column, values, where) for name, column in self.config.fields.items()}
         return values | {name: rng.choice(pool) for name, pool in self._pools.items()}, where
 
     def _media(self, values: Values, where: str) -> list[Medium]:
-        config = self.config
-        image = fill(config.image_pattern, values, where) if config.image_pattern else values.get("image")
-        video = fill(config.video_pattern, values, where) if config.video_pattern else values.get("video")
-        result: list[Medium] = [Image(s) for s in sources(image, config.image_path, where)]
-        return [*result, *(Video(s) for s in sources(video, config.image_path, where))]
+        result: list[Medium] = []
+        kinds = (("image", self.config.image_pattern, Image), ("video", self.config.video_pattern, Video))
+        for name, pattern, kind in kinds:
+            value = fill(pattern, values, where) if pattern else values.get(name)
+            result += [kind(s) for s in sources(value, self.config.image_path, where)]
+        return result
 
     def _messages(self, values: Values, media: list[Medium], rng: random.Random, where: str) -> list[Message]:
         """Question and answer from the templates."""
@@ -231,7 +231,7 @@ def one_of(template: str | list[str], rng: random.Random) -> str:
 
 
 def check_columns(config: Table.Config, files: Sequence[RecordFile]) -> None:
-    """Raises DataError if options name columns that no record has."""
+    """Raises DataError if options name columns that no record has; warns if no option refers to likely images."""
     columns = set().union(*(f.columns() | select.nested(f, config.explode) for f in files))
     ours = columns | {"file"} | set(config.fields) | set(config.pools)
     templates = [config.image_pattern, config.video_pattern, config.one_per]
@@ -254,11 +254,6 @@ def check_columns(config: Table.Config, files: Sequence[RecordFile]) -> None:
                 f"but the columns are {', '.join(sorted(map(str, columns)))}{hint}",
                 fix="set build_info.fields, user or assistant" if key == "a template" else f"correct build_info.{key}",
             )
-
-
-def warn_if_images_unused(config: Table.Config, files: Sequence[RecordFile]) -> None:
-    """Warn if there seem to be images but no option refers to them."""
-    columns = set().union(*(f.columns() | select.nested(f, config.explode) for f in files))
     if {"image", "video"} & (columns | set(config.fields)) or config.image_pattern or config.video_pattern:
         return
     likely = sorted(c for c in columns if re.search("image|img|picture|photo|video|file_?name", c, re.IGNORECASE))

@@ -23,7 +23,6 @@ from vlm.common.errors import DataError
 from vlm.common.paths import CORPORA
 
 POOLS = CORPORA / "pools"
-_FIRST = re.compile(r"[^.\[]*")
 _STEP = re.compile(r"\.(\w+)|\[([^\]]+)\]")
 
 
@@ -74,8 +73,7 @@ def read_pool(pool: str | Sequence[str], name: str = "pool") -> list[str]:
 
 def first_name(path: str) -> str:
     """The field at the start of a path such as ``choices[correct]``."""
-    result = _FIRST.match(path)
-    return result.group() if result else path
+    return re.split(r"[.\[]", path, maxsplit=1)[0]
 
 
 def _step(found: Any, key: str, values: Mapping[str, Any], where: str) -> Any:
