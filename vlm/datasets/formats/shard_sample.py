@@ -136,7 +136,7 @@ def _part(part: Any, read: Callable[[str], bytes], known: set[str], where: str) 
     kind, value = next(iter(part.items())) if isinstance(part, dict) and len(part) == 1 else ("", None)
     if kind in ("text", "input") and isinstance(value, str):
         return Input(value) if kind == "input" else Text(value)
-    names = value if isinstance(value, list) and kind == "video" else [value]
+    names: list[Any] = value if isinstance(value, list) and kind == "video" else [value]
     if kind not in ("image", "video") or not all(isinstance(n, str) for n in names) or not names:
         raise DataError(f"{where}: part {part!r} is not one of text, input, image, video with its value")
     missing = [n for n in names if n not in known]

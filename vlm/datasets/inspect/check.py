@@ -45,7 +45,7 @@ def without_pixels(processor: Processor) -> Processor:
     blind = copy.copy(processor)
     blind.image = partial(_blank, (3, 1, 1))  # type: ignore[assignment]
     if processor.video is not None:
-        config = processor.video.config if hasattr(processor.video, "config") else None
+        config: Any = processor.video.config if hasattr(processor.video, "config") else None
         blind.video = partial(_blank, (config.num_frames if hasattr(config, "num_frames") else 1, 3, 1, 1))
     return blind
 

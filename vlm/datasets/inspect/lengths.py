@@ -65,7 +65,7 @@ def padding_by_mode(
 
 def _made(assembler: Assembler, items: list[EncodedSample], size: int) -> list[list[list[EncodedSample]]]:
     """The batches made of ``items``, without those still pending."""
-    batches = []
+    batches: list[list[list[EncodedSample]]] = []
     for k in range(0, len(items), size):
         assembler.add(WorkerResult(items[k : k + size]))
         batches += iter(assembler.pop, None)
