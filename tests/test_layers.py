@@ -56,27 +56,15 @@ HOMES = {
     "safetensors": ("vlm/checkpoint/", "vlm/systems/", "vlm/testing/"),
 }
 GETATTR = {
+    "vlm/checkpoint/formats/hf_llm.py": "transformers' models",
+    "vlm/common/registry.py": "modules of plugins, by a name that somebody wrote",
+    "vlm/config/schema.py": "the classes and types that a field names",
     "vlm/models/build.py": "functions of torch, some of which have no name",
     "vlm/models/llm/hf.py": "transformers' configurations and classes",
     "vlm/models/llm/packing.py": "transformers' configurations",
     "vlm/models/vision/timm_vit.py": "timm's models",
 }
 """Files that may use ``getattr`` with a default, each with the foreign objects that it reads."""
-GETATTR_LEFT = {
-    "vlm/checkpoint/formats/eva.py",
-    "vlm/checkpoint/load.py",
-    "vlm/checkpoint/restricted_unpickler.py",
-    "vlm/cli/options.py",
-    "vlm/runners/evaluate/card.py",
-    "vlm/runners/train/optim.py",
-    "vlm/runners/train/parallel.py",
-    "vlm/serve/gradio/events.py",
-    "vlm/serve/gradio/examples.py",
-    "vlm/serve/gradio/prompt_panel.py",
-    "vlm/serve/gradio/theme.py",
-    "vlm/systems/mmgpt/checkpoint.py",
-}
-"""Files whose ``getattr`` with a default is still to be replaced; this list only gets shorter."""
 TORCH_FREE = ("vlm/config/", *(f"vlm/common/{name}.py" for name in ("registry", "errors", "paths", "logging", "types")))
 MOST_MODULES = 14
 SYSTEM_NAMES = re.compile("minigpt|visualcla|lynx|mmgpt|flamingo|vicuna", re.IGNORECASE)

@@ -204,7 +204,7 @@ def test_other_bad_clips(tmp_path: Path, clip: Path) -> None:
         recipe()([], name="toy/4")
     with pytest.raises(DataError, match=r"bytes: no video that .* can read"):
         recipe()(b"no video")
-    with pytest.raises(DataError, match="no frame rate"):
+    with pytest.raises(DataError, match="frames without a frame rate"):
         recipe(sampling="fps")([np.zeros((4, 4, 3), np.uint8)])
     with pytest.raises(DataError, match=r"frame 3: 32 x 32 pixels, allowed are 1 to 1000"):
         recipe(image={"max_pixels": 1000})(clip)

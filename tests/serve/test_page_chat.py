@@ -11,6 +11,7 @@ import pytest
 from vlm.cli import demo
 from vlm.common.errors import DataError, PromptError, UserError
 from vlm.common.registry import resolve
+from vlm.common.types import Image
 from vlm.inference.engine import Engine
 from vlm.inference.generation import EVALUATION
 from vlm.serve.gradio import app as gradio_app
@@ -151,18 +152,18 @@ def test_an_upload_is_decoded_once(engine: Engine, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(ImageRecipe, "__call__", spy)
     events = module.Events(engine, SHORT, [])
-    events.check_image(IMAGE)
+    events.check(Image, IMAGE)
     mine = events.ask("What is this?", IMAGE, False, None)[0]
     list(events.write(mine))
     assert decoded == [IMAGE] and not events.uploads._held
     for number in range(UPLOADS + 2):  # visitors who upload and never ask
         (tmp_path / f"{number}.png").write_bytes((CASE / "image.png").read_bytes())
-        events.check_image(str(tmp_path / f"{number}.png"))
+        events.check(Image, str(tmp_path / f"{number}.png"))
     assert len(events.uploads._held) == UPLOADS
     warned: list[str] = []
     monkeypatch.setattr(module.gr, "Warning", lambda text, title: warned.append(title))
     (tmp_path / "bad.png").write_bytes(b"not an image")
-    assert events.check_image(str(tmp_path / "bad.png")) is None and warned == ["This image cannot be read"]
+    assert events.check(Image, str(tmp_path / "bad.png")) is None and warned == ["This image cannot be read"]
 
 
 def test_port_in_use_is_told_before_anything_is_loaded() -> None:

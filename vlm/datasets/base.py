@@ -129,7 +129,7 @@ def process_text(sample: Sample, fn: Clean, roles: Sequence[str]) -> Sample:
 
 
 def read_text(file: Path, what: str) -> str:
-    """The contents of a file in UTF-8, with or without a mark of its byte order.
+    """The contents of a file in UTF-8, with or without a BOM.
 
     Raises:
         DataError: missing or unreadable; ``what`` is the format that reads it.

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vlm.models.inserts.base import InsertData
 
 
+@runtime_checkable
 class VisionEncoder(Protocol):
     """Pixels to visual tokens: an ``nn.Module`` constructed with ``(config)``.
 
@@ -46,6 +47,7 @@ class VisionEncoder(Protocol):
         """
 
 
+@runtime_checkable
 class Bridge(Protocol):
     """Visual tokens to visual tokens: an ``nn.Module`` constructed with ``(config, in_dim, llm_dim)``.
 
@@ -82,6 +84,7 @@ class Fusion(Protocol):
         """
 
 
+@runtime_checkable
 class LanguageModel(Protocol):
     """A decoder: an ``nn.Module`` constructed with ``(config)``.
 
@@ -113,6 +116,7 @@ class LanguageModel(Protocol):
         """Summed float32 cross entropy of ``hidden [t, d]`` against ids ``targets [t]``."""
 
 
+@runtime_checkable
 class LayerInsert(Protocol):
     """Modules at decoder layers of an LLM: constructed with ``(config, llm_dim, num_layers, visual_dim)``.
 

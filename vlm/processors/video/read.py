@@ -120,7 +120,7 @@ def _video(source: Path | bytes, label: str, backend: Backend) -> Clip:
             return clip if name == usable[-1] else _with_second(clip, source, label)
         if name != usable[-1]:
             log.debug("video %s: decord cannot open it", label)
-            _say_once("decord cannot open a video; OpenCV tries it, and later ones without a word")
+            _say_once("decord cannot open a video; trying OpenCV (shown once)")
     fix = "convert it to H.264 in .mp4, give its frames as a folder of images, or remove the record"
     raise DataError(f"video {label}: no video that {' or '.join(usable)} can read (it begins with {head!r})", fix=fix)
 
