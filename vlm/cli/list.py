@@ -63,10 +63,11 @@ def describe(kind: str, name: str) -> str:
     Raises ConfigError: an unknown name.
     """
     if kind in FILES:
+        from vlm.config.shipped import archs, corpora
+
         file = FILES[kind] / f"{name}.yaml"
         if not file.is_file():
-            known = [f.relative_to(FILES[kind]).with_suffix("").as_posix() for f in FILES[kind].rglob("*.yaml")]
-            raise ConfigError(unknown(kind, name, sorted(known)))
+            raise ConfigError(unknown(kind, name, archs() if kind == "arch" else corpora()))
         return file.read_text(encoding="utf-8").rstrip()
     cls = resolve(kind, name)
     lines = [f"{kind} {name} ({cls.__module__}:{cls.__qualname__})", "", inspect.getdoc(cls) or "(no docstring)"]

@@ -35,10 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code (0: success, 2: a user's error)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        while arguments[:1] in (["--plugin"], ["--plugins"]) and len(arguments) > 1:
-            for module in filter(None, arguments[1].split(",")):
+        while arguments and arguments[0].partition("=")[0] in ("--plugin", "--plugins"):
+            _, joined, modules = arguments[0].partition("=")
+            if not joined and len(arguments) == 1:
+                break  # argparse says what is missing
+            for module in filter(None, (modules if joined else arguments[1]).split(",")):
                 load_plugin(module)
-            arguments = arguments[2:]
+            arguments = arguments[1 if joined else 2 :]
         words = 2 if " ".join(arguments[:2]) in names("command") else 1
         name = " ".join(arguments[:words])
         if name not in names("command"):
@@ -69,6 +72,7 @@ def _top_parser() -> argparse.ArgumentParser:
     lines = "\n".join(f"  {name:<12}{about}" for name, about in known.items())
     parser = argparse.ArgumentParser(
         prog="vlm",
+        allow_abbrev=False,
         description="Compose, train, chat with and serve vision-language models from YAML.",
         epilog=f"commands:\n{lines}\n\nexample:\n  vlm quickstart\n  vlm chat output/quickstart/stage2\n\n"
         "`vlm COMMAND --help` describes a command.",

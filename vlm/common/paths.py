@@ -27,7 +27,7 @@ def cache_root() -> Path:
 
 def is_url(path: str | Path) -> bool:
     """Whether ``path`` is an http(s) address."""
-    return str(path).startswith(("http://", "https://"))
+    return str(path).lower().startswith(("http://", "https://"))
 
 
 def exists(path: str | Path) -> bool:
@@ -43,7 +43,8 @@ def local_path(path: str | Path) -> Path:
 
     manager = PathManager()
     manager.register_handler(HTTPURLHandler())
-    return Path(manager.get_local_path(str(path), cache_dir=str(cache_root() / "downloads")))
+    scheme, rest = str(path).split("://", 1)  # the handler knows lower case only
+    return Path(manager.get_local_path(f"{scheme.lower()}://{rest}", cache_dir=str(cache_root() / "downloads")))
 
 
 def inner_folder(path: str | Path, names: Sequence[str]) -> Path:

@@ -150,14 +150,15 @@ def load_plugin(module: str) -> None:
 
     Raises ConfigError: the module cannot be found.
     """
+    missing = ConfigError(f"plugin {module!r}: no such module", fix="install it or put its folder on PYTHONPATH")
+    if not module or module.startswith("."):
+        raise missing
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not module.startswith(error.name):
             raise
-        raise ConfigError(
-            f"plugin {module!r}: no such module", fix="install it or put its folder on PYTHONPATH"
-        ) from error
+        raise missing from error
 
 
 def resolve(kind: str, name: str) -> Any:

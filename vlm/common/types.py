@@ -89,7 +89,7 @@ class Message:
         if not isinstance(items, Sequence):
             items = [items]
         for item in items:
-            if not isinstance(item, str | Text | Image | Video):
+            if not isinstance(getattr(item, "text", item), str | Image | Video):
                 raise PromptError(
                     f"message: found a {type(item).__name__}, expected text, vlm.Image or vlm.Video",
                     fix="e.g. vlm.Message('user', [vlm.Image('cat.jpg'), 'What is this?'])",

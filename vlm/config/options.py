@@ -35,6 +35,8 @@ def parse_options(items: Sequence[str]) -> list[Option]:
     """
     if not items:
         return []
+    if isinstance(items, str | Mapping) or not all(isinstance(item, str) for item in items):
+        raise ConfigError(f"options: found {items!r:.80}, expected a list of strings", fix='e.g. ["run.seed=1"]')
     if "=" in items[0]:
         pairs = []
         for item in items:

@@ -34,13 +34,14 @@ def current(path: Path) -> Path:
 
 
 def rename_keys(tree: Tree, at: Path = ()) -> None:
-    """Give every key of ``tree`` (the part of a configuration below ``at``) today's name; a value set twice stays."""
+    """Give every key of ``tree`` (the part of a configuration below ``at``) today's name; the value under it wins."""
 
     def visit(node: Any, path: Path) -> None:
         for key in list(node):
             new = current((*at, *path, key))[-1]
             if new != key:
-                tree.put((*path, new), node[key], tree.origins.get((*path, key), ""))
+                if new not in node:
+                    tree.put((*path, new), node[key], tree.origins.get((*path, key), ""))
                 del node[key]
             elif isinstance(node[key], dict):
                 visit(node[key], (*path, key))

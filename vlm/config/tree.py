@@ -130,7 +130,10 @@ def parse_file(path: str | FilePath, label: str | None = None) -> Tree:
     file = FilePath(path)
     if not file.is_file():
         raise ConfigError(f"configuration {str(path)!r}: no such file")
-    return parse_text(file.read_text(encoding="utf-8"), label or str(path))
+    try:
+        return parse_text(file.read_text(encoding="utf-8"), label or str(path))
+    except (UnicodeDecodeError, yaml.reader.ReaderError) as error:
+        raise ConfigError(f"{label or path}: not a text file in UTF-8 ({error.reason})") from error
 
 
 def parse_text(text: str, label: str) -> Tree:
@@ -147,7 +150,7 @@ def parse_text(text: str, label: str) -> Tree:
     finally:
         loader.dispose()
     if not isinstance(value, dict):
-        raise ConfigError(f"{label}: expected a mapping with sections model, datasets, run; found {value!r}")
+        raise ConfigError(f"{label}: expected a mapping with sections model, datasets, run; found {value!r:.80}")
     tree.data = value
     return tree
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,13 @@ if TYPE_CHECKING:
     from vlm.models.fusion.base import LLMInputs
     from vlm.models.vlm import VLM
     from vlm.processors.processor import Processor
+
+
+def __getattr__(name: str) -> Any:
+    """A name of earlier versions."""
+    from vlm.common.moved import find_name
+
+    return find_name(__name__, name)
 
 
 class Engine:
@@ -182,13 +189,15 @@ class Engine:
             PromptError: not a conversation, placeholders and images differ in number, or one that is longer than the
                 context.
         """
-        if isinstance(conversations, str | Mapping | Message | Example) or any(
-            isinstance(c, Message | Mapping) for c in conversations
-        ):
+        single = isinstance(conversations, str | Mapping | Message | Example) or not isinstance(conversations, Iterable)
+        conversations = [] if single else list(conversations)
+        if single or any(isinstance(c, Message | Mapping) for c in conversations):
             raise PromptError(
                 "generate takes a list of conversations",
                 fix="wrap it: model.generate([question]), or use model.chat(question); a conversation is a list too",
             )
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise PromptError(f"batch_size is {batch_size!r}, expected an integer of at least 1")
         generation = self.options(generation, **options)
         clean = cleaner(self.processor.template, generation.cleanup)
         answers: list[str] = []

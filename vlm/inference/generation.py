@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -58,7 +59,10 @@ class Generation:
 
     def __post_init__(self) -> None:
         """Raises ConfigError: values outside their range, all in one message."""
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
         values = vars(self)
+        self._check_types()
         positive = ("max_new_tokens", "num_beams", "temperature", "repetition_penalty", "max_length")
         problems = [f"{n} is {values[n]}, must be above 0" for n in positive if not values[n] > 0]
         least = ("min_length", "top_k", "no_repeat_ngram_size")
@@ -68,6 +72,22 @@ class Generation:
         for name, kind in (("length_penalty_form", LengthForm), ("context", Context), ("cleanup", Cleanup)):
             if (value := getattr(self, name)) not in get_args(kind):
                 problems.append(f"{name} is {value!r}, must be {' or '.join(get_args(kind))}")
+        if problems:
+            raise ConfigError("generation options: " + "; ".join(problems))
+
+    def _check_types(self) -> None:
+        """Raises ConfigError: values of another type; 1 is a float, and the integers and floats of numpy are theirs."""
+        problems = []
+        for name, value in vars(self).items():
+            wanted = {"seed": int, "stop": tuple}.get(name, type(getattr(type(self), name, None)))
+            number = {int: numbers.Integral, float: numbers.Real}.get(wanted)
+            fits = isinstance(value, number) and not isinstance(value, bool) if number else isinstance(value, wanted)
+            if wanted is tuple:
+                fits = isinstance(value, tuple | list) and all(isinstance(text, str) for text in value)
+            if not fits and not (value is None and name in ("seed", "stop")):
+                problems.append(f"{name} is {value!r}, expected {'texts' if wanted is tuple else wanted.__name__}")
+        if self.seed is not None and not problems and not -(2**63) <= self.seed < 2**63:
+            problems.append(f"seed is {self.seed}, must have at most 64 bits")
         if problems:
             raise ConfigError("generation options: " + "; ".join(problems))
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vlm.common.dist import pick_device
-from vlm.common.errors import WeightsError
+from vlm.common.errors import UserError, WeightsError
 from vlm.common.registry import names, register_source, resolve
 from vlm.config.api import Config, WeightFile, load_config
 from vlm.inference.generation import Generation
@@ -65,6 +65,10 @@ def load_parts(
     from vlm.checkpoint.load import load_model
     from vlm.processors.processor import build_processor
 
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise UserError(f"dtype is {dtype!r}, expected a floating-point type", fix="e.g. dtype=torch.float32")
+    if not isinstance(device, str | torch.device | None):
+        raise UserError(f"device is {device!r}, expected a name", fix='e.g. device="cuda:0"')
     cfg = source if isinstance(source, Config) else read_source(source, options)
     where = device if isinstance(device, torch.device) else pick_device(device or cfg.run.device)
     processor = build_processor(cfg.model)
@@ -76,6 +80,10 @@ def read_source(source: str | Path, options: Sequence[str] = ()) -> Config:
 
     Raises UserError: nothing usable there, or an unusable configuration.
     """
+    if not isinstance(source, str | Path) or not str(source):
+        raise UserError(
+            f"found {source!r:.80} in place of a model", fix="name a run folder, a YAML file or a system (tiny/eval)"
+        )
     path = Path(source).expanduser()
     kind = find_source(path)
     if kind is None and path.is_dir():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -64,8 +64,10 @@ def rank_candidates(
     if len(prompts) != len(candidates) or not all(candidates):
         counts = f"{len(prompts)} conversation(s), candidates: {[len(c) for c in candidates]}"
         raise UserError(f"ranking needs at least one candidate for every conversation, found {counts}")
+    if normalise not in get_args(Normaliser):
+        raise UserError(f"normalise is {normalise!r}, expected {' or '.join(get_args(Normaliser))}")
     losses: list[list[float]] = [[] for _ in prompts]
-    for column in range(max(map(len, candidates))):
+    for column in range(max(map(len, candidates), default=0)):
         rows = [i for i, texts in enumerate(candidates) if column < len(texts)]
         answers = [processor.encode_answer(candidates[i][column]) for i in rows]
         examples = [_with_answer(prompts[i], answer) for i, answer in zip(rows, answers, strict=True)]

@@ -94,6 +94,7 @@ class ChatSession:
             parts.append(Text(text.strip()))
         if not parts:
             raise PromptError("nothing was asked", fix="type a question")
+        self.take_back()  # a question whose answer was never begun
         self.messages.append(Message("user", parts))
 
     def read(self, medium: Image | Video) -> Image | Video:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 import torch
@@ -59,6 +61,8 @@ def to_messages(
     messages = [_message(item, index, allow_urls) for index, item in enumerate(items)]
     if messages[-1].role != "user":
         raise PromptError(f"the last message is the {messages[-1].role}'s", fix="end with the user's question")
+    if not media and not messages[-1].media and not messages[-1].text.strip():
+        raise PromptError("nothing was asked", fix="end with the user's question")
     if media:
         messages[-1] = Message("user", [*media, *messages[-1].parts])
     return messages
@@ -149,7 +153,7 @@ def _medium(kind: type[Image] | type[Video], value: Any, allow_urls: bool) -> An
     source = value.source
     if isinstance(source, torch.Tensor) and source.is_floating_point():
         return value
-    if isinstance(source, tuple) and kind is Image:  # shown side by side
+    if isinstance(source, tuple) and source and kind is Image:  # shown side by side
         return kind(tuple(_image(item, allow_urls) for item in source))
     return kind(read(source, allow_urls))
 
@@ -197,6 +201,10 @@ def _fetched(text: str, kind: str, allow_urls: bool) -> Any:
     """What a string names: a path, or the bytes of a ``data:`` URL; an ``http(s)`` address is downloaded."""
     if text.startswith("data:"):
         return from_base64(text, f"data URL of the {kind}")
+    if text.lower().startswith("file://"):
+        return url2pathname(urlsplit(text).path)
+    if not text:
+        raise DataError(f"{kind}: the path is empty")
     if not is_url(text):
         return os.path.expanduser(text)
     if not allow_urls:

@@ -181,8 +181,8 @@ def _read(source: Any, label: str) -> bytes:
     except FileNotFoundError:
         fix = "check the path (in a dataset: its image folder)"
         raise DataError(f"image {label}: no such file", fix=fix) from None
-    except OSError as error:
-        raise DataError(f"image {label}: cannot be read ({error.strerror})") from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        raise DataError(f"image {label}: cannot be read ({getattr(error, 'strerror', error)})") from error
     if not data:
         raise DataError(f"image {label}: empty", fix="fetch it again or remove the record")
     return data
@@ -197,6 +197,8 @@ def _to_rgb(image: PILImage.Image) -> PILImage.Image:
         from PIL import Image
 
         values = np.asarray(image, dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError("values that are not finite")
         top = 1.0 if image.mode == "F" and values.max() <= 1 else 255.0 if values.max() <= 255 else 65535.0
         values = np.clip(values * (255.0 / top), 0, 255).round().astype(np.uint8)
         return Image.fromarray(values).convert("RGB")

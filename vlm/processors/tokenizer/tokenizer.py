@@ -196,6 +196,8 @@ class Tokenizer:
             literal: ranges of ``text`` (a user's words) in which special strings are ordinary text.
         """
         ids = [self.bos] if bos and self.bos is not None else []
+        if not text.isascii():  # lone surrogates (bytes of a terminal that were not UTF-8) become question marks
+            text = text.encode("utf-8", "replace").decode("utf-8")
         if not self._slow and not self._overlaps(text, literal):
             return ids + (self._backend.encode(text, False) if text else [])
         for chunk in self._chunks(text, literal):
