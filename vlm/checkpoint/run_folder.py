@@ -26,6 +26,7 @@ import torch
 from vlm.checkpoint.provenance import FILE as PROVENANCE
 from vlm.checkpoint.safe import read_file
 from vlm.common.errors import UserError, WeightsError
+from vlm.common.paths import make_folder
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class RunDir:
                 shutil.rmtree(path, ignore_errors=True)
             for path in (self.config_file, self.log_file, self.report, self.path / "last", self.path / "best"):
                 path.unlink(missing_ok=True)
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        make_folder(self.checkpoints)
         return source
 
     def _recover(self) -> None:

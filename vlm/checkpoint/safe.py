@@ -30,6 +30,8 @@ def read_file(path: str | Path, *, mapped: bool = True) -> Any:
     """
     path = Path(path)
     if not path.is_file():
+        if path.is_dir():
+            raise WeightsError(f"weight file {path}: is a folder", fix="name a file in it")
         raise WeightsError(f"weight file {path}: no such file", fix="check the path; is the download complete?")
     from safetensors import SafetensorError
     from safetensors.torch import load_file

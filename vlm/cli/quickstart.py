@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.cli.options import add_listed
+from vlm.common.errors import UserError
 from vlm.common.logging import busy, quiet, say
 from vlm.common.registry import register_command
 
@@ -206,6 +207,8 @@ def run_quickstart(output: str | Path, seed: int = 0, scale: float = 1.0) -> dic
     """
     import torch
 
+    if not 0 < scale <= 100:
+        raise UserError(f"--scale is {scale}, expected a number above 0 and at most 100")
     run = Quickstart(Path(output), seed, scale)
     # These tensors are tiny: a second thread gains a fifth on an idle machine and loses tenfold on a busy one.
     torch.set_num_threads(1)

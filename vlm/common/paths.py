@@ -10,6 +10,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from vlm.common.errors import UserError
+
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 SYSTEMS = Path(__file__).resolve().parents[1] / "systems"
 CORPORA = Path(__file__).resolve().parents[1] / "datasets" / "corpora"
@@ -45,6 +47,15 @@ def local_path(path: str | Path) -> Path:
     manager.register_handler(HTTPURLHandler())
     scheme, rest = str(path).split("://", 1)  # the handler knows lower case only
     return Path(manager.get_local_path(f"{scheme.lower()}://{rest}", cache_dir=str(cache_root() / "downloads")))
+
+
+def make_folder(path: str | Path) -> Path:
+    """The folder, made if missing. Raises UserError: it cannot be made."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"folder {path} cannot be made ({error.strerror})", fix="name another output folder") from error
+    return Path(path)
 
 
 def inner_folder(path: str | Path, names: Sequence[str]) -> Path:

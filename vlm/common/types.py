@@ -89,9 +89,10 @@ class Message:
         if not isinstance(items, Sequence):
             items = [items]
         for item in items:
-            if not isinstance(getattr(item, "text", item), str | Image | Video):
+            held = item.text if isinstance(item, Text) else item
+            if not isinstance(held, str | Image | Video):
                 raise PromptError(
-                    f"message: found a {type(item).__name__}, expected text, vlm.Image or vlm.Video",
+                    f"message: found a {type(held).__name__}, expected text, vlm.Image or vlm.Video",
                     fix="e.g. vlm.Message('user', [vlm.Image('cat.jpg'), 'What is this?'])",
                 )
         object.__setattr__(self, "role", role)

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from vlm.common.errors import WeightsError
+from vlm.common.paths import make_folder
 from vlm.inference.load import load_parts
 from vlm.models.vlm import VLM
 
@@ -29,6 +30,7 @@ class ModelExport(ABC):
             UserError: nothing usable at ``source``, ``target`` exists, or the layout cannot hold the composition.
         """
         refuse_existing(target)
+        make_folder(target.parent)
         names = self.save(load_parts(source, "cpu")[0], target)
         more = len(names) - NAMES_SHOWN
         return [f"{target}: {', '.join(names[:NAMES_SHOWN])}{f' and {more} more' if more > 0 else ''}"]

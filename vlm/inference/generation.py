@@ -78,8 +78,9 @@ class Generation:
     def _check_types(self) -> None:
         """Raises ConfigError: values of another type; 1 is a float, and the integers and floats of numpy are theirs."""
         problems = []
-        for name, value in vars(self).items():
-            wanted = {"seed": int, "stop": tuple}.get(name, type(getattr(type(self), name, None)))
+        for field in dataclasses.fields(self):
+            name, value = field.name, vars(self)[field.name]
+            wanted = {"seed": int, "stop": tuple}.get(name, type(field.default))
             number = {int: numbers.Integral, float: numbers.Real}.get(wanted)
             fits = isinstance(value, number) and not isinstance(value, bool) if number else isinstance(value, wanted)
             if wanted is tuple:

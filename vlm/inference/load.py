@@ -7,6 +7,7 @@ read as a YAML file of this library.
 from __future__ import annotations
 
 import dataclasses
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,7 +81,7 @@ def read_source(source: str | Path, options: Sequence[str] = ()) -> Config:
 
     Raises UserError: nothing usable there, or an unusable configuration.
     """
-    if not isinstance(source, str | Path) or not str(source):
+    if not isinstance(source, str | os.PathLike) or not str(source):
         raise UserError(
             f"found {source!r:.80} in place of a model", fix="name a run folder, a YAML file or a system (tiny/eval)"
         )

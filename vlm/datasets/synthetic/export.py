@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vlm.common.paths import make_folder
 from vlm.datasets.synthetic.language import QUESTION_TYPES, Question, ask, caption, dialogue
 from vlm.datasets.synthetic.render import render
 from vlm.datasets.synthetic.scene import COLORS, COLUMNS, DEFAULT_MIX, LETTERS, ROWS, SHAPES, SIZES, Scene, scene_at
@@ -53,7 +54,7 @@ def write_caption_shards(
     """
     import webdataset
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     shards = []
     for start in range(0, count, per_shard):
         shards.append(folder / f"{start // per_shard:05d}.tar")

@@ -182,7 +182,8 @@ def _read(source: Any, label: str) -> bytes:
         fix = "check the path (in a dataset: its image folder)"
         raise DataError(f"image {label}: no such file", fix=fix) from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-        raise DataError(f"image {label}: cannot be read ({getattr(error, 'strerror', error)})") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"image {label}: cannot be read ({reason})") from error
     if not data:
         raise DataError(f"image {label}: empty", fix="fetch it again or remove the record")
     return data

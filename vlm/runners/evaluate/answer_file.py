@@ -14,6 +14,7 @@ from typing import Any
 
 from vlm.common import dist
 from vlm.common.errors import DataError, UserError
+from vlm.common.paths import make_folder
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ class AnswerFile:
 
     def _prepare(self, overwrite: bool) -> tuple[str, str] | None:
         """Make the folder; a message and a fix when the file may not be written."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         if overwrite:
             for old in self.parts():
                 old.unlink()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm.common import dist
 from vlm.common.errors import ConfigError
+from vlm.common.paths import make_folder
 from vlm.common.registry import config_class, resolve, resolve_any
 from vlm.config.api import Config, DatasetEntry
 from vlm.config.schema import Report, names_of, read
@@ -67,8 +68,8 @@ def run_evaluation(
     names = _names(cfg, datasets)
     benchmark, flags = benchmark_of(cfg), {"batch_size": batch_size, "seeds": list(seeds), "judge": judge}
     options = {n: read_options(benchmark, cfg, cfg.evaluation_datasets[n], flags) for n in names}
-    for image in images:  # before the model is loaded, which may take minutes
-        check_control(image)
+    _check_controls(images)  # before the model is loaded, which may take minutes
+    folder = make_folder(output or cfg.run.save_path or cfg.run.output_dir)
     joined, main = engine is None, dist.is_main()
     if engine is None:
         from vlm.inference.engine import Engine
@@ -90,7 +91,7 @@ def run_evaluation(
         if joined:
             dist.destroy()
     if main:
-        _write(Path(output or cfg.run.save_path or cfg.run.output_dir), cfg, engine, results, options[names[0]])
+        _write(folder, cfg, engine, results, options[names[0]])
     return {name: {image: dict(r.scores) for image, r in by_image.items()} for name, by_image in results.items()}
 
 
@@ -134,9 +135,15 @@ def read_options(benchmark: Any, cfg: Config, entry: DatasetEntry, flags: dict[s
     return options
 
 
+def _check_controls(images: Sequence[str]) -> None:
+    if not images:
+        raise ConfigError("no image control named", fix="e.g. --images right,none")
+    for image in images:
+        check_control(image)
+
+
 def _write(folder: Path, cfg: Config, engine: Engine, results: Results, options: Any) -> None:
     """The scores, the predictions, and a card if a result asks for one."""
-    folder.mkdir(parents=True, exist_ok=True)
     name = cfg.run.name or "evaluation"
     scores = {n: {image: r.scores for image, r in by_image.items()} for n, by_image in results.items()}
     file = folder / f"{name}.json"

@@ -28,7 +28,10 @@ _STEP = re.compile(r"\.(\w+)|\[([^\]]+)\]")
 
 def fill(template: str, values: Mapping[str, Any], where: str) -> str:
     """``template`` with the fields of a record. Raises DataError naming ``where`` and the fields it has."""
-    return _Filler(where).vformat(template, (), values)
+    try:
+        return _Filler(where).vformat(template, (), values)
+    except ValueError as error:
+        raise DataError(f"template {template!r}: {error}", fix="write {{ and }} for literal braces") from None
 
 
 def names(template: str) -> set[str]:
