@@ -34,6 +34,11 @@ def test_load_names_what_it_takes(source: object) -> None:
         vlm.load(source)  # type: ignore[arg-type]
 
 
+def test_load_config_names_what_it_takes() -> None:
+    with pytest.raises(ConfigError, match="in place of a configuration"):
+        vlm.load_config(None)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("options", [{"dtype": "float32"}, {"dtype": torch.int8}, {"device": 0}])
 def test_load_checks_dtype_and_device(options: dict[str, object]) -> None:
     with pytest.raises(UserError, match="expected a"):

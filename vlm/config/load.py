@@ -89,6 +89,8 @@ def read_source(cfg: str | FilePath | Mapping[str, Any], train: bool = False) ->
     """
     if isinstance(cfg, Mapping):
         return Tree(plain(cfg), {(): "stored configuration"}), "stored configuration"
+    if not isinstance(cfg, str | FilePath):
+        raise ConfigError(f"found {cfg!r:.80} in place of a configuration", fix="name a YAML file or a run folder")
     path = FilePath(cfg)
     if path.is_dir():
         if not (path / STORED).is_file():
