@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from vlm.common.errors import ConfigError, DataError, PromptError
+from vlm.common.errors import ConfigError, DataError
 from vlm.common.types import Batch, Image, Message, Sample, Text
 from vlm.datasets.formats.caption_folder import CaptionFolder
 from vlm.datasets.formats.web_shards import WebShards

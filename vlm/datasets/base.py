@@ -16,8 +16,10 @@ a format fails otherwise (:data:`MALFORMED`), and one that does not fit the temp
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import os
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +29,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from vlm.common.errors import DataError, PromptError, printable
+from vlm.common.files import open_regular
 from vlm.common.types import Message, Part, Role, Sample, Text
 
 Clean = Callable[[str], str]
@@ -34,6 +37,9 @@ Clean = Callable[[str], str]
 
 log = logging.getLogger(__name__)
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+MAX_TEXT = 8 << 30
+"""Bytes of a text file, which is read whole; the largest published file of annotations has 1 GB."""
 
 RECORD_FAULTS = (DataError, PromptError)
 """What a bad record raises while it is read, decoded, put into the template or tokenised; anything else ends a run."""
@@ -165,13 +171,19 @@ def read_text(file: Path, what: str) -> str:
         DataError: missing or unreadable; ``what`` is the format that reads it.
     """
     try:
-        return file.read_text(encoding="utf-8-sig")
+        with io.TextIOWrapper(open_regular(file), encoding="utf-8-sig") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size > MAX_TEXT:
+                raise DataError(
+                    f"{what}: {file} has {size:,} bytes, allowed are {MAX_TEXT:,}", fix="split it into several files"
+                )
+            return stream.read()
     except FileNotFoundError:
         raise DataError(f"{what}: no file {file}", fix="check the path under build_info of the dataset") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{what}: {file} cannot be read ({error})", fix="save it as UTF-8") from error
     except OSError as error:
-        raise DataError(f"{what}: {file} cannot be read ({error})") from error
+        raise DataError(f"{what}: {file} cannot be read ({error.strerror or error})") from error
 
 
 def read_json(path: str | Path, what: str) -> Any:
@@ -179,7 +191,7 @@ def read_json(path: str | Path, what: str) -> Any:
 
     Raises DataError: missing or malformed; names the file (and the line).
     """
-    file = Path(path)
+    file = Path(path).expanduser()
     text = read_text(file, what)
     if file.suffix != ".jsonl":
         return parse_json(text, f"{what}: {file}")

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from vlm.common.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM")
-"""Formats of PIL that are decoded, as far as PIL was built with them. Others run programs (EPS), hold images inside images (ICO, ICNS) or are not fuzzed."""
+"""Formats of PIL that are decoded, as far as PIL was built with them. Others run programs
+(EPS), hold images inside images (ICO, ICNS) or are hardly ever tried on damaged files."""
 
 MAX_SCANS = 100
 """Scans of a JPEG; encoders write up to about 20. Each one costs a pass over all pixels."""
@@ -30,7 +31,7 @@ MAX_DIRECTORIES = 10_000
 """Beginnings of EXIF blocks in one file."""
 
 MAX_TAGS = 64 << 20
-"""Bytes that all tags of the first directory of an EXIF block or TIFF may claim together, beyond what the file holds."""
+"""Bytes that the tags of the first directory of an EXIF block or TIFF may claim together, beyond what the file holds."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")

@@ -118,7 +118,8 @@ def _folder(path: Path, label: str) -> list[Path]:
     files = [f for f in path.iterdir() if f.suffix.lower() in IMAGES]
     result = sorted((f for f in files if not is_hidden(f.name)), key=key)
     if hidden := len(files) - len(result):
-        _say_once(f"hidden files (such as ._1.jpg of a Mac) are no frames; left out, the first time {hidden} of {path}")
+        log.debug("video %s: %d hidden files left out", label, hidden)
+        _say_once("hidden files (such as ._1.jpg of a Mac) among the frames of a video are left out (shown once)")
     if not result:
         raise DataError(f"video {label}: a folder without frames", fix=f"put images into it ({', '.join(IMAGES)})")
     return result
