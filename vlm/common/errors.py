@@ -39,7 +39,7 @@ class NonFiniteLossError(UserError):
 
 
 def printable(text: str) -> str:
-    """``text`` with lone surrogates (from damaged JSON, or names of files that are not UTF-8) written out as escapes."""
+    """``text`` with lone surrogates (from damaged JSON, or file names that are not UTF-8) written out as escapes."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -10,8 +10,8 @@ A format turns a raw record into a :class:`~vlm.common.types.Sample` and knows n
 * ``config.text_roles``: roles whose whole messages pass through the text processor.
 * ``key`` of a stream's raw record: how messages name it, instead of by its position.
 
-A record that cannot be used raises :class:`~vlm.common.errors.DataError`; the loader quarantines it. So does one on which
-a format fails otherwise (:data:`MALFORMED`), and one that does not fit the template (:data:`RECORD_FAULTS`).
+A record that cannot be used raises :class:`~vlm.common.errors.DataError`; the loader quarantines it, like one on which
+a format fails otherwise (:data:`MALFORMED`) and one that does not fit the template (:data:`RECORD_FAULTS`).
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ MAX_DIRECTORIES = 10_000
 """Beginnings of EXIF blocks in one file."""
 
 MAX_TAGS = 64 << 20
-"""Bytes that the tags of the first directory of an EXIF block or TIFF may claim together, beyond what the file holds."""
+"""Bytes that the tags of an EXIF block's or TIFF's first directory may claim together, beyond what the file holds."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")
