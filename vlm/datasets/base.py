@@ -22,7 +22,7 @@ import logging
 import os
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -215,13 +215,24 @@ def parse_json(text: str | bytes, where: str, fix: str | None = None) -> Any:
 def records_of(tree: Any, file: str, key: str | None = None) -> list[dict[str, Any]]:
     """The list of records in a JSON tree: the tree itself, or what it holds under ``key``.
 
+    One that is not an object becomes an empty record, which lacks every field.
+
     Raises DataError: there is no such list of objects.
     """
     result = tree.get(key) if key is not None and isinstance(tree, dict) else tree
-    if not isinstance(result, list) or not all(isinstance(r, dict) for r in result):
+    usable = sum(isinstance(r, dict) for r in result) if isinstance(result, list) else 0
+    if not isinstance(result, list) or (result and not usable):
         shape = "a list of objects" if key is None else f'{{"{key}": [objects]}}'
         raise DataError(f"{file}: expected {shape}, found {type(tree).__name__}")
-    return result
+    if usable < len(result):
+        log.warning("%s: %d of %d records are not objects", file, len(result) - usable, len(result))
+    return [r if isinstance(r, dict) else {} for r in result]
+
+
+def by_id(records: Iterable[dict[str, Any]], *names: str) -> dict[Any, dict[str, Any]]:
+    """Records by the first of the fields ``names`` that they have; those whose id is not a number or text stay out."""
+    found = ((next((r[name] for name in names if name in r), None), r) for r in records)
+    return {key: record for key, record in found if isinstance(key, str | int | float)}
 
 
 def field(record: dict[str, Any], name: str, where: str) -> Any:

@@ -14,8 +14,8 @@ from vlm.datasets.formats.table.record_buffer import Record
 HUB = "hf://"
 ROWS_PER_BATCH = 256
 
-MAX_EXPANDED, MAX_RATIO = 1 << 30, 100
-"""A Parquet file may take 1 GiB of memory, a larger one 100 times its own size."""
+MAX_EXPANDED, MAX_RATIO = 1 << 29, 100
+"""A Parquet file may take 512 MiB of memory, a larger one 100 times its own size."""
 
 
 class StoredRecords(Sequence[Record]):
