@@ -47,7 +47,7 @@ class Table:
 
         ann_path: str | list[str]  # files (names may hold *) or folders, concatenated
         image_path: str = ""  # folder of images and videos
-        image_pattern: str = ""  # name of the image, e.g. COCO_train2014_{image_id:012d}.jpg
+        image_pattern: str = ""  # name of the image, e.g. COCO_train2014_{image_id:012d}.jpg; none if a field is null
         video_pattern: str = ""  # name of the video
         records: str = ""  # key of the list, in a JSON object with several
         file_type: FileType = ""  # kind of a file whose name has no known suffix
@@ -178,7 +178,10 @@ class Table:
         result: list[Medium] = []
         kinds = (("image", self.config.image_pattern, Image), ("video", self.config.video_pattern, Video))
         for name, pattern, kind in kinds:
-            value = fill(pattern, values, where) if pattern else values.get(name)
+            value = values.get(name)
+            if pattern:
+                nothing = any(n in values and values[n] in (None, "") for n in (name, *names(pattern)))
+                value = None if nothing else fill(pattern, values, where)
             result += [kind(s) for s in sources(value, self.config.image_path, where)]
         return result
 
