@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from vlm.common.errors import ConfigError, DataError, UserError
+from vlm.common.errors import ConfigError, DataError, PromptError, UserError
 from vlm.common.types import Example
 from vlm.config.run import Packing
 from vlm.datasets.base import StreamDataset
@@ -100,7 +100,7 @@ class SampleReader:
         for candidate in [ref, *(() if job.restore else self._replacements(job, place, ref))]:
             try:
                 return self._encode(source, candidate)
-            except DataError as error:
+            except (DataError, PromptError) as error:
                 own.append(BadRecord(source.name, candidate.name, str(error)))
                 bad += own[-1:] if own[-1] not in bad else []
             if not self.replace_bad:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.common.errors import DataError
-from vlm.datasets.formats.turns import Medium
+from vlm.processors.placeholders import Medium
 
 SIDES = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
 
