@@ -47,7 +47,7 @@ class Quarantine:
         """Records written before the run was interrupted, so that none is written twice."""
         if self._file is None or not self._file.is_file():
             return set()
-        lines = [json.loads(line) for line in self._file.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        lines = [json.loads(line) for line in self._file.read_text(encoding="utf-8").split("\n") if line.endswith("}")]
         return {(line["source"], line["key"]) for line in lines}
 
     def count(self, good: Mapping[str, int], bad: Sequence[BadRecord]) -> None:

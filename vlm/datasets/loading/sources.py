@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from vlm.common.errors import ConfigError
+from vlm.common.errors import ConfigError, printable
 from vlm.common.registry import resolve
 from vlm.common.types import Sample
 from vlm.datasets.base import Clean, process_text, read_record, text_roles
@@ -41,6 +41,10 @@ class BadRecord:
     source: str
     key: str
     reason: str
+
+    def __post_init__(self) -> None:
+        """The key may be a name that is not UTF-8, e.g. of a member of a tar."""
+        object.__setattr__(self, "key", printable(self.key))
 
     def line(self) -> str:
         """Its line of ``quarantine.jsonl``."""

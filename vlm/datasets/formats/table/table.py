@@ -51,8 +51,8 @@ class Table:
 
         ann_path: str | list[str]  # files (names may hold *) or folders, concatenated
         image_path: str = ""  # folder of images and videos
-        image_pattern: str | list[str] = ""  # e.g. COCO_train2014_{image_id:012d}.jpg; of a list the first that fits
-        video_pattern: str | list[str] = ""  # name of the video
+        image_pattern: str | list[str] = ""  # e.g. COCO_train2014_{image_id:012d}.jpg; none if a field is null
+        video_pattern: str | list[str] = ""  # name of the video; of a list of patterns the first that fits
         records: str = ""  # key of the list, in a JSON object with several
         file_type: FileType = ""  # kind of a file whose name has no known suffix
         fields: dict[str, str] = field(default_factory=dict)  # our name (image, question, ...): column
@@ -186,7 +186,9 @@ class Table:
         )
         for name, pattern, kind in kinds:
             if pattern:
-                value: Any = fill(first_fit(pattern, values), values, where)
+                fit = first_fit(pattern, values)
+                nothing = any(n in values and is_missing(values[n]) for n in (name, *names(fit)))
+                value: Any = None if nothing else fill(fit, values, where)
             elif name in config.fields:
                 value = values[name]
             else:
