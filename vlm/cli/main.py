@@ -12,6 +12,7 @@ from vlm.common import VERSION
 from vlm.common.errors import UserError
 from vlm.common.logging import say, setup_logging
 from vlm.common.registry import load_plugin, names, resolve, summaries
+from vlm.common.trust import trusting
 
 USER_FAULT = 2
 """Exit code after a user's error."""
@@ -50,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         command: Command = resolve("command", name)()
         args = parser_of(name, command).parse_args(arguments[words:])
         setup_logging()
-        return int(command.main(args) or 0)
+        with trusting(vars(args).get("trust", False)):
+            return int(command.main(args) or 0)
     except UserError as error:
         say(f"error: {error}", sys.stderr)
         return USER_FAULT

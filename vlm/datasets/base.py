@@ -23,7 +23,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from vlm.common import text
 from vlm.common.errors import DataError
+from vlm.common.text import lines_of
 from vlm.common.types import Message, Part, Role, Sample, Text
 
 Clean = Callable[[str], str]
@@ -134,14 +136,9 @@ def read_text(file: Path, what: str) -> str:
     Raises:
         DataError: missing or unreadable; ``what`` is the format that reads it.
     """
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"{what}: no file {file}", fix="check the path under build_info of the dataset") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{what}: {file} cannot be read ({error})", fix="save it as UTF-8") from error
-    except OSError as error:
-        raise DataError(f"{what}: {file} cannot be read ({error})") from error
+    if not file.exists():
+        raise DataError(f"{what}: no file {file}", fix="check the path under build_info of the dataset")
+    return text.read_text(file, f"{what}: {file}")
 
 
 def read_json(path: str | Path, what: str) -> Any:
@@ -150,17 +147,17 @@ def read_json(path: str | Path, what: str) -> Any:
     Raises DataError: missing or malformed; names the file (and the line).
     """
     file = Path(path)
-    text = read_text(file, what)
+    content = read_text(file, what)
     if file.suffix != ".jsonl":
-        return _loads(text, f"{what}: {file}")
-    lines = text.splitlines()
-    return [_loads(line, f"{what}: {file}:{n}") for n, line in enumerate(lines, start=1) if line.strip()]
+        return _loads(content, f"{what}: {file}")
+    lines = enumerate(lines_of(content), start=1)
+    return [_loads(line, f"{what}: {file}:{n}") for n, line in lines if line.strip()]
 
 
 def _loads(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not JSON ({error})") from error
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vlm.common.errors import ConfigError, unknown
-from vlm.common.registry import resolve
+from vlm.common.registry import names, resolve
 from vlm.tasks.metrics import exact_match
 
 Kind = Literal["yes/no", "count", "colour", "free"]
@@ -146,9 +146,13 @@ JUDGES: Mapping[str, Judge] = {
 
 
 def judge_of(name: str) -> Judge:
-    """``exact``, ``open``, or the function at ``package.module:name``. Raises ConfigError for any other name."""
-    if name not in JUDGES and ":" not in name:
-        raise ConfigError(unknown("judge", name, list(JUDGES)), fix="or name a function as package.module:function")
+    """``exact``, ``open``, a registered judge, or the function at ``package.module:name`` (see ``resolve``).
+
+    Raises ConfigError for any other name.
+    """
+    if name not in JUDGES and ":" not in name and name not in names("judge"):
+        known = [*JUDGES, *names("judge")]
+        raise ConfigError(unknown("judge", name, known), fix="or name a function as package.module:function")
     result: Judge = JUDGES[name] if name in JUDGES else resolve("judge", name)
     return result
 
