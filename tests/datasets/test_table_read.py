@@ -174,7 +174,7 @@ def test_packages_that_are_not_installed(
         ),
         ("a.parquet", "x", "cannot be read as Parquet"),
         ("a.parquet", None, r"no file .*a\.parquet"),
-        ("a.json", b"\xff\xfe\xff", "cannot be read .*\n  fix: save it as UTF-8"),
+        ("a.json", b"\xff\xfe\xff", "not a text in UTF-8.*\n  fix: save it as UTF-8"),
     ],
 )
 def test_unusable_files(tmp_path: Path, name: str, content: str | bytes | None, words: str) -> None:

@@ -68,7 +68,10 @@ class HFCausalLM(nn.Module):
             hf_config.tie_word_embeddings = hf_config.get_text_config().tie_word_embeddings = False
         family: Any = AutoModelForCausalLM._model_mapping[type(hf_config)]
         self.model = AutoModelForCausalLM.from_config(
-            hf_config, attn_implementation=_attention(family, hf_config), dtype=torch.get_default_dtype()
+            hf_config,
+            attn_implementation=_attention(family, hf_config),
+            dtype=torch.get_default_dtype(),
+            trust_remote_code=False,
         )
         self.hidden_size: int = self.model.get_input_embeddings().embedding_dim
         self.vocab_size: int = self.model.get_input_embeddings().num_embeddings
@@ -174,6 +177,10 @@ def read_config(config: HFCausalLM.Config) -> Any:
         fix = "give the folder of a Hugging Face causal LM: config.json, tokenizer and weights"
         raise WeightsError(f"model.llm.path: no language model in {folder} (config.json is missing)", fix=fix)
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ValueError, OSError) as error:
+        if "trust_remote_code" in str(error):
+            message = f"{folder}: needs Python code that came with it (auto_map in config.json), which is never run"
+            fix = "use a model whose model_type transformers knows, or register its class: docs/extend/llm.md"
+            raise WeightsError(message, fix=fix) from None
         raise WeightsError(f"{folder / 'config.json'}: {error}") from error

@@ -37,12 +37,12 @@ def launch(
     stream: bool = True,
     examples: str | Path | None = None,
     block: bool = True,
+    trust: bool = False,
 ) -> Any:
     """Load a model and serve its page.
 
     Args:
-        source: see ``Engine.load``, or an engine.
-        options: changes to the configuration.
+        source, options, trust: see ``Engine.load``; the first may also be an engine.
         host: address to listen on.
         port: None takes the first free one.
         share: also make a public link.
@@ -62,7 +62,7 @@ def launch(
 
     shown = read_page_examples(examples) if examples else []
     with busy("loading the model"), quiet("vlm.checkpoint"):
-        engine = source if isinstance(source, Engine) else Engine.load(source, device, options=options)
+        engine = source if isinstance(source, Engine) else Engine.load(source, device, options=options, trust=trust)
     world = is_tiny_model(engine.config)
     folder = tempfile.TemporaryDirectory(prefix="vlm_page_")
     shown = tiny_model_examples(Path(folder.name)) if world and not examples else shown
