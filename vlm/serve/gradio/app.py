@@ -36,13 +36,14 @@ def launch(
     generation: Mapping[str, Any] | None = None,
     stream: bool = True,
     examples: str | Path | None = None,
+    allow_random: bool = False,
     block: bool = True,
     trust: bool = False,
 ) -> Any:
     """Load a model and serve its page.
 
     Args:
-        source, options, trust: see ``Engine.load``; the first may also be an engine.
+        source, options, trust, allow_random: see ``Engine.load``; the first may also be an engine.
         host: address to listen on.
         port: None takes the first free one.
         share: also make a public link.
@@ -61,8 +62,8 @@ def launch(
     from vlm.serve.gradio import layout, theme
 
     shown = read_page_examples(examples) if examples else []
-    with busy("loading the model"), quiet("vlm.checkpoint"):
-        engine = source if isinstance(source, Engine) else Engine.load(source, device, options=options, trust=trust)
+    given = {"options": options, "trust": trust, "allow_random": allow_random}
+    engine = source if isinstance(source, Engine) else _load(source, device, given)
     world = is_tiny_model(engine.config)
     folder = tempfile.TemporaryDirectory(prefix="vlm_page_")
     shown = tiny_model_examples(Path(folder.name)) if world and not examples else shown
@@ -85,6 +86,13 @@ def launch(
     if block:
         page.block_thread()
     return page
+
+
+def _load(source: Any, device: Any, given: Mapping[str, Any]) -> Engine:
+    from vlm.inference.engine import Engine
+
+    with busy("loading the model"), quiet("vlm.checkpoint"):
+        return Engine.load(source, device, **given)
 
 
 def free_port(host: str, port: int | None) -> int:
