@@ -12,8 +12,9 @@ from vlm.common.errors import ConfigError, WeightsError
 from vlm.common.paths import inner_folder
 from vlm.common.registry import register_llm
 from vlm.models.fusion.base import LLMInputs
-from vlm.models.layer_hooks import INSERT_DATA, checkpoint_layers, trim_last_layer
-from vlm.models.llm.packing import ATTENTION, can_pack, pack, register_attention
+from vlm.models.inserts.base import InsertData
+from vlm.models.layer_hooks import INSERT_DATA, checkpoint_layers, laid_out, trim_last_layer
+from vlm.models.llm.packing import ATTENTION, apart, can_pack, pack, register_attention
 from vlm.models.lora import LoraOptions, inject_lora
 from vlm.models.loss import head_loss
 
@@ -77,6 +78,7 @@ class HFCausalLM(nn.Module):
             raise ConfigError(f"model.llm.banned_ids: {config.banned_ids}, allowed: 0 to {self.vocab_size - 1}")
         if config.lora is not None:
             inject_lora(self.model, config.lora)
+        self.packs: bool = config.packing and can_pack(self.model)
         trim_last_layer(self.layers())
         if config.checkpointing:
             checkpoint_layers(self.layers())
@@ -97,35 +99,50 @@ class HFCausalLM(nn.Module):
 
     def forward(self, inputs: LLMInputs, keep: Tensor | None = None) -> Tensor:
         """Hidden states after the final norm: ``[b, L, d]``, or ``[t, d]`` where ``keep [b, L]`` is True."""
-        longest = inputs.segments.shape[1]
-        if keep is not None and self.config.packing and can_pack(self.model, longest):
-            return self._packed(inputs, keep)
-        mask = inputs.attention_mask
-        if mask.dim() == 4 and self.model.config._attn_implementation == "eager":  # added to the scores there
-            mask = torch.zeros_like(mask, dtype=inputs.inputs_embeds.dtype).masked_fill(~mask, float("-inf"))
-        hidden = self.model.base_model(
-            inputs_embeds=inputs.inputs_embeds,
-            position_ids=inputs.position_ids,
-            attention_mask=mask,
-            use_cache=False,
-            **({} if inputs.inserts is None else {INSERT_DATA: inputs.inserts}),
-        )[0]
+        if self.packs and (inputs.packed or keep is not None):
+            return self._in_one_row(inputs, keep)
+        if inputs.packed:
+            hidden = self._apart(inputs)
+        else:
+            hidden = self._base(inputs.inputs_embeds, inputs.position_ids, inputs.attention_mask, inputs.inserts)
         return hidden if keep is None else hidden[keep]
 
-    def _packed(self, inputs: LLMInputs, keep: Tensor) -> Tensor:
-        """``[t, d]`` at ``keep``: nothing is computed at padding, and no last MLP elsewhere."""
-        index, layout = pack(inputs.segments, inputs.position_ids)
-        rows = keep.flatten()[index].nonzero()[:, 0]
-        layout.keep = rows
-        hidden = self.model.base_model(
-            inputs_embeds=inputs.inputs_embeds.flatten(0, 1).index_select(0, index)[None],
-            position_ids=inputs.position_ids.flatten()[index][None],
-            attention_mask=inputs.segments.new_ones(1, 1, 1, 1),  # four dimensions: taken as given
+    def _base(self, embeds: Tensor, positions: Tensor, mask: Tensor, inserts: InsertData | None) -> Tensor:
+        """Hidden states ``[b, L, d]`` of the transformers model."""
+        return self.model.base_model(
+            inputs_embeds=embeds,
+            position_ids=positions,
+            attention_mask=mask,
             use_cache=False,
-            layout=layout,
-            **({} if inputs.inserts is None else {INSERT_DATA: inputs.inserts.flat(index)}),
+            **({} if inserts is None else {INSERT_DATA: inserts}),
         )[0]
-        return hidden[0].index_select(0, rows)
+
+    def _in_one_row(self, inputs: LLMInputs, keep: Tensor | None) -> Tensor:
+        """As :meth:`forward`: nothing is computed at padding, and no last MLP where nothing is read."""
+        index, layout = pack(inputs.segments, inputs.position_ids)
+        if keep is not None:
+            layout.keep = keep.flatten()[index].nonzero()[:, 0]
+        with laid_out(layout):
+            hidden = self._base(
+                inputs.inputs_embeds.flatten(0, 1).index_select(0, index)[None],
+                inputs.position_ids.flatten()[index][None],
+                torch.ones_like(index)[None],
+                inputs.inserts and inputs.inserts.flat(index),
+            )[0]
+        if layout.keep is not None:
+            return hidden.index_select(0, layout.keep)
+        return _placed(hidden, index, inputs)
+
+    def _apart(self, inputs: LLMInputs) -> Tensor:
+        """``[b, L, d]``, each sample of a packed row on its own."""
+        embeds, positions = inputs.inputs_embeds.flatten(0, 1), inputs.position_ids.flatten()
+        found, places = [], []
+        for index, real in apart(inputs.segments, inputs.position_ids):
+            inserts = inputs.inserts and inputs.inserts.moved(lambda value, at=index: value.flatten(0, 1)[at])
+            rows = embeds[index] * real[..., None]
+            found.append(self._base(rows, positions[index] * real, real.long(), inserts)[real])
+            places.append(index[real])
+        return _placed(torch.cat(found), torch.cat(places), inputs)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits ``[..., vocab]`` of hidden states, with the scaling or soft cap of the model's family."""
@@ -142,6 +159,12 @@ class HFCausalLM(nn.Module):
         changed = bool(smoothing) or any(getattr(config, name, None) for name in LOGIT_CHANGES)
         plain = type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad and not changed
         return head_loss(head if plain else self.head, hidden, targets, plain=plain, smoothing=smoothing)
+
+
+def _placed(hidden: Tensor, index: Tensor, inputs: LLMInputs) -> Tensor:
+    """``hidden [T, d]`` at the places ``index [T]`` of ``[b * L]`` -> ``[b, L, d]``, zero elsewhere."""
+    rows = hidden.new_zeros(inputs.segments.numel(), hidden.shape[-1])
+    return rows.index_copy(0, index, hidden).unflatten(0, inputs.segments.shape)
 
 
 def _attention(family: type, config: Any) -> str:
