@@ -14,16 +14,13 @@ from vlm.common.registry import register_llm
 from vlm.models.fusion.base import LLMInputs
 from vlm.models.inserts.base import InsertData
 from vlm.models.layer_hooks import INSERT_DATA, checkpoint_layers, laid_out, trim_last_layer
+from vlm.models.llm.head import check_causal, logits_of, prepare_head
 from vlm.models.llm.packing import ATTENTION, apart, can_pack, pack, register_attention
 from vlm.models.lora import LoraOptions, inject_lora
 from vlm.models.loss import head_loss
 
 FOLDERS = ("text_encoder",)
 """Subfolders in which a model saved in parts keeps its language model."""
-
-LOGIT_CHANGES = ("logit_scale", "logits_scaling", "final_logit_softcapping")
-"""Fields of transformers' configurations: a factor, a divisor and a soft cap of the logits."""
-
 
 @register_llm("hf")
 class HFCausalLM(nn.Module):
@@ -64,9 +61,11 @@ class HFCausalLM(nn.Module):
         self.config = config
         register_attention()
         hf_config = read_config(config)
+        self.tied: bool = bool(hf_config.tie_word_embeddings or hf_config.get_text_config().tie_word_embeddings)
         if config.vocab_size is not None:
             hf_config.get_text_config().vocab_size = config.vocab_size
             hf_config.tie_word_embeddings = hf_config.get_text_config().tie_word_embeddings = False
+        check_causal(hf_config)
         family: Any = AutoModelForCausalLM._model_mapping[type(hf_config)]
         self.model = AutoModelForCausalLM.from_config(
             hf_config, attn_implementation=_attention(family, hf_config), dtype=torch.get_default_dtype()
@@ -79,6 +78,7 @@ class HFCausalLM(nn.Module):
         if config.lora is not None:
             inject_lora(self.model, config.lora)
         self.packs: bool = config.packing and can_pack(self.model)
+        self.plain_head = prepare_head(self.model)
         trim_last_layer(self.layers())
         if config.checkpointing:
             checkpoint_layers(self.layers())
@@ -145,19 +145,17 @@ class HFCausalLM(nn.Module):
         return _placed(torch.cat(found), torch.cat(places), inputs)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits ``[..., vocab]`` of hidden states, with the scaling or soft cap of the model's family."""
-        config = self.model.config.get_text_config()
-        logits = self.model.get_output_embeddings()(hidden)
-        scale, divisor, cap = (getattr(config, name, None) for name in LOGIT_CHANGES)
-        logits = logits * (scale or 1.0) / (divisor or 1.0)
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        """Logits ``[..., vocab]`` of hidden states, with what the model's family adds (scaling, soft cap)."""
+        if self.plain_head:
+            return self.model.get_output_embeddings()(hidden)
+        width = hidden.shape[-1]
+        return logits_of(self.model, hidden.reshape(1, -1, width))[0].unflatten(0, hidden.shape[:-1])
 
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Summed float32 cross entropy of ``hidden [t, d]`` against ``targets [t]``."""
-        head = self.model.get_output_embeddings()
-        config, smoothing = self.model.config.get_text_config(), self.config.label_smoothing
-        changed = bool(smoothing) or any(getattr(config, name, None) for name in LOGIT_CHANGES)
-        plain = type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad and not changed
+        smoothing, head = self.config.label_smoothing, self.model.get_output_embeddings()
+        plain = self.plain_head and type(head) is nn.Linear and head.bias is None
+        plain = plain and not head.weight.requires_grad and not smoothing
         return head_loss(head if plain else self.head, hidden, targets, plain=plain, smoothing=smoothing)
 
 
