@@ -21,7 +21,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from vlm.checkpoint.formats.hf_llm import HFFolder
@@ -60,16 +60,23 @@ SIZES: dict[str, Any] = {
 }
 """Sizes by the names under which configurations know them."""
 LAYERS = {"layer_types", "layers_block_type", "mlp_layer_types", "no_rope_layers", "block_types"}
+MLA = ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "sarvam_mla", "youtu", "minicpm3", "longcat_flash", "kimi_linear")
 MORE: dict[str, dict[str, Any]] = {
-    "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8},
+    "bamba": {"layer_types": ["mamba", "attention"] * 2, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8},
     "codegen": {"rotary_dim": 4},
     "cohere2": {"layer_types": ["sliding_attention", "full_attention"] * 2},
     "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8}, "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4}},
     "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1},
     "gptj": {"rotary_dim": 4},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
-    "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8},
     "jamba": {"mamba_dt_rank": 4, "mamba_d_state": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
+    **{kind: {"num_key_value_heads": 4} for kind in MLA},
+    "falcon": {"head_dim": None},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "qwen3_next": {"layer_types": ["linear_attention", "full_attention"] * 2},
+    "nemotron": {"num_key_value_heads": 2, "head_dim": 8},
     "llama4_text": {"intermediate_size_mlp": 48, "floor_scale": 4},
     "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1},
     "mpt": {"max_seq_len": 64},
@@ -85,7 +92,7 @@ def small(kind: str) -> Any:
     text = default.get_text_config()
     known = {k: v for k, v in SIZES.items() if hasattr(text, k) and k not in LAYERS and not isinstance(v, type)}
     known = {k: v for k, v in known.items() if getattr(text, k) is not None or k == "sliding_window"}
-    known |= MORE.get(kind, {})
+    known = {k: v for k, v in (known | MORE.get(kind, {})).items() if v is not None}
     try:
         return type(text)(**known)
     except Exception as error:  # noqa: BLE001
@@ -110,6 +117,7 @@ def reference(kind: str, folder: Path) -> Any:
             for parameter in model.parameters():
                 if parameter.dim() > 1 and not parameter.any():
                     parameter.normal_(std=0.1)
+        model.generation_config = GenerationConfig()
         model.save_pretrained(folder)
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     except NotBuilt:

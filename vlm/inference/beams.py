@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import LogitsProcessorList
 
 from vlm.inference.generation import Generation
-from vlm.inference.incremental import IncrementalDecoder, Prompt
+from vlm.inference.incremental import Prompt, decoder_of
 from vlm.inference.stopping import StopCriteria, ends_with, fixed_rules, row_generators, sampling_rules
 
 INACTIVE_SCORE = -1e9
@@ -126,7 +126,7 @@ def beam_search(llm: nn.Module, prompt: Prompt, generation: Generation, ends: St
     count = max(2, 1 + len(ends.eos)) * beams
     scores = torch.full((len(rows), beams), 0.0 if draw else INACTIVE_SCORE, device=device)
     scores[:, 0] = 0
-    decoder = IncrementalDecoder(llm, prompt, generation.use_cache)
+    decoder = decoder_of(llm, prompt, generation.use_cache)
     with torch.inference_mode():
         logits = decoder.read(None).repeat_interleave(beams, 0)  # [b * k, vocab]
         decoder.repeat(beams)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from vlm.common.errors import ConfigError
+from vlm.models.llm.fitness import refused
+from vlm.models.llm.packing import base_of
 
 _hidden: ContextVar[Tensor | None] = ContextVar("hidden", default=None)
 """Hidden states that the base model returns instead of computing any."""
@@ -60,9 +61,9 @@ def prepare_head(model: Any) -> bool:
     Raises:
         ConfigError: the class has no head, or does not compute its logits from the hidden states of its base model.
     """
-    base, head, name = model.base_model, model.get_output_embeddings(), type(model).__name__
-    if head is None or base is model:
-        raise _refused(name, "it has no base model with a head on top")
+    base, head, name = base_of(model), model.get_output_embeddings(), type(model).__name__
+    if head is None or base in (None, model):
+        raise refused(name, "it has no base model with a head on top")
     inner = [base] if model.get_decoder() in (None, base, model) else [base, model.get_decoder()]
     given = [GivenHidden(module.forward) for module in inner]
     tried = _TriedHead(model.config.get_text_config().vocab_size)
@@ -80,7 +81,7 @@ def prepare_head(model: Any) -> bool:
     finally:
         del head.__dict__["forward"]
     if not any(forward.calls for forward in given):
-        raise _refused(name, "its logits are not computed from the hidden states of its base model")
+        raise refused(name, "its logits are not computed from the hidden states of its base model")
     for module in inner if plain else ():
         del module.__dict__["forward"]
     return plain
@@ -101,21 +102,3 @@ class _TriedHead:
 
 def _same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one.float(), other.float())
-
-
-def _refused(name: str, reason: str) -> ConfigError:
-    return ConfigError(
-        f"model.llm: {name} of transformers cannot be the language model: {reason}",
-        fix="use a decoder-only language model, such as one of the LLaMA, Qwen, Gemma or Mistral families",
-    )
-
-
-def check_causal(config: Any) -> None:
-    """Raises ConfigError: the configuration is of an encoder, whose tokens see those that follow."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
-
-    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
-        raise ConfigError(
-            f"model.llm: {config.model_type} is an encoder (is_decoder is not true): each token sees the whole text",
-            fix="use a causal language model",
-        )

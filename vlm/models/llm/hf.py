@@ -14,8 +14,9 @@ from vlm.common.registry import register_llm
 from vlm.models.fusion.base import LLMInputs
 from vlm.models.inserts.base import InsertData
 from vlm.models.layer_hooks import INSERT_DATA, checkpoint_layers, laid_out, trim_last_layer
-from vlm.models.llm.head import check_causal, logits_of, prepare_head
-from vlm.models.llm.packing import ATTENTION, apart, can_pack, pack, register_attention
+from vlm.models.llm.fitness import check_fitness, decoder_layers
+from vlm.models.llm.head import logits_of, prepare_head
+from vlm.models.llm.packing import ATTENTION, apart, base_of, can_pack, pack, register_attention
 from vlm.models.lora import LoraOptions, inject_lora
 from vlm.models.loss import head_loss
 
@@ -61,15 +62,16 @@ class HFCausalLM(nn.Module):
         self.config = config
         register_attention()
         hf_config = read_config(config)
-        self.tied: bool = bool(hf_config.tie_word_embeddings or hf_config.get_text_config().tie_word_embeddings)
+        configs = (hf_config, hf_config.get_text_config())
+        self.tied: bool = any(getattr(each, "tie_word_embeddings", False) for each in configs)
         if config.vocab_size is not None:
-            hf_config.get_text_config().vocab_size = config.vocab_size
-            hf_config.tie_word_embeddings = hf_config.get_text_config().tie_word_embeddings = False
-        check_causal(hf_config)
+            configs[1].vocab_size = config.vocab_size
+            configs[0].tie_word_embeddings = configs[1].tie_word_embeddings = False
         family: Any = AutoModelForCausalLM._model_mapping[type(hf_config)]
         self.model = AutoModelForCausalLM.from_config(
             hf_config, attn_implementation=_attention(family, hf_config), dtype=torch.get_default_dtype()
         )
+        shares_rows = check_fitness(self.model, hf_config)
         self.hidden_size: int = self.model.get_input_embeddings().embedding_dim
         self.vocab_size: int = self.model.get_input_embeddings().num_embeddings
         self.banned_ids: tuple[int, ...] = tuple(config.banned_ids)
@@ -77,7 +79,7 @@ class HFCausalLM(nn.Module):
             raise ConfigError(f"model.llm.banned_ids: {config.banned_ids}, allowed: 0 to {self.vocab_size - 1}")
         if config.lora is not None:
             inject_lora(self.model, config.lora)
-        self.packs: bool = config.packing and can_pack(self.model)
+        self.packs: bool = config.packing and shares_rows and can_pack(self.model)
         self.plain_head = prepare_head(self.model)
         trim_last_layer(self.layers())
         if config.checkpointing:
@@ -85,9 +87,7 @@ class HFCausalLM(nn.Module):
 
     def layers(self) -> Any:
         """The decoder layers, for inserts and checkpointing."""
-        lists = [m for m in self.model.base_model.modules() if isinstance(m, nn.ModuleList)]
-        count = self.model.config.get_text_config().num_hidden_layers
-        return next(m for m in lists if len(m) == count)
+        return decoder_layers(self.model)
 
     def checkpointable_modules(self) -> list[nn.Module]:
         """The layers to recompute in the backward pass when the runner asks for it."""
@@ -109,7 +109,7 @@ class HFCausalLM(nn.Module):
 
     def _base(self, embeds: Tensor, positions: Tensor, mask: Tensor, inserts: InsertData | None) -> Tensor:
         """Hidden states ``[b, L, d]`` of the transformers model."""
-        return self.model.base_model(
+        return base_of(self.model)(
             inputs_embeds=embeds,
             position_ids=positions,
             attention_mask=mask,
@@ -129,6 +129,9 @@ class HFCausalLM(nn.Module):
                 torch.ones_like(index)[None],
                 inputs.inserts and inputs.inserts.flat(index),
             )[0]
+        if layout.calls < len(self.layers()):  # some layer has attention of its own and saw one long sample
+            self.packs = False
+            return self.forward(inputs, keep)
         if layout.keep is not None:
             return hidden.index_select(0, layout.keep)
         return _placed(hidden, index, inputs)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from vlm.models.layer_hooks import Layout, current_layout
 
 ATTENTION = "vlm_sdpa"
-"""Name under which :func:`attention` and :func:`attention_mask` are known to transformers."""
+"""Name under which :func:`attention` and :func:`packed_mask` are known to transformers."""
 
 PACKED_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 """Kinds of layers (``layer_types`` of transformers) whose only mixing of tokens is attention with a mask."""
@@ -68,7 +68,7 @@ def apart(segments: Tensor, position_ids: Tensor) -> Iterator[tuple[Tensor, Tens
 
 
 def attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """SDPA for transformers; within :func:`~vlm.models.layer_hooks.laid_out` it works on a packed row.
 
@@ -78,19 +78,19 @@ def attention(
 
     layout = current_layout()
     if layout is None:
-        return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     layout.calls += 1
-    kwargs["is_causal"] = mask is None
+    kwargs["is_causal"] = attention_mask is None
     # short bfloat16 rows are slower than float32 ones on a CPU
     kind = query.device.type
     dtype = torch.float32 if kind == "cpu" else query.dtype
     with torch.autocast(kind, enabled=dtype is query.dtype and torch.is_autocast_enabled(kind)):
         q, k, v = (_spread(t, layout).to(dtype) for t in (query, key, value))
-        out, _ = sdpa_attention_forward(module, q, k, v, mask, **kwargs)
+        out, _ = sdpa_attention_forward(module, q, k, v, attention_mask, **kwargs)
     return out.flatten(0, 1).index_select(0, layout.scatter)[None].to(query.dtype), None
 
 
-def attention_mask(batch_size: int, q_length: int, kv_length: int, **kwargs: Any) -> Tensor | None:
+def packed_mask(batch_size: int, q_length: int, kv_length: int, **kwargs: Any) -> Tensor | None:
     """transformers' mask for SDPA, or that of each sample ``[1, 1, longest, longest]`` of a packed row.
 
     None where plain causal attention is meant: padding on the right needs no mask.
@@ -115,17 +115,35 @@ def register_attention() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(ATTENTION, attention)
-    AttentionMaskInterface.register(ATTENTION, attention_mask)
+    AttentionMaskInterface.register(ATTENTION, packed_mask)
 
 
 def can_pack(model: Any) -> bool:
-    """Whether ``model`` (of transformers) mixes tokens only in attention through the interface, at given positions."""
+    """Whether samples of ``model`` (of transformers) can share a row: given positions, attention by the interface."""
     config = model.config.get_text_config()
     return (
         config._attn_implementation == ATTENTION
         and bool(getattr(config, "rope_parameters", None))
-        and set(getattr(config, "layer_types", None) or ()) <= PACKED_LAYERS
+        and mixes_by_attention(model)
+        and takes_positions(base_of(model))
+    )
+
+
+def base_of(model: Any) -> Any:
+    """The part of a causal model below its head; some classes name it otherwise than ``base_model_prefix`` says."""
+    return model.base_model if model.base_model is not model else model.get_decoder()
+
+
+def mixes_by_attention(model: Any) -> bool:
+    """Whether attention with a mask is all that mixes tokens: no recurrence, no convolution."""
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    return (
+        set(kinds) <= PACKED_LAYERS
         and not model._is_stateful
-        and "position_ids" in inspect.signature(model.base_model.forward).parameters
         and not any(isinstance(module, nn.Conv1d) for module in model.modules())
     )
+
+
+def takes_positions(model: Any) -> bool:
+    """Whether positions can be given to ``model`` (of transformers, or its base)."""
+    return "position_ids" in inspect.signature(model.forward).parameters
