@@ -1,7 +1,7 @@
 """Published tensors to those of the installed transformers, by its own conversion rules.
 
-transformers renames modules from version to version and fuses some: the experts of a mixture, which published files hold
-one by one, are one tensor per layer since version 5.
+transformers renames modules from version to version and fuses some: the experts of a mixture, which published files
+hold one by one, are one tensor per layer since version 5.
 """
 
 from __future__ import annotations

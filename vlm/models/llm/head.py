@@ -62,7 +62,7 @@ def prepare_head(model: Any) -> bool:
         ConfigError: the class has no head, or does not compute its logits from the hidden states of its base model.
     """
     base, head, name = base_of(model), model.get_output_embeddings(), type(model).__name__
-    if head is None or base in (None, model):
+    if head is None or base is None:
         raise refused(name, "it has no base model with a head on top")
     inner = [base] if model.get_decoder() in (None, base, model) else [base, model.get_decoder()]
     given = [GivenHidden(module.forward) for module in inner]

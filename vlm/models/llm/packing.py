@@ -131,7 +131,10 @@ def can_pack(model: Any) -> bool:
 
 def base_of(model: Any) -> Any:
     """The part of a causal model below its head; some classes name it otherwise than ``base_model_prefix`` says."""
-    return model.base_model if model.base_model is not model else model.get_decoder()
+    if model.base_model is not model:
+        return model.base_model
+    embeddings = model.get_input_embeddings()
+    return next((child for child in model.children() if any(m is embeddings for m in child.modules())), None)
 
 
 def mixes_by_attention(model: Any) -> bool:
