@@ -108,7 +108,7 @@ def read_frames(path: str | os.PathLike[str], label: str) -> str | list[str]:
     """
     try:
         result = json.loads(_read(path, label))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"medium {label}: not JSON ({error})", fix="write a base64 text or a list of them") from None
     if isinstance(result, str) or (isinstance(result, list) and all(isinstance(f, str) for f in result)):
         return result

@@ -20,6 +20,12 @@ UPLOADS = 16
 """Decoded uploads kept at most, over all visitors; one that was dropped is decoded again."""
 
 
+TURNS = 100
+"""Questions of a conversation at most."""
+MEDIA = 16
+"""Images and videos of a conversation at most; their pixels are kept while it lasts."""
+
+
 class Uploads:
     """Images and videos from their upload, when they are decoded to check them, to the question about them."""
 
@@ -65,10 +71,16 @@ class PageChat:
         """
         if not question.strip():
             raise PromptError("type a question first")
+        if len(self.shown) >= 2 * TURNS:
+            raise PromptError(f"a conversation on this page has at most {TURNS} questions", fix="press Restart")
         if self._busy is self.session:
             raise PromptError("an answer is being written", fix="wait until it is complete, or press Stop")
         pairs: list[tuple[Any, str | None, str | None]] = [(Image, image, self.image), (Video, video, self.video)]
         media: list[Image | Video] = [kind(path) for kind, path, last in pairs if path not in (None, last)]
+        if keep and media and sum(len(message.media) for message in self.session.messages) >= MEDIA:
+            raise PromptError(f"a conversation on this page has at most {MEDIA} images", fix="press Restart")
+        if self.is_waiting:  # asked before, and never answered
+            self.give_up()
         before = self.session.messages, self.shown
         if media and not keep:
             self.session.reset()
@@ -107,10 +119,23 @@ class PageChat:
             del shown[-2:]
             raise
         finally:
-            bubble["content"] = text or "*(empty answer)*"
             if self._busy is session:
                 self._busy = None
+            if session.is_open and bubble in shown:  # ended before the first word
+                shown.remove(bubble)
+            bubble["content"] = text or "*(empty answer)*"
         yield self.shown
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a question is open and nobody is answering it."""
+        return self.session.is_open and self._busy is not self.session
+
+    def give_up(self) -> None:
+        """Take back a question that cannot be answered; nothing where none is open."""
+        if self.session.is_open:
+            self.session.take_back()
+            self.shown.pop()
 
     def again(self) -> None:
         """Drop the last answer, so that its question is open again.
