@@ -1,4 +1,4 @@
-"""Requests that no browser sends: the running page opens nothing but uploads and examples, and tells nothing of others."""
+"""Requests that no browser sends: the page opens nothing but uploads and examples, and tells nothing of other files."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ IMAGE = CASE / "image.png"
 JOIN = "/gradio_api/queue/join"
 META = {"_type": "gradio.FileData"}
 SESSIONS = itertools.count()
+SETTINGS = [None, False, 1.0, 0.9, 50, 1, 3, 1.0, None, "", -1]
+"""Inputs of the function that writes an answer."""
 
 
 class Visitor:
@@ -202,8 +204,7 @@ def test_uploads_and_examples_are_answered(visitor: Visitor) -> None:
         visitor.session = f"s{next(SESSIONS)}"
         end = visitor.ask("What?", {"path": path, **extra})[-1]
         assert end["success"] and path in json.dumps(end["output"]) and "elsewhere" not in json.dumps(end)
-    settings = [None, False, 1.0, 0.9, 50, 1, 3, 1.0, None, "", -1]
-    end = visitor.call(visitor.write_id, settings)[-1]
+    end = visitor.call(visitor.write_id, SETTINGS)[-1]
     assert end["success"]
     example = next(f for f in upload_folder().root.rglob("example.png"))
     assert visitor.ask("What?", {"path": str(example)})[-1]["success"]
@@ -248,7 +249,7 @@ def test_requests_of_any_shape(visitor: Visitor) -> None:
 
 
 def test_values_of_any_type(visitor: Visitor) -> None:
-    ok = [None, False, 1.0, 0.9, 50, 1, 3, 1.0, None, "", -1]
+    ok = SETTINGS
     assert visitor.call(visitor.write_id, ok)[-1]["success"]  # nothing was asked
     for place, value in ((6, 10**9), (5, 10**6), (1, "yes"), (2, {"a": 1}), (8, 10**30), (9, 7), (10, [1]), (7, "x")):
         visitor.ask("What?")
@@ -326,15 +327,17 @@ def test_nothing_becomes_html() -> None:
 def test_sessions_and_what_they_hold_are_bounded(visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "MEDIA", 2)
     paths = [visitor.upload(IMAGE.read_bytes() + bytes([k])) for k in range(3)]
-    ends = [visitor.ask("What?", {"path": path}, keep=True) for path in paths]
-    said = [json.dumps(end) for end in ends]
+    said = []
+    for path in paths:
+        said.append(json.dumps(visitor.ask("What?", {"path": path}, keep=True)))
+        visitor.call(visitor.write_id, SETTINGS)
     assert "at most 2 images" not in said[1] and "at most 2 images" in said[2]
     monkeypatch.setattr(session, "TURNS", 1)
-    visitor.ask("What?")
+    assert "at most 1 questions" in json.dumps(visitor.ask("What?"))
     assert gradio_app.SESSIONS <= 100 and gradio_app.WAITING <= 100
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_memory_is_flat(visitor: Visitor) -> None:
     """Conversations that never end, of as many visitors as there are requests."""
 

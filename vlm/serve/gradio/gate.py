@@ -40,7 +40,7 @@ HEADERS = {
     # the page draws on nothing but its own server: an answer cannot load an image from elsewhere, and with it tell
     # another machine what was said
     "content-security-policy": (
-        "default-src 'self'; script-src 'self' 'unsafe-inline' 'wasm-unsafe-eval' blob:; style-src 'self' "
+        "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' "
         "'unsafe-inline'; img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; "
         "connect-src 'self' data: blob:; worker-src 'self' blob:; object-src 'none'; base-uri 'self'; "
         "form-action 'self'; frame-ancestors 'self' http://localhost:* http://127.0.0.1:*"

@@ -61,6 +61,7 @@ class PageChat:
         self.video: str | None = None
         self.read = ""
         self._busy: ChatSession | None = None
+        self._before: tuple[Any, ...] = ([], [], None, None)
 
     def ask(self, question: str, image: str | None, keep: bool = False, video: str | None = None) -> None:
         """Add a question. An image or video not asked about before starts a new conversation, unless ``keep``.
@@ -81,14 +82,14 @@ class PageChat:
             raise PromptError(f"a conversation on this page has at most {MEDIA} images", fix="press Restart")
         if self.is_waiting:  # asked before, and never answered
             self.give_up()
-        before = self.session.messages, self.shown
+        self._remember()
         if media and not keep:
             self.session.reset()
             self.shown = []
         try:
             self.session.ask(question, [self.uploads.take(medium) for medium in media])
         except UserError:
-            self.session.messages, self.shown = before
+            self._restore()
             raise
         content: list[Any] = [{"path": medium.source} for medium in media]
         self.shown.append({"role": "user", "content": [*content, question.strip()]})
@@ -115,8 +116,8 @@ class PageChat:
                     bubble["content"], last = text, time.monotonic()
                     yield self.shown
         except UserError:
-            session.take_back()
-            del shown[-2:]
+            if session is self.session:
+                self._restore()
             raise
         finally:
             if self._busy is session:
@@ -124,6 +125,8 @@ class PageChat:
             if session.is_open and bubble in shown:  # ended before the first word
                 shown.remove(bubble)
             bubble["content"] = text or "*(empty answer)*"
+        if session is self.session and not session.is_open:
+            self._remember()  # the conversation before a new image is not held any longer
         yield self.shown
 
     @property
@@ -132,10 +135,16 @@ class PageChat:
         return self.session.is_open and self._busy is not self.session
 
     def give_up(self) -> None:
-        """Take back a question that cannot be answered; nothing where none is open."""
+        """Take back a question that cannot be answered, with its media; nothing where none is open."""
         if self.session.is_open:
-            self.session.take_back()
-            self.shown.pop()
+            self._restore()
+
+    def _remember(self) -> None:
+        self._before = list(self.session.messages), list(self.shown), self.image, self.video
+
+    def _restore(self) -> None:
+        self.session.messages, self.shown, self.image, self.video = self._before
+        self._remember()
 
     def again(self) -> None:
         """Drop the last answer, so that its question is open again.
@@ -144,6 +153,7 @@ class PageChat:
         """
         if self._busy is self.session:
             raise PromptError("an answer is being written", fix="wait until it is complete, or press Stop")
+        self._remember()
         self.session.regenerate()
         self.shown.pop()
 
@@ -157,3 +167,4 @@ class PageChat:
         self.session = ChatSession(self.engine)
         self.shown = []
         self.image = self.video = None
+        self._remember()
