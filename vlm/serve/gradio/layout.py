@@ -72,9 +72,9 @@ def build(
             with gr.Column(scale=5, min_width=400):
                 hint = look.placeholder(examples[0][1] if examples else QUESTION, bool(examples))
                 bubbles = gr.Chatbot(elem_classes=classes, placeholder=hint, **look.widget("chat"))
-                with gr.Row():
+                with gr.Row(elem_id="ask"):
                     question, send = gr.Textbox(**look.widget("question")), gr.Button(**look.widget("send"))
-                with gr.Row():
+                with gr.Row(elem_id="actions"):
                     stop, again, restart = (gr.Button(**look.widget(n)) for n in ("stop", "again", "restart"))
                 _shortcuts(engine, question)
         if examples:
@@ -151,13 +151,14 @@ def _wire(w: Widgets, events: Events) -> None:
     buttons = [w.send, w.stop, w.again]
     at_once: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
     decoding = {**at_once, "concurrency_limit": 2, "concurrency_id": "decoding"}  # of images near the limit of pixels
-    progress = "hidden" if events.stream else "minimal"
-    in_turn = {**at_once, "show_progress": progress, "concurrency_limit": 1, "concurrency_id": "model"}
+    in_turn = {**at_once, "concurrency_limit": 1, "concurrency_id": "model"}
     writing = {
         "fn": events.write,
         "inputs": [w.chat, *(w.settings[n] for n in events.names), w.system, w.turns],
         "outputs": [w.bubbles, *buttons],
         **in_turn,
+        "show_progress": "minimal",  # the place in the queue
+        "show_progress_on": w.bubbles,
     }
     read = {"fn": events.read, "inputs": [w.chat], "outputs": [w.read], **at_once}
     asking = [w.question, w.image, w.settings["keep"], w.chat, w.video]
