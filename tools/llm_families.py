@@ -17,7 +17,6 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -60,16 +59,37 @@ SIZES: dict[str, Any] = {
 }
 """Sizes by the names under which configurations know them."""
 LAYERS = {"layer_types", "layers_block_type", "mlp_layer_types", "no_rope_layers", "block_types"}
-MLA = ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "sarvam_mla", "youtu", "minicpm3", "longcat_flash", "kimi_linear")
+MLA = (
+    "axk1",
+    "axk2",
+    "deepseek_v2",
+    "deepseek_v3",
+    "deepseek_v32",
+    "glm4_moe_lite",
+    "glm_moe_dsa",
+    "sarvam_mla",
+    "youtu",
+    "minicpm3",
+    "longcat_flash",
+    "kimi_linear",
+)
 MORE: dict[str, dict[str, Any]] = {
     "bamba": {"layer_types": ["mamba", "attention"] * 2, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8},
     "codegen": {"rotary_dim": 4},
     "cohere2": {"layer_types": ["sliding_attention", "full_attention"] * 2},
-    "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8}, "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4}},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8},
+        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4},
+    },
     "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1},
     "gptj": {"rotary_dim": 4},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
-    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8},
+    "granitemoehybrid": {
+        "layer_types": ["mamba", "attention"] * 2,
+        "mamba_n_heads": 8,
+        "mamba_d_head": 8,
+        "mamba_d_state": 8,
+    },
     "jamba": {"mamba_dt_rank": 4, "mamba_d_state": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
     **{kind: {"num_key_value_heads": 4} for kind in MLA},
     "falcon": {"head_dim": None},
@@ -186,7 +206,11 @@ def packing(llm: HFCausalLM) -> Iterator[str]:
     lengths = [[13, 4, 9], [11, 12], [16]]
     generator = torch.Generator().manual_seed(2)
     ids = [[torch.randint(3, VOCAB, (n,), generator=generator).tolist() for n in row] for row in lengths]
-    singles = [loss(llm, rows([[n]], llm, [[one]])).item() for row, t in zip(lengths, ids, strict=True) for n, one in zip(row, t, strict=True)]
+    singles = [
+        loss(llm, rows([[n]], llm, [[one]])).item()
+        for row, t in zip(lengths, ids, strict=True)
+        for n, one in zip(row, t, strict=True)
+    ]
     padded = loss(llm, rows([[n] for row in lengths for n in row], llm, [[one] for t in ids for one in t])).item()
     packed = loss(llm, rows(lengths, llm, ids))
     for name, value in (("padded", padded), ("packed", packed.item())):
@@ -218,7 +242,9 @@ def generation(theirs: Any, llm: HFCausalLM, ids: torch.Tensor, embeds: torch.Te
         yield f"batch of two {both} {[found, alone]}"
     beams = greedy.replace(num_beams=3, length_penalty_form="answer")
     with torch.no_grad():
-        wanted = theirs.generate(input_ids=ids, attention_mask=torch.ones_like(ids), num_beams=3, **options)[0, 17:].tolist()
+        wanted = theirs.generate(input_ids=ids, attention_mask=torch.ones_like(ids), num_beams=3, **options)[
+            0, 17:
+        ].tolist()
     found = decode(llm.model, Prompt(embeds, torch.ones_like(ids)), beams, ends)[0]
     if found != wanted:
         yield f"beams {found} {wanted}"

@@ -23,6 +23,7 @@ from vlm.models.loss import head_loss
 FOLDERS = ("text_encoder",)
 """Subfolders in which a model saved in parts keeps its language model."""
 
+
 @register_llm("hf")
 class HFCausalLM(nn.Module):
     """A causal LM that computes logits only at supervised positions.
