@@ -17,7 +17,7 @@ from vlm.checkpoint.provenance import differences, make_provenance, read_provena
 from vlm.checkpoint.run_folder import RunDir, read_checkpoint
 from vlm.checkpoint.train_state import capture_rng, load_trainable_tensors, restore_rng, trainable_tensors
 from vlm.common import dist
-from vlm.common.errors import WeightsError
+from vlm.common.errors import UserError, WeightsError
 from vlm.common.registry import register_runner
 from vlm.config.run import RunConfig
 from vlm.datasets.loading import data_stats
@@ -213,6 +213,7 @@ class Trainer:
     def save(self, best: bool = False) -> None:
         """Write a checkpoint of the current step; a collective call, rank 0 writes."""
         ranks = dist.gather_objects({"rng": capture_rng(self.device), "loader": self.loader.state_dict()})
+        fault: UserError | None = None
         if dist.is_main():
             names = trainable_names(self.model, self.run.weight_decay_on)
             states = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "ranks": ranks}
@@ -226,11 +227,14 @@ class Trainer:
                 trained=names,
                 hardware={"device": dist.device_name(self.device), "processes": dist.world_size()},
             )
-            self.run_dir.save(
-                self.progress.step, trainable_tensors(self.model), state, provenance, self.config_text, best=best
-            )
-            self.run_dir.prune(self.run.keep_last, self.run.keep_every)
-        dist.barrier()
+            try:
+                step, tensors = self.progress.step, trainable_tensors(self.model)
+                self.run_dir.save(step, tensors, state, provenance, self.config_text, best=best)
+                self.run_dir.prune(self.run.keep_last, self.run.keep_every)
+            except UserError as error:
+                fault = error
+        if fault := dist.broadcast_object(fault):  # the other processes wait for it
+            raise fault
 
     def resume(self, folder: Path) -> None:
         """Continue from a checkpoint folder exactly as if the run had not been interrupted.
