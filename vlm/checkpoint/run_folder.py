@@ -101,7 +101,7 @@ class RunDir:
             remove_run(self.path)
         make_folder(self.checkpoints)
         if not foreign_names(self.path) or source is None:
-            with self._written("the run folder"):
+            with self.written("the run folder"):
                 write_manifest(self.path)
         return source
 
@@ -158,13 +158,15 @@ class RunDir:
         return target if is_checkpoint(target) else None
 
     @contextmanager
-    def _written(self, what: str) -> Iterator[None]:
+    def written(self, what: str) -> Iterator[None]:
         """Turns a failed write into one message that names the last good checkpoint."""
         from safetensors import SafetensorError
 
         try:
             yield
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap the system's errors
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if isinstance(error, RuntimeError) and not re.search("inline_container|PytorchStreamWriter", str(error)):
+                raise  # only that of torch's file writer, which hides the system's reason
             good = None
             with suppress(OSError, WeightsError):
                 good = self.last_good()
@@ -177,7 +179,7 @@ class RunDir:
 
     def write_config(self, text: str) -> None:
         """Write the run's ``config.yaml`` (atomically), and note that this user trained it."""
-        with self._written("config.yaml"):
+        with self.written("config.yaml"):
             _write_text(self.config_file, text)
         remember(self.path, text)
 
@@ -205,7 +207,7 @@ class RunDir:
             TypeError: ``state`` holds something that could not be read back safely.
         """
         check_plain(state)
-        with self._written(f"the checkpoint of step {step}"):
+        with self.written(f"the checkpoint of step {step}"):
             target = self._save(
                 step, tensors, state, {PROVENANCE: json.dumps(provenance, indent=1, default=str)}, config_text
             )

@@ -186,8 +186,7 @@ class Trainer:
         }
         if self.progress.step % self.run.log_freq == 0 or self.progress.step == self.total_steps:
             record |= data_stats.to_metrics(self._data_report())
-        for tracker in trackers:
-            tracker.log(record)
+        self._tell(trackers, record)
         return stats
 
     def _data_report(self) -> data_stats.DataReport:
@@ -202,13 +201,18 @@ class Trainer:
         """Compute and log the validation loss; returns whether it is the lowest so far."""
         assert self.validator is not None
         self.progress.valid = result = self.validator()
-        for tracker in trackers:
-            tracker.log({"kind": "valid", "step": self.progress.step, **result})
+        self._tell(trackers, {"kind": "valid", "step": self.progress.step, **result})
         improved = result["loss"] < self.progress.best_loss
         if improved:
             self.progress.best_loss = result["loss"]
         self.progress.bad_validations = 0 if improved else self.progress.bad_validations + 1
         return improved
+
+    def _tell(self, trackers: list[Tracker], record: dict[str, Any]) -> None:
+        """Pass a record to all trackers. Raises UserError: one cannot write, e.g. because the disk is full."""
+        with self.run_dir.written("the log"):
+            for tracker in trackers:
+                tracker.log(record)
 
     def save(self, best: bool = False) -> None:
         """Write a checkpoint of the current step; a collective call, rank 0 writes."""
