@@ -15,7 +15,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import vlm
 from vlm.checkpoint.safe import read_file
 from vlm.common.errors import UserError, WeightsError
 
@@ -33,7 +32,7 @@ _CHUNK = 1 << 22
 def refuse_place(path: Path) -> None:
     """Raises UserError: a run must not write there, since the folder is not one of its own."""
     place, here, home = path.resolve(), Path.cwd().resolve(), Path.home().resolve()
-    package = Path(vlm.__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     why = ""
     if path.exists() and not path.is_dir():
         why = "is a file"
