@@ -29,7 +29,7 @@ def background_of(declared: str | Sequence[int], mean: Sequence[float]) -> Colou
     if isinstance(declared, str):
         colour: Sequence[int] | None = [int(m * 255) for m in mean] if declared == "mean" else NAMED.get(declared)
     else:
-        colour = declared
+        colour = declared if isinstance(declared, Sequence) else None
     levels = [] if colour is None else list(colour)
     if len(levels) != 3 or not all(type(level) is int and 0 <= level <= 255 for level in levels):
         raise ConfigError(
