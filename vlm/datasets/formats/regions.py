@@ -64,12 +64,11 @@ class Regions(BoxDialogues):
             field(records[0], "regions", f"{self._file}: image {records[0].get('id')}")
         for record in records:
             regions = record.get("regions")
-            for r in regions if isinstance(regions, list) else [None]:
-                if not isinstance(r, dict):  # reported as a record without image, phrase and box
-                    r = {}
+            for region in regions if isinstance(regions, list) else [None]:
+                r: dict[str, Any] = region if isinstance(region, dict) else {}  # reported as one without image
                 width, height = r.get("width"), r.get("height")
                 measured = isinstance(width, int | float) and isinstance(height, int | float)
-                if measured and width * height >= self.config.max_area:
+                if measured and width * height >= self.config.max_area:  # type: ignore[operator]
                     continue
                 image = r.get("image_id", record.get("id"))
                 result.append((image, r.get("region_id"), r.get("phrase"), r.get("x"), r.get("y"), width, height))
