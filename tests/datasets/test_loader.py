@@ -185,8 +185,8 @@ class Marked:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_records_that_do_not_fit_the_prompt_are_bad_records(processor: Processor, workers: int) -> None:
-    with pytest.raises(DataError, match="2 image placeholders but 1 media"):
+def test_placeholders_that_do_not_fit_are_a_bad_record(processor: Processor, workers: int) -> None:
+    with pytest.raises(DataError, match=r"4 of 4 records(.|\n)*2 image placeholders but 1 media"):
         next(TrainLoader([Source("marked", Marked(), 2)], processor, seed=1, num_workers=workers))
 
 

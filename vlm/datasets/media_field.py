@@ -13,8 +13,8 @@ from typing import Any
 
 from vlm.common.errors import DataError
 from vlm.common.types import Image, Video
-from vlm.datasets.formats.turns import Medium
 from vlm.processors.image.decode import from_base64, read_frames
+from vlm.processors.placeholders import Medium
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".ts", ".3gp")
 """Suffixes of videos; a ``.gif`` is an image."""

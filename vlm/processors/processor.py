@@ -45,11 +45,12 @@ class TextConfig:
     max_turn_len: int = 0  # positions of a turn with its begin and end id; above 0 the two limits above do not apply
     tokens_per_medium: int = 1  # positions that an image counts in max_context_len and max_turn_len
     tokenizer: str = ""  # folder of the tokenizer; empty: the LLM's
-    pad_token: str = "$$"  # existing piece or special token for padding
+    pad_token: str = ""  # existing piece or special token for padding; empty: the folder's, else unk, else eos
     special_tokens: list[str] = field(default_factory=list)  # made special; new ones get the next ids, in order
     new_pad_token: str = ""  # pad token of a folder that names none, instead of pad_token
     bos_id: int | None = None  # forced, whatever the folder says
     eos_id: int | None = None
+    legacy: bool | None = None  # sentencepiece: a dummy space after every special token; null: as the folder says
 
 
 class Processor:
@@ -245,7 +246,7 @@ def build_processor(model_cfg: ModelConfig) -> Processor:
             for a medium than the tokenizer has.
     """
     text_cfg = model_cfg.text.config
-    names = ("pad_token", "special_tokens", "new_pad_token", "bos_id", "eos_id")
+    names = ("pad_token", "special_tokens", "new_pad_token", "bos_id", "eos_id", "legacy")
     options = {name: getattr(text_cfg, name) for name in names}
     tokenizer = Tokenizer.from_folder(text_cfg.tokenizer or model_cfg.llm.config.path, **options)
     template = resolve("template", model_cfg.template.name)(model_cfg.template.config)

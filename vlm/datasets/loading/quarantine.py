@@ -25,7 +25,7 @@ EARLY = 1000
 
 
 def too_many(bad: int, total: int, max_share: float, early: int = EARLY) -> bool:
-    """Whether ``bad`` of ``total`` records are more than the allowed share explains; see :data:`EARLY`."""
+    """Whether ``bad`` of ``total`` records, at least 3, are more than ``max_share`` explains; see :data:`EARLY`."""
     most = max_share * total
     if total < early:
         most += 3 * math.sqrt(most * (1 - max_share))

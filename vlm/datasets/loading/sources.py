@@ -12,6 +12,7 @@ from vlm.common.errors import ConfigError, printable
 from vlm.common.registry import resolve
 from vlm.common.types import Sample
 from vlm.datasets.base import Clean, process_text, read_record, text_roles
+from vlm.datasets.loading.media_check import check_media
 from vlm.datasets.loading.mixing import derive_seed
 from vlm.datasets.loading.sampler import Ref
 from vlm.processors.processor import Processor
@@ -55,7 +56,7 @@ def build_sources(entries: Mapping[str, DatasetEntry], processor: Processor, spl
 
     Raises:
         ConfigError: an image size other than the model's, a batch size below 1, a negative ratio.
-        DataError: files are missing or malformed.
+        DataError: files are missing or malformed, or promised images are missing (see :func:`check_media`).
     """
     return [build_source(name, entry, processor.image.config.size, split) for name, entry in entries.items()]
 
@@ -84,6 +85,7 @@ def build_source(name: str, entry: DatasetEntry, image_size: int, split: str = "
     dataset = resolve("dataset", entry.format.name)(entry.format.config)
     if hasattr(dataset, "clean"):
         dataset.clean = text
+    check_media(name, entry, dataset)
     return Source(name, dataset, entry.batch_size, ratio, text, entry.group, entry.data_type == "text")
 
 

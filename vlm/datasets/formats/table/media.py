@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vlm.common.errors import DataError
-from vlm.datasets.formats.turns import Medium
 from vlm.processors.image.decode import from_base64
+from vlm.processors.placeholders import Medium
 
 _BASE64 = re.compile(r"(?:/9j/|iVBORw0KGgo|UklGR|R0lGOD|Qk[0-3])[A-Za-z0-9+/\s]{60,}={0,2}\s*\Z")
 """Base64 of a JPEG, PNG, WebP, GIF or BMP: no path looks so, since it would need an ending."""
