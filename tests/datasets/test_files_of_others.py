@@ -21,6 +21,7 @@ from vlm.common.paths import expand_home
 from vlm.datasets.base import read_record, records_in_order
 from vlm.datasets.formats import shard_reader
 from vlm.datasets.formats.caption_folder import CaptionFolder
+from vlm.datasets.formats.conversation_json import ConversationJson
 from vlm.datasets.formats.table import arrow
 from vlm.datasets.formats.table.table import Table
 from vlm.datasets.formats.web_shards import WebShards
@@ -261,3 +262,11 @@ def test_logging_is_quiet_without_hidden_files(
         file = write_tar(tmp_path / "0.tar", {"0.png": image_of(0), "0.txt": b"t"})
         assert texts_of(WebShards(WebShards.Config(str(file)))) == ["t"]
     assert not caplog.text
+
+
+def test_a_dialogue_without_image_under_a_pattern(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "red"}]
+    rows: list[dict[str, Any]] = [{"id": 1}, {"id": 2, "image": None}, {"id": 3, "image": "x.png"}]
+    (tmp_path / "a.json").write_text(json.dumps([{**row, "conversations": turns} for row in rows]))
+    data = ConversationJson(ConversationJson.Config(str(tmp_path / "a.json"), image_pattern="{id}.jpg"))
+    assert media_of(data) == [["1.jpg"], [], ["x.png"]]
