@@ -220,7 +220,7 @@ def test_a_tar_header_that_would_be_read_whole(tmp_path: Path) -> None:
 def test_text_files_that_are_not_regular_or_endless(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.jsonl")
     for path in (tmp_path / "a.jsonl", Path("/dev/zero")):
-        with pytest.raises(DataError, match="is not a regular file"):
+        with pytest.raises(DataError, match="not a (regular )?file"):
             table(path, file_type="jsonl")
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b"{}\n"))
     with pytest.raises(DataError, match=r"unknown kind of file \(suffix .gz\)"):

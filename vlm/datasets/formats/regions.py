@@ -67,8 +67,8 @@ class Regions(BoxDialogues):
             for region in regions if isinstance(regions, list) else [None]:
                 r: dict[str, Any] = region if isinstance(region, dict) else {}  # reported as one without image
                 width, height = r.get("width"), r.get("height")
-                measured = isinstance(width, int | float) and isinstance(height, int | float)
-                if measured and width * height >= self.config.max_area:  # type: ignore[operator]
+                sizes = [v for v in (width, height) if isinstance(v, int | float)]
+                if len(sizes) == 2 and sizes[0] * sizes[1] >= self.config.max_area:
                     continue
                 image = r.get("image_id", record.get("id"))
                 result.append((image, r.get("region_id"), r.get("phrase"), r.get("x"), r.get("y"), width, height))
