@@ -213,7 +213,7 @@ def read_lines(path: str) -> list[str]:
     file = Path(path).expanduser()
     if not file.is_file():
         raise ConfigError(f"template.prompt_path: no file {path}", fix="name a text file, one prompt per line")
-    return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
 
 
 def read_questions(path: str) -> list[str]:
