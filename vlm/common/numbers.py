@@ -6,7 +6,6 @@ JSON has neither, but pandas writes both; Parquet columns of floats hold NaN whe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 
@@ -16,7 +15,7 @@ def finite_float(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-JSON_NUMBERS: dict[str, Callable[[str], Any]] = {"parse_float": finite_float, "parse_constant": lambda _: None}
+JSON_NUMBERS: dict[str, Any] = {"parse_float": finite_float, "parse_constant": lambda _: None}
 """Options of ``json.loads`` with which NaN and infinity become None."""
 
 

@@ -134,6 +134,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError for data options that contradict each other."""
+        if self.max_cut_share is not None and not 0 <= self.max_cut_share <= 1:
+            raise ValueError(f"max_cut_share is {self.max_cut_share}, expected null or 0 to 1")
         if self.group_by_length < 0:
             raise ValueError(f"group_by_length is {self.group_by_length}, expected 0 (off) or a number of batches")
         if self.packing is not None and self.group_by_length:

@@ -114,6 +114,5 @@ def report_table(report: DataReport) -> str:
     ]
     for name, s in report["sources"].items():
         if s.get("cut"):
-            counts = CutCounts(s["samples"], *(s[key] for key in CUT_KEYS))
-            lines.append(f"{name}: cut {counts}")
+            lines.append(f"{name}: cut {CutCounts(s['samples'], *(s[key] for key in CUT_KEYS))}")
     return "\n".join([*lines, f"padding: {padding_share(report):.2%} of {report['positions']:,} positions"])
