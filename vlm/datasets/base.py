@@ -16,21 +16,20 @@ a format fails otherwise (:data:`MALFORMED`) and one that does not fit the templ
 
 from __future__ import annotations
 
-import io
 import json
 import logging
-import os
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from vlm.common.errors import DataError, PromptError, printable
-from vlm.common.files import open_regular
 from vlm.common.numbers import JSON_NUMBERS
+from vlm.common.text import lines_of
+from vlm.common.text import read_text as read_user_text
 from vlm.common.types import Message, Part, Role, Sample, Text
 
 Clean = Callable[[str], str]
@@ -171,20 +170,9 @@ def read_text(file: Path, what: str) -> str:
     Raises:
         DataError: missing or unreadable; ``what`` is the format that reads it.
     """
-    try:
-        with io.TextIOWrapper(open_regular(file), encoding="utf-8-sig") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            if size > MAX_TEXT:
-                raise DataError(
-                    f"{what}: {file} has {size:,} bytes, allowed are {MAX_TEXT:,}", fix="split it into several files"
-                )
-            return stream.read()
-    except FileNotFoundError:
-        raise DataError(f"{what}: no file {file}", fix="check the path under build_info of the dataset") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{what}: {file} cannot be read ({error})", fix="save it as UTF-8") from error
-    except OSError as error:
-        raise DataError(f"{what}: {file} cannot be read ({error.strerror or error})") from error
+    if not file.exists():
+        raise DataError(f"{what}: no file {file}", fix="check the path under build_info of the dataset")
+    return read_user_text(file, f"{what}: {file}", max_bytes=MAX_TEXT)
 
 
 def read_json(path: str | Path, what: str) -> Any:
@@ -193,11 +181,11 @@ def read_json(path: str | Path, what: str) -> Any:
     Raises DataError: missing or malformed; names the file (and the line).
     """
     file = Path(path).expanduser()
-    text = read_text(file, what)
+    content = read_text(file, what)
     if file.suffix != ".jsonl":
-        return parse_json(text, f"{what}: {file}")
-    lines = text.split("\n")  # splitlines would also cut at U+0085 and U+2028 inside of a text
-    return [parse_json(line, f"{what}: {file}:{n}") for n, line in enumerate(lines, start=1) if line.strip()]
+        return parse_json(content, f"{what}: {file}")
+    lines = enumerate(lines_of(content), start=1)
+    return [parse_json(line, f"{what}: {file}:{n}") for n, line in lines if line.strip()]
 
 
 def parse_json(text: str | bytes, where: str, fix: str | None = None) -> Any:
@@ -216,13 +204,24 @@ def parse_json(text: str | bytes, where: str, fix: str | None = None) -> Any:
 def records_of(tree: Any, file: str, key: str | None = None) -> list[dict[str, Any]]:
     """The list of records in a JSON tree: the tree itself, or what it holds under ``key``.
 
+    One that is not an object becomes an empty record, which lacks every field.
+
     Raises DataError: there is no such list of objects.
     """
     result = tree.get(key) if key is not None and isinstance(tree, dict) else tree
-    if not isinstance(result, list) or not all(isinstance(r, dict) for r in result):
+    usable = sum(isinstance(r, dict) for r in result) if isinstance(result, list) else 0
+    if not isinstance(result, list) or (result and not usable):
         shape = "a list of objects" if key is None else f'{{"{key}": [objects]}}'
         raise DataError(f"{file}: expected {shape}, found {type(tree).__name__}")
-    return result
+    if usable < len(result):
+        log.warning("%s: %d of %d records are not objects", file, len(result) - usable, len(result))
+    return [r if isinstance(r, dict) else {} for r in result]
+
+
+def by_id(records: Iterable[dict[str, Any]], *names: str) -> dict[Any, dict[str, Any]]:
+    """Records by the first of the fields ``names`` that they have; those whose id is not a number or text stay out."""
+    found = ((next((r[name] for name in names if name in r), None), r) for r in records)
+    return {key: record for key, record in found if isinstance(key, str | int | float)}
 
 
 def field(record: dict[str, Any], name: str, where: str) -> Any:

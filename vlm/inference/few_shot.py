@@ -13,6 +13,7 @@ from typing import Any
 
 from vlm.common.errors import DataError, PromptError
 from vlm.common.numbers import JSON_NUMBERS
+from vlm.common.text import lines_of, read_text
 from vlm.common.types import Image, Message, Video
 from vlm.processors.placeholders import attach_media
 from vlm.processors.templates.base import IMAGE_PLACEHOLDER
@@ -44,12 +45,12 @@ def json_lines(file: Path, fields: Sequence[str]) -> Iterator[tuple[str, Any]]:
     expected = f"{{{', '.join(fields)}}}"
     if not file.is_file():
         raise DataError(f"examples {file}: no such file", fix=f"name a JSON Lines file with {expected}")
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), start=1):
+    for number, line in enumerate(lines_of(read_text(file, f"examples {file}")), start=1):
         where = f"examples {file}, line {number}"
         try:
             if line.strip():
                 yield where, json.loads(line, **JSON_NUMBERS)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{where} is not JSON: {error}", fix=f"write one {expected} per line") from error
 
 

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from vlm.config.api import ModelConfig
 
 
+SAMPLE_PIXELS = 1_000_000_000
+"""Pixels of all images of a sample: 80 photos of 12 megapixels, 11 images at the cap of one."""
+
+
 @register_text("default")
 @dataclass
 class TextConfig:
@@ -223,7 +227,14 @@ class Processor:
     ) -> Example:
         ids, labels = self._labelled(spans)
         media = [s.medium for s in segments if s.medium is not None][: ids.count(MEDIA_TOKEN)]
-        tensors = [self._medium(medium, _name(sample), rng) for medium in media]
+        tensors, before = [], self._decoded()
+        for medium in media:
+            tensors.append(self._medium(medium, _name(sample), rng))
+            if self._decoded() - before > SAMPLE_PIXELS:
+                raise DataError(
+                    f"sample {_name(sample)}: its images have more than {SAMPLE_PIXELS:,} pixels together",
+                    fix="shrink them, or divide the record",
+                )
         return Example(ids=ids, labels=labels, media=tensors, id=sample.id, source=sample.source)
 
     def _limits(self) -> str:
@@ -242,6 +253,10 @@ class Processor:
             labels += [IGNORE_INDEX] * len(begin)
             labels += span.ids if span.supervised else [IGNORE_INDEX] * len(span.ids)
         return ids, labels
+
+    def _decoded(self) -> int:
+        """Pixels that the image recipe has decoded; 0 for one that does not count them."""
+        return self.image.decoded if isinstance(self.image, ImageRecipe) else 0
 
     def _medium(self, medium: Image | Video, name: str, rng: random.Random | None) -> torch.Tensor:
         """``[f, 3, h, w]`` of an image (one frame) or a video."""

@@ -24,6 +24,9 @@ MAX_SCANS = 100
 MAX_CHUNKS = 500_000
 """Chunks of a PNG; each costs a step in Python."""
 
+MAX_PLAIN = 1 << 21
+"""Bytes of a PNM image whose levels are written as text, which PIL reads number by number in Python."""
+
 MAX_PROFILE = 1 << 16
 """Bytes of a PNG's text with an orientation once expanded; longer ones are left out."""
 
@@ -73,6 +76,8 @@ def checked(data: bytes, label: str) -> bytes:
     """
     if data.startswith(_PNG):
         data = _without_texts(data, label)
+    elif data.startswith((b"P1", b"P2", b"P3")) and len(data) > MAX_PLAIN:
+        raise _bomb(label, f"a PNM of {len(data):,} bytes written as text, allowed are {MAX_PLAIN:,}")
     elif data.startswith(b"\xff\xd8"):
         scans = sum(kind == 0xDA for kind in _jpeg_markers(data))
         if scans > MAX_SCANS:

@@ -48,6 +48,7 @@ class ImageRecipe:
 
     Attributes:
         transparent: how many of the images so far had transparent pixels.
+        decoded: pixels of all images so far.
     """
 
     @dataclass
@@ -101,7 +102,7 @@ class ImageRecipe:
         self._color = tuple(color)
         self._background = background_of(config.background, config.mean)
         self._levels = False
-        self.transparent = 0
+        self.transparent = self.decoded = 0
 
     def __call__(self, source: Any, name: str = "", rng: random.Random | None = None) -> torch.Tensor:
         """Decode and transform one image.
@@ -137,6 +138,7 @@ class ImageRecipe:
         else:
             pixels = self._exact(opened.exact(), plan)
         self.transparent += opened.transparent
+        self.decoded += opened.size[0] * opened.size[1]
         pixels = pixels[:, ::-1] if plan.flip else pixels
         levels = torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
         return levels if self._levels else self.normalize(levels)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.common.errors import WeightsError
+from vlm.common.text import read_text
 from vlm.processors.tokenizer.special_tokens import Special, SpecialTokens, is_control, read_json, read_special_tokens
 
 Ranges = Sequence[tuple[int, int]]
@@ -214,7 +215,7 @@ class Tokenizer:
         if slow.is_file():
             backend = _SentencePiece(slow)
         elif fast.is_file():
-            backend = _Fast(fast.read_text(encoding="utf-8"), fast)
+            backend = _Fast(read_text(fast, error=WeightsError), fast)
         else:
             result = "no such folder" if not folder.is_dir() else "neither tokenizer.model nor tokenizer.json in it"
             raise WeightsError(f"tokenizer folder {folder}: {result}", fix="name the LLM's Hugging Face folder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from vlm.datasets.formats.table.record_buffer import Record
 HUB = "hf://"
 ROWS_PER_BATCH = 256
 
-MAX_EXPANDED, MAX_RATIO = 1 << 30, 100
-"""A Parquet file may take 1 GiB of memory, a larger one 100 times its own size."""
+MAX_EXPANDED, MAX_RATIO = 1 << 29, 100
+"""A Parquet file may take 512 MiB of memory, a larger one 100 times its own size."""
 
 
 class StoredRecords(Sequence[Record]):
@@ -82,6 +83,8 @@ def from_hub(path: str) -> StoredRecords:
     options = dict(parse_qsl(query))
     if unknown := ", ".join(sorted(set(options) - {"split", "config", "revision"})):
         raise DataError(f"table: {path}: unknown option {unknown}", fix="use split, config and revision only")
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):  # a folder could hold a loading script
+        raise DataError(f"table: {path}: not the name of a dataset", fix="write hf://owner/name; folders need no hf://")
     split, config, revision = options.get("split", "train"), options.get("config"), options.get("revision")
     return _loaded(path, lambda package: package.load_dataset(name, config, split=split, revision=revision))
 

@@ -181,13 +181,19 @@ def _json(text: str, name: str, key: str) -> RecordFile:
         tree = lists[0] if len(lists) == 1 else tree
     if isinstance(tree, dict) and tree and all(isinstance(r, dict) for r in tree.values()):
         return RecordFile(name, PackedRecords({"id": k, **r} for k, r in tree.items()))
-    if not isinstance(tree, list) or not all(isinstance(r, dict) for r in tree):
+    if not isinstance(tree, list) or (tree and not any(isinstance(r, dict) for r in tree)):
         keys = f" with keys {', '.join(list(tree)[:8])}" if isinstance(tree, dict) else ""
         raise DataError(
             f"table: {name}: expected a list of objects (or id -> object), found {type(tree).__name__}{keys}",
             fix="set build_info.records to the key that holds the list",
         )
-    return RecordFile(name, PackedRecords(tree))
+    return RecordFile(name, PackedRecords(_object_or_fault(r, f"{name}: record {k}") for k, r in enumerate(tree)))
+
+
+def _object_or_fault(record: Any, where: str) -> Record | DataError:
+    if isinstance(record, dict):
+        return record
+    return DataError(f"table: {where}: expected an object, found {type(record).__name__}", fix="repair or remove it")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> Record:
