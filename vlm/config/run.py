@@ -75,6 +75,11 @@ class RunConfig:
     max_bad_share: float = option(
         0.01, "share of samples that may be unusable before the run stops; see quarantine.jsonl"
     )
+    max_cut_share: float | None = option(
+        None,
+        "share of a dataset's samples that may be cut before the run stops; null: no bound where model.text states a "
+        "limit, 0.1 where the LLM's context is the limit",
+    )
     mixing: Literal["batch", "sample", "joint"] = option(
         "batch",
         "batch: each micro-batch draws one dataset, with its batch_size; sample: each sample draws its dataset; "
@@ -129,6 +134,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError for data options that contradict each other."""
+        if self.max_cut_share is not None and not 0 <= self.max_cut_share <= 1:
+            raise ValueError(f"max_cut_share is {self.max_cut_share}, expected null or 0 to 1")
         if self.group_by_length < 0:
             raise ValueError(f"group_by_length is {self.group_by_length}, expected 0 (off) or a number of batches")
         if self.packing is not None and self.group_by_length:

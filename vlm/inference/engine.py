@@ -347,7 +347,7 @@ class Engine:
     @property
     def positions(self) -> int | None:
         """The language model's context length according to its configuration, or None."""
-        return self._llm.config.get_text_config().to_dict().get("max_position_embeddings")
+        return self.model.positions
 
     @property
     def _llm(self) -> Any:
