@@ -16,7 +16,7 @@ from vlm.config.options import Option, apply_options, parse_options
 from vlm.config.parts import read_dataset, read_model, read_options
 from vlm.config.renamed import current, rename_keys
 from vlm.config.run import RunConfig
-from vlm.config.schema import SHOWN, Path, Report, dotted, read
+from vlm.config.schema import SHOWN, Path, Report, describe, dotted, read
 from vlm.config.shipped import find, is_composition, label
 from vlm.config.stored import DATA_SECTIONS, store
 from vlm.config.tree import OPTIONS, Tree, parse_file, plain, texts_in
@@ -141,6 +141,10 @@ def check_sections(user: Tree, options: Sequence[Option], report: Report) -> lis
             report.unknown(option.path, SECTIONS, "section", section)
         elif section in DATA_SECTIONS and rest and rest[0] not in user.get((section,), {}):
             report.unknown(option.path, list(user.get((section,), {})), "dataset", rest[0])
+        elif section == "plugins":
+            report.add(option.path, "cannot be changed by an option; write vlm --plugin MODULE COMMAND")
+        elif not rest and not isinstance(option.value, dict):
+            report.add(option.path, f"found {describe(option.value)}, expected a mapping")
         else:
             usable.append(option)
     if not user.data.get("model") and not any(o.path[0] == "model" for o in options):
