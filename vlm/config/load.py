@@ -220,6 +220,7 @@ def read_section(
 def check_run(run: RunConfig, data: dict[str, Any], report: Report) -> None:
     """Check names that the run section refers to: task, runner, schedule, trackers, validation sets."""
     check_name(("task", "benchmark"), run.task, ("run", "task"), report)
+    check_file_names(run, data, report)
     check_name(("runner",), run.runner, ("run", "runner"), report)
     check_name(("scheduler",), run.lr_sched, ("run", "lr_sched"), report)
     if run.benchmark:
@@ -238,6 +239,15 @@ def check_run(run: RunConfig, data: dict[str, Any], report: Report) -> None:
     for key in ("max_epoch", "accum_grad_iters", "log_freq"):
         if getattr(run, key) < 1:
             report.add(("run", key), f"found {getattr(run, key)}, expected at least 1")
+
+
+def check_file_names(run: RunConfig, data: dict[str, Any], report: Report) -> None:
+    """Report names that become files or folders and would lead out of the folder that the user chose."""
+    named = [(("run", "name"), run.name or "")]
+    named += [((section, name), str(name)) for section in DATA_SECTIONS for name in data.get(section) or {}]
+    for path, name in named:
+        if FilePath(name).is_absolute() or ".." in name.replace("\\", "/").split("/"):
+            report.add(path, f"found {name!r:.80}, expected a name that leads out of no folder")
 
 
 def check_name(kinds: Sequence[str], name: str, path: Path, report: Report) -> None:

@@ -232,7 +232,7 @@ def _parse(text: str, label: str, tree: Tree) -> Any:
         loader = _Loader(text)
     except yaml.reader.ReaderError as error:
         line, code = text.count("\n", 0, error.position) + 1, error.character
-        message = f"{label}:{line}: the character U+{code:04X} is not allowed in YAML"
+        message = f"{label}:{line}: not a text file that YAML allows: it holds the character U+{code:04X}"
         raise ConfigError(message, fix="remove it; a configuration is a text in UTF-8") from error
     try:
         node = loader.get_single_node()
