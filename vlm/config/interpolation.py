@@ -125,13 +125,12 @@ class References:
         """Characters and values that the value at ``path`` stands for; None: too many, or it contains itself."""
         if path not in self._sizes:
             self._sizes[path] = None  # met again on the way: a loop
-            total: int | None = 0
+            total = 0
             for place, text in _leaves(_at(self.data, path), path):
                 found = [self.size(_target(place, n)) for kind, n in _syntax(text) or () if kind == "value"]
-                total = None if None in found else total + len(text) + sum(STEP + n for n in found if n is not None)
-                if total is None or total > MAX_SIZE:
-                    total = None
-                    break
+                total += len(text) + sum(STEP + (MAX_SIZE if n is None else n) for n in found)
+                if total > MAX_SIZE:
+                    return None
             self._sizes[path] = total
         return self._sizes[path]
 
@@ -172,12 +171,12 @@ def _syntax(text: str) -> list[tuple[str, str]] | None:
     from omegaconf.grammar_visitor import OmegaConfGrammarParser as Grammar
 
     try:
-        open_ = [parse(text)]
+        open_: list[Any] = [parse(text)]
     except (OmegaConfBaseException, RecursionError):
         return None
     result = []
     while open_:
-        node = open_.pop()
+        node: Any = open_.pop()
         if isinstance(node, Grammar.InterpolationResolverContext):
             result.append(("function", node.resolverName().getText()))
         elif isinstance(node, Grammar.InterpolationNodeContext):

@@ -231,8 +231,8 @@ def _parse(text: str, label: str, tree: Tree) -> Any:
     try:
         loader = _Loader(text)
     except yaml.reader.ReaderError as error:
-        line, code = text.count("\n", 0, error.position) + 1, error.character
-        message = f"{label}:{line}: not a text file that YAML allows: it holds the character U+{code:04X}"
+        place = f"{label}:{text.count(chr(10), 0, error.position) + 1}"
+        message = f"{place}: not a text file that YAML allows: it holds the character U+{error.character:04X}"
         raise ConfigError(message, fix="remove it; a configuration is a text in UTF-8") from error
     try:
         node = loader.get_single_node()
