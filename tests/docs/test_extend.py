@@ -71,7 +71,7 @@ def test_a_benchmark(folder: Path) -> None:
 
 
 def test_a_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--plugin", "my_command", "count", "bridge.yaml"]) == 0
+    assert main(["--plugin", "my_command,my_bridge", "count", "bridge.yaml"]) == 0
     assert re.search(r"[\d,]+ parameters, [\d,]+ trained", capsys.readouterr().out)
 
 

@@ -45,7 +45,7 @@ def printable(text: str) -> str:
 
 def unknown(what: str, name: str, allowed: Sequence[str]) -> str:
     """The one wording for every unknown name."""
-    return f"unknown {what} {name!r}{nearest(name, allowed)}"
+    return f"unknown {what} {name!r:.200}{nearest(name[:200], allowed)}"
 
 
 def nearest(name: str, allowed: Sequence[str]) -> str:
