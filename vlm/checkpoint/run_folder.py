@@ -10,7 +10,7 @@
       last -> checkpoints/step_...      best -> checkpoints/step_...
 
 A checkpoint is written into a hidden folder, flushed to disk, and renamed; the links are replaced
-by renaming as well. ``model.safetensors`` holds the trainable parameters only.
+by renaming as well. ``model.safetensors`` holds the trainable parameters, and frozen ones that started at random.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm.common.errors import ConfigError, WeightsError
+from vlm.common.file_kind import mistaken
 from vlm.common.paths import inner_folder
 from vlm.common.registry import register_llm
 from vlm.models.fusion.base import LLMInputs
@@ -208,4 +209,5 @@ def read_config(config: HFCausalLM.Config) -> Any:
             message = f"{folder}: needs Python code that came with it (auto_map in config.json), which is never run"
             fix = "use a model whose model_type transformers knows, or register its class: docs/extend/llm.md"
             raise WeightsError(message, fix=fix) from None
-        raise WeightsError(f"{folder / 'config.json'}: {error}") from error
+        text = mistaken(folder / "config.json") or f"{folder / 'config.json'}: {error}"
+        raise WeightsError(text) from error
