@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
@@ -20,6 +21,8 @@ from vlm.config.shipped import find, is_composition, label
 from vlm.config.stored import DATA_SECTIONS, store
 from vlm.config.tree import OPTIONS, Tree, parse_file, plain
 from vlm.config.types import PARTS, Check, Config, DatasetEntry, ModelConfig
+
+log = logging.getLogger(__name__)
 
 SECTIONS = ("model", *DATA_SECTIONS, "run", "plugins")
 STORED = "config.yaml"
@@ -199,12 +202,12 @@ def check_run(run: RunConfig, data: dict[str, Any], report: Report) -> None:
             report.unknown(("run", "valid_datasets", index), known, "entry of valid_datasets", name)
     if run.resume_ckpt_path and run.resume not in ("never", run.resume_ckpt_path):
         report.add(("run", "resume_ckpt_path"), f"found {run.resume_ckpt_path!r} and resume {run.resume!r}; give one")
+    if run.total_steps is not None and run.warmup_steps > run.total_steps:
+        text = "run.warmup_steps is %d, but the run has %d steps: the learning rate never reaches run.init_lr"
+        log.warning(text, run.warmup_steps, run.total_steps)
     bare = [n for n, e in (data.get("datasets") or {}).items() if isinstance(e, dict) and not e.get("group")]
     if run.mixing == "joint" and bare:
         report.add(("run", "mixing"), f"found joint, but datasets.{bare[0]}.group is not set; e.g. vision or language")
-    for key in ("max_epoch", "accum_grad_iters", "log_freq"):
-        if getattr(run, key) < 1:
-            report.add(("run", key), f"found {getattr(run, key)}, expected at least 1")
 
 
 def check_name(kinds: Sequence[str], name: str, path: Path, report: Report) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from vlm.common.bounds import Count, Positive
 from vlm.common.errors import ConfigError
 from vlm.common.paths import exists
 from vlm.common.registry import config_class, names, resolve
@@ -31,11 +32,11 @@ class VisProcessor:
     """Published options of an image processor; the model's own recipe is what counts, so they must agree."""
 
     name: str = "blip2_image_eval"
-    image_size: int | None = None
+    image_size: Count | None = None
     mean: list[float] | None = None
-    std: list[float] | None = None
-    min_scale: float | None = field(default=None, metadata={"help": "no effect, as in the published code"})
-    max_scale: float | None = field(default=None, metadata={"help": "no effect, as in the published code"})
+    std: list[Positive] | None = None
+    min_scale: Positive | None = field(default=None, metadata={"help": "no effect, as in the published code"})
+    max_scale: Positive | None = field(default=None, metadata={"help": "no effect, as in the published code"})
 
 
 @dataclass
@@ -44,7 +45,7 @@ class TextProcessor:
 
     name: str = "blip_caption"
     prompt: str = ""
-    max_words: int = 50
+    max_words: Count = 50
 
 
 def read_part(kind: str, data: Any, path: Path, report: Report, default: str = "") -> Part | None:

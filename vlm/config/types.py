@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from vlm.common.bounds import Count, NonNegative
 from vlm.config.run import RunConfig
 
 Check = Literal["all", "needed", "weights", "none"]
@@ -89,21 +90,14 @@ class ModelConfig:
 class DatasetOptions:
     """What an entry of a dataset section may say besides its format."""
 
-    batch_size: int = 1
-    sample_ratio: float | None = None
+    batch_size: Count = 1
+    sample_ratio: NonNegative | None = None
     text_processor: dict[str, Any] = field(default_factory=dict)
     vis_processor: dict[str, Any] = field(default_factory=dict)
     type: str = "default"
     data_type: str = "images"
-    max_new_tokens: int = 20
+    max_new_tokens: Count = 20
     group: str = ""
-
-    def __post_init__(self) -> None:
-        """Raises ValueError: a number outside its range."""
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}, expected at least 1")
-        if self.sample_ratio is not None and self.sample_ratio < 0:
-            raise ValueError(f"sample_ratio is {self.sample_ratio}, expected 0 or more")
 
 
 @dataclass

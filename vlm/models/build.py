@@ -18,7 +18,7 @@ from vlm.models.trainable import select_trainable
 from vlm.models.vlm import VLM
 
 if TYPE_CHECKING:
-    from vlm.config.types import ModelConfig
+    from vlm.config.types import ModelConfig, Part
 
 
 def build_model(
@@ -59,6 +59,8 @@ def build_model(
         insert.attach(llm)
     fusion = resolve("fusion", model_cfg.fusion.name)
     check_widths(model, not needs_llm_width(fusion))
+    if model_cfg.vision is not None and needs_llm_width(fusion):
+        check_positions(model, model_cfg.text)
     check_inserts(model, model_cfg.fusion.name, fusion.provides if isinstance(fusion, ProvidesData) else ())
     model.fusion = fusion(model_cfg.fusion.config, llm)
     model.eval()
@@ -94,6 +96,19 @@ def check_widths(model: VLM, any_width: bool) -> None:
     _ = model.tokens_per_frame
 
 
+def check_positions(model: VLM, text: Part) -> None:
+    """Check the number of positions that the text options state for an image, where they state one.
+
+    Raises ConfigError: the encoder and its bridges give another number.
+    """
+    stated, given = text.get("tokens_per_medium"), model.tokens_per_frame
+    if "tokens_per_medium" in text.raw and stated != given:
+        raise ConfigError(
+            f"model.text.tokens_per_medium is {stated}, but vision and bridge give {given} tokens for an image",
+            fix=f"set model.text.tokens_per_medium: {given}",
+        )
+
+
 def check_inserts(model: VLM, fusion: str, provides: Collection[str]) -> None:
     """Check that the fusion provides what the inserts read, and that an insert reads what it provides.
 
@@ -120,8 +135,14 @@ def _llm_dtype(model_cfg: ModelConfig, device: torch.device, dtype: torch.dtype 
 def _part(kind: str, part: Any, uninitialised: Collection[str], *arguments: Any) -> nn.Module:
     cls = resolve(kind.split(".")[0].replace("inserts", "insert"), part.name)
     # drawing 7 billion random numbers that a file then replaces would take minutes
-    with _SkipRandom() if kind in uninitialised else contextlib.nullcontext():
-        return cls(part.config, *arguments)
+    try:
+        with _SkipRandom() if kind in uninitialised else contextlib.nullcontext():
+            return cls(part.config, *arguments)
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, TypeError, RuntimeError, AssertionError, ArithmeticError, LookupError) as error:
+        # of the libraries below: sizes that contradict each other, options that they do not know
+        raise ConfigError(f"model.{kind}: {part.name} cannot be built with these options ({error})") from error
 
 
 @contextlib.contextmanager

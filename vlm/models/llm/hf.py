@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from vlm.common.bounds import Count, Dropout, Natural
 from vlm.common.errors import ConfigError, WeightsError
 from vlm.common.paths import inner_folder
 from vlm.common.registry import register_llm
@@ -46,15 +47,15 @@ class HFCausalLM(nn.Module):
 
         path: str | None = None
         config: dict[str, Any] | None = None
-        vocab_size: int | None = None
+        vocab_size: Count | None = None
         new_rows: Literal["random", "mean"] = "random"  # of tokens that no file has (vocab_size)
         dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
-        label_smoothing: float = 0.0
+        label_smoothing: Dropout = 0.0
         lora: LoraOptions | None = None
         quantize: Literal["int8", "nf4"] | None = None
         checkpointing: bool = False
         packing: bool = True
-        banned_ids: list[int] = field(default_factory=list)
+        banned_ids: list[Natural] = field(default_factory=list)
 
     def __init__(self, config: Config) -> None:
         super().__init__()

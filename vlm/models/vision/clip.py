@@ -9,13 +9,14 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from vlm.common.bounds import Count
 from vlm.common.errors import ConfigError, WeightsError
 from vlm.common.paths import inner_folder
 from vlm.common.registry import register_vision
 from vlm.common.types import Features
 from vlm.models.layer_hooks import checkpoint_layers
 from vlm.models.lora import LoraOptions, inject_lora
-from vlm.models.vision.base import check_pixels
+from vlm.models.vision.base import check_patches, check_pixels
 
 FOLDERS = ("vision_encoder", "image_encoder", "image_encoer")
 """Subfolders in which a model saved in parts keeps its vision tower; one is misspelt in a published guide."""
@@ -38,7 +39,7 @@ class Clip(nn.Module):
 
         path: str | None = None
         config: dict[str, Any] | None = None
-        image_size: int | None = None
+        image_size: Count | None = None
         layer: int = -1
         post_layernorm: bool = False
         keep_cls: bool = True
@@ -55,6 +56,8 @@ class Clip(nn.Module):
         self.config = config
         sizes = read_sizes(config)
         inner: Any = CLIPVisionConfig(**sizes)
+        if config.path is None or config.image_size is not None:
+            check_patches(inner.image_size, inner.patch_size)
         depth = inner.num_hidden_layers
         if not -depth <= config.layer <= -1:
             raise ConfigError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from vlm.common import dist
+from vlm.common.bounds import Count, Seed
 from vlm.common.errors import DataError
 from vlm.common.types import Message, Sample
 from vlm.datasets.base import read_record, records_in_order
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
 class EvalOptions:
     """Options of every benchmark; the first two come from the dataset's entry, ``seeds`` from ``--seeds``."""
 
-    batch_size: int = 64  # questions that run together; it changes speed and memory, not the answers
-    max_new_tokens: int = 20
-    seeds: list[int] = field(default_factory=list)  # one run with sampled answers per seed; none: one run
+    batch_size: Count = 64  # questions that run together; it changes speed and memory, not the answers
+    max_new_tokens: Count = 20
+    seeds: list[Seed] = field(default_factory=list)  # one run with sampled answers per seed; none: one run
 
 
 @dataclass(frozen=True)
