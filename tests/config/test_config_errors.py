@@ -68,7 +68,6 @@ def test_the_good_file_is_good(tmp_path: Path) -> None:
         ("seed: 3", "activation_checkpointing: all", "expected one of 'none', 'torch'"),
         ("seed: 3", "valid_datasets: [x]", "run.valid_datasets.0 (cfg.yaml:14): unknown entry of valid_datasets 'x'"),
         ("seed: 3", "log_freq: 0", "run.log_freq (cfg.yaml:14): found 0 (an integer), expected an integer of at least 1"),
-        ("image_size: 224", "image_size: 448", "image_size (cfg.yaml:10): found 448, but the model's image recipe has 224"),
         ("llama_model: /llm", "prompt: ''", "model.llama_model (vlm/systems/minigpt4/pretrain_vicuna0.yaml:"),
         ("llama_model: /llm", "llama_model: ???", "model.llama_model (cfg.yaml:4): must be set: folder of Vicuna v0"),
         ("llama_model: /llm", "llama_model: 3", "model.llama_model (cfg.yaml:4): found 3 (an integer), expected a string"),

@@ -94,6 +94,8 @@ class RunConfig:
         "null: the datasets' largest batch_size",
     )
     packing: Packing | None = option(None, "several samples per row (implies mixing: sample); null: off")
+    batch_size_train: Count | None = option(None, "batch_size of the entries of datasets that name none; null: 1")
+    batch_size_eval: Count | None = option(None, "the same of valid_datasets and evaluation_datasets")
     group_by_length: Natural = option(
         0, "batches whose samples are sorted by length and cut into batches again; 0: off"
     )
@@ -123,6 +125,10 @@ class RunConfig:
     name: str | None = option(None, "evaluation: name of the result file")
     save_path: str | None = option(None, "evaluation: folder of the results; null: output_dir")
 
+    max_new_tokens: Count | None = option(
+        None, "evaluation: longest answer of the entries of evaluation_datasets that name none; null: 20"
+    )
+
     distributed: bool = no_effect(False, "decided by torchrun's environment: more than one process is distributed")
     world_size: int = no_effect(1, "given by torchrun (--nproc-per-node)")
     dist_url: str = no_effect("env://", "torchrun's environment is the only rendezvous")
@@ -131,6 +137,15 @@ class RunConfig:
     valid_splits: list[str] = no_effect([], "use the section `valid_datasets`")
     test_splits: list[str] = no_effect([], "use `evaluation_datasets` and `vlm eval`")
     use_dist_eval_sampler: bool = no_effect(True, "evaluation data is always split over the processes")
+    eval_file_path: str = no_effect("", "name the benchmark: evaluation_datasets.NAME.eval_file_path")
+    img_path: str = no_effect("", "name the benchmark: evaluation_datasets.NAME.img_path")
+    num_ans_candidates: int = no_effect(0, "answers are written, not ranked; a benchmark can rank by its own rule")
+    inference_method: str = no_effect("generate", "answers are written; a benchmark can rank by its own rule")
+    max_len: int = no_effect(0, "use evaluation_datasets.NAME.max_new_tokens")
+    min_len: int = no_effect(0, "use model.generation.min_length")
+    num_beams: int = no_effect(1, "use model.generation.num_beams")
+    prompt: str = no_effect("", "a dataset's build_info has the texts of its questions")
+    use_ocr: bool = no_effect(False, "a dataset's build_info has the texts of its questions")
 
     def __post_init__(self) -> None:
         """Raises ValueError for data options that contradict each other."""
@@ -144,7 +159,8 @@ class RunConfig:
             yield "mixing: joint can be combined with neither packing nor group_by_length; set them to null"
         if self.loss_reduction == "groups" and self.mixing != "joint":
             yield f"loss_reduction: groups needs mixing: joint, found mixing: {self.mixing}"
-        if self.batch_size is not None and self.mixing == "batch" and self.packing is None:
+        evaluates = bool(self.eval_file_path)  # a published file in which batch_size is that of the evaluation
+        if self.batch_size is not None and self.mixing == "batch" and self.packing is None and not evaluates:
             yield (
                 "batch_size has no effect with mixing: batch, where each dataset has its own; "
                 "set datasets.NAME.batch_size, or run.mixing=sample"

@@ -101,6 +101,20 @@ class DatasetOptions:
 
 
 @dataclass
+class EvaluationFiles:
+    """A published entry of ``evaluation_datasets``: the files of a benchmark that its name stands for.
+
+    Example: ``gqa: {eval_file_path: /data/gqa/test.json, img_path: /data/gqa/images, max_new_tokens: 20}``
+    """
+
+    eval_file_path: str  # annotations: a file, a folder, or the name of a dataset on the Hub
+    img_path: str = ""  # folder of the images
+    save_path: str = ""  # result file; empty: in run.save_path
+    max_new_tokens: Count | None = None  # null: run.max_new_tokens
+    batch_size: Count | None = None  # null: run.batch_size_eval
+
+
+@dataclass
 class DatasetEntry(DatasetOptions):
     """One dataset of a section: ``format.name`` is the registered format, ``format.config`` its build_info."""
 
@@ -114,6 +128,8 @@ class Config:
 
     ``resolved`` is plain data that, stored as YAML, loads back as the same configuration without any other file.
     ``origins`` gives ``file:line`` per dotted path, ``defaults`` what the arch and corpus files say there.
+    ``evaluation_files`` are the published entries of the section ``evaluation_datasets``; ``no_effect`` are written
+    keys that change nothing, each with the reason.
     """
 
     model: ModelConfig
@@ -121,7 +137,9 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     valid_datasets: dict[str, DatasetEntry] = field(default_factory=dict)
     evaluation_datasets: dict[str, DatasetEntry] = field(default_factory=dict)
+    evaluation_files: dict[str, EvaluationFiles] = field(default_factory=dict)
     plugins: list[str] = field(default_factory=list)
     resolved: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
+    no_effect: dict[str, str] = field(default_factory=dict)

@@ -59,8 +59,6 @@ def build_model(
         insert.attach(llm)
     fusion = resolve("fusion", model_cfg.fusion.name)
     check_widths(model, not needs_llm_width(fusion))
-    if model_cfg.vision is not None and needs_llm_width(fusion):
-        check_positions(model, model_cfg.text)
     check_inserts(model, model_cfg.fusion.name, fusion.provides if isinstance(fusion, ProvidesData) else ())
     model.fusion = fusion(model_cfg.fusion.config, llm)
     model.eval()
@@ -97,12 +95,12 @@ def check_widths(model: VLM, any_width: bool) -> None:
 
 
 def check_positions(model: VLM, text: Part) -> None:
-    """Check the number of positions that the text options state for an image, where they state one.
+    """Check the number of positions that the text options state for an image; 1, the default, states none.
 
     Raises ConfigError: the encoder and its bridges give another number.
     """
-    stated, given = text.get("tokens_per_medium"), model.tokens_per_frame
-    if "tokens_per_medium" in text.raw and stated != given:
+    stated, given = text.get("tokens_per_medium"), model.visual_tokens()
+    if stated not in (None, 1, given):
         raise ConfigError(
             f"model.text.tokens_per_medium is {stated}, but vision and bridge give {given} tokens for an image",
             fix=f"set model.text.tokens_per_medium: {given}",
