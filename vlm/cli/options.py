@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from vlm.common.bounds import Count, Natural, Seed
+from vlm.common.bounds import Count, Natural, Seed, Share
 from vlm.common.errors import UserError
 from vlm.config.schema import Report, convert, type_name
 from vlm.config.tree import parse_file
@@ -40,7 +40,7 @@ def ranged(kind: Any) -> Callable[[str], Any]:
 
 TYPES = {
     "path": Path,
-    **{name: ranged(kind) for name, kind in {"int": int, "float": float, "seed": Seed}.items()},
+    **{name: ranged(kind) for name, kind in {"int": int, "float": float, "seed": Seed, "share": Share}.items()},
     **{name: ranged(kind) for name, kind in {"int >= 0": Natural, "int >= 1": Count}.items()},
 }
 """Types that ``arguments.yaml`` names."""

@@ -7,14 +7,17 @@ Downloads and other reusable files live under one cache root: environment variab
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vlm.common.errors import UserError
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 SYSTEMS = Path(__file__).resolve().parents[1] / "systems"
 CORPORA = Path(__file__).resolve().parents[1] / "datasets" / "corpora"
+_HOME = re.compile(r"~[\w.-]*/")
 CACHE_VARIABLE = "VLM_CACHE"
 
 
@@ -47,6 +50,20 @@ def local_path(path: str | Path) -> Path:
     manager.register_handler(HTTPURLHandler())
     scheme, rest = str(path).split("://", 1)  # the handler knows lower case only
     return Path(manager.get_local_path(f"{scheme.lower()}://{rest}", cache_dir=str(cache_root() / "downloads")))
+
+
+def expand_home(value: Any) -> Any:
+    """``value`` with every text and path in it that begins with ``~/`` or ``~user/`` starting at the home folder.
+
+    The one place where configurations and command lines are expanded; mappings, lists and tuples are followed.
+    """
+    if isinstance(value, dict):
+        return {key: expand_home(item) for key, item in value.items()}
+    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        return type(value)(expand_home(item) for item in value)
+    if isinstance(value, str | Path) and _HOME.match(str(value)):
+        return type(value)(os.path.expanduser(value))
+    return value
 
 
 def make_folder(path: str | Path) -> Path:
