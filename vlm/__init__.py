@@ -72,11 +72,12 @@ def load(
     dtype: torch.dtype | None = None,
     options: Sequence[str] = (),
     allow_urls: bool = False,
+    allow_random: bool = False,
 ) -> Engine:
     """A model that is ready to answer; see Engine.load."""
     from vlm.inference.engine import Engine
 
-    return Engine.load(source, device, dtype, options=options, allow_urls=allow_urls)
+    return Engine.load(source, device, dtype, options=options, allow_urls=allow_urls, allow_random=allow_random)
 
 
 def load_config(source: str | Path | Mapping[str, Any], options: Sequence[str] = ()) -> Config:

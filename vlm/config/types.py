@@ -58,11 +58,12 @@ class Part:
 
 @dataclass
 class WeightFile:
-    """One file or folder of weights: its format, its path or URL, the part it goes into."""
+    """One file or folder of weights: its format, its path or URL, the part it goes into, whether NaN is allowed."""
 
     format: str
     path: str | None = None
     into: str | None = None
+    allow_nonfinite: bool = False
 
 
 @dataclass

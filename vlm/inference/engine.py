@@ -106,6 +106,7 @@ class Engine:
         *,
         options: Sequence[str] = (),
         allow_urls: bool = False,
+        allow_random: bool = False,
     ) -> Engine:
         """Build the model that ``source`` describes, and read its weights.
 
@@ -117,13 +118,14 @@ class Engine:
             dtype: of the weights; None keeps what the configuration says.
             options: ``key=value`` changes on top of the configuration.
             allow_urls: fetch ``http(s)`` addresses of images and videos.
+            allow_random: take a model with parameters that no file fills, whose answers mean nothing.
 
         Raises:
             UserError: an unusable configuration, file or device.
         """
         from vlm.inference.load import load_parts
 
-        model, processor, config, where = load_parts(source, device, dtype, options)
+        model, processor, config, where = load_parts(source, device, dtype, options, allow_random=allow_random)
         return cls(model, processor, config=config, device=where, allow_urls=allow_urls)
 
     def default_generation(self, base: Generation = CHAT) -> Generation:

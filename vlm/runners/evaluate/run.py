@@ -44,13 +44,14 @@ def run_evaluation(
     batch_size: int | None = None,
     seeds: Sequence[int] = (),
     judge: str | None = None,
+    allow_random: bool = False,
     show: Callable[[str], None] = log.info,
 ) -> dict[str, Any]:
     """Run the benchmark that ``run.task`` names on ``evaluation_datasets``.
 
     Args:
         cfg: a checked configuration with ``evaluation_datasets``.
-        engine: the model; loaded from ``cfg`` when not given.
+        engine: the model; loaded from ``cfg`` when not given (``allow_random``: see ``Engine.load``).
         datasets: names of the datasets to use; all by default.
         images: image controls to run: ``right``, ``wrong``, ``none``, ``blank``.
         output: folder of the results; by default ``run.save_path``, else ``run.output_dir``.
@@ -75,7 +76,7 @@ def run_evaluation(
     if engine is None:
         from vlm.inference.engine import Engine
 
-        engine = Engine.load(cfg, device=str(dist.init(cfg.run.device)[1]))
+        engine = Engine.load(cfg, device=str(dist.init(cfg.run.device)[1]), allow_random=allow_random)
         main = dist.is_main()  # known only while the processes are joined
     results: Results = {name: {} for name in names}
     parts: list[AnswerParts] = []

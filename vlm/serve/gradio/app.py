@@ -36,12 +36,13 @@ def launch(
     generation: Mapping[str, Any] | None = None,
     stream: bool = True,
     examples: str | Path | None = None,
+    allow_random: bool = False,
     block: bool = True,
 ) -> Any:
     """Load a model and serve its page.
 
     Args:
-        source: see ``Engine.load``, or an engine.
+        source: see ``Engine.load`` (also about ``allow_random``), or an engine.
         options: changes to the configuration.
         host: address to listen on.
         port: None takes the first free one.
@@ -61,8 +62,7 @@ def launch(
     from vlm.serve.gradio import layout, theme
 
     shown = read_page_examples(examples) if examples else []
-    with busy("loading the model"), quiet("vlm.checkpoint"):
-        engine = source if isinstance(source, Engine) else Engine.load(source, device, options=options)
+    engine = source if isinstance(source, Engine) else _load(source, device, options, allow_random)
     world = is_tiny_model(engine.config)
     folder = tempfile.TemporaryDirectory(prefix="vlm_page_")
     shown = tiny_model_examples(Path(folder.name)) if world and not examples else shown
@@ -85,6 +85,13 @@ def launch(
     if block:
         page.block_thread()
     return page
+
+
+def _load(source: Any, device: Any, options: Sequence[str], allow_random: bool) -> Engine:
+    from vlm.inference.engine import Engine
+
+    with busy("loading the model"), quiet("vlm.checkpoint"):
+        return Engine.load(source, device, options=options, allow_random=allow_random)
 
 
 def free_port(host: str, port: int | None) -> int:
