@@ -77,7 +77,7 @@ run:
 
 @pytest.mark.parametrize("task", ["letters", "acme_letters:Letters"])
 def test_benchmark_of_another_package(tmp_path: Path, task: str) -> None:
-    done = evaluate(tmp_path, task, "--images", "right,none")
+    done = evaluate(tmp_path, task, "--images", "right,none", "--allow-random")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "colors, right image:\n  letters " in done.stdout and "  images               2" in done.stdout
     scores = json.loads((tmp_path / "out" / "evaluation.json").read_text())["colors"]
@@ -90,7 +90,7 @@ def test_benchmark_of_another_package(tmp_path: Path, task: str) -> None:
 
 
 def test_the_format_alone_with_a_shipped_benchmark(tmp_path: Path) -> None:
-    done = evaluate(tmp_path, "question_answering", options="judge: open")
+    done = evaluate(tmp_path, "question_answering", "--allow-random", options="judge: open")
     assert done.returncode == 0, done.stderr[-3000:]
     scores = json.loads((tmp_path / "out" / "evaluation.json").read_text())["colors"]
     assert scores["right"]["count"] == 2 and scores["right"]["by_type"] == {}

@@ -13,7 +13,7 @@ import torch
 
 from vlm.checkpoint.formats.base import CheckpointFormat
 from vlm.checkpoint.run_folder import RunDir
-from vlm.checkpoint.strict import copy_strictly
+from vlm.checkpoint.strict import check_numbers, copy_strictly
 from vlm.common.errors import WeightsError
 from vlm.common.paths import local_path
 from vlm.common.registry import resolve
@@ -95,6 +95,7 @@ def load_file(
     """Fill ``model`` from one file and return our keys that were filled. Raises as :func:`.strict.copy_strictly`."""
     tensors = loader.read(path)
     placement = loader.rename(model, tensors, str(path), filled)
+    check_numbers(placement, tensors)
     done = copy_strictly(model, placement, loader.hint, allow_nonfinite=allow_nonfinite)
     log.info("%s: %d tensors from %s", type(loader).__name__, len(done), path)
     return done

@@ -83,6 +83,14 @@ def copy_strictly(
     return set(placement.tensors)
 
 
+def check_numbers(placement: NamedTensors, read: Mapping[str, Tensor]) -> None:
+    """Raises WeightsError if a format made floating-point numbers of whole ones, as if they were not quantised."""
+    for ours, name in placement.theirs.items():
+        made = placement.tensors.get(ours)
+        if name in read and made is not None and made.is_floating_point() and not read[name].is_floating_point():
+            raise WeightsError(f"{placement.file}: {name} is {_name(read[name])}; quantised weights cannot be read")
+
+
 def is_finite(tensor: Tensor) -> bool:
     """Whether a tensor has neither NaN nor infinity; takes no memory of its size."""
     if not tensor.is_floating_point() or not tensor.numel():

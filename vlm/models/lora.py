@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,9 @@ from vlm.common.errors import ConfigError
 
 ADAPTER = "default"
 """peft's name of the adapter, part of the state-dict keys ``*.lora_A.default.weight``."""
+ALL_LINEAR = "all-linear"
+PLACEMENT = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+"""Options of peft that decide which layers are adapted."""
 
 
 @dataclass
@@ -22,7 +26,8 @@ class LoraOptions:
     """Options of ``lora:``; the update is scaled by ``alpha / r``.
 
     ``targets`` is a list of names, each a whole name or the end of one (``q_proj``, ``self_attn.q_proj``), or one
-    regular expression that a whole name must match. Names are those of the linear layers within the part.
+    regular expression that a whole name must match, or ``all-linear``: all but the head of an LLM, as in peft. Names
+    are those of the linear layers within the part.
 
     Example: ``lora: {r: 8, alpha: 16, targets: [q_proj, v_proj]}``
     """
@@ -82,7 +87,14 @@ def target_layers(module: nn.Module, targets: list[str] | str) -> list[str]:
 
     Raises LoraTargetError: a target fits no linear layer.
     """
-    linear = [name for name, child in module.named_modules() if isinstance(child, nn.Linear)]
+    from transformers import PreTrainedModel
+    from transformers.pytorch_utils import Conv1D  # the linear layers of GPT-2, transposed
+
+    linear = [name for name, child in module.named_modules() if isinstance(child, nn.Linear | Conv1D)]
+    if targets == ALL_LINEAR:
+        head = module.get_output_embeddings() if isinstance(module, PreTrainedModel) else None
+        inner = dict(module.named_modules())
+        return [name for name in linear if inner[name] is not head]
     if isinstance(targets, str):
         pattern = re.compile(targets)
         result = {targets: [name for name in linear if pattern.fullmatch(name)]}
@@ -96,6 +108,24 @@ def target_layers(module: nn.Module, targets: list[str] | str) -> list[str]:
         )
     expected = {name for names in result.values() for name in names}
     return [name for name in linear if name in expected]
+
+
+def left_out(config: Mapping[str, Any], layers: Sequence[str], file: str) -> list[str]:
+    """Those of ``layers`` (names in the whole model) that peft would not adapt by a published configuration.
+
+    Raises ConfigError: peft does not accept its placement (``target_modules``, ``exclude_modules``, ...).
+    """
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    given = {name: config[name] for name in PLACEMENT if config.get(name) is not None}
+    if not given or str(given.get("target_modules", ALL_LINEAR)).lower() == ALL_LINEAR:
+        return []  # by the class of the layer, or by the family of the model
+    try:
+        options = LoraConfig(**given)
+        return [name for name in layers if not check_target_module_exists(options, name)]
+    except (ValueError, TypeError, AttributeError, re.error) as error:
+        raise ConfigError(f"{file}: {', '.join(given)} cannot be used ({error})") from error
 
 
 def is_lora(name: str) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vlm.common.bounds import Count, Dropout, Natural
 from vlm.common.errors import ConfigError, WeightsError
+from vlm.common.file_kind import mistaken
 from vlm.common.paths import inner_folder
 from vlm.common.registry import register_llm
 from vlm.models.fusion.base import LLMInputs
@@ -177,4 +178,5 @@ def read_config(config: HFCausalLM.Config) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True)
     except (ValueError, OSError) as error:
-        raise WeightsError(f"{folder / 'config.json'}: {error}") from error
+        text = mistaken(folder / "config.json") or f"{folder / 'config.json'}: {error}"
+        raise WeightsError(text) from error

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vlm.common.bounds import Count
 from vlm.common.errors import ConfigError, WeightsError
+from vlm.common.file_kind import mistaken
 from vlm.common.paths import inner_folder
 from vlm.common.registry import register_vision
 from vlm.common.types import Features
@@ -117,8 +118,9 @@ def read_vision_config(folder: Path) -> dict[str, Any]:
         raise WeightsError(f"model.vision.path: no CLIP in {folder} (config.json is missing)", fix=fix)
     try:
         declared = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{file}: not JSON ({error})", fix="download it again") from error
+    except (ValueError, RecursionError) as error:
+        text = mistaken(file) or f"{file}: not JSON ({error})"
+        raise WeightsError(text, fix="download it again") from error
     declared = declared if isinstance(declared, dict) else {}
     sizes, kind = declared.get("vision_config", declared), declared.get("model_type")
     if not isinstance(sizes, dict) or "patch_size" not in sizes or "clip" not in str(kind):
