@@ -50,15 +50,11 @@ def load_model(
     """
     files = [w for w in cfg.model.weights if w.path or w.format == RANDOM]
     loaders = [(w, resolve("checkpoint_format", w.format)(w.into)) for w in files if w.format != RANDOM]
-    model_cfg, sources = cfg.model, []
-    full = [(weight, loader) for weight, loader in loaders if isinstance(loader, CheckpointFormat)]
-    for weight, loader in full:
-        inferred = loader.infer_config(model_cfg, resolve_path(weight.path))
-        sources += [str(weight.path)] if inferred is not model_cfg else []
-        model_cfg = inferred
+    model_cfg, sources = infer(cfg.model, loaders)
     options = model_cfg.llm.config
     quantized = options.quantize if isinstance(options, HFCausalLM.Config) else None
-    covered = [part for _, loader in full for part in loader.covered_parts(model_cfg)]
+    full = [loader for _, loader in loaders if isinstance(loader, CheckpointFormat)]
+    covered = [part for loader in full for part in loader.covered_parts(model_cfg)]
     try:
         model = build_model(model_cfg, device="cpu" if quantized else device, dtype=dtype, uninitialised=covered)
     except LoraTargetError as error:
@@ -83,6 +79,21 @@ def load_model(
         set_precision(model, model_cfg, dtype)
     log.info("%s", trainable_table(model))
     return model.eval()
+
+
+def infer(model_cfg: Any, loaders: Sequence[tuple[Any, Any]]) -> tuple[Any, list[str]]:
+    """The composition with what it leaves open (null) taken from its files; the paths of those that had something.
+
+    ``loaders`` are pairs of an entry of ``weights:`` and its loader. Raises as :meth:`CheckpointFormat.infer_config`.
+    """
+    sources = []
+    for weight, loader in loaders:
+        if not isinstance(loader, CheckpointFormat):
+            continue
+        inferred = loader.infer_config(model_cfg, resolve_path(weight.path))
+        sources += [str(weight.path)] if inferred is not model_cfg else []
+        model_cfg = inferred
+    return model_cfg, sources
 
 
 def load_file(
