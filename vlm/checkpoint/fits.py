@@ -10,12 +10,13 @@ from vlm.checkpoint.strict import check_numbers, fit_strictly
 from vlm.common.errors import UserError
 from vlm.common.paths import exists, is_url, local_path
 from vlm.common.registry import resolve
+from vlm.config.schema import Problem
 from vlm.models.build import build_model, check_positions
 from vlm.models.vlm import VLM
 
 
-def misfits(cfg: Any) -> list[str]:
-    """What keeps the model of a checked configuration from being built and filled, one message each.
+def misfits(cfg: Any) -> list[Problem]:
+    """What keeps the model of a checked configuration from being built and filled.
 
     The model is built on the device ``meta``; of the weight files, names and shapes are compared with it. Files that
     are not on this machine (missing, or an address) are left out.
@@ -24,20 +25,21 @@ def misfits(cfg: Any) -> list[str]:
         cfg: a ``Config``.
     """
     entries = [w for w in cfg.model.weights if w.path and w.format != RANDOM and not is_url(w.path) and exists(w.path)]
-    problems: list[str] = []
+    problems: list[Problem] = []
+    where = cfg.origins.get("model.weights", "")
     try:
         loaders = [(entry, resolve("checkpoint_format", entry.format)(entry.into)) for entry in entries]
         model_cfg, _ = infer(cfg.model, loaders)
         model = build_model(model_cfg, device="meta")
         check_positions(model, model_cfg.text)
     except UserError as error:
-        return [str(error)]
+        return [Problem("model", "", str(error))]
     filled: set[str] = set()
     for entry, loader in loaders:
         try:
             filled |= _compare(model, loader, local_path(entry.path), filled)
         except UserError as error:
-            problems.append(str(error))
+            problems.append(Problem("model.weights", where, str(error)))
     return problems
 
 

@@ -62,12 +62,12 @@ def load_model(
             raise
         text = f"{', '.join(sources)}: LoRA for layers that this composition does not have"
         raise WeightsError(f"{text}: {error}") from error
-    declared = _declared(model, [w for w in files if w.format == RANDOM])
+    declared = declared_random(model, [w for w in files if w.format == RANDOM])
     loaded: set[str] = set()
     for weight, loader in loaders:
         loaded |= load_file(model, loader, resolve_path(weight.path), declared | loaded, weight.allow_nonfinite)
-    bare = _unfilled(model, loaded)
-    _check_frozen(model, [name for name in bare if name not in declared])
+    bare = unfilled(model, loaded)
+    check_frozen(model, [name for name in bare if name not in declared])
     if bare and not allow_random:
         raise random_parts(bare, cfg.run.output_dir)
     _report_random(model, bare)
@@ -124,7 +124,7 @@ def resolve_path(path: str) -> Path:
     return result
 
 
-def _declared(model: VLM, entries: list[Any]) -> set[str]:
+def declared_random(model: VLM, entries: list[Any]) -> set[str]:
     """Parameters that start at random by declaration. Raises WeightsError: an entry names no part of the model."""
     names = [name for name, _ in model.named_parameters()]
     result: set[str] = set()
@@ -138,7 +138,7 @@ def _declared(model: VLM, entries: list[Any]) -> set[str]:
     return result
 
 
-def _unfilled(model: VLM, loaded: set[str]) -> list[str]:
+def unfilled(model: VLM, loaded: set[str]) -> list[str]:
     """Names of the parameters that no file filled, neither directly nor through one that shares their memory.
 
     Frozen vectors are left out where the matrices beside them are filled: norms and gates that no published file holds
@@ -155,7 +155,7 @@ def part_of(name: str) -> str:
     return ".".join(name.split(".")[: 2 if name.startswith(("bridge", "inserts")) else 1])
 
 
-def _check_frozen(model: VLM, undeclared: list[str]) -> None:
+def check_frozen(model: VLM, undeclared: list[str]) -> None:
     """Raises WeightsError if a frozen matrix is random: no file filled it, and its part is not declared ``random``."""
     parameters = dict(model.named_parameters())
     bare = [n for n in undeclared if not parameters[n].requires_grad and parameters[n].dim() > 1]

@@ -58,14 +58,14 @@ def check(args: argparse.Namespace) -> int:
     """Check every file, and that its model can be built and its weight files fit; print problems to stderr."""
     from vlm.checkpoint.fits import misfits
     from vlm.config.api import load_config
-    from vlm.config.schema import ConfigProblems, Problem
+    from vlm.config.schema import ConfigProblems
 
     bad = 0
     for name in args.cfg:
         try:
             cfg = load_config(name, args.options, check="needed")
             if problems := misfits(cfg):
-                raise ConfigProblems(name, [Problem("model", "", text) for text in problems])
+                raise ConfigProblems(name, problems)
             say(f"{name}: ok")
             for key, why in cfg.no_effect.items():
                 say(f"  {key} has no effect here: {why}")

@@ -83,6 +83,8 @@ class Once:
 
 Count = Annotated[int, Range(least=1)]
 Natural = Annotated[int, Range(least=0)]
+Depth = Annotated[int, Range(1, 1000)]
+"""Layers."""
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 """What every generator of random numbers takes."""
 Share = Annotated[float, Range(0, 1)]

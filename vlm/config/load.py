@@ -76,6 +76,9 @@ def load_config(
     check_run(run, data, report)
     files = read_evaluation_files(data, report)
     sections = {s: read_section(s, data, model, run, report, check) for s in DATA_SECTIONS}
+    ratios = [entry.sample_ratio for entry in sections["datasets"].values()]
+    if ratios and not any(ratio is None or ratio > 0 for ratio in ratios):
+        report.add(("datasets",), "every sample_ratio is 0, so that no dataset is left to draw from")
     report.raise_if_any(title)
     no_effect |= declared(user, value, arch)
     tell(no_effect, title)

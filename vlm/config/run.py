@@ -74,7 +74,7 @@ class RunConfig:
     broadcast_buffers: bool = option(False, "DDP: copy buffers from rank 0 at each step")
     compile: bool = option(False, "torch.compile the model")
     deterministic: bool = option(False, "deterministic kernels, slower")
-    num_workers: Natural = option(4, "loader processes per rank")
+    num_workers: Annotated[int, Range(0, 1024)] = option(4, "loader processes per rank")
     max_bad_share: Share = option(
         0.01, "share of samples that may be unusable before the run stops; see quarantine.jsonl"
     )

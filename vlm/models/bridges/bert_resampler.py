@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlm.common.bounds import Count, Dropout, Positive
+from vlm.common.bounds import Count, Depth, Dropout, Positive
 from vlm.common.errors import ConfigError
 from vlm.common.registry import register_bridge
 from vlm.common.types import Features
@@ -41,7 +41,7 @@ class BertResampler(nn.Module):
 
         num_query_tokens: Count | None = None
         hidden_size: Count | None = None
-        num_hidden_layers: Count | None = None
+        num_hidden_layers: Depth | None = None
         num_attention_heads: Count | None = None
         intermediate_size: Count | None = None
         layer_norm_eps: Positive | None = None

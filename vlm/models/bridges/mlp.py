@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from vlm.common.bounds import Count
+from vlm.common.bounds import Count, Depth
 from vlm.common.registry import register_bridge
 from vlm.common.types import Features
 
@@ -23,7 +23,7 @@ class MLP(nn.Module):
         Example: ``bridge: [{name: mlp, depth: 2}]``
         """
 
-        depth: Count = 2
+        depth: Depth = 2
         hidden_dim: Count | None = None
         out_dim: Count | None = None
 

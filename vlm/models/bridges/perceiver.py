@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlm.common.bounds import Count
+from vlm.common.bounds import Count, Depth
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.registry import register_bridge
 from vlm.common.types import Features
@@ -63,7 +63,7 @@ class Perceiver(nn.Module):
         Example: ``bridge: [{name: perceiver, num_latents: 64, width: llm, latents_in_keys: false}]``
         """
 
-        depth: Count = 6
+        depth: Depth = 6
         dim_head: Count = 64
         heads: Count = 8
         num_latents: Count = 64

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm.common.bounds import Count, Dropout, Positive
+from vlm.common.bounds import Count, Depth, Dropout, Positive
 from vlm.common.errors import ConfigError
 from vlm.common.registry import register_bridge
 from vlm.common.types import Features
@@ -30,7 +30,7 @@ class QFormer(nn.Module):
 
         num_query_tokens: Count = 32
         hidden_size: Count = 768
-        num_hidden_layers: Count = 12
+        num_hidden_layers: Depth = 12
         num_attention_heads: Count = 12
         intermediate_size: Count = 3072
         cross_attention_freq: Count = 2

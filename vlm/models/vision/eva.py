@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from vlm.common.bounds import Count, Dropout, Positive
+from vlm.common.bounds import Count, Depth, Dropout, Positive
 from vlm.common.errors import ConfigError
 from vlm.common.registry import register_vision
 from vlm.common.types import Features
@@ -33,7 +33,7 @@ class EvaViT(nn.Module):
         image_size: Count = 224
         patch_size: Count = 14
         embed_dim: Count = 1408
-        depth: Count = 39
+        depth: Depth = 39
         num_heads: Count = 16
         mlp_ratio: Positive = 4.3637
         drop_path_rate: Dropout = 0.0
