@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from vlm.common.errors import UserError
 
@@ -49,7 +50,12 @@ def local_path(path: str | Path) -> Path:
     manager = PathManager()
     manager.register_handler(HTTPURLHandler())
     scheme, rest = str(path).split("://", 1)  # the handler knows lower case only
-    return Path(manager.get_local_path(f"{scheme.lower()}://{rest}", cache_dir=str(cache_root() / "downloads")))
+    host = re.sub(r"[^\w.-]", "_", urlsplit(str(path)).netloc).strip(".")
+    if not host or ".." in rest.split("?")[0].split("/"):  # the handler would write outside of its folder
+        raise UserError(f"{path}: not an address of a file", fix="give a plain address, without .. in it")
+    # by host, so that no other address can leave a file under the name of this one
+    folder = cache_root() / "downloads" / host
+    return Path(manager.get_local_path(f"{scheme.lower()}://{rest}", cache_dir=str(folder)))
 
 
 def expand_home(value: Any) -> Any:

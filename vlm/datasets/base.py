@@ -16,10 +16,8 @@ a format fails otherwise (:data:`MALFORMED`) and one that does not fit the templ
 
 from __future__ import annotations
 
-import io
 import json
 import logging
-import os
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,7 +27,8 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from vlm.common.errors import DataError, PromptError, printable
-from vlm.common.files import open_regular
+from vlm.common.text import lines_of
+from vlm.common.text import read_text as read_user_text
 from vlm.common.types import Message, Part, Role, Sample, Text
 
 Clean = Callable[[str], str]
@@ -170,20 +169,9 @@ def read_text(file: Path, what: str) -> str:
     Raises:
         DataError: missing or unreadable; ``what`` is the format that reads it.
     """
-    try:
-        with io.TextIOWrapper(open_regular(file), encoding="utf-8-sig") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            if size > MAX_TEXT:
-                raise DataError(
-                    f"{what}: {file} has {size:,} bytes, allowed are {MAX_TEXT:,}", fix="split it into several files"
-                )
-            return stream.read()
-    except FileNotFoundError:
-        raise DataError(f"{what}: no file {file}", fix="check the path under build_info of the dataset") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{what}: {file} cannot be read ({error})", fix="save it as UTF-8") from error
-    except OSError as error:
-        raise DataError(f"{what}: {file} cannot be read ({error.strerror or error})") from error
+    if not file.exists():
+        raise DataError(f"{what}: no file {file}", fix="check the path under build_info of the dataset")
+    return read_user_text(file, f"{what}: {file}", max_bytes=MAX_TEXT)
 
 
 def read_json(path: str | Path, what: str) -> Any:
@@ -192,11 +180,11 @@ def read_json(path: str | Path, what: str) -> Any:
     Raises DataError: missing or malformed; names the file (and the line).
     """
     file = Path(path).expanduser()
-    text = read_text(file, what)
+    content = read_text(file, what)
     if file.suffix != ".jsonl":
-        return parse_json(text, f"{what}: {file}")
-    lines = text.split("\n")  # splitlines would also cut at U+0085 and U+2028 inside of a text
-    return [parse_json(line, f"{what}: {file}:{n}") for n, line in enumerate(lines, start=1) if line.strip()]
+        return parse_json(content, f"{what}: {file}")
+    lines = enumerate(lines_of(content), start=1)
+    return [parse_json(line, f"{what}: {file}:{n}") for n, line in lines if line.strip()]
 
 
 def parse_json(text: str | bytes, where: str, fix: str | None = None) -> Any:

@@ -69,8 +69,8 @@ class Regions(BoxDialogues):
                 if not isinstance(r, dict):  # reported as a record without image, phrase and box
                     r = {}
                 width, height = r.get("width"), r.get("height")
-                measured = isinstance(width, int | float) and isinstance(height, int | float)
-                if measured and width * height >= self.config.max_area:
+                sizes = [v for v in (width, height) if isinstance(v, int | float)]
+                if len(sizes) == 2 and sizes[0] * sizes[1] >= self.config.max_area:
                     continue
                 image = r.get("image_id", record.get("id"))
                 result.append((image, r.get("region_id"), r.get("phrase"), r.get("x"), r.get("y"), width, height))

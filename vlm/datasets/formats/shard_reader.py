@@ -13,6 +13,7 @@ import re
 import tarfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import zlib
 from collections.abc import Iterator
@@ -38,6 +39,8 @@ MAX_MEMBER = 512 << 20
 MAX_NAME = 1 << 20
 """Bytes of a header that tarfile reads whole: a long name, or pax attributes."""
 
+STORAGES = ("s3", "s3a", "gs", "gcs", "hdfs", "abfs", "abfss", "az", "oss", "memory")
+"""Object storages whose addresses fsspec opens."""
 OPEN_ATTEMPTS = 3
 """Attempts to open a remote shard before it counts as unreadable."""
 
@@ -78,7 +81,9 @@ def expand(pattern: str) -> list[str]:
             f"web_shards: {pattern} names {named:,} shards, allowed are {MAX_SHARDS:,}",
             fix="narrow the pattern under build_info.storage",
         )
-    names = [n for p in expand_urls(pattern) for n in (sorted(glob.glob(p)) if re.search(r"[*?\[]", p) else [p])]
+    names = [n for p in expand_urls(pattern) for n in (_globbed(p) if re.search(r"[*?\[]", p) else [p])]
+    if any(n.startswith("pipe:") for n in names) and not pattern.startswith("pipe:"):
+        raise DataError(f"web_shards: {pattern!r:.80} hides a command", fix="begin a storage that runs one with pipe:")
     missing = [n for n in names if not is_remote(n) and not Path(n).is_file()]
     if missing:
         raise DataError(
@@ -96,6 +101,13 @@ def brace_count(pattern: str) -> int:
     for choices in re.findall(r"\{([^{}]*,[^{}]*)\}", pattern):
         result *= choices.count(",") + 1
     return result
+
+
+def _globbed(pattern: str) -> list[str]:
+    """The matches of a local pattern; whatever a file is called, it is a file."""
+    if is_remote(pattern):
+        return [pattern]
+    return [str(Path(p).absolute()) if is_remote(p) else p for p in sorted(glob.glob(pattern))]
 
 
 def is_remote(name: str) -> bool:
@@ -218,12 +230,14 @@ def open_remote(shard: str) -> IO[bytes]:
     """
     if is_url(shard):
         return _tried(shard)
-    if shard.startswith(("pipe:", "file:")) or not is_remote(shard):
+    if shard.startswith("pipe:"):
         from webdataset.gopen import gopen
 
         stream: IO[bytes] = gopen(shard, "rb")
         return stream
-    return _object_storage(shard)
+    if shard.startswith("file:"):
+        return open(urllib.request.url2pathname(urllib.parse.urlsplit(shard).path), "rb")
+    return _object_storage(shard) if is_remote(shard) else open(shard, "rb")
 
 
 def _tried(shard: str) -> IO[bytes]:
@@ -240,6 +254,11 @@ def _tried(shard: str) -> IO[bytes]:
 
 def _object_storage(shard: str) -> IO[bytes]:
     protocol = shard.partition("://")[0]
+    if protocol not in STORAGES:  # others read configurations of their own, run programs or log in elsewhere
+        known = ", ".join(f"{name}://" for name in STORAGES)
+        raise DataError(
+            f"web_shards: {shard}: unknown kind of address", fix=f"use a path, http(s)://, {known} or pipe:"
+        )
     package = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hdfs": "pyarrow"}.get(protocol, "fsspec")
     try:
         import fsspec

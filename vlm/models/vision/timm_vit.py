@@ -14,6 +14,9 @@ from vlm.common.types import Features
 from vlm.models.lora import LoraOptions, inject_lora
 from vlm.models.vision.base import check_patches, check_pixels
 
+FILES = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+"""Options of ``timm.create_model`` with which it downloads or unpickles weights itself."""
+
 
 @register_vision("timm")
 class TimmVision(nn.Module):
@@ -37,9 +40,11 @@ class TimmVision(nn.Module):
         options: dict[str, Any] = field(default_factory=dict)
 
         def __post_init__(self) -> None:
-            """Raises ConfigError for a model that timm does not know."""
+            """Raises ConfigError: a model that timm does not know, or an option that makes timm read files of its own."""
             import timm
 
+            if taken := sorted(FILES & set(self.options)):
+                raise ConfigError(f"options.{taken[0]} is not allowed; name weight files under model.weights")
             if not timm.is_model(self.model):
                 near = ", ".join(timm.list_models(f"*{self.model.split('.')[0].split('_')[0]}*")[:5])
                 raise ConfigError(f"model: timm has no {self.model!r}" + (f" (some it has: {near})" if near else ""))

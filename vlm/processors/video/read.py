@@ -90,8 +90,7 @@ def open_clip(source: Any, label: str, backend: Backend = "auto") -> Clip:
     if not file:
         raise DataError(f"video {label}: no such file or folder", fix="check the path (in a dataset: its folder)")
     if path.suffix.lower() == ".json":
-        result = read_frames(path, label)
-        return _frames([result] if isinstance(result, str) else list(result), label)
+        return _texts(read_frames(path, label), label)
     if path.suffix.lower() in IMAGES:
         return _frames([path], label)
     return _video(path, label, backend)
@@ -107,6 +106,12 @@ def _frames(items: list[Any], label: str) -> Clip:
         return from_base64(item, f"{label} frame {index}")
 
     return Clip(len(items), None, lambda ids: [one(k) for k in ids])
+
+
+def _texts(found: str | list[str], label: str) -> Clip:
+    """The frames of a ``.json`` file: base64 only, because a file that somebody sends names no other files."""
+    texts = [found] if isinstance(found, str) else found
+    return Clip(len(texts), None, lambda ids: [from_base64(texts[k], f"{label} frame {k}") for k in ids])
 
 
 def _folder(path: Path, label: str) -> list[Path]:

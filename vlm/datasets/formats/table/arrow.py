@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,8 @@ def from_hub(path: str) -> StoredRecords:
     options = dict(parse_qsl(query))
     if unknown := ", ".join(sorted(set(options) - {"split", "config", "revision"})):
         raise DataError(f"table: {path}: unknown option {unknown}", fix="use split, config and revision only")
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):  # a folder could hold a loading script
+        raise DataError(f"table: {path}: not the name of a dataset", fix="write hf://owner/name; folders need no hf://")
     split, config, revision = options.get("split", "train"), options.get("config"), options.get("revision")
     return _loaded(path, lambda package: package.load_dataset(name, config, split=split, revision=revision))
 

@@ -276,8 +276,8 @@ def check_columns(config: Table.Config, files: Sequence[RecordFile]) -> None:
                 f"but the columns are {', '.join(sorted(map(str, columns)))}{hint}",
                 fix="set build_info.fields, user or assistant" if key == "a template" else f"correct build_info.{key}",
             )
-    known = dict.fromkeys([*columns, *config.fields], True)
-    if patterns or media_column(known, "image") or media_column(known, "video"):
+    there = dict.fromkeys([*columns, *config.fields], True)
+    if patterns or media_column(there, "image") or media_column(there, "video"):
         return
     likely = sorted(c for c in columns if re.search("image|img|picture|photo|video|file_?name", c, re.IGNORECASE))
     if config.image_path or likely:
