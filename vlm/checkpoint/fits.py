@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlm.checkpoint.load import RANDOM, infer
+from vlm.checkpoint.load import RANDOM, check_frozen, declared_random, infer, unfilled
 from vlm.checkpoint.strict import check_numbers, fit_strictly
 from vlm.common.errors import UserError
 from vlm.common.paths import exists, is_url, local_path
@@ -24,9 +25,8 @@ def misfits(cfg: Any) -> list[Problem]:
     Args:
         cfg: a ``Config``.
     """
-    entries = [w for w in cfg.model.weights if w.path and w.format != RANDOM and not is_url(w.path) and exists(w.path)]
-    problems: list[Problem] = []
-    where = cfg.origins.get("model.weights", "")
+    named = [w for w in cfg.model.weights if w.path and w.format != RANDOM]
+    entries = [w for w in named if not is_url(w.path) and exists(w.path)]
     try:
         loaders = [(entry, resolve("checkpoint_format", entry.format)(entry.into)) for entry in entries]
         model_cfg, _ = infer(cfg.model, loaders)
@@ -34,13 +34,26 @@ def misfits(cfg: Any) -> list[Problem]:
         check_positions(model, model_cfg.text)
     except UserError as error:
         return [Problem("model", "", str(error))]
+    problems, filled = _compare_all(cfg, model, loaders)
+    if not problems and len(entries) == len(named):
+        try:
+            declared = declared_random(model, [w for w in cfg.model.weights if w.format == RANDOM])
+            check_frozen(model, [name for name in unfilled(model, filled) if name not in declared])
+        except UserError as error:
+            problems.append(Problem("model.weights", cfg.origins.get("model.weights", ""), str(error)))
+    return problems
+
+
+def _compare_all(cfg: Any, model: VLM, loaders: Sequence[tuple[Any, Any]]) -> tuple[list[Problem], set[str]]:
+    """Problems of the files, and our keys that they fill."""
+    problems: list[Problem] = []
     filled: set[str] = set()
     for entry, loader in loaders:
         try:
             filled |= _compare(model, loader, local_path(entry.path), filled)
         except UserError as error:
-            problems.append(Problem("model.weights", where, str(error)))
-    return problems
+            problems.append(Problem("model.weights", cfg.origins.get("model.weights", ""), str(error)))
+    return problems, filled
 
 
 def _compare(model: VLM, loader: Any, path: Path, filled: set[str]) -> set[str]:

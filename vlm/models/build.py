@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -19,6 +20,13 @@ from vlm.models.vlm import VLM
 
 if TYPE_CHECKING:
     from vlm.config.types import ModelConfig, Part
+
+
+CONTRADICTIONS = (
+    *(ValueError, TypeError, RuntimeError, AssertionError, ArithmeticError, LookupError, StopIteration),
+    StrictDataclassError,
+)
+"""What the libraries below raise for sizes that contradict each other and for options that they do not know."""
 
 
 def build_model(
@@ -138,8 +146,7 @@ def _part(kind: str, part: Any, uninitialised: Collection[str], *arguments: Any)
             return cls(part.config, *arguments)
     except torch.OutOfMemoryError:
         raise
-    except (ValueError, TypeError, RuntimeError, AssertionError, ArithmeticError, LookupError) as error:
-        # of the libraries below: sizes that contradict each other, options that they do not know
+    except CONTRADICTIONS as error:
         raise ConfigError(f"model.{kind}: {part.name} cannot be built with these options ({error})") from error
 
 

@@ -80,6 +80,8 @@ class HFCausalLM(nn.Module):
         shares_rows = check_fitness(self.model, hf_config)
         self.hidden_size: int = self.model.get_input_embeddings().embedding_dim
         self.vocab_size: int = self.model.get_input_embeddings().num_embeddings
+        if min(self.hidden_size, self.vocab_size) < 1:
+            raise ConfigError(f"model.llm: an LLM of width {self.hidden_size} with {self.vocab_size} tokens")
         self.banned_ids: tuple[int, ...] = tuple(config.banned_ids)
         if self.banned_ids and not 0 <= min(self.banned_ids) <= max(self.banned_ids) < self.vocab_size:
             raise ConfigError(f"model.llm.banned_ids: {config.banned_ids}, allowed: 0 to {self.vocab_size - 1}")

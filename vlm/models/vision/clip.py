@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from torch import Tensor, nn
 
-from vlm.common.bounds import Count
+from vlm.common.bounds import Count, Range
 from vlm.common.errors import ConfigError, WeightsError
 from vlm.common.file_kind import mistaken
 from vlm.common.paths import inner_folder
@@ -41,7 +41,7 @@ class Clip(nn.Module):
         path: str | None = None
         config: dict[str, Any] | None = None
         image_size: Count | None = None
-        layer: int = -1
+        layer: Annotated[int, Range(most=-1)] = -1
         post_layernorm: bool = False
         keep_cls: bool = True
         precision: Literal["fp16", "bf16", "fp32"] = "fp16"
@@ -60,6 +60,8 @@ class Clip(nn.Module):
         if config.path is None or config.image_size is not None:
             check_patches(inner.image_size, inner.patch_size)
         depth = inner.num_hidden_layers
+        if depth < 1:
+            raise ConfigError(f"model.vision: an encoder of {depth} blocks (num_hidden_layers)")
         if not -depth <= config.layer <= -1:
             raise ConfigError(
                 f"model.vision.layer is {config.layer}, allowed: -{depth} to -1 (the last of {depth} blocks)"

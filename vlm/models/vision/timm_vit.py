@@ -40,7 +40,7 @@ class TimmVision(nn.Module):
         options: dict[str, Any] = field(default_factory=dict)
 
         def __post_init__(self) -> None:
-            """Raises ConfigError: a model that timm does not know, or an option that makes timm read files of its own."""
+            """Raises ConfigError: a model that timm does not know, or an option that makes it read files of its own."""
             import timm
 
             if taken := sorted(FILES & set(self.options)):
