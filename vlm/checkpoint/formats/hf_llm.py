@@ -108,7 +108,7 @@ def _grown(model: VLM, rows: Tensor, table: Tensor) -> Tensor:
 
 
 def grow(rows: Tensor, table: Tensor, how: str = "random") -> Tensor:
-    """``rows [v, d]`` or ``[v]``, with more up to the length of ``table`` if widths agree: random, or ``how="mean"``."""
+    """``rows [v, d]`` or ``[v]``, with more up to the length of ``table`` if widths agree: random or ``how="mean"``."""
     missing = len(table) - len(rows)
     if missing <= 0 or rows.shape[1:] != table.shape[1:]:
         return rows

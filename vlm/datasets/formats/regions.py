@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlm.common.bounds import NonNegative, Positive
 from vlm.common.errors import DataError
 from vlm.common.registry import register_dataset
 from vlm.common.types import Sample
@@ -39,10 +40,10 @@ class Regions(BoxDialogues):
         """Where the files are, and which regions."""
 
         data_dir: str
-        max_area: float = 16384.0
+        max_area: Positive = 16384.0
         direction: Direction = "refer"
         pool: str | list[str] = ""  # texts with one {}; empty: the shipped pool of the direction
-        slack: float = 4.0  # pixels by which a box may leave the image; it is clipped
+        slack: NonNegative = 4.0  # pixels by which a box may leave the image; it is clipped
 
     def __init__(self, config: Config) -> None:
         """Reads both files. Raises DataError: missing, malformed, or no region is small enough."""

@@ -42,8 +42,9 @@ def check_fitness(model: Any, config: Any) -> bool:
         raise refused(name, "its decoder layers are not one list of num_hidden_layers modules")
     if "inputs_embeds" not in inspect.signature(model.forward).parameters:
         raise refused(name, "it takes token ids only, no embeddings")
-    positions = torch.tensor([[0, 1, 2, 0, 1]])
-    _, layout = pack(torch.tensor([[1, 1, 1, 2, 2]]), positions)
+    with torch.device("cpu"):  # the model may be on the meta device
+        positions = torch.tensor([[0, 1, 2, 0, 1]])
+        _, layout = pack(torch.tensor([[1, 1, 1, 2, 2]]), positions)
     with torch.device("meta"):
         copy = type(model)(config).eval()
         embeds = torch.zeros(1, 5, model.get_input_embeddings().embedding_dim, dtype=copy.dtype)

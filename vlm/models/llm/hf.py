@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from vlm.common.bounds import Count, Dropout, Natural
 from vlm.common.errors import ConfigError, WeightsError
 from vlm.common.file_kind import mistaken
 from vlm.common.paths import inner_folder
@@ -47,15 +48,15 @@ class HFCausalLM(nn.Module):
 
         path: str | None = None
         config: dict[str, Any] | None = None
-        vocab_size: int | None = None
+        vocab_size: Count | None = None
         new_rows: Literal["random", "mean"] = "random"  # of tokens that no file has (vocab_size)
         dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
-        label_smoothing: float = 0.0
+        label_smoothing: Dropout = 0.0
         lora: LoraOptions | None = None
         quantize: Literal["int8", "nf4"] | None = None
         checkpointing: bool = False
         packing: bool = True
-        banned_ids: list[int] = field(default_factory=list)
+        banned_ids: list[Natural] = field(default_factory=list)
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -79,6 +80,8 @@ class HFCausalLM(nn.Module):
         shares_rows = check_fitness(self.model, hf_config)
         self.hidden_size: int = self.model.get_input_embeddings().embedding_dim
         self.vocab_size: int = self.model.get_input_embeddings().num_embeddings
+        if min(self.hidden_size, self.vocab_size) < 1:
+            raise ConfigError(f"model.llm: an LLM of width {self.hidden_size} with {self.vocab_size} tokens")
         self.banned_ids: tuple[int, ...] = tuple(config.banned_ids)
         if self.banned_ids and not 0 <= min(self.banned_ids) <= max(self.banned_ids) < self.vocab_size:
             raise ConfigError(f"model.llm.banned_ids: {config.banned_ids}, allowed: 0 to {self.vocab_size - 1}")
