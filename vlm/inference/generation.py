@@ -65,6 +65,8 @@ class Generation:
         self._check_types()
         positive = ("max_new_tokens", "num_beams", "temperature", "repetition_penalty", "max_length")
         problems = [f"{n} is {values[n]}, must be above 0" for n in positive if not values[n] > 0]
+        if 0 < self.temperature < 1e-6:
+            problems.append(f"temperature is {self.temperature}, too small to divide by (do_sample: false is 0)")
         least = ("min_length", "top_k", "no_repeat_ngram_size")
         problems += [f"{n} is {values[n]}, must be at least 0" for n in least if values[n] < 0]
         if not 0 < self.top_p <= 1:

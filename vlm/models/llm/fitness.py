@@ -36,14 +36,15 @@ def check_fitness(model: Any, config: Any) -> bool:
             a list.
     """
     name = type(model).__name__
-    if getattr(model.config, "is_decoder", True) is False:
+    if _is_encoder(model):
         raise refused(name, "it is an encoder (is_decoder is not true): each token sees the whole text")
     if decoder_layers(model) is None:
         raise refused(name, "its decoder layers are not one list of num_hidden_layers modules")
-    if "inputs_embeds" not in inspect.signature(model.forward).parameters:
+    if not {"inputs_embeds", "kwargs"} & set(inspect.signature(model.forward).parameters):
         raise refused(name, "it takes token ids only, no embeddings")
-    positions = torch.tensor([[0, 1, 2, 0, 1]])
-    _, layout = pack(torch.tensor([[1, 1, 1, 2, 2]]), positions)
+    with torch.device("cpu"):  # the model may be built on the meta device
+        positions = torch.tensor([[0, 1, 2, 0, 1]])
+        _, layout = pack(torch.tensor([[1, 1, 1, 2, 2]]), positions)
     with torch.device("meta"):
         copy = type(model)(config).eval()
         embeds = torch.zeros(1, 5, model.get_input_embeddings().embedding_dim, dtype=copy.dtype)
@@ -54,9 +55,21 @@ def check_fitness(model: Any, config: Any) -> bool:
                 base_of(copy)(inputs_embeds=embeds, attention_mask=torch.ones(1, 5).long(), use_cache=False, **given)
         except (TypeError, AttributeError, ValueError) as error:
             raise refused(name, f"it cannot be run on embeddings alone ({error})") from error
-        except (RuntimeError, NotImplementedError):  # something that needs values, which meta tensors do not have
+        except NotImplementedError:  # something needs values, which meta tensors do not have
             pass
+        except RuntimeError as error:
+            return "meta" in str(error) and layout.calls > 0  # else shapes disagree: a layer works on the row
     return layout.calls > 0
+
+
+def _is_encoder(model: Any) -> bool:
+    """Whether a class that can be both was built as an encoder; decoders may carry the unused field, too."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
+
+    if model.config.to_dict().get("is_decoder", True) is not False:
+        return False
+    looks_ahead = any(vars(module).get("is_causal", True) is False for module in model.modules())
+    return looks_ahead or type(model.config) in MODEL_FOR_MASKED_LM_MAPPING
 
 
 def decoder_layers(model: Any) -> nn.ModuleList | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from vlm.common.paths import inner_folder
 from vlm.common.registry import register_llm
 from vlm.models.fusion.base import LLMInputs
 from vlm.models.inserts.base import InsertData
-from vlm.models.layer_hooks import INSERT_DATA, checkpoint_layers, laid_out, trim_last_layer
+from vlm.models.layer_hooks import INSERT_DATA, LAYOUT, Layout, checkpoint_layers, laid_out, trim_last_layer
 from vlm.models.llm.fitness import check_fitness, decoder_layers
 from vlm.models.llm.head import logits_of, prepare_head
 from vlm.models.llm.packing import ATTENTION, apart, base_of, can_pack, pack, register_attention
@@ -22,6 +23,7 @@ from vlm.models.loss import head_loss
 
 FOLDERS = ("text_encoder",)
 """Subfolders in which a model saved in parts keeps its language model."""
+
 
 @register_llm("hf")
 class HFCausalLM(nn.Module):
@@ -80,6 +82,7 @@ class HFCausalLM(nn.Module):
         if config.lora is not None:
             inject_lora(self.model, config.lora)
         self.packs: bool = config.packing and shares_rows and can_pack(self.model)
+        self.passes_more = "kwargs" in inspect.signature(base_of(self.model).forward).parameters
         self.plain_head = prepare_head(self.model)
         trim_last_layer(self.layers())
         if config.checkpointing:
@@ -107,7 +110,14 @@ class HFCausalLM(nn.Module):
             hidden = self._base(inputs.inputs_embeds, inputs.position_ids, inputs.attention_mask, inputs.inserts)
         return hidden if keep is None else hidden[keep]
 
-    def _base(self, embeds: Tensor, positions: Tensor, mask: Tensor, inserts: InsertData | None) -> Tensor:
+    def _base(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        inserts: InsertData | None,
+        layout: Layout | None = None,
+    ) -> Tensor:
         """Hidden states ``[b, L, d]`` of the transformers model."""
         return base_of(self.model)(
             inputs_embeds=embeds,
@@ -115,6 +125,7 @@ class HFCausalLM(nn.Module):
             attention_mask=mask,
             use_cache=False,
             **({} if inserts is None else {INSERT_DATA: inserts}),
+            **({} if layout is None or not self.passes_more else {LAYOUT: layout}),
         )[0]
 
     def _in_one_row(self, inputs: LLMInputs, keep: Tensor | None) -> Tensor:
@@ -128,6 +139,7 @@ class HFCausalLM(nn.Module):
                 inputs.position_ids.flatten()[index][None],
                 torch.ones_like(index)[None],
                 inputs.inserts and inputs.inserts.flat(index),
+                layout,
             )[0]
         if layout.calls < len(self.layers()):  # some layer has attention of its own and saw one long sample
             self.packs = False
