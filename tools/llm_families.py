@@ -101,6 +101,7 @@ MORE: dict[str, dict[str, Any]] = {
     "mpt": {"max_seq_len": 64},
     "opt": {"ffn_dim": 48},
     "phi3": {"pad_token_id": 0},
+    "qwen3": {"tie_word_embeddings": True},
     "qwen2": {"max_window_layers": 2},
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ def check_fitness(model: Any, config: Any) -> bool:
         config: what it was built from. A copy without memory (on the meta device) is run on a packed row.
 
     Returns:
-        Whether the attention of its first layer works on the samples of that row.
+        Whether the attention of its layers works on the samples of that row, as far as that can be seen.
 
     Raises:
         ConfigError: an encoder; a class that needs token ids, or another input besides embeddings; layers that are not
@@ -40,7 +41,7 @@ def check_fitness(model: Any, config: Any) -> bool:
         raise refused(name, "it is an encoder (is_decoder is not true): each token sees the whole text")
     if decoder_layers(model) is None:
         raise refused(name, "its decoder layers are not one list of num_hidden_layers modules")
-    if not {"inputs_embeds", "kwargs"} & set(inspect.signature(model.forward).parameters):
+    if "inputs_embeds" not in inspect.signature(model.forward).parameters and not passes_more(model.forward):
         raise refused(name, "it takes token ids only, no embeddings")
     with torch.device("cpu"):  # the model may be built on the meta device
         positions = torch.tensor([[0, 1, 2, 0, 1]])
@@ -55,11 +56,14 @@ def check_fitness(model: Any, config: Any) -> bool:
                 base_of(copy)(inputs_embeds=embeds, attention_mask=torch.ones(1, 5).long(), use_cache=False, **given)
         except (TypeError, AttributeError, ValueError) as error:
             raise refused(name, f"it cannot be run on embeddings alone ({error})") from error
-        except NotImplementedError:  # something needs values, which meta tensors do not have
-            pass
-        except RuntimeError as error:
-            return "meta" in str(error) and layout.calls > 0  # else shapes disagree: a layer works on the row
-    return layout.calls > 0
+        except RuntimeError:  # something needs values, which meta tensors do not have, or refuses the row
+            return layout.calls > 0
+    return layout.calls == len(decoder_layers(model) or ())
+
+
+def passes_more(function: Callable[..., Any]) -> bool:
+    """Whether a function takes any further arguments by name."""
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
 
 
 def _is_encoder(model: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ from vlm.common.registry import register_llm
 from vlm.models.fusion.base import LLMInputs
 from vlm.models.inserts.base import InsertData
 from vlm.models.layer_hooks import INSERT_DATA, LAYOUT, Layout, checkpoint_layers, laid_out, trim_last_layer
-from vlm.models.llm.fitness import check_fitness, decoder_layers
+from vlm.models.llm.fitness import check_fitness, decoder_layers, passes_more
 from vlm.models.llm.head import logits_of, prepare_head
 from vlm.models.llm.packing import ATTENTION, apart, base_of, can_pack, pack, register_attention
 from vlm.models.lora import LoraOptions, inject_lora
@@ -82,7 +81,7 @@ class HFCausalLM(nn.Module):
         if config.lora is not None:
             inject_lora(self.model, config.lora)
         self.packs: bool = config.packing and shares_rows and can_pack(self.model)
-        self.passes_more = "kwargs" in inspect.signature(base_of(self.model).forward).parameters
+        self.passes_more = passes_more(base_of(self.model).forward)
         self.plain_head = prepare_head(self.model)
         trim_last_layer(self.layers())
         if config.checkpointing:
@@ -141,7 +140,7 @@ class HFCausalLM(nn.Module):
                 inputs.inserts and inputs.inserts.flat(index),
                 layout,
             )[0]
-        if layout.calls < len(self.layers()):  # some layer has attention of its own and saw one long sample
+        if layout.calls != len(self.layers()):  # some layer has attention of its own and saw one long sample
             self.packs = False
             return self.forward(inputs, keep)
         if layout.keep is not None:
