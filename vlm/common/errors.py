@@ -34,6 +34,10 @@ class PromptError(UserError):
     """The placeholders and the images or videos of a prompt do not match."""
 
 
+class NotFiniteError(UserError):
+    """A part of the model computed values that are not numbers, so that there is no answer, rank or loss."""
+
+
 class NonFiniteLossError(UserError):
     """The loss stopped being a number before an optimiser step."""
 

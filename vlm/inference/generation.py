@@ -64,6 +64,8 @@ class Generation:
             object.__setattr__(self, "stop", (self.stop,))
         self._check_types()
         problems = violations(self)
+        if 0 < self.temperature < 1e-6:
+            problems.append(f"temperature is {self.temperature}, too small to divide by (do_sample: false is 0)")
         if self.min_new_tokens > min(self.max_new_tokens, self.max_length):
             longest = f"max_new_tokens {self.max_new_tokens} and max_length {self.max_length} allow"
             problems.append(f"min_length is {self.min_length}, more than {longest}")
