@@ -73,11 +73,13 @@ def load(
     options: Sequence[str] = (),
     allow_urls: bool = False,
     trust: bool = False,
+    allow_random: bool = False,
 ) -> Engine:
     """A model that is ready to answer; see Engine.load."""
     from vlm.inference.engine import Engine
 
-    return Engine.load(source, device, dtype, options=options, allow_urls=allow_urls, trust=trust)
+    given = {"allow_urls": allow_urls, "trust": trust, "allow_random": allow_random}
+    return Engine.load(source, device, dtype, options=options, **given)
 
 
 def load_config(source: str | Path | Mapping[str, Any], options: Sequence[str] = (), *, trust: bool = False) -> Config:

@@ -39,5 +39,6 @@ class Demo:
             generation=changes_of(args),
             stream=not args.no_stream,
             examples=args.examples,
+            allow_random=args.allow_random,
         )
         return 0

@@ -53,6 +53,7 @@ class Eval:
             output=args.output,
             seeds=numbers_of(args.seeds),
             judge=args.judge,
+            allow_random=args.allow_random,
             show=say,
         )
         return 0

@@ -108,7 +108,7 @@ def evaluate(run: Quickstart, ckpt: str) -> dict[str, Any]:
         options += [f"{info}.ann_path={run.data}/{name}.jsonl", f"{info}.image_path={run.data}"]
     cfg = load_config("tiny/eval", options)
     dist.seed_everything(run.seed, 0, False)  # the untrained projection is a random draw
-    engine = Engine.load(cfg, device="cpu")
+    engine = Engine.load(cfg, device="cpu", allow_random=not ckpt)
     if not ckpt:
         return run_evaluation(cfg, engine=engine, datasets=["seen"], output=run.output / "eval" / "unaligned")
     results = run_evaluation(cfg, engine=engine, datasets=["seen"], images=("right", "wrong", "none"))

@@ -8,6 +8,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from vlm.common.errors import ConfigError
+from vlm.common.paths import expand_home
 from vlm.common.registry import is_known_module, load_plugin, names, resolve_any
 from vlm.common.trust import is_given, refused, trusting, was_trained_here
 from vlm.config.composition import Arch, add_arch, add_corpus, find_arch, read_params
@@ -77,7 +78,7 @@ def _load(cfg: str | FilePath | Mapping[str, Any], options: Sequence[str], check
     report.origins, report.texts = report.origins | tree.origins, tree.texts
     params = read_params(tree, arch, report) if arch else {}
     helps = {name: p.help for name, p in arch.params.items()} if arch else {}
-    data = interpolate(tree.data, params, helps, report)
+    data = expand_home(interpolate(tree.data, params, helps, report))
     check_commands(data, report)
     params = {name: data["model"][name] for name in params}
     report.helps = {("model", name): text for name, text in helps.items()}
@@ -110,7 +111,7 @@ def read_source(cfg: str | FilePath | Mapping[str, Any], train: bool = False) ->
         return Tree(plain(cfg), {(): "stored configuration"}), "stored configuration"
     if not isinstance(cfg, str | FilePath):
         raise ConfigError(f"found {cfg!r:.80} in place of a configuration", fix="name a YAML file or a run folder")
-    path = FilePath(cfg)
+    path = FilePath(cfg).expanduser()
     if path.is_dir():
         if not (path / STORED).is_file():
             raise ConfigError(f"{path}: not a run folder, it has no {STORED}", fix="name a run folder or a YAML file")

@@ -108,6 +108,7 @@ class Engine:
         options: Sequence[str] = (),
         allow_urls: bool = False,
         trust: bool = False,
+        allow_random: bool = False,
     ) -> Engine:
         """Build the model that ``source`` describes, and read its weights.
 
@@ -121,6 +122,7 @@ class Engine:
             allow_urls: fetch ``http(s)`` addresses of images and videos.
             trust: let the configuration import modules and read the environment; what this user trained on this machine
                 always may.
+            allow_random: take a model with parameters that no file fills, whose answers mean nothing.
 
         Raises:
             UserError: an unusable configuration, file or device.
@@ -128,7 +130,7 @@ class Engine:
         from vlm.inference.load import load_parts
 
         with trusting(trust):
-            model, processor, config, where = load_parts(source, device, dtype, options)
+            model, processor, config, where = load_parts(source, device, dtype, options, allow_random=allow_random)
         return cls(model, processor, config=config, device=where, allow_urls=allow_urls)
 
     def default_generation(self, base: Generation = CHAT) -> Generation:

@@ -25,6 +25,14 @@ EARLY = 1000
 """Below this many records the limit is widened by three standard deviations, so that bad luck does not stop a run."""
 
 
+def too_many(bad: int, total: int, max_share: float, early: int = EARLY) -> bool:
+    """Whether ``bad`` of ``total`` records, at least 3, are more than ``max_share`` explains; see :data:`EARLY`."""
+    most = max_share * total
+    if total < early:
+        most += 3 * math.sqrt(most * (1 - max_share))
+    return bad >= MIN_BAD and bad > most
+
+
 class Quarantine:
     """Counts records per source; ``quarantine.jsonl`` in the output folder has one line per bad record."""
 
@@ -61,10 +69,7 @@ class Quarantine:
             self._write(record)
         count = self.bad[source]
         total = count + self.good[source]
-        most = self._max_share * total
-        if total < self._early:
-            most += 3 * math.sqrt(most * (1 - self._max_share))
-        if bad and count >= MIN_BAD and count > most:
+        if bad and too_many(count, total, self._max_share, self._early):
             shown = "".join(f"\n  - {b.key}: {b.reason}" for b in examples)
             raise DataError(
                 f"dataset {source}: {count} of {total} records could not be used, "
