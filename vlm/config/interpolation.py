@@ -176,7 +176,7 @@ def _syntax(text: str) -> list[tuple[str, str]] | None:
         return None
     result = []
     while open_:
-        node: Any = open_.pop()
+        node = open_.pop()
         if isinstance(node, Grammar.InterpolationResolverContext):
             result.append(("function", node.resolverName().getText()))
         elif isinstance(node, Grammar.InterpolationNodeContext):
