@@ -39,5 +39,6 @@ class Demo:
             generation=changes_of(args),
             stream=not args.no_stream,
             examples=args.examples,
+            max_upload=args.max_upload,
         )
         return 0

@@ -102,7 +102,7 @@ def launch(
         prevent_thread_lock=True,
         theme=theme.theme(gradio),
         css=theme.static("chat.css"),
-        head=theme.static("labels.html"),
+        head=theme.static("head.html"),
         footer_links=[],
         allowed_paths=[path for path, _ in shown],  # copied into the folder of uploads when clicked
         app_kwargs={"middleware": [gate], "docs_url": None, "redoc_url": None, "openapi_url": None},
