@@ -176,6 +176,7 @@ def test_a_file_that_is_no_image_is_told_and_the_page_lives_on(page: Page) -> No
     ask(page, "", accepted=False)
     ask(page, "word " * 2000, accepted=False)  # more than the model reads
     expect(toast).to_contain_text("positions")
+    expect(page.locator("#chat")).not_to_contain_text("Loading content")
     assert bot(page) == before and page.locator("#chat .user.message, #chat .message.user").count() == 1
     expect(page.locator("#chat .error")).to_have_count(0)
     expect(page.locator("#question textarea")).to_be_focused()
@@ -208,7 +209,7 @@ def test_place_in_the_queue_and_stop_while_waiting(
     ask(page, "What is in the image?")
     ask(other, "And mine?")
     expect(other.locator("#chat")).to_contain_text("queue: 1/1")
-    expect(other.get_by_label("Loading content")).to_be_visible()  # "typing"
+    expect(other.locator("#chat").get_by_role("status")).to_be_visible()  # the dots of "typing"
     other.locator("#stop").click()
     expect(other.locator("#chat .user")).to_have_count(0)
     expect(other.locator("#send")).to_be_enabled()
