@@ -69,14 +69,12 @@ def launch(
         UserError: gradio is not installed, the port is in use, an unusable ``max_upload``, or the model cannot be
             loaded.
     """
-    gradio = _gradio()
+    _gradio()
     if max_upload < 1:
         raise UserError(f"the largest upload is {max_upload} MiB, expected at least 1", fix="e.g. --max-upload 64")
     port = free_port(host, port)  # before the model is loaded, which may take minutes
-    from starlette.middleware import Middleware
-
     from vlm.inference.engine import Engine
-    from vlm.serve.gradio import layout, theme
+    from vlm.serve.gradio import layout
 
     shown = read_page_examples(examples) if examples else []
     with busy("loading the model"), quiet("vlm.checkpoint"):
@@ -88,6 +86,20 @@ def launch(
     uploads.max_bytes = max_upload * MIB
     page = layout.build(engine, engine.options(**generation or {}), shown, pixels=world, stream=stream)
     vars(page)["examples_folder"] = folder  # lives as long as the page
+    url, public = _serve(page, host, port, share, [path for path, _ in shown])
+    say(f"chat page: {url}" + (f"  public: {public}" if public else "") + "   (Ctrl-C stops it)")
+    if block:
+        page.block_thread()
+    return page
+
+
+def _serve(page: Any, host: str, port: int, share: bool, examples: Sequence[str]) -> tuple[str, str | None]:
+    """Start the server of a page, with the gate before Gradio; its addresses on this machine and, if any, in public."""
+    from starlette.middleware import Middleware
+
+    from vlm.serve.gradio import theme
+
+    uploads = upload_folder()
     uploads.keep_present()
     for name, value in STATISTICS.items():
         os.environ.setdefault(name, value)
@@ -100,11 +112,11 @@ def launch(
         share=share,
         quiet=True,
         prevent_thread_lock=True,
-        theme=theme.theme(gradio),
+        theme=theme.theme(_gradio()),
         css=theme.static("chat.css"),
         head=theme.static("head.html"),
         footer_links=[],
-        allowed_paths=[path for path, _ in shown],  # copied into the folder of uploads when clicked
+        allowed_paths=list(examples),  # copied into the folder of uploads when clicked
         app_kwargs={"middleware": [gate], "docs_url": None, "redoc_url": None, "openapi_url": None},
         max_file_size=uploads.max_bytes,
         state_session_capacity=SESSIONS,
@@ -113,10 +125,7 @@ def launch(
         mcp_server=False,
         ssr_mode=False,
     )
-    say(f"chat page: {url}" + (f"  public: {public}" if public else "") + "   (Ctrl-C stops it)")
-    if block:
-        page.block_thread()
-    return page
+    return url, public
 
 
 def free_port(host: str, port: int | None) -> int:
