@@ -104,7 +104,8 @@ def _serve(page: Any, host: str, port: int, share: bool, examples: Sequence[str]
     for name, value in STATISTICS.items():
         os.environ.setdefault(name, value)
     page.queue(max_size=WAITING, api_open=False)
-    public_link = share or bool(os.environ.get("GRADIO_SHARE"))
+    # Colab shows the page through a proxy under another name
+    public_link = share or bool(os.environ.get("GRADIO_SHARE")) or _gradio().utils.colab_check()
     gate = Middleware(Gate, folder=uploads, local=is_loopback(host) and not public_link, public=public_link)
     _, url, public = page.launch(
         server_name=host,
