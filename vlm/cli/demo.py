@@ -40,5 +40,6 @@ class Demo:
             stream=not args.no_stream,
             examples=args.examples,
             max_upload=args.max_upload,
+            allow_random=args.allow_random,
         )
         return 0

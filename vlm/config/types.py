@@ -57,11 +57,12 @@ class Part:
 
 @dataclass
 class WeightFile:
-    """One file or folder of weights: its format, its path or URL, the part it goes into."""
+    """One file or folder of weights: its format, its path or URL, the part it goes into, whether NaN is allowed."""
 
     format: str
     path: str | None = None
     into: str | None = None
+    allow_nonfinite: bool = False
 
 
 @dataclass
@@ -94,7 +95,7 @@ class DatasetOptions:
     text_processor: dict[str, Any] = field(default_factory=dict)
     vis_processor: dict[str, Any] = field(default_factory=dict)
     type: str = "default"
-    data_type: str = "images"
+    data_type: str = ""
     max_new_tokens: int = 20
     group: str = ""
 

@@ -102,3 +102,8 @@ def target_layers(module: nn.Module, targets: list[str] | str) -> list[str]:
 def is_lora(name: str) -> bool:
     """Whether a parameter name is part of a LoRA update."""
     return ".lora_" in name
+
+
+def layer_of(name: str) -> str:
+    """The layer that a LoRA parameter belongs to."""
+    return name.partition(".lora_")[0]

@@ -25,6 +25,7 @@ class VLM(nn.Module):
     Attributes:
         compute_dtype: autocast dtype of a forward pass, unless the caller has entered autocast.
         vision_dtype: the same for the vision encoder; used if ``compute_dtype`` is float32.
+        random: names of the parameters that no file filled; frozen ones are stored with what a run trains.
     """
 
     vision: Any  # VisionEncoder | None, see vlm.models.protocols
@@ -44,6 +45,7 @@ class VLM(nn.Module):
         self.fusion = None
         self.compute_dtype = torch.float32
         self.vision_dtype = torch.float32
+        self.random: frozenset[str] = frozenset()
 
     @property
     def device(self) -> torch.device:

@@ -45,16 +45,17 @@ def launch(
     generation: Mapping[str, Any] | None = None,
     stream: bool = True,
     examples: str | Path | None = None,
+    allow_random: bool = False,
     max_upload: int = MAX_FILE // MIB,
     block: bool = True,
+    trust: bool = False,
 ) -> Any:
     """Load a model and serve its page.
 
     A browser reaches no file but uploads and examples, see :mod:`vlm.serve.gradio.gate`.
 
     Args:
-        source: see ``Engine.load``, or an engine.
-        options: changes to the configuration.
+        source, options, trust, allow_random: see ``Engine.load``; the first may also be an engine.
         host: address to listen on.
         port: None takes the first free one.
         share: also make a public link.
@@ -77,8 +78,8 @@ def launch(
     from vlm.serve.gradio import layout
 
     shown = read_page_examples(examples) if examples else []
-    with busy("loading the model"), quiet("vlm.checkpoint"):
-        engine = source if isinstance(source, Engine) else Engine.load(source, device, options=options)
+    given = {"options": options, "trust": trust, "allow_random": allow_random}
+    engine = source if isinstance(source, Engine) else _load(source, device, given)
     world = is_tiny_model(engine.config)
     folder = tempfile.TemporaryDirectory(prefix="vlm_page_")
     shown = tiny_model_examples(Path(folder.name)) if world and not examples else shown
@@ -127,6 +128,13 @@ def _serve(page: Any, host: str, port: int, share: bool, examples: Sequence[str]
         ssr_mode=False,
     )
     return url, public
+
+
+def _load(source: Any, device: Any, given: Mapping[str, Any]) -> Engine:
+    from vlm.inference.engine import Engine
+
+    with busy("loading the model"), quiet("vlm.checkpoint"):
+        return Engine.load(source, device, **given)
 
 
 def free_port(host: str, port: int | None) -> int:
