@@ -1,6 +1,6 @@
 """Which files of a folder are a run's own, and whether those of a checkpoint are as they were written.
 
-Only what these lists name is ever deleted; whatever else lies in a run folder stays.
+Only what these lists name is ever deleted; everything else in a run folder stays.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class RunDir:
 
         Raises:
             UserError: the folder holds another run, and neither ``resume`` nor ``overwrite`` is set; or it holds files
-                of others under the names that a run uses; or it is no place for a run.
+                of others under the names that a run uses; or a run must not write there.
             WeightsError: there is no usable checkpoint at ``resume``.
         """
         refuse_place(self.path)

@@ -238,12 +238,12 @@ def _parse(text: str, label: str, tree: Tree) -> Any:
         node = loader.get_single_node()
         return {} if node is None else _Builder(loader, tree, label).build(node, ())
     except yaml.MarkedYAMLError as error:
-        place = error.problem_mark.line + 1 if error.problem_mark else "?"
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
         refused = isinstance(error, _Refused)
         hints = {"found '?'": 'write "???" with quotes inside {} and []', "'\\t'": "indent with spaces, not with tabs"}
         hint = next((fix for words, fix in hints.items() if words in (error.problem or "")), None)
         raise ConfigError(
-            f"{label}:{place}: {'' if refused else 'not valid YAML: '}{str(error.problem):.200}", fix=hint
+            f"{label}:{line}: {'' if refused else 'not valid YAML: '}{str(error.problem):.200}", fix=hint
         ) from error
     finally:
         loader.dispose()

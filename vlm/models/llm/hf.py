@@ -159,7 +159,11 @@ class HFCausalLM(nn.Module):
         embeds, positions = inputs.inputs_embeds.flatten(0, 1), inputs.position_ids.flatten()
         found, places = [], []
         for index, real in apart(inputs.segments, inputs.position_ids):
-            inserts = inputs.inserts and inputs.inserts.moved(lambda value, at=index: value.flatten(0, 1)[at])
+
+            def own(value: Tensor, index: Tensor = index) -> Tensor:
+                return value.flatten(0, 1)[index]
+
+            inserts = inputs.inserts and inputs.inserts.moved(own)
             rows = embeds[index] * real[..., None]
             found.append(self._base(rows, positions[index] * real, real.long(), inserts)[real])
             places.append(index[real])

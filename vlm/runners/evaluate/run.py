@@ -61,8 +61,8 @@ def run_evaluation(
         show: called on the first process with the table of each result as soon as it is known.
 
     Returns:
-        ``{dataset: {control: scores}}``, also written to ``<output>/<run.name or evaluation>.json``; the
-        predictions are next to it in ``..._answers.jsonl``.
+        ``{dataset: {control: scores}}``, also written to ``<output>/<run.name or evaluation>.json``, and
+        predictions to ``..._answers.jsonl``.
 
     Raises:
         UserError: no such dataset, benchmark or option, or a model, image or question that cannot be used.
@@ -79,7 +79,7 @@ def run_evaluation(
         engine = Engine.load(cfg, device=str(dist.init(cfg.run.device)[1]), allow_random=allow_random)
         main = dist.is_main()  # known only while the processes are joined
     results: Results = {name: {} for name in names}
-    parts: list[AnswerParts] = []
+    parts = list[AnswerParts]()
     try:
         for name in names:
             dataset = build_sources({name: cfg.evaluation_datasets[name]}, engine.processor, "eval")[0].dataset
