@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from vlm.common.bounds import Count, Natural
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.registry import register_text, resolve
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Image, Message, Sample, Video
@@ -39,18 +40,18 @@ class TextConfig:
     Example: ``text: {max_txt_len: 160, keep_end: true}``
     """
 
-    max_txt_len: int | None = None  # tokens kept from the first answer on; null: what the LLM's context holds
-    max_context_len: int | None = None  # positions before the first answer; null: no limit of their own
+    max_txt_len: Count | None = None  # tokens kept from the first answer on; null: what the LLM's context holds
+    max_context_len: Count | None = None  # positions before the first answer; null: no limit of their own
     keep_end: bool = False  # a cut answer still ends with end_sym (the published code loses it)
-    max_input_len: int = 0  # tokens kept of a prompt, the last ones, begin id and no image counted; 0: all
-    max_turn_len: int = 0  # positions of a turn with its begin and end id; above 0 the two limits above do not apply
-    tokens_per_medium: int = 1  # positions that an image counts in max_context_len and max_turn_len
+    max_input_len: Natural = 0  # tokens kept of a prompt, the last ones, begin id and no image counted; 0: all
+    max_turn_len: Natural = 0  # positions of a turn with begin and end id; above 0 the two limits above do not apply
+    tokens_per_medium: Count = 1  # positions that an image counts in max_context_len and max_turn_len
     tokenizer: str = ""  # folder of the tokenizer; empty: the LLM's
     pad_token: str = ""  # existing piece or special token for padding; empty: the folder's, else unk, else eos
     special_tokens: list[str] = field(default_factory=list)  # made special; new ones get the next ids, in order
     new_pad_token: str = ""  # pad token of a folder that names none, instead of pad_token
-    bos_id: int | None = None  # forced, whatever the folder says
-    eos_id: int | None = None
+    bos_id: Natural | None = None  # forced, whatever the folder says
+    eos_id: Natural | None = None
     legacy: bool | None = None  # sentencepiece: a dummy space after every special token; null: as the folder says
 
 

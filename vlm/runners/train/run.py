@@ -21,6 +21,7 @@ from vlm.config.tree import to_yaml
 from vlm.datasets.base import read_record, records_in_order
 from vlm.datasets.loading.train_loader import TrainLoader
 from vlm.datasets.loading.valid_loader import ValidLoader
+from vlm.models.build import check_positions
 from vlm.models.trainable import trainable_table
 from vlm.pages.parts import AnswerCard
 from vlm.processors.collate import VisualTokens
@@ -66,6 +67,7 @@ def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
     precision = pick_precision(run.amp, run.amp_dtype, device)
     # frozen weights are stored in the dtype of autocast, so that no step casts them again
     model = load_model(cfg, device=device, dtype=precision.amp_dtype or torch.float32)
+    check_positions(model, cfg.model.text)
     checkpoint_activations(model, run.activation_checkpointing)
     visual_tokens = VisualTokens.of(model.visual_tokens)
     processor = build_processor(cfg.model).within(model.positions, visual_tokens)
