@@ -90,7 +90,7 @@ def media_fields(record: Mapping[str, Any], field: str) -> list[tuple[str, Any]]
 
 
 def _items(column: str, value: Any, root: str | Path) -> list[Any]:
-    """The media of a field: a list in a column of images holds images, but base64 texts are frames (as in other lists)."""
+    """The media of a field: lists in a column of images hold images, but base64 texts are frames, as in other lists."""
     if not isinstance(value, list | tuple) or not value:
         return [value]
     if column.lower() in COLUMNS["image"]:
