@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,10 +37,14 @@ class Prompt:
         """Each row alone, without its padding."""
         result = []
         for row, mask in enumerate(self.mask):
-            first = len(mask) - int(mask.sum())
-            inserts = self.inserts and self.inserts.moved(lambda v, row=row, first=first: v[row : row + 1, first:])
-            result.append(Prompt(self.embeds[row : row + 1, first:], self.mask[row : row + 1, first:], inserts))
+            here = (slice(row, row + 1), slice(len(mask) - int(mask.sum()), None))
+            inserts = self.inserts and self.inserts.moved(partial(_at, here))
+            result.append(Prompt(self.embeds[here], self.mask[here], inserts))
         return result
+
+
+def _at(place: tuple[slice, ...], value: Tensor) -> Tensor:
+    return value[place]
 
 
 def decoder_of(llm: Any, prompt: Prompt, use_cache: bool) -> IncrementalDecoder | RowByRow:

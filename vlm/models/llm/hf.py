@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -152,7 +153,7 @@ class HFCausalLM(nn.Module):
         embeds, positions = inputs.inputs_embeds.flatten(0, 1), inputs.position_ids.flatten()
         found, places = [], []
         for index, real in apart(inputs.segments, inputs.position_ids):
-            inserts = inputs.inserts and inputs.inserts.moved(lambda value, at=index: value.flatten(0, 1)[at])
+            inserts = inputs.inserts and inputs.inserts.moved(partial(_rows, index))
             rows = embeds[index] * real[..., None]
             found.append(self._base(rows, positions[index] * real, real.long(), inserts)[real])
             places.append(index[real])
@@ -171,6 +172,11 @@ class HFCausalLM(nn.Module):
         plain = self.plain_head and type(head) is nn.Linear and head.bias is None
         plain = plain and not head.weight.requires_grad and not smoothing
         return head_loss(head if plain else self.head, hidden, targets, plain=plain, smoothing=smoothing)
+
+
+def _rows(index: Tensor, value: Tensor) -> Tensor:
+    """``value [b, L, ...]`` at the places ``index [n, longest]`` of ``[b * L]``."""
+    return value.flatten(0, 1)[index]
 
 
 def _placed(hidden: Tensor, index: Tensor, inputs: LLMInputs) -> Tensor:
