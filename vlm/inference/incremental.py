@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -37,14 +36,14 @@ class Prompt:
         """Each row alone, without its padding."""
         result = []
         for row, mask in enumerate(self.mask):
-            here = (slice(row, row + 1), slice(len(mask) - int(mask.sum()), None))
-            inserts = self.inserts and self.inserts.moved(partial(_at, here))
-            result.append(Prompt(self.embeds[here], self.mask[here], inserts))
+            first = len(mask) - int(mask.sum())
+
+            def own(value: Tensor, row: int = row, first: int = first) -> Tensor:
+                return value[row : row + 1, first:]
+
+            inserts = self.inserts and self.inserts.moved(own)
+            result.append(Prompt(self.embeds[row : row + 1, first:], self.mask[row : row + 1, first:], inserts))
         return result
-
-
-def _at(place: tuple[slice, ...], value: Tensor) -> Tensor:
-    return value[place]
 
 
 def decoder_of(llm: Any, prompt: Prompt, use_cache: bool) -> IncrementalDecoder | RowByRow:

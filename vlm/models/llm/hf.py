@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from vlm.common.bounds import Count, Dropout, Natural
 from vlm.common.errors import ConfigError, WeightsError
+from vlm.common.file_kind import mistaken
 from vlm.common.paths import inner_folder
 from vlm.common.registry import register_llm
 from vlm.models.fusion.base import LLMInputs
@@ -47,15 +48,15 @@ class HFCausalLM(nn.Module):
 
         path: str | None = None
         config: dict[str, Any] | None = None
-        vocab_size: int | None = None
+        vocab_size: Count | None = None
         new_rows: Literal["random", "mean"] = "random"  # of tokens that no file has (vocab_size)
         dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
-        label_smoothing: float = 0.0
+        label_smoothing: Dropout = 0.0
         lora: LoraOptions | None = None
         quantize: Literal["int8", "nf4"] | None = None
         checkpointing: bool = False
         packing: bool = True
-        banned_ids: list[int] = field(default_factory=list)
+        banned_ids: list[Natural] = field(default_factory=list)
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -71,11 +72,16 @@ class HFCausalLM(nn.Module):
             configs[0].tie_word_embeddings = configs[1].tie_word_embeddings = False
         family: Any = AutoModelForCausalLM._model_mapping[type(hf_config)]
         self.model = AutoModelForCausalLM.from_config(
-            hf_config, attn_implementation=_attention(family, hf_config), dtype=torch.get_default_dtype()
+            hf_config,
+            attn_implementation=_attention(family, hf_config),
+            dtype=torch.get_default_dtype(),
+            trust_remote_code=False,
         )
         shares_rows = check_fitness(self.model, hf_config)
         self.hidden_size: int = self.model.get_input_embeddings().embedding_dim
         self.vocab_size: int = self.model.get_input_embeddings().num_embeddings
+        if min(self.hidden_size, self.vocab_size) < 1:
+            raise ConfigError(f"model.llm: an LLM of width {self.hidden_size} with {self.vocab_size} tokens")
         self.banned_ids: tuple[int, ...] = tuple(config.banned_ids)
         if self.banned_ids and not 0 <= min(self.banned_ids) <= max(self.banned_ids) < self.vocab_size:
             raise ConfigError(f"model.llm.banned_ids: {config.banned_ids}, allowed: 0 to {self.vocab_size - 1}")
@@ -153,7 +159,11 @@ class HFCausalLM(nn.Module):
         embeds, positions = inputs.inputs_embeds.flatten(0, 1), inputs.position_ids.flatten()
         found, places = [], []
         for index, real in apart(inputs.segments, inputs.position_ids):
-            inserts = inputs.inserts and inputs.inserts.moved(partial(_rows, index))
+
+            def own(value: Tensor, index: Tensor = index) -> Tensor:
+                return value.flatten(0, 1)[index]
+
+            inserts = inputs.inserts and inputs.inserts.moved(own)
             rows = embeds[index] * real[..., None]
             found.append(self._base(rows, positions[index] * real, real.long(), inserts)[real])
             places.append(index[real])
@@ -172,11 +182,6 @@ class HFCausalLM(nn.Module):
         plain = self.plain_head and type(head) is nn.Linear and head.bias is None
         plain = plain and not head.weight.requires_grad and not smoothing
         return head_loss(head if plain else self.head, hidden, targets, plain=plain, smoothing=smoothing)
-
-
-def _rows(index: Tensor, value: Tensor) -> Tensor:
-    """``value [b, L, ...]`` at the places ``index [n, longest]`` of ``[b * L]``."""
-    return value.flatten(0, 1)[index]
 
 
 def _placed(hidden: Tensor, index: Tensor, inputs: LLMInputs) -> Tensor:
@@ -215,6 +220,11 @@ def read_config(config: HFCausalLM.Config) -> Any:
         fix = "give the folder of a Hugging Face causal LM: config.json, tokenizer and weights"
         raise WeightsError(f"model.llm.path: no language model in {folder} (config.json is missing)", fix=fix)
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ValueError, OSError) as error:
-        raise WeightsError(f"{folder / 'config.json'}: {error}") from error
+        if "trust_remote_code" in str(error):
+            message = f"{folder}: needs Python code that came with it (auto_map in config.json), which is never run"
+            fix = "use a model whose model_type transformers knows, or register its class: docs/extend/llm.md"
+            raise WeightsError(message, fix=fix) from None
+        text = mistaken(folder / "config.json") or f"{folder / 'config.json'}: {error}"
+        raise WeightsError(text) from error
