@@ -16,15 +16,16 @@ ODD: list[Any] = [
     None, True, False, 0, -1, 1, 2**31, 2**63, -(2**70), 10**400, 0.5, -0.0, 1e308, float("nan"), float("inf"), "", " ",
     "\ud800", "a\x00b", "\u0085", "\u2028", "x" * 70_000, [], {}, [None], {"a": {}}, [[[[]]]], "nan", "null", "-1",
     "${oc.env:HOME}", "${model.llm}", "${", "os:system", "builtins:exec", "pathlib:Path", "/dev/zero", "/etc/hostname",
-    ".", "/", "~", "../..", "pipe:true", "{000000..99999999}", "http://127.0.0.1:9/x", "file:///etc/hostname", "<image>",
-    "<ImageHere>", "{question}", "{0.__class__}", "{a[b}", "%s", "$$", "</s>", "cpu:7", "cuda:99", "data:image/png;base64,",
+    ".", "/", "~", "../..", "pipe:true", "{000000..99999999}", "http://127.0.0.1:9/x", "file:///etc/hostname",
+    "<image>", "<ImageHere>", "{question}", "{0.__class__}", "{a[b}", "%s", "$$", "</s>", "cpu:7", "cuda:99",
+    "data:image/png;base64,",
 ]  # fmt: skip
 
 
 def damaged(data: bytes, rng: random.Random) -> bytes:
     """``data`` after one to six random changes."""
     result = bytearray(data)
-    for _ in range(rng.randint(1, 6)):
+    for _ in range(rng.choice([1, 1, 1, 2, 6])):
         if not result:
             return bytes(rng.randbytes(rng.randint(0, 40)))
         at = rng.randrange(len(result)) if rng.random() < 0.6 else rng.randrange(min(len(result), 256))
@@ -64,7 +65,7 @@ def places(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 def bent(tree: Any, rng: random.Random) -> Any:
     """A copy of a tree after one to three random changes."""
     result = copy.deepcopy(tree)
-    for _ in range(rng.randint(1, 3)):
+    for _ in range(rng.choice([1, 1, 3])):
         found = places(result)
         if not found:
             return rng.choice(ODD)
@@ -93,7 +94,7 @@ def bent(tree: Any, rng: random.Random) -> Any:
 
 def text_of(text: str, rng: random.Random) -> str:
     """A text with parts of odd values put in or cut out."""
-    for _ in range(rng.randint(1, 4)):
+    for _ in range(rng.choice([1, 1, 3])):
         at = rng.randrange(len(text) + 1)
         piece = rng.choice([*map(str, ODD), "=", ".", ",", ":", "[", "]", "{", "}", " ", "\n", "&a", "*a", "!!int"])
         text = rng.choice([text[:at] + piece + text[at:], text[:at], text[:at] + text[at + 3 :], text[:at] + piece])
