@@ -17,6 +17,7 @@ from vlm.checkpoint.load import load_model
 from vlm.checkpoint.provenance import differences, fingerprint
 from vlm.checkpoint.run_folder import RunDir
 from vlm.checkpoint.safe import read_tensors, shards
+from vlm.checkpoint.train_state import load_trainable_tensors, trainable_tensors
 from vlm.common.errors import WeightsError
 from vlm.config.types import Config, ModelConfig, WeightFile
 from vlm.models.bridges.concat import Concat
@@ -24,7 +25,7 @@ from vlm.models.bridges.linear import Linear
 from vlm.models.bridges.qformer import QFormer
 from vlm.models.build import build_model
 from vlm.models.llm.hf import HFCausalLM
-from vlm.models.lora import LoraOptions
+from vlm.models.lora import LoraOptions, is_lora
 from vlm.models.vision.eva import EvaViT
 from vlm.models.vlm import VLM
 from vlm.systems.minigpt4.checkpoint import MiniGPT4Export
@@ -265,7 +266,8 @@ def test_truncated_files(world: World, file: str, share: float) -> None:
     path = {"eva": world.eva, "blip": world.blip, "llm": world.llm / "model.safetensors"}[file]
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(WeightsError, match=rf"{path.name}: damaged or truncated[\s\S]*fix: download"):
+    found = "damaged or truncated" if share else r"not a weight file but an empty file \(0 bytes\)"
+    with pytest.raises(WeightsError, match=rf"{path.name}: {found}[\s\S]*fix: download"):
         world.load()
 
 
@@ -321,10 +323,82 @@ def test_checkpoint_of_another_family(world: World, tmp_path: Path) -> None:
     ):
         world.load(weights=world.files(weight("trained", tmp_path / "lora.pth")))
     MiniGPT4Export().save(world.load(), tmp_path / "plain.pth")
-    with pytest.raises(WeightsError, match=r"8 missing: llm.model[\s\S]*format: random, into: llm"):
-        world.load(lora=True, weights=world.files(weight("trained", tmp_path / "plain.pth")))
-    afresh = world.files(weight("trained", tmp_path / "plain.pth"), weight("random", into="llm"))
-    assert world.load(lora=True, weights=afresh).llm is not None
+
+
+def test_fresh_lora_over_an_earlier_stage(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Adapters that a file does not hold start without effect and are listed; nothing else is covered by that."""
+    stage1 = world.load()
+    MiniGPT4Export().save(stage1, tmp_path / "published.pth")
+    own = {n: p.detach().clone() for n, p in stage1.named_parameters() if p.requires_grad}
+    save_file(own, tmp_path / "model.safetensors")
+    for file in ("published.pth", "model.safetensors"):
+        earlier = weight("trained", tmp_path / file)
+        with caplog.at_level("INFO", logger="vlm.checkpoint"):
+            model = world.load(lora=True, weights=world.files(earlier))
+        assert (
+            "starts without effect (its update is zero): 2 x llm.model.model.layers.*.self_attn.q_proj" in caplog.text
+        )
+        adapters = {n for n, _ in model.named_parameters() if is_lora(n)}
+        assert model.random == adapters
+        assert not any(p.any() for n, p in model.named_parameters() if ".lora_B." in n)
+        assert torch.equal(model.bridge[1].proj.weight, stage1.bridge[1].proj.weight)
+        with pytest.raises(WeightsError, match="llm: frozen, but no file of model.weights fills it"):
+            world.load(lora=True, weights=[*world.files()[:2], earlier])  # the LLM's file is forgotten
+    half = {n: p for n, p in world.load(lora=True).named_parameters() if p.requires_grad and "lora_B" not in n}
+    save_file({n: p.detach() for n, p in half.items()}, tmp_path / "half.safetensors")
+    with pytest.raises(WeightsError, match=r"4 missing: llm.model.*lora_B"):
+        world.load(lora=True, weights=world.files(weight("trained", tmp_path / "half.safetensors")))
+    layer0 = {
+        n: p.detach() for n, p in world.load(lora=True).named_parameters() if p.requires_grad and ".1." not in n[4:]
+    }
+    layer0 |= {n: p.detach() for n, p in world.load(lora=True).named_parameters() if n.startswith("bridge.1")}
+    save_file(layer0, tmp_path / "some.safetensors")
+    model = world.load(lora=True, weights=world.files(weight("trained", tmp_path / "some.safetensors")))
+    assert {n.split(".")[4] for n in model.random} == {"1"}
+
+
+def test_what_answers_is_filled(world: World, tmp_path: Path) -> None:
+    """Random parameters, declared or to be trained, are refused for answers; the run that may hold them is named."""
+    for options in ({}, {"lora": True}, {"weights": [*world.files()[:2], weight("random", into="llm")]}):
+        cfg = Config(model=world.parts(**options))
+        cfg.run.output_dir = str(tmp_path / "nothing")
+        with pytest.raises(
+            WeightsError, match=r"bridge.1.*: random, no file[\s\S]*format: trained[\s\S]*--allow-random"
+        ):
+            load_model(cfg, device="cpu", allow_random=False)
+        assert load_model(cfg, device="cpu").random
+    run = RunDir(tmp_path / "run")
+    model = world.load()
+    run.save(1, trainable_tensors(model), {}, {}, "")
+    cfg.run.output_dir = str(run.path)
+    with pytest.raises(WeightsError, match=rf"fix: {run.path} holds a run: .*`vlm eval {run.path}`"):
+        load_model(cfg, device="cpu", allow_random=False)
+    done = Config(model=world.parts(weights=world.files(weight("trained", run.path))))
+    assert not load_model(done, device="cpu", allow_random=False).random
+    tied = Config(model=world.parts(llm_config=None, weights=done.model.weights))
+    assert not load_model(tied, device="cpu", allow_random=False).random
+
+
+def test_frozen_random_parts_are_stored(world: World, tmp_path: Path) -> None:
+    """What a run declared random is in its checkpoint, so that the run folder alone answers as the run did."""
+    bare = [*world.files()[1:], weight("random", into="vision")]
+    model = world.load(weights=bare)
+    stored = trainable_tensors(model)
+    matrices = {n for n, p in model.named_parameters() if n.startswith("vision.vit.") and p.dim() > 1}
+    assert matrices <= set(stored)
+    RunDir(tmp_path).save(1, stored, {}, {}, "")
+    cfg = Config(model=world.parts(weights=[*bare, weight("run_folder", tmp_path)]))
+    again = load_model(cfg, device="cpu", allow_random=False)
+    assert all(torch.equal(p, dict(again.named_parameters())[n]) for n, p in model.named_parameters())
+    other = world.load(weights=bare)
+    load_trainable_tensors(other, stored, "run")
+    assert all(torch.equal(p, dict(other.named_parameters())[n]) for n, p in model.named_parameters())
+
+
+def test_random_names_a_part(world: World) -> None:
+    for into, found in ((None, "into is missing"), ("llms", "into: llms is not a part")):
+        with pytest.raises(WeightsError, match=rf"{found} \(parts: bridge.0, bridge.1, llm, vision\)"):
+            world.load(weights=world.files(weight("random", into=into)))
 
 
 def test_file_of_something_else(world: World, tmp_path: Path) -> None:

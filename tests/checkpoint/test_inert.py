@@ -121,11 +121,11 @@ def test_damaged_files(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(100)}, file)
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(WeightsError, match="damaged, truncated or of an unknown layout"):
+    with pytest.raises(WeightsError, match="damaged or truncated"):
         read_without_code(file)
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("model/notes.txt", "x")
-    with pytest.raises(WeightsError, match=r"not a torch archive \(no data.pkl inside\)"):
+    with pytest.raises(WeightsError, match="not a weight file but a zip archive with model/notes.txt"):
         read_without_code(file)
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("model/data.pkl", pickle.dumps({"a": 1})[:-3])
@@ -134,5 +134,5 @@ def test_damaged_files(tmp_path: Path) -> None:
     torch.save({"w": Overlong()}, file)
     with pytest.raises(WeightsError, match="damaged"):
         read_without_code(file)
-    with pytest.raises(WeightsError, match="damaged"):
+    with pytest.raises(WeightsError, match="cannot be read"):
         read_without_code(tmp_path)

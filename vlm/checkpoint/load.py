@@ -3,36 +3,46 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vlm.checkpoint.formats.base import CheckpointFormat
-from vlm.checkpoint.strict import copy_strictly
+from vlm.checkpoint.run_folder import RunDir
+from vlm.checkpoint.strict import check_numbers, copy_strictly
 from vlm.common.errors import WeightsError
 from vlm.common.paths import local_path
 from vlm.common.registry import resolve
 from vlm.models.build import build_model, set_precision
 from vlm.models.llm.hf import HFCausalLM
-from vlm.models.lora import LoraTargetError
+from vlm.models.lora import LoraTargetError, layer_of
 from vlm.models.quantize import quantize_llm
-from vlm.models.trainable import select_trainable, trainable_table
+from vlm.models.trainable import matching, select_trainable, trainable_table
 from vlm.models.vlm import VLM
 
 log = logging.getLogger(__name__)
 
 RANDOM = "random"
 """``{format: random, into: vision}`` declares that a part starts from its random initialisation."""
+_LAYER_NUMBER = re.compile(r"\.\d+\.")
 
 
-def load_model(cfg: Any, *, device: torch.device | str, dtype: torch.dtype | None = None) -> VLM:
+def load_model(
+    cfg: Any, *, device: torch.device | str, dtype: torch.dtype | None = None, allow_random: bool = True
+) -> VLM:
     """Build the composition and fill it from its files.
+
+    What trains may start at random (a new bridge, LoRA); what is frozen must be filled or declared ``random``.
 
     Args:
         cfg: a ``Config``.
         device: where the model will be.
         dtype: storage of frozen weights instead of each part's own.
+        allow_random: False refuses every parameter that no file fills, declared or not: such a model cannot answer.
 
     Raises:
         WeightsError: a file is missing, damaged, unsafe or does not fit; or a frozen part has no file.
@@ -40,15 +50,11 @@ def load_model(cfg: Any, *, device: torch.device | str, dtype: torch.dtype | Non
     """
     files = [w for w in cfg.model.weights if w.path or w.format == RANDOM]
     loaders = [(w, resolve("checkpoint_format", w.format)(w.into)) for w in files if w.format != RANDOM]
-    model_cfg, sources = cfg.model, []
-    full = [(weight, loader) for weight, loader in loaders if isinstance(loader, CheckpointFormat)]
-    for weight, loader in full:
-        inferred = loader.infer_config(model_cfg, resolve_path(weight.path))
-        sources += [str(weight.path)] if inferred is not model_cfg else []
-        model_cfg = inferred
+    model_cfg, sources = infer(cfg.model, loaders)
     options = model_cfg.llm.config
     quantized = options.quantize if isinstance(options, HFCausalLM.Config) else None
-    covered = [part for _, loader in full for part in loader.covered_parts(model_cfg)]
+    full = [loader for _, loader in loaders if isinstance(loader, CheckpointFormat)]
+    covered = [part for loader in full for part in loader.covered_parts(model_cfg)]
     try:
         model = build_model(model_cfg, device="cpu" if quantized else device, dtype=dtype, uninitialised=covered)
     except LoraTargetError as error:
@@ -56,11 +62,16 @@ def load_model(cfg: Any, *, device: torch.device | str, dtype: torch.dtype | Non
             raise
         text = f"{', '.join(sources)}: LoRA for layers that this composition does not have"
         raise WeightsError(f"{text}: {error}") from error
-    declared = tuple(f"{w.into}." for w in files if w.format == RANDOM and w.into)
-    filled = {name for name, _ in model.named_parameters() if f"{name}.".startswith(declared)}
+    declared = declared_random(model, [w for w in files if w.format == RANDOM])
+    loaded: set[str] = set()
     for weight, loader in loaders:
-        filled |= load_file(model, loader, resolve_path(weight.path), filled)
-    _check_frozen(model, filled)
+        loaded |= load_file(model, loader, resolve_path(weight.path), declared | loaded, weight.allow_nonfinite)
+    bare = unfilled(model, loaded)
+    check_frozen(model, [name for name in bare if name not in declared])
+    if bare and not allow_random:
+        raise random_parts(bare, cfg.run.output_dir)
+    _report_random(model, bare)
+    model.random = frozenset(bare)
     if quantized:
         quantize_llm(model.llm, quantized, torch.device(device))
         model.to(device)
@@ -70,11 +81,33 @@ def load_model(cfg: Any, *, device: torch.device | str, dtype: torch.dtype | Non
     return model.eval()
 
 
-def load_file(model: VLM, loader: Any, path: Path, filled: set[str] | frozenset[str] = frozenset()) -> set[str]:
+def infer(model_cfg: Any, loaders: Sequence[tuple[Any, Any]]) -> tuple[Any, list[str]]:
+    """The composition with what it leaves open (null) taken from its files; the paths of those that had something.
+
+    ``loaders`` are pairs of an entry of ``weights:`` and its loader. Raises as :meth:`CheckpointFormat.infer_config`.
+    """
+    sources = []
+    for weight, loader in loaders:
+        if not isinstance(loader, CheckpointFormat):
+            continue
+        inferred = loader.infer_config(model_cfg, resolve_path(weight.path))
+        sources += [str(weight.path)] if inferred is not model_cfg else []
+        model_cfg = inferred
+    return model_cfg, sources
+
+
+def load_file(
+    model: VLM,
+    loader: Any,
+    path: Path,
+    filled: set[str] | frozenset[str] = frozenset(),
+    allow_nonfinite: bool = False,
+) -> set[str]:
     """Fill ``model`` from one file and return our keys that were filled. Raises as :func:`.strict.copy_strictly`."""
     tensors = loader.read(path)
     placement = loader.rename(model, tensors, str(path), filled)
-    done = copy_strictly(model, placement, loader.hint)
+    check_numbers(placement, tensors)
+    done = copy_strictly(model, placement, loader.hint, allow_nonfinite=allow_nonfinite)
     log.info("%s: %d tensors from %s", type(loader).__name__, len(done), path)
     return done
 
@@ -91,17 +124,71 @@ def resolve_path(path: str) -> Path:
     return result
 
 
-def _check_frozen(model: VLM, filled: set[str]) -> None:
+def declared_random(model: VLM, entries: list[Any]) -> set[str]:
+    """Parameters that start at random by declaration. Raises WeightsError: an entry names no part of the model."""
+    names = [name for name, _ in model.named_parameters()]
+    result: set[str] = set()
+    for entry in entries:
+        chosen = matching(names, entry.into) if entry.into else []
+        if not chosen:
+            parts = ", ".join(sorted({part_of(name) for name in names}))
+            found = f"into: {entry.into} is not a part" if entry.into else "into is missing"
+            raise WeightsError(f"model.weights, format: random: {found} (parts: {parts})")
+        result.update(chosen)
+    return result
+
+
+def unfilled(model: VLM, loaded: set[str]) -> list[str]:
+    """Names of the parameters that no file filled, neither directly nor through one that shares their memory.
+
+    Frozen vectors are left out where the matrices beside them are filled: norms and gates that no published file holds
+    start at fixed values.
+    """
+    tied = {id(p) for n, p in model.named_parameters(remove_duplicate=False) if n in loaded}
+    bare = {n: p for n, p in model.named_parameters() if n not in loaded and id(p) not in tied}
+    drawn = {name.rpartition(".")[0] for name, p in bare.items() if p.dim() > 1}
+    return [n for n, p in bare.items() if p.requires_grad or n.rpartition(".")[0] in drawn]
+
+
+def part_of(name: str) -> str:
+    """``bridge.1`` of ``bridge.1.proj.weight``, ``llm`` of what is in the LLM."""
+    return ".".join(name.split(".")[: 2 if name.startswith(("bridge", "inserts")) else 1])
+
+
+def check_frozen(model: VLM, undeclared: list[str]) -> None:
     """Raises WeightsError if a frozen matrix is random: no file filled it, and its part is not declared ``random``."""
-    tied = {id(p) for n, p in model.named_parameters(remove_duplicate=False) if n in filled}
-    bare = [
-        name
-        for name, p in model.named_parameters()
-        if not p.requires_grad and p.dim() > 1 and name not in filled and id(p) not in tied
-    ]
+    parameters = dict(model.named_parameters())
+    bare = [n for n in undeclared if not parameters[n].requires_grad and parameters[n].dim() > 1]
     if bare:
-        parts = sorted({".".join(n.split(".")[: 2 if n.startswith(("bridge", "inserts")) else 1]) for n in bare})
+        parts = sorted({part_of(name) for name in bare})
         raise WeightsError(
             f"{', '.join(parts)}: frozen, but no file of model.weights fills it ({len(bare)} tensors, first {bare[0]})",
             fix=f"add its weight file to model.weights, train it, or declare {{format: random, into: {parts[0]}}}",
         )
+
+
+def random_parts(names: Sequence[str], output_dir: str) -> WeightsError:
+    """The error about parameters without a file in a model that is to answer, with the run that may hold them."""
+    parts = ", ".join(sorted({part_of(name) for name in names}))
+    run = RunDir(output_dir)
+    if run.last() is not None:
+        fix = f"{run.path} holds a run: use that folder in place of this file, e.g. `vlm eval {run.path}`"
+    else:
+        fix = "name its weight file in model.weights (what a run trained: {format: trained, path: RUN_FOLDER})"
+    return WeightsError(
+        f"{parts}: random, no file of model.weights fills it ({len(names)} tensors, first {names[0]}), "
+        "so the answers would mean nothing",
+        fix=f"{fix}; to use it nevertheless: --allow-random, in Python allow_random=True",
+    )
+
+
+def _report_random(model: VLM, bare: list[str]) -> None:
+    fresh = Counter(_LAYER_NUMBER.sub(".*.", layer_of(n)) for n in bare if ".lora_A." in n)
+    if fresh:
+        layers = ", ".join(f"{count} x {name}" for name, count in fresh.items())
+        log.info("LoRA that no file holds starts without effect (its update is zero): %s", layers)
+    frozen = [name for name, p in model.named_parameters() if name in set(bare) and not p.requires_grad]
+    if frozen:
+        parts = Counter(part_of(name) for name in frozen)
+        text = ", ".join(f"{part} ({count} tensors)" for part, count in parts.items())
+        log.warning("frozen at random values, as declared: %s", text)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,48 +12,58 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlm.checkpoint.header import CONVERT, check_file, damaged, header
+from vlm.checkpoint.inert import FAULTS
 from vlm.common.errors import WeightsError
+from vlm.common.file_kind import mistaken
 from vlm.common.paths import inner_folder
 
-DAMAGE = (EOFError, RuntimeError, ValueError, KeyError, OSError, zipfile.BadZipFile)
-"""What readers raise for damaged files."""
+CODE = ("Unsupported", "not an allowed", "GLOBAL")
+"""Words of torch's messages about a pickle that names a function or class."""
 
 
 def read_file(path: str | Path, *, mapped: bool = True) -> Any:
     """The content of one file: a dict of tensors (.safetensors), or whatever plain data a torch file holds.
 
-    Tensors stay on the CPU and, if ``mapped`` and where the container allows, are mapped from disk instead of read.
+    The content decides which it is, not the name. Tensors stay on the CPU and, if ``mapped`` and where the container
+    allows, are mapped from disk instead of read.
 
     Raises:
-        WeightsError: no such file, a damaged or truncated file, or a pickle that contains code.
+        WeightsError: no such file, something else than a weight file, a damaged or truncated one, one that declares
+            more than it has, or a pickle that contains code.
     """
     path = Path(path)
     if not path.is_file():
         if path.is_dir():
             raise WeightsError(f"weight file {path}: is a folder", fix="name a file in it")
+        if path.exists():
+            raise WeightsError(f"weight file {path}: a device or pipe, not a file", fix="name a file")
         raise WeightsError(f"weight file {path}: no such file", fix="check the path; is the download complete?")
+    kind = check_file(path)
+    if kind == "torchscript":
+        raise WeightsError(
+            f"{path}: a TorchScript archive, a program with its weights, which is not run here",
+            fix="CLIP of OpenAI is {format: openai_clip}; save the state_dict() of anything else",
+        )
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        if path.suffix == ".safetensors":
+        if kind == "safetensors":
             return load_file(path, device="cpu")
-        mapped = mapped and zipfile.is_zipfile(path)  # the older container cannot be mapped
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except (SafetensorError, pickle.UnpicklingError, *DAMAGE) as error:
+        if mapped and kind == "torch" and path.suffix != ".safetensors":  # the older container cannot be mapped
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with path.open("rb") as file:  # torch goes by a name, if it is given one
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, *FAULTS) as error:
         text = str(error)
-        lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
-        reason = next((line for line in lines if "GLOBAL" in line and "default" in line), lines[0])[:160]
-        code = any(word in text for word in ("Unsupported", "not an allowed", "GLOBAL"))
-        if isinstance(error, pickle.UnpicklingError) and code:
+        if isinstance(error, pickle.UnpicklingError) and any(word in text for word in CODE):
+            lines = [line.strip() for line in text.splitlines() if line.strip()]
+            reason = next((line for line in lines if "GLOBAL" in line and "default" in line), lines[0])[:160]
             raise WeightsError(
-                f"{path}: this pickle would run code, which is never done here ({reason})",
-                fix="convert it where you trust it: load it and save {name: tensor} with safetensors.torch.save_file",
+                f"{path}: this pickle would run code, which is never done here ({reason})", fix=CONVERT
             ) from error
-        raise WeightsError(
-            f"{path}: damaged or truncated ({path.stat().st_size:,} bytes; {reason})",
-            fix="download or copy the file again and compare its size",
-        ) from error
+        raise damaged(path, error) from error
 
 
 def read_tensors(path: str | Path, section: str | None = None) -> dict[str, Tensor]:
@@ -69,7 +78,31 @@ def read_tensors(path: str | Path, section: str | None = None) -> dict[str, Tens
     if not tensors:
         keys = f"keys {', '.join(map(str, list(content)[:6]))}" if isinstance(content, dict) else type(content).__name__
         raise WeightsError(f"{path}: holds no named tensors (found {keys})")
+    for name, tensor in tensors.items():
+        check_plain(name, tensor, path)
     return tensors
+
+
+def check_plain(name: str, tensor: Tensor, path: str | Path) -> None:
+    """Raises WeightsError for a tensor that no parameter or buffer of ours can take: sparse, quantised, complex, ..."""
+    quantised = tensor.is_quantized or "float4" in str(tensor.dtype)
+    kinds = {"sparse": tensor.layout != torch.strided, "quantised": quantised, "complex": tensor.is_complex()}
+    kinds |= {"nested": tensor.is_nested, "without numbers (device meta)": tensor.is_meta}
+    if odd := [kind for kind, found in kinds.items() if found]:
+        raise WeightsError(
+            f"{path}: {name} is {odd[0]} ({str(tensor.dtype).removeprefix('torch.')}), expected plain numbers",
+            fix="convert it: a dense tensor of float32, float16 or bfloat16",
+        )
+
+
+def shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor of a weight file, or of a Hugging Face folder; cheap, no numbers are read.
+
+    Raises WeightsError: nothing there, something else than a weight file, a damaged file.
+    """
+    path = Path(path).expanduser()
+    files = shards(path) if path.is_dir() else [path]
+    return {name: tuple(fact.shape) for file in files for name, fact in header(file).items()}
 
 
 def shards(folder: str | Path) -> list[Path]:
@@ -84,6 +117,11 @@ def shards(folder: str | Path) -> list[Path]:
             where = read_json(index).get("weight_map")
             if not isinstance(where, dict):
                 raise WeightsError(f"{index}: not a shard index (no weight_map)")
+            strange = [name for name in where.values() if not _inside(name)]
+            if strange:
+                raise WeightsError(
+                    f"{index}: names {strange[0]!r}, which is not a file in its folder", fix="download it again"
+                )
             names = sorted(set(where.values()))
             missing = [n for n in names if not (folder / n).is_file()]
             if missing:
@@ -98,6 +136,10 @@ def shards(folder: str | Path) -> list[Path]:
     )
 
 
+def _inside(name: Any) -> bool:
+    return isinstance(name, str) and not Path(name).is_absolute() and ".." not in Path(name).parts and "\0" not in name
+
+
 def read_folder(path: Path, parts: Sequence[str] = ()) -> dict[str, Tensor]:
     """The tensors of a file, or of all in a folder or in the one of ``parts`` below it; raises as :func:`shards`."""
     files = [path] if path.is_file() else shards(inner_folder(path, parts))
@@ -110,8 +152,9 @@ def read_json(file: Path) -> dict[str, Any]:
         raise WeightsError(f"{file}: no such file", fix="is the download complete?")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{file}: not JSON ({error})", fix="download it again") from error
+    except (ValueError, RecursionError, OSError) as error:
+        text = mistaken(file) or f"{file}: not JSON ({error})"
+        raise WeightsError(text, fix="download it again") from error
     if not isinstance(content, dict):
         raise WeightsError(f"{file}: holds {type(content).__name__}, expected a mapping")
     return content

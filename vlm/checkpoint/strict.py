@@ -32,7 +32,11 @@ def targets(model: nn.Module) -> dict[str, Tensor]:
 
 
 def copy_strictly(
-    model: nn.Module, placement: NamedTensors, hint: Callable[[Mapping[str, str]], str | None] | None = None
+    model: nn.Module,
+    placement: NamedTensors,
+    hint: Callable[[Mapping[str, str]], str | None] | None = None,
+    *,
+    allow_nonfinite: bool = False,
 ) -> set[str]:
     """Copy the tensors of a file into the model, and return our keys that were filled.
 
@@ -40,9 +44,32 @@ def copy_strictly(
         model: the composition.
         placement: what the format made of the file.
         hint: given ``{our key: "file [...], model [...]"}`` of tensors with wrong shapes, may name the cause.
+        allow_nonfinite: take NaN and infinity too.
 
     Raises:
-        WeightsError: anything unexpected, missing or of another shape, in one message; nothing is copied then.
+        WeightsError: anything unexpected, missing, of another shape or kind of numbers, in one message (nothing is
+            copied then); or numbers that are not finite in the model's dtype.
+    """
+    have = targets(model)
+    placement = fit_strictly(model, placement, hint)
+    with torch.no_grad():
+        for key, tensor in placement.tensors.items():
+            have[key].copy_(tensor)
+            if not (allow_nonfinite or is_finite(have[key])):
+                raise not_finite(placement.file, placement.theirs.get(key, key), tensor, have[key].dtype)
+    return set(placement.tensors)
+
+
+def fit_strictly(
+    model: nn.Module, placement: NamedTensors, hint: Callable[[Mapping[str, str]], str | None] | None = None
+) -> NamedTensors:
+    """Check names, shapes and kinds of numbers as :func:`copy_strictly` does; reads no numbers, so ``meta`` will do.
+
+    Returns:
+        ``placement``, with the names of layers that LoRA wraps changed to those of the wrapped layers.
+
+    Raises:
+        WeightsError: anything unexpected, missing, of another shape or kind of numbers, in one message.
     """
     have = targets(model)
     placement = _inside_lora(placement, have)
@@ -54,15 +81,60 @@ def copy_strictly(
         if k in have and t.shape != have[k].shape
     }
     misshapen = [f"{placement.theirs.get(k, k)} ({text})" for k, text in shapes.items()]
-    found = {"unexpected": placement.unknown + strangers, "missing": missing, "of another shape": misshapen}
+    kinds = [
+        f"{placement.theirs.get(k, k)} (file {_name(t)}, model {_name(have[k])})"
+        for k, t in placement.tensors.items()
+        if k in have and t.is_floating_point() != have[k].is_floating_point()
+    ]
+    found = {
+        "unexpected": placement.unknown + strangers,
+        "missing": missing,
+        "of another shape": misshapen,
+        "of another kind (quantised weights cannot be read)": kinds,
+    }
     problems = [f"\n  {_listing(what, keys)}" for what, keys in found.items() if keys]
     if problems:
         cause = hint(shapes) if hint is not None else None
         raise WeightsError(f"{placement.file} does not fit this composition:{''.join(problems)}", fix=cause)
-    with torch.no_grad():
-        for key, tensor in placement.tensors.items():
-            have[key].copy_(tensor)
-    return set(placement.tensors)
+    return placement
+
+
+def check_numbers(placement: NamedTensors, read: Mapping[str, Tensor]) -> None:
+    """Raises WeightsError if a format made floating-point numbers of whole ones, as if they were not quantised."""
+    for ours, name in placement.theirs.items():
+        made = placement.tensors.get(ours)
+        if name in read and made is not None and made.is_floating_point() and not read[name].is_floating_point():
+            raise WeightsError(f"{placement.file}: {name} is {_name(read[name])}; quantised weights cannot be read")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor has neither NaN nor infinity; takes no memory of its size."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    if tensor.dtype.itemsize == 1:
+        tensor = tensor.float()
+    low, high = torch.aminmax(tensor)  # NaN if there is one
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
+def not_finite(file: str, name: str, tensor: Tensor, dtype: torch.dtype) -> WeightsError:
+    """The error about a tensor that is not finite as ``dtype``."""
+    if is_finite(tensor):
+        return WeightsError(
+            f"{file}: {name} has numbers that {str(dtype).removeprefix('torch.')} cannot hold "
+            f"(up to {tensor.abs().max().item():.3g})",
+            fix="set the part's dtype (precision) to bf16 or fp32",
+        )
+    count = tensor.numel() - int(torch.isfinite(tensor).sum())
+    return WeightsError(
+        f"{file}: {name} has {count:,} of {tensor.numel():,} numbers that are NaN or infinite",
+        fix="download it again, or use an earlier checkpoint; allow_nonfinite: true in its entry of model.weights "
+        "loads it as it is",
+    )
+
+
+def _name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def wrapped_name(key: str) -> str:

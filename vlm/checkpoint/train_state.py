@@ -15,6 +15,7 @@ from torch import nn
 
 from vlm.checkpoint.strict import NamedTensors, copy_strictly
 from vlm.common import dist
+from vlm.models.vlm import VLM
 
 
 def capture_rng(device: torch.device) -> dict[str, Any]:
@@ -47,16 +48,28 @@ def restore_rng(state: dict[str, Any], device: torch.device) -> None:
 
 
 def trainable_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The trainable parameters by name, detached, contiguous, on the CPU."""
-    return {n: p.detach().cpu().contiguous().clone() for n, p in model.named_parameters() if p.requires_grad}
+    """What a run must store: the trainable parameters, and frozen ones that no file holds, since they are random.
+
+    By name; detached, contiguous, on the CPU.
+    """
+    kept = _random_names(model)
+    stored = [(n, p) for n, p in model.named_parameters() if p.requires_grad or n in kept]
+    return {n: p.detach().cpu().contiguous().clone() for n, p in stored}
+
+
+def _random_names(model: nn.Module) -> frozenset[str]:
+    return model.random if isinstance(model, VLM) else frozenset()
 
 
 def load_trainable_tensors(model: nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:
     """Copy ``tensors`` into the trainable parameters; names and shapes must agree exactly.
 
+    Frozen ones that started at random are restored if the file has them.
+
     Raises WeightsError: names the missing, unexpected or differently shaped tensors.
     """
     own = {n for n, p in model.named_parameters() if p.requires_grad}
-    known, unknown = {n: t for n, t in tensors.items() if n in own}, [n for n in tensors if n not in own]
+    stored = own | _random_names(model)
+    known, unknown = {n: t for n, t in tensors.items() if n in stored}, [n for n in tensors if n not in stored]
     fix = "resume with the configuration of the run folder, or start over in another run.output_dir"
     copy_strictly(model, NamedTensors(source, known, unknown=unknown, required=own), lambda shapes: fix)

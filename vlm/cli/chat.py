@@ -43,7 +43,7 @@ class Chat:
             from vlm.inference.session import ChatSession
 
             examples = read_examples(args.shots) if args.shots else []
-            engine = Engine.load(source, device, options=options)
+            engine = Engine.load(source, device, options=options, allow_random=args.allow_random)
         session = ChatSession(engine, default_generation(engine.config).replace(**changes), examples)
         if args.ask:
             return once(session, args.ask, media)

@@ -66,7 +66,8 @@ class Generate:
 
             device = device_of(args)
             _, where = dist.init(device if isinstance(device, str) else config.run.device)
-            engine = Engine.load(config, where if device is None or isinstance(device, str) else device)
+            where = where if device is None or isinstance(device, str) else device
+            engine = Engine.load(config, where, allow_random=args.allow_random)
         try:
             size = args.batch_size or asked.batch_size
             bad = run_generate(engine, records, output, generation, batch_size=size, overwrite=args.overwrite)

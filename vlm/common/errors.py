@@ -14,7 +14,8 @@ class UserError(Exception):
     """A fault in the user's input. The message names what was found, what is allowed and the fix."""
 
     def __init__(self, message: str, *, fix: str | None = None) -> None:
-        super().__init__(message if fix is None else f"{message}\n  fix: {fix}")
+        text = message if fix is None else f"{message}\n  fix: {fix}"
+        super().__init__(printable(text))
 
 
 class ConfigError(UserError):
@@ -33,13 +34,22 @@ class PromptError(UserError):
     """The placeholders and the images or videos of a prompt do not match."""
 
 
+class NotFiniteError(UserError):
+    """A part of the model computed values that are not numbers, so that there is no answer, rank or loss."""
+
+
 class NonFiniteLossError(UserError):
     """The loss stopped being a number before an optimiser step."""
 
 
+def printable(text: str) -> str:
+    """``text`` with lone surrogates (from damaged JSON, or file names that are not UTF-8) written out as escapes."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def unknown(what: str, name: str, allowed: Sequence[str]) -> str:
     """The one wording for every unknown name."""
-    return f"unknown {what} {name!r}{nearest(name, allowed)}"
+    return f"unknown {what} {name!r:.200}{nearest(name[:200], allowed)}"
 
 
 def nearest(name: str, allowed: Sequence[str]) -> str:

@@ -33,14 +33,15 @@ def _names(pattern: str) -> list[str]:
     return sorted(f.relative_to(SYSTEMS).with_suffix("").as_posix() for f in SYSTEMS.glob(pattern))
 
 
+@cache
 def corpora() -> list[str]:
     """Names of the corpora."""
     return sorted(f.stem for f in CORPORA.glob("*.yaml"))
 
 
 def corpus_file(name: str) -> Path | None:
-    """The defaults of a corpus, if it ships."""
-    file = CORPORA / f"{name}.yaml"
+    """The defaults of a corpus, if it ships; under its earlier name too."""
+    file = CORPORA / f"{current_name('corpus', name)[1]}.yaml"
     return file if file.is_file() else None
 
 

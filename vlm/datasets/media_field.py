@@ -6,14 +6,17 @@ list of frames; nothing.
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vlm.common.errors import DataError
 from vlm.common.types import Image, Video
-from vlm.datasets.formats.turns import Medium
+from vlm.datasets.media_columns import COLUMNS, is_missing, media_column
 from vlm.processors.image.decode import from_base64, read_frames
+from vlm.processors.placeholders import Medium
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".ts", ".3gp")
 """Suffixes of videos; a ``.gif`` is an image."""
@@ -36,9 +39,13 @@ def medium_of(value: Any, root: str | Path, where: str) -> Medium | None:
     if value is None or value == "":
         return None
     if isinstance(value, list | tuple):
+        if len(value) == 1 and _one_image(value[0], root):
+            return medium_of(value[0], root, where)
         if not value:
             raise DataError(f"{where}: a video without frames", fix="give at least one frame, or remove the record")
         return Video([_frame(frame, root) for frame in value])
+    if isinstance(value, Mapping) and ("bytes" in value or "path" in value):
+        return medium_of(value.get("bytes") or value.get("path"), root, where)
     if isinstance(value, bytes):
         return Image(value)
     if not isinstance(value, str):
@@ -57,8 +64,42 @@ def medium_of(value: Any, root: str | Path, where: str) -> Medium | None:
     return Image(str(path))
 
 
+def media_of(record: Mapping[str, Any], field: str, root: str | Path, where: str) -> list[Medium]:
+    """The images and videos of a record.
+
+    Args:
+        record: a record.
+        field: their column; empty: the known columns (:data:`vlm.datasets.media_columns.COLUMNS`), images first.
+        root: folder that relative paths start from.
+        where: how messages name the record.
+
+    Raises:
+        DataError: as :func:`medium_of`.
+    """
+    items = [item for column, value in media_fields(record, field) for item in _items(column, value)]
+    media = [medium_of(item, root, where) for item in items]
+    return [medium for medium in media if medium is not None]
+
+
+def media_fields(record: Mapping[str, Any], field: str) -> list[tuple[str, Any]]:
+    """The columns with images and videos that have a value, and their values, see :func:`media_of`."""
+    columns = [field] if field else [media_column(record, kind) for kind in COLUMNS]
+    return [(name, record[name]) for name in columns if name is not None and not is_missing(record.get(name))]
+
+
+def _items(column: str, value: Any) -> list[Any]:
+    """The media of a field: in a column of images every element of a list is one, elsewhere a list holds frames."""
+    if not isinstance(value, list | tuple):
+        return [value]
+    whole = column.lower() in COLUMNS["image"] or all(str(item).lower().endswith(VIDEO_SUFFIXES) for item in value)
+    return list(value) if whole else [value]
+
+
 def check_field(value: Any, root: str | Path, where: str) -> None:
-    """Check a field without reading the file. Raises DataError as :func:`medium_of` does."""
+    """Check a field without reading the files that it names. Raises DataError as :func:`medium_of` does."""
+    if isinstance(value, list | tuple):
+        for item in value:
+            check_field(item, root, where)
     if isinstance(value, str) and value and existing(value, root) is None:
         _decoded(value, root, where)
 
@@ -67,8 +108,13 @@ def existing(text: str, root: str | Path) -> Path | None:
     """The file or folder that ``text`` names, or None. Text too long for a path (base64) is not looked up."""
     if len(text) >= LONGEST_PATH or max(map(len, text.split("/"))) > LONGEST_NAME:
         return None
-    path = Path(root) / text
-    return path if path.exists() else None
+    path = Path(os.path.expanduser(root)) / os.path.expanduser(text)
+    return path if os.path.exists(path) else None  # False for names that no file can have
+
+
+def _one_image(value: Any, root: str | Path) -> bool:
+    """Whether the only element of a list is one whole medium, as many corpora write it: a path or a ``data:`` URL."""
+    return isinstance(value, str) and (existing(value, root) is not None or value.startswith("data:image/"))
 
 
 def _frame(frame: Any, root: str | Path) -> Any:

@@ -7,6 +7,7 @@ read as a YAML file of this library.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from vlm.inference.generation import Generation
 if TYPE_CHECKING:
     from vlm.models.vlm import VLM
     from vlm.processors.processor import Processor
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
@@ -61,6 +64,8 @@ def load_parts(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     options: Sequence[str] = (),
+    *,
+    allow_random: bool = False,
 ) -> tuple[VLM, Processor, Config, torch.device]:
     """Model, processor, configuration and device; see ``Engine.load``. Raises UserError as it does."""
     from vlm.checkpoint.load import load_model
@@ -73,7 +78,27 @@ def load_parts(
     cfg = source if isinstance(source, Config) else read_source(source, options)
     where = device if isinstance(device, torch.device) else pick_device(device or cfg.run.device)
     processor = build_processor(cfg.model)
-    return load_model(cfg, device=where, dtype=dtype), processor, cfg, where
+    model = load_model(cfg, device=where, dtype=dtype, allow_random=allow_random)
+    warn_of_run(cfg)
+    return model, processor, cfg, where
+
+
+def warn_of_run(cfg: Config) -> None:
+    """Warn if ``run.output_dir`` holds a run of this configuration whose weights are not among its files."""
+    from vlm.checkpoint.run_folder import RunDir
+
+    run = RunDir(cfg.run.output_dir)
+    inside = [
+        w
+        for w in cfg.model.weights
+        if w.path and Path(w.path).expanduser().resolve().is_relative_to(run.path.resolve())
+    ]
+    if cfg.model.train and not inside and run.last() is not None:
+        log.warning(
+            "the weights that model.weights names are used, not those of the run in %s; "
+            "name that folder to use what it trained",
+            run.path,
+        )
 
 
 def read_source(source: str | Path, options: Sequence[str] = ()) -> Config:

@@ -25,6 +25,7 @@ class VLM(nn.Module):
     Attributes:
         compute_dtype: autocast dtype of a forward pass, unless the caller has entered autocast.
         vision_dtype: the same for the vision encoder; used if ``compute_dtype`` is float32.
+        random: names of the parameters that no file filled; frozen ones are stored with what a run trains.
     """
 
     vision: Any  # VisionEncoder | None, see vlm.models.protocols
@@ -44,6 +45,7 @@ class VLM(nn.Module):
         self.fusion = None
         self.compute_dtype = torch.float32
         self.vision_dtype = torch.float32
+        self.random: frozenset[str] = frozenset()
 
     @property
     def device(self) -> torch.device:
@@ -57,6 +59,13 @@ class VLM(nn.Module):
         for part in self.bridge:
             count = part.num_tokens(count)
         return count
+
+    @property
+    def positions(self) -> int | None:
+        """The LLM's context length according to its configuration, or None."""
+        config: Any = self.llm.model.config
+        found: int | None = config.get_text_config().to_dict().get("max_position_embeddings")
+        return found
 
     def visual_tokens(self, frames: int = 1) -> int:
         """Positions in the LLM's sequence of a medium with ``frames`` frames, an affine function of ``frames``.

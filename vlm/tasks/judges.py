@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vlm.common.errors import ConfigError, unknown
-from vlm.common.registry import resolve
+from vlm.common.registry import names, resolve
 from vlm.tasks.metrics import exact_match
 
 Kind = Literal["letter", "yes/no", "count", "colour", "free"]
@@ -177,12 +177,13 @@ JUDGES: Mapping[str, Judge] = {
 
 
 def judge_of(name: str) -> Judge:
-    """``exact``, ``open``, or the function at ``package.module:name``; for all of them an exact match is right.
+    """``exact``, ``open``, a registered judge, or the function at ``package.module:name`` (see ``resolve``).
 
-    Raises ConfigError for any other name.
+    For all of them an exact match is right. Raises ConfigError for any other name.
     """
-    if name not in JUDGES and ":" not in name:
-        raise ConfigError(unknown("judge", name, list(JUDGES)), fix="or name a function as package.module:function")
+    if name not in JUDGES and ":" not in name and name not in names("judge"):
+        known = [*JUDGES, *names("judge")]
+        raise ConfigError(unknown("judge", name, known), fix="or name a function as package.module:function")
     rule: Judge = JUDGES[name] if name in JUDGES else resolve("judge", name)
 
     def judge(question: str, answer: str, reference: str) -> bool:

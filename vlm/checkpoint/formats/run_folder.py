@@ -12,6 +12,7 @@ from vlm.checkpoint.run_folder import WEIGHTS, find_checkpoint
 from vlm.checkpoint.strict import NamedTensors
 from vlm.common.errors import WeightsError
 from vlm.common.registry import names, register_checkpoint_format, resolve
+from vlm.models.lora import is_lora, layer_of
 from vlm.models.vlm import VLM
 
 PARTS = ("bridge.", "inserts.", "vision.", "llm.")
@@ -28,16 +29,18 @@ class TrainedParts(CheckpointFormat):
         return super().read(find_checkpoint(path) / WEIGHTS if path.is_dir() else path)
 
     def required(self, model: VLM, placed: Collection[str], filled: Collection[str]) -> Collection[str]:
-        """What trains, unless it is filled already."""
-        return {name for name, p in model.named_parameters() if p.requires_grad} - set(filled)
+        """What trains, unless it is filled already, or is LoRA of a layer for which the file has none (a new one)."""
+        trains = {name for name, p in model.named_parameters() if p.requires_grad} - set(filled)
+        held = {layer_of(name) for name in placed if is_lora(name)}
+        return {name for name in trains if not is_lora(name) or layer_of(name) in held}
 
     def hint(self, shapes: Mapping[str, str]) -> str | None:
         """Names do not agree, or shapes do not."""
         if shapes:
             return self.shape_hint
         return (
-            "use a checkpoint of the same composition (LoRA and what trains must agree), or declare "
-            "what starts from random weights: weights: [{format: random, into: llm}, ...]"
+            "use a checkpoint of the same composition (what trains must agree), or declare a part that starts from "
+            "random weights: weights: [{format: random, into: bridge.1}, ...]"
         )
 
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlm.common.bounds import NonNegative, Positive
 from vlm.common.errors import DataError
 from vlm.common.registry import register_dataset
 from vlm.common.types import Sample
-from vlm.datasets.base import field, read_json, records_of
+from vlm.datasets.base import by_id, field, read_json, records_of
 from vlm.datasets.formats.boxes import image_size
 from vlm.datasets.formats.referring import BoxDialogues, Direction, choice
 
@@ -39,19 +40,17 @@ class Regions(BoxDialogues):
         """Where the files are, and which regions."""
 
         data_dir: str
-        max_area: float = 16384.0
+        max_area: Positive = 16384.0
         direction: Direction = "refer"
         pool: str | list[str] = ""  # texts with one {}; empty: the shipped pool of the direction
-        slack: float = 4.0  # pixels by which a box may leave the image; it is clipped
+        slack: NonNegative = 4.0  # pixels by which a box may leave the image; it is clipped
 
     def __init__(self, config: Config) -> None:
         """Reads both files. Raises DataError: missing, malformed, or no region is small enough."""
         super().__init__(config)
         self._file = str(Path(config.data_dir) / "region_descriptions.json")
         images = Path(config.data_dir) / "image_data.json"
-        self._images = {
-            r.get("image_id", r.get("id")): r for r in records_of(read_json(images, "regions"), str(images))
-        }
+        self._images = by_id(records_of(read_json(images, "regions"), str(images)), "image_id", "id")
         self._regions = self._small(records_of(read_json(self._file, "regions"), self._file))
         if not self._regions:
             raise DataError(
@@ -62,12 +61,15 @@ class Regions(BoxDialogues):
     def _small(self, records: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
         """(image, region id, phrase, x, y, width, height) of the small regions; tuples, as there are millions."""
         result = []
+        if records and not any("regions" in record for record in records):
+            field(records[0], "regions", f"{self._file}: image {records[0].get('id')}")
         for record in records:
-            regions = field(record, "regions", f"{self._file}: image {record.get('id')}")
-            for r in regions:
+            regions = record.get("regions")
+            for region in regions if isinstance(regions, list) else [None]:
+                r: dict[str, Any] = region if isinstance(region, dict) else {}  # reported as one without image
                 width, height = r.get("width"), r.get("height")
-                measured = isinstance(width, int | float) and isinstance(height, int | float)
-                if measured and width * height >= self.config.max_area:
+                sizes = [v for v in (width, height) if isinstance(v, int | float)]
+                if len(sizes) == 2 and sizes[0] * sizes[1] >= self.config.max_area:
                     continue
                 image = r.get("image_id", record.get("id"))
                 result.append((image, r.get("region_id"), r.get("phrase"), r.get("x"), r.get("y"), width, height))

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vlm.common.errors import DataError
+from vlm.common.text import lines_of
 from vlm.datasets.loading.sources import BadRecord
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class Quarantine:
         """Records written before the run was interrupted, so that none is written twice."""
         if self._file is None or not self._file.is_file():
             return set()
-        lines = [json.loads(line) for line in self._file.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        lines = [json.loads(line) for line in lines_of(self._file.read_text("utf-8", "replace")) if line.endswith("}")]
         return {(line["source"], line["key"]) for line in lines}
 
     def count(self, good: Mapping[str, int], bad: Sequence[BadRecord]) -> None:

@@ -8,14 +8,20 @@ its ``lstrip`` and ``rstrip``, even if another role names it as a string; begin,
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vlm.common.errors import WeightsError
+from vlm.common.file_kind import mistaken
 
 ROLES = ("bos", "eos", "unk", "pad")
+
+_CONTROL = re.compile(
+    r"<\|[^<>|\s]+\|>|</?s>|<(?:unk|pad|bos|eos)>|<(?:start|end)_of_(?:turn|text)>|\[/?INST\]|\[(?:EOS|BOS|PAD)\]"
+)
 
 
 @dataclass(frozen=True)
@@ -52,14 +58,23 @@ class SpecialTokens:
         self.by_text[text] = Special(index)
 
 
+def is_control(text: str) -> bool:
+    """Whether a token frames a conversation by its spelling, e.g. ``<|im_end|>``, even if no file calls it special."""
+    return _CONTROL.fullmatch(text) is not None
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """The mapping in ``file``, empty without one. Raises WeightsError: not JSON."""
     if not file.is_file():
         return {}
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{file} is not JSON: {error}", fix="fetch the tokenizer files again") from error
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        text = mistaken(file) or f"{file} is not JSON: {error}"
+        raise WeightsError(text, fix="fetch the tokenizer files again") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{file} holds {type(content).__name__}, expected a mapping", fix="fetch it again")
+    return content
 
 
 def read_special_tokens(

@@ -21,6 +21,7 @@ from typing import Any
 
 from vlm.common.errors import DataError
 from vlm.common.paths import CORPORA
+from vlm.common.text import read_lines
 
 POOLS = CORPORA / "pools"
 _STEP = re.compile(r"\.(\w+)|\[([^\]]+)\]")
@@ -41,6 +42,15 @@ def names(template: str) -> set[str]:
     except ValueError as error:
         raise DataError(f"template {template!r}: {error}", fix="write {{ and }} for literal braces") from None
     return {first_name(name) for name in result}
+
+
+def fill_question(template: str, values: Mapping[str, Any], where: str) -> str:
+    """``template`` filled. Raises DataError: as :func:`fill`, or all fields that it names are ``null``."""
+    fields = names(template)
+    if fields and all(name in values and values[name] is None for name in fields):
+        listed = ", ".join(sorted(fields))
+        raise DataError(f"{where}: {listed}: null, expected a text", fix="remove the record, or name another column")
+    return fill(template, values, where)
 
 
 def lookup(path: str, values: Mapping[str, Any], where: str) -> Any:
@@ -68,7 +78,7 @@ def read_pool(pool: str | Sequence[str], name: str = "pool") -> list[str]:
         if file is None:
             shipped = ", ".join(sorted(f.name for f in POOLS.glob("*.txt")))
             raise DataError(f"pools.{name}: no file {pool}", fix=f"name a text file or a shipped pool ({shipped})")
-        texts = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        texts = read_lines(file, f"pools.{name}")
     if not texts:
         raise DataError(f"pools.{name}: no text to draw from", fix="give at least one text")
     return texts
@@ -107,7 +117,7 @@ class _Filler(string.Formatter):
         if isinstance(value, list | tuple):
             if not format_spec:
                 raise DataError(f"{self.where}: a list in a template", fix="say how to join it, e.g. {words:, }")
-            return format_spec.join(map(str, value))
+            return format_spec.join(str(item) for item in value if item is not None)
         if isinstance(value, Mapping | bytes):
             kind = "an object" if isinstance(value, Mapping) else "bytes"
             raise DataError(f"{self.where}: {kind} in a template", fix="name a text inside it, e.g. {meta[title]}")
