@@ -75,7 +75,8 @@ def flatten_build_info(tree: Tree) -> dict[str, str]:
         Dotted paths beside them that change nothing (addresses, checksums, other splits), each with the reason.
     """
     left_out: dict[str, str] = {}
-    for name, entry in (tree.get(("datasets",)) or {}).items():
+    entries = tree.get(("datasets",))
+    for name, entry in entries.items() if isinstance(entries, dict) else ():
         info = entry.get("build_info") if isinstance(entry, dict) else None
         for old, new in MOVED.items() if isinstance(info, dict) else ():
             head: Path = ("datasets", name, *old[2:4])
