@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,6 +28,7 @@ OWN_CALLS = (
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the suite runs in several processes
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["VLM_STATE"] = tempfile.mkdtemp(prefix="vlm_state_")  # what tests train is not noted at the user's home
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

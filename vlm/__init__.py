@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         register_dataset as register_dataset, register_export as register_export,
         register_fusion as register_fusion, register_generation as register_generation,
         register_image as register_image, register_insert as register_insert,
-        register_llm as register_llm, register_model as register_model,
+        register_judge as register_judge, register_llm as register_llm, register_model as register_model,
         register_processor as register_processor, register_runner as register_runner,
         register_scheduler as register_scheduler, register_source as register_source,
         register_task as register_task, register_template as register_template,
@@ -72,19 +72,21 @@ def load(
     dtype: torch.dtype | None = None,
     options: Sequence[str] = (),
     allow_urls: bool = False,
+    trust: bool = False,
     allow_random: bool = False,
 ) -> Engine:
     """A model that is ready to answer; see Engine.load."""
     from vlm.inference.engine import Engine
 
-    return Engine.load(source, device, dtype, options=options, allow_urls=allow_urls, allow_random=allow_random)
+    given = {"allow_urls": allow_urls, "trust": trust, "allow_random": allow_random}
+    return Engine.load(source, device, dtype, options=options, **given)
 
 
-def load_config(source: str | Path | Mapping[str, Any], options: Sequence[str] = ()) -> Config:
-    """The checked configuration of a YAML file, a run folder or a system's name."""
+def load_config(source: str | Path | Mapping[str, Any], options: Sequence[str] = (), *, trust: bool = False) -> Config:
+    """The checked configuration of a YAML file, a run folder or a system's name; ``trust``: it may import modules."""
     from vlm.config.api import load_config
 
-    return load_config(source, options)
+    return load_config(source, options, trust=trust)
 
 
 def train(source: str | Path, *, options: Sequence[str] = (), **sections: Mapping[str, Any]) -> RunResult:
@@ -94,7 +96,7 @@ def train(source: str | Path, *, options: Sequence[str] = (), **sections: Mappin
     from vlm.config.options import write_options
     from vlm.runners.train.run import run_training
 
-    config = load_config(source, [*options, *write_options(sections)], check="all", train=True)
+    config = load_config(source, [*options, *write_options(sections)], check="all", train=True, trust=True)
     setup_logging()
     return run_training(config)
 

@@ -148,16 +148,62 @@ def test_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         main(asked)
     part = tmp_path / "out.jsonl.part-0"
     assert not (tmp_path / "out.jsonl").exists()
-    part.write_text(part.read_text() + '[3, "cut o')
+    part.write_text(part.read_text() + '["abc", "cut o')
     assert main(asked) == 0
     assert calls == [1, 1, 1, 1, 1]
     assert (tmp_path / "out.jsonl").read_text() == 2 * (CASE / "result_images_beam.jsonl").read_text()
 
 
+def test_a_bad_record_is_marked_and_can_be_mended(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vlm.inference.engine import Engine
+
+    asked: list[int] = []
+    generate = Engine.generate
+
+    def counting(self, conversations, *rest):
+        asked.append(len(conversations))
+        return generate(self, conversations, *rest)
+
+    monkeypatch.setattr(Engine, "generate", counting)
+    image = (CASE / json.loads((CASE / "images.jsonl").read_text().splitlines()[0])["image"]).read_bytes()
+    for k in range(6):
+        (tmp_path / f"{k}.jpg").write_bytes(image[: 60 if k == 3 else None])
+    rows = [{"index": k, "image": f"{k}.jpg", "question": f"What is {k}?"} for k in range(6)]
+    (tmp_path / "rows.jsonl").write_text("not JSON\n" + "".join(json.dumps(row) + "\n" for row in rows))
+    more = ["--data", str(tmp_path / "rows.jsonl"), "--media-root", str(tmp_path), "--batch-size", "2"]
+
+    def answers() -> list[dict]:
+        assert main(published(tmp_path, *more)) == 0
+        return [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+
+    first = answers()
+    told = capsys.readouterr().out
+    assert "out.jsonl: 5 answers" in told and "2 of 7 records could not be used" in told
+    assert [k for k, row in enumerate(first) if "error" in row] == [0, 4]
+    assert first[4]["text_output"] is None and "rows.jsonl:5: image" in first[4]["error"]
+    assert sum(asked) == 5 and (tmp_path / "out.jsonl.part-0").exists()
+    # the line that was no JSON is removed, the image is copied again: only that record is asked
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "3.jpg").write_bytes(image)
+    asked.clear()
+    second = answers()
+    assert asked == [1] and [row["index"] for row in second] == list(range(6))
+    assert all("error" not in row for row in second) and second[:3] == first[1:4] and second[4:] == first[5:]
+    assert not list(tmp_path.glob("*.part-*"))
+    assert "out.jsonl exists" in refused(capsys, published(tmp_path, *more))
+
+
+def test_too_many_bad_records_are_an_error(tmp_path: Path, capsys) -> None:
+    rows = [{"image": "none.jpg" if k < 5 else None, "question": "What?"} for k in range(6)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = published(tmp_path, "--data", str(tmp_path / "rows.jsonl"), "--max-bad-share", "0.2")
+    assert "5 of 6 records cannot be used, allowed are 20%" in refused(capsys, asked)
+
+
 def test_parts_of_another_run_and_a_finished_file_are_not_touched(tmp_path: Path, capsys) -> None:
     part = tmp_path / "out.jsonl.part-0"
-    part.write_text('{"fingerprint": "other"}\n[0, "x"]\n')
-    assert "was written with other records, another model or other options" in refused(capsys, published(tmp_path))
+    part.write_text('{"fingerprint": "other"}\n["0", "x"]\n')
+    assert "was written with another prompt, another model or other options" in refused(capsys, published(tmp_path))
     part.write_text('{"what": 1}\n')
     assert "not a partial answer file" in refused(capsys, published(tmp_path))
     part.unlink()

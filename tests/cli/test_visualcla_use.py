@@ -148,8 +148,8 @@ def test_drawn_answers_are_the_same_every_time(tmp_path: Path) -> None:
     assert found[0] == found[1] != found[2]
 
 
-def test_a_image_that_is_missing_is_told_before_anything_is_loaded(tmp_path: Path, capsys) -> None:
-    lost = [*OWL, {"image": "3.jpg", "question_id": 3, "question": "?", "type": "vqa"}]
+def test_missing_images_are_reported_before_anything_is_loaded(tmp_path: Path, capsys) -> None:
+    lost = [{"image": f"{k}.png", "question_id": k, "question": "?", "type": "vqa"} for k in range(3)]
     assert ask(tmp_path, lost, "--answer-field", "outout", "--output", str(tmp_path / "out.json")) == 2
-    assert "3.jpg" in capsys.readouterr().err
+    assert "0.png: no such file" in capsys.readouterr().err
     assert not (tmp_path / "out.json").exists()

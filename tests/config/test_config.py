@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from vlm.common.errors import ConfigError
+from vlm.common.trust import trusting
 from vlm.config.api import Config, effective, load_config
 from vlm.config.tree import to_yaml
 
@@ -208,10 +209,13 @@ def test_plugins_are_imported_first(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     text = FREE.replace("[mlp,", "[config_test_bridge,") + "plugins: [config_test_plugin]\n"
-    cfg = load(text, tmp_path, "model.folder=/llm")
+    with pytest.raises(ConfigError, match=r"plugins.0 .*only with --trust"):
+        load(text, tmp_path, "model.folder=/llm")
+    with trusting():
+        cfg = load(text, tmp_path, "model.folder=/llm")
     assert cfg.model.bridge[0].config.depth == 3
     assert cfg.resolved["plugins"] == ["config_test_plugin"]
-    with pytest.raises(ConfigError, match="plugins.0 .*no such module"):
+    with trusting(), pytest.raises(ConfigError, match="plugins.0 .*no such module"):
         load(FREE + "plugins: [config_test_plugin_none]\n", tmp_path, "model.folder=/llm")
 
 

@@ -82,7 +82,11 @@ def test_text_only_and_named_by_pattern(tmp_path: Path) -> None:
         ({"conversations": [{"from": "gpt"}]}, "no field 'value'"),
         ({"conversations": turns("a", "b")[::-1]}, "turns must alternate user, assistant, found assistant, user"),
         ({"conversations": turns("a", " ")}, "turn 2: the answer is empty"),
-        ({"conversations": turns("a", None)}, "turn 2: the answer is empty"),
+        ({"conversations": turns("a", None)}, "turn 2: the value is null, expected a text"),
+        ({"conversations": turns(None, "a")}, "turn 1: the value is null, expected a text"),
+        ({"conversations": turns("a", {"x": 1})}, "turn 2: the value is dict, expected a text"),
+        ({"conversations": turns("a", "b <image>")}, "an image in an answer"),
+        ({"conversations": turns("a <video>", "b")}, "1 <image> placeholders but 0 images"),
     ],
 )
 def test_unusable_records_name_themselves(tmp_path: Path, record: dict, words: str) -> None:

@@ -107,7 +107,7 @@ def test_groups_that_are_wrong(processor: Processor) -> None:
 def test_images_in_a_dataset_of_text(processor: Processor, workers: int) -> None:
     text = sources()
     text[1].text_only = True
-    with pytest.raises(ConfigError, match=r"datasets\.c\.data_type is text, but sample c.* has 1 media"):
+    with pytest.raises(DataError, match=r"datasets\.c\.data_type is text, but sample c.* has 1 media"):
         list(islice(TrainLoader(text, processor, seed=1, mixing="joint", num_workers=workers), 2))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from vlm.common.errors import ConfigError, DataError, PromptError
+from vlm.common.errors import ConfigError, DataError
 from vlm.common.types import Batch, Image, Message, Sample, Text
 from vlm.datasets.formats.caption_folder import CaptionFolder
 from vlm.datasets.formats.web_shards import WebShards
@@ -185,8 +185,8 @@ class Marked:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_wrong_prompt_is_an_error_and_no_bad_record(processor: Processor, workers: int) -> None:
-    with pytest.raises(PromptError, match="2 image placeholders but 1 media"):
+def test_placeholders_that_do_not_fit_are_a_bad_record(processor: Processor, workers: int) -> None:
+    with pytest.raises(DataError, match=r"4 of 4 records(.|\n)*2 image placeholders but 1 media"):
         next(TrainLoader([Source("marked", Marked(), 2)], processor, seed=1, num_workers=workers))
 
 

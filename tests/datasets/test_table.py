@@ -411,16 +411,16 @@ def test_an_unreadable_line_stays_for_the_quarantine(tmp_path: Path, options: di
 
 
 def test_images_that_no_option_refers_to(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    record = {"img": "1.png", "question": "Q?", "answer": "a"}
+    record = {"image_id": "1", "question": "Q?", "answer": "a"}
     file = tmp_path / "a.json"
     for fields, folder, said in (
-        ({}, "", "fix: set build_info.fields: {image: img}"),
+        ({}, "", "fix: set build_info.fields: {image: image_id}"),
         (
             {"question": "answer"},
             "img",
-            "text only, because no field is named image or video; the fields are answer, img",
+            "text only, because no field is named image or video; the fields are answer, image_id",
         ),
-        ({"image": "img"}, "img", ""),
+        ({"image": "image_id"}, "img", ""),
     ):
         caplog.clear()
         file.write_text(json.dumps([record]))

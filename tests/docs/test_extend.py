@@ -64,7 +64,7 @@ def test_a_part_trains(kind: str, folder: Path) -> None:
 
 
 def test_a_benchmark(folder: Path) -> None:
-    assert main(["eval", "benchmark.yaml", "--images", "right,none", "--allow-random"]) == 0
+    assert main(["eval", "benchmark.yaml", "--images", "right,none", "--trust", "--allow-random"]) == 0
     scores = json.loads((folder / "output" / "benchmark" / "evaluation.json").read_text())["colors"]
     assert scores["right"]["count"] == scores["none"]["count"] == 4
     assert 0 <= scores["right"]["recall"] <= 1
@@ -96,8 +96,8 @@ def test_a_source(folder: Path) -> None:
 def test_a_whole_system(folder: Path) -> None:
     assert main(["train", "acme/train.yaml"]) == 0
     assert main(["weights", "export", "output/acme", "--format", "acme", "--to", "output/acme.safetensors"]) == 0
-    assert main(["eval", "acme/eval.yaml"]) == 2  # its encoder is random
-    assert main(["eval", "acme/eval.yaml", "--allow-random"]) == 0
+    assert main(["eval", "acme/eval.yaml", "--trust"]) == 2  # its encoder is random
+    assert main(["eval", "acme/eval.yaml", "--trust", "--allow-random"]) == 0
     lines = (folder / "output" / "acme_eval" / "evaluation_answers.jsonl").read_text().splitlines()
     assert len(lines) == 4
     import vlm

@@ -16,6 +16,7 @@ from PIL import Image
 
 from vlm.common import registry
 from vlm.common.errors import ConfigError
+from vlm.common.trust import trusting
 from vlm.config.api import effective, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,7 +81,13 @@ def test_by_entry_point(kind: str, name: str, cls: str, installed: Path) -> None
 
 @pytest.mark.parametrize(("kind", "name", "cls"), PARTS)
 def test_by_path(kind: str, name: str, cls: str, site: None) -> None:
-    assert registry.resolve(kind, f"acme.parts:{cls}").__name__ == cls
+    path = f"acme.parts:{cls}"
+    with pytest.raises(ConfigError, match="only with --trust"):
+        registry.resolve(kind, path)
+    assert "acme.parts" not in sys.modules
+    with trusting():
+        assert registry.resolve(kind, path).__name__ == cls
+    assert registry.resolve(kind, path).__name__ == cls  # nothing is imported for it any more
 
 
 @pytest.mark.parametrize(
@@ -93,7 +100,7 @@ def test_by_path(kind: str, name: str, cls: str, site: None) -> None:
     ],
 )
 def test_by_a_wrong_path(kind: str, path: str, words: str, site: None) -> None:
-    with pytest.raises(ConfigError, match=words):
+    with trusting(), pytest.raises(ConfigError, match=words):
         registry.resolve(kind, path)
 
 
@@ -179,7 +186,7 @@ def test_two_steps_of_training(way: str, tmp_path: Path, installed: Path) -> Non
 def test_another_image_recipe_replaces_the_options_of_the_first(site: None, tmp_path: Path) -> None:
     file = write(tmp_path, True)
     file.write_text(file.read_text().replace('image: {name: "acme.parts:Inverted", size: 32}', "image: {size: 32}"))
-    cfg = load_config(tmp_path / "run.yaml", check="none")
+    cfg = load_config(tmp_path / "run.yaml", check="none", trust=True)
     assert cfg.model.image.name == "recipe" and "name" not in effective(cfg)["model"]["image"]
     name = "acme.parts:Inverted"
     other = load_config(
@@ -199,7 +206,7 @@ def test_another_generation_has_its_own_defaults(site: None, tmp_path: Path) -> 
     from vlm.inference.generation import default_generation
 
     options = ["model.generation={name: 'acme.parts:Terse', num_beams: 2}"]
-    answer = default_generation(load_config(write(tmp_path, True), options, check="none"))
+    answer = default_generation(load_config(write(tmp_path, True), options, check="none", trust=True))
     assert (type(answer).__name__, answer.max_new_tokens, answer.num_beams) == ("Terse", 3, 2)
 
 

@@ -61,13 +61,13 @@ def test_every_kind_of_source_gives_the_same_tensor(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA"])
 def test_other_modes_become_rgb(mode: str) -> None:
     image = noise(20, 20, mode)
-    assert np.array_equal(np.asarray(decode(image)), np.asarray(image.convert("RGB")))
+    assert np.array_equal(np.asarray(decode(image, background=None)), np.asarray(image.convert("RGB")))
 
 
 def test_palette_with_transparency_and_grey_arrays() -> None:
     palette = noise(20, 20).quantize(16)
     data = encoded(palette, "PNG", transparency=3)
-    assert np.array_equal(np.asarray(decode(data)), np.asarray(palette.convert("RGB")))
+    assert np.array_equal(np.asarray(decode(data, background=None)), np.asarray(palette.convert("RGB")))
     grey = np.asarray(noise(9, 5, "L"))
     assert np.array_equal(np.asarray(decode(grey)), np.repeat(grey[:, :, None], 3, axis=2))
 

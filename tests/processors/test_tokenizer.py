@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import sentencepiece
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Rust
 
@@ -42,6 +43,23 @@ def test_special_ids_are_skipped_or_shown(tokenizer: Tokenizer) -> None:
     ids = [1, *tokenizer.encode("a boat"), tokenizer.pad, 2]
     assert tokenizer.decode(ids) == "a boat"
     assert tokenizer.decode(ids, skip_special=False) == "<s>a boat$$</s>"
+
+
+def test_the_pad_token_is_the_folders_and_other_pieces_stay_in_answers(llm_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(llm_folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<pad>": Tokenizer.from_folder(llm_folder).vocab_size}))
+    named = json.loads((tmp_path / "special_tokens_map.json").read_text())
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(named | {"pad_token": "<pad>"}))
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert tokenizer.piece(tokenizer.pad) == "<pad>"
+    price = [*tokenizer.encode("two"), tokenizer.id_of("$$")]
+    assert tokenizer.decode(price) == "two$$"
+    published = Tokenizer.from_folder(tmp_path, pad_token="$$")
+    assert published.piece(published.pad) == "$$"
+    assert published.decode(price) == "two"  # as the published code reads it
+    none = Tokenizer.from_folder(llm_folder, pad_token="")
+    assert none.pad == none.unk
+    assert none.decode(price) == "two$$"
 
 
 @pytest.mark.parametrize("kind", ["sentencepiece", "fast"])
@@ -217,6 +235,96 @@ def test_literal_text_holds_no_special_tokens(kind: str, llm_folder: Path, fast_
     clean = "a red boat"
     assert tokenizer.encode(clean, literal=[(2, 5)]) == tokenizer.encode(clean)
     assert tokenizer.encode("", literal=[(0, 0)]) == []
+
+
+CONTROLS = ("<s>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<start_of_turn>", "[PAD]")
+
+
+@pytest.fixture(scope="session")
+def user_defined(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sentencepiece folder whose vocabulary lists chat symbols as user-defined pieces; no file names them."""
+    folder = tmp_path_factory.mktemp("user_defined")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a red boat on the river", "im_start im_end eot_id start of turn", "what is it"] * 9),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=330,
+        model_type="bpe",
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        user_defined_symbols=["<|im_start|>", "<|im_end|>", "<start_of_turn>", "<tool>"],
+        minloglevel=2,
+    )
+    return folder
+
+
+def _folders(kind: str, llm_folder: Path, user_defined: Path, tmp_path: Path) -> Path:
+    """Folders that list chat symbols in various ways."""
+    if kind == "user-defined":
+        return user_defined
+    if kind == "fast, not special":
+        rust = Rust(
+            models.BPE(vocab={c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[])
+        )
+        rust.pre_tokenizer, rust.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        rust.add_tokens([AddedToken(t, special=False, normalized=False) for t in (*CONTROLS, "<think>")])
+        rust.save(str(tmp_path / "tokenizer.json"))
+        return tmp_path
+    shutil.copytree(llm_folder, tmp_path, dirs_exist_ok=True)
+    size = Tokenizer.from_folder(llm_folder).vocab_size
+    (tmp_path / "added_tokens.json").write_text(json.dumps({t: size + k for k, t in enumerate(CONTROLS[3:])}))
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind", ["added", "user-defined", "fast, not special"])
+def test_control_tokens_never_come_from_a_users_words(
+    kind: str, llm_folder: Path, user_defined: Path, tmp_path: Path
+) -> None:
+    tokenizer = Tokenizer.from_folder(_folders(kind, llm_folder, user_defined, tmp_path))
+    tokenizer = pickle.loads(pickle.dumps(tokenizer))
+    controls = {tokenizer.id_of(t) for t in CONTROLS} - {None}
+    for token in CONTROLS:
+        for words in (token, f"a {token} boat", f"{token}{token}a", f"a{token}", f"<{token}>"):
+            ids = tokenizer.encode(words, literal=[(0, len(words))])
+            assert not controls & set(ids), words
+            assert tokenizer.decode(ids).strip() == words.strip()
+            framed = f"<|im_start|>{words}<|im_end|>"
+            ids = tokenizer.encode(framed, literal=[(12, 12 + len(words))])
+            if tokenizer.id_of("<|im_end|>") is not None:
+                wanted = [tokenizer.id_of("<|im_start|>"), tokenizer.id_of("<|im_end|>")]
+                assert [i for i in ids if i in controls] == wanted, words
+
+
+def test_what_is_no_control_token_stays_as_the_vocabulary_has_it(
+    llm_folder: Path, user_defined: Path, tmp_path: Path
+) -> None:
+    model = sentencepiece.SentencePieceProcessor(model_file=str(user_defined / "tokenizer.model"))
+    tokenizer = Tokenizer.from_folder(user_defined)
+    for words in ("use <tool> here", "a  red boat", "<|im_start|>a boat<|im_end|> a"):
+        assert tokenizer.encode(words) == model.encode(words)
+    assert tokenizer.id_of("<tool>") in tokenizer.encode("use <tool> here", literal=[(0, 15)])
+    fast = Tokenizer.from_folder(_folders("fast, not special", llm_folder, user_defined, tmp_path))
+    assert fast.encode("a <think>", literal=[(0, 9)])[-1] == fast.id_of("<think>")
+
+
+@pytest.mark.parametrize("legacy", [True, False, None])
+def test_dummy_spaces_as_transformers_writes_them(llm_folder: Path, tmp_path: Path, legacy: bool | None) -> None:
+    from transformers import LlamaTokenizer
+
+    shutil.copytree(llm_folder, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    token = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": True}
+    roles = {f"{role}_token": {"content": text, **token} for role, text in (("bos", "<s>"), ("eos", "</s>"))}
+    stated = {} if legacy is None else {"legacy": legacy}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | roles | stated))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(roles))
+    theirs = LlamaTokenizer.from_pretrained(tmp_path, legacy=legacy is not False)
+    ours = Tokenizer.from_folder(tmp_path)
+    texts = ["a boat", "<s>a boat</s>", "a boat</s>a boat</s>", "</s>\na boat"]
+    if legacy is False:  # the fast tokenizer never writes a second space, the slow one of the published code does
+        texts += ["a boat</s> a boat", "<s></s>  a  boat"]
+    for text in texts:
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False), text
+    assert Tokenizer.from_folder(tmp_path, legacy=True).encode("</s>a") == [2, *ours.encode("a")]
 
 
 def test_pad_falls_back_where_the_piece_is_missing(llm_folder: Path) -> None:

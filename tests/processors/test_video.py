@@ -122,6 +122,14 @@ def test_every_form_of_a_clip_gives_the_same_tensor(clip: Path, tmp_path: Path) 
     assert torch.equal(recipe(3)(tmp_path / "one.json"), one)
 
 
+def test_a_file_of_frames_names_no_other_files(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "other.png")
+    for names in ([str(tmp_path / "other.png")], ["other.png", "other.png"], str(tmp_path / "other.png")):
+        (tmp_path / "clip.json").write_text(json.dumps(names))
+        with pytest.raises(DataError, match=r"clip\.json frame 0: not base64"):
+            recipe(2)(str(tmp_path / "clip.json"))
+
+
 def test_published_clips() -> None:
     want = load_file(LYNX / "tensors.safetensors")["video/pixel_values"]
     made = recipe(3, want.shape[-1], {"resize": "shorter"}, sampling="segments")
@@ -172,7 +180,7 @@ def test_a_file_with_fewer_frames_than_it_says(clip: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("text.mp4", b"hello text", r"text\.mp4: no video that .* can read \(it begins with b'hello text'\)"),
+        ("text.mp4", b"hello text", r"text\.mp4: no video that .* can read \(of an unknown kind\)"),
         ("empty.mp4", b"", r"empty\.mp4: empty"),
         ("bad.json", b'["no base64!"]', r"bad\.json frame 0: not base64"),
         ("junk.json", b'["aGVsbG8="]', r"junk\.json frame 0: not an image format"),

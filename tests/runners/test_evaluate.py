@@ -18,6 +18,7 @@ from ..equivalence.tiny import DATA, Tiny
 class Engine:
     """Answers with the colour of the pixel it is shown."""
 
+    config = None
     processor = SimpleNamespace(image=SimpleNamespace(config=SimpleNamespace(size=8)))
 
     def default_generation(self, base):

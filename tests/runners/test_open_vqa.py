@@ -118,10 +118,15 @@ def test_faults(config: Path, capsys: pytest.CaptureFixture, more: list[str], wa
     assert wanted in capsys.readouterr().err
 
 
-def test_unreadable_clip_stops_with_its_name(config: Path, capsys: pytest.CaptureFixture) -> None:
+def test_unreadable_video_is_marked(config: Path, capsys: pytest.CaptureFixture) -> None:
     (config.parent / "1.mp4").write_bytes(b"nothing" * 9)
-    assert main(["eval", str(config), "--dataset", "open_vqa_videos"]) == 2
+    assert main(["eval", str(config), "--dataset", "open_vqa_videos"]) == 0
     assert "1.mp4: no video that" in capsys.readouterr().err
+    lines = (config.parent / "out" / "small_answers.jsonl").read_text().splitlines()
+    errors = [json.loads(line).get("error", "") for line in lines]
+    assert [("1.mp4: no video" in error) for error in errors].count(True) == 1 and not list(
+        (config.parent / "out").glob("*.part-*")
+    )
 
 
 @pytest.mark.slow

@@ -72,6 +72,22 @@ QUESTIONS = [
     ("colour", "What color is the bus?", "green and grey", ["gray and green", "Green and Grey."], ["green", "red"]),
     ("colour", "What color is the water?", "blue or green", ["blue", "The water is green."], ["red", "all of them"]),
     ("colour", "What color is it?", "white", ["white", "red and white"], ["red white and blue", "colorful"]),
+    ("letter", "Which option?", "A", ["A", "a", "A.", "(A)", "A) a dog", "The answer is A.", "Option (a)", "A: a dog"],
+     ["B", "a dog", "A dog", "An apple", "The answer is B", "I think so", "", "AB"]),
+    ("letter", "Which option?", "(c)", ["C", "c)", "Answer: C"], ["a", "cat", "It's B"]),
+    ("letter", "Which letter is on the shirt?", "I", ["I", "The letter I"], ["I do not know", "i'm not sure", "L"]),
+    ("count", "What time is it?", "10", ["10", "10.", "It is 10"], ["1", "100", "10.5"]),
+    ("count", "How much is it?", "3.5", ["3.5", "about 3.5 dollars"], ["3", "3.9", "5"]),
+    ("count", "How many people?", "1,000", ["1000", "1,000 people"], ["1", "100"]),
+    ("count", "How cold is it?", "-5", ["-5", "It is -5 degrees"], ["5", "-50"]),
+    ("free", "What time is it?", "9:30", ["9:30", "It is 9:30."], ["9:45", "9", "30"]),
+    ("free", "How much is left?", "1/2", ["1/2", "1/2 of it"], ["1", "2", "1/3"]),
+    ("free", "Which language?", "C++", ["C++", "It is C++"], ["C", "C#"]),
+    ("free", "Which sign is it?", "+", ["+", " + "], ["-", "plus minus", "?"]),
+    ("free", "Which word?", "the", ["the", "The.", '"the"'], ["a", "cat", ""]),
+    ("free", "What is on the table?", "nothing", ["nothing", "Nothing."], ["a cup"]),
+    ("free", "Which word is it?", "it", ["It", "it."], ["is", "cat"]),
+    ("free", "What does it say?", "红色", ["红色", "红色。"], ["蓝色"]),
     ("free", "What is in the image?", "platform or tunnel", ["a tunnel", "Platforms"], ["train", "no tunnel", "plat"]),
     ("free", "What animals are these?", "elephants", ["an elephant", "Two elephants walk"], ["giraffe"]),
     ("free", "What sport?", "skating", ["skate", "They are skating"], ["skiing"]),
@@ -101,11 +117,17 @@ def test_normalising() -> None:
 
 
 def test_judges() -> None:
-    assert judge_of("exact")("", " a ", "a") and judge_of("open") is open_match
+    assert judge_of("exact")("", " a ", "a") and not judge_of("exact")("", "A", "a")
+    assert judge_of("open")("Which?", "A", "A") and not judge_of("open")("Which?", "B", "A")
+    assert judge_of(f"{__name__}:never")("", "x", "x") and not judge_of(f"{__name__}:never")("", "x", "y")
     assert judge_of(f"{__name__}:always")("", "x", "y")
     for name in ("gpt", f"{__name__}:nothing", "no_such_module:f"):
         with pytest.raises(ConfigError):
             judge_of(name)
+
+
+def never(question: str, answer: str, reference: str) -> bool:
+    return False
 
 
 def always(question: str, answer: str, reference: str) -> bool:

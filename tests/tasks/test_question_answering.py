@@ -2,10 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from PIL import Image as Images
 
-from vlm.common.errors import ConfigError, DataError
+from vlm.common.errors import ConfigError, DataError, UserError
 from vlm.common.types import Image, Message, Sample, Text, Video
+from vlm.tasks.answers import Answer, AnswerParts, distinct, key_of
 from vlm.tasks.benchmarks.base import Questions
 from vlm.tasks.benchmarks.image_controls import Controlled, swap_images, with_images
 from vlm.tasks.benchmarks.open_vqa import OpenVqa
@@ -98,9 +101,9 @@ def test_questions_go_out_as_the_composition_says():
 
 def test_questions_go_out_greedily_without_their_answers():
     engine = Engine()
-    run(engine, batch_size=3, max_new_tokens=7)
+    run(engine, batch_size=5, max_new_tokens=7)
     ((conversations, generation, batch_size),) = engine.calls
-    assert batch_size == 3 and generation.max_new_tokens == 7
+    assert batch_size == 5 and generation.max_new_tokens == 7
     assert not generation.do_sample and generation.num_beams == 1 and generation.repetition_penalty == 1.0
     assert [[m.role for m in c] for c in conversations] == [["user"]] * 4
     assert conversations[0][0].text == "What color?"
@@ -115,13 +118,76 @@ def test_single_answers_keep_order_and_fields():
 
 
 def test_each_process_answers_its_share(monkeypatch):
-    engine = Engine()
-    monkeypatch.setattr("vlm.common.dist.rank", lambda: 1)
+    shares: list[dict[str, Answer]] = []
     monkeypatch.setattr("vlm.common.dist.world_size", lambda: 2)
-    monkeypatch.setattr("vlm.common.dist.gather_objects", lambda own: [[(0, "red"), (2, "no")], own])
-    answered = run(engine).predictions
-    assert [c[-1].media[0].source for c in engine.calls[0][0]] == ["blue", "green"]
-    assert [a.right for a in answered] == [True, True, False, True]
+    monkeypatch.setattr("vlm.common.dist.gather_objects", lambda own: shares.append(own) or shares)
+    engines = [Engine(), Engine()]
+    for rank in (0, 1):
+        monkeypatch.setattr("vlm.common.dist.rank", lambda rank=rank: rank)
+        if rank == 0:
+            with pytest.raises(KeyError):  # without the answers of the other process
+                run(engines[0])
+        else:
+            assert [p.answer.strip() for p in run(engines[1]).predictions] == ["red", "blue", "blue", "green"]
+    names = [[c[-1].media[0].source for c in engine.calls[0][0]] for engine in engines]
+    assert names == [["red", "blue"], ["blue", "green"]]
+
+
+def test_a_question_that_cannot_be_asked_is_marked_and_not_scored():
+    class Faulty(Rows):
+        def __getitem__(self, i):
+            if i == 1:
+                raise DataError("rows.jsonl:2: not an object")
+            return super().__getitem__(i)
+
+    class Engine_(Engine):
+        def generate(self, conversations, generation, batch_size=16):
+            if any(c[-1].media[0].source == "green" for c in conversations):
+                raise DataError("green: truncated")
+            return super().generate(conversations, generation, batch_size)
+
+    found = run(Engine_(), Questions(Faulty()))
+    assert [(p.answer, p.error) for p in found.predictions] == [
+        (" red\n", None), ("", "rows.jsonl:2: not an object"), (" blue\n", None), ("", "green: truncated"),
+    ]  # fmt: skip
+    assert (found.scores["overall"], found.scores["count"], found.scores["unusable"]) == (1.0, 2, 2)
+    assert found.rows()[-1].label == "could not be asked"
+    with pytest.raises(DataError, match=r"4 of 4 questions cannot be asked, allowed are 1.0%:\n  - green"):
+        run(Engine_(), Questions(Rows([{**row, "image": "green"} for row in ROWS])))
+    many = Rows([{**ROWS[0], "id": str(k), "image": "green" if k < 10 else "red"} for k in range(100)])
+    with pytest.raises(DataError, match="10 of 100 questions"):
+        run(Engine_(), Questions(many))
+    assert run(Engine_(), Questions(many, max_bad_share=0.2)).scores["unusable"] == 10
+
+
+def test_an_interrupted_evaluation_goes_on(tmp_path):
+    class Stopping(Engine):
+        def generate(self, conversations, generation, batch_size=16):
+            if self.calls:
+                raise KeyboardInterrupt
+            return super().generate(conversations, generation, batch_size)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Stopping(), Questions(Rows(), AnswerParts(tmp_path / "a", "f")), batch_size=2)
+    engine, parts = Engine(), AnswerParts(tmp_path / "a", "f")
+    mended = Rows([row for row in ROWS if row["id"] != "b"])
+    assert run(engine, Questions(mended, parts), batch_size=2).scores["overall"] == 1.0
+    assert [c[-1].media[0].source for c in engine.calls[0][0]] == ["green"]
+    parts.remove()
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "a.part-0").write_text('{"fingerprint": "other"}\n')
+    with pytest.raises(UserError, match="another model"):
+        AnswerParts(tmp_path / "a", "f")
+    assert AnswerParts(tmp_path / "a", "f", replace_strange=True).done == {}
+
+
+def test_keys_follow_from_content():
+    image = Images.new("RGB", (4, 4), "red")
+    same, other = Images.new("RGB", (4, 4), "red"), Images.new("RGB", (4, 4), "blue")
+    assert key_of([Image(image)]) == key_of([Image(same)]) != key_of([Image(other)])
+    assert key_of(Image(b"a")) != key_of(Image(b"b")) and key_of(Text("a")) != key_of(Image("a"))
+    assert key_of(Image(np.zeros((900, 900)))) != key_of(Image(np.eye(900)))  # whose printed forms are shortened
+    assert key_of("\ud800") and distinct(["a", "b", "a"]) == ["a", "b", "a-1"]
 
 
 def test_every_image_is_replaced_by_another_one():

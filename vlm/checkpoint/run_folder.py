@@ -27,6 +27,7 @@ from vlm.checkpoint.provenance import FILE as PROVENANCE
 from vlm.checkpoint.safe import read_file
 from vlm.common.errors import UserError, WeightsError
 from vlm.common.paths import make_folder
+from vlm.common.trust import remember
 
 log = logging.getLogger(__name__)
 
@@ -109,8 +110,9 @@ class RunDir:
         return self.checkpoints / os.path.basename(os.readlink(link)) if link.is_symlink() and link.exists() else None
 
     def write_config(self, text: str) -> None:
-        """Write the run's ``config.yaml`` (atomically)."""
+        """Write the run's ``config.yaml`` (atomically), and note that this user trained it."""
         _write_text(self.config_file, text)
+        remember(self.path, text)
 
     def save(
         self,

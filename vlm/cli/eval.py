@@ -9,6 +9,7 @@ from vlm.cli.options import add_listed, source_of
 from vlm.common.errors import UserError
 from vlm.common.logging import say
 from vlm.common.registry import register_command
+from vlm.common.trust import trusting
 
 
 @register_command("eval")
@@ -22,12 +23,16 @@ class Eval:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """The configuration and its changes."""
-        add_listed(parser, "source", "eval")
+        add_listed(parser, "source", "eval", "options")
 
     def main(self, args: argparse.Namespace) -> int:
         """Evaluate; the exit code. Raises UserError: anything the user can fix."""
         from vlm.config.api import load_config
+        from vlm.tasks.judges import judge_of
 
+        if args.judge:
+            with trusting():  # named by the user, not by a file
+                judge_of(args.judge)
         if args.predictions:
             return score(args)
         source = source_of(args, "vlm eval tiny/eval")

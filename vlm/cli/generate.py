@@ -57,7 +57,7 @@ class Generate:
         )
         seed = SEED if asked.generation.seed is None else asked.generation.seed
         generation = asked.generation.replace(**{"seed": seed} | changes)
-        records = Records(request)  # before the model is loaded, which may take minutes
+        records = Records(request, args.max_bad_share)  # before the model is loaded, which may take minutes
         if request.lemmatize:
             lemmatizer()
         output = Path(args.output)
@@ -70,9 +70,12 @@ class Generate:
             engine = Engine.load(config, where, allow_random=args.allow_random)
         try:
             size = args.batch_size or asked.batch_size
-            run_generate(engine, records, output, generation, batch_size=size, overwrite=args.overwrite)
+            bad = run_generate(engine, records, output, generation, batch_size=size, overwrite=args.overwrite)
             if dist.is_main():
-                say(f"{output}: {len(records)} answers")
+                say(f"{output}: {len(records) - len(bad)} answers")
+            if bad and dist.is_main():
+                say(f"{len(bad)} of {len(records)} records could not be used, e.g. {next(iter(bad.values()))}")
+                say("mend them and run the same command again: only what has no answer yet is asked")
         finally:
             dist.destroy()
         return 0

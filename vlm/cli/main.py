@@ -11,7 +11,9 @@ from typing import Protocol
 from vlm.common import VERSION
 from vlm.common.errors import UserError
 from vlm.common.logging import say, setup_logging
+from vlm.common.paths import expand_home
 from vlm.common.registry import load_plugin, names, resolve, summaries
+from vlm.common.trust import trusting
 
 USER_FAULT = 2
 """Exit code after a user's error."""
@@ -49,8 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return USER_FAULT
         command: Command = resolve("command", name)()
         args = parser_of(name, command).parse_args(arguments[words:])
+        args = argparse.Namespace(**expand_home(vars(args)))
         setup_logging()
-        return int(command.main(args) or 0)
+        with trusting(vars(args).get("trust", False)):
+            return int(command.main(args) or 0)
     except UserError as error:
         say(f"error: {error}", sys.stderr)
         return USER_FAULT

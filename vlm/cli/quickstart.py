@@ -21,6 +21,7 @@ from vlm.cli.options import add_listed
 from vlm.common.errors import UserError
 from vlm.common.logging import busy, quiet, say
 from vlm.common.registry import register_command
+from vlm.common.text import lines_of
 
 CAPTIONS, DIALOGUES = 6000, 3000
 """Images of stage 1 and stage 2."""
@@ -164,7 +165,7 @@ def dialogues(run: Quickstart, images: int = 2) -> str:
     from vlm.inference.session import ChatSession
 
     engine = Engine.load(run.output / "stage2", device="cpu")
-    rows = [json.loads(line) for line in (run.data / "seen.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in lines_of((run.data / "seen.jsonl").read_text("utf-8"))]
     lines = []
     for row in [r for r in rows if r["objects"] == 2 and r["type"] != "count"][-images:]:
         lines.append(f"{run.data / row['image']}")

@@ -29,7 +29,8 @@ class Train:
         """
         from vlm.config.api import load_config
 
-        cfg = load_config(source_of(args, "vlm train tiny/stage1_pretrain"), with_flags(args), check="all", train=True)
+        source = source_of(args, "vlm train tiny/stage1_pretrain")
+        cfg = load_config(source, with_flags(args), check="all", train=True, trust=True)
         from vlm.runners.train.run import run_training
 
         return run_training(cfg).exit_code

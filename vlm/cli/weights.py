@@ -71,6 +71,7 @@ class Export:
         listed = "\n".join(f"  {name:<24}{about}" for name, about in summaries("export").items())
         parser.epilog = f"formats:\n{listed}\n\n{parser.epilog}"
         parser.add_argument("source", type=Path, help="run folder, or what else the format can be made of")
+        add_listed(parser, "weights export")
         parser.add_argument("--to", required=True, type=Path, metavar="PATH", help="new file or folder")
         parser.add_argument("--format", default="default", metavar="NAME", help="see below")
 

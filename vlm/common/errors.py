@@ -14,7 +14,8 @@ class UserError(Exception):
     """A fault in the user's input. The message names what was found, what is allowed and the fix."""
 
     def __init__(self, message: str, *, fix: str | None = None) -> None:
-        super().__init__(message if fix is None else f"{message}\n  fix: {fix}")
+        text = message if fix is None else f"{message}\n  fix: {fix}"
+        super().__init__(printable(text))
 
 
 class ConfigError(UserError):
@@ -35,6 +36,11 @@ class PromptError(UserError):
 
 class NonFiniteLossError(UserError):
     """The loss stopped being a number before an optimiser step."""
+
+
+def printable(text: str) -> str:
+    """``text`` with lone surrogates (from damaged JSON, or file names that are not UTF-8) written out as escapes."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def unknown(what: str, name: str, allowed: Sequence[str]) -> str:

@@ -7,14 +7,18 @@ Downloads and other reusable files live under one cache root: environment variab
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 from vlm.common.errors import UserError
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 SYSTEMS = Path(__file__).resolve().parents[1] / "systems"
 CORPORA = Path(__file__).resolve().parents[1] / "datasets" / "corpora"
+_HOME = re.compile(r"~[\w.-]*/")
 CACHE_VARIABLE = "VLM_CACHE"
 
 
@@ -46,7 +50,26 @@ def local_path(path: str | Path) -> Path:
     manager = PathManager()
     manager.register_handler(HTTPURLHandler())
     scheme, rest = str(path).split("://", 1)  # the handler knows lower case only
-    return Path(manager.get_local_path(f"{scheme.lower()}://{rest}", cache_dir=str(cache_root() / "downloads")))
+    host = re.sub(r"[^\w.-]", "_", urlsplit(str(path)).netloc).strip(".")
+    if not host or ".." in rest.split("?")[0].split("/"):  # the handler would write outside of its folder
+        raise UserError(f"{path}: not an address of a file", fix="give a plain address, without .. in it")
+    # by host, so that no other address can leave a file under the name of this one
+    folder = cache_root() / "downloads" / host
+    return Path(manager.get_local_path(f"{scheme.lower()}://{rest}", cache_dir=str(folder)))
+
+
+def expand_home(value: Any) -> Any:
+    """``value`` with every text and path in it that begins with ``~/`` or ``~user/`` starting at the home folder.
+
+    The one place where configurations and command lines are expanded; mappings, lists and tuples are followed.
+    """
+    if isinstance(value, dict):
+        return {key: expand_home(item) for key, item in value.items()}
+    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        return type(value)(expand_home(item) for item in value)
+    if isinstance(value, str | Path) and _HOME.match(str(value)):
+        return type(value)(os.path.expanduser(value))
+    return value
 
 
 def make_folder(path: str | Path) -> Path:

@@ -3,6 +3,9 @@
 A name is looked up in this order: what a decorator has registered already; a path ``package.module:Class``; the
 decorators in the files of the kind's folder, of ``vlm.systems`` and of the modules that installed packages declare in
 entry point group ``vlm.plugins``, which are read and not imported. A registry holds classes; schedulers are functions.
+
+A path leads only to a class that the decorator of its kind has marked. A module that is neither installed as a plugin
+nor imported already is imported only for a configuration that is trusted (:mod:`vlm.common.trust`).
 """
 
 from __future__ import annotations
@@ -10,14 +13,17 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
+import inspect
 import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from types import FunctionType
 from typing import Any, TypeVar
 
+from vlm.common import trust
 from vlm.common.errors import ConfigError, unknown
 
 T = TypeVar("T")
@@ -41,6 +47,7 @@ FOLDERS: dict[str, str] = {
     "source": "vlm.inference",
     "export": "vlm.inference",
     "benchmark": "vlm.tasks",
+    "judge": "vlm.tasks",
     "command": "vlm.cli",
     "image": "vlm.processors.image",
     "video": "vlm.processors.video",
@@ -51,8 +58,8 @@ FOLDERS: dict[str, str] = {
 
 SYSTEMS = "vlm.systems"
 PLUGINS = "vlm.plugins"
-FUNCTIONS = ("scheduler", "judge")
-"""Kinds that are functions."""
+FUNCTIONS: dict[str, tuple[str, ...]] = {"scheduler": ("step", "plan"), "judge": ("question", "answer", "reference")}
+"""Kinds that are functions -> their arguments."""
 
 _classes: dict[tuple[str, str], Any] = {}
 _DECORATOR = r"""^@(?:[\w.]+\.)?register_{}\(\s*["']([^"']+)["']"""
@@ -142,16 +149,16 @@ def _entry_points() -> tuple[Any, ...]:
 
 def names(kind: str) -> list[str]:
     """All names of a kind, sorted: of the package, of installed plugins, of modules imported before."""
-    return sorted({n for k, n in _classes if k == kind} | set(_declared(kind)))
+    return sorted({n for k, n in _classes if k == kind and ":" not in n} | set(_declared(kind)))
 
 
 def load_plugin(module: str) -> None:
-    """Import a module listed under ``plugins:`` so that its decorators run.
+    """Import a module listed under ``plugins:`` or ``--plugin`` so that its decorators run.
 
     Raises ConfigError: the module cannot be found.
     """
     missing = ConfigError(f"plugin {module!r}: no such module", fix="install it or put its folder on PYTHONPATH")
-    if not module or module.startswith("."):
+    if not all(part.replace("-", "_").isidentifier() for part in module.split(".")):
         raise missing
     try:
         importlib.import_module(module)
@@ -161,15 +168,22 @@ def load_plugin(module: str) -> None:
         raise missing from error
 
 
+def is_known_module(module: str) -> bool:
+    """Whether naming a module imports nothing new: it is imported, ships here, or an installed plugin declares it."""
+    packages = ["vlm", *(entry.module for entry in _entry_points())]
+    return module in sys.modules or any(f"{module}.".startswith(f"{package}.") for package in packages)
+
+
 def resolve(kind: str, name: str) -> Any:
     """The class registered as ``name`` for ``kind``, or the one at ``package.module:Class``.
 
-    Raises ConfigError: unknown name (with the nearest names and the list), or a dotted path to nothing of that kind.
+    Raises ConfigError: unknown name (with the nearest names and the list), a dotted path to nothing of that kind, or
+        one that would import a module, named by a configuration that is not trusted.
     """
     if (kind, name) in _classes:
         return _classes[kind, name]
     if ":" in name:
-        return _at_path(kind, name)
+        return _at_path([kind], name)
     if name in _declared(kind):
         importlib.import_module(_declared(kind)[name])
     else:
@@ -180,18 +194,41 @@ def resolve(kind: str, name: str) -> Any:
     raise ConfigError(unknown(kind, name, names(kind)))
 
 
-def _at_path(kind: str, path: str) -> Any:
+def _at_path(kinds: Sequence[str], path: str) -> Any:
+    kind = kinds[0]
     module, _, attribute = path.partition(":")
+    if not is_known_module(module) and not trust.is_given():
+        raise trust.refused(f"{kind} {path!r:.80}", f"import the module {module!r:.60}")
     load_plugin(module)
     target: Any = sys.modules[module]
     for part in attribute.split("."):
         target = getattr(target, part, None)
     if target is None:
         raise ConfigError(f"{kind} {path!r}: module {module} has no {attribute!r}")
-    expected = "function" if kind in FUNCTIONS else "class"
-    if not (callable(target) if kind in FUNCTIONS else isinstance(target, type)):
-        raise ConfigError(f"{kind} {path!r}: expected a {expected}, found {target!r}")
+    if not any(_is_registered(k, target) for k in kinds) and not _takes(target, FUNCTIONS.get(kind, ())):
+        expected = "function" if kind in FUNCTIONS else "class"
+        raise ConfigError(
+            f"{kind} {path!r}: expected a {expected} registered as {' or '.join(kinds)}, found {target!r:.80}",
+            fix=f'put @register_{kind}("name") before the {expected}',
+        )
+    if kind in FUNCTIONS:
+        _classes[kind, path] = target
     return target
+
+
+def _is_registered(kind: str, target: Any) -> bool:
+    return any(known == kind and cls is target for (known, _), cls in _classes.items())
+
+
+def _takes(target: Any, arguments: Sequence[str]) -> bool:
+    """Whether ``target`` is a function of exactly these arguments; if trusted, of as many in any other package."""
+    if not arguments or not isinstance(target, FunctionType):
+        return False
+    declared = [p for p in inspect.signature(target).parameters.values() if p.default is p.empty]
+    own = target.__module__.partition(".")[0] not in sys.stdlib_module_names
+    alike = own and trust.is_given() and len(declared) == len(arguments)
+    plain = all(p.kind is p.POSITIONAL_OR_KEYWORD for p in declared)
+    return plain and (alike or [p.name for p in declared] == list(arguments))
 
 
 def config_class(cls: Any) -> Any:
@@ -202,10 +239,10 @@ def config_class(cls: Any) -> Any:
 def resolve_any(kinds: Sequence[str], name: str) -> Any:
     """The class registered as ``name`` for the first of ``kinds`` that has it.
 
-    Raises ConfigError: none of them has it; or a dotted path to nothing.
+    Raises ConfigError: none of them has it; a dotted path as in :func:`resolve`.
     """
     if ":" in name:
-        return resolve(kinds[0], name)
+        return _at_path(kinds, name)
     for kind in kinds:
         if name in names(kind):
             return resolve(kind, name)

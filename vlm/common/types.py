@@ -81,7 +81,7 @@ class Message:
     def __init__(self, role: Role, parts: str | Part | Sequence[str | Part]) -> None:
         """Strings in ``parts`` become ``Text``.
 
-        Raises PromptError: an unknown role, or a part that is none of these.
+        Raises PromptError: an unknown role, a part that is none of these, or a medium that is not the user's.
         """
         if role not in ROLES:
             raise PromptError(f"message: role is {role!r}, expected {' or '.join(ROLES)}")
@@ -94,6 +94,11 @@ class Message:
                 raise PromptError(
                     f"message: found a {type(held).__name__}, expected text, vlm.Image or vlm.Video",
                     fix="e.g. vlm.Message('user', [vlm.Image('cat.jpg'), 'What is this?'])",
+                )
+            if role != "user" and isinstance(held, Image | Video):
+                raise PromptError(
+                    f"message: an image or video in the {role}'s message; models read them in questions only",
+                    fix="put it into a message of the user",
                 )
         object.__setattr__(self, "role", role)
         object.__setattr__(self, "parts", tuple(Text(i) if isinstance(i, str) else i for i in items))

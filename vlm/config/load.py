@@ -8,17 +8,19 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from vlm.common.errors import ConfigError
-from vlm.common.registry import load_plugin, names, resolve_any
+from vlm.common.paths import expand_home
+from vlm.common.registry import is_known_module, load_plugin, names, resolve_any
+from vlm.common.trust import is_given, refused, trusting, was_trained_here
 from vlm.config.composition import Arch, add_arch, add_corpus, find_arch, read_params
 from vlm.config.interpolation import interpolate
 from vlm.config.options import Option, apply_options, parse_options
 from vlm.config.parts import read_dataset, read_model, read_options
 from vlm.config.renamed import current, rename_keys
 from vlm.config.run import RunConfig
-from vlm.config.schema import Path, Report, dotted, read
+from vlm.config.schema import SHOWN, Path, Report, dotted, read
 from vlm.config.shipped import find, is_composition, label
 from vlm.config.stored import DATA_SECTIONS, store
-from vlm.config.tree import OPTIONS, Tree, parse_file, plain
+from vlm.config.tree import OPTIONS, Tree, parse_file, plain, texts_in
 from vlm.config.types import PARTS, Check, Config, DatasetEntry, ModelConfig
 
 SECTIONS = ("model", *DATA_SECTIONS, "run", "plugins")
@@ -32,6 +34,7 @@ def load_config(
     *,
     check: Check = "weights",
     train: bool = False,
+    trust: bool = False,
 ) -> Config:
     """Read, merge, interpolate and check a configuration.
 
@@ -43,10 +46,24 @@ def load_config(
             or what the file is for decides ("needed"): datasets too if it trains or evaluates. Unless datasets are
             checked, entries whose build_info is not set yet are left out.
         train: whether ``system/name`` means a file to train with first, or one to evaluate or chat with.
+        trust: whether it may import modules, name ``pipe:`` commands and read the environment; a run folder that this
+            user trained on this machine always may (see :mod:`vlm.common.trust`).
 
     Raises:
         ConfigError: all problems, each with dotted path, file:line, what was found and what is allowed.
     """
+    with trusting(trust or _was_trained_here(cfg)):
+        return _load(cfg, options, check, train)
+
+
+def _was_trained_here(cfg: Any) -> bool:
+    if not isinstance(cfg, str | FilePath) or not str(cfg):
+        return False
+    path = FilePath(cfg).expanduser()
+    return was_trained_here(path / STORED if path.is_dir() else path)
+
+
+def _load(cfg: str | FilePath | Mapping[str, Any], options: Sequence[str], check: Check, train: bool) -> Config:
     user, title = read_source(cfg, train)
     rename_keys(user)
     value = [dataclasses.replace(o, path=current(o.path)) for o in parse_options(options)]
@@ -56,10 +73,13 @@ def load_config(
     plugins = load_plugins(user, report)
     normalise(user)
     tree, arch, defaults = merge(user, usable, report)
+    if len(report.problems) > SHOWN:  # not a configuration at all; reading it to the end could take long
+        report.raise_if_any(title)
     report.origins, report.texts = report.origins | tree.origins, tree.texts
     params = read_params(tree, arch, report) if arch else {}
     helps = {name: p.help for name, p in arch.params.items()} if arch else {}
-    data = interpolate(tree.data, params, helps, report)
+    data = expand_home(interpolate(tree.data, params, helps, report))
+    check_commands(data, report)
     params = {name: data["model"][name] for name in params}
     report.helps = {("model", name): text for name, text in helps.items()}
     if check == "needed":
@@ -91,7 +111,7 @@ def read_source(cfg: str | FilePath | Mapping[str, Any], train: bool = False) ->
         return Tree(plain(cfg), {(): "stored configuration"}), "stored configuration"
     if not isinstance(cfg, str | FilePath):
         raise ConfigError(f"found {cfg!r:.80} in place of a configuration", fix="name a YAML file or a run folder")
-    path = FilePath(cfg)
+    path = FilePath(cfg).expanduser()
     if path.is_dir():
         if not (path / STORED).is_file():
             raise ConfigError(f"{path}: not a run folder, it has no {STORED}", fix="name a run folder or a YAML file")
@@ -137,10 +157,20 @@ def load_plugins(user: Tree, report: Report) -> list[str]:
         return []
     for index, module in enumerate(plugins):
         try:
+            if not is_known_module(module) and not is_given():
+                raise refused(f"plugins: {module!r:.60}", "import that module")
             load_plugin(module)
         except ConfigError as error:
             report.add(("plugins", index), str(error))
     return plugins
+
+
+def check_commands(data: dict[str, Any], report: Report) -> None:
+    """Report storages of datasets that run a command, unless the configuration is trusted."""
+    for section in () if is_given() else DATA_SECTIONS:
+        for path, text in texts_in(data.get(section), (section,)):
+            if text.lstrip().lower().startswith("pipe:"):
+                report.add(path, str(refused(f"{text!r:.80}", "run a shell command")))
 
 
 def normalise(user: Tree) -> None:

@@ -9,11 +9,9 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-import yaml
-
 from vlm.common.errors import ConfigError
 from vlm.config.schema import Path, Report
-from vlm.config.tree import OPTIONS, Tree, _Loader
+from vlm.config.tree import MAX_DEPTH, OPTIONS, Tree, parse_scalar, parse_value
 
 GLOB_MAPS: tuple[Path, ...] = (("model", "train"),)
 """Mappings whose keys may hold dots: what follows is one key."""
@@ -78,7 +76,9 @@ def to_path(key: str) -> Path:
     for head in GLOB_MAPS:
         if tuple(parts[: len(head)]) == head and len(parts) > len(head):
             return (*head, ".".join(parts[len(head) :]))
-    return tuple(int(p) if p.isdigit() and i else p for i, p in enumerate(parts))
+    if len(parts) > MAX_DEPTH:
+        raise ConfigError(f"{OPTIONS} {key!r:.60}: more than {MAX_DEPTH} parts")
+    return tuple(int(p) if p.isascii() and p.isdigit() and len(p) < 10 and i else p for i, p in enumerate(parts))
 
 
 def typed(text: str) -> Any:
@@ -87,18 +87,8 @@ def typed(text: str) -> Any:
     So ``###`` (a YAML comment), ``[INST] {} [/INST] `` and ``a: b`` stay strings.
     """
     if text[:1] in ("[", "{", '"', "'") and text[:1] + text.rstrip()[-1:] in ("[]", "{}", '""', "''"):
-        try:
-            return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
-        except yaml.YAMLError:
-            return text
-    loader = _Loader("")
-    try:
-        tag = loader.resolve(yaml.ScalarNode, text, (True, False))
-        if tag.endswith((":str", ":merge", ":value")):
-            return text
-        return loader.construct_object(yaml.ScalarNode(tag, text))
-    finally:
-        loader.dispose()
+        return parse_value(text)
+    return parse_scalar(text)
 
 
 def value_of(options: Sequence[Option], path: Path, default: Any) -> Any:

@@ -154,12 +154,23 @@ def read_weights(data: Any, report: Report, check: Check) -> list[WeightFile]:
         file = read(WeightFile, entry, (*path, index), report)
         if file is None:
             continue
-        if file.format not in [*known, "random"] and ":" not in file.format:
-            report.unknown((*path, index, "format"), known, "weight format", file.format)
+        if file.format not in [*known, "random"]:
+            check_registered("checkpoint_format", file.format, [*known, "random"], (*path, index, "format"), report)
         if file.path and check != "none":
             check_exists(file.path, (*path, index, "path"), report)
         files.append(file)
     return [f for f in files if f.path or f.format == "random"]
+
+
+def check_registered(kind: str, name: str, known: list[str], path: Path, report: Report) -> None:
+    """Report a name that is neither among the ``known`` ones of a kind nor a dotted path to one."""
+    if ":" not in name:
+        report.unknown(path, known, {"checkpoint_format": "weight format"}.get(kind, kind), name)
+        return
+    try:
+        resolve(kind, name)
+    except ConfigError as error:
+        report.add(path, str(error))
 
 
 def check_exists(name: str, path: Path, report: Report) -> None:
@@ -229,8 +240,8 @@ def read_processors(cls: Any, data: Any, path: Path, report: Report) -> dict[str
             report.unknown((*path, split), ["train", "eval"])
         elif (processor := read(cls, options, (*path, split), report)) is not None:
             result[split] = processor
-            if processor.name not in known and ":" not in processor.name:
-                report.unknown((*path, split, "name"), known, "processor", processor.name)
+            if processor.name not in known:
+                check_registered("processor", processor.name, known, (*path, split, "name"), report)
     return result
 
 

@@ -19,6 +19,8 @@ from vlm.common.errors import ConfigError, nearest, unknown
 Path = tuple[str | int, ...]
 MISSING = "???"
 """In YAML: a value that only the user can give."""
+SHOWN = 50
+"""Problems of one configuration that are shown."""
 
 
 def dotted(path: Path) -> str:
@@ -45,8 +47,9 @@ class ConfigProblems(ConfigError):
     def __init__(self, title: str, problems: Sequence[Problem]) -> None:
         self.problems = list(dict.fromkeys(problems))
         count = len(self.problems)
-        lines = "".join(f"\n  - {p}" for p in self.problems)
-        super().__init__(f"{title}: {count} problem{'s' if count != 1 else ''}{lines}")
+        lines = "".join(f"\n  - {p}" for p in self.problems[:SHOWN])
+        more = f"\n  ... and {count - SHOWN} more" if count > SHOWN else ""
+        super().__init__(f"{title}: {count} problem{'s' if count != 1 else ''}{lines}{more}")
 
 
 @dataclass
@@ -83,7 +86,8 @@ class Report:
 
     def unknown(self, path: Path, allowed: Sequence[str], what: str = "key", name: str | None = None) -> None:
         """Note that ``name`` (default: the last part of ``path``) is not known, with the nearest and the list."""
-        self.add(path, unknown(what, str(path[-1]) if name is None else name, allowed))
+        text = str(path[-1]) if name is None else name
+        self.add(path, unknown(what, text, allowed) if len(self.problems) < SHOWN else f"unknown {what}")
 
     def raise_if_any(self, title: str) -> None:
         """Raise all problems together. Raises ConfigProblems: if there are any."""

@@ -33,6 +33,7 @@ def _names(pattern: str) -> list[str]:
     return sorted(f.relative_to(SYSTEMS).with_suffix("").as_posix() for f in SYSTEMS.glob(pattern))
 
 
+@cache
 def corpora() -> list[str]:
     """Names of the corpora."""
     return sorted(f.stem for f in CORPORA.glob("*.yaml"))

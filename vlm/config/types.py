@@ -95,7 +95,7 @@ class DatasetOptions:
     text_processor: dict[str, Any] = field(default_factory=dict)
     vis_processor: dict[str, Any] = field(default_factory=dict)
     type: str = "default"
-    data_type: str = "images"
+    data_type: str = ""
     max_new_tokens: int = 20
     group: str = ""
 

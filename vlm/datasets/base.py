@@ -10,24 +10,41 @@ A format turns a raw record into a :class:`~vlm.common.types.Sample` and knows n
 * ``config.text_roles``: roles whose whole messages pass through the text processor.
 * ``key`` of a stream's raw record: how messages name it, instead of by its position.
 
-A record that cannot be used raises :class:`~vlm.common.errors.DataError`; the loader quarantines it.
+A record that cannot be used raises :class:`~vlm.common.errors.DataError`; the loader quarantines it, like one on which
+a format fails otherwise (:data:`MALFORMED`) and one that does not fit the template (:data:`RECORD_FAULTS`).
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from vlm.common.errors import DataError
+from vlm.common.errors import DataError, PromptError, printable
+from vlm.common.text import lines_of
+from vlm.common.text import read_text as read_user_text
 from vlm.common.types import Message, Part, Role, Sample, Text
 
 Clean = Callable[[str], str]
 """A text processor."""
+
+log = logging.getLogger(__name__)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+MAX_TEXT = 8 << 30
+"""Bytes of a text file, which is read whole; the largest published file of annotations has 1 GB."""
+
+RECORD_FAULTS = (DataError, PromptError)
+"""What a bad record raises while it is read, decoded, put into the template or tokenised; anything else ends a run."""
+
+MALFORMED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, OSError)
+"""What a format raises on a record of a shape that it does not expect: the fault of that record alone."""
 
 
 @runtime_checkable
@@ -65,10 +82,28 @@ def read_record(dataset: Any, index: int, raw: Any = None, rng: random.Random | 
         DataError: the record cannot be used.
     """
     stream = isinstance(dataset, StreamDataset)
-    if rng is not None and hasattr(dataset, "draw"):
-        sample: Sample = dataset.draw(raw if stream else index, rng)
-        return sample
-    return dataset.decode(raw) if stream else dataset[index]
+    try:
+        if rng is not None and hasattr(dataset, "draw"):
+            sample: Sample = dataset.draw(raw if stream else index, rng)
+        else:
+            sample = dataset.decode(raw) if stream else dataset[index]
+        _check_texts(sample)
+    except MALFORMED as error:
+        log.debug("record %d", index, exc_info=True)
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"malformed record ({reason})", fix="repair or remove the record") from error
+    return replace(sample, id=printable(sample.id))
+
+
+def _check_texts(sample: Sample) -> None:
+    """Raises DataError for a text with a lone surrogate, which is half a character."""
+    texts = (part.text for m in sample.messages for part in m.parts if isinstance(part, Text))
+    for text in texts:
+        if not text.isascii() and (found := _SURROGATE.search(text)):
+            shown = f"\\u{ord(found.group()):04x}"
+            raise DataError(
+                f"a text holds half a character, the lone surrogate {shown}", fix="repair or remove the record"
+            )
 
 
 def records_in_order(dataset: Any, limit: int | None = None, seed: int | None = None) -> Iterator[tuple[int, Any]]:
@@ -134,14 +169,9 @@ def read_text(file: Path, what: str) -> str:
     Raises:
         DataError: missing or unreadable; ``what`` is the format that reads it.
     """
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"{what}: no file {file}", fix="check the path under build_info of the dataset") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{what}: {file} cannot be read ({error})", fix="save it as UTF-8") from error
-    except OSError as error:
-        raise DataError(f"{what}: {file} cannot be read ({error})") from error
+    if not file.exists():
+        raise DataError(f"{what}: no file {file}", fix="check the path under build_info of the dataset")
+    return read_user_text(file, f"{what}: {file}", max_bytes=MAX_TEXT)
 
 
 def read_json(path: str | Path, what: str) -> Any:
@@ -149,31 +179,48 @@ def read_json(path: str | Path, what: str) -> Any:
 
     Raises DataError: missing or malformed; names the file (and the line).
     """
-    file = Path(path)
-    text = read_text(file, what)
+    file = Path(path).expanduser()
+    content = read_text(file, what)
     if file.suffix != ".jsonl":
-        return _loads(text, f"{what}: {file}")
-    lines = text.splitlines()
-    return [_loads(line, f"{what}: {file}:{n}") for n, line in enumerate(lines, start=1) if line.strip()]
+        return parse_json(content, f"{what}: {file}")
+    lines = enumerate(lines_of(content), start=1)
+    return [parse_json(line, f"{what}: {file}:{n}") for n, line in lines if line.strip()]
 
 
-def _loads(text: str, where: str) -> Any:
+def parse_json(text: str | bytes, where: str, fix: str | None = None) -> Any:
+    """The value of a JSON text.
+
+    Raises DataError: malformed, or nested too deeply; ``where`` is what to call it.
+    """
     try:
         return json.loads(text)
     except ValueError as error:
-        raise DataError(f"{where} is not JSON ({error})") from error
+        raise DataError(f"{where} is not JSON ({error})", fix=fix) from error
+    except RecursionError:
+        raise DataError(f"{where} is nested too deeply", fix=fix) from None
 
 
 def records_of(tree: Any, file: str, key: str | None = None) -> list[dict[str, Any]]:
     """The list of records in a JSON tree: the tree itself, or what it holds under ``key``.
 
+    One that is not an object becomes an empty record, which lacks every field.
+
     Raises DataError: there is no such list of objects.
     """
     result = tree.get(key) if key is not None and isinstance(tree, dict) else tree
-    if not isinstance(result, list) or not all(isinstance(r, dict) for r in result):
+    usable = sum(isinstance(r, dict) for r in result) if isinstance(result, list) else 0
+    if not isinstance(result, list) or (result and not usable):
         shape = "a list of objects" if key is None else f'{{"{key}": [objects]}}'
         raise DataError(f"{file}: expected {shape}, found {type(tree).__name__}")
-    return result
+    if usable < len(result):
+        log.warning("%s: %d of %d records are not objects", file, len(result) - usable, len(result))
+    return [r if isinstance(r, dict) else {} for r in result]
+
+
+def by_id(records: Iterable[dict[str, Any]], *names: str) -> dict[Any, dict[str, Any]]:
+    """Records by the first of the fields ``names`` that they have; those whose id is not a number or text stay out."""
+    found = ((next((r[name] for name in names if name in r), None), r) for r in records)
+    return {key: record for key, record in found if isinstance(key, str | int | float)}
 
 
 def field(record: dict[str, Any], name: str, where: str) -> Any:

@@ -6,14 +6,15 @@ list of frames; nothing.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 from vlm.common.errors import DataError
 from vlm.common.types import Image, Video
-from vlm.datasets.formats.turns import Medium
 from vlm.processors.image.decode import from_base64, read_frames
+from vlm.processors.placeholders import Medium
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".ts", ".3gp")
 """Suffixes of videos; a ``.gif`` is an image."""
@@ -36,6 +37,8 @@ def medium_of(value: Any, root: str | Path, where: str) -> Medium | None:
     if value is None or value == "":
         return None
     if isinstance(value, list | tuple):
+        if len(value) == 1 and _one_image(value[0], root):
+            return medium_of(value[0], root, where)
         if not value:
             raise DataError(f"{where}: a video without frames", fix="give at least one frame, or remove the record")
         return Video([_frame(frame, root) for frame in value])
@@ -67,8 +70,13 @@ def existing(text: str, root: str | Path) -> Path | None:
     """The file or folder that ``text`` names, or None. Text too long for a path (base64) is not looked up."""
     if len(text) >= LONGEST_PATH or max(map(len, text.split("/"))) > LONGEST_NAME:
         return None
-    path = Path(root) / text
-    return path if path.exists() else None
+    path = Path(os.path.expanduser(root)) / os.path.expanduser(text)
+    return path if os.path.exists(path) else None  # False for names that no file can have
+
+
+def _one_image(value: Any, root: str | Path) -> bool:
+    """Whether the only element of a list is one whole medium, as many corpora write it: a path or a ``data:`` URL."""
+    return isinstance(value, str) and (existing(value, root) is not None or value.startswith("data:image/"))
 
 
 def _frame(frame: Any, root: str | Path) -> Any:

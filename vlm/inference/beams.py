@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import LogitsProcessorList
 
 from vlm.inference.generation import Generation
-from vlm.inference.incremental import IncrementalDecoder, Prompt
+from vlm.inference.incremental import Prompt, decoder_of
 from vlm.inference.stopping import StopCriteria, ends_with, fixed_rules, row_generators, sampling_rules
 
 INACTIVE_SCORE = -1e9
@@ -79,23 +79,29 @@ class BeamRow:
         The end token, or the last token of a stop sequence, does not count as length: the dummy token takes its place.
 
         Args:
-            candidates: (total, beam, token), best first. Those that end and are among the first k are kept as answers.
+            candidates: (total, beam, token), best first. Those that end and are among the first k are kept as answers;
+                forbidden ones (minus infinity) are passed over. A row without any other is done.
             length: new tokens of a beam after this step.
             ends: what ends a beam.
         """
         beams, done = len(self.running), self.best.done
         chosen: list[tuple[float, int, int]] = []
-        for rank, (total, beam, token) in enumerate([] if done else candidates):
+        allowed = [one for one in candidates if one[0] > -torch.inf]
+        for rank, (total, beam, token) in enumerate([] if done else allowed):
             ids = [*self.running[beam], token]
             if token in ends.eos or ends_with(ids, ends.stops):
                 if rank < beams:
                     self.best.add(ids, total, length - 1)
             elif len(chosen) < beams:
                 chosen.append((total, beam, token))
-        if not done:
+        if not done and not chosen:  # nothing goes on: every beam has ended, or all its tokens are forbidden
+            if not self.best.found:
+                self.best.add(self.running[0], self.totals[0] if self.totals else 0.0, length - 1)
+            self.best.done = True
+        elif not done:
             self.best.close(chosen[0][0] if self.best.current and chosen else candidates[0][0], length)
         # fill up: the row is done, or nearly everything is forbidden or has ended
-        chosen += [(0.0 if done else -torch.inf, 0, ends.pad)] * (beams - len(chosen))
+        chosen += [(0.0 if self.best.done else -torch.inf, 0, ends.pad)] * (beams - len(chosen))
         self.running = [[*self.running[beam], token] for _, beam, token in chosen]
         self.totals = [total for total, _, _ in chosen]
         self.parents = [beam for _, beam, _ in chosen]
@@ -121,12 +127,13 @@ def beam_search(llm: nn.Module, prompt: Prompt, generation: Generation, ends: St
     prefixes = prompt.mask.sum(1).tolist() if form == "prompt" else [int(form == "published")] * len(prompt.mask)
     found = [Hypotheses(beams, generation.length_penalty, prefix, form == "answer") for prefix in prefixes]
     rows = [BeamRow(best, [[] for _ in range(beams)]) for best in found]
-    draw = BeamSampler(len(rows), generation, ends) if generation.do_sample else None
-    rules: Any = LogitsProcessorList(fixed_rules(generation, ends))
-    count = max(2, 1 + len(ends.eos)) * beams
-    scores = torch.full((len(rows), beams), 0.0 if draw else INACTIVE_SCORE, device=device)
+    draw = BeamSampler(len(rows), generation.seed) if generation.do_sample else None
+    keep = max(2, 1 + len(ends.eos))
+    rules: Any = LogitsProcessorList(fixed_rules(generation, ends) + (sampling_rules(generation, keep) if draw else []))
+    count = keep * beams
+    scores = torch.full((len(rows), beams), INACTIVE_SCORE, device=device)
     scores[:, 0] = 0
-    decoder = IncrementalDecoder(llm, prompt, generation.use_cache)
+    decoder = decoder_of(llm, prompt, generation.use_cache)
     with torch.inference_mode():
         logits = decoder.read(None).repeat_interleave(beams, 0)  # [b * k, vocab]
         decoder.repeat(beams)
@@ -134,7 +141,7 @@ def beam_search(llm: nn.Module, prompt: Prompt, generation: Generation, ends: St
             history = torch.tensor([ids for row in rows for ids in row.running], dtype=torch.long, device=device)
             values = rules(history, logits.log_softmax(-1))
             totals = values.view(len(rows), beams, -1) + scores[..., None]  # [b, k, vocab]
-            total, place = draw(totals, history, count) if draw else totals.flatten(1).topk(count)
+            total, place = draw(totals.flatten(1), count) if draw else totals.flatten(1).topk(count)
             beam, token = place // logits.shape[-1], place % logits.shape[-1]
             for row, *candidates in zip(rows, total.tolist(), beam.tolist(), token.tolist(), strict=True):
                 row.advance(list(zip(*candidates, strict=True)), length, ends)
@@ -148,30 +155,30 @@ def beam_search(llm: nn.Module, prompt: Prompt, generation: Generation, ends: St
 
 
 class BeamSampler:
-    """Beam sampling: candidates drawn without replacement from what top-k and top-p leave of all beams together."""
+    """Beam sampling: candidates drawn without replacement from all beams together, by their summed scores.
 
-    def __init__(self, rows: int, generation: Generation, ends: StopCriteria) -> None:
-        self.rules: Any = LogitsProcessorList(sampling_rules(generation, keep=max(2, 1 + len(ends.eos))))
-        self.generators = row_generators(rows, generation.seed)
+    As in transformers 5, temperature, top-k and top-p change the scores of one token, which are then added up. The
+    published versions changed the sums, which were divided by the temperature again at every token, without bound.
+    """
 
-    def __call__(self, totals: Tensor, history: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Totals and places (``beam * vocab + token``) ``[b, count]`` of the candidates, best first.
+    def __init__(self, rows: int, seed: int | None) -> None:
+        self.generators = row_generators(rows, seed)
 
-        Args:
-            totals: ``[b, k, vocab]`` summed log probabilities.
-            history: ``[b * k, t]`` new tokens so far.
-            count: candidates of a row.
+    def __call__(self, totals: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Totals and places (``beam * vocab + token``) ``[b, count]`` of the candidates of ``totals [b, k * vocab]``.
+
+        The best come first.
         """
-        left = self.rules(history, totals.flatten(0, 1)).view(len(totals), -1)
-        chances = left.double().softmax(-1).cpu()
+        chances = totals.double().softmax(-1).nan_to_num(0.0).cpu()  # NaN: everything is forbidden
         places = torch.stack([_draw(c, count, g) for c, g in zip(chances, self.generators, strict=True)])
         places = places.to(totals.device)
-        total = left.gather(1, places)
+        total = totals.gather(1, places)
         order = total.argsort(dim=1, descending=True, stable=True)
         return total.gather(1, order), places.gather(1, order)
 
 
 def _draw(chances: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """``count`` indices into ``chances [n]``; where fewer have a chance, the lowest other indices follow."""
-    drawn = torch.multinomial(chances, min(count, int((chances > 0).sum())), generator=generator)
-    return torch.cat([drawn, (chances <= 0).nonzero()[: count - len(drawn), 0]])
+    possible = min(count, int((chances > 0).sum()))
+    drawn = [torch.multinomial(chances, possible, generator=generator)] if possible else []
+    return torch.cat([*drawn, (chances <= 0).nonzero()[: count - possible, 0]])

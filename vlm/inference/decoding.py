@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vlm.inference.beams import beam_search
 from vlm.inference.generation import Generation
-from vlm.inference.incremental import IncrementalDecoder, Prompt
+from vlm.inference.incremental import Prompt, decoder_of
 from vlm.inference.stopping import StopCriteria, ends_with, row_generators, score_rules
 from vlm.models.precision import autocast
 
@@ -44,7 +44,7 @@ def steps(
     """Yield the new token of each row at each step; None for a row that has ended."""
     processors = score_rules(generation, ends)
     generators = row_generators(len(prompt.embeds), generation.seed)
-    decoder = IncrementalDecoder(llm, prompt, generation.use_cache)
+    decoder = decoder_of(llm, prompt, generation.use_cache)
     rows: list[list[int]] = [[] for _ in range(len(prompt.embeds))]
     done = [False] * len(rows)
     history = torch.zeros(len(rows), 0, dtype=torch.long, device=prompt.embeds.device)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vlm.common.errors import PromptError
+from vlm.common.trust import trusting
 from vlm.common.types import Batch, Example, Message
 from vlm.inference.context import fit, room_for_answer, room_for_prompt, too_long
 from vlm.inference.decoding import Prompt, StopCriteria, decode, steps
@@ -106,6 +107,7 @@ class Engine:
         *,
         options: Sequence[str] = (),
         allow_urls: bool = False,
+        trust: bool = False,
         allow_random: bool = False,
     ) -> Engine:
         """Build the model that ``source`` describes, and read its weights.
@@ -118,6 +120,8 @@ class Engine:
             dtype: of the weights; None keeps what the configuration says.
             options: ``key=value`` changes on top of the configuration.
             allow_urls: fetch ``http(s)`` addresses of images and videos.
+            trust: let the configuration import modules and read the environment; what this user trained on this machine
+                always may.
             allow_random: take a model with parameters that no file fills, whose answers mean nothing.
 
         Raises:
@@ -125,7 +129,8 @@ class Engine:
         """
         from vlm.inference.load import load_parts
 
-        model, processor, config, where = load_parts(source, device, dtype, options, allow_random=allow_random)
+        with trusting(trust):
+            model, processor, config, where = load_parts(source, device, dtype, options, allow_random=allow_random)
         return cls(model, processor, config=config, device=where, allow_urls=allow_urls)
 
     def default_generation(self, base: Generation = CHAT) -> Generation:

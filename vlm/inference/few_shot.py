@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.common.errors import DataError, PromptError
+from vlm.common.text import lines_of, read_text
 from vlm.common.types import Image, Message, Part, Text
 from vlm.processors.templates.base import IMAGE_PLACEHOLDER
 
@@ -41,12 +42,12 @@ def json_lines(file: Path, fields: Sequence[str]) -> Iterator[tuple[str, Any]]:
     expected = f"{{{', '.join(fields)}}}"
     if not file.is_file():
         raise DataError(f"examples {file}: no such file", fix=f"name a JSON Lines file with {expected}")
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines_of(read_text(file, f"examples {file}")), start=1):
         where = f"examples {file}, line {number}"
         try:
             if line.strip():
                 yield where, json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{where} is not JSON: {error}", fix=f"write one {expected} per line") from error
 
 

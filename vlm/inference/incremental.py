@@ -6,14 +6,17 @@ Shapes: b rows, s prompt positions, t new tokens, d width.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache, PreTrainedModel
 
 from vlm.models.inserts.base import InsertData
 from vlm.models.layer_hooks import INSERT_DATA
+from vlm.models.llm.packing import mixes_by_attention, takes_positions
 
 
 @dataclass
@@ -29,11 +32,34 @@ class Prompt:
         """``[b, s]``: 0.. from the first real position of each row; 0 at padding."""
         return (self.mask.cumsum(dim=1) - 1).clamp(min=0)
 
+    def rows(self) -> list[Prompt]:
+        """Each row alone, without its padding."""
+        result = []
+        for row, mask in enumerate(self.mask):
+            first = len(mask) - int(mask.sum())
+            inserts = self.inserts and self.inserts.moved(lambda v, row=row, first=first: v[row : row + 1, first:])
+            result.append(Prompt(self.embeds[row : row + 1, first:], self.mask[row : row + 1, first:], inserts))
+        return result
+
+
+def decoder_of(llm: Any, prompt: Prompt, use_cache: bool) -> IncrementalDecoder | RowByRow:
+    """What runs a transformers model over prompts of any lengths.
+
+    Padding on the left must not change a row. Attention with given positions ignores it; recurrent layers, convolutions
+    and families that count positions by themselves do not, so that each row has a decoder of its own there.
+    """
+    single = len(prompt.mask) == 1 or not (prompt.mask == 0).any()
+    known = isinstance(llm, PreTrainedModel)
+    if single or not known or (mixes_by_attention(llm) and takes_positions(llm)):
+        return IncrementalDecoder(llm, prompt, use_cache)
+    return RowByRow([IncrementalDecoder(llm, row, use_cache) for row in prompt.rows()])
+
 
 class IncrementalDecoder:
     """Runs the language model over the prompt, then over one token per row at a time.
 
-    With ``use_cache`` keys and values of earlier positions are kept; without, all positions are recomputed.
+    With ``use_cache`` keys and values of earlier positions are kept; without, or if the model has no cache that beams
+    can be moved in, all positions are recomputed.
     """
 
     def __init__(self, llm: nn.Module, prompt: Prompt, use_cache: bool) -> None:
@@ -74,11 +100,14 @@ class IncrementalDecoder:
             **inputs,
             **self.extra,
         )
-        self.cache = getattr(out, self.cache_name) if self.use_cache else None
+        self.cache = out.get(self.cache_name) if self.use_cache else None
+        self.use_cache = self.cache is not None
         return out.logits[:, -1].float()
 
     def repeat(self, times: int) -> None:
         """Make ``times`` rows of each, for beams; call it after the first :meth:`read`."""
+        if self.cache is not None and not _movable(self.cache):
+            self.cache, self.use_cache = None, False
         self.mask = self.mask.repeat_interleave(times, 0)
         self.positions = self.positions.repeat_interleave(times, 0)
         self.embeds = self.embeds.repeat_interleave(times, 0)
@@ -92,3 +121,31 @@ class IncrementalDecoder:
             self.cache.reorder_cache(index)
         else:
             self.embeds = self.embeds[index]
+
+
+class RowByRow:
+    """One :class:`IncrementalDecoder` per row, none of which sees padding."""
+
+    def __init__(self, decoders: Sequence[IncrementalDecoder]) -> None:
+        self.decoders = decoders
+
+    def read(self, tokens: Tensor | None) -> Tensor:
+        """See :class:`IncrementalDecoder`, as below."""
+        parts = [None] * len(self.decoders) if tokens is None else tokens.chunk(len(self.decoders))
+        return torch.cat([decoder.read(part) for decoder, part in zip(self.decoders, parts, strict=True)])
+
+    def repeat(self, times: int) -> None:
+        """Make ``times`` rows of each."""
+        for decoder in self.decoders:
+            decoder.repeat(times)
+
+    def reorder(self, index: Tensor) -> None:
+        """Row ``index[i]`` becomes row ``i``; both belong to the same prompt."""
+        parts = index.chunk(len(self.decoders))
+        for number, (decoder, part) in enumerate(zip(self.decoders, parts, strict=True)):
+            decoder.reorder(part - number * len(part))
+
+
+def _movable(cache: Any) -> bool:
+    """Whether rows of a cache can be repeated and reordered, as beams need; states of recurrent layers cannot."""
+    return isinstance(cache, Cache) and all(hasattr(layer, "batch_repeat_interleave") for layer in cache.layers)

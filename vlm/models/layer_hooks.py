@@ -1,14 +1,17 @@
 """The one wrapper around a decoder layer's ``forward``.
 
 Order of a call: recompute -> inserts before the layer -> layer -> inserts after it. Within the layer, the MLP can be
-trimmed to the tokens whose output is read. What a call needs travels in its arguments (``insert_data``, ``layout``),
-so that a recomputation in the backward pass sees the same values and calls of several threads stay apart.
+trimmed to the tokens whose output is read. The layout of a packed row is a context variable, because not every family
+passes unknown arguments down to its attention; a layer keeps the one of its call for the recomputation in the backward
+pass, which may run in another thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
+from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +26,36 @@ if TYPE_CHECKING:
 
 INSERT_DATA = "insert_data"
 """Argument of the LLM and of its layers that holds an ``InsertData``."""
-_rows: ContextVar[Tensor | None] = ContextVar("rows", default=None)
-"""``[t]`` tokens that the last MLP computes; set during the layer's call, because an MLP gets nothing but its input."""
+
+
+@dataclass
+class Layout:
+    """Places of the tokens of a packed row ``[1, T]`` in a padded batch ``[samples, longest]``."""
+
+    gather: Tensor  # ``[samples * longest]`` index in the row of the token at each place (0 at padding)
+    scatter: Tensor  # ``[T]`` place of each token
+    samples: int  # number of samples
+    longest: int  # tokens of the longest sample
+    keep: Tensor | None = None  # ``[t]`` tokens whose hidden states are read; None: all
+    calls: int = 0  # calls of the attention that have used the layout
+
+
+_layout: ContextVar[Layout | None] = ContextVar("layout", default=None)
+
+
+def current_layout() -> Layout | None:
+    """The layout of the packed row that the language model is working on in this thread, if any."""
+    return _layout.get()
+
+
+@contextlib.contextmanager
+def laid_out(layout: Layout | None) -> Iterator[None]:
+    """Within the block, the language model works on a packed row of this layout (None: on a padded batch)."""
+    token = _layout.set(layout)
+    try:
+        yield
+    finally:
+        _layout.reset(token)
 
 
 def checkpointed(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -39,7 +70,6 @@ class LayerHooks:
         layer: the wrapped layer.
         inserts: (insert, its module at this layer), in the order in which they work.
         recompute: calls the layer so that its activations are recomputed (:func:`checkpointed`), or None.
-        trims: whether the layer's MLP may skip tokens that nothing reads.
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -47,7 +77,6 @@ class LayerHooks:
         self.forward: Callable[..., Any] = layer.forward
         self.inserts: list[tuple[LayerInsert, nn.Module]] = []
         self.recompute: Callable[..., Any] | None = None
-        self.trims = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Like the layer's own ``forward``; recomputed only where a gradient flows.
@@ -56,13 +85,19 @@ class LayerHooks:
         """
         if self.recompute is None or not torch.is_grad_enabled() or not self._has_gradient(*args, *kwargs.values()):
             return self.run(*args, **kwargs)
-        return self.recompute(self.run, *args, **kwargs)
+        layout = current_layout()
+
+        def again(*args: Any, **kwargs: Any) -> Any:
+            with laid_out(layout):
+                return self.run(*args, **kwargs)
+
+        return self.recompute(again, *args, **kwargs)
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """The layer between its inserts; ``hidden_states`` (or the first argument) is ``[b, s, d]``."""
         data = kwargs.pop(INSERT_DATA, None)
         if not self.inserts:
-            return self._layer(*args, **kwargs)
+            return self.forward(*args, **kwargs)
         hidden, *rest = args or (kwargs.pop("hidden_states"),)
         for insert, module in self.inserts:
             if insert.needs_data and data is None:
@@ -72,21 +107,11 @@ class LayerHooks:
                     fix="use an LLM of another family (LLaMA, Qwen, Mistral, ...), or a fusion that splices",
                 )
             hidden = insert.before(module, hidden, data)
-        out = self._layer(hidden, *rest, **kwargs)
+        out = self.forward(hidden, *rest, **kwargs)
         hidden = out if isinstance(out, Tensor) else out[0]
         for insert, module in self.inserts:
             hidden = insert.after(module, hidden, data)
         return hidden if isinstance(out, Tensor) else (hidden, *out[1:])
-
-    def _layer(self, *args: Any, **kwargs: Any) -> Any:
-        layout = kwargs.get("layout") if self.trims else None
-        if layout is None:
-            return self.forward(*args, **kwargs)
-        token = _rows.set(layout.keep)
-        try:
-            return self.forward(*args, **kwargs)
-        finally:
-            _rows.reset(token)
 
     def _has_gradient(self, *values: Any) -> bool:
         modules = [self.layer, *(module for _, module in self.inserts)]
@@ -103,15 +128,15 @@ class TrimmedMLP:
     def __init__(self, forward: Callable[..., Any]) -> None:
         self.forward = forward
 
-    def __call__(self, hidden: Tensor) -> Any:
-        """``[1, T, d]`` -> ``[1, T, d]``."""
-        rows = _rows.get()
-        if rows is None:
-            return self.forward(hidden)
-        some = self.forward(hidden[:, rows])
+    def __call__(self, hidden: Tensor, *more: Any, **options: Any) -> Any:
+        """``[1, T, d]`` -> ``[1, T, d]``; an MLP that takes or returns more than that computes all rows."""
+        layout = current_layout()
+        if layout is None or layout.keep is None or more or options or hidden.dim() != 3:
+            return self.forward(hidden, *more, **options)
+        some = self.forward(hidden[:, layout.keep])
         if not isinstance(some, Tensor):  # a mixture of experts may return more than one value
             return self.forward(hidden)
-        return some.new_zeros(hidden.shape).index_copy(1, rows, some)
+        return some.new_zeros(hidden.shape).index_copy(1, layout.keep, some)
 
 
 def hooks_of(layer: nn.Module) -> LayerHooks:
@@ -136,5 +161,4 @@ def trim_last_layer(layers: nn.ModuleList) -> None:
     """Let the last of ``layers`` skip its MLP where the output is not read, if it has a module ``mlp``."""
     mlp = dict(layers[-1].named_children()).get("mlp")
     if mlp is not None:
-        hooks_of(layers[-1]).trims = True
         mlp.__dict__["forward"] = TrimmedMLP(mlp.forward)

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from vlm.config.api import ModelConfig
 
 
+SAMPLE_PIXELS = 1_000_000_000
+"""Pixels of all images of a sample: 80 photos of 12 megapixels, 11 images at the cap of one."""
+
+
 @register_text("default")
 @dataclass
 class TextConfig:
@@ -41,11 +45,12 @@ class TextConfig:
     max_turn_len: int = 0  # positions of a turn with its begin and end id; above 0 the two limits above do not apply
     tokens_per_medium: int = 1  # positions that an image counts in max_context_len and max_turn_len
     tokenizer: str = ""  # folder of the tokenizer; empty: the LLM's
-    pad_token: str = "$$"  # existing piece or special token for padding
+    pad_token: str = ""  # existing piece or special token for padding; empty: the folder's, else unk, else eos
     special_tokens: list[str] = field(default_factory=list)  # made special; new ones get the next ids, in order
     new_pad_token: str = ""  # pad token of a folder that names none, instead of pad_token
     bos_id: int | None = None  # forced, whatever the folder says
     eos_id: int | None = None
+    legacy: bool | None = None  # sentencepiece: a dummy space after every special token; null: as the folder says
 
 
 class Processor:
@@ -199,8 +204,19 @@ class Processor:
             labels += [IGNORE_INDEX] * len(begin)
             labels += span.ids if span.supervised else [IGNORE_INDEX] * len(span.ids)
         media = [s.medium for s in segments if s.medium is not None][: ids.count(MEDIA_TOKEN)]
-        tensors = [self._medium(medium, _name(sample), rng) for medium in media]
+        tensors, before = [], self._decoded()
+        for medium in media:
+            tensors.append(self._medium(medium, _name(sample), rng))
+            if self._decoded() - before > SAMPLE_PIXELS:
+                raise DataError(
+                    f"sample {_name(sample)}: its images have more than {SAMPLE_PIXELS:,} pixels together",
+                    fix="shrink them, or divide the record",
+                )
         return Example(ids=ids, labels=labels, media=tensors, id=sample.id, source=sample.source)
+
+    def _decoded(self) -> int:
+        """Pixels that the image recipe has decoded; 0 for one that does not count them."""
+        return self.image.decoded if isinstance(self.image, ImageRecipe) else 0
 
     def _medium(self, medium: Image | Video, name: str, rng: random.Random | None) -> torch.Tensor:
         """``[f, 3, h, w]`` of an image (one frame) or a video."""
@@ -230,7 +246,7 @@ def build_processor(model_cfg: ModelConfig) -> Processor:
             for a medium than the tokenizer has.
     """
     text_cfg = model_cfg.text.config
-    names = ("pad_token", "special_tokens", "new_pad_token", "bos_id", "eos_id")
+    names = ("pad_token", "special_tokens", "new_pad_token", "bos_id", "eos_id", "legacy")
     options = {name: getattr(text_cfg, name) for name in names}
     tokenizer = Tokenizer.from_folder(text_cfg.tokenizer or model_cfg.llm.config.path, **options)
     template = resolve("template", model_cfg.template.name)(model_cfg.template.config)

@@ -14,14 +14,20 @@ from typing import Any, Literal
 import numpy as np
 
 from vlm.common.errors import ConfigError, unknown
-from vlm.common.registry import resolve
+from vlm.common.registry import names, resolve
 from vlm.tasks.metrics import exact_match
 
-Kind = Literal["yes/no", "count", "colour", "free"]
+Kind = Literal["letter", "yes/no", "count", "colour", "free"]
 Judge = Callable[[str, str, str], bool]
 """(question, answer, reference) -> whether the answer is right."""
 
-_WORDS = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
+_WORDS = re.compile(r"(?<!\w)-?\d+(?:,\d{3})*(?:[.:/]\d+)*(?!\w)|[^\W_]+(?:'[^\W_]+)?(?:\+\+|#)?")
+"""Numbers (-3, 1,000, 2.5, 9:30, 1/2) as one word, and words (don't, C++)."""
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_LETTER = re.compile(r"\W*([A-Za-z])(?:\W*|[.):,]\W.*)", re.DOTALL)
+_CHOSEN = re.compile(r"\b(?:answer|option|choice|letter)\b(?: is)?\W{0,3}([A-Za-z])\b(?!')", re.IGNORECASE)
+_MARKS = " \t\n.,;:!?\"'()[]{}“”‘’…。，、！？"
+"""Punctuation that may surround an answer; other signs (+, -, $) belong to it."""
 _ARTICLES = {"a", "an", "the"}
 _YES, _NO = {"yes", "yeah", "yep", "yup", "correct", "true"}, {"no", "nope", "nah", "incorrect", "false"}
 _NOT = {"not", "never", "cannot", "neither", "nor", "without", "none", "nobody", "nothing"}
@@ -41,24 +47,36 @@ ENOUGH = 0.75
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words without punctuation and articles; zero to sixteen as digits, British spellings as American."""
+    """Lower-case words without punctuation and articles; zero to sixteen as digits, British spellings as American.
+
+    A text of nothing but articles keeps them.
+    """
     plain = unicodedata.normalize("NFKC", text).lower().replace("’", "'")
-    result = [_SAME.get(w, w) for w in _WORDS.findall(plain)]
-    return [str(_NUMBERS[w]) if w in _ONES.split() else w for w in result if w not in _ARTICLES]
+    found = [_SAME.get(w, w).replace(",", "") for w in _WORDS.findall(plain)]
+    result = [w for w in found if w not in _ARTICLES] or found
+    return [str(_NUMBERS[w]) if w in _ONES.split() else w for w in result]
 
 
 def alternatives(reference: str) -> list[str]:
-    """The answers that a reference allows: ``"platform or tunnel"`` allows two."""
-    return [part.strip() for part in re.split(r"\bor\b|/", reference) if part.strip()] or [reference]
+    """The answers that a reference allows: ``"platform or tunnel"`` allows two, ``"1/2"`` one."""
+    return [part.strip() for part in re.split(r"\bor\b|(?<!\d)/|/(?!\d)", reference) if part.strip()] or [reference]
+
+
+def letter(text: str) -> str | None:
+    """The option letter that an answer consists of (``B``, ``(b).``, ``B) a dog``) or names (``The answer is B``)."""
+    found = _LETTER.fullmatch(text.strip()) or _CHOSEN.search(text)
+    return found[1].upper() if found else None
 
 
 def kind_of(question: str, reference: str) -> Kind:
-    """What is asked for, judged by the reference first: yes or no, a number, colours, or anything else."""
+    """What is asked for, judged by the reference first: an option, yes or no, a number, colours, or anything else."""
+    if re.fullmatch(r"[A-Za-z]", reference.strip(_MARKS)):
+        return "letter"
     declared = words(reference)
     if declared and declared[0] in ("yes", "no") and len(declared) == 1:
         return "yes/no"
     counted = re.search(r"\bhow many\b|\bnumber of\b", question.lower())
-    if len(declared) <= 2 and numbers(declared) and (counted or all(w.isdigit() for w in declared)):
+    if len(declared) <= 2 and numbers(declared) and (counted or all(map(_NUMBER.fullmatch, declared))):
         return "count"
     parts = [words(part) for part in alternatives(reference)]
     if parts and all(p and set(p) <= COLOURS | {"and", "light", "dark"} and set(p) & COLOURS for p in parts):
@@ -66,9 +84,10 @@ def kind_of(question: str, reference: str) -> Kind:
     return "free"
 
 
-def numbers(tokens: Sequence[str]) -> list[int]:
+def numbers(tokens: Sequence[str]) -> list[float]:
     """The numbers among words, in order."""
-    return [int(w) if w.isdigit() else _NUMBERS[w] for w in tokens if w.isdigit() or w in _NUMBERS]
+    values = (float(w) if _NUMBER.fullmatch(w) else _NUMBERS.get(w) for w in tokens)
+    return [value for value in values if value is not None]
 
 
 def polarity(answer: str, question: str = "") -> bool | None:
@@ -106,14 +125,19 @@ def stem(word: str) -> str:
 def open_match(question: str, answer: str, reference: str) -> bool:
     """Whether an answer agrees with the reference, by the rule for its :func:`kind_of` question.
 
+    * letter: the answer's option :func:`letter` is the reference's;
     * yes/no: the answer affirms or denies like the reference (see :func:`polarity`);
     * count: the first number of the answer equals the reference's;
     * colour: the answer names all colours of one alternative and at most one more;
     * free: it has all words of one alternative, or most words of a long one; both or neither are negated.
     """
     declared, kind = words(answer), kind_of(question, reference)
+    if same_text(answer, reference):
+        return True
     if not declared:
         return False
+    if kind == "letter":
+        return letter(answer) == letter(reference)
     if kind == "yes/no":
         return polarity(answer, question) == (words(reference)[0] == "yes")
     if kind == "count":
@@ -125,8 +149,15 @@ def open_match(question: str, answer: str, reference: str) -> bool:
     return any(_says(answer, part) for part in [reference, *alternatives(reference)])
 
 
+def same_text(answer: str, reference: str) -> bool:
+    """Whether two texts are equal apart from case, white space and punctuation around them."""
+    texts = [unicodedata.normalize("NFKC", text).casefold().strip() for text in (answer, reference)]
+    bare = [text.strip(_MARKS) for text in texts]
+    return texts[0] == texts[1] if not all(bare) else bare[0] == bare[1]
+
+
 def _says(answer: str, reference: str) -> bool:
-    if exact_match(answer.lower(), reference.lower()):
+    if same_text(answer, reference):
         return True
     expected, told = content(reference), content(answer)
     if not expected or _denies(answer) != _denies(reference):
@@ -146,11 +177,19 @@ JUDGES: Mapping[str, Judge] = {
 
 
 def judge_of(name: str) -> Judge:
-    """``exact``, ``open``, or the function at ``package.module:name``. Raises ConfigError for any other name."""
-    if name not in JUDGES and ":" not in name:
-        raise ConfigError(unknown("judge", name, list(JUDGES)), fix="or name a function as package.module:function")
-    result: Judge = JUDGES[name] if name in JUDGES else resolve("judge", name)
-    return result
+    """``exact``, ``open``, a registered judge, or the function at ``package.module:name`` (see ``resolve``).
+
+    For all of them an exact match is right. Raises ConfigError for any other name.
+    """
+    if name not in JUDGES and ":" not in name and name not in names("judge"):
+        known = [*JUDGES, *names("judge")]
+        raise ConfigError(unknown("judge", name, known), fix="or name a function as package.module:function")
+    rule: Judge = JUDGES[name] if name in JUDGES else resolve("judge", name)
+
+    def judge(question: str, answer: str, reference: str) -> bool:
+        return exact_match(answer, reference) or rule(question, answer, reference)
+
+    return judge
 
 
 def interval(shares: Sequence[float], level: float = 0.95, draws: int = 2000, seed: int = 0) -> list[float] | None:

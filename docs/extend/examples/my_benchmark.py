@@ -25,6 +25,9 @@ class WordRecall:
         answers = ask(engine, dataset, greedy, options.batch_size)
         predictions, recalls = [], []
         for index, answer in enumerate(answers):
+            if answer.error:  # e.g. a damaged image: marked, counted, and not scored
+                predictions.append(Prediction(str(index), "", "", error=answer.error))
+                continue
             sample = dataset[index]
             question = prompt_of(sample)[-1].text
             reference = sample.messages[-1].text

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vlm.checkpoint.formats.base import CheckpointFormat, below
+from vlm.checkpoint.formats.hf_conversion import converted, left_out
 from vlm.checkpoint.keymap import KeyMap
 from vlm.checkpoint.safe import read_folder
 from vlm.checkpoint.strict import NamedTensors, wrapped_name
@@ -47,14 +48,19 @@ class HFFolder(CheckpointFormat):
 
     def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
         """See :class:`CheckpointFormat`."""
+        inner, start = model.llm.model, f"{self.prefix}."
         have = set(below(model, self.prefix))
-        base = f"{self.prefix}.{model.llm.model.base_model_prefix}."
-        renamed = KEYS.rename(tensors)[0]
-        theirs = {_resolve(ours, have, f"{self.prefix}.", base): name for ours, name in renamed.items()}
-        tied = {f"{self.prefix}.{key}" for key in getattr(model.llm.model, "all_tied_weights_keys", {}) or {}}
+        plain = {key.removeprefix(start).replace(".base_layer.", ".") for key in have}
+        kept = {key: tensor for key, tensor in tensors.items() if not KEYS.is_ignored(key)}
+        named, sources = converted(inner, kept, plain, file)
+        ours = {key: _resolve(start + key, have, start, f"{start}{inner.base_model_prefix}.") for key in named}
+        ours = {key: name for key, name in ours.items() if name in have or not left_out(inner, key)}
+        placed = {name: named[key] for key, name in ours.items()}
+        theirs = {name: sources[key] for key, name in ours.items()}
+        tied = {start + key for key in inner.all_tied_weights_keys or ()}
         required = [key for key in have if not is_lora(key) and key not in tied]
-        placed = {ours: tensors[name] for ours, name in theirs.items()}
         if model.llm.config.vocab_size is not None:
+            _untie(model, placed, self.prefix)
             placed |= {k: _grown(model, placed[k], t) for k, t in _tables(model, self.prefix).items() if k in placed}
         return NamedTensors(file, placed, theirs, [], required)
 
@@ -69,10 +75,23 @@ class HFFolder(CheckpointFormat):
         return "config.json and the weights are of different models (width differs): use files of one model"
 
 
+def _untie(model: VLM, placed: dict[str, Tensor], prefix: str) -> None:
+    """Give a head with rows of its own (``llm.vocab_size``) those of the embeddings that its file ties it to."""
+    embeddings, head = (
+        name
+        for table in (model.llm.model.get_input_embeddings(), model.llm.model.get_output_embeddings())
+        for name, module in model.llm.model.named_modules()
+        if module is table
+    )
+    source, target = f"{prefix}.{embeddings}.weight", f"{prefix}.{head}.weight"
+    if model.llm.tied and source in placed:
+        placed.setdefault(target, placed[source])
+
+
 def _tables(model: VLM, prefix: str) -> dict[str, Tensor]:
-    """Our names and matrices with one row per token: embeddings and head."""
+    """Our names and tensors with one row per token: embeddings, head, and the head's bias."""
     inner = model.llm.model
-    tables = (inner.get_input_embeddings().weight, inner.get_output_embeddings().weight)
+    tables = [p for m in (inner.get_input_embeddings(), inner.get_output_embeddings()) for p in m.parameters()]
     return {f"{prefix}.{name}": p for name, p in inner.named_parameters() if any(p is t for t in tables)}
 
 
@@ -83,13 +102,13 @@ def _grown(model: VLM, rows: Tensor, table: Tensor) -> Tensor:
         log.info("the last %d of %d rows of a token table are left out (llm.vocab_size)", count, len(rows))
         return rows[: len(table)]
     grown = grow(rows, table, model.llm.config.new_rows)
-    if table is model.llm.model.get_output_embeddings().weight and len(grown) > len(rows):
+    if any(table is p for p in model.llm.model.get_output_embeddings().parameters()) and len(grown) > len(rows):
         grown[[i for i in model.llm.banned_ids if i >= len(rows)]] = 0
     return grown
 
 
 def grow(rows: Tensor, table: Tensor, how: str = "random") -> Tensor:
-    """``rows [v, d]`` with rows appended up to the length of ``table``, if widths agree: random, or ``how="mean"``."""
+    """``rows [v, d]`` or ``[v]``, with more up to the length of ``table`` if widths agree: random, or ``how="mean"``."""
     missing = len(table) - len(rows)
     if missing <= 0 or rows.shape[1:] != table.shape[1:]:
         return rows

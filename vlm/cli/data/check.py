@@ -34,6 +34,8 @@ def main(args: argparse.Namespace) -> int:
                 seed=run.seed,
                 limit=args.limit,
                 visual_tokens=view.visual_tokens,
+                template=view.template,
+                packing=run.packing if opened.trained else None,
                 quarantine=quarantine,
             )
             result[report.name] = check_results(report, run.group_by_length, run.packing)

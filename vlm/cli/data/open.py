@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vlm.processors.collate import VisualTokens
     from vlm.processors.image.recipe import ImageRecipe
     from vlm.processors.processor import Processor
+    from vlm.processors.templates.base import BaseTemplate
 
 
 @dataclass
@@ -28,6 +29,7 @@ class DataView:
     processor: Processor | None
     recipe: ImageRecipe
     visual_tokens: VisualTokens
+    template: BaseTemplate | None = None  # where there is no processor
 
 
 def open_view(args: argparse.Namespace, model: bool = True) -> DataView:
@@ -68,6 +70,7 @@ def open_view(args: argparse.Namespace, model: bool = True) -> DataView:
             view.recipe, view.visual_tokens = view.processor.image, count_visual_tokens(cfg)
         except WeightsError as error:
             say(f"no tokens, only characters: {str(error).splitlines()[0]}")
+            view.template = resolve("template", cfg.model.template.name)(cfg.model.template.config)
     return view
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from vlm.common.registry import register_dataset
-from vlm.common.types import Image, Role, Sample
-from vlm.datasets.base import field
+from vlm.common.types import Image, Role, Sample, Video
 from vlm.datasets.formats.table.media import sources
 from vlm.datasets.formats.table.read import RowDataset
-from vlm.datasets.formats.table.templates import fill
-from vlm.datasets.formats.turns import Medium, attach_media, check_order, read_turns
+from vlm.datasets.formats.table.templates import fill, lookup
+from vlm.datasets.formats.turns import check_order, inline_media, read_turns
+from vlm.datasets.media_columns import Kind, media_column
+from vlm.processors.placeholders import Medium, attach_media
 
 
 @register_dataset("conversation_json")
@@ -33,8 +35,10 @@ class ConversationJson(RowDataset):
         user:      Is it moving?
         assistant: No.
 
-    ``image`` may be a list; the k-th ``<image>`` placeholder is the k-th image. Without placeholders all images come
-    first. Without an ``image`` field the dialogue is text only, unless ``image_pattern`` names the image.
+    Images and videos are in the first column of :data:`vlm.datasets.media_columns.COLUMNS` that has a value (or the one
+    that ``fields`` names), else in typed parts of the turns (``{"type": "image", "image": "1.jpg"}``), and may be
+    lists. The k-th ``<image>`` is the k-th image; images beyond the placeholders come first, a placeholder without an
+    image makes the record unusable. Without any image the dialogue is text only, unless ``image_pattern`` names it.
     """
 
     @dataclass
@@ -44,6 +48,7 @@ class ConversationJson(RowDataset):
         ann_path: str | list[str]  # files of dialogues, concatenated
         image_path: str = ""
         image_pattern: str = ""  # e.g. COCO_train2014_{id}.jpg for records without an image field
+        fields: dict[str, str] = field(default_factory=dict)  # our name (image, video, conversations, id): column
         image_first: bool = True  # as published: the image comes before the text of its turn
         drop_newlines: bool = False  # as published: newlines in questions are deleted
         first_pair_only: bool = False
@@ -52,16 +57,28 @@ class ConversationJson(RowDataset):
 
     def __getitem__(self, index: int) -> Sample:
         record, where = self._rows[index]
-        name = record.get("image")
-        if name is None and self.config.image_pattern:
-            name = fill(self.config.image_pattern, record, where)
-        media: list[Medium] = [Image(s) for s in sources(name, self.config.image_path, where)]
-        turns = read_turns(field(record, "conversations", where), where)
+        fields = self.config.fields
+        found = lookup(fields.get("conversations", "conversations"), record, where)
+        media = self._media(record, found, where)
+        turns = read_turns(found, where)
         check_order(turns, where)
         turns = _overlapping(turns) if self.config.overlapping_pairs else turns
         messages = attach_media([self._cleaned(*turn) for turn in turns], media, where, self.config.image_first)
         used = messages[:2] if self.config.first_pair_only else messages
-        return Sample(messages=tuple(used), id=str(record.get("id", index)))
+        return Sample(messages=tuple(used), id=str(record.get(fields.get("id", "id"), index)))
+
+    def _media(self, record: dict[str, Any], turns: Any, where: str) -> list[Medium]:
+        """The images, then the videos, of a record."""
+        config, result = self.config, list[Medium]()
+        kinds: tuple[tuple[Kind, type[Medium], str], ...]
+        kinds = (("image", Image, config.image_pattern), ("video", Video, ""))
+        for name, kind, pattern in kinds:
+            column = config.fields.get(name) or media_column(record, name)
+            value = inline_media(turns, name) if column is None else lookup(column, record, where)
+            if not value and pattern:
+                value = fill(pattern, record, where)
+            result += [kind(s) for s in sources(value, config.image_path, where)]
+        return result
 
     def _cleaned(self, role: Role, text: str) -> tuple[Role, str]:
         if role != "user":

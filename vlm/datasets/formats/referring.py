@@ -10,7 +10,7 @@ from typing import Any, Literal
 from vlm.common.errors import DataError
 from vlm.common.registry import register_dataset
 from vlm.common.types import Image, Message, Sample
-from vlm.datasets.base import Clean, field, message, read_json, records_of
+from vlm.datasets.base import Clean, by_id, field, message, read_json, records_of
 from vlm.datasets.formats.boxes import box_text, corners_of, image_size
 from vlm.datasets.formats.plain_pickle import read_plain_pickle
 from vlm.datasets.formats.table.templates import read_pool
@@ -116,8 +116,9 @@ class Referring(BoxDialogues):
             )
         instances = folder / "instances.json"
         tree = read_json(instances, "referring")
-        self._boxes = {r.get("id"): r.get("bbox") for r in records_of(tree, str(instances), "annotations")}
-        self._images = {r.get("id"): r for r in records_of(tree, str(instances), "images")}
+        boxes = by_id(records_of(tree, str(instances), "annotations"), "id")
+        self._boxes = {key: record.get("bbox") for key, record in boxes.items()}
+        self._images = by_id(records_of(tree, str(instances), "images"), "id")
 
     def __len__(self) -> int:
         return len(self._refs)

@@ -10,7 +10,7 @@ from typing import Any
 from vlm.common.errors import DataError
 from vlm.common.registry import register_dataset
 from vlm.common.types import Sample
-from vlm.datasets.base import field, read_json, records_of
+from vlm.datasets.base import by_id, field, read_json, records_of
 from vlm.datasets.formats.boxes import image_size
 from vlm.datasets.formats.referring import BoxDialogues, Direction, choice
 
@@ -49,9 +49,7 @@ class Regions(BoxDialogues):
         super().__init__(config)
         self._file = str(Path(config.data_dir) / "region_descriptions.json")
         images = Path(config.data_dir) / "image_data.json"
-        self._images = {
-            r.get("image_id", r.get("id")): r for r in records_of(read_json(images, "regions"), str(images))
-        }
+        self._images = by_id(records_of(read_json(images, "regions"), str(images)), "image_id", "id")
         self._regions = self._small(records_of(read_json(self._file, "regions"), self._file))
         if not self._regions:
             raise DataError(
@@ -62,12 +60,16 @@ class Regions(BoxDialogues):
     def _small(self, records: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
         """(image, region id, phrase, x, y, width, height) of the small regions; tuples, as there are millions."""
         result = []
+        if records and not any("regions" in record for record in records):
+            field(records[0], "regions", f"{self._file}: image {records[0].get('id')}")
         for record in records:
-            regions = field(record, "regions", f"{self._file}: image {record.get('id')}")
-            for r in regions:
+            regions = record.get("regions")
+            for r in regions if isinstance(regions, list) else [None]:
+                if not isinstance(r, dict):  # reported as a record without image, phrase and box
+                    r = {}
                 width, height = r.get("width"), r.get("height")
-                measured = isinstance(width, int | float) and isinstance(height, int | float)
-                if measured and width * height >= self.config.max_area:
+                sizes = [v for v in (width, height) if isinstance(v, int | float)]
+                if len(sizes) == 2 and sizes[0] * sizes[1] >= self.config.max_area:
                     continue
                 image = r.get("image_id", record.get("id"))
                 result.append((image, r.get("region_id"), r.get("phrase"), r.get("x"), r.get("y"), width, height))

@@ -8,23 +8,39 @@ from __future__ import annotations
 
 import glob
 import http.client
+import logging
 import re
 import tarfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import zlib
 from collections.abc import Iterator
 from contextlib import closing
+from functools import cache
 from itertools import count, groupby
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
 from vlm.common.errors import DataError
+from vlm.common.files import is_hidden, open_regular
 from vlm.common.paths import is_url
 
+log = logging.getLogger(__name__)
 Members = dict[str, tuple[int, int] | bytes]
 
+MAX_SHARDS = 1_000_000
+"""Shards that a brace pattern may name."""
+
+MAX_MEMBER = 512 << 20
+"""Bytes of a member of a record; a compressed tar may declare any size."""
+
+MAX_NAME = 1 << 20
+"""Bytes of a header that tarfile reads whole: a long name, or pax attributes."""
+
+STORAGES = ("s3", "s3a", "gs", "gcs", "hdfs", "abfs", "abfss", "az", "oss", "memory")
+"""Object storages whose addresses fsspec opens."""
 OPEN_ATTEMPTS = 3
 """Attempts to open a remote shard before it counts as unreadable."""
 
@@ -44,15 +60,30 @@ class ShardRecord(NamedTuple):
 def expand(pattern: str) -> list[str]:
     """Shards named by a folder, a file, a glob pattern, a brace pattern or a URL, in order.
 
-    Raises DataError: a local shard is missing.
+    Hidden files, such as ``._00000.tar`` of a Mac, are left out.
+
+    Raises DataError: a local shard is missing, or a brace pattern names more than :data:`MAX_SHARDS`.
     """
+    if not is_remote(pattern):
+        pattern = str(Path(pattern).expanduser())
     if Path(pattern).is_dir():
-        return sorted(str(p) for p in Path(pattern).glob("*.tar"))
+        found = sorted(str(p) for p in Path(pattern).glob("*.tar"))
+        result = [name for name in found if not is_hidden(Path(name).name)]
+        if hidden := len(found) - len(result):
+            log.warning("%s: %d hidden files left out", pattern, hidden)
+        return result
     if Path(pattern).is_file():
         return [pattern]
     from webdataset.shardlists import expand_urls
 
-    names = [n for p in expand_urls(pattern) for n in (sorted(glob.glob(p)) if re.search(r"[*?\[]", p) else [p])]
+    if (named := brace_count(pattern)) > MAX_SHARDS:
+        raise DataError(
+            f"web_shards: {pattern} names {named:,} shards, allowed are {MAX_SHARDS:,}",
+            fix="narrow the pattern under build_info.storage",
+        )
+    names = [n for p in expand_urls(pattern) for n in (_globbed(p) if re.search(r"[*?\[]", p) else [p])]
+    if any(n.startswith("pipe:") for n in names) and not pattern.startswith("pipe:"):
+        raise DataError(f"web_shards: {pattern!r:.80} hides a command", fix="begin a storage that runs one with pipe:")
     missing = [n for n in names if not is_remote(n) and not Path(n).is_file()]
     if missing:
         raise DataError(
@@ -60,6 +91,23 @@ def expand(pattern: str) -> list[str]:
             fix="download them or narrow the pattern under build_info.storage",
         )
     return names
+
+
+def brace_count(pattern: str) -> int:
+    """An upper bound of the names that a brace pattern expands to, without expanding it."""
+    result = 1
+    for low, high, step in re.findall(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?\}", pattern):
+        result *= abs(int(high) - int(low)) // max(abs(int(step or 1)), 1) + 1
+    for choices in re.findall(r"\{([^{}]*,[^{}]*)\}", pattern):
+        result *= choices.count(",") + 1
+    return result
+
+
+def _globbed(pattern: str) -> list[str]:
+    """The matches of a local pattern; whatever a file is called, it is a file."""
+    if is_remote(pattern):
+        return [pattern]
+    return [str(Path(p).absolute()) if is_remote(p) else p for p in sorted(glob.glob(pattern))]
 
 
 def is_remote(name: str) -> bool:
@@ -71,15 +119,17 @@ def read_shard(shard: str) -> Iterator[ShardRecord]:
     """The records of one shard, in order; an unusable one has ``fault`` set.
 
     Faults: a damaged or truncated tar or a broken connection (after the complete records before it), a name that leads
-    out of its folder, a key that occurs again later, two members of a record with the same extension.
+    out of its folder, a key that occurs again later, two members of a record with the same extension, a member of more
+    than :data:`MAX_MEMBER` bytes (after which a compressed tar is not read on). Hidden members are left out.
     """
     key, seen, streamed = "", set[str](), is_remote(shard) or not shard.endswith(".tar")
+    hidden: list[str] = []
     try:
         with (
-            closing(open_remote(shard)) if streamed else open(shard, "rb") as stream,
+            closing(open_remote(shard)) if streamed else open_regular(shard) as stream,
             tarfile.open(fileobj=stream, mode="r|*" if streamed else "r:", tarinfo=_Header) as tar,
         ):
-            for key, infos in groupby(_files(tar), key=lambda info: split_name(info.name)[0]):
+            for key, infos in groupby(_files(tar, hidden), key=lambda info: split_name(info.name)[0]):
                 fault, members = "", Members()
                 if key in seen:
                     fault = "the key occurred before in this shard (the members of a record must be neighbours)"
@@ -90,17 +140,29 @@ def read_shard(shard: str) -> Iterator[ShardRecord]:
                         fault = f"refused: member name {name!r} leads out of its folder"
                     elif ext in members:
                         fault = f"two members with the extension {ext!r}, the second is {name!r}"
+                    elif info.size > MAX_MEMBER or info.issparse():
+                        fault = f"{name!r} has {info.size:,} bytes, allowed are {MAX_MEMBER:,}"
+                        if info.issparse():
+                            fault = f"{name!r} is stored as a sparse file"
+                        if streamed:
+                            raise EOFError(f"{fault}; the rest of the shard is not read")
+                        continue
                     members[ext] = _bytes(tar, info) if streamed else (info.offset_data, info.size)
                 yield ShardRecord(shard, key, Members() if fault else members, fault)
             if not hasattr(tar, "has_end"):
                 raise EOFError("no end marker: truncated, records may be missing")
+            if hidden:
+                _say_once(f"{shard}: {len(hidden)} hidden files left out, the first is {hidden[0]}")
     except _BROKEN as error:
         kind = "unreadable" if is_remote(shard) else "damaged tar"
         yield ShardRecord(shard, f"after {key or 'start'}", Members(), f"{kind} ({error})")
 
 
 class _Header(tarfile.TarInfo):
-    """Notes on the archive that its end marker was read: tarfile stops silently at a truncated header."""
+    """Notes on the archive that its end marker was read: tarfile stops silently at a truncated header.
+
+    Refuses headers that tarfile would read whole, whatever size they declare.
+    """
 
     @classmethod
     def fromtarfile(cls, tarfile_: Any) -> Any:
@@ -110,11 +172,22 @@ class _Header(tarfile.TarInfo):
             tarfile_.has_end = True
             raise
 
+    @classmethod
+    def frombuf(cls, *args: Any) -> Any:
+        found = super().frombuf(*args)
+        long = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
+        if found.type in (*long, tarfile.SOLARIS_XHDTYPE) and found.size > MAX_NAME:
+            raise tarfile.ReadError(f"a name or attributes of {found.size:,} bytes, allowed are {MAX_NAME:,}")
+        return found
 
-def _files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+
+def _files(tar: tarfile.TarFile, hidden: list[str]) -> Iterator[tarfile.TarInfo]:
+    """The members that are visible files; the names of the others go into ``hidden``."""
     while (info := tar.next()) is not None:
         tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
-        if info.isfile():
+        if info.isfile() and is_hidden(info.name):
+            hidden.append(info.name)
+        elif info.isfile():
             yield info
 
 
@@ -140,7 +213,7 @@ def read_member(raw: ShardRecord, ext: str) -> bytes:
         return where
     offset, size = where
     try:
-        with open(raw.shard, "rb") as file:
+        with open_regular(raw.shard) as file:
             file.seek(offset)
             data = file.read(size)
     except OSError as error:
@@ -157,12 +230,14 @@ def open_remote(shard: str) -> IO[bytes]:
     """
     if is_url(shard):
         return _tried(shard)
-    if shard.startswith(("pipe:", "file:")) or not is_remote(shard):
+    if shard.startswith("pipe:"):
         from webdataset.gopen import gopen
 
         stream: IO[bytes] = gopen(shard, "rb")
         return stream
-    return _object_storage(shard)
+    if shard.startswith("file:"):
+        return open(urllib.request.url2pathname(urllib.parse.urlsplit(shard).path), "rb")
+    return _object_storage(shard) if is_remote(shard) else open(shard, "rb")
 
 
 def _tried(shard: str) -> IO[bytes]:
@@ -179,6 +254,11 @@ def _tried(shard: str) -> IO[bytes]:
 
 def _object_storage(shard: str) -> IO[bytes]:
     protocol = shard.partition("://")[0]
+    if protocol not in STORAGES:  # others read configurations of their own, run programs or log in elsewhere
+        known = ", ".join(f"{name}://" for name in STORAGES)
+        raise DataError(
+            f"web_shards: {shard}: unknown kind of address", fix=f"use a path, http(s)://, {known} or pipe:"
+        )
     package = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hdfs": "pyarrow"}.get(protocol, "fsspec")
     try:
         import fsspec
@@ -189,3 +269,8 @@ def _object_storage(shard: str) -> IO[bytes]:
     except ValueError as error:
         raise DataError(f"web_shards: {shard}: {error}", fix="use a path, http(s)://, s3://, gs:// or pipe:") from None
     return stream  # type: ignore[no-any-return]
+
+
+@cache
+def _say_once(text: str) -> None:
+    log.warning("%s", text)

@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vlm.common.errors import DataError
+from vlm.common.files import read_regular
 from vlm.common.types import Image, Input, Message, Part, Role, Sample, Text, Video
+from vlm.datasets.base import parse_json
 from vlm.processors.image.decode import from_base64, read_frames
 from vlm.processors.video.read import open_clip
 
@@ -60,10 +62,7 @@ def from_members(text: bytes, read: Callable[[str], bytes], known: set[str], whe
     Raises:
         DataError: not JSON, of another shape, or naming a member that does not exist.
     """
-    try:
-        tree = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{where}: {MEMBER} is not JSON ({error})") from None
+    tree = parse_json(text, f"{where}: {MEMBER}")
     turns = tree.get("messages") if isinstance(tree, dict) else None
     if not isinstance(turns, list) or not turns:
         raise DataError(f'{where}: {MEMBER} must be an object with a list "messages" of at least one message')
@@ -97,7 +96,7 @@ def _encoded(source: Any, name: str) -> tuple[bytes, str]:
     """The bytes of a medium and the extension of its member."""
     if isinstance(source, str | os.PathLike):
         try:
-            data = Path(source).read_bytes()
+            data = read_regular(source)
         except FileNotFoundError:
             raise DataError(f"sample {name}: no file {source}", fix="check the dataset's image folder") from None
         except OSError as error:

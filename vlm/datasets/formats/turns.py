@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from vlm.common.errors import DataError
-from vlm.common.types import Image, Message, Part, Role, Video
-from vlm.datasets.base import message
+from vlm.common.types import Role
 
 ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "model": "assistant", **{r: r for r in get_args(Role)}}
 """Names of speakers in published files."""
 
-MEDIA_PLACEHOLDER = re.compile(r"\n?<(?:image|video)>\n?")
-Medium = Image | Video
+_MEDIA_PARTS = {"image": "<image>", "image_url": "<image>", "video": "<video>", "video_url": "<video>"}
+"""Type of a part that is not text -> its placeholder."""
 
 
 def read_turns(found: Any, where: str) -> list[tuple[Role, str]]:
@@ -29,6 +27,19 @@ def read_turns(found: Any, where: str) -> list[tuple[Role, str]]:
             fix="correct the record or the column that build_info names, or remove the record",
         )
     return [_turn(turn, f"{where}: turn {n}") for n, turn in enumerate(found, start=1)]
+
+
+def inline_media(found: Any, kind: str) -> list[Any]:
+    """The values of the typed parts of that kind (image, video), in order: ``{"type": "image", "image": "1.jpg"}``.
+
+    ``image_url`` holds the value itself or ``{"url": ...}``. Parts without a value are placeholders only.
+    """
+    turns = [turn for turn in found if isinstance(turn, Mapping)] if isinstance(found, list) else []
+    contents = [content for turn in turns for content in turn.values() if isinstance(content, list)]
+    parts = [part for content in contents for part in content if isinstance(part, Mapping)]
+    values = [p.get(key) for p in parts for key in (kind, f"{kind}_url") if p.get("type") == key]
+    named = [value.get("url") if isinstance(value, Mapping) and "url" in value else value for value in values]
+    return [value for value in named if value is not None]
 
 
 def check_order(turns: Sequence[tuple[Role, str]], where: str) -> None:
@@ -49,39 +60,6 @@ def check_order(turns: Sequence[tuple[Role, str]], where: str) -> None:
         )
 
 
-def attach_media(
-    turns: Sequence[tuple[Role, str]], media: Sequence[Medium], where: str, first: bool = True
-) -> list[Message]:
-    """Messages with the k-th medium at the k-th ``<image>`` (or ``<video>``) placeholder.
-
-    Without any placeholder all media come before the first turn of the user.
-
-    Args:
-        turns: (role, text) of a whole dialogue.
-        media: its images and videos.
-        where: what to call the record in an error.
-        first: put the media of a turn before its text, wherever the placeholders are (as LLaVA's corpora are read).
-
-    Raises:
-        DataError: the numbers of placeholders and media differ.
-    """
-    placeholders = sum(len(MEDIA_PLACEHOLDER.findall(text)) for _, text in turns)
-    if placeholders == 0:
-        at = next((i for i, (role, _) in enumerate(turns) if role == "user"), 0)
-        return [
-            message(role, *(media if i == at else ()), *([text] if text else []))
-            for i, (role, text) in enumerate(turns)
-        ]
-    if placeholders != len(media):
-        one = "write one placeholder per image, or none (all images then come first)"
-        nothing = "name the field of the images (in a table: build_info.fields.image), or remove the placeholders"
-        raise DataError(
-            f"{where}: {placeholders} <image> placeholders but {len(media)} images", fix=one if media else nothing
-        )
-    left = iter(media)
-    return [_message(role, text, left, first) for role, text in turns]
-
-
 def _turn(turn: Any, where: str) -> tuple[Role, str]:
     if not isinstance(turn, dict):
         raise DataError(f"{where}: found {type(turn).__name__}, expected an object with role and content")
@@ -93,27 +71,20 @@ def _turn(turn: Any, where: str) -> tuple[Role, str]:
     if key is None:
         has = ", ".join(sorted(map(str, turn)))
         raise DataError(f"{where}: no field 'value' or 'content' (it has {has})", fix="name the text content or value")
-    declared = "" if turn[key] is None else turn[key]
-    return role, "".join(_piece(p, where) for p in declared) if isinstance(declared, list) else str(declared)
+    content = turn[key]
+    if isinstance(content, list):
+        return role, "".join(_piece(p, where) for p in content)
+    if isinstance(content, bool) or not isinstance(content, str | int | float):
+        found = "null" if content is None else type(content).__name__
+        raise DataError(f"{where}: the {key} is {found}, expected a text", fix="correct or remove the record")
+    return role, str(content)
 
 
 def _piece(part: Any, where: str) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
-    if kind == "text":
-        return str(part.get("text", ""))
-    if kind in ("image", "image_url", "video"):
-        return "<image>"
-    raise DataError(f"{where}: a part of type {kind!r} (known: text, image, image_url, video)")
-
-
-def _message(role: Role, text: str, left: Iterator[Medium], first: bool) -> Message:
-    pieces = MEDIA_PLACEHOLDER.split(text)
-    media = [next(left) for _ in pieces[1:]]
-    if first:
-        rest = "".join(pieces)
-        rest = rest.strip() if media else rest
-        return message(role, *media, *([rest] if rest else []))
-    parts: list[str | Part] = [pieces[0]]
-    for medium, following in zip(media, pieces[1:], strict=True):
-        parts += [medium, following]
-    return message(role, *(p for p in parts if p != ""))
+    if kind == "text" and isinstance(part.get("text"), str):
+        return str(part["text"])
+    if kind in _MEDIA_PARTS:
+        return _MEDIA_PARTS[kind]
+    known = ", ".join(["text", *_MEDIA_PARTS])
+    raise DataError(f"{where}: a part of type {kind!r} (known: {known}, each with its value)")

@@ -7,7 +7,6 @@ streamed, and a record carries its bytes.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from vlm.common.errors import DataError
 from vlm.common.registry import register_dataset
 from vlm.common.types import Image, Sample
-from vlm.datasets.base import message
+from vlm.datasets.base import message, parse_json
 from vlm.datasets.formats import shard_sample
 from vlm.datasets.formats.shard_reader import ShardRecord, expand, read_member, read_shard
 
@@ -35,7 +34,8 @@ class WebShards:
         user:      [Image(bytes of 000000012.jpg)]
         assistant: a red boat on the river
 
-    A record with a member ``KEY.sample.json`` is a whole conversation whose images and videos are other members (see
+    The caption is that of the ``.json`` or, where that has none, the text of the ``.txt``. A record with a member
+    ``KEY.sample.json`` is a whole conversation whose images and videos are other members (see
     :mod:`vlm.datasets.formats.shard_sample`); ``vlm data shard`` writes such records.
     """
 
@@ -95,15 +95,15 @@ class WebShards:
         return Sample(messages=(message("user", image), message("assistant", caption)), id=raw.key)
 
     def _caption(self, raw: ShardRecord, where: str) -> str:
-        key = self.config.caption_key
-        try:
-            if "json" in raw.members:
-                tree = json.loads(read_member(raw, "json"))
-                caption = tree.get(key) if isinstance(tree, dict) else None
-            else:
-                caption = read_member(raw, "txt").decode("utf-8").strip() if "txt" in raw.members else None
-        except ValueError as error:
-            raise DataError(f"{where}: unreadable caption ({error})") from error
+        key, caption = self.config.caption_key, None
+        if "json" in raw.members:
+            tree = parse_json(read_member(raw, "json"), f"{where}: unreadable caption: its .json")
+            caption = tree.get(key) if isinstance(tree, dict) else None
+        if caption is None and "txt" in raw.members:
+            try:
+                caption = read_member(raw, "txt").decode("utf-8-sig").strip()
+            except UnicodeDecodeError as error:
+                raise DataError(f"{where}: unreadable caption ({error})", fix="save its .txt as UTF-8") from error
         if not isinstance(caption, str):
             raise DataError(f"{where}: no caption in field {key!r} of its .json nor in a .txt")
         if not caption.strip():

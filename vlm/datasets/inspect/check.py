@@ -16,17 +16,20 @@ from typing import IO, Any
 
 import torch
 
-from vlm.common.errors import DataError, UserError
+from vlm.common.errors import DataError
 from vlm.common.types import Image, Sample
+from vlm.config.run import Packing
+from vlm.datasets.base import RECORD_FAULTS
 from vlm.datasets.inspect.scan import Opened, chunks, encode, progress, references
 from vlm.datasets.loading.mixing import derive_seed
-from vlm.datasets.loading.quarantine import MIN_BAD
+from vlm.datasets.loading.quarantine import too_many
 from vlm.datasets.loading.sampler import Ref
 from vlm.datasets.loading.sources import BadRecord, Source, read_sample
-from vlm.datasets.loading.worker import data_loader
+from vlm.datasets.loading.worker import data_loader, fitting_length
 from vlm.processors.collate import VisualTokens
 from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.processor import Processor
+from vlm.processors.templates.base import BaseTemplate
 
 RECORDS_PER_REASON = 3
 """Records shown for each reason."""
@@ -58,12 +61,17 @@ class Seen:
     media: list[int] = field(default_factory=list)
     targets: int = 0
     missing: int = 0
+    transparent: int = 0
     bad: list[BadRecord] = field(default_factory=list)
 
 
 @dataclass
 class Checker:
-    """References -> Seen. Without ``processor`` lengths are characters; ``recipe`` reads the images if ``pixels``."""
+    """References -> Seen; what training would leave out is bad here, for the same reason.
+
+    Without ``processor`` (no tokenizer at hand) lengths are characters, records still go through the ``template``, and
+    ``recipe`` reads the images if ``pixels``.
+    """
 
     source: Source
     processor: Processor | None
@@ -72,9 +80,11 @@ class Checker:
     pixels: bool
     seed: int
     visual_tokens: VisualTokens
+    template: BaseTemplate | None = None
+    packing: Packing | None = None
 
     def __getitem__(self, refs: Sequence[Ref]) -> Seen:
-        seen = Seen()
+        seen, before = Seen(), self.recipe.transparent
         for ref in refs:
             try:
                 sample = read_sample(self.source, ref, self.seed)
@@ -83,21 +93,24 @@ class Checker:
                     seen.missing += 1
                     raise DataError(f"no file {gone[0]}")
                 self._measure(sample, ref, seen)
-            except UserError as error:
+            except RECORD_FAULTS as error:
                 seen.bad.append(BadRecord(self.source.name, ref.name, str(error)))
+        seen.transparent = self.recipe.transparent - before
         return seen
 
     def _measure(self, sample: Sample, ref: Ref, seen: Seen) -> None:
         media = [m for message in sample.messages for m in message.media]
+        rng = random.Random(derive_seed(self.seed, "sample", self.source.name, ref.epoch, ref.index))
         if self.processor is None:
+            if self.template is not None and not self.questions:
+                self.template.train_segments(sample, rng)
             for medium in media if self.pixels else ():
                 if isinstance(medium, Image):
                     self.recipe(medium.source, f"{sample.source}/{sample.id}")
             length = sum(len(m.text) for m in sample.messages)
         else:
-            rng = random.Random(derive_seed(self.seed, "sample", self.source.name, ref.epoch, ref.index))
             example = encode(self.processor, sample, rng, self.questions)
-            length = self.visual_tokens.fused_length(example)
+            length = fitting_length(self.source, example, self.visual_tokens, self.packing)
             seen.targets += example.num_targets
         seen.lengths.append(length)
         seen.media.append(len(media))
@@ -120,6 +133,7 @@ class DatasetCheck:
     error: str = ""
     bad: int = 0
     missing: int = 0
+    transparent: int = 0
     targets: int = 0
     seconds: float = 0.0
     reasons: dict[str, tuple[int, list[BadRecord]]] = field(default_factory=dict)
@@ -137,6 +151,7 @@ class DatasetCheck:
         self.media.extend(seen.media)
         self.targets += seen.targets
         self.missing += seen.missing
+        self.transparent += seen.transparent
         self.bad += len(seen.bad)
         for item in seen.bad:
             kind = reason_kind(item.reason)
@@ -150,7 +165,7 @@ class DatasetCheck:
         total = self.samples + self.bad
         if not self.samples:
             return f"dataset {self.name}: " + (f"none of {total} records can be used" if total else "0 records")
-        if self.bad >= MIN_BAD and self.bad > max_bad_share * total:
+        if too_many(self.bad, total, max_bad_share):
             return f"dataset {self.name}: {self.bad} of {total} records cannot be used, allowed are {max_bad_share:.1%}"
         return ""
 
@@ -171,6 +186,8 @@ def check_dataset(
     seed: int = 0,
     limit: int | None = None,
     visual_tokens: VisualTokens | None = None,
+    template: BaseTemplate | None = None,
+    packing: Packing | None = None,
     quarantine: IO[str] | None = None,
 ) -> DatasetCheck:
     """Read every record (or the first ``limit``) of a dataset, in ``workers`` processes, with a progress bar.
@@ -184,6 +201,8 @@ def check_dataset(
         seed: of the formats' random choices.
         limit: maximum number of records.
         visual_tokens: positions that media take in the LLM.
+        template: what records go through if there is no processor.
+        packing: limits of a single sample of the run.
         quarantine: where to write one JSON line for each bad record.
     """
     report = DatasetCheck(opened.name, opened.entry.format.name, opened.entry.batch_size, error=opened.error)
@@ -192,7 +211,8 @@ def check_dataset(
         return report
     start = time.monotonic()
     taking = processor if processor is None or pixels else without_pixels(processor)
-    checker = Checker(opened.source, taking, recipe, opened.questions, pixels, seed, visual_tokens or VisualTokens())
+    limits = (visual_tokens or VisualTokens(), template, packing)
+    checker = Checker(opened.source, taking, recipe, opened.questions, pixels, seed, *limits)
     total = opened.size if limit is None or opened.size is None else min(limit, opened.size)
     with progress(opened.name, total) as step:
         for seen in data_loader(checker, chunks(references(opened.source.dataset, limit)), workers):

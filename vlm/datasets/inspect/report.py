@@ -24,6 +24,8 @@ def report_lines(report: DatasetCheck, found: Mapping[str, Any], limit: int | No
         f"  samples      {report.samples:,} usable, {report.bad:,} bad, {report.missing:,} of them lack a file{first}",
         f"  media        {sum(report.media):,} images and videos, {bare:,} samples without",
     ]
+    if report.transparent:
+        lines.append(f"  transparent  {report.transparent:,} images, see model.image.background")
     if report.targets:
         lines.append(
             f"  trained      {report.targets:,} tokens, {report.targets / sum(report.lengths):.1%} of all positions"
@@ -51,6 +53,7 @@ def check_results(report: DatasetCheck, group: int = 0, packing: Packing | None 
         "bad": report.bad,
         "missing": report.missing,
         "media": sum(report.media),
+        "transparent": report.transparent,
         "targets": report.targets,
         "unit": report.unit,
         "length": percentiles(report.lengths),

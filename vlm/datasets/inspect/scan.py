@@ -29,13 +29,17 @@ Step = Callable[[int], None]
 
 @dataclass
 class Opened:
-    """A dataset of a configuration, or why it cannot be opened. ``questions``: records may have no answer."""
+    """A dataset of a configuration, or why it cannot be opened.
+
+    ``questions``: records may have no answer; ``trained``: it is one of ``datasets:``.
+    """
 
     name: str
     entry: DatasetEntry
     source: Source | None
     error: str = ""
     questions: bool = False
+    trained: bool = False
 
     @property
     def size(self) -> int | None:
@@ -55,12 +59,14 @@ def sections(cfg: Config) -> dict[str, tuple[str, DatasetEntry]]:
 def open_datasets(entries: Mapping[str, tuple[str, DatasetEntry]], image_size: int) -> list[Opened]:
     """Every dataset, opened; one that cannot be opened holds the reason and does not stop the others."""
     result = []
+    source: Source | None
     for name, (section, entry) in entries.items():
         split, questions = "train" if section == "datasets" else "eval", section == "evaluation_datasets"
         try:
-            result.append(Opened(name, entry, build_source(name, entry, image_size, split), questions=questions))
-        except UserError as error:
-            result.append(Opened(name, entry, None, str(error), questions))
+            source, error = build_source(name, entry, image_size, split), ""
+        except UserError as fault:
+            source, error = None, str(fault)
+        result.append(Opened(name, entry, source, error, questions, section == "datasets"))
     return result
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlm.common.errors import DataError
-from vlm.datasets.base import read_record, text_roles
+from vlm.datasets.base import RECORD_FAULTS, read_record, text_roles
 from vlm.datasets.formats.shard_sample import to_members
 from vlm.datasets.inspect.scan import Opened, chunks, progress, references
 from vlm.datasets.loading.quarantine import Quarantine
@@ -60,7 +60,7 @@ class ShardWriter:
             for place, ref in enumerate(job.refs):
                 try:
                     members = to_members(read_record(self.dataset, ref.index, ref.raw))
-                except DataError as error:
+                except RECORD_FAULTS as error:
                     done.bad.append(BadRecord(self.name, ref.name, str(error)))
                     continue
                 for ext, data in members.items():

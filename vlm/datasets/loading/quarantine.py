@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vlm.common.errors import DataError
+from vlm.common.text import lines_of
 from vlm.datasets.loading.sources import BadRecord
 
 log = logging.getLogger(__name__)
@@ -22,6 +23,14 @@ SHOWN_RECORDS = 3
 
 EARLY = 1000
 """Below this many records the limit is widened by three standard deviations, so that bad luck does not stop a run."""
+
+
+def too_many(bad: int, total: int, max_share: float, early: int = EARLY) -> bool:
+    """Whether ``bad`` of ``total`` records, at least 3, are more than ``max_share`` explains; see :data:`EARLY`."""
+    most = max_share * total
+    if total < early:
+        most += 3 * math.sqrt(most * (1 - max_share))
+    return bad >= MIN_BAD and bad > most
 
 
 class Quarantine:
@@ -39,7 +48,7 @@ class Quarantine:
         """Records written before the run was interrupted, so that none is written twice."""
         if self._file is None or not self._file.is_file():
             return set()
-        lines = [json.loads(line) for line in self._file.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        lines = [json.loads(line) for line in lines_of(self._file.read_text("utf-8", "replace")) if line.endswith("}")]
         return {(line["source"], line["key"]) for line in lines}
 
     def count(self, good: Mapping[str, int], bad: Sequence[BadRecord]) -> None:
@@ -60,10 +69,7 @@ class Quarantine:
             self._write(record)
         count = self.bad[source]
         total = count + self.good[source]
-        most = self._max_share * total
-        if total < self._early:
-            most += 3 * math.sqrt(most * (1 - self._max_share))
-        if bad and count >= MIN_BAD and count > most:
+        if bad and too_many(count, total, self._max_share, self._early):
             shown = "".join(f"\n  - {b.key}: {b.reason}" for b in examples)
             raise DataError(
                 f"dataset {source}: {count} of {total} records could not be used, "

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from vlm.common.errors import ConfigError
+from vlm.common.errors import ConfigError, printable
 from vlm.common.registry import resolve
 from vlm.common.types import Sample
 from vlm.datasets.base import Clean, process_text, read_record, text_roles
+from vlm.datasets.loading.media_check import check_media
 from vlm.datasets.loading.mixing import derive_seed
 from vlm.datasets.loading.sampler import Ref
 from vlm.processors.processor import Processor
@@ -41,6 +42,10 @@ class BadRecord:
     key: str
     reason: str
 
+    def __post_init__(self) -> None:
+        """The key may be a name that is not UTF-8, e.g. of a member of a tar."""
+        object.__setattr__(self, "key", printable(self.key))
+
     def line(self) -> str:
         """Its line of ``quarantine.jsonl``."""
         return json.dumps(asdict(self), ensure_ascii=False) + "\n"
@@ -51,7 +56,7 @@ def build_sources(entries: Mapping[str, DatasetEntry], processor: Processor, spl
 
     Raises:
         ConfigError: an image size other than the model's, a batch size below 1, a negative ratio.
-        DataError: files are missing or malformed.
+        DataError: files are missing or malformed, or promised images are missing (see :func:`check_media`).
     """
     return [build_source(name, entry, processor.image.config.size, split) for name, entry in entries.items()]
 
@@ -80,6 +85,7 @@ def build_source(name: str, entry: DatasetEntry, image_size: int, split: str = "
     dataset = resolve("dataset", entry.format.name)(entry.format.config)
     if hasattr(dataset, "clean"):
         dataset.clean = text
+    check_media(name, entry, dataset)
     return Source(name, dataset, entry.batch_size, ratio, text, entry.group, entry.data_type == "text")
 
 

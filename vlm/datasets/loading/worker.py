@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from vlm.common.errors import ConfigError, DataError, UserError
+from vlm.common.errors import DataError, UserError
 from vlm.common.types import Example
 from vlm.config.run import Packing
-from vlm.datasets.base import StreamDataset
+from vlm.datasets.base import RECORD_FAULTS, StreamDataset
 from vlm.datasets.loading.mixing import derive_seed
 from vlm.datasets.loading.sampler import Job, Key, Ref
 from vlm.datasets.loading.sources import BadRecord, Source, read_sample
@@ -100,7 +100,7 @@ class SampleReader:
         for candidate in [ref, *(() if job.restore else self._replacements(job, place, ref))]:
             try:
                 return self._encode(source, candidate)
-            except DataError as error:
+            except RECORD_FAULTS as error:
                 own.append(BadRecord(source.name, candidate.name, str(error)))
                 bad += own[-1:] if own[-1] not in bad else []
             if not self.replace_bad:
@@ -133,22 +133,29 @@ class SampleReader:
     def _encode(self, source: Source, ref: Ref) -> EncodedSample:
         rng = random.Random(derive_seed(self.seed, "sample", source.name, ref.epoch, ref.index))
         example = self.processor.encode_train(read_sample(source, ref, self.seed), rng, augment=self.augment)
-        if source.text_only and example.media:
-            raise ConfigError(
-                f"datasets.{source.name}.data_type is text, but sample {example.id} has {len(example.media)} media",
-                fix=f"set datasets.{source.name}.data_type to images, and its group to one with images",
-            )
-        tokens, packing = self.visual_tokens.fused_length(example), self.packing
-        if packing is not None:
-            found = {"tokens": (tokens, packing.max_tokens), "media": (len(example.media), packing.max_media)}
-            for what, (count, limit) in found.items():
-                if limit is not None and count > limit:
-                    raise DataError(
-                        f"sample {example.source}/{example.id} has {count} {what}, "
-                        f"but run.packing.max_{what} is {limit}",
-                        fix=f"raise run.packing.max_{what} or leave the sample out",
-                    )
-        return EncodedSample(ref.key, example, tokens)
+        return EncodedSample(ref.key, example, fitting_length(source, example, self.visual_tokens, self.packing))
+
+
+def fitting_length(source: Source, example: Example, visual_tokens: VisualTokens, packing: Packing | None) -> int:
+    """Positions of an example in the LLM.
+
+    Raises DataError: media in a dataset of texts, or more than a packed row holds.
+    """
+    if source.text_only and example.media:
+        raise DataError(
+            f"datasets.{source.name}.data_type is text, but sample {example.id} has {len(example.media)} media",
+            fix=f"set datasets.{source.name}.data_type to images, and its group to one with images",
+        )
+    tokens = visual_tokens.fused_length(example)
+    if packing is not None:
+        found = {"tokens": (tokens, packing.max_tokens), "media": (len(example.media), packing.max_media)}
+        for what, (count, limit) in found.items():
+            if limit is not None and count > limit:
+                raise DataError(
+                    f"sample {example.source}/{example.id} has {count} {what}, but run.packing.max_{what} is {limit}",
+                    fix=f"raise run.packing.max_{what} or leave the sample out",
+                )
+    return tokens
 
 
 def start_worker(_worker: int) -> None:

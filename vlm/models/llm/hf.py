@@ -13,16 +13,16 @@ from vlm.common.file_kind import mistaken
 from vlm.common.paths import inner_folder
 from vlm.common.registry import register_llm
 from vlm.models.fusion.base import LLMInputs
-from vlm.models.layer_hooks import INSERT_DATA, checkpoint_layers, trim_last_layer
-from vlm.models.llm.packing import ATTENTION, can_pack, pack, register_attention
+from vlm.models.inserts.base import InsertData
+from vlm.models.layer_hooks import INSERT_DATA, checkpoint_layers, laid_out, trim_last_layer
+from vlm.models.llm.fitness import check_fitness, decoder_layers
+from vlm.models.llm.head import logits_of, prepare_head
+from vlm.models.llm.packing import ATTENTION, apart, base_of, can_pack, pack, register_attention
 from vlm.models.lora import LoraOptions, inject_lora
 from vlm.models.loss import head_loss
 
 FOLDERS = ("text_encoder",)
 """Subfolders in which a model saved in parts keeps its language model."""
-
-LOGIT_CHANGES = ("logit_scale", "logits_scaling", "final_logit_softcapping")
-"""Fields of transformers' configurations: a factor, a divisor and a soft cap of the logits."""
 
 
 @register_llm("hf")
@@ -64,13 +64,19 @@ class HFCausalLM(nn.Module):
         self.config = config
         register_attention()
         hf_config = read_config(config)
+        configs = (hf_config, hf_config.get_text_config())
+        self.tied: bool = any(getattr(each, "tie_word_embeddings", False) for each in configs)
         if config.vocab_size is not None:
-            hf_config.get_text_config().vocab_size = config.vocab_size
-            hf_config.tie_word_embeddings = hf_config.get_text_config().tie_word_embeddings = False
+            configs[1].vocab_size = config.vocab_size
+            configs[0].tie_word_embeddings = configs[1].tie_word_embeddings = False
         family: Any = AutoModelForCausalLM._model_mapping[type(hf_config)]
         self.model = AutoModelForCausalLM.from_config(
-            hf_config, attn_implementation=_attention(family, hf_config), dtype=torch.get_default_dtype()
+            hf_config,
+            attn_implementation=_attention(family, hf_config),
+            dtype=torch.get_default_dtype(),
+            trust_remote_code=False,
         )
+        shares_rows = check_fitness(self.model, hf_config)
         self.hidden_size: int = self.model.get_input_embeddings().embedding_dim
         self.vocab_size: int = self.model.get_input_embeddings().num_embeddings
         self.banned_ids: tuple[int, ...] = tuple(config.banned_ids)
@@ -78,15 +84,15 @@ class HFCausalLM(nn.Module):
             raise ConfigError(f"model.llm.banned_ids: {config.banned_ids}, allowed: 0 to {self.vocab_size - 1}")
         if config.lora is not None:
             inject_lora(self.model, config.lora)
+        self.packs: bool = config.packing and shares_rows and can_pack(self.model)
+        self.plain_head = prepare_head(self.model)
         trim_last_layer(self.layers())
         if config.checkpointing:
             checkpoint_layers(self.layers())
 
     def layers(self) -> Any:
         """The decoder layers, for inserts and checkpointing."""
-        lists = [m for m in self.model.base_model.modules() if isinstance(m, nn.ModuleList)]
-        count = self.model.config.get_text_config().num_hidden_layers
-        return next(m for m in lists if len(m) == count)
+        return decoder_layers(self.model)
 
     def checkpointable_modules(self) -> list[nn.Module]:
         """The layers to recompute in the backward pass when the runner asks for it."""
@@ -98,51 +104,73 @@ class HFCausalLM(nn.Module):
 
     def forward(self, inputs: LLMInputs, keep: Tensor | None = None) -> Tensor:
         """Hidden states after the final norm: ``[b, L, d]``, or ``[t, d]`` where ``keep [b, L]`` is True."""
-        longest = inputs.segments.shape[1]
-        if keep is not None and self.config.packing and can_pack(self.model, longest):
-            return self._packed(inputs, keep)
-        mask = inputs.attention_mask
-        if mask.dim() == 4 and self.model.config._attn_implementation == "eager":  # added to the scores there
-            mask = torch.zeros_like(mask, dtype=inputs.inputs_embeds.dtype).masked_fill(~mask, float("-inf"))
-        hidden = self.model.base_model(
-            inputs_embeds=inputs.inputs_embeds,
-            position_ids=inputs.position_ids,
-            attention_mask=mask,
-            use_cache=False,
-            **({} if inputs.inserts is None else {INSERT_DATA: inputs.inserts}),
-        )[0]
+        if self.packs and (inputs.packed or keep is not None):
+            return self._in_one_row(inputs, keep)
+        if inputs.packed:
+            hidden = self._apart(inputs)
+        else:
+            hidden = self._base(inputs.inputs_embeds, inputs.position_ids, inputs.attention_mask, inputs.inserts)
         return hidden if keep is None else hidden[keep]
 
-    def _packed(self, inputs: LLMInputs, keep: Tensor) -> Tensor:
-        """``[t, d]`` at ``keep``: nothing is computed at padding, and no last MLP elsewhere."""
-        index, layout = pack(inputs.segments, inputs.position_ids)
-        rows = keep.flatten()[index].nonzero()[:, 0]
-        layout.keep = rows
-        hidden = self.model.base_model(
-            inputs_embeds=inputs.inputs_embeds.flatten(0, 1).index_select(0, index)[None],
-            position_ids=inputs.position_ids.flatten()[index][None],
-            attention_mask=inputs.segments.new_ones(1, 1, 1, 1),  # four dimensions: taken as given
+    def _base(self, embeds: Tensor, positions: Tensor, mask: Tensor, inserts: InsertData | None) -> Tensor:
+        """Hidden states ``[b, L, d]`` of the transformers model."""
+        return base_of(self.model)(
+            inputs_embeds=embeds,
+            position_ids=positions,
+            attention_mask=mask,
             use_cache=False,
-            layout=layout,
-            **({} if inputs.inserts is None else {INSERT_DATA: inputs.inserts.flat(index)}),
+            **({} if inserts is None else {INSERT_DATA: inserts}),
         )[0]
-        return hidden[0].index_select(0, rows)
+
+    def _in_one_row(self, inputs: LLMInputs, keep: Tensor | None) -> Tensor:
+        """As :meth:`forward`: nothing is computed at padding, and no last MLP where nothing is read."""
+        index, layout = pack(inputs.segments, inputs.position_ids)
+        if keep is not None:
+            layout.keep = keep.flatten()[index].nonzero()[:, 0]
+        with laid_out(layout):
+            hidden = self._base(
+                inputs.inputs_embeds.flatten(0, 1).index_select(0, index)[None],
+                inputs.position_ids.flatten()[index][None],
+                torch.ones_like(index)[None],
+                inputs.inserts and inputs.inserts.flat(index),
+            )[0]
+        if layout.calls < len(self.layers()):  # some layer has attention of its own and saw one long sample
+            self.packs = False
+            return self.forward(inputs, keep)
+        if layout.keep is not None:
+            return hidden.index_select(0, layout.keep)
+        return _placed(hidden, index, inputs)
+
+    def _apart(self, inputs: LLMInputs) -> Tensor:
+        """``[b, L, d]``, each sample of a packed row on its own."""
+        embeds, positions = inputs.inputs_embeds.flatten(0, 1), inputs.position_ids.flatten()
+        found, places = [], []
+        for index, real in apart(inputs.segments, inputs.position_ids):
+            inserts = inputs.inserts and inputs.inserts.moved(lambda value, at=index: value.flatten(0, 1)[at])
+            rows = embeds[index] * real[..., None]
+            found.append(self._base(rows, positions[index] * real, real.long(), inserts)[real])
+            places.append(index[real])
+        return _placed(torch.cat(found), torch.cat(places), inputs)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits ``[..., vocab]`` of hidden states, with the scaling or soft cap of the model's family."""
-        config = self.model.config.get_text_config()
-        logits = self.model.get_output_embeddings()(hidden)
-        scale, divisor, cap = (getattr(config, name, None) for name in LOGIT_CHANGES)
-        logits = logits * (scale or 1.0) / (divisor or 1.0)
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        """Logits ``[..., vocab]`` of hidden states, with what the model's family adds (scaling, soft cap)."""
+        if self.plain_head:
+            return self.model.get_output_embeddings()(hidden)
+        width = hidden.shape[-1]
+        return logits_of(self.model, hidden.reshape(1, -1, width))[0].unflatten(0, hidden.shape[:-1])
 
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Summed float32 cross entropy of ``hidden [t, d]`` against ``targets [t]``."""
-        head = self.model.get_output_embeddings()
-        config, smoothing = self.model.config.get_text_config(), self.config.label_smoothing
-        changed = bool(smoothing) or any(getattr(config, name, None) for name in LOGIT_CHANGES)
-        plain = type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad and not changed
+        smoothing, head = self.config.label_smoothing, self.model.get_output_embeddings()
+        plain = self.plain_head and type(head) is nn.Linear and head.bias is None
+        plain = plain and not head.weight.requires_grad and not smoothing
         return head_loss(head if plain else self.head, hidden, targets, plain=plain, smoothing=smoothing)
+
+
+def _placed(hidden: Tensor, index: Tensor, inputs: LLMInputs) -> Tensor:
+    """``hidden [T, d]`` at the places ``index [T]`` of ``[b * L]`` -> ``[b, L, d]``, zero elsewhere."""
+    rows = hidden.new_zeros(inputs.segments.numel(), hidden.shape[-1])
+    return rows.index_copy(0, index, hidden).unflatten(0, inputs.segments.shape)
 
 
 def _attention(family: type, config: Any) -> str:
@@ -175,7 +203,11 @@ def read_config(config: HFCausalLM.Config) -> Any:
         fix = "give the folder of a Hugging Face causal LM: config.json, tokenizer and weights"
         raise WeightsError(f"model.llm.path: no language model in {folder} (config.json is missing)", fix=fix)
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ValueError, OSError) as error:
+        if "trust_remote_code" in str(error):
+            message = f"{folder}: needs Python code that came with it (auto_map in config.json), which is never run"
+            fix = "use a model whose model_type transformers knows, or register its class: docs/extend/llm.md"
+            raise WeightsError(message, fix=fix) from None
         text = mistaken(folder / "config.json") or f"{folder / 'config.json'}: {error}"
         raise WeightsError(text) from error

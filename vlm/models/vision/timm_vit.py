@@ -13,6 +13,9 @@ from vlm.common.types import Features
 from vlm.models.lora import LoraOptions, inject_lora
 from vlm.models.vision.base import check_pixels
 
+FILES = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+"""Options of ``timm.create_model`` with which it downloads or unpickles weights itself."""
+
 
 @register_vision("timm")
 class TimmVision(nn.Module):
@@ -34,6 +37,11 @@ class TimmVision(nn.Module):
         checkpointing: bool = False
         lora: LoraOptions | None = None
         options: dict[str, Any] = field(default_factory=dict)
+
+        def __post_init__(self) -> None:
+            """Raises ValueError: an option that makes timm read files of its own."""
+            if taken := sorted(FILES & set(self.options)):
+                raise ValueError(f"options.{taken[0]} is not allowed; name weight files under model.weights")
 
     model: Any
 

@@ -17,10 +17,12 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm.common.errors import DataError
+from vlm.common.files import read_regular
+from vlm.processors.image.colour import NAMED, Colour, to_rgb
+from vlm.processors.image.guard import FORMATS, checked, kind_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,33 +31,58 @@ if TYPE_CHECKING:
 PIXEL_CAP = 89_000_000
 """Largest width x height that is decoded; just below the size at which PIL itself warns of a decompression bomb."""
 
+SIDE_CAP = 1_000_000
+"""Longest side that is decoded: the weights of a resize, and PIL's table of rows, grow with it."""
+
+_UPRIGHT = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+"""EXIF orientation -> what turns the pixels upright."""
+
 
 class Opened:
     """An image within the pixel cap; of a JPEG only the header was read, its pixels are decoded on demand.
 
     Attributes:
         size: width and height after the EXIF rotation.
+        transparent: whether :meth:`exact` met a transparent pixel.
     """
 
-    def __init__(self, source: Any, name: str, max_pixels: int) -> None:
-        """Raises DataError: missing, empty, of an unknown format, too large or corrupt."""
+    transparent = False
+
+    def __init__(self, source: Any, name: str, max_pixels: int, background: Colour | None = None) -> None:
+        """Raises DataError: missing, empty, of an unknown format, too large or corrupt.
+
+        ``background``: colour under transparent pixels; None drops the alpha.
+        """
         self.label = name or (str(source) if isinstance(source, str | os.PathLike) else type(source).__name__)
         self._data, self._image = _open(source, self.label, max_pixels)
+        self._background = background
         width, height = self._image.size
-        if width * height > max_pixels or not width * height:
+        if width * height > max_pixels or not width * height or max(width, height) > SIDE_CAP:
             raise _too_large(self.label, f"{width} x {height} pixels", max_pixels)
-        if self._image.format != "JPEG":
-            with _damage_named(self.label):
+        with damage_named(self.label):
+            _check_tiles(self._image, self.label, max_pixels)
+            if self._image.format != "JPEG":
                 self._image.load()  # a PNG may have its EXIF orientation after its pixels
-        self.size = (height, width) if self._orientation() > 4 else (width, height)
+        self._turn = _UPRIGHT.get(self._orientation())
+        turned = self._turn in ("TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
+        self.size = (height, width) if turned else (width, height)
 
     def exact(self) -> PILImage.Image:
         """RGB, upright, all pixels. Raises DataError: corrupt or truncated."""
-        from PIL import ImageOps
+        from PIL import Image
 
-        with _damage_named(self.label):
+        with damage_named(self.label):
             self._image.load()
-            return _to_rgb(ImageOps.exif_transpose(self._image))
+            result, self.transparent = to_rgb(self._image, self._background)
+            return result if self._turn is None else result.transpose(Image.Transpose[self._turn])
 
     def reduced(self, factor: int) -> np.ndarray:
         """RGB uint8 ``[h, w, 3]``, upright, 1/1, 1/2, 1/4 or 1/8 of the size where that saves decoding.
@@ -77,18 +104,21 @@ class Opened:
             return 1
 
 
-def decode(source: Any, *, name: str = "", max_pixels: int = PIXEL_CAP) -> PILImage.Image:
+def decode(
+    source: Any, *, name: str = "", max_pixels: int = PIXEL_CAP, background: Colour | None = NAMED["white"]
+) -> PILImage.Image:
     """Any image as an upright RGB ``PIL.Image``.
 
-    Palette, grey, CMYK and 16-bit images are converted, alpha is dropped (as the published code did); of an
-    animation the first frame is taken. An EXIF rotation is applied; the published code ignores it and sees
-    photos from phones sideways. A ``.json`` file holds one base64 image. PIL decodes; a
-    format it does not know is offered to OpenCV.
+    Palette, grey, CMYK and 16-bit images are converted; transparent pixels lie over ``background`` (None: alpha is
+    dropped, as the published code does); of an animation the first frame is taken. An EXIF rotation is applied; the
+    published code ignores it and sees photos from phones sideways. A ``.json`` file holds one base64 image. PIL
+    decodes the formats of :data:`vlm.processors.image.guard.FORMATS`, OpenCV Radiance HDR and what PIL was built
+    without.
 
     Raises:
         DataError: missing, empty, truncated, corrupt, unsupported or too large; the message names it.
     """
-    return Opened(source, name, max_pixels).exact()
+    return Opened(source, name, max_pixels, background).exact()
 
 
 def from_base64(text: str, label: str) -> bytes:
@@ -108,7 +138,7 @@ def read_frames(path: str | os.PathLike[str], label: str) -> str | list[str]:
     """
     try:
         result = json.loads(_read(path, label))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"medium {label}: not JSON ({error})", fix="write a base64 text or a list of them") from None
     if isinstance(result, str) or (isinstance(result, list) and all(isinstance(f, str) for f in result)):
         return result
@@ -123,18 +153,20 @@ def _open(source: Any, label: str, max_pixels: int) -> tuple[bytes | None, PILIm
         return None, source
     if not isinstance(source, str | os.PathLike | bytes | bytearray | memoryview):
         return None, _from_array(source, label)
-    data = _encoded(source, label)
+    data = checked(_encoded(source, label), label)
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below, with our own message
-            return data, Image.open(io.BytesIO(data))
+            return data, Image.open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError as error:
         if data.startswith(_KNOWN):
             raise _corrupt(label, error) from None
         # not the first decoder, because it accepts damaged files and returns what it could decode
-        decoded = _opencv(data)
+        decoded = _opencv(data) if _for_opencv(data, label, max_pixels) else None
         if decoded is None:
-            result = f"not an image format that can be read (it begins with {data[:20]!r})"
+            result = f"not an image format that can be read: {kind_of(data)}"
             raise DataError(f"image {label}: {result}", fix="convert it to JPEG or PNG") from None
         return data, Image.fromarray(decoded)
     except Image.DecompressionBombError as error:
@@ -142,6 +174,25 @@ def _open(source: Any, label: str, max_pixels: int) -> tuple[bytes | None, PILIm
         raise _too_large(label, f"{number.group() if number else 'far too many'} pixels", max_pixels) from error
     except _BROKEN as error:
         raise _corrupt(label, error) from error
+
+
+def _for_opencv(data: bytes, label: str, max_pixels: int) -> bool:
+    """Whether OpenCV is asked: Radiance HDR, and AVIF, which PIL reads only from version 11.3 on."""
+    if data.startswith((b"#?RADIANCE", b"#?RGBE")):
+        found = re.search(rb"\n[-+][XY] (\d{1,9}) [-+][XY] (\d{1,9})\n", data[:65536])
+        height, width = map(int, found.groups()) if found else (0, 0)
+        if width * height > max_pixels or max(width, height) > SIDE_CAP:
+            raise _too_large(label, f"{width} x {height} pixels", max_pixels)
+        return found is not None
+    return data[4:12] in (b"ftypavif", b"ftypavis")
+
+
+def _check_tiles(image: PILImage.Image, label: str, max_pixels: int) -> None:
+    """Refuse a TIFF whose tiles, which are decoded whole, are larger than an image may be."""
+    if image.format == "TIFF":
+        width, height = (image.tag_v2.get(tag, 1) for tag in (322, 323))  # type: ignore[attr-defined]
+        if width * height > max_pixels:
+            raise _too_large(label, f"tiles of {width} x {height} pixels", max_pixels)
 
 
 def _encoded(source: Any, label: str) -> bytes:
@@ -167,8 +218,11 @@ def _opencv(data: bytes, factor: int = 1) -> np.ndarray | None:
     return None if result is None else cv2.cvtColor(result, cv2.COLOR_BGR2RGB)
 
 
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error)
-"""What PIL's decoders raise on damaged files."""
+_BROKEN = (
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, AttributeError),
+    *(RuntimeError, AssertionError, NameError, BufferError, MemoryError, struct.error, zlib.error),
+)
+"""What PIL's decoders raise on damaged files: next to anything, as fuzzing shows. Only calls of PIL are guarded so."""
 
 
 _KNOWN = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"II*\x00", b"MM\x00*", b"BM")
@@ -177,7 +231,7 @@ _KNOWN = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"II*\x00", b"MM\x00*",
 
 def _read(source: Any, label: str) -> bytes:
     try:
-        data = Path(source).read_bytes() if isinstance(source, str | os.PathLike) else bytes(source)
+        data = read_regular(source) if isinstance(source, str | os.PathLike) else bytes(source)
     except FileNotFoundError:
         fix = "check the path (in a dataset: its image folder)"
         raise DataError(f"image {label}: no such file", fix=fix) from None
@@ -187,25 +241,6 @@ def _read(source: Any, label: str) -> bytes:
     if not data:
         raise DataError(f"image {label}: empty", fix="fetch it again or remove the record")
     return data
-
-
-def _to_rgb(image: PILImage.Image) -> PILImage.Image:
-    """RGB of the same brightness: 16-bit and float greys are scaled to 8 bits, which PIL would clip."""
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I") or image.mode == "F":
-        import numpy as np
-        from PIL import Image
-
-        values = np.asarray(image, dtype=np.float64)
-        if not np.isfinite(values).all():
-            raise ValueError("values that are not finite")
-        top = 1.0 if image.mode == "F" and values.max() <= 1 else 255.0 if values.max() <= 255 else 65535.0
-        values = np.clip(values * (255.0 / top), 0, 255).round().astype(np.uint8)
-        return Image.fromarray(values).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
 
 
 def _from_array(array: Any, label: str) -> PILImage.Image:
@@ -222,18 +257,22 @@ def _from_array(array: Any, label: str) -> PILImage.Image:
 
 
 @contextlib.contextmanager
-def _damage_named(label: str) -> Iterator[None]:
+def damage_named(label: str) -> Iterator[None]:
     """Raises DataError for what PIL raises on damaged files."""
+    from PIL import Image
+
     try:
         yield
-    except _BROKEN as error:
+    except (*_BROKEN, Image.DecompressionBombError) as error:
         raise _corrupt(label, error) from error
 
 
 def _corrupt(label: str, error: BaseException) -> DataError:
-    return DataError(f"image {label}: corrupt or truncated ({error})", fix="fetch it again or remove the record")
+    reason = str(error) or type(error).__name__
+    return DataError(f"image {label}: corrupt or truncated ({reason})", fix="fetch it again or remove the record")
 
 
 def _too_large(label: str, found: str, cap: int) -> DataError:
     fix = "shrink it; a small file of so many pixels is a decompression bomb"
-    return DataError(f"image {label}: {found}, allowed are 1 to {cap} pixels", fix=fix)
+    most = f"allowed are 1 to {cap} pixels, and sides of up to {SIDE_CAP}"
+    return DataError(f"image {label}: {found}, {most}", fix=fix)

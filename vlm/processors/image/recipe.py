@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.registry import register_image, register_processor
+from vlm.processors.image.colour import background_of
 from vlm.processors.image.decode import PIXEL_CAP, Opened
 from vlm.processors.image.geometry import Plan, centre, plan_crop
 
@@ -35,12 +36,19 @@ if TYPE_CHECKING:
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+MAX_PAD = 20_000
+"""Longest side of an image that is padded to a square, which then takes 1.2 GB."""
+
 
 @register_image("recipe")
 class ImageRecipe:
     """What happens to an image between the file and the vision encoder; pickles into loader workers.
 
     One object holds the evaluation transform, which chat uses too, and the optional ``train`` part.
+
+    Attributes:
+        transparent: how many of the images so far had transparent pixels.
+        decoded: pixels of all images so far.
     """
 
     @dataclass
@@ -73,6 +81,7 @@ class ImageRecipe:
         resize: Literal["stretch", "shorter", "pad"] = "stretch"  # shorter: shorter side to size, then the centre
         crop_rounding: Literal["round", "floor"] = "round"  # of the centre: as torchvision or as transformers
         pad_color: Sequence[int] | None = None  # RGB of the border that makes a square; None: the mean
+        background: str | list[int] = "white"  # under transparent pixels: white, black, mean, [r, g, b]; keep: no alpha
         train: ImageRecipe.Train | None = None  # None: training uses the evaluation transform
         decode: Literal["exact", "fast"] = "exact"
 
@@ -91,7 +100,9 @@ class ImageRecipe:
         if len(color) != 3 or min(color) < 0 or max(color) > 255:
             raise ConfigError(f"image: pad_color {list(color)} is not a colour", fix="give three levels from 0 to 255")
         self._color = tuple(color)
+        self._background = background_of(config.background, config.mean)
         self._levels = False
+        self.transparent = self.decoded = 0
 
     def __call__(self, source: Any, name: str = "", rng: random.Random | None = None) -> torch.Tensor:
         """Decode and transform one image.
@@ -116,9 +127,9 @@ class ImageRecipe:
             return self._checked(source, name)
         if isinstance(source, tuple):
             return joined([self(part, name, rng) for part in source])
-        opened = Opened(source, name, self.config.max_pixels)
+        opened = Opened(source, name, self.config.max_pixels, self._background)
         plan = self._plan(opened.size, rng)
-        if plan.size[0] * plan.size[1] > self.config.max_pixels:
+        if plan.size[0] * plan.size[1] > self.config.max_pixels or plan.pad > MAX_PAD:
             result = f"{opened.size[0]} x {opened.size[1]} pixels, too long and thin for this recipe"
             raise DataError(f"image {opened.label}: {result}", fix="crop it")
         if self.config.decode == "fast":
@@ -126,6 +137,8 @@ class ImageRecipe:
             pixels = self._fast(opened.reduced(factor), plan.reduced(factor))
         else:
             pixels = self._exact(opened.exact(), plan)
+        self.transparent += opened.transparent
+        self.decoded += opened.size[0] * opened.size[1]
         pixels = pixels[:, ::-1] if plan.flip else pixels
         levels = torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
         return levels if self._levels else self.normalize(levels)

@@ -14,6 +14,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar
 
+from vlm.common import text
 from vlm.common.errors import ConfigError, PromptError
 from vlm.common.types import Image, Message, Part, Sample, Text, Video
 
@@ -213,7 +214,7 @@ def read_lines(path: str) -> list[str]:
     file = Path(path).expanduser()
     if not file.is_file():
         raise ConfigError(f"template.prompt_path: no file {path}", fix="name a text file, one prompt per line")
-    return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return text.read_lines(file, "template.prompt_path", ConfigError)
 
 
 def read_questions(path: str) -> list[str]:

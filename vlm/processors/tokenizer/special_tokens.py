@@ -8,6 +8,7 @@ its ``lstrip`` and ``rstrip``, even if another role names it as a string; begin,
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,10 @@ from vlm.common.errors import WeightsError
 from vlm.common.file_kind import mistaken
 
 ROLES = ("bos", "eos", "unk", "pad")
+
+_CONTROL = re.compile(
+    r"<\|[^<>|\s]+\|>|</?s>|<(?:unk|pad|bos|eos)>|<(?:start|end)_of_(?:turn|text)>|\[/?INST\]|\[(?:EOS|BOS|PAD)\]"
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,11 @@ class SpecialTokens:
         """Set the id of ``role``; its string then counts as a plain one, as in the published code."""
         self.roles[role] = index
         self.by_text[text] = Special(index)
+
+
+def is_control(text: str) -> bool:
+    """Whether a token frames a conversation by its spelling, e.g. ``<|im_end|>``, even if no file calls it special."""
+    return _CONTROL.fullmatch(text) is not None
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -4,10 +4,13 @@ One class with two backends, chosen by what the folder contains:
 
 * ``tokenizer.model``: sentencepiece, encoded like the slow LLaMA tokenizer of 2023. The text is
   split at special strings (``<s>``, ``</s>``, ``<unk>`` and the folder's added tokens) and every plain
-  chunk is encoded alone, so each chunk begins with its own dummy space.
+  chunk is encoded alone, so each chunk begins with its own dummy space; where ``tokenizer_config.json``
+  says ``legacy: false``, only the first does.
 * ``tokenizer.json`` only: the ``tokenizers`` package.
 
-Special tokens are read by :mod:`vlm.processors.tokenizer.special_tokens`.
+Special tokens are read by :mod:`vlm.processors.tokenizer.special_tokens`. Those that control a model
+(:func:`~vlm.processors.tokenizer.special_tokens.is_control`) never come from a user's words, however the
+vocabulary lists them: the words are tokenised as ordinary text.
 """
 
 from __future__ import annotations
@@ -16,13 +19,18 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vlm.common.errors import WeightsError
 from vlm.common.file_kind import mistaken
-from vlm.processors.tokenizer.special_tokens import Special, SpecialTokens, read_special_tokens
+from vlm.common.text import read_text
+from vlm.processors.tokenizer.special_tokens import Special, SpecialTokens, is_control, read_json, read_special_tokens
 
 Ranges = Sequence[tuple[int, int]]
 """Ranges ``[start, end)`` of a text."""
+
+_APART = "\uf8ff"
+"""A character of the private use area: no vocabulary has it, so that it never joins the text after it."""
 
 
 class _SentencePiece:
@@ -38,8 +46,27 @@ class _SentencePiece:
         own = {"bos": self._sp.bos_id(), "eos": self._sp.eos_id(), "unk": self._sp.unk_id()}
         self.defaults = {role: i for role, i in own.items() if i >= 0}
 
-    def encode(self, text: str, plain: bool) -> list[int]:
-        return self._sp.encode(text)
+        self._apart = len(self._sp.encode(_APART))
+        self._guarded: re.Pattern[str] | None = None
+        self.lead: list[int] = []  # the dummy space before a control token at the start
+
+    def protect(self, names: Sequence[str]) -> list[str]:
+        """Never read ``names`` as pieces, nor other control tokens of the vocabulary; these are returned."""
+        pieces = self._sp.id_to_piece(list(range(self.size)))
+        own = [p for p in pieces if is_control(p) and self.id_of(p) in self._sp.encode(p)]
+        names = [n for n in names if self.id_of(n) in self._sp.encode(n)]
+        self._guarded = _any_of([*own, *names])
+        self.lead = self._sp.encode(own[0])[:-1] if own else []
+        return own
+
+    def encode(self, text: str, plain: bool, follows: bool = False) -> list[int]:
+        """Ids of a chunk in which nothing is special; ``follows``: without a dummy space before it."""
+        cuts = [m.start() + 1 for m in self._guarded.finditer(text)] if self._guarded else []
+        parts = [text[a:b] for a, b in zip([0, *cuts], [*cuts, None])]
+        return [i for k, part in enumerate(parts) for i in self._ids(part, follows or k > 0)]
+
+    def _ids(self, text: str, follows: bool) -> list[int]:
+        return self._sp.encode(_APART + text)[self._apart :] if follows else self._sp.encode(text)
 
     def decode(self, ids: list[int], skip_special: bool) -> str:
         return self._sp.decode([i for i in ids if 0 <= i < self.size])
@@ -61,23 +88,38 @@ class _Fast:
         except ValueError:
             whole = False
         if not whole:
-            text = mistaken(Path(file)) or f"{file} is not a tokenizers file"
-            raise WeightsError(text, fix="fetch tokenizer.json again")
-        self._tok, self._plain = Rust.from_str(text), Rust.from_str(text)
-        self._plain.encode_special_tokens = True
+            raise WeightsError(f"{file} is not a tokenizers file", fix="fetch tokenizer.json again")
+        self._tok = Rust.from_str(text)
+        self.protect([])
         self.size = self._tok.get_vocab_size(with_added_tokens=True)
         self.defaults: dict[str, int] = {}
 
-    def __reduce__(self) -> tuple[type[_Fast], tuple[str]]:
-        return _Fast, (self._tok.to_str(),)
+    def __reduce__(self) -> tuple[Any, tuple[str, list[str]]]:
+        return _restored, (self._tok.to_str(), self._names)
+
+    def protect(self, names: Sequence[str]) -> list[str]:
+        """Never read special tokens, ``names`` and other control tokens in plain text."""
+        self._names, self.lead = list(names), list[int]()
+        self._plain: Any = None
+        return []
+
+    def _without_special(self) -> Any:
+        """A tokenizer that reads no control token; made when it is first needed."""
+        if self._plain is None:
+            tree = json.loads(self._tok.to_str())
+            for token in tree.get("added_tokens") or []:
+                token["special"] |= token["content"] in self._names or is_control(token["content"])
+            self._plain = type(self._tok).from_str(json.dumps(tree))
+            self._plain.encode_special_tokens = True
+        return self._plain
 
     def add(self, tokens: dict[str, Special]) -> None:
         """Add special strings that the file does not have."""
         from tokenizers import AddedToken
 
         new = [AddedToken(t, lstrip=s.lstrip, rstrip=s.rstrip, normalized=False) for t, s in tokens.items()]
-        for tokenizer in (self._tok, self._plain):
-            tokenizer.add_special_tokens(new)
+        self._tok.add_special_tokens(new)
+        self.protect(self._names)
         self.size = self._tok.get_vocab_size(with_added_tokens=True)
 
     def own(self) -> dict[str, Special]:
@@ -85,8 +127,8 @@ class _Fast:
         added = self._tok.get_added_tokens_decoder()
         return {t.content: Special(i, t.lstrip, t.rstrip, t.special) for i, t in added.items()}
 
-    def encode(self, text: str, plain: bool) -> list[int]:
-        return (self._plain if plain else self._tok).encode(text, add_special_tokens=False).ids
+    def encode(self, text: str, plain: bool, follows: bool = False) -> list[int]:
+        return (self._without_special() if plain else self._tok).encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: list[int], skip_special: bool) -> str:
         return self._tok.decode(ids, skip_special_tokens=skip_special)
@@ -98,6 +140,13 @@ class _Fast:
         return self._tok.id_to_token(index) or ""
 
 
+def _restored(text: str, names: list[str]) -> _Fast:
+    """A pickled backend."""
+    result = _Fast(text)
+    result.protect(names)
+    return result
+
+
 class Tokenizer:
     """The tokenizer of an LLM, made with :meth:`from_folder`; pickles into loader workers.
 
@@ -107,13 +156,19 @@ class Tokenizer:
     always has a value) and ``vocab_size`` (ids the tokenizer can produce; the LLM may have more rows).
     """
 
-    def __init__(self, backend: _SentencePiece | _Fast, special: SpecialTokens, pad_token: str | None = None) -> None:
+    def __init__(
+        self,
+        backend: _SentencePiece | _Fast,
+        special: SpecialTokens,
+        pad_token: str | None = None,
+        legacy: bool = True,
+    ) -> None:
         """See :meth:`from_folder`."""
         self._backend = backend
         self._special = special.by_text
         roles = special.roles
         self.bos, self.eos, self.unk = (roles.get(role) for role in ("bos", "eos", "unk"))
-        self._slow = isinstance(backend, _SentencePiece)
+        self._slow, self._legacy = isinstance(backend, _SentencePiece), legacy
         for i in (self.bos, self.eos, self.unk) if self._slow else ():
             if i is not None and i < backend.size:
                 self._special.setdefault(backend.piece(i), Special(i, lstrip=False, rstrip=False))
@@ -121,31 +176,37 @@ class Tokenizer:
         self.pad: int = next(i for i in (pad, roles.get("pad"), self.unk, self.eos, 0) if i is not None)
         self.vocab_size = max([backend.size, *(token.id + 1 for token in self._special.values())])
         self._text_of = {token.id: text for text, token in self._special.items()}
-        texts = sorted((t for t in self._special if t), key=len, reverse=True)
-        self._split = re.compile("|".join(map(re.escape, texts))) if texts else None
-        skipped = (self.bos, self.eos, self.unk, self.pad, roles.get("pad"))
-        self._skipped = {i for i in skipped if i is not None} | {t.id for t in self._special.values() if t.skip}
+        skipped = {i for i in (self.bos, self.eos, self.unk, self.pad, roles.get("pad")) if i is not None}
+        self._skipped = skipped | {t.id for t in self._special.values() if t.skip}
+        inline = set(backend.protect([t for t, s in self._special.items() if t and s.id in self._skipped]))
+        self._inline = tuple(inline - set(self._special))
+        self._special |= {t: Special(backend.id_of(t) or 0, False, False, False) for t in self._inline}
+        self._split = _any_of(list(filter(None, self._special)))
 
     @classmethod
     def from_folder(
         cls,
         path: str | Path,
-        pad_token: str | None = "$$",
+        pad_token: str | None = None,
         *,
         special_tokens: Sequence[str] = (),
         new_pad_token: str = "",
         bos_id: int | None = None,
         eos_id: int | None = None,
+        legacy: bool | None = None,
     ) -> Tokenizer:
         """Read the tokenizer of a Hugging Face LLM folder.
 
         Args:
             path: folder with ``tokenizer.model`` or ``tokenizer.json``.
-            pad_token: existing piece or special token used for padding (the published choice for LLaMA is ``$$``);
-                if the vocabulary lacks it: the folder's pad token, else unk, else eos.
+            pad_token: existing piece or special token used for padding, which answers then lack; if it is empty or the
+                vocabulary lacks it: the folder's pad token, else unk, else eos. None: the folder's, else ``$$`` (the
+                published choice for LLaMA), else unk, else eos.
             special_tokens: strings made special besides the folder's; new ones get the next ids, in order.
             new_pad_token: added as the pad token if the folder names none; ``pad_token`` is then ignored.
             bos_id, eos_id: ids that override the folder's; their strings then absorb the blanks around them.
+            legacy: with sentencepiece, whether text after a special token begins with a dummy space; None: what
+                ``tokenizer_config.json`` says, else True.
 
         Raises:
             WeightsError: no folder, no tokenizer in it, or an unreadable file.
@@ -156,7 +217,9 @@ class Tokenizer:
         if slow.is_file():
             backend = _SentencePiece(slow)
         elif fast.is_file():
-            backend = _Fast(fast.read_text(encoding="utf-8", errors="replace"), fast)
+            if wrong := mistaken(fast):
+                raise WeightsError(wrong, fix="fetch tokenizer.json again")
+            backend = _Fast(read_text(fast, error=WeightsError), fast)
         else:
             result = "no such folder" if not folder.is_dir() else "neither tokenizer.model nor tokenizer.json in it"
             raise WeightsError(f"tokenizer folder {folder}: {result}", fix="name the LLM's Hugging Face folder")
@@ -174,7 +237,11 @@ class Tokenizer:
         for role, index in (("bos", bos_id), ("eos", eos_id)):
             if index is not None:
                 tokens.force(role, index, backend.piece(index))
-        return cls(backend, tokens, None if new_pad_token else pad_token)
+        if legacy is None:
+            legacy = read_json(folder / "tokenizer_config.json").get("legacy") is not False
+        if pad_token is None:
+            pad_token = "" if "pad" in tokens.roles else "$$"
+        return cls(backend, tokens, None if new_pad_token else pad_token, legacy)
 
     def id_of(self, text: str) -> int | None:
         """Id of a special token or of a whole piece, or None."""
@@ -203,8 +270,9 @@ class Tokenizer:
             text = text.encode("utf-8", "replace").decode("utf-8")
         if not self._slow and not self._overlaps(text, literal):
             return ids + (self._backend.encode(text, False) if text else [])
-        for chunk in self._chunks(text, literal):
-            ids += [chunk] if isinstance(chunk, int) else self._backend.encode(chunk, True)
+        for k, (chunk, follows) in enumerate(self._chunks(text, literal)):
+            ids += self._backend.lead if k == 0 and isinstance(chunk, int) and text.startswith(self._inline) else []
+            ids += [chunk] if isinstance(chunk, int) else self._backend.encode(chunk, True, follows)
         return ids
 
     def decode(self, ids: list[int], skip_special: bool = True) -> str:
@@ -233,8 +301,11 @@ class Tokenizer:
         matches = self._split.finditer(text) if self._split and literal else ()
         return any(match.start() < b and a < match.end() for match in matches for a, b in literal)
 
-    def _chunks(self, text: str, literal: Ranges) -> list[str | int]:
-        """Plain chunks and special ids in order; a special token absorbs the blanks around it if it is told to."""
+    def _chunks(self, text: str, literal: Ranges) -> list[tuple[str | int, bool]]:
+        """Plain chunks and special ids in order; a special token absorbs the blanks around it if it is told to.
+
+        With each, whether it follows a token after which no dummy space is written.
+        """
         parts: list[str] = []
         specials: list[str] = []
         start = at = 0
@@ -245,13 +316,20 @@ class Tokenizer:
                 start = match.end()
             at = b
         parts.append(text[start:])
-        out: list[str | int] = []
+        out: list[tuple[str | int, bool]] = []
         for k, part in enumerate(parts):
             before, after = specials[k - 1] if k else "", specials[k] if k < len(specials) else ""
             part = part.lstrip() if before and self._special[before].rstrip else part
             part = part.rstrip() if after and self._special[after].lstrip else part
-            out += [*([part] if part else []), *([self._special[after].id] if after else [])]
+            follows = bool(before) and (not self._legacy or before in self._inline)
+            out += [(part, follows)] if part else []
+            out += [(self._special[after].id, False)] if after else []
         return out
+
+
+def _any_of(texts: Sequence[str]) -> re.Pattern[str] | None:
+    """A pattern that finds any of the texts, the longest first; None without texts."""
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True)))) if texts else None
 
 
 class StreamDecoder:

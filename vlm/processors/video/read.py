@@ -11,16 +11,28 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from vlm.common.errors import ConfigError, DataError
-from vlm.processors.image.decode import from_base64, read_frames
+from vlm.common.files import is_hidden, open_regular
+from vlm.processors.image.decode import PIXEL_CAP, from_base64, read_frames
+from vlm.processors.image.guard import kind_of
 
 Backend = Literal["auto", "decord", "opencv"]
 PACKAGES = {"decord": "decord", "opencv": "cv2"}
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _IMAGE_BYTES = (b"\x89PNG", b"\xff\xd8\xff", b"BM")
+
+MAX_FRAMES = 1_000_000
+"""Frames of a video (9 hours at 30 per second): OpenCV decodes all of them up to the last that is wanted."""
+
+MAX_PIXELS = 8 * PIXEL_CAP
+"""Pixels of the frames taken from one video (2.1 GB): 8 frames at the cap of an image, 85 of 4K."""
+
+_PLAYLISTS = re.compile(rb"\s*(#EXTM3U|ffconcat|<\?xml|<MPD|v=0\s|\[playlist|rtsp:|http)", re.IGNORECASE)
+"""Files that name other files or addresses, which a decoder would open."""
 
 log = logging.getLogger(__name__)
 
@@ -69,13 +81,16 @@ def open_clip(source: Any, label: str, backend: Backend = "auto") -> Clip:
     if not isinstance(source, str | os.PathLike):
         raise DataError(f"video {label}: a {type(source).__name__} is not a video", fix="give a path, bytes or frames")
     path = Path(source)
-    if path.is_dir():
+    try:
+        folder, file = path.is_dir(), path.is_file()
+    except ValueError as error:  # a null byte in the path
+        raise DataError(f"video {label}: cannot be read ({error})") from None
+    if folder:
         return _frames(_folder(path, label), label)
-    if not path.is_file():
+    if not file:
         raise DataError(f"video {label}: no such file or folder", fix="check the path (in a dataset: its folder)")
     if path.suffix.lower() == ".json":
-        result = read_frames(path, label)
-        return _frames([result] if isinstance(result, str) else list(result), label)
+        return _texts(read_frames(path, label), label)
     if path.suffix.lower() in IMAGES:
         return _frames([path], label)
     return _video(path, label, backend)
@@ -93,13 +108,23 @@ def _frames(items: list[Any], label: str) -> Clip:
     return Clip(len(items), None, lambda ids: [one(k) for k in ids])
 
 
+def _texts(found: str | list[str], label: str) -> Clip:
+    """The frames of a ``.json`` file: base64 only, because a file that somebody sends names no other files."""
+    texts = [found] if isinstance(found, str) else found
+    return Clip(len(texts), None, lambda ids: [from_base64(texts[k], f"{label} frame {k}") for k in ids])
+
+
 def _folder(path: Path, label: str) -> list[Path]:
     """The images of a folder, ``2.jpg`` before ``10.jpg``."""
 
     def key(file: Path) -> list[tuple[int, str]]:
         return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", file.name)]
 
-    result = sorted((f for f in path.iterdir() if f.suffix.lower() in IMAGES), key=key)
+    files = [f for f in path.iterdir() if f.suffix.lower() in IMAGES]
+    result = sorted((f for f in files if not is_hidden(f.name)), key=key)
+    if hidden := len(files) - len(result):
+        log.debug("video %s: %d hidden files left out", label, hidden)
+        _say_once("hidden files (such as ._1.jpg of a Mac) among the frames of a video are left out (shown once)")
     if not result:
         raise DataError(f"video {label}: a folder without frames", fix=f"put images into it ({', '.join(IMAGES)})")
     return result
@@ -113,7 +138,9 @@ def _video(source: Path | bytes, label: str, backend: Backend) -> Clip:
         raise DataError(f"video {label}: no video decoder is installed", fix="pip install decord")
     if usable == ["opencv"] and backend == "auto":
         _say_once("decord is not installed; OpenCV decodes videos, which is slower")
-    head = source[:16] if isinstance(source, bytes) else _head(source, label)
+    head = source[:1024] if isinstance(source, bytes) else _head(source, label)
+    if _PLAYLISTS.match(head):
+        raise DataError(f"video {label}: a playlist, which names other files", fix="name the video itself")
     for name in usable:
         clip = _with_decord(source, label) if name == "decord" else _with_opencv(source, label)
         if clip is not None:
@@ -122,7 +149,7 @@ def _video(source: Path | bytes, label: str, backend: Backend) -> Clip:
             log.debug("video %s: decord cannot open it", label)
             _say_once("decord cannot open a video; trying OpenCV (shown once)")
     fix = "convert it to H.264 in .mp4, give its frames as a folder of images, or remove the record"
-    raise DataError(f"video {label}: no video that {' or '.join(usable)} can read (it begins with {head!r})", fix=fix)
+    raise DataError(f"video {label}: no video that {' or '.join(usable)} can read ({kind_of(head)})", fix=fix)
 
 
 def _with_second(clip: Clip, source: Path | bytes, label: str) -> Clip:
@@ -143,8 +170,8 @@ def _with_second(clip: Clip, source: Path | bytes, label: str) -> Clip:
 
 def _head(path: Path, label: str) -> bytes:
     try:
-        with path.open("rb") as file:
-            head = file.read(16)
+        with open_regular(path) as file:
+            head = file.read(1024)
     except OSError as error:
         raise DataError(f"video {label}: cannot be read ({error.strerror})") from error
     if not head:
@@ -162,10 +189,13 @@ def _with_decord(source: Path | bytes, label: str) -> Clip | None:
         count, rate = len(reader), float(reader.get_avg_fps())
     except (RuntimeError, decord.DECORDError):
         return None
+    _check_count(count, label)
 
     def read(ids: Sequence[int]) -> list[Any]:
         try:
-            return list(reader.get_batch(list(ids)).asnumpy())
+            first = reader.get_batch(list(ids[:1])).asnumpy()
+            _check_size(first.shape[2], first.shape[1], len(ids), label)
+            return [*first, *(reader.get_batch(list(ids[1:])).asnumpy() if len(ids) > 1 else ())]
         except (RuntimeError, decord.DECORDError) as error:
             reason = str(error).strip().splitlines()[-1]
             fix = "fetch it again or set model.video.backend to opencv"
@@ -187,12 +217,16 @@ def _with_opencv(source: Path | bytes, label: str) -> Clip | None:
     capture = cv2.VideoCapture(path)
     if not capture.isOpened():
         return None
+    width, height = (int(capture.get(k)) for k in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+    _check_size(width, height, 1, label)
     count, rate = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), float(capture.get(cv2.CAP_PROP_FPS))
-    if count <= 0:
-        count = sum(1 for _ in iter(capture.grab, False))
+    if not 0 < count <= MAX_FRAMES:  # the header does not say, or says nonsense
+        count = sum(1 for _ in islice(iter(capture.grab, False), MAX_FRAMES + 1))
     capture.release()
+    _check_count(count, label)
 
     def read(ids: Sequence[int]) -> list[Any]:
+        _check_size(width, height, len(ids), label)
         opened, result = cv2.VideoCapture(path if kept is None else kept.name), {}
         for index in range(ids[-1] + 1):
             if not opened.grab():
@@ -203,6 +237,20 @@ def _with_opencv(source: Path | bytes, label: str) -> Clip | None:
         return [result[k] for k in ids]
 
     return Clip(count, rate, read)
+
+
+def _check_size(width: int, height: int, count: int, label: str) -> None:
+    """Raises DataError: ``count`` frames of this size are too many pixels."""
+    if width * height > PIXEL_CAP or width * height * count > MAX_PIXELS:
+        most = f"allowed are {PIXEL_CAP} pixels for one and {MAX_PIXELS} together"
+        fix = "shrink the video, or ask for fewer frames"
+        raise DataError(f"video {label}: {count} frames of {width} x {height}, {most}", fix=fix)
+
+
+def _check_count(count: int, label: str) -> None:
+    """Raises DataError: more frames than are walked through."""
+    if count > MAX_FRAMES:
+        raise DataError(f"video {label}: more than {MAX_FRAMES:,} frames", fix="cut it into shorter videos")
 
 
 @cache

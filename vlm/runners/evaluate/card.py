@@ -104,7 +104,8 @@ def dataset_facts(entry: DatasetEntry, by_control: Mapping[str, Result]) -> dict
 
 def whole_prompt(questions: Questions, engine: Engine) -> str:
     """The first question with everything that the template puts around it."""
-    segments = engine.processor.template.chat_segments(prompt_of(questions[0]))
+    _, first = next(questions.usable())
+    segments = engine.processor.template.chat_segments(prompt_of(first))
     return "".join(segment.text or "[image or video]" for segment in segments)
 
 
@@ -125,8 +126,7 @@ def _spread(predictions: Sequence[Prediction]) -> list[Prediction]:
 def images_of(questions: Questions, names: set[str]) -> dict[str, list[Any]]:
     """The images of the samples with these names; of a video three frames."""
     result: dict[str, list[Any]] = {}
-    for k in range(len(questions)):
-        sample = questions[k]
+    for k, sample in questions.usable():
         if (sample.id or str(k)) in names:
             media = [m for message in sample.messages for m in message.media]
             result[sample.id or str(k)] = [image for m in media for image in _images(m)]

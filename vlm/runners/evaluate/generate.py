@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm.common import dist
 from vlm.common.errors import DataError, PromptError
 from vlm.common.types import Message, Text
 from vlm.datasets.formats.table.read import AllRows, Record
 from vlm.datasets.formats.table.templates import fill, names
+from vlm.datasets.loading.quarantine import SHOWN_RECORDS, too_many
 from vlm.datasets.media_field import check_field, medium_of
 from vlm.runners.evaluate.answer_file import AnswerFile
+from vlm.tasks.answers import Answer, answer_all, distinct, key_of, model_key
 
 if TYPE_CHECKING:
     from vlm.inference.engine import Conversation, Engine
     from vlm.inference.generation import Generation
 
 log = logging.getLogger(__name__)
+
+MAX_BAD_SHARE = 0.5
+"""Share of unusable records above which nothing is written; every one of them is marked and counted anyway."""
 
 
 @dataclass(frozen=True)
@@ -46,27 +49,59 @@ class Request:
 
 
 class Records:
-    """The records of a request with their prompts, checked as far as is possible without reading media."""
+    """The records of a request with their prompts, checked as far as is possible without reading media.
 
-    def __init__(self, request: Request) -> None:
-        """Raises DataError: missing files, no records, a field of the prompt that a record lacks, a missing medium."""
-        self.request = request
+    Attributes: ``faults``, number of a record -> why it cannot be used.
+    """
+
+    def __init__(self, request: Request, max_bad_share: float = MAX_BAD_SHARE) -> None:
+        """Raises DataError: missing files, no records, too many unusable ones, no record with a field to copy."""
+        self.request, self.max_bad_share = request, max_bad_share
         self.rows = AllRows(request.files)
         if not len(self.rows):
             raise DataError(f"{', '.join(request.files)}: no records", fix="name a file with records")
-        self.prompts = []
-        for k in range(len(self.rows)):
-            record, where = self.rows[k]
-            self.prompts.append(fill(request.prompt.strip(), record, where).strip())
-            if not self.prompts[-1] and request.medium(record) is None:
-                raise DataError(f"{where}: neither a prompt nor an image", fix="give a prompt, e.g. '{question}'")
-            check_field(request.medium(record), request.media_root, where)
-        if all(request.medium(self.rows[k][0]) is None for k in range(len(self.rows))):
-            there = ", ".join(sorted(map(str, self.rows[0][0])))
+        self.faults: dict[int, str] = {}
+        self.prompts = [self._prompt(k) for k in range(len(self.rows))]
+        self.check(self.faults)
+        usable = [self.rows[k][0] for k in range(len(self.rows)) if k not in self.faults]
+        there = ", ".join(sorted({str(name) for record in usable[:100] for name in record}))
+        if all(request.medium(record) is None for record in usable):
             log.warning("no record has a field %s (they have %s): text only", request.media_field or "image", there)
+        if lacking := [name for name in request.copy if not any(name in record for record in usable)]:
+            raise DataError(f"{self.rows[0][1]}: no field {lacking[0]!r} to copy (records have {there})")
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def _prompt(self, number: int) -> str:
+        """The text of a record's question; empty, with an entry in ``faults``, where it cannot be used."""
+        try:
+            record, where = self.rows[number]
+            prompt, medium = fill(self.request.prompt.strip(), record, where).strip(), self.request.medium(record)
+            if not prompt and medium is None:
+                raise DataError(f"{where}: neither a prompt nor an image", fix="give a prompt, e.g. '{question}'")
+            check_field(medium, self.request.media_root, where)
+        except DataError as error:
+            self.faults[number] = str(error)
+            return ""
+        return prompt
+
+    def check(self, faults: Mapping[Any, str]) -> None:
+        """Raises DataError: all records are unusable, or more than the limit allows."""
+        if faults and (len(faults) == len(self) or too_many(len(faults), len(self), self.max_bad_share)):
+            shown = list(faults.values())[:SHOWN_RECORDS]
+            if len(faults) == len(self) == 1:
+                raise DataError(shown[0])
+            raise DataError(
+                f"{len(faults)} of {len(self)} records cannot be used, allowed are {self.max_bad_share:.0%}:"
+                + "".join(f"\n  - {text}" for text in shown),
+                fix="mend them and run the same command again (no answer is lost), or raise --max-bad-share",
+            )
+
+    def keys(self) -> dict[int, str]:
+        """Number -> what the answer is known by, a hash of the content, of every usable record."""
+        usable = [k for k in range(len(self)) if k not in self.faults]
+        return dict(zip(usable, distinct(key_of(self.rows[k][0], self.prompts[k]) for k in usable), strict=True))
 
     def conversation(self, number: int, engine: Engine) -> Conversation:
         """What a model is given for a record.
@@ -86,26 +121,25 @@ class Records:
         except (DataError, PromptError) as error:
             raise type(error)(f"{where}: {error}") from error
 
-    def line(self, number: int, answer: str) -> dict[str, Any]:
+    def line(self, number: int, answer: Answer) -> dict[str, Any]:
         """The object of the result: the published ``index`` and ``text_output`` with the copied fields, or the record.
 
-        Raises DataError: a field to copy that the record lacks.
+        A record without an answer has ``null`` in its place, and the reason in ``error``.
         """
-        record, where = self.rows[number]
+        try:
+            record = self.rows[number][0]
+        except DataError:
+            record = {}
+        text, error = (None, {"error": answer.error}) if answer.error else (str(answer), {})
         if self.request.answer_field:
-            return _answered(record, answer, self.request.answer_field, names(self.request.prompt))
-        if lacking := [name for name in self.request.copy if name not in record]:
-            there = ", ".join(sorted(map(str, record)))
-            raise DataError(f"{where}: no field {lacking[0]!r} to copy (it has {there})")
-        copied = {name: record[name] for name in self.request.copy}
-        return {"index": record.get(self.request.index_field, number), "text_output": answer, **copied}
+            return {**_answered(record, text, self.request.answer_field, names(self.request.prompt)), **error}
+        copied = {name: record[name] for name in self.request.copy if name in record}
+        return {"index": record.get(self.request.index_field, number), "text_output": text, **copied, **error}
 
     def fingerprint(self, *more: Any) -> str:
-        """Hash of the request, the records and whatever else the answers depend on."""
-        digest = hashlib.sha256(json.dumps([asdict(self.request), *more], default=str, sort_keys=True).encode())
-        for k in range(len(self.rows)):
-            digest.update(json.dumps(self.rows[k][0], default=str, sort_keys=True).encode())
-        return digest.hexdigest()
+        """Hash of the request, apart from its files, and of whatever else the answers depend on."""
+        request = {k: v for k, v in asdict(self.request).items() if k not in ("files", "copy", "answer_field")}
+        return key_of(request, *more)
 
 
 def run_generate(
@@ -116,10 +150,11 @@ def run_generate(
     *,
     batch_size: int = 16,
     overwrite: bool = False,
-) -> Path:
+) -> dict[int, str]:
     """Answer every record and write the answers, one JSON object per line; processes share the records.
 
-    An interrupted run resumes where it stopped when it is started again with the same request, model and options.
+    A record that cannot be used is marked in the result. An interrupted run, and one with such records, goes on when it
+    is started again with the same prompt, model and options; the records may have been mended.
 
     Args:
         engine: the model.
@@ -129,23 +164,22 @@ def run_generate(
         batch_size: records that run together; it changes speed and memory, not the answers.
         overwrite: replace what is there.
 
+    Returns:
+        Number -> reason of every record that could not be used.
+
     Raises:
-        UserError: the file exists, an image or video cannot be read, or a prompt does not fit the model.
+        UserError: the file exists, or more records than the limit allows could not be used.
     """
-    basic = lemmatizer() if records.request.lemmatize else None
-    resolved = engine.config.resolved if engine.config is not None else {}
-    file = AnswerFile(output, records.fingerprint(resolved, asdict(generation)), overwrite=overwrite)
-    for k in range(len(records)):
-        records.line(k, "")  # a field to copy that is missing is reported before anything is answered
-    left = [k for k in range(len(records)) if k not in file.done]
-    mine = left[dist.rank() :: dist.world_size()]
-    for first in range(0, len(mine), batch_size):
-        chunk = mine[first : first + batch_size]
-        answers = engine.generate([records.conversation(k, engine) for k in chunk], generation, batch_size)
-        file.add(zip(chunk, basic(answers) if basic is not None else answers, strict=True))
-        log.info("%d of %d records of this process answered", first + len(chunk), len(mine))
-    file.finish(records.line, len(records))
-    return file.path
+    edit = lemmatizer() if records.request.lemmatize else list
+    file = AnswerFile(output, records.fingerprint(model_key(engine), asdict(generation)), overwrite=overwrite)
+    keys = records.keys()
+    asked = {key: partial(records.conversation, k, engine) for k, key in keys.items()}
+    found = answer_all(engine, asked, generation, batch_size, parts=file.parts, edit=edit)
+    answers = {k: found[keys[k]] if k in keys else Answer("", records.faults[k]) for k in range(len(records))}
+    faults = {k: answer.error for k, answer in answers.items() if answer.error}
+    records.check(faults)
+    file.write([records.line(k, answer) for k, answer in answers.items()], finished=not faults)
+    return faults
 
 
 def lemmatizer() -> Callable[[Sequence[str]], list[str]]:
@@ -170,7 +204,7 @@ def lemmatizer() -> Callable[[Sequence[str]], list[str]]:
     return basic
 
 
-def _answered(record: Record, answer: str, field: str, asked: Collection[str]) -> Record:
+def _answered(record: Record, answer: str | None, field: str, asked: Collection[str]) -> Record:
     """The record with the answer after the last of the fields that were asked, or at its end."""
     kept = [(name, value) for name, value in record.items() if name != field]
     place = max((k for k, (name, _) in enumerate(kept, start=1) if name in asked), default=len(kept))

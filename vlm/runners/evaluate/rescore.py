@@ -7,6 +7,7 @@ from typing import Any
 
 from vlm.common.errors import DataError
 from vlm.datasets.formats.table.read import AllRows
+from vlm.tasks.answers import Answer
 from vlm.tasks.benchmarks.base import Prediction, Result
 from vlm.tasks.benchmarks.question_answering import GROUPINGS, result_of
 from vlm.tasks.judges import Judge, judge_of
@@ -38,13 +39,14 @@ def rescore(
 
 
 def _run(questions: Mapping[str, tuple[Mapping[str, Any], str]], file: str, judge: Judge) -> list[Prediction]:
-    answers: dict[str, str] = {}
+    answers: dict[str, Answer] = {}
     rows = AllRows(file)
     for k in range(len(rows)):
         line, where = rows[k]
-        if "index" not in line or not isinstance(line.get("text_output"), str):
+        error = str(line.get("error") or "")
+        if "index" not in line or not (error or isinstance(line.get("text_output"), str)):
             raise DataError(f"{where}: no index and text_output", fix="give a result file of vlm generate")
-        answers[str(line["index"])] = line["text_output"]
+        answers[str(line["index"])] = Answer(line["text_output"] or "", error)
     missing, strange = [n for n in questions if n not in answers], [n for n in answers if n not in questions]
     if missing or strange:
         problem = f"{len(missing)} of {len(questions)} records have no line" + _first(missing)
@@ -57,11 +59,13 @@ def _first(names: Sequence[str]) -> str:
     return f" (first: {names[0]})" if names else ""
 
 
-def _judged(name: str, record: Mapping[str, Any], where: str, text: str, judge: Judge) -> Prediction:
+def _judged(name: str, record: Mapping[str, Any], where: str, answer: Answer, judge: Judge) -> Prediction:
     reference, question = record.get("answer"), str(record.get("question", ""))
     reference = reference[0] if isinstance(reference, list) and reference else reference
     if not isinstance(reference, str) or not reference.strip():
         raise DataError(f"{where}: no answer to compare with", fix="score records that have one")
+    if answer.error:
+        return Prediction(name, question, "", error=answer.error)
     named = {**record, "type": record.get("class", record.get("type"))}
     fields = {k: named[k] for k in GROUPINGS if k in named}
-    return Prediction(name, question, text, reference, judge(question, text, reference), fields)
+    return Prediction(name, question, answer, reference, judge(question, answer, reference), fields)

@@ -18,6 +18,7 @@ from vlm.config.api import Config, DatasetEntry
 from vlm.config.schema import Report, names_of, read
 from vlm.datasets.loading.sources import build_sources
 from vlm.runners.evaluate.card import write_card
+from vlm.tasks.answers import AnswerParts, model_key
 from vlm.tasks.base import Task
 from vlm.tasks.benchmarks.base import Benchmark, Prediction, Result, Score
 from vlm.tasks.benchmarks.image_controls import Controlled, check_control
@@ -69,7 +70,7 @@ def run_evaluation(
     names = _names(cfg, datasets)
     benchmark, flags = benchmark_of(cfg), {"batch_size": batch_size, "seeds": list(seeds), "judge": judge}
     options = {n: read_options(benchmark, cfg, cfg.evaluation_datasets[n], flags) for n in names}
-    _check_controls(images)  # before the model is loaded, which may take minutes
+    _check_controls(images)
     folder = make_folder(output or cfg.run.save_path or cfg.run.output_dir)
     joined, main = engine is None, dist.is_main()
     if engine is None:
@@ -78,21 +79,33 @@ def run_evaluation(
         engine = Engine.load(cfg, device=str(dist.init(cfg.run.device)[1]), allow_random=allow_random)
         main = dist.is_main()  # known only while the processes are joined
     results: Results = {name: {} for name in names}
+    parts: list[AnswerParts] = []
     try:
         for name in names:
             dataset = build_sources({name: cfg.evaluation_datasets[name]}, engine.processor, "eval")[0].dataset
             for image in images:
-                questions, started = Controlled(dataset, image), time.monotonic()
-                result = benchmark().run(engine, questions, options[name])
-                results[name][image] = replace(result, scores={**result.scores, "seconds": time.monotonic() - started})
+                parts.append(_parts(folder / f"{cfg.run.name or 'evaluation'}_{name}_{image}", engine))
+                questions = Controlled(dataset, image, parts[-1], cfg.run.max_bad_share)
+                results[name][image] = _timed(benchmark, engine, questions, options[name])
                 if main:
-                    show(f"{name}, {image} image:{table(result)}")
+                    show(f"{name}, {image} image:{table(results[name][image])}")
     finally:
         if joined:
             dist.destroy()
     if main:
-        _write(folder, cfg, engine, results, options[names[0]])
+        _write(folder, cfg, engine, results, options[names[0]], parts)
     return {name: {image: dict(r.scores) for image, r in by_image.items()} for name, by_image in results.items()}
+
+
+def _parts(file: Path, engine: Engine) -> AnswerParts:
+    """Where answers are kept until the results are written: those of an interrupted evaluation are not asked again."""
+    return AnswerParts(file, model_key(engine), replace_strange=True)
+
+
+def _timed(benchmark: Any, engine: Engine, questions: Controlled, options: Any) -> Result:
+    started = time.monotonic()
+    result = benchmark().run(engine, questions, options)
+    return replace(result, scores={**result.scores, "seconds": time.monotonic() - started})
 
 
 def _names(cfg: Config, datasets: Sequence[str]) -> list[str]:
@@ -142,8 +155,10 @@ def _check_controls(images: Sequence[str]) -> None:
         check_control(image)
 
 
-def _write(folder: Path, cfg: Config, engine: Engine, results: Results, options: Any) -> None:
-    """The scores, the predictions, and a card if a result asks for one."""
+def _write(
+    folder: Path, cfg: Config, engine: Engine, results: Results, options: Any, parts: Sequence[AnswerParts]
+) -> None:
+    """The scores, the predictions, and a card if a result asks for one; then unfinished answers are not needed."""
     name = cfg.run.name or "evaluation"
     scores = {n: {image: r.scores for image, r in by_image.items()} for n, by_image in results.items()}
     file = folder / f"{name}.json"
@@ -154,11 +169,13 @@ def _write(folder: Path, cfg: Config, engine: Engine, results: Results, options:
     log.info("results: %s", file)
     if any(r.card for by_image in results.values() for r in by_image.values()):
         log.info("card: %s", write_card(folder, name, cfg, engine, results, options))
+    for part in parts:
+        part.remove()
 
 
 def row(dataset: str, image: str, prediction: Prediction) -> dict[str, Any]:
     """One line of the answer file."""
-    names = ("seed", "id", "question", "answer", "reference", "right")
+    names = ("seed", "id", "question", "answer", "reference", "right", "error")
     given = {name: value for name in names if (value := getattr(prediction, name)) is not None}
     return {"dataset": dataset, "image": image, **given, **prediction.fields}
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from vlm.common.errors import UserError
 from vlm.common.registry import register_tracker, resolve
+from vlm.common.text import lines_of
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class JsonlTracker(Tracker):
 def read_log(file: Path) -> list[LogRecord]:
     """All complete records of a ``log.jsonl``; none if there is no file."""
     records = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+    for line in lines_of(file.read_text("utf-8", "replace")) if file.exists() else []:
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from vlm.common.errors import UserError
 from vlm.common.logging import busy, quiet, say
 from vlm.serve.gradio.examples import is_tiny_model, read_page_examples, tiny_model_examples
+from vlm.serve.gradio.gate import Gate, is_loopback
+from vlm.serve.gradio.uploads import MAX_FILE, MIB, upload_folder
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +24,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SESSIONS = 100
+"""Conversations kept at most; the one not used for longest is forgotten first."""
+WAITING = 64
+"""Requests that wait at most; further ones are told that the page is busy."""
+STATISTICS = {"GRADIO_ANALYTICS_MAX_EVENTS": "100", "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(10**9)}
+"""Gradio otherwise keeps 10,000 past requests and makes a table of them after each."""
 PORTS = range(7860, 7960)
 """Tried in order when no port is given."""
 
@@ -37,13 +46,16 @@ def launch(
     stream: bool = True,
     examples: str | Path | None = None,
     allow_random: bool = False,
+    max_upload: int = MAX_FILE // MIB,
     block: bool = True,
+    trust: bool = False,
 ) -> Any:
     """Load a model and serve its page.
 
+    A browser reaches no file but uploads and examples, see :mod:`vlm.serve.gradio.gate`.
+
     Args:
-        source: see ``Engine.load`` (also about ``allow_random``), or an engine.
-        options: changes to the configuration.
+        source, options, trust, allow_random: see ``Engine.load``; the first may also be an engine.
         host: address to listen on.
         port: None takes the first free one.
         share: also make a public link.
@@ -51,24 +63,38 @@ def launch(
         generation: changes to the generation options that the page's settings start from.
         stream: show answers as they are written; False: only when they are complete.
         examples: file of images and questions to click, see ``read_page_examples``; None: those of the embedded model.
+        max_upload: size of the largest image or video, in MiB.
         block: wait until the page is stopped; False returns the running ``gradio.Blocks``.
 
     Raises:
-        UserError: gradio is not installed, the port is in use, or the model cannot be loaded.
+        UserError: gradio is not installed, the port is in use, an unusable ``max_upload``, or the model cannot be
+            loaded.
     """
     gradio = _gradio()
+    if max_upload < 1:
+        raise UserError(f"the largest upload is {max_upload} MiB, expected at least 1", fix="e.g. --max-upload 64")
     port = free_port(host, port)  # before the model is loaded, which may take minutes
+    from starlette.middleware import Middleware
+
     from vlm.inference.engine import Engine
     from vlm.serve.gradio import layout, theme
 
     shown = read_page_examples(examples) if examples else []
-    engine = source if isinstance(source, Engine) else _load(source, device, options, allow_random)
+    given = {"options": options, "trust": trust, "allow_random": allow_random}
+    engine = source if isinstance(source, Engine) else _load(source, device, given)
     world = is_tiny_model(engine.config)
     folder = tempfile.TemporaryDirectory(prefix="vlm_page_")
     shown = tiny_model_examples(Path(folder.name)) if world and not examples else shown
+    uploads = upload_folder()
+    uploads.max_bytes = max_upload * MIB
     page = layout.build(engine, engine.options(**generation or {}), shown, pixels=world, stream=stream)
     vars(page)["examples_folder"] = folder  # lives as long as the page
-    page.queue()
+    uploads.keep_present()
+    for name, value in STATISTICS.items():
+        os.environ.setdefault(name, value)
+    page.queue(max_size=WAITING, api_open=False)
+    public_link = share or bool(os.environ.get("GRADIO_SHARE"))
+    gate = Middleware(Gate, folder=uploads, local=is_loopback(host) and not public_link, public=public_link)
     _, url, public = page.launch(
         server_name=host,
         server_port=port,
@@ -77,8 +103,15 @@ def launch(
         prevent_thread_lock=True,
         theme=theme.theme(gradio),
         css=theme.static("chat.css"),
+        head=theme.static("labels.html"),
         footer_links=[],
-        allowed_paths=[folder.name, *(path for path, _ in shown)],
+        allowed_paths=[path for path, _ in shown],  # copied into the folder of uploads when clicked
+        app_kwargs={"middleware": [gate], "docs_url": None, "redoc_url": None, "openapi_url": None},
+        max_file_size=uploads.max_bytes,
+        state_session_capacity=SESSIONS,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
         ssr_mode=False,
     )
     say(f"chat page: {url}" + (f"  public: {public}" if public else "") + "   (Ctrl-C stops it)")
@@ -87,11 +120,11 @@ def launch(
     return page
 
 
-def _load(source: Any, device: Any, options: Sequence[str], allow_random: bool) -> Engine:
+def _load(source: Any, device: Any, given: Mapping[str, Any]) -> Engine:
     from vlm.inference.engine import Engine
 
     with busy("loading the model"), quiet("vlm.checkpoint"):
-        return Engine.load(source, device, options=options, allow_random=allow_random)
+        return Engine.load(source, device, **given)
 
 
 def free_port(host: str, port: int | None) -> int:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gradio as gr
 
-from vlm.common.errors import UserError
+from vlm.common.errors import DataError, UserError
 from vlm.common.types import Image, Video
 from vlm.inference.engine import Engine
 from vlm.inference.generation import Generation
+from vlm.serve.gradio.display import messages, told, unreadable
 from vlm.serve.gradio.session import PageChat, Uploads
+
+log = logging.getLogger(__name__)
+
+SAME = "These settings write the same answer again. For another one turn on Sample and leave Seed empty."
 
 
 class Events:
     """Callbacks; each gets the visitor's ``PageChat`` (None before the first question).
 
-    Most return the messages to show, followed by updates of the buttons Send, Stop and Regenerate.
+    Most return the messages to show, followed by updates of the buttons Send, Stop and Regenerate. What a visitor did
+    wrong is told in a notice and leaves the page as it is.
     """
 
     def __init__(self, engine: Engine, generation: Generation, names: Sequence[str], stream: bool = True) -> None:
@@ -33,51 +40,65 @@ class Events:
         try:
             if path is not None:
                 self.uploads.add(kind(path))
-        except UserError as error:
-            gr.Warning(str(error), title=f"This {kind.__name__.lower()} cannot be read")
+        except DataError as error:
+            name = kind.__name__.lower()
+            log.info("upload: %s", error)
+            gr.Warning(unreadable(name, path or ""), title=f"This {name} cannot be read")
             return None
         return gr.skip()
 
     def ask(
-        self, text: str, image: str | None, keep: bool, mine: PageChat | None, video: str | None = None
+        self, text: str | None, image: str | None, keep: bool, mine: PageChat | None, video: str | None = None
     ) -> list[Any]:
         """Send: the conversation, its messages, an empty question box, the buttons."""
         mine = mine or PageChat(self.engine, self.uploads)
         try:
-            mine.ask(text, image, keep, video)
+            mine.ask(text or "", image, bool(keep), video)
+        except DataError as error:
+            log.info("question: %s", error)
+            gr.Warning(unreadable("image or video", image or video or ""), title="The question was not sent")
         except UserError as error:
-            raise gr.Error(str(error), title="The question was not sent", print_exception=False) from error
-        return [mine, mine.shown, "", *buttons(writing=True)]
+            gr.Warning(told(error), title="The question was not sent")
+        else:
+            return [mine, messages(mine.shown), "", *buttons(writing=True)]
+        return [mine, *(gr.skip() for _ in range(5))]
 
-    def write(self, mine: PageChat, *values: Any) -> Iterator[list[Any]]:
+    def write(self, mine: PageChat | None, *values: Any) -> Iterator[list[Any]]:
         """The answer as it grows, or when it is complete; ``values``: options, system text, turns kept."""
+        if mine is None or not mine.is_waiting:  # its question was not sent
+            yield [gr.skip() for _ in range(4)]
+            return
         try:
             options = self.generation.replace(**typed(dict(zip(self.names, values, strict=False))))
             for shown in mine.write(options, *self._prompt(*values[len(self.names) :])):
                 if self.stream:
-                    yield [shown, *buttons(writing=True)]
+                    yield [messages(shown), *buttons(writing=True)]
         except UserError as error:
-            gr.Warning(str(error), title="The question was not answered")
-        yield [mine.shown, *buttons(writing=False)]
+            mine.give_up()
+            gr.Warning(told(error), title="The question was not answered")
+        yield [messages(mine.shown), *buttons(writing=False)]
 
-    def _prompt(self, system: str = "", turns: float = -1) -> tuple[str | None, int]:
+    def _prompt(self, system: str | None = "", turns: Any = -1) -> tuple[str | None, int]:
         """The system text, None where it is the template's own, and the turns to keep."""
-        usual = template_option(self.engine, "system", "")
-        return (None if system.strip() == usual.strip() else system), int(turns)
+        usual, system = template_option(self.engine, "system", ""), system or ""
+        return (None if system.strip() == usual.strip() else system), typed({"turns": turns})["turns"]
 
     @staticmethod
     def read(mine: PageChat | None) -> str:
         """The prompt of the last answer."""
         return mine.read if mine is not None else ""
 
-    def again(self, mine: PageChat | None) -> list[Any]:
+    def again(self, mine: PageChat | None, sample: bool = True, seed: float | None = None) -> list[Any]:
         """Regenerate: the messages without the last answer."""
         try:
             if mine is not None:
                 mine.again()
         except UserError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        return [mine.shown if mine is not None else [], *buttons(writing=True)]
+            gr.Warning(told(error), title="Nothing to regenerate")
+            return [gr.skip() for _ in range(4)]
+        if not sample or seed is not None:
+            gr.Info(SAME, title="Regenerate")
+        return [messages(mine.shown) if mine is not None else [], *buttons(writing=True)]
 
     def stop(self, mine: PageChat | None) -> None:
         """End the answer; ``write`` then restores the buttons."""
@@ -86,9 +107,14 @@ class Events:
 
     def restart(self, mine: PageChat | None) -> list[Any]:
         """Clear messages, image, video and question; only Send stays enabled."""
+        self.forget(mine)
+        return [[], None, None, "", *(gr.update(interactive=on) for on in (True, False, False))]
+
+    @staticmethod
+    def forget(mine: PageChat | None) -> None:
+        """Free what a conversation holds (also called when a visitor was away for long)."""
         if mine is not None:
             mine.restart()
-        return [[], None, None, "", *(gr.update(interactive=on) for on in (True, False, False))]
 
 
 def template_option(engine: Engine, name: str, default: Any) -> Any:
@@ -102,6 +128,12 @@ def buttons(writing: bool) -> list[Any]:
 
 
 def typed(values: dict[str, Any]) -> dict[str, Any]:
-    """Values of sliders and boxes as the types of ``Generation``; an empty seed means none."""
-    whole = {"num_beams", "max_new_tokens", "top_k", "seed"}
-    return {k: int(v) if k in whole and v is not None else v for k, v in values.items()}
+    """Values of sliders and boxes as the types of ``Generation``; an empty seed means none.
+
+    Raises UserError: not a number where a whole one belongs.
+    """
+    whole = {"num_beams", "max_new_tokens", "top_k", "seed", "turns"}
+    try:
+        return {k: int(v) if k in whole and v is not None else v for k, v in values.items()}
+    except (TypeError, ValueError, OverflowError):
+        raise UserError("a setting is not a number", fix="reload the page") from None

@@ -9,12 +9,15 @@ from typing import Any
 
 import gradio as gr
 
+from vlm.common.errors import DataError
 from vlm.common.types import Image, Video
 from vlm.inference.engine import Engine
 from vlm.inference.generation import CHAT, Generation
 from vlm.serve.gradio import theme as look
+from vlm.serve.gradio.display import told
 from vlm.serve.gradio.events import Events, template_option
 from vlm.serve.gradio.examples import Example
+from vlm.serve.gradio.uploads import KEPT_SECONDS, upload_folder
 
 QUESTION = "What is in the image?"
 
@@ -55,37 +58,50 @@ def build(
         stream: show answers as they grow.
     """
     classes = ["pixels"] if pixels else []
-    with gr.Blocks(title="vlm chat", analytics_enabled=False, fill_height=True) as page:
+    upload_folder()  # before the first widget, which remembers where its files go
+    blocks = gr.Blocks(title="vlm chat", analytics_enabled=False, fill_height=True, delete_cache=(600, KEPT_SECONDS))
+    with blocks as page:
         gr.HTML(look.header(engine), padding=False)
         with gr.Row(equal_height=False, elem_id="main"):
             with gr.Column(scale=2, min_width=300):
                 image = _image(classes)
-                video = gr.Video(visible=engine.processor.video is not None, **look.widget("video"))
+                video = _uploaded(gr.Video(visible=engine.processor.video is not None, **look.widget("video")))
                 gr.HTML(look.static("hint.html"), padding=False)
                 settings = _settings(generation)
                 prompt = accordion(engine)
             with gr.Column(scale=5, min_width=400):
                 hint = look.placeholder(examples[0][1] if examples else QUESTION, bool(examples))
                 bubbles = gr.Chatbot(elem_classes=classes, placeholder=hint, **look.widget("chat"))
-                with gr.Row():
+                with gr.Row(elem_id="ask"):
                     question, send = gr.Textbox(**look.widget("question")), gr.Button(**look.widget("send"))
-                with gr.Row():
+                with gr.Row(elem_id="actions"):
                     stop, again, restart = (gr.Button(**look.widget(n)) for n in ("stop", "again", "restart"))
                 _shortcuts(engine, question)
         if examples:
             _gallery(examples, image, question, classes)
-        widgets = Widgets(
-            gr.State(None), image, video, settings, bubbles, question, send, stop, again, restart, *prompt
-        )
-        _wire(widgets, Events(engine, generation, [n for n in settings if n != "keep"], stream))
+        events = Events(engine, generation, [n for n in settings if n != "keep"], stream)
+        chat = gr.State(None, time_to_live=KEPT_SECONDS, delete_callback=events.forget)
+        controls = (question, send, stop, again, restart)
+        widgets = Widgets(chat, image, video, settings, bubbles, *controls, *prompt)
+        _wire(widgets, events)
     return page
 
 
 def _image(classes: list[str]) -> gr.Image:
-    image = gr.Image(elem_classes=classes, **look.widget("image"))
-    # as uploaded: the processor decodes it, and reports what is wrong with a file that is not an image
-    vars(image)["preprocess"] = lambda file: file.path if file is not None else None
-    return image
+    return _uploaded(gr.Image(elem_classes=classes, **look.widget("image")))
+
+
+def _uploaded(medium: Any) -> Any:
+    """The widget giving the path of the file as it was uploaded, which the processor decodes."""
+
+    def admitted(file: Any) -> str | None:
+        try:
+            return None if file is None else upload_folder().admit(file.path)
+        except DataError as error:
+            raise gr.Error(told(error), print_exception=False) from None
+
+    vars(medium)["preprocess"] = admitted
+    return medium
 
 
 def _settings(start: Generation) -> dict[str, Any]:
@@ -113,8 +129,9 @@ def _gallery(examples: Sequence[Example], image: gr.Image, question: gr.Textbox,
     gr.HTML('<div id="examples-title">Examples: click one, then Send</div>', padding=False)
     shown = gr.Gallery(list(examples), columns=len(examples), elem_classes=classes, **look.widget("examples"))
 
-    def pick(event: gr.SelectData) -> list[str]:
-        return list(examples[event.index])
+    def pick(event: gr.SelectData) -> list[Any]:
+        known = isinstance(event.index, int) and 0 <= event.index < len(examples)
+        return list(examples[event.index]) if known else [gr.skip(), gr.skip()]
 
     shown.select(pick, None, [image, question], show_progress="hidden", api_visibility="private")
 
@@ -133,21 +150,24 @@ def _wire(w: Widgets, events: Events) -> None:
     """Connect events. Over all visitors one answer is written at a time; everything else runs in parallel."""
     buttons = [w.send, w.stop, w.again]
     at_once: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
-    progress = "hidden" if events.stream else "minimal"
-    in_turn = {**at_once, "show_progress": progress, "concurrency_limit": 1, "concurrency_id": "model"}
+    decoding = {**at_once, "concurrency_limit": 2, "concurrency_id": "decoding"}  # of images near the limit of pixels
+    in_turn = {**at_once, "concurrency_limit": 1, "concurrency_id": "model"}
     writing = {
         "fn": events.write,
         "inputs": [w.chat, *(w.settings[n] for n in events.names), w.system, w.turns],
         "outputs": [w.bubbles, *buttons],
         **in_turn,
+        "show_progress": "minimal",  # the place in the queue
+        "show_progress_on": w.bubbles,
     }
     read = {"fn": events.read, "inputs": [w.chat], "outputs": [w.read], **at_once}
     asking = [w.question, w.image, w.settings["keep"], w.chat, w.video]
     asked = [w.chat, w.bubbles, w.question, *buttons]
-    gr.on([w.send.click, w.question.submit], events.ask, asking, asked, **at_once).success(**writing).then(**read)
-    w.again.click(events.again, [w.chat], [w.bubbles, *buttons], **at_once).success(**writing).then(**read)
+    gr.on([w.send.click, w.question.submit], events.ask, asking, asked, **decoding).success(**writing).then(**read)
+    redraw = [w.chat, w.settings["do_sample"], w.settings["seed"]]
+    w.again.click(events.again, redraw, [w.bubbles, *buttons], **at_once).success(**writing).then(**read)
     w.stop.click(events.stop, [w.chat], None, **at_once)
     emptied = [w.bubbles, w.image, w.video, w.question, *buttons]
     gr.on([w.restart.click, w.bubbles.clear], events.restart, [w.chat], emptied, **at_once)
-    w.image.upload(functools.partial(events.check, Image), [w.image], [w.image], **at_once)
-    w.video.upload(functools.partial(events.check, Video), [w.video], [w.video], **at_once)
+    w.image.upload(functools.partial(events.check, Image), [w.image], [w.image], **decoding)
+    w.video.upload(functools.partial(events.check, Video), [w.video], [w.video], **decoding)

@@ -20,6 +20,12 @@ UPLOADS = 16
 """Decoded uploads kept at most, over all visitors; one that was dropped is decoded again."""
 
 
+TURNS = 100
+"""Questions of a conversation at most."""
+MEDIA = 16
+"""Images and videos of a conversation at most; their pixels are kept while it lasts."""
+
+
 class Uploads:
     """Images and videos from their upload, when they are decoded to check them, to the question about them."""
 
@@ -55,6 +61,7 @@ class PageChat:
         self.video: str | None = None
         self.read = ""
         self._busy: ChatSession | None = None
+        self._before: tuple[Any, ...] = ([], [], None, None)
 
     def ask(self, question: str, image: str | None, keep: bool = False, video: str | None = None) -> None:
         """Add a question. An image or video not asked about before starts a new conversation, unless ``keep``.
@@ -65,18 +72,24 @@ class PageChat:
         """
         if not question.strip():
             raise PromptError("type a question first")
+        if len(self.shown) >= 2 * TURNS:
+            raise PromptError(f"a conversation on this page has at most {TURNS} questions", fix="press Restart")
         if self._busy is self.session:
             raise PromptError("an answer is being written", fix="wait until it is complete, or press Stop")
         pairs: list[tuple[Any, str | None, str | None]] = [(Image, image, self.image), (Video, video, self.video)]
         media: list[Image | Video] = [kind(path) for kind, path, last in pairs if path not in (None, last)]
-        before = self.session.messages, self.shown
+        if keep and media and sum(len(message.media) for message in self.session.messages) >= MEDIA:
+            raise PromptError(f"a conversation on this page has at most {MEDIA} images", fix="press Restart")
+        if self.is_waiting:  # asked before, and never answered
+            self.give_up()
+        self._remember()
         if media and not keep:
             self.session.reset()
             self.shown = []
         try:
             self.session.ask(question, [self.uploads.take(medium) for medium in media])
         except UserError:
-            self.session.messages, self.shown = before
+            self._restore()
             raise
         content: list[Any] = [{"path": medium.source} for medium in media]
         self.shown.append({"role": "user", "content": [*content, question.strip()]})
@@ -103,14 +116,35 @@ class PageChat:
                     bubble["content"], last = text, time.monotonic()
                     yield self.shown
         except UserError:
-            session.take_back()
-            del shown[-2:]
+            if session is self.session:
+                self._restore()
             raise
         finally:
-            bubble["content"] = text or "*(empty answer)*"
             if self._busy is session:
                 self._busy = None
+            if session.is_open and bubble in shown:  # ended before the first word
+                shown.remove(bubble)
+            bubble["content"] = text or "*(empty answer)*"
+        if session is self.session and not session.is_open:
+            self._remember()  # the conversation before a new image is not held any longer
         yield self.shown
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a question is open and nobody is answering it."""
+        return self.session.is_open and self._busy is not self.session
+
+    def give_up(self) -> None:
+        """Take back a question that cannot be answered, with its media; nothing where none is open."""
+        if self.session.is_open:
+            self._restore()
+
+    def _remember(self) -> None:
+        self._before = list(self.session.messages), list(self.shown), self.image, self.video
+
+    def _restore(self) -> None:
+        self.session.messages, self.shown, self.image, self.video = self._before
+        self._remember()
 
     def again(self) -> None:
         """Drop the last answer, so that its question is open again.
@@ -119,6 +153,7 @@ class PageChat:
         """
         if self._busy is self.session:
             raise PromptError("an answer is being written", fix="wait until it is complete, or press Stop")
+        self._remember()
         self.session.regenerate()
         self.shown.pop()
 
@@ -132,3 +167,4 @@ class PageChat:
         self.session = ChatSession(self.engine)
         self.shown = []
         self.image = self.video = None
+        self._remember()

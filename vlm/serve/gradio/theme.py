@@ -23,9 +23,9 @@ def widget(name: str) -> dict[str, Any]:
 
 
 def theme(gradio: Any) -> Any:
-    """Soft, indigo on slate, with the system's fonts (nothing is downloaded)."""
+    """Soft, indigo on slate, with the system's fonts (nothing is downloaded); texts have a contrast of 4.5 or more."""
     fonts = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "sans-serif"]
-    return gradio.themes.Soft(
+    soft = gradio.themes.Soft(
         primary_hue="indigo",
         secondary_hue="indigo",
         neutral_hue="slate",
@@ -33,6 +33,7 @@ def theme(gradio: Any) -> Any:
         font=fonts,
         font_mono=["ui-monospace", "Consolas", "monospace"],
     )
+    return soft.set(**parse_text(static("colors.yaml"), "colors.yaml").data)
 
 
 def header(engine: Engine) -> str:

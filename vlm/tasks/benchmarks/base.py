@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from vlm.common import dist
 from vlm.common.errors import DataError
 from vlm.common.types import Message, Sample
 from vlm.datasets.base import read_record, records_in_order
+from vlm.datasets.loading.quarantine import SHOWN_RECORDS, too_many
+from vlm.tasks.answers import Answer, AnswerParts, Question, answer_all, distinct, key_of
 
 if TYPE_CHECKING:
     from vlm.inference.engine import Engine
     from vlm.inference.generation import Generation
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -27,7 +32,10 @@ class EvalOptions:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One line of the answer file; ``right`` is None where answers are not simply right or wrong."""
+    """One line of the answer file; ``right`` is None where answers are not simply right or wrong.
+
+    ``error``: why the question could not be asked; it then has no answer and does not count.
+    """
 
     id: str
     question: str
@@ -36,6 +44,7 @@ class Prediction:
     right: bool | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)  # further fields of the line
     seed: int | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -101,21 +110,35 @@ class Benchmark(Protocol):
 
 
 class Questions:
-    """A dataset of any format as benchmarks see it: map style, and with ``record`` (empty if the format lacks it)."""
+    """A dataset of any format as benchmarks see it: map style, and with ``record`` (empty if the format lacks it).
 
-    def __init__(self, dataset: Any) -> None:
+    Attributes: ``parts``, where answers are kept as they come, if at all; ``max_bad_share``, the share of unusable
+    questions that is an error.
+    """
+
+    def __init__(self, dataset: Any, parts: AnswerParts | None = None, max_bad_share: float = 0.01) -> None:
         """Raises DataError: the object is not a dataset."""
+        self.parts, self.max_bad_share = parts, max_bad_share
         self._dataset, self._order = dataset, list(records_in_order(dataset))
 
     def __len__(self) -> int:
         return len(self._order)
 
     def __getitem__(self, index: int) -> Sample:
+        """Raises DataError: the record cannot be used."""
         return read_record(self._dataset, *self._order[index])
 
     def record(self, index: int) -> dict[str, Any]:
         """All fields of a record."""
         return self._dataset.record(index) if isinstance(self._dataset, Recorded) else {}
+
+    def usable(self) -> Iterator[tuple[int, Sample]]:
+        """Number and sample of every record that can be read; its media may still be unusable."""
+        for index in range(len(self)):
+            try:
+                yield index, self[index]
+            except DataError:
+                continue  # ``ask`` reports it
 
 
 def prompt_of(sample: Sample) -> list[Message]:
@@ -123,14 +146,38 @@ def prompt_of(sample: Sample) -> list[Message]:
     return list(sample.messages[:-1] if sample.messages[-1].role == "assistant" else sample.messages)
 
 
-def ask(engine: Engine, dataset: Questions, generation: Generation, batch_size: int = 64) -> list[str]:
+def ask(engine: Engine, dataset: Questions, generation: Generation, batch_size: int = 64) -> list[Answer]:
     """The model's answer to every sample, in the dataset's order, on every process (each answers its share).
 
-    Raises DataError: the dataset is empty; PromptError: a question does not fit the model.
+    A question that cannot be asked, e.g. because its image is damaged, has the reason in ``error`` and
+    must not be scored.
+
+    Raises DataError: the dataset is empty, or more questions cannot be asked than ``dataset.max_bad_share`` allows.
     """
     if len(dataset) == 0:
         raise DataError("no question to evaluate on")
-    mine = range(dist.rank(), len(dataset), dist.world_size())
-    texts = engine.generate([prompt_of(dataset[i]) for i in mine], generation, batch_size=batch_size)
-    everyone = [pair for part in dist.gather_objects(list(zip(mine, texts, strict=True))) for pair in part]
-    return [text for _, text in sorted(everyone)]
+    prompts = {index: prompt_of(sample) for index, sample in dataset.usable()}
+    options = asdict(generation)
+    keys = dict(zip(prompts, distinct(key_of(prompt, options) for prompt in prompts.values()), strict=True))
+    asked: dict[str, Question] = {key: partial(list, prompts[index]) for index, key in keys.items()}
+    found = answer_all(engine, asked, generation, batch_size, parts=dataset.parts)
+    answers = [found[keys[i]] if i in keys else Answer("", _reason(dataset, i)) for i in range(len(dataset))]
+    bad = [answer.error for answer in answers if answer.error]
+    if bad and (len(bad) == len(dataset) or too_many(len(bad), len(dataset), dataset.max_bad_share)):
+        shown = "".join(f"\n  - {text}" for text in bad[:SHOWN_RECORDS])
+        raise DataError(
+            f"{len(bad)} of {len(dataset)} questions cannot be asked, allowed are {dataset.max_bad_share:.1%}:{shown}",
+            fix="repair them and run the same command again (no answer is lost), or raise run.max_bad_share",
+        )
+    for text in bad:
+        log.warning("left out: %s", text)
+    return answers
+
+
+def _reason(dataset: Questions, index: int) -> str:
+    """Why a record cannot be read."""
+    try:
+        dataset[index]
+    except DataError as error:
+        return str(error)
+    return ""

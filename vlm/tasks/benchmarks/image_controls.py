@@ -9,6 +9,7 @@ from typing import Any
 
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.types import Image, Message, Sample, Text, Video
+from vlm.tasks.answers import AnswerParts
 from vlm.tasks.benchmarks.base import Questions
 
 CONTROLS = {
@@ -30,15 +31,19 @@ def check_control(name: str) -> None:
 class Controlled(Questions):
     """A dataset whose questions are shown what ``control`` says; records stay the same."""
 
-    def __init__(self, dataset: Any, control: str = "right") -> None:
+    def __init__(
+        self, dataset: Any, control: str = "right", parts: AnswerParts | None = None, max_bad_share: float = 0.01
+    ) -> None:
         """Raises DataError: the control is ``wrong`` and all questions share one image."""
         check_control(control)
-        super().__init__(dataset)
+        super().__init__(dataset, parts, max_bad_share)
         self.control = control
         self._swapped: Mapping[Any, Any] = {}
         if control == "wrong":
-            samples = (super(Controlled, self).__getitem__(i) for i in range(len(self)))
-            self._swapped = swap_images([m.source for s in samples for message in s.messages for m in message.media])
+            self.control = "right"  # while the images are collected
+            messages = [message for _, sample in self.usable() for message in sample.messages]
+            self._swapped = swap_images([m.source for message in messages for m in message.media])
+            self.control = control
 
     def __getitem__(self, index: int) -> Sample:
         sample = super().__getitem__(index)

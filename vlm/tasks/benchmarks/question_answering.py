@@ -49,6 +49,9 @@ class QuestionAnswering:
         judge, predictions = judge_of(options.judge), []
         texts = ask(engine, dataset, sampling_options(engine, options, seed), options.batch_size)
         for index, text in enumerate(texts):
+            if text.error:
+                predictions.append(Prediction(str(index), "", "", seed=seed, error=text.error))
+                continue
             sample, record = dataset[index], dataset.record(index)
             prompt = prompt_of(sample)
             question, reference = prompt[-1].text, "".join(m.text for m in sample.messages[len(prompt) :])
@@ -74,14 +77,18 @@ def result_of(*runs: Sequence[Prediction], card: bool = False) -> Result:
     """Scores of one run, or of several over the same questions.
 
     Scores are those of :func:`vlm.tasks.metrics.summarise` with ``majority`` for comparison and bootstrap
-    ``intervals``; of several runs accuracies are means and ``runs`` lists them one by one.
+    ``intervals``; of several runs accuracies are means and ``runs`` lists them one by one. Questions that could not be
+    asked (in any run) do not count; ``unusable`` is their number.
     """
     predictions = [p for run in runs for p in run]
+    bad = {p.id for p in predictions if p.error}
+    runs = tuple([p for p in run if p.id not in bad] for run in runs)
     scored = [[p for p in run if p.reference] for run in runs]  # some published sets have no answers
     records = [{**p.fields, "answer": p.reference} for p in scored[0]]
     numbers = [summarise(records, [bool(p.right) for p in run]) for run in scored]
     shares = [sum(flags) / len(runs) for flags in zip(*([bool(p.right) for p in run] for run in scored), strict=True)]
     scores = {**numbers[0], "majority": majority(records)}
+    scores |= {"unusable": len(bad)} if bad else {}
     scores["intervals"] = intervals([r.get("type") for r in records], shares)
     if len(runs) > 1:
         scores |= mean_of(numbers) | {"runs": [n["overall"] for n in numbers]}
@@ -99,4 +106,6 @@ def table(scores: dict[str, Any]) -> list[Score]:
     if scores["unseen_pairs"] is not None:
         pairs = scores["unseen_pairs"], counts["unseen_pairs"]
         rows.append(Score("unseen pairs", *pairs, baseline=baseline["unseen_pairs"]))
+    if scores.get("unusable"):
+        rows.append(Score("could not be asked", scores["unusable"], unit="number"))
     return rows

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
 from vlm.common.errors import DataError
+from vlm.common.files import open_regular
 from vlm.datasets.formats.table.record_buffer import Record
 
 HUB = "hf://"
+ROWS_PER_BATCH = 256
+
+MAX_EXPANDED, MAX_RATIO = 1 << 29, 100
+"""A Parquet file may take 512 MiB of memory, a larger one 100 times its own size."""
 
 
 class StoredRecords(Sequence[Record]):
@@ -39,11 +45,32 @@ def from_parquet(file: Path) -> StoredRecords:
     except ImportError:
         raise DataError(f"table: {file} needs pyarrow", fix="pip install 'vlm-compose[tables]'") from None
     try:
-        return StoredRecords(pq.read_table(file))
+        with open_regular(file) as stream:
+            return StoredRecords(_bounded(pq.ParquetFile(stream), file))
     except FileNotFoundError:
         raise DataError(f"table: no file {file}", fix="check the path under build_info of the dataset") from None
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException) as error:
         raise DataError(f"table: {file} cannot be read as Parquet ({error})") from None
+
+
+def _bounded(parquet: Any, file: Path) -> Any:
+    """The whole table, read in batches. Raises DataError once it takes far more memory than the file."""
+    import pyarrow as pa
+
+    most = max(MAX_EXPANDED, file.stat().st_size * MAX_RATIO)
+    groups = [parquet.metadata.row_group(k) for k in range(parquet.metadata.num_row_groups)]
+    declared = sum(g.column(c).total_uncompressed_size for g in groups for c in range(g.num_columns))
+    batches, total = [], declared if declared > most else 0
+    for batch in () if total else parquet.iter_batches(ROWS_PER_BATCH):
+        batches.append(batch)
+        total += batch.nbytes
+        if total > most:
+            break
+    if total > most:
+        raise DataError(
+            f"table: {file} holds more than {most:,} bytes once expanded", fix="split it, or write it uncompressed"
+        )
+    return pa.Table.from_batches(batches, parquet.schema_arrow)
 
 
 def from_hub(path: str) -> StoredRecords:
@@ -55,6 +82,8 @@ def from_hub(path: str) -> StoredRecords:
     options = dict(parse_qsl(query))
     if unknown := ", ".join(sorted(set(options) - {"split", "config", "revision"})):
         raise DataError(f"table: {path}: unknown option {unknown}", fix="use split, config and revision only")
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):  # a folder could hold a loading script
+        raise DataError(f"table: {path}: not the name of a dataset", fix="write hf://owner/name; folders need no hf://")
     split, config, revision = options.get("split", "train"), options.get("config"), options.get("revision")
     return _loaded(path, lambda package: package.load_dataset(name, config, split=split, revision=revision))
 

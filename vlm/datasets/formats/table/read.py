@@ -23,12 +23,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vlm.common.errors import DataError
-from vlm.datasets.base import field, read_text
+from vlm.common.files import is_hidden, visible
+from vlm.datasets.base import field, parse_json, read_text
 from vlm.datasets.formats.table.arrow import HUB, StoredRecords, from_disk, from_hub, from_parquet, is_saved
 from vlm.datasets.formats.table.record_buffer import PackedRecords, Record
 
 FileType = Literal["", "json", "jsonl", "csv", "tsv", "parquet"]
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+MAX_CELL = 1 << 30
+"""Characters of a cell of a CSV file; Python's own limit of 131,072 is less than one image as base64."""
+
+TRAIN_SPLITS = ("train", "training")
+OTHER_SPLITS = ("validation", "valid", "val", "dev", "test", "testing", "eval")
+"""Folders that divide a dataset, as the Hugging Face hub names them."""
+
+LISTINGS = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 log = logging.getLogger(__name__)
 
 
@@ -155,6 +164,8 @@ def _text(file: Path) -> str:
 def _json(text: str, name: str, key: str) -> RecordFile:
     try:
         tree = json.loads(text, object_pairs_hook=_unique if text.lstrip()[:1] == "{" else None)
+    except RecursionError:
+        raise DataError(f"table: {name} is nested too deeply", fix="repair the file") from None
     except ValueError as error:
         lines = "\n" in text.strip() and text.lstrip()[:1] == "{" and "Extra data" in str(error)
         fix = "set build_info.file_type to jsonl" if lines else "repair the file"
@@ -169,13 +180,19 @@ def _json(text: str, name: str, key: str) -> RecordFile:
         tree = lists[0] if len(lists) == 1 else tree
     if isinstance(tree, dict) and tree and all(isinstance(r, dict) for r in tree.values()):
         return RecordFile(name, PackedRecords({"id": k, **r} for k, r in tree.items()))
-    if not isinstance(tree, list) or not all(isinstance(r, dict) for r in tree):
+    if not isinstance(tree, list) or (tree and not any(isinstance(r, dict) for r in tree)):
         keys = f" with keys {', '.join(list(tree)[:8])}" if isinstance(tree, dict) else ""
         raise DataError(
             f"table: {name}: expected a list of objects (or id -> object), found {type(tree).__name__}{keys}",
             fix="set build_info.records to the key that holds the list",
         )
-    return RecordFile(name, PackedRecords(tree))
+    return RecordFile(name, PackedRecords(_object_or_fault(r, f"{name}: record {k}") for k, r in enumerate(tree)))
+
+
+def _object_or_fault(record: Any, where: str) -> Record | DataError:
+    if isinstance(record, dict):
+        return record
+    return DataError(f"table: {where}: expected an object, found {type(record).__name__}", fix="repair or remove it")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> Record:
@@ -208,16 +225,14 @@ def _or_fault(read: Callable[[], Record]) -> Record | DataError:
 
 
 def _object(text: str, name: str) -> Record:
-    try:
-        record = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"table: {name} is not JSON ({error})", fix="repair or remove it") from None
+    record = parse_json(text, f"table: {name}", "repair or remove it")
     if not isinstance(record, dict):
         raise DataError(f"table: {name}: expected an object, found {type(record).__name__}", fix="repair or remove it")
     return record
 
 
 def _csv(text: str, name: str, delimiter: str) -> RecordFile:
+    csv.field_size_limit(MAX_CELL)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     numbers = array("q")
 
@@ -251,19 +266,50 @@ def _csv(text: str, name: str, delimiter: str) -> RecordFile:
 
 
 def _images(folder: Path) -> RecordFile:
-    """A folder of images with ``metadata.jsonl|csv`` (column ``file_name``) or a text file next to each."""
-    for listing in (folder / "metadata.jsonl", folder / "metadata.csv"):
-        if listing.is_file():
-            rows = _local(listing, "", "")
-            if "file_name" not in rows.columns():
-                has = ", ".join(sorted(rows.columns()))
-                raise DataError(f"table: {listing} has no column file_name (it has {has})", fix="rename the column")
-            root = folder.absolute()
-            records = (_or_fault(partial(_listed, rows, k, root)) for k in range(len(rows.records)))
-            return RecordFile(rows.name, PackedRecords(records), rows.lines)
-    images = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
-    files = [next(filter(Path.is_file, map(f.with_suffix, (".json", ".txt"))), None) for f in images]
-    result = [_or_fault(partial(_with_text, f, text)) for f, text in zip(images, files, strict=True) if text]
+    """A folder of images with a listing (column ``file_name``) or a text file next to each; or of such folders.
+
+    Of a folder with splits the one for training is read.
+    """
+    if listing := _listing(folder):
+        return _from_listing(listing)
+    inner = sorted(f for f in folder.iterdir() if f.is_dir() and not is_hidden(f.name))
+    train = next((f for f in inner if f.name.lower() in TRAIN_SPLITS), None)
+    others = [f.name for f in inner if f.name.lower() in OTHER_SPLITS]
+    if train is not None:
+        if others:
+            log.warning("%s: only its split %s is read, not %s", folder, train.name, ", ".join(others))
+        return _images(train)
+    if others and len(others) == len(inner):
+        names = ", ".join(str(folder / name) for name in others)
+        raise DataError(f"table: {folder} has splits, but none for training", fix=f"name one: {names}")
+    if listings := [listing for f in inner if (listing := _listing(f))]:
+        parts = [_from_listing(listing) for listing in listings]
+        records = (_or_fault(partial(part.records.__getitem__, k)) for part in parts for k in range(len(part.records)))
+        return RecordFile(str(folder), PackedRecords(records))
+    return _with_texts(folder)
+
+
+def _listing(folder: Path) -> Path | None:
+    return next((folder / name for name in LISTINGS if (folder / name).is_file()), None)
+
+
+def _from_listing(listing: Path) -> RecordFile:
+    rows, root = _local(listing, "", ""), listing.parent.absolute()
+    if "file_name" not in rows.columns():
+        has = ", ".join(sorted(rows.columns()))
+        raise DataError(f"table: {listing} has no column file_name (it has {has})", fix="rename the column")
+    records = (_or_fault(partial(_listed, rows, k, root)) for k in range(len(rows.records)))
+    return RecordFile(rows.name, PackedRecords(records), rows.lines)
+
+
+def _with_texts(folder: Path) -> RecordFile:
+    """The images below a folder that have a ``.json`` or ``.txt`` file next to them."""
+    found = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+    images = visible(found, folder)
+    if hidden := len(found) - len(images):
+        log.warning("%s: %d hidden images (such as ._1.jpg of a Mac) are left out", folder, hidden)
+    files = [[f for f in map(image.with_suffix, (".json", ".txt")) if f.is_file()] for image in images]
+    result = [_or_fault(partial(_with_text, f, texts)) for f, texts in zip(images, files, strict=True) if texts]
     if not result:
         raise DataError(
             f"table: {folder}: {len(images)} images, none of them with a text",
@@ -280,8 +326,13 @@ def _listed(rows: RecordFile, k: int, folder: Path) -> Record:
     return {**record, "image": str(folder / str(field(record, "file_name", rows.where(k))))}
 
 
-def _with_text(image: Path, file: Path) -> Record:
-    """The record of an image and the ``.json`` or ``.txt`` file next to it."""
-    text = _text(file)
-    own = _object(text, str(file)) if file.suffix == ".json" else {"text": text.strip()}
+def _with_text(image: Path, files: Sequence[Path]) -> Record:
+    """The record of an image and the ``.json`` and ``.txt`` files next to it; ``text`` is that of the ``.txt``."""
+    own: Record = {}
+    for file in files:
+        text = _text(file)
+        if file.suffix == ".json":
+            own = {k: v for k, v in _object(text, str(file)).items() if v is not None or k != "text"}
+        else:
+            own = {"text": text.strip(), **own}
     return {"id": image.stem, "image": str(image.absolute()), **own}

@@ -33,8 +33,11 @@ class PackedRecords(Sequence[Record]):
             if isinstance(record, DataError):
                 self.faults[number] = str(record)
             else:
-                self.names.update(record)
-                self._data += marshal.dumps(record)  # read by this run only; much faster than JSON
+                try:
+                    self._data += marshal.dumps(record)  # read by this run only; much faster than JSON
+                    self.names.update(record)
+                except ValueError as error:  # nested more than 2000 levels deep
+                    self.faults[number] = f"record {number} is nested too deeply ({error})"
             self._ends.append(len(self._data))
 
     def __len__(self) -> int:

@@ -18,7 +18,9 @@ from vlm.datasets.formats.table import select
 from vlm.datasets.formats.table.media import flipped, missing, sources
 from vlm.datasets.formats.table.read import FileType, Record, RecordFile, expanded, read_rows
 from vlm.datasets.formats.table.templates import fill, first_name, lookup, names, read_pool
-from vlm.datasets.formats.turns import Medium, attach_media, check_order, read_turns
+from vlm.datasets.formats.turns import check_order, inline_media, read_turns
+from vlm.datasets.media_columns import Kind, is_missing, media_column
+from vlm.processors.placeholders import Medium, attach_media
 
 Values = dict[str, Any]
 log = logging.getLogger(__name__)
@@ -38,7 +40,9 @@ class Table:
         assistant: red
 
     ``fields`` renames columns; ``user``, ``input`` and ``assistant`` are templates (see
-    :mod:`vlm.datasets.formats.table.templates`), of a list of which one is drawn. A record without image is text only.
+    :mod:`vlm.datasets.formats.table.templates`), of a list of which one is drawn. Images and videos are in the columns
+    that ``fields`` or a pattern names, else in the first of :data:`vlm.datasets.media_columns.COLUMNS` that has a
+    value, else in typed parts of ``messages``. A record without any is text only.
     """
 
     @dataclass
@@ -47,8 +51,8 @@ class Table:
 
         ann_path: str | list[str]  # files (names may hold *) or folders, concatenated
         image_path: str = ""  # folder of images and videos
-        image_pattern: str = ""  # name of the image, e.g. COCO_train2014_{image_id:012d}.jpg
-        video_pattern: str = ""  # name of the video
+        image_pattern: str | list[str] = ""  # e.g. COCO_train2014_{image_id:012d}.jpg; none if a field is null
+        video_pattern: str | list[str] = ""  # name of the video; of a list of patterns the first that fits
         records: str = ""  # key of the list, in a JSON object with several
         file_type: FileType = ""  # kind of a file whose name has no known suffix
         fields: dict[str, str] = field(default_factory=dict)  # our name (image, question, ...): column
@@ -175,11 +179,23 @@ class Table:
         return values | {name: rng.choice(pool) for name, pool in self._pools.items()}, where
 
     def _media(self, values: Values, where: str) -> list[Medium]:
-        result: list[Medium] = []
-        kinds = (("image", self.config.image_pattern, Image), ("video", self.config.video_pattern, Video))
+        config, result = self.config, list[Medium]()
+        kinds: tuple[tuple[Kind, str | list[str], type[Medium]], ...] = (
+            ("image", config.image_pattern, Image),
+            ("video", config.video_pattern, Video),
+        )
         for name, pattern, kind in kinds:
-            value = fill(pattern, values, where) if pattern else values.get(name)
-            result += [kind(s) for s in sources(value, self.config.image_path, where)]
+            if pattern:
+                fit = first_fit(pattern, values)
+                nothing = any(n in values and is_missing(values[n]) for n in (name, *names(fit)))
+                value: Any = None if nothing else fill(fit, values, where)
+            elif name in config.fields:
+                value = values[name]
+            else:
+                column = media_column(values, name)
+                turns = values.get(config.messages) if config.messages else None
+                value = inline_media(turns, name) if column is None else values[column]
+            result += [kind(s) for s in sources(value, config.image_path, where)]
         return result
 
     def _messages(self, values: Values, media: list[Medium], rng: random.Random, where: str) -> list[Message]:
@@ -230,11 +246,18 @@ def one_of(template: str | list[str], rng: random.Random) -> str:
     return template if isinstance(template, str) else rng.choice(template)
 
 
+def first_fit(pattern: str | list[str], values: Values) -> str:
+    """The first of the patterns all of whose fields have a value, else the last."""
+    patterns = _listed(pattern)
+    return next((p for p in patterns if not any(is_missing(values.get(n)) for n in names(p))), patterns[-1])
+
+
 def check_columns(config: Table.Config, files: Sequence[RecordFile]) -> None:
     """Raises DataError if options name columns that no record has; warns if no option refers to likely images."""
     columns = set().union(*(f.columns() | select.nested(f, config.explode) for f in files))
     ours = columns | {"file"} | set(config.fields) | set(config.pools)
-    templates = [config.image_pattern, config.video_pattern, config.one_per]
+    patterns = [p for p in (config.image_pattern, config.video_pattern) if p]
+    templates = [config.one_per, *(_listed(p)[-1] for p in patterns if not _fits(p, ours))]
     if not config.messages:
         templates += [*_listed(config.user), *_listed(config.assistant or "")]
     options = config.options if isinstance(config.options, str) else ""
@@ -254,7 +277,8 @@ def check_columns(config: Table.Config, files: Sequence[RecordFile]) -> None:
                 f"but the columns are {', '.join(sorted(map(str, columns)))}{hint}",
                 fix="set build_info.fields, user or assistant" if key == "a template" else f"correct build_info.{key}",
             )
-    if {"image", "video"} & (columns | set(config.fields)) or config.image_pattern or config.video_pattern:
+    there = dict.fromkeys([*columns, *config.fields], True)
+    if patterns or media_column(there, "image") or media_column(there, "video"):
         return
     likely = sorted(c for c in columns if re.search("image|img|picture|photo|video|file_?name", c, re.IGNORECASE))
     if config.image_path or likely:
@@ -265,6 +289,10 @@ def check_columns(config: Table.Config, files: Sequence[RecordFile]) -> None:
             ", ".join(sorted(columns)),
             likely[0] if likely else "COLUMN",
         )
+
+
+def _fits(pattern: str | list[str], columns: set[str]) -> bool:
+    return any(names(p) <= columns for p in _listed(pattern))
 
 
 def _listed(template: str | list[str]) -> list[str]:

@@ -21,6 +21,7 @@ from typing import Any
 
 from vlm.common.errors import DataError
 from vlm.common.paths import CORPORA
+from vlm.common.text import read_lines
 
 POOLS = CORPORA / "pools"
 _STEP = re.compile(r"\.(\w+)|\[([^\]]+)\]")
@@ -68,7 +69,7 @@ def read_pool(pool: str | Sequence[str], name: str = "pool") -> list[str]:
         if file is None:
             shipped = ", ".join(sorted(f.name for f in POOLS.glob("*.txt")))
             raise DataError(f"pools.{name}: no file {pool}", fix=f"name a text file or a shipped pool ({shipped})")
-        texts = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        texts = read_lines(file, f"pools.{name}")
     if not texts:
         raise DataError(f"pools.{name}: no text to draw from", fix="give at least one text")
     return texts

@@ -1,0 +1,279 @@
+"""Tries every causal language model of the installed transformers with small random weights.
+
+For each family: saved by transformers, read here; equal logits; the same greedy answer; the same beams; packed rows and
+padded batches give the same loss; a training step. Prints one line per family.
+
+    python tools/llm_families.py              # all
+    python tools/llm_families.py bloom mixtral
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from vlm.checkpoint.formats.hf_llm import HFFolder
+from vlm.checkpoint.load import load_file
+from vlm.common.errors import UserError
+from vlm.inference.decoding import Prompt, StopCriteria, decode
+from vlm.inference.generation import CHAT
+from vlm.models.fusion.base import LLMInputs
+from vlm.models.llm.hf import HFCausalLM
+
+VOCAB = 96
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "embed_dim", "word_embed_proj_dim"), 32),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers"), 4),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads"), 4),
+    "encoder_attention_heads": 4,
+    **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "multi_query_group_num"), 2),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "decoder_ffn_dim", "encoder_ffn_dim", "n_inner"), 48),
+    **dict.fromkeys(("ffn_hidden_size", "intermediate_dim", "shared_expert_intermediate_size", "dff"), 48),
+    **dict.fromkeys(("moe_intermediate_size", "expert_ffn_hidden_size", "shared_intermediate_size"), 24),
+    "head_dim": 8,
+    **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"), 4),
+    **dict.fromkeys(("num_experts_per_tok", "moe_k", "moe_topk", "top_k_experts"), 2),
+    **dict.fromkeys(("n_group", "topk_group"), 1),
+    **dict.fromkeys(("sliding_window", "attention_chunk_size", "window_size", "attention_window_size"), 5),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len"), 64),
+    **dict.fromkeys(("q_lora_rank", "kv_lora_rank"), 16),
+    **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"), 8),
+    **dict.fromkeys(("pad_token_id", "bos_token_id"), 1),
+    "eos_token_id": 2,
+    "initializer_range": 0.2,
+    **dict.fromkeys(("lru_width", "rotary_dim"), 32),
+    "first_k_dense_replace": 1,
+    "use_sliding_window": True,
+}
+"""Sizes by the names under which configurations know them."""
+LAYERS = {"layer_types", "layers_block_type", "mlp_layer_types", "no_rope_layers", "block_types"}
+MLA = (
+    "axk1",
+    "axk2",
+    "deepseek_v2",
+    "deepseek_v3",
+    "deepseek_v32",
+    "glm4_moe_lite",
+    "glm_moe_dsa",
+    "sarvam_mla",
+    "youtu",
+    "minicpm3",
+    "longcat_flash",
+    "kimi_linear",
+)
+MORE: dict[str, dict[str, Any]] = {
+    "bamba": {"layer_types": ["mamba", "attention"] * 2, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8},
+    "codegen": {"rotary_dim": 4},
+    "cohere2": {"layer_types": ["sliding_attention", "full_attention"] * 2},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8},
+        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4},
+    },
+    "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1},
+    "gptj": {"rotary_dim": 4},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    "granitemoehybrid": {
+        "layer_types": ["mamba", "attention"] * 2,
+        "mamba_n_heads": 8,
+        "mamba_d_head": 8,
+        "mamba_d_state": 8,
+    },
+    "jamba": {"mamba_dt_rank": 4, "mamba_d_state": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
+    **{kind: {"num_key_value_heads": 4} for kind in MLA},
+    "falcon": {"head_dim": None},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "qwen3_next": {"layer_types": ["linear_attention", "full_attention"] * 2},
+    "nemotron": {"num_key_value_heads": 2, "head_dim": 8},
+    "llama4_text": {"intermediate_size_mlp": 48, "floor_scale": 4},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1},
+    "mpt": {"max_seq_len": 64},
+    "opt": {"ffn_dim": 48},
+    "phi3": {"pad_token_id": 0},
+    "qwen2": {"max_window_layers": 2},
+}
+
+
+def small(kind: str) -> Any:
+    """A configuration of this family with the sizes of ``SIZES``."""
+    default = AutoConfig.for_model(kind)
+    text = default.get_text_config()
+    known = {k: v for k, v in SIZES.items() if hasattr(text, k) and k not in LAYERS and not isinstance(v, type)}
+    known = {k: v for k, v in known.items() if getattr(text, k) is not None or k == "sliding_window"}
+    known = {k: v for k, v in (known | MORE.get(kind, {})).items() if v is not None}
+    try:
+        return type(text)(**known)
+    except Exception as error:  # noqa: BLE001
+        raise NotBuilt(f"configuration: {error}") from error
+
+
+class NotBuilt(Exception):
+    """The family cannot be made small by the rules above."""
+
+
+def reference(kind: str, folder: Path) -> Any:
+    """The transformers model, saved to ``folder``."""
+    torch.manual_seed(0)
+    try:
+        config = small(kind)
+        with torch.device("meta"):
+            count = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+        if count > 10_000_000:
+            raise NotBuilt(f"{count:,} parameters")
+        model = AutoModelForCausalLM.from_config(config).float().eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() > 1 and not parameter.any():
+                    parameter.normal_(std=0.1)
+        model.generation_config = GenerationConfig()
+        model.save_pretrained(folder)
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    except NotBuilt:
+        raise
+    except Exception as error:  # noqa: BLE001
+        raise NotBuilt(f"{type(error).__name__}: {error}") from error
+
+
+def ours(folder: Path, **options: Any) -> HFCausalLM:
+    """The same folder, read here."""
+    llm = HFCausalLM(HFCausalLM.Config(path=str(folder), dtype="fp32", **options)).float().eval()
+    holder = torch.nn.Module()
+    holder.llm = llm
+    load_file(holder, HFFolder("llm"), folder)  # type: ignore[arg-type]
+    return llm
+
+
+def rows(lengths: list[list[int]], llm: HFCausalLM, ids: list[list[list[int]]]) -> LLMInputs:
+    """Rows of samples as the fusion makes them."""
+    size = max(sum(row) for row in lengths)
+    embeds = torch.zeros(len(lengths), size, llm.hidden_size)
+    segments, positions, labels = (torch.zeros(len(lengths), size, dtype=torch.long) for _ in range(3))
+    labels -= 100
+    for r, row in enumerate(lengths):
+        at = 0
+        for number, count in enumerate(row):
+            here = slice(at, at + count)
+            embeds[r, here] = llm.embed(torch.tensor(ids[r][number])).detach()
+            segments[r, here], positions[r, here] = number + 1, torch.arange(count)
+            labels[r, at + 2 : at + count] = torch.tensor(ids[r][number][2:])
+            at += count
+    return LLMInputs(embeds, segments, positions, labels, packed=any(len(row) > 1 for row in lengths))
+
+
+def loss(llm: HFCausalLM, inputs: LLMInputs) -> torch.Tensor:
+    """Summed loss."""
+    keep = inputs.predicts()
+    return llm.loss(llm(inputs, keep), inputs.targets(keep))
+
+
+def checks(kind: str, folder: Path) -> Iterator[str]:
+    """What differs."""
+    theirs = reference(kind, folder)
+    llm = ours(folder)
+    yield f"[{'one row' if llm.packs else 'apart'}]"
+    torch.manual_seed(1)
+    ids = torch.randint(3, VOCAB, (1, 17))
+    embeds = theirs.get_input_embeddings()(ids).detach()
+    with torch.no_grad():
+        wanted = theirs(input_ids=ids, use_cache=False).logits
+        by_embeds = theirs(inputs_embeds=embeds, use_cache=False).logits
+        one = LLMInputs(embeds, torch.ones_like(ids), torch.arange(17)[None], ids)
+        hidden = llm(one)
+        found = llm.head(hidden)
+        direct = llm.model(inputs_embeds=embeds, use_cache=False).logits
+    for name, other in (("embeds", by_embeds), ("direct", direct), ("logits", found)):
+        gap = (wanted - other).abs().max().item()
+        if not gap < 1e-4:
+            yield f"{name} differ by {gap:.2g}"
+    yield from packing(llm)
+    yield from generation(theirs, llm, ids, embeds)
+
+
+def packing(llm: HFCausalLM) -> Iterator[str]:
+    """Packed rows, padded batches, single samples; and a step."""
+    lengths = [[13, 4, 9], [11, 12], [16]]
+    generator = torch.Generator().manual_seed(2)
+    ids = [[torch.randint(3, VOCAB, (n,), generator=generator).tolist() for n in row] for row in lengths]
+    singles = [
+        loss(llm, rows([[n]], llm, [[one]])).item()
+        for row, t in zip(lengths, ids, strict=True)
+        for n, one in zip(row, t, strict=True)
+    ]
+    padded = loss(llm, rows([[n] for row in lengths for n in row], llm, [[one] for t in ids for one in t])).item()
+    packed = loss(llm, rows(lengths, llm, ids))
+    for name, value in (("padded", padded), ("packed", packed.item())):
+        if not abs(value - sum(singles)) < 2e-3:
+            yield f"{name} loss {value:.4f}, single {sum(singles):.4f}"
+    packed.backward()
+    if not all(p.grad is None or p.grad.isfinite().all() for p in llm.parameters()):
+        yield "gradients not finite"
+
+
+def generation(theirs: Any, llm: HFCausalLM, ids: torch.Tensor, embeds: torch.Tensor) -> Iterator[str]:
+    """Greedy, padded and with beams."""
+    options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 1}
+    ends = StopCriteria(eos=(), bos=1, pad=1)
+    greedy = CHAT.replace(do_sample=False, repetition_penalty=1.0, max_new_tokens=8)
+    with torch.no_grad():
+        wanted = theirs.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)[0, 17:].tolist()
+    found = decode(llm.model, Prompt(embeds, torch.ones_like(ids)), greedy, ends)[0]
+    if found != wanted:
+        yield f"greedy {found} {wanted}"
+    plain = decode(llm.model, Prompt(embeds, torch.ones_like(ids)), greedy.replace(use_cache=False), ends)[0]
+    if plain != found:
+        yield f"without cache {plain} {found}"
+    short = torch.cat([torch.zeros(1, 6, embeds.shape[-1]), embeds[:, :11]], 1)
+    mask = torch.cat([torch.zeros(1, 6), torch.ones(1, 11)], 1).long()
+    alone = decode(llm.model, Prompt(embeds[:, :11], torch.ones(1, 11).long()), greedy, ends)[0]
+    both = decode(llm.model, Prompt(torch.cat([embeds, short]), torch.cat([torch.ones_like(ids), mask])), greedy, ends)
+    if both != [found, alone]:
+        yield f"batch of two {both} {[found, alone]}"
+    beams = greedy.replace(num_beams=3, length_penalty_form="answer")
+    with torch.no_grad():
+        wanted = theirs.generate(input_ids=ids, attention_mask=torch.ones_like(ids), num_beams=3, **options)[
+            0, 17:
+        ].tolist()
+    found = decode(llm.model, Prompt(embeds, torch.ones_like(ids)), beams, ends)[0]
+    if found != wanted:
+        yield f"beams {found} {wanted}"
+    plain = decode(llm.model, Prompt(embeds, torch.ones_like(ids)), beams.replace(use_cache=False), ends)[0]
+    if plain != found:
+        yield f"beams without cache {plain} {found}"
+
+
+def main(kinds: list[str]) -> None:
+    """One line per family."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    for kind in kinds or list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+        with tempfile.TemporaryDirectory() as folder:
+            said = []
+            try:
+                with contextlib.redirect_stderr(io.StringIO()):
+                    for text in checks(kind, Path(folder)):
+                        said.append(text)
+                state = "ok" if len(said) == 1 else "DIFFERS"
+            except NotBuilt as error:
+                state, said = "not built", [str(error)]
+            except UserError as error:
+                state, said = "refused", [*said, str(error)]
+            except Exception as error:  # noqa: BLE001
+                state, said = "FAILS", [*said, f"{type(error).__name__}: {error}"]
+            sys.stdout.write(f"{kind:24} {state:9} {'; '.join(said)[:330]}".replace("\n", " ") + "\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,66 @@
+"""Whether a class of transformers can be the language model of a composition; found out before any weight is read."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlm.common.errors import ConfigError
+from vlm.models.layer_hooks import Layout, laid_out
+from vlm.models.llm.packing import base_of, pack, takes_positions
+
+
+def refused(name: str, reason: str) -> ConfigError:
+    """The error for a class that cannot be used."""
+    return ConfigError(
+        f"model.llm: {name} of transformers cannot be the language model: {reason}",
+        fix="use a decoder-only language model, such as one of the LLaMA, Qwen, Gemma or Mistral families",
+    )
+
+
+def check_fitness(model: Any, config: Any) -> bool:
+    """Check that a causal model can be run on embeddings.
+
+    Args:
+        model: what is to be used.
+        config: what it was built from. A copy without memory (on the meta device) is run on a packed row.
+
+    Returns:
+        Whether the attention of its first layer works on the samples of that row.
+
+    Raises:
+        ConfigError: an encoder; a class that needs token ids, or another input besides embeddings; layers that are not
+            a list.
+    """
+    name = type(model).__name__
+    if getattr(model.config, "is_decoder", True) is False:
+        raise refused(name, "it is an encoder (is_decoder is not true): each token sees the whole text")
+    if decoder_layers(model) is None:
+        raise refused(name, "its decoder layers are not one list of num_hidden_layers modules")
+    if "inputs_embeds" not in inspect.signature(model.forward).parameters:
+        raise refused(name, "it takes token ids only, no embeddings")
+    positions = torch.tensor([[0, 1, 2, 0, 1]])
+    _, layout = pack(torch.tensor([[1, 1, 1, 2, 2]]), positions)
+    with torch.device("meta"):
+        copy = type(model)(config).eval()
+        embeds = torch.zeros(1, 5, model.get_input_embeddings().embedding_dim, dtype=copy.dtype)
+        layout = Layout(layout.gather.to("meta"), layout.scatter.to("meta"), layout.samples, layout.longest)
+        given = {"position_ids": positions.to("meta")} if takes_positions(base_of(copy)) else {}
+        try:
+            with laid_out(layout):
+                base_of(copy)(inputs_embeds=embeds, attention_mask=torch.ones(1, 5).long(), use_cache=False, **given)
+        except (TypeError, AttributeError, ValueError) as error:
+            raise refused(name, f"it cannot be run on embeddings alone ({error})") from error
+        except (RuntimeError, NotImplementedError):  # something that needs values, which meta tensors do not have
+            pass
+    return layout.calls > 0
+
+
+def decoder_layers(model: Any) -> nn.ModuleList | None:
+    """The list of decoder layers, if there is one."""
+    count = model.config.get_text_config().num_hidden_layers
+    lists = (m for m in base_of(model).modules() if isinstance(m, nn.ModuleList))
+    return next((m for m in lists if len(m) == count), None)

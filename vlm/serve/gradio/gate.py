@@ -1,0 +1,236 @@
+"""What a browser may ask of the page's server, checked before Gradio sees it.
+
+Gradio serves far more than a chat page needs (direct calls of functions, a proxy, files by path), and it opens files
+and addresses that a request names before the page's own code runs. So every request passes here first: known routes
+only, bounded bodies, and no path but one that :meth:`UploadFolder.admit` admits.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import logging
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from vlm.common.errors import DataError, UserError
+from vlm.serve.gradio.uploads import MIB, UploadFolder
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+log = logging.getLogger(__name__)
+
+API = "/gradio_api"
+FILE = f"{API}/file="
+JOIN, UPLOAD = f"{API}/queue/join", f"{API}/upload"
+READ = ("/", "/config", "/theme.css", "/favicon.ico", "/robots.txt", "/manifest.json", f"{API}/theme.css")
+READ += (f"{API}/queue/data", f"{API}/upload_progress", f"{API}/startup-events", f"{API}/app_id", "/login_check")
+"""Routes of ``GET``, besides the folders."""
+FOLDERS = ("/assets/", "/static/", "/svelte/", "/pwa_icon", f"{API}/heartbeat/")
+WRITE = (JOIN, UPLOAD, f"{API}/reset", f"{API}/cancel")
+MAX_BODY = MIB // 4
+"""Bytes of a request that is not an upload."""
+SLACK = MIB // 16
+"""Bytes that the form around an upload may take."""
+
+HEADERS = {
+    # the page draws on nothing but its own server: an answer cannot load an image from elsewhere, and with it tell
+    # another machine what was said
+    "content-security-policy": (
+        "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' "
+        "'unsafe-inline'; img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; "
+        "connect-src 'self' data: blob:; worker-src 'self' blob:; object-src 'none'; base-uri 'self'; "
+        "form-action 'self'; frame-ancestors 'self' http://localhost:* http://127.0.0.1:*"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+
+
+class Refused(UserError):
+    """A request that is not answered."""
+
+    def __init__(self, status: int, message: str) -> None:
+        """``status``: the HTTP status."""
+        super().__init__(message)
+        self.status = status
+
+
+class Gate:
+    """ASGI middleware around Gradio's application."""
+
+    def __init__(self, app: Any, folder: UploadFolder, local: bool, public: bool = False) -> None:
+        """``local``: the page listens on this machine only; ``public``: it is also behind Gradio's public link."""
+        self.app, self.folder, self.local, self.public = app, folder, local, public
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer that it is refused."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close"})
+            return
+        send = self._with_headers(send)
+        try:
+            path = self._route(scope)
+            self._origin(scope)
+            if path == JOIN:
+                receive = await self._checked(receive)
+            elif path == UPLOAD:
+                receive = self._measured(scope, receive)
+            elif path.startswith(FILE):
+                self._admitted(path.removeprefix(FILE), 404)
+            elif scope["method"] == "POST":
+                receive = _replay(await _body(receive), receive)
+        except Refused as error:
+            log.info("refused %s %s: %s", scope["method"], scope["path"], error)
+            await _answer(send, error)
+            return
+        await self.app(scope, receive, send)
+
+    def _route(self, scope: Scope) -> str:
+        """The path of a route that the page uses. Raises Refused: any other."""
+        path = str(scope["path"]).removeprefix(str(scope.get("root_path", "")).rstrip("/"))
+        method = scope["method"]
+        plain = path.rstrip("/") or "/"
+        if method in ("GET", "HEAD") and (plain in READ or path.startswith((*FOLDERS, FILE))):
+            return path if path.startswith(FILE) else plain
+        if method == "POST" and plain in WRITE:
+            return plain
+        raise Refused(404, "not found")
+
+    def _origin(self, scope: Scope) -> None:
+        """Raises Refused: sent by another site, or under a name that is not this machine's."""
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        host = headers.get("host", "")
+        if self.local and not _is_local(host):
+            raise Refused(403, "this page answers on this machine only; start it with --host to reach it by a name")
+        if self.public:
+            return
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+            raise Refused(403, "sent by another site")
+        if headers.get("sec-fetch-site") == "cross-site" and scope["method"] == "POST":
+            raise Refused(403, "sent by another site")
+
+    async def _checked(self, receive: Receive) -> Receive:
+        """The same request to the queue. Raises Refused: a file that is not admitted, or not a request at all."""
+        try:
+            request = json.loads(await _body(receive))
+        except (ValueError, RecursionError):
+            raise Refused(400, "not a request of this page") from None
+        for medium in list(_media(request)):
+            path = self._admitted(medium.get("path"), 400)
+            medium.clear()  # an address or a flag beside the path would make Gradio fetch or trust something else
+            medium.update(path=path, meta={"_type": "gradio.FileData"})
+        return _replay(json.dumps(request).encode(), receive)  # what was checked, however the original was written
+
+    def _admitted(self, path: object, status: int) -> str:
+        try:
+            return self.folder.admit(path)
+        except DataError as error:
+            raise Refused(status, "not found" if status == 404 else str(error)) from None
+
+    def _measured(self, scope: Scope, receive: Receive) -> Receive:
+        """An upload that ends with an error where it exceeds the limit. Raises Refused: larger, or the folder is full.
+
+        The error is the one that Gradio's own parser raises, which then deletes what it wrote.
+        """
+        from starlette.formparsers import MultiPartException
+
+        most = self.folder.max_bytes + SLACK
+        large = f"a file may have {self.folder.max_bytes // MIB} MiB, the maximum allowed size"
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        if not declared.isdigit() or int(declared) > most:
+            raise Refused(413, large)
+        if not self.folder.make_room():
+            raise Refused(507, "the page holds too many uploads; try again later")
+        left = most
+
+        async def measured() -> MutableMapping[str, Any]:
+            nonlocal left
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if left < 0:
+                raise MultiPartException(large)
+            return message
+
+        return measured
+
+    @staticmethod
+    def _with_headers(send: Send) -> Send:
+        async def sending(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                names = {name.lower() for name, _ in message["headers"]}
+                own = [(k.encode(), v.encode()) for k, v in HEADERS.items() if k.encode() not in names]
+                message = {**message, "headers": [*message["headers"], *own]}
+            await send(message)
+
+        return sending
+
+
+def _media(value: Any) -> Iterator[dict[str, Any]]:
+    """Everything in a request that Gradio may take for a file, however deep."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict):
+            if "path" in item or "url" in item:
+                yield item
+            waiting.extend(item.values())
+        elif isinstance(item, list):
+            waiting.extend(item)
+
+
+async def _body(receive: Receive) -> bytes:
+    """The whole body. Raises Refused: above ``MAX_BODY``, or the client left."""
+    parts: list[bytes] = []
+    left, more = MAX_BODY, True
+    while more:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise Refused(400, "incomplete request")
+        parts.append(message.get("body", b""))
+        left -= len(parts[-1])
+        if left < 0:
+            raise Refused(413, f"a request may have {MAX_BODY // 1024} KiB")
+        more = message.get("more_body", False)
+    return b"".join(parts)
+
+
+def _replay(body: bytes, rest: Receive) -> Receive:
+    """A ``receive`` that gives a body, then what ``rest`` gives."""
+    waiting = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> MutableMapping[str, Any]:
+        return waiting.pop() if waiting else await rest()
+
+    return receive
+
+
+async def _answer(send: Send, error: Refused) -> None:
+    text = json.dumps({"detail": str(error)}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(text)).encode())]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": text})
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address means this machine only."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_local(netloc: str) -> bool:
+    try:
+        return is_loopback(urlsplit(f"//{netloc}").hostname or "")
+    except ValueError:
+        return False

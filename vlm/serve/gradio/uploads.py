@@ -1,0 +1,96 @@
+"""The folder of uploaded files: which of them the page may open, and when they are deleted."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import shutil
+import stat
+import tempfile
+import time
+from pathlib import Path
+
+from vlm.common.errors import DataError
+
+MIB = 2**20
+MAX_FILE = 64 * MIB
+"""Bytes of one upload, unless the page is started with another limit."""
+MAX_FOLDER = 32
+"""All uploads together take this many times the largest one; then no more are accepted until old ones expire."""
+KEPT_SECONDS = 3600
+"""An upload is deleted when it was not used for this long."""
+SMALLEST = MIB // 16
+"""What an upload counts at least, so that their number is limited too."""
+
+
+class UploadFolder:
+    """A private folder that holds every file that the page opens or serves.
+
+    Attributes:
+        max_bytes: size of the largest upload.
+    """
+
+    def __init__(self, root: Path, max_bytes: int = MAX_FILE) -> None:
+        self.root = Path(os.path.realpath(root))
+        self.max_bytes = max_bytes
+        self._own: frozenset[Path] = frozenset()
+
+    def admit(self, path: object) -> str:
+        """The path of an upload or a declared example, which may now be opened.
+
+        The one check of every file that a browser names. A path that is refused on its text alone is never looked up,
+        and every refusal has the same message, so that nothing tells which files the machine has.
+
+        Raises DataError: anything but a regular file in this folder, or one above the limit.
+        """
+        if not isinstance(path, str) or "\0" in path:
+            raise _refused()
+        normal = Path(os.path.normpath(path))
+        if not normal.is_relative_to(self.root) or Path(os.path.realpath(normal)) != normal:
+            raise _refused()
+        try:
+            found = normal.lstat()
+        except OSError:
+            raise _refused() from None
+        if not stat.S_ISREG(found.st_mode) or found.st_size > self.max_bytes:
+            raise _refused()
+        os.utime(normal)  # in use: an upload expires an hour after its last use
+        return str(normal)
+
+    def keep_present(self) -> None:
+        """Never delete what the folder holds now: the page's own examples."""
+        self._own = frozenset(file for file in self.root.rglob("*") if file.is_file())
+
+    def make_room(self) -> bool:
+        """Delete expired uploads; whether one more of the largest size fits."""
+        taken, oldest = 0, time.time() - KEPT_SECONDS
+        for file in list(self.root.rglob("*")):
+            try:
+                found = file.lstat()
+                if stat.S_ISDIR(found.st_mode):
+                    if found.st_mtime < oldest and not any(file.iterdir()):
+                        file.rmdir()
+                elif found.st_mtime < oldest and file not in self._own:
+                    file.unlink()
+                elif file not in self._own:
+                    taken += max(found.st_size, SMALLEST)
+            except FileNotFoundError:  # deleted by another request
+                continue
+        return taken + self.max_bytes <= MAX_FOLDER * self.max_bytes
+
+
+def _refused() -> DataError:
+    return DataError("this file is not an upload of this page, or it has expired", fix="upload it again")
+
+
+@functools.cache
+def upload_folder() -> UploadFolder:
+    """The folder of this process, readable by this user only and deleted at exit; Gradio keeps its files there too."""
+    parent = os.environ.get("GRADIO_TEMP_DIR")
+    if parent:
+        Path(parent).mkdir(parents=True, exist_ok=True)
+    folder = UploadFolder(Path(tempfile.mkdtemp(prefix="vlm_uploads_", dir=parent)))
+    atexit.register(shutil.rmtree, folder.root, ignore_errors=True)
+    os.environ["GRADIO_TEMP_DIR"] = str(folder.root)
+    return folder

@@ -1,0 +1,227 @@
+"""Answers to many questions: processes share them, a bad one is marked, an interrupted run goes on where it stopped.
+
+A question is known by a key that follows from its content (see :func:`key_of`), not by its number, so that answers
+stay usable when the file of the questions is mended.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vlm.common import dist
+from vlm.common.errors import DataError, PromptError, UserError
+from vlm.common.paths import make_folder
+
+if TYPE_CHECKING:
+    from vlm.inference.engine import Conversation, Engine
+    from vlm.inference.generation import Generation
+
+log = logging.getLogger(__name__)
+
+Question = Callable[[], "Conversation"]
+"""Makes what a model is asked. Raises DataError or PromptError for a question that cannot be asked."""
+
+
+class Answer(str):
+    """What a model wrote; empty, with the reason in ``error``, if the question could not be asked."""
+
+    error: str
+
+    def __new__(cls, text: str = "", error: str = "") -> Answer:
+        """``text`` with the reason in ``error``."""
+        self = super().__new__(cls, text)
+        self.error = error
+        return self
+
+
+def key_of(*content: Any) -> str:
+    """The key of a question: a hash of whatever it consists of (JSON values, messages, bytes, images, arrays)."""
+    return _hash(json.dumps(content, default=_plain, sort_keys=True).encode("utf-8", "surrogatepass"))
+
+
+def distinct(keys: Iterable[str]) -> list[str]:
+    """The keys, with the number of the occurrence after every key that occurred before."""
+    seen = Counter[str]()
+    result = []
+    for key in keys:
+        result.append(f"{key}-{seen[key]}" if seen[key] else key)
+        seen[key] += 1
+    return result
+
+
+def model_key(engine: Engine) -> str:
+    """The key of a model: its composition, with size and time of change of its weight files."""
+    if engine.config is None or engine.config.model is None:
+        return ""
+    named = [Path(w.path) for w in engine.config.model.weights if w.path]
+    files = [f for path in named for f in (sorted(path.iterdir()) if path.is_dir() else [path]) if f.is_file()]
+    stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    return key_of(engine.config.resolved.get("model"), stats)
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+def _plain(value: Any) -> Any:
+    """The content of a value that JSON cannot hold; a printed form may shorten it or name an address in memory."""
+    if isinstance(value, bytes):
+        return _hash(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [type(value).__name__, *(getattr(value, f.name) for f in dataclasses.fields(value))]
+    if hasattr(value, "__array__") or hasattr(value, "__array_interface__"):
+        array = np.asarray(value)
+        return [array.shape, str(array.dtype), _hash(array.tobytes())]
+    return repr(value)
+
+
+def answer_all(
+    engine: Engine,
+    questions: Mapping[str, Question],
+    generation: Generation,
+    batch_size: int = 16,
+    *,
+    parts: AnswerParts | None = None,
+    edit: Callable[[Sequence[str]], list[str]] = list,
+) -> dict[str, Answer]:
+    """The answer to each question by its key; call it on all processes, each answers its share and gets all answers.
+
+    Args:
+        engine: the model.
+        questions: key -> question.
+        generation: options of the answers.
+        batch_size: questions that run together; it changes speed and memory, not the answers.
+        parts: where answers are kept as they come; those of an interrupted run are not asked again.
+        edit: changes the texts of a batch before they are kept.
+    """
+    done = {k: Answer(parts.done[k]) for k in questions if parts is not None and k in parts.done}
+    left = [k for k in questions if k not in done]
+    mine = left[dist.rank() :: dist.world_size()]
+    for first in range(0, len(mine), batch_size):
+        keys = mine[first : first + batch_size]
+        found = dict(zip(keys, _ask([questions[k] for k in keys], engine, generation, batch_size), strict=True))
+        good = [k for k in keys if not found[k].error]
+        found |= {k: Answer(text) for k, text in zip(good, edit([found[k] for k in good]), strict=True)}
+        if parts is not None:
+            parts.add({k: found[k] for k in good})
+        done |= found
+        log.info("%d of %d questions of this process answered", first + len(keys), len(mine))
+    return {k: answer for part in dist.gather_objects(done) for k, answer in part.items()}
+
+
+def _ask(questions: Sequence[Question], engine: Engine, generation: Generation, batch_size: int) -> list[Answer]:
+    """The answers of one batch, in order."""
+    result: dict[int, Answer] = {}
+    usable: dict[int, Conversation] = {}
+    for k, question in enumerate(questions):
+        try:
+            usable[k] = question()
+        except (DataError, PromptError) as error:
+            result[k] = Answer("", str(error))
+    answers = _generate(list(usable.values()), engine, generation, batch_size)
+    result |= dict(zip(usable, answers, strict=True))
+    return [result[k] for k in range(len(questions))]
+
+
+def _generate(asked: Sequence[Conversation], engine: Engine, generation: Generation, batch_size: int) -> list[Answer]:
+    """The answers to conversations; a batch that fails is halved until the faulty ones are found."""
+    if not asked:
+        return []
+    try:
+        return [Answer(text) for text in engine.generate(asked, generation, batch_size)]
+    except (DataError, PromptError) as error:
+        if len(asked) == 1:
+            return [Answer("", str(error))]
+    halves = asked[: len(asked) // 2], asked[len(asked) // 2 :]
+    return [answer for half in halves for answer in _generate(half, engine, generation, batch_size)]
+
+
+class AnswerParts:
+    """The answers of an unfinished run: each process appends to ``PATH.part-RANK`` as it goes.
+
+    Attributes: ``done``, key -> text of an interrupted run and of this one.
+    """
+
+    def __init__(self, path: Path, fingerprint: str, *, overwrite: bool = False, replace_strange: bool = False) -> None:
+        """Find what an interrupted run left; call it on all processes.
+
+        Args:
+            path: the file that the run will write.
+            fingerprint: of everything besides the questions that answers depend on.
+            overwrite: start again, whatever is there.
+            replace_strange: start again, instead of an error, where the answers belong to another run.
+
+        Raises:
+            UserError: answers of a run with another fingerprint are there, or a file that is not one of answers.
+        """
+        self.path = path
+        self.done: dict[str, str] = {}
+        prepared = self._prepare(fingerprint, overwrite, replace_strange) if dist.is_main() else None
+        problem = dist.broadcast_object(prepared)
+        if problem:
+            raise UserError(problem, fix="name another file, or add --overwrite to start again")
+        for part in self.files():
+            self.done |= dict(_read(part)[1])
+        if self.done:
+            log.info("%s: %d answers taken from an interrupted run", path, len(self.done))
+        dist.barrier()
+        own = self._own()
+        kept = _read(own)[1] if own.exists() else ()  # without the last line if it was cut off
+        own.write_text("".join(map(_line, [{"fingerprint": fingerprint}, *kept])), encoding="utf-8")
+
+    def files(self) -> list[Path]:
+        """The files of all processes."""
+        return sorted(f for f in self.path.parent.iterdir() if f.name.startswith(f"{self.path.name}.part-"))
+
+    def add(self, answers: Mapping[str, str]) -> None:
+        """Keep answers of this process; they are on disk when this returns."""
+        with self._own().open("a", encoding="utf-8") as file:
+            file.writelines(map(_line, answers.items()))
+        self.done |= {k: str(text) for k, text in answers.items()}
+
+    def remove(self) -> None:
+        """Delete the files; the run is finished."""
+        for part in self.files():
+            part.unlink()
+
+    def _own(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.part-{dist.rank()}")
+
+    def _prepare(self, fingerprint: str, overwrite: bool, replace_strange: bool) -> str:
+        """Make the folder; a message when the answers that are there belong to another run."""
+        make_folder(self.path.parent)
+        if overwrite:
+            self.remove()
+        strange = next((part for part in self.files() if _read(part)[0] not in (fingerprint, "")), None)
+        if strange and replace_strange:
+            self.remove()
+            return ""
+        return f"{strange} was written with another prompt, another model or other options" if strange else ""
+
+
+def _line(entry: Any) -> str:
+    return json.dumps(entry) + "\n"
+
+
+def _read(part: Path) -> tuple[str, Iterable[tuple[str, str]]]:
+    """Fingerprint (empty where nothing was written yet) and answers; an unfinished last line is left out.
+
+    Raises DataError: the file is not a partial answer file.
+    """
+    try:
+        whole = part.read_text(encoding="utf-8").split("\n")[:-1]
+        head = json.loads(whole[0])["fingerprint"] if whole else ""
+        return head, [(str(key), str(text)) for key, text in map(json.loads, whole[1:])]
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{part} is not a partial answer file written by `vlm` ({error})", fix="delete it and start again"
+        ) from None
