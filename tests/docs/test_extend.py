@@ -64,14 +64,14 @@ def test_a_part_trains(kind: str, folder: Path) -> None:
 
 
 def test_a_benchmark(folder: Path) -> None:
-    assert main(["eval", "benchmark.yaml", "--images", "right,none", "--trust", "--allow-random"]) == 0
+    assert main(["eval", "benchmark.yaml", "--trust", "--images", "right,none", "--allow-random"]) == 0
     scores = json.loads((folder / "output" / "benchmark" / "evaluation.json").read_text())["colors"]
     assert scores["right"]["count"] == scores["none"]["count"] == 4
     assert 0 <= scores["right"]["recall"] <= 1
 
 
 def test_a_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--plugin", "my_command", "count", "bridge.yaml"]) == 0
+    assert main(["--plugin", "my_command,my_bridge", "count", "bridge.yaml"]) == 0
     assert re.search(r"[\d,]+ parameters, [\d,]+ trained", capsys.readouterr().out)
 
 

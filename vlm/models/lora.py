@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vlm.common.bounds import Count, Dropout, Positive, violations
 from vlm.common.errors import ConfigError
 
 ADAPTER = "default"
@@ -31,17 +32,15 @@ class LoraOptions:
     Example: ``lora: {r: 8, alpha: 16, targets: [q_proj, v_proj]}``
     """
 
-    r: int = 8
-    alpha: float = 16
-    dropout: float = 0.05
+    r: Count = 8
+    alpha: Positive = 16
+    dropout: Dropout = 0.05
     targets: list[str] | str = field(default_factory=lambda: ["q_proj", "v_proj"])
 
     def __post_init__(self) -> None:
         """Raises ConfigError: a rank below 1, a dropout outside [0, 1), no target, a faulty regular expression."""
-        if self.r < 1:
-            raise ConfigError(f"lora.r is {self.r}, expected at least 1 (lora: null for none)")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"lora.dropout is {self.dropout}, expected at least 0 and below 1")
+        if wrong := violations(self):
+            raise ConfigError("; ".join(f"lora.{text}" for text in wrong), fix="lora: null means none")
         if not self.targets:
             raise ConfigError("lora.targets is empty; expected names of linear layers")
         if isinstance(self.targets, str):

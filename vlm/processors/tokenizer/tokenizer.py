@@ -23,7 +23,6 @@ from typing import Any
 
 from vlm.common.errors import WeightsError
 from vlm.common.file_kind import mistaken
-from vlm.common.text import read_text
 from vlm.processors.tokenizer.special_tokens import Special, SpecialTokens, is_control, read_json, read_special_tokens
 
 Ranges = Sequence[tuple[int, int]]
@@ -40,8 +39,7 @@ class _SentencePiece:
         try:
             self._sp = sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
         except RuntimeError as error:
-            text = mistaken(file) or f"{file} is not a sentencepiece model"
-            raise WeightsError(text, fix="fetch tokenizer.model again") from error
+            raise WeightsError(f"{file} is not a sentencepiece model", fix="fetch tokenizer.model again") from error
         self.size = self._sp.vocab_size()
         own = {"bos": self._sp.bos_id(), "eos": self._sp.eos_id(), "unk": self._sp.unk_id()}
         self.defaults = {role: i for role, i in own.items() if i >= 0}
@@ -88,7 +86,8 @@ class _Fast:
         except ValueError:
             whole = False
         if not whole:
-            raise WeightsError(f"{file} is not a tokenizers file", fix="fetch tokenizer.json again")
+            fault = mistaken(Path(file)) or f"{file} is not a tokenizers file"
+            raise WeightsError(fault, fix="fetch tokenizer.json again")
         self._tok = Rust.from_str(text)
         self.protect([])
         self.size = self._tok.get_vocab_size(with_added_tokens=True)
@@ -217,9 +216,7 @@ class Tokenizer:
         if slow.is_file():
             backend = _SentencePiece(slow)
         elif fast.is_file():
-            if wrong := mistaken(fast):
-                raise WeightsError(wrong, fix="fetch tokenizer.json again")
-            backend = _Fast(read_text(fast, error=WeightsError), fast)
+            backend = _Fast(fast.read_text(encoding="utf-8", errors="replace"), fast)
         else:
             result = "no such folder" if not folder.is_dir() else "neither tokenizer.model nor tokenizer.json in it"
             raise WeightsError(f"tokenizer folder {folder}: {result}", fix="name the LLM's Hugging Face folder")

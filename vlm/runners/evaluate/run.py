@@ -56,7 +56,7 @@ def run_evaluation(
         images: image controls to run: ``right``, ``wrong``, ``none``, ``blank``.
         output: folder of the results; by default ``run.save_path``, else ``run.output_dir``.
         batch_size: questions that run together; by default the dataset's.
-        seeds: one run of sampled answers per seed, scores averaged; without seeds one run with the model's own options.
+        seeds: one run of sampled answers per seed, scores averaged; without seeds one run as the model says.
         judge: what counts as right: ``exact``, ``open`` or ``module:function``; by default the benchmark's.
         show: called on the first process with the table of each result as soon as it is known.
 
@@ -72,12 +72,8 @@ def run_evaluation(
     options = {n: read_options(benchmark, cfg, cfg.evaluation_datasets[n], flags) for n in names}
     _check_controls(images)
     folder = make_folder(output or cfg.run.save_path or cfg.run.output_dir)
-    joined, main = engine is None, dist.is_main()
-    if engine is None:
-        from vlm.inference.engine import Engine
-
-        engine = Engine.load(cfg, device=str(dist.init(cfg.run.device)[1]), allow_random=allow_random)
-        main = dist.is_main()  # known only while the processes are joined
+    joined, engine = engine is None, engine or _load(cfg, allow_random)
+    main = dist.is_main()  # known only while the processes are joined
     results: Results = {name: {} for name in names}
     parts: list[AnswerParts] = []
     try:
@@ -95,6 +91,12 @@ def run_evaluation(
     if main:
         _write(folder, cfg, engine, results, options[names[0]], parts)
     return {name: {image: dict(r.scores) for image, r in by_image.items()} for name, by_image in results.items()}
+
+
+def _load(cfg: Config, allow_random: bool) -> Engine:
+    from vlm.inference.engine import Engine
+
+    return Engine.load(cfg, device=str(dist.init(cfg.run.device)[1]), allow_random=allow_random)
 
 
 def _parts(file: Path, engine: Engine) -> AnswerParts:
