@@ -64,9 +64,6 @@ class Generation:
             object.__setattr__(self, "stop", (self.stop,))
         self._check_types()
         problems = violations(self)
-        if self.min_new_tokens > min(self.max_new_tokens, self.max_length):
-            longest = f"max_new_tokens {self.max_new_tokens} and max_length {self.max_length} allow"
-            problems.append(f"min_length is {self.min_length}, more than {longest}")
         for name, kind in (("length_penalty_form", LengthForm), ("context", Context), ("cleanup", Cleanup)):
             if (value := getattr(self, name)) not in get_args(kind):
                 problems.append(f"{name} is {value!r}, must be {' or '.join(get_args(kind))}")
