@@ -30,6 +30,7 @@ def run(tmp_path):
 def test_layout_and_reading_back(run):
     folder = save(run, 5, 1.5, best=True)
     assert sorted(p.name for p in folder.iterdir()) == [
+        "checksums.json",
         "config.yaml",
         "model.safetensors",
         "provenance.json",

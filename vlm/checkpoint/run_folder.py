@@ -4,12 +4,13 @@
 
     output_dir/
       config.yaml           resolved configuration, which ``--cfg-path`` accepts
+      run_files.json        the names that belong to the run; nothing else is ever deleted
       log.jsonl  tensorboard/  report.html
-      checkpoints/step_00000500/{model.safetensors, trainer.pt, provenance.json, config.yaml}
+      checkpoints/step_00000500/{model.safetensors, trainer.pt, provenance.json, config.yaml, checksums.json}
       last -> checkpoints/step_...      best -> checkpoints/step_...
 
 A checkpoint is written into a hidden folder, flushed to disk, and renamed; the links are replaced
-by renaming as well. ``model.safetensors`` holds the trainable parameters only.
+by renaming as well. ``model.safetensors`` holds the trainable parameters, and frozen ones that started at random.
 """
 
 from __future__ import annotations
@@ -17,13 +18,27 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vlm.checkpoint.provenance import FILE as PROVENANCE
+from vlm.checkpoint.run_files import (
+    STATE,
+    WEIGHTS,
+    damage,
+    foreign_names,
+    is_checkpoint,
+    refuse_place,
+    remove_checkpoint,
+    remove_run,
+    write_checksums,
+    write_manifest,
+)
 from vlm.checkpoint.safe import read_file
 from vlm.common.errors import UserError, WeightsError
 from vlm.common.paths import make_folder
@@ -31,9 +46,8 @@ from vlm.common.trust import remember
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = "model.safetensors"
-STATE = "trainer.pt"
 CONFIG = "config.yaml"
+_WORK = re.compile(r"\.(step_\d+)\.(old\.)?\d+")
 
 
 class RunDir:
@@ -55,43 +69,55 @@ class RunDir:
             overwrite: whether what another run left here may be deleted.
 
         Raises:
-            UserError: the folder holds another run, and neither ``resume`` nor ``overwrite`` is set.
-            WeightsError: there is no checkpoint at ``resume``.
+            UserError: the folder holds another run, and neither ``resume`` nor ``overwrite`` is set; or it holds files
+                of others under the names that a run uses; or a run must not write there.
+            WeightsError: there is no usable checkpoint at ``resume``.
         """
+        refuse_place(self.path)
         if self.checkpoints.is_dir():
             self._recover()
-        if resume == "auto":
-            return self.last()
-        if resume not in ("never", ""):
-            return find_checkpoint(resume)
-        if self.steps() and not overwrite:
-            fix = "run.resume=auto continues it, run.overwrite=true deletes it; or set another run.output_dir"
+        if resume == "auto" and self.steps():
+            return self.last_good()
+        foreign, source = foreign_names(self.path), None
+        if resume not in ("auto", "never", ""):
+            source = find_checkpoint(resume)
+            if source.is_relative_to(self.path.resolve()):
+                return source
+        elif self.steps() and (foreign or not overwrite):
+            again = "delete the folder yourself" if foreign else "run.overwrite=true deletes it"
+            fix = f"run.resume=auto continues it, {again}; or set another run.output_dir"
             raise UserError(f"{self.path} already holds a run", fix=fix)
-        return None
+        if foreign and not self.steps():
+            raise UserError(
+                f"{self.path} holds {', '.join(foreign)}, which no run of vlm wrote; nothing was changed",
+                fix="set another run.output_dir, or move them away",
+            )
+        return source
 
     def prepare(self, resume: str = "never", overwrite: bool = False) -> Path | None:
         """:meth:`check`, then create the folder; a run that starts from scratch deletes what an earlier one left."""
         source = self.check(resume, overwrite)
         if source is None:
-            for path in (self.checkpoints, self.tensorboard):
-                shutil.rmtree(path, ignore_errors=True)
-            for path in (self.config_file, self.log_file, self.report, self.path / "last", self.path / "best"):
-                path.unlink(missing_ok=True)
+            remove_run(self.path)
         make_folder(self.checkpoints)
+        if not foreign_names(self.path) or source is None:
+            with self.written("the run folder"):
+                write_manifest(self.path)
         return source
 
     def _recover(self) -> None:
         """Remove what a killed process left; restore a checkpoint that was being replaced."""
-        for stale in self.checkpoints.glob(".*"):
-            name = stale.name.split(".")[1]
-            if ".old." in stale.name and not (self.checkpoints / name).exists():
-                os.replace(stale, self.checkpoints / name)
-            else:
-                shutil.rmtree(stale)
+        for stale in sorted(self.checkpoints.glob(".*")):
+            named = _WORK.fullmatch(stale.name)
+            if named and named[2] and not (self.checkpoints / named[1]).exists():
+                os.replace(stale, self.checkpoints / named[1])
+            elif named or re.fullmatch(r"\.gone_\d+", stale.name):
+                remove_checkpoint(stale)
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
-        return sorted(int(p.name[5:]) for p in self.checkpoints.glob("step_*") if p.name[5:].isdigit())
+        found = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
+        return sorted(int(p.name[5:]) for p in found if is_checkpoint(p))
 
     def folder(self, step: int) -> Path:
         """Folder of the checkpoint after ``step`` optimiser steps."""
@@ -101,17 +127,60 @@ class RunDir:
         """The newest complete checkpoint (by the link, else by number), or None."""
         return self._linked("last") or (self.folder(self.steps()[-1]) if self.steps() else None)
 
+    def last_good(self) -> Path:
+        """The newest checkpoint whose files are as they were written; a damaged newer one is named in a warning.
+
+        Raises WeightsError: all are damaged, or there is none.
+        """
+        newest = [self.last(), *(self.folder(step) for step in reversed(self.steps()))]
+        faults: dict[Path, str] = {}
+        for folder in dict.fromkeys(f for f in newest if f is not None):
+            fault = damage(folder)
+            if not fault:
+                for path, text in faults.items():
+                    log.warning("%s is damaged (%s); going back to %s", path, text, folder.name)
+                return folder
+            faults[folder] = fault
+        if not faults:
+            raise WeightsError(f"{self.path}: no checkpoint there", fix=_NAMES)
+        told = "".join(f"\n  - {path.name}: {text}" for path, text in faults.items())
+        raise WeightsError(f"{self.path}: every checkpoint is damaged:{told}", fix="copy the run folder again")
+
     def best(self) -> Path | None:
         """The checkpoint with the lowest validation loss, or None."""
         return self._linked("best")
 
     def _linked(self, name: str) -> Path | None:
         link = self.path / name
-        return self.checkpoints / os.path.basename(os.readlink(link)) if link.is_symlink() and link.exists() else None
+        if not link.is_symlink():
+            return None
+        target = self.checkpoints / os.path.basename(os.readlink(link))
+        return target if is_checkpoint(target) else None
+
+    @contextmanager
+    def written(self, what: str) -> Iterator[None]:
+        """Turns a failed write into one message that names the last good checkpoint."""
+        from safetensors import SafetensorError
+
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if isinstance(error, RuntimeError) and not re.search("inline_container|PytorchStreamWriter", str(error)):
+                raise  # only that of torch's file writer, which hides the system's reason
+            good = None
+            with suppress(OSError, WeightsError):
+                good = self.last_good()
+            kept = f"the last good checkpoint is {good}" if good else "there is no earlier checkpoint"
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+            raise UserError(
+                f"{what} cannot be written to {self.path} ({reason}); {kept}",
+                fix="free space or mend the folder, then continue with run.resume=auto",
+            ) from error
 
     def write_config(self, text: str) -> None:
         """Write the run's ``config.yaml`` (atomically), and note that this user trained it."""
-        _write_text(self.config_file, text)
+        with self.written("config.yaml"):
+            _write_text(self.config_file, text)
         remember(self.path, text)
 
     def save(
@@ -137,32 +206,59 @@ class RunDir:
         Raises:
             TypeError: ``state`` holds something that could not be read back safely.
         """
-        from safetensors.torch import save_file
-
         check_plain(state)
-        target = self.folder(step)
-        work, old = (self.checkpoints / f".{target.name}.{kind}{os.getpid()}" for kind in ("", "old."))
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        save_file(tensors, work / WEIGHTS, metadata={"format": "pt", "step": str(step)})
-        torch.save(state, work / STATE)
-        _write_text(work / PROVENANCE, json.dumps(provenance, indent=1, default=str))
-        _write_text(work / CONFIG, config_text)
-        for file in work.iterdir():
-            _flush(file)
-        _flush(work)
-        if target.exists():
-            os.replace(target, old)
-        os.replace(work, target)
-        _flush(self.checkpoints)
-        self._link("last", target)
-        if best:
-            self._link("best", target)
-        shutil.rmtree(old, ignore_errors=True)
+        with self.written(f"the checkpoint of step {step}"):
+            target = self._save(
+                step, tensors, state, {PROVENANCE: json.dumps(provenance, indent=1, default=str)}, config_text
+            )
+            self._link("last", target)
+            if best:
+                self._link("best", target)
         log.info("saved %s%s", target, " (best so far)" if best else "")
         return target
 
+    def _save(
+        self,
+        step: int,
+        tensors: dict[str, torch.Tensor],
+        state: dict[str, Any],
+        texts: dict[str, str],
+        config_text: str,
+    ) -> Path:
+        from safetensors.torch import save_file
+
+        target = self.folder(step)
+        work, old = (self.checkpoints / f".{target.name}.{kind}{os.getpid()}" for kind in ("", "old."))
+        if work.exists():
+            remove_checkpoint(work)
+        work.mkdir()  # not its parents: if they are gone, somebody deleted the folder of this run
+        try:
+            save_file(tensors, work / WEIGHTS, metadata={"format": "pt", "step": str(step)})
+            torch.save(state, work / STATE)
+            for name, text in (texts | {CONFIG: config_text}).items():
+                _write_text(work / name, text)
+            write_checksums(work)
+            for file in work.iterdir():
+                _flush(file)
+            _flush(work)
+            if target.exists():
+                os.replace(target, old)
+            os.replace(work, target)
+        except (OSError, RuntimeError):
+            with suppress(OSError):
+                remove_checkpoint(work)
+            raise
+        _flush(self.checkpoints)
+        if old.exists() and not remove_checkpoint(old):
+            for file in old.iterdir():  # of others
+                os.replace(file, target / file.name)
+            old.rmdir()
+        return target
+
     def _link(self, name: str, target: Path) -> None:
+        if os.path.lexists(self.path / name) and not (self.path / name).is_symlink():
+            log.warning("%s is not a link of this run and stays as it is", self.path / name)
+            return
         fresh = self.path / f".{name}.{os.getpid()}"
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(Path("checkpoints") / target.name, target_is_directory=True)
@@ -183,21 +279,32 @@ class RunDir:
         for step in gone:
             hidden = self.checkpoints / f".gone_{step}"
             os.replace(self.folder(step), hidden)  # an interrupted deletion leaves no partial checkpoint
-            shutil.rmtree(hidden)
+            if not remove_checkpoint(hidden):
+                os.replace(hidden, self.folder(step))  # files of others are in it
         return gone
 
 
+_NAMES = "give a run folder, its 'last' or 'best' link, or a step_... folder"
+
+
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint that ``path`` is, links to, is in or, as a run, holds. Raises WeightsError if there is none."""
+    """The checkpoint that ``path`` is, links to, is in or, as a run, holds; of a run the newest that is not damaged.
+
+    Raises WeightsError: there is none, or the one that is named is damaged.
+    """
     path = Path(path).expanduser()
     path = path.parent if path.is_file() else path
-    if (path / WEIGHTS).is_file():
-        return path.resolve()
-    result = RunDir(path).last() if path.is_dir() else None
-    if result is None:
-        fix = "give a run folder, its 'last' or 'best' link, or a step_... folder"
-        raise WeightsError(f"{path}: no checkpoint there", fix=fix)
-    return result.resolve()
+    run = path.parent if path.name == "last" and (path.parent / "checkpoints").is_dir() else path
+    if run == path and (path / WEIGHTS).is_file():
+        folder = path.resolve()
+        if fault := damage(folder):
+            others = [p.name for p in folder.parent.glob("step_*") if p != folder and is_checkpoint(p)]
+            fix = f"use another checkpoint ({', '.join(others)})" if others else "copy it again"
+            raise WeightsError(f"{folder}: damaged ({fault})", fix=fix)
+        return folder
+    if not run.is_dir():
+        raise WeightsError(f"{path}: no checkpoint there", fix=_NAMES)
+    return RunDir(run).last_good().resolve()
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

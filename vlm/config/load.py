@@ -18,7 +18,7 @@ from vlm.config.options import Option, apply_options, parse_options
 from vlm.config.parts import read_dataset, read_model, read_options
 from vlm.config.renamed import flatten_build_info, option_path, rename_keys
 from vlm.config.run import RunConfig
-from vlm.config.schema import SHOWN, Path, Report, dotted, read
+from vlm.config.schema import SHOWN, Path, Report, describe, dotted, read
 from vlm.config.shipped import find, is_composition, label
 from vlm.config.stored import DATA_SECTIONS, store
 from vlm.config.tree import OPTIONS, Tree, parse_file, plain, texts_in
@@ -157,6 +157,10 @@ def check_sections(user: Tree, options: Sequence[Option], report: Report) -> lis
             report.unknown(option.path, SECTIONS, "section", section)
         elif section in DATA_SECTIONS and rest and rest[0] not in user.get((section,), {}):
             report.unknown(option.path, list(user.get((section,), {})), "dataset", rest[0])
+        elif section == "plugins":
+            report.add(option.path, "cannot be changed by an option; write vlm --plugin MODULE COMMAND")
+        elif not rest and not isinstance(option.value, dict):
+            report.add(option.path, f"found {describe(option.value)}, expected a mapping")
         else:
             usable.append(option)
     if not user.data.get("model") and not any(o.path[0] == "model" for o in options):
@@ -252,6 +256,7 @@ def read_evaluation_files(data: dict[str, Any], report: Report) -> dict[str, Eva
 def check_run(run: RunConfig, data: dict[str, Any], report: Report) -> None:
     """Check names that the run section refers to: task, runner, schedule, trackers, validation sets."""
     check_name(("task", "benchmark"), run.task, ("run", "task"), report)
+    check_file_names(run, data, report)
     check_name(("runner",), run.runner, ("run", "runner"), report)
     check_name(("scheduler",), run.lr_sched, ("run", "lr_sched"), report)
     if run.benchmark:
@@ -270,6 +275,15 @@ def check_run(run: RunConfig, data: dict[str, Any], report: Report) -> None:
     bare = [n for n, e in (data.get("datasets") or {}).items() if isinstance(e, dict) and not e.get("group")]
     if run.mixing == "joint" and bare:
         report.add(("run", "mixing"), f"found joint, but datasets.{bare[0]}.group is not set; e.g. vision or language")
+
+
+def check_file_names(run: RunConfig, data: dict[str, Any], report: Report) -> None:
+    """Report names that become files or folders and would lead out of the folder that the user chose."""
+    named = [(("run", "name"), run.name or "")]
+    named += [((section, name), str(name)) for section in DATA_SECTIONS for name in data.get(section) or {}]
+    for path, name in named:
+        if FilePath(name).is_absolute() or ".." in name.replace("\\", "/").split("/"):
+            report.add(path, f"found {name!r:.80}, expected a name that leads out of no folder")
 
 
 def check_name(kinds: Sequence[str], name: str, path: Path, report: Report) -> None:

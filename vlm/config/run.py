@@ -78,6 +78,11 @@ class RunConfig:
     max_bad_share: Share = option(
         0.01, "share of samples that may be unusable before the run stops; see quarantine.jsonl"
     )
+    max_cut_share: Share | None = option(
+        None,
+        "share of a dataset's samples that may be cut before the run stops; null: no bound where model.text states a "
+        "limit, 0.1 where the LLM's context is the limit",
+    )
     mixing: Literal["batch", "sample", "joint"] = option(
         "batch",
         "batch: each micro-batch draws one dataset, with its batch_size; sample: each sample draws its dataset; "

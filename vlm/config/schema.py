@@ -41,7 +41,7 @@ class Problem:
 
     def __str__(self) -> str:
         place = f" ({self.where})" if self.where else ""
-        return f"{self.path or 'file'}{place}: {self.message}"
+        return f"{self.path[:200] or 'file'}{place[:400]}: {self.message[:2000]}"
 
 
 class ConfigProblems(ConfigError):

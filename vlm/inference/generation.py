@@ -64,6 +64,8 @@ class Generation:
             object.__setattr__(self, "stop", (self.stop,))
         self._check_types()
         problems = violations(self)
+        if 0 < self.temperature < 1e-6:
+            problems.append(f"temperature is {self.temperature}, too small to divide by (do_sample: false is 0)")
         for name, kind in (("length_penalty_form", LengthForm), ("context", Context), ("cleanup", Cleanup)):
             if (value := getattr(self, name)) not in get_args(kind):
                 problems.append(f"{name} is {value!r}, must be {' or '.join(get_args(kind))}")

@@ -65,9 +65,8 @@ class Regions(BoxDialogues):
             field(records[0], "regions", f"{self._file}: image {records[0].get('id')}")
         for record in records:
             regions = record.get("regions")
-            for r in regions if isinstance(regions, list) else [None]:
-                if not isinstance(r, dict):  # reported as a record without image, phrase and box
-                    r = {}
+            for region in regions if isinstance(regions, list) else [None]:
+                r: dict[str, Any] = region if isinstance(region, dict) else {}  # reported as one without image
                 width, height = r.get("width"), r.get("height")
                 sizes = [v for v in (width, height) if isinstance(v, int | float)]
                 if len(sizes) == 2 and sizes[0] * sizes[1] >= self.config.max_area:

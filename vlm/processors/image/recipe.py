@@ -219,6 +219,8 @@ class ImageRecipe:
         want = (3, self.config.size, self.config.size)
         if tuple(tensor.shape) != want or not tensor.is_floating_point():
             raise DataError(f"image {name or 'tensor'}: {tensor.dtype} {tuple(tensor.shape)}, wanted float {want}")
+        if not bool(tensor.isfinite().all()):
+            raise DataError(f"image {name or 'tensor'}: pixels that are not numbers (NaN or infinity)")
         return tensor.float()
 
 

@@ -69,7 +69,8 @@ def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
     model = load_model(cfg, device=device, dtype=precision.amp_dtype or torch.float32)
     check_positions(model, cfg.model.text)
     checkpoint_activations(model, run.activation_checkpointing)
-    processor = build_processor(cfg.model)
+    visual_tokens = VisualTokens.of(model.visual_tokens)
+    processor = build_processor(cfg.model).within(model.positions, visual_tokens)
     loader = TrainLoader.from_config(
         cfg.datasets,
         processor,
@@ -79,11 +80,12 @@ def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
         num_workers=run.num_workers,
         output_dir=run_dir.path,
         max_bad_share=run.max_bad_share,
+        max_cut_share=run.max_cut_share,
         mixing=run.mixing,
         batch_size=run.batch_size,
         group_by_length=run.group_by_length,
         packing=run.packing,
-        visual_tokens=VisualTokens.of(model.visual_tokens),
+        visual_tokens=visual_tokens,
         pin_memory=device.type != "cpu",
     )
     task = resolve("task", run.task)()

@@ -18,7 +18,7 @@ from vlm.datasets.base import message
 from vlm.datasets.formats.table import select
 from vlm.datasets.formats.table.media import flipped, missing, sources
 from vlm.datasets.formats.table.read import FileType, Record, RecordFile, expanded, read_rows
-from vlm.datasets.formats.table.templates import fill, first_name, lookup, names, read_pool
+from vlm.datasets.formats.table.templates import fill, fill_question, first_name, lookup, names, read_pool
 from vlm.datasets.formats.turns import check_order, inline_media, read_turns
 from vlm.datasets.media_columns import Kind, is_missing, media_column
 from vlm.processors.placeholders import Medium, attach_media
@@ -205,7 +205,7 @@ class Table:
         if self.clean is not None:
             values |= {f: self.clean(fill(f"{{{f}}}", values, where)) for f in self.config.text_fields}
         values |= {name: fill(values[name], values, where) for name in self._pools}
-        asked = fill(one_of(self.config.user, rng), values, where)
+        asked = fill_question(one_of(self.config.user, rng), values, where)
         if not asked.strip() and not media:
             raise DataError(f"{where}: neither a question nor an image", fix="correct build_info.user")
         user = attach_media([("user", asked)], media, where, first=False)[0]
@@ -227,10 +227,11 @@ class Table:
             raise DataError(
                 f"{where}: options must be a list, found {type(options).__name__}", fix="correct build_info.options"
             )
-        distinct = list(dict.fromkeys(map(str, options)))
+        distinct = list(dict.fromkeys(str(option) for option in options if option is not None))
         return ", ".join(distinct) if len(distinct) > 1 and rng.random() < self.config.options_share else ""
 
     def _chosen(self, answers: list[Any], rng: random.Random, where: str) -> Any:
+        answers = [a for a in answers if a is not None]
         if not answers:
             raise DataError(f"{where}: the list of answers is empty", fix="remove the record")
         if any(isinstance(a, dict | list) for a in answers):
