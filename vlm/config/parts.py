@@ -205,11 +205,11 @@ def check_image_size(model: ModelConfig, report: Report) -> None:
 
 def check_lengths(model: ModelConfig, report: Report) -> None:
     """Lengths of an answer that are both written must agree."""
-    given = model.generation.given
-    for key in {"max_new_tokens", "max_length"} & set(given):
-        if given.get("min_length", 0) - 1 > given[key]:
-            text = f"found {given['min_length']}, but {key} is {given[key]}"
-            report.add(("model", "generation", "min_length"), text)
+    written, least = model.generation.raw, model.generation.get("min_length")
+    for key in ("max_new_tokens", "max_length") if "min_length" in written else ():
+        most = model.generation.get(key)
+        if key in written and least - 1 > most:
+            report.add(("model", "generation", "min_length"), f"found {least}, but {key} is {most}")
 
 
 def read_dataset(
