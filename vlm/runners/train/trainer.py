@@ -6,6 +6,7 @@ import logging
 import math
 import signal
 import time
+from contextlib import ExitStack
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from vlm.checkpoint.checkpoint_files import read_checkpoint
 from vlm.checkpoint.provenance import differences, make_provenance, read_provenance
-from vlm.checkpoint.run_folder import RunDir, read_checkpoint
+from vlm.checkpoint.run_folder import RunDir
 from vlm.checkpoint.train_state import capture_rng, load_trainable_tensors, restore_rng, trainable_tensors
 from vlm.common import dist
 from vlm.common.errors import WeightsError
@@ -147,8 +149,9 @@ class Trainer:
                 if status == "stopped" and received is None:
                     received = signal.SIGTERM  # another process of the group received it
         finally:
-            for tracker in trackers:
-                tracker.close()
+            with ExitStack() as closing:
+                for tracker in trackers[::-1]:
+                    closing.callback(tracker.close)
         if data := self._data_report():
             log.info("data of this run:\n%s", data_stats.report_table(data))
         progress = self.progress
