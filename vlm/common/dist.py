@@ -160,6 +160,9 @@ def joined(device: str = "auto", workers: int = 0) -> Iterator[tuple[World, torc
     try:
         yield world, picked
         ended = True
+        if peers is not None:
+            peers.close()
+            barrier()  # the process that keeps the store outlives the others' last look at it
     except RuntimeError as error:
         lost = peers.lost() if peers is not None else None
         if lost is None:

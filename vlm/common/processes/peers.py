@@ -65,7 +65,8 @@ class Peers:
             host, number = json.loads(store.get(f"peer/{other}"))
             if other != rank and host == socket.gethostname():
                 self._local[other] = (number, _handle_of(number))
-        threading.Thread(target=self._watch, daemon=True, name="peers").start()
+        self._thread = threading.Thread(target=self._watch, daemon=True, name="peers")
+        self._thread.start()
 
     def fail(self, error: BaseException | str) -> None:
         """Leave the reason why this process ends; the first reason of all processes counts."""
@@ -114,6 +115,7 @@ class Peers:
     def close(self) -> None:
         """Stop watching."""
         self._ended.set()
+        self._thread.join(timeout=PERIOD)
 
     def _watch(self) -> None:
         while not self._ended.wait(PERIOD):
