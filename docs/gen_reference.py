@@ -13,6 +13,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from vlm.config.schema import spelled  # noqa: E402 - found by the line above
+
 KINDS = {
     "vision": "model.vision",
     "bridge": "model.bridge",
@@ -71,9 +73,8 @@ def default_of(field: dataclasses.Field[Any]) -> str:
     return f"`{text or repr(value)}`"
 
 
-def type_of(field: dataclasses.Field[Any]) -> str:
-    """The annotation as text."""
-    text = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
+def as_code(text: str) -> str:
+    """A type as a cell of a table."""
     return "`" + text.replace("|", "\\|").replace("\n", " ") + "`"
 
 
@@ -83,10 +84,12 @@ def table(cls: type) -> list[str]:
     for base in reversed(cls.__mro__[:-1]):
         notes |= comments(base)
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    types = spelled(cls)
     for field in dataclasses.fields(cls):
+        form, allowed = types[field.name]
         about = str(field.metadata.get("help") or notes.get(field.name, "")).replace("|", "\\|")
         default = default_of(field).replace("|", "\\|").replace("\n", "\\n")
-        rows.append(f"| `{field.name}` | {type_of(field)} | {default} | {about} |")
+        rows.append(f"| `{field.name}` | {as_code(form)} | {default} | {'; '.join(filter(None, (about, allowed)))} |")
     return rows
 
 

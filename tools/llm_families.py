@@ -10,6 +10,7 @@ padded batches give the same loss; a training step. Prints one line per family.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import logging
 import sys
@@ -59,29 +60,15 @@ SIZES: dict[str, Any] = {
 }
 """Sizes by the names under which configurations know them."""
 LAYERS = {"layer_types", "layers_block_type", "mlp_layer_types", "no_rope_layers", "block_types"}
-MLA = (
-    "axk1",
-    "axk2",
-    "deepseek_v2",
-    "deepseek_v3",
-    "deepseek_v32",
-    "glm4_moe_lite",
-    "glm_moe_dsa",
-    "sarvam_mla",
-    "youtu",
-    "minicpm3",
-    "longcat_flash",
-    "kimi_linear",
-)
+MLA = ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "minicpm3")
+"""Families with latent attention: as many heads of keys as of queries."""
+LINEAR = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "olmo_hybrid", "minimax")
+MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8}
 MORE: dict[str, dict[str, Any]] = {
-    "bamba": {"layer_types": ["mamba", "attention"] * 2, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8},
+    "bamba": {"attn_layer_indices": [1, 3], **MAMBA},
     "codegen": {"rotary_dim": 4},
     "cohere2": {"layer_types": ["sliding_attention", "full_attention"] * 2},
-    "dbrx": {
-        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8},
-        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4},
-    },
-    "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1},
+    "falcon_h1": {"mamba_d_ssm": 64, **MAMBA, "mamba_n_groups": 1},
     "gptj": {"rotary_dim": 4},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "granitemoehybrid": {
@@ -91,17 +78,30 @@ MORE: dict[str, dict[str, Any]] = {
         "mamba_d_state": 8,
     },
     "jamba": {"mamba_dt_rank": 4, "mamba_d_state": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
-    **{kind: {"num_key_value_heads": 4} for kind in MLA},
+    **{kind: {"num_key_value_heads": 4} for kind in (*MLA, "youtu")},
     "falcon": {"head_dim": None},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
-    "qwen3_next": {"layer_types": ["linear_attention", "full_attention"] * 2},
+    **{kind: {"layer_types": ["linear_attention", "full_attention"] * 2} for kind in LINEAR},
+    "ministral": {"head_dim": 8},
+    "hunyuan_v1_dense": {"head_dim": 8, "num_key_value_heads": 2},
+    "hunyuan_v1_moe": {"head_dim": 8, "num_key_value_heads": 2},
+    "gemma3n_text": {
+        "num_kv_shared_layers": 0,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "activation_sparsity_pattern": [0.0] * 4,
+        "vocab_size_per_layer_input": 96,
+    },
+    "zaya": {"num_experts_per_tok": 1},
+    "xlstm": {"v_head_dim": None},
+    "xlnet": {"max_position_embeddings": None},
     "nemotron": {"num_key_value_heads": 2, "head_dim": 8},
     "llama4_text": {"intermediate_size_mlp": 48, "floor_scale": 4},
     "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1},
     "mpt": {"max_seq_len": 64},
     "opt": {"ffn_dim": 48},
     "phi3": {"pad_token_id": 0},
+    "qwen3": {"tie_word_embeddings": True},
     "qwen2": {"max_window_layers": 2},
 }
 
@@ -192,7 +192,12 @@ def checks(kind: str, folder: Path) -> Iterator[str]:
         one = LLMInputs(embeds, torch.ones_like(ids), torch.arange(17)[None], ids)
         hidden = llm(one)
         found = llm.head(hidden)
+        changed = embeds.clone()
+        changed[:, -1] += 1
+        ahead = (llm(dataclasses.replace(one, inputs_embeds=changed)) - hidden)[:, :-1].abs().max().item()
         direct = llm.model(inputs_embeds=embeds, use_cache=False).logits
+    if ahead > 1e-5:
+        yield f"sees later tokens ({ahead:.2g})"
     for name, other in (("embeds", by_embeds), ("direct", direct), ("logits", found)):
         gap = (wanted - other).abs().max().item()
         if not gap < 1e-4:
@@ -206,12 +211,9 @@ def packing(llm: HFCausalLM) -> Iterator[str]:
     lengths = [[13, 4, 9], [11, 12], [16]]
     generator = torch.Generator().manual_seed(2)
     ids = [[torch.randint(3, VOCAB, (n,), generator=generator).tolist() for n in row] for row in lengths]
-    singles = [
-        loss(llm, rows([[n]], llm, [[one]])).item()
-        for row, t in zip(lengths, ids, strict=True)
-        for n, one in zip(row, t, strict=True)
-    ]
-    padded = loss(llm, rows([[n] for row in lengths for n in row], llm, [[one] for t in ids for one in t])).item()
+    texts = [text for row in ids for text in row]
+    singles = [loss(llm, rows([[len(text)]], llm, [[text]])).item() for text in texts]
+    padded = loss(llm, rows([[len(text)] for text in texts], llm, [[text] for text in texts])).item()
     packed = loss(llm, rows(lengths, llm, ids))
     for name, value in (("padded", padded), ("packed", packed.item())):
         if not abs(value - sum(singles)) < 2e-3:

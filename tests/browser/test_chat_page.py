@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -15,6 +17,7 @@ from vlm.common.types import Image, Message, Text
 from vlm.inference.engine import Engine
 from vlm.inference.generation import EVALUATION
 from vlm.serve.gradio import app as gradio_app
+from vlm.serve.gradio.uploads import upload_folder
 
 from ..inference.small import CASE, write_config
 
@@ -24,6 +27,7 @@ FLAGS = (
     "--disable-component-update --disable-sync --use-fake-device-for-media-stream --use-fake-ui-for-media-stream"
 )
 IMAGE = CASE / "image.png"
+AUDIT = (Path(__file__).parent / "audit.js").read_text(encoding="utf-8")
 GREEDY = EVALUATION.replace(max_new_tokens=24)
 SECONDS_PER_TOKEN = 0.03
 
@@ -163,10 +167,82 @@ def test_a_file_that_is_no_image_is_told_and_the_page_lives_on(page: Page) -> No
     ask(page, "  ", accepted=False)
     expect(toast).to_contain_text("type a question")
     expect(page.locator("#chat .user")).to_have_count(0)
+    expect(page.locator("#chat .error")).to_have_count(0)
     upload_image(page)
     ask(page, "And this?")
     wait_until_done(page)
-    assert bot(page)
+    before = bot(page)
+    assert before
+    ask(page, "", accepted=False)
+    ask(page, "word " * 2000, accepted=False)  # more than the model reads
+    expect(toast).to_contain_text("positions")
+    expect(page.locator("#chat")).not_to_contain_text("Loading content")
+    assert bot(page) == before and page.locator("#chat .user.message, #chat .message.user").count() == 1
+    expect(page.locator("#chat .error")).to_have_count(0)
+    expect(page.locator("#question textarea")).to_be_focused()
+
+
+def test_an_expired_upload_is_told(page: Page) -> None:
+    upload_image(page)
+    for file in upload_folder().root.rglob("image.png"):
+        file.unlink()
+    ask(page, "What is it?", accepted=False)
+    expect(page.locator(".toast-wrap")).to_contain_text("upload it again")
+    expect(page.locator("#chat .error:visible")).to_have_count(0)
+
+
+def test_what_is_written_stays_text(page: Page) -> None:
+    ask(page, "<img src=x onerror='window.hit = 1'> <b id=bold>bold</b> ![a](https://elsewhere.example/a.png)")
+    wait_until_done(page)
+    shown = page.locator("#chat .user.message, #chat .message.user").last
+    expect(shown).to_contain_text("<b id=bold>bold</b>")
+    assert page.locator("#bold").count() == 0 and page.evaluate("window.hit") is None
+
+
+def test_place_in_the_queue_and_stop_while_waiting(
+    page: Page, browser: Browser, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "SECONDS_PER_TOKEN", 0.2)
+    other = browser.new_page()
+    other.goto(address)
+    other.wait_for_selector("#question textarea")
+    ask(page, "What is in the image?")
+    ask(other, "And mine?")
+    expect(other.locator("#chat")).to_contain_text("queue: 1/1")
+    expect(other.locator("#chat").get_by_role("status")).to_be_visible()  # the dots of "typing"
+    other.locator("#stop").click()
+    expect(other.locator("#chat .user")).to_have_count(0)
+    expect(other.locator("#send")).to_be_enabled()
+    other.close()
+    monkeypatch.undo()
+    wait_until_done(page)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [(1280, 900), (390, 844)])
+def test_everybody_can_use_it(browser: Browser, address: str, size: tuple[int, int], scheme: Any) -> None:
+    phone = size[0] < 800
+    width, height = size
+    context = browser.new_context(
+        viewport={"width": width, "height": height}, color_scheme=scheme, has_touch=phone, is_mobile=phone
+    )
+    page = context.new_page()
+    page.goto(address)
+    page.wait_for_selector("#question textarea")
+    found = set(page.evaluate(AUDIT, {"phone": phone}))
+    for step in (lambda: None, lambda: upload_image(page), lambda: ask(page, "What is it, " + "long" * 20)):
+        step()
+        for name in ("#question textarea", "#send"):
+            box = page.locator(name).bounding_box()
+            assert box and box["y"] + box["height"] <= height and page.evaluate("scrollY") == 0, (name, box)
+    wait_until_done(page)
+    found |= set(page.evaluate(AUDIT, {"phone": phone}))
+    for name in ("#settings", "#prompt"):
+        page.locator(f"{name} button").first.click()
+    expect(page.locator("#read textarea")).to_be_visible()
+    found |= set(page.evaluate(AUDIT, {"phone": phone}))
+    context.close()
+    assert found == set()
 
 
 def test_example_fills_in_image_and_question(page: Page) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from vlm.checkpoint.checkpoint_files import check_plain, read_state
+from vlm.checkpoint.run_folder import check_plain, read_state
 from vlm.checkpoint.train_state import (
     capture_rng,
     load_trainable_tensors,

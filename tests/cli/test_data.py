@@ -248,4 +248,4 @@ def test_numbers_are_checked(arguments: tuple[str, ...], capsys: pytest.CaptureF
     with pytest.raises(SystemExit) as caught:
         main(["data", *arguments])
     assert caught.value.code == 2
-    assert "expected an integer >= " in capsys.readouterr().err
+    assert "expected an integer of at least " in capsys.readouterr().err

@@ -82,8 +82,8 @@ def test_switches_of_the_published_files(tmp_path: Path) -> None:
 
 
 def test_the_composition_may_be_changed_below_an_arch(tmp_path: Path) -> None:
-    cfg = load(MINI, tmp_path, "model.bridge.0.hidden_size=32", "model.vision.depth=2", "model.train.llm.*=true")
-    assert cfg.model.bridge[0].config.hidden_size == 32
+    cfg = load(MINI, tmp_path, "model.bridge.0.hidden_size=36", "model.vision.depth=2", "model.train.llm.*=true")
+    assert cfg.model.bridge[0].config.hidden_size == 36
     assert cfg.model.vision is not None
     assert cfg.model.vision.config.depth == 2
     assert cfg.model.vision.config.embed_dim == 1408

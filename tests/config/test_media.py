@@ -53,7 +53,7 @@ def test_stored_and_read_back() -> None:
     [
         ("video", {"num_frame": 5}, "unknown key 'num_frame'; did you mean 'num_frames'"),
         ("video", {"sampling": "random"}, "model.video.sampling.*expected one of 'uniform', 'fps', 'segments'"),
-        ("video", {"num_frames": 0}, "num_frames is 0"),
+        ("video", {"num_frames": 0}, "num_frames: found 0"),
         ("video", 8, "expected a mapping with keys num_frames"),
         ("image", {"resize": "crop"}, "model.image.resize.*expected one of 'stretch', 'shorter', 'pad'"),
         ("image", {"decode": "quick"}, "model.image.decode.*expected one of 'exact', 'fast'"),

@@ -49,7 +49,14 @@ def test_arch_file_explains_every_parameter(name: str) -> None:
         assert said.get("help"), f"{name}: {param} has no help"
     used = set(re.findall(r"params\.(\w+)", (ROOT / "vlm" / "systems" / f"{name}.yaml").read_text()))
     assert used <= set(tree.data["params"])
-    without = {"vit_model", "device_8bit", "prompt", "lora_r", "has_qformer"}  # no effect, or read by `when`
+    without = {
+        "vit_model",
+        "device_8bit",
+        "prompt",
+        "lora_r",
+        "has_qformer",
+        "freeze_qformer",
+    }  # no effect, or read by `when`
     assert set(tree.data["params"]) - used <= without
 
 

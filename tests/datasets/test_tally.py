@@ -5,8 +5,10 @@ from itertools import islice
 
 import pytest
 
-from vlm.common.types import Example
+from vlm.common.errors import DataError
+from vlm.common.types import Cut, Example
 from vlm.config.run import Packing
+from vlm.datasets.loading.cuts import report_cuts
 from vlm.datasets.loading.data_stats import DataStats, combine, from_metrics, padding_share, report_table, to_metrics
 from vlm.datasets.loading.sources import Source
 from vlm.datasets.loading.train_loader import TrainLoader
@@ -40,6 +42,23 @@ def test_reports_of_processes_add_up() -> None:
         "web          200    0   2,000  40.00%  25.00%",
         "padding: 50.00% of 10,000 positions",
     ]
+
+
+def test_cut_samples_are_counted_by_dataset_and_end_a_run_above_the_bound() -> None:
+    total = combine([report(100), report(200)])
+    total["sources"]["web"] |= {"cut": 20, "cut_answers": 15, "cut_turns": 9, "cut_images": 2, "cut_questions": 0}
+    assert from_metrics(to_metrics(total)) == total
+    said = "web: cut 20 of 200 samples (10.0%): 15 answers shortened, 9 answers lost, 2 images lost"
+    assert said in report_table(total).splitlines()
+    stats, cut = DataStats(), Cut(answers=1, limit="256 positions")
+    rows = [[EncodedSample((0, 0, k), Example([1], [1], id=str(k), cut=cut if k < 4 else None), 1)] for k in range(20)]
+    stats.add(rows, ["a"])
+    assert stats.cuts["a"].verdict("a", 1.0) == ""
+    with pytest.raises(DataError, match=r"dataset a: cut 4 of 20 samples \(20.0%\): 4 answers.*run.max_cut_share"):
+        report_cuts(rows, stats.cuts, ["a"], 0.01)
+    resumed = DataStats()
+    resumed.load_state_dict(json.loads(json.dumps(stats.state_dict())))
+    assert resumed.cuts == stats.cuts
 
 
 def test_nothing_to_report() -> None:

@@ -14,7 +14,7 @@ from vlm.config.shipped import find
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "docs" / "extend" / "examples"
-FREE = ("python3", "pip", "conda", "cd", "source", "wget", "img2dataset", "huggingface-cli", "head", "pytest")
+FREE = ("python3", "pip", "conda", "cd", "source", "wget", "img2dataset", "hf", "head", "pytest")
 """Programs of others, whose arguments nothing here can check."""
 
 
@@ -70,8 +70,9 @@ def check_vlm(words: list[str]) -> str | None:
     if any(word.isupper() or "..." in word for word in words):  # `vlm list KIND`: a form, not a command
         return None
     if words[0] == "--plugin":
-        if not (EXAMPLES / f"{words[1]}.py").is_file() and not (EXAMPLES / words[1]).is_dir():
-            return f"no example {words[1]}"
+        for module in words[1].split(","):
+            if not (EXAMPLES / f"{module}.py").is_file() and not (EXAMPLES / module).is_dir():
+                return f"no example {module}"
         words = words[2:]
     size = 2 if " ".join(words[:2]) in names("command") else 1
     name, arguments = " ".join(words[:size]), words[size:]

@@ -64,14 +64,14 @@ def test_a_part_trains(kind: str, folder: Path) -> None:
 
 
 def test_a_benchmark(folder: Path) -> None:
-    assert main(["eval", "benchmark.yaml", "--trust", "--images", "right,none"]) == 0
+    assert main(["eval", "benchmark.yaml", "--trust", "--images", "right,none", "--allow-random"]) == 0
     scores = json.loads((folder / "output" / "benchmark" / "evaluation.json").read_text())["colors"]
     assert scores["right"]["count"] == scores["none"]["count"] == 4
     assert 0 <= scores["right"]["recall"] <= 1
 
 
 def test_a_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--plugin", "my_command", "count", "bridge.yaml"]) == 0
+    assert main(["--plugin", "my_command,my_bridge", "count", "bridge.yaml"]) == 0
     assert re.search(r"[\d,]+ parameters, [\d,]+ trained", capsys.readouterr().out)
 
 
@@ -96,12 +96,13 @@ def test_a_source(folder: Path) -> None:
 def test_a_whole_system(folder: Path) -> None:
     assert main(["train", "acme/train.yaml"]) == 0
     assert main(["weights", "export", "output/acme", "--format", "acme", "--to", "output/acme.safetensors"]) == 0
-    assert main(["eval", "acme/eval.yaml", "--trust"]) == 0
+    assert main(["eval", "acme/eval.yaml", "--trust"]) == 2  # its encoder is random
+    assert main(["eval", "acme/eval.yaml", "--trust", "--allow-random"]) == 0
     lines = (folder / "output" / "acme_eval" / "evaluation_answers.jsonl").read_text().splitlines()
     assert len(lines) == 4
     import vlm
 
-    trained, loaded = vlm.load("output/acme"), vlm.load("acme/eval.yaml")
+    trained, loaded = vlm.load("output/acme"), vlm.load("acme/eval.yaml", allow_random=True)
     theirs = dict(loaded.model.named_parameters())
     assert all(torch.equal(p, theirs[n]) for n, p in trained.model.named_parameters() if n.startswith("bridge."))
 

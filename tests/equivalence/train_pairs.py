@@ -3,8 +3,8 @@
 Prints a JSON list of the exit codes of both processes per run. Everything is imported once and the processes are
 forked, so that a run takes a second and not ten. Standard error of process R of run N goes to ``FOLDER/runN.logR``.
 
-Modes: ``end``; ``plain``: the processes end as Python ends, to see what that does; ``kill``: the second process is killed
-when three steps are logged; ``fail``: it raises an error at its third batch.
+Modes: ``end``; ``plain``: the processes end as Python ends, to see what that does; ``kill``: the second process is
+killed when three steps are logged; ``fail``: it raises an error at its third batch.
 """
 
 import json

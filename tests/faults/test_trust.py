@@ -134,9 +134,9 @@ def test_only_what_is_decorated_for_its_kind() -> None:
 
 COMMANDS = (
     ["config", "check", "FILE"], ["config", "show", "FILE"], ["config", "diff", "tiny/eval", "FILE"],
-    ["chat", "FILE", "--ask", "what?"], pytest.param(["demo", "FILE"], marks=pytest.mark.slow), ["eval", "FILE"],
-    ["data", "check", "FILE"], ["data", "show", "FILE"],
+    ["chat", "FILE", "--ask", "what?"], ["eval", "FILE"], ["data", "check", "FILE"], ["data", "show", "FILE"],
     ["generate", "FILE", "--data", "a.jsonl", "--output", "out.jsonl"],
+    pytest.param(["demo", "FILE"], marks=pytest.mark.slow),
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from vlm.common.errors import UserError
+from vlm.common.errors import NotFiniteError, UserError
 from vlm.inference.beams import Hypotheses, beam_search
 from vlm.inference.decoding import Prompt, StopCriteria, decode
 from vlm.inference.generation import CHAT
@@ -150,3 +150,42 @@ def test_form_answer_is_that_of_the_installed_transformers(penalty: float) -> No
         found = beam_search(small, Prompt(embeds, mask), generation.replace(max_new_tokens=6), ends)
         rows = [row[: row.index(2) + 1] if 2 in row else row for row in wanted.tolist()]
         assert found == rows
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.3])
+def test_a_low_temperature_samples_what_transformers_samples(temperature: float) -> None:
+    """Each token's score is divided by the temperature once; long answers stay finite."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(5)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    small = LlamaForCausalLM(LlamaConfig(vocab_size=12, initializer_range=0.6, **sizes)).eval()
+    embeds, mask = torch.randn(1, 4, 16), torch.ones(1, 4, dtype=torch.long)
+    torch.manual_seed(0)
+    wanted = small.generate(
+        inputs_embeds=embeds, attention_mask=mask, num_beams=3, do_sample=True, temperature=temperature, top_k=5,
+        top_p=0.95, max_new_tokens=100, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    generation = CHAT.replace(num_beams=3, temperature=temperature, top_k=5, top_p=0.95, repetition_penalty=1.0, seed=0)
+    generation = generation.replace(max_new_tokens=100, length_penalty_form="answer")
+    assert beam_search(small, Prompt(embeds, mask), generation, StopCriteria((), 1, 0)) == wanted.tolist()
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_an_answer_ends_where_everything_is_forbidden(llm: Tiny, prompt: Prompt, beams: int, do_sample: bool) -> None:
+    everything = StopCriteria((END,), 1, 0, banned=(0, 1, 2, END))
+    generation = options(num_beams=beams, top_k=0, seed=1).replace(do_sample=do_sample)
+    assert decode(llm, prompt, generation, everything) == [[], []]
+    once = generation.replace(no_repeat_ngram_size=1)  # each token can be written once, then nothing is left
+    found = decode(llm, prompt, once.replace(max_new_tokens=9), StopCriteria((), 3, 0))
+    assert [sorted(row) for row in found] == [[0, 1, 2]] * 2
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_numbers(llm: Tiny, prompt: Prompt, beams: int, value: float) -> None:
+    llm.mix.bias.data[1] = value
+    for do_sample in (False, True):
+        with pytest.raises(NotFiniteError, match="logits are not numbers"):
+            decode(llm, prompt, options(num_beams=beams).replace(do_sample=do_sample), ENDS)

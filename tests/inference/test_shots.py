@@ -176,3 +176,14 @@ def test_more_marks_than_images(flamingo: Engine) -> None:
             session.answer()
     with pytest.raises(PromptError, match="2 image placeholders but 1 media"):
         flamingo.processor.encode_prompt("<image> and <image>", [str(FIRST)])
+
+
+def test_placeholders_in_questions_are_the_places_of_images(tmp_path: Path) -> None:
+    record = {"image": ["1.jpg", "2.jpg"], "question": "<image>\nSame as <image>?", "answer": "no"}
+    for name in record["image"]:
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "s.jsonl").write_text("\ufeff" + json.dumps(record, ensure_ascii=False), encoding="utf-8")
+    user = read_examples(tmp_path / "s.jsonl")[0]
+    assert [getattr(p, "text", "image") for p in user.parts] == ["image", "Same as ", "image", "?"]
+    with pytest.raises(DataError, match="an image in an answer"):
+        example_messages([{"question": "Draw", "answer": "Here: <image>"}])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -271,6 +272,9 @@ class SilentForCausalLM(PreTrainedModel):
 
     def get_output_embeddings(self):
         return self.lm_head
+
+    def forward(self, inputs_embeds, **kwargs):
+        return SimpleNamespace(logits=self.lm_head(self.model(inputs_embeds)[0]))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 import torch
 
 from vlm.common.errors import ConfigError, DataError, PromptError
-from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Image, Message, Sample, Text, Video
+from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Cut, Image, Message, Sample, Text, Video
 from vlm.config.api import ModelConfig, load_config
+from vlm.processors.collate import VisualTokens
 from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.processor import Processor, TextConfig, build_processor
 from vlm.processors.templates.alpaca import Alpaca
@@ -100,6 +102,28 @@ def test_a_image_in_a_turn_that_is_cut_goes_with_it(tokenizer: Tokenizer) -> Non
     assert (short.ids.count(MEDIA_TOKEN), len(short.media)) == (1, 1)
     whole = make(tokenizer, max_txt_len=100).encode_train(item, random.Random(0))
     assert (whole.ids.count(MEDIA_TOKEN), len(whole.media)) == (2, 2)
+
+
+def test_without_a_limit_only_the_context_of_the_llm_cuts(tokenizer: Tokenizer) -> None:
+    answer = "a red boat on the river " * 30
+    turns = [say("user", IMAGE, "What?"), say("assistant", answer), say("user", "And", IMAGE), say("assistant", answer)]
+    free = make(tokenizer).encode_train(sample(*turns), random.Random(0))
+    assert free.cut is None
+    assert len(targets(free)) == 2 * len(tokenizer.encode(answer + "###"))
+    one = VisualTokens(0, 5)
+    for positions, cut in (
+        (len(free.ids) + 8, None),
+        (len(free.ids) + 7, Cut(answers=1)),
+        (len(free.ids) // 2 - 9, Cut(answers=1, turns=1, images=1, questions=2)),
+    ):
+        example = make(tokenizer).within(positions, one).encode_train(sample(*turns), random.Random(0))
+        assert example.cut == (cut and replace(cut, limit=f"{positions} positions, the context of the LLM"))
+        assert one.fused_length(example) <= positions
+        assert example.ids == free.ids[: len(example.ids)]
+        assert len(example.media) == example.ids.count(MEDIA_TOKEN)
+    stated = make(tokenizer, max_txt_len=5).within(20, one).encode_train(sample(*turns), random.Random(0))
+    assert stated.cut == Cut(answers=1, turns=1, images=1, questions=2, limit="model.text.max_txt_len 5")
+    assert make(tokenizer, max_turn_len=9).has_limit
 
 
 def test_context_is_cut_on_the_right_but_never_loses_a_image(tokenizer: Tokenizer) -> None:

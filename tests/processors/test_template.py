@@ -53,6 +53,30 @@ def test_vicuna_dialogue_in_the_prompt_form() -> None:
     ]
 
 
+@pytest.mark.parametrize("kind", [Vicuna0, Llama2, MiniGPTv2])
+def test_a_dialogue_keeps_system_text_and_roles_where_a_question_is_an_image_alone(kind: type[Template]) -> None:
+    template = kind(kind.Config(prompt_template="[Q] {} [A]"))
+    system, later = say("system", "You are a doctor."), [say("user", "Colour?"), say("assistant", "Red.")]
+    shown = train(template, system, say("user", IMAGE), say("assistant", "A card."), *later)
+    assert shown[0] == "You are a doctor.[Q] <Img>"
+    assert "[A]" in shown[2]
+    assert shown[3].startswith("!A card.")
+    without = train(template, say("user", IMAGE), say("assistant", "A card."), *later)
+    assert without == ["[Q] <Img>", *shown[1:]]
+    alone = train(template, say("user", IMAGE), say("assistant", "A card."))
+    assert alone[0] == "a.png"  # a caption, as published
+    assert train(template, system, say("user", IMAGE), say("assistant", "A card.")) == shown[:4]
+
+
+def test_pools_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    pool = tmp_path / "pool.txt"
+    pool.write_bytes("\ufeff<ImageHere>One\u0085.\r\n<ImageHere>Two.\r\n".encode())
+    assert [p.rstrip("\r") for p in Vicuna0(Vicuna0.Config(prompt_path=str(pool))).prompts] == [
+        "<ImageHere>One\u0085.",
+        "<ImageHere>Two.",
+    ]
+
+
 def test_chat_form_trains_on_the_chat_text() -> None:
     template = Vicuna0(Vicuna0.Config(system="", chat_form=True))
     trained = train(template, *DIALOGUE)

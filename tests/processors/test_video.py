@@ -220,7 +220,7 @@ def test_other_bad_clips(tmp_path: Path, clip: Path) -> None:
 
 @pytest.mark.parametrize("options", [{"num_frames": 0}, {"num_frames": 2, "fps": 0.0}])
 def test_impossible_recipes(options: dict) -> None:
-    with pytest.raises(ConfigError, match="expected at least 1, and above 0"):
+    with pytest.raises(ConfigError, match="(num_frames is 0, expected at least 1|fps is 0.0, expected above 0)"):
         VideoRecipe.Config(**options)
 
 
@@ -262,3 +262,30 @@ def test_clip_of_a_size_that_decord_cannot_copy(tmp_path: Path) -> None:
     assert torch.equal(recipe(3)(str(file)), recipe(3, backend="opencv")(str(file)))
     with pytest.raises(DataError, match="(?s)damaged .*set model.video.backend to opencv"):
         recipe(3, backend="decord")(str(file))
+
+
+@pytest.mark.parametrize(
+    "head", [b"#EXTM3U\nfile:///etc/hostname", b"ffconcat version 1.0\nfile /etc/hostname", b"<MPD>"]
+)
+def test_files_that_name_other_files_are_refused(head: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(head)
+    for source in (str(tmp_path / "a.mp4"), head):
+        with pytest.raises(DataError, match="a playlist, which names other files"):
+            video_read.open_clip(source, "a")
+
+
+@pytest.mark.parametrize("backend", ["decord", "opencv"])
+def test_videos_of_absurd_size_and_length(clip: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not video_read.installed(backend):
+        pytest.skip(f"needs {backend}")
+    opened = video_read.open_clip(clip, "a", backend)  # type: ignore[arg-type]
+    assert len(opened.read([0, 1])) == 2
+    monkeypatch.setattr(video_read, "MAX_PIXELS", 100)
+    with pytest.raises(DataError, match=r"2 frames of \d+ x \d+, allowed are"):
+        opened.read([0, 1])
+    monkeypatch.undo()
+    monkeypatch.setattr(video_read, "MAX_FRAMES", 2)
+    with pytest.raises(DataError, match="more than 2 frames"):
+        video_read.open_clip(clip, "a", backend)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="null byte|no such file"):
+        video_read.open_clip("a\0.mp4", "a")

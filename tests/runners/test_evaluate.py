@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from vlm.common.errors import ConfigError
+from vlm.common.errors import ConfigError, WeightsError
 from vlm.config.run import RunConfig
 from vlm.config.types import Config, DatasetEntry, Part
 from vlm.datasets.formats.table.table import Table
@@ -109,7 +109,9 @@ def test_the_model_of_the_configuration_is_loaded(tmp_path):
     build = {"ann_path": str(tmp_path / "qa.jsonl"), "image_path": str(DATA / "data" / "cc_sbu_align" / "image")}
     entry = {"format": "table", "build_info": build, "batch_size": 2, "max_new_tokens": 3}
     tiny.config.write_text(tiny.config.read_text() + f"evaluation_datasets:\n  qa: {json.dumps(entry)}\n")
-    found = run_evaluation(tiny.load("out"), images=("right", "wrong"))
+    with pytest.raises(WeightsError, match=r"random, no file of model.weights fills it[\s\S]*--allow-random"):
+        run_evaluation(tiny.load("out"))
+    found = run_evaluation(tiny.load("out"), images=("right", "wrong"), allow_random=True)
     assert found["qa"]["right"]["count"] == found["qa"]["wrong"]["count"] == 3
     assert found["qa"]["right"]["majority"]["overall"] == 1.0
     lines = (tmp_path / "out" / "evaluation_answers.jsonl").read_text().splitlines()

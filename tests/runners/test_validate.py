@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from vlm.common.errors import NotFiniteError
 from vlm.runners.train.optim import Precision
 from vlm.runners.train.validate import Validator
 from vlm.tasks.image_text_pretrain import ImageTextPretrain
@@ -26,3 +27,12 @@ def test_loss_is_the_mean_over_all_tokens(tools):
     assert found["loss_a"] == pytest.approx(sums["a"][0] / sums["a"][1])
     assert found["loss_b"] == pytest.approx(sums["b"][0] / sums["b"][1])
     assert found == {**validator(), "seconds": found["seconds"]}
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run(tools):
+    model = tools.model()
+    model.poison = "s2.0"
+    sets = {"a": [tools.batch(2, 6, 1)], "b": [tools.batch(1, 3, 2), tools.batch(3, 5, 4)]}
+    validator = Validator(model, ImageTextPretrain(), sets, device=torch.device("cpu"), precision=Precision())
+    with pytest.raises(NotFiniteError, match="the validation loss of b is not a number"):
+        validator()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import socket
+from collections.abc import Iterator
 
 import pytest
 
@@ -123,6 +124,69 @@ def test_bad_requests_change_nothing(chat: PageChat, tmp_path) -> None:
     assert len(chat.session.messages) == 2
     chat.ask("Still there?", None)
     assert answer(chat)
+
+
+def test_a_question_that_fails_leaves_conversation_and_image(chat: PageChat) -> None:
+    chat.ask("word " * 300, IMAGE)
+    with pytest.raises(PromptError, match="positions"):
+        answer(chat)
+    assert (chat.shown, chat.image) == ([], None)
+    chat.ask("What is this?", IMAGE)  # the image goes with this question then
+    first = answer(chat)
+    assert [len(m.media) for m in chat.session.messages] == [1, 0]
+    chat.ask("word " * 300, OTHER)  # a new image, which would have begun a new conversation
+    with pytest.raises(PromptError, match="positions"):
+        answer(chat)
+    assert [len(m.media) for m in chat.session.messages] == [1, 0] and chat.image == IMAGE
+    assert len(chat.shown) == 2 and chat.shown[1]["content"] == first
+    chat.ask("And this?", OTHER)
+    chat.ask("Another instead?", OTHER)  # before the first one was answered
+    assert [len(m.media) for m in chat.session.messages] == [1] and len(chat.shown) == 1
+    chat.give_up()
+    assert chat.image == IMAGE and not chat.is_waiting
+
+
+def test_visitor_who_leaves_before_the_first_word(chat: PageChat, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> Iterator[str]:
+        raise RuntimeError("out of memory")
+        yield ""
+
+    with monkeypatch.context() as patched:
+        patched.setattr(chat.session, "stream", fails)
+        chat.ask("What is this?", IMAGE)
+        with pytest.raises(RuntimeError):
+            answer(chat)
+    assert chat.is_waiting and len(chat.shown) == 1
+    chat.ask("Once more?", IMAGE)
+    assert answer(chat) and len(chat.shown) == 2
+
+
+def test_events_tell_and_change_nothing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vlm.serve.gradio import events as module
+
+    told: list[str] = []
+    monkeypatch.setattr(module.gr, "Warning", lambda text, title: told.append(text))
+    monkeypatch.setattr(module.gr, "Info", lambda text, title: told.append(text))
+    events = module.Events(engine, SHORT, ["seed"])
+    skip = module.gr.skip()
+    mine, *rest = events.ask(None, None, False, None)
+    assert rest == [skip] * 5 and told == ["type a question first"]
+    assert list(events.write(mine, None)) == [[skip] * 4] == list(events.write(None))
+    assert events.again(mine) == [skip] * 4 and "no answer to regenerate" in told.pop()
+    for value in (float("nan"), "x", {}, 1e400):
+        mine = events.ask("What is this?", None, False, mine)[0]
+        assert list(events.write(mine, value))[-1][0] == [] and "a setting is not a number" in told.pop()
+    mine = events.ask("What is this?", None, False, mine)[0]
+    list(events.write(mine, None))
+    for sample, seed, same in ((True, None, False), (False, None, True), (True, 7, True)):
+        told.clear()
+        assert len(events.again(mine, sample, seed)[0]) == 1
+        assert told == ([module.SAME] if same else [])
+        list(events.write(mine, None))
+    events.ask("And now?", None, False, mine)
+    assert len(events.stop(mine)[0]) == 2 and not mine.is_waiting  # a question that waits is taken back
+    events.forget(mine)
+    assert mine.session.messages == [] == mine.shown
 
 
 def test_without_streaming_an_answer_comes_whole(engine: Engine) -> None:

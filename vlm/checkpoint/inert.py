@@ -60,12 +60,16 @@ def _tensor(storage: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Te
     return storage.as_strided(tuple(size), tuple(stride), offset)
 
 
-_NAMES = ["Float", "Half", "BFloat16", "Double", "Long", "Int", "Short", "Char", "Byte", "Bool"]
-_DTYPES = ["float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool"]
+_STORAGES = {
+    "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16, "Double": torch.float64,
+    "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
+    "Bool": torch.bool, "ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128,
+    "QInt8": torch.qint8, "QUInt8": torch.quint8, "QInt32": torch.qint32,
+}  # fmt: skip
 KNOWN: dict[str, Any] = {
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": lambda data, *_: data,
     "collections.OrderedDict": OrderedDict,
-    **{f"torch.{name}Storage": getattr(torch, dtype) for name, dtype in zip(_NAMES, _DTYPES, strict=True)},
+    **{f"torch.{name}Storage": dtype for name, dtype in _STORAGES.items()},
 }
 """What replaces the classes and functions that a file may name; all others become opaque."""

@@ -13,7 +13,7 @@ import torch
 
 from vlm.checkpoint.formats.base import CheckpointFormat
 from vlm.checkpoint.run_folder import RunDir
-from vlm.checkpoint.strict import copy_strictly
+from vlm.checkpoint.strict import check_numbers, copy_strictly
 from vlm.common.errors import WeightsError
 from vlm.common.paths import local_path
 from vlm.common.registry import resolve
@@ -50,15 +50,11 @@ def load_model(
     """
     files = [w for w in cfg.model.weights if w.path or w.format == RANDOM]
     loaders = [(w, resolve("checkpoint_format", w.format)(w.into)) for w in files if w.format != RANDOM]
-    model_cfg, sources = cfg.model, []
-    full = [(weight, loader) for weight, loader in loaders if isinstance(loader, CheckpointFormat)]
-    for weight, loader in full:
-        inferred = loader.infer_config(model_cfg, resolve_path(weight.path))
-        sources += [str(weight.path)] if inferred is not model_cfg else []
-        model_cfg = inferred
+    model_cfg, sources = infer(cfg.model, loaders)
     options = model_cfg.llm.config
     quantized = options.quantize if isinstance(options, HFCausalLM.Config) else None
-    covered = [part for _, loader in full for part in loader.covered_parts(model_cfg)]
+    full = [loader for _, loader in loaders if isinstance(loader, CheckpointFormat)]
+    covered = [part for loader in full for part in loader.covered_parts(model_cfg)]
     try:
         model = build_model(model_cfg, device="cpu" if quantized else device, dtype=dtype, uninitialised=covered)
     except LoraTargetError as error:
@@ -66,12 +62,12 @@ def load_model(
             raise
         text = f"{', '.join(sources)}: LoRA for layers that this composition does not have"
         raise WeightsError(f"{text}: {error}") from error
-    declared = _declared(model, [w for w in files if w.format == RANDOM])
+    declared = declared_random(model, [w for w in files if w.format == RANDOM])
     loaded: set[str] = set()
     for weight, loader in loaders:
         loaded |= load_file(model, loader, resolve_path(weight.path), declared | loaded, weight.allow_nonfinite)
-    bare = _unfilled(model, loaded)
-    _check_frozen(model, [name for name in bare if name not in declared])
+    bare = unfilled(model, loaded)
+    check_frozen(model, [name for name in bare if name not in declared])
     if bare and not allow_random:
         raise random_parts(bare, cfg.run.output_dir)
     _report_random(model, bare)
@@ -85,6 +81,21 @@ def load_model(
     return model.eval()
 
 
+def infer(model_cfg: Any, loaders: Sequence[tuple[Any, Any]]) -> tuple[Any, list[str]]:
+    """The composition with what it leaves open (null) taken from its files; the paths of those that had something.
+
+    ``loaders`` are pairs of an entry of ``weights:`` and its loader. Raises as :meth:`CheckpointFormat.infer_config`.
+    """
+    sources = []
+    for weight, loader in loaders:
+        if not isinstance(loader, CheckpointFormat):
+            continue
+        inferred = loader.infer_config(model_cfg, resolve_path(weight.path))
+        sources += [str(weight.path)] if inferred is not model_cfg else []
+        model_cfg = inferred
+    return model_cfg, sources
+
+
 def load_file(
     model: VLM,
     loader: Any,
@@ -95,6 +106,7 @@ def load_file(
     """Fill ``model`` from one file and return our keys that were filled. Raises as :func:`.strict.copy_strictly`."""
     tensors = loader.read(path)
     placement = loader.rename(model, tensors, str(path), filled)
+    check_numbers(placement, tensors)
     done = copy_strictly(model, placement, loader.hint, allow_nonfinite=allow_nonfinite)
     log.info("%s: %d tensors from %s", type(loader).__name__, len(done), path)
     return done
@@ -112,7 +124,7 @@ def resolve_path(path: str) -> Path:
     return result
 
 
-def _declared(model: VLM, entries: list[Any]) -> set[str]:
+def declared_random(model: VLM, entries: list[Any]) -> set[str]:
     """Parameters that start at random by declaration. Raises WeightsError: an entry names no part of the model."""
     names = [name for name, _ in model.named_parameters()]
     result: set[str] = set()
@@ -126,7 +138,7 @@ def _declared(model: VLM, entries: list[Any]) -> set[str]:
     return result
 
 
-def _unfilled(model: VLM, loaded: set[str]) -> list[str]:
+def unfilled(model: VLM, loaded: set[str]) -> list[str]:
     """Names of the parameters that no file filled, neither directly nor through one that shares their memory.
 
     Frozen vectors are left out where the matrices beside them are filled: norms and gates that no published file holds
@@ -143,7 +155,7 @@ def part_of(name: str) -> str:
     return ".".join(name.split(".")[: 2 if name.startswith(("bridge", "inserts")) else 1])
 
 
-def _check_frozen(model: VLM, undeclared: list[str]) -> None:
+def check_frozen(model: VLM, undeclared: list[str]) -> None:
     """Raises WeightsError if a frozen matrix is random: no file filled it, and its part is not declared ``random``."""
     parameters = dict(model.named_parameters())
     bare = [n for n in undeclared if not parameters[n].requires_grad and parameters[n].dim() > 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,24 @@ from torch import Tensor
 
 from vlm.checkpoint.safe import read_json, read_tensors
 from vlm.common.errors import WeightsError
-from vlm.models.lora import ADAPTER, LoraOptions
+from vlm.models.lora import ADAPTER, LoraOptions, left_out
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 PEFT_PREFIX = "base_model.model."
 """Prefix that peft gives every name."""
+USUAL = {"peft_type": "LORA", "bias": "none", "megatron_core": "megatron.core", "qalora_group_size": 16}
+"""Options with a usual value that means nothing special."""
+KEEPS_THE_BASE = ("gaussian", "orthogonal", "eva")
+"""Initialisations that leave the base as it is, so that the saved matrices are all there is to apply."""
+NO_EFFECT = (
+    *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"),
+    *("lora_alpha", "lora_dropout", "modules_to_save", "r", "use_rslora"),  # read here
+    *("exclude_modules", "layers_pattern", "layers_to_transform", "target_modules"),  # placement: checked, see left_out
+    *("corda_config", "eva_config", "loftq_config", "lora_ga_config"),  # of what init_lora_weights names
+    *("fan_in_fan_out", "runtime_config"),  # peft itself goes by the class of the layer
+)
+"""Options that do not change what saved matrices mean, or that are read here."""
 _MATRIX = re.compile(rf"(?P<layer>.+)\.lora_(?P<side>[AB])(?:\.{ADAPTER})?\.weight")
 
 
@@ -36,8 +49,9 @@ class Adapter:
 
     @property
     def alpha(self) -> float:
-        """The update of a layer is ``B A * alpha / r``."""
-        return float(self.config["lora_alpha"])
+        """The update of a layer is ``B A * alpha / r``; rank-stabilised LoRA divides by the root of ``r``."""
+        alpha = float(self.config["lora_alpha"])
+        return alpha * math.sqrt(self.config["r"]) if self.config.get("use_rslora") else alpha
 
     def rank(self, layer: str) -> int:
         """Rank of a layer, from the shape of its matrix A."""
@@ -78,6 +92,17 @@ def read_adapter(folder: str | Path) -> Adapter:
     single = [layer for layer, pair in sides.items() if len(pair) < 2]
     if single:
         raise WeightsError(f"{file}: {single[0]} has only one of lora_A and lora_B ({len(single)} such layers)")
+    strange = [name for name in tensors if ".lora_" in name and not _MATRIX.fullmatch(name)]
+    if strange:
+        raise WeightsError(
+            f"{file}: {strange[0]} ({len(strange)} such tensors); only plain LoRA of linear layers can be read",
+            fix="merge it with peft (merge_and_unload)",
+        )
+    if left := left_out(config, list(sides), str(folder / CONFIG)):
+        raise WeightsError(
+            f"{file}: {left[0]} has LoRA ({len(left)} such layers), but {CONFIG} leaves it out",
+            fix="use adapter_config.json and weights of one adapter",
+        )
     lora = {layer: (pair["A"], pair["B"]) for layer, pair in sides.items()}
     for layer, (first, second) in lora.items():
         _check_rank(f"{file}: {layer}", config.get("r"), tensors[first], tensors[second])
@@ -85,23 +110,36 @@ def read_adapter(folder: str | Path) -> Adapter:
 
 
 def _read_config(file: Path) -> dict[str, Any]:
+    """``adapter_config.json``. Raises WeightsError for every option that would change the result and is not applied."""
     config = read_json(file)
-    usual = {"peft_type": "LORA", "bias": "none"}
-    keys = (*usual, "fan_in_fan_out", "use_dora", "use_rslora", "rank_pattern")
-    odd = {key: config[key] for key in keys if config.get(key) and config[key] != usual.get(key)}
+    odd = [f"{key} {value!r}" for key, value in config.items() if not _is_plain(key, value)]
     if odd:
-        text = ", ".join(f"{k} {v!r}" for k, v in odd.items())
-        raise WeightsError(f"{file}: {text}; only plain LoRA without biases can be read")
-    if not isinstance(config.get("lora_alpha"), int | float):
-        raise WeightsError(f"{file}: lora_alpha is {config.get('lora_alpha')!r}, expected a number")
+        raise WeightsError(
+            f"{file}: {', '.join(odd)}; only plain LoRA without biases can be read",
+            fix="merge it with peft (merge_and_unload), or save it as plain LoRA: save_pretrained(..., "
+            "path_initial_model_for_weight_conversion=...) converts pissa, olora and corda",
+        )
+    for key in ("lora_alpha", "lora_dropout", "r"):
+        value = config.get(key, None if key == "lora_alpha" else 0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise WeightsError(f"{file}: {key} is {value!r}, expected a number")
     return config
+
+
+def _is_plain(key: str, value: Any) -> bool:
+    """Whether an option leaves the update at ``B A * alpha / r`` on an unchanged base."""
+    if key in NO_EFFECT or value in (None, False, 0, "", [], {}):
+        return True
+    if key == "init_lora_weights":
+        return value is True or value in KEEPS_THE_BASE
+    return key in USUAL and value == USUAL[key]
 
 
 def _check_rank(layer: str, declared: int | None, a: Tensor, b: Tensor) -> None:
     shapes = f"lora_A {list(a.shape)}, lora_B {list(b.shape)}"
     if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]:
         raise WeightsError(f"{layer}: {shapes} do not fit together", fix="download it again")
-    if declared is not None and declared != a.shape[0]:
+    if declared and declared != a.shape[0]:
         raise WeightsError(
             f"{layer} has rank {a.shape[0]} ({shapes}), {CONFIG} says r {declared}",
             fix="use adapter_config.json and weights of one adapter",

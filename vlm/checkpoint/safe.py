@@ -51,8 +51,10 @@ def read_file(path: str | Path, *, mapped: bool = True) -> Any:
     try:
         if kind == "safetensors":
             return load_file(path, device="cpu")
-        mapped = mapped and kind == "torch"  # the older container cannot be mapped
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        if mapped and kind == "torch" and path.suffix != ".safetensors":  # the older container cannot be mapped
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with path.open("rb") as file:  # torch goes by a name, if it is given one
+            return torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, *FAULTS) as error:
         text = str(error)
         if isinstance(error, pickle.UnpicklingError) and any(word in text for word in CODE):
@@ -83,10 +85,9 @@ def read_tensors(path: str | Path, section: str | None = None) -> dict[str, Tens
 
 def check_plain(name: str, tensor: Tensor, path: str | Path) -> None:
     """Raises WeightsError for a tensor that no parameter or buffer of ours can take: sparse, quantised, complex, ..."""
-    kinds = {
-        "sparse": tensor.layout != torch.strided, "quantised": tensor.is_quantized, "complex": tensor.is_complex(),
-        "nested": tensor.is_nested, "without numbers (device meta)": tensor.is_meta,
-    }  # fmt: skip
+    quantised = tensor.is_quantized or "float4" in str(tensor.dtype)
+    kinds = {"sparse": tensor.layout != torch.strided, "quantised": quantised, "complex": tensor.is_complex()}
+    kinds |= {"nested": tensor.is_nested, "without numbers (device meta)": tensor.is_meta}
     if odd := [kind for kind, found in kinds.items() if found]:
         raise WeightsError(
             f"{path}: {name} is {odd[0]} ({str(tensor.dtype).removeprefix('torch.')}), expected plain numbers",

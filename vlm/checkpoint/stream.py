@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from vlm.checkpoint.safe import read_tensors
+from vlm.checkpoint.strict import is_finite, not_finite
+from vlm.common.errors import WeightsError
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +43,20 @@ class TensorReader:
                 self.facts[name], self._files[name] = tensor.to("meta"), file
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """A copy of the tensor, converted if ``dtype`` is given."""
+        """A copy of the tensor, converted if ``dtype`` is given.
+
+        Raises WeightsError: it has NaN or infinite numbers, or whole numbers in place of floating-point ones.
+        """
         if self._file != self._files[name]:
             self.release()
             self._file, self._open = self._files[name], read_tensors(self._files[name])
         tensor = self._open[name]
         self._used += tensor.nbytes
+        if dtype is not None and not tensor.is_floating_point():
+            raise WeightsError(f"{self._file}: {name} is {tensor.dtype}, expected floating-point numbers")
         copied = tensor.to(dtype or tensor.dtype, copy=True)
+        if not is_finite(copied):
+            raise not_finite(str(self._file), name, tensor, copied.dtype)
         if self._used > OPEN_BYTES:
             self.release()
         return copied

@@ -51,6 +51,27 @@ def copy_strictly(
             copied then); or numbers that are not finite in the model's dtype.
     """
     have = targets(model)
+    placement = fit_strictly(model, placement, hint)
+    with torch.no_grad():
+        for key, tensor in placement.tensors.items():
+            have[key].copy_(tensor)
+            if not (allow_nonfinite or is_finite(have[key])):
+                raise not_finite(placement.file, placement.theirs.get(key, key), tensor, have[key].dtype)
+    return set(placement.tensors)
+
+
+def fit_strictly(
+    model: nn.Module, placement: NamedTensors, hint: Callable[[Mapping[str, str]], str | None] | None = None
+) -> NamedTensors:
+    """Check names, shapes and kinds of numbers as :func:`copy_strictly` does; reads no numbers, so ``meta`` will do.
+
+    Returns:
+        ``placement``, with the names of layers that LoRA wraps changed to those of the wrapped layers.
+
+    Raises:
+        WeightsError: anything unexpected, missing, of another shape or kind of numbers, in one message.
+    """
+    have = targets(model)
     placement = _inside_lora(placement, have)
     strangers = [placement.theirs.get(k, k) for k in placement.tensors if k not in have]
     missing = sorted(set(placement.required) - set(placement.tensors))
@@ -75,12 +96,15 @@ def copy_strictly(
     if problems:
         cause = hint(shapes) if hint is not None else None
         raise WeightsError(f"{placement.file} does not fit this composition:{''.join(problems)}", fix=cause)
-    with torch.no_grad():
-        for key, tensor in placement.tensors.items():
-            have[key].copy_(tensor)
-            if not (allow_nonfinite or is_finite(have[key])):
-                raise not_finite(placement.file, placement.theirs.get(key, key), tensor, have[key].dtype)
-    return set(placement.tensors)
+    return placement
+
+
+def check_numbers(placement: NamedTensors, read: Mapping[str, Tensor]) -> None:
+    """Raises WeightsError if a format made floating-point numbers of whole ones, as if they were not quantised."""
+    for ours, name in placement.theirs.items():
+        made = placement.tensors.get(ours)
+        if name in read and made is not None and made.is_floating_point() and not read[name].is_floating_point():
+            raise WeightsError(f"{placement.file}: {name} is {_name(read[name])}; quantised weights cannot be read")
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -55,17 +55,20 @@ def show(args: argparse.Namespace) -> int:
 
 
 def check(args: argparse.Namespace) -> int:
-    """Check every file; print problems to stderr."""
+    """Check every file, and that its model can be built and its weight files fit; print problems to stderr."""
+    from vlm.checkpoint.fits import misfits
     from vlm.config.api import load_config
-    from vlm.config.run import NO_EFFECT
+    from vlm.config.schema import ConfigProblems
 
     bad = 0
     for name in args.cfg:
         try:
             cfg = load_config(name, args.options, check="needed")
+            if problems := misfits(cfg):
+                raise ConfigProblems(name, problems)
             say(f"{name}: ok")
-            for key in (k for k in NO_EFFECT if f"run.{k}" in cfg.origins):
-                say(f"  run.{key} has no effect here: {NO_EFFECT[key]}")
+            for key, why in cfg.no_effect.items():
+                say(f"  {key} has no effect here: {why}")
         except ConfigError as error:
             bad += 1
             say(f"error: {error}", sys.stderr)

@@ -39,6 +39,7 @@ class Demo:
             generation=changes_of(args),
             stream=not args.no_stream,
             examples=args.examples,
+            max_upload=args.max_upload,
             allow_random=args.allow_random,
         )
         return 0

@@ -13,6 +13,7 @@ from vlm.common.errors import ConfigError, unknown
 from vlm.common.logging import say
 from vlm.common.paths import CORPORA, SYSTEMS
 from vlm.common.registry import FOLDERS, config_class, load_plugin, names, register_command, resolve, summaries
+from vlm.config.schema import spelled
 
 FILES = {"arch": SYSTEMS, "corpus": CORPORA}  # kinds that are YAML files, not classes, and their folders
 
@@ -86,10 +87,13 @@ def option_table(config: Any) -> list[tuple[str, str, str | None, str]]:
     """
     about = {name: text for cls in reversed(config.__mro__[:-1]) for name, text in _meanings(cls).items()}
     result = []
+    types = spelled(config)
     for field in dataclasses.fields(config):
         made = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         default = None if made is dataclasses.MISSING else repr(made)
-        result.append((field.name, str(field.type), default, about.get(field.name, "")))
+        form, allowed = types[field.name]
+        meaning = "; ".join(filter(None, (about.get(field.name, ""), allowed)))
+        result.append((field.name, form, default, meaning))
     return result
 
 

@@ -6,9 +6,11 @@ import argparse
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from vlm.common.bounds import Count, Natural, Seed, Share
 from vlm.common.errors import UserError
+from vlm.config.schema import Report, convert, type_name
 from vlm.config.tree import parse_file
 
 if TYPE_CHECKING:
@@ -20,18 +22,27 @@ log = logging.getLogger(__name__)
 ANSWER_FLAGS = ("max_new_tokens", "num_beams", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """Type of an argument that is an integer of at least ``least``."""
+def ranged(kind: Any) -> Callable[[str], Any]:
+    """Type of an argument that is a number; ``kind`` is int, float or one of :mod:`vlm.common.bounds`."""
+    number = next(iter(get_args(kind)), kind)
 
-    def read(text: str) -> int:
-        if not text.lstrip("-").isdigit() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"expected an integer >= {least}, got {text!r}")
-        return int(text)
+    def read(text: str) -> Any:
+        try:
+            fits, value = convert(kind, number(text), (), Report())
+        except ValueError:
+            fits, value = False, None
+        if not fits:
+            raise argparse.ArgumentTypeError(f"expected {type_name(kind)}, found {text!r}")
+        return value
 
     return read
 
 
-TYPES = {"int": int, "float": float, "path": Path, "int >= 0": at_least(0), "int >= 1": at_least(1)}
+TYPES = {
+    "path": Path,
+    **{name: ranged(kind) for name, kind in {"int": int, "float": float, "seed": Seed, "share": Share}.items()},
+    **{name: ranged(kind) for name, kind in {"int >= 0": Natural, "int >= 1": Count}.items()},
+}
 """Types that ``arguments.yaml`` names."""
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import torch.distributed as torch_dist
 
+from vlm.common.bounds import DEVICE_NAMES
 from vlm.common.errors import UserError
 from vlm.common.processes import ending
 from vlm.common.processes.peers import Peers, ProcessLostError, store_of
@@ -83,13 +84,13 @@ def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
         UserError: the machine has no such device.
     """
     result = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if not DEVICE_NAMES.allows(name):
+        raise UserError(f"device {name!r} is not known (allowed: {DEVICE_NAMES.words})")
     if name == "auto":
         name = result.type if result is not None else "cpu"
     kind, _, index = name.partition(":")
     if kind == "cpu":
         return torch.device("cpu")
-    if kind not in ("cuda", "mps", "xpu"):
-        raise UserError(f"device {name!r} is not known (allowed: auto, cpu, cuda, mps, xpu)")
     if result is None or result.type != kind:
         raise UserError(
             f"device {name!r} was asked for, but this machine has {result.type if result else 'no accelerator'}",

@@ -34,6 +34,10 @@ class PromptError(UserError):
     """The placeholders and the images or videos of a prompt do not match."""
 
 
+class NotFiniteError(UserError):
+    """A part of the model computed values that are not numbers, so that there is no answer, rank or loss."""
+
+
 class NonFiniteLossError(UserError):
     """The loss stopped being a number before an optimiser step."""
 
@@ -45,7 +49,7 @@ def printable(text: str) -> str:
 
 def unknown(what: str, name: str, allowed: Sequence[str]) -> str:
     """The one wording for every unknown name."""
-    return f"unknown {what} {name!r}{nearest(name, allowed)}"
+    return f"unknown {what} {name!r:.200}{nearest(name[:200], allowed)}"
 
 
 def nearest(name: str, allowed: Sequence[str]) -> str:

@@ -208,7 +208,7 @@ def _at_path(kinds: Sequence[str], path: str) -> Any:
     if not any(_is_registered(k, target) for k in kinds) and not _takes(target, FUNCTIONS.get(kind, ())):
         expected = "function" if kind in FUNCTIONS else "class"
         raise ConfigError(
-            f"{kind} {path!r}: expected a {expected} registered as {' or '.join(kinds)}, found {target!r:.80}",
+            f"{kind} {path!r}: expected a {expected}, found {target!r:.80}, not registered as {' or '.join(kinds)}",
             fix=f'put @register_{kind}("name") before the {expected}',
         )
     if kind in FUNCTIONS:

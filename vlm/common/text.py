@@ -39,16 +39,16 @@ def read_text(file: Path, name: str = "", error: type[UserError] = DataError, ma
 
 def decode_text(data: bytes, name: str, error: type[UserError] = DataError) -> str:
     """The text of bytes in UTF-8, as :func:`read_text` gives it. Raises ``error``: another encoding, with the line."""
-    fix = "save it as UTF-8, e.g. iconv -f ENCODING -t UTF-8"
+    fix = "save it as UTF-8, e.g. with iconv -f ENCODING -t UTF-8"
     if data.startswith(_UTF16) or data[:1000].count(0) * 3 > len(data[:1000]):
-        raise error(f"{name}:1: not a text in UTF-8; it seems to be UTF-16", fix=fix)
+        raise error(f"{name} cannot be read (not a text file in UTF-8; it seems to be UTF-16)", fix=fix)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as fault:
         start = fault.start + (3 if data.startswith(b"\xef\xbb\xbf") else 0)
         line = data.count(b"\n", 0, start) + 1
-        found = f"byte 0x{data[start]:02x}"
-        raise error(f"{name}:{line}: not a text in UTF-8 ({found}); it may be GBK or Latin-1", fix=fix) from fault
+        found = f"not a text file in UTF-8, line {line}: byte 0x{data[start]:02x}; it may be GBK or Latin-1"
+        raise error(f"{name} cannot be read ({found})", fix=fix) from fault
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -127,12 +127,29 @@ class Sample:
     source: str = ""
 
 
+@dataclass(frozen=True)
+class Cut:
+    """What a limit took from a sample: counts of parts that are shorter or gone, and the option that is the limit."""
+
+    answers: int = 0  # that lost their end
+    turns: int = 0  # answers that are gone whole
+    images: int = 0  # and videos
+    questions: int = 0  # questions, prompts and system texts that are shorter or gone
+    limit: str = ""
+
+    def __str__(self) -> str:
+        words = ("answers shortened", "answers lost", "images lost", "questions shortened or lost")
+        counts = zip((self.answers, self.turns, self.images, self.questions), words, strict=True)
+        lost = ", ".join(f"{n} {what}" for n, what in counts if n)
+        return f"{lost} ({self.limit})" if self.limit else lost
+
+
 @dataclass
 class Example:
     """What the processor makes of a sample.
 
     ``ids`` and ``labels`` are ``[s]`` lists; each medium is ONE ``MEDIA_TOKEN`` in ``ids`` (label
-    ``IGNORE_INDEX``), in the order of ``media``, whose tensors are ``[f, 3, h, w]``.
+    ``IGNORE_INDEX``), in the order of ``media``, whose tensors are ``[f, 3, h, w]``. ``cut`` says what a limit took.
     """
 
     ids: list[int]
@@ -140,6 +157,7 @@ class Example:
     media: list[torch.Tensor] = field(default_factory=list)
     id: str = ""
     source: str = ""
+    cut: Cut | None = None
 
     @property
     def num_targets(self) -> int:

@@ -137,7 +137,7 @@ def read_params(tree: Tree, arch: Arch, report: Report) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, param in arch.params.items():
         path = ("model", name)
-        value = tree.get(path)
+        value = unset(tree.get(path), param)
         if isinstance(value, str) and (value == MISSING or "${" in value):
             values[name] = value
             continue
@@ -146,6 +146,13 @@ def read_params(tree: Tree, arch: Arch, report: Report) -> dict[str, Any]:
             report.add(path, f"found {values[name]!r}, expected one of {', '.join(map(str, param.choices))}")
         tree.put(path, values[name], tree.origins.get(path, ""), tree.texts.get(path))
     return values
+
+
+def unset(value: Any, param: Param) -> Any:
+    """``value`` of a text, with both spellings of "none" as the one that the composition expects."""
+    if param.default == "" and value is None:  # ckpt: null
+        return ""
+    return MISSING if param.default == MISSING and value is None else value
 
 
 def add_corpus(tree: Tree, user: Tree, options: Sequence[Option], at: Path, report: Report) -> None:

@@ -128,11 +128,10 @@ class References:
             total = 0
             for place, text in _leaves(_at(self.data, path), path):
                 found = [self.size(_target(place, n)) for kind, n in _syntax(text) or () if kind == "value"]
-                total += len(text) + sum(MAX_SIZE if n is None else STEP + n for n in found)
-                if total > MAX_SIZE or None in found:
-                    break
-            else:
-                self._sizes[path] = total
+                total += len(text) + sum(STEP + (MAX_SIZE if n is None else n) for n in found)
+                if total > MAX_SIZE:
+                    return None
+            self._sizes[path] = total
         return self._sizes[path]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
@@ -15,13 +16,16 @@ from vlm.config.composition import Arch, add_arch, add_corpus, find_arch, read_p
 from vlm.config.interpolation import interpolate
 from vlm.config.options import Option, apply_options, parse_options
 from vlm.config.parts import read_dataset, read_model, read_options
-from vlm.config.renamed import current, rename_keys
+from vlm.config.renamed import flatten_build_info, option_path, rename_keys
 from vlm.config.run import RunConfig
-from vlm.config.schema import SHOWN, Path, Report, dotted, read
+from vlm.config.schema import SHOWN, Path, Report, describe, dotted, read
 from vlm.config.shipped import find, is_composition, label
 from vlm.config.stored import DATA_SECTIONS, store
 from vlm.config.tree import OPTIONS, Tree, parse_file, plain, texts_in
-from vlm.config.types import PARTS, Check, Config, DatasetEntry, ModelConfig
+from vlm.config.types import PARTS, Check, Config, DatasetEntry, EvaluationFiles, ModelConfig
+from vlm.config.without_effect import declared, take_out, tell
+
+log = logging.getLogger(__name__)
 
 SECTIONS = ("model", *DATA_SECTIONS, "run", "plugins")
 STORED = "config.yaml"
@@ -66,7 +70,9 @@ def _was_trained_here(cfg: Any) -> bool:
 def _load(cfg: str | FilePath | Mapping[str, Any], options: Sequence[str], check: Check, train: bool) -> Config:
     user, title = read_source(cfg, train)
     rename_keys(user)
-    value = [dataclasses.replace(o, path=current(o.path)) for o in parse_options(options)]
+    value = [dataclasses.replace(o, path=option_path(o.path)) for o in parse_options(options)]
+    no_effect, value = take_out(user, value)
+    no_effect |= flatten_build_info(user)
     origins = user.origins | {o.path: f"{OPTIONS} {dotted(o.path)}" for o in value}
     report = Report(origins, {o.path: o.text for o in value})
     usable = check_sections(user, value, report)
@@ -87,18 +93,27 @@ def _load(cfg: str | FilePath | Mapping[str, Any], options: Sequence[str], check
     model = read_model(data.get("model", {}), params, report, check) if arch else None
     run = read(RunConfig, data.get("run") or {}, ("run",), report) or RunConfig()
     check_run(run, data, report)
-    sections = {s: read_section(s, data, model, report, check) for s in DATA_SECTIONS}
+    files = read_evaluation_files(data, report)
+    sections = {s: read_section(s, data, model, run, report, check) for s in DATA_SECTIONS}
+    ratios = [entry.sample_ratio for entry in sections["datasets"].values()]
+    if ratios and not any(ratio is None or ratio > 0 for ratio in ratios):
+        report.add(("datasets",), "every sample_ratio is 0, so that no dataset is left to draw from")
     report.raise_if_any(title)
+    no_effect |= declared(user, value, arch)
+    tell(no_effect, title)
     assert model is not None
     places = {dotted(p): report.where(p) for p in tree.origins if p}
     config = Config(model, run=run, plugins=plugins, origins=places, defaults=defaults, **sections)
+    config.evaluation_files, config.no_effect = files, no_effect
     config.resolved = store(config, tree, arch, data)
     return config
 
 
 def uses_data(data: dict[str, Any]) -> bool:
     """Whether a configuration trains (it says how long) or evaluates; otherwise it is for chat."""
-    return bool(data.get("evaluation_datasets") or set(data.get("run") or {}) & {"max_epoch", "max_steps"})
+    section = "evaluation_datasets"
+    questions = any(not is_published(section, entry) for entry in (data.get(section) or {}).values())
+    return bool(questions or set(data.get("run") or {}) & {"max_epoch", "max_steps"})
 
 
 def read_source(cfg: str | FilePath | Mapping[str, Any], train: bool = False) -> tuple[Tree, str]:
@@ -142,6 +157,10 @@ def check_sections(user: Tree, options: Sequence[Option], report: Report) -> lis
             report.unknown(option.path, SECTIONS, "section", section)
         elif section in DATA_SECTIONS and rest and rest[0] not in user.get((section,), {}):
             report.unknown(option.path, list(user.get((section,), {})), "dataset", rest[0])
+        elif section == "plugins":
+            report.add(option.path, "cannot be changed by an option; write vlm --plugin MODULE COMMAND")
+        elif not rest and not isinstance(option.value, dict):
+            report.add(option.path, f"found {describe(option.value)}, expected a mapping")
         else:
             usable.append(option)
     if not user.data.get("model") and not any(o.path[0] == "model" for o in options):
@@ -194,6 +213,8 @@ def merge(user: Tree, options: Sequence[Option], report: Report) -> tuple[Tree, 
         for name, entry in entries.items():
             if entry is None:
                 entries[name] = {}
+            if is_published(section, entry):
+                continue
             add_corpus(tree, user, options, (section, name), report)
     defaults = {f"run.{f.name}": getattr(RunConfig(), f.name) for f in dataclasses.fields(RunConfig)}
     defaults |= {dotted(p): tree.get(p) for p in tree.origins if not isinstance(tree.get(p), dict)}
@@ -206,17 +227,36 @@ def merge(user: Tree, options: Sequence[Option], report: Report) -> tuple[Tree, 
 
 
 def read_section(
-    section: str, data: dict[str, Any], model: ModelConfig | None, report: Report, check: Check
+    section: str, data: dict[str, Any], model: ModelConfig | None, run: RunConfig, report: Report, check: Check
 ) -> dict[str, DatasetEntry]:
-    """Typed entries of one dataset section, by name."""
-    written = data.get(section) or {}
-    entries = {n: read_dataset(n, entry, (section, n), model, report, check) for n, entry in written.items()}
+    """Typed entries of one dataset section, by name; those of a published evaluation are left out."""
+    written = {n: entry for n, entry in (data.get(section) or {}).items() if not is_published(section, entry)}
+    defaults: dict[str, Any] = {"batch_size": run.batch_size_train if section == "datasets" else run.batch_size_eval}
+    defaults["max_new_tokens"] = run.max_new_tokens
+    entries = {n: read_dataset(n, entry, (section, n), model, report, check, defaults) for n, entry in written.items()}
     return {name: entry for name, entry in entries.items() if entry is not None}
+
+
+def is_published(section: str, entry: Any) -> bool:
+    """Whether an entry names the files of a benchmark in the published spelling."""
+    return section == "evaluation_datasets" and isinstance(entry, dict) and "eval_file_path" in entry
+
+
+def read_evaluation_files(data: dict[str, Any], report: Report) -> dict[str, EvaluationFiles]:
+    """The published entries of ``evaluation_datasets``."""
+    section = "evaluation_datasets"
+    found = {
+        n: read(EvaluationFiles, e, (section, n), report)
+        for n, e in (data.get(section) or {}).items()
+        if is_published(section, e)
+    }
+    return {name: files for name, files in found.items() if files is not None}
 
 
 def check_run(run: RunConfig, data: dict[str, Any], report: Report) -> None:
     """Check names that the run section refers to: task, runner, schedule, trackers, validation sets."""
     check_name(("task", "benchmark"), run.task, ("run", "task"), report)
+    check_file_names(run, data, report)
     check_name(("runner",), run.runner, ("run", "runner"), report)
     check_name(("scheduler",), run.lr_sched, ("run", "lr_sched"), report)
     if run.benchmark:
@@ -229,12 +269,21 @@ def check_run(run: RunConfig, data: dict[str, Any], report: Report) -> None:
             report.unknown(("run", "valid_datasets", index), known, "entry of valid_datasets", name)
     if run.resume_ckpt_path and run.resume not in ("never", run.resume_ckpt_path):
         report.add(("run", "resume_ckpt_path"), f"found {run.resume_ckpt_path!r} and resume {run.resume!r}; give one")
+    if run.total_steps is not None and run.warmup_steps > run.total_steps:
+        text = "run.warmup_steps is %d, but the run has %d steps: the learning rate never reaches run.init_lr"
+        log.warning(text, run.warmup_steps, run.total_steps)
     bare = [n for n, e in (data.get("datasets") or {}).items() if isinstance(e, dict) and not e.get("group")]
     if run.mixing == "joint" and bare:
         report.add(("run", "mixing"), f"found joint, but datasets.{bare[0]}.group is not set; e.g. vision or language")
-    for key in ("max_epoch", "accum_grad_iters", "log_freq"):
-        if getattr(run, key) < 1:
-            report.add(("run", key), f"found {getattr(run, key)}, expected at least 1")
+
+
+def check_file_names(run: RunConfig, data: dict[str, Any], report: Report) -> None:
+    """Report names that become files or folders and would lead out of the folder that the user chose."""
+    named = [(("run", "name"), run.name or "")]
+    named += [((section, name), str(name)) for section in DATA_SECTIONS for name in data.get(section) or {}]
+    for path, name in named:
+        if FilePath(name).is_absolute() or ".." in name.replace("\\", "/").split("/"):
+            report.add(path, f"found {name!r:.80}, expected a name that leads out of no folder")
 
 
 def check_name(kinds: Sequence[str], name: str, path: Path, report: Report) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vlm.common.bounds import Count, Positive
 from vlm.common.errors import ConfigError
 from vlm.common.paths import exists
 from vlm.common.registry import config_class, names, resolve
-from vlm.config.schema import MISSING, Path, Report, convert, names_of, read
+from vlm.config.schema import MISSING, Path, Report, convert, dotted, names_of, read
 from vlm.config.tree import plain
 from vlm.config.types import (
     COMPOSITION,
@@ -22,6 +25,8 @@ from vlm.config.types import (
     WeightFile,
 )
 
+log = logging.getLogger(__name__)
+
 PATH_OPTIONS = ("storage", "ann_path", "image_path", "data_dir", "path", "root", "folder")
 CORPUS_KEYS = ("format", "build_info", "help", *names_of(DatasetOptions))
 
@@ -31,11 +36,11 @@ class VisProcessor:
     """Published options of an image processor; the model's own recipe is what counts, so they must agree."""
 
     name: str = "blip2_image_eval"
-    image_size: int | None = None
+    image_size: Count | None = None
     mean: list[float] | None = None
-    std: list[float] | None = None
-    min_scale: float | None = field(default=None, metadata={"help": "no effect, as in the published code"})
-    max_scale: float | None = field(default=None, metadata={"help": "no effect, as in the published code"})
+    std: list[Positive] | None = None
+    min_scale: Positive | None = field(default=None, metadata={"help": "no effect, as in the published code"})
+    max_scale: Positive | None = field(default=None, metadata={"help": "no effect, as in the published code"})
 
 
 @dataclass
@@ -44,7 +49,7 @@ class TextProcessor:
 
     name: str = "blip_caption"
     prompt: str = ""
-    max_words: int = 50
+    max_words: Count = 50
 
 
 def read_part(kind: str, data: Any, path: Path, report: Report, default: str = "") -> Part | None:
@@ -184,6 +189,8 @@ def check_model_files(model: ModelConfig, report: Report, check: Check) -> None:
     named = [("llm", "path"), ("text", "tokenizer"), *([("template", "prompt_path")] if check == "all" else [])]
     for key, option in named:
         file = getattr(model, key).get(option)
+        if (key, file) == ("llm", ""):
+            report.add(("model", key, option), f"must be set{report.about(('model', key, option))}")
         if file:
             check_exists(file, ("model", key, option), report)
 
@@ -196,9 +203,18 @@ def check_image_size(model: ModelConfig, report: Report) -> None:
 
 
 def read_dataset(
-    name: str, data: Any, path: Path, model: ModelConfig | None, report: Report, check: Check
+    name: str,
+    data: Any,
+    path: Path,
+    model: ModelConfig | None,
+    report: Report,
+    check: Check,
+    defaults: Mapping[str, Any] | None = None,
 ) -> DatasetEntry | None:
-    """One typed entry; None after a problem that leaves nothing to build."""
+    """One typed entry; None after a problem that leaves nothing to build.
+
+    ``defaults`` are the run's values of options that the entry does not name; None stands for none.
+    """
     if not isinstance(data, dict):
         report.add(path, f"found {data!r}, expected a mapping with keys {', '.join(CORPUS_KEYS)}")
         return None
@@ -216,6 +232,7 @@ def read_dataset(
     places = ((*path, "build_info"), (*path, "format"))
     part = read_options("dataset", str(data["format"]), build_info, *places, report)
     written = {k: data[k] for k in names_of(DatasetOptions) if k in data}
+    written |= {k: v for k, v in (defaults or {}).items() if v is not None and k not in written}
     for key in ("text_processor", "vis_processor"):
         written[key] = written[key] if isinstance(written.get(key), dict) else {}
     options = read(DatasetOptions, written, path, report)
@@ -246,14 +263,21 @@ def read_processors(cls: Any, data: Any, path: Path, report: Report) -> dict[str
 
 
 def check_recipe(images: dict[str, Any], path: Path, model: ModelConfig | None, report: Report) -> None:
-    """An image processor may repeat the model's image recipe but not contradict it."""
+    """An image processor may repeat the model's image recipe; another size is named and not used.
+
+    Another mean or standard deviation is an error: the published code would compute other numbers.
+    """
     if model is None:
         return
     for split, options in images.items():
-        for key, mine in (("image_size", "size"), ("mean", "mean"), ("std", "std")):
-            declared, needed = getattr(options, key), plain(model.image.get(mine))
+        for key in ("mean", "std"):
+            declared, needed = getattr(options, key), plain(model.image.get(key))
             if declared is not None and needed is not None and declared != needed:
                 report.add((*path, split, key), f"found {declared}, but the model's image recipe has {needed}")
+        size = model.image.get("size")
+        if None not in (size, options.image_size) and options.image_size != size:
+            text = "%s.image_size is %d, but the model's images have %d pixels: %d is used"
+            log.warning(text, dotted((*path, split)), options.image_size, size, size)
 
 
 def check_data_files(part: Part, path: Path, report: Report) -> None:

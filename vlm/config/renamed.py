@@ -1,4 +1,4 @@
-"""Keys that had another name in an earlier version: read under both, with one warning."""
+"""Keys that had another name in an earlier version, read under both with one warning, or in published files."""
 
 from __future__ import annotations
 
@@ -23,14 +23,33 @@ RENAMED: dict[tuple[str, ...], str] = {
 }
 """Path before version 0.2 -> the key's name today. The old names go in version 0.4."""
 
+PUBLISHED: dict[tuple[str, ...], str] = {("datasets", "*", "batch_size_train"): "batch_size"}
+"""Other spellings in published files, which stay."""
+MOVED: dict[tuple[str, ...], str] = {
+    ("datasets", "*", "build_info", "annotations", "train", "storage"): "ann_path",
+    ("datasets", "*", "build_info", "images", "storage"): "image_path",
+}
+"""Published paths below a dataset's build_info -> the key of build_info that has the value here."""
+
 
 def current(path: Path) -> Path:
     """``path`` with its last key under today's name; says so if it had another."""
-    for old, new in RENAMED.items():
-        if len(old) == len(path) and all(o in ("*", k) for o, k in zip(old, path)):
+    for old, new in (RENAMED | PUBLISHED).items():
+        if _matches(path, old):
+            if old in PUBLISHED:
+                return (*path[:-1], new)
             log.warning("%s is called %s now; the old name will be refused from version 0.4 on", dotted(path), new)
             return (*path[:-1], new)
     return path
+
+
+def option_path(path: Path) -> Path:
+    """Today's path of an option: :func:`current`, and what :func:`flatten_build_info` does in a file."""
+    return next(((*path[:3], new) for old, new in MOVED.items() if _matches(path, old)), current(path))
+
+
+def _matches(path: Path, pattern: tuple[str, ...]) -> bool:
+    return len(path) == len(pattern) and all(p in ("*", k) for p, k in zip(pattern, path))
 
 
 def rename_keys(tree: Tree, at: Path = ()) -> None:
@@ -47,3 +66,28 @@ def rename_keys(tree: Tree, at: Path = ()) -> None:
                 visit(node[key], (*path, key))
 
     visit(tree.data, ())
+
+
+def flatten_build_info(tree: Tree) -> dict[str, str]:
+    """Give the nested paths of published dataset files (``MOVED``) their keys here; what is under the key wins.
+
+    Returns:
+        Dotted paths beside them that change nothing (addresses, checksums, other splits), each with the reason.
+    """
+    left_out: dict[str, str] = {}
+    for name, entry in (tree.get(("datasets",)) or {}).items():
+        info = entry.get("build_info") if isinstance(entry, dict) else None
+        for old, new in MOVED.items() if isinstance(info, dict) else ():
+            head: Path = ("datasets", name, *old[2:4])
+            value = tree.get(("datasets", name, *old[2:]))
+            if value is None:
+                continue
+            if new not in info:
+                tree.put((*head[:3], new), value, tree.origins.get(("datasets", name, *old[2:]), ""))
+            others = [key for key in tree.get((*head[:3], *old[3:-1])) if key != "storage"]
+            others += [split for split in tree.get(head) if split not in old]
+            left_out |= {dotted((*head, key)): f"the files of training are {new}" for key in others if key != "storage"}
+            del info[old[3]]
+        if isinstance(info, dict) and str(info.get("dataset", "")).startswith("inv"):
+            info["dataset"] = info["dataset"].removeprefix("inv")  # published name of the corpus; see direction
+    return left_out

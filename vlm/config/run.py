@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from vlm.common.bounds import Count, Device, Dropout, Natural, NonNegative, Once, Range, Seed, Share
+
+Decay = Annotated[float, Range(above=0, most=1)]
+Names = Annotated[list[str], Once()]
 
 
 def option(default: Any, about: str, **metadata: Any) -> Any:
@@ -23,16 +29,11 @@ def no_effect(default: Any, why: str) -> Any:
 class Packing:
     """Several samples in one row, kept apart by ``Batch.segments``; a sample must fit into a row by itself."""
 
-    max_tokens: int = field(metadata={"help": "positions of a row, visual tokens included"})
-    max_media: int | None = option(None, "images and videos of a row; null: no limit")
-    open_rows: int = option(32, "rows that are filled at the same time; more waste less and hold more images in memory")
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for limits below 1."""
-        for name in ("max_tokens", "max_media", "open_rows"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}, expected at least 1")
+    max_tokens: Count = field(metadata={"help": "positions of a row, visual tokens included"})
+    max_media: Count | None = option(None, "images and videos of a row; null: no limit")
+    open_rows: Count = option(
+        32, "rows that are filled at the same time; more waste less and hold more images in memory"
+    )
 
 
 @dataclass
@@ -46,22 +47,24 @@ class RunConfig:
     lr_sched: str = option(
         "cosine", "registered schedule, e.g. cosine, linear, step, constant, linear_warmup_cosine_lr"
     )
-    init_lr: float = option(1e-4, "peak learning rate")
-    min_lr: float = option(0.0, "learning rate at the end")
+    init_lr: NonNegative = option(1e-4, "peak learning rate")
+    min_lr: NonNegative = option(0.0, "learning rate at the end")
     warmup_lr: float = option(-1.0, "learning rate at step 0; negative: 0, in the published schedules init_lr")
-    warmup_steps: int = option(0, "global steps of warm-up")
+    warmup_steps: Natural = option(0, "global steps of warm-up")
     warmup_restarts: bool = option(False, "reproduce the published fault: warm-up counts from each epoch's start")
-    lr_decay_rate: float = option(0.9, "factor per epoch of the step schedule")
-    weight_decay: float = option(0.05, "AdamW decay of matrices; vectors and biases have none")
+    lr_decay_rate: Decay = option(0.9, "factor per epoch of the step schedule")
+    weight_decay: NonNegative = option(0.05, "AdamW decay of matrices; vectors and biases have none")
     weight_decay_on: list[str] = option(["*"], "globs of parameter names whose matrices decay")
-    beta2: float = option(0.999, "AdamW second beta")
-    max_epoch: int = option(1, "epochs of iters_per_epoch steps")
-    iters_per_epoch: int | None = option(None, "steps per epoch; null: one pass over the data, if its length is known")
-    max_steps: int | None = option(None, "steps in all; null: max_epoch x iters_per_epoch")
-    accum_grad_iters: int = option(1, "micro-batches per step; the mean is over tokens")
-    max_grad_norm: float = option(0.0, "clip the gradient norm to this; 0: off")
+    beta2: Dropout = option(0.999, "AdamW second beta")
+    max_epoch: Count = option(1, "epochs of iters_per_epoch steps")
+    iters_per_epoch: Count | None = option(
+        None, "steps per epoch; null: one pass over the data, if its length is known"
+    )
+    max_steps: Count | None = option(None, "steps in all; null: max_epoch x iters_per_epoch")
+    accum_grad_iters: Count = option(1, "micro-batches per step; the mean is over tokens")
+    max_grad_norm: NonNegative = option(0.0, "clip the gradient norm to this; 0: off")
 
-    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    device: Device = option("auto", "where the run computes; auto: the accelerator if there is one")
     amp: bool = option(False, "mixed precision")
     amp_dtype: Literal["auto", "bf16", "fp16"] = option("auto", "auto: bf16 where the device has it, else fp16")
     activation_checkpointing: Literal["none", "torch", "fairscale", "fairscale_offload"] = option(
@@ -71,9 +74,14 @@ class RunConfig:
     broadcast_buffers: bool = option(False, "DDP: copy buffers from rank 0 at each step")
     compile: bool = option(False, "torch.compile the model")
     deterministic: bool = option(False, "deterministic kernels, slower")
-    num_workers: int = option(4, "loader processes per rank")
-    max_bad_share: float = option(
+    num_workers: Annotated[int, Range(0, 1024)] = option(4, "loader processes per rank")
+    max_bad_share: Share = option(
         0.01, "share of samples that may be unusable before the run stops; see quarantine.jsonl"
+    )
+    max_cut_share: Share | None = option(
+        None,
+        "share of a dataset's samples that may be cut before the run stops; null: no bound where model.text states a "
+        "limit, 0.1 where the LLM's context is the limit",
     )
     mixing: Literal["batch", "sample", "joint"] = option(
         "batch",
@@ -85,38 +93,46 @@ class RunConfig:
         "the loss of a step: mean over its tokens; sum of the means over each group's tokens (mixing: joint); "
         "or of the means of each group's micro-batches (published by Multimodal-GPT)",
     )
-    batch_size: int | None = option(
+    batch_size: Count | None = option(
         None,
         "with mixing: sample, joint or packing, samples (packed: rows) of a process, joint: of each group; "
         "null: the datasets' largest batch_size",
     )
     packing: Packing | None = option(None, "several samples per row (implies mixing: sample); null: off")
-    group_by_length: int = option(0, "batches whose samples are sorted by length and cut into batches again; 0: off")
-    seed: int = option(42, "seed of everything; ranks add their number")
+    batch_size_train: Count | None = option(None, "batch_size of the entries of datasets that name none; null: 1")
+    batch_size_eval: Count | None = option(None, "the same of valid_datasets and evaluation_datasets")
+    group_by_length: Natural = option(
+        0, "batches whose samples are sorted by length and cut into batches again; 0: off"
+    )
+    seed: Seed = option(42, "seed of everything; ranks add their number")
 
     output_dir: str = option("output", "the run folder itself; relative to the working folder")
     job_name: str | None = option(None, "name of the run in trackers")
     overwrite: bool = option(False, "allow an output folder that holds another run")
     resume: str = option("never", "never, auto (last checkpoint of output_dir if any) or a run folder")
     resume_ckpt_path: str | None = option(None, "published spelling of resume: PATH")
-    save_freq: int = option(0, "steps between checkpoints; 0: at epoch ends")
-    keep_last: int = option(3, "newest checkpoints kept; best and last always are")
-    keep_every: int = option(0, "also keep every checkpoint whose step is a multiple; 0: none")
+    save_freq: Natural = option(0, "steps between checkpoints; 0: at epoch ends")
+    keep_last: Natural = option(3, "newest checkpoints kept, 0: all; best and last always are")
+    keep_every: Natural = option(0, "also keep every checkpoint whose step is a multiple; 0: none")
 
-    valid_datasets: list[str] = option([], "names out of the section valid_datasets; empty: all of them")
-    val_freq: int = option(0, "steps between validations; 0: at epoch ends")
-    val_batches: int = option(0, "batches per validation; 0: all")
-    early_stop: int = option(0, "stop after so many validations without improvement; 0: never")
+    valid_datasets: Names = option([], "names out of the section valid_datasets; empty: all of them")
+    val_freq: Natural = option(0, "steps between validations; 0: at epoch ends")
+    val_batches: Natural = option(0, "batches per validation; 0: all")
+    early_stop: Natural = option(0, "stop after so many validations without improvement; 0: never")
 
-    log_freq: int = option(50, "steps between log lines")
-    trackers: list[str] = option(["jsonl", "tensorboard", "progress"], "where numbers go")
+    log_freq: Count = option(50, "steps between log lines")
+    trackers: Names = option(["jsonl", "tensorboard", "progress"], "where numbers go")
     wandb_log: bool = option(False, "also log to Weights & Biases")
     wandb_project: str | None = option(None, "project there; null: vlm")
     report: bool = option(True, "write report.html at the end")
-    report_samples: int = option(4, "sample answers with images in the report")
+    report_samples: Natural = option(4, "sample answers with images in the report")
 
     name: str | None = option(None, "evaluation: name of the result file")
     save_path: str | None = option(None, "evaluation: folder of the results; null: output_dir")
+
+    max_new_tokens: Count | None = option(
+        None, "evaluation: longest answer of the entries of evaluation_datasets that name none; null: 20"
+    )
 
     distributed: bool = no_effect(False, "decided by torchrun's environment: more than one process is distributed")
     world_size: int = no_effect(1, "given by torchrun (--nproc-per-node)")
@@ -126,24 +142,41 @@ class RunConfig:
     valid_splits: list[str] = no_effect([], "use the section `valid_datasets`")
     test_splits: list[str] = no_effect([], "use `evaluation_datasets` and `vlm eval`")
     use_dist_eval_sampler: bool = no_effect(True, "evaluation data is always split over the processes")
+    eval_file_path: str = no_effect("", "name the benchmark: evaluation_datasets.NAME.eval_file_path")
+    img_path: str = no_effect("", "name the benchmark: evaluation_datasets.NAME.img_path")
+    num_ans_candidates: int = no_effect(0, "answers are written, not ranked; a benchmark can rank by its own rule")
+    inference_method: str = no_effect("generate", "answers are written; a benchmark can rank by its own rule")
+    max_len: int = no_effect(0, "use evaluation_datasets.NAME.max_new_tokens")
+    min_len: int = no_effect(0, "use model.generation.min_length")
+    num_beams: int = no_effect(1, "use model.generation.num_beams")
+    prompt: str = no_effect("", "a dataset's build_info has the texts of its questions")
+    use_ocr: bool = no_effect(False, "a dataset's build_info has the texts of its questions")
 
     def __post_init__(self) -> None:
         """Raises ValueError for data options that contradict each other."""
-        if self.group_by_length < 0:
-            raise ValueError(f"group_by_length is {self.group_by_length}, expected 0 (off) or a number of batches")
+        if conflicts := list(self._conflicts()):
+            raise ValueError("; ".join(conflicts))
+
+    def _conflicts(self) -> Iterator[str]:
         if self.packing is not None and self.group_by_length:
-            raise ValueError("packing and group_by_length are two ways to save padding; set one of them to null or 0")
+            yield "packing and group_by_length are two ways to save padding; set one of them to null or 0"
         if self.mixing == "joint" and (self.packing is not None or self.group_by_length):
-            raise ValueError("mixing: joint can be combined with neither packing nor group_by_length; set them to null")
+            yield "mixing: joint can be combined with neither packing nor group_by_length; set them to null"
         if self.loss_reduction == "groups" and self.mixing != "joint":
-            raise ValueError(f"loss_reduction: groups needs mixing: joint, found mixing: {self.mixing}")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}, expected at least 1")
-        if self.batch_size is not None and self.mixing == "batch" and self.packing is None:
-            raise ValueError(
+            yield f"loss_reduction: groups needs mixing: joint, found mixing: {self.mixing}"
+        evaluates = bool(self.eval_file_path)  # a published file in which batch_size is that of the evaluation
+        if self.batch_size is not None and self.mixing == "batch" and self.packing is None and not evaluates:
+            yield (
                 "batch_size has no effect with mixing: batch, where each dataset has its own; "
                 "set datasets.NAME.batch_size, or run.mixing=sample"
             )
+        if self.wandb_log and "wandb" in self.trackers:
+            yield "wandb_log: true adds the tracker wandb, which trackers already names; leave one of them out"
+
+    @property
+    def total_steps(self) -> int | None:
+        """Steps of the run; None: they depend on the data."""
+        return self.max_steps or (self.max_epoch * self.iters_per_epoch if self.iters_per_epoch else None)
 
 
 NO_EFFECT: dict[str, str] = {f.name: f.metadata["help"] for f in fields(RunConfig) if "no_effect" in f.metadata}

@@ -7,13 +7,16 @@ instance and never stops at the first fault, so that a user sees all of them at 
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
+from vlm.common.bounds import INT_BITS, Constraint, constraints
 from vlm.common.errors import ConfigError, nearest, unknown
 
 Path = tuple[str | int, ...]
@@ -38,7 +41,7 @@ class Problem:
 
     def __str__(self) -> str:
         place = f" ({self.where})" if self.where else ""
-        return f"{self.path or 'file'}{place}: {self.message}"
+        return f"{self.path[:200] or 'file'}{place[:400]}: {self.message[:2000]}"
 
 
 class ConfigProblems(ConfigError):
@@ -95,15 +98,34 @@ class Report:
             raise ConfigProblems(title, self.problems)
 
 
-def hints(cls: type) -> dict[str, Any]:
-    """Types of a dataclass's fields; names nested in the enclosing classes are found too."""
+def hints(cls: type, ranges: bool = True) -> dict[str, Any]:
+    """Types of a dataclass's fields, with their ranges; names nested in the enclosing classes are found too."""
     module = vars(sys.modules.get(cls.__module__, types.ModuleType("none")))
     scope: dict[str, Any] = {}
     outer: Any = None
     for part in cls.__qualname__.split(".")[:-1]:
         outer = module.get(part) if outer is None else getattr(outer, part, None)
         scope.update(vars(outer) if outer is not None else {})
-    return typing.get_type_hints(cls, localns=scope)
+    return typing.get_type_hints(cls, localns=scope, include_extras=ranges)
+
+
+def spelled(cls: type) -> dict[str, tuple[str, str]]:
+    """Field -> its type in Python's spelling without the ranges, and the allowed values in words where it has any."""
+    bare, full = hints(cls, ranges=False), hints(cls)
+    result = {}
+    for spec in dataclasses.fields(cls):
+        plain, kind = bare[spec.name], full[spec.name]
+        words = [c.describe("").strip().removeprefix("of ") for c in constraints(kind)]
+        result[spec.name] = (str(spec.type) if plain == kind else _spelling(plain), "; ".join(words))
+    return result
+
+
+def _spelling(kind: Any) -> str:
+    if typing.get_origin(kind) in (Union, types.UnionType):
+        return " | ".join(map(_spelling, typing.get_args(kind)))
+    if kind is type(None):
+        return "None"
+    return kind.__name__ if isinstance(kind, type) else str(kind).replace("collections.abc.", "")
 
 
 def read(cls: Any, data: Any, path: Path, report: Report) -> Any:
@@ -120,7 +142,7 @@ def read(cls: Any, data: Any, path: Path, report: Report) -> Any:
         if key not in known:
             report.unknown((*path, key), list(known))
     values: dict[str, Any] = {}
-    complete = True
+    complete, unusable = True, []
     for name, spec in known.items():
         ok, about = not required(spec), spec.metadata.get("help", "")
         if name in data:
@@ -130,13 +152,16 @@ def read(cls: Any, data: Any, path: Path, report: Report) -> Any:
                 report.add((*path, name), f"found {value!r}{nearest(str(value), list(map(str, choices)))}")
             if fits:
                 values[name], ok = value, True
+            else:
+                unusable.append(name)
         elif not ok:
             report.add((*path, name), f"missing; expected {type_name(types_of[name])}{about and f': {about}'}")
         complete = complete and ok
     try:
         return cls(**values) if complete else None
-    except (ValueError, ConfigError) as error:  # of its __post_init__
-        report.add(path, str(error))
+    except (ValueError, ConfigError) as error:  # of its __post_init__; about a default that replaces a fault?
+        if not any(re.search(rf"\b{name}\b", str(error)) for name in unusable):
+            report.add(path, str(error))
         return None
 
 
@@ -161,10 +186,11 @@ def convert(kind: Any, value: Any, path: Path, report: Report, about: str = "") 
     if isinstance(value, str) and value == MISSING:
         report.add(path, "must be set" + (f": {about}" if about else ""))
         return False, None
+    known = len(report.problems)
     fits, result = _fit(kind, value, path, report)
     if not fits and path in report.texts:
         fits, result = _fit(kind, report.texts[path], path, report)
-    if not fits:
+    if not fits and len(report.problems) == known:  # otherwise an item was reported
         report.add(path, f"found {describe(value)}, expected {type_name(kind)}" + (f" ({about})" if about else ""))
     return fits, result
 
@@ -177,6 +203,9 @@ def _fit(kind: Any, value: Any, path: Path, report: Report) -> tuple[bool, Any]:
         order = sorted(args, key=lambda a: (a is not type(value), dataclasses.is_dataclass(a)))
         tries = (_fit(a, value, path, report) for a in order)
         return next((result for result in tries if result[0]), (False, None))
+    if origin is Annotated:
+        fits, result = _fit(args[0], value, path, report)
+        return fits and all(c.allows(result) for c in args[1:] if isinstance(c, Constraint)), result
     if origin is Literal:
         return value in args and type(value) in {type(a) for a in args}, value
     if dataclasses.is_dataclass(kind):
@@ -189,13 +218,19 @@ def _fit(kind: Any, value: Any, path: Path, report: Report) -> tuple[bool, Any]:
         inner = args[1] if len(args) == 2 else Any
         pairs = {k: convert(inner, v, (*path, k), report) for k, v in value.items()}
         return True, {k: v for k, (ok, v) in pairs.items() if ok}
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return True, float(value)
-    if kind in (int, float) and isinstance(value, bool):
-        return False, None
+    if kind in (int, float):
+        return _fit_number(kind, value)
     if kind in (None, type(None)):
         return value is None, None
     return (isinstance(value, kind), value) if isinstance(kind, type) else (True, value)
+
+
+def _fit_number(kind: Any, value: Any) -> tuple[bool, Any]:
+    """Neither a boolean, nor infinite or not a number, nor an integer that no machine word holds."""
+    whole = isinstance(value, int) and not isinstance(value, bool) and -(2 ** (INT_BITS - 1)) <= value < 2**INT_BITS
+    if kind is int or whole:
+        return whole, kind(value) if whole else None
+    return isinstance(value, float) and math.isfinite(value), value
 
 
 def _fit_list(kind: Any, args: tuple[Any, ...], value: Any, path: Path, report: Report) -> tuple[bool, Any]:
@@ -206,8 +241,8 @@ def _fit_list(kind: Any, args: tuple[Any, ...], value: Any, path: Path, report: 
         return False, None
     kinds = args if fixed else [args[0] if args else Any] * len(value)
     items = [convert(k, v, (*path, i), report) for i, (k, v) in enumerate(zip(kinds, value))]
-    result = [v for ok, v in items if ok]
-    return True, tuple(result) if kind is tuple else result
+    result = [v for _, v in items]
+    return all(ok for ok, _ in items), tuple(result) if kind is tuple else result
 
 
 def describe(value: Any) -> str:
@@ -215,6 +250,8 @@ def describe(value: Any) -> str:
     if value is None:
         return "null"
     text = repr(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{text}, which is not a finite number"
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type_name(type(value))})"
 
 
@@ -223,6 +260,11 @@ def type_name(kind: Any) -> str:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (Union, types.UnionType):
         return " or ".join(type_name(a) for a in args)
+    if origin is Annotated:
+        name = type_name(args[0])
+        for constraint in (c for c in args[1:] if isinstance(c, Constraint)):
+            name = constraint.describe(name)
+        return name
     if origin is Literal:
         return "one of " + ", ".join(map(repr, args))
     if dataclasses.is_dataclass(kind):

@@ -40,8 +40,8 @@ def corpora() -> list[str]:
 
 
 def corpus_file(name: str) -> Path | None:
-    """The defaults of a corpus, if it ships."""
-    file = CORPORA / f"{name}.yaml"
+    """The defaults of a corpus, if it ships; under its earlier name too."""
+    file = CORPORA / f"{current_name('corpus', name)[1]}.yaml"
     return file if file.is_file() else None
 
 

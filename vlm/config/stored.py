@@ -20,6 +20,8 @@ def store(config: Config, tree: Tree, arch: Arch | None, data: dict[str, Any]) -
         entries = getattr(config, section)
         if entries:
             stored[section] = {name: _store_entry(data[section][name], e) for name, e in entries.items()}
+    if config.evaluation_files:
+        stored["evaluation_datasets"] = stored.get("evaluation_datasets", {}) | _files(config)
     stored["run"] = _run(config.run)
     if config.plugins:
         stored["plugins"] = list(config.plugins)
@@ -31,6 +33,10 @@ def _run(run: RunConfig) -> dict[str, Any]:
     default = RunConfig()
     skip = [key for key in NO_EFFECT if getattr(run, key) == getattr(default, key)]
     return plain({k: v for k, v in dataclasses.asdict(run).items() if k not in skip})
+
+
+def _files(config: Config) -> dict[str, Any]:
+    return {name: dataclasses.asdict(files) for name, files in config.evaluation_files.items()}
 
 
 def _store_entry(written: dict[str, Any], entry: DatasetEntry) -> dict[str, Any]:
@@ -84,6 +90,7 @@ def effective(config: Config) -> dict[str, Any]:
     shown["train"] = model.train
     shown["weights"] = [dataclasses.asdict(w) for w in model.weights]
     sections = {s: {n: _show_entry(e) for n, e in getattr(config, s).items()} for s in DATA_SECTIONS}
+    sections["evaluation_datasets"] |= _files(config)
     sections = {s: entries for s, entries in sections.items() if entries}
     tail = {"plugins": config.plugins} if config.plugins else {}
     return plain({"model": shown, **sections, "run": _run(config.run), **tail})

@@ -53,6 +53,17 @@ class _Loader(yaml.SafeLoader):
         finally:
             self.depth -= 1
 
+    def scan_to_next_token(self) -> None:
+        """As PyYAML does, and over tabs between words and before comments, which YAML allows."""
+        super().scan_to_next_token()
+        while self.peek() == "\t":
+            line = self.buffer[self.pointer - self.column : self.pointer]
+            rest = self.buffer[self.pointer : self.pointer + MAX_DEPTH].lstrip("\t ")
+            if not (line.strip() or self.flow_level or rest.startswith(("#", "\n", "\0"))):
+                return  # indentation
+            self.forward()
+            super().scan_to_next_token()
+
     def fetch_flow_collection_start(self, token_class: Any) -> None:
         """As PyYAML does; the scanner reads ahead and would be slow at a thousand open brackets."""
         if self.flow_level >= MAX_DEPTH:
@@ -220,19 +231,19 @@ def _parse(text: str, label: str, tree: Tree) -> Any:
     try:
         loader = _Loader(text)
     except yaml.reader.ReaderError as error:
-        line, code = text.count("\n", 0, error.position) + 1, error.character
-        message = f"{label}:{line}: the character U+{code:04X} is not allowed in YAML"
+        place = f"{label}:{text.count(chr(10), 0, error.position) + 1}"
+        message = f"{place}: not a text file that YAML allows: it holds the character U+{error.character:04X}"
         raise ConfigError(message, fix="remove it; a configuration is a text in UTF-8") from error
     try:
         node = loader.get_single_node()
         return {} if node is None else _Builder(loader, tree, label).build(node, ())
     except yaml.MarkedYAMLError as error:
-        place = error.problem_mark.line + 1 if error.problem_mark else "?"
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
         refused = isinstance(error, _Refused)
         hints = {"found '?'": 'write "???" with quotes inside {} and []', "'\\t'": "indent with spaces, not with tabs"}
         hint = next((fix for words, fix in hints.items() if words in (error.problem or "")), None)
         raise ConfigError(
-            f"{label}:{place}: {'' if refused else 'not valid YAML: '}{str(error.problem):.200}", fix=hint
+            f"{label}:{line}: {'' if refused else 'not valid YAML: '}{str(error.problem):.200}", fix=hint
         ) from error
     finally:
         loader.dispose()

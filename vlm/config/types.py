@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from vlm.common.bounds import Count, NonNegative
 from vlm.config.run import RunConfig
 
 Check = Literal["all", "needed", "weights", "none"]
@@ -90,21 +91,28 @@ class ModelConfig:
 class DatasetOptions:
     """What an entry of a dataset section may say besides its format."""
 
-    batch_size: int = 1
-    sample_ratio: float | None = None
+    batch_size: Count = 1
+    sample_ratio: NonNegative | None = None
     text_processor: dict[str, Any] = field(default_factory=dict)
     vis_processor: dict[str, Any] = field(default_factory=dict)
     type: str = "default"
     data_type: str = ""
-    max_new_tokens: int = 20
+    max_new_tokens: Count = 20
     group: str = ""
 
-    def __post_init__(self) -> None:
-        """Raises ValueError: a number outside its range."""
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}, expected at least 1")
-        if self.sample_ratio is not None and self.sample_ratio < 0:
-            raise ValueError(f"sample_ratio is {self.sample_ratio}, expected 0 or more")
+
+@dataclass
+class EvaluationFiles:
+    """A published entry of ``evaluation_datasets``: the files of a benchmark that its name stands for.
+
+    Example: ``gqa: {eval_file_path: /data/gqa/test.json, img_path: /data/gqa/images, max_new_tokens: 20}``
+    """
+
+    eval_file_path: str  # annotations: a file, a folder, or the name of a dataset on the Hub
+    img_path: str = ""  # folder of the images
+    save_path: str = ""  # result file; empty: in run.save_path
+    max_new_tokens: Count | None = None  # null: run.max_new_tokens
+    batch_size: Count | None = None  # null: run.batch_size_eval
 
 
 @dataclass
@@ -121,6 +129,8 @@ class Config:
 
     ``resolved`` is plain data that, stored as YAML, loads back as the same configuration without any other file.
     ``origins`` gives ``file:line`` per dotted path, ``defaults`` what the arch and corpus files say there.
+    ``evaluation_files`` are the published entries of the section ``evaluation_datasets``; ``no_effect`` are written
+    keys that change nothing, each with the reason.
     """
 
     model: ModelConfig
@@ -128,7 +138,9 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     valid_datasets: dict[str, DatasetEntry] = field(default_factory=dict)
     evaluation_datasets: dict[str, DatasetEntry] = field(default_factory=dict)
+    evaluation_files: dict[str, EvaluationFiles] = field(default_factory=dict)
     plugins: list[str] = field(default_factory=list)
     resolved: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
+    no_effect: dict[str, str] = field(default_factory=dict)

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from vlm.common.errors import DataError, PromptError, printable
+from vlm.common.numbers import JSON_NUMBERS
 from vlm.common.text import lines_of
 from vlm.common.text import read_text as read_user_text
 from vlm.common.types import Message, Part, Role, Sample, Text
@@ -188,12 +189,12 @@ def read_json(path: str | Path, what: str) -> Any:
 
 
 def parse_json(text: str | bytes, where: str, fix: str | None = None) -> Any:
-    """The value of a JSON text.
+    """The value of a JSON text; NaN and infinity are missing values (None).
 
     Raises DataError: malformed, or nested too deeply; ``where`` is what to call it.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, **JSON_NUMBERS)
     except ValueError as error:
         raise DataError(f"{where} is not JSON ({error})", fix=fix) from error
     except RecursionError:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vlm.common.errors import DataError
 from vlm.common.types import Image, Video
+from vlm.datasets.media_columns import COLUMNS, is_missing, media_column
 from vlm.processors.image.decode import from_base64, read_frames
 from vlm.processors.placeholders import Medium
 
@@ -42,6 +44,8 @@ def medium_of(value: Any, root: str | Path, where: str) -> Medium | None:
         if not value:
             raise DataError(f"{where}: a video without frames", fix="give at least one frame, or remove the record")
         return Video([_frame(frame, root) for frame in value])
+    if isinstance(value, Mapping) and ("bytes" in value or "path" in value):
+        return medium_of(value.get("bytes") or value.get("path"), root, where)
     if isinstance(value, bytes):
         return Image(value)
     if not isinstance(value, str):
@@ -60,8 +64,42 @@ def medium_of(value: Any, root: str | Path, where: str) -> Medium | None:
     return Image(str(path))
 
 
+def media_of(record: Mapping[str, Any], field: str, root: str | Path, where: str) -> list[Medium]:
+    """The images and videos of a record.
+
+    Args:
+        record: a record.
+        field: their column; empty: the known columns (:data:`vlm.datasets.media_columns.COLUMNS`), images first.
+        root: folder that relative paths start from.
+        where: how messages name the record.
+
+    Raises:
+        DataError: as :func:`medium_of`.
+    """
+    items = [item for column, value in media_fields(record, field) for item in _items(column, value)]
+    media = [medium_of(item, root, where) for item in items]
+    return [medium for medium in media if medium is not None]
+
+
+def media_fields(record: Mapping[str, Any], field: str) -> list[tuple[str, Any]]:
+    """The columns with images and videos that have a value, and their values, see :func:`media_of`."""
+    columns = [field] if field else [media_column(record, kind) for kind in COLUMNS]
+    return [(name, record[name]) for name in columns if name is not None and not is_missing(record.get(name))]
+
+
+def _items(column: str, value: Any) -> list[Any]:
+    """The media of a field: in a column of images every element of a list is one, elsewhere a list holds frames."""
+    if not isinstance(value, list | tuple):
+        return [value]
+    whole = column.lower() in COLUMNS["image"] or all(str(item).lower().endswith(VIDEO_SUFFIXES) for item in value)
+    return list(value) if whole else [value]
+
+
 def check_field(value: Any, root: str | Path, where: str) -> None:
-    """Check a field without reading the file. Raises DataError as :func:`medium_of` does."""
+    """Check a field without reading the files that it names. Raises DataError as :func:`medium_of` does."""
+    if isinstance(value, list | tuple):
+        for item in value:
+            check_field(item, root, where)
     if isinstance(value, str) and value and existing(value, root) is None:
         _decoded(value, root, where)
 

@@ -17,7 +17,7 @@ from transformers import LogitsProcessorList
 
 from vlm.inference.generation import Generation
 from vlm.inference.incremental import Prompt, decoder_of
-from vlm.inference.stopping import StopCriteria, ends_with, fixed_rules, row_generators, sampling_rules
+from vlm.inference.stopping import StopCriteria, check_logits, ends_with, fixed_rules, row_generators, sampling_rules
 
 INACTIVE_SCORE = -1e9
 """Initial score of all beams but the first, so that they do not all begin with the same token."""
@@ -121,6 +121,9 @@ def beam_search(llm: nn.Module, prompt: Prompt, generation: Generation, ends: St
         prompt: the left-padded prompts ``[b, s]``.
         generation: the options; with ``do_sample`` candidates are drawn, each row with its own generator.
         ends: what ends a row.
+
+    Raises:
+        NotFiniteError: logits that are not numbers.
     """
     beams, device = generation.num_beams, prompt.embeds.device
     form = generation.length_penalty_form
@@ -138,6 +141,7 @@ def beam_search(llm: nn.Module, prompt: Prompt, generation: Generation, ends: St
         logits = decoder.read(None).repeat_interleave(beams, 0)  # [b * k, vocab]
         decoder.repeat(beams)
         for length in range(1, generation.max_new_tokens + 1):
+            check_logits(logits)
             history = torch.tensor([ids for row in rows for ids in row.running], dtype=torch.long, device=device)
             values = rules(history, logits.log_softmax(-1))
             totals = values.view(len(rows), beams, -1) + scores[..., None]  # [b, k, vocab]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vlm.inference.beams import beam_search
 from vlm.inference.generation import Generation
 from vlm.inference.incremental import Prompt, decoder_of
-from vlm.inference.stopping import StopCriteria, ends_with, row_generators, score_rules
+from vlm.inference.stopping import StopCriteria, check_logits, ends_with, row_generators, score_rules
 from vlm.models.precision import autocast
 
 __all__ = ["StopCriteria", "Prompt", "decode", "steps"]
@@ -30,6 +30,9 @@ def decode(
         generation: the options.
         ends: what ends a row.
         dtype: autocast dtype of the language model.
+
+    Raises:
+        NotFiniteError: logits that are not numbers.
     """
     if generation.num_beams > 1:
         with autocast(prompt.embeds.device, dtype):
@@ -41,7 +44,10 @@ def decode(
 def steps(
     llm: nn.Module, prompt: Prompt, generation: Generation, ends: StopCriteria, dtype: torch.dtype = torch.float32
 ) -> Iterator[list[int | None]]:
-    """Yield the new token of each row at each step; None for a row that has ended."""
+    """Yield the new token of each row at each step; None for a row that has ended, or whose every token is forbidden.
+
+    Raises NotFiniteError: see :func:`decode`.
+    """
     processors = score_rules(generation, ends)
     generators = row_generators(len(prompt.embeds), generation.seed)
     decoder = decoder_of(llm, prompt, generation.use_cache)
@@ -53,7 +59,12 @@ def steps(
         with torch.inference_mode():
             with autocast(prompt.embeds.device, dtype):
                 logits = decoder.read(tokens)
+            check_logits(logits)
             scores = processors(history, logits)
+            stuck = (scores.amax(-1) == -torch.inf).tolist() if processors else ()
+            if any(stuck):
+                done = [a or b for a, b in zip(done, stuck, strict=True)]
+                scores = torch.where(torch.tensor(stuck, device=scores.device)[:, None], 0.0, scores)
             tokens = _sampled(scores, generators) if generation.do_sample else scores.argmax(dim=-1)
             if any(done):
                 tokens = tokens.masked_fill(torch.tensor(done, device=tokens.device), ends.pad)

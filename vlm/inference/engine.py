@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from vlm.inference.generation import CHAT, Generation, default_generation
 from vlm.inference.ranking import Normaliser, Ranking, rank_candidates
 from vlm.inference.stopping import StopSequences, stop_sequences
 from vlm.inference.streaming import StreamedText, TextStream, cleaner, marks_of
+from vlm.models.finite import naming_part
 from vlm.processors.collate import collate
 from vlm.processors.messages import Conversation, to_messages
 from vlm.processors.templates.base import IMAGE_PLACEHOLDER
@@ -195,6 +197,7 @@ class Engine:
         Raises:
             PromptError: not a conversation, placeholders and images differ in number, or one that is longer than the
                 context.
+            NotFiniteError: a part computes values that are not numbers; it is named. So in all that follows.
         """
         single = isinstance(conversations, str | Mapping | Message | Example) or not isinstance(conversations, Iterable)
         conversations = [] if single else list(conversations)
@@ -225,7 +228,8 @@ class Engine:
         """
         generation = generation or self.default_generation()
         prompt = self.prompt(conversations, generation)
-        return decode(self._llm, prompt, *self._limits(generation, prompt, stops), self.model.compute_dtype)
+        with self._naming_part(conversations):
+            return decode(self._llm, prompt, *self._limits(generation, prompt, stops), self.model.compute_dtype)
 
     def stream(
         self,
@@ -260,13 +264,14 @@ class Engine:
         template = self.processor.template
         text = TextStream(self.processor.tokenizer, cleaner(template, generation.cleanup), marks_of(template))
         cuts = template.config.truncate_at if generation.cleanup == "chat" else []
-        for (token,) in steps(self._llm, prompt, *self._limits(generation, prompt), self.model.compute_dtype):
-            if token is not None and (delta := text.push(token)):
-                yield delta
-            if stop_event is not None and stop_event.is_set():
-                break
-            if any(cut in text.raw for cut in cuts):
-                break  # clean-up drops whatever follows
+        with self._naming_part([messages]):
+            for (token,) in steps(self._llm, prompt, *self._limits(generation, prompt), self.model.compute_dtype):
+                if token is not None and (delta := text.push(token)):
+                    yield delta
+                if stop_event is not None and stop_event.is_set():
+                    break
+                if any(cut in text.raw for cut in cuts):
+                    break  # clean-up drops whatever follows
         if rest := text.finish():
             yield rest
 
@@ -283,13 +288,18 @@ class Engine:
             candidates: the possible answers of each conversation; their number may differ.
             normalise: what a candidate's summed token loss is divided by; see ``ranking``.
         """
-        return rank_candidates(
-            lambda examples: self.model(self.batch(examples), return_logits=True),
-            self.processor,
-            self.examples(conversations),
-            candidates,
-            normalise,
-        )
+        with self._naming_part(conversations):
+            return rank_candidates(
+                lambda examples: self.model(self.batch(examples), return_logits=True),
+                self.processor,
+                self.examples(conversations),
+                candidates,
+                normalise,
+            )
+
+    def _naming_part(self, conversations: Sequence[Conversation]) -> AbstractContextManager[None]:
+        """Within the block, an error about values that are not numbers names the part that computed them first."""
+        return naming_part(self.model, lambda: self.batch(self.examples(conversations)))
 
     def prompt(self, conversations: Sequence[Conversation], generation: Generation | None = None) -> Prompt:
         """Left-padded embeddings of the conversations, cut to the context as ``generation.context`` says."""
@@ -347,7 +357,7 @@ class Engine:
     @property
     def positions(self) -> int | None:
         """The language model's context length according to its configuration, or None."""
-        return self._llm.config.get_text_config().to_dict().get("max_position_embeddings")
+        return self.model.positions
 
     @property
     def _llm(self) -> Any:

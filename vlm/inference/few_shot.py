@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from vlm.common.errors import DataError, PromptError
+from vlm.common.numbers import JSON_NUMBERS
 from vlm.common.text import lines_of, read_text
-from vlm.common.types import Image, Message, Part, Text
+from vlm.common.types import Image, Message, Video
+from vlm.processors.placeholders import attach_media
 from vlm.processors.templates.base import IMAGE_PLACEHOLDER
 
 KEYS = ("image", "question", "answer")
@@ -23,8 +25,9 @@ def read_examples(path: str | Path) -> list[Message]:
     """The examples of a file as user and assistant messages.
 
     Raises:
-        DataError: no such file, a line that is not a record, a missing or unknown field, a missing image.
-        PromptError: a question whose number of placeholders is neither 0 nor that of its images.
+        DataError: no such file, a line that is not a record, a missing or unknown field, a missing image, more
+            ``<image>`` than images, or one in an answer.
+        PromptError: a question whose number of ``<ImageHere>`` is neither 0 nor that of its images.
     """
     file = Path(path)
     result = [m for where, record in json_lines(file, KEYS) for m in example_of(record, where, file.parent)]
@@ -46,7 +49,7 @@ def json_lines(file: Path, fields: Sequence[str]) -> Iterator[tuple[str, Any]]:
         where = f"examples {file}, line {number}"
         try:
             if line.strip():
-                yield where, json.loads(line)
+                yield where, json.loads(line, **JSON_NUMBERS)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where} is not JSON: {error}", fix=f"write one {expected} per line") from error
 
@@ -76,15 +79,15 @@ def example_of(record: Any, where: str, folder: Path) -> list[Message]:
     images = [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
     if not images and not question.strip():
         raise DataError(f"{where}: neither `image` nor `question`", fix=fix)
-    parts: list[Part] = []
+    media: list[Image | Video] = []
     for image in images:
         path = isinstance(image, str | Path) and folder / image
         if path and not path.is_file():
             raise DataError(f"{where}: image {path}: no such file", fix=f"paths start from {folder or '.'}")
-        parts.append(Image(str(path) if path else image))
+        media.append(Image(str(path) if path else image))
     check_placeholders(question, len(images), where)
-    parts += [Text(question)] if question.strip() else []
-    return [Message("user", tuple(parts)), Message("assistant", (Text(answer),))]
+    asked = question if question.strip() else ""
+    return attach_media([("user", asked), ("assistant", answer)], media, where, first=False)
 
 
 def check_placeholders(text: str, images: int, where: str) -> None:

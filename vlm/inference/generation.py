@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import numbers
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
+from vlm.common.bounds import Count, Natural, Positive, Range, violations
 from vlm.common.errors import ConfigError, UserError
 from vlm.common.registry import register_generation
 
@@ -28,25 +29,25 @@ class Generation:
     4.30): 2 means "at least one token".
     """
 
-    max_new_tokens: int = 300
-    num_beams: int = 1
+    max_new_tokens: Count = 300
+    num_beams: Count = 1
     do_sample: bool = True
-    min_length: int = 1
-    top_p: float = 0.9
-    top_k: int = 50
+    min_length: Natural = 1
+    top_p: Annotated[float, Range(above=0, most=1)] = 0.9
+    top_k: Natural = 50
     """0: off. The published chat leaves it at the default of transformers, 50."""
-    temperature: float = 1.0
-    repetition_penalty: float = 1.05
-    no_repeat_ngram_size: int = 0
+    temperature: Positive = 1.0
+    repetition_penalty: Positive = 1.05
+    no_repeat_ngram_size: Natural = 0
     """No n-gram of this length occurs twice in an answer (0: off); like the penalty, it ignores the prompt."""
-    length_penalty: float = 1.0
+    length_penalty: Annotated[float, Range()] = 1.0
     """With beams: the sum of log probabilities is divided by ``length ** length_penalty``."""
     length_penalty_form: LengthForm = "published"
     """What ``length`` counts besides the answer: ``published`` a dummy first token, as when a prompt was given as
     embeddings; ``prompt`` the prompt, as when it was given as tokens; ``answer`` nothing, as current versions of
     transformers count (end id included)."""
-    max_length: int = 2000
-    seed: int | None = None
+    max_length: Count = 2000
+    seed: Annotated[int, Range(-(2**63), 2**63 - 1)] | None = None
     """Same seed, same text, on any device and in any batch; None: a new seed each time."""
     stop: tuple[str, ...] | None = None
     """Texts that end an answer, besides the end-of-sequence token; None: those of the template."""
@@ -61,14 +62,13 @@ class Generation:
         """Raises ConfigError: values outside their range, all in one message."""
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
-        values = vars(self)
         self._check_types()
-        positive = ("max_new_tokens", "num_beams", "temperature", "repetition_penalty", "max_length")
-        problems = [f"{n} is {values[n]}, must be above 0" for n in positive if not values[n] > 0]
-        least = ("min_length", "top_k", "no_repeat_ngram_size")
-        problems += [f"{n} is {values[n]}, must be at least 0" for n in least if values[n] < 0]
-        if not 0 < self.top_p <= 1:
-            problems.append(f"top_p is {self.top_p}, must be above 0 and at most 1")
+        problems = violations(self)
+        if 0 < self.temperature < 1e-6:
+            problems.append(f"temperature is {self.temperature}, too small to divide by (do_sample: false is 0)")
+        if self.min_new_tokens > min(self.max_new_tokens, self.max_length):
+            longest = f"max_new_tokens {self.max_new_tokens} and max_length {self.max_length} allow"
+            problems.append(f"min_length is {self.min_length}, more than {longest}")
         for name, kind in (("length_penalty_form", LengthForm), ("context", Context), ("cleanup", Cleanup)):
             if (value := getattr(self, name)) not in get_args(kind):
                 problems.append(f"{name} is {value!r}, must be {' or '.join(get_args(kind))}")
@@ -87,8 +87,6 @@ class Generation:
                 fits = isinstance(value, tuple | list) and all(isinstance(text, str) for text in value)
             if not fits and not (value is None and name in ("seed", "stop")):
                 problems.append(f"{name} is {value!r}, expected {'texts' if wanted is tuple else wanted.__name__}")
-        if self.seed is not None and not problems and not -(2**63) <= self.seed < 2**63:
-            problems.append(f"seed is {self.seed}, must have at most 64 bits")
         if problems:
             raise ConfigError("generation options: " + "; ".join(problems))
 

@@ -37,7 +37,11 @@ class Prompt:
         result = []
         for row, mask in enumerate(self.mask):
             first = len(mask) - int(mask.sum())
-            inserts = self.inserts and self.inserts.moved(lambda v, row=row, first=first: v[row : row + 1, first:])
+
+            def own(value: Tensor, row: int = row, first: int = first) -> Tensor:
+                return value[row : row + 1, first:]
+
+            inserts = self.inserts and self.inserts.moved(own)
             result.append(Prompt(self.embeds[row : row + 1, first:], self.mask[row : row + 1, first:], inserts))
         return result
 

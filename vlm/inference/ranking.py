@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vlm.common.errors import UserError
+from vlm.common.errors import NotFiniteError, UserError
 from vlm.common.types import IGNORE_INDEX, Example, Output
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def rank_candidates(
         normalise: what a loss is divided by, see ``Normaliser``.
 
     Raises:
+        NotFiniteError: a loss that is not a number.
         UserError: the two lists differ in length, or a conversation has no candidate.
     """
     if len(prompts) != len(candidates) or not all(candidates):
@@ -74,6 +75,8 @@ def rank_candidates(
         output = score(examples)
         assert output.logits is not None and output.labels is not None
         sums, numbers = token_losses(output.logits, output.labels)
+        if not bool(sums.isfinite().all()):
+            raise NotFiniteError("the loss of a candidate is not a number", fix="check the weights and the dtypes")
         divisors = {"sum": torch.ones_like(sums), "mean": numbers, "published": _published(output.labels, numbers)}
         for i, loss in zip(rows, (sums / divisors[normalise]).tolist(), strict=True):
             losses[i].append(loss)

@@ -14,6 +14,7 @@ from vlm.inference.context import turns_of
 from vlm.inference.generation import Generation
 from vlm.inference.streaming import StreamedText, extend
 from vlm.processors.messages import to_images, to_videos
+from vlm.processors.placeholders import place_media
 
 if TYPE_CHECKING:
     from vlm.inference.engine import Engine
@@ -94,8 +95,9 @@ class ChatSession:
             parts.append(Text(text.strip()))
         if not parts:
             raise PromptError("nothing was asked", fix="type a question")
+        placed = place_media(parts, "the question")
         self.take_back()  # a question whose answer was never begun
-        self.messages.append(Message("user", parts))
+        self.messages.append(Message("user", placed))
 
     def read(self, medium: Image | Video) -> Image | Video:
         """The medium with its pixels in place of its source. Raises DataError: see :meth:`ask`."""

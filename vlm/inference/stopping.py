@@ -19,6 +19,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from vlm.common.errors import NotFiniteError
 from vlm.inference.generation import Generation
 
 if TYPE_CHECKING:
@@ -59,6 +60,15 @@ def stop_sequences(tokenizer: Tokenizer, texts: Sequence[str]) -> StopSequences:
 def ends_with(ids: Sequence[int], stops: StopSequences) -> bool:
     """Whether a row's new tokens end with one of the sequences."""
     return any(len(ids) >= len(stop) and tuple(ids[-len(stop) :]) == stop for stop in stops)
+
+
+def check_logits(logits: Tensor) -> None:
+    """Raises NotFiniteError: the largest of a row of logits ``[b, vocab]`` is not a number."""
+    if not bool(logits.amax(-1).isfinite().all()):
+        raise NotFiniteError(
+            "the language model's logits are not numbers (NaN or infinity), so there is no next token",
+            fix="check its weights; use bf16 or fp32 in place of fp16 or 8 bits (model.llm.dtype, model.llm.quantize)",
+        )
 
 
 class AfterDummyToken(LogitsProcessor):

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -18,7 +19,14 @@ from vlm.models.trainable import select_trainable
 from vlm.models.vlm import VLM
 
 if TYPE_CHECKING:
-    from vlm.config.types import ModelConfig
+    from vlm.config.types import ModelConfig, Part
+
+
+CONTRADICTIONS = (
+    *(ValueError, TypeError, RuntimeError, AssertionError, ArithmeticError, LookupError, StopIteration),
+    StrictDataclassError,
+)
+"""What the libraries below raise for sizes that contradict each other and for options that they do not know."""
 
 
 def build_model(
@@ -94,6 +102,19 @@ def check_widths(model: VLM, any_width: bool) -> None:
     _ = model.tokens_per_frame
 
 
+def check_positions(model: VLM, text: Part) -> None:
+    """Check the number of positions that the text options state for an image; 1, the default, states none.
+
+    Raises ConfigError: the encoder and its bridges give another number.
+    """
+    stated, given = text.get("tokens_per_medium"), model.visual_tokens()
+    if stated not in (None, 1, given):
+        raise ConfigError(
+            f"model.text.tokens_per_medium is {stated}, but vision and bridge give {given} tokens for an image",
+            fix=f"set model.text.tokens_per_medium: {given}",
+        )
+
+
 def check_inserts(model: VLM, fusion: str, provides: Collection[str]) -> None:
     """Check that the fusion provides what the inserts read, and that an insert reads what it provides.
 
@@ -120,8 +141,13 @@ def _llm_dtype(model_cfg: ModelConfig, device: torch.device, dtype: torch.dtype 
 def _part(kind: str, part: Any, uninitialised: Collection[str], *arguments: Any) -> nn.Module:
     cls = resolve(kind.split(".")[0].replace("inserts", "insert"), part.name)
     # drawing 7 billion random numbers that a file then replaces would take minutes
-    with _SkipRandom() if kind in uninitialised else contextlib.nullcontext():
-        return cls(part.config, *arguments)
+    try:
+        with _SkipRandom() if kind in uninitialised else contextlib.nullcontext():
+            return cls(part.config, *arguments)
+    except torch.OutOfMemoryError:
+        raise
+    except CONTRADICTIONS as error:
+        raise ConfigError(f"model.{kind}: {part.name} cannot be built with these options ({error})") from error
 
 
 @contextlib.contextmanager

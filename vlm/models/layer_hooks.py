@@ -1,9 +1,9 @@
 """The one wrapper around a decoder layer's ``forward``.
 
 Order of a call: recompute -> inserts before the layer -> layer -> inserts after it. Within the layer, the MLP can be
-trimmed to the tokens whose output is read. The layout of a packed row is a context variable, because not every family
-passes unknown arguments down to its attention; a layer keeps the one of its call for the recomputation in the backward
-pass, which may run in another thread.
+trimmed to the tokens whose output is read. What a call needs travels in its arguments (``insert_data``, ``layout``),
+so that a recomputation in the backward pass sees the same values and calls of several threads stay apart. Within a
+layer the layout is a context variable, because not every family passes unknown arguments down to its attention.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 INSERT_DATA = "insert_data"
 """Argument of the LLM and of its layers that holds an ``InsertData``."""
+LAYOUT = "layout"
+"""Argument of the LLM and of its layers that holds a :class:`Layout`."""
 
 
 @dataclass
@@ -85,16 +87,14 @@ class LayerHooks:
         """
         if self.recompute is None or not torch.is_grad_enabled() or not self._has_gradient(*args, *kwargs.values()):
             return self.run(*args, **kwargs)
-        layout = current_layout()
-
-        def again(*args: Any, **kwargs: Any) -> Any:
-            with laid_out(layout):
-                return self.run(*args, **kwargs)
-
-        return self.recompute(again, *args, **kwargs)
+        return self.recompute(self.run, *args, **{LAYOUT: current_layout(), **kwargs})
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """The layer between its inserts; ``hidden_states`` (or the first argument) is ``[b, s, d]``."""
+        with laid_out(kwargs.pop(LAYOUT, current_layout())):
+            return self._run(*args, **kwargs)
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
         data = kwargs.pop(INSERT_DATA, None)
         if not self.inserts:
             return self.forward(*args, **kwargs)
@@ -158,7 +158,12 @@ def checkpoint_layers(layers: Iterable[nn.Module]) -> None:
 
 
 def trim_last_layer(layers: nn.ModuleList) -> None:
-    """Let the last of ``layers`` skip its MLP where the output is not read, if it has a module ``mlp``."""
+    """Let the last of ``layers`` skip its MLP where the output is not read, if it has a module ``mlp``.
+
+    All layers get hooks, which take the layout of a packed row.
+    """
+    for layer in layers:
+        hooks_of(layer)
     mlp = dict(layers[-1].named_children()).get("mlp")
     if mlp is not None:
         mlp.__dict__["forward"] = TrimmedMLP(mlp.forward)

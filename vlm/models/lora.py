@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from vlm.common.bounds import Count, Dropout, Positive, violations
 from vlm.common.errors import ConfigError
 
 ADAPTER = "default"
 """peft's name of the adapter, part of the state-dict keys ``*.lora_A.default.weight``."""
+ALL_LINEAR = "all-linear"
+PLACEMENT = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+"""Options of peft that decide which layers are adapted."""
 
 
 @dataclass
@@ -21,22 +26,21 @@ class LoraOptions:
     """Options of ``lora:``; the update is scaled by ``alpha / r``.
 
     ``targets`` is a list of names, each a whole name or the end of one (``q_proj``, ``self_attn.q_proj``), or one
-    regular expression that a whole name must match. Names are those of the linear layers within the part.
+    regular expression that a whole name must match, or ``all-linear``: all but the head of an LLM, as in peft. Names
+    are those of the linear layers within the part.
 
     Example: ``lora: {r: 8, alpha: 16, targets: [q_proj, v_proj]}``
     """
 
-    r: int = 8
-    alpha: float = 16
-    dropout: float = 0.05
+    r: Count = 8
+    alpha: Positive = 16
+    dropout: Dropout = 0.05
     targets: list[str] | str = field(default_factory=lambda: ["q_proj", "v_proj"])
 
     def __post_init__(self) -> None:
         """Raises ConfigError: a rank below 1, a dropout outside [0, 1), no target, a faulty regular expression."""
-        if self.r < 1:
-            raise ConfigError(f"lora.r is {self.r}, expected at least 1 (lora: null for none)")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"lora.dropout is {self.dropout}, expected at least 0 and below 1")
+        if wrong := violations(self):
+            raise ConfigError("; ".join(f"lora.{text}" for text in wrong), fix="lora: null means none")
         if not self.targets:
             raise ConfigError("lora.targets is empty; expected names of linear layers")
         if isinstance(self.targets, str):
@@ -83,7 +87,14 @@ def target_layers(module: nn.Module, targets: list[str] | str) -> list[str]:
 
     Raises LoraTargetError: a target fits no linear layer.
     """
-    linear = [name for name, child in module.named_modules() if isinstance(child, nn.Linear)]
+    from transformers import PreTrainedModel
+    from transformers.pytorch_utils import Conv1D  # the linear layers of GPT-2, transposed
+
+    linear = [name for name, child in module.named_modules() if isinstance(child, nn.Linear | Conv1D)]
+    if targets == ALL_LINEAR:
+        head = module.get_output_embeddings() if isinstance(module, PreTrainedModel) else None
+        inner = dict(module.named_modules())
+        return [name for name in linear if inner[name] is not head]
     if isinstance(targets, str):
         pattern = re.compile(targets)
         result = {targets: [name for name in linear if pattern.fullmatch(name)]}
@@ -97,6 +108,24 @@ def target_layers(module: nn.Module, targets: list[str] | str) -> list[str]:
         )
     expected = {name for names in result.values() for name in names}
     return [name for name in linear if name in expected]
+
+
+def left_out(config: Mapping[str, Any], layers: Sequence[str], file: str) -> list[str]:
+    """Those of ``layers`` (names in the whole model) that peft would not adapt by a published configuration.
+
+    Raises ConfigError: peft does not accept its placement (``target_modules``, ``exclude_modules``, ...).
+    """
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    given = {name: config[name] for name in PLACEMENT if config.get(name) is not None}
+    if not given or str(given.get("target_modules", ALL_LINEAR)).lower() == ALL_LINEAR:
+        return []  # by the class of the layer, or by the family of the model
+    try:
+        options = LoraConfig(**given)
+        return [name for name in layers if not check_target_module_exists(options, name)]
+    except (ValueError, TypeError, AttributeError, re.error) as error:
+        raise ConfigError(f"{file}: {', '.join(given)} cannot be used ({error})") from error
 
 
 def is_lora(name: str) -> bool:

@@ -60,6 +60,13 @@ class VLM(nn.Module):
             count = part.num_tokens(count)
         return count
 
+    @property
+    def positions(self) -> int | None:
+        """The LLM's context length according to its configuration, or None."""
+        config: Any = self.llm.model.config
+        found: int | None = config.get_text_config().to_dict().get("max_position_embeddings")
+        return found
+
     def visual_tokens(self, frames: int = 1) -> int:
         """Positions in the LLM's sequence of a medium with ``frames`` frames, an affine function of ``frames``.
 

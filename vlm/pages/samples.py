@@ -55,6 +55,7 @@ def _card(
         return card | {"runs": [("", "\n".join(spoken(shown.sample, limit=4000)))]}
     length = (visual_tokens or VisualTokens()).fused_length(shown.example)
     card["meta"] += [f"{length:,} positions", f"{shown.example.num_targets:,} trained"]
+    card["meta"] += [f"cut: {shown.example.cut}"] if shown.example.cut is not None else []
     runs = _runs(pieces(shown.example, tokenizer, visual_tokens))
     return card | {"images": _images(shown.example, recipe), "runs": runs}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from vlm.common.bounds import Count
 from vlm.common.registry import register_processor
 
 
@@ -21,7 +22,7 @@ class BlipCaption:
         """Prefix, and maximum number of words. Example: ``text_processor: {train: {name: blip_caption}}``"""
 
         prompt: str = ""
-        max_words: int = 50
+        max_words: Count = 50
 
     def __init__(self, config: Config) -> None:
         self.config = config

@@ -29,9 +29,13 @@ class VisualTokens:
         per_frame = count(2) - count(1)
         return cls(count(1) - per_frame, per_frame)
 
+    def positions(self, frames: int) -> int:
+        """Positions of a medium."""
+        return self.per_medium + frames * self.per_frame
+
     def fused_length(self, example: Example) -> int:
         """Positions of an example in the LLM's sequence, media included."""
-        return len(example.ids) + sum(self.per_medium + len(m) * self.per_frame - 1 for m in example.media)
+        return len(example.ids) + sum(self.positions(len(m)) - 1 for m in example.media)
 
 
 def unify_dtypes(examples: Sequence[Example], normalize: Callable[[torch.Tensor], torch.Tensor]) -> None:

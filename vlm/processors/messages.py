@@ -15,6 +15,7 @@ from vlm.common.errors import DataError, PromptError
 from vlm.common.paths import is_url, local_path
 from vlm.common.types import Example, Image, Message, Part, Text, Video
 from vlm.processors.image.decode import from_base64
+from vlm.processors.placeholders import place_media
 from vlm.processors.video.read import IMAGES
 
 Conversation: TypeAlias = str | Message | Mapping[str, Any] | Sequence[Message | Mapping[str, Any]] | Example
@@ -52,7 +53,7 @@ def to_messages(
         if not question.strip() and not media:
             raise PromptError("nothing was asked", fix="pass a question")
         text = question.strip()
-        return [Message("user", [*media, text] if text else media)]
+        return [Message("user", place_media([*media, Text(text)] if text else media, "the question"))]
     items = [question] if isinstance(question, Message | Mapping) else question
     if not isinstance(items, list | tuple):
         raise PromptError(f"found {_shown(question)}, expected a conversation", fix=f"pass {FORMS}")
@@ -65,7 +66,8 @@ def to_messages(
         raise PromptError("nothing was asked", fix="end with the user's question")
     if media:
         messages[-1] = Message("user", [*media, *messages[-1].parts])
-    return messages
+    placed = [place_media(m.parts, f"message {k}") if m.role == "user" else m.parts for k, m in enumerate(messages)]
+    return [Message(m.role, parts) for m, parts in zip(messages, placed, strict=True)]
 
 
 def to_images(value: Any, allow_urls: bool = False) -> list[Image]:

@@ -10,6 +10,7 @@ The same rules hold in training, for ``vlm generate``, in examples for few-shot 
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
 
@@ -17,6 +18,7 @@ from vlm.common.errors import DataError
 from vlm.common.types import Image, Message, Part, Role, Text, Video
 
 Medium = Image | Video
+log = logging.getLogger(__name__)
 
 MEDIA_PLACEHOLDER = re.compile(r"\n?<(?:image|video)>\n?")
 
@@ -49,12 +51,15 @@ def attach_media(
 def place_media(parts: Sequence[Part], where: str) -> list[Part]:
     """The parts of a question, with its media at the placeholders in its words.
 
-    Without placeholders, or without media, they stay as they are.
+    Without placeholders, or without media, they stay as they are; a placeholder without a medium is read as words, and
+    the log says so.
 
     Raises DataError: more placeholders than media.
     """
     media = [p for p in parts if not isinstance(p, Text)]
     found = [kind for p in parts if isinstance(p, Text) for kind in _kinds("user", p.text, where)]
+    if found and not media:
+        log.warning("%s: <image> is read as words, because no image comes with it; give the image, too", where)
     if not media or not found:
         return list(parts)
     extra, placed = _ordered(media, found, where)

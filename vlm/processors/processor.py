@@ -11,13 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from vlm.common.bounds import Count, Natural
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.registry import register_text, resolve
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Image, Message, Sample, Video
+from vlm.processors.collate import VisualTokens
 from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.templates.base import BaseTemplate, Segment
 from vlm.processors.tokenizer.tokenizer import Tokenizer
-from vlm.processors.truncation import Span, keep_answers, keep_first, keep_last
+from vlm.processors.truncation import Span, keep_answers, keep_context, keep_first, keep_last, what_was_cut
 from vlm.processors.video.recipe import VideoRecipe
 
 if TYPE_CHECKING:
@@ -38,18 +40,18 @@ class TextConfig:
     Example: ``text: {max_txt_len: 160, keep_end: true}``
     """
 
-    max_txt_len: int = 32  # tokens kept from the first answer on
-    max_context_len: int = 3800  # positions before the first answer
+    max_txt_len: Count | None = None  # tokens kept from the first answer on; null: what the LLM's context holds
+    max_context_len: Count | None = None  # positions before the first answer; null: no limit of their own
     keep_end: bool = False  # a cut answer still ends with end_sym (the published code loses it)
-    max_input_len: int = 0  # tokens kept of a prompt, the last ones, begin id and no image counted; 0: all
-    max_turn_len: int = 0  # positions of a turn with its begin and end id; above 0 the two limits above do not apply
-    tokens_per_medium: int = 1  # positions that an image counts in max_context_len and max_turn_len
+    max_input_len: Natural = 0  # tokens kept of a prompt, the last ones, begin id and no image counted; 0: all
+    max_turn_len: Natural = 0  # positions of a turn with begin and end id; above 0 the two limits above do not apply
+    tokens_per_medium: Count = 1  # positions that an image counts in max_context_len and max_turn_len
     tokenizer: str = ""  # folder of the tokenizer; empty: the LLM's
     pad_token: str = ""  # existing piece or special token for padding; empty: the folder's, else unk, else eos
     special_tokens: list[str] = field(default_factory=list)  # made special; new ones get the next ids, in order
     new_pad_token: str = ""  # pad token of a folder that names none, instead of pad_token
-    bos_id: int | None = None  # forced, whatever the folder says
-    eos_id: int | None = None
+    bos_id: Natural | None = None  # forced, whatever the folder says
+    eos_id: Natural | None = None
     legacy: bool | None = None  # sentencepiece: a dummy space after every special token; null: as the folder says
 
 
@@ -60,6 +62,8 @@ class Processor:
         pad_id: id at padding.
         media_id: id of the template's special token for a medium, or None (``Example.ids`` has ``MEDIA_TOKEN`` in
             either case).
+        context: positions of the LLM and those of media in it, if they are known: the limit of training examples
+            where ``text_cfg`` has none.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class Processor:
         self.tokenizer, self.template, self.image, self.video = tokenizer, template, image, video
         self.text_cfg = text_cfg or TextConfig()
         self.pad_id = tokenizer.pad
+        self.context: tuple[int, VisualTokens] | None = None
         token = template.config.media_token
         self.media_id = tokenizer.id_of(token) if token else None
         if token and not tokenizer.is_special(token):
@@ -89,21 +94,43 @@ class Processor:
         """A training example: begin id, condition, answers; only answers (with their end) are targets.
 
         From the first answer on ``max_txt_len`` tokens are kept, of the condition ``max_context_len`` positions; or of
-        every turn ``max_turn_len``. With ``augment`` the training part of the recipes applies, which draws from ``rng``
-        after the text; without, media are treated as in chat.
+        every turn ``max_turn_len``. Without ``max_txt_len`` and ``max_turn_len`` the LLM's context is the limit.
+        ``Example.cut`` says what is cut. With ``augment`` the training part of the recipes applies, which draws from
+        ``rng`` after the text; without, media are treated as in chat.
 
         Raises:
             DataError: unreadable medium, or no supervised token; the message names the sample.
             PromptError: placeholders and media differ in number.
         """
         segments = self.template.train_segments(sample, rng)
-        spans = self._truncate(self._spans(segments), sample)
+        whole = self._spans(segments)
+        spans, limit = self._truncate(whole, sample), self._limits()
         example = self._example(spans, segments, sample, rng if augment else None)
+        if self.context is not None and not self.has_limit:
+            positions, visual_tokens = self.context
+            if visual_tokens.fused_length(example) > positions:
+                sizes = [visual_tokens.positions(len(medium)) for medium in example.media]
+                spans = keep_context(spans, positions, sizes, int(self.tokenizer.bos is not None))
+                limit = f"{positions} positions, the context of the LLM"
+                example.ids, example.labels = self._labelled(spans)
+                del example.media[example.ids.count(MEDIA_TOKEN) :]
+        example.cut = what_was_cut(whole, spans, limit)
         if not example.num_targets:
             limit = "model.text.max_turn_len" if self.text_cfg.max_turn_len > 0 else "model.max_txt_len"
             fix = f"give it an answer, or raise {limit}"
             raise DataError(f"sample {_name(sample)}: no supervised token", fix=fix)
         return example
+
+    @property
+    def has_limit(self) -> bool:
+        """Whether the configuration limits training examples itself; otherwise the LLM's context does."""
+        return self.text_cfg.max_txt_len is not None or self.text_cfg.max_turn_len > 0
+
+    def within(self, positions: int | None, visual_tokens: VisualTokens) -> Processor:
+        """A copy whose training examples fit into ``positions`` of the LLM, if they are known, see ``context``."""
+        other = copy.copy(self)
+        other.context = None if positions is None else (positions, visual_tokens)
+        return other
 
     def encode_chat(self, messages: Sequence[Message]) -> Example:
         """A prompt with the assistant's turn left open; nothing is supervised.
@@ -150,17 +177,20 @@ class Processor:
         """The spans of a training sample within the limits of ``text_cfg``."""
         cfg = self.text_cfg
         per_turn = cfg.max_turn_len > 0
-        name, limit = ("max_turn_len", cfg.max_turn_len) if per_turn else ("max_context_len", cfg.max_context_len)
-
+        name = "max_turn_len" if per_turn else "max_context_len"
+        limit = cfg.max_turn_len if per_turn else cfg.max_context_len
         error = DataError(
             f"sample {_name(sample)}: an image is beyond {name} {limit}",
             fix=f"raise model.{name} or shorten the prompt",
         )
-        if per_turn:
+        if per_turn and limit is not None:
             return keep_first(spans, limit, cfg.tokens_per_medium, per_turn=True, error=error)
         first = next((i for i, s in enumerate(spans) if s.supervised), len(spans))
         head = keep_last(spans[:first], cfg.max_input_len)
-        head = keep_first(head, limit, cfg.tokens_per_medium, per_turn=False, error=error)
+        if limit is not None:
+            head = keep_first(head, limit, cfg.tokens_per_medium, per_turn=False, error=error)
+        if cfg.max_txt_len is None:
+            return [*head, *spans[first:]]
         end = self._after_letter(self.template.config.end_sym) if cfg.keep_end else None
         return [*head, *keep_answers(spans[first:], cfg.max_txt_len, end)]
 
@@ -196,13 +226,7 @@ class Processor:
     def _example(
         self, spans: Sequence[Span], segments: Sequence[Segment], sample: Sample, rng: random.Random | None = None
     ) -> Example:
-        ids: list[int] = []
-        labels: list[int] = []
-        for span in spans:
-            begin = [self.tokenizer.bos] if span.bos and self.tokenizer.bos is not None else []
-            ids += [*begin, *span.ids]
-            labels += [IGNORE_INDEX] * len(begin)
-            labels += span.ids if span.supervised else [IGNORE_INDEX] * len(span.ids)
+        ids, labels = self._labelled(spans)
         media = [s.medium for s in segments if s.medium is not None][: ids.count(MEDIA_TOKEN)]
         tensors, before = [], self._decoded()
         for medium in media:
@@ -213,6 +237,23 @@ class Processor:
                     fix="shrink them, or divide the record",
                 )
         return Example(ids=ids, labels=labels, media=tensors, id=sample.id, source=sample.source)
+
+    def _limits(self) -> str:
+        """The limits of the configuration, for messages."""
+        cfg = self.text_cfg
+        names = ["max_turn_len"] if cfg.max_turn_len > 0 else ["max_txt_len", "max_context_len", "max_input_len"]
+        return ", ".join(f"model.text.{name} {vars(cfg)[name]}" for name in names if vars(cfg)[name])
+
+    def _labelled(self, spans: Sequence[Span]) -> tuple[list[int], list[int]]:
+        """Ids and labels of the spans, one after the other."""
+        ids: list[int] = []
+        labels: list[int] = []
+        for span in spans:
+            begin = [self.tokenizer.bos] if span.bos and self.tokenizer.bos is not None else []
+            ids += [*begin, *span.ids]
+            labels += [IGNORE_INDEX] * len(begin)
+            labels += span.ids if span.supervised else [IGNORE_INDEX] * len(span.ids)
+        return ids, labels
 
     def _decoded(self) -> int:
         """Pixels that the image recipe has decoded; 0 for one that does not count them."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vlm.common.errors import DataError
-from vlm.common.types import MEDIA_TOKEN
+from vlm.common.types import MEDIA_TOKEN, Cut
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +75,45 @@ def keep_first(spans: Sequence[Span], limit: int, medium: int, *, per_turn: bool
                 raise error
         kept.append(replace(span, ids=ids))
     return kept
+
+
+def keep_context(spans: Sequence[Span], limit: int, media: Sequence[int], begin: int) -> list[Span]:
+    """The first ``limit`` positions of a whole sample.
+
+    Args:
+        spans: of the sample.
+        limit: positions that stay.
+        media: positions of each medium, in order.
+        begin: positions of a begin id.
+    """
+    kept, room, sizes = [], limit, iter(media)
+    for span in spans:
+        room -= begin if span.bos else 0
+        ids: list[int] = []
+        for i in span.ids:
+            room -= next(sizes) if i == MEDIA_TOKEN else 1
+            if room < 0:
+                break
+            ids.append(i)
+        if room < 0 and not ids:
+            break
+        kept.append(replace(span, ids=ids))
+    return kept
+
+
+def what_was_cut(whole: Sequence[Span], kept: Sequence[Span], limit: str) -> Cut | None:
+    """What ``kept``, the spans that are left of the beginning of ``whole``, lacks; None if it is the same."""
+    rest = [*kept, *(Span([]) for _ in whole[len(kept) :])]
+    pairs = [(a, b) for a, b in zip(whole, rest, strict=True) if a.ids != b.ids]
+    answers = [b for a, b in pairs if a.supervised]
+    texts = [a for a, b in pairs if not a.supervised and _words(a) != _words(b)]
+    images = sum(a.ids.count(MEDIA_TOKEN) - b.ids.count(MEDIA_TOKEN) for a, b in pairs)
+    lost = sum(not b.ids for b in answers)
+    return Cut(len(answers) - lost, lost, images, len(texts), limit) if pairs else None
+
+
+def _words(span: Span) -> int:
+    return len(span.ids) - span.ids.count(MEDIA_TOKEN)
 
 
 def keep_answers(spans: Sequence[Span], limit: int, end: list[int] | None) -> list[Span]:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from vlm.checkpoint.formats.base import CheckpointFormat, below
-from vlm.checkpoint.formats.hf_conversion import converted, left_out
 from vlm.checkpoint.keymap import KeyMap
 from vlm.checkpoint.safe import read_folder
 from vlm.checkpoint.strict import NamedTensors, wrapped_name
 from vlm.common.registry import register_checkpoint_format
+from vlm.models.llm.conversion import converted, left_out
 from vlm.models.llm.hf import FOLDERS
 from vlm.models.lora import is_lora
 from vlm.models.vlm import VLM
@@ -108,7 +108,7 @@ def _grown(model: VLM, rows: Tensor, table: Tensor) -> Tensor:
 
 
 def grow(rows: Tensor, table: Tensor, how: str = "random") -> Tensor:
-    """``rows [v, d]`` or ``[v]``, with more up to the length of ``table`` if widths agree: random, or ``how="mean"``."""
+    """``rows [v, d]`` or ``[v]``, extended to the length of ``table`` if widths agree: random, or ``how="mean"``."""
     missing = len(table) - len(rows)
     if missing <= 0 or rows.shape[1:] != table.shape[1:]:
         return rows

@@ -19,6 +19,7 @@ def main(args: argparse.Namespace) -> int:
     """
     from vlm.datasets.inspect.check import check_dataset, open_quarantine
     from vlm.datasets.inspect.report import check_results, report_lines
+    from vlm.datasets.loading.cuts import cut_bound
 
     view = open_view(args)
     run, result, verdicts = view.cfg.run, {}, []
@@ -40,7 +41,8 @@ def main(args: argparse.Namespace) -> int:
             )
             result[report.name] = check_results(report, run.group_by_length, run.packing)
             say("\n".join(report_lines(report, result[report.name], args.limit)))
-            verdicts.append(report.verdict(run.max_bad_share))
+            allowed = cut_bound(run.max_cut_share, view.processor)
+            verdicts.append(report.verdict(run.max_bad_share) or report.cuts.verdict(report.name, allowed))
     if args.out:
         text = json.dumps(result, indent=1, ensure_ascii=False)
         (Path(args.out) / "check.json").write_text(text + "\n", encoding="utf-8")

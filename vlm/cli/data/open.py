@@ -67,7 +67,8 @@ def open_view(args: argparse.Namespace, model: bool = True) -> DataView:
     if model:
         try:
             view.processor = build_processor(cfg.model)
-            view.recipe, view.visual_tokens = view.processor.image, count_visual_tokens(cfg)
+            view.recipe, (positions, view.visual_tokens) = view.processor.image, count_visual_tokens(cfg)
+            view.processor = view.processor.within(positions, view.visual_tokens)
         except WeightsError as error:
             say(f"no tokens, only characters: {str(error).splitlines()[0]}")
             view.template = resolve("template", cfg.model.template.name)(cfg.model.template.config)
@@ -98,16 +99,17 @@ def unset(cfg: Config) -> list[str]:
     return [name for section, name in named if section in known and name not in known[section]]
 
 
-def count_visual_tokens(cfg: Config) -> VisualTokens:
-    """Positions that media take in the LLM, from the composition without its weights.
+def count_visual_tokens(cfg: Config) -> tuple[int | None, VisualTokens]:
+    """Positions of the LLM, and those that media take in it, from the composition without its weights.
 
-    If it cannot be built (an LLM folder with a tokenizer only), those of the configuration.
+    If it cannot be built (an LLM folder with a tokenizer only), None and those of the configuration.
     """
     from vlm.models.build import build_model
     from vlm.processors.collate import VisualTokens
 
     try:
         with busy("reading the composition"):
-            return VisualTokens.of(build_model(cfg.model, device="meta").visual_tokens)
+            model = build_model(cfg.model, device="meta")
+            return model.positions, VisualTokens.of(model.visual_tokens)
     except (ConfigError, WeightsError):
-        return VisualTokens(0, cfg.model.text.config.tokens_per_medium)
+        return None, VisualTokens(0, cfg.model.text.config.tokens_per_medium)

@@ -58,6 +58,8 @@ def say_sample(view: DataView, shown: Shown, colour: bool) -> None:
         return
     length = view.visual_tokens.fused_length(shown.example)
     say(f"  {shown.name}: {length:,} positions, {shown.example.num_targets:,} trained")
+    if shown.example.cut is not None:
+        say(f"    cut: {shown.example.cut}")
     for told in describe_media(shown.sample):
         say(f"    {told}")
     say(f"    {terminal_text(pieces(shown.example, view.processor.tokenizer, view.visual_tokens), colour)}")

@@ -10,9 +10,9 @@ from vlm.common.registry import register_dataset
 from vlm.common.types import Image, Role, Sample, Video
 from vlm.datasets.formats.table.media import sources
 from vlm.datasets.formats.table.read import RowDataset
-from vlm.datasets.formats.table.templates import fill, lookup
+from vlm.datasets.formats.table.templates import fill, lookup, names
 from vlm.datasets.formats.turns import check_order, inline_media, read_turns
-from vlm.datasets.media_columns import Kind, media_column
+from vlm.datasets.media_columns import Kind, is_missing, media_column
 from vlm.processors.placeholders import Medium, attach_media
 
 
@@ -75,7 +75,8 @@ class ConversationJson(RowDataset):
         for name, kind, pattern in kinds:
             column = config.fields.get(name) or media_column(record, name)
             value = inline_media(turns, name) if column is None else lookup(column, record, where)
-            if not value and pattern:
+            nothing = any(n in record and is_missing(record[n]) for n in (name, *names(pattern)))
+            if not value and pattern and not nothing:
                 value = fill(pattern, record, where)
             result += [kind(s) for s in sources(value, config.image_path, where)]
         return result

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from vlm.common.bounds import NonNegative
 from vlm.common.errors import DataError
 from vlm.common.registry import register_dataset
 from vlm.common.types import Image, Message, Sample
@@ -95,7 +96,7 @@ class Referring(BoxDialogues):
         direction: Direction = "refer"
         pool: str | list[str] = ""  # texts with one {}; empty: the shipped pool of the direction
         image_pattern: str = "COCO_train2014_{image_id:012d}.jpg"
-        slack: float = 1.0  # pixels by which a box may leave the image; it is clipped
+        slack: NonNegative = 1.0  # pixels by which a box may leave the image; it is clipped
 
     def __init__(self, config: Config) -> None:
         """Reads both files. Raises DataError: missing, refused or malformed, or an unknown split."""

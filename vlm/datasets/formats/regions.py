@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlm.common.bounds import NonNegative, Positive
 from vlm.common.errors import DataError
 from vlm.common.registry import register_dataset
 from vlm.common.types import Sample
@@ -39,10 +40,10 @@ class Regions(BoxDialogues):
         """Where the files are, and which regions."""
 
         data_dir: str
-        max_area: float = 16384.0
+        max_area: Positive = 16384.0
         direction: Direction = "refer"
         pool: str | list[str] = ""  # texts with one {}; empty: the shipped pool of the direction
-        slack: float = 4.0  # pixels by which a box may leave the image; it is clipped
+        slack: NonNegative = 4.0  # pixels by which a box may leave the image; it is clipped
 
     def __init__(self, config: Config) -> None:
         """Reads both files. Raises DataError: missing, malformed, or no region is small enough."""
@@ -64,9 +65,8 @@ class Regions(BoxDialogues):
             field(records[0], "regions", f"{self._file}: image {records[0].get('id')}")
         for record in records:
             regions = record.get("regions")
-            for r in regions if isinstance(regions, list) else [None]:
-                if not isinstance(r, dict):  # reported as a record without image, phrase and box
-                    r = {}
+            for region in regions if isinstance(regions, list) else [None]:
+                r: dict[str, Any] = region if isinstance(region, dict) else {}  # reported as one without image
                 width, height = r.get("width"), r.get("height")
                 sizes = [v for v in (width, height) if isinstance(v, int | float)]
                 if len(sizes) == 2 and sizes[0] * sizes[1] >= self.config.max_area:

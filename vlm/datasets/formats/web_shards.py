@@ -11,6 +11,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from vlm.common.bounds import Natural
 from vlm.common.errors import DataError
 from vlm.common.registry import register_dataset
 from vlm.common.types import Image, Sample
@@ -45,7 +46,7 @@ class WebShards:
 
         storage: str | list[str]
         caption_key: str = "caption"  # field of the .json member
-        shuffle: int = 1000  # size of the shuffle buffer; shards are shuffled too
+        shuffle: Natural = 1000  # size of the shuffle buffer; shards are shuffled too
         text_roles: Sequence[str] = ("assistant",)
 
     def __init__(self, config: Config) -> None:

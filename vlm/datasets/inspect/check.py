@@ -21,6 +21,7 @@ from vlm.common.types import Image, Sample
 from vlm.config.run import Packing
 from vlm.datasets.base import RECORD_FAULTS
 from vlm.datasets.inspect.scan import Opened, chunks, encode, progress, references
+from vlm.datasets.loading.cuts import CutCounts
 from vlm.datasets.loading.mixing import derive_seed
 from vlm.datasets.loading.quarantine import too_many
 from vlm.datasets.loading.sampler import Ref
@@ -62,6 +63,7 @@ class Seen:
     targets: int = 0
     missing: int = 0
     transparent: int = 0
+    cuts: CutCounts = field(default_factory=CutCounts)
     bad: list[BadRecord] = field(default_factory=list)
 
 
@@ -112,6 +114,7 @@ class Checker:
             example = encode(self.processor, sample, rng, self.questions)
             length = fitting_length(self.source, example, self.visual_tokens, self.packing)
             seen.targets += example.num_targets
+            seen.cuts.add(example.cut)
         seen.lengths.append(length)
         seen.media.append(len(media))
 
@@ -134,6 +137,7 @@ class DatasetCheck:
     bad: int = 0
     missing: int = 0
     transparent: int = 0
+    cuts: CutCounts = field(default_factory=CutCounts)
     targets: int = 0
     seconds: float = 0.0
     reasons: dict[str, tuple[int, list[BadRecord]]] = field(default_factory=dict)
@@ -152,6 +156,7 @@ class DatasetCheck:
         self.targets += seen.targets
         self.missing += seen.missing
         self.transparent += seen.transparent
+        self.cuts.merge(seen.cuts)
         self.bad += len(seen.bad)
         for item in seen.bad:
             kind = reason_kind(item.reason)

@@ -26,6 +26,8 @@ def report_lines(report: DatasetCheck, found: Mapping[str, Any], limit: int | No
     ]
     if report.transparent:
         lines.append(f"  transparent  {report.transparent:,} images, see model.image.background")
+    if report.cuts.cut:
+        lines.append(f"  cut          {report.cuts}")
     if report.targets:
         lines.append(
             f"  trained      {report.targets:,} tokens, {report.targets / sum(report.lengths):.1%} of all positions"
@@ -55,6 +57,7 @@ def check_results(report: DatasetCheck, group: int = 0, packing: Packing | None 
         "media": sum(report.media),
         "transparent": report.transparent,
         "targets": report.targets,
+        "cut": report.cuts.as_dict(),
         "unit": report.unit,
         "length": percentiles(report.lengths),
         "padding": padding_by_mode(report.lengths, report.media, report.batch_size, group, packing) if tokens else {},

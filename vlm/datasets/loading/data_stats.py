@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlm.datasets.loading.batching import BatchRows
+from vlm.datasets.loading.cuts import CutCounts
 
 DataReport = dict[str, Any]
-"""``{"sources": {name: {"samples", "bad", "tokens", "wanted"}}, "positions"}``; ``wanted`` is the expected share."""
+"""``{"sources": {name: {"samples", "bad", "tokens", "wanted"}}, "positions"}``; ``wanted`` is the expected share.
+
+A source of which samples were cut also has the keys of :data:`CUT_KEYS`.
+"""
+
+CUT_KEYS = ("cut", "cut_answers", "cut_turns", "cut_images", "cut_questions")
+"""Samples that were cut, and what they lost (see :class:`~vlm.common.types.Cut`)."""
 
 
 class DataStats:
@@ -23,16 +30,22 @@ class DataStats:
         for sample in (sample for row in rows for sample in row):
             self.samples[names[sample.key[0]]] += 1
             self.tokens[names[sample.key[0]]] += sample.tokens
+            self.cuts[names[sample.key[0]]].add(sample.example.cut)
         self.positions += len(rows) * max(sum(sample.tokens for sample in row) for row in rows)
 
     def state_dict(self) -> dict[str, Any]:
         """The counts."""
-        return {"samples": dict(self.samples), "tokens": dict(self.tokens), "positions": self.positions}
+        cuts = {name: counts.as_dict() for name, counts in self.cuts.items() if counts.cut}
+        counts = {"samples": dict(self.samples), "tokens": dict(self.tokens), "positions": self.positions}
+        return {**counts, "cuts": cuts} if cuts else counts
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state."""
         self.samples, self.tokens = Counter[str](state.get("samples")), Counter[str](state.get("tokens"))
         self.positions: int = state.get("positions", 0)
+        self.cuts = defaultdict[str, CutCounts](CutCounts)
+        self.cuts.update({name: CutCounts(count) for name, count in self.samples.items()})
+        self.cuts.update({name: CutCounts(**counts) for name, counts in state.get("cuts", {}).items()})
 
 
 def sum_nested(values: Sequence[Any]) -> Any:
@@ -81,8 +94,8 @@ def from_metrics(flat: Mapping[str, Any]) -> DataReport:
     if "padding" not in flat:
         return {}
     names = [key[5:-6] for key in flat if key.startswith("data/") and key.endswith("/share")]
-    keys = ("samples", "bad", "tokens", "wanted")
-    sources = {name: {key: flat[f"data/{name}/{key}"] for key in keys} for name in names}
+    keys = ("samples", "bad", "tokens", "wanted", *CUT_KEYS)
+    sources = {name: {k: flat[f"data/{name}/{k}"] for k in keys if f"data/{name}/{k}" in flat} for name in names}
     tokens = sum(s["tokens"] for s in sources.values())
     return {"sources": sources, "positions": round(tokens / (1 - flat["padding"]))}
 
@@ -99,4 +112,7 @@ def report_table(report: DataReport) -> str:
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
         for row in rows
     ]
+    for name, s in report["sources"].items():
+        if s.get("cut"):
+            lines.append(f"{name}: cut {CutCounts(s['samples'], *(s[key] for key in CUT_KEYS))}")
     return "\n".join([*lines, f"padding: {padding_share(report):.2%} of {report['positions']:,} positions"])

@@ -11,7 +11,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from vlm.common.errors import DataError, UserError
-from vlm.datasets.base import StreamDataset
+from vlm.datasets.base import StreamDataset, read_record
 from vlm.datasets.media_columns import looks_like_media
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def check_media(name: str, entry: DatasetEntry, dataset: Any) -> None:
 def _media(dataset: Any, index: int) -> int | None:
     """Number of media of a record; None if it cannot be used."""
     try:
-        return sum(len(message.media) for message in dataset[index].messages)
+        return sum(len(message.media) for message in read_record(dataset, index).messages)
     except UserError:  # counted where it is read
         return None
 

@@ -11,6 +11,7 @@ from vlm.common.errors import ConfigError, DataError, UserError
 from vlm.common.types import Batch
 from vlm.config.run import Packing
 from vlm.datasets.loading.batching import Assembler, FirstFitPacker, LengthGrouped, make_batch, pending
+from vlm.datasets.loading.cuts import cut_bound, report_cuts
 from vlm.datasets.loading.data_stats import DataReport, DataStats
 from vlm.datasets.loading.elastic_resume import merge
 from vlm.datasets.loading.groups import groups_of, mixing_policy, ratios_from_sizes, record_counts
@@ -45,6 +46,8 @@ class TrainLoader:
         num_workers: processes that read and encode; 0: this one does.
         output_dir: folder of ``quarantine.jsonl``, which lists bad records.
         max_bad_share: share of bad records of a dataset that ends the run.
+        max_cut_share: share of cut samples of a dataset that ends the run; None: see
+            :func:`vlm.datasets.loading.cuts.cut_bound`.
         mixing: how datasets share the batches.
         batch_size: samples (packing: rows) of a batch where it does not follow from the dataset.
         group_by_length: batches whose samples are sorted by length together; 0: off.
@@ -68,6 +71,7 @@ class TrainLoader:
         num_workers: int = 0,
         output_dir: str | Path | None = None,
         max_bad_share: float = 0.01,
+        max_cut_share: float | None = None,
         mixing: MixingName = "batch",
         batch_size: int | None = None,
         group_by_length: int = 0,
@@ -103,6 +107,7 @@ class TrainLoader:
             visual_tokens=visual_tokens or VisualTokens(),
             packing=packing,
         )
+        self._max_cut = cut_bound(max_cut_share, processor)
         self._quarantine, self._stats = Quarantine(output_dir, max_bad_share), DataStats()
         self._state: dict[str, Any] = {**self._sampler.state_dict(), "pending": {}}
         self._iterator: Iterator[WorkerResult] | None = None
@@ -131,7 +136,7 @@ class TrainLoader:
         """The next batch.
 
         Raises:
-            DataError: too many bad records, or only bad ones in a row.
+            DataError: too many bad records or cut samples, or only bad ones in a row.
             PromptError: placeholders and media of a sample differ.
         """
         try:
@@ -149,6 +154,7 @@ class TrainLoader:
             self.close()
             raise
         self._stats.add(rows, [s.name for s in self.sources])
+        report_cuts(rows, self._stats.cuts, [s.name for s in self.sources], self._max_cut)
         first = min(sample.key[0] for row in rows for sample in row)
         return replace(batch, group=self.sources[first].group) if self.groups else batch
 
@@ -181,6 +187,7 @@ class TrainLoader:
                 "bad": self._quarantine.bad[s.name],
                 "tokens": self._stats.tokens[s.name],
                 "wanted": share / sum(self._shares),
+                **(self._stats.cuts[s.name].as_report() if self._stats.cuts[s.name].cut else {}),
             }
             for s, share in zip(self.sources, self._shares, strict=True)
         }

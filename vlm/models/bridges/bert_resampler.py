@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlm.common.bounds import Count, Depth, Dropout, Positive
 from vlm.common.errors import ConfigError
 from vlm.common.registry import register_bridge
 from vlm.common.types import Features
@@ -38,14 +39,14 @@ class BertResampler(nn.Module):
         Example: ``bridge: [{name: bert_resampler, num_query_tokens: 64}, {name: linear}]``
         """
 
-        num_query_tokens: int | None = None
-        hidden_size: int | None = None
-        num_hidden_layers: int | None = None
-        num_attention_heads: int | None = None
-        intermediate_size: int | None = None
-        layer_norm_eps: float | None = None
-        hidden_dropout_prob: float | None = None
-        attention_probs_dropout_prob: float | None = None
+        num_query_tokens: Count | None = None
+        hidden_size: Count | None = None
+        num_hidden_layers: Depth | None = None
+        num_attention_heads: Count | None = None
+        intermediate_size: Count | None = None
+        layer_norm_eps: Positive | None = None
+        hidden_dropout_prob: Dropout | None = None
+        attention_probs_dropout_prob: Dropout | None = None
 
     def __init__(self, config: Config, in_dim: int, llm_dim: int) -> None:
         super().__init__()

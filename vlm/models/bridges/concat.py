@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from vlm.common.bounds import Count
 from vlm.common.errors import ConfigError
 from vlm.common.registry import register_bridge
 from vlm.common.types import Features
@@ -19,7 +20,7 @@ class Concat(nn.Module):
     class Config:
         """Options of ``bridge: {name: concat}``. Example: ``bridge: [{name: concat, group: 4}, {name: linear}]``"""
 
-        group: int = 4
+        group: Count = 4
         drop_cls: bool = True
 
     def __init__(self, config: Config, in_dim: int, llm_dim: int) -> None:

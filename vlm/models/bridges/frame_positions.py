@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlm.common.bounds import Count
 from vlm.common.errors import DataError
 from vlm.common.registry import register_bridge
 from vlm.common.types import Features
@@ -28,7 +29,7 @@ class FramePositions(nn.Module):
         Example: ``bridge: [{name: frame_positions, num_frames: 8}, {name: linear}]``
         """
 
-        num_frames: int = 5
+        num_frames: Count = 5
         images: bool = False
         other_counts: Literal["error", "first", "interpolate"] = "error"
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from vlm.common.bounds import Count
 from vlm.common.registry import register_bridge
 from vlm.common.types import Features
 
@@ -18,7 +19,7 @@ class Linear(nn.Module):
     class Config:
         """Options of ``bridge: {name: linear}``. Example: ``bridge: [{name: linear, bias: false}]``"""
 
-        out_dim: int | None = None
+        out_dim: Count | None = None
         bias: bool = True
 
     def __init__(self, config: Config, in_dim: int, llm_dim: int) -> None:

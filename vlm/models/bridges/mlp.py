@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from torch import nn
 
+from vlm.common.bounds import Count, Depth
 from vlm.common.registry import register_bridge
 from vlm.common.types import Features
 
@@ -22,9 +23,9 @@ class MLP(nn.Module):
         Example: ``bridge: [{name: mlp, depth: 2}]``
         """
 
-        depth: int = 2
-        hidden_dim: int | None = None
-        out_dim: int | None = None
+        depth: Depth = 2
+        hidden_dim: Count | None = None
+        out_dim: Count | None = None
 
     def __init__(self, config: Config, in_dim: int, llm_dim: int) -> None:
         super().__init__()

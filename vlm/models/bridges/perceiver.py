@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlm.common.bounds import Count, Depth
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.registry import register_bridge
 from vlm.common.types import Features
@@ -62,15 +63,15 @@ class Perceiver(nn.Module):
         Example: ``bridge: [{name: perceiver, num_latents: 64, width: llm, latents_in_keys: false}]``
         """
 
-        depth: int = 6
-        dim_head: int = 64
-        heads: int = 8
-        num_latents: int = 64
-        ff_mult: int = 4
+        depth: Depth = 6
+        dim_head: Count = 64
+        heads: Count = 8
+        num_latents: Count = 64
+        ff_mult: Count = 4
         latents_in_keys: bool = True
         width: Literal["vision", "llm"] = "vision"
         per_frame: bool = False
-        max_num_frames: int | None = None
+        max_num_frames: Count | None = None
 
     def __init__(self, config: Config, in_dim: int, llm_dim: int) -> None:
         super().__init__()

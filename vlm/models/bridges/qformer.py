@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlm.common.bounds import Count, Depth, Dropout, Positive
+from vlm.common.errors import ConfigError
 from vlm.common.registry import register_bridge
 from vlm.common.types import Features
 
@@ -26,14 +28,22 @@ class QFormer(nn.Module):
         Example: ``bridge: [{name: qformer}, {name: linear}]``
         """
 
-        num_query_tokens: int = 32
-        hidden_size: int = 768
-        num_hidden_layers: int = 12
-        num_attention_heads: int = 12
-        intermediate_size: int = 3072
-        cross_attention_freq: int = 2
-        layer_norm_eps: float = 1e-12
-        dropout: float = 0.1
+        num_query_tokens: Count = 32
+        hidden_size: Count = 768
+        num_hidden_layers: Depth = 12
+        num_attention_heads: Count = 12
+        intermediate_size: Count = 3072
+        cross_attention_freq: Count = 2
+        layer_norm_eps: Positive = 1e-12
+        dropout: Dropout = 0.1
+
+        def __post_init__(self) -> None:
+            """Raises ConfigError for a width that does not divide into the heads."""
+            if self.hidden_size % self.num_attention_heads:
+                raise ConfigError(
+                    f"hidden_size is {self.hidden_size}, expected a multiple of num_attention_heads, "
+                    f"{self.num_attention_heads}"
+                )
 
     def __init__(self, config: Config, in_dim: int, llm_dim: int) -> None:
         super().__init__()

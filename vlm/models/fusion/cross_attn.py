@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlm.common.bounds import Natural
 from vlm.common.errors import ConfigError
 from vlm.common.registry import register_fusion
 from vlm.common.types import MEDIA_TOKEN, Batch, Features
@@ -34,7 +35,7 @@ class CrossAttention:
         Example: ``fusion: {name: cross_attn, image_token_id: 32001}``
         """
 
-        image_token_id: int | None = None
+        image_token_id: Natural | None = None
         attend_previous: bool = False
         placement_augmentation: bool = False
         immediate: bool = True

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlm.common.bounds import Count, Natural
 from vlm.common.registry import register_insert
 from vlm.models.inserts.base import Insert, InsertData, layer_numbers
 
@@ -47,9 +48,9 @@ class Adapter(Insert):
         Example: ``inserts: [{name: adapter, every: 2, bottleneck: 256}]``
         """
 
-        every: int = 2
-        first: int = 0
-        bottleneck: int | None = None
+        every: Count = 2
+        first: Natural = 0
+        bottleneck: Count | None = None
         identity_start: bool = False
 
     def __init__(self, config: Config, llm_dim: int, num_layers: int, visual_dim: int | None) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlm.common.bounds import Count, Natural
 from vlm.common.errors import ConfigError
 from vlm.common.registry import register_insert
 from vlm.models.attention import attend, feed_forward
@@ -88,11 +89,11 @@ class GatedCrossAttention(Insert):
         Example: ``inserts: [{name: gated_xattn, every: 4}]``
         """
 
-        every: int = 4
-        first: int | None = None
-        dim_head: int = 64
-        heads: int = 8
-        ff_mult: int = 4
+        every: Count = 4
+        first: Natural | None = None
+        dim_head: Count = 64
+        heads: Count = 8
+        ff_mult: Count = 4
         lora: LoraOptions | None = None
 
     needs_data = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,21 +30,22 @@ def check_fitness(model: Any, config: Any) -> bool:
         config: what it was built from. A copy without memory (on the meta device) is run on a packed row.
 
     Returns:
-        Whether the attention of its first layer works on the samples of that row.
+        Whether the attention of its layers works on the samples of that row, as far as that can be seen.
 
     Raises:
         ConfigError: an encoder; a class that needs token ids, or another input besides embeddings; layers that are not
             a list.
     """
     name = type(model).__name__
-    if getattr(model.config, "is_decoder", True) is False:
+    if _is_encoder(model):
         raise refused(name, "it is an encoder (is_decoder is not true): each token sees the whole text")
     if decoder_layers(model) is None:
         raise refused(name, "its decoder layers are not one list of num_hidden_layers modules")
-    if "inputs_embeds" not in inspect.signature(model.forward).parameters:
+    if "inputs_embeds" not in inspect.signature(model.forward).parameters and not passes_more(model.forward):
         raise refused(name, "it takes token ids only, no embeddings")
-    positions = torch.tensor([[0, 1, 2, 0, 1]])
-    _, layout = pack(torch.tensor([[1, 1, 1, 2, 2]]), positions)
+    with torch.device("cpu"):  # the model may be built on the meta device
+        positions = torch.tensor([[0, 1, 2, 0, 1]])
+        _, layout = pack(torch.tensor([[1, 1, 1, 2, 2]]), positions)
     with torch.device("meta"):
         copy = type(model)(config).eval()
         embeds = torch.zeros(1, 5, model.get_input_embeddings().embedding_dim, dtype=copy.dtype)
@@ -54,9 +56,24 @@ def check_fitness(model: Any, config: Any) -> bool:
                 base_of(copy)(inputs_embeds=embeds, attention_mask=torch.ones(1, 5).long(), use_cache=False, **given)
         except (TypeError, AttributeError, ValueError) as error:
             raise refused(name, f"it cannot be run on embeddings alone ({error})") from error
-        except (RuntimeError, NotImplementedError):  # something that needs values, which meta tensors do not have
-            pass
-    return layout.calls > 0
+        except RuntimeError:  # something needs values, which meta tensors do not have, or refuses the row
+            return layout.calls > 0
+    return layout.calls == len(decoder_layers(model) or ())
+
+
+def passes_more(function: Callable[..., Any]) -> bool:
+    """Whether a function takes any further arguments by name."""
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
+
+
+def _is_encoder(model: Any) -> bool:
+    """Whether a class that can be both was built as an encoder; decoders may carry the unused field, too."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
+
+    if model.config.to_dict().get("is_decoder", True) is not False:
+        return False
+    looks_ahead = any(vars(module).get("is_causal", True) is False for module in model.modules())
+    return looks_ahead or type(model.config) in MODEL_FOR_MASKED_LM_MAPPING
 
 
 def decoder_layers(model: Any) -> nn.ModuleList | None:

@@ -8,13 +8,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from vlm.common.bounds import Count, Dropout, Natural
 from vlm.common.errors import ConfigError, WeightsError
+from vlm.common.file_kind import mistaken
 from vlm.common.paths import inner_folder
 from vlm.common.registry import register_llm
 from vlm.models.fusion.base import LLMInputs
 from vlm.models.inserts.base import InsertData
-from vlm.models.layer_hooks import INSERT_DATA, checkpoint_layers, laid_out, trim_last_layer
-from vlm.models.llm.fitness import check_fitness, decoder_layers
+from vlm.models.layer_hooks import INSERT_DATA, LAYOUT, Layout, checkpoint_layers, laid_out, trim_last_layer
+from vlm.models.llm.fitness import check_fitness, decoder_layers, passes_more
 from vlm.models.llm.head import logits_of, prepare_head
 from vlm.models.llm.packing import ATTENTION, apart, base_of, can_pack, pack, register_attention
 from vlm.models.lora import LoraOptions, inject_lora
@@ -46,15 +48,15 @@ class HFCausalLM(nn.Module):
 
         path: str | None = None
         config: dict[str, Any] | None = None
-        vocab_size: int | None = None
+        vocab_size: Count | None = None
         new_rows: Literal["random", "mean"] = "random"  # of tokens that no file has (vocab_size)
         dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
-        label_smoothing: float = 0.0
+        label_smoothing: Dropout = 0.0
         lora: LoraOptions | None = None
         quantize: Literal["int8", "nf4"] | None = None
         checkpointing: bool = False
         packing: bool = True
-        banned_ids: list[int] = field(default_factory=list)
+        banned_ids: list[Natural] = field(default_factory=list)
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -78,12 +80,15 @@ class HFCausalLM(nn.Module):
         shares_rows = check_fitness(self.model, hf_config)
         self.hidden_size: int = self.model.get_input_embeddings().embedding_dim
         self.vocab_size: int = self.model.get_input_embeddings().num_embeddings
+        if min(self.hidden_size, self.vocab_size) < 1:
+            raise ConfigError(f"model.llm: an LLM of width {self.hidden_size} with {self.vocab_size} tokens")
         self.banned_ids: tuple[int, ...] = tuple(config.banned_ids)
         if self.banned_ids and not 0 <= min(self.banned_ids) <= max(self.banned_ids) < self.vocab_size:
             raise ConfigError(f"model.llm.banned_ids: {config.banned_ids}, allowed: 0 to {self.vocab_size - 1}")
         if config.lora is not None:
             inject_lora(self.model, config.lora)
         self.packs: bool = config.packing and shares_rows and can_pack(self.model)
+        self.passes_more = passes_more(base_of(self.model).forward)
         self.plain_head = prepare_head(self.model)
         trim_last_layer(self.layers())
         if config.checkpointing:
@@ -111,7 +116,14 @@ class HFCausalLM(nn.Module):
             hidden = self._base(inputs.inputs_embeds, inputs.position_ids, inputs.attention_mask, inputs.inserts)
         return hidden if keep is None else hidden[keep]
 
-    def _base(self, embeds: Tensor, positions: Tensor, mask: Tensor, inserts: InsertData | None) -> Tensor:
+    def _base(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        inserts: InsertData | None,
+        layout: Layout | None = None,
+    ) -> Tensor:
         """Hidden states ``[b, L, d]`` of the transformers model."""
         return base_of(self.model)(
             inputs_embeds=embeds,
@@ -119,6 +131,7 @@ class HFCausalLM(nn.Module):
             attention_mask=mask,
             use_cache=False,
             **({} if inserts is None else {INSERT_DATA: inserts}),
+            **({} if layout is None or not self.passes_more else {LAYOUT: layout}),
         )[0]
 
     def _in_one_row(self, inputs: LLMInputs, keep: Tensor | None) -> Tensor:
@@ -132,8 +145,9 @@ class HFCausalLM(nn.Module):
                 inputs.position_ids.flatten()[index][None],
                 torch.ones_like(index)[None],
                 inputs.inserts and inputs.inserts.flat(index),
+                layout,
             )[0]
-        if layout.calls < len(self.layers()):  # some layer has attention of its own and saw one long sample
+        if layout.calls != len(self.layers()):  # some layer has attention of its own and saw one long sample
             self.packs = False
             return self.forward(inputs, keep)
         if layout.keep is not None:
@@ -145,7 +159,11 @@ class HFCausalLM(nn.Module):
         embeds, positions = inputs.inputs_embeds.flatten(0, 1), inputs.position_ids.flatten()
         found, places = [], []
         for index, real in apart(inputs.segments, inputs.position_ids):
-            inserts = inputs.inserts and inputs.inserts.moved(lambda value, at=index: value.flatten(0, 1)[at])
+
+            def own(value: Tensor, index: Tensor = index) -> Tensor:
+                return value.flatten(0, 1)[index]
+
+            inserts = inputs.inserts and inputs.inserts.moved(own)
             rows = embeds[index] * real[..., None]
             found.append(self._base(rows, positions[index] * real, real.long(), inserts)[real])
             places.append(index[real])
@@ -208,4 +226,5 @@ def read_config(config: HFCausalLM.Config) -> Any:
             message = f"{folder}: needs Python code that came with it (auto_map in config.json), which is never run"
             fix = "use a model whose model_type transformers knows, or register its class: docs/extend/llm.md"
             raise WeightsError(message, fix=fix) from None
-        raise WeightsError(f"{folder / 'config.json'}: {error}") from error
+        text = mistaken(folder / "config.json") or f"{folder / 'config.json'}: {error}"
+        raise WeightsError(text) from error

@@ -11,6 +11,7 @@ run as padded batches, which any language model understands.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Iterator
 from typing import Any
@@ -84,7 +85,8 @@ def attention(
     # short bfloat16 rows are slower than float32 ones on a CPU
     kind = query.device.type
     dtype = torch.float32 if kind == "cpu" else query.dtype
-    with torch.autocast(kind, enabled=dtype is query.dtype and torch.is_autocast_enabled(kind)):
+    off = kind != "meta" and dtype is not query.dtype  # a cast that autocast would undo
+    with torch.autocast(kind, enabled=False) if off else contextlib.nullcontext():
         q, k, v = (_spread(t, layout).to(dtype) for t in (query, key, value))
         out, _ = sdpa_attention_forward(module, q, k, v, attention_mask, **kwargs)
     return out.flatten(0, 1).index_select(0, layout.scatter)[None].to(query.dtype), None

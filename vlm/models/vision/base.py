@@ -19,6 +19,16 @@ class Float32LayerNorm(nn.LayerNorm):
             return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
 
 
+def check_patches(image_size: int, patch_size: int) -> None:
+    """Raises ConfigError for an image that does not divide into patches."""
+    if image_size % patch_size:
+        below = max(1, image_size // patch_size) * patch_size
+        raise ConfigError(
+            f"image_size is {image_size}, expected a multiple of patch_size {patch_size}",
+            fix=f"for example {below} or {below + patch_size}",
+        )
+
+
 def check_pixels(pixels: Tensor, image_size: int) -> None:
     """Raises ConfigError unless ``pixels`` are ``[n, f, 3, image_size, image_size]``."""
     if pixels.dim() != 5 or pixels.shape[-2:] != (image_size, image_size):

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from torch import Tensor, nn
 
+from vlm.common.bounds import Count, Range
 from vlm.common.errors import ConfigError, WeightsError
+from vlm.common.file_kind import mistaken
 from vlm.common.paths import inner_folder
 from vlm.common.registry import register_vision
 from vlm.common.types import Features
 from vlm.models.layer_hooks import checkpoint_layers
 from vlm.models.lora import LoraOptions, inject_lora
-from vlm.models.vision.base import check_pixels
+from vlm.models.vision.base import check_patches, check_pixels
 
 FOLDERS = ("vision_encoder", "image_encoder", "image_encoer")
 """Subfolders in which a model saved in parts keeps its vision tower; one is misspelt in a published guide."""
@@ -38,8 +40,8 @@ class Clip(nn.Module):
 
         path: str | None = None
         config: dict[str, Any] | None = None
-        image_size: int | None = None
-        layer: int = -1
+        image_size: Count | None = None
+        layer: Annotated[int, Range(most=-1)] = -1
         post_layernorm: bool = False
         keep_cls: bool = True
         precision: Literal["fp16", "bf16", "fp32"] = "fp16"
@@ -55,7 +57,11 @@ class Clip(nn.Module):
         self.config = config
         sizes = read_sizes(config)
         inner: Any = CLIPVisionConfig(**sizes)
+        if config.path is None or config.image_size is not None:
+            check_patches(inner.image_size, inner.patch_size)
         depth = inner.num_hidden_layers
+        if depth < 1:
+            raise ConfigError(f"model.vision: an encoder of {depth} blocks (num_hidden_layers)")
         if not -depth <= config.layer <= -1:
             raise ConfigError(
                 f"model.vision.layer is {config.layer}, allowed: -{depth} to -1 (the last of {depth} blocks)"
@@ -114,8 +120,9 @@ def read_vision_config(folder: Path) -> dict[str, Any]:
         raise WeightsError(f"model.vision.path: no CLIP in {folder} (config.json is missing)", fix=fix)
     try:
         declared = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{file}: not JSON ({error})", fix="download it again") from error
+    except (ValueError, RecursionError) as error:
+        text = mistaken(file) or f"{file}: not JSON ({error})"
+        raise WeightsError(text, fix="download it again") from error
     declared = declared if isinstance(declared, dict) else {}
     sizes, kind = declared.get("vision_config", declared), declared.get("model_type")
     if not isinstance(sizes, dict) or "patch_size" not in sizes or "clip" not in str(kind):

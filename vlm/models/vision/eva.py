@@ -8,11 +8,12 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from vlm.common.bounds import Count, Depth, Dropout, Positive
 from vlm.common.errors import ConfigError
 from vlm.common.registry import register_vision
 from vlm.common.types import Features
 from vlm.models.lora import LoraOptions, inject_lora
-from vlm.models.vision.base import Float32LayerNorm, check_pixels
+from vlm.models.vision.base import Float32LayerNorm, check_patches, check_pixels
 
 
 @register_vision("eva_vit")
@@ -29,26 +30,23 @@ class EvaViT(nn.Module):
         Example: ``vision: {name: eva_vit, image_size: 448, precision: bf16}``
         """
 
-        image_size: int = 224
-        patch_size: int = 14
-        embed_dim: int = 1408
-        depth: int = 39
-        num_heads: int = 16
-        mlp_ratio: float = 4.3637
-        drop_path_rate: float = 0.0
+        image_size: Count = 224
+        patch_size: Count = 14
+        embed_dim: Count = 1408
+        depth: Depth = 39
+        num_heads: Count = 16
+        mlp_ratio: Positive = 4.3637
+        drop_path_rate: Dropout = 0.0
         ln_vision: bool = True
         precision: Literal["fp16", "bf16", "fp32"] = "fp16"
         checkpointing: bool = False
         lora: LoraOptions | None = None
 
         def __post_init__(self) -> None:
-            """Raises ConfigError for an image that does not divide into patches."""
-            if self.image_size < 1 or self.image_size % self.patch_size:
-                below = max(1, self.image_size // self.patch_size) * self.patch_size
-                raise ConfigError(
-                    f"image_size is {self.image_size}, expected a multiple of patch_size {self.patch_size}",
-                    fix=f"for example {below} or {below + self.patch_size}",
-                )
+            """Raises ConfigError for an image that does not divide into patches, or a width into heads."""
+            if self.embed_dim % self.num_heads:
+                raise ConfigError(f"embed_dim is {self.embed_dim}, expected a multiple of num_heads, {self.num_heads}")
+            check_patches(self.image_size, self.patch_size)
 
     def __init__(self, config: Config) -> None:
         super().__init__()

@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from vlm.common.bounds import Count
 from vlm.common.errors import ConfigError
 from vlm.common.registry import register_vision
 from vlm.common.types import Features
 from vlm.models.lora import LoraOptions, inject_lora
-from vlm.models.vision.base import check_pixels
+from vlm.models.vision.base import check_patches, check_pixels
 
 FILES = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 """Options of ``timm.create_model`` with which it downloads or unpickles weights itself."""
@@ -31,7 +32,7 @@ class TimmVision(nn.Module):
         """
 
         model: str = "vit_base_patch16_224"
-        image_size: int | None = None
+        image_size: Count | None = None
         keep_prefix: bool = True
         precision: Literal["fp16", "bf16", "fp32"] = "fp16"
         checkpointing: bool = False
@@ -39,9 +40,14 @@ class TimmVision(nn.Module):
         options: dict[str, Any] = field(default_factory=dict)
 
         def __post_init__(self) -> None:
-            """Raises ValueError: an option that makes timm read files of its own."""
+            """Raises ConfigError: a model that timm does not know, or an option that makes it read files of its own."""
+            import timm
+
             if taken := sorted(FILES & set(self.options)):
-                raise ValueError(f"options.{taken[0]} is not allowed; name weight files under model.weights")
+                raise ConfigError(f"options.{taken[0]} is not allowed; name weight files under model.weights")
+            if not timm.is_model(self.model):
+                near = ", ".join(timm.list_models(f"*{self.model.split('.')[0].split('_')[0]}*")[:5])
+                raise ConfigError(f"model: timm has no {self.model!r}" + (f" (some it has: {near})" if near else ""))
 
     model: Any
 
@@ -50,16 +56,12 @@ class TimmVision(nn.Module):
         import timm
 
         self.config = config
-        if not timm.is_model(config.model):
-            near = ", ".join(timm.list_models(f"*{config.model.split('.')[0].split('_')[0]}*")[:5])
-            raise ConfigError(
-                f"model.vision.model: timm has no {config.model!r}" + (f" (some it has: {near})" if near else "")
-            )
         size: dict[str, Any] = {} if config.image_size is None else {"img_size": config.image_size}
         model: Any = timm.create_model(config.model, pretrained=False, num_classes=0, **size, **config.options)
         patch_embed: Any = getattr(model, "patch_embed", None)
         if patch_embed is None or not hasattr(patch_embed, "img_size"):
             raise ConfigError(f"model.vision.model: {config.model!r} is not a transformer over patches")
+        check_patches(patch_embed.img_size[0], patch_embed.patch_size[0])
         if config.checkpointing:
             model.set_grad_checkpointing(True)
         if config.lora is not None:

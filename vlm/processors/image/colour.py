@@ -26,11 +26,10 @@ def background_of(declared: str | Sequence[int], mean: Sequence[float]) -> Colou
     """
     if declared == "keep":
         return None
-    if isinstance(declared, str):
-        colour: Sequence[int] | None = [int(m * 255) for m in mean] if declared == "mean" else NAMED.get(declared)
-    else:
-        colour = declared
-    levels = [] if colour is None else list(colour)
+    if declared == "mean":
+        declared = [int(m * 255) for m in mean]
+    colour = NAMED.get(declared, ()) if isinstance(declared, str) else declared
+    levels = list(colour) if isinstance(colour, Sequence) else []
     if len(levels) != 3 or not all(type(level) is int and 0 <= level <= 255 for level in levels):
         raise ConfigError(
             f"image: background {declared!r} is not a colour",

@@ -20,8 +20,9 @@ import copy
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from vlm.common.bounds import Count, Positive, Range, Share
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.registry import register_image, register_processor
 from vlm.processors.image.colour import background_of
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+Level = Annotated[int, Range(0, 255)]
 
 MAX_PAD = 20_000
 """Longest side of an image that is padded to a square, which then takes 1.2 GB."""
@@ -55,9 +57,9 @@ class ImageRecipe:
     class Train:
         """Training only: a random crop, resized to the square, and a random horizontal flip."""
 
-        scale: tuple[float, float] = (0.9, 1.0)  # share of the area that is kept
-        ratio: tuple[float, float] = (0.75, 4 / 3)  # width / height of the part
-        flip: float = 0.0  # probability; keep it 0 if texts say left and right
+        scale: tuple[Positive, Positive] = (0.9, 1.0)  # share of the area that is kept
+        ratio: tuple[Positive, Positive] = (0.75, 4 / 3)  # width / height of the part
+        flip: Share = 0.0  # probability; keep it 0 if texts say left and right
 
         def __post_init__(self) -> None:
             self.scale, self.ratio = tuple(self.scale), tuple(self.ratio)  # type: ignore[assignment]
@@ -73,33 +75,34 @@ class ImageRecipe:
         Example: ``image: {size: 448, resize: pad, train: {scale: [0.5, 1.0]}}``
         """
 
-        size: int = 224
+        size: Count = 224
         mean: Sequence[float] = CLIP_MEAN
-        std: Sequence[float] = CLIP_STD
+        std: Sequence[Positive] = CLIP_STD
         interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
-        max_pixels: int = PIXEL_CAP
+        max_pixels: Count = PIXEL_CAP
         resize: Literal["stretch", "shorter", "pad"] = "stretch"  # shorter: shorter side to size, then the centre
         crop_rounding: Literal["round", "floor"] = "round"  # of the centre: as torchvision or as transformers
-        pad_color: Sequence[int] | None = None  # RGB of the border that makes a square; None: the mean
-        background: str | list[int] = "white"  # under transparent pixels: white, black, mean, [r, g, b]; keep: no alpha
+        pad_color: Sequence[Level] | None = None  # RGB of the border that makes a square; None: the mean
+        background: str | list[Level] = "white"  # under transparent pixels: white, black, mean, RGB; keep: no alpha
         train: ImageRecipe.Train | None = None  # None: training uses the evaluation transform
         decode: Literal["exact", "fast"] = "exact"
 
         def __post_init__(self) -> None:
             if isinstance(self.train, Mapping):  # a stored composition
                 self.train = ImageRecipe.Train(**self.train)
+            if self.size < 1 or len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+                raise ConfigError(
+                    f"image: size {self.size}, mean {list(self.mean)}, std {list(self.std)} cannot be used",
+                    fix="give a size >= 1 and three means and three positive deviations",
+                )
+            color = [int(m * 255) for m in self.mean] if self.pad_color is None else list(self.pad_color)
+            if len(color) != 3 or min(color) < 0 or max(color) > 255:
+                raise ConfigError(f"image: pad_color {color} is not a colour", fix="give three levels from 0 to 255")
+            background_of(self.background, self.mean)
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        if config.size < 1 or len(config.mean) != 3 or len(config.std) != 3 or min(config.std) <= 0:
-            raise ConfigError(
-                f"image: size {config.size}, mean {list(config.mean)}, std {list(config.std)} cannot be used",
-                fix="give a size >= 1 and three means and three positive deviations",
-            )
-        color = [int(m * 255) for m in config.mean] if config.pad_color is None else config.pad_color
-        if len(color) != 3 or min(color) < 0 or max(color) > 255:
-            raise ConfigError(f"image: pad_color {list(color)} is not a colour", fix="give three levels from 0 to 255")
-        self._color = tuple(color)
+        self._color = tuple([int(m * 255) for m in config.mean] if config.pad_color is None else config.pad_color)
         self._background = background_of(config.background, config.mean)
         self._levels = False
         self.transparent = self.decoded = 0
@@ -216,6 +219,8 @@ class ImageRecipe:
         want = (3, self.config.size, self.config.size)
         if tuple(tensor.shape) != want or not tensor.is_floating_point():
             raise DataError(f"image {name or 'tensor'}: {tensor.dtype} {tuple(tensor.shape)}, wanted float {want}")
+        if not bool(tensor.isfinite().all()):
+            raise DataError(f"image {name or 'tensor'}: pixels that are not numbers (NaN or infinity)")
         return tensor.float()
 
 

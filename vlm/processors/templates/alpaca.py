@@ -28,7 +28,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
+from vlm.common.bounds import Range
 from vlm.common.registry import register_template
 from vlm.common.types import Input, Message, Sample, Text
 from vlm.common.types import Part as MessagePart
@@ -74,7 +76,7 @@ class Alpaca(BaseTemplate):
         turn_bos: bool = True  # training: every turn has its own begin id
         add_eos: bool = True  # training: the end id after every answer
         image_at_head: bool = False  # an image and its caption: no prompt, the image follows the begin id
-        keep_turns: int = -1  # chat: earlier turns kept in the prompt; -1: all
+        keep_turns: Annotated[int, Range(least=-1)] = -1  # chat: earlier turns kept in the prompt; -1: all
         strip_before: list[str] = field(default_factory=lambda: ["### Response:"])
 
     def __init__(self, config: Config) -> None:

@@ -75,10 +75,11 @@ class Template(BaseTemplate):
         system, turns = turns_of(sample.messages)
         turns = [turn for turn in turns if turn[1] is not None] or turns
         has_media = any(m.media for m in sample.messages)
+        dialogue = system is not None or any(m.text for asked, _ in turns for m in asked)
         segments: list[Segment] = []
         for index, (asked, answer) in enumerate(turns):
-            pieces = self._question(asked, index, has_media, rng)
-            if index == 0 and self._is_dialogue(asked):
+            pieces = self._question(asked, index, has_media) if dialogue else self._caption(asked, rng)
+            if index == 0 and dialogue:
                 pieces = [*(self._system(system) if self.config.chat_form else [system or ""]), *pieces]
             segments += segments_of(pieces, self.config.media_token)
             if answer is not None:
@@ -113,25 +114,25 @@ class Template(BaseTemplate):
     def _chat_question(self, message: Message) -> list[Piece]:
         return [self.config.user, *self._content(message.parts), self.config.sep]
 
-    def _question(self, asked: list[Message], index: int, has_media: bool, rng: random.Random) -> list[Piece]:
+    def _question(self, asked: list[Message], index: int, has_media: bool) -> list[Piece]:
         """What precedes answer ``index`` in the training form."""
         cfg = self.config
         parts = [p for m in asked for p in m.parts]
-        if not self._is_dialogue(asked):
-            media = [p for p in parts if not isinstance(p, Text)]
-            if not media or not self.prompts:
-                return list(media)
-            return _wrap(cfg.prompt_template, at_placeholders(rng.choice(self.prompts), media))
         if cfg.chat_form or (index and cfg.turn_start is None):
             return [p for m in asked for p in self._chat_question(m)] + [self.open_turn]
         content = [*self._content(parts), cfg.question_suffix if has_media else ""]
         pieces = _wrap(cfg.prompt_template, content) if cfg.chat_template else content
         return [cfg.turn_start or "", *pieces] if index else pieces
 
-    @staticmethod
-    def _is_dialogue(asked: list[Message]) -> bool:
-        """False for a caption sample: its user turn is images only."""
-        return any(m.text for m in asked)
+    def _caption(self, asked: list[Message], rng: random.Random) -> list[Piece]:
+        """What precedes the caption of a sample without any words of a user or system: images, or a prompt of the pool.
+
+        It has neither system text nor roles, as published.
+        """
+        media = [medium for m in asked for medium in m.media]
+        if not media or not self.prompts:
+            return list(media)
+        return _wrap(self.config.prompt_template, at_placeholders(rng.choice(self.prompts), media))
 
     def _content(self, parts: Sequence[MessagePart]) -> list[Piece]:
         """Text and media of a turn: images with prefix and suffix, one space before text without leading space."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.common.errors import WeightsError
+from vlm.common.file_kind import mistaken
 
 ROLES = ("bos", "eos", "unk", "pad")
 
@@ -67,9 +68,13 @@ def read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{file} is not JSON: {error}", fix="fetch the tokenizer files again") from error
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        text = mistaken(file) or f"{file} is not JSON: {error}"
+        raise WeightsError(text, fix="fetch the tokenizer files again") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{file} holds {type(content).__name__}, expected a mapping", fix="fetch it again")
+    return content
 
 
 def read_special_tokens(

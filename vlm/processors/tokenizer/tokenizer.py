@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.common.errors import WeightsError
-from vlm.common.text import read_text
+from vlm.common.file_kind import mistaken
 from vlm.processors.tokenizer.special_tokens import Special, SpecialTokens, is_control, read_json, read_special_tokens
 
 Ranges = Sequence[tuple[int, int]]
@@ -86,7 +86,8 @@ class _Fast:
         except ValueError:
             whole = False
         if not whole:
-            raise WeightsError(f"{file} is not a tokenizers file", fix="fetch tokenizer.json again")
+            fault = mistaken(Path(file)) or f"{file} is not a tokenizers file"
+            raise WeightsError(fault, fix="fetch tokenizer.json again")
         self._tok = Rust.from_str(text)
         self.protect([])
         self.size = self._tok.get_vocab_size(with_added_tokens=True)
@@ -215,7 +216,7 @@ class Tokenizer:
         if slow.is_file():
             backend = _SentencePiece(slow)
         elif fast.is_file():
-            backend = _Fast(read_text(fast, error=WeightsError), fast)
+            backend = _Fast(fast.read_text(encoding="utf-8", errors="replace"), fast)
         else:
             result = "no such folder" if not folder.is_dir() else "neither tokenizer.model nor tokenizer.json in it"
             raise WeightsError(f"tokenizer folder {folder}: {result}", fix="name the LLM's Hugging Face folder")

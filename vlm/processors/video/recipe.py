@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
+from vlm.common.bounds import Count, Positive, violations
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.registry import register_video
 from vlm.processors.image.recipe import ImageRecipe
@@ -28,15 +29,15 @@ class VideoRecipe:
     class Config:
         """How many frames, and which. Example: ``video: {num_frames: 8, sampling: fps, fps: 2}``"""
 
-        num_frames: int = 8  # the maximum with sampling: fps
+        num_frames: Count = 8  # the maximum with sampling: fps
         sampling: Literal["uniform", "fps", "segments"] = "uniform"  # see uniform_ids, fps_ids, segment_ids
-        fps: float = 1.0  # frames per second of sampling fps
+        fps: Positive = 1.0  # frames per second of sampling fps
         on_short_video: Literal["repeat", "error"] = "repeat"  # fewer frames than asked: repeat (published)
         backend: Backend = "auto"  # auto: decord, or OpenCV if decord is missing or fails
 
         def __post_init__(self) -> None:
-            if self.num_frames < 1 or self.fps <= 0:
-                raise ConfigError(f"num_frames is {self.num_frames}, fps {self.fps}; expected at least 1, and above 0")
+            if wrong := violations(self):
+                raise ConfigError("; ".join(wrong))
 
     def __init__(self, config: Config, image: ImageRecipe) -> None:
         """Raises ConfigError if ``backend`` is not installed."""

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm.common.errors import DataError, PromptError
-from vlm.common.types import Message, Text
 from vlm.datasets.formats.table.read import AllRows, Record
-from vlm.datasets.formats.table.templates import fill, names
+from vlm.datasets.formats.table.templates import fill_question, names
 from vlm.datasets.loading.quarantine import SHOWN_RECORDS, too_many
-from vlm.datasets.media_field import check_field, medium_of
+from vlm.datasets.media_field import check_field, media_fields, media_of
+from vlm.processors.placeholders import attach_media
 from vlm.runners.evaluate.answer_file import AnswerFile
 from vlm.tasks.answers import Answer, answer_all, distinct, key_of, model_key
 
@@ -35,17 +35,16 @@ class Request:
     files: Sequence[str]  # annotation files (JSON lines, JSON, CSV, TSV, Parquet), one after the other
     prompt: str = "{question}"  # text with ``{fields}`` of the record
     raw: bool = False  # the prompt is all that the model sees; otherwise it is a question, which its template frames
-    media_field: str = ""  # of the image or video, by default image, else video; a record without it is text only
+    media_field: str = ""  # column of the images or videos; by default the known ones; a record without is text only
     media_root: str = "."  # folder that relative paths start from
     index_field: str = "index"  # names a record in the result; without it, its number, from 0
     copy: Sequence[str] = ()  # further fields of the record that go into the result
     answer_field: str = ""  # the result is the records with the answer in this field, after the fields of the prompt
     lemmatize: bool = False  # nouns and verbs of the answers become their basic forms
 
-    def medium(self, record: Record) -> Any:
-        """The content of the field of the image or video; None where it is missing."""
-        names = [self.media_field] if self.media_field else ["image", "video"]
-        return next((record[name] for name in names if record.get(name) not in (None, "")), None)
+    def has_media(self, record: Record) -> bool:
+        """Whether a record has an image or video."""
+        return bool(media_fields(record, self.media_field))
 
 
 class Records:
@@ -65,7 +64,7 @@ class Records:
         self.check(self.faults)
         usable = [self.rows[k][0] for k in range(len(self.rows)) if k not in self.faults]
         there = ", ".join(sorted({str(name) for record in usable[:100] for name in record}))
-        if all(request.medium(record) is None for record in usable):
+        if not any(map(request.has_media, usable)):
             log.warning("no record has a field %s (they have %s): text only", request.media_field or "image", there)
         if lacking := [name for name in request.copy if not any(name in record for record in usable)]:
             raise DataError(f"{self.rows[0][1]}: no field {lacking[0]!r} to copy (records have {there})")
@@ -77,10 +76,11 @@ class Records:
         """The text of a record's question; empty, with an entry in ``faults``, where it cannot be used."""
         try:
             record, where = self.rows[number]
-            prompt, medium = fill(self.request.prompt.strip(), record, where).strip(), self.request.medium(record)
-            if not prompt and medium is None:
+            prompt = fill_question(self.request.prompt.strip(), record, where).strip()
+            if not prompt and not self.request.has_media(record):
                 raise DataError(f"{where}: neither a prompt nor an image", fix="give a prompt, e.g. '{question}'")
-            check_field(medium, self.request.media_root, where)
+            for _, value in media_fields(record, self.request.media_field):
+                check_field(value, self.request.media_root, where)
         except DataError as error:
             self.faults[number] = str(error)
             return ""
@@ -110,14 +110,12 @@ class Records:
             DataError, PromptError: its medium cannot be read, or does not fit the prompt; the message names the record.
         """
         record, where = self.rows[number]
-        medium = medium_of(self.request.medium(record), self.request.media_root, where)
-        media = [medium] if medium is not None else []
+        media = media_of(record, self.request.media_field, self.request.media_root, where)
         text = self.prompts[number]
         try:
             if self.request.raw:
                 return engine.processor.encode_prompt(text, media)
-            declared = [Text(text)] if text else []
-            return engine.processor.encode_chat([Message("user", (*media, *declared))])
+            return engine.processor.encode_chat(attach_media([("user", text)], media, "the question", first=False))
         except (DataError, PromptError) as error:
             raise type(error)(f"{where}: {error}") from error
 

@@ -61,8 +61,8 @@ def run_evaluation(
         show: called on the first process with the table of each result as soon as it is known.
 
     Returns:
-        ``{dataset: {control: scores}}``, also written to ``<output>/<run.name or evaluation>.json``; the
-        predictions are next to it in ``..._answers.jsonl``.
+        ``{dataset: {control: scores}}``, also written to ``<output>/<run.name or evaluation>.json``, and
+        predictions to ``..._answers.jsonl``.
 
     Raises:
         UserError: no such dataset, benchmark or option, or a model, image or question that cannot be used.
@@ -72,14 +72,10 @@ def run_evaluation(
     options = {n: read_options(benchmark, cfg, cfg.evaluation_datasets[n], flags) for n in names}
     _check_controls(images)
     folder = make_folder(output or cfg.run.save_path or cfg.run.output_dir)
-    joined, main = engine is None, dist.is_main()
-    if engine is None:
-        from vlm.inference.engine import Engine
-
-        engine = Engine.load(cfg, device=str(dist.init(cfg.run.device)[1]), allow_random=allow_random)
-        main = dist.is_main()  # known only while the processes are joined
+    joined, engine = engine is None, engine or _load(cfg, allow_random)
+    main = dist.is_main()  # known only while the processes are joined
     results: Results = {name: {} for name in names}
-    parts: list[AnswerParts] = []
+    parts = list[AnswerParts]()
     try:
         for name in names:
             dataset = build_sources({name: cfg.evaluation_datasets[name]}, engine.processor, "eval")[0].dataset
@@ -95,6 +91,13 @@ def run_evaluation(
     if main:
         _write(folder, cfg, engine, results, options[names[0]], parts)
     return {name: {image: dict(r.scores) for image, r in by_image.items()} for name, by_image in results.items()}
+
+
+def _load(cfg: Config, allow_random: bool) -> Engine:
+    """The model of a configuration, on a device of its own for each process."""
+    from vlm.inference.engine import Engine
+
+    return Engine.load(cfg, device=str(dist.init(cfg.run.device)[1]), allow_random=allow_random)
 
 
 def _parts(file: Path, engine: Engine) -> AnswerParts:

@@ -20,6 +20,7 @@ from vlm.config.tree import to_yaml
 from vlm.datasets.base import read_record, records_in_order
 from vlm.datasets.loading.train_loader import TrainLoader
 from vlm.datasets.loading.valid_loader import ValidLoader
+from vlm.models.build import check_positions
 from vlm.models.trainable import trainable_table
 from vlm.pages.parts import AnswerCard
 from vlm.processors.collate import VisualTokens
@@ -61,8 +62,10 @@ def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
     precision = pick_precision(run.amp, run.amp_dtype, device)
     # frozen weights are stored in the dtype of autocast, so that no step casts them again
     model = load_model(cfg, device=device, dtype=precision.amp_dtype or torch.float32)
+    check_positions(model, cfg.model.text)
     checkpoint_activations(model, run.activation_checkpointing)
-    processor = build_processor(cfg.model)
+    visual_tokens = VisualTokens.of(model.visual_tokens)
+    processor = build_processor(cfg.model).within(model.positions, visual_tokens)
     loader = TrainLoader.from_config(
         cfg.datasets,
         processor,
@@ -72,11 +75,12 @@ def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
         num_workers=run.num_workers,
         output_dir=run_dir.path,
         max_bad_share=run.max_bad_share,
+        max_cut_share=run.max_cut_share,
         mixing=run.mixing,
         batch_size=run.batch_size,
         group_by_length=run.group_by_length,
         packing=run.packing,
-        visual_tokens=VisualTokens.of(model.visual_tokens),
+        visual_tokens=visual_tokens,
         pin_memory=device.type != "cpu",
     )
     task = resolve("task", run.task)()
@@ -96,13 +100,11 @@ def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
     )
     if source is not None:
         trainer.resume(source)
-    with run_dir.faults():
-        open_run(cfg, run_dir)
+    open_run(cfg, run_dir)
+    with run_dir.written("the log"):
         trackers = start_trackers(cfg, run_dir, trainer)
-        if trackers:
-            run_dir.note_files()
-        result = trainer.fit(trackers)
-        loader.close()
+    result = trainer.fit(trackers)
+    loader.close()
     if world.rank == 0 and cfg.run.report:
         report(cfg, model, processor, run_dir, result, device)
     dist.barrier()

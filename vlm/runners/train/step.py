@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from vlm.common import dist
 from vlm.common.errors import DataError, NonFiniteLossError
 from vlm.common.types import Batch
+from vlm.models.finite import locate
+from vlm.models.vlm import VLM
 from vlm.runners.train.loss_weighting import GroupCounts, LossReduction
 from vlm.runners.train.optim import Precision, set_lr
 from vlm.runners.train.parallel import accumulate
@@ -180,10 +183,12 @@ class Stepper:
         own = [b for b, loss in zip(batches, losses, strict=True) if not bool(loss.isfinite())]
         everyone = dist.gather_objects([name for b in own for name in b.sample_ids])
         names = [name for part in everyone for name in part]
+        parts = dist.gather_objects([part_that_fails(self.model, b, self.device) for b in own[:1]])
+        reason = next((text for some in parts for text in some if text), "")
         self.optimizer.zero_grad(set_to_none=True)
         what = "the loss is not a number" if names else f"the gradient is not a number (norm {norm})"
         raise NonFiniteLossError(
-            f"step {step}: {what}; samples: {', '.join(names) or _names(batches)}",
+            f"step {step}: {what}; samples: {', '.join(names) or _names(batches)}{reason and f'; {reason}'}",
             fix="check these samples; lower run.init_lr, or set run.max_grad_norm=1.0 or run.amp_dtype=bf16",
         )
 
@@ -191,6 +196,12 @@ class Stepper:
 def amp_context(device: torch.device, precision: Precision) -> Any:
     """The autocast context of a precision; disabled without mixed precision."""
     return torch.autocast(device.type, dtype=precision.amp_dtype, enabled=precision.amp_dtype is not None)
+
+
+def part_that_fails(model: nn.Module, batch: Batch, device: torch.device) -> str:
+    """The message that names the part of ``model`` that is not finite for ``batch`` first; empty if none is."""
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    return str((isinstance(inner, VLM) and locate(inner, batch.to(device))) or "")
 
 
 def _names(batches: Sequence[Batch]) -> str:

@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlm.checkpoint.checkpoint_files import read_checkpoint
 from vlm.checkpoint.provenance import differences, make_provenance, read_provenance
-from vlm.checkpoint.run_folder import RunDir
+from vlm.checkpoint.run_folder import RunDir, read_checkpoint
 from vlm.checkpoint.train_state import capture_rng, load_trainable_tensors, restore_rng, trainable_tensors
 from vlm.common import dist
-from vlm.common.errors import WeightsError
+from vlm.common.errors import UserError, WeightsError
 from vlm.common.registry import register_runner
 from vlm.config.run import RunConfig
 from vlm.datasets.loading import data_stats
@@ -189,8 +188,7 @@ class Trainer:
         }
         if self.progress.step % self.run.log_freq == 0 or self.progress.step == self.total_steps:
             record |= data_stats.to_metrics(self._data_report())
-        for tracker in trackers:
-            tracker.log(record)
+        self._tell(trackers, record)
         return stats
 
     def _data_report(self) -> data_stats.DataReport:
@@ -205,17 +203,23 @@ class Trainer:
         """Compute and log the validation loss; returns whether it is the lowest so far."""
         assert self.validator is not None
         self.progress.valid = result = self.validator()
-        for tracker in trackers:
-            tracker.log({"kind": "valid", "step": self.progress.step, **result})
+        self._tell(trackers, {"kind": "valid", "step": self.progress.step, **result})
         improved = result["loss"] < self.progress.best_loss
         if improved:
             self.progress.best_loss = result["loss"]
         self.progress.bad_validations = 0 if improved else self.progress.bad_validations + 1
         return improved
 
+    def _tell(self, trackers: list[Tracker], record: dict[str, Any]) -> None:
+        """Pass a record to all trackers. Raises UserError: one cannot write, e.g. because the disk is full."""
+        with self.run_dir.written("the log"):
+            for tracker in trackers:
+                tracker.log(record)
+
     def save(self, best: bool = False) -> None:
         """Write a checkpoint of the current step; a collective call, rank 0 writes."""
         ranks = dist.gather_objects({"rng": capture_rng(self.device), "loader": self.loader.state_dict()})
+        fault: UserError | None = None
         if dist.is_main():
             names = trainable_names(self.model, self.run.weight_decay_on)
             states = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "ranks": ranks}
@@ -229,11 +233,14 @@ class Trainer:
                 trained=names,
                 hardware={"device": dist.device_name(self.device), "processes": dist.world_size()},
             )
-            self.run_dir.save(
-                self.progress.step, trainable_tensors(self.model), state, provenance, self.config_text, best=best
-            )
-            self.run_dir.prune(self.run.keep_last, self.run.keep_every)
-        dist.barrier()
+            try:
+                step, tensors = self.progress.step, trainable_tensors(self.model)
+                self.run_dir.save(step, tensors, state, provenance, self.config_text, best=best)
+                self.run_dir.prune(self.run.keep_last, self.run.keep_every)
+            except UserError as error:
+                fault = error
+        if fault := dist.broadcast_object(fault):  # the other processes wait for it
+            raise fault
 
     def resume(self, folder: Path) -> None:
         """Continue from a checkpoint folder exactly as if the run had not been interrupted.

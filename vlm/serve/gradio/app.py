@@ -70,14 +70,12 @@ def launch(
         UserError: gradio is not installed, the port is in use, an unusable ``max_upload``, or the model cannot be
             loaded.
     """
-    gradio = _gradio()
+    _gradio()
     if max_upload < 1:
         raise UserError(f"the largest upload is {max_upload} MiB, expected at least 1", fix="e.g. --max-upload 64")
     port = free_port(host, port)  # before the model is loaded, which may take minutes
-    from starlette.middleware import Middleware
-
     from vlm.inference.engine import Engine
-    from vlm.serve.gradio import layout, theme
+    from vlm.serve.gradio import layout
 
     shown = read_page_examples(examples) if examples else []
     given = {"options": options, "trust": trust, "allow_random": allow_random}
@@ -89,11 +87,26 @@ def launch(
     uploads.max_bytes = max_upload * MIB
     page = layout.build(engine, engine.options(**generation or {}), shown, pixels=world, stream=stream)
     vars(page)["examples_folder"] = folder  # lives as long as the page
+    url, public = _serve(page, host, port, share, [path for path, _ in shown])
+    say(f"chat page: {url}" + (f"  public: {public}" if public else "") + "   (Ctrl-C stops it)")
+    if block:
+        page.block_thread()
+    return page
+
+
+def _serve(page: Any, host: str, port: int, share: bool, examples: Sequence[str]) -> tuple[str, str | None]:
+    """Start the server of a page, with the gate before Gradio; its addresses on this machine and, if any, in public."""
+    from starlette.middleware import Middleware
+
+    from vlm.serve.gradio import theme
+
+    uploads = upload_folder()
     uploads.keep_present()
     for name, value in STATISTICS.items():
         os.environ.setdefault(name, value)
     page.queue(max_size=WAITING, api_open=False)
-    public_link = share or bool(os.environ.get("GRADIO_SHARE"))
+    # Colab shows the page through a proxy under another name
+    public_link = share or bool(os.environ.get("GRADIO_SHARE")) or _gradio().utils.colab_check()
     gate = Middleware(Gate, folder=uploads, local=is_loopback(host) and not public_link, public=public_link)
     _, url, public = page.launch(
         server_name=host,
@@ -101,11 +114,11 @@ def launch(
         share=share,
         quiet=True,
         prevent_thread_lock=True,
-        theme=theme.theme(gradio),
+        theme=theme.theme(_gradio()),
         css=theme.static("chat.css"),
-        head=theme.static("labels.html"),
+        head=theme.static("head.html"),
         footer_links=[],
-        allowed_paths=[path for path, _ in shown],  # copied into the folder of uploads when clicked
+        allowed_paths=list(examples),  # copied into the folder of uploads when clicked
         app_kwargs={"middleware": [gate], "docs_url": None, "redoc_url": None, "openapi_url": None},
         max_file_size=uploads.max_bytes,
         state_session_capacity=SESSIONS,
@@ -114,10 +127,7 @@ def launch(
         mcp_server=False,
         ssr_mode=False,
     )
-    say(f"chat page: {url}" + (f"  public: {public}" if public else "") + "   (Ctrl-C stops it)")
-    if block:
-        page.block_thread()
-    return page
+    return url, public
 
 
 def _load(source: Any, device: Any, given: Mapping[str, Any]) -> Engine:

@@ -76,7 +76,7 @@ class Events:
         except UserError as error:
             mine.give_up()
             gr.Warning(told(error), title="The question was not answered")
-        yield [messages(mine.shown), *buttons(writing=False)]
+        yield [messages(mine.shown), *buttons(writing=False, answered=bool(mine.shown))]
 
     def _prompt(self, system: str | None = "", turns: Any = -1) -> tuple[str | None, int]:
         """The system text, None where it is the template's own, and the turns to keep."""
@@ -100,10 +100,15 @@ class Events:
             gr.Info(SAME, title="Regenerate")
         return [messages(mine.shown) if mine is not None else [], *buttons(writing=True)]
 
-    def stop(self, mine: PageChat | None) -> None:
-        """End the answer; ``write`` then restores the buttons."""
+    @staticmethod
+    def stop(mine: PageChat | None) -> list[Any]:
+        """End the answer, after which ``write`` restores the buttons, or take back a question that still waits."""
+        if mine is not None and mine.is_waiting:
+            mine.give_up()
+            return [messages(mine.shown), *buttons(writing=False, answered=bool(mine.shown))]
         if mine is not None:
             mine.stop()
+        return [gr.skip() for _ in range(4)]
 
     def restart(self, mine: PageChat | None) -> list[Any]:
         """Clear messages, image, video and question; only Send stays enabled."""
@@ -122,9 +127,9 @@ def template_option(engine: Engine, name: str, default: Any) -> Any:
     return vars(engine.processor.template.config).get(name, default)
 
 
-def buttons(writing: bool) -> list[Any]:
+def buttons(writing: bool, answered: bool = True) -> list[Any]:
     """Updates of Send, Stop and Regenerate."""
-    return [gr.update(interactive=not writing), gr.update(interactive=writing), gr.update(interactive=not writing)]
+    return [gr.update(interactive=on) for on in (not writing, writing, answered and not writing)]
 
 
 def typed(values: dict[str, Any]) -> dict[str, Any]:

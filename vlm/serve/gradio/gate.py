@@ -26,8 +26,10 @@ log = logging.getLogger(__name__)
 API = "/gradio_api"
 FILE = f"{API}/file="
 JOIN, UPLOAD = f"{API}/queue/join", f"{API}/upload"
-READ = ("/", "/config", "/theme.css", "/favicon.ico", "/robots.txt", "/manifest.json", f"{API}/theme.css")
-READ += (f"{API}/queue/data", f"{API}/upload_progress", f"{API}/startup-events", f"{API}/app_id", "/login_check")
+READ = (
+    *("/", "/config", "/theme.css", "/favicon.ico", "/robots.txt", "/manifest.json", f"{API}/theme.css"),
+    *(f"{API}/queue/data", f"{API}/upload_progress", f"{API}/startup-events", f"{API}/app_id", "/login_check"),
+)
 """Routes of ``GET``, besides the folders."""
 FOLDERS = ("/assets/", "/static/", "/svelte/", "/pwa_icon", f"{API}/heartbeat/")
 WRITE = (JOIN, UPLOAD, f"{API}/reset", f"{API}/cancel")
@@ -43,7 +45,7 @@ HEADERS = {
         "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' "
         "'unsafe-inline'; img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; "
         "connect-src 'self' data: blob:; worker-src 'self' blob:; object-src 'none'; base-uri 'self'; "
-        "form-action 'self'; frame-ancestors 'self' http://localhost:* http://127.0.0.1:*"
+        "form-action 'self'"
     ),
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -63,7 +65,7 @@ class Gate:
     """ASGI middleware around Gradio's application."""
 
     def __init__(self, app: Any, folder: UploadFolder, local: bool, public: bool = False) -> None:
-        """``local``: the page listens on this machine only; ``public``: it is also behind Gradio's public link."""
+        """``local``: the page listens on this machine only; ``public``: it also has Gradio's public link."""
         self.app, self.folder, self.local, self.public = app, folder, local, public
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -166,7 +166,7 @@ def _wire(w: Widgets, events: Events) -> None:
     gr.on([w.send.click, w.question.submit], events.ask, asking, asked, **decoding).success(**writing).then(**read)
     redraw = [w.chat, w.settings["do_sample"], w.settings["seed"]]
     w.again.click(events.again, redraw, [w.bubbles, *buttons], **at_once).success(**writing).then(**read)
-    w.stop.click(events.stop, [w.chat], None, **at_once)
+    w.stop.click(events.stop, [w.chat], [w.bubbles, *buttons], **at_once)
     emptied = [w.bubbles, w.image, w.video, w.question, *buttons]
     gr.on([w.restart.click, w.bubbles.clear], events.restart, [w.chat], emptied, **at_once)
     w.image.upload(functools.partial(events.check, Image), [w.image], [w.image], **decoding)

@@ -76,12 +76,12 @@ class PageChat:
             raise PromptError(f"a conversation on this page has at most {TURNS} questions", fix="press Restart")
         if self._busy is self.session:
             raise PromptError("an answer is being written", fix="wait until it is complete, or press Stop")
+        if self.is_waiting:  # asked before, and never answered
+            self.give_up()
         pairs: list[tuple[Any, str | None, str | None]] = [(Image, image, self.image), (Video, video, self.video)]
         media: list[Image | Video] = [kind(path) for kind, path, last in pairs if path not in (None, last)]
         if keep and media and sum(len(message.media) for message in self.session.messages) >= MEDIA:
             raise PromptError(f"a conversation on this page has at most {MEDIA} images", fix="press Restart")
-        if self.is_waiting:  # asked before, and never answered
-            self.give_up()
         self._remember()
         if media and not keep:
             self.session.reset()

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+from vlm.common.bounds import Count, Seed
 from vlm.common.errors import DataError
 from vlm.common.types import Message, Sample
 from vlm.datasets.base import read_record, records_in_order
@@ -25,9 +26,9 @@ log = logging.getLogger(__name__)
 class EvalOptions:
     """Options of every benchmark; the first two come from the dataset's entry, ``seeds`` from ``--seeds``."""
 
-    batch_size: int = 64  # questions that run together; it changes speed and memory, not the answers
-    max_new_tokens: int = 20
-    seeds: list[int] = field(default_factory=list)  # one run with sampled answers per seed; none: one run
+    batch_size: Count = 64  # questions that run together; it changes speed and memory, not the answers
+    max_new_tokens: Count = 20
+    seeds: list[Seed] = field(default_factory=list)  # one run with sampled answers per seed; none: one run
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vlm.common.bounds import Count
 from vlm.common.registry import register_benchmark
 from vlm.tasks.benchmarks.question_answering import QuestionAnswering
 
@@ -21,5 +22,5 @@ class OpenVqa(QuestionAnswering):
     class Config(QuestionAnswering.Config):
         """As for exact answers, with room for a sentence."""
 
-        max_new_tokens: int = 64
+        max_new_tokens: Count = 64
         judge: str = "open"

@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl
 
 from vlm.common.errors import DataError
 from vlm.common.files import open_regular
+from vlm.common.numbers import without_nan
 from vlm.datasets.formats.table.record_buffer import Record
 
 HUB = "hf://"
@@ -20,7 +21,7 @@ MAX_EXPANDED, MAX_RATIO = 1 << 29, 100
 
 
 class StoredRecords(Sequence[Record]):
-    """Records of an Arrow table, decoded on access; images stay encoded."""
+    """Records of an Arrow table, decoded on access; images stay encoded, NaN and infinity are None."""
 
     faults: Mapping[int, str] = {}
 
@@ -34,7 +35,7 @@ class StoredRecords(Sequence[Record]):
     def __getitem__(self, index: Any) -> Any:
         if not 0 <= index < len(self.table):
             raise IndexError(index)
-        return self.table[index : index + 1].to_pylist()[0]
+        return without_nan(self.table[index : index + 1].to_pylist()[0])
 
 
 def from_parquet(file: Path) -> StoredRecords:

@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from vlm.common.errors import DataError
 from vlm.common.files import is_hidden, visible
+from vlm.common.numbers import JSON_NUMBERS
 from vlm.datasets.base import field, parse_json, read_text
 from vlm.datasets.formats.table.arrow import HUB, StoredRecords, from_disk, from_hub, from_parquet, is_saved
 from vlm.datasets.formats.table.record_buffer import PackedRecords, Record
@@ -163,7 +164,7 @@ def _text(file: Path) -> str:
 
 def _json(text: str, name: str, key: str) -> RecordFile:
     try:
-        tree = json.loads(text, object_pairs_hook=_unique if text.lstrip()[:1] == "{" else None)
+        tree = json.loads(text, object_pairs_hook=_unique if text.lstrip()[:1] == "{" else None, **JSON_NUMBERS)
     except RecursionError:
         raise DataError(f"table: {name} is nested too deeply", fix="repair the file") from None
     except ValueError as error:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from vlm.common.bounds import Natural, Seed, Share
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.registry import register_dataset
 from vlm.common.types import Image, Input, Message, Sample, Video
@@ -17,7 +18,7 @@ from vlm.datasets.base import message
 from vlm.datasets.formats.table import select
 from vlm.datasets.formats.table.media import flipped, missing, sources
 from vlm.datasets.formats.table.read import FileType, Record, RecordFile, expanded, read_rows
-from vlm.datasets.formats.table.templates import fill, first_name, lookup, names, read_pool
+from vlm.datasets.formats.table.templates import fill, fill_question, first_name, lookup, names, read_pool
 from vlm.datasets.formats.turns import check_order, inline_media, read_turns
 from vlm.datasets.media_columns import Kind, is_missing, media_column
 from vlm.processors.placeholders import Medium, attach_media
@@ -62,16 +63,16 @@ class Table:
         assistant: str | list[str] | None = "{answer}"  # null: questions without answers
         answer_choice: Literal["first", "most_frequent", "random"] = "first"  # when answer is a list
         options: str | list[str] = ""  # choices given as input: a column, or the texts themselves
-        options_share: float = 1.0  # share of samples in which they are given
+        options_share: Share = 1.0  # share of samples in which they are given
         pools: dict[str, str | list[str]] = field(default_factory=dict)  # name in templates: texts, or a file of lines
         where: dict[str, Any] = field(default_factory=dict)  # column: value, list of values, or text with *
         explode: list[str] = field(default_factory=list)  # columns with parallel lists: one sample per element
         one_at_random: bool = False  # with explode: one sample per record, its element drawn at each access
         one_per: str = ""  # keep one random record for each value of this template, e.g. "{image}"
-        subset: int = 0  # keep this many random records; 0: all
-        seed: int = 42  # of one_per and subset
+        subset: Natural = 0  # keep this many random records; 0: all
+        seed: Seed = 42  # of one_per and subset
         join_images: bool = False  # several images side by side as one (as NLVR2 is published)
-        flip_share: float = 0.0  # share of samples whose two images (and the words left, right) are swapped
+        flip_share: Share = 0.0  # share of samples whose two images (and the words left, right) are swapped
         missing_images: Literal["quarantine", "drop"] = "quarantine"  # drop: left out and counted at the start
         text_fields: list[str] = field(default_factory=list)  # fields that the text processor cleans, ...
         text_roles: Sequence[str] = ()  # ... and roles whose whole text it cleans
@@ -84,8 +85,6 @@ class Table:
                 raise ConfigError("one_at_random needs explode, the columns with parallel lists")
             if [] in (self.user, self.assistant, self.ann_path):
                 raise ConfigError("ann_path, user and assistant need at least one text")
-            if not (0 <= self.options_share <= 1 and 0 <= self.flip_share <= 1 and self.subset >= 0):
-                raise ConfigError("options_share and flip_share must be from 0 to 1, and subset at least 0")
 
     def __init__(self, config: Config) -> None:
         """Reads the files. Raises DataError: missing or malformed files, unknown columns, no record left."""
@@ -206,7 +205,7 @@ class Table:
         if self.clean is not None:
             values |= {f: self.clean(fill(f"{{{f}}}", values, where)) for f in self.config.text_fields}
         values |= {name: fill(values[name], values, where) for name in self._pools}
-        asked = fill(one_of(self.config.user, rng), values, where)
+        asked = fill_question(one_of(self.config.user, rng), values, where)
         if not asked.strip() and not media:
             raise DataError(f"{where}: neither a question nor an image", fix="correct build_info.user")
         user = attach_media([("user", asked)], media, where, first=False)[0]
@@ -228,10 +227,11 @@ class Table:
             raise DataError(
                 f"{where}: options must be a list, found {type(options).__name__}", fix="correct build_info.options"
             )
-        distinct = list(dict.fromkeys(map(str, options)))
+        distinct = list(dict.fromkeys(str(option) for option in options if option is not None))
         return ", ".join(distinct) if len(distinct) > 1 and rng.random() < self.config.options_share else ""
 
     def _chosen(self, answers: list[Any], rng: random.Random, where: str) -> Any:
+        answers = [a for a in answers if a is not None]
         if not answers:
             raise DataError(f"{where}: the list of answers is empty", fix="remove the record")
         if any(isinstance(a, dict | list) for a in answers):

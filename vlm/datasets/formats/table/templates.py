@@ -44,6 +44,15 @@ def names(template: str) -> set[str]:
     return {first_name(name) for name in result}
 
 
+def fill_question(template: str, values: Mapping[str, Any], where: str) -> str:
+    """``template`` filled. Raises DataError: as :func:`fill`, or all fields that it names are ``null``."""
+    fields = names(template)
+    if fields and all(name in values and values[name] is None for name in fields):
+        listed = ", ".join(sorted(fields))
+        raise DataError(f"{where}: {listed}: null, expected a text", fix="remove the record, or name another column")
+    return fill(template, values, where)
+
+
 def lookup(path: str, values: Mapping[str, Any], where: str) -> Any:
     """What ``path`` (``answer``, ``meta.size``, ``choices[correct]``) leads to. Raises DataError."""
     if path in values:
@@ -108,7 +117,7 @@ class _Filler(string.Formatter):
         if isinstance(value, list | tuple):
             if not format_spec:
                 raise DataError(f"{self.where}: a list in a template", fix="say how to join it, e.g. {words:, }")
-            return format_spec.join(map(str, value))
+            return format_spec.join(str(item) for item in value if item is not None)
         if isinstance(value, Mapping | bytes):
             kind = "an object" if isinstance(value, Mapping) else "bytes"
             raise DataError(f"{self.where}: {kind} in a template", fix="name a text inside it, e.g. {meta[title]}")
