@@ -29,7 +29,7 @@ _EVENTS = "events.out.tfevents.*"
 _CHUNK = 1 << 22
 
 
-def refuse_place(path: Path) -> None:
+def refuse_place(path: Path, key: str = "run.output_dir") -> None:
     """Raises UserError: a run must not write there, since the folder is not one of its own."""
     place, here, home = path.resolve(), Path.cwd().resolve(), Path.home().resolve()
     package = Path(__file__).resolve().parents[1]
@@ -47,7 +47,7 @@ def refuse_place(path: Path) -> None:
     ):
         why = "holds sources"
     if why:
-        raise UserError(f"run.output_dir={str(path)!r}: {why}", fix="name a folder for this run, e.g. output/mine")
+        raise UserError(f"{key}={str(path)!r}: {why}", fix="name a folder for this run, e.g. output/mine")
 
 
 def own_names(folder: Path) -> set[str]:
