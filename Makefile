@@ -14,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SEED ?= 0
 PYTEST := -m pytest -n 2 --dist worksteal
-FAST := not (golden or equivalence or faults or browser or cli or extend or slow)
+FAST := not (golden or equivalence or faults or browser or cli or extend or slow or heavy)
 
 .PHONY: quickstart demo test test-fast coverage test-latest test-oldest test-wheel lint docs bench install clean
 
@@ -34,7 +34,7 @@ demo: install
 	$(BIN)/python demo.py --cfg-path output/quickstart/stage2
 
 test: install
-	$(BIN)/python $(PYTEST) $(PYTEST_ARGS)
+	$(BIN)/python $(PYTEST) -m "not heavy" $(PYTEST_ARGS)
 
 test-fast: install
 	$(BIN)/python $(PYTEST) -m "$(FAST)" $(PYTEST_ARGS)

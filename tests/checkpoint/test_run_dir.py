@@ -157,3 +157,62 @@ def test_the_record_of_version_0_1_is_read(run) -> None:
     record = read_provenance(folder)
     (folder / "provenance.json").rename(folder / "passport.json")
     assert read_provenance(folder) == record and record["step"] == 1 and read_provenance(None) == {}
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_something_else_called_best_stays(run, kind, caplog, tmp_path):
+    best = run.path / "best"
+    best.write_text("mine") if kind == "file" else best.symlink_to(tmp_path)
+    save(run, 1, best=True)
+    assert "stays as it is" in caplog.text and run.best() is None
+    assert best.read_text() == "mine" if kind == "file" else os.readlink(best) == str(tmp_path)
+
+
+def test_a_checkpoint_that_was_being_replaced_is_found_by_readers(run):
+    """Killed between the two renames of a checkpoint of the same step, the only one."""
+    save(run, 1, 1.0)
+    os.replace(run.folder(1), run.checkpoints / ".step_00000001.old.999999999")
+    assert find_checkpoint(run.path).name == RunDir(run.path).last().name == ".step_00000001.old.999999999"
+    assert RunDir(run.path).prepare(resume="auto") == run.folder(1)
+
+
+def test_what_another_living_process_writes_is_left_alone(run):
+    work = run.checkpoints / f".step_00000001.{os.getppid()}"
+    work.mkdir()
+    run.prepare(resume="auto")
+    assert work.exists()
+
+
+def test_a_checkpoint_of_an_abandoned_continuation_comes_last(run):
+    """Resumed from step 1 and saved step 2 anew: step 3 belongs to another past."""
+    for step in (1, 3, 2):
+        save(run, step)
+    for step, then in ((2, 1), (1, 3)):
+        (run.folder(step) / "trainer.pt").write_bytes(b"x")
+        assert RunDir(run.path).prepare(resume="auto") == run.folder(then)
+
+
+def test_a_copy_of_another_step_is_damaged(run):
+    import shutil
+
+    save(run, 1), save(run, 2)
+    shutil.rmtree(run.folder(2))
+    shutil.copytree(run.folder(1), run.folder(2))
+    assert RunDir(run.path).prepare(resume="auto") == run.folder(1)
+
+
+@pytest.mark.parametrize("where", ["weights", "state"])
+def test_files_that_cannot_grow_are_one_message_and_leave_nothing(run, where):
+    import resource
+
+    save(run, 1)
+    size = {"weights": 1000, "state": 100_000}[where]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    big = {"w": torch.zeros(10_000 if where == "weights" else 10)}
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"checkpoint of step 2 cannot be written.*step_00000001\n  fix"):
+            run.save(2, big, {"x": torch.zeros(100_000)}, {}, "a: 1\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert sorted(p.name for p in run.checkpoints.iterdir()) == ["step_00000001"]

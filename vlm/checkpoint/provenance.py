@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 from contextlib import suppress
 from importlib import metadata
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlm.checkpoint.safe import read_json
 from vlm.common import VERSION
 
 FILE = "provenance.json"
@@ -57,10 +57,13 @@ def make_provenance(
 
 
 def read_provenance(checkpoint: Path | None) -> dict[str, Any]:
-    """The record of a checkpoint folder, also under the file name of version 0.1; empty without one."""
+    """The record of a checkpoint folder, also under the file name of version 0.1; empty without one.
+
+    Raises WeightsError: the file is damaged.
+    """
     files = [] if checkpoint is None else [checkpoint / FILE, checkpoint / OLD_FILE]
     file = next((f for f in files if f.is_file()), None)
-    return {} if file is None else dict(json.loads(file.read_text(encoding="utf-8")))
+    return {} if file is None else read_json(file)
 
 
 def fingerprint(model: Any) -> dict[str, dict[str, Any]]:

@@ -29,7 +29,7 @@ _EVENTS = "events.out.tfevents.*"
 _CHUNK = 1 << 22
 
 
-def refuse_place(path: Path) -> None:
+def refuse_place(path: Path, key: str = "run.output_dir") -> None:
     """Raises UserError: a run must not write there, since the folder is not one of its own."""
     place, here, home = path.resolve(), Path.cwd().resolve(), Path.home().resolve()
     package = Path(__file__).resolve().parents[1]
@@ -47,7 +47,7 @@ def refuse_place(path: Path) -> None:
     ):
         why = "holds sources"
     if why:
-        raise UserError(f"run.output_dir={str(path)!r}: {why}", fix="name a folder for this run, e.g. output/mine")
+        raise UserError(f"{key}={str(path)!r}: {why}", fix="name a folder for this run, e.g. output/mine")
 
 
 def own_names(folder: Path) -> set[str]:
@@ -93,7 +93,9 @@ def remove_run(folder: Path) -> None:
 
 def is_checkpoint(folder: Path) -> bool:
     """Whether ``step_N`` is a folder with weights in it."""
-    return bool(re.fullmatch(r"step_\d+", folder.name)) and (folder / WEIGHTS).is_file() and not folder.is_symlink()
+    return (
+        bool(re.fullmatch(r"step_[0-9]{8,}", folder.name)) and (folder / WEIGHTS).is_file() and not folder.is_symlink()
+    )
 
 
 def remove_checkpoint(folder: Path) -> bool:
@@ -169,6 +171,18 @@ def _damage(folder: Path, stamp: Any) -> str:
             return f"{name} has {file.stat().st_size:,} bytes, {size:,} were written"
         if _crc(file) != checksum:
             return f"{name} is not what was written (its checksum differs)"
+    return _of_another_step(folder)
+
+
+def _of_another_step(folder: Path) -> str:
+    """Whether sound files lie in the folder of another step: a copy in the wrong place."""
+    from safetensors import safe_open
+
+    stated = re.fullmatch(r"step_([0-9]+)", folder.name)
+    with safe_open(folder / WEIGHTS, "pt") as tensors:
+        step = (tensors.metadata() or {}).get("step", "")
+    if stated and step.isdecimal() and int(step) != int(stated[1]):
+        return f"{WEIGHTS} is of step {step}"
     return ""
 
 

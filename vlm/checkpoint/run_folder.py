@@ -28,6 +28,7 @@ import torch
 
 from vlm.checkpoint.provenance import FILE as PROVENANCE
 from vlm.checkpoint.run_files import (
+    CHECKSUMS,
     STATE,
     WEIGHTS,
     damage,
@@ -42,12 +43,13 @@ from vlm.checkpoint.run_files import (
 from vlm.checkpoint.safe import read_file
 from vlm.common.errors import UserError, WeightsError
 from vlm.common.paths import make_folder
+from vlm.common.processes.peers import is_alive
 from vlm.common.trust import remember
 
 log = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
-_WORK = re.compile(r"\.(step_\d+)\.(old\.)?\d+")
+_WORK = re.compile(r"\.(step_[0-9]+)\.(old\.)?([0-9]+)")
 
 
 class RunDir:
@@ -111,6 +113,8 @@ class RunDir:
         """Remove what a killed process left; restore a checkpoint that was being replaced."""
         for stale in sorted(self.checkpoints.glob(".*")):
             named = _WORK.fullmatch(stale.name)
+            if named and int(named[3]) != os.getpid() and is_alive(int(named[3])):
+                continue  # another run writes it just now
             if named and named[2] and not (self.checkpoints / named[1]).exists():
                 os.replace(stale, self.checkpoints / named[1])
             elif named or re.fullmatch(r"\.gone_\d+", stale.name):
@@ -127,14 +131,20 @@ class RunDir:
 
     def last(self) -> Path | None:
         """The newest complete checkpoint (by the link, else by number), or None."""
-        return self._linked("last") or (self.folder(self.steps()[-1]) if self.steps() else None)
+        if self.steps():
+            return self._linked("last") or self.folder(self.steps()[-1])
+        hidden = sorted(self.checkpoints.glob(".step_*.old.*"))  # killed while it was being replaced
+        return next((p for p in hidden if _WORK.fullmatch(p.name) and (p / WEIGHTS).is_file()), None)
 
     def last_good(self) -> Path:
         """The newest checkpoint whose files are as they were written; a damaged newer one is named in a warning.
 
         Raises WeightsError: all are damaged, or there is none.
         """
-        newest = [self.last(), *(self.folder(step) for step in reversed(self.steps()))]
+        last, steps = self.last(), self.steps()[::-1]
+        newest = [last, *(self.folder(s) for s in steps)]
+        if last is not None and last == self._linked("last"):  # later ones are of an abandoned continuation
+            newest.sort(key=lambda p: p is not None and p.name > last.name)
         faults: dict[Path, str] = {}
         for folder in dict.fromkeys(f for f in newest if f is not None):
             fault = damage(folder)
@@ -154,10 +164,12 @@ class RunDir:
 
     def _linked(self, name: str) -> Path | None:
         link = self.path / name
-        if not link.is_symlink():
-            return None
-        target = self.checkpoints / os.path.basename(os.readlink(link))
-        return target if is_checkpoint(target) else None
+        target = self.checkpoints / os.path.basename(os.readlink(link)) if self._is_own_link(link) else None
+        return target if target is not None and is_checkpoint(target) else None
+
+    @staticmethod
+    def _is_own_link(link: Path) -> bool:
+        return link.is_symlink() and Path(os.readlink(link)).parent == Path("checkpoints")
 
     @contextmanager
     def written(self, what: str) -> Iterator[None]:
@@ -227,6 +239,7 @@ class RunDir:
         texts: dict[str, str],
         config_text: str,
     ) -> Path:
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         target = self.folder(step)
@@ -246,9 +259,9 @@ class RunDir:
             if target.exists():
                 os.replace(target, old)
             os.replace(work, target)
-        except (OSError, RuntimeError):
+        except (OSError, RuntimeError, SafetensorError):
             with suppress(OSError):
-                remove_checkpoint(work)
+                remove_checkpoint(work)  # a full disk needs the room
             raise
         _flush(self.checkpoints)
         if old.exists() and not remove_checkpoint(old):
@@ -258,7 +271,7 @@ class RunDir:
         return target
 
     def _link(self, name: str, target: Path) -> None:
-        if os.path.lexists(self.path / name) and not (self.path / name).is_symlink():
+        if os.path.lexists(self.path / name) and not self._is_own_link(self.path / name):
             log.warning("%s is not a link of this run and stays as it is", self.path / name)
             return
         fresh = self.path / f".{name}.{os.getpid()}"
@@ -302,6 +315,7 @@ def find_checkpoint(path: str | Path) -> Path:
         if fault := damage(folder):
             others = [p.name for p in folder.parent.glob("step_*") if p != folder and is_checkpoint(p)]
             fix = f"use another checkpoint ({', '.join(others)})" if others else "copy it again"
+            fix += f"; if you changed it yourself, delete its {CHECKSUMS}" if (folder / CHECKSUMS).is_file() else ""
             raise WeightsError(f"{folder}: damaged ({fault})", fix=fix)
         return folder
     if not run.is_dir():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vlm.cli.options import add_listed
 from vlm.common.logging import say
+from vlm.common.owned import is_page, write_own
 from vlm.common.registry import register_command
 
 
@@ -28,9 +29,7 @@ class Compare:
 
         named = [split(word) for word in args.files]
         text, lost = page([read_predictions(file, name) for name, file in named], args.media_root, args.title)
-        target = Path(args.output)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, encoding="utf-8")
+        target = write_own(args.output, text, is_page)
         some = f"; {len(lost)} images not found, the first is {lost[0]} (see --media-root)" if lost else ""
         say(f"{target}: {len(named)} prediction file{'s' if len(named) > 1 else ''}{some}")
         return 0

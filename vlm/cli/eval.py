@@ -9,6 +9,7 @@ from pathlib import Path
 from vlm.cli.options import add_listed, source_of
 from vlm.common.errors import UserError
 from vlm.common.logging import say
+from vlm.common.owned import is_table, write_own
 from vlm.common.registry import register_command
 from vlm.common.trust import trusting
 
@@ -80,8 +81,7 @@ def score(args: argparse.Namespace) -> int:
     result = rescore(args.data, args.predictions, args.judge or "open")
     say(f"{', '.join(args.predictions)}:{table(result)}")
     if args.output is not None:
-        Path(args.output).mkdir(parents=True, exist_ok=True)
-        (Path(args.output) / "scores.json").write_text(json.dumps(result.scores, indent=1) + "\n", encoding="utf-8")
+        write_own(Path(args.output) / "scores.json", json.dumps(result.scores, indent=1) + "\n", is_table)
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import os
 import sys
 from collections.abc import Sequence
 from typing import Protocol
@@ -12,6 +13,8 @@ from vlm.common import VERSION
 from vlm.common.errors import UserError
 from vlm.common.logging import say, setup_logging
 from vlm.common.paths import expand_home
+from vlm.common.processes.ending import leave
+from vlm.common.processes.threads import wait_passively
 from vlm.common.registry import load_plugin, names, resolve, summaries
 from vlm.common.trust import trusting
 
@@ -34,7 +37,20 @@ class Command(Protocol):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code (0: success, 2: a user's error)."""
+    """Run the command line; the exit code (0: success, 2: a user's error).
+
+    A command that ran as several processes ends here, see :mod:`vlm.common.processes.ending`.
+    """
+    wait_passively(os.environ)
+    code = 1
+    try:
+        code = _run(argv)
+    finally:
+        leave(code, sys.exc_info()[1])
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         while arguments and arguments[0].partition("=")[0] in ("--plugin", "--plugins"):

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
+import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -20,6 +21,8 @@ from typing import Any
 from vlm.cli.options import add_listed
 from vlm.common.errors import UserError
 from vlm.common.logging import busy, quiet, say
+from vlm.common.owned import is_table, write_own
+from vlm.common.paths import make_folder
 from vlm.common.registry import register_command
 from vlm.common.text import lines_of
 
@@ -27,6 +30,11 @@ CAPTIONS, DIALOGUES = 6000, 3000
 """Images of stage 1 and stage 2."""
 QUESTIONS, UNSEEN, THREE = 1200, 600, 400
 """Questions on held-out images of one and two objects, on unseen colour-kind pairs, on three objects."""
+
+RESULTS = "results.json"
+DRAWN = "drawn_by_quickstart"
+"""A file in ``data`` that says whose it is."""
+_DRAWN = re.compile(r"shards/[0-9]{5}\.tar|images/(\w+/)?[0-9]{6,8}\.png|(seen|unseen|three)\.jsonl|dialogues\.json")
 
 DETAILS = ("vlm.checkpoint", "vlm.runners.evaluate.run", "vlm.runners.train.run", "vlm.runners.train.trainer")
 """Loggers that would repeat at length what the quickstart reports itself."""
@@ -70,6 +78,33 @@ def draw(run: Quickstart) -> None:
     write_questions(run.data, run.count(QUESTIONS), run.seed, split="seen", objects=(1, 2))
     write_questions(run.data, run.count(UNSEEN), run.seed, split="unseen", objects=(1, 2))
     write_questions(run.data, run.count(THREE), run.seed, split="seen", objects=(3,), name="three")
+
+
+def clear_drawn(output: Path) -> None:
+    """Delete the images and texts that an earlier quickstart drew; the run folders of its stages see to themselves.
+
+    Raises UserError: the folder is not for results, or its ``data`` was not drawn by a quickstart.
+    """
+    from vlm.checkpoint.run_files import MANIFEST, is_checkpoint, refuse_place, write_manifest
+
+    refuse_place(output, "--output")
+    data, table = output / "data", output / RESULTS
+    if not data.exists() and not os.path.lexists(table):
+        (make_folder(data) / DRAWN).touch()
+        return
+    if not (data / DRAWN).is_file() and not (data / "shards" / "00000.tar").is_file():
+        raise UserError(
+            f"{output} holds {'data' if data.exists() else RESULTS} that no quickstart wrote; nothing was changed",
+            fix="name another folder with --output",
+        )
+    for file in sorted(data.rglob("*"), reverse=True):
+        if _DRAWN.fullmatch(file.relative_to(data).as_posix()) and file.is_file():
+            file.unlink()
+    if not (data / DRAWN).is_file():  # of an earlier version, whose stages have no list of their files
+        for stage in (output / "stage1", output / "stage2"):
+            if not (stage / MANIFEST).exists() and any(map(is_checkpoint, stage.glob("checkpoints/step_*"))):
+                write_manifest(stage)
+    (data / DRAWN).touch()
 
 
 def train(run: Quickstart, stage: int) -> None:
@@ -199,7 +234,7 @@ def run_quickstart(output: str | Path, seed: int = 0, scale: float = 1.0) -> dic
     """Draw, train both stages, evaluate, chat; writes ``<output>/results.json``.
 
     Args:
-        output: folder of the run; that of an earlier quickstart is replaced.
+        output: folder of the run; what an earlier quickstart wrote there is replaced.
         seed: of the images and of training.
         scale: fraction of the images, questions and steps; below 1 it only shows that everything runs.
 
@@ -213,8 +248,7 @@ def run_quickstart(output: str | Path, seed: int = 0, scale: float = 1.0) -> dic
     run = Quickstart(Path(output), seed, scale)
     # These tensors are tiny: a second thread gains a fifth on an idle machine and loses tenfold on a busy one.
     torch.set_num_threads(1)
-    for old in ("data", "stage1", "stage2", "eval"):
-        shutil.rmtree(run.output / old, ignore_errors=True)
+    clear_drawn(run.output)
     with quiet(*DETAILS):
         with run.phase("draw", "1. drawing images of coloured shapes and letters", "drawing"):
             draw(run)
@@ -231,7 +265,7 @@ def run_quickstart(output: str | Path, seed: int = 0, scale: float = 1.0) -> dic
             talk = dialogues(run)
     run.seconds["total"] = round(sum(run.seconds.values()), 2)
     results = {**summary(before, after), "seed": seed, "seconds": run.seconds}
-    (run.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    write_own(run.output / RESULTS, json.dumps(results, indent=1) + "\n", is_table)
     say(f"\n{table(results)}\n\n{talk}\n")
     say(f"results:  {run.output / 'results.json'}\nreport:   {run.output / 'stage2' / 'report.html'}")
     say(f"chat:     vlm chat {run.output / 'stage2'}\npage:     vlm demo {run.output / 'stage2'}")

@@ -8,10 +8,13 @@ group is started: nccl on CUDA devices, gloo elsewhere.
 from __future__ import annotations
 
 import datetime
+import gc
 import logging
 import os
 import random
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +24,17 @@ import torch.distributed as torch_dist
 
 from vlm.common.bounds import DEVICE_NAMES
 from vlm.common.errors import UserError
+from vlm.common.processes import ending
+from vlm.common.processes.peers import Peers, ProcessLostError, store_of
+from vlm.common.processes.threads import Threads, choose, load
 
 log = logging.getLogger(__name__)
 
 MIB = 2**20
+TIMEOUT = datetime.timedelta(hours=2)
+"""Of a collective call: other processes may read large files meanwhile."""
+START = datetime.timedelta(minutes=5)
+"""Within which all processes must have joined."""
 
 
 @dataclass(frozen=True)
@@ -104,25 +114,78 @@ def gpu(index: int) -> torch.device:
     return pick_device("auto", index)
 
 
-def init(device: str = "auto", env: dict[str, str] | None = None) -> tuple[World, torch.device]:
-    """Join the process group that the environment describes (if any); returns this process's place and its device."""
+_watching: list[Peers] = []
+
+
+def init(device: str = "auto", env: dict[str, str] | None = None, workers: int = 0) -> tuple[World, torch.device]:
+    """Join the process group that the environment describes (if any); returns this process's place and its device.
+
+    Also chooses the number of threads, see :mod:`vlm.common.processes.threads`; ``workers``: loader processes.
+    """
     world = world_from_env(env)
     picked = pick_device(device, world.local_rank)
+    limit_threads(workers)
     if picked.type not in ("cpu", "mps"):
         torch.accelerator.set_device_index(picked.index or 0)
     if world.size > 1 and not torch_dist.is_initialized():
+        ending.mark_several()
         backend = {"cuda": "nccl", "xpu": "xccl"}.get(picked.type, "gloo")
+        store = next(torch_dist.rendezvous("env://", world.rank, world.size, timeout=TIMEOUT))[0]
+        group_store = torch_dist.PrefixStore("vlm.group", store)
         torch_dist.init_process_group(
-            backend, rank=world.rank, world_size=world.size, timeout=datetime.timedelta(hours=2)
+            backend, store=group_store, rank=world.rank, world_size=world.size, timeout=TIMEOUT
         )
+        own = store_of(store, torch_dist.PrefixStore, START)
+        _watching[:] = [Peers(own, world.rank, world.size)]
         log.debug("rank %d of %d, backend %s", world.rank, world.size, backend)
     return world, picked
 
 
 def destroy() -> None:
     """Leave the process group, if there is one."""
+    while _watching:
+        _watching.pop().close()
     if torch_dist.is_initialized():
         torch_dist.destroy_process_group()
+
+
+@contextmanager
+def joined(device: str = "auto", workers: int = 0) -> Iterator[tuple[World, torch.device]]:
+    """:func:`init`, and :func:`destroy` at the end; a process that fails tells the others.
+
+    Raises ProcessLostError: in place of what a collective call raises after another process has ended.
+    """
+    world, picked = init(device, workers=workers)
+    peers = _watching[0] if _watching else None
+    ended = False
+    try:
+        yield world, picked
+        ended = True
+        if peers is not None:
+            peers.close()
+            barrier()  # the process that keeps the store outlives the others' last look at it
+    except RuntimeError as error:
+        lost = peers.lost() if peers is not None else None
+        if lost is None:
+            raise
+        raise lost from error
+    finally:
+        error = sys.exc_info()[1]
+        if peers is not None and not ended and not isinstance(error, ProcessLostError):
+            peers.fail(error or "stopped")
+        gc.collect()  # the model's wrapper must not outlive its process group: gloo may then abort at exit
+        destroy()
+
+
+def limit_threads(workers: int = 0) -> Threads:
+    """Choose the number of threads of this process, use it, log it, and warn if there are not enough cores."""
+    threads = choose(torch.get_num_threads(), workers)
+    if threads.count != torch.get_num_threads():
+        torch.set_num_threads(threads.count)
+    log.info("%s", threads.line())
+    if problem := threads.problem(load()):
+        log.warning("%s", problem)
+    return threads
 
 
 def rank() -> int:

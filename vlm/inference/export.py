@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -71,5 +72,5 @@ def trained_tensors(
 
 def refuse_existing(target: Path) -> None:
     """Raise WeightsError if ``target`` exists."""
-    if target.exists():
+    if os.path.lexists(target):
         raise WeightsError(f"{target} exists", fix="give another name, or move it away")

@@ -10,6 +10,7 @@ from pathlib import Path
 from vlm.cli.data.open import open_view
 from vlm.common.errors import DataError
 from vlm.common.logging import say
+from vlm.common.owned import is_table, write_own
 
 
 def main(args: argparse.Namespace) -> int:
@@ -45,7 +46,7 @@ def main(args: argparse.Namespace) -> int:
             verdicts.append(report.verdict(run.max_bad_share) or report.cuts.verdict(report.name, allowed))
     if args.out:
         text = json.dumps(result, indent=1, ensure_ascii=False)
-        (Path(args.out) / "check.json").write_text(text + "\n", encoding="utf-8")
+        write_own(Path(args.out) / "check.json", text + "\n", is_table)
         say(f"written: {args.out}/check.json, {args.out}/quarantine.jsonl")
     faults = [v for v in verdicts if v]
     if faults:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlm.cli.data.open import DataView, open_view
 from vlm.common.errors import DataError
 from vlm.common.logging import say
+from vlm.common.owned import is_page, write_own
 
 if TYPE_CHECKING:
     from vlm.datasets.inspect.render import Shown
@@ -66,13 +66,10 @@ def say_sample(view: DataView, shown: Shown, colour: bool) -> None:
 
 
 def write_page(view: DataView, args: argparse.Namespace, found: list[tuple[str, list[Shown]]]) -> None:
-    """Write the samples as one HTML file. Raises DataError if it cannot be written."""
+    """Write the samples as one HTML file. Raises UserError if it cannot be written."""
     from vlm.pages.samples import page
 
     tokenizer = view.processor.tokenizer if view.processor is not None else None
     text = page(f"Samples of {args.cfg}", found, view.recipe, tokenizer, view.visual_tokens)
-    try:
-        Path(args.html).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{args.html} cannot be written ({error.strerror})", fix="give another file") from error
+    write_own(args.html, text, is_page)
     say(f"written: {args.html} ({len(text) / 1024:.0f} KiB)")

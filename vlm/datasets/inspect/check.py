@@ -17,6 +17,7 @@ from typing import IO, Any
 import torch
 
 from vlm.common.errors import DataError
+from vlm.common.owned import is_records, refuse_foreign_file
 from vlm.common.types import Image, Sample
 from vlm.config.run import Packing
 from vlm.datasets.base import RECORD_FAULTS
@@ -230,7 +231,11 @@ def check_dataset(
 
 
 def open_quarantine(folder: str | Path) -> IO[str]:
-    """``quarantine.jsonl`` in a folder, which is created if missing. Raises DataError if it cannot be written."""
+    """``quarantine.jsonl`` in a folder, which is created if missing.
+
+    Raises UserError: it cannot be written, or is there and not ours.
+    """
+    refuse_foreign_file(Path(folder) / "quarantine.jsonl", is_records("source"))
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         return (Path(folder) / "quarantine.jsonl").open("w", encoding="utf-8")

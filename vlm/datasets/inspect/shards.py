@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlm.common.errors import DataError
+from vlm.common.paths import make_folder
 from vlm.datasets.base import RECORD_FAULTS, read_record, text_roles
 from vlm.datasets.formats.shard_sample import to_members
 from vlm.datasets.inspect.scan import Opened, chunks, progress, references
@@ -20,6 +22,8 @@ from vlm.datasets.loading.sources import BadRecord
 from vlm.datasets.loading.worker import data_loader
 
 MANIFEST = "manifest.json"
+_PART = re.compile(r"[0-9]{5,}\.[0-9]+\.part")
+"""Unfinished shards, of a command that was interrupted."""
 
 
 class ShardJob(NamedTuple):
@@ -133,12 +137,11 @@ def start_manifest(folder: Path, opened: Opened, per_shard: int) -> dict[str, An
         "shards": {},
     }
     file = folder / MANIFEST
-    for left in folder.glob("*.part"):
-        left.unlink()
     if not file.is_file():
         if any(folder.glob("*.tar")):
             raise DataError(f"{folder} holds shards but no {MANIFEST}", fix="give another folder, or empty this one")
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
+        _store(folder, fresh)
         return fresh
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
@@ -150,6 +153,9 @@ def start_manifest(folder: Path, opened: Opened, per_shard: int) -> dict[str, An
                 f"{folder} holds shards of other data: {key} is {result.get(key)!r} there, {fresh[key]!r} here",
                 fix="give another folder, or remove this one",
             )
+    for left in folder.glob("*.part"):
+        if _PART.fullmatch(left.name):
+            left.unlink()
     result["shards"] = {k: v for k, v in result["shards"].items() if (folder / k).is_file()}
     return {**result, "complete": False}
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm.common import VERSION
 from vlm.common.errors import DataError
+from vlm.common.owned import is_page, is_table, write_own
 from vlm.common.types import Image, Video
 from vlm.config.api import Config, DatasetEntry
 from vlm.datasets.loading.sources import build_sources
@@ -66,10 +67,8 @@ def write_card(
         head, rows, note = score_table(by_control)
         shown = {"name": dataset, "facts": declared, "head": head, "rows": rows, "note": note, "examples": cards}
         sections.append(shown)
-    (folder / f"{name}_card.json").write_text(json.dumps(card, indent=1, default=str) + "\n", encoding="utf-8")
-    file = folder / f"{name}_card.html"
-    file.write_text(page(name, groups, sections), encoding="utf-8")
-    return file
+    write_own(folder / f"{name}_card.json", json.dumps(card, indent=1, default=str) + "\n", is_table)
+    return write_own(folder / f"{name}_card.html", page(name, groups, sections), is_page)
 
 
 def model_facts(cfg: Config) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm.common import dist
 from vlm.common.errors import ConfigError
+from vlm.common.owned import is_page, is_records, is_table, refuse_foreign_file, write_own
 from vlm.common.paths import make_folder
 from vlm.common.registry import config_class, resolve, resolve_any
 from vlm.config.api import Config, DatasetEntry
@@ -71,7 +72,7 @@ def run_evaluation(
     benchmark, flags = benchmark_of(cfg), {"batch_size": batch_size, "seeds": list(seeds), "judge": judge}
     options = {n: read_options(benchmark, cfg, cfg.evaluation_datasets[n], flags) for n in names}
     _check_controls(images)
-    folder = make_folder(output or cfg.run.save_path or cfg.run.output_dir)
+    folder = _result_folder(output or cfg.run.save_path or cfg.run.output_dir, cfg.run.name or "evaluation")
     joined, engine = engine is None, engine or _load(cfg, allow_random)
     main = dist.is_main()  # known only while the processes are joined
     results: Results = {name: {} for name in names}
@@ -91,6 +92,16 @@ def run_evaluation(
     if main:
         _write(folder, cfg, engine, results, options[names[0]], parts)
     return {name: {image: dict(r.scores) for image, r in by_image.items()} for name, by_image in results.items()}
+
+
+def _result_folder(path: str | Path, name: str) -> Path:
+    """The folder of the results. Raises UserError before anything is asked: files that are not ours are in the way."""
+    folder = make_folder(path)
+    for ending, ours in (("", is_table), ("_card", is_table)):
+        refuse_foreign_file(folder / f"{name}{ending}.json", ours)
+    refuse_foreign_file(folder / f"{name}_card.html", is_page)
+    refuse_foreign_file(folder / f"{name}_answers.jsonl", is_records("dataset"))
+    return folder
 
 
 def _load(cfg: Config, allow_random: bool) -> Engine:
@@ -165,10 +176,10 @@ def _write(
     name = cfg.run.name or "evaluation"
     scores = {n: {image: r.scores for image, r in by_image.items()} for n, by_image in results.items()}
     file = folder / f"{name}.json"
-    file.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+    write_own(file, json.dumps(scores, indent=1) + "\n", is_table)
     rows = [row(n, i, p) for n, by_image in results.items() for i, r in by_image.items() for p in r.predictions]
     lines = "".join(json.dumps(line, default=str) + "\n" for line in rows)
-    (folder / f"{name}_answers.jsonl").write_text(lines, encoding="utf-8")
+    write_own(folder / f"{name}_answers.jsonl", lines, is_records("dataset"))
     log.info("results: %s", file)
     if any(r.card for by_image in results.values() for r in by_image.values()):
         log.info("card: %s", write_card(folder, name, cfg, engine, results, options))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vlm.checkpoint.provenance import read_provenance
 from vlm.checkpoint.run_folder import RunDir
+from vlm.common.owned import replace_text
 from vlm.datasets.loading import data_stats
 from vlm.pages.charts import number
 from vlm.pages.parts import AnswerCard
@@ -50,9 +51,9 @@ def write_report(
         samples=samples,
         data=data_stats.report_table(data_stats.from_metrics(counted[-1])) if counted else "",
         trained=table,
-        config=run.config_file.read_text(encoding="utf-8") if run.config_file.exists() else "",
+        config=run.config_file.read_text(encoding="utf-8", errors="replace") if run.config_file.is_file() else "",
     )
-    run.report.write_text(text, encoding="utf-8")
+    replace_text(run.report, text)
     return run.report
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,12 +50,8 @@ def run_training(cfg: Config) -> RunResult:
     Raises:
         UserError: anything the user can fix, before or during training.
     """
-    world, device = dist.init(cfg.run.device)
-    try:
+    with dist.joined(cfg.run.device, cfg.run.num_workers) as (world, device):
         return _train(cfg, world, device)
-    finally:
-        gc.collect()  # the model's wrapper must not outlive its process group: gloo may then abort at exit
-        dist.destroy()
 
 
 def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
@@ -106,7 +101,9 @@ def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
     if source is not None:
         trainer.resume(source)
     open_run(cfg, run_dir)
-    result = trainer.fit(start_trackers(cfg, run_dir, trainer))
+    with run_dir.written("the log"):
+        trackers = start_trackers(cfg, run_dir, trainer)
+    result = trainer.fit(trackers)
     loader.close()
     if world.rank == 0 and cfg.run.report:
         report(cfg, model, processor, run_dir, result, device)
@@ -201,17 +198,23 @@ def start_trackers(cfg: Config, run_dir: RunDir, trainer: Trainer) -> list[Track
 
 def report(
     cfg: Config, model: VLM, processor: Processor, run_dir: RunDir, result: RunResult, device: torch.device
-) -> Path:
-    """Write the HTML report with a few sample answers, or without them if a sample cannot be read."""
+) -> None:
+    """Write the HTML report with a few sample answers, or without them if a sample cannot be read.
+
+    A run that a signal stopped gets none: whoever sent it kills the process soon after. A report that cannot be written
+    is a warning, since the run itself is saved.
+    """
     title = cfg.run.job_name or run_dir.path.resolve().name
     try:
-        samples = sample_answers(cfg, model, processor, device)
+        samples = [] if result.received else sample_answers(cfg, model, processor, device)
     except UserError as error:
         log.warning("the report has no sample answers: %s", error)
         samples = []
-    path = write_report(run_dir, samples, title=title, status=result.status, table=trainable_table(model))
-    log.info("report: %s", path)
-    return path
+    try:
+        path = write_report(run_dir, samples, title=title, status=result.status, table=trainable_table(model))
+        log.info("report: %s", path)
+    except OSError as error:
+        log.warning("the report cannot be written: %s", error)
 
 
 def sample_answers(cfg: Config, model: VLM, processor: Processor, device: torch.device) -> list[AnswerCard]:

@@ -20,7 +20,6 @@ from typing import Any
 
 from vlm.common.errors import UserError
 from vlm.common.registry import register_tracker, resolve
-from vlm.common.text import lines_of
 
 log = logging.getLogger(__name__)
 
@@ -77,13 +76,20 @@ class JsonlTracker(Tracker):
 
 
 def read_log(file: Path) -> list[LogRecord]:
-    """All complete records of a ``log.jsonl``; none if there is no file."""
-    records = []
-    for line in lines_of(file.read_text("utf-8", "replace")) if file.exists() else []:
+    """All complete records of a ``log.jsonl``, whatever else is in it; none if there is no file."""
+    records, strange = list[LogRecord](), 0
+    for line in file.read_bytes().split(b"\n") if file.is_file() else []:
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            log.warning("%s: skipped an incomplete line", file)
+            record = json.loads(line) if line.strip() else None
+        except (ValueError, RecursionError):
+            strange += 1
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record:
+            records.append(record)
+        else:
+            strange += record is not None
+    if strange:
+        log.warning("%s: left out %d incomplete or strange lines", file, strange)
     return records
 
 

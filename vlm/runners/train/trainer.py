@@ -6,6 +6,7 @@ import logging
 import math
 import signal
 import time
+from contextlib import ExitStack
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,8 +148,9 @@ class Trainer:
                 if status == "stopped" and received is None:
                     received = signal.SIGTERM  # another process of the group received it
         finally:
-            for tracker in trackers:
-                tracker.close()
+            with ExitStack() as closing:
+                for tracker in trackers[::-1]:
+                    closing.callback(tracker.close)
         if data := self._data_report():
             log.info("data of this run:\n%s", data_stats.report_table(data))
         progress = self.progress

@@ -27,7 +27,7 @@ from vlm.checkpoint.safe import copy_files, read_json, shards, write_json
 from vlm.checkpoint.stream import SHARD_BYTES, TensorReader, write_shards
 from vlm.common.errors import WeightsError
 from vlm.common.logging import say
-from vlm.common.paths import inner_folder
+from vlm.common.paths import inner_folder, make_folder
 from vlm.common.registry import register_command
 from vlm.models.llm.hf import FOLDERS as TEXT_FOLDERS
 from vlm.models.precision import parse_dtype
@@ -52,6 +52,10 @@ KEEP_DTYPE = (".rotary_emb.inv_freq", *BUFFERS)
 GENERATION = "generation_config.json"
 PAD = "<pad>"
 """Added token that the published tokenizer pads with, whatever its own file states."""
+
+
+UNFINISHED = "unfinished_merge"
+"""A file in the hidden folder that a merge writes into: what an interrupted one left may be deleted."""
 
 
 class Delta:
@@ -245,13 +249,18 @@ def merge_visualcla(
     rows = _rows(merge, text)
     merge.check()
     work = target.with_name(f".{target.name}.part")
+    if work.exists() and not (work / UNFINISHED).is_file():
+        raise WeightsError(f"{work}: in the way, and not left by a merge", fix="move it away, or give another target")
     shutil.rmtree(work, ignore_errors=True)
+    make_folder(work)
+    (work / UNFINISHED).touch()
     try:
         written = merge.write(work)
         _write_configs(work, configs, rows, dtype)
         _copy_texts(work, text, vision, first)
         if target.exists():
             target.rmdir()
+        (work / UNFINISHED).unlink()
         work.replace(target)
     finally:
         shutil.rmtree(work, ignore_errors=True)

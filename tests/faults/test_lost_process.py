@@ -1,0 +1,89 @@
+"""When one process of a run ends, the others say which and why, at once and without a traceback."""
+
+import json
+import os
+import signal
+import socket
+import time
+
+import pytest
+
+from vlm.common.errors import DataError
+from vlm.common.processes import peers as peers_module
+from vlm.common.processes.peers import FAILED, Peers, ProcessLostError
+
+
+class Store:
+    """What is used of torch's store, in this process."""
+
+    def __init__(self, **values):
+        self.values = values
+
+    def set(self, key, value):
+        self.values[key] = value
+
+    def get(self, key):
+        return self.values[key].encode()
+
+    def check(self, keys):
+        return all(k in self.values for k in keys)
+
+    def compare_set(self, key, expected, value):
+        if self.values.get(key, "") == expected:
+            self.values[key] = value
+
+
+@pytest.fixture
+def sleeper():
+    process = os.fork()
+    if not process:
+        time.sleep(60)
+        os._exit(0)
+    yield process
+    try:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+    except (ProcessLookupError, ChildProcessError):
+        pass
+
+
+def pair(process, host=None):
+    store = Store(**{"peer/1": json.dumps([host or socket.gethostname(), process])})
+    return Peers(store, 0, 2), store
+
+
+def test_nothing_is_said_while_all_live(sleeper):
+    one, _ = pair(sleeper)
+    assert one.reason() == "" and one.lost(wait=0.2) is None
+    one.close()
+
+
+def test_a_killed_process_is_named_before_its_parent_has_waited_for_it(sleeper):
+    one, store = pair(sleeper)
+    os.kill(sleeper, signal.SIGKILL)
+    error = one.lost(wait=5)
+    assert isinstance(error, ProcessLostError) and "Traceback" not in str(error)
+    assert f"process 0 stops because process 1 of 2 (pid {sleeper}) is gone without a word: it was killed" in str(error)
+    assert "is gone" in store.values[FAILED]  # for processes of other machines
+    one.close()
+
+
+def test_the_reason_of_a_process_that_failed_is_passed_on(sleeper):
+    one, store = pair(sleeper, host="elsewhere")
+    other = Peers(Store(**{"peer/0": json.dumps(["x", 1])}), 1, 2)
+    other._store = store
+    other.fail(DataError("no such file: a.jpg"))
+    other.fail(ValueError("later"))
+    assert "process 1 of 2" in str(one.lost()) and "ended: no such file: a.jpg" in str(one.lost())
+    one.close(), other.close()
+
+
+def test_a_process_that_goes_on_waiting_is_ended(sleeper, monkeypatch, capfd):
+    ended = []
+    monkeypatch.setattr(peers_module, "GRACE", 0.1)
+    monkeypatch.setattr(peers_module, "PERIOD", 0.05)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    one, _ = pair(sleeper)
+    os.kill(sleeper, signal.SIGKILL)
+    one._thread.join(timeout=5)
+    assert ended == [2] and "error: process 0 stops because process 1 of 2" in capfd.readouterr().err

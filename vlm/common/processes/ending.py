@@ -1,0 +1,47 @@
+"""The one way out of a command that ran as several processes.
+
+gloo's worker threads outlive ``destroy_process_group``. They may drop the last reference to a Python-owned tensor while
+the interpreter shuts down; taking the interpreter's lock then ends the thread by unwinding through a destructor that
+must not throw, and the process aborts (SIGABRT) after all its work is done. Nothing in Python can join these threads,
+so such a process runs its exit handlers, writes everything out, and leaves by ``os._exit``, past the shutdown.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+
+_state = {"several": False}
+
+
+def mark_several() -> None:
+    """Note that this process joined others."""
+    _state["several"] = True
+
+
+def leave(code: int, error: BaseException | None = None) -> int:
+    """End the process if it joined others, else return ``code``.
+
+    Exit handlers run (temporary folders, loader workers, trackers, coverage), log files and streams are written out.
+
+    Args:
+        code: exit code.
+        error: what is being raised: printed as the interpreter would, and decides the exit code.
+    """
+    if not _state["several"]:
+        return code
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    elif error is not None:
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = 130 if isinstance(error, KeyboardInterrupt) else 1
+    atexit._run_exitfuncs()
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):  # a closed pipe
+            continue
+    os._exit(code)
