@@ -369,6 +369,7 @@ def test_what_answers_is_filled(world: World, tmp_path: Path) -> None:
         assert load_model(cfg, device="cpu").random
     run = RunDir(tmp_path / "run")
     model = world.load()
+    run.prepare()
     run.save(1, trainable_tensors(model), {}, {}, "")
     cfg.run.output_dir = str(run.path)
     with pytest.raises(WeightsError, match=rf"fix: {run.path} holds a run: .*`vlm eval {run.path}`"):
@@ -386,8 +387,10 @@ def test_frozen_random_parts_are_stored(world: World, tmp_path: Path) -> None:
     stored = trainable_tensors(model)
     matrices = {n for n, p in model.named_parameters() if n.startswith("vision.vit.") and p.dim() > 1}
     assert matrices <= set(stored)
-    RunDir(tmp_path).save(1, stored, {}, {}, "")
-    cfg = Config(model=world.parts(weights=[*bare, weight("run_folder", tmp_path)]))
+    run = RunDir(tmp_path / "run")
+    run.prepare()
+    run.save(1, stored, {}, {}, "")
+    cfg = Config(model=world.parts(weights=[*bare, weight("run_folder", run.path)]))
     again = load_model(cfg, device="cpu", allow_random=False)
     assert all(torch.equal(p, dict(again.named_parameters())[n]) for n, p in model.named_parameters())
     other = world.load(weights=bare)

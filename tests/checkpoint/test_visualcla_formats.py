@@ -110,6 +110,7 @@ def test_bare_vision_tower(folders: Folders, usual: Tensors) -> None:
 def test_list_of_targets_and_other_container(folders: Folders, usual: Tensors) -> None:
     def as_list(config: dict[str, Any]) -> None:
         config["target_modules"] = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "o_proj"]
+        config["target_modules"] += ["gate_proj", "up_proj", "down_proj"]
         config["task_type"] = None
 
     folders.edit("lora_model/adapter_config.json", as_list)
@@ -241,7 +242,7 @@ def test_delta_without_its_foundations(folders: Folders) -> None:
 
 
 @pytest.mark.parametrize(
-    "layer", ["text_model.model.layers.7.self_attn.q_proj", "vision_model.vision_model.encoder.c_fc"]
+    "layer", ["text_model.model.layers.7.self_attn.q_proj", "vision_model.vision_model.encoder.fc1"]
 )
 def test_adapter_for_other_layers(folders: Folders, layer: str) -> None:
     extra = {f"base_model.model.{layer}.lora_A.weight": torch.ones(4, 48)}
@@ -314,7 +315,7 @@ def test_head_of_another_vocabulary_than_the_embeddings(folders: Folders) -> Non
     [
         ({"peft_type": "PREFIX_TUNING"}, "peft_type 'PREFIX_TUNING'; only plain LoRA"),
         ({"bias": "all"}, "bias 'all'; only plain LoRA"),
-        ({"fan_in_fan_out": True}, "fan_in_fan_out True; only plain LoRA"),
+        ({"use_dora": True}, "use_dora True; only plain LoRA"),
         ({"lora_alpha": None}, "lora_alpha is None, expected a number"),
     ],
 )

@@ -12,6 +12,7 @@ import yaml
 
 from vlm.cli.main import main
 from vlm.cli.train import Train, with_flags
+from vlm.common.paths import asset
 from vlm.common.registry import names
 
 CFG = "model: {arch: minigpt4, model_type: pretrain_vicuna0, llama_model: %s}\nrun:\n  seed: 7\n"
@@ -63,6 +64,9 @@ def test_a_users_fault_is_one_message_and_code_2(tmp_path: Path) -> None:
 
 
 def test_check_reports_every_file(cfg: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "check", str(cfg)]) == 2
+    assert "no language model in" in capsys.readouterr().err
+    cfg.write_text(CFG % asset("tiny/llm"))
     assert main(["config", "check", str(cfg)]) == 0
     assert capsys.readouterr().out == f"{cfg}: ok\n"
     assert main(["config", "check", str(cfg), "--options", "run.distributed=true"]) == 0

@@ -105,7 +105,7 @@ def parts_of(kind: Any) -> list[Any]:
         ("video", {"num_frames": 0, "fps": 0}, ["video.num_frames", "video.fps"]),
         ("generation", {"temperature": 0, "top_p": 1.1, "num_beams": 0}, ["temperature", "top_p", "num_beams"]),
         ("generation", {"length_penalty": float("nan"), "max_new_tokens": 0}, ["length_penalty", "max_new_tokens"]),
-        ("generation", {"min_length": 50, "max_new_tokens": 10}, ["min_length is 50, more than max_new_tokens 10"]),
+        ("generation", {"min_length": 50, "max_new_tokens": 10}, ["min_length: found 50, but max_new_tokens is 10"]),
     ],
 )
 def test_values_of_parts(section: str, options: Any, words: list[str]) -> None:

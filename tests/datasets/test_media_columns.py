@@ -119,7 +119,7 @@ def test_gqa_as_published(tmp_path: Path, corpus: str) -> None:
 
 
 def _entry(folder: Path, corpus: str, info: dict) -> Any:
-    model: dict = {"vision": {"name": "timm", "model": "x"}, "llm": {"name": "hf", "path": "x"}}
+    model: dict = {"vision": {"name": "timm", "model": "vit_tiny_patch16_224"}, "llm": {"name": "hf", "path": "x"}}
     model |= {"fusion": {"name": "splice"}, "template": {"name": "plain"}}
     (folder / "c.yaml").write_text(json.dumps({"model": model, "datasets": {corpus: {"build_info": info}}}))
     return load_config(folder / "c.yaml", check="none").datasets[corpus]

@@ -188,7 +188,7 @@ def test_chat_without_mark_or_with_a_broken_image(tmp_path: Path, config: dict, 
     broken.write_bytes(b"not an image")
     file = tmp_path / "chat.yaml"
     file.write_text(yaml.safe_dump({k: v for k, v in config.items() if k == "model"}))
-    code = main(["chat", str(file), "--image", str(broken), "--ask", "What is it?"])
+    code = main(["chat", str(file), "--image", str(broken), "--ask", "What is it?", "--allow-random"])
     captured = capsys.readouterr()
     assert code == 2
     assert "broken.png" in captured.err

@@ -337,7 +337,7 @@ def test_pad_falls_back_where_the_piece_is_missing(llm_folder: Path) -> None:
         ({}, "neither tokenizer.model nor tokenizer.json"),
         ({"tokenizer.model": b"junk"}, "not a sentencepiece model"),
         ({"tokenizer.json": b"{}"}, "not a tokenizers file"),
-        ({"tokenizer.json": b"<html>"}, "not a tokenizers file"),
+        ({"tokenizer.json": b"<html>"}, "is an HTML page"),
     ],
 )
 def test_unusable_folders_are_named(tmp_path: Path, files: dict[str, bytes], words: str) -> None:

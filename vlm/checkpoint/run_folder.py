@@ -62,6 +62,7 @@ class RunDir:
         self.tensorboard = self.path / "tensorboard"
         self.report = self.path / "report.html"
         self.checkpoints = self.path / "checkpoints"
+        self._prepared = False
 
     def check(self, resume: str = "never", overwrite: bool = False) -> Path | None:
         """The checkpoint folder to resume from, or None to start from scratch; nothing is deleted yet.
@@ -102,6 +103,7 @@ class RunDir:
         if source is None:
             remove_run(self.path)
         make_folder(self.checkpoints)
+        self._prepared = True
         if not foreign_names(self.path) or source is None:
             with self.written("the run folder"):
                 write_manifest(self.path)
@@ -244,7 +246,7 @@ class RunDir:
         work, old = (self.checkpoints / f".{target.name}.{kind}{os.getpid()}" for kind in ("", "old."))
         if work.exists():
             remove_checkpoint(work)
-        work.mkdir()  # not its parents: if they are gone, somebody deleted the folder of this run
+        work.mkdir(parents=not self._prepared)  # if the parents are gone, somebody deleted the folder under the run
         try:
             save_file(tensors, work / WEIGHTS, metadata={"format": "pt", "step": str(step)})
             torch.save(state, work / STATE)

@@ -45,14 +45,14 @@ class TensorReader:
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """A copy of the tensor, converted if ``dtype`` is given.
 
-        Raises WeightsError: it has NaN or infinite numbers, or whole numbers in place of floating-point ones.
+        Raises WeightsError: it has NaN or infinite numbers, or is converted from a type of quantised numbers.
         """
         if self._file != self._files[name]:
             self.release()
             self._file, self._open = self._files[name], read_tensors(self._files[name])
         tensor = self._open[name]
         self._used += tensor.nbytes
-        if dtype is not None and not tensor.is_floating_point():
+        if dtype is not None and not tensor.is_floating_point() and tensor.dtype.itemsize == 1:
             raise WeightsError(f"{self._file}: {name} is {tensor.dtype}, expected floating-point numbers")
         copied = tensor.to(dtype or tensor.dtype, copy=True)
         if not is_finite(copied):

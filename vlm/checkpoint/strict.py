@@ -109,7 +109,7 @@ def check_numbers(placement: NamedTensors, read: Mapping[str, Tensor]) -> None:
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether a tensor has neither NaN nor infinity; takes no memory of its size."""
-    if not tensor.is_floating_point() or not tensor.numel():
+    if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
         return True
     if tensor.dtype.itemsize == 1:
         tensor = tensor.float()

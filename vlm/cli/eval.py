@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 from vlm.cli.options import add_listed, source_of
@@ -11,6 +12,8 @@ from vlm.common.logging import say
 from vlm.common.owned import is_table, write_own
 from vlm.common.registry import register_command
 from vlm.common.trust import trusting
+
+log = logging.getLogger(__name__)
 
 
 @register_command("eval")
@@ -43,6 +46,12 @@ class Eval:
             cfg = read_source(source, args.options)
         else:
             cfg = load_config(source, args.options, check="all")
+        if cfg.evaluation_files:
+            files = f"evaluation_datasets.{', '.join(cfg.evaluation_files)}: no benchmark reads eval_file_path yet"
+            fix = "write its questions as an entry with format: table (docs/guides/evaluate.md)"
+            if not cfg.evaluation_datasets:
+                raise UserError(files, fix=fix)
+            log.warning("%s; the other entries are evaluated", files)
         if not cfg.evaluation_datasets:
             raise UserError(f"{source} has no evaluation_datasets", fix="add the section, or use another file")
         from vlm.runners.evaluate.run import run_evaluation

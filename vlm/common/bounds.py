@@ -109,7 +109,8 @@ def constraints(kind: Any) -> Iterator[Constraint]:
 def violations(options: Any) -> list[str]:
     """What is wrong with the values of a dataclass instance, whose types are right: one line for each field."""
     found = []
-    for name, checks in _checks(type(options)):
+    cls: Any = type(options)
+    for name, checks in _checks(cls):
         value = vars(options)[name]
         words = [c.describe("") for c in checks if value is not None and not c.allows(value)]
         found += [f"{name} is {value!r}, expected {text.strip().removeprefix('of ')}" for text in words]
@@ -117,6 +118,6 @@ def violations(options: Any) -> list[str]:
 
 
 @cache
-def _checks(cls: type) -> list[tuple[str, list[Constraint]]]:
+def _checks(cls: Any) -> list[tuple[str, list[Constraint]]]:
     kinds = get_type_hints(cls, include_extras=True)
     return [(f.name, list(constraints(kinds[f.name]))) for f in fields(cls) if f.init]

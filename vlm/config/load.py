@@ -103,7 +103,8 @@ def _load(cfg: str | FilePath | Mapping[str, Any], options: Sequence[str], check
     tell(no_effect, title)
     assert model is not None
     places = {dotted(p): report.where(p) for p in tree.origins if p}
-    config = Config(model, run=run, plugins=plugins, origins=places, defaults=defaults, **sections)
+    config = Config(model, sections["datasets"], run, plugins=plugins, origins=places, defaults=defaults)
+    config.valid_datasets, config.evaluation_datasets = sections["valid_datasets"], sections["evaluation_datasets"]
     config.evaluation_files, config.no_effect = files, no_effect
     config.resolved = store(config, tree, arch, data)
     return config

@@ -121,6 +121,7 @@ def read_model(data: dict[str, Any], params: dict[str, Any], report: Report, che
         arch=data.get("arch"), model_type=data.get("model_type"),
     )  # fmt: skip
     check_image_size(model, report)
+    check_lengths(model, report)
     if check != "none":
         check_model_files(model, report, check)
     return model
@@ -200,6 +201,15 @@ def check_image_size(model: ModelConfig, report: Report) -> None:
     expected, size = model.vision.get("image_size") if model.vision else None, model.image.get("size")
     if None not in (expected, size) and expected != size:
         report.add(("model", "image", "size"), f"found {size}, but vision.image_size is {expected}")
+
+
+def check_lengths(model: ModelConfig, report: Report) -> None:
+    """Lengths of an answer that are both written must agree."""
+    written, least = model.generation.raw, model.generation.get("min_length")
+    for key in ("max_new_tokens", "max_length") if "min_length" in written else ():
+        most = model.generation.get(key)
+        if key in written and least - 1 > most:
+            report.add(("model", "generation", "min_length"), f"found {least}, but {key} is {most}")
 
 
 def read_dataset(

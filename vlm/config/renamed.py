@@ -30,6 +30,8 @@ MOVED: dict[tuple[str, ...], str] = {
     ("datasets", "*", "build_info", "images", "storage"): "image_path",
 }
 """Published paths below a dataset's build_info -> the key of build_info that has the value here."""
+INVERSE = ("invrefcoco", "invrefcoco+", "invrefcocog")
+"""Published values of ``build_info.dataset`` for the other direction, which ``direction`` says here."""
 
 
 def current(path: Path) -> Path:
@@ -75,19 +77,21 @@ def flatten_build_info(tree: Tree) -> dict[str, str]:
         Dotted paths beside them that change nothing (addresses, checksums, other splits), each with the reason.
     """
     left_out: dict[str, str] = {}
-    for name, entry in (tree.get(("datasets",)) or {}).items():
+    entries = tree.get(("datasets",))
+    for name, entry in entries.items() if isinstance(entries, dict) else ():
         info = entry.get("build_info") if isinstance(entry, dict) else None
-        for old, new in MOVED.items() if isinstance(info, dict) else ():
-            head: Path = ("datasets", name, *old[2:4])
-            value = tree.get(("datasets", name, *old[2:]))
+        if not isinstance(info, dict):
+            continue
+        for old, new in MOVED.items():
+            path: Path = ("datasets", name, *old[2:])
+            value, head, around = tree.get(path), path[:4], tree.get(path[:-1])
             if value is None:
                 continue
             if new not in info:
-                tree.put((*head[:3], new), value, tree.origins.get(("datasets", name, *old[2:]), ""))
-            others = [key for key in tree.get((*head[:3], *old[3:-1])) if key != "storage"]
-            others += [split for split in tree.get(head) if split not in old]
-            left_out |= {dotted((*head, key)): f"the files of training are {new}" for key in others if key != "storage"}
+                tree.put((*path[:3], new), value, tree.origins.get(path, ""))
+            others = {*around, *tree.get(head)} - set(old)
+            left_out |= {dotted((*head, key)): f"the files of training are {new}" for key in others}
             del info[old[3]]
-        if isinstance(info, dict) and str(info.get("dataset", "")).startswith("inv"):
-            info["dataset"] = info["dataset"].removeprefix("inv")  # published name of the corpus; see direction
+        if info.get("dataset") in INVERSE:
+            info["dataset"] = info["dataset"].removeprefix("inv")
     return left_out

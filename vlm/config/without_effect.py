@@ -36,9 +36,9 @@ def take_out(user: Tree, options: Sequence[Option]) -> tuple[dict[str, str], lis
             found[path] = why
     kept = []
     for option in options:
-        path = next((p for p in undeclared() if f"{dotted(option.path)}.".startswith(f"{p}.")), None)
-        found |= {path: undeclared()[path]} if path else {}
-        kept += [] if path else [option]
+        names = [p for p in undeclared() if f"{dotted(option.path)}.".startswith(f"{p}.")]
+        found |= {name: undeclared()[name] for name in names}
+        kept += [] if names else [option]
     return found, kept
 
 

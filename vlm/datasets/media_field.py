@@ -14,7 +14,7 @@ from typing import Any
 
 from vlm.common.errors import DataError
 from vlm.common.types import Image, Video
-from vlm.datasets.media_columns import COLUMNS, is_missing, media_column
+from vlm.datasets.media_columns import COLUMNS, media_column
 from vlm.processors.image.decode import from_base64, read_frames
 from vlm.processors.placeholders import Medium
 
@@ -76,23 +76,27 @@ def media_of(record: Mapping[str, Any], field: str, root: str | Path, where: str
     Raises:
         DataError: as :func:`medium_of`.
     """
-    items = [item for column, value in media_fields(record, field) for item in _items(column, value)]
+    items = [item for column, value in media_fields(record, field) for item in _items(column, value, root)]
     media = [medium_of(item, root, where) for item in items]
     return [medium for medium in media if medium is not None]
 
 
 def media_fields(record: Mapping[str, Any], field: str) -> list[tuple[str, Any]]:
     """The columns with images and videos that have a value, and their values, see :func:`media_of`."""
-    columns = [field] if field else [media_column(record, kind) for kind in COLUMNS]
-    return [(name, record[name]) for name in columns if name is not None and not is_missing(record.get(name))]
+    if field:
+        return [] if record.get(field) in (None, "") else [(field, record[field])]
+    columns = [media_column(record, kind) for kind in COLUMNS]
+    return [(name, record[name]) for name in columns if name is not None]
 
 
-def _items(column: str, value: Any) -> list[Any]:
-    """The media of a field: in a column of images every element of a list is one, elsewhere a list holds frames."""
-    if not isinstance(value, list | tuple):
+def _items(column: str, value: Any, root: str | Path) -> list[Any]:
+    """The media of a field: lists in a column of images hold images, but base64 texts are frames, as in other lists."""
+    if not isinstance(value, list | tuple) or not value:
         return [value]
-    whole = column.lower() in COLUMNS["image"] or all(str(item).lower().endswith(VIDEO_SUFFIXES) for item in value)
-    return list(value) if whole else [value]
+    if column.lower() in COLUMNS["image"]:
+        texts = [item for item in value if isinstance(item, str) and not item.startswith("data:")]
+        return [value] if texts and all(existing(t, root) is None and _BASE64.match(t) for t in texts) else list(value)
+    return list(value) if all(str(item).lower().endswith(VIDEO_SUFFIXES) for item in value) else [value]
 
 
 def check_field(value: Any, root: str | Path, where: str) -> None:

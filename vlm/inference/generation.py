@@ -66,9 +66,6 @@ class Generation:
         problems = violations(self)
         if 0 < self.temperature < 1e-6:
             problems.append(f"temperature is {self.temperature}, too small to divide by (do_sample: false is 0)")
-        if self.min_new_tokens > min(self.max_new_tokens, self.max_length):
-            longest = f"max_new_tokens {self.max_new_tokens} and max_length {self.max_length} allow"
-            problems.append(f"min_length is {self.min_length}, more than {longest}")
         for name, kind in (("length_penalty_form", LengthForm), ("context", Context), ("cleanup", Cleanup)):
             if (value := getattr(self, name)) not in get_args(kind):
                 problems.append(f"{name} is {value!r}, must be {' or '.join(get_args(kind))}")

@@ -39,7 +39,8 @@ class _SentencePiece:
         try:
             self._sp = sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
         except RuntimeError as error:
-            raise WeightsError(f"{file} is not a sentencepiece model", fix="fetch tokenizer.model again") from error
+            fault = mistaken(file) or f"{file} is not a sentencepiece model"
+            raise WeightsError(fault, fix="fetch tokenizer.model again") from error
         self.size = self._sp.vocab_size()
         own = {"bos": self._sp.bos_id(), "eos": self._sp.eos_id(), "unk": self._sp.unk_id()}
         self.defaults = {role: i for role, i in own.items() if i >= 0}

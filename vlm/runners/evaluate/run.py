@@ -57,7 +57,7 @@ def run_evaluation(
         images: image controls to run: ``right``, ``wrong``, ``none``, ``blank``.
         output: folder of the results; by default ``run.save_path``, else ``run.output_dir``.
         batch_size: questions that run together; by default the dataset's.
-        seeds: one run of sampled answers per seed, scores averaged; without seeds one run with the model's own options.
+        seeds: one run of sampled answers per seed, scores averaged; without seeds one run as the model says.
         judge: what counts as right: ``exact``, ``open`` or ``module:function``; by default the benchmark's.
         show: called on the first process with the table of each result as soon as it is known.
 

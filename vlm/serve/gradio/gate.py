@@ -89,7 +89,7 @@ class Gate:
             elif scope["method"] == "POST":
                 receive = _replay(await _body(receive), receive)
         except Refused as error:
-            log.info("refused %s %s: %s", scope["method"], scope["path"], error)
+            log.debug("refused %s %r: %s", scope["method"], scope["path"], error)
             await _answer(send, error)
             return
         await self.app(scope, receive, send)
