@@ -222,7 +222,7 @@ def waste(samples: int = 4000, batch: int = 16, max_tokens: int = 2048, visual: 
 
 
 def main() -> None:
-    """BatchStats both and write ``benchmarks/results/data_loader_cpu.json``."""
+    """Measure both and write ``benchmarks/results/data_loader_cpu.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=600)
     parser.add_argument("--batch", type=int, default=32)

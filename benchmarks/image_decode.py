@@ -71,7 +71,7 @@ WAYS: dict[str, Callable[[bytes], np.ndarray | torch.Tensor]] = {
 
 
 def main() -> None:
-    """BatchStats and write ``benchmarks/results/image_decode_cpu.json``."""
+    """Measure and write ``benchmarks/results/image_decode_cpu.json``."""
     import cv2
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -77,7 +77,7 @@ def merge(root: Path, dtype: str, shard_bytes: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """BatchStats and write ``benchmarks/results/merge_memory.json``."""
+    """Measure and write ``benchmarks/results/merge_memory.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--layers", type=int, default=14)

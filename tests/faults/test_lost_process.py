@@ -9,6 +9,7 @@ import time
 import pytest
 
 from vlm.common.errors import DataError
+from vlm.common.processes import ending
 from vlm.common.processes import peers as peers_module
 from vlm.common.processes.peers import FAILED, Peers, ProcessLostError
 
@@ -87,3 +88,28 @@ def test_a_process_that_goes_on_waiting_is_ended(sleeper, monkeypatch, capfd):
     os.kill(sleeper, signal.SIGKILL)
     one._thread.join(timeout=5)
     assert ended == [2] and "error: process 0 stops because process 1 of 2" in capfd.readouterr().err
+
+
+def test_a_command_that_fails_without_a_message_of_its_own_tells_the_others(sleeper, monkeypatch, capfd):
+    one, store = pair(sleeper)
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr("atexit._run_exitfuncs", lambda: None)
+    monkeypatch.setattr("logging.shutdown", lambda: None)
+    monkeypatch.setattr(ending, "_others", [one])
+    ending.leave(0)
+    assert FAILED not in store.values
+    ending.leave(2)
+    assert "process 0 of 2" in store.values.pop(FAILED) and codes == [0, 2]
+    ending.leave(1, SystemExit(3)), ending.leave(1, KeyboardInterrupt()), ending.leave(1, ValueError("x"))
+    assert codes[2:] == [3, 130, 1] and "ValueError: x" in capfd.readouterr().err
+    store.values.clear()
+    os.kill(sleeper, signal.SIGKILL)
+    ending.leave(1, RuntimeError("Connection closed by peer"))
+    said = capfd.readouterr().err
+    assert codes[-1] == 2 and "error: process 0 stops because" in said and "Connection closed" not in said
+    one.close()
+
+
+def test_one_process_ends_as_python_ends():
+    assert ending.leave(7) == 7

@@ -44,10 +44,24 @@ class Doctor:
 
             device = pick_device("auto")
             say(f"device: {device} ({device_name(device)}), accelerators: {accelerator_count()}")
+            say(f"threads: {threads_here()}")
         say(f"cache: {cache_root()} (environment variable {CACHE_VARIABLE})")
         absent = [f for f in FOUNDATIONS if not (ASSETS / "tiny" / f).is_file()]
         say(f"quickstart foundations: {'missing ' + ', '.join(absent) if absent else 'present'}")
         return 2 if missing else 0
+
+
+def threads_here() -> str:
+    """The threads of a process here, and whether there are cores for them at the moment."""
+    import torch
+
+    from vlm.common.processes.threads import WAIT, choose, load
+
+    threads, busy = choose(torch.get_num_threads()), load()
+    waiting = os.environ.get(WAIT, "default").lower()
+    shown = "" if busy is None else f", load {busy:.1f}"
+    problem = threads.problem(busy)
+    return f"{threads.line()}{shown}, waiting threads: {waiting}" + (f"\n  warning: {problem}" if problem else "")
 
 
 def installed(name: str) -> str | None:

@@ -128,7 +128,6 @@ def init(device: str = "auto", env: dict[str, str] | None = None, workers: int =
     if picked.type not in ("cpu", "mps"):
         torch.accelerator.set_device_index(picked.index or 0)
     if world.size > 1 and not torch_dist.is_initialized():
-        ending.mark_several()
         backend = {"cuda": "nccl", "xpu": "xccl"}.get(picked.type, "gloo")
         store = next(torch_dist.rendezvous("env://", world.rank, world.size, timeout=TIMEOUT))[0]
         group_store = torch_dist.PrefixStore("vlm.group", store)
@@ -137,6 +136,7 @@ def init(device: str = "auto", env: dict[str, str] | None = None, workers: int =
         )
         own = store_of(store, torch_dist.PrefixStore, START)
         _watching[:] = [Peers(own, world.rank, world.size)]
+        ending.mark_several(_watching[0])
         log.debug("rank %d of %d, backend %s", world.rank, world.size, backend)
     return world, picked
 

@@ -13,12 +13,15 @@ import logging
 import os
 import sys
 
-_state = {"several": False}
+from vlm.common.logging import say
+from vlm.common.processes.peers import LOST, Peers
+
+_others: list[Peers | None] = []
 
 
-def mark_several() -> None:
-    """Note that this process joined others."""
-    _state["several"] = True
+def mark_several(peers: Peers | None = None) -> None:
+    """Note that this process joined others, which are told how it ends."""
+    _others[:] = [peers]
 
 
 def leave(code: int, error: BaseException | None = None) -> int:
@@ -28,15 +31,23 @@ def leave(code: int, error: BaseException | None = None) -> int:
 
     Args:
         code: exit code.
-        error: what is being raised: printed as the interpreter would, and decides the exit code.
+        error: what is being raised: printed as the interpreter would, and decides the exit code; what a collective
+            call raises because another process is gone is one message.
     """
-    if not _state["several"]:
+    if not _others:
         return code
-    if isinstance(error, SystemExit):
+    peers = _others[0]
+    lost = peers.lost() if peers is not None and isinstance(error, RuntimeError) else None
+    if lost is not None:
+        say(f"error: {lost}", sys.stderr)
+        code = LOST
+    elif isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
     elif error is not None:
         sys.excepthook(type(error), error, error.__traceback__)
         code = 130 if isinstance(error, KeyboardInterrupt) else 1
+    if peers is not None and code:
+        peers.fail(error or f"exit code {code}, see its message")
     atexit._run_exitfuncs()
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):

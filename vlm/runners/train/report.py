@@ -13,7 +13,7 @@ from vlm.datasets.loading import data_stats
 from vlm.pages.charts import number
 from vlm.pages.parts import AnswerCard
 from vlm.pages.report import page
-from vlm.runners.train.trackers import LogRecord, duration, read_log
+from vlm.runners.train.trackers import LogRecord, duration, of_steps, read_log
 
 
 def write_report(
@@ -37,7 +37,7 @@ def write_report(
         DataError: a sample's image cannot be read.
     """
     run = run_dir if isinstance(run_dir, RunDir) else RunDir(run_dir)
-    records = read_log(run.log_file)
+    records = of_steps(read_log(run.log_file))
     steps, valid = ([r for r in records if r["kind"] == kind] for kind in ("train", "valid"))
     counted = [r for r in records if "padding" in r]
     text = page(

@@ -60,7 +60,7 @@ class JsonlTracker(Tracker):
         super().__init__(info)
         self.file = info.path / "log.jsonl"
         if self.file.exists():  # drop the steps that a resumed run repeats, and a last line truncated by a crash
-            kept = [json.dumps(r) + "\n" for r in read_log(self.file) if r["step"] <= info.start_step]
+            kept = [json.dumps(r) + "\n" for r in of_steps(read_log(self.file)) if r["step"] <= info.start_step]
             fresh = self.file.with_name(f".{self.file.name}.new")
             fresh.write_text("".join(kept), encoding="utf-8")
             os.replace(fresh, self.file)
@@ -84,13 +84,18 @@ def read_log(file: Path) -> list[LogRecord]:
         except (ValueError, RecursionError):
             strange += 1
             continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record:
+        if isinstance(record, dict):
             records.append(record)
         else:
             strange += record is not None
     if strange:
         log.warning("%s: left out %d incomplete or strange lines", file, strange)
     return records
+
+
+def of_steps(records: Sequence[LogRecord]) -> list[LogRecord]:
+    """Those that state their kind and step: what a run writes."""
+    return [r for r in records if isinstance(r.get("step"), int) and isinstance(r.get("kind"), str)]
 
 
 def window_mean(records: Sequence[LogRecord]) -> LogRecord:
