@@ -25,6 +25,7 @@ from vlm.common.trust import was_trained_here
 from vlm.config.types import Part
 from vlm.datasets.formats.plain_pickle import read_plain_pickle
 from vlm.datasets.formats.shard_reader import expand, read_shard
+from vlm.datasets.formats.table.read import read_rows
 from vlm.models.build import _part
 from vlm.models.llm.hf import HFCausalLM
 from vlm.processors.tokenizer.tokenizer import Tokenizer
@@ -184,3 +185,20 @@ def test_a_name_that_no_file_can_have_is_one_message(capsys: pytest.CaptureFixtu
     assert main(["chat", "x" * 5000]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: xxx") and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    "state", [{"_data_files": None}, {"_data_files": []}, {"_data_files": [{}]}, {"_split": []}, {}]
+)
+def test_odd_folders_of_the_package_datasets(tmp_path: Path, state: dict[str, Any]) -> None:
+    pytest.importorskip("datasets").Dataset.from_list([{"question": "q"}]).save_to_disk(str(tmp_path))
+    told = json.loads((tmp_path / "state.json").read_text()) if state else {}
+    (tmp_path / "state.json").write_text(json.dumps({**told, **state}))
+    with pytest.raises(DataError, match="cannot be loaded"):
+        read_rows(str(tmp_path))
+
+
+def test_blank_lines_before_a_header_do_not_count(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("\n\na,b\n1,2\n")
+    rows = read_rows(str(tmp_path / "x.csv"))
+    assert rows.records[0] == {"a": "1", "b": "2"} and rows.where(0).endswith("x.csv:4")

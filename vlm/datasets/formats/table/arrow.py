@@ -20,6 +20,10 @@ MAX_EXPANDED, MAX_RATIO = 1 << 29, 100
 """A Parquet file may take 512 MiB of memory, a larger one 100 times its own size."""
 
 
+_ODD = (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError)
+"""What the package datasets raises for a folder whose ``state.json`` or ``dataset_info.json`` is not its own."""
+
+
 class StoredRecords(Sequence[Record]):
     """Records of an Arrow table, decoded on access; images stay encoded, NaN and infinity are None."""
 
@@ -109,5 +113,5 @@ def _loaded(path: str, load: Callable[[Any], Any]) -> StoredRecords:
         raise DataError(f"table: {path} needs the package datasets", fix="pip install 'vlm-compose[tables]'") from None
     try:
         return StoredRecords(load(datasets).with_format("arrow"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"table: {path} cannot be loaded ({error})") from None
+    except _ODD as error:
+        raise DataError(f"table: {path} cannot be loaded ({type(error).__name__}: {error})") from None

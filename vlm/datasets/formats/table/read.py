@@ -249,7 +249,7 @@ def _csv(text: str, name: str, delimiter: str) -> RecordFile:
             yield DataError(result, fix="repair or remove the line; a text that contains the separator needs quotes")
 
     try:
-        header = next(reader)
+        header = next(filter(None, reader))  # blank lines do not count
         if "" in header or len(set(header)) < len(header):
             raise DataError(
                 f"table: {name}:1: {delimiter.join(header)!r} is not a header",
