@@ -164,8 +164,9 @@ def test_show_writes_a_page(run: Run, folder: Path) -> None:
     text = (folder / "s.html").read_text(encoding="utf-8")
     assert code == 0 and "written: " in out
     assert text.count("data:image/jpeg;base64,") == 5 and text.count("<article>") == 5
-    code, _, err = run("show", "--html", str(folder / "no" / "s.html"))
-    assert code == 2 and "cannot be written" in err
+    (folder / "file").write_text("mine")
+    code, _, err = run("show", "--html", str(folder / "file" / "s.html"))
+    assert code == 2 and "file" in err and (folder / "file").read_text() == "mine"
 
 
 def test_show_of_unusable_datasets(run: Run, folder: Path) -> None:
