@@ -170,9 +170,9 @@ def joined(device: str = "auto", workers: int = 0) -> Iterator[tuple[World, torc
             raise
         raise lost from error
     finally:
-        raised = sys.exc_info()[1]
-        if peers is not None and not ended and not isinstance(raised, ProcessLostError):
-            peers.fail(raised or "stopped")
+        fault = sys.exc_info()[1]
+        if peers is not None and not ended and not isinstance(fault, ProcessLostError):
+            peers.fail(fault or "stopped")
         gc.collect()  # the model's wrapper must not outlive its process group: gloo may then abort at exit
         destroy()
 
