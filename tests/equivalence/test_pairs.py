@@ -31,8 +31,12 @@ def test_thirty_trainings_of_two_processes_end_without_a_crash(tiny):
     ("mode", "codes", "why"),
     [
         ("kill", [2, -9], "1 of 2 (pid %s) is gone without a word: it was killed"),
-        ("fail", [2, 1], "1 of 2 (pid %s) ended: ValueError: a fault of one process"),
-        ("fail0", [1, 2], "0 of 2 (pid %s) ended: ValueError: a fault of one process"),
+        pytest.param(
+            "fail", [2, 1], "1 of 2 (pid %s) ended: ValueError: a fault of one process", marks=pytest.mark.heavy
+        ),
+        pytest.param(
+            "fail0", [1, 2], "0 of 2 (pid %s) ended: ValueError: a fault of one process", marks=pytest.mark.heavy
+        ),
     ],
 )
 def test_when_a_process_is_lost_the_other_says_why_at_once(tiny, mode, codes, why):
