@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from vlm.common.bounds import violations
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.types import Image, Input, Sample, Text, Video
 from vlm.datasets.formats.table.read import RecordFile
@@ -384,8 +385,7 @@ def test_options_that_contradict_each_other() -> None:
         Table.Config(ann_path="a", one_at_random=True)
     with pytest.raises(ConfigError, match="need at least one text"):
         Table.Config(ann_path="a", user=[])
-    with pytest.raises(ConfigError, match="from 0 to 1"):
-        Table.Config(ann_path="a", options_share=2)
+    assert violations(Table.Config(ann_path="a", options_share=2)) != []
 
 
 def test_a_text_processor_leaves_empty_fields_empty(tmp_path: Path) -> None:
