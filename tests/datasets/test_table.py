@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from vlm.common.bounds import violations
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.types import Image, Input, Sample, Text, Video
 from vlm.datasets.formats.table.read import RecordFile
@@ -319,6 +320,9 @@ def test_a_csv_file_without_header_is_explained(tmp_path: Path) -> None:
             "turn 2: the answer is empty",
         ),
         ({"question": "<image>?", "answer": "x"}, {}, "1 <image> placeholders but 0 images\n  fix: name the field"),
+        ({"question": "?", "answer": "Here: <image>"}, {}, "data.jsonl:1: an image in an answer"),
+        ({"question": "?", "answer": ["a <video>"]}, {}, "an image in an answer"),
+        ({"question": "?", "answer": "x", "c": "<image>"}, {"input": "{c}"}, "an image in the input"),
         ({"question": ["?"], "answer": "x"}, {}, "a list in a template\n  fix: say how to join it"),
         ({"image": 7, "question": "?", "answer": "x"}, {}, "a int is not an image\n  fix: give a path"),
         (
