@@ -25,6 +25,7 @@ MANIFEST = "run_files.json"
 """In a run folder: the names of :data:`OURS`, written by the run that made them."""
 
 OURS = ("config.yaml", "log.jsonl", "quarantine.jsonl", "report.html", "tensorboard", "checkpoints", "last", "best")
+LINKS = ("last", "best")
 _EVENTS = "events.out.tfevents.*"
 _CHUNK = 1 << 22
 
@@ -51,12 +52,11 @@ def refuse_place(path: Path, key: str = "run.output_dir") -> None:
 
 
 def own_names(folder: Path) -> set[str]:
-    """What the manifest of a run folder lists; nothing without one that can be read."""
-    try:
-        names = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["names"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
-    return {name for name in names if name in OURS} if isinstance(names, list) else set()
+    """What the manifest of a run folder lists, without links to elsewhere; nothing if it cannot be read."""
+    content = _json(folder / MANIFEST)
+    names = content.get("names") if isinstance(content, dict) else None
+    mine = {name for name in OURS if name in names} if isinstance(names, list) else set()
+    return {name for name in mine if name in LINKS or not (folder / name).is_symlink()}
 
 
 def foreign_names(folder: Path) -> list[str]:
@@ -79,7 +79,7 @@ def remove_run(folder: Path) -> None:
     for name in mine & {"config.yaml", "log.jsonl", "quarantine.jsonl", "report.html"}:
         if (folder / name).is_file():
             (folder / name).unlink()
-    for name in mine & {"last", "best"}:
+    for name in mine & set(LINKS):
         if (folder / name).is_symlink():
             (folder / name).unlink()
     if "tensorboard" in mine:
@@ -93,9 +93,8 @@ def remove_run(folder: Path) -> None:
 
 def is_checkpoint(folder: Path) -> bool:
     """Whether ``step_N`` is a folder with weights in it."""
-    return (
-        bool(re.fullmatch(r"step_[0-9]{8,}", folder.name)) and (folder / WEIGHTS).is_file() and not folder.is_symlink()
-    )
+    named = re.fullmatch(r"step_([0-9]{8}|[1-9][0-9]{8,})", folder.name)  # no number has two names
+    return bool(named) and (folder / WEIGHTS).is_file() and not folder.is_symlink()
 
 
 def remove_checkpoint(folder: Path) -> bool:
@@ -123,10 +122,16 @@ def remove_listed(folder: Path, names: Iterable[str]) -> bool:
 
 
 def _listed(folder: Path) -> list[str]:
+    listed = _json(folder / CHECKSUMS)
+    return list(listed) if isinstance(listed, dict) else [WEIGHTS, STATE, "config.yaml", "provenance.json"]
+
+
+def _json(file: Path) -> Any:
+    """The content of a small JSON file; None if it cannot be read."""
     try:
-        return list(json.loads((folder / CHECKSUMS).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return [WEIGHTS, STATE, "config.yaml", "provenance.json"]
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def write_checksums(folder: Path) -> None:
@@ -158,9 +163,9 @@ def _damage(folder: Path, stamp: Any) -> str:
             return str(error).splitlines()[0]
         return ""
     try:
-        listed = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        listed = _json(folder / CHECKSUMS)
         wanted = {str(name): (int(entry["bytes"]), str(entry["crc32"])) for name, entry in listed.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, OverflowError, KeyError, TypeError, AttributeError):
         return f"{CHECKSUMS} is damaged"
     for name in dict.fromkeys((WEIGHTS, STATE, *wanted)):
         file = folder / name
@@ -175,12 +180,15 @@ def _damage(folder: Path, stamp: Any) -> str:
 
 
 def _of_another_step(folder: Path) -> str:
-    """Whether sound files lie in the folder of another step: a copy in the wrong place."""
-    from safetensors import safe_open
+    """Whether files as they were written are of another step, a copy in the wrong place, or no weights at all."""
+    from safetensors import SafetensorError, safe_open
 
     stated = re.fullmatch(r"step_([0-9]+)", folder.name)
-    with safe_open(folder / WEIGHTS, "pt") as tensors:
-        step = (tensors.metadata() or {}).get("step", "")
+    try:
+        with safe_open(folder / WEIGHTS, "pt") as tensors:
+            step = (tensors.metadata() or {}).get("step", "")
+    except SafetensorError as error:
+        return f"{WEIGHTS} is not a weight file ({error})"
     if stated and step.isdecimal() and int(step) != int(stated[1]):
         return f"{WEIGHTS} is of step {step}"
     return ""

@@ -83,7 +83,8 @@ class Once:
 
 Count = Annotated[int, Range(least=1)]
 Natural = Annotated[int, Range(least=0)]
-Depth = Annotated[int, Range(1, 1000)]
+LAYERS = Range(1, 1000)
+Depth = Annotated[int, LAYERS]
 """Layers."""
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 """What every generator of random numbers takes."""

@@ -38,7 +38,7 @@ def is_url(path: str | Path) -> bool:
 
 def exists(path: str | Path) -> bool:
     """Whether a local file or folder is there; a URL counts as there (it is fetched when it is read)."""
-    return is_url(path) or Path(path).expanduser().exists()
+    return is_url(path) or os.path.exists(os.path.expanduser(path))  # False for names that no file can have
 
 
 def local_path(path: str | Path) -> Path:

@@ -54,7 +54,11 @@ def interpolate(
             invalid[path] = None
     report.broken |= set(invalid)
     values = {name: None if ("model", name) in invalid else value for name, value in params.items()}
-    root = OmegaConf.create({"params": values, **_replace(data, invalid)})
+    try:
+        root = OmegaConf.create({"params": values, **_replace(data, invalid)})
+    except OmegaConfBaseException as error:  # an object that a mapping of a program holds, but no file
+        report.add((), str(error).splitlines()[0])
+        return _replace(data, dict.fromkeys(texts))
     results: dict[Path, Any] = {}
     for path in [p for p in texts if p not in invalid]:
         results[path] = None

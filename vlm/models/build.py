@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 CONTRADICTIONS = (
     *(ValueError, TypeError, RuntimeError, AssertionError, ArithmeticError, LookupError, StopIteration),
-    StrictDataclassError,
+    *(AttributeError, MemoryError, StrictDataclassError),
 )
 """What the libraries below raise for sizes that contradict each other and for options that they do not know."""
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vlm.common.bounds import LAYERS
 from vlm.common.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -146,6 +147,12 @@ def hooks_of(layer: nn.Module) -> LayerHooks:
         hooks = LayerHooks(layer)
         layer.__dict__["forward"] = hooks
     return hooks
+
+
+def check_depth(layers: Any, part: str) -> None:
+    """Raises ConfigError: ``num_hidden_layers`` of a file is not a number of layers that anything has."""
+    if not isinstance(layers, int) or not LAYERS.allows(layers):
+        raise ConfigError(f"{part}: num_hidden_layers is {layers!r:.80}, expected {LAYERS.describe('an integer')}")
 
 
 def checkpoint_layers(layers: Iterable[nn.Module]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import http.client
 import logging
+import os
 import re
 import tarfile
 import time
@@ -66,13 +67,13 @@ def expand(pattern: str) -> list[str]:
     """
     if not is_remote(pattern):
         pattern = str(Path(pattern).expanduser())
-    if Path(pattern).is_dir():
+    if os.path.isdir(pattern):
         found = sorted(str(p) for p in Path(pattern).glob("*.tar"))
         result = [name for name in found if not is_hidden(Path(name).name)]
         if hidden := len(found) - len(result):
             log.warning("%s: %d hidden files left out", pattern, hidden)
         return result
-    if Path(pattern).is_file():
+    if os.path.isfile(pattern):
         return [pattern]
     from webdataset.shardlists import expand_urls
 
@@ -84,7 +85,7 @@ def expand(pattern: str) -> list[str]:
     names = [n for p in expand_urls(pattern) for n in (_globbed(p) if re.search(r"[*?\[]", p) else [p])]
     if any(n.startswith("pipe:") for n in names) and not pattern.startswith("pipe:"):
         raise DataError(f"web_shards: {pattern!r:.80} hides a command", fix="begin a storage that runs one with pipe:")
-    missing = [n for n in names if not is_remote(n) and not Path(n).is_file()]
+    missing = [n for n in names if not is_remote(n) and not os.path.isfile(n)]
     if missing:
         raise DataError(
             f"web_shards: {len(missing)} of {len(names)} shards are missing, the first is {missing[0]}",
@@ -236,8 +237,8 @@ def open_remote(shard: str) -> IO[bytes]:
         stream: IO[bytes] = gopen(shard, "rb")
         return stream
     if shard.startswith("file:"):
-        return open(urllib.request.url2pathname(urllib.parse.urlsplit(shard).path), "rb")
-    return _object_storage(shard) if is_remote(shard) else open(shard, "rb")
+        return open_regular(urllib.request.url2pathname(urllib.parse.urlsplit(shard).path))
+    return _object_storage(shard) if is_remote(shard) else open_regular(shard)
 
 
 def _tried(shard: str) -> IO[bytes]:

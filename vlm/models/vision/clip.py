@@ -15,7 +15,7 @@ from vlm.common.file_kind import mistaken
 from vlm.common.paths import inner_folder
 from vlm.common.registry import register_vision
 from vlm.common.types import Features
-from vlm.models.layer_hooks import checkpoint_layers
+from vlm.models.layer_hooks import check_depth, checkpoint_layers
 from vlm.models.lora import LoraOptions, inject_lora
 from vlm.models.vision.base import check_patches, check_pixels
 
@@ -60,8 +60,7 @@ class Clip(nn.Module):
         if config.path is None or config.image_size is not None:
             check_patches(inner.image_size, inner.patch_size)
         depth = inner.num_hidden_layers
-        if depth < 1:
-            raise ConfigError(f"model.vision: an encoder of {depth} blocks (num_hidden_layers)")
+        check_depth(depth, "model.vision")
         if not -depth <= config.layer <= -1:
             raise ConfigError(
                 f"model.vision.layer is {config.layer}, allowed: -{depth} to -1 (the last of {depth} blocks)"
