@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from vlm.common.bounds import violations
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.types import Image, Input, Sample, Text, Video
 from vlm.datasets.formats.table.read import RecordFile

@@ -33,5 +33,6 @@ def read_plain_pickle(path: str | Path, what: str) -> Any:
         raise DataError(f"{what}: {file} cannot be read ({error.strerror})") from error
     except FAULTS as error:
         raise DataError(
-            f"{what}: {file} is refused: {str(error) or 'it declares more than it has'}", fix="fetch the published file again"
+            f"{what}: {file} is refused: {str(error) or 'it declares more than it has'}",
+            fix="fetch the published file again",
         ) from None

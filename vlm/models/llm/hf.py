@@ -15,7 +15,15 @@ from vlm.common.paths import inner_folder
 from vlm.common.registry import register_llm
 from vlm.models.fusion.base import LLMInputs
 from vlm.models.inserts.base import InsertData
-from vlm.models.layer_hooks import INSERT_DATA, LAYOUT, Layout, check_depth, checkpoint_layers, laid_out, trim_last_layer
+from vlm.models.layer_hooks import (
+    INSERT_DATA,
+    LAYOUT,
+    Layout,
+    check_depth,
+    checkpoint_layers,
+    laid_out,
+    trim_last_layer,
+)
 from vlm.models.llm.fitness import check_fitness, decoder_layers, passes_more
 from vlm.models.llm.head import logits_of, prepare_head
 from vlm.models.llm.packing import ATTENTION, apart, base_of, can_pack, pack, register_attention
