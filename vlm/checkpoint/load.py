@@ -141,12 +141,12 @@ def declared_random(model: VLM, entries: list[Any]) -> set[str]:
 def unfilled(model: VLM, loaded: set[str]) -> list[str]:
     """Names of the parameters that no file filled, neither directly nor through one that shares their memory.
 
-    Frozen vectors are left out where the matrices beside them are filled: norms and gates that no published file holds
-    start at fixed values.
+    Frozen vectors of modules without a matrix are left out: norms and gates that no published file holds start at fixed
+    values. A bias beside a matrix is drawn at random.
     """
     tied = {id(p) for n, p in model.named_parameters(remove_duplicate=False) if n in loaded}
     bare = {n: p for n, p in model.named_parameters() if n not in loaded and id(p) not in tied}
-    drawn = {name.rpartition(".")[0] for name, p in bare.items() if p.dim() > 1}
+    drawn = {name.rpartition(".")[0] for name, p in model.named_parameters() if p.dim() > 1}
     return [n for n, p in bare.items() if p.requires_grad or n.rpartition(".")[0] in drawn]
 
 
@@ -156,9 +156,9 @@ def part_of(name: str) -> str:
 
 
 def check_frozen(model: VLM, undeclared: list[str]) -> None:
-    """Raises WeightsError if a frozen matrix is random: no file filled it, and its part is not declared ``random``."""
+    """Raises WeightsError if what is frozen is random: no file filled it, and its part is not declared ``random``."""
     parameters = dict(model.named_parameters())
-    bare = [n for n in undeclared if not parameters[n].requires_grad and parameters[n].dim() > 1]
+    bare = [n for n in undeclared if not parameters[n].requires_grad]
     if bare:
         parts = sorted({part_of(name) for name in bare})
         raise WeightsError(

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 Level = Annotated[int, Range(0, 255)]
+Mean = Annotated[float, Range(-255, 255)]
 
 MAX_PAD = 20_000
 """Longest side of an image that is padded to a square, which then takes 1.2 GB."""
@@ -76,7 +77,7 @@ class ImageRecipe:
         """
 
         size: Count = 224
-        mean: Sequence[float] = CLIP_MEAN
+        mean: Sequence[Mean] = CLIP_MEAN
         std: Sequence[Positive] = CLIP_STD
         interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
         max_pixels: Count = PIXEL_CAP

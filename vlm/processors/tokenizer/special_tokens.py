@@ -14,10 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vlm.common.errors import WeightsError
+from vlm.common.errors import WeightsError, printable
 from vlm.common.file_kind import mistaken
 
 ROLES = ("bos", "eos", "unk", "pad")
+FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+DECODER, MORE = "added_tokens_decoder", "additional_special_tokens"
+MAX_ID = 10**9
 
 _CONTROL = re.compile(
     r"<\|[^<>|\s]+\|>|</?s>|<(?:unk|pad|bos|eos)>|<(?:start|end)_of_(?:turn|text)>|\[/?INST\]|\[(?:EOS|BOS|PAD)\]"
@@ -83,14 +86,17 @@ def read_special_tokens(
     """Special tokens that the JSON files of ``folder`` name.
 
     Args:
-        folder: holds ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json``, or some of them.
+        folder: holds :data:`FILES`, or some of them.
         size: pieces of the vocabulary itself.
         defaults: role -> id of the vocabulary, used if the files name nothing (or an empty string).
         id_of: piece -> id in the vocabulary, or None.
+
+    Raises WeightsError: an entry is of another type than tokenizers write.
     """
-    config, named = read_json(folder / "tokenizer_config.json"), read_json(folder / "special_tokens_map.json")
-    decoder = {e["content"]: (int(i), e) for i, e in config.get("added_tokens_decoder", {}).items()}
-    ids: dict[str, int] = dict(read_json(folder / "added_tokens.json"))
+    config, named, added = (read_json(folder / name) for name in FILES)
+    check_entries(folder, config, named, added)
+    decoder = {e["content"]: (int(i), e) for i, e in (config.get(DECODER) or {}).items()}
+    ids: dict[str, int] = dict(added)
     ids |= {text: i for text, (i, _) in decoder.items() if i >= size}
     tokens = SpecialTokens(dict(defaults), {})
     texts: dict[str, Any] = {}
@@ -101,7 +107,7 @@ def read_special_tokens(
             tokens.roles[role] = result
             texts[text] = entry if isinstance(entry, dict) else texts.get(text, entry)
     for source in (config, named):
-        texts |= {_content(raw): raw for raw in source.get("additional_special_tokens") or []}
+        texts |= {_content(raw): raw for raw in source.get(MORE) or []}
     for text, i in ids.items():
         left, right = _strips(decoder[text][1] if text in decoder else texts.get(text, text))
         skip = text in texts or bool(text in decoder and decoder[text][1].get("special"))
@@ -111,6 +117,30 @@ def read_special_tokens(
         known = id_of(text)  # the published loader adds what is named but missing
         tokens.by_text[text] = Special(tokens.next_id(size) if known is None else known, left, right)
     return tokens
+
+
+def check_entries(folder: Path, config: dict[str, Any], named: dict[str, Any], added: dict[str, Any]) -> None:
+    """Raises WeightsError for the first entry of :data:`FILES` that is not a token, or an id that is not a number."""
+    found = [(FILES[2], text, i, isinstance(i, int) and 0 <= i < MAX_ID) for text, i in added.items()]
+    decoder = config.get(DECODER) or {}
+    found.append((FILES[0], DECODER, decoder, isinstance(decoder, dict)))
+    for i, entry in decoder.items() if isinstance(decoder, dict) else ():
+        good = i.isdecimal() and len(i) < 10 and isinstance(entry, dict) and isinstance(entry.get("content"), str)
+        found.append((FILES[0], f"{DECODER}.{i}", entry, good))
+    for file, source in zip(FILES, (config, named)):
+        for key in (f"{role}_token" for role in ROLES):
+            found.append((file, key, source.get(key), _is_token(source.get(key))))
+        listed = source.get(MORE) or []
+        found.append((file, MORE, listed, isinstance(listed, list) and all(map(_is_token, listed))))
+    for file, key, value, good in found:
+        if not good:
+            text = f"{folder / file}: {key} is {value!r:.80}, which is not what a tokenizer writes there"
+            raise WeightsError(text, fix="fetch the tokenizer files again")
+
+
+def _is_token(entry: Any) -> bool:
+    text = entry.get("content") if isinstance(entry, dict) else entry
+    return text is None or (isinstance(text, str) and printable(text) == text)  # no lone surrogates
 
 
 def _entry(config: dict[str, Any], named: dict[str, Any], key: str) -> tuple[str, Any]:

@@ -79,17 +79,28 @@ class _SentencePiece:
         return self._sp.id_to_piece(index)
 
 
+UNNAMED = Exception
+"""What the package tokenizers raises: it has no class of its own for faults of a file."""
+
+
 class _Fast:
     def __init__(self, text: str, file: Path | str = "tokenizer.json") -> None:
         from tokenizers import Tokenizer as Rust
 
+        reason = ""
         try:
             whole = isinstance(json.loads(text), dict) and '"model"' in text
-        except ValueError:
+            if whole:
+                self._tok = Rust.from_str(text)
+                self._tok.encode("a 0 \u4e00")  # a vocabulary without what stands for unknown text ends here
+        except (ValueError, RecursionError):
             whole = False
+        except UNNAMED as error:
+            if type(error) is not UNNAMED:
+                raise
+            whole, reason = False, f" ({error})"
         if not whole:
-            raise WeightsError(f"{file} is not a tokenizers file", fix="fetch tokenizer.json again")
-        self._tok = Rust.from_str(text)
+            raise WeightsError(f"{file} is not a tokenizers file{reason}", fix="fetch tokenizer.json again")
         self.protect([])
         self.size = self._tok.get_vocab_size(with_added_tokens=True)
         self.defaults: dict[str, int] = {}

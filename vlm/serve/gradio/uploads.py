@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from vlm.common.errors import DataError
+from vlm.common.errors import DataError, printable
 
 MIB = 2**20
 MAX_FILE = 64 * MIB
@@ -44,7 +44,7 @@ class UploadFolder:
 
         Raises DataError: anything but a regular file in this folder, or one above the limit.
         """
-        if not isinstance(path, str) or "\0" in path:
+        if not isinstance(path, str) or "\0" in path or printable(path) != path:  # no file of ours has such a name
             raise _refused()
         normal = Path(os.path.normpath(path))
         if not normal.is_relative_to(self.root) or Path(os.path.realpath(normal)) != normal:
