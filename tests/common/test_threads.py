@@ -58,6 +58,25 @@ def test_the_quota_of_a_container_counts(tmp_path, monkeypatch, files, cores):
     assert usable_cores(tmp_path) == cores
 
 
+@pytest.mark.parametrize(
+    ("table", "files", "cores"),
+    [
+        ("0::/a/b\n", {"a/cpu.max": "300000 100000", "a/b/cpu.max": "max 100000"}, 3),
+        ("0::/a/b\n", {"a/cpu.max": "300000 100000", "a/b/cpu.max": "200000 100000", "cpu.max": "max 1"}, 2),
+        ("1:cpu,cpuacct:/x\n0::/\n", {"cpu/x/cpu.cfs_quota_us": "400000", "cpu/x/cpu.cfs_period_us": "100000"}, 4),
+        ("0::/../other\n", {"other/cpu.max": "100000 100000"}, 7),
+        ("damaged", {}, 7),
+    ],
+)
+def test_the_quotas_of_nested_groups_count(tmp_path, monkeypatch, table, files, cores):
+    for name, text in files.items():
+        (tmp_path / "groups" / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / "groups" / name).write_text(text + "\n")
+    (tmp_path / "own").write_text(table)
+    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: set(range(7)), raising=False)
+    assert usable_cores(tmp_path / "groups", tmp_path / "own") == cores
+
+
 def test_waiting_threads_sleep_unless_the_user_chose():
     env = {}
     wait_passively(env)

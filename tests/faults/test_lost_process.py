@@ -109,6 +109,12 @@ def test_a_command_that_fails_without_a_message_of_its_own_tells_the_others(slee
     ending.leave(1, RuntimeError("Connection closed by peer"))
     said = capfd.readouterr().err
     assert codes[-1] == 2 and "error: process 0 stops because" in said and "Connection closed" not in said
+    try:
+        raise RuntimeError("shapes of mine")  # not what torch raises because another process is gone
+    except RuntimeError as error:
+        ending.leave(1, error)
+    said = capfd.readouterr().err
+    assert codes[-1] == 2 and "RuntimeError: shapes of mine" in said and "error: process 0 stops because" in said
     one.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import inspect
 import os
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from vlm.common import VERSION
-from vlm.common.errors import UserError
+from vlm.common.errors import UserError, printable
 from vlm.common.logging import say, setup_logging
 from vlm.common.paths import expand_home
 from vlm.common.processes.ending import leave
@@ -20,6 +21,8 @@ from vlm.common.trust import trusting
 
 USER_FAULT = 2
 """Exit code after a user's error."""
+UNUSABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+"""What the system says of a path that a user names, wherever it is first looked up."""
 
 
 class Command(Protocol):
@@ -76,6 +79,11 @@ def _run(argv: Sequence[str] | None) -> int:
         return USER_FAULT
     except BrokenPipeError:
         return 0
+    except OSError as error:
+        if error.errno not in UNUSABLE or error.filename is None:
+            raise
+        say(f"error: {printable(str(error.filename))[:300]}: {error.strerror}", sys.stderr)
+        return USER_FAULT
 
 
 def parser_of(name: str, command: Command) -> argparse.ArgumentParser:

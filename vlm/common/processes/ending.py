@@ -12,10 +12,12 @@ import atexit
 import logging
 import os
 import sys
+import traceback
 
 from vlm.common.logging import say
 from vlm.common.processes.peers import LOST, Peers
 
+_TALKING = ("distributed", "nn/parallel", "autograd")
 _others: list[Peers | None] = []
 
 
@@ -32,13 +34,15 @@ def leave(code: int, error: BaseException | None = None) -> int:
     Args:
         code: exit code.
         error: what is being raised: printed as the interpreter would, and decides the exit code; what a collective
-            call raises because another process is gone is one message.
+            call raises because another process is gone is one message, an error of another place is printed before it.
     """
     if not _others:
         return code
     peers = _others[0]
     lost = peers.lost() if peers is not None and isinstance(error, RuntimeError) else None
-    if lost is not None:
+    if error is not None and lost is not None:
+        if not _is_of_torch(error):
+            sys.excepthook(type(error), error, error.__traceback__)
         say(f"error: {lost}", sys.stderr)
         code = LOST
     elif isinstance(error, SystemExit):
@@ -56,3 +60,9 @@ def leave(code: int, error: BaseException | None = None) -> int:
         except (OSError, ValueError):  # a closed pipe
             continue
     os._exit(code)
+
+
+def _is_of_torch(error: BaseException) -> bool:
+    """Whether an error was raised where torch talks to the other processes (in the backward pass: anywhere in it)."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return not frames or any(f"/torch/{part}/" in frames[-1].filename.replace(os.sep, "/") for part in _TALKING)

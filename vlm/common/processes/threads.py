@@ -17,6 +17,8 @@ COUNT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """Variables by which a user sets the number of threads."""
 WAIT = "OMP_WAIT_POLICY"
 CGROUP = Path("/sys/fs/cgroup")
+OWN_GROUP = Path("/proc/self/cgroup")
+"""Names the group of this process; a quota of a group above counts too."""
 BUSY = 1.0
 """Runnable processes per core, the mean of a minute, from which a machine is oversubscribed."""
 
@@ -27,20 +29,35 @@ def wait_passively(env: MutableMapping[str, str]) -> None:
         env[WAIT] = "PASSIVE"
 
 
-def usable_cores(cgroup: Path = CGROUP) -> int:
-    """Cores that this process may use: its affinity, and the quota of its control group; at least 1."""
+def usable_cores(cgroup: Path = CGROUP, own: Path = OWN_GROUP) -> int:
+    """Cores that this process may use: its affinity, and the quota of its control groups; at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, int(_quota(cgroup) or cores)))
+    quotas = [quota for folder in _groups(cgroup, own) if (quota := _quota(folder)) is not None]
+    return max(1, min([cores, *map(int, quotas)]))
 
 
-def _quota(cgroup: Path) -> float | None:
-    """Cores' worth of time that the container gets, or None without a limit."""
+def _groups(cgroup: Path, own: Path) -> list[Path]:
+    """The folders of the control groups of this process, from the root down; those of version 1 are below ``cpu``."""
     try:
-        if (cgroup / "cpu.max").is_file():
-            most, period = (cgroup / "cpu.max").read_text().split()
+        lines = [line.split(":", 2) for line in own.read_text().splitlines() if line.count(":") >= 2]
+    except OSError:
+        lines = []
+    names = {"" if not kinds else "cpu": name for _, kinds, name in lines if not kinds or "cpu" in kinds.split(",")}
+    result = []
+    for root in ("", "cpu"):
+        parts = [part for part in names.get(root, "").split("/") if part]
+        if ".." not in parts:  # seen from a namespace of its own, the group may lie outside
+            result += [cgroup.joinpath(root, *parts[:count]) for count in range(len(parts) + 1)]
+    return result
+
+
+def _quota(group: Path) -> float | None:
+    """Cores' worth of time that a control group gets, or None without a limit."""
+    try:
+        if (group / "cpu.max").is_file():
+            most, period = (group / "cpu.max").read_text().split()
         else:
-            files = [cgroup / "cpu" / f"cpu.cfs_{name}_us" for name in ("quota", "period")]
-            most, period = (file.read_text().strip() for file in files)
+            most, period = ((group / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
         return float(most) / float(period) if most not in ("max", "-1") else None
     except (OSError, ValueError, ZeroDivisionError):
         return None

@@ -11,6 +11,7 @@ import ipaddress
 import json
 import logging
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import nullcontext
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -92,7 +93,8 @@ class Gate:
             log.debug("refused %s %r: %s", scope["method"], scope["path"], error)
             await _answer(send, error)
             return
-        await self.app(scope, receive, send)
+        with self.folder.receiving() if path == UPLOAD else nullcontext():
+            await self.app(scope, receive, send)
 
     def _route(self, scope: Scope) -> str:
         """The path of a route that the page uses. Raises Refused: any other."""
@@ -114,7 +116,7 @@ class Gate:
         if self.public:
             return
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and _place(origin) != host.lower():
             raise Refused(403, "sent by another site")
         if headers.get("sec-fetch-site") == "cross-site" and scope["method"] == "POST":
             raise Refused(403, "sent by another site")
@@ -229,6 +231,13 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _place(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def _is_local(netloc: str) -> bool:

@@ -9,6 +9,8 @@ import shutil
 import stat
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vlm.common.errors import DataError, printable
@@ -35,6 +37,7 @@ class UploadFolder:
         self.root = Path(os.path.realpath(root))
         self.max_bytes = max_bytes
         self._own: frozenset[Path] = frozenset()
+        self._arriving = 0
 
     def admit(self, path: object) -> str:
         """The path of an upload or a declared example, which may now be opened.
@@ -62,8 +65,17 @@ class UploadFolder:
         """Never delete what the folder holds now: the page's own examples."""
         self._own = frozenset(file for file in self.root.rglob("*") if file.is_file())
 
+    @contextmanager
+    def receiving(self) -> Iterator[None]:
+        """While an upload arrives, room for the largest one is kept."""
+        self._arriving += 1
+        try:
+            yield
+        finally:
+            self._arriving -= 1
+
     def make_room(self) -> bool:
-        """Delete expired uploads; whether one more of the largest size fits."""
+        """Delete expired uploads; whether one more of the largest size fits, beside those that are arriving."""
         taken, oldest = 0, time.time() - KEPT_SECONDS
         for file in list(self.root.rglob("*")):
             try:
@@ -77,7 +89,7 @@ class UploadFolder:
                     taken += max(found.st_size, SMALLEST)
             except FileNotFoundError:  # deleted by another request
                 continue
-        return taken + self.max_bytes <= MAX_FOLDER * self.max_bytes
+        return taken + (self._arriving + 1) * self.max_bytes <= MAX_FOLDER * self.max_bytes
 
 
 def _refused() -> DataError:
