@@ -18,10 +18,14 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from vlm.common.errors import ConfigError
+from vlm.common.files import read_regular
 
 log = logging.getLogger(__name__)
 
 STATE_VARIABLE = "VLM_STATE"
+
+MAX_CONFIG = 1 << 24
+"""Bytes of a ``config.yaml`` that can be one of ours; a device or a FIFO never is."""
 
 _given: ContextVar[bool] = ContextVar("trust", default=False)
 
@@ -70,8 +74,8 @@ def remember(folder: Path, config_text: str) -> None:
 def was_trained_here(config: Path) -> bool:
     """Whether ``config`` is what a run of this user wrote into its folder, or into one of its checkpoints."""
     try:
-        content = config.read_bytes()
-    except OSError:
+        content = read_regular(config, MAX_CONFIG)
+    except (OSError, ValueError):
         return False
     folders = [config.resolve().parent, *config.resolve().parents[2:3]]  # of the run, of checkpoints/step_...
     return any(_note(folder, content).is_file() for folder in folders)
