@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -213,6 +214,17 @@ def test_no_command_hides_in_a_storage(folder: Path) -> None:
         with pytest.raises(DataError, match="unknown kind of address"):
             open_remote(address)
     assert not (folder / "it_ran").exists()
+
+
+def test_a_configuration_that_never_ends(folder: Path) -> None:
+    """A FIFO without a writer, and a device: refused, not read."""
+    os.mkfifo(folder / "pipe.yaml")
+    (folder / "zero.yaml").symlink_to("/dev/zero")
+    (folder / "run").mkdir()
+    os.mkfifo(folder / "run" / "config.yaml")
+    for name in ("pipe.yaml", "zero.yaml", "run", "run/config.yaml"):
+        with pytest.raises(ConfigError, match="not a file|not a run folder"):
+            load_config(name, check="none")
 
 
 def test_a_folder_that_was_trained_here(folder: Path) -> None:
