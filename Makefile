@@ -1,8 +1,8 @@
 # make quickstart   installs into .venv, then trains, evaluates and chats with the embedded tiny model
 # make demo         the chat page of the quickstart's model
-# make test         the whole test suite (2 processes); make test PYTEST_ARGS="-k name" runs a part of it
+# make test         the test suite without the heavy tests (2 processes); make test PYTEST_ARGS="-k name" runs a part
 # make test-fast    the unit tests alone: a minute
-# make coverage     the whole test suite with its coverage of the lines, 90 % at least
+# make coverage     every test, the heavy ones included, and the coverage of the lines, 90 % at least
 # make test-latest  the suite on the newest version of every dependency, in .venv-latest
 # make test-oldest  the suite on the lowest versions that pyproject.toml allows, in .venv-oldest
 # make test-wheel   builds the wheel and runs the quickstart from it in an empty environment and folder

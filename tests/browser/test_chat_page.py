@@ -139,7 +139,9 @@ def test_two_turns_are_streamed_and_remembered(page: Page, expected: list[str]) 
 def test_stop_regenerate_restart(page: Page, expected: list[str]) -> None:
     upload_image(page)
     ask(page, "What is in the image?")
-    page.wait_for_function("() => [...document.querySelectorAll('#chat .bot')].some(e => e.innerText.length > 3)")
+    shown = r"e.innerText.replace(/[^\p{L}\p{N}]/gu, '').includes(start)"
+    bots = "[...document.querySelectorAll('#chat .bot')]"
+    page.wait_for_function(f"(start) => {bots}.some(e => {shown})", arg=_letters(expected[0])[:2])
     page.locator("#stop").click()
     wait_until_done(page)
     stopped = _letters(bot(page))
@@ -174,6 +176,7 @@ def test_a_file_that_is_no_image_is_told_and_the_page_lives_on(page: Page) -> No
     before = bot(page)
     assert before
     ask(page, "", accepted=False)
+    page.wait_for_timeout(1000)  # while one request is on its way, Enter sends no other
     ask(page, "word " * 2000, accepted=False)  # more than the model reads
     expect(toast).to_contain_text("positions")
     expect(page.locator("#chat")).not_to_contain_text("Loading content")

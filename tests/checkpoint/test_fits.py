@@ -79,12 +79,12 @@ def test_the_model_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         ("llm", {"num_attention_heads": 5}, "not a multiple of the number of attention heads (5)"),
         ("llm", {"num_attention_heads": 0}, "model.llm: hf cannot be built"),
         ("llm", {"hidden_size": "big"}, "expected int, got str"),
-        ("llm", {"num_hidden_layers": -1}, "LlamaForCausalLM"),
+        ("llm", {"num_hidden_layers": -1}, "num_hidden_layers is -1, expected an integer from 1"),
         ("llm", {"vocab_size": 0}, "0 tokens"),
         ("vision", {"patch_size": 5}, "image_size is 32, expected a multiple of patch_size 5"),
         ("vision", {"patch_size": 0}, "model.vision: clip cannot be built"),
         ("vision", {"num_attention_heads": 5}, "not a multiple of the number of attention heads (5)"),
-        ("vision", {"num_hidden_layers": 0}, "an encoder of 0 blocks"),
+        ("vision", {"num_hidden_layers": 0}, "num_hidden_layers is 0, expected an integer from 1"),
     ],
 )
 def test_sizes_written_out(part: str, options: dict[str, Any], words: str) -> None:

@@ -164,8 +164,30 @@ def test_show_writes_a_page(run: Run, folder: Path) -> None:
     text = (folder / "s.html").read_text(encoding="utf-8")
     assert code == 0 and "written: " in out
     assert text.count("data:image/jpeg;base64,") == 5 and text.count("<article>") == 5
-    code, _, err = run("show", "--html", str(folder / "no" / "s.html"))
-    assert code == 2 and "cannot be written" in err
+    assert run("show", "-n", "1", "--html", str(folder / "s.html"))[0] == 0  # our own page is replaced
+    (folder / "notes.html").write_text("mine")
+    for name, why in (("notes.html", "not written by this command"), ("notes.html/s.html", "cannot be made")):
+        code, _, err = run("show", "--html", str(folder / name))
+        assert code == 2 and why in err and (folder / "notes.html").read_text() == "mine"
+
+
+def test_only_unfinished_shards_of_ours_are_deleted(run: Run, folder: Path) -> None:
+    out = folder / "out" / "mine"
+    out.mkdir(parents=True)
+    for name in ("00000.12.part", "video.mp4.part"):
+        (out / name).write_text("x")
+    assert run("shard", str(folder / "out"))[0] == 0 and (out / "00000.12.part").exists()  # from before the manifest
+    (out / "00009.12.part").write_text("x")
+    assert run("shard", str(folder / "out"))[0] == 0
+    assert [p.name for p in out.glob("*.part")] == ["video.mp4.part"]
+
+
+def test_check_replaces_only_its_own_results(run: Run, folder: Path) -> None:
+    assert run("check", "--out", str(folder / "r"))[0] == run("check", "--out", str(folder / "r"))[0] == 0
+    for name in ("check.json", "quarantine.jsonl"):
+        (folder / "r" / name).write_text("mine")
+        assert run("check", "--out", str(folder / "r"))[0] == 2 and (folder / "r" / name).read_text() == "mine"
+        (folder / "r" / name).unlink()
 
 
 def test_show_of_unusable_datasets(run: Run, folder: Path) -> None:

@@ -194,7 +194,7 @@ def test_a_bad_record_is_marked_and_can_be_mended(tmp_path: Path, capsys, monkey
 
 
 def test_too_many_bad_records_are_an_error(tmp_path: Path, capsys) -> None:
-    rows = [{"image": "none.jpg" if k < 5 else None, "question": "What?"} for k in range(6)]
+    rows = [{"image": "none.jpg" if k < 4 else None, "question": "\ud800" if k == 4 else "What?"} for k in range(6)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     asked = published(tmp_path, "--data", str(tmp_path / "rows.jsonl"), "--max-bad-share", "0.2")
     assert "5 of 6 records cannot be used, allowed are 20%" in refused(capsys, asked)

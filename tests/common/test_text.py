@@ -127,3 +127,7 @@ def test_what_is_not_a_file_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "big").write_bytes(b" " * 11)
     with pytest.raises(UserError, match="11 bytes, allowed are 10"):
         read_text(tmp_path / "big", max_bytes=10)
+
+
+def test_messages_show_control_characters_instead_of_sending_them() -> None:
+    assert str(UserError("a\x00b\x1b[2J\x85.jpg\n\tc\ud800")) == "a\\x00b\\x1b[2J\\x85.jpg\n\tc\\ud800"

@@ -75,18 +75,18 @@ def test_a_tar_of_a_mac(suffix: str, tmp_path: Path, image_of: Bytes, caplog: py
 
 
 def test_captions_beside_a_json_without_one(tmp_path: Path, image_of: Bytes) -> None:
-    notes = ['{"url": "x"}', '{"caption": null}', '{"caption": "json"}', "[]"]
+    notes = ['{"url": "x"}', '{"caption": null}', '{"caption": "json"}', "[]", '{"caption": " "}']
     members = {f"{k}.{e}": d for k, note in enumerate(notes) for e, d in (
         ("png", image_of(k)), ("txt", b"\xef\xbb\xbf text "), ("json", note.encode()))}  # fmt: skip
     file = write_tar(tmp_path / "0.tar", members)
-    assert texts_of(WebShards(WebShards.Config(str(file)))) == ["text", "text", "json", "text"]
+    assert texts_of(WebShards(WebShards.Config(str(file)))) == ["text", "text", "json", "text", "text"]
     pics = tmp_path / "pics"
     pics.mkdir()
-    for k, note in enumerate(['{"text": null, "n": 1}', '{"n": 2}', '{"text": "json"}']):
+    for k, note in enumerate(['{"text": null, "n": 1}', '{"n": 2}', '{"text": "json"}', '{"text": ""}']):
         (pics / f"{k}.png").write_bytes(image_of(k))
         (pics / f"{k}.txt").write_text("text")
         (pics / f"{k}.json").write_text(note)
-    assert texts_of(table(pics)) == ["text", "text", "json"]
+    assert texts_of(table(pics)) == ["text", "text", "json", "text"]
 
 
 def test_folders_of_a_mac(tmp_path: Path, image_of: Bytes, caplog: pytest.LogCaptureFixture) -> None:

@@ -77,3 +77,19 @@ def test_half_a_line_of_a_killed_run_is_passed_over(tmp_path: Path) -> None:
     quarantine = Quarantine(tmp_path)
     quarantine.add("birds", 1000, [bad("1")])
     assert (tmp_path / "quarantine.jsonl").read_text().count("\n") == 1
+
+
+def test_what_a_cleared_folder_listed_is_reported_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A fresh run over an earlier one: its loader exists before the folder is cleared."""
+    Quarantine(tmp_path).add("birds", 100, [bad("1")])
+    fresh = Quarantine(tmp_path)
+    (tmp_path / "quarantine.jsonl").unlink()
+    caplog.clear()
+    fresh.add("birds", 100, [bad("1")])
+    assert "left out 1: image 1: corrupt" in caplog.text and (tmp_path / "quarantine.jsonl").is_file()
+
+
+def test_lines_of_others_in_the_file_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "quarantine.jsonl").write_bytes(b'{}\n[1]\n7\nx}\n\xff\n{"source": "birds", "key": "1"}\n')
+    Quarantine(tmp_path).add("birds", 100, [bad("1"), bad("2")])
+    assert (tmp_path / "quarantine.jsonl").read_bytes().count(b"birds") == 2

@@ -319,6 +319,9 @@ def test_a_csv_file_without_header_is_explained(tmp_path: Path) -> None:
             "turn 2: the answer is empty",
         ),
         ({"question": "<image>?", "answer": "x"}, {}, "1 <image> placeholders but 0 images\n  fix: name the field"),
+        ({"question": "?", "answer": "Here: <image>"}, {}, "data.jsonl:1: an image in an answer"),
+        ({"question": "?", "answer": ["a <video>"]}, {}, "an image in an answer"),
+        ({"question": "?", "answer": "x", "c": "<image>"}, {"input": "{c}"}, "an image in the input"),
         ({"question": ["?"], "answer": "x"}, {}, "a list in a template\n  fix: say how to join it"),
         ({"image": 7, "question": "?", "answer": "x"}, {}, "a int is not an image\n  fix: give a path"),
         (
@@ -381,8 +384,6 @@ def test_options_that_contradict_each_other() -> None:
         Table.Config(ann_path="a", one_at_random=True)
     with pytest.raises(ConfigError, match="need at least one text"):
         Table.Config(ann_path="a", user=[])
-    with pytest.raises(ConfigError, match="from 0 to 1"):
-        Table.Config(ann_path="a", options_share=2)
 
 
 def test_a_text_processor_leaves_empty_fields_empty(tmp_path: Path) -> None:

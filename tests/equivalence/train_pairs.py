@@ -4,7 +4,7 @@ Prints a JSON list of the exit codes of both processes per run. Everything is im
 forked, so that a run takes a second and not ten. Standard error of process R of run N goes to ``FOLDER/runN.logR``.
 
 Modes: ``end``; ``plain``: the processes end as Python ends, to see what that does; ``kill``: the second process is
-killed when three steps are logged; ``fail``: it raises an error at its third batch.
+killed when three steps are logged; ``fail``, ``fail0``: the second, the first one raises an error at its third batch.
 """
 
 import json
@@ -54,7 +54,7 @@ def train(rank, port, folder, config, mode):
     given = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
     os.environ.update({k: str(v) for k, v in given.items()}, MASTER_ADDR="127.0.0.1")
     os.dup2(os.open(f"{folder}.log{rank}", os.O_WRONLY | os.O_CREAT), 2)
-    if mode == "fail" and rank == 1:
+    if (mode, rank) in (("fail", 1), ("fail0", 0)):
         TrainLoader.__next__ = failing(TrainLoader.__next__)
     most = 3 if mode in ("end", "plain") else 100_000
     steps = [f"run.max_steps={most}", f"run.iters_per_epoch={most}", f"run.val_freq={most}", f"run.save_freq={most}"]

@@ -101,7 +101,7 @@ OPTIONS = [
     "model.bridge=[5]", "model.bridge.0=5", "model.bridge=" + "[" * 3000 + "]" * 3000, "a." * 3000 + "b=1",
     "run.packing=" + "{a: " * 500 + "}" * 500, "model.weights=[{format: 'os:system', into: x}]", "model.vision=[]",
     "model.arch=[]", "model.model_type={a: b}", "model.weights=[!!python/object:os.system x]", "model.train=[5]",
-    "run.output_dir=[]", "run.benchmark={judge: 5}", "datasets.x.y=1", "x" * 100_000 + "=1", "run.seed=\x00",
+    "run.benchmark={judge: 5}", "datasets.x.y=1", "x" * 100_000 + "=1", "run.seed=\x00",
 ]  # fmt: skip
 
 

@@ -93,6 +93,7 @@ def test_a_process_that_goes_on_waiting_is_ended(sleeper, monkeypatch, capfd):
 def test_a_command_that_fails_without_a_message_of_its_own_tells_the_others(sleeper, monkeypatch, capfd):
     one, store = pair(sleeper)
     codes = []
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     monkeypatch.setattr(os, "_exit", codes.append)
     monkeypatch.setattr("atexit._run_exitfuncs", lambda: None)
     monkeypatch.setattr("logging.shutdown", lambda: None)

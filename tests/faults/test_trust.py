@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
 import vlm
 from vlm.checkpoint.run_folder import RunDir
@@ -152,7 +155,7 @@ def test_a_run_folder_and_python(capsys: pytest.CaptureFixture[str]) -> None:
     sent = RunDir("sent")
     sent.path.mkdir()
     save(config(plugins=[MODULE]), "sent/config.yaml")
-    (sent.path / "model.safetensors").write_bytes(b"")
+    save_file({"w": torch.ones(1)}, sent.path / "model.safetensors")
     for command in (["chat", "sent", "--ask", "?"], ["eval", "sent"], ["weights", "export", "sent", "--to", "x.pth"]):
         assert main(command) == 2
         assert "only with --trust" in capsys.readouterr().err
@@ -213,6 +216,17 @@ def test_no_command_hides_in_a_storage(folder: Path) -> None:
     assert not (folder / "it_ran").exists()
 
 
+def test_a_configuration_that_never_ends(folder: Path) -> None:
+    """A FIFO without a writer, and a device: refused, not read."""
+    os.mkfifo(folder / "pipe.yaml")
+    (folder / "zero.yaml").symlink_to("/dev/zero")
+    (folder / "run").mkdir()
+    os.mkfifo(folder / "run" / "config.yaml")
+    for name in ("pipe.yaml", "zero.yaml", "run", "run/config.yaml"):
+        with pytest.raises(ConfigError, match="not a file|not a run folder"):
+            load_config(name, check="none")
+
+
 def test_a_folder_that_was_trained_here(folder: Path) -> None:
     """Known by its place and its content, and by nothing inside it."""
     text = yaml.safe_dump(config(plugins=[MODULE]))
@@ -262,7 +276,7 @@ def test_code_in_a_hugging_face_folder(kind: str, usable: bool, folder: Path, mo
 
 @pytest.mark.parametrize("option", ["checkpoint_path", "pretrained", "pretrained_cfg", "cache_dir"])
 def test_timm_reads_no_files_of_its_own(option: str) -> None:
-    with pytest.raises(ValueError, match=r"name weight files under model\.weights"):
+    with pytest.raises(ConfigError, match=r"name weight files under model\.weights"):
         TimmVision.Config(options={option: "evil.pth"})
 
 

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from vlm.common.errors import ConfigError
+from vlm.common.registry import register_fusion, register_insert
 from vlm.inference.decoding import Prompt, StopCriteria, decode
 from vlm.inference.generation import CHAT
 from vlm.models.build import build_model
@@ -33,6 +34,7 @@ FAMILIES = {
 }
 
 
+@register_insert("tint_of_the_tests")
 class Tint(Insert):
     """Adds to each position a vector of its own, chosen by data of the call."""
 
@@ -48,6 +50,7 @@ class Tint(Insert):
         return hidden + module(data.shared["palette"][data.tokens["which"]])
 
 
+@register_fusion("tint_of_the_tests")
 class TintFusion(Splice):
     """Splice that also gives each position the number of its id modulo 3."""
 

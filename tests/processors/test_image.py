@@ -93,7 +93,7 @@ def test_truncated_corrupt_empty_missing_unsupported(tmp_path: Path) -> None:
     broken = {
         "truncated.jpg": (jpeg[: len(jpeg) // 2], "truncated"),
         "truncated.png": (png[: len(png) // 2], "corrupt or truncated"),
-        "stub.png": (png[:30], "corrupt or truncated"),
+        "stub.png": (png[:30], r"corrupt or truncated \(its header is damaged\)"),
         "garbled.png": (png[:60] + b"\x00" * 40 + png[100:], "corrupt"),
         "text.jpg": (b"<html>not found</html>", "not an image format"),
         "empty.jpg": (b"", "empty"),

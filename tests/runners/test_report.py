@@ -5,7 +5,9 @@ import io
 import json
 import math
 import re
+import signal
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +18,9 @@ from vlm.checkpoint.run_folder import RunDir
 from vlm.common.errors import DataError
 from vlm.pages.charts import Series, chart, number, smooth, thin, ticks
 from vlm.pages.parts import AnswerCard, image_uri
+from vlm.runners.train import run as run_module
 from vlm.runners.train.report import write_report
+from vlm.runners.train.trainer import RunResult
 
 
 @pytest.fixture
@@ -145,3 +149,27 @@ def test_chart_places_points_by_value():
     (x0, y0), (x1, y1) = [tuple(map(float, p.split())) for p in path.split("L")]
     assert (x0, y0) == (58.0, 210.0) and x1 == 544.0 and y1 < 30
     assert "no data" in chart([Series("none", [])])
+
+
+@pytest.mark.parametrize("received", [None, signal.SIGTERM])
+def test_a_run_that_a_signal_stopped_asks_no_samples(tmp_path, monkeypatch, received):
+    asked, written = [], []
+    monkeypatch.setattr(run_module, "sample_answers", lambda *_: asked.append(1) or [])
+    monkeypatch.setattr(run_module, "trainable_table", lambda _: "")
+    monkeypatch.setattr(run_module, "write_report", lambda *_, **more: written.append(more["status"]))
+    result = RunResult(tmp_path, "stopped" if received else "finished", 3, 0.1, received=received)
+    cfg = SimpleNamespace(run=SimpleNamespace(job_name="x"))
+    run_module.report(cfg, None, None, RunDir(tmp_path), result, None)
+    assert written == [result.status] and bool(asked) is (received is None)
+
+
+def test_a_report_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch, caplog):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_module, "sample_answers", lambda *_: [])
+    monkeypatch.setattr(run_module, "trainable_table", lambda _: "")
+    monkeypatch.setattr(run_module, "write_report", full)
+    cfg = SimpleNamespace(run=SimpleNamespace(job_name="x"))
+    run_module.report(cfg, None, None, RunDir(tmp_path), RunResult(tmp_path, "finished", 3, 0.1), None)
+    assert "the report cannot be written: [Errno 28]" in caplog.text

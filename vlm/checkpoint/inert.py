@@ -6,6 +6,7 @@ Objects of classes that a file names become :class:`OpaqueObject`.
 from __future__ import annotations
 
 import pickle
+import struct
 import zipfile
 from collections import OrderedDict
 from typing import Any
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor
 
 FAULTS = (
-    pickle.UnpicklingError, zipfile.BadZipFile, AttributeError, EOFError, IndexError, KeyError, MemoryError,
-    NotImplementedError, OSError, OverflowError, RecursionError, RuntimeError, TypeError, ValueError,
+    pickle.UnpicklingError, struct.error, zipfile.BadZipFile, AssertionError, AttributeError, EOFError, IndexError,
+    KeyError, MemoryError, NotImplementedError, OSError, OverflowError, RecursionError, RuntimeError, TypeError,
+    ValueError,
 )  # fmt: skip
 """What reading a damaged or hostile pickle or archive raises."""
 

@@ -6,8 +6,12 @@ and keeps its traceback.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""A terminal obeys these; line feeds and tabs stay."""
 
 
 class UserError(Exception):
@@ -43,8 +47,9 @@ class NonFiniteLossError(UserError):
 
 
 def printable(text: str) -> str:
-    """``text`` with lone surrogates (from damaged JSON, or file names that are not UTF-8) written out as escapes."""
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+    """``text`` with lone surrogates and control characters (of damaged JSON, or file names) written out as escapes."""
+    text = text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return _CONTROL.sub(lambda found: f"\\x{ord(found.group()):02x}", text)
 
 
 def unknown(what: str, name: str, allowed: Sequence[str]) -> str:

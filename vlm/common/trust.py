@@ -23,8 +23,8 @@ from vlm.common.files import read_regular
 log = logging.getLogger(__name__)
 
 STATE_VARIABLE = "VLM_STATE"
-MAX_CONFIG = 1 << 20
-"""Bytes of a ``config.yaml`` at most; a device that is given in its place never ends."""
+MAX_CONFIG = 1 << 24
+"""Bytes of a ``config.yaml`` that can be one of ours; a device or a FIFO never is."""
 
 _given: ContextVar[bool] = ContextVar("trust", default=False)
 

@@ -88,7 +88,8 @@ def read_record(dataset: Any, index: int, raw: Any = None, rng: random.Random | 
             sample: Sample = dataset.draw(raw if stream else index, rng)
         else:
             sample = dataset.decode(raw) if stream else dataset[index]
-        _check_texts(sample)
+        for part in (part for message in sample.messages for part in message.parts if isinstance(part, Text)):
+            check_text(part.text)
     except MALFORMED as error:
         log.debug("record %d", index, exc_info=True)
         reason = f"{type(error).__name__}: {error}"
@@ -96,15 +97,12 @@ def read_record(dataset: Any, index: int, raw: Any = None, rng: random.Random | 
     return replace(sample, id=printable(sample.id))
 
 
-def _check_texts(sample: Sample) -> None:
-    """Raises DataError for a text with a lone surrogate, which is half a character."""
-    texts = (part.text for m in sample.messages for part in m.parts if isinstance(part, Text))
-    for text in texts:
-        if not text.isascii() and (found := _SURROGATE.search(text)):
-            shown = f"\\u{ord(found.group()):04x}"
-            raise DataError(
-                f"a text holds half a character, the lone surrogate {shown}", fix="repair or remove the record"
-            )
+def check_text(text: str, where: str = "") -> None:
+    """Raises DataError for a text with a lone surrogate, which is half a character; ``where`` begins the message."""
+    if not text.isascii() and (found := _SURROGATE.search(text)):
+        shown = f"\\u{ord(found.group()):04x}"
+        fix = "repair or remove the record"
+        raise DataError(f"{where}a text holds half a character, the lone surrogate {shown}", fix=fix)
 
 
 def records_in_order(dataset: Any, limit: int | None = None, seed: int | None = None) -> Iterator[tuple[int, Any]]:

@@ -76,12 +76,18 @@ def place_media(parts: Sequence[Part], where: str) -> list[Part]:
 def _kinds(role: Role, text: str, where: str) -> list[type[Medium]]:
     """The kind of every placeholder in a text. Raises DataError if the text is not a question."""
     found: list[type[Medium]] = [Video if "<video>" in m.group() else Image for m in MEDIA_PLACEHOLDER.finditer(text)]
-    if found and role in NOT_QUESTIONS:
+    if role in NOT_QUESTIONS:
+        refuse_placeholders(text, NOT_QUESTIONS[role], where)
+    return found
+
+
+def refuse_placeholders(text: str, place: str, where: str) -> None:
+    """Raises DataError: a text that is not a question has a placeholder; ``place``: what the text is."""
+    if MEDIA_PLACEHOLDER.search(text):
         raise DataError(
-            f"{where}: an image in {NOT_QUESTIONS[role]}; models read images in questions only",
+            f"{where}: an image in {place}; models read images in questions only",
             fix="move the placeholder into the question, or remove the record",
         )
-    return found
 
 
 def _ordered(media: Sequence[Medium], found: Sequence[type[Medium]], where: str) -> tuple[list[Medium], list[Medium]]:

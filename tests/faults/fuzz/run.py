@@ -54,7 +54,7 @@ def child(seed: int, mutants: list[tuple[str, int]], out: IO[str]) -> None:
         except BaseException as error:  # the finding itself: whatever the library lets through
             if isinstance(error, KeyboardInterrupt):
                 raise
-            outcome = "finding: " + "".join(traceback.format_exception(error))[-3000:]
+            outcome = "finding: " + "".join(traceback.format_exception(error))
         random.setstate(state)
         out.write(json.dumps({"done": outcome, "seconds": time.monotonic() - began}) + "\n")
         out.flush()

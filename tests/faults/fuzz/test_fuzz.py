@@ -7,7 +7,7 @@ import pytest
 from .run import MOST_GROWTH, MOST_SECONDS, NAMES, fuzz
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_mutants_are_accepted_or_refused() -> None:
     report = fuzz(0, [(name, number) for number in range(60) for name in NAMES])
     assert not report.findings, "\n".join(report.findings)

@@ -59,7 +59,7 @@ class Peers:
     def __init__(self, store: Any, rank: int, size: int) -> None:
         self._store, self.rank, self.size = store, rank, size
         self._local: dict[int, tuple[int, int | None]] = {}
-        self._ended = threading.Event()
+        self._ended, self._known = threading.Event(), ""
         store.set(f"peer/{rank}", json.dumps([socket.gethostname(), os.getpid()]))
         for other in range(size):
             host, number = json.loads(store.get(f"peer/{other}"))
@@ -74,6 +74,8 @@ class Peers:
         if isinstance(error, UserError):
             text = str(error)
         self._leave(f"process {self.rank} of {self.size} (pid {os.getpid()}) ended: {text}")
+        if self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            time.sleep(2 * PERIOD)  # the store ends with this process; the others look once more
 
     def _leave(self, text: str) -> None:
         with suppress(RuntimeError):  # the store is gone with the process that held it
@@ -81,6 +83,11 @@ class Peers:
 
     def reason(self) -> str:
         """Why another process ended; empty as far as none is known to have."""
+        if not self._known:
+            self._known = self._look()
+        return self._known
+
+    def _look(self) -> str:
         try:
             if self._store.check([FAILED]):
                 return str(self._store.get(FAILED).decode())

@@ -107,10 +107,8 @@ class Threads:
             )
         everything = os.cpu_count() or 1
         if busy is not None and busy > BUSY * everything:
-            return (
-                f"the machine is busy: load {busy:.1f} on {everything} cores before this process; steps will be slow"
-                ", and fewer threads (OMP_NUM_THREADS=1) may be faster"
-            )
+            fewer = "; fewer threads (OMP_NUM_THREADS=1) may be faster" if self.count > 1 else ""
+            return f"the machine is busy: load {busy:.1f} on {everything} cores, so steps will be slow{fewer}"
         return ""
 
 

@@ -35,8 +35,8 @@ class WebShards:
         user:      [Image(bytes of 000000012.jpg)]
         assistant: a red boat on the river
 
-    The caption is that of the ``.json`` or, where that has none, the text of the ``.txt``. A record with a member
-    ``KEY.sample.json`` is a whole conversation whose images and videos are other members (see
+    The caption is that of the ``.json`` or, where that has none or a blank one, the text of the ``.txt``. A record with
+    a member ``KEY.sample.json`` is a whole conversation whose images and videos are other members (see
     :mod:`vlm.datasets.formats.shard_sample`); ``vlm data shard`` writes such records.
     """
 
@@ -100,7 +100,8 @@ class WebShards:
         if "json" in raw.members:
             tree = parse_json(read_member(raw, "json"), f"{where}: unreadable caption: its .json")
             caption = tree.get(key) if isinstance(tree, dict) else None
-        if caption is None and "txt" in raw.members:
+        blank = caption is None or (isinstance(caption, str) and not caption.strip())
+        if blank and "txt" in raw.members:
             try:
                 caption = read_member(raw, "txt").decode("utf-8-sig").strip()
             except UnicodeDecodeError as error:

@@ -7,6 +7,8 @@ import logging
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 
 from vlm.common.errors import DataError
@@ -40,16 +42,23 @@ class Quarantine:
         """``early``: records of a source below which the limit is widened, see :data:`EARLY`."""
         self._file = Path(output_dir) / "quarantine.jsonl" if output_dir else None
         self._max_share, self._early = max_share, early
-        self._known = self._read()
         self.bad, self.good = Counter[str](), Counter[str]()
         self._examples = defaultdict[str, list[BadRecord]](list)
 
-    def _read(self) -> set[tuple[str, str]]:
-        """Records written before the run was interrupted, so that none is written twice."""
+    @cached_property
+    def _known(self) -> set[tuple[str, str]]:
+        """Records written before the run was interrupted, so that none is written twice.
+
+        Read at the first bad record: a loader is made before its run clears the folder of an earlier run.
+        """
+        known = set[tuple[str, str]]()
         if self._file is None or not self._file.is_file():
-            return set()
-        lines = [json.loads(line) for line in lines_of(self._file.read_text("utf-8", "replace")) if line.endswith("}")]
-        return {(line["source"], line["key"]) for line in lines}
+            return known
+        for text in lines_of(self._file.read_text("utf-8", "replace")):
+            with suppress(ValueError, TypeError, KeyError):  # half a line of a killed run
+                line = json.loads(text)
+                known.add((str(line["source"]), str(line["key"])))
+        return known
 
     def count(self, good: Mapping[str, int], bad: Sequence[BadRecord]) -> None:
         """Count usable records by source, and bad ones of any source. Raises as :meth:`add`."""

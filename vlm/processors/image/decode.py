@@ -268,7 +268,11 @@ def damage_named(label: str) -> Iterator[None]:
 
 
 def _corrupt(label: str, error: BaseException) -> DataError:
+    from PIL import UnidentifiedImageError
+
     reason = str(error) or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):  # its own words name an object in memory
+        reason = "its header is damaged"
     return DataError(f"image {label}: corrupt or truncated ({reason})", fix="fetch it again or remove the record")
 
 

@@ -23,6 +23,7 @@ from typing import Any
 
 from vlm.common.errors import WeightsError
 from vlm.common.file_kind import mistaken
+from vlm.common.text import read_text
 from vlm.processors.tokenizer.special_tokens import Special, SpecialTokens, is_control, read_json, read_special_tokens
 
 Ranges = Sequence[tuple[int, int]]
@@ -99,8 +100,7 @@ class _Fast:
                 raise
             whole, reason = False, f" ({error})"
         if not whole:
-            fault = mistaken(Path(file)) or f"{file} is not a tokenizers file{reason}"
-            raise WeightsError(fault, fix="fetch tokenizer.json again")
+            raise WeightsError(f"{file} is not a tokenizers file{reason}", fix="fetch tokenizer.json again")
         self.protect([])
         self.size = self._tok.get_vocab_size(with_added_tokens=True)
         self.defaults: dict[str, int] = {}
@@ -228,7 +228,9 @@ class Tokenizer:
         if slow.is_file():
             backend = _SentencePiece(slow)
         elif fast.is_file():
-            backend = _Fast(fast.read_text(encoding="utf-8", errors="replace"), fast)
+            if fault := mistaken(fast):
+                raise WeightsError(fault, fix="fetch tokenizer.json again")
+            backend = _Fast(read_text(fast, error=WeightsError), fast)
         else:
             result = "no such folder" if not folder.is_dir() else "neither tokenizer.model nor tokenizer.json in it"
             raise WeightsError(f"tokenizer folder {folder}: {result}", fix="name the LLM's Hugging Face folder")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm.common.errors import DataError, PromptError
+from vlm.datasets.base import check_text
 from vlm.datasets.formats.table.read import AllRows, Record
 from vlm.datasets.formats.table.templates import fill_question, names
 from vlm.datasets.loading.quarantine import SHOWN_RECORDS, too_many
@@ -79,6 +80,7 @@ class Records:
             prompt = fill_question(self.request.prompt.strip(), record, where).strip()
             if not prompt and not self.request.has_media(record):
                 raise DataError(f"{where}: neither a prompt nor an image", fix="give a prompt, e.g. '{question}'")
+            check_text(prompt, f"{where}: ")
             for _, value in media_fields(record, self.request.media_field):
                 check_field(value, self.request.media_root, where)
         except DataError as error:

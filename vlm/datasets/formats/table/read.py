@@ -333,7 +333,7 @@ def _with_text(image: Path, files: Sequence[Path]) -> Record:
     for file in files:
         text = _text(file)
         if file.suffix == ".json":
-            own = {k: v for k, v in _object(text, str(file)).items() if v is not None or k != "text"}
+            own = {k: v for k, v in _object(text, str(file)).items() if k != "text" or str(v or "").strip()}
         else:
             own = {"text": text.strip(), **own}
     return {"id": image.stem, "image": str(image.absolute()), **own}

@@ -21,7 +21,7 @@ from vlm.datasets.formats.table.read import FileType, Record, RecordFile, expand
 from vlm.datasets.formats.table.templates import fill, fill_question, first_name, lookup, names, read_pool
 from vlm.datasets.formats.turns import check_order, inline_media, read_turns
 from vlm.datasets.media_columns import Kind, is_missing, media_column
-from vlm.processors.placeholders import Medium, attach_media
+from vlm.processors.placeholders import Medium, attach_media, refuse_placeholders
 
 Values = dict[str, Any]
 log = logging.getLogger(__name__)
@@ -209,11 +209,13 @@ class Table:
         if not asked.strip() and not media:
             raise DataError(f"{where}: neither a question nor an image", fix="correct build_info.user")
         user = attach_media([("user", asked)], media, where, first=False)[0]
+        refuse_placeholders(material, "the input", where)
         if material.strip():
             user = message("user", *user.parts, Input(material))
         if self.config.assistant is None:
             return [user]
         answer = fill(one_of(self.config.assistant, rng), values, where)
+        refuse_placeholders(answer, "an answer", where)
         if not answer.strip():
             raise DataError(f"{where}: the answer is empty", fix="remove the record, or correct build_info.assistant")
         return [user, message("assistant", answer)]
