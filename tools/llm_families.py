@@ -228,31 +228,24 @@ def generation(theirs: Any, llm: HFCausalLM, ids: torch.Tensor, embeds: torch.Te
     options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 1}
     ends = StopCriteria(eos=(), bos=1, pad=1)
     greedy = CHAT.replace(do_sample=False, repetition_penalty=1.0, max_new_tokens=8)
-    with torch.no_grad():
-        wanted = theirs.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)[0, 17:].tolist()
-    found = decode(llm.model, Prompt(embeds, torch.ones_like(ids)), greedy, ends)[0]
-    if found != wanted:
-        yield f"greedy {found} {wanted}"
-    plain = decode(llm.model, Prompt(embeds, torch.ones_like(ids)), greedy.replace(use_cache=False), ends)[0]
-    if plain != found:
-        yield f"without cache {plain} {found}"
+    beams = greedy.replace(num_beams=3, length_penalty_form="answer")
+    whole, answers = torch.ones_like(ids), {}
+    for name, ours in (("greedy", greedy), ("beams", beams)):
+        with torch.no_grad():
+            more = {**options, "num_beams": ours.num_beams}
+            wanted = theirs.generate(input_ids=ids, attention_mask=whole, **more)[0, 17:].tolist()
+        answers[name] = found = decode(llm.model, Prompt(embeds, whole), ours, ends)[0]
+        if found != wanted:
+            yield f"{name} {found} {wanted}"
+        plain = decode(llm.model, Prompt(embeds, whole), ours.replace(use_cache=False), ends)[0]
+        if plain != found:
+            yield f"{name} without cache {plain} {found}"
     short = torch.cat([torch.zeros(1, 6, embeds.shape[-1]), embeds[:, :11]], 1)
     mask = torch.cat([torch.zeros(1, 6), torch.ones(1, 11)], 1).long()
     alone = decode(llm.model, Prompt(embeds[:, :11], torch.ones(1, 11).long()), greedy, ends)[0]
-    both = decode(llm.model, Prompt(torch.cat([embeds, short]), torch.cat([torch.ones_like(ids), mask])), greedy, ends)
-    if both != [found, alone]:
-        yield f"batch of two {both} {[found, alone]}"
-    beams = greedy.replace(num_beams=3, length_penalty_form="answer")
-    with torch.no_grad():
-        wanted = theirs.generate(input_ids=ids, attention_mask=torch.ones_like(ids), num_beams=3, **options)[
-            0, 17:
-        ].tolist()
-    found = decode(llm.model, Prompt(embeds, torch.ones_like(ids)), beams, ends)[0]
-    if found != wanted:
-        yield f"beams {found} {wanted}"
-    plain = decode(llm.model, Prompt(embeds, torch.ones_like(ids)), beams.replace(use_cache=False), ends)[0]
-    if plain != found:
-        yield f"beams without cache {plain} {found}"
+    both = decode(llm.model, Prompt(torch.cat([embeds, short]), torch.cat([whole, mask])), greedy, ends)
+    if both != [answers["greedy"], alone]:
+        yield f"batch of two {both} {[answers['greedy'], alone]}"
 
 
 def main(kinds: list[str]) -> None:

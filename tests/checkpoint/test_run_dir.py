@@ -77,7 +77,7 @@ def test_a_crash_while_saving_leaves_the_last_one_intact(run, monkeypatch, fails
         elif fails_in == "torch_save":
             patch.setattr(torch, "save", boom)
         elif fails_in == "provenance":
-            patch.setattr(run_dir_module, "_write_text", boom)
+            patch.setattr(run_dir_module, "replace_text", boom)
         else:
             patch.setattr(os, "replace", boom)
         with pytest.raises(KeyboardInterrupt):

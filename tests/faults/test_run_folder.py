@@ -216,7 +216,7 @@ def test_a_failed_write_names_the_last_good_checkpoint(
     elif fails == "torch":
         monkeypatch.setattr(torch, "save", torch_full)
     else:
-        monkeypatch.setattr("vlm.checkpoint.run_folder._flush", full)
+        monkeypatch.setattr(os, "fsync", full)
     wanted = "there is no earlier checkpoint" if fails == "gone" else r"the last good checkpoint is .*step_00000002"
     with pytest.raises(UserError, match=rf"cannot be written to .*{wanted}\n  fix: .*run.resume=auto"):
         run.write_config("a: 2\n") if fails == "config" else save(run, 3)

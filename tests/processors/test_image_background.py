@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import struct
 import zlib
 from typing import Any
@@ -16,20 +15,12 @@ from vlm.config.load import load_config
 from vlm.processors.image.decode import decode
 from vlm.processors.image.recipe import ImageRecipe
 
+from .image_bytes import chunk, encoded
+
 RED, CLEAR, HALF = (200, 10, 20, 255), (250, 240, 0, 0), (100, 100, 100, 128)
 RGBA = Image.new("RGBA", (3, 1))
 for place, colour in enumerate((RED, CLEAR, HALF)):
     RGBA.putpixel((place, 0), colour)
-
-
-def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png(depth: int, colour_type: int, row: bytes, width: int, extra: bytes = b"") -> bytes:

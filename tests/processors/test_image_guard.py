@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import struct
 import zlib
@@ -18,17 +17,9 @@ from vlm.processors.image import guard
 from vlm.processors.image.decode import decode
 from vlm.processors.image.recipe import ImageRecipe
 
+from .image_bytes import chunk, encoded
+
 RED = (200, 10, 20)
-
-
-def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def recipe(**options: Any) -> ImageRecipe:

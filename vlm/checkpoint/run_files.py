@@ -17,6 +17,7 @@ from typing import Any
 
 from vlm.checkpoint.safe import read_file
 from vlm.common.errors import UserError, WeightsError
+from vlm.common.owned import replace_text
 
 log = logging.getLogger(__name__)
 
@@ -68,9 +69,7 @@ def foreign_names(folder: Path) -> list[str]:
 def write_manifest(folder: Path) -> None:
     """Note that the names of :data:`OURS` belong to the run that starts here."""
     text = json.dumps({"what": "files of a vlm run, which run.overwrite may delete", "names": OURS}, indent=1)
-    fresh = folder / f".{MANIFEST}.{os.getpid()}"
-    fresh.write_text(text + "\n", encoding="utf-8")
-    os.replace(fresh, folder / MANIFEST)
+    replace_text(folder / MANIFEST, text + "\n")
 
 
 def remove_run(folder: Path) -> None:

@@ -42,6 +42,7 @@ from vlm.checkpoint.run_files import (
 )
 from vlm.checkpoint.safe import read_file
 from vlm.common.errors import UserError, WeightsError
+from vlm.common.owned import replace_text
 from vlm.common.paths import make_folder
 from vlm.common.processes.peers import is_alive
 from vlm.common.trust import remember
@@ -194,7 +195,7 @@ class RunDir:
     def write_config(self, text: str) -> None:
         """Write the run's ``config.yaml`` (atomically), and note that this user trained it."""
         with self.written("config.yaml"):
-            _write_text(self.config_file, text)
+            replace_text(self.config_file, text)
         remember(self.path, text)
 
     def save(
@@ -222,23 +223,15 @@ class RunDir:
         """
         check_plain(state)
         with self.written(f"the checkpoint of step {step}"):
-            target = self._save(
-                step, tensors, state, {PROVENANCE: json.dumps(provenance, indent=1, default=str)}, config_text
-            )
+            texts = {PROVENANCE: json.dumps(provenance, indent=1, default=str), CONFIG: config_text}
+            target = self._save(step, tensors, state, texts)
             self._link("last", target)
             if best:
                 self._link("best", target)
         log.info("saved %s%s", target, " (best so far)" if best else "")
         return target
 
-    def _save(
-        self,
-        step: int,
-        tensors: dict[str, torch.Tensor],
-        state: dict[str, Any],
-        texts: dict[str, str],
-        config_text: str,
-    ) -> Path:
+    def _save(self, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any], texts: dict[str, str]) -> Path:
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
@@ -250,8 +243,8 @@ class RunDir:
         try:
             save_file(tensors, work / WEIGHTS, metadata={"format": "pt", "step": str(step)})
             torch.save(state, work / STATE)
-            for name, text in (texts | {CONFIG: config_text}).items():
-                _write_text(work / name, text)
+            for name, text in texts.items():
+                replace_text(work / name, text)
             write_checksums(work)
             for file in work.iterdir():
                 _flush(file)
@@ -347,13 +340,6 @@ def read_state(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise WeightsError(f"{path}: holds {type(state).__name__}, expected the state of a run")
     return state
-
-
-def _write_text(path: Path, text: str) -> None:
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(text, encoding="utf-8")
-    _flush(fresh)
-    os.replace(fresh, path)
 
 
 def _flush(path: Path) -> None:

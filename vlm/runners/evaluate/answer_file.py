@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vlm.common import dist
 from vlm.common.errors import UserError
+from vlm.common.owned import replace_text
 from vlm.tasks.answers import AnswerParts
 
 
@@ -43,13 +43,11 @@ class AnswerFile:
             finished: whether all have an answer; otherwise the parts stay, so that the same command goes on.
         """
         if dist.is_main():
-            new = self.path.with_name(self.path.name + ".new")
             if self.path.suffix == ".json":
                 text = json.dumps(rows, ensure_ascii=False, indent=2)
             else:
                 text = "".join(json.dumps(row) + "\n" for row in rows)
-            new.write_text(text, encoding="utf-8")
-            os.replace(new, self.path)
+            replace_text(self.path, text)
             if finished:
                 self.parts.remove()
         dist.barrier()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.common.errors import UserError
+from vlm.common.owned import replace_text
 from vlm.common.registry import register_tracker, resolve
 
 log = logging.getLogger(__name__)
@@ -61,9 +61,7 @@ class JsonlTracker(Tracker):
         self.file = info.path / "log.jsonl"
         if self.file.exists():  # drop the steps that a resumed run repeats, and a last line truncated by a crash
             kept = [json.dumps(r) + "\n" for r in of_steps(read_log(self.file)) if r["step"] <= info.start_step]
-            fresh = self.file.with_name(f".{self.file.name}.new")
-            fresh.write_text("".join(kept), encoding="utf-8")
-            os.replace(fresh, self.file)
+            replace_text(self.file, "".join(kept))
         self._out = self.file.open("a", encoding="utf-8", buffering=1)
 
     def log(self, record: LogRecord) -> None:
