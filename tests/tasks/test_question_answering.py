@@ -1,5 +1,6 @@
 """Questions, controls and counting, with an engine that answers from the image's name."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -179,6 +180,11 @@ def test_an_interrupted_evaluation_goes_on(tmp_path):
     with pytest.raises(UserError, match="another model"):
         AnswerParts(tmp_path / "a", "f")
     assert AnswerParts(tmp_path / "a", "f", replace_strange=True).done == {}
+    for name, found in (("a.part-backup", None), ("a.part-7", "not a partial answer file")):  # files of others
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(DataError, match=found) if found else nullcontext():
+            AnswerParts(tmp_path / "a", "f", overwrite=True).remove()
+        assert (tmp_path / name).read_text() == "mine"
 
 
 def test_keys_follow_from_content():

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -180,7 +181,8 @@ class AnswerParts:
 
     def files(self) -> list[Path]:
         """The files of all processes."""
-        return sorted(f for f in self.path.parent.iterdir() if f.name.startswith(f"{self.path.name}.part-"))
+        name = re.compile(rf"{re.escape(self.path.name)}\.part-\d+")
+        return sorted(f for f in self.path.parent.iterdir() if name.fullmatch(f.name))
 
     def add(self, answers: Mapping[str, str]) -> None:
         """Keep answers of this process; they are on disk when this returns."""
@@ -199,9 +201,11 @@ class AnswerParts:
     def _prepare(self, fingerprint: str, overwrite: bool, replace_strange: bool) -> str:
         """Make the folder; a message when the answers that are there belong to another run."""
         make_folder(self.path.parent)
+        found = {part: _read(part)[0] for part in self.files()}  # before anything is deleted: are they ours?
         if overwrite:
             self.remove()
-        strange = next((part for part in self.files() if _read(part)[0] not in (fingerprint, "")), None)
+            return ""
+        strange = next((part for part, own in found.items() if own not in (fingerprint, "")), None)
         if strange and replace_strange:
             self.remove()
             return ""
