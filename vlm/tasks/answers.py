@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+BEGIN = '{"fingerprint": '
+"""How a partial answer file begins, as far as it was written."""
 Question = Callable[[], "Conversation"]
 """Makes what a model is asked. Raises DataError or PromptError for a question that cannot be asked."""
 
@@ -222,7 +224,10 @@ def _read(part: Path) -> tuple[str, Iterable[tuple[str, str]]]:
     Raises DataError: the file is not a partial answer file.
     """
     try:
-        whole = part.read_text(encoding="utf-8").split("\n")[:-1]
+        text = part.read_text(encoding="utf-8")
+        if not text.startswith(BEGIN[: len(text)]):
+            raise ValueError("it does not begin with a fingerprint")
+        whole = text.split("\n")[:-1]
         head = json.loads(whole[0])["fingerprint"] if whole else ""
         return head, [(str(key), str(text)) for key, text in map(json.loads, whole[1:])]
     except (ValueError, TypeError, KeyError) as error:
