@@ -18,9 +18,6 @@ FAST := not (golden or equivalence or faults or browser or cli or extend or slow
 
 .PHONY: quickstart demo test test-fast coverage test-latest test-oldest test-wheel lint docs bench install clean
 
-# two processes of two threads each would wait for one another on two cores
-test test-fast coverage test-latest test-oldest: export OMP_NUM_THREADS ?= 1
-
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
