@@ -79,6 +79,8 @@ class Fusion(Protocol):
     def __call__(self, batch: Batch, visual: Features | None) -> LLMInputs:
         """Ids ``[b, s]`` and tokens ``[n, f, v, d]`` -> embeddings ``[b, L, d]`` with segments, positions, labels.
 
+        ``LLMInputs.blocks`` says which tokens see one another in both directions (None: every token sees the past).
+
         Raises:
             PromptError: the number of placeholders and of media differ; it names the sample and both counts.
         """
@@ -107,7 +109,15 @@ class LanguageModel(Protocol):
         """Token embeddings ``[..., d]`` of ``ids [...]``."""
 
     def forward(self, inputs: LLMInputs, keep: Tensor | None = None) -> Tensor:
-        """Hidden states after the final norm: ``[b, L, d]``, or ``[t, d]`` where ``keep [b, L]`` is True."""
+        """Hidden states after the final norm: ``[b, L, d]``, or ``[t, d]`` where ``keep [b, L]`` is True.
+
+        Samples of a row never see one another; within a sample a token sees what comes before it and, with
+        ``inputs.blocks``, the tokens of its own block (:meth:`LLMInputs.visible`). ``inputs.position_ids`` are
+        ``[b, L]``, or ``[b, L, axes]`` for rotary positions of several axes.
+
+        Raises:
+            ConfigError: blocks or axes that this decoder cannot honour.
+        """
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits ``[..., vocab_size]`` of ``hidden [..., d]``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,10 +21,20 @@ class Splice:
 
     @dataclass
     class Config:
-        """No options. Example: ``fusion: splice``"""
+        """Options of ``fusion: splice``.
+
+        ``attention`` is what a token sees besides the text and media before it: with ``causal`` nothing, with ``image``
+        all visual tokens of its own image or video, with ``prefix`` everything before the first supervised token of
+        the sample (the whole prompt, when an answer is written).
+
+        Example: ``fusion: {name: splice, attention: image}``
+        """
+
+        attention: Literal["causal", "image", "prefix"] = "causal"
 
     def __init__(self, config: Config, llm: Any) -> None:
         self.config = config
+        self.options = config if isinstance(config, Splice.Config) else Splice.Config()  # a subclass may have its own
         self.llm = llm
 
     def __call__(self, batch: Batch, visual: Features | None) -> LLMInputs:
@@ -53,13 +63,27 @@ class Splice:
         labels[at] = batch.labels[text]
         segments = torch.zeros(shape, dtype=batch.segments.dtype, device=real.device)
         segments[at] = batch.segments[text]
+        media = torch.zeros_like(segments)  # number of the medium, from 1
         if flat is not None:
             _, tokens, medium, inside = flat
             row, pos = batch.media_row[medium], batch.media_pos[medium]
             there = (row, start[row, pos] + inside)
             embeds = embeds.index_put(there, tokens.to(embeds.dtype))
             segments[there] = batch.segments[row, pos]
-        return LLMInputs(embeds, segments, restart_positions(segments), labels, packed=most_segments > 1)
+            media[there] = medium + 1
+        positions, blocks = restart_positions(segments), self._blocks(segments, labels, media)
+        return LLMInputs(embeds, segments, positions, labels, packed=most_segments > 1, blocks=blocks)
+
+    def _blocks(self, segments: Tensor, labels: Tensor, media: Tensor) -> Tensor | None:
+        """``[b, L]``, see :class:`LLMInputs`, by the option ``attention``."""
+        if self.options.attention == "causal":
+            return None
+        if self.options.attention == "image":
+            return media
+        supervised = (labels != IGNORE_INDEX).long()
+        count = supervised.cumsum(1)
+        before = (count - supervised).gather(1, borders(segments)[0])
+        return torch.where((segments > 0) & (count == before), segments, 0)
 
 
 def _flatten(visual: Features) -> tuple[Tensor, Tensor, Tensor, Tensor]:
