@@ -173,6 +173,13 @@ def needs_llm_width(fusion: Any) -> bool:
 
 
 @runtime_checkable
+class RotatesAxes(Protocol):
+    """An LLM that says how many axes its positions have: 3 for time, row and column; without it: 1."""
+
+    position_axes: int
+
+
+@runtime_checkable
 class ProvidesData(Protocol):
     """A fusion that names what it puts into ``InsertData.tokens``; without it: nothing."""
 

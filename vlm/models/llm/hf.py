@@ -27,7 +27,8 @@ from vlm.models.layer_hooks import (
 from vlm.models.llm.attention import ATTENTION, OWN_ATTENTION, plain_attention_of, register_attention, seeing
 from vlm.models.llm.fitness import check_fitness, decoder_layers, passes_more
 from vlm.models.llm.head import logits_of, prepare_head
-from vlm.models.llm.packing import apart, axes_first, base_of, can_pack, pack
+from vlm.models.llm.headed import causal_class
+from vlm.models.llm.packing import apart, axes_first, base_of, can_pack, pack, position_axes
 from vlm.models.lora import LoraOptions, inject_lora
 from vlm.models.loss import head_loss
 
@@ -69,8 +70,6 @@ class HFCausalLM(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        from transformers import AutoModelForCausalLM
-
         self.config = config
         register_attention()
         hf_config = read_config(config)
@@ -80,13 +79,9 @@ class HFCausalLM(nn.Module):
         if config.vocab_size is not None:
             configs[1].vocab_size = config.vocab_size
             configs[0].tie_word_embeddings = configs[1].tie_word_embeddings = False
-        family: Any = AutoModelForCausalLM._model_mapping[type(hf_config)]
-        self.model = AutoModelForCausalLM.from_config(
-            hf_config,
-            attn_implementation=_attention(family, hf_config),
-            dtype=torch.get_default_dtype(),
-            trust_remote_code=False,
-        )
+        family = causal_class(hf_config)
+        dtype = torch.get_default_dtype()
+        self.model = family._from_config(hf_config, attn_implementation=_attention(family, hf_config), dtype=dtype)
         shares_rows = check_fitness(self.model, hf_config)
         self.hidden_size: int = self.model.get_input_embeddings().embedding_dim
         self.vocab_size: int = self.model.get_input_embeddings().num_embeddings
@@ -97,6 +92,7 @@ class HFCausalLM(nn.Module):
             raise ConfigError(f"model.llm.banned_ids: {config.banned_ids}, allowed: 0 to {self.vocab_size - 1}")
         if config.lora is not None:
             inject_lora(self.model, config.lora)
+        self.position_axes: int = position_axes(self.model)
         self.packs: bool = config.packing and shares_rows and can_pack(self.model)
         self.passes_more = passes_more(base_of(self.model).forward)
         self.plain_head = prepare_head(self.model)
@@ -137,6 +133,9 @@ class HFCausalLM(nn.Module):
         layout: Layout | None = None,
     ) -> Tensor:
         """Hidden states ``[b, L, d]`` of the transformers model."""
+        if positions.dim() == 3 and positions.shape[-1] != self.position_axes:
+            found = f"positions of {positions.shape[-1]} axes, but the LLM has rotary positions of {self.position_axes}"
+            raise ConfigError(f"model.fusion: {found}", fix="set model.fusion.positions to text")
         with seeing(blocks, type(self.model).__name__):
             return base_of(self.model)(
                 inputs_embeds=embeds,

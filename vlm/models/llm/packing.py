@@ -105,3 +105,11 @@ def takes_positions(model: Any) -> bool:
 def axes_first(positions: Tensor) -> Tensor:
     """Positions as transformers takes them: ``[b, L]`` as they are, ``[b, L, axes]`` -> ``[axes, b, L]``."""
     return positions if positions.dim() == 2 else positions.movedim(-1, 0)
+
+
+def position_axes(model: Any) -> int:
+    """Axes of the rotary positions of ``model`` (of transformers): 3 for time, row and column; 1 for text alone."""
+    rope = model.config.get_text_config().to_dict().get("rope_parameters") or {}
+    own = (vars(module)["mrope_section"] for module in model.modules() if "mrope_section" in vars(module))
+    sections = next((found for found in (rope.get("mrope_section"), *own) if isinstance(found, list | tuple)), (1,))
+    return len(sections)
