@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from torch import nn
@@ -10,6 +10,7 @@ from torch import nn
 from vlm.common.bounds import Count, Depth
 from vlm.common.registry import register_bridge
 from vlm.common.types import Features
+from vlm.models.counting import SameCount
 
 
 @register_bridge("mlp")
@@ -39,6 +40,12 @@ class MLP(nn.Module):
         """As many tokens as came in."""
         return in_tokens
 
+    varies = False
+
+    def counter(self) -> SameCount:
+        """See :class:`~vlm.models.protocols.CountsTokens`."""
+        return SameCount()
+
     def forward(self, features: Features) -> Features:
         """``[n, f, v, in_dim]`` -> ``[n, f, v, out_dim]``."""
-        return Features(self.layers(features.tokens), features.mask)
+        return replace(features, tokens=self.layers(features.tokens))
