@@ -13,7 +13,9 @@ from vlm.models.llm.hf import HFCausalLM, read_config
 
 DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 """Types of published weights -> their names in YAML."""
-_UNSIZED = ("transformers_version", "_name_or_path", "architectures", "torch_dtype", "dtype")
+_UNSIZED = ("transformers_version", "architectures", "torch_dtype", "dtype")
+_OFTEN_DEFAULT = re.compile("initializer|use_cache|dropout|pretraining_tp|(pad|bos|sep)_token_id|^chunk_size|^is_|^output_")
+"""Options that say nothing about sizes; left out where they are the class's own."""
 
 
 def read_model_config(folder: Path) -> Any:
@@ -48,6 +50,12 @@ def empty_model(config: Any) -> Any:
 
 
 def sizes(section: Any) -> dict[str, Any]:
-    """A part of a configuration as plain data: what differs from the class's defaults, and ``model_type``."""
-    stated = {key: value for key, value in section.to_diff_dict().items() if key not in _UNSIZED}
-    return {"model_type": section.model_type} | {k: v for k, v in stated.items() if not re.match("_", k)}
+    """A part of a configuration as plain data that builds the same part, ``model_type`` first."""
+    default = type(section)().to_dict()
+    stated = {
+        key: value
+        for key, value in section.to_diff_dict().items()
+        if key not in _UNSIZED and not key.startswith("_")
+        if not (_OFTEN_DEFAULT.search(key) and key in default and default[key] == value)
+    }
+    return {"model_type": section.model_type} | stated
