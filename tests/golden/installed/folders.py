@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tiny model of an architecture.
+
+    Attributes:
+        name: of the test case.
+        build: saves it into a folder.
+        features: of transformers' model and its inputs, the vision encoder's tokens that the bridge reads
+            ``[t, d]``, all images in order.
+        bridged: the same after the bridge, in the order of the LLM's sequence.
+    """
+
+    name: str
+    build: Callable[[Path], None]
+    features: Callable[[Any, Mapping[str, Any]], Tensor]
+    bridged: Callable[[Any, Mapping[str, Any]], Tensor]
+
 
 CHAT = (
     "{{ bos_token }}{% for message in messages %}"

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from tests.golden.installed.folders import save, tokenizer
+import torch
+from torch import Tensor
+
+from tests.golden.installed.folders import Case, save, tokenizer
 
 
 def build(folder: Path) -> None:
@@ -34,3 +39,19 @@ def build(folder: Path) -> None:
         chat_template=words.chat_template,
     )
     save(LlavaForConditionalGeneration(config), processor, folder)
+
+
+def features(model: Any, inputs: Mapping[str, Any]) -> Tensor:
+    """Tokens of the chosen layer, without the class token unless the model keeps it."""
+    config = model.config
+    states = model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True).hidden_states
+    tokens = states[config.vision_feature_layer]
+    return tokens[:, 1 if config.vision_feature_select_strategy == "default" else 0 :].flatten(0, 1)
+
+
+def bridged(model: Any, inputs: Mapping[str, Any]) -> Tensor:
+    """Tokens after the projector."""
+    return torch.cat(list(model.get_image_features(inputs["pixel_values"]).pooler_output))
+
+
+CASES = (Case("llava", build, features, bridged),)
