@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Literal
 
 from torch import nn
+from transformers.activations import ACT2FN
 
 from vlm.common.bounds import Count, Depth
 from vlm.common.registry import register_bridge
@@ -15,7 +17,10 @@ from vlm.models.counting import SameCount
 
 @register_bridge("mlp")
 class MLP(nn.Module):
-    """``depth`` linear layers with GELU between, ending at the LLM's width. State-dict keys: ``layers.<2i>.*``."""
+    """``depth`` linear layers with an activation between, ending at the LLM's width.
+
+    State-dict keys: ``layers.<2i>.*``.
+    """
 
     @dataclass
     class Config:
@@ -27,13 +32,17 @@ class MLP(nn.Module):
         depth: Depth = 2
         hidden_dim: Count | None = None
         out_dim: Count | None = None
+        bias: bool = True
+        activation: Literal["gelu", "gelu_pytorch_tanh", "relu", "silu", "quick_gelu"] = "gelu"
 
     def __init__(self, config: Config, in_dim: int, llm_dim: int) -> None:
         super().__init__()
         self.config = config
         self.out_dim = config.out_dim or llm_dim
         widths = [in_dim] + [config.hidden_dim or llm_dim] * (config.depth - 1) + [self.out_dim]
-        layers = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.GELU())]
+        layers = [
+            layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b, config.bias), ACT2FN[config.activation])
+        ]
         self.layers = nn.Sequential(*layers[:-1])
 
     def num_tokens(self, in_tokens: int) -> int:
