@@ -340,7 +340,7 @@ class Engine:
         batch = self.batch(examples)
         with torch.inference_mode():
             pixels, encode = batch.pixels, self.model.encode
-            visual = None if pixels is None else self.features.encode(pixels, encode, batch.frames)
+            visual = None if pixels is None else self.features.encode(pixels, encode, batch.frames, batch.about)
             return self.model.prepare(batch, visual)
 
     def _fit(self, conversation: Conversation, room: int) -> Conversation:

@@ -13,9 +13,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor, nn
 
-    from vlm.common.types import Batch, Features
+    from vlm.common.types import Batch, Features, MediumShape
     from vlm.models.fusion.base import LLMInputs
     from vlm.models.inserts.base import InsertData
 
@@ -30,8 +32,8 @@ class VisionEncoder(Protocol):
     Attributes:
         config: its ``Config``.
         out_dim: width d of its tokens.
-        image_size: side of the square image in pixels.
-        num_tokens: tokens v of a frame, class token included where it is kept.
+        image_size: side of the square image in pixels (of an encoder of any size: of a typical image).
+        num_tokens: tokens v of a frame of that size, class token included where it is kept.
     """
 
     config: Any
@@ -41,6 +43,9 @@ class VisionEncoder(Protocol):
 
     def forward(self, pixels: Tensor) -> Features:
         """``[n, f, 3, image_size, image_size]`` -> tokens ``[n, f, v, d]``, each frame on its own.
+
+        The media of a call have the same number of frames, height and width. ``grid`` of the result says how the
+        tokens lie where that is not a square.
 
         Raises:
             ConfigError: pixels of another size.
@@ -69,7 +74,8 @@ class Bridge(Protocol):
     def forward(self, features: Features) -> Features:
         """Tokens ``[n, f, v, in_dim]`` -> ``[n, f, num_tokens(v), out_dim]`` (``[n, 1, ...]``: :class:`JoinsFrames`).
 
-        ``features.mask`` ``[n, f, v]`` is False at padding; pass it on if tokens keep their places.
+        ``features.mask`` ``[n, f, v]`` is False at padding; pass it on if tokens keep their places, and ``grid`` with
+        it (``dataclasses.replace(features, tokens=...)``). ``features.about`` has the sizes of the images.
         """
 
 
@@ -158,6 +164,22 @@ class JoinsFrames(Protocol):
     """A bridge that says whether a video leaves as one frame; without it frames stay apart."""
 
     joins_frames: bool
+
+
+@runtime_checkable
+class CountsTokens(Protocol):
+    """A vision encoder or bridge whose number of tokens is known from the shape of a medium, without encoding it.
+
+    Parts of a chain in which some part ``varies`` must have it; see :mod:`vlm.models.counting` for usual rules.
+
+    Attributes:
+        varies: whether the number depends on the image, and not on the number of frames alone.
+    """
+
+    varies: bool
+
+    def counter(self) -> Callable[[MediumShape], MediumShape]:
+        """From the shape that enters to the one that leaves; it pickles, and does not hold the part."""
 
 
 @runtime_checkable
