@@ -1,12 +1,13 @@
 """Q-Former of BLIP-2 (arXiv:2301.12597): learned queries that cross-attend to the image tokens.
 
-With ``reads_text`` it is that of arXiv:2305.06500: the question about the image stands next to the queries in the
-self-attention, with a feed-forward layer of its own; only the queries leave.
+With ``reads_text`` it is that of arXiv:2305.06500: queries and the question about the image attend to one another, the
+question has a feed-forward layer of its own, and only the queries leave.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,34 +18,7 @@ from vlm.common.bounds import Count, Depth, Dropout, Positive
 from vlm.common.errors import ConfigError
 from vlm.common.registry import register_bridge
 from vlm.common.types import Features
-
-
-@dataclass
-class ReadsText:
-    """Options of ``reads_text:``, the tokens in which a bridge reads the question about an image.
-
-    A question of more than ``max_length`` tokens (null: ``max_positions``) is cut on the side that
-    ``tokenizer_config.json`` names as ``truncation_side``.
-
-    Example: ``reads_text: {tokenizer: /models/mine/qformer_tokenizer}``
-    """
-
-    tokenizer: str = ""  # folder with tokenizer.json
-    vocab_size: Count = 30523
-    max_positions: Count = 512  # rows of the table of positions
-    max_length: Count | None = None  # tokens of a question, those that the tokenizer adds included
-
-    def __post_init__(self) -> None:
-        """Raises ConfigError for a question longer than the table of positions."""
-        if self.max_length is not None and self.max_length > self.max_positions:
-            raise ConfigError(
-                f"reads_text.max_length is {self.max_length}, at most max_positions, {self.max_positions}, is possible"
-            )
-
-    @property
-    def limit(self) -> int:
-        """The longest question in tokens."""
-        return self.max_length or self.max_positions
+from vlm.models.bridges.question import QuestionEmbeddings, QuestionOptions
 
 
 @register_bridge("qformer")
@@ -71,7 +45,7 @@ class QFormer(nn.Module):
         layer_norm_eps: Positive = 1e-12
         dropout: Dropout = 0.1
         activation: str = "gelu"  # by its name in transformers
-        reads_text: ReadsText | None = None  # null: the queries do not see the question
+        reads_text: QuestionOptions | None = None  # null: the queries do not see the question
 
         def __post_init__(self) -> None:
             """Raises ConfigError for a width that does not divide into the heads."""
@@ -80,8 +54,8 @@ class QFormer(nn.Module):
                     f"hidden_size is {self.hidden_size}, expected a multiple of num_attention_heads, "
                     f"{self.num_attention_heads}"
                 )
-            if isinstance(self.reads_text, dict):  # a stored composition
-                self.reads_text = ReadsText(**self.reads_text)
+            if isinstance(self.reads_text, Mapping):  # a stored composition
+                self.reads_text = QuestionOptions(**self.reads_text)
 
     def __init__(self, config: Config, in_dim: int, llm_dim: int) -> None:
         super().__init__()
@@ -103,7 +77,7 @@ class QFormer(nn.Module):
         self.query_tokens = nn.Parameter(torch.empty(1, config.num_query_tokens, config.hidden_size))
         nn.init.normal_(self.query_tokens, std=inner.initializer_range)
         if config.reads_text is not None:
-            self.text = TextEmbeddings(config.reads_text, config.hidden_size, inner.initializer_range)
+            self.text = QuestionEmbeddings(config.reads_text, config.hidden_size, inner.initializer_range)
         self.out_dim = config.hidden_size
 
     def num_tokens(self, in_tokens: int) -> int:
@@ -143,19 +117,3 @@ class QFormer(nn.Module):
             "attention_mask": torch.cat([real.new_ones(queries.shape[:2]), real], dim=1).long(),
             "encoder_attention_mask": None if mask is None else mask[:, None, None],
         }
-
-
-class TextEmbeddings(nn.Module):
-    """Tables of words and of positions. State-dict keys: ``word_embeddings.weight``, ``position_embeddings.weight``."""
-
-    def __init__(self, options: ReadsText, width: int, std: float) -> None:
-        super().__init__()
-        self.word_embeddings = nn.Embedding(options.vocab_size, width)
-        self.position_embeddings = nn.Embedding(options.max_positions, width)
-        for table in (self.word_embeddings, self.position_embeddings):
-            nn.init.normal_(table.weight, std=std)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Ids ``[n, t]``, negative at padding -> ``[n, t, width]``."""
-        places = torch.arange(ids.shape[1], device=ids.device)
-        return self.word_embeddings(ids.clamp(min=0)) + self.position_embeddings(places)
