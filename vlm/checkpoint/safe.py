@@ -131,7 +131,7 @@ def shards(folder: str | Path) -> list[Path]:
         if (folder / name).is_file():
             return [folder / name]
     raise WeightsError(
-        f"{folder}: no language-model weights (model.safetensors, pytorch_model.bin, or their .index.json)",
+        f"{folder}: no weights (model.safetensors, pytorch_model.bin, or their .index.json)",
         fix="give a Hugging Face folder with its weights; a delta must be applied to its base first",
     )
 
