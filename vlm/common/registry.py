@@ -46,6 +46,7 @@ FOLDERS: dict[str, str] = {
     "checkpoint_format": "vlm.checkpoint",
     "source": "vlm.inference",
     "export": "vlm.inference",
+    "hf_form": "vlm.inference.hub",
     "benchmark": "vlm.tasks",
     "judge": "vlm.tasks",
     "command": "vlm.cli",
