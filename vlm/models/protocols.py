@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from vlm.common.types import Batch, Features, MediumShape
+    from vlm.models.bridges.question import QuestionOptions
     from vlm.models.fusion.base import LLMInputs
     from vlm.models.inserts.base import InsertData
 
@@ -206,6 +207,17 @@ class ProvidesData(Protocol):
     """A fusion that names what it puts into ``InsertData.tokens``; without it: nothing."""
 
     provides: ClassVar[tuple[str, ...]]
+
+
+@runtime_checkable
+class ReadsText(Protocol):
+    """Options (``Config``) of a bridge that may read the question about a medium; ``reads_text`` None: it does not.
+
+    The processor puts the question's ids, in the tokens of the bridge, into ``Example.texts``; ``forward`` finds them
+    in ``features.about.texts``.
+    """
+
+    reads_text: QuestionOptions | None
 
 
 @runtime_checkable

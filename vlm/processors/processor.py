@@ -17,6 +17,7 @@ from vlm.common.registry import register_text, resolve
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Image, Message, Prepared, Sample, Split, Video
 from vlm.processors.collate import VisualTokens
 from vlm.processors.image.recipe import ImageRecipe
+from vlm.processors.questions import asked_in, question_tokenizer, with_questions
 from vlm.processors.templates.base import BaseTemplate, Segment
 from vlm.processors.tokenizer.tokenizer import Tokenizer
 from vlm.processors.truncation import Span, keep_answers, keep_context, keep_first, keep_last, what_was_cut
@@ -73,13 +74,17 @@ class Processor:
         image: ImageRecipe,
         text_cfg: TextConfig | None = None,
         video: Callable[[Any, str, random.Random | None], torch.Tensor] | None = None,
+        question: Callable[[str], list[int]] | None = None,
     ) -> None:
         """``video`` maps (source, name, rng or None) to ``[f, 3, h, w]``; None: images only.
+
+        ``question`` gives the ids of a text for the bridge that reads the question about a medium; None: there is none.
 
         Raises ConfigError: the tokenizer lacks a token that the template or the padding needs.
         """
         self.tokenizer, self.template, self.image, self.video = tokenizer, template, image, video
         self.text_cfg = text_cfg or TextConfig()
+        self.question = question
         self.pad_id = tokenizer.pad
         self.context: tuple[int, VisualTokens] | None = None
         token = template.config.media_token
@@ -102,7 +107,8 @@ class Processor:
             DataError: unreadable medium, or no supervised token; the message names the sample.
             PromptError: placeholders and media differ in number.
         """
-        segments = self._split(self.template.train_segments(sample, rng), sample, rng if augment else None)
+        segments = self._asked(self.template.train_segments(sample, rng), asked_in(sample.messages))
+        segments = self._split(segments, sample, rng if augment else None)
         whole = self._spans(segments)
         spans, limit = self._truncate(whole, sample), self._limits()
         example = self._example(spans, segments, sample, rng if augment else None)
@@ -138,7 +144,7 @@ class Processor:
 
         Raises PromptError: see :meth:`BaseTemplate.chat_segments`; DataError: unreadable medium.
         """
-        return self._prompt(self.template.chat_segments(messages))
+        return self._prompt(self._asked(self.template.chat_segments(messages), asked_in(messages)))
 
     def encode_prompt(self, text: str, media: Sequence[Any] = ()) -> Example:
         """A finished prompt, used unchanged: one ``<ImageHere>`` per medium, after the begin id.
@@ -150,7 +156,7 @@ class Processor:
             DataError: unreadable medium.
         """
         parts = [m if isinstance(m, Image | Video) else Image(m) for m in media]
-        return self._prompt(self.template.prompt_segments(text, parts))
+        return self._prompt(self._asked(self.template.prompt_segments(text, parts), [(m, text) for m in parts]))
 
     def encode_answer(self, text: str) -> list[int]:
         """Ids of an answer after an open prompt, with its end, as training writes it."""
@@ -169,6 +175,12 @@ class Processor:
         """Id sequences that end an answer: every stop string, as it is tokenised alone and after a letter."""
         both = [spell(text) for text in self.template.stop for spell in (self.tokenizer.encode, self._after_letter)]
         return [ids for k, ids in enumerate(both) if ids and ids not in both[:k]]
+
+    def _asked(self, segments: list[Segment], asked: Sequence[tuple[Image | Video, str]]) -> list[Segment]:
+        """The segments, each medium with the question about it if a bridge reads that."""
+        if self.question is None:
+            return segments
+        return with_questions(segments, asked, self.template.config.media_token)
 
     def _prompt(self, segments: list[Segment]) -> Example:
         sample = Sample(messages=())
@@ -318,7 +330,7 @@ def build_processor(model_cfg: ModelConfig) -> Processor:
     image = resolve("image", model_cfg.image.name)(model_cfg.image.config)
     frames = model_cfg.video
     video = None if frames is None else resolve("video", frames.name)(frames.config, image)
-    processor = Processor(tokenizer, template, image, text_cfg, video)
+    processor = Processor(tokenizer, template, image, text_cfg, video, question_tokenizer(model_cfg))
     placeholder = model_cfg.fusion.get("image_token_id")
     if placeholder is not None and processor.media_id not in (None, placeholder):
         raise ConfigError(

@@ -51,7 +51,9 @@ class ModelFolder:
         """The image processor's options. Raises WeightsError: no file states any."""
         stated = self._json("processor_config.json").get("image_processor") or self._json("preprocessor_config.json")
         if not stated:
-            text = f"{self.path}: neither preprocessor_config.json nor processor_config.json says how images are prepared"
+            text = (
+                f"{self.path}: neither preprocessor_config.json nor processor_config.json says how images are prepared"
+            )
             raise WeightsError(text, fix="download it too")
         return dict(stated)
 
