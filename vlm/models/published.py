@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 
-from vlm.common.errors import ConfigError, WeightsError
+from vlm.common.errors import ConfigError
 from vlm.models.llm.hf import HFCausalLM, read_config
 
 DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 """Types of published weights -> their names in YAML."""
 _UNSIZED = ("transformers_version", "architectures", "torch_dtype", "dtype")
-_OFTEN_DEFAULT = re.compile("initializer|use_cache|dropout|pretraining_tp|(pad|bos|sep)_token_id|^chunk_size|^is_|^output_")
+_OFTEN_DEFAULT = re.compile(
+    "initializer|use_cache|dropout|pretraining_tp|(pad|bos|sep)_token_id|^chunk_size|^is_|^output_"
+)
 """Options that say nothing about sizes; left out where they are the class's own."""
 
 

@@ -67,6 +67,8 @@ def save(model: Any, processor: Any, folder: Path, seed: int = 0, scale: float =
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        parameter.data = parameter.data + 0.1 * noise if parameter.dim() < 2 else noise * (scale * noise.shape[-1] ** -0.5)
+        parameter.data = (
+            parameter.data + 0.1 * noise if parameter.dim() < 2 else noise * (scale * noise.shape[-1] ** -0.5)
+        )
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

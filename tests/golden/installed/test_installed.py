@@ -48,9 +48,7 @@ class Pair:
         """Of transformers' model, for each conversation."""
         token = self.engine.processor.tokenizer.piece(image_token_of(self.engine))
         plain = not self.reference.has_template
-        return [
-            self.reference.inputs(c, text_of(self.engine, c, token) if plain else None) for c in self.conversations
-        ]
+        return [self.reference.inputs(c, text_of(self.engine, c, token) if plain else None) for c in self.conversations]
 
     @cached_property
     def examples(self) -> list[Example]:

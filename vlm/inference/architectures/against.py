@@ -69,7 +69,7 @@ def image(rng: random.Random, sides: tuple[int, int] = (48, 480)) -> np.ndarray:
     """Random colours that change slowly, uint8 ``[h, w, 3]``, with sides between the two."""
     height, width = rng.randint(*sides), rng.randint(*sides)
     values = np.random.default_rng(rng.getrandbits(32))
-    rows, columns = np.mgrid[0:1:height * 1j, 0:1:width * 1j]  # type: ignore[misc]
+    rows, columns = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]  # type: ignore[misc]
     waves = values.uniform(1, 12, (2, 3)), values.uniform(0, 6.3, 3)
     levels = np.sin(rows[..., None] * waves[0][0] + columns[..., None] * waves[0][1] + waves[1])
     noise = values.normal(0, 8, (height, width, 3))
@@ -77,7 +77,11 @@ def image(rng: random.Random, sides: tuple[int, int] = (48, 480)) -> np.ndarray:
 
 
 def theirs(
-    folder: Path, conversations: Sequence[Sequence[Message]], texts: Sequence[str], device: torch.device, dtype: torch.dtype
+    folder: Path,
+    conversations: Sequence[Sequence[Message]],
+    texts: Sequence[str],
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> list[Answer]:
     """What transformers computes; ``texts`` are the whole prompts, for a folder without a chat template."""
     reference, kind = Reference(folder, device, dtype), architecture_of(folder)
