@@ -91,7 +91,7 @@ def _elements(text: str, at: int, steps: list[str]) -> Iterator[Any]:
         if text[at : at + 1] != ":":
             raise ValueError(f"expected a colon at character {at}")
         at = _skip(text, at + 1)
-        wanted = steps[:1] == [name] if steps else text[at : at + 1] == "[" and "{" == text[_skip(text, at + 1)][:1]
+        wanted = steps[:1] == [name] if steps else text[at : at + 1] == "[" and text[_skip(text, at + 1)][:1] == "{"
         if wanted:
             yield from _elements(text, at, steps[1:])
             return
