@@ -89,14 +89,10 @@ class RowDataset:
     def __init__(self, config: Any) -> None:
         """Reads the files. Raises DataError if one is missing or malformed."""
         self.config = config
-        self._rows = self._read()
+        self._rows = AllRows(config.ann_path, config.records, config.file_type, config.first)
 
     def __len__(self) -> int:
         return len(self._rows)
-
-    def _read(self) -> AllRows:
-        """The files; a format with options for reading them passes these on."""
-        return AllRows(self.config.ann_path)
 
     def record(self, index: int) -> Record:
         """The raw record, with every field of the file."""
