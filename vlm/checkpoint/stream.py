@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vlm.checkpoint.header import check_file
 from vlm.checkpoint.safe import read_tensors
 from vlm.checkpoint.strict import is_finite, not_finite
 from vlm.common.errors import WeightsError
@@ -38,26 +39,29 @@ class TensorReader:
         self._file: Path | None = None
         self._open: dict[str, Tensor] = {}
         self._used = 0
+        self._mapped = True  # a file of torch before 1.6 is read as a whole, and kept
         for file in files:
             for name, tensor in read_tensors(file).items():
                 self.facts[name], self._files[name] = tensor.to("meta"), file
 
-    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+    def read(self, name: str, dtype: torch.dtype | None = None, *, finite: bool = True) -> Tensor:
         """A copy of the tensor, converted if ``dtype`` is given.
 
-        Raises WeightsError: it has NaN or infinite numbers, or is converted from a type of quantised numbers.
+        Raises WeightsError: it has NaN or infinite numbers (unless not ``finite``), or is converted from a type of
+            quantised numbers.
         """
         if self._file != self._files[name]:
             self.release()
             self._file, self._open = self._files[name], read_tensors(self._files[name])
+            self._mapped = check_file(self._files[name]) != "legacy"
         tensor = self._open[name]
         self._used += tensor.nbytes
         if dtype is not None and not tensor.is_floating_point() and tensor.dtype.itemsize == 1:
             raise WeightsError(f"{self._file}: {name} is {tensor.dtype}, expected floating-point numbers")
         copied = tensor.to(dtype or tensor.dtype, copy=True)
-        if not is_finite(copied):
+        if finite and not is_finite(copied):
             raise not_finite(str(self._file), name, tensor, copied.dtype)
-        if self._used > OPEN_BYTES:
+        if self._mapped and self._used > OPEN_BYTES:
             self.release()
         return copied
 

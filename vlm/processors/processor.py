@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vlm.common.bounds import Count, Natural
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.registry import register_text, resolve
-from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Image, Message, Sample, Video
+from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Image, Message, Prepared, Sample, Split, Video
 from vlm.processors.collate import VisualTokens
 from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.questions import asked_in, question_tokenizer, with_questions
@@ -108,17 +108,19 @@ class Processor:
             PromptError: placeholders and media differ in number.
         """
         segments = self._asked(self.template.train_segments(sample, rng), asked_in(sample.messages))
+        segments = self._split(segments, sample, rng if augment else None)
         whole = self._spans(segments)
         spans, limit = self._truncate(whole, sample), self._limits()
         example = self._example(spans, segments, sample, rng if augment else None)
         if self.context is not None and not self.has_limit:
             positions, visual_tokens = self.context
             if visual_tokens.fused_length(example) > positions:
-                sizes = [visual_tokens.positions(len(medium)) for medium in example.media]
+                sizes = visual_tokens.of_media(example)
                 spans = keep_context(spans, positions, sizes, int(self.tokenizer.bos is not None))
                 limit = f"{positions} positions, the context of the LLM"
                 example.ids, example.labels = self._labelled(spans)
-                del example.media[example.ids.count(MEDIA_TOKEN) :]
+                for facts in (example.media, example.sizes, example.texts):
+                    del facts[example.ids.count(MEDIA_TOKEN) :]
         example.cut = what_was_cut(whole, spans, limit)
         if not example.num_targets:
             limit = "model.text.max_turn_len" if self.text_cfg.max_turn_len > 0 else "model.max_txt_len"
@@ -181,8 +183,27 @@ class Processor:
         return with_questions(segments, asked, self.template.config.media_token)
 
     def _prompt(self, segments: list[Segment]) -> Example:
+        sample = Sample(messages=())
+        segments = self._split(segments, sample)
         spans = keep_last(self._spans(segments), self.text_cfg.max_input_len, warn=True)
-        return self._example(spans, segments, Sample(messages=()))
+        return self._example(spans, segments, sample)
+
+    def _split(self, segments: list[Segment], sample: Sample, rng: random.Random | None = None) -> list[Segment]:
+        """The segments with an image that its recipe divides as several media and the texts between them."""
+        if not (isinstance(self.image, ImageRecipe) and self.image.splits):
+            return segments
+        token, result = self.template.config.media_token, []
+        for segment in segments:
+            if not isinstance(segment.medium, Image):
+                result.append(segment)
+                continue
+            label = segment.medium.source if isinstance(segment.medium.source, str) else _name(sample)
+            value = self.image(segment.medium.source, label, rng)
+            for k, piece in enumerate(value.pieces if isinstance(value, Split) else [value]):
+                text, medium = (piece, None) if isinstance(piece, str) else (token, Image(piece))
+                joined = segment.joined if k == 0 else bool(token)
+                result.append(replace(segment, text=text, medium=medium, bos=segment.bos and k == 0, joined=joined))
+        return result
 
     def _truncate(self, spans: list[Span], sample: Sample) -> list[Span]:
         """The spans of a training sample within the limits of ``text_cfg``."""
@@ -239,15 +260,18 @@ class Processor:
     ) -> Example:
         ids, labels = self._labelled(spans)
         media = [s.medium for s in segments if s.medium is not None][: ids.count(MEDIA_TOKEN)]
-        tensors, before = [], self._decoded()
+        tensors, sizes, before = [], list[tuple[int, int] | None](), self._decoded()
         for medium in media:
-            tensors.append(self._medium(medium, _name(sample), rng))
+            value = self._medium(medium, _name(sample), rng)
+            tensors.append(value.pixels if isinstance(value, Prepared) else value)
+            sizes.append(value.size if isinstance(value, Prepared) else None)
             if self._decoded() - before > SAMPLE_PIXELS:
                 raise DataError(
                     f"sample {_name(sample)}: its images have more than {SAMPLE_PIXELS:,} pixels together",
                     fix="shrink them, or divide the record",
                 )
-        return Example(ids=ids, labels=labels, media=tensors, id=sample.id, source=sample.source)
+        known = sizes if any(sizes) else []
+        return Example(ids, labels, tensors, sample.id, sample.source, sizes=known)
 
     def _limits(self) -> str:
         """The limits of the configuration, for messages."""
@@ -270,11 +294,12 @@ class Processor:
         """Pixels that the image recipe has decoded; 0 for one that does not count them."""
         return self.image.decoded if isinstance(self.image, ImageRecipe) else 0
 
-    def _medium(self, medium: Image | Video, name: str, rng: random.Random | None) -> torch.Tensor:
-        """``[f, 3, h, w]`` of an image (one frame) or a video."""
+    def _medium(self, medium: Image | Video, name: str, rng: random.Random | None) -> torch.Tensor | Prepared:
+        """``[f, 3, h, w]`` of an image (one frame, or its tiles) or a video."""
         label = str(medium.source) if isinstance(medium.source, str) else name
         if isinstance(medium, Image):
-            return self.image(medium.source, label, rng).unsqueeze(0)
+            value = self.image(medium.source, label, rng)
+            return value if isinstance(value, Prepared) else value.unsqueeze(0)
         if self.video is None:
             raise DataError(f"video {label}: this model takes images only", fix="set model.video, e.g. {num_frames: 8}")
         return self.video(medium.source, label, rng)

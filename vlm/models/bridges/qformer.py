@@ -19,6 +19,7 @@ from vlm.common.errors import ConfigError
 from vlm.common.registry import register_bridge
 from vlm.common.types import Features
 from vlm.models.bridges.question import QuestionEmbeddings, QuestionOptions
+from vlm.models.counting import FixedCount
 
 
 @register_bridge("qformer")
@@ -83,6 +84,12 @@ class QFormer(nn.Module):
     def num_tokens(self, in_tokens: int) -> int:
         """``num_query_tokens``, whatever enters."""
         return self.config.num_query_tokens
+
+    varies = False
+
+    def counter(self) -> FixedCount:
+        """See :class:`~vlm.models.protocols.CountsTokens`."""
+        return FixedCount(self.num_tokens(0))
 
     def forward(self, features: Features) -> Features:
         """``tokens [n, f, v, in_dim]`` (class token included) -> ``[n, f, num_query_tokens, hidden_size]``.
