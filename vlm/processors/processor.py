@@ -194,13 +194,14 @@ class Processor:
         """The segments with an image that its recipe divides as several media and the texts between them."""
         if not (isinstance(self.image, ImageRecipe) and self.image.splits):
             return segments
-        token, result = self.template.config.media_token, []
+        token, result, before = self.template.config.media_token, [], self._decoded()
         for segment in segments:
             if not isinstance(segment.medium, Image):
                 result.append(segment)
                 continue
             label = segment.medium.source if isinstance(segment.medium.source, str) else _name(sample)
             value = self.image(segment.medium.source, label, rng)
+            self._check_decoded(before, sample)
             for k, piece in enumerate(value.pieces if isinstance(value, Split) else [value]):
                 text, medium = (piece, None) if isinstance(piece, str) else (token, Image(piece))
                 joined = segment.joined if k == 0 else bool(token)
@@ -274,13 +275,17 @@ class Processor:
             value = self._medium(medium, _name(sample), rng)
             tensors.append(value.pixels if isinstance(value, Prepared) else value)
             sizes.append(value.size if isinstance(value, Prepared) else None)
-            if self._decoded() - before > SAMPLE_PIXELS:
-                raise DataError(
-                    f"sample {_name(sample)}: its images have more than {SAMPLE_PIXELS:,} pixels together",
-                    fix="shrink them, or divide the record",
-                )
+            self._check_decoded(before, sample)
         known = sizes if any(sizes) else []
         return Example(ids, labels, tensors, sample.id, sample.source, sizes=known)
+
+    def _check_decoded(self, before: int, sample: Sample) -> None:
+        """Raises DataError: since ``before`` more pixels were decoded than a sample may have."""
+        if self._decoded() - before > SAMPLE_PIXELS:
+            raise DataError(
+                f"sample {_name(sample)}: its images have more than {SAMPLE_PIXELS:,} pixels together",
+                fix="shrink them, or divide the record",
+            )
 
     def _limits(self) -> str:
         """The limits of the configuration, for messages."""
@@ -305,6 +310,8 @@ class Processor:
 
     def _medium(self, medium: Image | Video, name: str, rng: random.Random | None) -> torch.Tensor | Prepared:
         """``[f, 3, h, w]`` of an image (one frame, or its tiles) or a video."""
+        if isinstance(medium.source, Prepared):
+            return medium.source
         label = str(medium.source) if isinstance(medium.source, str) else name
         if isinstance(medium, Image):
             value = self.image(medium.source, label, rng)
