@@ -14,7 +14,7 @@ from tests.golden.installed.folders import Case, save, tokenizer
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2}
 
 
-def build(folder: Path, text: Any = None, **options: Any) -> None:
+def build(folder: Path, text: Any = None, vocab: int = 0, **options: Any) -> None:
     """CLIP 42 px with patches of 14, layer -2 -> MLP -> LLaMA, or another ``text`` configuration."""
     from transformers import (
         CLIPImageProcessorPil,
@@ -28,7 +28,9 @@ def build(folder: Path, text: Any = None, **options: Any) -> None:
     words = tokenizer()
     vision = CLIPVisionConfig(**SMALL | {"num_hidden_layers": 3}, image_size=42, patch_size=14)
     text = text or LlamaConfig(**SMALL)
-    text.update({"vocab_size": len(words) + 3, "max_position_embeddings": 512, "eos_token_id": words.eos_token_id})
+    text.update(
+        {"vocab_size": max(vocab, len(words) + 3), "max_position_embeddings": 512, "eos_token_id": words.eos_token_id}
+    )
     image = words.convert_tokens_to_ids("<image>")
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=image, **options)
     processor = LlavaProcessor(

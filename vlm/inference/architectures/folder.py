@@ -125,7 +125,7 @@ class ModelFolder:
         token = next((text for text in stated if isinstance(text, str)), name)
         if not self.tokenizer.is_special(token) or self.tokenizer.id_of(token) != index:
             raise WeightsError(
-                f"{self.path}: the tokenizer has no special token {token!r} with the id {index}, which stands for an image",
+                f"{self.path}: the tokenizer has no special token {token!r} with the id {index}, the place of an image",
                 fix="download the tokenizer of this model again (tokenizer.json, tokenizer_config.json)",
             )
         return token
