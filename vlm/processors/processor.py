@@ -9,6 +9,7 @@ import copy
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from vlm.common.bounds import Count, Natural
@@ -17,7 +18,7 @@ from vlm.common.registry import register_text, resolve
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Image, Message, Sample, Video
 from vlm.processors.collate import VisualTokens
 from vlm.processors.image.recipe import ImageRecipe
-from vlm.processors.templates.base import BaseTemplate, Segment
+from vlm.processors.templates.base import MEDIUM, BaseTemplate, Segment
 from vlm.processors.tokenizer.tokenizer import Tokenizer
 from vlm.processors.truncation import Span, keep_answers, keep_context, keep_first, keep_last, what_was_cut
 from vlm.processors.video.recipe import VideoRecipe
@@ -78,6 +79,7 @@ class Processor:
 
         Raises ConfigError: the tokenizer lacks a token that the template or the padding needs.
         """
+        template = template.bound(tokenizer)
         self.tokenizer, self.template, self.image, self.video = tokenizer, template, image, video
         self.text_cfg = text_cfg or TextConfig()
         self.pad_id = tokenizer.pad
@@ -191,7 +193,7 @@ class Processor:
             head = keep_first(head, limit, cfg.tokens_per_medium, per_turn=False, error=error)
         if cfg.max_txt_len is None:
             return [*head, *spans[first:]]
-        end = self._after_letter(self.template.config.end_sym) if cfg.keep_end else None
+        end = self._after_letter(self.template.end) if cfg.keep_end else None
         return [*head, *keep_answers(spans[first:], cfg.max_txt_len, end)]
 
     def _spans(self, segments: Sequence[Segment]) -> list[Span]:
@@ -203,25 +205,32 @@ class Processor:
     def _encode(self, run: Sequence[Segment]) -> list[Span]:
         """Spans of segments that form one text, in which a medium is written as its special token."""
         bos = run[0].bos
-        if run[0].medium is not None and not run[0].text:
+        media = {s.text or MEDIUM for s in run if s.medium is not None}
+        if media == {MEDIUM} and len(run) == 1:
             return [Span([MEDIA_TOKEN], bos=bos)]
+        tokenizer = self._tokenizer_of_media if MEDIUM in media else self.tokenizer
         text = ""
         literal: list[tuple[int, int]] = []
-        cuts: list[int] = []
+        places: list[int] = []
         for k, segment in enumerate(run):
             if k and segment.supervised != run[k - 1].supervised:
-                cuts.append(len(self.tokenizer.encode(text, literal=literal)))
+                places.append(len(text))
             literal += [(len(text) + a, len(text) + b) for a, b in segment.literal]
-            text += segment.text
-        ids = self.tokenizer.encode(text, literal=literal)
-        if any(s.medium is not None for s in run):
-            ids = [MEDIA_TOKEN if i == self.media_id else i for i in ids]
+            text += MEDIUM if segment.medium is not None and not segment.text else segment.text
+        media_ids = {tokenizer.id_of(token) for token in media}
+        ids = [MEDIA_TOKEN if i in media_ids else i for i in tokenizer.encode(text, literal=literal)]
+        cuts = tokenizer.lengths(text, places, literal)
         spans: list[Span] = []
         for a, b in zip([0, *cuts], [*cuts, len(ids)], strict=True):
             spans.append(Span(ids[a:b], run[0].supervised ^ bool(len(spans) % 2), bos=bos and not spans))
         if run[-1].eos and self.tokenizer.eos is not None:
             spans[-1] = replace(spans[-1], ids=[*spans[-1].ids, self.tokenizer.eos], eos=True)
         return spans
+
+    @cached_property
+    def _tokenizer_of_media(self) -> Tokenizer:
+        """The tokenizer with a token for the place of an image, where the template has none."""
+        return self.tokenizer.with_token(MEDIUM)
 
     def _example(
         self, spans: Sequence[Span], segments: Sequence[Segment], sample: Sample, rng: random.Random | None = None
