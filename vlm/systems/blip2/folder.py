@@ -15,10 +15,15 @@ class Blip2(Architecture):
     """BLIP-2: EVA-ViT, Q-Former, linear, any decoder."""
 
     format = "blip2"
+    one_image = needs_image = True
 
     def composition(self, folder: ModelFolder) -> dict[str, Any]:
         """See :class:`Architecture`. Raises ConfigError: an encoder-decoder such as T5."""
         return composition(folder, None)
+
+    def prompt_text(self, text: str, image_token: str) -> str:
+        """The text alone: the processor puts the image's tokens before it."""
+        return text.replace(image_token, "")
 
 
 def composition(folder: ModelFolder, reads_text: dict[str, Any] | None) -> dict[str, Any]:
@@ -42,7 +47,7 @@ def composition(folder: ModelFolder, reads_text: dict[str, Any] | None) -> dict[
         "vision": vision_part(folder),
         "bridge": [qformer_part(folder, reads_text), {"name": "linear"}],
         "fusion": {"name": "splice"},
-        "llm": folder.llm(),
+        "llm": folder.llm(dtype=folder.dtype_below("language_model.")),
         "template": template_part(folder),
         "image": folder.image(),
         "text": folder.text(),
