@@ -107,6 +107,6 @@ def template_part(folder: ModelFolder) -> dict[str, Any]:
     Raises WeightsError: the image token that config.json names is not in the tokenizer.
     """
     index = folder.config.image_token_index  # folders of before 2025 have none
-    token = "" if index is None else folder.token_of(index)
+    token = "" if index is None else folder.image_token(index, "<image>")
     plain = {"prompt_template": "{}", "lower_text": False, "sep": " "}
     return {"name": "user_bot", "media_token": token, **plain}
