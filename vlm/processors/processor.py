@@ -269,15 +269,16 @@ class Processor:
         self, spans: Sequence[Span], segments: Sequence[Segment], sample: Sample, rng: random.Random | None = None
     ) -> Example:
         ids, labels = self._labelled(spans)
-        media = [s.medium for s in segments if s.medium is not None][: ids.count(MEDIA_TOKEN)]
+        shown = [s for s in segments if s.medium is not None][: ids.count(MEDIA_TOKEN)]
+        texts = [] if self.question is None else [self.question(s.question) for s in shown]
         tensors, sizes, before = [], list[tuple[int, int] | None](), self._decoded()
-        for medium in media:
+        for medium in (s.medium for s in shown):
             value = self._medium(medium, _name(sample), rng)
             tensors.append(value.pixels if isinstance(value, Prepared) else value)
             sizes.append(value.size if isinstance(value, Prepared) else None)
             self._check_decoded(before, sample)
         known = sizes if any(sizes) else []
-        return Example(ids, labels, tensors, sample.id, sample.source, sizes=known)
+        return Example(ids, labels, tensors, sample.id, sample.source, sizes=known, texts=texts)
 
     def _check_decoded(self, before: int, sample: Sample) -> None:
         """Raises DataError: since ``before`` more pixels were decoded than a sample may have."""
