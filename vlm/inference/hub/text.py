@@ -113,11 +113,11 @@ class HubTokenizer:
 
         ``words`` is what the template writes for an image.
         """
-        from transformers import AutoTokenizer
+        from transformers import PreTrainedTokenizerFast
 
         if not self.has_template:
             return ["the composition's prompt template has no form in Jinja: write prompts yourself"]
-        theirs: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        theirs: Any = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         result = []
         for about, messages in PROBES.items():
             text = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
