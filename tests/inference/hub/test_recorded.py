@@ -30,7 +30,10 @@ CASES = {
     "qformer": (lambda: minigpt4("open"), "Blip2ForConditionalGeneration"),
     "concat": (lambda: minigpt4("open/llama2_concat4"), "ComposedForConditionalGeneration"),
     "concat with LoRA": (lambda: minigpt4("open/v2_lora"), "ComposedForConditionalGeneration"),
-    "resampler": (lambda: VisualCLACase(GOLDEN / "visualcla" / "open").composition(), "ComposedForConditionalGeneration"),
+    "resampler": (
+        lambda: VisualCLACase(GOLDEN / "visualcla" / "open").composition(),
+        "ComposedForConditionalGeneration",
+    ),
     "perceiver": (lambda: LynxCase(GOLDEN / "lynx" / "open").shipped(), "ComposedForConditionalGeneration"),
     "gated": (lambda: MmgptCase(GOLDEN / "mmgpt" / "open").composition(), "ComposedForConditionalGeneration"),
 }

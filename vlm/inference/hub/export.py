@@ -113,15 +113,23 @@ def generation_config(contents: Contents) -> dict[str, Any]:
     ends = [i for i in [tokenizer.eos, *(known if isinstance(known, list) else [])] if i is not None]
     ids = {"bos_token_id": tokenizer.bos, "pad_token_id": tokenizer.pad, "eos_token_id": list(dict.fromkeys(ends))}
     banned = [*contents.model.llm.banned_ids, *([contents.tokenizer.image_id] if contents.tokenizer.is_new else [])]
-    return chosen | {k: v for k, v in ids.items() if v not in (None, [])} | ({"suppress_tokens": banned} if banned else {})
+    return (
+        chosen | {k: v for k, v in ids.items() if v not in (None, [])} | ({"suppress_tokens": banned} if banned else {})
+    )
 
 
-KNOWN = ("do_sample", "max_new_tokens", "num_beams", "repetition_penalty", "length_penalty", "no_repeat_ngram_size", *SAMPLING)
+KNOWN = (
+    "do_sample",
+    "max_new_tokens",
+    "num_beams",
+    "repetition_penalty",
+    "length_penalty",
+    "no_repeat_ngram_size",
+    *SAMPLING,
+)
 """Options of an answer that transformers calls alike."""
 
 
 def uses_lora(model_cfg: Any) -> bool:
     """Whether the vision encoder or the LLM of a composition has LoRA."""
     return any(part is not None and part.get("lora") is not None for part in (model_cfg.vision, model_cfg.llm))
-
-

@@ -65,9 +65,7 @@ class HubTokenizer:
         own = self._processor.tokenizer
         if (self._folder / "tokenizer.model").is_file():
             try:
-                found: Any = AutoTokenizer.from_pretrained(
-                    self._folder, local_files_only=True, trust_remote_code=False
-                )
+                found: Any = AutoTokenizer.from_pretrained(self._folder, local_files_only=True, trust_remote_code=False)
                 tree: dict[str, Any] = json.loads(found.backend_tokenizer.to_str())
             except (ValueError, OSError, ImportError, AttributeError) as error:
                 text = f"tokenizer folder {self._folder}: cannot be written as tokenizer.json ({error})"
