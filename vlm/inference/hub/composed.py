@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vlm.checkpoint.safe import copy_files
 from vlm.common.errors import ConfigError
 from vlm.common.registry import register_hf_form

@@ -12,10 +12,10 @@ from vlm.checkpoint.safe import write_json
 from vlm.checkpoint.sharded import write_safetensors
 from vlm.checkpoint.stream import SHARD_BYTES
 from vlm.common.errors import ConfigError
+from vlm.common.new_folder import new_folder
 from vlm.common.registry import register_export
 from vlm.config.api import Config as WholeConfig
 from vlm.inference.export import refuse_existing
-from vlm.common.new_folder import new_folder
 from vlm.inference.generation import default_generation
 from vlm.inference.hub.adapter import write_adapter
 from vlm.inference.hub.card import write_model_card
