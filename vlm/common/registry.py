@@ -45,6 +45,7 @@ FOLDERS: dict[str, str] = {
     "tracker": "vlm.runners",
     "checkpoint_format": "vlm.checkpoint",
     "source": "vlm.inference",
+    "architecture": "vlm.inference",
     "export": "vlm.inference",
     "hf_form": "vlm.inference.hub",
     "benchmark": "vlm.tasks",

@@ -308,12 +308,9 @@ class Engine:
         room = room_for_prompt(generation, self.positions)
         if generation.context == "turns" and inputs.segments.shape[1] > room:
             inputs = self.fuse(self.examples([self._fit(c, room) for c in conversations]))
-        inputs = inputs.left_padded()
-        prompt = Prompt(inputs.inputs_embeds, (inputs.segments > 0).long(), inputs.inserts)
+        prompt = Prompt.of(inputs)
         if generation.context == "published":
-            keep = max(1, generation.max_length - generation.max_new_tokens)
-            inserts = inputs.inserts and inputs.inserts.moved(lambda value: value[:, -keep:])
-            prompt = Prompt(prompt.embeds[:, -keep:], prompt.mask[:, -keep:], inserts)
+            prompt = prompt.last(max(1, generation.max_length - generation.max_new_tokens))
         return prompt
 
     def text(self, messages: Sequence[Message]) -> str:
@@ -343,7 +340,7 @@ class Engine:
         batch = self.batch(examples)
         with torch.inference_mode():
             pixels, encode = batch.pixels, self.model.encode
-            visual = None if pixels is None else self.features.encode(pixels, encode, batch.frames)
+            visual = None if pixels is None else self.features.encode(pixels, encode, batch.frames, batch.about)
             return self.model.prepare(batch, visual)
 
     def _fit(self, conversation: Conversation, room: int) -> Conversation:

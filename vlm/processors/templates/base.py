@@ -42,6 +42,7 @@ class Segment:
     bos, eos    the begin id precedes it, the end id follows it
     joined      it continues the previous segment: both are tokenised as one text
     literal     stretches ``[start, end)`` of ``text`` in which special tokens are not recognised
+    question    of a medium: what is asked about it, if a bridge reads that; the processor fills it in
     """
 
     text: str = ""
@@ -51,6 +52,7 @@ class Segment:
     eos: bool = False
     joined: bool = False
     literal: tuple[tuple[int, int], ...] = ()
+    question: str = ""
 
 
 class BaseTemplate(ABC):
