@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from vlm.checkpoint.formats.published import OLD_BUFFERS
 from vlm.checkpoint.header import header
 from vlm.checkpoint.safe import read_json, shards
 from vlm.common.errors import ConfigError, WeightsError
@@ -71,7 +72,7 @@ class ModelFolder:
         found: dict[torch.dtype, str] = {}
         for file in shards(self.path):
             for name, fact in header(file).items():
-                if fact.dim() > 1:
+                if fact.dim() > 1 and not OLD_BUFFERS.is_ignored(name):
                     found.setdefault(fact.dtype, name)
         listed = ", ".join(f"{name} is {str(dtype).removeprefix('torch.')}" for dtype, name in found.items())
         if len(found) > 1 and set(found) <= set(DTYPES):
@@ -115,24 +116,19 @@ class ModelFolder:
             result["eos_id"] = self.ends[0]
         return result
 
-    def image_token(self, token: str) -> str:
-        """``token``, checked. Raises WeightsError: the tokenizer lacks it, or it is an ordinary word there."""
-        if not self.tokenizer.is_special(token):
+    def image_token(self, index: int, name: str) -> str:
+        """The special token that stands for an image, by its id in config.json; ``name`` where no file names it.
+
+        Raises WeightsError: the tokenizer lacks it, has another id for it, or reads it as ordinary text.
+        """
+        stated = (self._json(file).get("image_token") for file in ("processor_config.json", "tokenizer_config.json"))
+        token = next((text for text in stated if isinstance(text, str)), name)
+        if not self.tokenizer.is_special(token) or self.tokenizer.id_of(token) != index:
             raise WeightsError(
-                f"{self.path}: the tokenizer has no special token {token!r}, which stands for an image",
+                f"{self.path}: the tokenizer has no special token {token!r} with the id {index}, which stands for an image",
                 fix="download the tokenizer of this model again (tokenizer.json, tokenizer_config.json)",
             )
         return token
-
-    def token_of(self, index: int) -> str:
-        """The text of the image token, by its id in config.json. Raises WeightsError as :meth:`image_token`."""
-        text = self.tokenizer.piece(index)
-        if not text or self.tokenizer.id_of(text) != index:
-            raise WeightsError(
-                f"{self.path}: config.json says that token {index} stands for an image, the tokenizer has none of that id",
-                fix="download the tokenizer of this model again (tokenizer.json, tokenizer_config.json)",
-            )
-        return self.image_token(text)
 
     def template(self, media_token: str) -> dict[str, Any]:
         """``template:`` by the folder's chat template. Raises WeightsError: it has none."""
@@ -159,7 +155,7 @@ class ModelFolder:
         return result | self.levels()
 
     def levels(self) -> dict[str, Any]:
-        """Mean, deviation and filter of the image processor, as options of a recipe. Raises ConfigError: another scale."""
+        """Mean, deviation and filter, as a recipe has them. Raises ConfigError: another scale."""
         stated = self.preprocessor
         scale = stated.get("rescale_factor", 1 / 255)
         if not stated.get("do_rescale", True) or abs(scale * 255 - 1) > 1e-6 or not stated.get("do_resize", True):

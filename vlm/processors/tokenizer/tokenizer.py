@@ -272,6 +272,16 @@ class Tokenizer:
         """Whether :meth:`encode` reads ``text`` as one special token."""
         return text in self._special
 
+    @property
+    def legacy(self) -> bool:
+        """Whether text after a special token begins with a dummy space, as in the slow tokenizer of LLaMA."""
+        return self._slow and self._legacy
+
+    @property
+    def special_tokens(self) -> dict[str, Special]:
+        """The strings that :meth:`encode` reads as one token."""
+        return dict(self._special)
+
     def piece(self, index: int) -> str:
         """The piece of an id as the vocabulary spells it; empty if it has none."""
         if index in self._text_of:

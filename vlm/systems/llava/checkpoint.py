@@ -50,7 +50,7 @@ class Llava(Architecture):
             "bridge": [projector(config)],
             "fusion": {"name": "splice"},
             "llm": folder.llm(),
-            "template": folder.template(folder.token_of(config.image_token_index)),
+            "template": folder.template(folder.image_token(config.image_token_id, "<image>")),
             "image": folder.image(),
             "text": folder.text(),
             "generation": folder.generation(),
