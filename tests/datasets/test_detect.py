@@ -586,7 +586,7 @@ def test_of_a_large_file_only_the_beginning_is_read(write: Write, monkeypatch: p
         assert len(found.read.samples) == (find.HEAD if name != "indented.json" else found.read.count)
         assert found.looked == f"the first {find.HEAD} records" or name == "indented.json"
         assert told(found.read.samples[0])[0] == ["user", "Hi \u4f60"]
-    monkeypatch.setattr(text_head, "MOST", 40_000)
+    monkeypatch.setattr(text_head, "MOST", 90_000)
     with pytest.raises(DataError, match="no list of objects begins in its first"):
         detect(write("one.json", json.dumps([{"conversations": turns("Hi", "Ho " * 50_000)}])))
 
