@@ -63,13 +63,12 @@ def draw_samples(
 
 def pieces(example: Example, tokenizer: Tokenizer, visual_tokens: VisualTokens | None = None) -> list[Piece]:
     """Every token of an example in order; a medium is one piece that says how many positions it takes."""
-    count, result, number = visual_tokens or VisualTokens(), [], 0
+    positions, result, number = (visual_tokens or VisualTokens()).of_media(example), [], 0
     for index, label in zip(example.ids, example.labels, strict=True):
         if index == MEDIA_TOKEN:
             frames = len(example.media[number])
             kind = "image" if frames == 1 else f"video of {frames} frames"
-            positions = count.per_medium + frames * count.per_frame
-            result.append(Piece(f"[{kind} {number + 1}: {positions} tokens]", medium=True))
+            result.append(Piece(f"[{kind} {number + 1}: {positions[number]} tokens]", medium=True))
             number += 1
             continue
         text = tokenizer.piece(index) or f"<{index}>"
