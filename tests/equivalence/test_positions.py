@@ -52,9 +52,7 @@ def visual() -> Features:
     sizes = torch.tensor([rows * columns for rows, columns in GRIDS])
     mask = torch.arange(int(sizes.max())) < sizes[:, None]
     tokens = torch.randn(len(sizes), 1, mask.shape[1], WIDTH, generator=torch.Generator().manual_seed(0))
-    features = Features(tokens, mask[:, None])
-    features.grid = torch.tensor(GRIDS)
-    return features
+    return Features(tokens, mask[:, None], torch.tensor(GRIDS))
 
 
 def batch_of(layout: list[list[int]]) -> Batch:
@@ -99,8 +97,7 @@ def test_a_grid_is_counted_as_published(layout: list[list[int]]) -> None:
 
 
 def test_frames_count_on_the_first_axis() -> None:
-    features = Features(torch.zeros(1, 3, 4, WIDTH))
-    features.grid = None  # a square
+    features = Features(torch.zeros(1, 3, 4, WIDTH))  # frames of 2 x 2
     batch = collate([Example([5, MEDIA_TOKEN, 6], [IGNORE_INDEX] * 3, [torch.zeros(3, 3, 1, 1)])], 0)
     inputs = Splice(Splice.Config(positions="grid"), built())(batch, features)
     places = inputs.position_ids[0].tolist()
@@ -170,7 +167,6 @@ def test_a_decoder_without_axes_is_refused() -> None:
 
 def test_tokens_that_lie_in_no_grid_are_refused() -> None:
     features = Features(torch.zeros(1, 1, 3, WIDTH))
-    features.grid = None
     batch = collate([Example([5, MEDIA_TOKEN], [IGNORE_INDEX] * 2, [torch.zeros(1, 3, 1, 1)])], 0)
     with pytest.raises(ConfigError, match="the 3 visual tokens of an image lie in no grid"):
         Splice(Splice.Config(positions="grid"), built())(batch, features)

@@ -36,7 +36,7 @@ def causal_class(config: Any) -> Any:
 class _Headed:
     """``model`` and ``lm_head``, as the causal models of transformers name them."""
 
-    base_class: type
+    base_class: Any
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)  # type: ignore[call-arg]

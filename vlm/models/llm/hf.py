@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -98,6 +98,11 @@ class HFCausalLM(nn.Module):
         trim_last_layer(self.layers())
         if config.checkpointing:
             checkpoint_layers(self.layers())
+
+    def written_out(self) -> Config:
+        """See :class:`~vlm.models.protocols.WritesOut`. Nothing is read later, so that nothing is quantised either."""
+        sizes = {key: value for key, value in self.model.config.to_dict().items() if not key.startswith("_")}
+        return replace(self.config, path=None, config=sizes, vocab_size=None, quantize=None)
 
     def layers(self) -> Any:
         """The decoder layers, for inserts and checkpointing."""
