@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vlm.checkpoint.formats.base import CheckpointFormat, below, part_of_model
+from vlm.checkpoint.formats.base import CheckpointFormat, below
 from vlm.checkpoint.safe import read_folder, read_tensors
 from vlm.checkpoint.strict import NamedTensors
 from vlm.common.errors import WeightsError
@@ -42,7 +42,7 @@ class StateDict(CheckpointFormat):
             raise WeightsError(text, fix="into: vision, bridge.0, ...")
         inner = max(INNER, key=lambda name: sum(f"{self.prefix}.{name}{key}" in have for key in tensors))
         start = f"{self.prefix}.{inner}"
-        part = part_of_model(model, self.prefix)
+        part = self.target(model)
         left = {f"{self.prefix}.{name}" for name in part.unbuilt} if isinstance(part, BuildsLess) else set()
         known = [key for key in tensors if start + key in have or not (key.startswith(HEADS) or start + key in left)]
         theirs = {start + key: key for key in known}

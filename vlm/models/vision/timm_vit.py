@@ -165,14 +165,14 @@ class TimmVision(nn.Module):
         found = model.forward_intermediates(
             images, indices=order, norm=self.config.post_norm, output_fmt="NCHW", intermediates_only=True, **options
         )
-        pairs = [value if self.more else (value, None) for value in found]
-        grids = sorted({tuple(maps.shape[-2:]) for maps, _ in pairs})
+        maps = [value[0] if self.more else value for value in found]
+        grids = sorted({(each.shape[2], each.shape[3]) for each in maps})
         if len(grids) > 1:
             text = ", ".join(f"{rows} x {columns}" for rows, columns in grids)
             raise ConfigError(f"model.vision.layer: these layers have features of different grids ({text})")
-        states = [maps.flatten(2).transpose(1, 2) for maps, _ in pairs]
+        states = [each.flatten(2).transpose(1, 2) for each in maps]
         if self.more:
-            states = [torch.cat([prefix, s], dim=1) for (_, prefix), s in zip(pairs, states, strict=True)]
+            states = [torch.cat([value[1], state], dim=1) for value, state in zip(found, states, strict=True)]
         return [states[order.index(index)] for index in self.chosen], grids[0]
 
     def _examine(self, model: Any, height: int, width: int) -> tuple[tuple[int, int], int]:
