@@ -14,7 +14,7 @@ from torch import nn
 
 from vlm.common.errors import ConfigError
 from vlm.config.types import Part
-from vlm.models.build import build_model
+from vlm.models.build import _SkipRandom, build_model
 from vlm.models.llm.hf import HFCausalLM
 from vlm.models.lora import LoraOptions, inject_lora
 from vlm.models.loss import FrozenHeadLoss
@@ -191,3 +191,10 @@ def test_head_that_trains_gets_its_gradient(build, examples, batched) -> None:
     model = build(train=["llm.model.lm_head", "bridge.1"])
     model(batched(examples)).loss_sum.backward()
     assert model.llm.model.lm_head.weight.grad.abs().sum() > 0
+
+
+def test_skipped_random_numbers_end_loops_that_draw_until_they_fit() -> None:
+    with _SkipRandom(), torch.no_grad():
+        for limit in (2.0, 0.01):  # torch draws in two ways
+            tensor = torch.full((8,), float("inf"))
+            assert not torch.nn.init.trunc_normal_(tensor, std=0.5, a=-limit, b=limit).any()

@@ -161,7 +161,10 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 class _SkipRandom(TorchFunctionMode):
-    """Leaves tensors as allocated instead of drawing random numbers into them."""
+    """Fills tensors with zeros instead of random numbers.
+
+    Not as allocated: ``torch.nn.init.trunc_normal_`` draws until all numbers are within its limits.
+    """
 
     # by name, because transformers replaces torch's functions by its own
     RANDOM = ("normal_", "uniform_", "trunc_normal_")
@@ -171,5 +174,7 @@ class _SkipRandom(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if getattr(func, "__name__", "") in self.SKIPPED:
-            return args[0] if args else kwargs["tensor"]
+            tensor = args[0] if args else kwargs["tensor"]
+            with torch.no_grad():
+                return tensor.zero_()
         return func(*args, **kwargs)
