@@ -40,7 +40,7 @@ HOMES = {
     "webdataset": ("vlm/datasets/",),
     "pyarrow": ("vlm/datasets/formats/table/arrow.py",),
     "datasets": ("vlm/datasets/formats/table/arrow.py",),
-    "timm": ("vlm/models/vision/",),
+    "timm": ("vlm/models/vision/", "vlm/models/bridges/conv_abstractor.py"),
     "peft": ("vlm/models/lora.py",),
     "bitsandbytes": ("vlm/models/quantize.py",),
     "fairscale": ("vlm/runners/train/parallel.py",),
@@ -48,8 +48,8 @@ HOMES = {
     "wandb": ("vlm/runners/train/trackers.py",),
     "gradio": ("vlm/serve/gradio/",),
     "gguf": ("vlm/models/llm/gguf.py",),
-    "transformers": ("vlm/models/", "vlm/inference/"),
-    "jinja2": ("vlm/pages/",),
+    "transformers": ("vlm/models/", "vlm/inference/", "vlm/processors/templates/rendering.py"),
+    "jinja2": ("vlm/pages/", "vlm/processors/templates/rendering.py"),
     "markupsafe": ("vlm/pages/",),
     "rich": ("vlm/common/logging.py", "vlm/runners/train/trackers.py", "vlm/datasets/inspect/scan.py"),
     "PIL": ("vlm/processors/image/", "vlm/datasets/synthetic/", "vlm/pages/", "vlm/tasks/benchmarks/image_controls.py"),
@@ -63,6 +63,7 @@ GETATTR = {
     "vlm/models/build.py": "functions of torch, some of which have no name",
     "vlm/models/llm/hf.py": "transformers' configurations and classes",
     "vlm/models/llm/packing.py": "transformers' configurations",
+    "vlm/models/vision/tower.py": "transformers' configurations",
     "vlm/models/vision/timm_vit.py": "timm's models",
 }
 """Files that may use ``getattr`` with a default, each with the foreign objects that it reads."""

@@ -16,9 +16,9 @@ pytest.importorskip("gguf")
 from vlm.checkpoint.formats.gguf import GGUFLanguageModel
 from vlm.checkpoint.load import load_file
 from vlm.common.errors import WeightsError
-from vlm.common.gguf import read_gguf
 from vlm.models.llm.hf import HFCausalLM, read_config
 from vlm.models.lora import LoraOptions
+from vlm.processors.tokenizer.chat_template import read_chat_template
 from vlm.processors.tokenizer.tokenizer import Tokenizer
 
 from .gguf_files import CHAT, FAMILIES, TOKENS, model_of, write
@@ -72,7 +72,9 @@ def test_the_tokenizer_and_its_template(tmp_path: Path) -> None:
     for text in ("the tin", "<|im_start|>in an<|im_end|>"):
         assert ours.encode(text) == theirs.encode(text, add_special_tokens=False)
     assert (ours.bos, ours.eos) == (1, 2)
-    assert read_gguf(tmp_path / "model.gguf").metadata["tokenizer.chat_template"] == CHAT
+    template = read_chat_template(tmp_path / "model.gguf")
+    assert template is not None
+    assert template.text == CHAT
 
 
 def test_more_rows_and_lora(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:Futu
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A base, and two adapters trained one after the other, the second with two tokens more, the way peft saves them."""
+    """A base, and two adapters as peft saves them, trained one after the other; the second adds two tokens more."""
     root = tmp_path_factory.mktemp("lora")
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -141,7 +141,7 @@ class _Cursor:
 
 def is_gguf(path: str | Path) -> bool:
     """Whether ``path`` is a file that begins as GGUF files do."""
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -153,7 +153,7 @@ def read_gguf(path: str | Path) -> GGUFHeader:
 
     Raises WeightsError: another kind or version of file, cut off, or one that declares more than it has.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     try:
         state = path.stat()
         return _read(path, state.st_size, state.st_mtime_ns)

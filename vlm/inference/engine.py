@@ -229,7 +229,7 @@ class Engine:
         generation = generation or self.default_generation()
         prompt = self.prompt(conversations, generation)
         with self._naming_part(conversations):
-            return decode(self._llm, prompt, *self._limits(generation, prompt, stops), self.model.compute_dtype)
+            return decode(self._llm, prompt, *self.limits(generation, prompt, stops), self.model.compute_dtype)
 
     def stream(
         self,
@@ -265,7 +265,7 @@ class Engine:
         text = TextStream(self.processor.tokenizer, cleaner(template, generation.cleanup), marks_of(template))
         cuts = template.config.truncate_at if generation.cleanup == "chat" else []
         with self._naming_part([messages]):
-            for (token,) in steps(self._llm, prompt, *self._limits(generation, prompt), self.model.compute_dtype):
+            for (token,) in steps(self._llm, prompt, *self.limits(generation, prompt), self.model.compute_dtype):
                 if token is not None and (delta := text.push(token)):
                     yield delta
                 if stop_event is not None and stop_event.is_set():
@@ -360,10 +360,13 @@ class Engine:
     def _llm(self) -> Any:
         return self.model.llm.model
 
-    def _limits(
+    def limits(
         self, generation: Generation, prompt: Prompt, stops: StopSequences | None = None
     ) -> tuple[Generation, StopCriteria]:
-        """The options with ``max_new_tokens`` cut to the context, and what ends an answer."""
+        """The options with ``max_new_tokens`` cut to the context, and what ends an answer.
+
+        Raises PromptError: the prompt leaves no room for an answer.
+        """
         if generation.context != "published":
             room = room_for_answer(generation, self.positions, prompt.mask.shape[1])
             generation = dataclasses.replace(generation, max_new_tokens=room)
@@ -375,5 +378,6 @@ class Engine:
         known = self._llm.config.get_text_config().eos_token_id
         if isinstance(known, list) and tokenizer.eos in known:  # some chat models have several end tokens
             ends += tuple(i for i in known if i != tokenizer.eos)
+        ends = tuple(dict.fromkeys([*ends, *self.processor.template.end_ids]))
         bos = tokenizer.bos if tokenizer.bos is not None else tokenizer.pad
         return generation, StopCriteria(ends, bos, tokenizer.pad, stops, self.model.llm.banned_ids)

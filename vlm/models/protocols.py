@@ -221,6 +221,14 @@ class ReadsText(Protocol):
 
 
 @runtime_checkable
+class WritesOut(Protocol):
+    """A part that reads a folder's configuration and can do without; without it the part's options are kept."""
+
+    def written_out(self) -> Any:
+        """Its ``Config`` with what that folder says among the options, so that it builds the same without it."""
+
+
+@runtime_checkable
 class NamesLayers(Protocol):
     """A module that names its layers for activation checkpointing; without it lists of equal modules are taken."""
 

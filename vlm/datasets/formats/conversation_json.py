@@ -13,7 +13,7 @@ from vlm.common.errors import DataError
 from vlm.common.registry import register_dataset
 from vlm.common.types import Image, Role, Sample, Video
 from vlm.datasets.formats.table.media import sources
-from vlm.datasets.formats.table.read import AllRows, FileType, Record, RowDataset
+from vlm.datasets.formats.table.read import FileType, Record, RowDataset
 from vlm.datasets.formats.table.templates import fill, lookup, names
 from vlm.datasets.formats.turns import (
     RefusedError,
@@ -106,10 +106,6 @@ class ConversationJson(RowDataset):
         messages = attach_media([self._cleaned(*turn) for turn in turns], media, where, self.config.image_first)
         used = messages[:2] if self.config.first_pair_only else messages
         return Sample(messages=tuple(used), id=str(record.get(self.config.fields.get("id", "id"), index)))
-
-    def _read(self) -> AllRows:
-        config = self.config
-        return AllRows(config.ann_path, config.records, config.file_type, config.first)
 
     def _is_allowed(self, index: int) -> bool:
         """Whether a record may be trained on; one with any other fault stays, for the quarantine."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from vlm.common.errors import WeightsError
@@ -61,6 +62,9 @@ class Form(ABC):
     def files(self, contents: Contents) -> dict[str, dict[str, Any]]:
         """Further JSON files by name: of the processor and the image processor."""
         return {}
+
+    def extra(self, contents: Contents, folder: Path) -> None:
+        """Write what else the folder needs. Raises UserError: it cannot be written."""
 
 
 def find_form(contents: Contents, asked: str = "", server: str = "") -> Form:
@@ -123,8 +127,13 @@ def image_processor(contents: Contents) -> dict[str, Any]:
     size = options.size
     square = {"height": size, "width": size}
     shared = {
-        "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "do_convert_rgb": True,
-        "image_mean": list(options.mean), "image_std": list(options.std), "do_resize": True,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "do_convert_rgb": True,
+        "image_mean": list(options.mean),
+        "image_std": list(options.std),
+        "do_resize": True,
         "resample": RESAMPLE[options.interpolation],
     }
     if options.resize == "stretch":

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from vlm.common.bounds import Count, Dropout, Natural
-from vlm.common.errors import ConfigError, WeightsError
-from vlm.common.file_kind import mistaken
+from vlm.common.errors import ConfigError
 from vlm.common.gguf import is_gguf
-from vlm.common.paths import inner_folder
 from vlm.common.registry import register_llm
 from vlm.models.fusion.base import LLMInputs
+from vlm.models.hf.config import read_hf_config
 from vlm.models.inserts.base import InsertData
 from vlm.models.layer_hooks import (
     INSERT_DATA,
@@ -50,9 +49,9 @@ class HFCausalLM(nn.Module):
         """Options of ``llm: {name: hf}``.
 
         ``path`` is a folder with config.json (or with the language model in ``text_encoder/``), or a GGUF file;
-        ``config`` writes its content out instead (model_type and sizes). ``vocab_size`` overrides the rows of embeddings
-        and head, and unties them: a larger number makes room for added tokens, whose rows are random or, with
-        ``new_rows: mean``, the mean over the file's (a published rule for a pad token). ``banned_ids`` are never
+        ``config`` writes its content out instead (model_type and sizes). ``vocab_size`` overrides the rows of
+        embeddings and head, and unties them: a larger number makes room for added tokens, whose rows are random or,
+        with ``new_rows: mean``, the mean over the file's (a published rule for a pad token). ``banned_ids`` are never
         generated, such as added tokens whose row of the head is in no file (that row is zero then).
 
         Example: ``llm: {name: hf, path: /models/llama-2-7b, dtype: bf16}``
@@ -101,6 +100,11 @@ class HFCausalLM(nn.Module):
         trim_last_layer(self.layers())
         if config.checkpointing:
             checkpoint_layers(self.layers())
+
+    def written_out(self) -> Config:
+        """See :class:`~vlm.models.protocols.WritesOut`. Nothing is read later, so that nothing is quantised either."""
+        sizes = {key: value for key, value in self.model.config.to_dict().items() if not key.startswith("_")}
+        return replace(self.config, path=None, config=sizes, vocab_size=None, quantize=None)
 
     def layers(self) -> Any:
         """The decoder layers, for inserts and checkpointing."""
@@ -228,29 +232,6 @@ def read_config(config: HFCausalLM.Config) -> Any:
         ConfigError: neither or both given, or an unknown ``model_type``.
         WeightsError: the folder has no config.json, or the GGUF file cannot be read.
     """
-    from transformers import AutoConfig
-
-    if (config.path is None) == (config.config is None):
-        raise ConfigError("model.llm needs exactly one of path (a Hugging Face folder) and config (sizes written out)")
-    if config.config is not None:
-        options = dict(config.config)
-        kind = options.pop("model_type", None)
-        try:
-            return AutoConfig.for_model(kind, **options)
-        except ValueError as error:
-            raise ConfigError(f"model.llm.config.model_type: transformers knows no model type {kind!r}") from error
-    if is_gguf(str(config.path)):
-        return read_gguf_config(str(config.path))
-    folder = inner_folder(str(config.path), FOLDERS)
-    if not (folder / "config.json").is_file():
-        fix = "give the folder of a Hugging Face causal LM: config.json, tokenizer and weights"
-        raise WeightsError(f"model.llm.path: no language model in {folder} (config.json is missing)", fix=fix)
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, OSError) as error:
-        if "trust_remote_code" in str(error):
-            message = f"{folder}: needs Python code that came with it (auto_map in config.json), which is never run"
-            fix = "use a model whose model_type transformers knows, or register its class: docs/extend/llm.md"
-            raise WeightsError(message, fix=fix) from None
-        text = mistaken(folder / "config.json") or f"{folder / 'config.json'}: {error}"
-        raise WeightsError(text) from error
+    if config.path is not None and config.config is None and is_gguf(config.path):
+        return read_gguf_config(config.path)
+    return read_hf_config(config.path, config.config, "model.llm", "language model", FOLDERS)

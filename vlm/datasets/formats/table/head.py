@@ -50,31 +50,43 @@ def json_head(text: str, name: str, key: str, first: int) -> list[Any]:
         text: the beginning of a JSON file.
         name: how messages name the file.
         key: path (with dots) of the list; empty: the first list of objects.
-        first: how many are wanted; fewer come, with a warning, if the text has fewer whole ones.
+        first: how many are wanted; fewer come if the text has fewer whole ones.
 
     Raises:
         DataError: there is no such list, or not one whole record.
     """
     result: list[Any] = []
-    reason = ""
+    reason, level = "", logging.INFO
     try:
-        for element in _elements(text, _skip(text, 0), key.split(".") if key else []):
+        for element in _elements(text, _skip(text, 0), key.split(".") if key else [], first):
             result.append(element)
             if len(result) == first:
                 return result
     except ValueError as error:
         reason = f" ({error})"
+        if isinstance(error, json.JSONDecodeError) and error.pos < len(text) // 2:  # not where the text is cut
+            level = logging.WARNING
     except RecursionError:
         raise DataError(f"table: {name} is nested too deeply", fix="repair the file") from None
     if not result:
         what = f"with key {key!r} " if key else ""
         raise DataError(f"table: {name}: no list of objects {what}begins in its first {len(text):,} characters{reason}")
-    log.warning("%s: its first %s characters hold %d whole records%s", name, f"{len(text):,}", len(result), reason)
+    log.log(level, "%s: its first %s characters hold %d whole records%s", name, f"{len(text):,}", len(result), reason)
     return result
 
 
-def _elements(text: str, at: int, steps: list[str]) -> Iterator[Any]:
+def _elements(text: str, at: int, steps: list[str], first: int) -> Iterator[Any]:
     """The records from position ``at`` on. Raises ValueError where the text is cut or is not JSON."""
+    objects: list[Any] = []  # of an object id -> record, unless a list of objects follows
+    try:
+        yield from _found(text, at, steps, objects, first)
+    except ValueError:
+        yield from objects
+        raise
+    yield from objects
+
+
+def _found(text: str, at: int, steps: list[str], objects: list[Any], first: int) -> Iterator[Any]:
     if text[at : at + 1] == "[" and not steps:
         at = _skip(text, at + 1)
         while text[at : at + 1] != "]":
@@ -93,11 +105,13 @@ def _elements(text: str, at: int, steps: list[str]) -> Iterator[Any]:
         at = _skip(text, at + 1)
         wanted = steps[:1] == [name] if steps else text[at : at + 1] == "[" and text[_skip(text, at + 1)][:1] == "{"
         if wanted:
-            yield from _elements(text, at, steps[1:])
+            objects.clear()
+            yield from _found(text, at, steps[1:], objects, first)
             return
         value, at = _decode(text, at)
-        if not steps and isinstance(value, dict):
-            yield {"id": name, **value}
+        objects += [{"id": name, **value}] if not steps and isinstance(value, dict) else []
+        if len(objects) == first:
+            return
         at = _skip(text, at)
 
 

@@ -89,14 +89,10 @@ class RowDataset:
     def __init__(self, config: Any) -> None:
         """Reads the files. Raises DataError if one is missing or malformed."""
         self.config = config
-        self._rows = self._read()
+        self._rows = AllRows(config.ann_path, config.records, config.file_type, config.first)
 
     def __len__(self) -> int:
         return len(self._rows)
-
-    def _read(self) -> AllRows:
-        """The files; a format with options for reading them passes these on."""
-        return AllRows(self.config.ann_path)
 
     def record(self, index: int) -> Record:
         """The raw record, with every field of the file."""
@@ -146,11 +142,11 @@ def read_rows(path: str, key: str = "", file_type: FileType = "", first: int = 0
     count, faults = len(rows.records), rows.records.faults
     if not count:
         raise DataError(f"table: {path} has no records", fix="check the path under build_info of the dataset")
-    first = next(iter(faults.values()), "")
+    fault = next(iter(faults.values()), "")
     if len(faults) == count:
-        raise DataError(first)
+        raise DataError(fault)
     if faults:
-        log.warning("%s: %d of %d records cannot be read: %s", rows.name, len(faults), count, first)
+        log.warning("%s: %d of %d records cannot be read: %s", rows.name, len(faults), count, fault)
     return rows
 
 

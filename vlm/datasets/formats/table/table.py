@@ -20,6 +20,7 @@ from vlm.datasets.formats.table.media import flipped, missing, sources
 from vlm.datasets.formats.table.read import FileType, Record, RecordFile, read_files
 from vlm.datasets.formats.table.templates import fill, fill_question, first_name, lookup, names, read_pool
 from vlm.datasets.formats.turns import (
+    RefusedError,
     check_order,
     check_refused,
     inline_media,
@@ -69,6 +70,7 @@ class Table:
         system: str = ""  # template of the system text, e.g. "{system}"; left out if empty
         history: str = ""  # column with earlier [question, answer] pairs
         refuse: list[str] = field(default_factory=list)  # columns that must be empty
+        refused: Literal["quarantine", "drop"] = "quarantine"  # drop: left out and counted at the start
         user: str | list[str] = "{question}"
         input: str = ""  # material of the question, e.g. "{context}"; left out if empty
         assistant: str | list[str] | None = "{answer}"  # null: questions without answers
@@ -107,6 +109,8 @@ class Table:
         items = select.kept(self._files, config.where)
         if config.explode and not config.one_at_random:
             items = select.exploded(self._files, items, config.explode)
+        if config.refused == "drop":
+            items = self._allowed(items)
         if config.missing_images == "drop":
             items = self._with_images(items)
         if config.one_per:
@@ -166,6 +170,24 @@ class Table:
             count = len(items) - len(result)
             log.warning("%s: %d of %d records left out, their image is missing: %s ...", name, count, len(items), first)
         return result
+
+    def _allowed(self, items: list[select.Item]) -> list[select.Item]:
+        """The items without a value in ``refuse`` and without calls of tools; the others are counted in the log."""
+        result = [item for item in items if not self._is_refused(item)]
+        log.info("%s: %d of %d records left out", self._files[0].name, len(items) - len(result), len(items))
+        return result
+
+    def _is_refused(self, item: select.Item) -> bool:
+        try:
+            values, where = self._values(item)
+            check_refused(values, self.config.refuse, where)
+            if self.config.messages:
+                read_turns(lookup(self.config.messages, values, where), where)
+        except RefusedError:
+            return True
+        except DataError:  # reported when the sample is read
+            pass
+        return False
 
     def _missing(self, item: select.Item) -> list[str]:
         try:
@@ -227,11 +249,12 @@ class Table:
             values |= {f: self.clean(fill(f"{{{f}}}", values, where)) for f in self.config.text_fields}
         values |= {name: fill(values[name], values, where) for name in self._pools}
         asked = fill_question(one_of(self.config.user, rng), values, where)
-        if not asked.strip() and not media:
+        if not asked.strip() and not media and not material.strip():
             raise DataError(f"{where}: neither a question nor an image", fix="correct build_info.user")
         system = self._system(values, where)
         turns: list[tuple[Role, str]] = [("system", system)] if system.strip() else []
-        turns += read_history(lookup(self.config.history, values, where), where) if self.config.history else []
+        past = self.config.history
+        turns += read_history(lookup(past, values, where), where) if past and first_name(past) in values else []
         *before, user = attach_media([*turns, ("user", asked)], media, where, first=False)
         refuse_placeholders(material, "the input", where)
         if material.strip():
