@@ -40,7 +40,7 @@ HOMES = {
     "webdataset": ("vlm/datasets/",),
     "pyarrow": ("vlm/datasets/formats/table/arrow.py",),
     "datasets": ("vlm/datasets/formats/table/arrow.py",),
-    "timm": ("vlm/models/vision/",),
+    "timm": ("vlm/models/vision/", "vlm/models/bridges/conv_abstractor.py"),
     "peft": ("vlm/models/lora.py",),
     "bitsandbytes": ("vlm/models/quantize.py",),
     "fairscale": ("vlm/runners/train/parallel.py",),
@@ -62,6 +62,7 @@ GETATTR = {
     "vlm/models/build.py": "functions of torch, some of which have no name",
     "vlm/models/llm/hf.py": "transformers' configurations and classes",
     "vlm/models/llm/packing.py": "transformers' configurations",
+    "vlm/models/vision/tower.py": "transformers' configurations",
     "vlm/models/vision/timm_vit.py": "timm's models",
 }
 """Files that may use ``getattr`` with a default, each with the foreign objects that it reads."""

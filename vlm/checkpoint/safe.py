@@ -136,7 +136,7 @@ def shards(folder: str | Path) -> list[Path]:
             f"{folder}: {parts[0].name} is one of several, but {index} is missing", fix="download it too"
         )
     raise WeightsError(
-        f"{folder}: no language-model weights (model.safetensors, pytorch_model.bin, or their .index.json)",
+        f"{folder}: no weights (model.safetensors, pytorch_model.bin, or their .index.json)",
         fix="give a Hugging Face folder with its weights; a delta must be applied to its base first",
     )
 

@@ -47,6 +47,7 @@ FOLDERS: dict[str, str] = {
     "source": "vlm.inference",
     "architecture": "vlm.inference",
     "export": "vlm.inference",
+    "hf_form": "vlm.inference.hub",
     "benchmark": "vlm.tasks",
     "judge": "vlm.tasks",
     "command": "vlm.cli",

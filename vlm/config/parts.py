@@ -214,7 +214,7 @@ def check_exists(name: str, path: Path, report: Report) -> None:
 
 
 def check_model_files(model: ModelConfig, report: Report, check: Check) -> None:
-    """Files that parts name themselves: the LLM's folder, the tokenizer's, the prompt pool."""
+    """Files that parts name themselves: the LLM's folder, the tokenizers', the prompt pool."""
     named = [("llm", "path"), ("text", "tokenizer"), *([("template", "prompt_path")] if check == "all" else [])]
     for key, option in named:
         file = getattr(model, key).get(option)
@@ -222,6 +222,10 @@ def check_model_files(model: ModelConfig, report: Report, check: Check) -> None:
             report.add(("model", key, option), f"must be set{report.about(('model', key, option))}")
         if file:
             check_exists(file, ("model", key, option), report)
+    for index, part in enumerate(model.bridge):
+        reads = part.get("reads_text")
+        if reads is not None and reads.tokenizer:
+            check_exists(reads.tokenizer, ("model", "bridge", index, "reads_text", "tokenizer"), report)
 
 
 def check_image_size(model: ModelConfig, report: Report) -> None:

@@ -111,6 +111,9 @@ class RunConfig:
     overwrite: bool = option(False, "allow an output folder that holds another run")
     resume: str = option("never", "never, auto (last checkpoint of output_dir if any) or a run folder")
     resume_ckpt_path: str | None = option(None, "published spelling of resume: PATH")
+    allow_other_base: bool = option(
+        False, "load what a run trained onto other frozen weights than those that it was trained with"
+    )
     save_freq: Natural = option(0, "steps between checkpoints; 0: at epoch ends")
     keep_last: Natural = option(3, "newest checkpoints kept, 0: all; best and last always are")
     keep_every: Natural = option(0, "also keep every checkpoint whose step is a multiple; 0: none")

@@ -21,12 +21,14 @@ class Case:
         features: of transformers' model and its inputs, the vision encoder's tokens that the bridge reads
             ``[t, d]``, all images in order.
         bridged: the same after the bridge, in the order of the LLM's sequence.
+        unused: our names of what trains but nothing reads.
     """
 
     name: str
     build: Callable[[Path], None]
     features: Callable[[Any, Mapping[str, Any]], Tensor]
     bridged: Callable[[Any, Mapping[str, Any]], Tensor]
+    unused: frozenset[str] = frozenset()
 
 
 CHAT = (

@@ -101,6 +101,11 @@ class CheckpointFormat:
         return self.shape_hint if shapes else None
 
 
+def part_of_model(model: VLM, path: str) -> Any:
+    """The part at ``vision``, ``bridge.1`` or ``vision.encoders.0``, or None if the composition has none there."""
+    return dict(model.named_modules()).get(path)
+
+
 def below(model: VLM, *prefixes: str) -> list[str]:
     """Our keys (parameters and persistent buffers) below the prefixes, except LoRA's, which no foundation holds."""
     starts = tuple(f"{prefix}." for prefix in prefixes)

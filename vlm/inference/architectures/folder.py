@@ -69,10 +69,14 @@ class ModelFolder:
 
         Raises WeightsError: matrices of several types, or of quantised numbers.
         """
+        return self.dtype_below("")
+
+    def dtype_below(self, prefix: str) -> str:
+        """As :attr:`dtype`, of the tensors whose names begin with ``prefix``."""
         found: dict[torch.dtype, str] = {}
         for file in shards(self.path):
             for name, fact in header(file).items():
-                if fact.dim() > 1 and not OLD_BUFFERS.is_ignored(name):
+                if fact.dim() > 1 and name.startswith(prefix) and not OLD_BUFFERS.is_ignored(name):
                     found.setdefault(fact.dtype, name)
         listed = ", ".join(f"{name} is {str(dtype).removeprefix('torch.')}" for dtype, name in found.items())
         if len(found) > 1 and set(found) <= set(DTYPES):
@@ -89,18 +93,19 @@ class ModelFolder:
         stated: int | None = self.config.get_text_config().to_dict().get("max_position_embeddings")
         return stated
 
-    def llm(self, section: Any | None = None) -> dict[str, Any]:
-        """``llm:``; ``section`` is that of the language model, if it is not the text configuration.
+    def llm(self, section: Any | None = None, dtype: str | None = None) -> dict[str, Any]:
+        """``llm:``; ``section`` is that of the language model, if it is not the text configuration, ``dtype`` its type.
 
         The head is tied as in the whole model, and the end ids are those of the generation configuration.
         """
         section = section or self.config.get_text_config()
         config = sizes(section)
-        config["tie_word_embeddings"] = bool(self.config.tie_word_embeddings)
+        tied = vars(self.config).get("tie_word_embeddings", section.tie_word_embeddings)
+        config["tie_word_embeddings"] = bool(tied)
         ends = self.ends
         if len(ends) > 1:
             config["eos_token_id"] = ends
-        return {"name": "hf", "config": config, "dtype": self.dtype}
+        return {"name": "hf", "config": config, "dtype": dtype or self.dtype}
 
     @property
     def ends(self) -> list[int]:

@@ -20,7 +20,7 @@ import copy
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from vlm.common.bounds import Count, Positive, Range, Share
 from vlm.common.errors import ConfigError, DataError
@@ -49,10 +49,18 @@ class ImageRecipe:
 
     One object holds the evaluation transform, which chat uses too, and the optional ``train`` part.
 
+    A recipe that makes more than one square of an image is a subclass: ``__call__`` may return a :class:`Prepared`
+    (tiles, or any height and width) or, with ``splits``, a :class:`Split`.
+
     Attributes:
+        splits: whether an image can become several media with text between them.
+        fixed_size: whether every image becomes one ``[3, size, size]``.
         transparent: how many of the images so far had transparent pixels.
         decoded: pixels of all images so far.
     """
+
+    splits: ClassVar[bool] = False
+    fixed_size: ClassVar[bool] = True
 
     @dataclass
     class Train:

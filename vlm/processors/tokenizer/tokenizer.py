@@ -144,6 +144,16 @@ class _Fast:
     def encode(self, text: str, plain: bool, follows: bool = False) -> list[int]:
         return (self._without_special() if plain else self._tok).encode(text, add_special_tokens=False).ids
 
+    def limit(self, tokens: int, side: str) -> None:
+        """Cut longer texts to ``tokens`` on one side, what :meth:`encode_framed` adds included."""
+        self._tok.no_padding()
+        self._tok.enable_truncation(tokens, direction=side)
+        self.protect(self._names)
+
+    def encode_framed(self, text: str) -> list[int]:
+        """Ids of ``text``, in which nothing is special, between the special tokens that the file adds."""
+        return self._without_special().encode(text).ids
+
     def starts(self, text: str) -> list[int]:
         """For each id of ``text``, the character where it begins."""
         return [start for start, _ in self._tok.encode(text, add_special_tokens=False).offsets]
@@ -292,6 +302,16 @@ class Tokenizer:
     def is_special(self, text: str) -> bool:
         """Whether :meth:`encode` reads ``text`` as one special token."""
         return text in self._special
+
+    @property
+    def legacy(self) -> bool:
+        """Whether text after a special token begins with a dummy space, as in the slow tokenizer of LLaMA."""
+        return self._slow and self._legacy
+
+    @property
+    def special_tokens(self) -> dict[str, Special]:
+        """The strings that :meth:`encode` reads as one token."""
+        return dict(self._special)
 
     def piece(self, index: int) -> str:
         """The piece of an id as the vocabulary spells it; empty if it has none."""

@@ -64,7 +64,7 @@ def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
     model = load_model(cfg, device=device, dtype=precision.amp_dtype or torch.float32)
     check_positions(model, cfg.model.text)
     checkpoint_activations(model, run.activation_checkpointing)
-    visual_tokens = VisualTokens.of(model.visual_tokens)
+    visual_tokens = VisualTokens.of(model.visual_tokens, model.counters())
     processor = build_processor(cfg.model).within(model.positions, visual_tokens)
     loader = TrainLoader.from_config(
         cfg.datasets,
