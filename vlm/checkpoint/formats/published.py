@@ -43,7 +43,7 @@ class PublishedModel(CheckpointFormat):
         return [*vision, *(f"bridge.{i}" for i in range(len(model_cfg.bridge))), "llm"]
 
     def read(self, path: Path) -> dict[str, Tensor]:
-        """Names, shapes and types (device ``meta``) of the tensors of a folder. Raises WeightsError: none, or damaged."""
+        """Names, shapes and types (device ``meta``) of the tensors of a folder. Raises WeightsError: as ``shards``."""
         self.folder = path
         self.reader = TensorReader(shards(path))
         return dict(self.reader.facts)

@@ -12,8 +12,8 @@ from vlm.checkpoint.formats.published import OLD_BUFFERS
 from vlm.checkpoint.header import header
 from vlm.checkpoint.safe import read_json, shards
 from vlm.common.errors import ConfigError, WeightsError
-from vlm.common.registry import names
 from vlm.models.published import DTYPES, read_model_config, sizes
+from vlm.processors.tokenizer.chat_template import read_chat_template
 from vlm.processors.tokenizer.tokenizer import Tokenizer
 
 RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
@@ -130,17 +130,32 @@ class ModelFolder:
         token = next((text for text in stated if isinstance(text, str)), name)
         if not self.tokenizer.is_special(token) or self.tokenizer.id_of(token) != index:
             raise WeightsError(
-                f"{self.path}: the tokenizer has no special token {token!r} with the id {index}, which stands for an image",
+                f"{self.path}: the tokenizer has no special token {token!r} with the id {index}, the place of an image",
                 fix="download the tokenizer of this model again (tokenizer.json, tokenizer_config.json)",
             )
         return token
 
-    def template(self, media_token: str) -> dict[str, Any]:
-        """``template:`` by the folder's chat template. Raises WeightsError: it has none."""
-        if "hf_chat" in names("template"):
-            return {"name": "hf_chat", "media_token": media_token}
-        roles = {"user": "USER: ", "assistant": "ASSISTANT:", "sep": " ", "end_sym": "", "chat_form": True}
-        return {"name": "plain", "media_token": media_token, "image_suffix": "\n", **roles}
+    def template(self, media_token: str, otherwise: dict[str, Any] | None = None) -> dict[str, Any]:
+        """``template:`` by the folder's chat template; ``otherwise`` where it has none.
+
+        Raises WeightsError: it has none, and there is no ``otherwise``.
+        """
+        begins = {"begin": True} if self.adds_begin else {}
+        if read_chat_template(self.path) is not None:
+            return {"name": "hf_chat", "media_token": media_token, **begins}
+        if otherwise is None:
+            text = f"{self.path}: no chat template (chat_template.jinja, or in tokenizer_config.json)"
+            raise WeightsError(text, fix="download it too")
+        return otherwise
+
+    @property
+    def adds_begin(self) -> bool:
+        """Whether transformers' tokenizer of the folder writes the begin id by itself."""
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
+        begin = tokenizer.bos_token_id
+        return begin is not None and tokenizer("a").input_ids[:1] == [begin]
 
     def image(self) -> dict[str, Any]:
         """``image:`` by an image processor that gives one square per image.

@@ -135,8 +135,12 @@ class Template(BaseTemplate):
         """The text of :meth:`chat_segments` as a chat template in Jinja, see :class:`WritesJinja`."""
         cfg = self.config
         values = {
-            "system": cfg.system, "sep": cfg.sep, "user": cfg.user, "assistant": cfg.assistant,
-            "open": self.open_turn, "answer": self.open_turn if cfg.chat_form else cfg.assistant,
+            "system": cfg.system,
+            "sep": cfg.sep,
+            "user": cfg.user,
+            "assistant": cfg.assistant,
+            "open": self.open_turn,
+            "answer": self.open_turn if cfg.chat_form else cfg.assistant,
             "image": f"{cfg.image_prefix}{image}{cfg.image_suffix}",
         }
         return "".join(f"{{%- set {name} = {json.dumps(text)} -%}}\n" for name, text in values.items()) + CHAT
