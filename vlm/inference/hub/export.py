@@ -14,6 +14,7 @@ from vlm.checkpoint.stream import SHARD_BYTES
 from vlm.common.errors import ConfigError
 from vlm.common.new_folder import new_folder
 from vlm.common.registry import register_export
+from vlm.config.api import Config as WholeConfig
 from vlm.inference.export import refuse_existing
 from vlm.inference.generation import default_generation
 from vlm.inference.hub.adapter import write_adapter
@@ -44,7 +45,7 @@ class HubExport:
     def __init__(self, config: Config | None = None) -> None:
         self.config = config or self.Config()
 
-    def write(self, source: Path, target: Path) -> list[str]:
+    def write(self, source: Path | WholeConfig, target: Path) -> list[str]:
         """Write the folder ``target``; it appears by rename when all is written.
 
         Raises:
@@ -57,9 +58,10 @@ class HubExport:
             lines = self.fill(contents, form, work)
         return [f"{target}: {form.architecture}, {lines[0]}", *lines[1:]]
 
-    def contents(self, source: Path) -> Contents:
+    def contents(self, source: Path | WholeConfig) -> Contents:
         """What there is to write. Raises UserError as ``load_parts``."""
-        cfg = read_source(source)
+        cfg = source if isinstance(source, WholeConfig) else read_source(source)
+        source = Path(cfg.run.output_dir) if isinstance(source, WholeConfig) else source
         if self.config.lora == "adapter" and not uses_lora(cfg.model):
             raise ConfigError(f"{source}: --lora adapter, but the composition has no LoRA", fix="leave --lora out")
         weights = StoredWeights(cfg, merge=self.config.lora == "merge")
@@ -111,15 +113,23 @@ def generation_config(contents: Contents) -> dict[str, Any]:
     ends = [i for i in [tokenizer.eos, *(known if isinstance(known, list) else [])] if i is not None]
     ids = {"bos_token_id": tokenizer.bos, "pad_token_id": tokenizer.pad, "eos_token_id": list(dict.fromkeys(ends))}
     banned = [*contents.model.llm.banned_ids, *([contents.tokenizer.image_id] if contents.tokenizer.is_new else [])]
-    return chosen | {k: v for k, v in ids.items() if v not in (None, [])} | ({"suppress_tokens": banned} if banned else {})
+    return (
+        chosen | {k: v for k, v in ids.items() if v not in (None, [])} | ({"suppress_tokens": banned} if banned else {})
+    )
 
 
-KNOWN = ("do_sample", "max_new_tokens", "num_beams", "repetition_penalty", "length_penalty", *SAMPLING)
+KNOWN = (
+    "do_sample",
+    "max_new_tokens",
+    "num_beams",
+    "repetition_penalty",
+    "length_penalty",
+    "no_repeat_ngram_size",
+    *SAMPLING,
+)
 """Options of an answer that transformers calls alike."""
 
 
 def uses_lora(model_cfg: Any) -> bool:
     """Whether the vision encoder or the LLM of a composition has LoRA."""
     return any(part is not None and part.get("lora") is not None for part in (model_cfg.vision, model_cfg.llm))
-
-

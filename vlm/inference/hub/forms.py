@@ -127,8 +127,13 @@ def image_processor(contents: Contents) -> dict[str, Any]:
     size = options.size
     square = {"height": size, "width": size}
     shared = {
-        "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "do_convert_rgb": True,
-        "image_mean": list(options.mean), "image_std": list(options.std), "do_resize": True,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "do_convert_rgb": True,
+        "image_mean": list(options.mean),
+        "image_std": list(options.std),
+        "do_resize": True,
         "resample": RESAMPLE[options.interpolation],
     }
     if options.resize == "stretch":

@@ -18,8 +18,16 @@ from vlm.inference.generation import Generation
 from vlm.processors.collate import VisualTokens, collate
 
 OPTIONS = {
-    **{"max_new_tokens": int, "num_beams": int, "do_sample": bool, "temperature": float, "top_p": float, "top_k": int},
-    **{"repetition_penalty": float, "no_repeat_ngram_size": int, "length_penalty": float, "use_cache": bool},
+    "max_new_tokens": int,
+    "num_beams": int,
+    "do_sample": bool,
+    "temperature": float,
+    "top_p": float,
+    "top_k": int,
+    "repetition_penalty": float,
+    "no_repeat_ngram_size": int,
+    "length_penalty": float,
+    "use_cache": bool,
 }
 """Options of ``generate`` that are ours too."""
 FROM_PRETRAINED = ("revision", "cache_dir", "token", "local_files_only", "force_download", "proxies")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, BatchFeature
+from transformers import BatchFeature, PreTrainedTokenizerFast
 
 from vlm.common.errors import PromptError
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Image, Message, Text, Video
@@ -43,7 +43,7 @@ class ComposedProcessor:
         """The processor of a folder, or of a repository on the Hub. Raises UserError: files are missing or damaged."""
         folder = fetched(pretrained_model_name_or_path, kwargs)
         cfg = read_source(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
         visual = VisualTokens.of(build_model(cfg.model, device="meta").visual_tokens)
         return cls(build_processor(cfg.model), tokenizer, visual)
 

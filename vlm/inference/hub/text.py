@@ -65,9 +65,7 @@ class HubTokenizer:
         own = self._processor.tokenizer
         if (self._folder / "tokenizer.model").is_file():
             try:
-                found: Any = AutoTokenizer.from_pretrained(
-                    self._folder, local_files_only=True, trust_remote_code=False
-                )
+                found: Any = AutoTokenizer.from_pretrained(self._folder, local_files_only=True, trust_remote_code=False)
                 tree: dict[str, Any] = json.loads(found.backend_tokenizer.to_str())
             except (ValueError, OSError, ImportError, AttributeError) as error:
                 text = f"tokenizer folder {self._folder}: cannot be written as tokenizer.json ({error})"
@@ -113,11 +111,11 @@ class HubTokenizer:
 
         ``words`` is what the template writes for an image.
         """
-        from transformers import AutoTokenizer
+        from transformers import PreTrainedTokenizerFast
 
         if not self.has_template:
             return ["the composition's prompt template has no form in Jinja: write prompts yourself"]
-        theirs: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        theirs: Any = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         result = []
         for about, messages in PROBES.items():
             text = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

@@ -40,6 +40,7 @@ class LlavaForm(Form):
         vision = contents.model.vision
         tower = {k: v for k, v in vision.model.config.to_dict().items() if not k.startswith("_")}
         text = contents.text_config(contents.rows)
+        text.tie_word_embeddings = text.tie_word_embeddings and ties(contents)
         result = LlavaConfig(
             vision_config=tower,
             text_config=text.to_dict(),
@@ -69,7 +70,7 @@ class LlavaForm(Form):
             inner = name.removeprefix(base)
             return f"model.language_model.{inner}" if inner != name else name
 
-        return result | contents.llm_tensors(place, rows)
+        return result | contents.llm_tensors(place, rows, untied=not ties(contents))
 
     def files(self, contents: Contents) -> dict[str, dict[str, Any]]:
         """See :class:`Form`."""
@@ -83,6 +84,11 @@ class LlavaForm(Form):
         }
         image = {"processor_class": "LlavaProcessor", **image_processor(contents)}
         return {"processor_config.json": processor, "preprocessor_config.json": image}
+
+
+def ties(contents: Contents) -> bool:
+    """Whether the class finds the LLM's embeddings to tie its head to: it knows one name for them."""
+    return "embed_tokens" in dict(base_of(contents.model.llm.model).named_children())
 
 
 def projector(contents: Contents) -> dict[str, Planned]:
