@@ -40,13 +40,14 @@ HOMES = {
     "webdataset": ("vlm/datasets/",),
     "pyarrow": ("vlm/datasets/formats/table/arrow.py",),
     "datasets": ("vlm/datasets/formats/table/arrow.py",),
-    "timm": ("vlm/models/vision/",),
+    "timm": ("vlm/models/vision/", "vlm/models/bridges/conv_abstractor.py"),
     "peft": ("vlm/models/lora.py",),
     "bitsandbytes": ("vlm/models/quantize.py",),
     "fairscale": ("vlm/runners/train/parallel.py",),
     "tensorboard": ("vlm/runners/train/trackers.py",),
     "wandb": ("vlm/runners/train/trackers.py",),
     "gradio": ("vlm/serve/gradio/",),
+    "gguf": ("vlm/models/llm/gguf.py",),
     "transformers": ("vlm/models/", "vlm/inference/", "vlm/processors/templates/rendering.py"),
     "jinja2": ("vlm/pages/", "vlm/processors/templates/rendering.py"),
     "markupsafe": ("vlm/pages/",),
@@ -62,6 +63,7 @@ GETATTR = {
     "vlm/models/build.py": "functions of torch, some of which have no name",
     "vlm/models/llm/hf.py": "transformers' configurations and classes",
     "vlm/models/llm/packing.py": "transformers' configurations",
+    "vlm/models/vision/tower.py": "transformers' configurations",
     "vlm/models/vision/timm_vit.py": "timm's models",
 }
 """Files that may use ``getattr`` with a default, each with the foreign objects that it reads."""

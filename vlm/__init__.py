@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     # isort: off
     # fmt: off
     from vlm.common.registry import (
+        register_architecture as register_architecture,
         register_benchmark as register_benchmark, register_bridge as register_bridge,
         register_checkpoint_format as register_checkpoint_format, register_command as register_command,
         register_dataset as register_dataset, register_export as register_export,

@@ -275,7 +275,7 @@ def test_missing_files(world: World, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="nowhere.pth does not exist"):
         world.load(weights=[weight("eva", tmp_path / "nowhere.pth")])
     (world.llm / "model.safetensors").unlink()
-    with pytest.raises(WeightsError, match="no language-model weights"):
+    with pytest.raises(WeightsError, match=r"no weights \(model.safetensors"):
         world.load()
     (world.llm / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": "part-1.bin"}}))
     with pytest.raises(WeightsError, match=r"part-1.bin named by pytorch_model.bin.index.json but missing"):

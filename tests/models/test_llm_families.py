@@ -15,6 +15,7 @@ from vlm.common.errors import ConfigError, WeightsError
 from vlm.models.llm.hf import HFCausalLM
 
 ONE_ROW = {
+    "gemma2": "capped attention scores and logits",
     "gemma3_text": "windows in some layers",
     "llama4_text": "chunks, and its base model under another name",
     "mistral": "windows in all layers",
@@ -27,7 +28,6 @@ ONE_ROW = {
 APART = {
     "bloom": "position biases from the mask; an MLP with two inputs",
     "doge": "changes its mask",
-    "gemma2": "capped attention scores and logits",
     "lfm2": "convolutions",
     "mamba": "recurrent",
     "opt": "positions of its own; a decoder within the base model",

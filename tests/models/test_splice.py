@@ -143,3 +143,26 @@ def test_embeddings_that_train(examples, batched) -> None:
     Splice(Splice.Config(), llm)(batch, Features(torch.zeros(4, 1, 3, WIDTH))).inputs_embeds.sum().backward()
     real = batch.ids[(batch.segments > 0) & (batch.ids != MEDIA_TOKEN)]
     assert torch.equal(llm.table.weight.grad[:, 0], torch.bincount(real, minlength=61).float())
+
+
+@pytest.mark.parametrize("size", [None, 60])
+def test_what_sees_what(examples, batched, packed, size) -> None:
+    batch = batched(examples) if size is None else packed(examples, size)
+    visual = Features(torch.zeros(len(batch.pixels), 1, 3, WIDTH))
+    assert Splice(Splice.Config(), Embedder())(batch, visual).blocks is None
+    image = Splice(Splice.Config(attention="image"), Embedder())(batch, visual)
+    prefix = Splice(Splice.Config(attention="prefix"), Embedder())(batch, visual)
+    assert (image.blocks > 0).sum() == 3 * len(batch.pixels)
+    for number in range(1, len(batch.pixels) + 1):
+        row, place = (image.blocks == number).nonzero().T
+        assert row.tolist() == [int(batch.media_row[number - 1])] * 3
+        assert place.tolist() == list(range(int(place[0]), int(place[0]) + 3))
+    for row, (segments, labels) in enumerate(zip(prefix.segments, prefix.labels, strict=True)):
+        for segment in range(1, int(segments.max()) + 1):
+            here = (segments == segment).nonzero()[:, 0]
+            first = int((labels[here] != IGNORE_INDEX).long().argmax())
+            assert (prefix.blocks[row, here] > 0).tolist() == [i < first for i in range(len(here))]
+    assert not prefix.blocks[prefix.segments == 0].any()
+    batch.labels.fill_(IGNORE_INDEX)  # as in generation: the whole prompt
+    whole = Splice(Splice.Config(attention="prefix"), Embedder())(batch, visual)
+    assert torch.equal(whole.blocks > 0, whole.segments > 0)

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from vlm.checkpoint.formats.base import CheckpointFormat
-from vlm.checkpoint.run_folder import RunDir
+from vlm.checkpoint.provenance import FILE as PROVENANCE
+from vlm.checkpoint.provenance import other_numbers, read_provenance
+from vlm.checkpoint.run_folder import RunDir, find_checkpoint
 from vlm.checkpoint.strict import check_numbers, copy_strictly
 from vlm.common.errors import WeightsError
 from vlm.common.paths import local_path
@@ -65,7 +67,10 @@ def load_model(
     declared = declared_random(model, [w for w in files if w.format == RANDOM])
     loaded: set[str] = set()
     for weight, loader in loaders:
-        loaded |= load_file(model, loader, resolve_path(weight.path), declared | loaded, weight.allow_nonfinite)
+        path = resolve_path(weight.path)
+        loaded |= load_file(model, loader, path, declared | loaded, weight.allow_nonfinite)
+        if isinstance(loader, CheckpointFormat) and loader.holds_trained:
+            check_base(model, path, loaded, cfg.run.allow_other_base)
     bare = unfilled(model, loaded)
     check_frozen(model, [name for name in bare if name not in declared])
     if bare and not allow_random:
@@ -110,6 +115,26 @@ def load_file(
     done = copy_strictly(model, placement, loader.hint, allow_nonfinite=allow_nonfinite)
     log.info("%s: %d tensors from %s", type(loader).__name__, len(done), path)
     return done
+
+
+def check_base(model: VLM, path: Path, filled: set[str], allow_other: bool) -> None:
+    """Compare the frozen weights of the run that wrote ``path`` with those of the model that it was just loaded into.
+
+    Raises WeightsError: they are others, and ``allow_other`` is false.
+    """
+    folder = find_checkpoint(path) if path.is_dir() else path.parent
+    stored = read_provenance(folder).get("fingerprints") or {}
+    others = other_numbers(stored, model, filled, str(folder / PROVENANCE))
+    if not others:
+        return
+    told = "; ".join(f"{part}: {text}" for part, text in others.items())
+    if not allow_other:
+        raise WeightsError(
+            f"{path} was trained with other frozen weights ({told})",
+            fix=f"use the files of {', '.join(others)} that its config.yaml names; run.allow_other_base=true loads it "
+            "nevertheless",
+        )
+    log.warning("%s was trained with other frozen weights (%s)", path, told)
 
 
 def resolve_path(path: str) -> Path:

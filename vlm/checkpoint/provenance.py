@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from vlm.checkpoint.safe import read_json
 from vlm.common import VERSION
+from vlm.common.errors import WeightsError
 
 FILE = "provenance.json"
 OLD_FILE = "passport.json"
@@ -27,6 +29,15 @@ HASHED_ROWS = 8
 
 HASHED_MATRICES = 4
 """Matrices of a part that are hashed, evenly spaced over the part."""
+
+SAMPLED = 4
+"""Rows and columns of a matrix whose numbers are stored; rows of its first half, as added tokens are at the end."""
+
+ROUNDING = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+"""Largest relative error of a number that is stored in a type."""
+_BY_NAME = {str(dtype).removeprefix("torch."): error for dtype, error in ROUNDING.items()}
+SMALLEST = 2.0**-24
+"""Absolute error that numbers close to zero may have besides: float16 knows none between 0 and this."""
 
 
 def make_provenance(
@@ -70,7 +81,9 @@ def fingerprint(model: Any) -> dict[str, dict[str, Any]]:
     """``{"llm": {"parameters", "width", "vocab", "sha256"}, "vision": {...}, ...}`` of the parts with frozen weights.
 
     The hash of a few rows takes milliseconds at any size, and tells apart base models, vocabularies and revisions. It
-    is of float32 values, so it does not depend on the storage dtype as long as that is exact.
+    is of float32 values, so it does not depend on the storage dtype as long as that is exact. ``sample`` has a few
+    numbers of a few matrices with the type that they were stored in: they are recognised in any other floating-point
+    type, container and number of shards, with LoRA or without.
     """
     result: dict[str, dict[str, Any]] = {}
     parts = {"vision": model.vision, "llm": model.llm, **{f"bridge.{i}": p for i, p in enumerate(model.bridge)}}
@@ -80,6 +93,8 @@ def fingerprint(model: Any) -> dict[str, dict[str, Any]]:
         if not frozen:
             continue
         result[name] = {"parameters": sum(p.numel() for _, p in frozen), "sha256": _hash(frozen)}
+        if sample := _sample(frozen):
+            result[name]["sample"] = sample
     if "llm" in result:
         result["llm"] |= {"width": model.llm.hidden_size, "vocab": model.llm.vocab_size}
     if "vision" in result:
@@ -87,15 +102,108 @@ def fingerprint(model: Any) -> dict[str, dict[str, Any]]:
     return result
 
 
+def samples(model: Any) -> dict[str, dict[str, Any]]:
+    """A few numbers of every part, frozen or not, as :func:`fingerprint` has them, for :func:`other_numbers`."""
+    parts: dict[str, list[tuple[str, Tensor]]] = {}
+    for name, parameter in model.named_parameters():
+        part = ".".join(name.split(".")[: 2 if name.startswith(("bridge.", "inserts.")) else 1])
+        parts.setdefault(part, []).append((name.removeprefix(f"{part}."), parameter))
+    return {part: {"sample": sample} for part, named in parts.items() if (sample := _sample(named))}
+
+
 def differences(stored: dict[str, dict[str, Any]], found: dict[str, dict[str, Any]]) -> list[str]:
     """Descriptions of how the frozen parts of a checkpoint's run differ from the present ones."""
     lines = []
     for part, old in stored.items():
         new = found.get(part, {})
-        changed = [f"{key} {old[key]} -> {new.get(key)}" for key in old if old[key] != new.get(key)]
+        changed = [f"{key} {old[key]} -> {new.get(key)}" for key in old if key != "sample" and old[key] != new.get(key)]
         if changed:
             lines.append(f"{part}: {', '.join(changed)}")
     return lines
+
+
+def other_numbers(
+    stored: dict[str, dict[str, Any]], model: Any, filled: Collection[str], file: str = FILE
+) -> dict[str, str]:
+    """Part -> how the numbers that a checkpoint's run recorded of its frozen part differ from those of ``model``.
+
+    Numbers count as equal if rounding to the type of either side explains their difference. A part of which nothing was
+    recorded (by earlier versions) or that has other shapes is not compared.
+
+    Args:
+        stored: the fingerprints in the checkpoint's provenance.
+        model: the composition, with that checkpoint loaded.
+        filled: our keys that files have filled; no other parameter is compared.
+        file: name for messages.
+
+    Raises:
+        WeightsError: the record is damaged.
+    """
+    result = {}
+    for part, old in stored.items():
+        start = f"{part}."
+        have = {_plain(n.removeprefix(start)): p for n, p in model.named_parameters() if n.startswith(start)}
+        known = {_plain(n.removeprefix(start)) for n in filled if n.startswith(start)}
+        try:
+            compared, odd = _compare(old.get("sample") or {}, {n: p for n, p in have.items() if n in known})
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
+            text = f"{file}: the fingerprint of {part} is damaged ({type(error).__name__}: {error})"
+            raise WeightsError(text, fix="copy the checkpoint again") from error
+        if odd:
+            name, before, now = odd[0]
+            numbers = f"{len(odd)} of {compared} numbers differ"
+            result[part] = f"{numbers}, in {name} it had {before:.6g} where {now:.6g} is now"
+    return result
+
+
+def _compare(
+    recorded: dict[str, dict[str, Any]], have: Mapping[str, Tensor]
+) -> tuple[int, list[tuple[str, float, float]]]:
+    """How many numbers were compared, and name, recorded and present value of those that differ."""
+    compared, odd = 0, []
+    for name, record in recorded.items():
+        tensor, shape = have.get(name), [int(n) for n in record["shape"]]
+        if tensor is None or not _fits(tensor, shape):
+            continue
+        values, was = _values(tensor, shape), torch.tensor(record["values"], dtype=torch.float32)
+        if was.shape != values.shape:
+            raise ValueError(f"{len(was)} numbers of {name}, expected {len(values)}")
+        rounding = ROUNDING[tensor.dtype] + _BY_NAME[record["dtype"]]
+        wrong = (values - was).abs() > 1.01 * rounding * torch.maximum(values.abs(), was.abs()) + SMALLEST
+        compared += len(was)
+        odd += [(name, float(a), float(b)) for a, b, w in zip(was, values, wrong) if w]
+    return compared, odd
+
+
+def _plain(name: str) -> str:
+    """The name of a parameter before LoRA wraps its layer."""
+    return name.replace(".base_layer.", ".")
+
+
+def _sample(named: list[tuple[str, Tensor]]) -> dict[str, dict[str, Any]]:
+    matrices = [(n, p) for n, p in named if p.dim() == 2 and p.dtype in ROUNDING]
+    chosen = matrices[:: max(1, len(matrices) // HASHED_MATRICES)]
+    return {
+        _plain(name): {
+            "shape": list(tensor.shape),
+            "dtype": str(tensor.dtype).removeprefix("torch."),
+            "values": [float(f"{value:.9g}") for value in _values(tensor, tensor.shape).tolist()],  # exact for float32
+        }
+        for name, tensor in chosen
+    }
+
+
+def _values(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """The numbers of a matrix that are compared, as float32 ``[n]``; ``shape`` says where they are."""
+    rows, columns = (torch.linspace(0, last, SAMPLED).long() for last in ((shape[0] - 1) // 2, shape[1] - 1))
+    found = tensor.detach()[rows.to(tensor.device)][:, columns.to(tensor.device)]
+    return found.float().cpu().flatten()
+
+
+def _fits(tensor: Tensor, shape: Sequence[int]) -> bool:
+    """Whether a matrix can be compared with one of this shape: as wide, and with at least half its rows."""
+    wide = tensor.dim() == 2 and tensor.dtype in ROUNDING and tensor.shape[1] == shape[1]
+    return wide and 2 * len(tensor) > shape[0]
 
 
 def _hash(named: list[tuple[str, Tensor]]) -> str:

@@ -24,6 +24,8 @@ class NamedTensors:
     theirs: dict[str, str] = field(default_factory=dict)  # our key -> key in the file, for messages
     unknown: list[str] = field(default_factory=list)  # keys of the file that the format does not declare
     required: Collection[str] = ()  # our keys that this file must fill
+    sources: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
+    """Our keys whose tensor is only declared (device ``meta``) -> what reads it."""
 
 
 def targets(model: nn.Module) -> dict[str, Tensor]:
@@ -54,6 +56,7 @@ def copy_strictly(
     placement = fit_strictly(model, placement, hint)
     with torch.no_grad():
         for key, tensor in placement.tensors.items():
+            tensor = placement.sources[key]() if key in placement.sources else tensor
             have[key].copy_(tensor)
             if not (allow_nonfinite or is_finite(have[key])):
                 raise not_finite(placement.file, placement.theirs.get(key, key), tensor, have[key].dtype)
@@ -150,7 +153,9 @@ def _inside_lora(placement: NamedTensors, have: Collection[str]) -> NamedTensors
         return inner if key not in have and inner in have else key
 
     tensors = {moved(key): tensor for key, tensor in placement.tensors.items()}
-    return dataclasses.replace(placement, tensors=tensors, theirs={moved(k): v for k, v in placement.theirs.items()})
+    theirs = {moved(k): v for k, v in placement.theirs.items()}
+    sources = {moved(k): v for k, v in placement.sources.items()}
+    return dataclasses.replace(placement, tensors=tensors, theirs=theirs, sources=sources)
 
 
 def _listing(what: str, keys: list[str]) -> str:

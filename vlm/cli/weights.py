@@ -6,11 +6,13 @@ Each action is a command of its own, ``weights ACTION``; systems register theirs
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 from vlm.cli.options import add_listed
+from vlm.common.errors import UserError
 from vlm.common.logging import say
-from vlm.common.registry import register_command, resolve, summaries
+from vlm.common.registry import config_class, names, register_command, resolve, summaries
 
 
 @register_command("weights")
@@ -60,26 +62,56 @@ class Show:
 
 @register_command("weights export")
 class Export:
-    """What a run trained, in a published layout.
+    """What a run trained, in a published layout or as a folder of another library.
 
-    example:
+    examples:
+      vlm weights export output/my_run --to hf output/my_folder
       vlm weights export output/my_run --to mine.pth
     """
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Run, target and layout."""
+        """Run, target, layout, and the options of those that have some."""
         listed = "\n".join(f"  {name:<24}{about}" for name, about in summaries("export").items())
         parser.epilog = f"formats:\n{listed}\n\n{parser.epilog}"
-        parser.add_argument("source", type=Path, help="run folder, or what else the format can be made of")
         add_listed(parser, "weights export")
-        parser.add_argument("--to", required=True, type=Path, metavar="PATH", help="new file or folder")
-        parser.add_argument("--format", default="default", metavar="NAME", help="see below")
 
     def main(self, args: argparse.Namespace) -> int:
         """Write, and report what.
 
         Raises UserError: no run there, a target that exists, or a composition that the layout cannot hold.
         """
-        for line in resolve("export", args.format)().write(args.source, args.to):
+        source, target, name = places(args.source, args.target, args.to, args.format)
+        given = {key: vars(args)[key] for key in ("dtype", "lora", "form") if vars(args)[key] is not None}
+        cls = resolve("export", name)
+        options = config_class(cls)
+        known = [] if options is None else [field.name for field in dataclasses.fields(options)]
+        if foreign := sorted(set(given) - set(known)):
+            raise UserError(f"--{foreign[0]}: the format {name} has no such option")
+        for line in (cls() if options is None else cls(options(**given))).write(source, target):
             say(line)
         return 0
+
+
+def places(source: Path | None, target: Path | None, to: list[str], form: str | None) -> tuple[Path, Path, str]:
+    """Source, target and format of ``RUN --to FORMAT OUT``, ``RUN --to OUT [--format FORMAT]``, ``RUN OUT ...``.
+
+    Raises UserError: one of them is missing, or too much is given.
+    """
+    words = list(to)
+    if words and (words[0] in names("export") and (len(words) > 1 or target is not None)):
+        if form not in (None, words[0]):
+            raise UserError(f"--to {words[0]} and --format {form} name two formats", fix="leave one out")
+        form = words.pop(0)
+    elif form is None and len(words) == 1 and words[0] in names("export"):
+        fix = f"--to {words[0]} OUT; a file of that name is --to ./{words[0]}"
+        raise UserError(f"--to {words[0]}: the new file or folder is missing", fix=fix)
+    if words and target is None:
+        target = Path(words.pop(0))
+    if words and source is None:
+        source = Path(words.pop(0))
+    if words:
+        raise UserError(f"{words[0]}: not expected after --to", fix="vlm weights export RUN --to FORMAT OUT")
+    if source is None or target is None:
+        missing = "run folder" if source is None else "name of the new file or folder"
+        raise UserError(f"no {missing} is given", fix="vlm weights export RUN --to FORMAT OUT")
+    return source, target, form or "default"

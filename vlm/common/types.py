@@ -144,12 +144,35 @@ class Cut:
         return f"{lost} ({self.limit})" if self.limit else lost
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """An image after its recipe, where the pixels alone do not say all: tiles of one image, or any height and width.
+
+    A recipe that is given one returns it unchanged.
+    """
+
+    pixels: torch.Tensor  # ``[f, 3, h, w]``: the tiles of one image are its frames
+    size: tuple[int, int]  # height and width of the image before the recipe
+
+
+@dataclass(frozen=True)
+class Split:
+    """An image that a recipe divides into several media with text of its own between them, in order.
+
+    Special tokens in its texts are read as such. A recipe that is given one returns it unchanged.
+    """
+
+    pieces: tuple[str | Prepared, ...]
+
+
 @dataclass
 class Example:
     """What the processor makes of a sample.
 
     ``ids`` and ``labels`` are ``[s]`` lists; each medium is ONE ``MEDIA_TOKEN`` in ``ids`` (label
     ``IGNORE_INDEX``), in the order of ``media``, whose tensors are ``[f, 3, h, w]``. ``cut`` says what a limit took.
+    ``sizes`` and ``texts`` are empty or as long as ``media``: height and width of an image before its recipe, where
+    that is known, and the question about it in the tokens of a bridge that reads it.
     """
 
     ids: list[int]
@@ -158,11 +181,39 @@ class Example:
     id: str = ""
     source: str = ""
     cut: Cut | None = None
+    sizes: list[tuple[int, int] | None] = field(default_factory=list)
+    texts: list[list[int]] = field(default_factory=list)
 
     @property
     def num_targets(self) -> int:
         """Number of supervised positions."""
         return sum(label != IGNORE_INDEX for label in self.labels)
+
+
+@dataclass
+class MediaFacts:
+    """What parts may need to know of the media besides their pixels; None: nothing to know.
+
+    shapes  ``[n, 2]`` int64, real height and width of the pixels where they differ (the rest of ``pixels`` is zero)
+    sizes   ``[n, 2]`` int64, height and width of the images before the recipe; 0 where that is not known
+    texts   ``[n, t]`` int64, the question in the tokens of a bridge that reads it, ``PADDING`` after its end
+    """
+
+    shapes: torch.Tensor | None = None
+    sizes: torch.Tensor | None = None
+    texts: torch.Tensor | None = None
+
+    def map(self, fn: Any) -> MediaFacts:
+        """``fn`` of every tensor."""
+        return MediaFacts(**{k: None if v is None else fn(v) for k, v in vars(self).items()})
+
+    def select(self, index: Any) -> MediaFacts:
+        """The facts of some of the media."""
+        return self.map(lambda t: t[index])
+
+
+PADDING = -1
+"""Id after the end of a shorter text in ``MediaFacts.texts``."""
 
 
 @dataclass
@@ -179,6 +230,7 @@ class Batch:
     frames      ``[n]`` int64, real frames of each medium where they differ (the rest of ``pixels`` is zero), else None
     group       the group of datasets it was drawn from, with ``mixing: joint``
     sample_ids  names of the samples, for messages
+    about       what else is known of the media, or None
     """
 
     ids: torch.Tensor
@@ -190,6 +242,7 @@ class Batch:
     frames: torch.Tensor | None = None
     group: str = ""
     sample_ids: list[str] = field(default_factory=list)
+    about: MediaFacts | None = None
 
     @property
     def num_targets(self) -> int:
@@ -211,15 +264,47 @@ class Batch:
 
     def _map(self, fn: Any) -> Batch:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Batch(**{k: fn(v) if hasattr(v, "device") else v for k, v in values.items()})
+        moved = {k: fn(v) if hasattr(v, "device") else v for k, v in values.items()}
+        return Batch(**moved | {"about": self.about and self.about.map(fn)})
 
 
 @dataclass
 class Features:
-    """Visual tokens: ``tokens [n, f, v, d]``; ``mask [n, f, v]`` bool (True = real) or None for all real."""
+    """Visual tokens.
+
+    tokens  ``[n, f, v, d]``
+    mask    ``[n, f, v]`` bool (True = real) or None for all real
+    grid    ``[n, 2]`` int64 on the CPU, rows and columns in which a frame's tokens lie (row by row); None: in a square,
+            or in no grid
+    about   what else is known of the media; the model adds it after each part
+    """
 
     tokens: torch.Tensor
     mask: torch.Tensor | None = None
+    grid: torch.Tensor | None = None
+    about: MediaFacts | None = None
+
+    def select(self, index: Any) -> Features:
+        """The features of some of the media."""
+        about = self.about and self.about.select(index)
+        mask, grid = (None if t is None else t[index] for t in (self.mask, self.grid))
+        return Features(self.tokens[index], mask, grid, about)
+
+
+@dataclass(frozen=True)
+class MediumShape:
+    """A medium before it is encoded, or between two parts: enough to count the positions that it will take.
+
+    Height and width are those of its pixels (0: as the encoder wants them), ``size`` those of the image before the
+    recipe, ``tokens`` are those of a frame (0 before the encoder), ``grid`` their rows and columns.
+    """
+
+    frames: int = 1
+    height: int = 0
+    width: int = 0
+    size: tuple[int, int] | None = None
+    tokens: int = 0
+    grid: tuple[int, int] | None = None
 
 
 @dataclass

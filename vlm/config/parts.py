@@ -214,7 +214,7 @@ def check_exists(name: str, path: Path, report: Report) -> None:
 
 
 def check_model_files(model: ModelConfig, report: Report, check: Check) -> None:
-    """Files that parts name themselves: the LLM's folder, the tokenizer's, the prompt pool."""
+    """Files that parts name themselves: the LLM's folder, the tokenizers', the prompt pool."""
     named = [("llm", "path"), ("text", "tokenizer"), *([("template", "prompt_path")] if check == "all" else [])]
     for key, option in named:
         file = getattr(model, key).get(option)
@@ -222,13 +222,23 @@ def check_model_files(model: ModelConfig, report: Report, check: Check) -> None:
             report.add(("model", key, option), f"must be set{report.about(('model', key, option))}")
         if file:
             check_exists(file, ("model", key, option), report)
+    for index, part in enumerate(model.bridge):
+        reads = part.get("reads_text")
+        if reads is not None and reads.tokenizer:
+            check_exists(reads.tokenizer, ("model", "bridge", index, "reads_text", "tokenizer"), report)
 
 
 def check_image_size(model: ModelConfig, report: Report) -> None:
-    """The encoder's and the recipe's sizes must agree."""
-    expected, size = model.vision.get("image_size") if model.vision else None, model.image.get("size")
-    if None not in (expected, size) and expected != size:
-        report.add(("model", "image", "size"), f"found {size}, but vision.image_size is {expected}")
+    """The encoder's and the recipe's sizes must agree; so must the levels, where the encoder states any."""
+    for theirs, ours in (("size", "image_size"), ("mean", "mean"), ("std", "std")):
+        expected, found = model.vision.get(ours) if model.vision else None, model.image.get(theirs)
+        if None not in (expected, found) and plain_levels(expected) != plain_levels(found):
+            report.add(("model", "image", theirs), f"found {found}, but vision.{ours} is {expected}")
+
+
+def plain_levels(value: Any) -> Any:
+    """A number as it is, several as a list, whatever kind of sequence they came in."""
+    return value if isinstance(value, int) else list(value)
 
 
 def check_lengths(model: ModelConfig, report: Report) -> None:

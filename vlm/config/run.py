@@ -111,6 +111,9 @@ class RunConfig:
     overwrite: bool = option(False, "allow an output folder that holds another run")
     resume: str = option("never", "never, auto (last checkpoint of output_dir if any) or a run folder")
     resume_ckpt_path: str | None = option(None, "published spelling of resume: PATH")
+    allow_other_base: bool = option(
+        False, "load what a run trained onto other frozen weights than those that it was trained with"
+    )
     save_freq: Natural = option(0, "steps between checkpoints; 0: at epoch ends")
     keep_last: Natural = option(3, "newest checkpoints kept, 0: all; best and last always are")
     keep_every: Natural = option(0, "also keep every checkpoint whose step is a multiple; 0: none")
@@ -124,7 +127,7 @@ class RunConfig:
     trackers: Names = option(["jsonl", "tensorboard", "progress"], "where numbers go")
     wandb_log: bool = option(False, "also log to Weights & Biases")
     wandb_project: str | None = option(None, "project there; null: vlm")
-    report: bool = option(True, "write report.html at the end")
+    report: bool = option(True, "write report.html at the end, and verify.json for `vlm verify`")
     report_samples: Natural = option(4, "sample answers with images in the report")
 
     name: str | None = option(None, "evaluation: name of the result file")

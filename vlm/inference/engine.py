@@ -229,7 +229,7 @@ class Engine:
         generation = generation or self.default_generation()
         prompt = self.prompt(conversations, generation)
         with self._naming_part(conversations):
-            return decode(self._llm, prompt, *self._limits(generation, prompt, stops), self.model.compute_dtype)
+            return decode(self._llm, prompt, *self.limits(generation, prompt, stops), self.model.compute_dtype)
 
     def stream(
         self,
@@ -265,7 +265,7 @@ class Engine:
         text = TextStream(self.processor.tokenizer, cleaner(template, generation.cleanup), marks_of(template))
         cuts = template.config.truncate_at if generation.cleanup == "chat" else []
         with self._naming_part([messages]):
-            for (token,) in steps(self._llm, prompt, *self._limits(generation, prompt), self.model.compute_dtype):
+            for (token,) in steps(self._llm, prompt, *self.limits(generation, prompt), self.model.compute_dtype):
                 if token is not None and (delta := text.push(token)):
                     yield delta
                 if stop_event is not None and stop_event.is_set():
@@ -308,12 +308,9 @@ class Engine:
         room = room_for_prompt(generation, self.positions)
         if generation.context == "turns" and inputs.segments.shape[1] > room:
             inputs = self.fuse(self.examples([self._fit(c, room) for c in conversations]))
-        inputs = inputs.left_padded()
-        prompt = Prompt(inputs.inputs_embeds, (inputs.segments > 0).long(), inputs.inserts)
+        prompt = Prompt.of(inputs)
         if generation.context == "published":
-            keep = max(1, generation.max_length - generation.max_new_tokens)
-            inserts = inputs.inserts and inputs.inserts.moved(lambda value: value[:, -keep:])
-            prompt = Prompt(prompt.embeds[:, -keep:], prompt.mask[:, -keep:], inserts)
+            prompt = prompt.last(max(1, generation.max_length - generation.max_new_tokens))
         return prompt
 
     def text(self, messages: Sequence[Message]) -> str:
@@ -343,7 +340,7 @@ class Engine:
         batch = self.batch(examples)
         with torch.inference_mode():
             pixels, encode = batch.pixels, self.model.encode
-            visual = None if pixels is None else self.features.encode(pixels, encode, batch.frames)
+            visual = None if pixels is None else self.features.encode(pixels, encode, batch.frames, batch.about)
             return self.model.prepare(batch, visual)
 
     def _fit(self, conversation: Conversation, room: int) -> Conversation:
@@ -363,10 +360,13 @@ class Engine:
     def _llm(self) -> Any:
         return self.model.llm.model
 
-    def _limits(
+    def limits(
         self, generation: Generation, prompt: Prompt, stops: StopSequences | None = None
     ) -> tuple[Generation, StopCriteria]:
-        """The options with ``max_new_tokens`` cut to the context, and what ends an answer."""
+        """The options with ``max_new_tokens`` cut to the context, and what ends an answer.
+
+        Raises PromptError: the prompt leaves no room for an answer.
+        """
         if generation.context != "published":
             room = room_for_answer(generation, self.positions, prompt.mask.shape[1])
             generation = dataclasses.replace(generation, max_new_tokens=room)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from vlm.common.types import Features
-from vlm.models.frames import join
+from vlm.common.types import Features, MediaFacts
+from vlm.models.frames import join, same_shapes
 
 
 class FeatureCache:
@@ -21,28 +22,40 @@ class FeatureCache:
 
     def __init__(self, capacity: int = 64) -> None:
         self.capacity = capacity
-        self._entries: dict[str, tuple[Tensor, Tensor | None]] = {}
+        self._entries: dict[str, Features] = {}
         self._lock = threading.Lock()
 
-    def encode(self, pixels: Tensor, encoder: Callable[..., Features], frames: Tensor | None = None) -> Features:
+    def encode(
+        self,
+        pixels: Tensor,
+        encoder: Callable[..., Features],
+        frames: Tensor | None = None,
+        about: MediaFacts | None = None,
+    ) -> Features:
         """Features ``[n, f, v, d]`` of ``pixels``; only media that are not in the cache are encoded.
 
         Args:
             pixels: ``[n, f, 3, h, w]``.
-            encoder: pixels (and ``frames``, if given) -> features.
+            encoder: pixels (and ``frames`` and ``about``, if given) -> features.
             frames: ``[n]`` real frames of each medium where they differ, else None.
+            about: what else the features depend on; part of the key.
         """
-        counts = [pixels.shape[1]] * len(pixels) if frames is None else frames.tolist()
-        keys = [_key(medium[:count]) for medium, count in zip(pixels, counts, strict=True)]
+        keys = [""] * len(pixels)
+        for places, (count, height, width) in same_shapes(pixels, frames, about):
+            for place in places.tolist():
+                facts = None if about is None else about.select(place)
+                keys[place] = _key(pixels[place, :count, :, :height, :width], facts)
         with self._lock:
             known = {k: self._entries[k] for k in keys if k in self._entries}
         new = list(dict.fromkeys(k for k in keys if k not in known))
         if new:
             where = [keys.index(k) for k in new]
-            features = encoder(pixels[where]) if frames is None else encoder(pixels[where], frames[where])
-            masks = features.mask if features.mask is not None else [None] * len(new)
-            for key, tokens, mask in zip(new, features.tokens, masks, strict=True):
-                known[key] = (tokens, mask)
+            facts = about and about.select(where)
+            given = (None if frames is None else frames[where], facts)
+            features = encoder(
+                pixels[where], *(given if facts is not None else given[:1] if frames is not None else ())
+            )
+            known |= {key: replace(features.select([i]), about=None) for i, key in enumerate(new)}
         with self._lock:
             for key in known:  # the most recent last
                 self._entries.pop(key, None)
@@ -50,14 +63,16 @@ class FeatureCache:
             while len(self._entries) > self.capacity:
                 del self._entries[next(iter(self._entries))]
         entries = [known[k] for k in keys]
-        if len({tokens.shape for tokens, _ in entries}) > 1:
-            single = [Features(t[None], None if m is None else m[None]) for t, m in entries]
-            return join([(torch.tensor([k], device=f.tokens.device), f) for k, f in enumerate(single)])
-        tokens = torch.stack([tokens for tokens, _ in entries])
-        if all(mask is None for _, mask in entries):
-            return Features(tokens)
-        full = torch.ones(tokens.shape[1:-1], dtype=torch.bool, device=tokens.device)
-        return Features(tokens, torch.stack([full if mask is None else mask for _, mask in entries]))
+        if len({(e.tokens.shape, e.mask is None, e.grid is None) for e in entries}) > 1:
+            places = torch.arange(len(entries), device=entries[0].tokens.device)
+            return replace(join([(places[i : i + 1], e) for i, e in enumerate(entries)]), about=about)
+        masks, grids = [e.mask for e in entries if e.mask is not None], [e.grid for e in entries if e.grid is not None]
+        return Features(
+            torch.cat([e.tokens for e in entries]),
+            torch.cat(masks) if masks else None,
+            torch.cat(grids) if grids else None,
+            about,
+        )
 
     def clear(self) -> None:
         """Forget everything, e.g. after the weights have changed."""
@@ -69,6 +84,8 @@ class FeatureCache:
         return len(self._entries)
 
 
-def _key(medium: Tensor) -> str:
+def _key(medium: Tensor, about: MediaFacts | None) -> str:
     data = medium.detach().to("cpu", torch.float32).contiguous()
-    return f"{tuple(data.shape)}:{hashlib.sha1(data.numpy().tobytes(), usedforsecurity=False).hexdigest()}"
+    facts = "" if about is None else [t if t is None else t.tolist() for t in (about.sizes, about.texts)]
+    digest = hashlib.sha1(data.numpy().tobytes(), usedforsecurity=False).hexdigest()
+    return f"{tuple(data.shape)}:{digest}:{facts}"

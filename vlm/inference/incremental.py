@@ -6,31 +6,68 @@ Shapes: b rows, s prompt positions, t new tokens, d width.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import Cache, PreTrainedModel
 
 from vlm.models.inserts.base import InsertData
 from vlm.models.layer_hooks import INSERT_DATA
-from vlm.models.llm.packing import mixes_by_attention, takes_positions
+from vlm.models.llm.attention import seeing
+from vlm.models.llm.packing import axes_first, mixes_by_attention, takes_positions
+
+if TYPE_CHECKING:
+    from vlm.models.fusion.base import LLMInputs
 
 
 @dataclass
 class Prompt:
-    """Left-padded prompts: ``embeds [b, s, d]`` (zeros at padding), ``mask [b, s]`` int64, data of the inserts."""
+    """Left-padded prompts.
+
+    Attributes:
+        embeds: ``[b, s, d]``, zeros at padding.
+        mask: ``[b, s]`` int64, 0 at padding.
+        inserts: data of the inserts, or None.
+        positions: ``[b, s]`` or ``[b, s, axes]``, 0 at padding; None: counted from the first real position of each row.
+        blocks: ``[b, s]``, as in :class:`~vlm.models.fusion.base.LLMInputs`; None: all causal.
+    """
 
     embeds: Tensor
     mask: Tensor
     inserts: InsertData | None = None
+    positions: Any = None  # always a tensor once made
+    blocks: Tensor | None = None
 
-    @property
-    def positions(self) -> Tensor:
-        """``[b, s]``: 0.. from the first real position of each row; 0 at padding."""
-        return (self.mask.cumsum(dim=1) - 1).clamp(min=0)
+    def __post_init__(self) -> None:
+        if self.positions is None:
+            self.positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)
+
+    @classmethod
+    def of(cls, inputs: LLMInputs) -> Prompt:
+        """The prompts of fused rows. Raises ValueError: the rows are packed."""
+        inputs = inputs.left_padded()
+        mask = (inputs.segments > 0).long()
+        return cls(inputs.inputs_embeds, mask, inputs.inserts, inputs.position_ids, inputs.blocks)
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Prompt:
+        """A copy with ``move`` applied to every tensor."""
+        own = (move(self.embeds), move(self.mask), self.inserts and self.inserts.moved(move), move(self.positions))
+        return Prompt(*own, None if self.blocks is None else move(self.blocks))
+
+    def last(self, count: int) -> Prompt:
+        """The last ``count`` positions of each row, which are counted from 0 again."""
+        if self.mask.shape[1] <= count:
+            return self
+        kept = self.moved(lambda value: value[:, -count:])
+        first = (kept.mask == 0).sum(1, keepdim=True)
+        real = kept.mask.view(*kept.mask.shape, *[1] * (kept.positions.dim() - 2))
+        rows = torch.arange(len(first), device=first.device)[:, None]
+        kept.positions = (kept.positions - kept.positions[rows, first]) * real
+        return kept
 
     def rows(self) -> list[Prompt]:
         """Each row alone, without its padding."""
@@ -41,8 +78,7 @@ class Prompt:
             def own(value: Tensor, row: int = row, first: int = first) -> Tensor:
                 return value[row : row + 1, first:]
 
-            inserts = self.inserts and self.inserts.moved(own)
-            result.append(Prompt(self.embeds[row : row + 1, first:], self.mask[row : row + 1, first:], inserts))
+            result.append(self.moved(own))
         return result
 
 
@@ -72,6 +108,8 @@ class IncrementalDecoder:
         self.mask = prompt.mask
         self.padded = bool((prompt.mask == 0).any())
         self.positions = prompt.positions
+        self.next: Tensor = prompt.positions.flatten(1).amax(1) + 1
+        self.blocks = prompt.blocks
         self.use_cache = use_cache
         self.inserts = prompt.inserts
         self.cache: Any = None
@@ -86,24 +124,28 @@ class IncrementalDecoder:
         if tokens is not None:
             if self.padded:
                 self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
-            last = self.positions[:, -1:] + 1
+            last = self.next.view(-1, *[1] * (self.positions.dim() - 1)).expand_as(self.positions[:, -1:])
             self.positions = last if self.use_cache else torch.cat([self.positions, last], dim=1)
+            self.next = self.next + 1
             new = self.llm.get_input_embeddings()(tokens[:, None])
             self.embeds = new if self.use_cache else torch.cat([self.embeds, new.to(self.embeds.dtype)], dim=1)
             if self.inserts is not None:
                 self.inserts = self.inserts.step() if self.use_cache else self.inserts.extended()
+            if self.blocks is not None:  # they are within the prompt
+                self.blocks = None if self.use_cache else functional.pad(self.blocks, (0, 1))
         if self.takes_positions:
-            inputs["position_ids"] = self.positions
+            inputs["position_ids"] = axes_first(self.positions)
         if self.inserts is not None:
             inputs[INSERT_DATA] = self.inserts
-        out = self.llm(
-            inputs_embeds=self.embeds,
-            attention_mask=self.mask if self.padded else None,  # without one, no mask has to be built
-            use_cache=self.use_cache,
-            **{self.cache_name: self.cache},
-            **inputs,
-            **self.extra,
-        )
+        with seeing(self.blocks, type(self.llm).__name__):
+            out = self.llm(
+                inputs_embeds=self.embeds,
+                attention_mask=self.mask if self.padded else None,  # without one, no mask has to be built
+                use_cache=self.use_cache,
+                **{self.cache_name: self.cache},
+                **inputs,
+                **self.extra,
+            )
         self.cache = out.get(self.cache_name) if self.use_cache else None
         self.use_cache = self.cache is not None
         return out.logits[:, -1].float()
@@ -114,6 +156,8 @@ class IncrementalDecoder:
             self.cache, self.use_cache = None, False
         self.mask = self.mask.repeat_interleave(times, 0)
         self.positions = self.positions.repeat_interleave(times, 0)
+        self.next = self.next.repeat_interleave(times, 0)
+        self.blocks = None if self.blocks is None else self.blocks.repeat_interleave(times, 0)
         self.embeds = self.embeds.repeat_interleave(times, 0)
         self.inserts = self.inserts and self.inserts.moved(lambda value: value.repeat_interleave(times, 0))
         if self.cache is not None:

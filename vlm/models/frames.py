@@ -1,14 +1,32 @@
-"""Padding for media with different numbers of frames."""
+"""Media of different shapes: which can be encoded together, and one padded tensor of the results."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from vlm.common.types import Features
+from vlm.common.types import Features, MediaFacts
+
+
+def same_shapes(
+    pixels: Tensor, frames: Tensor | None, about: MediaFacts | None
+) -> Iterator[tuple[Tensor, tuple[int, int, int]]]:
+    """Places ``[k]`` of the media that share a shape, and that shape: frames, height and width.
+
+    ``pixels [n, f, 3, h, w]`` are padded to the largest; ``frames [n]`` and ``about.shapes`` say what is real.
+    """
+    n, f, _, h, w = pixels.shape
+    shapes = None if about is None else about.shapes
+    counts = [f] * n if frames is None else frames.tolist()
+    sides = [[h, w]] * n if shapes is None else shapes.tolist()
+    found: dict[tuple[int, int, int], list[int]] = {}
+    for place, (count, (height, width)) in enumerate(zip(counts, sides, strict=True)):
+        found.setdefault((count, height, width), []).append(place)
+    for shape in sorted(found):
+        yield torch.tensor(found[shape], device=pixels.device), shape
 
 
 def join(parts: Sequence[tuple[Tensor, Features]]) -> Features:
@@ -26,4 +44,6 @@ def join(parts: Sequence[tuple[Tensor, Features]]) -> Features:
         real = torch.ones_like(value.tokens[..., 0], dtype=torch.bool) if value.mask is None else value.mask
         tokens.append(pad(value.tokens, (0, 0, 0, v, 0, f)))
         masks.append(pad(real, (0, v, 0, f)))
-    return Features(torch.cat(tokens)[order], torch.cat(masks)[order])
+    grids = [value.grid for _, value in parts if value.grid is not None]
+    grid = torch.cat(grids)[order.cpu()] if len(grids) == len(parts) else None
+    return Features(torch.cat(tokens)[order], torch.cat(masks)[order], grid)

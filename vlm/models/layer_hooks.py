@@ -42,6 +42,11 @@ class Layout:
     keep: Tensor | None = None  # ``[t]`` tokens whose hidden states are read; None: all
     calls: int = 0  # calls of the attention that have used the layout
 
+    def spread(self, values: Tensor) -> Tensor:
+        """``[T]`` -> ``[samples, longest]``, 0 at padding."""
+        places = values.new_zeros(self.samples * self.longest)
+        return places.index_copy(0, self.scatter, values).view(self.samples, self.longest)
+
 
 _layout: ContextVar[Layout | None] = ContextVar("layout", default=None)
 

@@ -13,9 +13,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor, nn
 
-    from vlm.common.types import Batch, Features
+    from vlm.common.types import Batch, Features, MediumShape
+    from vlm.models.bridges.question import QuestionOptions
     from vlm.models.fusion.base import LLMInputs
     from vlm.models.inserts.base import InsertData
 
@@ -30,8 +33,8 @@ class VisionEncoder(Protocol):
     Attributes:
         config: its ``Config``.
         out_dim: width d of its tokens.
-        image_size: side of the square image in pixels.
-        num_tokens: tokens v of a frame, class token included where it is kept.
+        image_size: side of the square image in pixels (of an encoder of any size: of a typical image).
+        num_tokens: tokens v of a frame of that size, class token included where it is kept.
     """
 
     config: Any
@@ -41,6 +44,9 @@ class VisionEncoder(Protocol):
 
     def forward(self, pixels: Tensor) -> Features:
         """``[n, f, 3, image_size, image_size]`` -> tokens ``[n, f, v, d]``, each frame on its own.
+
+        The media of a call have the same number of frames, height and width. ``grid`` of the result says how the
+        tokens lie where that is not a square.
 
         Raises:
             ConfigError: pixels of another size.
@@ -69,7 +75,8 @@ class Bridge(Protocol):
     def forward(self, features: Features) -> Features:
         """Tokens ``[n, f, v, in_dim]`` -> ``[n, f, num_tokens(v), out_dim]`` (``[n, 1, ...]``: :class:`JoinsFrames`).
 
-        ``features.mask`` ``[n, f, v]`` is False at padding; pass it on if tokens keep their places.
+        ``features.mask`` ``[n, f, v]`` is False at padding; pass it on if tokens keep their places, and ``grid`` with
+        it (``dataclasses.replace(features, tokens=...)``). ``features.about`` has the sizes of the images.
         """
 
 
@@ -78,6 +85,8 @@ class Fusion(Protocol):
 
     def __call__(self, batch: Batch, visual: Features | None) -> LLMInputs:
         """Ids ``[b, s]`` and tokens ``[n, f, v, d]`` -> embeddings ``[b, L, d]`` with segments, positions, labels.
+
+        ``LLMInputs.blocks`` says which tokens see one another in both directions (None: every token sees the past).
 
         Raises:
             PromptError: the number of placeholders and of media differ; it names the sample and both counts.
@@ -107,7 +116,15 @@ class LanguageModel(Protocol):
         """Token embeddings ``[..., d]`` of ``ids [...]``."""
 
     def forward(self, inputs: LLMInputs, keep: Tensor | None = None) -> Tensor:
-        """Hidden states after the final norm: ``[b, L, d]``, or ``[t, d]`` where ``keep [b, L]`` is True."""
+        """Hidden states after the final norm: ``[b, L, d]``, or ``[t, d]`` where ``keep [b, L]`` is True.
+
+        Samples of a row never see one another; within a sample a token sees what comes before it and, with
+        ``inputs.blocks``, the tokens of its own block (:meth:`LLMInputs.visible`). ``inputs.position_ids`` are
+        ``[b, L]``, or ``[b, L, axes]`` for rotary positions of several axes.
+
+        Raises:
+            ConfigError: blocks or axes that this decoder cannot honour.
+        """
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits ``[..., vocab_size]`` of ``hidden [..., d]``."""
@@ -151,6 +168,22 @@ class JoinsFrames(Protocol):
 
 
 @runtime_checkable
+class CountsTokens(Protocol):
+    """A vision encoder or bridge whose number of tokens is known from the shape of a medium, without encoding it.
+
+    Parts of a chain in which some part ``varies`` must have it; see :mod:`vlm.models.counting` for usual rules.
+
+    Attributes:
+        varies: whether the number depends on the image, and not on the number of frames alone.
+    """
+
+    varies: bool
+
+    def counter(self) -> Callable[[MediumShape], MediumShape]:
+        """From the shape that enters to the one that leaves; it pickles, and does not hold the part."""
+
+
+@runtime_checkable
 class LimitsWidth(Protocol):
     """A fusion that says whether visual tokens must have the LLM's width (and take its positions); without it: yes."""
 
@@ -163,10 +196,36 @@ def needs_llm_width(fusion: Any) -> bool:
 
 
 @runtime_checkable
+class RotatesAxes(Protocol):
+    """An LLM that says how many axes its positions have: 3 for time, row and column; without it: 1."""
+
+    position_axes: int
+
+
+@runtime_checkable
 class ProvidesData(Protocol):
     """A fusion that names what it puts into ``InsertData.tokens``; without it: nothing."""
 
     provides: ClassVar[tuple[str, ...]]
+
+
+@runtime_checkable
+class ReadsText(Protocol):
+    """Options (``Config``) of a bridge that may read the question about a medium; ``reads_text`` None: it does not.
+
+    The processor puts the question's ids, in the tokens of the bridge, into ``Example.texts``; ``forward`` finds them
+    in ``features.about.texts``.
+    """
+
+    reads_text: QuestionOptions | None
+
+
+@runtime_checkable
+class WritesOut(Protocol):
+    """A part that reads a folder's configuration and can do without; without it the part's options are kept."""
+
+    def written_out(self) -> Any:
+        """Its ``Config`` with what that folder says among the options, so that it builds the same without it."""
 
 
 @runtime_checkable
@@ -175,3 +234,14 @@ class NamesLayers(Protocol):
 
     def checkpointable_modules(self) -> list[nn.Module]:
         """The layers to recompute in the backward pass."""
+
+
+@runtime_checkable
+class BuildsLess(Protocol):
+    """A part that does not build all that its published files hold; without it everything of a file has a place.
+
+    Attributes:
+        unbuilt: names below the part of what is not built, such as those of later blocks.
+    """
+
+    unbuilt: frozenset[str]

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm.common.types import Batch, Features, Output
-from vlm.models.frames import join
+from vlm.common.types import Batch, Features, MediaFacts, Output
+from vlm.models.counting import Rule, joins_frames, rules_of
+from vlm.models.frames import join, same_shapes
 from vlm.models.fusion.base import LLMInputs
 from vlm.models.inserts.base import InsertData
 from vlm.models.precision import autocast
-from vlm.models.protocols import Fusion, JoinsFrames, needs_llm_width
+from vlm.models.protocols import Fusion, needs_llm_width
 from vlm.models.trainable import set_modes
 
 
@@ -74,33 +75,43 @@ class VLM(nn.Module):
         """
         if self.vision is None or not needs_llm_width(self.fusion):
             return 1
-        joined = any(isinstance(part, JoinsFrames) and part.joins_frames for part in self.bridge)
-        return self.tokens_per_frame * (1 if joined else frames)
+        return self.tokens_per_frame * (1 if joins_frames(self.bridge) else frames)
+
+    def counters(self) -> tuple[Rule, ...]:
+        """How each part changes the shape of a medium, where its positions depend on more than its frames; else none.
+
+        Raises ConfigError: a part does not say.
+        """
+        if self.vision is None or not needs_llm_width(self.fusion):
+            return ()
+        return rules_of(self.vision, self.bridge)
 
     def train(self, mode: bool = True) -> VLM:
         """Train mode for trainable parts; frozen ones stay in eval mode."""
         return set_modes(self, mode)
 
-    def encode(self, pixels: Tensor, frames: Tensor | None = None) -> Features:
+    def encode(self, pixels: Tensor, frames: Tensor | None = None, about: MediaFacts | None = None) -> Features:
         """Pixels ``[n, f, 3, h, w]`` -> visual tokens ``[n, f, q, d]``, normally of the LLM's width.
 
-        No gradients are recorded up to the first trainable part. With ``frames`` (``[n]``, see :class:`Batch`) media
-        with equal numbers of frames are encoded together, so that no part sees padding; the result has a mask.
+        No gradients are recorded up to the first trainable part. Media with equal numbers of frames (``frames [n]``,
+        see :class:`Batch`), height and width (``about.shapes``) are encoded together, so that no part sees padding; the
+        result has a mask.
         """
-        if frames is None:
-            return self._encode(pixels)
-        places = [(frames == count).nonzero()[:, 0] for count in frames.unique()]
-        return join([(place, self._encode(pixels[place, : int(frames[place[0]])])) for place in places])
+        parts = []
+        for places, (count, height, width) in same_shapes(pixels, frames, about):
+            own = pixels[places, :count, :, :height, :width]
+            parts.append((places, self._encode(own, about and about.select(places.to(own.device)))))
+        return dataclasses.replace(join(parts), about=about)
 
-    def _encode(self, pixels: Tensor) -> Features:
+    def _encode(self, pixels: Tensor, about: MediaFacts | None) -> Features:
         exact = self.compute_dtype is torch.float32
         with autocast(pixels.device, self.vision_dtype if exact else self.compute_dtype):
             value = _run(self.vision, pixels, pixels)
         if exact and not torch.is_autocast_enabled(pixels.device.type):
-            value = Features(value.tokens.float(), value.mask)
+            value = dataclasses.replace(value, tokens=value.tokens.float())
         with autocast(pixels.device, self.compute_dtype):
             for part in self.bridge:
-                value = _run(part, value, value.tokens)
+                value = _run(part, dataclasses.replace(value, about=about), value.tokens)
         return value
 
     def prepare(self, batch: Batch, visual: Features | None = None) -> LLMInputs:
@@ -109,7 +120,7 @@ class VLM(nn.Module):
         Raises PromptError: placeholders and media do not match.
         """
         if visual is None and batch.pixels is not None and len(batch.pixels):
-            visual = self.encode(batch.pixels, batch.frames)
+            visual = self.encode(batch.pixels, batch.frames, batch.about)
         with autocast(batch.ids.device, self.compute_dtype):
             inputs = self.fusion(batch, visual)
         if inputs.inserts is None and any(insert.needs_data for insert in self.inserts):

@@ -65,5 +65,5 @@ def _with_raw(name: str, points: list[tuple[float, float]], window: int) -> list
 
 def _cell(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{k} {v}" for k, v in value.items())
+        return ", ".join(f"{k} {v}" for k, v in value.items() if not isinstance(v, dict))
     return f"{value:.6g}" if isinstance(value, float) else str(value)

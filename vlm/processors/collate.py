@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from vlm.common.errors import DataError
-from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Batch, Example
+from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, PADDING, Batch, Example, MediaFacts, MediumShape
 
 
 def collate(examples: Sequence[Example], pad_id: int) -> Batch:
@@ -18,24 +18,40 @@ def collate(examples: Sequence[Example], pad_id: int) -> Batch:
 
 @dataclass(frozen=True)
 class VisualTokens:
-    """Positions of a medium in the LLM's sequence: ``per_medium + frames * per_frame``."""
+    """Positions of a medium in the LLM's sequence: ``per_medium + frames * per_frame``, or what ``rules`` count."""
 
     per_medium: int = 0
     per_frame: int = 1
+    rules: tuple[Callable[[MediumShape], MediumShape], ...] = ()  # these count instead (``VLM.counters``)
 
     @classmethod
-    def of(cls, count: Callable[[int], int]) -> VisualTokens:
-        """From an affine function of the number of frames (``VLM.visual_tokens``)."""
+    def of(
+        cls, count: Callable[[int], int], rules: tuple[Callable[[MediumShape], MediumShape], ...] = ()
+    ) -> VisualTokens:
+        """From an affine function of the number of frames (``VLM.visual_tokens``), and ``VLM.counters``."""
         per_frame = count(2) - count(1)
-        return cls(count(1) - per_frame, per_frame)
+        return cls(count(1) - per_frame, per_frame, rules)
 
-    def positions(self, frames: int) -> int:
-        """Positions of a medium."""
-        return self.per_medium + frames * self.per_frame
+    def positions(self, medium: MediumShape | int) -> int:
+        """Positions of a medium, given by its shape or, where no more counts, by its number of frames."""
+        shape = MediumShape(medium) if isinstance(medium, int) else medium
+        if not self.rules:
+            return self.per_medium + shape.frames * self.per_frame
+        for rule in self.rules:
+            shape = rule(shape)
+        return shape.frames * shape.tokens
+
+    def of_media(self, example: Example) -> list[int]:
+        """Positions of every medium of an example."""
+        sizes = example.sizes or [None] * len(example.media)
+        shapes = (
+            MediumShape(len(m), m.shape[-2], m.shape[-1], size) for m, size in zip(example.media, sizes, strict=True)
+        )
+        return [self.positions(shape) for shape in shapes]
 
     def fused_length(self, example: Example) -> int:
         """Positions of an example in the LLM's sequence, media included."""
-        return len(example.ids) + sum(self.positions(len(m)) - 1 for m in example.media)
+        return len(example.ids) + sum(self.of_media(example)) - len(example.media)
 
 
 def unify_dtypes(examples: Sequence[Example], normalize: Callable[[torch.Tensor], torch.Tensor]) -> None:
@@ -46,10 +62,14 @@ def unify_dtypes(examples: Sequence[Example], normalize: Callable[[torch.Tensor]
 
 
 def finalize_pixels(batch: Batch, normalize: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-    """``batch`` with float pixels; frames that only pad are zero."""
+    """``batch`` with float pixels; frames and borders that only pad are zero."""
     if batch.pixels is None or batch.pixels.dtype != torch.uint8:
         return batch
     pixels = normalize(batch.pixels)
+    if batch.about is not None and batch.about.shapes is not None:
+        for medium, (height, width) in zip(pixels, batch.about.shapes.tolist(), strict=True):
+            medium[..., height:, :] = 0
+            medium[..., width:] = 0
     if batch.frames is not None:
         for medium, count in zip(pixels, batch.frames.tolist(), strict=True):
             medium[count:] = 0
@@ -68,6 +88,7 @@ def collate_rows(rows: Sequence[Sequence[Example]], pad_id: int) -> Batch:
     length = max(sum(len(e.ids) for e in row) for row in rows)
     ids, labels, segments = (torch.full((len(rows), length), fill) for fill in (pad_id, IGNORE_INDEX, 0))
     media: list[torch.Tensor] = []
+    examples = [example for row in rows for example in row]
     for r, row in enumerate(rows):
         start = 0
         for number, example in enumerate(row, start=1):
@@ -82,25 +103,42 @@ def collate_rows(rows: Sequence[Sequence[Example]], pad_id: int) -> Batch:
                     f"sample {example.source}/{example.id}: {placeholders} placeholders but {len(example.media)} media"
                 )
             media += example.media
-    pixels, frames = _stack(media)
+    pixels, frames = _stack(media, any_size=any(example.sizes for example in examples))
     where = ((ids == MEDIA_TOKEN) & (segments > 0)).nonzero()
-    names = [example.id for row in rows for example in row]
-    return Batch(ids, labels, segments, pixels, where[:, 0], where[:, 1], frames, sample_ids=names)
+    names = [example.id for example in examples]
+    about = _facts(examples, media)
+    return Batch(ids, labels, segments, pixels, where[:, 0], where[:, 1], frames, sample_ids=names, about=about)
 
 
-def _stack(media: list[torch.Tensor]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+def _stack(media: list[torch.Tensor], *, any_size: bool) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """``[n, f, 3, h, w]``, and the number of frames ``[n]`` of each medium if they differ."""
     if not media:
         return None, None
     shapes = {tuple(m.shape[1:]) for m in media}
-    if len(shapes) > 1:
+    if len(shapes) > 1 and not any_size:
         fix = "give every dataset of the run the same image size"
         raise DataError(f"media of different sizes in one batch: {sorted(shapes)}", fix=fix)
     counts = [len(m) for m in media]
-    if len(set(counts)) == 1:
+    if len(set(counts)) == len(shapes) == 1:
         shared: torch.Tensor = torch.utils.data.default_collate(media)  # shared memory in a worker
         return shared, None
-    pixels = media[0].new_zeros((len(media), max(counts), *media[0].shape[1:]))
+    height, width = (max(m.shape[k] for m in media) for k in (-2, -1))
+    pixels = media[0].new_zeros((len(media), max(counts), 3, height, width))
     for place, medium in zip(pixels, media, strict=True):
-        place[: len(medium)] = medium
-    return pixels, torch.tensor(counts)
+        place[: len(medium), :, : medium.shape[-2], : medium.shape[-1]] = medium
+    return pixels, torch.tensor(counts) if len(set(counts)) > 1 else None
+
+
+def _facts(examples: Sequence[Example], media: Sequence[torch.Tensor]) -> MediaFacts | None:
+    """What else is known of the media; None: nothing."""
+    shapes = [tuple(m.shape[-2:]) for m in media]
+    sizes = [size or (0, 0) for e in examples for size in e.sizes or [None] * len(e.media)]
+    texts = [text for e in examples for text in e.texts or [[]] * len(e.media)]
+    facts = MediaFacts(shapes=torch.tensor(shapes) if len(set(shapes)) > 1 else None)
+    if any(example.sizes for example in examples):
+        facts.sizes = torch.tensor(sizes)
+    if any(texts):
+        facts.texts = torch.full((len(texts), max(map(len, texts))), PADDING)
+        for place, text in zip(facts.texts, texts, strict=True):
+            place[: len(text)] = torch.tensor(text)
+    return facts if any(value is not None for value in vars(facts).values()) else None

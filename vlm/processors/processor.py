@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from vlm.common.bounds import Count, Natural
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.registry import register_text, resolve
-from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Image, Message, Sample, Video
+from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Image, Message, Prepared, Sample, Split, Video
 from vlm.processors.collate import VisualTokens
 from vlm.processors.image.recipe import ImageRecipe
+from vlm.processors.questions import asked_in, question_tokenizer, with_questions
 from vlm.processors.templates.base import MEDIUM, BaseTemplate, Segment
 from vlm.processors.tokenizer.tokenizer import Tokenizer
 from vlm.processors.truncation import Span, keep_answers, keep_context, keep_first, keep_last, what_was_cut
@@ -54,6 +55,7 @@ class TextConfig:
     bos_id: Natural | None = None  # forced, whatever the folder says
     eos_id: Natural | None = None
     legacy: bool | None = None  # sentencepiece: a dummy space after every special token; null: as the folder says
+    fast: bool = False  # tokenizer.json, where tokenizer.model is there too
 
 
 class Processor:
@@ -74,14 +76,18 @@ class Processor:
         image: ImageRecipe,
         text_cfg: TextConfig | None = None,
         video: Callable[[Any, str, random.Random | None], torch.Tensor] | None = None,
+        question: Callable[[str], list[int]] | None = None,
     ) -> None:
         """``video`` maps (source, name, rng or None) to ``[f, 3, h, w]``; None: images only.
+
+        ``question`` gives the ids of a text for the bridge that reads the question about a medium; None: there is none.
 
         Raises ConfigError: the tokenizer lacks a token that the template or the padding needs.
         """
         template = template.bound(tokenizer)
         self.tokenizer, self.template, self.image, self.video = tokenizer, template, image, video
         self.text_cfg = text_cfg or TextConfig()
+        self.question = question
         self.pad_id = tokenizer.pad
         self.context: tuple[int, VisualTokens] | None = None
         token = template.config.media_token
@@ -104,18 +110,20 @@ class Processor:
             DataError: unreadable medium, or no supervised token; the message names the sample.
             PromptError: placeholders and media differ in number.
         """
-        segments = self.template.train_segments(sample, rng)
+        segments = self._asked(self.template.train_segments(sample, rng), asked_in(sample.messages))
+        segments = self._split(segments, sample, rng if augment else None)
         whole = self._spans(segments)
         spans, limit = self._truncate(whole, sample), self._limits()
         example = self._example(spans, segments, sample, rng if augment else None)
         if self.context is not None and not self.has_limit:
             positions, visual_tokens = self.context
             if visual_tokens.fused_length(example) > positions:
-                sizes = [visual_tokens.positions(len(medium)) for medium in example.media]
+                sizes = visual_tokens.of_media(example)
                 spans = keep_context(spans, positions, sizes, int(self.tokenizer.bos is not None))
                 limit = f"{positions} positions, the context of the LLM"
                 example.ids, example.labels = self._labelled(spans)
-                del example.media[example.ids.count(MEDIA_TOKEN) :]
+                for facts in (example.media, example.sizes, example.texts):
+                    del facts[example.ids.count(MEDIA_TOKEN) :]
         example.cut = what_was_cut(whole, spans, limit)
         if not example.num_targets:
             limit = "model.text.max_turn_len" if self.text_cfg.max_turn_len > 0 else "model.max_txt_len"
@@ -139,7 +147,7 @@ class Processor:
 
         Raises PromptError: see :meth:`BaseTemplate.chat_segments`; DataError: unreadable medium.
         """
-        return self._prompt(self.template.chat_segments(messages))
+        return self._prompt(self._asked(self.template.chat_segments(messages), asked_in(messages)))
 
     def encode_prompt(self, text: str, media: Sequence[Any] = ()) -> Example:
         """A finished prompt, used unchanged: one ``<ImageHere>`` per medium, after the begin id.
@@ -151,7 +159,7 @@ class Processor:
             DataError: unreadable medium.
         """
         parts = [m if isinstance(m, Image | Video) else Image(m) for m in media]
-        return self._prompt(self.template.prompt_segments(text, parts))
+        return self._prompt(self._asked(self.template.prompt_segments(text, parts), [(m, text) for m in parts]))
 
     def encode_answer(self, text: str) -> list[int]:
         """Ids of an answer after an open prompt, with its end, as training writes it."""
@@ -171,9 +179,35 @@ class Processor:
         both = [spell(text) for text in self.template.stop for spell in (self.tokenizer.encode, self._after_letter)]
         return [ids for k, ids in enumerate(both) if ids and ids not in both[:k]]
 
+    def _asked(self, segments: list[Segment], asked: Sequence[tuple[Image | Video, str]]) -> list[Segment]:
+        """The segments, each medium with the question about it if a bridge reads that."""
+        if self.question is None:
+            return segments
+        return with_questions(segments, asked, self.template.config.media_token)
+
     def _prompt(self, segments: list[Segment]) -> Example:
+        sample = Sample(messages=())
+        segments = self._split(segments, sample)
         spans = keep_last(self._spans(segments), self.text_cfg.max_input_len, warn=True)
-        return self._example(spans, segments, Sample(messages=()))
+        return self._example(spans, segments, sample)
+
+    def _split(self, segments: list[Segment], sample: Sample, rng: random.Random | None = None) -> list[Segment]:
+        """The segments with an image that its recipe divides as several media and the texts between them."""
+        if not (isinstance(self.image, ImageRecipe) and self.image.splits):
+            return segments
+        token, result, before = self.template.config.media_token, [], self._decoded()
+        for segment in segments:
+            if not isinstance(segment.medium, Image):
+                result.append(segment)
+                continue
+            label = segment.medium.source if isinstance(segment.medium.source, str) else _name(sample)
+            value = self.image(segment.medium.source, label, rng)
+            self._check_decoded(before, sample)
+            for k, piece in enumerate(value.pieces if isinstance(value, Split) else [value]):
+                text, medium = (piece, None) if isinstance(piece, str) else (token, Image(piece))
+                joined = segment.joined if k == 0 else bool(token)
+                result.append(replace(segment, text=text, medium=medium, bos=segment.bos and k == 0, joined=joined))
+        return result
 
     def _truncate(self, spans: list[Span], sample: Sample) -> list[Span]:
         """The spans of a training sample within the limits of ``text_cfg``."""
@@ -236,16 +270,24 @@ class Processor:
         self, spans: Sequence[Span], segments: Sequence[Segment], sample: Sample, rng: random.Random | None = None
     ) -> Example:
         ids, labels = self._labelled(spans)
-        media = [s.medium for s in segments if s.medium is not None][: ids.count(MEDIA_TOKEN)]
-        tensors, before = [], self._decoded()
-        for medium in media:
-            tensors.append(self._medium(medium, _name(sample), rng))
-            if self._decoded() - before > SAMPLE_PIXELS:
-                raise DataError(
-                    f"sample {_name(sample)}: its images have more than {SAMPLE_PIXELS:,} pixels together",
-                    fix="shrink them, or divide the record",
-                )
-        return Example(ids=ids, labels=labels, media=tensors, id=sample.id, source=sample.source)
+        shown = [s for s in segments if s.medium is not None][: ids.count(MEDIA_TOKEN)]
+        texts = [] if self.question is None else [self.question(s.question) for s in shown]
+        tensors, sizes, before = [], list[tuple[int, int] | None](), self._decoded()
+        for medium in (s.medium for s in shown):
+            value = self._medium(medium, _name(sample), rng)
+            tensors.append(value.pixels if isinstance(value, Prepared) else value)
+            sizes.append(value.size if isinstance(value, Prepared) else None)
+            self._check_decoded(before, sample)
+        known = sizes if any(sizes) else []
+        return Example(ids, labels, tensors, sample.id, sample.source, sizes=known, texts=texts)
+
+    def _check_decoded(self, before: int, sample: Sample) -> None:
+        """Raises DataError: since ``before`` more pixels were decoded than a sample may have."""
+        if self._decoded() - before > SAMPLE_PIXELS:
+            raise DataError(
+                f"sample {_name(sample)}: its images have more than {SAMPLE_PIXELS:,} pixels together",
+                fix="shrink them, or divide the record",
+            )
 
     def _limits(self) -> str:
         """The limits of the configuration, for messages."""
@@ -268,11 +310,14 @@ class Processor:
         """Pixels that the image recipe has decoded; 0 for one that does not count them."""
         return self.image.decoded if isinstance(self.image, ImageRecipe) else 0
 
-    def _medium(self, medium: Image | Video, name: str, rng: random.Random | None) -> torch.Tensor:
-        """``[f, 3, h, w]`` of an image (one frame) or a video."""
+    def _medium(self, medium: Image | Video, name: str, rng: random.Random | None) -> torch.Tensor | Prepared:
+        """``[f, 3, h, w]`` of an image (one frame, or its tiles) or a video."""
+        if isinstance(medium.source, Prepared):
+            return medium.source
         label = str(medium.source) if isinstance(medium.source, str) else name
         if isinstance(medium, Image):
-            return self.image(medium.source, label, rng).unsqueeze(0)
+            value = self.image(medium.source, label, rng)
+            return value if isinstance(value, Prepared) else value.unsqueeze(0)
         if self.video is None:
             raise DataError(f"video {label}: this model takes images only", fix="set model.video, e.g. {num_frames: 8}")
         return self.video(medium.source, label, rng)
@@ -296,14 +341,14 @@ def build_processor(model_cfg: ModelConfig) -> Processor:
             for a medium than the tokenizer has.
     """
     text_cfg = model_cfg.text.config
-    names = ("pad_token", "special_tokens", "new_pad_token", "bos_id", "eos_id", "legacy")
+    names = ("pad_token", "special_tokens", "new_pad_token", "bos_id", "eos_id", "legacy", "fast")
     options = {name: getattr(text_cfg, name) for name in names}
     tokenizer = Tokenizer.from_folder(text_cfg.tokenizer or model_cfg.llm.config.path, **options)
     template = resolve("template", model_cfg.template.name)(model_cfg.template.config)
     image = resolve("image", model_cfg.image.name)(model_cfg.image.config)
     frames = model_cfg.video
     video = None if frames is None else resolve("video", frames.name)(frames.config, image)
-    processor = Processor(tokenizer, template, image, text_cfg, video)
+    processor = Processor(tokenizer, template, image, text_cfg, video, question_tokenizer(model_cfg))
     placeholder = model_cfg.fusion.get("image_token_id")
     if placeholder is not None and processor.media_id not in (None, placeholder):
         raise ConfigError(

@@ -13,10 +13,12 @@ class ScaledSplice(Splice):
     """As ``splice``, with visual tokens multiplied by ``scale``."""
 
     @dataclass
-    class Config:
-        """Options of ``fusion: {name: scaled_splice}``."""
+    class Config(Splice.Config):
+        """Options of ``fusion: {name: scaled_splice}``: those of ``splice`` and one more."""
 
         scale: float = 1.0
+
+    config: Config
 
     def __call__(self, batch: Batch, visual: Features | None) -> LLMInputs:
         """``visual.tokens [n, f, v, d]`` and the text of the batch -> one sequence ``[b, L, d]`` per row."""

@@ -1,4 +1,4 @@
-"""``vlm data``: list corpora, show and check the datasets of a configuration, write web shards."""
+"""``vlm data``: list corpora, recognise files, show and check the datasets of a configuration, write web shards."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from vlm.config.tree import parse_file
 
 ACTIONS: dict[str, tuple[str, str]] = {
     "list": ("list the shipped corpora with their formats and what they need", "vlm data list"),
+    "detect": (
+        "say which layout a file of training data has, write the entry that reads it, show three samples",
+        "vlm data detect mine.json --images images",
+    ),
     "show": (
         "show samples as the model is trained on them: tokens, targets, images",
         "vlm data show mine.yaml -n 4 --html samples.html",
@@ -28,21 +32,22 @@ ACTIONS: dict[str, tuple[str, str]] = {
 
 @register_command("data")
 class Data:
-    """List corpora, check datasets, show samples, write web shards.
+    """List corpora, recognise files, check datasets, show samples, write web shards.
 
     examples:
       vlm data list
+      vlm data detect mine.json
       vlm data show mine.yaml -n 4 --html samples.html
       vlm data check mine.yaml --pixels
     """
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """``list``, ``show CFG``, ``check CFG``, ``shard CFG OUT``."""
+        """``list``, ``detect FILE``, ``show CFG``, ``check CFG``, ``shard CFG OUT``."""
         actions = parser.add_subparsers(dest="action", required=True, metavar="|".join(ACTIONS))
         for name, (about, example) in ACTIONS.items():
             action = actions.add_parser(name, help=about, description=about, epilog=f"example: {example}")
             if name != "list":
-                add_listed(action, f"data {name}", "options")
+                add_listed(action, f"data {name}", *(["options"] if name != "detect" else []))
 
     def main(self, args: argparse.Namespace) -> int:
         """Run the action; the exit code.

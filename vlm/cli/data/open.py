@@ -110,6 +110,6 @@ def count_visual_tokens(cfg: Config) -> tuple[int | None, VisualTokens]:
     try:
         with busy("reading the composition"):
             model = build_model(cfg.model, device="meta")
-            return model.positions, VisualTokens.of(model.visual_tokens)
+            return model.positions, VisualTokens.of(model.visual_tokens, model.counters())
     except (ConfigError, WeightsError):
         return None, VisualTokens(0, cfg.model.text.config.tokens_per_medium)

@@ -1,19 +1,33 @@
-"""Dialogues about images in JSON files (the layout of LLaVA-Instruct)."""
+"""Dialogues about images: LLaVA-Instruct's layout, messages with role and content, and their relatives."""
 
 from __future__ import annotations
 
+import logging
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from vlm.common.bounds import Natural
+from vlm.common.errors import DataError
 from vlm.common.registry import register_dataset
 from vlm.common.types import Image, Role, Sample, Video
 from vlm.datasets.formats.table.media import sources
-from vlm.datasets.formats.table.read import RowDataset
+from vlm.datasets.formats.table.read import FileType, Record, RowDataset
 from vlm.datasets.formats.table.templates import fill, lookup, names
-from vlm.datasets.formats.turns import check_order, inline_media, read_turns
+from vlm.datasets.formats.turns import (
+    RefusedError,
+    Spelling,
+    check_order,
+    check_refused,
+    inline_media,
+    read_turns,
+    turn_objects,
+)
 from vlm.datasets.media_columns import Kind, is_missing, media_column
 from vlm.processors.placeholders import Medium, attach_media
+
+log = logging.getLogger(__name__)
 
 
 @register_dataset("conversation_json")
@@ -39,6 +53,8 @@ class ConversationJson(RowDataset):
     that ``fields`` names), else in typed parts of the turns (``{"type": "image", "image": "1.jpg"}``), and may be
     lists. The k-th ``<image>`` is the k-th image; images beyond the placeholders come first, a placeholder without an
     image makes the record unusable. Without any image the dialogue is text only, unless ``image_pattern`` names it.
+    Files of any kind that ``table`` reads are read. A record that calls a tool, has an answer that is not to be learned
+    (``loss`` or ``weight`` 0) or a value in a column of ``refuse`` cannot be used.
     """
 
     @dataclass
@@ -48,26 +64,69 @@ class ConversationJson(RowDataset):
         ann_path: str | list[str]  # files of dialogues, concatenated
         image_path: str = ""
         image_pattern: str = ""  # e.g. COCO_train2014_{id}.jpg for records without an image field
-        fields: dict[str, str] = field(default_factory=dict)  # our name (image, video, conversations, id): column
+        records: str = ""  # key of the list, in a JSON object with several
+        file_type: FileType = ""  # kind of a file whose name has no known suffix
+        first: Natural = 0  # read only this many records; 0: all
+        fields: dict[str, str] = field(default_factory=dict)  # our name (image, video, conversations, id): column ...
+        # ... and the keys of a turn: role, content
+        speakers: dict[str, Role] = field(default_factory=dict)  # name of a speaker: user, assistant or system
+        system: str = ""  # template of the system text of dialogues without one, e.g. "{system}"
+        refuse: list[str] = field(default_factory=list)  # columns that must be empty
+        refused: Literal["quarantine", "drop"] = "quarantine"  # drop: left out and counted at the start
         image_first: bool = True  # as published: the image comes before the text of its turn
         drop_newlines: bool = False  # as published: newlines in questions are deleted
         first_pair_only: bool = False
         overlapping_pairs: bool = False  # as in Multimodal-GPT: see _overlapping
         text_roles: Sequence[str] = ()
 
+    def __init__(self, config: Config) -> None:
+        """Reads the files. Raises DataError if one is missing or malformed, or no record is left."""
+        super().__init__(config)
+        self._spelling = Spelling(config.fields.get("role", ""), config.fields.get("content", ""), config.speakers)
+        self._kept: Sequence[int] = range(len(self._rows))
+        if config.refused == "drop":
+            self._kept = array("q", filter(self._is_allowed, self._kept))
+            log.info("%s: %d of %d records left out", config.ann_path, len(self._rows) - len(self), len(self._rows))
+            if not self._kept:
+                raise DataError(f"{config.ann_path}: every record is refused", fix="set build_info.refused: quarantine")
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def record(self, index: int) -> Record:
+        """The raw record, with every field of the file."""
+        return self._rows[self._kept[index]][0]
+
     def __getitem__(self, index: int) -> Sample:
-        record, where = self._rows[index]
-        fields = self.config.fields
-        found = lookup(fields.get("conversations", "conversations"), record, where)
+        record, where = self._rows[self._kept[index]]
+        found, turns = self._turns(record, where)
         media = self._media(record, found, where)
-        turns = read_turns(found, where)
         check_order(turns, where)
         turns = _overlapping(turns) if self.config.overlapping_pairs else turns
         messages = attach_media([self._cleaned(*turn) for turn in turns], media, where, self.config.image_first)
         used = messages[:2] if self.config.first_pair_only else messages
-        return Sample(messages=tuple(used), id=str(record.get(fields.get("id", "id"), index)))
+        return Sample(messages=tuple(used), id=str(record.get(self.config.fields.get("id", "id"), index)))
 
-    def _media(self, record: dict[str, Any], turns: Any, where: str) -> list[Medium]:
+    def _is_allowed(self, index: int) -> bool:
+        """Whether a record may be trained on; one with any other fault stays, for the quarantine."""
+        try:
+            self._turns(*self._rows[index])
+        except RefusedError:
+            return False
+        except DataError:
+            pass
+        return True
+
+    def _turns(self, record: Record, where: str) -> tuple[list[Any], list[tuple[Role, str]]]:
+        """The turns as the file has them, and as texts."""
+        config = self.config
+        check_refused(record, config.refuse, where)
+        column = config.fields.get("conversations", "conversations")
+        found = turn_objects(lookup(column, record, where), where)
+        system = fill(config.system, dict.fromkeys(names(config.system)) | record, where)
+        return found, read_turns(found, where, self._spelling, system)
+
+    def _media(self, record: Record, turns: Any, where: str) -> list[Medium]:
         """The images, then the videos, of a record."""
         config, result = self.config, list[Medium]()
         kinds: tuple[tuple[Kind, type[Medium], str], ...]

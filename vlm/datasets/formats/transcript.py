@@ -6,11 +6,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vlm.common.bounds import Natural
 from vlm.common.errors import DataError
 from vlm.common.registry import register_dataset
 from vlm.common.types import Sample
 from vlm.datasets.base import field, message
-from vlm.datasets.formats.table.read import RowDataset
+from vlm.datasets.formats.table.read import FileType, RowDataset
 
 
 @register_dataset("transcript")
@@ -34,6 +35,9 @@ class Transcript(RowDataset):
         """Where the files are, and how speakers are labelled."""
 
         ann_path: str | list[str]
+        records: str = ""  # key of the list, in a JSON object with several
+        file_type: FileType = ""  # kind of a file whose name has no known suffix
+        first: Natural = 0  # read only this many records; 0: all
         field: str = "input"  # column with the text
         human: str = "[|Human|]"  # spaces after a label belong to it
         assistant: str = "[|AI|]"

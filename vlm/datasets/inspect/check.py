@@ -46,7 +46,12 @@ def _blank(shape: tuple[int, ...], *_: Any, **__: Any) -> torch.Tensor:
 
 
 def without_pixels(processor: Processor) -> Processor:
-    """A processor with the same ids that reads no media; a video counts the most frames that are ever taken."""
+    """A processor with the same ids that reads no media; a video counts the most frames that are ever taken.
+
+    Images are read where the number of their tokens depends on their size.
+    """
+    if not processor.image.fixed_size:
+        return processor
     blind = copy.copy(processor)
     blind.image = partial(_blank, (3, 1, 1))  # type: ignore[assignment]
     if processor.video is not None:

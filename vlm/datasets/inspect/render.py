@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 
-from vlm.common.errors import UserError
-from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Part, Sample, Text
+from vlm.common.errors import DataError, UserError
+from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Image, Part, Sample, Text
 from vlm.datasets.inspect.scan import Opened, encode, references
 from vlm.datasets.loading.mixing import derive_seed
 from vlm.datasets.loading.sources import read_sample
 from vlm.processors.collate import VisualTokens
+from vlm.processors.image import decode
 from vlm.processors.processor import Processor
 from vlm.processors.tokenizer.tokenizer import Tokenizer
 
@@ -61,13 +63,12 @@ def draw_samples(
 
 def pieces(example: Example, tokenizer: Tokenizer, visual_tokens: VisualTokens | None = None) -> list[Piece]:
     """Every token of an example in order; a medium is one piece that says how many positions it takes."""
-    count, result, number = visual_tokens or VisualTokens(), [], 0
+    positions, result, number = (visual_tokens or VisualTokens()).of_media(example), [], 0
     for index, label in zip(example.ids, example.labels, strict=True):
         if index == MEDIA_TOKEN:
             frames = len(example.media[number])
             kind = "image" if frames == 1 else f"video of {frames} frames"
-            positions = count.per_medium + frames * count.per_frame
-            result.append(Piece(f"[{kind} {number + 1}: {positions} tokens]", medium=True))
+            result.append(Piece(f"[{kind} {number + 1}: {positions[number]} tokens]", medium=True))
             number += 1
             continue
         text = tokenizer.piece(index) or f"<{index}>"
@@ -112,9 +113,9 @@ def terminal_text(found: Sequence[Piece], colour: bool) -> str:
     return "|".join(out)
 
 
-def spoken(sample: Sample, limit: int = 300) -> list[str]:
-    """``role: text`` of every message, media by their kind and path or size."""
-    return [f"{m.role}: {' '.join(_described(p)[:limit] for p in m.parts)}" for m in sample.messages]
+def spoken(sample: Sample, limit: int = 300, sizes: bool = False) -> list[str]:
+    """``role: text`` of every message, media by their kind and path or size; ``sizes``: and images by their pixels."""
+    return [f"{m.role}: {' '.join(_described(p, sizes)[:limit] for p in m.parts)}" for m in sample.messages]
 
 
 def describe_media(sample: Sample) -> list[str]:
@@ -122,10 +123,22 @@ def describe_media(sample: Sample) -> list[str]:
     return [_described(m) for message in sample.messages for m in message.media]
 
 
-def _described(part: Part) -> str:
+def _described(part: Part, sizes: bool = False) -> str:
     if isinstance(part, Text):
         return repr(part.text)
     kind, source = type(part).__name__.lower(), part.source
+    size = f", {_size(source)}" if sizes and isinstance(part, Image) and isinstance(source, str | bytes) else ""
     if isinstance(source, bytes | bytearray):
-        return f"<{kind}, {len(source) / 1024:.1f} KiB>"
-    return f"<{kind} {source}>"
+        return f"<{kind}, {len(source) / 1024:.1f} KiB{size}>"
+    return f"<{kind} {source}{size}>"
+
+
+def _size(source: str | bytes) -> str:
+    """Width x height of an image file or of encoded bytes, or that it cannot be read."""
+    if isinstance(source, str) and not os.path.exists(source):
+        return "missing"
+    try:
+        width, height = decode.Opened(source, "", decode.PIXEL_CAP).size
+    except DataError:
+        return "damaged"
+    return f"{width}x{height}"

@@ -15,6 +15,7 @@ from vlm.common.errors import ConfigError
 from vlm.common.registry import register_bridge
 from vlm.common.types import Features
 from vlm.models.attention import attend
+from vlm.models.counting import FixedCount
 
 STD = 0.02
 """Standard deviation of the initial matrices; the queries start at zero."""
@@ -74,6 +75,12 @@ class BertResampler(nn.Module):
     def num_tokens(self, in_tokens: int) -> int:
         """``num_query_tokens``, whatever enters."""
         return self.query_tokens.shape[1]
+
+    varies = False
+
+    def counter(self) -> FixedCount:
+        """See :class:`~vlm.models.protocols.CountsTokens`."""
+        return FixedCount(self.num_tokens(0))
 
     def forward(self, features: Features) -> Features:
         """``tokens [n, f, v, in_dim]`` -> ``[n, f, num_query_tokens, hidden_size]``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -13,6 +13,7 @@ from vlm.common.bounds import Count
 from vlm.common.errors import DataError
 from vlm.common.registry import register_bridge
 from vlm.common.types import Features
+from vlm.models.counting import SameCount
 
 
 @register_bridge("frame_positions")
@@ -48,6 +49,12 @@ class FramePositions(nn.Module):
         """As many tokens as came in."""
         return in_tokens
 
+    varies = False
+
+    def counter(self) -> SameCount:
+        """See :class:`~vlm.models.protocols.CountsTokens`."""
+        return SameCount()
+
     def forward(self, features: Features) -> Features:
         """``[n, f, v, d]`` -> the same shape.
 
@@ -57,8 +64,8 @@ class FramePositions(nn.Module):
         if frames == 1 and not self.config.images:
             # in the graph all the same: every process needs a gradient, whatever its batch holds
             unused = self.positions.sum() * 0 if self.positions.requires_grad else 0
-            return Features(features.tokens + unused, features.mask)
-        return Features(features.tokens + self._positions(frames)[:, None], features.mask)
+            return replace(features, tokens=features.tokens + unused)
+        return replace(features, tokens=features.tokens + self._positions(frames)[:, None])
 
     def _positions(self, frames: int) -> Tensor:
         count, how = self.config.num_frames, self.config.other_counts

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from vlm.common.bounds import Count
 from vlm.common.registry import register_bridge
 from vlm.common.types import Features
+from vlm.models.counting import SameCount
 
 
 @register_bridge("linear")
@@ -32,6 +33,12 @@ class Linear(nn.Module):
         """As many tokens as came in."""
         return in_tokens
 
+    varies = False
+
+    def counter(self) -> SameCount:
+        """See :class:`~vlm.models.protocols.CountsTokens`."""
+        return SameCount()
+
     def forward(self, features: Features) -> Features:
         """``[n, f, v, in_dim]`` -> ``[n, f, v, out_dim]``."""
-        return Features(self.proj(features.tokens), features.mask)
+        return replace(features, tokens=self.proj(features.tokens))

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any, Literal
 
 from torch import nn
+from transformers.activations import ACT2FN
 
-from vlm.common.bounds import Count, Depth
+from vlm.common.bounds import Count, Depth, Positive
 from vlm.common.registry import register_bridge
 from vlm.common.types import Features
+from vlm.models.counting import SameCount
+
+NORMS: dict[str, Any] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 
 
 @register_bridge("mlp")
 class MLP(nn.Module):
-    """``depth`` linear layers with GELU between, ending at the LLM's width. State-dict keys: ``layers.<2i>.*``."""
+    """``depth`` linear layers with an activation between, ending at the LLM's width.
+
+    State-dict keys: ``layers.<2i>.*``, and ``norm.*`` where the input is normed first.
+    """
 
     @dataclass
     class Config:
@@ -26,19 +34,32 @@ class MLP(nn.Module):
         depth: Depth = 2
         hidden_dim: Count | None = None
         out_dim: Count | None = None
+        bias: bool = True
+        activation: Literal["gelu", "gelu_pytorch_tanh", "relu", "silu", "quick_gelu"] = "gelu"
+        norm: Literal["layer", "rms"] | None = None  # of the tokens that enter
+        norm_eps: Positive = 1e-5
 
     def __init__(self, config: Config, in_dim: int, llm_dim: int) -> None:
         super().__init__()
         self.config = config
         self.out_dim = config.out_dim or llm_dim
         widths = [in_dim] + [config.hidden_dim or llm_dim] * (config.depth - 1) + [self.out_dim]
-        layers = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.GELU())]
+        layers = [
+            layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b, config.bias), ACT2FN[config.activation])
+        ]
+        self.norm = nn.Identity() if config.norm is None else NORMS[config.norm](in_dim, eps=config.norm_eps)
         self.layers = nn.Sequential(*layers[:-1])
 
     def num_tokens(self, in_tokens: int) -> int:
         """As many tokens as came in."""
         return in_tokens
 
+    varies = False
+
+    def counter(self) -> SameCount:
+        """See :class:`~vlm.models.protocols.CountsTokens`."""
+        return SameCount()
+
     def forward(self, features: Features) -> Features:
         """``[n, f, v, in_dim]`` -> ``[n, f, v, out_dim]``."""
-        return Features(self.layers(features.tokens), features.mask)
+        return replace(features, tokens=self.layers(self.norm(features.tokens)))

@@ -14,6 +14,7 @@ from vlm.common.errors import ConfigError, DataError
 from vlm.common.registry import register_bridge
 from vlm.common.types import Features
 from vlm.models.attention import attend, feed_forward
+from vlm.models.counting import FixedCount
 
 
 class LatentAttention(nn.Module):
@@ -101,6 +102,12 @@ class Perceiver(nn.Module):
     def num_tokens(self, in_tokens: int) -> int:
         """``num_latents``, per video or (``per_frame``) per frame, whatever enters."""
         return self.config.num_latents
+
+    varies = False
+
+    def counter(self) -> FixedCount:
+        """See :class:`~vlm.models.protocols.CountsTokens`."""
+        return FixedCount(self.num_tokens(0), self.joins_frames)
 
     def forward(self, features: Features) -> Features:
         """``[n, f, v, in_dim]`` -> ``[n, 1, num_latents, out_dim]`` (``[n, f, ...]`` with ``per_frame``).

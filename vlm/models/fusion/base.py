@@ -18,20 +18,27 @@ class LLMInputs:
 
     inputs_embeds: Tensor  # ``[b, L, d]``
     segments: Tensor  # ``[b, L]`` 0 at padding, 1.. numbers the samples of a row
-    position_ids: Tensor  # ``[b, L]`` restarting at every segment, 0 at padding
+    position_ids: Tensor  # ``[b, L]`` or ``[b, L, axes]``, restarting at every segment, 0 at padding
     labels: Tensor  # ``[b, L]``, ``IGNORE_INDEX`` at unsupervised positions
     packed: bool = False  # whether some row holds more than one sample
     inserts: InsertData | None = None  # data for the inserts, or None
+    blocks: Tensor | None = None  # ``[b, L]``; tokens of a sample with the same number > 0 see one another
 
     @property
     def attention_mask(self) -> Tensor:
-        """``[b, L]`` 0/1 when each row is one sample; else bool ``[b, 1, L, L]``, causal within each segment."""
+        """``[b, L]`` 0/1 when each row is one sample; else bool :meth:`visible` ``[b, 1, L, L]``."""
         if not self.packed:
             return (self.segments > 0).long()
+        return self.visible()
+
+    def visible(self) -> Tensor:
+        """Bool ``[b, 1, L, L]``: what each position sees, the past of its own segment and its own block."""
         same = self.segments[:, :, None] == self.segments[:, None, :]
         size = self.segments.shape[1]
-        causal = torch.ones(size, size, dtype=torch.bool, device=same.device).tril()
-        return (same & causal)[:, None]
+        seen = torch.ones(size, size, dtype=torch.bool, device=same.device).tril()
+        if self.blocks is not None:
+            seen = seen | (self.blocks[:, :, None] == self.blocks[:, None, :]) & (self.blocks > 0)[:, :, None]
+        return (same & seen)[:, None]
 
     def predicts(self) -> Tensor:
         """``[b, L]`` bool: positions that predict a supervised token of their own sample."""
@@ -53,7 +60,8 @@ class LLMInputs:
         length = (self.segments > 0).sum(1, keepdim=True)
         size = self.segments.shape[1]
         index = (torch.arange(size, device=length.device)[None] + length) % size
-        embeds = self.inputs_embeds.gather(1, index[..., None].expand_as(self.inputs_embeds))
-        moved = {name: getattr(self, name).gather(1, index) for name in ("segments", "position_ids", "labels")}
+        rows = torch.arange(len(index), device=index.device)[:, None]
+        names = ("inputs_embeds", "segments", "position_ids", "labels", "blocks")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
         inserts = None if self.inserts is None else self.inserts.gather(index)
-        return dataclasses.replace(self, inputs_embeds=embeds, inserts=inserts, **moved)
+        return dataclasses.replace(self, inserts=inserts, **{name: value[rows, index] for name, value in given.items()})

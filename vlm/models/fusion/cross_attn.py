@@ -14,7 +14,8 @@ from vlm.common.registry import register_fusion
 from vlm.common.types import MEDIA_TOKEN, Batch, Features
 from vlm.models.fusion.base import LLMInputs
 from vlm.models.fusion.locations import earlier, locate
-from vlm.models.fusion.splice import check_placeholders, restart_positions
+from vlm.models.fusion.positions import restart_positions
+from vlm.models.fusion.splice import check_placeholders
 from vlm.models.inserts.base import InsertData
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from vlm.common.errors import PromptError
+from vlm.common.errors import ConfigError, PromptError
 from vlm.common.registry import register_fusion
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Batch, Features
 from vlm.models.fusion.base import LLMInputs
 from vlm.models.fusion.locations import borders
+from vlm.models.fusion.positions import GRID_AXES, grid_positions, grids_of, restart_positions
+from vlm.models.protocols import RotatesAxes
 
 
 @register_fusion("splice")
@@ -21,11 +23,30 @@ class Splice:
 
     @dataclass
     class Config:
-        """No options. Example: ``fusion: splice``"""
+        """Options of ``fusion: splice``.
+
+        ``attention`` is what a token sees besides the text and media before it: with ``causal`` nothing, with ``image``
+        all visual tokens of its own image or video, with ``prefix`` everything before the first supervised token of
+        the sample (the whole prompt, when an answer is written). With ``positions: grid`` a visual token has three
+        positions, its frame, row and column from where the medium begins, and the text goes on after the largest; the
+        LLM must have rotary positions of three axes.
+
+        Example: ``fusion: {name: splice, attention: image}``
+        """
+
+        attention: Literal["causal", "image", "prefix"] = "causal"
+        positions: Literal["text", "grid"] = "text"
 
     def __init__(self, config: Config, llm: Any) -> None:
         self.config = config
+        self.options = config if isinstance(config, Splice.Config) else Splice.Config()  # a subclass may have its own
         self.llm = llm
+        axes = llm.position_axes if isinstance(llm, RotatesAxes) else 1
+        if self.options.positions == "grid" and axes != GRID_AXES:
+            raise ConfigError(
+                f"model.fusion.positions is grid, but the LLM has rotary positions of {axes} axis, not {GRID_AXES}",
+                fix="set it to text, or use an LLM with positions for time, row and column (Qwen2-VL, Qwen2.5-VL, ...)",
+            )
 
     def __call__(self, batch: Batch, visual: Features | None) -> LLMInputs:
         """Ids ``[b, s]`` with ``MEDIA_TOKEN`` at each medium and tokens ``[n, f, v, d]`` -> ``[b, L]`` fused.
@@ -53,13 +74,32 @@ class Splice:
         labels[at] = batch.labels[text]
         segments = torch.zeros(shape, dtype=batch.segments.dtype, device=real.device)
         segments[at] = batch.segments[text]
+        media = torch.zeros_like(segments)  # number of the medium, from 1
         if flat is not None:
             _, tokens, medium, inside = flat
             row, pos = batch.media_row[medium], batch.media_pos[medium]
             there = (row, start[row, pos] + inside)
             embeds = embeds.index_put(there, tokens.to(embeds.dtype))
             segments[there] = batch.segments[row, pos]
-        return LLMInputs(embeds, segments, restart_positions(segments), labels, packed=most_segments > 1)
+            media[there] = medium + 1
+        if self.options.positions == "grid":
+            grids = segments.new_zeros(0, GRID_AXES) if visual is None or flat is None else grids_of(visual, flat[0])
+            positions = grid_positions(segments, media, grids)
+        else:
+            positions = restart_positions(segments)
+        blocks = self._blocks(segments, labels, media)
+        return LLMInputs(embeds, segments, positions, labels, packed=most_segments > 1, blocks=blocks)
+
+    def _blocks(self, segments: Tensor, labels: Tensor, media: Tensor) -> Tensor | None:
+        """``[b, L]``, see :class:`LLMInputs`, by the option ``attention``."""
+        if self.options.attention == "causal":
+            return None
+        if self.options.attention == "image":
+            return media
+        supervised = (labels != IGNORE_INDEX).long()
+        count = supervised.cumsum(1)
+        before = (count - supervised).gather(1, borders(segments)[0])
+        return torch.where((segments > 0) & (count == before), segments, 0)
 
 
 def _flatten(visual: Features) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -75,12 +115,6 @@ def _flatten(visual: Features) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     medium, _ = mask.nonzero(as_tuple=True)
     rank = mask.long().cumsum(1) - 1
     return mask.sum(1), tokens[mask.flatten()], medium, rank[mask]
-
-
-def restart_positions(segments: Tensor) -> Tensor:
-    """``[b, L]`` position of each token within its segment; 0 at padding."""
-    index = torch.arange(segments.shape[1], device=segments.device)
-    return torch.where(segments > 0, index - borders(segments)[0], 0)
 
 
 def check_placeholders(batch: Batch, visual: Features | None) -> None:

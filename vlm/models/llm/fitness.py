@@ -45,20 +45,23 @@ def check_fitness(model: Any, config: Any) -> bool:
         raise refused(name, "it takes token ids only, no embeddings")
     with torch.device("cpu"):  # the model may be built on the meta device
         positions = torch.tensor([[0, 1, 2, 0, 1]])
-        _, layout = pack(torch.tensor([[1, 1, 1, 2, 2]]), positions)
+        _, layout = pack(torch.tensor([[1, 1, 1, 2, 2]]))
     with torch.device("meta"):
         copy = type(model)(config).eval()
         embeds = torch.zeros(1, 5, model.get_input_embeddings().embedding_dim, dtype=copy.dtype)
         layout = Layout(layout.gather.to("meta"), layout.scatter.to("meta"), layout.samples, layout.longest)
         given = {"position_ids": positions.to("meta")} if takes_positions(base_of(copy)) else {}
-        try:
-            with laid_out(layout):
-                base_of(copy)(inputs_embeds=embeds, attention_mask=torch.ones(1, 5).long(), use_cache=False, **given)
-        except (TypeError, AttributeError, ValueError) as error:
-            raise refused(name, f"it cannot be run on embeddings alone ({error})") from error
-        except RuntimeError:  # something needs values, which meta tensors do not have, or refuses the row
-            return layout.calls > 0
-    return layout.calls == len(decoder_layers(model) or ())
+        for place in (layout, None):  # None: as one sample, if the row is refused or values are needed
+            try:
+                with laid_out(place):
+                    mask = torch.ones(1, 5).long()
+                    base_of(copy)(inputs_embeds=embeds, attention_mask=mask, use_cache=False, **given)
+            except (TypeError, AttributeError, ValueError) as error:
+                raise refused(name, f"it cannot be run on embeddings alone ({error})") from error
+            except RuntimeError:  # meta tensors have no values
+                continue
+            return layout.calls == len(decoder_layers(model) or ()) if place is layout else layout.calls > 0
+    return layout.calls > 0
 
 
 def passes_more(function: Callable[..., Any]) -> bool:

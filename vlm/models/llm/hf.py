@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from vlm.common.bounds import Count, Dropout, Natural
-from vlm.common.errors import ConfigError, WeightsError
-from vlm.common.file_kind import mistaken
-from vlm.common.paths import inner_folder
+from vlm.common.errors import ConfigError
+from vlm.common.gguf import is_gguf
 from vlm.common.registry import register_llm
 from vlm.models.fusion.base import LLMInputs
+from vlm.models.hf.config import read_hf_config
 from vlm.models.inserts.base import InsertData
 from vlm.models.layer_hooks import (
     INSERT_DATA,
@@ -24,9 +24,12 @@ from vlm.models.layer_hooks import (
     laid_out,
     trim_last_layer,
 )
+from vlm.models.llm.attention import ATTENTION, OWN_ATTENTION, plain_attention_of, register_attention, seeing
 from vlm.models.llm.fitness import check_fitness, decoder_layers, passes_more
+from vlm.models.llm.gguf import read_gguf_config
 from vlm.models.llm.head import logits_of, prepare_head
-from vlm.models.llm.packing import ATTENTION, apart, base_of, can_pack, pack, register_attention
+from vlm.models.llm.headed import causal_class
+from vlm.models.llm.packing import apart, axes_first, base_of, can_pack, pack, position_axes
 from vlm.models.lora import LoraOptions, inject_lora
 from vlm.models.loss import head_loss
 
@@ -45,10 +48,10 @@ class HFCausalLM(nn.Module):
     class Config:
         """Options of ``llm: {name: hf}``.
 
-        ``path`` is a folder with config.json (or with the language model in ``text_encoder/``); ``config`` writes
-        its content out instead (model_type and sizes). ``vocab_size`` overrides the rows of embeddings and head, and
-        unties them: a larger number makes room for added tokens, whose rows are random or, with
-        ``new_rows: mean``, the mean over the file's (a published rule for a pad token). ``banned_ids`` are never
+        ``path`` is a folder with config.json (or with the language model in ``text_encoder/``), or a GGUF file;
+        ``config`` writes its content out instead (model_type and sizes). ``vocab_size`` overrides the rows of
+        embeddings and head, and unties them: a larger number makes room for added tokens, whose rows are random or,
+        with ``new_rows: mean``, the mean over the file's (a published rule for a pad token). ``banned_ids`` are never
         generated, such as added tokens whose row of the head is in no file (that row is zero then).
 
         Example: ``llm: {name: hf, path: /models/llama-2-7b, dtype: bf16}``
@@ -68,8 +71,6 @@ class HFCausalLM(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        from transformers import AutoModelForCausalLM
-
         self.config = config
         register_attention()
         hf_config = read_config(config)
@@ -79,13 +80,9 @@ class HFCausalLM(nn.Module):
         if config.vocab_size is not None:
             configs[1].vocab_size = config.vocab_size
             configs[0].tie_word_embeddings = configs[1].tie_word_embeddings = False
-        family: Any = AutoModelForCausalLM._model_mapping[type(hf_config)]
-        self.model = AutoModelForCausalLM.from_config(
-            hf_config,
-            attn_implementation=_attention(family, hf_config),
-            dtype=torch.get_default_dtype(),
-            trust_remote_code=False,
-        )
+        family = causal_class(hf_config)
+        dtype = torch.get_default_dtype()
+        self.model = family._from_config(hf_config, attn_implementation=_attention(family, hf_config), dtype=dtype)
         shares_rows = check_fitness(self.model, hf_config)
         self.hidden_size: int = self.model.get_input_embeddings().embedding_dim
         self.vocab_size: int = self.model.get_input_embeddings().num_embeddings
@@ -96,12 +93,18 @@ class HFCausalLM(nn.Module):
             raise ConfigError(f"model.llm.banned_ids: {config.banned_ids}, allowed: 0 to {self.vocab_size - 1}")
         if config.lora is not None:
             inject_lora(self.model, config.lora)
+        self.position_axes: int = position_axes(self.model)
         self.packs: bool = config.packing and shares_rows and can_pack(self.model)
         self.passes_more = passes_more(base_of(self.model).forward)
         self.plain_head = prepare_head(self.model)
         trim_last_layer(self.layers())
         if config.checkpointing:
             checkpoint_layers(self.layers())
+
+    def written_out(self) -> Config:
+        """See :class:`~vlm.models.protocols.WritesOut`. Nothing is read later, so that nothing is quantised either."""
+        sizes = {key: value for key, value in self.model.config.to_dict().items() if not key.startswith("_")}
+        return replace(self.config, path=None, config=sizes, vocab_size=None, quantize=None)
 
     def layers(self) -> Any:
         """The decoder layers, for inserts and checkpointing."""
@@ -122,7 +125,8 @@ class HFCausalLM(nn.Module):
         if inputs.packed:
             hidden = self._apart(inputs)
         else:
-            hidden = self._base(inputs.inputs_embeds, inputs.position_ids, inputs.attention_mask, inputs.inserts)
+            mask, blocks = inputs.attention_mask, inputs.blocks
+            hidden = self._base(inputs.inputs_embeds, inputs.position_ids, mask, inputs.inserts, blocks)
         return hidden if keep is None else hidden[keep]
 
     def _base(
@@ -131,29 +135,35 @@ class HFCausalLM(nn.Module):
         positions: Tensor,
         mask: Tensor,
         inserts: InsertData | None,
+        blocks: Tensor | None,
         layout: Layout | None = None,
     ) -> Tensor:
         """Hidden states ``[b, L, d]`` of the transformers model."""
-        return base_of(self.model)(
-            inputs_embeds=embeds,
-            position_ids=positions,
-            attention_mask=mask,
-            use_cache=False,
-            **({} if inserts is None else {INSERT_DATA: inserts}),
-            **({} if layout is None or not self.passes_more else {LAYOUT: layout}),
-        )[0]
+        if positions.dim() == 3 and positions.shape[-1] != self.position_axes:
+            found = f"positions of {positions.shape[-1]} axes, but the LLM has rotary positions of {self.position_axes}"
+            raise ConfigError(f"model.fusion: {found}", fix="set model.fusion.positions to text")
+        with seeing(blocks, type(self.model).__name__):
+            return base_of(self.model)(
+                inputs_embeds=embeds,
+                position_ids=axes_first(positions),
+                attention_mask=mask,
+                use_cache=False,
+                **({} if inserts is None else {INSERT_DATA: inserts}),
+                **({} if layout is None or not self.passes_more else {LAYOUT: layout}),
+            )[0]
 
     def _in_one_row(self, inputs: LLMInputs, keep: Tensor | None) -> Tensor:
         """As :meth:`forward`: nothing is computed at padding, and no last MLP where nothing is read."""
-        index, layout = pack(inputs.segments, inputs.position_ids)
+        index, layout = pack(inputs.segments)
         if keep is not None:
             layout.keep = keep.flatten()[index].nonzero()[:, 0]
         with laid_out(layout):
             hidden = self._base(
                 inputs.inputs_embeds.flatten(0, 1).index_select(0, index)[None],
-                inputs.position_ids.flatten()[index][None],
+                inputs.position_ids.flatten(0, 1)[index][None],
                 torch.ones_like(index)[None],
                 inputs.inserts and inputs.inserts.flat(index),
+                None if inputs.blocks is None else layout.spread(inputs.blocks.flatten()[index]),
                 layout,
             )[0]
         if layout.calls != len(self.layers()):  # some layer has attention of its own and saw one long sample
@@ -165,16 +175,19 @@ class HFCausalLM(nn.Module):
 
     def _apart(self, inputs: LLMInputs) -> Tensor:
         """``[b, L, d]``, each sample of a packed row on its own."""
-        embeds, positions = inputs.inputs_embeds.flatten(0, 1), inputs.position_ids.flatten()
         found, places = [], []
-        for index, real in apart(inputs.segments, inputs.position_ids):
+        for index, real in apart(inputs.segments):
 
             def own(value: Tensor, index: Tensor = index) -> Tensor:
                 return value.flatten(0, 1)[index]
 
-            inserts = inputs.inserts and inputs.inserts.moved(own)
-            rows = embeds[index] * real[..., None]
-            found.append(self._base(rows, positions[index] * real, real.long(), inserts)[real])
+            def kept(value: Tensor, index: Tensor = index, real: Tensor = real) -> Tensor:
+                return own(value, index) * real.view(*real.shape, *[1] * (value.dim() - 2))
+
+            inserts, blocks = inputs.inserts and inputs.inserts.moved(own), inputs.blocks
+            rows, positions = kept(inputs.inputs_embeds), kept(inputs.position_ids)
+            blocks = None if blocks is None else kept(blocks)
+            found.append(self._base(rows, positions, real.long(), inserts, blocks)[real])
             places.append(index[real])
         return _placed(torch.cat(found), torch.cat(places), inputs)
 
@@ -200,10 +213,16 @@ def _placed(hidden: Tensor, index: Tensor, inputs: LLMInputs) -> Tensor:
 
 
 def _attention(family: type, config: Any) -> str:
-    """The attention of a transformers class: ours, else its own SDPA, else the plain one, which alone caps scores."""
-    if not getattr(family, "_supports_sdpa", False) or getattr(config, "attn_logit_softcapping", None):
-        return "eager"
-    return ATTENTION if getattr(family, "_supports_attention_backend", False) else "sdpa"
+    """The attention of a transformers class: ours by SDPA or, where that computes something else, by its own function.
+
+    Without transformers' attention interface: its own SDPA, else the plain one.
+    """
+    by_sdpa = getattr(family, "_supports_sdpa", False) and not getattr(config, "attn_logit_softcapping", None)
+    if not getattr(family, "_supports_attention_backend", False):
+        return "sdpa" if by_sdpa else "eager"
+    if by_sdpa:
+        return ATTENTION
+    return "eager" if plain_attention_of(family) is None else OWN_ATTENTION
 
 
 def read_config(config: HFCausalLM.Config) -> Any:
@@ -211,29 +230,8 @@ def read_config(config: HFCausalLM.Config) -> Any:
 
     Raises:
         ConfigError: neither or both given, or an unknown ``model_type``.
-        WeightsError: the folder has no config.json.
+        WeightsError: the folder has no config.json, or the GGUF file cannot be read.
     """
-    from transformers import AutoConfig
-
-    if (config.path is None) == (config.config is None):
-        raise ConfigError("model.llm needs exactly one of path (a Hugging Face folder) and config (sizes written out)")
-    if config.config is not None:
-        options = dict(config.config)
-        kind = options.pop("model_type", None)
-        try:
-            return AutoConfig.for_model(kind, **options)
-        except ValueError as error:
-            raise ConfigError(f"model.llm.config.model_type: transformers knows no model type {kind!r}") from error
-    folder = inner_folder(str(config.path), FOLDERS)
-    if not (folder / "config.json").is_file():
-        fix = "give the folder of a Hugging Face causal LM: config.json, tokenizer and weights"
-        raise WeightsError(f"model.llm.path: no language model in {folder} (config.json is missing)", fix=fix)
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, OSError) as error:
-        if "trust_remote_code" in str(error):
-            message = f"{folder}: needs Python code that came with it (auto_map in config.json), which is never run"
-            fix = "use a model whose model_type transformers knows, or register its class: docs/extend/llm.md"
-            raise WeightsError(message, fix=fix) from None
-        text = mistaken(folder / "config.json") or f"{folder / 'config.json'}: {error}"
-        raise WeightsError(text) from error
+    if config.path is not None and config.config is None and is_gguf(config.path):
+        return read_gguf_config(config.path)
+    return read_hf_config(config.path, config.config, "model.llm", "language model", FOLDERS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -77,6 +77,10 @@ class Clip(nn.Module):
         self.out_dim: int = inner.hidden_size
         self.image_size: int = inner.image_size
         self.num_tokens = (inner.image_size // inner.patch_size) ** 2 + int(config.keep_cls)
+
+    def written_out(self) -> Config:
+        """See :class:`~vlm.models.protocols.WritesOut`."""
+        return replace(self.config, path=None, image_size=None, config=read_sizes(self.config))
 
     def blocks(self) -> nn.ModuleList:
         """The transformer blocks, for checkpointing and tests."""

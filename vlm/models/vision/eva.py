@@ -38,6 +38,10 @@ class EvaViT(nn.Module):
         mlp_ratio: Positive = 4.3637
         drop_path_rate: Dropout = 0.0
         ln_vision: bool = True
+        norm_eps: Positive = 1e-6  # of the norms in the blocks
+        ln_vision_eps: Positive = 1e-5  # of the norm after them; transformers' BLIP-2 uses 1e-6
+        qkv_bias: bool = True
+        attention_dropout: Dropout = 0.0
         precision: Literal["fp16", "bf16", "fp32"] = "fp16"
         checkpointing: bool = False
         lora: LoraOptions | None = None
@@ -60,16 +64,18 @@ class EvaViT(nn.Module):
             **{name: getattr(config, name) for name in same},
             num_classes=0,
             global_pool="",
-            qkv_bias=True,
+            qkv_bias=config.qkv_bias,
             qkv_fused=True,
-            norm_layer=partial(LayerNorm, eps=1e-6),
+            attn_drop_rate=config.attention_dropout,
+            norm_layer=partial(LayerNorm, eps=config.norm_eps),
             use_post_transformer_norm=False,
             use_fc_norm=False,
         )
         self.vit.set_grad_checkpointing(config.checkpointing)
         if config.lora is not None:
             inject_lora(self.vit, config.lora)
-        self.ln_vision = Float32LayerNorm(config.embed_dim, eps=1e-5) if config.ln_vision else nn.Identity()
+        norm = Float32LayerNorm(config.embed_dim, eps=config.ln_vision_eps)
+        self.ln_vision = norm if config.ln_vision else nn.Identity()
         self.out_dim = config.embed_dim
         self.image_size = config.image_size
         self.num_tokens = 1 + (config.image_size // config.patch_size) ** 2

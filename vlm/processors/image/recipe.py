@@ -20,7 +20,7 @@ import copy
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from vlm.common.bounds import Count, Positive, Range, Share
 from vlm.common.errors import ConfigError, DataError
@@ -49,10 +49,18 @@ class ImageRecipe:
 
     One object holds the evaluation transform, which chat uses too, and the optional ``train`` part.
 
+    A recipe that makes more than one square of an image is a subclass: ``__call__`` may return a :class:`Prepared`
+    (tiles, or any height and width) or, with ``splits``, a :class:`Split`.
+
     Attributes:
+        splits: whether an image can become several media with text between them.
+        fixed_size: whether every image becomes one ``[3, size, size]``.
         transparent: how many of the images so far had transparent pixels.
         decoded: pixels of all images so far.
     """
+
+    splits: ClassVar[bool] = False
+    fixed_size: ClassVar[bool] = True
 
     @dataclass
     class Train:
@@ -124,7 +132,6 @@ class ImageRecipe:
         Raises:
             DataError: missing, empty, truncated, corrupt, unsupported or too large; the message names it.
         """
-        import numpy as np
         import torch
 
         if isinstance(source, torch.Tensor):
@@ -144,7 +151,7 @@ class ImageRecipe:
         self.transparent += opened.transparent
         self.decoded += opened.size[0] * opened.size[1]
         pixels = pixels[:, ::-1] if plan.flip else pixels
-        levels = torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
+        levels = levels_of(pixels)
         return levels if self._levels else self.normalize(levels)
 
     def as_uint8(self) -> ImageRecipe:
@@ -233,6 +240,14 @@ class Blip2ImageTrain(ImageRecipe):
 @register_processor("blip2_image_eval")
 class Blip2ImageEval(ImageRecipe):
     """The published evaluation transform."""
+
+
+def levels_of(image: Any) -> torch.Tensor:
+    """uint8 ``[3, h, w]`` of an image of PIL or an array ``[h, w, 3]``."""
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.array(np.asarray(image).transpose(2, 0, 1), order="C"))
 
 
 def joined(images: Sequence[torch.Tensor]) -> torch.Tensor:

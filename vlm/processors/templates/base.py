@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from vlm.common import text
 from vlm.common.errors import ConfigError, PromptError
@@ -48,6 +48,7 @@ class Segment:
     bos, eos    the begin id precedes it, the end id follows it
     joined      it continues the previous segment: both are tokenised as one text
     literal     stretches ``[start, end)`` of ``text`` in which special tokens are not recognised
+    question    of a medium: what is asked about it, if a bridge reads that; the processor fills it in
     """
 
     text: str = ""
@@ -57,6 +58,7 @@ class Segment:
     eos: bool = False
     joined: bool = False
     literal: tuple[tuple[int, int], ...] = ()
+    question: str = ""
 
 
 class BaseTemplate(ABC):
@@ -135,6 +137,17 @@ class BaseTemplate(ABC):
     def clean_batch(text: str) -> str:
         """The answer in a batch output (the published ``generate``): up to ``</s>``, after ``[/INST]``, stripped."""
         return text.split("</s>")[0].replace("<s>", "").split("[/INST]")[-1].strip()
+
+
+@runtime_checkable
+class WritesJinja(Protocol):
+    """A template that can also be written as the Jinja text of a tokenizer's chat template."""
+
+    def jinja(self, image: str) -> str | None:
+        """The text, with ``image`` in place of each image; None if these options have no such form.
+
+        It gives the text of :meth:`BaseTemplate.chat_segments`, begin token included.
+        """
 
 
 def ask_last(messages: Sequence[Message]) -> None:

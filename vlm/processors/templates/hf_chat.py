@@ -65,6 +65,7 @@ class HFChat(BaseTemplate):
         image_prefix: str = ""  # around an image, where the template does not place images
         image_suffix: str = ""
         end_sym: str = ""  # after an answer that the template leaves without an end
+        begin: bool = False  # the begin id first, where the template does not write it, as many processors do
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -150,7 +151,7 @@ class HFChat(BaseTemplate):
         messages = sample.messages[: answered[-1] + 1] if answered else sample.messages
         turns = self._turns(messages, rng)
         located = locate(turns, self._facts.form.render, self._facts.control, answers=True)
-        return self._segments(located, turns, supervised=True)
+        return self._begun(located, self._segments(located, turns, supervised=True))
 
     def chat_segments(self, messages: Sequence[Message]) -> list[Segment]:
         """See :meth:`BaseTemplate.chat_segments`."""
@@ -161,7 +162,11 @@ class HFChat(BaseTemplate):
             return self._facts.form.render(turns, open_turn=True)
 
         located = locate(turns, render, self._facts.control, answers=bool(self.config.end_sym))
-        return self._segments(located, turns, supervised=False)
+        return self._begun(located, self._segments(located, turns, supervised=False))
+
+    def _begun(self, located: Located, segments: list[Segment]) -> list[Segment]:
+        own = bool(self._begin) and located.text.startswith(self._begin)
+        return with_bos(segments) if self.config.begin and not own else segments
 
     def answer_segments(self, text: str) -> list[Segment]:
         """See :meth:`BaseTemplate.answer_segments`."""

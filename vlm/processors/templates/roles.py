@@ -12,6 +12,7 @@ that both give the same ids. Presets differ only in the defaults of ``Config``.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,33 @@ from vlm.processors.templates.base import (
     turns_of,
     with_bos,
 )
+
+CHAT = """\
+{%- macro words(content) -%}
+{%- if content is string -%}{{ content }}{%- else -%}
+{%- for part in content if part.type == "text" -%}{{ part.text }}{%- endfor -%}
+{%- endif -%}
+{%- endmacro -%}
+{%- macro parts(content) -%}
+{%- if content is string -%}{{ content }}{%- else -%}
+{%- set after = namespace(image=false) -%}
+{%- for part in content -%}
+{%- if part.type == "text" -%}
+{%- if after.image and part.text[:1].strip() -%}{{ " " }}{%- endif -%}{{ part.text }}
+{%- set after.image = false -%}
+{%- else -%}{{ image }}{%- set after.image = true -%}{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{%- endmacro -%}
+{{- bos_token -}}
+{%- if messages[0].role == "system" -%}{{ words(messages[0].content) }}{%- else -%}{{ system }}{%- endif -%}{{ sep }}
+{%- for message in messages if message.role != "system" -%}
+{%- if message.role == "user" -%}{{ user }}{{ parts(message.content) }}{{ sep }}
+{%- else -%}{{ answer }}{{ words(message.content) }}{{ sep }}{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ open }}{%- endif -%}
+"""
+"""Chat template in Jinja over the texts of a :class:`Template`."""
 
 __all__ = ["IMAGE_PLACEHOLDER", "BaseTemplate", "Medium", "Segment"]
 
@@ -105,6 +133,20 @@ class Template(BaseTemplate):
                 blocks[-1] += [self.config.assistant, UserText(message.text), self.config.sep]
         blocks[-1].append(self.open_turn)
         return with_bos([s for block in blocks for s in segments_of(block, self.config.media_token)])
+
+    def jinja(self, image: str) -> str:
+        """The text of :meth:`chat_segments` as a chat template in Jinja, see :class:`WritesJinja`."""
+        cfg = self.config
+        values = {
+            "system": cfg.system,
+            "sep": cfg.sep,
+            "user": cfg.user,
+            "assistant": cfg.assistant,
+            "open": self.open_turn,
+            "answer": self.open_turn if cfg.chat_form else cfg.assistant,
+            "image": f"{cfg.image_prefix}{image}{cfg.image_suffix}",
+        }
+        return "".join(f"{{%- set {name} = {json.dumps(text)} -%}}\n" for name, text in values.items()) + CHAT
 
     @property
     def open_turn(self) -> str:

@@ -25,6 +25,7 @@ from typing import Any
 
 from vlm.common.errors import WeightsError
 from vlm.common.file_kind import mistaken
+from vlm.common.gguf import is_gguf
 from vlm.common.text import read_text
 from vlm.processors.tokenizer.decoding import StreamDecoder
 from vlm.processors.tokenizer.special_tokens import Special, SpecialTokens, is_control, read_json, read_special_tokens
@@ -144,6 +145,16 @@ class _Fast:
     def encode(self, text: str, plain: bool, follows: bool = False) -> list[int]:
         return (self._without_special() if plain else self._tok).encode(text, add_special_tokens=False).ids
 
+    def limit(self, tokens: int, side: str) -> None:
+        """Cut longer texts to ``tokens`` on one side, what :meth:`encode_framed` adds included."""
+        self._tok.no_padding()
+        self._tok.enable_truncation(tokens, direction=side)
+        self.protect(self._names)
+
+    def encode_framed(self, text: str) -> list[int]:
+        """Ids of ``text``, in which nothing is special, between the special tokens that the file adds."""
+        return self._without_special().encode(text).ids
+
     def starts(self, text: str) -> list[int]:
         """For each id of ``text``, the character where it begins."""
         return [start for start, _ in self._tok.encode(text, add_special_tokens=False).offsets]
@@ -220,11 +231,12 @@ class Tokenizer:
         bos_id: int | None = None,
         eos_id: int | None = None,
         legacy: bool | None = None,
+        fast: bool = False,
     ) -> Tokenizer:
         """Read the tokenizer of a Hugging Face LLM folder.
 
         Args:
-            path: folder with ``tokenizer.model`` or ``tokenizer.json``.
+            path: folder with ``tokenizer.model`` or ``tokenizer.json``, or a GGUF file.
             pad_token: existing piece or special token used for padding, which answers then lack; if it is empty or the
                 vocabulary lacks it: the folder's pad token, else unk, else eos. None: the folder's, else ``$$`` (the
                 published choice for LLaMA), else unk, else eos.
@@ -233,19 +245,24 @@ class Tokenizer:
             bos_id, eos_id: ids that override the folder's; their strings then absorb the blanks around them.
             legacy: with sentencepiece, whether text after a special token begins with a dummy space; None: what
                 ``tokenizer_config.json`` says, else True.
+            fast: read ``tokenizer.json`` where both files are there, as transformers does.
 
         Raises:
             WeightsError: no folder, no tokenizer in it, or an unreadable file.
         """
         folder = Path(path)
-        slow, fast = folder / "tokenizer.model", folder / "tokenizer.json"
+        if is_gguf(path):
+            from vlm.models.llm.gguf import gguf_tokenizer
+
+            folder = gguf_tokenizer(path)
+        slow, json_file = folder / "tokenizer.model", folder / "tokenizer.json"
         backend: _SentencePiece | _Fast
-        if slow.is_file():
+        if slow.is_file() and not (fast and json_file.is_file()):
             backend = _SentencePiece(slow)
-        elif fast.is_file():
-            if fault := mistaken(fast):
+        elif json_file.is_file():
+            if fault := mistaken(json_file):
                 raise WeightsError(fault, fix="fetch tokenizer.json again")
-            backend = _Fast(read_text(fast, error=WeightsError), fast)
+            backend = _Fast(read_text(json_file, error=WeightsError), json_file)
         else:
             result = "no such folder" if not folder.is_dir() else "neither tokenizer.model nor tokenizer.json in it"
             raise WeightsError(f"tokenizer folder {folder}: {result}", fix="name the LLM's Hugging Face folder")
@@ -290,6 +307,16 @@ class Tokenizer:
     def is_special(self, text: str) -> bool:
         """Whether :meth:`encode` reads ``text`` as one special token."""
         return text in self._special
+
+    @property
+    def legacy(self) -> bool:
+        """Whether text after a special token begins with a dummy space, as in the slow tokenizer of LLaMA."""
+        return self._slow and self._legacy
+
+    @property
+    def special_tokens(self) -> dict[str, Special]:
+        """The strings that :meth:`encode` reads as one token."""
+        return dict(self._special)
 
     def piece(self, index: int) -> str:
         """The piece of an id as the vocabulary spells it; empty if it has none."""

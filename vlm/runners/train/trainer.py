@@ -281,8 +281,9 @@ class Trainer:
     def _check_foundations(self, folder: Path) -> None:
         stored = read_provenance(folder).get("fingerprints") or {}
         changed = differences(stored, self.fingerprints) if self.fingerprints else []
-        if changed:
+        if changed and not self.run.allow_other_base:
             raise WeightsError(
                 f"{folder} was trained on other frozen weights; {'; '.join(changed)}",
-                fix="give the same vision, Q-Former and LLM files as when the run was started",
+                fix="give the same vision, Q-Former and LLM files as when the run was started; "
+                "run.allow_other_base=true resumes nevertheless",
             )

@@ -44,7 +44,7 @@ def key_map(model: VLM) -> KeyMap:
     ignored = ["*.rotary_emb.inv_freq", "*.position_ids"]
     qformer = bridge_index(model, QFormer)
     if qformer is not None:
-        inner = blip2_qformer.key_map(qformer)
+        inner = blip2_qformer.key_map(qformer, model.bridge[qformer].config.reads_text is not None)
         pairs += inner.pairs
         ignored += inner.ignored
     if isinstance(model.vision, EvaViT):

@@ -12,22 +12,22 @@ The result equals that of the merge script of the repository airaria/Visual-Chin
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from vlm.checkpoint.convert.folder import new_folder
+from vlm.checkpoint.convert.lora import GENERATION, Delta, MergedTensors
 from vlm.checkpoint.formats.clip import BUFFERS, TEXT_TOWER_KEYS, TOWER
-from vlm.checkpoint.peft_adapter import PEFT_PREFIX, Adapter, read_adapter
+from vlm.checkpoint.peft_adapter import Adapter
 from vlm.checkpoint.safe import copy_files, read_json, shards, write_json
 from vlm.checkpoint.stream import SHARD_BYTES, TensorReader, write_shards
 from vlm.common.errors import WeightsError
 from vlm.common.logging import say
-from vlm.common.paths import inner_folder, make_folder
+from vlm.common.paths import inner_folder
 from vlm.common.registry import register_command
 from vlm.models.llm.hf import FOLDERS as TEXT_FOLDERS
 from vlm.models.precision import parse_dtype
@@ -49,36 +49,8 @@ VISION_PREFIX = "vision_model."
 """Added to a name of the vision tower in the whole model."""
 KEEP_DTYPE = (".rotary_emb.inv_freq", *BUFFERS)
 """Ends of the names of buffers, which keep their dtype."""
-GENERATION = "generation_config.json"
 PAD = "<pad>"
 """Added token that the published tokenizer pads with, whatever its own file states."""
-
-
-UNFINISHED = "unfinished_merge"
-"""A file in the hidden folder that a merge writes into: what an interrupted one left may be deleted."""
-
-
-class Delta:
-    """An adapter whose tensors are read one by one. Raises WeightsError, see :func:`read_adapter`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.adapter = read_adapter(folder)
-        self.reader = TensorReader([self.adapter.file])
-
-    def read(self, name: str, dtype: torch.dtype) -> Tensor:
-        """A tensor by its name without peft's prefix."""
-        return self.reader.read(name if name in self.reader.facts else PEFT_PREFIX + name, dtype)
-
-    def update(self, name: str, tensor: Tensor) -> Tensor:
-        """``tensor`` of the whole model with this delta's LoRA added in place, if it has any there.
-
-        The update is formed in float32 and added with one rounding.
-        """
-        layer = name.removesuffix(".weight")
-        if layer not in self.adapter.lora:
-            return tensor
-        a, b = (self.read(matrix, torch.float32) for matrix in self.adapter.lora[layer])
-        return tensor.add_((b @ a).mul_(self.adapter.alpha / self.adapter.rank(layer)))
 
 
 @dataclass
@@ -140,29 +112,11 @@ class Merge:
         return files + write_shards(target, facts, lambda name: source[name].read(name, self.dtype), self.shard_bytes)
 
     def _write_foundation(self, foundation: Foundation, target: Path) -> list[Path]:
-        names, prefix = foundation.names, foundation.prefix
-        last = dict.fromkeys(names, -1)  # the last delta that replaces a tensor; -1: none
-        for number, delta in enumerate(self.deltas):
-            last |= {name: number for name in names if prefix + name in delta.adapter.tensors}
-        facts: dict[str, Tensor] = {}
-        for name, source in names.items():
-            own = foundation.reader.facts[source]
-            found = own if last[name] < 0 else self.deltas[last[name]].adapter.tensors[prefix + name]
-            keep = name.endswith(KEEP_DTYPE) or not own.is_floating_point()
-            facts[name] = found.to("meta", own.dtype if keep else self.dtype)
-
-        def make(name: str) -> Tensor:
-            """The tensor as the last delta that replaces it has it, with the updates of those that follow."""
-            start, dtype = last[name], facts[name].dtype
-            reader, source = (self.deltas[start], prefix + name) if start >= 0 else (foundation.reader, names[name])
-            tensor = reader.read(source, dtype)
-            for delta in self.deltas[start + 1 :]:
-                tensor = delta.update(prefix + name, tensor)
-            return tensor
-
-        written = write_shards(target / foundation.folder, facts, make, self.shard_bytes)
-        for reader in (foundation.reader, *(d.reader for d in self.deltas)):
-            reader.release()
+        merged = MergedTensors(
+            foundation.reader, foundation.names, self.deltas, self.dtype, foundation.prefix, KEEP_DTYPE
+        )
+        written = write_shards(target / foundation.folder, merged.facts, merged.make, self.shard_bytes)
+        merged.release()
         return written
 
     def _bridge(self) -> dict[str, Delta]:
@@ -238,8 +192,6 @@ def merge_visualcla(
     """
     text, vision = inner_folder(text_model, TEXT_FOLDERS), inner_folder(vision_model, VISION_FOLDERS)
     target = Path(target)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise WeightsError(f"{target}: already holds files", fix="give a new folder")
     first = Path(lora_models[0])
     deltas = [Delta(Path(folder)) for folder in lora_models]
     if not (first / TOKENIZER[0]).is_file():
@@ -248,22 +200,10 @@ def merge_visualcla(
     merge = Merge(read_foundations(text, vision), deltas, dtype, shard_bytes)
     rows = _rows(merge, text)
     merge.check()
-    work = target.with_name(f".{target.name}.part")
-    if work.exists() and not (work / UNFINISHED).is_file():
-        raise WeightsError(f"{work}: in the way, and not left by a merge", fix="move it away, or give another target")
-    shutil.rmtree(work, ignore_errors=True)
-    make_folder(work)
-    (work / UNFINISHED).touch()
-    try:
+    with new_folder(target) as work:
         written = merge.write(work)
         _write_configs(work, configs, rows, dtype)
         _copy_texts(work, text, vision, first)
-        if target.exists():
-            target.rmdir()
-        (work / UNFINISHED).unlink()
-        work.replace(target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return [target / file.relative_to(work) for file in written]
 
 

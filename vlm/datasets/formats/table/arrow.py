@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -41,41 +41,75 @@ class StoredRecords(Sequence[Record]):
             raise IndexError(index)
         return without_nan(self.table[index : index + 1].to_pylist()[0])
 
+    def keep(self, count: int) -> None:
+        """Drop all records after the first ``count``."""
+        if count < len(self.table):
+            self.table = self.table[:count]
 
-def from_parquet(file: Path) -> StoredRecords:
-    """The records of a Parquet file. Raises DataError: unreadable, or pyarrow is not installed."""
+
+def from_parquet(file: Path, first: int = 0) -> StoredRecords:
+    """The records of a Parquet file (the ``first`` ones only). Raises DataError: unreadable, or without pyarrow."""
+    return _from_batches(file, "Parquet", first)
+
+
+def from_arrow(file: Path, first: int = 0) -> StoredRecords:
+    """The records of an Arrow file, as :func:`from_parquet`; the stream and the file form are known by their bytes."""
+    return _from_batches(file, "Arrow", first)
+
+
+def _from_batches(file: Path, kind: str, first: int) -> StoredRecords:
     try:
         import pyarrow as pa
-        import pyarrow.parquet as pq
     except ImportError:
         raise DataError(f"table: {file} needs pyarrow", fix="pip install 'vlm-compose[tables]'") from None
+    most = max(MAX_EXPANDED, file.stat().st_size * MAX_RATIO) if file.exists() else MAX_EXPANDED
     try:
         with open_regular(file) as stream:
-            return StoredRecords(_bounded(pq.ParquetFile(stream), file))
+            batches, schema = _parquet(stream, most, first) if kind == "Parquet" else _arrow(stream)
+            kept, total, rows = [], 0, 0
+            for batch in batches:
+                kept.append(batch)
+                total, rows = total + batch.nbytes, rows + batch.num_rows
+                if total > most or (first and rows >= first):
+                    break
+            if total > most:
+                raise _bomb(file, most)
+            return StoredRecords(pa.Table.from_batches(kept, schema))
     except FileNotFoundError:
         raise DataError(f"table: no file {file}", fix="check the path under build_info of the dataset") from None
+    except _Expanded:
+        raise _bomb(file, most) from None
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"table: {file} cannot be read as Parquet ({error})") from None
+        raise DataError(f"table: {file} cannot be read as {kind} ({error})") from None
 
 
-def _bounded(parquet: Any, file: Path) -> Any:
-    """The whole table, read in batches. Raises DataError once it takes far more memory than the file."""
-    import pyarrow as pa
+class _Expanded(Exception):
+    """The metadata of a Parquet file declare far more bytes than the file has."""
 
-    most = max(MAX_EXPANDED, file.stat().st_size * MAX_RATIO)
+
+def _bomb(file: Path, most: int) -> DataError:
+    fix = "split it, or write it uncompressed"
+    return DataError(f"table: {file} holds more than {most:,} bytes once expanded", fix=fix)
+
+
+def _parquet(stream: Any, most: int, first: int) -> tuple[Iterator[Any], Any]:
+    import pyarrow.parquet as pq
+
+    parquet = pq.ParquetFile(stream)
     groups = [parquet.metadata.row_group(k) for k in range(parquet.metadata.num_row_groups)]
-    declared = sum(g.column(c).total_uncompressed_size for g in groups for c in range(g.num_columns))
-    batches, total = [], declared if declared > most else 0
-    for batch in () if total else parquet.iter_batches(ROWS_PER_BATCH):
-        batches.append(batch)
-        total += batch.nbytes
-        if total > most:
-            break
-    if total > most:
-        raise DataError(
-            f"table: {file} holds more than {most:,} bytes once expanded", fix="split it, or write it uncompressed"
-        )
-    return pa.Table.from_batches(batches, parquet.schema_arrow)
+    if sum(g.column(c).total_uncompressed_size for g in groups for c in range(g.num_columns)) > most:
+        raise _Expanded
+    return parquet.iter_batches(min(first or ROWS_PER_BATCH, ROWS_PER_BATCH)), parquet.schema_arrow
+
+
+def _arrow(stream: Any) -> tuple[Iterator[Any], Any]:
+    from pyarrow import ipc
+
+    whole = stream.read(6) == b"ARROW1"
+    stream.seek(0)
+    reader = (ipc.open_file if whole else ipc.open_stream)(stream)
+    batches = map(reader.get_batch, range(reader.num_record_batches)) if whole else iter(reader)
+    return batches, reader.schema
 
 
 def from_hub(path: str) -> StoredRecords:

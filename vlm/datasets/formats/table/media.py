@@ -34,6 +34,7 @@ def sources(value: Any, folder: str, where: str) -> list[Any]:
     if isinstance(value, bytes):
         return [value]
     if isinstance(value, str):
+        value = value.removeprefix("file://")
         if value.startswith("data:") or _BASE64.match(value):
             return [from_base64(value, where)]
         if "://" in value:

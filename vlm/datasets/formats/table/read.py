@@ -1,6 +1,6 @@
 """Files of records of any kind, with the place of each record for messages.
 
-Supported are JSON (a list, an object that holds one, or an object id -> record), JSON lines, CSV, TSV, Parquet,
+Supported are JSON (a list, an object that holds one, or an object id -> record), JSON lines, CSV, TSV, Parquet, Arrow,
 folders of images (``metadata.jsonl|csv``, or a ``.txt``/``.json`` next to each image), folders written by
 ``datasets.save_to_disk`` and ``hf://owner/name?split=train&config=...``.
 """
@@ -18,7 +18,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,10 +26,11 @@ from vlm.common.errors import DataError
 from vlm.common.files import is_hidden, visible
 from vlm.common.numbers import JSON_NUMBERS
 from vlm.datasets.base import field, parse_json, read_text
-from vlm.datasets.formats.table.arrow import HUB, StoredRecords, from_disk, from_hub, from_parquet, is_saved
+from vlm.datasets.formats.table.arrow import HUB, StoredRecords, from_arrow, from_disk, from_hub, from_parquet, is_saved
+from vlm.datasets.formats.table.head import head_text, json_head
 from vlm.datasets.formats.table.record_buffer import PackedRecords, Record
 
-FileType = Literal["", "json", "jsonl", "csv", "tsv", "parquet"]
+FileType = Literal["", "json", "jsonl", "csv", "tsv", "parquet", "arrow"]
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 MAX_CELL = 1 << 30
 """Characters of a cell of a CSV file; Python's own limit of 131,072 is less than one image as base64."""
@@ -65,9 +66,9 @@ class RecordFile:
 class AllRows:
     """The records of several files as one list of (record, how messages name it)."""
 
-    def __init__(self, paths: str | Sequence[str]) -> None:
+    def __init__(self, paths: str | Sequence[str], key: str = "", file_type: FileType = "", first: int = 0) -> None:
         """Raises DataError: see :func:`expanded` and :func:`read_rows`."""
-        self._files = [read_rows(path) for path in expanded(paths)]
+        self._files = read_files(paths, key, file_type, first)
         self._starts = list(accumulate((len(rows.records) for rows in self._files), initial=0))
 
     def __len__(self) -> int:
@@ -88,7 +89,7 @@ class RowDataset:
     def __init__(self, config: Any) -> None:
         """Reads the files. Raises DataError if one is missing or malformed."""
         self.config = config
-        self._rows = AllRows(config.ann_path)
+        self._rows = AllRows(config.ann_path, config.records, config.file_type, config.first)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -109,7 +110,18 @@ def expanded(paths: str | Sequence[str]) -> list[str]:
     return result
 
 
-def read_rows(path: str, key: str = "", file_type: FileType = "") -> RecordFile:
+def read_files(paths: str | Sequence[str], key: str = "", file_type: FileType = "", first: int = 0) -> list[RecordFile]:
+    """The records of several files, until there are ``first`` of them. Raises DataError: see :func:`read_rows`."""
+    result: list[RecordFile] = []
+    for path in expanded(paths):
+        left = first - sum(len(rows.records) for rows in result)
+        if first and not left:
+            break
+        result.append(read_rows(path, key, file_type, left if first else 0))
+    return result
+
+
+def read_rows(path: str, key: str = "", file_type: FileType = "", first: int = 0) -> RecordFile:
     """The records of a file, a folder or a dataset of the Hugging Face hub.
 
     A single line or sidecar file that cannot be read is a record that raises DataError on access.
@@ -118,41 +130,48 @@ def read_rows(path: str, key: str = "", file_type: FileType = "") -> RecordFile:
         path: what to read.
         key: path (with dots) of the list in a JSON object; needed only if the object holds several lists.
         file_type: kind of a file whose name has no known suffix.
+        first: read no more than this many records; of a large text file only the first megabytes are read. 0: all.
 
     Raises:
         DataError: missing, unreadable, malformed, or without any usable record.
     """
     local = not path.startswith(HUB)
-    rows = _local(Path(path).expanduser(), key, file_type) if local else RecordFile(path, from_hub(path))
+    rows = _local(Path(path).expanduser(), key, file_type, first) if local else RecordFile(path, from_hub(path))
+    if first:
+        rows.records.keep(first)
     count, faults = len(rows.records), rows.records.faults
     if not count:
         raise DataError(f"table: {path} has no records", fix="check the path under build_info of the dataset")
-    first = next(iter(faults.values()), "")
+    fault = next(iter(faults.values()), "")
     if len(faults) == count:
-        raise DataError(first)
+        raise DataError(fault)
     if faults:
-        log.warning("%s: %d of %d records cannot be read: %s", rows.name, len(faults), count, first)
+        log.warning("%s: %d of %d records cannot be read: %s", rows.name, len(faults), count, fault)
     return rows
 
 
-def _local(file: Path, key: str, file_type: FileType) -> RecordFile:
+def _local(file: Path, key: str, file_type: FileType, first: int = 0) -> RecordFile:
     if file.is_dir():
-        return RecordFile(str(file), from_disk(file)) if is_saved(file) else _images(file)
+        return RecordFile(str(file), from_disk(file)) if is_saved(file) else _images(file, first)
     kind = file_type or {".ndjson": "jsonl"}.get(file.suffix.lower(), file.suffix.lower().lstrip("."))
-    if kind == "parquet":
-        return RecordFile(str(file), from_parquet(file))
+    stored = {"parquet": from_parquet, "arrow": from_arrow}
+    if kind in stored:
+        return RecordFile(str(file), stored[kind](file, first))
     readers: dict[str, Callable[[str, str], RecordFile]] = {
         "json": lambda text, name: _json(text, name, key),
-        "jsonl": _json_lines,
-        "csv": lambda text, name: _csv(text, name, ","),
-        "tsv": lambda text, name: _csv(text, name, "\t"),
+        "jsonl": lambda text, name: _json_lines(text, name, first),
+        "csv": lambda text, name: _csv(text, name, ",", first),
+        "tsv": lambda text, name: _csv(text, name, "\t", first),
     }
     if kind not in readers:
         raise DataError(
             f"table: {file}: unknown kind of file ({f'suffix .{kind}' if kind else 'no suffix'})",
-            fix=f"set build_info.file_type to one of {', '.join([*readers, 'parquet'])}",
+            fix=f"set build_info.file_type to one of {', '.join([*readers, *stored])}",
         )
-    return readers[kind](_text(file), str(file))
+    part = head_text(file, f"table: {file}") if first else None
+    if part is not None and kind == "json":
+        return _from_list(json_head(part, str(file), key, first), str(file))
+    return readers[kind](_text(file) if part is None else part, str(file))
 
 
 def _text(file: Path) -> str:
@@ -187,6 +206,10 @@ def _json(text: str, name: str, key: str) -> RecordFile:
             f"table: {name}: expected a list of objects (or id -> object), found {type(tree).__name__}{keys}",
             fix="set build_info.records to the key that holds the list",
         )
+    return _from_list(tree, name)
+
+
+def _from_list(tree: Sequence[Any], name: str) -> RecordFile:
     return RecordFile(name, PackedRecords(_object_or_fault(r, f"{name}: record {k}") for k, r in enumerate(tree)))
 
 
@@ -205,7 +228,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> Record:
     return result
 
 
-def _json_lines(text: str, name: str) -> RecordFile:
+def _json_lines(text: str, name: str, first: int = 0) -> RecordFile:
     numbers = array("q")
 
     def records() -> Iterator[Record | DataError]:
@@ -214,7 +237,7 @@ def _json_lines(text: str, name: str) -> RecordFile:
                 numbers.append(number)
                 yield _or_fault(partial(_object, line.group(), f"{name}:{number}"))
 
-    return RecordFile(name, PackedRecords(records()), numbers)
+    return RecordFile(name, PackedRecords(islice(records(), first or None)), numbers)
 
 
 def _or_fault(read: Callable[[], Record]) -> Record | DataError:
@@ -232,7 +255,7 @@ def _object(text: str, name: str) -> Record:
     return record
 
 
-def _csv(text: str, name: str, delimiter: str) -> RecordFile:
+def _csv(text: str, name: str, delimiter: str, first: int = 0) -> RecordFile:
     csv.field_size_limit(MAX_CELL)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     numbers = array("q")
@@ -261,12 +284,12 @@ def _csv(text: str, name: str, delimiter: str) -> RecordFile:
                 f"table: {name}:1: only one column {header[0]!r}; the separator seems to be {other!r}",
                 fix="set build_info.file_type to tsv" if other == "\t" else "save it with commas",
             )
-        return RecordFile(name, PackedRecords(records(header)), numbers)
+        return RecordFile(name, PackedRecords(islice(records(header), first or None)), numbers)
     except csv.Error as error:
         raise DataError(f"table: {name}:{reader.line_num}: {error}", fix="repair the quotes of that line") from None
 
 
-def _images(folder: Path) -> RecordFile:
+def _images(folder: Path, first: int = 0) -> RecordFile:
     """A folder of images with a listing (column ``file_name``) or a text file next to each; or of such folders.
 
     Of a folder with splits the one for training is read.
@@ -279,7 +302,7 @@ def _images(folder: Path) -> RecordFile:
     if train is not None:
         if others:
             log.warning("%s: only its split %s is read, not %s", folder, train.name, ", ".join(others))
-        return _images(train)
+        return _images(train, first)
     if others and len(others) == len(inner):
         names = ", ".join(str(folder / name) for name in others)
         raise DataError(f"table: {folder} has splits, but none for training", fix=f"name one: {names}")
@@ -287,7 +310,7 @@ def _images(folder: Path) -> RecordFile:
         parts = [_from_listing(listing) for listing in listings]
         records = (_or_fault(partial(part.records.__getitem__, k)) for part in parts for k in range(len(part.records)))
         return RecordFile(str(folder), PackedRecords(records))
-    return _with_texts(folder)
+    return _with_texts(folder, first)
 
 
 def _listing(folder: Path) -> Path | None:
@@ -303,9 +326,9 @@ def _from_listing(listing: Path) -> RecordFile:
     return RecordFile(rows.name, PackedRecords(records), rows.lines)
 
 
-def _with_texts(folder: Path) -> RecordFile:
+def _with_texts(folder: Path, first: int) -> RecordFile:
     """The images below a folder that have a ``.json`` or ``.txt`` file next to them."""
-    found = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+    found = sorted(islice((f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES), first or None))
     images = visible(found, folder)
     if hidden := len(found) - len(images):
         log.warning("%s: %d hidden images (such as ._1.jpg of a Mac) are left out", folder, hidden)

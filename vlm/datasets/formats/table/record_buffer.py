@@ -50,3 +50,9 @@ class PackedRecords(Sequence[Record]):
             raise DataError(self.faults[index])
         with memoryview(self._data) as view:
             return marshal.loads(view[self._ends[index] : self._ends[index + 1]])
+
+    def keep(self, count: int) -> None:
+        """Drop all records after the first ``count``."""
+        del self._ends[count + 1 :]
+        del self._data[self._ends[-1] :]
+        self.faults = {index: fault for index, fault in self.faults.items() if index < count}

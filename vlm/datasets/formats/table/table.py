@@ -13,13 +13,21 @@ from typing import Any, Literal
 from vlm.common.bounds import Natural, Seed, Share
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.registry import register_dataset
-from vlm.common.types import Image, Input, Message, Sample, Video
+from vlm.common.types import Image, Input, Message, Role, Sample, Video
 from vlm.datasets.base import message
 from vlm.datasets.formats.table import select
 from vlm.datasets.formats.table.media import flipped, missing, sources
-from vlm.datasets.formats.table.read import FileType, Record, RecordFile, expanded, read_rows
+from vlm.datasets.formats.table.read import FileType, Record, RecordFile, read_files
 from vlm.datasets.formats.table.templates import fill, fill_question, first_name, lookup, names, read_pool
-from vlm.datasets.formats.turns import check_order, inline_media, read_turns
+from vlm.datasets.formats.turns import (
+    RefusedError,
+    check_order,
+    check_refused,
+    inline_media,
+    read_history,
+    read_turns,
+    turn_objects,
+)
 from vlm.datasets.media_columns import Kind, is_missing, media_column
 from vlm.processors.placeholders import Medium, attach_media, refuse_placeholders
 
@@ -56,8 +64,13 @@ class Table:
         video_pattern: str | list[str] = ""  # name of the video; of a list of patterns the first that fits
         records: str = ""  # key of the list, in a JSON object with several
         file_type: FileType = ""  # kind of a file whose name has no known suffix
+        first: Natural = 0  # read only this many records; 0: all
         fields: dict[str, str] = field(default_factory=dict)  # our name (image, question, ...): column
         messages: str = ""  # column with turns {role, content} or {from, value}; replaces the three templates
+        system: str = ""  # template of the system text, e.g. "{system}"; left out if empty
+        history: str = ""  # column with earlier [question, answer] pairs
+        refuse: list[str] = field(default_factory=list)  # columns that must be empty
+        refused: Literal["quarantine", "drop"] = "quarantine"  # drop: left out and counted at the start
         user: str | list[str] = "{question}"
         input: str = ""  # material of the question, e.g. "{context}"; left out if empty
         assistant: str | list[str] | None = "{answer}"  # null: questions without answers
@@ -91,11 +104,13 @@ class Table:
         self.config = config
         self.clean: Callable[[str], str] | None = None  # text processor, set by the loader
         self._pools = {name: read_pool(pool, name) for name, pool in config.pools.items()}
-        self._files = [read_rows(p, config.records, config.file_type) for p in expanded(config.ann_path)]
+        self._files = read_files(config.ann_path, config.records, config.file_type, config.first)
         check_columns(config, self._files)
         items = select.kept(self._files, config.where)
         if config.explode and not config.one_at_random:
             items = select.exploded(self._files, items, config.explode)
+        if config.refused == "drop":
+            items = self._allowed(items)
         if config.missing_images == "drop":
             items = self._with_images(items)
         if config.one_per:
@@ -124,13 +139,14 @@ class Table:
         """
         item, config = self._items[index], self.config
         values, where = self._values(item, rng)
+        check_refused(values, config.refuse, where)
         media = self._media(values, where)
         if config.flip_share and rng.random() < config.flip_share:
             media, values["question"] = flipped(media, str(lookup("question", values, where)), where)
         if config.join_images and len(media) > 1:  # joined from left to right after each has been processed
             media = [Image(tuple(m.source for m in media))]
         if config.messages:
-            turns = read_turns(lookup(config.messages, values, where), where)
+            turns = read_turns(lookup(config.messages, values, where), where, system=self._system(values, where))
             check_order(turns, where)
             messages = attach_media(turns, media, where, first=False)
         else:
@@ -154,6 +170,24 @@ class Table:
             count = len(items) - len(result)
             log.warning("%s: %d of %d records left out, their image is missing: %s ...", name, count, len(items), first)
         return result
+
+    def _allowed(self, items: list[select.Item]) -> list[select.Item]:
+        """The items without a value in ``refuse`` and without calls of tools; the others are counted in the log."""
+        result = [item for item in items if not self._is_refused(item)]
+        log.info("%s: %d of %d records left out", self._files[0].name, len(items) - len(result), len(items))
+        return result
+
+    def _is_refused(self, item: select.Item) -> bool:
+        try:
+            values, where = self._values(item)
+            check_refused(values, self.config.refuse, where)
+            if self.config.messages:
+                read_turns(lookup(self.config.messages, values, where), where)
+        except RefusedError:
+            return True
+        except DataError:  # reported when the sample is read
+            pass
+        return False
 
     def _missing(self, item: select.Item) -> list[str]:
         try:
@@ -192,10 +226,19 @@ class Table:
                 value = values[name]
             else:
                 column = media_column(values, name)
-                turns = values.get(config.messages) if config.messages else None
-                value = inline_media(turns, name) if column is None else values[column]
+                value = self._inline(values, name, where) if column is None else values[column]
             result += [kind(s) for s in sources(value, config.image_path, where)]
         return result
+
+    def _inline(self, values: Values, name: str, where: str) -> list[Any]:
+        """The images or videos in typed parts of the turns."""
+        if not self.config.messages:
+            return []
+        return inline_media(turn_objects(lookup(self.config.messages, values, where), where), name)
+
+    def _system(self, values: Values, where: str) -> str:
+        template = self.config.system
+        return fill(template, dict.fromkeys(names(template)) | values, where)
 
     def _messages(self, values: Values, media: list[Medium], rng: random.Random, where: str) -> list[Message]:
         """Question and answer from the templates."""
@@ -206,19 +249,23 @@ class Table:
             values |= {f: self.clean(fill(f"{{{f}}}", values, where)) for f in self.config.text_fields}
         values |= {name: fill(values[name], values, where) for name in self._pools}
         asked = fill_question(one_of(self.config.user, rng), values, where)
-        if not asked.strip() and not media:
+        if not asked.strip() and not media and not material.strip():
             raise DataError(f"{where}: neither a question nor an image", fix="correct build_info.user")
-        user = attach_media([("user", asked)], media, where, first=False)[0]
+        system = self._system(values, where)
+        turns: list[tuple[Role, str]] = [("system", system)] if system.strip() else []
+        past = self.config.history
+        turns += read_history(lookup(past, values, where), where) if past and first_name(past) in values else []
+        *before, user = attach_media([*turns, ("user", asked)], media, where, first=False)
         refuse_placeholders(material, "the input", where)
         if material.strip():
             user = message("user", *user.parts, Input(material))
         if self.config.assistant is None:
-            return [user]
+            return [*before, user]
         answer = fill(one_of(self.config.assistant, rng), values, where)
         refuse_placeholders(answer, "an answer", where)
         if not answer.strip():
             raise DataError(f"{where}: the answer is empty", fix="remove the record, or correct build_info.assistant")
-        return [user, message("assistant", answer)]
+        return [*before, user, message("assistant", answer)]
 
     def _input(self, values: Values, rng: random.Random, where: str) -> str:
         declared = self.config.options
@@ -259,7 +306,7 @@ def check_columns(config: Table.Config, files: Sequence[RecordFile]) -> None:
     columns = set().union(*(f.columns() | select.nested(f, config.explode) for f in files))
     ours = columns | {"file"} | set(config.fields) | set(config.pools)
     patterns = [p for p in (config.image_pattern, config.video_pattern) if p]
-    templates = [config.one_per, *(_listed(p)[-1] for p in patterns if not _fits(p, ours))]
+    templates = [config.one_per, config.system, *(_listed(p)[-1] for p in patterns if not _fits(p, ours))]
     if not config.messages:
         templates += [*_listed(config.user), *_listed(config.assistant or "")]
     options = config.options if isinstance(config.options, str) else ""
@@ -268,6 +315,7 @@ def check_columns(config: Table.Config, files: Sequence[RecordFile]) -> None:
         ("where", set(config.where), columns),
         ("explode", set(config.explode), columns),
         ("messages", {config.messages} - {""}, ours),
+        ("history", {config.history} - {""}, ours),
         ("options", {options} - {""}, ours),
         ("a template", set().union(*map(names, templates)), ours),
     ):

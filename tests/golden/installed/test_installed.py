@@ -1,0 +1,155 @@
+"""Golden: folders of supported architectures, loaded here and by the installed transformers.
+
+Every module beside this one with ``CASES`` is tested: it builds tiny random models of one system. Each conversation is
+given to transformers on its own and to this library in one batch of unequal lengths.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.golden.installed.folders import Case
+from vlm.common.registry import resolve
+from vlm.common.types import Example, Message
+from vlm.inference.architectures.against import GREEDY, NEW_TOKENS, expanded, image_token_of, prompts, text_of
+from vlm.inference.architectures.reference import PLAIN, Reference
+from vlm.inference.architectures.source import architecture_of
+from vlm.inference.engine import Engine
+
+MODULES = sorted(f.stem for f in Path(__file__).parent.glob("*.py") if not f.stem.startswith(("test_", "folders")))
+CASES = [case for name in MODULES for case in importlib.import_module(f"tests.golden.installed.{name}").CASES]
+CLOSE: dict[str, Any] = {"rtol": 0, "atol": 1e-4}
+SCORED = 4
+"""Last positions of a prompt that the loss of the gradient test reads."""
+ROUNDING = 1e-7
+"""Gradients that are smaller than this share of the largest are rounding."""
+
+
+@dataclass
+class Pair:
+    """A folder loaded both ways, and three conversations: one, no and two images."""
+
+    case: Case
+    folder: Path
+    engine: Engine
+    reference: Reference
+    conversations: list[list[Message]]
+
+    @cached_property
+    def inputs(self) -> list[Mapping[str, Any]]:
+        """Of transformers' model, for each conversation."""
+        token = self.engine.processor.tokenizer.piece(image_token_of(self.engine))
+        texts: list[str | None] = [None] * len(self.conversations)
+        if not self.reference.has_template:
+            kind = architecture_of(self.folder)
+            texts = [kind.prompt_text(text_of(self.engine, c, token), token) for c in self.conversations]
+        return [self.reference.inputs(c, text) for c, text in zip(self.conversations, texts, strict=True)]
+
+    @cached_property
+    def examples(self) -> list[Example]:
+        """Ours."""
+        return self.engine.examples(self.conversations)
+
+    def logits(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Ours and theirs of each conversation, at its positions."""
+        batch = self.engine.batch(self.examples)
+        ours = self.engine.model(batch, return_logits=True).logits
+        lengths = (self.engine.fuse(self.examples).segments > 0).sum(1).tolist()
+        theirs = [self.reference.model(**inputs).logits[0] for inputs in self.inputs]
+        return [row[:length] for row, length in zip(ours, lengths, strict=True)], theirs
+
+
+@pytest.fixture(scope="session", params=CASES, ids=[case.name for case in CASES])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    case: Case = request.param
+    folder = tmp_path_factory.mktemp(case.name)
+    case.build(folder)
+    engine = Engine.load(folder, "cpu")
+    return Pair(case, folder, engine, Reference(folder, torch.device("cpu")), prompts(3, 0, architecture_of(folder)))
+
+
+def test_ids_are_those_of_its_processor(pair: Pair) -> None:
+    token = image_token_of(pair.engine)
+    for example, inputs in zip(pair.examples, pair.inputs, strict=True):
+        frames = [len(medium) for medium in example.media]
+        assert expanded(pair.engine, example.ids, frames, token) == inputs["input_ids"][0].tolist()
+
+
+def test_pixels_are_those_of_its_image_processor(pair: Pair) -> None:
+    kind = architecture_of(pair.folder)
+    for example, inputs in zip(pair.examples, pair.inputs, strict=True):
+        theirs = kind.pixels(inputs)
+        assert [tuple(medium.shape) for medium in example.media] == [tuple(medium.shape) for medium in theirs]
+        for ours, expected in zip(example.media, theirs, strict=True):
+            torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_visual_tokens_before_and_after_the_bridge(pair: Pair) -> None:
+    for number in (0, 2):
+        batch = pair.engine.batch([pair.examples[number]])
+        seen: dict[str, Any] = {}
+        hook = pair.engine.model.bridge[0].register_forward_pre_hook(
+            lambda module, given, seen=seen: seen.__setitem__("features", given[0])
+        )
+        visual = pair.engine.model.encode(batch.pixels, batch.frames, batch.about)
+        hook.remove()
+        inputs = pair.inputs[number]
+        theirs = pair.case.features(pair.reference.model, inputs)
+        torch.testing.assert_close(real(seen["features"]), theirs, **CLOSE)
+        torch.testing.assert_close(real(visual), pair.case.bridged(pair.reference.model, inputs), **CLOSE)
+
+
+def real(features: Any) -> Tensor:
+    """``[t, d]``: tokens that are not padding."""
+    return features.tokens.flatten(0, 2) if features.mask is None else features.tokens[features.mask]
+
+
+@torch.no_grad()
+def test_logits_in_a_batch_of_unequal_lengths(pair: Pair) -> None:
+    for ours, theirs in zip(*pair.logits(), strict=True):
+        torch.testing.assert_close(ours, theirs, **CLOSE)
+        assert theirs.abs().max() > 0.1
+
+
+def test_greedy_answers(pair: Pair) -> None:
+    ours = pair.engine.generate_ids(pair.conversations, GREEDY, stops=())
+    for row, inputs in zip(ours, pair.inputs, strict=True):
+        prompt = inputs["input_ids"].shape[1]
+        written = pair.reference.model.generate(**inputs, max_new_tokens=NEW_TOKENS, **PLAIN)[0].tolist()
+        assert row == written[prompt:]
+
+
+def test_gradients_of_what_trains(pair: Pair) -> None:
+    model, theirs = pair.engine.model, pair.reference.model
+    torch.manual_seed(0)
+    targets = torch.randint(0, 250, (len(pair.conversations), SCORED))
+    for rows in pair.logits():
+        loss = sum(F.cross_entropy(row[-SCORED:], target) for row, target in zip(rows, targets, strict=True))
+        loss.backward()
+    weights = pair.engine.config.model.weights[0]
+    table = resolve("checkpoint_format", weights.format)().key_map(model, "")
+    expected = dict(theirs.named_parameters())
+    trained = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    wanted = {name: expected[table.theirs(name)].grad for name in trained}
+    largest = max(grad.abs().max() for grad in wanted.values() if grad is not None)
+    assert largest > 0
+    for name, grad in trained.items():
+        if name in pair.case.unused:
+            assert not any(g is not None and g.any() for g in (grad, wanted[name])), name
+            continue
+        size = wanted[name].abs().max()  # of a bias of keys it is zero but for rounding
+        assert size > 0, name
+        assert (grad - wanted[name]).abs().max() <= max(1e-4 * size, ROUNDING * largest), name
+    model.zero_grad()
+    theirs.zero_grad()

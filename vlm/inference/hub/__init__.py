@@ -1,0 +1,1 @@
+"""A composition as a folder that transformers loads."""

@@ -1,0 +1,1 @@
+"""What every model of transformers needs, language model or vision tower."""

@@ -1,0 +1,52 @@
+"""The configuration of a transformers model: from a folder's ``config.json``, or written out in YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vlm.common.errors import ConfigError, WeightsError
+from vlm.common.file_kind import mistaken
+from vlm.common.paths import inner_folder
+
+
+def read_hf_config(
+    path: str | None, sizes: Mapping[str, Any] | None, part: str, what: str, folders: Sequence[str] = ()
+) -> Any:
+    """The transformers configuration of a folder, or of sizes written out with their ``model_type``.
+
+    Args:
+        path: folder with config.json, or with one of ``folders`` that has it.
+        sizes: the content of a config.json.
+        part: for messages, such as ``model.llm``.
+        what: what the folder should hold, such as "language model".
+        folders: subfolders in which a model saved in parts keeps it.
+
+    Raises:
+        ConfigError: neither or both given, or an unknown ``model_type``.
+        WeightsError: the folder has no config.json, a damaged one, or one that needs code of its own (never run).
+    """
+    from transformers import AutoConfig
+
+    if (path is None) == (sizes is None):
+        raise ConfigError(f"{part} needs exactly one of path (a Hugging Face folder) and config (sizes written out)")
+    if sizes is not None:
+        options = dict(sizes)
+        kind = options.pop("model_type", None)
+        try:
+            return AutoConfig.for_model(kind, **options)
+        except ValueError as error:
+            raise ConfigError(f"{part}.config.model_type: transformers knows no model type {kind!r}") from error
+    folder = inner_folder(str(path), folders)
+    if not (folder / "config.json").is_file():
+        fix = f"give the Hugging Face folder of a {what}: config.json and weights"
+        raise WeightsError(f"{part}.path: no {what} in {folder} (config.json is missing)", fix=fix)
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (ValueError, OSError) as error:
+        if "trust_remote_code" in str(error):
+            message = f"{folder}: needs Python code that came with it (auto_map in config.json), which is never run"
+            fix = "use a model whose model_type transformers knows, or register a class of your own: docs/extend"
+            raise WeightsError(message, fix=fix) from None
+        text = mistaken(folder / "config.json") or f"{folder / 'config.json'}: {error}"
+        raise WeightsError(text) from error

@@ -1,0 +1,108 @@
+"""A composition as ``Blip2ForConditionalGeneration``: EVA, a Q-Former, a linear layer, any causal LM, spliced."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vlm.checkpoint.keymap import KeyMap
+from vlm.common.registry import register_hf_form
+from vlm.inference.hub.contents import Contents, Planned
+from vlm.inference.hub.forms import Form, image_processor, not_plain_images, not_spliced
+from vlm.inference.hub.usage import usage
+from vlm.models.bridges.linear import Linear
+from vlm.models.bridges.qformer import QFormer
+from vlm.models.vision.eva import EvaViT
+
+BLOCK = "vision_model.encoder.layers.{i}."
+NAMES = KeyMap(
+    (
+        ("vision_model.embeddings.class_embedding", "vision.vit.cls_token"),
+        ("vision_model.embeddings.position_embedding", "vision.vit.pos_embed"),
+        ("vision_model.embeddings.patch_embedding.{rest}", "vision.vit.patch_embed.proj.{rest}"),
+        (f"{BLOCK}layer_norm1.{{rest}}", "vision.vit.blocks.{i}.norm1.{rest}"),
+        (f"{BLOCK}layer_norm2.{{rest}}", "vision.vit.blocks.{i}.norm2.{rest}"),
+        (f"{BLOCK}self_attn.qkv.weight", "vision.vit.blocks.{i}.attn.qkv.weight"),
+        (f"{BLOCK}self_attn.projection.{{rest}}", "vision.vit.blocks.{i}.attn.proj.{rest}"),
+        (f"{BLOCK}mlp.{{rest}}", "vision.vit.blocks.{i}.mlp.{rest}"),
+        ("vision_model.post_layernorm.{rest}", "vision.ln_vision.{rest}"),
+        ("query_tokens", "bridge.0.query_tokens"),
+        ("qformer.{rest}", "bridge.0.qformer.{rest}"),
+        ("language_projection.{rest}", "bridge.1.proj.{rest}"),
+    )
+)
+
+
+@register_hf_form("blip2")
+class Blip2Form(Form):
+    """Blip2ForConditionalGeneration: EVA-ViT, a Q-Former, a linear layer, a causal LM."""
+
+    architecture = "Blip2ForConditionalGeneration"
+    wrong_in = {"vllm": "it puts the rows of an image at the start of the prompt, and allows one image"}
+
+    def misfit(self, contents: Contents) -> str | None:
+        """See :class:`Form`."""
+        if reason := not_spliced(contents) or not_plain_images(contents):
+            return reason
+        model, cfg = contents.model, contents.model_cfg
+        if not isinstance(model.vision, EvaViT) or not model.vision.config.ln_vision:
+            return f"the vision encoder is {cfg.vision.name} without a norm after it, or another one than eva_vit"
+        kinds = [type(bridge) for bridge in model.bridge]
+        if kinds != [QFormer, Linear]:
+            return f"the bridges are {', '.join(part.name for part in cfg.bridge) or 'none'}, not qformer and linear"
+        return None
+
+    def config(self, contents: Contents) -> Any:
+        """See :class:`Form`."""
+        from transformers import Blip2Config
+
+        eva, qformer = contents.model.vision.config, contents.model.bridge[0]
+        inner = qformer.qformer.config.to_dict()
+        text = contents.text_config(contents.rows)
+        result = Blip2Config(
+            vision_config={
+                "hidden_size": eva.embed_dim,
+                "intermediate_size": len(contents.weights.facts["vision.vit.blocks.0.mlp.fc1.weight"]),
+                "num_hidden_layers": eva.depth,
+                "num_attention_heads": eva.num_heads,
+                "image_size": eva.image_size,
+                "patch_size": eva.patch_size,
+            },
+            qformer_config={k: v for k, v in inner.items() if not k.startswith("_")},
+            text_config=text.to_dict(),
+            num_query_tokens=qformer.config.num_query_tokens,
+            image_token_index=contents.tokenizer.image_id,
+            tie_word_embeddings=text.tie_word_embeddings,
+        )
+        result.architectures = [self.architecture]
+        return result
+
+    def tensors(self, contents: Contents) -> dict[str, Planned]:
+        """See :class:`Form`. Query and value bias are one vector with a zero key bias between them."""
+        facts, result = contents.weights.facts, {}
+        for name in facts:
+            theirs = NAMES.theirs(name)
+            if theirs is not None:
+                result[theirs] = contents.direct(name)
+        width = contents.model.vision.out_dim
+        for i in range(contents.model.vision.config.depth):
+            attention = f"vision.vit.blocks.{i}.attn."
+            parts = {f"{attention}q_bias": None, "": torch.zeros(width), f"{attention}v_bias": None}
+            result[f"{BLOCK.format(i=i)}self_attn.qkv.bias"] = contents.joined(parts, (3 * width,))
+        if "bridge.1.proj.bias" not in facts:
+            result["language_projection.bias"] = contents.constant(torch.zeros(contents.model.llm.hidden_size))
+        return result | contents.llm_tensors(lambda name: f"language_model.{name}", contents.rows)
+
+    def image_words(self, contents: Contents) -> str:
+        """See :class:`Form`: one token for each query."""
+        return contents.tokenizer.image * contents.image_tokens
+
+    def usage(self, contents: Contents) -> str:
+        """See :class:`Form`."""
+        return usage(self.architecture, trust=False, template="tokenizer.apply_chat_template")
+
+    def files(self, contents: Contents) -> dict[str, dict[str, Any]]:
+        """See :class:`Form`. Without a number of queries the processor leaves the images where the prompt has them."""
+        image = {"processor_class": "Blip2Processor", **image_processor(contents)}
+        return {"processor_config.json": {"processor_class": "Blip2Processor"}, "preprocessor_config.json": image}

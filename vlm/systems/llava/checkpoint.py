@@ -1,0 +1,31 @@
+"""Weights of LLaVA as transformers saves them (``llava-hf/llava-1.5-7b-hf``)."""
+
+from __future__ import annotations
+
+from vlm.checkpoint.formats.base import bridge_index
+from vlm.checkpoint.formats.published import PublishedModel, llm_pairs
+from vlm.checkpoint.keymap import KeyMap
+from vlm.common.errors import WeightsError
+from vlm.common.registry import register_checkpoint_format
+from vlm.models.bridges.mlp import MLP
+from vlm.models.vlm import VLM
+
+
+@register_checkpoint_format("llava")
+class LlavaFolder(PublishedModel):
+    """Vision encoder, MLP and LLM."""
+
+    def key_map(self, model: VLM, file: str) -> KeyMap:
+        """Names of transformers' LlavaForConditionalGeneration and ours. Raises WeightsError: no MLP."""
+        index = bridge_index(model, MLP)
+        if index is None:
+            raise WeightsError(f"{file}: format llava fills a bridge mlp, the composition has none")
+        theirs, ours = "model.multi_modal_projector", f"bridge.{index}.layers"
+        return KeyMap(
+            (
+                (f"{theirs}.linear_1.{{rest}}", f"{ours}.0.{{rest}}"),
+                (f"{theirs}.linear_2.{{rest}}", f"{ours}.2.{{rest}}"),
+                ("model.vision_tower.{rest}", "vision.model.{rest}"),
+                *llm_pairs(model, "model.language_model", "lm_head"),
+            )
+        )
