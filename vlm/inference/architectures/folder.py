@@ -100,8 +100,8 @@ class ModelFolder:
         """
         section = section or self.config.get_text_config()
         config = sizes(section)
-        tied = vars(self.config).get("tie_word_embeddings", section.tie_word_embeddings)
-        config["tie_word_embeddings"] = bool(tied)
+        stated = [vars(c)["tie_word_embeddings"] for c in (self.config, section) if "tie_word_embeddings" in vars(c)]
+        config["tie_word_embeddings"] = bool(stated and stated[0])
         ends = self.ends
         if len(ends) > 1:
             config["eos_token_id"] = ends

@@ -25,6 +25,7 @@ from typing import Any
 
 from vlm.common.errors import WeightsError
 from vlm.common.file_kind import mistaken
+from vlm.common.gguf import is_gguf
 from vlm.common.text import read_text
 from vlm.processors.tokenizer.decoding import StreamDecoder
 from vlm.processors.tokenizer.special_tokens import Special, SpecialTokens, is_control, read_json, read_special_tokens
@@ -235,7 +236,7 @@ class Tokenizer:
         """Read the tokenizer of a Hugging Face LLM folder.
 
         Args:
-            path: folder with ``tokenizer.model`` or ``tokenizer.json``.
+            path: folder with ``tokenizer.model`` or ``tokenizer.json``, or a GGUF file.
             pad_token: existing piece or special token used for padding, which answers then lack; if it is empty or the
                 vocabulary lacks it: the folder's pad token, else unk, else eos. None: the folder's, else ``$$`` (the
                 published choice for LLaMA), else unk, else eos.
@@ -250,6 +251,10 @@ class Tokenizer:
             WeightsError: no folder, no tokenizer in it, or an unreadable file.
         """
         folder = Path(path)
+        if is_gguf(path):
+            from vlm.models.llm.gguf import gguf_tokenizer
+
+            folder = gguf_tokenizer(path)
         slow, json_file = folder / "tokenizer.model", folder / "tokenizer.json"
         backend: _SentencePiece | _Fast
         if slow.is_file() and not (fast and json_file.is_file()):
