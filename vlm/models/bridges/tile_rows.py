@@ -1,4 +1,4 @@
-"""The tiles of an image as one large grid, without its empty margins, each row ended by a learned token (LLaVA-NeXT)."""
+"""The tiles of an image as one large grid without its margins, each row ended by a learned token (arXiv:2408.03326)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any resolution: the whole image small, and the image divided into tiles (arXiv:2401.16420; LLaVA-NeXT)."""
+"""Any resolution: the whole image small, and the image divided into tiles (arXiv:2408.03326, section 3)."""
 
 from __future__ import annotations
 
