@@ -191,6 +191,13 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
+def test_a_model_for_retrieval(copied: Callable[[str], Path]) -> None:
+    folder = copied("blip2")
+    change_section(folder, "qformer_config", use_qformer_text_input=True)
+    with pytest.raises(UserError, match="a model for retrieval, without a language model"):
+        Engine.load(folder, "cpu")
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_composed(name: str, copied: Callable[[str], Path]) -> None:
     spoil, message = REFUSED[name]
