@@ -45,7 +45,7 @@ class ModelFolder:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The folder's tokenizer. Raises WeightsError: it has none."""
-        return Tokenizer.from_folder(self.path)
+        return Tokenizer.from_folder(self.path, fast=True)
 
     @cached_property
     def preprocessor(self) -> dict[str, Any]:
@@ -100,8 +100,8 @@ class ModelFolder:
         """
         section = section or self.config.get_text_config()
         config = sizes(section)
-        tied = vars(self.config).get("tie_word_embeddings", section.tie_word_embeddings)
-        config["tie_word_embeddings"] = bool(tied)
+        stated = [vars(c)["tie_word_embeddings"] for c in (self.config, section) if "tie_word_embeddings" in vars(c)]
+        config["tie_word_embeddings"] = bool(stated and stated[0])
         ends = self.ends
         if len(ends) > 1:
             config["eos_token_id"] = ends
@@ -117,6 +117,8 @@ class ModelFolder:
     def text(self) -> dict[str, Any]:
         """``text:``, with the folder's tokenizer."""
         result: dict[str, Any] = {"tokenizer": str(self.path)}
+        if all((self.path / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+            result["fast"] = True
         if self.ends and self.tokenizer.eos not in self.ends:
             result["eos_id"] = self.ends[0]
         return result

@@ -13,10 +13,9 @@ from vlm.common.errors import ConfigError, DataError
 from vlm.common.registry import register_image
 from vlm.common.types import Prepared, Split
 from vlm.processors.image.decode import PIXEL_CAP, Opened
-from vlm.processors.image.recipe import ImageRecipe, Level, Mean
+from vlm.processors.image.recipe import ImageRecipe, Level, Mean, levels_of
 
 if TYPE_CHECKING:
-    import torch
     from PIL import Image as PILImage
 
 LONGEST = 4096
@@ -120,16 +119,8 @@ class SplitRecipe(ImageRecipe):
         return image.resize((width, height), Image.Resampling[self.config.interpolation.upper()])
 
     def _prepared(self, tile: PILImage.Image, size: tuple[int, int]) -> Prepared:
-        levels = self._levels_of(tile)
+        levels = levels_of(tile)[None]
         return Prepared(levels if self._levels else self.normalize(levels), size)
-
-    @staticmethod
-    def _levels_of(tile: PILImage.Image) -> torch.Tensor:
-        """uint8 ``[1, 3, h, w]``."""
-        import numpy as np
-        import torch
-
-        return torch.from_numpy(np.array(np.asarray(tile).transpose(2, 0, 1), order="C"))[None]
 
 
 def enlarged(height: int, width: int, longest: int) -> tuple[int, int]:
