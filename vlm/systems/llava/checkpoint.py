@@ -30,10 +30,14 @@ class LlavaFolder(PublishedModel):
             (
                 (f"{theirs}.linear_1.{{rest}}", f"{ours}.0.{{rest}}"),
                 (f"{theirs}.linear_2.{{rest}}", f"{ours}.2.{{rest}}"),
-                ("model.vision_tower.{rest}", "vision.model.{rest}"),
-                *llm_pairs(model, "model.language_model", "lm_head"),
+                *outer_pairs(model),
             )
         )
+
+
+def outer_pairs(model: VLM) -> list[tuple[str, str]]:
+    """Pairs for what stands on either side of the bridge."""
+    return [("model.vision_tower.{rest}", "vision.model.{rest}"), *llm_pairs(model, "model.language_model", "lm_head")]
 
 
 @register_architecture("llava")
