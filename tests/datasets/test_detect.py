@@ -573,20 +573,20 @@ def test_bad_files_have_one_message(name: str, content: bytes, words: str, write
 
 
 def test_of_a_large_file_only_the_beginning_is_read(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_head, "PART", 40_000)
+    monkeypatch.setattr(text_head, "PART", 80_000)
     record = {"conversations": turns("Hi \u4f60", "Ho " * 50)}
     for name, content in {
         "list.json": json.dumps([record] * 1000, ensure_ascii=False),
         "indented.json": json.dumps([record] * 1000, indent=1),
         "object.json": json.dumps({"info": {}, "data": [record] * 1000}),
         "lines.jsonl": "".join(json.dumps(record, ensure_ascii=False) + "\n" for _ in range(1000)),
-        "cut.json": json.dumps([record] * 1000)[:100_000],
+        "cut.json": json.dumps([record] * 1000)[:150_000],
     }.items():
         found = detect(write(name, content))
         assert len(found.read.samples) == (find.HEAD if name != "indented.json" else found.read.count)
         assert found.looked == f"the first {find.HEAD} records" or name == "indented.json"
         assert told(found.read.samples[0])[0] == ["user", "Hi \u4f60"]
-    monkeypatch.setattr(text_head, "MOST", 40_000)
+    monkeypatch.setattr(text_head, "MOST", 90_000)
     with pytest.raises(DataError, match="no list of objects begins in its first"):
         detect(write("one.json", json.dumps([{"conversations": turns("Hi", "Ho " * 50_000)}])))
 

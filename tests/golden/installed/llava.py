@@ -14,7 +14,7 @@ from tests.golden.installed.folders import Case, save, tokenizer
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2}
 
 
-def build(folder: Path, text: Any = None, **options: Any) -> None:
+def build(folder: Path, text: Any = None, vocab: int = 0, words: Any = None, **options: Any) -> None:
     """CLIP 42 px with patches of 14, layer -2 -> MLP -> LLaMA, or another ``text`` configuration."""
     from transformers import (
         CLIPImageProcessorPil,
@@ -25,10 +25,12 @@ def build(folder: Path, text: Any = None, **options: Any) -> None:
         LlavaProcessor,
     )
 
-    words = tokenizer()
+    words = words or tokenizer(begins=True)
     vision = CLIPVisionConfig(**SMALL | {"num_hidden_layers": 3}, image_size=42, patch_size=14)
     text = text or LlamaConfig(**SMALL)
-    text.update({"vocab_size": len(words) + 3, "max_position_embeddings": 512, "eos_token_id": words.eos_token_id})
+    text.update(
+        {"vocab_size": max(vocab, len(words) + 3), "max_position_embeddings": 512, "eos_token_id": words.eos_token_id}
+    )
     image = words.convert_tokens_to_ids("<image>")
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=image, **options)
     processor = LlavaProcessor(
@@ -48,18 +50,18 @@ def build_tied(folder: Path) -> None:
 
     text = Qwen2Config(**SMALL, num_key_value_heads=2, tie_word_embeddings=True)
     more = {"vision_feature_select_strategy": "full", "vision_feature_layer": -1, "multimodal_projector_bias": False}
-    build(folder, text, **more, projector_hidden_act="gelu_pytorch_tanh")
+    build(folder, text, words=tokenizer(), **more, projector_hidden_act="gelu_pytorch_tanh")
 
 
 def build_experts(folder: Path) -> None:
-    """A mixture of experts, whose published files hold each expert on its own; the first layer of the encoder."""
+    """A mixture of experts, whose published files hold each on its own; the encoder's first layer; no chat template."""
     from transformers import Qwen2MoeConfig
 
     text = Qwen2MoeConfig(
         **SMALL, num_key_value_heads=2, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16
     )
     text.shared_expert_intermediate_size = 16
-    build(folder, text, vision_feature_layer=1)
+    build(folder, text, words=tokenizer(chat=None, begins=True), vision_feature_layer=1)
 
 
 def features(model: Any, inputs: Mapping[str, Any]) -> Tensor:

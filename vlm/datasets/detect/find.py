@@ -153,7 +153,7 @@ def _chosen(path: Path, head: Head, wanted: str) -> Fit:
 
 def _unknown(path: Path, head: Head, wanted: str) -> DataError:
     paths = paths_in(head.records)
-    shown = sorted(paths, key=lambda p: (p.count("."), -paths[p]))[:MOST_FIELDS]
+    shown = sorted(paths, key=lambda p: (p.count("."), -paths[p], p))[:MOST_FIELDS]
     listed = ", ".join(shown) or "none"
     near = nearest(head.records, head.container)
     text = f"{path}: not a known layout; its fields are {listed}"

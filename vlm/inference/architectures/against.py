@@ -55,12 +55,13 @@ class Comparison:
         return not self.faults and self.logits <= tolerance and self.greedy == self.prompts
 
 
-def prompts(count: int, seed: int, most_images: int = 2) -> list[list[Message]]:
-    """Random conversations with one, no or two random images of random sizes."""
+def prompts(count: int, seed: int, kind: Architecture) -> list[list[Message]]:
+    """Random conversations with one, no or two random images of random sizes, as many as an architecture takes."""
     rng = random.Random(seed)
     result = []
     for number in range(count):
-        images = [Image(image(rng)) for _ in range(min((1, 0, 2)[number % 3], most_images))]
+        wanted = (1, int(kind.needs_image), 1 if kind.one_image else 2)[number % 3]
+        images = [Image(image(rng)) for _ in range(wanted)]
         result.append([Message("user", [*images, rng.choice(ASKED)])])
     return result
 
@@ -163,12 +164,12 @@ def verify(
     Raises UserError: the folder cannot be loaded, here or there.
     """
     kind: Architecture = architecture_of(folder)
-    conversations = prompts(count, seed, 1 if kind.one_image else 2)
+    conversations = prompts(count, seed, kind)
     busy("loading it here")
     engine = Engine.load(folder, device, dtype)
     token = image_token_of(engine)
     words = engine.processor.tokenizer.piece(token)
-    texts = [text_of(engine, messages, words) for messages in conversations]
+    texts = [kind.prompt_text(text_of(engine, messages, words), words) for messages in conversations]
     mine = ours(engine, conversations, token)
     del engine
     busy("loading it with transformers")

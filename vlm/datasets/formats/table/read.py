@@ -142,11 +142,11 @@ def read_rows(path: str, key: str = "", file_type: FileType = "", first: int = 0
     count, faults = len(rows.records), rows.records.faults
     if not count:
         raise DataError(f"table: {path} has no records", fix="check the path under build_info of the dataset")
-    first = next(iter(faults.values()), "")
+    fault = next(iter(faults.values()), "")
     if len(faults) == count:
-        raise DataError(first)
+        raise DataError(fault)
     if faults:
-        log.warning("%s: %d of %d records cannot be read: %s", rows.name, len(faults), count, first)
+        log.warning("%s: %d of %d records cannot be read: %s", rows.name, len(faults), count, fault)
     return rows
 
 

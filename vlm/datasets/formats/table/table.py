@@ -249,7 +249,7 @@ class Table:
             values |= {f: self.clean(fill(f"{{{f}}}", values, where)) for f in self.config.text_fields}
         values |= {name: fill(values[name], values, where) for name in self._pools}
         asked = fill_question(one_of(self.config.user, rng), values, where)
-        if not asked.strip() and not media:
+        if not asked.strip() and not media and not material.strip():
             raise DataError(f"{where}: neither a question nor an image", fix="correct build_info.user")
         system = self._system(values, where)
         turns: list[tuple[Role, str]] = [("system", system)] if system.strip() else []
