@@ -48,6 +48,11 @@ class HubTokenizer:
         self.image_id: int = self._next_id() if known is None else known
         self._add(self.image, self.image_id)
 
+    @property
+    def tree(self) -> dict[str, Any]:
+        """The content of ``tokenizer.json``."""
+        return self._tree
+
     def template(self, words: str) -> str | None:
         """The chat template in Jinja with ``words`` for an image; None if the composition's template has none."""
         own = self._processor.template
