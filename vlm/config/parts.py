@@ -229,10 +229,16 @@ def check_model_files(model: ModelConfig, report: Report, check: Check) -> None:
 
 
 def check_image_size(model: ModelConfig, report: Report) -> None:
-    """The encoder's and the recipe's sizes must agree."""
-    expected, size = model.vision.get("image_size") if model.vision else None, model.image.get("size")
-    if None not in (expected, size) and expected != size:
-        report.add(("model", "image", "size"), f"found {size}, but vision.image_size is {expected}")
+    """The encoder's and the recipe's sizes must agree; so must the levels, where the encoder states any."""
+    for theirs, ours in (("size", "image_size"), ("mean", "mean"), ("std", "std")):
+        expected, found = model.vision.get(ours) if model.vision else None, model.image.get(theirs)
+        if None not in (expected, found) and plain_levels(expected) != plain_levels(found):
+            report.add(("model", "image", theirs), f"found {found}, but vision.{ours} is {expected}")
+
+
+def plain_levels(value: Any) -> Any:
+    """A number as it is, several as a list, whatever kind of sequence they came in."""
+    return value if isinstance(value, int) else list(value)
 
 
 def check_lengths(model: ModelConfig, report: Report) -> None:

@@ -55,6 +55,7 @@ class TextConfig:
     bos_id: Natural | None = None  # forced, whatever the folder says
     eos_id: Natural | None = None
     legacy: bool | None = None  # sentencepiece: a dummy space after every special token; null: as the folder says
+    fast: bool = False  # tokenizer.json, where tokenizer.model is there too
 
 
 class Processor:
@@ -340,7 +341,7 @@ def build_processor(model_cfg: ModelConfig) -> Processor:
             for a medium than the tokenizer has.
     """
     text_cfg = model_cfg.text.config
-    names = ("pad_token", "special_tokens", "new_pad_token", "bos_id", "eos_id", "legacy")
+    names = ("pad_token", "special_tokens", "new_pad_token", "bos_id", "eos_id", "legacy", "fast")
     options = {name: getattr(text_cfg, name) for name in names}
     tokenizer = Tokenizer.from_folder(text_cfg.tokenizer or model_cfg.llm.config.path, **options)
     template = resolve("template", model_cfg.template.name)(model_cfg.template.config)

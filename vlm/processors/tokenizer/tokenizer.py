@@ -231,6 +231,7 @@ class Tokenizer:
         bos_id: int | None = None,
         eos_id: int | None = None,
         legacy: bool | None = None,
+        fast: bool = False,
     ) -> Tokenizer:
         """Read the tokenizer of a Hugging Face LLM folder.
 
@@ -244,6 +245,7 @@ class Tokenizer:
             bos_id, eos_id: ids that override the folder's; their strings then absorb the blanks around them.
             legacy: with sentencepiece, whether text after a special token begins with a dummy space; None: what
                 ``tokenizer_config.json`` says, else True.
+            fast: read ``tokenizer.json`` where both files are there, as transformers does.
 
         Raises:
             WeightsError: no folder, no tokenizer in it, or an unreadable file.
@@ -253,14 +255,14 @@ class Tokenizer:
             from vlm.models.llm.gguf import gguf_tokenizer
 
             folder = gguf_tokenizer(path)
-        slow, fast = folder / "tokenizer.model", folder / "tokenizer.json"
+        slow, json_file = folder / "tokenizer.model", folder / "tokenizer.json"
         backend: _SentencePiece | _Fast
-        if slow.is_file():
+        if slow.is_file() and not (fast and json_file.is_file()):
             backend = _SentencePiece(slow)
-        elif fast.is_file():
-            if fault := mistaken(fast):
+        elif json_file.is_file():
+            if fault := mistaken(json_file):
                 raise WeightsError(fault, fix="fetch tokenizer.json again")
-            backend = _Fast(read_text(fast, error=WeightsError), fast)
+            backend = _Fast(read_text(json_file, error=WeightsError), json_file)
         else:
             result = "no such folder" if not folder.is_dir() else "neither tokenizer.model nor tokenizer.json in it"
             raise WeightsError(f"tokenizer folder {folder}: {result}", fix="name the LLM's Hugging Face folder")
