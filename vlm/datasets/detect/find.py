@@ -96,18 +96,23 @@ def detect(path: Path, images: str = "", wanted: str = "") -> Detected:
         result.facts.append(("note", fit.layout.hint))
     if head.faults:
         result.facts.append(("unreadable", f"{len(head.faults)}, e.g. {head.faults[0]}"))
-    result.open += _mixed(fit, head)
     unused = _unused(fit, head)
     if unused:
         result.facts.append(("not read", ", ".join(unused)))
     most = HEAD_SHARDS if head.container == "shards" else HEAD
-    return complete(result, path, images, most, head.complete)
-
-
-def complete(result: Detected, path: Path, images: str, most: int, whole: bool) -> Detected:
-    """Load the samples with the entry, find their images, and add what follows to the entry and the facts."""
-    entry = result.entry
     read = read_head(entry, most)
+    result.open += _mixed(fit, head, read)
+    if read.has_media and has_option(entry.format, "image_first") and "image_first" not in entry.build_info:
+        in_place = Entry(entry.name, entry.format, {**entry.build_info, "image_first": False})
+        if inside := read_head(in_place, most).inside:
+            text = f"{inside} of {read.count} records have an image inside a text"
+            result.facts.append(("places", f"{text}; the entry puts it first, image_first: false leaves it there"))
+    return complete(result, read, path, images, most, head.complete)
+
+
+def complete(result: Detected, read: Read, path: Path, images: str, most: int, whole: bool) -> Detected:
+    """Add the samples that the entry gave, find their images, and add what follows to the entry and the facts."""
+    entry = result.entry
     if read.refused and read.samples and has_option(entry.format, "refused"):
         entry.build_info["refused"] = "drop"
         result.facts.append(("left out", f"{read.refused} of {read.count} records (refused: drop)"))
@@ -223,9 +228,10 @@ def _has(head: Head, path: str) -> bool:
     return any(path in paths_in([record]) for record in head.records[:20])
 
 
-def _mixed(fit: Fit, head: Head) -> list[str]:
-    """What the records of another layout are, if there are any."""
-    rest = [r for k, r in enumerate(head.records) if k not in set(fit.fitting)]
+def _mixed(fit: Fit, head: Head, read: Read) -> list[str]:
+    """What the records of another layout are that the entry cannot read, if there are any."""
+    fitting = set(fit.fitting)
+    rest = [r for k, r in enumerate(head.records) if k not in fitting and k in _failed(head, read)]
     if not rest:
         return []
     body = _build_info(fit, head)
@@ -237,6 +243,10 @@ def _mixed(fit: Fit, head: Head) -> list[str]:
         f"{len(rest)} of {len(head.records)} records have another layout, {other.name} ({other.title}); "
         "the entry cannot read them. Split the file into two, or remove them"
     ]
+
+
+def _failed(head: Head, read: Read) -> set[int]:
+    return {k for k, position in enumerate(head.positions) if position in read.failed}
 
 
 def _unused(fit: Fit, head: Head) -> list[str]:
