@@ -485,7 +485,7 @@ def test_the_images_are_looked_for_near_the_file(write: Write, tmp_path: Path, c
     file = write("ann/mine.json", records)
     assert main(["data", "detect", str(file)]) == 1
     out = capsys.readouterr().out
-    assert "none of 4 images is found from" in out
+    assert "none of 4 images was found in" in out
     assert "image_path: ???" in out
     assert "coco/0.png, missing>" in out
     for k in range(4):
@@ -498,7 +498,7 @@ def test_the_images_are_looked_for_near_the_file(write: Write, tmp_path: Path, c
     assert main(["data", "detect", str(file)]) == 1
     assert "1 of 4 images are missing (coco: 1); the first is coco/3.png" in capsys.readouterr().out
     assert main(["data", "detect", str(file), "--images", str(tmp_path)]) == 1
-    assert f"none of 4 images is found below {tmp_path}" in capsys.readouterr().out
+    assert f"none of 4 images was found in {tmp_path}; " in capsys.readouterr().out
     assert main(["data", "detect", str(file), "--images", "nowhere"]) == 2
 
 
@@ -656,6 +656,20 @@ def test_the_file_that_describes_it_is_named(write: Write, tmp_path: Path, capsy
     assert f"vlm data detect {tmp_path} --only odd" in capsys.readouterr().out
     assert main(["data", "detect", str(tmp_path), "--only", "odd"]) == 0
     assert main(["data", "detect", "hf://owner/name"]) == 2
+
+
+@pytest.mark.parametrize(("column", "layout"), [("img", "LLaVA"), ("Image", "LLaVA"), ("image_paths", "dialogues of")])
+def test_images_in_columns_of_other_names(column: str, layout: str, write: Write) -> None:
+    value = ["1.jpg"] if column.endswith("s") else "1.jpg"
+    found = detect(write("a.json", [{column: value, "conversations": turns("<image>\nWhat?", "Red.")}]))
+    assert found.title.startswith(layout)
+    assert told(found.read.samples[0])[0] == ["user", "<image 1.jpg>", "What?"]
+
+
+def test_too_many_unusable_records_are_to_be_decided(write: Write) -> None:
+    good, bad = {"conversations": turns("Hi", "Ho")}, {"conversations": turns("Hi", "")}
+    found = detect(write("bad.json", [good, bad, bad, bad]))
+    assert found.open == ["a run stops where more than 1% of the records are unusable: remove them"]
 
 
 def test_a_name_of_a_shipped_corpus_is_not_taken(write: Write) -> None:

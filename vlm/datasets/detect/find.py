@@ -12,10 +12,12 @@ from typing import Any
 
 from vlm.common.errors import DataError, UserError, unknown
 from vlm.config.composition import corpora
+from vlm.config.run import RunConfig
 from vlm.datasets.detect.entry import Entry, Read, has_option, read_head, refuse_empty
 from vlm.datasets.detect.layouts import Fit, fits, known, media_like, nearest, paths_in
 from vlm.datasets.detect.open import HEAD, HEAD_SHARDS, Head, open_head
 from vlm.datasets.detect.roots import SEARCHED, Root, find_root
+from vlm.datasets.loading.quarantine import too_many
 from vlm.datasets.media_columns import COLUMNS, is_missing, media_column
 
 MOST_FIELDS = 12
@@ -135,7 +137,11 @@ def complete(result: Detected, read: Read, path: Path, images: str, most: int, w
     usable = len(read.samples)
     if usable < read.count:
         reasons = "; ".join(f"{count} x {reason}" for reason, count in read.faults.most_common(3))
-        result.facts.append(("unusable", f"{read.count - usable} of {read.count} records: {reasons}"))
+        text = f"{read.count - usable} of {read.count} records: {reasons}"
+        result.facts.append(("unusable", text))
+        share = RunConfig().max_bad_share
+        if too_many(read.count - usable, read.count, share):
+            result.open.append(f"a run stops where more than {share:.0%} of the records are unusable: remove them")
     return result
 
 
@@ -282,5 +288,5 @@ def _lacking(root: Root, near: Path, given: str) -> list[str]:
     first = f"the first is {root.lacking[0]}"
     if root.found:
         return [f"{len(root.lacking)} of {root.count} images are missing ({root.lacking_by_folder}); {first}"]
-    where = f"below {given}" if given else f"from {near}, {SEARCHED}"
-    return [f"none of {root.count} images is found {where}; {first}. Name their folder with --images DIR"]
+    where = given or f"{near}, {SEARCHED}"
+    return [f"none of {root.count} images was found in {where}; {first}. Name their folder with --images DIR"]

@@ -13,7 +13,7 @@ from vlm.common.errors import DataError
 from vlm.config.schema import Report, read
 from vlm.config.tree import parse_file
 from vlm.datasets.formats.turns import turn_objects
-from vlm.datasets.media_columns import is_missing, looks_like_media, media_column
+from vlm.datasets.media_columns import COLUMNS, is_missing, looks_like_media, media_column
 
 Container = Literal["rows", "shards", "caption_folder"]
 Record = Mapping[str, Any]
@@ -110,6 +110,10 @@ def known() -> Known:
 def fits(records: Sequence[Record], container: Container) -> list[Fit]:
     """The layouts that fit some of the records, the best first; a fallback counts where no other fits half of them."""
     paths = paths_in(records)
+    for record in records:
+        for kind in COLUMNS:  # a column of any known name counts as image, or as image[] if it is a list
+            column = media_column(record, kind)
+            paths.update([kind + "[]" * isinstance(record[column], list | tuple)] if column else [])
     media = any(media_column(r, "image") or media_column(r, "video") or media_like(r) for r in records)
     result = []
     for layout in known().layouts:
