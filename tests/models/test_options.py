@@ -193,8 +193,7 @@ def test_head_that_trains_gets_its_gradient(build, examples, batched) -> None:
     assert model.llm.model.lm_head.weight.grad.abs().sum() > 0
 
 
-def test_skipped_random_numbers_end_loops_that_draw_until_they_fit() -> None:
-    with _SkipRandom(), torch.no_grad():
-        for limit in (2.0, 0.01):  # torch draws in two ways
-            tensor = torch.full((8,), float("inf"))
-            assert not torch.nn.init.trunc_normal_(tensor, std=0.5, a=-limit, b=limit).any()
+def test_random_numbers_that_are_skipped_are_not_drawn_until_they_fit() -> None:
+    table = torch.full((8, 8), 1e9)  # memory as it was allocated
+    with _SkipRandom():
+        torch.nn.init.trunc_normal_(table, std=0.02)

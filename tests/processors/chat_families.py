@@ -101,7 +101,8 @@ FAMILIES: dict[str, Family] = {
         "        {%- if message.reasoning_content is string %}\n"
         "            {%- set thought = message.reasoning_content %}\n"
         "        {%- elif '</think>' in content %}\n"
-        "            {%- set thought = content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') %}\n"
+        "            "
+        "{%- set thought = content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') %}\n"
         "            {%- set content = content.split('</think>')[-1].lstrip('\\n') %}\n        {%- endif %}\n"
         "        {%- if loop.index0 > ns.last and (loop.last or thought) %}\n"
         "            {{- '<|im_start|>assistant\\n<think>\\n' + thought.strip('\\n') + '\\n</think>\\n\\n'"
@@ -146,7 +147,8 @@ FAMILIES: dict[str, Family] = {
         ends=("<|end_of_text|>",),
     ),
     "llama3.1": Family(
-        '{{- bos_token }}\n{%- if not date_string is defined %}\n    {%- set date_string = "26 Jul 2024" %}\n{%- endif %}\n'
+        "{{- bos_token }}\n{%- if not date_string is defined %}\n    "
+        '{%- set date_string = "26 Jul 2024" %}\n{%- endif %}\n'
         "{%- if messages[0]['role'] == 'system' %}\n    {%- set system_message = messages[0]['content']|trim %}\n"
         '    {%- set messages = messages[1:] %}\n{%- else %}\n    {%- set system_message = "" %}\n{%- endif %}\n'
         '{{- "<|start_header_id|>system<|end_header_id|>\\n\\n" }}\n'
@@ -196,7 +198,8 @@ FAMILIES: dict[str, Family] = {
         "{%- set loop_messages = messages[1:] %}{%- else %}{%- set system_message = 'Be concise.' %}"
         "{%- set loop_messages = messages %}{%- endif %}"
         "{{- bos_token + '[SYSTEM_PROMPT]' + system_message + '[/SYSTEM_PROMPT]' }}"
-        "{%- for message in loop_messages %}{%- if message.role == 'user' %}{{- '[INST]' + message.content + '[/INST]' }}"
+        "{%- for message in loop_messages %}"
+        "{%- if message.role == 'user' %}{{- '[INST]' + message.content + '[/INST]' }}"
         "{%- elif message.role == 'assistant' %}{{- message.content + eos_token }}"
         "{%- else %}{{- raise_exception('Only user and assistant roles are supported!') }}{%- endif %}{%- endfor %}",
         "</s>",
@@ -205,10 +208,12 @@ FAMILIES: dict[str, Family] = {
         bos="<s>",
     ),
     "gemma": Family(
-        "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{{ bos_token }}"
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
         "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
         "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
-        "{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}"
+        "{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}"
+        "{% set role = message['role'] %}{% endif %}"
         "{{ '<start_of_turn>' + role + '\\n' + message['content'] | trim + '<end_of_turn>\\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{'<start_of_turn>model\\n'}}{% endif %}",
         "<end_of_turn>",
@@ -256,7 +261,8 @@ FAMILIES: dict[str, Family] = {
     "phi4": Family(
         "{% for message in messages %}{% if (message['role'] == 'system') %}"
         "{{'<|im_start|>system<|im_sep|>' + message['content'] + '<|im_end|>'}}{% elif (message['role'] == 'user') %}"
-        "{{'<|im_start|>user<|im_sep|>' + message['content'] + '<|im_end|>'}}{% elif (message['role'] == 'assistant') %}"
+        "{{'<|im_start|>user<|im_sep|>' + message['content'] + '<|im_end|>'}}"
+        "{% elif (message['role'] == 'assistant') %}"
         "{{'<|im_start|>assistant<|im_sep|>' + message['content'] + '<|im_end|>'}}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant<|im_sep|>' }}{% endif %}",
         "<|im_end|>",
@@ -304,7 +310,8 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v3": Family(
         "{% set ns = namespace(system='') %}{%- for message in messages %}{%- if message['role'] == 'system' %}"
         "{%- set ns.system = message['content'] %}{%- endif %}{%- endfor %}{{ bos_token }}{{ ns.system }}"
-        "{%- for message in messages %}{%- if message['role'] == 'user' %}{{'<｜User｜>' + message['content']}}{%- endif %}"
+        "{%- for message in messages %}"
+        "{%- if message['role'] == 'user' %}{{'<｜User｜>' + message['content']}}{%- endif %}"
         "{%- if message['role'] == 'assistant' %}{% set content = message['content'] %}{% if '</think>' in content %}"
         "{% set content = content.split('</think>')[-1] %}{% endif %}"
         "{{'<｜Assistant｜>' + content + '<｜end▁of▁sentence｜>'}}{%- endif %}{%- endfor -%}"
@@ -371,7 +378,8 @@ FAMILIES: dict[str, Family] = {
         spaces=True,
     ),
     "falcon3": Family(
-        "{% for message in messages %}{% if message['role'] == 'system' %}{{ '<|system|>\\n' + message['content'] + '\\n' }}"
+        "{% for message in messages %}"
+        "{% if message['role'] == 'system' %}{{ '<|system|>\\n' + message['content'] + '\\n' }}"
         "{% elif message['role'] == 'user' %}{{ '<|user|>\\n' + message['content'] + '\\n' }}"
         "{% elif message['role'] == 'assistant' %}{% if not loop.last %}"
         "{{ '<|assistant|>\\n'  + message['content'] + eos_token + '\\n' }}{% else %}"
@@ -431,7 +439,8 @@ FAMILIES: dict[str, Family] = {
 """Families whose answers end with a token."""
 
 GLM4 = Family(
-    "[gMASK]<sop>{% for item in messages %}{% if item['content'] %}<|{{ item['role'] }}|>\n{{ item['content'] }}{% endif %}"
+    "[gMASK]<sop>{% for item in messages %}"
+    "{% if item['content'] %}<|{{ item['role'] }}|>\n{{ item['content'] }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
     "<|user|>",
     ("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>", "<|endoftext|>"),
@@ -444,7 +453,8 @@ LLAVA = Family(
     "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\\n' }}{% endfor %}"
     "{% if message['role'] != 'assistant' %}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' '}}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] +"
+    " ' '}}{% endfor %}"
     "{% else %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
     "{% generation %}{{ content['text'] + ' '}}{% endgeneration %}{% endfor %}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}",

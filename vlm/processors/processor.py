@@ -55,6 +55,7 @@ class TextConfig:
     bos_id: Natural | None = None  # forced, whatever the folder says
     eos_id: Natural | None = None
     legacy: bool | None = None  # sentencepiece: a dummy space after every special token; null: as the folder says
+    fast: bool = False  # tokenizer.json, where tokenizer.model is there too
 
 
 class Processor:
@@ -269,10 +270,10 @@ class Processor:
         self, spans: Sequence[Span], segments: Sequence[Segment], sample: Sample, rng: random.Random | None = None
     ) -> Example:
         ids, labels = self._labelled(spans)
-        shown = [s for s in segments if s.medium is not None][: ids.count(MEDIA_TOKEN)]
-        texts = [] if self.question is None else [self.question(s.question) for s in shown]
+        shown = [(s.medium, s.question) for s in segments if s.medium is not None][: ids.count(MEDIA_TOKEN)]
+        texts = [] if self.question is None else [self.question(question) for _, question in shown]
         tensors, sizes, before = [], list[tuple[int, int] | None](), self._decoded()
-        for medium in (s.medium for s in shown):
+        for medium, _ in shown:
             value = self._medium(medium, _name(sample), rng)
             tensors.append(value.pixels if isinstance(value, Prepared) else value)
             sizes.append(value.size if isinstance(value, Prepared) else None)
@@ -340,7 +341,7 @@ def build_processor(model_cfg: ModelConfig) -> Processor:
             for a medium than the tokenizer has.
     """
     text_cfg = model_cfg.text.config
-    names = ("pad_token", "special_tokens", "new_pad_token", "bos_id", "eos_id", "legacy")
+    names = ("pad_token", "special_tokens", "new_pad_token", "bos_id", "eos_id", "legacy", "fast")
     options = {name: getattr(text_cfg, name) for name in names}
     tokenizer = Tokenizer.from_folder(text_cfg.tokenizer or model_cfg.llm.config.path, **options)
     template = resolve("template", model_cfg.template.name)(model_cfg.template.config)

@@ -11,16 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file as load_safetensors
+from safetensors.torch import save_file
 
 from tests.golden.installed import blip2
+from vlm.checkpoint.load import load_file
 from vlm.cli.main import main
 from vlm.common.errors import UserError
 from vlm.common.types import Batch, Example, Image, Message, Sample
 from vlm.inference.engine import Engine
+from vlm.models.build import build_model
 from vlm.processors.collate import collate, collate_rows
 from vlm.processors.questions import with_questions
 from vlm.processors.templates.base import Segment
+from vlm.systems.blip2.checkpoint import LavisBlip2
 
 WEIGHTS = "model.safetensors"
 BUILDERS = {"blip2": blip2.build, "instructblip": blip2.build_instruct}
@@ -110,13 +114,16 @@ def test_features_are_kept_for_an_image_and_its_question(engine: Engine) -> None
     assert len(engine.features) == 2
     assert torch.equal(alone[0], alone[2]) and (alone[0] - alone[1]).abs().max() > 1e-3
     batch = engine.fuse(engine.examples(questions)).inputs_embeds[:, : blip2.QUERIES]
+    assert torch.equal(batch, torch.stack(alone)) and len(engine.features) == 2  # padding is not part of a question
+    engine.features.clear()
+    batch = engine.fuse(engine.examples(questions)).inputs_embeds[:, : blip2.QUERIES]
     torch.testing.assert_close(batch, torch.stack(alone), rtol=0, atol=1e-5)
 
 
 def test_older_files_in_shards_and_of_two_types(copied: Callable[[str], Path], engine: Engine) -> None:
     """Half precision but for the Q-Former, a buffer of earlier versions, no image token: as it was published first."""
     folder = copied("instructblip")
-    tensors = load_file(folder / WEIGHTS)
+    tensors = load_safetensors(folder / WEIGHTS)
     (folder / WEIGHTS).unlink()
     halved = {name: t if name.startswith(("qformer", "query")) else t.half() for name, t in tensors.items()}
     halved["qformer.embeddings.position_ids"] = torch.arange(64)[None]
@@ -130,6 +137,34 @@ def test_older_files_in_shards_and_of_two_types(copied: Callable[[str], Path], e
     conversation = [ask(Image(BOAT), "is it a boat?")]
     ours, expected = (one.prompt([conversation]).embeds for one in (other, engine))
     torch.testing.assert_close(ours, expected, rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize(("name", "projection"), [("blip2", "opt_proj"), ("instructblip", "llm_proj")])
+def test_files_of_lavis(name: str, projection: str, made: dict[str, Path], tmp_path: Path) -> None:
+    source = Engine.load(made[name], "cpu")
+    held = {"Qformer.bert.embeddings.position_ids": torch.arange(64)[None], "Qformer.cls.bias": torch.ones(3)}
+    for key, tensor in source.model.state_dict().items():
+        if key.startswith(("bridge", "vision.ln_vision")):
+            held[in_lavis(key, projection)] = tensor.half()
+    if name == "blip2":  # the text layers of the Q-Former's first stage
+        held["Qformer.bert.encoder.layer.0.output.dense.weight"] = torch.ones(2, 2)
+        held["Qformer.bert.embeddings.word_embeddings.weight"] = torch.ones(2, 2)
+    torch.save({"model": held}, tmp_path / "pretrained.pth")
+    model = build_model(source.config.model)
+    filled = load_file(model, LavisBlip2(), tmp_path / "pretrained.pth")
+    assert filled == {key for key in model.state_dict() if key.startswith(("bridge", "vision.ln_vision"))}
+    for key in filled:
+        assert torch.equal(model.state_dict()[key], source.model.state_dict()[key].half().float()), key
+
+
+def in_lavis(key: str, projection: str) -> str:
+    """The published name of one of our tensors."""
+    key = key.removeprefix("vision.").replace("bridge.1.proj", projection).removeprefix("bridge.0.")
+    key = key.replace("attention.attention.", "attention.self.").replace("qformer.layernorm", "embeddings.LayerNorm")
+    for start, end in (("qformer.", ""), ("text.", "embeddings."), ("embeddings.LayerNorm", "embeddings.LayerNorm")):
+        if key.startswith(start):
+            return f"Qformer.bert.{end}{key.removeprefix(start)}"
+    return key
 
 
 def change(file: Path, **values: object) -> None:
@@ -157,6 +192,13 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         "vocab_size is 20, but its tokenizer has",
     ),
 }
+
+
+def test_a_model_for_retrieval(copied: Callable[[str], Path]) -> None:
+    folder = copied("blip2")
+    change_section(folder, "qformer_config", use_qformer_text_input=True)
+    with pytest.raises(UserError, match="a model for retrieval, without a language model"):
+        Engine.load(folder, "cpu")
 
 
 @pytest.mark.parametrize("name", REFUSED)

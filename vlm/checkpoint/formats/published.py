@@ -102,7 +102,7 @@ class Made:
 
     def take(self, name: str) -> Tensor:
         """One of them; it is not kept."""
-        if not self._made:
+        if name not in self._made:
             self._made = self._make()
         result = self._made.pop(name)
         self.skip()

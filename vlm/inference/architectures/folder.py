@@ -45,7 +45,7 @@ class ModelFolder:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The folder's tokenizer. Raises WeightsError: it has none."""
-        return Tokenizer.from_folder(self.path)
+        return Tokenizer.from_folder(self.path, fast=True)
 
     @cached_property
     def preprocessor(self) -> dict[str, Any]:
@@ -117,6 +117,8 @@ class ModelFolder:
     def text(self) -> dict[str, Any]:
         """``text:``, with the folder's tokenizer."""
         result: dict[str, Any] = {"tokenizer": str(self.path)}
+        if all((self.path / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+            result["fast"] = True
         if self.ends and self.tokenizer.eos not in self.ends:
             result["eos_id"] = self.ends[0]
         return result

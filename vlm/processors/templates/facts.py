@@ -1,7 +1,7 @@
 """What a chat template does, found by rendering conversations of one letter a message.
 
-How contents are passed (as a text, or as a list of parts), what it writes for an image, what precedes an answer besides
-the generation prompt, and how an answer ends.
+How contents are passed (as a text, or as a list of parts), what it writes for an image, what precedes an answer, and
+how an answer ends.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from vlm.common.errors import ConfigError, PromptError
 from vlm.common.types import Image, Role, Video
@@ -62,14 +62,14 @@ class Facts:
     Attributes:
         form: how a conversation is given to the template.
         control: finds the tokens that stay literal in somebody's words.
-        lead: what precedes an answer besides the generation prompt, and is part of what the assistant writes.
+        opening: what precedes an answer since the question: the generation prompt.
         end: what follows an answer; empty: nothing does.
         ends: finds an end where an answer is over.
     """
 
     form: Form
     control: re.Pattern[str]
-    lead: str
+    opening: str
     end: str
     ends: re.Pattern[str]
 
@@ -93,20 +93,20 @@ def read_form(
     Raises ConfigError: the token that it writes for an image cannot be told, or the tokenizer does not have it.
     """
     written = {kind: _written(template, name) for kind, name in KINDS.items()}
-    if written[Image] is None:
+    shown = written[Image]
+    if shown is None:
         token = media_token or MEDIUM
         return Form(template, frozenset(), KINDS, dict.fromkeys(KINDS, token), around)
     lists = {"user", *(role for role in ("system", "assistant") if _takes_parts(template, role))}
-    kinds, tokens = dict(KINDS), {}
-    for kind, name in KINDS.items():
-        added = written[kind]
-        found = added and [*(Counter(control.findall(added[0])) - Counter(control.findall(added[1])))]
-        if kind is Video and not found:
-            kinds[kind], tokens[kind] = KINDS[Image], tokens[Image]
-        else:
-            own = media_token if kind is Image else ""
-            tokens[kind] = own or _chosen(template, name, found or [], named.get(name, ""), added)
-    return Form(template, frozenset(lists), kinds, tokens, around)
+    found = {
+        kind: [*(Counter(control.findall(pair[0])) - Counter(control.findall(pair[1])))] if pair else []
+        for kind, pair in written.items()
+    }
+    image, video = (_chosen(found[kind], name, named.get(name, "")) for kind, name in KINDS.items())
+    image = media_token or image or _refuse(template, found[Image], shown)
+    if not video:  # it is shown as an image
+        return Form(template, frozenset(lists), dict.fromkeys(KINDS, "image"), dict.fromkeys(KINDS, image), around)
+    return Form(template, frozenset(lists), KINDS, {Image: image, Video: video}, around)
 
 
 def _written(template: JinjaTemplate, kind: str) -> tuple[str, str] | None:
@@ -124,22 +124,25 @@ def _takes_parts(template: JinjaTemplate, role: Role) -> bool:
     return text is not None and ANSWERED in text and not _SPELLED.search(text)
 
 
-def _chosen(template: JinjaTemplate, kind: str, found: Sequence[str], named: str, added: Any) -> str:
-    """The token of an image among those that are written for it."""
-    if not found:
-        text = _between(*added)
-        raise ConfigError(
-            f"the chat template ({template.name}) writes {text!r:.100} for an {kind}, "
-            "which holds no special token of the tokenizer",
-            fix=f"add it: model.text.special_tokens: [{text.strip()!r:.60}], or use the tokenizer of the template",
-        )
+def _chosen(found: Sequence[str], kind: str, named: str) -> str:
+    """The token of an image or video among those that are written for it; empty if that cannot be told."""
     spelled = [t for t in found if kind in t.lower() or (kind == "image" and "img" in t.lower())]
-    for choice in ([named] if named in found else [], found, spelled):
-        if len(choice) == 1:
-            return choice[0]
+    choices = [named] if named in found else [], found, spelled
+    return next((choice[0] for choice in choices if len(choice) == 1), "")
+
+
+def _refuse(template: JinjaTemplate, found: Sequence[str], written: tuple[str, str]) -> NoReturn:
+    """Raises ConfigError: no token, or no single one, is where an image is."""
+    if found:
+        raise ConfigError(
+            f"the chat template ({template.name}) writes {', '.join(found)} for an image",
+            fix="set model.template.media_token to the one of these that the visual tokens replace",
+        )
+    text = _between(*written)
     raise ConfigError(
-        f"the chat template ({template.name}) writes {', '.join(found)} for an {kind}",
-        fix="set model.template.media_token to the one of these that the visual tokens replace",
+        f"the chat template ({template.name}) writes {text!r:.100} for an image, which holds no special token of the "
+        "tokenizer",
+        fix=f"add it: model.text.special_tokens: [{text.strip()!r:.60}], or use the tokenizer of the template",
     )
 
 
@@ -165,14 +168,12 @@ def read_facts(form: Form, control: re.Pattern[str], end_texts: Sequence[str]) -
             fix="set model.template.chat_template to a Jinja text that does, or another model.template",
         )
     opening = prompt[prompt.rindex(ASKED) + 1 :]
-    before, rest = whole.split(ANSWERED)
-    begin = before[before.rindex(ASKED) + 1 :] if ASKED in before else ""
-    lead = begin.removeprefix(opening) if begin.startswith(opening) else ""
+    rest = whole.split(ANSWERED)[1]
     token = re.match(rf"\s*({control.pattern})", rest)
     both = os.path.commonprefix([rest, longer.split(ANSWERED)[1]])
     end = token.group(1) if token else both.strip()
     ends = "|".join(re.escape(text) for text in dict.fromkeys([end, *end_texts]) if text)
-    return Facts(form, control, lead, end, re.compile(rf"\s*(?:{ends})" if ends else "(?!)"))
+    return Facts(form, control, opening, end, re.compile(rf"\s*(?:{ends})" if ends else "(?!)"))
 
 
 def _render(template: JinjaTemplate, *messages: tuple[str, Any]) -> str | None:

@@ -195,13 +195,11 @@ class HFChat(BaseTemplate):
 
     def _segments(self, located: Located, turns: Sequence[Turn], supervised: bool) -> list[Segment]:
         """The text cut at media and answers, to be tokenised as one."""
-        text, facts = located.text, self._facts
+        text = located.text
         places: list[tuple[int, int, Medium | None, str]] = []  # start, end, medium or answer, text after an answer
-        for start, end in located.answers:
-            begin = start - len(facts.lead) if text[:start].endswith(facts.lead) else start
-            over = facts.ends.match(text, end)
+        for start, end, over in self._answers(located):
             self._tell(supervised and not over)
-            places.append((begin, over.end() if over else end, None, "" if over else self.config.end_sym))
+            places.append((start, end, None, "" if over else self.config.end_sym))
         places += [(a, b, medium, "") for a, b, medium in self._media(located, turns)]
         segments: list[Segment] = []
         at = 0
@@ -216,6 +214,21 @@ class HFChat(BaseTemplate):
                 segments.append(replace(answer, text=answer.text + after, supervised=supervised))
             at = end
         return [replace(segment, joined=k > 0) for k, segment in enumerate(segments)]
+
+    def _answers(self, located: Located) -> list[tuple[int, int, bool]]:
+        """What the assistant writes, from the generation prompt to the end, and whether there is an end."""
+        text, facts = located.text, self._facts
+        size = len(facts.opening)
+        answers: list[tuple[int, int, bool]] = []
+        at = 0
+        for start, end in located.answers:
+            opened = text.rfind(facts.opening, at, start)
+            if opened >= 0 and not any(a < opened + size and opened < b for a, b in located.literal):
+                start = opened + size
+            over = facts.ends.match(text, end)
+            at = over.end() if over else end
+            answers.append((start, at, over is not None))
+        return answers
 
     def _media(self, located: Located, turns: Sequence[Turn]) -> list[tuple[int, int, Medium]]:
         """The places of the media: the tokens that are not somebody's words."""

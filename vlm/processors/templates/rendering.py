@@ -12,7 +12,9 @@ from typing import Any
 from vlm.common.errors import PromptError
 
 MOST_STEPS = 1_000_000
-"""Lines of Python that one rendering may execute; a long conversation takes some ten thousand."""
+"""Steps of a template, as lines of the Python that Jinja makes of it; a long conversation takes some ten thousand."""
+COMPILED = "<template>"
+"""The file that Jinja names for the code of a template."""
 
 OFF: dict[str, Any] = {"tools": None, "documents": None}
 
@@ -66,7 +68,7 @@ class JinjaTemplate:
 
 @contextmanager
 def _bounded() -> Iterator[None]:
-    """Within the block, more than :data:`MOST_STEPS` lines of Python raise EndlessTemplate."""
+    """Within the block, more than :data:`MOST_STEPS` steps of a template raise EndlessTemplate."""
     left = MOST_STEPS
 
     def count(frame: FrameType, event: str, arg: Any) -> Any:
@@ -76,8 +78,11 @@ def _bounded() -> Iterator[None]:
             raise EndlessTemplate(f"it takes more than {MOST_STEPS:,} steps")
         return count
 
+    def enter(frame: FrameType, event: str, arg: Any) -> Any:
+        return count if frame.f_code.co_filename == COMPILED else None
+
     before = sys.gettrace()
-    sys.settrace(count)
+    sys.settrace(enter)
     try:
         yield
     finally:

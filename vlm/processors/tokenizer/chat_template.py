@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.common.errors import ConfigError, WeightsError
+from vlm.common.gguf import TEMPLATE, is_gguf, read_gguf
 from vlm.common.text import read_text
 
 FILES = ("processor_config.json", "chat_template.json", "chat_template.jinja", "tokenizer_config.json")
@@ -32,14 +33,17 @@ def read_chat_template(folder: str | Path, name: str = DEFAULT) -> ChatTemplateT
     """The chat template of a folder; None if no file has one.
 
     Args:
-        folder: of a tokenizer or processor.
+        folder: of a tokenizer or processor, or a GGUF file.
         name: which one, where ``tokenizer_config.json`` lists several.
 
     Raises:
-        WeightsError: a file that is not JSON, or an entry that is not a template.
+        WeightsError: a file that is not JSON, or an entry that is not a template; a damaged GGUF file.
         ConfigError: several templates, none of them ``name``.
     """
     folder = Path(folder)
+    if is_gguf(folder):
+        text = read_gguf(folder).metadata.get(TEMPLATE)
+        return ChatTemplateText(text, str(folder)) if isinstance(text, str) and text else None
     for file in (folder / name for name in FILES):
         found = _entry(file) if file.is_file() else None
         if isinstance(found, list):

@@ -25,6 +25,7 @@ from typing import Any
 
 from vlm.common.errors import WeightsError
 from vlm.common.file_kind import mistaken
+from vlm.common.gguf import is_gguf
 from vlm.common.text import read_text
 from vlm.processors.tokenizer.decoding import StreamDecoder
 from vlm.processors.tokenizer.special_tokens import Special, SpecialTokens, is_control, read_json, read_special_tokens
@@ -80,6 +81,12 @@ class _SentencePiece:
 
     def piece(self, index: int) -> str:
         return self._sp.id_to_piece(index)
+
+    def entries(self) -> list[tuple[str, float, int]]:
+        sp, ids = self._sp, range(self.size)
+        tests = (sp.is_unknown, sp.is_control, sp.is_unused, sp.is_byte)
+        kinds = [next((kind for kind, test in zip((2, 3, 5, 6), tests) if test(i)), 1) for i in ids]
+        return [(sp.id_to_piece(i), sp.get_score(i), kind) for i, kind in zip(ids, kinds)]
 
 
 UNNAMED = Exception
@@ -230,11 +237,12 @@ class Tokenizer:
         bos_id: int | None = None,
         eos_id: int | None = None,
         legacy: bool | None = None,
+        fast: bool = False,
     ) -> Tokenizer:
         """Read the tokenizer of a Hugging Face LLM folder.
 
         Args:
-            path: folder with ``tokenizer.model`` or ``tokenizer.json``.
+            path: folder with ``tokenizer.model`` or ``tokenizer.json``, or a GGUF file.
             pad_token: existing piece or special token used for padding, which answers then lack; if it is empty or the
                 vocabulary lacks it: the folder's pad token, else unk, else eos. None: the folder's, else ``$$`` (the
                 published choice for LLaMA), else unk, else eos.
@@ -243,19 +251,24 @@ class Tokenizer:
             bos_id, eos_id: ids that override the folder's; their strings then absorb the blanks around them.
             legacy: with sentencepiece, whether text after a special token begins with a dummy space; None: what
                 ``tokenizer_config.json`` says, else True.
+            fast: read ``tokenizer.json`` where both files are there, as transformers does.
 
         Raises:
             WeightsError: no folder, no tokenizer in it, or an unreadable file.
         """
         folder = Path(path)
-        slow, fast = folder / "tokenizer.model", folder / "tokenizer.json"
+        if is_gguf(path):
+            from vlm.models.llm.gguf import gguf_tokenizer
+
+            folder = gguf_tokenizer(path)
+        slow, json_file = folder / "tokenizer.model", folder / "tokenizer.json"
         backend: _SentencePiece | _Fast
-        if slow.is_file():
+        if slow.is_file() and not (fast and json_file.is_file()):
             backend = _SentencePiece(slow)
-        elif fast.is_file():
-            if fault := mistaken(fast):
+        elif json_file.is_file():
+            if fault := mistaken(json_file):
                 raise WeightsError(fault, fix="fetch tokenizer.json again")
-            backend = _Fast(read_text(fast, error=WeightsError), fast)
+            backend = _Fast(read_text(json_file, error=WeightsError), json_file)
         else:
             result = "no such folder" if not folder.is_dir() else "neither tokenizer.model nor tokenizer.json in it"
             raise WeightsError(f"tokenizer folder {folder}: {result}", fix="name the LLM's Hugging Face folder")
@@ -305,6 +318,13 @@ class Tokenizer:
     def legacy(self) -> bool:
         """Whether text after a special token begins with a dummy space, as in the slow tokenizer of LLaMA."""
         return self._slow and self._legacy
+
+    def sentencepieces(self) -> list[tuple[str, float, int]]:
+        """Piece, score and kind of every id of a sentencepiece model; empty for other tokenizers.
+
+        Kinds: 1 normal, 2 unknown, 3 control, 5 unused, 6 byte.
+        """
+        return self._backend.entries() if isinstance(self._backend, _SentencePiece) else []
 
     @property
     def special_tokens(self) -> dict[str, Special]:

@@ -86,7 +86,7 @@ LIMITS = (("min", "shortest"), ("max", "longest"))
 
 
 def _image(patches: Tensor, grid: list[int]) -> Tensor:
-    """``[1, 3, h, w]`` from the patches of one image, whose frame stands twice in each."""
+    """``[1, 3, h, w]`` from the patches of one image, each of which holds its frame twice."""
     _, rows, columns = grid
     side, merge = round((patches.shape[1] / 6) ** 0.5), 2
     cut = patches.view(rows // merge, columns // merge, merge, merge, 3, 2, side, side)[:, :, :, :, :, 0]
