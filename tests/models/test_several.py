@@ -129,6 +129,10 @@ def test_weight_files_of_each(tmp_path: Path, pixels: torch.Tensor) -> None:
     state = model.vision.encoders[1].model.state_dict()
     assert torch.equal(state["embeddings.patch_embedding.weight"], theirs[1].embeddings.patch_embedding.weight)
     assert second.shape == first.shape
+    alike = Several(model.vision.written_out())
+    assert "path" not in str(alike.config.encoders)
+    alike.load_state_dict(model.vision.state_dict())
+    torch.testing.assert_close(alike(pixels).tokens, model.vision(pixels).tokens)
     wrong = config(folders, llm)
     wrong["model"]["image"]["mean"] = [0.5] * 3
     with pytest.raises(ConfigError, match=r"model\.image\.mean.* but vision\.mean is"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isqrt
@@ -17,7 +18,7 @@ from vlm.common.registry import config_class, register_vision, resolve
 from vlm.common.types import Features
 from vlm.config.schema import Report, read
 from vlm.models.counting import grid_of
-from vlm.models.protocols import CountsTokens, NamesLayers
+from vlm.models.protocols import CountsTokens, NamesLayers, WritesOut
 from vlm.models.vision.base import check_pixels
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -126,6 +127,11 @@ class Several(nn.Module):
         if config.width is not None:
             self.projections = nn.ModuleList([nn.Linear(width, config.width) for width in widths])
 
+    def written_out(self) -> Config:
+        """See :class:`~vlm.models.protocols.WritesOut`."""
+        found = zip(self.config.encoders, self.entries, self.encoders, strict=True)
+        return dataclasses.replace(self.config, encoders=[written_out(*each) for each in found])
+
     def checkpointable_modules(self) -> list[nn.Module]:
         """The blocks of the encoders that name theirs, to recompute in the backward pass if the runner asks for it."""
         named = [encoder for encoder in self.encoders if isinstance(encoder, NamesLayers)]
@@ -182,6 +188,15 @@ class Several(nn.Module):
                 f"{PART}.grid: {odd[0]} tokens are not a square", fix="drop class tokens (keep_cls: false)"
             )
         return self.config.grid**2
+
+
+def written_out(options: dict[str, Any], entry: Entry, encoder: Any) -> dict[str, Any]:
+    """The options of one encoder with what its folder says among them."""
+    if not isinstance(encoder, WritesOut):
+        return options
+    before, after = vars(entry.config), vars(encoder.written_out())
+    changed = {key: value for key, value in after.items() if value != before[key]}
+    return {key: value for key, value in (options | changed).items() if value is not None}
 
 
 def resized(features: Features, side: int) -> Tensor:
