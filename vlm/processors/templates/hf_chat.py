@@ -37,6 +37,7 @@ from vlm.processors.templates.locating import Located, Turn, locate
 from vlm.processors.templates.rendering import JinjaTemplate
 from vlm.processors.tokenizer.chat_template import DEFAULT, MAX_BYTES, ChatTemplateText, read_chat_template
 from vlm.processors.tokenizer.special_tokens import end_ids, token_texts
+from vlm.processors.tokenizer.tokenizer import tokenizer_folder
 
 if TYPE_CHECKING:
     from vlm.processors.tokenizer.tokenizer import Tokenizer
@@ -77,8 +78,11 @@ class HFChat(BaseTemplate):
 
     @staticmethod
     def is_in(folder: str) -> bool:
-        """Whether the tokenizer in a folder has a chat template. Raises WeightsError: see ``read_chat_template``."""
-        return read_chat_template(Path(folder).expanduser()) is not None
+        """Whether the tokenizer in a folder, or GGUF file, has a chat template.
+
+        Raises WeightsError: see ``read_chat_template``.
+        """
+        return read_chat_template(tokenizer_folder(Path(folder).expanduser())) is not None
 
     def bound(self, tokenizer: Tokenizer) -> HFChat:
         """See :meth:`BaseTemplate.bound`.
