@@ -8,6 +8,7 @@ its end. :mod:`~vlm.processors.templates.locating` finds the answers; templates 
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import random
 import re
@@ -48,6 +49,17 @@ PASSED = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "
 """Token texts that transformers passes to a template."""
 THINKING = ("enable_thinking", "thinking")
 """Switches of published templates."""
+AS_TEXT = """
+{%- set all = namespace(messages=[]) -%}
+{%- for message in messages -%}
+{%- set own = namespace(text="") -%}
+{%- for part in ([{"type": "text", "text": message.content}] if message.content is string else message.content) -%}
+{%- set own.text = own.text + (part.text if part.type == "text" else image) -%}
+{%- endfor -%}
+{%- set all.messages = all.messages + [{"role": message.role, "content": own.text}] -%}
+{%- endfor -%}
+{%- set messages = all.messages -%}"""
+"""Jinja: contents that are lists of parts become texts."""
 WORDS_ALONE = JinjaTemplate("{% for message in messages %}{{ message.content }}\n{% endfor %}", "no tokenizer")
 
 
@@ -182,6 +194,27 @@ class HFChat(BaseTemplate):
         pieces = at_placeholders(text.replace(token, IMAGE_PLACEHOLDER) if token else text, media)
         segments = [replace(s, joined=k > 0) for k, s in enumerate(segments_of(pieces, token))]
         return segments if self._begin and text.startswith(self._begin) else with_bos(segments)
+
+    def jinja(self, image: str) -> str | None:
+        """The chat template with its options in it, see ``WritesJinja``; None with ``end_sym``."""
+        cfg, form = self.config, self._facts.form
+        if cfg.end_sym:
+            return None
+        values = {**dict.fromkeys(THINKING, cfg.thinking), **cfg.variables}
+        if not form.lists:
+            values["image"] = cfg.image_prefix + image + cfg.image_suffix
+        head = "".join(f"{{%- set {name} = {json.dumps(value)} -%}}\n" for name, value in values.items())
+        if cfg.system:
+            content = [{"type": "text", "text": cfg.system}] if "system" in form.lists else cfg.system
+            first = json.dumps([{"role": "system", "content": content}])
+            head += (
+                f'{{%- if messages[0].role != "system" -%}}{{%- set messages = {first} + messages -%}}{{%- endif -%}}\n'
+            )
+        head += "" if form.lists else AS_TEXT
+        begins = cfg.begin and not form.render([Turn("user", ("?",))]).startswith(self._begin)
+        head += "{{- bos_token }}" if begins else "{{- '' }}"  # white space after it belongs to the template
+        token = self._tokens[0]
+        return head + (form.template.text.replace(token, image) if form.lists else form.template.text)
 
     def _turns(self, messages: Sequence[Message], rng: random.Random | None = None) -> list[Turn]:
         """The messages for the template; in training an image without any words gets a prompt of the pool."""
