@@ -54,7 +54,7 @@ AS_TEXT = """
 {%- for message in messages -%}
 {%- set own = namespace(text="") -%}
 {%- for part in ([{"type": "text", "text": message.content}] if message.content is string else message.content) -%}
-{%- set own.text = own.text + (part.text if part.type == "text" else image) -%}
+{%- set own.text = own.text + (part.text if part.type == "text" else placeholder) -%}
 {%- endfor -%}
 {%- set all.messages = all.messages + [{"role": message.role, "content": own.text}] -%}
 {%- endfor -%}
@@ -202,14 +202,12 @@ class HFChat(BaseTemplate):
             return None
         values = {**dict.fromkeys(THINKING, cfg.thinking), **cfg.variables}
         if not form.lists:
-            values["image"] = cfg.image_prefix + image + cfg.image_suffix
+            values["placeholder"] = cfg.image_prefix + image + cfg.image_suffix
         head = "".join(f"{{%- set {name} = {json.dumps(value)} -%}}\n" for name, value in values.items())
         if cfg.system:
             content = [{"type": "text", "text": cfg.system}] if "system" in form.lists else cfg.system
             first = json.dumps([{"role": "system", "content": content}])
-            head += (
-                f'{{%- if messages[0].role != "system" -%}}{{%- set messages = {first} + messages -%}}{{%- endif -%}}\n'
-            )
+            head += f'{{%- set messages = ([] if messages[0].role == "system" else {first}) + messages -%}}\n'
         head += "" if form.lists else AS_TEXT
         begins = cfg.begin and not form.render([Turn("user", ("?",))]).startswith(self._begin)
         head += "{{- bos_token }}" if begins else "{{- '' }}"  # white space after it belongs to the template

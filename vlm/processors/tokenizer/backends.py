@@ -72,6 +72,13 @@ class SentencePiece:
         """The piece of an id."""
         return self._sp.id_to_piece(index)
 
+    def entries(self) -> list[tuple[str, float, int]]:
+        """Piece, score and kind of every id, see ``Tokenizer.sentencepieces``."""
+        sp, ids = self._sp, range(self.size)
+        tests = (sp.is_unknown, sp.is_control, sp.is_unused, sp.is_byte)
+        kinds = [next((kind for kind, test in zip((2, 3, 5, 6), tests) if test(i)), 1) for i in ids]
+        return [(sp.id_to_piece(i), sp.get_score(i), kind) for i, kind in zip(ids, kinds)]
+
 
 UNNAMED = Exception
 """What the package tokenizers raises: it has no class of its own for faults of a file."""

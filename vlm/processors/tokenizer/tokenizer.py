@@ -155,6 +155,13 @@ class Tokenizer:
         """Whether text after a special token begins with a dummy space, as in the slow tokenizer of LLaMA."""
         return self._slow and self._legacy
 
+    def sentencepieces(self) -> list[tuple[str, float, int]]:
+        """Piece, score and kind of every id of a sentencepiece model; empty for other tokenizers.
+
+        Kinds: 1 normal, 2 unknown, 3 control, 5 unused, 6 byte.
+        """
+        return self._backend.entries() if isinstance(self._backend, SentencePiece) else []
+
     @property
     def special_tokens(self) -> dict[str, Special]:
         """The strings that :meth:`encode` reads as one token."""
