@@ -29,7 +29,11 @@ class LlavaFolder(PublishedModel):
                 (f"{theirs}.linear_1.{{rest}}", f"{ours}.0.{{rest}}"),
                 (f"{theirs}.linear_2.{{rest}}", f"{ours}.2.{{rest}}"),
                 *newline,
-                ("model.vision_tower.{rest}", "vision.model.{rest}"),
-                *llm_pairs(model, "model.language_model", "lm_head"),
+                *outer_pairs(model),
             )
         )
+
+
+def outer_pairs(model: VLM) -> list[tuple[str, str]]:
+    """Pairs for what is on either side of the bridge."""
+    return [("model.vision_tower.{rest}", "vision.model.{rest}"), *llm_pairs(model, "model.language_model", "lm_head")]
