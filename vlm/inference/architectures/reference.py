@@ -51,7 +51,8 @@ class Reference:
         self.device = device
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
-            self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, **options).to(device).eval()
+            model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, **options)
+            self.model = model.to(device).eval()
             self.processor = AutoProcessor.from_pretrained(folder, **options)
             self.processor.image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **options)
         except (ValueError, OSError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
