@@ -29,6 +29,7 @@ def test_there_and_back(name: str, tmp_path: Path) -> None:
     BUILDERS[name](folder)
     lines = HubExport(HubExport.Config(dtype="fp32")).write(folder, back)
     assert CLASSES[name] in lines[0]
+    assert "text = 'What is this?'\ninputs = processor(images=Image.open" in (back / "README.md").read_text()
     before, after = (load_file(each / "model.safetensors") for each in (folder, back))
     assert before.keys() == after.keys()
     for key, tensor in before.items():

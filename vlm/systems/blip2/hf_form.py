@@ -12,10 +12,11 @@ from vlm.common.registry import register_hf_form
 from vlm.common.types import Image, Message
 from vlm.inference.hub.contents import Contents, Planned
 from vlm.inference.hub.forms import Form, image_processor, not_plain_images, not_spliced
-from vlm.inference.hub.usage import usage
+from vlm.inference.hub.usage import QUESTION, usage
 from vlm.models.bridges.linear import Linear
 from vlm.models.bridges.qformer import QFormer
 from vlm.models.vision.eva import EvaViT
+from vlm.processors.templates.base import Segment
 from vlm.systems.blip2.checkpoint import BLOCK, LLM, OUR_BLOCK, key_map
 
 
@@ -109,7 +110,11 @@ class Blip2Form(Form):
 
     def usage(self, contents: Contents) -> str:
         """See :class:`Form`."""
-        return usage(self.architecture, trust=False, template="tokenizer.apply_chat_template")
+        prompt = None
+        if image_first(contents):
+            segments = asked(contents, QUESTION)
+            prompt = "".join(segment.text for segment in segments if segment.medium is None)
+        return usage(self.architecture, trust=False, template="tokenizer.apply_chat_template", prompt=prompt)
 
     def files(self, contents: Contents) -> dict[str, dict[str, Any]]:
         """See :class:`Form`.
@@ -131,8 +136,13 @@ class Blip2Form(Form):
 
 def image_first(contents: Contents) -> bool:
     """Whether a prompt is the image, the begin id and the text, in that order."""
-    first = contents.processor.template.chat_segments([Message("user", [Image(""), "a"])])[0]
+    first = asked(contents, QUESTION)[0]
     return first.medium is not None and not first.bos
+
+
+def asked(contents: Contents, question: str) -> list[Segment]:
+    """The segments of a prompt with one image and a question."""
+    return contents.processor.template.chat_segments([Message("user", [Image(""), question])])
 
 
 def prepare_tokenizer(contents: Contents, folder: Path) -> None:
