@@ -74,8 +74,8 @@ class HubExport:
         write_json(folder / "generation_config.json", generation_config(contents))
         for name, content in form.files(contents).items():
             write_json(folder / name, content)
-        more = form.extra(contents, folder)
         contents.tokenizer.write(folder, form.image_words(contents))
+        more = form.extra(contents, folder)
         size = sum(plan.fact.nbytes for plan in planned.values())
         lines = [f"{len(planned)} tensors, {size / 1e6:,.1f} MB in {len(files)} file{'s' * (len(files) > 1)}"]
         if self.config.lora == "adapter":
