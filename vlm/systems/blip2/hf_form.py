@@ -21,7 +21,6 @@ class Blip2Form(Form):
     """Blip2ForConditionalGeneration: EVA-ViT, a Q-Former, a linear layer, a causal LM."""
 
     architecture = "Blip2ForConditionalGeneration"
-    wrong_in = {"vllm": "it puts the rows of an image at the start of the prompt, and allows one image"}
 
     def misfit(self, contents: Contents) -> str | None:
         """See :class:`Form`."""
@@ -36,6 +35,11 @@ class Blip2Form(Form):
         if model.bridge[0].config.reads_text is not None:
             return "the Q-Former reads the question"
         return None
+
+    def wrong_in(self, server: str, contents: Contents) -> str | None:
+        """See :class:`Form`. Seen in vLLM 0.33."""
+        wrong = {"vllm": "it puts the rows of an image at the start of the prompt, and allows one image"}
+        return wrong.get(server)
 
     def config(self, contents: Contents) -> Any:
         """See :class:`Form`."""
