@@ -47,7 +47,7 @@ HOMES = {
     "tensorboard": ("vlm/runners/train/trackers.py",),
     "wandb": ("vlm/runners/train/trackers.py",),
     "gradio": ("vlm/serve/gradio/",),
-    "gguf": ("vlm/models/llm/gguf.py",),
+    "gguf": ("vlm/models/llm/gguf.py", "vlm/inference/gguf/"),
     "transformers": ("vlm/models/", "vlm/inference/", "vlm/processors/templates/rendering.py"),
     "jinja2": ("vlm/pages/", "vlm/processors/templates/rendering.py"),
     "markupsafe": ("vlm/pages/",),

@@ -32,6 +32,14 @@ def png(width: int = 4, height: int = 3) -> bytes:
 
 
 @pytest.fixture
+def tmp_path(tmp_path: Path) -> Path:
+    """A folder in a folder of a folder, so that the search for images stays in those of the test."""
+    inner = tmp_path / "a" / "b"
+    inner.mkdir(parents=True)
+    return inner
+
+
+@pytest.fixture
 def write(tmp_path: Path) -> Write:
     """Write a file: a list as JSON or (by its name) JSON Lines or Parquet, bytes and texts as they are."""
 
@@ -131,6 +139,25 @@ LAYOUTS: dict[str, tuple[str, list, dict, list]] = {
             ["assistant", "Kane and Gretzka."],
             ["user", "And ", "<image 2.jpg>", "?"],
             ["assistant", "Muller."],
+        ],
+    ),
+    "tagged": (
+        "qwen_vl.json",
+        [
+            {
+                "id": "identity_0",
+                "conversations": turns(
+                    "Picture 1: <img>a/1.jpg</img>\nWhat is it?", "A dog.", "Sure?", "Yes.", who=("user", "assistant")
+                ),
+            },
+            {"id": "identity_1", "conversations": turns("Hi", "Ho", who=("user", "assistant"))},
+        ],
+        {"image_tag": "<img>{}</img>", "image_first": False},
+        [
+            ["user", "Picture 1: ", "<image 1.jpg>", "What is it?"],
+            ["assistant", "A dog."],
+            ["user", "Sure?"],
+            ["assistant", "Yes."],
         ],
     ),
     "messages": (
@@ -274,6 +301,7 @@ def test_every_layout_gives_its_entry_and_its_samples(name: str, write: Write) -
     assert given == build_info
     assert told(found.read.samples[0]) == wanted
     assert not found.read.faults
+    assert not [text for text in found.open if "images" not in text and "image is" not in text]
 
 
 def test_all_layouts_of_records_are_tested() -> None:
@@ -457,7 +485,7 @@ def test_the_images_are_looked_for_near_the_file(write: Write, tmp_path: Path, c
     file = write("ann/mine.json", records)
     assert main(["data", "detect", str(file)]) == 1
     out = capsys.readouterr().out
-    assert "none of 4 images is found from" in out
+    assert "none of 4 images was found in" in out
     assert "image_path: ???" in out
     assert "coco/0.png, missing>" in out
     for k in range(4):
@@ -470,7 +498,7 @@ def test_the_images_are_looked_for_near_the_file(write: Write, tmp_path: Path, c
     assert main(["data", "detect", str(file)]) == 1
     assert "1 of 4 images are missing (coco: 1); the first is coco/3.png" in capsys.readouterr().out
     assert main(["data", "detect", str(file), "--images", str(tmp_path)]) == 1
-    assert f"none of 4 images is found below {tmp_path}" in capsys.readouterr().out
+    assert f"none of 4 images was found in {tmp_path}; " in capsys.readouterr().out
     assert main(["data", "detect", str(file), "--images", "nowhere"]) == 2
 
 
@@ -597,6 +625,51 @@ def test_lines_under_the_name_of_a_list(write: Write) -> None:
     assert (
         "file_type" not in detect(write("one.json", {"data": [{"conversations": turns("Hi", "Ho")}]})).entry.build_info
     )
+
+
+def test_dialogues_in_cells_and_as_lists_side_by_side(write: Write) -> None:
+    cell = json.dumps(messages("<image>What?", "Red.")).replace('"', '""')
+    found = detect(write("cells.csv", f'image,messages\n1.jpg,"{cell}"\n'))
+    assert told(found.read.samples[0]) == [["user", "<image 1.jpg>", "What?"], ["assistant", "Red."]]
+    side = {"role": ["user", "assistant"], "content": ["What?", "Red."]}
+    assert told(detect(write("side.jsonl", [{"messages": side}])).read.samples[0])[1] == ["assistant", "Red."]
+
+
+def test_a_block_with_base64(write: Write) -> None:
+    source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(png()).decode()}
+    asked = [{"type": "image", "source": source}, {"type": "text", "text": "What?"}]
+    found = detect(write("blocks.jsonl", [{"messages": messages(asked, "Red.")}]))
+    assert told(found.read.samples[0]) == [["user", "<image bytes>", "What?"], ["assistant", "Red."]]
+
+
+def test_an_image_inside_a_text_is_told(write: Write) -> None:
+    places = turns("Is <image> red?", "Yes.")
+    found = detect(write("mid.json", [{"image": "1.jpg", "conversations": places}]))
+    assert "1 of 1 records have an image inside a text" in dict(found.facts)["places"]
+    assert told(found.read.samples[0])[0] == ["user", "<image 1.jpg>", "Is  red?"]
+
+
+def test_the_file_that_describes_it_is_named(write: Write, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write("dataset_info.json", {"odd": {"file_name": "odd.json", "columns": {"prompt": "q", "response": "a"}}})
+    file = write("odd.json", [{"q": "Q", "a": "A"}])
+    assert main(["data", "detect", str(file)]) == 2
+    assert f"vlm data detect {tmp_path} --only odd" in capsys.readouterr().out
+    assert main(["data", "detect", str(tmp_path), "--only", "odd"]) == 0
+    assert main(["data", "detect", "hf://owner/name"]) == 2
+
+
+@pytest.mark.parametrize(("column", "layout"), [("img", "LLaVA"), ("Image", "LLaVA"), ("image_paths", "dialogues of")])
+def test_images_in_columns_of_other_names(column: str, layout: str, write: Write) -> None:
+    value = ["1.jpg"] if column.endswith("s") else "1.jpg"
+    found = detect(write("a.json", [{column: value, "conversations": turns("<image>\nWhat?", "Red.")}]))
+    assert found.title.startswith(layout)
+    assert told(found.read.samples[0])[0] == ["user", "<image 1.jpg>", "What?"]
+
+
+def test_too_many_unusable_records_are_to_be_decided(write: Write) -> None:
+    good, bad = {"conversations": turns("Hi", "Ho")}, {"conversations": turns("Hi", "")}
+    found = detect(write("bad.json", [good, bad, bad, bad]))
+    assert found.open == ["a run stops where more than 1% of the records are unusable: remove them"]
 
 
 def test_a_name_of_a_shipped_corpus_is_not_taken(write: Write) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from vlm.common.errors import DataError
+from vlm.common.numbers import JSON_NUMBERS
+from vlm.datasets.formats.table.head import elements
 from vlm.datasets.formats.table.read import AllRows, read_rows
 
 RECORDS = [{"question": "Color?", "answer": "red"}, {"question": "Two, or 'more'?", "answer": "four\nfive"}]
@@ -253,3 +255,24 @@ def test_folders_without_texts(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text("file,text\na.jpg,b\n")
     with pytest.raises(DataError, match=r"metadata\.csv has no column file_name \(it has file, text\)"):
         read_rows(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]", "[ ]", '[{"a": 1}]', ' [ {"a": [1, {}]} , {"b": "],[" } ]\n', '[{"a": 1}, 2, null, "x"]', "[1,2]", "{}",
+        "[", "[1", "[1,", "[1,]", "[,1]", "[1,,2]", "[1 2]", "[1] x", "[]]", '[{"a": NaN}]', "[[[1]]]", "", "1",
+        '["\\ud800"]',
+    ],
+)  # fmt: skip
+def test_elements_of_a_list_are_those_of_the_whole_list(text: str) -> None:
+    """A list is read element by element: the same values, and the same texts are refused."""
+    try:
+        whole = json.loads(text, **JSON_NUMBERS)
+    except ValueError:
+        whole = None
+    if isinstance(whole, list):
+        assert list(elements(text)) == whole
+    else:
+        with pytest.raises(ValueError):
+            list(elements(text))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -48,10 +49,15 @@ TYPES = {
 
 def add_listed(parser: argparse._ActionsContainer, *sections: str) -> None:
     """Add the arguments of these sections of ``arguments.yaml``: flags -> keywords of ``add_argument``."""
-    listed = parse_file(Path(__file__).with_name("arguments.yaml")).data
+    listed = _arguments()
     for flags, given in (item for section in sections for item in listed[section].items()):
         kind = {"type": TYPES[given["type"]]} if "type" in given else {}
         parser.add_argument(*flags.split(), **{**given, **kind})
+
+
+@cache
+def _arguments() -> dict[str, Any]:
+    return parse_file(Path(__file__).with_name("arguments.yaml")).data
 
 
 def source_of(args: argparse.Namespace, example: str) -> str:

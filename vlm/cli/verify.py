@@ -28,7 +28,7 @@ class Verify:
     examples:
       vlm verify output/my_run
       vlm verify tiny
-      vlm verify /models/llava-1.5-7b-hf --against transformers
+      vlm verify /models/my-vlm --against transformers
     """
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

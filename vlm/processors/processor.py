@@ -270,10 +270,10 @@ class Processor:
         self, spans: Sequence[Span], segments: Sequence[Segment], sample: Sample, rng: random.Random | None = None
     ) -> Example:
         ids, labels = self._labelled(spans)
-        shown = [s for s in segments if s.medium is not None][: ids.count(MEDIA_TOKEN)]
-        texts = [] if self.question is None else [self.question(s.question) for s in shown]
+        shown = [(s.medium, s.question) for s in segments if s.medium is not None][: ids.count(MEDIA_TOKEN)]
+        texts = [] if self.question is None else [self.question(question) for _, question in shown]
         tensors, sizes, before = [], list[tuple[int, int] | None](), self._decoded()
-        for medium in (s.medium for s in shown):
+        for medium, _ in shown:
             value = self._medium(medium, _name(sample), rng)
             tensors.append(value.pixels if isinstance(value, Prepared) else value)
             sizes.append(value.size if isinstance(value, Prepared) else None)

@@ -114,6 +114,9 @@ def test_features_are_kept_for_an_image_and_its_question(engine: Engine) -> None
     assert len(engine.features) == 2
     assert torch.equal(alone[0], alone[2]) and (alone[0] - alone[1]).abs().max() > 1e-3
     batch = engine.fuse(engine.examples(questions)).inputs_embeds[:, : blip2.QUERIES]
+    assert torch.equal(batch, torch.stack(alone)) and len(engine.features) == 2  # padding is not part of a question
+    engine.features.clear()
+    batch = engine.fuse(engine.examples(questions)).inputs_embeds[:, : blip2.QUERIES]
     torch.testing.assert_close(batch, torch.stack(alone), rtol=0, atol=1e-5)
 
 
@@ -189,6 +192,13 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         "vocab_size is 20, but its tokenizer has",
     ),
 }
+
+
+def test_a_model_for_retrieval(copied: Callable[[str], Path]) -> None:
+    folder = copied("blip2")
+    change_section(folder, "qformer_config", use_qformer_text_input=True)
+    with pytest.raises(UserError, match="a model for retrieval, without a language model"):
+        Engine.load(folder, "cpu")
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vlm.checkpoint.sharded import write_safetensors
+from vlm.checkpoint.stream import write_shards
 from vlm.config.types import Config
 from vlm.models.bridges.linear import Linear
 from vlm.models.bridges.mlp import MLP
@@ -15,6 +15,7 @@ from vlm.models.build import build_model
 from vlm.models.llm.hf import HFCausalLM
 from vlm.models.lora import LoraOptions
 from vlm.models.vision.clip import Clip
+from vlm.models.vision.hf import HFVision
 from vlm.systems.minigpt4.template import Vicuna0
 from vlm.testing import composition, part, weight
 
@@ -27,14 +28,21 @@ SIZES |= {"bos_token_id": 1, "eos_token_id": 2}
 LORA = LoraOptions(r=2, alpha=6, targets=["q_proj", "v_proj"])
 
 
-def llava(folder: Path, *, depth: int = 2, keep_cls: bool = False, lora: bool = False, **llm: Any) -> Config:
+def llava(
+    folder: Path, *, depth: int = 2, keep_cls: bool = False, lora: bool = False, siglip: bool = False, **llm: Any
+) -> Config:
     """CLIP -> one or two linear layers -> a LLM, with files in ``folder``."""
     options = LORA if lora else None
-    tower = Clip.Config(config=dict(CLIP), layer=-2, keep_cls=keep_cls, precision="fp32", lora=options)
+    if siglip:
+        sizes = {**CLIP, "model_type": "siglip_vision_model"}
+        tower_part = part("hf_vision", HFVision.Config(config=sizes, layer=-2, precision="fp32", lora=options))
+    else:
+        tower = Clip.Config(config=dict(CLIP), layer=-2, keep_cls=keep_cls, precision="fp32", lora=options)
+        tower_part = part("clip", tower)
     sizes = {"model_type": "llama", **SIZES, **llm}
     return saved(
         folder,
-        vision=part("clip", tower),
+        vision=tower_part,
         bridge=[part("mlp", MLP.Config()) if depth == 2 else part("linear", Linear.Config(bias=False))],
         llm=part("hf", HFCausalLM.Config(config=sizes, dtype="fp32", lora=options)),
     )
@@ -54,7 +62,7 @@ def saved(folder: Path, **parts: Any) -> Config:
     tied = {f"llm.model.{name}" for name in model.llm.model.all_tied_weights_keys or ()}
     folder.mkdir(parents=True)
     facts = {name: t for name, t in state.items() if name not in tied}
-    write_safetensors(folder, facts, facts.__getitem__)
+    write_shards(folder, facts, facts.__getitem__, safetensors=True)
     cfg = Config(model=model_cfg)
     cfg.run.output_dir = str(folder)
     return cfg

@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image as Images
 
-from vlm.checkpoint.lazy import StoredWeights
 from vlm.common.errors import UserError
 from vlm.common.types import Image, Message
 from vlm.config.types import Config
 from vlm.inference.engine import Engine
 from vlm.inference.hub.export import HubExport
+from vlm.inference.hub.weights import StoredWeights
 from vlm.models.bridges.linear import Linear
 from vlm.models.bridges.mlp import MLP
 from vlm.testing import part, tiny_config
@@ -56,6 +56,13 @@ def test_clip_and_mlp(name: str, tmp_path: Path) -> None:
 def test_one_linear_layer_and_the_class_token(tmp_path: Path) -> None:
     engine, config, _ = exported(llava(tmp_path / "run", depth=1, keep_cls=True), tmp_path / "out")
     assert config["projector_hidden_act"] == "linear" and config["vision_feature_select_strategy"] == "full"
+    check(engine, tmp_path / "out", config)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_siglip(lora: bool, tmp_path: Path) -> None:
+    engine, config, _ = exported(llava(tmp_path / "run", siglip=True, lora=lora), tmp_path / "out")
+    assert config["architectures"] == [LLAVA] and config["vision_feature_select_strategy"] == "full"
     check(engine, tmp_path / "out", config)
 
 

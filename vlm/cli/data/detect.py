@@ -30,16 +30,21 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         UserError: unreadable, of no known layout, or nothing in it can be used.
     """
-    from vlm.datasets.detect.catalogue import catalogue_of, detect_all
+    from vlm.datasets.detect.catalogue import catalogue_of, described_in, detect_all
     from vlm.datasets.detect.entry import yaml_of
     from vlm.datasets.detect.find import AmbiguousError, detect
 
+    if "://" in args.file:
+        raise UserError(f"{args.file}: only files and folders are recognised", fix="download it, and name the folder")
     path, images = Path(args.file), args.images
     if images and not Path(images).is_dir():
         raise DataError(f"--images {images}: no such folder", fix="name the folder that the paths start from")
     catalogue = catalogue_of(path)
     if catalogue is None and args.only:
         raise UserError(f"--only: {path} is one dataset, it does not describe others", fix="leave --only out")
+    if described := described_in(path):
+        folder, name = described
+        say(f"{path} is described in {folder}/dataset_info.json: vlm data detect {folder} --only {name}\n")
     try:
         found = [detect(path, images, args.layout)] if catalogue is None else []
     except AmbiguousError as error:

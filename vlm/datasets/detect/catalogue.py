@@ -9,7 +9,7 @@ from typing import Any
 
 from vlm.common.errors import DataError, UserError
 from vlm.datasets.base import read_json
-from vlm.datasets.detect.entry import Entry, Read
+from vlm.datasets.detect.entry import Entry, Read, read_head
 from vlm.datasets.detect.find import Detected, complete, detect, entry_name
 from vlm.datasets.detect.layouts import known
 from vlm.datasets.detect.open import HEAD, KINDS, kind_of
@@ -45,6 +45,17 @@ def catalogue_of(path: Path) -> Catalogue | None:
         keys = [form["file"], *form.get("elsewhere", {})]
         if all(any(isinstance(v.get(k), str) for k in keys) for v in tree.values()):
             return Catalogue(path, form, tree)
+    return None
+
+
+def described_in(path: Path) -> tuple[Path, str] | None:
+    """The folder whose ``dataset_info.json`` describes a file, and the name that it has there."""
+    catalogue = catalogue_of(path.parent) if path.is_file() else None
+    if catalogue is None:
+        return None
+    for name, about in catalogue.described.items():
+        if about.get(catalogue.form["file"]) == path.name:
+            return path.parent, name
     return None
 
 
@@ -86,7 +97,7 @@ def _detected(catalogue: Catalogue, name: str, about: Mapping[str, Any], images:
     if local.suffix.lower() not in KINDS[kind]:
         build_info["file_type"] = kind
     result = _declared(form, name, about, build_info)
-    return complete(result, local, images, HEAD, whole=False)
+    return complete(result, read_head(result.entry, HEAD), local, images, HEAD, whole=False)
 
 
 def _elsewhere(catalogue: Catalogue, name: str, about: Mapping[str, Any], missing: str) -> Detected:

@@ -11,7 +11,7 @@ from typing import Any
 
 from vlm.common.errors import DataError, UserError
 from vlm.common.registry import resolve
-from vlm.common.types import Sample
+from vlm.common.types import Message, Sample, Text
 from vlm.config.parts import read_dataset
 from vlm.config.schema import Report
 from vlm.config.tree import to_yaml
@@ -45,12 +45,14 @@ class Read:
         count: of all records that were tried.
         faults: reason -> number of records.
         refused: records with something that training cannot represent.
+        failed: positions of the records that cannot be used.
     """
 
     samples: list[Sample] = field(default_factory=list)
     count: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     refused: int = 0
+    failed: set[int] = field(default_factory=set)
 
     @property
     def media(self) -> list[str]:
@@ -59,9 +61,19 @@ class Read:
         return list(dict.fromkeys(s for s in sources if isinstance(s, str)))
 
     @property
+    def inside(self) -> int:
+        """How many samples have an image or video between words of a message."""
+        return sum(any(_is_inside(message) for message in s.messages) for s in self.samples)
+
+    @property
     def has_media(self) -> bool:
         """Whether any sample has an image or video."""
         return any(message.media for s in self.samples for message in s.messages)
+
+
+def _is_inside(message: Message) -> bool:
+    words = [isinstance(p, Text) and bool(p.text.strip()) for p in message.parts]
+    return any(not isinstance(p, Text) and any(words[:k]) and any(words[k:]) for k, p in enumerate(message.parts))
 
 
 def yaml_of(entries: list[Entry]) -> str:
@@ -89,6 +101,7 @@ def read_head(entry: Entry, most: int) -> Read:
         try:
             result.samples.append(read_record(dataset, index, raw))
         except RECORD_FAULTS as error:
+            result.failed.add(index)
             result.refused += isinstance(error, RefusedError)
             result.faults[reason_of(error)] += 1
     return result

@@ -12,10 +12,12 @@ from typing import Any
 
 from vlm.common.errors import DataError, UserError, unknown
 from vlm.config.composition import corpora
+from vlm.config.run import RunConfig
 from vlm.datasets.detect.entry import Entry, Read, has_option, read_head, refuse_empty
 from vlm.datasets.detect.layouts import Fit, fits, known, media_like, nearest, paths_in
 from vlm.datasets.detect.open import HEAD, HEAD_SHARDS, Head, open_head
 from vlm.datasets.detect.roots import SEARCHED, Root, find_root
+from vlm.datasets.loading.quarantine import too_many
 from vlm.datasets.media_columns import COLUMNS, is_missing, media_column
 
 MOST_FIELDS = 12
@@ -96,18 +98,23 @@ def detect(path: Path, images: str = "", wanted: str = "") -> Detected:
         result.facts.append(("note", fit.layout.hint))
     if head.faults:
         result.facts.append(("unreadable", f"{len(head.faults)}, e.g. {head.faults[0]}"))
-    result.open += _mixed(fit, head)
     unused = _unused(fit, head)
     if unused:
         result.facts.append(("not read", ", ".join(unused)))
     most = HEAD_SHARDS if head.container == "shards" else HEAD
-    return complete(result, path, images, most, head.complete)
-
-
-def complete(result: Detected, path: Path, images: str, most: int, whole: bool) -> Detected:
-    """Load the samples with the entry, find their images, and add what follows to the entry and the facts."""
-    entry = result.entry
     read = read_head(entry, most)
+    result.open += _mixed(fit, head, read)
+    if read.has_media and has_option(entry.format, "image_first") and "image_first" not in entry.build_info:
+        in_place = Entry(entry.name, entry.format, {**entry.build_info, "image_first": False})
+        if inside := read_head(in_place, most).inside:
+            text = f"{inside} of {read.count} records have an image inside a text"
+            result.facts.append(("places", f"{text}; the entry puts it first, image_first: false leaves it there"))
+    return complete(result, read, path, images, most, head.complete)
+
+
+def complete(result: Detected, read: Read, path: Path, images: str, most: int, whole: bool) -> Detected:
+    """Add the samples that the entry gave, find their images, and add what follows to the entry and the facts."""
+    entry = result.entry
     if read.refused and read.samples and has_option(entry.format, "refused"):
         entry.build_info["refused"] = "drop"
         result.facts.append(("left out", f"{read.refused} of {read.count} records (refused: drop)"))
@@ -130,7 +137,11 @@ def complete(result: Detected, path: Path, images: str, most: int, whole: bool) 
     usable = len(read.samples)
     if usable < read.count:
         reasons = "; ".join(f"{count} x {reason}" for reason, count in read.faults.most_common(3))
-        result.facts.append(("unusable", f"{read.count - usable} of {read.count} records: {reasons}"))
+        text = f"{read.count - usable} of {read.count} records: {reasons}"
+        result.facts.append(("unusable", text))
+        share = RunConfig().max_bad_share
+        if too_many(read.count - usable, read.count, share):
+            result.open.append(f"a run stops where more than {share:.0%} of the records are unusable: remove them")
     return result
 
 
@@ -223,9 +234,10 @@ def _has(head: Head, path: str) -> bool:
     return any(path in paths_in([record]) for record in head.records[:20])
 
 
-def _mixed(fit: Fit, head: Head) -> list[str]:
-    """What the records of another layout are, if there are any."""
-    rest = [r for k, r in enumerate(head.records) if k not in set(fit.fitting)]
+def _mixed(fit: Fit, head: Head, read: Read) -> list[str]:
+    """What the records of another layout are that the entry cannot read, if there are any."""
+    fitting = set(fit.fitting)
+    rest = [r for k, r in enumerate(head.records) if k not in fitting and k in _failed(head, read)]
     if not rest:
         return []
     body = _build_info(fit, head)
@@ -237,6 +249,10 @@ def _mixed(fit: Fit, head: Head) -> list[str]:
         f"{len(rest)} of {len(head.records)} records have another layout, {other.name} ({other.title}); "
         "the entry cannot read them. Split the file into two, or remove them"
     ]
+
+
+def _failed(head: Head, read: Read) -> set[int]:
+    return {k for k, position in enumerate(head.positions) if position in read.failed}
 
 
 def _unused(fit: Fit, head: Head) -> list[str]:
@@ -272,5 +288,5 @@ def _lacking(root: Root, near: Path, given: str) -> list[str]:
     first = f"the first is {root.lacking[0]}"
     if root.found:
         return [f"{len(root.lacking)} of {root.count} images are missing ({root.lacking_by_folder}); {first}"]
-    where = f"below {given}" if given else f"from {near}, {SEARCHED}"
-    return [f"none of {root.count} images is found {where}; {first}. Name their folder with --images DIR"]
+    where = given or f"{near}, {SEARCHED}"
+    return [f"none of {root.count} images was found in {where}; {first}. Name their folder with --images DIR"]

@@ -13,7 +13,7 @@ from vlm.common.errors import DataError
 from vlm.config.schema import Report, read
 from vlm.config.tree import parse_file
 from vlm.datasets.formats.turns import turn_objects
-from vlm.datasets.media_columns import is_missing, looks_like_media, media_column
+from vlm.datasets.media_columns import COLUMNS, is_missing, looks_like_media, media_column
 
 Container = Literal["rows", "shards", "caption_folder"]
 Record = Mapping[str, Any]
@@ -32,7 +32,7 @@ class Layout:
     format: str
     columns: dict[str, list[str]]
     each: dict[str, list[list[str]]] = field(default_factory=dict)
-    says: dict[str, str] = field(default_factory=dict)  # our name -> text that the column holds
+    says: dict[str, str] = field(default_factory=dict)  # our name -> text that the column holds in some record
     some: list[str] = field(default_factory=list)
     none: list[str] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
@@ -66,9 +66,7 @@ class Layout:
         return some and not any(p in paths for p in self.none) and (media or not self.media)
 
     def _lacks(self, ours: str, value: Any) -> bool:
-        """Whether a column lacks the keys of its elements, or the text that it should hold."""
-        if ours in self.says:
-            return not isinstance(value, str) or self.says[ours] not in value
+        """Whether a column lacks the keys of its elements, or holds what it should not."""
         if ours not in self.each:
             objects = isinstance(value, list) and any(isinstance(item, Mapping) for item in value)
             return self.container == "rows" and (objects or isinstance(value, Mapping) or looks_like_media(value))
@@ -112,13 +110,20 @@ def known() -> Known:
 def fits(records: Sequence[Record], container: Container) -> list[Fit]:
     """The layouts that fit some of the records, the best first; a fallback counts where no other fits half of them."""
     paths = paths_in(records)
+    for record in records:
+        for kind in COLUMNS:  # a column of any known name counts as image, or as image[] if it is a list
+            column = media_column(record, kind)
+            paths.update([kind + "[]" * isinstance(record[column], list | tuple)] if column else [])
     media = any(media_column(r, "image") or media_column(r, "video") or media_like(r) for r in records)
     result = []
     for layout in known().layouts:
         if layout.container != container or not layout.fits_file(paths, media):
             continue
         found = {k: columns for k, r in enumerate(records) if (columns := layout.columns_of(r)) is not None}
-        if found:
+        if found and all(
+            any(text in t for k, columns in found.items() for t in _texts(_at(records[k], columns[ours])))
+            for ours, text in layout.says.items()
+        ):
             votes = {ours: Counter(c[ours] for c in found.values()) for ours in layout.columns}
             result.append(Fit(layout, list(found), {ours: v.most_common(1)[0][0] for ours, v in votes.items()}))
     proper = [f for f in result if not f.layout.fallback]
@@ -192,6 +197,15 @@ def _listed(value: Any) -> Any:
         return turn_objects(value, "a cell") if isinstance(value, str) else value
     except DataError:
         return value
+
+
+def _texts(value: Any, depth: int = 0) -> Iterator[str]:
+    """The texts inside a value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list) and depth <= DEEPEST:
+        inner = value.values() if isinstance(value, Mapping) else value[:MOST_ELEMENTS]
+        yield from (text for item in inner for text in _texts(item, depth + 1))
 
 
 def _at(record: Record, path: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -53,6 +53,7 @@ class Head:
         looked: how much was looked at, in words.
         complete: whether that was everything.
         faults: why records could not be read.
+        positions: of the records among all that were looked at.
     """
 
     location: str
@@ -62,6 +63,7 @@ class Head:
     looked: str = ""
     complete: bool = False
     faults: list[str] = field(default_factory=list)
+    positions: Sequence[int] = ()
 
 
 def open_head(path: Path) -> Head:
@@ -133,11 +135,12 @@ def _rows(location: str, file_type: FileType, count: int = 1) -> Head:
     file = read_files(location, "", file_type, HEAD + 1)[0]
     faults = file.records.faults
     size = len(file.records)
-    records = [file.records[k] for k in range(min(size, HEAD)) if k not in faults]
+    positions = [k for k in range(min(size, HEAD)) if k not in faults]
     complete = size <= HEAD and count == 1
     looked = f"all {size} records" if complete else f"the first {min(size, HEAD)} records"
     looked += f" of the first of {count} files" if count > 1 else ""
-    return Head(location, records, "rows", file_type, looked, complete, [faults[k] for k in sorted(faults)])
+    records = [file.records[k] for k in positions]
+    return Head(location, records, "rows", file_type, looked, complete, [faults[k] for k in sorted(faults)], positions)
 
 
 def _shards(storage: str) -> Head:

@@ -11,9 +11,9 @@ from pathlib import Path, PurePath
 
 from vlm.common.files import is_hidden
 
-MOST_NAMES, PROBES = 400, 20
+MOST_NAMES, PROBES = 400, 10
 """Names that are counted below the folder that is chosen, and names that are tried in every folder."""
-MOST_FOLDERS, DEEPEST, PARENTS = 2000, 2, 2
+MOST_FOLDERS, DEEPEST, PARENTS = 1000, 2, 2
 SEARCHED = "its parents, and two levels of folders below these"
 """Folders that are tried: this many, this many levels below the file's folder and below its parents."""
 

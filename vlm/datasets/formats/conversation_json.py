@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vlm.common.bounds import Natural
-from vlm.common.errors import DataError
+from vlm.common.errors import ConfigError, DataError
 from vlm.common.registry import register_dataset
 from vlm.common.types import Image, Role, Sample, Video
 from vlm.datasets.formats.table.media import sources
@@ -73,11 +74,17 @@ class ConversationJson(RowDataset):
         system: str = ""  # template of the system text of dialogues without one, e.g. "{system}"
         refuse: list[str] = field(default_factory=list)  # columns that must be empty
         refused: Literal["quarantine", "drop"] = "quarantine"  # drop: left out and counted at the start
+        image_tag: str = ""  # how questions name an image, e.g. <img>{}</img> with the path in place of {}
         image_first: bool = True  # as published: the image comes before the text of its turn
         drop_newlines: bool = False  # as published: newlines in questions are deleted
         first_pair_only: bool = False
         overlapping_pairs: bool = False  # as in Multimodal-GPT: see _overlapping
         text_roles: Sequence[str] = ()
+
+        def __post_init__(self) -> None:
+            """Raises ConfigError for a tag that does not say where the path is."""
+            if self.image_tag and not re.fullmatch(r"[^{}]+\{\}[^{}]+", self.image_tag):
+                raise ConfigError("image_tag needs {} between two texts, e.g. <img>{}</img>")
 
     def __init__(self, config: Config) -> None:
         """Reads the files. Raises DataError if one is missing or malformed, or no record is left."""
@@ -101,6 +108,9 @@ class ConversationJson(RowDataset):
         record, where = self._rows[self._kept[index]]
         found, turns = self._turns(record, where)
         media = self._media(record, found, where)
+        if self.config.image_tag:
+            turns, named = _untagged(turns, self.config.image_tag)
+            media += [Image(s) for s in sources(named, self.config.image_path, where)]
         check_order(turns, where)
         turns = _overlapping(turns) if self.config.overlapping_pairs else turns
         messages = attach_media([self._cleaned(*turn) for turn in turns], media, where, self.config.image_first)
@@ -144,6 +154,18 @@ class ConversationJson(RowDataset):
         if role != "user":
             return role, text
         return role, (text.replace("\n", "") if self.config.drop_newlines else text).strip()
+
+
+def _untagged(turns: Sequence[tuple[Role, str]], tag: str) -> tuple[list[tuple[Role, str]], list[str]]:
+    """The turns with ``<image>`` in place of every tag of a question, and what the tags name."""
+    before, _, after = map(re.escape, tag.partition("{}"))
+    pattern, named, result = re.compile(f"{before}(.+?){after}"), list[str](), list[tuple[Role, str]]()
+    for role, text in turns:
+        if role == "user":
+            named += pattern.findall(text)
+            text = pattern.sub("<image>", text)
+        result.append((role, text))
+    return result, named
 
 
 def _overlapping(turns: Sequence[tuple[Role, str]]) -> list[tuple[Role, str]]:

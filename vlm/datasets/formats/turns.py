@@ -21,7 +21,7 @@ TOOL_SPEAKERS = (*TOOLS, "observation", "observations")
 _MEDIA_PARTS = {"image": "<image>", "image_url": "<image>", "video": "<video>", "video_url": "<video>"}
 """Type of a part that is not text -> its placeholder."""
 
-_INSIDE = ("url", "path", "base64")
+_INSIDE = ("url", "path", "base64", "source")
 """Keys of a typed part that hold its image or video, beside one that is named like its type."""
 
 
@@ -112,15 +112,22 @@ def read_history(found: Any, where: str) -> list[tuple[Role, str]]:
 def inline_media(found: Any, kind: str) -> list[Any]:
     """The values of the typed parts of that kind (image, video), in order: ``{"type": "image", "image": "1.jpg"}``.
 
-    ``image_url`` holds the value itself or ``{"url": ...}``. Parts without a value are placeholders only.
+    ``image_url`` holds the value itself or ``{"url": ...}``, ``source`` perhaps base64 in ``{"data": ...}``. Parts
+    without a value are placeholders only.
     """
     turns = [turn for turn in found if isinstance(turn, Mapping)] if isinstance(found, list) else []
     contents = [content for turn in turns for content in turn.values() if isinstance(content, list)]
     parts = [part for content in contents for part in content if isinstance(part, Mapping)]
     ours = [(part, key) for part in parts for key in (kind, f"{kind}_url") if part.get("type") == key]
     values = [next((p[k] for k in (key, *_INSIDE) if p.get(k) is not None), None) for p, key in ours]
-    named = [value.get("url") if isinstance(value, Mapping) and "url" in value else value for value in values]
-    return [value for value in named if value is not None]
+    return [named for value in values if (named := _named(value)) is not None]
+
+
+def _named(value: Any) -> Any:
+    """What ``{"url": ...}`` or ``{"media_type": ..., "data": base64}`` holds, or the value itself."""
+    if isinstance(value, Mapping) and "data" in value:
+        return f"data:{value.get('media_type', 'image')};base64,{value['data']}"
+    return value.get("url") if isinstance(value, Mapping) and "url" in value else value
 
 
 def check_order(turns: Sequence[tuple[Role, str]], where: str) -> None:

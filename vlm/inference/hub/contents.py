@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm.checkpoint.lazy import StoredWeights
 from vlm.config.api import Config
 from vlm.inference.hub.text import HubTokenizer
+from vlm.inference.hub.weights import StoredWeights
 from vlm.models.precision import parse_dtype
 from vlm.processors.processor import Processor
 

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vlm.checkpoint.lazy import StoredWeights
 from vlm.checkpoint.safe import write_json
-from vlm.checkpoint.sharded import write_safetensors
-from vlm.checkpoint.stream import SHARD_BYTES
+from vlm.checkpoint.stream import SHARD_BYTES, write_shards
 from vlm.common.errors import ConfigError
 from vlm.common.new_folder import new_folder
 from vlm.common.registry import register_export
@@ -21,6 +19,7 @@ from vlm.inference.hub.adapter import write_adapter
 from vlm.inference.hub.card import write_model_card
 from vlm.inference.hub.contents import Contents, Planned, dtype_of
 from vlm.inference.hub.forms import Form, find_form
+from vlm.inference.hub.weights import StoredWeights
 from vlm.inference.load import read_source
 from vlm.processors.processor import build_processor
 
@@ -75,7 +74,7 @@ class HubExport:
         write_json(folder / "generation_config.json", generation_config(contents))
         for name, content in form.files(contents).items():
             write_json(folder / name, content)
-        form.extra(contents, folder)
+        more = form.extra(contents, folder)
         contents.tokenizer.write(folder, form.image_words(contents))
         size = sum(plan.fact.nbytes for plan in planned.values())
         lines = [f"{len(planned)} tensors, {size / 1e6:,.1f} MB in {len(files)} file{'s' * (len(files) > 1)}"]
@@ -85,13 +84,13 @@ class HubExport:
         differences = contents.tokenizer.differences(folder, form.image_words(contents))
         contents.weights.release()
         write_model_card(contents, form, folder, differences)
-        return lines + contents.notes + [f"reads otherwise than the composition: {text}" for text in differences]
+        return lines + more + contents.notes + [f"reads otherwise than the composition: {text}" for text in differences]
 
 
 def write_planned(folder: Path, planned: Mapping[str, Planned], shard_bytes: int) -> list[Path]:
-    """The tensors as safetensors; see :func:`write_safetensors`."""
+    """The tensors as safetensors; see :func:`write_shards`."""
     facts = {name: plan.fact for name, plan in planned.items()}
-    return write_safetensors(folder, facts, lambda name: planned[name].make(), shard_bytes)
+    return write_shards(folder, facts, lambda name: planned[name].make(), shard_bytes, safetensors=True)
 
 
 def write_config(file: Path, config: Any) -> None:

@@ -48,6 +48,11 @@ class HubTokenizer:
         self.image_id: int = self._next_id() if known is None else known
         self._add(self.image, self.image_id)
 
+    @property
+    def tree(self) -> dict[str, Any]:
+        """The content of ``tokenizer.json``."""
+        return self._tree
+
     def template(self, words: str) -> str | None:
         """The chat template in Jinja with ``words`` for an image; None if the composition's template has none."""
         own = self._processor.template
@@ -94,7 +99,7 @@ class HubTokenizer:
         return max([size, self._processor.tokenizer.vocab_size, *(e["id"] + 1 for e in self._tree["added_tokens"])])
 
     def write(self, folder: Path, words: str) -> None:
-        """``tokenizer.json``, ``tokenizer_config.json`` and, if there is one, ``chat_template.jinja`` (see :meth:`template`)."""
+        """The tokenizer and, if there is one, ``chat_template.jinja`` (see :meth:`template` for ``words``)."""
         own = self._processor.tokenizer
         roles = {"bos_token": own.bos, "eos_token": own.eos, "unk_token": own.unk, "pad_token": own.pad}
         config: dict[str, Any] = {role: own.piece(i) for role, i in roles.items() if i is not None and own.piece(i)}

@@ -78,10 +78,12 @@ class FlatVision(nn.Module):
         super().__init__()
         self.config = config
         inner = read_config(config.path, config.config, PART)
-        check_depth(inner.num_hidden_layers if hasattr(inner, "num_hidden_layers") else 0, PART)
+        if not hasattr(inner, "embed_dim") or not hasattr(inner, "depth"):
+            raise unsupported(PART, inner.model_type, "it is not built like Qwen2-VL's")
+        check_depth(inner.depth, PART)
         inner._attn_implementation = "sdpa"
         self.model = class_of(inner)(inner)
-        if MERGER not in dict(self.model.named_children()) or not hasattr(inner, "embed_dim"):
+        if MERGER not in dict(self.model.named_children()):
             raise unsupported(PART, inner.model_type, "it is not built like Qwen2-VL's")
         self.out_dim: int = inner.embed_dim
         self.patch: int = inner.patch_size

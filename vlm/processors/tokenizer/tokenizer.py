@@ -82,6 +82,12 @@ class _SentencePiece:
     def piece(self, index: int) -> str:
         return self._sp.id_to_piece(index)
 
+    def entries(self) -> list[tuple[str, float, int]]:
+        sp, ids = self._sp, range(self.size)
+        tests = (sp.is_unknown, sp.is_control, sp.is_unused, sp.is_byte)
+        kinds = [next((kind for kind, test in zip((2, 3, 5, 6), tests) if test(i)), 1) for i in ids]
+        return [(sp.id_to_piece(i), sp.get_score(i), kind) for i, kind in zip(ids, kinds)]
+
 
 UNNAMED = Exception
 """What the package tokenizers raises: it has no class of its own for faults of a file."""
@@ -312,6 +318,13 @@ class Tokenizer:
     def legacy(self) -> bool:
         """Whether text after a special token begins with a dummy space, as in the slow tokenizer of LLaMA."""
         return self._slow and self._legacy
+
+    def sentencepieces(self) -> list[tuple[str, float, int]]:
+        """Piece, score and kind of every id of a sentencepiece model; empty for other tokenizers.
+
+        Kinds: 1 normal, 2 unknown, 3 control, 5 unused, 6 byte.
+        """
+        return self._backend.entries() if isinstance(self._backend, _SentencePiece) else []
 
     @property
     def special_tokens(self) -> dict[str, Special]:

@@ -18,7 +18,11 @@ class Blip2(Architecture):
     one_image = needs_image = True
 
     def composition(self, folder: ModelFolder) -> dict[str, Any]:
-        """See :class:`Architecture`. Raises ConfigError: an encoder-decoder such as T5."""
+        """See :class:`Architecture`. Raises ConfigError: an encoder-decoder such as T5, or a model for retrieval."""
+        if folder.config.qformer_config.use_qformer_text_input:
+            raise ConfigError(
+                f"{folder.path}: a model for retrieval, without a language model", fix="use a folder that writes text"
+            )
         return composition(folder, None)
 
     def prompt_text(self, text: str, image_token: str) -> str:

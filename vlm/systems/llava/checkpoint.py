@@ -8,24 +8,32 @@ from vlm.checkpoint.keymap import KeyMap
 from vlm.common.errors import WeightsError
 from vlm.common.registry import register_checkpoint_format
 from vlm.models.bridges.mlp import MLP
+from vlm.models.bridges.tile_rows import TileRowsBridge
 from vlm.models.vlm import VLM
 
 
 @register_checkpoint_format("llava")
 class LlavaFolder(PublishedModel):
-    """Vision encoder, MLP and LLM."""
+    """Vision encoder, MLP, the token that ends a row of tiles, and LLM."""
 
     def key_map(self, model: VLM, file: str) -> KeyMap:
-        """Names of transformers' LlavaForConditionalGeneration and ours. Raises WeightsError: no MLP."""
+        """Names of transformers' models of LLaVA and LLaVA-NeXT, and ours. Raises WeightsError: no MLP."""
         index = bridge_index(model, MLP)
         if index is None:
             raise WeightsError(f"{file}: format llava fills a bridge mlp, the composition has none")
+        after = bridge_index(model, TileRowsBridge)
+        newline = () if after is None else (("model.image_newline", f"bridge.{after}.newline"),)
         theirs, ours = "model.multi_modal_projector", f"bridge.{index}.layers"
         return KeyMap(
             (
                 (f"{theirs}.linear_1.{{rest}}", f"{ours}.0.{{rest}}"),
                 (f"{theirs}.linear_2.{{rest}}", f"{ours}.2.{{rest}}"),
-                ("model.vision_tower.{rest}", "vision.model.{rest}"),
-                *llm_pairs(model, "model.language_model", "lm_head"),
+                *newline,
+                *outer_pairs(model),
             )
         )
+
+
+def outer_pairs(model: VLM) -> list[tuple[str, str]]:
+    """Pairs for what is on either side of the bridge."""
+    return [("model.vision_tower.{rest}", "vision.model.{rest}"), *llm_pairs(model, "model.language_model", "lm_head")]

@@ -15,7 +15,7 @@ import logging
 import re
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, islice
@@ -27,7 +27,7 @@ from vlm.common.files import is_hidden, visible
 from vlm.common.numbers import JSON_NUMBERS
 from vlm.datasets.base import field, parse_json, read_text
 from vlm.datasets.formats.table.arrow import HUB, StoredRecords, from_arrow, from_disk, from_hub, from_parquet, is_saved
-from vlm.datasets.formats.table.head import head_text, json_head
+from vlm.datasets.formats.table.head import elements, head_text, json_head
 from vlm.datasets.formats.table.record_buffer import PackedRecords, Record
 
 FileType = Literal["", "json", "jsonl", "csv", "tsv", "parquet", "arrow"]
@@ -182,6 +182,8 @@ def _text(file: Path) -> str:
 
 
 def _json(text: str, name: str, key: str) -> RecordFile:
+    if not key and (rows := _from_elements(text, name)) is not None:
+        return rows
     try:
         tree = json.loads(text, object_pairs_hook=_unique if text.lstrip()[:1] == "{" else None, **JSON_NUMBERS)
     except RecursionError:
@@ -209,7 +211,16 @@ def _json(text: str, name: str, key: str) -> RecordFile:
     return _from_list(tree, name)
 
 
-def _from_list(tree: Sequence[Any], name: str) -> RecordFile:
+def _from_elements(text: str, name: str) -> RecordFile | None:
+    """The records of a JSON list; None for anything else, of which reading the whole tree says what it is."""
+    try:
+        rows = _from_list(elements(text), name)
+    except (ValueError, RecursionError):
+        return None
+    return rows if len(rows.records.faults) < len(rows.records) else None
+
+
+def _from_list(tree: Iterable[Any], name: str) -> RecordFile:
     return RecordFile(name, PackedRecords(_object_or_fault(r, f"{name}: record {k}") for k, r in enumerate(tree)))
 
 

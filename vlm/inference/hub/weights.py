@@ -101,11 +101,12 @@ class StoredWeights:
             key = next(k for k in self._owner if self._same[k] == self._same[key])
         number = self._owner[key]
         placement = self._placement(number)
-        tensor = placement.tensors[key]
-        copied = tensor.to(dtype or tensor.dtype, copy=True)
+        source = placement.sources.get(key)
+        tensor = placement.tensors[key] if source is None else source()
+        copied = tensor.to(dtype or tensor.dtype, copy=source is None)
         if not (is_finite(copied) or self._loaders[number][0].allow_nonfinite):
             raise not_finite(placement.file, placement.theirs.get(key, key), tensor, copied.dtype)
-        self._used += tensor.nbytes
+        self._used += tensor.nbytes if source is None else 0  # what reads one tensor closes its files itself
         if self._used > OPEN_BYTES:
             self.release()
         return copied
