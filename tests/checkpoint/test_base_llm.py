@@ -17,7 +17,6 @@ from vlm.checkpoint.load import load_model
 from vlm.checkpoint.provenance import KEY, fingerprint, make_provenance, other_numbers
 from vlm.checkpoint.run_folder import RunDir
 from vlm.checkpoint.safe import write_json
-from vlm.checkpoint.sharded import write_safetensors
 from vlm.checkpoint.stream import write_shards
 from vlm.common.errors import WeightsError
 from vlm.models.llm.hf import HFCausalLM
@@ -76,7 +75,11 @@ def test_another_llm_is_refused_and_may_be_asked_for(
 
 @pytest.mark.parametrize(
     "dtype, write",
-    [("fp32", write_shards), ("bf16", write_safetensors), ("fp16", partial(write_safetensors, shard_bytes=4000))],
+    [
+        ("fp32", write_shards),
+        ("bf16", partial(write_shards, safetensors=True)),
+        ("fp16", partial(write_shards, safetensors=True, shard_bytes=4000)),
+    ],
 )
 def test_the_same_llm_in_any_type_and_container(run: Path, tmp_path: Path, dtype: str, write: Any) -> None:
     folder = llm_folder(tmp_path / "a", 0, torch.bfloat16 if dtype == "bf16" else torch.float16, write)
