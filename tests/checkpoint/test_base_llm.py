@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from vlm.checkpoint.load import load_model
 from vlm.checkpoint.provenance import fingerprint, make_provenance, other_numbers
 from vlm.checkpoint.run_folder import RunDir
 from vlm.checkpoint.safe import write_json
+from vlm.checkpoint.sharded import write_safetensors
 from vlm.checkpoint.stream import write_shards
 from vlm.common.errors import WeightsError
 from vlm.models.llm.hf import HFCausalLM
@@ -22,13 +24,14 @@ from vlm.models.vlm import VLM
 from vlm.testing import LLAMA, part, tiny_config, tiny_model, weight
 
 
-def llm_folder(folder: Path, seed: int, dtype: torch.dtype = torch.float32, **how: Any) -> Path:
+def llm_folder(folder: Path, seed: int, dtype: torch.dtype = torch.float32, write: Any = write_shards) -> Path:
     """A random LLM with the sizes of the tiny model."""
     torch.manual_seed(seed)
     tensors = {k: t.detach().to(dtype) for k, t in tiny_model().llm.model.state_dict().items()}
     if seed:
         tensors = {k: t + 0.05 * torch.randn(t.shape).to(dtype) for k, t in tensors.items()}
-    write_shards(folder, tensors, lambda name: tensors[name], **how)
+    folder.mkdir(exist_ok=True)
+    write(folder, tensors, lambda name: tensors[name])
     write_json(folder / "config.json", LLAMA)
     return folder
 
@@ -70,11 +73,11 @@ def test_another_llm_is_refused_and_may_be_asked_for(
 
 
 @pytest.mark.parametrize(
-    "dtype, how",
-    [("fp32", {}), ("bf16", {"safetensors": True}), ("fp16", {"safetensors": True, "shard_bytes": 4000})],
+    "dtype, write",
+    [("fp32", write_shards), ("bf16", write_safetensors), ("fp16", partial(write_safetensors, shard_bytes=4000))],
 )
-def test_the_same_llm_in_any_type_and_container(run: Path, tmp_path: Path, dtype: str, how: Any) -> None:
-    folder = llm_folder(tmp_path / "a", 0, torch.bfloat16 if dtype == "bf16" else torch.float16, **how)
+def test_the_same_llm_in_any_type_and_container(run: Path, tmp_path: Path, dtype: str, write: Any) -> None:
+    folder = llm_folder(tmp_path / "a", 0, torch.bfloat16 if dtype == "bf16" else torch.float16, write)
     load_model(configuration(folder, run, dtype=dtype), device="cpu", dtype=None)
     load_model(configuration(folder, run, lora=True, dtype=dtype), device="cpu")
 

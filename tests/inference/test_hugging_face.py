@@ -113,6 +113,13 @@ def test_sixteen_bits_are_float32_on_a_cpu(dtype: torch.dtype, name: str, folder
     )
 
 
+def test_the_tokenizer_is_the_one_that_transformers_reads(folder: Path) -> None:
+    one = Engine.load(folder, "cpu").processor.tokenizer
+    shutil.copy(Path(__file__).resolve().parents[1] / "golden/minigpt4/open/llm/tokenizer.model", folder)
+    both = Engine.load(folder, "cpu").processor.tokenizer
+    assert both.encode("A boat, <image>") == one.encode("A boat, <image>")
+
+
 def test_import_writes_a_file_that_trains_and_answers(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

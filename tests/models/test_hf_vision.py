@@ -200,9 +200,9 @@ def test_lora_and_recomputation(tmp_path: Path) -> None:
     ("options", "text"),
     [
         ({"layer": -4}, "layer is -4, allowed: -3 to -1"),
-        ({"layer": []}, "expected one or several different blocks"),
-        ({"layer": [-1, -1]}, "expected one or several different blocks"),
-        ({"combine": "weights"}, "combine is weights, but layer names one block"),
+        ({"layer": []}, "expected one or several different layers"),
+        ({"layer": [-1, -1]}, "expected one or several different layers"),
+        ({"combine": "weights"}, "combine is weights, but layer names one layer"),
         ({"image_size": 30}, "expected a multiple of patch_size 7"),
         ({"path": "somewhere"}, "exactly one of path"),
         ({"config": {"model_type": "siglipp"}}, "no model type 'siglipp'"),

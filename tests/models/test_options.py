@@ -14,7 +14,7 @@ from torch import nn
 
 from vlm.common.errors import ConfigError
 from vlm.config.types import Part
-from vlm.models.build import build_model
+from vlm.models.build import _SkipRandom, build_model
 from vlm.models.llm.hf import HFCausalLM
 from vlm.models.lora import LoraOptions, inject_lora
 from vlm.models.loss import FrozenHeadLoss
@@ -191,3 +191,9 @@ def test_head_that_trains_gets_its_gradient(build, examples, batched) -> None:
     model = build(train=["llm.model.lm_head", "bridge.1"])
     model(batched(examples)).loss_sum.backward()
     assert model.llm.model.lm_head.weight.grad.abs().sum() > 0
+
+
+def test_random_numbers_that_are_skipped_are_not_drawn_until_they_fit() -> None:
+    table = torch.full((8, 8), 1e9)  # memory as it was allocated
+    with _SkipRandom():
+        torch.nn.init.trunc_normal_(table, std=0.02)

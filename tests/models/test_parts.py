@@ -103,7 +103,8 @@ def test_timm_without_class_token() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("vit_tinny", "timm has no 'vit_tinny'"), ("resnet18", "not a transformer")]
+    ("name", "text"),
+    [("vit_tinny", "timm has no 'vit_tinny'"), ("crossvit_9_240", "does not give one grid of features")],
 )
 def test_unusable_timm_names(name: str, text: str) -> None:
     with pytest.raises(ConfigError, match=text):

@@ -218,3 +218,15 @@ def test_unusable_pools_and_templates(tmp_path: Path) -> None:
         Vicuna0(Vicuna0.Config(prompt_path=str(tmp_path / "pool.txt")))
     with pytest.raises(ConfigError, match="exactly one {}"):
         Vicuna0(Vicuna0.Config(prompt_template="###Human: "))
+
+
+def test_no_gap_after_an_image_and_no_separator_without_a_system_text() -> None:
+    plain = {"user": "U: ", "assistant": "A: ", "sep": "\n", "image_prefix": "", "image_suffix": ""}
+    old = Template(Template.Config(**plain))
+    template = Template(Template.Config(**plain, image_gap="", bare_start=True, system_role="S: "))
+    question, system = say("user", IMAGE, "What?"), say("system", "Be kind.")
+    assert show(old.chat_segments([question])) == ["\nU: ", "a.png", " What?\nA: "]
+    assert show(template.chat_segments([question])) == ["U: ", "a.png", "What?\nA: "]
+    assert show(template.chat_segments([say("system", ""), question])) == ["U: ", "a.png", "What?\nA: "]
+    assert show(template.chat_segments([system, question]))[0] == "S: Be kind.\nU: "
+    assert train(template, system, say("user", "Hi"), say("assistant", "Yes"))[0] == "S: Be kind.Hi"

@@ -102,6 +102,15 @@ def fingerprint(model: Any) -> dict[str, dict[str, Any]]:
     return result
 
 
+def samples(model: Any) -> dict[str, dict[str, Any]]:
+    """A few numbers of every part, frozen or not, as :func:`fingerprint` has them, for :func:`other_numbers`."""
+    parts: dict[str, list[tuple[str, Tensor]]] = {}
+    for name, parameter in model.named_parameters():
+        part = ".".join(name.split(".")[: 2 if name.startswith(("bridge.", "inserts.")) else 1])
+        parts.setdefault(part, []).append((name.removeprefix(f"{part}."), parameter))
+    return {part: {"sample": sample} for part, named in parts.items() if (sample := _sample(named))}
+
+
 def differences(stored: dict[str, dict[str, Any]], found: dict[str, dict[str, Any]]) -> list[str]:
     """Descriptions of how the frozen parts of a checkpoint's run differ from the present ones."""
     lines = []
@@ -113,7 +122,9 @@ def differences(stored: dict[str, dict[str, Any]], found: dict[str, dict[str, An
     return lines
 
 
-def other_numbers(stored: dict[str, dict[str, Any]], model: Any, filled: Collection[str]) -> dict[str, str]:
+def other_numbers(
+    stored: dict[str, dict[str, Any]], model: Any, filled: Collection[str], file: str = FILE
+) -> dict[str, str]:
     """Part -> how the numbers that a checkpoint's run recorded of its frozen part differ from those of ``model``.
 
     Numbers count as equal if rounding to the type of either side explains their difference. A part of which nothing was
@@ -123,6 +134,7 @@ def other_numbers(stored: dict[str, dict[str, Any]], model: Any, filled: Collect
         stored: the fingerprints in the checkpoint's provenance.
         model: the composition, with that checkpoint loaded.
         filled: our keys that files have filled; no other parameter is compared.
+        file: name for messages.
 
     Raises:
         WeightsError: the record is damaged.
@@ -135,7 +147,7 @@ def other_numbers(stored: dict[str, dict[str, Any]], model: Any, filled: Collect
         try:
             compared, odd = _compare(old.get("sample") or {}, {n: p for n, p in have.items() if n in known})
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
-            text = f"{FILE}: the fingerprint of {part} is damaged ({type(error).__name__}: {error})"
+            text = f"{file}: the fingerprint of {part} is damaged ({type(error).__name__}: {error})"
             raise WeightsError(text, fix="copy the checkpoint again") from error
         if odd:
             name, before, now = odd[0]
@@ -175,7 +187,7 @@ def _sample(named: list[tuple[str, Tensor]]) -> dict[str, dict[str, Any]]:
         _plain(name): {
             "shape": list(tensor.shape),
             "dtype": str(tensor.dtype).removeprefix("torch."),
-            "values": _values(tensor, tensor.shape).tolist(),
+            "values": [float(f"{value:.9g}") for value in _values(tensor, tensor.shape).tolist()],  # exact for float32
         }
         for name, tensor in chosen
     }

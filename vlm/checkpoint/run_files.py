@@ -25,7 +25,8 @@ WEIGHTS, STATE, CHECKSUMS = "model.safetensors", "trainer.pt", "checksums.json"
 MANIFEST = "run_files.json"
 """In a run folder: the names of :data:`OURS`, written by the run that made them."""
 
-OURS = ("config.yaml", "log.jsonl", "quarantine.jsonl", "report.html", "tensorboard", "checkpoints", "last", "best")
+FILES = ("config.yaml", "log.jsonl", "quarantine.jsonl", "report.html", "verify.json")
+OURS = (*FILES, "tensorboard", "checkpoints", "last", "best")
 LINKS = ("last", "best")
 _EVENTS = "events.out.tfevents.*"
 _CHUNK = 1 << 22
@@ -75,7 +76,7 @@ def write_manifest(folder: Path) -> None:
 def remove_run(folder: Path) -> None:
     """Delete what an earlier run of ours left, by its manifest; its folders go if nothing else is in them."""
     mine = own_names(folder)
-    for name in mine & {"config.yaml", "log.jsonl", "quarantine.jsonl", "report.html"}:
+    for name in mine & set(FILES):
         if (folder / name).is_file():
             (folder / name).unlink()
     for name in mine & set(LINKS):

@@ -6,12 +6,11 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlm.checkpoint.header import TYPES, check_file
+from vlm.checkpoint.header import check_file
 from vlm.checkpoint.safe import read_tensors
 from vlm.checkpoint.strict import is_finite, not_finite
 from vlm.common.errors import WeightsError
@@ -72,21 +71,15 @@ class TensorReader:
 
 
 def write_shards(
-    folder: Path,
-    facts: Mapping[str, Tensor],
-    make: Callable[[str], Tensor],
-    shard_bytes: int = SHARD_BYTES,
-    *,
-    safetensors: bool = False,
+    folder: Path, facts: Mapping[str, Tensor], make: Callable[[str], Tensor], shard_bytes: int = SHARD_BYTES
 ) -> list[Path]:
-    """Write ``pytorch_model.bin`` or ``model.safetensors``, or shards and their index; returns the weight files.
+    """Write ``pytorch_model.bin``, or shards and their index; returns the weight files.
 
     Args:
         folder: created if needed.
         facts: name -> shape and dtype (a tensor on any device) of what ``make`` gives, in the order of writing.
-        make: gives a tensor; of a bin file all tensors are held at a time, of a safetensors file one.
+        make: gives a tensor; one shard's tensors are held at a time.
         shard_bytes: largest file, unless one tensor is larger.
-        safetensors: write that container.
     """
     groups: list[list[str]] = [[]]
     room = shard_bytes
@@ -97,42 +90,15 @@ def write_shards(
         groups[-1].append(name)
         room -= fact.nbytes
     folder.mkdir(parents=True, exist_ok=True)
-    stem, end = ("model", ".safetensors") if safetensors else ("pytorch_model", ".bin")
-    names = [f"{stem}-{number:05d}-of-{len(groups):05d}{end}" for number in range(1, len(groups) + 1)]
-    files = [folder / name for name in (names if len(groups) > 1 else [stem + end])]
+    names = [f"pytorch_model-{number:05d}-of-{len(groups):05d}.bin" for number in range(1, len(groups) + 1)]
+    files = [folder / name for name in (names if len(groups) > 1 else ["pytorch_model.bin"])]
     for file, group in zip(files, groups):
-        if safetensors:
-            write_safetensors(file, {name: facts[name] for name in group}, make)
-        else:
-            torch.save({name: make(name) for name in group}, file)
+        torch.save({name: make(name) for name in group}, file)
         log.info("%s: %d tensors", file, len(group))
     if len(groups) > 1:
         where = {name: file.name for file, group in zip(files, groups) for name in group}
-        write_index(folder / f"{stem}{end}.index.json", sum(fact.nbytes for fact in facts.values()), where)
+        write_index(folder / "pytorch_model.bin.index.json", sum(fact.nbytes for fact in facts.values()), where)
     return files
-
-
-def write_safetensors(file: Path, facts: Mapping[str, Tensor], make: Callable[[str], Tensor]) -> None:
-    """Write one safetensors file a tensor at a time, which the package itself cannot; arguments as write_shards."""
-    codes = {dtype: code for code, dtype in TYPES.items()}
-    head: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for name, fact in facts.items():
-        head[name] = {
-            "dtype": codes[fact.dtype],
-            "shape": list(fact.shape),
-            "data_offsets": [at, at + fact.nbytes],
-        }
-        at += fact.nbytes
-    text = json.dumps(head).encode()
-    text += b" " * (-len(text) % 8)
-    with file.open("wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
-        for name, fact in facts.items():
-            tensor = make(name).contiguous()
-            if tensor.shape != fact.shape or tensor.dtype != fact.dtype:
-                raise ValueError(f"{name}: announced {fact.shape} {fact.dtype}, found {tensor.shape} {tensor.dtype}")
-            out.write(tensor.reshape(-1).view(torch.uint8).numpy().data)  # numpy has no bfloat16
 
 
 def write_index(file: Path, size: int, where: Mapping[str, str]) -> None:

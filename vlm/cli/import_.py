@@ -18,7 +18,7 @@ class Import:
     Chat and evaluation need no such file (vlm chat DIR); training and other parts do. No code in the folder is run.
 
     example:
-      vlm import /models/llava-1.5-7b-hf --to llava.yaml
+      vlm import /models/my-vlm --to mine.yaml
     """
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

@@ -31,7 +31,7 @@ class FileKind(NamedTuple):
 
 
 SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (
-    (0, b"GGUF", "a GGUF file (quantised weights of llama.cpp)", FULL_WEIGHTS),
+    (0, b"GGUF", "a GGUF file (quantised weights of llama.cpp)", f"{FULL_WEIGHTS}; a language model is format: gguf"),
     *((0, magic, "a GGML file (weights of an early llama.cpp)", FULL_WEIGHTS) for magic in (b"lmgg", b"fmgg", b"tjgg")),
     (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras or TensorFlow)", FULL_WEIGHTS),
     (0, b"\x93NUMPY", "a NumPy array", SAVE_AGAIN),

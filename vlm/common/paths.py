@@ -50,12 +50,22 @@ def local_path(path: str | Path) -> Path:
     manager = PathManager()
     manager.register_handler(HTTPURLHandler())
     scheme, rest = str(path).split("://", 1)  # the handler knows lower case only
-    host = re.sub(r"[^\w.-]", "_", urlsplit(str(path)).netloc).strip(".")
-    if not host or ".." in rest.split("?")[0].split("/"):  # the handler would write outside of its folder
-        raise UserError(f"{path}: not an address of a file", fix="give a plain address, without .. in it")
-    # by host, so that no other address can leave a file under the name of this one
-    folder = cache_root() / "downloads" / host
+    folder = _download_folder(path)
     return Path(manager.get_local_path(f"{scheme.lower()}://{rest}", cache_dir=str(folder)))
+
+
+def _download_folder(path: str | Path) -> Path:
+    """Where what an address names is kept: by host, so that no other can leave a file under the name of this one."""
+    host = re.sub(r"[^\w.-]", "_", urlsplit(str(path)).netloc).strip(".")
+    if not host or ".." in str(path).split("://", 1)[1].split("?")[0].split("/"):  # it would be outside of this folder
+        raise UserError(f"{path}: not an address of a file", fix="give a plain address, without .. in it")
+    return cache_root() / "downloads" / host
+
+
+def downloaded(path: str) -> Path | None:
+    """The file that :func:`local_path` has downloaded from this address already, or None; nothing is fetched."""
+    file = _download_folder(path) / urlsplit(path).path.lstrip("/")
+    return file if file.is_file() else None
 
 
 def expand_home(value: Any) -> Any:

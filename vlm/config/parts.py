@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vlm.common.bounds import Count, Positive
-from vlm.common.errors import ConfigError
+from vlm.common.errors import ConfigError, UserError
 from vlm.common.paths import exists
 from vlm.common.registry import config_class, names, resolve
 from vlm.config.schema import MISSING, Path, Report, convert, dotted, names_of, read
@@ -101,6 +101,8 @@ def read_model(data: dict[str, Any], params: dict[str, Any], report: Report, che
             report.unknown(("model", key), known)
     whole = {"fusion": "splice", **{k: {} for k in UNNAMED if k != "video"}}
     whole |= {k: v for k, v in data.items() if k in KINDS and v is not None}
+    if "template" not in whole:
+        whole |= default_template(whole, report)
     parts: dict[str, Any] = {}
     for key, kind in KINDS.items():
         path: Path = ("model", key)
@@ -110,8 +112,8 @@ def read_model(data: dict[str, Any], params: dict[str, Any], report: Report, che
             parts[key] = [p for p in chain if p is not None]
         elif key in whole:
             parts[key] = read_part(kind, whole[key], path, report, UNNAMED.get(key, ""))
-        elif key in ("llm", "template"):
-            report.add(path, f"missing; expected the {key} of the composition")
+        elif key == "llm":
+            report.add(path, "missing; expected the llm of the composition")
     train = read_train(data.get("train"), report)
     weights = read_weights(data.get("weights"), report, check)
     if any(parts.get(key) is None for key in (*whole, "llm", "template")):
@@ -127,6 +129,32 @@ def read_model(data: dict[str, Any], params: dict[str, Any], report: Report, che
     return model
 
 
+def default_template(data: dict[str, Any], report: Report) -> dict[str, str]:
+    """The entry of a composition without a template: its tokenizer's chat template; that there is none is reported.
+
+    Args:
+        data: the composition.
+        report: where problems go.
+    """
+    named = [data[key].get(option) for key, option in TOKENIZERS if isinstance(data.get(key), dict)]
+    folder = next((name for name in named if isinstance(name, str) and name), None)
+    problem = "and neither model.llm.path nor model.text.tokenizer names a tokenizer with a chat template"
+    if folder is not None:
+        try:
+            if resolve("template", CHAT_TEMPLATE).is_in(folder):
+                return {"template": CHAT_TEMPLATE}
+            problem = f"and the tokenizer in {folder} has no chat template"
+        except UserError as error:
+            problem = f"and {error}"
+    fix = f"name one, e.g. plain, or {CHAT_TEMPLATE} with chat_template"
+    report.add(("model", "template"), f"missing, {problem}; {fix}")
+    return {}
+
+
+CHAT_TEMPLATE = "hf_chat"
+"""The template that writes a tokenizer's own chat template."""
+TOKENIZERS = (("text", "tokenizer"), ("llm", "path"))
+"""Options that name the folder of a tokenizer, the first that is set."""
 EXAMPLES = {"bridge": "[{name: qformer}, {name: linear}]", "inserts": "[{name: adapter}]"}
 
 
@@ -201,10 +229,16 @@ def check_model_files(model: ModelConfig, report: Report, check: Check) -> None:
 
 
 def check_image_size(model: ModelConfig, report: Report) -> None:
-    """The encoder's and the recipe's sizes must agree."""
-    expected, size = model.vision.get("image_size") if model.vision else None, model.image.get("size")
-    if None not in (expected, size) and expected != size:
-        report.add(("model", "image", "size"), f"found {size}, but vision.image_size is {expected}")
+    """The encoder's and the recipe's sizes must agree; so must the levels, where the encoder states any."""
+    for theirs, ours in (("size", "image_size"), ("mean", "mean"), ("std", "std")):
+        expected, found = model.vision.get(ours) if model.vision else None, model.image.get(theirs)
+        if None not in (expected, found) and plain_levels(expected) != plain_levels(found):
+            report.add(("model", "image", theirs), f"found {found}, but vision.{ours} is {expected}")
+
+
+def plain_levels(value: Any) -> Any:
+    """A number as it is, several as a list, whatever kind of sequence they came in."""
+    return value if isinstance(value, int) else list(value)
 
 
 def check_lengths(model: ModelConfig, report: Report) -> None:

@@ -127,7 +127,7 @@ class RunConfig:
     trackers: Names = option(["jsonl", "tensorboard", "progress"], "where numbers go")
     wandb_log: bool = option(False, "also log to Weights & Biases")
     wandb_project: str | None = option(None, "project there; null: vlm")
-    report: bool = option(True, "write report.html at the end")
+    report: bool = option(True, "write report.html at the end, and verify.json for `vlm verify`")
     report_samples: Natural = option(4, "sample answers with images in the report")
 
     name: str | None = option(None, "evaluation: name of the result file")

@@ -378,5 +378,6 @@ class Engine:
         known = self._llm.config.get_text_config().eos_token_id
         if isinstance(known, list) and tokenizer.eos in known:  # some chat models have several end tokens
             ends += tuple(i for i in known if i != tokenizer.eos)
+        ends = tuple(dict.fromkeys([*ends, *self.processor.template.end_ids]))
         bos = tokenizer.bos if tokenizer.bos is not None else tokenizer.pad
         return generation, StopCriteria(ends, bos, tokenizer.pad, stops, self.model.llm.banned_ids)

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from vlm.common.types import Features, MediaFacts
+from vlm.common.types import PADDING, Features, MediaFacts
 from vlm.models.frames import join, same_shapes
 
 
@@ -86,6 +86,7 @@ class FeatureCache:
 
 def _key(medium: Tensor, about: MediaFacts | None) -> str:
     data = medium.detach().to("cpu", torch.float32).contiguous()
-    facts = "" if about is None else [t if t is None else t.tolist() for t in (about.sizes, about.texts)]
+    known = () if about is None else [t for t in (about.sizes, about.texts) if t is not None]
+    facts = [[i for i in t.tolist() if i != PADDING] for t in known]
     digest = hashlib.sha1(data.numpy().tobytes(), usedforsecurity=False).hexdigest()
     return f"{tuple(data.shape)}:{digest}:{facts}"

@@ -172,4 +172,6 @@ class _SkipRandom(TorchFunctionMode):
         kwargs = kwargs or {}
         if getattr(func, "__name__", "") in self.SKIPPED:
             return args[0] if args else kwargs["tensor"]
+        if getattr(func, "__name__", "") == "empty_like":  # torch 2.15 draws truncated normals until all are in bounds
+            return torch.zeros_like(*args, **kwargs)
         return func(*args, **kwargs)

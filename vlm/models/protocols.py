@@ -234,3 +234,14 @@ class NamesLayers(Protocol):
 
     def checkpointable_modules(self) -> list[nn.Module]:
         """The layers to recompute in the backward pass."""
+
+
+@runtime_checkable
+class BuildsLess(Protocol):
+    """A part that does not build all that its published files hold; without it everything of a file has a place.
+
+    Attributes:
+        unbuilt: names below the part of what is not built, such as those of later blocks.
+    """
+
+    unbuilt: frozenset[str]

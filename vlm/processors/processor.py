@@ -9,6 +9,7 @@ import copy
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from vlm.common.bounds import Count, Natural
@@ -18,7 +19,7 @@ from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Image, Message,
 from vlm.processors.collate import VisualTokens
 from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.questions import asked_in, question_tokenizer, with_questions
-from vlm.processors.templates.base import BaseTemplate, Segment
+from vlm.processors.templates.base import MEDIUM, BaseTemplate, Segment
 from vlm.processors.tokenizer.tokenizer import Tokenizer
 from vlm.processors.truncation import Span, keep_answers, keep_context, keep_first, keep_last, what_was_cut
 from vlm.processors.video.recipe import VideoRecipe
@@ -54,6 +55,7 @@ class TextConfig:
     bos_id: Natural | None = None  # forced, whatever the folder says
     eos_id: Natural | None = None
     legacy: bool | None = None  # sentencepiece: a dummy space after every special token; null: as the folder says
+    fast: bool = False  # tokenizer.json, where tokenizer.model is there too
 
 
 class Processor:
@@ -82,6 +84,7 @@ class Processor:
 
         Raises ConfigError: the tokenizer lacks a token that the template or the padding needs.
         """
+        template = template.bound(tokenizer)
         self.tokenizer, self.template, self.image, self.video = tokenizer, template, image, video
         self.text_cfg = text_cfg or TextConfig()
         self.question = question
@@ -192,13 +195,14 @@ class Processor:
         """The segments with an image that its recipe divides as several media and the texts between them."""
         if not (isinstance(self.image, ImageRecipe) and self.image.splits):
             return segments
-        token, result = self.template.config.media_token, []
+        token, result, before = self.template.config.media_token, [], self._decoded()
         for segment in segments:
             if not isinstance(segment.medium, Image):
                 result.append(segment)
                 continue
             label = segment.medium.source if isinstance(segment.medium.source, str) else _name(sample)
             value = self.image(segment.medium.source, label, rng)
+            self._check_decoded(before, sample)
             for k, piece in enumerate(value.pieces if isinstance(value, Split) else [value]):
                 text, medium = (piece, None) if isinstance(piece, str) else (token, Image(piece))
                 joined = segment.joined if k == 0 else bool(token)
@@ -223,7 +227,7 @@ class Processor:
             head = keep_first(head, limit, cfg.tokens_per_medium, per_turn=False, error=error)
         if cfg.max_txt_len is None:
             return [*head, *spans[first:]]
-        end = self._after_letter(self.template.config.end_sym) if cfg.keep_end else None
+        end = self._after_letter(self.template.end) if cfg.keep_end else None
         return [*head, *keep_answers(spans[first:], cfg.max_txt_len, end)]
 
     def _spans(self, segments: Sequence[Segment]) -> list[Span]:
@@ -235,19 +239,21 @@ class Processor:
     def _encode(self, run: Sequence[Segment]) -> list[Span]:
         """Spans of segments that form one text, in which a medium is written as its special token."""
         bos = run[0].bos
-        if run[0].medium is not None and not run[0].text:
+        media = {s.text or MEDIUM for s in run if s.medium is not None}
+        if media == {MEDIUM} and len(run) == 1:
             return [Span([MEDIA_TOKEN], bos=bos)]
+        tokenizer = self._tokenizer_of_media if MEDIUM in media else self.tokenizer
         text = ""
         literal: list[tuple[int, int]] = []
-        cuts: list[int] = []
+        places: list[int] = []
         for k, segment in enumerate(run):
             if k and segment.supervised != run[k - 1].supervised:
-                cuts.append(len(self.tokenizer.encode(text, literal=literal)))
+                places.append(len(text))
             literal += [(len(text) + a, len(text) + b) for a, b in segment.literal]
-            text += segment.text
-        ids = self.tokenizer.encode(text, literal=literal)
-        if any(s.medium is not None for s in run):
-            ids = [MEDIA_TOKEN if i == self.media_id else i for i in ids]
+            text += MEDIUM if segment.medium is not None and not segment.text else segment.text
+        media_ids = {tokenizer.id_of(token) for token in media}
+        ids = [MEDIA_TOKEN if i in media_ids else i for i in tokenizer.encode(text, literal=literal)]
+        cuts = tokenizer.lengths(text, places, literal)
         spans: list[Span] = []
         for a, b in zip([0, *cuts], [*cuts, len(ids)], strict=True):
             spans.append(Span(ids[a:b], run[0].supervised ^ bool(len(spans) % 2), bos=bos and not spans))
@@ -255,23 +261,33 @@ class Processor:
             spans[-1] = replace(spans[-1], ids=[*spans[-1].ids, self.tokenizer.eos], eos=True)
         return spans
 
+    @cached_property
+    def _tokenizer_of_media(self) -> Tokenizer:
+        """The tokenizer with a token for the place of an image, where the template has none."""
+        return self.tokenizer.with_token(MEDIUM)
+
     def _example(
         self, spans: Sequence[Span], segments: Sequence[Segment], sample: Sample, rng: random.Random | None = None
     ) -> Example:
         ids, labels = self._labelled(spans)
-        media = [s.medium for s in segments if s.medium is not None][: ids.count(MEDIA_TOKEN)]
+        shown = [(s.medium, s.question) for s in segments if s.medium is not None][: ids.count(MEDIA_TOKEN)]
+        texts = [] if self.question is None else [self.question(question) for _, question in shown]
         tensors, sizes, before = [], list[tuple[int, int] | None](), self._decoded()
-        for medium in media:
+        for medium, _ in shown:
             value = self._medium(medium, _name(sample), rng)
             tensors.append(value.pixels if isinstance(value, Prepared) else value)
             sizes.append(value.size if isinstance(value, Prepared) else None)
-            if self._decoded() - before > SAMPLE_PIXELS:
-                raise DataError(
-                    f"sample {_name(sample)}: its images have more than {SAMPLE_PIXELS:,} pixels together",
-                    fix="shrink them, or divide the record",
-                )
+            self._check_decoded(before, sample)
         known = sizes if any(sizes) else []
-        return Example(ids, labels, tensors, sample.id, sample.source, sizes=known)
+        return Example(ids, labels, tensors, sample.id, sample.source, sizes=known, texts=texts)
+
+    def _check_decoded(self, before: int, sample: Sample) -> None:
+        """Raises DataError: since ``before`` more pixels were decoded than a sample may have."""
+        if self._decoded() - before > SAMPLE_PIXELS:
+            raise DataError(
+                f"sample {_name(sample)}: its images have more than {SAMPLE_PIXELS:,} pixels together",
+                fix="shrink them, or divide the record",
+            )
 
     def _limits(self) -> str:
         """The limits of the configuration, for messages."""
@@ -296,6 +312,8 @@ class Processor:
 
     def _medium(self, medium: Image | Video, name: str, rng: random.Random | None) -> torch.Tensor | Prepared:
         """``[f, 3, h, w]`` of an image (one frame, or its tiles) or a video."""
+        if isinstance(medium.source, Prepared):
+            return medium.source
         label = str(medium.source) if isinstance(medium.source, str) else name
         if isinstance(medium, Image):
             value = self.image(medium.source, label, rng)
@@ -323,7 +341,7 @@ def build_processor(model_cfg: ModelConfig) -> Processor:
             for a medium than the tokenizer has.
     """
     text_cfg = model_cfg.text.config
-    names = ("pad_token", "special_tokens", "new_pad_token", "bos_id", "eos_id", "legacy")
+    names = ("pad_token", "special_tokens", "new_pad_token", "bos_id", "eos_id", "legacy", "fast")
     options = {name: getattr(text_cfg, name) for name in names}
     tokenizer = Tokenizer.from_folder(text_cfg.tokenizer or model_cfg.llm.config.path, **options)
     template = resolve("template", model_cfg.template.name)(model_cfg.template.config)

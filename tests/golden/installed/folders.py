@@ -21,12 +21,14 @@ class Case:
         features: of transformers' model and its inputs, the vision encoder's tokens that the bridge reads
             ``[t, d]``, all images in order.
         bridged: the same after the bridge, in the order of the LLM's sequence.
+        unused: our names of what trains but nothing reads.
     """
 
     name: str
     build: Callable[[Path], None]
     features: Callable[[Any, Mapping[str, Any]], Tensor]
     bridged: Callable[[Any, Mapping[str, Any]], Tensor]
+    unused: frozenset[str] = frozenset()
 
 
 CHAT = (
@@ -42,9 +44,12 @@ CHAT = (
 """A chat template with roles, an image as ``<image>`` and a newline, and the end token after an answer."""
 
 
-def tokenizer(special: Sequence[str] = ("<image>",), chat: str | None = CHAT) -> Any:
-    """A fast byte-level tokenizer of 256 bytes and these special tokens after ``<s>``, ``</s>`` and ``<pad>``."""
-    from tokenizers import Tokenizer, decoders, pre_tokenizers
+def tokenizer(special: Sequence[str] = ("<image>",), chat: str | None = CHAT, begins: bool = False) -> Any:
+    """A fast byte-level tokenizer of 256 bytes and these special tokens after ``<s>``, ``</s>`` and ``<pad>``.
+
+    ``begins``: the tokenizer and not the chat template writes ``<s>``.
+    """
+    from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
     from tokenizers.models import BPE
     from transformers import PreTrainedTokenizerFast
 
@@ -54,6 +59,10 @@ def tokenizer(special: Sequence[str] = ("<image>",), chat: str | None = CHAT) ->
     inner.decoder = decoders.ByteLevel()
     names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
     inner.add_special_tokens([*names.values(), *special])
+    if begins:
+        begin = ("<s>", inner.token_to_id("<s>"))
+        inner.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[begin])
+        chat = chat and chat.removeprefix("{{ bos_token }}")
     return PreTrainedTokenizerFast(
         tokenizer_object=inner, **names, additional_special_tokens=list(special), chat_template=chat
     )

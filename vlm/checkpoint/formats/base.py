@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -40,6 +41,13 @@ class CheckpointFormat:
     def __init__(self, into: str | None = None) -> None:
         self.into = into
         self.prefix = f"{into or self.part}.{self.inner}".rstrip(".")
+
+    def target(self, model: VLM) -> Any:
+        """The module that such a file fills: the part, or what ``into`` names in it; None if there is none."""
+        try:
+            return attrgetter(self.into or self.part)(model)
+        except AttributeError:
+            return None
 
     def covered_parts(self, model_cfg: Any) -> list[str]:
         """Parts (``vision``, ``bridge.0``) whose every matrix such a file fills: they are built uninitialised."""
@@ -99,11 +107,6 @@ class CheckpointFormat:
         if self.lora_hint and any(is_lora(key) for key in shapes):
             return self.lora_hint
         return self.shape_hint if shapes else None
-
-
-def part_of_model(model: VLM, path: str) -> Any:
-    """The part at ``vision``, ``bridge.1`` or ``vision.encoders.0``, or None if the composition has none there."""
-    return dict(model.named_modules()).get(path)
 
 
 def below(model: VLM, *prefixes: str) -> list[str]:

@@ -77,12 +77,14 @@ class ClipFolder(CheckpointFormat):
 
     def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
         """See :class:`CheckpointFormat`."""
-        if not isinstance(model.vision, Clip):
-            raise WeightsError(f"{file}: format clip fills a CLIP tower, but model.vision is another encoder")
-        names, unknown = tower_names(tensors, model.vision)
+        if not isinstance(self.target(model), Clip):
+            raise WeightsError(
+                f"{file}: format clip fills a CLIP tower, but {self.into or self.part} is another encoder"
+            )
+        names, unknown = tower_names(tensors, self.target(model))
         theirs = {f"{self.prefix}.{inner}": name for inner, name in names.items()}
         placed = {ours: tensors[name] for ours, name in theirs.items()}
-        fit_positions(placed, self.prefix, model.vision)
+        fit_positions(placed, self.prefix, self.target(model))
         return NamedTensors(file, placed, theirs, unknown, below(model, self.prefix))
 
 
@@ -135,17 +137,20 @@ class OpenAIClip(CheckpointFormat):
 
     def prepare(self, model: VLM, tensors: Mapping[str, Tensor], file: str) -> Mapping[str, Tensor]:
         """See :class:`CheckpointFormat`."""
-        if not isinstance(model.vision, Clip):
-            raise WeightsError(f"{file}: format openai_clip fills a CLIP tower, but model.vision is another encoder")
+        if not isinstance(self.target(model), Clip):
+            raise WeightsError(
+                f"{file}: format openai_clip fills a CLIP tower, but {self.into or self.part} is another encoder"
+            )
         return split_projections(tensors)
 
     def key_map(self, model: VLM, file: str) -> KeyMap:
         """See :class:`CheckpointFormat`."""
-        return key_map(len(model.vision.blocks()), model.vision.config.post_layernorm, self.prefix)
+        vision = self.target(model)
+        return key_map(len(vision.blocks()), vision.config.post_layernorm, self.prefix)
 
     def fit(self, model: VLM, placed: dict[str, Tensor], file: str) -> None:
         """Resample the position table."""
-        fit_positions(placed, self.prefix, model.vision)
+        fit_positions(placed, self.prefix, self.target(model))
 
 
 def is_torchscript(path: Path) -> bool:

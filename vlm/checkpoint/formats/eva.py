@@ -35,15 +35,15 @@ class Eva(CheckpointFormat):
 
     def key_map(self, model: VLM, file: str) -> KeyMap:
         """See :class:`CheckpointFormat`."""
-        if not isinstance(model.vision, EvaViT):
-            raise WeightsError(f"{file}: format eva fills an eva_vit, but model.vision is another encoder")
-        return key_map(len(model.vision.vit.blocks), self.prefix)
+        if not isinstance(self.target(model), EvaViT):
+            raise WeightsError(f"{file}: format eva fills an eva_vit, but {self.into or self.part} is another encoder")
+        return key_map(len(self.target(model).vit.blocks), self.prefix)
 
     def fit(self, model: VLM, placed: dict[str, Tensor], file: str) -> None:
         """Resample the position table ``[1, n, d]``."""
         table = f"{self.prefix}.pos_embed"
         if table in placed and placed[table].dim() == 3:
-            placed[table] = resize_positions(placed[table], model.vision.vit.pos_embed.shape[1])
+            placed[table] = resize_positions(placed[table], self.target(model).vit.pos_embed.shape[1])
 
 
 def resize_positions(table: Tensor, count: int) -> Tensor:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,21 +50,46 @@ class HFFolder(CheckpointFormat):
 
     def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
         """See :class:`CheckpointFormat`."""
+        inner = model.llm.model
+        plain = {key.removeprefix(f"{self.prefix}.").replace(".base_layer.", ".") for key in below(model, self.prefix)}
+        kept = {key: tensor for key, tensor in tensors.items() if not KEYS.is_ignored(key)}
+        return self.place(model, *converted(inner, kept, plain, file), file)
+
+    def place(
+        self,
+        model: VLM,
+        named: Mapping[str, Tensor],
+        sources: Mapping[str, str],
+        file: str,
+        makers: Mapping[str, Callable[[], Tensor]] | None = None,
+    ) -> NamedTensors:
+        """Tensors by the names of transformers' model -> by ours, with the rows that ``llm.vocab_size`` adds.
+
+        Args:
+            model: the composition.
+            named: tensors, or without numbers (device ``meta``) if ``makers`` are given.
+            sources: their names in the file.
+            file: name for messages.
+            makers: what reads each of them.
+        """
         inner, start = model.llm.model, f"{self.prefix}."
         have = set(below(model, self.prefix))
-        plain = {key.removeprefix(start).replace(".base_layer.", ".") for key in have}
-        kept = {key: tensor for key, tensor in tensors.items() if not KEYS.is_ignored(key)}
-        named, sources = converted(inner, kept, plain, file)
         ours = {key: _resolve(start + key, have, start, f"{start}{inner.base_model_prefix}.") for key in named}
         ours = {key: name for key, name in ours.items() if name in have or not left_out(inner, key)}
         placed = {name: named[key] for key, name in ours.items()}
         theirs = {name: sources[key] for key, name in ours.items()}
         tied = {start + key for key in inner.all_tied_weights_keys or ()}
         required = [key for key in have if not is_lora(key) and key not in tied]
+        made = {name: makers[key] for key, name in ours.items()} if makers is not None else {}
         if model.llm.config.vocab_size is not None:
-            _untie(model, placed, self.prefix)
-            placed |= {k: _grown(model, placed[k], t) for k, t in _tables(model, self.prefix).items() if k in placed}
-        return NamedTensors(file, placed, theirs, [], required)
+            for tensors in (placed, made):
+                _untie(model, tensors, self.prefix)
+            for name, table in _tables(model, self.prefix).items():
+                if name in placed:
+                    placed[name] = _grown(model, placed[name], table)
+                if name in made:
+                    made[name] = partial(_grown_later, model, made[name], table)
+        return NamedTensors(file, placed, theirs, [], required, made)
 
     def hint(self, shapes: Mapping[str, str]) -> str | None:
         """See :class:`CheckpointFormat`."""
@@ -75,7 +102,7 @@ class HFFolder(CheckpointFormat):
         return "config.json and the weights are of different models (width differs): use files of one model"
 
 
-def _untie(model: VLM, placed: dict[str, Tensor], prefix: str) -> None:
+def _untie(model: VLM, placed: dict[str, Any], prefix: str) -> None:
     """Give a head with rows of its own (``llm.vocab_size``) those of the embeddings that its file ties it to."""
     embeddings, head = (
         name
@@ -105,6 +132,10 @@ def _grown(model: VLM, rows: Tensor, table: Tensor) -> Tensor:
     if any(table is p for p in model.llm.model.get_output_embeddings().parameters()) and len(grown) > len(rows):
         grown[[i for i in model.llm.banned_ids if i >= len(rows)]] = 0
     return grown
+
+
+def _grown_later(model: VLM, make: Callable[[], Tensor], table: Tensor) -> Tensor:
+    return _grown(model, make(), table)
 
 
 def grow(rows: Tensor, table: Tensor, how: str = "random") -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vlm.checkpoint.formats.base import CheckpointFormat, below, part_of_model
+from vlm.checkpoint.formats.base import CheckpointFormat, below
 from vlm.checkpoint.keymap import KeyMap
 from vlm.checkpoint.safe import read_folder
 from vlm.checkpoint.strict import NamedTensors
@@ -44,7 +44,7 @@ class HFVisionFolder(CheckpointFormat):
 
     def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
         """See :class:`CheckpointFormat`."""
-        vision = part_of_model(model, self.into or self.part)
+        vision = self.target(model)
         if not isinstance(vision, HFVision):
             fix = "vision: {name: hf_vision, path: FOLDER}, or a format for that encoder"
             raise WeightsError(f"{file}: format hf_vision fills an hf_vision, but the part is another encoder", fix=fix)

@@ -20,7 +20,7 @@ from vlm.checkpoint.keymap import KeyMap
 from vlm.checkpoint.safe import shards
 from vlm.checkpoint.stream import TensorReader
 from vlm.checkpoint.strict import NamedTensors
-from vlm.models.llm.conversion import left_out, planned
+from vlm.models.llm.conversion import Step, left_out, planned
 from vlm.models.published import empty_model, read_model_config
 from vlm.models.vlm import VLM
 
@@ -31,7 +31,7 @@ OLD_BUFFERS = KeyMap((), ("*.rotary_emb.inv_freq", "*.position_ids"))
 
 
 class PublishedModel(CheckpointFormat):
-    """Base of the formats of whole models; a system defines :meth:`key_map` alone.
+    """Base of the formats of whole models; a system defines :meth:`key_map` alone, some also :meth:`divided`.
 
     The map is between the names of the installed transformers' model and ours. What it declares but this composition
     does not build (later layers of an encoder, an unused norm or head) is left out; everything of ours must be filled.
@@ -43,7 +43,7 @@ class PublishedModel(CheckpointFormat):
         return [*vision, *(f"bridge.{i}" for i in range(len(model_cfg.bridge))), "llm"]
 
     def read(self, path: Path) -> dict[str, Tensor]:
-        """Names, shapes and types (device ``meta``) of the tensors of a folder. Raises WeightsError: none, or damaged."""
+        """Names, shapes and types (device ``meta``) of the tensors of a folder. Raises WeightsError: as ``shards``."""
         self.folder = path
         self.reader = TensorReader(shards(path))
         return dict(self.reader.facts)
@@ -57,14 +57,15 @@ class PublishedModel(CheckpointFormat):
         result = NamedTensors(file, {}, required=self.required(model, (), filled))
         read, unused = partial(self.reader.read, finite=False), 0
         for step in planned(inner, names, known):
-            made = step.make(inner, tensors.__getitem__, file)
-            value = Made(partial(step.make, inner, read, file), len(made))
+            whole = step.make(inner, tensors.__getitem__, file)
+            made, is_known = self.divided(whole), known.issuperset(whole)
+            value = Made(partial(self._make, step, inner, read, file), len(made))
             for theirs, fact in made.items():
                 ours = table.ours(theirs)
                 if ours in have:
                     result.tensors[ours], result.theirs[ours] = fact, step.sources[0][0]
                     result.sources[ours] = partial(value.take, theirs)
-                elif (ours is not None or table.is_ignored(theirs)) and theirs in known or left_out(inner, theirs):
+                elif (ours is not None or table.is_ignored(theirs)) and is_known or left_out(inner, theirs):
                     unused += 1
                     value.skip()
                 else:
@@ -74,6 +75,17 @@ class PublishedModel(CheckpointFormat):
         if unused:
             log.info("%s: %d tensors of layers that this composition does not build", file, unused)
         return result
+
+    def _make(self, step: Step, inner: Any, read: Callable[[str], Tensor], file: str) -> dict[str, Tensor]:
+        return self.divided(step.make(inner, read, file))
+
+    def divided(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors by transformers' names -> by those of the key map, where one of theirs is several of ours."""
+        return tensors
+
+    def joined(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse of :meth:`divided`, for all tensors of a model at once."""
+        return tensors
 
     def required(self, model: VLM, placed: Collection[str], filled: Collection[str]) -> Collection[str]:
         """All of vision encoder, bridges and LLM, but a head that is tied to the embeddings."""
@@ -90,7 +102,7 @@ class Made:
 
     def take(self, name: str) -> Tensor:
         """One of them; it is not kept."""
-        if not self._made:
+        if name not in self._made:
             self._made = self._make()
         result = self._made.pop(name)
         self.skip()

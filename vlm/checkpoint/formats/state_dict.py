@@ -8,13 +8,14 @@ from pathlib import Path
 from torch import Tensor
 
 from vlm.checkpoint.formats.base import CheckpointFormat, below
-from vlm.checkpoint.safe import read_tensors
+from vlm.checkpoint.safe import read_folder, read_tensors
 from vlm.checkpoint.strict import NamedTensors
 from vlm.common.errors import WeightsError
 from vlm.common.registry import register_checkpoint_format
+from vlm.models.protocols import BuildsLess
 from vlm.models.vlm import VLM
 
-HEADS = ("head.", "head_dist.", "fc_norm.", "attn_pool.", "head_drop.")
+HEADS = ("head.", "head_dist.", "fc_norm.", "attn_pool.", "head_drop.", "classifier.", "fc.")
 """Classification and pooling layers of vision files; left out where the model has no such module."""
 INNER = ("", "model.", "vit.")
 """Where a part keeps the module that the file describes."""
@@ -22,12 +23,14 @@ INNER = ("", "model.", "vit.")
 
 @register_checkpoint_format("state_dict")
 class StateDict(CheckpointFormat):
-    """Fills the part named by ``into`` (``vision``, ``bridge.0``) under the file's own names, strictly."""
+    """Fills the part named by ``into`` (``vision``, ``bridge.0``) under the names of a file or folder, strictly."""
 
     part = "vision"
 
     def read(self, path: Path) -> dict[str, Tensor]:
         """Tensors by the file's names; a dict under ``model`` or ``state_dict`` is opened."""
+        if path.is_dir():
+            return read_folder(path)
         tensors = read_tensors(path, "model")
         return tensors if len(tensors) > 1 else read_tensors(path, "state_dict")
 
@@ -39,7 +42,10 @@ class StateDict(CheckpointFormat):
             raise WeightsError(text, fix="into: vision, bridge.0, ...")
         inner = max(INNER, key=lambda name: sum(f"{self.prefix}.{name}{key}" in have for key in tensors))
         start = f"{self.prefix}.{inner}"
-        theirs = {start + key: key for key in tensors if start + key in have or not key.startswith(HEADS)}
+        part = self.target(model)
+        left = {f"{self.prefix}.{name}" for name in part.unbuilt} if isinstance(part, BuildsLess) else set()
+        known = [key for key in tensors if start + key in have or not (key.startswith(HEADS) or start + key in left)]
+        theirs = {start + key: key for key in known}
         placed = {ours: tensors[key] for ours, key in theirs.items()}
         return NamedTensors(file, placed, theirs, [], [key for key in have if key.startswith(start)])
 

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vlm.common.types import MEDIA_TOKEN, Image, Message
+from vlm.common.types import MEDIA_TOKEN, Example, Image, Message
 from vlm.inference.architectures.base import Architecture
 from vlm.inference.architectures.reference import Answer, Reference
 from vlm.inference.architectures.source import architecture_of
 from vlm.inference.engine import Engine
 from vlm.inference.generation import Generation
+from vlm.processors.collate import VisualTokens
 from vlm.processors.templates.base import IMAGE_PLACEHOLDER
 
 NEW_TOKENS = 20
@@ -55,12 +56,13 @@ class Comparison:
         return not self.faults and self.logits <= tolerance and self.greedy == self.prompts
 
 
-def prompts(count: int, seed: int, most_images: int = 2) -> list[list[Message]]:
-    """Random conversations with one, no or two random images of random sizes."""
+def prompts(count: int, seed: int, kind: Architecture) -> list[list[Message]]:
+    """Random conversations with one, no or two random images of random sizes, as many as an architecture takes."""
     rng = random.Random(seed)
     result = []
     for number in range(count):
-        images = [Image(image(rng)) for _ in range(min((1, 0, 2)[number % 3], most_images))]
+        wanted = (1, int(kind.needs_image), 1 if kind.one_image else 2)[number % 3]
+        images = [Image(image(rng)) for _ in range(wanted)]
         result.append([Message("user", [*images, rng.choice(ASKED)])])
     return result
 
@@ -101,15 +103,16 @@ def ours(engine: Engine, conversations: Sequence[Sequence[Message]], image_token
         with torch.inference_mode():
             logits = engine.model(batch, return_logits=True).logits
         new = engine.generate_ids([list(messages)], GREEDY, stops=())[0]
-        ids = expanded(engine, examples[0].ids, [len(medium) for medium in examples[0].media], image_token)
+        ids = expanded(engine, examples[0], image_token)
         answers.append(Answer(ids, examples[0].media, logits[0, -LAST:].float().cpu(), new))
     return answers
 
 
-def expanded(engine: Engine, ids: Sequence[int], frames: Sequence[int], image_token: int) -> list[int]:
+def expanded(engine: Engine, example: Example, image_token: int) -> list[int]:
     """The prompt with ``image_token`` at every position of a medium."""
-    left = [engine.model.visual_tokens(count) for count in frames]
-    return [i for index in ids for i in ([image_token] * left.pop(0) if index == MEDIA_TOKEN else [index])]
+    model = engine.model
+    left = VisualTokens.of(model.visual_tokens, model.counters()).of_media(example)
+    return [i for index in example.ids for i in ([image_token] * left.pop(0) if index == MEDIA_TOKEN else [index])]
 
 
 def text_of(engine: Engine, messages: Sequence[Message], image_token: str) -> str:
@@ -163,12 +166,12 @@ def verify(
     Raises UserError: the folder cannot be loaded, here or there.
     """
     kind: Architecture = architecture_of(folder)
-    conversations = prompts(count, seed, 1 if kind.one_image else 2)
+    conversations = prompts(count, seed, kind)
     busy("loading it here")
     engine = Engine.load(folder, device, dtype)
     token = image_token_of(engine)
     words = engine.processor.tokenizer.piece(token)
-    texts = [text_of(engine, messages, words) for messages in conversations]
+    texts = [kind.prompt_text(text_of(engine, messages, words), words) for messages in conversations]
     mine = ours(engine, conversations, token)
     del engine
     busy("loading it with transformers")

@@ -18,11 +18,13 @@ class Architecture(ABC):
         format: its weight format, whose key map has the names of transformers' model.
         trains: globs of what one usually trains of it, a suggestion for ``train:``.
         one_image: whether its prompts hold at most one image.
+        needs_image: whether transformers' model takes no prompt without one.
     """
 
     format: ClassVar[str]
     trains: ClassVar[tuple[str, ...]] = ("bridge.*",)
     one_image: ClassVar[bool] = False
+    needs_image: ClassVar[bool] = False
 
     @abstractmethod
     def composition(self, folder: ModelFolder) -> dict[str, Any]:
@@ -30,6 +32,13 @@ class Architecture(ABC):
 
         Sizes are written out. Raises UserError: the folder uses something that no part can compute.
         """
+
+    def prompt_text(self, text: str, image_token: str) -> str:
+        """What transformers' processor takes as text, of a whole prompt in which an image is ``image_token``.
+
+        Of a folder with a chat template it is not asked.
+        """
+        return text
 
     def pixels(self, inputs: Mapping[str, Any]) -> list[Tensor]:
         """``[f, 3, h, w]`` of each medium in what transformers' processor returns, to compare with ours."""

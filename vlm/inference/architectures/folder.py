@@ -12,8 +12,8 @@ from vlm.checkpoint.formats.published import OLD_BUFFERS
 from vlm.checkpoint.header import header
 from vlm.checkpoint.safe import read_json, shards
 from vlm.common.errors import ConfigError, WeightsError
-from vlm.common.registry import names
 from vlm.models.published import DTYPES, read_model_config, sizes
+from vlm.processors.tokenizer.chat_template import read_chat_template
 from vlm.processors.tokenizer.tokenizer import Tokenizer
 
 RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
@@ -45,7 +45,7 @@ class ModelFolder:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The folder's tokenizer. Raises WeightsError: it has none."""
-        return Tokenizer.from_folder(self.path)
+        return Tokenizer.from_folder(self.path, fast=True)
 
     @cached_property
     def preprocessor(self) -> dict[str, Any]:
@@ -69,10 +69,14 @@ class ModelFolder:
 
         Raises WeightsError: matrices of several types, or of quantised numbers.
         """
+        return self.dtype_below("")
+
+    def dtype_below(self, prefix: str) -> str:
+        """As :attr:`dtype`, of the tensors whose names begin with ``prefix``."""
         found: dict[torch.dtype, str] = {}
         for file in shards(self.path):
             for name, fact in header(file).items():
-                if fact.dim() > 1 and not OLD_BUFFERS.is_ignored(name):
+                if fact.dim() > 1 and name.startswith(prefix) and not OLD_BUFFERS.is_ignored(name):
                     found.setdefault(fact.dtype, name)
         listed = ", ".join(f"{name} is {str(dtype).removeprefix('torch.')}" for dtype, name in found.items())
         if len(found) > 1 and set(found) <= set(DTYPES):
@@ -89,18 +93,19 @@ class ModelFolder:
         stated: int | None = self.config.get_text_config().to_dict().get("max_position_embeddings")
         return stated
 
-    def llm(self, section: Any | None = None) -> dict[str, Any]:
-        """``llm:``; ``section`` is that of the language model, if it is not the text configuration.
+    def llm(self, section: Any | None = None, dtype: str | None = None) -> dict[str, Any]:
+        """``llm:``; ``section`` is that of the language model, if it is not the text configuration, ``dtype`` its type.
 
         The head is tied as in the whole model, and the end ids are those of the generation configuration.
         """
         section = section or self.config.get_text_config()
         config = sizes(section)
-        config["tie_word_embeddings"] = bool(self.config.tie_word_embeddings)
+        stated = [vars(c)["tie_word_embeddings"] for c in (self.config, section) if "tie_word_embeddings" in vars(c)]
+        config["tie_word_embeddings"] = bool(stated and stated[0])
         ends = self.ends
         if len(ends) > 1:
             config["eos_token_id"] = ends
-        return {"name": "hf", "config": config, "dtype": self.dtype}
+        return {"name": "hf", "config": config, "dtype": dtype or self.dtype}
 
     @property
     def ends(self) -> list[int]:
@@ -112,6 +117,8 @@ class ModelFolder:
     def text(self) -> dict[str, Any]:
         """``text:``, with the folder's tokenizer."""
         result: dict[str, Any] = {"tokenizer": str(self.path)}
+        if all((self.path / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+            result["fast"] = True
         if self.ends and self.tokenizer.eos not in self.ends:
             result["eos_id"] = self.ends[0]
         return result
@@ -125,17 +132,32 @@ class ModelFolder:
         token = next((text for text in stated if isinstance(text, str)), name)
         if not self.tokenizer.is_special(token) or self.tokenizer.id_of(token) != index:
             raise WeightsError(
-                f"{self.path}: the tokenizer has no special token {token!r} with the id {index}, which stands for an image",
+                f"{self.path}: the tokenizer has no special token {token!r} with the id {index}, the place of an image",
                 fix="download the tokenizer of this model again (tokenizer.json, tokenizer_config.json)",
             )
         return token
 
-    def template(self, media_token: str) -> dict[str, Any]:
-        """``template:`` by the folder's chat template. Raises WeightsError: it has none."""
-        if "hf_chat" in names("template"):
-            return {"name": "hf_chat", "media_token": media_token}
-        roles = {"user": "USER: ", "assistant": "ASSISTANT:", "sep": " ", "end_sym": "", "chat_form": True}
-        return {"name": "plain", "media_token": media_token, "image_suffix": "\n", **roles}
+    def template(self, media_token: str, otherwise: dict[str, Any] | None = None) -> dict[str, Any]:
+        """``template:`` by the folder's chat template; ``otherwise`` where it has none.
+
+        Raises WeightsError: it has none, and there is no ``otherwise``.
+        """
+        begins = {"begin": True} if self.adds_begin else {}
+        if read_chat_template(self.path) is not None:
+            return {"name": "hf_chat", "media_token": media_token, **begins}
+        if otherwise is None:
+            text = f"{self.path}: no chat template (chat_template.jinja, or in tokenizer_config.json)"
+            raise WeightsError(text, fix="download it too")
+        return otherwise
+
+    @property
+    def adds_begin(self) -> bool:
+        """Whether transformers' tokenizer of the folder writes the begin id by itself."""
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
+        begin = tokenizer.bos_token_id
+        return begin is not None and tokenizer("a").input_ids[:1] == [begin]
 
     def image(self) -> dict[str, Any]:
         """``image:`` by an image processor that gives one square per image.

@@ -62,7 +62,10 @@ class Reference:
         """What its processor makes of a conversation; ``text`` is the whole prompt where it has no chat template."""
         images = [decode(medium.source) for message in messages for medium in message.media]
         if text is not None:
-            return self.processor(images=images or None, text=text, return_tensors="pt").to(self.device)  # type: ignore[no-any-return]
+            begin = self.processor.tokenizer.bos_token
+            plain = {"add_special_tokens": False} if begin and text.startswith(begin) else {}
+            done = self.processor(images=images or None, text=text, return_tensors="pt", **plain)
+            return done.to(self.device)  # type: ignore[no-any-return]
         chat = [{"role": message.role, "content": _content(message)} for message in messages]
         done = self.processor.apply_chat_template(
             chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"

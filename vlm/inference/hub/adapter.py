@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlm.checkpoint.peft_adapter import CONFIG, PEFT_PREFIX, WEIGHTS
 from vlm.checkpoint.safe import write_json
-from vlm.checkpoint.sharded import write_safetensors
+from vlm.checkpoint.stream import write_safetensors
 from vlm.common.errors import WeightsError
 from vlm.inference.hub.contents import Contents
 from vlm.inference.hub.forms import Form
@@ -41,8 +41,7 @@ def write_adapter(contents: Contents, form: Form, folder: Path) -> int:
             shapes[name] = torch.empty_like(inner[ADAPTER].weight, dtype=torch.float32, device="meta")
             makers[name] = layer, number
     folder.mkdir()
-    write_safetensors(folder, shapes, lambda name: weights.matrices(makers[name][0])[makers[name][1]])
-    (folder / "model.safetensors").rename(folder / WEIGHTS[0])
+    write_safetensors(folder / WEIGHTS[0], shapes, lambda name: weights.matrices(makers[name][0])[makers[name][1]])
     rank, alpha = Counter(sizes.values()).most_common(1)[0][0]
     write_json(
         folder / CONFIG,

@@ -51,7 +51,9 @@ def _about(contents: Contents, form: Form) -> str:
 
 def _composition(contents: Contents) -> dict[str, Any]:
     model, cfg = contents.model, contents.model_cfg
-    vision = "" if model.vision is None else f"{cfg.vision.name}, {model.vision.image_size} px, width {model.vision.out_dim}"
+    vision = (
+        "" if model.vision is None else f"{cfg.vision.name}, {model.vision.image_size} px, width {model.vision.out_dim}"
+    )
     llm = f"{contents.llm_config.model_type}, {len(model.llm.layers())} layers, width {model.llm.hidden_size}"
     lora = {name: part.get("lora") for name, part in (("vision", cfg.vision), ("llm", cfg.llm)) if part is not None}
     facts = {
@@ -102,9 +104,15 @@ def _prompts(contents: Contents, differences: Sequence[str]) -> str:
 
 
 def _hashes(contents: Contents, record: dict[str, Any]) -> dict[str, Any]:
-    prints = {f"sha256 of frozen {part}": facts.get("sha256") for part, facts in (record.get("fingerprints") or {}).items()}
+    prints = {
+        f"sha256 of frozen {part}": facts.get("sha256") for part, facts in (record.get("fingerprints") or {}).items()
+    }
     versions = {f"trained with {name}": value for name, value in (record.get("versions") or {}).items()}
-    return prints | versions | {"exported with vlm": VERSION, "exported with transformers": metadata.version("transformers")}
+    return (
+        prints
+        | versions
+        | {"exported with vlm": VERSION, "exported with transformers": metadata.version("transformers")}
+    )
 
 
 def _provenance(contents: Contents) -> dict[str, Any]:

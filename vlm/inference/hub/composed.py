@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vlm.checkpoint.safe import copy_files
 from vlm.common.errors import ConfigError
 from vlm.common.registry import register_hf_form
@@ -66,7 +64,9 @@ class ComposedForm(Form):
         """See :class:`Form`: our own names."""
         tied = {f"llm.model.{name}" for name in contents.model.llm.model.all_tied_weights_keys or ()}
         facts = {name: fact for name, fact in contents.weights.facts.items() if name not in tied}
-        return {name: contents.direct(name) if f.is_floating_point() else whole(contents, name) for name, f in facts.items()}
+        return {
+            name: contents.direct(name) if f.is_floating_point() else whole(contents, name) for name, f in facts.items()
+        }
 
     def layers(self, contents: Contents) -> dict[str, str]:
         """See :class:`Form`."""
@@ -81,13 +81,14 @@ class ComposedForm(Form):
         kind = {"processor_class": "ComposedProcessor", "auto_map": {"AutoProcessor": CLASSES["AutoProcessor"]}}
         return {"processor_config.json": kind}
 
-    def extra(self, contents: Contents, folder: Path) -> None:
+    def extra(self, contents: Contents, folder: Path) -> list[str]:
         """See :class:`Form`: the modelling code, the composition, and the tokenizer that it reads."""
         (folder / f"{MODULE}.py").write_text(CODE, encoding="utf-8")
         (folder / COMPOSITION_FILE).write_text(to_yaml({"model": composition(contents)}), encoding="utf-8")
         source = Path(contents.model_cfg.text.config.tokenizer or contents.model_cfg.llm.config.path)
         (folder / TOKENIZER_FOLDER).mkdir()
         copy_files((*TOKENIZER_FILES, "added_tokens.json"), source, folder / TOKENIZER_FOLDER)
+        return []
 
 
 def whole(contents: Contents, name: str) -> Planned:
@@ -110,15 +111,21 @@ def composition(contents: Contents) -> dict[str, Any]:
         options = module.written_out() if isinstance(module, WritesOut) else part.config
         if options is None or options is part.config and "lora" not in vars(options):
             return dataclasses.replace(part, config=options)
-        return dataclasses.replace(part, config=dataclasses.replace(options, **{"lora": None} if "lora" in vars(options) else {}))
+        return dataclasses.replace(
+            part, config=dataclasses.replace(options, **{"lora": None} if "lora" in vars(options) else {})
+        )
 
     changes: dict[str, Any] = {"weights": [], "train": {}, "arch": None, "model_type": None, "params": {}}
     changes |= {"vision": cfg.vision and alone("vision", cfg.vision), "llm": alone("llm", cfg.llm)}
-    changes |= {kind: [alone(f"{kind}.{i}", p) for i, p in enumerate(getattr(cfg, kind))] for kind in ("bridge", "inserts")}
+    changes |= {
+        kind: [alone(f"{kind}.{i}", p) for i, p in enumerate(getattr(cfg, kind))] for kind in ("bridge", "inserts")
+    }
     text = dataclasses.replace(cfg.text.config, tokenizer="")
     changes["text"] = dataclasses.replace(cfg.text, config=text, raw={**cfg.text.raw, "tokenizer": ""})
     if cfg.template.get("prompt_path"):
-        changes["template"] = dataclasses.replace(cfg.template, config=dataclasses.replace(cfg.template.config, prompt_path=""))
+        changes["template"] = dataclasses.replace(
+            cfg.template, config=dataclasses.replace(cfg.template.config, prompt_path="")
+        )
     stored = effective(dataclasses.replace(contents.config, model=dataclasses.replace(cfg, **changes)))["model"]
     result = {key: stored[key] for key in COMPOSITION if key in stored and key not in ("weights", "train")}
     if paths := sorted(set(_paths(result))):

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm.checkpoint.lazy import StoredWeights
 from vlm.config.api import Config
 from vlm.inference.hub.text import HubTokenizer
+from vlm.inference.hub.weights import StoredWeights
 from vlm.models.precision import parse_dtype
 from vlm.processors.processor import Processor
 
@@ -111,13 +111,13 @@ class Contents:
 
         return Planned(torch.empty(rows, *fact.shape[1:], dtype=self.dtype, device="meta"), make, name)
 
-    def llm_tensors(self, place: Callable[[str], str], rows: int) -> dict[str, Planned]:
+    def llm_tensors(self, place: Callable[[str], str], rows: int, *, untied: bool = False) -> dict[str, Planned]:
         """The LLM's tensors; ``place`` turns a name of the transformers model into the name to write.
 
-        A head that is tied to the embeddings is left out.
+        A head that is tied to the embeddings is left out, unless the class is to have it ``untied``.
         """
         inner = self.model.llm.model
-        tied = set(inner.all_tied_weights_keys or ())
+        tied = set() if untied else set(inner.all_tied_weights_keys or ())
         tables = token_tables(inner)
         result = {}
         for name in self.weights.facts:
@@ -130,7 +130,11 @@ class Contents:
 def token_tables(model: Any) -> set[str]:
     """Names of the tensors with one row per token: embeddings, head, and the head's bias."""
     tables = {id(p) for m in (model.get_input_embeddings(), model.get_output_embeddings()) for p in m.parameters()}
-    return {name.replace(".base_layer.", ".") for name, p in model.named_parameters() if id(p) in tables}
+    return {
+        name.replace(".base_layer.", ".")
+        for name, p in model.named_parameters(remove_duplicate=False)
+        if id(p) in tables
+    }
 
 
 def short(dtype: torch.dtype) -> str:

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vlm.checkpoint.lazy import StoredWeights
 from vlm.checkpoint.safe import write_json
-from vlm.checkpoint.sharded import write_safetensors
-from vlm.checkpoint.stream import SHARD_BYTES
+from vlm.checkpoint.stream import SHARD_BYTES, write_shards
 from vlm.common.errors import ConfigError
 from vlm.common.new_folder import new_folder
 from vlm.common.registry import register_export
+from vlm.config.api import Config as WholeConfig
 from vlm.inference.export import refuse_existing
 from vlm.inference.generation import default_generation
 from vlm.inference.hub.adapter import write_adapter
 from vlm.inference.hub.card import write_model_card
 from vlm.inference.hub.contents import Contents, Planned, dtype_of
 from vlm.inference.hub.forms import Form, find_form
+from vlm.inference.hub.weights import StoredWeights
 from vlm.inference.load import read_source
 from vlm.processors.processor import build_processor
 
@@ -44,7 +44,7 @@ class HubExport:
     def __init__(self, config: Config | None = None) -> None:
         self.config = config or self.Config()
 
-    def write(self, source: Path, target: Path) -> list[str]:
+    def write(self, source: Path | WholeConfig, target: Path) -> list[str]:
         """Write the folder ``target``; it appears by rename when all is written.
 
         Raises:
@@ -57,9 +57,10 @@ class HubExport:
             lines = self.fill(contents, form, work)
         return [f"{target}: {form.architecture}, {lines[0]}", *lines[1:]]
 
-    def contents(self, source: Path) -> Contents:
+    def contents(self, source: Path | WholeConfig) -> Contents:
         """What there is to write. Raises UserError as ``load_parts``."""
-        cfg = read_source(source)
+        cfg = source if isinstance(source, WholeConfig) else read_source(source)
+        source = Path(cfg.run.output_dir) if isinstance(source, WholeConfig) else source
         if self.config.lora == "adapter" and not uses_lora(cfg.model):
             raise ConfigError(f"{source}: --lora adapter, but the composition has no LoRA", fix="leave --lora out")
         weights = StoredWeights(cfg, merge=self.config.lora == "merge")
@@ -73,7 +74,7 @@ class HubExport:
         write_json(folder / "generation_config.json", generation_config(contents))
         for name, content in form.files(contents).items():
             write_json(folder / name, content)
-        form.extra(contents, folder)
+        more = form.extra(contents, folder)
         contents.tokenizer.write(folder, form.image_words(contents))
         size = sum(plan.fact.nbytes for plan in planned.values())
         lines = [f"{len(planned)} tensors, {size / 1e6:,.1f} MB in {len(files)} file{'s' * (len(files) > 1)}"]
@@ -83,13 +84,13 @@ class HubExport:
         differences = contents.tokenizer.differences(folder, form.image_words(contents))
         contents.weights.release()
         write_model_card(contents, form, folder, differences)
-        return lines + contents.notes + [f"reads otherwise than the composition: {text}" for text in differences]
+        return lines + more + contents.notes + [f"reads otherwise than the composition: {text}" for text in differences]
 
 
 def write_planned(folder: Path, planned: Mapping[str, Planned], shard_bytes: int) -> list[Path]:
-    """The tensors as safetensors; see :func:`write_safetensors`."""
+    """The tensors as safetensors; see :func:`write_shards`."""
     facts = {name: plan.fact for name, plan in planned.items()}
-    return write_safetensors(folder, facts, lambda name: planned[name].make(), shard_bytes)
+    return write_shards(folder, facts, lambda name: planned[name].make(), shard_bytes, safetensors=True)
 
 
 def write_config(file: Path, config: Any) -> None:
@@ -111,15 +112,23 @@ def generation_config(contents: Contents) -> dict[str, Any]:
     ends = [i for i in [tokenizer.eos, *(known if isinstance(known, list) else [])] if i is not None]
     ids = {"bos_token_id": tokenizer.bos, "pad_token_id": tokenizer.pad, "eos_token_id": list(dict.fromkeys(ends))}
     banned = [*contents.model.llm.banned_ids, *([contents.tokenizer.image_id] if contents.tokenizer.is_new else [])]
-    return chosen | {k: v for k, v in ids.items() if v not in (None, [])} | ({"suppress_tokens": banned} if banned else {})
+    return (
+        chosen | {k: v for k, v in ids.items() if v not in (None, [])} | ({"suppress_tokens": banned} if banned else {})
+    )
 
 
-KNOWN = ("do_sample", "max_new_tokens", "num_beams", "repetition_penalty", "length_penalty", *SAMPLING)
+KNOWN = (
+    "do_sample",
+    "max_new_tokens",
+    "num_beams",
+    "repetition_penalty",
+    "length_penalty",
+    "no_repeat_ngram_size",
+    *SAMPLING,
+)
 """Options of an answer that transformers calls alike."""
 
 
 def uses_lora(model_cfg: Any) -> bool:
     """Whether the vision encoder or the LLM of a composition has LoRA."""
     return any(part is not None and part.get("lora") is not None for part in (model_cfg.vision, model_cfg.llm))
-
-

@@ -63,8 +63,9 @@ class Form(ABC):
         """Further JSON files by name: of the processor and the image processor."""
         return {}
 
-    def extra(self, contents: Contents, folder: Path) -> None:
-        """Write what else the folder needs. Raises UserError: it cannot be written."""
+    def extra(self, contents: Contents, folder: Path) -> list[str]:
+        """Write what else the folder needs; a summary. Raises UserError: it cannot be written."""
+        return []
 
 
 def find_form(contents: Contents, asked: str = "", server: str = "") -> Form:
@@ -127,8 +128,13 @@ def image_processor(contents: Contents) -> dict[str, Any]:
     size = options.size
     square = {"height": size, "width": size}
     shared = {
-        "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "do_convert_rgb": True,
-        "image_mean": list(options.mean), "image_std": list(options.std), "do_resize": True,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "do_convert_rgb": True,
+        "image_mean": list(options.mean),
+        "image_std": list(options.std),
+        "do_resize": True,
         "resample": RESAMPLE[options.interpolation],
     }
     if options.resize == "stretch":
@@ -149,6 +155,8 @@ def two_layers(contents: Contents) -> tuple[list[str], str | None]:
         return ["bridge.0.proj"], None
     if not isinstance(bridge, MLP) or bridge.config.depth > 2:
         return [], f"the bridge is {contents.model_cfg.bridge[0].name}, not one or two linear layers"
+    if bridge.config.norm is not None:
+        return [], "the bridge norms the tokens first"
     layers = [f"bridge.0.layers.{2 * i}" for i in range(bridge.config.depth)]
     if len(layers) == 2 and len(contents.weights.facts[f"{layers[0]}.weight"]) != width:
         return [], "the width between the two layers of the bridge is not the LLM's"

@@ -11,17 +11,29 @@ from transformers import AutoConfig, GenerationConfig, GenerationMixin, PreTrain
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from vlm.common.errors import PromptError, UserError
-from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Batch, Example
+from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, PADDING, Batch, Example
 from vlm.inference.decoding import Prompt, decode
 from vlm.inference.engine import Engine
 from vlm.inference.generation import Generation
 from vlm.processors.collate import VisualTokens, collate
 
 OPTIONS = {
-    **{"max_new_tokens": int, "num_beams": int, "do_sample": bool, "temperature": float, "top_p": float, "top_k": int},
-    **{"repetition_penalty": float, "no_repeat_ngram_size": int, "length_penalty": float, "use_cache": bool},
+    "max_new_tokens": int,
+    "num_beams": int,
+    "do_sample": bool,
+    "temperature": float,
+    "top_p": float,
+    "top_k": int,
+    "repetition_penalty": float,
+    "no_repeat_ngram_size": int,
+    "length_penalty": float,
+    "use_cache": bool,
 }
 """Options of ``generate`` that are ours too."""
+FACTS = ("frames", "media_shapes", "media_sizes", "media_texts")
+"""What a processor returns besides pixels, where it differs between media: ``Batch.frames`` and ``MediaFacts``."""
+MEDIA = ("media", "sizes", "texts")
+"""Fields of an example that are as long as its media."""
 FROM_PRETRAINED = ("revision", "cache_dir", "token", "local_files_only", "force_download", "proxies")
 """Arguments of ``from_pretrained`` that say where a folder comes from."""
 
@@ -100,8 +112,7 @@ class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):
         pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        frames: Tensor | None = None,
-        **kwargs: Any,
+        **facts: Any,
     ) -> CausalLMOutputWithPast:
         """Logits ``[b, s, vocab]`` at the positions of ``input_ids``, and with ``labels`` the mean loss.
 
@@ -110,14 +121,13 @@ class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):
             pixel_values: ``[n, 3, h, w]`` or ``[n, f, 3, h, w]``, media in reading order.
             attention_mask: ``[b, s]``, 0 at padding on either side.
             labels: ``[b, s]``, -100 where nothing is trained.
-            frames: ``[n]`` real frames of each medium, if they differ.
-            kwargs: not used.
+            facts: what else the processor returned: ``frames``, ``media_shapes``, ``media_sizes``, ``media_texts``.
 
         Raises:
             PromptError: image tokens and media differ.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        batch = self.batch(input_ids, mask, pixel_values, labels, frames)
+        batch = self.batch(input_ids, mask, media_of(pixel_values, facts), labels)
         output = self.vlm(batch, return_logits=True)
         assert output.logits is not None
         logits = output.logits.new_zeros(*input_ids.shape, output.logits.shape[-1])
@@ -130,49 +140,45 @@ class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor,
         mask: Tensor,
-        pixel_values: Tensor | None,
+        media: Example,
         labels: Tensor | None = None,
-        frames: Tensor | None = None,
     ) -> Batch:
         """Our batch of what :meth:`forward` takes; each medium is one placeholder."""
-        pixels = pixel_values if pixel_values is None or pixel_values.dim() == 5 else pixel_values[:, None]
-        media = [] if pixels is None else list(pixels.float().cpu())
-        if frames is not None:
-            media = [medium[:count] for medium, count in zip(media, frames.tolist(), strict=True)]
-        visual = VisualTokens.of(self.vlm.visual_tokens)
+        counts = VisualTokens.of(self.vlm.visual_tokens, self.vlm.counters()).of_media(media)
         examples: list[Example] = []
-        left = media
+        at = 0
         for row, real in enumerate(mask.bool()):
             ids = input_ids[row, real].tolist()
             wanted = [IGNORE_INDEX] * len(ids) if labels is None else labels[row, real].tolist()
-            example, left = self._example(ids, wanted, left, visual)
+            example, used = self._example(ids, wanted, counts[at:])
+            for name in MEDIA:
+                setattr(example, name, getattr(media, name)[at : at + used])
+            at += used
             examples.append(example)
-        if left:
-            raise PromptError(f"{len(media)} images or videos, but the prompts hold {len(media) - len(left)}")
+        if at < len(counts):
+            raise PromptError(f"{len(counts)} images or videos, but the prompts hold {at}")
         return collate(examples, self._engine.processor.pad_id).to(input_ids.device)
 
-    def _example(
-        self, ids: list[int], labels: list[int], media: list[Tensor], visual: VisualTokens
-    ) -> tuple[Example, list[Tensor]]:
-        """A row with one placeholder for each medium, and the media that are left."""
+    def _example(self, ids: list[int], labels: list[int], counts: list[int]) -> tuple[Example, int]:
+        """A row with one placeholder for each medium, and how many of the next media (their positions) it holds."""
         image, count = self.config.image_token_id, 0
         kept, wanted = list[int](), list[int]()
         at = 0
         while at < len(ids):
             taken = 1
             if ids[at] == image:
-                taken = visual.positions(len(media[count])) if count < len(media) else 0
+                taken = counts[count] if count < len(counts) else 0
                 if not taken or ids[at : at + taken] != [image] * taken:
                     found = sum(i == image for i in ids)
                     raise PromptError(
-                        f"a prompt has {found} image tokens, which does not fit its {len(media)} images",
+                        f"a prompt has {found} image tokens, which does not fit its {len(counts)} images",
                         fix="let the processor write the prompt: it repeats the image token for each position",
                     )
                 count += 1
             kept.append(MEDIA_TOKEN if ids[at] == image else ids[at])
             wanted.append(IGNORE_INDEX if ids[at] == image else labels[at])
             at += taken
-        return Example(kept, wanted, media[:count]), media[count:]
+        return Example(kept, wanted), count
 
     @torch.no_grad()
     def generate(  # type: ignore[override]
@@ -180,26 +186,26 @@ class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        frames: Tensor | None = None,
         generation_config: Any = None,
         **kwargs: Any,
     ) -> Tensor:
         """Prompts and answers ``[b, s + t]``, padded on the right with the pad id.
 
         Args:
-            input_ids: see :meth:`forward`, as ``pixel_values``, ``attention_mask`` and ``frames``.
+            input_ids: see :meth:`forward`, as ``pixel_values`` and ``attention_mask``.
             pixel_values: media.
             attention_mask: padding.
-            frames: real frames.
             generation_config: in place of the folder's.
-            kwargs: options of an answer (``max_new_tokens``, ``do_sample``, ``num_beams``, ...); they take precedence.
+            kwargs: facts of the media, and options of an answer (``max_new_tokens``, ``do_sample``, ...), which take
+                precedence.
 
         Raises:
             UserError: an option that this model does not have.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        media = media_of(pixel_values, {name: kwargs.pop(name, None) for name in FACTS})
         generation = options_of(generation_config or self.generation_config, kwargs)
-        inputs = self.vlm.prepare(self.batch(input_ids, mask, pixel_values, None, frames)).left_padded()
+        inputs = self.vlm.prepare(self.batch(input_ids, mask, media)).left_padded()
         prompt = Prompt(inputs.inputs_embeds, (inputs.segments > 0).long(), inputs.inserts)
         limited, ends = self._engine.limits(generation, prompt)
         rows = decode(self.vlm.llm.model, prompt, limited, ends, self.vlm.compute_dtype)
@@ -208,6 +214,21 @@ class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):
         for row, ids in enumerate(rows):
             answers[row, : len(ids)] = torch.tensor(ids)
         return torch.cat([input_ids, answers], dim=1)
+
+
+def media_of(pixel_values: Tensor | None, facts: dict[str, Any]) -> Example:
+    """The media of a batch, with what is known of them, as those of one example."""
+    if pixel_values is None:
+        return Example([], [])
+    pixels = (pixel_values if pixel_values.dim() == 5 else pixel_values[:, None]).float().cpu()
+    frames, shapes, sizes, texts = ([None] * len(pixels) if facts.get(n) is None else facts[n].tolist() for n in FACTS)
+    media = [
+        medium[:count, :, : shape and shape[0], : shape and shape[1]]
+        for medium, count, shape in zip(pixels, frames, shapes, strict=True)
+    ]
+    known = [None if size is None or not any(size) else (size[0], size[1]) for size in sizes]
+    words = [[i for i in text if i != PADDING] for text in texts if text is not None]
+    return Example([], [], media, sizes=known if facts.get("media_sizes") is not None else [], texts=words)
 
 
 def options_of(config: Any, changes: dict[str, Any]) -> Generation:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, BatchFeature
+from transformers import BatchFeature, PreTrainedTokenizerFast
 
 from vlm.common.errors import PromptError
-from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Image, Message, Text, Video
-from vlm.inference.hub.model import fetched
+from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Image, MediaFacts, Message, Text, Video
+from vlm.inference.hub.model import FACTS, fetched
 from vlm.inference.load import read_source
 from vlm.models.build import build_model
 from vlm.processors.collate import VisualTokens, collate
@@ -43,8 +43,9 @@ class ComposedProcessor:
         """The processor of a folder, or of a repository on the Hub. Raises UserError: files are missing or damaged."""
         folder = fetched(pretrained_model_name_or_path, kwargs)
         cfg = read_source(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        visual = VisualTokens.of(build_model(cfg.model, device="meta").visual_tokens)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        empty = build_model(cfg.model, device="meta")
+        visual = VisualTokens.of(empty.visual_tokens, empty.counters())
         return cls(build_processor(cfg.model), tokenizer, visual)
 
     @classmethod
@@ -147,17 +148,17 @@ class ComposedProcessor:
         batch = collate(examples, pad)
         if batch.pixels is not None:
             data["pixel_values"] = batch.pixels[:, 0] if batch.pixels.shape[1] == 1 else batch.pixels
-        if batch.frames is not None:
-            data["frames"] = batch.frames
+        about = batch.about or MediaFacts()
+        facts = dict(zip(FACTS, (batch.frames, about.shapes, about.sizes, about.texts), strict=True))
+        data |= {name: value for name, value in facts.items() if value is not None}
         return BatchFeature(data)
 
     def _expanded(self, example: Example) -> list[int]:
         """Ids with the image token at each position of a medium."""
-        media = iter(example.media)
+        counts = iter(self._visual.of_media(example))
         ids: list[int] = []
         for index in example.ids:
-            medium = index == MEDIA_TOKEN
-            ids += [self.image_token_id] * self._visual.positions(len(next(media))) if medium else [index]
+            ids += [self.image_token_id] * next(counts) if index == MEDIA_TOKEN else [index]
         return ids
 
     def decode(self, ids: Any, skip_special_tokens: bool = False, **kwargs: Any) -> str:

@@ -48,6 +48,11 @@ class HubTokenizer:
         self.image_id: int = self._next_id() if known is None else known
         self._add(self.image, self.image_id)
 
+    @property
+    def tree(self) -> dict[str, Any]:
+        """The content of ``tokenizer.json``."""
+        return self._tree
+
     def template(self, words: str) -> str | None:
         """The chat template in Jinja with ``words`` for an image; None if the composition's template has none."""
         own = self._processor.template
@@ -65,9 +70,7 @@ class HubTokenizer:
         own = self._processor.tokenizer
         if (self._folder / "tokenizer.model").is_file():
             try:
-                found: Any = AutoTokenizer.from_pretrained(
-                    self._folder, local_files_only=True, trust_remote_code=False
-                )
+                found: Any = AutoTokenizer.from_pretrained(self._folder, local_files_only=True, trust_remote_code=False)
                 tree: dict[str, Any] = json.loads(found.backend_tokenizer.to_str())
             except (ValueError, OSError, ImportError, AttributeError) as error:
                 text = f"tokenizer folder {self._folder}: cannot be written as tokenizer.json ({error})"
@@ -96,7 +99,7 @@ class HubTokenizer:
         return max([size, self._processor.tokenizer.vocab_size, *(e["id"] + 1 for e in self._tree["added_tokens"])])
 
     def write(self, folder: Path, words: str) -> None:
-        """``tokenizer.json``, ``tokenizer_config.json`` and, if there is one, ``chat_template.jinja`` (see :meth:`template`)."""
+        """The tokenizer and, if there is one, ``chat_template.jinja`` (see :meth:`template` for ``words``)."""
         own = self._processor.tokenizer
         roles = {"bos_token": own.bos, "eos_token": own.eos, "unk_token": own.unk, "pad_token": own.pad}
         config: dict[str, Any] = {role: own.piece(i) for role, i in roles.items() if i is not None and own.piece(i)}
@@ -113,11 +116,11 @@ class HubTokenizer:
 
         ``words`` is what the template writes for an image.
         """
-        from transformers import AutoTokenizer
+        from transformers import PreTrainedTokenizerFast
 
         if not self.has_template:
             return ["the composition's prompt template has no form in Jinja: write prompts yourself"]
-        theirs: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        theirs: Any = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         result = []
         for about, messages in PROBES.items():
             text = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

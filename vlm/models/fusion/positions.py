@@ -1,4 +1,4 @@
-"""Positions of three axes: where a visual token lies in its medium, and text after it."""
+"""Positions of three axes: where a visual token is in its medium, and text after it."""
 
 from __future__ import annotations
 

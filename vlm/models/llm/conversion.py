@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,18 +55,19 @@ class Step:
         return {target: value[0] if isinstance(value, list) else value for target, value in made.items()}
 
 
-def planned(model: Any, names: Iterable[str], have: Collection[str]) -> list[Step]:
+def planned(model: Any, names: Iterable[str], have: Collection[str], rules: Sequence[Any] | None = None) -> list[Step]:
     """How the tensors of a file become the model's, without reading any.
 
     Args:
         model: of transformers.
         names: in the file.
         have: names of the model's parameters and buffers, before LoRA wraps any.
+        rules: of transformers; None: those for files of the model's own family.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
-    rules = get_model_conversion_mapping(model)
+    rules = get_model_conversion_mapping(model) if rules is None else rules
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
     by_pattern = {pattern: rule for rule in converters for pattern in rule.source_patterns}

@@ -28,7 +28,7 @@ def causal_class(config: Any) -> Any:
     if kind not in AutoModel._model_mapping:
         raise refused(kind.__name__, "transformers has no decoder for it")
     base: Any = AutoModel._model_mapping[kind]
-    if not isinstance(base, type) or "inputs_embeds" not in inspect.signature(base.forward).parameters:
+    if isinstance(base, tuple) or "inputs_embeds" not in inspect.signature(base.forward).parameters:
         raise refused(kind.__name__, "transformers has no causal language model for it")
     return _with_head(base)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vlm.common.bounds import Count, Dropout, Natural
 from vlm.common.errors import ConfigError
+from vlm.common.gguf import is_gguf
 from vlm.common.registry import register_llm
 from vlm.models.fusion.base import LLMInputs
 from vlm.models.hf.config import read_hf_config
@@ -25,6 +26,7 @@ from vlm.models.layer_hooks import (
 )
 from vlm.models.llm.attention import ATTENTION, OWN_ATTENTION, plain_attention_of, register_attention, seeing
 from vlm.models.llm.fitness import check_fitness, decoder_layers, passes_more
+from vlm.models.llm.gguf import read_gguf_config
 from vlm.models.llm.head import logits_of, prepare_head
 from vlm.models.llm.headed import causal_class
 from vlm.models.llm.packing import apart, axes_first, base_of, can_pack, pack, position_axes
@@ -46,10 +48,10 @@ class HFCausalLM(nn.Module):
     class Config:
         """Options of ``llm: {name: hf}``.
 
-        ``path`` is a folder with config.json (or with the language model in ``text_encoder/``); ``config`` writes
-        its content out instead (model_type and sizes). ``vocab_size`` overrides the rows of embeddings and head, and
-        unties them: a larger number makes room for added tokens, whose rows are random or, with
-        ``new_rows: mean``, the mean over the file's (a published rule for a pad token). ``banned_ids`` are never
+        ``path`` is a folder with config.json (or with the language model in ``text_encoder/``), or a GGUF file;
+        ``config`` writes its content out instead (model_type and sizes). ``vocab_size`` overrides the rows of
+        embeddings and head, and unties them: a larger number makes room for added tokens, whose rows are random or,
+        with ``new_rows: mean``, the mean over the file's (a published rule for a pad token). ``banned_ids`` are never
         generated, such as added tokens whose row of the head is in no file (that row is zero then).
 
         Example: ``llm: {name: hf, path: /models/llama-2-7b, dtype: bf16}``
@@ -228,6 +230,8 @@ def read_config(config: HFCausalLM.Config) -> Any:
 
     Raises:
         ConfigError: neither or both given, or an unknown ``model_type``.
-        WeightsError: the folder has no config.json.
+        WeightsError: the folder has no config.json, or the GGUF file cannot be read.
     """
+    if config.path is not None and config.config is None and is_gguf(config.path):
+        return read_gguf_config(config.path)
     return read_hf_config(config.path, config.config, "model.llm", "language model", FOLDERS)

@@ -5,18 +5,19 @@ from __future__ import annotations
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from vlm.common.bounds import Count, Range
+from vlm.common.bounds import Count
 from vlm.common.errors import ConfigError
 from vlm.common.registry import register_vision
 from vlm.common.types import Features
 from vlm.models.layer_hooks import checkpoint_layers
 from vlm.models.lora import LoraOptions, inject_lora
 from vlm.models.vision.base import PatchCount, check_native, check_patches, check_pixels
+from vlm.models.vision.layers import Combine, Layers, combined, combined_width, layers_of
 from vlm.models.vision.tower import ASKED, PIXELS, REAL, SHAPES, build_tower, depth_of, read_config
 
 PART = "model.vision"
@@ -48,8 +49,8 @@ class HFVision(nn.Module):
         config: dict[str, Any] | None = None
         image_size: Count | None = None
         native: bool = False
-        layer: Annotated[int, Range(most=-1)] | list[int] = -1
-        combine: Literal["concat", "mean", "weights"] = "concat"  # weights: a learned mean (arXiv:1802.05365, eq. 1)
+        layer: Layers = -1
+        combine: Combine = "concat"  # weights: a learned mean (arXiv:1802.05365, eq. 1)
         post_norm: bool | None = None  # the tower's last norm after each chosen block; null: if layer is -1
         keep_cls: bool = False
         keep_registers: bool = False
@@ -64,7 +65,7 @@ class HFVision(nn.Module):
         self.config = config
         inner = read_config(config.path, config.config, PART)
         self.depth = depth_of(inner, PART)
-        self.chosen = chosen_blocks(config, self.depth)
+        self.chosen = layers_of(config.layer, config.combine, self.depth, PART)
         self.model, self.tower = build_tower(inner, max(self.chosen) + 1, PART)
         self.image_size: int = config.image_size or self.tower.size
         self._check_sizes()
@@ -77,7 +78,7 @@ class HFVision(nn.Module):
             self.blocks()[index].register_forward_hook(partial(_take, index))
         if config.checkpointing:
             checkpoint_layers(self.blocks())
-        self.out_dim = self.tower.width * (len(self.chosen) if config.combine == "concat" else 1)
+        self.out_dim = combined_width([self.tower.width] * len(self.chosen), config.combine, PART)
         self.prefix = self.tower.cls * config.keep_cls + self.tower.others * config.keep_registers
         self.num_tokens = (self.image_size // self.tower.patch) ** 2 + self.prefix
 
@@ -114,7 +115,8 @@ class HFVision(nn.Module):
         if states[0].shape[1] != rows * columns + self.prefix:
             count = states[0].shape[1] - self.prefix + before
             raise ConfigError(f"{PART}: the tower gives {count} tokens for {rows} x {columns} patches; not a ViT")
-        tokens = self._combined(states).unflatten(0, pixels.shape[:2])
+        weights = self.layer_weights if self.config.combine == "weights" else None
+        tokens = combined(states, self.config.combine, weights).unflatten(0, pixels.shape[:2])
         grid = None if self.prefix else torch.tensor([[rows, columns]]).expand(len(pixels), 2)
         return Features(tokens, grid=grid)
 
@@ -145,14 +147,6 @@ class HFVision(nn.Module):
         kept = [state[:, start:end] for keep, start, end in kinds if keep and end > start]
         return torch.cat([*kept, state[:, cls + others :]], dim=1)
 
-    def _combined(self, states: list[Tensor]) -> Tensor:
-        if self.config.combine == "concat":
-            return torch.cat(states, dim=-1)
-        if self.config.combine == "mean":
-            return torch.stack(states).mean(dim=0)
-        shares = self.layer_weights.softmax(dim=0)
-        return sum(share * state for share, state in zip(shares, states, strict=True))
-
     def _check_sizes(self) -> None:
         """Raises ConfigError: another size or native sizes for a tower with positions for its own size alone."""
         own, patch, sizes = self.tower.size, self.tower.patch, self.tower.sizes
@@ -175,22 +169,6 @@ class HFVision(nn.Module):
         if name is not None:
             self.model.set_submodule(name, nn.Identity())
         return None
-
-
-def chosen_blocks(config: HFVision.Config, depth: int) -> list[int]:
-    """Indices of the blocks whose outputs are read, in the order of ``layer``.
-
-    Raises ConfigError: a block that does not exist, one named twice, none, or weights for a single one.
-    """
-    layers = [config.layer] if isinstance(config.layer, int) else list(config.layer)
-    if wrong := [layer for layer in layers if not -depth <= layer <= -1]:
-        text = f"{PART}.layer is {wrong[0]}, allowed: -{depth} to -1 (the last of {depth} blocks)"
-        raise ConfigError(text)
-    if not layers or len(set(layers)) < len(layers):
-        raise ConfigError(f"{PART}.layer is {layers}, expected one or several different blocks")
-    if len(layers) == 1 and config.combine == "weights":
-        raise ConfigError(f"{PART}.combine is weights, but layer names one block", fix="layer: [-2, -5, -8]")
-    return [depth + layer for layer in layers]
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:

@@ -132,7 +132,6 @@ class ImageRecipe:
         Raises:
             DataError: missing, empty, truncated, corrupt, unsupported or too large; the message names it.
         """
-        import numpy as np
         import torch
 
         if isinstance(source, torch.Tensor):
@@ -152,7 +151,7 @@ class ImageRecipe:
         self.transparent += opened.transparent
         self.decoded += opened.size[0] * opened.size[1]
         pixels = pixels[:, ::-1] if plan.flip else pixels
-        levels = torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
+        levels = levels_of(pixels)
         return levels if self._levels else self.normalize(levels)
 
     def as_uint8(self) -> ImageRecipe:
@@ -241,6 +240,14 @@ class Blip2ImageTrain(ImageRecipe):
 @register_processor("blip2_image_eval")
 class Blip2ImageEval(ImageRecipe):
     """The published evaluation transform."""
+
+
+def levels_of(image: Any) -> torch.Tensor:
+    """uint8 ``[3, h, w]`` of an image of PIL or an array ``[h, w, 3]``."""
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.array(np.asarray(image).transpose(2, 0, 1), order="C"))
 
 
 def joined(images: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -12,14 +12,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from vlm.common import text
 from vlm.common.errors import ConfigError, PromptError
 from vlm.common.types import Image, Message, Part, Sample, Text, Video
 
+if TYPE_CHECKING:
+    from vlm.processors.tokenizer.tokenizer import Tokenizer
+
 IMAGE_PLACEHOLDER = "<ImageHere>"
 """The place of an image or video in prompt pools and raw prompts."""
+
+MEDIUM = "\U0010fffd"
+"""A private letter: the place of an image or video in a text that the tokenizer reads as a whole, if no token is."""
 
 Medium = Image | Video
 
@@ -60,6 +66,9 @@ class BaseTemplate(ABC):
 
     Attributes:
         task_texts: beginnings of questions that models of this template were trained on, offered by the chat page.
+        stop: texts that end an answer.
+        end: the text after an answer in training.
+        end_ids: tokens that end an answer, besides the tokenizer's end id.
     """
 
     task_texts: ClassVar[tuple[str, ...]] = ()
@@ -79,6 +88,15 @@ class BaseTemplate(ABC):
     def __init__(self, config: Any) -> None:
         self.config = config
         self.stop = list(config.stop)
+        self.end: str = config.end_sym
+        self.end_ids: tuple[int, ...] = ()
+
+    def bound(self, tokenizer: Tokenizer) -> BaseTemplate:
+        """The template for one tokenizer: itself, unless it reads something there.
+
+        Raises ConfigError, WeightsError: what it needs is not there.
+        """
+        return self
 
     @abstractmethod
     def train_segments(self, sample: Sample, rng: random.Random) -> list[Segment]:

@@ -83,6 +83,9 @@ class Template(BaseTemplate):
         end_sym: str = "\n"  # training: after every answer
         image_prefix: str = "<Img>"
         image_suffix: str = "</Img>"
+        image_gap: str = " "  # between an image and a text after it that does not begin with white space
+        system_role: str = ""  # before the conversation's own system text, e.g. "System: "
+        bare_start: bool = False  # without a system text the first turn comes first, with no sep before it
         question_suffix: str = ""  # training: after a question of a sample with images
         turn_start: str | None = None  # training: before a later question in prompt_template; None: chat form
         style: Literal["2024", "2023-04"] = "2024"  # 2023-04: no space after the open turn
@@ -108,7 +111,7 @@ class Template(BaseTemplate):
         for index, (asked, answer) in enumerate(turns):
             pieces = self._question(asked, index, has_media) if dialogue else self._caption(asked, rng)
             if index == 0 and dialogue:
-                pieces = [*(self._system(system) if self.config.chat_form else [system or ""]), *pieces]
+                pieces = [*(self._system(system) if self.config.chat_form else self._role(system)), *pieces]
             segments += segments_of(pieces, self.config.media_token)
             if answer is not None:
                 segments += self.answer_segments(answer.text)
@@ -135,8 +138,12 @@ class Template(BaseTemplate):
         """The text of :meth:`chat_segments` as a chat template in Jinja, see :class:`WritesJinja`."""
         cfg = self.config
         values = {
-            "system": cfg.system, "sep": cfg.sep, "user": cfg.user, "assistant": cfg.assistant,
-            "open": self.open_turn, "answer": self.open_turn if cfg.chat_form else cfg.assistant,
+            "system": cfg.system,
+            "sep": cfg.sep,
+            "user": cfg.user,
+            "assistant": cfg.assistant,
+            "open": self.open_turn,
+            "answer": self.open_turn if cfg.chat_form else cfg.assistant,
             "image": f"{cfg.image_prefix}{image}{cfg.image_suffix}",
         }
         return "".join(f"{{%- set {name} = {json.dumps(text)} -%}}\n" for name, text in values.items()) + CHAT
@@ -147,7 +154,12 @@ class Template(BaseTemplate):
         return self.config.assistant.rstrip(" ") if self.config.style == "2023-04" else self.config.assistant
 
     def _system(self, own: str | None) -> list[Piece]:
-        return [self.config.system if own is None else own, self.config.sep]
+        text = [self.config.system] if own is None else self._role(own)
+        return [] if self.config.bare_start and not any(text) else [*text, self.config.sep]
+
+    def _role(self, own: str | None) -> list[Piece]:
+        """The system text of a conversation, with its role."""
+        return [self.config.system_role, own] if own else []
 
     def _chat_question(self, message: Message) -> list[Piece]:
         return [self.config.user, *self._content(message.parts), self.config.sep]
@@ -173,7 +185,7 @@ class Template(BaseTemplate):
         return _wrap(self.config.prompt_template, at_placeholders(rng.choice(self.prompts), media))
 
     def _content(self, parts: Sequence[MessagePart]) -> list[Piece]:
-        """Text and media of a turn: images with prefix and suffix, one space before text without leading space."""
+        """Text and media of a turn: images with prefix and suffix, ``image_gap`` before text without leading space."""
         text = UserText("".join(p.text for p in parts if isinstance(p, Text)))
         media = [p for p in parts if not isinstance(p, Text)]
         if IMAGE_PLACEHOLDER in text:
@@ -182,7 +194,7 @@ class Template(BaseTemplate):
         after_medium = False
         for part in parts:
             if isinstance(part, Text):
-                gap = " " if after_medium and part.text[:1].strip() else ""
+                gap = self.config.image_gap if after_medium and part.text[:1].strip() else ""
                 gap = "\n" if isinstance(part, Input) and pieces else gap
                 pieces += [gap, UserText(part.text)]
             else:

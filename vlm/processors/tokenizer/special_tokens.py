@@ -80,6 +80,28 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
+def token_texts(folder: Path) -> dict[str, str]:
+    """Texts of the tokens that the JSON files of ``folder`` name, by key such as ``eos_token`` or ``image_token``.
+
+    Raises WeightsError: a file that is not JSON.
+    """
+    texts: dict[str, str] = {}
+    for name in ("processor_config.json", *FILES[:2]):
+        content = read_json(folder / name)
+        named = content.get("extra_special_tokens")
+        for key, entry in {**(named if isinstance(named, dict) else {}), **content}.items():
+            if key.endswith("_token") and isinstance(entry, str | dict) and (text := _content(entry)):
+                texts[key] = text
+    return texts
+
+
+def end_ids(folder: Path) -> list[int]:
+    """The end ids that ``generation_config.json`` of ``folder`` lists, if any. Raises WeightsError: not JSON."""
+    listed = read_json(folder / "generation_config.json").get("eos_token_id")
+    ids = listed if isinstance(listed, list) else [listed]
+    return [i for i in ids if isinstance(i, int) and not isinstance(i, bool) and 0 <= i < MAX_ID]
+
+
 def read_special_tokens(
     folder: Path, size: int, defaults: dict[str, int], id_of: Callable[[str], int | None]
 ) -> SpecialTokens:

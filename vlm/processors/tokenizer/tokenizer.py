@@ -15,15 +15,19 @@ vocabulary lists them: the words are tokenised as ordinary text.
 
 from __future__ import annotations
 
+import copy
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vlm.common.errors import WeightsError
 from vlm.common.file_kind import mistaken
+from vlm.common.gguf import is_gguf
 from vlm.common.text import read_text
+from vlm.processors.tokenizer.decoding import StreamDecoder
 from vlm.processors.tokenizer.special_tokens import Special, SpecialTokens, is_control, read_json, read_special_tokens
 
 Ranges = Sequence[tuple[int, int]]
@@ -77,6 +81,12 @@ class _SentencePiece:
 
     def piece(self, index: int) -> str:
         return self._sp.id_to_piece(index)
+
+    def entries(self) -> list[tuple[str, float, int]]:
+        sp, ids = self._sp, range(self.size)
+        tests = (sp.is_unknown, sp.is_control, sp.is_unused, sp.is_byte)
+        kinds = [next((kind for kind, test in zip((2, 3, 5, 6), tests) if test(i)), 1) for i in ids]
+        return [(sp.id_to_piece(i), sp.get_score(i), kind) for i, kind in zip(ids, kinds)]
 
 
 UNNAMED = Exception
@@ -151,6 +161,10 @@ class _Fast:
         """Ids of ``text``, in which nothing is special, between the special tokens that the file adds."""
         return self._without_special().encode(text).ids
 
+    def starts(self, text: str) -> list[int]:
+        """For each id of ``text``, the character where it begins."""
+        return [start for start, _ in self._tok.encode(text, add_special_tokens=False).offsets]
+
     def decode(self, ids: list[int], skip_special: bool) -> str:
         return self._tok.decode(ids, skip_special_tokens=skip_special)
 
@@ -174,7 +188,8 @@ class Tokenizer:
     Example: ``Tokenizer.from_folder("/models/llama-2-7b").encode("a red boat")``
 
     Attributes: ``bos``, ``eos``, ``unk``, ``pad`` ids (``None`` where the vocabulary has none; ``pad``
-    always has a value) and ``vocab_size`` (ids the tokenizer can produce; the LLM may have more rows).
+    always has a value), ``vocab_size`` (ids the tokenizer can produce; the LLM may have more rows), ``folder`` that it
+    was read from, and ``controls``, the texts of tokens that are never read in a user's words.
     """
 
     def __init__(
@@ -185,6 +200,7 @@ class Tokenizer:
         legacy: bool = True,
     ) -> None:
         """See :meth:`from_folder`."""
+        self.folder: Path | None = None
         self._backend = backend
         self._special = special.by_text
         roles = special.roles
@@ -202,7 +218,13 @@ class Tokenizer:
         inline = set(backend.protect([t for t, s in self._special.items() if t and s.id in self._skipped]))
         self._inline = tuple(inline - set(self._special))
         self._special |= {t: Special(backend.id_of(t) or 0, False, False, False) for t in self._inline}
+        self._name_tokens()
+
+    def _name_tokens(self) -> None:
         self._split = _any_of(list(filter(None, self._special)))
+        known = [t for t, s in self._special.items() if t and (s.id in self._skipped or is_control(t))]
+        self.controls = tuple(known)
+        self._refused = self._split if self._slow else _any_of(known)
 
     @classmethod
     def from_folder(
@@ -215,11 +237,12 @@ class Tokenizer:
         bos_id: int | None = None,
         eos_id: int | None = None,
         legacy: bool | None = None,
+        fast: bool = False,
     ) -> Tokenizer:
         """Read the tokenizer of a Hugging Face LLM folder.
 
         Args:
-            path: folder with ``tokenizer.model`` or ``tokenizer.json``.
+            path: folder with ``tokenizer.model`` or ``tokenizer.json``, or a GGUF file.
             pad_token: existing piece or special token used for padding, which answers then lack; if it is empty or the
                 vocabulary lacks it: the folder's pad token, else unk, else eos. None: the folder's, else ``$$`` (the
                 published choice for LLaMA), else unk, else eos.
@@ -228,19 +251,24 @@ class Tokenizer:
             bos_id, eos_id: ids that override the folder's; their strings then absorb the blanks around them.
             legacy: with sentencepiece, whether text after a special token begins with a dummy space; None: what
                 ``tokenizer_config.json`` says, else True.
+            fast: read ``tokenizer.json`` where both files are there, as transformers does.
 
         Raises:
             WeightsError: no folder, no tokenizer in it, or an unreadable file.
         """
         folder = Path(path)
-        slow, fast = folder / "tokenizer.model", folder / "tokenizer.json"
+        if is_gguf(path):
+            from vlm.models.llm.gguf import gguf_tokenizer
+
+            folder = gguf_tokenizer(path)
+        slow, json_file = folder / "tokenizer.model", folder / "tokenizer.json"
         backend: _SentencePiece | _Fast
-        if slow.is_file():
+        if slow.is_file() and not (fast and json_file.is_file()):
             backend = _SentencePiece(slow)
-        elif fast.is_file():
-            if fault := mistaken(fast):
+        elif json_file.is_file():
+            if fault := mistaken(json_file):
                 raise WeightsError(fault, fix="fetch tokenizer.json again")
-            backend = _Fast(read_text(fast, error=WeightsError), fast)
+            backend = _Fast(read_text(json_file, error=WeightsError), json_file)
         else:
             result = "no such folder" if not folder.is_dir() else "neither tokenizer.model nor tokenizer.json in it"
             raise WeightsError(f"tokenizer folder {folder}: {result}", fix="name the LLM's Hugging Face folder")
@@ -262,7 +290,21 @@ class Tokenizer:
             legacy = read_json(folder / "tokenizer_config.json").get("legacy") is not False
         if pad_token is None:
             pad_token = "" if "pad" in tokens.roles else "$$"
-        return cls(backend, tokens, None if new_pad_token else pad_token, legacy)
+        result = cls(backend, tokens, None if new_pad_token else pad_token, legacy)
+        result.folder = folder
+        return result
+
+    def with_token(self, text: str) -> Tokenizer:
+        """A copy that also reads ``text`` as one special token, which absorbs no blanks."""
+        other, token = copy.copy(self), Special(self.vocab_size, lstrip=False, rstrip=False)
+        if isinstance(self._backend, _Fast):
+            other._backend = copy.copy(self._backend)
+            other._backend.add({text: token})
+            token = other._backend.own()[text]
+        other._special, other._skipped = {**self._special, text: token}, {*self._skipped, token.id}
+        other._text_of = {**self._text_of, token.id: text}
+        other._name_tokens()
+        return other
 
     def id_of(self, text: str) -> int | None:
         """Id of a special token or of a whole piece, or None."""
@@ -276,6 +318,13 @@ class Tokenizer:
     def legacy(self) -> bool:
         """Whether text after a special token begins with a dummy space, as in the slow tokenizer of LLaMA."""
         return self._slow and self._legacy
+
+    def sentencepieces(self) -> list[tuple[str, float, int]]:
+        """Piece, score and kind of every id of a sentencepiece model; empty for other tokenizers.
+
+        Kinds: 1 normal, 2 unknown, 3 control, 5 unused, 6 byte.
+        """
+        return self._backend.entries() if isinstance(self._backend, _SentencePiece) else []
 
     @property
     def special_tokens(self) -> dict[str, Special]:
@@ -297,14 +346,23 @@ class Tokenizer:
             literal: ranges of ``text`` (a user's words) in which special strings are ordinary text.
         """
         ids = [self.bos] if bos and self.bos is not None else []
-        if not text.isascii():  # lone surrogates (bytes of a terminal that were not UTF-8) become question marks
-            text = text.encode("utf-8", "replace").decode("utf-8")
+        text = _encodable(text)
         if not self._slow and not self._overlaps(text, literal):
             return ids + (self._backend.encode(text, False) if text else [])
         for k, (chunk, follows) in enumerate(self._chunks(text, literal)):
             ids += self._backend.lead if k == 0 and isinstance(chunk, int) and text.startswith(self._inline) else []
             ids += [chunk] if isinstance(chunk, int) else self._backend.encode(chunk, True, follows)
         return ids
+
+    def lengths(self, text: str, cuts: Sequence[int], literal: Ranges = ()) -> list[int]:
+        """For each character of ``cuts``, how many ids of ``text`` (see :meth:`encode`) begin before it."""
+        if not cuts:
+            return []
+        text = _encodable(text)
+        if isinstance(self._backend, _Fast) and not self._overlaps(text, literal):
+            starts = self._backend.starts(text)
+            return [bisect_left(starts, cut) for cut in cuts]
+        return [len(self.encode(text[:cut], literal=[r for r in literal if r[1] <= cut])) for cut in cuts]
 
     def decode(self, ids: list[int], skip_special: bool = True) -> str:
         """Text of ``ids``; ids without a piece (rows of the LLM beyond the tokenizer) are dropped.
@@ -329,7 +387,7 @@ class Tokenizer:
 
     def _overlaps(self, text: str, literal: Ranges) -> bool:
         """Whether a special string is in a literal stretch, or overlaps one."""
-        matches = self._split.finditer(text) if self._split and literal else ()
+        matches = self._refused.finditer(text) if self._refused and literal else ()
         return any(match.start() < b and a < match.end() for match in matches for a, b in literal)
 
     def _chunks(self, text: str, literal: Ranges) -> list[tuple[str | int, bool]]:
@@ -358,31 +416,11 @@ class Tokenizer:
         return out
 
 
+def _encodable(text: str) -> str:
+    """``text`` with question marks for lone surrogates (bytes of a terminal that were not UTF-8)."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
 def _any_of(texts: Sequence[str]) -> re.Pattern[str] | None:
     """A pattern that finds any of the texts, the longest first; None without texts."""
     return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True)))) if texts else None
-
-
-class StreamDecoder:
-    """Decodes ids as they arrive; the joined pieces equal ``decode`` of all ids.
-
-    Incomplete characters are held back.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._sent = 0
-
-    def push(self, ids: int | list[int]) -> str:
-        """New complete characters after ``ids``; may be empty."""
-        self._ids += [ids] if isinstance(ids, int) else ids
-        return self._emit(self._tokenizer.decode(self._ids).rstrip("�"))
-
-    def flush(self) -> str:
-        """The text held back so far; call once, at the end."""
-        return self._emit(self._tokenizer.decode(self._ids))
-
-    def _emit(self, text: str) -> str:
-        new, self._sent = text[self._sent :], max(self._sent, len(text))
-        return new

@@ -20,6 +20,7 @@ from vlm.config.tree import to_yaml
 from vlm.datasets.base import read_record, records_in_order
 from vlm.datasets.loading.train_loader import TrainLoader
 from vlm.datasets.loading.valid_loader import ValidLoader
+from vlm.inference.engine import Engine
 from vlm.models.build import check_positions
 from vlm.models.trainable import trainable_table
 from vlm.pages.parts import AnswerCard
@@ -31,6 +32,8 @@ from vlm.runners.train.report import write_report
 from vlm.runners.train.trackers import RunInfo, Tracker, open_trackers
 from vlm.runners.train.trainer import RunResult, Trainer
 from vlm.runners.train.validate import Validator
+from vlm.runners.verify.record import FILE as VERIFY
+from vlm.runners.verify.record import make_record, write_record
 from vlm.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -107,6 +110,8 @@ def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
     loader.close()
     if world.rank == 0 and cfg.run.report:
         report(cfg, model, processor, run_dir, result, device)
+        if not result.received:
+            record(Engine(model, processor, config=cfg, device=device), run_dir)
     dist.barrier()
     return result
 
@@ -217,10 +222,17 @@ def report(
         log.warning("the report cannot be written: %s", error)
 
 
+def record(engine: Engine, run_dir: RunDir) -> None:
+    """Write what ``vlm verify`` compares with later; a model that cannot answer its questions is a warning."""
+    try:
+        write_record(run_dir.path / VERIFY, make_record(engine))
+    except UserError as error:
+        log.warning("%s, for `vlm verify`, was not written: %s", VERIFY, error)
+
+
 def sample_answers(cfg: Config, model: VLM, processor: Processor, device: torch.device) -> list[AnswerCard]:
     """Greedy answers to the first question of a few samples, of validation data if there is any."""
     from vlm.datasets.loading.sources import build_sources
-    from vlm.inference.engine import Engine
     from vlm.inference.generation import Generation
 
     if cfg.run.report_samples <= 0:

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,10 +14,8 @@ from torch import Tensor
 
 from vlm.checkpoint.formats import blip2_qformer
 from vlm.checkpoint.formats.base import CheckpointFormat, below, bridge_index, parts_of
-from vlm.checkpoint.formats.hf_llm import HFFolder
+from vlm.checkpoint.formats.published import PublishedModel
 from vlm.checkpoint.keymap import KeyMap
-from vlm.checkpoint.safe import read_folder
-from vlm.checkpoint.strict import NamedTensors
 from vlm.common.errors import WeightsError
 from vlm.common.registry import register_checkpoint_format
 from vlm.models.bridges.linear import Linear
@@ -51,7 +48,7 @@ def chain(model: VLM, file: str) -> tuple[int, int]:
 
 
 def key_map(model: VLM, file: str) -> KeyMap:
-    """Names in the folder, biases split, and ours; the language model's as they are. Raises as :func:`chain`."""
+    """Names of transformers' model, biases split, and ours. Raises as :func:`chain`."""
     qformer, linear = chain(model, file)
     ours = f"bridge.{qformer}"
     pairs = [
@@ -68,7 +65,7 @@ def key_map(model: VLM, file: str) -> KeyMap:
         pairs += [(f"qformer.embeddings.{table}.{{rest}}", f"{ours}.text.{table}.{{rest}}") for table in TABLES]
         pairs.append(("qformer.embeddings.layernorm.{rest}", f"{ours}.qformer.layernorm.{{rest}}"))
     pairs.append(("qformer.{rest}", f"{ours}.qformer.{{rest}}"))
-    return KeyMap(tuple(pairs), ("*.position_ids",))
+    return KeyMap(tuple(pairs))
 
 
 def split_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -87,7 +84,7 @@ def split_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def joined_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def join_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of :func:`split_biases`; the keys' bias is zero."""
     result = {name: tensor for name, tensor in tensors.items() if not name.endswith(("attn.q_bias", "attn.v_bias"))}
     for name, query in tensors.items():
@@ -98,29 +95,22 @@ def joined_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @register_checkpoint_format("blip2")
-class Blip2Folder(CheckpointFormat):
+class Blip2Folder(PublishedModel):
     """Fills the whole composition: eva_vit, qformer, linear and the language model."""
 
     shape_hint = "the sizes of the composition differ from those in the folder's config.json"
 
-    def covered_parts(self, model_cfg: Any) -> list[str]:
-        """Everything."""
-        return ["vision", "llm", *parts_of(model_cfg, "bridge")]
+    def key_map(self, model: VLM, file: str) -> KeyMap:
+        """See :class:`CheckpointFormat`."""
+        return key_map(model, file)
 
-    def read(self, path: Path) -> dict[str, Tensor]:
-        """Tensors of all shards, mapped from disk."""
-        return read_folder(path)
+    def divided(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See :class:`PublishedModel`."""
+        return split_biases(tensors)
 
-    def rename(self, model: VLM, tensors: Mapping[str, Tensor], file: str, filled: Collection[str]) -> NamedTensors:
-        """See :class:`CheckpointFormat`; the language model's names are read as in a folder of its own."""
-        inner = {name.removeprefix(LLM): tensor for name, tensor in tensors.items() if name.startswith(LLM)}
-        outer = split_biases({name: tensor for name, tensor in tensors.items() if not name.startswith(LLM)})
-        theirs, unknown = key_map(model, file).rename(outer)
-        llm = HFFolder("llm").rename(model, inner, file, filled)
-        placed = {ours: outer[name] for ours, name in theirs.items()} | llm.tensors
-        theirs |= {ours: f"{LLM}{name}" for ours, name in llm.theirs.items()}
-        required = {*below(model, "vision", "bridge"), *llm.required}
-        return NamedTensors(file, placed, theirs, unknown + llm.unknown, required)
+    def joined(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See :class:`PublishedModel`."""
+        return join_biases(tensors)
 
 
 @register_checkpoint_format("lavis_blip2")

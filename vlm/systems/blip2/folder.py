@@ -15,10 +15,19 @@ class Blip2(Architecture):
     """BLIP-2: EVA-ViT, Q-Former, linear, any decoder."""
 
     format = "blip2"
+    one_image = needs_image = True
 
     def composition(self, folder: ModelFolder) -> dict[str, Any]:
-        """See :class:`Architecture`. Raises ConfigError: an encoder-decoder such as T5."""
+        """See :class:`Architecture`. Raises ConfigError: an encoder-decoder such as T5, or a model for retrieval."""
+        if folder.config.qformer_config.use_qformer_text_input:
+            raise ConfigError(
+                f"{folder.path}: a model for retrieval, without a language model", fix="use a folder that writes text"
+            )
         return composition(folder, None)
+
+    def prompt_text(self, text: str, image_token: str) -> str:
+        """The text alone: the processor puts the image's tokens before it."""
+        return text.replace(image_token, "")
 
 
 def composition(folder: ModelFolder, reads_text: dict[str, Any] | None) -> dict[str, Any]:
@@ -42,7 +51,7 @@ def composition(folder: ModelFolder, reads_text: dict[str, Any] | None) -> dict[
         "vision": vision_part(folder),
         "bridge": [qformer_part(folder, reads_text), {"name": "linear"}],
         "fusion": {"name": "splice"},
-        "llm": folder.llm(),
+        "llm": folder.llm(dtype=folder.dtype_below("language_model.")),
         "template": template_part(folder),
         "image": folder.image(),
         "text": folder.text(),
@@ -102,6 +111,6 @@ def template_part(folder: ModelFolder) -> dict[str, Any]:
     Raises WeightsError: the image token that config.json names is not in the tokenizer.
     """
     index = folder.config.image_token_index  # folders of before 2025 have none
-    token = "" if index is None else folder.token_of(index)
+    token = "" if index is None else folder.image_token(index, "<image>")
     plain = {"prompt_template": "{}", "lower_text": False, "sep": " "}
     return {"name": "user_bot", "media_token": token, **plain}

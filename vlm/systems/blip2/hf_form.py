@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from vlm.checkpoint.keymap import KeyMap
 from vlm.common.registry import register_hf_form
 from vlm.inference.hub.contents import Contents, Planned
 from vlm.inference.hub.forms import Form, image_processor, not_plain_images, not_spliced
@@ -14,24 +13,7 @@ from vlm.inference.hub.usage import usage
 from vlm.models.bridges.linear import Linear
 from vlm.models.bridges.qformer import QFormer
 from vlm.models.vision.eva import EvaViT
-
-BLOCK = "vision_model.encoder.layers.{i}."
-NAMES = KeyMap(
-    (
-        ("vision_model.embeddings.class_embedding", "vision.vit.cls_token"),
-        ("vision_model.embeddings.position_embedding", "vision.vit.pos_embed"),
-        ("vision_model.embeddings.patch_embedding.{rest}", "vision.vit.patch_embed.proj.{rest}"),
-        (f"{BLOCK}layer_norm1.{{rest}}", "vision.vit.blocks.{i}.norm1.{rest}"),
-        (f"{BLOCK}layer_norm2.{{rest}}", "vision.vit.blocks.{i}.norm2.{rest}"),
-        (f"{BLOCK}self_attn.qkv.weight", "vision.vit.blocks.{i}.attn.qkv.weight"),
-        (f"{BLOCK}self_attn.projection.{{rest}}", "vision.vit.blocks.{i}.attn.proj.{rest}"),
-        (f"{BLOCK}mlp.{{rest}}", "vision.vit.blocks.{i}.mlp.{rest}"),
-        ("vision_model.post_layernorm.{rest}", "vision.ln_vision.{rest}"),
-        ("query_tokens", "bridge.0.query_tokens"),
-        ("qformer.{rest}", "bridge.0.qformer.{rest}"),
-        ("language_projection.{rest}", "bridge.1.proj.{rest}"),
-    )
-)
+from vlm.systems.blip2.checkpoint import BLOCK, LLM, OUR_BLOCK, key_map
 
 
 @register_hf_form("blip2")
@@ -51,6 +33,8 @@ class Blip2Form(Form):
         kinds = [type(bridge) for bridge in model.bridge]
         if kinds != [QFormer, Linear]:
             return f"the bridges are {', '.join(part.name for part in cfg.bridge) or 'none'}, not qformer and linear"
+        if model.bridge[0].config.reads_text is not None:
+            return "the Q-Former reads the question"
         return None
 
     def config(self, contents: Contents) -> Any:
@@ -58,6 +42,9 @@ class Blip2Form(Form):
         from transformers import Blip2Config
 
         eva, qformer = contents.model.vision.config, contents.model.bridge[0]
+        if eva.ln_vision_eps != eva.norm_eps:
+            text = f"the norm after the encoder has eps {eva.ln_vision_eps:g} in the composition, {eva.norm_eps:g} here"
+            contents.notes.append(text)
         inner = qformer.qformer.config.to_dict()
         text = contents.text_config(contents.rows)
         result = Blip2Config(
@@ -68,6 +55,8 @@ class Blip2Form(Form):
                 "num_attention_heads": eva.num_heads,
                 "image_size": eva.image_size,
                 "patch_size": eva.patch_size,
+                "layer_norm_eps": eva.norm_eps,
+                "qkv_bias": eva.qkv_bias,
             },
             qformer_config={k: v for k, v in inner.items() if not k.startswith("_")},
             text_config=text.to_dict(),
@@ -80,19 +69,18 @@ class Blip2Form(Form):
 
     def tensors(self, contents: Contents) -> dict[str, Planned]:
         """See :class:`Form`. Query and value bias are one vector with a zero key bias between them."""
-        facts, result = contents.weights.facts, {}
+        facts, names, result = contents.weights.facts, key_map(contents.model, self.architecture), {}
         for name in facts:
-            theirs = NAMES.theirs(name)
-            if theirs is not None:
-                result[theirs] = contents.direct(name)
+            if not name.startswith("llm.") and not name.endswith(("attn.q_bias", "attn.v_bias")):
+                result[str(names.theirs(name))] = contents.direct(name)
         width = contents.model.vision.out_dim
-        for i in range(contents.model.vision.config.depth):
-            attention = f"vision.vit.blocks.{i}.attn."
+        for i in range(contents.model.vision.config.depth if contents.model.vision.config.qkv_bias else 0):
+            attention = f"{OUR_BLOCK.format(i=i)}.attn."
             parts = {f"{attention}q_bias": None, "": torch.zeros(width), f"{attention}v_bias": None}
-            result[f"{BLOCK.format(i=i)}self_attn.qkv.bias"] = contents.joined(parts, (3 * width,))
+            result[f"{BLOCK.format(i=i)}.self_attn.qkv.bias"] = contents.joined(parts, (3 * width,))
         if "bridge.1.proj.bias" not in facts:
             result["language_projection.bias"] = contents.constant(torch.zeros(contents.model.llm.hidden_size))
-        return result | contents.llm_tensors(lambda name: f"language_model.{name}", contents.rows)
+        return result | contents.llm_tensors(lambda name: f"{LLM}{name}", contents.rows)
 
     def image_words(self, contents: Contents) -> str:
         """See :class:`Form`: one token for each query."""

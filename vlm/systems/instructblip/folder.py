@@ -5,19 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from vlm.common.registry import register_architecture
-from vlm.inference.architectures.base import Architecture
 from vlm.inference.architectures.folder import ModelFolder
-from vlm.systems.blip2.folder import composition
+from vlm.systems.blip2.folder import Blip2, composition
 
 TOKENIZER = "qformer_tokenizer"
 """Subfolder with the tokenizer of the Q-Former."""
 
 
 @register_architecture("instructblip")
-class InstructBlip(Architecture):
+class InstructBlip(Blip2):
     """InstructBLIP: EVA-ViT, a Q-Former that reads the instruction, linear, any decoder."""
-
-    format = "blip2"
 
     def composition(self, folder: ModelFolder) -> dict[str, Any]:
         """See :class:`Architecture`. Raises ConfigError: an encoder-decoder such as T5."""

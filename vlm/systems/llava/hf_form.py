@@ -1,4 +1,4 @@
-"""A composition as ``LlavaForConditionalGeneration``: CLIP, one or two linear layers, any causal LM, spliced."""
+"""A composition as ``LlavaForConditionalGeneration``: CLIP or SigLIP, one or two linear layers, any LLM, spliced."""
 
 from __future__ import annotations
 
@@ -6,47 +6,46 @@ from typing import Any
 
 import torch
 
+from vlm.checkpoint.keymap import KeyMap
 from vlm.common.registry import register_hf_form
 from vlm.inference.hub.contents import Contents, Planned
 from vlm.inference.hub.forms import Form, image_processor, not_plain_images, not_spliced, two_layers
 from vlm.models.llm.packing import base_of
 from vlm.models.vision.clip import Clip
+from vlm.models.vision.hf import HFVision
+from vlm.systems.llava.checkpoint import outer_pairs
 
 TOWER = "model.vision_tower."
 PROJECTOR = "model.multi_modal_projector.linear_{}."
+TOWERS = ("clip_vision_model", "siglip_vision_model")
 
 
 @register_hf_form("llava")
 class LlavaForm(Form):
-    """LlavaForConditionalGeneration: a CLIP tower, one or two linear layers, a causal LM."""
+    """LlavaForConditionalGeneration: a CLIP or SigLIP tower, one or two linear layers, a causal LM."""
 
     architecture = "LlavaForConditionalGeneration"
 
     def misfit(self, contents: Contents) -> str | None:
         """See :class:`Form`."""
-        if reason := not_spliced(contents) or not_plain_images(contents):
-            return reason
-        vision = contents.model.vision
-        if not isinstance(vision, Clip):
-            return f"the vision encoder is {contents.model_cfg.vision.name}, not clip"
-        if vision.config.post_layernorm:
-            return "the encoder's final norm is applied to its tokens"
-        return two_layers(contents)[1] or other_head(contents)
+        reason = not_spliced(contents) or not_plain_images(contents) or other_tower(contents)
+        return reason or two_layers(contents)[1] or other_head(contents)
 
     def config(self, contents: Contents) -> Any:
         """See :class:`Form`."""
         from transformers import LlavaConfig
 
-        vision = contents.model.vision
-        tower = {k: v for k, v in vision.model.config.to_dict().items() if not k.startswith("_")}
+        tower = {k: v for k, v in contents.model.vision.model.config.to_dict().items() if not k.startswith("_")}
         text = contents.text_config(contents.rows)
+        text.tie_word_embeddings = text.tie_word_embeddings and ties(contents)
+        bridge = contents.model.bridge[0]
         result = LlavaConfig(
             vision_config=tower,
             text_config=text.to_dict(),
             image_token_index=contents.tokenizer.image_id,
             image_seq_length=contents.image_tokens,
-            projector_hidden_act="gelu" if len(two_layers(contents)[0]) == 2 else "linear",
-            vision_feature_select_strategy="full" if vision.config.keep_cls else "default",
+            projector_hidden_act=bridge.config.activation if len(two_layers(contents)[0]) == 2 else "linear",
+            vision_feature_select_strategy=strategy(contents),
             vision_feature_layer=-1,  # later blocks are not written
             tie_word_embeddings=text.tie_word_embeddings,
         )
@@ -55,34 +54,57 @@ class LlavaForm(Form):
 
     def tensors(self, contents: Contents) -> dict[str, Planned]:
         """See :class:`Form`."""
-        facts = contents.weights.facts
-        start = "vision.model."
-        result = {TOWER + n.removeprefix(start): contents.direct(n) for n in facts if n.startswith(start)}
-        width = contents.model.vision.out_dim
-        result |= {f"{TOWER}post_layernorm.weight": contents.constant(torch.ones(width))}  # of the pooled token only
-        result |= {f"{TOWER}post_layernorm.bias": contents.constant(torch.zeros(width))}
-        result |= projector(contents)
-        base = f"{contents.model.llm.model.base_model_prefix}."
-        rows = contents.rows
-
-        def place(name: str) -> str:
-            inner = name.removeprefix(base)
-            return f"model.language_model.{inner}" if inner != name else name
-
-        return result | contents.llm_tensors(place, rows)
+        names, width = KeyMap(tuple(outer_pairs(contents.model))), contents.model.vision.out_dim
+        vision = [name for name in contents.weights.facts if name.startswith("vision.")]
+        result = {str(names.theirs(name)): contents.direct(name) for name in vision}
+        unused = f"{TOWER}post_layernorm."  # of the pooled token alone, or of a layer that is not read
+        result |= {f"{unused}weight": contents.constant(torch.ones(width))}
+        result |= {f"{unused}bias": contents.constant(torch.zeros(width))}
+        return (
+            result
+            | projector(contents)
+            | contents.llm_tensors(
+                lambda name: str(names.theirs(f"llm.model.{name}")), contents.rows, untied=not ties(contents)
+            )
+        )
 
     def files(self, contents: Contents) -> dict[str, dict[str, Any]]:
         """See :class:`Form`."""
-        vision = contents.model.vision
+        config = contents.model.vision.model.config
         processor = {
             "processor_class": "LlavaProcessor",
-            "patch_size": vision.model.config.patch_size,
-            "num_additional_image_tokens": 1,
-            "vision_feature_select_strategy": "full" if vision.config.keep_cls else "default",
+            "patch_size": config.patch_size,
+            "num_additional_image_tokens": int(config.model_type == TOWERS[0]),
+            "vision_feature_select_strategy": strategy(contents),
             "image_token": contents.tokenizer.image,
         }
         image = {"processor_class": "LlavaProcessor", **image_processor(contents)}
         return {"processor_config.json": processor, "preprocessor_config.json": image}
+
+
+def strategy(contents: Contents) -> str:
+    """Which tokens of the tower are read: all, or all but the first, the class token."""
+    vision = contents.model.vision
+    return "full" if vision.config.keep_cls or vision.model.config.model_type != TOWERS[0] else "default"
+
+
+def other_tower(contents: Contents) -> str | None:
+    """Why the vision encoder is not a tower that the class builds and reads alike."""
+    vision, name = contents.model.vision, contents.model_cfg.vision.name
+    if isinstance(vision, Clip):
+        return "the encoder's final norm is applied to its tokens" if vision.config.post_layernorm else None
+    if not isinstance(vision, HFVision) or vision.model.config.model_type not in TOWERS:
+        return f"the vision encoder is {name}, not a CLIP or SigLIP tower"
+    if vision.norm is not None:
+        return "the encoder's final norm is applied to its tokens"
+    if len(vision.chosen) > 1 or vision.config.native or vision.image_size != vision.tower.size:
+        return "the encoder reads several layers, or images of another size than its own"
+    return None
+
+
+def ties(contents: Contents) -> bool:
+    """Whether the class finds the LLM's embeddings to tie its head to: it knows one name for them."""
+    return "embed_tokens" in dict(base_of(contents.model.llm.model).named_children())
 
 
 def projector(contents: Contents) -> dict[str, Planned]:
@@ -110,8 +132,7 @@ def other_head(contents: Contents) -> str | None:
     from transformers import AutoModel
 
     llm = contents.model.llm
-    head = llm.model.get_output_embeddings()
-    base = base_of(llm.model)
+    head, base = llm.model.get_output_embeddings(), base_of(llm.model)
     if not llm.plain_head or head.bias is not None:
         return "the LLM scales, caps or shifts its logits, which the class does not"
     if AutoModel._model_mapping[type(llm.model.config)] is not type(base):

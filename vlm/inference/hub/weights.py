@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -85,16 +86,27 @@ class StoredWeights:
         """Close the open file."""
         self._open, self._used = (-1, None), 0
 
+    @cached_property
+    def _fixed(self) -> dict[str, Tensor]:
+        """Norms and gates that no file holds, at the values that they start with."""
+        lists = [f"{kind}.{i}" for kind in ("bridge", "inserts") for i in range(len(getattr(self.model_cfg, kind)))]
+        built = build_model(self.model_cfg, uninitialised=["vision", "llm", *lists])  # takes no memory until it is read
+        filled = {self._same[key] for key in self._owner}
+        return {k: t.clone() for k, t in built.state_dict().items() if self._same[k] not in filled}
+
     def _copy(self, key: str, dtype: torch.dtype | None = None) -> Tensor:
         if key not in self._owner:
+            if key in self._fixed:
+                return self._fixed[key].to(dtype or self._fixed[key].dtype, copy=True)
             key = next(k for k in self._owner if self._same[k] == self._same[key])
         number = self._owner[key]
         placement = self._placement(number)
-        tensor = placement.tensors[key]
-        copied = tensor.to(dtype or tensor.dtype, copy=True)
+        source = placement.sources.get(key)
+        tensor = placement.tensors[key] if source is None else source()
+        copied = tensor.to(dtype or tensor.dtype, copy=source is None)
         if not (is_finite(copied) or self._loaders[number][0].allow_nonfinite):
             raise not_finite(placement.file, placement.theirs.get(key, key), tensor, copied.dtype)
-        self._used += tensor.nbytes
+        self._used += tensor.nbytes if source is None else 0  # what reads one tensor closes its files itself
         if self._used > OPEN_BYTES:
             self.release()
         return copied

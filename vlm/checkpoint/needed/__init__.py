@@ -1,0 +1,1 @@
+"""The files that compositions need: what is known of them, and whether they are there."""

@@ -1,0 +1,1 @@
+"""Whether a model still computes what was recorded when it was made."""
