@@ -213,7 +213,7 @@ def failing_template(folder: Path) -> None:
 
 FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "an architecture that is not supported": (edit("config.json", model_type="bert"), r"'bert'.*supported: .*llava"),
-    "code of its own": (remote_code, r"'strange'.*supported: |auto_map"),
+    "code of its own": (remote_code, r"'strange'.*auto_map.*never run"),
     "a missing shard": (lost_shard, "model-1.safetensors named by .* but missing"),
     "a missing index": (lost_index, "model.safetensors.index.json"),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "no .*weights"),
@@ -252,6 +252,15 @@ def test_weights_are_read_strictly(damage: Callable[[Path], None], message: str,
     damage(folder)
     with pytest.raises(UserError, match=message):
         Engine.load(folder, "cpu")
+
+
+@pytest.mark.parametrize("fault", ["code of its own", "an architecture that is not supported", "several types"])
+def test_loading_is_refused_as_importing_is(fault: str, folder: Path) -> None:
+    damage, message = FAULTS[fault]
+    damage(folder)
+    with pytest.raises(UserError) as caught:
+        Engine.load(folder, "cpu")
+    assert re.search(message, str(caught.value), re.DOTALL)
 
 
 def test_code_in_a_folder_of_a_known_type_is_ignored(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
