@@ -268,3 +268,15 @@ def test_code_in_a_folder_of_a_known_type_is_ignored(folder: Path, caplog: pytes
     (folder / "evil.py").write_text("raise SystemExit('executed')")
     assert read_source(folder).model.vision is not None
     assert "auto_map" in caplog.text
+
+
+def test_rows_for_new_tokens(made: Path, tmp_path: Path, expected: dict[str, Tensor]) -> None:
+    head, table = "llm.model.lm_head.weight", "llm.model.model.embed_tokens.weight"
+    more = ["model.llm.vocab_size=300", "model.llm.new_rows=mean"]
+    found = Engine.load(made, "cpu", options=more).model.state_dict()
+    assert all(
+        found[k].shape[0] == 300 and torch.equal(found[k][: len(expected[k])], expected[k]) for k in (head, table)
+    )
+    llava.build_tied(tmp_path)
+    found = Engine.load(tmp_path, "cpu", options=more).model.state_dict()  # it has a head of its own then
+    assert torch.equal(found[head], found[table]) and len(found[head]) == 300

@@ -98,8 +98,8 @@ class HuggingFaceFolder(Source):
 
     def recognises(self, path: Path) -> bool:
         """Whether it has a config.json of a published model, and is neither a run nor an adapter."""
-        others = ("config.yaml", "checkpoints", "adapter_config.json")
-        if not (path / CONFIG).is_file() or any((path / name).exists() for name in others):
+        ours = ("config.yaml", "checkpoints", "adapter_config.json")
+        if not (path / CONFIG).is_file() or any((path / name).exists() for name in ours):
             return False
         stated, kind = stated_in(path), model_type_of(path)
         if kind is None or kind in names("architecture") or is_known(kind):
