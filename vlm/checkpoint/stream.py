@@ -113,23 +113,24 @@ def write_shards(
 
 
 def write_safetensors(file: Path, facts: Mapping[str, Tensor], make: Callable[[str], Tensor]) -> None:
-    """Write one safetensors file a tensor at a time, which the package itself cannot; arguments as write_shards."""
+    """Write one safetensors file a tensor at a time, wide types first so that all are aligned.
+
+    The package safetensors takes all tensors of a file at once. Arguments as :func:`write_shards`.
+    """
     codes = {dtype: code for code, dtype in TYPES.items()}
+    order = sorted(facts, key=lambda name: -facts[name].dtype.itemsize)
     head: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
-    for name, fact in facts.items():
-        head[name] = {
-            "dtype": codes[fact.dtype],
-            "shape": list(fact.shape),
-            "data_offsets": [at, at + fact.nbytes],
-        }
-        at += fact.nbytes
-    text = json.dumps(head).encode()
+    for name in order:
+        place = [at, at + facts[name].nbytes]
+        head[name] = {"dtype": codes[facts[name].dtype], "shape": list(facts[name].shape), "data_offsets": place}
+        at = place[1]
+    text = json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with file.open("wb") as out:
         out.write(len(text).to_bytes(8, "little") + text)
-        for name, fact in facts.items():
-            tensor = make(name).contiguous()
+        for name in order:
+            tensor, fact = make(name).contiguous(), facts[name]
             if tensor.shape != fact.shape or tensor.dtype != fact.dtype:
                 raise ValueError(f"{name}: announced {fact.shape} {fact.dtype}, found {tensor.shape} {tensor.dtype}")
             out.write(tensor.reshape(-1).view(torch.uint8).numpy().data)  # numpy has no bfloat16

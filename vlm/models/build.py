@@ -50,14 +50,10 @@ def build_model(
     """
     device = torch.device(device)
     with device:
-        vision: Any = _part("vision", model_cfg.vision, uninitialised) if model_cfg.vision is not None else None
+        vision = None if model_cfg.vision is None else _part("vision", model_cfg.vision, uninitialised)
         with _default_dtype(_llm_dtype(model_cfg, device, dtype)):
             llm: Any = _part("llm", model_cfg.llm, uninitialised)
-        bridge: list[Any] = []
-        width = None if vision is None else vision.out_dim
-        for index, part in enumerate(model_cfg.bridge):
-            bridge.append(_part(f"bridge.{index}", part, uninitialised, width, llm.hidden_size))
-            width = bridge[-1].out_dim
+        bridge, width = _bridges(model_cfg, vision, llm.hidden_size, uninitialised)
         sizes = (llm.hidden_size, len(llm.layers()), width)
         inserts: list[Any] = [
             _part(f"inserts.{index}", part, uninitialised, *sizes) for index, part in enumerate(model_cfg.inserts)
@@ -73,6 +69,27 @@ def build_model(
     select_trainable(model, model_cfg.train)
     set_precision(model, model_cfg, dtype)
     return model
+
+
+def build_visual(model_cfg: ModelConfig, llm_width: int, uninitialised: Collection[str] = ()) -> VLM:
+    """Vision encoder and bridges alone, for an LLM of this width that runs elsewhere; see :func:`build_model`.
+
+    Raises ConfigError: parts do not fit together.
+    """
+    vision = None if model_cfg.vision is None else _part("vision", model_cfg.vision, uninitialised)
+    return VLM(vision, _bridges(model_cfg, vision, llm_width, uninitialised)[0], nn.Identity()).eval()
+
+
+def _bridges(
+    model_cfg: ModelConfig, vision: Any, llm_width: int, uninitialised: Collection[str]
+) -> tuple[list[nn.Module], int | None]:
+    """The chain of bridges, and the width of the tokens that leave it."""
+    bridge: list[Any] = []
+    width = None if vision is None else vision.out_dim
+    for index, part in enumerate(model_cfg.bridge):
+        bridge.append(_part(f"bridge.{index}", part, uninitialised, width, llm_width))
+        width = bridge[-1].out_dim
+    return bridge, width
 
 
 def set_precision(model: VLM, model_cfg: ModelConfig, dtype: torch.dtype | None) -> None:
@@ -138,7 +155,7 @@ def _llm_dtype(model_cfg: ModelConfig, device: torch.device, dtype: torch.dtype 
     return storage_dtype(model_cfg.llm.get("dtype") or "fp32", device, dtype)
 
 
-def _part(kind: str, part: Any, uninitialised: Collection[str], *arguments: Any) -> nn.Module:
+def _part(kind: str, part: Any, uninitialised: Collection[str], *arguments: Any) -> Any:
     cls = resolve(kind.split(".")[0].replace("inserts", "insert"), part.name)
     # drawing 7 billion random numbers that a file then replaces would take minutes
     try:

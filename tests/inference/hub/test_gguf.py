@@ -23,6 +23,7 @@ from .comparing import GREEDY
 from .making import llava, saved
 
 gguf = pytest.importorskip("gguf")
+CLIP = GGUFExport.Config(form="clip")
 LLMS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", "max_position_embeddings": 128},
     "llama, tied": {"model_type": "llama", "tie_word_embeddings": True, "head_dim": 12},
@@ -44,7 +45,7 @@ def read(file: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("name", LLMS)
 def test_the_language_model_read_back(name: str, tmp_path: Path) -> None:
     cfg = llava(tmp_path / "run", **LLMS[name])
-    GGUFExport().write(cfg, tmp_path / "out")
+    GGUFExport(CLIP).write(cfg, tmp_path / "out")
     model, processor, _, _ = load_parts(cfg, "cpu", torch.float32)
     whole = Engine(model, processor)
     file = str(tmp_path / "out" / "model.gguf")
@@ -64,7 +65,7 @@ def test_the_language_model_read_back(name: str, tmp_path: Path) -> None:
 
 def test_names_metadata_and_numbers(tmp_path: Path) -> None:
     cfg = llava(tmp_path / "run", lora=True)
-    lines = GGUFExport().write(cfg, tmp_path / "out")
+    lines = GGUFExport(CLIP).write(cfg, tmp_path / "out")
     assert lines[0].endswith("model.gguf (llama, F32) and mmproj.gguf (mlp)") and "pads an image" in lines[1]
     facts, tensors = read(tmp_path / "out" / "mmproj.gguf")
     assert facts["general.architecture"] == "clip" and facts["clip.projector_type"] == "mlp"
@@ -109,5 +110,7 @@ def test_what_is_not_of_that_form(tmp_path: Path) -> None:
     }
     for reason, cfg in cases.items():
         with pytest.raises(UserError, match=reason):
-            GGUFExport().write(cfg, tmp_path / "out")
+            GGUFExport(CLIP).write(cfg, tmp_path / "out")
+    with pytest.raises(UserError, match="llama.cpp computes CLIP otherwise: its LLaVA graph puts the class token"):
+        GGUFExport().write(llava(tmp_path / "f"), tmp_path / "out")
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))

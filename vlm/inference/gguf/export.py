@@ -33,9 +33,13 @@ class GGUFExport:
 
     @dataclass
     class Config:
-        """``dtype`` of the matrices; vectors are float32. Null: fp32 of an LLM in fp32, else fp16."""
+        """``dtype`` of the matrices; vectors are float32. Null: fp32 of an LLM in fp32, else fp16.
+
+        ``form: clip`` writes a CLIP tower although llama.cpp computes it otherwise.
+        """
 
         dtype: Literal["fp32", "fp16"] | None = None
+        form: Literal["", "clip"] = ""
 
     def __init__(self, config: Config | None = None) -> None:
         self.config = config or self.Config()
@@ -55,6 +59,11 @@ class GGUFExport:
         if reason := tower.misfit(contents):
             text = f"the composition is not of llama.cpp's LLaVA form: {reason}"
             raise WeightsError(text, fix="write a folder for transformers: --to hf")
+        notes = [] if contents.processor.image.config.resize == "pad" else [NOT_PADDED]
+        if tower.has_class_token(contents):
+            if self.config.form != "clip":
+                raise WeightsError(f"llama.cpp computes CLIP otherwise: {CLASS_TOKEN}", fix=CLASS_TOKEN_FIX)
+            notes.append(f"llama.cpp computes the image otherwise: {CLASS_TOKEN}")
         architecture = language.check_family(contents)
         full = contents.dtype is torch.float32 if dtype is None else dtype == "fp32"
         contents.dtype = torch.float32 if full else torch.float16
@@ -62,7 +71,6 @@ class GGUFExport:
             self._language(contents, architecture, folder / "model.gguf")
             self._tower(contents, folder / "mmproj.gguf")
         kind = "F32" if full else "F16"
-        notes = [] if contents.processor.image.config.resize == "pad" else [NOT_PADDED]
         return [f"{target}: model.gguf ({architecture}, {kind}) and mmproj.gguf (mlp)", *notes]
 
     def _language(self, contents: Contents, architecture: str, file: Path) -> None:
@@ -113,4 +121,8 @@ def writing(file: Path, architecture: str, contents: Contents) -> Iterator[tuple
         writer.close()
 
 
+CLASS_TOKEN = "its LLaVA graph puts the class token behind the patches, but reads the rows as if it stood first"
+"""Seen in the build b11549 (October 2026): the rows of an image are those of patches 1 to n - 1 and of the class token,
+each with the position of its neighbour. A SigLIP tower, without class token, gives the same ids there as here."""
+CLASS_TOKEN_FIX = "use a SigLIP tower, or --to hf; where your llama.cpp has mended it: --form clip"
 NOT_PADDED = "llama.cpp pads an image to a square, this composition does not: answers about long images differ"

@@ -45,7 +45,7 @@ def misfit(contents: Contents) -> str | None:
     norm = vision.norm is not None if isinstance(vision, HFVision) else vision.config.post_layernorm
     if norm or (isinstance(vision, HFVision) and (len(vision.chosen) > 1 or vision.config.native)):
         return "the tokens are normed, or of several layers, or of images of any size"
-    if vision.config.keep_cls and vision.model.config.model_type == TOWERS[0]:
+    if vision.config.keep_cls and has_class_token(contents):
         return "the class token is kept, which llama.cpp leaves out"
     if vision.image_size != vision.model.config.image_size:
         return "the encoder reads images of another size than its own"
@@ -57,6 +57,11 @@ def misfit(contents: Contents) -> str | None:
     if reason is None and contents.model.bridge[0].config.activation not in ("gelu", "gelu_pytorch_tanh"):
         return "the activation between the two layers of the bridge is not GELU"
     return reason
+
+
+def has_class_token(contents: Contents) -> bool:
+    """Whether a class token stands among the patches in the tower."""
+    return bool(contents.model.vision.model.config.model_type == TOWERS[0])
 
 
 def add_sizes(writer: Any, contents: Contents) -> None:

@@ -66,6 +66,10 @@ class HubExport:
         weights = StoredWeights(cfg, merge=self.config.lora == "merge")
         return Contents(source, cfg, weights, build_processor(cfg.model), dtype_of(cfg, self.config.dtype))
 
+    def for_server(self, contents: Contents, form: Form, folder: Path) -> list[str]:
+        """Write what the server needs besides; a summary. Raises UserError: it cannot run the composition."""
+        return []
+
     def fill(self, contents: Contents, form: Form, folder: Path) -> list[str]:
         """Write the files into ``folder``; a summary."""
         planned = form.tensors(contents)
@@ -75,7 +79,7 @@ class HubExport:
         for name, content in form.files(contents).items():
             write_json(folder / name, content)
         contents.tokenizer.write(folder, form.image_words(contents))
-        more = form.extra(contents, folder)
+        more = form.extra(contents, folder) + self.for_server(contents, form, folder)
         size = sum(plan.fact.nbytes for plan in planned.values())
         lines = [f"{len(planned)} tensors, {size / 1e6:,.1f} MB in {len(files)} file{'s' * (len(files) > 1)}"]
         if self.config.lora == "adapter":

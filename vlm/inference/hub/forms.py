@@ -6,7 +6,6 @@ Each is a class registered with ``@register_hf_form``, in the folder of the syst
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,16 +26,18 @@ class Form(ABC):
     """One class of transformers.
 
     Attributes:
-        wrong_in: server (``vllm``) -> what it is known to get wrong with this class.
         architecture: name of the class.
     """
 
-    wrong_in: ClassVar[Mapping[str, str]] = {}
     architecture: ClassVar[str]
 
     @abstractmethod
     def misfit(self, contents: Contents) -> str | None:
         """Why the composition is not of this form; None if it is."""
+
+    def wrong_in(self, server: str, contents: Contents) -> str | None:
+        """What a server (``vllm``) is known to compute otherwise with this class; None: nothing."""
+        return None
 
     @abstractmethod
     def config(self, contents: Contents) -> Any:
@@ -78,9 +79,9 @@ def find_form(contents: Contents, asked: str = "", server: str = "") -> Form:
         reason = form.misfit(contents)
         if reason is not None:
             raise WeightsError(f"the composition is not {form.architecture}: {reason}", fix="leave --form out")
-        if server in form.wrong_in:
+        if wrong := form.wrong_in(server, contents):
             fix = "leave --form out: the folder then holds a plug-in with a class of ours"
-            raise WeightsError(f"{server} computes {form.architecture} otherwise: {form.wrong_in[server]}", fix=fix)
+            raise WeightsError(f"{server} computes {form.architecture} otherwise: {wrong}", fix=fix)
         return form
     misfits = {}
     for name in names("hf_form"):
@@ -88,9 +89,10 @@ def find_form(contents: Contents, asked: str = "", server: str = "") -> Form:
         if form.architecture == FALLBACK:
             continue
         reason = form.misfit(contents)
-        if reason is None and server not in form.wrong_in:
+        wrong = None if reason else form.wrong_in(server, contents)
+        if not (reason or wrong):
             return form
-        misfits[form.architecture] = reason or f"{server}: {form.wrong_in[server]}"
+        misfits[form.architecture] = reason or f"{server} computes it otherwise: {wrong}"
     contents.notes += [f"not {name}: {reason}" for name, reason in misfits.items()]
     fallback: Form = resolve("hf_form", "composed")()
     return fallback

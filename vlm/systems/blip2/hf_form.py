@@ -28,7 +28,6 @@ class Blip2Form(Form):
     processor: ClassVar[str] = "Blip2Processor"
     reads_text: ClassVar[bool] = False
     """Whether the Q-Former of the class reads the question."""
-    wrong_in = {"vllm": "it puts the rows of an image at the start of the prompt, and allows one image"}
 
     def misfit(self, contents: Contents) -> str | None:
         """See :class:`Form`."""
@@ -43,6 +42,11 @@ class Blip2Form(Form):
         if (model.bridge[0].config.reads_text is not None) is not self.reads_text:
             return f"the Q-Former {'does not read' if self.reads_text else 'reads'} the question"
         return None
+
+    def wrong_in(self, server: str, contents: Contents) -> str | None:
+        """See :class:`Form`. Seen in vLLM 0.33."""
+        wrong = {"vllm": "it puts the rows of an image at the start of the prompt, and allows one image"}
+        return wrong.get(server)
 
     def config(self, contents: Contents) -> Any:
         """See :class:`Form`."""

@@ -31,6 +31,12 @@ class LlavaForm(Form):
         reason = not_spliced(contents) or not_plain_images(contents) or other_tower(contents)
         return reason or two_layers(contents)[1] or other_head(contents)
 
+    def wrong_in(self, server: str, contents: Contents) -> str | None:
+        """See :class:`Form`. Seen in vLLM 0.33."""
+        if server == "vllm" and len(two_layers(contents)[0]) == 1:
+            return "it knows no projector without an activation"
+        return None
+
     def config(self, contents: Contents) -> Any:
         """See :class:`Form`."""
         from transformers import LlavaConfig
