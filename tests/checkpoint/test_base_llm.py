@@ -15,8 +15,7 @@ from vlm.checkpoint.load import load_model
 from vlm.checkpoint.provenance import fingerprint, make_provenance, other_numbers
 from vlm.checkpoint.run_folder import RunDir
 from vlm.checkpoint.safe import write_json
-from vlm.checkpoint.sharded import write_safetensors
-from vlm.checkpoint.stream import write_shards
+from vlm.checkpoint.stream import write_safetensors, write_shards
 from vlm.common.errors import WeightsError
 from vlm.models.llm.hf import HFCausalLM
 from vlm.models.lora import LoraOptions

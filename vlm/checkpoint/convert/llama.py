@@ -20,8 +20,7 @@ from torch import Tensor
 
 from vlm.checkpoint.keymap import KeyMap
 from vlm.checkpoint.safe import read_json, write_json
-from vlm.checkpoint.sharded import write_safetensors
-from vlm.checkpoint.stream import SHARD_BYTES, TensorReader
+from vlm.checkpoint.stream import SHARD_BYTES, TensorReader, write_safetensors
 from vlm.common.errors import WeightsError
 
 LAYER = {

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from vlm.checkpoint.peft_adapter import PEFT_PREFIX, read_adapter
 from vlm.checkpoint.safe import copy_files, read_json, shards, write_json
-from vlm.checkpoint.sharded import write_safetensors
-from vlm.checkpoint.stream import SHARD_BYTES, TensorReader
+from vlm.checkpoint.stream import SHARD_BYTES, TensorReader, write_safetensors
 from vlm.common.errors import WeightsError
 
 TOKENIZER = (

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vlm.checkpoint.safe import write_json
-from vlm.checkpoint.stream import SHARD_BYTES, write_shards
+from vlm.checkpoint.stream import SHARD_BYTES, write_safetensors
 from vlm.common.errors import ConfigError
-from vlm.common.new_folder import new_folder
 from vlm.common.registry import register_export
 from vlm.config.api import Config as WholeConfig
-from vlm.inference.export import refuse_existing
+from vlm.inference.export import new_folder, refuse_existing
 from vlm.inference.generation import default_generation
 from vlm.inference.hub.adapter import write_adapter
 from vlm.inference.hub.card import write_model_card
@@ -34,7 +33,7 @@ class HubExport:
 
     @dataclass
     class Config:
-        """``dtype`` of the tensors (null: the LLM's), whether LoRA is merged or stands beside, a form by name."""
+        """``dtype`` of the tensors (null: the LLM's), whether LoRA is merged or beside them, a form by name."""
 
         dtype: Literal["fp32", "fp16", "bf16"] | None = None
         lora: Literal["merge", "adapter"] = "merge"
@@ -92,9 +91,9 @@ class HubExport:
 
 
 def write_planned(folder: Path, planned: Mapping[str, Planned], shard_bytes: int) -> list[Path]:
-    """The tensors as safetensors; see :func:`write_shards`."""
+    """The tensors as safetensors; see :func:`write_safetensors`."""
     facts = {name: plan.fact for name, plan in planned.items()}
-    return write_shards(folder, facts, lambda name: planned[name].make(), shard_bytes, safetensors=True)
+    return write_safetensors(folder, facts, lambda name: planned[name].make(), shard_bytes)
 
 
 def write_config(file: Path, config: Any) -> None:

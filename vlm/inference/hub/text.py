@@ -36,10 +36,10 @@ class HubTokenizer:
         is_new: whether the composition's own tokenizer lacks it.
     """
 
-    def __init__(self, processor: Processor, model_cfg: Any) -> None:
+    def __init__(self, processor: Processor) -> None:
         """Raises WeightsError: the tokenizer cannot be written as ``tokenizer.json``."""
         self._processor = processor
-        self._folder = Path(model_cfg.text.config.tokenizer or model_cfg.llm.config.path)
+        self._folder = processor.tokenizer.folder
         own, template = processor.tokenizer, processor.template
         self.image: str = template.config.media_token or IMAGE
         known = own.id_of(self.image)
@@ -68,7 +68,7 @@ class HubTokenizer:
         from transformers import AutoTokenizer
 
         own = self._processor.tokenizer
-        if (self._folder / "tokenizer.model").is_file():
+        if own.sentencepieces():
             try:
                 found: Any = AutoTokenizer.from_pretrained(self._folder, local_files_only=True, trust_remote_code=False)
                 tree: dict[str, Any] = json.loads(found.backend_tokenizer.to_str())

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,65 +27,11 @@ from vlm.common.file_kind import mistaken
 from vlm.common.gguf import is_gguf
 from vlm.common.text import read_text
 from vlm.processors.tokenizer.decoding import StreamDecoder
+from vlm.processors.tokenizer.sentencepiece_model import SentencePieceModel, any_of
 from vlm.processors.tokenizer.special_tokens import Special, SpecialTokens, is_control, read_json, read_special_tokens
 
 Ranges = Sequence[tuple[int, int]]
 """Ranges ``[start, end)`` of a text."""
-
-_APART = "\uf8ff"
-"""A character of the private use area: no vocabulary has it, so that it never joins the text after it."""
-
-
-class _SentencePiece:
-    def __init__(self, file: Path) -> None:
-        import sentencepiece
-
-        try:
-            self._sp = sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
-        except RuntimeError as error:
-            fault = mistaken(file) or f"{file} is not a sentencepiece model"
-            raise WeightsError(fault, fix="fetch tokenizer.model again") from error
-        self.size = self._sp.vocab_size()
-        own = {"bos": self._sp.bos_id(), "eos": self._sp.eos_id(), "unk": self._sp.unk_id()}
-        self.defaults = {role: i for role, i in own.items() if i >= 0}
-
-        self._apart = len(self._sp.encode(_APART))
-        self._guarded: re.Pattern[str] | None = None
-        self.lead: list[int] = []  # the dummy space before a control token at the start
-
-    def protect(self, names: Sequence[str]) -> list[str]:
-        """Never read ``names`` as pieces, nor other control tokens of the vocabulary; these are returned."""
-        pieces = self._sp.id_to_piece(list(range(self.size)))
-        own = [p for p in pieces if is_control(p) and self.id_of(p) in self._sp.encode(p)]
-        names = [n for n in names if self.id_of(n) in self._sp.encode(n)]
-        self._guarded = _any_of([*own, *names])
-        self.lead = self._sp.encode(own[0])[:-1] if own else []
-        return own
-
-    def encode(self, text: str, plain: bool, follows: bool = False) -> list[int]:
-        """Ids of a chunk in which nothing is special; ``follows``: without a dummy space before it."""
-        cuts = [m.start() + 1 for m in self._guarded.finditer(text)] if self._guarded else []
-        parts = [text[a:b] for a, b in zip([0, *cuts], [*cuts, None])]
-        return [i for k, part in enumerate(parts) for i in self._ids(part, follows or k > 0)]
-
-    def _ids(self, text: str, follows: bool) -> list[int]:
-        return self._sp.encode(_APART + text)[self._apart :] if follows else self._sp.encode(text)
-
-    def decode(self, ids: list[int], skip_special: bool) -> str:
-        return self._sp.decode([i for i in ids if 0 <= i < self.size])
-
-    def id_of(self, piece: str) -> int | None:
-        result = self._sp.piece_to_id(piece)
-        return None if result == self.defaults.get("unk") and piece != self._sp.id_to_piece(result) else result
-
-    def piece(self, index: int) -> str:
-        return self._sp.id_to_piece(index)
-
-    def entries(self) -> list[tuple[str, float, int]]:
-        sp, ids = self._sp, range(self.size)
-        tests = (sp.is_unknown, sp.is_control, sp.is_unused, sp.is_byte)
-        kinds = [next((kind for kind, test in zip((2, 3, 5, 6), tests) if test(i)), 1) for i in ids]
-        return [(sp.id_to_piece(i), sp.get_score(i), kind) for i, kind in zip(ids, kinds)]
 
 
 UNNAMED = Exception
@@ -194,7 +139,7 @@ class Tokenizer:
 
     def __init__(
         self,
-        backend: _SentencePiece | _Fast,
+        backend: SentencePieceModel | _Fast,
         special: SpecialTokens,
         pad_token: str | None = None,
         legacy: bool = True,
@@ -205,7 +150,7 @@ class Tokenizer:
         self._special = special.by_text
         roles = special.roles
         self.bos, self.eos, self.unk = (roles.get(role) for role in ("bos", "eos", "unk"))
-        self._slow, self._legacy = isinstance(backend, _SentencePiece), legacy
+        self._slow, self._legacy = isinstance(backend, SentencePieceModel), legacy
         for i in (self.bos, self.eos, self.unk) if self._slow else ():
             if i is not None and i < backend.size:
                 self._special.setdefault(backend.piece(i), Special(i, lstrip=False, rstrip=False))
@@ -221,10 +166,10 @@ class Tokenizer:
         self._name_tokens()
 
     def _name_tokens(self) -> None:
-        self._split = _any_of(list(filter(None, self._special)))
+        self._split = any_of(list(filter(None, self._special)))
         known = [t for t, s in self._special.items() if t and (s.id in self._skipped or is_control(t))]
         self.controls = tuple(known)
-        self._refused = self._split if self._slow else _any_of(known)
+        self._refused = self._split if self._slow else any_of(known)
 
     @classmethod
     def from_folder(
@@ -261,17 +206,7 @@ class Tokenizer:
             from vlm.models.llm.gguf import gguf_tokenizer
 
             folder = gguf_tokenizer(path)
-        slow, json_file = folder / "tokenizer.model", folder / "tokenizer.json"
-        backend: _SentencePiece | _Fast
-        if slow.is_file() and not (fast and json_file.is_file()):
-            backend = _SentencePiece(slow)
-        elif json_file.is_file():
-            if fault := mistaken(json_file):
-                raise WeightsError(fault, fix="fetch tokenizer.json again")
-            backend = _Fast(read_text(json_file, error=WeightsError), json_file)
-        else:
-            result = "no such folder" if not folder.is_dir() else "neither tokenizer.model nor tokenizer.json in it"
-            raise WeightsError(f"tokenizer folder {folder}: {result}", fix="name the LLM's Hugging Face folder")
+        backend = backend_of(folder, fast)
         tokens = read_special_tokens(folder, backend.size, backend.defaults, backend.id_of)
         if isinstance(backend, _Fast):
             tokens.by_text = backend.own()
@@ -324,7 +259,7 @@ class Tokenizer:
 
         Kinds: 1 normal, 2 unknown, 3 control, 5 unused, 6 byte.
         """
-        return self._backend.entries() if isinstance(self._backend, _SentencePiece) else []
+        return self._backend.entries() if isinstance(self._backend, SentencePieceModel) else []
 
     @property
     def special_tokens(self) -> dict[str, Special]:
@@ -416,11 +351,22 @@ class Tokenizer:
         return out
 
 
+def backend_of(folder: Path, fast: bool) -> SentencePieceModel | _Fast:
+    """The vocabulary of a folder; ``fast``: ``tokenizer.json`` where both files are there.
+
+    Raises WeightsError: no folder, no tokenizer in it, or an unreadable file.
+    """
+    slow, json_file = folder / "tokenizer.model", folder / "tokenizer.json"
+    if slow.is_file() and not (fast and json_file.is_file()):
+        return SentencePieceModel(slow)
+    if json_file.is_file():
+        if fault := mistaken(json_file):
+            raise WeightsError(fault, fix="fetch tokenizer.json again")
+        return _Fast(read_text(json_file, error=WeightsError), json_file)
+    result = "no such folder" if not folder.is_dir() else "neither tokenizer.model nor tokenizer.json in it"
+    raise WeightsError(f"tokenizer folder {folder}: {result}", fix="name the LLM's Hugging Face folder")
+
+
 def _encodable(text: str) -> str:
     """``text`` with question marks for lone surrogates (bytes of a terminal that were not UTF-8)."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _any_of(texts: Sequence[str]) -> re.Pattern[str] | None:
-    """A pattern that finds any of the texts, the longest first; None without texts."""
-    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True)))) if texts else None

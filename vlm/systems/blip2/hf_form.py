@@ -8,7 +8,7 @@ import torch
 
 from vlm.common.registry import register_hf_form
 from vlm.inference.hub.contents import Contents, Planned
-from vlm.inference.hub.forms import Form, image_processor, not_plain_images, not_spliced
+from vlm.inference.hub.forms import Form, config_of, image_processor, not_plain_images, not_spliced
 from vlm.inference.hub.usage import usage
 from vlm.models.bridges.linear import Linear
 from vlm.models.bridges.qformer import QFormer
@@ -43,15 +43,15 @@ class Blip2Form(Form):
 
     def config(self, contents: Contents) -> Any:
         """See :class:`Form`."""
-        from transformers import Blip2Config
-
         eva, qformer = contents.model.vision.config, contents.model.bridge[0]
         if eva.ln_vision_eps != eva.norm_eps:
             text = f"the norm after the encoder has eps {eva.ln_vision_eps:g} in the composition, {eva.norm_eps:g} here"
             contents.notes.append(text)
         inner = qformer.qformer.config.to_dict()
         text = contents.text_config(contents.rows)
-        result = Blip2Config(
+        return config_of(
+            self,
+            "blip-2",
             vision_config={
                 "hidden_size": eva.embed_dim,
                 "intermediate_size": len(contents.weights.facts["vision.vit.blocks.0.mlp.fc1.weight"]),
@@ -68,8 +68,6 @@ class Blip2Form(Form):
             image_token_index=contents.tokenizer.image_id,
             tie_word_embeddings=text.tie_word_embeddings,
         )
-        result.architectures = [self.architecture]
-        return result
 
     def tensors(self, contents: Contents) -> dict[str, Planned]:
         """See :class:`Form`. Query and value bias are one vector with a zero key bias between them."""
