@@ -167,7 +167,7 @@ def _write(file: Path, facts: Mapping[str, Tensor], make: Callable[[str], Tensor
             tensor, fact = make(name), facts[name]
             if tensor.shape != fact.shape or tensor.dtype != fact.dtype:
                 raise ValueError(f"{name}: {tensor.dtype} {list(tensor.shape)}, announced {fact.dtype} {fact.shape}")
-            stream.write(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+            stream.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)  # numpy has no bfloat16
 
 
 def write_index(file: Path, size: int, where: Mapping[str, str]) -> None:

@@ -102,7 +102,7 @@ def writing(file: Path, architecture: str, contents: Contents) -> Iterator[tuple
     def put(plan: Plan) -> None:
         import numpy
 
-        kinds = {torch.float32: numpy.dtype("float32"), torch.float16: numpy.dtype("float16")}
+        kinds: dict[torch.dtype, Any] = {torch.float32: numpy.dtype("float32"), torch.float16: numpy.dtype("float16")}
         for theirs, (name, _) in plan.items():
             fact = contents.weights.facts[name]
             kind = language.stored(name, fact, contents.dtype).dtype
