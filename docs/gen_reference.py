@@ -38,6 +38,7 @@ NAMED = {
     "tracker": "run.trackers",
     "checkpoint_format": "model.weights[].format",
     "source": "argument of commands and of vlm.load",
+    "architecture": "model_type in the config.json of a folder",
     "export": "vlm weights export --format",
 }
 """Kinds without options of their own."""

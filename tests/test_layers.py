@@ -40,7 +40,7 @@ HOMES = {
     "webdataset": ("vlm/datasets/",),
     "pyarrow": ("vlm/datasets/formats/table/arrow.py",),
     "datasets": ("vlm/datasets/formats/table/arrow.py",),
-    "timm": ("vlm/models/vision/", "vlm/models/bridges/conv_abstractor.py"),
+    "timm": ("vlm/models/vision/", "vlm/models/bridges/pools.py"),
     "peft": ("vlm/models/lora.py",),
     "bitsandbytes": ("vlm/models/quantize.py",),
     "fairscale": ("vlm/runners/train/parallel.py",),

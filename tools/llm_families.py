@@ -1,7 +1,7 @@
 """Tries every causal language model of the installed transformers with small random weights.
 
-For each family: saved by transformers, read here; equal logits; the same greedy answer; the same beams; packed rows and
-padded batches give the same loss; a training step. Prints one line per family.
+For each family: saved by transformers, read here; equal logits, loss and gradients; the same greedy answer; the same
+beams; packed rows and padded batches give the same loss. Prints one line per family.
 
     python tools/llm_families.py              # all
     python tools/llm_families.py bloom mixtral
@@ -202,8 +202,31 @@ def checks(kind: str, folder: Path) -> Iterator[str]:
         gap = (wanted - other).abs().max().item()
         if not gap < 1e-4:
             yield f"{name} differ by {gap:.2g}"
+    yield from training(theirs, llm, one)
     yield from packing(llm)
     yield from generation(theirs, llm, ids, embeds)
+
+
+def training(theirs: Any, llm: HFCausalLM, one: LLMInputs) -> Iterator[str]:
+    """The loss of a sample, and the gradient of every parameter."""
+    keep = one.predicts()
+    logits = theirs(inputs_embeds=one.inputs_embeds, use_cache=False).logits
+    wanted = torch.nn.functional.cross_entropy(logits[keep].float(), one.targets(keep), reduction="sum")
+    found = loss(llm, one)
+    if not abs(wanted.item() - found.item()) < 1e-3:
+        yield f"loss {found.item():.4f}, wanted {wanted.item():.4f}"
+    wanted.backward()
+    found.backward()
+    grads = dict(theirs.named_parameters())
+    largest = max(p.grad.abs().max().item() for p in grads.values() if p.grad is not None)
+    for name, own in llm.model.named_parameters():
+        one_grad, other = (torch.zeros(()) if g is None else g for g in (own.grad, grads[name].grad))
+        gap, size = (one_grad - other).abs().max().item(), other.abs().max().item()
+        if not gap <= max(1e-4 * size, 1e-6 * largest):
+            yield f"gradient of {name} differs by {gap / max(size, 1e-30):.2g} of its size"
+            break
+    theirs.zero_grad()
+    llm.zero_grad()
 
 
 def packing(llm: HFCausalLM) -> Iterator[str]:

@@ -44,7 +44,7 @@ def model_of(family: str, **more: Any) -> Any:
     """A random model of transformers."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, vocab_size=len(TOKENS), **SIZES | FAMILIES[family][1] | more)
-    model = AutoModelForCausalLM.from_config(config).float().eval()
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:

@@ -207,6 +207,10 @@ def lost_tensor(folder: Path) -> None:
     save_file(tensors, folder / WEIGHTS)
 
 
+def failing_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('no such role') }}")
+
+
 FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "an architecture that is not supported": (edit("config.json", model_type="bert"), r"'bert'.*supported: .*llava"),
     "code of its own": (remote_code, r"'strange'.*supported: |auto_map"),
@@ -216,6 +220,9 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no image token": (without_image_token, "no special token .<image>. with the id 259"),
     "several types": (half_of_it, "weights of several types .*float16"),
     "quantised": (edit("config.json", quantization_config={"quant_method": "awq"}), "quantised weights .awq."),
+    "a chat template that fails": (failing_template, "chat template.*no such role"),
+    "a tensor that no part takes": (extra_tensor, "1 unexpected: .*linear_9"),
+    "a lost tensor": (lost_tensor, "1 missing: bridge.0.layers.0.bias"),
     "GGUF": (gguf, "GGUF"),
     "no image processor": (lambda folder: (folder / "processor_config.json").unlink(), "preprocessor_config.json"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer"),

@@ -12,13 +12,12 @@ from torch import Tensor
 
 from vlm.common.errors import ConfigError
 from vlm.common.types import Features, MediumShape
-from vlm.models.bridges.avg_pool import AvgPool
-from vlm.models.bridges.conv_abstractor import ConvAbstractor
 from vlm.models.bridges.linear import Linear
 from vlm.models.bridges.mlp import MLP
 from vlm.models.bridges.newline import Newline
 from vlm.models.bridges.patch_merger import PatchMerger
 from vlm.models.bridges.pixel_shuffle import PixelShuffle
+from vlm.models.bridges.pools import AvgPool, ConvAbstractor
 from vlm.models.build import build_model
 from vlm.models.vision.timm_vit import TimmVision
 from vlm.testing import part

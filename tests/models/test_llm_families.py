@@ -35,6 +35,15 @@ APART = {
 }
 
 
+MORE_ONE_ROW = (
+    *("cohere", "cohere2", "deepseek_v3", "ernie4_5", "exaone4", "gemma", "glm4", "gpt_neox", "gpt_oss", "granite"),
+    *("granitemoe", "hunyuan_v1_dense", "llama", "olmo2", "olmoe", "phi", "phi3", "qwen2_moe", "qwen3", "qwen3_moe"),
+    *("seed_oss", "smollm3", "starcoder2"),
+)
+MORE_APART = ("falcon", "gpt2", "gptj", "jamba", "mpt", "qwen3_next", "stablelm")
+"""Families that are tried less often."""
+
+
 @pytest.fixture(autouse=True)
 def _tools_on_path(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "tools"))
@@ -42,10 +51,18 @@ def _tools_on_path(monkeypatch):
 
 @pytest.mark.parametrize("family", [*ONE_ROW, *APART])
 def test_as_transformers(family: str, tmp_path) -> None:
-    """Logits, greedy answers, beams, batches; packed rows and padded batches have the loss of single samples."""
+    """Logits, loss, gradients, answers, beams; packed rows and padded batches have the loss of single samples."""
     from llm_families import checks
 
     assert list(checks(family, tmp_path)) == ["[one row]" if family in ONE_ROW else "[apart]"]
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("family", [*MORE_ONE_ROW, *MORE_APART])
+def test_more_families(family: str, tmp_path) -> None:
+    from llm_families import checks
+
+    assert list(checks(family, tmp_path)) == ["[one row]" if family in MORE_ONE_ROW else "[apart]"]
 
 
 @pytest.mark.parametrize(

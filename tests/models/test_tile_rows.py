@@ -11,10 +11,10 @@ import torch
 
 from tests.golden.installed import llava
 from vlm.common.errors import ConfigError, DataError
-from vlm.common.tiles import GRIDS, best_grid, fitted, margins
 from vlm.common.types import Features, Image, MediaFacts, MediumShape, Message, Sample
 from vlm.inference.engine import Engine
-from vlm.models.bridges.tile_rows import TileRowsBridge
+from vlm.models.bridges.newline import TileRowsBridge
+from vlm.models.counting import GRIDS, best_grid, fitted, margins
 from vlm.processors.collate import VisualTokens, collate, collate_rows
 from vlm.processors.image.tiles import TilesRecipe
 

@@ -19,7 +19,9 @@ from vlm.common.errors import ConfigError, PromptError, WeightsError
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Image, Message, Sample, Video
 from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.processor import Processor, TextConfig
+from vlm.processors.templates.base import WritesJinja
 from vlm.processors.templates.hf_chat import HFChat
+from vlm.processors.templates.rendering import JinjaTemplate
 from vlm.processors.tokenizer.chat_template import read_chat_template
 from vlm.processors.tokenizer.tokenizer import Tokenizer
 from vlm.processors.video.recipe import VideoRecipe
@@ -74,6 +76,10 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture
 def chatml(tmp_path: Path) -> Case:
     return Case(tmp_path, FAMILIES["chatml"])
+
+
+def as_part(piece: Any) -> dict[str, str]:
+    return {"type": "text", "text": piece} if isinstance(piece, str) else {"type": "image"}
 
 
 SYSTEM = ("system", "Be  kind.")
@@ -216,6 +222,22 @@ def test_a_caption_without_words_gets_a_prompt_of_the_pool(chatml: Case, tmp_pat
     chatml.open(prompt_path=str(tmp_path / "pool.txt"))
     example = chatml.train(("user", [Image(PIXELS)]), ("assistant", "A boat."))
     assert "user\nDescribe it.<|im_end|>" in chatml.theirs.decode([i for i in example.ids if i != MEDIA_TOKEN])
+
+
+def test_the_template_with_its_options_as_jinja(case: Case) -> None:
+    options = {"system": "Be brief."} if case.family.system else {}
+    case.open(variables={"date_string": "1 Jan 2026"}, image_suffix="\n", **options)
+    own = case.processor.template
+    values = {"bos_token": case.family.bos or "", "eos_token": case.family.eos}
+    token = own.config.media_token or "<image>"
+    jinja = own.jinja(token)
+    assert isinstance(own, WritesJinja) and jinja is not None
+    written = JinjaTemplate(jinja, "written", values)
+    turns = (("user", [Image(PIXELS), "What is it?"]), ("assistant", ["A boat."]), ("user", ["And now?"]))
+    text = "".join(s.text or token for s in own.chat_segments([Message(role, parts) for role, parts in turns]))
+    messages = [{"role": role, "content": [as_part(p) for p in parts]} for role, parts in turns]
+    assert written.render(messages, open_turn=True) == text
+    case.open()
 
 
 # options and rules

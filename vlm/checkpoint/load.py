@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from vlm.checkpoint.formats.base import CheckpointFormat
-from vlm.checkpoint.provenance import FILE as PROVENANCE
-from vlm.checkpoint.provenance import other_numbers, read_provenance
+from vlm.checkpoint.provenance import other_numbers, recorded
+from vlm.checkpoint.run_files import WEIGHTS
 from vlm.checkpoint.run_folder import RunDir, find_checkpoint
 from vlm.checkpoint.strict import check_numbers, copy_strictly
 from vlm.common.errors import WeightsError
@@ -122,9 +122,8 @@ def check_base(model: VLM, path: Path, filled: set[str], allow_other: bool) -> N
 
     Raises WeightsError: they are others, and ``allow_other`` is false.
     """
-    folder = find_checkpoint(path) if path.is_dir() else path.parent
-    stored = read_provenance(folder).get("fingerprints") or {}
-    others = other_numbers(stored, model, filled, str(folder / PROVENANCE))
+    file = find_checkpoint(path) / WEIGHTS if path.is_dir() else path
+    others = other_numbers(recorded(file), model, filled, str(file))
     if not others:
         return
     told = "; ".join(f"{part}: {text}" for part, text in others.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlm.checkpoint.header import check_file
 from vlm.checkpoint.safe import read_json
 from vlm.common import VERSION
 from vlm.common.errors import WeightsError
@@ -24,6 +26,9 @@ OLD_FILE = "passport.json"
 PACKAGES = ("torch", "transformers", "timm", "peft", "safetensors", "sentencepiece", "tokenizers", "numpy")
 """Packages whose version can change what a model computes or how its files are read."""
 
+KEY = "vlm.frozen"
+"""In the metadata of ``model.safetensors``: the samples of the frozen parts, so that the file alone has them too."""
+
 HASHED_ROWS = 8
 """Rows of a matrix that are hashed, evenly spaced."""
 
@@ -33,9 +38,10 @@ HASHED_MATRICES = 4
 SAMPLED = 4
 """Rows and columns of a matrix whose numbers are stored; rows of its first half, as added tokens are at the end."""
 
-ROUNDING = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
-"""Largest relative error of a number that is stored in a type."""
-_BY_NAME = {str(dtype).removeprefix("torch."): error for dtype, error in ROUNDING.items()}
+ROUNDED = 2.0**-8 + 2.0**-10
+"""Largest relative difference of two copies of a number, in float32, float16 or bfloat16, or rounded to both halves."""
+HELD = (torch.float32, torch.float16, torch.bfloat16)
+"""Types of matrices that are compared; quantised ones are not."""
 SMALLEST = 2.0**-24
 """Absolute error that numbers close to zero may have besides: float16 knows none between 0 and this."""
 
@@ -77,13 +83,39 @@ def read_provenance(checkpoint: Path | None) -> dict[str, Any]:
     return {} if file is None else read_json(file)
 
 
+def as_metadata(provenance: dict[str, Any]) -> dict[str, str]:
+    """What is stored in the weight file itself: the samples of the frozen parts."""
+    found = provenance.get("fingerprints") or {}
+    kept = {part: {"sample": entry["sample"]} for part, entry in found.items() if "sample" in entry}
+    return {KEY: json.dumps(kept)} if kept else {}
+
+
+def recorded(weights: Path) -> dict[str, Any]:
+    """The fingerprints of the run that wrote a weight file: in it, or in the record beside it; empty without one.
+
+    Raises WeightsError: they are damaged.
+    """
+    if check_file(weights) == "safetensors":
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(weights, "pt") as file:
+                text = (file.metadata() or {}).get(KEY)
+            found = None if text is None else json.loads(text)
+        except (SafetensorError, ValueError, RecursionError) as error:
+            raise WeightsError(f"{weights}: its metadata is damaged ({error})", fix="copy it again") from error
+        if isinstance(found, dict):
+            return found
+    return read_provenance(weights.parent).get("fingerprints") or {}
+
+
 def fingerprint(model: Any) -> dict[str, dict[str, Any]]:
     """``{"llm": {"parameters", "width", "vocab", "sha256"}, "vision": {...}, ...}`` of the parts with frozen weights.
 
     The hash of a few rows takes milliseconds at any size, and tells apart base models, vocabularies and revisions. It
     is of float32 values, so it does not depend on the storage dtype as long as that is exact. ``sample`` has a few
-    numbers of a few matrices with the type that they were stored in: they are recognised in any other floating-point
-    type, container and number of shards, with LoRA or without.
+    numbers of a few matrices: they are recognised in any floating-point type, container and number of shards, with LoRA
+    or without.
     """
     result: dict[str, dict[str, Any]] = {}
     parts = {"vision": model.vision, "llm": model.llm, **{f"bridge.{i}": p for i, p in enumerate(model.bridge)}}
@@ -127,7 +159,7 @@ def other_numbers(
 ) -> dict[str, str]:
     """Part -> how the numbers that a checkpoint's run recorded of its frozen part differ from those of ``model``.
 
-    Numbers count as equal if rounding to the type of either side explains their difference. A part of which nothing was
+    Numbers count as equal if rounding to a half-precision type explains their difference. A part of which nothing was
     recorded (by earlier versions) or that has other shapes is not compared.
 
     Args:
@@ -168,8 +200,7 @@ def _compare(
         values, was = _values(tensor, shape), torch.tensor(record["values"], dtype=torch.float32)
         if was.shape != values.shape:
             raise ValueError(f"{len(was)} numbers of {name}, expected {len(values)}")
-        rounding = ROUNDING[tensor.dtype] + _BY_NAME[record["dtype"]]
-        wrong = (values - was).abs() > 1.01 * rounding * torch.maximum(values.abs(), was.abs()) + SMALLEST
+        wrong = (values - was).abs() > ROUNDED * torch.maximum(values.abs(), was.abs()) + SMALLEST
         compared += len(was)
         odd += [(name, float(a), float(b)) for a, b, w in zip(was, values, wrong) if w]
     return compared, odd
@@ -181,12 +212,11 @@ def _plain(name: str) -> str:
 
 
 def _sample(named: list[tuple[str, Tensor]]) -> dict[str, dict[str, Any]]:
-    matrices = [(n, p) for n, p in named if p.dim() == 2 and p.dtype in ROUNDING]
+    matrices = [(n, p) for n, p in named if p.dim() == 2 and p.dtype in HELD]
     chosen = matrices[:: max(1, len(matrices) // HASHED_MATRICES)]
     return {
         _plain(name): {
             "shape": list(tensor.shape),
-            "dtype": str(tensor.dtype).removeprefix("torch."),
             "values": [float(f"{value:.9g}") for value in _values(tensor, tensor.shape).tolist()],  # exact for float32
         }
         for name, tensor in chosen
@@ -202,7 +232,7 @@ def _values(tensor: Tensor, shape: Sequence[int]) -> Tensor:
 
 def _fits(tensor: Tensor, shape: Sequence[int]) -> bool:
     """Whether a matrix can be compared with one of this shape: as wide, and with at least half its rows."""
-    wide = tensor.dim() == 2 and tensor.dtype in ROUNDING and tensor.shape[1] == shape[1]
+    wide = tensor.dim() == 2 and tensor.dtype in HELD and tensor.shape[1] == shape[1]
     return wide and 2 * len(tensor) > shape[0]
 
 

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 
 from vlm.checkpoint.provenance import FILE as PROVENANCE
+from vlm.checkpoint.provenance import as_metadata
 from vlm.checkpoint.run_files import (
     CHECKSUMS,
     STATE,
@@ -224,14 +225,21 @@ class RunDir:
         check_plain(state)
         with self.written(f"the checkpoint of step {step}"):
             texts = {PROVENANCE: json.dumps(provenance, indent=1, default=str), CONFIG: config_text}
-            target = self._save(step, tensors, state, texts)
+            target = self._save(step, tensors, state, texts, as_metadata(provenance))
             self._link("last", target)
             if best:
                 self._link("best", target)
         log.info("saved %s%s", target, " (best so far)" if best else "")
         return target
 
-    def _save(self, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any], texts: dict[str, str]) -> Path:
+    def _save(
+        self,
+        step: int,
+        tensors: dict[str, torch.Tensor],
+        state: dict[str, Any],
+        texts: dict[str, str],
+        metadata: dict[str, str],
+    ) -> Path:
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
@@ -241,7 +249,7 @@ class RunDir:
             remove_checkpoint(work)
         work.mkdir(parents=not self._prepared)  # if the parents are gone, somebody deleted the folder under the run
         try:
-            save_file(tensors, work / WEIGHTS, metadata={"format": "pt", "step": str(step)})
+            save_file(tensors, work / WEIGHTS, metadata={"format": "pt", "step": str(step), **metadata})
             torch.save(state, work / STATE)
             for name, text in texts.items():
                 replace_text(work / name, text)

@@ -131,10 +131,8 @@ def shards(folder: str | Path) -> list[Path]:
         if (folder / name).is_file():
             return [folder / name]
     if parts := sorted(folder.glob("*-of-*")):
-        index = f"{'model.safetensors' if parts[0].suffix == '.safetensors' else 'pytorch_model.bin'}.index.json"
-        raise WeightsError(
-            f"{folder}: {parts[0].name} is one of several, but {index} is missing", fix="download it too"
-        )
+        lost = f"{'model.safetensors' if parts[0].suffix == '.safetensors' else 'pytorch_model.bin'}.index.json"
+        raise WeightsError(f"{folder}: {parts[0].name} is one of several, but {lost} is missing", fix="download it too")
     raise WeightsError(
         f"{folder}: no weights (model.safetensors, pytorch_model.bin, or their .index.json)",
         fix="give a Hugging Face folder with its weights; a delta must be applied to its base first",

@@ -6,11 +6,12 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlm.checkpoint.header import check_file
+from vlm.checkpoint.header import TYPES, check_file
 from vlm.checkpoint.safe import read_tensors
 from vlm.checkpoint.strict import is_finite, not_finite
 from vlm.common.errors import WeightsError
@@ -21,20 +22,6 @@ OPEN_BYTES = 2**24
 """Bytes read before a file is closed and reopened: mapped pages count as memory of the process."""
 SHARD_BYTES = 4 * 10**9
 """Default size limit of a weight file that is written."""
-NAME = "model.safetensors"
-DTYPES = {
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float64: "F64",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-"""The format's names of dtypes."""
 
 
 class TensorReader:
@@ -85,15 +72,21 @@ class TensorReader:
 
 
 def write_shards(
-    folder: Path, facts: Mapping[str, Tensor], make: Callable[[str], Tensor], shard_bytes: int = SHARD_BYTES
+    folder: Path,
+    facts: Mapping[str, Tensor],
+    make: Callable[[str], Tensor],
+    shard_bytes: int = SHARD_BYTES,
+    *,
+    safetensors: bool = False,
 ) -> list[Path]:
-    """Write ``pytorch_model.bin``, or shards and their index; returns the weight files.
+    """Write ``pytorch_model.bin`` or ``model.safetensors``, or shards and their index; returns the weight files.
 
     Args:
         folder: created if needed.
         facts: name -> shape and dtype (a tensor on any device) of what ``make`` gives, in the order of writing.
-        make: gives a tensor; one shard's tensors are held at a time.
+        make: gives a tensor; of a bin file all tensors are held at a time, of a safetensors file one.
         shard_bytes: largest file, unless one tensor is larger.
+        safetensors: write that container.
     """
     groups: list[list[str]] = [[]]
     room = shard_bytes
@@ -104,70 +97,43 @@ def write_shards(
         groups[-1].append(name)
         room -= fact.nbytes
     folder.mkdir(parents=True, exist_ok=True)
-    names = [f"pytorch_model-{number:05d}-of-{len(groups):05d}.bin" for number in range(1, len(groups) + 1)]
-    files = [folder / name for name in (names if len(groups) > 1 else ["pytorch_model.bin"])]
+    stem, end = ("model", ".safetensors") if safetensors else ("pytorch_model", ".bin")
+    names = [f"{stem}-{number:05d}-of-{len(groups):05d}{end}" for number in range(1, len(groups) + 1)]
+    files = [folder / name for name in (names if len(groups) > 1 else [stem + end])]
     for file, group in zip(files, groups):
-        torch.save({name: make(name) for name in group}, file)
+        if safetensors:
+            write_safetensors(file, {name: facts[name] for name in group}, make)
+        else:
+            torch.save({name: make(name) for name in group}, file)
         log.info("%s: %d tensors", file, len(group))
     if len(groups) > 1:
         where = {name: file.name for file, group in zip(files, groups) for name in group}
-        write_index(folder / "pytorch_model.bin.index.json", sum(fact.nbytes for fact in facts.values()), where)
+        write_index(folder / f"{stem}{end}.index.json", sum(fact.nbytes for fact in facts.values()), where)
     return files
 
 
-def write_safetensors(
-    folder: Path, facts: Mapping[str, Tensor], make: Callable[[str], Tensor], shard_bytes: int = SHARD_BYTES
-) -> list[Path]:
-    """Write ``model.safetensors``, or shards and their index, as transformers names them; returns the weight files.
+def write_safetensors(file: Path, facts: Mapping[str, Tensor], make: Callable[[str], Tensor]) -> None:
+    """Write one safetensors file a tensor at a time, wide types first so that all are aligned.
 
-    Args:
-        folder: an existing folder.
-        facts: name -> shape and dtype (a tensor on any device) of what ``make`` gives, in the order of writing.
-        make: gives a tensor; one is held at a time.
-        shard_bytes: largest file, unless one tensor is larger.
-
-    Raises:
-        OSError: the disk is full.
+    The package safetensors takes all tensors of a file at once. Arguments as :func:`write_shards`.
     """
-    groups: list[list[str]] = [[]]
-    room = shard_bytes
-    for name, fact in facts.items():
-        if groups[-1] and fact.nbytes > room:
-            groups.append([])
-            room = shard_bytes
-        groups[-1].append(name)
-        room -= fact.nbytes
-    count = len(groups)
-    stem = NAME.removesuffix(".safetensors")
-    names = [f"{stem}-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
-    files = [folder / name for name in (names if count > 1 else [NAME])]
-    for file, group in zip(files, groups, strict=True):
-        _write(file, {name: facts[name] for name in group}, make)
-        log.info("%s: %d tensors", file, len(group))
-    if count > 1:
-        where = {name: file.name for file, group in zip(files, groups, strict=True) for name in group}
-        write_index(folder / f"{NAME}.index.json", sum(fact.nbytes for fact in facts.values()), where)
-    return files
-
-
-def _write(file: Path, facts: Mapping[str, Tensor], make: Callable[[str], Tensor]) -> None:
-    """One file: the length of the header, the header, the numbers; wide types first, so that all are aligned."""
+    codes = {dtype: code for code, dtype in TYPES.items()}
     order = sorted(facts, key=lambda name: -facts[name].dtype.itemsize)
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    head: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name in order:
-        fact = facts[name]
-        place = [at, at := at + fact.nbytes]
-        header[name] = {"dtype": DTYPES[fact.dtype], "shape": list(fact.shape), "data_offsets": place}
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        place = [at, at + facts[name].nbytes]
+        head[name] = {"dtype": codes[facts[name].dtype], "shape": list(facts[name].shape), "data_offsets": place}
+        at = place[1]
+    text = json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with file.open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
+    with file.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
         for name in order:
-            tensor, fact = make(name), facts[name]
+            tensor, fact = make(name).contiguous(), facts[name]
             if tensor.shape != fact.shape or tensor.dtype != fact.dtype:
-                raise ValueError(f"{name}: {tensor.dtype} {list(tensor.shape)}, announced {fact.dtype} {fact.shape}")
-            stream.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)  # numpy has no bfloat16
+                raise ValueError(f"{name}: announced {fact.shape} {fact.dtype}, found {tensor.shape} {tensor.dtype}")
+            out.write(tensor.reshape(-1).view(torch.uint8).numpy().data)  # numpy has no bfloat16
 
 
 def write_index(file: Path, size: int, where: Mapping[str, str]) -> None:

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from vlm.cli.options import add_listed
-from vlm.common.logging import say
+from vlm.common.errors import WeightsError
+from vlm.common.logging import busy, quiet, say
 from vlm.common.owned import write_own
 from vlm.common.registry import register_command
 
@@ -30,13 +31,19 @@ class Import:
 
         Raises UserError: an unsupported, incomplete or unusable folder, or a file of somebody else.
         """
+        from vlm.checkpoint.fits import misfits
         from vlm.config.api import load_config
         from vlm.inference.architectures.source import model_section, model_type_of
         from vlm.inference.architectures.write import as_text, is_composition
+        from vlm.processors.processor import build_processor
 
         folder: Path = args.folder.resolve()
         section = model_section(folder)
-        load_config({"model": section})
+        with busy(f"checking {folder}"), quiet("vlm.checkpoint"):
+            cfg = load_config({"model": section})
+            build_processor(cfg.model)  # a chat template that fails is found now, not when it is first used
+            if problems := misfits(cfg):
+                raise WeightsError(problems[0].message)
         target = Path(args.to or f"{folder.name}.yaml")
         kind = model_type_of(folder) or ""
         write_own(target, as_text(section, folder, kind, str(target)), is_composition)

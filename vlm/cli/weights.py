@@ -28,7 +28,7 @@ class Weights:
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """The actions, each of which is a command with a parser of its own."""
         known = {name.split()[1]: about for name, about in summaries("command").items() if name.startswith("weights ")}
-        listed = "\n".join(f"  {name:<12}{about}" for name, about in known.items())
+        listed = "\n".join(f"  {name:<15}{about}" for name, about in known.items())
         parser.epilog = f"actions:\n{listed}\n\n{parser.epilog}"
         parser.add_argument("action", choices=list(known), help="see below")
 

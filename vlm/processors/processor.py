@@ -196,6 +196,7 @@ class Processor:
         if not (isinstance(self.image, ImageRecipe) and self.image.splits):
             return segments
         token, result, before = self.template.config.media_token, [], self._decoded()
+        whole = bool(token) or any(segment.joined for segment in segments)
         for segment in segments:
             if not isinstance(segment.medium, Image):
                 result.append(segment)
@@ -205,7 +206,7 @@ class Processor:
             self._check_decoded(before, sample)
             for k, piece in enumerate(value.pieces if isinstance(value, Split) else [value]):
                 text, medium = (piece, None) if isinstance(piece, str) else (token, Image(piece))
-                joined = segment.joined if k == 0 else bool(token)
+                joined = segment.joined if k == 0 else whole
                 result.append(replace(segment, text=text, medium=medium, bos=segment.bos and k == 0, joined=joined))
         return result
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vlm.checkpoint.stream import write_safetensors
+from vlm.checkpoint.stream import write_shards
 from vlm.config.types import Config
 from vlm.models.bridges.linear import Linear
 from vlm.models.bridges.mlp import MLP
@@ -62,7 +62,7 @@ def saved(folder: Path, **parts: Any) -> Config:
     tied = {f"llm.model.{name}" for name in model.llm.model.all_tied_weights_keys or ()}
     folder.mkdir(parents=True)
     facts = {name: t for name, t in state.items() if name not in tied}
-    write_safetensors(folder, facts, facts.__getitem__)
+    write_shards(folder, facts, facts.__getitem__, safetensors=True)
     cfg = Config(model=model_cfg)
     cfg.run.output_dir = str(folder)
     return cfg

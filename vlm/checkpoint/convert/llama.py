@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vlm.checkpoint.keymap import KeyMap
 from vlm.checkpoint.safe import read_json, write_json
-from vlm.checkpoint.stream import SHARD_BYTES, TensorReader, write_safetensors
+from vlm.checkpoint.stream import SHARD_BYTES, TensorReader, write_shards
 from vlm.common.errors import WeightsError
 
 LAYER = {
@@ -259,7 +259,7 @@ class LlamaShards:
             positions: context length; None: :meth:`positions`.
             shard_bytes: largest weight file.
         """
-        files = write_safetensors(target, self.facts, self.make, shard_bytes)
+        files = write_shards(target, self.facts, self.make, shard_bytes, safetensors=True)
         for reader in self.readers:
             reader.release()
         write_json(target / "config.json", self.config(positions) | dict(special))

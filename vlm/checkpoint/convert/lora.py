@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vlm.checkpoint.peft_adapter import PEFT_PREFIX, read_adapter
 from vlm.checkpoint.safe import copy_files, read_json, shards, write_json
-from vlm.checkpoint.stream import SHARD_BYTES, TensorReader, write_safetensors
+from vlm.checkpoint.stream import SHARD_BYTES, TensorReader, write_shards
 from vlm.common.errors import WeightsError
 
 TOKENIZER = (
@@ -51,7 +51,7 @@ class Delta:
 
 @dataclass
 class MergedTensors:
-    """The tensors of a model with deltas applied in order, for :func:`.sharded.write_safetensors` and the like.
+    """The tensors of a model with deltas applied in order, for :func:`.stream.write_shards`.
 
     Attributes:
         reader: the model.
@@ -139,7 +139,7 @@ def merge_lora(
     deltas = [Delta(Path(folder).expanduser()) for folder in loras]
     merged = MergedTensors(reader, {name: name for name in reader.facts}, deltas, dtype)
     rows = _check_deltas(merged, config, base)
-    files = write_safetensors(target, merged.facts, merged.make, shard_bytes)
+    files = write_shards(target, merged.facts, merged.make, shard_bytes, safetensors=True)
     merged.release()
     stored = {} if dtype is None else {"torch_dtype": str(dtype).removeprefix("torch.")}
     write_json(target / "config.json", config | {"vocab_size": rows} | stored)

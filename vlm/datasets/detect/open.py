@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -22,6 +23,8 @@ HEAD = 200
 HEAD_SHARDS = 20
 """The same of tar shards, whose images are read too."""
 HEAD_BYTES = 1 << 16
+MOST_FILES = 200_000
+"""Files of a folder among which those of records are looked for: it may be one of images."""
 
 KINDS: dict[str, tuple[str, ...]] = {
     "json": (".json",),
@@ -189,15 +192,27 @@ def _folder(folder: Path) -> Head:
         return _shards(str(folder))
     if any(f.name in LISTINGS for f in names):
         return _rows(str(folder), "")
-    for kind in ("parquet", "arrow"):
-        found = sorted(f for f in folder.rglob(f"*{KINDS[kind][0]}") if not is_hidden(f.relative_to(folder)))
-        if found:
+    below = list(islice(_below(folder), MOST_FILES))
+    for suffix in (".parquet", ".arrow"):
+        if found := sorted(f for f in below if f.suffix == suffix):
             return _parts(folder, found)
     found = [f for f in names if any(f.suffix.lower() in suffixes for suffixes in KINDS.values())]
     if len(found) > 1:
         listed = ", ".join(f.name for f in found[:8])
         raise DataError(f"{folder} holds several files of records: {listed}", fix="name one of them")
     return open_head(found[0]) if found else _rows(str(folder), "")
+
+
+def _below(folder: Path, levels: int = 2) -> Iterator[Path]:
+    """The visible files of a folder and of those some levels below it."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if is_hidden(entry.name):
+                continue
+            if not entry.is_dir():
+                yield Path(entry.path)
+            elif levels:
+                yield from _below(Path(entry.path), levels - 1)
 
 
 def _parts(folder: Path, found: list[Path]) -> Head:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -127,7 +128,9 @@ def compare(one: Sequence[Answer], other: Sequence[Answer], pixel_tolerance: flo
         result.faults += [f"prompt {number}: {fault}" for fault in (*_ids(a, b), *_pixels(a, b, pixel_tolerance))]
         rows = min(len(a.logits), len(b.logits))
         if a.logits.shape[1] == b.logits.shape[1]:
-            result.logits = max(result.logits, float((a.logits[-rows:] - b.logits[-rows:]).abs().max()))
+            worst = float((a.logits[-rows:] - b.logits[-rows:]).abs().max())
+            if worst > result.logits or math.isnan(worst):  # NaN is never overwritten
+                result.logits = worst
         else:
             result.faults.append(f"prompt {number}: {a.logits.shape[1]} and {b.logits.shape[1]} logits per position")
         result.greedy += a.new == b.new

@@ -14,7 +14,7 @@ ABOUT = {
     "vision": "pixels -> visual tokens",
     "bridge": "visual tokens -> tokens of the LLM's width; a list, in order",
     "fusion": "visual tokens and text -> one sequence",
-    "llm": "sizes as in the folder's config.json; add lora: {r: 16} to train it with LoRA",
+    "llm": "sizes as in the folder's config.json; for LoRA add lora: {r: 16}, and llm.lora: true under train",
     "template": "the text around questions and answers",
     "image": "as the folder's image processor",
     "text": "tokenizer and limits; max_txt_len: 2048 limits training samples",

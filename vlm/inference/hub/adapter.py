@@ -41,8 +41,7 @@ def write_adapter(contents: Contents, form: Form, folder: Path) -> int:
             shapes[name] = torch.empty_like(inner[ADAPTER].weight, dtype=torch.float32, device="meta")
             makers[name] = layer, number
     folder.mkdir()
-    (file,) = write_safetensors(folder, shapes, lambda name: weights.matrices(makers[name][0])[makers[name][1]])
-    file.rename(folder / WEIGHTS[0])
+    write_safetensors(folder / WEIGHTS[0], shapes, lambda name: weights.matrices(makers[name][0])[makers[name][1]])
     rank, alpha = Counter(sizes.values()).most_common(1)[0][0]
     write_json(
         folder / CONFIG,

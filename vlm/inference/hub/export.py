@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vlm.checkpoint.safe import write_json
-from vlm.checkpoint.stream import SHARD_BYTES, write_safetensors
+from vlm.checkpoint.stream import SHARD_BYTES, write_shards
 from vlm.common.errors import ConfigError
 from vlm.common.registry import register_export
 from vlm.config.api import Config as WholeConfig
@@ -77,8 +77,8 @@ class HubExport:
         write_json(folder / "generation_config.json", generation_config(contents))
         for name, content in form.files(contents).items():
             write_json(folder / name, content)
-        more = form.extra(contents, folder) + self.for_server(contents, form, folder)
         contents.tokenizer.write(folder, form.image_words(contents))
+        more = form.extra(contents, folder) + self.for_server(contents, form, folder)
         size = sum(plan.fact.nbytes for plan in planned.values())
         lines = [f"{len(planned)} tensors, {size / 1e6:,.1f} MB in {len(files)} file{'s' * (len(files) > 1)}"]
         if self.config.lora == "adapter":
@@ -91,9 +91,9 @@ class HubExport:
 
 
 def write_planned(folder: Path, planned: Mapping[str, Planned], shard_bytes: int) -> list[Path]:
-    """The tensors as safetensors; see :func:`write_safetensors`."""
+    """The tensors as safetensors; see :func:`write_shards`."""
     facts = {name: plan.fact for name, plan in planned.items()}
-    return write_safetensors(folder, facts, lambda name: planned[name].make(), shard_bytes)
+    return write_shards(folder, facts, lambda name: planned[name].make(), shard_bytes, safetensors=True)
 
 
 def write_config(file: Path, config: Any) -> None:

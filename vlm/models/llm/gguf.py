@@ -198,6 +198,12 @@ def _tokenizer(path: Path, size: int, changed: int) -> tempfile.TemporaryDirecto
         if not isinstance(error, FAULTS) and type(error) is not UNNAMED:
             raise
         raise _not_read(checked(path), error) from error
+    metadata = read_gguf(path).metadata
+    for role in ("bos", "eos"):  # not every version takes them over
+        index = metadata.get(f"tokenizer.ggml.{role}_token_id")
+        token = made.convert_ids_to_tokens(index) if isinstance(index, int) and index < len(made) else None
+        if token is not None:
+            made.add_special_tokens({f"{role}_token": token})
     made.save_pretrained(target.name)
     return target
 

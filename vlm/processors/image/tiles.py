@@ -10,8 +10,8 @@ from typing import Any, Literal
 from vlm.common.bounds import Count, Positive
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.registry import register_image
-from vlm.common.tiles import GRIDS, best_grid, check_grids, fitted
 from vlm.common.types import Prepared
+from vlm.models.counting import GRIDS, best_grid, check_grids, fitted
 from vlm.processors.image.decode import PIXEL_CAP, Opened
 from vlm.processors.image.recipe import CLIP_MEAN, CLIP_STD, ImageRecipe, Level, Mean
 

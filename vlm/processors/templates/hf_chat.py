@@ -8,6 +8,7 @@ its end. :mod:`~vlm.processors.templates.locating` finds the answers; templates 
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import random
 import re
@@ -37,6 +38,7 @@ from vlm.processors.templates.locating import Located, Turn, locate
 from vlm.processors.templates.rendering import JinjaTemplate
 from vlm.processors.tokenizer.chat_template import DEFAULT, MAX_BYTES, ChatTemplateText, read_chat_template
 from vlm.processors.tokenizer.special_tokens import end_ids, token_texts
+from vlm.processors.tokenizer.tokenizer import tokenizer_folder
 
 if TYPE_CHECKING:
     from vlm.processors.tokenizer.tokenizer import Tokenizer
@@ -47,6 +49,17 @@ PASSED = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "
 """Token texts that transformers passes to a template."""
 THINKING = ("enable_thinking", "thinking")
 """Switches of published templates."""
+AS_TEXT = """
+{%- set all = namespace(messages=[]) -%}
+{%- for message in messages -%}
+{%- set own = namespace(text="") -%}
+{%- for part in ([{"type": "text", "text": message.content}] if message.content is string else message.content) -%}
+{%- set own.text = own.text + (part.text if part.type == "text" else placeholder) -%}
+{%- endfor -%}
+{%- set all.messages = all.messages + [{"role": message.role, "content": own.text}] -%}
+{%- endfor -%}
+{%- set messages = all.messages -%}"""
+"""Jinja: contents that are lists of parts become texts."""
 WORDS_ALONE = JinjaTemplate("{% for message in messages %}{{ message.content }}\n{% endfor %}", "no tokenizer")
 
 
@@ -77,8 +90,11 @@ class HFChat(BaseTemplate):
 
     @staticmethod
     def is_in(folder: str) -> bool:
-        """Whether the tokenizer in a folder has a chat template. Raises WeightsError: see ``read_chat_template``."""
-        return read_chat_template(Path(folder).expanduser()) is not None
+        """Whether the tokenizer in a folder, or GGUF file, has a chat template.
+
+        Raises WeightsError: see ``read_chat_template``.
+        """
+        return read_chat_template(tokenizer_folder(Path(folder).expanduser())) is not None
 
     def bound(self, tokenizer: Tokenizer) -> HFChat:
         """See :meth:`BaseTemplate.bound`.
@@ -178,6 +194,25 @@ class HFChat(BaseTemplate):
         pieces = at_placeholders(text.replace(token, IMAGE_PLACEHOLDER) if token else text, media)
         segments = [replace(s, joined=k > 0) for k, s in enumerate(segments_of(pieces, token))]
         return segments if self._begin and text.startswith(self._begin) else with_bos(segments)
+
+    def jinja(self, image: str) -> str | None:
+        """The chat template with its options in it, see ``WritesJinja``; None with ``end_sym``."""
+        cfg, form = self.config, self._facts.form
+        if cfg.end_sym:
+            return None
+        values = {**dict.fromkeys(THINKING, cfg.thinking), **cfg.variables}
+        if not form.lists:
+            values["placeholder"] = cfg.image_prefix + image + cfg.image_suffix
+        head = "".join(f"{{%- set {name} = {json.dumps(value)} -%}}\n" for name, value in values.items())
+        if cfg.system:
+            content = [{"type": "text", "text": cfg.system}] if "system" in form.lists else cfg.system
+            first = json.dumps([{"role": "system", "content": content}])
+            head += f'{{%- set messages = ([] if messages[0].role == "system" else {first}) + messages -%}}\n'
+        head += "" if form.lists else AS_TEXT
+        begins = cfg.begin and not form.render([Turn("user", ("?",))]).startswith(self._begin)
+        head += "{{- bos_token }}" if begins else "{{- '' }}"  # white space after it belongs to the template
+        token = self._tokens[0]
+        return head + (form.template.text.replace(token, image) if form.lists else form.template.text)
 
     def _turns(self, messages: Sequence[Message], rng: random.Random | None = None) -> list[Turn]:
         """The messages for the template; in training an image without any words gets a prompt of the pool."""

@@ -50,13 +50,14 @@ class JinjaTemplate:
         options = {**OFF, **self.values, "add_generation_prompt": open_turn}
         try:
             with _bounded():
-                rendered, _ = render_jinja_template(conversations=[list(messages)], chat_template=self.text, **options)
+                given = [dict(message) for message in messages]
+                rendered: Any = render_jinja_template(conversations=[given], chat_template=self.text, **options)
         except TemplateSyntaxError as error:
             raise self._fault(f"is not a Jinja template: line {error.lineno}: {error.message}") from error
         except (TemplateError, SyntaxError, *faults) as error:
             reason = str(error).strip() or type(error).__name__
             raise self._fault(f"cannot write this conversation: {reason}") from error
-        return rendered[0]
+        return rendered[0][0]  # of the first conversation; then come the stretches of generation tags
 
     def _fault(self, what: str) -> PromptError:
         return PromptError(

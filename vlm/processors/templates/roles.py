@@ -48,14 +48,16 @@ CHAT = """\
 {%- set after = namespace(image=false) -%}
 {%- for part in content -%}
 {%- if part.type == "text" -%}
-{%- if after.image and part.text[:1].strip() -%}{{ " " }}{%- endif -%}{{ part.text }}
+{%- if after.image and part.text[:1].strip() -%}{{ gap }}{%- endif -%}{{ part.text }}
 {%- set after.image = false -%}
 {%- else -%}{{ image }}{%- set after.image = true -%}{%- endif -%}
 {%- endfor -%}
 {%- endif -%}
 {%- endmacro -%}
 {{- bos_token -}}
-{%- if messages[0].role == "system" -%}{{ words(messages[0].content) }}{%- else -%}{{ system }}{%- endif -%}{{ sep }}
+{%- if messages[0].role == "system" -%}{%- set own = words(messages[0].content) -%}
+{%- set own = role + own if own else "" -%}{%- else -%}{%- set own = system -%}{%- endif -%}
+{{ own }}{%- if own or not bare -%}{{ sep }}{%- endif -%}
 {%- for message in messages if message.role != "system" -%}
 {%- if message.role == "user" -%}{{ user }}{{ parts(message.content) }}{{ sep }}
 {%- else -%}{{ answer }}{{ words(message.content) }}{{ sep }}{%- endif -%}
@@ -145,6 +147,9 @@ class Template(BaseTemplate):
             "open": self.open_turn,
             "answer": self.open_turn if cfg.chat_form else cfg.assistant,
             "image": f"{cfg.image_prefix}{image}{cfg.image_suffix}",
+            "gap": cfg.image_gap,
+            "role": cfg.system_role,
+            "bare": cfg.bare_start,
         }
         return "".join(f"{{%- set {name} = {json.dumps(text)} -%}}\n" for name, text in values.items()) + CHAT
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from vlm.common.errors import WeightsError
 from vlm.common.file_kind import mistaken
 from vlm.common.text import read_text
+from vlm.processors.tokenizer.backends import Fast
 from vlm.processors.tokenizer.special_tokens import read_json
-from vlm.processors.tokenizer.tokenizer import _Fast
 
 
 class QuestionTokenizer:
@@ -36,7 +36,7 @@ class QuestionTokenizer:
         if fault := mistaken(file):
             raise WeightsError(fault, fix="fetch tokenizer.json again")
         side = read_json(file.parent / "tokenizer_config.json").get("truncation_side")
-        self._backend = _Fast(read_text(file, error=WeightsError), file)
+        self._backend = Fast(read_text(file, error=WeightsError), file)
         self._backend.limit(limit, "left" if side == "left" else "right")
         self.vocab_size = self._backend.size
 

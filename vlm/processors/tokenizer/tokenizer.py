@@ -1,6 +1,6 @@
 """Text <-> ids, independent of the installed transformers.
 
-One class with two backends, chosen by what the folder contains:
+One class with two :mod:`backends <vlm.processors.tokenizer.backends>`, chosen by what the folder contains:
 
 * ``tokenizer.model``: sentencepiece, encoded like the slow LLaMA tokenizer of 2023. The text is
   split at special strings (``<s>``, ``</s>``, ``<unk>`` and the folder's added tokens) and every plain
@@ -16,115 +16,20 @@ vocabulary lists them: the words are tokenised as ordinary text.
 from __future__ import annotations
 
 import copy
-import json
 from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from vlm.common.errors import WeightsError
 from vlm.common.file_kind import mistaken
 from vlm.common.gguf import is_gguf
 from vlm.common.text import read_text
+from vlm.processors.tokenizer.backends import Fast, SentencePiece, any_of
 from vlm.processors.tokenizer.decoding import StreamDecoder
-from vlm.processors.tokenizer.sentencepiece_model import SentencePieceModel, any_of
 from vlm.processors.tokenizer.special_tokens import Special, SpecialTokens, is_control, read_json, read_special_tokens
 
 Ranges = Sequence[tuple[int, int]]
 """Ranges ``[start, end)`` of a text."""
-
-
-UNNAMED = Exception
-"""What the package tokenizers raises: it has no class of its own for faults of a file."""
-
-
-class _Fast:
-    def __init__(self, text: str, file: Path | str = "tokenizer.json") -> None:
-        from tokenizers import Tokenizer as Rust
-
-        reason = ""
-        try:
-            whole = isinstance(json.loads(text), dict) and '"model"' in text
-            if whole:
-                self._tok = Rust.from_str(text)
-                self._tok.encode("a 0 \u4e00")  # a vocabulary without what stands for unknown text ends here
-        except (ValueError, RecursionError):
-            whole = False
-        except UNNAMED as error:
-            if type(error) is not UNNAMED:
-                raise
-            whole, reason = False, f" ({error})"
-        if not whole:
-            raise WeightsError(f"{file} is not a tokenizers file{reason}", fix="fetch tokenizer.json again")
-        self.protect([])
-        self.size = self._tok.get_vocab_size(with_added_tokens=True)
-        self.defaults: dict[str, int] = {}
-
-    def __reduce__(self) -> tuple[Any, tuple[str, list[str]]]:
-        return _restored, (self._tok.to_str(), self._names)
-
-    def protect(self, names: Sequence[str]) -> list[str]:
-        """Never read special tokens, ``names`` and other control tokens in plain text."""
-        self._names, self.lead = list(names), list[int]()
-        self._plain: Any = None
-        return []
-
-    def _without_special(self) -> Any:
-        """A tokenizer that reads no control token; made when it is first needed."""
-        if self._plain is None:
-            tree = json.loads(self._tok.to_str())
-            for token in tree.get("added_tokens") or []:
-                token["special"] |= token["content"] in self._names or is_control(token["content"])
-            self._plain = type(self._tok).from_str(json.dumps(tree))
-            self._plain.encode_special_tokens = True
-        return self._plain
-
-    def add(self, tokens: dict[str, Special]) -> None:
-        """Add special strings that the file does not have."""
-        from tokenizers import AddedToken
-
-        new = [AddedToken(t, lstrip=s.lstrip, rstrip=s.rstrip, normalized=False) for t, s in tokens.items()]
-        self._tok.add_special_tokens(new)
-        self.protect(self._names)
-        self.size = self._tok.get_vocab_size(with_added_tokens=True)
-
-    def own(self) -> dict[str, Special]:
-        """Special tokens of the file."""
-        added = self._tok.get_added_tokens_decoder()
-        return {t.content: Special(i, t.lstrip, t.rstrip, t.special) for i, t in added.items()}
-
-    def encode(self, text: str, plain: bool, follows: bool = False) -> list[int]:
-        return (self._without_special() if plain else self._tok).encode(text, add_special_tokens=False).ids
-
-    def limit(self, tokens: int, side: str) -> None:
-        """Cut longer texts to ``tokens`` on one side, what :meth:`encode_framed` adds included."""
-        self._tok.no_padding()
-        self._tok.enable_truncation(tokens, direction=side)
-        self.protect(self._names)
-
-    def encode_framed(self, text: str) -> list[int]:
-        """Ids of ``text``, in which nothing is special, between the special tokens that the file adds."""
-        return self._without_special().encode(text).ids
-
-    def starts(self, text: str) -> list[int]:
-        """For each id of ``text``, the character where it begins."""
-        return [start for start, _ in self._tok.encode(text, add_special_tokens=False).offsets]
-
-    def decode(self, ids: list[int], skip_special: bool) -> str:
-        return self._tok.decode(ids, skip_special_tokens=skip_special)
-
-    def id_of(self, piece: str) -> int | None:
-        return self._tok.token_to_id(piece)
-
-    def piece(self, index: int) -> str:
-        return self._tok.id_to_token(index) or ""
-
-
-def _restored(text: str, names: list[str]) -> _Fast:
-    """A pickled backend."""
-    result = _Fast(text)
-    result.protect(names)
-    return result
 
 
 class Tokenizer:
@@ -139,7 +44,7 @@ class Tokenizer:
 
     def __init__(
         self,
-        backend: SentencePieceModel | _Fast,
+        backend: SentencePiece | Fast,
         special: SpecialTokens,
         pad_token: str | None = None,
         legacy: bool = True,
@@ -150,7 +55,7 @@ class Tokenizer:
         self._special = special.by_text
         roles = special.roles
         self.bos, self.eos, self.unk = (roles.get(role) for role in ("bos", "eos", "unk"))
-        self._slow, self._legacy = isinstance(backend, SentencePieceModel), legacy
+        self._slow, self._legacy = isinstance(backend, SentencePiece), legacy
         for i in (self.bos, self.eos, self.unk) if self._slow else ():
             if i is not None and i < backend.size:
                 self._special.setdefault(backend.piece(i), Special(i, lstrip=False, rstrip=False))
@@ -201,19 +106,15 @@ class Tokenizer:
         Raises:
             WeightsError: no folder, no tokenizer in it, or an unreadable file.
         """
-        folder = Path(path)
-        if is_gguf(path):
-            from vlm.models.llm.gguf import gguf_tokenizer
-
-            folder = gguf_tokenizer(path)
-        backend = backend_of(folder, fast)
+        folder = tokenizer_folder(path)
+        backend = _backend_of(folder, fast)
         tokens = read_special_tokens(folder, backend.size, backend.defaults, backend.id_of)
-        if isinstance(backend, _Fast):
+        if isinstance(backend, Fast):
             tokens.by_text = backend.own()
         added = [*special_tokens, *([new_pad_token] if new_pad_token and "pad" not in tokens.roles else [])]
         for text in added:
             tokens.add(text, backend.id_of(text), backend.size)
-        if added and isinstance(backend, _Fast):
+        if added and isinstance(backend, Fast):
             backend.add({text: tokens.by_text[text] for text in added})
             tokens.by_text = backend.own()
         if new_pad_token in added:
@@ -232,7 +133,7 @@ class Tokenizer:
     def with_token(self, text: str) -> Tokenizer:
         """A copy that also reads ``text`` as one special token, which absorbs no blanks."""
         other, token = copy.copy(self), Special(self.vocab_size, lstrip=False, rstrip=False)
-        if isinstance(self._backend, _Fast):
+        if isinstance(self._backend, Fast):
             other._backend = copy.copy(self._backend)
             other._backend.add({text: token})
             token = other._backend.own()[text]
@@ -259,7 +160,7 @@ class Tokenizer:
 
         Kinds: 1 normal, 2 unknown, 3 control, 5 unused, 6 byte.
         """
-        return self._backend.entries() if isinstance(self._backend, SentencePieceModel) else []
+        return self._backend.entries() if isinstance(self._backend, SentencePiece) else []
 
     @property
     def special_tokens(self) -> dict[str, Special]:
@@ -294,7 +195,7 @@ class Tokenizer:
         if not cuts:
             return []
         text = _encodable(text)
-        if isinstance(self._backend, _Fast) and not self._overlaps(text, literal):
+        if isinstance(self._backend, Fast) and not self._overlaps(text, literal):
             starts = self._backend.starts(text)
             return [bisect_left(starts, cut) for cut in cuts]
         return [len(self.encode(text[:cut], literal=[r for r in literal if r[1] <= cut])) for cut in cuts]
@@ -351,22 +252,31 @@ class Tokenizer:
         return out
 
 
-def backend_of(folder: Path, fast: bool) -> SentencePieceModel | _Fast:
-    """The vocabulary of a folder; ``fast``: ``tokenizer.json`` where both files are there.
-
-    Raises WeightsError: no folder, no tokenizer in it, or an unreadable file.
-    """
-    slow, json_file = folder / "tokenizer.model", folder / "tokenizer.json"
-    if slow.is_file() and not (fast and json_file.is_file()):
-        return SentencePieceModel(slow)
-    if json_file.is_file():
-        if fault := mistaken(json_file):
-            raise WeightsError(fault, fix="fetch tokenizer.json again")
-        return _Fast(read_text(json_file, error=WeightsError), json_file)
-    result = "no such folder" if not folder.is_dir() else "neither tokenizer.model nor tokenizer.json in it"
-    raise WeightsError(f"tokenizer folder {folder}: {result}", fix="name the LLM's Hugging Face folder")
-
-
 def _encodable(text: str) -> str:
     """``text`` with question marks for lone surrogates (bytes of a terminal that were not UTF-8)."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def tokenizer_folder(path: str | Path) -> Path:
+    """The folder with the files of a tokenizer: ``path``, or a temporary one of those in a GGUF file.
+
+    Raises WeightsError: a GGUF file without a tokenizer that can be read.
+    """
+    if not is_gguf(path):
+        return Path(path)
+    from vlm.models.llm.gguf import gguf_tokenizer
+
+    return gguf_tokenizer(path)
+
+
+def _backend_of(folder: Path, fast: bool) -> SentencePiece | Fast:
+    """What reads the vocabulary of a folder; ``fast``: ``tokenizer.json`` where both files are there."""
+    slow, json_file = folder / "tokenizer.model", folder / "tokenizer.json"
+    if slow.is_file() and not (fast and json_file.is_file()):
+        return SentencePiece(slow)
+    if json_file.is_file():
+        if fault := mistaken(json_file):
+            raise WeightsError(fault, fix="fetch tokenizer.json again")
+        return Fast(read_text(json_file, error=WeightsError), json_file)
+    result = "no such folder" if not folder.is_dir() else "neither tokenizer.model nor tokenizer.json in it"
+    raise WeightsError(f"tokenizer folder {folder}: {result}", fix="name the LLM's Hugging Face folder")

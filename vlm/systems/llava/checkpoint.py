@@ -8,7 +8,7 @@ from vlm.checkpoint.keymap import KeyMap
 from vlm.common.errors import WeightsError
 from vlm.common.registry import register_checkpoint_format
 from vlm.models.bridges.mlp import MLP
-from vlm.models.bridges.tile_rows import TileRowsBridge
+from vlm.models.bridges.newline import TileRowsBridge
 from vlm.models.vlm import VLM
 
 
