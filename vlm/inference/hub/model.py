@@ -56,7 +56,7 @@ class ComposedConfig(PreTrainedConfig):
 
 
 class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):
-    """The composition ``vlm`` behind the interface of transformers. State-dict keys: ``vlm.*``, then our own names."""
+    """The composition ``vlm`` with the interface of transformers. State-dict keys: ``vlm.*``, then our own names."""
 
     config_class = ComposedConfig
     config: Any
