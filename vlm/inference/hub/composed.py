@@ -35,7 +35,16 @@ CLASSES = {
     "AutoModelForImageTextToText": f"{MODULE}.{FALLBACK}",
     "AutoProcessor": f"{MODULE}.ComposedProcessor",
 }
-TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES = (
+    *("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *(
+        "added_tokens.json",
+        "chat_template.jinja",
+        "chat_template.json",
+        "processor_config.json",
+        "generation_config.json",
+    ),
+)
 _PATH = re.compile(r"(?:[A-Za-z]:)?[\\/].*[\\/].*|~[\\/].*")
 
 
@@ -87,7 +96,7 @@ class ComposedForm(Form):
         (folder / COMPOSITION_FILE).write_text(to_yaml({"model": composition(contents)}), encoding="utf-8")
         source = contents.tokenizer.folder
         (folder / TOKENIZER_FOLDER).mkdir()
-        copy_files((*TOKENIZER_FILES, "added_tokens.json"), source, folder / TOKENIZER_FOLDER)
+        copy_files(TOKENIZER_FILES, source, folder / TOKENIZER_FOLDER)
         return []
 
 
