@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from vlm.common.bounds import Count
 from vlm.common.errors import ConfigError
 from vlm.common.registry import register_vision
 from vlm.common.types import Features
+from vlm.models.hf.config import written
 from vlm.models.layer_hooks import checkpoint_layers
 from vlm.models.lora import LoraOptions, inject_lora
 from vlm.models.vision.base import PatchCount, check_native, check_patches, check_pixels
@@ -81,6 +82,10 @@ class HFVision(nn.Module):
         self.out_dim = combined_width([self.tower.width] * len(self.chosen), config.combine, PART)
         self.prefix = self.tower.cls * config.keep_cls + self.tower.others * config.keep_registers
         self.num_tokens = (self.image_size // self.tower.patch) ** 2 + self.prefix
+
+    def written_out(self) -> Config:
+        """See :class:`~vlm.models.protocols.WritesOut`."""
+        return replace(self.config, path=None, config=written(read_config(self.config.path, self.config.config, PART)))
 
     def blocks(self) -> Any:
         """The blocks that are built."""

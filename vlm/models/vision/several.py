@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isqrt
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from vlm.common.registry import config_class, register_vision, resolve
 from vlm.common.types import Features
 from vlm.config.schema import Report, read
 from vlm.models.counting import grid_of
-from vlm.models.protocols import CountsTokens, NamesLayers
+from vlm.models.protocols import CountsTokens, NamesLayers, WritesOut
 from vlm.models.vision.base import check_pixels
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -125,6 +125,15 @@ class Several(nn.Module):
         self.out_dim = config.width or widths[0]
         if config.width is not None:
             self.projections = nn.ModuleList([nn.Linear(width, config.width) for width in widths])
+
+    def written_out(self) -> Config:
+        """See :class:`~vlm.models.protocols.WritesOut`."""
+        encoders = []
+        for options, encoder in zip(self.config.encoders, self.encoders, strict=True):
+            own = vars(encoder.written_out()) if isinstance(encoder, WritesOut) else {}
+            changed = {key: own[key] for key in ("path", "config") if own}
+            encoders.append({**options, **changed})
+        return replace(self.config, encoders=encoders)
 
     def checkpointable_modules(self) -> list[nn.Module]:
         """The blocks of the encoders that name theirs, to recompute in the backward pass if the runner asks for it."""
