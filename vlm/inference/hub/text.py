@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Sequence
@@ -49,7 +50,8 @@ class HubTokenizer:
         self._tree = self._read()
         self.is_new = known is None
         self.image_id: int = self._next_id() if known is None else known
-        self._add(self.image, self.image_id)
+        if self.is_new:
+            self._add(self.image, self.image_id)
 
     @property
     def tree(self) -> dict[str, Any]:
@@ -83,8 +85,10 @@ class HubTokenizer:
         else:
             tree = json.loads((self.folder / "tokenizer.json").read_text(encoding="utf-8"))
         self._tree = tree
+        known = {entry["content"] for entry in tree.get("added_tokens") or []}
         for text, token in sorted(own.special_tokens.items(), key=lambda item: item[1].id):
-            self._add(text, token.id, token.lstrip, token.rstrip)
+            if text not in known or own.sentencepieces():  # a tokenizer.json is read by its own rules
+                self._add(text, token.id, token.lstrip, token.rstrip)
         return tree
 
     def _add(self, text: str, index: int, lstrip: bool = False, rstrip: bool = False) -> None:
@@ -136,16 +140,27 @@ class HubTokenizer:
 
     def _ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         """The composition's ids of a conversation."""
-        from torch import zeros
-
-        recipe = self._processor.image
-        blank = zeros(3, recipe.config.size, recipe.config.size)
-        return self._processor.encode_chat(
+        processor = copy.copy(self._processor)
+        processor.image = OnePlace()  # type: ignore[assignment]
+        blank = processor.image(None)
+        return processor.encode_chat(
             [
                 Message(m["role"], [Image(blank) if part["type"] == "image" else part["text"] for part in m["content"]])
                 for m in messages
             ]
         ).ids
+
+
+class OnePlace:
+    """An image recipe for which every image is one medium, so that only the places of images count."""
+
+    splits, fixed_size = False, True
+
+    def __call__(self, *_: Any) -> Any:
+        """``[3, 1, 1]``."""
+        from torch import zeros
+
+        return zeros(3, 1, 1)
 
 
 def _probe(*turns: tuple[str, str]) -> list[dict[str, Any]]:
