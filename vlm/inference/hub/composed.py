@@ -85,7 +85,7 @@ class ComposedForm(Form):
         """See :class:`Form`: the modelling code, the composition, and the tokenizer that it reads."""
         (folder / f"{MODULE}.py").write_text(CODE, encoding="utf-8")
         (folder / COMPOSITION_FILE).write_text(to_yaml({"model": composition(contents)}), encoding="utf-8")
-        source = Path(contents.model_cfg.text.config.tokenizer or contents.model_cfg.llm.config.path)
+        source = contents.tokenizer.folder
         (folder / TOKENIZER_FOLDER).mkdir()
         copy_files((*TOKENIZER_FILES, "added_tokens.json"), source, folder / TOKENIZER_FOLDER)
         return []

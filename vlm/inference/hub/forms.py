@@ -102,6 +102,22 @@ FALLBACK = "ComposedForConditionalGeneration"
 """Class of the form that takes every composition."""
 
 
+def config_of(form: Form, model_type: str, **options: Any) -> Any:
+    """The configuration of transformers that names the class of a form."""
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.for_model(model_type, **options)
+    config.architectures = [form.architecture]
+    return config
+
+
+def base_class(config: Any) -> Any:
+    """The class that transformers builds for an LLM without its head."""
+    from transformers import AutoModel
+
+    return AutoModel._model_mapping[type(config)]
+
+
 def not_spliced(contents: Contents) -> str | None:
     """Why text and images are not one causal sequence whose images are rows of one width, if they are not."""
     model, cfg = contents.model, contents.model_cfg

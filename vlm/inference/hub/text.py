@@ -32,14 +32,17 @@ class HubTokenizer:
 
     Attributes:
         image: the token that stands for an image in a prompt.
+        folder: what the composition's tokenizer was read from.
         image_id: its id; if it is new, the first after all others.
         is_new: whether the composition's own tokenizer lacks it.
     """
 
-    def __init__(self, processor: Processor, model_cfg: Any) -> None:
+    def __init__(self, processor: Processor) -> None:
         """Raises WeightsError: the tokenizer cannot be written as ``tokenizer.json``."""
         self._processor = processor
-        self._folder = Path(model_cfg.text.config.tokenizer or model_cfg.llm.config.path)
+        if processor.tokenizer.folder is None:
+            raise WeightsError("the tokenizer was not read from a folder, so that its files cannot be written")
+        self.folder: Path = processor.tokenizer.folder
         own, template = processor.tokenizer, processor.template
         self.image: str = template.config.media_token or IMAGE
         known = own.id_of(self.image)
@@ -68,17 +71,17 @@ class HubTokenizer:
         from transformers import AutoTokenizer
 
         own = self._processor.tokenizer
-        if (self._folder / "tokenizer.model").is_file():
+        if own.sentencepieces():
             try:
-                found: Any = AutoTokenizer.from_pretrained(self._folder, local_files_only=True, trust_remote_code=False)
+                found: Any = AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
                 tree: dict[str, Any] = json.loads(found.backend_tokenizer.to_str())
             except (ValueError, OSError, ImportError, AttributeError) as error:
-                text = f"tokenizer folder {self._folder}: cannot be written as tokenizer.json ({error})"
+                text = f"tokenizer folder {self.folder}: cannot be written as tokenizer.json ({error})"
                 raise WeightsError(text, fix="pip install protobuf, or use a folder with tokenizer.json") from error
             if own.legacy:
                 tree["normalizer"], tree["pre_tokenizer"] = LEGACY, None
         else:
-            tree = json.loads((self._folder / "tokenizer.json").read_text(encoding="utf-8"))
+            tree = json.loads((self.folder / "tokenizer.json").read_text(encoding="utf-8"))
         self._tree = tree
         for text, token in sorted(own.special_tokens.items(), key=lambda item: item[1].id):
             self._add(text, token.id, token.lstrip, token.rstrip)
