@@ -280,3 +280,12 @@ def test_rows_for_new_tokens(made: Path, tmp_path: Path, expected: dict[str, Ten
     llava.build_tied(tmp_path)
     found = Engine.load(tmp_path, "cpu", options=more).model.state_dict()  # it has a head of its own then
     assert torch.equal(found[head], found[table]) and len(found[head]) == 300
+
+
+def test_what_the_image_processor_leaves_out_is_the_default_of_its_class(folder: Path) -> None:
+    before = read_source(folder).model.image.options
+    stated = json.loads((folder / "processor_config.json").read_text())["image_processor"]
+    kept = {key: stated[key] for key in ("image_processor_type", "size", "crop_size")}
+    edit("processor_config.json", image_processor=...)(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(kept))
+    assert read_source(folder).model.image.options == before
