@@ -145,6 +145,14 @@ def test_import_writes_a_file_that_trains_and_answers(
     assert main(["import", str(made), "--to", "other.yaml"]) == 2
 
 
+def test_a_folder_with_an_odd_name_cannot_write_other_keys(made: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made, tmp_path / "a\nplugins: [evil]\nb: '"))
+    target = tmp_path / "c\nplugins: [evil]\nd.yaml"
+    assert main(["import", str(folder), "--to", str(target)]) == 0
+    cfg = load_config(target)
+    assert not cfg.plugins and cfg.model.weights[0].path == str(folder.resolve())
+
+
 def test_verify_says_whether_it_is_the_same(made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     verify = ["verify", str(made), "--against", "transformers", "-n", "2", "--device", "cpu"]
     assert main(verify) == 0

@@ -55,7 +55,9 @@ class ModelFolder:
         """
         stated = self._json("processor_config.json").get("image_processor") or self._json("preprocessor_config.json")
         if not stated:
-            text = f"{self.path}: neither preprocessor_config.json nor processor_config.json says how images are prepared"
+            text = (
+                f"{self.path}: neither preprocessor_config.json nor processor_config.json says how images are prepared"
+            )
             raise WeightsError(text, fix="download it too")
         from transformers import AutoImageProcessor
 
