@@ -98,6 +98,8 @@ class ComposedForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsPP
         orig_to_new_prefix={"llm.model.": "language_model.", "vision.": "images.vision.", "bridge.": "images.bridge."}
     )
 
+    language_model: Any
+
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
         """Text that stands for an image in a prompt."""
