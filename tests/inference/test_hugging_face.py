@@ -213,7 +213,7 @@ def failing_template(folder: Path) -> None:
 
 FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "an architecture that is not supported": (edit("config.json", model_type="bert"), r"'bert'.*supported: .*llava"),
-    "code of its own": (remote_code, r"'strange'.*supported: |auto_map"),
+    "code of its own": (remote_code, r"'strange'.*auto_map.*never run"),
     "a missing shard": (lost_shard, "model-1.safetensors named by .* but missing"),
     "a missing index": (lost_index, "model.safetensors.index.json"),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "no .*weights"),
@@ -254,8 +254,29 @@ def test_weights_are_read_strictly(damage: Callable[[Path], None], message: str,
         Engine.load(folder, "cpu")
 
 
+@pytest.mark.parametrize("fault", ["code of its own", "an architecture that is not supported", "several types"])
+def test_loading_is_refused_as_importing_is(fault: str, folder: Path) -> None:
+    damage, message = FAULTS[fault]
+    damage(folder)
+    with pytest.raises(UserError) as caught:
+        Engine.load(folder, "cpu")
+    assert re.search(message, str(caught.value), re.DOTALL)
+
+
 def test_code_in_a_folder_of_a_known_type_is_ignored(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     edit("config.json", auto_map={"AutoConfig": "evil.Config"})(folder)
     (folder / "evil.py").write_text("raise SystemExit('executed')")
     assert read_source(folder).model.vision is not None
     assert "auto_map" in caplog.text
+
+
+def test_rows_for_new_tokens(made: Path, tmp_path: Path, expected: dict[str, Tensor]) -> None:
+    head, table = "llm.model.lm_head.weight", "llm.model.model.embed_tokens.weight"
+    more = ["model.llm.vocab_size=300", "model.llm.new_rows=mean"]
+    found = Engine.load(made, "cpu", options=more).model.state_dict()
+    assert all(
+        found[k].shape[0] == 300 and torch.equal(found[k][: len(expected[k])], expected[k]) for k in (head, table)
+    )
+    llava.build_tied(tmp_path)
+    found = Engine.load(tmp_path, "cpu", options=more).model.state_dict()  # it has a head of its own then
+    assert torch.equal(found[head], found[table]) and len(found[head]) == 300

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from vlm.common.errors import ConfigError, PromptError, WeightsError
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Image, Message, Sample, Video
@@ -331,11 +331,16 @@ def test_a_sentencepiece_folder(llm_folder: Path, tmp_path: Path) -> None:
     for file in llm_folder.glob("*.json"):
         shutil.copy(file, tmp_path)
     shutil.copy(llm_folder / "tokenizer.model", tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "legacy": False}))
     for name in ("llama2", "vicuna"):
         (tmp_path / "chat_template.jinja").write_text(FAMILIES[name].template)
         tokenizer = Tokenizer.from_folder(tmp_path)
         processor = Processor(tokenizer, HFChat(HFChat.Config()), ImageRecipe(ImageRecipe.Config(size=4)))
         example = processor.encode_train(Sample(tuple(Message(*turn) for turn in DIALOGUE)), random.Random(0))
+        theirs = AutoTokenizer.from_pretrained(tmp_path)
+        messages = [{"role": role, "content": text} for role, text in DIALOGUE]
+        assert example.ids == theirs.apply_chat_template(messages, **OFF)
         assert example.ids[0] == tokenizer.bos and example.ids.count(tokenizer.eos) == 2
         answers = [i for i in example.labels if i != IGNORE_INDEX]
         assert tokenizer.decode(answers).replace(" ", "") == "Aredboat.Itis<b>red</b>,漢字é."

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from vlm.common.bounds import Count, Dropout, Natural
 from vlm.common.errors import ConfigError
-from vlm.common.gguf import is_gguf
 from vlm.common.registry import register_llm
 from vlm.models.fusion.base import LLMInputs
 from vlm.models.hf.config import read_hf_config, written
@@ -27,6 +26,7 @@ from vlm.models.layer_hooks import (
 from vlm.models.llm.attention import ATTENTION, OWN_ATTENTION, plain_attention_of, register_attention, seeing
 from vlm.models.llm.fitness import check_fitness, decoder_layers, passes_more
 from vlm.models.llm.gguf import read_gguf_config
+from vlm.models.llm.gguf_header import is_gguf
 from vlm.models.llm.head import logits_of, prepare_head
 from vlm.models.llm.headed import causal_class
 from vlm.models.llm.packing import apart, axes_first, base_of, can_pack, pack, position_axes

@@ -14,11 +14,11 @@ from vlm.common.bounds import Count
 from vlm.common.errors import ConfigError
 from vlm.common.registry import register_vision
 from vlm.common.types import Features
-from vlm.models.hf.config import written
 from vlm.models.layer_hooks import checkpoint_layers
 from vlm.models.lora import LoraOptions, inject_lora
+from vlm.models.published import sizes
 from vlm.models.vision.base import PatchCount, check_native, check_patches, check_pixels
-from vlm.models.vision.layers import Combine, Layers, combined, combined_width, layers_of
+from vlm.models.vision.layers import Layers, combined, combined_width, layers_of
 from vlm.models.vision.tower import ASKED, PIXELS, REAL, SHAPES, build_tower, depth_of, read_config
 
 PART = "model.vision"
@@ -51,7 +51,7 @@ class HFVision(nn.Module):
         image_size: Count | None = None
         native: bool = False
         layer: Layers = -1
-        combine: Combine = "concat"  # weights: a learned mean (arXiv:1802.05365, eq. 1)
+        combine: Literal["concat", "mean", "weights"] = "concat"  # weights: a learned mean (arXiv:1802.05365, eq. 1)
         post_norm: bool | None = None  # the tower's last norm after each chosen block; null: if layer is -1
         keep_cls: bool = False
         keep_registers: bool = False
@@ -85,7 +85,7 @@ class HFVision(nn.Module):
 
     def written_out(self) -> Config:
         """See :class:`~vlm.models.protocols.WritesOut`."""
-        return replace(self.config, path=None, config=written(read_config(self.config.path, self.config.config, PART)))
+        return replace(self.config, path=None, config=sizes(read_config(self.config.path, self.config.config, PART)))
 
     def blocks(self) -> Any:
         """The blocks that are built."""

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from vlm.common.errors import WeightsError
 from vlm.common.file_kind import mistaken
-from vlm.common.gguf import is_gguf
 from vlm.common.text import read_text
+from vlm.models.llm.gguf_header import is_gguf
 from vlm.processors.tokenizer.backends import Fast, SentencePiece, any_of
 from vlm.processors.tokenizer.decoding import StreamDecoder
 from vlm.processors.tokenizer.special_tokens import Special, SpecialTokens, is_control, read_json, read_special_tokens
