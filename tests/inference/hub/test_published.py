@@ -9,6 +9,7 @@ import torch
 from PIL import Image as Images
 
 from tests.golden.installed import blip2, llava, paligemma, qwen2_vl, smolvlm
+from vlm.common.errors import UserError
 from vlm.common.types import Image, Message
 from vlm.inference.engine import Engine
 from vlm.inference.hub.export import HubExport
@@ -72,3 +73,22 @@ def test_with_our_code(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(found, ours, rtol=0, atol=1e-4)
     made = model.generate(**inputs, max_new_tokens=8, **PLAIN)[0, inputs["input_ids"].shape[1] :].tolist()
     assert made == engine.generate_ids([example], engine.options(max_new_tokens=8, stop=(), **PLAIN))[0]
+
+
+def test_nothing_in_an_exported_folder_is_run(tmp_path: Path) -> None:
+    """Our library reads the composition alone, under the rules for files of others."""
+    llava.build(tmp_path / "theirs")
+    out = tmp_path / "out"
+    HubExport(HubExport.Config(dtype="fp32", form="composed")).write(tmp_path / "theirs", out)
+    (out / "modeling_vlm.py").write_text("raise SystemExit('run')\n")
+    assert Engine.load(out, "cpu").model.vision is not None
+    text = (out / "composition.yaml").read_text()
+    (out / "composition.yaml").write_text(text.replace("name: hf_vision", "name: evil.module:Tower", 1))
+    if "evil" not in (out / "composition.yaml").read_text():
+        (out / "composition.yaml").write_text(text.replace("name: clip", "name: evil.module:Tower", 1))
+    with pytest.raises(UserError, match="would import the module 'evil.module'"):
+        Engine.load(out, "cpu")
+    (out / "composition.yaml").write_text(text)
+    (out / "model.safetensors").write_bytes((out / "model.safetensors").read_bytes()[:-40])
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        Engine.load(out, "cpu")

@@ -68,7 +68,7 @@ class Idefics3Form(Form):
 
     def files(self, contents: Contents) -> dict[str, dict[str, Any]]:
         """See :class:`Form`. The processor writes the texts around the tiles itself."""
-        options = contents.processor.image.config
+        options: Any = contents.processor.image.config
         named = {"processor_class": "Idefics3Processor"}
         image = {
             "image_processor_type": "Idefics3ImageProcessor",
