@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.golden.installed.folders import save, tokenizer
 from vlm.cli.main import main
 from vlm.common import registry
 
@@ -33,7 +34,7 @@ TRAINED = [
     "tracker",
     "vision",
 ]
-OTHERS = ["benchmark", "command", "export", "source"]
+OTHERS = ["architecture", "benchmark", "command", "export", "source"]
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +92,37 @@ def test_a_source(folder: Path) -> None:
     assert main(["train", "bridge.yaml", "--options", "run.output_dir=sweep/run_3"]) == 0
     (folder / "sweep" / "best_run.txt").write_text("run_3\n")
     assert isinstance(vlm.load("sweep").chat("What color is it?", image="data/red.png", max_new_tokens=2), str)
+
+
+def test_an_architecture(folder: Path) -> None:
+    importlib.import_module("my_architecture")
+    build_vipllava(folder / "vipllava")
+    assert main(["verify", "vipllava", "--against", "transformers", "-n", "2"]) == 0
+    assert main(["import", "vipllava", "--to", "vipllava.yaml"]) == 0
+
+
+def build_vipllava(folder: Path) -> None:
+    from transformers import (
+        CLIPImageProcessorPil,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaProcessor,
+        VipLlavaConfig,
+        VipLlavaForConditionalGeneration,
+    )
+
+    words = tokenizer()
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    config = VipLlavaConfig(
+        vision_config=CLIPVisionConfig(**small, num_hidden_layers=4, image_size=42, patch_size=14),
+        text_config=LlamaConfig(**small, num_hidden_layers=2, vocab_size=len(words)),
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=[-2, 2],
+    )
+    images = CLIPImageProcessorPil(size={"shortest_edge": 42}, crop_size={"height": 42, "width": 42})
+    counts = {"patch_size": 14, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    processor = LlavaProcessor(images, words, **counts, chat_template=words.chat_template)
+    save(VipLlavaForConditionalGeneration(config), processor, folder)
 
 
 def test_a_whole_system(folder: Path) -> None:
