@@ -22,7 +22,7 @@ GUIDE = ROOT / "docs" / "guides" / "from_hugging_face.md"
 FOLDER = "llava-1.5-7b-hf"
 
 
-def test_the_guide_lists_what_is_supported() -> None:
+def test_the_guide_lists_supported_architectures() -> None:
     rows = [line for line in GUIDE.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
     assert {name for row in rows for name in re.findall(r"`([\w-]+)`", row.split("|")[1])} == {
         "model_type",

@@ -145,6 +145,14 @@ def test_import_writes_a_file_that_trains_and_answers(
     assert main(["import", str(made), "--to", "other.yaml"]) == 2
 
 
+def test_a_folder_with_an_odd_name_cannot_write_other_keys(made: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made, tmp_path / "a\nplugins: [evil]\nb: '"))
+    target = tmp_path / "c\nplugins: [evil]\nd.yaml"
+    assert main(["import", str(folder), "--to", str(target)]) == 0
+    cfg = load_config(target)
+    assert not cfg.plugins and cfg.model.weights[0].path == str(folder.resolve())
+
+
 def test_verify_says_whether_it_is_the_same(made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     verify = ["verify", str(made), "--against", "transformers", "-n", "2", "--device", "cpu"]
     assert main(verify) == 0
@@ -280,3 +288,12 @@ def test_rows_for_new_tokens(made: Path, tmp_path: Path, expected: dict[str, Ten
     llava.build_tied(tmp_path)
     found = Engine.load(tmp_path, "cpu", options=more).model.state_dict()  # it has a head of its own then
     assert torch.equal(found[head], found[table]) and len(found[head]) == 300
+
+
+def test_what_the_image_processor_leaves_out_is_the_default_of_its_class(folder: Path) -> None:
+    before = read_source(folder).model.image.options
+    stated = json.loads((folder / "processor_config.json").read_text())["image_processor"]
+    kept = {key: stated[key] for key in ("image_processor_type", "size", "crop_size")}
+    edit("processor_config.json", image_processor=...)(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(kept))
+    assert read_source(folder).model.image.options == before

@@ -154,6 +154,22 @@ def test_more_than_twenty_families() -> None:
     assert len(ALL) >= 25 and all("{% generation" not in family.template for family in FAMILIES.values())
 
 
+def test_an_id_across_the_border_of_an_answer_is_trained(tmp_path: Path) -> None:
+    text = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+    text += "{% if add_generation_prompt %}{{ 'assistant:\n' }}{% endif %}"  # other than what training writes
+    case = Case(tmp_path, Family(text, "", ("<|endoftext|>",), "<|endoftext|>"), end_sym="<|endoftext|>")
+    turns = (("user", "?"), ("assistant", "a boat"), ("user", "?"), ("assistant", "the water"))
+    assert case.answers(case.train(*turns)) == [" a boat<|endoftext|>", " the water<|endoftext|>"]
+
+
+def test_a_template_without_a_generation_prompt_has_the_header_written(tmp_path: Path) -> None:
+    text = CHATML.split("{% if add_generation_prompt")[0]
+    case = Case(tmp_path, Family(text, "<|im_end|>", FAMILIES["chatml"].tokens, "<|im_end|>"))
+    trained, asked = case.train(*DIALOGUE[:2]), case.chat(DIALOGUE[0])
+    assert case.answers(trained) == ["<|im_start|>assistant\nA red boat.<|im_end|>"]
+    assert trained.ids[: len(asked.ids)] == asked.ids
+
+
 # images
 
 

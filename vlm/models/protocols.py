@@ -203,6 +203,14 @@ class RotatesAxes(Protocol):
 
 
 @runtime_checkable
+class OpensBlocks(Protocol):
+    """An LLM that says whether it honours ``LLMInputs.blocks``; without it, its forward pass says so."""
+
+    model: Any
+    opens_blocks: bool
+
+
+@runtime_checkable
 class ProvidesData(Protocol):
     """A fusion that names what it puts into ``InsertData.tokens``; without it: nothing."""
 

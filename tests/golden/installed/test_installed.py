@@ -140,6 +140,13 @@ def gradients(model: Any, loader: Any) -> dict[str, Tensor | None]:
     return found | changed
 
 
+def test_a_chat_session_answers_the_same(pair: Pair) -> None:
+    (asked,) = pair.conversations[0]
+    session = pair.engine.conversation(generation=GREEDY)
+    answer = session.chat(asked.text, image=[medium.source for medium in asked.media])
+    assert answer == pair.engine.generate([pair.conversations[0]], GREEDY)[0]
+
+
 def test_gradients_of_what_trains(pair: Pair) -> None:
     model, theirs = pair.engine.model, pair.reference.model
     torch.manual_seed(0)

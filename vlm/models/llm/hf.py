@@ -29,7 +29,7 @@ from vlm.models.llm.gguf import read_gguf_config
 from vlm.models.llm.gguf_header import is_gguf
 from vlm.models.llm.head import logits_of, prepare_head
 from vlm.models.llm.headed import causal_class
-from vlm.models.llm.packing import apart, axes_first, base_of, can_pack, pack, position_axes
+from vlm.models.llm.packing import apart, axes_first, base_of, can_pack, pack, position_axes, uses_interface
 from vlm.models.lora import LoraOptions, inject_lora
 from vlm.models.loss import head_loss
 
@@ -93,6 +93,7 @@ class HFCausalLM(nn.Module):
             raise ConfigError(f"model.llm.banned_ids: {config.banned_ids}, allowed: 0 to {self.vocab_size - 1}")
         if config.lora is not None:
             inject_lora(self.model, config.lora)
+        self.opens_blocks: bool = uses_interface(self.model)
         self.position_axes: int = position_axes(self.model)
         self.packs: bool = config.packing and shares_rows and can_pack(self.model)
         self.passes_more = passes_more(base_of(self.model).forward)
