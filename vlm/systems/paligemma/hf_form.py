@@ -36,6 +36,11 @@ class PaliGemmaForm(Form):
             return "images are of another size than the encoder's, or the bridge is not a linear layer"
         return not_plain_images(contents) or other_head(contents) or other_prompt(contents)
 
+    def wrong_in(self, server: str, contents: Contents) -> str | None:
+        """See :class:`Form`. Seen in vLLM 0.33."""
+        wrong = "only the positions of an image see one another there, not those of the question"
+        return wrong if server == "vllm" else None
+
     def config(self, contents: Contents) -> Any:
         """See :class:`Form`."""
         tower = {k: v for k, v in contents.model.vision.model.config.to_dict().items() if not k.startswith("_")}
