@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from PIL import Image as Images
 from tests.golden.installed import blip2, llava, paligemma, qwen2_vl, smolvlm
 from vlm.common.errors import UserError
 from vlm.common.types import Image, Message
+from vlm.inference.architectures.against import verify
 from vlm.inference.engine import Engine
 from vlm.inference.hub.export import HubExport
 
@@ -39,6 +41,15 @@ def test_there_and_back(build: object, tmp_path: Path) -> None:
     made = model.generate(**inputs, max_new_tokens=20, **PLAIN)[0, inputs["input_ids"].shape[1] :].tolist()
     answer = engine.generate_ids([example], engine.options(max_new_tokens=20, stop=(), **PLAIN))[0]
     assert made[: len(answer)] == answer
+
+
+@pytest.mark.parametrize("build", [paligemma.build, paligemma.build_second])
+def test_a_prompt_that_is_a_prefix(build: Any, tmp_path: Path) -> None:
+    build(tmp_path / "theirs")
+    lines = HubExport(HubExport.Config(dtype="fp32")).write(tmp_path / "theirs", tmp_path / "out")
+    assert "PaliGemmaForConditionalGeneration" in lines[0]
+    found = verify(tmp_path / "out", 3, 0, torch.device("cpu"), torch.float32)
+    assert found.same(1e-4), found
 
 
 BUILDERS = {

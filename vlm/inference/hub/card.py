@@ -24,7 +24,7 @@ def write_model_card(contents: Contents, form: Form, folder: Path, differences: 
         "## Use\n\n" + form.usage(contents),
         "## Composition\n\n" + _table(_composition(contents)),
         "## Training\n\n" + _table(_training(contents, record)),
-        "## Prompts\n\n" + _prompts(contents, differences),
+        "## Prompts\n\n" + _prompts(contents, form, differences),
         "## Provenance\n\n" + _table(_hashes(contents, record)),
         "## Licence\n\nTo be filled in: the licences of the encoder, of the LLM and of the data bind these weights.\n",
     ]
@@ -88,10 +88,12 @@ def _trained(names: Sequence[str]) -> str:
     return ", ".join(dict.fromkeys(parts))
 
 
-def _prompts(contents: Contents, differences: Sequence[str]) -> str:
+def _prompts(contents: Contents, form: Form, differences: Sequence[str]) -> str:
     tokenizer, template = contents.tokenizer, contents.processor.template
     lines = [f"An image is `{tokenizer.image}` in a prompt."]
-    if tokenizer.has_template and not differences:
+    if form.frames_prompts:
+        lines.append("There is no chat template: the processor takes the question and writes the rest.")
+    elif tokenizer.has_template and not differences:
         lines.append("The chat template gives the ids that the composition was trained with.")
     elif tokenizer.has_template:
         lines.append(f"The chat template gives other ids than the composition for: {'; '.join(differences)}.")

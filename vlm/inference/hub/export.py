@@ -77,14 +77,15 @@ class HubExport:
         write_json(folder / "generation_config.json", generation_config(contents))
         for name, content in form.files(contents).items():
             write_json(folder / name, content)
-        contents.tokenizer.write(folder, form.image_words(contents))
+        contents.tokenizer.write(folder, None if form.frames_prompts else form.image_words(contents))
         more = form.extra(contents, folder) + self.for_server(contents, form, folder)
         size = sum(plan.fact.nbytes for plan in planned.values())
         lines = [f"{len(planned)} tensors, {size / 1e6:,.1f} MB in {len(files)} file{'s' * (len(files) > 1)}"]
         if self.config.lora == "adapter":
             count = write_adapter(contents, form, folder / "adapter")
             lines.append(f"adapter/: LoRA of {count} layers, for peft")
-        differences = contents.tokenizer.differences(folder, form.image_words(contents))
+        words = form.image_words(contents)
+        differences = [] if form.frames_prompts else contents.tokenizer.differences(folder, words)
         contents.weights.release()
         write_model_card(contents, form, folder, differences)
         return lines + more + contents.notes + [f"reads otherwise than the composition: {text}" for text in differences]

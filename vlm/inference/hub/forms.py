@@ -28,9 +28,11 @@ class Form(ABC):
 
     Attributes:
         architecture: name of the class.
+        frames_prompts: whether its processor writes all of a prompt but the question, so that there is no template.
     """
 
     architecture: ClassVar[str]
+    frames_prompts: ClassVar[bool] = False
 
     @abstractmethod
     def misfit(self, contents: Contents) -> str | None:

@@ -105,7 +105,7 @@ class HubTokenizer:
         size = len(vocabulary)
         return max([size, self._processor.tokenizer.vocab_size, *(e["id"] + 1 for e in self._tree["added_tokens"])])
 
-    def write(self, folder: Path, words: str) -> None:
+    def write(self, folder: Path, words: str | None) -> None:
         """The tokenizer and, if there is one, ``chat_template.jinja`` (see :meth:`template` for ``words``)."""
         own = self._processor.tokenizer
         roles = {"bos_token": own.bos, "eos_token": own.eos, "unk_token": own.unk, "pad_token": own.pad}
@@ -115,7 +115,7 @@ class HubTokenizer:
         config |= {"clean_up_tokenization_spaces": False}
         (folder / "tokenizer.json").write_text(json.dumps(self._tree, ensure_ascii=False) + "\n", encoding="utf-8")
         write_json(folder / "tokenizer_config.json", config)
-        if (template := self.template(words)) is not None:
+        if words is not None and (template := self.template(words)) is not None:
             (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
 
     def differences(self, folder: Path, words: str) -> list[str]:

@@ -27,6 +27,10 @@ class InstructBlipForm(Blip2Form):
         reason = super().misfit(contents)
         return reason or (None if image_first(contents) else "its prompts do not begin with the image")
 
+    def wrong_in(self, server: str, contents: Contents) -> str | None:
+        """See :class:`Form`. Seen in vLLM 0.33."""
+        return "it has no such class" if server == "vllm" else None
+
     def config(self, contents: Contents) -> Any:
         """See :class:`Form`."""
         text = contents.model.bridge[0].config.reads_text
