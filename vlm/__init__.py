@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         register_checkpoint_format as register_checkpoint_format, register_command as register_command,
         register_dataset as register_dataset, register_export as register_export,
         register_fusion as register_fusion, register_generation as register_generation,
+        register_hf_form as register_hf_form,
         register_image as register_image, register_insert as register_insert,
         register_judge as register_judge, register_llm as register_llm, register_model as register_model,
         register_processor as register_processor, register_runner as register_runner,

@@ -148,3 +148,6 @@ def test_a_tokenizer_without_a_template(tmp_path: Path, capsys: pytest.CaptureFi
     assert f"missing, and the tokenizer in {tmp_path / 'llm'} has no chat template; name one" in said
     own = write_yaml(tmp_path, template={"name": "hf_chat", "chat_template": FAMILIES["qwen2"].template})
     assert main(["config", "check", str(own)]) == 0
+    failing = write_yaml(tmp_path, template={"name": "hf_chat", "chat_template": "{{ raise_exception('no') }}"})
+    assert main(["config", "check", str(failing)]) == 2
+    assert "cannot write this conversation: no" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from tests.golden.installed import llava
 from vlm.cli.main import main
+from vlm.common.registry import names
 from vlm.inference.engine import Engine
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -18,6 +20,14 @@ from pages import EXAMPLES, ROOT, blocks, commands  # noqa: E402
 
 GUIDE = ROOT / "docs" / "guides" / "from_hugging_face.md"
 FOLDER = "llava-1.5-7b-hf"
+
+
+def test_the_guide_lists_supported_architectures() -> None:
+    rows = [line for line in GUIDE.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    assert {name for row in rows for name in re.findall(r"`([\w-]+)`", row.split("|")[1])} == {
+        "model_type",
+        *names("architecture"),
+    }
 
 
 def test_every_command_of_the_guide_runs(

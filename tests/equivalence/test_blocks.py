@@ -16,6 +16,7 @@ from vlm.inference.decoding import StopCriteria, decode
 from vlm.inference.generation import EVALUATION
 from vlm.inference.incremental import Prompt
 from vlm.models.fusion.base import LLMInputs
+from vlm.models.fusion.splice import Splice
 from vlm.models.llm.hf import HFCausalLM
 
 VOCAB, WINDOW = 48, 5
@@ -143,3 +144,5 @@ def test_a_family_that_builds_its_own_masks_is_refused() -> None:
     llm = HFCausalLM(HFCausalLM.Config(config={"model_type": "bloom", **sizes}, dtype="fp32")).float()
     with pytest.raises(ConfigError, match="BloomForCausalLM of transformers builds its attention masks by itself"):
         llm(rows([[0]]))
+    with pytest.raises(ConfigError, match="fix: set model.fusion.attention to causal"):
+        Splice(Splice.Config(attention="image"), llm)

@@ -145,6 +145,14 @@ def test_import_writes_a_file_that_trains_and_answers(
     assert main(["import", str(made), "--to", "other.yaml"]) == 2
 
 
+def test_a_folder_with_an_odd_name_cannot_write_other_keys(made: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made, tmp_path / "a\nplugins: [evil]\nb: '"))
+    target = tmp_path / "c\nplugins: [evil]\nd.yaml"
+    assert main(["import", str(folder), "--to", str(target)]) == 0
+    cfg = load_config(target)
+    assert not cfg.plugins and cfg.model.weights[0].path == str(folder.resolve())
+
+
 def test_verify_says_whether_it_is_the_same(made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     verify = ["verify", str(made), "--against", "transformers", "-n", "2", "--device", "cpu"]
     assert main(verify) == 0
@@ -213,7 +221,7 @@ def failing_template(folder: Path) -> None:
 
 FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "an architecture that is not supported": (edit("config.json", model_type="bert"), r"'bert'.*supported: .*llava"),
-    "code of its own": (remote_code, r"'strange'.*supported: |auto_map"),
+    "code of its own": (remote_code, r"'strange'.*auto_map.*never run"),
     "a missing shard": (lost_shard, "model-1.safetensors named by .* but missing"),
     "a missing index": (lost_index, "model.safetensors.index.json"),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "no .*weights"),
@@ -254,8 +262,38 @@ def test_weights_are_read_strictly(damage: Callable[[Path], None], message: str,
         Engine.load(folder, "cpu")
 
 
+@pytest.mark.parametrize("fault", ["code of its own", "an architecture that is not supported", "several types"])
+def test_loading_is_refused_as_importing_is(fault: str, folder: Path) -> None:
+    damage, message = FAULTS[fault]
+    damage(folder)
+    with pytest.raises(UserError) as caught:
+        Engine.load(folder, "cpu")
+    assert re.search(message, str(caught.value), re.DOTALL)
+
+
 def test_code_in_a_folder_of_a_known_type_is_ignored(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     edit("config.json", auto_map={"AutoConfig": "evil.Config"})(folder)
     (folder / "evil.py").write_text("raise SystemExit('executed')")
     assert read_source(folder).model.vision is not None
     assert "auto_map" in caplog.text
+
+
+def test_rows_for_new_tokens(made: Path, tmp_path: Path, expected: dict[str, Tensor]) -> None:
+    head, table = "llm.model.lm_head.weight", "llm.model.model.embed_tokens.weight"
+    more = ["model.llm.vocab_size=300", "model.llm.new_rows=mean"]
+    found = Engine.load(made, "cpu", options=more).model.state_dict()
+    assert all(
+        found[k].shape[0] == 300 and torch.equal(found[k][: len(expected[k])], expected[k]) for k in (head, table)
+    )
+    llava.build_tied(tmp_path)
+    found = Engine.load(tmp_path, "cpu", options=more).model.state_dict()  # it has a head of its own then
+    assert torch.equal(found[head], found[table]) and len(found[head]) == 300
+
+
+def test_what_the_image_processor_leaves_out_is_the_default_of_its_class(folder: Path) -> None:
+    before = read_source(folder).model.image.options
+    stated = json.loads((folder / "processor_config.json").read_text())["image_processor"]
+    kept = {key: stated[key] for key in ("image_processor_type", "size", "crop_size")}
+    edit("processor_config.json", image_processor=...)(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(kept))
+    assert read_source(folder).model.image.options == before

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlm.common.errors import ConfigError
-from vlm.common.types import Features, MediumShape
+from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Features, MediumShape
 from vlm.models.bridges.linear import Linear
 from vlm.models.bridges.mlp import MLP
 from vlm.models.bridges.newline import Newline
@@ -19,8 +19,13 @@ from vlm.models.bridges.patch_merger import PatchMerger
 from vlm.models.bridges.pixel_shuffle import PixelShuffle
 from vlm.models.bridges.pools import AvgPool, ConvAbstractor
 from vlm.models.build import build_model
+from vlm.models.fusion.splice import Splice
+from vlm.models.llm.hf import HFCausalLM
+from vlm.models.vision.hf import HFVision
 from vlm.models.vision.timm_vit import TimmVision
-from vlm.testing import part
+from vlm.models.vlm import VLM
+from vlm.processors.collate import VisualTokens, collate
+from vlm.testing import LLAMA, part
 
 D = 6
 
@@ -187,3 +192,32 @@ def test_in_a_composition(compose, example, batched) -> None:
     assert model.tokens_per_frame == 6
     model(batched([example(1, 1, 2, size=64), example(2, 0, 3, media=2, seed=1, size=64)])).loss_sum.backward()
     assert all(p.grad.abs().sum() > 0 for p in model.bridge.parameters())
+
+
+def test_images_of_their_own_sizes_in_one_batch() -> None:
+    """Batched == single, and the positions counted beforehand are those of the sequence."""
+    sizes = {"model_type": "siglip2_vision_model", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 2, "patch_size": 7, "num_patches": 16}
+    torch.manual_seed(0)
+    llm = HFCausalLM(HFCausalLM.Config(config=dict(LLAMA)))
+    vision = HFVision(HFVision.Config(config=sizes, native=True))
+    chain = [
+        PixelShuffle(PixelShuffle.Config(), 16, 32),
+        MLP(MLP.Config(norm="rms"), 64, 32),
+        Newline(Newline.Config(), 32, 32),
+    ]
+    model = VLM(vision, chain, llm).eval()
+    model.fusion = Splice(Splice.Config(), llm)
+    draw = torch.Generator().manual_seed(0)
+    rows = []
+    for shapes in ([(28, 28)], [(14, 42), (42, 14)], [(28, 42)]):
+        media = [torch.randn(1, 3, h, w, generator=draw) for h, w in shapes]
+        ids = [1, *[MEDIA_TOKEN, 5] * len(media)]
+        rows.append(Example([*ids, 7, 8, 9], [IGNORE_INDEX] * len(ids) + [7, 8, 9], media, sizes=list(shapes)))
+    with torch.no_grad():
+        alone = sum(model(collate([row], 0)).loss_sum for row in rows)
+        torch.testing.assert_close(model(collate(rows, 0)).loss_sum, alone, rtol=1e-5, atol=1e-5)
+        fused = model.prepare(collate(rows, 0))
+    count = pickle.loads(pickle.dumps(VisualTokens.of(model.visual_tokens, model.counters())))
+    assert [count.of_media(row) for row in rows] == [[6], [4, 6], [8]]
+    assert [count.fused_length(row) for row in rows] == (fused.segments > 0).sum(1).tolist()

@@ -236,6 +236,10 @@ def test_unusable_folders(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "tower" / "config.json", tmp_path / "deep" / "config.json")
     with pytest.raises(WeightsError, match=r"16 unexpected: .*encoder\.layers\.3"):
         ours(tmp_path / "deep")
+    shards = {"weight_map": {"post_layernorm.bias": "model-00001-of-00002.safetensors"}}
+    (tmp_path / "deep" / "model.safetensors.index.json").write_text(json.dumps(shards))
+    with pytest.raises(WeightsError, match="model-00001-of-00002.safetensors named by .* but missing"):
+        ours(tmp_path / "deep")
     (tmp_path / "tower" / "model.safetensors").unlink()
     with pytest.raises(WeightsError, match=r"no weights \(model.safetensors"):
         ours(tmp_path / "tower")

@@ -129,6 +129,10 @@ def test_weight_files_of_each(tmp_path: Path, pixels: torch.Tensor) -> None:
     state = model.vision.encoders[1].model.state_dict()
     assert torch.equal(state["embeddings.patch_embedding.weight"], theirs[1].embeddings.patch_embedding.weight)
     assert second.shape == first.shape
+    alike = Several(model.vision.written_out())
+    assert "path" not in str(alike.config.encoders)
+    alike.load_state_dict(model.vision.state_dict())
+    torch.testing.assert_close(alike(pixels).tokens, model.vision(pixels).tokens)
     wrong = config(folders, llm)
     wrong["model"]["image"]["mean"] = [0.5] * 3
     with pytest.raises(ConfigError, match=r"model\.image\.mean.* but vision\.mean is"):
@@ -149,7 +153,9 @@ def test_weight_files_of_each(tmp_path: Path, pixels: torch.Tensor) -> None:
         ([CLIP, {**SIGLIP, "native": True}], {}, "see images of one size"),
         ([CLIP, {"name": "clipp"}], {}, "encoders.1.name.*clipp"),
         ([CLIP, {**SIGLIP, "keep_klass": True}], {}, "encoders.1.keep_klass"),
-        ([CLIP, {**SIGLIP, "std": [0, 1, 1]}], {}, "deviations above 0"),
+        ([CLIP, {**SIGLIP, "std": [0, 1, 1]}], {}, "encoders.1.std.* above 0"),
+        ([CLIP, {**SIGLIP, "mean": 3}], {}, "encoders.1.mean"),
+        ([CLIP, SIGLIP], {"mean": [0.5]}, "expected three of each"),
         ([CLIP, {**SIGLIP, "precision": "fp32"}], {}, "precision is an option of the whole"),
         ([CLIP, SIGLIP], {"width": 8}, "width goes with combine: tokens"),
         ([CLIP, SIGLIP], {"combine": "tokens", "grid": 8}, "grid goes with combine: channels"),

@@ -117,6 +117,19 @@ def test_images_of_any_size(name: str, tmp_path: Path) -> None:
     assert vision.varies and shape.tokens == found.shape[1] and result.grid[0].tolist() == list(shape.grid)
 
 
+def test_positions_are_resampled_to_another_size(tmp_path: Path) -> None:
+    """As timm does when it loads a file into a model of another size."""
+    theirs, _ = pair("vit_tiny_patch16_224", tmp_path)
+    larger = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=96, **SMALL).eval()
+    state = timm.models.vision_transformer.checkpoint_filter_fn(theirs.state_dict(), larger)
+    larger.load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith("head.")})
+    vision = TimmVision(TimmVision.Config("vit_tiny_patch16_224", 96, options=SMALL)).eval()
+    load_file(VLM(vision, [], torch.nn.Identity()), StateDict("vision"), tmp_path)
+    with torch.no_grad():
+        pixels = images(96, 96)
+        torch.testing.assert_close(vision(pixels).tokens.flatten(0, 1), larger.forward_features(pixels.flatten(0, 1)))
+
+
 def test_lora(tmp_path: Path) -> None:
     _, vision = pair("naflexvit_base_patch16_gap", tmp_path, lora=LoraOptions(r=2, targets=["qkv"]), checkpointing=True)
     vision(images(64, 64)).tokens.square().sum().backward()

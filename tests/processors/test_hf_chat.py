@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from vlm.common.errors import ConfigError, PromptError, WeightsError
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Image, Message, Sample, Video
@@ -152,6 +152,22 @@ def test_an_answer_for_ranking_is_what_training_writes(case: Case) -> None:
 
 def test_more_than_twenty_families() -> None:
     assert len(ALL) >= 25 and all("{% generation" not in family.template for family in FAMILIES.values())
+
+
+def test_an_id_across_the_border_of_an_answer_is_trained(tmp_path: Path) -> None:
+    text = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+    text += "{% if add_generation_prompt %}{{ 'assistant:\n' }}{% endif %}"  # other than what training writes
+    case = Case(tmp_path, Family(text, "", ("<|endoftext|>",), "<|endoftext|>"), end_sym="<|endoftext|>")
+    turns = (("user", "?"), ("assistant", "a boat"), ("user", "?"), ("assistant", "the water"))
+    assert case.answers(case.train(*turns)) == [" a boat<|endoftext|>", " the water<|endoftext|>"]
+
+
+def test_a_template_without_a_generation_prompt_has_the_header_written(tmp_path: Path) -> None:
+    text = CHATML.split("{% if add_generation_prompt")[0]
+    case = Case(tmp_path, Family(text, "<|im_end|>", FAMILIES["chatml"].tokens, "<|im_end|>"))
+    trained, asked = case.train(*DIALOGUE[:2]), case.chat(DIALOGUE[0])
+    assert case.answers(trained) == ["<|im_start|>assistant\nA red boat.<|im_end|>"]
+    assert trained.ids[: len(asked.ids)] == asked.ids
 
 
 # images
@@ -331,11 +347,16 @@ def test_a_sentencepiece_folder(llm_folder: Path, tmp_path: Path) -> None:
     for file in llm_folder.glob("*.json"):
         shutil.copy(file, tmp_path)
     shutil.copy(llm_folder / "tokenizer.model", tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "legacy": False}))
     for name in ("llama2", "vicuna"):
         (tmp_path / "chat_template.jinja").write_text(FAMILIES[name].template)
         tokenizer = Tokenizer.from_folder(tmp_path)
         processor = Processor(tokenizer, HFChat(HFChat.Config()), ImageRecipe(ImageRecipe.Config(size=4)))
         example = processor.encode_train(Sample(tuple(Message(*turn) for turn in DIALOGUE)), random.Random(0))
+        theirs = AutoTokenizer.from_pretrained(tmp_path)
+        messages = [{"role": role, "content": text} for role, text in DIALOGUE]
+        assert example.ids == theirs.apply_chat_template(messages, **OFF)
         assert example.ids[0] == tokenizer.bos and example.ids.count(tokenizer.eos) == 2
         answers = [i for i in example.labels if i != IGNORE_INDEX]
         assert tokenizer.decode(answers).replace(" ", "") == "Aredboat.Itis<b>red</b>,漢字é."

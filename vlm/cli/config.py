@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlm.cli.options import add_listed
-from vlm.common.errors import ConfigError
+from vlm.common.errors import ConfigError, WeightsError
 from vlm.common.logging import say
 from vlm.common.registry import register_command
 
@@ -55,10 +55,14 @@ def show(args: argparse.Namespace) -> int:
 
 
 def check(args: argparse.Namespace) -> int:
-    """Check every file, and that its model can be built and its weight files fit; print problems to stderr."""
+    """Check every file, and that its model can be built and its weight files fit; print problems to stderr.
+
+    The tokenizer and the template must be usable, too.
+    """
     from vlm.checkpoint.fits import misfits
     from vlm.config.api import load_config
     from vlm.config.schema import ConfigProblems
+    from vlm.processors.processor import build_processor
 
     bad = 0
     for name in args.cfg:
@@ -66,10 +70,12 @@ def check(args: argparse.Namespace) -> int:
             cfg = load_config(name, args.options, check="needed")
             if problems := misfits(cfg):
                 raise ConfigProblems(name, problems)
+            if cfg.model.text.get("tokenizer") or cfg.model.llm.get("path"):
+                build_processor(cfg.model)
             say(f"{name}: ok")
             for key, why in cfg.no_effect.items():
                 say(f"  {key} has no effect here: {why}")
-        except ConfigError as error:
+        except (ConfigError, WeightsError) as error:
             bad += 1
             say(f"error: {error}", sys.stderr)
     return 2 if bad else 0

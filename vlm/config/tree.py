@@ -358,9 +358,14 @@ def plain(data: Any) -> Any:
     return data
 
 
-def to_yaml(data: Mapping[str, Any]) -> str:
-    """YAML text of plain data in the given order; :func:`parse_text` reads the same values back."""
-    return yaml.dump(plain(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+def to_yaml(data: Mapping[str, Any], *, compact: bool = False) -> str:
+    """YAML text of plain data in the given order; :func:`parse_text` reads the same values back.
+
+    ``compact`` writes what is innermost in one line, such as ``{name: mlp, depth: 2}``.
+    """
+    style = None if compact else False
+    options: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "width": 120, "default_flow_style": style}
+    return yaml.dump(plain(data), Dumper=_Dumper, **options)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
 
-from vlm.common.errors import WeightsError
+from vlm.common.errors import UserError, WeightsError
 from vlm.common.paths import make_folder
 from vlm.inference.load import load_parts
 from vlm.models.vlm import VLM
@@ -68,6 +70,30 @@ def trained_tensors(
                 raise WeightsError(f"{name} trains, but {layout} have no such part")
             result[published] = tensor.detach().cpu().clone()
     return result
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Within the block, a hidden folder beside ``target``; it becomes ``target`` at the end, or is removed.
+
+    Raises:
+        UserError: the disk is full, the folder cannot be written, or ``target`` came into being meanwhile.
+    """
+    make_folder(target.parent)
+    work = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        work.mkdir()
+        yield work
+        if os.path.lexists(target):
+            raise UserError(f"{target} exists", fix="give another name, or move it away")
+        os.replace(work, target)
+    except OSError as error:
+        if error.filename is not None and not str(error.filename).startswith(str(work)):
+            raise
+        text = f"{target} cannot be written ({error.strerror or error}); nothing was left there"
+        raise UserError(text, fix="make room, or give another name") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def refuse_existing(target: Path) -> None:

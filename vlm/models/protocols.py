@@ -203,6 +203,14 @@ class RotatesAxes(Protocol):
 
 
 @runtime_checkable
+class OpensBlocks(Protocol):
+    """An LLM that says whether it honours ``LLMInputs.blocks``; without it, its forward pass says so."""
+
+    model: Any
+    opens_blocks: bool
+
+
+@runtime_checkable
 class ProvidesData(Protocol):
     """A fusion that names what it puts into ``InsertData.tokens``; without it: nothing."""
 
@@ -237,11 +245,14 @@ class NamesLayers(Protocol):
 
 
 @runtime_checkable
-class BuildsLess(Protocol):
-    """A part that does not build all that its published files hold; without it everything of a file has a place.
+class FitsFiles(Protocol):
+    """A part that differs from its published files; without it everything of a file has a place, in its shape.
 
     Attributes:
         unbuilt: names below the part of what is not built, such as those of later blocks.
     """
 
     unbuilt: frozenset[str]
+
+    def fitted(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors by name below the part, those that depend on the image size in the shapes of this one."""

@@ -13,7 +13,7 @@ import torch
 
 from vlm.common.errors import DataError, PromptError
 from vlm.common.paths import is_url, local_path
-from vlm.common.types import Example, Image, Message, Part, Text, Video
+from vlm.common.types import Example, Image, Message, Part, Prepared, Split, Text, Video
 from vlm.processors.image.decode import from_base64
 from vlm.processors.placeholders import place_media
 from vlm.processors.video.read import IMAGES
@@ -148,12 +148,12 @@ def _part(part: Any, where: str, allow_urls: bool) -> Part | str:
 
 
 def _medium(kind: type[Image] | type[Video], value: Any, allow_urls: bool) -> Any:
-    """``value`` as an ``Image`` or ``Video``; a float tensor in such a part is the processor's output."""
+    """``value`` as an ``Image`` or ``Video``; what an image recipe gave (floats, tiles) stays as it is."""
     read = _image if kind is Image else _video
     if not isinstance(value, kind):
         return kind(read(value, allow_urls))
     source = value.source
-    if isinstance(source, torch.Tensor) and source.is_floating_point():
+    if isinstance(source, Prepared | Split) or (isinstance(source, torch.Tensor) and source.is_floating_point()):
         return value
     if isinstance(source, tuple) and source and kind is Image:  # shown side by side
         return kind(tuple(_image(item, allow_urls) for item in source))

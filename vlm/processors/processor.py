@@ -246,10 +246,10 @@ class Processor:
         tokenizer = self._tokenizer_of_media if MEDIUM in media else self.tokenizer
         text = ""
         literal: list[tuple[int, int]] = []
-        places: list[int] = []
+        places: list[tuple[int, bool]] = []
         for k, segment in enumerate(run):
             if k and segment.supervised != run[k - 1].supervised:
-                places.append(len(text))
+                places.append((len(text), segment.supervised))  # an id across a border is the answer's
             literal += [(len(text) + a, len(text) + b) for a, b in segment.literal]
             text += MEDIUM if segment.medium is not None and not segment.text else segment.text
         media_ids = {tokenizer.id_of(token) for token in media}

@@ -15,9 +15,15 @@ SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "
 
 
 def build(
-    folder: Path, text: Any = None, vision: Any = None, words: Any = None, vocab: int = 0, **options: Any
+    folder: Path,
+    text: Any = None,
+    vision: Any = None,
+    words: Any = None,
+    vocab: int = 0,
+    prefix: int = 1,
+    **options: Any,
 ) -> None:
-    """CLIP 42 px with patches of 14, layer -2 -> MLP -> LLaMA; or other configurations."""
+    """CLIP 42 px with patches of 14, layer -2 -> MLP -> LLaMA; or other configurations, ``prefix`` tokens first."""
     from transformers import CLIPImageProcessorPil, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
     words = words or tokenizer(begins=True)
@@ -30,7 +36,7 @@ def build(
         words,
         patch_size=14,
         vision_feature_select_strategy=config.vision_feature_select_strategy,
-        num_additional_image_tokens=int(vision.model_type == "clip_vision_model"),
+        num_additional_image_tokens=prefix,
         chat_template=words.chat_template,
     )
     save(LlavaForConditionalGeneration(config), processor, folder)
@@ -78,7 +84,16 @@ def build_siglip(folder: Path) -> None:
     from transformers import SiglipVisionConfig
 
     vision = SiglipVisionConfig(**SMALL, image_size=42, patch_size=14)
-    build(folder, vision=vision, vision_feature_layer=-1, vision_feature_select_strategy="full")
+    build(folder, vision=vision, prefix=0, vision_feature_layer=-1, vision_feature_select_strategy="full")
+
+
+def build_dino(folder: Path) -> None:
+    """DINOv2 with registers, without its class token."""
+    from transformers import Dinov2WithRegistersConfig
+
+    sizes = {name: value for name, value in SMALL.items() if name != "intermediate_size"}
+    vision = Dinov2WithRegistersConfig(**sizes, mlp_ratio=2, image_size=42, patch_size=14, num_register_tokens=2)
+    build(folder, vision=vision, prefix=3)
 
 
 def build_layers(folder: Path) -> None:
@@ -134,6 +149,7 @@ CASES = (
     Case("llava_tied", build_tied, features, bridged),
     Case("llava_experts", build_experts, features, bridged),
     Case("llava_siglip", build_siglip, features, bridged),
+    Case("llava_dino", build_dino, features, bridged),
     Case("llava_layers", build_layers, features, bridged),
     Case("llava_next", build_next, features, bridged),
 )

@@ -46,7 +46,7 @@ def build(folder: Path, **text: Any) -> None:
 
 
 def build_second(folder: Path) -> None:
-    """Gemma 2: capped scores, windows that are shorter than the prefix; earlier versions leave out the cap of logits."""
+    """Gemma 2: capped scores, windows shorter than the prefix; earlier versions leave out the cap of logits."""
     caps = {"attn_logit_softcapping": 3.0, "final_logit_softcapping": None}
     build(folder, model_type="gemma2", sliding_window=12, query_pre_attn_scalar=8, **caps)
 

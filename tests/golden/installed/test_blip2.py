@@ -120,6 +120,16 @@ def test_features_are_kept_for_an_image_and_its_question(engine: Engine) -> None
     torch.testing.assert_close(batch, torch.stack(alone), rtol=0, atol=1e-5)
 
 
+def test_a_conversation_of_two_images(engine: Engine) -> None:
+    engine.features.clear()
+    talk = engine.conversation()
+    for number, (image, question) in enumerate([(BOAT, "is it a boat?"), (HOUSE, "and a house?")], start=1):
+        talk.chat(question, image=image, max_new_tokens=2)
+        assert len(engine.features) == number
+    talk.chat("and a cat?", max_new_tokens=2)  # about the images that were shown
+    assert len(engine.features) == 2
+
+
 def test_older_files_in_shards_and_of_two_types(copied: Callable[[str], Path], engine: Engine) -> None:
     """Half precision but for the Q-Former, a buffer of earlier versions, no image token: as it was published first."""
     folder = copied("instructblip")

@@ -130,6 +130,23 @@ def test_greedy_answers(pair: Pair) -> None:
         assert row == written[prompt:]
 
 
+def gradients(model: Any, loader: Any) -> dict[str, Tensor | None]:
+    """By the names of the key map; where a format converts a tensor, what the conversion makes of its gradient."""
+    found = {name: p.grad for name, p in model.named_parameters()}
+    some = {name: p.detach().double() for name, p in model.named_parameters() if p.grad is not None}
+    before = loader.divided(dict(some))
+    after = loader.divided({name: value + found[name] for name, value in some.items()})
+    changed = {name: (after[name] - before[name]).float() for name in after if before[name] is not some.get(name)}
+    return found | changed
+
+
+def test_a_chat_session_answers_the_same(pair: Pair) -> None:
+    (asked,) = pair.conversations[0]
+    session = pair.engine.conversation(generation=GREEDY)
+    answer = session.chat(asked.text, image=[medium.source for medium in asked.media])
+    assert answer == pair.engine.generate([pair.conversations[0]], GREEDY)[0]
+
+
 def test_gradients_of_what_trains(pair: Pair) -> None:
     model, theirs = pair.engine.model, pair.reference.model
     torch.manual_seed(0)
@@ -138,10 +155,10 @@ def test_gradients_of_what_trains(pair: Pair) -> None:
         loss = sum(F.cross_entropy(row[-SCORED:], target) for row, target in zip(rows, targets, strict=True))
         loss.backward()
     weights = pair.engine.config.model.weights[0]
-    table = resolve("checkpoint_format", weights.format)().key_map(model, "")
-    expected = dict(theirs.named_parameters())
+    loader = resolve("checkpoint_format", weights.format)()
+    table, expected = loader.key_map(model, ""), gradients(theirs, loader)
     trained = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
-    wanted = {name: expected[table.theirs(name)].grad for name in trained}
+    wanted = {name: expected[table.theirs(name)] for name in trained}
     largest = max(grad.abs().max() for grad in wanted.values() if grad is not None)
     assert largest > 0
     for name, grad in trained.items():

@@ -23,7 +23,7 @@ from .comparing import GREEDY
 from .making import llava, saved
 
 gguf = pytest.importorskip("gguf")
-CLIP = GGUFExport.Config(form="clip")
+CLIP = GGUFExport.Config(form="class-token")
 LLMS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", "max_position_embeddings": 128},
     "llama, tied": {"model_type": "llama", "tie_word_embeddings": True, "head_dim": 12},

@@ -13,6 +13,7 @@ import tomllib
 import torch
 from torch import nn
 
+from tests.golden.installed import blip2
 from vlm.common.errors import UserError
 from vlm.common.types import Image, Message
 from vlm.inference.hub.export import HubExport
@@ -152,6 +153,9 @@ def test_what_vllm_cannot_run(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="vllm cannot run the composition: inserts \\(adapter\\) work between"):
         VllmExport().write(cfg, tmp_path / "out")
+    blip2.build_instruct(tmp_path / "asks")
+    with pytest.raises(UserError, match="vllm cannot run the composition: a bridge reads the question"):
+        VllmExport().write(tmp_path / "asks", tmp_path / "out")
     HubExport().write(cfg, tmp_path / "out")
 
 

@@ -81,14 +81,7 @@ class HFFolder(CheckpointFormat):
         tied = {start + key for key in inner.all_tied_weights_keys or ()}
         required = [key for key in have if not is_lora(key) and key not in tied]
         made = {name: makers[key] for key, name in ours.items()} if makers is not None else {}
-        if model.llm.config.vocab_size is not None:
-            for tensors in (placed, made):
-                _untie(model, tensors, self.prefix)
-            for name, table in _tables(model, self.prefix).items():
-                if name in placed:
-                    placed[name] = _grown(model, placed[name], table)
-                if name in made:
-                    made[name] = partial(_grown_later, model, made[name], table)
+        grow_tables(model, placed, made, self.prefix)
         return NamedTensors(file, placed, theirs, [], required, made)
 
     def hint(self, shapes: Mapping[str, str]) -> str | None:
@@ -100,6 +93,28 @@ class HFFolder(CheckpointFormat):
         if sizes:
             return f"the weights have vocabulary {sizes[1]}, config.json says {sizes[3]}: use files of one model"
         return "config.json and the weights are of different models (width differs): use files of one model"
+
+
+def grow_tables(
+    model: VLM, placed: dict[str, Tensor], made: dict[str, Callable[[], Tensor]], prefix: str = "llm.model"
+) -> None:
+    """Add or cut rows of embeddings and head, as ``llm.vocab_size`` says; changes both mappings.
+
+    Args:
+        model: the composition.
+        placed: our names -> tensors of a file, or what they are (device ``meta``).
+        made: our names -> what reads them, if they are read later.
+        prefix: where the transformers model is.
+    """
+    if model.llm.config.vocab_size is None:
+        return
+    for tensors in (placed, made):
+        _untie(model, tensors, prefix)
+    for name, table in _tables(model, prefix).items():
+        if name in placed:
+            placed[name] = _grown(model, placed[name], table)
+        if name in made:
+            made[name] = partial(_grown_later, model, made[name], table)
 
 
 def _untie(model: VLM, placed: dict[str, Any], prefix: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vlm.checkpoint.formats.base import CheckpointFormat, below
+from vlm.checkpoint.formats.hf_llm import grow_tables
 from vlm.checkpoint.keymap import KeyMap
 from vlm.checkpoint.safe import shards
 from vlm.checkpoint.stream import TensorReader
@@ -70,8 +71,11 @@ class PublishedModel(CheckpointFormat):
                     value.skip()
                 else:
                     result.unknown.append(step.sources[0][0])
+        grow_tables(model, result.tensors, result.sources)
         place = {name: index for index, name in enumerate(self.reader.facts)}  # a file is read from front to back
-        result.tensors = dict(sorted(result.tensors.items(), key=lambda item: place[result.theirs[item[0]]]))
+        result.tensors = dict(
+            sorted(result.tensors.items(), key=lambda item: place[result.theirs.get(item[0], names[-1])])
+        )
         if unused:
             log.info("%s: %d tensors of layers that this composition does not build", file, unused)
         return result

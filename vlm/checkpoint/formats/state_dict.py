@@ -12,7 +12,7 @@ from vlm.checkpoint.safe import read_folder, read_tensors
 from vlm.checkpoint.strict import NamedTensors
 from vlm.common.errors import WeightsError
 from vlm.common.registry import register_checkpoint_format
-from vlm.models.protocols import BuildsLess
+from vlm.models.protocols import FitsFiles
 from vlm.models.vlm import VLM
 
 HEADS = ("head.", "head_dist.", "fc_norm.", "attn_pool.", "head_drop.", "classifier.", "fc.")
@@ -43,10 +43,13 @@ class StateDict(CheckpointFormat):
         inner = max(INNER, key=lambda name: sum(f"{self.prefix}.{name}{key}" in have for key in tensors))
         start = f"{self.prefix}.{inner}"
         part = self.target(model)
-        left = {f"{self.prefix}.{name}" for name in part.unbuilt} if isinstance(part, BuildsLess) else set()
+        left = {f"{self.prefix}.{name}" for name in part.unbuilt} if isinstance(part, FitsFiles) else set()
         known = [key for key in tensors if start + key in have or not (key.startswith(HEADS) or start + key in left)]
+        placed = {start + key: tensors[key] for key in known}
+        if isinstance(part, FitsFiles):
+            inside = part.fitted({name.removeprefix(f"{self.prefix}."): tensor for name, tensor in placed.items()})
+            placed = {f"{self.prefix}.{name}": tensor for name, tensor in inside.items()}
         theirs = {start + key: key for key in known}
-        placed = {ours: tensors[key] for ours, key in theirs.items()}
         return NamedTensors(file, placed, theirs, [], [key for key in have if key.startswith(start)])
 
     def hint(self, shapes: Mapping[str, str]) -> str | None:

@@ -53,14 +53,24 @@ class ModelFolder:
 
     @cached_property
     def preprocessor(self) -> dict[str, Any]:
-        """The image processor's options. Raises WeightsError: no file states any."""
+        """The image processor's options, with the defaults of its class.
+
+        Raises WeightsError: no file states any, or transformers cannot make it.
+        """
         stated = self._json("processor_config.json").get("image_processor") or self._json("preprocessor_config.json")
         if not stated:
             text = (
                 f"{self.path}: neither preprocessor_config.json nor processor_config.json says how images are prepared"
             )
             raise WeightsError(text, fix="download it too")
-        return dict(stated)
+        from transformers import AutoImageProcessor
+
+        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        try:
+            return AutoImageProcessor.from_pretrained(self.path, backend="pil", **options).to_dict()
+        except (ValueError, OSError, KeyError, TypeError, AttributeError, ImportError) as error:
+            text = f"{self.path}: transformers cannot make its image processor ({error})"
+            raise WeightsError(text, fix="download preprocessor_config.json again") from error
 
     @cached_property
     def generation_config(self) -> dict[str, Any]:

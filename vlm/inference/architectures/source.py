@@ -10,6 +10,7 @@ from typing import Any
 
 from vlm.common.errors import UserError, WeightsError
 from vlm.common.registry import names, register_source, resolve
+from vlm.common.text import read_text
 from vlm.config.api import Config, load_config
 from vlm.inference.architectures.base import Architecture
 from vlm.inference.architectures.folder import ModelFolder
@@ -20,16 +21,24 @@ from vlm.models.published import is_known
 log = logging.getLogger(__name__)
 
 CONFIG = "config.json"
+MAX_BYTES = 2**24
+"""The largest published config.json is a few tens of kilobytes."""
+SOURCE = "hugging_face"
 GUIDE = "docs/guides/from_hugging_face.md"
 
 
-def model_type_of(path: Path) -> str | None:
-    """``model_type`` of a folder's config.json; None: there is no such file, or it states none."""
+def stated_in(path: Path) -> dict[str, Any]:
+    """The content of a folder's config.json; empty if there is no such file, or no mapping in it."""
     try:
-        content = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    stated = content.get("model_type") if isinstance(content, dict) else None
+        content = json.loads(read_text(path / CONFIG, max_bytes=MAX_BYTES))
+    except (UserError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def model_type_of(path: Path) -> str | None:
+    """``model_type`` of a folder's config.json, if it states one."""
+    stated = stated_in(path).get("model_type")
     return stated if isinstance(stated, str) else None
 
 
@@ -45,6 +54,11 @@ def architecture_of(path: Path) -> Architecture:
     if kind is None:
         raise WeightsError(f"{path / CONFIG}: states no model_type", fix="download it again")
     if kind not in names("architecture"):
+        if "auto_map" in stated_in(path) and not is_known(kind):
+            text = (
+                f"{path}: a model {kind!r} that only Python code in the folder describes (auto_map), which is never run"
+            )
+            raise WeightsError(text, fix=f"use a model that transformers itself has (supported: {supported})")
         text = f"{path}: model_type {kind!r} is not one that can be read as a whole (supported: {supported})"
         fix = f"an LLM or a vision encoder alone goes into a composition: {{path: {path}}}, see {GUIDE}"
         raise WeightsError(text, fix=fix)
@@ -88,16 +102,16 @@ class HuggingFaceFolder(Source):
     """A folder of a published model, such as a download of the Hub; nothing in it is executed."""
 
     def recognises(self, path: Path) -> bool:
-        """Whether it has a config.json of a type that transformers knows, and is neither a run nor an adapter."""
-        others = ("config.yaml", "checkpoints", "adapter_config.json")
-        if not (path / CONFIG).is_file() or any((path / name).exists() for name in others):
+        """Whether it has a config.json of a published model, and is neither a run nor an adapter."""
+        ours = ("config.yaml", "checkpoints", "adapter_config.json")
+        if not (path / CONFIG).is_file() or any((path / name).exists() for name in ours):
             return False
-        kind = model_type_of(path)
-        return kind is not None and (kind in names("architecture") or is_known(kind))
+        stated, kind = stated_in(path), model_type_of(path)
+        if kind is None or kind in names("architecture") or is_known(kind):
+            return kind is not None
+        others = (resolve("source", name)() for name in names("source") if name != SOURCE)
+        return "auto_map" in stated and not any(other.recognises(path) for other in others)
 
     def config(self, path: Path, options: Sequence[str] = ()) -> Config:
         """The composition of the folder. Raises UserError as :func:`model_section`."""
         return load_config({"model": model_section(path)}, options)
-
-
-__all__ = ["HuggingFaceFolder", "UserError", "architecture_of", "model_section"]

@@ -30,8 +30,6 @@ DATA = """
 #     format: table
 #     batch_size: 4
 #     build_info: {{ann_path: /data/mine.jsonl, image_path: /data/images}}
-run:
-  output_dir: {output}
 """
 
 
@@ -44,11 +42,17 @@ def as_text(section: Mapping[str, Any], folder: Path, model_type: str, file: str
         model_type: the folder's architecture.
         file: name of the file, for its own comments.
     """
-    lines = [f"{HEAD}{folder} ({model_type}), written by `vlm import`.", "model:"]
+    lines = [f"{HEAD}{_one_line(folder)} ({model_type}), written by `vlm import`.", "model:"]
     for key, value in section.items():
         lines.append(f"  # {ABOUT[key]}" if key in ABOUT else "")
-        lines += [f"  {line}".rstrip() for line in to_yaml({key: value}).splitlines()]
-    return "\n".join(lines) + "\n" + DATA.format(file=file, output=f"output/{Path(file).stem}")
+        lines += [f"  {line}".rstrip() for line in to_yaml({key: value}, compact=True).splitlines()]
+    run = to_yaml({"run": {"output_dir": f"output/{Path(file).stem}"}})
+    return "\n".join(lines) + "\n" + DATA.format(file=_one_line(file)) + run
+
+
+def _one_line(path: Path | str) -> str:
+    """A path for a comment, which ends with its line."""
+    return " ".join(str(path).split())
 
 
 def is_composition(head: str) -> bool:

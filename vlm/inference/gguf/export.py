@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from vlm.common.errors import UserError, WeightsError
-from vlm.common.new_folder import new_folder
 from vlm.common.registry import register_export
 from vlm.config.api import Config as WholeConfig
-from vlm.inference.export import refuse_existing
+from vlm.inference.export import new_folder, refuse_existing
 from vlm.inference.gguf import language, tower
 from vlm.inference.gguf.vocabulary import add_vocabulary
 from vlm.inference.hub.contents import Contents
@@ -35,11 +34,11 @@ class GGUFExport:
     class Config:
         """``dtype`` of the matrices; vectors are float32. Null: fp32 of an LLM in fp32, else fp16.
 
-        ``form: clip`` writes a CLIP tower although llama.cpp computes it otherwise.
+        ``form: class-token`` writes a CLIP tower although llama.cpp computes it otherwise.
         """
 
         dtype: Literal["fp32", "fp16"] | None = None
-        form: Literal["", "clip"] = ""
+        form: Literal["", "class-token"] = ""
 
     def __init__(self, config: Config | None = None) -> None:
         self.config = config or self.Config()
@@ -61,7 +60,7 @@ class GGUFExport:
             raise WeightsError(text, fix="write a folder for transformers: --to hf")
         notes = [] if contents.processor.image.config.resize == "pad" else [NOT_PADDED]
         if tower.has_class_token(contents):
-            if self.config.form != "clip":
+            if self.config.form != "class-token":
                 raise WeightsError(f"llama.cpp computes CLIP otherwise: {CLASS_TOKEN}", fix=CLASS_TOKEN_FIX)
             notes.append(f"llama.cpp computes the image otherwise: {CLASS_TOKEN}")
         architecture = language.check_family(contents)
@@ -103,7 +102,7 @@ def writing(file: Path, architecture: str, contents: Contents) -> Iterator[tuple
     def put(plan: Plan) -> None:
         import numpy
 
-        kinds = {torch.float32: numpy.dtype("float32"), torch.float16: numpy.dtype("float16")}
+        kinds: dict[torch.dtype, Any] = {torch.float32: numpy.dtype("float32"), torch.float16: numpy.dtype("float16")}
         for theirs, (name, _) in plan.items():
             fact = contents.weights.facts[name]
             kind = language.stored(name, fact, contents.dtype).dtype
@@ -121,8 +120,8 @@ def writing(file: Path, architecture: str, contents: Contents) -> Iterator[tuple
         writer.close()
 
 
-CLASS_TOKEN = "its LLaVA graph puts the class token behind the patches, but reads the rows as if it stood first"
+CLASS_TOKEN = "its LLaVA graph puts the class token after the patches, but reads the rows as if it were first"
 """Seen in the build b11549 (October 2026): the rows of an image are those of patches 1 to n - 1 and of the class token,
 each with the position of its neighbour. A SigLIP tower, without class token, gives the same ids there as here."""
-CLASS_TOKEN_FIX = "use a SigLIP tower, or --to hf; where your llama.cpp has mended it: --form clip"
+CLASS_TOKEN_FIX = "use a SigLIP tower, or --to hf; where your llama.cpp has mended it: --form class-token"
 NOT_PADDED = "llama.cpp pads an image to a square, this composition does not: answers about long images differ"

@@ -60,7 +60,7 @@ def misfit(contents: Contents) -> str | None:
 
 
 def has_class_token(contents: Contents) -> bool:
-    """Whether a class token stands among the patches in the tower."""
+    """Whether the tower has a class token besides the patches."""
     return bool(contents.model.vision.model.config.model_type == TOWERS[0])
 
 

@@ -16,9 +16,9 @@ from vlm.config.tree import plain, to_yaml
 from vlm.config.types import COMPOSITION, Part
 from vlm.inference.hub.contents import Contents, Planned
 from vlm.inference.hub.forms import FALLBACK, Form
-from vlm.inference.hub.source import COMPOSITION_FILE, TOKENIZER_FOLDER
+from vlm.inference.hub.source import COMPOSITION_FILE, QUESTIONS, TOKENIZER_FOLDER
 from vlm.inference.hub.usage import usage
-from vlm.models.protocols import WritesOut
+from vlm.models.protocols import ReadsText, WritesOut
 
 MODULE = "modeling_vlm"
 CODE = '''\
@@ -35,7 +35,16 @@ CLASSES = {
     "AutoModelForImageTextToText": f"{MODULE}.{FALLBACK}",
     "AutoProcessor": f"{MODULE}.ComposedProcessor",
 }
-TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES = (
+    *("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *(
+        "added_tokens.json",
+        "chat_template.jinja",
+        "chat_template.json",
+        "processor_config.json",
+        "generation_config.json",
+    ),
+)
 _PATH = re.compile(r"(?:[A-Za-z]:)?[\\/].*[\\/].*|~[\\/].*")
 
 
@@ -85,10 +94,19 @@ class ComposedForm(Form):
         """See :class:`Form`: the modelling code, the composition, and the tokenizer that it reads."""
         (folder / f"{MODULE}.py").write_text(CODE, encoding="utf-8")
         (folder / COMPOSITION_FILE).write_text(to_yaml({"model": composition(contents)}), encoding="utf-8")
-        source = Path(contents.model_cfg.text.config.tokenizer or contents.model_cfg.llm.config.path)
+        source = contents.tokenizer.folder
+        for place, options in questions(contents).items():
+            (folder / QUESTIONS.format(place)).mkdir()
+            copy_files(TOKENIZER_FILES, Path(options.tokenizer).expanduser(), folder / QUESTIONS.format(place))
         (folder / TOKENIZER_FOLDER).mkdir()
-        copy_files((*TOKENIZER_FILES, "added_tokens.json"), source, folder / TOKENIZER_FOLDER)
+        copy_files(TOKENIZER_FILES, source, folder / TOKENIZER_FOLDER)
         return []
+
+
+def questions(contents: Contents) -> dict[int, Any]:
+    """The bridges that read the question -> their options of it."""
+    configs = {i: part.config for i, part in enumerate(contents.model_cfg.bridge)}
+    return {i: c.reads_text for i, c in configs.items() if isinstance(c, ReadsText) and c.reads_text is not None}
 
 
 def whole(contents: Contents, name: str) -> Planned:
@@ -120,6 +138,10 @@ def composition(contents: Contents) -> dict[str, Any]:
     changes |= {
         kind: [alone(f"{kind}.{i}", p) for i, p in enumerate(getattr(cfg, kind))] for kind in ("bridge", "inserts")
     }
+    for i, options in questions(contents).items():
+        part = changes["bridge"][i]
+        reads_text = dataclasses.replace(options, tokenizer=QUESTIONS.format(i))
+        changes["bridge"][i] = dataclasses.replace(part, config=dataclasses.replace(part.config, reads_text=reads_text))
     text = dataclasses.replace(cfg.text.config, tokenizer="")
     changes["text"] = dataclasses.replace(cfg.text, config=text, raw={**cfg.text.raw, "tokenizer": ""})
     if cfg.template.get("prompt_path"):

@@ -51,7 +51,7 @@ class Contents:
     @cached_property
     def tokenizer(self) -> HubTokenizer:
         """The tokenizer as transformers reads it, with a token for an image."""
-        return HubTokenizer(self.processor, self.model_cfg)
+        return HubTokenizer(self.processor)
 
     @property
     def llm_config(self) -> Any:

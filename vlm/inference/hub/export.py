@@ -10,10 +10,9 @@ from typing import Any, Literal
 from vlm.checkpoint.safe import write_json
 from vlm.checkpoint.stream import SHARD_BYTES, write_shards
 from vlm.common.errors import ConfigError
-from vlm.common.new_folder import new_folder
 from vlm.common.registry import register_export
 from vlm.config.api import Config as WholeConfig
-from vlm.inference.export import refuse_existing
+from vlm.inference.export import new_folder, refuse_existing
 from vlm.inference.generation import default_generation
 from vlm.inference.hub.adapter import write_adapter
 from vlm.inference.hub.card import write_model_card
@@ -34,7 +33,7 @@ class HubExport:
 
     @dataclass
     class Config:
-        """``dtype`` of the tensors (null: the LLM's), whether LoRA is merged or stands beside, a form by name."""
+        """``dtype`` of the tensors (null: the LLM's), whether LoRA is merged or beside them, a form by name."""
 
         dtype: Literal["fp32", "fp16", "bf16"] | None = None
         lora: Literal["merge", "adapter"] = "merge"

@@ -16,6 +16,7 @@ from vlm.inference.hub.usage import usage
 from vlm.models.bridges.linear import Linear
 from vlm.models.bridges.mlp import MLP
 from vlm.models.fusion.splice import Splice
+from vlm.models.llm.packing import base_of
 from vlm.processors.image.recipe import ImageRecipe
 
 RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
@@ -102,6 +103,22 @@ FALLBACK = "ComposedForConditionalGeneration"
 """Class of the form that takes every composition."""
 
 
+def config_of(form: Form, model_type: str, **options: Any) -> Any:
+    """The configuration of transformers that names the class of a form."""
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.for_model(model_type, **options)
+    config.architectures = [form.architecture]
+    return config
+
+
+def base_class(config: Any) -> Any:
+    """The class that transformers builds for an LLM without its head."""
+    from transformers import AutoModel
+
+    return AutoModel._model_mapping[type(config)]
+
+
 def not_spliced(contents: Contents) -> str | None:
     """Why text and images are not one causal sequence whose images are rows of one width, if they are not."""
     model, cfg = contents.model, contents.model_cfg
@@ -117,7 +134,7 @@ def not_spliced(contents: Contents) -> str | None:
 def not_plain_images(contents: Contents) -> str | None:
     """Why the image recipe has no image processor of transformers, if it has none."""
     recipe = contents.processor.image
-    if not isinstance(recipe, ImageRecipe):
+    if not isinstance(recipe, ImageRecipe) or recipe.splits or not recipe.fixed_size:
         return f"the image recipe {contents.model_cfg.image.name} has no image processor in transformers"
     if recipe.config.resize == "pad" and recipe.config.pad_color is not None:
         return "the border of padded images has a colour of its own, not the mean"
@@ -163,3 +180,19 @@ def two_layers(contents: Contents) -> tuple[list[str], str | None]:
     if len(layers) == 2 and len(contents.weights.facts[f"{layers[0]}.weight"]) != width:
         return [], "the width between the two layers of the bridge is not the LLM's"
     return layers, None
+
+
+def ties_embeddings(contents: Contents) -> bool:
+    """Whether the class finds the LLM's embeddings to tie its head to: it knows one name for them."""
+    return "embed_tokens" in dict(base_of(contents.model.llm.model).named_children())
+
+
+def other_head(contents: Contents) -> str | None:
+    """Why the class would compute the LLM otherwise: it has a plain head of its own over the LLM's base model."""
+    llm = contents.model.llm
+    head, base = llm.model.get_output_embeddings(), base_of(llm.model)
+    if not llm.plain_head or head.bias is not None:
+        return "the LLM scales, caps or shifts its logits, which the class does not"
+    if base_class(llm.model.config) is not type(base):
+        return f"the class would build the LLM as another one than {type(base).__name__}"
+    return None

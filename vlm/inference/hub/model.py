@@ -56,7 +56,7 @@ class ComposedConfig(PreTrainedConfig):
 
 
 class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):
-    """The composition ``vlm`` behind the interface of transformers. State-dict keys: ``vlm.*``, then our own names."""
+    """The composition ``vlm`` with the interface of transformers. State-dict keys: ``vlm.*``, then our own names."""
 
     config_class = ComposedConfig
     config: Any
@@ -205,8 +205,7 @@ class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         media = media_of(pixel_values, {name: kwargs.pop(name, None) for name in FACTS})
         generation = options_of(generation_config or self.generation_config, kwargs)
-        inputs = self.vlm.prepare(self.batch(input_ids, mask, media)).left_padded()
-        prompt = Prompt(inputs.inputs_embeds, (inputs.segments > 0).long(), inputs.inserts)
+        prompt = Prompt.of(self.vlm.prepare(self.batch(input_ids, mask, media)))
         limited, ends = self._engine.limits(generation, prompt)
         rows = decode(self.vlm.llm.model, prompt, limited, ends, self.vlm.compute_dtype)
         size = max(map(len, rows), default=0)

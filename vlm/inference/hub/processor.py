@@ -1,4 +1,4 @@
-"""A composition's processor behind the interface of transformers."""
+"""A composition's processor with the interface of transformers."""
 
 from __future__ import annotations
 

@@ -12,6 +12,8 @@ from vlm.inference.load import Source
 
 COMPOSITION_FILE = "composition.yaml"
 TOKENIZER_FOLDER = "tokenizer"
+QUESTIONS = "bridge.{}.tokenizer"
+"""Folder of the tokenizer of a bridge that reads the question."""
 
 
 @register_source("exported_folder")
@@ -24,8 +26,11 @@ class ExportedFolder(Source):
 
     def config(self, path: Path, options: Sequence[str] = ()) -> Config:
         """The composition over the files of the folder."""
-        key, value = "model.text.tokenizer", str(path / TOKENIZER_FOLDER)
-        own = [f"{key}={value}"] if not options or "=" in options[0] else [key, value]
+        places = {"model.text.tokenizer": path / TOKENIZER_FOLDER}
+        for folder in path.glob(QUESTIONS.format("*")):
+            places[f"model.bridge.{folder.name.split('.')[1]}.reads_text.tokenizer"] = folder
+        spaced = bool(options) and "=" not in options[0]
+        own = [word for key, value in places.items() for word in ([key, str(value)] if spaced else [f"{key}={value}"])]
         cfg = load_config(path / COMPOSITION_FILE, [*own, *options], check="none")
         weights = [*cfg.model.weights, WeightFile("whole", str(path))]
         return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, weights=weights))

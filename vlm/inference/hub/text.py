@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Sequence
@@ -32,21 +33,25 @@ class HubTokenizer:
 
     Attributes:
         image: the token that stands for an image in a prompt.
+        folder: what the composition's tokenizer was read from.
         image_id: its id; if it is new, the first after all others.
         is_new: whether the composition's own tokenizer lacks it.
     """
 
-    def __init__(self, processor: Processor, model_cfg: Any) -> None:
+    def __init__(self, processor: Processor) -> None:
         """Raises WeightsError: the tokenizer cannot be written as ``tokenizer.json``."""
         self._processor = processor
-        self._folder = Path(model_cfg.text.config.tokenizer or model_cfg.llm.config.path)
+        if processor.tokenizer.folder is None:
+            raise WeightsError("the tokenizer was not read from a folder, so that its files cannot be written")
+        self.folder: Path = processor.tokenizer.folder
         own, template = processor.tokenizer, processor.template
         self.image: str = template.config.media_token or IMAGE
         known = own.id_of(self.image)
         self._tree = self._read()
         self.is_new = known is None
         self.image_id: int = self._next_id() if known is None else known
-        self._add(self.image, self.image_id)
+        if self.is_new:
+            self._add(self.image, self.image_id)
 
     @property
     def tree(self) -> dict[str, Any]:
@@ -68,20 +73,22 @@ class HubTokenizer:
         from transformers import AutoTokenizer
 
         own = self._processor.tokenizer
-        if (self._folder / "tokenizer.model").is_file():
+        if own.sentencepieces():
             try:
-                found: Any = AutoTokenizer.from_pretrained(self._folder, local_files_only=True, trust_remote_code=False)
+                found: Any = AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
                 tree: dict[str, Any] = json.loads(found.backend_tokenizer.to_str())
             except (ValueError, OSError, ImportError, AttributeError) as error:
-                text = f"tokenizer folder {self._folder}: cannot be written as tokenizer.json ({error})"
+                text = f"tokenizer folder {self.folder}: cannot be written as tokenizer.json ({error})"
                 raise WeightsError(text, fix="pip install protobuf, or use a folder with tokenizer.json") from error
             if own.legacy:
                 tree["normalizer"], tree["pre_tokenizer"] = LEGACY, None
         else:
-            tree = json.loads((self._folder / "tokenizer.json").read_text(encoding="utf-8"))
+            tree = json.loads((self.folder / "tokenizer.json").read_text(encoding="utf-8"))
         self._tree = tree
+        known = {entry["content"] for entry in tree.get("added_tokens") or []}
         for text, token in sorted(own.special_tokens.items(), key=lambda item: item[1].id):
-            self._add(text, token.id, token.lstrip, token.rstrip)
+            if text not in known or own.sentencepieces():  # a tokenizer.json is read by its own rules
+                self._add(text, token.id, token.lstrip, token.rstrip)
         return tree
 
     def _add(self, text: str, index: int, lstrip: bool = False, rstrip: bool = False) -> None:
@@ -133,16 +140,27 @@ class HubTokenizer:
 
     def _ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         """The composition's ids of a conversation."""
-        from torch import zeros
-
-        recipe = self._processor.image
-        blank = zeros(3, recipe.config.size, recipe.config.size)
-        return self._processor.encode_chat(
+        processor = copy.copy(self._processor)
+        processor.image = OnePlace()  # type: ignore[assignment]
+        blank = processor.image(None)
+        return processor.encode_chat(
             [
                 Message(m["role"], [Image(blank) if part["type"] == "image" else part["text"] for part in m["content"]])
                 for m in messages
             ]
         ).ids
+
+
+class OnePlace:
+    """An image recipe for which every image is one medium, so that only the places of images count."""
+
+    splits, fixed_size = False, True
+
+    def __call__(self, *_: Any) -> Any:
+        """``[3, 1, 1]``."""
+        from torch import zeros
+
+        return zeros(3, 1, 1)
 
 
 def _probe(*turns: tuple[str, str]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from vlm.common import VERSION
 from vlm.common.errors import WeightsError
 from vlm.common.registry import register_export
+from vlm.inference.hub.composed import questions
 from vlm.inference.hub.contents import Contents
 from vlm.inference.hub.export import HubExport
 from vlm.inference.hub.forms import FALLBACK, Form, not_spliced
@@ -68,6 +69,8 @@ def not_served(contents: Contents) -> str | None:
         return reason
     if model.counters() or not contents.processor.image.fixed_size:
         return "the number of an image's positions depends on the image"
+    if questions(contents):
+        return "a bridge reads the question about an image"
     if model.llm.banned_ids:
         return "the LLM has ids that are never generated (model.llm.banned_ids)"
     return None

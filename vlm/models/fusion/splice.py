@@ -14,7 +14,8 @@ from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Batch, Features
 from vlm.models.fusion.base import LLMInputs
 from vlm.models.fusion.locations import borders
 from vlm.models.fusion.positions import GRID_AXES, grid_positions, grids_of, restart_positions
-from vlm.models.protocols import RotatesAxes
+from vlm.models.llm.attention import only_causal
+from vlm.models.protocols import OpensBlocks, RotatesAxes
 
 
 @register_fusion("splice")
@@ -41,6 +42,8 @@ class Splice:
         self.config = config
         self.options = config if isinstance(config, Splice.Config) else Splice.Config()  # a subclass may have its own
         self.llm = llm
+        if self.options.attention != "causal" and isinstance(llm, OpensBlocks) and not llm.opens_blocks:
+            raise only_causal(type(llm.model).__name__)
         axes = llm.position_axes if isinstance(llm, RotatesAxes) else 1
         if self.options.positions == "grid" and axes != GRID_AXES:
             raise ConfigError(

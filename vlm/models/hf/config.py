@@ -60,3 +60,9 @@ def read_hf_config(
             raise WeightsError(message, fix=fix) from None
         text = mistaken(folder / "config.json") or f"{folder / 'config.json'}: {error!s:.600}"
         raise WeightsError(text) from error
+
+
+def written(config: Any) -> dict[str, Any]:
+    """A transformers configuration as plain data that :func:`read_hf_config` takes in place of a folder."""
+    left_out = ("id2label", "label2id", "transformers_version")
+    return {key: value for key, value in config.to_dict().items() if not key.startswith("_") and key not in left_out}

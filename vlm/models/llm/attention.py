@@ -53,11 +53,16 @@ def seeing(numbers: Tensor | None, name: str) -> Iterator[None]:
     finally:
         _blocks.reset(token)
     if blocks is not None and not blocks.masks:
-        raise ConfigError(
-            f"model.llm: {name} of transformers builds its attention masks by itself, so that tokens before an answer "
-            "cannot see one another in both directions",
-            fix="set model.fusion.attention to causal, or use an LLM of another family (Gemma, LLaMA, Qwen, ...)",
-        )
+        raise only_causal(name)
+
+
+def only_causal(name: str) -> ConfigError:
+    """The error for a class of transformers whose tokens cannot see what follows them."""
+    return ConfigError(
+        f"model.llm: {name} of transformers builds its attention masks by itself, so that tokens before an answer "
+        "cannot see one another in both directions",
+        fix="set model.fusion.attention to causal, or use an LLM of another family (Gemma, LLaMA, Qwen, ...)",
+    )
 
 
 def attention(

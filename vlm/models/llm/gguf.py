@@ -1,7 +1,7 @@
 """Language models in a GGUF file, by transformers' own rules for it: configuration, tokenizer, names and numbers.
 
-A file is checked by :mod:`vlm.common.gguf` before anything else is given it. Numbers are dequantised tensor by tensor
-by the package ``gguf`` of llama.cpp.
+A file is checked by :mod:`vlm.models.llm.gguf_header` before anything else is given it. Numbers are dequantised tensor
+by tensor by the package ``gguf`` of llama.cpp.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from vlm.common.errors import ConfigError, WeightsError
-from vlm.common.gguf import AGAIN, DeclaredTensor, GGUFHeader, read_gguf
 from vlm.models.llm.conversion import planned
+from vlm.models.llm.gguf_header import AGAIN, DeclaredTensor, GGUFHeader, read_gguf
 from vlm.models.llm.headed import causal_class
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ FAULTS = (ValueError, KeyError, IndexError, TypeError, AttributeError, NotImplem
 def checked(path: str | Path) -> GGUFHeader:
     """The header of a GGUF file whose tensors are all there, of types that can be dequantised.
 
-    Raises WeightsError: as :func:`~vlm.common.gguf.read_gguf`, a cut-off file, an unknown quantisation, or the package
-        ``gguf`` is missing.
+    Raises WeightsError: as :func:`~vlm.models.llm.gguf_header.read_gguf`, a cut-off file, an unknown quantisation, or
+        the package ``gguf`` is missing.
     """
     header = read_gguf(path)
     known = _block_sizes()

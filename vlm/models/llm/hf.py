@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from vlm.common.bounds import Count, Dropout, Natural
 from vlm.common.errors import ConfigError
-from vlm.common.gguf import is_gguf
 from vlm.common.registry import register_llm
 from vlm.models.fusion.base import LLMInputs
-from vlm.models.hf.config import read_hf_config
+from vlm.models.hf.config import read_hf_config, written
 from vlm.models.inserts.base import InsertData
 from vlm.models.layer_hooks import (
     INSERT_DATA,
@@ -27,9 +26,10 @@ from vlm.models.layer_hooks import (
 from vlm.models.llm.attention import ATTENTION, OWN_ATTENTION, plain_attention_of, register_attention, seeing
 from vlm.models.llm.fitness import check_fitness, decoder_layers, passes_more
 from vlm.models.llm.gguf import read_gguf_config
+from vlm.models.llm.gguf_header import is_gguf
 from vlm.models.llm.head import logits_of, prepare_head
 from vlm.models.llm.headed import causal_class
-from vlm.models.llm.packing import apart, axes_first, base_of, can_pack, pack, position_axes
+from vlm.models.llm.packing import apart, axes_first, base_of, can_pack, pack, position_axes, uses_interface
 from vlm.models.lora import LoraOptions, inject_lora
 from vlm.models.loss import head_loss
 
@@ -93,6 +93,7 @@ class HFCausalLM(nn.Module):
             raise ConfigError(f"model.llm.banned_ids: {config.banned_ids}, allowed: 0 to {self.vocab_size - 1}")
         if config.lora is not None:
             inject_lora(self.model, config.lora)
+        self.opens_blocks: bool = uses_interface(self.model)
         self.position_axes: int = position_axes(self.model)
         self.packs: bool = config.packing and shares_rows and can_pack(self.model)
         self.passes_more = passes_more(base_of(self.model).forward)
@@ -103,8 +104,7 @@ class HFCausalLM(nn.Module):
 
     def written_out(self) -> Config:
         """See :class:`~vlm.models.protocols.WritesOut`. Nothing is read later, so that nothing is quantised either."""
-        sizes = {key: value for key, value in self.model.config.to_dict().items() if not key.startswith("_")}
-        return replace(self.config, path=None, config=sizes, vocab_size=None, quantize=None)
+        return replace(self.config, path=None, config=written(self.model.config), vocab_size=None, quantize=None)
 
     def layers(self) -> Any:
         """The decoder layers, for inserts and checkpointing."""

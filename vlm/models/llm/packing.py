@@ -71,13 +71,17 @@ def apart(segments: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 def can_pack(model: Any) -> bool:
     """Whether samples of ``model`` (of transformers) can share a row: given positions, attention by the interface."""
-    config = model.config.get_text_config()
     return (
-        config._attn_implementation in (ATTENTION, OWN_ATTENTION)
-        and bool(getattr(config, "rope_parameters", None))
+        uses_interface(model)
+        and bool(getattr(model.config.get_text_config(), "rope_parameters", None))
         and mixes_by_attention(model)
         and takes_positions(base_of(model))
     )
+
+
+def uses_interface(model: Any) -> bool:
+    """Whether the attention and the masks of ``model`` (of transformers) are those registered here."""
+    return model.config.get_text_config()._attn_implementation in (ATTENTION, OWN_ATTENTION)
 
 
 def base_of(model: Any) -> Any:

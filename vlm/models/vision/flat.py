@@ -15,6 +15,7 @@ from vlm.common.bounds import Count
 from vlm.common.errors import ConfigError
 from vlm.common.registry import register_vision
 from vlm.common.types import Features, MediumShape
+from vlm.models.hf.config import written
 from vlm.models.layer_hooks import check_depth, checkpoint_layers
 from vlm.models.lora import LoraOptions, inject_lora
 from vlm.models.vision.base import check_native
@@ -96,6 +97,11 @@ class FlatVision(nn.Module):
             inject_lora(self.model, config.lora)
         if config.checkpointing:
             checkpoint_layers(self.model.blocks)
+
+    def written_out(self) -> Config:
+        """See :class:`~vlm.models.protocols.WritesOut`."""
+        config = written(read_config(self.config.path, self.config.config, PART))
+        return dataclasses.replace(self.config, path=None, config=config)
 
     def checkpointable_modules(self) -> list[nn.Module]:
         """The blocks, to recompute in the backward pass when the runner asks for it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -16,8 +16,9 @@ from vlm.common.registry import register_vision
 from vlm.common.types import Features
 from vlm.models.layer_hooks import checkpoint_layers
 from vlm.models.lora import LoraOptions, inject_lora
+from vlm.models.published import sizes
 from vlm.models.vision.base import PatchCount, check_native, check_patches, check_pixels
-from vlm.models.vision.layers import Combine, Layers, combined, combined_width, layers_of
+from vlm.models.vision.layers import Layers, combined, combined_width, layers_of
 from vlm.models.vision.tower import ASKED, PIXELS, REAL, SHAPES, build_tower, depth_of, read_config
 
 PART = "model.vision"
@@ -50,7 +51,7 @@ class HFVision(nn.Module):
         image_size: Count | None = None
         native: bool = False
         layer: Layers = -1
-        combine: Combine = "concat"  # weights: a learned mean (arXiv:1802.05365, eq. 1)
+        combine: Literal["concat", "mean", "weights"] = "concat"  # weights: a learned mean (arXiv:1802.05365, eq. 1)
         post_norm: bool | None = None  # the tower's last norm after each chosen block; null: if layer is -1
         keep_cls: bool = False
         keep_registers: bool = False
@@ -81,6 +82,10 @@ class HFVision(nn.Module):
         self.out_dim = combined_width([self.tower.width] * len(self.chosen), config.combine, PART)
         self.prefix = self.tower.cls * config.keep_cls + self.tower.others * config.keep_registers
         self.num_tokens = (self.image_size // self.tower.patch) ** 2 + self.prefix
+
+    def written_out(self) -> Config:
+        """See :class:`~vlm.models.protocols.WritesOut`."""
+        return replace(self.config, path=None, config=sizes(read_config(self.config.path, self.config.config, PART)))
 
     def blocks(self) -> Any:
         """The blocks that are built."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isqrt
@@ -17,7 +18,7 @@ from vlm.common.registry import config_class, register_vision, resolve
 from vlm.common.types import Features
 from vlm.config.schema import Report, read
 from vlm.models.counting import grid_of
-from vlm.models.protocols import CountsTokens, NamesLayers
+from vlm.models.protocols import CountsTokens, NamesLayers, WritesOut
 from vlm.models.vision.base import check_pixels
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -27,13 +28,25 @@ PART = "model.vision"
 
 
 @dataclass
+class Levels:
+    """Mean and standard deviation per channel, for levels in [0, 1]."""
+
+    mean: Sequence[float] = CLIP_MEAN
+    std: Sequence[Positive] = CLIP_STD
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError: not three of each."""
+        if len(self.mean) != 3 or len(self.std) != 3:
+            raise ConfigError(f"mean {list(self.mean)}, std {list(self.std)}: expected three of each")
+
+
+@dataclass
 class Entry:
-    """One of the encoders: its class, its options, and the mean and deviation of the images that it wants."""
+    """One of the encoders: its class, its options, and the levels of the images that it wants."""
 
     cls: Any
     config: Any
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    levels: Levels
 
 
 @register_vision("several")
@@ -74,7 +87,12 @@ class Several(nn.Module):
                 raise ConfigError("width goes with combine: tokens; side by side the widths need not agree")
             if self.combine == "tokens" and self.grid is not None:
                 raise ConfigError("grid goes with combine: channels; one after the other any number of tokens will do")
-            self.entries()
+            self.levels, self.entries()
+
+        @property
+        def levels(self) -> Levels:
+            """Those of the recipe. Raises ConfigError: not three of each."""
+            return Levels(self.mean, self.std)
 
         def entries(self) -> list[Entry]:
             """The encoders, with their options checked. Raises ConfigError: as above."""
@@ -96,12 +114,11 @@ class Several(nn.Module):
             except ConfigError as error:
                 report.add((*path, "name"), str(error))
                 return None
-            levels = [tuple(options.get(key, getattr(self, key))) for key in ("mean", "std")]
-            if any(len(level) != 3 for level in levels) or min(levels[1]) <= 0:
-                report.add(path, f"mean {levels[0]}, std {levels[1]}: expected three of each, deviations above 0")
+            given = {key: options.get(key, getattr(self, key)) for key in ("mean", "std")}
+            levels = read(Levels, given, path, report)
             kind = config_class(cls)
             config = None if kind is None else read(kind, own, path, report)
-            return Entry(cls, config, *levels)
+            return None if levels is None else Entry(cls, config, levels)
 
     encoders: Any
 
@@ -125,6 +142,11 @@ class Several(nn.Module):
         self.out_dim = config.width or widths[0]
         if config.width is not None:
             self.projections = nn.ModuleList([nn.Linear(width, config.width) for width in widths])
+
+    def written_out(self) -> Config:
+        """See :class:`~vlm.models.protocols.WritesOut`."""
+        found = zip(self.config.encoders, self.entries, self.encoders, strict=True)
+        return dataclasses.replace(self.config, encoders=[written_out(*each) for each in found])
 
     def checkpointable_modules(self) -> list[nn.Module]:
         """The blocks of the encoders that name theirs, to recompute in the backward pass if the runner asks for it."""
@@ -151,17 +173,16 @@ class Several(nn.Module):
 
     def _seen(self, pixels: Tensor, size: int, entry: Entry) -> Tensor:
         """The images as one encoder wants them: its size, its mean and deviation."""
-        config = self.config
-        same = entry.mean == tuple(config.mean) and entry.std == tuple(config.std)
-        if same and size == self.image_size:
+        theirs, own = self.config.levels, entry.levels
+        values = [list(each) for each in (theirs.mean, theirs.std, own.mean, own.std)]
+        if values[:2] == values[2:] and size == self.image_size:
             return pixels
         mean, std, own_mean, own_std = (
-            torch.tensor(v, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
-            for v in (config.mean, config.std, entry.mean, entry.std)
+            torch.tensor(value, dtype=torch.float32, device=pixels.device).view(3, 1, 1) for value in values
         )
         levels = pixels.flatten(0, 1).float() * std + mean
         if size != self.image_size:
-            resized = F.interpolate(levels, size=(size, size), mode=config.interpolation, antialias=True)
+            resized = F.interpolate(levels, size=(size, size), mode=self.config.interpolation, antialias=True)
             levels = resized.clamp(0, 1)
         return ((levels - own_mean) / own_std).unflatten(0, pixels.shape[:2]).to(pixels.dtype)
 
@@ -182,6 +203,15 @@ class Several(nn.Module):
                 f"{PART}.grid: {odd[0]} tokens are not a square", fix="drop class tokens (keep_cls: false)"
             )
         return self.config.grid**2
+
+
+def written_out(options: dict[str, Any], entry: Entry, encoder: Any) -> dict[str, Any]:
+    """The options of one encoder with what its folder says among them."""
+    if not isinstance(encoder, WritesOut):
+        return options
+    before, after = vars(entry.config), vars(encoder.written_out())
+    changed = {key: value for key, value in after.items() if value != before[key]}
+    return {key: value for key, value in (options | changed).items() if value is not None}
 
 
 def resized(features: Features, side: int) -> Tensor:

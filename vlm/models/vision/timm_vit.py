@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from functools import partial
+from math import isqrt
 from typing import Any, Literal
 
 import torch
@@ -16,7 +17,7 @@ from vlm.common.registry import register_vision
 from vlm.common.types import Features, MediumShape
 from vlm.models.lora import LoraOptions, inject_lora
 from vlm.models.vision.base import check_native, check_patches, check_pixels
-from vlm.models.vision.layers import Combine, Layers, combined, combined_width, layers_of
+from vlm.models.vision.layers import Layers, combined, combined_width, layers_of
 
 FILES = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 """Options of ``timm.create_model`` with which it downloads or unpickles weights itself."""
@@ -64,7 +65,7 @@ class TimmVision(nn.Module):
         image_size: Count | None = None
         native: bool = False
         layer: Layers | None = None
-        combine: Combine = "concat"  # weights: a learned mean (arXiv:1802.05365, eq. 1)
+        combine: Literal["concat", "mean", "weights"] = "concat"  # weights: a learned mean (arXiv:1802.05365, eq. 1)
         post_norm: bool = False  # the final norm after each chosen block
         keep_prefix: bool = True
         precision: Literal["fp16", "bf16", "fp32"] = "fp16"
@@ -128,6 +129,21 @@ class TimmVision(nn.Module):
     def counter(self) -> StrideCount:
         """See :class:`~vlm.models.protocols.CountsTokens`."""
         return StrideCount(self.stride, self.more)
+
+    def fitted(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See :class:`~vlm.models.protocols.FitsFiles`: a table of absolute positions, resampled as timm does it."""
+        from timm.layers import resample_abs_pos_embed
+
+        name = "model.pos_embed"
+        ours, patch_embed = dict(self.named_parameters()).get(name), getattr(self.model, "patch_embed", None)
+        table = tensors.get(name)
+        if ours is None or table is None or ours.shape == table.shape or table.dim() != 3 or patch_embed is None:
+            return tensors
+        rows, columns = patch_embed.grid_size
+        before = ours.shape[1] - rows * columns  # class and register tokens that have a position
+        if isqrt(table.shape[1] - before) ** 2 != table.shape[1] - before or ours.shape[2] != table.shape[2]:
+            return tensors
+        return tensors | {name: resample_abs_pos_embed(table, [rows, columns], num_prefix_tokens=before)}
 
     def forward(self, pixels: Tensor) -> Features:
         """``[n, f, 3, h, w]`` -> tokens ``[n, f, v, out_dim]``, kept class and register tokens first.

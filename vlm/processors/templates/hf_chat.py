@@ -85,7 +85,7 @@ class HFChat(BaseTemplate):
         self.config: HFChat.Config = config
         self.prompts = read_lines(config.prompt_path) if config.prompt_path else []
         self._begin = ""
-        self._told = False
+        self._told = True
         self._facts = self._facts_of(WORDS_ALONE, re.compile("(?!)"), {}, [])
 
     @staticmethod
@@ -117,6 +117,7 @@ class HFChat(BaseTemplate):
         listed = [] if tokenizer.folder is None else end_ids(tokenizer.folder)
         ends = [i for i in dict.fromkeys([tokenizer.eos, *listed]) if i is not None]
         bound = copy.copy(self)
+        bound._told = False
         bound._facts = self._facts_of(template, control, named, [tokenizer.piece(i) for i in ends])
         bound._begin = "" if tokenizer.bos is None else texts["bos_token"]
         bound._end(tokenizer, ends)

@@ -160,9 +160,10 @@ class Fast:
         """Ids of ``text``, in which nothing is special, between the special tokens that the file adds."""
         return self._without_special().encode(text).ids
 
-    def starts(self, text: str) -> list[int]:
-        """For each id of ``text``, the character where it begins."""
-        return [start for start, _ in self._tok.encode(text, add_special_tokens=False).offsets]
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """For each id of ``text``, its characters ``[start, end)``."""
+        spans: list[tuple[int, int]] = self._tok.encode(text, add_special_tokens=False).offsets
+        return spans
 
     def decode(self, ids: list[int], skip_special: bool) -> str:
         """Text of ``ids``."""

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from vlm.common.errors import ConfigError, WeightsError
-from vlm.common.gguf import TEMPLATE, is_gguf, read_gguf
 from vlm.common.text import read_text
+from vlm.models.llm.gguf_header import TEMPLATE, is_gguf, read_gguf
 
 FILES = ("processor_config.json", "chat_template.json", "chat_template.jinja", "tokenizer_config.json")
 DEFAULT = "default"

@@ -16,14 +16,13 @@ vocabulary lists them: the words are tokenised as ordinary text.
 from __future__ import annotations
 
 import copy
-from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
 
 from vlm.common.errors import WeightsError
 from vlm.common.file_kind import mistaken
-from vlm.common.gguf import is_gguf
 from vlm.common.text import read_text
+from vlm.models.llm.gguf_header import is_gguf
 from vlm.processors.tokenizer.backends import Fast, SentencePiece, any_of
 from vlm.processors.tokenizer.decoding import StreamDecoder
 from vlm.processors.tokenizer.special_tokens import Special, SpecialTokens, is_control, read_json, read_special_tokens
@@ -190,15 +189,21 @@ class Tokenizer:
             ids += [chunk] if isinstance(chunk, int) else self._backend.encode(chunk, True, follows)
         return ids
 
-    def lengths(self, text: str, cuts: Sequence[int], literal: Ranges = ()) -> list[int]:
-        """For each character of ``cuts``, how many ids of ``text`` (see :meth:`encode`) begin before it."""
+    def lengths(self, text: str, cuts: Sequence[tuple[int, bool]], literal: Ranges = ()) -> list[int]:
+        """For each place in ``text``, how many of its ids (see :meth:`encode`) are before it.
+
+        Args:
+            text: the text.
+            cuts: characters; with each, whether an id that goes across it counts as after it (else before).
+            literal: see :meth:`encode`.
+        """
         if not cuts:
             return []
         text = _encodable(text)
         if isinstance(self._backend, Fast) and not self._overlaps(text, literal):
-            starts = self._backend.starts(text)
-            return [bisect_left(starts, cut) for cut in cuts]
-        return [len(self.encode(text[:cut], literal=[r for r in literal if r[1] <= cut])) for cut in cuts]
+            spans = self._backend.spans(text)
+            return [sum(a < cut and (b <= cut or not after) for a, b in spans) for cut, after in cuts]
+        return [len(self.encode(text[:cut], literal=[r for r in literal if r[1] <= cut])) for cut, _ in cuts]
 
     def decode(self, ids: list[int], skip_special: bool = True) -> str:
         """Text of ``ids``; ids without a piece (rows of the LLM beyond the tokenizer) are dropped.

@@ -41,7 +41,7 @@ def composition(folder: ModelFolder, reads_text: dict[str, Any] | None) -> dict[
         ConfigError: an encoder-decoder such as T5, or an encoder with another activation than GELU.
     """
     config = folder.config
-    if not config.use_decoder_only_language_model:
+    if config.text_config.is_encoder_decoder:
         raise ConfigError(
             f"{folder.path}: its language model, {config.text_config.model_type}, is an encoder-decoder, "
             "which cannot be composed",

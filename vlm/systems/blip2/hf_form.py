@@ -11,7 +11,7 @@ from vlm.checkpoint.safe import read_json, write_json
 from vlm.common.registry import register_hf_form
 from vlm.common.types import Image, Message
 from vlm.inference.hub.contents import Contents, Planned
-from vlm.inference.hub.forms import Form, image_processor, not_plain_images, not_spliced
+from vlm.inference.hub.forms import Form, config_of, image_processor, not_plain_images, not_spliced
 from vlm.inference.hub.usage import QUESTION, usage
 from vlm.models.bridges.linear import Linear
 from vlm.models.bridges.qformer import QFormer
@@ -50,18 +50,18 @@ class Blip2Form(Form):
 
     def config(self, contents: Contents) -> Any:
         """See :class:`Form`."""
-        from transformers import Blip2Config
+        return self.whole("blip-2", contents, {})
 
-        return self.whole(Blip2Config, contents, {})
-
-    def whole(self, kind: Any, contents: Contents, qformer: dict[str, Any]) -> Any:
-        """The configuration of class ``kind``; ``qformer`` are further options of that part."""
+    def whole(self, model_type: str, contents: Contents, qformer: dict[str, Any]) -> Any:
+        """The configuration of a ``model_type``; ``qformer`` are further options of that part."""
         eva, options = contents.model.vision.config, contents.model.bridge[0].config
         if eva.ln_vision_eps != eva.norm_eps:
             text = f"the norm after the encoder has eps {eva.ln_vision_eps:g} in the composition, {eva.norm_eps:g} here"
             contents.notes.append(text)
         text = contents.text_config(contents.rows)
-        result = kind(
+        result = config_of(
+            self,
+            model_type,
             vision_config={
                 "hidden_size": eva.embed_dim,
                 "intermediate_size": len(contents.weights.facts["vision.vit.blocks.0.mlp.fc1.weight"]),
@@ -90,7 +90,6 @@ class Blip2Form(Form):
             image_token_index=contents.tokenizer.image_id,
         )
         result.tie_word_embeddings = text.tie_word_embeddings
-        result.architectures = [self.architecture]
         return result
 
     def tensors(self, contents: Contents) -> dict[str, Planned]:

@@ -29,11 +29,9 @@ class InstructBlipForm(Blip2Form):
 
     def config(self, contents: Contents) -> Any:
         """See :class:`Form`."""
-        from transformers import InstructBlipConfig
-
         text = contents.model.bridge[0].config.reads_text
         sizes = {"vocab_size": text.vocab_size, "max_position_embeddings": text.max_positions}
-        return self.whole(InstructBlipConfig, contents, sizes)
+        return self.whole("instructblip", contents, sizes)
 
     def extra(self, contents: Contents, folder: Path) -> list[str]:
         """See :class:`Form`: also the tokenizer of the Q-Former."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vlm.common.errors import ConfigError
@@ -12,6 +14,7 @@ from vlm.common.registry import register_architecture
 from vlm.inference.architectures.base import Architecture
 from vlm.inference.architectures.folder import ModelFolder
 from vlm.models.published import sizes
+from vlm.models.vision.tower import build_tower
 
 CHAT = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] != 'system' %}{{ m['role'] | upper }}: {% endif %}"
@@ -109,6 +112,10 @@ def vision_part(folder: ModelFolder) -> dict[str, Any]:
     common = {"config": sizes(section), "keep_cls": full, "precision": folder.dtype}
     if kind == "clip_vision_model" and len(layers) == 1:
         return {"name": "clip", **common, "layer": layers[0]}
-    if kind != "clip_vision_model" and not full:
+    with torch.device("meta"):
+        tower = build_tower(copy.deepcopy(section), 1, f"{folder.path}: vision")[1]
+    if not full and not tower.cls:
         raise ConfigError(f"{folder.path}: the first token of a {kind}, which has no class token, would be dropped")
-    return {"name": "hf_vision", **common, "layer": layers if len(layers) > 1 else layers[0], "post_norm": False}
+    registers = {"keep_registers": True} if tower.others else {}
+    layer: int | list[int] = layers if len(layers) > 1 else layers[0]
+    return {"name": "hf_vision", **common, **registers, "layer": layer, "post_norm": False}

@@ -9,8 +9,16 @@ import torch
 from vlm.checkpoint.keymap import KeyMap
 from vlm.common.registry import register_hf_form
 from vlm.inference.hub.contents import Contents, Planned
-from vlm.inference.hub.forms import Form, image_processor, not_plain_images, not_spliced, two_layers
-from vlm.models.llm.packing import base_of
+from vlm.inference.hub.forms import (
+    Form,
+    config_of,
+    image_processor,
+    not_plain_images,
+    not_spliced,
+    other_head,
+    ties_embeddings,
+    two_layers,
+)
 from vlm.models.vision.clip import Clip
 from vlm.models.vision.hf import HFVision
 from vlm.systems.llava.checkpoint import outer_pairs
@@ -39,13 +47,13 @@ class LlavaForm(Form):
 
     def config(self, contents: Contents) -> Any:
         """See :class:`Form`."""
-        from transformers import LlavaConfig
-
         tower = {k: v for k, v in contents.model.vision.model.config.to_dict().items() if not k.startswith("_")}
         text = contents.text_config(contents.rows)
-        text.tie_word_embeddings = text.tie_word_embeddings and ties(contents)
+        text.tie_word_embeddings = text.tie_word_embeddings and ties_embeddings(contents)
         bridge = contents.model.bridge[0]
-        result = LlavaConfig(
+        return config_of(
+            self,
+            "llava",
             vision_config=tower,
             text_config=text.to_dict(),
             image_token_index=contents.tokenizer.image_id,
@@ -55,8 +63,6 @@ class LlavaForm(Form):
             vision_feature_layer=-1,  # later blocks are not written
             tie_word_embeddings=text.tie_word_embeddings,
         )
-        result.architectures = [self.architecture]
-        return result
 
     def tensors(self, contents: Contents) -> dict[str, Planned]:
         """See :class:`Form`."""
@@ -70,7 +76,7 @@ class LlavaForm(Form):
             result
             | projector(contents)
             | contents.llm_tensors(
-                lambda name: str(names.theirs(f"llm.model.{name}")), contents.rows, untied=not ties(contents)
+                lambda name: str(names.theirs(f"llm.model.{name}")), contents.rows, untied=not ties_embeddings(contents)
             )
         )
 
@@ -108,11 +114,6 @@ def other_tower(contents: Contents) -> str | None:
     return None
 
 
-def ties(contents: Contents) -> bool:
-    """Whether the class finds the LLM's embeddings to tie its head to: it knows one name for them."""
-    return "embed_tokens" in dict(base_of(contents.model.llm.model).named_children())
-
-
 def projector(contents: Contents) -> dict[str, Planned]:
     """The two layers of the projector; where the bridge has one, the second is the identity."""
     layers, _ = two_layers(contents)
@@ -131,16 +132,3 @@ def projector(contents: Contents) -> dict[str, Planned]:
         )
         result |= {f"{name}weight": identity, f"{name}bias": contents.constant(torch.zeros(width))}
     return result
-
-
-def other_head(contents: Contents) -> str | None:
-    """Why the class would compute the LLM otherwise: it has a plain head of its own over the LLM's base model."""
-    from transformers import AutoModel
-
-    llm = contents.model.llm
-    head, base = llm.model.get_output_embeddings(), base_of(llm.model)
-    if not llm.plain_head or head.bias is not None:
-        return "the LLM scales, caps or shifts its logits, which the class does not"
-    if AutoModel._model_mapping[type(llm.model.config)] is not type(base):
-        return f"the class would build the LLM as another one than {type(base).__name__}"
-    return None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -97,6 +97,12 @@ class ComposedForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsPP
     hf_to_vllm_mapper = WeightsMapper(
         orig_to_new_prefix={"llm.model.": "language_model.", "vision.": "images.vision.", "bridge.": "images.bridge."}
     )
+
+    language_model: Any
+    if TYPE_CHECKING:
+        configure_mm_token_handling: Any
+        _mark_tower_model: Any
+        _mark_language_model: Any
 
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
