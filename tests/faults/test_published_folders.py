@@ -28,6 +28,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("config.json", ["text_config", "eos_token_id"], "7"),
         ("config.json", ["text_config", "model_type"], {"a": 1}),
         ("config.json", ["text_config", "rope_parameters", "mrope_section", 0], 10**9),
+        ("generation_config.json", ["eos_token_id"], 2**63),
         ("processor_config.json", ["image_processor"], "x"),
         ("processor_config.json", ["image_processor", "rescale_factor"], "x"),
         ("processor_config.json", ["image_processor", "image_mean"], 1),
