@@ -16,7 +16,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from vlm.common.errors import ConfigError, DataError
+from vlm.common.types import Prepared
+from vlm.processors.image.native import NativeRecipe
 from vlm.processors.image.recipe import ImageRecipe
+from vlm.processors.image.split import SplitRecipe
+from vlm.processors.image.tiles import TilesRecipe
 from vlm.processors.video import read as video_read
 from vlm.processors.video.read import open_clip
 from vlm.processors.video.recipe import VideoRecipe, fps_ids, segment_ids, uniform_ids
@@ -289,3 +293,21 @@ def test_videos_of_absurd_size_and_length(clip: Path, backend: str, monkeypatch:
         video_read.open_clip(clip, "a", backend)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="null byte|no such file"):
         video_read.open_clip("a\0.mp4", "a")
+
+
+def test_frames_of_any_size() -> None:
+    images = NativeRecipe(NativeRecipe.Config(multiple=4, least=16, most=256))
+    read = VideoRecipe(VideoRecipe.Config(num_frames=2), images)
+    frames = [np.full((8, 16, 3), level, np.uint8) for level in (0, 99)]
+    found = read(frames)
+    assert isinstance(found, Prepared) and found.size == (8, 16)
+    assert torch.equal(found.pixels, torch.cat([images(frame).pixels for frame in frames]))
+    assert read(found) is found
+    with pytest.raises(DataError, match="frames of different sizes"):
+        read([frames[0], frames[1][:, :8]])
+
+
+@pytest.mark.parametrize("recipe", [TilesRecipe, SplitRecipe])
+def test_tiles_are_not_frames(recipe: type[ImageRecipe]) -> None:
+    with pytest.raises(ConfigError, match="none is a frame"):
+        VideoRecipe(VideoRecipe.Config(), recipe(recipe.Config()))

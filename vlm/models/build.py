@@ -7,12 +7,12 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from vlm.common.errors import ConfigError
 from vlm.common.registry import resolve
+from vlm.models.hf.config import CONTRADICTIONS
 from vlm.models.precision import cast_matmuls, storage_dtype
 from vlm.models.protocols import ProvidesData, needs_llm_width
 from vlm.models.trainable import select_trainable
@@ -20,13 +20,6 @@ from vlm.models.vlm import VLM
 
 if TYPE_CHECKING:
     from vlm.config.types import ModelConfig, Part
-
-
-CONTRADICTIONS = (
-    *(ValueError, TypeError, RuntimeError, AssertionError, ArithmeticError, LookupError, StopIteration),
-    *(AttributeError, MemoryError, StrictDataclassError),
-)
-"""What the libraries below raise for sizes that contradict each other and for options that they do not know."""
 
 
 def build_model(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from vlm.common.errors import ConfigError
+from vlm.models.hf.config import CONTRADICTIONS
 from vlm.models.llm.hf import HFCausalLM, read_config
 
 DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
@@ -47,7 +48,7 @@ def empty_model(config: Any) -> Any:
     with torch.device("meta"):
         try:
             return AutoModelForImageTextToText.from_config(config, attn_implementation="eager", trust_remote_code=False)
-        except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+        except CONTRADICTIONS as error:
             raise ConfigError(f"transformers cannot build {config.model_type!r} of these sizes: {error}") from error
 
 

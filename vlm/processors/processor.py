@@ -75,7 +75,7 @@ class Processor:
         template: BaseTemplate,
         image: ImageRecipe,
         text_cfg: TextConfig | None = None,
-        video: Callable[[Any, str, random.Random | None], torch.Tensor] | None = None,
+        video: Callable[[Any, str, random.Random | None], torch.Tensor | Prepared] | None = None,
         question: Callable[[str], list[int]] | None = None,
     ) -> None:
         """``video`` maps (source, name, rng or None) to ``[f, 3, h, w]``; None: images only.

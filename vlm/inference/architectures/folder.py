@@ -36,6 +36,10 @@ class ModelFolder:
         """Raises WeightsError: no usable config.json, or a model that only code in the folder describes."""
         self.path = path.expanduser().resolve()
         self.stated = read_json(self.path / "config.json")
+        for section in (self.stated, *(value for value in self.stated.values() if isinstance(value, dict))):
+            if not isinstance(kind := section.get("model_type", ""), str):
+                text = f"{self.path / 'config.json'}: model_type is {kind!r:.80}, expected a name"
+                raise WeightsError(text, fix="download it again")
         self.config = read_model_config(self.path)
 
     def _json(self, name: str) -> dict[str, Any]:

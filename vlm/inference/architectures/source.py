@@ -15,6 +15,7 @@ from vlm.config.api import Config, load_config
 from vlm.inference.architectures.base import Architecture
 from vlm.inference.architectures.folder import ModelFolder
 from vlm.inference.load import Source
+from vlm.models.hf.config import CONTRADICTIONS
 from vlm.models.published import is_known
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,11 @@ def model_section(path: Path) -> dict[str, Any]:
         method = stated.get("quant_method") if isinstance(stated, dict) else stated
         fix = "use the folder of the model from before quantisation; --load-in-8bit quantises when it is loaded"
         raise WeightsError(f"{path}: quantised weights ({method}) cannot be read", fix=fix)
-    section = kind.composition(folder)
+    try:
+        section = kind.composition(folder)
+    except CONTRADICTIONS as error:
+        text = f"{path}: a value in config.json or in the files beside it cannot be used ({error!s:.300})"
+        raise WeightsError(text, fix="download these files again") from error
     train = dict.fromkeys(kind.trains, True)
     return section | {"train": train, "weights": [{"format": kind.format, "path": str(folder.path)}]}
 

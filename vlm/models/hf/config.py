@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+
 from vlm.common.errors import ConfigError, WeightsError
 from vlm.common.file_kind import mistaken
 from vlm.common.paths import inner_folder
+
+CONTRADICTIONS = (
+    *(ValueError, TypeError, RuntimeError, AssertionError, ArithmeticError, LookupError, StopIteration),
+    *(AttributeError, MemoryError, StrictDataclassError),
+)
+"""What the libraries below raise for sizes that contradict each other and for options that they do not know."""
 
 
 def read_hf_config(
@@ -23,10 +31,10 @@ def read_hf_config(
         folders: subfolders in which a model saved in parts keeps it.
 
     Raises:
-        ConfigError: neither or both given, or an unknown ``model_type``.
+        ConfigError: neither or both given, an unknown ``model_type``, or sizes of the wrong kind.
         WeightsError: the folder has no config.json, a damaged one, or one that needs code of its own (never run).
     """
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     if (path is None) == (sizes is None):
         raise ConfigError(f"{part} needs exactly one of path (a Hugging Face folder) and config (sizes written out)")
@@ -34,21 +42,23 @@ def read_hf_config(
         options = dict(sizes)
         kind = options.pop("model_type", None)
         try:
+            if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+                raise ConfigError(f"{part}.config.model_type: transformers knows no model type {kind!r}")
             return AutoConfig.for_model(kind, **options)
-        except ValueError as error:
-            raise ConfigError(f"{part}.config.model_type: transformers knows no model type {kind!r}") from error
+        except CONTRADICTIONS as error:
+            raise ConfigError(f"{part}.config: values that transformers cannot use ({error!s:.300})") from error
     folder = inner_folder(str(path), folders)
     if not (folder / "config.json").is_file():
         fix = f"give the Hugging Face folder of a {what}: config.json and weights"
         raise WeightsError(f"{part}.path: no {what} in {folder} (config.json is missing)", fix=fix)
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, OSError) as error:
+    except (OSError, *CONTRADICTIONS) as error:
         if "trust_remote_code" in str(error):
             message = f"{folder}: needs Python code that came with it (auto_map in config.json), which is never run"
             fix = "use a model whose model_type transformers knows, or register a class of your own: docs/extend"
             raise WeightsError(message, fix=fix) from None
-        text = mistaken(folder / "config.json") or f"{folder / 'config.json'}: {error}"
+        text = mistaken(folder / "config.json") or f"{folder / 'config.json'}: {error!s:.600}"
         raise WeightsError(text) from error
 
 

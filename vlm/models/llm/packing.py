@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlm.common.errors import ConfigError
 from vlm.models.layer_hooks import Layout
 from vlm.models.llm.attention import ATTENTION, OWN_ATTENTION
 
@@ -112,8 +113,16 @@ def axes_first(positions: Tensor) -> Tensor:
 
 
 def position_axes(model: Any) -> int:
-    """Axes of the rotary positions of ``model`` (of transformers): 3 for time, row and column; 1 for text alone."""
+    """Axes of the rotary positions of ``model`` (of transformers): 3 for time, row and column; 1 for text alone.
+
+    Raises ConfigError: the stated shares of the axes are not the rotary frequencies that there are.
+    """
     rope = model.config.get_text_config().to_dict().get("rope_parameters") or {}
+    stated = rope.get("mrope_section")
+    lengths = {module.inv_freq.numel() for module in model.modules() if "inv_freq" in module._buffers}
+    if isinstance(stated, list) and lengths and sum(stated) not in lengths:
+        found = f"mrope_section is {stated}, expected numbers that add up to {max(lengths)}, the rotary frequencies"
+        raise ConfigError(f"model.llm: {found}")
     own = (vars(module)["mrope_section"] for module in model.modules() if "mrope_section" in vars(module))
     sections = next((found for found in (rope.get("mrope_section"), *own) if isinstance(found, list | tuple)), (1,))
     return len(sections)

@@ -55,12 +55,14 @@ class ImageRecipe:
     Attributes:
         splits: whether an image can become several media with text between them.
         fixed_size: whether every image becomes one ``[3, size, size]``.
+        makes_frames: whether what becomes of an image can be a frame of a video.
         transparent: how many of the images so far had transparent pixels.
         decoded: pixels of all images so far.
     """
 
     splits: ClassVar[bool] = False
     fixed_size: ClassVar[bool] = True
+    makes_frames: ClassVar[bool] = True
 
     @dataclass
     class Train:

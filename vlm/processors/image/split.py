@@ -30,7 +30,7 @@ class SplitRecipe(ImageRecipe):
     """
 
     splits = True
-    fixed_size = False
+    fixed_size = makes_frames = False
 
     @dataclass
     class Config:

@@ -24,7 +24,7 @@ class TilesRecipe(ImageRecipe):
     ``tile_rows`` puts the tiles together again.
     """
 
-    fixed_size = False
+    fixed_size = makes_frames = False
 
     @dataclass
     class Config:

@@ -19,7 +19,7 @@ import copy
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlm.common.errors import WeightsError
+from vlm.common.errors import ConfigError, WeightsError
 from vlm.common.file_kind import mistaken
 from vlm.common.text import read_text
 from vlm.models.llm.gguf_header import is_gguf
@@ -120,6 +120,9 @@ class Tokenizer:
             tokens.roles["pad"] = tokens.by_text[new_pad_token].id
         for role, index in (("bos", bos_id), ("eos", eos_id)):
             if index is not None:
+                if index >= backend.size and index not in {token.id for token in tokens.by_text.values()}:
+                    text = f"{folder}: {role}_id is {index}, but the tokenizer has the ids 0 to {backend.size - 1}"
+                    raise ConfigError(text, fix=f"set model.text.{role}_id to one of these, or leave it out")
                 tokens.force(role, index, backend.piece(index))
         if legacy is None:
             legacy = read_json(folder / "tokenizer_config.json").get("legacy") is not False

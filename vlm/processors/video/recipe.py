@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vlm.common.bounds import Count, Positive, violations
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.registry import register_video
+from vlm.common.types import Prepared
 from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.video.read import Backend, Clip, Short, check_backend, open_clip
 
@@ -40,30 +41,38 @@ class VideoRecipe:
                 raise ConfigError("; ".join(wrong))
 
     def __init__(self, config: Config, image: ImageRecipe) -> None:
-        """Raises ConfigError if ``backend`` is not installed."""
+        """Raises ConfigError: ``backend`` is not installed, or the image recipe makes tiles of an image."""
+        if not image.makes_frames:
+            raise ConfigError(
+                f"model.video: the image recipe {type(image).__name__} makes tiles of an image, so none is a frame",
+                fix="leave model.video out, or use model.image: {name: recipe} or {name: native}",
+            )
         self.config, self.image = config, image
         check_backend(config.backend)
 
-    def __call__(self, source: Any, name: str = "", rng: random.Random | None = None) -> torch.Tensor:
+    def __call__(self, source: Any, name: str = "", rng: random.Random | None = None) -> torch.Tensor | Prepared:
         """Read and transform one video.
 
         Args:
             source: path or bytes of a video file, a folder of frames (jpg, png, webp), a ``.json`` file with base64
                 frames (one string is a video of one frame), or a list of frames: base64 texts, paths, bytes, images;
-                or a float tensor ``[f, 3, size, size]`` that a recipe returned before (passed through).
+                or what this recipe returned before (passed through).
             name: name of the video in errors.
             rng: training: draws the frames of ``segments``, and one crop for all frames; None: evaluation.
 
         Returns:
-            ``[f, 3, size, size]`` float32.
+            ``[f, 3, size, size]`` float32; with the size of its frames where an image recipe of any size says it.
 
         Raises:
-            DataError: missing, unreadable, without frames, a bad frame, no decoder; the message names the video.
+            DataError: missing, unreadable, without frames, a bad frame, frames of different sizes, no decoder; the
+                message names the video.
         """
         import torch
 
+        if isinstance(source, Prepared):
+            return source
         if isinstance(source, torch.Tensor):
-            return torch.stack([self.image(frame, name) for frame in source])
+            return self._joined([self.image(frame, name) for frame in source], name)
         label = name or (source if isinstance(source, str) else type(source).__name__)
         seed = None if rng is None else rng.getrandbits(64)
         clip = open_clip(source, label, self.config.backend)
@@ -78,7 +87,18 @@ class VideoRecipe:
             index: self.image(frame, f"{label} frame {index}", None if seed is None else random.Random(seed))
             for index, frame in dict(zip(ids, frames, strict=True)).items()
         }
-        return torch.stack([tensors[index] for index in ids])
+        return self._joined([tensors[index] for index in ids], label)
+
+    def _joined(self, frames: Sequence[torch.Tensor | Prepared], label: str) -> torch.Tensor | Prepared:
+        """One video of what the image recipe made of its frames. Raises DataError: they differ in size."""
+        import torch
+
+        pixels = [frame.pixels[0] if isinstance(frame, Prepared) else frame for frame in frames]
+        if len(sizes := {tuple(frame.shape[1:]) for frame in pixels}) > 1:
+            found = ", ".join(f"{width} x {height}" for height, width in sorted(sizes))
+            raise DataError(f"video {label}: frames of different sizes ({found})", fix="give them one size")
+        joined = torch.stack(pixels)
+        return Prepared(joined, frames[0].size) if isinstance(frames[0], Prepared) else joined
 
     def frame_ids(self, clip: Clip, label: str, seed: int | None) -> list[int]:
         """Indices of the frames to take, ascending.
