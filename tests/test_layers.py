@@ -49,7 +49,7 @@ HOMES = {
     "gradio": ("vlm/serve/gradio/",),
     "gguf": ("vlm/models/llm/gguf.py", "vlm/inference/gguf/"),
     "transformers": ("vlm/models/", "vlm/inference/", "vlm/processors/templates/"),
-    "jinja2": ("vlm/pages/", "vlm/processors/templates/rendering.py"),
+    "jinja2": ("vlm/pages/", "vlm/processors/templates/"),
     "markupsafe": ("vlm/pages/",),
     "rich": ("vlm/common/logging.py", "vlm/runners/train/trackers.py", "vlm/datasets/inspect/scan.py"),
     "PIL": ("vlm/processors/image/", "vlm/datasets/synthetic/", "vlm/pages/", "vlm/tasks/benchmarks/image_controls.py"),

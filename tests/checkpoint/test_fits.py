@@ -108,3 +108,10 @@ def test_options_that_a_library_does_not_know() -> None:
 def test_addresses_are_not_fetched() -> None:
     text = found(TINY, "model.vit_path=https://localhost:1/eva_vit.pth")
     assert text == ""
+
+
+def test_images_of_another_size_than_the_tower_takes() -> None:
+    tower = {"model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    vision = {"name": "hf_vision", "config": {**tower, "num_attention_heads": 2, "image_size": 28, "patch_size": 7}}
+    model = {"vision": vision, "bridge": [{"name": "linear"}], "llm": TEXT, "template": "plain", "image": {"size": 42}}
+    assert "image.size is 42, but the vision encoder takes images of 28 x 28" in found({"model": model})
