@@ -14,7 +14,7 @@ from vlm.common.errors import ConfigError
 from vlm.common.registry import resolve
 from vlm.models.hf.config import CONTRADICTIONS
 from vlm.models.precision import cast_matmuls, storage_dtype
-from vlm.models.protocols import ProvidesData, needs_llm_width
+from vlm.models.protocols import CountsTokens, ProvidesData, needs_llm_width
 from vlm.models.trainable import select_trainable
 from vlm.models.vlm import VLM
 
@@ -94,6 +94,18 @@ def set_precision(model: VLM, model_cfg: ModelConfig, dtype: torch.dtype | None)
     for part in [*model.bridge, *model.inserts]:
         cast_matmuls(part, llm)
     model.compute_dtype = llm
+
+
+def check_pixels_fit(model: VLM, model_cfg: ModelConfig) -> None:
+    """Raises ConfigError: the recipe's images have another size than an encoder of one size takes."""
+    vision, size = model.vision, model_cfg.image.get("size")
+    if vision is None or size in (None, vision.image_size) or isinstance(vision, CountsTokens) and vision.varies:
+        return
+    side = vision.image_size
+    raise ConfigError(
+        f"model.image.size is {size}, but the vision encoder takes {side} x {side} pixels",
+        fix=f"set model.image.size to {side}, or model.vision.image_size to {size} if the encoder can take it",
+    )
 
 
 def check_widths(model: VLM, any_width: bool) -> None:
