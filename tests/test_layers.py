@@ -48,7 +48,7 @@ HOMES = {
     "wandb": ("vlm/runners/train/trackers.py",),
     "gradio": ("vlm/serve/gradio/",),
     "gguf": ("vlm/models/llm/gguf.py", "vlm/inference/gguf/"),
-    "transformers": ("vlm/models/", "vlm/inference/", "vlm/processors/templates/rendering.py"),
+    "transformers": ("vlm/models/", "vlm/inference/", "vlm/processors/templates/"),
     "jinja2": ("vlm/pages/", "vlm/processors/templates/rendering.py"),
     "markupsafe": ("vlm/pages/",),
     "rich": ("vlm/common/logging.py", "vlm/runners/train/trackers.py", "vlm/datasets/inspect/scan.py"),
