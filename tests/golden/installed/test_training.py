@@ -56,9 +56,8 @@ def options(folder: Path, name: str, batch_size: int = 2, **run: Any) -> list[st
     }
     return [
         f"datasets={{mine: {{format: table, batch_size: {batch_size}, {where}}}}}",
-        "model.llm.lora.r=2",
-        "model.llm.lora.dropout=0.0",
-        "model.train={bridge.*: true, llm.lora: true}",
+        *(f"model.{side}.lora={{r: 2, dropout: 0.0, targets: all-linear}}" for side in ("llm", "vision")),
+        "model.train={bridge.*: true, llm.lora: true, vision.lora: true}",
         *(f"run.{key}={value}" for key, value in (numbers | run).items()),
     ]
 
@@ -84,7 +83,7 @@ def test_resumed_is_straight_through_and_merged_is_unmerged(chosen: Pair, tmp_pa
     assert main(["train", str(file), "--options", *again]) == 0
     one, two = (read_checkpoint(RunDir(tmp_path / name).last())[0] for name in ("straight", "resumed"))
     assert one.keys() == two.keys()
-    assert any("lora" in name for name in one)
+    assert all(any(name.startswith(side) and "lora" in name for name in one) for side in ("llm", "vision"))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert losses(tmp_path / "straight")[2:] == losses(tmp_path / "resumed")
 
@@ -101,6 +100,7 @@ def test_resumed_is_straight_through_and_merged_is_unmerged(chosen: Pair, tmp_pa
 @pytest.mark.heavy
 def test_two_processes_are_one(chosen: Pair, tmp_path: Path) -> None:
     file = imported(chosen, tmp_path)
+    file.write_text(file.read_text().replace("dropout: 0.1", "dropout: 0.0"))  # ranks draw different masks
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(ENTRY)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, str(file), *options(tmp_path, "two", 1)], env=env, capture_output=True, text=True)
@@ -108,4 +108,5 @@ def test_two_processes_are_one(chosen: Pair, tmp_path: Path) -> None:
     assert main(["train", str(file), "--options", *options(tmp_path, "one", 2)]) == 0
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
     one, two = (load_file(RunDir(tmp_path / name).last() / "model.safetensors") for name in ("one", "two"))
-    assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
+    apart = [name for name in one if not torch.allclose(one[name], two[name], atol=1e-4)]
+    assert all(name.endswith("key.bias") for name in apart), apart  # gradients that are rounding, which Adam enlarges
