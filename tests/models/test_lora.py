@@ -84,7 +84,7 @@ def test_half_precision_differs_from_a_float32_update_by_rounding() -> None:
     assert (published - layer.base_layer(x)).abs().max() > 0.5  # the update is there
 
 
-@pytest.mark.parametrize("kind", ["eva", "timm"])
+@pytest.mark.parametrize("kind", ["eva", "timm", "eva02", "beit"])
 def test_other_encoders_take_it_too_and_their_files_still_fit(kind: str) -> None:
     lora = LoraOptions(r=2, targets=["attn.qkv"])
 
@@ -93,13 +93,16 @@ def test_other_encoders_take_it_too_and_their_files_still_fit(kind: str) -> None
         if kind == "eva":
             return EvaViT(EvaViT.Config(image_size=28, embed_dim=16, depth=2, num_heads=2, lora=options)).eval()
         sizes = {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 14}
-        config = TimmVision.Config("vit_tiny_patch16_224", image_size=28, options=sizes, lora=options)
+        names = {"timm": "vit_tiny_patch16_224", "eva02": "eva02_tiny_patch14_224", "beit": "beit_base_patch16_224"}
+        config = TimmVision.Config(names[kind], image_size=28, options=sizes, lora=options)
         return TimmVision(config).eval()
 
     plain, wrapped = make(None), make(lora)
-    state = {k: torch.randn_like(t) for k, t in plain.state_dict().items()}
+    state = {k: torch.randn_like(t) * 0.3 for k, t in plain.state_dict().items()}
     for module in (plain, wrapped):
         copy_strictly(module, NamedTensors("file", dict(state)))
     pixels = torch.randn(1, 1, 3, 28, 28)
     torch.testing.assert_close(wrapped(pixels).tokens, plain(pixels).tokens)
     assert sum(is_lora(n) for n, _ in wrapped.named_parameters()) == 4
+    wrapped(pixels).tokens.square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for n, p in wrapped.named_parameters() if ".lora_B." in n)

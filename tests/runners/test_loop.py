@@ -58,6 +58,16 @@ def test_step_is_plain_adamw_on_the_token_mean(tools):
     assert (stats.samples, stats.tokens) == (3, 15)
 
 
+def test_what_trains_without_a_gradient_is_named_once(tools, caplog):
+    model = tools.model(dropout=0.0)
+    model.unread = torch.nn.Linear(2, 2)
+    stepper = stepper_for(model)
+    for step in (1, 2):
+        stepper([tools.batch(2, 6, seed=step)], step=step, lr=0.1)
+    (said,) = [r.getMessage() for r in caplog.records if "no gradient" in r.getMessage()]
+    assert said.startswith("step 1: 2 of 4 trained tensors have no gradient, first unread.weight")
+
+
 @pytest.mark.parametrize("limit, scales", [(1e-3, True), (1e3, False)])
 def test_clipping_limits_the_update_but_not_the_logged_norm(tools, limit, scales):
     model, free = tools.model(dropout=0.0), tools.model(dropout=0.0)

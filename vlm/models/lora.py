@@ -68,11 +68,16 @@ def inject_lora(module: nn.Module, options: LoraOptions) -> None:
         LoraTargetError: a target fits no linear layer.
     """
     from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     chosen = "|".join(map(re.escape, target_layers(module, options.targets)))  # a list would match endings again
     scale: Any = options.alpha  # peft takes any number, whatever its declared type
     config = LoraConfig(r=options.r, lora_alpha=scale, lora_dropout=options.dropout, target_modules=chosen, bias="none")
     inject_adapter_in_model(config, module, adapter_name=ADAPTER)
+    for part in module.modules():
+        # with a fused bias, timm's attention reads the weight of the layer and never calls the layer itself
+        if hasattr(part, "qkv_bias_separate") and isinstance(part.qkv, BaseTunerLayer):
+            part.qkv_bias_separate = True
     for name, parameter in module.named_parameters():
         if is_lora(name):
             value = parameter.data.float()

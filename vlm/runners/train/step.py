@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
@@ -20,6 +21,8 @@ from vlm.runners.train.loss_weighting import GroupCounts, LossReduction
 from vlm.runners.train.optim import Precision, set_lr
 from vlm.runners.train.parallel import accumulate
 from vlm.tasks.base import Task
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ class Stepper:
 
     def __post_init__(self) -> None:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.first = True
 
     def __call__(self, batches: Sequence[Batch], step: int, lr: float, stop: bool = False) -> StepStats:
         """Train on ``batches``, the micro-batches of one step.
@@ -124,9 +128,23 @@ class Stepper:
                 self.scaler.scale(loss_sum * scales[i]).backward()
             losses.append(loss_sum.detach())
             seen += num
+        if self.first:
+            self._warn_of_unread(step)
+            self.first = False
         self.scaler.unscale_(self.optimizer)
         sums = self._read_back(batches, counts, losses, seen)
         return self._update(sums, batches, losses, step)
+
+    def _warn_of_unread(self, step: int) -> None:
+        """Name parameters that train but that nothing in this step has read."""
+        trained = {id(p) for p in self.parameters if p.grad is None}
+        inner = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
+        if names := [name for name, p in inner.named_parameters() if id(p) in trained]:
+            log.warning(
+                "step %d: %d of %d trained tensors have no gradient, first %s: no sample of this step uses them; "
+                "freeze them (model.train), or in several processes set run.find_unused_parameters=true",
+                *(step, len(names), len(self.parameters), names[0]),
+            )
 
     def _forward(self, batch: Batch) -> tuple[torch.Tensor, int]:
         batch = batch.to(self.device, non_blocking=True)
