@@ -95,13 +95,6 @@ def test_sizes_written_out(part: str, options: dict[str, Any], words: str) -> No
     assert words in found({"model": model})
 
 
-def test_images_have_the_size_of_the_encoder() -> None:
-    vision = {"name": "clip", "config": CLIP}
-    model = {"llm": TEXT, "vision": vision, "bridge": ["linear"], "template": "plain", "image": {"size": 48}}
-    text = found({"model": model | {"weights": RANDOM, "train": {"bridge.*": True}}})
-    assert "model.image.size is 48, but the vision encoder takes 32 x 32 pixels" in text
-
-
 def test_options_that_a_library_does_not_know() -> None:
     vision = {"name": "timm", "model": "vit_tiny_patch16_224", "options": {"colour": 3}}
     model = {"llm": TEXT, "vision": vision, "bridge": ["linear"], "template": "plain", "weights": RANDOM}
