@@ -229,8 +229,8 @@ class Batch:
     media_pos   ``[n]`` index in ``ids`` of each medium's ``MEDIA_TOKEN``
     frames      ``[n]`` int64, real frames of each medium where they differ (the rest of ``pixels`` is zero), else None
     group       the group of datasets it was drawn from, with ``mixing: joint``
-    sample_ids  names of the samples, for messages
     about       what else is known of the media, or None
+    sample_ids  names of the samples, for messages
     """
 
     ids: torch.Tensor
@@ -241,8 +241,8 @@ class Batch:
     media_pos: torch.Tensor
     frames: torch.Tensor | None = None
     group: str = ""
-    sample_ids: list[str] = field(default_factory=list)
     about: MediaFacts | None = None
+    sample_ids: list[str] = field(default_factory=list)
 
     @property
     def num_targets(self) -> int:

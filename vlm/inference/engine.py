@@ -24,7 +24,7 @@ from vlm.inference.streaming import StreamedText, TextStream, cleaner, marks_of
 from vlm.models.finite import naming_part
 from vlm.processors.collate import collate
 from vlm.processors.messages import Conversation, to_messages
-from vlm.processors.templates.base import IMAGE_PLACEHOLDER
+from vlm.processors.templates.base import IMAGE_PLACEHOLDER, EndsByIds
 
 if TYPE_CHECKING:
     from vlm.config.api import Config
@@ -378,6 +378,8 @@ class Engine:
         known = self._llm.config.get_text_config().eos_token_id
         if isinstance(known, list) and tokenizer.eos in known:  # some chat models have several end tokens
             ends += tuple(i for i in known if i != tokenizer.eos)
-        ends = tuple(dict.fromkeys([*ends, *self.processor.template.end_ids]))
+        template = self.processor.template
+        more = template.end_ids if isinstance(template, EndsByIds) else ()
+        ends = tuple(dict.fromkeys([*ends, *more]))
         bos = tokenizer.bos if tokenizer.bos is not None else tokenizer.pad
         return generation, StopCriteria(ends, bos, tokenizer.pad, stops, self.model.llm.banned_ids)

@@ -10,7 +10,8 @@ from torch import Tensor
 from vlm.common.bounds import Range
 from vlm.common.errors import ConfigError
 
-Layers = Annotated[int, Range(most=-1)] | list[int]
+Layer = Annotated[int, Range(most=-1)]
+Layers = Layer | list[Layer]
 """One layer or several, counted from the end: -1 is the last."""
 Combine = Literal["concat", "mean", "weights"]
 """Several layers' states side by side, their mean, or a mean with learned shares."""

@@ -68,7 +68,6 @@ class BaseTemplate(ABC):
         task_texts: beginnings of questions that models of this template were trained on, offered by the chat page.
         stop: texts that end an answer.
         end: the text after an answer in training.
-        end_ids: tokens that end an answer, besides the tokenizer's end id.
     """
 
     task_texts: ClassVar[tuple[str, ...]] = ()
@@ -89,7 +88,6 @@ class BaseTemplate(ABC):
         self.config = config
         self.stop = list(config.stop)
         self.end: str = config.end_sym
-        self.end_ids: tuple[int, ...] = ()
 
     def bound(self, tokenizer: Tokenizer) -> BaseTemplate:
         """The template for one tokenizer: itself, unless it reads something there.
@@ -137,6 +135,13 @@ class BaseTemplate(ABC):
     def clean_batch(text: str) -> str:
         """The answer in a batch output (the published ``generate``): up to ``</s>``, after ``[/INST]``, stripped."""
         return text.split("</s>")[0].replace("<s>", "").split("[/INST]")[-1].strip()
+
+
+@runtime_checkable
+class EndsByIds(Protocol):
+    """A template that knows tokens which end an answer, besides the tokenizer's end id; without it: none."""
+
+    end_ids: tuple[int, ...]
 
 
 @runtime_checkable
