@@ -95,6 +95,13 @@ def test_sizes_written_out(part: str, options: dict[str, Any], words: str) -> No
     assert words in found({"model": model})
 
 
+def test_images_have_the_size_of_the_encoder() -> None:
+    vision = {"name": "clip", "config": CLIP}
+    model = {"llm": TEXT, "vision": vision, "bridge": ["linear"], "template": "plain", "image": {"size": 48}}
+    text = found({"model": model | {"weights": RANDOM, "train": {"bridge.*": True}}})
+    assert "model.image.size is 48, but the vision encoder takes 32 x 32 pixels" in text
+
+
 def test_options_that_a_library_does_not_know() -> None:
     vision = {"name": "timm", "model": "vit_tiny_patch16_224", "options": {"colour": 3}}
     model = {"llm": TEXT, "vision": vision, "bridge": ["linear"], "template": "plain", "weights": RANDOM}
@@ -108,3 +115,10 @@ def test_options_that_a_library_does_not_know() -> None:
 def test_addresses_are_not_fetched() -> None:
     text = found(TINY, "model.vit_path=https://localhost:1/eva_vit.pth")
     assert text == ""
+
+
+def test_images_of_another_size_than_the_tower_takes() -> None:
+    tower = {"model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    vision = {"name": "hf_vision", "config": {**tower, "num_attention_heads": 2, "image_size": 28, "patch_size": 7}}
+    model = {"vision": vision, "bridge": [{"name": "linear"}], "llm": TEXT, "template": "plain", "image": {"size": 42}}
+    assert "image.size is 42, but the vision encoder takes images of 28 x 28" in found({"model": model})

@@ -576,6 +576,15 @@ def test_an_unknown_layout_names_its_fields_and_the_nearest(write: Write) -> Non
         detect(file)
 
 
+def test_remote_images_and_columns_of_another_kind(write: Write) -> None:
+    with pytest.raises(DataError, match="none of 1 records can be used: 1 x http://a/b.jpg is a URL\n  fix: download"):
+        detect(write("url.json", [{"image_url": "http://a/b.jpg", "question": "Q", "answer": "A"}]))
+    with pytest.raises(DataError, match="nearest: questions_answers .*; missing: values of the right kind"):
+        detect(write("pairs.json", [{"prompt": messages("Q"), "completion": [{"role": "assistant", "content": "A"}]}]))
+    with pytest.raises(DataError, match="fields are b, m\n  fix"):
+        detect(write("odd.json", [{"m": 1, "b": 2}]))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [

@@ -103,7 +103,7 @@ def test_tiles_that_do_not_fit_are_named() -> None:
         TileRowsBridge.Config(grids=[[1, 2, 3]])
     with pytest.raises(ConfigError, match="expected pairs"):
         TilesRecipe.Config(grids=[])
-    with pytest.raises(DataError, match="whose tiles are not known"):
+    with pytest.raises(DataError, match="a tensor, whose image is not known"):
         TilesRecipe(TilesRecipe.Config())(torch.zeros(3, 336, 336))
 
 

@@ -19,6 +19,7 @@ from vlm.common.errors import ConfigError, PromptError, WeightsError
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Image, Message, Sample, Video
 from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.processor import Processor, TextConfig
+from vlm.processors.templates import rendering
 from vlm.processors.templates.base import WritesJinja
 from vlm.processors.templates.hf_chat import HFChat
 from vlm.processors.templates.rendering import JinjaTemplate
@@ -483,3 +484,38 @@ def test_no_template_at_all(tmp_path: Path) -> None:
 def test_transformers_reads_the_folder_as_we_do(chatml: Case) -> None:
     theirs = PreTrainedTokenizerFast.from_pretrained(chatml.folder)
     assert theirs.chat_template == read_chat_template(chatml.folder).text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{ 10 ** (10 ** 8) }}",
+        "{{ 'x' * 10 ** 9 }}",
+        "{{ 'x' * 999999999 }}",
+        "{{ [0] * 999999999 }}",
+        "{{ 'x'.ljust(999999999) }}",
+        "{{ 'x' | center(999999999) }}",
+        "{{ '%999999999d' % 1 }}",
+        "{{ '%*d' % (999999999, 1) }}",
+        "{{ '{:>999999999}'.format(1) }}",
+        "{{ '%999999999d' | format(1) }}",
+        "{% set a = 'ab' * 9000 %}{{ a.replace('a', a) }}",
+        "{% set a = 'ab' * 9000 %}{{ a | replace('a', a) }}",
+        "{% set n = namespace(x='ab') %}{% for i in range(64) %}{% set n.x = n.x + n.x %}{% endfor %}{{ n.x }}",
+    ],
+)
+def test_one_operation_does_not_take_all_memory(text: str) -> None:
+    with pytest.raises(PromptError, match="one of its operations makes more than"):
+        JinjaTemplate(text, "test").render([{"role": "user", "content": "hi"}], True)
+
+
+def test_growth_in_many_steps_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendering, "MOST_MEMORY", 2**26)
+    text = "{% set n = namespace(x='ab') %}{% for i in range(64) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}"
+    with pytest.raises(PromptError, match="bytes of memory"):
+        JinjaTemplate(text, "test").render([{"role": "user", "content": "hi"}], True)
+
+
+def test_ordinary_operations() -> None:
+    text = "{{ 'a' * 3 + 'b' }}{{ 2 ** 5 }}{{ '%03d' % 7 }}{{ 'x'.replace('x', 'y') }}{{ 'q' | replace('q', 'z') }}"
+    assert JinjaTemplate(text, "test").render([], True) == "aaab32007yz"

@@ -12,7 +12,7 @@ from vlm.common.errors import UserError
 from vlm.common.paths import exists, is_url, local_path
 from vlm.common.registry import resolve
 from vlm.config.schema import Problem
-from vlm.models.build import build_model, check_positions
+from vlm.models.build import build_model, check_images, check_positions
 from vlm.models.vlm import VLM
 
 
@@ -32,6 +32,7 @@ def misfits(cfg: Any) -> list[Problem]:
         model_cfg, _ = infer(cfg.model, loaders)
         model = build_model(model_cfg, device="meta")
         check_positions(model, model_cfg.text)
+        check_images(model, model_cfg.image)
     except UserError as error:
         return [Problem("model", "", str(error))]
     problems, filled = _compare_all(cfg, model, loaders)

@@ -14,7 +14,7 @@ from vlm.common.errors import ConfigError
 from vlm.common.registry import resolve
 from vlm.models.hf.config import CONTRADICTIONS
 from vlm.models.precision import cast_matmuls, storage_dtype
-from vlm.models.protocols import ProvidesData, needs_llm_width
+from vlm.models.protocols import CountsTokens, ProvidesData, needs_llm_width
 from vlm.models.trainable import select_trainable
 from vlm.models.vlm import VLM
 
@@ -110,6 +110,22 @@ def check_widths(model: VLM, any_width: bool) -> None:
             fix="end the chain with {name: linear}, whose width follows the LLM",
         )
     _ = model.tokens_per_frame
+
+
+def check_images(model: VLM, image: Part) -> None:
+    """Check that the images are those that the vision encoder takes.
+
+    Raises ConfigError: they have another size.
+    """
+    vision, size = model.vision, image.get("size")
+    if vision is None or size is None or (isinstance(vision, CountsTokens) and vision.varies):
+        return
+    if size != vision.image_size:
+        raise ConfigError(
+            f"model.image.size is {size}, but the vision encoder takes images of {vision.image_size} x "
+            f"{vision.image_size} pixels",
+            fix=f"set model.image.size: {vision.image_size}",
+        )
 
 
 def check_positions(model: VLM, text: Part) -> None:

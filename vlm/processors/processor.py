@@ -149,8 +149,8 @@ class Processor:
         """
         return self._prompt(self._asked(self.template.chat_segments(messages), asked_in(messages)))
 
-    def encode_prompt(self, text: str, media: Sequence[Any] = ()) -> Example:
-        """A finished prompt, used unchanged: one ``<ImageHere>`` per medium, after the begin id.
+    def encode_prompt(self, text: str, media: Sequence[Any] = (), begin: bool = True) -> Example:
+        """A finished prompt, used unchanged: one ``<ImageHere>`` per medium, after the begin id unless not ``begin``.
 
         Special tokens in it are read as such. ``media`` are ``Image``/``Video`` parts or what an image recipe reads.
 
@@ -159,7 +159,10 @@ class Processor:
             DataError: unreadable medium.
         """
         parts = [m if isinstance(m, Image | Video) else Image(m) for m in media]
-        return self._prompt(self._asked(self.template.prompt_segments(text, parts), [(m, text) for m in parts]))
+        segments = self.template.prompt_segments(text, parts)
+        if not begin:
+            segments = [replace(segment, bos=False) for segment in segments]
+        return self._prompt(self._asked(segments, [(m, text) for m in parts]))
 
     def encode_answer(self, text: str) -> list[int]:
         """Ids of an answer after an open prompt, with its end, as training writes it."""

@@ -44,6 +44,7 @@ class Read:
         samples: the usable ones.
         count: of all records that were tried.
         faults: reason -> number of records.
+        fixes: reason -> what to do about it.
         refused: records with something that training cannot represent.
         failed: positions of the records that cannot be used.
     """
@@ -51,6 +52,7 @@ class Read:
     samples: list[Sample] = field(default_factory=list)
     count: int = 0
     faults: Counter[str] = field(default_factory=Counter)
+    fixes: dict[str, str] = field(default_factory=dict)
     refused: int = 0
     failed: set[int] = field(default_factory=set)
 
@@ -103,7 +105,9 @@ def read_head(entry: Entry, most: int) -> Read:
         except RECORD_FAULTS as error:
             result.failed.add(index)
             result.refused += isinstance(error, RefusedError)
-            result.faults[reason_of(error)] += 1
+            reason = reason_of(error)
+            result.faults[reason] += 1
+            result.fixes.setdefault(reason, str(error).partition("\n  fix: ")[2])
     return result
 
 
@@ -131,4 +135,5 @@ def refuse_empty(read: Read, what: str) -> None:
     """Raises DataError: there is not one usable sample."""
     if not read.samples:
         reasons = "; ".join(f"{count} x {reason}" for reason, count in read.faults.most_common(3))
-        raise DataError(f"{what}: none of {read.count} records can be used: {reasons}")
+        fix = next((read.fixes[reason] for reason, _ in read.faults.most_common(1)), None)
+        raise DataError(f"{what}: none of {read.count} records can be used: {reasons}", fix=fix or None)

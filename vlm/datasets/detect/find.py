@@ -172,7 +172,8 @@ def _unknown(path: Path, head: Head, wanted: str) -> DataError:
         text = f"{path}: no record has the layout {wanted}; the fields are {listed}"
     if near is not None:
         layout, lacks = near
-        text += f"\n  nearest: {layout.name} ({layout.title}); missing: {'; '.join(filter(None, lacks))}"
+        missing = "; ".join(lacks) or "values of the right kind in its columns"
+        text += f"\n  nearest: {layout.name} ({layout.title}); missing: {missing}"
     fix = (
         "name the columns yourself: format: table with build_info.fields, user and assistant (docs/guides/own_data.md)"
     )

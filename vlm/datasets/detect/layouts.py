@@ -163,32 +163,37 @@ def paths_of(value: Any, prefix: str = "", depth: int = 0) -> Iterator[str]:
 
 
 def nearest(records: Sequence[Record], container: Container) -> tuple[Layout, list[str]] | None:
-    """The layout that needs the fewest other columns, and what it lacks; None if no record has any of its columns."""
+    """The layout that lacks the smallest share of its columns, and what is missing; None if none has a column of it."""
     paths = paths_in(records)
     best: tuple[float, Layout, list[str]] | None = None
     for layout in known().layouts:
-        lacks = _missing(layout, paths)
-        share = 1 - len(lacks) / max(layout.detail, 1)
-        if layout.container == container and len(lacks) < layout.detail and (best is None or share > best[0]):
+        lacks, total = _missing(layout, paths)
+        share = 1 - len(lacks) / total
+        if layout.container == container and share and (best is None or share > best[0]):
             best = (share, layout, lacks)
-    return None if best is None else (best[1], best[2])
+    return None if best is None else (best[1], [*filter(None, best[2]), *_conditions(best[1], paths)])
 
 
-def _missing(layout: Layout, paths: Mapping[str, int]) -> list[str]:
-    """What a file lacks of a layout."""
-    result = []
+def _missing(layout: Layout, paths: Mapping[str, int]) -> tuple[list[str], int]:
+    """The columns and keys that a file lacks, and how many a layout has; keys of a column that is missing are empty."""
+    result, total = [], 0
     for ours, names in layout.columns.items():
         column = next((n for n in names if n in paths), None)
         inner = layout.each.get(ours, [])
+        total += 1 + len(inner)
         if column is None:
             result += [" or ".join(names), *("" for _ in inner)]
-            continue
-        lacking = [a for a in inner if not any(f"{column}[].{key}" in paths for key in a)]
-        result += [" or ".join(f"{column}[].{key}" for key in alternatives) for alternatives in lacking]
-    if layout.some and not any(p in paths for p in layout.some):
-        result.append(" or ".join(layout.some))
-    result += [f"no {p}" for p in layout.none if p in paths][:1]
-    return result
+        else:
+            lacking = [a for a in inner if not any(f"{column}[].{key}" in paths for key in a)]
+            result += [" or ".join(f"{column}[].{key}" for key in alternatives) for alternatives in lacking]
+    return result, total
+
+
+def _conditions(layout: Layout, paths: Mapping[str, int]) -> list[str]:
+    """What else a layout asks of a file."""
+    some = [] if not layout.some or any(p in paths for p in layout.some) else [" or ".join(layout.some)]
+    texts = [f"the text {text!r} in {ours}" for ours, text in layout.says.items()]
+    return [*some, *(f"no {p}" for p in layout.none if p in paths), *texts]
 
 
 def _listed(value: Any) -> Any:

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -179,8 +180,10 @@ def _exit_when_asked(parent: int) -> None:
 def data_loader(maker: Any, jobs: Iterable[Any], num_workers: int, **options: Any) -> Any:
     """torch's DataLoader over ``maker[job]``, in order, in ``num_workers`` processes (0: in this one).
 
-    Its generator is its own: it would otherwise draw from the global random state of a run.
+    Its generator is its own: it would otherwise draw from the global random state of a run. The first lines of a run
+    state workers and cores; torch's own warning about them would repeat it.
     """
+    warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
     return torch.utils.data.DataLoader(
         maker,
         sampler=jobs,

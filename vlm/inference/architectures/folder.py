@@ -96,6 +96,9 @@ class ModelFolder:
         if len(found) > 1 and set(found) <= set(DTYPES):
             fix = "save the model again in one type: AutoModelForImageTextToText.from_pretrained(DIR, dtype=...)"
             raise WeightsError(f"{self.path}: weights of several types ({listed})", fix=f"{fix}.save_pretrained(NEW)")
+        if not found:
+            text = f"{self.path}: its weight files hold no matrices{f' named {prefix}...' if prefix else ''}"
+            raise WeightsError(text, fix="download them again")
         if len(found) != 1 or not set(found) <= set(DTYPES):
             fix = "use the folder of the model from before quantisation"
             raise WeightsError(f"{self.path}: weights that are not float16, bfloat16 or float32 ({listed})", fix=fix)

@@ -87,17 +87,20 @@ class ComposedProcessor:
         examples = []
         for each in texts:
             count = each.count(self.image_token)
-            examples.append(self._prompt(each, media[:count]))
+            examples.append(self._prompt(each, media[:count], add_special_tokens))
             media = media[count:]
         if media:
             raise PromptError(f"{len(media)} images more than image tokens ({self.image_token}) in the texts")
         return self._features(examples)
 
-    def _prompt(self, text: str, media: list[Any]) -> Example:
-        """The example of a finished text, whose begin token, if written out, is not read twice."""
+    def _prompt(self, text: str, media: list[Any], begin: bool) -> Example:
+        """The example of a finished text; ``begin``: it begins with the begin token, even where that is not written."""
         bos = self.tokenizer.bos_token
-        text = text.removeprefix(bos) if bos else text
-        return self._processor.encode_prompt(text.replace(self.image_token, IMAGE_PLACEHOLDER), media)
+        written = bool(bos) and text.startswith(bos)
+        text = text.removeprefix(bos) if written else text
+        return self._processor.encode_prompt(
+            text.replace(self.image_token, IMAGE_PLACEHOLDER), media, begin=begin or written
+        )
 
     def apply_chat_template(
         self,

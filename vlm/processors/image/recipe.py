@@ -49,8 +49,7 @@ class ImageRecipe:
 
     One object holds the evaluation transform, which chat uses too, and the optional ``train`` part.
 
-    A recipe that makes more than one square of an image is a subclass: ``__call__`` may return a :class:`Prepared`
-    (tiles, or any height and width) or, with ``splits``, a :class:`Split`.
+    Recipes that make more than one square of an image: :class:`~vlm.processors.image.varied.VariedRecipe`.
 
     Attributes:
         splits: whether an image can become several media with text between them.
@@ -134,6 +133,7 @@ class ImageRecipe:
         Raises:
             DataError: missing, empty, truncated, corrupt, unsupported or too large; the message names it.
         """
+        import numpy as np
         import torch
 
         if isinstance(source, torch.Tensor):
@@ -153,7 +153,7 @@ class ImageRecipe:
         self.transparent += opened.transparent
         self.decoded += opened.size[0] * opened.size[1]
         pixels = pixels[:, ::-1] if plan.flip else pixels
-        levels = levels_of(pixels)
+        levels = torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
         return levels if self._levels else self.normalize(levels)
 
     def as_uint8(self) -> ImageRecipe:
@@ -242,14 +242,6 @@ class Blip2ImageTrain(ImageRecipe):
 @register_processor("blip2_image_eval")
 class Blip2ImageEval(ImageRecipe):
     """The published evaluation transform."""
-
-
-def levels_of(image: Any) -> torch.Tensor:
-    """uint8 ``[3, h, w]`` of an image of PIL or an array ``[h, w, 3]``."""
-    import numpy as np
-    import torch
-
-    return torch.from_numpy(np.array(np.asarray(image).transpose(2, 0, 1), order="C"))
 
 
 def joined(images: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -11,6 +11,8 @@ from typing import Any
 
 from vlm.common.errors import PromptError
 
+MOST_MEMORY = 2**30
+"""Bytes by which the memory of this process may grow meanwhile."""
 MOST_STEPS = 1_000_000
 """Steps of a template, as lines of the Python that Jinja makes of it; a long conversation takes some ten thousand."""
 COMPILED = "<template>"
@@ -20,7 +22,7 @@ OFF: dict[str, Any] = {"tools": None, "documents": None}
 
 
 class EndlessTemplate(ValueError):
-    """A rendering that took more than :data:`MOST_STEPS`."""
+    """A rendering that took more than :data:`MOST_STEPS` or :data:`MOST_MEMORY`."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,9 @@ class JinjaTemplate:
         from jinja2 import TemplateError, TemplateSyntaxError
         from transformers.utils.chat_template_utils import render_jinja_template
 
+        from vlm.processors.templates.sandbox import use_bounds
+
+        use_bounds()
         # what the operations of a template may raise, besides jinja2's own errors
         faults = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError)
         options = {**OFF, **self.values, "add_generation_prompt": open_turn}
@@ -67,16 +72,27 @@ class JinjaTemplate:
         )
 
 
+def _peak() -> int:
+    """Bytes that this process has had at most; 0 where the system does not tell."""
+    if sys.platform == "win32":
+        return 0
+    import resource  # no such module on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 @contextmanager
 def _bounded() -> Iterator[None]:
-    """Within the block, more than :data:`MOST_STEPS` steps of a template raise EndlessTemplate."""
-    left = MOST_STEPS
+    """Within the block, more than :data:`MOST_STEPS` steps of a template, or MOST_MEMORY, raise EndlessTemplate."""
+    left, highest = MOST_STEPS, _peak() + MOST_MEMORY
 
     def count(frame: FrameType, event: str, arg: Any) -> Any:
         nonlocal left
         left -= 1
         if left < 0:
             raise EndlessTemplate(f"it takes more than {MOST_STEPS:,} steps")
+        if _peak() > highest:
+            raise EndlessTemplate(f"it takes more than {MOST_MEMORY:,} bytes of memory")
         return count
 
     def enter(frame: FrameType, event: str, arg: Any) -> Any:

@@ -21,7 +21,7 @@ from vlm.datasets.base import read_record, records_in_order
 from vlm.datasets.loading.train_loader import TrainLoader
 from vlm.datasets.loading.valid_loader import ValidLoader
 from vlm.inference.engine import Engine
-from vlm.models.build import check_positions
+from vlm.models.build import check_images, check_positions
 from vlm.models.trainable import trainable_table
 from vlm.pages.parts import AnswerCard
 from vlm.processors.collate import VisualTokens
@@ -66,6 +66,7 @@ def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
     # frozen weights are stored in the dtype of autocast, so that no step casts them again
     model = load_model(cfg, device=device, dtype=precision.amp_dtype or torch.float32)
     check_positions(model, cfg.model.text)
+    check_images(model, cfg.model.image)
     checkpoint_activations(model, run.activation_checkpointing)
     visual_tokens = VisualTokens.of(model.visual_tokens, model.counters())
     processor = build_processor(cfg.model).within(model.positions, visual_tokens)
