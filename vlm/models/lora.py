@@ -74,6 +74,7 @@ def inject_lora(module: nn.Module, options: LoraOptions) -> None:
     scale: Any = options.alpha  # peft takes any number, whatever its declared type
     config = LoraConfig(r=options.r, lora_alpha=scale, lora_dropout=options.dropout, target_modules=chosen, bias="none")
     inject_adapter_in_model(config, module, adapter_name=ADAPTER)
+    part: Any
     for part in module.modules():
         # with a fused bias, timm's attention reads the weight of the layer and never calls the layer itself
         if hasattr(part, "qkv_bias_separate") and isinstance(part.qkv, BaseTunerLayer):

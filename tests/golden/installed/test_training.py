@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.golden.installed.conftest import Pair
+from tests.golden.installed.conftest import CASES, Pair
 from vlm.checkpoint.run_folder import RunDir, read_checkpoint
 from vlm.cli.main import main
 from vlm.inference.architectures.against import GREEDY, image
@@ -67,15 +67,12 @@ def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in lines if line["kind"] == "train"]
 
 
-@pytest.fixture(scope="module")
-def chosen(pair: Pair) -> Pair:
-    if pair.case.name not in CHOSEN:
-        pytest.skip("another case shows the same")
-    return pair
+FEW = pytest.mark.parametrize("pair", [c for c in CASES if c.name in CHOSEN], ids=lambda case: case.name, indirect=True)
 
 
-def test_resumed_is_straight_through_and_merged_is_unmerged(chosen: Pair, tmp_path: Path) -> None:
-    file = imported(chosen, tmp_path)
+@FEW
+def test_resumed_is_straight_through_and_merged_is_unmerged(pair: Pair, tmp_path: Path) -> None:
+    file = imported(pair, tmp_path)
     packing = {"packing": "{max_tokens: 300, open_rows: 2}"}
     assert main(["train", str(file), "--options", *options(tmp_path, "straight", **packing)]) == 0
     middle = tmp_path / "straight" / "checkpoints" / "step_00000002"
@@ -89,7 +86,7 @@ def test_resumed_is_straight_through_and_merged_is_unmerged(chosen: Pair, tmp_pa
 
     assert main(["weights", "export", str(tmp_path / "straight"), "--to", "hf", str(tmp_path / "merged")]) == 0
     trained, merged = Engine.load(tmp_path / "straight", "cpu"), Engine.load(tmp_path / "merged", "cpu")
-    asked = chosen.conversations
+    asked = pair.conversations
     assert not any("lora" in name for name, _ in merged.model.named_parameters())
     with torch.no_grad():
         logits = [e.model(e.batch(e.examples(asked)), return_logits=True).logits for e in (trained, merged)]
@@ -98,8 +95,9 @@ def test_resumed_is_straight_through_and_merged_is_unmerged(chosen: Pair, tmp_pa
 
 
 @pytest.mark.heavy
-def test_two_processes_are_one(chosen: Pair, tmp_path: Path) -> None:
-    file = imported(chosen, tmp_path)
+@FEW
+def test_two_processes_are_one(pair: Pair, tmp_path: Path) -> None:
+    file = imported(pair, tmp_path)
     file.write_text(file.read_text().replace("dropout: 0.1", "dropout: 0.0"))  # ranks draw different masks
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(ENTRY)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
