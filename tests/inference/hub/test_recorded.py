@@ -9,6 +9,7 @@ import torch
 
 from vlm.common.types import Image, Message
 from vlm.config.types import Config
+from vlm.inference.engine import Engine
 
 from ...golden.helpers_lynx import LynxCase
 from ...golden.helpers_minigpt4 import ModelCase
@@ -56,3 +57,5 @@ def test_logits_and_greedy_ids(name: str, tmp_path: Path) -> None:
     questions.append([Message("user", [Image(images[0]), "One.", Image(images[1]), "Which is larger?"])])
     for question in questions:
         compare(engine, model, engine.examples([question])[0], image_id, count)
+    again = Engine.load(tmp_path / "out", "cpu")  # the folder is a model here, too, with the same prompt
+    assert again.examples([questions[0]])[0].ids == engine.examples([questions[0]])[0].ids

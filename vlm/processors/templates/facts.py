@@ -36,6 +36,7 @@ class Form:
         kinds: types of the parts of images and videos.
         tokens: what the text has where an image or video is.
         around: texts before and after a medium in a content that is a text.
+        repeat: how often the template writes the token for one image; some write it for each visual token.
     """
 
     template: JinjaTemplate
@@ -43,6 +44,7 @@ class Form:
     kinds: Mapping[type, str]
     tokens: Mapping[type, str]
     around: tuple[str, str] = ("", "")
+    repeat: int = 1
 
     def render(self, turns: Sequence[Turn], open_turn: bool = False) -> str:
         """The text of a conversation. Raises PromptError: see :meth:`JinjaTemplate.render`."""
@@ -104,9 +106,11 @@ def read_form(
     }
     image, video = (_chosen(found[kind], name, named.get(name, "")) for kind, name in KINDS.items())
     image = media_token or image or _refuse(template, found[Image], shown)
+    repeat = max(shown[0].count(image) - shown[1].count(image), 1)
     if not video:  # it is shown as an image
-        return Form(template, frozenset(lists), dict.fromkeys(KINDS, "image"), dict.fromkeys(KINDS, image), around)
-    return Form(template, frozenset(lists), KINDS, {Image: image, Video: video}, around)
+        tokens = dict.fromkeys(KINDS, image)
+        return Form(template, frozenset(lists), dict.fromkeys(KINDS, "image"), tokens, around, repeat)
+    return Form(template, frozenset(lists), KINDS, {Image: image, Video: video}, around, repeat)
 
 
 def _written(template: JinjaTemplate, kind: str) -> tuple[str, str] | None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from vlm.common.errors import ConfigError, PromptError
 from vlm.common.registry import register_template
 from vlm.common.text import read_text
-from vlm.common.types import Input, Message, Sample, Text
+from vlm.common.types import Image, Input, Message, Sample, Text
 from vlm.processors.templates.base import (
     IMAGE_PLACEHOLDER,
     MEDIUM,
@@ -243,7 +243,7 @@ class HFChat(BaseTemplate):
             if start > at:
                 segments.append(_cut(located, at, start))
             if medium is not None:
-                token = text[start:end]
+                token = self._facts.form.tokens[type(medium)]
                 segments.append(Segment("" if token == MEDIUM else token, medium))
             elif end:
                 answer = _cut(located, start, end)
@@ -272,7 +272,10 @@ class HFChat(BaseTemplate):
         tokens = self._facts.form.tokens
         places: list[tuple[int, int, Medium]] = []
         for token in self._tokens:
-            found = [m.span() for m in re.finditer(re.escape(token), located.text) if m.span() not in located.literal]
+            times = self._facts.form.repeat if token == tokens[Image] else 1
+            runs = re.finditer(f"(?:{re.escape(token)}){{{times}}}", located.text)
+            spans = [m.span() for m in runs]
+            found = [(a, b) for a, b in spans if not any(a < end and start < b for start, end in located.literal)]
             own = [medium for medium in given if tokens[type(medium)] == token]
             if len(found) != len(own):
                 name = "" if token == MEDIUM else f" {token}"

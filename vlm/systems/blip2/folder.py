@@ -106,11 +106,11 @@ def qformer_part(folder: ModelFolder, reads_text: dict[str, Any] | None) -> dict
 
 
 def template_part(folder: ModelFolder) -> dict[str, Any]:
-    """``template:``: images, then the begin id and the text, unchanged.
+    """``template:``: the folder's chat template; without one images, then the begin id and the text, unchanged.
 
     Raises WeightsError: the image token that config.json names is not in the tokenizer.
     """
     index = folder.config.image_token_index  # folders of before 2025 have none
     token = "" if index is None else folder.image_token(index, "<image>")
     plain = {"prompt_template": "{}", "lower_text": False, "sep": " "}
-    return {"name": "user_bot", "media_token": token, **plain}
+    return folder.template(token, {"name": "user_bot", "media_token": token, **plain})
