@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from vlm.checkpoint.formats.eva import resize_positions
+from vlm.checkpoint.formats.hf_llm import warn_of_types
 from vlm.checkpoint.keymap import KeyMap
 from vlm.checkpoint.load import load_model
 from vlm.checkpoint.provenance import differences, fingerprint
@@ -136,6 +137,15 @@ def test_containers_are_interchangeable(world: World, tmp_path: Path) -> None:
         world.load(weights=[weight("eva", flat), weight("blip2_qformer", blip), weight("hf_llm", world.llm)])
     )
     assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_matrices_of_several_types_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    named = {"a": torch.zeros(2, 2), "b": torch.zeros(2, 2).half(), "norm": torch.zeros(2).bfloat16()}
+    warn_of_types(named, "the folder")
+    assert "the folder: matrices of several types (a is float32, b is float16); all become" in caplog.text
+    caplog.clear()
+    warn_of_types({"a": torch.zeros(2, 2), "norm": torch.zeros(2).half()}, "the folder")
+    assert not caplog.text
 
 
 def test_older_torch_container(world: World) -> None:

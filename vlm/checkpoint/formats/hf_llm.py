@@ -53,6 +53,7 @@ class HFFolder(CheckpointFormat):
         inner = model.llm.model
         plain = {key.removeprefix(f"{self.prefix}.").replace(".base_layer.", ".") for key in below(model, self.prefix)}
         kept = {key: tensor for key, tensor in tensors.items() if not KEYS.is_ignored(key)}
+        warn_of_types(kept, file)
         return self.place(model, *converted(inner, kept, plain, file), file)
 
     def place(
@@ -93,6 +94,17 @@ class HFFolder(CheckpointFormat):
         if sizes:
             return f"the weights have vocabulary {sizes[1]}, config.json says {sizes[3]}: use files of one model"
         return "config.json and the weights are of different models (width differs): use files of one model"
+
+
+def warn_of_types(tensors: Mapping[str, Tensor], file: str) -> None:
+    """Name the types of the matrices of a file in the log, if they differ."""
+    found: dict[torch.dtype, str] = {}
+    for name, tensor in tensors.items():
+        if tensor.dim() > 1 and tensor.is_floating_point():
+            found.setdefault(tensor.dtype, name)
+    if len(found) > 1:
+        listed = ", ".join(f"{name} is {str(dtype).removeprefix('torch.')}" for dtype, name in found.items())
+        log.warning("%s: matrices of several types (%s); all become that of model.llm.dtype", file, listed)
 
 
 def grow_tables(
