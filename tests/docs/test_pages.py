@@ -12,7 +12,7 @@ import yaml
 from vlm.common.registry import names, resolve
 from vlm.config.api import load_config
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents[2] / "docs")]
 from pages import ROOT, blocks, commands, pages, problem  # noqa: E402
 
 LLM = ROOT / "tests" / "golden" / "minigpt4" / "open" / "llm"
@@ -77,7 +77,6 @@ def test_the_reference_has_every_option() -> None:
 def test_the_site_lists_every_page() -> None:
     """Every page under docs/ is in the navigation of mkdocs.yml, and so are those copied from elsewhere."""
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    sys.path.insert(0, str(ROOT / "docs"))
     from site_pages import copied
 
     own = {f.relative_to(ROOT / "docs").as_posix() for f in ROOT.glob("docs/**/*.md")}

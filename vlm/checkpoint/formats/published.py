@@ -15,12 +15,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vlm.checkpoint.formats.base import CheckpointFormat, below
+from vlm.checkpoint.formats.base import CheckpointFormat, below, bridge_index
 from vlm.checkpoint.formats.hf_llm import grow_tables
 from vlm.checkpoint.keymap import KeyMap
 from vlm.checkpoint.safe import shards
 from vlm.checkpoint.stream import TensorReader
 from vlm.checkpoint.strict import NamedTensors
+from vlm.common.errors import WeightsError
 from vlm.models.llm.conversion import Step, left_out, planned
 from vlm.models.published import empty_model, read_model_config
 from vlm.models.vlm import VLM
@@ -117,6 +118,17 @@ class Made:
         self._left -= 1
         if not self._left:
             self._made = {}
+
+
+def bridge_to_fill(model: VLM, kind: type, what: str, name: str, file: str) -> int:
+    """Position in the chain of the first bridge of a ``kind``, registered as ``what``, which format ``name`` fills.
+
+    Raises WeightsError: there is none.
+    """
+    index = bridge_index(model, kind)
+    if index is None:
+        raise WeightsError(f"{file}: format {name} fills a bridge {what}, the composition has none")
+    return index
 
 
 def llm_pairs(model: VLM, theirs: str, head: str) -> list[tuple[str, str]]:

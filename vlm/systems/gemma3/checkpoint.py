@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vlm.checkpoint.formats.base import bridge_index
-from vlm.checkpoint.formats.published import PublishedModel, llm_pairs
+from vlm.checkpoint.formats.published import PublishedModel, bridge_to_fill, llm_pairs
 from vlm.checkpoint.keymap import KeyMap
-from vlm.common.errors import WeightsError
 from vlm.common.registry import register_checkpoint_format
 from vlm.models.bridges.mlp import MLP
 from vlm.models.vlm import VLM
@@ -22,9 +20,7 @@ class Gemma3Folder(PublishedModel):
 
     def key_map(self, model: VLM, file: str) -> KeyMap:
         """Names of transformers' Gemma3ForConditionalGeneration and ours. Raises WeightsError: no projection."""
-        index = bridge_index(model, MLP)
-        if index is None:
-            raise WeightsError(f"{file}: format gemma3 fills a bridge mlp, the composition has none")
+        index = bridge_to_fill(model, MLP, "mlp", "gemma3", file)
         return KeyMap(
             (
                 (MATRIX, f"bridge.{index}.layers.0.weight"),

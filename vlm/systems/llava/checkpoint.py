@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from vlm.checkpoint.formats.base import bridge_index
-from vlm.checkpoint.formats.published import PublishedModel, llm_pairs
+from vlm.checkpoint.formats.published import PublishedModel, bridge_to_fill, llm_pairs
 from vlm.checkpoint.keymap import KeyMap
-from vlm.common.errors import WeightsError
 from vlm.common.registry import register_checkpoint_format
 from vlm.models.bridges.mlp import MLP
 from vlm.models.bridges.newline import TileRowsBridge
@@ -18,9 +17,7 @@ class LlavaFolder(PublishedModel):
 
     def key_map(self, model: VLM, file: str) -> KeyMap:
         """Names of transformers' models of LLaVA and LLaVA-NeXT, and ours. Raises WeightsError: no MLP."""
-        index = bridge_index(model, MLP)
-        if index is None:
-            raise WeightsError(f"{file}: format llava fills a bridge mlp, the composition has none")
+        index = bridge_to_fill(model, MLP, "mlp", "llava", file)
         after = bridge_index(model, TileRowsBridge)
         newline = () if after is None else (("model.image_newline", f"bridge.{after}.newline"),)
         theirs, ours = "model.multi_modal_projector", f"bridge.{index}.layers"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from vlm.checkpoint.formats.base import bridge_index
-from vlm.checkpoint.formats.published import PublishedModel, llm_pairs
+from vlm.checkpoint.formats.published import PublishedModel, bridge_to_fill, llm_pairs
 from vlm.checkpoint.keymap import KeyMap
-from vlm.common.errors import WeightsError
 from vlm.common.registry import register_checkpoint_format
 from vlm.models.bridges.linear import Linear
 from vlm.models.vlm import VLM
@@ -17,9 +15,7 @@ class PaliGemmaFolder(PublishedModel):
 
     def key_map(self, model: VLM, file: str) -> KeyMap:
         """Names of transformers' PaliGemmaForConditionalGeneration and ours. Raises WeightsError: no projection."""
-        index = bridge_index(model, Linear)
-        if index is None:
-            raise WeightsError(f"{file}: format paligemma fills a bridge linear, the composition has none")
+        index = bridge_to_fill(model, Linear, "linear", "paligemma", file)
         return KeyMap(
             (
                 ("model.multi_modal_projector.linear.{rest}", f"bridge.{index}.proj.{{rest}}"),

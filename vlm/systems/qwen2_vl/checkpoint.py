@@ -7,10 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from vlm.checkpoint.formats.base import bridge_index
-from vlm.checkpoint.formats.published import PublishedModel, llm_pairs
+from vlm.checkpoint.formats.published import PublishedModel, bridge_to_fill, llm_pairs
 from vlm.checkpoint.keymap import KeyMap
-from vlm.common.errors import ConfigError, WeightsError
+from vlm.common.errors import ConfigError
 from vlm.common.registry import register_architecture, register_checkpoint_format
 from vlm.inference.architectures.base import Architecture
 from vlm.inference.architectures.folder import ModelFolder
@@ -25,9 +24,7 @@ class Qwen2VLFolder(PublishedModel):
 
     def key_map(self, model: VLM, file: str) -> KeyMap:
         """Names of transformers' Qwen2VLForConditionalGeneration and ours. Raises WeightsError: no patch_merger."""
-        index = bridge_index(model, PatchMerger)
-        if index is None:
-            raise WeightsError(f"{file}: format qwen2_vl fills a bridge patch_merger, the composition has none")
+        index = bridge_to_fill(model, PatchMerger, "patch_merger", "qwen2_vl", file)
         return KeyMap(
             (
                 ("model.visual.merger.{rest}", f"bridge.{index}.{{rest}}"),

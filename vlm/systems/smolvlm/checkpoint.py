@@ -7,10 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from vlm.checkpoint.formats.base import bridge_index
-from vlm.checkpoint.formats.published import PublishedModel, llm_pairs
+from vlm.checkpoint.formats.published import PublishedModel, bridge_to_fill, llm_pairs
 from vlm.checkpoint.keymap import KeyMap
-from vlm.common.errors import ConfigError, WeightsError
+from vlm.common.errors import ConfigError
 from vlm.common.registry import register_architecture, register_checkpoint_format
 from vlm.inference.architectures.base import Architecture
 from vlm.inference.architectures.folder import ModelFolder
@@ -28,9 +27,7 @@ class Idefics3Folder(PublishedModel):
 
     def key_map(self, model: VLM, file: str) -> KeyMap:
         """Names of transformers' Idefics3ForConditionalGeneration and ours. Raises WeightsError: no projection."""
-        index = bridge_index(model, Linear)
-        if index is None:
-            raise WeightsError(f"{file}: format idefics3 fills a bridge linear, the composition has none")
+        index = bridge_to_fill(model, Linear, "linear", "idefics3", file)
         return KeyMap(
             (
                 ("model.connector.modality_projection.{rest}", f"bridge.{index}.{{rest}}"),
