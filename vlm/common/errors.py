@@ -42,6 +42,14 @@ class NotFiniteError(UserError):
     """A part of the model computed values that are not numbers, so that there is no answer, rank or loss."""
 
 
+class BusyError(UserError):
+    """An engine has as many questions waiting as it takes; ``retry_after`` says in how many seconds to ask again."""
+
+    def __init__(self, message: str, *, retry_after: float = 1.0, fix: str | None = None) -> None:
+        super().__init__(message, fix=fix)
+        self.retry_after = retry_after
+
+
 class NonFiniteLossError(UserError):
     """The loss stopped being a number before an optimiser step."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from vlm.common.bounds import Count, Device, Dropout, Natural, NonNegative, Once, Range, Seed, Share
+from vlm.config.serving import Serving
 
 Decay = Annotated[float, Range(above=0, most=1)]
 Names = Annotated[list[str], Once()]
@@ -135,6 +136,10 @@ class RunConfig:
 
     max_new_tokens: Count | None = option(
         None, "evaluation: longest answer of the entries of evaluation_datasets that name none; null: 20"
+    )
+
+    serving: Serving = field(
+        default_factory=Serving, metadata={"help": "how an engine answers many questions at a time"}
     )
 
     distributed: bool = no_effect(False, "decided by torchrun's environment: more than one process is distributed")

@@ -14,6 +14,9 @@ import torch
 from vlm.common.errors import PromptError
 from vlm.common.trust import trusting
 from vlm.common.types import Batch, Example, Message
+from vlm.inference.batching.alone import write_alone
+from vlm.inference.batching.answer import Answer, Asking
+from vlm.inference.batching.stats import Stats
 from vlm.inference.context import fit, room_for_answer, room_for_prompt, too_long
 from vlm.inference.decoding import Prompt, StopCriteria, decode, steps
 from vlm.inference.feature_cache import FeatureCache
@@ -73,6 +76,8 @@ class Engine:
         self.device = torch.device(device)
         self.features = FeatureCache()
         self.allow_urls = allow_urls
+        self._writing = threading.Lock()
+        self._stats = Stats()
 
     def __repr__(self) -> str:
         weights = list(self.model.parameters())
@@ -296,6 +301,43 @@ class Engine:
                 candidates,
                 normalise,
             )
+
+    def submit(
+        self,
+        messages: Conversation,
+        generation: Generation | None = None,
+        asking: Asking | None = None,
+        *,
+        image: Any = None,
+        video: Any = None,
+        **options: Any,
+    ) -> Answer:
+        """Ask without waiting; threads and tasks may share an engine, which writes their answers together.
+
+        Args:
+            messages: see :meth:`chat`, as ``image``, ``video`` and ``options``.
+            generation: the options; without beams.
+            asking: whose question it is, how urgent, and what else to tell about its tokens.
+
+        Raises:
+            PromptError, DataError, UserError: see :meth:`chat`.
+            BusyError: too many questions are waiting.
+        """
+        conversation = to_messages(messages, image, video, allow_urls=self.allow_urls)
+        generation, asking = self.options(generation, **options), asking or Asking()
+        prompt = self.prompt([conversation], generation)
+        generation, ends = self.limits(generation, prompt)
+        template = self.processor.template
+        answer = Answer(
+            self.processor.tokenizer, cleaner(template, generation.cleanup), marks_of(template), generation.stop or ()
+        )
+        answer.usage.prompt = prompt.mask.shape[1]
+        write_alone(self, answer, prompt, generation, ends, asking, self._writing)
+        return answer
+
+    def stats(self) -> Stats:
+        """What the engine has done and holds."""
+        return dataclasses.replace(self._stats)
 
     def _naming_part(self, conversations: Sequence[Conversation]) -> AbstractContextManager[None]:
         """Within the block, an error about values that are not numbers names the part that computed them first."""

@@ -49,24 +49,48 @@ class TextStream:
 
     Held back: a character whose bytes are incomplete, white space at the end (clean-up strips it), and
     an end that could become a delimiter of the clean-up rule.
+
+    Attributes:
+        raw: the text before clean-up, up to the first of ``stops``.
+        sent: the pieces so far, joined.
+        is_cut: whether one of ``stops`` was found; nothing follows it.
+        is_finished: whether :meth:`finish` was called.
     """
 
-    def __init__(self, tokenizer: Tokenizer, clean: Callable[[str], str], texts: Sequence[str]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, clean: Callable[[str], str], texts: Sequence[str], stops: Sequence[str] = ()
+    ) -> None:
+        """``texts``: those that ``clean`` acts on, and ``stops``: those that the answer ends before."""
         self._decoder = tokenizer.stream()
         self._clean = clean
         self._texts = [t for t in texts if t]
+        self._stops = [t for t in stops if t]
         self.raw = ""
         self.sent = ""
+        self.is_cut = False
+        self.is_finished = False
 
     def push(self, token: int) -> StreamedText:
         """The piece that ``token`` completes; may be empty."""
-        self.raw += self._decoder.push(token)
-        return self._send(self._clean(self.raw[: len(self.raw) - self._held()]))
+        self._read(self._decoder.push(token))
+        held = 0 if self.is_cut else self._held()
+        return self._send(self._clean(self.raw[: len(self.raw) - held]))
 
     def finish(self) -> StreamedText:
         """What was held back; call once, at the end."""
-        self.raw += self._decoder.flush()
+        self.is_finished = True
+        self._read(self._decoder.flush())
         return self._send(self._clean(self.raw))
+
+    def _read(self, text: str) -> None:
+        """Add to the raw text, as far as no stop text is complete."""
+        if self.is_cut:
+            return
+        new = len(self.raw)
+        self.raw += text
+        found = [at for t in self._stops if (at := self.raw.find(t, max(0, new - len(t) + 1))) >= 0]
+        if found:
+            self.raw, self.is_cut = self.raw[: min(found)], True
 
     def _held(self) -> int:
         """Length of the longest end of the raw text, after the last whole delimiter, that begins a delimiter."""
