@@ -33,7 +33,8 @@ def composition(s: Sizes, precision: str = "fp32") -> VLM:
     )  # fmt: skip
     llm = part("llm", "hf", config=llama_config(s), dtype=precision)
     model_cfg: Any = SimpleNamespace(
-        inserts=[], weights=[], vision=vision, bridge=[qformer, part("bridge", "linear")], fusion=part("fusion", "splice"), llm=llm,
+        inserts=[], weights=[], vision=vision,
+        bridge=[qformer, part("bridge", "linear")], fusion=part("fusion", "splice"), llm=llm,
         train={"bridge.1.*": True},
     )  # fmt: skip
     return build_model(model_cfg)

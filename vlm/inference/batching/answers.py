@@ -113,13 +113,13 @@ class Answers(Prompts):
     ) -> Row:
         template = self.processor.template
         limited, ends = self.limits(generation, prompt, stops)
-        cuts, marks = list(generation.stop or ()), marks_of(template) if stops is None else []
+        cuts = list(generation.stop or ())
         if generation.cleanup == "chat":
             cuts += template.config.truncate_at  # clean-up drops whatever follows
         answer = Answer(
             self.processor.tokenizer,
             cleaner(template, generation.cleanup),
-            marks,
+            lambda: marks_of(template),
             tuple(filter(None, cuts)) if stops is None else (),  # given sequences are all that ends it
             drive=self.scheduler.drive,
             in_background=self.scheduler.in_background,
