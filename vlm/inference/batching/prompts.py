@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -134,7 +135,7 @@ class Prompts:
             raise too_long(taken, room)
         return conversation
 
-    @property
+    @cached_property
     def positions(self) -> int | None:
         """The language model's context length according to its configuration, or None."""
         return self.model.positions
