@@ -219,7 +219,8 @@ def test_remote_addresses_go_through_the_fetcher(post: Callable[..., httpx.Respo
     whole = post(CHAT, asking(part(url), part(url), {"type": "text", "text": "What?"}), fetcher=fetcher)
     own = post(CHAT, asking(image_part(IMAGE), image_part(IMAGE), {"type": "text", "text": "What?"}))
     assert whole.json()["choices"] == own.json()["choices"] and fetcher.asked == [url]
-    refused(post(CHAT, asking(part("https://private/a.png")), fetcher=fetcher), 400, "not allowed")
+    error = refused(post(CHAT, asking(part("https://private/a.png")), fetcher=fetcher), 400, "not allowed")
+    assert error["param"] == "messages.0.content.0.image_url.url"
     refused(post(CHAT, asking(part(str(IMAGE))), fetcher=fetcher), 400, "files are not read")
     assert len(fetcher.asked) == 2
 

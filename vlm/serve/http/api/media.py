@@ -6,12 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from vlm.common.errors import DataError
+from vlm.common.errors import DataError, UserError
 from vlm.common.types import Image, Message, Part, Role, Video
 from vlm.processors.image.decode import check_size, from_base64
 from vlm.processors.messages import to_messages
 from vlm.serve.http.api.requests import ChatMessage, TextPart
-from vlm.serve.http.errors import ApiError
+from vlm.serve.http.errors import ApiError, api_error
 from vlm.serve.http.limits import Limits
 
 MIB = 2**20
@@ -45,7 +45,10 @@ async def fetch_all(messages: Sequence[ChatMessage], limits: Limits, fetcher: Fe
         if fetcher is None:
             raise ApiError("this server fetches no addresses; send the file as a data: URL", param=param)
         if url not in remote:
-            remote[url] = await fetcher.fetch(url)
+            try:
+                remote[url] = await fetcher.fetch(url)
+            except UserError as error:
+                raise api_error(error, param) from None
     return remote
 
 

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Message
+from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example
 from vlm.inference.context import room_for_prompt, too_long
 from vlm.processors.collate import VisualTokens
-from vlm.serve.http.api.media import to_conversation
 from vlm.serve.http.errors import ApiError
 
 if TYPE_CHECKING:
     from vlm.inference.engine import Engine
     from vlm.inference.generation import Generation
-    from vlm.serve.http.api.requests import ChatMessage
-    from vlm.serve.http.limits import Limits
-
-
-def chat_prompt(
-    messages: Sequence[ChatMessage], engine: Engine, limits: Limits, remote: Mapping[str, bytes]
-) -> tuple[list[Message], Example]:
-    """The conversation, and its prompt. Raises UserError: see ``to_conversation`` and ``Processor.encode_chat``."""
-    conversation = to_conversation(messages, limits, remote)
-    return conversation, engine.processor.encode_chat(conversation)
 
 
 def raw_prompt(prompt: str | list[int], engine: Engine) -> Example:

@@ -11,9 +11,9 @@ from fastapi.responses import JSONResponse
 from vlm.common.types import MEDIA_TOKEN
 from vlm.serve.http.api import schemas
 from vlm.serve.http.api.connection import answer_to
-from vlm.serve.http.api.media import fetch_all
+from vlm.serve.http.api.media import fetch_all, to_conversation
 from vlm.serve.http.api.options import generations, is_json, schema_of
-from vlm.serve.http.api.prompts import chat_prompt, check_fits, check_ids, positions_of, raw_prompt
+from vlm.serve.http.api.prompts import check_fits, check_ids, positions_of, raw_prompt
 from vlm.serve.http.api.replies import Reply
 from vlm.serve.http.api.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest, check
 from vlm.serve.http.api.server import Answers, Question, Server
@@ -78,12 +78,13 @@ async def _chat(server: Server, request: Request, body: ChatRequest) -> Response
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
 
     def prepare() -> list[Question]:
-        conversation, example = chat_prompt(body.messages, engine, server.limits, remote)
-        shortens = body.truncation == "auto"
-        if not shortens:
-            check_fits(example, engine, options[0], "messages")
         schema = schema_of(body) if is_json(body) else None
-        return [Question(conversation if shortens else example, options, schema, logprobs)]
+        conversation = to_conversation(body.messages, server.limits, remote)
+        if body.truncation == "auto":
+            return [Question(conversation, options, schema, logprobs)]
+        example = engine.processor.encode_chat(conversation)
+        check_fits(example, engine, options[0], "messages")
+        return [Question(example, options, schema, logprobs)]
 
     return await _reply(await server.ask(request, name, engine, prepare, "messages"), body, engine)
 
@@ -131,7 +132,8 @@ async def _tokenize(server: Server, body: TokenizeRequest) -> Response:
     def count() -> list[int]:
         if messages is None:
             return positions_of(raw_prompt(body.prompt or "", engine), engine)
-        return positions_of(chat_prompt(messages, engine, server.limits, remote)[1], engine)
+        conversation = to_conversation(messages, server.limits, remote)
+        return positions_of(engine.processor.encode_chat(conversation), engine)
 
     ids = await server.in_thread(count)
     return JSONResponse({"count": len(ids), "max_model_len": engine.positions, "tokens": ids})

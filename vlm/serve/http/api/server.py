@@ -43,7 +43,7 @@ class Observer(Protocol):
     """Who is told of answers, for statistics."""
 
     def answered(self, model: str, tenant: str, answer: Answer) -> None:
-        """Called once for each answer, when it has ended."""
+        """Called once for each answer in the event loop, when it has ended, be it with an error (``answer.error``)."""
         ...
 
 
