@@ -15,6 +15,27 @@ if TYPE_CHECKING:
     from vlm.inference.generation import Generation
 
 
+LONG = 4
+"""Contexts full of text that a conversation may have whose oldest turns are left out."""
+
+
+def check_length(text: int, engine: Engine, longest: int, param: str, times: int = 1) -> None:
+    """Raises ApiError: a text cannot fit, however it is divided into tokens, so that none is tokenised in vain.
+
+    Args:
+        text: characters, or ids, together.
+        engine: the model.
+        longest: characters of its longest token, 1 for ids.
+        param: the field at fault.
+        times: so many contexts are taken.
+    """
+    positions = engine.positions or engine.default_generation().max_length
+    if text > times * positions * longest:
+        what = "characters" if longest > 1 else "ids"
+        most = f"{times * positions:,} positions"
+        raise ApiError(f"{text:,} {what} do not fit into {most}", code="context_length_exceeded", param=param)
+
+
 def raw_prompt(prompt: str | list[int], engine: Engine) -> Example:
     """The prompt of a text, after the begin id, or of ids, which are used as they are.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -13,9 +14,16 @@ from vlm.serve.http.api import schemas
 from vlm.serve.http.api.connection import answer_to
 from vlm.serve.http.api.media import fetch_all, to_conversation
 from vlm.serve.http.api.options import generations, is_json, schema_of
-from vlm.serve.http.api.prompts import check_fits, check_ids, positions_of, raw_prompt
+from vlm.serve.http.api.prompts import LONG, check_fits, check_ids, check_length, positions_of, raw_prompt
 from vlm.serve.http.api.replies import Reply
-from vlm.serve.http.api.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest, check
+from vlm.serve.http.api.requests import (
+    ChatMessage,
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+    check,
+)
 from vlm.serve.http.api.server import Answers, Question, Server
 from vlm.serve.http.errors import ApiError
 
@@ -79,6 +87,8 @@ async def _chat(server: Server, request: Request, body: ChatRequest) -> Response
 
     def prepare() -> list[Question]:
         schema = schema_of(body) if is_json(body) else None
+        times = LONG if body.truncation == "auto" else 1
+        check_length(_characters(body.messages), engine, server.longest_token(engine), "messages", times)
         conversation = to_conversation(body.messages, server.limits, remote)
         if body.truncation == "auto":
             return [Question(conversation, options, schema, logprobs)]
@@ -98,13 +108,24 @@ async def _completions(server: Server, request: Request, body: CompletionRequest
         raise ApiError(f"{len(prompts)} prompts with {len(options)} answers each, allowed are {MOST_ANSWERS} answers")
 
     def prepare() -> list[Question]:
-        examples = [raw_prompt(prompt, engine) for prompt in prompts]
-        for example in examples:
-            check_fits(example, engine, options[0], "prompt")
+        examples = []
+        for prompt in prompts:
+            longest = server.longest_token(engine) if isinstance(prompt, str) else 1
+            check_length(len(prompt), engine, longest, "prompt")
+            examples.append(raw_prompt(prompt, engine))
+            check_fits(examples[-1], engine, options[0], "prompt")
         schema = schema_of(body) if is_json(body) else None
         return [Question(example, options, schema, body.logprobs) for example in examples]
 
     return await _reply(await server.ask(request, name, engine, prepare, "prompt"), body, engine)
+
+
+def _characters(messages: Sequence[ChatMessage]) -> int:
+    """Characters of all texts of a conversation."""
+    contents = [message.content for message in messages]
+    texts = [content for content in contents if isinstance(content, str)]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    return sum(map(len, texts)) + sum(len(part.text) for part in parts if part.type == "text")
 
 
 def _prompts(body: CompletionRequest) -> list[str | list[int]]:
@@ -130,6 +151,8 @@ async def _tokenize(server: Server, body: TokenizeRequest) -> Response:
     remote = await fetch_all(messages or (), server.limits, server.fetcher)
 
     def count() -> list[int]:
+        text = len(body.prompt or "") + _characters(messages or ())
+        check_length(text, engine, server.longest_token(engine), "messages" if messages else "prompt", LONG)
         if messages is None:
             return positions_of(raw_prompt(body.prompt or "", engine), engine)
         conversation = to_conversation(messages, server.limits, remote)
