@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vlm.common.types import Batch, Example, Message
-from vlm.config.serving import Serving
+from vlm.config.run import Serving
 from vlm.inference.context import fit, room_for_answer, room_for_prompt, too_long
 from vlm.inference.decoding import Prompt, StopCriteria
 from vlm.inference.feature_cache import FeatureCache
