@@ -131,8 +131,8 @@ LONG = "It was taken on a rainy day near the old harbour, and nobody knows who i
 def questions(most: int = 2) -> list[list[Message]]:
     """Seven questions of different length, with up to ``most`` images."""
     asked = [
-        ("What is in the image?", (1,)),
-        ("Is there a dog? " + LONG, (2,)),
+        ("What is in the image?", (2,)),
+        ("Is there a dog? " + LONG, (1,)),
         ("Compare them.", (3, 4)),
         ("No image here.", ()),
         (LONG + LONG + "Why?", (5, 3)),
