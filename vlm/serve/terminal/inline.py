@@ -60,7 +60,7 @@ def detected(environ: Mapping[str, str]) -> Inline | None:
     if term == "dumb":
         return Inline.OFF
     if environ.get("TMUX") or term.startswith(("screen", "tmux")):
-        return None  # it stands between; it answers for itself whether it hands sixel images on
+        return None  # it is between the two, and answers for itself whether it hands sixel images on
     if environ.get("KITTY_WINDOW_ID") or term in ("xterm-kitty", "xterm-ghostty") or program == "ghostty":
         return Inline.KITTY
     if program in ("iTerm.app", "WezTerm", "mintty") or environ.get("LC_TERMINAL") == "iTerm2":

@@ -23,7 +23,7 @@ LONGEST = 10_000
 LARGEST = 2**20
 """Bytes of the history file, which is shortened to half of them at most."""
 MORE = "...  "
-"""What stands before a further line of the same question."""
+"""Prompt of a further line of the same question."""
 QUOTES = '"""'
 
 

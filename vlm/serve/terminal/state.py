@@ -85,7 +85,7 @@ class Talk:
 
     @property
     def prompt(self) -> str:
-        """What stands before the line that is typed."""
+        """The text before the line that is typed."""
         videos = sum(isinstance(medium, Video) for medium in self.waiting)
         counts = {"image": len(self.waiting) - videos, "video": videos}
         declared = ", ".join(f"{n} {kind}{'s' if n > 1 else ''}" for kind, n in counts.items() if n)
