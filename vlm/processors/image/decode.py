@@ -127,6 +127,8 @@ def check_size(data: bytes, label: str, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels or not width * height or max(width, height) > SIDE_CAP:
         raise _too_large(label, f"{width} x {height} pixels", max_pixels)
+
+
 def as_png(source: Any, name: str = "", size: tuple[int, int] | None = None) -> bytes:
     """An image as a PNG in RGB, no larger than ``size`` (width, height). Raises DataError: see :func:`decode`."""
     image = decode(source, name=name)
