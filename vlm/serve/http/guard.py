@@ -119,6 +119,8 @@ class Guard:
         kind = values.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if scope["method"] == "POST" and kind != b"application/json":  # a web page may send others without being asked
             return Refusal(415, "the content type of a body is application/json")
+        if b"content-length" in values and b"transfer-encoding" in values:  # proxies disagree on where such a body ends
+            return Refusal(400, "a body has a Content-Length or a Transfer-Encoding, not both")
         length = values.get(b"content-length", b"0")
         if not length.isdigit() or int(length[:20]) > self.limits.body_mib * MIB:
             return self._too_large()
@@ -209,15 +211,14 @@ class Guard:
             over = message["type"] == "http.response.body" and not message.get("more_body", False)
 
         async def watch() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            gone.set()
+            if (await receive())["type"] == "http.disconnect":  # nothing else can follow a whole body
+                gone.set()
 
         answer = asyncio.ensure_future(self.app(scope, replay, noticed))
         watcher = asyncio.ensure_future(watch())
         try:
             await asyncio.wait({answer, watcher}, return_when=asyncio.FIRST_COMPLETED)
-            is_unheard = not over and not answer.done()
+            is_unheard = gone.is_set() and not over and not answer.done()
             if is_unheard:
                 answer.cancel()
             with contextlib.suppress(*([asyncio.CancelledError] if is_unheard else [])):
