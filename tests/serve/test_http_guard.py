@@ -20,7 +20,7 @@ from vlm.serve.http.guard import Guard
 from vlm.serve.http.keys import Keys
 from vlm.serve.http.limits import Limits
 
-from .http_server import connect, post, raw, rest, serving, status, until
+from .raw_http import connect, post, raw, rest, serving, status, until
 
 LIMITS = Limits(body_mib=1, stall_seconds=0.4, connections=4, header_kib=32, seconds=5)
 ALICE, BOB = "a-key-of-alice-1234", "a-key-of-bob-123456"
