@@ -33,7 +33,7 @@ class Echo:
 
     Attributes:
         reached: paths of requests that came through.
-        cancelled: how many of them were cancelled.
+        cancelled: how many of them had no client any more.
     """
 
     def __init__(self) -> None:
@@ -48,19 +48,23 @@ class Echo:
         self.headers += scope["headers"]
         body = (await receive())["body"]
         self.bodies.append(len(body))
-        try:
-            if scope["path"] == "/wait":
-                while not self.release.is_set():
-                    await asyncio.sleep(0.01)
-            said = json.dumps({"tenant": scope["state"]["tenant"], "bytes": len(body)}).encode()
-            headers = [] if scope["path"] == "/stream" else [(b"content-length", str(len(said)).encode())]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            while scope["path"] == "/stream":
-                await send({"type": "http.response.body", "body": b"." * 10_000, "more_body": True})
-                await asyncio.sleep(0.001)
-        except asyncio.CancelledError:
+        work, leaving = asyncio.ensure_future(self.answer(scope, body, send)), asyncio.ensure_future(receive())
+        await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            assert leaving.result() == {"type": "http.disconnect"}
             self.cancelled += 1
-            raise
+            work.cancel()
+        leaving.cancel()
+
+    async def answer(self, scope: Any, body: bytes, send: Any) -> None:
+        while scope["path"] == "/wait" and not self.release.is_set():
+            await asyncio.sleep(0.01)
+        said = json.dumps({"tenant": scope["state"]["tenant"], "bytes": len(body)}).encode()
+        headers = [] if scope["path"] == "/stream" else [(b"content-length", str(len(said)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        while scope["path"] == "/stream":
+            await send({"type": "http.response.body", "body": b"." * 10_000, "more_body": True})
+            await asyncio.sleep(0.001)
         await send({"type": "http.response.body", "body": said})
 
 

@@ -1,4 +1,4 @@
-"""What a request must be before the API sees it: who asks, how large, how fast; and that somebody still listens."""
+"""What a request must be before the API sees it: who asks, how large it is, and how fast it comes."""
 
 from __future__ import annotations
 
@@ -40,8 +40,7 @@ class Guard:
     """ASGI middleware around the whole API.
 
     It refuses what is not allowed with an OpenAI error object, and leaves the tenant in ``scope["state"]["tenant"]``
-    (``""`` where no keys are needed). The API gets the body in one message, and its task is cancelled as soon as the
-    client is gone, so that its answer stops.
+    (``""`` where no keys are needed). The API gets the body in one message.
     """
 
     def __init__(self, app: App, limits: Limits, keys: Keys | None = None, hosts: Sequence[str] = ()) -> None:
@@ -158,7 +157,7 @@ class Guard:
             if isinstance(found, Refusal):
                 await self._refuse(found, receive, send)
             elif found:
-                await self._answer(scope, bytes(data), receive, send)
+                await self.app(scope, _replayed(bytes(data), receive), send)
         finally:
             self._held -= len(data)
 
@@ -193,40 +192,6 @@ class Guard:
         data.clear()
         return refusal
 
-    async def _answer(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
-        """Run the API; its task is cancelled when the client is gone."""
-        given, gone, over = False, asyncio.Event(), False
-
-        async def replay() -> Message:
-            nonlocal given
-            if not given:
-                given = True
-                return {"type": "http.request", "body": body, "more_body": False}
-            await gone.wait()
-            return {"type": "http.disconnect"}
-
-        async def noticed(message: Message) -> None:
-            nonlocal over
-            await send(message)
-            over = message["type"] == "http.response.body" and not message.get("more_body", False)
-
-        async def watch() -> None:
-            if (await receive())["type"] == "http.disconnect":  # nothing else can follow a whole body
-                gone.set()
-
-        answer = asyncio.ensure_future(self.app(scope, replay, noticed))
-        watcher = asyncio.ensure_future(watch())
-        try:
-            await asyncio.wait({answer, watcher}, return_when=asyncio.FIRST_COMPLETED)
-            is_unheard = gone.is_set() and not over and not answer.done()
-            if is_unheard:
-                answer.cancel()
-            with contextlib.suppress(*([asyncio.CancelledError] if is_unheard else [])):
-                await answer
-        finally:
-            answer.cancel()
-            watcher.cancel()
-
     async def _refuse(self, refusal: Refusal, receive: Receive, send: Send) -> None:
         """Answer, and throw away what the client still sends, for a while."""
         start, body, end = refusal.messages()
@@ -244,6 +209,20 @@ class Guard:
 
     def _too_large(self) -> Refusal:
         return Refusal(413, f"a body has at most {self.limits.body_mib} MiB", "body_too_large")
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """``receive`` with the whole body before what comes next."""
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
 
 
 def _path(scope: Scope) -> str:
