@@ -1,37 +1,26 @@
-"""An application served by uvicorn on a loopback port of this process, and clients that no library is."""
+"""An application served as ``vlm serve`` does it, and clients that no library is."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
-import uvicorn
-
 from vlm.serve.http.connections import server_options
 from vlm.serve.http.limits import Limits
+
+from .http_server import running
 
 HOST = "127.0.0.1"
 
 
 @contextlib.contextmanager
-def serving(app: Any, limits: Limits, **options: Any) -> Iterator[int]:
+def serving(app: Any, limits: Limits) -> Iterator[int]:
     """The port on which ``app`` is served with the options that ``vlm serve`` gives uvicorn."""
-    listener = socket.create_server((HOST, 0))
-    config = uvicorn.Config(app, **{"log_config": None, "lifespan": "off", **server_options(limits), **options})
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    until(lambda: server.started)
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        server.should_exit = server.force_exit = True
-        thread.join(10)
-        assert not thread.is_alive()
+    with running(app, log_config=None, timeout_graceful_shutdown=1, **server_options(limits)) as address:
+        yield int(address.rpartition(":")[2])
 
 
 def until(is_true: Any, seconds: float = 10) -> None:

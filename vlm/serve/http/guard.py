@@ -31,6 +31,8 @@ LEAST = 1 << 14
 """Bytes that a client sends in ``Limits.stall_seconds``, or the rest of the body."""
 BODIES = 16
 """Bodies of the largest size that are held at the same time."""
+VALUES = 1 << 20
+"""Commas in a body: each value of a request costs far more memory and time than its bytes."""
 LINGER = 2.0
 """Seconds for which the rest of a refused body is thrown away: a client that writes would miss the response."""
 MIB = 1 << 20
@@ -154,6 +156,8 @@ class Guard:
         data = bytearray()
         try:
             found = await self._read(data, receive)
+            if found is True and data.count(b",") > VALUES:
+                found = self._dropped(data, Refusal(400, f"a body has at most {VALUES:,} values"))
             if isinstance(found, Refusal):
                 await self._refuse(found, receive, send)
             elif found:
