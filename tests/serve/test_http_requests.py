@@ -33,12 +33,15 @@ def engine() -> Engine:
     return small_engine()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def post(engine: Engine) -> Callable[..., httpx.Response]:
     """``post(path, body)``: one request to an app; further arguments are those of ``create_app``, or the models."""
 
+    plain = create_app(Models({"small": engine}))
+
     def send(path: str, body: Any = None, limits: Limits | None = None, models: Models | None = None, **options: Any):  # type: ignore[no-untyped-def]
-        app = create_app(models or Models({"small": engine}), limits, **options)
+        special = models or limits or options
+        app = create_app(models or Models({"small": engine}), limits, **options) if special else plain
 
         async def run() -> httpx.Response:
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
