@@ -45,7 +45,7 @@ def png(width: int, height: int, pixels: bytes, *more: bytes, depth: int = 8, co
 
 
 def gif(frames: int, width: int = 8, height: int = 8) -> bytes:
-    frame = b"\x2c" + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02\x02\x84\x51\x00"
+    frame = b"\x2c" + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\x00"  # one pixel
     head = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(6)
     return head + frame * frames + b"\x3b"
 
@@ -216,32 +216,27 @@ BODIES: dict[str, Callable[[], Body]] = {
     "stop of 10,000 strings": lambda: asking(stop=[str(k) for k in range(10_000)]),
     "stop of numbers": lambda: asking(stop=[1] * 1000),
     "1,000 images": lambda: asking(*[image(data_url(IMAGES["words"]))] * 1000),
-    "30,000 messages without a question": lambda: {"messages": [{"role": "assistant", "content": WORDS}] * 30_000},
+    "5,000 messages without a question": lambda: {"messages": [{"role": "assistant", "content": WORDS}] * 5000},
     "10,000 messages": lambda: {
         **asking(),
         "messages": [{"role": ("user", "assistant")[k % 2], "content": WORDS} for k in range(10_001)],
     },
     "messages of numbers": lambda: {"messages": [1] * 20_000},
     "parts of numbers": lambda: {"messages": [{"role": "user", "content": [1] * 20_000}]},
-    "a message of a million words": lambda: {"messages": [{"role": "user", "content": "word " * 1_000_000}]},
+    "a message of 20,000 words": lambda: {"messages": [{"role": "user", "content": "word " * 20_000}]},
     "an unknown role": lambda: {"messages": [{"role": "root", "content": WORDS}]},
     "a role of 1 MB": lambda: {"messages": [{"role": "a" * (1 << 20), "content": WORDS}]},
     "a model by path": lambda: asking(model="../../etc/passwd"),
     "a model of 1 MB": lambda: asking(model="a" * (1 << 20)),
     "a model with control characters": lambda: asking(model="\x1b[2J\r\nSet-Cookie: a=b\0"),
-    "a logit bias of 100,000": lambda: asking(logit_bias={str(k): 1 for k in range(100_000)}),
+    "a logit bias of 10,000": lambda: asking(logit_bias={str(k): 1 for k in range(10_000)}),
     "tools": lambda: asking(tools=[{"type": "function"}]),
-    "a schema 3,000 deep": lambda: asking(**schema(nested(200))) | {"x": 1} if False else asking(**schema(nested(400))),
-    "a schema that refers to itself": lambda: asking(**schema({"$ref": "#"})),
+    "a schema 400 deep": lambda: asking(**schema(nested(400))),
     "a schema that refers to files": lambda: asking(**schema({"$ref": "file:///etc/passwd"})),
     "a schema that refers to addresses": lambda: asking(**schema({"$ref": "http://127.0.0.1:9/schema.json"})),
-    "a schema with a huge expression": lambda: asking(**schema({"type": "string", "pattern": "(a|b){1,1000000}" * 50})),
     "a schema with a slow expression": lambda: asking(**schema({"type": "string", "pattern": "((a+)+)+$" * 5000})),
     "a schema of 200,000 alternatives": lambda: asking(
         **schema({"enum": [f"value {k} of a long list" for k in range(200_000)]})
-    ),
-    "a schema of 10^9 items": lambda: asking(
-        **schema({"type": "array", "minItems": 10**9, "items": {"type": "integer"}})
     ),
     "a schema of all combinations": lambda: asking(
         **schema(
@@ -258,6 +253,12 @@ BODIES: dict[str, Callable[[], Body]] = {
 """Bodies of a chat completion."""
 
 ACCEPTED: dict[str, Callable[[], Body]] = {
+    "a schema that refers to itself": lambda: asking(**schema({"$ref": "#"})),
+    "a schema with a huge expression": lambda: asking(**schema({"type": "string", "pattern": "(a|b){1,1000000}" * 50})),
+    "a schema of 10^9 items": lambda: asking(
+        **schema({"type": "array", "minItems": 10**9, "items": {"type": "integer"}})
+    ),
+    "a gif of 100,000 frames as a video": lambda: asking(video(data_url(gif(100_000), "video/gif"))),
     "duplicate keys": lambda: raw('"n": 1, "n": 1'),
     "lone surrogates": lambda: (
         b'{"max_tokens": 2, "messages": [{"role": "user", "content": "\\ud800 ' + WORDS.encode() + b'"}]}'

@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("fastapi")
 
+from vlm.inference.engine import Engine
 from vlm.serve.http.app import create_app
 from vlm.serve.http.fetch import Fetcher
 from vlm.serve.http.guard import Guard
@@ -22,7 +23,8 @@ from vlm.serve.http.models import Models
 
 from .hostile import ACCEPTED, ADDRESSES, BODIES, IMAGES, VIDEOS, WORDS, asking, image, video
 from .http_server import IMAGE, data_url, small_engine
-from .raw_http import serving
+from .net import PUBLIC, Net, response
+from .raw_http import serving, until
 
 LIMITS = Limits(body_mib=8, medium_mib=2, megapixels=16, stall_seconds=3, connections=20, seconds=20)
 KEY = "a-key-of-somebody-1234"
@@ -45,8 +47,13 @@ class Log(logging.Handler):
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    app = create_app(Models({"small": small_engine()}), LIMITS, fetcher=Fetcher(["images.example.org"], LIMITS))
+def engine() -> Engine:
+    return small_engine()
+
+
+@pytest.fixture(scope="module")
+def address(engine: Engine) -> Iterator[str]:
+    app = create_app(Models({"small": engine}), LIMITS, fetcher=Fetcher(["images.example.org"], LIMITS))
     with serving(Guard(app, LIMITS, Keys({KEY: "somebody"})), LIMITS) as port:
         yield f"http://127.0.0.1:{port}"
 
@@ -136,6 +143,28 @@ def test_addresses(client: httpx.Client, kind: Any, monkeypatch: pytest.MonkeyPa
     assert "cannot be fetched" in private and "10.0" not in private and asked == ["images.example.org"]
 
 
+def test_remote_images(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is fetched; and redirects, a name whose address changes, and a bomb."""
+    net, host = Net(), "images.example.org"
+    monkeypatch.setattr("vlm.serve.http.fetch.resolve", net.resolve)
+    monkeypatch.setattr("vlm.serve.http.fetch.connect", net.connect)
+    net.pages = {
+        "/good": [response(IMAGE.read_bytes())],
+        "/bomb": [response(IMAGES["a png of 50,000 x 50,000 in 1 KB"])],
+        "/page": [response(kind="text/html")],
+        "/large": [response(bytes(3 << 20))],
+        "/in": [response(b"", 302, "text/html", "Location: http://127.0.0.1/latest/meta-data")],
+        "/file": [response(b"", 302, "text/html", "Location: file:///etc/passwd")],
+    }
+    net.answers[host] = [[PUBLIC]] * 7 + [["127.0.0.1"]]
+    assert send(client, asking(image(f"https://{host}/good"))).status_code == 200
+    for path in ("bomb", "page", "large", "in", "file"):
+        refused(send(client, asking(image(f"https://{host}/{path}"))), 400)
+    assert send(client, asking(image(f"https://{host}/good"))).status_code == 200
+    refused(send(client, asking(image(f"https://{host}/good"))), 400)
+    assert {address for address, _, _ in net.connected} == {PUBLIC} and len(net.connected) == 7
+
+
 def test_paths_in_every_other_field(client: httpx.Client) -> None:
     """A string is a text wherever it is: none is opened."""
     for text in (
@@ -200,3 +229,11 @@ def test_without_a_key_nothing_is_read(address: str) -> None:
         with httpx.Client(base_url=address, headers={"Content-Type": "application/json", **headers}) as stranger:
             refused(stranger.post(CHAT, content=b"x" * (9 << 20)), 401)
             refused(stranger.get(f"/v1/models?api_key={KEY}"), 401)
+
+
+def test_a_stream_that_nobody_reads_to_the_end(client: httpx.Client, engine: Engine) -> None:
+    body = asking(stream=True, n=4, max_tokens=200, temperature=1.5)
+    for _ in range(3):
+        with client.stream("POST", CHAT, json=body) as found:
+            next(found.iter_lines())
+    until(lambda: engine.stats().running == engine.stats().waiting == 0)

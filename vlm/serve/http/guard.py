@@ -31,7 +31,7 @@ LEAST = 1 << 14
 """Bytes that a client sends in ``Limits.stall_seconds``, or the rest of the body."""
 BODIES = 16
 """Bodies of the largest size that are held at the same time."""
-VALUES = 1 << 20
+VALUES = 1 << 18
 """Commas in a body: each value of a request costs far more memory and time than its bytes."""
 LINGER = 2.0
 """Seconds for which the rest of a refused body is thrown away: a client that writes would miss the response."""
