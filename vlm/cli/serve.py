@@ -96,17 +96,17 @@ def limits_text() -> str:
     return "\n".join(lines)
 
 
-def engine_of(args: argparse.Namespace) -> Callable[[str], Engine]:
-    """What loads the engine of one run. Raises UserError: arguments that contradict each other."""
+def engine_of(args: argparse.Namespace) -> Callable[[str, list[Engine]], Engine]:
+    """What loads the engine of one run, given those before it. Raises UserError: arguments that contradict each other."""
     if (args.engine == "own") != (args.address is None):
         fix = "--engine vllm --address http://127.0.0.1:8100" if args.engine == "vllm" else "add --engine vllm"
         raise UserError("--engine vllm and --address go together", fix=fix)
     options, device = options_of(args), device_of(args)
 
-    def load(run: str) -> Engine:
-        from vlm.inference.engine import Engine
+    def load(run: str, others: list[Engine]) -> Engine:
+        from vlm.serve.http.models import load_beside
 
-        return Engine.load(run, device, options=options, trust=args.trust, allow_random=args.allow_random)
+        return load_beside(run, others, device, options=options, trust=args.trust, allow_random=args.allow_random)
 
     return load
 

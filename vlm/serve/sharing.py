@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from vlm.checkpoint.strict import WRAPPED
+
 if TYPE_CHECKING:
     from vlm.models.vlm import VLM
 
-_WRAPPED = ".base_layer."
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -62,7 +63,7 @@ def _plain(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _layer(name: str) -> str:
-    return name.replace(_WRAPPED, ".")
+    return name.replace(WRAPPED, ".")
 
 
 def _is_same(a: Tensor, b: Tensor) -> bool:

@@ -13,9 +13,14 @@ from typing import TYPE_CHECKING
 
 from vlm.common.errors import UserError
 from vlm.common.logging import busy, quiet
+from vlm.common.trust import trusting
 
 if TYPE_CHECKING:
+    import torch
+
     from vlm.inference.engine import Engine
+
+MIB = 2**20
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +47,12 @@ class Models:
         return next(iter(self.engines))
 
 
-def load_models(runs: Mapping[str, str], load: Callable[[str], Engine]) -> Models:
+def load_models(runs: Mapping[str, str], load: Callable[[str, list[Engine]], Engine]) -> Models:
     """Load every model; what several have in common, such as the base of two LoRA runs, is held once.
 
     Args:
         runs: name -> what ``Engine.load`` takes, see :func:`named_runs`.
-        load: makes the engine of one.
+        load: makes the engine of one, given those before it; see :func:`load_beside`.
 
     Raises:
         UserError: see ``Engine.load``; the message names the model.
@@ -59,15 +64,38 @@ def load_models(runs: Mapping[str, str], load: Callable[[str], Engine]) -> Model
         began = time.monotonic()
         try:
             with busy(f"loading {name} ({run})"), quiet("vlm.checkpoint"):
-                engine = load(run)
+                engine = load(run, list(models.engines.values()))
         except UserError as error:
             raise UserError(f"{name}: {error}" if len(runs) > 1 else str(error)) from error
-        saved = share_weights(engine.model, [e.model for e in models.engines.values()])
-        size = weight_bytes([engine.model])
-        shared = f", {saved / 2**20:,.0f} of them shared with a model before it" if saved else ""
-        log.info("%s: %r, %.0f MiB%s, %.1f s", name, engine, size / 2**20, shared, time.monotonic() - began)
+        loaded = [e.model for e in models.engines.values()]
+        before = weight_bytes(loaded)
+        share_weights(engine.model, loaded)  # what is equal, although it was read from other files
+        taken, size = weight_bytes([*loaded, engine.model]) - before, weight_bytes([engine.model])
+        shared = "" if taken == size else f", {(size - taken) / MIB:,.0f} of them held by a model before it"
+        log.info("%s: %r, %.0f MiB%s, %.1f s", name, engine, size / MIB, shared, time.monotonic() - began)
         models.engines[name] = engine
     return models
+
+
+def load_beside(
+    run: str,
+    others: Sequence[Engine],
+    device: str | torch.device | None = None,
+    *,
+    options: Sequence[str] = (),
+    trust: bool = False,
+    allow_random: bool = False,
+) -> Engine:
+    """``Engine.load``, with memory of its own only for what ``others`` have not read from the same files."""
+    from vlm.inference.engine import Engine
+    from vlm.inference.load import load_parts
+
+    models = [engine.model for engine in others]
+    with trusting(trust):
+        model, processor, config, where = load_parts(
+            run, device, options=options, allow_random=allow_random, beside=models
+        )
+    return Engine(model, processor, config=config, device=where)
 
 
 def named_runs(given: Sequence[str]) -> dict[str, str]:
