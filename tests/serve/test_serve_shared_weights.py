@@ -12,7 +12,7 @@ from vlm.models.quantize import replace_linears
 from vlm.serve.http.models import load_beside, load_models
 from vlm.serve.sharing import own_weights, share_weights, weight_bytes
 
-from .lora_runs import NORM, other_run, trained_run
+from .lora_runs import NORM, lora_run
 
 ASKED = ["What is in the image?", "Describe it.", "###Human: boat"]
 
@@ -20,8 +20,8 @@ ASKED = ["What is in the image?", "Describe it.", "###Human: boat"]
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     torch.set_num_threads(1)
-    first = trained_run(tmp_path_factory.mktemp("runs"))
-    return [first, other_run(first, "b", seed=1)]
+    folder = tmp_path_factory.mktemp("runs")
+    return [lora_run(folder, "a", seed=1), lora_run(folder, "b", seed=2)]
 
 
 def is_shared(name: str) -> bool:
@@ -56,7 +56,7 @@ def test_what_the_same_file_filled_is_not_read_into_memory_again(runs: list[Path
 
 def test_what_a_later_file_fills_is_not_written_into_the_other_model(runs: list[Path]) -> None:
     """A run that trained a layer which both models read from one file: its own file comes second."""
-    run = other_run(runs[0], "c", 2, {NORM: torch.full((32,), 2.0)})
+    run = lora_run(runs[0].parent, "c", seed=3, more=[NORM])
     first = Engine.load(runs[0], "cpu")
     before = {name: tensor.clone() for name, tensor in first.model.state_dict().items()}
     alone = Engine.load(run, "cpu")

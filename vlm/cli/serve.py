@@ -66,7 +66,7 @@ class Serve:
             keys,
             Fetcher(args.allow_media_host, limits),
             hosts=[*LOOPBACK_NAMES, *args.allow_host] if narrow else (),
-            page=args.page,
+            page_host=args.host if args.page else None,
             access_log=not args.no_access_log,
         )
         port = listening.getsockname()[1]

@@ -8,11 +8,13 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
+from vlm.serve.http.guard import LINGER
 from vlm.serve.http.models import Models
 from vlm.serve.http.ops import ROUTES
+from vlm.serve.http.refusals import Refusal
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +24,7 @@ GRACE = 0.5
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ENDLESS = "/heartbeat/"
 """In the path of a request of the chat page that lasts as long as its tab is open."""
-REFUSAL = b'{"error": {"message": "the server is shutting down", "type": "server_error", "param": null, "code": null}}'
+STOPPING = Refusal(503, "this server is stopping; ask another one, or this one again later", "draining", 2)
 
 
 class Drain:
@@ -43,7 +45,7 @@ class Drain:
             await self.app(scope, receive, send)
             return
         if self.models.is_draining:
-            await _refuse(send)
+            await _refuse(receive, send)
             return
 
         async def closing(message: MutableMapping[str, Any]) -> None:
@@ -70,15 +72,20 @@ class Drain:
         return self.running
 
 
-async def _refuse(send: Callable[[dict[str, Any]], Any]) -> None:
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(REFUSAL)).encode()),
-        (b"retry-after", b"1"),
-        (b"connection", b"close"),
-    ]
-    await send({"type": "http.response.start", "status": 503, "headers": headers})
-    await send({"type": "http.response.body", "body": REFUSAL})
+async def _refuse(receive: Callable[[], Any], send: Callable[[dict[str, Any]], Any]) -> None:
+    """Answer, and throw away what the client still sends: one that writes would miss the answer."""
+    start, body, end = STOPPING.messages()
+    await send(start)
+    await send(body)
+
+    async def rest() -> None:
+        message: MutableMapping[str, Any] = {"more_body": True}
+        while message.get("more_body", False):
+            message = await receive()
+
+    with suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(rest(), LINGER)
+    await send(end)
 
 
 @contextmanager

@@ -8,10 +8,12 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 
 from vlm.common.errors import UserError
 from vlm.common.logging import say
@@ -46,29 +48,32 @@ class Assembled:
         keys: Keys,
         fetcher: Fetcher | None = None,
         *,
-        hosts: Iterable[str] = (),
-        page: bool = False,
+        hosts: Sequence[str] = (),
+        page_host: str | None = None,
         access_log: bool = True,
     ) -> None:
         """Put it together.
 
         Args:
-            models: what is served; more may be added until the server runs.
+            models: what is served.
             limits: of requests.
             keys: who may ask; empty: everybody.
             fetcher: of images and videos by address; None: none is fetched.
             hosts: names that the ``Host`` header may have; none: any.
-            page: whether the chat page is served too, at ``/``.
+            page_host: the address that the server listens on, if it also serves the chat page at ``/``.
             access_log: whether a line is written for every request.
+
+        Raises:
+            UserError: the page needs gradio, which is not installed.
         """
         self.metrics = Metrics(models)
-        app = create_app(models, limits, fetcher=fetcher, observer=self.metrics)
-        add_routes(app, models, self.metrics)
-        paths = [route.path for route in app.routes if hasattr(route, "methods")]
-        guarded: Any = Guard(app, limits, keys, tuple(hosts))
-        if page:
-            guarded = with_page(guarded, models)
-        self.drain = Drain(guarded, models)
+        api = create_app(models, limits, fetcher=fetcher, observer=self.metrics)
+        add_routes(api, models, self.metrics)
+        paths = list(api.openapi()["paths"])
+        inner: Any = Guard(api, limits, keys, hosts)
+        if page_host is not None:
+            inner = WithPage(inner, models, keys, page_host, paths)
+        self.drain = Drain(inner, models)
         self._app = Watch(self.drain, self.metrics, paths, access_log)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -76,11 +81,23 @@ class Assembled:
         await self._app(scope, receive, send)
 
 
-def with_page(app: Any, models: Models) -> Any:
-    """``app`` with the chat page at ``/``. Raises UserError: gradio is not installed."""
-    from vlm.serve.gradio.mount import mount_page
+class WithPage:
+    """An API, and at all other paths the chat page, which an API key opens where keys are needed."""
 
-    return mount_page(app, models)
+    def __init__(self, api: Any, models: Models, keys: Keys, host: str, paths: Sequence[str]) -> None:
+        """``host``: what the server listens on; ``paths``: those of the API. Raises UserError: gradio is missing."""
+        from vlm.serve.gradio.mount import mount_page
+
+        self.api = api
+        self.page = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+        self._paths = frozenset({*paths, "/openapi.json"})
+        password = (lambda text: keys.tenant(text) is not None) if keys else None
+        mount_page(self.page, models.engines, host=host, password=password)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """An ASGI app; starting and ending are the page's."""
+        is_page = scope["type"] == "lifespan" or not (scope["path"] in self._paths or scope["path"].startswith("/v1/"))
+        await (self.page if is_page else self.api)(scope, receive, send)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -126,7 +143,7 @@ def run(app: Assembled, listening: socket.socket, limits: Limits, started: str =
     """
     config = uvicorn.Config(
         app,
-        lifespan="off",
+        lifespan="auto",
         log_config=None,
         timeout_graceful_shutdown=int(LEFTOVER),
         **server_options(limits),
@@ -142,9 +159,8 @@ def run(app: Assembled, listening: socket.socket, limits: Limits, started: str =
 class _Server(uvicorn.Server):
     """uvicorn without signal handlers of its own."""
 
-    def capture_signals(self) -> Any:  # type: ignore[override]
-        from contextlib import nullcontext
-
+    def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
+        """Nothing, see :func:`.drain.first_signal`."""
         return nullcontext()
 
 
