@@ -22,7 +22,9 @@ def lora_run(folder: Path, name: str, seed: int, more: Sequence[str] = ()) -> Pa
     tiny = Tiny(folder)
     train = ", ".join(f'"{key}"' for key in ("llm.lora", *more))
     text = tiny.config.read_text().replace('train: ["bridge.1.*", "llm.lora"]', f"train: [{train}]")
-    tiny.config.write_text(text.replace("- {format: hf_llm", "- {format: random, into: bridge.1}\n    - {format: hf_llm"))
+    tiny.config.write_text(
+        text.replace("- {format: hf_llm", "- {format: random, into: bridge.1}\n    - {format: hf_llm")
+    )
     config = tiny.load(name)
     torch.manual_seed(0)
     model = load_model(config, device="cpu")

@@ -36,7 +36,9 @@ class Served:
 
 
 @contextmanager
-def served(folder: Path, *arguments: str, models: Sequence[str] = ("tiny/eval",), name: str = "server") -> Iterator[Served]:
+def served(
+    folder: Path, *arguments: str, models: Sequence[str] = ("tiny/eval",), name: str = "server"
+) -> Iterator[Served]:
     """A server on a free port; it is ended with the block."""
     log = folder / f"{name}.log"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
@@ -60,6 +62,8 @@ def body(number: int, tokens: int, stream: bool) -> dict[str, Any]:
     return {
         "messages": [{"role": "user", "content": f"What is number {number}?"}],
         "max_tokens": tokens,
+        "min_tokens": tokens,
+        "stop": ["no such text"],
         "temperature": 0,
         "stream": stream,
     }
@@ -74,7 +78,7 @@ class Clients:
         late: answers that came after :attr:`since` was set.
     """
 
-    def __init__(self, url: str, count: int, tokens: int = 48) -> None:
+    def __init__(self, url: str, count: int, tokens: int = 24) -> None:
         self.url, self.tokens = url, tokens
         self.ends: Counter[str] = Counter()
         self.since: float | None = None

@@ -64,25 +64,17 @@ def load_model(
     quantized = options.quantize if isinstance(options, HFCausalLM.Config) else None
     full = [loader for _, loader in loaders if isinstance(loader, CheckpointFormat)]
     covered = [part for loader in full for part in loader.covered_parts(model_cfg)]
-    built = {"device": "cpu" if quantized or beside else device, "meant_for": None if quantized else device}
-    try:  # memory of a CPU that nothing is written to takes no room, so that what others lend is held once
-        model = build_model(model_cfg, dtype=dtype, uninitialised=covered, **built)
+    # memory of a CPU that nothing is written to takes no room, so that what others lend is held once
+    place, later = "cpu" if quantized or beside else device, None if quantized else device
+    try:
+        model = build_model(model_cfg, device=place, dtype=dtype, uninitialised=covered, meant_for=later)
     except LoraTargetError as error:
         if not sources:
             raise
         text = f"{', '.join(sources)}: LoRA for layers that this composition does not have"
         raise WeightsError(f"{text}: {error}") from error
     declared = declared_random(model, [w for w in files if w.format == RANDOM])
-    loaded: set[str] = set()
-    for weight, loader in loaders:
-        path = resolve_path(weight.path)
-        source = (weight.format, weight.into, identity(path))
-        lent = lendable(beside, source, model) if beside else None
-        done = load_file(model, loader, path, declared | loaded, weight.allow_nonfinite, lent)
-        model.read_from.update(dict.fromkeys(done, source))
-        loaded |= done
-        if isinstance(loader, CheckpointFormat) and loader.holds_trained:
-            check_base(model, path, loaded, cfg.run.allow_other_base)
+    loaded = load_files(model, loaders, declared, beside or (), cfg.run.allow_other_base)
     bare = unfilled(model, loaded)
     check_frozen(model, [name for name in bare if name not in declared])
     if bare and not allow_random:
@@ -115,6 +107,38 @@ def infer(model_cfg: Any, loaders: Sequence[tuple[Any, Any]]) -> tuple[Any, list
     return model_cfg, sources
 
 
+def load_files(
+    model: VLM,
+    loaders: Sequence[tuple[Any, Any]],
+    declared: set[str],
+    beside: Sequence[VLM] = (),
+    allow_other_base: bool = False,
+) -> set[str]:
+    """Fill ``model`` from all files and return our keys that were filled.
+
+    Args:
+        model: the composition.
+        loaders: pairs of an entry of ``weights:`` and its loader, in their order.
+        declared: our keys that start at random.
+        beside: models whose tensors of the same files are used in place.
+        allow_other_base: see :func:`check_base`.
+
+    Raises:
+        WeightsError: see :func:`load_model`.
+    """
+    loaded: set[str] = set()
+    for weight, loader in loaders:
+        path = resolve_path(weight.path)
+        source = (weight.format, weight.into, identity(path))
+        lent = lendable(beside, source, model) if beside else None
+        done = load_file(model, loader, path, declared | loaded, weight.allow_nonfinite, lent)
+        model.read_from.update(dict.fromkeys(done, source))
+        loaded |= done
+        if isinstance(loader, CheckpointFormat) and loader.holds_trained:
+            check_base(model, path, loaded, allow_other_base)
+    return loaded
+
+
 def load_file(
     model: VLM,
     loader: Any,
@@ -145,7 +169,7 @@ def identity(path: Path) -> tuple[Any, ...]:
 def lendable(models: Sequence[VLM], source: Hashable, borrower: VLM) -> dict[str, Tensor]:
     """Our keys in ``borrower`` -> tensors of other models that ``source`` filled, LoRA around their layers or not."""
     names = {key.replace(WRAPPED, "."): key for key in targets(borrower)}
-    result = {}
+    result: dict[str, Tensor] = {}
     for model in models:
         for key, tensor in targets(model).items():
             plain = key.replace(WRAPPED, ".")

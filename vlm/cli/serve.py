@@ -97,7 +97,7 @@ def limits_text() -> str:
 
 
 def engine_of(args: argparse.Namespace) -> Callable[[str, list[Engine]], Engine]:
-    """What loads the engine of one run, given those before it. Raises UserError: arguments that contradict each other."""
+    """What loads an engine, given those before it. Raises UserError: arguments that contradict each other."""
     if (args.engine == "own") != (args.address is None):
         fix = "--engine vllm --address http://127.0.0.1:8100" if args.engine == "vllm" else "add --engine vllm"
         raise UserError("--engine vllm and --address go together", fix=fix)

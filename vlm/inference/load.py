@@ -68,7 +68,7 @@ def load_parts(
     allow_random: bool = False,
     beside: Sequence[VLM] | None = None,
 ) -> tuple[VLM, Processor, Config, torch.device]:
-    """Model, processor, configuration and device; see ``Engine.load`` and ``load_model``. Raises UserError as they do."""
+    """Model, processor, configuration and device; see ``Engine.load``, which raises the same, and ``load_model``."""
     from vlm.checkpoint.load import load_model
     from vlm.processors.processor import build_processor
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections import deque
@@ -210,15 +211,17 @@ class Watch:
                 status = message["status"]
             await send(message)
 
-        asked = Asked()
+        asked, has_failed = Asked(), True
         token = _asked.set(asked)
         try:
             await self.app(scope, receive, seen)
-        except Exception:  # noqa: BLE001 - counted here, handled by whoever runs the app
-            status = 500 if status == GONE else status
+            has_failed = False
+        except asyncio.CancelledError:
+            has_failed = False
             raise
         finally:
             _asked.reset(token)
+            status = 500 if has_failed and status == GONE else status
             self._note(scope, status, time.monotonic() - began, asked)
 
     def _note(self, scope: Scope, status: int, seconds: float, asked: Asked) -> None:
@@ -227,15 +230,13 @@ class Watch:
         self.metrics.seconds.labels(endpoint).observe(seconds)
         if not self.log:
             return
-        tokens = f" {asked.prompt}+{asked.written} tokens" if asked.model else ""
-        words = [f"model={asked.model}"] * bool(asked.model) + [f"tenant={printable(asked.tenant)}"] * bool(asked.tenant)
         path = printable(scope["path"])[:200].replace("\n", "\\n")
-        access.info("%s %s %d %.3f s%s%s", scope["method"], path, status, seconds, tokens, "".join(f" {w}" for w in words))
+        words = [f"{asked.prompt}+{asked.written} tokens", f"model={asked.model}"] if asked.model else []
+        words += [f"tenant={printable(asked.tenant)}"] if asked.tenant else []
+        access.info("%s %s %d %.3f s %s", scope["method"], path, status, seconds, " ".join(words))
 
     def _endpoint(self, scope: Scope) -> str:
         """The route, so that a scanner's made-up paths make no metrics."""
         if scope["path"] in self.endpoints:
             return scope["path"]
         return next((e for e in self.endpoints if "{" in e and scope["path"].startswith(e.partition("{")[0])), "other")
-
-

@@ -164,9 +164,7 @@ class _Server(uvicorn.Server):
         return nullcontext()
 
 
-async def _serve(
-    app: Assembled, server: _Server, listening: socket.socket, drain_seconds: float, started: str
-) -> int:
+async def _serve(app: Assembled, server: _Server, listening: socket.socket, drain_seconds: float, started: str) -> int:
     draining: list[asyncio.Task[int]] = []
 
     async def drain() -> int:
