@@ -83,11 +83,7 @@ class EventStream(Response):
             async with aclosing(self._events) as events:
                 async for event in events:
                     await _write(send, event)
-        except OSError:
-            raise
-        except Exception as error:  # noqa: BLE001  the status is sent: whatever it is, the stream has to say so
-            if not isinstance(error, UserError):
-                log.exception("an answer ended with an error")
+        except UserError as error:
             await _write(send, error_body(api_error(error)))
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
 

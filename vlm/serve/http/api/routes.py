@@ -85,7 +85,7 @@ async def _chat(server: Server, request: Request, body: ChatRequest) -> Response
         schema = schema_of(body) if is_json(body) else None
         return [Question(conversation if shortens else example, options, schema, logprobs)]
 
-    return await _reply(await server.ask(request, name, engine, prepare), body, engine)
+    return await _reply(await server.ask(request, name, engine, prepare, "messages"), body, engine)
 
 
 async def _completions(server: Server, request: Request, body: CompletionRequest) -> Response:
@@ -103,7 +103,7 @@ async def _completions(server: Server, request: Request, body: CompletionRequest
         schema = schema_of(body) if is_json(body) else None
         return [Question(example, options, schema, body.logprobs) for example in examples]
 
-    return await _reply(await server.ask(request, name, engine, prepare), body, engine)
+    return await _reply(await server.ask(request, name, engine, prepare, "prompt"), body, engine)
 
 
 def _prompts(body: CompletionRequest) -> list[str | list[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import os
 import threading
 import time
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fastapi import Request
 
-from vlm.common.errors import BusyError, PromptError
+from vlm.common.errors import BusyError, DataError, PromptError, UserError
 from vlm.inference.batching.answer import Answer, Asking
 from vlm.inference.constraints.json_schema import Vocabulary
 from vlm.inference.streaming import StreamedText
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from vlm.common.types import Example, Message
     from vlm.inference.engine import Engine
     from vlm.inference.generation import Generation
+
+log = logging.getLogger(__name__)
 
 PREPARING = max(2, min(8, os.cpu_count() or 2))
 """Requests of a server whose images are decoded and encoded at the same time."""
@@ -97,7 +100,7 @@ class Server:
             raise BusyError(f"{waiting} questions are waiting for this model", retry_after=1.0)
 
     async def ask(
-        self, request: Request, name: str, engine: Engine, prepare: Callable[[], Sequence[Question]]
+        self, request: Request, name: str, engine: Engine, prepare: Callable[[], Sequence[Question]], param: str
     ) -> Answers:
         """Prepare the questions in a thread, and have their answers written.
 
@@ -106,6 +109,7 @@ class Server:
             name: of the model.
             engine: the model.
             prepare: makes the questions; slow.
+            param: the field at fault where a prompt cannot be used.
 
         Raises:
             BusyError: too many questions wait.
@@ -122,16 +126,18 @@ class Server:
                     answers.begin(engine, question, generation, deadline)
 
         self._preparing[name] = self._preparing.get(name, 0) + 1
+        begun = False
         try:
             await asyncio.wait_for(self.in_thread(begin), self.limits.seconds)
+            begun = True
         except asyncio.TimeoutError:
-            answers.close()
             raise ApiError("no time was left to begin the answer", status=503, code="timeout", retry_after=5) from None
-        except BaseException:
-            answers.close()
-            raise
+        except (DataError, PromptError) as error:
+            raise api_error(error, param) from None
         finally:
             self._preparing[name] -= 1
+            if not begun:
+                answers.close()
         return answers
 
     async def in_thread(self, work: Callable[[], Any]) -> Any:
@@ -216,25 +222,27 @@ class Answers:
     async def pieces(self) -> AsyncGenerator[tuple[int, StreamedText | None], None]:
         """(index of the answer, its next piece) of all answers as they come; None at the end of one.
 
-        Raises whatever ended one of them.
+        Raises ApiError: one of them ended with an error.
         """
-        came: asyncio.Queue[tuple[int, StreamedText | None | BaseException]] = asyncio.Queue()
+        came: asyncio.Queue[tuple[int, StreamedText | None]] = asyncio.Queue()
 
         async def read(index: int, answer: Answer) -> None:
             try:
                 async for piece in answer:
                     came.put_nowait((index, piece))
+            finally:
                 came.put_nowait((index, None))
-            except Exception as error:  # noqa: BLE001  raised again below
-                came.put_nowait((index, error))
 
         readers = [asyncio.ensure_future(read(k, answer)) for k, answer in enumerate(self.items)]
         try:
             left = len(readers)
             while left:
                 index, piece = await came.get()
-                if isinstance(piece, BaseException):
-                    raise piece
+                error = self.items[index].error
+                if piece is None and error is not None:
+                    if not isinstance(error, UserError):
+                        log.error("an answer ended with an error", exc_info=error)
+                    raise api_error(error)
                 left -= piece is None
                 yield index, piece
         finally:
@@ -245,7 +253,7 @@ class Answers:
     async def finish(self) -> list[Answer]:
         """All answers, when they are over.
 
-        Raises whatever ended one of them; ApiError: the time was over before the first token of one.
+        Raises ApiError: one of them ended with an error, or the time was over before its first token.
         """
         async for _ in self.pieces():
             pass
