@@ -1,84 +1,69 @@
-"""An application served by uvicorn on a loopback port of this process, and clients that no library is."""
+"""A small engine, and a real server in front of it in a thread of the test."""
 
 from __future__ import annotations
 
-import contextlib
-import socket
+import base64
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import torch
 import uvicorn
 
-from vlm.serve.http.connections import server_options
-from vlm.serve.http.limits import Limits
+from vlm.inference.engine import Engine
+from vlm.processors.video.recipe import VideoRecipe
+from vlm.systems.minigpt4.template import Vicuna0
+from vlm.testing import tiny_engine
 
-HOST = "127.0.0.1"
+from ..inference.conftest import LLM, SIZES
+from ..inference.small import CASE
+from ..runners.lynx_small import moving_square
+
+IMAGE = CASE / "image.png"
+OTHER = CASE / "data" / "cc_sbu_align" / "image" / "2.jpg"
 
 
-@contextlib.contextmanager
-def serving(app: Any, limits: Limits, **options: Any) -> Iterator[int]:
-    """The port on which ``app`` is served with the options that ``vlm serve`` gives uvicorn."""
-    listener = socket.create_server((HOST, 0))
-    config = uvicorn.Config(app, **{"log_config": None, "lifespan": "off", **server_options(limits), **options})
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+def small_engine() -> Engine:
+    """A random model of images and videos that answers in a few milliseconds."""
+    torch.set_num_threads(1)
+    engine = tiny_engine(LLM, Vicuna0(Vicuna0.Config()), **SIZES)
+    engine.processor.video = VideoRecipe(VideoRecipe.Config(num_frames=2), engine.processor.image)
+    return engine
+
+
+@contextmanager
+def running(app: Any, **options: Any) -> Iterator[str]:
+    """The address of a server that runs ``app`` on a free port; ``options`` of ``uvicorn.Config``."""
+    server = uvicorn.Server(
+        uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", lifespan="off", **options)
+    )
+    thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    until(lambda: server.started)
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        server.should_exit = server.force_exit = True
-        thread.join(10)
-        assert not thread.is_alive()
-
-
-def until(is_true: Any, seconds: float = 10) -> None:
-    """Wait for it."""
-    end = time.monotonic() + seconds
-    while not is_true():
-        assert time.monotonic() < end, "waited in vain"
+    end = time.monotonic() + 10
+    while not server.started:
+        assert thread.is_alive() and time.monotonic() < end, "the server did not start"
         time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
 
 
-def connect(port: int, receive_buffer: int | None = None) -> socket.socket:
-    """A connection; with a small buffer the server notices at once that nobody reads."""
-    found = socket.socket()
-    if receive_buffer is not None:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-    found.settimeout(10)
-    found.connect((HOST, port))
-    return found
+def data_url(file: Path | bytes, kind: str = "image/png") -> str:
+    """A file, or its bytes, as a ``data:`` URL."""
+    data = file if isinstance(file, bytes) else file.read_bytes()
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def rest(connection: socket.socket) -> bytes:
-    """What the server still sends; nothing more if it resets the connection."""
-    data = b""
-    with contextlib.suppress(ConnectionError):
-        while part := connection.recv(1 << 16):
-            data += part
-    return data
+def image_part(file: Path | bytes, kind: str = "image/png") -> dict[str, Any]:
+    """An image as a part of a message."""
+    return {"type": "image_url", "image_url": {"url": data_url(file, kind)}}
 
 
-def raw(port: int, data: bytes) -> bytes:
-    """Send these bytes and read until the server closes."""
-    with connect(port) as connection:
-        with contextlib.suppress(ConnectionError):
-            connection.sendall(data)
-        return rest(connection)
-
-
-def status(response: bytes) -> int | None:
-    """The status of a response; None: the connection was closed without one."""
-    return int(response.split(None, 2)[1]) if response.startswith(b"HTTP/") else None
-
-
-def post(body: bytes = b"", path: str = "/echo", *headers: str, length: int | None = None) -> bytes:
-    """The bytes of a request whose connection ends with it."""
-    head = [f"POST {path} HTTP/1.1", f"Host: {HOST}", "Connection: close", *headers]
-    if not any(h.lower().startswith("content-type") for h in headers):
-        head.append("Content-Type: application/json")
-    if not any(h.lower().startswith("transfer-encoding") for h in headers):
-        head.append(f"Content-Length: {len(body) if length is None else length}")
-    return "\r\n".join([*head, "", ""]).encode() + body
+def video_file(folder: Path) -> Path:
+    """A video of a moving square."""
+    return moving_square(folder / "square.mp4", (255, 0, 0))

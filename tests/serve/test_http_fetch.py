@@ -19,6 +19,30 @@ from vlm.serve.http.limits import Limits
 
 PUBLIC = "93.184.216.34"
 LIMITS = Limits(medium_mib=1, stall_seconds=0.5)
+# fmt: off
+PRIVATE = [
+    "127.0.0.1", "127.8.8.8", "10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1", "169.254.169.254",
+    "100.64.0.1", "100.100.100.200", "0.0.0.0", "0.1.2.3", "224.0.0.1", "239.1.1.1", "240.0.0.1", "255.255.255.255",
+    "192.0.0.8", "192.0.2.1", "198.18.0.1", "198.51.100.1", "203.0.113.1", "192.88.99.1", "168.63.129.16", "::1",
+    "::", "fe80::1", "fe80::1%eth0", "fc00::1", "fd00:ec2::254", "ff02::1", "fec0::1", "::ffff:127.0.0.1",
+    "::ffff:93.184.216.34", "::127.0.0.1", "64:ff9b::7f00:1", "64:ff9b:1::1", "2002:7f00:1::",
+    "2001:0:4136:e378:8000:63bf:3fff:fdd2", "2001:db8::1", "3fff::1", "100::1", "2606:2800:220:1::1%1", "nonsense",
+    "0x7f.1", "2130706433",
+]
+REFUSED = [
+    "http://b.example.org/", "http://example.org/", "http://xa.example.org/", "http://a.example.org.evil.org/",
+    "http://localhost/", "http://localhost./", "http://127.0.0.1/", "http://2130706433/", "http://0x7f000001/",
+    "http://0177.0.0.1/", "http://127.1/", "http://[::1]/", "http://[::ffff:7f00:1]/", "http://0/",
+    "http://a.example.org:22/", "http://a.example.org:0/", "http://a.example.org:8080/",
+    "http://a.example.org:99999/", "http://user@a.example.org/", "http://user:pw@a.example.org/",
+    "http://a.example.org@evil.org/", "http://evil.org#@a.example.org/", "http://a.example.org%2eevil.org/",
+    "http://a.example.org\\@evil.org/", "ftp://a.example.org/", "file:///etc/passwd", "gopher://a.example.org/",
+    "//a.example.org/", "http:", "http://", "http:/a.example.org/", "https:a.example.org", "/etc/passwd",
+    "data:image/png;base64,AAAA", "javascript:alert(1)", "http://[a.example.org/", "http://a..example.org/",
+    "http://-a.example.org/", "http://a_.example.org/", "unix:///var/run/docker.sock",
+    "http://a.example.org\u3002evil.org/", "http://\u24d0.example.org/",
+]
+# fmt: on
 IMAGE = b"\x89PNG" + bytes(1000)
 
 
@@ -102,11 +126,7 @@ def test_an_image_from_the_checked_address(net: Net) -> None:
 
 @pytest.mark.parametrize(
     "address",
-    """127.0.0.1 127.8.8.8 10.0.0.1 172.16.0.1 172.31.255.255 192.168.1.1 169.254.169.254 100.64.0.1 100.100.100.200 0.0.0.0
-    0.1.2.3 224.0.0.1 239.1.1.1 240.0.0.1 255.255.255.255 192.0.0.8 192.0.2.1 198.18.0.1 198.51.100.1 203.0.113.1
-    192.88.99.1 168.63.129.16 ::1 :: fe80::1 fe80::1%eth0 fc00::1 fd00:ec2::254 ff02::1 fec0::1 ::ffff:127.0.0.1
-    ::ffff:93.184.216.34 ::127.0.0.1 64:ff9b::7f00:1 64:ff9b:1::1 2002:7f00:1:: 2001:0:4136:e378:8000:63bf:3fff:fdd2
-    2001:db8::1 3fff::1 100::1 2606:2800:220:1::1%1 nonsense 0x7f.1 2130706433""".split(),
+    PRIVATE,
 )
 def test_addresses_that_are_not_of_the_internet(net: Net, address: str) -> None:
     assert not is_public(address)
@@ -137,16 +157,14 @@ def test_refused_and_dead_addresses_cannot_be_told_apart(net: Net, monkeypatch: 
 
 @pytest.mark.parametrize(
     "url",
-    """http://b.example.org/ http://example.org/ http://xa.example.org/ http://a.example.org.evil.org/ http://localhost/
-    http://localhost./ http://127.0.0.1/ http://2130706433/ http://0x7f000001/ http://0177.0.0.1/ http://127.1/
-    http://[::1]/ http://[::ffff:7f00:1]/ http://0/ http://a.example.org:22/ http://a.example.org:0/
-    http://a.example.org:8080/ http://a.example.org:99999/ http://user@a.example.org/ http://user:pw@a.example.org/
-    http://a.example.org@evil.org/ http://evil.org#@a.example.org/ http://a.example.org%2eevil.org/ http://a.example.org\\@evil.org/
-    ftp://a.example.org/ file:///etc/passwd gopher://a.example.org/ //a.example.org/ http: http:// http:/a.example.org/
-    https:a.example.org /etc/passwd data:image/png;base64,AAAA javascript:alert(1) http://[a.example.org/ http://a..example.org/
-    http://-a.example.org/ http://a_.example.org/ unix:///var/run/docker.sock http://a.example.org\u3002evil.org/
-    http://\u24d0.example.org/""".split()
-    + ["", " http://a.example.org/", "http://a.example.org/ x", "http://a.example.org/\r\nX: y", "http://a.example.org/\0"]
+    REFUSED
+    + [
+        "",
+        " http://a.example.org/",
+        "http://a.example.org/ x",
+        "http://a.example.org/\r\nX: y",
+        "http://a.example.org/\0",
+    ]
     + ["http://a.example.org/" + "a" * 9000, "http://a.example.org/é", "http://" + "a." * 200 + "example.org/"],
 )
 def test_addresses_that_are_not_even_looked_up(net: Net, url: str) -> None:
@@ -179,7 +197,9 @@ def test_the_allow_list(net: Net, entry: str, url: str, is_allowed: bool) -> Non
         assert not net.connected
 
 
-@pytest.mark.parametrize("entry", ["*", "*.org", "http://a.org", "a.org/x", "", "org", "1.2", "a.org:x", "[::1]", "a b.org"])
+@pytest.mark.parametrize(
+    "entry", ["*", "*.org", "http://a.org", "a.org/x", "", "org", "1.2", "a.org:x", "[::1]", "a b.org"]
+)
 def test_entries_that_are_refused(entry: str) -> None:
     with pytest.raises(UserError, match="not a host name"):
         Fetcher([entry], LIMITS)

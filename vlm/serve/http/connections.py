@@ -29,7 +29,7 @@ def server_options(limits: Limits) -> dict[str, Any]:
         "h11_max_incomplete_event_size": limits.header_kib * 1024,
         "timeout_keep_alive": max(1, int(min(limits.stall_seconds, 30))),
         "server_header": False,
-        "access_log": False,  # it would hold the query strings of requests
+        "access_log": False,
     }
 
 
@@ -60,6 +60,7 @@ class GuardedConnection(H11Protocol):
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
+        self.access_log = False  # it would hold the query strings of requests
         self._turn: tuple[object, ...] | None = None
         self._since = time.monotonic()
         self._resumed = 0

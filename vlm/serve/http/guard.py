@@ -1,4 +1,4 @@
-"""What a request must be before the API sees it: who asks, how large, how fast; and that somebody still listens."""
+"""What a request must be before the API sees it: who asks, how large it is, and how fast it comes."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ LEAST = 1 << 14
 """Bytes that a client sends in ``Limits.stall_seconds``, or the rest of the body."""
 BODIES = 16
 """Bodies of the largest size that are held at the same time."""
+VALUES = 1 << 20
+"""Commas in a body: each value of a request costs far more memory and time than its bytes."""
 LINGER = 2.0
 """Seconds for which the rest of a refused body is thrown away: a client that writes would miss the response."""
 MIB = 1 << 20
@@ -40,8 +42,7 @@ class Guard:
     """ASGI middleware around the whole API.
 
     It refuses what is not allowed with an OpenAI error object, and leaves the tenant in ``scope["state"]["tenant"]``
-    (``""`` where no keys are needed). The API gets the body in one message, and its task is cancelled as soon as the
-    client is gone, so that its answer stops.
+    (``""`` where no keys are needed). The API gets the body in one message.
     """
 
     def __init__(self, app: App, limits: Limits, keys: Keys | None = None, hosts: Sequence[str] = ()) -> None:
@@ -119,6 +120,8 @@ class Guard:
         kind = values.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if scope["method"] == "POST" and kind != b"application/json":  # a web page may send others without being asked
             return Refusal(415, "the content type of a body is application/json")
+        if b"content-length" in values and b"transfer-encoding" in values:  # proxies disagree on where such a body ends
+            return Refusal(400, "a body has a Content-Length or a Transfer-Encoding, not both")
         length = values.get(b"content-length", b"0")
         if not length.isdigit() or int(length[:20]) > self.limits.body_mib * MIB:
             return self._too_large()
@@ -153,10 +156,12 @@ class Guard:
         data = bytearray()
         try:
             found = await self._read(data, receive)
+            if found is True and data.count(b",") > VALUES:
+                found = self._dropped(data, Refusal(400, f"a body has at most {VALUES:,} values"))
             if isinstance(found, Refusal):
                 await self._refuse(found, receive, send)
             elif found:
-                await self._answer(scope, bytes(data), receive, send)
+                await self.app(scope, _replayed(bytes(data), receive), send)
         finally:
             self._held -= len(data)
 
@@ -191,41 +196,6 @@ class Guard:
         data.clear()
         return refusal
 
-    async def _answer(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
-        """Run the API; its task is cancelled when the client is gone."""
-        given, gone, over = False, asyncio.Event(), False
-
-        async def replay() -> Message:
-            nonlocal given
-            if not given:
-                given = True
-                return {"type": "http.request", "body": body, "more_body": False}
-            await gone.wait()
-            return {"type": "http.disconnect"}
-
-        async def noticed(message: Message) -> None:
-            nonlocal over
-            await send(message)
-            over = message["type"] == "http.response.body" and not message.get("more_body", False)
-
-        async def watch() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            gone.set()
-
-        answer = asyncio.ensure_future(self.app(scope, replay, noticed))
-        watcher = asyncio.ensure_future(watch())
-        try:
-            await asyncio.wait({answer, watcher}, return_when=asyncio.FIRST_COMPLETED)
-            is_unheard = not over and not answer.done()
-            if is_unheard:
-                answer.cancel()
-            with contextlib.suppress(*([asyncio.CancelledError] if is_unheard else [])):
-                await answer
-        finally:
-            answer.cancel()
-            watcher.cancel()
-
     async def _refuse(self, refusal: Refusal, receive: Receive, send: Send) -> None:
         """Answer, and throw away what the client still sends, for a while."""
         start, body, end = refusal.messages()
@@ -243,6 +213,20 @@ class Guard:
 
     def _too_large(self) -> Refusal:
         return Refusal(413, f"a body has at most {self.limits.body_mib} MiB", "body_too_large")
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """``receive`` with the whole body before what comes next."""
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
 
 
 def _path(scope: Scope) -> str:
