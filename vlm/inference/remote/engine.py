@@ -12,7 +12,7 @@ import torch
 
 from vlm.common.errors import NotFiniteError, PromptError, UserError
 from vlm.common.types import Example
-from vlm.inference.batching.answer import Answer, Asking, TokenLogprob
+from vlm.inference.batching.answer import Answer, Asking, Finish, TokenLogprob
 from vlm.inference.batching.stats import Stats
 from vlm.inference.engine import Engine
 from vlm.inference.generation import CHAT, Generation
@@ -220,7 +220,7 @@ class RemoteEngine(Engine):
                 if answer.is_wanted:
                     events.ask("POST", "/v1/completions", body, deadline)
                     self._read(answer, events.until(deadline), ends, asking.logprobs)
-            whole = "length" if len(answer.ids) >= generation.max_new_tokens else "stop"
+            whole: Finish = "length" if len(answer.ids) >= generation.max_new_tokens else "stop"
             answer.end(whole if answer.is_wanted else "cancelled")
         except TimeoutError:
             answer.end("timeout")
