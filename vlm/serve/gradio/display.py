@@ -86,7 +86,9 @@ def figures(turns: Sequence[Turn], name: str, positions: int | None) -> str:
     if record.cached:
         parts.append(f"{record.cached} of {record.prompt} prompt positions remembered")
     if record.finish in ("length", "cancelled", "timeout"):
-        parts.append({"length": "cut at the longest answer", "cancelled": "stopped", "timeout": "out of time"}[record.finish])
+        parts.append(
+            {"length": "cut at the longest answer", "cancelled": "stopped", "timeout": "out of time"}[record.finish]
+        )
     return " &middot; ".join(f"<span>{escape(part)}</span>" for part in parts)
 
 

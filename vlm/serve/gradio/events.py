@@ -124,8 +124,8 @@ class Events:
             mine.give_up()
             gr.Warning(told(error), title="The question was not answered")
         else:
-            for name, error in asked.faults.items() if asked else ():
-                gr.Warning(told(error), title=f"{name} did not answer")
+            for name, fault in asked.faults.items() if asked else ():
+                gr.Warning(told(fault), title=f"{name} did not answer")
         yield self.view(mine)
 
     def _prompt(self, system: str | None = "", turns: Any = -1) -> tuple[str | None, int]:

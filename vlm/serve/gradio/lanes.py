@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -36,19 +37,18 @@ class Lane:
         self._is_wanted = True
 
     def write(self, changed: threading.Event) -> None:
-        """Write to the end; ``changed`` is set whenever there is more."""
-        try:
-            with closing(self.session.stream(self.generation)) as stream:
-                for piece in stream:
-                    self.text = extend(self.text, piece)
-                    changed.set()
-                    if not self._is_wanted:
-                        break
-        except BaseException as error:  # noqa: BLE001  the thread that shows the answer gets it
-            self.error = error
-        finally:
-            self.is_over = True
-            changed.set()
+        """Write to the end, or until it is stopped; ``changed`` is set whenever there is more."""
+        with closing(self.session.stream(self.generation)) as stream:
+            for piece in stream:
+                self.text = extend(self.text, piece)
+                changed.set()
+                if not self._is_wanted:
+                    break
+
+    def end(self, written: Future[None]) -> None:
+        """Take note of how the thread ended."""
+        self.error = written.exception()
+        self.is_over = True
 
     def stop(self) -> None:
         """End it after the token that is being written."""
@@ -59,18 +59,18 @@ class Lane:
 def write_together(lanes: Sequence[Lane]) -> Generator[None, None, None]:
     """Write all answers; yields when there is something new to show. Closing it ends them."""
     changed = threading.Event()
-    threads = [threading.Thread(target=lane.write, args=(changed,), daemon=True) for lane in lanes]
-    for thread in threads:
-        thread.start()
-    try:
-        while not all(lane.is_over for lane in lanes):
-            changed.wait()
-            changed.clear()
-            yield
-            time.sleep(PAUSE)
-    finally:
+    with ThreadPoolExecutor(len(lanes), "answer") as threads:
         for lane in lanes:
-            if not lane.is_over:
-                lane.stop()
-        for thread in threads:
-            thread.join()
+            written = threads.submit(lane.write, changed)
+            written.add_done_callback(lane.end)
+            written.add_done_callback(lambda _: changed.set())
+        try:
+            while not all(lane.is_over for lane in lanes):
+                changed.wait()
+                changed.clear()
+                yield
+                time.sleep(PAUSE)
+        finally:
+            for lane in lanes:
+                if not lane.is_over:
+                    lane.stop()

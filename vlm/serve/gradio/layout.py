@@ -225,7 +225,7 @@ def _edited(events: Events, name: str) -> Callable[..., list[Any]]:
     return edited
 
 
-def _visible(names: Sequence[str], chosen: Sequence[str]) -> list[Any]:
+def _visible(names: Sequence[str], chosen: Sequence[str]) -> Any:
     """The lanes of the chosen models; all of them where none is chosen."""
     updates = [gr.update(visible=name in chosen or not chosen) for name in names]
     return updates if len(names) > 1 else updates[0]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vlm.inference.engine import Engine
     from vlm.inference.generation import Generation
 
+
 class PageChat:
     """A visitor's conversation with one or several models, all of which get the same questions.
 
