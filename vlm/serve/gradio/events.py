@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,11 +43,21 @@ class Events:
     branches, and which buttons are enabled. What a visitor did wrong is told in a notice and leaves the page as it is.
     """
 
-    def __init__(self, models: Models, names: Sequence[str], stream: bool = True) -> None:
-        """``names``: the options of ``Generation`` whose values ``write`` receives, in order."""
+    def __init__(
+        self, models: Models, names: Sequence[str], stream: bool = True, admit: Callable[[str], str] = str
+    ) -> None:
+        """For the page of some models.
+
+        Args:
+            models: answer.
+            names: the options of ``Generation`` whose values ``write`` receives, in order.
+            stream: show answers as they are written.
+            admit: the path of a file that may be opened, see ``UploadFolder.admit``.
+        """
         self.models = models
         self.names = list(names)
         self.stream = stream
+        self.admit = admit
 
     @property
     def width(self) -> int:
@@ -80,11 +90,14 @@ class Events:
         mine = mine or PageChat(self.models.engines, visitor_of(request))
         box = box or {"text": "", "files": []}
         mine.chosen = [name for name in mine.engines if name in chosen]
+        files: list[str] = []
         try:
-            mine.ask(box["text"] or "", box["files"], bool(keep))
+            files = list(map(self.admit, box["files"]))
+            mine.ask(box["text"] or "", files, bool(keep))
         except DataError as error:
             log.info("question: %s", error)
-            gr.Warning(unreadable(box["files"]), title="The question was not sent")
+            text = unreadable(files) if len(files) == len(box["files"]) else told(error)
+            gr.Warning(text, title="The question was not sent")
         except UserError as error:
             gr.Warning(told(error), title="The question was not sent")
         else:
@@ -214,10 +227,8 @@ def _spoken(turn: Turn) -> conversation.Asked:
 
 def add_file(path: str | None, box: Any) -> list[Any]:
     """A photo of the camera goes to the question's files; the camera is empty again."""
-    if path is None:
-        return [gr.skip(), gr.skip()]
     box = box or {"text": "", "files": []}
-    return [None, {"text": box["text"], "files": [*box["files"], path]}]
+    return [None, {"text": box["text"], "files": [*box["files"], *([path] if path else [])]}]
 
 
 def template_option(engine: Engine, name: str, default: Any) -> Any:

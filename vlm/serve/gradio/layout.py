@@ -9,10 +9,8 @@ from typing import Any
 
 import gradio as gr
 
-from vlm.common.errors import DataError
 from vlm.inference.engine import Engine
 from vlm.serve.gradio import theme as look
-from vlm.serve.gradio.display import told
 from vlm.serve.gradio.events import Events, Models, add_file, template_option
 from vlm.serve.gradio.examples import Example
 from vlm.serve.gradio.uploads import KEPT_SECONDS, upload_folder
@@ -60,7 +58,7 @@ def build(models: Models, examples: Sequence[Example] = (), pixels: bool = False
                 chosen = _choice(list(models.engines))
                 gr.HTML(look.static("hint.html"), padding=False)
                 with gr.Accordion("Camera", open=False, elem_id="camera-box"):
-                    camera = _admitting(gr.Image(**look.widget("camera")))
+                    camera = _camera()
                 settings = _settings(models)
                 prompt = accordion(models.first)
             with gr.Column(scale=4, min_width=400, elem_id="talk"):
@@ -78,7 +76,7 @@ def build(models: Models, examples: Sequence[Example] = (), pixels: bool = False
                 file = gr.Textbox(visible="hidden", elem_id="file", show_label=False)
         if examples:
             _gallery(examples, question, classes)
-        events = Events(models, [n for n in settings if n != "keep"], stream)
+        events = Events(models, [n for n in settings if n != "keep"], stream, upload_folder().admit)
         chat = gr.State(None, time_to_live=KEPT_SECONDS, delete_callback=events.forget)
         view = [*bubbles, *figures, *branch, *(buttons[n] for n in ("send", "stop", "again", "undo"))]
         widgets = Widgets(chat, chosen, list(lanes), settings, question, camera, view, buttons, prompt, file)
@@ -112,24 +110,14 @@ def _branches() -> tuple[gr.Row, gr.HTML, gr.Button, gr.Button]:
 def _question(models: Models) -> gr.MultimodalTextbox:
     videos = any(engine.processor.video is not None for engine in models.engines.values())
     kinds = ["image", "video"] if videos else ["image"]
-    return _admitting(gr.MultimodalTextbox(file_types=kinds, **look.widget("question")))
+    return gr.MultimodalTextbox(file_types=kinds, **look.widget("question"))
 
 
-def _admitting(widget: Any) -> Any:
-    """The widget giving the paths of files as they were uploaded, which the processor decodes."""
-
-    def admitted(value: Any) -> Any:
-        try:
-            if value is None:
-                return None
-            if isinstance(widget, gr.Image):
-                return upload_folder().admit(value.path)
-            return {"text": value.text, "files": [upload_folder().admit(file.path) for file in value.files]}
-        except DataError as error:
-            raise gr.Error(told(error), print_exception=False) from None
-
-    vars(widget)["preprocess"] = admitted
-    return widget
+def _camera() -> gr.Image:
+    """A photo as it was uploaded; its events return values only, since an update makes Gradio take a plain widget."""
+    camera = gr.Image(**look.widget("camera"))
+    vars(camera)["preprocess"] = lambda value: None if value is None else value.path
+    return camera
 
 
 def _settings(models: Models) -> dict[str, Any]:
