@@ -31,6 +31,12 @@ class Served:
     def signal(self, number: int = signal.SIGTERM) -> None:
         self.process.send_signal(number)
 
+    def wait_until_writing(self, seconds: float = 60) -> None:
+        """Return while answers are being written."""
+        end = time.monotonic() + seconds
+        while not re.search(r"^vlm_answers_running\{.*\} [1-9]", httpx.get(f"{self.url}/metrics").text, re.MULTILINE):
+            assert time.monotonic() < end
+
     def wait(self, seconds: float = 60) -> int:
         return self.process.wait(seconds)
 
@@ -60,7 +66,7 @@ def served(
 
 def body(number: int, tokens: int, stream: bool) -> dict[str, Any]:
     return {
-        "messages": [{"role": "user", "content": f"What is number {number}?"}],
+        "prompt": f"Number {number} is",  # raw: the chat template would end answers after a few tokens
         "max_tokens": tokens,
         "min_tokens": tokens,
         "stop": ["no such text"],
@@ -120,7 +126,7 @@ class Clients:
     @staticmethod
     def _ask(client: httpx.Client, request: dict[str, Any]) -> str:
         try:
-            response = client.post("/v1/chat/completions", json=request)
+            response = client.post("/v1/completions", json=request)
         except httpx.ConnectError:
             return "refused"
         except httpx.HTTPError as error:

@@ -138,7 +138,7 @@ def test_a_draining_server_finishes_what_it_accepted_and_refuses_the_rest() -> N
     assert (ready.status_code, ready.json()["status"]) == (503, "draining")
     assert health.status_code == 200
     assert refused.status_code == 503
-    assert refused.headers["retry-after"] == "1"
+    assert int(refused.headers["retry-after"]) > 0
     assert refused.headers["connection"] == "close"
     assert refused.json()["error"]["type"] == "server_error"
     assert (accepted.status_code, accepted.text, accepted.headers["connection"]) == (200, "done", "close")

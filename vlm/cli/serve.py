@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
+import os
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlm.cli.options import add_listed, device_of, options_of
 from vlm.common.errors import UserError
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from vlm.inference.engine import Engine
 
+VLLM_KEY = "VLLM_API_KEY"
+"""Variable with the key of the vLLM server, as vLLM itself reads it."""
 NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 
 
@@ -102,11 +105,16 @@ def engine_of(args: argparse.Namespace) -> Callable[[str, list[Engine]], Engine]
         fix = "--engine vllm --address http://127.0.0.1:8100" if args.engine == "vllm" else "add --engine vllm"
         raise UserError("--engine vllm and --address go together", fix=fix)
     options, device = options_of(args), device_of(args)
+    more: dict[str, Any] = {"options": options, "trust": args.trust, "allow_random": args.allow_random}
 
     def load(run: str, others: list[Engine]) -> Engine:
+        if args.engine == "vllm":
+            from vlm.inference.remote import connect
+
+            return connect(run, args.address, device, api_key=os.environ.get(VLLM_KEY), **more)
         from vlm.serve.http.models import load_beside
 
-        return load_beside(run, others, device, options=options, trust=args.trust, allow_random=args.allow_random)
+        return load_beside(run, others, device, **more)
 
     return load
 

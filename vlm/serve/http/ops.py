@@ -231,9 +231,10 @@ class Watch:
         if not self.log:
             return
         path = printable(scope["path"])[:200].replace("\n", "\\n")
-        words = [f"{asked.prompt}+{asked.written} tokens", f"model={asked.model}"] if asked.model else []
+        words = [scope["method"], path, str(status), f"{seconds:.3f} s"]
+        words += [f"{asked.prompt}+{asked.written} tokens", f"model={asked.model}"] if asked.model else []
         words += [f"tenant={printable(asked.tenant)}"] if asked.tenant else []
-        access.info("%s %s %d %.3f s %s", scope["method"], path, status, seconds, " ".join(words))
+        access.info("%s", " ".join(words))
 
     def _endpoint(self, scope: Scope) -> str:
         """The route, so that a scanner's made-up paths make no metrics."""
