@@ -66,8 +66,9 @@ def load_parts(
     options: Sequence[str] = (),
     *,
     allow_random: bool = False,
+    beside: Sequence[VLM] | None = None,
 ) -> tuple[VLM, Processor, Config, torch.device]:
-    """Model, processor, configuration and device; see ``Engine.load``. Raises UserError as it does."""
+    """Model, processor, configuration and device; see ``Engine.load``, which raises the same, and ``load_model``."""
     from vlm.checkpoint.load import load_model
     from vlm.processors.processor import build_processor
 
@@ -78,7 +79,7 @@ def load_parts(
     cfg = source if isinstance(source, Config) else read_source(source, options)
     where = device if isinstance(device, torch.device) else pick_device(device or cfg.run.device)
     processor = build_processor(cfg.model)
-    model = load_model(cfg, device=where, dtype=dtype, allow_random=allow_random)
+    model = load_model(cfg, device=where, dtype=dtype, allow_random=allow_random, beside=beside)
     warn_of_run(cfg)
     return model, processor, cfg, where
 
