@@ -251,33 +251,24 @@ def test_a_websocket_is_refused() -> None:
 # ---- slow clients
 
 
-def test_headers_byte_by_byte(port: int) -> None:
-    with connect(port) as client:
-        with contextlib.suppress(ConnectionError):
-            for byte in GET[:30]:
-                client.sendall(bytes([byte]))
-                time.sleep(0.04)
-        assert "headers took longer" in error(rest(client), 408)
-
-
-def test_a_silent_connection_and_a_silent_end(port: int) -> None:
-    with connect(port) as silent, connect(port) as kept:
-        kept.sendall(GET.replace(b"close", b"keep-alive"))
-        assert rest(silent) == b"" and status(rest(kept)) == 200
-
-
-def test_a_body_that_stalls(port: int, echo: Echo) -> None:
+def test_slow_and_silent_clients(port: int, echo: Echo) -> None:
+    """Side by side: nothing at all, headers byte by byte, half a body, a body byte by byte, and a connection kept."""
     before = len(echo.reached)
-    with connect(port) as client, connect(port) as dripping:
-        client.sendall(post(b"{", length=100))
+    with contextlib.ExitStack() as stack:
+        silent, headers, half, dripping, kept = (stack.enter_context(connect(port)) for _ in range(5))
+        half.sendall(post(b"{", length=100))
         dripping.sendall(post(b"{", length=100))
-        for _ in range(12):
-            with contextlib.suppress(ConnectionError):
-                dripping.sendall(b" ")
-            time.sleep(0.1)
-        assert "stalled" in error(rest(client), 408)
+        kept.sendall(GET.replace(b"close", b"keep-alive"))
+        for byte in GET[:30]:
+            for client, sent in ((headers, bytes([byte])), (dripping, b" ")):
+                with contextlib.suppress(ConnectionError):
+                    client.sendall(sent)
+            time.sleep(0.04)
+        assert "headers took longer" in error(rest(headers), 408)
+        assert "stalled" in error(rest(half), 408)
         assert status(rest(dripping)) == 408
-    assert len(echo.reached) == before
+        assert rest(silent) == b"" and status(rest(kept)) == 200
+    assert len(echo.reached) == before + 1
 
 
 def test_a_client_that_does_not_read_is_cut_off(port: int, echo: Echo) -> None:
