@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from vlm.inference.streaming import StreamedText, TextStream, before
@@ -98,7 +99,7 @@ class Answer:
         self,
         tokenizer: Tokenizer,
         clean: Callable[[str], str],
-        marks: list[str],
+        marks: Callable[[], list[str]],
         stops: tuple[str, ...] = (),
         *,
         drive: Callable[..., None] | None = None,
@@ -109,7 +110,7 @@ class Answer:
         Args:
             tokenizer: of the model.
             clean: raw text -> answer.
-            marks: texts that ``clean`` acts on.
+            marks: gives the texts that ``clean`` acts on.
             stops: texts that end the answer, however they are divided into tokens, and are not shown.
             drive: called by a thread that waits for the next token, or (``to_the_end=True``) for the last; it returns
                 when it is there. None: somebody else writes.
@@ -123,7 +124,7 @@ class Answer:
         self.error: BaseException | None = None
         self._tokenizer = tokenizer
         self._clean = clean
-        self._stream = TextStream(tokenizer, clean, [*marks, *stops], stops)
+        self._marks = marks
         self._stops = stops
         self._seen = TextStream(tokenizer, str, stops, stops) if stops else None
         self._drive = drive
@@ -132,6 +133,10 @@ class Answer:
         self._listeners: list[Callable[[], None]] = []
         self._read = 0
         self._wanted = True
+
+    @cached_property
+    def _stream(self) -> TextStream:
+        return TextStream(self._tokenizer, self._clean, [*self._marks(), *self._stops], self._stops)
 
     # ---- the side that writes
 

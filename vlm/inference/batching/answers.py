@@ -112,15 +112,15 @@ class Answers(Prompts):
         self, prompt: Prompt, ids: list[int], generation: Generation, asking: Asking, stops: StopSequences | None
     ) -> Row:
         template = self.processor.template
-        cuts = [] if stops is not None else list(generation.stop or ())
-        if stops is None and generation.cleanup == "chat":
-            cuts += template.config.truncate_at  # clean-up drops whatever follows
         limited, ends = self.limits(generation, prompt, stops)
+        cuts = list(generation.stop or ())
+        if generation.cleanup == "chat":
+            cuts += template.config.truncate_at  # clean-up drops whatever follows
         answer = Answer(
             self.processor.tokenizer,
             cleaner(template, generation.cleanup),
-            marks_of(template),
-            tuple(filter(None, cuts)),
+            lambda: marks_of(template),
+            tuple(filter(None, cuts)) if stops is None else (),  # given sequences are all that ends it
             drive=self.scheduler.drive,
             in_background=self.scheduler.in_background,
         )

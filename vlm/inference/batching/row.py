@@ -13,6 +13,7 @@ from vlm.inference.batching.answer import Answer, Asking, Finish
 from vlm.inference.stopping import ends_with
 
 if TYPE_CHECKING:
+    from vlm.inference.batching.lookup import Index
     from vlm.inference.batching.prefixes import Cut
     from vlm.inference.generation import Generation
     from vlm.inference.incremental import Prompt
@@ -36,6 +37,7 @@ class Row:
         after: data of the inserts at written tokens.
         seen: index of its row in the table of written tokens; -1: none is needed.
         alone: what reads it if it cannot share a step.
+        index: of the tokens read and written, for guesses.
     """
 
     answer: Answer
@@ -53,6 +55,7 @@ class Row:
     after: InsertData | None = None
     seen: int = -1
     alone: Any = None
+    index: Index | None = None
     generator: torch.Generator | None = None
 
     @property
