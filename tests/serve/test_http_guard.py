@@ -22,7 +22,7 @@ from vlm.serve.http.limits import Limits
 
 from .raw_http import connect, post, raw, rest, serving, status, until
 
-LIMITS = Limits(body_mib=1, stall_seconds=0.4, connections=4, header_kib=32, seconds=5)
+LIMITS = Limits(body_mib=1, stall_seconds=0.8, connections=4, header_kib=32, seconds=5)
 ALICE, BOB = "a-key-of-alice-1234", "a-key-of-bob-123456"
 KEYS = Keys({ALICE: "alice", BOB: "bob"})
 GET = b"GET /echo HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -256,7 +256,7 @@ def test_headers_byte_by_byte(port: int) -> None:
         with contextlib.suppress(ConnectionError):
             for byte in GET[:30]:
                 client.sendall(bytes([byte]))
-                time.sleep(0.05)
+                time.sleep(0.04)
         assert "headers took longer" in error(rest(client), 408)
 
 
@@ -271,7 +271,7 @@ def test_a_body_that_stalls(port: int, echo: Echo) -> None:
     with connect(port) as client, connect(port) as dripping:
         client.sendall(post(b"{", length=100))
         dripping.sendall(post(b"{", length=100))
-        for _ in range(8):
+        for _ in range(12):
             with contextlib.suppress(ConnectionError):
                 dripping.sendall(b" ")
             time.sleep(0.1)

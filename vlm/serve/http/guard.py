@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from vlm.serve.http.keys import Keys
 from vlm.serve.http.limits import Limits
-from vlm.serve.http.refusals import Refusal
+from vlm.serve.http.refusals import LINGER, Refusal
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -31,10 +31,8 @@ LEAST = 1 << 14
 """Bytes that a client sends in ``Limits.stall_seconds``, or the rest of the body."""
 BODIES = 16
 """Bodies of the largest size that are held at the same time."""
-VALUES = 1 << 20
+VALUES = 1 << 18
 """Commas in a body: each value of a request costs far more memory and time than its bytes."""
-LINGER = 2.0
-"""Seconds for which the rest of a refused body is thrown away: a client that writes would miss the response."""
 MIB = 1 << 20
 
 
@@ -197,19 +195,7 @@ class Guard:
         return refusal
 
     async def _refuse(self, refusal: Refusal, receive: Receive, send: Send) -> None:
-        """Answer, and throw away what the client still sends, for a while."""
-        start, body, end = refusal.messages()
-        await send(start)
-        await send(body)
-
-        async def drain() -> None:
-            message: Message = {"more_body": True}
-            while message.get("more_body", False):
-                message = await receive()
-
-        with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
-            await asyncio.wait_for(drain(), min(LINGER, self.limits.stall_seconds))
-        await send(end)
+        await refusal.answer(receive, send, min(LINGER, self.limits.stall_seconds))
 
     def _too_large(self) -> Refusal:
         return Refusal(413, f"a body has at most {self.limits.body_mib} MiB", "body_too_large")

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
+
+LINGER = 2.0
+"""Seconds for which the rest of a refused body is thrown away: a client that writes would miss the response."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,26 @@ class Refusal:
             {"type": "http.response.body", "body": self.body, "more_body": True},
             {"type": "http.response.body", "body": b"", "more_body": False},
         ]
+
+    async def answer(
+        self,
+        receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
+        send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
+        linger: float = LINGER,
+    ) -> None:
+        """Answer a request of ASGI, and throw away what the client still sends, for ``linger`` seconds at most."""
+        start, body, end = self.messages()
+        await send(start)
+        await send(body)
+
+        async def rest() -> None:
+            message: MutableMapping[str, Any] = {"more_body": True}
+            while message.get("more_body", False):
+                message = await receive()
+
+        with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+            await asyncio.wait_for(rest(), linger)
+        await send(end)
 
     def raw(self) -> bytes:
         """The response as it is sent where there is no request yet."""
