@@ -209,7 +209,8 @@ def test_remote_addresses_go_through_the_fetcher(post: Callable[..., httpx.Respo
     class Fetcher:
         asked: list[str] = []
 
-        async def fetch(self, url: str) -> bytes:
+        async def fetch(self, url: str, kind: str | None = None, most: int | None = None) -> bytes:
+            assert kind == "image" and most is not None and most <= 32 << 20
             self.asked.append(url)
             if "private" in url:
                 raise DataError("this host is not allowed")
@@ -219,7 +220,8 @@ def test_remote_addresses_go_through_the_fetcher(post: Callable[..., httpx.Respo
     whole = post(CHAT, asking(part(url), part(url), {"type": "text", "text": "What?"}), fetcher=fetcher)
     own = post(CHAT, asking(image_part(IMAGE), image_part(IMAGE), {"type": "text", "text": "What?"}))
     assert whole.json()["choices"] == own.json()["choices"] and fetcher.asked == [url]
-    refused(post(CHAT, asking(part("https://private/a.png")), fetcher=fetcher), 400, "not allowed")
+    error = refused(post(CHAT, asking(part("https://private/a.png")), fetcher=fetcher), 400, "not allowed")
+    assert error["param"] == "messages.0.content.0.image_url.url"
     refused(post(CHAT, asking(part(str(IMAGE))), fetcher=fetcher), 400, "files are not read")
     assert len(fetcher.asked) == 2
 
@@ -231,6 +233,19 @@ def test_context(post: Callable[..., httpx.Response]) -> None:
     kept = post(CHAT, {"messages": turns, **SHORT, "truncation": "auto"})
     assert kept.json()["choices"] == post(CHAT, {"messages": [QUESTION], **SHORT}).json()["choices"]
     refused(post("/v1/completions", {"prompt": "word " * 400}), 400, "positions")
+    for body in ({"prompt": "word " * 10**6}, {"prompt": [5] * 10**6}):  # before they are tokenised
+        refused(post("/v1/completions", body), 400, "do not fit into 320 positions")
+    many = {"messages": [{"role": "user", "content": [{"type": "text", "text": "word " * 10**6}]}]}
+    refused(post(CHAT, many), 400, "do not fit into 320 positions")
+    refused(post(CHAT, {**many, "truncation": "auto"}), 400, "do not fit into 1,280 positions")
+    refused(post("/tokenize", many), 400, "do not fit into 1,280 positions")
+
+
+def test_long_lists_are_refused_at_the_first_fault(post: Callable[..., httpx.Response]) -> None:
+    for name, value in (("messages", [1] * 200_000), ("stop", [1] * 200_000), ("modalities", [1] * 200_000)):
+        assert refused(post(CHAT, {"messages": [QUESTION], name: value}), 400)["param"] == f"{name}.0"
+    refused(post("/v1/completions", {"prompt": [[""]] * 200_000}), 400, "prompt")
+    refused(post(CHAT, {"messages": [QUESTION] * 5000}), 400, "at most 4096")
 
 
 def test_busy_draining_and_loading(

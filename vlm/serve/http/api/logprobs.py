@@ -6,6 +6,7 @@ that is a part of a character is written ``bytes:\\xe4``.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,13 +29,14 @@ class Shown:
 
         ``is_whole``: the answer is over, so that a token counts of which ``text`` shows only the beginning.
         """
-        first, known = self._taken, len(self._answer.logprobs)
-        while self._taken < known:
-            end = self._taken if is_whole else self._taken + 1
-            length = len(self._tokenizer.decode(self._answer.ids[:end]).lstrip().rstrip("\ufffd"))
-            if length >= len(text) + (not is_whole):
-                break
-            self._taken += 1
+        first, more = self._taken, 0 if is_whole else 1
+
+        def length(index: int) -> int:
+            """Of the text before a token, or with it."""
+            return len(self._tokenizer.decode(self._answer.ids[: index + more]).lstrip().rstrip("\ufffd"))
+
+        places = range(first, len(self._answer.logprobs))
+        self._taken += bisect_left(places, len(text) + more, key=length)
         return self._answer.logprobs[first : self._taken]
 
 

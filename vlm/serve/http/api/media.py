@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
-from vlm.common.errors import DataError
+from vlm.common.errors import DataError, UserError
 from vlm.common.types import Image, Message, Part, Role, Video
 from vlm.processors.image.decode import check_size, from_base64
 from vlm.processors.messages import to_messages
 from vlm.serve.http.api.requests import ChatMessage, TextPart
-from vlm.serve.http.errors import ApiError
+from vlm.serve.http.errors import ApiError, api_error
 from vlm.serve.http.limits import Limits
 
 MIB = 2**20
+Kind = Literal["image", "video"]
 
 _DATA = re.compile(r"data:(?P<kind>image|video)/[\w.+-]{1,100}(?:;[\w.+=-]{1,100}){0,4};base64,", re.IGNORECASE)
 _REMOTE = re.compile(r"https?://", re.IGNORECASE)
@@ -23,8 +24,8 @@ _REMOTE = re.compile(r"https?://", re.IGNORECASE)
 class Fetcher(Protocol):
     """Reads images and videos from addresses that the server allows."""
 
-    async def fetch(self, url: str) -> bytes:
-        """What is at ``url``. Raises UserError: it is not allowed, too large, or not there."""
+    async def fetch(self, url: str, kind: Kind | None = None, most: int | None = None) -> bytes:
+        """What is at ``url``, at most so many bytes. Raises UserError: it is not allowed, too large, or not there."""
         ...
 
 
@@ -37,7 +38,8 @@ async def fetch_all(messages: Sequence[ChatMessage], limits: Limits, fetcher: Fe
     if len(places) > limits.images:
         raise ApiError(f"{len(places)} images and videos, allowed are {limits.images}", param="messages")
     remote: dict[str, bytes] = {}
-    for param, url in places:
+    left = limits.body_mib * MIB  # together; those in the body are within it too
+    for param, kind, url in places:
         if url[:5].lower() == "data:":
             continue
         if not _REMOTE.match(url):
@@ -45,7 +47,14 @@ async def fetch_all(messages: Sequence[ChatMessage], limits: Limits, fetcher: Fe
         if fetcher is None:
             raise ApiError("this server fetches no addresses; send the file as a data: URL", param=param)
         if url not in remote:
-            remote[url] = await fetcher.fetch(url)
+            if left <= 0:
+                text = f"the images and videos are larger than {limits.body_mib} MiB together"
+                raise ApiError(text, status=413, param=param, code="medium_too_large")
+            try:
+                remote[url] = await fetcher.fetch(url, kind, left)
+            except UserError as error:
+                raise api_error(error, param) from None
+            left -= len(remote[url])
     return remote
 
 
@@ -80,13 +89,15 @@ def to_conversation(messages: Sequence[ChatMessage], limits: Limits, remote: Map
     return converted
 
 
-def _addresses(message: ChatMessage, index: int) -> list[tuple[str, str]]:
-    """Place in the request, and URL, of every image and video of a message."""
-    found = []
-    for k, part in enumerate(message.content or [] if not isinstance(message.content, str) else []):
-        if not isinstance(part, TextPart):
-            kind, address = ("image", part.image_url) if part.type == "image_url" else ("video", part.video_url)
-            found.append((f"messages.{index}.content.{k}.{kind}_url.url", address.url))
+def _addresses(message: ChatMessage, index: int) -> list[tuple[str, Kind, str]]:
+    """Place in the request, kind and URL of every image and video of a message."""
+    found: list[tuple[str, Kind, str]] = []
+    for k, part in enumerate(message.content if isinstance(message.content, list) else []):
+        place = f"messages.{index}.content.{k}"
+        if part.type == "image_url":
+            found.append((f"{place}.image_url.url", "image", part.image_url.url))
+        elif part.type == "video_url":
+            found.append((f"{place}.video_url.url", "video", part.video_url.url))
     return found
 
 
@@ -114,7 +125,7 @@ def _image(url: str, param: str, limits: Limits, remote: Mapping[str, bytes]) ->
     return data
 
 
-def _bytes(url: str, kind: str, param: str, limits: Limits, remote: Mapping[str, bytes]) -> bytes:
+def _bytes(url: str, kind: Kind, param: str, limits: Limits, remote: Mapping[str, bytes]) -> bytes:
     """The encoded image or video. Raises ApiError: another kind, not base64, empty, or too large."""
     most = limits.medium_mib * MIB
     if url in remote:
@@ -122,7 +133,7 @@ def _bytes(url: str, kind: str, param: str, limits: Limits, remote: Mapping[str,
     else:
         head = _DATA.match(url[:1000])
         if head is None or head["kind"].lower() != kind:
-            example = {"image": "an image (data:image/png", "video": "a video (data:video/mp4"}[kind]
+            example = "an image (data:image/png" if kind == "image" else "a video (data:video/mp4"
             raise ApiError(f"expected a data: URL of {example};base64,...)", param=param)
         if len(url) - head.end() > most * 4 // 3 + MIB:  # before it is decoded; line breaks count
             raise _too_large(kind, limits, param)

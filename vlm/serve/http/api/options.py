@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from vlm.serve.http.limits import Limits
 
 
+COLDEST = 1e-6
+"""Lower temperatures are greedy: scores are divided by them."""
+
+
 def generations(request: ChatRequest | CompletionRequest, engine: Engine, limits: Limits) -> list[Generation]:
     """The options of each of the ``n`` answers.
 
@@ -30,8 +34,8 @@ def generations(request: ChatRequest | CompletionRequest, engine: Engine, limits
         raise ApiError(f"max_tokens is {longest}, allowed are {limits.tokens}", param="max_tokens")
     changes: dict[str, Any] = {"max_new_tokens": longest or min(base.max_new_tokens, limits.tokens), "num_beams": 1}
     if request.temperature is not None:
-        changes |= {"do_sample": True, "temperature": request.temperature} if request.temperature else {}
-        changes["do_sample"] = request.temperature > 0
+        changes["do_sample"] = request.temperature >= COLDEST
+        changes |= {"temperature": request.temperature} if changes["do_sample"] else {}
     changes |= {k: v for k in ("top_p", "repetition_penalty") if (v := vars(request)[k]) is not None}
     if request.top_k is not None:
         changes["top_k"] = max(0, request.top_k)

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Message
+from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example
 from vlm.inference.context import room_for_prompt, too_long
 from vlm.processors.collate import VisualTokens
-from vlm.serve.http.api.media import to_conversation
 from vlm.serve.http.errors import ApiError
 
 if TYPE_CHECKING:
     from vlm.inference.engine import Engine
     from vlm.inference.generation import Generation
-    from vlm.serve.http.api.requests import ChatMessage
-    from vlm.serve.http.limits import Limits
 
 
-def chat_prompt(
-    messages: Sequence[ChatMessage], engine: Engine, limits: Limits, remote: Mapping[str, bytes]
-) -> tuple[list[Message], Example]:
-    """The conversation, and its prompt. Raises UserError: see ``to_conversation`` and ``Processor.encode_chat``."""
-    conversation = to_conversation(messages, limits, remote)
-    return conversation, engine.processor.encode_chat(conversation)
+LONG = 4
+"""Contexts full of text that a conversation may have whose oldest turns are left out."""
+
+
+def check_length(text: int, engine: Engine, longest: int, param: str, times: int = 1) -> None:
+    """Raises ApiError: a text cannot fit, however it is divided into tokens, so that none is tokenised in vain.
+
+    Args:
+        text: characters, or ids, together.
+        engine: the model.
+        longest: characters of its longest token, 1 for ids.
+        param: the field at fault.
+        times: so many contexts are taken.
+    """
+    positions = engine.positions or engine.default_generation().max_length
+    if text > times * positions * longest:
+        what = "characters" if longest > 1 else "ids"
+        most = f"{times * positions:,} positions"
+        raise ApiError(f"{text:,} {what} do not fit into {most}", code="context_length_exceeded", param=param)
 
 
 def raw_prompt(prompt: str | list[int], engine: Engine) -> Example:

@@ -14,6 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from vlm.serve.http.errors import ApiError
 
 SEED = 2**63
+MESSAGES = 4096
+"""Most messages of a conversation."""
+
+Texts = Annotated[list[str], Field(fail_fast=True)]  # at the first fault: a long list could have millions
+Ids = Annotated[list[int], Field(fail_fast=True)]
+Things = Annotated[list[Any], Field(fail_fast=True)]
 
 
 class Body(BaseModel):
@@ -57,7 +63,10 @@ class ChatMessage(Body):
     """One message; ``developer`` is another name for ``system``. Images and videos belong to the user's messages."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part] | None = None
+    content: str | Annotated[list[Part], Field(fail_fast=True)] | None = None
+
+
+Messages = Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=MESSAGES)]
 
 
 class StreamOptions(Body):
@@ -95,7 +104,7 @@ class Sampling(Body):
     top_p: float | None = Field(None, gt=0, le=1)
     n: int | None = Field(None, ge=1)
     seed: int | None = Field(None, ge=-SEED, lt=SEED)
-    stop: str | list[str] | None = None
+    stop: str | Texts | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     presence_penalty: float | None = Field(None, ge=-2, le=2, description="0 only")
@@ -116,18 +125,18 @@ class Sampling(Body):
 class ChatRequest(Sampling):
     """A conversation that ends with a question."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Messages
     max_completion_tokens: int | None = Field(None, ge=1, description="goes before max_tokens")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     truncation: Literal["auto", "disabled"] | None = Field(
         None, description="auto: a conversation longer than the context loses its oldest turns; else it is refused"
     )
-    tools: list[Any] | None = Field(None, description="empty only")
+    tools: Things | None = Field(None, description="empty only")
     tool_choice: Any = Field(None, description="none only")
-    functions: list[Any] | None = Field(None, description="empty only")
+    functions: Things | None = Field(None, description="empty only")
     function_call: Any = Field(None, description="none only")
-    modalities: list[str] | None = Field(None, description="text only")
+    modalities: Texts | None = Field(None, description="text only")
     audio: Any = Field(None, description="null only")
     prediction: Any = Field(None, description="null only")
     web_search_options: Any = Field(None, description="null only")
@@ -141,7 +150,7 @@ class ChatRequest(Sampling):
 class CompletionRequest(Sampling):
     """Texts to go on with, unchanged: no template is around them and no text of one ends the answer."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | Texts | Ids | Annotated[list[Ids], Field(fail_fast=True)]
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: bool | None = Field(None, description="false only")
     suffix: str | None = Field(None, description="empty only")
@@ -152,7 +161,7 @@ class TokenizeRequest(Body):
     """A conversation, or a raw prompt as of ``/v1/completions``."""
 
     model: str | None = None
-    messages: list[ChatMessage] | None = Field(None, min_length=1)
+    messages: Messages | None = None
     prompt: str | None = None
 
 
@@ -160,7 +169,7 @@ class DetokenizeRequest(Body):
     """Token ids."""
 
     model: str | None = None
-    tokens: list[int] = Field(max_length=1_000_000)
+    tokens: Annotated[Ids, Field(max_length=1_000_000)]
 
 
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -11,11 +12,18 @@ from fastapi.responses import JSONResponse
 from vlm.common.types import MEDIA_TOKEN
 from vlm.serve.http.api import schemas
 from vlm.serve.http.api.connection import answer_to
-from vlm.serve.http.api.media import fetch_all
+from vlm.serve.http.api.media import fetch_all, to_conversation
 from vlm.serve.http.api.options import generations, is_json, schema_of
-from vlm.serve.http.api.prompts import chat_prompt, check_fits, check_ids, positions_of, raw_prompt
+from vlm.serve.http.api.prompts import LONG, check_fits, check_ids, check_length, positions_of, raw_prompt
 from vlm.serve.http.api.replies import Reply
-from vlm.serve.http.api.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest, check
+from vlm.serve.http.api.requests import (
+    ChatMessage,
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+    check,
+)
 from vlm.serve.http.api.server import Answers, Question, Server
 from vlm.serve.http.errors import ApiError
 
@@ -78,12 +86,15 @@ async def _chat(server: Server, request: Request, body: ChatRequest) -> Response
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
 
     def prepare() -> list[Question]:
-        conversation, example = chat_prompt(body.messages, engine, server.limits, remote)
-        shortens = body.truncation == "auto"
-        if not shortens:
-            check_fits(example, engine, options[0], "messages")
         schema = schema_of(body) if is_json(body) else None
-        return [Question(conversation if shortens else example, options, schema, logprobs)]
+        times = LONG if body.truncation == "auto" else 1
+        check_length(_characters(body.messages), engine, server.longest_token(engine), "messages", times)
+        conversation = to_conversation(body.messages, server.limits, remote)
+        if body.truncation == "auto":
+            return [Question(conversation, options, schema, logprobs)]
+        example = engine.processor.encode_chat(conversation)
+        check_fits(example, engine, options[0], "messages")
+        return [Question(example, options, schema, logprobs)]
 
     return await _reply(await server.ask(request, name, engine, prepare, "messages"), body, engine)
 
@@ -97,13 +108,24 @@ async def _completions(server: Server, request: Request, body: CompletionRequest
         raise ApiError(f"{len(prompts)} prompts with {len(options)} answers each, allowed are {MOST_ANSWERS} answers")
 
     def prepare() -> list[Question]:
-        examples = [raw_prompt(prompt, engine) for prompt in prompts]
-        for example in examples:
-            check_fits(example, engine, options[0], "prompt")
+        examples = []
+        for prompt in prompts:
+            longest = server.longest_token(engine) if isinstance(prompt, str) else 1
+            check_length(len(prompt), engine, longest, "prompt")
+            examples.append(raw_prompt(prompt, engine))
+            check_fits(examples[-1], engine, options[0], "prompt")
         schema = schema_of(body) if is_json(body) else None
         return [Question(example, options, schema, body.logprobs) for example in examples]
 
     return await _reply(await server.ask(request, name, engine, prepare, "prompt"), body, engine)
+
+
+def _characters(messages: Sequence[ChatMessage]) -> int:
+    """Characters of all texts of a conversation."""
+    contents = [message.content for message in messages]
+    texts = [content for content in contents if isinstance(content, str)]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    return sum(map(len, texts)) + sum(len(part.text) for part in parts if part.type == "text")
 
 
 def _prompts(body: CompletionRequest) -> list[str | list[int]]:
@@ -129,9 +151,12 @@ async def _tokenize(server: Server, body: TokenizeRequest) -> Response:
     remote = await fetch_all(messages or (), server.limits, server.fetcher)
 
     def count() -> list[int]:
+        text = len(body.prompt or "") + _characters(messages or ())
+        check_length(text, engine, server.longest_token(engine), "messages" if messages else "prompt", LONG)
         if messages is None:
             return positions_of(raw_prompt(body.prompt or "", engine), engine)
-        return positions_of(chat_prompt(messages, engine, server.limits, remote)[1], engine)
+        conversation = to_conversation(messages, server.limits, remote)
+        return positions_of(engine.processor.encode_chat(conversation), engine)
 
     ids = await server.in_thread(count)
     return JSONResponse({"count": len(ids), "max_model_len": engine.positions, "tokens": ids})

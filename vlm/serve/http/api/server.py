@@ -43,7 +43,7 @@ class Observer(Protocol):
     """Who is told of answers, for statistics."""
 
     def answered(self, model: str, tenant: str, answer: Answer) -> None:
-        """Called once for each answer, when it has ended."""
+        """Called once for each answer in the event loop, when it has ended, be it with an error (``answer.error``)."""
         ...
 
 
@@ -64,6 +64,7 @@ class Server:
         self.models, self.limits, self.fetcher, self.observer = models, limits, fetcher, observer
         self.started = int(time.time())
         self._vocabularies: dict[int, Vocabulary] = {}
+        self._longest: dict[int, int] = {}
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(PREPARING, thread_name_prefix="prompts")
         self._preparing: dict[str, int] = {}
@@ -92,6 +93,14 @@ class Server:
             if id(engine) not in self._vocabularies:
                 self._vocabularies[id(engine)] = Vocabulary.of(engine)
             return self._vocabularies[id(engine)]
+
+    def longest_token(self, engine: Engine) -> int:
+        """Bytes of the longest token of an engine, counted once."""
+        with self._lock:
+            if id(engine) not in self._longest:
+                tokenizer = engine.processor.tokenizer
+                self._longest[id(engine)] = max(len(tokenizer.bytes_of(i)) for i in range(tokenizer.vocab_size))
+            return self._longest[id(engine)]
 
     def _check_queue(self, name: str, engine: Engine) -> None:
         """Raises BusyError: as many questions wait as may."""
