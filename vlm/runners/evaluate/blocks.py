@@ -12,7 +12,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +80,7 @@ class PartFolder:
                 fix="name another file, or add --overwrite to start again",
             )
         for file in parts:
-            if overwrite or int(_PART.fullmatch(file.name)[1]) >= blocks:  # type: ignore[index]
+            if overwrite or file.suffix == ".started" or int(_PART.fullmatch(file.name)[1]) >= blocks:  # type: ignore[index]
                 file.unlink()
         self.note(fingerprint=fingerprint, blocks=blocks, suffix=self.suffix, finished=False)
 
@@ -99,6 +99,12 @@ class PartFolder:
     def part(self, number: int) -> Path:
         """The answers of a block."""
         return self.path / f"part-{number:06d}{self.suffix}"
+
+    def start(self, number: int) -> int:
+        """Note that a block is started; how often it was since the run began, if it never came to its end."""
+        with self._started(number).open("ab") as file:
+            file.write(b".")
+            return file.tell()
 
     def rows(self, number: int) -> list[dict[str, Any]]:
         """The objects of a part, in order. Raises DataError: it is not there."""
@@ -121,11 +127,12 @@ class PartFolder:
         self._keys(number).unlink(missing_ok=True)  # which would be that of the part before
         write_rows(self.part(number), rows)
         replace_text(self._keys(number), json.dumps(keys))
+        self._started(number).unlink(missing_ok=True)
 
     def merge(self, file: Path, blocks: int) -> None:
         """Write all parts into one file, in the order of the records."""
         rows = (row for number in range(blocks) for row in self.rows(number))
-        if file.suffix in (".json", ".parquet"):
+        if file.suffix in (".json", ".parquet") or self.suffix == ".parquet":
             write_rows(file, list(rows))
         else:
             _write_lines(file, (self.part(number) for number in range(blocks)))
@@ -138,11 +145,14 @@ class PartFolder:
         if not any(self.path.iterdir()):
             self.path.rmdir()
 
+    def _started(self, number: int) -> Path:
+        return self.path / f"part-{number:06d}.started"
+
     def _keys(self, number: int) -> Path:
         return self.path / f"part-{number:06d}.keys"
 
 
-_PART = re.compile(r"\.?part-(\d{6,})\.(?:jsonl|parquet|keys)(?:\.\d+)?")
+_PART = re.compile(r"\.?part-(\d{6,})\.(?:jsonl|parquet|keys|started)(?:\.\d+)?")
 
 
 def _write_lines(file: Path, parts: Iterator[Path]) -> None:
@@ -190,12 +200,12 @@ def answer_block(
     return len(bad), bad[0] if bad else ""
 
 
-_OPEN: dict[str, AllRows] = {}
-
-
 def _rows(file: str) -> AllRows:
     """The records of a file; those of the last one are kept, since its blocks come one after the other."""
-    if file not in _OPEN:
-        _OPEN.clear()
-        _OPEN[file] = AllRows([file])
-    return _OPEN[file]
+    path = Path(file)
+    return _read_rows(file, path.stat().st_mtime_ns if path.exists() else 0)
+
+
+@lru_cache(maxsize=1)
+def _read_rows(file: str, _changed: int) -> AllRows:
+    return AllRows([file])

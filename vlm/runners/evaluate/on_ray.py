@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 PER_BLOCK = 16
 """Batches in a block: what is lost when an actor dies, and how often answers are waited for without a full batch."""
 
-RETRIES = 5
-"""How often a block is started again after the actor that had it died."""
+STARTS = 5
+"""How often a block is started before it counts as one that kills whoever has it."""
 
 OBJECT_STORE = 100 << 20
 """Bytes for objects of Ray on a machine where no Ray runs: only the numbers of blocks travel."""
@@ -57,10 +57,16 @@ class Answering:
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """A batch with one block -> how many of its records cannot be used and why, or what ended the run."""
         job = self.job
-        block = Block(**{name: column[0] if name == "file" else int(column[0]) for name, column in batch.items()})
+        numbers = {name: int(batch[name][0]) for name in ("number", "start", "count", "first")}
+        block = Block(file=str(batch["file"][0]), **numbers)
         result: dict[str, list[Any]] = {"records": [block.count], "bad": [0], "reason": [""], "failure": [""]}
         try:
             folder = PartFolder(job.folder, job.suffix)
+            if folder.start(block.number) > STARTS:
+                raise UserError(
+                    f"records {block.first} to {block.first + block.count - 1} ({block.file}) ended {STARTS} actors",
+                    fix="see Ray's log for the reason (memory?), and lower --batch-size or run.serving.kv_mib",
+                )
             bad, reason = answer_block(block, job.request, folder, self._loaded, job.generation, job.batch_size)
             result |= {"bad": [bad], "reason": [reason]}
         except UserError as error:  # not a fault of the actor: another one would fail alike
@@ -157,8 +163,8 @@ def _answered(job: Job, blocks: list[Block], actors: int, gpus: float) -> Iterat
     import ray
     from ray.exceptions import RayError
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    ray.data.DataContext.get_current().enable_progress_bars = False
     rows = ray.data.from_items([asdict(block) for block in blocks], override_num_blocks=len(blocks))
     answered = rows.map_batches(
         Answering,
@@ -167,9 +173,7 @@ def _answered(job: Job, blocks: list[Block], actors: int, gpus: float) -> Iterat
         compute=ray.data.ActorPoolStrategy(size=min(actors, len(blocks))),
         num_cpus=1,
         num_gpus=gpus,
-        max_restarts=-1,
-        max_task_retries=RETRIES,
-    )
+    )  # by default Ray Data replaces actors that died and repeats what they had, without end
     done = 0
     try:
         for row in answered.iter_rows():
