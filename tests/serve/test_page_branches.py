@@ -13,6 +13,7 @@ from vlm.inference.batching.answer import Answer
 from vlm.inference.engine import Engine
 from vlm.inference.generation import EVALUATION
 from vlm.inference.session import ChatSession
+from vlm.pages.conversation import numbers
 from vlm.serve.gradio import branches as tree
 from vlm.serve.gradio import display
 from vlm.serve.gradio.events import Events, Models, template_option
@@ -232,7 +233,7 @@ def test_a_conversation_as_html_and_json(events: Events, tmp_path: Path) -> None
     assert "<script" not in page and "&lt;script&gt;What" in page and page.count('src="data:image/jpeg;base64,') == 1
     assert "gone.png" in page and str(tmp_path) not in page and "http" not in page
     for name in BOTH:
-        assert f"<b>{name}</b>" in page and mine.branches.here.replies[name].record.finish in page
+        assert f"<b>{name}</b>" in page and numbers(mine.branches.here.replies[name].record) in page
     found = json.loads(events.download("json", mine))
     assert [talk["model"] for talk in found["conversations"]] == BOTH
     talk = found["conversations"][0]

@@ -12,7 +12,7 @@ import gradio as gr
 from vlm.common.errors import BusyError, DataError, UserError
 from vlm.inference.engine import Engine
 from vlm.inference.generation import Generation
-from vlm.pages import conversation
+from vlm.pages import side_by_side
 from vlm.serve.gradio.branches import Turn
 from vlm.serve.gradio.display import figures, messages, told, turn_at, unreadable, written
 from vlm.serve.gradio.session import PageChat
@@ -218,11 +218,11 @@ class Events:
             return ""
         names = [name for name in self.models.engines if any(name in turn.replies for turn in turns)]
         asked = [_spoken(turn) for turn in turns]
-        return conversation.page(names, asked) if form == "html" else conversation.json_text(names, asked)
+        return side_by_side.page(names, asked) if form == "html" else side_by_side.json_text(names, asked)
 
 
-def _spoken(turn: Turn) -> conversation.Asked:
-    return conversation.Asked(turn.text, turn.files, {n: (r.text, r.record) for n, r in turn.replies.items()})
+def _spoken(turn: Turn) -> side_by_side.Asked:
+    return side_by_side.Asked(turn.text, turn.files, {n: (r.text, r.record) for n, r in turn.replies.items()})
 
 
 def add_file(path: str | None, box: Any) -> list[Any]:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from vlm.common.errors import DataError
 from vlm.common.types import Image, Video
+from vlm.pages.conversation import numbers
 from vlm.pages.parts import image_uri, render
+from vlm.processors.video.read import first_frame
 
 if TYPE_CHECKING:
     from vlm.inference.conversation.record import Record
@@ -35,11 +37,11 @@ def page(names: Sequence[str], turns: Sequence[Asked]) -> str:
         {
             "text": turn.text,
             "files": [(_name(medium), _uri(medium)) for medium in turn.files],
-            "answers": [(name, *_numbered(*turn.answers[name])) for name in names if name in turn.answers],
+            "answers": [(name, turn.answers[name][0], numbers(turn.answers[name][1])) for name in names if name in turn.answers],
         }
         for turn in turns
     ]
-    return render("conversation.html", title="Conversation with " + ", ".join(names), turns=shown)
+    return render("side_by_side.html", title="Conversation with " + ", ".join(names), turns=shown)
 
 
 def json_text(names: Sequence[str], turns: Sequence[Asked]) -> str:
@@ -54,27 +56,27 @@ def json_text(names: Sequence[str], turns: Sequence[Asked]) -> str:
 
 def _talk(name: str, turns: Sequence[Asked]) -> dict[str, Any]:
     messages: list[dict[str, Any]] = []
-    numbers = []
+    records = []
     for turn in turns:
         text, record = turn.answers[name]
         parts = [*map(_part, turn.files), {"type": "text", "text": turn.text}]
         messages.append({"role": "user", "content": parts if turn.files else turn.text})
         messages.append({"role": "assistant", "content": text})
-        numbers.append(record and dataclasses.asdict(record))
-    return {"model": name, "messages": messages, "answers": numbers}
+        records.append(record and dataclasses.asdict(record))
+    return {"model": name, "messages": messages, "answers": records}
 
 
 def _part(medium: Image | Video) -> dict[str, Any]:
-    uri = _uri(medium)
+    uri = _uri(medium) if isinstance(medium, Image) else None
     if uri is None:
         return {"type": "text", "text": f"[{_name(medium)}]"}
     return {"type": "image_url", "image_url": {"url": uri}}
 
 
 def _uri(medium: Image | Video) -> str | None:
-    """An image as a ``data:`` address; None: a video, or an image that is no longer there."""
+    """An image, or the first frame of a video, as a ``data:`` address; None: it is no longer there."""
     try:
-        return image_uri(medium.source, SIDE) if isinstance(medium, Image) else None
+        return image_uri(first_frame(medium.source) if isinstance(medium, Video) else medium.source, SIDE)
     except DataError:
         return None
 
@@ -82,11 +84,3 @@ def _uri(medium: Image | Video) -> str | None:
 def _name(medium: Image | Video) -> str:
     kind = type(medium).__name__.lower()
     return f"{kind} {Path(medium.source).name}" if isinstance(medium.source, str) else kind
-
-
-def _numbered(text: str, record: Record | None) -> tuple[str, str]:
-    """An answer and a line about it."""
-    if record is None:
-        return text, ""
-    parts = [f"{record.written} tokens after {record.prompt} positions", f"{record.seconds:.2f} s", record.finish]
-    return text, " · ".join(parts)
