@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vlm.common.errors import DataError, PromptError
+from vlm.common.errors import BusyError, DataError, PromptError
 from vlm.inference.batching.answer import Answer
 from vlm.inference.engine import Engine
 from vlm.inference.generation import EVALUATION
@@ -128,6 +128,24 @@ def test_one_model_that_cannot_answer_leaves_the_other_alone(chat: PageChat, eve
     mine = events.ask(box, False, BOTH, chat)[0]
     list(events.write(mine, 2))
     assert few in mine.branches.here.replies  # what it could not read is not part of its history
+
+
+def test_a_question_that_finds_the_engine_busy_stays_open(chat: PageChat, events: Events, monkeypatch) -> None:
+    from vlm.serve.gradio import events as module
+
+    def busy(*_: object, **__: object) -> Answer:
+        raise BusyError("the queue is full")
+
+    told: list[str] = []
+    monkeypatch.setattr(module.gr, "Warning", lambda text, title: told.append(text))
+    mine = events.ask({"text": "What is this?", "files": [IMAGE]}, False, ["small"], chat)[0]
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "submit", busy)
+        list(events.write(mine, 2))
+    assert told == [module.BUSY] and texts(mine) == ["What is this?"] and mine.is_waiting
+    events.again(["small"], mine)
+    list(events.write(mine, 2))
+    assert mine.branches.here.replies["small"].record and len(mine.branches.turns) == 1
 
 
 def test_an_edited_question_is_a_branch(chat: PageChat) -> None:

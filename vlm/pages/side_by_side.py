@@ -37,7 +37,9 @@ def page(names: Sequence[str], turns: Sequence[Asked]) -> str:
         {
             "text": turn.text,
             "files": [(_name(medium), _uri(medium)) for medium in turn.files],
-            "answers": [(name, turn.answers[name][0], numbers(turn.answers[name][1])) for name in names if name in turn.answers],
+            "answers": [
+                (name, turn.answers[name][0], numbers(turn.answers[name][1])) for name in names if name in turn.answers
+            ],
         }
         for turn in turns
     ]

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 SAME = "These settings write the same answer again. For another one turn on Sample and leave Seed empty."
 
+BUSY = "Too many questions are waiting. Press Regenerate in a moment."
+
 
 @dataclass(frozen=True)
 class Models:
@@ -132,7 +134,7 @@ class Events:
                     yield self.view(mine, writing=True)
         except BusyError as error:
             log.info("busy: %s", error)
-            gr.Warning("Many questions are waiting. Try again in a moment.", title="The question was not answered")
+            gr.Warning(BUSY, title="The question was not answered")
         except UserError as error:
             mine.give_up()
             gr.Warning(told(error), title="The question was not answered")
@@ -158,6 +160,7 @@ class Events:
         self, chosen: Sequence[str], mine: PageChat | None, sample: bool = True, seed: float | None = None
     ) -> list[Any]:
         """Regenerate: the view without the last answer, which stays on its branch."""
+        waited = mine is not None and mine.is_waiting
         try:
             if mine is not None:
                 mine.chosen = [name for name in mine.engines if name in chosen]
@@ -165,7 +168,7 @@ class Events:
         except UserError as error:
             gr.Warning(told(error), title="Nothing to regenerate")
             return self.same()
-        if not sample or seed is not None:
+        if not waited and (not sample or seed is not None):
             gr.Info(SAME, title="Regenerate")
         return self.view(mine, writing=True)
 
