@@ -95,8 +95,9 @@ def add_video(talk: Talk, rest: str) -> None:
 def retry(talk: Talk, _: str) -> None:
     """``/retry``."""
     options = talk.session.generation
-    if is_interactive() and talk.session.last is not None and (not options.do_sample or options.seed is not None):
-        say("(these options write the same answer again; leave out --greedy and --seed for another one)")
+    fixed = "sampling is off" if not options.do_sample else "the seed is fixed" if options.seed is not None else ""
+    if fixed and is_interactive() and talk.session.last is not None:
+        say(f"({fixed}: the same answer will come again)")
     talk.retry()
 
 
