@@ -183,7 +183,8 @@ def test_8_bit_is_an_option_of_the_llm(monkeypatch) -> None:
     from vlm.models import quantize
     from vlm.models.quantize import check_quantize
 
-    with pytest.raises(UserError, match="int8 needs a GPU, but the device is a CPU"):
+    monkeypatch.setattr(quantize.int8, "unsupported", lambda: "the CPU has no AVX512-VNNI")
+    with pytest.raises(UserError, match="int8 is not possible: the CPU has no AVX512-VNNI"):
         options_of(parse("x", "--load-in-8bit", "--only-cpu"))
     monkeypatch.setattr(quantize.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"int8 needs the package bitsandbytes"):
