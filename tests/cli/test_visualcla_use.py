@@ -74,7 +74,6 @@ def test_the_merged_folder_states_its_sizes() -> None:
     "flags, said",
     [
         (["--image", "nowhere.png"], "nowhere.png: no such file"),
-        (["--load-in-8bit"], "int8 needs a GPU, but the device is a CPU"),
         (["--gpus", "97"], "--only-cpu and --gpus 97 exclude each other"),
         (["--ask", "<ImageHere> 是什么？"], "<ImageHere>"),
     ],
@@ -82,6 +81,12 @@ def test_the_merged_folder_states_its_sizes() -> None:
 def test_what_cannot_be_done(flags: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["chat", MERGED, "--only-cpu", "--ask", "描述图像。", *flags, *GREEDY]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.skipif(unsupported() is not None, reason=f"int8 on a CPU: {unsupported()}")
+def test_8_bits_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chat", MERGED, "--only-cpu", "--load-in-8bit", "--ask", "描述图像。", *GREEDY]) == 0
+    assert capsys.readouterr().out.strip()
 
 
 def test_the_delta_alone(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import gc
 import io
 import json
 from pathlib import Path
@@ -199,5 +198,4 @@ def test_values_beside_objects_leave_with_them() -> None:
     beside[one] = 1
     assert beside.get(one) == 1 and beside.get(other) is None
     del one
-    gc.collect()
     assert not beside._held

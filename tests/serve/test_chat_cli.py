@@ -15,7 +15,8 @@ from vlm.common.errors import DataError, UserError
 from vlm.inference.engine import Engine
 from vlm.inference.generation import CHAT, default_generation
 from vlm.inference.session import ChatSession
-from vlm.serve import terminal as chat_cli
+from vlm.serve.terminal import state
+from vlm.serve.terminal import talk as chat_cli
 
 from ..inference.small import CASE, write_config
 
@@ -101,6 +102,7 @@ def test_interrupt_keeps_what_was_written(session: ChatSession, monkeypatch, cap
             raise KeyboardInterrupt
 
     monkeypatch.setattr(chat_cli, "say", say)
+    monkeypatch.setattr(state, "say", say)
     assert chat_cli.talk(session, []) == 0
     assert " [stopped]" in shown
     assert session.messages[-1].role == "assistant"
@@ -181,7 +183,8 @@ def test_8_bit_is_an_option_of_the_llm(monkeypatch) -> None:
     from vlm.models import quantize
     from vlm.models.quantize import check_quantize
 
-    with pytest.raises(UserError, match="int8 needs a GPU, but the device is a CPU"):
+    monkeypatch.setattr(quantize.int8, "unsupported", lambda: "the CPU has no AVX512-VNNI")
+    with pytest.raises(UserError, match="int8 is not possible: the CPU has no AVX512-VNNI"):
         options_of(parse("x", "--load-in-8bit", "--only-cpu"))
     monkeypatch.setattr(quantize.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"int8 needs the package bitsandbytes"):

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from vlm.common.errors import DataError, PromptError
+from vlm.common.errors import BusyError, DataError, PromptError
 from vlm.inference.batching.answer import Answer
 from vlm.inference.engine import Engine
 from vlm.inference.generation import EVALUATION
 from vlm.inference.session import ChatSession
+from vlm.pages.conversation import numbers
 from vlm.serve.gradio import branches as tree
 from vlm.serve.gradio import display
 from vlm.serve.gradio.events import Events, Models, template_option
@@ -129,6 +130,24 @@ def test_one_model_that_cannot_answer_leaves_the_other_alone(chat: PageChat, eve
     assert few in mine.branches.here.replies  # what it could not read is not part of its history
 
 
+def test_a_question_that_finds_the_engine_busy_stays_open(chat: PageChat, events: Events, monkeypatch) -> None:
+    from vlm.serve.gradio import events as module
+
+    def busy(*_: object, **__: object) -> Answer:
+        raise BusyError("the queue is full")
+
+    told: list[str] = []
+    monkeypatch.setattr(module.gr, "Warning", lambda text, title: told.append(text))
+    mine = events.ask({"text": "What is this?", "files": [IMAGE]}, False, ["small"], chat)[0]
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "submit", busy)
+        list(events.write(mine, 2))
+    assert told == [module.BUSY] and texts(mine) == ["What is this?"] and mine.is_waiting
+    events.again(["small"], mine)
+    list(events.write(mine, 2))
+    assert mine.branches.here.replies["small"].record and len(mine.branches.turns) == 1
+
+
 def test_an_edited_question_is_a_branch(chat: PageChat) -> None:
     chat.ask("What is this?", [IMAGE])
     first = answer(chat)
@@ -232,7 +251,7 @@ def test_a_conversation_as_html_and_json(events: Events, tmp_path: Path) -> None
     assert "<script" not in page and "&lt;script&gt;What" in page and page.count('src="data:image/jpeg;base64,') == 1
     assert "gone.png" in page and str(tmp_path) not in page and "http" not in page
     for name in BOTH:
-        assert f"<b>{name}</b>" in page and mine.branches.here.replies[name].record.finish in page
+        assert f"<b>{name}</b>" in page and numbers(mine.branches.here.replies[name].record) in page
     found = json.loads(events.download("json", mine))
     assert [talk["model"] for talk in found["conversations"]] == BOTH
     talk = found["conversations"][0]

@@ -11,8 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-for package in ("gradio", "fastapi", "uvicorn"):
-    pytest.importorskip(package)
+pytest.importorskip("gradio")
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
 
 import fastapi
 import uvicorn

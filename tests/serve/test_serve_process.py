@@ -107,3 +107,19 @@ def test_a_port_in_use_is_one_message_before_the_model_is_loaded(capsys: pytest.
 def test_mistakes_are_one_message(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", *arguments]) == 2
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.heavy
+def test_page_and_api_share_a_process(tmp_path: Path) -> None:
+    pytest.importorskip("gradio")
+    with served(tmp_path, "--page") as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        page = client.get("/")
+        assert page.headers["content-type"].startswith("text/html")
+        assert "gradio" in page.text
+        assert client.get("/v1/models").json()["data"][0]["id"] == "eval"
+        assert client.get("/v1/no_such").json()["error"]["type"]
+        assert client.get("/ready").json() == {"status": "ready", "models": ["eval"]}
+        assert client.get("/gradio_api/info").status_code in (403, 404)
+        with client.stream("GET", "/gradio_api/heartbeat/abc"):  # an open tab doesn't hold up the end
+            server.signal()
+            assert server.wait(20) == 0

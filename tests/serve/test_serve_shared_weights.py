@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from vlm.inference.engine import Engine
+from vlm.models.llm import int8
 from vlm.models.quantize import replace_linears
 from vlm.serve.http.models import load_beside, load_models
 from vlm.serve.sharing import own_weights, share_weights, weight_bytes
@@ -99,10 +100,27 @@ def test_replacing_layers_changes_no_other(runs: list[Path]) -> None:
     assert answers(first) == before
 
 
+@pytest.mark.skipif(int8.unsupported() is not None, reason="this CPU has no int8")
+def test_int8_layers_of_one_file_are_held_once(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8, "PACKED_FROM", 1100)  # some of the layers are packed for the kernel, others are not
+    options = ["model.llm.quantize=int8"]
+    expected = [answers(Engine.load(run, "cpu", options=options)) for run in runs]
+    named = {"a": str(runs[0]), "b": str(runs[1])}
+    models = load_models(named, lambda run, others: load_beside(run, others, "cpu", options=options))
+    first, second = (engine.model for engine in models.engines.values())
+    layers = [layer for layer in first.modules() if isinstance(layer, int8.Int8Linear)]
+    assert {layer.packed for layer in layers} == {True, False}
+    held = {id(layer) for layer in second.modules()}
+    assert all(id(layer) in held for layer in layers)
+    assert [answers(engine) for engine in models.engines.values()] == expected
+    assert weight_bytes([first, second]) <= 1.15 * weight_bytes([first])
+
+
 def test_what_differs_in_a_bit_stays_apart() -> None:
     class One(torch.nn.Module):
         def __init__(self, value: float) -> None:
             super().__init__()
+            self.read_from: dict[str, str] = {}
             self.weight = torch.nn.Parameter(torch.tensor([value, float("nan")]))
 
     zero, minus, same, typed = One(0.0), One(-0.0), One(0.0), One(0.0).half()

@@ -82,10 +82,11 @@ def load_model(
     _report_random(model, bare)
     model.random = frozenset(bare)
     if quantized:
-        quantize_llm(model.llm, quantized, torch.device(device))
+        other = quantize_llm(model.llm, quantized, torch.device(device))
         model.to(device)
         select_trainable(model, model_cfg.train)
         set_precision(model, model_cfg, dtype)
+        model.compute_dtype = other or model.compute_dtype
     elif beside:
         model.to(device)
     log.info("%s", trainable_table(model))

@@ -34,7 +34,7 @@ class ModelExport(ABC):
         """
         refuse_existing(target)
         make_folder(target.parent)
-        names = self.save(load_parts(source, "cpu")[0], target)
+        names = self.save(load_parts(source, "cpu", quantised=False)[0], target)
         more = len(names) - NAMES_SHOWN
         return [f"{target}: {', '.join(names[:NAMES_SHOWN])}{f' and {more} more' if more > 0 else ''}"]
 

@@ -66,10 +66,16 @@ def load_parts(
     options: Sequence[str] = (),
     *,
     allow_random: bool = False,
+    quantised: bool = True,
     beside: Sequence[VLM] | None = None,
 ) -> tuple[VLM, Processor, Config, torch.device]:
-    """Model, processor, configuration and device; see ``Engine.load``, which raises the same, and ``load_model``."""
+    """Model, processor, configuration and device; see ``Engine.load``, which raises the same.
+
+    ``quantised`` False ignores ``model.llm.quantize``, for what will be written to a file. ``beside``: see
+    ``load_model``.
+    """
     from vlm.checkpoint.load import load_model
+    from vlm.models.quantize import plain_llm
     from vlm.processors.processor import build_processor
 
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
@@ -78,6 +84,8 @@ def load_parts(
         raise UserError(f"device is {device!r}, expected a name", fix='e.g. device="cuda:0"')
     cfg = source if isinstance(source, Config) else read_source(source, options)
     where = device if isinstance(device, torch.device) else pick_device(device or cfg.run.device)
+    if not quantised:
+        cfg = dataclasses.replace(cfg, model=plain_llm(cfg.model))
     processor = build_processor(cfg.model)
     model = load_model(cfg, device=where, dtype=dtype, allow_random=allow_random, beside=beside)
     warn_of_run(cfg)

@@ -18,7 +18,7 @@ from vlm.inference.context import turns_of
 from vlm.inference.conversation.record import Beside, Record
 from vlm.inference.conversation.transcript import MediaForm, from_json, to_json, to_mappings
 from vlm.inference.generation import Generation
-from vlm.inference.streaming import StreamedText, extend
+from vlm.inference.streaming import StreamedText, extend, join
 from vlm.processors.messages import to_images, to_videos
 from vlm.processors.placeholders import place_media
 
@@ -83,9 +83,7 @@ class ChatSession:
         Raises:
             DataError, PromptError, UserError: see ``Engine.chat``; the history is as it was before.
         """
-        for _ in self.stream(question, image, video, **options):
-            pass
-        return self.messages[-1].text
+        return join(self.stream(question, image, video, **options))
 
     def ask(self, text: str, images: Sequence[Any] = ()) -> None:
         """Add a question, preceded by its media (``Image`` or ``Video`` parts, or what ``image=`` of ``chat`` takes).
@@ -142,6 +140,8 @@ class ChatSession:
         **options: Any,
     ) -> Stream[StreamedText, None, None]:
         """The answer in pieces; what was written before the stream ended becomes part of the history.
+
+        An answer that was stopped before its first word is none: its question is taken back, or open as before.
 
         Args:
             question: see :meth:`chat`, as ``image``, ``video`` and ``options``; None answers the open question, which
@@ -213,9 +213,7 @@ class ChatSession:
     async def achat(self, question: str | None, image: Any = None, video: Any = None, **options: Any) -> str:
         """:meth:`chat` for ``await``."""
         async with aclosing(self.astream(question, image, video, **options)) as stream:
-            async for _ in stream:
-                pass
-        return self.messages[-1].text
+            return join([piece async for piece in stream])
 
     def _begin(self) -> None:
         if not self.is_open:
@@ -233,7 +231,8 @@ class ChatSession:
         """Add what was written to the history."""
         if self._writing is answer:
             self._writing = None
-        if (finished or text) and self.is_open:
+        whole = finished and (answer is None or answer.finish in ("stop", "length"))
+        if (whole or text) and self.is_open:
             message = Message("assistant", text)
             self.messages.append(message)
             if answer is not None:

@@ -1,92 +1,80 @@
-"""A conversation with one or several models as a file: HTML to read, JSON in the form of OpenAI's messages."""
+"""A conversation for people: one HTML file with its images, or Markdown."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm.common.errors import DataError
-from vlm.common.types import Image, Video
+from vlm.common.types import Image, Message, Video
+from vlm.inference.context import turns_of
 from vlm.pages.parts import image_uri, render
+from vlm.processors.video.read import first_frame
 
 if TYPE_CHECKING:
     from vlm.inference.conversation.record import Record
+    from vlm.inference.session import ChatSession
 
-SIDE = 768
-"""Longest side of an image in pixels; a larger one is scaled down."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A question about files, and what each model answered: name -> text and, if known, its numbers."""
-
-    text: str
-    files: Sequence[Image | Video] = ()
-    answers: Mapping[str, tuple[str, Record | None]] = dataclasses.field(default_factory=dict)
+SIDE = 480
+"""Longest side of an image on the page, in pixels."""
+WHO = {"user": "You", "assistant": "Model", "system": "System"}
 
 
-def page(names: Sequence[str], turns: Sequence[Asked]) -> str:
-    """A self-contained page, the models' answers next to each other."""
-    shown = [
-        {
-            "text": turn.text,
-            "files": [(_name(medium), _uri(medium)) for medium in turn.files],
-            "answers": [(name, *_numbered(*turn.answers[name])) for name in names if name in turn.answers],
-        }
-        for turn in turns
-    ]
-    return render("conversation.html", title="Conversation with " + ", ".join(names), turns=shown)
+def page(session: ChatSession, title: str) -> str:
+    """The conversation as HTML that needs no other file; videos by their first frame."""
+    turns = [[_message(session, message) for message in turn] for turn in turns_of(session.messages)[1]]
+    return render("conversation.html", title=title, system=session.system or "", turns=turns)
 
 
-def json_text(names: Sequence[str], turns: Sequence[Asked]) -> str:
-    """One mapping with ``model``, ``messages`` and ``answers`` (numbers), or a list ``conversations`` of these.
-
-    Images are ``data:`` addresses; a video, and an image whose file is gone, is named only.
-    """
-    talks = [_talk(name, [turn for turn in turns if name in turn.answers]) for name in names]
-    found = talks[0] if len(talks) == 1 else {"conversations": talks}
-    return json.dumps(found, ensure_ascii=False, indent=1) + "\n"
-
-
-def _talk(name: str, turns: Sequence[Asked]) -> dict[str, Any]:
-    messages: list[dict[str, Any]] = []
-    numbers = []
-    for turn in turns:
-        text, record = turn.answers[name]
-        parts = [*map(_part, turn.files), {"type": "text", "text": turn.text}]
-        messages.append({"role": "user", "content": parts if turn.files else turn.text})
-        messages.append({"role": "assistant", "content": text})
-        numbers.append(record and dataclasses.asdict(record))
-    return {"model": name, "messages": messages, "answers": numbers}
+def markdown(session: ChatSession, title: str) -> str:
+    """The conversation as Markdown; images by their paths, or as ``data:`` addresses where they have none."""
+    lines = [f"# {title}", ""]
+    lines += [f"System text: {session.system}", ""] if session.system else []
+    for message in session.messages:
+        lines += [f"**{WHO[message.role]}**", ""]
+        for medium in message.media:
+            source = session.original(medium)
+            where = source if isinstance(source, str | Path) else _uri(medium, source)
+            lines += [f"![{_name(medium, source)}](<{where}>)" if where else f"({_name(medium, source)})", ""]
+        lines += [message.text, ""]
+    return "\n".join(lines)
 
 
-def _part(medium: Image | Video) -> dict[str, Any]:
-    uri = _uri(medium)
-    if uri is None:
-        return {"type": "text", "text": f"[{_name(medium)}]"}
-    return {"type": "image_url", "image_url": {"url": uri}}
-
-
-def _uri(medium: Image | Video) -> str | None:
-    """An image as a ``data:`` address; None: a video, or an image that is no longer there."""
-    try:
-        return image_uri(medium.source, SIDE) if isinstance(medium, Image) else None
-    except DataError:
-        return None
-
-
-def _name(medium: Image | Video) -> str:
-    kind = type(medium).__name__.lower()
-    return f"{kind} {Path(medium.source).name}" if isinstance(medium.source, str) else kind
-
-
-def _numbered(text: str, record: Record | None) -> tuple[str, str]:
-    """An answer and a line about it."""
+def numbers(record: Record | None) -> str:
+    """``12 tokens, 40.1 tokens/s, first after 0.31 s``, as far as it is known."""
     if record is None:
-        return text, ""
-    parts = [f"{record.written} tokens after {record.prompt} positions", f"{record.seconds:.2f} s", record.finish]
-    return text, " · ".join(parts)
+        return ""
+    parts = [f"{record.written} token{'' if record.written == 1 else 's'}"]
+    if (speed := record.tokens_per_second) is not None:
+        parts.append(f"{speed:.1f} tokens/s")
+    if record.to_first is not None:
+        parts.append(f"first after {record.to_first:.2f} s")
+    return ", ".join(parts)
+
+
+def _message(session: ChatSession, message: Message) -> dict[str, Any]:
+    images, unseen = [], []
+    for medium in message.media:
+        source = session.original(medium)
+        name = _name(medium, source)
+        if uri := _uri(medium, source):
+            images.append({"name": name, "uri": uri})
+        else:
+            unseen.append(name)
+    about = numbers(session.record(message))
+    return {"who": WHO[message.role], "text": message.text, "images": images, "unseen": unseen, "about": about}
+
+
+def _name(medium: Image | Video, source: Any) -> str:
+    kind = type(medium).__name__.lower()
+    return f"{kind} {Path(source).name}" if isinstance(source, str | Path) else kind
+
+
+def _uri(medium: Image | Video, source: Any) -> str:
+    """An image as a ``data:`` address, of a video its first frame; empty where it cannot be read any longer."""
+    if source is None:
+        return ""
+    try:
+        return image_uri(first_frame(source) if isinstance(medium, Video) else source, SIDE)
+    except DataError:
+        return ""

@@ -25,6 +25,7 @@ from vlm.common.paths import make_folder
 from vlm.tasks.in_flight import InFlight
 
 if TYPE_CHECKING:
+    from vlm.config.api import Config
     from vlm.inference.engine import Conversation, Engine
     from vlm.inference.generation import Generation
 
@@ -63,14 +64,14 @@ def distinct(keys: Iterable[str]) -> list[str]:
     return result
 
 
-def model_key(engine: Engine) -> str:
-    """The key of a model: its composition, with size and time of change of its weight files."""
-    if engine.config is None or engine.config.model is None:
+def model_key(config: Config | None) -> str:
+    """The key of a model by its configuration: its composition, with size and time of change of its weight files."""
+    if config is None or config.model is None:
         return ""
-    named = [Path(w.path) for w in engine.config.model.weights if w.path]
+    named = [Path(w.path) for w in config.model.weights if w.path]
     files = [f for path in named for f in (sorted(path.iterdir()) if path.is_dir() else [path]) if f.is_file()]
     stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    return key_of(engine.config.resolved.get("model"), stats)
+    return key_of(config.resolved.get("model"), stats)
 
 
 def _hash(content: bytes) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, cast
@@ -18,18 +19,26 @@ if TYPE_CHECKING:
 
 async def asked(submit: Callable[..., Answer], *args: Any, **options: Any) -> Answer:
     """``submit(...)`` in a thread, because it encodes images; if the task is cancelled meanwhile, so is the answer."""
-    work = asyncio.ensure_future(asyncio.to_thread(submit, *args, **options))
+    left = threading.Event()
+    made: list[Answer] = []
+
+    def work() -> Answer:
+        answer = submit(*args, **options)
+        made.append(answer)
+        if left.is_set():
+            answer.cancel()
+        return answer
+
+    given = False
     try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        work.add_done_callback(_drop)
-        raise
-
-
-def _drop(work: asyncio.Future[Answer]) -> None:
-    """Cancel an answer that nobody waits for; an error is looked at, so that asyncio does not report it."""
-    if not work.cancelled() and work.exception() is None:
-        work.result().cancel()
+        answer = await asyncio.to_thread(work)
+        given = True
+    finally:
+        if not given:  # the thread goes on; whichever of the two comes second cancels
+            left.set()
+            for answer in made:
+                answer.cancel()
+    return answer
 
 
 async def pieces(answer: Answer) -> AsyncGenerator[StreamedText, None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import cached_property
 from typing import Any
 
@@ -13,8 +12,8 @@ from vlm.checkpoint.load import RANDOM, infer, random_parts, resolve_path, unfil
 from vlm.checkpoint.strict import NamedTensors, check_numbers, fit_strictly, is_finite, not_finite
 from vlm.common.registry import resolve
 from vlm.models.build import build_model
-from vlm.models.llm.hf import HFCausalLM
 from vlm.models.lora import ADAPTER, is_lora
+from vlm.models.quantize import plain_llm
 from vlm.models.vlm import VLM
 
 OPEN_BYTES = 2**26
@@ -123,12 +122,3 @@ class StoredWeights:
             self._open = number, fit_strictly(self.model, placement, loader.hint)
         assert self._open[1] is not None
         return self._open[1]
-
-
-def plain_llm(model_cfg: Any) -> Any:
-    """The composition with an LLM that is not quantised when it is loaded."""
-    options = model_cfg.llm.config
-    if not isinstance(options, HFCausalLM.Config) or options.quantize is None:
-        return model_cfg
-    llm = dataclasses.replace(model_cfg.llm, config=dataclasses.replace(options, quantize=None))
-    return dataclasses.replace(model_cfg, llm=llm)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm.common.errors import UserError
+from vlm.pages.conversation import numbers
 
 if TYPE_CHECKING:
     from vlm.serve.gradio.branches import Turn
@@ -76,11 +77,7 @@ def figures(turns: Sequence[Turn], name: str, positions: int | None) -> str:
     record = reply and reply.record
     if not record:
         return ""
-    parts = [f"{record.written} token{'s' * (record.written != 1)}"]
-    if (speed := record.tokens_per_second) is not None:
-        parts.append(f"{speed:.3g} tokens/s")
-    if record.to_first is not None:
-        parts.append(f"first after {record.to_first:.2f} s")
+    parts = numbers(record).split(", ")
     if positions:
         parts.append(f"context {record.positions / positions:.0%} ({record.positions} of {positions})")
     if record.cached:

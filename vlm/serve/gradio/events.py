@@ -12,7 +12,7 @@ import gradio as gr
 from vlm.common.errors import BusyError, DataError, UserError
 from vlm.inference.engine import Engine
 from vlm.inference.generation import Generation
-from vlm.pages import conversation
+from vlm.pages import side_by_side
 from vlm.serve.gradio.branches import Turn
 from vlm.serve.gradio.display import figures, messages, told, turn_at, unreadable, written
 from vlm.serve.gradio.session import PageChat
@@ -21,6 +21,8 @@ from vlm.serve.gradio.visitors import visitor_of
 log = logging.getLogger(__name__)
 
 SAME = "These settings write the same answer again. For another one turn on Sample and leave Seed empty."
+
+BUSY = "Too many questions are waiting. Press Regenerate in a moment."
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ class Events:
                     yield self.view(mine, writing=True)
         except BusyError as error:
             log.info("busy: %s", error)
-            gr.Warning("Many questions are waiting. Try again in a moment.", title="The question was not answered")
+            gr.Warning(BUSY, title="The question was not answered")
         except UserError as error:
             mine.give_up()
             gr.Warning(told(error), title="The question was not answered")
@@ -158,6 +160,7 @@ class Events:
         self, chosen: Sequence[str], mine: PageChat | None, sample: bool = True, seed: float | None = None
     ) -> list[Any]:
         """Regenerate: the view without the last answer, which stays on its branch."""
+        waited = mine is not None and mine.is_waiting
         try:
             if mine is not None:
                 mine.chosen = [name for name in mine.engines if name in chosen]
@@ -165,7 +168,7 @@ class Events:
         except UserError as error:
             gr.Warning(told(error), title="Nothing to regenerate")
             return self.same()
-        if not sample or seed is not None:
+        if not waited and (not sample or seed is not None):
             gr.Info(SAME, title="Regenerate")
         return self.view(mine, writing=True)
 
@@ -218,11 +221,11 @@ class Events:
             return ""
         names = [name for name in self.models.engines if any(name in turn.replies for turn in turns)]
         asked = [_spoken(turn) for turn in turns]
-        return conversation.page(names, asked) if form == "html" else conversation.json_text(names, asked)
+        return side_by_side.page(names, asked) if form == "html" else side_by_side.json_text(names, asked)
 
 
-def _spoken(turn: Turn) -> conversation.Asked:
-    return conversation.Asked(turn.text, turn.files, {n: (r.text, r.record) for n, r in turn.replies.items()})
+def _spoken(turn: Turn) -> side_by_side.Asked:
+    return side_by_side.Asked(turn.text, turn.files, {n: (r.text, r.record) for n, r in turn.replies.items()})
 
 
 def add_file(path: str | None, box: Any) -> list[Any]:

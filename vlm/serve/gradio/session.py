@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from vlm.common.errors import PromptError, UserError
+from vlm.common.errors import BusyError, PromptError, UserError
 from vlm.common.types import Image, Message, Video
 from vlm.inference.batching.answer import Asking
 from vlm.inference.session import ChatSession
@@ -70,12 +70,14 @@ class PageChat:
         self._add(text.strip(), turn.files, turn.before, turn.asked)
 
     def again(self) -> None:
-        """Ask the last question again; its answers stay on their branch.
+        """Ask the last question again; its answers stay on their branch. One that is still open is not asked twice.
 
         Raises PromptError: there is no answer yet, or one is being written.
         """
         self._check_idle()
         last = self.branches.here
+        if self.is_waiting:
+            return
         if last is None or not last.replies:
             raise PromptError("there is no answer to regenerate", fix="ask first")
         self._add(last.text, last.files, last.before, last.asked)
@@ -141,7 +143,9 @@ class PageChat:
             generation: options by model.
             system, keep_turns: as in :class:`ChatSession`.
 
-        Raises UserError: none of the models can answer; the question is taken back.
+        Raises:
+            BusyError: too many questions are waiting; this one stays open.
+            UserError: none of the models can answer; the question is taken back.
         """
         turn = self.branches.here
         if turn is None or not self.is_waiting:
@@ -150,6 +154,7 @@ class PageChat:
         lanes = {name: Lane(self._session(name, turn, system, keep_turns), generation[name]) for name in turn.asked}
         self._lanes = list(lanes.values())
         turn.replies = {name: Reply() for name in lanes}
+        turn.faults = {name: fault for name, fault in turn.faults.items() if name not in lanes}
         try:
             self.read = {name: self.engines[name].text(lane.session.prompt()) for name, lane in lanes.items()}
             with closing(write_together(self._lanes)) as steps:
@@ -167,9 +172,12 @@ class PageChat:
         if bugs := [lane.error for lane in lanes.values() if lane.error and not isinstance(lane.error, UserError)]:
             raise bugs[0]
         if not turn.replies and turn.faults:
-            if is_current:
+            fault = next(
+                (f for f in turn.faults.values() if isinstance(f, BusyError)), next(iter(turn.faults.values()))
+            )
+            if is_current and not isinstance(fault, BusyError):
                 self.branches.take_back()
-            raise next(iter(turn.faults.values()))
+            raise fault
         yield
 
     def _session(self, name: str, turn: Turn, system: str | None, keep_turns: int) -> ChatSession:

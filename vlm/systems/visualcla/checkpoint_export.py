@@ -50,7 +50,7 @@ class DeltaExport:
     def write(self, source: Path, target: Path) -> list[str]:
         """See :meth:`vlm.inference.export.ModelExport.write`."""
         refuse_existing(target)
-        model, processor, cfg, _ = load_parts(source, "cpu")
+        model, processor, cfg, _ = load_parts(source, "cpu", quantised=False)
         text = processor.text_cfg
         ids = {token: processor.tokenizer.id_of(token) for token in text.special_tokens}
         added = {token: index for token, index in ids.items() if index is not None}

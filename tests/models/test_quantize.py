@@ -1,0 +1,177 @@
+"""int8 weights on a CPU: close to the float layers, independent of the batch, and never saved as if they were floats."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from vlm.checkpoint.load import load_model
+from vlm.common.errors import ConfigError
+from vlm.config.types import Part
+from vlm.models.llm import int8
+from vlm.models.llm.hf import HFCausalLM
+from vlm.models.llm.int8 import Int8Linear
+from vlm.models.lora import LoraOptions
+from vlm.models.quantize import check_quantize, check_trains, plain_llm, quantize_llm, replace_linears
+from vlm.testing import LLAMA, composition, part, tiny_config, weight
+
+CPU = torch.device("cpu")
+RANDOM = [weight("random", into=into) for into in ("vision", "bridge", "llm")]
+needs_vnni = pytest.mark.skipif(int8.unsupported() is not None, reason=f"int8 on a CPU: {int8.unsupported()}")
+
+
+def quantised(**options) -> Part:
+    return part("hf", HFCausalLM.Config(config=dict(LLAMA), dtype="fp32", quantize="int8", **options))
+
+
+def layer(rows: int, columns: int, bias: bool = False) -> nn.Linear:
+    torch.manual_seed(rows)
+    made = nn.Linear(columns, rows, bias=bias)
+    made.weight.data.mul_(torch.rand(rows, 1) * 4)  # rows of different size, each with a scale of its own
+    return made
+
+
+@needs_vnni
+@pytest.mark.parametrize("rows, columns, bias", [(64, 32, True), (129, 67, False), (576, 1536, True)])
+def test_both_kernels_give_the_same_bits_close_to_the_float_layer(rows: int, columns: int, bias: bool) -> None:
+    floats = layer(rows, columns, bias)
+    inputs = torch.randn(2, 9, columns) * torch.rand(2, 9, 1) * 10
+    plain, packed = (Int8Linear.of(floats, packed) for packed in (False, True))
+    with torch.no_grad():
+        expected, found = floats(inputs), plain(inputs)
+        assert torch.equal(found, packed(inputs))
+    error = (found - expected).norm(dim=-1) / expected.norm(dim=-1)  # of each token
+    assert error.max() < 0.03
+    assert plain.weight.numel() == packed.weight.numel() == floats.weight.numel()
+
+
+@needs_vnni
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_token_does_not_depend_on_the_others(packed: bool) -> None:
+    made = Int8Linear.of(layer(96, 80), packed)
+    inputs = torch.randn(40, 80)
+    inputs[7] *= 1e4  # which with one scale for all would leave nothing of the others
+    inputs[9] = 0
+    inputs[11, 3] = torch.nan
+    with torch.no_grad():
+        whole = made(inputs)
+        for count in (1, 2, 5, 16, 33):
+            assert torch.equal(made(inputs[:count]).nan_to_num(-1), whole[:count].nan_to_num(-1))
+    assert torch.equal(whole[9], torch.zeros(96))
+    assert whole[11].isnan().all() and whole[torch.arange(40) != 11].isfinite().all()
+    assert made(inputs[:0]).shape == (0, 96)
+
+
+@needs_vnni
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_dtypes(stored: torch.dtype) -> None:
+    floats = layer(48, 32, bias=True).to(stored)
+    made, inputs = Int8Linear.of(floats), torch.randn(3, 4, 32)
+    assert made(inputs.to(stored)).dtype is stored
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert made(inputs).dtype is floats(inputs).dtype is torch.bfloat16
+    torch.testing.assert_close(made(inputs.to(stored)).float(), floats(inputs.to(stored)).float(), rtol=0.1, atol=0.1)
+    with pytest.raises(ConfigError, match=r"works in the dtype of its weights \(torch.int8\)"):
+        made(inputs.to(torch.int8))
+
+
+@needs_vnni
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_is_loaded_in_int8(caplog, examples, batched, dtype: torch.dtype) -> None:
+    def loaded(llm: Part):
+        torch.manual_seed(0)
+        return load_model(tiny_config(llm=llm, train={"llm.lora": True}, weights=RANDOM), device="cpu", dtype=dtype)
+
+    with caplog.at_level(logging.INFO):
+        model = loaded(quantised(lora=LoraOptions(r=2)))
+    plain = loaded(part("hf", HFCausalLM.Config(config=dict(LLAMA), lora=LoraOptions(r=2))))
+    made = [m for m in model.modules() if isinstance(m, Int8Linear)]
+    assert len(made) == 7 * LLAMA["num_hidden_layers"] + 1
+    assert "15 layers in int8 (head included)" in caplog.text
+    assert type(model.vision.blocks[0].mlp.fc1) is nn.Linear  # the vision encoder stays
+    adapted = model.llm.model.model.layers[0].self_attn.q_proj
+    assert isinstance(adapted.base_layer, Int8Linear) and type(adapted.lora_A["default"]) is nn.Linear
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == {
+        n for n, p in plain.named_parameters() if p.requires_grad
+    }
+    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in plain.parameters())
+    for part_of in (model, plain):
+        part_of.llm.model.model.layers[0].self_attn.q_proj.lora_B["default"].weight.data.fill_(0.1)
+    with torch.no_grad():
+        found, expected = (m(batched(examples), return_logits=True).logits.float() for m in (model, plain))
+    assert model.compute_dtype is dtype
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.1 * expected.abs().max().item())
+    with pytest.raises(ConfigError, match="int8 weights of a CPU cannot be saved"):
+        model.state_dict()
+
+
+@needs_vnni
+def test_each_layer_is_released_before_the_next_is_made(build) -> None:
+    model, alive = build(), []
+
+    def make(floats: nn.Linear) -> nn.Module:
+        gc.collect()
+        assert not [ref for ref in alive if ref() is not None]
+        alive.append(weakref.ref(floats.weight))
+        return Int8Linear.of(floats)
+
+    assert replace_linears(model.llm.model, make, int8.wide) == 15
+    assert not int8.wide(nn.Linear(64, 8))  # a router of 8 experts
+
+
+@pytest.mark.parametrize(
+    "broken, why",
+    [
+        ({"unsupported": lambda: "the CPU has no AVX512-VNNI"}, "no int8 because the CPU has no AVX512-VNNI"),
+        ({"ERROR_BOUND": 1e-4}, "torch's int8 kernel is off by 1% on 32 x 32 weights"),
+    ],
+)
+def test_bf16_where_int8_cannot_be_computed(monkeypatch, caplog, broken: dict, why: str) -> None:
+    if "ERROR_BOUND" in broken and int8.unsupported() is not None:
+        pytest.skip("no kernel to test")
+    for name, value in broken.items():
+        monkeypatch.setattr(int8, name, value)
+    model = load_model(tiny_config(llm=quantised(), weights=RANDOM), device="cpu")
+    told = [record.getMessage() for record in caplog.records if record.name == "vlm.models.quantize"]
+    assert told == [f"model.llm.quantize: {why}; the LLM is stored in bf16"]
+    assert {p.dtype for p in model.llm.parameters()} == {torch.bfloat16}
+    assert model.compute_dtype is torch.bfloat16
+
+
+def test_a_kernel_that_torch_does_not_have(monkeypatch, build) -> None:
+    monkeypatch.delattr(torch, "_int_mm")
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
+    monkeypatch.setattr(int8.platform, "machine", lambda: "x86_64")
+    assert "has no int8 kernels for a CPU" in int8.unsupported()
+    monkeypatch.setattr(torch, "_int_mm", lambda *_: (_ for _ in ()).throw(RuntimeError("not here\nmore")), raising=False)
+    assert int8.test_layers([layer(32, 32)]) == "torch's int8 kernel fails (not here)"
+
+
+def test_where_int8_is_asked_for(monkeypatch) -> None:
+    cfg = composition(llm=quantised())
+    with pytest.raises(ConfigError, match="int8 on a CPU is for answers, a run cannot train through it"):
+        check_trains(cfg, CPU)
+    check_trains(cfg, torch.device("cuda", 0))
+    check_trains(plain_llm(cfg), CPU)
+    monkeypatch.setattr(int8, "unsupported", lambda: None)
+    check_quantize("int8", CPU)
+    with pytest.raises(ConfigError, match="nf4 is not possible: the device is a CPU"):
+        check_quantize("nf4", CPU)
+    monkeypatch.setattr(int8, "unsupported", lambda: "the CPU has no AVX512-VNNI")
+    with pytest.raises(ConfigError, match="int8 is not possible: the CPU has no AVX512-VNNI"):
+        check_quantize("int8", CPU)
+
+
+def test_what_is_refused_and_what_only_warns(build, caplog) -> None:
+    model = build()
+    with caplog.at_level(logging.WARNING):
+        assert quantize_llm(model.llm, "nf4", CPU) is None
+    assert "nf4 ignored because the device is a CPU" in caplog.text
+    assert all(p.dtype is torch.float32 for p in model.llm.parameters())
+    with pytest.raises(ConfigError, match="'int3' is unknown"):
+        quantize_llm(model.llm, "int3", CPU)
