@@ -140,17 +140,19 @@ def test_keys_and_tenants(servers: dict[str, tuple[int, Echo]]) -> None:
 @pytest.mark.parametrize(
     ("client", "keys", "header", "code"),
     [
-        (("127.0.0.1", 1), Keys(), b"", 200),
-        (("::1", 1), KEYS, b"", 200),
-        (("::ffff:127.0.0.1", 1), KEYS, b"", 200),
-        (None, KEYS, b"", 200),
-        (("192.168.1.7", 1), Keys(), b"", 403),
-        (("192.168.1.7", 1), KEYS, b"", 401),
-        (("not an address", 1), KEYS, b"", 401),
-        (("192.168.1.7", 1), KEYS, f"Bearer {BOB}".encode(), 200),
+        (("127.0.0.1", 1), KEYS, "x-forwarded-for", 401),
+        (None, Keys(), "forwarded", 403),
+        (("127.0.0.1", 1), Keys(), "", 200),
+        (("::1", 1), KEYS, "", 200),
+        (("::ffff:127.0.0.1", 1), KEYS, "", 200),
+        (None, KEYS, "", 200),
+        (("192.168.1.7", 1), Keys(), "", 403),
+        (("192.168.1.7", 1), KEYS, "", 401),
+        (("not an address", 1), KEYS, "", 401),
+        (("192.168.1.7", 1), KEYS, "authorization", 200),
     ],
 )
-def test_who_may_read_the_metrics(client: Any, keys: Keys, header: bytes, code: int) -> None:
+def test_who_may_read_the_metrics(client: Any, keys: Keys, header: str, code: int) -> None:
     sent: list[Any] = []
 
     async def receive() -> Any:
@@ -159,7 +161,7 @@ def test_who_may_read_the_metrics(client: Any, keys: Keys, header: bytes, code: 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    headers = [(b"authorization", header)] if header else []
+    headers = [(header.encode(), f"Bearer {BOB}".encode())] if header else []
     scope = {"type": "http", "method": "GET", "path": "/metrics", "headers": headers, "client": client}
     asyncio.run(Guard(Echo(), LIMITS, keys)(scope, receive, send))
     assert sent[0]["status"] == code

@@ -24,6 +24,7 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 OPEN_PATHS = ("/health", "/ready")
 """Answered without a key, and however many requests there are."""
 METRICS = "/metrics"
+FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
 METHODS = ("GET", "HEAD", "POST", "OPTIONS")
 HEADERS = 100
 """Headers of a request at most."""
@@ -228,7 +229,9 @@ def _host(value: bytes) -> str:
 
 
 def _is_local(scope: Scope) -> bool:
-    """Whether the client is on this machine: loopback, or a socket that is a file."""
+    """Whether the client is on this machine: loopback, or a socket that is a file, and not a proxy for another."""
+    if any(name in FORWARDED for name, _ in scope["headers"]):
+        return False
     if not scope.get("client"):
         return True
     try:
