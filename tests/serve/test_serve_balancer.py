@@ -73,23 +73,26 @@ def balancer(folder: Path, servers: list[Served]) -> Iterator[str]:
 @pytest.mark.heavy
 @pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 def test_a_replica_that_is_terminated_costs_no_request(tmp_path: Path) -> None:
-    with served(tmp_path, name="one") as one, served(tmp_path, name="two") as two:
-        with balancer(tmp_path, [one, two]) as address:
-            chunks = []
-            with httpx.stream("POST", f"{address}/v1/completions", json=body(1, 100, True), timeout=60) as response:
-                chunks = [time.monotonic() for _ in response.iter_raw()]
-            assert len(chunks) > 10, "the answer did not come in pieces: it was buffered"
-            assert httpx.get(f"{address}/metrics").status_code == 404
-            too_large = httpx.post(f"{address}/v1/completions", content=b" " * (33 << 20))
-            assert too_large.status_code == 413
-            clients = Clients(address, 16).start()
-            clients.wait_for(60)
-            clients.since = time.monotonic()
-            one.signal()
-            assert one.wait() == 0
-            clients.wait_for(clients.ends["answered"] + 60)
-            clients.join(stop=True)
-            log = (tmp_path / "access.log").read_text()
+    with (
+        served(tmp_path, name="one") as one,
+        served(tmp_path, name="two") as two,
+        balancer(tmp_path, [one, two]) as address,
+    ):
+        chunks = []
+        with httpx.stream("POST", f"{address}/v1/completions", json=body(1, 100, True), timeout=60) as response:
+            chunks = [time.monotonic() for _ in response.iter_raw()]
+        assert len(chunks) > 10, "the answer did not come in pieces: it was buffered"
+        assert httpx.get(f"{address}/metrics").status_code == 404
+        too_large = httpx.post(f"{address}/v1/completions", content=b" " * (33 << 20))
+        assert too_large.status_code == 413
+        clients = Clients(address, 16).start()
+        clients.wait_for(60)
+        clients.since = time.monotonic()
+        one.signal()
+        assert one.wait() == 0
+        clients.wait_for(clients.ends["answered"] + 60)
+        clients.join(stop=True)
+        log = (tmp_path / "access.log").read_text()
     assert set(clients.ends) == {"answered"}, clients.ends
     asked = [re.findall(r"POST [^\n]* to ([\d.:, ]+)$", line) for line in log.splitlines()]
     per_server = [

@@ -172,7 +172,7 @@ def lendable(models: Sequence[VLM], source: Hashable, borrower: VLM) -> dict[str
     names = {key.replace(WRAPPED, "."): key for key in targets(borrower)}
     result: dict[str, Tensor] = {}
     for model in models:
-        for key, tensor in targets(model).items():
+        for key, tensor in [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]:
             plain = key.replace(WRAPPED, ".")
             if model.read_from.get(key) == source and plain in names:
                 result.setdefault(names[plain], tensor)

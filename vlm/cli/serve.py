@@ -1,4 +1,4 @@
-"""``vlm serve``: one or several models behind the OpenAI API."""
+"""``vlm serve``: one or several models over HTTP, with the API of OpenAI's clients."""
 
 from __future__ import annotations
 
