@@ -1,7 +1,8 @@
-"""The chat page in a real browser: upload, ask, watch the answer grow, stop, regenerate, restart."""
+"""The chat page in a real browser: images, answers that grow, stop, branches, files, access."""
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import shutil
 import sys
@@ -27,6 +28,7 @@ FLAGS = (
     "--disable-component-update --disable-sync --use-fake-device-for-media-stream --use-fake-ui-for-media-stream"
 )
 IMAGE = CASE / "image.png"
+OTHER = CASE / "data" / "cc_sbu_align" / "image" / "2.jpg"
 AUDIT = (Path(__file__).parent / "audit.js").read_text(encoding="utf-8")
 GREEDY = EVALUATION.replace(max_new_tokens=24)
 SECONDS_PER_TOKEN = 0.03
@@ -82,13 +84,15 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
     assert faults == []
 
 
-def upload(page: Page, file: Path | dict) -> None:
-    page.locator("#image input[type=file]").set_input_files(file)
+def upload(page: Page, *files: Path | dict) -> None:
+    with page.expect_file_chooser() as chooser:
+        page.get_by_label("Upload a file").click()
+    chooser.value.set_files(list(files))
 
 
 def upload_image(page: Page) -> None:
     upload(page, IMAGE)
-    expect(page.locator("#image img")).to_be_visible()
+    expect(page.locator("#question img")).to_be_visible()
 
 
 def ask(page: Page, question: str, accepted: bool = True) -> None:
@@ -96,6 +100,16 @@ def ask(page: Page, question: str, accepted: bool = True) -> None:
     page.locator("#question textarea").press("Enter")
     if accepted:  # the page empties the box in the same update that disables Send
         expect(page.locator("#question textarea")).to_have_value("")
+
+
+def axe_faults(page: Page) -> list[str]:
+    """What the axe engine finds, as ``impact rule: element``; nothing where it is not installed."""
+    try:
+        from axe_playwright_python.sync_playwright import Axe
+    except ModuleNotFoundError:
+        return []
+    found = Axe().run(page).response["violations"]
+    return [f"{v['impact']} {v['id']}: {n['html'][:120]}" for v in found for n in v["nodes"]]
 
 
 def bot(page: Page) -> str:
@@ -152,9 +166,10 @@ def test_stop_regenerate_restart(page: Page, expected: list[str]) -> None:
     wait_until_done(page)
     page.wait_for_timeout(200)
     assert same(bot(page), expected[0])
+    upload_image(page)
     page.locator("#restart").click()
     expect(page.locator("#chat .user")).to_have_count(0)
-    expect(page.locator("#image img")).to_have_count(0)
+    expect(page.locator("#question img")).to_have_count(0)
     expect(page.locator("#again")).to_be_disabled()
     ask(page, "No image now?")
     wait_until_done(page)
@@ -162,14 +177,18 @@ def test_stop_regenerate_restart(page: Page, expected: list[str]) -> None:
 
 
 def test_a_file_that_is_no_image_is_told_and_the_page_lives_on(page: Page) -> None:
-    upload(page, {"name": "note.png", "mimeType": "image/png", "buffer": b"this is no image"})
     toast = page.locator(".toast-wrap")
-    expect(toast).to_contain_text("note.png")
-    expect(page.locator("#image img")).to_have_count(0)
     ask(page, "  ", accepted=False)
     expect(toast).to_contain_text("type a question")
+    upload(page, {"name": "note.png", "mimeType": "image/png", "buffer": b"this is no image"})
+    expect(page.locator("#question img")).to_have_count(1)
+    ask(page, "What is it?", accepted=False)
+    expect(toast).to_contain_text("note.png")
+    expect(page.locator("#question textarea")).to_have_value("What is it?")
     expect(page.locator("#chat .user")).to_have_count(0)
     expect(page.locator("#chat .error")).to_have_count(0)
+    page.locator("#question [aria-label='Remove file']").first.click()
+    expect(page.locator("#question img")).to_have_count(0)
     upload_image(page)
     ask(page, "And this?")
     wait_until_done(page)
@@ -180,7 +199,7 @@ def test_a_file_that_is_no_image_is_told_and_the_page_lives_on(page: Page) -> No
     ask(page, "word " * 2000, accepted=False)  # more than the model reads
     expect(toast).to_contain_text("positions")
     expect(page.locator("#chat")).not_to_contain_text("Loading content")
-    assert bot(page) == before and page.locator("#chat .user.message, #chat .message.user").count() == 1
+    assert bot(page) == before and page.locator("#chat .user.message, #chat .message.user").count() == 2
     expect(page.locator("#chat .error")).to_have_count(0)
     expect(page.locator("#question textarea")).to_be_focused()
 
@@ -202,23 +221,88 @@ def test_what_is_written_stays_text(page: Page) -> None:
     assert page.locator("#bold").count() == 0 and page.evaluate("window.hit") is None
 
 
-def test_place_in_the_queue_and_stop_while_waiting(
+def test_stop_before_the_first_word(
     page: Page, browser: Browser, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A second visitor waits for nobody to leave the page, and can give up."""
     monkeypatch.setattr(sys.modules[__name__], "SECONDS_PER_TOKEN", 0.2)
     other = browser.new_page()
     other.goto(address)
     other.wait_for_selector("#question textarea")
     ask(page, "What is in the image?")
     ask(other, "And mine?")
-    expect(other.locator("#chat")).to_contain_text("queue: 1/1")
-    expect(other.locator("#chat").get_by_role("status")).to_be_visible()  # the dots of "typing"
+    expect(other.locator("#chat").get_by_role("status").first).to_be_visible()  # the dots of "typing"
+    expect(other.locator("#stop")).to_be_enabled()
     other.locator("#stop").click()
-    expect(other.locator("#chat .user")).to_have_count(0)
-    expect(other.locator("#send")).to_be_enabled()
-    other.close()
     monkeypatch.undo()
+    wait_until_done(other)
+    expect(other.locator("#figures")).to_contain_text("stopped")
+    other.close()
     wait_until_done(page)
+
+
+def test_several_images_and_an_edited_question(page: Page) -> None:
+    upload(page, IMAGE, OTHER)
+    expect(page.locator("#question img")).to_have_count(2)
+    ask(page, "What is <b>in</b> them?")
+    wait_until_done(page)
+    expect(page.locator("#chat .user img")).to_have_count(2)
+    first = bot(page)
+    numbers = page.locator("#figures")
+    expect(numbers).to_contain_text("tokens/s")
+    expect(numbers).to_contain_text("first after")
+    expect(numbers).to_contain_text("context")
+    ask(page, "And?")
+    wait_until_done(page)
+    page.locator("#chat button[aria-label=Edit]").first.focus()
+    page.keyboard.press("Enter")
+    page.locator("#chat textarea").fill("Which colour?")
+    page.locator("#chat button[aria-label=Submit]").click()
+    expect(page.locator("#chat")).not_to_contain_text("And?")
+    wait_until_done(page)
+    expect(page.locator("#chat")).to_contain_text("Which colour?")
+    expect(page.locator("#chat .user img")).to_have_count(2)
+    expect(page.locator("#branch")).to_have_text("Branch 2 of 2")
+    page.locator("#earlier").click()
+    expect(page.locator("#chat")).to_contain_text("What is <b>in</b> them?")
+    expect(page.locator("#chat")).to_contain_text("And?")
+    page.locator("#undo").click()
+    expect(page.locator("#question textarea")).to_have_value("And?")
+    expect(page.locator("#branch")).to_have_text("Branch 3 of 3")
+    assert bot(page) == first
+
+
+def test_paste_and_drop(page: Page) -> None:
+    """As a browser does it: a file of the clipboard, and one that is dropped on the conversation."""
+    give = """([kind, target, data]) => {
+      const moved = new DataTransfer();
+      const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+      moved.items.add(new File([bytes], kind + '.png', {type: 'image/png'}));
+      const more = {bubbles: true, cancelable: true};
+      const event = kind === 'paste' ? new ClipboardEvent('paste', {clipboardData: moved, ...more})
+        : new DragEvent('drop', {dataTransfer: moved, ...more});
+      document.querySelector(target).dispatchEvent(event);
+    }"""
+    data = base64.b64encode(IMAGE.read_bytes()).decode()
+    for count, (kind, target) in enumerate((("paste", "#question textarea"), ("drop", "#lanes")), start=1):
+        page.evaluate(give, [kind, target, data])
+        expect(page.locator("#question img")).to_have_count(count)
+    ask(page, "What are they?")
+    wait_until_done(page)
+    expect(page.locator("#chat .user img")).to_have_count(2)
+
+
+def test_a_conversation_is_saved(page: Page, tmp_path: Path) -> None:
+    upload_image(page)
+    ask(page, "What is <i>it</i>?")
+    wait_until_done(page)
+    for name in ("html", "json"):
+        with page.expect_download() as saved:
+            page.locator(f"#{name}").click()
+        assert saved.value.suggested_filename == f"conversation.{name}"
+        text = Path(saved.value.path()).read_text(encoding="utf-8")
+        assert "data:image/jpeg;base64," in text
+        assert ("&lt;i&gt;it" if name == "html" else "<i>it") in text
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -232,18 +316,22 @@ def test_everybody_can_use_it(browser: Browser, address: str, size: tuple[int, i
     page = context.new_page()
     page.goto(address)
     page.wait_for_selector("#question textarea")
-    found = set(page.evaluate(AUDIT, {"phone": phone}))
+    audit: Any = lambda: {*page.evaluate(AUDIT, {"phone": phone}), *axe_faults(page)}  # noqa: E731
+    found = audit()
     for step in (lambda: None, lambda: upload_image(page), lambda: ask(page, "What is it, " + "long" * 20)):
         step()
         for name in ("#question textarea", "#send"):
             box = page.locator(name).bounding_box()
             assert box and box["y"] + box["height"] <= height and page.evaluate("scrollY") == 0, (name, box)
     wait_until_done(page)
-    found |= set(page.evaluate(AUDIT, {"phone": phone}))
-    for name in ("#settings", "#prompt"):
+    page.locator("#again").click()  # which shows a notice and makes a branch
+    expect(page.locator("#branch")).to_be_visible()
+    wait_until_done(page)
+    found |= audit()
+    for name in ("#camera-box", "#settings", "#prompt"):
         page.locator(f"{name} button").first.click()
     expect(page.locator("#read textarea")).to_be_visible()
-    found |= set(page.evaluate(AUDIT, {"phone": phone}))
+    found |= audit()
     context.close()
     assert found == set()
 
@@ -251,7 +339,7 @@ def test_everybody_can_use_it(browser: Browser, address: str, size: tuple[int, i
 def test_example_fills_in_image_and_question(page: Page) -> None:
     expect(page.locator("#examples button")).to_have_count(8)
     page.locator("#examples button").nth(1).click()
-    expect(page.locator("#image img")).to_be_visible()
+    expect(page.locator("#question img")).to_be_visible()
     expect(page.locator("#question textarea")).to_have_value("What color is the circle?")
     page.locator("#send").click()
     expect(page.locator("#question textarea")).to_have_value("")
@@ -262,12 +350,12 @@ def test_example_fills_in_image_and_question(page: Page) -> None:
 
 def test_image_of_the_webcam(page: Page) -> None:
     """Chromium's own camera shows a clock."""
-    page.get_by_label("Capture from camera").click()
+    page.locator("#camera-box button").first.click()
     page.get_by_text("Click to Access Webcam").click()
-    page.wait_for_function("() => [...document.querySelectorAll('#image video')].some((v) => v.videoWidth > 0)")
+    page.wait_for_function("() => [...document.querySelectorAll('#camera video')].some((v) => v.videoWidth > 0)")
     page.wait_for_timeout(500)  # the first frame
-    page.locator("#image button[aria-label='capture photo']").click()
-    expect(page.locator("#image img")).to_be_visible()
+    page.locator("#camera button[aria-label='capture photo']").click()
+    expect(page.locator("#question img")).to_be_visible()
     ask(page, "What is in the image?")
     wait_until_done(page)
     expect(page.locator("#chat .user img")).to_be_visible()

@@ -119,9 +119,10 @@ def test_few_shot_examples_are_turns(engine: Engine, tmp_path: Path) -> None:
 
 
 def test_page(engine: Engine) -> None:
-    page = PageChat(engine)
-    page.ask("What color is it?", RED)
-    assert list(page.write(engine.options(**GREEDY)))[-1][-1]["content"] == "red"
+    page = PageChat({"run": engine})
+    page.ask("What color is it?", [RED])
+    list(page.write({"run": engine.options(**GREEDY)}))
+    assert page.branches.here.replies["run"].text == "red"
 
 
 def test_commands(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,9 +13,10 @@ from vlm.datasets.formats.table.table import Table
 from vlm.runners.evaluate.run import run_evaluation
 
 from ..equivalence.tiny import DATA, Tiny
+from ..tasks.asked import Asked
 
 
-class Engine:
+class Engine(Asked):
     """Answers with the colour of the pixel it is shown."""
 
     config = None
@@ -25,7 +26,6 @@ class Engine:
         return base
 
     def generate(self, conversations, generation, batch_size=16):
-        self.batch_size = batch_size
         found = []
         for messages in conversations:
             media = messages[-1].media
@@ -51,7 +51,6 @@ def cfg(tmp_path):
 def test_all_datasets_and_controls_are_scored_and_written(cfg, tmp_path):
     engine = Engine()
     found = run_evaluation(cfg, engine=engine, images=("right", "none"))
-    assert engine.batch_size == 7
     assert sorted(found) == ["held_out", "other"] and sorted(found["other"]) == ["none", "right"]
     right = found["held_out"]["right"]
     assert right["overall"] == 1.0 and right["majority"]["overall"] == 0.6 and right["counts"]["unseen_pairs"] == 1

@@ -81,27 +81,29 @@ def test_model_of_images_refuses_a_clip(session: ChatSession, tmp_path: Path) ->
 
 def test_page_takes_a_clip(session: ChatSession, tmp_path: Path) -> None:
     clip = str(moving_square(tmp_path / "a.mp4", (0, 0, 255)))
-    chat = PageChat(session.engine)
-    chat.ask("What moves?", None, video=clip)
-    list(chat.write(session.generation))
-    chat.ask("And now?", None, video=clip)
-    assert [len(m.media) for m in chat.session.messages] == [1, 0, 0]
-    assert chat.shown[0]["content"] == [{"path": clip}, "What moves?"]
-    list(chat.write(session.generation))
+    chat = PageChat({"m": session.engine})
+    chat.ask("What moves?", [clip])
+    list(chat.write({"m": session.generation}))
+    chat.ask("And now?")
+    assert [len(turn.asked["m"].media) for turn in chat.branches.shown] == [1, 0]
+    assert chat.branches.shown[0].files == (Video(clip),)
+    list(chat.write({"m": session.generation}))
     (tmp_path / "bad.mp4").write_bytes(b"nothing" * 20)
     with pytest.raises(DataError, match="bad.mp4: no video that"):
-        chat.ask("And this?", None, video=str(tmp_path / "bad.mp4"))
-    assert len(chat.shown) == 4 and chat.video == clip
+        chat.ask("And this?", [str(tmp_path / "bad.mp4")])
+    assert len(chat.branches.shown) == 2
 
 
-def test_page_shows_a_place_for_clips_where_the_model_takes_them(session: ChatSession) -> None:
+def test_page_takes_clips_where_the_model_does(session: ChatSession) -> None:
     pytest.importorskip("gradio")
+    from vlm.serve.gradio.events import Models
     from vlm.serve.gradio.layout import build
 
-    def shown() -> bool:
-        parts = build(session.engine).get_config_file()["components"]
-        return next(p["props"]["visible"] for p in parts if p["props"].get("elem_id") == "video")
+    def kinds() -> list[str]:
+        page = build(Models({"m": session.engine}, {"m": session.generation}))
+        parts = page.get_config_file()["components"]
+        return next(p["props"]["file_types"] for p in parts if p["props"].get("elem_id") == "question")
 
-    assert shown()
+    assert kinds() == ["image", "video"]
     session.engine.processor.video = None
-    assert not shown()
+    assert kinds() == ["image"]

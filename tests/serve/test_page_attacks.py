@@ -17,9 +17,10 @@ import pytest
 pytest.importorskip("gradio")
 
 from vlm.common.errors import UserError
+from vlm.common.types import Image
 from vlm.inference.engine import Engine
 from vlm.serve.gradio import app as gradio_app
-from vlm.serve.gradio import display, session
+from vlm.serve.gradio import branches, display, mount, theme
 from vlm.serve.gradio.uploads import KEPT_SECONDS, MAX_FOLDER, MIB, UploadFolder, upload_folder
 
 from ..inference.small import CASE, write_config
@@ -40,9 +41,11 @@ class Visitor:
         config = self.http.get("/config").json()
         names = {c["id"]: c["props"].get("elem_id") or c["props"].get("label") for c in config["components"]}
         self.inputs = {d["id"]: [names.get(i) for i in d["inputs"]] for d in config["dependencies"]}
-        self.ask_id = next(k for k, found in self.inputs.items() if found[:2] == ["question", "image"])
+        self.ask_id = next(
+            k for k, found in self.inputs.items() if found[:3] == ["question", "Several images", "models"]
+        )
         self.write_id = next(k for k, found in self.inputs.items() if "system" in found)
-        self.check_ids = {n: next(k for k, f in self.inputs.items() if f == [n]) for n in ("image", "video")}
+        self.camera_id = next(k for k, found in self.inputs.items() if found == ["camera", "question"])
         self.session = f"s{next(SESSIONS)}"
 
     def join(self, number: int, data: list[Any], **more: Any) -> httpx.Response:
@@ -60,8 +63,8 @@ class Visitor:
                     break
         return found
 
-    def ask(self, question: Any, image: Any = None, video: Any = None, keep: bool = False) -> list[dict[str, Any]]:
-        return self.call(self.ask_id, [question, image, keep, None, video])
+    def ask(self, question: Any, *files: Any, keep: bool = False) -> list[dict[str, Any]]:
+        return self.call(self.ask_id, [{"text": question, "files": list(files)}, keep, ["small"], None])
 
     def upload(self, content: bytes, name: str = "a.png") -> str:
         answer = self.http.post("/gradio_api/upload", files={"files": (name, content)})
@@ -76,7 +79,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     (folder / "examples.jsonl").write_text('{"image": "example.png", "question": "What?"}')
     engine = Engine.load(write_config(folder))
     page = gradio_app.launch(
-        engine,
+        {"small": engine},
         port=gradio_app.free_port("127.0.0.1", None),
         generation={"max_new_tokens": 3, "do_sample": False},
         examples=folder / "examples.jsonl",
@@ -140,24 +143,23 @@ def test_no_other_file_reaches_any_widget(visitor: Visitor, tmp_path: Path) -> N
         for extra in ({}, {"meta": META}, {"meta": META, "url": "http://127.0.0.1:9/x", "is_stream": True}):
             medium = {"path": path, **extra}
             for number, data in (
-                (visitor.ask_id, ["What?", medium, False, None, None]),
-                (visitor.ask_id, ["What?", None, False, None, medium]),
-                (visitor.ask_id, ["What?", {"image": medium}, False, {"shown": [medium]}, [medium]]),
-                (visitor.ask_id, [[medium], None, False, medium, None]),
-                (visitor.check_ids["image"], [medium]),
-                (visitor.check_ids["video"], [medium]),
+                (visitor.ask_id, [{"text": "What?", "files": [medium]}, False, ["small"], None]),
+                (visitor.ask_id, [{"text": medium, "files": []}, False, ["small"], None]),
+                (visitor.ask_id, [{"text": "What?", "files": [{"image": medium}]}, False, [medium], None]),
+                (visitor.ask_id, [[medium], False, ["small"], {"shown": [medium]}]),
+                (visitor.camera_id, [medium, None]),
             ):
                 answer = visitor.join(number, data)
                 assert answer.status_code == 400, (what, data)
                 said.add(answer.text)
-            assert (
-                visitor.join(visitor.ask_id, ["What?", None, False, None, None], event_data=medium).status_code == 400
-            )
+            plain = [{"text": "What?", "files": []}, False, ["small"], None]
+            assert visitor.join(visitor.ask_id, plain, event_data=medium).status_code == 400
     assert len(said) == 1 and "not an upload" in said.pop()  # nothing tells which of them exist
 
 
 def test_direct_calls_and_other_routes_are_closed(visitor: Visitor) -> None:
-    body = {"data": ["What?", {"path": "/etc/hostname"}, False, None, None], "fn_index": 0, "session_hash": "x"}
+    data = [{"text": "What?", "files": [{"path": "/etc/hostname"}]}, False, ["small"], None]
+    body = {"data": data, "fn_index": 0, "session_hash": "x"}
     for route in (
         "run/predict",
         "run/ask",
@@ -211,6 +213,28 @@ def test_uploads_and_examples_are_answered(visitor: Visitor) -> None:
     assert visitor.ask("What?", {"path": str(example)})[-1]["success"]
 
 
+def test_an_upload_is_its_visitors_own(visitor: Visitor, address: str) -> None:
+    """Whoever learns the path of an upload can neither read it nor ask about it, unless they have the same file."""
+    content = IMAGE.read_bytes() + b"mine"
+    path = visitor.upload(content)
+    with httpx.Client(base_url=address) as bare:  # without the cookie
+        assert bare.get(f"/gradio_api/file={path}").status_code == 404
+    other = Visitor(address)
+    assert other.http.get(f"/gradio_api/file={path}").status_code == 404
+    data = [{"text": "What?", "files": [{"path": path}]}, False, ["small"], None]
+    assert other.join(other.ask_id, data).status_code == 400
+    for forged in ("", "a" * 21, "../" + "a" * 19):
+        other.http.cookies.set("vlm_visitor", forged, domain="127.0.0.1")
+        assert other.http.get(f"/gradio_api/file={path}").status_code == 404
+    assert visitor.http.get(f"/gradio_api/file={path}").status_code == 200
+    fresh = Visitor(address)
+    assert fresh.upload(content) == path and fresh.http.get(f"/gradio_api/file={path}").status_code == 200
+    cookie = next(c for c in fresh.http.cookies.jar if c.name == "vlm_visitor")
+    assert cookie.has_nonstandard_attr("HttpOnly") and cookie.get_nonstandard_attr("SameSite") == "Lax"
+    for client in (other, fresh):
+        client.http.close()
+
+
 def test_errors_hold_no_bytes_and_no_paths(visitor: Visitor) -> None:
     for name, content in (
         ("a.png", b"top secret bytes"),
@@ -221,14 +245,12 @@ def test_errors_hold_no_bytes_and_no_paths(visitor: Visitor) -> None:
         ("<img src=x onerror=alert(1)>.png", b"top secret bytes"),
     ):
         path = visitor.upload(content, name)
-        for widget, number in visitor.check_ids.items():
-            said = visitor.call(number, [{"path": path}])
-            text = " ".join(m["log"] for m in said if m["msg"] == "log")
-            assert f"cannot be read as {widget}" in text and said[-1]["success"], (name, widget, said)
-            for word in ("secret", "etc", str(upload_folder().root), "<img", "EXTM3U"):
-                assert word not in text, (name, word)
         said = visitor.ask("What?", {"path": path})
-        assert "secret" not in json.dumps(said) and "cannot be read" in json.dumps(said)
+        text = " ".join(m["log"] for m in said if m["msg"] == "log")
+        told = "cannot be read" in text and said[-1]["success"]
+        assert told or "Invalid file type" in said[-1]["output"]["error"], (name, said)
+        for word in ("secret", "etc", str(upload_folder().root), "<img", "EXTM3U"):
+            assert word not in text, (name, word)
 
 
 def test_requests_of_any_shape(visitor: Visitor) -> None:
@@ -257,8 +279,12 @@ def test_values_of_any_type(visitor: Visitor) -> None:
         visitor.call(visitor.write_id, [*ok[:place], value, *ok[place + 1 :]])
         end = visitor.call(visitor.write_id, ok)[-1]
         assert end["success"], (place, value)
-    for question in ({"a": 1}, 7, ["x"], None, True):
-        assert visitor.ask(question)[-1]["success"]
+    for box in ({"a": 1}, 7, ["x"], True, {"text": 7, "files": 7}, {"text": None, "files": [{}]}):
+        end = visitor.call(visitor.ask_id, [box, False, ["small"], None])[-1]  # no visitor's box sends this
+        assert not end["success"] and "pydantic" not in json.dumps(end), box
+    for box, chosen in ((None, ["small"]), ({"text": "What?", "files": []}, ["other"])):
+        visitor.call(visitor.ask_id, [box, False, chosen, None])
+    assert visitor.ask("What?")[-1]["success"]
 
 
 def test_other_sites_and_names_are_refused(visitor: Visitor) -> None:
@@ -322,26 +348,26 @@ def test_nothing_becomes_html() -> None:
         assert display.markdown(begun) == begun
     for text in ("\\`<p>`", "` <p>", "``<p>`", "<p>", "a\n\n<p>\n"):
         assert "<p>" not in display.markdown(text), text
-    shown = [{"role": "user", "content": [{"path": "/a/<b>.png"}, "<i>"]}, {"role": "assistant", "content": "<u>"}]
-    escaped = display.messages(shown)
-    assert escaped[0]["content"] == [{"path": "/a/<b>.png"}, "&lt;i&gt;"] and escaped[1]["content"] == "&lt;u&gt;"
-    assert shown[1]["content"] == "<u>"
-    assert "<img" not in display.told(UserError("<img>", fix="x")) and "<img" not in display.unreadable(
-        "image", "<img>"
-    )
+    for text in ("<p> `<b>` &lt;", "~~~\n<p>&amp;\n~~~ <p>", "a & b"):
+        assert display.written(display.markdown(text)) == text
+    turn = branches.Turn("<i>", (Image("/a/<b>.png"),), replies={"m": branches.Reply("<u>")})
+    shown = display.messages([turn], "m")
+    assert shown[0]["content"] == [{"path": "/a/<b>.png"}, "&lt;i&gt;"] and shown[1]["content"] == "&lt;u&gt;"
+    assert "<b>" not in theme.lane_title("<b>")
+    assert "<img" not in display.told(UserError("<img>", fix="x")) and "<img" not in display.unreadable(["<img>"])
 
 
 def test_sessions_and_what_they_hold_are_bounded(visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "MEDIA", 2)
+    monkeypatch.setattr(branches, "MEDIA", 2)
     paths = [visitor.upload(IMAGE.read_bytes() + bytes([k])) for k in range(3)]
     said = []
     for path in paths:
         said.append(json.dumps(visitor.ask("What?", {"path": path}, keep=True)))
         visitor.call(visitor.write_id, SETTINGS)
-    assert "at most 2 images" not in said[1] and "at most 2 images" in said[2]
-    monkeypatch.setattr(session, "TURNS", 1)
+    assert "2 images" not in said[1] and "2 images" in said[2]
+    monkeypatch.setattr(branches, "TURNS", 1)
     assert "at most 1 questions" in json.dumps(visitor.ask("What?"))
-    assert gradio_app.SESSIONS <= 100 and gradio_app.WAITING <= 100
+    assert mount.SESSIONS <= 100 and mount.WAITING <= 100
 
 
 @pytest.mark.slow
@@ -355,5 +381,5 @@ def test_memory_is_flat(visitor: Visitor) -> None:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MIB
 
     path = visitor.upload(IMAGE.read_bytes())
-    before = grow(2 * gradio_app.SESSIONS)
-    assert grow(3 * gradio_app.SESSIONS) - before < 30
+    before = grow(2 * mount.SESSIONS)
+    assert grow(3 * mount.SESSIONS) - before < 30

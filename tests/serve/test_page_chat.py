@@ -12,12 +12,14 @@ import pytest
 from vlm.cli import demo
 from vlm.common.errors import DataError, PromptError, UserError
 from vlm.common.registry import resolve
-from vlm.common.types import Image
 from vlm.inference.engine import Engine
 from vlm.inference.generation import EVALUATION
+from vlm.inference.session import ChatSession
 from vlm.serve.gradio import app as gradio_app
-from vlm.serve.gradio import theme as theme
+from vlm.serve.gradio import display, theme
+from vlm.serve.gradio.events import Models
 from vlm.serve.gradio.examples import is_tiny_model, tiny_model_examples
+from vlm.serve.gradio.mount import names_of
 from vlm.serve.gradio.session import PageChat
 
 from ..inference.small import CASE, write_config
@@ -34,131 +36,142 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 
 @pytest.fixture
 def chat(engine: Engine) -> PageChat:
-    return PageChat(engine)
+    return PageChat({"small": engine})
 
 
 def answer(chat: PageChat) -> str:
-    return list(chat.write(SHORT))[-1][-1]["content"]
+    list(chat.write(dict.fromkeys(chat.engines, SHORT)))
+    return chat.branches.here.replies["small"].text
 
 
-def test_image_goes_with_its_first_question_only(chat: PageChat) -> None:
-    chat.ask("What is this?", IMAGE)
+def texts(chat: PageChat) -> list[str]:
+    return [turn.text for turn in chat.branches.shown]
+
+
+def media(chat: PageChat) -> list[int]:
+    """How many images each shown question has, as the model is given it."""
+    return [len(turn.asked["small"].media) for turn in chat.branches.shown]
+
+
+def test_images_go_with_their_question_only(chat: PageChat, engine: Engine) -> None:
+    chat.ask("What is this?", [IMAGE, OTHER])
     first = answer(chat)
-    chat.ask("And now?", IMAGE)
+    chat.ask("And now?")
     answer(chat)
-    assert [len(m.media) for m in chat.session.messages] == [1, 0, 0, 0]
-    assert chat.shown[0] == {"role": "user", "content": [{"path": IMAGE}, "What is this?"]}
-    assert chat.shown[1]["content"] == first == chat.session.messages[1].text
-    assert chat.shown[2]["content"] == ["And now?"]
+    assert media(chat) == [2, 0]
+    shown = display.messages(chat.branches.shown, "small")
+    assert shown[0] == {"role": "user", "content": [{"path": IMAGE}, {"path": OTHER}, "What is this?"]}
+    session = ChatSession(engine)
+    assert first == session.chat("What is this?", [IMAGE, OTHER], generation=SHORT)
+    assert chat.branches.here.replies["small"].text == session.chat("And now?", generation=SHORT)
 
 
-def test_new_image_begins_anew_unless_kept(chat: PageChat) -> None:
-    chat.ask("What is this?", IMAGE)
+def test_new_image_begins_another_conversation_unless_kept(chat: PageChat) -> None:
+    chat.ask("What is this?", [IMAGE])
     answer(chat)
-    chat.ask("And this?", OTHER)
+    chat.ask("And this?", [OTHER])
     answer(chat)
-    assert len(chat.session.messages) == len(chat.shown) == 2
-    chat.ask("Compare.", IMAGE, keep=True)
-    assert sum(len(m.media) for m in chat.session.messages) == 2
-    assert len(chat.shown) == 3
+    assert texts(chat) == ["And this?"] and chat.branches.place == (2, 2)
+    chat.ask("Compare.", [IMAGE], keep=True)
+    assert media(chat) == [1, 1]
+    chat.go(-1)
+    assert texts(chat) == ["What is this?"]
 
 
 def test_regenerate_and_restart(chat: PageChat) -> None:
-    chat.ask("What is this?", IMAGE)
+    chat.ask("What is this?", [IMAGE])
     first = answer(chat)
     chat.again()
-    assert len(chat.shown) == 1
-    assert answer(chat) == first
+    assert texts(chat) == ["What is this?"] and chat.is_waiting
+    assert answer(chat) == first and chat.branches.place == (2, 2)
     chat.restart()
-    assert (chat.shown, chat.session.messages, chat.image) == ([], [], None)
+    assert (chat.branches.shown, chat.branches.turns) == ([], [])
     with pytest.raises(PromptError):
         chat.again()
 
 
-def test_one_answer_at_a_time(chat: PageChat) -> None:
-    chat.ask("What is this?", IMAGE)
-    writing = chat.write(SHORT)
+def test_one_question_at_a_time(chat: PageChat) -> None:
+    chat.ask("What is this?", [IMAGE])
+    writing = chat.write({"small": SHORT.replace(max_new_tokens=40)})
     next(writing)
-    for intrude in (lambda: chat.ask("Quick, another!", None), chat.again):
+    for intrude in (lambda: chat.ask("Quick, another!"), chat.again, chat.undo, lambda: chat.go(1)):
         with pytest.raises(PromptError, match="is being written"):
             intrude()
-    assert [m.role for m in chat.session.messages] == ["user"]
+    assert texts(chat) == ["What is this?"]
     chat.stop()
     list(writing)
-    chat.ask("Now another.", None)
+    assert chat.branches.here.replies["small"].record.finish == "cancelled"
+    chat.ask("Now another.")
     assert answer(chat)
 
 
 def test_visitor_who_leaves_frees_the_chat(chat: PageChat) -> None:
-    chat.ask("What is this?", IMAGE)
-    writing = chat.write(SHORT)
+    chat.ask("What is this?", [IMAGE])
+    writing = chat.write({"small": SHORT})
     next(writing)
     writing.close()
-    chat.ask("Back again.", None)
+    assert not chat.is_writing
+    chat.ask("Back again.")
     assert answer(chat)
 
 
 def test_restart_while_an_answer_is_written(chat: PageChat) -> None:
-    chat.ask("What is this?", IMAGE)
-    writing = chat.write(SHORT)
+    chat.ask("What is this?", [IMAGE])
+    writing = chat.write({"small": SHORT})
     next(writing)
     chat.restart()
-    assert list(writing)[-1] == []
-    assert chat.session.messages == []
-
-
-def test_bad_requests_change_nothing(chat: PageChat, tmp_path) -> None:
-    chat.ask("What is this?", IMAGE)
-    answer(chat)
-    shown = [dict(bubble) for bubble in chat.shown]
-    bad = tmp_path / "bad.png"
-    bad.write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"bad\.png"):
-        chat.ask("And this?", str(bad))
-    with pytest.raises(PromptError, match="type a question"):
-        chat.ask("  ", None)
-    chat.ask("word " * 300, None)
-    with pytest.raises(PromptError, match="positions"):
-        answer(chat)
-    assert chat.shown == shown
-    assert len(chat.session.messages) == 2
-    chat.ask("Still there?", None)
+    list(writing)
+    assert chat.branches.shown == [] and not chat.is_writing
+    chat.ask("Anything?")
     assert answer(chat)
 
 
-def test_a_question_that_fails_leaves_conversation_and_image(chat: PageChat) -> None:
-    chat.ask("word " * 300, IMAGE)
+def test_bad_requests_change_nothing(chat: PageChat, tmp_path) -> None:
+    chat.ask("What is this?", [IMAGE])
+    answer(chat)
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"bad\.png"):
+        chat.ask("And this?", [IMAGE, str(bad)])
+    with pytest.raises(PromptError, match="type a question"):
+        chat.ask("  ")
+    chat.ask("word " * 300)
     with pytest.raises(PromptError, match="positions"):
         answer(chat)
-    assert (chat.shown, chat.image) == ([], None)
-    chat.ask("What is this?", IMAGE)  # the image goes with this question then
-    first = answer(chat)
-    assert [len(m.media) for m in chat.session.messages] == [1, 0]
-    chat.ask("word " * 300, OTHER)  # a new image, which would have begun a new conversation
+    chat.ask("word " * 300, [OTHER])  # which would have begun a new conversation
     with pytest.raises(PromptError, match="positions"):
         answer(chat)
-    assert [len(m.media) for m in chat.session.messages] == [1, 0] and chat.image == IMAGE
-    assert len(chat.shown) == 2 and chat.shown[1]["content"] == first
-    chat.ask("And this?", OTHER)
-    chat.ask("Another instead?", OTHER)  # before the first one was answered
-    assert [len(m.media) for m in chat.session.messages] == [1] and len(chat.shown) == 1
+    assert texts(chat) == ["What is this?"] and chat.branches.place == (1, 1)
+    chat.ask("And this?", [OTHER])
+    chat.ask("Another instead?", [OTHER])  # before the first one was answered
+    assert texts(chat) == ["Another instead?"] and len(chat.branches.turns) == 2
     chat.give_up()
-    assert chat.image == IMAGE and not chat.is_waiting
+    assert texts(chat) == ["What is this?"] and not chat.is_waiting
+    chat.ask("Still there?")
+    assert answer(chat)
 
 
-def test_visitor_who_leaves_before_the_first_word(chat: PageChat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_breaks_leaves_the_question_open(chat: PageChat, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object) -> Iterator[str]:
         raise RuntimeError("out of memory")
         yield ""
 
     with monkeypatch.context() as patched:
-        patched.setattr(chat.session, "stream", fails)
-        chat.ask("What is this?", IMAGE)
+        patched.setattr(ChatSession, "stream", fails)
+        chat.ask("What is this?", [IMAGE])
         with pytest.raises(RuntimeError):
             answer(chat)
-    assert chat.is_waiting and len(chat.shown) == 1
-    chat.ask("Once more?", IMAGE)
-    assert answer(chat) and len(chat.shown) == 2
+    assert chat.is_waiting and texts(chat) == ["What is this?"]
+    chat.ask("Once more?", [IMAGE])
+    assert answer(chat) and texts(chat) == ["Once more?"]
+
+
+def box(text: str | None, *files: str) -> dict[str, object]:
+    return {"text": text, "files": list(files)}
+
+
+def models(engine: Engine) -> Models:
+    return Models({"small": engine}, {"small": SHORT})
 
 
 def test_events_tell_and_change_nothing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,26 +180,31 @@ def test_events_tell_and_change_nothing(engine: Engine, monkeypatch: pytest.Monk
     told: list[str] = []
     monkeypatch.setattr(module.gr, "Warning", lambda text, title: told.append(text))
     monkeypatch.setattr(module.gr, "Info", lambda text, title: told.append(text))
-    events = module.Events(engine, SHORT, ["seed"])
+    events = module.Events(models(engine), ["seed"])
     skip = module.gr.skip()
-    mine, *rest = events.ask(None, None, False, None)
-    assert rest == [skip] * 5 and told == ["type a question first"]
-    assert list(events.write(mine, None)) == [[skip] * 4] == list(events.write(None))
-    assert events.again(mine) == [skip] * 4 and "no answer to regenerate" in told.pop()
+    names = ["small"]
+    mine, *rest = events.ask(None, False, names, None)
+    assert rest == [skip] * (1 + events.width) and told == ["type a question first"]
+    events.ask(box("What?"), False, [], mine)
+    assert "no model is chosen" in told.pop()
+    assert list(events.write(mine, None)) == [events.same()] == list(events.write(None))
+    assert events.again(names, mine) == events.same() and "no answer to regenerate" in told.pop()
+    assert events.undo(None, mine) == events.same(1) and "no question to undo" in told.pop()
+    assert events.download("html", mine) == "" and "Ask a question first" in told.pop()
     for value in (float("nan"), "x", {}, 1e400):
-        mine = events.ask("What is this?", None, False, mine)[0]
+        mine = events.ask(box("What is this?"), False, names, mine)[0]
         assert list(events.write(mine, value))[-1][0] == [] and "a setting is not a number" in told.pop()
-    mine = events.ask("What is this?", None, False, mine)[0]
+    mine = events.ask(box("What is this?"), False, names, mine)[0]
     list(events.write(mine, None))
     for sample, seed, same in ((True, None, False), (False, None, True), (True, 7, True)):
         told.clear()
-        assert len(events.again(mine, sample, seed)[0]) == 1
+        assert len(events.again(names, mine, sample, seed)[0]) == 1
         assert told == ([module.SAME] if same else [])
         list(events.write(mine, None))
-    events.ask("And now?", None, False, mine)
+    events.ask(box("And now?"), False, names, mine)
     assert len(events.stop(mine)[0]) == 2 and not mine.is_waiting  # a question that waits is taken back
     events.forget(mine)
-    assert mine.session.messages == [] == mine.shown
+    assert mine.branches.turns == []
 
 
 def test_without_streaming_an_answer_comes_whole(engine: Engine) -> None:
@@ -194,40 +212,12 @@ def test_without_streaming_an_answer_comes_whole(engine: Engine) -> None:
 
     found = []
     for stream in (True, False):
-        events = Events(engine, SHORT, ["max_new_tokens", "top_k"], stream=stream)
-        mine = events.ask("What is this?", IMAGE, False, None)[0]
+        events = Events(models(engine), ["max_new_tokens", "top_k"], stream=stream)
+        mine = events.ask(box("What is this?", IMAGE), False, ["small"], None)[0]
         updates = list(events.write(mine, 5.0, 3.0))
         found.append(updates[-1][0][-1]["content"])
         assert len(updates) > 1 if stream else len(updates) == 1
     assert found[0] == found[1]
-
-
-def test_an_upload_is_decoded_once(engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    from vlm.processors.image.recipe import ImageRecipe
-    from vlm.serve.gradio import events as module
-    from vlm.serve.gradio.session import UPLOADS
-
-    decoded: list[object] = []
-    recipe = ImageRecipe.__call__
-
-    def spy(self, source, *rest):
-        decoded.extend([source] if isinstance(source, str) else [])
-        return recipe(self, source, *rest)
-
-    monkeypatch.setattr(ImageRecipe, "__call__", spy)
-    events = module.Events(engine, SHORT, [])
-    events.check(Image, IMAGE)
-    mine = events.ask("What is this?", IMAGE, False, None)[0]
-    list(events.write(mine))
-    assert decoded == [IMAGE] and not events.uploads._held
-    for number in range(UPLOADS + 2):  # visitors who upload and never ask
-        (tmp_path / f"{number}.png").write_bytes((CASE / "image.png").read_bytes())
-        events.check(Image, str(tmp_path / f"{number}.png"))
-    assert len(events.uploads._held) == UPLOADS
-    warned: list[str] = []
-    monkeypatch.setattr(module.gr, "Warning", lambda text, title: warned.append(title))
-    (tmp_path / "bad.png").write_bytes(b"not an image")
-    assert events.check(Image, str(tmp_path / "bad.png")) is None and warned == ["This image cannot be read"]
 
 
 def test_port_in_use_is_told_before_anything_is_loaded() -> None:
@@ -252,10 +242,29 @@ def test_published_command_line() -> None:
     )
     with pytest.raises(UserError, match="no run folder or configuration named"):
         demo.Demo().main(parser.parse_args([]))
+    assert demo.sources_of(args) == ["a.yaml"]
+    assert demo.sources_of(parser.parse_args(["a", "b"])) == ["a", "b"]
+    assert demo.sources_of(parser.parse_args(["x=a", "y=b"])) == {"x": "a", "y": "b"}
+    for wrong in (["x=a", "b"], ["x=a", "x=b"]):
+        with pytest.raises(UserError, match="a name of its own"):
+            demo.sources_of(parser.parse_args(wrong))
+
+
+@pytest.mark.parametrize(
+    ("sources", "names"),
+    [
+        (["runs/one/", "runs/two"], ["one", "two"]),
+        (["a/stage2", "b/stage2", "c"], ["a/stage2", "b/stage2", "c"]),
+        (["a", "a"], ["a", "a (2)"]),
+        (["tiny/eval"], ["eval"]),
+    ],
+)
+def test_models_are_named_by_their_folders(sources: list[str], names: list[str]) -> None:
+    assert names_of(sources) == names
 
 
 def test_header_names_the_parts(engine: Engine) -> None:
-    html = theme.header(engine)
+    html = theme.header({"small": engine})
     for name in ("eva_vit", "qformer", "linear", "llm", "cpu"):
         assert f">{name}<" in html
     assert not is_tiny_model(engine.config)
@@ -265,14 +274,14 @@ def test_only_templates_with_tasks_offer_them(engine: Engine) -> None:
     from vlm.serve.gradio.layout import build
 
     assert engine.processor.template.task_texts == ()
-    assert "Send" in _labels(build(engine))
-    assert not any(label.startswith("[") for label in _labels(build(engine)))
+    assert "Send" in _labels(build(models(engine)))
+    assert not any(label.startswith("[") for label in _labels(build(models(engine))))
     texts = resolve("template", "minigpt_v2").task_texts
     processor = copy.copy(engine.processor)
     processor.template = copy.copy(processor.template)
     vars(processor.template)["task_texts"] = texts
     v2 = Engine(engine.model, processor, config=engine.config)
-    assert texts and [t.strip() for t in texts] == [v for v in _labels(build(v2)) if v.startswith("[")]
+    assert texts and [t.strip() for t in texts] == [v for v in _labels(build(models(v2))) if v.startswith("[")]
 
 
 def _labels(page) -> list[str]:

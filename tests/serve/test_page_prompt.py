@@ -10,7 +10,7 @@ import torch
 from vlm.inference.engine import Engine
 from vlm.inference.generation import EVALUATION
 from vlm.inference.session import ChatSession
-from vlm.serve.gradio.events import Events
+from vlm.serve.gradio.events import Events, Models
 from vlm.serve.gradio.session import PageChat
 
 from ..golden.helpers_mmgpt import MmgptCase
@@ -31,31 +31,35 @@ def usual(engine: Engine) -> str:
     return engine.processor.template.config.system
 
 
+def box(text: str, *files: str) -> dict[str, object]:
+    return {"text": text, "files": list(files)}
+
+
 def test_prompt_is_shown_as_the_model_reads_it(engine: Engine) -> None:
-    chat = PageChat(engine)
-    chat.ask("What is it?", FIRST)
-    list(chat.write(SHORT))
+    chat = PageChat({"m": engine})
+    chat.ask("What is it?", [FIRST])
+    list(chat.write({"m": SHORT}))
     asked = "\n\n### Image:\n<image>\n\n### Instruction:\nWhat is it?\n\n### Response:\n"
-    assert chat.read == usual(engine) + asked
-    answer = chat.shown[-1]["content"] if chat.session.messages[-1].text else ""
-    chat.ask("And this?", SECOND, keep=True)
-    list(chat.write(SHORT))
+    assert chat.read == {"m": usual(engine) + asked}
+    answer = chat.branches.here.replies["m"].text
+    chat.ask("And this?", [SECOND], keep=True)
+    list(chat.write({"m": SHORT}))
     again = asked.replace("What is it?", "And this?")
-    assert chat.read == usual(engine) + asked + answer + again
+    assert chat.read == {"m": usual(engine) + asked + answer + again}
 
 
 def test_history_buffer_and_text_in_front(engine: Engine) -> None:
-    events = Events(engine, SHORT, ["max_new_tokens"])
-    mine = events.ask("What is it?", FIRST, True, None)[0]
+    events = Events(Models({"m": engine}, {"m": SHORT}), ["max_new_tokens"])
+    mine = events.ask(box("What is it?", FIRST), True, ["m"], None)[0]
     list(events.write(mine, 4, usual(engine), -1))
-    events.ask("Which colour?", None, True, mine)
+    events.ask(box("Which colour?"), True, ["m"], mine)
     list(events.write(mine, 4, usual(engine), 0))
     assert events.read(mine) == usual(engine) + "\n\n### Instruction:\nWhich colour?\n\n### Response:\n"
-    events.ask("Why?", None, True, mine)
+    events.ask(box("Why?"), True, ["m"], mine)
     list(events.write(mine, 4, "Be brief.", 1))
     assert events.read(mine).startswith("Be brief.\n\n### Instruction:\nWhich colour?")
     assert "What is it?" not in events.read(mine) and events.read(None) == ""
-    assert len(mine.session.messages) == 6
+    assert len(mine.branches.shown) == 3
 
 
 def test_kept_turns_leave_examples_in_place(engine: Engine) -> None:
@@ -75,7 +79,7 @@ def test_kept_turns_leave_examples_in_place(engine: Engine) -> None:
 def test_page_is_built_with_the_prompt_settings(engine: Engine) -> None:
     from vlm.serve.gradio import layout
 
-    page = layout.build(engine, SHORT)
+    page = layout.build(Models({"m": engine}, {"m": SHORT}))
     labels = [getattr(b, "label", None) for b in page.blocks.values()]
     assert {"Prompt", "System text", "What the model reads"} <= set(labels)
 

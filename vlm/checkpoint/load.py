@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vlm.checkpoint.formats.base import CheckpointFormat
 from vlm.checkpoint.provenance import other_numbers, recorded
 from vlm.checkpoint.run_files import WEIGHTS
 from vlm.checkpoint.run_folder import RunDir, find_checkpoint
-from vlm.checkpoint.strict import check_numbers, copy_strictly
+from vlm.checkpoint.strict import WRAPPED, check_numbers, copy_strictly, targets
 from vlm.common.errors import WeightsError
 from vlm.common.paths import local_path
 from vlm.common.registry import resolve
@@ -34,7 +35,12 @@ _LAYER_NUMBER = re.compile(r"\.\d+\.")
 
 
 def load_model(
-    cfg: Any, *, device: torch.device | str, dtype: torch.dtype | None = None, allow_random: bool = True
+    cfg: Any,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype | None = None,
+    allow_random: bool = True,
+    beside: Sequence[VLM] | None = None,
 ) -> VLM:
     """Build the composition and fill it from its files.
 
@@ -45,6 +51,7 @@ def load_model(
         device: where the model will be.
         dtype: storage of frozen weights instead of each part's own.
         allow_random: False refuses every parameter that no file fills, declared or not: such a model cannot answer.
+        beside: loaded models; what the same files filled there is used in place, and takes no further memory.
 
     Raises:
         WeightsError: a file is missing, damaged, unsafe or does not fit; or a frozen part has no file.
@@ -57,20 +64,17 @@ def load_model(
     quantized = options.quantize if isinstance(options, HFCausalLM.Config) else None
     full = [loader for _, loader in loaders if isinstance(loader, CheckpointFormat)]
     covered = [part for loader in full for part in loader.covered_parts(model_cfg)]
+    # memory of a CPU that nothing is written to takes no room, so that what others lend is held once
+    place, later = "cpu" if quantized or beside else device, None if quantized else device
     try:
-        model = build_model(model_cfg, device="cpu" if quantized else device, dtype=dtype, uninitialised=covered)
+        model = build_model(model_cfg, device=place, dtype=dtype, uninitialised=covered, meant_for=later)
     except LoraTargetError as error:
         if not sources:
             raise
         text = f"{', '.join(sources)}: LoRA for layers that this composition does not have"
         raise WeightsError(f"{text}: {error}") from error
     declared = declared_random(model, [w for w in files if w.format == RANDOM])
-    loaded: set[str] = set()
-    for weight, loader in loaders:
-        path = resolve_path(weight.path)
-        loaded |= load_file(model, loader, path, declared | loaded, weight.allow_nonfinite)
-        if isinstance(loader, CheckpointFormat) and loader.holds_trained:
-            check_base(model, path, loaded, cfg.run.allow_other_base)
+    loaded = load_files(model, loaders, declared, beside or (), cfg.run.allow_other_base)
     bare = unfilled(model, loaded)
     check_frozen(model, [name for name in bare if name not in declared])
     if bare and not allow_random:
@@ -83,6 +87,8 @@ def load_model(
         select_trainable(model, model_cfg.train)
         set_precision(model, model_cfg, dtype)
         model.compute_dtype = other or model.compute_dtype
+    elif beside:
+        model.to(device)
     log.info("%s", trainable_table(model))
     return model.eval()
 
@@ -102,20 +108,75 @@ def infer(model_cfg: Any, loaders: Sequence[tuple[Any, Any]]) -> tuple[Any, list
     return model_cfg, sources
 
 
+def load_files(
+    model: VLM,
+    loaders: Sequence[tuple[Any, Any]],
+    declared: set[str],
+    beside: Sequence[VLM] = (),
+    allow_other_base: bool = False,
+) -> set[str]:
+    """Fill ``model`` from all files and return our keys that were filled.
+
+    Args:
+        model: the composition.
+        loaders: pairs of an entry of ``weights:`` and its loader, in their order.
+        declared: our keys that start at random.
+        beside: models whose tensors of the same files are used in place.
+        allow_other_base: see :func:`check_base`.
+
+    Raises:
+        WeightsError: see :func:`load_model`.
+    """
+    loaded: set[str] = set()
+    for weight, loader in loaders:
+        path = resolve_path(weight.path)
+        source = (weight.format, weight.into, identity(path))
+        lent = lendable(beside, source, model) if beside else None
+        done = load_file(model, loader, path, declared | loaded, weight.allow_nonfinite, lent)
+        model.read_from.update(dict.fromkeys(done, source))
+        loaded |= done
+        if isinstance(loader, CheckpointFormat) and loader.holds_trained:
+            check_base(model, path, loaded, allow_other_base)
+    return loaded
+
+
 def load_file(
     model: VLM,
     loader: Any,
     path: Path,
     filled: set[str] | frozenset[str] = frozenset(),
     allow_nonfinite: bool = False,
+    lent: Mapping[str, Tensor] | None = None,
 ) -> set[str]:
-    """Fill ``model`` from one file and return our keys that were filled. Raises as :func:`.strict.copy_strictly`."""
+    """Fill ``model`` from one file and return our keys that were filled.
+
+    ``filled`` are those that others filled; ``lent``, and what is raised: as :func:`.strict.copy_strictly`.
+    """
     tensors = loader.read(path)
     placement = loader.rename(model, tensors, str(path), filled)
     check_numbers(placement, tensors)
-    done = copy_strictly(model, placement, loader.hint, allow_nonfinite=allow_nonfinite)
+    done = copy_strictly(model, placement, loader.hint, allow_nonfinite=allow_nonfinite, lent=lent)
     log.info("%s: %d tensors from %s", type(loader).__name__, len(done), path)
     return done
+
+
+def identity(path: Path) -> tuple[Any, ...]:
+    """What changes when a file, or a file in a folder, is replaced: names, sizes, times of their last change."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    stats = [(str(file.resolve()), file.stat()) for file in files if file.is_file()]
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+
+
+def lendable(models: Sequence[VLM], source: Hashable, borrower: VLM) -> dict[str, Tensor]:
+    """Our keys in ``borrower`` -> tensors of other models that ``source`` filled, LoRA around their layers or not."""
+    names = {key.replace(WRAPPED, "."): key for key in targets(borrower)}
+    result: dict[str, Tensor] = {}
+    for model in models:
+        for key, tensor in [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]:
+            plain = key.replace(WRAPPED, ".")
+            if model.read_from.get(key) == source and plain in names:
+                result.setdefault(names[plain], tensor)
+    return result
 
 
 def check_base(model: VLM, path: Path, filled: set[str], allow_other: bool) -> None:

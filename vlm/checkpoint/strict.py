@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from vlm.common.errors import WeightsError
 
+WRAPPED = ".base_layer."
+"""In the name of a parameter whose layer LoRA wraps."""
 KEYS_SHOWN = 6
 """Keys listed per kind of problem; the rest is counted."""
 
@@ -39,6 +41,7 @@ def copy_strictly(
     hint: Callable[[Mapping[str, str]], str | None] | None = None,
     *,
     allow_nonfinite: bool = False,
+    lent: Mapping[str, Tensor] | None = None,
 ) -> set[str]:
     """Copy the tensors of a file into the model, and return our keys that were filled.
 
@@ -47,6 +50,8 @@ def copy_strictly(
         placement: what the format made of the file.
         hint: given ``{our key: "file [...], model [...]"}`` of tensors with wrong shapes, may name the cause.
         allow_nonfinite: take NaN and infinity too.
+        lent: tensors of other models that were filled from this file: the model uses their memory where type and
+            shape are its own, and nothing is written into memory that it may have of others. None: there are no others.
 
     Raises:
         WeightsError: anything unexpected, missing, of another shape or kind of numbers, in one message (nothing is
@@ -56,6 +61,12 @@ def copy_strictly(
     placement = fit_strictly(model, placement, hint)
     with torch.no_grad():
         for key, tensor in placement.tensors.items():
+            if lent is not None:
+                there = lent.get(key)
+                if there is not None and (there.shape, there.dtype) == (have[key].shape, have[key].dtype):
+                    have[key].data = there.data
+                    continue
+                have[key].data = torch.empty_like(have[key])
             tensor = placement.sources[key]() if key in placement.sources else tensor
             have[key].copy_(tensor)
             if not (allow_nonfinite or is_finite(have[key])):
@@ -142,7 +153,7 @@ def _name(tensor: Tensor) -> str:
 
 def wrapped_name(key: str) -> str:
     """The name of a parameter after LoRA has wrapped its layer."""
-    return ".base_layer.".join(key.rsplit(".", 1))
+    return WRAPPED.join(key.rsplit(".", 1))
 
 
 def _inside_lora(placement: NamedTensors, have: Collection[str]) -> NamedTensors:

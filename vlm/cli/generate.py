@@ -12,7 +12,9 @@ from vlm.common.logging import busy, quiet, say
 from vlm.common.registry import register_command
 
 if TYPE_CHECKING:
+    from vlm.inference.generation import Generation
     from vlm.inference.load import Questions
+    from vlm.runners.evaluate.generate import Request
 
 GENERATION_FLAGS = ("min_length", "no_repeat_ngram_size", "length_penalty", "length_penalty_form")
 SEED = 42
@@ -35,15 +37,13 @@ class Generate:
 
     def main(self, args: argparse.Namespace) -> int:
         """Answer; the exit code. Raises UserError: anything the user can fix."""
-        from vlm.common import dist
-        from vlm.runners.evaluate.generate import Records, Request, lemmatizer, run_generate
+        from vlm.runners.evaluate.generate import Request
 
         changes = changes_of(args) | {
             name: v for name, v in vars(args).items() if name in GENERATION_FLAGS and v is not None
         }
         changes |= {"do_sample": True} if args.sample else {}
         asked = questions_of(args)
-        config = asked.config
         request = Request(
             files=args.data or asked.files,
             prompt=asked.prompt if args.prompt is None else args.prompt,
@@ -57,28 +57,67 @@ class Generate:
         )
         seed = SEED if asked.generation.seed is None else asked.generation.seed
         generation = asked.generation.replace(**{"seed": seed} | changes)
-        records = Records(request, args.max_bad_share)  # before the model is loaded, which may take minutes
-        if request.lemmatize:
-            lemmatizer()
-        output = Path(args.output)
-        with busy("loading the model"), quiet("vlm.checkpoint"):
-            from vlm.inference.engine import Engine
+        if args.ray:
+            return _on_ray(args, asked, request, generation)
+        if args.ray_actors is not None or args.ray_gpus is not None:
+            raise ConfigError("--ray-actors and --ray-gpus go with --ray", fix="add --ray auto")
+        return _here(args, asked, request, generation)
 
-            device = device_of(args)
-            _, where = dist.init(device if isinstance(device, str) else config.run.device)
-            where = where if device is None or isinstance(device, str) else device
-            engine = Engine.load(config, where, allow_random=args.allow_random)
-        try:
-            size = args.batch_size or asked.batch_size
-            bad = run_generate(engine, records, output, generation, batch_size=size, overwrite=args.overwrite)
-            if dist.is_main():
-                say(f"{output}: {len(records) - len(bad)} answers")
-            if bad and dist.is_main():
-                say(f"{len(bad)} of {len(records)} records could not be used, e.g. {next(iter(bad.values()))}")
-                say("mend them and run the same command again: only what has no answer yet is asked")
-        finally:
-            dist.destroy()
-        return 0
+
+def _here(args: argparse.Namespace, asked: Questions, request: Request, generation: Generation) -> int:
+    """Answer in this process, or in those of torchrun."""
+    from vlm.common import dist
+    from vlm.runners.evaluate.generate import Records, lemmatizer, run_generate
+
+    records = Records(request, args.max_bad_share)  # before the model is loaded, which may take minutes
+    if request.lemmatize:
+        lemmatizer()
+    output = Path(args.output)
+    with busy("loading the model"), quiet("vlm.checkpoint"):
+        from vlm.inference.engine import Engine
+
+        device = device_of(args)
+        _, where = dist.init(device if isinstance(device, str) else asked.config.run.device)
+        where = where if device is None or isinstance(device, str) else device
+        engine = Engine.load(asked.config, where, allow_random=args.allow_random)
+    try:
+        size = args.batch_size or asked.batch_size
+        bad = run_generate(engine, records, output, generation, batch_size=size, overwrite=args.overwrite)
+        if dist.is_main():
+            _report(str(output), len(records), len(bad), next(iter(bad.values()), ""))
+    finally:
+        dist.destroy()
+    return 0
+
+
+def _on_ray(args: argparse.Namespace, asked: Questions, request: Request, generation: Generation) -> int:
+    """Answer by actors of Ray."""
+    from vlm.runners.evaluate.on_ray import run_on_ray
+
+    device = device_of(args)
+    count, bad, reason = run_on_ray(
+        asked.config,
+        request,
+        args.output,
+        generation,
+        address=args.ray,
+        actors=args.ray_actors or 1,
+        gpus=args.ray_gpus or 0.0,
+        batch_size=args.batch_size or asked.batch_size,
+        max_bad_share=args.max_bad_share,
+        overwrite=args.overwrite,
+        device=None if device is None else str(device),
+        allow_random=args.allow_random,
+    )
+    _report(args.output, count, bad, reason)
+    return 0
+
+
+def _report(output: str, count: int, bad: int, reason: str) -> None:
+    say(f"{output}: {count - bad} answers")
+    if bad:
+        say(f"{bad} of {count} records could not be used, e.g. {reason}")
+        say("mend them and run the same command again: only what has no answer yet is asked")
 
 
 def questions_of(args: argparse.Namespace) -> Questions:

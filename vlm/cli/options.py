@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from vlm.common.bounds import Count, Natural, Seed, Share
+from vlm.common.bounds import Count, Natural, Port, Seed, Share
 from vlm.common.errors import UserError
 from vlm.config.schema import Report, convert, type_name
 from vlm.config.tree import parse_file
@@ -41,7 +41,8 @@ def ranged(kind: Any) -> Callable[[str], Any]:
 
 TYPES = {
     "path": Path,
-    **{name: ranged(kind) for name, kind in {"int": int, "float": float, "seed": Seed, "share": Share}.items()},
+    **{name: ranged(kind) for name, kind in {"int": int, "float": float, "seed": Seed}.items()},
+    **{name: ranged(kind) for name, kind in {"share": Share, "port": Port}.items()},
     **{name: ranged(kind) for name, kind in {"int >= 0": Natural, "int >= 1": Count}.items()},
 }
 """Types that ``arguments.yaml`` names."""

@@ -88,6 +88,7 @@ Depth = Annotated[int, LAYERS]
 """Layers."""
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 """What every generator of random numbers takes."""
+Port = Annotated[int, Range(0, 65535)]
 Share = Annotated[float, Range(0, 1)]
 Dropout = Annotated[float, Range(least=0, below=1)]
 Positive = Annotated[float, Range(above=0)]

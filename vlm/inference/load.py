@@ -67,10 +67,12 @@ def load_parts(
     *,
     allow_random: bool = False,
     quantised: bool = True,
+    beside: Sequence[VLM] | None = None,
 ) -> tuple[VLM, Processor, Config, torch.device]:
     """Model, processor, configuration and device; see ``Engine.load``, which raises the same.
 
-    ``quantised`` False ignores ``model.llm.quantize``, for what will be written to a file.
+    ``quantised`` False ignores ``model.llm.quantize``, for what will be written to a file. ``beside``: see
+    ``load_model``.
     """
     from vlm.checkpoint.load import load_model
     from vlm.models.quantize import plain_llm
@@ -85,7 +87,7 @@ def load_parts(
     if not quantised:
         cfg = dataclasses.replace(cfg, model=plain_llm(cfg.model))
     processor = build_processor(cfg.model)
-    model = load_model(cfg, device=where, dtype=dtype, allow_random=allow_random)
+    model = load_model(cfg, device=where, dtype=dtype, allow_random=allow_random, beside=beside)
     warn_of_run(cfg)
     return model, processor, cfg, where
 

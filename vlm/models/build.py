@@ -28,6 +28,7 @@ def build_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     uninitialised: Collection[str] = (),
+    meant_for: torch.device | str | None = None,
 ) -> VLM:
     """Build a composition in eval mode and choose the parameters that train.
 
@@ -37,14 +38,16 @@ def build_model(
         dtype: storage dtype of frozen weights; None: each part's own ``precision`` or ``dtype``.
         uninitialised: parts (``"vision"``, ``"bridge.0"``, ``"inserts.0"``, ``"llm"``) whose weights a file will fill,
             so that their random initialisation is skipped.
+        meant_for: the device for which storage types are chosen, if the caller moves the model there.
 
     Raises:
         ConfigError: parts do not fit together, or a training glob selects nothing.
     """
     device = torch.device(device)
+    meant_for = device if meant_for is None else torch.device(meant_for)
     with device:
         vision = None if model_cfg.vision is None else _part("vision", model_cfg.vision, uninitialised)
-        with _default_dtype(_llm_dtype(model_cfg, device, dtype)):
+        with _default_dtype(_llm_dtype(model_cfg, meant_for, dtype)):
             llm: Any = _part("llm", model_cfg.llm, uninitialised)
         bridge, width = _bridges(model_cfg, vision, llm.hidden_size, uninitialised)
         sizes = (llm.hidden_size, len(llm.layers()), width)
@@ -60,7 +63,7 @@ def build_model(
     model.fusion = fusion(model_cfg.fusion.config, llm)
     model.eval()
     select_trainable(model, model_cfg.train)
-    set_precision(model, model_cfg, dtype)
+    set_precision(model, model_cfg, dtype, meant_for)
     return model
 
 
@@ -85,11 +88,17 @@ def _bridges(
     return bridge, width
 
 
-def set_precision(model: VLM, model_cfg: ModelConfig, dtype: torch.dtype | None) -> None:
-    """Store frozen weights by the policy of :mod:`vlm.models.precision` and choose the autocast dtype."""
-    llm = _llm_dtype(model_cfg, model.device, dtype)
+def set_precision(
+    model: VLM, model_cfg: ModelConfig, dtype: torch.dtype | None, device: torch.device | None = None
+) -> None:
+    """Store frozen weights by the policy of :mod:`vlm.models.precision` and choose the autocast dtype.
+
+    ``device``: where the model will be; None: where it is.
+    """
+    device = device or model.device
+    llm = _llm_dtype(model_cfg, device, dtype)
     if model_cfg.vision is not None:
-        model.vision_dtype = storage_dtype(model_cfg.vision.get("precision") or "fp32", model.device, dtype)
+        model.vision_dtype = storage_dtype(model_cfg.vision.get("precision") or "fp32", device, dtype)
         cast_matmuls(model.vision, model.vision_dtype)
     for part in [*model.bridge, *model.inserts]:
         cast_matmuls(part, llm)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ class VLM(nn.Module):
     Attributes:
         compute_dtype: autocast dtype of a forward pass, unless the caller has entered autocast.
         vision_dtype: the same for the vision encoder; used if ``compute_dtype`` is float32.
+        read_from: what filled each parameter last; models that read the same file may share its tensors.
         random: names of the parameters that no file filled; frozen ones are stored with what a run trains.
     """
 
@@ -47,6 +48,7 @@ class VLM(nn.Module):
         self.compute_dtype = torch.float32
         self.vision_dtype = torch.float32
         self.random: frozenset[str] = frozenset()
+        self.read_from: dict[str, Hashable] = {}
 
     @property
     def device(self) -> torch.device:

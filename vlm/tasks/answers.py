@@ -12,7 +12,8 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,10 @@ import numpy as np
 from vlm.common import dist
 from vlm.common.errors import DataError, PromptError, UserError
 from vlm.common.paths import make_folder
+from vlm.tasks.in_flight import InFlight
 
 if TYPE_CHECKING:
+    from vlm.config.api import Config
     from vlm.inference.engine import Conversation, Engine
     from vlm.inference.generation import Generation
 
@@ -61,14 +64,14 @@ def distinct(keys: Iterable[str]) -> list[str]:
     return result
 
 
-def model_key(engine: Engine) -> str:
-    """The key of a model: its composition, with size and time of change of its weight files."""
-    if engine.config is None or engine.config.model is None:
+def model_key(config: Config | None) -> str:
+    """The key of a model by its configuration: its composition, with size and time of change of its weight files."""
+    if config is None or config.model is None:
         return ""
-    named = [Path(w.path) for w in engine.config.model.weights if w.path]
+    named = [Path(w.path) for w in config.model.weights if w.path]
     files = [f for path in named for f in (sorted(path.iterdir()) if path.is_dir() else [path]) if f.is_file()]
     stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    return key_of(engine.config.resolved.get("model"), stats)
+    return key_of(config.resolved.get("model"), stats)
 
 
 def _hash(content: bytes) -> str:
@@ -102,23 +105,39 @@ def answer_all(
         engine: the model.
         questions: key -> question.
         generation: options of the answers.
-        batch_size: questions that run together; it changes speed and memory, not the answers.
+        batch_size: questions that are answered at a time; it changes speed and memory, not the answers.
         parts: where answers are kept as they come; those of an interrupted run are not asked again.
-        edit: changes the texts of a batch before they are kept.
+        edit: changes texts before they are kept.
     """
     done = {k: Answer(parts.done[k]) for k in questions if parts is not None and k in parts.done}
     left = [k for k in questions if k not in done]
     mine = left[dist.rank() :: dist.world_size()]
-    for first in range(0, len(mine), batch_size):
-        keys = mine[first : first + batch_size]
-        found = dict(zip(keys, _ask([questions[k] for k in keys], engine, generation, batch_size), strict=True))
-        good = [k for k in keys if not found[k].error]
-        found |= {k: Answer(text) for k, text in zip(good, edit([found[k] for k in good]), strict=True)}
-        if parts is not None:
-            parts.add({k: found[k] for k in good})
-        done |= found
-        log.info("%d of %d questions of this process answered", first + len(keys), len(mine))
+    count = 0
+    with closing(_answers(engine, {k: questions[k] for k in mine}, generation, batch_size)) as groups:
+        for found in groups:
+            good = [k for k, answer in found.items() if not answer.error]
+            found |= {k: Answer(text) for k, text in zip(good, edit([found[k] for k in good]), strict=True)}
+            if parts is not None:
+                parts.add({k: found[k] for k in good})
+            done |= found
+            before, count = count, count + len(found)
+            if count == len(mine) or count // batch_size > before // batch_size:
+                log.info("%d of %d questions of this process answered", count, len(mine))
     return {k: answer for part in dist.gather_objects(done) for k, answer in part.items()}
+
+
+def _answers(
+    engine: Engine, questions: Mapping[str, Question], generation: Generation, batch_size: int
+) -> Generator[dict[str, Answer], None, None]:
+    """The answers in groups: as they end, or batch by batch where beams are searched."""
+    if generation.num_beams == 1:
+        for group in InFlight(engine, generation, batch_size).answers(questions):
+            yield {k: Answer("", str(a)) if isinstance(a, UserError) else Answer(a) for k, a in group.items()}
+        return
+    keys = list(questions)
+    for first in range(0, len(keys), batch_size):
+        batch = keys[first : first + batch_size]
+        yield dict(zip(batch, _ask([questions[k] for k in batch], engine, generation, batch_size), strict=True))
 
 
 def _ask(questions: Sequence[Question], engine: Engine, generation: Generation, batch_size: int) -> list[Answer]:

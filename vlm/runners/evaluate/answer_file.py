@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from vlm.common import dist
 from vlm.common.errors import UserError
 from vlm.common.owned import replace_text
+from vlm.datasets.formats.table.arrow import to_parquet
 from vlm.tasks.answers import AnswerParts
 
 
@@ -36,18 +38,32 @@ class AnswerFile:
     def write(self, rows: Sequence[Mapping[str, Any]], *, finished: bool) -> None:
         """Write one JSON object per record, in order; call it on all processes.
 
-        A file ``*.json`` is an array, any other has a line per record.
+        See :func:`write_rows`.
 
         Args:
             rows: of all records.
             finished: whether all have an answer; otherwise the parts stay, so that the same command goes on.
         """
         if dist.is_main():
-            if self.path.suffix == ".json":
-                text = json.dumps(rows, ensure_ascii=False, indent=2)
-            else:
-                text = "".join(json.dumps(row) + "\n" for row in rows)
-            replace_text(self.path, text)
+            write_rows(self.path, rows)
             if finished:
                 self.parts.remove()
         dist.barrier()
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write objects so that the file is there as a whole or as it was before.
+
+    A file ``*.json`` is an array, ``*.parquet`` a table with a column ``error``, any other has a line per object.
+    """
+    if path.suffix == ".json":
+        replace_text(path, json.dumps(rows, ensure_ascii=False, indent=2))
+    elif path.suffix == ".parquet":
+        fresh = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            to_parquet([{**row, "error": row.get("error", "")} for row in rows], fresh)
+            os.replace(fresh, path)
+        finally:
+            fresh.unlink(missing_ok=True)
+    else:
+        replace_text(path, "".join(json.dumps(row) + "\n" for row in rows))

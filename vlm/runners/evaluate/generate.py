@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vlm.common.errors import DataError, PromptError
 from vlm.datasets.base import check_text
 from vlm.datasets.formats.table.read import AllRows, Record
+from vlm.datasets.formats.table.shards import ShardImage
 from vlm.datasets.formats.table.templates import fill_question, names
 from vlm.datasets.loading.quarantine import SHOWN_RECORDS, too_many
 from vlm.datasets.media_field import check_field, media_fields, media_of
@@ -33,7 +34,7 @@ MAX_BAD_SHARE = 0.5
 class Request:
     """What to ask about which records."""
 
-    files: Sequence[str]  # annotation files (JSON lines, JSON, CSV, TSV, Parquet), one after the other
+    files: Sequence[str]  # annotation files (JSON lines, JSON, CSV, TSV, Parquet, tar shards), one after the other
     prompt: str = "{question}"  # text with ``{fields}`` of the record
     raw: bool = False  # the prompt is all that the model sees; otherwise it is a question, which its template frames
     media_field: str = ""  # column of the images or videos; by default the known ones; a record without is text only
@@ -48,26 +49,68 @@ class Request:
         return bool(media_fields(record, self.media_field))
 
 
+class Span:
+    """Consecutive records of one file, as a list like :class:`AllRows`.
+
+    Attributes: ``number``, of the first of them among the records of all files.
+    """
+
+    def __init__(self, rows: AllRows, start: int, count: int, number: int) -> None:
+        self._rows, self._start, self._count, self.number = rows, start, count, number
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> tuple[Record, str]:
+        """Raises DataError for a record that could not be read."""
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        return self._rows[self._start + index]
+
+
+def check_faults(bad: int, count: int, limit: float, shown: Sequence[str]) -> None:
+    """Raises DataError: all of ``count`` records are unusable, or a larger share than ``limit``; ``shown``: why."""
+    if bad and (bad == count or too_many(bad, count, limit)):
+        if bad == count == 1:
+            raise DataError(shown[0])
+        raise DataError(
+            f"{bad} of {count} records cannot be used, allowed are {limit:.0%}:"
+            + "".join(f"\n  - {text}" for text in shown),
+            fix="mend them and run the same command again (no answer is lost), or raise --max-bad-share",
+        )
+
+
 class Records:
     """The records of a request with their prompts, checked as far as is possible without reading media.
 
     Attributes: ``faults``, number of a record -> why it cannot be used.
     """
 
-    def __init__(self, request: Request, max_bad_share: float = MAX_BAD_SHARE) -> None:
-        """Raises DataError: missing files, no records, too many unusable ones, no record with a field to copy."""
+    def __init__(self, request: Request, max_bad_share: float = MAX_BAD_SHARE, span: Span | None = None) -> None:
+        """``span``: these records only, however many of them are unusable; by default those of ``request.files``.
+
+        Raises DataError: missing files, no records, too many unusable ones, no record with a field to copy.
+        """
         self.request, self.max_bad_share = request, max_bad_share
-        self.rows = AllRows(request.files)
+        self.rows: Sequence[tuple[Record, str]] = AllRows(request.files) if span is None else span  # type: ignore[assignment]
+        self.first = 0 if span is None else span.number
         if not len(self.rows):
             raise DataError(f"{', '.join(request.files)}: no records", fix="name a file with records")
         self.faults: dict[int, str] = {}
         self.prompts = [self._prompt(k) for k in range(len(self.rows))]
-        self.check(self.faults)
+        if span is None:
+            self.check(self.faults)
+            self.check_fields()
+
+    def check_fields(self) -> None:
+        """Warn if no record has an image. Raises DataError: none has a field to copy."""
         usable = [self.rows[k][0] for k in range(len(self.rows)) if k not in self.faults]
         there = ", ".join(sorted({str(name) for record in usable[:100] for name in record}))
-        if not any(map(request.has_media, usable)):
-            log.warning("no record has a field %s (they have %s): text only", request.media_field or "image", there)
-        if lacking := [name for name in request.copy if not any(name in record for record in usable)]:
+        if not any(map(self.request.has_media, usable)):
+            log.warning(
+                "no record has a field %s (they have %s): text only", self.request.media_field or "image", there
+            )
+        if lacking := [name for name in self.request.copy if not any(name in record for record in usable)]:
             raise DataError(f"{self.rows[0][1]}: no field {lacking[0]!r} to copy (records have {there})")
 
     def __len__(self) -> int:
@@ -90,15 +133,7 @@ class Records:
 
     def check(self, faults: Mapping[Any, str]) -> None:
         """Raises DataError: all records are unusable, or more than the limit allows."""
-        if faults and (len(faults) == len(self) or too_many(len(faults), len(self), self.max_bad_share)):
-            shown = list(faults.values())[:SHOWN_RECORDS]
-            if len(faults) == len(self) == 1:
-                raise DataError(shown[0])
-            raise DataError(
-                f"{len(faults)} of {len(self)} records cannot be used, allowed are {self.max_bad_share:.0%}:"
-                + "".join(f"\n  - {text}" for text in shown),
-                fix="mend them and run the same command again (no answer is lost), or raise --max-bad-share",
-            )
+        check_faults(len(faults), len(self), self.max_bad_share, list(faults.values())[:SHOWN_RECORDS])
 
     def keys(self) -> dict[int, str]:
         """Number -> what the answer is known by, a hash of the content, of every usable record."""
@@ -127,18 +162,28 @@ class Records:
         A record without an answer has ``null`` in its place, and the reason in ``error``.
         """
         try:
-            record = self.rows[number][0]
+            record = {k: v for k, v in self.rows[number][0].items() if not isinstance(v, ShardImage)}
         except DataError:
             record = {}
         text, error = (None, {"error": answer.error}) if answer.error else (str(answer), {})
         if self.request.answer_field:
             return {**_answered(record, text, self.request.answer_field, names(self.request.prompt)), **error}
         copied = {name: record[name] for name in self.request.copy if name in record}
-        return {"index": record.get(self.request.index_field, number), "text_output": text, **copied, **error}
+        return {
+            "index": record.get(self.request.index_field, self.first + number),
+            "text_output": text,
+            **copied,
+            **error,
+        }
 
     def fingerprint(self, *more: Any) -> str:
-        """Hash of the request, apart from its files, and of whatever else the answers depend on."""
-        request = {k: v for k, v in asdict(self.request).items() if k not in ("files", "copy", "answer_field")}
+        """See :meth:`fingerprint_of`."""
+        return self.fingerprint_of(self.request, *more)
+
+    @staticmethod
+    def fingerprint_of(asked: Request, *more: Any) -> str:
+        """Hash of a request, apart from its files, and of whatever else the answers depend on."""
+        request = {k: v for k, v in asdict(asked).items() if k not in ("files", "copy", "answer_field")}
         return key_of(request, *more)
 
 
@@ -171,7 +216,7 @@ def run_generate(
         UserError: the file exists, or more records than the limit allows could not be used.
     """
     edit = lemmatizer() if records.request.lemmatize else list
-    file = AnswerFile(output, records.fingerprint(model_key(engine), asdict(generation)), overwrite=overwrite)
+    file = AnswerFile(output, records.fingerprint(model_key(engine.config), asdict(generation)), overwrite=overwrite)
     keys = records.keys()
     asked = {key: partial(records.conversation, k, engine) for k, key in keys.items()}
     found = answer_all(engine, asked, generation, batch_size, parts=file.parts, edit=edit)

@@ -113,7 +113,7 @@ def _load(cfg: Config, allow_random: bool) -> Engine:
 
 def _parts(file: Path, engine: Engine) -> AnswerParts:
     """Where answers are kept until the results are written: those of an interrupted evaluation are not asked again."""
-    return AnswerParts(file, model_key(engine), replace_strange=True)
+    return AnswerParts(file, model_key(engine.config), replace_strange=True)
 
 
 def _timed(benchmark: Any, engine: Engine, questions: Controlled, options: Any) -> Result:

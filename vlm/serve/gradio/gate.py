@@ -2,21 +2,23 @@
 
 Gradio serves far more than a chat page needs (direct calls of functions, a proxy, files by path), and it opens files
 and addresses that a request names before the page's own code runs. So every request passes here first: known routes
-only, bounded bodies, and no path but one that :meth:`UploadFolder.admit` admits.
+only, bounded bodies, and no path but one that :meth:`UploadFolder.admit_to` admits.
 """
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from contextlib import nullcontext
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from contextlib import nullcontext, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
 from vlm.common.errors import DataError, UserError
 from vlm.serve.gradio.uploads import MIB, UploadFolder
+from vlm.serve.gradio.visitors import cookie_in, new_cookie
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -65,9 +67,25 @@ class Refused(UserError):
 class Gate:
     """ASGI middleware around Gradio's application."""
 
-    def __init__(self, app: Any, folder: UploadFolder, local: bool, public: bool = False) -> None:
-        """``local``: the page listens on this machine only; ``public``: it also has Gradio's public link."""
+    def __init__(
+        self,
+        app: Any,
+        folder: UploadFolder,
+        local: bool,
+        public: bool = False,
+        password: Callable[[str], bool] | None = None,
+    ) -> None:
+        """Before ``app``.
+
+        Args:
+            app: Gradio's application.
+            folder: of the uploads.
+            local: the page listens on this machine only.
+            public: it also has Gradio's public link.
+            password: whether a password, which the browser then asks for, opens the page; None: it is open.
+        """
         self.app, self.folder, self.local, self.public = app, folder, local, public
+        self.password = password
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer that it is refused."""
@@ -77,16 +95,19 @@ class Gate:
         if scope["type"] != "http":
             await send({"type": "websocket.close"})
             return
-        send = self._with_headers(send)
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        visitor = cookie_in(headers.get("cookie", ""))
+        send = _with_headers(send, None if visitor else _cookie(scope))
         try:
             path = self._route(scope)
-            self._origin(scope)
+            self._origin(scope["method"], headers)
+            self._opened(headers)
             if path == JOIN:
-                receive = await self._checked(receive)
+                receive = await self._checked(receive, visitor)
             elif path == UPLOAD:
-                receive = self._measured(scope, receive)
+                receive, send = self._measured(headers, receive), self._noting(send, visitor)
             elif path.startswith(FILE):
-                self._admitted(path.removeprefix(FILE), 404)
+                self._admitted(path.removeprefix(FILE), visitor, 404)
             elif scope["method"] == "POST":
                 receive = _replay(await _body(receive), receive)
         except Refused as error:
@@ -107,9 +128,20 @@ class Gate:
             return plain
         raise Refused(404, "not found")
 
-    def _origin(self, scope: Scope) -> None:
+    def _opened(self, headers: Mapping[str, str]) -> None:
+        """Raises Refused: without the password of a page that has one."""
+        if self.password is None:
+            return
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        try:
+            password = base64.b64decode(given, validate=True).decode().partition(":")[2]
+        except ValueError:
+            password = ""
+        if scheme.lower() != "basic" or not self.password(password):
+            raise Refused(401, "the page needs a password: an API key of this server")
+
+    def _origin(self, method: str, headers: Mapping[str, str]) -> None:
         """Raises Refused: sent by another site, or under a name that is not this machine's."""
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         host = headers.get("host", "")
         if self.local and not _is_local(host):
             raise Refused(403, "this page answers on this machine only; start it with --host to reach it by a name")
@@ -118,28 +150,28 @@ class Gate:
         origin = headers.get("origin")
         if origin is not None and _place(origin) != host.lower():
             raise Refused(403, "sent by another site")
-        if headers.get("sec-fetch-site") == "cross-site" and scope["method"] == "POST":
+        if headers.get("sec-fetch-site") == "cross-site" and method == "POST":
             raise Refused(403, "sent by another site")
 
-    async def _checked(self, receive: Receive) -> Receive:
+    async def _checked(self, receive: Receive, visitor: str) -> Receive:
         """The same request to the queue. Raises Refused: a file that is not admitted, or not a request at all."""
         try:
             request = json.loads(await _body(receive))
         except (ValueError, RecursionError):
             raise Refused(400, "not a request of this page") from None
         for medium in list(_media(request)):
-            path = self._admitted(medium.get("path"), 400)
+            path = self._admitted(medium.get("path"), visitor, 400)
             medium.clear()  # an address or a flag beside the path would make Gradio fetch or trust something else
             medium.update(path=path, meta={"_type": "gradio.FileData"})
         return _replay(json.dumps(request).encode(), receive)  # what was checked, however the original was written
 
-    def _admitted(self, path: object, status: int) -> str:
+    def _admitted(self, path: object, visitor: str, status: int) -> str:
         try:
-            return self.folder.admit(path)
+            return self.folder.admit_to(path, visitor)
         except DataError as error:
             raise Refused(status, "not found" if status == 404 else str(error)) from None
 
-    def _measured(self, scope: Scope, receive: Receive) -> Receive:
+    def _measured(self, headers: Mapping[str, str], receive: Receive) -> Receive:
         """An upload that ends with an error where it exceeds the limit. Raises Refused: larger, or the folder is full.
 
         The error is the one that Gradio's own parser raises, which then deletes what it wrote.
@@ -148,7 +180,7 @@ class Gate:
 
         most = self.folder.max_bytes + SLACK
         large = f"a file may have {self.folder.max_bytes // MIB} MiB, the maximum allowed size"
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        declared = headers.get("content-length", "0")
         if not declared.isdigit() or int(declared) > most:
             raise Refused(413, large)
         if not self.folder.make_room():
@@ -165,16 +197,42 @@ class Gate:
 
         return measured
 
-    @staticmethod
-    def _with_headers(send: Send) -> Send:
-        async def sending(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                names = {name.lower() for name, _ in message["headers"]}
-                own = [(k.encode(), v.encode()) for k, v in HEADERS.items() if k.encode() not in names]
-                message = {**message, "headers": [*message["headers"], *own]}
+    def _noting(self, send: Send, visitor: str) -> Send:
+        """A ``send`` that takes note of the paths in the answer to an upload."""
+        parts: list[bytes] = []
+
+        async def noting(message: MutableMapping[str, Any]) -> None:
+            parts.append(message.get("body", b""))
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                with suppress(ValueError):
+                    paths = json.loads(b"".join(parts))
+                    for path in paths if isinstance(paths, list) else []:
+                        self.folder.sent(str(path), visitor)
             await send(message)
 
-        return sending
+        return noting
+
+
+def _with_headers(send: Send, cookie: str | None) -> Send:
+    """A ``send`` that adds the page's headers."""
+
+    async def sending(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            names = {name.lower() for name, _ in message["headers"]}
+            own = [(k.encode(), v.encode()) for k, v in HEADERS.items() if k.encode() not in names]
+            own += [(b"set-cookie", cookie.encode())] if cookie else []
+            message = {**message, "headers": [*message["headers"], *own]}
+        await send(message)
+
+    return sending
+
+
+def _cookie(scope: Scope) -> str | None:
+    """A new visitor's cookie, with the page itself; nothing else sets one."""
+    root = str(scope.get("root_path", "")).rstrip("/")
+    if str(scope["path"]).removeprefix(root).rstrip("/") not in ("", "/config"):
+        return None
+    return new_cookie(root or "/", scope.get("scheme") == "https")
 
 
 def _media(value: Any) -> Iterator[dict[str, Any]]:
@@ -219,6 +277,7 @@ def _replay(body: bytes, rest: Receive) -> Receive:
 async def _answer(send: Send, error: Refused) -> None:
     text = json.dumps({"detail": str(error)}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(text)).encode())]
+    headers += [(b"www-authenticate", b'Basic realm="vlm chat", charset="UTF-8"')] if error.status == 401 else []
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": text})
 

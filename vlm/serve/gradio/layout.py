@@ -3,56 +3,47 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
-from vlm.common.errors import DataError
-from vlm.common.types import Image, Video
 from vlm.inference.engine import Engine
-from vlm.inference.generation import CHAT, Generation
 from vlm.serve.gradio import theme as look
-from vlm.serve.gradio.display import told
-from vlm.serve.gradio.events import Events, template_option
+from vlm.serve.gradio.events import Events, Models, add_file, template_option
 from vlm.serve.gradio.examples import Example
 from vlm.serve.gradio.uploads import KEPT_SECONDS, upload_folder
 
 QUESTION = "What is in the image?"
+TOGETHER = 32
+"""Questions that are answered at the same time, over all visitors; an engine may take fewer."""
 
 
 @dataclass
 class Widgets:
-    """What the events read and change; ``settings`` by their name in ``Generation``, and ``keep``."""
+    """What the events read and change; ``settings`` by their name in ``Generation``, and ``keep``.
+
+    ``view`` are those that :meth:`Events.view` has values for.
+    """
 
     chat: gr.State
-    image: gr.Image
-    video: gr.Video
+    chosen: gr.CheckboxGroup
+    lanes: list[gr.Column]
     settings: dict[str, Any]
-    bubbles: gr.Chatbot
-    question: gr.Textbox
-    send: gr.Button
-    stop: gr.Button
-    again: gr.Button
-    restart: gr.Button
-    system: gr.Textbox
-    turns: gr.Slider
-    read: gr.Textbox
+    question: gr.MultimodalTextbox
+    camera: gr.Image
+    view: list[Any]
+    buttons: dict[str, gr.Button]
+    prompt: tuple[gr.Textbox, gr.Slider, gr.Textbox]
+    file: gr.Textbox
 
 
-def build(
-    engine: Engine,
-    generation: Generation = CHAT,
-    examples: Sequence[Example] = (),
-    pixels: bool = False,
-    stream: bool = True,
-) -> gr.Blocks:
+def build(models: Models, examples: Sequence[Example] = (), pixels: bool = False, stream: bool = True) -> gr.Blocks:
     """The page, not started.
 
     Args:
-        engine: answers.
-        generation: initial settings.
+        models: answer; the page's settings start from the first one's.
         examples: images and questions to click.
         pixels: enlarge small images without smoothing.
         stream: show answers as they grow.
@@ -61,51 +52,76 @@ def build(
     upload_folder()  # before the first widget, which remembers where its files go
     blocks = gr.Blocks(title="vlm chat", analytics_enabled=False, fill_height=True, delete_cache=(600, KEPT_SECONDS))
     with blocks as page:
-        gr.HTML(look.header(engine), padding=False)
+        gr.HTML(look.header(models.engines), padding=False)
         with gr.Row(equal_height=False, elem_id="main"):
-            with gr.Column(scale=2, min_width=300):
-                image = _image(classes)
-                video = _uploaded(gr.Video(visible=engine.processor.video is not None, **look.widget("video")))
+            with gr.Column(scale=1, min_width=260, elem_id="side"):
+                chosen = _choice(list(models.engines))
                 gr.HTML(look.static("hint.html"), padding=False)
-                settings = _settings(generation)
-                prompt = accordion(engine)
-            with gr.Column(scale=5, min_width=400):
+                with gr.Accordion("Camera", open=False, elem_id="camera-box"):
+                    camera = _camera()
+                settings = _settings(models)
+                prompt = accordion(models.first)
+            with gr.Column(scale=4, min_width=400, elem_id="talk"):
                 hint = look.placeholder(examples[0][1] if examples else QUESTION, bool(examples))
-                bubbles = gr.Chatbot(elem_classes=classes, placeholder=hint, **look.widget("chat"))
+                with gr.Row(elem_id="lanes", equal_height=True):
+                    lanes, bubbles, figures = zip(*(_lane(models, name, classes, hint) for name in models.engines))
+                branch = _branches()
                 with gr.Row(elem_id="ask"):
-                    question, send = gr.Textbox(**look.widget("question")), gr.Button(**look.widget("send"))
+                    question = _question(models)
+                    buttons = {"send": gr.Button(**look.widget("send"))}
+                _shortcuts(models, question)
                 with gr.Row(elem_id="actions"):
-                    stop, again, restart = (gr.Button(**look.widget(n)) for n in ("stop", "again", "restart"))
-                _shortcuts(engine, question)
+                    names = ("stop", "again", "undo", "restart", "html", "json")
+                    buttons |= {name: gr.Button(**look.widget(name)) for name in names}
+                file = gr.Textbox(visible="hidden", elem_id="file", show_label=False)
         if examples:
-            _gallery(examples, image, question, classes)
-        events = Events(engine, generation, [n for n in settings if n != "keep"], stream)
+            _gallery(examples, question, classes)
+        events = Events(models, [n for n in settings if n != "keep"], stream, upload_folder().admit)
         chat = gr.State(None, time_to_live=KEPT_SECONDS, delete_callback=events.forget)
-        controls = (question, send, stop, again, restart)
-        widgets = Widgets(chat, image, video, settings, bubbles, *controls, *prompt)
+        view = [*bubbles, *figures, *branch, *(buttons[n] for n in ("send", "stop", "again", "undo"))]
+        widgets = Widgets(chat, chosen, list(lanes), settings, question, camera, view, buttons, prompt, file)
         _wire(widgets, events)
     return page
 
 
-def _image(classes: list[str]) -> gr.Image:
-    return _uploaded(gr.Image(elem_classes=classes, **look.widget("image")))
+def _choice(names: list[str]) -> gr.CheckboxGroup:
+    return gr.CheckboxGroup(names, value=names, visible=len(names) > 1, **look.widget("models"))
 
 
-def _uploaded(medium: Any) -> Any:
-    """The widget giving the path of the file as it was uploaded, which the processor decodes."""
-
-    def admitted(file: Any) -> str | None:
-        try:
-            return None if file is None else upload_folder().admit(file.path)
-        except DataError as error:
-            raise gr.Error(told(error), print_exception=False) from None
-
-    vars(medium)["preprocess"] = admitted
-    return medium
+def _lane(models: Models, name: str, classes: list[str], hint: str) -> tuple[gr.Column, gr.Chatbot, gr.HTML]:
+    """The conversation with one model, under its name if there are several, and the numbers of its last answer."""
+    several = len(models.engines) > 1
+    number = "" if name == next(iter(models.engines)) else f"-{list(models.engines).index(name) + 1}"
+    with gr.Column(min_width=240, elem_classes=["lane"]) as lane:
+        gr.HTML(look.lane_title(name), visible=several, padding=False)
+        given = {**look.widget("chat"), "label": f"Conversation with {name}", "elem_id": f"chat{number}"}
+        bubbles = gr.Chatbot(elem_classes=["chat", *classes], placeholder=hint, **given)
+        return lane, bubbles, gr.HTML("", elem_id=f"figures{number}", elem_classes=["figures"], padding=False)
 
 
-def _settings(start: Generation) -> dict[str, Any]:
-    values = {**vars(start), "keep": False}
+def _branches() -> tuple[gr.Row, gr.HTML, gr.Button, gr.Button]:
+    with gr.Row(visible=False, elem_id="branches") as row:
+        earlier = gr.Button(**look.widget("earlier"))
+        text = gr.HTML("", elem_id="branch", padding=False)
+        later = gr.Button(**look.widget("later"))
+    return row, text, earlier, later
+
+
+def _question(models: Models) -> gr.MultimodalTextbox:
+    videos = any(engine.processor.video is not None for engine in models.engines.values())
+    kinds = ["image", "video"] if videos else ["image"]
+    return gr.MultimodalTextbox(file_types=kinds, **look.widget("question"))
+
+
+def _camera() -> gr.Image:
+    """A photo as it was uploaded; its events return values only, since an update makes Gradio take a plain widget."""
+    camera = gr.Image(**look.widget("camera"))
+    vars(camera)["preprocess"] = lambda value: None if value is None else value.path
+    return camera
+
+
+def _settings(models: Models) -> dict[str, Any]:
+    values = {**vars(next(iter(models.generation.values()))), "keep": False}
     with gr.Accordion("Settings", open=False, elem_id="settings"):
         specs = look.widget("settings").items()
         return {name: vars(gr)[spec.pop("kind")](value=values[name], **spec) for name, spec in specs}
@@ -124,50 +140,80 @@ def accordion(engine: Engine) -> tuple[gr.Textbox, gr.Slider, gr.Textbox]:
         return system, turns, gr.Textbox(**look.widget("read"))
 
 
-def _gallery(examples: Sequence[Example], image: gr.Image, question: gr.Textbox, classes: list[str]) -> None:
+def _gallery(examples: Sequence[Example], question: gr.MultimodalTextbox, classes: list[str]) -> None:
     """Images with a question each; a click fills both in."""
     gr.HTML('<div id="examples-title">Examples: click one, then Send</div>', padding=False)
     shown = gr.Gallery(list(examples), columns=len(examples), elem_classes=classes, **look.widget("examples"))
 
-    def pick(event: gr.SelectData) -> list[Any]:
+    def pick(event: gr.SelectData) -> Any:
         known = isinstance(event.index, int) and 0 <= event.index < len(examples)
-        return list(examples[event.index]) if known else [gr.skip(), gr.skip()]
+        return {"text": examples[event.index][1], "files": [examples[event.index][0]]} if known else gr.skip()
 
-    shown.select(pick, None, [image, question], show_progress="hidden", api_visibility="private")
+    shown.select(pick, None, [question], show_progress="hidden", api_visibility="private")
 
 
-def _shortcuts(engine: Engine, question: gr.Textbox) -> None:
+def _shortcuts(models: Models, question: gr.MultimodalTextbox) -> None:
     """Buttons that start a question with a task text, for templates that have them."""
-    if texts := engine.processor.template.task_texts:
+    found = [text for engine in models.engines.values() for text in engine.processor.template.task_texts]
+    if texts := list(dict.fromkeys(found)):
         with gr.Row(elem_id="tasks"):
             for text in texts:
                 button = gr.Button(text.strip(), size="sm", min_width=60)
-                click = functools.partial(str, text)
-                button.click(click, None, [question], show_progress="hidden", api_visibility="private")
+                click = functools.partial(_begin_with, text)
+                button.click(click, [question], [question], show_progress="hidden", api_visibility="private")
+
+
+def _begin_with(text: str, box: Any) -> dict[str, Any]:
+    return {"text": text, "files": box["files"] if box else []}
 
 
 def _wire(w: Widgets, events: Events) -> None:
-    """Connect events. Over all visitors one answer is written at a time; everything else runs in parallel."""
-    buttons = [w.send, w.stop, w.again]
+    """Connect events; everything but the writing of answers runs in parallel for any number of visitors."""
     at_once: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
     decoding = {**at_once, "concurrency_limit": 2, "concurrency_id": "decoding"}  # of images near the limit of pixels
-    in_turn = {**at_once, "concurrency_limit": 1, "concurrency_id": "model"}
+    system, turns, read_text = w.prompt
+    bubbles = w.view[: len(w.lanes)]
     writing = {
+        **at_once,
         "fn": events.write,
-        "inputs": [w.chat, *(w.settings[n] for n in events.names), w.system, w.turns],
-        "outputs": [w.bubbles, *buttons],
-        **in_turn,
+        "inputs": [w.chat, *(w.settings[n] for n in events.names), system, turns],
+        "outputs": w.view,
+        "concurrency_limit": TOGETHER,
+        "concurrency_id": "model",
         "show_progress": "minimal",  # the place in the queue
-        "show_progress_on": w.bubbles,
+        "show_progress_on": bubbles,
     }
-    read = {"fn": events.read, "inputs": [w.chat], "outputs": [w.read], **at_once}
-    asking = [w.question, w.image, w.settings["keep"], w.chat, w.video]
-    asked = [w.chat, w.bubbles, w.question, *buttons]
-    gr.on([w.send.click, w.question.submit], events.ask, asking, asked, **decoding).success(**writing).then(**read)
-    redraw = [w.chat, w.settings["do_sample"], w.settings["seed"]]
-    w.again.click(events.again, redraw, [w.bubbles, *buttons], **at_once).success(**writing).then(**read)
-    w.stop.click(events.stop, [w.chat], [w.bubbles, *buttons], **at_once)
-    emptied = [w.bubbles, w.image, w.video, w.question, *buttons]
-    gr.on([w.restart.click, w.bubbles.clear], events.restart, [w.chat], emptied, **at_once)
-    w.image.upload(functools.partial(events.check, Image), [w.image], [w.image], **decoding)
-    w.video.upload(functools.partial(events.check, Video), [w.video], [w.video], **decoding)
+    read = {"fn": events.read, "inputs": [w.chat], "outputs": [read_text], **at_once}
+    asking = [w.question, w.settings["keep"], w.chosen, w.chat]
+    send = [w.buttons["send"].click, w.question.submit]
+    gr.on(send, events.ask, asking, [w.chat, w.question, *w.view], **decoding).success(**writing).then(**read)
+    redraw = [w.chosen, w.chat, w.settings["do_sample"], w.settings["seed"]]
+    w.buttons["again"].click(events.again, redraw, w.view, **at_once).success(**writing).then(**read)
+    for name, bubble in zip(events.models.engines, bubbles):
+        edited = _edited(events, name)
+        bubble.edit(edited, [w.chosen, w.chat], w.view, **at_once).success(**writing).then(**read)
+    w.buttons["undo"].click(events.undo, [w.question, w.chat], [w.question, *w.view], **at_once)
+    earlier, later = w.view[2 * len(bubbles) + 2 : 2 * len(bubbles) + 4]
+    earlier.click(functools.partial(events.go, -1), [w.chat], w.view, **at_once)
+    later.click(functools.partial(events.go, 1), [w.chat], w.view, **at_once)
+    w.buttons["stop"].click(events.stop, [w.chat], w.view, **at_once)
+    restart = [w.buttons["restart"].click, *(bubble.clear for bubble in bubbles)]
+    gr.on(restart, events.restart, [w.chat], [w.question, *w.view], **at_once)
+    w.camera.input(add_file, [w.camera, w.question], [w.camera, w.question], **at_once)
+    w.chosen.change(functools.partial(_visible, list(events.models.engines)), [w.chosen], w.lanes, **at_once)
+    for form in ("html", "json"):
+        made = w.buttons[form].click(functools.partial(events.download, form), [w.chat], [w.file], **decoding)
+        made.success(None, [w.file], None, js=look.static("download.js").replace("FORM", form))
+
+
+def _edited(events: Events, name: str) -> Callable[..., list[Any]]:
+    def edited(event: gr.EditData, chosen: Sequence[str], mine: Any) -> list[Any]:
+        return events.edit(event, name, chosen, mine)
+
+    return edited
+
+
+def _visible(names: Sequence[str], chosen: Sequence[str]) -> Any:
+    """The lanes of the chosen models; all of them where none is chosen."""
+    updates = [gr.update(visible=name in chosen or not chosen) for name in names]
+    return updates if len(names) > 1 else updates[0]

@@ -1,170 +1,223 @@
-"""The conversation of one visitor of the chat page; knows nothing of the page's widgets."""
+"""What one visitor of the chat page asked and was answered; knows nothing of the page's widgets."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from typing import Any
+import mimetypes
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING
 
-from vlm.common.errors import PromptError, UserError
-from vlm.common.types import Image, Video
-from vlm.inference.engine import Engine
-from vlm.inference.generation import Generation
+from vlm.common.errors import BusyError, PromptError, UserError
+from vlm.common.types import Image, Message, Video
+from vlm.inference.batching.answer import Asking
 from vlm.inference.session import ChatSession
-from vlm.inference.streaming import extend
+from vlm.serve.gradio import branches as tree
+from vlm.serve.gradio.branches import Branches, Medium, Reply, Turn
+from vlm.serve.gradio.lanes import Lane, write_together
 
-PAUSE = 0.04
-"""Seconds between two updates of the page while an answer is written."""
-
-UPLOADS = 16
-"""Decoded uploads kept at most, over all visitors; one that was dropped is decoded again."""
-
-
-TURNS = 100
-"""Questions of a conversation at most."""
-MEDIA = 16
-"""Images and videos of a conversation at most; their pixels are kept while it lasts."""
-
-
-class Uploads:
-    """Images and videos from their upload, when they are decoded to check them, to the question about them."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._read = ChatSession(engine).read
-        self._held: dict[Image | Video, Image | Video] = {}
-
-    def add(self, medium: Image | Video) -> None:
-        """Decode an upload. Raises DataError: it cannot be read."""
-        self._held[medium] = self._read(medium)
-        for oldest in list(self._held)[:-UPLOADS]:
-            self._held.pop(oldest, None)
-
-    def take(self, medium: Image | Video) -> Image | Video:
-        """The decoded medium, which is not kept any longer; or ``medium`` itself where it is not there."""
-        return self._held.pop(medium, medium)
+if TYPE_CHECKING:
+    from vlm.inference.engine import Engine
+    from vlm.inference.generation import Generation
 
 
 class PageChat:
-    """A session and the messages that show it.
+    """A visitor's conversation with one or several models, all of which get the same questions.
 
     Attributes:
-        shown: mappings with ``role`` and ``content`` (text, or a list of ``{"path": ...}`` and text).
-        read: the prompt of the last answer as text.
+        engines: the models by name.
+        chosen: names of those that the next question goes to.
+        branches: the questions and answers.
+        read: model -> the prompt of its last answer as text.
     """
 
-    def __init__(self, engine: Engine, uploads: Uploads | None = None) -> None:
-        self.engine = engine
-        self.uploads = uploads or Uploads(engine)
-        self.session = ChatSession(engine)
-        self.shown: list[dict[str, Any]] = []
-        self.image: str | None = None
-        self.video: str | None = None
-        self.read = ""
-        self._busy: ChatSession | None = None
-        self._before: tuple[Any, ...] = ([], [], None, None)
+    def __init__(self, engines: Mapping[str, Engine], visitor: str = "") -> None:
+        """``visitor``: whose questions these are; what they leave in an engine's caches is used for nobody else's."""
+        self.engines = dict(engines)
+        self.chosen = list(engines)
+        self.branches = Branches()
+        self.read: dict[str, str] = {}
+        self._visitor = visitor
+        self._writing: Turn | None = None
+        self._lanes: list[Lane] = []
 
-    def ask(self, question: str, image: str | None, keep: bool = False, video: str | None = None) -> None:
-        """Add a question. An image or video not asked about before starts a new conversation, unless ``keep``.
+    # ---- questions
+
+    def ask(self, text: str, paths: Sequence[str] = (), keep: bool = False) -> None:
+        """Add a question about images and videos. One with any begins a new conversation, unless ``keep``.
 
         Raises:
-            PromptError: no text, or an answer is being written.
-            DataError: an image or video that cannot be read; the conversation is unchanged.
+            PromptError: no text, no model chosen, an answer is being written, or the conversation is too long.
+            DataError: an image or video that cannot be read by any of the models; the conversation is unchanged.
         """
-        if not question.strip():
+        self._check_idle()
+        if not text.strip():
             raise PromptError("type a question first")
-        if len(self.shown) >= 2 * TURNS:
-            raise PromptError(f"a conversation on this page has at most {TURNS} questions", fix="press Restart")
-        if self._busy is self.session:
-            raise PromptError("an answer is being written", fix="wait until it is complete, or press Stop")
-        if self.is_waiting:  # asked before, and never answered
+        self.give_up()  # a question that was asked before, and never answered
+        before = self.branches.here if keep or not paths else None
+        self._add(text.strip(), tuple(map(_medium, paths)), before, {})
+
+    def edit(self, turn: Turn, text: str) -> None:
+        """Ask a question in other words, about the same images; the answers to the first stay on their branch.
+
+        Raises: see :meth:`ask`.
+        """
+        self._check_idle()
+        if not text.strip():
+            raise PromptError("type a question first")
+        self.give_up()
+        if turn not in self.branches.turns:
+            raise PromptError("this question was restarted or is no longer kept")
+        self._add(text.strip(), turn.files, turn.before, turn.asked)
+
+    def again(self) -> None:
+        """Ask the last question again; its answers stay on their branch. One that is still open is not asked twice.
+
+        Raises PromptError: there is no answer yet, or one is being written.
+        """
+        self._check_idle()
+        last = self.branches.here
+        if self.is_waiting:
+            return
+        if last is None or not last.replies:
+            raise PromptError("there is no answer to regenerate", fix="ask first")
+        self._add(last.text, last.files, last.before, last.asked)
+
+    def undo(self) -> Turn:
+        """Return to before the last question, which stays on its branch. Raises PromptError: nothing was asked."""
+        self._check_idle()
+        last = self.branches.here
+        if last is None:
+            raise PromptError("there is no question to undo", fix="ask first")
+        if self.is_waiting:
             self.give_up()
-        pairs: list[tuple[Any, str | None, str | None]] = [(Image, image, self.image), (Video, video, self.video)]
-        media: list[Image | Video] = [kind(path) for kind, path, last in pairs if path not in (None, last)]
-        if keep and media and sum(len(message.media) for message in self.session.messages) >= MEDIA:
-            raise PromptError(f"a conversation on this page has at most {MEDIA} images", fix="press Restart")
-        self._remember()
-        if media and not keep:
-            self.session.reset()
-            self.shown = []
-        try:
-            self.session.ask(question, [self.uploads.take(medium) for medium in media])
-        except UserError:
-            self._restore()
-            raise
-        content: list[Any] = [{"path": medium.source} for medium in media]
-        self.shown.append({"role": "user", "content": [*content, question.strip()]})
-        self.image, self.video = image or self.image, video or self.video
+        else:
+            self.branches.here = last.before
+        return last
+
+    def go(self, step: int) -> None:
+        """Show the next branch, or the one before for -1. Raises PromptError: an answer is being written."""
+        self._check_idle()
+        self.branches.go(step)
+
+    def restart(self) -> None:
+        """Forget everything; answers that are being written end and are dropped."""
+        self.stop()
+        self.branches = Branches()
+        self.read = {}
+        self._writing = None
+
+    def _add(self, text: str, files: tuple[Medium, ...], before: Turn | None, known: Mapping[str, Message]) -> None:
+        if not self.chosen:
+            raise PromptError("no model is chosen", fix="choose one under Models")
+        turn = Turn(text, files, before)
+        if not self.branches.fits(turn):
+            most = f"{tree.TURNS} questions and {tree.MEDIA} images"
+            raise PromptError(f"a conversation on this page has at most {most}", fix="press Restart")
+        for name in self.chosen:
+            try:
+                media = known[name].media if name in known else [*_unseen(before, name), *files]
+                turn.asked[name] = self._decoded(name, text, media)
+            except UserError as error:
+                turn.faults[name] = error
+        if not turn.asked:
+            raise next(iter(turn.faults.values()))
+        self.branches.add(turn)
+
+    def _decoded(self, name: str, text: str, media: Sequence[Medium]) -> Message:
+        session = ChatSession(self.engines[name])
+        session.ask(text, media)
+        return session.messages[-1]
+
+    def _check_idle(self) -> None:
+        if self._writing is not None:
+            raise PromptError("an answer is being written", fix="wait until it is complete, or press Stop")
+
+    # ---- answers
 
     def write(
-        self, generation: Generation, system: str | None = None, keep_turns: int = -1
-    ) -> Iterator[list[dict[str, Any]]]:
-        """``shown`` as the answer grows; ``system`` and ``keep_turns`` as in :class:`ChatSession`.
+        self, generation: Mapping[str, Generation], system: str | None = None, keep_turns: int = -1
+    ) -> Iterator[None]:
+        """Answer the open question with every model it was put to; yields when there is something new to show.
 
-        Raises PromptError: the question does not fit; it is taken back.
+        Args:
+            generation: options by model.
+            system, keep_turns: as in :class:`ChatSession`.
+
+        Raises:
+            BusyError: too many questions are waiting; this one stays open.
+            UserError: none of the models can answer; the question is taken back.
         """
-        shown, session = self.shown, self.session
-        self._busy = session
-        session.system, session.keep_turns = system, keep_turns
-        bubble = {"role": "assistant", "content": ""}
-        shown.append(bubble)
-        text, last = "", 0.0
+        turn = self.branches.here
+        if turn is None or not self.is_waiting:
+            raise PromptError("there is no open question", fix="ask first")
+        self._writing = turn
+        lanes = {name: Lane(self._session(name, turn, system, keep_turns), generation[name]) for name in turn.asked}
+        self._lanes = list(lanes.values())
+        turn.replies = {name: Reply() for name in lanes}
+        turn.faults = {name: fault for name, fault in turn.faults.items() if name not in lanes}
         try:
-            self.read = self.engine.text(session.prompt())
-            for delta in session.stream(generation):
-                text = extend(text, delta)
-                if time.monotonic() - last >= PAUSE:
-                    bubble["content"], last = text, time.monotonic()
-                    yield self.shown
-        except UserError:
-            if session is self.session:
-                self._restore()
-            raise
+            self.read = {name: self.engines[name].text(lane.session.prompt()) for name, lane in lanes.items()}
+            with closing(write_together(self._lanes)) as steps:
+                for _ in steps:
+                    for name, lane in lanes.items():
+                        turn.replies[name].text = lane.text
+                    yield
         finally:
-            if self._busy is session:
-                self._busy = None
-            if session.is_open and bubble in shown:  # ended before the first word
-                shown.remove(bubble)
-            bubble["content"] = text or "*(empty answer)*"
-        if session is self.session and not session.is_open:
-            self._remember()  # the conversation before a new image is not held any longer
-        yield self.shown
+            answered = {name: lane for name, lane in lanes.items() if lane.text or (lane.is_over and not lane.error)}
+            turn.replies = {name: Reply(lane.text, lane.session.last) for name, lane in answered.items()}
+            turn.faults |= {name: lane.error for name, lane in lanes.items() if isinstance(lane.error, UserError)}
+            is_current = self._writing is turn
+            if is_current:
+                self._writing, self._lanes = None, []
+        if bugs := [lane.error for lane in lanes.values() if lane.error and not isinstance(lane.error, UserError)]:
+            raise bugs[0]
+        if not turn.replies and turn.faults:
+            fault = next(
+                (f for f in turn.faults.values() if isinstance(f, BusyError)), next(iter(turn.faults.values()))
+            )
+            if is_current and not isinstance(fault, BusyError):
+                self.branches.take_back()
+            raise fault
+        yield
+
+    def _session(self, name: str, turn: Turn, system: str | None, keep_turns: int) -> ChatSession:
+        session = ChatSession(self.engines[name], system=system)
+        session.keep_turns = keep_turns
+        session.asking = Asking(tenant=self._visitor)
+        for earlier in turn.path[:-1]:
+            if (reply := earlier.replies.get(name)) is not None:
+                session.messages += [earlier.asked[name], Message("assistant", reply.text)]
+        session.messages.append(turn.asked[name])
+        return session
+
+    def stop(self) -> None:
+        """End the answers that are being written."""
+        for lane in self._lanes:
+            lane.stop()
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a question is being answered."""
+        return self._writing is not None
 
     @property
     def is_waiting(self) -> bool:
         """Whether a question is open and nobody is answering it."""
-        return self.session.is_open and self._busy is not self.session
+        last = self.branches.here
+        return last is not None and not last.replies and self._writing is not last
 
     def give_up(self) -> None:
         """Take back a question that cannot be answered, with its media; nothing where none is open."""
-        if self.session.is_open:
-            self._restore()
+        if self.is_waiting:
+            self.branches.take_back()
 
-    def _remember(self) -> None:
-        self._before = list(self.session.messages), list(self.shown), self.image, self.video
 
-    def _restore(self) -> None:
-        self.session.messages, self.shown, self.image, self.video = self._before
-        self._remember()
+def _medium(path: str) -> Medium:
+    kind = mimetypes.guess_type(path)[0] or ""
+    return Video(path) if kind.startswith("video/") else Image(path)
 
-    def again(self) -> None:
-        """Drop the last answer, so that its question is open again.
 
-        Raises PromptError: there is no answer yet, or one is being written.
-        """
-        if self._busy is self.session:
-            raise PromptError("an answer is being written", fix="wait until it is complete, or press Stop")
-        self._remember()
-        self.session.regenerate()
-        self.shown.pop()
-
-    def stop(self) -> None:
-        """End the answer that is being written."""
-        self.session.stop()
-
-    def restart(self) -> None:
-        """Forget everything; an answer that is being written ends and is dropped."""
-        self.session.reset()
-        self.session = ChatSession(self.engine)
-        self.shown = []
-        self.image = self.video = None
-        self._remember()
+def _unseen(before: Turn | None, name: str) -> list[Medium]:
+    """Images and videos of earlier questions that a model, which was chosen later, was not given."""
+    path = before.path if before is not None else []
+    return [medium for turn in path if name not in turn.replies for medium in turn.files]

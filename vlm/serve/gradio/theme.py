@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,14 +37,25 @@ def theme(gradio: Any) -> Any:
     return soft.set(**parse_text(static("colors.yaml"), "colors.yaml").data)
 
 
-def header(engine: Engine) -> str:
-    """The title and the composition, part by part."""
-    chips = '<span class="arrow">&rarr;</span>'.join(
-        f'<span class="chip">{escape(name)}</span>' for name in engine.composition
-    )
-    title = f'<span class="chip"><b>{escape(" / ".join(engine.name))}</b></span>' if engine.name else ""
-    device = f'<span class="chip">{escape(str(engine.device))}</span>'
-    return f'<div id="head"><h1>vlm chat</h1>{title}<span class="gap"></span>{chips}{device}</div>'
+def header(engines: Mapping[str, Engine]) -> str:
+    """The title, and of a single model its composition, part by part."""
+    chips = ""
+    if len(engines) == 1:
+        engine = next(iter(engines.values()))
+        chips = '<span class="arrow">&rarr;</span>'.join(
+            f'<span class="chip">{escape(name)}</span>' for name in engine.composition
+        )
+        chips += f'<span class="chip">{escape(str(engine.device))}</span>'
+        title = " / ".join(engine.name)
+    else:
+        title = f"{len(engines)} models side by side"
+    title = f'<span class="chip"><b>{escape(title)}</b></span>' if title else ""
+    return f'<div id="head"><h1>vlm chat</h1>{title}<span class="gap"></span>{chips}</div>'
+
+
+def lane_title(name: str) -> str:
+    """The heading over the answers of one of several models."""
+    return f'<h2 class="lane-title">{escape(name)}</h2>'
 
 
 def placeholder(question: str, examples: bool) -> str:

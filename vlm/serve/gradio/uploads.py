@@ -26,6 +26,10 @@ SMALLEST = MIB // 16
 """What an upload counts at least, so that their number is limited too."""
 
 
+MAX_SENDERS = 1000
+"""Visitors that one file is known to be from."""
+
+
 class UploadFolder:
     """A private folder that holds every file that the page opens or serves.
 
@@ -37,6 +41,7 @@ class UploadFolder:
         self.root = Path(os.path.realpath(root))
         self.max_bytes = max_bytes
         self._own: frozenset[Path] = frozenset()
+        self._senders: dict[str, dict[str, None]] = {}
         self._arriving = 0
 
     def admit(self, path: object) -> str:
@@ -60,6 +65,23 @@ class UploadFolder:
             raise _refused()
         os.utime(normal)  # in use: an upload expires an hour after its last use
         return str(normal)
+
+    def admit_to(self, path: object, visitor: str) -> str:
+        """The same for a file that this visitor uploaded, or an example; whoever learns another's path gets nothing.
+
+        Raises DataError: as :meth:`admit`, or another visitor's upload.
+        """
+        admitted = self.admit(path)
+        if Path(admitted) not in self._own and visitor not in self._senders.get(admitted, ()):
+            raise _refused()
+        return admitted
+
+    def sent(self, path: str, visitor: str) -> None:
+        """Take note of who uploaded a file; those with the same content share one."""
+        senders = self._senders.setdefault(path, {})
+        senders[visitor] = None
+        if len(senders) > MAX_SENDERS:
+            del senders[next(iter(senders))]
 
     def keep_present(self) -> None:
         """Never delete what the folder holds now: the page's own examples."""
@@ -89,6 +111,8 @@ class UploadFolder:
                     taken += max(found.st_size, SMALLEST)
             except FileNotFoundError:  # deleted by another request
                 continue
+        for path in [path for path in list(self._senders) if not os.path.lexists(path)]:
+            self._senders.pop(path, None)
         return taken + (self._arriving + 1) * self.max_bytes <= MAX_FOLDER * self.max_bytes
 
 

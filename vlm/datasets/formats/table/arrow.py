@@ -112,6 +112,26 @@ def _arrow(stream: Any) -> tuple[Iterator[Any], Any]:
     return batches, reader.schema
 
 
+def to_parquet(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Write records of plain values as a Parquet file; a field that a record lacks is null.
+
+    Raises DataError: a field that holds values of several types, or without pyarrow.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise DataError(f"{file} needs pyarrow", fix="pip install 'vlm-compose[tables]'") from None
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    try:
+        table = pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
+        pq.write_table(table, file)
+    except pa.ArrowException as error:
+        raise DataError(
+            f"{file}: the answers are no table ({error})", fix="write JSON lines: --output FILE.jsonl"
+        ) from None
+
+
 def from_hub(path: str) -> StoredRecords:
     """The records of ``hf://owner/name?split=train&config=...&revision=...``.
 

@@ -1,6 +1,7 @@
 """Files of records of any kind, with the place of each record for messages.
 
 Supported are JSON (a list, an object that holds one, or an object id -> record), JSON lines, CSV, TSV, Parquet, Arrow,
+tar shards of images (``KEY.jpg`` with ``KEY.json`` or ``KEY.txt``),
 folders of images (``metadata.jsonl|csv``, or a ``.txt``/``.json`` next to each image), folders written by
 ``datasets.save_to_disk`` and ``hf://owner/name?split=train&config=...``.
 """
@@ -29,6 +30,7 @@ from vlm.datasets.base import field, parse_json, read_text
 from vlm.datasets.formats.table.arrow import HUB, StoredRecords, from_arrow, from_disk, from_hub, from_parquet, is_saved
 from vlm.datasets.formats.table.head import elements, head_text, json_head
 from vlm.datasets.formats.table.record_buffer import PackedRecords, Record
+from vlm.datasets.formats.table.shards import ShardRecords
 
 FileType = Literal["", "json", "jsonl", "csv", "tsv", "parquet", "arrow"]
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
@@ -48,14 +50,14 @@ class RecordFile:
     """The records of one file; ``lines``: their line numbers, if the file has lines."""
 
     name: str
-    records: PackedRecords | StoredRecords
+    records: PackedRecords | StoredRecords | ShardRecords
     lines: Sequence[int] | None = None
 
     def where(self, index: int) -> str:
         """How messages name a record."""
         if self.lines is not None:
             return f"{self.name}:{self.lines[index]}"
-        key = None if isinstance(self.records, StoredRecords) else self.records[index].get("id")
+        key = self.records[index].get("id") if isinstance(self.records, PackedRecords) else None
         return f"{self.name}: record {index if key is None else key}"
 
     def columns(self) -> set[str]:
@@ -154,6 +156,8 @@ def _local(file: Path, key: str, file_type: FileType, first: int = 0) -> RecordF
     if file.is_dir():
         return RecordFile(str(file), from_disk(file)) if is_saved(file) else _images(file, first)
     kind = file_type or {".ndjson": "jsonl"}.get(file.suffix.lower(), file.suffix.lower().lstrip("."))
+    if kind == "tar":
+        return RecordFile(str(file), ShardRecords(file))
     stored = {"parquet": from_parquet, "arrow": from_arrow}
     if kind in stored:
         return RecordFile(str(file), stored[kind](file, first))

@@ -1,0 +1,28 @@
+"""What stands in for an engine where only its answers matter."""
+
+from __future__ import annotations
+
+
+class OneAnswer:
+    """An answer that was there from the start."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def result(self) -> str:
+        return self.text
+
+    def cancel(self) -> None:
+        pass
+
+
+class Asked:
+    """``submit`` by a ``generate`` that a test writes."""
+
+    allow_urls = False
+
+    def examples(self, conversations):
+        return conversations
+
+    def submit(self, asked, generation):
+        return OneAnswer(self.generate([asked], generation)[0])
