@@ -285,8 +285,6 @@ class Scheduler:
         row.answer.end(reason)
 
     def _fail(self, row: Row) -> None:
-        if row.alone is None and self.shared is not None:
-            self.shared.clear(row)
         self._remove(row)
         self.stats.failed += 1
         row.answer.fail(

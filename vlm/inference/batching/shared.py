@@ -160,17 +160,13 @@ class SharedRows:
 
     def remove(self, row: Row) -> None:
         """Forget a row; another takes its slot."""
+        self._clear(row)
         if row.slot < self.writing:
             self.writing -= 1
-            self._swap(row.slot, self.writing, keep=False)
-        last = len(self.rows) - 1
-        self._swap(row.slot, last, keep=False)
+            self._fill(row, self.writing)
+        self._fill(row, len(self.rows) - 1)
         self.rows.pop()
         row.slot = -1
-
-    def clear(self, row: Row) -> None:
-        """Zero what a row holds, whose values are not numbers."""
-        self.slots.clear(row.slot)
 
     def drop(self) -> list[Row]:
         """Forget all rows and their memory, after an error; those that there were."""
@@ -178,17 +174,31 @@ class SharedRows:
         self._joined = ([], None)
         return rows
 
-    def _swap(self, a: int, b: int, keep: bool = True) -> None:
-        """Exchange two rows; without ``keep`` what is in the first slot is not needed any more."""
+    def _clear(self, row: Row) -> None:
+        self.slots.clear(row.slot, row.held + 1 + self.serving.lookup)
+
+    def _fill(self, gone: Row, last: int) -> None:
+        """Put the row of slot ``last`` into the slot of a row that is gone."""
+        if gone.slot == last:
+            return
+        other, slot = self.rows[last], gone.slot
+        self.slots.move(last, slot, other.held)
+        self._clear(other)
+        self.rows[slot], self.rows[last] = other, gone
+        other.slot, gone.slot = slot, last
+
+    def _swap(self, a: int, b: int) -> None:
+        """Exchange two rows."""
         if a == b:
             return
-        first, second = self.rows[a], self.rows[b]
-        held = self.slots.read(a, 0, first.held) if keep and first.held else []
-        self.slots.move(b, a, second.held)
-        if held:
-            self.slots.write(b, 0, held)
-        self.rows[a], self.rows[b] = second, first
-        second.slot, first.slot = a, b
+        rows = self.rows[a], self.rows[b]
+        held = [self.slots.read(row.slot, 0, row.held) for row in rows]
+        for row in rows:
+            self._clear(row)
+        for row, slot, piece in zip(rows, (b, a), held, strict=True):
+            self.slots.write(slot, 0, piece)
+            row.slot = slot
+            self.rows[slot] = row
 
     def _layout(self, rows: Sequence[Row], starts: Sequence[int], counts: Sequence[int]) -> SlotLayout:
         reach = max(start + count for start, count in zip(starts, counts, strict=True))

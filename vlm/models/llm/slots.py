@@ -70,7 +70,7 @@ class Slots:
         return self.keys[number], self.values[number]
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first positions of one row to another."""
+        """Copy the first positions of one row to another, which holds nothing (:meth:`clear`)."""
         for stored in (*self.keys, *self.values):
             stored[target, :, :length] = stored[source, :, :length]
 
@@ -86,10 +86,10 @@ class Slots:
             keys[row, :, first : first + key.shape[1]] = key
             values[row, :, first : first + value.shape[1]] = value
 
-    def clear(self, row: int) -> None:
-        """Zero a row, after values that are not numbers."""
+    def clear(self, row: int, length: int) -> None:
+        """Zero the first positions of a row: a masked value that is not a number would spoil another row."""
         for stored in (*self.keys, *self.values):
-            stored[row] = 0
+            stored[row, :, :length] = 0
 
 
 @dataclass
