@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sys
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vlm.common.errors import NotFiniteError, PromptError, UserError
+from vlm.common.errors import BusyError, NotFiniteError, PromptError, UserError
 from vlm.common.types import Example
 from vlm.inference.batching.answer import Answer, Asking, Finish, TokenLogprob
 from vlm.inference.batching.stats import Stats
@@ -224,12 +225,14 @@ class RemoteEngine(Engine):
             answer.end(whole if answer.is_wanted else "cancelled")
         except TimeoutError:
             answer.end("timeout")
-        except BaseException as error:  # noqa: BLE001 - whoever waits for the answer must get it
+        except (RemoteError, BusyError) as error:
             if answer.is_wanted:
                 answer.fail(error)
             else:  # it hung up itself
                 answer.end("cancelled")
         finally:
+            if not answer.is_over:  # a bug: whoever waits must hear of it, too
+                answer.fail(sys.exc_info()[1] or RuntimeError("the answer was left"))
             self._counted(answer)
 
     def _read(
