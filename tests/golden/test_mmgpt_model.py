@@ -23,7 +23,7 @@ from vlm.inference.engine import Engine
 from vlm.inference.generation import CHAT
 from vlm.models.fusion.cross_attn import CrossAttention
 from vlm.models.fusion.locations import locate
-from vlm.models.inserts.gated_xattn import media_mask
+from vlm.models.inserts.media_mask import media_mask
 from vlm.models.vlm import VLM
 from vlm.processors.processor import build_processor
 from vlm.runners.train.optim import build_optimizer, set_lr, split_parameters
@@ -139,7 +139,7 @@ def test_cross_attention_alone(case: MmgptCase) -> None:
                 config = CrossAttention.Config(3, previous, immediate=immediate, uniform_when_missing=True)
                 data = CrossAttention(config, case.model.llm)(batch, Features(media[row, slot][:, None])).inserts
                 looked = media_mask(data)
-                got = attention(x, looked.media, looked.allowed, looked.even)
+                got = attention(x, looked.of(data.shared["media"]), looked.allowed, looked.even)
                 name = f"xattn.out.immediate={immediate}.attend_previous={previous}"
                 rows = all_placed | immediate  # a picture without mark counts where attention is even
                 close(got[rows], case.tensor(name)[rows], name)

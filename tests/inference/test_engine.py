@@ -212,7 +212,7 @@ def test_only_the_last_images_stay_in_the_cache() -> None:
         seen.append(len(pixels))
         return Features(pixels.flatten(2)[:, :, None, :2])
 
-    cache = FeatureCache(capacity=2)
+    cache = FeatureCache(limit=2 * 2 * 4)  # two images of one token of two float32 numbers
     images = [torch.full((1, 1, 3, 2, 2), float(i)) for i in range(3)]
     for i in (0, 1, 0, 2, 0, 1):
         assert cache.encode(images[i], encoder).tokens.unique().tolist() == [float(i)]

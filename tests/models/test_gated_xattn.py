@@ -7,49 +7,27 @@ import threading
 import pytest
 import torch
 
+from tests.models.cross_attending import MARK, xattn
 from vlm.common.errors import ConfigError, PromptError
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example
 from vlm.inference.decoding import Prompt, decode
 from vlm.inference.generation import CHAT
 from vlm.inference.stopping import StopCriteria
-from vlm.models.bridges.perceiver import Perceiver
 from vlm.models.build import build_model
 from vlm.models.fusion.cross_attn import CrossAttention
 from vlm.models.fusion.locations import locate
 from vlm.models.inserts.gated_xattn import GatedCrossAttention
-from vlm.models.llm.hf import HFCausalLM
 from vlm.models.lora import LoraOptions
 from vlm.models.trainable import select_trainable
 from vlm.testing import LLAMA, part
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
-MARK = 7
 FAMILIES = {
     "llama": dict(LLAMA),
     "gpt_neox": {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 40, "num_attention_heads": 4},
     "opt": {**LLAMA, "model_type": "opt", "ffn_dim": 40, "word_embed_proj_dim": 32},
 }
 GREEDY = CHAT.replace(do_sample=False, max_new_tokens=6, repetition_penalty=1.0)
-
-
-def xattn(compose, llm=None, lora=None, every=1, train=("inserts",), **fusion):
-    """EVA -> perceiver (3 latents, of the encoder's width) -> cross-attention; the gates are open."""
-    parts = compose(
-        bridge=[part("perceiver", Perceiver.Config(depth=1, dim_head=8, heads=2, num_latents=3))],
-        fusion=part("cross_attn", CrossAttention.Config(**{"image_token_id": MARK, **fusion})),
-        inserts=[part("gated_xattn", GatedCrossAttention.Config(every=every, dim_head=8, heads=2, lora=lora))],
-        llm=part("hf", HFCausalLM.Config(**{"config": dict(LLAMA), **(llm or {})})),
-        train=list(train),
-    )
-    torch.manual_seed(0)
-    model = build_model(parts)
-    with torch.no_grad():
-        for block in model.inserts[0].layers.values():
-            block.attn_gate.fill_(0.7)
-            block.ff_gate.fill_(-0.6)
-            for matrix in (block.attn.to_q, block.attn.to_kv):
-                matrix.weight.mul_(20)  # so that it matters what is looked at
-    return model
 
 
 def logits(model, batch):
@@ -98,8 +76,8 @@ def test_locations(text, previous, following) -> None:
         assert locate(marks, segments, attend_previous)[0].tolist() == [int(n) for n in want]
 
 
-def test_closed_gates_change_nothing(compose, examples, batched) -> None:
-    model = xattn(compose)
+def test_closed_gates_change_nothing(examples, batched) -> None:
+    model = xattn()
     with torch.no_grad():
         for block in model.inserts[0].layers.values():
             block.attn_gate.zero_()
@@ -111,15 +89,15 @@ def test_closed_gates_change_nothing(compose, examples, batched) -> None:
     assert not any(b.attn_gate.any() or b.ff_gate.any() for b in fresh.layers.values())
 
 
-def test_names_of_the_llm_stay(compose, build) -> None:
-    plain, model = build(), xattn(compose)
+def test_names_of_the_llm_stay(build) -> None:
+    plain, model = build(), xattn()
     names = [n for n in model.state_dict() if n.startswith("llm.")]
     assert names == [n for n in plain.state_dict() if n.startswith("llm.")]
     assert model.bridge[-1].out_dim == 16 != model.llm.hidden_size
 
 
-def test_a_mark_is_one_token(compose, examples, batched) -> None:
-    model = xattn(compose)
+def test_a_mark_is_one_token(examples, batched) -> None:
+    model = xattn()
     batch = batched(examples)
     inputs = model.prepare(batch)
     assert inputs.inputs_embeds.shape[:2] == batch.ids.shape
@@ -129,18 +107,18 @@ def test_a_mark_is_one_token(compose, examples, batched) -> None:
 
 @pytest.mark.parametrize("previous", [False, True])
 @pytest.mark.parametrize("immediate", [False, True])
-def test_rows_together_equal_rows_alone(compose, examples, batched, previous, immediate) -> None:
-    model = xattn(compose, attend_previous=previous, immediate=immediate)
+def test_rows_together_equal_rows_alone(examples, batched, previous, immediate) -> None:
+    model = xattn(attend_previous=previous, immediate=immediate)
     together = logits(model, batched(examples))
     for row, example in enumerate(examples):
         alone = logits(model, batched([example]))[0]
         torch.testing.assert_close(together[row, : len(example.ids)], alone, **CLOSE)
 
 
-def test_text_passes_untouched(compose, examples, batched) -> None:
+def test_text_passes_untouched(examples, batched) -> None:
     """A row without media beside rows with media skips attention and feed-forward."""
-    model = xattn(compose)
-    plain = xattn(compose)
+    model = xattn()
+    plain = xattn()
     plain.load_state_dict(model.state_dict())
     for layer in plain.llm.layers():
         layer.forward.inserts.clear()
@@ -150,7 +128,7 @@ def test_text_passes_untouched(compose, examples, batched) -> None:
     torch.testing.assert_close(logits(model, batched(examples))[row, : len(text.ids)], want, **CLOSE)
 
 
-def test_who_sees_which_image(compose, batched) -> None:
+def test_who_sees_which_image(batched) -> None:
     """Changing an image changes the logits from the first position that looks at it on, and none before."""
     ids = [1, 11, MEDIA_TOKEN, 12, 13, MEDIA_TOKEN, 14, 15]
     torch.manual_seed(1)
@@ -158,7 +136,7 @@ def test_who_sees_which_image(compose, batched) -> None:
     make = lambda first, second: batched([Example(ids, [IGNORE_INDEX] * len(ids), [first, second])])  # noqa: E731
     begin = {(False, True): (0, 3), (True, True): (2, 5), (True, False): (2, 5), (False, False): (0, 3)}
     for (previous, immediate), starts in begin.items():
-        model = xattn(compose, attend_previous=previous, immediate=immediate)
+        model = xattn(attend_previous=previous, immediate=immediate)
         base = logits(model, make(*images[:2]))[0]
         for number, start in enumerate(starts):
             changed = [images[2] if n == number else images[n] for n in range(2)]
@@ -166,7 +144,7 @@ def test_who_sees_which_image(compose, batched) -> None:
             assert apart.nonzero()[0, 0] == start
 
 
-def test_packing_and_recomputation_change_nothing(compose, examples, batched, packed) -> None:
+def test_packing_and_recomputation_change_nothing(examples, batched, packed) -> None:
     def step(model, batch):
         model.zero_grad()
         output = model(batch)
@@ -174,24 +152,24 @@ def test_packing_and_recomputation_change_nothing(compose, examples, batched, pa
         return output.loss_sum, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
     for fusion in ({}, {"attend_previous": True, "immediate": False}):
-        want, grads = step(xattn(compose, **fusion), batched(examples))
+        want, grads = step(xattn(**fusion), batched(examples))
         assert len(grads) == 2 * 11
         for llm in ({"packing": False}, {"checkpointing": True}):
-            got, others = step(xattn(compose, llm=llm, **fusion), batched(examples))
+            got, others = step(xattn(llm=llm, **fusion), batched(examples))
             torch.testing.assert_close(got, want, **CLOSE)
             for name, grad in grads.items():
                 torch.testing.assert_close(others[name], grad, rtol=1e-4, atol=1e-5, msg=name)
         for llm in ({"packing": False}, {}):
-            got, _ = step(xattn(compose, llm=llm, **fusion), packed(examples, 40))
+            got, _ = step(xattn(llm=llm, **fusion), packed(examples, 40))
             torch.testing.assert_close(got, want, **CLOSE)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.parametrize("previous", [False, True])
 @pytest.mark.parametrize("immediate", [False, True])
-def test_cached_generation_equals_teacher_forcing(compose, examples, batched, family, previous, immediate) -> None:
+def test_cached_generation_equals_teacher_forcing(examples, batched, family, previous, immediate) -> None:
     llm = {"config": {**FAMILIES[family], "model_type": family, "vocab_size": 61}}
-    model = xattn(compose, llm=llm, attend_previous=previous, immediate=immediate)
+    model = xattn(llm=llm, attend_previous=previous, immediate=immediate)
     told = generate(model, batched(examples))
     assert told == generate(model, batched(examples), use_cache=False)
     for row, example in enumerate(examples):
@@ -202,15 +180,15 @@ def test_cached_generation_equals_teacher_forcing(compose, examples, batched, fa
 
 
 @pytest.mark.parametrize("previous", [False, True])
-def test_beams_see_the_images_of_their_row(compose, examples, batched, previous) -> None:
-    model = xattn(compose, attend_previous=previous)
+def test_beams_see_the_images_of_their_row(examples, batched, previous) -> None:
+    model = xattn(attend_previous=previous)
     together = generate(model, batched(examples), num_beams=3)
     assert together == [generate(model, batched([e]), num_beams=3)[0] for e in examples]
     assert together == generate(model, batched(examples), num_beams=3, use_cache=False)
 
 
-def test_calls_of_several_threads_do_not_meet(compose, batched) -> None:
-    model = xattn(compose, attend_previous=True)
+def test_calls_of_several_threads_do_not_meet(batched) -> None:
+    model = xattn(attend_previous=True)
     torch.manual_seed(3)
     batches = []
     for media in (0, 1, 2, 1):
@@ -232,10 +210,10 @@ def test_calls_of_several_threads_do_not_meet(compose, batched) -> None:
     assert len(got) == len(batches)
 
 
-def test_placement_augmentation(compose, examples, batched) -> None:
+def test_placement_augmentation(examples, batched) -> None:
     """Drawn once for each pass that records gradients, the same for all rows and layers; never without."""
-    model = xattn(compose, placement_augmentation=True)
-    losses = {a: xattn(compose, attend_previous=a)(batched(examples)).loss_sum.item() for a in (False, True)}
+    model = xattn(placement_augmentation=True)
+    losses = {a: xattn(attend_previous=a)(batched(examples)).loss_sum.item() for a in (False, True)}
     assert losses[False] != losses[True]
     torch.manual_seed(5)
     drawn = [model(batched(examples)).loss_sum.item() for _ in range(12)]
@@ -244,7 +222,7 @@ def test_placement_augmentation(compose, examples, batched) -> None:
         assert {model(batched(examples)).loss_sum.item() for _ in range(6)} == {losses[False]}
 
 
-def test_missing_images(compose, batched) -> None:
+def test_missing_images(batched) -> None:
     """An error; with the option, text whose image is missing attends evenly to the others."""
     ids = [1, MEDIA_TOKEN, 12, MEDIA_TOKEN, 14]
     image = torch.randn(1, 3, 28, 28)
@@ -252,8 +230,8 @@ def test_missing_images(compose, batched) -> None:
     short = type(batch)(**{**vars(batch), "pixels": batch.pixels[:1], "media_row": batch.media_row[:1]})
     short.media_pos = batch.media_pos[:1]
     with pytest.raises(PromptError, match=r"2 image placeholder\(s\) in the prompt, 1 image\(s\)"):
-        xattn(compose)(short)
-    model = xattn(compose, uniform_when_missing=True)
+        xattn()(short)
+    model = xattn(uniform_when_missing=True)
     with torch.no_grad():
         data = model.prepare(short).inserts
     assert data.tokens["location"].tolist() == [[0, 0, 1, 1, -1]]
@@ -263,9 +241,9 @@ def test_missing_images(compose, batched) -> None:
     torch.testing.assert_close(got[:2], logits(model, batch)[0, :2], **CLOSE)
 
 
-def test_lora_by_suffix(compose, examples, batched) -> None:
+def test_lora_by_suffix(examples, batched) -> None:
     lora = LoraOptions(r=2, alpha=2, dropout=0.0, targets=["to_q", "to_kv", "to_out", "ff.1", "ff.3"])
-    model = xattn(compose, lora=lora, train=["inserts.lora"])
+    model = xattn(lora=lora, train=["inserts.lora"])
     training = [n for n, p in model.named_parameters() if p.requires_grad]
     assert len(training) == 2 * 5 * 2
     assert all(".lora_" in n for n in training)
@@ -274,25 +252,25 @@ def test_lora_by_suffix(compose, examples, batched) -> None:
     assert model.get_parameter("inserts.0.layers.1.ff.3.lora_B.default.weight").grad.any()
 
 
-def test_text_only_batch_gives_every_gradient(compose, examples, batched) -> None:
-    model = xattn(compose, train=["inserts", "bridge"])
+def test_text_only_batch_gives_every_gradient(examples, batched) -> None:
+    model = xattn(train=["inserts", "bridge"])
     model(batched([e for e in examples if not e.media])).loss_sum.backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters() if p.requires_grad)
 
 
-def test_bfloat16(compose, examples, batched) -> None:
-    exact = xattn(compose)
+def test_bfloat16(examples, batched) -> None:
+    exact = xattn()
     want = exact(batched(examples)).loss_sum
-    model = xattn(compose).to(torch.bfloat16)
+    model = xattn().to(torch.bfloat16)
     model.compute_dtype = model.vision_dtype = torch.bfloat16
     select_trainable(model, ["inserts"])
     got = model(batched(examples)).loss_sum
     torch.testing.assert_close(got, want, rtol=0.03, atol=0)
 
 
-def test_frames_of_a_medium_and_masked_tokens(compose, batched) -> None:
+def test_frames_of_a_medium_and_masked_tokens(batched) -> None:
     """Tokens of all frames are looked at; padded ones are not."""
-    model = xattn(compose)
+    model = xattn()
     ids = [1, MEDIA_TOKEN, 12, 9]
     clip = torch.randn(2, 3, 28, 28)
     batch = batched([Example(ids, [IGNORE_INDEX] * len(ids), [clip])])
@@ -306,12 +284,12 @@ def test_frames_of_a_medium_and_masked_tokens(compose, batched) -> None:
 
 
 @pytest.mark.parametrize("mark", [None, -1, 61])
-def test_mark_outside_the_vocabulary(compose, mark) -> None:
+def test_mark_outside_the_vocabulary(mark) -> None:
     with pytest.raises(ConfigError, match=f"image_token_id is {mark}, allowed: 0 to 60"):
-        xattn(compose, image_token_id=mark)
+        xattn(image_token_id=mark)
 
 
-def test_needs_an_encoder(compose) -> None:
+def test_needs_an_encoder() -> None:
     with pytest.raises(ConfigError, match="gated_xattn attends to media, but"):
         GatedCrossAttention(GatedCrossAttention.Config(), 32, 4, None)
 
@@ -324,8 +302,8 @@ def test_fusion_and_insert_belong_together(compose) -> None:
         build_model(compose(fusion=part("cross_attn", CrossAttention.Config(image_token_id=MARK))))
 
 
-def test_banned_ids(compose, examples, batched) -> None:
-    model = xattn(compose)
+def test_banned_ids(examples, batched) -> None:
+    model = xattn()
     free = generate(model, batched(examples))
     banned = tuple({i for row in free for i in row})
     for beams in (1, 3):
@@ -335,4 +313,4 @@ def test_banned_ids(compose, examples, batched) -> None:
         )
         assert not set(banned) & {i for row in rows for i in row}
     with pytest.raises(ConfigError, match=r"banned_ids: \[61\], allowed: 0 to 60"):
-        xattn(compose, llm={"banned_ids": [61]})
+        xattn(llm={"banned_ids": [61]})

@@ -23,7 +23,9 @@ class Serving:
     queue: Natural = _option(1024, "questions that wait at most; further ones are refused (0: no limit)")
     prefill: Count = _option(512, "prompt positions read in one step, so that a long prompt does not stall the others")
     block: Count = _option(64, "positions read together and kept together in the prefix cache")
-    kv_mib: Natural = _option(4096, "MiB for keys and values of the answers being written (0: no limit)")
+    kv_mib: Natural | None = _option(
+        None, "MiB for keys and values of the answers being written; null: a quarter of the free memory, 0: no limit"
+    )
     prefix_mib: Natural = _option(1024, "MiB for keys and values of prompts that may come again (0: off)")
     feature_mib: Natural = _option(512, "MiB for visual features of recent images (0: off)")
     lookup: Natural = _option(0, "tokens of a greedy answer guessed at a time from what was read and written (0: off)")

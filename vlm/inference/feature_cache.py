@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,13 +15,21 @@ from vlm.models.frames import join, same_shapes
 
 
 class FeatureCache:
-    """Keeps the features of the most recent images, by content; thread-safe.
+    """Keeps the features of the most recent images, by content, up to a number of bytes; thread-safe.
 
-    The key is a hash of the preprocessed pixels, so that a path, an upload and a copy of an image share one entry.
+    The key is a digest of the preprocessed pixels, so that a path, an upload and a copy of an image share one entry.
+
+    Attributes:
+        bytes: what is kept now.
+        hits: media that were not encoded again.
+        misses: media that were encoded.
     """
 
-    def __init__(self, capacity: int = 64) -> None:
-        self.capacity = capacity
+    def __init__(self, limit: int = 512 * 2**20) -> None:
+        self.limit = limit
+        self.bytes = 0
+        self.hits = 0
+        self.misses = 0
         self._entries: dict[str, Features] = {}
         self._lock = threading.Lock()
 
@@ -31,6 +39,7 @@ class FeatureCache:
         encoder: Callable[..., Features],
         frames: Tensor | None = None,
         about: MediaFacts | None = None,
+        tenants: Sequence[str] = (),
     ) -> Features:
         """Features ``[n, f, v, d]`` of ``pixels``; only media that are not in the cache are encoded.
 
@@ -39,12 +48,14 @@ class FeatureCache:
             encoder: pixels (and ``frames`` and ``about``, if given) -> features.
             frames: ``[n]`` real frames of each medium where they differ, else None.
             about: what else the features depend on; part of the key.
+            tenants: whose each medium is; what was encoded for one is not used for another.
         """
         keys = [""] * len(pixels)
         for places, (count, height, width) in same_shapes(pixels, frames, about):
             for place in places.tolist():
                 facts = None if about is None else about.select(place)
-                keys[place] = _key(pixels[place, :count, :, :height, :width], facts)
+                owner = tenants[place] if tenants else ""
+                keys[place] = owner + _key(pixels[place, :count, :, :height, :width], facts)
         with self._lock:
             known = {k: self._entries[k] for k in keys if k in self._entries}
         new = list(dict.fromkeys(k for k in keys if k not in known))
@@ -57,11 +68,13 @@ class FeatureCache:
             )
             known |= {key: replace(features.select([i]), about=None) for i, key in enumerate(new)}
         with self._lock:
+            self.misses += len(new)
+            self.hits += len(keys) - len(new)
             for key in known:  # the most recent last
-                self._entries.pop(key, None)
+                self.bytes += _bytes(known[key]) if self._entries.pop(key, None) is None else 0
                 self._entries[key] = known[key]
-            while len(self._entries) > self.capacity:
-                del self._entries[next(iter(self._entries))]
+            while self.bytes > self.limit:
+                self.bytes -= _bytes(self._entries.pop(next(iter(self._entries))))
         entries = [known[k] for k in keys]
         if len({(e.tokens.shape, e.mask is None, e.grid is None) for e in entries}) > 1:
             places = torch.arange(len(entries), device=entries[0].tokens.device)
@@ -78,15 +91,21 @@ class FeatureCache:
         """Forget everything, e.g. after the weights have changed."""
         with self._lock:
             self._entries.clear()
+            self.bytes = 0
 
     def __len__(self) -> int:
         """Number of images kept."""
         return len(self._entries)
 
 
+def _bytes(features: Features) -> int:
+    tensors = (features.tokens, features.mask, features.grid)
+    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+
+
 def _key(medium: Tensor, about: MediaFacts | None) -> str:
     data = medium.detach().to("cpu", torch.float32).contiguous()
     known = () if about is None else [t for t in (about.sizes, about.texts) if t is not None]
     facts = [[i for i in t.tolist() if i != PADDING] for t in known]
-    digest = hashlib.sha1(data.numpy().tobytes(), usedforsecurity=False).hexdigest()
+    digest = hashlib.blake2b(data.numpy().data, digest_size=24).hexdigest()
     return f"{tuple(data.shape)}:{digest}:{facts}"

@@ -34,6 +34,7 @@ class Prompt:
         inserts: data of the inserts, or None.
         positions: ``[b, s]`` or ``[b, s, axes]``, 0 at padding; None: counted from the first real position of each row.
         blocks: ``[b, s]``, as in :class:`~vlm.models.fusion.base.LLMInputs`; None: all causal.
+        media: ``[b, s]``, as there; None: no media in the sequence.
     """
 
     embeds: Tensor
@@ -41,6 +42,7 @@ class Prompt:
     inserts: InsertData | None = None
     positions: Any = None  # always a tensor once made
     blocks: Tensor | None = None
+    media: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.positions is None:
@@ -51,12 +53,12 @@ class Prompt:
         """The prompts of fused rows. Raises ValueError: the rows are packed."""
         inputs = inputs.left_padded()
         mask = (inputs.segments > 0).long()
-        return cls(inputs.inputs_embeds, mask, inputs.inserts, inputs.position_ids, inputs.blocks)
+        return cls(inputs.inputs_embeds, mask, inputs.inserts, inputs.position_ids, inputs.blocks, inputs.media)
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> Prompt:
         """A copy with ``move`` applied to every tensor."""
         own = (move(self.embeds), move(self.mask), self.inserts and self.inserts.moved(move), move(self.positions))
-        return Prompt(*own, None if self.blocks is None else move(self.blocks))
+        return Prompt(*own, *(None if value is None else move(value) for value in (self.blocks, self.media)))
 
     def last(self, count: int) -> Prompt:
         """The last ``count`` positions of each row, which are counted from 0 again."""

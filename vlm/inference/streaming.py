@@ -32,6 +32,13 @@ def extend(text: str, delta: str) -> str:
     return str(delta) if isinstance(delta, StreamedText) and delta.is_restart else text + delta
 
 
+def before(text: str, stops: Iterable[str]) -> str:
+    """The text up to the first of the stop texts."""
+    for stop in filter(None, stops):
+        text = text.split(stop)[0]
+    return text
+
+
 def cleaner(template: BaseTemplate, rule: Cleanup) -> Callable[[str], str]:
     """Raw decoded text -> answer, by the rule's name (see ``Generation.cleanup``)."""
     if rule == "chat":

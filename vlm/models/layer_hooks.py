@@ -23,12 +23,13 @@ from vlm.common.bounds import LAYERS
 from vlm.common.errors import ConfigError
 
 if TYPE_CHECKING:
+    from vlm.models.llm.slots import SlotLayout
     from vlm.models.protocols import LayerInsert
 
 INSERT_DATA = "insert_data"
 """Argument of the LLM and of its layers that holds an ``InsertData``."""
 LAYOUT = "layout"
-"""Argument of the LLM and of its layers that holds a :class:`Layout`."""
+"""Argument of the LLM and of its layers that holds a :class:`Layout` (or a ``SlotLayout``)."""
 
 
 @dataclass
@@ -48,16 +49,16 @@ class Layout:
         return places.index_copy(0, self.scatter, values).view(self.samples, self.longest)
 
 
-_layout: ContextVar[Layout | None] = ContextVar("layout", default=None)
+_layout: ContextVar[Layout | SlotLayout | None] = ContextVar("layout", default=None)
 
 
-def current_layout() -> Layout | None:
+def current_layout() -> Layout | SlotLayout | None:
     """The layout of the packed row that the language model is working on in this thread, if any."""
     return _layout.get()
 
 
 @contextlib.contextmanager
-def laid_out(layout: Layout | None) -> Iterator[None]:
+def laid_out(layout: Layout | SlotLayout | None) -> Iterator[None]:
     """Within the block, the language model works on a packed row of this layout (None: on a padded batch)."""
     token = _layout.set(layout)
     try:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor, nn
 
@@ -215,6 +215,17 @@ class ProvidesData(Protocol):
     """A fusion that names what it puts into ``InsertData.tokens``; without it: nothing."""
 
     provides: ClassVar[tuple[str, ...]]
+
+
+@runtime_checkable
+class JoinsData(Protocol):
+    """A fusion whose ``InsertData`` of several calls can become that of one; without it they run one at a time."""
+
+    def join_data(self, parts: Sequence[InsertData]) -> InsertData:
+        """The data of one row ``[1, sum t_i]`` with the positions of ``parts``, each ``[1, t_i]``, one after another.
+
+        What a position of the joined row sees is what it saw in its own part.
+        """
 
 
 @runtime_checkable

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from vlm.inference.streaming import StreamedText, TextStream
+from vlm.inference.streaming import StreamedText, TextStream, before
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,10 +99,10 @@ class Answer:
         self,
         tokenizer: Tokenizer,
         clean: Callable[[str], str],
-        marks: list[str],
+        marks: Callable[[], list[str]],
         stops: tuple[str, ...] = (),
         *,
-        drive: Callable[[Answer], None] | None = None,
+        drive: Callable[..., None] | None = None,
         in_background: Callable[[], None] = lambda: None,
     ) -> None:
         """What an engine makes; ``drive`` waits for more and ``in_background`` has somebody else write.
@@ -108,9 +110,10 @@ class Answer:
         Args:
             tokenizer: of the model.
             clean: raw text -> answer.
-            marks: texts that ``clean`` acts on.
+            marks: gives the texts that ``clean`` acts on.
             stops: texts that end the answer, however they are divided into tokens, and are not shown.
-            drive: called by a thread that waits for the next token; it returns when there may be one.
+            drive: called by a thread that waits for the next token, or (``to_the_end=True``) for the last; it returns
+                when it is there. None: somebody else writes.
             in_background: called before somebody waits without a thread.
         """
         self.ids: list[int] = []
@@ -121,7 +124,7 @@ class Answer:
         self.error: BaseException | None = None
         self._tokenizer = tokenizer
         self._clean = clean
-        self._stream = TextStream(tokenizer, clean, [*marks, *stops], stops)
+        self._marks = marks
         self._stops = stops
         self._seen = TextStream(tokenizer, str, stops, stops) if stops else None
         self._drive = drive
@@ -130,6 +133,10 @@ class Answer:
         self._listeners: list[Callable[[], None]] = []
         self._read = 0
         self._wanted = True
+
+    @cached_property
+    def _stream(self) -> TextStream:
+        return TextStream(self._tokenizer, self._clean, [*self._marks(), *self._stops], self._stops)
 
     # ---- the side that writes
 
@@ -185,10 +192,10 @@ class Answer:
         self._wanted = False
         self._tell()
 
-    def wait(self, timeout: float | None = None) -> None:
-        """Return when there is an unread token, or the answer is over."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._read < len(self.ids) or self.is_over or not self._wanted, timeout)
+    @property
+    def has_news(self) -> bool:
+        """Whether there is an unread token, or the answer is over."""
+        return self._read < len(self.ids) or self.is_over
 
     def take(self) -> list[StreamedText]:
         """The pieces that have come since the last call; with the last of them, what was held back.
@@ -223,8 +230,8 @@ class Answer:
             while not self.is_read:
                 pieces = self.take()
                 yield from pieces
-                if not pieces and not self.is_read:
-                    self._wait()
+                if not pieces:
+                    self.wait()
         finally:
             if not self.is_over:
                 self.cancel()
@@ -234,7 +241,8 @@ class Answer:
         loop, came = asyncio.get_running_loop(), asyncio.Event()
 
         def listener() -> None:
-            loop.call_soon_threadsafe(came.set)
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and with it whoever waited
+                loop.call_soon_threadsafe(came.set)
 
         self._listeners.append(listener)
         self._in_background()
@@ -254,7 +262,7 @@ class Answer:
     def result(self) -> str:
         """The whole answer, when it is over. Raises whatever ended it otherwise."""
         while not self.is_over:
-            self._wait()
+            self.wait(to_the_end=True)
         if self.error is not None:
             raise self.error
         return self.text
@@ -262,13 +270,12 @@ class Answer:
     @property
     def text(self) -> str:
         """The answer so far, cleaned."""
-        raw = self._tokenizer.decode(self.ids)
-        for stop in self._stops:
-            raw = raw.split(stop)[0]
-        return self._clean(raw)
+        return self._clean(before(self._tokenizer.decode(self.ids), self._stops))
 
-    def _wait(self) -> None:
+    def wait(self, to_the_end: bool = False) -> None:
+        """Return when there is an unread token (see :attr:`has_news`), or when the answer is over."""
         if self._drive is not None:
-            self._drive(self)
-        else:
-            self.wait()
+            self._drive(self, to_the_end=to_the_end)
+            return
+        with self._changed:
+            self._changed.wait_for(lambda: self.is_over if to_the_end else self.has_news)

@@ -23,6 +23,7 @@ class LLMInputs:
     packed: bool = False  # whether some row holds more than one sample
     inserts: InsertData | None = None  # data for the inserts, or None
     blocks: Tensor | None = None  # ``[b, L]``; tokens of a sample with the same number > 0 see one another
+    media: Tensor | None = None  # ``[b, L]`` number of the medium, from 1, at its tokens; 0 at text
 
     @property
     def attention_mask(self) -> Tensor:
@@ -61,7 +62,7 @@ class LLMInputs:
         size = self.segments.shape[1]
         index = (torch.arange(size, device=length.device)[None] + length) % size
         rows = torch.arange(len(index), device=index.device)[:, None]
-        names = ("inputs_embeds", "segments", "position_ids", "labels", "blocks")
+        names = ("inputs_embeds", "segments", "position_ids", "labels", "blocks", "media")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         inserts = None if self.inserts is None else self.inserts.gather(index)
         return dataclasses.replace(self, inserts=inserts, **{name: value[rows, index] for name, value in given.items()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from vlm.models.fusion.base import LLMInputs
 from vlm.models.fusion.locations import earlier, locate
 from vlm.models.fusion.positions import restart_positions
 from vlm.models.fusion.splice import check_placeholders
-from vlm.models.inserts.base import InsertData
+from vlm.models.inserts.base import InsertData, stacked
 
 
 @register_fusion("cross_attn")
@@ -72,6 +73,27 @@ class CrossAttention:
         packed, data = int(segments.max()) > 1, self._data(batch, visual)
         return LLMInputs(self.llm.embed(ids), segments, restart_positions(segments), batch.labels, packed, data)
 
+    def join_data(self, parts: Sequence[InsertData]) -> InsertData:
+        """See :class:`~vlm.models.protocols.JoinsData`. Parts with the same ``shared`` share their media.
+
+        The fewer tokens of narrower media are filled up with zeros, which ``real`` excludes.
+        """
+        distinct = {id(part.shared): part for part in parts if part.shared["media"] is not None}
+        offsets, total = {}, 0
+        for key, part in distinct.items():
+            offsets[key] = total
+            total += len(part.shared["media"])
+        return InsertData(
+            tokens=_shifted(parts, [offsets.get(id(part.shared), 0) for part in parts]),
+            shared={
+                **parts[0].shared,
+                **_joined_media([part.shared for part in distinct.values()]),
+                "all": all(part.shared["all"] for part in parts),
+            },
+            appended=parts[0].appended,
+            parts=tuple(distinct.values()),
+        )
+
     def _data(self, batch: Batch, visual: Features | None) -> InsertData:
         placeholders = (batch.ids == MEDIA_TOKEN) & (batch.segments > 0)
         previous = self._attend_previous()
@@ -100,6 +122,31 @@ class CrossAttention:
         if self.config.placement_augmentation and torch.is_grad_enabled():
             return bool(torch.rand(()) < 0.5)
         return self.config.attend_previous
+
+
+def _shifted(parts: Sequence[InsertData], offsets: Sequence[int]) -> dict[str, Tensor]:
+    """Tokens ``[1, sum t_i]`` of the parts, numbers of media raised by their offsets; negative ones mean none."""
+    joined = {name: torch.cat([part.tokens[name] for part in parts], 1) for name in CrossAttention.provides}
+    sizes = torch.tensor([part.tokens["location"].shape[1] for part in parts])
+    raised = torch.tensor(offsets).repeat_interleave(sizes).to(joined["location"].device)
+    has_media = joined["last"] >= joined["first"]
+    joined["first"] = torch.where(has_media, joined["first"] + raised, 0)
+    for name in ("location", "last"):
+        joined[name] = torch.where(joined[name] >= 0, joined[name] + raised, joined[name])
+    return joined
+
+
+def _joined_media(shared: Sequence[dict[str, Any]]) -> dict[str, Tensor | None]:
+    """``media [sum n_i, max k_i, d]`` and ``real [sum n_i, max k_i]`` (None: all are) of parts with media."""
+    if not shared:
+        return {"media": None, "real": None}
+    media = [each["media"] for each in shared]
+    equal = len({value.shape[1] for value in media}) == 1
+    if equal and all(each["real"] is None for each in shared):
+        return {"media": stacked(media), "real": None}
+    real = [each["real"] for each in shared]
+    real = [media[i].new_ones(media[i].shape[:2], dtype=torch.bool) if r is None else r for i, r in enumerate(real)]
+    return {"media": stacked(media), "real": stacked(real)}
 
 
 def _own_media(batch: Batch, placeholders: Tensor) -> tuple[Tensor, Tensor]:

@@ -91,7 +91,7 @@ class Splice:
         else:
             positions = restart_positions(segments)
         blocks = self._blocks(segments, labels, media)
-        return LLMInputs(embeds, segments, positions, labels, packed=most_segments > 1, blocks=blocks)
+        return LLMInputs(embeds, segments, positions, labels, most_segments > 1, blocks=blocks, media=media)
 
     def _blocks(self, segments: Tensor, labels: Tensor, media: Tensor) -> Tensor | None:
         """``[b, L]``, see :class:`LLMInputs`, by the option ``attention``."""

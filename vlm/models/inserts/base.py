@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from vlm.common.errors import ConfigError
 from vlm.models.layer_hooks import hooks_of
@@ -15,21 +16,47 @@ from vlm.models.layer_hooks import hooks_of
 
 @dataclass
 class InsertData:
-    """What a call of the LLM carries for its inserts besides the hidden states. Never changed in place.
+    """What a call of the LLM carries for its inserts besides the hidden states. Its values never change in place.
 
     tokens    one value per position, each ``[b, L, ...]``; they move with the positions (padding, packing)
     shared    values of the whole call, e.g. visual tokens ``[n, k, d]``; ``tokens`` hold indices into them, so that
               rows can be selected or repeated
     appended  name in ``tokens`` -> its value at a position that generation appends; default: the row's last value
+    parts     of joined data: what ``shared`` was joined from
+    made      what inserts computed from ``shared``, see :meth:`from_shared`; the copies made below have it too
     """
 
     tokens: dict[str, Tensor] = field(default_factory=dict)
     shared: dict[str, Any] = field(default_factory=dict)
     appended: dict[str, Any] = field(default_factory=dict)
+    parts: tuple[InsertData, ...] = ()
+    made: dict[Hashable, Tensor] = field(default_factory=dict, repr=False)
+    _of_call: dict[Hashable, Any] = field(default_factory=dict, repr=False, init=False)
+
+    def from_shared(
+        self, key: Hashable, make: Callable[[InsertData], Tensor], join: Callable[[Sequence[Tensor]], Tensor]
+    ) -> Tensor:
+        """``make(self)``, which reads ``shared`` alone, computed once for all steps of an answer; without gradients.
+
+        Args:
+            key: whose value it is, usually a module.
+            make: computes the value.
+            join: makes the value of joined data from those of its ``parts``.
+        """
+        if key not in self.made:
+            values = [part.from_shared(key, make, join) for part in self.parts]
+            self.made[key] = join(values) if values else make(self)
+        return self.made[key]
+
+    def once(self, key: Hashable, make: Callable[[InsertData], Any]) -> Any:
+        """``make(self)``, computed once for all layers of a call; it holds nothing with a gradient."""
+        if key not in self._of_call:
+            self._of_call[key] = make(self)
+        return self._of_call[key]
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> InsertData:
         """A copy with ``move`` applied to every tensor of ``tokens``."""
-        return InsertData({name: move(value) for name, value in self.tokens.items()}, self.shared, self.appended)
+        return replace(self, tokens={name: move(value) for name, value in self.tokens.items()})
 
     def gather(self, index: Tensor) -> InsertData:
         """``tokens`` at ``index [b, L]`` of each row."""
@@ -50,8 +77,7 @@ class InsertData:
     def extended(self) -> InsertData:
         """``tokens [b, L + 1, ...]`` with the position of :meth:`step` at the end."""
         new = self.step().tokens
-        both = {name: torch.cat([value, new[name]], 1) for name, value in self.tokens.items()}
-        return InsertData(both, self.shared, self.appended)
+        return replace(self, tokens={name: torch.cat([value, new[name]], 1) for name, value in self.tokens.items()})
 
 
 class Insert(nn.Module):
@@ -85,6 +111,12 @@ class Insert(nn.Module):
         layers = llm.layers()
         for key, module in self.layers.items():
             hooks_of(layers[int(key)]).inserts.append((self, module))
+
+
+def stacked(values: Sequence[Tensor]) -> Tensor:
+    """``[n_i, k_i, ...]`` one after another as ``[sum n_i, max k_i, ...]``, filled up with zeros."""
+    most = max(value.shape[1] for value in values)
+    return torch.cat([pad(value, [0] * 2 * (value.dim() - 2) + [0, most - value.shape[1]]) for value in values])
 
 
 def layer_numbers(num_layers: int, every: int, first: int, where: str) -> range:

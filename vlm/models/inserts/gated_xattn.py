@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,8 @@ from vlm.common.bounds import Count, Natural
 from vlm.common.errors import ConfigError
 from vlm.common.registry import register_insert
 from vlm.models.attention import attend, feed_forward
-from vlm.models.inserts.base import Insert, InsertData, layer_numbers
+from vlm.models.inserts.base import Insert, InsertData, layer_numbers, stacked
+from vlm.models.inserts.media_mask import MediaMask, media_mask, media_masks
 from vlm.models.lora import LoraOptions, inject_lora
 
 
@@ -34,14 +36,36 @@ class MaskedCrossAttention(nn.Module):
         ``allowed [b, s, m]`` None allows all; positions of ``even [b, s]`` attend to all allowed tokens uniformly.
         """
         query = self.to_q(self.norm(hidden))
+        return self.to_out(self._mixed(query, self.to_kv(media), allowed, even))
+
+    def look(self, hidden: Tensor, data: InsertData, masks: Sequence[MediaMask]) -> Tensor:
+        """``hidden [b, s, d]`` -> ``[b, s, d]``, zero outside ``masks``; keys and values are computed once a request.
+
+        No gradient reaches the media.
+        """
+        keys = data.from_shared(self, lambda own: self.to_kv(own.shared["media"]), stacked)  # [n, k, 2 * inner]
+        query = self.to_q(self.norm(hidden))
+        rows = query.flatten(0, 1)
+        mixed = torch.zeros_like(rows)
+        for mask in masks:
+            own = rows.unflatten(0, (mask.rows, -1)) if mask.places is None else rows[mask.places]
+            own = self._mixed(own, mask.of(keys), mask.allowed, mask.even)
+            if mask.places is None:
+                mixed = own
+            else:
+                mixed[mask.places] = own
+        return self.to_out(mixed.view_as(query))
+
+    def _mixed(self, query: Tensor, keys: Tensor, allowed: Tensor | None, even: Tensor | None) -> Tensor:
+        """``query [b, s, inner]``, keys and values together ``[b, m, 2 * inner]`` -> ``[b, s, inner]``."""
         if even is not None:
             query = query.masked_fill(even[..., None], 0)
-        key, value = self.to_kv(media).chunk(2, dim=-1)
+        key, value = keys.chunk(2, dim=-1)
         if allowed is None:
-            return self.to_out(attend(query, key, value, self.heads))
+            return attend(query, key, value, self.heads)
         nothing = ~allowed.any(2, keepdim=True)
         mixed = attend(query, key, value, self.heads, (allowed | nothing)[:, None])
-        return self.to_out(mixed.masked_fill(nothing, 0))
+        return mixed.masked_fill(nothing, 0)
 
 
 class GatedBlock(nn.Module):
@@ -58,21 +82,17 @@ class GatedBlock(nn.Module):
         self.ff = feed_forward(width, ff_mult)
         self.ff_gate = nn.Parameter(torch.zeros(1))
 
-    def forward(self, hidden: Tensor, inputs: CrossAttentionInputs | None) -> Tensor:
-        """``[b, s, d]`` -> ``[b, s, d]``; ``inputs`` None: no position attends to a medium."""
-        if inputs is not None:
-            update = self.attn(hidden, inputs.media, inputs.allowed, inputs.even)
+    def forward(self, hidden: Tensor, data: InsertData) -> Tensor:
+        """``[b, s, d]`` -> ``[b, s, d]``; ``data`` as for :func:`media_mask`, with media."""
+        if torch.is_grad_enabled():
+            mask = data.once("media_mask", media_mask)
+            update = None if mask is None else self.attn(hidden, mask.of(data.shared["media"]), mask.allowed, mask.even)
+        else:
+            masks = data.once("media_masks", media_masks)
+            update = self.attn.look(hidden, data, masks) if masks else None
+        if update is not None:
             hidden = hidden + (update * self.attn_gate.tanh()).to(hidden.dtype)
         return hidden + (self.ff(hidden) * self.ff_gate.tanh()).to(hidden.dtype)
-
-
-@dataclass
-class CrossAttentionInputs:
-    """Arguments of :class:`MaskedCrossAttention`: media ``[b, m, e]``, allowed ``[b, s, m]``, even ``[b, s]``."""
-
-    media: Tensor
-    allowed: Tensor
-    even: Tensor | None
 
 
 @register_insert("gated_xattn")
@@ -114,47 +134,7 @@ class GatedCrossAttention(Insert):
         """The block's output for samples with media; ``hidden`` unchanged for the others."""
         if data is None or data.shared["media"] is None:
             return hidden
-        inputs = media_mask(data)
         if data.shared["all"]:
-            return module(hidden, inputs)
+            return module(hidden, data)
         active = data.tokens["last"] >= data.tokens["first"]
-        return torch.where(active[..., None], module(hidden, inputs), hidden)
-
-
-def media_mask(data: InsertData) -> CrossAttentionInputs | None:
-    """Media and masks for the positions ``[b, s]`` of a call; None if none of them attends to a medium.
-
-    Args:
-        data: ``tokens`` location, first, last ``[b, s]`` (numbers of media) and ``shared`` media ``[n, k, e]``, real
-            ``[n, k]`` or None, immediate, evenly, as :class:`~vlm.models.fusion.cross_attn.CrossAttention` gives them.
-    """
-    location, first, last = (data.tokens[name] for name in ("location", "first", "last"))
-    media, real = data.shared["media"], data.shared["real"]
-    immediate, evenly = data.shared["immediate"], data.shared["evenly"]
-    has_media = last >= first
-    attends = has_media if evenly and not immediate else location >= 0
-    if not bool(attends.any()):
-        return None
-    number, exists = _media_of_rows(first, last, len(media))
-    n = number[:, None]  # [b, 1, m], against [b, s, 1]
-    own = exists[:, None] & (n >= first[..., None]) & (n <= last[..., None])
-    allowed = own & ((n == location[..., None]) if immediate else (n <= location[..., None]))
-    even = None
-    if evenly:  # positions whose medium is missing attend to all of their sample's
-        even = has_media & attends & ~allowed.any(2)
-        allowed = allowed | (even[..., None] & own)
-    allowed = allowed.repeat_interleave(media.shape[1], 2)  # [b, s, m * k]
-    if real is not None:
-        allowed = allowed & real[number].flatten(1)[:, None]
-    return CrossAttentionInputs(media[number].flatten(1, 2), allowed, even)
-
-
-def _media_of_rows(first: Tensor, last: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Numbers ``[b, m]`` of the media of each row, and ``[b, m]`` whether they exist (a row with fewer is filled up).
-
-    ``first`` and ``last`` are ``[b, s]``, the media of each position's sample; ``count`` is the number of all media.
-    """
-    low = torch.where(last >= first, first, count).amin(1)
-    most = max(1, int((last.amax(1) - low + 1).amax()))
-    number = low[:, None] + torch.arange(most, device=low.device)
-    return number.clamp(max=count - 1), number < count
+        return torch.where(active[..., None], module(hidden, data), hidden)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from vlm.common.errors import ConfigError
 from vlm.models.layer_hooks import Layout, current_layout
+from vlm.models.llm.slots import SlotLayout
 
 ATTENTION = "vlm_sdpa"
 """Name under which :func:`attention` and :func:`packed_mask` are known to transformers."""
@@ -72,9 +73,13 @@ def attention(
 
     ``query [b, heads, s, d]``, ``key`` and ``value [b, kv_heads, s, d]`` -> ``[b, s, heads, d]``, and None for weights.
     """
+    return _attend(_sdpa, module, (query, key, value), attention_mask, kwargs)
+
+
+def _sdpa(*states: Any, **kwargs: Any) -> tuple[Tensor, Any]:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    return _attend(sdpa_attention_forward, module, (query, key, value), attention_mask, kwargs)
+    return sdpa_attention_forward(*states, **kwargs)
 
 
 def own_attention(
@@ -102,6 +107,10 @@ def _attend(
     layout = current_layout()
     if layout is None:
         return function(module, *states, attention_mask, **kwargs)
+    if isinstance(layout, SlotLayout):
+        kwargs["is_causal"] = False
+        own = None if function is _sdpa else function
+        return layout.attend(own, module, states, attention_mask, kwargs), None
     layout.calls += 1
     kwargs["is_causal"] = attention_mask is None
     # short bfloat16 rows are slower than float32 ones on a CPU
@@ -122,6 +131,8 @@ def packed_mask(batch_size: int, q_length: int, kv_length: int, **kwargs: Any) -
     """
     from transformers.masking_utils import sdpa_mask
 
+    if isinstance(layout := current_layout(), SlotLayout):
+        return _slot_mask(layout, kwargs)
     return sdpa_mask(**_arranged(batch_size, q_length, kv_length, kwargs))
 
 
@@ -129,7 +140,21 @@ def packed_additive_mask(batch_size: int, q_length: int, kv_length: int, **kwarg
     """As :func:`packed_mask`: 0 where a token is seen, else the least number of ``dtype``; never None."""
     from transformers.masking_utils import eager_mask
 
+    if isinstance(layout := current_layout(), SlotLayout):
+        seen, dtype = _slot_mask(layout, kwargs), kwargs.get("dtype", torch.float32)
+        seen = layout.mask(None) if seen is None else seen
+        return torch.zeros((), dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
     return eager_mask(**_arranged(batch_size, q_length, kv_length, kwargs))
+
+
+def _slot_mask(layout: SlotLayout, kwargs: dict[str, Any]) -> Tensor | None:
+    """``[R, 1, q, n]`` of the rows of a call; None where everything before is meant."""
+    from transformers.masking_utils import causal_mask_function
+
+    function = kwargs.get("mask_function", causal_mask_function)
+    if layout.blocks is None and function is causal_mask_function:
+        return None
+    return layout.mask(function)
 
 
 def _arranged(batch_size: int, q_length: int, kv_length: int, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -137,7 +162,7 @@ def _arranged(batch_size: int, q_length: int, kv_length: int, kwargs: dict[str, 
     from transformers.masking_utils import or_masks
 
     layout, blocks = current_layout(), _blocks.get()
-    if layout is not None:
+    if isinstance(layout, Layout):
         batch_size, q_length, kv_length = 1, layout.longest, layout.longest
         kwargs |= {"attention_mask": None, "q_offset": 0, "kv_offset": 0}
     if blocks is not None:

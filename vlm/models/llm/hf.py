@@ -30,6 +30,7 @@ from vlm.models.llm.gguf_header import is_gguf
 from vlm.models.llm.head import logits_of, prepare_head
 from vlm.models.llm.headed import causal_class
 from vlm.models.llm.packing import apart, axes_first, base_of, can_pack, pack, position_axes, uses_interface
+from vlm.models.llm.slots import SlotLayout
 from vlm.models.lora import LoraOptions, inject_lora
 from vlm.models.loss import head_loss
 
@@ -136,7 +137,7 @@ class HFCausalLM(nn.Module):
         mask: Tensor,
         inserts: InsertData | None,
         blocks: Tensor | None,
-        layout: Layout | None = None,
+        layout: Layout | SlotLayout | None = None,
     ) -> Tensor:
         """Hidden states ``[b, L, d]`` of the transformers model."""
         if positions.dim() == 3 and positions.shape[-1] != self.position_axes:
@@ -151,6 +152,20 @@ class HFCausalLM(nn.Module):
                 **({} if inserts is None else {INSERT_DATA: inserts}),
                 **({} if layout is None or not self.passes_more else {LAYOUT: layout}),
             )[0]
+
+    def lengthen(self, embeds: Tensor, positions: Tensor, inserts: InsertData | None, layout: SlotLayout) -> Tensor:
+        """Hidden states ``[t, d]`` at ``layout.keep`` of the next tokens of several rows, see ``SlotLayout``.
+
+        Args:
+            embeds: ``[T, d]``, row after row.
+            positions: ``[T]`` or ``[T, axes]``.
+            inserts: data of the inserts, ``tokens [1, T, ...]``.
+            layout: which rows they lengthen.
+        """
+        with laid_out(layout):
+            mask = torch.ones_like(positions.flatten(1)[:, 0] if positions.dim() > 1 else positions)
+            hidden = self._base(embeds[None], positions[None], mask[None], inserts, None, layout)[0]
+        return hidden if layout.keep is None else hidden.index_select(0, layout.keep)
 
     def _in_one_row(self, inputs: LLMInputs, keep: Tensor | None) -> Tensor:
         """As :meth:`forward`: nothing is computed at padding, and no last MLP where nothing is read."""

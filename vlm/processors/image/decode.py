@@ -121,6 +121,14 @@ def decode(
     return Opened(source, name, max_pixels, background).exact()
 
 
+def check_size(data: bytes, label: str, max_pixels: int) -> None:
+    """Read the header of an encoded image only. Raises DataError: not an image, or one of more pixels."""
+    _, image = _open(data, label, max_pixels)
+    width, height = image.size
+    if width * height > max_pixels or not width * height or max(width, height) > SIDE_CAP:
+        raise _too_large(label, f"{width} x {height} pixels", max_pixels)
+
+
 def from_base64(text: str, label: str) -> bytes:
     """The bytes of a base64 text; a ``data:image/...;base64,`` head is allowed. Raises DataError: it is not base64."""
     if text.startswith("data:"):

@@ -58,7 +58,7 @@ class VisualCLA(Engine):
         if where != self.device:
             self.model.to(where)
             self.device = where
-            self.features.clear()
+            self.forget()
         return self
 
     def eval(self) -> VisualCLA:

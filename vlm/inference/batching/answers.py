@@ -1,0 +1,181 @@
+"""An engine's answers: asked for one by one or in lists, written together."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from vlm.common.errors import PromptError
+from vlm.inference.batching.answer import Answer, Asking
+from vlm.inference.batching.memory import free_bytes
+from vlm.inference.batching.prefixes import PrefixCache
+from vlm.inference.batching.prompts import MIB, Prompts
+from vlm.inference.batching.row import Row
+from vlm.inference.batching.scheduler import Scheduler
+from vlm.inference.batching.shared import SharedRows, can_share
+from vlm.inference.batching.stats import Stats
+from vlm.inference.generation import Generation
+from vlm.inference.streaming import cleaner, marks_of
+from vlm.models.finite import naming_part
+from vlm.processors.messages import Conversation, to_messages
+
+if TYPE_CHECKING:
+    from vlm.inference.decoding import Prompt
+    from vlm.inference.stopping import StopSequences
+
+
+class Answers(Prompts):
+    """Writes answers; see :class:`~vlm.inference.engine.Engine`, which adds the ways to ask."""
+
+    def __init__(self, *parts: Any, **more: Any) -> None:
+        super().__init__(*parts, **more)
+        self.prefixes = PrefixCache(self.serving.prefix_mib * MIB)
+        self._stats = Stats()
+        self._making = threading.Lock()
+        self._scheduler: Scheduler | None = None
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """What writes the answers, made when the first question comes."""
+        with self._making:
+            if self._scheduler is None:
+                self._scheduler = Scheduler(self.model, self.serving, self._shared(), self._stats)
+            return self._scheduler
+
+    def _shared(self) -> SharedRows | None:
+        if not can_share(self.model):
+            return None
+        limit = self.serving.kv_mib
+        room = free_bytes(self.device) // 4 if limit is None else limit * MIB
+        return SharedRows(self.model, self.serving, self.prefixes, room, self._stats)
+
+    @property
+    def batches(self) -> bool:
+        """Whether answers share the calls of the language model; else they take turns."""
+        return self.scheduler.shared is not None
+
+    def submit(
+        self,
+        messages: Conversation,
+        generation: Generation | None = None,
+        asking: Asking | None = None,
+        *,
+        image: Any = None,
+        video: Any = None,
+        **options: Any,
+    ) -> Answer:
+        """Ask without waiting; threads and tasks may share an engine, which writes their answers together.
+
+        An answer is written while somebody waits for it or for another one of this engine.
+
+        Args:
+            messages: see :meth:`Engine.chat`, as ``image``, ``video`` and ``options``.
+            generation: the options; without beams.
+            asking: whose question it is, how urgent, and what else to tell about its tokens.
+
+        Raises:
+            PromptError, DataError, UserError: see :meth:`Engine.chat`.
+            BusyError: too many questions are waiting.
+        """
+        generation, asking = self.options(generation, **options), asking or Asking()
+        if generation.num_beams > 1:
+            raise PromptError("an answer by beam search is not written token by token", fix="set num_beams to 1")
+        self.scheduler.check_queue()  # before the images are encoded
+        conversation = to_messages(messages, image, video, allow_urls=self.allow_urls)
+        (row,) = self._rows([conversation], generation, asking)
+        self.scheduler.add(row)
+        return row.answer
+
+    def options(self, generation: Generation | None = None, **changes: Any) -> Generation:
+        """``generation``, or the defaults of this model, with changes. Raises UserError: an unknown option."""
+        if generation is not None and not isinstance(generation, Generation):
+            raise PromptError(
+                f"found a {type(generation).__name__} in place of generation options", fix="pass image=... or video=..."
+            )
+        return (generation or self.default_generation()).replace(**changes)
+
+    def _rows(
+        self,
+        conversations: Sequence[Conversation],
+        generation: Generation,
+        asking: Asking,
+        stops: StopSequences | None = None,
+    ) -> list[Row]:
+        prompts = self.rows(conversations, generation, asking.tenant)
+        return [self._row(prompt, ids, generation, asking, stops) for prompt, ids in prompts]
+
+    def _row(
+        self, prompt: Prompt, ids: list[int], generation: Generation, asking: Asking, stops: StopSequences | None
+    ) -> Row:
+        template = self.processor.template
+        limited, ends = self.limits(generation, prompt, stops)
+        cuts = list(generation.stop or ())
+        if generation.cleanup == "chat":
+            cuts += template.config.truncate_at  # clean-up drops whatever follows
+        answer = Answer(
+            self.processor.tokenizer,
+            cleaner(template, generation.cleanup),
+            lambda: marks_of(template),
+            tuple(filter(None, cuts)) if stops is None else (),  # given sequences are all that ends it
+            drive=self.scheduler.drive,
+            in_background=self.scheduler.in_background,
+        )
+        answer.usage.prompt = prompt.mask.shape[1]
+        return Row(answer, asking, limited, ends, prompt, ids)
+
+    def _written(
+        self,
+        conversations: Sequence[Conversation],
+        generation: Generation,
+        at_once: int,
+        stops: StopSequences | None = None,
+    ) -> Iterator[Answer]:
+        """The finished answers, in order; about ``at_once`` are being written at any time."""
+        pending: deque[tuple[Answer, Conversation]] = deque()
+        group = max(1, at_once // 4)  # whose images are encoded together
+        try:
+            for first in range(0, len(conversations), group):
+                asked = conversations[first : first + group]
+                while pending and len(pending) + len(asked) > at_once:
+                    yield self._finished(*pending.popleft())
+                for row, conversation in zip(self._rows(asked, generation, Asking(), stops), asked, strict=True):
+                    self.scheduler.add(row)
+                    pending.append((row.answer, conversation))
+            while pending:
+                yield self._finished(*pending.popleft())
+        finally:
+            for answer, _ in pending:
+                answer.cancel()
+
+    def _finished(self, answer: Answer, conversation: Conversation) -> Answer:
+        with self._naming_part([conversation]):
+            answer.result()
+        return answer
+
+    def stats(self) -> Stats:
+        """What the engine has done and holds."""
+        shared = self._scheduler.shared if self._scheduler else None
+        return dataclasses.replace(
+            self._stats,
+            feature_hits=self.features.hits,
+            feature_misses=self.features.misses,
+            feature_bytes=self.features.bytes,
+            prefix_bytes=self.prefixes.bytes,
+            kv_bytes=shared.slots.bytes if shared else 0,
+        )
+
+    def forget(self) -> None:
+        """Empty the caches of images and prompts, e.g. after the weights have changed."""
+        self.features.clear()
+        self.prefixes.clear()
+
+    def _naming_part(self, conversations: Sequence[Conversation]) -> AbstractContextManager[None]:
+        """Within the block, an error about values that are not numbers names the part that computed them first."""
+        return naming_part(self.model, lambda: self.batch(self.examples(conversations)))
+
+    def __getstate__(self) -> Any:
+        raise TypeError("an engine holds threads and caches; load the model again from its folder instead")

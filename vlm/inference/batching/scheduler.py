@@ -1,0 +1,280 @@
+"""Writes the answers of many threads and tasks together.
+
+There is no thread for it: whoever waits for an answer takes the steps for all, one thread at a time, and hands the work
+on when its own wait is over. Only for those who wait without a thread (``async for``, a server) one is started; it ends
+when nothing is left to write.
+
+A step: end what is cancelled or late, let waiting questions begin, write one token (or, with ``lookup``, several) of
+every answer, read a part of the prompts.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from vlm.common.errors import BusyError, NotFiniteError
+from vlm.inference.batching.alone import LoneRows
+from vlm.inference.batching.answer import Answer, Finish
+from vlm.inference.batching.choosing import Choice, Chooser
+from vlm.inference.batching.lookup import guess
+from vlm.inference.batching.row import Row
+from vlm.inference.batching.shared import SharedRows
+from vlm.inference.batching.stats import Stats
+
+if TYPE_CHECKING:
+    from vlm.config.serving import Serving
+    from vlm.models.vlm import VLM
+
+CHECK = 0.05
+"""Seconds after which a waiting thread looks again, should nobody have woken it."""
+
+
+class Scheduler:
+    """The engine room of one model.
+
+    Attributes:
+        stats: counts; ``running`` and ``waiting`` among them.
+    """
+
+    def __init__(self, model: VLM, serving: Serving, shared: SharedRows | None, stats: Stats) -> None:
+        """``shared``: what reads rows together, where the language model allows it."""
+        self.serving = serving
+        self.stats = stats
+        self.shared = shared
+        self.lone = LoneRows(model, serving.max_batch, stats)
+        self.chooser = Chooser()
+        self._waiting: list[tuple[int, int, Row]] = []
+        self._number = itertools.count()
+        self._lock = threading.Lock()  # of the queue and of who waits
+        self._steps = threading.Lock()  # held by the thread that takes steps
+        self._waiters: list[_Waiter] = []
+        self._background: threading.Thread | None = None
+
+    # ---- asking
+
+    def check_queue(self) -> None:
+        """Raises BusyError: as many questions wait as may."""
+        limit, waiting = self.serving.queue, len(self._waiting)
+        if limit and waiting >= limit:
+            raise BusyError(
+                f"{waiting} questions are waiting, and no more than {limit} may (run.serving.queue)",
+                retry_after=self._seconds_of(waiting),
+                fix="ask again later",
+            )
+
+    def _seconds_of(self, waiting: int) -> float:
+        """About how long so many questions take: from 1 second to a minute."""
+        return min(60.0, max(1.0, self._pace * waiting / self.serving.max_batch))
+
+    _pace = 1.0
+    """Seconds of an answer, a moving mean."""
+
+    def add(self, row: Row) -> None:
+        """Let a row wait for its turn; one with a higher priority comes first. Raises BusyError."""
+        self.check_queue()
+        with self._lock:
+            row.number = next(self._number)
+            heapq.heappush(self._waiting, (-row.asking.priority, row.number, row))
+            self.stats.asked += 1
+            self.stats.prompt_tokens += row.length
+
+    # ---- who takes the steps
+
+    def drive(self, answer: Answer, *, to_the_end: bool = False) -> None:
+        """Write for all until the answer has an unread token, or with ``to_the_end`` until it is over."""
+        self._drive((lambda: answer.is_over) if to_the_end else (lambda: answer.has_news))
+
+    def _drive(self, done: Callable[[], bool]) -> None:
+        waiter = _Waiter(done)
+        with self._lock:
+            self._waiters.append(waiter)
+        try:
+            while not done():
+                if self._steps.acquire(blocking=False):
+                    try:
+                        while not done():
+                            self._step()
+                            self._wake()
+                    finally:
+                        self._steps.release()
+                else:
+                    waiter.event.wait(CHECK)
+                    waiter.event.clear()
+        finally:
+            with self._lock:
+                self._waiters.remove(waiter)
+                successor = next(iter(self._waiters), None)
+            if successor is not None:
+                successor.event.set()
+
+    def _wake(self) -> None:
+        with self._lock:
+            ready = [waiter for waiter in self._waiters if waiter.done()]
+        for waiter in ready:
+            waiter.event.set()
+
+    def in_background(self) -> None:
+        """Have a thread of its own write until nothing is left."""
+        with self._lock:
+            if self._background is not None:
+                return
+            self._background = threading.Thread(target=self._run, name="vlm answers", daemon=True)
+            self._background.start()
+
+    def _run(self) -> None:
+        def nothing_left() -> bool:
+            return not (self._waiting or self._rows())
+
+        while True:
+            self._drive(nothing_left)
+            with self._lock:
+                if nothing_left():
+                    self._background = None
+                    return
+
+    def _rows(self) -> list[Row]:
+        return [*(self.shared.rows if self.shared else ()), *self.lone.rows]
+
+    # ---- a step
+
+    def _step(self) -> None:
+        """One step of all rows; an error ends every answer that was being written, and is raised where it is read."""
+        try:
+            with torch.inference_mode():
+                self._end_unwanted()
+                self._admit()
+                self._read_and_write()
+        except Exception as error:  # noqa: BLE001 - it belongs to those who wait for the answers
+            rows = [*(self.shared.drop() if self.shared else ()), *self.lone.rows]
+            self.lone.rows = []
+            for row in rows:
+                self.chooser.end(row)
+                self.stats.failed += 1
+                row.answer.fail(error)
+        self.stats.running = len(self._rows())
+        self.stats.waiting = len(self._waiting)
+
+    def _end_unwanted(self) -> None:
+        for row in self._rows():
+            if (reason := row.over()) is not None:
+                self._end(row, reason)
+
+    def _admit(self) -> None:
+        while True:
+            with self._lock:
+                while self._waiting and (reason := self._waiting[0][2].over()) is not None:
+                    self._count(heapq.heappop(self._waiting)[2], reason)
+                if not self._waiting:
+                    return
+                row = self._waiting[0][2]
+                shared = self.shared if row.generation.use_cache else None
+                if not (self.lone.fits() if shared is None else shared.fits(row)):
+                    return
+                heapq.heappop(self._waiting)
+            self.chooser.begin(row)
+            (self.lone if shared is None else shared).begin(row)
+
+    def _read_and_write(self) -> None:
+        shared = self.shared
+        if shared is not None and shared.rows:
+            if shared.writing:
+                self._write(shared)
+            begun = shared.read(self.serving.prefill)
+            self._take([(row, self.chooser.choose([row], logits[None])) for row, logits in begun])
+        for row in list(self.lone.rows):
+            self._take([(row, self.chooser.choose([row], self.lone.step(row)))])
+
+    def _write(self, shared: SharedRows) -> None:
+        rows = shared.rows[: shared.writing]
+        guesses = [guess(row, self.serving.lookup) for row in rows]
+        logits = shared.write(guesses)
+        if not any(guesses):
+            choices = self.chooser.choose(rows, _stacked(logits))
+            self._take([(row, [choice]) for row, choice in zip(rows, choices, strict=True)])
+        else:
+            each = zip(rows, guesses, logits, strict=True)
+            self._take([(row, self._agreed(row, guessed, own)) for row, guessed, own in each])
+
+    def _agreed(self, row: Row, guessed: Sequence[int], logits: Tensor) -> list[Choice]:
+        """The tokens that the model writes: as many guesses as were right, and the one after them."""
+        choices: list[Choice] = []
+        for number, scores in enumerate(logits):
+            choices += self.chooser.choose([row], scores[None])
+            if number == len(guessed) or choices[-1].token != guessed[number]:
+                break
+        self.stats.guessed += len(guessed)
+        self.stats.guessed_right += len(choices) - 1
+        return choices
+
+    def _take(self, chosen: Sequence[tuple[Row, Sequence[Choice]]]) -> None:
+        """Add what was chosen to the answers, then end those that are over (which moves other rows)."""
+        over = [(row, reason) for row, choices in chosen if (reason := self._add(row, choices)) is not None]
+        for row, reason in over:
+            if reason == "broken":
+                self._fail(row)
+            else:
+                self._end(row, reason)
+
+    def _add(self, row: Row, choices: Sequence[Choice]) -> Finish | Literal["broken"] | None:
+        """Add tokens to an answer; why it is over, if it is."""
+        for choice in choices:
+            if choice.broken:
+                return "broken"
+            if choice.token is None:
+                return "stop"
+            self.stats.written_tokens += 1
+            if (reason := row.add(choice.token, choice.logprob)) is not None:
+                return reason
+        return None
+
+    def _end(self, row: Row, reason: Finish) -> None:
+        self._remove(row)
+        self._count(row, reason)
+
+    def _count(self, row: Row, reason: Finish) -> None:
+        name = {"stop": "stopped", "length": "at_length", "cancelled": "cancelled", "timeout": "timed_out"}[reason]
+        vars(self.stats)[name] += 1
+        if row.answer.times.first is not None:
+            self._pace = 0.9 * self._pace + 0.1 * (time.monotonic() - row.answer.times.asked)
+        row.answer.end(reason)
+
+    def _fail(self, row: Row) -> None:
+        if row.alone is None and self.shared is not None:
+            self.shared.clear(row)
+        self._remove(row)
+        self.stats.failed += 1
+        row.answer.fail(
+            NotFiniteError(
+                "the language model's logits are not numbers (NaN or infinity), so there is no next token",
+                fix="check its weights; use bf16 or fp32 in place of fp16 or 8 bits "
+                "(model.llm.dtype, model.llm.quantize)",
+            )
+        )
+
+    def _remove(self, row: Row) -> None:
+        self.chooser.end(row)
+        if row.alone is None and self.shared is not None:
+            self.shared.remove(row)
+        else:
+            self.lone.remove(row)
+
+
+class _Waiter:
+    def __init__(self, done: Callable[[], bool]) -> None:
+        self.done = done
+        self.event = threading.Event()
+
+
+def _stacked(logits: Sequence[Tensor]) -> Tensor:
+    base = logits[0]._base
+    if base is not None and len(base) == len(logits):  # the parts of one tensor
+        return base
+    return torch.cat(list(logits))
