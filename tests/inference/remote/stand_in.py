@@ -145,6 +145,9 @@ class StandIn:
             raise ValueError(f"{length} + {body['max_tokens']} tokens of {self.positions}")
         if body["repetition_penalty"] != 1 or not body["stream"] or not body["return_token_ids"]:
             raise ValueError("options that the stand-in does not have")
+        salt = body.get("cache_salt", "a")  # entrypoints/generate/base/protocol.py
+        if not 0 < len(salt) <= 128 or set(salt) & set("@/\\\0"):
+            raise ValueError(f"cache_salt {salt}")
         if body.get("seed") == -1 or not 0 <= body.get("logprobs", 0) <= 20 or body.get("priority", 0):
             raise ValueError("seed, logprobs or priority")
 

@@ -7,6 +7,7 @@ dtype, checks their width, and trusts the rest, so that everything is checked he
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -90,7 +91,7 @@ def options_of(generation: Generation, ends: StopCriteria, asking: Asking) -> di
     if asking.logprobs is not None:
         fields |= {"logprobs": asking.logprobs, "return_tokens_as_token_ids": True}
     if asking.tenant:
-        fields["cache_salt"] = asking.tenant
+        fields["cache_salt"] = hashlib.sha256(asking.tenant.encode()).hexdigest()  # not every text may be one
     if asking.priority:
         fields["priority"] = -asking.priority  # there the lower one is first
     return fields
