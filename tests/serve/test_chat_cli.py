@@ -15,7 +15,8 @@ from vlm.common.errors import DataError, UserError
 from vlm.inference.engine import Engine
 from vlm.inference.generation import CHAT, default_generation
 from vlm.inference.session import ChatSession
-from vlm.serve import terminal as chat_cli
+from vlm.serve.terminal import state
+from vlm.serve.terminal import talk as chat_cli
 
 from ..inference.small import CASE, write_config
 
@@ -101,6 +102,7 @@ def test_interrupt_keeps_what_was_written(session: ChatSession, monkeypatch, cap
             raise KeyboardInterrupt
 
     monkeypatch.setattr(chat_cli, "say", say)
+    monkeypatch.setattr(state, "say", say)
     assert chat_cli.talk(session, []) == 0
     assert " [stopped]" in shown
     assert session.messages[-1].role == "assistant"

@@ -10,7 +10,8 @@ from vlm.common.errors import UserError
 from vlm.common.logging import busy, quiet
 from vlm.common.registry import register_command
 from vlm.common.types import Video
-from vlm.serve.terminal import once, talk
+from vlm.serve.terminal.inline import Inline
+from vlm.serve.terminal.talk import once, talk
 
 
 @register_command("chat")
@@ -47,4 +48,4 @@ class Chat:
         session = ChatSession(engine, default_generation(engine.config).replace(**changes), examples)
         if args.ask:
             return once(session, args.ask, media)
-        return talk(session, media)
+        return talk(session, media, inline=Inline(args.inline), history=not args.no_history, speed=not args.no_speed)

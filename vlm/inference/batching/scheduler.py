@@ -30,7 +30,7 @@ from vlm.inference.batching.shared import SharedRows
 from vlm.inference.batching.stats import Stats
 
 if TYPE_CHECKING:
-    from vlm.config.serving import Serving
+    from vlm.config.run import Serving
     from vlm.models.vlm import VLM
 
 CHECK = 0.05
@@ -57,6 +57,7 @@ class Scheduler:
         self._steps = threading.Lock()  # held by the thread that takes steps
         self._waiters: list[_Waiter] = []
         self._background: threading.Thread | None = None
+        self._failing = _Failing(self._fail_all)
 
     # ---- asking
 
@@ -147,20 +148,20 @@ class Scheduler:
 
     def _step(self) -> None:
         """One step of all rows; an error ends every answer that was being written, and is raised where it is read."""
-        try:
-            with torch.inference_mode():
-                self._end_unwanted()
-                self._admit()
-                self._read_and_write()
-        except Exception as error:  # noqa: BLE001 - it belongs to those who wait for the answers
-            rows = [*(self.shared.drop() if self.shared else ()), *self.lone.rows]
-            self.lone.rows = []
-            for row in rows:
-                self.chooser.end(row)
-                self.stats.failed += 1
-                row.answer.fail(error)
+        with self._failing, torch.inference_mode():
+            self._end_unwanted()
+            self._admit()
+            self._read_and_write()
         self.stats.running = len(self._rows())
         self.stats.waiting = len(self._waiting)
+
+    def _fail_all(self, error: Exception) -> None:
+        rows = [*(self.shared.drop() if self.shared else ()), *self.lone.rows]
+        self.lone.rows = []
+        for row in rows:
+            self.chooser.end(row)
+            self.stats.failed += 1
+            row.answer.fail(error)
 
     def _end_unwanted(self) -> None:
         for row in self._rows():
@@ -265,6 +266,20 @@ class Scheduler:
             self.shared.remove(row)
         else:
             self.lone.remove(row)
+
+
+class _Failing:
+    """An error within the block goes to those who wait for the answers, not to the thread that happened to write."""
+
+    def __init__(self, fail: Callable[[Exception], None]) -> None:
+        self.fail = fail
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, Exception):
+            self.fail(error)
+        return isinstance(error, Exception)
 
 
 class _Waiter:

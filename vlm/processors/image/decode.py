@@ -121,6 +121,23 @@ def decode(
     return Opened(source, name, max_pixels, background).exact()
 
 
+def check_size(data: bytes, label: str, max_pixels: int) -> None:
+    """Read the header of an encoded image only. Raises DataError: not an image, or one of more pixels."""
+    _, image = _open(data, label, max_pixels)
+    width, height = image.size
+    if width * height > max_pixels or not width * height or max(width, height) > SIDE_CAP:
+        raise _too_large(label, f"{width} x {height} pixels", max_pixels)
+def as_png(source: Any, name: str = "", size: tuple[int, int] | None = None) -> bytes:
+    """An image as a PNG in RGB, no larger than ``size`` (width, height). Raises DataError: see :func:`decode`."""
+    image = decode(source, name=name)
+    if size is not None:
+        image = image.copy()  # thumbnail works in place, and the image may be the caller's
+        image.thumbnail(size)
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
+
+
 def from_base64(text: str, label: str) -> bytes:
     """The bytes of a base64 text; a ``data:image/...;base64,`` head is allowed. Raises DataError: it is not base64."""
     if text.startswith("data:"):

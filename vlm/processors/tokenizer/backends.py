@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from vlm.common.errors import WeightsError
 from vlm.common.file_kind import mistaken
 from vlm.processors.tokenizer.special_tokens import Special, is_control
+from vlm.processors.tokenizer.spelling import spelling_of
 
 _APART = "\uf8ff"
 """A character of the private use area: no vocabulary has it, so that it never joins the text after it."""
@@ -72,6 +73,16 @@ class SentencePiece:
         """The piece of an id."""
         return self._sp.id_to_piece(index)
 
+    def bytes_of(self, index: int) -> bytes:
+        """What an id adds to a text; empty where decoding writes something else for it."""
+        sp = self._sp
+        if sp.is_byte(index):
+            return bytes([int(sp.id_to_piece(index)[3:5], 16)])
+        if sp.is_control(index) or sp.is_unknown(index) or sp.is_unused(index):
+            return b""
+        text: str = sp.id_to_piece(index)
+        return text.replace("\u2581", " ").encode()
+
     def entries(self) -> list[tuple[str, float, int]]:
         """Piece, score and kind of every id, see ``Tokenizer.sentencepieces``."""
         sp, ids = self._sp, range(self.size)
@@ -112,6 +123,7 @@ class Fast:
         self.protect([])
         self.size = self._tok.get_vocab_size(with_added_tokens=True)
         self.defaults: dict[str, int] = {}
+        self._spelling: Callable[[str], bytes] | None = None
 
     def __reduce__(self) -> tuple[Any, tuple[str, list[str]]]:
         return _restored, (self._tok.to_str(), self._names)
@@ -176,6 +188,12 @@ class Fast:
     def piece(self, index: int) -> str:
         """The piece of an id."""
         return self._tok.id_to_token(index) or ""
+
+    def bytes_of(self, index: int) -> bytes:
+        """What an id adds to a text; empty where it has no piece."""
+        if self._spelling is None:
+            self._spelling = spelling_of(json.loads(self._tok.to_str()).get("decoder"))
+        return self._spelling(self.piece(index))
 
 
 def _restored(text: str, names: list[str]) -> Fast:

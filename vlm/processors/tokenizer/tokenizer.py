@@ -175,6 +175,26 @@ class Tokenizer:
             return self._text_of[index]
         return self._backend.piece(index) if 0 <= index < self._backend.size else ""
 
+    def bytes_of(self, index: int) -> bytes:
+        """What a token adds to a text, perhaps a part of a character; of a special token its name.
+
+        Joined over the tokens of an answer they are its text, but for the dummy space before the first.
+        """
+        if index in self._text_of:
+            return self._text_of[index].encode()
+        if not 0 <= index < self._backend.size:
+            return b""
+        return self._backend.bytes_of(index) or self._backend.piece(index).encode()
+
+    def encode_inside(self, text: str) -> list[int]:
+        """Ids of ordinary text in the middle of an answer: nothing in it is special, no dummy space before it."""
+        return self._backend.encode(_encodable(text), True, True) if text else []
+
+    def is_plain(self, index: int) -> bool:
+        """Whether a token is ordinary text, and decoding writes :meth:`bytes_of` for it."""
+        special = index in self._skipped or index in self._text_of or not 0 <= index < self._backend.size
+        return not special and bool(self._backend.bytes_of(index)) and not is_control(self._backend.piece(index))
+
     def encode(self, text: str, bos: bool = False, literal: Ranges = ()) -> list[int]:
         """Token ids ``[s]``; never adds an end id.
 

@@ -96,6 +96,14 @@ def open_clip(source: Any, label: str, backend: Backend = "auto") -> Clip:
     return _video(path, label, backend)
 
 
+def first_frame(source: Any, label: str = "") -> Any:
+    """The first frame of a video, as something that decodes to an image. Raises DataError: see :func:`open_clip`."""
+    try:
+        return open_clip(source, label or "the video").read([0])[0]
+    except Short:
+        raise DataError(f"video {label}: without frames") from None
+
+
 def _frames(items: list[Any], label: str) -> Clip:
     """A video of given frames; a string is the path of an existing file, else base64."""
 

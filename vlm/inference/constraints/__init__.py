@@ -1,0 +1,1 @@
+"""What the tokens of an answer must follow, such as a JSON schema."""

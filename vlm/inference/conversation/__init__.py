@@ -1,0 +1,1 @@
+"""What belongs to a conversation besides its messages: numbers of its answers, original media, its written forms."""

@@ -1,0 +1,1 @@
+"""``vlm chat``: a conversation in the terminal."""
