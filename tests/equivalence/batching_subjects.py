@@ -18,7 +18,7 @@ from tests.golden.installed import paligemma, qwen2_vl
 from tests.inference.small import write_config
 from vlm.common.types import Image, Message, Text
 from vlm.config.api import load_config
-from vlm.config.serving import Serving
+from vlm.config.run import Serving
 from vlm.config.types import Config
 from vlm.inference.engine import Engine
 from vlm.systems.minigpt4.template import Vicuna0
