@@ -111,7 +111,7 @@ SUBJECTS: dict[str, Subject] = {
     "Qwen2-VL": Subject(saved(qwen2_vl.build)),
 }
 
-QUICK = ("Multimodal-GPT", "llama", "gpt2", "mistral", "gemma2", "mamba", "PaliGemma", "Qwen2-VL")
+QUICK = ("OpenFlamingo", "llama", "gpt2", "mistral", "gemma2", "mamba", "PaliGemma", "Qwen2-VL")
 """Those that are tried whenever the tests run; the others take their turn with the heavy ones."""
 
 
