@@ -21,6 +21,7 @@ from .batching_asking import GREEDY, alone, check_ids, in_threads, in_time, subm
 from .batching_subjects import LONG, SUBJECTS, again, ask, distinct, picture, questions
 
 BARE = {"prefix_mib": 0, "feature_mib": 0}
+HEAVY = pytest.mark.heavy
 REMEMBERING = [n for n, s in SUBJECTS.items() if not s.runs_alone]
 
 
@@ -59,7 +60,7 @@ def same_bits(cached: Answer, bare: Answer) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in ("llama", "OpenFlamingo") else pytest.mark.heavy) for n in REMEMBERING]
+    "name", [pytest.param(n, marks=() if n in ("llama", "OpenFlamingo") else HEAVY) for n in REMEMBERING]
 )
 def test_remembered_equals_read_again(name: str, tmp_path) -> None:
     """The same question twice, a second question about the images, and the next turn."""
@@ -149,9 +150,14 @@ def test_switches_change_no_answer(model: Engine, wanted: list[list[int]], servi
     assert stats.written_tokens == sum(len(row) for row in wanted) * 2
 
 
-@pytest.mark.heavy
-@pytest.mark.parametrize("name", REMEMBERING)
-@pytest.mark.parametrize("serving", [{"lookup": 4}, {"prefill": 16, "block": 16, "max_batch": 3}, {"kv_mib": 1}])
+@pytest.mark.parametrize(
+    ("name", "serving"),
+    [
+        pytest.param(name, {"prefill": 16, "block": 16, "max_batch": 3}, marks=() if name == "OpenFlamingo" else HEAVY)
+        for name in REMEMBERING
+    ]
+    + [pytest.param(name, more, marks=HEAVY) for name in REMEMBERING for more in ({"lookup": 4}, {"kv_mib": 1})],
+)
 def test_switches_change_no_answer_of_any(name: str, serving, tmp_path) -> None:
     subject = SUBJECTS[name]
     engine = again(subject.make(tmp_path), **serving)
