@@ -86,6 +86,7 @@ class Subject:
     images: int = 2
     options: dict[str, Any] = field(default_factory=dict)
     runs_alone: bool = False  # its rows cannot share a step
+    whole: bool = False  # all of a prompt sees all of it, so that no part of it can be kept
 
 
 WINDOW = {"sliding_window": 40, "num_key_value_heads": 2, "head_dim": 8}
@@ -105,12 +106,12 @@ SUBJECTS: dict[str, Subject] = {
         family("gemma3_text", query_pre_attn_scalar=8, layer_types=["sliding_attention", "full_attention"], **WINDOW)
     ),
     "mamba": Subject(family("mamba", state_size=8), runs_alone=True),
-    "PaliGemma": Subject(saved(paligemma.build), options={"repetition_penalty": 1.7}),
-    "PaliGemma 2": Subject(saved(paligemma.build_second), options={"repetition_penalty": 3.0}),
+    "PaliGemma": Subject(saved(paligemma.build), options={"repetition_penalty": 1.7}, whole=True),
+    "PaliGemma 2": Subject(saved(paligemma.build_second), options={"repetition_penalty": 3.0}, whole=True),
     "Qwen2-VL": Subject(saved(qwen2_vl.build)),
 }
 
-QUICK = ("Multimodal-GPT", "llama", "gpt2", "mistral", "gemma2", "mamba", "PaliGemma", "Qwen2-VL")
+QUICK = ("OpenFlamingo", "llama", "gpt2", "mistral", "gemma2", "mamba", "PaliGemma", "Qwen2-VL")
 """Those that are tried whenever the tests run; the others take their turn with the heavy ones."""
 
 

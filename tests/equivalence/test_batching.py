@@ -29,6 +29,7 @@ class Case:
     engine: Engine
     asked: list[list[Message]]
     greedy: Generation
+    runs_alone: bool = False
 
     @cached_property
     def ids(self) -> list[list[int]]:
@@ -62,11 +63,12 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     torch.set_num_threads(1)
     subject = SUBJECTS[request.param]
     engine = subject.make(tmp_path_factory.mktemp("subject"))
-    yield Case(engine, questions(subject.images), GREEDY.replace(**subject.options))
+    yield Case(engine, questions(subject.images), GREEDY.replace(**subject.options), subject.runs_alone)
     torch.set_num_threads(threads)
 
 
 def test_asked_at_once(case: Case) -> None:
+    assert case.engine.batches != case.runs_alone
     assert distinct(case.ids)  # so that a mix-up would show
     answers = in_time(lambda: submitted(case.engine, case.asked, [case.greedy] * 7))
     case.check([a.ids for a in answers])

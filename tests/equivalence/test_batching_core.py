@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from vlm.common.errors import BusyError, NotFiniteError
-from vlm.common.types import Example, Message, Text
+from vlm.common.types import MEDIA_TOKEN, Example, Message, Text
 from vlm.inference.batching.answer import Answer, Asking
 from vlm.inference.engine import Engine
 from vlm.inference.streaming import extend, join
@@ -21,6 +21,7 @@ from .batching_asking import GREEDY, alone, check_ids, in_threads, in_time, subm
 from .batching_subjects import LONG, SUBJECTS, again, ask, distinct, picture, questions
 
 BARE = {"prefix_mib": 0, "feature_mib": 0}
+HEAVY = pytest.mark.heavy
 REMEMBERING = [n for n, s in SUBJECTS.items() if not s.runs_alone]
 
 
@@ -59,7 +60,7 @@ def same_bits(cached: Answer, bare: Answer) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in ("llama", "Multimodal-GPT") else pytest.mark.heavy) for n in REMEMBERING]
+    "name", [pytest.param(n, marks=() if n in ("llama", "OpenFlamingo") else HEAVY) for n in REMEMBERING]
 )
 def test_remembered_equals_read_again(name: str, tmp_path) -> None:
     """The same question twice, a second question about the images, and the next turn."""
@@ -78,8 +79,8 @@ def test_remembered_equals_read_again(name: str, tmp_path) -> None:
         hits.append(remembered.usage.cached)
         same_bits(remembered, answered(bare, conversation, **subject.options))
         assert remembered.usage.cached < remembered.usage.prompt
-    assert hits[0] > 0 and hits[3] > 0
-    assert warm.stats().cached_tokens == sum(hits) and warm.stats().prefix_bytes > 0
+    assert [hits[0] > 0, hits[3] > 0, warm.stats().prefix_bytes > 0] == [not subject.whole] * 3
+    assert warm.stats().cached_tokens == sum(hits)
     assert bare.stats().prefix_bytes == bare.stats().feature_bytes == 0
 
 
@@ -106,19 +107,18 @@ def test_a_tenant_never_gets_what_another_left(model: Engine) -> None:
     for answer, conversation in zip(found, pictured, strict=True):
         same_bits(answer, answered(bare, conversation))
     assert found[0].ids != found[1].ids
-    before = warm.processor.template  # the text before the image may be shared, what follows it may not
-    positions = len(warm.processor.tokenizer.encode(before.config.system if hasattr(before.config, "system") else ""))
-    assert found[1].usage.cached <= max(positions, found[0].usage.cached)
+    [example] = model.examples([pictured[1]])
+    assert found[1].usage.cached <= example.ids.index(MEDIA_TOKEN)  # the text before the image, at most
 
 
 def test_memory_has_a_budget(model: Engine) -> None:
     """A cache of a MiB forgets what was used long ago, and answers stay the same."""
     warm = again(model, block=16, prefix_mib=1)
-    for number in range(40):
+    for number in range(12):
         conversation = ask(f"{number}. " + LONG * 3, 1)
         answered(warm, conversation, max_new_tokens=9)
         assert warm.stats().prefix_bytes <= 2**20
-    assert answered(warm, ask("39. " + LONG * 3, 1)).usage.cached > 0
+    assert answered(warm, ask("11. " + LONG * 3, 1)).usage.cached > 0
     same_bits(
         answered(warm, ask("0. " + LONG * 3, 1)), answered(again(model, block=16, **BARE), ask("0. " + LONG * 3, 1))
     )
@@ -135,10 +135,8 @@ def test_memory_has_a_budget(model: Engine) -> None:
         {"prefill": 1, "block": 16},
         {"kv_mib": 1},
         {"max_batch": 1},
-        {"max_batch": 2, "prefill": 32},
-        {"lookup": 4},
-        {"lookup": 1, "block": 16, "max_batch": 3},
-        {"prefix_mib": 0, "feature_mib": 0},
+        {"lookup": 4, "max_batch": 2, "prefill": 32},
+        {"lookup": 1, "prefix_mib": 0, "feature_mib": 0},
     ],
     ids=lambda s: "-".join(f"{k}={v}" for k, v in s.items()),
 )
@@ -152,9 +150,14 @@ def test_switches_change_no_answer(model: Engine, wanted: list[list[int]], servi
     assert stats.written_tokens == sum(len(row) for row in wanted) * 2
 
 
-@pytest.mark.heavy
-@pytest.mark.parametrize("name", REMEMBERING)
-@pytest.mark.parametrize("serving", [{"lookup": 4}, {"prefill": 16, "block": 16, "max_batch": 3}, {"kv_mib": 1}])
+@pytest.mark.parametrize(
+    ("name", "serving"),
+    [
+        pytest.param(name, {"prefill": 16, "block": 16, "max_batch": 3}, marks=() if name == "OpenFlamingo" else HEAVY)
+        for name in REMEMBERING
+    ]
+    + [pytest.param(name, more, marks=HEAVY) for name in REMEMBERING for more in ({"lookup": 4}, {"kv_mib": 1})],
+)
 def test_switches_change_no_answer_of_any(name: str, serving, tmp_path) -> None:
     subject = SUBJECTS[name]
     engine = again(subject.make(tmp_path), **serving)
@@ -168,9 +171,9 @@ def test_switches_change_no_answer_of_any(name: str, serving, tmp_path) -> None:
 def test_guesses_are_made_and_change_nothing(model: Engine) -> None:
     """An answer that repeats what it was told is guessed; greedy, drawn or with a penalty it stays the same."""
     plain, guessing = again(model), again(model, lookup=4)
-    long = {"max_new_tokens": 60, "min_length": 1}
+    long = {"max_new_tokens": 36, "min_length": 1}
     for more in ({}, {"repetition_penalty": 1.2}, {"do_sample": True, "seed": 3, "temperature": 0.3}):
-        for conversation in questions()[:3]:
+        for conversation in questions()[:2]:
             want = answered(plain, conversation, **long, **more)
             got = answered(guessing, conversation, **long, **more)
             assert got.ids == want.ids and len(got.logprobs) == len(got.ids)
