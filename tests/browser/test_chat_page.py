@@ -308,7 +308,7 @@ def test_a_conversation_is_saved(page: Page, tmp_path: Path) -> None:
             page.locator(f"#{name}").click()
         assert saved.value.suggested_filename == f"conversation.{name}"
         text = Path(saved.value.path()).read_text(encoding="utf-8")
-        assert "data:image/jpeg;base64," in text
+        assert f"data:image/{'jpeg' if name == 'html' else 'png'};base64," in text
         assert ("&lt;i&gt;it" if name == "html" else "<i>it") in text
 
 

@@ -275,6 +275,7 @@ def test_a_conversation_as_html_and_json(events: Events, tmp_path: Path) -> None
     engine = events.models.engines["small"]
     again = ChatSession.from_json(engine, json.dumps(talk))
     assert [message.role for message in again.messages] == ["user", "assistant"]
+    assert again.messages[0].media[0].source.equal(mine.branches.here.asked["small"].media[0].source)
 
 
 def test_a_file_that_no_model_reads(chat: PageChat, tmp_path: Path) -> None:
