@@ -52,8 +52,8 @@ def page(names: Sequence[str], turns: Sequence[Asked]) -> str:
 def json_text(names: Sequence[str], turns: Sequence[Asked]) -> str:
     """One mapping with ``model``, ``messages`` and ``answers`` (numbers), or a list ``conversations`` of these.
 
-    Images are ``data:`` addresses, of their own bytes up to ``EXACT`` and scaled down above; a video, and an image whose
-    file is gone, is named only.
+    Images are ``data:`` addresses, of their own bytes up to ``EXACT`` and scaled down above. A video, and an image
+    whose file is gone, is named only.
     """
     talks = [_talk(name, [turn for turn in turns if name in turn.answers]) for name in names]
     found = talks[0] if len(talks) == 1 else {"conversations": talks}
