@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.common import TextRow
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example
-from vlm.config.serving import Serving
+from vlm.config.run import Serving
 from vlm.inference.engine import Engine
 from vlm.models.vlm import VLM
 from vlm.processors.templates.roles import Template

@@ -3,8 +3,8 @@
     python -m benchmarks.generate                    # CPU middle size, float32
     python -m benchmarks.generate --size 7b          # on a GPU, random weights, bfloat16
 
-Same weights, images and prompts, greedy, a fixed number of new tokens (no end token), images encoded each time.
-The two sides must write the same tokens.
+Same weights, images and prompts, greedy, a fixed number of new tokens (no end token), images encoded each time, at
+several batch sizes. In float32 the two sides must write the same tokens; bfloat16 and int8 weights round.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ from benchmarks.common import (
     median,
     write,
 )
-from benchmarks.ours import composition, copy_weights, make_batch
-from vlm.inference.decoding import Prompt, StopCriteria, decode
+from benchmarks.engine import engine_of, question
+from benchmarks.ours import composition, copy_weights
 from vlm.inference.generation import Generation
+from vlm.models.precision import cast_matmuls
+from vlm.models.quantize import quantize_llm
 
 SIZES = {"small": SMALL, "cpu": Sizes(), "7b": SEVEN_B}
 
@@ -54,52 +56,79 @@ def their_side(model: Any, rows: list[TextRow], pixels: torch.Tensor, s: Sizes, 
 
 
 def our_side(model: Any, rows: list[TextRow], pixels: torch.Tensor, new: int) -> Callable[[], list]:
-    """This library's decoding of the same prompts."""
-    batch = make_batch(rows, pixels.cpu()).to(pixels.device)
+    """This library's engine on the same prompts; nothing is kept from one round to the next."""
+    engine = engine_of(model, pixels.device, prefix_mib=0, feature_mib=0)
     generation = Generation(max_new_tokens=new, do_sample=False, repetition_penalty=1.0)
-    model.eval()
+    asked = [question(row, medium[None].cpu()) for row, medium in zip(rows, pixels, strict=True)]
+    return lambda: engine.generate_ids(asked, generation, stops=())
 
-    def run() -> list:
-        with torch.inference_mode():
-            inputs = model.prepare(batch).left_padded()
-            prompt = Prompt(inputs.inputs_embeds, (inputs.segments > 0).long())
-        return decode(model.llm.model, prompt, generation, StopCriteria(eos=(), bos=1, pad=0))
 
-    return run
+def models_of(s: Sizes, theirs: Any, device: str) -> dict[str, Any]:
+    """The composition with the baseline's weights in each form that the device is good at."""
+    plain = composition(s)
+    copy_weights(theirs, plain)
+    if device != "cpu":
+        return {"vlm": plain.to(device, torch.bfloat16)}
+    short = composition(s)
+    copy_weights(theirs, short)
+    store_frozen(short, torch.bfloat16)
+    small = composition(s)
+    copy_weights(theirs, small)
+    quantize_llm(small.llm, "int8", torch.device(device))
+    return {"vlm": plain, "vlm bf16": short, "vlm int8": small}
+
+
+def store_frozen(model: Any, dtype: torch.dtype) -> None:
+    """Store the LLM and the frozen matrices in ``dtype``, and compute in it."""
+    model.llm.to(dtype)
+    cast_matmuls(model.vision, dtype)
+    model.compute_dtype = model.vision_dtype = dtype
+
+
+def measured(theirs: Any, ours: dict[str, Any], s: Sizes, size: int, a: Any, device: str) -> dict[str, Any]:
+    """Both sides at one batch size."""
+    torch.manual_seed(0)
+    pixels = torch.randn(size, 3, s.image_size, s.image_size, device=device)
+    rows = make_rows(size, s.vocab, seed=0)
+    given = pixels if device == "cpu" else pixels.to(torch.bfloat16)
+    sides = {"transformers": their_side(theirs, rows, given, s, a.new)}
+    sides |= {name: our_side(model, rows, pixels, a.new) for name, model in ours.items()}
+    written = {name: side() for name, side in sides.items()}
+    first = written["transformers"]
+    seconds = alternate(sides, a.rounds, torch.cuda.synchronize if device != "cpu" else lambda: None)
+    medians = {name: median(values) for name, values in seconds.items()}
+    return {
+        "rows_with_equal_tokens": {
+            name: f"{sum(x == y for x, y in zip(rows, first, strict=True))} of {size}" for name, rows in written.items()
+        },
+        "tokens_per_second": {name: round(size * a.new / value, 2) for name, value in medians.items()},
+        "ratio": {name: round(medians["transformers"] / value, 3) for name, value in medians.items()},
+        "all_seconds": seconds,
+    }
 
 
 def main() -> None:
     """Parse, measure, write ``benchmarks/results/generate_<size>.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="cpu")
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 16])
     parser.add_argument("--new", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=0, help="0: those of torch")
     parser.add_argument("--device", default=None)
     a = parser.parse_args()
+    if a.threads:
+        torch.set_num_threads(a.threads)
     device = a.device or ("cuda" if a.size == "7b" else "cpu")
     s = SIZES[a.size]
-    torch.manual_seed(0)
-    pixels = torch.randn(a.batch, 3, s.image_size, s.image_size, device=device)
-    rows = make_rows(a.batch, s.vocab, seed=0)
-    theirs, ours = baseline(s), composition(s)
-    copy_weights(theirs, ours)
-    theirs, ours = theirs.to(device), ours.to(device)
-    if device != "cpu":
-        theirs, ours, pixels = theirs.to(torch.bfloat16), ours.to(torch.bfloat16), pixels.to(torch.bfloat16)
-    sides = {"transformers": their_side(theirs, rows, pixels, s, a.new), "vlm": our_side(ours, rows, pixels, a.new)}
-    written = {name: side() for name, side in sides.items()}
-    same = sum(x == y for x, y in zip(*written.values(), strict=True))
-    seconds = alternate(sides, a.rounds, torch.cuda.synchronize if device != "cpu" else lambda: None)
-    medians = {name: median(values) for name, values in seconds.items()}
+    theirs = baseline(s)
+    ours = models_of(s, theirs, device)
+    theirs = theirs.to(device) if device == "cpu" else theirs.to(device, torch.bfloat16)
     result = {
-        "what": "greedy generation, images encoded each time",
-        "size": a.size, "batch": a.batch, "new_tokens": a.new, "rounds": a.rounds, "device": device,
-        "rows_with_equal_tokens": f"{same} of {a.batch}",
-        "tokens_per_second": {name: round(a.batch * a.new / value, 2) for name, value in medians.items()},
-        "ratio": round(medians["transformers"] / medians["vlm"], 3), "all_seconds": seconds,
+        "what": "greedy generation, images encoded each time", "size": a.size, "new_tokens": a.new, "rounds": a.rounds,
+        "device": device, "batch": {str(size): measured(theirs, ours, s, size, a, device) for size in a.batch},
     }  # fmt: skip
-    print({k: v for k, v in result.items() if k != "all_seconds"})
+    print({size: found["ratio"] for size, found in result["batch"].items()})
     print("written:", write(f"generate_{a.size}", result))
 
 

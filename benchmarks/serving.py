@@ -26,7 +26,7 @@ from benchmarks.common import SEVEN_B, SMALL, Sizes, TextRow, make_rows, median,
 from benchmarks.engine import engine_of, question
 from benchmarks.ours import composition
 from vlm.common.types import Example
-from vlm.config.serving import Serving
+from vlm.config.run import Serving
 from vlm.inference.batching.answer import Answer
 from vlm.inference.engine import Engine
 from vlm.inference.generation import Generation

@@ -9,7 +9,7 @@ import dataclasses
 import re
 from pathlib import Path
 
-from vlm.config.serving import Serving
+from vlm.config.run import Serving
 from vlm.serve.http.limits import Limits
 
 PAGE = Path(__file__).resolve().parent / "guides" / "serve.md"

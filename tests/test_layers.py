@@ -49,6 +49,7 @@ HOMES = {
     "gradio": ("vlm/serve/gradio/",),
     "fastapi": ("vlm/serve/http/",),
     "uvicorn": ("vlm/serve/http/",),
+    "h11": ("vlm/serve/http/",),
     "prometheus_client": ("vlm/serve/http/",),
     "llguidance": ("vlm/inference/constraints/",),
     "ray": ("vlm/runners/evaluate/",),

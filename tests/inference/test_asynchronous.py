@@ -107,20 +107,44 @@ def test_leaving_the_loop_ends_the_answer(model) -> None:
     assert model.answers[0].finish == "cancelled" and len(model.answers[0].ids) < 200
 
 
-@pytest.mark.parametrize("wait", [0.0, 0.05])
-def test_a_cancelled_task_ends_its_answer(model, wait) -> None:
-    """Also when it is cancelled while the prompt is prepared."""
-
+def test_a_cancelled_task_ends_its_answer(model) -> None:
     async def ask() -> None:
         task = asyncio.ensure_future(model.achat("Hello?", generation=LONG))
-        await asyncio.sleep(wait)
+        while not (model.answers and model.answers[0].ids):
+            await asyncio.sleep(0.001)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
 
     asyncio.run(ask())
-    until(lambda: model.answers and model.answers[0].is_over)
+    until(lambda: model.answers[0].is_over)
     assert model.answers[0].finish == "cancelled"
+
+
+def test_a_task_cancelled_before_its_prompt_is_there_leaves_no_answer(model, monkeypatch) -> None:
+    began, go = threading.Event(), threading.Event()
+    prepare = model.processor.encode_chat
+
+    def slow(messages):
+        began.set()
+        assert go.wait(5)
+        return prepare(messages)
+
+    monkeypatch.setattr(model.processor, "encode_chat", slow)
+
+    async def ask() -> None:
+        task = asyncio.ensure_future(model.achat("Hello?", generation=LONG))
+        while not began.is_set():
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not model.answers
+        go.set()
+
+    asyncio.run(ask())
+    until(lambda: model.answers and model.answers[0].is_over)
+    assert model.answers[0].finish == "cancelled" and not model.answers[0].ids
 
 
 def test_one_bad_question_of_a_list_ends_the_others(model) -> None:

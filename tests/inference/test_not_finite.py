@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 from collections.abc import Callable
 
@@ -27,6 +28,8 @@ WAYS = {
     "sampled": lambda engine, asked: engine.generate([asked], seed=1),
     "beams": lambda engine, asked: engine.generate([asked], num_beams=2, do_sample=False),
     "stream": lambda engine, asked: join(engine.stream(asked, seed=1)),
+    "conversation": lambda engine, asked: engine.conversation().chat("what?", seed=1),
+    "awaited": lambda engine, asked: asyncio.run(engine.conversation().achat("what?", seed=1)),
     "rank": lambda engine, asked: engine.rank([asked], [["yes", "no"]]),
 }
 

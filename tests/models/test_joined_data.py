@@ -202,3 +202,20 @@ def test_tokens_of_many_requests_meet_only_their_own_media(batched) -> None:
     masks = {m.rows: m for m in media_masks(model.fusion.join_data(pieces))}
     assert masks[4].places.shape == (4, 1) and masks[4].numbers.tolist() == [[1], [2], [3], [4]]
     assert len(masks) == 2 and sum(len(m.places) for m in media_masks(model.fusion.join_data(pieces))) == 6
+
+
+def test_values_that_are_not_numbers_stay_with_their_request(batched) -> None:
+    """Whichever of the requests has them, and however many media the others have."""
+    model = xattn(attend_previous=True)
+    for spoilt in (0, 1, 3):
+        data = [prepared(model, batch).inserts for batch, _ in asked(batched)]
+        media = data[spoilt].shared["media"]
+        data[spoilt] = dataclasses.replace(
+            data[spoilt], shared={**data[spoilt].shared, "media": torch.full_like(media, torch.nan)}
+        )
+        for parts in ([d.step() for d in data], data):
+            sizes = [d.tokens["last"].shape[1] for d in parts]
+            hidden = torch.randn(1, sum(sizes), 32)
+            with torch.no_grad():
+                found = through(model, hidden, model.fusion.join_data(parts)).split(sizes, 1)
+            assert [bool(f.isnan().any()) for f in found] == [i == spoilt for i in range(len(data))]

@@ -140,17 +140,19 @@ def test_keys_and_tenants(servers: dict[str, tuple[int, Echo]]) -> None:
 @pytest.mark.parametrize(
     ("client", "keys", "header", "code"),
     [
-        (("127.0.0.1", 1), Keys(), b"", 200),
-        (("::1", 1), KEYS, b"", 200),
-        (("::ffff:127.0.0.1", 1), KEYS, b"", 200),
-        (None, KEYS, b"", 200),
-        (("192.168.1.7", 1), Keys(), b"", 403),
-        (("192.168.1.7", 1), KEYS, b"", 401),
-        (("not an address", 1), KEYS, b"", 401),
-        (("192.168.1.7", 1), KEYS, f"Bearer {BOB}".encode(), 200),
+        (("127.0.0.1", 1), KEYS, "x-forwarded-for", 401),
+        (None, Keys(), "forwarded", 403),
+        (("127.0.0.1", 1), Keys(), "", 200),
+        (("::1", 1), KEYS, "", 200),
+        (("::ffff:127.0.0.1", 1), KEYS, "", 200),
+        (None, KEYS, "", 200),
+        (("192.168.1.7", 1), Keys(), "", 403),
+        (("192.168.1.7", 1), KEYS, "", 401),
+        (("not an address", 1), KEYS, "", 401),
+        (("192.168.1.7", 1), KEYS, "authorization", 200),
     ],
 )
-def test_who_may_read_the_metrics(client: Any, keys: Keys, header: bytes, code: int) -> None:
+def test_who_may_read_the_metrics(client: Any, keys: Keys, header: str, code: int) -> None:
     sent: list[Any] = []
 
     async def receive() -> Any:
@@ -159,7 +161,7 @@ def test_who_may_read_the_metrics(client: Any, keys: Keys, header: bytes, code: 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    headers = [(b"authorization", header)] if header else []
+    headers = [(header.encode(), f"Bearer {BOB}".encode())] if header else []
     scope = {"type": "http", "method": "GET", "path": "/metrics", "headers": headers, "client": client}
     asyncio.run(Guard(Echo(), LIMITS, keys)(scope, receive, send))
     assert sent[0]["status"] == code
@@ -251,33 +253,24 @@ def test_a_websocket_is_refused() -> None:
 # ---- slow clients
 
 
-def test_headers_byte_by_byte(port: int) -> None:
-    with connect(port) as client:
-        with contextlib.suppress(ConnectionError):
-            for byte in GET[:30]:
-                client.sendall(bytes([byte]))
-                time.sleep(0.04)
-        assert "headers took longer" in error(rest(client), 408)
-
-
-def test_a_silent_connection_and_a_silent_end(port: int) -> None:
-    with connect(port) as silent, connect(port) as kept:
-        kept.sendall(GET.replace(b"close", b"keep-alive"))
-        assert rest(silent) == b"" and status(rest(kept)) == 200
-
-
-def test_a_body_that_stalls(port: int, echo: Echo) -> None:
+def test_slow_and_silent_clients(port: int, echo: Echo) -> None:
+    """Side by side: nothing at all, headers byte by byte, half a body, a body byte by byte, and a connection kept."""
     before = len(echo.reached)
-    with connect(port) as client, connect(port) as dripping:
-        client.sendall(post(b"{", length=100))
+    with contextlib.ExitStack() as stack:
+        silent, headers, half, dripping, kept = (stack.enter_context(connect(port)) for _ in range(5))
+        half.sendall(post(b"{", length=100))
         dripping.sendall(post(b"{", length=100))
-        for _ in range(12):
-            with contextlib.suppress(ConnectionError):
-                dripping.sendall(b" ")
-            time.sleep(0.1)
-        assert "stalled" in error(rest(client), 408)
+        kept.sendall(GET.replace(b"close", b"keep-alive"))
+        for byte in GET[:30]:
+            for client, sent in ((headers, bytes([byte])), (dripping, b" ")):
+                with contextlib.suppress(ConnectionError):
+                    client.sendall(sent)
+            time.sleep(0.04)
+        assert "headers took longer" in error(rest(headers), 408)
+        assert "stalled" in error(rest(half), 408)
         assert status(rest(dripping)) == 408
-    assert len(echo.reached) == before
+        assert rest(silent) == b"" and status(rest(kept)) == 200
+    assert len(echo.reached) == before + 1
 
 
 def test_a_client_that_does_not_read_is_cut_off(port: int, echo: Echo) -> None:

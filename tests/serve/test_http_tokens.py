@@ -123,7 +123,7 @@ def test_json_object(client: openai.OpenAI) -> None:
 
 def answer_of(engine: Engine, text: str, stops: tuple[str, ...] = ()) -> Answer:
     """An answer that was written, with a log-probability for each token."""
-    answer = Answer(engine.processor.tokenizer, str.strip, [], stops)
+    answer = Answer(engine.processor.tokenizer, str.strip, list, stops)
     for k, token in enumerate([*engine.processor.tokenizer.encode(text), 2]):
         if answer.push(token, TokenLogprob(token, -k / 10, ((token, -k / 10), (5, -math.inf)))):
             break

@@ -83,7 +83,7 @@ def test_an_answer_stays_where_no_other_is_written(mine, monkeypatch) -> None:
 
 def test_an_answer_stopped_before_its_first_word_is_none(mine, monkeypatch) -> None:
     def stopped(*_) -> Answer:
-        answer = Answer(mine.session.engine.processor.tokenizer, str.strip, [])
+        answer = Answer(mine.session.engine.processor.tokenizer, str.strip, list)
         answer.end("cancelled")
         return answer
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from vlm.common.bounds import Count, Device, Dropout, Natural, NonNegative, Once, Range, Seed, Share
-from vlm.config.serving import Serving
 
 Decay = Annotated[float, Range(above=0, most=1)]
 Names = Annotated[list[str], Once()]
@@ -35,6 +34,26 @@ class Packing:
     open_rows: Count = option(
         32, "rows that are filled at the same time; more waste less and hold more images in memory"
     )
+
+
+@dataclass(frozen=True)
+class Serving:
+    """Limits and switches of an engine. None of them changes an answer, only speed and memory.
+
+    Example: ``vlm serve output/mine --options run.serving.max_batch=16 run.serving.lookup=8``
+    """
+
+    max_batch: Count = option(32, "answers written at the same time")
+    queue: Natural = option(1024, "questions that wait at most; further ones are refused (0: no limit)")
+    prefill: Count = option(512, "prompt positions read in one step, so that a long prompt does not stall the others")
+    block: Count = option(64, "positions read together and kept together in the prefix cache")
+    kv_mib: Natural | None = option(
+        None, "MiB for keys and values of the answers being written; null: a quarter of the free memory, 0: no limit"
+    )
+    prefix_mib: Natural = option(1024, "MiB for keys and values of prompts that may come again (0: off)")
+    feature_mib: Natural = option(512, "MiB for visual features of recent images (0: off)")
+    lookup: Natural = option(0, "tokens of a greedy answer guessed at a time from what was read and written (0: off)")
+    compile: bool = option(False, "torch.compile the decoder's layers")
 
 
 @dataclass

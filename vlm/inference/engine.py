@@ -13,6 +13,7 @@ from vlm.common.errors import PromptError
 from vlm.common.trust import trusting
 from vlm.common.types import Example, Message
 from vlm.inference.batching.answers import Answers
+from vlm.inference.batching.asynchronous import AsyncAnswers
 from vlm.inference.decoding import decode
 from vlm.inference.generation import Generation
 from vlm.inference.ranking import Normaliser, Ranking, rank_candidates
@@ -32,7 +33,7 @@ def __getattr__(name: str) -> Any:
     return find_name(__name__, name)
 
 
-class Engine(Answers):
+class Engine(AsyncAnswers, Answers):
     """A model that is ready to answer.
 
     Attributes:

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from collections.abc import Generator as Stream
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from vlm.inference.conversation.record import Beside, Record
 from vlm.inference.conversation.transcript import MediaForm, from_json, to_json, to_mappings
 from vlm.inference.generation import Generation
 from vlm.inference.streaming import StreamedText, extend, join
+from vlm.models.finite import naming_part
 from vlm.processors.messages import to_images, to_videos
 from vlm.processors.placeholders import place_media
 
@@ -165,14 +166,15 @@ class ChatSession:
         finished = False
         answer: Answer | None = None
         try:
-            if generation.num_beams > 1:
-                stream: Iterable[StreamedText] = self.engine.stream(self.prompt(), generation, self._stop)
-            else:
-                answer = self._hold(self.engine.submit(self.prompt(), generation, self.asking))
-                stream = answer
-            for delta in stream:
-                text = extend(text, delta)
-                yield delta
+            with self._naming_part():
+                if generation.num_beams > 1:
+                    stream: Iterable[StreamedText] = self.engine.stream(self.prompt(), generation, self._stop)
+                else:
+                    answer = self._hold(self.engine.submit(self.prompt(), generation, self.asking))
+                    stream = answer
+                for delta in stream:
+                    text = extend(text, delta)
+                    yield delta
             finished = True
         finally:
             if answer is not None:
@@ -201,11 +203,12 @@ class ChatSession:
         finished = False
         answer: Answer | None = None
         try:
-            answer = self._hold(await asked(self.engine.submit, self.prompt(), generation, self.asking))
-            async with aclosing(pieces(answer)) as stream:
-                async for delta in stream:
-                    text = extend(text, delta)
-                    yield delta
+            with self._naming_part():
+                answer = self._hold(await asked(self.engine.submit, self.prompt(), generation, self.asking))
+                async with aclosing(pieces(answer)) as stream:
+                    async for delta in stream:
+                        text = extend(text, delta)
+                        yield delta
             finished = True
         finally:
             self._end(text, finished, answer, take_back=question is not None)
@@ -219,6 +222,11 @@ class ChatSession:
         if not self.is_open:
             raise PromptError("there is no open question", fix="ask first")
         self._stop.clear()
+
+    def _naming_part(self) -> AbstractContextManager[None]:
+        """Within the block, an error about values that are not numbers names the part that computed them."""
+        engine, prompt = self.engine, self.prompt()
+        return naming_part(engine.model, lambda: engine.batch(engine.examples([prompt])))
 
     def _hold(self, answer: Answer) -> Answer:
         """The answer, for :meth:`stop` to find; cancelled if that was called while its question was prepared."""

@@ -91,7 +91,7 @@ def _int8_on_cpu(llm: Any) -> torch.dtype | None:
     """Int8 layers where they pass their test, else weights in bfloat16."""
     head = llm.model.get_output_embeddings()
     layers = [layer for _, _, layer in _linears(llm.model) if int8.wide(layer)]
-    why = int8.unsupported() or int8.test_layers(layers)
+    why = int8.unsupported() or int8.self_test(layers)
     if why is not None:
         log.warning("model.llm.quantize: no int8 because %s; the LLM is stored in bf16", why)
         for name, parameter in llm.model.named_parameters():
@@ -104,9 +104,7 @@ def _int8_on_cpu(llm: Any) -> torch.dtype | None:
     replace_linears(llm.model, int8.Int8Linear.of, int8.wide)
     after = int8.sizes(m for m in llm.model.modules() if isinstance(m, int8.Int8Linear))
     mib = 2**20
-    log.info(
-        "model.llm.quantize: %d layers in int8 (%s), %.0f -> %.0f MiB", count, widest, before / mib, after / mib
-    )
+    log.info("model.llm.quantize: %d layers in int8 (%s), %.0f -> %.0f MiB", count, widest, before / mib, after / mib)
     return None
 
 

@@ -99,7 +99,7 @@ class Answer:
         self,
         tokenizer: Tokenizer,
         clean: Callable[[str], str],
-        marks: Callable[[], list[str]],
+        texts: Callable[[], list[str]],
         stops: tuple[str, ...] = (),
         *,
         drive: Callable[..., None] | None = None,
@@ -110,7 +110,7 @@ class Answer:
         Args:
             tokenizer: of the model.
             clean: raw text -> answer.
-            marks: gives the texts that ``clean`` acts on.
+            texts: gives those that ``clean`` acts on.
             stops: texts that end the answer, however they are divided into tokens, and are not shown.
             drive: called by a thread that waits for the next token, or (``to_the_end=True``) for the last; it returns
                 when it is there. None: somebody else writes.
@@ -124,7 +124,7 @@ class Answer:
         self.error: BaseException | None = None
         self._tokenizer = tokenizer
         self._clean = clean
-        self._marks = marks
+        self._texts = texts
         self._stops = stops
         self._seen = TextStream(tokenizer, str, stops, stops) if stops else None
         self._drive = drive
@@ -136,7 +136,7 @@ class Answer:
 
     @cached_property
     def _stream(self) -> TextStream:
-        return TextStream(self._tokenizer, self._clean, [*self._marks(), *self._stops], self._stops)
+        return TextStream(self._tokenizer, self._clean, [*self._texts(), *self._stops], self._stops)
 
     # ---- the side that writes
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from vlm.common.dist import free_bytes
 from vlm.common.errors import PromptError
 from vlm.inference.batching.answer import Answer, Asking
-from vlm.inference.batching.memory import free_bytes
 from vlm.inference.batching.prefixes import PrefixCache
 from vlm.inference.batching.prompts import MIB, Prompts
 from vlm.inference.batching.row import Row

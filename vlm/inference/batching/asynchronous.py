@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from typing import TYPE_CHECKING, Any, cast
 
 from vlm.inference.batching.answer import Answer, Asking
-from vlm.inference.streaming import StreamedText
+from vlm.inference.streaming import StreamedText, join
 from vlm.processors.messages import to_messages
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ async def asked(submit: Callable[..., Answer], *args: Any, **options: Any) -> An
         answer = submit(*args, **options)
         made.append(answer)
         if left.is_set():
-            answer.cancel()
+            _end(answer)
         return answer
 
     given = False
@@ -34,11 +35,18 @@ async def asked(submit: Callable[..., Answer], *args: Any, **options: Any) -> An
         answer = await asyncio.to_thread(work)
         given = True
     finally:
-        if not given:  # the thread goes on; whichever of the two comes second cancels
+        if not given:  # the thread goes on; whichever of the two comes second ends the answer
             left.set()
             for answer in made:
-                answer.cancel()
+                threading.Thread(target=_end, args=(answer,), daemon=True).start()
     return answer
+
+
+def _end(answer: Answer) -> None:
+    """Cancel an answer that nobody will read, and wait until it is out of the queue."""
+    answer.cancel()
+    with contextlib.suppress(Exception):  # whatever it was, nobody is told
+        answer.result()
 
 
 async def pieces(answer: Answer) -> AsyncGenerator[StreamedText, None]:
@@ -78,6 +86,8 @@ class AsyncAnswers:
             """The answers to a list."""
             ...
 
+        def _naming_part(self, conversations: Sequence[Conversation]) -> AbstractContextManager[None]: ...
+
     async def asubmit(
         self,
         messages: Conversation,
@@ -108,13 +118,14 @@ class AsyncAnswers:
             BusyError: too many questions are waiting.
         """
         generation = self.options(generation, **options)
+        read = await asyncio.to_thread(to_messages, messages, image, video, allow_urls=self.allow_urls)
         if generation.num_beams > 1:
-            yield StreamedText(await self.achat(messages, image, video, generation=generation))
+            yield StreamedText((await asyncio.to_thread(self.generate, [read], generation))[0])
             return
-        answer = await self.asubmit(messages, generation, asking, image=image, video=video)
-        async with aclosing(pieces(answer)) as stream:
-            async for piece in stream:
-                yield piece
+        with self._naming_part([read]):
+            async with aclosing(pieces(await self.asubmit(read, generation, asking))) as stream:
+                async for piece in stream:
+                    yield piece
 
     async def achat(
         self,
@@ -127,15 +138,9 @@ class AsyncAnswers:
         **options: Any,
     ) -> str:
         """``Engine.chat`` for ``await``. Raises: see :meth:`astream`."""
-        generation = self.options(generation, **options)
-        if generation.num_beams > 1:
-            messages = to_messages(question, image, video, allow_urls=self.allow_urls)
-            return (await asyncio.to_thread(self.generate, [messages], generation))[0]
-        answer = await self.asubmit(question, generation, asking, image=image, video=video)
-        async with aclosing(pieces(answer)) as stream:
-            async for _ in stream:
-                pass
-        return answer.text
+        stream = self.astream(question, generation, image=image, video=video, asking=asking, **options)
+        async with aclosing(stream):
+            return join([piece async for piece in stream])
 
     async def agenerate(
         self,

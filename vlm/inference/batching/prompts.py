@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vlm.common.types import Batch, Example, Message
-from vlm.config.serving import Serving
+from vlm.config.run import Serving
 from vlm.inference.context import fit, room_for_answer, room_for_prompt, too_long
 from vlm.inference.decoding import Prompt, StopCriteria
 from vlm.inference.feature_cache import FeatureCache
@@ -134,7 +135,7 @@ class Prompts:
             raise too_long(taken, room)
         return conversation
 
-    @property
+    @cached_property
     def positions(self) -> int | None:
         """The language model's context length according to its configuration, or None."""
         return self.model.positions

@@ -10,10 +10,12 @@ every answer, read a part of the prompts.
 
 from __future__ import annotations
 
+import atexit
 import heapq
 import itertools
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -30,8 +32,18 @@ from vlm.inference.batching.shared import SharedRows
 from vlm.inference.batching.stats import Stats
 
 if TYPE_CHECKING:
-    from vlm.config.serving import Serving
+    from vlm.config.run import Serving
     from vlm.models.vlm import VLM
+
+_STARTED: weakref.WeakSet[Scheduler] = weakref.WeakSet()
+"""Those that may have a thread, which must not compute while the interpreter ends."""
+
+
+@atexit.register
+def _close_all() -> None:
+    for scheduler in list(_STARTED):
+        scheduler.close()
+
 
 CHECK = 0.05
 """Seconds after which a waiting thread looks again, should nobody have woken it."""
@@ -57,6 +69,7 @@ class Scheduler:
         self._steps = threading.Lock()  # held by the thread that takes steps
         self._waiters: list[_Waiter] = []
         self._background: threading.Thread | None = None
+        self._failing = _Failing(self._fail_all)
 
     # ---- asking
 
@@ -64,11 +77,25 @@ class Scheduler:
         """Raises BusyError: as many questions wait as may."""
         limit, waiting = self.serving.queue, len(self._waiting)
         if limit and waiting >= limit:
+            waiting = self._without_unwanted()
+        if limit and waiting >= limit:
             raise BusyError(
                 f"{waiting} questions are waiting, and no more than {limit} may (run.serving.queue)",
                 retry_after=self._seconds_of(waiting),
                 fix="ask again later",
             )
+
+    def _without_unwanted(self) -> int:
+        """End the waiting questions that nobody wants answered any more; how many are left."""
+        with self._lock:
+            ended = [(row, reason) for _, _, row in self._waiting if (reason := row.over()) is not None]
+            if ended:
+                gone = {id(row) for row, _ in ended}
+                self._waiting = [entry for entry in self._waiting if id(entry[2]) not in gone]
+                heapq.heapify(self._waiting)
+            for row, reason in ended:
+                self._count(row, reason)
+            return len(self._waiting)
 
     def _seconds_of(self, waiting: int) -> float:
         """About how long so many questions take: from 1 second to a minute."""
@@ -126,8 +153,19 @@ class Scheduler:
         with self._lock:
             if self._background is not None:
                 return
+            _STARTED.add(self)
             self._background = threading.Thread(target=self._run, name="vlm answers", daemon=True)
             self._background.start()
+
+    def close(self) -> None:
+        """Cancel everything, and wait until the thread in the background, if any, has ended."""
+        with self._lock:
+            rows = [*self._rows(), *(row for _, _, row in self._waiting)]
+            thread = self._background
+        for row in rows:
+            row.answer.cancel()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
 
     def _run(self) -> None:
         def nothing_left() -> bool:
@@ -147,20 +185,20 @@ class Scheduler:
 
     def _step(self) -> None:
         """One step of all rows; an error ends every answer that was being written, and is raised where it is read."""
-        try:
-            with torch.inference_mode():
-                self._end_unwanted()
-                self._admit()
-                self._read_and_write()
-        except Exception as error:  # noqa: BLE001 - it belongs to those who wait for the answers
-            rows = [*(self.shared.drop() if self.shared else ()), *self.lone.rows]
-            self.lone.rows = []
-            for row in rows:
-                self.chooser.end(row)
-                self.stats.failed += 1
-                row.answer.fail(error)
+        with self._failing, torch.inference_mode():
+            self._end_unwanted()
+            self._admit()
+            self._read_and_write()
         self.stats.running = len(self._rows())
         self.stats.waiting = len(self._waiting)
+
+    def _fail_all(self, error: Exception) -> None:
+        rows = [*(self.shared.drop() if self.shared else ()), *self.lone.rows]
+        self.lone.rows = []
+        for row in rows:
+            self.chooser.end(row)
+            self.stats.failed += 1
+            row.answer.fail(error)
 
     def _end_unwanted(self) -> None:
         for row in self._rows():
@@ -265,6 +303,20 @@ class Scheduler:
             self.shared.remove(row)
         else:
             self.lone.remove(row)
+
+
+class _Failing:
+    """An error within the block goes to those who wait for the answers, not to the thread that happened to write."""
+
+    def __init__(self, fail: Callable[[Exception], None]) -> None:
+        self.fail = fail
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, Exception):
+            self.fail(error)
+        return isinstance(error, Exception)
 
 
 class _Waiter:

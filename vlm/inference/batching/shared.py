@@ -19,7 +19,7 @@ from vlm.models.precision import autocast
 from vlm.models.protocols import JoinsData
 
 if TYPE_CHECKING:
-    from vlm.config.serving import Serving
+    from vlm.config.run import Serving
     from vlm.models.vlm import VLM
 
 
@@ -50,7 +50,7 @@ class SharedRows:
         longest = max(row.need, *(r.need for r in self.rows), 0)
         fits = not self.limit or rows * longest * self.slots.position_bytes <= self.limit
         if rows == 1 and self.limit and self.slots.bytes > self.limit:
-            self.slots = Slots()  # what longer answers left behind
+            self.slots = Slots()  # those that longer answers needed
         return fits or rows == 1
 
     def begin(self, row: Row) -> None:

@@ -117,11 +117,14 @@ def _plain(chosen: list[tuple[Tensor | None, InsertData]]) -> list[MediaMask]:
 
 
 def _media_of_rows(first: Tensor, last: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Numbers ``[b, m]`` of the media of each row, and ``[b, m]`` whether they exist (a row with fewer is filled up).
+    """Numbers ``[b, m]`` of the media of each row, and ``[b, m]`` whether they are more than filling.
 
+    A row with fewer is filled up with its own first one: another row's may not be a number, which no mask hides.
     ``first`` and ``last`` are ``[b, s]``, the media of each position's sample; ``count`` is the number of all media.
     """
     low = torch.where(last >= first, first, count).amin(1)
-    most = max(1, int((last.amax(1) - low + 1).amax()))
+    high = last.amax(1)
+    most = max(1, int((high - low + 1).amax()))
     number = low[:, None] + torch.arange(most, device=low.device)
-    return number.clamp(max=count - 1), number < count
+    exists = number <= high[:, None]
+    return torch.where(exists, number, low[:, None]).clamp(max=count - 1), exists

@@ -79,10 +79,15 @@ class Int8Linear(nn.Module):
 
     def _packed(self, rounded: Tensor) -> Tensor:
         shifted = rounded.bitwise_xor_(-128).view(torch.uint8)  # adds 128: the processor multiplies unsigned by signed
-        more = (1.0, 0, torch.float32, "none", [], "")  # output scale, zero point, dtype, and nothing that follows
-        return torch.ops.onednn.qlinear_pointwise(
-            shifted, 1.0, 128, self.weight, self.scale, self._zero, None, *more
-        )
+        more: tuple[Any, ...] = (
+            1.0,
+            0,
+            torch.float32,
+            "none",
+            [],
+            "",
+        )  # output scale, zero point, dtype, and nothing that follows
+        return torch.ops.onednn.qlinear_pointwise(shifted, 1.0, 128, self.weight, self.scale, self._zero, None, *more)
 
     def extra_repr(self) -> str:
         """Sizes, as ``nn.Linear`` shows them."""
@@ -108,7 +113,7 @@ def unsupported() -> str | None:
     return None
 
 
-def test_layers(layers: Sequence[nn.Linear]) -> str | None:
+def self_test(layers: Sequence[nn.Linear]) -> str | None:
     """Compare the first, the middle and the last of ``layers`` with themselves in int8, on random inputs.
 
     Returns:

@@ -24,6 +24,7 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 OPEN_PATHS = ("/health", "/ready")
 """Answered without a key, and however many requests there are."""
 METRICS = "/metrics"
+FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
 METHODS = ("GET", "HEAD", "POST", "OPTIONS")
 HEADERS = 100
 """Headers of a request at most."""
@@ -155,13 +156,19 @@ class Guard:
         try:
             found = await self._read(data, receive)
             if found is True and data.count(b",") > VALUES:
-                found = self._dropped(data, Refusal(400, f"a body has at most {VALUES:,} values"))
-            if isinstance(found, Refusal):
-                await self._refuse(found, receive, send)
-            elif found:
-                await self.app(scope, _replayed(bytes(data), receive), send)
+                found = Refusal(400, f"a body has at most {VALUES:,} values")
         finally:
-            self._held -= len(data)
+            size = len(data)
+            self._held -= size
+        if isinstance(found, Refusal):
+            data.clear()
+            await self._refuse(found, receive, send)
+        elif found:
+            self._held += size  # the API keeps it, or what it was parsed into, until the answer is over
+            try:
+                await self.app(scope, _replayed(data, receive), send)
+            finally:
+                self._held -= size
 
     async def _read(self, data: bytearray, receive: Receive) -> bool | Refusal:
         """Fill ``data`` with the body; whether it is complete."""
@@ -179,20 +186,15 @@ class Guard:
             data += part
             self._held += len(part)
             if len(data) > self.limits.body_mib * MIB:
-                return self._dropped(data, self._too_large())
+                return self._too_large()
             if self._held > BODIES * self.limits.body_mib * MIB:
-                return self._dropped(data, Refusal(503, "too many large requests are open", "overloaded", 1))
+                return Refusal(503, "too many large requests are open", "overloaded", 1)
             if not message.get("more_body", False):
                 return True
             if clock() >= min(due, last):
                 if clock() >= last or len(data) - before < LEAST:
-                    return self._dropped(data, Refusal(408, f"the body stalled for {stall:g} seconds"))
+                    return Refusal(408, f"the body stalled for {stall:g} seconds")
                 due, before = clock() + stall, len(data)
-
-    def _dropped(self, data: bytearray, refusal: Refusal) -> Refusal:
-        self._held -= len(data)
-        data.clear()
-        return refusal
 
     async def _refuse(self, refusal: Refusal, receive: Receive, send: Send) -> None:
         await refusal.answer(receive, send, min(LINGER, self.limits.stall_seconds))
@@ -201,8 +203,8 @@ class Guard:
         return Refusal(413, f"a body has at most {self.limits.body_mib} MiB", "body_too_large")
 
 
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """``receive`` with the whole body before what comes next."""
+def _replayed(data: bytearray, receive: Receive) -> Receive:
+    """``receive`` with the whole body before what comes next; ``data`` is empty then."""
     given = False
 
     async def replay() -> Message:
@@ -210,6 +212,8 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
         if given:
             return await receive()
         given = True
+        body = bytes(data)
+        data.clear()
         return {"type": "http.request", "body": body, "more_body": False}
 
     return replay
@@ -228,7 +232,9 @@ def _host(value: bytes) -> str:
 
 
 def _is_local(scope: Scope) -> bool:
-    """Whether the client is on this machine: loopback, or a socket that is a file."""
+    """Whether the client is on this machine: loopback, or a socket that is a file, and not a proxy for another."""
+    if any(name in FORWARDED for name, _ in scope["headers"]):
+        return False
     if not scope.get("client"):
         return True
     try:
