@@ -23,7 +23,7 @@ from ..inference.small import write_config
 pytest.importorskip("ray")
 
 ROOT = Path(__file__).parents[2]
-SHARDS, PER_SHARD, BAD = 4, 40, 50
+SHARDS, PER_SHARD, BAD = 3, 32, 50
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def asked(folder: Path) -> list[str]:
 def on_ray(folder: Path, output: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "vlm.cli", *asked(folder), "--output", output]
     own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_TMPDIR": "/tmp"}
-    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | own
+    env = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONWARNINGS")} | own
     more = ["--ray", "auto", "--ray-actors", "2"]
     return subprocess.Popen([*command, *more], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -92,7 +92,7 @@ def test_every_record_is_answered_once_though_an_actor_is_killed(corpus: Path) -
     assert (corpus / "ray.jsonl").read_text() == (corpus / "plain.jsonl").read_text()
     rows = [json.loads(line) for line in (corpus / "ray.jsonl").read_text().splitlines()]
     assert [row["index"] for row in rows] == list(range(SHARDS * PER_SHARD))
-    assert "ray.jsonl: 159 answers" in said and "1 of 160 records could not be used" in said
+    assert "ray.jsonl: 95 answers" in said and "1 of 96 records could not be used" in said
     assert parts.exists()  # one record is left, which the same command would ask again
 
 
@@ -105,7 +105,7 @@ def test_a_killed_run_goes_on_where_it_stopped(corpus: Path) -> None:
     run.send_signal(signal.SIGINT)
     run.communicate(timeout=120)
     before = {file: file.stat().st_mtime_ns for file in output.glob("part-*.parquet")}
-    assert 2 <= len(before) and json.loads((output / "manifest.json").read_text())["finished"] is False
+    assert len(before) >= 2 and json.loads((output / "manifest.json").read_text())["finished"] is False
     again = on_ray(corpus, f"{output}/")
     said = again.communicate(timeout=500)[0]
     assert again.returncode == 0, said[-3000:]

@@ -16,6 +16,7 @@ from vlm.inference.generation import EVALUATION
 from vlm.runners.evaluate.blocks import Block, PartFolder, answer_block, blocks_of
 from vlm.runners.evaluate.generate import Records, Request
 from vlm.runners.evaluate.on_ray import STARTS, Answering, Job
+from vlm.tasks.answers import Answer
 
 from ..tasks.asked import Asked
 
@@ -154,7 +155,7 @@ def test_tar_shards_are_records_with_images(tmp_path: Path) -> None:
     assert bad == 1 and "its .json is a list" in reason
     assert folder.rows(0)[0] == {"index": 0, "text_output": "What is it?!", "uid": 7}
     whole = Request([str(path)], prompt="What is it?", answer_field="said")
-    assert json.dumps(Records(whole).line(0, "x")) == json.dumps(
+    assert json.dumps(Records(whole).line(0, Answer("x"))) == json.dumps(
         {"id": "0001", "text": "hello", "caption": "a field", "uid": 7, "said": "x"}
     )
     keys = Records(request).keys()

@@ -44,6 +44,9 @@ class Engine:
     def examples(self, conversations):
         return [[*messages] for messages in conversations]
 
+    def generate(self, conversations, generation):
+        raise NotFiniteError("the bridge computes no numbers")
+
     def submit(self, messages, generation) -> Held:
         text = messages[-1].text
         with self.lock:
@@ -98,7 +101,7 @@ def test_a_question_that_cannot_be_asked_is_told_and_a_full_engine_asked_again()
 
 def test_when_one_answer_fails_the_others_are_ended():
     engine = Engine(long="long")
-    with pytest.raises(NotFiniteError):
+    with pytest.raises(NotFiniteError, match="the bridge"):
         for _ in InFlight(engine, EVALUATION, 2).answers(texts("long", "a", "broken", *map(str, range(20)))):
             pass
     assert engine.asked["long"].cancelled

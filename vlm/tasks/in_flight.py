@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from vlm.common.errors import BusyError, DataError, PromptError
+from vlm.common.errors import BusyError, DataError, NotFiniteError, PromptError
 from vlm.common.types import Example
 from vlm.inference.context import turns_of
 from vlm.processors.messages import to_messages
@@ -70,6 +70,9 @@ class InFlight:
                     if self._over.is_set():
                         answer.cancel()
                     return answer.result()
+                except NotFiniteError:
+                    self.engine.generate([asked], self.generation)  # which names the part
+                    raise
                 finally:
                     self._running.discard(answer)
         except (DataError, PromptError) as error:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
+import sys
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vlm.common.errors import NotFiniteError, PromptError, UserError
-from vlm.common.types import Example
+from vlm.common.errors import BusyError, NotFiniteError, PromptError, UserError
+from vlm.common.types import MEDIA_TOKEN
 from vlm.inference.batching.answer import Answer, Asking, Finish, TokenLogprob
-from vlm.inference.batching.stats import Stats
 from vlm.inference.engine import Engine
 from vlm.inference.generation import CHAT, Generation
 from vlm.inference.ranking import Normaliser, Ranking
@@ -27,7 +27,7 @@ from vlm.inference.remote.request import (
     without_lacking,
 )
 from vlm.inference.stopping import StopCriteria, StopSequences, ends_with
-from vlm.inference.streaming import StreamedText, cleaner, marks_of
+from vlm.inference.streaming import cleaner, marks_of
 from vlm.processors.messages import Conversation, to_messages
 
 if TYPE_CHECKING:
@@ -42,9 +42,6 @@ SAMPLE = "The image shows a red boat on the river, 37 people and a café."
 
 NEAR = 0.1
 """How much the log-probability of a token may differ between a prompt of ids and the same as rows."""
-
-
-QUESTIONS = (str, list, tuple, Example)
 
 
 class RemoteAnswer(Answer):
@@ -79,7 +76,6 @@ class RemoteEngine(Engine):
         super().__init__(model, processor, config=config, device=device, allow_urls=allow_urls)
         self.server = server
         self._counting = threading.Lock()
-        self._counts = Stats()
         base = super().default_generation()
         if dropped := lacking(base):
             named = "; ".join(f"{name} {vars(base)[name]}: {why}" for name, why in dropped.items())
@@ -98,10 +94,10 @@ class RemoteEngine(Engine):
         """As of any engine, without what vLLM has no equal for."""
         return without_lacking(super().default_generation(base))
 
-    def stats(self) -> Stats:
-        """What was asked of the server; what it holds, it tells itself (``/metrics``)."""
-        with self._counting:
-            return dataclasses.replace(self._counts)
+    @property
+    def batches(self) -> bool:
+        """The server writes answers together."""
+        return True
 
     # ---- asking
 
@@ -117,74 +113,35 @@ class RemoteEngine(Engine):
     ) -> Answer:
         """See ``Engine.submit``. Images are encoded before this returns; a fault of the server fails the answer."""
         conversation = to_messages(messages, image, video, allow_urls=self.allow_urls)
-        generation, asking = self.options(generation, **options), asking or Asking()
-        check_options(generation, asking)
-        prompt = self.prompt([conversation], generation)
-        generation, ends = self.limits(generation, prompt)
-        rows = prompt.embeds[0][prompt.mask[0] > 0]
-        if self.positions is not None and len(rows) >= self.positions:
-            raise PromptError(f"the question takes {len(rows)} positions, but the model has {self.positions}")
-        try:
-            field = self._prompt_field(conversation, rows)
-        except NotFiniteError as error:
-            raise NotFiniteError(f"{error}", fix="run the language model here: it names the part") from error
-        template = self.processor.template
-        answer = RemoteAnswer(
-            self.processor.tokenizer, cleaner(template, generation.cleanup), marks_of(template), generation.stop or ()
-        )
-        answer.usage.prompt = len(rows)
-        body = {"model": self.server.model, **field, **options_of(generation, ends, asking)}
-        self._count(asked=1, running=1, prompt_tokens=len(rows))
-        threading.Thread(
-            target=self._write, args=(answer, body, generation, ends, asking), name="vlm-remote", daemon=True
-        ).start()
-        return answer
+        return self._ask(conversation, self.options(generation, **options), asking or Asking())
 
-    def generate(
+    def _together(self, generation: Generation) -> bool:
+        """Always; raises UserError where the server cannot."""
+        check_options(generation, Asking())
+        return True
+
+    def _written(
         self,
         conversations: Sequence[Conversation],
-        generation: Generation | None = None,
-        batch_size: int = 16,
-        **options: Any,
-    ) -> list[str]:
-        """See ``Engine.generate``; ``batch_size`` questions are with the server at a time."""
-        if isinstance(conversations, str) or not all(isinstance(c, QUESTIONS) for c in conversations):
-            raise PromptError("generate takes a list of conversations", fix="wrap it: model.generate([question])")
-        generation = self.options(generation, **options)
-        return [answer.text for answer in self._all(conversations, generation, batch_size)]
-
-    def generate_ids(
-        self,
-        conversations: Sequence[Conversation],
-        generation: Generation | None = None,
+        generation: Generation,
+        at_once: int,
         stops: StopSequences | None = None,
-    ) -> list[list[int]]:
-        """See ``Engine.generate_ids``. Raises UserError: stop sequences of token ids were given."""
-        if stops is not None:
-            raise UserError("stop sequences of ids are for a language model that runs here", fix="stop=('text',)")
-        generation = generation or self.default_generation()
-        return [list(answer.ids) for answer in self._all(conversations, generation, max(1, len(conversations)))]
-
-    def _all(self, conversations: Sequence[Conversation], generation: Generation, at_once: int) -> Iterator[Answer]:
-        for first in range(0, len(conversations), at_once):
-            asked: list[Answer] = []
-            try:
-                asked += [self.submit(c, generation) for c in conversations[first : first + at_once]]
-                for answer in asked:
-                    answer.result()
-            finally:
-                for answer in asked:
-                    answer.cancel()
-            yield from asked
-
-    def _stream(
-        self, messages: Conversation, generation: Generation, stop_event: threading.Event | None
-    ) -> Generator[StreamedText, None, None]:
-        answer = self.submit(messages, generation)
-        for piece in answer:
-            yield piece
-            if stop_event is not None and stop_event.is_set():
+    ) -> Iterator[Answer]:
+        pending: deque[Answer] = deque()
+        try:
+            for conversation in conversations:
+                if len(pending) == at_once:
+                    yield self._finished(pending.popleft())
+                pending.append(self._ask(conversation, generation, Asking(), stops))
+            while pending:
+                yield self._finished(pending.popleft())
+        finally:
+            for answer in pending:
                 answer.cancel()
+
+    def _finished(self, answer: Answer, *_: Any) -> Answer:
+        answer.result()
+        return answer
 
     def rank(
         self,
@@ -198,14 +155,38 @@ class RemoteEngine(Engine):
             fix="run the language model here (without --engine vllm)",
         )
 
-    def _prompt_field(self, conversation: Any, rows: torch.Tensor) -> dict[str, Any]:
-        """Ids where the whole prompt is text; otherwise all its rows, since one completion does not mix the two."""
-        given = conversation.media if isinstance(conversation, Example) else [m for c in conversation for m in c.media]
-        if not given:
-            (example,) = self.examples([conversation])
-            if len(example.ids) == len(rows):  # nothing was cut
-                return ids_field(example.ids, self.model.llm.vocab_size)
-        return rows_field(rows, self.model.llm.hidden_size)
+    def _ask(
+        self, conversation: Conversation, generation: Generation, asking: Asking, stops: StopSequences | None = None
+    ) -> Answer:
+        check_options(generation, asking)
+        ((prompt, ids),) = self.rows([conversation], generation, asking.tenant)
+        rows = prompt.embeds[0]
+        if self.positions is not None and len(rows) >= self.positions:
+            raise PromptError(f"the question takes {len(rows)} positions, but the model has {self.positions}")
+        with_media = MEDIA_TOKEN in ids or len(ids) != len(rows)  # or something was cut
+        if with_media:
+            try:
+                field = rows_field(rows, self.model.llm.hidden_size)
+            except NotFiniteError as error:
+                raise NotFiniteError(f"{error}", fix="run the language model here: it names the part") from error
+        else:
+            field = ids_field(ids, self.model.llm.vocab_size)
+        limited, ends = self.limits(generation, prompt, stops)
+        template = self.processor.template
+        cuts = [*(generation.stop or ()), *(template.config.truncate_at if generation.cleanup == "chat" else ())]
+        answer = RemoteAnswer(
+            self.processor.tokenizer,
+            cleaner(template, generation.cleanup),
+            lambda: marks_of(template),
+            tuple(filter(None, cuts)) if stops is None else (),
+        )
+        answer.usage.prompt = len(rows)
+        body = {"model": self.server.model, **field, **options_of(limited, ends, asking)}
+        self._count(asked=1, running=1, prompt_tokens=len(rows))
+        threading.Thread(
+            target=self._write, args=(answer, body, limited, ends, asking), name="vlm-remote", daemon=True
+        ).start()
+        return answer
 
     # ---- what comes back
 
@@ -224,12 +205,14 @@ class RemoteEngine(Engine):
             answer.end(whole if answer.is_wanted else "cancelled")
         except TimeoutError:
             answer.end("timeout")
-        except BaseException as error:  # noqa: BLE001 - whoever waits for the answer must get it
+        except (RemoteError, BusyError) as error:
             if answer.is_wanted:
                 answer.fail(error)
             else:  # it hung up itself
                 answer.end("cancelled")
         finally:
+            if not answer.is_over:  # a bug: whoever waits must hear of it, too
+                answer.fail(sys.exc_info()[1] or RuntimeError("the answer was left"))
             self._counted(answer)
 
     def _read(
@@ -253,7 +236,7 @@ class RemoteEngine(Engine):
     def _count(self, **more: int) -> None:
         with self._counting:
             for name, number in more.items():
-                setattr(self._counts, name, vars(self._counts)[name] + number)
+                setattr(self._stats, name, vars(self._stats)[name] + number)
 
     def _counted(self, answer: Answer) -> None:
         names = {"stop": "stopped", "length": "at_length", "cancelled": "cancelled", "timeout": "timed_out"}

@@ -102,18 +102,13 @@ def run_on_ray(
     weights and the output under the same paths.
 
     Args:
-        config: the model.
-        request: what to ask about which records.
-        output: the file to write; a name that ends with ``/`` is a folder of Parquet files, one per block.
+        config: the model, loaded as ``Engine.load`` does with ``device`` and ``allow_random``.
+        request: what to ask about which records, of which a share of ``max_bad_share`` may be unusable.
+        output: the file to write, see ``overwrite``; a name that ends with ``/`` is a folder of Parquet files.
         generation: the options of an answer.
         address: of a Ray cluster; ``auto``: one that this machine belongs to, else this machine alone.
-        actors: models that answer at a time.
+        actors: models that answer at a time, ``batch_size`` records each.
         gpus: of each actor; 0: it runs on a CPU.
-        batch_size: records that an actor answers at a time.
-        max_bad_share: the largest share of records that may be unusable.
-        overwrite: replace what is there.
-        device: of each actor; None: a GPU if it has one.
-        allow_random: see ``Engine.load``.
 
     Returns:
         Records, unusable ones, and why one of them is.
@@ -121,13 +116,8 @@ def run_on_ray(
     Raises:
         UserError: the output exists, no cluster, too many unusable records, or whatever ends an answer.
     """
-    merged = not output.endswith("/")
-    target = Path(output)
-    folder = PartFolder(
-        target.with_name(f"{target.name}.parts") if merged else target, ".jsonl" if merged else ".parquet"
-    )
-    if merged and target.exists() and not folder.path.exists() and not overwrite:
-        raise UserError(f"{target} exists", fix="name another file, or add --overwrite")
+    target, merged = Path(output), not output.endswith("/")
+    folder = _folder(target, merged, overwrite)
     blocks = blocks_of(request.files, PER_BLOCK * batch_size)
     _check_first(request, blocks[0])
     key = Records.fingerprint_of(request, model_key(config), asdict(generation))
@@ -135,8 +125,7 @@ def run_on_ray(
     device = device or (None if gpus else "cpu")
     path = str(folder.path.resolve())
     job = Job(config, request, generation, path, folder.suffix, batch_size, device, allow_random)
-    count = sum(block.count for block in blocks)
-    bad, reasons = 0, []
+    count, reasons, bad = sum(block.count for block in blocks), list[str](), 0
     with _connected(address, actors):
         for row in _answered(job, blocks, actors, gpus):
             bad += row["bad"]
@@ -149,6 +138,16 @@ def run_on_ray(
     else:
         folder.note(fingerprint=key, blocks=len(blocks), suffix=folder.suffix, finished=True, records=count, bad=bad)
     return count, bad, next(iter(reasons), "")
+
+
+def _folder(target: Path, merged: bool, overwrite: bool) -> PartFolder:
+    """Where the parts go: the output itself, or a folder beside it. Raises UserError: the output exists."""
+    if not merged:
+        return PartFolder(target, ".parquet")
+    folder = PartFolder(target.with_name(f"{target.name}.parts"))
+    if target.exists() and not folder.path.exists() and not overwrite:
+        raise UserError(f"{target} exists", fix="name another file, or add --overwrite")
+    return folder
 
 
 def _check_first(request: Request, block: Block) -> None:

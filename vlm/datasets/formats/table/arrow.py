@@ -128,7 +128,7 @@ def to_parquet(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
         pq.write_table(table, file)
     except pa.ArrowException as error:
         raise DataError(
-            f"{file}: the answers are no table ({error})", fix="write JSON lines: --output FILE.jsonl"
+            f"{file}: the answers do not make a table ({error})", fix="write JSON lines: --output FILE.jsonl"
         ) from None
 
 
