@@ -16,6 +16,7 @@ from vlm.inference.session import ChatSession
 from vlm.pages.conversation import numbers
 from vlm.serve.gradio import branches as tree
 from vlm.serve.gradio import display
+from vlm.serve.gradio.branches import Reply
 from vlm.serve.gradio.events import Events, Models, template_option
 from vlm.serve.gradio.session import PageChat
 
@@ -79,10 +80,21 @@ def test_models_write_at_the_same_time(chat: PageChat, monkeypatch: pytest.Monke
 def test_stop_ends_all_answers(chat: PageChat) -> None:
     chat.ask("What is this?", [IMAGE])
     writing = chat.write(dict.fromkeys(BOTH, SHORT.replace(max_new_tokens=60)))
-    next(writing)
+    while not all(reply.text for reply in (chat.branches.here.replies or {"": Reply()}).values()):
+        next(writing)
     chat.stop()
     list(writing)
     assert {reply.record.finish for reply in chat.branches.here.replies.values()} == {"cancelled"}
+
+
+def test_stop_before_the_first_word_leaves_the_question_open(chat: PageChat, monkeypatch) -> None:
+    chat.ask("What is this?", [IMAGE])
+    with monkeypatch.context() as patched:
+        patched.setattr(ChatSession, "_begin", lambda self: chat.stop())
+        list(chat.write(dict.fromkeys(BOTH, SHORT)))
+    assert chat.is_waiting and chat.branches.here.faults == {}
+    chat.again()
+    assert all(answer(chat).values()) and len(chat.branches.turns) == 1
 
 
 def test_questions_go_to_the_engine_of_their_visitor(chat: PageChat, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,6 +275,7 @@ def test_a_conversation_as_html_and_json(events: Events, tmp_path: Path) -> None
     engine = events.models.engines["small"]
     again = ChatSession.from_json(engine, json.dumps(talk))
     assert [message.role for message in again.messages] == ["user", "assistant"]
+    assert again.messages[0].media[0].source.equal(mine.branches.here.asked["small"].media[0].source)
 
 
 def test_a_file_that_no_model_reads(chat: PageChat, tmp_path: Path) -> None:

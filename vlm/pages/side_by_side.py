@@ -13,6 +13,7 @@ from vlm.common.errors import DataError
 from vlm.common.types import Image, Video
 from vlm.pages.conversation import numbers
 from vlm.pages.parts import image_uri, render
+from vlm.processors.data_url import image_url
 from vlm.processors.video.read import first_frame
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 SIDE = 768
 """Longest side of an image in pixels; a larger one is scaled down."""
+EXACT = 2**20
+"""Bytes of an image that is written as it is."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ def page(names: Sequence[str], turns: Sequence[Asked]) -> str:
 def json_text(names: Sequence[str], turns: Sequence[Asked]) -> str:
     """One mapping with ``model``, ``messages`` and ``answers`` (numbers), or a list ``conversations`` of these.
 
-    Images are ``data:`` addresses; a video, and an image whose file is gone, is named only.
+    Images are ``data:`` addresses, of their own bytes up to ``EXACT`` and scaled down above. A video, and an image
+    whose file is gone, is named only.
     """
     talks = [_talk(name, [turn for turn in turns if name in turn.answers]) for name in names]
     found = talks[0] if len(talks) == 1 else {"conversations": talks}
@@ -69,10 +73,18 @@ def _talk(name: str, turns: Sequence[Asked]) -> dict[str, Any]:
 
 
 def _part(medium: Image | Video) -> dict[str, Any]:
-    uri = _uri(medium) if isinstance(medium, Image) else None
+    uri = _exact(medium) if isinstance(medium, Image) else None
     if uri is None:
         return {"type": "text", "text": f"[{_name(medium)}]"}
     return {"type": "image_url", "image_url": {"url": uri}}
+
+
+def _exact(medium: Image) -> str | None:
+    """An image with the bytes of its file if these are few, so that a model is given the same pixels again."""
+    try:
+        return image_url(medium.source) if Path(medium.source).stat().st_size <= EXACT else _uri(medium)
+    except (DataError, OSError):
+        return None
 
 
 def _uri(medium: Image | Video) -> str | None:

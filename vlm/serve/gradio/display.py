@@ -63,9 +63,7 @@ def _answer(turn: Turn, name: str) -> str:
     reply = turn.replies.get(name)
     if reply is None:
         return "*(not answered)*" if turn.replies or name in turn.faults else ""
-    if reply.record is None or reply.text:
-        return markdown(reply.text)
-    return "*(stopped)*" if reply.record.finish == "cancelled" else "*(empty answer)*"
+    return markdown(reply.text) if reply.text or reply.record is None else "*(empty answer)*"
 
 
 def figures(turns: Sequence[Turn], name: str, positions: int | None) -> str:

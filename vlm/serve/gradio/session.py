@@ -163,7 +163,7 @@ class PageChat:
                         turn.replies[name].text = lane.text
                     yield
         finally:
-            answered = {name: lane for name, lane in lanes.items() if lane.text or (lane.is_over and not lane.error)}
+            answered = {name: lane for name, lane in lanes.items() if not lane.session.is_open}
             turn.replies = {name: Reply(lane.text, lane.session.last) for name, lane in answered.items()}
             turn.faults |= {name: lane.error for name, lane in lanes.items() if isinstance(lane.error, UserError)}
             is_current = self._writing is turn
