@@ -24,6 +24,7 @@ LEAST_WIDTH = 16
 PACKED_FROM = 2**20
 """Weights from which oneDNN's packed layout is faster than the plain one, measured at 1 to 64 tokens."""
 _ROWS_TRIED = (1, 5)
+_FLOAT_OUTPUT: tuple[Any, ...] = (1.0, 0, torch.float32, "none", [], "")  # scale, zero point, dtype, and no more steps
 
 
 class Int8Linear(nn.Module):
@@ -79,15 +80,9 @@ class Int8Linear(nn.Module):
 
     def _packed(self, rounded: Tensor) -> Tensor:
         shifted = rounded.bitwise_xor_(-128).view(torch.uint8)  # adds 128: the processor multiplies unsigned by signed
-        more: tuple[Any, ...] = (
-            1.0,
-            0,
-            torch.float32,
-            "none",
-            [],
-            "",
-        )  # output scale, zero point, dtype, and nothing that follows
-        return torch.ops.onednn.qlinear_pointwise(shifted, 1.0, 128, self.weight, self.scale, self._zero, None, *more)
+        return torch.ops.onednn.qlinear_pointwise(
+            shifted, 1.0, 128, self.weight, self.scale, self._zero, None, *_FLOAT_OUTPUT
+        )
 
     def extra_repr(self) -> str:
         """Sizes, as ``nn.Linear`` shows them."""
