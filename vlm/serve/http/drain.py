@@ -38,11 +38,16 @@ class Drain:
         self.app = app
         self.models = models
         self.running = 0
+        self._endless: set[asyncio.Future[Any]] = set()
+        self._has_finished = False
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         """Pass a request on, or answer it with 503."""
-        if scope["type"] != "http" or scope["path"] in ROUTES or ENDLESS in scope["path"]:
+        if scope["type"] != "http" or scope["path"] in ROUTES:
             await self.app(scope, receive, send)
+            return
+        if ENDLESS in scope["path"]:
+            await self._until_the_end(scope, receive, send)
             return
         if self.models.is_draining:
             await _refuse(receive, send)
@@ -59,6 +64,28 @@ class Drain:
         finally:
             self.running -= 1
 
+    async def _until_the_end(self, scope: Scope, receive: Any, send: Any) -> None:
+        """Pass on a request that nobody waits for when the server ends."""
+        is_open = False
+
+        async def seen(message: MutableMapping[str, Any]) -> None:
+            nonlocal is_open
+            await send(message)
+            is_open = message["type"] == "http.response.start" or message.get("more_body", False)
+
+        answer = asyncio.ensure_future(self.app(scope, receive, seen))
+        self._endless.add(answer)
+        try:
+            await answer
+        except asyncio.CancelledError:
+            answer.cancel()
+            if not self._has_finished:
+                raise
+            if is_open:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            self._endless.discard(answer)
+
     async def finish(self, seconds: float) -> int:
         """Refuse further requests and wait up to ``seconds`` for those in progress; the number of unfinished ones."""
         self.models.is_draining = True
@@ -67,6 +94,9 @@ class Drain:
         while self.running and time.monotonic() < end:
             await asyncio.sleep(0.02)
         await asyncio.sleep(max(0.0, min(GRACE, end - time.monotonic())))
+        self._has_finished = True
+        for answer in self._endless:
+            answer.cancel()
         if self.running:
             log.warning("%d requests were not finished within %g s", self.running, seconds)
         return self.running
