@@ -21,6 +21,7 @@ from vlm.inference.batching.stats import Stats
 from vlm.inference.generation import Generation
 from vlm.inference.streaming import cleaner, marks_of
 from vlm.models.finite import naming_part
+from vlm.models.llm.compiled import compile_layers
 from vlm.processors.messages import Conversation, to_messages
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class Answers(Prompts):
             return self._scheduler
 
     def _shared(self) -> SharedRows | None:
+        if self.serving.compile:
+            compile_layers(self.model.llm)
         if not can_share(self.model):
             return None
         limit = self.serving.kv_mib
