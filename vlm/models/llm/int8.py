@@ -28,7 +28,7 @@ _FLOAT_OUTPUT: tuple[Any, ...] = (1.0, 0, torch.float32, "none", [], "")  # scal
 
 
 class Int8Linear(nn.Module):
-    """Stands in for a frozen ``nn.Linear``; made by :meth:`of`. For answers only: no gradient, nothing to save.
+    """Used in place of a frozen ``nn.Linear``; made by :meth:`of`. For answers only: no gradient, nothing to save.
 
     Attributes:
         weight: int8 ``[out, in]``, or ``[in, out]`` in oneDNN's opaque layout when ``packed``.
