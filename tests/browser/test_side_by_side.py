@@ -40,7 +40,7 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "dark"), (390, "light")])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "dark"), pytest.param(390, "light", marks=pytest.mark.heavy)])
 def test_both_answer(browser: Browser, address: str, engines: dict[str, Engine], width: int, scheme: Any) -> None:
     phone = width < 800
     context = browser.new_context(
