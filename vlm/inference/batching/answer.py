@@ -104,6 +104,7 @@ class Answer:
         *,
         drive: Callable[..., None] | None = None,
         in_background: Callable[[], None] = lambda: None,
+        settle: Callable[[], None] = lambda: None,
     ) -> None:
         """What an engine makes; ``drive`` waits for more and ``in_background`` has somebody else write.
 
@@ -115,6 +116,7 @@ class Answer:
             drive: called by a thread that waits for the next token, or (``to_the_end=True``) for the last; it returns
                 when it is there. None: somebody else writes.
             in_background: called before somebody waits without a thread.
+            settle: called after :meth:`cancel`, so that nothing is held for an answer that nobody waits for.
         """
         self.ids: list[int] = []
         self.finish: Finish | None = None
@@ -129,6 +131,7 @@ class Answer:
         self._seen = TextStream(tokenizer, str, stops, stops) if stops else None
         self._drive = drive
         self._in_background = in_background
+        self._settle = settle
         self._changed = threading.Condition()
         self._listeners: list[Callable[[], None]] = []
         self._read = 0
@@ -189,8 +192,10 @@ class Answer:
 
     def cancel(self) -> None:
         """Write no more; what was written stays. From any thread."""
-        self._wanted = False
-        self._tell()
+        if self._wanted and not self.is_over:
+            self._wanted = False
+            self._settle()
+            self._tell()
 
     @property
     def has_news(self) -> bool:

@@ -126,6 +126,7 @@ class Answers(Prompts):
             tuple(filter(None, cuts)) if stops is None else (),  # given sequences are all that ends it
             drive=self.scheduler.drive,
             in_background=self.scheduler.in_background,
+            settle=self.scheduler.settle,
         )
         answer.usage.prompt = prompt.mask.shape[1]
         return Row(answer, asking, limited, ends, prompt, ids)

@@ -141,6 +141,24 @@ class Scheduler:
                 successor = next(iter(self._waiters), None)
             if successor is not None:
                 successor.event.set()
+            else:
+                self.settle()
+
+    def settle(self) -> None:
+        """End what is cancelled or late, if no other thread is about to."""
+        if not self._steps.acquire(blocking=False):
+            return
+        try:
+            with self._failing, torch.inference_mode():
+                self._end_unwanted()
+            self._without_unwanted()
+            self._count_rows()
+        finally:
+            self._steps.release()
+
+    def _count_rows(self) -> None:
+        self.stats.running = len(self._rows())
+        self.stats.waiting = len(self._waiting)
 
     def _wake(self) -> None:
         with self._lock:
@@ -189,8 +207,7 @@ class Scheduler:
             self._end_unwanted()
             self._admit()
             self._read_and_write()
-        self.stats.running = len(self._rows())
-        self.stats.waiting = len(self._waiting)
+        self._count_rows()
 
     def _fail_all(self, error: Exception) -> None:
         rows = [*(self.shared.drop() if self.shared else ()), *self.lone.rows]
