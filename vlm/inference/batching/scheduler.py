@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import heapq
 import itertools
+import logging
 import threading
 import time
 import weakref
@@ -34,6 +35,8 @@ from vlm.inference.batching.stats import Stats
 if TYPE_CHECKING:
     from vlm.config.run import Serving
     from vlm.models.vlm import VLM
+
+log = logging.getLogger(__name__)
 
 _STARTED: weakref.WeakSet[Scheduler] = weakref.WeakSet()
 """Those that may have a thread, which must not compute while the interpreter ends."""
@@ -63,7 +66,9 @@ class Scheduler:
         self.shared = shared
         self.lone = LoneRows(model, serving.max_batch, stats)
         self.chooser = Chooser()
-        self._waiting: list[tuple[int, int, Row]] = []
+        self._waiting: list[tuple[int, int, int, Row]] = []
+        self._turn = 0
+        self._turns: dict[str, int] = {}
         self._number = itertools.count()
         self._lock = threading.Lock()  # of the queue and of who waits
         self._steps = threading.Lock()  # held by the thread that takes steps
@@ -88,10 +93,10 @@ class Scheduler:
     def _without_unwanted(self) -> int:
         """End the waiting questions that nobody wants answered any more; how many are left."""
         with self._lock:
-            ended = [(row, reason) for _, _, row in self._waiting if (reason := row.over()) is not None]
+            ended = [(row, reason) for *_, row in self._waiting if (reason := row.over()) is not None]
             if ended:
                 gone = {id(row) for row, _ in ended}
-                self._waiting = [entry for entry in self._waiting if id(entry[2]) not in gone]
+                self._waiting = [entry for entry in self._waiting if id(entry[-1]) not in gone]
                 heapq.heapify(self._waiting)
             for row, reason in ended:
                 self._count(row, reason)
@@ -105,11 +110,19 @@ class Scheduler:
     """Seconds of an answer, a moving mean."""
 
     def add(self, row: Row) -> None:
-        """Let a row wait for its turn; one with a higher priority comes first. Raises BusyError."""
+        """Let a row wait for its turn; one with a higher priority comes first, and tenants take turns.
+
+        Raises BusyError.
+        """
         self.check_queue()
         with self._lock:
             row.number = next(self._number)
-            heapq.heappush(self._waiting, (-row.asking.priority, row.number, row))
+            tenant = row.asking.tenant
+            if not self._waiting:
+                self._turns.clear()
+            turn = max(self._turn, self._turns.get(tenant, -1) + 1)
+            self._turns[tenant] = turn
+            heapq.heappush(self._waiting, (-row.asking.priority, turn, row.number, row))
             self.stats.asked += 1
             self.stats.prompt_tokens += row.length
 
@@ -172,13 +185,14 @@ class Scheduler:
             if self._background is not None:
                 return
             _STARTED.add(self)
-            self._background = threading.Thread(target=self._run, name="vlm answers", daemon=True)
-            self._background.start()
+            thread = threading.Thread(target=self._run, name="vlm answers", daemon=True)
+            thread.start()  # may fail where a machine has no more threads; whoever asked gets the error then
+            self._background = thread
 
     def close(self) -> None:
         """Cancel everything, and wait until the thread in the background, if any, has ended."""
         with self._lock:
-            rows = [*self._rows(), *(row for _, _, row in self._waiting)]
+            rows = [*self._rows(), *(row for *_, row in self._waiting)]
             thread = self._background
         for row in rows:
             row.answer.cancel()
@@ -190,11 +204,26 @@ class Scheduler:
             return not (self._waiting or self._rows())
 
         while True:
-            self._drive(nothing_left)
+            try:
+                self._drive(nothing_left)
+            except Exception as error:
+                log.exception("answers end with an error")
+                self._give_up(error)
             with self._lock:
                 if nothing_left():
                     self._background = None
                     return
+
+    def _give_up(self, error: Exception) -> None:
+        """End every answer with an error, whatever state the rows are in: nobody may wait for this thread in vain."""
+        with self._steps, self._lock:
+            rows = [*self._rows(), *(row for *_, row in self._waiting)]
+            self._waiting, self.lone.rows = [], []
+            if self.shared is not None:
+                self.shared.drop()
+        for row in rows:
+            self.stats.failed += 1
+            row.answer.fail(error)
 
     def _rows(self) -> list[Row]:
         return [*(self.shared.rows if self.shared else ()), *self.lone.rows]
@@ -225,17 +254,23 @@ class Scheduler:
     def _admit(self) -> None:
         while True:
             with self._lock:
-                while self._waiting and (reason := self._waiting[0][2].over()) is not None:
-                    self._count(heapq.heappop(self._waiting)[2], reason)
+                while self._waiting and (reason := self._waiting[0][-1].over()) is not None:
+                    self._count(heapq.heappop(self._waiting)[-1], reason)
                 if not self._waiting:
                     return
-                row = self._waiting[0][2]
+                row = self._waiting[0][-1]
                 shared = self.shared if row.generation.use_cache else None
                 if not (self.lone.fits() if shared is None else shared.fits(row)):
                     return
-                heapq.heappop(self._waiting)
-            self.chooser.begin(row)
-            (self.lone if shared is None else shared).begin(row)
+                self._turn = max(self._turn, heapq.heappop(self._waiting)[1])
+            try:
+                self.chooser.begin(row)
+                (self.lone if shared is None else shared).begin(row)
+            except Exception as error:
+                if row not in self._rows():  # else it fails with all others
+                    self.stats.failed += 1
+                    row.answer.fail(error)
+                raise
 
     def _read_and_write(self) -> None:
         shared = self.shared

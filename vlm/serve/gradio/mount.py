@@ -40,6 +40,7 @@ def mount_page(
     *,
     host: str = "127.0.0.1",
     password: Callable[[str], bool] | None = None,
+    any_name: bool = False,
     generation: Mapping[str, Any] | None = None,
     stream: bool = True,
     examples: str | Path | None = None,
@@ -56,6 +57,7 @@ def mount_page(
         host: that the server listens on; on this machine only, other names for it are refused.
         password: whether a password opens the page, such as the API keys of the server; None: it is open to everybody
             who reaches it.
+        any_name: the name in ``Host`` does not matter: the server checks it, or the password does.
         generation, stream, examples, max_upload: see ``launch``.
 
     Raises:
@@ -69,7 +71,7 @@ def mount_page(
         page,
         path,
         server_name=host,
-        app_kwargs=app_options(gate(host, password=password)),
+        app_kwargs=app_options(gate(host, password=password, any_name=any_name)),
         allowed_paths=shown,
         show_error=False,
         **look(),
@@ -112,11 +114,16 @@ def build(
     return page, [path for path, _ in shown]
 
 
-def gate(host: str, public: bool = False, password: Callable[[str], bool] | None = None) -> Middleware:
-    """The gate before the page of a server that listens on ``host``; ``public``: which also has a public link."""
+def gate(
+    host: str, public: bool = False, password: Callable[[str], bool] | None = None, any_name: bool = False
+) -> Middleware:
+    """The gate before the page of a server that listens on ``host``.
+
+    ``public``: it also has a public link; ``any_name``: see :func:`mount_page`.
+    """
     from starlette.middleware import Middleware
 
-    local = is_loopback(host) and not public
+    local = is_loopback(host) and not (public or any_name)
     return Middleware(Gate, folder=upload_folder(), local=local, public=public, password=password)
 
 

@@ -26,7 +26,12 @@ __all__ = ["Fetcher", "Observer", "create_app"]
 
 
 def create_app(
-    models: Models, limits: Limits | None = None, *, fetcher: Fetcher | None = None, observer: Observer | None = None
+    models: Models,
+    limits: Limits | None = None,
+    *,
+    fetcher: Fetcher | None = None,
+    observer: Observer | None = None,
+    tenants: int = 1,
 ) -> FastAPI:
     """The ASGI application.
 
@@ -35,6 +40,7 @@ def create_app(
         limits: of a request.
         fetcher: reads images from ``https`` addresses; None: these are refused.
         observer: is told of each answer that has ended.
+        tenants: how many share the server; none of several can fill the queue alone.
 
     Example:
         >>> uvicorn.run(create_app(Models({"mine": vlm.load("output/mine")})), port=8000)
@@ -46,5 +52,5 @@ def create_app(
         redoc_url=None,
     )
     add_handlers(app)
-    app.include_router(add_routes(Server(models, limits or Limits(), fetcher, observer)))
+    app.include_router(add_routes(Server(models, limits or Limits(), fetcher, observer, tenants)))
     return app

@@ -39,6 +39,7 @@ def protocol_class(limits: Limits) -> type[GuardedConnection]:
     class Connection(GuardedConnection):
         stall = limits.stall_seconds
         most = limits.connections + SPARE
+        order: dict[GuardedConnection, None] = {}
 
     return Connection
 
@@ -52,11 +53,13 @@ class GuardedConnection(H11Protocol):
 
     Attributes:
         stall: seconds.
+        order: all connections of the server, the one that has been silent longest first.
         most: open connections; for a further one the oldest that waits for a request is closed, or it is refused.
     """
 
     stall: float
     most: int
+    order: dict[GuardedConnection, None]
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -72,6 +75,7 @@ class GuardedConnection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take the connection, or refuse it where there are too many."""
         super().connection_made(transport)
+        self.order[self] = None
         if len(self.connections) > self.most and not self._make_room():
             self._refuse(Refusal(503, "too many connections are open", retry_after=1))
         self._look()
@@ -80,12 +84,15 @@ class GuardedConnection(H11Protocol):
         """Nothing is to be watched any more."""
         if self._timer is not None:
             self._timer.cancel()
+        self.order.pop(self, None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Take bytes, unless the connection was refused."""
         if self.transport.is_closing():
             return
+        self.order.pop(self, None)
+        self.order[self] = None
         if self._is_shredded(data):
             self._refuse(Refusal(400, "the body is divided into too many chunks"))
             return
@@ -139,10 +146,10 @@ class GuardedConnection(H11Protocol):
 
     def _make_room(self) -> bool:
         """Close the connection that has waited longest for the headers of a request; whether there was one."""
-        waiting = [c for c in self.connections if c is not self and isinstance(c, GuardedConnection) and c.is_waiting]
-        if not waiting:
+        oldest = next((c for c in self.order if c is not self and c.is_waiting), None)
+        if oldest is None:
             return False
-        oldest = min(waiting, key=lambda c: c._since)
+        self.order.pop(oldest)
         self.connections.discard(oldest)
         oldest.transport.abort()
         return True

@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from vlm.common.errors import BusyError, ConfigError, DataError, PromptError, UserError, printable
+from vlm.inference.remote.client import RemoteError
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,10 @@ def api_error(error: BaseException, param: str | None = None) -> ApiError:
         return error
     if isinstance(error, BusyError):
         return ApiError(str(error), status=429, code="rate_limit_exceeded", retry_after=max(1.0, error.retry_after))
+    if isinstance(error, RemoteError):
+        log.error("%s", error)
+        text = "the server that this one passes the request on to gave no answer"
+        return ApiError(text, status=502, code="upstream_error", retry_after=5)
     if isinstance(error, DataError | PromptError | ConfigError) or type(error) is UserError:
         return ApiError(str(error), param=param)
     if isinstance(error, UserError):  # of the model: a client cannot mend it

@@ -70,7 +70,9 @@ class Guard:
             return
         headers = scope["headers"]
         tenant = self._tenant(scope)
-        found = tenant if isinstance(tenant, Refusal) else self._fault(scope) or self._crowd(scope, tenant)
+        found = tenant
+        if isinstance(tenant, str):
+            found = self.fault_of_head(scope) or self._fault(scope) or self._crowd(scope, tenant) or tenant
         if isinstance(found, Refusal):
             await self._refuse(found, receive, send)
             return
@@ -103,8 +105,8 @@ class Guard:
             return Refusal(403, "metrics are open to this machine, and to others with an API key")
         return ""
 
-    def _fault(self, scope: Scope) -> Refusal | None:
-        """What is wrong with the head of the request."""
+    def fault_of_head(self, scope: Scope) -> Refusal | None:
+        """What is wrong with the head of a request, whatever is asked for."""
         headers = scope["headers"]
         if len(headers) > HEADERS or sum(len(n) + len(v) for n, v in headers) > self.limits.header_kib * 1024:
             return Refusal(431, f"more than {HEADERS} headers, or {self.limits.header_kib} KiB of them")
@@ -114,6 +116,11 @@ class Guard:
         values = dict(headers)
         if self.hosts and _host(values.get(b"host", b"")) not in self.hosts:
             return Refusal(421, "this server is not known by the name in the Host header", "unknown_host")
+        return None
+
+    def _fault(self, scope: Scope) -> Refusal | None:
+        """What is wrong with what the head of a request says of its body."""
+        values = dict(scope["headers"])
         if values.get(b"content-encoding", b"identity").lower() != b"identity":
             return Refusal(415, "compressed bodies are not read", headers=(("accept-encoding", "identity"),))
         kind = values.get(b"content-type", b"").partition(b";")[0].strip().lower()
@@ -217,6 +224,24 @@ def _replayed(data: bytearray, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return replay
+
+
+def until_it_stalls(receive: Receive, seconds: float) -> Receive:
+    """``receive`` of a client that counts as gone when it sends nothing of its body for so long."""
+    more = True
+
+    async def receiving() -> Message:
+        nonlocal more
+        if not more:
+            return await receive()
+        try:
+            message = await asyncio.wait_for(receive(), seconds)
+        except (asyncio.TimeoutError, TimeoutError):
+            message = {"type": "http.disconnect"}
+        more = message["type"] == "http.request" and message.get("more_body", False)
+        return message
+
+    return receiving
 
 
 def _path(scope: Scope) -> str:

@@ -20,6 +20,7 @@ class Limits:
     images: Natural = _limit(16, "images and videos of a request, those of earlier turns included")
     medium_mib: Count = _limit(20, "MiB of an image or video, encoded")
     megapixels: Count = _limit(64, "million pixels of an image, decoded")
+    frames: Count = _limit(20_000, "frames of a video, of which a model takes a few: 11 minutes at 30 a second")
     tokens: Count = _limit(4096, "longest answer, in tokens")
     choices: Count = _limit(8, "answers to one request (n)")
     waiting: Natural = _limit(256, "questions of a model that wait; further ones get 429")

@@ -21,7 +21,7 @@ from vlm.serve.http.app import create_app
 from vlm.serve.http.connections import server_options
 from vlm.serve.http.drain import Drain, first_signal
 from vlm.serve.http.fetch import Fetcher
-from vlm.serve.http.guard import Guard
+from vlm.serve.http.guard import Guard, until_it_stalls
 from vlm.serve.http.keys import Keys
 from vlm.serve.http.limits import Limits
 from vlm.serve.http.models import Models
@@ -67,12 +67,13 @@ class Assembled:
             UserError: the page needs gradio, which is not installed.
         """
         self.metrics = Metrics(models)
-        api = create_app(models, limits, fetcher=fetcher, observer=self.metrics)
+        api = create_app(models, limits, fetcher=fetcher, observer=self.metrics, tenants=keys.tenants)
         add_routes(api, models, self.metrics)
         paths = list(api.openapi()["paths"])
-        inner: Any = Guard(api, limits, keys, hosts)
+        guard = Guard(api, limits, keys, hosts)
+        inner: Any = guard
         if page_host is not None:
-            inner = WithPage(inner, models, keys, page_host, paths)
+            inner = WithPage(guard, models, page_host, paths)
         self.drain = Drain(inner, models)
         self._app = Watch(self.drain, self.metrics, paths, access_log)
 
@@ -82,22 +83,45 @@ class Assembled:
 
 
 class WithPage:
-    """An API, and at all other paths the chat page, which an API key opens where keys are needed."""
+    """An API, and at all other paths the chat page, which an API key opens where keys are needed.
 
-    def __init__(self, api: Any, models: Models, keys: Keys, host: str, paths: Sequence[str]) -> None:
-        """``host``: what the server listens on; ``paths``: those of the API. Raises UserError: gradio is missing."""
+    The heads of requests to the page are checked as the API's, the name in ``Host`` among them, and a body that stalls
+    ends them. How large a body may be is the page's own rule: an upload is larger than a question.
+    """
+
+    def __init__(self, guard: Guard, models: Models, host: str, paths: Sequence[str]) -> None:
+        """Put the page beside an API.
+
+        Args:
+            guard: around the API; its keys open the page.
+            models: what the page offers.
+            host: what the server listens on.
+            paths: those of the API.
+
+        Raises:
+            UserError: gradio is missing.
+        """
         from vlm.serve.gradio.mount import mount_page
 
-        self.api = api
+        self.guard = guard
         self.page = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         self._paths = frozenset({*paths, "/openapi.json"})
+        keys = guard.keys
         password = (lambda text: keys.tenant(text) is not None) if keys else None
-        mount_page(self.page, models.engines, host=host, password=password)
+        checked = bool(guard.hosts or keys)  # a web page with a name of its own has no password
+        mount_page(self.page, models.engines, host=host, password=password, any_name=checked)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """An ASGI app; starting and ending are the page's."""
         is_page = scope["type"] == "lifespan" or not (scope["path"] in self._paths or scope["path"].startswith("/v1/"))
-        await (self.page if is_page else self.api)(scope, receive, send)
+        if not is_page:
+            await self.guard(scope, receive, send)
+        elif scope["type"] != "http":
+            await self.page(scope, receive, send)
+        elif (refusal := self.guard.fault_of_head(scope)) is not None:
+            await refusal.answer(receive, send)
+        else:
+            await self.page(scope, until_it_stalls(receive, self.guard.limits.stall_seconds), send)
 
 
 def listen(host: str, port: int) -> socket.socket:

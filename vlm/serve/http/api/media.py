@@ -10,6 +10,7 @@ from vlm.common.errors import DataError, UserError
 from vlm.common.types import Image, Message, Part, Role, Video
 from vlm.processors.image.decode import check_size, from_base64
 from vlm.processors.messages import to_messages
+from vlm.processors.video.read import open_clip
 from vlm.serve.http.api.requests import ChatMessage, TextPart
 from vlm.serve.http.errors import ApiError, api_error
 from vlm.serve.http.limits import Limits
@@ -112,7 +113,7 @@ def _parts(message: ChatMessage, place: str, limits: Limits, remote: Mapping[str
         elif part.type == "image_url":
             parts.append(Image(_image(part.image_url.url, f"{where}.image_url.url", limits, remote)))
         else:
-            parts.append(Video(_bytes(part.video_url.url, "video", f"{where}.video_url.url", limits, remote)))
+            parts.append(Video(_video(part.video_url.url, f"{where}.video_url.url", limits, remote)))
     return parts
 
 
@@ -122,6 +123,17 @@ def _image(url: str, param: str, limits: Limits, remote: Mapping[str, bytes]) ->
         check_size(data, "of the request", limits.megapixels * 1_000_000)
     except DataError as error:
         raise ApiError(str(error), param=param) from None
+    return data
+
+
+def _video(url: str, param: str, limits: Limits, remote: Mapping[str, bytes]) -> bytes:
+    data = _bytes(url, "video", param, limits, remote)
+    try:
+        count = open_clip(data, "of the request").count  # as its header says; nothing is decoded
+    except DataError as error:
+        raise ApiError(str(error), param=param) from None
+    if count > limits.frames:
+        raise ApiError(f"the video has {count:,} frames, allowed are {limits.frames:,}", param=param)
     return data
 
 

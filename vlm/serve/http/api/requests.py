@@ -109,7 +109,7 @@ class Sampling(Body):
     stream_options: StreamOptions | None = None
     presence_penalty: float | None = Field(None, ge=-2, le=2, description="0 only")
     frequency_penalty: float | None = Field(None, ge=-2, le=2, description="0 only")
-    logit_bias: dict[str, float] | None = Field(None, description="empty only")
+    logit_bias: dict[str, Any] | None = Field(None, description="empty only")
     user: str | None = Field(None, description="accepted, without effect")
     top_k: int | None = Field(None, ge=-1, description="0 and -1: off")
     repetition_penalty: float | None = Field(None, gt=0, le=10)

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from vlm.common.types import MEDIA_TOKEN
 from vlm.serve.http.api import schemas
 from vlm.serve.http.api.connection import answer_to
-from vlm.serve.http.api.media import fetch_all, to_conversation
+from vlm.serve.http.api.media import to_conversation
 from vlm.serve.http.api.options import generations, is_json, schema_of
 from vlm.serve.http.api.prompts import LONG, check_fits, check_ids, check_length, positions_of, raw_prompt
 from vlm.serve.http.api.replies import Reply
@@ -64,16 +64,17 @@ def add_routes(server: Server) -> APIRouter:
         There is an id for every position that the prompt takes: -200 at each of an image or video. ``count`` is their
         number.
         """
-        return await answer_to(request, lambda: _tokenize(server, body))
+        return await answer_to(request, lambda: _tokenize(server, request, body))
 
     @post("/detokenize", responses=schemas.TEXT, summary="Text of tokens")
-    async def detokenize(body: DetokenizeRequest) -> Response:
+    async def detokenize(request: Request, body: DetokenizeRequest) -> Response:
         """The text of token ids, special tokens included."""
         _, engine = server.engine(body.model)
         ids = [i for i in body.tokens if i != MEDIA_TOKEN]
         check_ids(ids, engine, "tokens")
         tokenizer = engine.processor.tokenizer
-        return JSONResponse({"prompt": await server.in_thread(lambda: tokenizer.decode(ids, skip_special=False))})
+        text = await server.in_thread(request, lambda: tokenizer.decode(ids, skip_special=False))
+        return JSONResponse({"prompt": text})
 
     return router
 
@@ -82,7 +83,7 @@ async def _chat(server: Server, request: Request, body: ChatRequest) -> Response
     name, engine = server.engine(body.model)
     check(body)
     options = generations(body, engine, server.limits)
-    remote = await fetch_all(body.messages, server.limits, server.fetcher)
+    remote = await server.fetch(body.messages)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
 
     def prepare() -> list[Question]:
@@ -143,12 +144,12 @@ async def _reply(answers: Answers, body: ChatRequest | CompletionRequest, engine
     return reply.stream() if body.stream else await reply.whole()
 
 
-async def _tokenize(server: Server, body: TokenizeRequest) -> Response:
+async def _tokenize(server: Server, request: Request, body: TokenizeRequest) -> Response:
     _, engine = server.engine(body.model)
     messages = body.messages
     if (messages is None) == (body.prompt is None):
         raise ApiError("give either messages or prompt", param="messages")
-    remote = await fetch_all(messages or (), server.limits, server.fetcher)
+    remote = await server.fetch(messages or ())
 
     def count() -> list[int]:
         text = len(body.prompt or "") + _characters(messages or ())
@@ -158,7 +159,7 @@ async def _tokenize(server: Server, body: TokenizeRequest) -> Response:
         conversation = to_conversation(messages, server.limits, remote)
         return positions_of(engine.processor.encode_chat(conversation), engine)
 
-    ids = await server.in_thread(count)
+    ids = await server.in_thread(request, count)
     return JSONResponse({"count": len(ids), "max_model_len": engine.positions, "tokens": ids})
 
 

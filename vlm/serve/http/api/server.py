@@ -9,8 +9,8 @@ import os
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,7 +20,9 @@ from vlm.common.errors import BusyError, DataError, PromptError, UserError
 from vlm.inference.batching.answer import Answer, Asking
 from vlm.inference.constraints.json_schema import Vocabulary
 from vlm.inference.streaming import StreamedText
-from vlm.serve.http.api.media import Fetcher
+from vlm.serve.http.api.media import Fetcher, fetch_all
+from vlm.serve.http.api.requests import ChatMessage
+from vlm.serve.http.api.turns import FairThreads
 from vlm.serve.http.errors import ApiError, api_error
 from vlm.serve.http.limits import Limits
 from vlm.serve.http.models import Models
@@ -34,6 +36,9 @@ log = logging.getLogger(__name__)
 
 PREPARING = max(2, min(8, os.cpu_count() or 2))
 """Requests of a server whose images are decoded and encoded at the same time."""
+
+FETCHING = 60.0
+"""Seconds for everything that one request has fetched, one after another."""
 
 CANCELLED_SECONDS = 30.0
 """How long an answer that nobody reads may take to end until it is no longer waited for."""
@@ -60,24 +65,29 @@ class Question:
 class Server:
     """The models and limits of an app, and what is prepared for them right now."""
 
-    def __init__(self, models: Models, limits: Limits, fetcher: Fetcher | None, observer: Observer | None) -> None:
+    def __init__(
+        self, models: Models, limits: Limits, fetcher: Fetcher | None, observer: Observer | None, tenants: int = 1
+    ) -> None:
         self.models, self.limits, self.fetcher, self.observer = models, limits, fetcher, observer
+        self.tenants = tenants
         self.started = int(time.time())
         self._vocabularies: dict[int, Vocabulary] = {}
         self._longest: dict[int, int] = {}
         self._lock = threading.Lock()
-        self._threads = ThreadPoolExecutor(PREPARING, thread_name_prefix="prompts")
-        self._preparing: dict[str, int] = {}
+        self._threads = FairThreads(PREPARING, "prompts")
+        self._open: Counter[tuple[str, str]] = Counter()
+        self._preparing: Counter[str] = Counter()
         self._ending: set[asyncio.Task[None]] = set()
 
     def engine(self, name: str | None) -> tuple[str, Engine]:
         """A model by name, the first without one.
 
-        Raises ApiError: there is none of that name (404), or the server is about to stop (503).
+        A server that is about to stop refuses requests when they arrive (see :class:`vlm.serve.http.drain.Drain`);
+        one whose body was still on its way then is answered.
+
+        Raises ApiError: there is none of that name (404), or none at all yet (503).
         """
         known = self.models.engines
-        if self.models.is_draining:
-            raise ApiError("this server is stopping; ask another one", status=503, code="draining", retry_after=5)
         if not known:
             raise ApiError("this server has no model yet", status=503, code="loading", retry_after=5)
         found = self.models.first if name is None else name
@@ -86,6 +96,15 @@ class Server:
             text = f"the model {found[:200]!r} does not exist; there are: {names}"
             raise ApiError(text, status=404, code="model_not_found", param="model")
         return found, known[found]
+
+    async def fetch(self, messages: Sequence[ChatMessage]) -> dict[str, bytes]:
+        """See :func:`.media.fetch_all`. Raises ApiError: that, or it takes longer than ``FETCHING`` seconds."""
+        seconds = min(FETCHING, self.limits.seconds)
+        try:
+            return await asyncio.wait_for(fetch_all(messages, self.limits, self.fetcher), seconds)
+        except asyncio.TimeoutError:
+            text = f"the images and videos of the request were not fetched within {seconds:g} seconds"
+            raise ApiError(text, param="messages") from None
 
     def vocabulary(self, engine: Engine) -> Vocabulary:
         """What constraints of an engine are made from, made once."""
@@ -102,11 +121,14 @@ class Server:
                 self._longest[id(engine)] = max(len(tokenizer.bytes_of(i)) for i in range(tokenizer.vocab_size))
             return self._longest[id(engine)]
 
-    def _check_queue(self, name: str, engine: Engine) -> None:
-        """Raises BusyError: as many questions wait as may."""
-        waiting = engine.stats().waiting + max(0, self._preparing.get(name, 0) - PREPARING)
-        if waiting >= max(1, self.limits.waiting):
+    def _check_queue(self, name: str, engine: Engine, tenant: str) -> None:
+        """Raises BusyError: as many questions wait as may, or half of them and as many are the tenant's."""
+        waiting, most = engine.stats().waiting + max(0, self._preparing[name] - PREPARING), max(1, self.limits.waiting)
+        if waiting >= most:
             raise BusyError(f"{waiting} questions are waiting for this model", retry_after=1.0)
+        share = max(1, most // 2)
+        if self.tenants > 1 and waiting >= share and self._open[name, tenant] >= share:
+            raise BusyError(f"{share} questions of this API key are open", retry_after=1.0)
 
     async def ask(
         self, request: Request, name: str, engine: Engine, prepare: Callable[[], Sequence[Question]], param: str
@@ -124,8 +146,9 @@ class Server:
             BusyError: too many questions wait.
             ApiError, UserError: what ``prepare`` and ``Engine.submit`` raise.
         """
-        self._check_queue(name, engine)
-        answers = Answers(self, name, tenant_of(request))
+        tenant = tenant_of(request)
+        self._check_queue(name, engine, tenant)
+        answers = Answers(self, name, tenant)
         deadline = time.monotonic() + self.limits.seconds
 
         def begin() -> None:
@@ -134,10 +157,11 @@ class Server:
                 for generation in question.generations:
                     answers.begin(engine, question, generation, deadline)
 
-        self._preparing[name] = self._preparing.get(name, 0) + 1
+        self._preparing[name] += 1
+        self._open[name, tenant] += 1
         begun = False
         try:
-            await asyncio.wait_for(self.in_thread(begin), self.limits.seconds)
+            await asyncio.wait_for(self._threads.run(tenant, begin), self.limits.seconds)
             begun = True
         except asyncio.TimeoutError:
             raise ApiError("no time was left to begin the answer", status=503, code="timeout", retry_after=5) from None
@@ -149,9 +173,15 @@ class Server:
                 answers.close()
         return answers
 
-    async def in_thread(self, work: Callable[[], Any]) -> Any:
+    async def in_thread(self, request: Request, work: Callable[[], Any]) -> Any:
         """``work()`` in one of the threads that prepare prompts."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        return await self._threads.run(tenant_of(request), work)
+
+    def closed(self, name: str, tenant: str) -> None:
+        """A request whose answers are closed no longer counts."""
+        self._open[name, tenant] -= 1
+        if not self._open[name, tenant]:
+            del self._open[name, tenant]
 
     def ended(self, name: str, tenant: str, answer: Answer) -> None:
         """Tell the observer of an answer when it has ended, at the latest soon after it was cancelled."""
@@ -215,6 +245,7 @@ class Answers:
             if self._closed:
                 return
             self._closed = True
+        self._server.closed(self.name, self.tenant)
         for answer in self.items:
             if not answer.is_over:
                 answer.cancel()
