@@ -64,5 +64,6 @@ def test_what_the_other_server_cannot_do_or_says_is_told(chain) -> None:
         with pytest.raises(kind) as told:
             client.chat.completions.create(messages=asked, **GREEDY)
         assert "/secret/path" not in str(told.value)
+        assert told.value.status_code == {503: 429, 500: 502}[refusal[0]]
     stand_in.refusal = None
     assert client.chat.completions.create(messages=asked, **GREEDY).choices

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 import asyncio
 import struct
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -247,14 +247,14 @@ def test_long_lists_are_refused_at_the_first_fault(post: Callable[..., httpx.Res
         assert refused(post(CHAT, {"messages": [QUESTION], name: value}), 400)["param"] == f"{name}.0"
     refused(post("/v1/completions", {"prompt": [[""]] * 200_000}), 400, "prompt")
     began = time.monotonic()
-    refused(post(CHAT, {"messages": [QUESTION], "logit_bias": {str(k): "x" for k in range(100_000)}}), 400, "logit_bias")
+    refused(
+        post(CHAT, {"messages": [QUESTION], "logit_bias": {str(k): "x" for k in range(100_000)}}), 400, "logit_bias"
+    )
     assert time.monotonic() - began < 1.0  # an error of pydantic for each took 2 s
     refused(post(CHAT, {"messages": [QUESTION] * 5000}), 400, "at most 4096")
 
 
-def test_busy_and_loading(
-    post: Callable[..., httpx.Response], engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_busy_and_loading(post: Callable[..., httpx.Response], engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     body = {"messages": [QUESTION], **SHORT, "n": 2}
     refused(post(CHAT, body, models=Models()), 503)
     submit, answers = engine.submit, []

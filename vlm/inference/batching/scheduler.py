@@ -206,7 +206,7 @@ class Scheduler:
         while True:
             try:
                 self._drive(nothing_left)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - it goes to those who wait for answers
                 log.exception("answers end with an error")
                 self._give_up(error)
             with self._lock:
@@ -266,7 +266,7 @@ class Scheduler:
             try:
                 self.chooser.begin(row)
                 (self.lone if shared is None else shared).begin(row)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - it is raised again
                 if row not in self._rows():  # else it fails with all others
                     self.stats.failed += 1
                     row.answer.fail(error)

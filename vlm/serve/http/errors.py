@@ -61,7 +61,7 @@ def api_error(error: BaseException, param: str | None = None) -> ApiError:
         return ApiError(str(error), status=429, code="rate_limit_exceeded", retry_after=max(1.0, error.retry_after))
     if isinstance(error, RemoteError):
         log.error("%s", error)
-        text = "the server that this one passes the request on to gave no answer"
+        text = "the vLLM server that writes the answers of this one gave none"
         return ApiError(text, status=502, code="upstream_error", retry_after=5)
     if isinstance(error, DataError | PromptError | ConfigError) or type(error) is UserError:
         return ApiError(str(error), param=param)

@@ -168,11 +168,13 @@ def add_routes(app: FastAPI, models: Models, metrics: Metrics) -> None:
     """Add ``/health``, ``/ready`` and ``/metrics``."""
     router = APIRouter()
 
+    @router.head("/health", include_in_schema=False)
     @router.get("/health")
     async def health() -> dict[str, str]:
         """200 while the process is alive."""
         return {"status": "ok"}
 
+    @router.head("/ready", include_in_schema=False)
     @router.get("/ready")
     async def ready() -> JSONResponse:
         """200 while requests are accepted, else 503."""

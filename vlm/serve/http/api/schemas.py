@@ -133,7 +133,7 @@ ERRORS: Responses = {
     429: _error("too many questions are waiting; Retry-After says when to ask again"),
     "4XX": _error("any other fault of a request"),
     500: _error("a fault of this server"),
-    502: _error("the server behind this one, of --engine vllm, gave no answer"),
+    502: _error("the vLLM server of --engine vllm gave no answer"),
     503: _error("this server is starting, stopping, or has no time left for the request"),
 }
 EVENTS: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class FairThreads:
-    """A pool of threads of one event loop, in which no tenant waits behind all the work of another."""
+    """A pool of threads of one event loop, in which no tenant waits for all the work of another."""
 
     def __init__(self, count: int, name: str) -> None:
         """``count`` threads with names that begin with ``name``."""
@@ -50,7 +50,7 @@ class FairThreads:
             turns = self._waiting.pop(tenant)
             turn = turns.popleft()
             if turns:
-                self._waiting[tenant] = turns  # behind the others
+                self._waiting[tenant] = turns  # after the others
             if not turn.done():
                 turn.set_result(None)
                 return
