@@ -69,6 +69,7 @@ class Scheduler:
         self._waiting: list[tuple[int, int, int, Row]] = []
         self._turn = 0
         self._turns: dict[str, int] = {}
+        self._beginning: list[Row] = []
         self._number = itertools.count()
         self._lock = threading.Lock()  # of the queue and of who waits
         self._steps = threading.Lock()  # held by the thread that takes steps
@@ -204,11 +205,8 @@ class Scheduler:
             return not (self._waiting or self._rows())
 
         while True:
-            try:
+            with _Failing(self._give_up):
                 self._drive(nothing_left)
-            except Exception as error:  # noqa: BLE001 - it goes to those who wait for answers
-                log.exception("answers end with an error")
-                self._give_up(error)
             with self._lock:
                 if nothing_left():
                     self._background = None
@@ -216,9 +214,10 @@ class Scheduler:
 
     def _give_up(self, error: Exception) -> None:
         """End every answer with an error, whatever state the rows are in: nobody may wait for this thread in vain."""
+        log.error("the thread that writes answers met an error, which ends them all", exc_info=error)
         with self._steps, self._lock:
-            rows = [*self._rows(), *(row for *_, row in self._waiting)]
-            self._waiting, self.lone.rows = [], []
+            rows = list(dict.fromkeys([*self._rows(), *self._beginning, *(row for *_, row in self._waiting)]))
+            self._waiting, self._beginning, self.lone.rows = [], [], []
             if self.shared is not None:
                 self.shared.drop()
         for row in rows:
@@ -239,8 +238,8 @@ class Scheduler:
         self._count_rows()
 
     def _fail_all(self, error: Exception) -> None:
-        rows = [*(self.shared.drop() if self.shared else ()), *self.lone.rows]
-        self.lone.rows = []
+        rows = list(dict.fromkeys([*(self.shared.drop() if self.shared else ()), *self.lone.rows, *self._beginning]))
+        self.lone.rows, self._beginning = [], []
         for row in rows:
             self.chooser.end(row)
             self.stats.failed += 1
@@ -263,14 +262,10 @@ class Scheduler:
                 if not (self.lone.fits() if shared is None else shared.fits(row)):
                     return
                 self._turn = max(self._turn, heapq.heappop(self._waiting)[1])
-            try:
-                self.chooser.begin(row)
-                (self.lone if shared is None else shared).begin(row)
-            except Exception as error:  # noqa: BLE001 - it is raised again
-                if row not in self._rows():  # else it fails with all others
-                    self.stats.failed += 1
-                    row.answer.fail(error)
-                raise
+            self._beginning = [row]
+            self.chooser.begin(row)
+            (self.lone if shared is None else shared).begin(row)
+            self._beginning = []
 
     def _read_and_write(self) -> None:
         shared = self.shared
