@@ -10,6 +10,7 @@ import torch
 from benchmarks.common import Sizes, TextRow, llama_config
 from vlm.common.registry import resolve
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Batch, Example
+from vlm.config.types import Part
 from vlm.models.build import build_model
 from vlm.models.vlm import VLM
 from vlm.processors.collate import collate
@@ -17,7 +18,7 @@ from vlm.processors.collate import collate
 
 def part(kind: str, name: str, **options: Any) -> Any:
     """A registered part with its options."""
-    return SimpleNamespace(name=name, config=resolve(kind, name).Config(**options))
+    return Part(name, resolve(kind, name).Config(**options))
 
 
 def composition(s: Sizes, precision: str = "fp32") -> VLM:
@@ -32,7 +33,7 @@ def composition(s: Sizes, precision: str = "fp32") -> VLM:
     )  # fmt: skip
     llm = part("llm", "hf", config=llama_config(s), dtype=precision)
     model_cfg = SimpleNamespace(
-        vision=vision, bridge=[qformer, part("bridge", "linear")], fusion=part("fusion", "splice"), llm=llm,
+        vision=vision, bridge=[qformer, part("bridge", "linear")], fusion=part("fusion", "splice"), inserts=[], llm=llm,
         train={"bridge.1.*": True},
     )  # fmt: skip
     return build_model(model_cfg)
