@@ -24,10 +24,11 @@ LEAST_WIDTH = 16
 PACKED_FROM = 2**20
 """Weights from which oneDNN's packed layout is faster than the plain one, measured at 1 to 64 tokens."""
 _ROWS_TRIED = (1, 5)
+_FLOAT_OUTPUT: tuple[Any, ...] = (1.0, 0, torch.float32, "none", [], "")  # scale, zero point, dtype, and no more steps
 
 
 class Int8Linear(nn.Module):
-    """Stands in for a frozen ``nn.Linear``; made by :meth:`of`. For answers only: no gradient, nothing to save.
+    """A frozen ``nn.Linear`` in int8, made by :meth:`of`. For answers only: it has no gradient and is never saved.
 
     Attributes:
         weight: int8 ``[out, in]``, or ``[in, out]`` in oneDNN's opaque layout when ``packed``.
@@ -79,15 +80,9 @@ class Int8Linear(nn.Module):
 
     def _packed(self, rounded: Tensor) -> Tensor:
         shifted = rounded.bitwise_xor_(-128).view(torch.uint8)  # adds 128: the processor multiplies unsigned by signed
-        more: tuple[Any, ...] = (
-            1.0,
-            0,
-            torch.float32,
-            "none",
-            [],
-            "",
-        )  # output scale, zero point, dtype, and nothing that follows
-        return torch.ops.onednn.qlinear_pointwise(shifted, 1.0, 128, self.weight, self.scale, self._zero, None, *more)
+        return torch.ops.onednn.qlinear_pointwise(
+            shifted, 1.0, 128, self.weight, self.scale, self._zero, None, *_FLOAT_OUTPUT
+        )
 
     def extra_repr(self) -> str:
         """Sizes, as ``nn.Linear`` shows them."""
