@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import struct
-import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -246,11 +245,8 @@ def test_long_lists_are_refused_at_the_first_fault(post: Callable[..., httpx.Res
     for name, value in (("messages", [1] * 200_000), ("stop", [1] * 200_000), ("modalities", [1] * 200_000)):
         assert refused(post(CHAT, {"messages": [QUESTION], name: value}), 400)["param"] == f"{name}.0"
     refused(post("/v1/completions", {"prompt": [[""]] * 200_000}), 400, "prompt")
-    began = time.monotonic()
-    refused(
-        post(CHAT, {"messages": [QUESTION], "logit_bias": {str(k): "x" for k in range(100_000)}}), 400, "logit_bias"
-    )
-    assert time.monotonic() - began < 1.0  # an error of pydantic for each took 2 s
+    bias = {str(k): "x" for k in range(100_000)}  # not looked at: an error of pydantic for each would take 2 s
+    refused(post(CHAT, {"messages": [QUESTION], "logit_bias": bias}), 400, "logit_bias is not supported")
     refused(post(CHAT, {"messages": [QUESTION] * 5000}), 400, "at most 4096")
 
 
