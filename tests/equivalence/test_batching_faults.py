@@ -232,7 +232,7 @@ def test_tasks_get_their_answers_while_others_begin(model: Engine, wanted, monke
     async def ask_soon() -> str:
         answer = engine.submit(questions()[0], GREEDY.replace(max_new_tokens=40, min_length=40))
         late.append(answer)
-        thread = threading.Thread(target=lambda: next(iter(answer)), daemon=True)  # which leaves it after a piece
+        thread = threading.Thread(target=lambda: next(iter(answer), None), daemon=True)  # which leaves it after a piece
         answer.cancel, cancel = lambda: None, answer.cancel  # type: ignore[method-assign]
         thread.start()
         await asyncio.sleep(0.1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vlm.inference.batching.answer import TokenConstraint, TokenLogprob
-from vlm.inference.batching.row import Row, history
+from vlm.inference.batching.row import Noted, Row, history
 from vlm.inference.stopping import fixed_rules, not_finite
 
 
@@ -86,10 +86,9 @@ class Chooser:
                     0, torch.tensor(forbidden, device=scores.device), -torch.inf
                 )
             if row.asking.constraint is not None:
-                try:
+                with Noted() as noted:
                     own = _allowed(row.asking.constraint, scores[i] if own is None else own)
-                except Exception as error:  # noqa: BLE001 - a constraint is its asker's; the other rows go on
-                    errors[i] = errors[i] or error
+                errors[i] = errors[i] or noted.error
             if own is not None:
                 if scores is logits:
                     scores = scores.clone()

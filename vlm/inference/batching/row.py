@@ -97,6 +97,20 @@ class Row:
         return "length" if len(self.answer.ids) >= self.generation.max_new_tokens else None
 
 
+class Noted:
+    """An error within the block, of a constraint, is its asker's: it is noted and goes no further."""
+
+    error: Exception | None = None
+
+    def __enter__(self) -> Noted:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, Exception):
+            self.error = error
+        return self.error is not None
+
+
 def history(row: Row, bos: int, device: torch.device) -> Tensor:
     """``[1, t + 1]``: what the rules of ``stopping`` read, the written tokens after a begin id."""
     return torch.tensor([[bos, *row.answer.ids]], dtype=torch.long, device=device)

@@ -27,7 +27,7 @@ from vlm.inference.batching.alone import LoneRows
 from vlm.inference.batching.answer import Answer, Finish
 from vlm.inference.batching.choosing import Choice, Chooser
 from vlm.inference.batching.lookup import guess
-from vlm.inference.batching.row import Row
+from vlm.inference.batching.row import Noted, Row
 from vlm.inference.batching.shared import SharedRows
 from vlm.inference.batching.stats import Stats
 from vlm.models.precision import no_autocast
@@ -298,12 +298,11 @@ class Scheduler:
             if choice.token is None:
                 return "stop"
             self.stats.written_tokens += 1
-            try:
+            reason: Finish | None = None
+            with Noted() as noted:
                 reason = row.add(choice.token, choice.logprob)
-            except Exception as error:  # noqa: BLE001 - of a constraint, which is its asker's; the other rows go on
-                return error
-            if reason is not None:
-                return reason
+            if noted.error is not None or reason is not None:
+                return noted.error or reason
         return None
 
     def _end(self, row: Row, reason: Finish) -> None:
