@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vlm.inference.streaming import StreamedText, TextStream, extend, join, marks_of
+from vlm.inference.streaming import StreamedText, TextStream, before, extend, join, marks_of
 
 
 @pytest.fixture
@@ -54,3 +54,26 @@ def test_no_mark_is_ever_shown(engine, template) -> None:
         shown = extend(shown, delta)
         assert "#" not in shown
     assert shown == "one two"
+
+
+class Pieces:
+    """A tokenizer whose tokens are pieces of text."""
+
+    def stream(self) -> Pieces:
+        return self
+
+    def push(self, token: str) -> str:
+        return token
+
+    def flush(self) -> str:
+        return ""
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_stop_texts_that_overlap(size) -> None:
+    """The one that is complete first ends the answer, in whatever order they are given and however it is divided."""
+    for stops in (("cd", "bcde"), ("bcde", "cd"), ("bcd", "cd"), ("a", "abc")):
+        for text in ("xabcdefg", "xxabcdefg"):
+            out = TextStream(Pieces(), str, stops, stops)  # type: ignore[arg-type]
+            shown = "".join(out.push(text[at : at + size]) for at in range(0, len(text), size)) + out.finish()
+            assert shown == before(text, stops) == text[: text.index({"a": "a", "bcd": "b"}.get(stops[0], "c"))]

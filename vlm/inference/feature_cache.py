@@ -31,6 +31,7 @@ class FeatureCache:
         self.hits = 0
         self.misses = 0
         self._entries: dict[str, Features] = {}
+        self._age = 0  # how often it was cleared
         self._lock = threading.Lock()
 
     def encode(
@@ -58,6 +59,7 @@ class FeatureCache:
                 keys[place] = owner + _key(pixels[place, :count, :, :height, :width], facts)
         with self._lock:
             known = {k: self._entries[k] for k in keys if k in self._entries}
+            age = self._age
         new = list(dict.fromkeys(k for k in keys if k not in known))
         if new:
             where = [keys.index(k) for k in new]
@@ -70,7 +72,7 @@ class FeatureCache:
         with self._lock:
             self.misses += len(new)
             self.hits += len(keys) - len(new)
-            for key in known:  # the most recent last
+            for key in known if age == self._age else ():  # the most recent last
                 self.bytes += _bytes(known[key]) if self._entries.pop(key, None) is None else 0
                 self._entries[key] = known[key]
             while self.bytes > self.limit:
@@ -92,6 +94,7 @@ class FeatureCache:
         with self._lock:
             self._entries.clear()
             self.bytes = 0
+            self._age += 1
 
     def __len__(self) -> int:
         """Number of images kept."""

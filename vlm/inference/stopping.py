@@ -65,10 +65,15 @@ def ends_with(ids: Sequence[int], stops: StopSequences) -> bool:
 def check_logits(logits: Tensor) -> None:
     """Raises NotFiniteError: the largest of a row of logits ``[b, vocab]`` is not a number."""
     if not bool(logits.amax(-1).isfinite().all()):
-        raise NotFiniteError(
-            "the language model's logits are not numbers (NaN or infinity), so there is no next token",
-            fix="check its weights; use bf16 or fp32 in place of fp16 or 8 bits (model.llm.dtype, model.llm.quantize)",
-        )
+        raise not_finite()
+
+
+def not_finite() -> NotFiniteError:
+    """The error of logits that are not numbers."""
+    return NotFiniteError(
+        "the language model's logits are not numbers (NaN or infinity), so there is no next token",
+        fix="check its weights; use bf16 or fp32 in place of fp16 or 8 bits (model.llm.dtype, model.llm.quantize)",
+    )
 
 
 class AfterDummyToken(LogitsProcessor):

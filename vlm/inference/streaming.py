@@ -33,10 +33,9 @@ def extend(text: str, delta: str) -> str:
 
 
 def before(text: str, stops: Iterable[str]) -> str:
-    """The text up to the first of the stop texts."""
-    for stop in filter(None, stops):
-        text = text.split(stop)[0]
-    return text
+    """The text up to the stop text that is complete first, which is where a stream of it ends, too."""
+    found = [(at + len(stop), at) for stop in filter(None, stops) if (at := text.find(stop)) >= 0]
+    return text[: min(found)[1]] if found else text
 
 
 def cleaner(template: BaseTemplate, rule: Cleanup) -> Callable[[str], str]:
@@ -95,9 +94,9 @@ class TextStream:
             return
         new = len(self.raw)
         self.raw += text
-        found = [at for t in self._stops if (at := self.raw.find(t, max(0, new - len(t) + 1))) >= 0]
+        found = [(at + len(t), at) for t in self._stops if (at := self.raw.find(t, max(0, new - len(t) + 1))) >= 0]
         if found:
-            self.raw, self.is_cut = self.raw[: min(found)], True
+            self.raw, self.is_cut = self.raw[: min(found)[1]], True
 
     def _held(self) -> int:
         """Length of the longest end of the raw text, after the last whole delimiter, that begins a delimiter."""

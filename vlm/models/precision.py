@@ -6,7 +6,8 @@
   float32 storage, without casting the weights at each step.
 * The LLM is stored in the configured dtype throughout, as Hugging Face loads it.
 * On the CPU everything is float32 unless bfloat16 is asked for.
-* A forward pass runs under autocast of the stored dtype, unless its caller has entered autocast already.
+* A forward pass runs under autocast of the stored dtype, unless its caller has entered autocast already. An engine's
+  answers, which callers share, do not depend on theirs.
 """
 
 from __future__ import annotations
@@ -59,3 +60,10 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     if dtype is torch.float32 or device.type == "meta" or torch.is_autocast_enabled(device.type):
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=dtype)
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager:
+    """Leaves the caller's autocast, for what must not depend on who computes it, such as what a cache keeps."""
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from vlm.common.errors import UserError
 from vlm.inference.streaming import StreamedText, TextStream, before
 
 if TYPE_CHECKING:
@@ -51,6 +52,11 @@ class Asking:
     timeout: float | None = None
     logprobs: int | None = None
     constraint: TokenConstraint | None = None
+
+    def __post_init__(self) -> None:
+        """Raises UserError: a number of log-probabilities below 0."""
+        if self.logprobs is not None and self.logprobs < 0:
+            raise UserError(f"Asking.logprobs is {self.logprobs}, expected a number of at least 0, or None")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from vlm.common.dist import free_bytes
-from vlm.common.errors import PromptError
+from vlm.common.errors import BusyError, PromptError
 from vlm.inference.batching.answer import Answer, Asking
 from vlm.inference.batching.prefixes import PrefixCache
 from vlm.inference.batching.prompts import MIB, Prompts
@@ -147,13 +147,24 @@ class Answers(Prompts):
                 while pending and len(pending) + len(asked) > at_once:
                     yield self._finished(*pending.popleft())
                 for row, conversation in zip(self._rows(asked, generation, Asking(), stops), asked, strict=True):
-                    self.scheduler.add(row)
+                    while not self._added(row, bool(pending)):
+                        yield self._finished(*pending.popleft())
                     pending.append((row.answer, conversation))
             while pending:
                 yield self._finished(*pending.popleft())
         finally:
             for answer, _ in pending:
                 answer.cancel()
+
+    def _added(self, row: Row, can_wait: bool) -> bool:
+        """Ask; False: the queue is full. Raises BusyError: it is, and ``can_wait`` is false."""
+        try:
+            self.scheduler.add(row)
+        except BusyError:
+            if not can_wait:
+                raise
+            return False
+        return True
 
     def _finished(self, answer: Answer, conversation: Conversation) -> Answer:
         with self._naming_part([conversation]):

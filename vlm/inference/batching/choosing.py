@@ -11,18 +11,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlm.inference.batching.answer import TokenLogprob
-from vlm.inference.batching.row import Row, history
-from vlm.inference.stopping import fixed_rules
+from vlm.inference.batching.answer import TokenConstraint, TokenLogprob
+from vlm.inference.batching.row import Noted, Row, history
+from vlm.inference.stopping import fixed_rules, not_finite
 
 
 @dataclass
 class Choice:
-    """The next token of a row; None: every token is forbidden. ``broken``: its logits are not numbers."""
+    """The next token of a row; None: every token is forbidden, or there was an error."""
 
     token: int | None
     logprob: TokenLogprob | None = None
-    broken: bool = False
+    error: Exception | None = None
 
 
 class Chooser:
@@ -50,22 +50,24 @@ class Chooser:
         broken = (~logits.amax(-1).isfinite()).tolist()
         if any(broken):
             logits = torch.where(torch.tensor(broken, device=logits.device)[:, None], 0.0, logits)
-        scores = self._ruled(rows, logits)
-        stuck = [False] * len(rows)
+        errors: list[Exception | None] = [not_finite() if bad else None for bad in broken]
+        scores = self._ruled(rows, logits, errors)
+        stuck = [error is not None for error in errors]
         if scores is not logits:
-            stuck = (scores.amax(-1) == -torch.inf).tolist()
+            full = (scores.amax(-1) == -torch.inf).tolist()
+            stuck = [a or b for a, b in zip(stuck, full, strict=True)]
         tokens = scores.argmax(-1).tolist()
-        sampled = [i for i, row in enumerate(rows) if row.generation.do_sample and not (stuck[i] or broken[i])]
+        sampled = [i for i, row in enumerate(rows) if row.generation.do_sample and not stuck[i]]
         if sampled:
             for i, token in zip(sampled, _drawn([rows[i] for i in sampled], scores[sampled]), strict=True):
                 tokens[i] = token
-        chosen = [Choice(None if stuck[i] or broken[i] else token, broken=broken[i]) for i, token in enumerate(tokens)]
+        chosen = [Choice(None if stuck[i] else token, error=errors[i]) for i, token in enumerate(tokens)]
         self._note(rows, chosen)
         self._tell(rows, logits, chosen)
         return chosen
 
-    def _ruled(self, rows: Sequence[Row], logits: Tensor) -> Tensor:
-        """Scores after the rules of each row; ``logits`` itself if there are none."""
+    def _ruled(self, rows: Sequence[Row], logits: Tensor, errors: list[Exception | None]) -> Tensor:
+        """Scores after the rules of each row; ``logits`` itself if there are none. Errors of constraints are noted."""
         scores = logits
         if any(row.generation.repetition_penalty != 1 for row in rows):
             penalty = torch.tensor([row.generation.repetition_penalty for row in rows], device=scores.device)[:, None]
@@ -84,10 +86,9 @@ class Chooser:
                     0, torch.tensor(forbidden, device=scores.device), -torch.inf
                 )
             if row.asking.constraint is not None:
-                allowed = row.asking.constraint.allowed().to(scores.device)
-                own = (scores[i] if own is None else own).clone()
-                own[: len(allowed)].masked_fill_(~allowed, -torch.inf)
-                own[len(allowed) :] = -torch.inf
+                with Noted() as noted:
+                    own = _allowed(row.asking.constraint, scores[i] if own is None else own)
+                errors[i] = errors[i] or noted.error
             if own is not None:
                 if scores is logits:
                     scores = scores.clone()
@@ -132,6 +133,15 @@ class Chooser:
             assert token is not None
             top = tuple(zip(map(int, which[:count]), best[:count], strict=True))
             chosen[i].logprob = TokenLogprob(token, float(known[k, token]), top)
+
+
+def _allowed(constraint: TokenConstraint, scores: Tensor) -> Tensor:
+    """A copy of ``scores [vocab]`` with ``-inf`` at the tokens that a constraint does not allow."""
+    allowed = constraint.allowed().to(scores.device)
+    scores = scores.clone()
+    scores[: len(allowed)].masked_fill_(~allowed, -torch.inf)
+    scores[len(allowed) :] = -torch.inf
+    return scores
 
 
 def _drawn(rows: Sequence[Row], scores: Tensor) -> list[int]:

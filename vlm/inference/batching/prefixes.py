@@ -98,10 +98,16 @@ def _update(digest: Any, value: Any) -> None:
 
 
 class PrefixCache:
-    """The most recently used pieces of prompts, up to a number of bytes; thread-safe."""
+    """The most recently used pieces of prompts, up to a number of bytes; thread-safe.
+
+    Attributes:
+        bytes: what is kept now.
+        age: how often it was cleared; what was computed at another age is not kept.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        self.age = 0
         self.bytes = 0
         self._pieces: OrderedDict[bytes, Piece] = OrderedDict()
         self._lock = threading.Lock()
@@ -123,13 +129,13 @@ class PrefixCache:
         with self._lock:
             return key in self._pieces
 
-    def add(self, key: bytes, piece: Piece) -> None:
-        """Keep a piece, and forget those that were not used for longest."""
+    def add(self, key: bytes, piece: Piece, age: int) -> None:
+        """Keep a piece, begun at that age, and forget those that were not used for longest."""
         size = _bytes(piece)
         if size > self.limit:
             return
         with self._lock:
-            if key in self._pieces:
+            if key in self._pieces or age != self.age:
                 return
             self._pieces[key] = piece
             self.bytes += size
@@ -141,6 +147,7 @@ class PrefixCache:
         with self._lock:
             self._pieces.clear()
             self.bytes = 0
+            self.age += 1
 
     def __len__(self) -> int:
         """Number of pieces."""

@@ -17,6 +17,7 @@ from vlm.inference.decoding import Prompt, StopCriteria
 from vlm.inference.feature_cache import FeatureCache
 from vlm.inference.generation import CHAT, Generation, default_generation
 from vlm.inference.stopping import StopSequences, stop_sequences
+from vlm.models.precision import no_autocast
 from vlm.processors.collate import collate
 from vlm.processors.messages import Conversation, to_messages
 from vlm.processors.templates.base import IMAGE_PLACEHOLDER, EndsByIds
@@ -120,7 +121,8 @@ class Prompts:
     def fuse(self, examples: Sequence[Example], tenant: str = "") -> LLMInputs:
         """Text and images of a batch as one sequence per row; cached images of the tenant are not encoded again."""
         batch = self.batch(examples)
-        with self._encoding, torch.inference_mode():  # one thread at a time, so that memory does not grow with threads
+        alone = self._encoding  # one thread at a time, so that memory does not grow with threads
+        with alone, torch.inference_mode(), no_autocast(self.model.device):
             pixels, visual = batch.pixels, None
             if pixels is not None:
                 owners = [tenant] * len(pixels)

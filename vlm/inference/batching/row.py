@@ -33,6 +33,7 @@ class Row:
         slot: where its keys and values are; -1: nowhere yet.
         cuts: where its prompt may be divided.
         keys: of the prefix cache, for the cuts that can be kept.
+        age: of that cache, when the row began.
         next_position: of the next written token.
         after: data of the inserts at written tokens.
         seen: index of its row in the table of written tokens; -1: none is needed.
@@ -51,6 +52,7 @@ class Row:
     slot: int = -1
     cuts: list[Cut] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
+    age: int = 0
     next_position: int = 0
     after: InsertData | None = None
     seen: int = -1
@@ -93,6 +95,20 @@ class Row:
         if cut or token in self.ends.eos or ends_with(self.answer.ids, self.ends.stops):
             return "stop"
         return "length" if len(self.answer.ids) >= self.generation.max_new_tokens else None
+
+
+class Noted:
+    """An error within the block, of a constraint, is its asker's: it is noted and goes no further."""
+
+    error: Exception | None = None
+
+    def __enter__(self) -> Noted:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, Exception):
+            self.error = error
+        return self.error is not None
 
 
 def history(row: Row, bos: int, device: torch.device) -> Tensor:

@@ -18,19 +18,20 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from vlm.common.errors import BusyError, NotFiniteError
+from vlm.common.errors import BusyError
 from vlm.inference.batching.alone import LoneRows
 from vlm.inference.batching.answer import Answer, Finish
 from vlm.inference.batching.choosing import Choice, Chooser
 from vlm.inference.batching.lookup import guess
-from vlm.inference.batching.row import Row
+from vlm.inference.batching.row import Noted, Row
 from vlm.inference.batching.shared import SharedRows
 from vlm.inference.batching.stats import Stats
+from vlm.models.precision import no_autocast
 
 if TYPE_CHECKING:
     from vlm.config.run import Serving
@@ -75,7 +76,8 @@ class Scheduler:
         self._steps = threading.Lock()  # held by the thread that takes steps
         self._waiters: list[_Waiter] = []
         self._background: threading.Thread | None = None
-        self._failing = _Failing(self._fail_all)
+        self._look = 0.0  # when the waiting questions are looked at again
+        self._failing = _Failing(self._fail_all, shared)
 
     # ---- asking
 
@@ -159,8 +161,9 @@ class Scheduler:
                 self.settle()
 
     def settle(self) -> None:
-        """End what is cancelled or late, if no other thread is about to."""
+        """End what is cancelled or late; what is being written, only if no other thread is about to."""
         if not self._steps.acquire(blocking=False):
+            self._without_unwanted()
             return
         try:
             with self._failing, torch.inference_mode():
@@ -202,7 +205,7 @@ class Scheduler:
 
     def _run(self) -> None:
         def nothing_left() -> bool:
-            return not (self._waiting or self._rows())
+            return not (self._waiting or self._beginning or self._rows())  # in the order in which they move
 
         while True:
             with _Failing(self._give_up):
@@ -231,8 +234,11 @@ class Scheduler:
 
     def _step(self) -> None:
         """One step of all rows; an error ends every answer that was being written, and is raised where it is read."""
-        with self._failing, torch.inference_mode():
+        with self._failing, torch.inference_mode(), no_autocast(self.lone.model.device):
             self._end_unwanted()
+            if (now := time.monotonic()) > self._look:
+                self._without_unwanted()
+                self._look = now + CHECK
             self._admit()
             self._read_and_write()
         self._count_rows()
@@ -261,8 +267,8 @@ class Scheduler:
                 shared = self.shared if row.generation.use_cache else None
                 if not (self.lone.fits() if shared is None else shared.fits(row)):
                     return
-                self._turn = max(self._turn, heapq.heappop(self._waiting)[1])
-            self._beginning = [row]
+                self._turn = max(self._turn, self._waiting[0][1])
+                self._beginning = [heapq.heappop(self._waiting)[2]]  # under the lock: it is never nowhere
             self.chooser.begin(row)
             (self.lone if shared is None else shared).begin(row)
             self._beginning = []
@@ -303,21 +309,26 @@ class Scheduler:
         """Add what was chosen to the answers, then end those that are over (which moves other rows)."""
         over = [(row, reason) for row, choices in chosen if (reason := self._add(row, choices)) is not None]
         for row, reason in over:
-            if reason == "broken":
-                self._fail(row)
+            if isinstance(reason, Exception):
+                self._remove(row)
+                self.stats.failed += 1
+                row.answer.fail(reason)
             else:
                 self._end(row, reason)
 
-    def _add(self, row: Row, choices: Sequence[Choice]) -> Finish | Literal["broken"] | None:
+    def _add(self, row: Row, choices: Sequence[Choice]) -> Finish | Exception | None:
         """Add tokens to an answer; why it is over, if it is."""
         for choice in choices:
-            if choice.broken:
-                return "broken"
+            if choice.error is not None:
+                return choice.error
             if choice.token is None:
                 return "stop"
             self.stats.written_tokens += 1
-            if (reason := row.add(choice.token, choice.logprob)) is not None:
-                return reason
+            reason: Finish | None = None
+            with Noted() as noted:
+                reason = row.add(choice.token, choice.logprob)
+            if noted.error is not None or reason is not None:
+                return noted.error or reason
         return None
 
     def _end(self, row: Row, reason: Finish) -> None:
@@ -331,17 +342,6 @@ class Scheduler:
             self._pace = 0.9 * self._pace + 0.1 * (time.monotonic() - row.answer.times.asked)
         row.answer.end(reason)
 
-    def _fail(self, row: Row) -> None:
-        self._remove(row)
-        self.stats.failed += 1
-        row.answer.fail(
-            NotFiniteError(
-                "the language model's logits are not numbers (NaN or infinity), so there is no next token",
-                fix="check its weights; use bf16 or fp32 in place of fp16 or 8 bits "
-                "(model.llm.dtype, model.llm.quantize)",
-            )
-        )
-
     def _remove(self, row: Row) -> None:
         self.chooser.end(row)
         if row.alone is None and self.shared is not None:
@@ -351,16 +351,25 @@ class Scheduler:
 
 
 class _Failing:
-    """An error within the block goes to those who wait for the answers, not to the thread that happened to write."""
+    """An error within the block goes to those who wait for the answers, not to the thread that happened to write.
 
-    def __init__(self, fail: Callable[[Exception], None]) -> None:
+    An interrupted thread is told, too. The answers go on if that was during a call of the language model, which is
+    made again; else some row may be half changed, and they end.
+    """
+
+    def __init__(self, fail: Callable[[Exception], None], shared: SharedRows | None) -> None:
         self.fail = fail
+        self.shared = shared
 
-    def __enter__(self) -> None: ...
+    def __enter__(self) -> None:
+        if self.shared is not None:
+            self.shared.is_calling = False
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
         if isinstance(error, Exception):
             self.fail(error)
+        elif error is not None and not (self.shared and self.shared.is_calling):
+            self.fail(RuntimeError(f"the thread that wrote the answers was interrupted ({type(error).__name__})"))
         return isinstance(error, Exception)
 
 

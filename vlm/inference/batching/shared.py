@@ -39,6 +39,8 @@ class SharedRows:
         self.slots = Slots()
         self.rows: list[Row] = []
         self.writing = 0
+        self.is_calling = False  # and nothing has changed in this step; or so it was when an error came
+        self._over: list[tuple[Row, Tensor]] = []  # in this step, by prompts that have been read
         self._joined: tuple[list[Any], InsertData | None] = ([], None)
         self._joins = isinstance(model.fusion, JoinsData) or not any(i.needs_data for i in model.inserts)
 
@@ -64,7 +66,7 @@ class SharedRows:
         row.cuts = cuts_of(prompt, self.serving.block)
         if self.prefixes is None or not self.prefixes.limit:
             return
-        row.keys = keys_of(prompt, row.cuts, row.asking.tenant)
+        row.keys, row.age = keys_of(prompt, row.cuts, row.asking.tenant), self.prefixes.age
         pieces = self.prefixes.find(row.keys)
         ends = [cut.end for cut in row.cuts if cut.kept][: len(pieces)]
         if ends:
@@ -76,7 +78,6 @@ class SharedRows:
 
     def read(self, budget: int) -> list[tuple[Row, Tensor]]:
         """Read about ``budget`` positions of the prompts; rows whose prompt is over, with logits ``[vocab]``."""
-        over: list[tuple[Row, Tensor]] = []
         while budget > 0 and (waiting := self.rows[self.writing :]):
             rows: list[Row] = []
             taken = 0
@@ -87,7 +88,8 @@ class SharedRows:
                 rows.append(row)
                 taken += count
             budget -= taken
-            over += self._read(rows)
+            self._over += self._read(rows)
+        over, self._over = self._over, []
         return over
 
     @staticmethod
@@ -130,7 +132,7 @@ class SharedRows:
         ends = [cut.end for cut in row.cuts if cut.kept]
         if end in ends and not self.prefixes.knows(key := row.keys[ends.index(end)]):
             before = [e for e in ends if e < end]
-            self.prefixes.add(key, self.slots.read(row.slot, before[-1] if before else 0, end))
+            self.prefixes.add(key, self.slots.read(row.slot, before[-1] if before else 0, end), row.age)
 
     def write(self, guesses: Sequence[Sequence[int]]) -> list[Tensor]:
         """Read the last token of each row that writes, and after it the tokens guessed for it.
@@ -171,7 +173,7 @@ class SharedRows:
     def drop(self) -> list[Row]:
         """Forget all rows and their memory, after an error; those that there were."""
         rows, self.rows, self.writing, self.slots = self.rows, [], 0, Slots()
-        self._joined = ([], None)
+        self._joined, self._over = ([], None), []
         return rows
 
     def _clear(self, row: Row) -> None:
@@ -212,8 +214,11 @@ class SharedRows:
         """Logits ``[t, vocab]`` in float32."""
         self.stats.steps += 1
         llm = self.model.llm
+        self.is_calling = not self._over
         with autocast(embeds.device, self.model.compute_dtype):
-            return llm.head(llm.lengthen(embeds, positions, inserts, layout)).float()
+            logits: Tensor = llm.head(llm.lengthen(embeds, positions, inserts, layout)).float()
+        self.is_calling = False
+        return logits
 
     def _join(self, parts: Sequence[InsertData]) -> InsertData | None:
         if len(parts) < 2:
