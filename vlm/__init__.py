@@ -9,7 +9,8 @@
     print(talk.chat("What is this?", image="cat.jpg"), talk.chat("What color is it?"))
     result = vlm.train("mine.yaml", run={"init_lr": 1e-4})
 
-Classes: Engine, ChatSession, Answer, Asking, Generation, Message, Text, Image, Video. Parts of your own: register_bridge, ...
+Classes: Engine, ChatSession, Answer, Asking, Generation, Message, Text, Image, Video.
+Parts of your own: register_bridge, ...
 """
 
 from __future__ import annotations
