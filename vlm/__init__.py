@@ -9,7 +9,8 @@
     print(talk.chat("What is this?", image="cat.jpg"), talk.chat("What color is it?"))
     result = vlm.train("mine.yaml", run={"init_lr": 1e-4})
 
-Classes: Engine, ChatSession, Generation, Message, Text, Image, Video. Parts of your own: register_bridge, ...
+Classes: Engine, ChatSession, Answer, Asking, Generation, Message, Text, Image, Video.
+Parts of your own: register_bridge, ...
 """
 
 from __future__ import annotations
@@ -48,12 +49,16 @@ if TYPE_CHECKING:
     from vlm.common.types import Text as Text
     from vlm.common.types import Video as Video
     from vlm.config.types import Config as Config
+    from vlm.inference.batching.answer import Answer as Answer
+    from vlm.inference.batching.answer import Asking as Asking
     from vlm.inference.engine import Engine as Engine
     from vlm.inference.generation import Generation as Generation
     from vlm.inference.session import ChatSession as ChatSession
     from vlm.runners.train.trainer import RunResult as RunResult
 
 _NAMES = {
+    "Answer": "vlm.inference.batching.answer",
+    "Asking": "vlm.inference.batching.answer",
     "ChatSession": "vlm.inference.session",
     "Config": "vlm.config.types",
     "Engine": "vlm.inference.engine",

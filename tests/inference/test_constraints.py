@@ -12,6 +12,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Rust
 
 from vlm.common.errors import PromptError, UserError
+from vlm.inference.batching.answer import Asking
 from vlm.inference.constraints.json_schema import SchemaConstraint, Vocabulary
 from vlm.inference.engine import Engine
 from vlm.processors.tokenizer.tokenizer import Tokenizer
@@ -173,3 +174,24 @@ def test_bytes_of_tokens_are_the_text(tokenizer: Tokenizer) -> None:
     assert tokenizer.bytes_of(10**6) == b"" and not tokenizer.is_plain(10**6) and not tokenizer.is_plain(-1)
     inside = tokenizer.encode_inside("a cat</s>")
     assert tokenizer.eos not in inside and b"".join(map(tokenizer.bytes_of, inside)).strip() == b"a cat</s>"
+
+
+def test_stop_texts_of_the_template_do_not_end_json(engine: Engine) -> None:
+    text = f"a {engine.processor.template.stop[0]} b"
+    constraint = Vocabulary.of(engine).constraint({"enum": [text]})
+    answer = engine.submit("Hello", asking=Asking(constraint=constraint), max_new_tokens=60, do_sample=False)
+    assert json.loads(answer.result()) == text and answer.finish == "stop"
+
+
+@pytest.mark.parametrize(
+    "text, fits", [('{ "a": 1 }', True), ('{\n  "a": 1\n}', True), ('{\n\n"a": 1}', False), ('{  "a": 1}', False)]
+)
+def test_white_space_is_a_blank_or_an_indented_line(tmp_path: Path, text: str, fits: bool) -> None:
+    tokenizer = fast(tmp_path, "bytes")
+    constraint = vocabulary_of(tokenizer).constraint({"type": "object", "properties": {"a": {"type": "integer"}}})
+    taken = []
+    for sign in text.encode():
+        token = next(i for i in range(tokenizer.vocab_size) if tokenizer.bytes_of(i) == bytes([sign]))
+        taken.append(bool(constraint.allowed()[token]))
+        constraint.accept(token)
+    assert all(taken) == fits

@@ -125,7 +125,7 @@ def started(host: str, port: int, models: Sequence[str], limits: Limits, keys: i
     return "\n".join(
         [
             f"serving {', '.join(models)} at http://{name}:{port}/v1",
-            f"  {keys} API keys" if keys else "  no API key needed",
+            f"  {keys} API key{'s' if keys > 1 else ''}" if keys else "  no API key needed",
             f"  up to {limits.tokens} tokens an answer, {limits.body_mib} MiB and {limits.images} images a request, "
             f"{limits.waiting} questions waiting; all: vlm serve --help",
             "  Ctrl-C or SIGTERM finishes accepted requests and ends",

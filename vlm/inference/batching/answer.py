@@ -44,7 +44,7 @@ class Asking:
         priority: questions with a higher one begin first.
         timeout: seconds from now after which the answer ends as it is; None: no limit.
         logprobs: log-probabilities of so many alternatives at each token, 0: of the written token alone; None: none.
-        constraint: what the tokens must follow, if anything.
+        constraint: what the tokens must follow, if anything. The template's stop texts and clean-up then do not apply.
     """
 
     tenant: str = ""

@@ -115,6 +115,8 @@ class Answers(Prompts):
         self, prompt: Prompt, ids: list[int], generation: Generation, asking: Asking, stops: StopSequences | None
     ) -> Row:
         template = self.processor.template
+        if asking.constraint is not None:  # the constraint says where it ends; the template's stop text may be inside
+            generation = generation.replace(stop=generation.stop or (), cleanup="raw")
         limited, ends = self.limits(generation, prompt, stops)
         cuts = list(generation.stop or ())
         if generation.cleanup == "chat":

@@ -268,7 +268,7 @@ class Scheduler:
                 if not (self.lone.fits() if shared is None else shared.fits(row)):
                     return
                 self._turn = max(self._turn, self._waiting[0][1])
-                self._beginning = [heapq.heappop(self._waiting)[2]]  # under the lock: it is never nowhere
+                self._beginning = [heapq.heappop(self._waiting)[-1]]  # under the lock: it is never nowhere
             self.chooser.begin(row)
             (self.lone if shared is None else shared).begin(row)
             self._beginning = []

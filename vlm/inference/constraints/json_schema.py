@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from vlm.inference.engine import Engine
     from vlm.processors.tokenizer.tokenizer import Tokenizer
 
-BLANKS = r"[\x20\x0A]{1,16}"
-"""White space between the signs of JSON; without a limit a model may write nothing else."""
+BLANKS = r"\x20|\x0A\x20{0,16}"
+"""White space between the signs of JSON: a blank, or a new line and its indentation; without a limit a weak model
+may write little else."""
 
 MAX_SCHEMA = 1 << 18
 """Characters of a schema."""

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from vlm.common.errors import BusyError, UserError
 
 CONNECT_SECONDS = 10.0
-START = "vllm serve LLM_FOLDER --enable-prompt-embeds --host 127.0.0.1 --port 8000"
+START = "vllm serve LLM_FOLDER --enable-prompt-embeds --host 127.0.0.1 --port 8100"
 
 
 class RemoteError(UserError):
@@ -37,7 +37,7 @@ class Server:
         """Raises UserError: not an ``http(s)`` address."""
         parts = urlsplit(address if "://" in address else f"http://{address}")
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
-            raise UserError(f"{address!r} is not the address of a server", fix="e.g. http://127.0.0.1:8000")
+            raise UserError(f"{address!r} is not the address of a server", fix="e.g. http://127.0.0.1:8100")
         self.address = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}"
         self._parts = urlsplit(self.address)
         self.model, self.positions, self.patience = model or "", None, patience
