@@ -12,6 +12,7 @@ import torch
 
 from vlm.common.types import Batch, Example, Message
 from vlm.config.run import Serving
+from vlm.inference.batching.weights import weights_stamp
 from vlm.inference.context import fit, room_for_answer, room_for_prompt, too_long
 from vlm.inference.decoding import Prompt, StopCriteria
 from vlm.inference.feature_cache import FeatureCache
@@ -61,6 +62,7 @@ class Prompts:
         self.serving = serving or (Serving() if config is None else config.run.serving)
         self.features = FeatureCache(self.serving.feature_mib * MIB)
         self._encoding = threading.Lock()
+        self._stamp = weights_stamp(self.model)
 
     def default_generation(self, base: Generation = CHAT) -> Generation:
         """``base`` with the generation options that the composition sets (``model.generation``)."""
@@ -121,11 +123,18 @@ class Prompts:
         """Text and images of a batch as one sequence per row; cached images of the tenant are not encoded again."""
         batch = self.batch(examples)
         with self._encoding, torch.inference_mode():  # one thread at a time, so that memory does not grow with threads
+            if (stamp := weights_stamp(self.model)) != self._stamp:
+                self._stamp = stamp
+                self.forget()
             pixels, visual = batch.pixels, None
             if pixels is not None:
                 owners = [tenant] * len(pixels)
                 visual = self.features.encode(pixels, self.model.encode, batch.frames, batch.about, owners)
             return self.model.prepare(batch, visual)
+
+    def forget(self) -> None:
+        """Empty what is remembered of images, as happens by itself when the weights have changed."""
+        self.features.clear()
 
     def _fit(self, conversation: Conversation, room: int) -> Conversation:
         conversation = to_messages(conversation, allow_urls=self.allow_urls)
