@@ -71,6 +71,9 @@ docs: install
 bench: install
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.generate
+	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.serving --run output/quickstart/stage2
+	$(BIN)/python -m benchmarks.int8 --model output/quickstart/stage2 --batches
 	$(BIN)/python -m benchmarks.data_loader
 	$(BIN)/python -m benchmarks.image_decode
 	$(BIN)/python -m benchmarks.readme

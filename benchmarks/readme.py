@@ -1,14 +1,15 @@
-"""Writes the measured tables into docs/benchmarks.md: ``python -m benchmarks.readme``, at the end of ``make bench``."""
+"""Writes the measured tables into the documents: ``python -m benchmarks.readme``, at the end of ``make bench``."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 SEEDS = (0, 1, 2)
 
 
@@ -61,9 +62,55 @@ def benchmark_table() -> str:
         f"| {ratio['vlm bf16']:.2f}x |",
         f"| memory that a float32 step adds to the model: {memory['transformers fp32']:.0f} MiB against "
         f"{memory['vlm fp32']:.0f} MiB | {memory['transformers fp32'] / memory['vlm fp32']:.1f}x less |",
-        f"| greedy generation, float32 | {text['ratio']:.2f}x |",
+    ]
+    sizes = list(text["batch"])
+    names = {"vlm": "float32", "vlm bf16": "bfloat16 weights", "vlm int8": "int8 weights"}
+    lines += ["", f"| greedy generation against transformers in float32, {cores(text)} | "]
+    lines[-1] += " | ".join(f"batch {size}" for size in sizes) + " |"
+    lines += ["|---" * (1 + len(sizes)) + "|"]
+    for name, what in names.items():
+        lines.append(f"| {what} | " + " | ".join(f"{text['batch'][size]['ratio'][name]:.2f}x" for size in sizes) + " |")
+    return "\n".join(lines)
+
+
+def serving_table() -> str:
+    """Many clients against one at a time, and what was seen before."""
+    runs = {"embedded model": read("serving_quickstart"), "middle size": read("serving_cpu")}
+    first = next(iter(runs.values()))
+    lines = [f"| {cores(first)}, float32 | " + " | ".join(runs) + " |", "|---" * (1 + len(runs)) + "|"]
+
+    def row(what: str, value: Callable[[dict[str, Any]], str]) -> None:
+        lines.append(f"| {what} | " + " | ".join(value(run) for run in runs.values()) + " |")
+
+    def per_second(run: dict[str, Any], key: str) -> str:
+        return f"{run[key]['requests_per_second']:.2f} / {run[key]['tokens_per_second']:.0f}"
+
+    def milliseconds(key: str, what: str) -> Callable[[dict[str, Any]], str]:
+        return lambda run: f"{run[key][what]['p50']:.0f} / {run[key][what]['p95']:.0f}"
+
+    row("one at a time: requests/s, tokens/s", lambda run: per_second(run, "one_at_a_time"))
+    row(f"{first['together']['clients']} clients: requests/s, tokens/s", lambda run: per_second(run, "together"))
+    row("times as many tokens", lambda run: f"{run['ratio']['tokens_per_second']:.1f}x")
+    row("to the first token, p50 / p95 ms", milliseconds("together", "first_token_ms"))
+    row("per further token, p50 / p95 ms", milliseconds("together", "per_token_ms"))
+    row("the same at half that load: first token", milliseconds("at_half_load", "first_token_ms"))
+    row("at half that load: further tokens", milliseconds("at_half_load", "per_token_ms"))
+    seen = lambda run, key: run["seen_before"]["first_token_ms"][key]  # noqa: E731
+    row("first / second question about an image, ms", lambda r: f"{seen(r, 'first'):.0f} / {seen(r, 'second'):.0f}")
+    row("first / next turn of 1,000 positions, ms", lambda r: f"{seen(r, 'long'):.0f} / {seen(r, 'next_turn'):.0f}")
+    row("memory after a tenth / all of the requests, MiB", _memory)
+    lines += [
+        "",
+        f"{first['requests']} requests with an image each, answers of 8 to 128 tokens, Poisson arrivals; "
+        f"{first['memory'][-1]['requests']} requests in the memory test; "
+        f"{sum(run['together']['errors'] for run in runs.values())} failed.",
     ]
     return "\n".join(lines)
+
+
+def _memory(run: dict[str, Any]) -> str:
+    readings = [reading["mib"] for reading in run["memory"]]
+    return f"{readings[0]:.0f} / {readings[-1]:.0f}"
 
 
 def data_table() -> str:
@@ -97,17 +144,26 @@ def data_table() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"quickstart-table": quickstart_table, "benchmark-table": benchmark_table, "data-table": data_table}
+TABLES = {
+    "benchmarks.md": {
+        "quickstart-table": quickstart_table,
+        "benchmark-table": benchmark_table,
+        "serving-table": serving_table,
+        "data-table": data_table,
+    },
+    "guides/serve.md": {"serving-table": serving_table},
+}
 
 
 def main() -> None:
     """Replace the tables."""
-    text = PAGE.read_text(encoding="utf-8")
-    for name, table in TABLES.items():
-        start, end = f"<!-- {name} -->", f"<!-- end {name} -->"
-        head, tail = text[: text.index(start) + len(start)], text[text.index(end) :]
-        text = f"{head}\n{table()}\n{tail}"
-    PAGE.write_text(text, encoding="utf-8")
+    for page, tables in TABLES.items():
+        text = (DOCS / page).read_text(encoding="utf-8")
+        for name, table in tables.items():
+            start, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+            head, tail = text[: text.index(start) + len(start)], text[text.index(end) :]
+            text = f"{head}\n{table()}\n{tail}"
+        (DOCS / page).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -53,7 +53,9 @@ class HFCausalLM(nn.Module):
         ``config`` writes its content out instead (model_type and sizes). ``vocab_size`` overrides the rows of
         embeddings and head, and unties them: a larger number makes room for added tokens, whose rows are random or,
         with ``new_rows: mean``, the mean over the file's (a published rule for a pad token). ``banned_ids`` are never
-        generated, such as added tokens whose row of the head is in no file (that row is zero then).
+        generated, such as added tokens whose row of the head is in no file (that row is zero then). ``quantize`` is
+        for frozen weights: ``int8`` on a CPU goes through torch (needs AVX512-VNNI, else the weights are stored in
+        bf16; head included; for answers only), ``int8`` and ``nf4`` on a GPU through bitsandbytes.
 
         Example: ``llm: {name: hf, path: /models/llama-2-7b, dtype: bf16}``
         """

@@ -28,7 +28,7 @@ _FLOAT_OUTPUT: tuple[Any, ...] = (1.0, 0, torch.float32, "none", [], "")  # scal
 
 
 class Int8Linear(nn.Module):
-    """Used in place of a frozen ``nn.Linear``; made by :meth:`of`. For answers only: no gradient, nothing to save.
+    """A frozen ``nn.Linear`` in int8, made by :meth:`of`. For answers only: it has no gradient and is never saved.
 
     Attributes:
         weight: int8 ``[out, in]``, or ``[in, out]`` in oneDNN's opaque layout when ``packed``.
