@@ -112,7 +112,7 @@ def _operator() -> Any:
         out: Tensor = function(module, query, key, value, mask, scaling=scaling, dropout=0.0, **more)[0]
         return out.contiguous()
 
-    def shaped(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
+    def shaped(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
         batch, heads, length, _ = query.shape
         return query.new_empty(batch, length, heads, value.shape[-1])
 
