@@ -140,6 +140,9 @@ def test_doctor_names_versions_and_folders(capsys: pytest.CaptureFixture[str], m
     out = capsys.readouterr().out
     assert "torch" in out
     assert "/some/cache" in out
+    for package in ("gradio", "fastapi", "uvicorn", "prometheus-client", "llguidance", "ray", "bitsandbytes"):
+        assert f"\n  {package} " in out
+    assert "\nint8 on the CPU: yes\n" in out or "\nint8 on the CPU: no (" in out
 
 
 def test_eval_without_datasets_is_a_clear_error(cfg: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -105,6 +105,15 @@ SUBJECTS: dict[str, Subject] = {
     "gemma3": Subject(
         family("gemma3_text", query_pre_attn_scalar=8, layer_types=["sliding_attention", "full_attention"], **WINDOW)
     ),
+    "gpt_oss": Subject(
+        family(
+            "gpt_oss",  # with sinks, and experts
+            layer_types=["sliding_attention", "full_attention"],
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            **WINDOW,
+        )
+    ),
     "mamba": Subject(family("mamba", state_size=8), runs_alone=True),
     "PaliGemma": Subject(saved(paligemma.build), options={"repetition_penalty": 1.7}, whole=True),
     "PaliGemma 2": Subject(saved(paligemma.build_second), options={"repetition_penalty": 3.0}, whole=True),

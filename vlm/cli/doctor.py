@@ -14,7 +14,14 @@ from vlm.common.paths import ASSETS, CACHE_VARIABLE, cache_root
 from vlm.common.registry import register_command
 
 REQUIRED = ("torch", "torchvision", "transformers", "timm", "peft", "safetensors", "sentencepiece", "omegaconf")
-OPTIONAL = {"gradio": "vlm demo", "wandb": "run.wandb_log", "bitsandbytes": "8- and 4-bit LLMs"}
+OPTIONAL = {
+    "gradio": "vlm demo, vlm serve --page",
+    **dict.fromkeys(("fastapi", "uvicorn", "prometheus-client"), "vlm serve"),
+    "llguidance": "answers in JSON",
+    "ray": "vlm generate --ray",
+    "wandb": "run.wandb_log",
+    "bitsandbytes": "8- and 4-bit LLMs on a GPU",
+}
 FOUNDATIONS = ("eva_vit.safetensors", "qformer.safetensors", "llm/model.safetensors")
 
 
@@ -36,15 +43,16 @@ class Doctor:
         for name in REQUIRED:
             result = installed(name)
             missing += result is None
-            say(f"  {name:<16}{result or 'MISSING: pip install vlm-compose'}")
+            say(f"  {name:<18}{result or 'MISSING: pip install vlm-compose'}")
         for name, use in OPTIONAL.items():
-            say(f"  {name:<16}{installed(name) or f'not installed (needed for {use})'}")
+            say(f"  {name:<18}{installed(name) or f'not installed (needed for {use})'}")
         if installed("torch"):
             from vlm.common.dist import accelerator_count, device_name, pick_device
 
             device = pick_device("auto")
             say(f"device: {device} ({device_name(device)}), accelerators: {accelerator_count()}")
             say(f"threads: {threads_here()}")
+            say(f"int8 on the CPU: {int8_here()}")
         say(f"cache: {cache_root()} (environment variable {CACHE_VARIABLE})")
         absent = [f for f in FOUNDATIONS if not (ASSETS / "tiny" / f).is_file()]
         say(f"quickstart foundations: {'missing ' + ', '.join(absent) if absent else 'present'}")
@@ -62,6 +70,14 @@ def threads_here() -> str:
     shown = "" if busy is None else f", load {busy:.1f}"
     problem = threads.problem(busy)
     return f"{threads.line()}{shown}, waiting threads: {waiting}" + (f"\n  warning: {problem}" if problem else "")
+
+
+def int8_here() -> str:
+    """Whether ``model.llm.quantize: int8`` computes in int8 on this machine's CPU."""
+    from vlm.models.llm.int8 import unsupported
+
+    why = unsupported()
+    return "yes" if why is None else f"no ({why}; bf16 is used instead)"
 
 
 def installed(name: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -132,6 +133,15 @@ def left_out(config: Mapping[str, Any], layers: Sequence[str], file: str) -> lis
         return [name for name in layers if not check_target_module_exists(options, name)]
     except (ValueError, TypeError, AttributeError, re.error) as error:
         raise ConfigError(f"{file}: {', '.join(given)} cannot be used ({error})") from error
+
+
+def lora_state(layer: nn.Module) -> tuple[Any, ...]:
+    """What the parameters of a layer do not tell: which of its updates are merged, active or off, and their scale."""
+    peft = sys.modules.get("peft.tuners.tuners_utils")  # without it there is none
+    if peft is None or not isinstance(layer, peft.BaseTunerLayer):
+        return ()
+    names, scales = layer.active_adapters, layer.scaling
+    return tuple(layer.merged_adapters), tuple(names), layer.disable_adapters, tuple(scales.get(n) for n in names)
 
 
 def is_lora(name: str) -> bool:

@@ -186,8 +186,12 @@ class Answers(Prompts):
         )
 
     def forget(self) -> None:
-        """Empty the caches of images and prompts, e.g. after the weights have changed."""
-        self.features.clear()
+        """Empty the caches of images and prompts.
+
+        It happens by itself when the weights have changed (or LoRA was merged or switched off) since the last question,
+        unless they were written through ``.data``.
+        """
+        super().forget()
         self.prefixes.clear()
 
     def _naming_part(self, conversations: Sequence[Conversation]) -> AbstractContextManager[None]:

@@ -2,8 +2,8 @@
 
 The key of a prefix is a digest of everything that they depend on besides the weights: the embeddings that the language
 model reads (so the tokens of the text and the visual tokens, hence the pixels and their recipe), positions, which
-tokens see one another, the data of inserts, and the tenant. One cache belongs to one engine, whose weights do not
-change while it holds anything.
+tokens see one another, the data of inserts, and the tenant. One cache belongs to one engine, which empties it when its
+weights have changed.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _ends(media: Tensor) -> list[int]:
 
 def keys_of(prompt: Prompt, cuts: Sequence[Cut], salt: str) -> list[bytes]:
     """A digest for each cut that may be kept, of all that precedes it."""
-    digest = hashlib.blake2b(salt.encode(), digest_size=24)
+    digest = hashlib.blake2b(f"{len(salt)}:{salt}".encode(), digest_size=24)
     inserts = prompt.inserts
     if inserts is not None:
         for value in _flat(inserts.shared):

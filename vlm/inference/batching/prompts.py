@@ -12,6 +12,7 @@ import torch
 
 from vlm.common.types import Batch, Example, Message
 from vlm.config.run import Serving
+from vlm.inference.batching.weights import weights_stamp
 from vlm.inference.context import fit, room_for_answer, room_for_prompt, too_long
 from vlm.inference.decoding import Prompt, StopCriteria
 from vlm.inference.feature_cache import FeatureCache
@@ -62,6 +63,7 @@ class Prompts:
         self.serving = serving or (Serving() if config is None else config.run.serving)
         self.features = FeatureCache(self.serving.feature_mib * MIB)
         self._encoding = threading.Lock()
+        self._stamp = weights_stamp(self.model)
 
     def default_generation(self, base: Generation = CHAT) -> Generation:
         """``base`` with the generation options that the composition sets (``model.generation``)."""
@@ -123,11 +125,18 @@ class Prompts:
         batch = self.batch(examples)
         alone = self._encoding  # one thread at a time, so that memory does not grow with threads
         with alone, torch.inference_mode(), no_autocast(self.model.device):
+            if (stamp := weights_stamp(self.model)) != self._stamp:
+                self._stamp = stamp
+                self.forget()
             pixels, visual = batch.pixels, None
             if pixels is not None:
                 owners = [tenant] * len(pixels)
                 visual = self.features.encode(pixels, self.model.encode, batch.frames, batch.about, owners)
             return self.model.prepare(batch, visual)
+
+    def forget(self) -> None:
+        """Empty what is remembered of images, as happens by itself when the weights have changed."""
+        self.features.clear()
 
     def _fit(self, conversation: Conversation, room: int) -> Conversation:
         conversation = to_messages(conversation, allow_urls=self.allow_urls)

@@ -92,7 +92,7 @@ class _Opaque:
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Any]:
         if torch.compiler.is_compiling():
-            return self.operator(query, key, value, mask, kwargs.get("scaling")), None
+            return self.operator(query, key, value, mask, kwargs.get("scaling"), kwargs.get("softcap")), None
         found: tuple[Tensor, Any] = self.function(module, query, key, value, mask, **kwargs)
         return found
 
@@ -101,19 +101,22 @@ class _Opaque:
 def _operator() -> Any:
     """The operator ``vlm::attend``: calls the attention function of the layer that runs."""
 
-    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+    def attend(
+        query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, softcap: float | None
+    ) -> Tensor:
         from transformers import AttentionInterface
 
         module: Any = _running.get()
         function = AttentionInterface()[module.config._attn_implementation]
-        out: Tensor = function(module, query, key, value, mask, scaling=scaling, dropout=0.0)[0]
+        more = {} if softcap is None else {"softcap": softcap}
+        out: Tensor = function(module, query, key, value, mask, scaling=scaling, dropout=0.0, **more)[0]
         return out.contiguous()
 
-    def shaped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+    def shaped(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
         batch, heads, length, _ = query.shape
         return query.new_empty(batch, length, heads, value.shape[-1])
 
-    schema = "(Tensor query, Tensor key, Tensor value, Tensor? mask, float? scaling) -> Tensor"
+    schema = "(Tensor query, Tensor key, Tensor value, Tensor? mask, float? scaling, float? softcap) -> Tensor"
     made = torch.library.custom_op("vlm::attend", attend, mutates_args=(), schema=schema)
     made.register_fake(shaped)
     return made
