@@ -208,7 +208,7 @@ class Scheduler:
             return not (self._waiting or self._beginning or self._rows())  # in the order in which they move
 
         while True:
-            with _Failing(self._give_up):
+            with _Failing(self._give_up, None):
                 self._drive(nothing_left)
             with self._lock:
                 if nothing_left():
