@@ -38,7 +38,7 @@ class Packing:
 
 @dataclass(frozen=True)
 class Serving:
-    """Limits and switches of an engine. None of them changes an answer, only speed and memory.
+    """Limits and switches of an engine. They change speed and memory; an answer no more than rounding does.
 
     Example: ``vlm serve output/mine --options run.serving.max_batch=16 run.serving.lookup=8``
     """
@@ -53,7 +53,7 @@ class Serving:
     prefix_mib: Natural = option(1024, "MiB for keys and values of prompts that may come again (0: off)")
     feature_mib: Natural = option(512, "MiB for visual features of recent images (0: off)")
     lookup: Natural = option(0, "tokens of a greedy answer guessed at a time from what was read and written (0: off)")
-    compile: bool = option(False, "torch.compile the decoder's layers")
+    compile: bool = option(False, "torch.compile the decoder's layers (slower on a CPU where it was measured)")
 
 
 @dataclass
