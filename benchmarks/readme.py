@@ -148,10 +148,10 @@ TABLES = {
     "benchmarks.md": {
         "quickstart-table": quickstart_table,
         "benchmark-table": benchmark_table,
-        "serving-table": serving_table,
+        "load-table": serving_table,
         "data-table": data_table,
     },
-    "guides/serve.md": {"serving-table": serving_table},
+    "guides/serve.md": {"load-table": serving_table},
 }
 
 

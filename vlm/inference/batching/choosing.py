@@ -167,8 +167,19 @@ def _warped(rows: Sequence[Row], scores: Tensor) -> Tensor:
         scores = scores.masked_fill((scores < least) & ~off, -torch.inf)
     if any(o.top_p < 1 for o in options):
         rest = torch.tensor([1 - o.top_p for o in options], device=device, dtype=scores.dtype)[:, None]
-        order, index = scores.sort(descending=False)
+        order, index = _ascending(scores)
         dropped = (order.softmax(dim=-1).cumsum(dim=-1) <= rest) & (rest > 0)
         dropped[:, -1:] = False
-        scores = scores.masked_fill(dropped.scatter(1, index, dropped), -torch.inf)
+        out = torch.zeros_like(scores, dtype=torch.bool).scatter(1, index, dropped)
+        scores = scores.masked_fill(out, -torch.inf)
     return scores
+
+
+def _ascending(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The scores from low to high with their places, those that are out (minus infinity) left away where many are."""
+    alive = int((scores != -torch.inf).sum(-1).amax())
+    if alive > scores.shape[1] // 8:
+        order = scores.sort(descending=False)
+        return order.values, order.indices
+    order = scores.topk(alive, dim=-1)
+    return order.values.flip(-1), order.indices.flip(-1)
