@@ -134,7 +134,7 @@ def test_any_language_model(compose, examples, batched, packed, family: str) -> 
     assert max(losses) - min(losses) < 1e-3
     model(batched(examples)).loss_sum.backward()
     assert model.bridge[1].proj.weight.grad.abs().sum() > 0
-    assert can_pack(model.llm.model) == (family in ("llama", "qwen2", "phi3"))
+    assert can_pack(model.llm.model) == (family in ("llama", "qwen2", "phi3", "gemma2"))
 
 
 def test_llm_folder_without_config(tmp_path) -> None:

@@ -17,6 +17,8 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping
 
+import torch
+
 WITHIN = 20.0
 """Seconds until something is shown; machines of continuous integration are slow at times."""
 ESCAPES = re.compile(rb"\x1b\[[\d;?]*[A-Za-z]|\x1b[()][A-Z0-9]|\x1b[=>]|\x07")
@@ -82,6 +84,7 @@ def plain(shown: bytes) -> str:
 
 def _run(program: Callable[[], int], environ: Mapping[str, str]) -> None:
     """The child's side; never returns into the test."""
+    torch.set_num_threads(1)  # the threads that the parent computed with do not exist in the child
     code = 70
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)

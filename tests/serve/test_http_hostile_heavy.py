@@ -88,7 +88,7 @@ def test_many_large_bodies_share_a_budget(port: int) -> None:
                     client.sendall(chunk)
         found = [status(rest(client)) for client in clients]
     assert found.count(503) >= 10 and set(found) <= {503, 408, None}
-    assert memory() - before < 16 * 32 * 1.6
+    assert memory() - before < 16 * 32 * 2  # a body, and its copy as text while it is parsed
     assert ask(port).status_code == 200
 
 
