@@ -111,15 +111,16 @@ class SharedRows:
         ends = torch.tensor(counts).cumsum(0) - 1
         layout = self._layout(rows, [first for first, _ in spans], counts)
         layout.blocks = _blocks(rows, layout.reach)
-        layout.keep = ends.to(self.model.device)
-        logits = self._call(torch.cat(embeds), torch.cat(positions), self._join(parts), layout)
-        over = []
-        for i, (row, (_, last)) in enumerate(zip(rows, spans, strict=True)):
+        ready = [i for i, (row, (_, last)) in enumerate(zip(rows, spans, strict=True)) if last == row.length]
+        layout.keep = ends[ready or [-1]].to(self.model.device)  # what comes last is not computed for other tokens
+        inputs = (torch.cat(embeds), torch.cat(positions), self._join(parts), layout)
+        logits = self._call(*inputs, predicts=bool(ready))
+        for row, (_, last) in zip(rows, spans, strict=True):
             self._keep(row, last)
             row.done = last
-            if last == row.length:
-                row.prompt = None
-                over.append((row, logits[i]))
+        over = [(rows[i], logits[k]) for k, i in enumerate(ready)]
+        for row, _ in over:
+            row.prompt = None
         for row, _ in over:
             self._swap(row.slot, self.writing)
             self.writing += 1
@@ -210,13 +211,21 @@ class SharedRows:
         self.slots.reserve(count, reach)
         return SlotLayout(self.slots, [row.slot for row in rows], starts, counts, self.model.device)
 
-    def _call(self, embeds: Tensor, positions: Tensor, inserts: InsertData | None, layout: SlotLayout) -> Tensor:
-        """Logits ``[t, vocab]`` in float32."""
+    def _call(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        inserts: InsertData | None,
+        layout: SlotLayout,
+        predicts: bool = True,
+    ) -> Tensor:
+        """Logits ``[t, vocab]`` in float32; without ``predicts`` none are needed."""
         self.stats.steps += 1
         llm = self.model.llm
         self.is_calling = not self._over
         with autocast(embeds.device, self.model.compute_dtype):
-            logits: Tensor = llm.head(llm.lengthen(embeds, positions, inserts, layout)).float()
+            hidden: Tensor = llm.lengthen(embeds, positions, inserts, layout)
+            logits = llm.head(hidden).float() if predicts else hidden
         self.is_calling = False
         return logits
 
