@@ -97,12 +97,17 @@ def serving_table() -> str:
     row("at half that load: further tokens", milliseconds("at_half_load", "per_token_ms"))
     seen = lambda run, key: run["seen_before"]["first_token_ms"][key]  # noqa: E731
     row("first / second question about an image, ms", lambda r: f"{seen(r, 'first'):.0f} / {seen(r, 'second'):.0f}")
-    row("first / next turn of 1,000 positions, ms", lambda r: f"{seen(r, 'long'):.0f} / {seen(r, 'next_turn'):.0f}")
-    row("memory after a tenth / all of the requests, MiB", _memory)
+    turn = lambda run: run["seen_before"]["positions_of_the_first_turn"]  # noqa: E731
+    row(
+        "a long first turn / the next one, ms (positions of the first)",
+        lambda r: f"{seen(r, 'long'):.0f} / {seen(r, 'next_turn'):.0f} ({turn(r)})",
+    )
+    row("memory after a tenth / all of the memory test, MiB", _memory)
     lines += [
         "",
-        f"{first['requests']} requests with an image each, answers of 8 to 128 tokens, Poisson arrivals; "
-        f"{first['memory'][-1]['requests']} requests in the memory test; "
+        f"{' and '.join(str(run['requests']) for run in runs.values())} requests with an image each, "
+        "answers of 8 to 128 tokens, Poisson arrivals; "
+        f"{first['memory'][-1]['requests']} requests in the memory test of the embedded model; "
         f"{sum(run['together']['errors'] for run in runs.values())} failed.",
     ]
     return "\n".join(lines)
@@ -110,7 +115,7 @@ def serving_table() -> str:
 
 def _memory(run: dict[str, Any]) -> str:
     readings = [reading["mib"] for reading in run["memory"]]
-    return f"{readings[0]:.0f} / {readings[-1]:.0f}"
+    return "not measured" if not readings else f"{readings[0]:.0f} / {readings[-1]:.0f}"
 
 
 def data_table() -> str:

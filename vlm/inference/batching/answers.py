@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -87,9 +88,11 @@ class Answers(Prompts):
         generation, asking = self.options(generation, **options), asking or Asking()
         if generation.num_beams > 1:
             raise PromptError("an answer by beam search is not written token by token", fix="set num_beams to 1")
+        started = time.monotonic()
         self.scheduler.check_queue()  # before the images are encoded
         conversation = to_messages(messages, image, video, allow_urls=self.allow_urls)
         (row,) = self._rows([conversation], generation, asking)
+        row.answer.times.asked = started  # images are encoded by now
         self.scheduler.add(row)
         return row.answer
 
