@@ -6,7 +6,6 @@ Where an answer could come from memory it is compared with an engine that has no
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -23,14 +22,6 @@ from .batching_subjects import LONG, SUBJECTS, again, ask, distinct, picture, qu
 BARE = {"prefix_mib": 0, "feature_mib": 0}
 HEAVY = pytest.mark.heavy
 REMEMBERING = [n for n, s in SUBJECTS.items() if not s.runs_alone]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield SUBJECTS["llama"].make(tmp_path_factory.mktemp("model"))
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

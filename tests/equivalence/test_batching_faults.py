@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,15 +15,7 @@ from vlm.inference.batching.answer import Answer, Asking
 from vlm.inference.engine import Engine
 
 from .batching_asking import GREEDY, alone, check_ids, in_threads, in_time, submitted, told
-from .batching_subjects import LONG, SUBJECTS, again, ask, distinct, questions
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield SUBJECTS["llama"].make(tmp_path_factory.mktemp("model"))
-    torch.set_num_threads(threads)
+from .batching_subjects import LONG, again, ask, distinct, questions
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -20,14 +19,6 @@ from .batching_asking import GREEDY, alone, check_ids, in_tasks, in_threads, in_
 from .batching_subjects import SUBJECTS, again, ask, distinct, picture, questions
 
 LONG = GREEDY.replace(max_new_tokens=18, min_length=18)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield SUBJECTS["llama"].make(tmp_path_factory.mktemp("model"))
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
