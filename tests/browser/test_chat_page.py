@@ -104,11 +104,9 @@ def ask(page: Page, question: str, accepted: bool = True) -> None:
 
 
 def axe_faults(page: Page) -> list[str]:
-    """What the axe engine finds, as ``impact rule: element``; nothing where it is not installed."""
-    try:
-        from axe_playwright_python.sync_playwright import Axe
-    except ModuleNotFoundError:
-        return []
+    """What the axe engine finds, as ``impact rule: element``."""
+    from axe_playwright_python.sync_playwright import Axe
+
     found = Axe().run(page).response["violations"]
     return [f"{v['impact']} {v['id']}: {n['html'][:120]}" for v in found for n in v["nodes"]]
 
