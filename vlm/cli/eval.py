@@ -5,13 +5,18 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vlm.cli.options import add_listed, source_of
 from vlm.common.errors import UserError
 from vlm.common.logging import say
 from vlm.common.owned import is_table, write_own
+from vlm.common.paths import make_folder
 from vlm.common.registry import register_command
 from vlm.common.trust import trusting
+
+if TYPE_CHECKING:
+    from vlm.config.api import Config
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +44,8 @@ class Eval:
                 judge_of(args.judge)
         if args.predictions:
             return score(args)
+        if args.answers:
+            return score_answers(args)
         source = source_of(args, "vlm eval tiny/eval")
         if Path(source).is_dir():  # a run folder: its own weights belong to it
             from vlm.inference.load import read_source
@@ -46,13 +53,9 @@ class Eval:
             cfg = read_source(source, args.options)
         else:
             cfg = load_config(source, args.options, check="all")
-        if cfg.evaluation_files:
-            files = f"evaluation_datasets.{', '.join(cfg.evaluation_files)}: no benchmark reads eval_file_path yet"
-            fix = "write its questions as an entry with format: table (docs/guides/evaluate.md)"
-            if not cfg.evaluation_datasets:
-                raise UserError(files, fix=fix)
-            log.warning("%s; the other entries are evaluated", files)
-        if not cfg.evaluation_datasets:
+        if args.benchmark:
+            use_benchmark(cfg, args)
+        if not (cfg.evaluation_datasets or cfg.evaluation_files):
             raise UserError(f"{source} has no evaluation_datasets", fix="add the section, or use another file")
         from vlm.runners.evaluate.run import run_evaluation
 
@@ -67,6 +70,48 @@ class Eval:
             show=say,
         )
         return 0
+
+
+def options_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of a standard benchmark that were given."""
+    named = {"protocol": args.protocol, "split": args.split, "limit": args.limit}
+    named |= {"shots": args.shots, "shots_path": args.shots_data}
+    return {k: v for k, v in named.items() if v}
+
+
+def use_benchmark(cfg: Config, args: argparse.Namespace) -> None:
+    """Make ``--benchmark`` the only entry of ``evaluation_datasets``. Raises UserError: no --data."""
+    from vlm.config.api import EvaluationFiles
+
+    options = {"protocol": "official"} | options_of(args)
+    files = EvaluationFiles(_data(args), args.media_root, benchmark=args.benchmark, options=options)
+    cfg.evaluation_datasets, cfg.evaluation_files = {}, {args.benchmark: files}
+
+
+def _data(args: argparse.Namespace) -> str:
+    if len(args.data) != 1:
+        raise UserError("--benchmark needs its files", fix="--data FOLDER, as they are published (and --media-root)")
+    return str(args.data[0])
+
+
+def score_answers(args: argparse.Namespace) -> int:
+    """Score answers that somebody wrote. Raises UserError: no benchmark, or files that do not belong together."""
+    from vlm.common.registry import resolve
+    from vlm.runners.evaluate.run import read_options, table, write_results
+    from vlm.tasks.benchmarks.standard.base import StandardBenchmark
+    from vlm.tasks.benchmarks.standard.stored import score_file
+
+    if not args.benchmark:
+        raise UserError("--answers needs the benchmark", fix="--benchmark NAME --data FOLDER")
+    benchmark = resolve("benchmark", args.benchmark)
+    if not issubclass(benchmark, StandardBenchmark):
+        raise UserError(f"{args.benchmark} reads no original files", fix="vlm eval --predictions FILE --data FILE")
+    options = read_options(benchmark, {"protocol": "official"} | options_of(args), {})
+    result = score_file(benchmark, _data(args), args.media_root, args.answers, options)
+    say(f"{args.benchmark}, {result.scores['protocol']}:{table(result)}")
+    if args.output is not None:
+        write_results(make_folder(args.output), "evaluation", {args.benchmark: {"right": result}})
+    return 0
 
 
 def score(args: argparse.Namespace) -> int:

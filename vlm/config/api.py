@@ -9,6 +9,16 @@ from __future__ import annotations
 from vlm.config.load import load_config
 from vlm.config.run import RunConfig
 from vlm.config.stored import effective
-from vlm.config.types import Config, DatasetEntry, ModelConfig, Part, WeightFile
+from vlm.config.types import Config, DatasetEntry, EvaluationFiles, ModelConfig, Part, WeightFile
 
-__all__ = ["Config", "DatasetEntry", "ModelConfig", "Part", "RunConfig", "WeightFile", "effective", "load_config"]
+__all__ = [
+    "Config",
+    "DatasetEntry",
+    "EvaluationFiles",
+    "ModelConfig",
+    "Part",
+    "RunConfig",
+    "WeightFile",
+    "effective",
+    "load_config",
+]

@@ -18,7 +18,7 @@ from vlm.config.options import Option, apply_options, parse_options
 from vlm.config.parts import read_dataset, read_model, read_options
 from vlm.config.renamed import flatten_build_info, option_path, rename_keys
 from vlm.config.run import RunConfig
-from vlm.config.schema import SHOWN, Path, Report, describe, dotted, read
+from vlm.config.schema import SHOWN, Path, Report, describe, dotted, names_of, read
 from vlm.config.shipped import find, is_composition, label
 from vlm.config.stored import DATA_SECTIONS, store
 from vlm.config.tree import OPTIONS, Tree, parse_file, plain, texts_in
@@ -244,13 +244,18 @@ def is_published(section: str, entry: Any) -> bool:
 
 
 def read_evaluation_files(data: dict[str, Any], report: Report) -> dict[str, EvaluationFiles]:
-    """The published entries of ``evaluation_datasets``."""
-    section = "evaluation_datasets"
-    found = {
-        n: read(EvaluationFiles, e, (section, n), report)
-        for n, e in (data.get(section) or {}).items()
-        if is_published(section, e)
-    }
+    """The entries of ``evaluation_datasets`` that name files of a benchmark; other keys are its options."""
+    section, own = "evaluation_datasets", [n for n in names_of(EvaluationFiles) if n != "options"]
+    found = {}
+    for name, entry in (data.get(section) or {}).items():
+        if is_published(section, entry):
+            written = {k: v for k, v in entry.items() if k in own}
+            more = {k: v for k, v in entry.items() if k not in own and k != "options"} | (entry.get("options") or {})
+            place, benchmark = (section, name), str(entry.get("benchmark") or name)
+            files = read(EvaluationFiles, written | {"options": more}, place, report)
+            if benchmark in names("benchmark") or entry.get("benchmark"):
+                read_options("benchmark", benchmark, more, place, (*place, "benchmark"), report)
+            found[name] = files
     return {name: files for name, files in found.items() if files is not None}
 
 

@@ -36,7 +36,10 @@ def _run(run: RunConfig) -> dict[str, Any]:
 
 
 def _files(config: Config) -> dict[str, Any]:
-    return {name: dataclasses.asdict(files) for name, files in config.evaluation_files.items()}
+    files = {name: dataclasses.asdict(found) for name, found in config.evaluation_files.items()}
+    return {
+        name: {k: v for k, v in found.items() if k != "options"} | found["options"] for name, found in files.items()
+    }
 
 
 def _store_entry(written: dict[str, Any], entry: DatasetEntry) -> dict[str, Any]:

@@ -103,16 +103,18 @@ class DatasetOptions:
 
 @dataclass
 class EvaluationFiles:
-    """A published entry of ``evaluation_datasets``: the files of a benchmark that its name stands for.
+    """An entry of ``evaluation_datasets`` that names the original files of a benchmark, in the published spelling.
 
-    Example: ``gqa: {eval_file_path: /data/gqa/test.json, img_path: /data/gqa/images, max_new_tokens: 20}``
+    Example: ``gqa: {eval_file_path: /data/gqa/test.json, img_path: /data/gqa/images, protocol: official}``
     """
 
     eval_file_path: str  # annotations: a file, a folder, or the name of a dataset on the Hub
     img_path: str = ""  # folder of the images
     save_path: str = ""  # result file; empty: in run.save_path
-    max_new_tokens: Count | None = None  # null: run.max_new_tokens
+    max_new_tokens: Count | None = None  # null: the benchmark's
     batch_size: Count | None = None  # null: run.batch_size_eval
+    benchmark: str = ""  # empty: the one with the entry's name
+    options: dict[str, Any] = field(default_factory=dict)  # of the benchmark, written beside these keys
 
 
 @dataclass

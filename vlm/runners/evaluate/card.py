@@ -12,8 +12,7 @@ from vlm.common import VERSION
 from vlm.common.errors import DataError
 from vlm.common.owned import is_page, is_table, write_own
 from vlm.common.types import Image, Video
-from vlm.config.api import Config, DatasetEntry
-from vlm.datasets.loading.sources import build_sources
+from vlm.config.api import Config
 from vlm.pages.card import page
 from vlm.pages.parts import AnswerCard
 from vlm.tasks.benchmarks.base import Prediction, Questions, Result, Score, prompt_of
@@ -21,20 +20,14 @@ from vlm.tasks.benchmarks.image_controls import CONTROLS
 
 if TYPE_CHECKING:
     from vlm.inference.engine import Engine
+    from vlm.runners.evaluate.run import Asked
 
 ANSWERS_SHOWN = 6
 """Examples of right answers, and as many of wrong ones, per dataset."""
 IDLE = ("top_p", "top_k", "temperature", "seed")  # generation options without effect on greedy answers
 
 
-def write_card(
-    folder: Path,
-    name: str,
-    cfg: Config,
-    engine: Engine,
-    results: Mapping[str, Mapping[str, Result]],
-    options: Any,
-) -> Path:
+def write_card(folder: Path, name: str, cfg: Config, engine: Engine, asked: Mapping[str, Asked]) -> Path:
     """Write ``<name>_card.html``, which is returned, and ``<name>_card.json``.
 
     Args:
@@ -42,19 +35,16 @@ def write_card(
         name: of the evaluation.
         cfg: its configuration.
         engine: the model that answered.
-        results: by dataset and image control.
-        options: of the benchmark; all of them are listed, except what differs between datasets.
+        asked: by name of the dataset: the benchmark, the questions and the results.
     """
-    fixed = {k: v for k, v in vars(options).items() if k not in ("batch_size", "max_new_tokens", "seeds")}
-    scoring = {"task": cfg.run.task, **fixed, "intervals": "95 %, bootstrap over questions", "vlm": VERSION}
+    scoring = {"intervals": "95 %, bootstrap over questions", "vlm": VERSION}
     groups = {"model": model_facts(cfg), "settings": settings(engine), "scoring": scoring}
     card: dict[str, Any] = {"name": name, **groups, "datasets": {}}
     sections = []
-    for dataset, by_control in results.items():
-        entry = cfg.evaluation_datasets[dataset]
-        questions = Questions(build_sources({dataset: entry}, engine.processor, "eval")[0].dataset)
+    for dataset, entry in asked.items():
+        by_control, questions = entry.results, Questions(entry.dataset)
         examples = examples_of(by_control.get("right") or next(iter(by_control.values())))
-        declared = dataset_facts(entry, by_control) | {"a whole prompt": whole_prompt(questions, engine)}
+        declared = dataset_facts(entry) | {"a whole prompt": whole_prompt(questions, engine)}
         scores = {control: result.scores for control, result in by_control.items()}
         plain = [{**dataclasses.asdict(p), **p.fields} for shown in examples.values() for p in shown]
         plain = [{k: v for k, v in row.items() if k != "fields" and v is not None} for row in plain]
@@ -90,12 +80,15 @@ def settings(engine: Engine) -> dict[str, Any]:
     return {k: v for k, v in result.items() if v is not None and k not in idle}
 
 
-def dataset_facts(entry: DatasetEntry, by_control: Mapping[str, Result]) -> dict[str, Any]:
-    """Which records, and how many questions."""
-    paths, first = entry.format.raw, next(iter(by_control.values()))
-    facts = {"records": paths.get("ann_path", ""), "media": paths.get("image_path", "")}
+def dataset_facts(entry: Asked) -> dict[str, Any]:
+    """Which records, how many questions, and every option of the benchmark that is set."""
+    first = next(iter(entry.results.values()))
+    facts = dict(entry.facts) | {"benchmark": entry.benchmark.__name__}
+    facts |= {k: first.scores[k] for k in ("protocol", "split") if first.scores.get(k)}
     facts |= {"questions": first.scores.get("count", len(first.predictions))}
-    facts["longest answer in tokens"] = entry.max_new_tokens
+    facts["longest answer in tokens"] = entry.options.max_new_tokens
+    unset = ("batch_size", "max_new_tokens", "seeds", "protocol", "split")
+    facts |= {k: v for k, v in vars(entry.options).items() if k not in unset and v not in (None, "", 0, [])}
     seeds = ", ".join(map(str, first.scores.get("seeds", ())))
     facts["answers"] = f"sampled, averaged over the seeds {seeds}" if seeds else "one run, as the settings say"
     return facts

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from vlm.common import dist
 from vlm.common.errors import ConfigError
-from vlm.common.owned import is_page, is_records, is_table, refuse_foreign_file, write_own
+from vlm.common.owned import is_page, is_records, is_table, refuse_foreign_file, replace_text, write_own
 from vlm.common.paths import make_folder
 from vlm.common.registry import config_class, resolve, resolve_any
 from vlm.config.api import Config, DatasetEntry
@@ -21,7 +23,7 @@ from vlm.datasets.loading.sources import build_sources
 from vlm.runners.evaluate.card import write_card
 from vlm.tasks.answers import AnswerParts, model_key
 from vlm.tasks.base import Task
-from vlm.tasks.benchmarks.base import Benchmark, Prediction, Result, Score
+from vlm.tasks.benchmarks.base import Benchmark, OwnFiles, Prediction, Result, Score
 from vlm.tasks.benchmarks.image_controls import Controlled, check_control
 
 if TYPE_CHECKING:
@@ -29,10 +31,57 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SHARED = ("batch_size", "max_new_tokens")
+"""Options that every entry has, whether its benchmark has them or not."""
 DEFAULT = "question_answering"
 """The benchmark of a configuration whose ``run.task`` is a training task, such as a run folder's."""
 
-Results = dict[str, dict[str, Result]]  # dataset -> image control -> result
+
+@dataclass
+class Asked:
+    """One entry of ``evaluation_datasets``: which benchmark asks what, and what it found.
+
+    Attributes:
+        benchmark: its class.
+        options: its ``Config``.
+        read: makes the dataset for a model.
+        facts: about the data, for people.
+        dataset: once it was read.
+        results: by image control.
+    """
+
+    benchmark: Any
+    options: Any
+    read: Callable[[Engine], Any]
+    facts: Mapping[str, Any]
+    dataset: Any = None
+    results: dict[str, Result] = field(default_factory=dict)
+
+
+def asked_of(cfg: Config, name: str, flags: Mapping[str, Any]) -> Asked:
+    """An entry with its benchmark. Raises ConfigError: no such benchmark or option, or it cannot read such an entry."""
+    files = cfg.evaluation_files.get(name)
+    if files is None:
+        entry, benchmark = cfg.evaluation_datasets[name], benchmark_of(cfg)
+        facts = {"records": entry.format.raw.get("ann_path", ""), "media": entry.format.raw.get("image_path", "")}
+        shared = {"batch_size": entry.batch_size, "max_new_tokens": entry.max_new_tokens}
+        options = read_options(benchmark, shared, cfg.run.benchmark, flags)
+        return Asked(benchmark, options, lambda engine: _source(name, entry, engine), facts)
+    benchmark = resolve("benchmark", files.benchmark or name)
+    if not issubclass(benchmark, OwnFiles):
+        raise ConfigError(
+            f"evaluation_datasets.{name}: the benchmark {files.benchmark or name} reads no eval_file_path",
+            fix="write its questions as an entry with format: table (docs/guides/evaluate.md)",
+        )
+    size, length = files.batch_size or cfg.run.batch_size_eval, files.max_new_tokens
+    options = read_options(benchmark, {"batch_size": size, "max_new_tokens": length} | files.options, {}, flags)
+    facts = {"records": files.eval_file_path, "media": files.img_path}
+    opened = partial(benchmark().open, files.eval_file_path, files.img_path, options)
+    return Asked(benchmark, options, lambda engine: opened(), facts)
+
+
+def _source(name: str, entry: DatasetEntry, engine: Engine) -> Any:
+    return build_sources({name: entry}, engine.processor, "eval")[0].dataset
 
 
 def run_evaluation(
@@ -48,7 +97,7 @@ def run_evaluation(
     allow_random: bool = False,
     show: Callable[[str], None] = log.info,
 ) -> dict[str, Any]:
-    """Run the benchmark that ``run.task`` names on ``evaluation_datasets``.
+    """Run the benchmarks of ``evaluation_datasets``: that of ``run.task``, and those of entries with original files.
 
     Args:
         cfg: a checked configuration with ``evaluation_datasets``.
@@ -69,29 +118,28 @@ def run_evaluation(
         UserError: no such dataset, benchmark or option, or a model, image or question that cannot be used.
     """
     names = _names(cfg, datasets)
-    benchmark, flags = benchmark_of(cfg), {"batch_size": batch_size, "seeds": list(seeds), "judge": judge}
-    options = {n: read_options(benchmark, cfg, cfg.evaluation_datasets[n], flags) for n in names}
+    flags = {"batch_size": batch_size, "seeds": list(seeds), "judge": judge}
+    asked = {name: asked_of(cfg, name, flags) for name in names}
     _check_controls(images)
     folder = _result_folder(output or cfg.run.save_path or cfg.run.output_dir, cfg.run.name or "evaluation")
     joined, engine = engine is None, engine or _load(cfg, allow_random)
     main = dist.is_main()  # known only while the processes are joined
-    results: Results = {name: {} for name in names}
     parts = list[AnswerParts]()
     try:
-        for name in names:
-            dataset = build_sources({name: cfg.evaluation_datasets[name]}, engine.processor, "eval")[0].dataset
+        for name, entry in asked.items():
+            entry.dataset = entry.read(engine)
             for image in images:
                 parts.append(_parts(folder / f"{cfg.run.name or 'evaluation'}_{name}_{image}", engine))
-                questions = Controlled(dataset, image, parts[-1], cfg.run.max_bad_share)
-                results[name][image] = _timed(benchmark, engine, questions, options[name])
+                questions = Controlled(entry.dataset, image, parts[-1], cfg.run.max_bad_share)
+                entry.results[image] = _timed(entry.benchmark, engine, questions, entry.options)
                 if main:
-                    show(f"{name}, {image} image:{table(results[name][image])}")
+                    show(f"{name}, {image} image:{table(entry.results[image])}")
     finally:
         if joined:
             dist.destroy()
     if main:
-        _write(folder, cfg, engine, results, options[names[0]], parts)
-    return {name: {image: dict(r.scores) for image, r in by_image.items()} for name, by_image in results.items()}
+        _write(folder, cfg, engine, asked, parts)
+    return {name: {image: dict(r.scores) for image, r in entry.results.items()} for name, entry in asked.items()}
 
 
 def _result_folder(path: str | Path, name: str) -> Path:
@@ -100,7 +148,8 @@ def _result_folder(path: str | Path, name: str) -> Path:
     for ending, ours in (("", is_table), ("_card", is_table)):
         refuse_foreign_file(folder / f"{name}{ending}.json", ours)
     refuse_foreign_file(folder / f"{name}_card.html", is_page)
-    refuse_foreign_file(folder / f"{name}_answers.jsonl", is_records("dataset"))
+    for ending in ("answers", "values"):
+        refuse_foreign_file(folder / f"{name}_{ending}.jsonl", is_records("dataset"))
     return folder
 
 
@@ -123,12 +172,12 @@ def _timed(benchmark: Any, engine: Engine, questions: Controlled, options: Any) 
 
 
 def _names(cfg: Config, datasets: Sequence[str]) -> list[str]:
-    names = list(datasets) or list(cfg.evaluation_datasets)
-    unknown = [n for n in names if n not in cfg.evaluation_datasets]
+    known = [*cfg.evaluation_datasets, *cfg.evaluation_files]
+    names = list(datasets) or known
+    unknown = [n for n in names if n not in known]
     if unknown or not names:
         raise ConfigError(
-            f"evaluation_datasets has no {', '.join(unknown) or 'entry'} "
-            f"(known: {', '.join(cfg.evaluation_datasets) or 'none'})"
+            f"evaluation_datasets has no {', '.join(unknown) or 'entry'} (known: {', '.join(known) or 'none'})"
         )
     return names
 
@@ -148,13 +197,15 @@ def benchmark_of(cfg: Config) -> Any:
     return resolve("benchmark", DEFAULT)
 
 
-def read_options(benchmark: Any, cfg: Config, entry: DatasetEntry, flags: dict[str, Any]) -> Any:
+def read_options(
+    benchmark: Any, entry: Mapping[str, Any], run: Mapping[str, Any], flags: Mapping[str, Any] = MappingProxyType({})
+) -> Any:
     """The benchmark's options for one dataset: ``flags`` override ``run.benchmark``, which overrides the entry.
 
     Raises ConfigError: an option that the benchmark does not have, or a value of another type.
     """
-    shared = {"batch_size": entry.batch_size, "max_new_tokens": entry.max_new_tokens}
-    values = {k: v for k, v in shared.items() if k in names_of(benchmark.Config)} | cfg.run.benchmark
+    known = names_of(benchmark.Config)
+    values = {k: v for k, v in entry.items() if v is not None and (k in known or k not in SHARED)} | dict(run)
     values |= {k: v for k, v in flags.items() if v not in (None, [])}
     report = Report(origins={})
     options = read(benchmark.Config, values, ("run", "benchmark"), report)
@@ -169,22 +220,40 @@ def _check_controls(images: Sequence[str]) -> None:
         check_control(image)
 
 
-def _write(
-    folder: Path, cfg: Config, engine: Engine, results: Results, options: Any, parts: Sequence[AnswerParts]
-) -> None:
-    """The scores, the predictions, and a card if a result asks for one; then unfinished answers are not needed."""
+def _write(folder: Path, cfg: Config, engine: Engine, asked: Mapping[str, Asked], parts: Sequence[AnswerParts]) -> None:
+    """The results, and a card if one of them asks for it; then unfinished answers are not needed."""
     name = cfg.run.name or "evaluation"
-    scores = {n: {image: r.scores for image, r in by_image.items()} for n, by_image in results.items()}
-    file = folder / f"{name}.json"
-    write_own(file, json.dumps(scores, indent=1) + "\n", is_table)
-    rows = [row(n, i, p) for n, by_image in results.items() for i, r in by_image.items() for p in r.predictions]
-    lines = "".join(json.dumps(line, default=str) + "\n" for line in rows)
-    write_own(folder / f"{name}_answers.jsonl", lines, is_records("dataset"))
+    file = write_results(folder, name, {n: entry.results for n, entry in asked.items()})
     log.info("results: %s", file)
-    if any(r.card for by_image in results.values() for r in by_image.values()):
-        log.info("card: %s", write_card(folder, name, cfg, engine, results, options))
+    if any(r.card for entry in asked.values() for r in entry.results.values()):
+        log.info("card: %s", write_card(folder, name, cfg, engine, asked))
     for part in parts:
         part.remove()
+
+
+def write_results(folder: Path, name: str, results: Mapping[str, Mapping[str, Result]]) -> Path:
+    """Write scores (``<name>.json``, which is returned), answers, values for comparison, and files of the results.
+
+    Args:
+        folder: where to.
+        name: of the evaluation.
+        results: by dataset and image control.
+    """
+    flat = [(n, i, r) for n, by_image in results.items() for i, r in by_image.items()]
+    scores = {n: {image: r.scores for image, r in by_image.items()} for n, by_image in results.items()}
+    rows = [row(n, i, p) for n, i, r in flat for p in r.predictions]
+    _write_lines(folder / f"{name}_answers.jsonl", rows)
+    values = [{"dataset": n, "image": i, **m.stored()} for n, i, r in flat for m in r.metrics]
+    if values:
+        _write_lines(folder / f"{name}_values.jsonl", values)
+    for n, image, result in flat:
+        for own, text in result.files.items() if image == "right" else ():
+            replace_text(folder / f"{name}_{n}_{own}", text)
+    return write_own(folder / f"{name}.json", json.dumps(scores, indent=1) + "\n", is_table)
+
+
+def _write_lines(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    write_own(file, "".join(json.dumps(line, default=str) + "\n" for line in rows), is_records("dataset"))
 
 
 def row(dataset: str, image: str, prediction: Prediction) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 from vlm.common.bounds import Count, Seed
 from vlm.common.errors import DataError
 from vlm.common.types import Message, Sample
-from vlm.datasets.base import read_record, records_in_order
+from vlm.datasets.base import MapDataset, read_record, records_in_order
 from vlm.datasets.loading.quarantine import SHOWN_RECORDS, too_many
 from vlm.tasks.answers import Answer, AnswerParts, Question, answer_all, distinct, key_of
+from vlm.tasks.scoring.statistics import Metric
 
 if TYPE_CHECKING:
     from vlm.inference.engine import Engine
@@ -75,6 +76,8 @@ class Result:
     table: Sequence[Score] = ()  # rows to print; by default the numbers among ``scores``
     note: str = ""  # printed instead of a table, e.g. why there are no scores
     card: bool = False  # write an evaluation card (HTML and JSON) as well
+    metrics: Sequence[Metric] = ()  # written to ``<name>_values.json``, so that runs can be compared
+    files: Mapping[str, str] = field(default_factory=dict)  # further files to write: name -> content
 
     def rows(self) -> Sequence[Score]:
         """The rows of ``table``, or one per number among the scores."""
@@ -88,6 +91,15 @@ class Recorded(Protocol):
 
     def record(self, index: int) -> dict[str, Any]:
         """All fields of a record, e.g. ``type``."""
+        ...
+
+
+@runtime_checkable
+class OwnFiles(Protocol):
+    """A benchmark that reads its questions itself, from the files that an entry names (``eval_file_path``)."""
+
+    def open(self, annotations: str, media: str, options: Any) -> MapDataset:
+        """The questions. Raises DataError: the files are not those of the benchmark."""
         ...
 
 
@@ -128,6 +140,11 @@ class Questions:
     def __getitem__(self, index: int) -> Sample:
         """Raises DataError: the record cannot be used."""
         return read_record(self._dataset, *self._order[index])
+
+    @property
+    def origin(self) -> Any:
+        """The dataset itself."""
+        return self._dataset
 
     def record(self, index: int) -> dict[str, Any]:
         """All fields of a record."""

@@ -47,7 +47,7 @@ class QuestionAnswering:
     def answer(self, engine: Engine, dataset: Questions, options: Config, seed: int | None = None) -> list[Prediction]:
         """The judged answers, in the dataset's order; those of a ``seed`` are sampled."""
         judge, predictions = judge_of(options.judge), []
-        texts = ask(engine, dataset, sampling_options(engine, options, seed), options.batch_size)
+        texts = ask(engine, dataset, sampling_options(engine, options.max_new_tokens, seed), options.batch_size)
         for index, text in enumerate(texts):
             if text.error:
                 predictions.append(Prediction(str(index), "", "", seed=seed, error=text.error))
@@ -62,15 +62,18 @@ class QuestionAnswering:
         return predictions
 
 
-def sampling_options(engine: Engine, options: EvalOptions, seed: int | None) -> Generation:
-    """How answers are generated: sampled with ``seed``; without one greedily, unless ``model.generation`` differs."""
+def sampling_options(engine: Engine, length: int | None, seed: int | None) -> Generation:
+    """How answers of at most ``length`` tokens are generated.
+
+    They are sampled with ``seed``; without one greedily, unless ``model.generation`` differs.
+    """
     from vlm.inference.generation import Generation
 
     if seed is not None:
         chosen = engine.default_generation().replace(do_sample=True, seed=seed)
     else:
         chosen = engine.default_generation(Generation(do_sample=False, repetition_penalty=1.0, seed=0))
-    return chosen.replace(max_new_tokens=options.max_new_tokens)
+    return chosen.replace(max_new_tokens=length)
 
 
 def result_of(*runs: Sequence[Prediction], card: bool = False) -> Result:

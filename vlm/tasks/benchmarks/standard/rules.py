@@ -1,0 +1,39 @@
+"""Functions that protocols of several benchmarks name: how an answer is read, and how answers are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vlm.common.errors import DataError
+from vlm.tasks.benchmarks.standard.items import Item
+from vlm.tasks.scoring.statistics import Metric, per_item
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def stripped(output: str, item: Item) -> str:
+    """The whole answer without white space around it."""
+    return output.strip()
+
+
+def options_of(item: Item) -> str:
+    """The choices of an item, one on each line: ``A. a dog``."""
+    return "\n".join(f"{LETTERS[k]}. {choice}" for k, choice in enumerate(item.choices))
+
+
+def exact(items: Sequence[Item], answers: Sequence[str]) -> Metric:
+    """The share of answers that are equal to the reference, to the letter."""
+    return per_item(
+        "accuracy", [i.id for i in items], [float(a == i.references) for i, a in zip(items, answers, strict=True)],
+        groups=[i.fields.get("type") for i in items],
+    )  # fmt: skip
+
+
+def example_answer(item: Item) -> str:
+    """What an example before a question answers: the reference, or the most frequent of several."""
+    found = item.references
+    if isinstance(found, str):
+        return found
+    if isinstance(found, Sequence) and found and all(isinstance(text, str) for text in found):
+        return str(max(found, key=found.count))
+    raise DataError(f"{item.id}: no reference answer that an example could show", fix="ask without few-shot examples")

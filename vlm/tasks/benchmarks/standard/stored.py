@@ -1,0 +1,85 @@
+"""Answers in files: what we wrote, or anybody's result file in a benchmark's own form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vlm.common.errors import DataError
+from vlm.tasks.answers import Answer
+from vlm.tasks.benchmarks.base import Result
+from vlm.tasks.benchmarks.standard.base import StandardBenchmark, StandardOptions
+from vlm.tasks.benchmarks.standard.items import Files
+from vlm.tasks.benchmarks.standard.spec import Stored
+
+SHOWN = 3
+
+
+def score_file(
+    benchmark: type[StandardBenchmark], annotations: str, media: str, answers: Sequence[str], options: StandardOptions
+) -> Result:
+    """The scores of answers that somebody wrote; several files are several runs, whose numbers are averaged.
+
+    Raises DataError: unreadable files, an answer to no question, two to one, or a question without an answer.
+    """
+    opened = benchmark.open(annotations, media, options)
+    names, stored = [item.id for item in opened.items], benchmark.spec().answers
+    runs = []
+    for file in answers:
+        found = read_answers(file, stored)
+        check(file, names, found, whole=not options.limit)
+        runs.append([found[name] for name in names])
+    options = replace(options, seeds=list(range(len(runs))) if len(runs) > 1 else [])
+    return benchmark.score(opened.items, runs, options, opened.digest)
+
+
+def read_answers(file: str, stored: Stored) -> dict[str, Answer]:
+    """Id -> answer: JSON (a list, or id -> text), JSON Lines, or a table with a header. Raises DataError."""
+    result: dict[str, Answer] = {}
+    for row in _rows(Path(file)):
+        if "dataset" in row and row.get("image", "right") != "right":
+            continue  # written by vlm eval, about another image than the question's
+        name = _first(row, (*stored.id, "id"))
+        text = "" if row.get("error") else _first(row, (*stored.text, "answer"))
+        if name is None or text is None:
+            raise DataError(
+                f"{file}: a line with the fields {', '.join(map(str, row))}",
+                fix=f"expected are {' or '.join(stored.id)}, and {' or '.join(stored.text)}",
+            )
+        if str(name) in result:
+            raise DataError(f"{file}: two answers to {name}", fix="remove one of them")
+        result[str(name)] = Answer(str(text), str(row.get("error") or ""))
+    return result
+
+
+def _rows(file: Path) -> Iterable[Mapping[str, Any]]:
+    files = Files(file)
+    if file.suffix in (".tsv", ".csv"):
+        return files.table("")
+    if file.suffix != ".json":
+        return files.json_lines("")
+    data = files.json("")
+    if isinstance(data, dict):
+        lists = [v for v in data.values() if isinstance(v, list)]
+        return lists[0] if len(lists) == 1 else [{"id": k, "answer": v} for k, v in data.items()]
+    return data if isinstance(data, list) else ()
+
+
+def _first(row: Mapping[str, Any], names: Sequence[str]) -> Any:
+    return next((row[name] for name in names if row.get(name) is not None), None)
+
+
+def check(file: str, names: Sequence[str], found: Mapping[str, Answer], whole: bool = True) -> None:
+    """Raises DataError: the answers are not those of the questions ``names``."""
+    known = set(names)
+    missing, strange = [n for n in names if n not in found], [n for n in found if n not in known] if whole else []
+    if missing or strange:
+        problem = f"{len(missing)} of {len(names)} questions have no answer{_some(missing)}"
+        problem += f", {len(strange)} answers have no question{_some(strange)}"
+        raise DataError(f"{file}: {problem}", fix="give the annotations and the split that these answers belong to")
+
+
+def _some(names: Sequence[str]) -> str:
+    return f" (e.g. {', '.join(names[:SHOWN])})" if names else ""

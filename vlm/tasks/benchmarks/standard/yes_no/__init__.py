@@ -1,0 +1,1 @@
+"""Questions with yes or no as the answer."""

@@ -1,0 +1,1 @@
+"""Metrics as pure functions of texts and numbers, without a model and without Java."""
