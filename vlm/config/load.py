@@ -249,12 +249,12 @@ def read_evaluation_files(data: dict[str, Any], report: Report) -> dict[str, Eva
     found = {}
     for name, entry in (data.get(section) or {}).items():
         if is_published(section, entry):
-            written = {k: v for k, v in entry.items() if k in own}
-            more = {k: v for k, v in entry.items() if k not in own and k != "options"} | (entry.get("options") or {})
             place, benchmark = (section, name), str(entry.get("benchmark") or name)
-            files = read(EvaluationFiles, written | {"options": more}, place, report)
+            more = {k: v for k, v in entry.items() if k not in own}
             if benchmark in names("benchmark") or entry.get("benchmark"):
                 read_options("benchmark", benchmark, more, place, (*place, "benchmark"), report)
+                more, entry = {}, {k: v for k, v in entry.items() if k in own} | {"options": more}
+            files = read(EvaluationFiles, entry | more, place, report)
             found[name] = files
     return {name: files for name, files in found.items() if files is not None}
 
