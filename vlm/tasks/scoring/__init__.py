@@ -1,1 +1,3 @@
 """Metrics as pure functions of texts and numbers, without a model and without Java."""
+
+from vlm.tasks.scoring import bleu as bleu  # stored metrics name its totals

@@ -1,0 +1,41 @@
+"""Words that the Penn Treebank tokenizer of the caption benchmarks treats apart, found by asking it about each."""
+
+from __future__ import annotations
+
+ABBREVIATIONS = frozenset(
+    """
+    adj adm adv al ala alex apr ariz assn assoc asst atty attys aug ave bhd bldg blvd brig bros calif capt
+    cf cie cmdr co col colo comdr conn corp cos cpl ct dak dec dept det dr drs elec ens esq est etc ext feb
+    fla fri ft ga gen gov govs hon inc ind insp intl invt jan jos jr jul jun kan kans ky lieut lt ltd maj
+    mar md messrs mfg mich minn mlle mme mo mon mont mr mrs ms msgr mt mtg natl neb nev nov oct okla penn
+    pfc ph plc ppte ppty pres prof profs pte ptes pty ptys pvt rd rep reps rev rt sen sens sep sept seq sfc
+    sgt spc sq sr st ste supt supts sys tel tenn thu thurs tue tues univ va vs vt wed wis wisc wm wyo
+    """.split()
+)
+"""A mark after them belongs to them, whatever their case."""
+CAPITALIZED = frozenset(
+    """
+    ark az del ill la mass miss ore pa tex wash
+    """.split()
+)
+"""A mark after them belongs to them if they start with a capital."""
+BEFORE_NUMBER = frozenset(
+    """
+    art ca fig figs no nos op pp
+    """.split()
+)
+"""A mark after them belongs to them if a number follows."""
+FIRST_WORDS = tuple(
+    word.capitalize()
+    for word in """
+    a an as at he if in it so we but her now one our she the yet you here last many more once some such
+    that then they this what when about after earlier however other since their there these while
+    according additionally
+    """.split()
+)
+"""They start a sentence: the mark after a single letter before them ends one."""
+SPLIT = {
+    "cannot": "can not", "gonna": "gon na", "gotta": "got ta", "wanna": "wan na", "lemme": "lem me", "gimme": "gim me",
+    "'tis": "'t is", "'twas": "'t was",
+}  # fmt: skip
+"""Words that become two."""
