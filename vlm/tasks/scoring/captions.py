@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vlm.tasks.scoring.bleu import COLUMNS
-from vlm.tasks.scoring.ngrams import ORDERS, Counts, counts, lengths, split
+from vlm.tasks.scoring.ngrams import ORDERS, Counts, counts, distinct, lengths, split
 from vlm.tasks.scoring.statistics import Rows
 
 Tokens = Sequence[str]
@@ -33,7 +33,7 @@ class Compared:
         self.grams = counts(flat, ORDERS)
 
     def bleu(self) -> Rows:
-        """A row per image with the columns of :data:`.bleu.COLUMNS`; totals ``bleu_1`` .. ``bleu_4`` make the number."""
+        """A row per image with the columns of :data:`.bleu.COLUMNS`, for the totals ``bleu_1`` .. ``bleu_4``."""
         rows = np.zeros((self.images, len(COLUMNS)))
         rows[:, 0] = self.size[: self.images]
         rows[:, 1] = self._closest()
@@ -58,7 +58,7 @@ class Compared:
         most = np.maximum.reduceat(found.count[~ours][order], start) if len(start) else np.zeros(0, np.int64)
         place, known = _found(keys, key[ours])
         kept = np.minimum(found.count[ours][known], most[place[known]])
-        return np.bincount(found.caption[ours][known], kept, self.images)
+        return np.bincount(found.caption[ours][known], kept, self.images).astype(np.float64)
 
     def cider(self) -> Rows:
         """CIDEr-D of each image; frequencies of n-grams are those of the references of all images."""
@@ -75,7 +75,7 @@ class Compared:
         """Per caption its clipped cosine with the candidate of its image, for one order."""
         image = self.image[found.caption]
         ours = found.caption < self.images
-        documents = np.unique(image[~ours] * max(found.kinds, 1) + found.gram[~ours])
+        documents = distinct(image[~ours] * max(found.kinds, 1) + found.gram[~ours])
         frequency = np.bincount(documents % max(found.kinds, 1), minlength=found.kinds)
         rarity = np.log(self.images) - np.log(np.maximum(frequency, 1))
         weight = found.count * rarity[found.gram]

@@ -13,12 +13,12 @@ from functools import lru_cache
 
 from vlm.tasks.scoring.ptb_words import ABBREVIATIONS, BEFORE_NUMBER, CAPITALIZED, FIRST_WORDS, SPLIT
 
-DROPPED = frozenset(["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"])  # fmt: skip
+_MARKS = "'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;"
+DROPPED = frozenset(_MARKS.split(" "))
 """What ``pycocoevalcap`` drops. Brackets are lower-cased before, ``-lrb-``, so that they stay: as in its numbers."""
 
-_NO = (
-    "\\W_\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u218b\u2460-\u249b"  # not letters or digits; superscripts and fractions
-)
+# Neither letters nor digits: also superscripts and fractions.
+_NO = "\\W_\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u218b\u2460-\u249b"
 _L = f"(?:[^{_NO}\\d]|[\u0300-\u036f\u0900-\u0903\u093a-\u094f]|&[aeiouAEIOU](?:acute|grave|uml|circ);)"
 _A = "['\u2019]"
 _LD = rf"(?:{_L}|\d)"
@@ -31,7 +31,9 @@ _JOIN = "[- \u00a0]"
 _SEP = r"[ \u00a0]"
 
 _PHONE = rf"(?:\d{{2,4}}{_JOIN})?\d{{2,4}}{_JOIN}\d{{3,4}}{_JOIN}?\d{{3,5}}"
-_TAG = r"<(?:/[A-Za-z][\w:.-]*\s*|[A-Za-z][\w:.-]*(?:\s+[A-Za-z][\w:.-]*(?:\s*=\s*(?:'[^']*'|\"[^\"]*\"|[\w:.-]+))?)*\s*/?\s*)>"
+_NAME = r"[A-Za-z][\w:.-]*"
+_VALUE = r"(?:'[^']*'|\"[^\"]*\"|[\w:.-]+)"
+_TAG = rf"<(?:/{_NAME}\s*|{_NAME}(?:\s+{_NAME}(?:\s*=\s*{_VALUE})?)*\s*/?\s*)>"
 
 Rule = tuple[re.Pattern[str], str | None]
 
@@ -56,7 +58,7 @@ _COMPOUND = (
 )
 _LETTER = _rules(
     r"([nN]['\u2019`][tT])",
-    rf"([A-Za-z]+)(?=([nN]['\u2019`][tT]))\2",
+    r"([A-Za-z]+)(?=([nN]['\u2019`][tT]))\2",
     rf"({_WORD})(?=({_A}(?i:{_AUX})))\2",
     rf"({_WORD})",
     rf"((?:[dDlL]|o|{_L}*O){_A}{_LD}{{2,}}(?:-{_LD}+)*)",
@@ -130,8 +132,9 @@ _LINE_ENDS = re.compile("[\n\r\x0b\x0c\x85\u2028\u2029]")
 _SPACES = re.compile(r"\s")
 LOOKED_AT = 80
 _ABBREVIATION = re.compile(rf"({_L}+)\.")
+_SIMPLE = re.compile(r"[A-Za-z]+(?:-[A-Za-z]+)*(?=,?(?:[ \n]|$))")
 _PLAIN = re.compile(r"[A-Za-z]+(?:-[A-Za-z]+)*\Z")
-_FIRST = re.compile(rf"\s+(?:{'|'.join(FIRST_WORDS)}|M[rs]\.|{_TAG})(?:\s|$)")
+_FIRST = re.compile(rf"\s+(?:{'|'.join(sorted(FIRST_WORDS))}|M[rs]\.|{_TAG})(?:\s|$)")
 
 
 def tokenize(captions: Sequence[str]) -> list[list[str]]:
@@ -158,10 +161,8 @@ def _plain(line: str) -> list[str] | None:
     chunks = line.split(" ")
     last = len(chunks) - 1
     for place, chunk in enumerate(chunks):
-        word = chunk[:-1] if chunk[-1:] == "," or (chunk[-1:] == "." and place == last) else chunk
+        word = chunk[:-1] if chunk[-1:] == "," or (chunk[-1:] in (".", "!", "?") and place == last) else chunk
         if not word:
-            if chunk:
-                return None
             continue
         if not _is_plain(word) or (chunk[-1] == "." and _open(chunk)):
             return None
@@ -195,6 +196,11 @@ def _lexed(line: str, following: str) -> tuple[str, ...]:
     while place < len(line):
         if text[place].isspace():
             place += 1
+            continue
+        simple = _SIMPLE.match(text, place)
+        if simple and simple[0].lower() not in SPLIT:
+            result.append(simple[0].lower())
+            place = simple.end()
             continue
         token, place = _next(text, place)
         result += [piece for piece in _shown(token).split(" ") if piece and piece not in DROPPED]

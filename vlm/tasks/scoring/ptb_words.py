@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-ABBREVIATIONS = frozenset(
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+ABBREVIATIONS = _words(
     """
     adj adm adv al ala alex apr ariz assn assoc asst atty attys aug ave bhd bldg blvd brig bros calif capt
     cf cie cmdr co col colo comdr conn corp cos cpl ct dak dec dept det dr drs elec ens esq est etc ext feb
@@ -10,28 +15,27 @@ ABBREVIATIONS = frozenset(
     mar md messrs mfg mich minn mlle mme mo mon mont mr mrs ms msgr mt mtg natl neb nev nov oct okla penn
     pfc ph plc ppte ppty pres prof profs pte ptes pty ptys pvt rd rep reps rev rt sen sens sep sept seq sfc
     sgt spc sq sr st ste supt supts sys tel tenn thu thurs tue tues univ va vs vt wed wis wisc wm wyo
-    """.split()
+    """
 )
 """A mark after them belongs to them, whatever their case."""
-CAPITALIZED = frozenset(
+CAPITALIZED = _words(
     """
     ark az del ill la mass miss ore pa tex wash
-    """.split()
+    """
 )
 """A mark after them belongs to them if they start with a capital."""
-BEFORE_NUMBER = frozenset(
+BEFORE_NUMBER = _words(
     """
     art ca fig figs no nos op pp
-    """.split()
+    """
 )
 """A mark after them belongs to them if a number follows."""
-FIRST_WORDS = tuple(
-    word.capitalize()
-    for word in """
-    a an as at he if in it so we but her now one our she the yet you here last many more once some such
-    that then they this what when about after earlier however other since their there these while
-    according additionally
-    """.split()
+FIRST_WORDS = _words(
+    """
+    A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More
+    Now Once One Other Our She Since So Some Such That The Their Then There These They This We What When
+    While Yet You
+    """
 )
 """They start a sentence: the mark after a single letter before them ends one."""
 SPLIT = {
