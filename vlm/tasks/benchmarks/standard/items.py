@@ -86,7 +86,8 @@ class Files:
 
     def json_lines(self, *patterns: str) -> list[dict[str, Any]]:
         """The objects of a JSON Lines file, or of a JSON list. Raises DataError."""
-        file, result = self.find(*patterns), []
+        file = self.find(*patterns)
+        result: list[dict[str, Any]] = []
         text = _text(file)
         whole = text.lstrip().startswith("[")
         for number, line in enumerate([text] if whole else lines_of(text), start=1):
