@@ -8,7 +8,14 @@ from typing import Any
 from vlm.common.errors import DataError
 from vlm.common.registry import register_benchmark
 from vlm.tasks.benchmarks.standard.base import StandardBenchmark
-from vlm.tasks.benchmarks.standard.captions.shared import ONE_SENTENCE, captioned, coco_items, karpathy, picture
+from vlm.tasks.benchmarks.standard.captions.shared import (
+    COCO_FOLDERS,
+    ONE_SENTENCE,
+    captioned,
+    coco_items,
+    karpathy,
+    picture,
+)
 from vlm.tasks.benchmarks.standard.captions.shared import caption_scores as caption_scores
 from vlm.tasks.benchmarks.standard.captions.shared import meteor_score as meteor_score
 from vlm.tasks.benchmarks.standard.captions.shared import result_file as result_file
@@ -16,7 +23,6 @@ from vlm.tasks.benchmarks.standard.items import Files, Item
 
 KARPATHY = ("test", "val")
 """Splits of Karpathy and Fei-Fei; the others are COCO's own."""
-FOLDERS = ("val2014", "train2014", "val2017", "images/val2014", "images/val2017")
 
 
 @register_benchmark("coco_caption_eval")
@@ -37,9 +43,9 @@ class CocoCaptions(StandardBenchmark):
             own = files.used[-1].stem.removeprefix("captions_")
             if files.used[-1].stem.startswith("captions_") and own != files.split:
                 raise DataError(f"{files.used[-1]}: not of split {files.split}", fix=f"ask for split {own}")
-            yield from coco_items(data, files, FOLDERS)
+            yield from coco_items(data, files, COCO_FOLDERS)
         else:
-            yield from karpathy(data, files, "cocoid", FOLDERS)
+            yield from karpathy(data, files, "cocoid", COCO_FOLDERS)
 
 
 def _listed(data: list[dict[str, Any]], files: Files) -> Iterator[Item]:

@@ -15,6 +15,7 @@ from vlm.tasks.scoring.meteor import meteor_rows
 from vlm.tasks.scoring.ptb import tokenize
 from vlm.tasks.scoring.statistics import Metric, per_item
 
+COCO_FOLDERS = ("val2014", "train2014", "val2017", "images/val2014", "images/val2017")
 ONE_SENTENCE = "Provide a one-sentence caption for the provided image."
 """What lmms-eval asks."""
 
