@@ -84,7 +84,7 @@ class Compared:
         place, known = _found(key[ours], key[~ours])
         theirs = weight[~ours][known]
         shared = np.minimum(weight[ours][place[known]], theirs) * theirs
-        product = np.bincount(found.caption[~ours][known], shared, len(self.size))
+        product = np.bincount(found.caption[~ours][known], shared, len(self.size)).astype(np.float64)
         scale = norm * norm[self.image]
         return np.divide(product, scale, out=product, where=scale != 0)
 

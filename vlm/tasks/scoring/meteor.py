@@ -57,14 +57,14 @@ def normalized(tokens: Sequence[str]) -> list[str]:
     words, result = text.split(), []
     for place, word in enumerate(words):
         following = words[place + 1] if place + 1 < len(words) else ""
-        if word.endswith(".") and len(word) > 1 and not _keeps_mark(word[:-1], following):
+        if word.endswith(".") and len(word) > 1 and not _keeps_stop(word[:-1], following):
             result += [word[:-1], "."]
         else:
             result.append(word.replace(".", "") if _ACRONYM.fullmatch(word) else word)
     return [word.replace("\ue001", ".") for word in result]
 
 
-def _keeps_mark(word: str, following: str) -> bool:
+def _keeps_stop(word: str, following: str) -> bool:
     if ("." in word and re.search(_L, word)) or word in _PREFIXES or "a" <= following[:1] <= "z":
         return True
     return word == "pp" and following[:1].isdigit()

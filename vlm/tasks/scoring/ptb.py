@@ -1,7 +1,7 @@
 """Tokens as the Penn Treebank tokenizer of the caption benchmarks makes them, without Java.
 
 ``pycocoevalcap`` writes all captions to one file, one on each line, runs Stanford's ``PTBTokenizer`` on it and drops a
-list of punctuation marks. :func:`tokenize` gives the same tokens. The rules here were found by asking that tokenizer
+list of punctuation. :func:`tokenize` gives the same tokens. The rules here were found by asking that tokenizer
 about many texts; of several rules that match at a place, the one that reads furthest wins, then the first.
 """
 
@@ -141,7 +141,7 @@ def tokenize(captions: Sequence[str]) -> list[list[str]]:
     """The tokens of each caption, lower-case, without the dropped punctuation.
 
     A caption's last token can depend on the start of the next caption, as it does in ``pycocoevalcap``: in ``plan B.``
-    the mark belongs to the letter unless the next line starts a sentence. A token such as ``1 1/2`` has a no-break
+    the full stop belongs to the letter unless the next line starts a sentence. A token such as ``1 1/2`` has a no-break
     space in it.
     """
     lines = [_LINE_ENDS.sub(" ", caption) for caption in captions]
@@ -176,7 +176,7 @@ def _is_plain(word: str) -> bool:
 
 
 def _open(line: str) -> bool:
-    """Whether the mark at the end may belong to the word before it."""
+    """Whether the full stop at the end may belong to the word before it."""
     word = line.rstrip().rpartition(" ")[2]
     if not word.endswith("."):
         return False
@@ -224,7 +224,7 @@ def _next(text: str, place: int) -> tuple[str, int]:
             furthest, end, token = found.end(), found.end(1), found[1] if shown is None else shown
     word = _ABBREVIATION.match(text, place)
     if word and word.end() >= furthest:
-        return (word[0], word.end()) if _keeps_mark(text, word) else (word[1], word.end(1))
+        return (word[0], word.end()) if _keeps_stop(text, word) else (word[1], word.end(1))
     return token, end
 
 
@@ -235,8 +235,8 @@ def _rules_for(first: str) -> Sequence[Rule]:
     return _LETTER if first.isalpha() else _DIGIT if first.isdecimal() else _OTHER
 
 
-def _keeps_mark(text: str, word: re.Match[str]) -> bool:
-    """Whether the mark after a word belongs to it, as after an abbreviation or a single letter."""
+def _keeps_stop(text: str, word: re.Match[str]) -> bool:
+    """Whether the full stop after a word belongs to it, as after an abbreviation or a single letter."""
     after = text[word.end() : word.end() + LOOKED_AT]
     if len(word[1]) == 1 and word[1].isascii():
         return _FIRST.match(after) is None

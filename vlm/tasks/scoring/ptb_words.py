@@ -17,19 +17,19 @@ ABBREVIATIONS = _words(
     sgt spc sq sr st ste supt supts sys tel tenn thu thurs tue tues univ va vs vt wed wis wisc wm wyo
     """
 )
-"""A mark after them belongs to them, whatever their case."""
+"""A full stop after them belongs to them, whatever their case."""
 CAPITALIZED = _words(
     """
     ark az del ill la mass miss ore pa tex wash
     """
 )
-"""A mark after them belongs to them if they start with a capital."""
+"""A full stop after them belongs to them if they start with a capital."""
 BEFORE_NUMBER = _words(
     """
     art ca fig figs no nos op pp
     """
 )
-"""A mark after them belongs to them if a number follows."""
+"""A full stop after them belongs to them if a number follows."""
 FIRST_WORDS = _words(
     """
     A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More
@@ -37,7 +37,7 @@ FIRST_WORDS = _words(
     While Yet You
     """
 )
-"""They start a sentence: the mark after a single letter before them ends one."""
+"""They start a sentence: the full stop after a single letter before them ends one."""
 SPLIT = {
     "cannot": "can not", "gonna": "gon na", "gotta": "got ta", "wanna": "wan na", "lemme": "lem me", "gimme": "gim me",
     "'tis": "'t is", "'twas": "'t was",

@@ -14,10 +14,10 @@ from vlm.common.registry import register_benchmark
 from vlm.common.text import lines_of, read_text
 from vlm.tasks.benchmarks.standard.base import StandardBenchmark
 from vlm.tasks.benchmarks.standard.captions.coco_objects import groups
-from vlm.tasks.benchmarks.standard.captions.shared import COCO_FOLDERS, picture
+from vlm.tasks.benchmarks.standard.captions.shared import COCO_FOLDERS, image_of
 from vlm.tasks.benchmarks.standard.captions.shared import result_file as result_file
 from vlm.tasks.benchmarks.standard.items import Files, Item
-from vlm.tasks.scoring.objects import Objects
+from vlm.tasks.scoring.objects import Objects, singular
 from vlm.tasks.scoring.statistics import Metric, per_item
 
 SYNONYMS = "synonyms.txt"
@@ -50,7 +50,7 @@ class Chair(StandardBenchmark):
                 there[note["image_id"]].update(objects.named(note["caption"]))
         paths = {image["id"]: image["file_name"] for image in instances["images"]}
         for number in _chosen(files, list(there)):
-            image = picture(files, paths[number], *COCO_FOLDERS)
+            image = image_of(files, paths[number], *COCO_FOLDERS)
             yield Item(str(number), "", (image,), tuple(sorted(there[number])), {"synonyms": synonyms})
 
 
@@ -63,7 +63,7 @@ def _synonyms(files: Files) -> str:
 @cache
 def _objects(synonyms: str) -> Objects:
     if not synonyms:
-        return Objects.of(groups())
+        return Objects.of([[*group, *map(singular, group)] for group in groups()])
     return Objects.of([line.strip().split(", ") for line in lines_of(read_text(Path(synonyms))) if line.strip()])
 
 

@@ -14,7 +14,6 @@ from vlm.tasks.benchmarks.standard.captions.shared import (
     captioned,
     coco_items,
     karpathy,
-    picture,
 )
 from vlm.tasks.benchmarks.standard.captions.shared import caption_scores as caption_scores
 from vlm.tasks.benchmarks.standard.captions.shared import meteor_score as meteor_score
@@ -54,7 +53,7 @@ def _listed(data: list[dict[str, Any]], files: Files) -> Iterator[Item]:
         name = record["image"].rpartition("_")[2].partition(".")[0].lstrip("0")
         found = record["caption"]
         captions = [found] if isinstance(found, str) else found
-        yield captioned(name, picture(files, record["image"]), captions, karpathy=True)
+        yield captioned(name, image_of(files, record["image"]), captions, karpathy=True)
 
 
 def lmms_prompt(item: Item) -> str:

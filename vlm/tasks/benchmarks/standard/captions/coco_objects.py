@@ -1,4 +1,4 @@
-"""Words for the objects of COCO, used where no ``synonyms.txt`` lies beside the annotations.
+"""Words for the objects of COCO, used where no ``synonyms.txt`` is beside the annotations.
 
 They are this project's own choice of common words. The list that the authors of CHAIR publish is longer, and only with
 that one do numbers compare with published ones.

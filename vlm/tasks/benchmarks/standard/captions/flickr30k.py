@@ -10,7 +10,7 @@ from vlm.common.text import lines_of, read_text
 from vlm.datasets.base import MAX_TEXT
 from vlm.tasks.benchmarks.standard.base import StandardBenchmark
 from vlm.tasks.benchmarks.standard.captions.shared import caption_scores as caption_scores
-from vlm.tasks.benchmarks.standard.captions.shared import captioned, karpathy, picture
+from vlm.tasks.benchmarks.standard.captions.shared import captioned, image_of, karpathy
 from vlm.tasks.benchmarks.standard.captions.shared import meteor_score as meteor_score
 from vlm.tasks.benchmarks.standard.captions.shared import result_file as result_file
 from vlm.tasks.benchmarks.standard.items import Files, Item
@@ -37,7 +37,7 @@ class Flickr30k(StandardBenchmark):
                 raise DataError(f"{file}:{number}: no tab", fix="expected is NAME.jpg#0, a tab, and the caption")
             captions.setdefault(name.partition("#")[0], []).append(caption)
         for name in _chosen(captions, files):
-            yield captioned(name.partition(".")[0], picture(files, name, *FOLDERS), captions[name])
+            yield captioned(name.partition(".")[0], image_of(files, name, *FOLDERS), captions[name])
 
 
 def _chosen(captions: dict[str, list[str]], files: Files) -> list[str]:

@@ -46,7 +46,7 @@ def coco_items(data: Mapping[str, Any], files: Files, folders: Sequence[str] = (
     return [
         captioned(
             str(image["id"]),
-            picture(files, image["file_name"], *folders),
+            image_of(files, image["file_name"], *folders),
             captions[image["id"]],
             **{field: image[key] for field, key in fields.items() if key in image},
         )
@@ -66,7 +66,7 @@ def karpathy(data: Mapping[str, Any], files: Files, key: str = "", folders: Sequ
     return [
         captioned(
             str(image[key]) if key else Path(image["filename"]).stem,
-            picture(files, image["filename"], image.get("filepath", ""), *folders),
+            image_of(files, image["filename"], image.get("filepath", ""), *folders),
             [sentence["raw"] for sentence in image["sentences"]],
             karpathy=True,
         )
@@ -74,7 +74,7 @@ def karpathy(data: Mapping[str, Any], files: Files, key: str = "", folders: Sequ
     ]
 
 
-def picture(files: Files, name: str, *folders: str) -> Any:
+def image_of(files: Files, name: str, *folders: str) -> Any:
     """The image with this name: in the media folder, or in the first of some folders below it that has it."""
     for folder in ("", *folders):
         if (files.folder() / folder / name).exists():

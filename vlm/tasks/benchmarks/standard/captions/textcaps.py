@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from vlm.common.registry import register_benchmark
 from vlm.tasks.benchmarks.standard.base import StandardBenchmark
 from vlm.tasks.benchmarks.standard.captions.shared import caption_scores as caption_scores
-from vlm.tasks.benchmarks.standard.captions.shared import captioned, picture
+from vlm.tasks.benchmarks.standard.captions.shared import captioned, image_of
 from vlm.tasks.benchmarks.standard.captions.shared import meteor_score as meteor_score
 from vlm.tasks.benchmarks.standard.captions.shared import result_file as result_file
 from vlm.tasks.benchmarks.standard.items import Files, Item
@@ -28,4 +28,4 @@ class TextCaps(StandardBenchmark):
             if "caption_str" in record:
                 found.append(record["caption_str"])
         for name, texts in captions.items():
-            yield captioned(name, picture(files, f"{name}.jpg", *FOLDERS), texts)
+            yield captioned(name, image_of(files, f"{name}.jpg", *FOLDERS), texts)

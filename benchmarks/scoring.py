@@ -1,0 +1,88 @@
+"""How long scoring takes on one core, tokens included: captions, and answers to questions."""
+
+from __future__ import annotations
+
+import os
+
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[_name] = "1"  # before anything loads numpy
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.common import write
+from vlm.tasks.scoring.captions import Compared
+from vlm.tasks.scoring.meteor import meteor_rows
+from vlm.tasks.scoring.ptb import tokenize
+from vlm.tasks.scoring.vqa import caseless, official, soft
+
+SUBJECTS = """a man|a woman|two people|a group of skiers|a brown dog|two cats|a herd of zebras|a red double-decker bus|an
+old-fashioned train|a yellow fire hydrant|a bowl of fruit|a slice of pizza|the boy's skateboard|a tennis player|a "stop"
+sign|kids|a 12-year-old girl|Mr. Smith|the U.S. flag|an empty bench|a vase with flowers|a donut""".replace("\n", " ")
+VERBS = "is standing|sits|riding|is holding|walks|running|is parked|eating|looks|playing|jumping|isn't moving|poses"
+PLACES = """on a beach|in front of a building|near the ocean|in a field of green grass|under an umbrella|with a frisbee|down
+the street|at the station|in the snow|beside a tree|on a wooden table|a piece of cake|over a fence|in the water|on the
+couch|at 10:30 p.m.|by the window|in the background""".replace("\n", " ")
+ANSWERS = "yes|no|2|two|a dog|the dog|red|red and white|on the table|it's blue|skateboarding|surfboard.|10,000|dont know"
+
+
+def captions(images: int, references: int, rng: random.Random) -> tuple[list[str], list[list[str]]]:
+    """A caption for each image, and several that people might have written."""
+    parts = [text.split("|") for text in (SUBJECTS, VERBS, PLACES, PLACES)]
+
+    def one() -> str:
+        text = " ".join(rng.choice(part) for part in parts)
+        return text[0].upper() + text[1:] + rng.choice([".", ".", "", " ."])
+
+    return [one() for _ in range(images)], [[one() for _ in range(references)] for _ in range(images)]
+
+
+def score_captions(candidates: list[str], references: list[list[str]], metric: str) -> float:
+    """One number of all captions, from their texts."""
+    following = iter(tokenize([text for own in references for text in own]))
+    tokens = [[next(following) for _ in own] for own in references]
+    if metric == "meteor":
+        return float(meteor_rows(tokenize(candidates), tokens)[:, 13].sum())
+    compared = Compared(tokenize(candidates), tokens)
+    return float({"cider": compared.cider, "bleu": compared.bleu, "rouge": compared.rouge}[metric]().mean())
+
+
+def seconds(run: Callable[[], Any], rounds: int) -> dict[str, Any]:
+    """The median time of some rounds, on the clock and of the process."""
+    clock, process = [], []
+    for _ in range(rounds):
+        start, used = time.perf_counter(), time.process_time()
+        run()
+        clock.append(round(time.perf_counter() - start, 2))
+        process.append(round(time.process_time() - used, 2))
+    return {"seconds": statistics.median(clock), "cpu_seconds": statistics.median(process), "rounds": clock}
+
+
+def main() -> None:
+    """Time scoring and write ``results/scoring.json``."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--images", type=int, default=40_000)
+    parser.add_argument("--answers", type=int, default=200_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    asked = parser.parse_args()
+    rng = random.Random(0)
+    candidates, references = captions(asked.images, 5, rng)
+    result: dict[str, Any] = {
+        "captions": {"images": asked.images, "references": 5},
+        "answers": {"questions": asked.answers, "references": 10},
+    }
+    for metric in ("cider", "bleu", "rouge"):
+        result[metric] = seconds(lambda name=metric: score_captions(candidates, references, name), asked.rounds)
+    few = asked.images // 8
+    result["meteor_exact_stem"] = {"images": few} | seconds(
+        lambda: score_captions(candidates[:few], references[:few], "meteor"), 1
+    )
+    write("scoring", result)
+
+
+if __name__ == "__main__":
+    main()
