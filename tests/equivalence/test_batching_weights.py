@@ -71,7 +71,7 @@ def test_nothing_is_taken_from_other_weights(change: str, tmp_path: Path) -> Non
     before = answered(engine)
     assert answered(engine).usage.cached > 0
     CHANGES[change](engine)
-    after, wanted = answered(engine), answered(again(engine, block=16, prefix_mib=0, feature_mib=0))
+    after, wanted = answered(engine), answered(again(engine, block=16))
     assert after.usage.cached == 0
     assert after.ids == wanted.ids and after.logprobs == wanted.logprobs
     assert after.logprobs != before.logprobs

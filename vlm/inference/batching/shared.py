@@ -63,9 +63,10 @@ class SharedRows:
         self.rows.append(row)
         row.next_position = int(prompt.positions.max()) + 1
         row.after = prompt.inserts and prompt.inserts.step()
-        row.cuts = cuts_of(prompt, self.serving.block)
         if self.prefixes is None or not self.prefixes.limit:
+            row.cuts = cuts_of(prompt, self.serving.prefill, keeps=False)
             return
+        row.cuts = cuts_of(prompt, self.serving.block)
         row.keys, row.age = keys_of(prompt, row.cuts, row.asking.tenant), self.prefixes.age
         pieces = self.prefixes.find(row.keys)
         ends = [cut.end for cut in row.cuts if cut.kept][: len(pieces)]
