@@ -95,7 +95,7 @@ class Turns:
         if to_the_end:
             self._drive(lambda: answer.is_over)
         else:
-            self._drive(lambda: answer.has_news, told=lambda: answer.is_told)
+            self._drive(lambda: answer.has_news, told=lambda: answer.is_told or answer.is_over)
 
     def _drive(
         self,
