@@ -32,9 +32,7 @@ from vlm.inference.engine import Engine
 from vlm.inference.generation import Generation
 
 SIZES = {"small": SMALL, "cpu": Sizes(), "7b": SEVEN_B}
-GREEDY = Generation(
-    do_sample=False, repetition_penalty=1.0, stop=(), cleanup="raw", min_length=2**20, max_length=2**20
-)
+GREEDY = Generation(do_sample=False, repetition_penalty=1.0, stop=(), cleanup="raw", min_length=2**20, max_length=2**20)
 """Greedy, and no answer ends before its length: end tokens are forbidden, and no text ends it."""
 
 

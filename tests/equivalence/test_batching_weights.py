@@ -100,6 +100,14 @@ def test_what_ends_within_an_image_is_not_kept() -> None:
     assert cuts_of(prompt(media, blocks), 2) == [Cut(2, True), Cut(10, True), Cut(12, True), Cut(14, False)]
 
 
+def test_a_prompt_that_is_not_kept_is_read_in_as_few_pieces_as_may_be() -> None:
+    media = [0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 0, 0, 0, 0]
+    assert cuts_of(prompt(media), 99, keeps=False) == [Cut(14, False)]
+    assert [cut.end for cut in cuts_of(prompt(media), 6, keeps=False)] == [6, 12, 14]
+    blocks = [1 if m else 0 for m in media]
+    assert [cut.end for cut in cuts_of(prompt(media, blocks), 6, keeps=False)] == [12, 14]
+
+
 def test_the_key_of_a_prefix_is_of_all_that_precedes_it() -> None:
     base = prompt([0] * 8)
     cuts = cuts_of(base, 2)

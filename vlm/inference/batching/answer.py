@@ -95,6 +95,7 @@ class Answer:
         usage: positions that it took.
         times: when things happened.
         logprobs: one per token of ``ids``, if ``Asking.logprobs`` asked for them.
+        pause: seconds after readers were told of a token in which they are not told of the next ones.
         is_told: whether readers were told of a token, or of the end, since :meth:`take`.
 
     Example:
@@ -144,6 +145,7 @@ class Answer:
         self._read = 0
         self._wanted = True
         self._told_at = 0.0
+        self.pause = 0.0
         self.is_told = False
 
     @cached_property
@@ -162,11 +164,8 @@ class Answer:
         """Whether no token will follow."""
         return self.finish is not None or self.error is not None
 
-    def push(self, token: int, logprob: TokenLogprob | None = None, pause: float = 0.0) -> bool:
-        """Add a token; whether a stop text is complete now, so that the answer should end.
-
-        ``pause``: seconds after readers were told of a token in which they are not told of the next ones.
-        """
+    def push(self, token: int, logprob: TokenLogprob | None = None) -> bool:
+        """Add a token; whether a stop text is complete now, so that the answer should end."""
         self.ids.append(token)
         if logprob is not None:
             self.logprobs.append(logprob)
@@ -174,7 +173,7 @@ class Answer:
         if self.times.first is None:
             self.times.first = now
         self.usage.written += 1
-        if now >= self._told_at + pause:
+        if now >= self._told_at + self.pause:
             self._told_at = now
             self._tell()
         return self._watch is not None and self._watch.push(token)

@@ -87,9 +87,9 @@ class Row:
             return "cancelled"
         return "timeout" if self.late else None
 
-    def add(self, token: int, logprob: Any = None, pause: float = 0.0) -> Finish | None:
-        """Add a written token; why the answer ends with it, if it does. ``pause``: see :meth:`Answer.push`."""
-        cut = self.answer.push(token, logprob, pause)
+    def add(self, token: int, logprob: Any = None) -> Finish | None:
+        """Add a written token; why the answer ends with it, if it does."""
+        cut = self.answer.push(token, logprob)
         if self.asking.constraint is not None:
             self.asking.constraint.accept(token)
         if cut or token in self.ends.eos or ends_with(self.answer.ids, self.ends.stops):

@@ -266,7 +266,7 @@ class Scheduler(Turns):
 
     def _add(self, row: Row, choices: Sequence[Choice]) -> Finish | Exception | None:
         """Add tokens to an answer; why it is over, if it is."""
-        pause = PAUSE * self.stats.running
+        row.answer.pause = PAUSE * self.stats.running
         for choice in choices:
             if choice.error is not None:
                 return choice.error
@@ -275,7 +275,7 @@ class Scheduler(Turns):
             self.stats.written_tokens += 1
             reason: Finish | None = None
             with Noted() as noted:
-                reason = row.add(choice.token, choice.logprob, pause)
+                reason = row.add(choice.token, choice.logprob)
             if noted.error is not None or reason is not None:
                 return noted.error or reason
         return None
