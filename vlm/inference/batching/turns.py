@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vlm.common.types import Features
 from vlm.inference.batching.answer import Answer
+from vlm.inference.batching.row import Noted
 from vlm.models.precision import no_autocast
 from vlm.models.vlm import VLM
 
@@ -152,19 +153,15 @@ class Turns:
             if self._background is not None:
                 return
             thread = threading.Thread(target=self._run, name="vlm answers", daemon=True)
-            self._background = thread
-            try:
-                thread.start()  # may fail where a machine has no more threads; whoever asked gets the error then
-            except BaseException:
-                self._background = None
-                raise
+            thread.start()  # may fail where a machine has no more threads; whoever asked gets the error then
+            self._background = thread  # which waits for the lock
 
     def _run(self) -> None:
         while True:
-            try:
+            with Noted() as noted:
                 self._drive(self._is_idle)
-            except Exception as error:  # noqa: BLE001 - goes to those who wait
-                self._give_up(error)
+            if noted.error is not None:
+                self._give_up(noted.error)
             with self._lock:
                 if self._is_idle():
                     self._background = None
@@ -212,10 +209,9 @@ class Turns:
                     self._encode_joined(together)
             for media in together:
                 if media.features is None:
-                    try:
+                    with Noted() as noted:
                         media.features = self.model.encode(media.pixels, *media.more)
-                    except Exception as error:  # noqa: BLE001 - goes to whoever asked
-                        media.error = error
+                    media.error = noted.error
 
     def _encode_joined(self, together: Sequence[Media]) -> None:
         different: list[Media] = []
