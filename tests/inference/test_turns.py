@@ -12,7 +12,7 @@ import torch
 
 from vlm.common.types import Features
 from vlm.inference.batching.answer import Answer
-from vlm.inference.batching.turns import Turns
+from vlm.inference.batching.turns import Media, Turns
 from vlm.inference.engine import Engine
 from vlm.inference.generation import EVALUATION
 from vlm.inference.streaming import StopWatch, TextStream, join
@@ -68,17 +68,17 @@ def test_media_that_wait_together_are_encoded_together() -> None:
     assert encoder.sizes == [1, 3, 1, 1, 1, 1]  # the second call failed: each of the four alone
 
 
-def test_media_take_no_longer_than_a_pause_between_steps() -> None:
+@pytest.mark.parametrize(("held_up", "together"), [(9, 2), (2, 6)])
+def test_media_take_no_longer_than_a_pause_between_steps(held_up: int, together: int) -> None:
+    """Unless more wait for their media than for the next step."""
     encoder: Any = Encoder()
     encoder.go.set()
     turns = Turns(encoder)
     turns._seconds = 0.02  # of which two and a half fit
-    turns._wake = lambda: None  # type: ignore[method-assign]
-    from vlm.inference.batching.turns import Media
-
-    turns._media.extend(Media(torch.full((1, 1, 3, 4, 4), float(n)), ()) for n in range(5))
+    turns._held_up = lambda: held_up  # type: ignore[method-assign]
+    turns._media.extend(Media(torch.full((1, 1, 3, 4, 4), float(n)), ()) for n in range(6))
     turns._encode()
-    assert encoder.sizes == [2] and len(turns._media) == 3
+    assert encoder.sizes == [together] and len(turns._media) == 6 - together
     assert turns._seconds < 0.02  # measured
 
 

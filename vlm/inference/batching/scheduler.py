@@ -159,6 +159,9 @@ class Scheduler(Turns):
     def _is_idle(self) -> bool:
         return not (self._media or self._waiting or self._beginning or self._rows())  # in the order in which they move
 
+    def _held_up(self) -> int:
+        return len(self._rows())
+
     def _left(self) -> None:
         self.settle()
 

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from vlm.models.vlm import VLM
 
 
+SHORT = 32
+"""Positions that are not worth a second call in a step for which many wait; the next step reads them with others."""
+MANY = 8
+"""Rows that write, from which on they are many."""
+
+
 class SharedRows:
     """The rows whose keys and values are in slots: first those that write, then those whose prompt is being read.
 
@@ -79,7 +85,11 @@ class SharedRows:
 
     def read(self, budget: int) -> list[tuple[Row, Tensor]]:
         """Read about ``budget`` positions of the prompts; rows whose prompt is over, with logits ``[vocab]``."""
+        taken = 0
         while budget > 0 and (waiting := self.rows[self.writing :]):
+            left = sum(self._next(row) - row.done for row in waiting)
+            if taken and left < SHORT and self.writing >= MANY:
+                break
             rows: list[Row] = []
             taken = 0
             for row in waiting:

@@ -27,6 +27,8 @@ CHECK = 0.05
 """Seconds after which a waiting thread looks again, should nobody have woken it."""
 BETWEEN = 0.05
 """Seconds of encoding between two steps, but for a medium that takes longer."""
+LONGEST = 5
+"""Times that, at most, while more questions wait for their media than answers for the next step."""
 
 
 class Media:
@@ -82,6 +84,10 @@ class Turns:
     def _is_idle(self) -> bool:
         """Whether nothing is left to do."""
         raise NotImplementedError
+
+    def _held_up(self) -> int:
+        """How many answers wait for the next step."""
+        return 1
 
     def _left(self) -> None:
         """The last thread that waited has gone."""
@@ -181,10 +187,11 @@ class Turns:
         return media.features
 
     def _encode(self) -> None:
-        """Encode the media that have waited longest, as many as take about ``BETWEEN`` seconds."""
+        """Encode the media that have waited longest, as many as ``BETWEEN`` allows and at least one."""
         with self._lock:
             together = [self._media.popleft()] if self._media else []
-            room = BETWEEN / self._seconds
+            pressed = len(self._media) / max(1, self._held_up())
+            room = BETWEEN * min(max(1.0, pressed), LONGEST) / self._seconds
             while self._media and together[0].joins(self._media[0]):
                 room -= together[-1].frames
                 if room < self._media[0].frames:
