@@ -136,7 +136,8 @@ class Turns:
                 self._left()
 
     def _may_lead(self) -> bool:
-        return self._background in (None, threading.current_thread())
+        thread = self._background
+        return thread is None or thread is threading.current_thread() or not thread.is_alive()  # as after a fork
 
     def _successor(self) -> Waiter | None:
         own = (waiter for waiter in self._waiters if waiter.thread is self._background)
@@ -156,7 +157,7 @@ class Turns:
     def in_background(self) -> None:
         """Have a thread of its own write until nothing is left."""
         with self._lock:
-            if self._background is not None:
+            if self._background is not None and self._background.is_alive():
                 return
             thread = threading.Thread(target=self._run, name="vlm answers", daemon=True)
             thread.start()  # may fail where a machine has no more threads; whoever asked gets the error then
