@@ -26,7 +26,9 @@ from vlm.models.vlm import VLM
 CHECK = 0.05
 """Seconds after which a waiting thread looks again, should nobody have woken it."""
 BETWEEN = 0.05
-"""Seconds of encoding between two steps, but for a medium that takes longer."""
+"""Seconds of encoding between two steps, but for media that take longer."""
+PAIR = 2
+"""Images that are encoded together however long it takes, which is less than one after the other."""
 LONGEST = 5
 """Times that, at most, while more questions wait for their media than answers for the next step."""
 
@@ -188,11 +190,11 @@ class Turns:
         return media.features
 
     def _encode(self) -> None:
-        """Encode the media that have waited longest, as many as ``BETWEEN`` allows and at least one."""
+        """Encode the media that have waited longest, as many as ``BETWEEN`` allows."""
         with self._lock:
             together = [self._media.popleft()] if self._media else []
             pressed = len(self._media) / max(1, self._held_up())
-            room = BETWEEN * min(max(1.0, pressed), LONGEST) / self._seconds
+            room = max(PAIR, BETWEEN * min(max(1.0, pressed), LONGEST) / self._seconds)
             while self._media and together[0].joins(self._media[0]):
                 room -= together[-1].frames
                 if room < self._media[0].frames:
