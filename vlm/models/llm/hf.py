@@ -55,7 +55,8 @@ class HFCausalLM(nn.Module):
         with ``new_rows: mean``, the mean over the file's (a published rule for a pad token). ``banned_ids`` are never
         generated, such as added tokens whose row of the head is in no file (that row is zero then). ``quantize`` is
         for frozen weights: ``int8`` on a CPU goes through torch (needs AVX512-VNNI, else the weights are stored in
-        bf16; head included; for answers only), ``int8`` and ``nf4`` on a GPU through bitsandbytes.
+        bf16; head included; for answers only), ``int8`` and ``nf4`` on a GPU through bitsandbytes; ``bf16`` on a CPU
+        stores the linear layers so, faster with AVX512-BF16, and leaves all else as it is (for answers only).
 
         Example: ``llm: {name: hf, path: /models/llama-2-7b, dtype: bf16}``
         """
@@ -67,7 +68,7 @@ class HFCausalLM(nn.Module):
         dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
         label_smoothing: Dropout = 0.0
         lora: LoraOptions | None = None
-        quantize: Literal["int8", "nf4"] | None = None
+        quantize: Literal["int8", "bf16", "nf4"] | None = None
         checkpointing: bool = False
         packing: bool = True
         banned_ids: list[Natural] = field(default_factory=list)
