@@ -14,7 +14,7 @@ from vlm.common.errors import ConfigError
 from vlm.config.types import Part
 from vlm.models.llm.hf import HFCausalLM
 from vlm.models.llm.linear import bf16, int8
-from vlm.models.llm.linear.bf16 import FEW, Bf16Linear
+from vlm.models.llm.linear.bf16 import Bf16Linear
 from vlm.models.llm.linear.frozen import wide
 from vlm.models.llm.linear.int8 import Int8Linear
 from vlm.models.llm.linear.joined import Joined, JoinedPart, find_siblings, one_layer
@@ -195,10 +195,10 @@ def test_what_is_refused_and_what_only_warns(build, caplog) -> None:
 
 @needs_bf16
 @pytest.mark.parametrize("bias", [False, True])
-def test_packed_bf16_is_close_to_the_float_layer_for_few_tokens_and_for_many(bias: bool) -> None:
+def test_packed_bf16_is_close_to_the_float_layer_for_any_number_of_tokens(bias: bool) -> None:
     floats = layer(129, 67, bias)
     made = Bf16Linear.of(floats)
-    for rows in (1, 8, FEW, FEW + 1, 200):
+    for rows in (1, 8, 200):
         inputs = torch.randn(2, rows, 67)
         with torch.no_grad():
             expected, found = floats(inputs), made(inputs)

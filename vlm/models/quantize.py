@@ -110,12 +110,14 @@ def _on_cpu(llm: Any, mode: str) -> torch.dtype | None:
         why = int8.unsupported() or int8.self_test(tried)
         if why is None:
             del tried  # so that each layer's float weights go as it is replaced
-            return _replace(llm, groups, Int8Linear.of, "int8")
+            _replace(llm, groups, Int8Linear.of, "int8")
+            return None
         log.warning("model.llm.quantize: no int8 because %s; the LLM is stored in bf16", why)
     why = bf16.unsupported() or bf16.self_test(tried)
     if why is None:
         del tried
-        return _replace(llm, groups, Bf16Linear.of, "bf16")
+        _replace(llm, groups, Bf16Linear.of, "bf16")
+        return None
     log.warning("model.llm.quantize: bf16 is not faster here because %s", why)
     return _store_bf16(llm)
 

@@ -29,6 +29,7 @@ from vlm.models.llm.gguf import read_gguf_config
 from vlm.models.llm.gguf_header import is_gguf
 from vlm.models.llm.head import logits_of, prepare_head
 from vlm.models.llm.headed import causal_class
+from vlm.models.llm.norms import shorten_norms
 from vlm.models.llm.packing import apart, axes_first, base_of, can_pack, pack, position_axes, uses_interface
 from vlm.models.llm.slots import SlotLayout
 from vlm.models.lora import LoraOptions, inject_lora
@@ -103,6 +104,7 @@ class HFCausalLM(nn.Module):
         self.passes_more = passes_more(base_of(self.model).forward)
         self.plain_head = prepare_head(self.model)
         trim_last_layer(self.layers())
+        self._short_norms = False
         if config.checkpointing:
             checkpoint_layers(self.layers())
 
@@ -165,6 +167,9 @@ class HFCausalLM(nn.Module):
             inserts: data of the inserts, ``tokens [1, T, ...]``.
             layout: which rows they lengthen.
         """
+        if not self._short_norms:  # the weights are there by now
+            self._short_norms = True
+            shorten_norms(self.model)
         with laid_out(layout):
             mask = torch.ones_like(positions.flatten(1)[:, 0] if positions.dim() > 1 else positions)
             hidden = self._base(embeds[None], positions[None], mask[None], inserts, None, layout)[0]

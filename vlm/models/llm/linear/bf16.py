@@ -1,22 +1,24 @@
 """Linear layers with bfloat16 weights on a CPU, in the layout that oneDNN multiplies without rearranging them first.
 
-Few tokens are multiplied in bfloat16, which reads half of the memory; many tokens in float32, where the processor is as
-fast in either, with the weights unpacked for the call. Everything between the layers stays as it was, in float32.
+A few tokens take as long as it takes to read the weights, of which bfloat16 has half as many bytes. Everything between
+the layers stays as it was, in float32. (A processor without AMX multiplies bfloat16 no faster than float32, so that a
+long prompt, of hundreds of tokens, takes half as long again; unpacking the weights for it takes longer still.)
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlm.models.llm.linear.frozen import FrozenLinear, compare, output_dtype
 
 ERROR_BOUND = 0.05
 """Relative error of a layer's outputs above which the kernel is taken for broken; about 0.004 is normal."""
-FEW = 32
-"""Tokens up to which bfloat16 products are faster than unpacking the weights and multiplying in float32."""
-_NO_MORE_STEPS = ("none", [], "")
+MEANT_FOR = 8
+"""Tokens that the layout is chosen for; it was the same for 1, 8 and 16."""
+_NO_MORE_STEPS: tuple[Any, ...] = ("none", [], "")
 
 
 class Bf16Linear(FrozenLinear):
@@ -31,7 +33,7 @@ class Bf16Linear(FrozenLinear):
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__(weight.shape[1], weight.shape[0])
-        self.weight = nn.Parameter(torch.ops.mkldnn._reorder_linear_weight(weight, FEW), requires_grad=False)
+        self.weight = nn.Parameter(torch.ops.mkldnn._reorder_linear_weight(weight, MEANT_FOR), requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     @classmethod
@@ -46,9 +48,6 @@ class Bf16Linear(FrozenLinear):
         Raises ConfigError: see :func:`output_dtype`.
         """
         dtype = output_dtype(inputs)
-        if inputs.numel() > FEW * self.in_features:
-            weight = self.weight.to_dense().to(dtype)
-            return F.linear(inputs.to(dtype), weight, None if self.bias is None else self.bias.to(dtype))
         multiply = torch.ops.mkldnn._linear_pointwise.default
         out: Tensor = multiply(inputs.bfloat16(), self.weight, self.bias, *_NO_MORE_STEPS)
         return out.to(dtype)
