@@ -33,7 +33,7 @@ from benchmarks.common import (
 from benchmarks.engine import engine_of, question
 from benchmarks.ours import composition, copy_weights
 from vlm.inference.generation import Generation
-from vlm.models.quantize import quantize_llm
+from vlm.models.quantize import quantize_images, quantize_llm
 
 ONE_B = Sizes(llm_dim=2048, llm_layers=18, llm_heads=16, llm_hidden=5632)
 SIZES = {"small": SMALL, "cpu": Sizes(), "cpu-1b": ONE_B, "7b": SEVEN_B}
@@ -69,16 +69,20 @@ def our_side(model: Any, rows: list[TextRow], pixels: torch.Tensor, new: int) ->
 def models_of(s: Sizes, theirs: Any, device: str) -> dict[str, Any]:
     """The composition with the baseline's weights in each form that the device is good at."""
 
-    def made(mode: str | None) -> Any:
+    def made(mode: str | None, images: bool = False) -> Any:
         model = composition(s)
         copy_weights(theirs, model, share=True)
         if mode is not None:
             quantize_llm(model.llm, mode, torch.device(device))
+        if images:
+            model.requires_grad_(False)
+            quantize_images(model)
         return model.eval()
 
     if device != "cpu":
         return {"vlm": made(None).to(device, torch.bfloat16)}
-    return {"vlm": made(None), "vlm bf16": made("bf16"), "vlm int8": made("int8")}
+    forms = {"vlm": made(None), "vlm bf16": made("bf16"), "vlm int8": made("int8")}
+    return forms | {"vlm int8, images too": made("int8", images=True)}
 
 
 def measured(theirs: Any, ours: dict[str, Any], s: Sizes, size: int, a: Any, device: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from vlm.models.llm.linear.frozen import wide
 from vlm.models.llm.linear.int8 import Int8Linear
 from vlm.models.llm.linear.joined import Joined, JoinedPart, find_siblings, one_layer
 from vlm.models.lora import LoraOptions
-from vlm.models.quantize import check_quantize, check_trains, plain_llm, quantize_llm, replace_linears
+from vlm.models.quantize import check_quantize, check_trains, plain_llm, quantize_images, quantize_llm, replace_linears
 from vlm.testing import LLAMA, composition, part, tiny_config, weight
 
 CPU = torch.device("cpu")
@@ -227,6 +227,34 @@ def test_a_model_that_is_loaded_in_bf16(caplog, examples, batched) -> None:
 
 
 @needs_vnni
+def test_images_in_int8(caplog, examples, batched) -> None:
+    def loaded(**options):
+        torch.manual_seed(0)
+        return load_model(tiny_config(llm=quantised(**options), train={"bridge.1": True}, weights=RANDOM), device="cpu")
+
+    with caplog.at_level(logging.INFO):
+        model, plain = loaded(quantize_images=True), loaded()
+    assert "(of images)" in caplog.text and caplog.text.count("model.llm.quantize") == 3
+    assert any(isinstance(m, Int8Linear) for m in model.vision.modules())
+    assert any(isinstance(m, Int8Linear) for m in model.bridge[0].modules())
+    assert type(model.bridge[1].proj) is nn.Linear and model.bridge[1].proj.weight.requires_grad
+    assert not any(isinstance(m, Int8Linear) for m in plain.vision.modules())
+    pixels = batched(examples).pixels
+    with torch.no_grad():
+        found, expected = (m.encode(pixels).tokens for m in (model, plain))
+    assert 0 < (found - expected).norm() / expected.norm() < 0.05
+
+
+@needs_vnni
+def test_images_that_cannot_be_tried_stay_in_float(monkeypatch, caplog, build) -> None:
+    model = build()
+    monkeypatch.setattr(type(model.vision), "forward", lambda *_: (_ for _ in ()).throw(ValueError("other pixels")))
+    quantize_images(model)
+    assert "no image of noise could be encoded; images are encoded as without it" in caplog.text
+    assert not any(isinstance(m, Int8Linear) for m in model.modules())
+
+
+@needs_vnni
 def test_joined_layers_give_the_bits_of_each_alone() -> None:
     layers = [layer(64, 48), layer(32, 48, bias=True), layer(80, 48)]
     whole = Joined(Int8Linear.of(one_layer(layers)), [one.out_features for one in layers])
@@ -253,7 +281,7 @@ def test_who_reads_the_same_input() -> None:
         e(x)
         e(x)
 
-    assert find_siblings(run, [a, b, c, d, e]) == [[a, b]]
+    assert find_siblings(run, [a, b, c, d, e]) == [[a, b], [c], [d]]
 
     def fail() -> None:
         run()

@@ -97,26 +97,29 @@ def plain_llm(model_cfg: Any) -> Any:
     options = model_cfg.llm.config
     if not isinstance(options, HFCausalLM.Config) or options.quantize is None:
         return model_cfg
-    llm = dataclasses.replace(model_cfg.llm, config=dataclasses.replace(options, quantize=None))
+    llm = dataclasses.replace(model_cfg.llm, config=dataclasses.replace(options, quantize=None, quantize_images=False))
     return dataclasses.replace(model_cfg, llm=llm)
 
 
 def _on_cpu(llm: Any, mode: str) -> torch.dtype | None:
     """Layers with int8 weights, else with packed bf16 weights, where they pass their test; else an LLM in bf16."""
     groups = _siblings(llm)
+    head = llm.model.get_output_embeddings()
+    which = "head included" if any(getattr(*group[0]) is head for group in groups) else "without the head"
+    del head
     some = sorted({0, len(groups) // 2, len(groups) - 1}) if groups else []
     tried = [one_layer([getattr(*place) for place in groups[number]]) for number in some]
     if mode == "int8":
         why = int8.unsupported() or int8.self_test(tried)
         if why is None:
             del tried  # so that each layer's float weights go as it is replaced
-            _replace(llm, groups, Int8Linear.of, "int8")
+            _replace(groups, Int8Linear.of, "int8", which)
             return None
         log.warning("model.llm.quantize: no int8 because %s; the LLM is stored in bf16", why)
     why = bf16.unsupported() or bf16.self_test(tried)
     if why is None:
         del tried
-        _replace(llm, groups, Bf16Linear.of, "bf16")
+        _replace(groups, Bf16Linear.of, "bf16", which)
         return None
     log.warning("model.llm.quantize: bf16 is not faster here because %s", why)
     return _store_bf16(llm)
@@ -140,6 +143,38 @@ def _siblings(llm: Any) -> list[list[Place]]:
     return [[places[one] for one in first.get(key, [key])] for key in places if key not in later]
 
 
+def quantize_images(model: Any) -> None:
+    """Replace the frozen linear layers of the vision encoder and the bridges of a ``VLM`` by int8 ones, on a CPU.
+
+    Only layers that an image passes are replaced. Where int8 cannot be computed, or no image of noise can be encoded,
+    all stay as they are, with a warning.
+    """
+    places: dict[int, Place] = {}
+    for part in (model.vision, *model.bridge) if model.vision is not None else ():
+        for module in part.modules():
+            if "qkv_bias_separate" in vars(module):  # else timm's attention reads the weight, and calls no layer
+                module.qkv_bias_separate = True
+        found = [(parent, name) for parent, name, layer in _linears(part) if wide(layer)]
+        places |= {id(getattr(*place)): place for place in found if not getattr(*place).weight.requires_grad}
+    layers = [getattr(*place) for place in places.values()]
+    groups = find_siblings(lambda: _one_image(model), layers)
+    why = int8.unsupported() or int8.self_test([one_layer(group) for group in groups[:1]])
+    if why is None and not groups:
+        why = "no image of noise could be encoded"
+    if why is not None:
+        log.warning("model.llm.quantize_images: no int8 because %s; images are encoded as without it", why)
+        return
+    named = [[places[id(layer)] for layer in group] for group in groups]
+    del groups, layers
+    _replace(named, lambda layer: Int8Linear.of(layer, packed=True), "int8", "of images")
+
+
+def _one_image(model: Any) -> None:
+    """Encode noise, of the size that the encoder takes."""
+    size = model.vision.image_size
+    model.encode(torch.rand(1, 1, 3, size, size, generator=torch.Generator().manual_seed(0)))
+
+
 def _one_call(llm: Any) -> None:
     """One call of the decoder for two tokens."""
     table = llm.model.get_input_embeddings().weight
@@ -152,10 +187,9 @@ def _one_call(llm: Any) -> None:
         llm(LLMInputs(tokens, ones, place, -100 * ones, inserts=inserts))
 
 
-def _replace(llm: Any, groups: list[list[Place]], make: Callable[[nn.Linear], nn.Module], kind: str) -> None:
+def _replace(groups: list[list[Place]], make: Callable[[nn.Linear], nn.Module], kind: str, which: str) -> None:
     """Put short layers where ``groups`` are. Each group's float weights are released before the next one is made."""
     before, after = 0, 0
-    head = llm.model.get_output_embeddings()
     for group in groups:
         layers = [getattr(*place) for place in group]
         before += sum(_bytes(layer) for layer in layers)
@@ -165,8 +199,7 @@ def _replace(llm: Any, groups: list[list[Place]], make: Callable[[nn.Linear], nn
         del layers
         for number, (parent, name) in enumerate(group):
             setattr(parent, name, made if len(group) == 1 else JoinedPart(whole, number))
-    widest = "without the head" if head is llm.model.get_output_embeddings() else "head included"
-    told = (sum(map(len, groups)), kind, widest, before / 2**20, after / 2**20)
+    told = (sum(map(len, groups)), kind, which, before / 2**20, after / 2**20)
     log.info("model.llm.quantize: %d layers in %s (%s), %.0f -> %.0f MiB", *told)
 
 

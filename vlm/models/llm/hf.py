@@ -58,6 +58,7 @@ class HFCausalLM(nn.Module):
         for frozen weights: ``int8`` on a CPU goes through torch (needs AVX512-VNNI, else the weights are stored in
         bf16; head included; for answers only), ``int8`` and ``nf4`` on a GPU through bitsandbytes; ``bf16`` on a CPU
         stores the linear layers so, faster with AVX512-BF16, and leaves all else as it is (for answers only).
+        ``quantize_images`` with ``int8`` on a CPU: the frozen layers of vision encoder and bridges are in int8, too.
 
         Example: ``llm: {name: hf, path: /models/llama-2-7b, dtype: bf16}``
         """
@@ -70,6 +71,7 @@ class HFCausalLM(nn.Module):
         label_smoothing: Dropout = 0.0
         lora: LoraOptions | None = None
         quantize: Literal["int8", "bf16", "nf4"] | None = None
+        quantize_images: bool = False
         checkpointing: bool = False
         packing: bool = True
         banned_ids: list[Natural] = field(default_factory=list)
@@ -110,7 +112,14 @@ class HFCausalLM(nn.Module):
 
     def written_out(self) -> Config:
         """See :class:`~vlm.models.protocols.WritesOut`. Nothing is read later, so that nothing is quantised either."""
-        return replace(self.config, path=None, config=written(self.model.config), vocab_size=None, quantize=None)
+        return replace(
+            self.config,
+            path=None,
+            config=written(self.model.config),
+            vocab_size=None,
+            quantize=None,
+            quantize_images=False,
+        )
 
     def layers(self) -> Any:
         """The decoder layers, for inserts and checkpointing."""

@@ -73,8 +73,8 @@ def one_layer(layers: Sequence[nn.Linear]) -> nn.Linear:
 def find_siblings(run: Callable[[], Any], layers: Sequence[nn.Linear]) -> list[list[nn.Linear]]:
     """Groups of ``layers`` that ``run`` gives the same, unchanged input one after the other, in the order of the calls.
 
-    Each group has two layers or more. A layer that is called more than once is in none; where ``run`` fails there is
-    no group.
+    A layer that reads an input by itself is a group of its own. One that is called more than once, or never (others
+    may read its weights), is in none; where ``run`` fails there is no group.
     """
     trace = _Trace()
     handles = [layer.register_forward_pre_hook(trace) for layer in layers]
@@ -87,7 +87,7 @@ def find_siblings(run: Callable[[], Any], layers: Sequence[nn.Linear]) -> list[l
         for handle in handles:
             handle.remove()
     once = [group for group in trace.groups if all(trace.calls[id(layer)] == 1 for layer in group)]
-    return [group for group in once if len(group) > 1 and len({layer.weight.dtype for layer in group}) == 1]
+    return [group for group in once if len({layer.weight.dtype for layer in group}) == 1]
 
 
 class _Trace:
