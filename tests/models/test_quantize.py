@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from vlm.checkpoint.load import load_model
 from vlm.common.errors import ConfigError
 from vlm.config.types import Part
+from vlm.models.fusion.base import LLMInputs
 from vlm.models.llm.hf import HFCausalLM
 from vlm.models.llm.linear import bf16, int8
 from vlm.models.llm.linear.bf16 import Bf16Linear
@@ -267,6 +269,27 @@ def test_joined_layers_give_the_bits_of_each_alone() -> None:
             assert torch.equal(parts[number](inputs), alone[number](inputs))
         one.zero_()
         assert torch.equal(parts[0](one), alone[0](one))
+
+
+@needs_vnni
+@pytest.mark.parametrize(
+    ("family", "joined"), [("gemma2", [3, 2] * 4), ("gptj", [3] * 4), ("gpt2", []), ("lfm2", [2, 3, 2, 2, 3, 2])]
+)
+def test_what_is_joined_in_other_families(monkeypatch, family: str, joined: list[int]) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "tools"))
+    from llm_families import small
+
+    torch.manual_seed(0)
+    sizes = {name: value for name, value in small(family).to_dict().items() if name != "model_type"}
+    llm = HFCausalLM(HFCausalLM.Config(config={"model_type": family, **sizes}, dtype="fp32")).eval()
+    ones, place = torch.ones(2, 6, dtype=torch.long), torch.arange(6).expand(2, 6)
+    inputs = LLMInputs(torch.randn(2, 6, llm.hidden_size), ones, place, -100 * ones)
+    with torch.no_grad():
+        expected = llm.head(llm(inputs))
+        quantize_llm(llm, "int8", CPU)
+        found = llm.head(llm(inputs))
+    assert [len(m.widths) for m in llm.modules() if isinstance(m, Joined)] == joined
+    assert 0 < (found - expected).norm() / expected.norm() < 0.08
 
 
 def test_who_reads_the_same_input() -> None:
