@@ -24,14 +24,15 @@ class Joined(nn.Module):
         super().__init__()
         self.layer = layer
         self.widths = list(widths)
-        self._known: tuple[Tensor | None, Sequence[Tensor]] = (None, ())  # one value, so that threads see both or none
+        # one value, so that threads see both or none; in a list, because setting an attribute of a module is slow
+        self._known: list[tuple[Tensor | None, Sequence[Tensor]]] = [(None, ())]
 
     def part(self, number: int, inputs: Tensor) -> Tensor:
         """``[..., in]`` -> the outputs ``[..., width]`` of one of the layers."""
-        given, outputs = self._known
+        given, outputs = self._known[0]
         if number == 0 or given is not inputs:
             outputs = self.layer(inputs).split(self.widths, -1)
-        self._known = (None, ()) if number == len(self.widths) - 1 else (inputs, outputs)
+        self._known[0] = (None, ()) if number == len(self.widths) - 1 else (inputs, outputs)
         return outputs[number]
 
 
