@@ -194,7 +194,7 @@ class StandardBenchmark:
         numbers = numbers_of(metrics)
         scores = facts | counts | numbers | {"data": digest}
         files = _files(cls.function(spec.submission)(items, runs[0])) if spec.submission else {}
-        note = "others judge these answers; see the written file" if spec.unscored else ""
+        note = _unscored(counts) if spec.unscored else ""
         return Result(
             scores, predictions, table_of(metrics[0], scores), note, card=True, metrics=tuple(metrics[0]), files=files
         )
@@ -223,6 +223,11 @@ class StandardBenchmark:
 @cache
 def _spec(file: Path) -> Spec:
     return read_spec(file)
+
+
+def _unscored(counts: Mapping[str, int]) -> str:
+    errors = f", {counts['errors']} without an answer" if counts["errors"] else ""
+    return f"{counts['count']} answers{errors}; others judge them, see the written file"
 
 
 def _files(found: Mapping[str, str] | tuple[str, str]) -> dict[str, str]:
