@@ -47,7 +47,7 @@ def scaled(box: Box, width: float, height: float) -> Box:
 def read_box(text: str) -> Box | None:
     """The first box in a text, in fractions of the image's width and height; None: there is none.
 
-    Read are ``{<12><30><55><88>}`` (hundredths, MiniGPT-v2), ``[0.12, 0.3, 0.55, 0.88]`` in square or round brackets
+    Read are ``{<12><30><55><88>}`` (hundredths), ``[0.12, 0.3, 0.55, 0.88]`` in square or round brackets
     (fractions, LLaVA and Shikra) and ``(120,300),(550,880)`` (Qwen-VL). Numbers in brackets are thousandths if one of
     them is above 1. Values outside the image give None.
     """

@@ -1,8 +1,9 @@
-"""Where media are, if a benchmark's folders are laid out in more than one way."""
+"""Files that may be in one of several places, or missing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from vlm.tasks.benchmarks.standard.items import Files
 
@@ -13,6 +14,13 @@ def nearest(files: Files, name: str, folders: Iterable[str], endings: Sequence[s
     If it is nowhere, the first place, which the error then names.
     """
     base = files.folder()
-    candidates = [f"{folder}/{name}{ending}" if folder else f"{name}{ending}" for folder in ("", *folders)
-                  for ending in endings]  # fmt: skip
-    return next((c for c in candidates if (base / c).is_file()), candidates[0])
+    places = [f"{folder}/{name}" if folder else name for folder in ("", *folders)]
+    candidates = [place + ending for place in places for ending in endings]
+    return next((c for c in candidates if (base / c).exists()), candidates[0])
+
+
+def optional_json(files: Files, name: str) -> Any:
+    """The content of a JSON file beside the annotations; an empty object if it is not there."""
+    folder = files.annotations.parent if files.annotations.is_file() else files.annotations
+    name = name.replace("{split}", files.split)
+    return files.json(name) if (folder / name).is_file() else {}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.common.errors import DataError
+from vlm.datasets.base import MALFORMED
 from vlm.tasks.answers import Answer
 from vlm.tasks.benchmarks.base import Result
 from vlm.tasks.benchmarks.standard.base import StandardBenchmark, StandardOptions
@@ -40,7 +41,13 @@ def _own_form(benchmark: type[StandardBenchmark], file: str, items: Sequence[Ite
     name = benchmark.spec().answers.read
     if not name or Path(file).suffix != ".json":
         return {}
-    found = benchmark.function(name)(Files(Path(file)).json(""), items) or {}
+    try:
+        found = benchmark.function(name)(Files(Path(file)).json(""), items) or {}
+    except MALFORMED as error:
+        raise DataError(
+            f"{file}: not answers in the form of {benchmark.spec().title} ({type(error).__name__}: {error})",
+            fix="give the result file as the benchmark's script writes it, or lines with id and answer",
+        ) from error
     return {key: Answer(text) for key, text in found.items()}
 
 

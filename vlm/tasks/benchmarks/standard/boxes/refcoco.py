@@ -167,7 +167,7 @@ def fractions(items: Sequence[Item], answers: Sequence[str]) -> list[Metric]:
 
 
 def published_files(items: Sequence[Item], outputs: Sequence[str]) -> Mapping[str, str]:
-    """A file of each split in MiniGPT-v2's form: object -> its answers, without those that do not have the form."""
+    """A file of each split in the published form: object -> its answers, without those that have no box in braces."""
     result: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for item, output in zip(items, outputs, strict=True):
         if has_hundredths(output):
@@ -176,7 +176,7 @@ def published_files(items: Sequence[Item], outputs: Sequence[str]) -> Mapping[st
 
 
 def read_published(data: Any, items: Sequence[Item]) -> dict[str, str] | None:
-    """The answers of a file in MiniGPT-v2's form: which phrase of an object an answer is to makes no difference."""
+    """The answers of a file in the published form: which phrase of an object an answer is to makes no difference."""
     if not (isinstance(data, dict) and data and all(isinstance(answers, list) for answers in data.values())):
         return None
     names = {item.id for item in items}

@@ -1,4 +1,4 @@
-"""The Chinese test sets of VisualCLA: LLaVA's and OwlEval's questions, translated; they have no answers."""
+"""Two published test sets in Chinese: LLaVA's and OwlEval's questions, translated; they have no answers."""
 
 from __future__ import annotations
 

@@ -28,9 +28,8 @@ class OwlEval(StandardBenchmark):
 
 def answer_file(items: Sequence[Item], outputs: Sequence[str]) -> tuple[str, str]:
     """Lines as in the benchmark's folder ``answer``."""
-    lines = [
-        item.fields | {"question": item.question, "answer": output, "model_id": MODEL}
-        for item, output in zip(items, outputs, strict=True)
-    ]
-    keys = ("image", "question_id", "question", "answer", "model_id")
-    return "answer.jsonl", "".join(json.dumps({k: line[k] for k in keys}) + "\n" for line in lines)
+    lines = []
+    for item, output in zip(items, outputs, strict=True):
+        line = {"image": item.fields["image"], "question_id": item.fields["question_id"], "question": item.question}
+        lines.append(json.dumps(line | {"answer": output, "model_id": MODEL}) + "\n")
+    return "answer.jsonl", "".join(lines)
