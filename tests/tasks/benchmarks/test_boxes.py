@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,36 @@ def test_prompts_and_images_are_those_of_the_scripts(folder: Path) -> None:
     asked = RefCoco.open(str(folder), "", StandardOptions(protocol="lmms", split="val")).prompts[0]
     assert asked.startswith("Bounding box coordinates are specified in the format (top-left x, top-left y, ")
     assert asked.endswith("bounding box coordinate of the region this sentence describes: left cup")
+
+
+def test_the_files_of_the_toolkit_are_read_where_there_is_no_json(tmp_path: Path) -> None:
+    (tmp_path / "refcocog").mkdir()
+    references = [
+        {
+            "ref_id": k,
+            "ann_id": 70 + k,
+            "image_id": 9,
+            "split": split,
+            "file_name": f"COCO_train2014_000000000009_{k}.jpg",
+        }
+        | {"sentences": [{"raw": f"The cup {n}.", "sent": f"the cup {n}"} for n in range(2)]}
+        for k, split in enumerate(["train", "val", "test", "test"])
+    ]
+    file = tmp_path / "refcocog" / "refs(umd).p"
+    file.write_bytes(pickle.dumps(references, protocol=2))
+    tree = {"images": [{"id": 9, "width": 200, "height": 100}]}
+    tree["annotations"] = [{"id": 70 + k, "image_id": 9, "bbox": [10 * k, 20, 30, 40]} for k in range(4)]
+    (tmp_path / "refcocog" / "instances.json").write_text(json.dumps(tree))
+    items = RefCocoG.open(str(tmp_path), "", StandardOptions()).items
+    assert [i.fields["type"] for i in items] == ["val", "val", *["test"] * 4]
+    assert items[5].id == "COCO_train2014_000000000009_3#1" and items[5].question == "the cup 1"
+    assert list(items[5].references.values()) == [30, 20, 60, 60]
+    assert len(RefCocoG.open(str(tmp_path), "", StandardOptions(split="test")).items) == 4
+    file.write_bytes(pickle.dumps([references[0] | {"split": "val", "ann_id": 5}], protocol=2))
+    with pytest.raises(DataError, match=r"refs.umd..p: reference 0: refcocog/instances.json has no object 5"):
+        RefCocoG.open(str(tmp_path), "", StandardOptions(split="val"))
+    with pytest.raises(DataError, match="no reference of the split 'test'"):
+        RefCocoG.open(str(tmp_path), "", StandardOptions(split="test"))
 
 
 @pytest.mark.parametrize(

@@ -190,6 +190,14 @@ def test_other_answers_are_one_message(content: object, message: str, next_qa: P
         score_file(NextQa, str(next_qa), "", [dump(next_qa / "r.json", content)], StandardOptions())
 
 
+def test_times_that_are_not_read_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    record = {"video": "a.mp4", "question": "?", "candidates": ["x", "y"], "answer": "y", "start": 1.5, "end": 3}
+    VideoChoice.open(dump(tmp_path / "task.json", [record, record]), "", StandardOptions())
+    assert [r.getMessage() for r in caplog.records] == [
+        "task: the times start and end are not read; use the cut videos of this task"
+    ]
+
+
 def test_an_answer_that_is_no_candidate_is_named(tmp_path: Path) -> None:
     record = {"video": "a.mp4", "question": "?", "candidates": ["x", "y"], "answer": "z"}
     with pytest.raises(DataError, match="task.json: task_0: the answer 'z' is not among the candidates"):

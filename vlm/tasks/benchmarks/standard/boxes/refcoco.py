@@ -14,6 +14,7 @@ from vlm.common.errors import DataError
 from vlm.common.registry import register_benchmark
 from vlm.datasets.formats.boxes import corners_of, image_size
 from vlm.tasks.benchmarks.standard.base import StandardBenchmark
+from vlm.tasks.benchmarks.standard.boxes.toolkit import toolkit_records
 from vlm.tasks.benchmarks.standard.items import Files, Item
 from vlm.tasks.benchmarks.standard.spec import Spec
 from vlm.tasks.scoring.boxes import (
@@ -43,6 +44,7 @@ class _Referred(StandardBenchmark):
     title: ClassVar[str]
     name: ClassVar[str]
     splits: ClassVar[list[str]]
+    split_by: ClassVar[str] = "unc"  # whose split the papers use
 
     @classmethod
     def spec(cls) -> Spec:
@@ -79,7 +81,7 @@ class RefCocoPlus(_Referred):
 class RefCocoG(_Referred):
     """RefCOCOg: as RefCOCO, with longer phrases."""
 
-    title, name, splits = "RefCOCOg", "refcocog", ["val", "test"]
+    title, name, splits, split_by = "RefCOCOg", "refcocog", ["val", "test"], "umd"
 
     @staticmethod
     def read(files: Files) -> Iterator[Item]:
@@ -90,15 +92,19 @@ class RefCocoG(_Referred):
 def referred(benchmark: type[_Referred], files: Files) -> Iterator[Item]:
     """Records ``{"img_id", "sents", "bbox": [x, y, width, height], "height", "width"}``, one for each phrase.
 
-    The phrases of an object have its ``img_id``; the id of the question adds their number: ``..._10#0``.
+    They are made of the files of the refer toolkit where there is no such file. The phrases of an object have its
+    ``img_id``; the id of the question adds their number: ``..._10#0``.
 
     Raises DataError: a box that is not one, or two boxes of one object.
     """
     seen, boxes = Counter[str](), dict[str, Box]()
-    for split in _splits(benchmark, files):
+    toolkit = _toolkit(benchmark, files)
+    splits = _splits(benchmark, files, bool(toolkit))
+    found = toolkit_records(files, toolkit, splits) if toolkit else {}
+    for split in splits:
         patterns = [p.replace("{split}", split) for p in benchmark.spec().files]
-        records = files.json(*patterns)
-        where = str(files.used[-1])
+        records = found[split] if toolkit else files.json(*patterns)
+        where = str(files.used[0] if toolkit else files.used[-1])
         for record in records:
             name = str(record["img_id"])
             size = image_size(record, f"{where}: {name}")
@@ -115,14 +121,29 @@ def referred(benchmark: type[_Referred], files: Files) -> Iterator[Item]:
             seen[name] += 1
 
 
-def _splits(benchmark: type[_Referred], files: Files) -> list[str]:
+def _there(benchmark: type[_Referred], files: Files) -> list[str]:
+    """The splits whose JSON file is in the folder."""
+    patterns = benchmark.spec().files
+    return [s for s in benchmark.splits if any((files.annotations / p.format(split=s)).is_file() for p in patterns)]
+
+
+def _splits(benchmark: type[_Referred], files: Files, toolkit: bool) -> list[str]:
     if files.split != ALL:
         return [files.split]
     if files.annotations.is_file():
         return [files.annotations.stem.rpartition("_")[2]]
-    patterns = benchmark.spec().files
-    there = [s for s in benchmark.splits if any((files.annotations / p.format(split=s)).is_file() for p in patterns)]
-    return there or benchmark.splits[:1]
+    return benchmark.splits if toolkit else _there(benchmark, files) or benchmark.splits[:1]
+
+
+def _toolkit(benchmark: type[_Referred], files: Files) -> tuple[str, str] | None:
+    """References and instances of the refer toolkit, if they are there and no JSON file of a split is."""
+    if files.annotations.is_file() or _there(benchmark, files):
+        return None
+    names = (f"refs({benchmark.split_by}).p", "instances.json")
+    for folder in (f"{benchmark.name}/", ""):
+        if all((files.annotations / (folder + name)).is_file() for name in names):
+            return folder + names[0], folder + names[1]
+    return None
 
 
 def any_form(output: str, item: Item) -> str | None:

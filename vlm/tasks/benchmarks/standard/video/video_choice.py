@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
 
@@ -13,6 +14,8 @@ from vlm.tasks.benchmarks.standard.items import Files, Item
 from vlm.tasks.benchmarks.standard.places import nearest
 from vlm.tasks.benchmarks.standard.rules import LETTERS
 from vlm.tasks.scoring.statistics import Metric, per_item
+
+log = logging.getLogger(__name__)
 
 FOLDERS = {
     "star/Charades_segment": ("action_sequence", "action_prediction", "object_interaction"),
@@ -53,6 +56,8 @@ class VideoChoice(StandardBenchmark):
         for pattern in names or ["*.json"]:
             records = files.json(pattern)
             task = files.used[-1].stem
+            if any("start" in record for record in records):
+                log.warning("%s: the times start and end are not read; use the cut videos of this task", task)
             for number, record in enumerate(records):
                 yield _item(files, task, f"{task}_{number}", record)
 
