@@ -116,6 +116,8 @@ def test_the_files_of_the_toolkit_are_read_where_there_is_no_json(tmp_path: Path
     assert items[5].id == "COCO_train2014_000000000009_3#1" and items[5].question == "the cup 1"
     assert list(items[5].references.values()) == [30, 20, 60, 60]
     assert len(RefCocoG.open(str(tmp_path), "", StandardOptions(split="test")).items) == 4
+    (first, _) = RefCocoG.open(str(tmp_path), "", StandardOptions(split="train")).items
+    assert first.id.endswith("_0#0") and RefCocoG.function("example_answer")(first) == "[0.00, 0.20, 0.15, 0.60]"
     file.write_bytes(pickle.dumps([references[0] | {"split": "val", "ann_id": 5}], protocol=2))
     with pytest.raises(DataError, match=r"refs.umd..p: reference 0: refcocog/instances.json has no object 5"):
         RefCocoG.open(str(tmp_path), "", StandardOptions(split="val"))

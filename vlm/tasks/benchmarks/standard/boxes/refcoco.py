@@ -33,6 +33,8 @@ from vlm.tasks.scoring.statistics import Metric, per_item
 
 ALL = "all"
 """The split that is every split whose file is there, with a score for each."""
+TRAIN = "train"
+"""The split of few-shot examples; not one of ``all``."""
 IMAGE = 27
 """Length of COCO's image name at the start of ``img_id``."""
 NOT_ANSWERED = "(left out by the script)"
@@ -50,7 +52,7 @@ class _Referred(StandardBenchmark):
     def spec(cls) -> Spec:
         spec = super().spec()
         files = [file.replace("{name}", cls.name) for file in spec.files]
-        return replace(spec, title=cls.title, files=files, splits=[ALL, *cls.splits])
+        return replace(spec, title=cls.title, files=files, splits=[ALL, *cls.splits, TRAIN])
 
 
 @register_benchmark("refcoco")
