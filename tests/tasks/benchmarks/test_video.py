@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
+import torch
 
+from vlm.cli.main import main
 from vlm.common.errors import DataError
 from vlm.tasks.answers import Answer
 from vlm.tasks.benchmarks.base import Questions
@@ -17,6 +20,7 @@ from vlm.tasks.benchmarks.standard.video.msvd_qa import MsrvttQa, MsvdQa
 from vlm.tasks.benchmarks.standard.video.next_qa import NextQa, NextQaOpen
 from vlm.tasks.benchmarks.standard.video.video_choice import VideoChoice
 
+from ...runners.lynx_small import composition, moving_square
 from ..asked import Asked
 
 RECORDED = Path(__file__).parent / "recorded"
@@ -202,3 +206,26 @@ def test_an_answer_that_is_no_candidate_is_named(tmp_path: Path) -> None:
     record = {"video": "a.mp4", "question": "?", "candidates": ["x", "y"], "answer": "z"}
     with pytest.raises(DataError, match="task.json: task_0: the answer 'z' is not among the candidates"):
         VideoChoice.open(dump(tmp_path / "task.json", [record]), "", StandardOptions())
+
+
+def test_a_model_answers_about_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.set_num_threads(1)
+    dump(tmp_path / "test_qa.json", QA[:2])
+    for k in range(2):
+        moving_square(tmp_path / f"video{1200 + k}.mp4", (255, 0, 0))
+    config = str(composition(tmp_path, run={"device": "cpu"}))
+    command = ["eval", config, "--benchmark", "msrvtt_qa", "--data", str(tmp_path), "--output", str(tmp_path / "out")]
+    assert main([*command, "--images", "right,blank"]) == 0
+    scores = json.loads((tmp_path / "out" / "evaluation.json").read_text())["msrvtt_qa"]
+    assert {image: (s["protocol"], s["count"], s["errors"]) for image, s in scores.items()} == {
+        "right": ("official", 2, 0),
+        "blank": ("official", 2, 0),
+    }
+    (tmp_path / "video1201.mp4").unlink()
+    capsys.readouterr()
+    assert main(command) == 0
+    again = json.loads((tmp_path / "out" / "evaluation.json").read_text())["msrvtt_qa"]["right"]
+    assert (again["count"], again["errors"]) == (1, 1)
+    printed = capsys.readouterr()
+    assert re.search(r"errors +1\n", printed.out)
+    assert f"left out: video {tmp_path / 'video1201.mp4'}: no such file" in printed.err
