@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from vlm.common.errors import DataError
 from vlm.common.registry import register_benchmark
@@ -62,8 +63,8 @@ class VideoChoice(StandardBenchmark):
                 yield _item(files, task, f"{task}_{number}", record)
 
 
-def _item(files: Files, task: str, name: str, record: dict[str, object]) -> Item:
-    choices = tuple(str(c) for c in record["candidates"])  # type: ignore[attr-defined]
+def _item(files: Files, task: str, name: str, record: Mapping[str, Any]) -> Item:
+    choices = tuple(str(c) for c in record["candidates"])
     answer = str(record["answer"])
     if answer not in choices:
         raise DataError(
