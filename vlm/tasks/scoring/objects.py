@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 _IRREGULAR = {
     "children": "child", "grandchildren": "grandchild", "geese": "goose", "mice": "mouse", "oxen": "ox", "kine": "cow",
     "people": "person", "knives": "knife", "pocketknives": "pocketknife", "calves": "calf", "feet": "foot",
-    "scissors": "scissors", "bison": "bison", "doggies": "doggies", "collies": "collies", "canoes": "cano",
+    "scissors": "scissors", "bison": "bison", "doggies": "doggies", "collies": "collies",
 }  # fmt: skip
-_WITH_OES = ("buffaloes", "broncoes", "flamingoes", "limoes", "palominoes", "cockatooes", "lenovoes")
 _YOUNG = ("baby", "adult")
 _ANIMALS = ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "animal", "cub")
 _APART = {"home plate": "home plate", "train track": "train track", "bow tie": "tie", "toilet seat": "toilet",
@@ -65,6 +64,6 @@ def singular(word: str) -> str:
         return word[:-3] + "man"
     if word.endswith("ies"):
         return word[:-3] + "y"
-    if word.endswith(("ches", "shes", "sses", "xes", "buses", *_WITH_OES)):
+    if word.endswith(("ches", "shes", "sses", "xes", "oes", "buses")):
         return word[:-2]
     return word.removesuffix("s")

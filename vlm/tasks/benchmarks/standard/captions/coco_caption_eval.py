@@ -13,6 +13,7 @@ from vlm.tasks.benchmarks.standard.captions.shared import (
     ONE_SENTENCE,
     captioned,
     coco_items,
+    image_of,
     karpathy,
 )
 from vlm.tasks.benchmarks.standard.captions.shared import caption_scores as caption_scores
