@@ -28,6 +28,10 @@ _NUM = r"(?:\d*(?:[.:,]\d+)+|\d+)"
 _ACRO = r"[A-Za-z](?:\.[A-Za-z])*\."
 _ACRO2 = r"[A-Za-z](?:\.[A-Za-z])+\."
 _JOIN = "[- \u00a0]"
+_ENDINGS = (
+    "c|h|x|gz|pl|ps|py|bat|bmp|cgi|cpp|dll|docx?|exe|gif|html?|jar|jpe?g|mov|mp3|pdf|php|png|ppt|sql|tar|txt|wav|xml|zip|"
+    "java|class"
+)
 _SEP = r"[ \u00a0]"
 
 _PHONE = rf"(?:\d{{2,4}}{_JOIN})?\d{{2,4}}{_JOIN}\d{{3,4}}{_JOIN}?\d{{3,5}}"
@@ -54,7 +58,8 @@ _COMPOUND = (
     r"([A-Za-z0-9]+(?:-[A-Za-z]+){0,2}(?:\\?/[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}){1,2})",
     rf"({_LD}+(?:[-_]{_LD}+)+)",
     rf"((?:{_WORD}|{_NUM}|\d+{_LD}+|[^{_NO}](?:[^{_NO}]|[.,])*(?:-[^{_NO}]+)+)\.)(?=([,;:]))\2",
-    rf"({_LD}+\.(?i:jpe?g|gif|png|bmp|html?|xml|php|pdf|txt|docx?|zip|exe|mp3|mov))(?![A-Za-z0-9])",
+    rf"({_LD}+\.(?i:{_ENDINGS}))(?![A-Za-z0-9])",
+    r"(\d+(?:\.\d+)+\.[xX])(?![A-Za-z0-9])",
 )
 _LETTER = _rules(
     r"([nN]['\u2019`][tT])",
