@@ -13,9 +13,22 @@ _IRREGULAR = {
 }  # fmt: skip
 _YOUNG = ("baby", "adult")
 _ANIMALS = ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "animal", "cub")
-_APART = {"home plate": "home plate", "train track": "train track", "bow tie": "tie", "toilet seat": "toilet",
-          "wine glas": "wine glass", "passenger jet": "jet", "passenger train": "train"}  # fmt: skip
-_WORD = re.compile(r"[^\W_][^\s.,;:!?\"'()\[\]{}<>]*(?:\.[^\W_][^\s.,;:!?\"'()\[\]{}<>]*)*|\S")
+_TOGETHER = """
+    motor bike, motor cycle, air plane, traffic light, street light, traffic signal, stop light, fire hydrant,
+    stop sign, parking meter, suit case, sports ball, baseball bat, baseball glove, tennis racket, wine glass, hot dog,
+    cell phone, mobile phone, teddy bear, hair drier, potted plant, laptop computer, home plate, train track
+"""
+_PAIRS = tuple(pair.strip() for pair in _TOGETHER.split(","))
+"""Pairs that the script keeps together whatever the synonyms are."""
+_INSTEAD = {
+    "bow tie": "tie", "toilet seat": "toilet", "wine glas": "wine glass", "passenger jet": "jet",
+    "passenger train": "train",
+}  # fmt: skip
+_APART = re.compile(
+    '[;@#$%&?!"\u201c\u201d\u2018\u2019\u00ab\u00bb`()\\[\\]{}<>*\u2013\u2014\u2026]|--|\\.{2,}|[:,](?!\\d)'
+    "|\\.(?=[\\s)\\]}>\"']|$)|n't\\b|'(?:s|m|d|ll|re|ve)?(?!\\w)|(?<!\\w)'"
+)
+"""What is no part of a word, at least not of one that is an object."""
 
 
 @dataclass(frozen=True)
@@ -32,20 +45,15 @@ class Objects:
 
     @classmethod
     def of(cls, groups: Sequence[Sequence[str]]) -> Objects:
-        """From groups of synonyms, the name first.
-
-        A synonym with white space around it, as a line of the published list has one, keeps its words together and
-        counts as no object: so does the script that reads this list.
-        """
-        names = {word: group[0] for group in groups for word in group}
-        pairs = {word.strip(): word.strip() for word in names if len(word.split()) == 2}
+        """From groups of synonyms, the name first. Other pairs of words than those of the script never match."""
+        pairs = {pair: pair for pair in _PAIRS}
         for animal in _ANIMALS:
             pairs |= {f"{young} {animal}": animal for young in _YOUNG}
-        return cls(names, pairs | _APART)
+        return cls({word: group[0] for group in groups for word in group}, pairs | _INSTEAD)
 
     def named(self, caption: str) -> list[str]:
         """The names of the objects in a caption, one for each mention."""
-        single = [singular(word) for word in _WORD.findall(caption.lower())]
+        single = [singular(word) for word in _APART.sub(" ", caption.lower()).split()]
         words, place = [], 0
         while place < len(single):
             pair = " ".join(single[place : place + 2])
