@@ -45,7 +45,7 @@ class StandardOptions:
     shots_path: str = ""  # annotations that they are drawn from, with another split's questions
     shots_media: str = ""  # folder of their images; empty: that of the questions
     seed: Seed = 0  # of the sample and of the examples
-    choose: Literal["generate", "likelihood"] = "generate"  # multiple choice: by the text, or the likeliest option
+    choose: Literal["", "generate", "likelihood"] = ""  # by the text, or the likeliest option; empty: the protocol's
     empty: Literal["error", "wrong"] = "error"  # an empty answer is counted apart, or as a wrong one
     batch_size: Count = 64
     max_new_tokens: Count | None = None  # null: the protocol's
@@ -133,7 +133,7 @@ class StandardBenchmark:
         result = []
         for item in items:
             rng = random.Random(f"{options.seed}/{item.id}")
-            usable = [o for o in rng.sample(others, min(len(others), options.shots + 8)) if o.media != item.media]
+            usable = [o for o in rng.sample(others, min(len(others), options.shots + 8)) if not _same(o, item)]
             turns = [
                 (asked(o, cls.prompt(protocol, o)), Message("assistant", answer(o))) for o in usable[: options.shots]
             ]
@@ -145,7 +145,7 @@ class StandardBenchmark:
         opened: Items = dataset.origin
         protocol = self.spec().protocol(options.protocol)
         options = _with_length(options, protocol, self.spec())
-        if options.choose == "likelihood":
+        if (options.choose or protocol.choose) == "likelihood":
             runs = [self._likeliest(engine, dataset, opened.items, protocol, options.batch_size)]
         else:
             seeds = options.seeds or (None,)
@@ -159,15 +159,14 @@ class StandardBenchmark:
     def _likeliest(
         cls, engine: Engine, dataset: Questions, items: Sequence[Item], protocol: Protocol, batch_size: int
     ) -> list[Answer]:
-        """Letters are compared or the texts of the options, as the protocol says; multiple choice answers letters."""
+        """Multiple choice answers letters; other tasks have no letters and answer a text."""
         from vlm.tasks.likelihood import likeliest
 
         texts = [item.choices for item in items]
-        letters = [tuple(rules.LETTERS[: len(own)]) for own in texts]
-        names = letters if cls.spec().task == "choice" else texts
-        compared = letters if cls.spec().task == "choice" and protocol.compare == "letters" else texts
-        average = protocol.compare == "texts per character"
-        return likeliest(engine, dataset, compared, batch_size, names=names, per_character=average)
+        names = [tuple(rules.LETTERS[: len(own)]) for own in texts] if cls.spec().task == "choice" else texts
+        compared = names if protocol.compare == "letters" else texts
+        rule: Any = {"letters": "text", "texts": "text", "whole texts": "whole"}.get(protocol.compare, "published")
+        return likeliest(engine, dataset, compared, batch_size, names=names, rule=rule)
 
     @classmethod
     def score(
@@ -235,6 +234,11 @@ class StandardBenchmark:
         return [float(row[0]) for row in main.rows]
 
 
+def _same(one: Item, other: Item) -> bool:
+    """Whether two items show the same, or without media ask the same."""
+    return one.media == other.media and bool(one.media or one.question == other.question)
+
+
 @cache
 def _spec(file: Path) -> Spec:
     return read_spec(file)
@@ -261,10 +265,20 @@ def files_of(annotations: str, media: str, split: str) -> Files:
 
 
 def sample(items: Sequence[Item], limit: int, seed: int) -> list[Item]:
-    """All items, or ``limit`` of them, drawn with ``seed``, in the order of the file."""
+    """All items, or ``limit`` of them, drawn with ``seed``, in the order of the file.
+
+    Items with the same field ``unit`` are scored together; as many units are drawn as fit into ``limit``, at least one.
+    """
     if not limit or limit >= len(items):
         return list(items)
-    return [items[k] for k in sorted(random.Random(seed).sample(range(len(items)), limit))]
+    units: dict[Any, list[int]] = {}
+    for place, item in enumerate(items):
+        units.setdefault(item.fields.get("unit", item.id), []).append(place)
+    order = random.Random(seed).sample(list(units.values()), min(limit, len(units)))
+    drawn = order[0]
+    for places in order[1:]:
+        drawn = drawn + places if len(drawn) + len(places) <= limit else drawn
+    return [items[place] for place in sorted(drawn)]
 
 
 def _not_empty(answer: Answer, empty: str) -> Answer:
