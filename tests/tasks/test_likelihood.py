@@ -116,11 +116,12 @@ def test_likeliest_names_the_best_and_marks_bad_records(engines, tmp_path) -> No
     assert found[:3] == [f"option {max(range(len(s)), key=s.__getitem__)}" for s in sums]
     assert "none.png" in found[3].error and found[4].error == "record 4 is damaged"
     assert found == likeliest(engine, dataset, choices, 1, names=names)
-    per_character = likeliest(engine, Questions(Rows(asked())), ENDINGS, 8, per_character=True)
-    best = [
-        max(own, key=lambda c, s=s, own=own: s[own.index(c)] / len(c)) for s, own in zip(sums, ENDINGS, strict=True)
-    ]
-    assert per_character == best
+    whole = likeliest(engine, Questions(Rows(asked())), ENDINGS, 8, rule="whole")
+    ended = log_likelihoods(engine, asked(), ENDINGS, 8, end=True)
+    assert whole == [texts[max(range(len(s)), key=s.__getitem__)] for texts, s in zip(ENDINGS, ended, strict=True)]
+    published = likeliest(engine, Questions(Rows(asked())), ENDINGS, 8, rule="published")
+    ranked = engine.rank(asked(), ENDINGS)
+    assert published == [texts[r.best] for texts, r in zip(ENDINGS, ranked, strict=True)]
     with pytest.raises(DataError, match="1 of 1 questions cannot be asked"):
         likeliest(engine, Questions(Rows([missing])), [["A"]], 8)
     with pytest.raises(DataError, match="question 1 has no choices"):
