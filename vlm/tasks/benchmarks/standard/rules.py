@@ -29,6 +29,17 @@ def exact(items: Sequence[Item], answers: Sequence[str]) -> Metric:
     )  # fmt: skip
 
 
+def is_right(items: Sequence[Item], answers: Sequence[str]) -> list[float]:
+    """Whether each answer is equal to the reference, to the letter."""
+    return [float(answer == item.references) for item, answer in zip(items, answers, strict=True)]
+
+
+def letter(output: str, item: Item) -> str | None:
+    """The letter of an option, if the whole answer is one."""
+    text = output.strip()
+    return text if text in LETTERS[: len(item.choices)] and len(text) == 1 else None
+
+
 def example_answer(item: Item) -> str:
     """What an example before a question answers: the reference, or the most frequent of several."""
     found = item.references
