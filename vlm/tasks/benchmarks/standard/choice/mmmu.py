@@ -6,7 +6,7 @@ import ast
 import json
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vlm.common.errors import DataError
@@ -147,23 +147,28 @@ def _chosen(output: str, item: Item, forms: Sequence[str]) -> str | None:
         found = [c for c in LETTERS[: len(item.choices)] if form.format(c) in text]
         if found:
             last = "({})" if form == "({})" else " {} "
-            return _last(found, lambda c, last=last: text.rfind(last.format(c)))
+            return found[max(range(len(found)), key=[text.rfind(last.format(c)) for c in found].__getitem__)]
     if len(text.split()) > 5:
         texts = dict(zip(LETTERS, item.choices, strict=False))
         found = [c for c, option in texts.items() if option.lower() in text.lower()]
-        return _last(found, lambda c: text.lower().rfind(texts[c].lower())) if found else None
+        return max(found, key=lambda c: text.lower().rfind(texts[c].lower())) if found else None
     return None
-
-
-def _last(letters: Sequence[str], place: Callable[[str], int]) -> str:
-    return max(letters, key=place)
 
 
 def is_right(items: Sequence[Item], answers: Sequence[str]) -> list[float]:
     """Whether each answer is right; where no letter can be read, one is drawn as the official script draws."""
+    several = [item.references if isinstance(item.references, list) else [item.references] for item in items]
+    return _right(items, answers, several)
+
+
+def lmms_right(items: Sequence[Item], answers: Sequence[str]) -> list[float]:
+    """As :func:`is_right`, with several references of an open question as one text, which lmms-eval compares with."""
+    return _right(items, answers, [[str(item.references)] for item in items])
+
+
+def _right(items: Sequence[Item], answers: Sequence[str], references: Sequence[Sequence[Any]]) -> list[float]:
     guess, result = random.Random(SEED), []
-    for item, answer in zip(items, answers, strict=True):
-        known = item.references if isinstance(item.references, list) else [item.references]
+    for item, answer, known in zip(items, answers, references, strict=True):
         if _chooses(item):
             letter = answer or guess.choice(LETTERS[: len(item.choices)])
             result.append(float(letter in known))
@@ -174,7 +179,15 @@ def is_right(items: Sequence[Item], answers: Sequence[str]) -> list[float]:
 
 def accuracy(items: Sequence[Item], answers: Sequence[str]) -> list[Metric]:
     """The share of right answers, by discipline and by subject; nothing for a split without answers."""
-    shares = is_right(items, answers)
+    return _accuracy(items, is_right(items, answers))
+
+
+def lmms_accuracy(items: Sequence[Item], answers: Sequence[str]) -> list[Metric]:
+    """As :func:`accuracy`, by :func:`lmms_right`."""
+    return _accuracy(items, lmms_right(items, answers))
+
+
+def _accuracy(items: Sequence[Item], shares: Sequence[float]) -> list[Metric]:
     known = [k for k, item in enumerate(items) if item.references is not None]
     names, values = [items[k].id for k in known], [shares[k] for k in known]
     fields = [items[k].fields for k in known]

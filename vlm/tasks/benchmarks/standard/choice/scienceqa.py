@@ -8,12 +8,15 @@ from typing import Any
 
 from vlm.common.errors import DataError
 from vlm.common.registry import register_benchmark
+from vlm.common.types import Image
 from vlm.tasks.benchmarks.standard.base import StandardBenchmark
 from vlm.tasks.benchmarks.standard.items import Files, Item
 from vlm.tasks.benchmarks.standard.rules import LETTERS, is_right, options_of
 from vlm.tasks.scoring.statistics import Metric, per_item
 
 DIRECTLY = "Answer with the option's letter from the given choices directly."
+MOST = 5
+"""Options that LLaVA's script knows."""
 SAYS = re.compile(r"The answer is ([A-Z]).")
 
 
@@ -47,7 +50,7 @@ def _item(files: Files, name: str, problem: Mapping[str, Any]) -> Item:
     choices, answer = tuple(problem["choices"]), problem["answer"]
     if not isinstance(answer, int) or not 0 <= answer < len(choices):
         raise DataError(f"{files.annotations}: problem {name}: answer {answer!r} of {len(choices)} choices")
-    media = ()
+    media: tuple[Image, ...] = ()
     if problem.get("image"):
         places = [f"{problem['split']}/{name}/{problem['image']}", f"{name}/{problem['image']}"]
         found = next((p for p in places if (files.folder() / p).exists()), places[0])
@@ -75,9 +78,12 @@ def lmms_prompt(item: Item) -> str:
 
 def official_answer(output: str, item: Item) -> str | None:
     """A letter alone, ``A. `` in front, or the only ``The answer is A.``, if an option has it."""
-    found = SAYS.findall(output)
-    read = output if len(output) == 1 else output[0] if output[1:3] == ". " else found[0] if len(found) == 1 else ""
-    return read if read and read in LETTERS[: min(len(item.choices), 5)] else None
+    first, found = output[:1], SAYS.findall(output)
+    if first and first in LETTERS[:MOST] and output[1:3] in ("", ". ") and len(output) != 2:
+        read = first
+    else:
+        read = found[0] if len(found) == 1 else ""
+    return read if read and read in LETTERS[: min(len(item.choices), MOST)] else None
 
 
 def lmms_answer(output: str, item: Item) -> str | None:
