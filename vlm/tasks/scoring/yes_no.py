@@ -9,25 +9,19 @@ from vlm.tasks.scoring.statistics import Rows, total
 
 @total("f1_of_sets")
 def f1_of_sets(rows: Rows) -> float:
-    """The mean over sets of F1; columns: true positives, false positives, false negatives, number of the set."""
-    return float(np.mean([_f1(rows[rows[:, 3] == one]) for one in np.unique(rows[:, 3])]))
+    """The mean over sets of F1; columns: true positives, false positives, false negatives, number of the set.
 
-
-def _f1(rows: Rows) -> float:
-    """From precision and recall, in this order, so that the last digit is the scripts' own."""
-    hit, false, missed = rows[:, :3].sum(axis=0)
-    precision, recall = hit / (hit + false) if hit else 0.0, hit / (hit + missed) if hit else 0.0
-    return float(2 * precision * recall / (precision + recall)) if hit else 0.0
+    F1 comes from precision and recall, in this order, so that the last digit is the scripts' own.
+    """
+    hit, false, missed = _sums(rows)
+    precision, recall = _ratio(hit, hit + false), _ratio(hit, hit + missed)
+    return float(_ratio(2 * precision * recall, precision + recall).mean())
 
 
 @total("ratio_of_sets")
 def ratio_of_sets(rows: Rows) -> float:
     """The mean over sets of a ratio; columns: above, below, number of the set. A set with nothing below counts 0."""
-    found = []
-    for one in np.unique(rows[:, 2]):
-        above, below = rows[rows[:, 2] == one, :2].sum(axis=0)
-        found.append(above / below if below else 0.0)
-    return float(np.mean(found))
+    return float(_ratio(*_sums(rows)).mean())
 
 
 @total("mme")
@@ -36,8 +30,16 @@ def mme(rows: Rows) -> float:
 
     Columns: right answers, answers, whether all are right, whether all were given, number of the category.
     """
-    result = 0.0
-    for one in np.unique(rows[:, 4]):
-        right, answers, both, images = rows[rows[:, 4] == one, :4].sum(axis=0)
-        result += (right / answers if answers else 0.0) * 100 + (both / images if images else 0.0) * 100
-    return float(result)
+    right, answers, both, images = _sums(rows)
+    return float((_ratio(right, answers) * 100 + _ratio(both, images) * 100).sum())
+
+
+def _sums(rows: Rows) -> Rows:
+    """``[columns, sets]``: the sums of all columns but the last, which numbers the sets; only sets that occur."""
+    sets = rows[:, -1].astype(np.intp)
+    present = np.bincount(sets) > 0
+    return np.stack([np.bincount(sets, weights=column)[present] for column in rows[:, :-1].T])
+
+
+def _ratio(above: Rows, below: Rows) -> Rows:
+    return np.divide(above, below, out=np.zeros_like(above), where=below != 0)
