@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,42 +14,20 @@ from vlm.common.registry import resolve
 from vlm.common.types import Text
 from vlm.systems.minigpt4.template import Vicuna0
 from vlm.tasks.benchmarks.base import Questions
-from vlm.tasks.benchmarks.standard.base import StandardBenchmark, StandardOptions
+from vlm.tasks.benchmarks.standard.base import StandardOptions
 from vlm.tasks.benchmarks.standard.stored import score_file
 from vlm.tasks.benchmarks.standard.yes_no.mme import COGNITION, PERCEPTION, Mme
 from vlm.tasks.benchmarks.standard.yes_no.pope import SETS, Pope
 from vlm.tasks.scoring.statistics import interval
 from vlm.testing import tiny_engine
 
-RECORDED = Path(__file__).parent / "recorded"
+from .answered import numbers, recorded, said, written
 
 
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is tested is not the intervals."""
     monkeypatch.setattr("vlm.tasks.benchmarks.standard.base.interval", partial(interval, draws=20))
-
-
-def recorded(name: str) -> Any:
-    return json.loads((RECORDED / f"{name}.json").read_text())
-
-
-def written(path: Path, lines: list[dict]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
-
-
-def said(folder: Path, answers: dict[str, str]) -> str:
-    """The answers in a file; an empty one would be an error, so that tests ask with ``empty="wrong"``."""
-    return str(written(folder / "said.jsonl", [{"id": k, "answer": v} for k, v in answers.items()]))
-
-
-def numbers(benchmark: str | type[StandardBenchmark], data: Path, answers: dict[str, str], **options: Any) -> Any:
-    kind: Any = resolve("benchmark", benchmark) if isinstance(benchmark, str) else benchmark
-    folder = data if data.is_dir() else data.parent
-    found = score_file(kind, str(data), "", [said(folder, answers)], StandardOptions(empty="wrong", **options))
-    return found.scores
 
 
 @pytest.fixture
