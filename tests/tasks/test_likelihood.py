@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import socket
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -159,3 +163,28 @@ def test_long_talk_loses_old_turns_and_a_long_question_is_refused(engines) -> No
         log_likelihoods(engine, [[Message("user", (Text("word " * 600),))]], [["A", "B"]], 4)
     with pytest.raises(UserError, match="cannot be ranked"):
         RemoteEngine.log_likelihoods(engine, [], [])
+
+
+def _one_of_two(rank: int, address: str, folder: str) -> None:
+    """A process of :func:`test_two_processes_equal_one`."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
+    os.environ["MASTER_PORT"] = address
+    with dist.joined("cpu"):
+        engine = SUBJECTS["llama"].make(Path(folder))
+        sums = log_likelihoods(engine, asked(), ENDINGS, 2)
+        best = likeliest(engine, Questions(Rows(asked())), ENDINGS, 2)
+        Path(folder, f"{rank}.json").write_text(json.dumps([sums, best]))
+
+
+@pytest.mark.heavy
+def test_two_processes_equal_one(engines, tmp_path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = str(free.getsockname()[1])
+    torch.multiprocessing.spawn(_one_of_two, (address, str(tmp_path)), nprocs=2)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    alone = log_likelihoods(engines("llama"), asked(), ENDINGS, 2)
+    for one, two in zip(alone, first[0], strict=True):
+        assert two == pytest.approx(one, abs=1e-5)
+    assert first[1] == likeliest(engines("llama"), Questions(Rows(asked())), ENDINGS, 2)

@@ -39,7 +39,7 @@ def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return tiny_engine(LLM, Vicuna0(Vicuna0.Config()), **SIZES)
+    return tiny_engine(LLM, Vicuna0(Vicuna0.Config()), **SIZES | {"max_position_embeddings": 512})
 
 
 COLUMNS = ["index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image", "l2-category", "split"]
@@ -338,6 +338,7 @@ def test_few_shot_multiple_choice_through_an_engine(
     model = engine if name == "llama" else SUBJECTS[name].make(tmp_path)
     options = StandardOptions(
         shots=2,
+        empty="wrong",
         shots_path=str(scienceqa),
         limit=4,
         choose=choose,
