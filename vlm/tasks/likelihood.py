@@ -6,8 +6,8 @@ question shows the options with letters, the letters are compared, else the text
 * ``text``: the tokens of the option, as lm-eval and lmms-eval count;
 * ``whole``: these and what ends an answer, so that an option which begins like a longer one is not likelier for that
   (SEED-Bench);
-* ``published``: as ``whole``, divided by the padded length of the batch (MiniGPT-4's ``multi_select``, which IconQA is
-  published with). The result depends on the batches, and so on ``batch_size`` and the number of processes.
+* ``published``: as ``whole``, divided by the padded length of the batch (the published ``multi_select``, for IconQA).
+  The result depends on the batches, and so on ``batch_size`` and the number of processes.
 """
 
 from __future__ import annotations

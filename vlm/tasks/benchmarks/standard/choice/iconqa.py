@@ -1,4 +1,4 @@
-"""IconQA, the sub-task in which a text is chosen: MiniGPT-v2 calls it IconVQA."""
+"""IconQA, the sub-task in which a text is chosen; also called IconVQA."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class IconQa(StandardBenchmark):
 
     @staticmethod
     def read(files: Files) -> Iterator[Item]:
-        """``choose_text_{split}.json`` of MiniGPT-v2, or the original ``problems.json`` with ``pid_splits.json``."""
+        """``choose_text_{split}.json``, a list, or the original ``problems.json`` with ``pid_splits.json``."""
         data = files.json("choose_text_{split}.json", "problems.json")
         if isinstance(data, list):
             for number, record in enumerate(data):

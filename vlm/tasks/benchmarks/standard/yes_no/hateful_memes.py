@@ -13,7 +13,7 @@ from vlm.tasks.benchmarks.standard.items import Files, Item
 @register_benchmark("hateful_memes")
 @register_benchmark("hm")
 class HatefulMemes(StandardBenchmark):
-    """Hateful Memes: MiniGPT-v2 calls it hm."""
+    """Hateful Memes; ``hm`` in published configurations."""
 
     @staticmethod
     def read(files: Files) -> Iterator[Item]:

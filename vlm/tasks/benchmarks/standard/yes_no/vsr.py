@@ -11,7 +11,7 @@ from vlm.tasks.benchmarks.standard.base import StandardBenchmark, StandardOption
 from vlm.tasks.benchmarks.standard.items import Files, Item, Items
 
 HUB = "cambridgeltl/vsr_zeroshot"
-"""What MiniGPT-v2's configuration names instead of a file."""
+"""What a published configuration names instead of a file."""
 WORDS = {"true": "true", "yes": "true", "false": "false", "no": "false"}
 
 
