@@ -42,8 +42,8 @@ def _medium(files: Files, record: dict[str, Any]) -> Image | Video:
     if record["data_type"] == "image":
         return files.image(name)
     if record.get("segment"):
-        clip = f"{record['question_id']}"  # cut out beforehand: a video has several segments, each with a question
-        return files.video(clip, *ENDINGS)
+        own = f"{record['question_id']}"  # cut out beforehand: a video has several segments, each with a question
+        return files.video(own, *ENDINGS)
     return files.video(name, *ENDINGS)
 
 
