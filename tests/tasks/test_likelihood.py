@@ -53,7 +53,8 @@ def by_hand(engine: Engine, question: list[Message], text: str, end: bool) -> fl
 
 @pytest.mark.parametrize(
     ("name", "end"),
-    [(n, False) for n in ("llama", "OpenFlamingo", "mamba", "PaliGemma", "Qwen2-VL")] + [("llama", True)],
+    [("llama", False), ("llama", True), ("OpenFlamingo", False), ("mamba", False)]
+    + [pytest.param(name, False, marks=pytest.mark.heavy) for name in ("PaliGemma", "Qwen2-VL", "Lynx", "gpt2")],
 )
 def test_batched_is_single_is_the_forward_pass(name: str, end: bool, engines) -> None:
     engine = engines(name)

@@ -125,6 +125,35 @@ def test_an_order_that_failed_leaves_the_question_out_unless_another_is_wrong(mm
     assert found["errors"] == 2 and found["metrics"]["circular"] == pytest.approx(10 / 11)  # question 0 is left out
 
 
+def test_faults_of_multiple_choice_files_are_one_message(scienceqa: Path, tmp_path: Path) -> None:
+    row = dict(recorded("mmbench")["rows"][0], image=base64_png())
+    for change, message in (
+        ({"answer": "E"}, "index 0: answer 'E' of 3 options"),
+        ({"index": "first"}, "not the annotations of MMBench"),
+    ):
+        data = table(tmp_path / "MMBench_dev_EN.tsv", [row | change])
+        with pytest.raises(DataError, match=message):
+            MMBench.open(str(data), "", StandardOptions())
+    (tmp_path / "MMBench_DEV_EN.tsv").write_text("index\tquestion\n1\twhat?\n")
+    with pytest.raises(DataError, match="not the annotations of MMBench .record 1: KeyError: 'image'"):
+        MMBench.open(str(tmp_path), "", StandardOptions())
+    with pytest.raises(DataError, match="KeyError: 'val'"):
+        ScienceQa.open(str(scienceqa), "", StandardOptions(split="val"))
+    (scienceqa / "pid_splits.json").write_text(json.dumps({"test": ["0", "77"]}))
+    with pytest.raises(DataError, match="problem 77 of test is not there"):
+        ScienceQa.open(str(scienceqa), "", StandardOptions())
+
+
+def test_a_missing_image_is_an_error_that_is_counted(scienceqa: Path, engine: Engine) -> None:
+    (scienceqa / "test" / "3" / "image.png").unlink()
+    for choose in ("generate", "likelihood"):
+        options = StandardOptions(choose=choose, empty="wrong", max_new_tokens=2, batch_size=8)  # type: ignore[arg-type]
+        opened = ScienceQa.open(str(scienceqa), "", options)
+        found = ScienceQa().run(engine, Questions(opened, max_bad_share=0.1), options)
+        assert (found.scores["count"], found.scores["errors"]) == (23, 1)
+        assert [p.id for p in found.predictions if p.error and "image.png" in p.error] == ["3"]
+
+
 @pytest.fixture
 def seed_bench(tmp_path: Path) -> Path:
     names = {"Scene": 1, "Counting": 2, "Action": 3}
@@ -242,7 +271,7 @@ def test_faults_of_mmmu_are_one_message(tmp_path: Path) -> None:
 def scienceqa(tmp_path: Path) -> Path:
     problems = recorded("scienceqa")["problems"]
     (tmp_path / "problems.json").write_text(json.dumps(problems))
-    (tmp_path / "pid_splits.json").write_text(json.dumps({"test": list(problems), "train": ["3", "6", "9", "1", "5"]}))
+    (tmp_path / "pid_splits.json").write_text(json.dumps({"test": list(problems), "train": list(problems)}))
     for name, problem in problems.items():
         if problem["image"]:
             (tmp_path / "test" / name).mkdir(parents=True)
@@ -314,7 +343,7 @@ def test_iconqa_in_both_layouts_is_ranked(tmp_path: Path, engine: Engine) -> Non
         kind.open(str(tmp_path), "", options)
 
 
-@pytest.mark.parametrize("shots", [0, 4])
+@pytest.mark.parametrize("shots", [0, 4, 8])
 def test_examples_before_a_question_are_never_the_question(scienceqa: Path, shots: int) -> None:
     options = StandardOptions(shots=shots, shots_path=str(scienceqa), seed=3)
     one, same = (ScienceQa.open(str(scienceqa), "", options) for _ in range(2))
@@ -328,8 +357,15 @@ def test_examples_before_a_question_are_never_the_question(scienceqa: Path, shot
     assert (one.shots == other.shots) == (shots == 0)
 
 
-@pytest.mark.parametrize("name", ["llama", "OpenFlamingo"])
-@pytest.mark.parametrize("choose", ["generate", "likelihood"])
+@pytest.mark.parametrize(
+    ("name", "choose"),
+    [
+        ("llama", "generate"),
+        ("llama", "likelihood"),
+        ("OpenFlamingo", "likelihood"),
+        pytest.param("OpenFlamingo", "generate", marks=pytest.mark.heavy),
+    ],
+)
 def test_few_shot_multiple_choice_through_an_engine(
     scienceqa: Path, tmp_path: Path, name: str, choose: str, engine: Engine
 ) -> None:

@@ -16,6 +16,7 @@ from vlm.systems.minigpt4.template import Vicuna0
 from vlm.tasks.benchmarks.base import Questions
 from vlm.tasks.benchmarks.standard.base import StandardOptions
 from vlm.tasks.benchmarks.standard.stored import score_file
+from vlm.tasks.benchmarks.standard.yes_no import vsr as vsr_module
 from vlm.tasks.benchmarks.standard.yes_no.mme import COGNITION, PERCEPTION, Mme
 from vlm.tasks.benchmarks.standard.yes_no.pope import SETS, Pope
 from vlm.tasks.scoring.statistics import interval
@@ -160,9 +161,22 @@ def test_the_published_rules_of_minigpt_v2(tmp_path: Path, name: str) -> None:
     assert official["metrics"]["accuracy"] > found["metrics"]["accuracy"]  # "True." and "Yes." count
 
 
+def test_vsr_by_its_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vsr, name = resolve("benchmark", "vsr"), "cambridgeltl/vsr_zeroshot"
+    lines = [{"image": f"{k}.jpg", "caption": "It is left.", "label": k % 2, "relation": "left of"} for k in range(4)]
+    asked: list[str] = []
+    monkeypatch.setattr(vsr_module, "from_hub", lambda path: asked.append(path) or lines)
+    opened = vsr.open(name, str(tmp_path), StandardOptions())
+    assert asked == ["hf://cambridgeltl/vsr_zeroshot?split=test"] and len(opened) == 4
+    assert opened.items[1].media[0].source == str(tmp_path / "1.jpg")
+    with pytest.raises(DataError, match="no images"):
+        vsr.open(name, "", StandardOptions())
+    monkeypatch.undo()
+    with pytest.raises(DataError, match="download test.jsonl of cambridgeltl/of_nobody"):
+        vsr.open("cambridgeltl/of_nobody", str(tmp_path), StandardOptions())
+
+
 def test_faults_of_vsr_and_hateful_memes_are_one_message(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="a dataset on the Hugging Face hub"):
-        resolve("benchmark", "vsr").open("cambridgeltl/vsr_zeroshot", "", StandardOptions())
     file = written(tmp_path / "test.jsonl", [{"image": "a.jpg", "caption": "c", "label": 2}])
     with pytest.raises(DataError, match="line 1: label 2"):
         resolve("benchmark", "vsr").open(str(file), "", StandardOptions())

@@ -35,7 +35,8 @@ class MMBench(StandardBenchmark):
     @staticmethod
     def read(files: Files) -> Iterator[Item]:
         """A table with index, question, hint, A to D, answer, category, l2-category and image (base64)."""
-        names = (f"MMBench_{files.split.upper()}_*.tsv", f"mmbench_{files.split}_*.tsv", f"*{files.split}*.tsv")
+        upper = files.split.upper()
+        names = (f"MMBench_{upper}_EN.tsv", f"MMBench_{upper}_*.tsv", f"mmbench_{files.split}_*.tsv")
         rows = files.table(*names)
         images = {row["index"]: row["image"] for row in rows}
         read = dict[str, Image]()

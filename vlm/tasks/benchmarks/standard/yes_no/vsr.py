@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from vlm.common.errors import DataError
 from vlm.common.registry import register_benchmark
+from vlm.datasets.formats.table.arrow import from_hub
 from vlm.tasks.benchmarks.standard.base import StandardBenchmark, StandardOptions
 from vlm.tasks.benchmarks.standard.items import Files, Item, Items
 
-HUB = "cambridgeltl/vsr_zeroshot"
-"""What a published configuration names instead of a file."""
+HUB = "cambridgeltl/"
+"""Owner of the dataset on the Hugging Face hub that a published configuration names in place of a file."""
 WORDS = {"true": "true", "yes": "true", "false": "false", "no": "false"}
 
 
@@ -21,13 +24,20 @@ class Vsr(StandardBenchmark):
 
     @classmethod
     def open(cls, annotations: str, media: str, options: StandardOptions) -> Items:
-        """See :meth:`StandardBenchmark.open`."""
-        if annotations.startswith("cambridgeltl/") and not Path(annotations).exists():
-            raise DataError(
-                f"eval_file_path of vsr is {annotations}, a dataset on the Hugging Face hub, and no file here",
-                fix=f"download test.jsonl of {HUB} and give its path",
-            )
-        return super().open(annotations, media, options)
+        """See :meth:`StandardBenchmark.open`; ``annotations`` may be the name of the dataset on the hub."""
+        if not annotations.startswith(HUB) or Path(annotations).exists():
+            return super().open(annotations, media, options)
+        split = options.split or cls.spec().splits[0]
+        try:
+            found = from_hub(f"hf://{annotations}?split={'validation' if split == 'dev' else split}")
+        except DataError as error:
+            raise DataError(str(error), fix=f"download {split}.jsonl of {annotations} and give its path") from None
+        if not media:
+            raise DataError(f"vsr: {annotations} has no images", fix="name the folder of COCO's images (img_path)")
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / f"{split}.jsonl"
+            file.write_text("".join(json.dumps(found[k]) + "\n" for k in range(len(found))), encoding="utf-8")
+            return super().open(str(file), media, options)
 
     @staticmethod
     def read(files: Files) -> Iterator[Item]:
