@@ -309,6 +309,14 @@ def test_scienceqa_letters_are_the_indices_that_llava_reads(scienceqa: Path) -> 
         assert ("ABCDE".index(read) if read else -1) == known["indices"][prediction.id]
 
 
+def test_result_files_with_numbers_of_options_are_read(scienceqa: Path, tmp_path: Path) -> None:
+    known = recorded("scienceqa")
+    (tmp_path / "own.json").write_text(json.dumps({"acc": 37.5, "results": known["indices"], "outputs": {}}))
+    found = score_file(ScienceQa, str(scienceqa), "", [str(tmp_path / "own.json")], StandardOptions())
+    assert round(found.scores["metrics"]["accuracy"] * 100, 2) == known["official"]["average"]
+    assert found.scores["unread"] == list(known["indices"].values()).count(-1)
+
+
 def test_iconqa_in_both_layouts_is_ranked(tmp_path: Path, engine: Engine) -> None:
     records = [
         {

@@ -8,6 +8,7 @@ from typing import Any
 from vlm.common.errors import DataError
 from vlm.common.registry import register_benchmark
 from vlm.tasks.benchmarks.standard.base import StandardBenchmark
+from vlm.tasks.benchmarks.standard.choice.letters import numbered as numbered
 from vlm.tasks.benchmarks.standard.items import Files, Item
 from vlm.tasks.benchmarks.standard.rules import LETTERS
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from vlm.tasks.benchmarks.standard.items import Item
 from vlm.tasks.benchmarks.standard.rules import LETTERS
@@ -23,7 +24,19 @@ AROUND = (
     ("", "."), ("", ","), ("", ":"), ("", ")"), ("", ")."), ("(", ")"), ("(", ")."),
     (":", ""), (":", ","), (":", "."), (":", ")"), (":", ")."),
 )  # fmt: skip
-"""What stands before and after a letter in lmms-eval, in the order in which it is looked for."""
+"""What may be before and after a letter in lmms-eval, in the order in which it is looked for."""
+
+
+NOT_READ = "-"
+"""In place of an answer that a script could not read."""
+
+
+def numbered(data: Any, items: Sequence[Item]) -> dict[str, str] | None:
+    """Result files with the number of an option for each question, from 0; -1 where the script read nothing."""
+    found = data.get("results") if isinstance(data, dict) else None
+    if not isinstance(found, dict):
+        return None
+    return {key: LETTERS[int(number)] if int(number) >= 0 else NOT_READ for key, number in found.items()}
 
 
 def letters_of(item: Item) -> str:
@@ -55,7 +68,7 @@ def _only_named(output: str, item: Item) -> str | None:
 
 
 def by_first_match(output: str, item: Item) -> str | None:
-    """lmms-eval's static reading of MMBench: a letter alone or with marks, an option's text, then any form."""
+    """lmms-eval's static reading of MMBench: a letter alone or with punctuation, an option's text, then any form."""
     return _marked(output) or _only_named(output, item) or _best_form(output, letters_of(item))
 
 

@@ -15,12 +15,11 @@ from vlm.common.registry import register_benchmark
 from vlm.common.types import Image
 from vlm.tasks.answers import Answer
 from vlm.tasks.benchmarks.standard.base import StandardBenchmark
-from vlm.tasks.benchmarks.standard.choice.letters import by_first_match, by_letter_or_text
+from vlm.tasks.benchmarks.standard.choice.letters import by_first_match as by_first_match
+from vlm.tasks.benchmarks.standard.choice.letters import by_letter_or_text as by_letter_or_text
 from vlm.tasks.benchmarks.standard.items import Files, Item
 from vlm.tasks.benchmarks.standard.rules import LETTERS, is_right, options_of
 from vlm.tasks.scoring.statistics import Metric
-
-__all__ = ["MMBench", "by_first_match", "by_letter_or_text"]
 
 TURN = 1_000_000
 """What is added to the index of a question for each turn of its options."""

@@ -131,7 +131,7 @@ def official_answer(output: str, item: Item) -> str | None:
 
 
 def lmms_answer(output: str, item: Item) -> str | None:
-    """As :func:`official_answer`, with a letter before a space or a full stop counting wherever it stands."""
+    """As :func:`official_answer`, with a letter before a space or a full stop counting wherever it is."""
     return _chosen(output, item, ("{} ", "{}.")) if _chooses(item) else output
 
 

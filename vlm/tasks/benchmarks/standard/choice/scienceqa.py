@@ -10,6 +10,7 @@ from vlm.common.errors import DataError
 from vlm.common.registry import register_benchmark
 from vlm.common.types import Image
 from vlm.tasks.benchmarks.standard.base import StandardBenchmark
+from vlm.tasks.benchmarks.standard.choice.letters import numbered as numbered
 from vlm.tasks.benchmarks.standard.items import Files, Item
 from vlm.tasks.benchmarks.standard.rules import LETTERS, is_right, options_of
 from vlm.tasks.scoring.statistics import Metric, per_item
