@@ -85,10 +85,7 @@ def test_letters_are_read_as_both_scripts_read_them(case: dict) -> None:
 
 def test_mmbench_is_asked_as_both_ask_and_orders_are_made_where_there_are_none(mmbench: Path, tmp_path: Path) -> None:
     opened = MMBench.open(str(mmbench), "", StandardOptions())
-    assert opened.prompts[0] == (
-        "Question: what 0?\nOptions:\nA. thing 0 one\nB. thing 0 two\nC. thing 0 three\n"
-        "Please select the correct answer from the options above. \n"
-    )
+    assert opened.prompts[0] == recorded("mmbench")["official_prompts"]["nan"]
     first = next(item for item in opened.items if int(item.id) == TURN)
     assert first.media == opened.items[0].media and first.choices[0] == "thing 0 two"
     lmms = MMBench.open(str(mmbench), "", StandardOptions(protocol="lmms"))
@@ -100,10 +97,10 @@ def test_mmbench_is_asked_as_both_ask_and_orders_are_made_where_there_are_none(m
         (i.id, i.choices, i.references) for i in sorted(opened.items, key=lambda i: int(i.id))
     ]
     hinted = [rows[0] | {"hint": "See the sky."}]
-    own = MMBench.open(
-        str(table(tmp_path / "own" / "MMBench_dev_EN.tsv", hinted)), "", StandardOptions(protocol="lmms")
-    )
-    assert own.prompts[0] == recorded("mmbench")["lmms_prompts"]["See the sky."]
+    data = str(table(tmp_path / "own" / "MMBench_dev_EN.tsv", hinted))
+    for protocol in ("official", "lmms"):
+        own = MMBench.open(data, "", StandardOptions(protocol=protocol))
+        assert own.prompts[0] == recorded("mmbench")[f"{protocol}_prompts"]["See the sky."]
 
 
 def test_an_mmbench_split_without_answers_is_written_for_the_server(mmbench: Path, tmp_path: Path) -> None:
@@ -296,8 +293,10 @@ def test_scienceqa_equals_llava_the_benchmark_and_lmms(scienceqa: Path) -> None:
     assert round(only["metrics"]["accuracy"] * 100, 2) == known["llava"]["image"]
     lmms = numbers("scienceqa", scienceqa, known["answers"], protocol="lmms")
     assert lmms["metrics"]["accuracy"] == pytest.approx(sum(known["lmms"]) / len(known["lmms"]), abs=1e-12)
-    prompts = ScienceQa.open(str(scienceqa), "", StandardOptions(protocol="lmms")).prompts
-    assert prompts[:2] == [known["lmms_prompts"]["0"], known["lmms_prompts"]["1"]]
+    for protocol in ("official", "lmms"):
+        prompts = ScienceQa.open(str(scienceqa), "", StandardOptions(protocol=protocol)).prompts
+        recorded_prompts = list(known[f"{protocol}_prompts"].values())
+        assert prompts[: len(recorded_prompts)] == recorded_prompts
 
 
 def test_scienceqa_letters_are_the_indices_that_llava_reads(scienceqa: Path) -> None:
