@@ -161,6 +161,21 @@ def test_the_published_rules_of_minigpt_v2(tmp_path: Path, name: str) -> None:
     assert official["metrics"]["accuracy"] > found["metrics"]["accuracy"]  # "True." and "Yes." count
 
 
+def test_hateful_memes_reads_a_submission_with_probabilities(tmp_path: Path) -> None:
+    known = recorded("auroc")
+    lines = [{"id": k, "img": f"img/{k}.png", "text": "t", "label": v} for k, v in enumerate(known["labels"])]
+    file = written(tmp_path / "dev.jsonl", lines)
+    rows = "".join(f"{k},{p},{int(p >= 0.5)}\n" for k, p in enumerate(known["probabilities"]))
+    (tmp_path / "sent.csv").write_text("id,proba,label\n" + rows)
+    options = StandardOptions(protocol="official")
+    found = score_file(resolve("benchmark", "hm"), str(file), "", [str(tmp_path / "sent.csv")], options)
+    assert found.scores["metrics"]["auroc"] == pytest.approx(known["auroc"], abs=1e-12)
+    assert found.scores["metrics"]["accuracy"] == known["accuracy"]
+    said_words = {str(k): "Yes, it is." if p >= 0.5 else "No" for k, p in enumerate(known["probabilities"])}
+    hard = numbers("hm", file, said_words, protocol="official")
+    assert hard["metrics"]["auroc"] == pytest.approx(known["auroc_of_labels"], abs=1e-12)
+
+
 def test_vsr_by_its_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vsr, name = resolve("benchmark", "vsr"), "cambridgeltl/vsr_zeroshot"
     lines = [{"image": f"{k}.jpg", "caption": "It is left.", "label": k % 2, "relation": "left of"} for k in range(4)]

@@ -1,4 +1,4 @@
-"""Numbers of questions with yes or no as the answer: F1 over sets of questions, and the score of MME."""
+"""Numbers of questions with yes or no as the answer: F1 over sets of questions, MME's score, AUROC."""
 
 from __future__ import annotations
 
@@ -32,6 +32,19 @@ def mme(rows: Rows) -> float:
     """
     right, answers, both, images = _sums(rows)
     return float((_ratio(right, answers) * 100 + _ratio(both, images) * 100).sum())
+
+
+@total("auroc")
+def auroc(rows: Rows) -> float:
+    """The area under the ROC curve: the share of pairs of a true and a false unit in which the true one is higher.
+
+    Columns: value, whether it is true. Equal values count a half; 0.5 where all units are true, or all false.
+    """
+    values, place = np.unique(rows[:, 0], return_inverse=True)
+    true = np.bincount(place, weights=rows[:, 1], minlength=len(values))
+    false = np.bincount(place, minlength=len(values)) - true
+    pairs = true.sum() * false.sum()
+    return float((true * (false.cumsum() - false / 2)).sum() / pairs) if pairs else 0.5
 
 
 def _sums(rows: Rows) -> Rows:
