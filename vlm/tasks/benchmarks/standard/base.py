@@ -126,9 +126,9 @@ class StandardBenchmark:
         """For each question, examples drawn for it: never itself, and none with its image."""
         if not options.shots_path:
             raise ConfigError("few-shot examples need shots_path", fix="name the annotations of the training split")
-        others = cls.items(
-            Files(Path(options.shots_path), Path(options.shots_media) if options.shots_media else files.folder())
-        )
+        split = "train" if "train" in cls.spec().splits else files.split
+        folder = Path(options.shots_media) if options.shots_media else files.folder()
+        others = cls.items(Files(Path(options.shots_path), folder, split))
         answer = cls.function("example_answer")
         result = []
         for item in items:
