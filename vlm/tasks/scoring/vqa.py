@@ -103,7 +103,7 @@ def official(answer: str, references: tuple[str, ...]) -> tuple[str, Sequence[st
 
 
 def caseless(answer: str, references: tuple[str, ...]) -> tuple[str, Sequence[str]]:
-    """The copy of the VQA script in MiniGPT-v2: as :func:`official`, compared in lower case."""
+    """A published copy of the VQA script: as :func:`official`, compared in lower case."""
     answer, compared = official(answer, references)
     return answer.lower(), [text.lower() for text in compared]
 

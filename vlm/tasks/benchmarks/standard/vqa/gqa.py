@@ -24,7 +24,7 @@ UNCOUNTED = ("exist", "query: name", "choose name")
 
 @register_benchmark("gqa")
 class Gqa(StandardBenchmark):
-    """GQA: the published files, ``{id: question}``, or a list with ``image`` as MiniGPT-v2's evaluation reads it."""
+    """GQA: the published files, ``{id: question}``, or a list with ``image`` as a published evaluation reads it."""
 
     @staticmethod
     def read(files: Files) -> Iterator[Item]:
@@ -73,7 +73,7 @@ def lmms(items: Sequence[Item], answers: Sequence[str]) -> list[Metric]:
 
 
 def published(items: Sequence[Item], answers: Sequence[str]) -> list[Metric]:
-    """MiniGPT-v2's accuracy: the answer in lower case is the reference."""
+    """The accuracy of a published evaluation: the answer in lower case is the reference."""
     found = [(item, answer == item.references) for item, answer in zip(*people.known(items, answers), strict=True)]
     return [_share("accuracy", found, "type")] if found else []
 

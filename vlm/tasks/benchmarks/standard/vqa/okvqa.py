@@ -20,7 +20,7 @@ BY = {"accuracy": "type"}
 @register_benchmark("ok_vqa")
 @register_benchmark("okvqa")
 class Okvqa(StandardBenchmark):
-    """OK-VQA: the files of the benchmark, or those that MiniGPT-v2's evaluation reads."""
+    """OK-VQA: the files of the benchmark, or those that a published evaluation reads."""
 
     @staticmethod
     def read(files: Files) -> Iterator[Item]:
@@ -46,7 +46,7 @@ class Okvqa(StandardBenchmark):
 
 
 def lower(output: str, item: Item) -> str:
-    """As MiniGPT-v2's script stores an answer: in lower case and without ``<unk>``."""
+    """As the published script stores an answer: in lower case and without ``<unk>``."""
     return output.lower().replace("<unk>", "").strip()
 
 
@@ -56,7 +56,7 @@ def official(items: Sequence[Item], answers: Sequence[str]) -> list[Metric]:
 
 
 def published(items: Sequence[Item], answers: Sequence[str]) -> list[Metric]:
-    """The accuracy of the VQA script's copy in MiniGPT-v2."""
+    """The accuracy of the VQA script's copy that compares in lower case."""
     return people.accuracy(items, answers, vqa.caseless, BY)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,15 +21,16 @@ class Images:
 
     def __init__(self, files: Files, *patterns: str) -> None:
         """``patterns`` with fields, e.g. ``val2014/COCO_val2014_{id:012d}.jpg``, below the folder of the media."""
-        self._files, self._patterns = files, list(patterns)
+        self._folder, self._patterns = str(files.folder()), list(patterns)
 
     def named(self, **values: Any) -> Image:
         """The image with these values; of the first pattern if no file exists."""
-        folder = self._files.folder()
-        names = [pattern.format(**values) for pattern in self._patterns]
-        place = next((k for k, name in enumerate(names) if (folder / name).exists()), 0)
-        self._patterns.insert(0, self._patterns.pop(place))
-        return self._files.image(names[place])
+        for place, pattern in enumerate(self._patterns):
+            path = os.path.join(self._folder, pattern.format(**values))
+            if os.path.exists(path):
+                self._patterns.insert(0, self._patterns.pop(place))
+                return Image(path)
+        return Image(os.path.join(self._folder, self._patterns[0].format(**values)))
 
 
 def pair(
