@@ -50,7 +50,7 @@ def lmms(items: Sequence[Item], answers: Sequence[str]) -> list[Metric]:
 
 
 def published(items: Sequence[Item], answers: Sequence[str]) -> list[Metric]:
-    """The accuracy of a published evaluation: nobody is left out, only case is ignored, and ``_`` separates references."""
+    """A published accuracy: nobody is left out, only case is ignored, and ``_`` separates references."""
     items, answers = people.known(items, answers)
     values = [vqa.of_all(a, "_".join(item.references).split("_")) for item, a in zip(items, answers, strict=True)]
     names = [item.id for item in items]
