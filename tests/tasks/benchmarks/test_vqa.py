@@ -10,6 +10,8 @@ from PIL import Image as Images
 
 from vlm.common.errors import DataError
 from vlm.common.registry import resolve
+from vlm.config.api import load_config
+from vlm.runners.evaluate.run import asked_of
 from vlm.tasks.benchmarks.base import Questions
 from vlm.tasks.benchmarks.standard.base import StandardOptions
 from vlm.tasks.benchmarks.standard.stored import score_file
@@ -268,3 +270,34 @@ def test_an_engine_answers_and_a_missing_image_is_an_error(tmp_path: Path) -> No
     shown = benchmark.open(str(data), str(tmp_path / "images"), examples)[1].messages
     assert [m.role for m in shown] == ["user", "assistant"] * 2 + ["user"]
     assert all("train2014" in m.media[0].source for m in shown[:-1:2])
+
+
+def test_an_evaluation_with_published_entries_finds_its_files(tmp_path: Path) -> None:
+    """A file for VizWiz and GQA, a folder for OK-VQA; other names of the files lie one folder deeper."""
+    pair(tmp_path / "okvqa", "OpenEnded_mscoco_val2014_questions_clean.json", "mscoco_val2014_annotations_clean.json")
+    rows = [{k: row[k] for k in ("question_id", "image_id", "question")} for row in VQA["questions"]]
+    dumped(tmp_path / "okvqa" / "okvqa_test_split.json", rows)
+    dumped(tmp_path / "gqa" / "testdev_balanced_questions.json", GQA["questions"])
+    vizwiz(tmp_path / "vizwiz")
+    textvqa(tmp_path / "textvqa")
+    given = {
+        "okvqa": tmp_path / "okvqa",
+        "gqa": tmp_path / "gqa" / "testdev_balanced_questions.json",
+        "vizwiz": tmp_path / "vizwiz" / "val.json",
+        "textvqa": tmp_path / "textvqa" / "TextVQA_0.5.1_val.json",
+    }
+    entries = {
+        name: {"eval_file_path": str(path), "img_path": str(tmp_path), "max_new_tokens": 20, "batch_size": 10}
+        for name, path in given.items()
+    }
+    model = {"arch": "tiny", "model_type": "minigpt4"}
+    cfg = load_config({"model": model, "evaluation_datasets": entries, "run": {"task": "image_text_pretrain"}})
+    counts = {}
+    for name in entries:
+        asked = asked_of(cfg, name, {})
+        counts[name] = len(asked.read(None))  # type: ignore[arg-type]
+        assert (asked.options.batch_size, asked.options.max_new_tokens) == (10, 20)
+        assert len(
+            resolve("benchmark", name)().open(str(tmp_path if name != "textvqa" else given[name]), "", asked.options)
+        )
+    assert counts == {"okvqa": 16, "gqa": 11, "vizwiz": 16, "textvqa": 16}

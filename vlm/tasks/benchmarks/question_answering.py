@@ -50,10 +50,10 @@ class QuestionAnswering:
         judge = AnyJudge(options.judge, engine)
         runs = [self.answer(engine, dataset, options, seed) for seed in options.seeds or (None,)]
         if options.metric != "judge":
-            result = graded(options.metric, [scored(options.metric, run, dataset) for run in runs], card=self.card)
+            result = graded(options.metric, [scored(options.metric, run, dataset) for run in runs], card=True)
         else:
             runs = [judged(judge, run) for run in runs]
-            result = result_of(*runs, card=self.card)
+            result = result_of(*runs, card=self.card or isinstance(options.judge, JudgeOptions))
             result = with_facts(result, options.judge, judge, runs[0], dataset)
         return replace(result, scores={**result.scores, "seeds": options.seeds}) if options.seeds else result
 

@@ -36,7 +36,7 @@ class AnyJudge:
         if cases and all(verdict.right is None for verdict in found):
             raise DataError(
                 f"the judge gave no verdict on any of {len(cases)} answers; the first: {found[0].error}",
-                fix="try its prompt by hand; it must reply with yes or no",
+                fix="see its address and its prompt; it must reply with yes or no",
             )
         return found
 

@@ -29,7 +29,7 @@ class Gqa(StandardBenchmark):
     @staticmethod
     def read(files: Files) -> Iterator[Item]:
         """``{id: {"imageId", "question", "answer", "types", "semantic", "isBalanced"}}``."""
-        data = files.json("{split}_balanced_questions.json", "questions/{split}_balanced_questions.json")
+        data = files.json("{split}_balanced_questions.json", "*/{split}_balanced_questions.json")
         images = people.Images(files, "{name}", "images/{name}")
         pairs = data.items() if isinstance(data, Mapping) else _numbered(data)
         for name, row in pairs:

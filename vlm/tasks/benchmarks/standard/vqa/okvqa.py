@@ -29,10 +29,15 @@ class Okvqa(StandardBenchmark):
             files,
             [
                 "okvqa_test_split.json",
+                "okvqa/okvqa_test_split.json",
                 "OpenEnded_mscoco_{split}2014_questions.json",
                 "OpenEnded_mscoco_{split}2014_questions_clean.json",
             ],
-            ["mscoco_{split}2014_annotations.json", "mscoco_{split}2014_annotations_clean.json"],
+            [
+                "mscoco_{split}2014_annotations.json",
+                "mscoco_{split}2014_annotations_clean.json",
+                "okvqa/mscoco_{split}2014_annotations_clean.json",
+            ],
         )
         base, kinds = f"{files.split}2014", whole.get("question_types", {})
         name = f"COCO_{base}_{{id:012d}}.jpg"

@@ -26,7 +26,7 @@ class Vizwiz(StandardBenchmark):
     def read(files: Files) -> Iterator[Item]:
         """``[{"image", "question", "answers", "answer_type", "answerable"}]``."""
         images = people.Images(files, "{name}", f"{files.split}/{{name}}")
-        for row in files.json("{split}.json", "Annotations/{split}.json"):
+        for row in files.json("{split}.json", "Annotations/{split}.json", "vizwiz/{split}.json"):
             fields = {"type": row.get("answer_type")}
             if "answerable" in row:
                 fields["answerable"] = "answerable" if row["answerable"] else "unanswerable"
