@@ -11,6 +11,7 @@ from typing import Any
 from vlm.common.errors import DataError
 from vlm.tasks.answers import distinct
 from vlm.tasks.benchmarks.base import Prediction, Questions, Result
+from vlm.tasks.benchmarks.numbers import numbers_of, table_of
 from vlm.tasks.metrics import exact_match
 from vlm.tasks.scoring.statistics import Metric, per_item
 from vlm.tasks.scoring.texts import contains
@@ -125,8 +126,6 @@ def graded(metric: str, runs: Sequence[Sequence[Prediction]], *, card: bool = Fa
 
     Questions that could not be asked, or got an empty answer, in any run do not count.
     """
-    from vlm.tasks.benchmarks.standard.base import numbers_of, table_of  # it imports this package
-
     bad = {p.id for run in runs for p in run if p.error}
     usable = [[p for p in run if p.id not in bad and "score" in p.fields] for run in runs]
     predictions = [p for run in runs for p in run]

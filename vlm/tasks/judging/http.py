@@ -1,4 +1,4 @@
-"""A judge behind an OpenAI-compatible address: plain requests, several at a time, sent again when they fail."""
+"""A judge at an OpenAI-compatible address: plain requests, several at a time, sent again when they fail."""
 
 from __future__ import annotations
 
