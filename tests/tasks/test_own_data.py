@@ -65,11 +65,14 @@ def test_the_box_of_a_text(text: str, box: tuple | None) -> None:
 def test_captions_and_boxes_come_from_their_modules(monkeypatch: pytest.MonkeyPatch) -> None:
     modules = {
         "vlm.tasks.scoring.captions": types.SimpleNamespace(cider_d=lambda c, r: np.asarray([len(r[0])] * len(c))),
-        "vlm.tasks.scoring.boxes": types.SimpleNamespace(iou=lambda a, b: 1.0 if a == b else 0.25),
     }
     monkeypatch.setattr("vlm.tasks.benchmarks.own.import_module", modules.__getitem__)
     assert values("cider", "a cat", "a dog", "cats") == 2
-    assert values("iou", "[1, 2, 3, 4]", "[9, 9, 9, 9]", "[1, 2, 3, 4]") == 1
+
+
+def test_boxes_are_compared_in_the_same_units() -> None:
+    assert values("iou", "{<0><0><10><10>}", "[99, 99, 100, 100]", "[0, 0, 10, 20]") == 0.5
+    assert values("iou", "[0.0, 0.0, 0.5, 0.5]", "[0, 0, 1, 1]") == 0.25
     assert values("iou", "nothing", "[1, 2, 3, 4]") is None
     with pytest.raises(DataError, match="1: reference 'left' is not a box"):
         values("iou", "[1, 2, 3, 4]", "left")

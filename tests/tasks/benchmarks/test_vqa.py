@@ -166,6 +166,15 @@ def test_aokvqa_in_both_forms(tmp_path: Path) -> None:
     assert scored("aokvqa_mc", data, str(letters))["metrics"]["accuracy"] == pytest.approx(4 / 5)
 
 
+def test_examples_of_aokvqa_answer_as_asked(tmp_path: Path) -> None:
+    data = dumped(tmp_path / "aokvqa_v1p0_val.json", AOKVQA["questions"])
+    train = dumped(tmp_path / "t" / "aokvqa_v1p0_train.json", AOKVQA["questions"][:1])
+    options = StandardOptions(shots=1, shots_path=str(train), shots_media=str(tmp_path / "train2017"))
+    for name, expected in (("aokvqa", "cab"), ("aokvqa_mc", "C")):
+        opened = resolve("benchmark", name)().open(str(data), str(tmp_path), options)
+        assert [m.text for m in opened[4].messages if m.role == "assistant"] == [expected]
+
+
 def test_ocrvqa_asks_the_questions_of_a_split(tmp_path: Path) -> None:
     covers = {
         f"00{k}": {"imageURL": f"http://x.org/i/{k}.gif?a", "genre": "Art", "split": split}

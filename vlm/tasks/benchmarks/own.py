@@ -13,6 +13,7 @@ from vlm.tasks.answers import distinct
 from vlm.tasks.benchmarks.base import Prediction, Questions, Result
 from vlm.tasks.benchmarks.numbers import numbers_of, table_of
 from vlm.tasks.metrics import exact_match
+from vlm.tasks.scoring.boxes import iou
 from vlm.tasks.scoring.statistics import Metric, per_item
 from vlm.tasks.scoring.texts import contains
 from vlm.tasks.scoring.vqa import accuracies
@@ -77,20 +78,22 @@ def box_iou(told: Sequence[Told]) -> Values:
 
     Raises DataError: a reference without four numbers.
     """
-    iou = import_module("vlm.tasks.scoring.boxes").iou
     result: list[float | None] = []
     for t in told:
         own, true = box_of(t.answer), [box_of(r) for r in t.references]
         if None in true:
             raise DataError(f"{t.name}: reference {t.references[0]!r:.60} is not a box", fix="write [x1, y1, x2, y2]")
-        result.append(None if own is None else max(float(iou(own, box)) for box in true))
+        result.append(None if own is None else max(iou(own, box) for box in true if box))
     return result
 
 
-def box_of(text: str) -> tuple[float, ...] | None:
+def box_of(text: str) -> tuple[float, float, float, float] | None:
     """The first four numbers of a text as x1, y1, x2, y2; None: there are fewer."""
     found = _FOUR.search(text)
-    return tuple(map(float, found.groups())) if found else None
+    if found is None:
+        return None
+    a, b, c, d = map(float, found.groups())
+    return a, b, c, d
 
 
 METRICS: Mapping[str, Callable[[Sequence[Told]], Values]] = {

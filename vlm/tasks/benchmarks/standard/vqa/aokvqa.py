@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from vlm.common.registry import register_benchmark
+from vlm.tasks.benchmarks.standard import rules
 from vlm.tasks.benchmarks.standard.base import StandardBenchmark
 from vlm.tasks.benchmarks.standard.items import Files, Item
 from vlm.tasks.benchmarks.standard.rules import LETTERS
@@ -71,6 +72,13 @@ def chosen(output: str, item: Item) -> str | None:
     found = _LETTER.fullmatch(text)
     place = LETTERS.index(found[1]) if found else len(item.choices)
     return item.choices[place] if place < len(item.choices) else None
+
+
+def example_answer(item: Item) -> str:
+    """What an example answers: the letter of the right choice, or what most people said."""
+    if isinstance(item.references, str):
+        return LETTERS[item.choices.index(item.references)]
+    return rules.example_answer(item)
 
 
 def submission(items: Sequence[Item], outputs: Sequence[str]) -> tuple[str, str]:
