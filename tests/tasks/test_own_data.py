@@ -1,10 +1,8 @@
 """Metrics for records of one's own."""
 
-import types
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from vlm.common.errors import ConfigError, DataError
@@ -62,12 +60,16 @@ def test_the_box_of_a_text(text: str, box: tuple | None) -> None:
     assert box_of(text) == box
 
 
-def test_captions_and_boxes_come_from_their_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    modules = {
-        "vlm.tasks.scoring.captions": types.SimpleNamespace(cider_d=lambda c, r: np.asarray([len(r[0])] * len(c))),
-    }
-    monkeypatch.setattr("vlm.tasks.benchmarks.own.import_module", modules.__getitem__)
-    assert values("cider", "a cat", "a dog", "cats") == 2
+def test_cider_counts_what_few_references_have() -> None:
+    pytest.importorskip("vlm.tasks.scoring.captions")
+    told = [
+        Told("1", "A small dog on the grass.", ("a small dog on the grass", "a dog")),
+        Told("2", "a cat on the table", ("a red cat on the table", "a cat")),
+        Told("3", "a car", ("two boats in the water", "boats")),
+    ]
+    first, second, third = METRICS["cider"](told)
+    assert first > second > third == 0  # type: ignore[operator]
+    assert METRICS["cider"]([]) == []
 
 
 def test_boxes_are_compared_in_the_same_units() -> None:

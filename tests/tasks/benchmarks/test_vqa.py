@@ -237,7 +237,7 @@ def test_a_test_split_has_no_scores_but_a_file_for_the_server(tmp_path: Path) ->
         resolve("benchmark", "vqav2"), str(tmp_path), "", [str(answers)], StandardOptions(split="test-dev")
     )
     assert found.scores["metrics"] == {} and found.scores["count"] == 1
-    assert json.loads(found.files["vqav2_results.json"]) == [{"question_id": 7, "answer": "a cat"}]
+    assert json.loads(found.files["results.json"]) == [{"question_id": 7, "answer": "a cat"}]
 
 
 def test_another_split_or_a_repeated_id_is_one_message(tmp_path: Path) -> None:

@@ -66,11 +66,14 @@ def vqa(told: Sequence[Told]) -> Values:
 
 
 def cider(told: Sequence[Told]) -> Values:
-    """CIDEr-D of each answer among all; how rare n-grams are follows from these references."""
-    values = import_module("vlm.tasks.scoring.captions").cider_d(
-        [t.answer for t in told], [list(t.references) for t in told]
-    )
-    return [float(v) for v in values]
+    """CIDEr-D of each answer among all; how rare n-grams are follows from the references of all."""
+    captions, ptb = (import_module(f"vlm.tasks.scoring.{name}") for name in ("captions", "ptb"))
+    if not told:
+        return []
+    candidates = ptb.tokenize([t.answer for t in told])
+    flat = iter(ptb.tokenize([r for t in told for r in t.references]))
+    references = [[next(flat) for _ in t.references] for t in told]
+    return [float(v) for v in captions.Compared(candidates, references).cider()]
 
 
 def box_iou(told: Sequence[Told]) -> Values:

@@ -84,10 +84,10 @@ def example_answer(item: Item) -> str:
 def submission(items: Sequence[Item], outputs: Sequence[str]) -> tuple[str, str]:
     """``{question_id: {"direct_answer"}}`` for the leaderboard."""
     found = {item.id: {"direct_answer": str(o)} for item, o in zip(items, outputs, strict=True)}
-    return "aokvqa_direct_answer.json", json.dumps(found)
+    return "results.json", json.dumps(found)
 
 
 def submission_mc(items: Sequence[Item], outputs: Sequence[str]) -> tuple[str, str]:
     """``{question_id: {"multiple_choice"}}`` for the leaderboard."""
     found = {item.id: {"multiple_choice": chosen(o, item) or str(o)} for item, o in zip(items, outputs, strict=True)}
-    return "aokvqa_multiple_choice.json", json.dumps(found)
+    return "results.json", json.dumps(found)

@@ -91,4 +91,4 @@ def lower(output: str, item: Item) -> str:
 def submission(items: Sequence[Item], outputs: Sequence[str]) -> tuple[str, str]:
     """``[{"questionId", "prediction"}]``, which the script reads."""
     rows = [{"questionId": item.id, "prediction": str(o)} for item, o in zip(items, outputs, strict=True)]
-    return people.results("gqa", rows)
+    return people.results(rows)

@@ -73,4 +73,4 @@ def lmms(items: Sequence[Item], answers: Sequence[str]) -> list[Metric]:
 def submission(items: Sequence[Item], outputs: Sequence[str]) -> tuple[str, str]:
     """``[{"question_id", "answer"}]``, which the VQA script reads."""
     rows = [{"question_id": people.number(i.id), "answer": str(o)} for i, o in zip(items, outputs, strict=True)]
-    return people.results("okvqa", rows)
+    return people.results(rows)

@@ -103,9 +103,9 @@ def accuracy(items: Sequence[Item], answers: Sequence[str], rule: Rule, by: Mapp
     ]
 
 
-def results(name: str, rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+def results(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     """A file for a server: its name and content."""
-    return f"{name}_results.json", json.dumps(rows)
+    return "results.json", json.dumps(rows)
 
 
 def number(text: str) -> int | str:

@@ -60,4 +60,4 @@ def published(items: Sequence[Item], answers: Sequence[str]) -> list[Metric]:
 def submission(items: Sequence[Item], outputs: Sequence[str]) -> tuple[str, str]:
     """``[{"image", "answer"}]`` for the server."""
     rows = [{"image": i.id, "answer": str(o)} for i, o in zip(items, outputs, strict=True)]
-    return people.results("vizwiz", rows)
+    return people.results(rows)
