@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from vlm.common.errors import ConfigError, DataError, UserError
+from vlm.common.trust import trusting
 from vlm.tasks.benchmarks.base import Questions
 from vlm.tasks.benchmarks.question_answering import QuestionAnswering
 from vlm.tasks.judging.ask import AnyJudge
@@ -21,6 +22,13 @@ from .asked import Asked
 from .test_question_answering import ROWS, Engine, Rows
 
 CASE = Case("What color?", "crimson", "red")
+
+
+class Quiet(ThreadingHTTPServer):
+    """Says nothing of clients that hung up."""
+
+    def handle_error(self, *_: Any) -> None:
+        pass
 
 
 @contextmanager
@@ -42,7 +50,7 @@ def stand_in(reply: Any) -> Iterator[tuple[str, list[dict]]]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = Quiet(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
@@ -106,10 +114,21 @@ def test_options_that_do_not_fit(more: dict, message: str) -> None:
         JudgeOptions(**more)
 
 
+def test_a_file_needs_trust_to_send_answers_away_or_to_read_a_key() -> None:
+    with pytest.raises(ConfigError, match=r"http://far.example/v1.*another machine: only with --trust"):
+        http("http://far.example/v1")
+    with pytest.raises(ConfigError, match=r"'HOME'.*read the environment: only with --trust"):
+        http("http://localhost:1/v1", key_env="HOME")
+    with trusting():
+        http("http://near.example/v1")
+    assert http("http://near.example/v1").model == "judge"
+
+
 def test_an_address_gets_prompt_seed_and_key_and_each_case_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_KEY", "secret")
     with stand_in(lambda body, _: "yes" if "crimson" in body["messages"][0]["content"] else "no") as (url, seen):
-        options = http(url, seed=7, key_env="JUDGE_KEY")
+        with trusting():
+            options = http(url, seed=7, key_env="JUDGE_KEY")
         found = HttpJudge(options).verdicts([CASE, Case("q", "blue", "red"), CASE])
     assert [v.right for v in found] == [True, False, True] and len(seen) == 2
     assert {(s["path"], s["seed"], s["temperature"], s["key"], s["model"]) for s in seen} == {

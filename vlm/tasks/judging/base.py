@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from vlm.common import trust
 from vlm.common.bounds import Count, Natural, Positive, Seed
 from vlm.common.errors import ConfigError, DataError
 
@@ -21,6 +22,25 @@ FIELDS = ("question", "reference", "answer")
 _YES = frozenset(("yes", "right", "correct", "true", "1"))
 _NO = frozenset(("no", "wrong", "incorrect", "false", "0"))
 _VERDICT = re.compile(r"(?:verdict|judg(?:e)?ment|final answer)\W{1,5}(\w+)", re.IGNORECASE)
+
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_trusted: set[tuple[str, str]] = set()
+
+
+def check_trust(url: str, key_env: str) -> None:
+    """Let a file send answers to another machine, or read a key, only if it is trusted; once given, trust stays.
+
+    Raises ConfigError: it is not.
+    """
+    if trust.is_given():
+        _trusted.add((url, key_env))
+    if (url, key_env) in _trusted:
+        return
+    if key_env:
+        raise trust.refused(f"judge: key_env {key_env!r:.60}", "read the environment")
+    if urlsplit(url).hostname not in _LOOPBACK:
+        raise trust.refused(f"judge: {url!r:.80}", "send questions and answers to another machine")
 
 
 @dataclass(frozen=True)
@@ -40,7 +60,7 @@ class JudgeOptions:
     retries: Natural = 3  # http: how often a request that failed is sent again
 
     def __post_init__(self) -> None:
-        """Raises ConfigError: something that this kind needs is missing, or a prompt without ``{answer}``."""
+        """Raises ConfigError: something that this kind needs is missing, no ``{answer}``, or an untrusted address."""
         if self.kind == "model" and not self.run:
             raise ConfigError("judge: kind model needs run", fix="e.g. run: output/judge")
         if self.kind == "http" and not (urlsplit(self.url).scheme in ("http", "https") and self.model):
@@ -50,6 +70,8 @@ class JudgeOptions:
             )
         if "{answer}" not in self.prompt:
             raise ConfigError("judge: the prompt has no {answer}", fix="also {question} and {reference} are filled in")
+        if self.kind == "http":
+            check_trust(self.url, self.key_env)
 
     def __str__(self) -> str:
         """As it is shown on a card."""
