@@ -157,6 +157,8 @@ def test_aokvqa_in_both_forms(tmp_path: Path) -> None:
     data = dumped(tmp_path / "aokvqa_v1p0_val.json", AOKVQA["questions"]).parent
     answers = str(dumped(tmp_path / "r" / "predictions.json", AOKVQA["predictions"]))
     direct, choice = scored("aokvqa", data, answers), scored("aokvqa_mc", data, answers)
+    told = score_file(resolve("benchmark", "aokvqa"), str(data), "", [answers], StandardOptions()).predictions
+    assert [p.right for p in told] == [True, False, True, None, True]
     assert 100 * direct["metrics"]["accuracy"] == pytest.approx(AOKVQA["scores"]["direct_answer"], abs=1e-12)
     assert 100 * choice["metrics"]["accuracy"] == pytest.approx(AOKVQA["scores"]["multiple_choice"], abs=1e-12)
     assert (choice["unread"], choice["count"]) == (1, 5)

@@ -51,10 +51,19 @@ class AokvqaChoice(Aokvqa):
 
 def direct(items: Sequence[Item], answers: Sequence[str]) -> list[Metric]:
     """A third for each person with the answer, to the letter, at most 1; without questions marked as difficult."""
-    pairs = zip(*people.known(items, answers), strict=True)
-    easy = [(item, min(1.0, item.references.count(answer) / ENOUGH)) for item, answer in pairs]
-    easy = [(item, value) for item, value in easy if not item.fields["difficult"]]
-    return [per_item("accuracy", [item.id for item, _ in easy], [value for _, value in easy])] if easy else []
+    values = shares(items, answers)
+    easy = [(item.id, value) for item, value in zip(items, values, strict=True) if value is not None]
+    return [per_item("accuracy", [name for name, _ in easy], [value for _, value in easy])] if easy else []
+
+
+def shares(items: Sequence[Item], answers: Sequence[str]) -> list[float | None]:
+    """The score of each answer; None for a difficult question and for one without references."""
+    return [
+        None
+        if item.references is None or item.fields["difficult"]
+        else min(1.0, item.references.count(answer) / ENOUGH)
+        for item, answer in zip(items, answers, strict=True)
+    ]
 
 
 def choice(items: Sequence[Item], answers: Sequence[str]) -> list[Metric]:
