@@ -21,12 +21,13 @@ from vlm.common.errors import ConfigError, DataError, unknown
 from vlm.common.types import Message
 from vlm.datasets.base import MALFORMED
 from vlm.tasks.answers import Answer
-from vlm.tasks.benchmarks.base import Prediction, Questions, Result, Score, ask
+from vlm.tasks.benchmarks.base import Prediction, Questions, Result, ask
+from vlm.tasks.benchmarks.numbers import numbers_of, table_of
 from vlm.tasks.benchmarks.question_answering import sampling_options
 from vlm.tasks.benchmarks.standard import rules
 from vlm.tasks.benchmarks.standard.items import Files, Item, Items, asked, unique
 from vlm.tasks.benchmarks.standard.spec import Protocol, Spec, read_spec
-from vlm.tasks.scoring.statistics import Metric, interval
+from vlm.tasks.scoring.statistics import Metric
 
 if TYPE_CHECKING:
     from vlm.inference.engine import Engine
@@ -126,9 +127,9 @@ class StandardBenchmark:
         """For each question, examples drawn for it: never itself, and none with its image."""
         if not options.shots_path:
             raise ConfigError("few-shot examples need shots_path", fix="name the annotations of the training split")
-        others = cls.items(
-            Files(Path(options.shots_path), Path(options.shots_media) if options.shots_media else files.folder())
-        )
+        split = "train" if "train" in cls.spec().splits else files.split
+        folder = Path(options.shots_media) if options.shots_media else files.folder()
+        others = cls.items(Files(Path(options.shots_path), folder, split))
         answer = cls.function("example_answer")
         result = []
         for item in items:
@@ -315,38 +316,3 @@ def _plain(references: Any) -> str:
     if isinstance(references, Mapping):
         return ", ".join(f"{k}: {v}" for k, v in references.items())
     return str(references)
-
-
-def numbers_of(runs: Sequence[Sequence[Metric]]) -> dict[str, Any]:
-    """Values, intervals and groups of every metric, means over the runs; the first metric is the primary one."""
-    same = {m.label: [run[k] for run in runs] for k, m in enumerate(runs[0])}
-    groups = {label: [m.by_group() for m in found] for label, found in same.items()}
-    result: dict[str, Any] = {
-        "primary": next(iter(same), ""),
-        "metrics": {label: _mean([m.value() for m in found]) for label, found in same.items()},
-        "intervals": {label: interval(found) for label, found in same.items()},
-        "by_group": {
-            label: {g: {"value": _mean([f[g][0] for f in found]), "count": count} for g, (_, count) in found[0].items()}
-            for label, found in groups.items()
-            if found[0]
-        },
-    }
-    return result | ({"runs": {k: [m.value() for m in v] for k, v in same.items()}} if len(runs) > 1 else {})
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known else None
-
-
-def table_of(metrics: Sequence[Metric], scores: Mapping[str, Any]) -> list[Score]:
-    """A row per metric, then a row per group of the first one, then what could not be scored."""
-    rows = [
-        Score(m.label, scores["metrics"][m.label], len(m.units), scores["intervals"][m.label], unit=m.unit)
-        for m in metrics
-    ]
-    if metrics:
-        groups = scores["by_group"].get(metrics[0].label, {})
-        rows += [Score(g, found["value"], found["count"], unit=metrics[0].unit) for g, found in groups.items()]
-    rows += [Score(label, scores[label], unit="number") for label in ("unread", "errors") if scores[label]]
-    return rows

@@ -16,6 +16,11 @@ def stripped(output: str, item: Item) -> str:
     return output.strip()
 
 
+def as_written(output: str, item: Item) -> str:
+    """The answer as it is, for scripts that compare to the letter or clean it themselves."""
+    return output
+
+
 def options_of(item: Item) -> str:
     """The choices of an item, one on each line: ``A. a dog``."""
     return "\n".join(f"{LETTERS[k]}. {choice}" for k, choice in enumerate(item.choices))
