@@ -28,7 +28,7 @@ from .answered import numbers, recorded, said, written
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is tested is not the intervals."""
-    monkeypatch.setattr("vlm.tasks.benchmarks.standard.base.interval", partial(interval, draws=20))
+    monkeypatch.setattr("vlm.tasks.benchmarks.numbers.interval", partial(interval, draws=20))
 
 
 @pytest.fixture
