@@ -28,7 +28,7 @@ _APART = re.compile(
     '[;@#$%&?!"\u201c\u201d\u2018\u2019\u00ab\u00bb`()\\[\\]{}<>*\u2013\u2014\u2026]|--|\\.{2,}|[:,](?!\\d)'
     "|\\.(?=[\\s)\\]}>\"']|$)|n't\\b|'(?:s|m|d|ll|re|ve)?(?!\\w)|(?<!\\w)'"
 )
-"""What is no part of a word, at least not of one that is an object."""
+"""What does not belong to a word, at least not to one that is an object."""
 
 
 @dataclass(frozen=True)
