@@ -143,9 +143,7 @@ class StandardBenchmark:
         protocol = self.spec().protocol(options.protocol)
         options = _with_length(options, protocol, self.spec())
         if options.choose == "likelihood":
-            from vlm.tasks.likelihood import likeliest
-
-            runs = [likeliest(engine, dataset, [item.choices for item in opened.items], options.batch_size)]
+            runs = [self._likeliest(engine, dataset, opened.items, protocol, options.batch_size)]
         else:
             seeds = options.seeds or (None,)
             runs = [
@@ -153,6 +151,20 @@ class StandardBenchmark:
                 for s in seeds
             ]
         return self.score(opened.items, runs, options, opened.digest)
+
+    @classmethod
+    def _likeliest(
+        cls, engine: Engine, dataset: Questions, items: Sequence[Item], protocol: Protocol, batch_size: int
+    ) -> list[Answer]:
+        """Letters are compared or the texts of the options, as the protocol says; multiple choice answers letters."""
+        from vlm.tasks.likelihood import likeliest
+
+        texts = [item.choices for item in items]
+        letters = [tuple(rules.LETTERS[: len(own)]) for own in texts]
+        names = letters if cls.spec().task == "choice" else texts
+        compared = letters if cls.spec().task == "choice" and protocol.compare == "letters" else texts
+        average = protocol.compare == "texts per character"
+        return likeliest(engine, dataset, compared, batch_size, names=names, per_character=average)
 
     @classmethod
     def score(
