@@ -98,7 +98,9 @@ class Metric:
 def restored(data: dict[str, Any], where: str = "") -> Metric:
     """A stored metric. Raises DataError: data of another form."""
     try:
-        rows = np.asarray(data["rows"], dtype=np.float64).reshape(len(data["units"]), -1)
+        rows = np.asarray(data["rows"], dtype=np.float64)
+        if rows.ndim != 2 or len(rows) != len(data["units"]) or len(data["groups"]) not in (0, len(rows)):
+            raise ValueError(f"rows of shape {rows.shape} for {len(data['units'])} units")
         result = Metric(data["label"], data["units"], rows, data["total"], data["groups"], data["unit"])
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{where}: not the values of a metric ({error})", fix="evaluate again") from None
