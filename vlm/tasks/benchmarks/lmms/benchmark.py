@@ -15,7 +15,7 @@ from vlm.common.errors import ConfigError, DataError, PromptError
 from vlm.common.registry import register_benchmark
 from vlm.common.types import Sample
 from vlm.tasks.answers import Answer, distinct, key_of
-from vlm.tasks.benchmarks.base import Prediction, Questions, Result, Score, ask, prompt_of
+from vlm.tasks.benchmarks.base import Prediction, Questions, Result, Score, ask, checked, prompt_of, reason
 from vlm.tasks.benchmarks.lmms.requests import generation_of, losses
 from vlm.tasks.scoring.statistics import Metric, interval, per_item
 
@@ -145,20 +145,12 @@ def _choices(engine: Engine, dataset: Questions, batch_size: int) -> list[Answer
         log.info("%d of %d documents of this process answered", len(own), len(mine))
     for part in dist.gather_objects(own):
         found |= part
-    unread = {k: Answer("", errors.get(k) or _reason(dataset, k)) for k in range(len(dataset)) if k not in found}
-    return [(found | unread)[k] for k in range(len(dataset))]
+    found |= {k: Answer("", errors.get(k) or reason(dataset, k)) for k in range(len(dataset)) if k not in found}
+    return checked([found[k] for k in range(len(dataset))], dataset)
 
 
 def _stored(pairs: Any) -> Answer:
     return Answer("", str(pairs)) if isinstance(pairs, DataError | PromptError) else Answer(json.dumps(pairs))
-
-
-def _reason(dataset: Questions, index: int) -> str:
-    try:
-        dataset[index]
-    except DataError as error:
-        return str(error)
-    return ""
 
 
 def _read(task: TaskFile, answers: Sequence[Answer]) -> Sequence[Any]:

@@ -25,6 +25,7 @@ from vlm.common.types import Message
 from vlm.datasets.base import MALFORMED
 from vlm.tasks.benchmarks.lmms.requests import messages_of
 
+lmms_task.eval_logger.disable("lmms_eval.caching")  # notes for its developers
 KINDS = ("generate_until", "multiple_choice")
 BUILDERS = ("json", "csv", "parquet", "text", "pandas", "arrow", "imagefolder")
 """What ``dataset_path`` may name without trust: readers of local files."""
