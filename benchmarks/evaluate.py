@@ -2,7 +2,7 @@
 
     python -m benchmarks.evaluate --model output/quickstart/stage2        # needs lmms-eval: make test-lmms, .venv-lmms
 
-The embedded model is asked ``--count`` questions about as many drawn pictures, greedily, with the same length. Each
+The embedded model is asked ``--count`` questions about as many drawn images, greedily, with the same length. Each
 side reads the questions from files, asks, scores and writes its results; the model is loaded before, and nothing is
 kept from one side to the next. lmms-eval runs with its default batch size, 1, and with that of ``vlm eval``; each side
 answers a few other questions first.

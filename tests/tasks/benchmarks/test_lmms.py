@@ -187,7 +187,7 @@ def test_a_crash_of_the_model_is_an_error(engine: Engine, tmp_path: Path, monkey
     def crash(*args: Any, **more: Any) -> Any:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(engine, "submit", crash)
+    monkeypatch.setattr(engine, "submit_all", crash)
     with pytest.raises(RuntimeError, match="out of memory"):
         by_lmms(Vlm(run=engine, batch_size=4), write_task(tmp_path))
 
@@ -221,6 +221,8 @@ def test_a_sample_and_a_folder_of_pictures(engine: Engine, tmp_path: Path) -> No
     given = Lmms.Config(limit=2, seed=3)
     ours = Lmms().run(engine, Questions(Lmms().open(str(file), str(tmp_path / "pictures"), given)), given)
     assert len(ours.predictions) == 2 and ours.scores["errors"] == 0
+    _, answers = by_lmms(Vlm(run=engine, media_root=str(tmp_path / "pictures")), file)
+    assert [[p.answer] for p in ours.predictions] == [answers[int(p.id)] for p in ours.predictions]
 
 
 def test_an_entry_of_a_configuration_is_resumable_and_takes_image_controls(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -70,11 +71,14 @@ class Lmms:
         if importlib.util.find_spec(PACKAGE) is None:
             raise ConfigError("benchmark lmms needs the package lmms-eval, which is not installed", fix=INSTALL)
         from vlm.tasks.benchmarks.lmms.task import TaskFile
-        from vlm.tasks.benchmarks.standard.base import files_of, sample
+        from vlm.tasks.benchmarks.standard.base import files_of
 
         files = files_of(annotations, media, "")
         task = TaskFile.open(str(files.annotations), str(files.media or ""))
-        return Documents(task, sample(range(len(task)), options.limit, options.seed))
+        places = range(len(task))
+        if 0 < options.limit < len(task):
+            return Documents(task, sorted(random.Random(options.seed).sample(places, options.limit)))
+        return Documents(task, places)
 
     def run(self, engine: Engine, dataset: Questions, options: Config) -> Result:
         """Ask every document and score as the task does; see :class:`~vlm.tasks.benchmarks.base.Benchmark`."""
@@ -94,7 +98,7 @@ class Lmms:
         scores |= {"seeds": options.seeds} if options.seeds else {}
         predictions = [
             _prediction(documents, k, run[k], numbers, seed)
-            for run, numbers, seed in zip(runs, found, options.seeds or [None], strict=True)
+            for run, numbers, seed in zip(runs, found, options.seeds or (None,), strict=True)
             for k in range(len(dataset))
         ]
         return Result(scores, predictions, table_of(scores, metrics[0]), card=True, metrics=tuple(metrics[0]))

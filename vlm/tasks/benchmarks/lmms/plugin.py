@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from lmms_eval.api.instance import GenerationResult
@@ -48,6 +49,7 @@ class Vlm(lmms):  # type: ignore[misc]
         batch_size: int | str = 1,
         device: str = "auto",
         options: str = "",
+        media_root: str = "",
         seed: int = 0,
         trust: bool = False,
         max_batch_size: Any = None,
@@ -60,6 +62,7 @@ class Vlm(lmms):  # type: ignore[misc]
             batch_size: questions that are answered together, or ``auto``.
             device: see ``Engine.load``.
             options: ``key=value`` changes of the configuration, separated by blanks.
+            media_root: folder of images and videos that a task names by a path that does not exist as it is.
             seed: of sampled answers of tasks that name none; the repeats of a question count on from it.
             trust: see ``Engine.load``.
             max_batch_size: not used.
@@ -70,12 +73,13 @@ class Vlm(lmms):  # type: ignore[misc]
         """
         super().__init__()
         if others:
-            known = ["run", "batch_size", "device", "options", "seed", "trust"]
+            known = ["run", "batch_size", "device", "options", "media_root", "seed", "trust"]
             raise ConfigError(unknown("argument of --model vlm", next(iter(others)), known))
         if run is None:
             raise ConfigError("--model vlm needs a model", fix="--model_args run=output/mine")
         self.at_once = AUTO if str(batch_size).startswith("auto") else _count(batch_size)
         self.seed = seed
+        self.folder = Path(media_root) if media_root else None
         if isinstance(run, Engine):
             self.engine = run
         else:
@@ -128,7 +132,7 @@ class Vlm(lmms):  # type: ignore[misc]
     def _messages(self, make: Callable[[Any], Any], document: Any, task: str, split: str) -> list[Message]:
         try:
             content = ChatMessages(messages=make(self.task_dict[task][split][document]))
-            return messages_of(content.model_dump()["messages"])
+            return messages_of(content.model_dump()["messages"], self.folder)
         except MALFORMED as error:
             raise DataError(f"{type(error).__name__}: {error}") from error
 
