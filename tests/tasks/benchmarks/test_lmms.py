@@ -254,6 +254,17 @@ def test_the_command(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert scores["lmms"]["right"]["count"] == 2
 
 
+def test_the_task_of_the_guide(engine: Engine, tmp_path: Path) -> None:
+    write_task(tmp_path)
+    guide = Path(__file__).parents[3] / "docs" / "guides" / "lmms_eval.md"
+    text = guide.read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0]
+    file = tmp_path / "drawn.yaml"
+    file.write_text(
+        text.replace("../output/quickstart/data/three.jsonl", "colors.json").replace(": image", ": picture")
+    )
+    assert len(by_us(engine, file).predictions) == 5
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
