@@ -19,7 +19,9 @@ from vlm.common.errors import ConfigError, DataError
 from vlm.common.trust import trusting
 from vlm.inference.engine import Engine
 from vlm.runners.evaluate.run import run_evaluation
+from vlm.tasks.answers import Answer
 from vlm.tasks.benchmarks.base import Questions
+from vlm.tasks.benchmarks.lmms import benchmark
 
 pytest.importorskip("lmms_eval", reason="lmms-eval is not installed: make test-lmms runs these tests")
 
@@ -28,11 +30,11 @@ from lmms_eval.models import get_model
 from lmms_eval.tasks import TaskManager
 
 from vlm.config.api import EvaluationFiles
-from vlm.tasks.benchmarks.lmms.benchmark import Lmms
 from vlm.tasks.benchmarks.lmms.plugin import Vlm, VlmSimple
 
 pytestmark = pytest.mark.lmms
 
+Lmms = benchmark.Lmms
 UTILS = """
 def shown(doc):
     return [doc["picture"]]
@@ -91,7 +93,7 @@ def by_lmms(model: Any, file: Path) -> tuple[dict[str, Any], list[Any]]:
 
 
 def by_us(engine: Engine, file: Path, **options: Any) -> Any:
-    given = Lmms.Config(batch_size=3, **options)
+    given = Lmms.Config(batch_size=3, **{"empty": "wrong"} | options)
     return Lmms().run(engine, Questions(Lmms().open(str(file), "", given)), given)
 
 
@@ -171,6 +173,16 @@ def test_a_missing_picture_ends_lmms_eval_and_is_counted_here(engine: Engine, tm
     ours = Lmms().run(engine, questions, given)
     assert (ours.scores["count"], ours.scores["errors"]) == (4, 1)
     assert "2.png" in str(ours.predictions[2].error) and ours.predictions[2].right is None
+
+
+def test_an_empty_answer_is_counted_or_scored(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [Answer(text) for text in ("red", " ", "red", "white", "red")]
+    monkeypatch.setattr(benchmark, "ask", lambda *_: answers)
+    file = write_task(tmp_path)
+    ours, as_theirs = by_us(engine, file, empty="error"), by_us(engine, file)
+    assert (ours.scores["count"], ours.scores["errors"], ours.scores["metrics"]["exact_match"]) == (4, 1, 0.5)
+    assert ours.predictions[1].error == "the answer is empty"
+    assert (as_theirs.scores["count"], as_theirs.scores["metrics"]["exact_match"]) == (5, 0.4)
 
 
 def test_a_missing_picture_of_multiple_choice(engine: Engine, tmp_path: Path) -> None:

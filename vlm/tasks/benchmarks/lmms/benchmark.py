@@ -18,6 +18,7 @@ from vlm.common.types import Sample
 from vlm.tasks.answers import Answer, distinct, key_of
 from vlm.tasks.benchmarks.base import Prediction, Questions, Result, Score, ask, checked, prompt_of, reason
 from vlm.tasks.benchmarks.lmms.requests import generation_of, losses
+from vlm.tasks.benchmarks.standard.base import NOTHING, files_of
 from vlm.tasks.scoring.statistics import Metric, interval, per_item
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Lmms:
         protocol: Literal["", "official", "lmms"] = "lmms"  # a task has one rule, its own: all three are that
         limit: Natural = 0  # ask a sample of this many documents, drawn with ``seed``; 0: all
         seed: Seed = 0
+        empty: Literal["error", "wrong"] = "error"  # lmms-eval scores an empty answer as any other: wrong
         batch_size: Count = 64
         max_new_tokens: Count | None = None  # null: the task's
         seeds: list[Seed] = field(default_factory=list)
@@ -71,7 +73,6 @@ class Lmms:
         if importlib.util.find_spec(PACKAGE) is None:
             raise ConfigError("benchmark lmms needs the package lmms-eval, which is not installed", fix=INSTALL)
         from vlm.tasks.benchmarks.lmms.task import TaskFile
-        from vlm.tasks.benchmarks.standard.base import files_of
 
         files = files_of(annotations, media, "")
         task = TaskFile.open(str(files.annotations), str(files.media or ""))
@@ -119,7 +120,11 @@ class Lmms:
         ]
         runs = [ask(engine, dataset, one, options.batch_size) for one in dict.fromkeys(repeated)]
         runs = runs if generation.do_sample else runs * task.repeats
-        return [list(own) for own in zip(*runs, strict=True)]
+        return [[_not_empty(answer, options.empty) for answer in own] for own in zip(*runs, strict=True)]
+
+
+def _not_empty(answer: Answer, empty: str) -> Answer:
+    return answer if answer.strip() or answer.error or empty == "wrong" else Answer("", NOTHING)
 
 
 def _choices(engine: Engine, dataset: Questions, batch_size: int) -> list[Answer]:
