@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import socket
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,7 +53,8 @@ def by_hand(engine: Engine, question: list[Message], text: str, end: bool) -> fl
 
 @pytest.mark.parametrize(
     ("name", "end"),
-    [(n, False) for n in ("llama", "OpenFlamingo", "mamba", "PaliGemma", "Qwen2-VL")] + [("llama", True)],
+    [("llama", False), ("llama", True), ("OpenFlamingo", False), ("mamba", False)]
+    + [pytest.param(name, False, marks=pytest.mark.heavy) for name in ("PaliGemma", "Qwen2-VL", "Lynx", "gpt2")],
 )
 def test_batched_is_single_is_the_forward_pass(name: str, end: bool, engines) -> None:
     engine = engines(name)
@@ -116,11 +121,12 @@ def test_likeliest_names_the_best_and_marks_bad_records(engines, tmp_path) -> No
     assert found[:3] == [f"option {max(range(len(s)), key=s.__getitem__)}" for s in sums]
     assert "none.png" in found[3].error and found[4].error == "record 4 is damaged"
     assert found == likeliest(engine, dataset, choices, 1, names=names)
-    per_character = likeliest(engine, Questions(Rows(asked())), ENDINGS, 8, per_character=True)
-    best = [
-        max(own, key=lambda c, s=s, own=own: s[own.index(c)] / len(c)) for s, own in zip(sums, ENDINGS, strict=True)
-    ]
-    assert per_character == best
+    whole = likeliest(engine, Questions(Rows(asked())), ENDINGS, 8, rule="whole")
+    ended = log_likelihoods(engine, asked(), ENDINGS, 8, end=True)
+    assert whole == [texts[max(range(len(s)), key=s.__getitem__)] for texts, s in zip(ENDINGS, ended, strict=True)]
+    published = likeliest(engine, Questions(Rows(asked())), ENDINGS, 8, rule="published")
+    ranked = engine.rank(asked(), ENDINGS)
+    assert published == [texts[r.best] for texts, r in zip(ENDINGS, ranked, strict=True)]
     with pytest.raises(DataError, match="1 of 1 questions cannot be asked"):
         likeliest(engine, Questions(Rows([missing])), [["A"]], 8)
     with pytest.raises(DataError, match="question 1 has no choices"):
@@ -158,3 +164,28 @@ def test_long_talk_loses_old_turns_and_a_long_question_is_refused(engines) -> No
         log_likelihoods(engine, [[Message("user", (Text("word " * 600),))]], [["A", "B"]], 4)
     with pytest.raises(UserError, match="cannot be ranked"):
         RemoteEngine.log_likelihoods(engine, [], [])
+
+
+def _one_of_two(rank: int, address: str, folder: str) -> None:
+    """A process of :func:`test_two_processes_equal_one`."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
+    os.environ["MASTER_PORT"] = address
+    with dist.joined("cpu"):
+        engine = SUBJECTS["llama"].make(Path(folder))
+        sums = log_likelihoods(engine, asked(), ENDINGS, 2)
+        best = likeliest(engine, Questions(Rows(asked())), ENDINGS, 2)
+        Path(folder, f"{rank}.json").write_text(json.dumps([sums, best]))
+
+
+@pytest.mark.heavy
+def test_two_processes_equal_one(engines, tmp_path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = str(free.getsockname()[1])
+    torch.multiprocessing.spawn(_one_of_two, (address, str(tmp_path)), nprocs=2)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    alone = log_likelihoods(engines("llama"), asked(), ENDINGS, 2)
+    for one, two in zip(alone, first[0], strict=True):
+        assert two == pytest.approx(one, abs=1e-5)
+    assert first[1] == likeliest(engines("llama"), Questions(Rows(asked())), ENDINGS, 2)

@@ -1,14 +1,20 @@
 """Multiple choice by likelihood: the model writes nothing; the option that it finds likeliest is its answer.
 
-What is compared is the log-probability of an option as the answer to the question, summed over its tokens, without
-what ends an answer. Where the options are shown with letters, the letters are compared, else the texts.
+What is compared is the log-probability of an option as the answer to the question, summed over its tokens. Where the
+question shows the options with letters, the letters are compared, else the texts. Rules differ in what a sum counts:
+
+* ``text``: the tokens of the option, as lm-eval and lmms-eval count;
+* ``whole``: these and what ends an answer, so that an option which begins like a longer one is not likelier for that
+  (SEED-Bench);
+* ``published``: as ``whole``, divided by the padded length of the batch (the published ``multi_select``, for IconQA).
+  The result depends on the batches, and so on ``batch_size`` and the number of processes.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from vlm.common import dist
 from vlm.common.errors import DataError, PromptError
@@ -23,6 +29,7 @@ log = logging.getLogger(__name__)
 
 Sums: TypeAlias = "list[float] | DataError | PromptError"
 """Log-probability of each ending of a question, or why it cannot be asked."""
+Rule = Literal["text", "whole", "published"]
 
 
 def likeliest(
@@ -32,7 +39,7 @@ def likeliest(
     batch_size: int,
     *,
     names: Sequence[Sequence[str]] | None = None,
-    per_character: bool = False,
+    rule: Rule = "text",
 ) -> list[Answer]:
     """The likeliest choice of every question, in the dataset's order, on every process (each asks its share).
 
@@ -44,7 +51,7 @@ def likeliest(
         choices: what may follow each question: letters where the prompt shows the options with letters, or texts.
         batch_size: questions that run together; it changes speed and memory, not the answers.
         names: what is answered for each choice, e.g. its letter; None: the choice itself.
-        per_character: divide a choice's log-probability by its number of characters.
+        rule: what is compared, see above.
 
     Raises:
         DataError: a question without choices, or more questions cannot be asked than ``dataset.max_bad_share`` allows.
@@ -53,16 +60,15 @@ def likeliest(
     if empty is not None:
         raise DataError(f"question {empty} has no choices", fix="answer by generation (choose: generate)")
     prompts = {index: prompt_of(sample) for index, sample in dataset.usable()}
-    keys = dict(zip(prompts, distinct(key_of(prompts[k], choices[k], per_character) for k in prompts), strict=True))
+    keys = dict(zip(prompts, distinct(key_of(prompts[k], choices[k], rule) for k in prompts), strict=True))
     done = {} if dataset.parts is None else dict(dataset.parts.done)
     found = {k: Answer(done[key]) for k, key in keys.items() if key in done}
     left = [k for k in prompts if k not in found]
     mine = left[dist.rank() :: dist.world_size()]
     own: dict[int, Answer] = {}
     asked, endings = [prompts[k] for k in mine], [choices[k] for k in mine]
-    for group in _in_batches(engine, asked, endings, batch_size):
-        new = {mine[at]: _best(sums, endings[at], per_character) for at, sums in group.items()}
-        named = {k: _named(best, (names or choices)[k]) for k, best in new.items()}
+    for group in _in_batches(engine, asked, endings, batch_size, rule):
+        named = {mine[at]: _best(sums, (names or choices)[mine[at]]) for at, sums in group.items()}
         if dataset.parts is not None:
             dataset.parts.add({keys[k]: answer for k, answer in named.items() if not answer.error})
         own |= named
@@ -95,7 +101,8 @@ def log_likelihoods(
     """
     mine = range(dist.rank(), len(asked), dist.world_size())
     own: dict[int, Sums] = {}
-    for group in _in_batches(engine, [asked[k] for k in mine], [endings[k] for k in mine], batch_size, end):
+    rule: Rule = "whole" if end else "text"
+    for group in _in_batches(engine, [asked[k] for k in mine], [endings[k] for k in mine], batch_size, rule):
         own |= {mine[at]: sums for at, sums in group.items()}
     found = {k: sums for part in dist.gather_objects(own) for k, sums in part.items()}
     result: list[list[float]] = []
@@ -107,37 +114,30 @@ def log_likelihoods(
 
 
 def _in_batches(
-    engine: Engine,
-    asked: Sequence[list[Message]],
-    endings: Sequence[Sequence[str]],
-    batch_size: int,
-    end: bool = False,
+    engine: Engine, asked: Sequence[list[Message]], endings: Sequence[Sequence[str]], batch_size: int, rule: Rule
 ) -> Iterator[dict[int, Sums]]:
-    """Place -> log-probabilities, batch by batch."""
+    """Place -> what is compared, the highest being the best, batch by batch."""
     for first in range(0, len(asked), batch_size):
         places = range(first, min(first + batch_size, len(asked)))
-        found = _sums(engine, asked[first : places.stop], endings[first : places.stop], end)
+        found = _sums(engine, asked[first : places.stop], endings[first : places.stop], rule)
         yield dict(zip(places, found, strict=True))
 
 
-def _sums(engine: Engine, asked: Sequence[list[Message]], endings: Sequence[Sequence[str]], end: bool) -> list[Sums]:
+def _sums(engine: Engine, asked: Sequence[list[Message]], endings: Sequence[Sequence[str]], rule: Rule) -> list[Sums]:
     """A batch that fails is halved until the faulty questions are found."""
     try:
-        return list(engine.log_likelihoods(asked, endings, end=end))
+        if rule == "published":
+            return [[-loss for loss in ranking.losses] for ranking in engine.rank(asked, endings)]
+        return list(engine.log_likelihoods(asked, endings, end=rule == "whole"))
     except (DataError, PromptError) as error:
         if len(asked) == 1:
             return [error]
     half = len(asked) // 2
-    return [*_sums(engine, asked[:half], endings[:half], end), *_sums(engine, asked[half:], endings[half:], end)]
+    return [*_sums(engine, asked[:half], endings[:half], rule), *_sums(engine, asked[half:], endings[half:], rule)]
 
 
-def _best(sums: Sums, choices: Sequence[str], per_character: bool) -> int | str:
-    """The number of the likeliest choice, or why there is none."""
+def _best(sums: Sums, names: Sequence[str]) -> Answer:
+    """The name of the likeliest choice, or why there is none."""
     if isinstance(sums, DataError | PromptError):
-        return str(sums)
-    values = [s / max(1, len(c)) if per_character else s for s, c in zip(sums, choices, strict=True)]
-    return max(range(len(values)), key=lambda k: values[k])
-
-
-def _named(best: int | str, names: Sequence[str]) -> Answer:
-    return Answer("", best) if isinstance(best, str) else Answer(names[best])
+        return Answer("", str(sums))
+    return Answer(names[max(range(len(sums)), key=lambda k: sums[k])])
