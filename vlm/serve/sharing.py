@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm.checkpoint.strict import WRAPPED
-from vlm.models.llm.int8 import Int8Linear
+from vlm.models.llm.linear.int8 import Int8Linear
 
 if TYPE_CHECKING:
     from vlm.models.vlm import VLM
