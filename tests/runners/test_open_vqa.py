@@ -85,7 +85,10 @@ def test_evaluation_with_controls_and_card(config: Path, capsys: pytest.CaptureF
     assert card["datasets"]["open_vqa_videos"]["asked"]["questions"] == 2
     assert card["datasets"]["open_vqa_images"]["results"]["blank"]["overall"] is not None
     assert card["datasets"]["open_vqa_videos"]["asked"]["a whole prompt"] == "[image or video]user: does it move?\nbot:"
-    assert card["datasets"]["open_vqa_images"]["asked"]["judge"].endswith("long_or_red") and "top_k" not in card["settings"]
+    assert (
+        card["datasets"]["open_vqa_images"]["asked"]["judge"].endswith("long_or_red")
+        and "top_k" not in card["settings"]
+    )
     assert card["model"]["bridge"] == "frame_positions -> perceiver" and card["settings"]["length_penalty"] == -2.0
 
 

@@ -273,6 +273,13 @@ def check_run(run: RunConfig, data: dict[str, Any], report: Report) -> None:
     for index, name in enumerate(run.valid_datasets):
         if name not in known:
             report.unknown(("run", "valid_datasets", index), known, "entry of valid_datasets", name)
+    known = list(data.get("evaluation_datasets") or {})
+    for index, entry in enumerate(run.eval):
+        if entry.dataset not in known:
+            report.unknown(("run", "eval", index, "dataset"), known, "entry of evaluation_datasets", entry.dataset)
+    named = [entry.dataset for entry in run.eval]
+    if run.best != "loss" and run.best.lstrip("-").partition("/")[0] not in named:
+        report.unknown(("run", "best"), ["loss", *(f"{name}/METRIC" for name in named)], "value", run.best)
     if run.resume_ckpt_path and run.resume not in ("never", run.resume_ckpt_path):
         report.add(("run", "resume_ckpt_path"), f"found {run.resume_ckpt_path!r} and resume {run.resume!r}; give one")
     if run.total_steps is not None and run.warmup_steps > run.total_steps:

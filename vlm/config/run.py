@@ -57,6 +57,19 @@ class Serving:
 
 
 @dataclass
+class TrainingEvaluation:
+    """An entry of ``evaluation_datasets`` that is asked while a run trains.
+
+    Example: ``run.eval: [{dataset: vqa, every: 500, limit: 200, images: [right, none]}]``
+    """
+
+    dataset: str = field(metadata={"help": "name of the entry"})
+    every: Natural = option(0, "steps between evaluations; 0: at epoch ends. The last step always has one")
+    limit: Natural = option(200, "questions, drawn with run.seed and the same each time; 0: all")
+    images: Names = option(["right"], "image controls: right, wrong, none, blank")
+
+
+@dataclass
 class RunConfig:
     """How a run trains or evaluates. Published spelling where one exists."""
 
@@ -141,7 +154,13 @@ class RunConfig:
     valid_datasets: Names = option([], "names out of the section valid_datasets; empty: all of them")
     val_freq: Natural = option(0, "steps between validations; 0: at epoch ends")
     val_batches: Natural = option(0, "batches per validation; 0: all")
-    early_stop: Natural = option(0, "stop after so many validations without improvement; 0: never")
+    eval: list[TrainingEvaluation] = option([], "benchmarks that are asked while the run trains")
+    best: str = option(
+        "loss",
+        "what the checkpoint `best` has the best of: loss (of validation), or DATASET/METRIC of run.eval, such as "
+        "vqa/accuracy; -DATASET/METRIC where lower is better",
+    )
+    early_stop: Natural = option(0, "stop after so many values of run.best without improvement; 0: never")
 
     log_freq: Count = option(50, "steps between log lines")
     trackers: Names = option(["jsonl", "tensorboard", "progress"], "where numbers go")

@@ -10,6 +10,8 @@ from vlm.pages.charts import WIDE, Series, chart, smooth
 from vlm.pages.parts import render
 
 Record = Mapping[str, Any]
+STYLES = ("line", "second", "third", "fourth")
+"""Of the lines of a chart, in order; a dataset has at most as many image controls."""
 STATUS = {"finished": "finished", "early_stop": "stopped early", "stopped": "interrupted"}
 
 
@@ -18,6 +20,7 @@ def page(
     status: str,
     steps: Sequence[Record],
     valid: Sequence[Record],
+    scores: Sequence[Record],
     provenance: Mapping[str, Any],
     **shown: Any,
 ) -> str:
@@ -26,7 +29,7 @@ def page(
     Args:
         title: heading.
         status: how the run ended.
-        steps, valid: lines of the log: training steps, and validations.
+        steps, valid, scores: lines of the log: training steps, validations, and benchmarks.
         provenance: of the last checkpoint.
         shown: ``place`` (folder of the run), ``tiles`` (name, value), ``samples`` (:class:`AnswerCard`), and the texts
             ``data``, ``trained`` (tables) and ``config`` (YAML).
@@ -37,6 +40,7 @@ def page(
     groups = {name: provenance.get(name) or {} for name in ("metrics", "versions", "hardware", "fingerprints")}
     facts = {name: {k: _cell(v) for k, v in values.items()} for name, values in groups.items()}
     shown |= {"state": status, "status": STATUS.get(status, status), "charts": _charts(steps, valid), "valid": valid}
+    shown["charts"] += _score_charts(scores)
     return render("report.html", title=title, script="charts.js", provenance=facts, **shown)
 
 
@@ -55,7 +59,30 @@ def _charts(steps: Sequence[Record], valid: Sequence[Record]) -> list[dict[str, 
         ("Peak memory", "MiB", [Series("MiB", points("memory_mib"))]),
     ]
     options: list[dict[str, Any]] = [{"width": WIDE}, *[{"from_zero": True}] * 4]
-    return [{"title": t, "note": n, "svg": chart(s, **o)} for (t, n, s), o in zip(curves, options) if steps]
+    legend = [("line", "train"), ("second", "valid")] if valid else []
+    return [
+        {"title": t, "note": n, "svg": chart(s, **o), "legend": legend if t == "Loss" else []}
+        for (t, n, s), o in zip(curves, options)
+        if steps
+    ]
+
+
+def _score_charts(scores: Sequence[Record]) -> list[dict[str, Any]]:
+    """A chart per dataset and metric of the benchmarks asked while the run trained, a line per image control."""
+    lines: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
+    for record in scores:
+        for key, value in record.items():
+            dataset, *control, metric = key.split("/") if "/" in key else ("", "")
+            if metric and math.isfinite(value):
+                named = lines.setdefault((dataset, metric), {})
+                named.setdefault("/".join(control) or "right image", []).append((record["step"], value))
+    result = []
+    for (dataset, metric), named in lines.items():
+        styles = dict(zip(named, STYLES))
+        series = [Series(name, named[name], style, marks=True) for name, style in styles.items()]
+        legend = [(style, name) for name, style in styles.items()] if len(named) > 1 else []
+        result.append({"title": f"{dataset}: {metric}", "note": "", "svg": chart(series), "legend": legend})
+    return result
 
 
 def _with_raw(name: str, points: list[tuple[float, float]], window: int) -> list[Series]:

@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 SHARED = ("batch_size", "max_new_tokens")
 """Options that every entry has, whether its benchmark has them or not."""
+SAMPLED = ("limit", "seed")
+"""Flags for a sample of the questions, which benchmarks without these options leave to whoever asks."""
 DEFAULT = "question_answering"
 """The benchmark of a configuration whose ``run.task`` is a training task, such as a run folder's."""
 
@@ -206,7 +208,7 @@ def read_options(
     """
     known = names_of(benchmark.Config)
     values = {k: v for k, v in entry.items() if v is not None and (k in known or k not in SHARED)} | dict(run)
-    values |= {k: v for k, v in flags.items() if v not in (None, [])}
+    values |= {k: v for k, v in flags.items() if v not in (None, []) and (k in known or k not in SAMPLED)}
     report = Report(origins={})
     options = read(benchmark.Config, values, ("run", "benchmark"), report)
     report.raise_if_any(f"benchmark {benchmark.__name__}")

@@ -38,13 +38,14 @@ def write_report(
     """
     run = run_dir if isinstance(run_dir, RunDir) else RunDir(run_dir)
     records = of_steps(read_log(run.log_file))
-    steps, valid = ([r for r in records if r["kind"] == kind] for kind in ("train", "valid"))
+    steps, valid, scores = ([r for r in records if r["kind"] == kind] for kind in ("train", "valid", "eval"))
     counted = [r for r in records if "padding" in r]
     text = page(
         title or run.path.resolve().name,
         status,
         steps,
         valid,
+        scores,
         read_provenance(run.last()),
         place=str(run.path),
         tiles=_tiles(steps, valid),

@@ -27,6 +27,7 @@ from vlm.models.trainable import trainable_table
 from vlm.pages.parts import AnswerCard
 from vlm.processors.collate import VisualTokens
 from vlm.processors.processor import Processor, build_processor
+from vlm.runners.train.evaluate import TrainingEvaluations
 from vlm.runners.train.optim import Precision, pick_precision
 from vlm.runners.train.parallel import checkpoint_activations
 from vlm.runners.train.report import write_report
@@ -100,6 +101,7 @@ def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
         epoch_steps=epoch_length(cfg, loader),
         groups=loader.groups,
         validator=build_validator(cfg, model, task, processor, device, precision),
+        evaluations=TrainingEvaluations(cfg, model, processor, device) if run.eval else None,
         config=cfg.resolved,
         config_text=to_yaml(cfg.resolved),
         fingerprints=fingerprint(model),

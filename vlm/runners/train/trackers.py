@@ -1,7 +1,8 @@
 """Where the metrics of a run go. ``@register_tracker("name")`` adds one that ``run.trackers`` can name.
 
-Records are flat dicts. ``kind`` is ``train`` (one per step) or ``valid``; all other values are numbers. Every
-``log_freq`` steps a training record also has ``padding`` and ``data/NAME/{samples,bad,tokens,share,wanted}``.
+Records are flat dicts. ``kind`` is ``train`` (one per step), ``valid``, or ``eval`` (scores ``DATASET/METRIC``); all
+other values are numbers. Every ``log_freq`` steps a training record also has ``padding`` and
+``data/NAME/{samples,bad,tokens,share,wanted}``.
 """
 
 from __future__ import annotations
@@ -131,6 +132,10 @@ class WindowTracker(Tracker):
         raise NotImplementedError
 
 
+def _scores(record: LogRecord) -> list[tuple[str, float]]:
+    return [(k, v) for k, v in record.items() if "/" in k]
+
+
 def _scalars(record: LogRecord) -> dict[str, float]:
     numbers = {k: float(v) for k, v in record.items() if k not in ("kind", "step") and isinstance(v, int | float)}
     return {f"{record['kind']}/{k}": v for k, v in numbers.items()}
@@ -155,7 +160,7 @@ class TensorboardTracker(WindowTracker):
         self._writer = SummaryWriter(str(info.path / "tensorboard"), purge_step=info.start_step + 1)
 
     def write(self, record: LogRecord) -> None:
-        """Write scalars named ``train/...`` and ``valid/...``."""
+        """Write scalars named ``train/...``, ``valid/...`` and ``eval/...``."""
         for name, value in _scalars(record).items():
             self._writer.add_scalar(name, value, record["step"])
 
@@ -227,6 +232,8 @@ class ProgressTracker(WindowTracker):
         """One line."""
         if record["kind"] == "valid":
             log.info("step %d  valid loss %.4f", record["step"], record["loss"])
+        elif record["kind"] == "eval":
+            log.info("step %d  %s", record["step"], ", ".join(f"{k} {v:.4g}" for k, v in _scores(record)))
         elif self._bar is None:
             log.info("%s", self.line(record))
 

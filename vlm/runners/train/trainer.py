@@ -6,6 +6,7 @@ import logging
 import math
 import signal
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from vlm.config.run import RunConfig
 from vlm.datasets.loading import data_stats
 from vlm.datasets.loading.mixing import derive_seed
 from vlm.datasets.loading.train_loader import TrainLoader
+from vlm.runners.train.evaluate import TrainingEvaluations
 from vlm.runners.train.loss_weighting import LossReduction
 from vlm.runners.train.optim import build_optimizer, build_scaler, pick_precision, trainable_names
 from vlm.runners.train.parallel import wrap
@@ -67,8 +69,10 @@ class Progress:
     seconds: float = 0.0
     loss: float = math.nan
     best_loss: float = math.inf
+    best_score: float | None = None  # of run.best where that is a score; larger is better
     bad_validations: int = 0
     valid: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)  # of run.eval
 
 
 @register_runner("runner_base")
@@ -90,6 +94,7 @@ class Trainer:
     epoch_steps: int  # optimiser steps of an epoch
     groups: tuple[str, ...] = ()  # whose batches ``loader`` gives in turn; a micro-step has one batch of each
     validator: Validator | None = None  # None: no validation
+    evaluations: TrainingEvaluations | None = None  # None: no benchmark while training
     config: dict[str, Any] = field(default_factory=dict)  # resolved, stored with every checkpoint
     config_text: str = ""  # the same as YAML
     fingerprints: dict[str, Any] = field(default_factory=dict)  # hashes of the frozen parts' files, for the provenance
@@ -134,8 +139,7 @@ class Trainer:
                 while self.progress.step < self.total_steps:
                     stats = self._step(trackers, signals.requested)
                     stopping = stats.stop or (dist.world_size() == 1 and signals.requested)
-                    validating = self.validator is not None and not stopping and self._due(self.run.val_freq)
-                    improved = self._validate(trackers) if validating else False
+                    improved = not stopping and self._judge(trackers)
                     patience = self.run.early_stop
                     early = patience > 0 and self.progress.bad_validations >= patience
                     if stopping or early or improved or self._due(self.run.save_freq):
@@ -199,15 +203,32 @@ class Trainer:
         step = self.progress.step
         return step % (every if every > 0 else self.epoch_steps) == 0 or step == self.total_steps
 
-    def _validate(self, trackers: list[Tracker]) -> bool:
-        """Compute and log the validation loss; returns whether it is the lowest so far."""
-        assert self.validator is not None
-        self.progress.valid = result = self.validator()
-        self._tell(trackers, {"kind": "valid", "step": self.progress.step, **result})
-        improved = result["loss"] < self.progress.best_loss
-        if improved:
-            self.progress.best_loss = result["loss"]
-        self.progress.bad_validations = 0 if improved else self.progress.bad_validations + 1
+    def _judge(self, trackers: list[Tracker]) -> bool:
+        """Validate and evaluate where it is time; returns whether ``run.best`` is better than ever before."""
+        found: dict[str, float] = {}
+        if self.validator is not None and self._due(self.run.val_freq):
+            self.progress.valid = found = self.validator()
+            self._tell(trackers, {"kind": "valid", "step": self.progress.step, **found})
+        due = self.evaluations.due(self.progress.step, self.epoch_steps, self.total_steps) if self.evaluations else []
+        if self.evaluations and due:
+            self.progress.scores |= (scores := self.evaluations(due))
+            self._tell(trackers, {"kind": "eval", "step": self.progress.step, **scores})
+            found = found | scores
+        return self._is_best(found)
+
+    def _is_best(self, found: Mapping[str, float]) -> bool:
+        """Whether the value of ``run.best`` is among ``found``, and better than before; counts those that are not."""
+        progress, name = self.progress, self.run.best.removeprefix("-")
+        if name not in found:
+            return False
+        if name == "loss":
+            improved = found["loss"] < progress.best_loss
+            progress.best_loss = min(found["loss"], progress.best_loss)
+        else:
+            score = -found[name] if self.run.best.startswith("-") else found[name]
+            improved = progress.best_score is None or score > progress.best_score
+            progress.best_score = score if improved else progress.best_score
+        progress.bad_validations = 0 if improved else progress.bad_validations + 1
         return improved
 
     def _tell(self, trackers: list[Tracker], record: dict[str, Any]) -> None:
@@ -228,7 +249,7 @@ class Trainer:
             provenance = make_provenance(
                 step=self.progress.step,
                 config=self.config,
-                metrics={"loss": self.progress.loss, **{f"valid_{k}": v for k, v in self.progress.valid.items()}},
+                metrics={"loss": self.progress.loss, **self._measured()},
                 fingerprints=self.fingerprints,
                 trained=names,
                 hardware={"device": dist.device_name(self.device), "processes": dist.world_size()},
@@ -241,6 +262,11 @@ class Trainer:
                 fault = error
         if fault := dist.broadcast_object(fault):  # the other processes wait for it
             raise fault
+
+    def _measured(self) -> dict[str, float]:
+        """The last validation and the last scores."""
+        valid = {f"valid_{k}": v for k, v in self.progress.valid.items()}
+        return valid | {k: v for k, v in self.progress.scores.items() if k != "seconds"}
 
     def resume(self, folder: Path) -> None:
         """Continue from a checkpoint folder exactly as if the run had not been interrupted.

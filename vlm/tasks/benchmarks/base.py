@@ -129,10 +129,18 @@ class Questions:
     questions that is an error.
     """
 
-    def __init__(self, dataset: Any, parts: AnswerParts | None = None, max_bad_share: float = 0.01) -> None:
-        """Raises DataError: the object is not a dataset."""
+    def __init__(
+        self,
+        dataset: Any,
+        parts: AnswerParts | None = None,
+        max_bad_share: float = 0.01,
+        limit: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        """``limit`` questions, drawn with ``seed``, or all of them. Raises DataError: the object is not a dataset."""
         self.parts, self.max_bad_share = parts, max_bad_share
-        self._dataset, self._order = dataset, list(records_in_order(dataset))
+        drawn = records_in_order(dataset, limit, None if limit is None else seed)
+        self._dataset, self._order = dataset, sorted(drawn, key=lambda record: record[0])
 
     def __len__(self) -> int:
         return len(self._order)
@@ -148,7 +156,7 @@ class Questions:
 
     def record(self, index: int) -> dict[str, Any]:
         """All fields of a record."""
-        return self._dataset.record(index) if isinstance(self._dataset, Recorded) else {}
+        return self._dataset.record(self._order[index][0]) if isinstance(self._dataset, Recorded) else {}
 
     def usable(self) -> Iterator[tuple[int, Sample]]:
         """Number and sample of every record that can be read; its media may still be unusable."""

@@ -9,7 +9,6 @@ from typing import Any
 
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.types import Image, Message, Sample, Text, Video
-from vlm.tasks.answers import AnswerParts
 from vlm.tasks.benchmarks.base import Questions
 
 CONTROLS = {
@@ -31,12 +30,13 @@ def check_control(name: str) -> None:
 class Controlled(Questions):
     """A dataset whose questions are shown what ``control`` says; records stay the same."""
 
-    def __init__(
-        self, dataset: Any, control: str = "right", parts: AnswerParts | None = None, max_bad_share: float = 0.01
-    ) -> None:
-        """Raises DataError: the control is ``wrong`` and all questions share one image."""
+    def __init__(self, dataset: Any, control: str = "right", *args: Any, **options: Any) -> None:
+        """Further arguments are those of :class:`Questions`.
+
+        Raises DataError: the control is ``wrong`` and all questions share one image.
+        """
         check_control(control)
-        super().__init__(dataset, parts, max_bad_share)
+        super().__init__(dataset, *args, **options)
         self.control = control
         self._swapped: Mapping[Any, Any] = {}
         if control == "wrong":

@@ -110,11 +110,13 @@ def restored(data: dict[str, Any], where: str = "") -> Metric:
     try:
         names = [str(data["label"]), str(data["total"]), data["unit"], data.get("better", "higher")]
         units, groups = list(map(str, data["units"])), list(data["groups"])
-        rows = np.asarray(data["rows"], dtype=np.float64).reshape(len(units), -1)
-        if len(set(units)) != len(units) or len(groups) not in (0, len(units)) or not np.isfinite(rows).all():
-            raise ValueError("a unit occurs twice, groups of other units, or a value that is not finite")
-        if names[2] not in get_args(UnitOf) or names[3] not in get_args(Better) or not rows.size:
-            raise ValueError("no rows, or not one of the units and directions")
+        rows = np.asarray(data["rows"], dtype=np.float64)
+        if rows.ndim != 2 or len(rows) != len(units) or len(groups) not in (0, len(units)):
+            raise ValueError(f"rows of shape {rows.shape} and {len(groups)} groups for {len(units)} units")
+        if len(set(units)) != len(units) or not np.isfinite(rows).all():
+            raise ValueError("a unit occurs twice, or a value is not finite")
+        if names[2] not in get_args(UnitOf) or names[3] not in get_args(Better):
+            raise ValueError(f"unit {names[2]!r}, better {names[3]!r}")
         if not all(group is None or isinstance(group, str) for group in groups):
             raise ValueError("a group that is not a name")
     except (KeyError, TypeError, ValueError) as error:

@@ -89,11 +89,14 @@ class StandardBenchmark:
         splits = cls.spec().splits
         if files.split and splits and files.split not in splits:
             raise DataError(unknown(f"split of {cls.spec().title}", files.split, splits))
+        found: list[Item] = []
         try:
-            return unique(list(cls.read(files)), str(files.annotations))
+            found.extend(cls.read(files))
+            return unique(found, str(files.annotations))
         except MALFORMED as error:
             raise DataError(
-                f"{files.annotations}: not the annotations of {cls.spec().title} ({type(error).__name__}: {error})",
+                f"{files.annotations}: not the annotations of {cls.spec().title} (record {len(found) + 1}: "
+                f"{type(error).__name__}: {error})",
                 fix=f"expected are {', '.join(cls.spec().files)}",
             ) from error
 

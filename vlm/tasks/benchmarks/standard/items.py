@@ -86,16 +86,17 @@ class Files:
 
     def json_lines(self, *patterns: str) -> list[dict[str, Any]]:
         """The objects of a JSON Lines file, or of a JSON list. Raises DataError."""
-        file, result = self.find(*patterns), []
+        file = self.find(*patterns)
+        result: list[dict[str, Any]] = []
         text = _text(file)
-        if text.lstrip().startswith("["):
-            return list(json.loads(text, **JSON_NUMBERS))
-        for number, line in enumerate(lines_of(text), start=1):
+        whole = text.lstrip().startswith("[")
+        for number, line in enumerate([text] if whole else lines_of(text), start=1):
             if line.strip():
                 try:
-                    result.append(json.loads(line, **JSON_NUMBERS))
+                    found = json.loads(line, **JSON_NUMBERS)
                 except ValueError as error:
                     raise DataError(f"{file}:{number}: not JSON ({error})", fix="give the original file") from None
+                result += found if whole else [found]
         return result
 
     def table(self, *patterns: str) -> list[dict[str, str]]:
