@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vlm.common.registry import register_benchmark
-from vlm.tasks.benchmarks.base import EvalOptions, Prediction, Questions, Result, Score, ask, prompt_of
+from vlm.tasks.answers import distinct
+from vlm.tasks.benchmarks.base import EvalOptions, Prediction, Questions, Result, Score, ask, paths_of, prompt_of
 from vlm.tasks.judges import intervals, judge_of
 from vlm.tasks.metrics import majority, mean_of, summarise
+from vlm.tasks.scoring.statistics import per_item
 
 if TYPE_CHECKING:
     from vlm.inference.engine import Engine
@@ -23,7 +25,7 @@ GROUPINGS = ("type", "objects", "unseen_pair")
 class QuestionAnswering:
     """Asks every question, greedily or as ``model.generation`` says, and counts the right answers."""
 
-    card = False
+    card = True
 
     @dataclass
     class Config(EvalOptions):
@@ -42,7 +44,8 @@ class QuestionAnswering:
         """
         runs = [self.answer(engine, dataset, options, seed) for seed in options.seeds or (None,)]
         result = result_of(*runs, card=self.card)
-        return replace(result, scores={**result.scores, "seeds": options.seeds}) if options.seeds else result
+        more = {"protocol": f"judge {options.judge}"} | ({"seeds": options.seeds} if options.seeds else {})
+        return replace(result, scores={**result.scores, **more})
 
     def answer(self, engine: Engine, dataset: Questions, options: Config, seed: int | None = None) -> list[Prediction]:
         """The judged answers, in the dataset's order; those of a ``seed`` are sampled."""
@@ -56,9 +59,9 @@ class QuestionAnswering:
             prompt = prompt_of(sample)
             question, reference = prompt[-1].text, "".join(m.text for m in sample.messages[len(prompt) :])
             fields = {k: record[k] for k in GROUPINGS if k in record}
-            right = judge(question, text, reference)
+            right, media = judge(question, text, reference), paths_of(m for turn in prompt for m in turn.media)
             name = sample.id or str(index)
-            predictions.append(Prediction(name, question, text, reference, right, fields, seed))
+            predictions.append(Prediction(name, question, text, reference, right, fields, seed, media=media))
         return predictions
 
 
@@ -96,7 +99,10 @@ def result_of(*runs: Sequence[Prediction], card: bool = False) -> Result:
     if len(runs) > 1:
         scores |= mean_of(numbers) | {"runs": [n["overall"] for n in numbers]}
     note = "" if scores["count"] else "no question has a reference answer, nothing is scored"
-    return Result(scores, predictions, table(scores), note, card)
+    names = list(distinct(p.id for p in scored[0]))
+    kinds = [None if (kind := r.get("type")) is None else str(kind) for r in records]
+    metrics = [per_item("accuracy", names, shares, groups=kinds)] if names else []
+    return Result(scores, predictions, table(scores), note, card, metrics=metrics)
 
 
 def table(scores: dict[str, Any]) -> list[Score]:
@@ -105,10 +111,10 @@ def table(scores: dict[str, Any]) -> list[Score]:
     rows = [Score("all", scores["overall"], scores["count"], bounds["overall"], baseline["overall"])]
     for kind, value in scores["by_type"].items():
         interval = bounds["by_type"].get(kind)
-        rows.append(Score(kind, value, counts["by_type"][kind], interval, baseline["by_type"][kind]))
+        rows.append(Score(kind, value, counts["by_type"][kind], interval, baseline["by_type"][kind], group=True))
     if scores["unseen_pairs"] is not None:
         pairs = scores["unseen_pairs"], counts["unseen_pairs"]
-        rows.append(Score("unseen pairs", *pairs, baseline=baseline["unseen_pairs"]))
+        rows.append(Score("unseen pairs", *pairs, baseline=baseline["unseen_pairs"], group=True))
     if scores.get("unusable"):
         rows.append(Score("could not be asked", scores["unusable"], unit="number"))
     return rows

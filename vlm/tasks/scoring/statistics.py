@@ -8,7 +8,7 @@ compared with those of another run.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
@@ -128,6 +128,13 @@ def restored(data: dict[str, Any], where: str = "") -> Metric:
 def per_item(label: str, units: Sequence[str], values: npt.ArrayLike, **more: Any) -> Metric:
     """The metric that is the mean of one value per unit."""
     return Metric(label, units, np.asarray(values, dtype=np.float64).reshape(len(units), 1), **more)
+
+
+def averaged(runs: Sequence[Metric]) -> Metric:
+    """One metric for several runs over the same units: the mean of their rows for a mean, else the first run's."""
+    if len(runs) == 1 or runs[0].total != "mean":
+        return runs[0]
+    return replace(runs[0], rows=np.mean([run.rows[:, :1] for run in runs], axis=0))
 
 
 def function_of(name: str) -> Total:

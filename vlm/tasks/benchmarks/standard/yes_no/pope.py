@@ -42,5 +42,5 @@ def confusion(items: Sequence[Item], answers: Sequence[str]) -> list[Metric]:
         per_item("accuracy", names, said == true),
         Metric("precision", names, np.stack([hit, said], axis=1).astype(np.float64), "ratio"),
         Metric("recall", names, np.stack([hit, true], axis=1).astype(np.float64), "ratio"),
-        per_item("yes", names, said),
+        per_item("yes", names, said, better=""),
     ]
