@@ -28,9 +28,9 @@ class EvalCompare:
     def main(self, args: argparse.Namespace) -> int:
         """Compare, print, and write what was asked for. Raises DataError: runs that cannot be compared."""
         from vlm.cli.eval import listed
-        from vlm.runners.evaluate.compare import compare_runs, table
-        from vlm.runners.evaluate.compare_page import compare_page
-        from vlm.runners.evaluate.stored_run import read_run
+        from vlm.runners.evaluate.results.compare import compare_runs, table
+        from vlm.runners.evaluate.results.compare_page import compare_page
+        from vlm.runners.evaluate.results.stored_run import read_run
 
         (one, first), (two, second) = (split(word) for word in (args.first, args.second))
         a, b = read_run(first, one), read_run(second, two)

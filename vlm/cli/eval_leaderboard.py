@@ -26,7 +26,7 @@ class EvalLeaderboard:
     def main(self, args: argparse.Namespace) -> int:
         """Read the cards and write the page. Raises DataError: no such folder."""
         from vlm.pages.leaderboard import page
-        from vlm.runners.evaluate.leaderboard import board, read_cards
+        from vlm.runners.evaluate.results.leaderboard import board, read_cards
 
         cards, faults = read_cards(args.folder)
         found = board(cards, Path(args.output), faults)

@@ -74,7 +74,8 @@ def _section(dataset: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tiles(dataset: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The numbers that are shown large: the first score with its interval, then counts and speed."""
-    scores = dataset["controls"].get("right") or next(iter(dataset["controls"].values()), [])
+    controls: Mapping[str, Sequence[Score]] = dataset["controls"]
+    scores = controls.get("right") or next(iter(controls.values()), [])
     result = []
     if scores and scores[0].value is not None:
         low_high = (

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm.common.digests import file_digest
 from vlm.common.errors import DataError, PromptError
 from vlm.common.types import MEDIA_TOKEN
 from vlm.datasets.inspect.render import pieces
 from vlm.pages.samples import runs_of
 from vlm.processors.collate import VisualTokens
+from vlm.runners.evaluate.digests import file_digest
 from vlm.runners.verify.record import machine, versions
 from vlm.tasks.benchmarks.base import Questions, Result, Score, prompt_of
 from vlm.tasks.benchmarks.standard.base import StandardBenchmark

@@ -13,7 +13,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from vlm.common import dist
-from vlm.common.digests import digest_of
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.owned import is_page, is_records, is_table, refuse_foreign_file, replace_text, write_own
 from vlm.common.paths import make_folder
@@ -23,6 +22,7 @@ from vlm.config.schema import Report, names_of, read
 from vlm.datasets.formats.table.read import expanded
 from vlm.datasets.loading.sources import build_sources
 from vlm.runners.evaluate.card import write_card
+from vlm.runners.evaluate.digests import digest_of
 from vlm.tasks.answers import AnswerParts, model_key
 from vlm.tasks.base import Task
 from vlm.tasks.benchmarks.base import Benchmark, OwnFiles, Prediction, Result, Score

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def values_of(path: Path) -> Path:
     return path
 
 
-def _objects(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _objects(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(lines_of(read_text(file, max_bytes=MOST)), start=1):
         if not line.strip():
             continue

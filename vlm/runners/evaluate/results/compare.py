@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from vlm.common.errors import DataError
-from vlm.runners.evaluate.stored_run import Place, StoredRun
+from vlm.runners.evaluate.results.stored_run import Place, StoredRun
 from vlm.tasks.benchmarks.base import Score
 from vlm.tasks.scoring.statistics import Difference, Metric, difference
 
@@ -167,12 +167,12 @@ def _groups(a: Metric, b: Metric, first: str, second: str) -> list[Compared]:
     for name in names[:MOST_GROUPS] if len(names) > 1 else []:
         mine = [k for k, group in enumerate(a.groups) if group == name]
         theirs = [places[a.units[k]] for k in mine]
-        pair = [
-            Metric(a.label, [m.units[k] for k in chosen], m.rows[chosen], m.total, unit=m.unit, better=m.better)
-            for m, chosen in ((a, mine), (b, theirs))
-        ]
-        result.append(_judged(name, *pair, first, second))
+        result.append(_judged(name, _part(a, mine), _part(b, theirs), first, second))
     return result
+
+
+def _part(metric: Metric, places: Sequence[int]) -> Metric:
+    return replace(metric, units=[metric.units[k] for k in places], rows=metric.rows[list(places)], groups=())
 
 
 def _judged(label: str, a: Metric, b: Metric, first: str, second: str) -> Compared:

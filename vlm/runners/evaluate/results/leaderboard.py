@@ -15,7 +15,7 @@ from vlm.common.errors import DataError
 from vlm.common.numbers import JSON_NUMBERS
 from vlm.common.text import read_text
 from vlm.pages.leaderboard import Board, Cell, Column, Row
-from vlm.runners.evaluate.stored_run import CARD
+from vlm.runners.evaluate.results.stored_run import CARD
 from vlm.tasks.answers import key_of
 from vlm.tasks.benchmarks.base import Score
 
@@ -27,7 +27,7 @@ MOST_DATASETS = 200
 LONGEST = 120
 """Characters of a name that are shown."""
 LARGEST = 1e15
-"""Numbers above it are no scores."""
+"""The largest number that is taken for a score."""
 SHORT = 12
 PLAIN = {"choose": "generate", "empty": "error", "answers": "one run, as the settings say"}
 """Options of a benchmark that every evaluation has, with what they usually are."""
@@ -127,7 +127,7 @@ def _row(card: CardFile) -> Row:
     short = key_of(hashes)[:SHORT] if known else "weights unknown"
     name = _name(model.get("composition")) or "unnamed"
     trained = next((w for w in reversed(files) if w.get("file")), {})
-    last = Path(str(trained.get("file", ""))[-LONGEST:]).name
+    last = "/".join(_name(str(trained.get("file", ""))[-LONGEST:]).replace("\\", "/").split("/")[-3:])
     settings = {k: _name(v) for k, v in _mapping(card.data.get("settings")).items()}
     parts = [name, hashes if known else str(card.file), settings]
     return Row(key_of(parts), name, short, f"{last} {_name(trained.get('sha256'))[:SHORT]}".strip())

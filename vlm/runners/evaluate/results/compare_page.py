@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vlm.pages.compare_eval import KINDS, Change, Question, Section, Shown, page, question_of
-from vlm.runners.evaluate.compare import SHORT, Compared, Comparison, p_text
-from vlm.runners.evaluate.stored_run import StoredRun
+from vlm.runners.evaluate.results.compare import SHORT, Compared, Comparison, p_text
+from vlm.runners.evaluate.results.stored_run import StoredRun
 
 EXAMPLES = 20
 """Questions won that are shown of a dataset, and as many lost."""
