@@ -13,7 +13,6 @@ from vlm.datasets.inspect.render import pieces
 from vlm.pages.samples import runs_of
 from vlm.processors.collate import VisualTokens
 from vlm.runners.evaluate.digests import file_digest
-from vlm.runners.verify.record import machine, versions
 from vlm.tasks.benchmarks.base import Questions, Result, Score, prompt_of
 from vlm.tasks.benchmarks.standard.base import StandardBenchmark
 from vlm.tasks.scoring.statistics import Metric, interval
@@ -66,6 +65,8 @@ def _files(path: str | None) -> list[Path]:
 
 def environment(engine: Engine) -> dict[str, str]:
     """Versions of what the numbers may depend on, and the machine."""
+    from vlm.runners.verify.record import machine, versions  # imports the engine, which scoring alone does without
+
     return {**versions(), **machine(engine.device), "cpu": _processor()}
 
 
