@@ -1,10 +1,13 @@
 """Generation: this library against ``generate`` of transformers' BLIP-2 with a LLaMA text model.
 
     python -m benchmarks.generate                    # CPU middle size, float32
+    python -m benchmarks.generate --size cpu-1b --batch 1 8 --rounds 3      # an LLM of a billion parameters
     python -m benchmarks.generate --size 7b          # on a GPU, random weights, bfloat16
 
 Same weights, images and prompts, greedy, a fixed number of new tokens (no end token), images encoded each time, at
-several batch sizes. In float32 the two sides must write the same tokens; bfloat16 and int8 weights round.
+several batch sizes. In float32 the two sides must write the same tokens; bfloat16 and int8 weights (of the LLM, by
+``model.llm.quantize``) round. Each side is also timed with one new token: ``ratio_of_further_tokens`` compares what is
+left without it: no images, no prompt.
 """
 
 from __future__ import annotations
@@ -30,10 +33,10 @@ from benchmarks.common import (
 from benchmarks.engine import engine_of, question
 from benchmarks.ours import composition, copy_weights
 from vlm.inference.generation import Generation
-from vlm.models.precision import cast_matmuls
-from vlm.models.quantize import quantize_llm
+from vlm.models.quantize import quantize_images, quantize_llm
 
-SIZES = {"small": SMALL, "cpu": Sizes(), "7b": SEVEN_B}
+ONE_B = Sizes(llm_dim=2048, llm_layers=18, llm_heads=16, llm_hidden=5632)
+SIZES = {"small": SMALL, "cpu": Sizes(), "cpu-1b": ONE_B, "7b": SEVEN_B}
 
 
 def their_side(model: Any, rows: list[TextRow], pixels: torch.Tensor, s: Sizes, new: int) -> Callable[[], list]:
@@ -65,24 +68,21 @@ def our_side(model: Any, rows: list[TextRow], pixels: torch.Tensor, new: int) ->
 
 def models_of(s: Sizes, theirs: Any, device: str) -> dict[str, Any]:
     """The composition with the baseline's weights in each form that the device is good at."""
-    plain = composition(s)
-    copy_weights(theirs, plain)
+
+    def made(mode: str | None, images: bool = False) -> Any:
+        model = composition(s)
+        copy_weights(theirs, model, share=True)
+        if mode is not None:
+            quantize_llm(model.llm, mode, torch.device(device))
+        if images:
+            model.requires_grad_(False)
+            quantize_images(model)
+        return model.eval()
+
     if device != "cpu":
-        return {"vlm": plain.to(device, torch.bfloat16)}
-    short = composition(s)
-    copy_weights(theirs, short)
-    store_frozen(short, torch.bfloat16)
-    small = composition(s)
-    copy_weights(theirs, small)
-    quantize_llm(small.llm, "int8", torch.device(device))
-    return {"vlm": plain, "vlm bf16": short, "vlm int8": small}
-
-
-def store_frozen(model: Any, dtype: torch.dtype) -> None:
-    """Store the LLM and the frozen matrices in ``dtype``, and compute in it."""
-    model.llm.to(dtype)
-    cast_matmuls(model.vision, dtype)
-    model.compute_dtype = model.vision_dtype = dtype
+        return {"vlm": made(None).to(device, torch.bfloat16)}
+    forms = {"vlm": made(None), "vlm bf16": made("bf16"), "vlm int8": made("int8")}
+    return forms | {"vlm int8, images too": made("int8", images=True)}
 
 
 def measured(theirs: Any, ours: dict[str, Any], s: Sizes, size: int, a: Any, device: str) -> dict[str, Any]:
@@ -91,18 +91,28 @@ def measured(theirs: Any, ours: dict[str, Any], s: Sizes, size: int, a: Any, dev
     pixels = torch.randn(size, 3, s.image_size, s.image_size, device=device)
     rows = make_rows(size, s.vocab, seed=0)
     given = pixels if device == "cpu" else pixels.to(torch.bfloat16)
-    sides = {"transformers": their_side(theirs, rows, given, s, a.new)}
-    sides |= {name: our_side(model, rows, pixels, a.new) for name, model in ours.items()}
+    sides: dict[str, Callable[[], Any]] = {}
+    firsts: dict[str, Callable[[], Any]] = {}
+    for count, group in ((a.new, sides), (1, firsts)):
+        group["transformers"] = their_side(theirs, rows, given, s, count)
+        group |= {name: our_side(model, rows, pixels, count) for name, model in ours.items()}
     written = {name: side() for name, side in sides.items()}
-    first = written["transformers"]
-    seconds = alternate(sides, a.rounds, torch.cuda.synchronize if device != "cpu" else lambda: None)
+    expected = written["transformers"]
+    both = sides | {f"{name}, first token": side for name, side in firsts.items()}
+    seconds = alternate(both, a.rounds, torch.cuda.synchronize if device != "cpu" else lambda: None)
     medians = {name: median(values) for name, values in seconds.items()}
+    further = {name: medians[name] - medians[f"{name}, first token"] for name in sides}
     return {
         "rows_with_equal_tokens": {
-            name: f"{sum(x == y for x, y in zip(rows, first, strict=True))} of {size}" for name, rows in written.items()
+            name: f"{sum(x == y for x, y in zip(rows, expected, strict=True))} of {size}"
+            for name, rows in written.items()
         },
-        "tokens_per_second": {name: round(size * a.new / value, 2) for name, value in medians.items()},
-        "ratio": {name: round(medians["transformers"] / value, 3) for name, value in medians.items()},
+        "tokens_per_second": {name: round(size * a.new / medians[name], 2) for name in sides},
+        "ratio": {name: round(medians["transformers"] / medians[name], 3) for name in sides},
+        "ratio_of_first_token": {
+            name: round(medians["transformers, first token"] / medians[f"{name}, first token"], 3) for name in sides
+        },
+        "ratio_of_further_tokens": {name: round(further["transformers"] / further[name], 3) for name in sides},
         "all_seconds": seconds,
     }
 
@@ -128,7 +138,8 @@ def main() -> None:
         "what": "greedy generation, images encoded each time", "size": a.size, "new_tokens": a.new, "rounds": a.rounds,
         "device": device, "batch": {str(size): measured(theirs, ours, s, size, a, device) for size in a.batch},
     }  # fmt: skip
-    print({size: found["ratio"] for size, found in result["batch"].items()})
+    for size, found in result["batch"].items():
+        print(size, {key: found[key] for key in found if key.startswith("ratio")})
     print("written:", write(f"generate_{a.size}", result))
 
 

@@ -127,8 +127,7 @@ def speed(sizes: Sizes, batch: int, new: int, rounds: int) -> dict[str, Any]:
     pixels = torch.randn(batch, 3, sizes.image_size, sizes.image_size)
     ints, half = copy.deepcopy(ours), copy.deepcopy(ours)
     quantize_llm(ints.llm, "int8", torch.device("cpu"))
-    half.llm.to(torch.bfloat16)
-    half.compute_dtype = torch.bfloat16
+    quantize_llm(half.llm, "bf16", torch.device("cpu"))
     sides = {"transformers fp32": their_side(theirs, rows, pixels, sizes, new)}
     for name, model in {"fp32": ours, "bf16": half, "int8": ints}.items():
         sides[name] = our_side(model, rows, pixels, new)

@@ -41,8 +41,11 @@ def composition(s: Sizes, precision: str = "fp32") -> VLM:
 
 
 @torch.no_grad()
-def copy_weights(theirs: Any, ours: VLM) -> None:
-    """Give our composition the baseline's weights; both then compute the same loss."""
+def copy_weights(theirs: Any, ours: VLM, share: bool = False) -> None:
+    """Give our composition the baseline's weights; both then compute the same loss.
+
+    ``share``: the language model's are not copied, so that a large one is held once.
+    """
     source = theirs.state_dict()
     target = dict(ours.named_parameters())
 
@@ -72,7 +75,11 @@ def copy_weights(theirs: Any, ours: VLM) -> None:
         if name.startswith("qformer."):
             put(f"bridge.0.{name}", value)
         elif name.startswith("language_model."):
-            put(name.replace("language_model.", "llm.model.", 1), value)
+            own = name.replace("language_model.", "llm.model.", 1)
+            if share:
+                target.pop(own).data = value
+            else:
+                put(own, value)
     assert not target, f"not covered: {sorted(target)[:5]}"
 
 

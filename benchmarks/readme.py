@@ -63,14 +63,30 @@ def benchmark_table() -> str:
         f"| memory that a float32 step adds to the model: {memory['transformers fp32']:.0f} MiB against "
         f"{memory['vlm fp32']:.0f} MiB | {memory['transformers fp32'] / memory['vlm fp32']:.1f}x less |",
     ]
-    sizes = list(text["batch"])
-    names = {"vlm": "float32", "vlm bf16": "bfloat16 weights", "vlm int8": "int8 weights"}
-    lines += ["", f"| greedy generation against transformers in float32, {cores(text)} | "]
-    lines[-1] += " | ".join(f"batch {size}" for size in sizes) + " |"
-    lines += ["|---" * (1 + len(sizes)) + "|"]
-    for name, what in names.items():
-        lines.append(f"| {what} | " + " | ".join(f"{text['batch'][size]['ratio'][name]:.2f}x" for size in sizes) + " |")
+    lines += ["", *generation_rows(text, "middle size")]
+    if (RESULTS / "generate_cpu-1b.json").is_file():  # takes 16 GiB, which not every machine has
+        lines += ["", *generation_rows(read("generate_cpu-1b"), "LLM of 1.1 billion parameters")]
     return "\n".join(lines)
+
+
+def generation_rows(result: dict[str, Any], size: str) -> list[str]:
+    """Greedy generation against transformers in float32, images and prompts included, and without them."""
+    batches = result["batch"]
+    lines = [f"| greedy generation against transformers in float32, {size}, {cores(result)} | "]
+    lines[-1] += " | ".join(f"batch {batch}" for batch in batches) + " |"
+    lines += ["|---" * (1 + len(batches)) + "|"]
+    names = {
+        "vlm": "float32",
+        "vlm bf16": "LLM in bf16",
+        "vlm int8": "LLM in int8",
+        "vlm int8, images too": "LLM, vision encoder and bridge in int8",
+    }
+    for key, part in (("ratio", ""), ("ratio_of_further_tokens", ": tokens after the first")):
+        measured = [found.get(key, {}) for found in batches.values()]
+        for name in (name for name in names if all(name in ratios for ratios in measured)):
+            cells = [f"{ratios[name]:.2f}x" for ratios in measured]
+            lines.append(f"| {names[name]}{part} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def serving_table() -> str:

@@ -50,7 +50,7 @@ def expected(line: str) -> re.Pattern[str]:
     return re.compile(re.escape(text).replace("NUMBER", r"[\d.,e+-]+").replace(r"\ ", r"\s+"))
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_the_walk_through_gives_what_it_shows(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (console,) = blocks(TEXT, "console")
     steps = re.split(r"^\$ ", console, flags=re.MULTILINE)[1:]
@@ -64,7 +64,7 @@ def test_the_walk_through_gives_what_it_shows(folder: Path, capfd: pytest.Captur
             assert wanted.search(out + err), f"{command} does not print {line!r}:\n{out + err}"
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_python(folder: Path) -> None:
     """The snippets of the README and of docs/python.md, one after another."""
     page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")

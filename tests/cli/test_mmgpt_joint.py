@@ -136,7 +136,7 @@ def test_killed_and_resumed_is_the_same(joint: Joint) -> None:
     assert all(torch.equal(got[name], tensor) for name, tensor in want.items())
 
 
-@pytest.mark.parametrize("mode", ["joint", "sample"])
+@pytest.mark.parametrize("mode", [pytest.param("joint", marks=pytest.mark.heavy), "sample"])
 def test_two_processes_equal_one(joint: Joint, mode: str) -> None:
     """Also where one process has text and the other images at the same time."""
     ratios = [f"datasets.{name}.sample_ratio=1" for name in FILES] if mode == "sample" else []

@@ -29,7 +29,7 @@ def test_file_checks_when_its_gaps_are_filled(file: Path, tmp_path: Path) -> Non
         options.append(f"{problem.path}={tmp_path}")
     cfg = load_config(file, options, check="needed")
     assert cfg.model.llm.config.path
-    assert cfg.datasets or cfg.evaluation_datasets or "demo.py" in file.read_text()
+    assert cfg.datasets or cfg.evaluation_datasets or cfg.evaluation_files or "demo.py" in file.read_text()
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f"{f.parent.name}/{f.stem}")

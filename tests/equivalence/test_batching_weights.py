@@ -71,7 +71,7 @@ def test_nothing_is_taken_from_other_weights(change: str, tmp_path: Path) -> Non
     before = answered(engine)
     assert answered(engine).usage.cached > 0
     CHANGES[change](engine)
-    after, wanted = answered(engine), answered(again(engine, block=16, prefix_mib=0, feature_mib=0))
+    after, wanted = answered(engine), answered(again(engine, block=16))
     assert after.usage.cached == 0
     assert after.ids == wanted.ids and after.logprobs == wanted.logprobs
     assert after.logprobs != before.logprobs
@@ -98,6 +98,14 @@ def test_what_ends_within_an_image_is_not_kept() -> None:
     assert [cut.end for cut in cuts if not cut.kept] == [4, 6, 14]
     blocks = [1 if m else 0 for m in media]  # tokens of both images see one another
     assert cuts_of(prompt(media, blocks), 2) == [Cut(2, True), Cut(10, True), Cut(12, True), Cut(14, False)]
+
+
+def test_a_prompt_that_is_not_kept_is_read_in_as_few_pieces_as_may_be() -> None:
+    media = [0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 0, 0, 0, 0]
+    assert cuts_of(prompt(media), 99, keeps=False) == [Cut(14, False)]
+    assert [cut.end for cut in cuts_of(prompt(media), 6, keeps=False)] == [6, 12, 14]
+    blocks = [1 if m else 0 for m in media]
+    assert [cut.end for cut in cuts_of(prompt(media, blocks), 6, keeps=False)] == [12, 14]
 
 
 def test_the_key_of_a_prefix_is_of_all_that_precedes_it() -> None:

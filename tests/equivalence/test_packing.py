@@ -109,6 +109,7 @@ def start_recorded(tiny, name, file, *more, **changes):
     return subprocess.Popen([*command, *options], env=env, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.heavy
 def test_sigkill_and_resume_give_the_batches_of_a_straight_run(three, straight, monkeypatch):
     assert len(straight) == 80 and len(set(straight)) == 80
     runs = []

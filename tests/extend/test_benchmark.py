@@ -96,6 +96,7 @@ def test_the_format_alone_with_a_shipped_benchmark(tmp_path: Path) -> None:
     assert scores["right"]["count"] == 2 and scores["right"]["by_type"] == {}
 
 
+@pytest.mark.heavy
 def test_faults(tmp_path: Path) -> None:
     done = evaluate(tmp_path, "letters", "--judge", "open")
     assert done.returncode == 2 and "unknown key 'judge' (allowed: batch_size, bonus" in done.stderr

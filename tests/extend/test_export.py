@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 
@@ -73,6 +74,7 @@ def vlm(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.heavy
 def test_export_source_and_action_of_an_installed_package(tmp_path: Path) -> None:
     info = tmp_path / "site" / "acme-1.0.dist-info"
     info.mkdir(parents=True)

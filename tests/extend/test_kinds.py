@@ -166,7 +166,9 @@ def write(folder: Path, by_path: bool, head: str = "") -> Path:
     return folder / "run.yaml"
 
 
-@pytest.mark.parametrize("way", ["plugins", "entry point", "path"])
+@pytest.mark.parametrize(
+    "way", ["entry point", *(pytest.param(way, marks=pytest.mark.heavy) for way in ("plugins", "path"))]
+)
 def test_two_steps_of_training(way: str, tmp_path: Path, installed: Path) -> None:
     write(tmp_path, way == "path", "plugins: [acme.parts]\n" if way == "plugins" else "")
     paths = [SITE, ROOT, *([installed] if way == "entry point" else [])]

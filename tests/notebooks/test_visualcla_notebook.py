@@ -34,6 +34,7 @@ def test_it_holds_no_outputs() -> None:
             ast.parse(source(cell))
 
 
+@pytest.mark.heavy
 def test_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.set_num_threads(1)
     paths = {name.upper(): str(OPEN / name) for name in ("text_model", "vision_model", "lora_model")}

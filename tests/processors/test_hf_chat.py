@@ -416,7 +416,11 @@ def test_a_template_of_ones_own(chatml: Case, tmp_path: Path) -> None:
         ("{{ messages[0].content + 1 }}", "cannot write this conversation"),
         ("{{ raise_exception('not today') }}", "not today"),
         ("{% for i in range(10**9) %}{% endfor %}", "Range too big"),
-        ("{% for i in range(9**5) %}{% for j in range(9**5) %}{% endfor %}{% endfor %}", "more than 1,000,000 steps"),
+        pytest.param(
+            "{% for i in range(9**5) %}{% for j in range(9**5) %}{% endfor %}{% endfor %}",
+            "more than 1,000,000 steps",
+            marks=pytest.mark.heavy,
+        ),
         ("{{ messages.__class__.__mro__ }}", "unsafe"),
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
         ("{{ messages[0].content }}", "does not write what the user and the assistant say"),

@@ -134,7 +134,7 @@ def test_unreadable_video_is_marked(config: Path, capsys: pytest.CaptureFixture)
     )
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_two_processes_write_one_result(config: Path) -> None:
     assert main(["eval", str(config)]) == 0
     out = config.parent / "out"

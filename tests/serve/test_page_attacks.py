@@ -370,7 +370,7 @@ def test_sessions_and_what_they_hold_are_bounded(visitor: Visitor, monkeypatch: 
     assert mount.SESSIONS <= 100 and mount.WAITING <= 100
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_memory_is_flat(visitor: Visitor) -> None:
     """Conversations that never end, of as many visitors as there are requests."""
 

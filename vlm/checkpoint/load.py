@@ -23,7 +23,7 @@ from vlm.common.registry import resolve
 from vlm.models.build import build_model, set_precision
 from vlm.models.llm.hf import HFCausalLM
 from vlm.models.lora import LoraTargetError, layer_of
-from vlm.models.quantize import quantize_llm
+from vlm.models.quantize import quantize_images, quantize_llm
 from vlm.models.trainable import matching, select_trainable, trainable_table
 from vlm.models.vlm import VLM
 
@@ -87,6 +87,8 @@ def load_model(
         select_trainable(model, model_cfg.train)
         set_precision(model, model_cfg, dtype)
         model.compute_dtype = other or model.compute_dtype
+        if options.quantize_images and quantized == "int8" and torch.device(device).type == "cpu":
+            quantize_images(model)
     elif beside:
         model.to(device)
     log.info("%s", trainable_table(model))

@@ -74,7 +74,7 @@ def threads_here() -> str:
 
 def int8_here() -> str:
     """Whether ``model.llm.quantize: int8`` computes in int8 on this machine's CPU."""
-    from vlm.models.llm.int8 import unsupported
+    from vlm.models.llm.linear.int8 import unsupported
 
     why = unsupported()
     return "yes" if why is None else f"no ({why}; bf16 is used instead)"

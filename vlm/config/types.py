@@ -108,8 +108,8 @@ class EvaluationFiles:
     Example: ``gqa: {eval_file_path: /data/gqa/test.json, img_path: /data/gqa/images, protocol: official}``
     """
 
-    eval_file_path: str  # annotations: a file, a folder, or the name of a dataset on the Hub
-    img_path: str = ""  # folder of the images
+    eval_file_path: str = field(metadata={"help": "annotations: a file, a folder, or the name of a dataset on the Hub"})
+    img_path: str = field(default="", metadata={"help": "folder of the images"})
     save_path: str = ""  # result file; empty: in run.save_path
     max_new_tokens: Count | None = None  # null: the benchmark's
     batch_size: Count | None = None  # null: run.batch_size_eval

@@ -50,6 +50,25 @@ def marks_of(template: BaseTemplate) -> list[str]:
     return [*template.stop, *template.config.truncate_at, *template.config.strip_before, "</s>", "[/INST]"]
 
 
+class StopWatch:
+    """Tells when one of some texts is complete in an answer whose tokens arrive."""
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
+        """``stops``: none of them empty."""
+        self._decoder = tokenizer.stream()
+        self._stops = stops
+        self._kept = max(map(len, stops)) - 1
+        self._end = ""  # of the text, in which one may have begun
+
+    def push(self, token: int) -> bool:
+        """Whether the text of ``token`` completes one."""
+        if not (new := self._decoder.push(token)):
+            return False
+        text = self._end + new
+        self._end = text[-self._kept :] if self._kept else ""
+        return any(stop in text for stop in self._stops)
+
+
 class TextStream:
     """Turns token ids into pieces of cleaned text; joined they equal the clean-up of the whole text.
 
@@ -76,9 +95,9 @@ class TextStream:
         self.is_cut = False
         self.is_finished = False
 
-    def push(self, token: int) -> StreamedText:
-        """The piece that ``token`` completes; may be empty."""
-        self._read(self._decoder.push(token))
+    def push(self, tokens: int | list[int]) -> StreamedText:
+        """The piece that the next token, or several, complete; may be empty."""
+        self._read(self._decoder.push(tokens))
         held = 0 if self.is_cut else self._held()
         return self._send(self._clean(self.raw[: len(self.raw) - held]))
 

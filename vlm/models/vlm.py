@@ -153,6 +153,6 @@ class VLM(nn.Module):
 
 def _run(part: nn.Module, value: Any, tokens: Tensor) -> Features:
     """``part(value)``; gradients are recorded only if ``tokens`` or the part have any."""
-    live = tokens.requires_grad or any(p.requires_grad for p in part.parameters())
+    live = torch.is_grad_enabled() and (tokens.requires_grad or any(p.requires_grad for p in part.parameters()))
     with contextlib.nullcontext() if live else torch.no_grad():
         return part(value)

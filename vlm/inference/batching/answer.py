@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from vlm.common.errors import UserError
-from vlm.inference.streaming import StreamedText, TextStream, before
+from vlm.inference.streaming import StopWatch, StreamedText, TextStream, before
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,6 +95,8 @@ class Answer:
         usage: positions that it took.
         times: when things happened.
         logprobs: one per token of ``ids``, if ``Asking.logprobs`` asked for them.
+        pause: seconds after readers were told of a token in which they are not told of the next ones.
+        is_told: whether readers were told of a token, or of the end, since :meth:`take`.
 
     Example:
         >>> for piece in model.submit("What is in the image?", image="cat.jpg"):
@@ -134,7 +136,7 @@ class Answer:
         self._clean = clean
         self._texts = texts
         self._stops = stops
-        self._seen = TextStream(tokenizer, str, stops, stops) if stops else None
+        self._watch = StopWatch(tokenizer, stops) if stops else None
         self._drive = drive
         self._in_background = in_background
         self._settle = settle
@@ -142,6 +144,9 @@ class Answer:
         self._listeners: list[Callable[[], None]] = []
         self._read = 0
         self._wanted = True
+        self._told_at = 0.0
+        self.pause = 0.0
+        self.is_told = False
 
     @cached_property
     def _stream(self) -> TextStream:
@@ -164,14 +169,14 @@ class Answer:
         self.ids.append(token)
         if logprob is not None:
             self.logprobs.append(logprob)
+        now = time.monotonic()
         if self.times.first is None:
-            self.times.first = time.monotonic()
+            self.times.first = now
         self.usage.written += 1
-        self._tell()
-        if self._seen is None:
-            return False
-        self._seen.push(token)
-        return self._seen.is_cut
+        if now >= self._told_at + self.pause:
+            self._told_at = now
+            self._tell()
+        return self._watch is not None and self._watch.push(token)
 
     def end(self, reason: Finish) -> None:
         """No token follows; the first reason stays."""
@@ -188,6 +193,7 @@ class Answer:
             self._tell()
 
     def _tell(self) -> None:
+        self.is_told = True
         with self._changed:
             self._changed.notify_all()
             listeners = list(self._listeners)
@@ -213,11 +219,12 @@ class Answer:
 
         Raises whatever ended the answer.
         """
-        over = self.is_over  # before the tokens are read, of which none follows then
+        self.is_told = False  # before the tokens are read: of one that comes now it is told again
+        over = self.is_over  # none follows then
         pieces = []
-        while self._read < len(self.ids) and not self._stream.is_cut:
-            piece = self._stream.push(self.ids[self._read])
-            self._read += 1
+        if (new := self.ids[self._read :]) and not self._stream.is_cut:
+            piece = self._stream.push(new)
+            self._read += len(new)
             if piece or piece.is_restart:
                 pieces.append(piece)
         if self._stream.is_cut:

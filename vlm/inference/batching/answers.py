@@ -26,6 +26,9 @@ from vlm.models.llm.compiled import compile_layers
 from vlm.processors.messages import Conversation, to_messages
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vlm.common.types import Features
     from vlm.inference.decoding import Prompt
     from vlm.inference.stopping import StopSequences
 
@@ -47,6 +50,9 @@ class Answers(Prompts):
             if self._scheduler is None:
                 self._scheduler = Scheduler(self.model, self.serving, self._shared(), self._stats)
             return self._scheduler
+
+    def _encode(self, pixels: Tensor, *more: Any) -> Features:
+        return self.scheduler.encode(pixels, *more)
 
     def _shared(self) -> SharedRows | None:
         if self.serving.compile:

@@ -5,6 +5,7 @@ What is chosen for a row equals what :mod:`vlm.inference.stopping`'s rules give 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,14 +48,14 @@ class Chooser:
 
     def choose(self, rows: Sequence[Row], logits: Tensor) -> list[Choice]:
         """One choice per row of ``logits [n, vocab]`` in float32."""
-        broken = (~logits.amax(-1).isfinite()).tolist()
+        broken = [not math.isfinite(largest) for largest in logits.amax(-1).tolist()]
         if any(broken):
             logits = torch.where(torch.tensor(broken, device=logits.device)[:, None], 0.0, logits)
         errors: list[Exception | None] = [not_finite() if bad else None for bad in broken]
         scores = self._ruled(rows, logits, errors)
         stuck = [error is not None for error in errors]
         if scores is not logits:
-            full = (scores.amax(-1) == -torch.inf).tolist()
+            full = [largest == -math.inf for largest in scores.amax(-1).tolist()]
             stuck = [a or b for a, b in zip(stuck, full, strict=True)]
         tokens = scores.argmax(-1).tolist()
         sampled = [i for i, row in enumerate(rows) if row.generation.do_sample and not stuck[i]]
@@ -73,26 +74,27 @@ class Chooser:
             penalty = torch.tensor([row.generation.repetition_penalty for row in rows], device=scores.device)[:, None]
             seen = self._table(rows, logits)[torch.tensor([row.seen for row in rows], device=scores.device)]
             scores = torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
+        banned: tuple[list[int], list[int]] = ([], [])  # rows and tokens
+        own: dict[int, Tensor] = {}
         for i, row in enumerate(rows):
-            own = None
-            if row.generation.no_repeat_ngram_size:
-                rule = fixed_rules(row.generation.replace(repetition_penalty=1.0, min_length=0), row.ends)[0]
-                own = rule(history(row, row.ends.bos, scores.device)[:, 1:], scores[i : i + 1])[0]
-            forbidden = [*row.ends.banned]
+            forbidden = row.ends.banned
             if len(row.answer.ids) < row.generation.min_new_tokens:
                 forbidden += row.ends.eos
-            if forbidden:
-                own = (scores[i] if own is None else own).index_fill(
-                    0, torch.tensor(forbidden, device=scores.device), -torch.inf
-                )
+            banned[0].extend([i] * len(forbidden))
+            banned[1].extend(forbidden)
+            if row.generation.no_repeat_ngram_size:
+                rule = fixed_rules(row.generation.replace(repetition_penalty=1.0, min_length=0), row.ends)[0]
+                own[i] = rule(history(row, row.ends.bos, scores.device)[:, 1:], scores[i : i + 1])[0]
             if row.asking.constraint is not None:
                 with Noted() as noted:
-                    own = _allowed(row.asking.constraint, scores[i] if own is None else own)
+                    own[i] = _allowed(row.asking.constraint, own.get(i, scores[i]))
                 errors[i] = errors[i] or noted.error
-            if own is not None:
-                if scores is logits:
-                    scores = scores.clone()
-                scores[i] = own
+        if scores is logits and (own or banned[0]):
+            scores = scores.clone()
+        for i, value in own.items():
+            scores[i] = value
+        if banned[0]:
+            scores[banned] = -torch.inf
         return scores
 
     def _table(self, rows: Sequence[Row], logits: Tensor) -> Tensor:

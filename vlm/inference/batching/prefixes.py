@@ -31,17 +31,17 @@ class Cut:
     kept: bool
 
 
-def cuts_of(prompt: Prompt, block: int) -> list[Cut]:
+def cuts_of(prompt: Prompt, block: int, keeps: bool = True) -> list[Cut]:
     """The cuts of a prompt of one row; they depend on the prompt alone, and the last is its end.
 
-    There is one after each medium, and one ``block`` positions after the last one. Tokens that see one another are
-    never divided; what ends within a medium is not kept.
+    There is one ``block`` positions after the last one and, if the prompt is to be kept, one after each medium. Tokens
+    that see one another are never divided; what ends within a medium is not kept.
     """
     size = prompt.mask.shape[1]
     media = _numbers(prompt.media, size)
     blocks = _numbers(prompt.blocks, size)
     cuts, last = [], 0
-    ends = [*(_ends(prompt.media) if prompt.media is not None else []), size]
+    ends = [*(_ends(prompt.media) if keeps and prompt.media is not None else []), size]
     for end in ends:
         for at in [*range(last + block, end, block), end]:
             if at < size and blocks is not None and blocks[at - 1] == blocks[at] > 0:

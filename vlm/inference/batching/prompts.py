@@ -9,8 +9,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
-from vlm.common.types import Batch, Example, Message
+from vlm.common.types import Batch, Example, Features, Message
 from vlm.config.run import Serving
 from vlm.inference.batching.weights import weights_stamp
 from vlm.inference.context import fit, room_for_answer, room_for_prompt, too_long
@@ -122,17 +123,22 @@ class Prompts:
 
     def fuse(self, examples: Sequence[Example], tenant: str = "") -> LLMInputs:
         """Text and images of a batch as one sequence per row; cached images of the tenant are not encoded again."""
-        batch = self.batch(examples)
-        alone = self._encoding  # one thread at a time, so that memory does not grow with threads
-        with alone, torch.inference_mode(), no_autocast(self.model.device):
+        batch, visual = self.batch(examples), None
+        with self._encoding:
             if (stamp := weights_stamp(self.model)) != self._stamp:
                 self._stamp = stamp
                 self.forget()
-            pixels, visual = batch.pixels, None
-            if pixels is not None:
-                owners = [tenant] * len(pixels)
-                visual = self.features.encode(pixels, self.model.encode, batch.frames, batch.about, owners)
-            return self.model.prepare(batch, visual)
+        with torch.inference_mode(), no_autocast(self.model.device):
+            if batch.pixels is not None:
+                owners = [tenant] * len(batch.pixels)
+                visual = self.features.encode(batch.pixels, self._encode, batch.frames, batch.about, owners)
+            with self._encoding:  # one thread at a time, so that memory does not grow with threads
+                return self.model.prepare(batch, visual)
+
+    def _encode(self, pixels: Tensor, *more: Any) -> Features:
+        """``VLM.encode``, in one thread at a time."""
+        with self._encoding:
+            return self.model.encode(pixels, *more)
 
     def forget(self) -> None:
         """Empty what is remembered of images, as happens by itself when the weights have changed."""

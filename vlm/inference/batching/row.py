@@ -98,7 +98,7 @@ class Row:
 
 
 class Noted:
-    """An error within the block, of a constraint, is its asker's: it is noted and goes no further."""
+    """An error within the block is for somebody else, such as who asked: it is noted and goes no further."""
 
     error: Exception | None = None
 

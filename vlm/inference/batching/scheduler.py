@@ -1,11 +1,7 @@
 """Writes the answers of many threads and tasks together.
 
-There is no thread for it: whoever waits for an answer takes the steps for all, one thread at a time, and hands the work
-on when its own wait is over. Only for those who wait without a thread (``async for``, a server) one is started; it ends
-when nothing is left to write.
-
-A step: end what is cancelled or late, let waiting questions begin, write one token (or, with ``lookup``, several) of
-every answer, read a part of the prompts.
+A step: encode media that wait, end what is cancelled or late, let waiting questions begin, write one token (or, with
+``lookup``, several) of every answer, read a part of the prompts. Who takes it: :mod:`vlm.inference.batching.turns`.
 """
 
 from __future__ import annotations
@@ -25,12 +21,13 @@ from torch import Tensor
 
 from vlm.common.errors import BusyError
 from vlm.inference.batching.alone import LoneRows
-from vlm.inference.batching.answer import Answer, Finish
+from vlm.inference.batching.answer import Finish
 from vlm.inference.batching.choosing import Choice, Chooser
 from vlm.inference.batching.lookup import guess
 from vlm.inference.batching.row import Noted, Row
 from vlm.inference.batching.shared import SharedRows
 from vlm.inference.batching.stats import Stats
+from vlm.inference.batching.turns import CHECK, Turns
 from vlm.models.precision import no_autocast
 
 if TYPE_CHECKING:
@@ -39,21 +36,24 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_STARTED: weakref.WeakSet[Scheduler] = weakref.WeakSet()
+_MADE: weakref.WeakSet[Scheduler] = weakref.WeakSet()
 """Those that may have a thread, which must not compute while the interpreter ends."""
 
 
 @atexit.register
 def _close_all() -> None:
-    for scheduler in list(_STARTED):
+    for scheduler in list(_MADE):
         scheduler.close()
 
 
-CHECK = 0.05
-"""Seconds after which a waiting thread looks again, should nobody have woken it."""
+PAUSE = 0.001
+"""Seconds between two times that a reader is told of new tokens, times the answers being written.
+
+Threads that wake up for every token of every answer take the interpreter from the one that writes.
+"""
 
 
-class Scheduler:
+class Scheduler(Turns):
     """The engine room of one model.
 
     Attributes:
@@ -62,6 +62,8 @@ class Scheduler:
 
     def __init__(self, model: VLM, serving: Serving, shared: SharedRows | None, stats: Stats) -> None:
         """``shared``: what reads rows together, where the language model allows it."""
+        super().__init__(model)
+        _MADE.add(self)
         self.serving = serving
         self.stats = stats
         self.shared = shared
@@ -72,10 +74,6 @@ class Scheduler:
         self._turns: dict[str, int] = {}
         self._beginning: list[Row] = []
         self._number = itertools.count()
-        self._lock = threading.Lock()  # of the queue and of who waits
-        self._steps = threading.Lock()  # held by the thread that takes steps
-        self._waiters: list[_Waiter] = []
-        self._background: threading.Thread | None = None
         self._look = 0.0  # when the waiting questions are looked at again
         self._failing = _Failing(self._fail_all, shared)
 
@@ -129,36 +127,7 @@ class Scheduler:
             self.stats.asked += 1
             self.stats.prompt_tokens += row.length
 
-    # ---- who takes the steps
-
-    def drive(self, answer: Answer, *, to_the_end: bool = False) -> None:
-        """Write for all until the answer has an unread token, or with ``to_the_end`` until it is over."""
-        self._drive((lambda: answer.is_over) if to_the_end else (lambda: answer.has_news))
-
-    def _drive(self, done: Callable[[], bool]) -> None:
-        waiter = _Waiter(done)
-        with self._lock:
-            self._waiters.append(waiter)
-        try:
-            while not done():
-                if self._steps.acquire(blocking=False):
-                    try:
-                        while not done():
-                            self._step()
-                            self._wake()
-                    finally:
-                        self._steps.release()
-                else:
-                    waiter.event.wait(CHECK)
-                    waiter.event.clear()
-        finally:
-            with self._lock:
-                self._waiters.remove(waiter)
-                successor = next(iter(self._waiters), None)
-            if successor is not None:
-                successor.event.set()
-            else:
-                self.settle()
+    # ---- who takes the steps (see ``Turns``)
 
     def settle(self) -> None:
         """End what is cancelled or late; what is being written, only if no other thread is about to."""
@@ -177,22 +146,6 @@ class Scheduler:
         self.stats.running = len(self._rows())
         self.stats.waiting = len(self._waiting)
 
-    def _wake(self) -> None:
-        with self._lock:
-            ready = [waiter for waiter in self._waiters if waiter.done()]
-        for waiter in ready:
-            waiter.event.set()
-
-    def in_background(self) -> None:
-        """Have a thread of its own write until nothing is left."""
-        with self._lock:
-            if self._background is not None:
-                return
-            _STARTED.add(self)
-            thread = threading.Thread(target=self._run, name="vlm answers", daemon=True)
-            thread.start()  # may fail where a machine has no more threads; whoever asked gets the error then
-            self._background = thread
-
     def close(self) -> None:
         """Cancel everything, and wait until the thread in the background, if any, has ended."""
         with self._lock:
@@ -203,17 +156,14 @@ class Scheduler:
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
-    def _run(self) -> None:
-        def nothing_left() -> bool:
-            return not (self._waiting or self._beginning or self._rows())  # in the order in which they move
+    def _is_idle(self) -> bool:
+        return not (self._media or self._waiting or self._beginning or self._rows())  # in the order in which they move
 
-        while True:
-            with _Failing(self._give_up, None):
-                self._drive(nothing_left)
-            with self._lock:
-                if nothing_left():
-                    self._background = None
-                    return
+    def _held_up(self) -> int:
+        return len(self._rows())
+
+    def _left(self) -> None:
+        self.settle()
 
     def _give_up(self, error: Exception) -> None:
         """End every answer with an error, whatever state the rows are in: nobody may wait for this thread in vain."""
@@ -234,7 +184,8 @@ class Scheduler:
 
     def _step(self) -> None:
         """One step of all rows; an error ends every answer that was being written, and is raised where it is read."""
-        with self._failing, torch.inference_mode(), no_autocast(self.lone.model.device):
+        self._encode()
+        with self._failing, torch.inference_mode(), no_autocast(self.model.device):
             self._end_unwanted()
             if (now := time.monotonic()) > self._look:
                 self._without_unwanted()
@@ -318,6 +269,7 @@ class Scheduler:
 
     def _add(self, row: Row, choices: Sequence[Choice]) -> Finish | Exception | None:
         """Add tokens to an answer; why it is over, if it is."""
+        row.answer.pause = PAUSE * self.stats.running
         for choice in choices:
             if choice.error is not None:
                 return choice.error
@@ -371,12 +323,6 @@ class _Failing:
         elif error is not None and not (self.shared and self.shared.is_calling):
             self.fail(RuntimeError(f"the thread that wrote the answers was interrupted ({type(error).__name__})"))
         return isinstance(error, Exception)
-
-
-class _Waiter:
-    def __init__(self, done: Callable[[], bool]) -> None:
-        self.done = done
-        self.event = threading.Event()
 
 
 def _stacked(logits: Sequence[Tensor]) -> Tensor:

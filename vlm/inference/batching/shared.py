@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from vlm.models.vlm import VLM
 
 
+SHORT = 32
+"""Positions that are not worth a second call in a step for which many wait; the next step reads them with others."""
+MANY = 8
+"""Rows that write, from which on they are many."""
+
+
 class SharedRows:
     """The rows whose keys and values are in slots: first those that write, then those whose prompt is being read.
 
@@ -63,9 +69,10 @@ class SharedRows:
         self.rows.append(row)
         row.next_position = int(prompt.positions.max()) + 1
         row.after = prompt.inserts and prompt.inserts.step()
-        row.cuts = cuts_of(prompt, self.serving.block)
         if self.prefixes is None or not self.prefixes.limit:
+            row.cuts = cuts_of(prompt, self.serving.prefill, keeps=False)
             return
+        row.cuts = cuts_of(prompt, self.serving.block)
         row.keys, row.age = keys_of(prompt, row.cuts, row.asking.tenant), self.prefixes.age
         pieces = self.prefixes.find(row.keys)
         ends = [cut.end for cut in row.cuts if cut.kept][: len(pieces)]
@@ -78,7 +85,11 @@ class SharedRows:
 
     def read(self, budget: int) -> list[tuple[Row, Tensor]]:
         """Read about ``budget`` positions of the prompts; rows whose prompt is over, with logits ``[vocab]``."""
+        taken = 0
         while budget > 0 and (waiting := self.rows[self.writing :]):
+            left = sum(self._next(row) - row.done for row in waiting)
+            if taken and left < SHORT and self.writing >= MANY:
+                break
             rows: list[Row] = []
             taken = 0
             for row in waiting:

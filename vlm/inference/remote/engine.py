@@ -14,6 +14,7 @@ import torch
 from vlm.common.errors import BusyError, NotFiniteError, PromptError, UserError
 from vlm.common.types import MEDIA_TOKEN
 from vlm.inference.batching.answer import Answer, Asking, Finish, TokenLogprob
+from vlm.inference.batching.prompts import Prompts
 from vlm.inference.engine import Engine
 from vlm.inference.generation import CHAT, Generation
 from vlm.inference.ranking import Normaliser, Ranking
@@ -31,6 +32,9 @@ from vlm.inference.streaming import cleaner, marks_of
 from vlm.processors.messages import Conversation, to_messages
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vlm.common.types import Features
     from vlm.config.api import Config
     from vlm.models.vlm import VLM
     from vlm.processors.processor import Processor
@@ -93,6 +97,9 @@ class RemoteEngine(Engine):
     def default_generation(self, base: Generation = CHAT) -> Generation:
         """As of any engine, without what vLLM has no equal for."""
         return without_lacking(super().default_generation(base))
+
+    def _encode(self, pixels: Tensor, *more: Any) -> Features:
+        return Prompts._encode(self, pixels, *more)  # nothing else is computed here
 
     @property
     def batches(self) -> bool:

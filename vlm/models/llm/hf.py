@@ -29,6 +29,7 @@ from vlm.models.llm.gguf import read_gguf_config
 from vlm.models.llm.gguf_header import is_gguf
 from vlm.models.llm.head import logits_of, prepare_head
 from vlm.models.llm.headed import causal_class
+from vlm.models.llm.norms import shorten_norms
 from vlm.models.llm.packing import apart, axes_first, base_of, can_pack, pack, position_axes, uses_interface
 from vlm.models.llm.slots import SlotLayout
 from vlm.models.lora import LoraOptions, inject_lora
@@ -55,7 +56,9 @@ class HFCausalLM(nn.Module):
         with ``new_rows: mean``, the mean over the file's (a published rule for a pad token). ``banned_ids`` are never
         generated, such as added tokens whose row of the head is in no file (that row is zero then). ``quantize`` is
         for frozen weights: ``int8`` on a CPU goes through torch (needs AVX512-VNNI, else the weights are stored in
-        bf16; head included; for answers only), ``int8`` and ``nf4`` on a GPU through bitsandbytes.
+        bf16; head included; for answers only), ``int8`` and ``nf4`` on a GPU through bitsandbytes; ``bf16`` on a CPU
+        stores the linear layers so, faster with AVX512-BF16, and leaves all else as it is (for answers only).
+        ``quantize_images`` with ``int8`` on a CPU: the frozen layers of vision encoder and bridges are in int8, too.
 
         Example: ``llm: {name: hf, path: /models/llama-2-7b, dtype: bf16}``
         """
@@ -67,7 +70,8 @@ class HFCausalLM(nn.Module):
         dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
         label_smoothing: Dropout = 0.0
         lora: LoraOptions | None = None
-        quantize: Literal["int8", "nf4"] | None = None
+        quantize: Literal["int8", "bf16", "nf4"] | None = None
+        quantize_images: bool = False
         checkpointing: bool = False
         packing: bool = True
         banned_ids: list[Natural] = field(default_factory=list)
@@ -102,12 +106,20 @@ class HFCausalLM(nn.Module):
         self.passes_more = passes_more(base_of(self.model).forward)
         self.plain_head = prepare_head(self.model)
         trim_last_layer(self.layers())
+        self._short_norms = False
         if config.checkpointing:
             checkpoint_layers(self.layers())
 
     def written_out(self) -> Config:
         """See :class:`~vlm.models.protocols.WritesOut`. Nothing is read later, so that nothing is quantised either."""
-        return replace(self.config, path=None, config=written(self.model.config), vocab_size=None, quantize=None)
+        return replace(
+            self.config,
+            path=None,
+            config=written(self.model.config),
+            vocab_size=None,
+            quantize=None,
+            quantize_images=False,
+        )
 
     def layers(self) -> Any:
         """The decoder layers, for inserts and checkpointing."""
@@ -164,6 +176,9 @@ class HFCausalLM(nn.Module):
             inserts: data of the inserts, ``tokens [1, T, ...]``.
             layout: which rows they lengthen.
         """
+        if not self._short_norms:  # the weights are there by now
+            self._short_norms = True
+            shorten_norms(self.model)
         with laid_out(layout):
             mask = torch.ones_like(positions.flatten(1)[:, 0] if positions.dim() > 1 else positions)
             hidden = self._base(embeds[None], positions[None], mask[None], inserts, None, layout)[0]

@@ -196,8 +196,8 @@ class StandardBenchmark:
         counts = {"count": len(good), "errors": len(items) - len(good), "unread": sum(a is None for a in read[0])}
         numbers = numbers_of(metrics)
         scores = facts | counts | numbers | {"data": digest}
-        files = dict([cls.function(spec.submission)(items, runs[0])]) if spec.submission else {}
-        note = "others judge these answers; see the written file" if spec.unscored else ""
+        files = _files(cls.function(spec.submission)(items, runs[0])) if spec.submission else {}
+        note = _unscored(counts) if spec.unscored else ""
         together = tuple(averaged(found) for found in zip(*metrics, strict=True))
         table = table_of(metrics[0], scores)
         return Result(scores, predictions, table, note, card=True, metrics=together, files=files)
@@ -226,6 +226,15 @@ class StandardBenchmark:
 @cache
 def _spec(file: Path) -> Spec:
     return read_spec(file)
+
+
+def _unscored(counts: Mapping[str, int]) -> str:
+    errors = f", {counts['errors']} without an answer" if counts["errors"] else ""
+    return f"{counts['count']} answers{errors}; others judge them, see the written file"
+
+
+def _files(found: Mapping[str, str] | tuple[str, str]) -> dict[str, str]:
+    return dict(found) if isinstance(found, Mapping) else dict([found])
 
 
 def _name(spec: Spec, name: str) -> str:

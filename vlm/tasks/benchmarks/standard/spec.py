@@ -36,6 +36,7 @@ class Stored:
 
     id: list[str] = field(default_factory=lambda: ["question_id", "id"])
     text: list[str] = field(default_factory=lambda: ["answer"])
+    read: str = ""  # function(JSON data, items) -> id: text, or None: not of the benchmark's form, read it as any other
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Spec:
     splits: list[str] = field(default_factory=list)  # the first one is the default
     max_new_tokens: Count = 20
     answers: Stored = field(default_factory=Stored)
-    submission: str = ""  # function(items, outputs) -> (name of file, text), for a server or a judge
+    submission: str = ""  # function(items, outputs) -> (name of file, text), or a mapping; for a server or a judge
     unscored: bool = False  # others judge the answers; there is no score here
     default: str = ""  # protocol of an entry that names none; empty: official
 

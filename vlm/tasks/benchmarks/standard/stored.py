@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from vlm.common.errors import DataError
+from vlm.datasets.base import MALFORMED
 from vlm.tasks.answers import Answer
 from vlm.tasks.benchmarks.base import Result
 from vlm.tasks.benchmarks.standard.base import StandardBenchmark, StandardOptions
-from vlm.tasks.benchmarks.standard.items import Files
+from vlm.tasks.benchmarks.standard.items import Files, Item
 from vlm.tasks.benchmarks.standard.spec import Stored
 
 SHOWN = 3
@@ -35,11 +36,26 @@ def score_file(
     names, stored = [item.id for item in opened.items], benchmark.spec().answers
     runs = []
     for file in answers:
-        found = read_answers(file, stored, dataset)
+        found = _own_form(benchmark, file, opened.items) or read_answers(file, stored, dataset)
         check(file, names, found, whole=not options.limit)
         runs.append([found[name] for name in names])
     options = replace(options, seeds=list(range(len(runs))) if len(runs) > 1 else [])
     return benchmark.score(opened.items, runs, options, opened.digest)
+
+
+def _own_form(benchmark: type[StandardBenchmark], file: str, items: Sequence[Item]) -> dict[str, Answer]:
+    """Id -> answer of a JSON file in a form that only this benchmark has; empty: it is not in that form."""
+    name = benchmark.spec().answers.read
+    if not name or Path(file).suffix != ".json":
+        return {}
+    try:
+        found = benchmark.function(name)(Files(Path(file)).json(""), items) or {}
+    except MALFORMED as error:
+        raise DataError(
+            f"{file}: not answers in the form of {benchmark.spec().title} ({type(error).__name__}: {error})",
+            fix="give the result file as the benchmark's script writes it, or lines with id and answer",
+        ) from error
+    return {key: Answer(text) for key, text in found.items()}
 
 
 def read_answers(file: str, stored: Stored, dataset: str = "") -> dict[str, Answer]:

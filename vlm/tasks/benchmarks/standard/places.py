@@ -1,0 +1,26 @@
+"""Files that may be in one of several places, or missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from vlm.tasks.benchmarks.standard.items import Files
+
+
+def nearest(files: Files, name: str, folders: Iterable[str], endings: Sequence[str] = ("",)) -> str:
+    """``name`` below the media folder, or below the first of ``folders`` in which it is there, with one of ``endings``.
+
+    If it is nowhere, the first place, which the error then names.
+    """
+    base = files.folder()
+    places = [f"{folder}/{name}" if folder else name for folder in ("", *folders)]
+    candidates = [place + ending for place in places for ending in endings]
+    return next((c for c in candidates if (base / c).exists()), candidates[0])
+
+
+def optional_json(files: Files, name: str) -> Any:
+    """The content of a JSON file beside the annotations; an empty object if it is not there."""
+    folder = files.annotations.parent if files.annotations.is_file() else files.annotations
+    name = name.replace("{split}", files.split)
+    return files.json(name) if (folder / name).is_file() else {}
