@@ -109,16 +109,15 @@ def restored(data: dict[str, Any], where: str = "") -> Metric:
     """A stored metric. Raises DataError: data of another form."""
     try:
         names = [str(data["label"]), str(data["total"]), data["unit"], data.get("better", "higher")]
-        units, groups = list(map(str, data["units"])), list(data["groups"])
+        units, groups = list(map(str, data["units"])), [None if g is None else str(g) for g in data["groups"]]
         rows = np.asarray(data["rows"], dtype=np.float64)
+        rows = rows if units else rows.reshape(0, 1)
         if rows.ndim != 2 or len(rows) != len(units) or len(groups) not in (0, len(units)):
             raise ValueError(f"rows of shape {rows.shape} and {len(groups)} groups for {len(units)} units")
         if len(set(units)) != len(units) or not np.isfinite(rows).all():
             raise ValueError("a unit occurs twice, or a value is not finite")
         if names[2] not in get_args(UnitOf) or names[3] not in get_args(Better):
             raise ValueError(f"unit {names[2]!r}, better {names[3]!r}")
-        if not all(group is None or isinstance(group, str) for group in groups):
-            raise ValueError("a group that is not a name")
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{where}: not the values of a metric ({error})", fix="evaluate again") from None
     function_of(names[1])

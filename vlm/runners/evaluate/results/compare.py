@@ -51,7 +51,7 @@ class Comparison:
         dataset, image: which.
         facts: benchmark, protocol, split and data of both.
         metrics: the primary one first.
-        groups: the primary metric by group of questions.
+        groups: the primary metric by group of questions, where they were shown the right images.
         won, lost: ids of questions on which the second run is better, and worse, most changed first; by the first
             metric that is a mean over questions, else by the scores in the answers files.
         same: number of the others.
@@ -145,7 +145,7 @@ def _compared(a: StoredRun, b: StoredRun, place: Place) -> Comparison:
     won, lost = ([unit for unit in order if way * sign * changed[unit] > 1e-9] for way in (1, -1))
     facts = {k: v for k, v in a.facts[place].items() if k != "runs"}
     same = len(changed) - len(won) - len(lost)
-    groups = _groups(*pairs[0], a.name, b.name)
+    groups = _groups(*pairs[0], a.name, b.name) if place[1] in ("", "right") else []
     return Comparison(*place, facts, metrics, groups, won, lost, same, notes)
 
 

@@ -24,7 +24,7 @@ def _section(one: Comparison) -> Section:
     main = one.metrics[0]
     low, high = main.found.interval
     change = main.text(main.found.second - main.found.first, signed=True)
-    bounds = f"95 % interval {main.text(low, signed=True)} to {main.text(high, signed=True)}"
+    bounds = f"95 % interval {_bare(main, low)} to {_bare(main, high)}"
     sentence = f"{main.label}: {main.verdict}; the difference is {change} ({bounds}, p {p_text(main.found.p)})."
     if one.same and not (one.won or one.lost):
         sentence = f"{main.label}: {main.verdict}; every question has the same score in both runs."
@@ -40,7 +40,7 @@ def _changes(found: Sequence[Compared]) -> list[Change]:
     for c in found:
         low, high = c.found.interval
         change = c.found.second - c.found.first
-        bounds = f"{c.text(low, signed=True).removesuffix(' points')} to {c.text(high, signed=True)}"
+        bounds = f"{_bare(c, low)} to {_bare(c, high)}"
         result.append(
             Change(
                 c.label,
@@ -57,6 +57,11 @@ def _changes(found: Sequence[Compared]) -> list[Change]:
             )
         )
     return result
+
+
+def _bare(c: Compared, value: float) -> str:
+    """A difference without its unit."""
+    return c.text(value, signed=True).removesuffix(" points")
 
 
 def _reach(c: Compared) -> float:

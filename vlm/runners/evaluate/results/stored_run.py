@@ -50,7 +50,9 @@ def read_run(path: str | Path, name: str = "") -> StoredRun:
     run = StoredRun(name or (file.parent.name if stem in ("evaluation", "") else stem) or str(path), file)
     for where, line in _objects(file):
         place = str(line.get("dataset", "")), str(line.get("image", ""))
-        run.metrics.setdefault(place, []).append(restored(line, where))
+        if not (metric := restored(line, where)).units:
+            continue  # no question had a reference
+        run.metrics.setdefault(place, []).append(metric)
         names = ("benchmark", "protocol", "split", "data", "runs")
         run.facts[place] = {key: str(line.get(key, "")) for key in names}
     if not run.metrics:
