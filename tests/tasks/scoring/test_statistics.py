@@ -44,7 +44,19 @@ def test_groups_and_storing() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"rows": [[1], ["a"], [2]]}, {"total": "sum"}, {"units": ["x"]}, {"label": None, "units": None}]
+    "change",
+    [
+        {"rows": [[1], ["a"], [2]]},
+        {"rows": [[], [], []]},
+        {"rows": [[1], [None], [1]]},
+        {"units": ["x", "x", "y"]},
+        {"total": "sum"},
+        {"units": ["x"]},
+        {"label": None, "units": None},
+        {"total": "f1"},
+        {"total": "ratio"},
+        {"rows": [[1], [2]]},
+    ],
 )
 def test_values_of_another_form_are_one_message(change: dict) -> None:
     stored = per_item("a", ["x", "y", "z"], [1, 0, 0.5]).stored() | change

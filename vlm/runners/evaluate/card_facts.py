@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm.common.errors import DataError, PromptError
+from vlm.common.errors import ConfigError, DataError, PromptError
 from vlm.common.types import MEDIA_TOKEN
 from vlm.datasets.inspect.render import pieces
 from vlm.pages.samples import runs_of
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from vlm.config.api import Config
     from vlm.inference.engine import Engine
     from vlm.runners.evaluate.run import Asked
+
+log = logging.getLogger(__name__)
 
 ERRORS_SHOWN = 20
 TRIED = 5
@@ -85,10 +89,12 @@ def prompt_facts(questions: Questions, engine: Engine) -> dict[str, Any]:
     Where an image or video is, the text and the ids say how many visual tokens there are. Empty if no question of the
     first few can be asked.
     """
-    count = VisualTokens.of(engine.model.visual_tokens, engine.model.counters())
-    for tried, (index, sample) in enumerate(questions.usable()):
-        if tried == TRIED:
-            break
+    try:
+        count = VisualTokens.of(engine.model.visual_tokens, engine.model.counters())
+    except ConfigError as error:
+        log.info("the card shows no prompt: %s", error)
+        return {}
+    for index, sample in islice(questions.usable(), TRIED):
         try:
             example = engine.processor.encode_chat(prompt_of(sample))
             found = pieces(example, engine.processor.tokenizer, count)

@@ -118,10 +118,11 @@ def restored(data: dict[str, Any], where: str = "") -> Metric:
             raise ValueError("a unit occurs twice, or a value is not finite")
         if names[2] not in get_args(UnitOf) or names[3] not in get_args(Better):
             raise ValueError(f"unit {names[2]!r}, better {names[3]!r}")
-    except (KeyError, TypeError, ValueError) as error:
+        result = Metric(names[0], units, rows, names[1], groups, names[2], names[3])
+        result.value()  # raises where there are too few columns
+    except (KeyError, TypeError, ValueError, IndexError) as error:
         raise DataError(f"{where}: not the values of a metric ({error})", fix="evaluate again") from None
-    function_of(names[1])
-    return Metric(names[0], units, rows, names[1], groups, names[2], names[3])
+    return result
 
 
 def per_item(label: str, units: Sequence[str], values: npt.ArrayLike, **more: Any) -> Metric:
