@@ -50,7 +50,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "asked": {"questions": 10}, "cost": {"seconds": 1.0}, "warnings": ["The model answers without looking."],
         "errors": {"count": 1, "first": [{"id": "1", "image": "right", "reason": "gone"}]}, "unread": 1,
         "prompt": {"id": "0", "runs": [("c", "Human:"), ("m", "[image 1: 3 tokens]")], "ids": [1, 2]},
-        "head": ["", "questions"], "rows": [["accuracy", "10"]], "note": "", "examples": {},
+        "head": ["", "questions"], "rows": [["accuracy", "10"]], "note": "", "examples": {}, "unscored": "",
         "controls": {"right": scores, "none": scores}, "groups": scores,
     }  # fmt: skip
     groups: dict[str, Any] = {"date": "2026", "model": {"composition": "a/b"}, "commands": {"made by": "vlm eval x"}}

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -14,6 +15,7 @@ from vlm.cli.main import main
 from vlm.common.trust import state_root
 from vlm.config.api import EvaluationFiles, load_config
 from vlm.inference.engine import Engine
+from vlm.pages.card import page
 from vlm.runners.evaluate import digests
 from vlm.runners.evaluate.card_facts import groups_of, warnings_of
 from vlm.runners.evaluate.run import run_evaluation
@@ -75,6 +77,17 @@ def test_the_page_escapes_and_needs_no_other_file(out: Path) -> None:
     assert "<script>" not in page and "&lt;script&gt;alert(1)&lt;/script&gt; &amp;amp;" in page
     assert "http://" not in page.replace("http://www.w3.org", "") and page.count('class="bar"') >= 10
     assert 'scope="row"' in page and "Errors of pope" in page and "protocol official" in page
+
+
+def test_a_benchmark_that_others_judge_has_a_card_without_scores() -> None:
+    dataset: dict[str, Any] = {
+        "name": "x", "protocol": {"name": ""}, "asked": {"questions": 3}, "cost": {}, "warnings": [], "unread": 0,
+        "errors": {"count": 0, "first": []}, "prompt": {}, "head": [""], "rows": [], "note": "", "examples": {},
+        "unscored": "others judge", "controls": {}, "groups": [],
+    }  # fmt: skip
+    groups = {"date": "2026", "model": {"composition": "a/b"}, "weights": [], "commands": {}}
+    text = page("mine", groups, [dataset])
+    assert "others judge" in text and 'class="bar"' not in text and "<b>3</b>" in text
 
 
 def scored(right: float, none: float, **scores: int) -> dict[str, Result]:

@@ -78,7 +78,7 @@ class Eval:
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
     """The options of a standard benchmark that were given."""
     named = {"protocol": args.protocol, "split": args.split, "limit": args.limit}
-    named |= {"shots": args.shots, "shots_path": args.shots_data}
+    named |= {"shots": args.shots, "shots_path": args.shots_data, "choose": args.choose}
     return {k: v for k, v in named.items() if v}
 
 

@@ -16,7 +16,7 @@ from vlm.inference.batching.answers import Answers
 from vlm.inference.batching.asynchronous import AsyncAnswers
 from vlm.inference.decoding import decode
 from vlm.inference.generation import Generation
-from vlm.inference.ranking import Normaliser, Ranking, rank_candidates
+from vlm.inference.ranking import Normaliser, Ranking, rank_candidates, rows_of, sums_of, with_ending
 from vlm.inference.stopping import StopSequences, stop_sequences
 from vlm.inference.streaming import StreamedText, before, cleaner
 from vlm.processors.messages import Conversation, to_messages
@@ -269,3 +269,35 @@ class Engine(AsyncAnswers, Answers):
                 candidates,
                 normalise,
             )
+
+    def log_likelihoods(
+        self, conversations: Sequence[Conversation], endings: Sequence[Sequence[str]], *, end: bool = False
+    ) -> list[list[float]]:
+        """The log-probability of each ending of each conversation, summed over its tokens, in nats.
+
+        Media are encoded once, and endings that differ in their last token share a pass of the language model.
+
+        Args:
+            conversations: each ends with the user's question.
+            endings: possible answers of each; their number may differ. Without a token an ending has probability 1.
+            end: count what the template ends an answer with as well, so that the answer is this text and no longer one.
+
+        Raises:
+            PromptError: a conversation does not fit into the context together with its endings.
+            DataError: an image or video that cannot be read.
+        """
+        if len(conversations) != len(endings):
+            raise PromptError(f"{len(conversations)} conversations, but endings of {len(endings)}")
+        encode = self.processor.encode_answer
+        ids = [[encode(text, end) for text in own] for own in endings]
+        rows = rows_of(ids)
+        if not rows:
+            return [[] for _ in endings]
+        with self._naming_part(conversations):
+            prompts = self.examples(conversations)
+            inputs = self.fuse([with_ending(prompts[r.prompt], r.ids) for r in rows])
+            if self.positions is not None and inputs.segments.shape[1] > self.positions:
+                room = self.positions - max(len(r.ids) for r in rows)
+                prompts = self.examples([self._fit(c, room) for c in conversations])
+                inputs = self.fuse([with_ending(prompts[r.prompt], r.ids) for r in rows])
+            return sums_of(self.model, inputs, rows, ids)

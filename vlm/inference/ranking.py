@@ -1,10 +1,10 @@
-"""Ranks given answers by their loss."""
+"""Given answers after a prompt: their log-probabilities, and their order by the published loss."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
@@ -13,8 +13,11 @@ from torch.nn import functional
 
 from vlm.common.errors import NotFiniteError, UserError
 from vlm.common.types import IGNORE_INDEX, Example, Output
+from vlm.models.precision import autocast
 
 if TYPE_CHECKING:
+    from vlm.models.fusion.base import LLMInputs
+    from vlm.models.vlm import VLM
     from vlm.processors.processor import Processor
 
 Normaliser = Literal["published", "mean", "sum"]
@@ -22,6 +25,8 @@ Normaliser = Literal["published", "mean", "sum"]
 
 With ``published`` a candidate's score depends on its batch; it exists to reproduce published numbers.
 """
+AT_ONCE = 256
+"""Positions whose logits are held at a time."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ def rank_candidates(
     for column in range(max(map(len, candidates), default=0)):
         rows = [i for i, texts in enumerate(candidates) if column < len(texts)]
         answers = [processor.encode_answer(candidates[i][column]) for i in rows]
-        examples = [_with_answer(prompts[i], answer) for i, answer in zip(rows, answers, strict=True)]
+        examples = [with_ending(prompts[i], answer) for i, answer in zip(rows, answers, strict=True)]
         output = score(examples)
         assert output.logits is not None and output.labels is not None
         sums, numbers = token_losses(output.logits, output.labels)
@@ -97,6 +102,77 @@ def _published(labels: Tensor, counts: Tensor) -> Tensor:
     return torch.full_like(counts, int(prompts.max() + counts.max()) - 1)
 
 
-def _with_answer(prompt: Example, answer: list[int]) -> Example:
-    labels = [IGNORE_INDEX] * len(prompt.ids) + answer
-    return dataclasses.replace(prompt, ids=prompt.ids + answer, labels=labels)
+@dataclass
+class Row:
+    """A prompt with one ending, and which endings are read from it: those that it begins with, but for the last id."""
+
+    prompt: int
+    ids: list[int]
+    endings: list[int] = field(default_factory=list)
+
+
+def rows_of(endings: Sequence[Sequence[Sequence[int]]]) -> list[Row]:
+    """As few rows as the endings of each prompt need: options of one id share a row."""
+    result: list[Row] = []
+    for number, own in enumerate(endings):
+        rows: list[Row] = []
+        for place in sorted(range(len(own)), key=lambda k: -len(own[k])):
+            ids = list(own[place])
+            row = next((r for r in rows if r.ids[: len(ids) - 1] == ids[:-1]), None)
+            if row is None:
+                rows.append(row := Row(number, ids))
+            row.endings.append(place)
+        result += rows
+    return result
+
+
+def with_ending(prompt: Example, ids: list[int]) -> Example:
+    """The prompt with an ending, whose ids are the targets."""
+    labels = [IGNORE_INDEX] * len(prompt.ids) + ids
+    return dataclasses.replace(prompt, ids=prompt.ids + ids, labels=labels)
+
+
+@torch.inference_mode()
+def sums_of(
+    model: VLM, inputs: LLMInputs, rows: Sequence[Row], endings: Sequence[Sequence[Sequence[int]]]
+) -> list[list[float]]:
+    """The summed log-probability of each ending of each prompt.
+
+    Args:
+        model: the composition.
+        inputs: the fused ``rows``, in that order.
+        rows: see :func:`rows_of`.
+        endings: per prompt the ids of each ending.
+
+    Raises NotFiniteError: a log-probability that is not a number.
+    """
+    keep = inputs.predicts()
+    with autocast(keep.device, model.compute_dtype):
+        hidden = model.llm(inputs, keep)
+    starts = (keep.sum(1).cumsum(0) - keep.sum(1)).tolist()
+    at, ids, owners = list[int](), list[int](), list[tuple[int, int]]()
+    for row, start in zip(rows, starts, strict=True):
+        for place in row.endings:
+            wanted = endings[row.prompt][place]
+            at += range(start, start + len(wanted))
+            ids += wanted
+            owners += [(row.prompt, place)] * len(wanted)
+    result = [[0.0] * len(own) for own in endings]
+    for (prompt, place), value in zip(owners, _at(model, hidden, at, ids), strict=True):
+        result[prompt][place] += value
+    return result
+
+
+def _at(model: VLM, hidden: Tensor, positions: Sequence[int], ids: Sequence[int]) -> list[float]:
+    """Log-probability of each of ``ids`` at its position of ``hidden [t, d]``."""
+    where, wanted = (torch.tensor(list(v), dtype=torch.long, device=hidden.device) for v in (positions, ids))
+    result = torch.zeros(len(where), dtype=torch.float32, device=hidden.device)
+    for first in range(0, len(hidden), AT_ONCE):
+        with autocast(hidden.device, model.compute_dtype):
+            logits = model.llm.head(hidden[first : first + AT_ONCE]).float()
+        inside = ((where >= first) & (where < first + AT_ONCE)).nonzero()[:, 0]
+        own = where[inside] - first
+        result[inside] = logits[own, wanted[inside]] - logits.logsumexp(dim=-1)[own]
+    if not bool(result.isfinite().all()):
+        raise NotFiniteError("the log-probability of an answer is not a number", fix="check the weights and the dtypes")
+    return result.tolist()

@@ -25,7 +25,8 @@ def page(name: str, groups: Mapping[str, Any], datasets: Sequence[Mapping[str, A
         groups: facts about model, settings, scoring, versions and machine, by heading; beside these the ``date``, the
             ``weights`` (format, file, bytes, sha256) and the ``commands`` (what each does -> the command).
         datasets: of each its ``name``; ``asked``, ``protocol`` and ``cost`` (facts); ``warnings``; ``errors`` (count,
-            first), ``unread``; the ``prompt`` as read; ``head``, ``rows`` and ``note`` of its table of scores;
+            first), ``unread``; why it is ``unscored``, if so; the
+            ``prompt`` as read; ``head``, ``rows`` and ``note`` of its table of scores;
             ``controls`` (image control -> scores) and ``groups`` (scores) for the bars; ``examples`` (heading ->
             :class:`AnswerCard`).
 

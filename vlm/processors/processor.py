@@ -19,7 +19,7 @@ from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Image, Message,
 from vlm.processors.collate import VisualTokens
 from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.questions import asked_in, question_tokenizer, with_questions
-from vlm.processors.templates.base import MEDIUM, BaseTemplate, Segment
+from vlm.processors.templates.base import MEDIUM, BaseTemplate, Segment, without_end
 from vlm.processors.tokenizer.tokenizer import Tokenizer
 from vlm.processors.truncation import Span, keep_answers, keep_context, keep_first, keep_last, what_was_cut
 from vlm.processors.video.recipe import VideoRecipe
@@ -164,9 +164,11 @@ class Processor:
             segments = [replace(segment, bos=False) for segment in segments]
         return self._prompt(self._asked(segments, [(m, text) for m in parts]))
 
-    def encode_answer(self, text: str) -> list[int]:
-        """Ids of an answer after an open prompt, with its end, as training writes it."""
-        return [i for span in self._spans(self.template.answer_segments(text)) if span.supervised for i in span.ids]
+    def encode_answer(self, text: str, end: bool = True) -> list[int]:
+        """Ids of an answer after an open prompt, as training writes it; without ``end`` only those of the text."""
+        segments = self.template.answer_segments(text)
+        spans = self._spans(segments if end else without_end(segments))
+        return [i for span in spans if span.supervised for i in span.ids]
 
     def as_uint8(self) -> Processor:
         """A copy that returns images as uint8 (a quarter of the bytes); ``image.normalize`` completes them."""

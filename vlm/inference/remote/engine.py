@@ -157,10 +157,13 @@ class RemoteEngine(Engine):
         normalise: Normaliser = "published",
     ) -> list[Ranking]:
         """Raises UserError: vLLM tells no log-probabilities of a prompt that has rows."""
-        raise UserError(
-            "candidates cannot be ranked by a vLLM server: it tells no log-probabilities of a prompt with images",
-            fix="run the language model here (without --engine vllm)",
-        )
+        raise _untold()
+
+    def log_likelihoods(
+        self, conversations: Sequence[Conversation], endings: Sequence[Sequence[str]], *, end: bool = False
+    ) -> list[list[float]]:
+        """Raises UserError: as :meth:`rank`."""
+        raise _untold()
 
     def _ask(
         self, conversation: Conversation, generation: Generation, asking: Asking, stops: StopSequences | None = None
@@ -309,3 +312,10 @@ def _logprob(token: int, value: float, top: dict[str, float], count: int) -> Tok
     """vLLM names tokens ``token_id:7``, and lists the written one besides the ``count`` likeliest ones."""
     listed = sorted(((int(name.rpartition(":")[2]), p) for name, p in top.items()), key=lambda one: -one[1])
     return TokenLogprob(token, value, tuple(listed[:count]))
+
+
+def _untold() -> UserError:
+    return UserError(
+        "candidates cannot be ranked by a vLLM server: it tells no log-probabilities of a prompt with images",
+        fix="run the language model here (without --engine vllm)",
+    )

@@ -227,6 +227,15 @@ def answer_segment(*pieces: str, eos: bool = False, joined: bool = False) -> Seg
     return Segment("".join(pieces), supervised=True, eos=eos, joined=joined, literal=literal_stretches(pieces))
 
 
+def without_end(segments: Sequence[Segment]) -> list[Segment]:
+    """The segments up to where the words of the answer end, without the end that the template adds."""
+    last = max((k for k, s in enumerate(segments) if s.supervised and s.literal), default=-1)
+    if last < 0:
+        return list(segments)
+    words = segments[last]
+    return [*segments[:last], replace(words, text=words.text[: words.literal[-1][1]], eos=False)]
+
+
 def answered_turns(messages: Sequence[Message]) -> tuple[str | None, list[tuple[list[Message], str]]]:
     """System text, and (user messages, text of the answer) of the turns that have an answer."""
     system, turns = turns_of(messages)

@@ -100,10 +100,11 @@ def _section(dataset: str, entry: Asked, engine: Engine) -> tuple[dict[str, Any]
         "rows": cells,
         "note": note,
         "examples": cards,
-        "controls": {control: [r for r in found.rows() if not r.group] for control, found in by_control.items()},
+        "unscored": main.note,
+        "controls": {c: [r for r in found.rows() if not r.group] for c, found in by_control.items() if not found.note},
         "groups": groups_of(main),
     }
-    rows = {control: [dataclasses.asdict(row) for row in found.rows()] for control, found in by_control.items()}
+    rows = {c: [dataclasses.asdict(row) for row in found.rows()] for c, found in by_control.items() if not found.note}
     return {**shared, "prompt": stored, "scores": rows, "results": scores, "examples": plain}, shown
 
 

@@ -195,7 +195,15 @@ def ask(engine: Engine, dataset: Questions, generation: Generation, batch_size: 
     keys = dict(zip(prompts, distinct(key_of(prompt, options) for prompt in prompts.values()), strict=True))
     asked: dict[str, Question] = {key: partial(list, prompts[index]) for index, key in keys.items()}
     found = answer_all(engine, asked, generation, batch_size, parts=dataset.parts)
-    answers = [found[keys[i]] if i in keys else Answer("", _reason(dataset, i)) for i in range(len(dataset))]
+    answers = [found[keys[i]] if i in keys else Answer("", reason(dataset, i)) for i in range(len(dataset))]
+    return checked(answers, dataset)
+
+
+def checked(answers: list[Answer], dataset: Questions) -> list[Answer]:
+    """The answers; why some questions could not be asked is logged.
+
+    Raises DataError: more of them cannot be asked than ``dataset.max_bad_share`` allows.
+    """
     bad = [answer.error for answer in answers if answer.error]
     if bad and (len(bad) == len(dataset) or too_many(len(bad), len(dataset), dataset.max_bad_share)):
         shown = "".join(f"\n  - {text}" for text in bad[:SHOWN_RECORDS])
@@ -208,7 +216,7 @@ def ask(engine: Engine, dataset: Questions, generation: Generation, batch_size: 
     return answers
 
 
-def _reason(dataset: Questions, index: int) -> str:
+def reason(dataset: Questions, index: int) -> str:
     """Why a record cannot be read."""
     try:
         dataset[index]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vlm.common.registry import register_benchmark
-from vlm.tasks.answers import distinct
+from vlm.tasks.answers import distinct, key_of
 from vlm.tasks.benchmarks.base import EvalOptions, Prediction, Questions, Result, Score, ask, paths_of, prompt_of
+from vlm.tasks.benchmarks.own import graded, scored
 from vlm.tasks.judges import intervals, judge_of
+from vlm.tasks.judging.ask import AnyJudge
+from vlm.tasks.judging.base import Case, JudgeOptions, Verdict, agreement, label_of
 from vlm.tasks.metrics import majority, mean_of, summarise
 from vlm.tasks.scoring.statistics import per_item
 
@@ -31,25 +34,33 @@ class QuestionAnswering:
     class Config(EvalOptions):
         """What counts as a right answer."""
 
-        judge: str = "exact"  # exact, open, or package.module:function
+        metric: Literal["judge", "exact", "contains", "vqa", "cider", "iou"] = "judge"
+        judge: str | JudgeOptions = "exact"  # exact, open, package.module:function, or a language model
 
         def __post_init__(self) -> None:
             """Raises ConfigError for an unknown judge."""
-            judge_of(self.judge)
+            if isinstance(self.judge, str):
+                judge_of(self.judge)
 
     def run(self, engine: Engine, dataset: Questions, options: Config) -> Result:
         """The accuracy of one run, or the mean over one run per seed.
 
         Raises DataError: the dataset is empty; PromptError: a question does not fit the model.
         """
+        judge = AnyJudge(options.judge, engine)
         runs = [self.answer(engine, dataset, options, seed) for seed in options.seeds or (None,)]
-        result = result_of(*runs, card=self.card)
-        more = {"protocol": f"judge {options.judge}"} | ({"seeds": options.seeds} if options.seeds else {})
+        if options.metric != "judge":
+            result = graded(options.metric, [scored(options.metric, run, dataset) for run in runs], card=True)
+        else:
+            runs = [judged(judge, run) for run in runs]
+            result = result_of(*runs, card=self.card or isinstance(options.judge, JudgeOptions))
+            result = with_facts(result, options.judge, judge, runs[0], dataset)
+        more = {"protocol": protocol_of(options)} | ({"seeds": options.seeds} if options.seeds else {})
         return replace(result, scores={**result.scores, **more})
 
     def answer(self, engine: Engine, dataset: Questions, options: Config, seed: int | None = None) -> list[Prediction]:
-        """The judged answers, in the dataset's order; those of a ``seed`` are sampled."""
-        judge, predictions = judge_of(options.judge), []
+        """The answers, not yet judged, in the dataset's order; those of a ``seed`` are sampled."""
+        predictions = []
         texts = ask(engine, dataset, sampling_options(engine, options.max_new_tokens, seed), options.batch_size)
         for index, text in enumerate(texts):
             if text.error:
@@ -59,10 +70,18 @@ class QuestionAnswering:
             prompt = prompt_of(sample)
             question, reference = prompt[-1].text, "".join(m.text for m in sample.messages[len(prompt) :])
             fields = {k: record[k] for k in GROUPINGS if k in record}
-            right, media = judge(question, text, reference), paths_of(m for turn in prompt for m in turn.media)
-            name = sample.id or str(index)
-            predictions.append(Prediction(name, question, text, reference, right, fields, seed, media=media))
+            name, media = sample.id or str(index), paths_of(m for turn in prompt for m in turn.media)
+            predictions.append(Prediction(name, question, text, reference, None, fields, seed, media=media))
         return predictions
+
+
+def protocol_of(options: QuestionAnswering.Config) -> str:
+    """What scored the answers, in a few words; a language model is known by its name and a hash of all it was told."""
+    if options.metric != "judge":
+        return f"metric {options.metric}"
+    if isinstance(options.judge, str):
+        return f"judge {options.judge}"
+    return f"judge {options.judge.model or options.judge.run} {key_of(options.judge.facts())[:8]}"
 
 
 def sampling_options(engine: Engine, length: int | None, seed: int | None) -> Generation:
@@ -99,10 +118,55 @@ def result_of(*runs: Sequence[Prediction], card: bool = False) -> Result:
     if len(runs) > 1:
         scores |= mean_of(numbers) | {"runs": [n["overall"] for n in numbers]}
     note = "" if scores["count"] else "no question has a reference answer, nothing is scored"
-    names = list(distinct(p.id for p in scored[0]))
-    kinds = [None if (kind := r.get("type")) is None else str(kind) for r in records]
-    metrics = [per_item("accuracy", names, shares, groups=kinds)] if names else []
-    return Result(scores, predictions, table(scores), note, card, metrics=metrics)
+    types = [r.get("type") for r in records]
+    units = distinct(p.id for p in scored[0])
+    metrics = [per_item("accuracy", units, shares, groups=[None if t is None else str(t) for t in types])]
+    return Result(scores, predictions, table(scores), note, card, metrics=metrics if units else ())
+
+
+def judged(judge: AnyJudge, run: Sequence[Prediction]) -> list[Prediction]:
+    """A run with the judge's verdicts; an answer on which it gave none is an error, not a wrong answer."""
+    asked = {k: Case(p.question, p.answer, p.reference) for k, p in enumerate(run) if not p.error and p.reference}
+    verdicts = dict(zip(asked, judge.verdicts(list(asked.values())), strict=True))
+    return [_with_verdict(p, verdicts[k]) if k in verdicts else p for k, p in enumerate(run)]
+
+
+def _with_verdict(prediction: Prediction, verdict: Verdict) -> Prediction:
+    fields = {**prediction.fields, "verdict": verdict.text} if verdict.text else prediction.fields
+    return replace(prediction, right=verdict.right, fields=fields, error=verdict.error or None)
+
+
+def with_facts(
+    result: Result, named: str | JudgeOptions, judge: AnyJudge, run: Sequence[Prediction], dataset: Questions
+) -> Result:
+    """The result with what the judge is, its failures, and how far it agrees with the labels of records, if any.
+
+    A record's ``label`` (right or wrong, by a person) is of its field ``labelled_answer``, else of the model's answer.
+    """
+    more: dict[str, Any] = {}
+    if isinstance(named, JudgeOptions):
+        unread = sum(bool(p.error and p.question) for p in run)
+        more["judge"] = named.facts() | {"retries": judge.retries, "unreadable": unread}
+    records = [(p, dataset.record(k)) for k, p in enumerate(run) if p.question and p.reference]
+    labels = [(p, r, label_of(r["label"], p.id)) for p, r in records if r.get("label") is not None]
+    if labels:
+        own = [Case(p.question, str(r["labelled_answer"]), p.reference) for p, r, _ in labels if _has_answer(r)]
+        others = iter(judge.verdicts(own))
+        verdicts = [next(others).right if _has_answer(r) else p.right for p, r, _ in labels]
+        more["agreement"] = agreement(verdicts, [label for _, _, label in labels])
+    rows = [*result.rows(), *_agreement_rows(more.get("agreement"))] if more else result.table
+    return replace(result, scores={**result.scores, **more}, table=rows)
+
+
+def _has_answer(record: Mapping[str, Any]) -> bool:
+    return record.get("labelled_answer") is not None
+
+
+def _agreement_rows(found: Mapping[str, Any] | None) -> list[Score]:
+    if found is None:
+        return []
+    kappa = [Score("kappa", found["kappa"], unit="number")] if found["kappa"] is not None else []
+    return [Score("judge as people", found["accuracy"], found["count"]), *kappa]
 
 
 def table(scores: dict[str, Any]) -> list[Score]:

@@ -93,9 +93,11 @@ class Metric:
 
     def by_group(self) -> dict[str, tuple[float, int]]:
         """Number and count of units of each group, in the order of their names."""
-        names = sorted({g for g in self.groups if g is not None})
-        found = {g: np.asarray([k for k, own in enumerate(self.groups) if own == g]) for g in names}
-        return {g: (function_of(self.total)(self.rows[k]), len(k)) for g, k in found.items()}
+        found: dict[str, list[int]] = {}
+        for k, group in enumerate(self.groups):
+            if group is not None:
+                found.setdefault(group, []).append(k)
+        return {g: (function_of(self.total)(self.rows[found[g]]), len(found[g])) for g in sorted(found)}
 
     def stored(self) -> dict[str, Any]:
         """As JSON-ready data; :func:`restored` reads it."""

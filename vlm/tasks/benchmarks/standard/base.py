@@ -21,12 +21,13 @@ from vlm.common.errors import ConfigError, DataError, unknown
 from vlm.common.types import Message
 from vlm.datasets.base import MALFORMED
 from vlm.tasks.answers import Answer
-from vlm.tasks.benchmarks.base import Prediction, Questions, Result, Score, ask, paths_of
+from vlm.tasks.benchmarks.base import Prediction, Questions, Result, ask, paths_of
+from vlm.tasks.benchmarks.numbers import numbers_of, table_of
 from vlm.tasks.benchmarks.question_answering import sampling_options
 from vlm.tasks.benchmarks.standard import rules
 from vlm.tasks.benchmarks.standard.items import Files, Item, Items, asked, unique
 from vlm.tasks.benchmarks.standard.spec import Protocol, Spec, read_spec
-from vlm.tasks.scoring.statistics import Metric, averaged, interval
+from vlm.tasks.scoring.statistics import Metric, averaged
 
 if TYPE_CHECKING:
     from vlm.inference.engine import Engine
@@ -45,7 +46,7 @@ class StandardOptions:
     shots_path: str = ""  # annotations that they are drawn from, with another split's questions
     shots_media: str = ""  # folder of their images; empty: that of the questions
     seed: Seed = 0  # of the sample and of the examples
-    choose: Literal["generate", "likelihood"] = "generate"  # multiple choice: by the text, or the likeliest option
+    choose: Literal["", "generate", "likelihood"] = ""  # by the text, or the likeliest option; empty: the protocol's
     empty: Literal["error", "wrong"] = "error"  # an empty answer is counted apart, or as a wrong one
     batch_size: Count = 64
     max_new_tokens: Count | None = None  # null: the protocol's
@@ -126,14 +127,14 @@ class StandardBenchmark:
         """For each question, examples drawn for it: never itself, and none with its image."""
         if not options.shots_path:
             raise ConfigError("few-shot examples need shots_path", fix="name the annotations of the training split")
-        others = cls.items(
-            Files(Path(options.shots_path), Path(options.shots_media) if options.shots_media else files.folder())
-        )
+        split = "train" if "train" in cls.spec().splits else files.split
+        folder = Path(options.shots_media) if options.shots_media else files.folder()
+        others = cls.items(Files(Path(options.shots_path), folder, split))
         answer = cls.function("example_answer")
         result = []
         for item in items:
             rng = random.Random(f"{options.seed}/{item.id}")
-            usable = [o for o in rng.sample(others, min(len(others), options.shots + 8)) if o.media != item.media]
+            usable = [o for o in rng.sample(others, min(len(others), options.shots + 8)) if not _same(o, item)]
             turns = [
                 (asked(o, cls.prompt(protocol, o)), Message("assistant", answer(o))) for o in usable[: options.shots]
             ]
@@ -145,10 +146,8 @@ class StandardBenchmark:
         opened: Items = dataset.origin
         protocol = self.spec().protocol(options.protocol)
         options = _with_length(options, protocol, self.spec())
-        if options.choose == "likelihood":
-            from vlm.tasks.likelihood import likeliest
-
-            runs = [likeliest(engine, dataset, [item.choices for item in opened.items], options.batch_size)]
+        if (options.choose or protocol.choose) == "likelihood":
+            runs = [self._likeliest(engine, dataset, opened.items, protocol, options.batch_size)]
         else:
             seeds = options.seeds or (None,)
             runs = [
@@ -156,6 +155,19 @@ class StandardBenchmark:
                 for s in seeds
             ]
         return self.score(opened.items, runs, options, opened.digest)
+
+    @classmethod
+    def _likeliest(
+        cls, engine: Engine, dataset: Questions, items: Sequence[Item], protocol: Protocol, batch_size: int
+    ) -> list[Answer]:
+        """Multiple choice answers letters; other tasks have no letters and answer a text."""
+        from vlm.tasks.likelihood import likeliest
+
+        texts = [item.choices for item in items]
+        names = [tuple(rules.LETTERS[: len(own)]) for own in texts] if cls.spec().task == "choice" else texts
+        compared = names if protocol.compare == "letters" else texts
+        rule: Any = {"letters": "text", "texts": "text", "whole texts": "whole"}.get(protocol.compare, "published")
+        return likeliest(engine, dataset, compared, batch_size, names=names, rule=rule)
 
     @classmethod
     def score(
@@ -223,6 +235,11 @@ class StandardBenchmark:
         return [float(row[0]) for row in main.rows]
 
 
+def _same(one: Item, other: Item) -> bool:
+    """Whether two items show the same, or without media ask the same."""
+    return one.media == other.media and bool(one.media or one.question == other.question)
+
+
 @cache
 def _spec(file: Path) -> Spec:
     return read_spec(file)
@@ -258,10 +275,20 @@ def files_of(annotations: str, media: str, split: str) -> Files:
 
 
 def sample(items: Sequence[Item], limit: int, seed: int) -> list[Item]:
-    """All items, or ``limit`` of them, drawn with ``seed``, in the order of the file."""
+    """All items, or ``limit`` of them, drawn with ``seed``, in the order of the file.
+
+    Items with the same field ``unit`` are scored together; as many units are drawn as fit into ``limit``, at least one.
+    """
     if not limit or limit >= len(items):
         return list(items)
-    return [items[k] for k in sorted(random.Random(seed).sample(range(len(items)), limit))]
+    units: dict[Any, list[int]] = {}
+    for place, item in enumerate(items):
+        units.setdefault(item.fields.get("unit", item.id), []).append(place)
+    order = random.Random(seed).sample(list(units.values()), min(limit, len(units)))
+    drawn = order[0]
+    for places in order[1:]:
+        drawn = drawn + places if len(drawn) + len(places) <= limit else drawn
+    return [items[place] for place in sorted(drawn)]
 
 
 def _not_empty(answer: Answer, empty: str) -> Answer:
@@ -290,40 +317,3 @@ def _plain(references: Any) -> str:
     if isinstance(references, Mapping):
         return ", ".join(f"{k}: {v}" for k, v in references.items())
     return str(references)
-
-
-def numbers_of(runs: Sequence[Sequence[Metric]]) -> dict[str, Any]:
-    """Values, intervals and groups of every metric, means over the runs; the first metric is the primary one."""
-    same = {m.label: [run[k] for run in runs] for k, m in enumerate(runs[0])}
-    groups = {label: [m.by_group() for m in found] for label, found in same.items()}
-    result: dict[str, Any] = {
-        "primary": next(iter(same), ""),
-        "metrics": {label: _mean([m.value() for m in found]) for label, found in same.items()},
-        "intervals": {label: interval(found) for label, found in same.items()},
-        "by_group": {
-            label: {g: {"value": _mean([f[g][0] for f in found]), "count": count} for g, (_, count) in found[0].items()}
-            for label, found in groups.items()
-            if found[0]
-        },
-    }
-    return result | ({"runs": {k: [m.value() for m in v] for k, v in same.items()}} if len(runs) > 1 else {})
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known else None
-
-
-def table_of(metrics: Sequence[Metric], scores: Mapping[str, Any]) -> list[Score]:
-    """A row per metric, then a row per group of the first one, then what could not be scored."""
-    rows = [
-        Score(m.label, scores["metrics"][m.label], len(m.units), scores["intervals"][m.label], unit=m.unit)
-        for m in metrics
-    ]
-    if metrics:
-        groups = scores["by_group"].get(metrics[0].label, {})
-        rows += [
-            Score(g, found["value"], found["count"], unit=metrics[0].unit, group=True) for g, found in groups.items()
-        ]
-    rows += [Score(label, scores[label], unit="number") for label in ("unread", "errors") if scores[label]]
-    return rows

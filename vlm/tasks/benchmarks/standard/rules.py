@@ -16,6 +16,11 @@ def stripped(output: str, item: Item) -> str:
     return output.strip()
 
 
+def as_written(output: str, item: Item) -> str:
+    """The answer as it is, for scripts that compare to the letter or clean it themselves."""
+    return output
+
+
 def options_of(item: Item) -> str:
     """The choices of an item, one on each line: ``A. a dog``."""
     return "\n".join(f"{LETTERS[k]}. {choice}" for k, choice in enumerate(item.choices))
@@ -27,6 +32,17 @@ def exact(items: Sequence[Item], answers: Sequence[str]) -> Metric:
         "accuracy", [i.id for i in items], [float(a == i.references) for i, a in zip(items, answers, strict=True)],
         groups=[i.fields.get("type") for i in items],
     )  # fmt: skip
+
+
+def is_right(items: Sequence[Item], answers: Sequence[str]) -> list[float]:
+    """Whether each answer is equal to the reference, to the letter."""
+    return [float(answer == item.references) for item, answer in zip(items, answers, strict=True)]
+
+
+def letter(output: str, item: Item) -> str | None:
+    """The letter of an option, if the whole answer is one."""
+    text = output.strip()
+    return text if text in LETTERS[: len(item.choices)] and len(text) == 1 else None
 
 
 def example_answer(item: Item) -> str:

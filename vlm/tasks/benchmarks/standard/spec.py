@@ -28,6 +28,8 @@ class Protocol:
     primary: str = ""  # label of the metric that stands for all; empty: the first
     right: str = ""  # function(items, answers) -> share of each item; empty: the rows of the primary metric
     max_new_tokens: Count | None = None  # null: the benchmark's
+    choose: Literal["generate", "likelihood"] = "generate"  # what an entry that does not say gets
+    compare: Literal["letters", "texts", "whole texts", "published"] = "letters"  # see tasks/likelihood.py
 
 
 @dataclass(frozen=True)

@@ -88,8 +88,12 @@ def _rows(file: Path) -> Iterable[Mapping[str, Any]]:
     data = files.json("")
     if isinstance(data, dict):
         lists = [v for v in data.values() if isinstance(v, list)]
-        return lists[0] if len(lists) == 1 else [{"id": k, "answer": v} for k, v in data.items()]
+        return lists[0] if len(lists) == 1 else [_named(k, v) for k, v in data.items()]
     return data if isinstance(data, list) else ()
+
+
+def _named(name: str, value: Any) -> Mapping[str, Any]:
+    return {**value, "id": name} if isinstance(value, Mapping) else {"id": name, "answer": value}
 
 
 def _first(row: Mapping[str, Any], names: Sequence[str]) -> Any:
