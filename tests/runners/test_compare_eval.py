@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -222,3 +224,13 @@ def test_a_hostile_card_changes_nothing(tmp_path: Path) -> None:
         and "./javascript%3Aalert%281%29/evaluation_card.html" in links
     )
     assert "'=1+1" in csv_text(found) and ",=1+1" not in csv_text(found) and "passwd" not in " ".join(links)
+
+
+def test_totals_of_other_modules_are_found(tmp_path: Path) -> None:
+    """In a process that has read no benchmark."""
+    rows = np.tile([[1.0, 0, 0, 0], [0, 1, 1, 0]], (20, 1))
+    run = write_run(tmp_path / "run", [Metric("f1", NAMES, rows, "f1_of_sets")])
+    code = "from vlm.cli.main import main; raise SystemExit(main())"
+    asked = [sys.executable, "-c", code, "eval", "compare", str(run), str(run)]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "no difference shown" in done.stdout, done.stderr
