@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -59,7 +59,7 @@ def _share_int8(model: VLM, other: VLM) -> int:
     return saved
 
 
-def _file_of(model: VLM, name: str) -> str | None:
+def _file_of(model: VLM, name: str) -> Hashable:
     """The file that an int8 layer was made from; of several layers joined in one, that of the first."""
     return model.read_from.get(f"{name.removesuffix('.joined.layer')}.weight")
 
