@@ -6,6 +6,7 @@
 # make test-latest  the suite on the newest version of every dependency, in .venv-latest
 # make test-oldest  the suite on the lowest versions that pyproject.toml allows, in .venv-oldest
 # make test-wheel   builds the wheel and runs the quickstart from it in an empty environment and folder
+# make test-lmms    the tests with lmms-eval, in .venv-lmms: its few packages on top of .venv
 # make lint         ruff and mypy
 # make docs         the documentation under site/; a broken link fails
 # make bench        the side-by-side measurements under benchmarks/, and their tables in docs/benchmarks.md
@@ -16,7 +17,7 @@ SEED ?= 0
 PYTEST := -m pytest -n 2 --dist worksteal
 FAST := not (golden or equivalence or faults or browser or cli or extend or slow or heavy)
 
-.PHONY: quickstart demo test test-fast coverage test-latest test-oldest test-wheel lint docs bench install clean
+.PHONY: quickstart demo test test-fast coverage test-latest test-oldest test-wheel test-lmms lint docs bench install clean
 
 install: $(VENV)/.installed
 
@@ -59,6 +60,18 @@ test-oldest: install
 test-wheel: install
 	$(BIN)/python tools/check_wheel.py
 
+# lmms-eval pins an old wandb and lists a hundred packages, of which its evaluator and local tasks import these; the
+# first line makes what .venv holds importable behind them
+LMMS := loguru tenacity pytablewriter sacrebleu evaluate "filelock>=3.16,<4"
+
+test-lmms: install
+	test -x .venv-lmms/bin/python || $(PYTHON) -m venv .venv-lmms
+	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+		> "$$(.venv-lmms/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/vlm_venv.pth"
+	.venv-lmms/bin/python -m pip install --quiet $(LMMS)
+	.venv-lmms/bin/python -m pip install --quiet --no-deps "lmms-eval==0.7.3"
+	.venv-lmms/bin/python $(PYTEST) -m lmms --untested-versions tests/tasks/benchmarks $(PYTEST_ARGS)
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -76,6 +89,7 @@ bench: install
 	$(BIN)/python -m benchmarks.int8 --model output/quickstart/stage2 --batches
 	$(BIN)/python -m benchmarks.data_loader
 	$(BIN)/python -m benchmarks.image_decode
+	test ! -x .venv-lmms/bin/python || .venv-lmms/bin/python -m benchmarks.evaluate
 	$(BIN)/python -m benchmarks.readme
 
 clean:

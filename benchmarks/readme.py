@@ -129,6 +129,20 @@ def serving_table() -> str:
     return "\n".join(lines)
 
 
+def evaluate_table() -> str:
+    """``vlm eval`` against lmms-eval with the same model."""
+    found = read("evaluate_cpu")
+    rates = found["questions_per_second"]
+    lines = [f"| {found['questions']:,} questions, embedded model, {cores(found)} | questions/s |", "|---|---|"]
+    lines += [f"| {name} | {rate:.1f} |" for name, rate in rates.items()]
+    different = ", ".join(map(str, found["different_answers"]))
+    lines += [
+        "",
+        f"Answers that differ from those of `vlm eval`: {different}. Batch size of `vlm eval`: {found['batch_size']}.",
+    ]
+    return "\n".join(lines)
+
+
 def _memory(run: dict[str, Any]) -> str:
     readings = [reading["mib"] for reading in run["memory"]]
     return "not measured" if not readings else f"{readings[0]:.0f} / {readings[-1]:.0f}"
@@ -173,6 +187,7 @@ TABLES = {
         "data-table": data_table,
     },
     "guides/serve.md": {"load-table": serving_table},
+    "guides/lmms_eval.md": {"evaluate-table": evaluate_table},
 }
 
 

@@ -14,7 +14,7 @@ from vlm.cli.main import main
 from vlm.common.errors import printable
 from vlm.config.api import load_config
 from vlm.inference.load import read_source
-from vlm.models.llm.int8 import unsupported
+from vlm.models.llm.linear.int8 import unsupported
 from vlm.pages.compare import read_predictions
 from vlm.systems.visualcla.api import chat, get_model_and_tokenizer_and_processor
 

@@ -14,7 +14,21 @@ from vlm.config.shipped import find
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "docs" / "extend" / "examples"
-FREE = ("python3", "pip", "conda", "cd", "source", "wget", "curl", "docker", "img2dataset", "hf", "head", "pytest")
+FREE = (
+    "python3",
+    "pip",
+    "conda",
+    "cd",
+    "source",
+    "wget",
+    "curl",
+    "docker",
+    "img2dataset",
+    "hf",
+    "head",
+    "pytest",
+    "lmms-eval",
+)
 """Programs of others, whose arguments nothing here can check."""
 
 

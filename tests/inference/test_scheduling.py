@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
+from vlm.common.errors import BusyError, PromptError
+from vlm.common.types import Message
 from vlm.inference.batching.answer import Answer, Asking
 from vlm.inference.engine import Engine
+from vlm.inference.generation import EVALUATION, Generation
 from vlm.systems.minigpt4.template import Vicuna0
 from vlm.testing import tiny_engine
 
@@ -83,6 +86,27 @@ def test_a_thread_that_cannot_start_is_told_and_tried_again(engine: Engine, monk
         with pytest.raises(RuntimeError, match="new thread"):
             asyncio.run(read(ask(engine)))
     assert asyncio.run(asyncio.wait_for(read(ask(engine)), 5)) == ask(engine).result()
+
+
+def test_questions_asked_together_are_answered_as_alone(engine: Engine, image: Any) -> None:
+    greedy = Generation(max_new_tokens=4, do_sample=False, repetition_penalty=1.0)
+    asked = [[Message("user", [image(color), text])] for color in ("red", "blue") for text in ("What?", "Which one?")]
+    alone = [engine.submit(question, greedy).result() for question in asked]
+    engine.forget()
+    sizes, encode = list[int](), engine.model.encode
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.model, "encode", lambda pixels, *more: sizes.append(len(pixels)) or encode(pixels, *more))
+        answers = engine.submit_all(asked, greedy)
+    assert [answer.result() for answer in answers] == alone and sizes == [2]  # different images, encoded at once
+    with pytest.raises(PromptError, match="beam"):
+        engine.submit_all(asked, greedy.replace(num_beams=2))
+
+
+def test_all_questions_are_asked_together_or_none(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine.scheduler, "serving", dataclasses.replace(engine.scheduler.serving, queue=2))
+    with pytest.raises(BusyError):
+        engine.submit_all(["Hi."] * 3, EVALUATION)
+    assert len(engine.submit_all(["Hi."] * 2, EVALUATION)) == 2  # nothing of the three is left in the queue
 
 
 def _broken(*_: Any) -> None:

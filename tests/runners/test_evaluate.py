@@ -61,6 +61,7 @@ def test_all_datasets_and_controls_are_scored_and_written(cfg, tmp_path):
     assert lines[0] == {
         "dataset": "held_out", "image": "right", "id": "q0", "question": "What color?", "answer": "red",
         "reference": "red", "right": True, "type": "color", "objects": 1, "unseen_pair": False,
+        "media": [str(tmp_path / "0.png")],
     }  # fmt: skip
 
 

@@ -84,7 +84,9 @@ def test_evaluation_with_controls_and_card(config: Path, capsys: pytest.CaptureF
     card = json.loads((out / "small_card.json").read_text())
     assert card["datasets"]["open_vqa_videos"]["asked"]["questions"] == 2
     assert card["datasets"]["open_vqa_images"]["results"]["blank"]["overall"] is not None
-    assert card["datasets"]["open_vqa_videos"]["asked"]["a whole prompt"] == "[image or video]user: does it move?\nbot:"
+    prompt = card["datasets"]["open_vqa_videos"]["prompt"]
+    assert prompt["text"].endswith("user: does it move?⏎\nbot:") and prompt["ids"][0] in prompt["text"]
+    assert prompt["ids"][0].startswith("[video of ") and all(isinstance(k, int) for k in prompt["ids"][1:])
     assert (
         card["datasets"]["open_vqa_images"]["asked"]["judge"].endswith("long_or_red")
         and "top_k" not in card["settings"]

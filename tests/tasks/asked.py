@@ -17,12 +17,12 @@ class OneAnswer:
 
 
 class Asked:
-    """``submit`` by a ``generate`` that a test writes."""
+    """``submit_all`` by a ``generate`` that a test writes."""
 
     allow_urls = False
 
     def examples(self, conversations):
         return conversations
 
-    def submit(self, asked, generation):
-        return OneAnswer(self.generate([asked], generation)[0])
+    def submit_all(self, asked, generation):
+        return [OneAnswer(text) for text in self.generate(asked, generation)]

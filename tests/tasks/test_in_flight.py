@@ -38,6 +38,7 @@ class Engine:
     def __init__(self, long: str = "", refusals: int = 0) -> None:
         self.long, self.refusals = long, refusals
         self.asked: dict[str, Held] = {}
+        self.groups: list[list[str]] = []
         self.most = 0
         self.lock = threading.Lock()
 
@@ -47,19 +48,23 @@ class Engine:
     def generate(self, conversations, generation):
         raise NotFiniteError("the bridge computes no numbers")
 
-    def submit(self, messages, generation) -> Held:
-        text = messages[-1].text
+    def submit_all(self, conversations, generation) -> list[Held]:
+        names = [messages[-1].text for messages in conversations]
         with self.lock:
             if self.refusals:
                 self.refusals -= 1
                 raise BusyError("full", retry_after=0.001)
-            if text == "bad":
+            if "bad" in names:
                 raise DataError("bad: no image")
-            answer = self.asked[text] = Held(text)
+            if "crash" in names:
+                raise RuntimeError("out of memory")
+            self.groups.append(names)
+            answers = [self.asked.setdefault(name, Held(name)) for name in names]
             self.most = max(self.most, sum(not a.over.is_set() for a in self.asked.values()))
-        if text != self.long:
-            answer.over.set()
-        return answer
+        for answer in answers:
+            if answer.text != self.long:
+                answer.over.set()
+        return answers
 
 
 def texts(*names: str) -> dict:
@@ -105,3 +110,28 @@ def test_when_one_answer_fails_the_others_are_ended():
         for _ in InFlight(engine, EVALUATION, 2).answers(texts("long", "a", "broken", *map(str, range(20)))):
             pass
     assert engine.asked["long"].cancelled
+
+
+def test_questions_are_asked_in_groups_whose_images_are_encoded_together():
+    engine, found = Engine(long="q3"), {}
+    for group in InFlight(engine, EVALUATION, 32).answers(texts(*(f"q{k}" for k in range(50)))):
+        found |= group
+        if len(found) == 49:
+            engine.asked["q3"].over.set()
+    assert found == {f"q{k}": f"q{k}" for k in range(50)} and engine.most <= 32
+    assert sorted(name for names in engine.groups for name in names) == sorted(found)
+    assert [len(names) for names in engine.groups[:5]] == [8] * 5  # of the 40 that are prepared at first
+
+
+def test_in_a_group_those_that_cannot_be_asked_stand_alone():
+    engine, found = Engine(refusals=2), {}
+    for group in InFlight(engine, EVALUATION, 32).answers(texts("a", "b", "bad", *map(str, range(20)))):
+        found |= group
+    assert isinstance(found.pop("bad"), DataError)
+    assert found == {name: name for name in ("a", "b", *map(str, range(20)))}
+
+
+def test_what_ends_the_asking_of_a_group_ends_the_run():
+    with pytest.raises(RuntimeError, match="out of memory"):
+        for _ in InFlight(Engine(), EVALUATION, 32).answers(texts("a", "crash", *map(str, range(20)))):
+            pass

@@ -257,7 +257,7 @@ def test_judge_and_several_runs():
     assert chosen.max_new_tokens == 64
     result = OpenVqa().run(Sentences(), Questions(Rows()), chosen)
     assert [p.right for p in result.predictions] == [True] * 4
-    assert result.card and not run().card
+    assert result.card and run().card
     wrong = [replace(p, answer="pink", right=False) for p in result.predictions]
     found = result_of(result.predictions, wrong).scores
     assert found["overall"] == 0.5 and found["runs"] == [1.0, 0.0] and found["by_type"] == {"color": 0.5}

@@ -28,6 +28,8 @@ class Eval:
     examples:
       vlm eval tiny/eval
       vlm eval output/mine --dataset vqa --images right,wrong,none
+      vlm eval compare results/before results/after --output compare_eval.html
+      vlm eval leaderboard results
     """
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -67,6 +69,7 @@ class Eval:
             seeds=numbers_of(args.seeds),
             judge=args.judge,
             allow_random=args.allow_random,
+            command=args.words,
             show=say,
         )
         return 0
@@ -107,7 +110,7 @@ def score_answers(args: argparse.Namespace) -> int:
     if not issubclass(benchmark, StandardBenchmark):
         raise UserError(f"{args.benchmark} reads no original files", fix="vlm eval --predictions FILE --data FILE")
     options = read_options(benchmark, {"protocol": "official"} | options_of(args), {})
-    result = score_file(benchmark, _data(args), args.media_root, args.answers, options)
+    result = score_file(benchmark, _data(args), args.media_root, args.answers, options, args.dataset)
     say(f"{args.benchmark}, {result.scores['protocol']}:{table(result)}")
     if args.output is not None:
         write_results(make_folder(args.output), "evaluation", {args.benchmark: {"right": result}})

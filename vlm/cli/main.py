@@ -70,7 +70,7 @@ def _run(argv: Sequence[str] | None) -> int:
             return USER_FAULT
         command: Command = resolve("command", name)()
         args = parser_of(name, command).parse_args(arguments[words:])
-        args = argparse.Namespace(**expand_home(vars(args)))
+        args = argparse.Namespace(**expand_home(vars(args)), words=["vlm", *arguments])
         setup_logging()
         with trusting(vars(args).get("trust", False)):
             return int(command.main(args) or 0)

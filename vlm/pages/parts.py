@@ -33,7 +33,8 @@ def render(template: str, **values: Any) -> str:
 
     Raises DataError: an image cannot be read.
     """
-    return _environment().get_template(template).render({"kind": "", "script": "", **values})
+    text = _environment().get_template(template).render({"kind": "", "script": "", **values})
+    return text.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair cannot be written
 
 
 @cache

@@ -56,12 +56,15 @@ def _card(
     length = (visual_tokens or VisualTokens()).fused_length(shown.example)
     card["meta"] += [f"{length:,} positions", f"{shown.example.num_targets:,} trained"]
     card["meta"] += [f"cut: {shown.example.cut}"] if shown.example.cut is not None else []
-    runs = _runs(pieces(shown.example, tokenizer, visual_tokens))
+    runs = runs_of(pieces(shown.example, tokenizer, visual_tokens))
     return card | {"images": _images(shown.example, recipe), "runs": runs}
 
 
-def _runs(found: Sequence[Piece]) -> list[tuple[str, str]]:
-    """CSS class and text (with its spaces) of each run of pieces of the same kind."""
+def runs_of(found: Sequence[Piece]) -> list[tuple[str, str]]:
+    """Kind and text (with its spaces) of each run of pieces of the same kind.
+
+    The kind is a CSS class: ``m`` a medium, ``t`` text that is trained on, ``c`` other text.
+    """
     out = []
     for (trained, medium), run in groupby(found, key=lambda p: (p.trained, p.medium)):
         text = "".join(p.text for p in run)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from vlm.checkpoint.strict import WRAPPED
-from vlm.models.llm.int8 import Int8Linear
+from vlm.models.llm.linear.int8 import Int8Linear
 
 if TYPE_CHECKING:
     from vlm.models.vlm import VLM
@@ -50,13 +50,18 @@ def _share_int8(model: VLM, other: VLM) -> int:
         if not isinstance(mine, Int8Linear) or _layer(name) not in theirs:
             continue
         their_name, layer = theirs[_layer(name)]
-        file = model.read_from.get(f"{name}.weight")
-        is_same = file is not None and file == other.read_from.get(f"{their_name}.weight")
+        file = _file_of(model, name)
+        is_same = file is not None and file == _file_of(other, their_name)
         if layer is not mine and is_same and layer.packed == mine.packed and _is_same(layer.scale, mine.scale):
             parent, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(parent), attribute, layer)
             saved += mine.weight.numel() * mine.weight.element_size()
     return saved
+
+
+def _file_of(model: VLM, name: str) -> Hashable:
+    """The file that an int8 layer was made from; of several layers joined in one, that of the first."""
+    return model.read_from.get(f"{name.removesuffix('.joined.layer')}.weight")
 
 
 def own_weights(model: VLM) -> None:

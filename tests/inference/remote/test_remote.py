@@ -91,6 +91,7 @@ def wait_for(done) -> None:
 def test_answers_are_those_of_the_plain_engine(plain, remote, server) -> None:
     expected = plain.generate(asked(), GREEDY)
     assert remote.generate(asked(), GREEDY) == expected
+    assert [answer.result() for answer in remote.submit_all(asked(), GREEDY)] == expected
     assert remote.generate_ids(asked(), GREEDY) == plain.generate_ids(asked(), GREEDY)
     assert [join(remote.stream(c, GREEDY)) for c in asked()] == expected
     assert remote.chat("What color?", image=RED, generation=GREEDY) == expected[1]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vlm.common.errors import DataError
-from vlm.tasks.scoring.statistics import TOTALS, Metric, difference, interval, per_item, restored
+from vlm.tasks.scoring.statistics import TOTALS, Metric, averaged, difference, interval, per_item, restored
 
 NAMES = [str(k) for k in range(400)]
 RNG = np.random.default_rng(0)
@@ -44,7 +44,19 @@ def test_groups_and_storing() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"rows": [[1], ["a"], [2]]}, {"total": "sum"}, {"units": ["x"]}, {"label": None, "units": None}]
+    "change",
+    [
+        {"rows": [[1], ["a"], [2]]},
+        {"rows": [[], [], []]},
+        {"rows": [[1], [None], [1]]},
+        {"units": ["x", "x", "y"]},
+        {"total": "sum"},
+        {"units": ["x"]},
+        {"label": None, "units": None},
+        {"total": "f1"},
+        {"total": "ratio"},
+        {"rows": [[1], [2]]},
+    ],
 )
 def test_values_of_another_form_are_one_message(change: dict) -> None:
     stored = per_item("a", ["x", "y", "z"], [1, 0, 0.5]).stored() | change
@@ -75,3 +87,47 @@ def test_other_questions_cannot_be_compared() -> None:
         difference(per_item("a", ["x", "y"], [1, 0]), per_item("a", ["x", "z"], [1, 0]))
     with pytest.raises(DataError, match="other questions"):
         difference(per_item("a", ["x"], [1]), Metric("a", ["x"], np.ones((1, 3)), "f1"))
+
+
+def test_totals_of_sums_are_drawn_like_those_of_rows() -> None:
+    """What only needs sums is drawn by how often each distinct row occurs; another name for the total is not."""
+    rng = np.random.default_rng(2)
+    first, second = (np.asarray(rng.random((400, 3)) < p, dtype=float) for p in ([0.4, 0.4, 0.4], [0.55, 0.4, 0.3]))
+    TOTALS["f1 by rows"] = TOTALS["f1"]
+    try:
+        fast, slow = (
+            difference(Metric("f1", NAMES, first, name), Metric("f1", NAMES, second, name), draws=1500)
+            for name in ("f1", "f1 by rows")
+        )
+    finally:
+        del TOTALS["f1 by rows"]
+    assert (fast.first, fast.second) == (slow.first, slow.second)
+    assert list(fast.interval) == pytest.approx(list(slow.interval), abs=0.015) and fast.p == pytest.approx(
+        slow.p, abs=0.01
+    )
+
+
+@pytest.mark.parametrize(
+    ("spread", "p", "low", "high"), [(0.0, 0.0363, 0.00417, 0.0625), (0.3, 0.5113, -0.02638, 0.05329)]
+)
+def test_p_and_bounds_are_those_of_scipy(spread: float, p: float, low: float, high: float) -> None:
+    """Recorded with scipy 1.17.1 and 200,000 draws.
+
+    ``permutation_test((y, x), mean of y - mean of x, permutation_type="samples")``, and
+    ``bootstrap((y - x,), mean, method="percentile")``.
+    """
+    k = np.arange(480)
+    first = (k * 7 % 13 < 6).astype(float)
+    second = np.where(k % 5 == 0, k * k % 11 < 5, first).astype(float)
+    first, second = first + np.sin(k) * spread, second + np.cos(k) * spread - (0.02 if spread else 0)
+    names = [str(n) for n in k]
+    found = difference(per_item("a", names, first), per_item("a", names, second), draws=6000)
+    assert found.p == pytest.approx(p, abs=0.02)
+    assert list(found.interval) == pytest.approx([low, high], abs=0.006)
+
+
+def test_several_runs_are_stored_as_one() -> None:
+    runs = [per_item("a", ["x", "y"], [1, 0], groups=["g", "g"]), per_item("a", ["x", "y"], [0, 0], groups=["g", "g"])]
+    assert averaged(runs).rows.tolist() == [[0.5], [0.0]] and averaged(runs).by_group() == {"g": (0.25, 2)}
+    f1 = [Metric("f", ["x"], np.ones((1, 3)) * k, "f1") for k in (1, 2)]
+    assert averaged(f1) is f1[0]

@@ -102,6 +102,26 @@ class Answers(Prompts):
         self.scheduler.add(row)
         return row.answer
 
+    def submit_all(
+        self, conversations: Sequence[Conversation], generation: Generation, asking: Asking | None = None
+    ) -> list[Answer]:
+        """:meth:`submit` of several questions, whose images are encoded together: all are asked, or none."""
+        generation, asking = self.options(generation), asking or Asking()
+        if generation.num_beams > 1:
+            raise PromptError("an answer by beam search is not written token by token", fix="set num_beams to 1")
+        started = time.monotonic()
+        self.scheduler.check_queue()  # before the images are encoded
+        rows = self._rows([to_messages(c, allow_urls=self.allow_urls) for c in conversations], generation, asking)
+        try:
+            for row in rows:
+                row.answer.times.asked = started  # images are encoded by now
+                self.scheduler.add(row)
+        except BusyError:
+            for row in rows:
+                row.answer.cancel()
+            raise
+        return [row.answer for row in rows]
+
     def options(self, generation: Generation | None = None, **changes: Any) -> Generation:
         """``generation``, or the defaults of this model, with changes. Raises UserError: an unknown option."""
         if generation is not None and not isinstance(generation, Generation):

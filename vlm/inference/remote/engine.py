@@ -122,6 +122,20 @@ class RemoteEngine(Engine):
         conversation = to_messages(messages, image, video, allow_urls=self.allow_urls)
         return self._ask(conversation, self.options(generation, **options), asking or Asking())
 
+    def submit_all(
+        self, conversations: Sequence[Conversation], generation: Generation, asking: Asking | None = None
+    ) -> list[Answer]:
+        """See ``Engine.submit_all``; asked one after the other."""
+        answers: list[Answer] = []
+        try:
+            for conversation in conversations:
+                answers.append(self.submit(conversation, generation, asking))
+        except UserError:
+            for answer in answers:
+                answer.cancel()
+            raise
+        return answers
+
     def _together(self, generation: Generation) -> bool:
         """Always; raises UserError where the server cannot."""
         check_options(generation, Asking())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,19 @@ from vlm.common.types import Image, Video
 from vlm.config.api import Config
 from vlm.pages.card import page
 from vlm.pages.parts import AnswerCard
-from vlm.tasks.benchmarks.base import Prediction, Questions, Result, Score, prompt_of
+from vlm.runners.evaluate.card_facts import (
+    commands,
+    cost_of,
+    environment,
+    errors_of,
+    groups_of,
+    prompt_facts,
+    warnings_of,
+    weights_of,
+)
+from vlm.tasks.benchmarks.base import Prediction, Questions, Result, Score
 from vlm.tasks.benchmarks.image_controls import CONTROLS
+from vlm.tasks.benchmarks.standard.base import StandardBenchmark
 
 if TYPE_CHECKING:
     from vlm.inference.engine import Engine
@@ -27,7 +39,9 @@ ANSWERS_SHOWN = 6
 IDLE = ("top_p", "top_k", "temperature", "seed")  # generation options without effect on greedy answers
 
 
-def write_card(folder: Path, name: str, cfg: Config, engine: Engine, asked: Mapping[str, Asked]) -> Path:
+def write_card(
+    folder: Path, name: str, cfg: Config, engine: Engine, asked: Mapping[str, Asked], command: Sequence[str] = ()
+) -> Path:
     """Write ``<name>_card.html``, which is returned, and ``<name>_card.json``.
 
     Args:
@@ -36,41 +50,73 @@ def write_card(folder: Path, name: str, cfg: Config, engine: Engine, asked: Mapp
         cfg: its configuration.
         engine: the model that answered.
         asked: by name of the dataset: the benchmark, the questions and the results.
+        command: the words that asked for the evaluation.
     """
     scoring = {"intervals": "95 %, bootstrap over questions", "vlm": VERSION}
     groups = {"model": model_facts(cfg), "settings": settings(engine), "scoring": scoring}
-    card: dict[str, Any] = {"name": name, **groups, "datasets": {}}
+    weights, made = weights_of(cfg), commands(folder, name, asked, command)
+    facts = {"weights": weights, "environment": environment(engine), "commands": made}
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    card: dict[str, Any] = {"name": name, "date": date, **groups, **facts, "datasets": {}}
     sections = []
     for dataset, entry in asked.items():
-        by_control, questions = entry.results, Questions(entry.dataset)
-        examples = examples_of(by_control.get("right") or next(iter(by_control.values())))
-        declared = dataset_facts(entry) | {"a whole prompt": whole_prompt(questions, engine)}
-        scores = {control: result.scores for control, result in by_control.items()}
-        plain = [{**dataclasses.asdict(p), **p.fields} for shown in examples.values() for p in shown]
-        plain = [{k: v for k, v in row.items() if k != "fields" and v is not None} for row in plain]
-        card["datasets"][dataset] = {"asked": declared, "results": scores, "examples": plain}
-        images = images_of(questions, {row["id"] for row in plain})
-        cards = {
-            heading: [AnswerCard(p.question, p.answer, p.reference, images.get(p.id, ()), p.id) for p in shown]
-            for heading, shown in examples.items()
-        }
-        head, rows, note = score_table(by_control)
-        shown = {"name": dataset, "facts": declared, "head": head, "rows": rows, "note": note, "examples": cards}
-        sections.append(shown)
+        stored, section = _section(dataset, entry, engine)
+        card["datasets"][dataset] = stored
+        sections.append(section)
     write_own(folder / f"{name}_card.json", json.dumps(card, indent=1, default=str) + "\n", is_table)
-    return write_own(folder / f"{name}_card.html", page(name, groups, sections), is_page)
+    shown = {"date": date, **groups, "weights": weights, "versions and machine": facts["environment"], "commands": made}
+    return write_own(folder / f"{name}_card.html", page(name, shown, sections), is_page)
+
+
+def _section(dataset: str, entry: Asked, engine: Engine) -> tuple[dict[str, Any], dict[str, Any]]:
+    """One dataset as the JSON has it, and as the page shows it."""
+    by_control, questions = entry.results, Questions(entry.dataset)
+    main = by_control.get("right") or next(iter(by_control.values()))
+    examples, prompt = examples_of(main), prompt_facts(questions, engine)
+    plain = [{**dataclasses.asdict(p), **p.fields} for shown in examples.values() for p in shown]
+    unused = ("fields", "media")
+    plain = [{k: v for k, v in row.items() if k not in unused and v is not None} for row in plain]
+    images = images_of(questions, {row["id"] for row in plain})
+    cards = {
+        heading: [AnswerCard(p.question, p.answer, p.reference, images.get(p.id, ()), p.id) for p in shown]
+        for heading, shown in examples.items()
+    }
+    shared = {
+        "asked": dataset_facts(entry),
+        "protocol": protocol_facts(entry, main),
+        "warnings": warnings_of(by_control),
+        "errors": errors_of(by_control),
+        "unread": main.scores.get("unread", 0),
+        "cost": cost_of(by_control, engine),
+    }
+    stored = {k: v for k, v in prompt.items() if k != "runs"}
+    scores = {control: result.scores for control, result in by_control.items()}
+    head, cells, note = score_table(by_control)
+    shown = {
+        **shared,
+        "name": dataset,
+        "prompt": prompt,
+        "head": head,
+        "rows": cells,
+        "note": note,
+        "examples": cards,
+        "unscored": main.note,
+        "controls": {c: [r for r in found.rows() if not r.group] for c, found in by_control.items() if not found.note},
+        "groups": groups_of(main),
+    }
+    rows = {c: [dataclasses.asdict(row) for row in found.rows()] for c, found in by_control.items() if not found.note}
+    return {**shared, "prompt": stored, "scores": rows, "results": scores, "examples": plain}, shown
 
 
 def model_facts(cfg: Config) -> dict[str, Any]:
-    """Which composition with which files."""
+    """Which composition: the names of its parts."""
     model = cfg.model
     if model is None:
         return {}
-    files = {f"weights {w.format}": w.path for w in model.weights if w.path}
     parts = {"vision": model.vision, "fusion": model.fusion, "llm": model.llm, "template": model.template}
     names = {k: part.name for k, part in parts.items() if part is not None}
     chain = " -> ".join(part.name for part in model.bridge) or "none"
-    return {"composition": f"{model.arch}/{model.model_type}", **names, "bridge": chain, **files}
+    return {"composition": f"{model.arch}/{model.model_type}", **names, "bridge": chain}
 
 
 def settings(engine: Engine) -> dict[str, Any]:
@@ -83,10 +129,10 @@ def settings(engine: Engine) -> dict[str, Any]:
 def dataset_facts(entry: Asked) -> dict[str, Any]:
     """Which records, how many questions, and every option of the benchmark that is set."""
     first = next(iter(entry.results.values()))
-    facts = dict(entry.facts) | {"benchmark": entry.benchmark.__name__}
+    facts = {"benchmark": entry.benchmark.__name__} | dict(entry.facts)
     facts |= {k: first.scores[k] for k in ("protocol", "split") if first.scores.get(k)}
     facts |= {"questions": first.scores.get("count", len(first.predictions))}
-    facts["longest answer in tokens"] = entry.options.max_new_tokens
+    facts["longest answer in tokens"] = entry.options.max_new_tokens or _length(entry)
     unset = ("batch_size", "max_new_tokens", "seeds", "protocol", "split")
     facts |= {k: v for k, v in vars(entry.options).items() if k not in unset and v not in (None, "", 0, [])}
     seeds = ", ".join(map(str, first.scores.get("seeds", ())))
@@ -94,11 +140,20 @@ def dataset_facts(entry: Asked) -> dict[str, Any]:
     return facts
 
 
-def whole_prompt(questions: Questions, engine: Engine) -> str:
-    """The first question with everything that the template puts around it."""
-    _, first = next(questions.usable())
-    segments = engine.processor.template.chat_segments(prompt_of(first))
-    return "".join(segment.text or "[image or video]" for segment in segments)
+def _length(entry: Asked) -> int:
+    """The longest answer in tokens by the benchmark's protocol."""
+    spec = entry.benchmark.spec()
+    return int(spec.protocol(entry.options.protocol).max_new_tokens or spec.max_new_tokens)
+
+
+def protocol_facts(entry: Asked, result: Result) -> dict[str, str]:
+    """Whose rule scored the answers: its name, what it does in a sentence, and where the benchmark comes from."""
+    named = {"name": str(result.scores.get("protocol", "")), "data": str(result.scores.get("data", ""))}
+    if not issubclass(entry.benchmark, StandardBenchmark):
+        return {**named, "about": "", "benchmark": "", "measures": "", "source": ""}
+    spec = entry.benchmark.spec()
+    about = spec.protocol(entry.options.protocol).about
+    return {**named, "about": about, "benchmark": spec.title, "measures": spec.about, "source": spec.source}
 
 
 def examples_of(result: Result) -> dict[str, list[Prediction]]:

@@ -13,14 +13,16 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from vlm.common import dist
-from vlm.common.errors import ConfigError
+from vlm.common.errors import ConfigError, DataError
 from vlm.common.owned import is_page, is_records, is_table, refuse_foreign_file, replace_text, write_own
 from vlm.common.paths import make_folder
 from vlm.common.registry import config_class, resolve, resolve_any
 from vlm.config.api import Config, DatasetEntry
 from vlm.config.schema import Report, names_of, read
+from vlm.datasets.formats.table.read import expanded
 from vlm.datasets.loading.sources import build_sources
 from vlm.runners.evaluate.card import write_card
+from vlm.runners.evaluate.digests import digest_of
 from vlm.tasks.answers import AnswerParts, model_key
 from vlm.tasks.base import Task
 from vlm.tasks.benchmarks.base import Benchmark, OwnFiles, Prediction, Result, Score
@@ -59,6 +61,13 @@ class Asked:
     dataset: Any = None
     results: dict[str, Result] = field(default_factory=dict)
 
+    def data(self) -> str:
+        """A digest of the files of records; empty where these are not files of this machine."""
+        try:
+            return digest_of(expanded(self.facts.get("records") or []))
+        except (DataError, OSError, TypeError, ValueError):
+            return ""
+
 
 def asked_of(cfg: Config, name: str, flags: Mapping[str, Any]) -> Asked:
     """An entry with its benchmark. Raises ConfigError: no such benchmark or option, or it cannot read such an entry."""
@@ -77,7 +86,7 @@ def asked_of(cfg: Config, name: str, flags: Mapping[str, Any]) -> Asked:
         )
     size, length = files.batch_size or cfg.run.batch_size_eval, files.max_new_tokens
     options = read_options(benchmark, {"batch_size": size, "max_new_tokens": length} | files.options, {}, flags)
-    facts = {"records": files.eval_file_path, "media": files.img_path}
+    facts = {"records": files.eval_file_path, "media": files.img_path, "benchmark": files.benchmark or name}
     opened = partial(benchmark().open, files.eval_file_path, files.img_path, options)
     return Asked(benchmark, options, lambda engine: opened(), facts)
 
@@ -97,6 +106,7 @@ def run_evaluation(
     seeds: Sequence[int] = (),
     judge: str | None = None,
     allow_random: bool = False,
+    command: Sequence[str] = (),
     show: Callable[[str], None] = log.info,
 ) -> dict[str, Any]:
     """Run the benchmarks of ``evaluation_datasets``: that of ``run.task``, and those of entries with original files.
@@ -110,6 +120,7 @@ def run_evaluation(
         batch_size: questions that run together; by default the dataset's.
         seeds: one run of sampled answers per seed, scores averaged; without seeds one run as the model says.
         judge: what counts as right: ``exact``, ``open`` or ``module:function``; by default the benchmark's.
+        command: the words that asked for it, for the card.
         show: called on the first process with the table of each result as soon as it is known.
 
     Returns:
@@ -133,14 +144,14 @@ def run_evaluation(
             for image in images:
                 parts.append(_parts(folder / f"{cfg.run.name or 'evaluation'}_{name}_{image}", engine))
                 questions = Controlled(entry.dataset, image, parts[-1], cfg.run.max_bad_share)
-                entry.results[image] = _timed(entry.benchmark, engine, questions, entry.options)
+                entry.results[image] = _timed(entry, engine, questions)
                 if main:
                     show(f"{name}, {image} image:{table(entry.results[image])}")
     finally:
         if joined:
             dist.destroy()
     if main:
-        _write(folder, cfg, engine, asked, parts)
+        _write(folder, cfg, engine, asked, parts, command)
     return {name: {image: dict(r.scores) for image, r in entry.results.items()} for name, entry in asked.items()}
 
 
@@ -167,10 +178,12 @@ def _parts(file: Path, engine: Engine) -> AnswerParts:
     return AnswerParts(file, model_key(engine.config), replace_strange=True)
 
 
-def _timed(benchmark: Any, engine: Engine, questions: Controlled, options: Any) -> Result:
-    started = time.monotonic()
-    result = benchmark().run(engine, questions, options)
-    return replace(result, scores={**result.scores, "seconds": time.monotonic() - started})
+def _timed(entry: Asked, engine: Engine, questions: Controlled) -> Result:
+    started, before = time.monotonic(), len(questions.parts.done) if questions.parts is not None else 0
+    result = entry.benchmark().run(engine, questions, entry.options)
+    data: dict[str, Any] = {} if "data" in result.scores else {"data": entry.data()}
+    data |= {"resumed": before} if before else {}  # answers of an interrupted run, which took no time of this one
+    return replace(result, scores={**result.scores, **data, "seconds": time.monotonic() - started})
 
 
 def _names(cfg: Config, datasets: Sequence[str]) -> list[str]:
@@ -222,13 +235,20 @@ def _check_controls(images: Sequence[str]) -> None:
         check_control(image)
 
 
-def _write(folder: Path, cfg: Config, engine: Engine, asked: Mapping[str, Asked], parts: Sequence[AnswerParts]) -> None:
+def _write(
+    folder: Path,
+    cfg: Config,
+    engine: Engine,
+    asked: Mapping[str, Asked],
+    parts: Sequence[AnswerParts],
+    command: Sequence[str],
+) -> None:
     """The results, and a card if one of them asks for it; then unfinished answers are not needed."""
     name = cfg.run.name or "evaluation"
     file = write_results(folder, name, {n: entry.results for n, entry in asked.items()})
     log.info("results: %s", file)
-    if any(r.card for entry in asked.values() for r in entry.results.values()):
-        log.info("card: %s", write_card(folder, name, cfg, engine, asked))
+    if cfg.model is not None and any(r.card for entry in asked.values() for r in entry.results.values()):
+        log.info("card: %s", write_card(folder, name, cfg, engine, asked, command))
     for part in parts:
         part.remove()
 
@@ -245,7 +265,7 @@ def write_results(folder: Path, name: str, results: Mapping[str, Mapping[str, Re
     scores = {n: {image: r.scores for image, r in by_image.items()} for n, by_image in results.items()}
     rows = [row(n, i, p) for n, i, r in flat for p in r.predictions]
     _write_lines(folder / f"{name}_answers.jsonl", rows)
-    values = [{"dataset": n, "image": i, **m.stored()} for n, i, r in flat for m in r.metrics]
+    values = [{"dataset": n, "image": i, **about(r), **m.stored()} for n, i, r in flat for m in r.metrics]
     if values:
         _write_lines(folder / f"{name}_values.jsonl", values)
     for n, image, result in flat:
@@ -262,7 +282,14 @@ def row(dataset: str, image: str, prediction: Prediction) -> dict[str, Any]:
     """One line of the answer file."""
     names = ("seed", "id", "question", "answer", "reference", "right", "error")
     given = {name: value for name in names if (value := getattr(prediction, name)) is not None}
-    return {"dataset": dataset, "image": image, **given, **prediction.fields}
+    media = {"media": list(prediction.media)} if prediction.media else {}
+    return {"dataset": dataset, "image": image, **given, **prediction.fields, **media}
+
+
+def about(result: Result) -> dict[str, Any]:
+    """What must be equal in runs that are compared, and by how many runs with seeds the numbers are a mean of."""
+    known = {k: str(result.scores.get(k, "")) for k in ("benchmark", "protocol", "split", "data")}
+    return known | {"runs": len(result.scores.get("seeds", ())) or 1}
 
 
 def table(result: Result) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from vlm.common.bounds import Count, Seed
 from vlm.common.errors import DataError
-from vlm.common.types import Message, Sample
+from vlm.common.types import Image, Message, Sample, Video
 from vlm.datasets.base import MapDataset, read_record, records_in_order
 from vlm.datasets.loading.quarantine import SHOWN_RECORDS, too_many
 from vlm.tasks.answers import Answer, AnswerParts, Question, answer_all, distinct, key_of
@@ -47,6 +48,7 @@ class Prediction:
     fields: Mapping[str, Any] = field(default_factory=dict)  # further fields of the line
     seed: int | None = None
     error: str | None = None
+    media: Sequence[str] = ()  # paths of the images and videos that were shown, as far as they are files
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Score:
     interval: Sequence[float] | None = None  # 95 % confidence bounds of ``value``
     baseline: float | None = None  # of always giving the most frequent answer
     unit: Literal["share", "number"] = "share"
+    group: bool = False  # of the first score over some of the questions (a type), not a score of its own
 
     def text(self, value: float | None) -> str:
         """A share in percent, another number with 4 digits."""
@@ -76,7 +79,7 @@ class Result:
     table: Sequence[Score] = ()  # rows to print; by default the numbers among ``scores``
     note: str = ""  # printed instead of a table, e.g. why there are no scores
     card: bool = False  # write an evaluation card (HTML and JSON) as well
-    metrics: Sequence[Metric] = ()  # written to ``<name>_values.json``, so that runs can be compared
+    metrics: Sequence[Metric] = ()  # written to ``<name>_values.jsonl``, so that runs can be compared
     files: Mapping[str, str] = field(default_factory=dict)  # further files to write: name -> content
 
     def rows(self) -> Sequence[Score]:
@@ -170,6 +173,11 @@ class Questions:
 def prompt_of(sample: Sample) -> list[Message]:
     """A sample's messages without the last answer, if it has one."""
     return list(sample.messages[:-1] if sample.messages[-1].role == "assistant" else sample.messages)
+
+
+def paths_of(media: Iterable[Image | Video]) -> list[str]:
+    """The paths of images and videos that are files."""
+    return [str(m.source) for m in media if isinstance(m.source, str | PurePath)]
 
 
 def ask(engine: Engine, dataset: Questions, generation: Generation, batch_size: int = 64) -> list[Answer]:

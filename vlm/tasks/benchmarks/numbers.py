@@ -39,6 +39,8 @@ def table_of(metrics: Sequence[Metric], scores: Mapping[str, Any]) -> list[Score
     ]
     if metrics:
         groups = scores["by_group"].get(metrics[0].label, {})
-        rows += [Score(g, found["value"], found["count"], unit=metrics[0].unit) for g, found in groups.items()]
+        rows += [
+            Score(g, found["value"], found["count"], unit=metrics[0].unit, group=True) for g, found in groups.items()
+        ]
     rows += [Score(label, scores[label], unit="number") for label in ("unread", "errors") if scores[label]]
     return rows

@@ -19,12 +19,10 @@ if TYPE_CHECKING:
 
 @register_benchmark("open_vqa")
 class OpenVqa(QuestionAnswering):
-    """Questions judged by what an answer says; the result has an evaluation card.
+    """Questions judged by what an answer says.
 
     The class of a question is the field ``type`` (corpora ``open_vqa_images`` and ``open_vqa_videos``).
     """
-
-    card = True
 
     @dataclass
     class Config(QuestionAnswering.Config):

@@ -14,7 +14,7 @@ from vlm.tasks.benchmarks.base import Prediction, Questions, Result
 from vlm.tasks.benchmarks.numbers import numbers_of, table_of
 from vlm.tasks.metrics import exact_match
 from vlm.tasks.scoring.boxes import iou
-from vlm.tasks.scoring.statistics import Metric, per_item
+from vlm.tasks.scoring.statistics import Metric, averaged, per_item
 from vlm.tasks.scoring.texts import contains
 from vlm.tasks.scoring.vqa import accuracies
 
@@ -143,7 +143,8 @@ def graded(metric: str, runs: Sequence[Sequence[Prediction]], *, card: bool = Fa
     metrics = [_metrics(metric, run) for run in usable]
     facts = {"metric": metric, "count": len(usable[0]), "errors": len(bad)}
     scores = facts | {"unread": sum("unread" in p.fields for p in usable[0])} | numbers_of(metrics)
-    return Result(scores, predictions, table_of(metrics[0], scores), card=card, metrics=metrics[0])
+    together = [averaged(found) for found in zip(*metrics, strict=True)]
+    return Result(scores, predictions, table_of(metrics[0], scores), card=card, metrics=together)
 
 
 def _metrics(metric: str, run: Sequence[Prediction]) -> list[Metric]:

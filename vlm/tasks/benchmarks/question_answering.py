@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from vlm.common.registry import register_benchmark
-from vlm.tasks.answers import distinct
-from vlm.tasks.benchmarks.base import EvalOptions, Prediction, Questions, Result, Score, ask, prompt_of
+from vlm.tasks.answers import distinct, key_of
+from vlm.tasks.benchmarks.base import EvalOptions, Prediction, Questions, Result, Score, ask, paths_of, prompt_of
 from vlm.tasks.benchmarks.own import graded, scored
 from vlm.tasks.judges import intervals, judge_of
 from vlm.tasks.judging.ask import AnyJudge
@@ -28,7 +28,7 @@ GROUPINGS = ("type", "objects", "unseen_pair")
 class QuestionAnswering:
     """Asks every question, greedily or as ``model.generation`` says, and counts the right answers."""
 
-    card = False
+    card = True
 
     @dataclass
     class Config(EvalOptions):
@@ -55,7 +55,8 @@ class QuestionAnswering:
             runs = [judged(judge, run) for run in runs]
             result = result_of(*runs, card=self.card or isinstance(options.judge, JudgeOptions))
             result = with_facts(result, options.judge, judge, runs[0], dataset)
-        return replace(result, scores={**result.scores, "seeds": options.seeds}) if options.seeds else result
+        more = {"protocol": protocol_of(options)} | ({"seeds": options.seeds} if options.seeds else {})
+        return replace(result, scores={**result.scores, **more})
 
     def answer(self, engine: Engine, dataset: Questions, options: Config, seed: int | None = None) -> list[Prediction]:
         """The answers, not yet judged, in the dataset's order; those of a ``seed`` are sampled."""
@@ -69,9 +70,18 @@ class QuestionAnswering:
             prompt = prompt_of(sample)
             question, reference = prompt[-1].text, "".join(m.text for m in sample.messages[len(prompt) :])
             fields = {k: record[k] for k in GROUPINGS if k in record}
-            name = sample.id or str(index)
-            predictions.append(Prediction(name, question, text, reference, None, fields, seed))
+            name, media = sample.id or str(index), paths_of(m for turn in prompt for m in turn.media)
+            predictions.append(Prediction(name, question, text, reference, None, fields, seed, media=media))
         return predictions
+
+
+def protocol_of(options: QuestionAnswering.Config) -> str:
+    """What scored the answers, in a few words; a language model is known by its name and a hash of all it was told."""
+    if options.metric != "judge":
+        return f"metric {options.metric}"
+    if isinstance(options.judge, str):
+        return f"judge {options.judge}"
+    return f"judge {options.judge.model or options.judge.run} {key_of(options.judge.facts())[:8]}"
 
 
 def sampling_options(engine: Engine, length: int | None, seed: int | None) -> Generation:
@@ -165,10 +175,10 @@ def table(scores: dict[str, Any]) -> list[Score]:
     rows = [Score("all", scores["overall"], scores["count"], bounds["overall"], baseline["overall"])]
     for kind, value in scores["by_type"].items():
         interval = bounds["by_type"].get(kind)
-        rows.append(Score(kind, value, counts["by_type"][kind], interval, baseline["by_type"][kind]))
+        rows.append(Score(kind, value, counts["by_type"][kind], interval, baseline["by_type"][kind], group=True))
     if scores["unseen_pairs"] is not None:
         pairs = scores["unseen_pairs"], counts["unseen_pairs"]
-        rows.append(Score("unseen pairs", *pairs, baseline=baseline["unseen_pairs"]))
+        rows.append(Score("unseen pairs", *pairs, baseline=baseline["unseen_pairs"], group=True))
     if scores.get("unusable"):
         rows.append(Score("could not be asked", scores["unusable"], unit="number"))
     return rows

@@ -7,9 +7,11 @@ compared with those of another run.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -19,18 +21,26 @@ from vlm.common.errors import DataError, unknown
 Rows = npt.NDArray[np.float64]  # [units, columns]
 Total = Callable[[Rows], float]
 T = TypeVar("T", bound=Total)
+UnitOf = Literal["share", "number"]
+Better = Literal["higher", "lower", ""]
 
 DRAWS = 2000
 """Resamples of an interval and permutations of a test."""
+FEW = 64
+"""Drawing how often each distinct row occurs costs about as much as drawing this many units."""
 TOTALS: dict[str, Total] = {}
 """Name -> how the rows of some units make a number."""
+SUMMED: set[str] = set()
+"""Totals that need only the sum of the rows of each column: they are the same for one row with these sums."""
 
 
-def total(name: str) -> Callable[[T], T]:
-    """Decorator: adds a function of rows to :data:`TOTALS`."""
+def total(name: str, summed: bool = False) -> Callable[[T], T]:
+    """Decorator: adds a function of rows to :data:`TOTALS`; ``summed``: to :data:`SUMMED` too, which is much faster."""
 
     def add(function: T) -> T:
         TOTALS[name] = function
+        if summed:
+            SUMMED.add(name)
         return function
 
     return add
@@ -42,14 +52,14 @@ def mean(rows: Rows) -> float:
     return float(rows[:, 0].mean())
 
 
-@total("ratio")
+@total("ratio", summed=True)
 def ratio(rows: Rows) -> float:
     """The sum of the first column over that of the second; 0 where that is 0."""
     above, below = rows[:, 0].sum(), rows[:, 1].sum()
     return float(above / below) if below else 0.0
 
 
-@total("f1")
+@total("f1", summed=True)
 def f1(rows: Rows) -> float:
     """The harmonic mean of precision and recall; columns: true positives, false positives, false negatives."""
     hit, false, missed = rows[:, :3].sum(axis=0)
@@ -67,6 +77,7 @@ class Metric:
         total: key of :data:`TOTALS`.
         groups: per unit the group (a question type) whose number is given as well; None: none.
         unit: ``share`` of 1, shown in percent, or another ``number``.
+        better: which numbers are: ``higher``, ``lower``, or none (a share of answers that are yes).
     """
 
     label: str
@@ -74,7 +85,8 @@ class Metric:
     rows: Rows
     total: str = "mean"
     groups: Sequence[str | None] = ()
-    unit: Literal["share", "number"] = "share"
+    unit: UnitOf = "share"
+    better: Better = "higher"
 
     def value(self, picked: Any = slice(None)) -> float | None:
         """The number of some units (by default all); None without units."""
@@ -93,20 +105,27 @@ class Metric:
         """As JSON-ready data; :func:`restored` reads it."""
         return {
             "label": self.label, "units": list(self.units), "rows": self.rows.tolist(), "total": self.total,
-            "groups": list(self.groups), "unit": self.unit,
+            "groups": list(self.groups), "unit": self.unit, "better": self.better,
         }  # fmt: skip
 
 
 def restored(data: dict[str, Any], where: str = "") -> Metric:
     """A stored metric. Raises DataError: data of another form."""
     try:
+        names = [str(data["label"]), str(data["total"]), data["unit"], data.get("better", "higher")]
+        units, groups = list(map(str, data["units"])), [None if g is None else str(g) for g in data["groups"]]
         rows = np.asarray(data["rows"], dtype=np.float64)
-        if rows.ndim != 2 or len(rows) != len(data["units"]) or len(data["groups"]) not in (0, len(rows)):
-            raise ValueError(f"rows of shape {rows.shape} for {len(data['units'])} units")
-        result = Metric(data["label"], data["units"], rows, data["total"], data["groups"], data["unit"])
-    except (KeyError, TypeError, ValueError) as error:
+        rows = rows if units else rows.reshape(0, 1)
+        if rows.ndim != 2 or len(rows) != len(units) or len(groups) not in (0, len(units)):
+            raise ValueError(f"rows of shape {rows.shape} and {len(groups)} groups for {len(units)} units")
+        if len(set(units)) != len(units) or not np.isfinite(rows).all():
+            raise ValueError("a unit occurs twice, or a value is not finite")
+        if names[2] not in get_args(UnitOf) or names[3] not in get_args(Better):
+            raise ValueError(f"unit {names[2]!r}, better {names[3]!r}")
+        result = Metric(names[0], units, rows, names[1], groups, names[2], names[3])
+        result.value()  # raises where there are too few columns
+    except (KeyError, TypeError, ValueError, IndexError) as error:
         raise DataError(f"{where}: not the values of a metric ({error})", fix="evaluate again") from None
-    function_of(result.total)
     return result
 
 
@@ -115,8 +134,19 @@ def per_item(label: str, units: Sequence[str], values: npt.ArrayLike, **more: An
     return Metric(label, units, np.asarray(values, dtype=np.float64).reshape(len(units), 1), **more)
 
 
+def averaged(runs: Sequence[Metric]) -> Metric:
+    """One metric for several runs over the same units: the mean of their rows for a mean, else the first run's."""
+    if len(runs) == 1 or runs[0].total != "mean":
+        return runs[0]
+    return replace(runs[0], rows=np.mean([run.rows[:, :1] for run in runs], axis=0))
+
+
 def function_of(name: str) -> Total:
-    """Raises DataError: no such total."""
+    """The total of this name; modules of this folder that have one are imported. Raises DataError: no such total."""
+    if name not in TOTALS:
+        for file in sorted(Path(__file__).parent.glob("*.py")):
+            if "@total(" in file.read_text(encoding="utf-8"):
+                importlib.import_module(f"{__package__}.{file.stem}")
     if name not in TOTALS:
         raise DataError(unknown("total", name, sorted(TOTALS)))
     return TOTALS[name]
@@ -131,24 +161,55 @@ def interval(runs: Sequence[Metric], level: float = 0.95, draws: int = DRAWS, se
         draws: number of resamples.
         seed: of the resampling.
     """
-    count, rng = len(runs[0].units), np.random.default_rng(seed)
-    if not count:
+    if not len(runs[0].units):
         return None
-    if runs[0].total == "mean":
-        values = _means(np.mean([run.rows[:, 0] for run in runs], axis=0), draws, rng)
-    else:
-        picks = (rng.integers(0, count, count) for _ in range(draws))
-        values = np.asarray([np.mean([run.value(pick) for run in runs]) for pick in picks])
+    rng = np.random.default_rng(seed)
+    values = np.mean(_drawn([run.rows for run in runs], runs[0].total, draws, rng), axis=0)
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return [float(low), float(high)]
 
 
-def _means(values: npt.NDArray[np.float64], draws: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Means of resamples: where many values are equal, only how often each is drawn matters."""
-    distinct, counts = np.unique(values, return_counts=True)
-    if len(distinct) * 4 <= len(values):
-        return rng.multinomial(len(values), counts / len(values), size=draws) @ distinct / len(values)
-    return np.asarray([values[rng.integers(0, len(values), len(values))].mean() for _ in range(draws)])
+def _drawn(runs: Sequence[Rows], name: str, draws: int, rng: np.random.Generator) -> Rows:
+    """The number of each run [runs, draws] for units that are drawn again, the same units for all runs."""
+    of, count = function_of(name), len(runs[0])
+    if name != "mean" and name not in SUMMED:
+        picks = (rng.integers(0, count, count) for _ in range(draws))
+        return np.asarray([[of(rows[pick]) for rows in runs] for pick in picks]).T
+    runs = [rows[:, :1] for rows in runs] if name == "mean" else runs
+    sums = np.split(_sums(np.concatenate(runs, axis=1), draws, rng), len(runs), axis=1)
+    return np.asarray([_totals(name, found, count) for found in sums])
+
+
+def _totals(name: str, sums: Rows, count: int) -> Rows:
+    """The number for each row of sums over ``count`` units."""
+    if name == "mean":
+        return sums[:, 0] / count
+    return np.asarray([function_of(name)(row[None]) for row in sums])
+
+
+def _sums(rows: Rows, draws: int, rng: np.random.Generator) -> Rows:
+    """Sums [draws, columns] of resampled rows: where many are equal, only how often each is drawn matters."""
+    count = len(rows)
+    if (found := _distinct(rows)) is not None:
+        return rng.multinomial(count, found[1] / count, size=draws) @ found[0]
+    times = (np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(draws))
+    return np.asarray([t @ rows for t in times])
+
+
+def _halves(rows: Rows, draws: int, rng: np.random.Generator) -> Rows:
+    """Sums [draws, columns] of rows of which each is taken with probability 1/2."""
+    if (found := _distinct(rows)) is not None:
+        return rng.binomial(found[1], 0.5, size=(draws, len(found[1]))) @ found[0]
+    bits = (np.frombuffer(rng.bytes(len(rows) // 8 + 1), np.uint8) for _ in range(draws))
+    return np.asarray([np.unpackbits(b, count=len(rows)).astype(np.float64) @ rows for b in bits])
+
+
+def _distinct(rows: Rows) -> tuple[Rows, npt.NDArray[np.int64]] | None:
+    """The distinct rows and how often each occurs; None where drawing these numbers would not be faster."""
+    if len(np.unique(rows[:1000], axis=0)) * FEW > max(len(rows), 1000):
+        return None
+    distinct, counts = np.unique(rows, axis=0, return_counts=True)
+    return (distinct, counts) if len(distinct) * FEW <= len(rows) else None
 
 
 @dataclass(frozen=True)
@@ -177,7 +238,7 @@ def difference(a: Metric, b: Metric, draws: int = DRAWS, seed: int = 0) -> Diffe
     Raises DataError: the units or the totals differ.
     """
     places = {unit: k for k, unit in enumerate(b.units)}
-    if set(a.units) != set(places) or a.total != b.total or not len(a.units):
+    if set(a.units) != set(places) or a.total != b.total or a.rows.shape[1] != b.rows.shape[1] or not a.units:
         only = len(set(a.units) - set(places)), len(set(places) - set(a.units))
         raise DataError(
             f"{a.label}: the runs have other questions ({only[0]} only in the first, {only[1]} only in the second)",
@@ -186,13 +247,21 @@ def difference(a: Metric, b: Metric, draws: int = DRAWS, seed: int = 0) -> Diffe
     first, second = a.rows, b.rows[[places[unit] for unit in a.units]]
     of, rng = function_of(a.total), np.random.default_rng(seed)
     found = of(second) - of(first)
-    drawn, extreme = [], 0
-    for _ in range(draws):
-        pick = rng.integers(0, len(first), len(first))
-        drawn.append(of(second[pick]) - of(first[pick]))
-        swap = rng.random(len(first)) < 0.5
-        swapped = of(np.where(swap[:, None], first, second)) - of(np.where(swap[:, None], second, first))
-        extreme += abs(swapped) >= abs(found) - 1e-12
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    before, after = _drawn([first, second], a.total, draws, rng)
+    low, high = np.quantile(after - before, [0.025, 0.975])
+    swapped = np.abs(_swapped(first, second, a.total, draws, rng))
+    extreme = int((swapped >= abs(found) - 1e-12 * max(1.0, np.abs(swapped).max())).sum())
     changed = dict(zip(a.units, (second[:, 0] - first[:, 0]).tolist(), strict=True)) if a.total == "mean" else {}
     return Difference(a.label, of(first), of(second), [float(low), float(high)], (extreme + 1) / (draws + 1), changed)
+
+
+def _swapped(first: Rows, second: Rows, name: str, draws: int, rng: np.random.Generator) -> Rows:
+    """The difference of the runs [draws] where units, each with probability 1/2, have exchanged their rows."""
+    if name == "mean" or name in SUMMED:
+        moved, count = _halves(second - first, draws, rng), len(first)
+        return _totals(name, second.sum(axis=0) - moved, count) - _totals(name, first.sum(axis=0) + moved, count)
+    of, result = function_of(name), []
+    for _ in range(draws):
+        swap = rng.random(len(first))[:, None] < 0.5
+        result.append(of(np.where(swap, first, second)) - of(np.where(swap, second, first)))
+    return np.asarray(result)

@@ -21,13 +21,13 @@ from vlm.common.errors import ConfigError, DataError, unknown
 from vlm.common.types import Message
 from vlm.datasets.base import MALFORMED
 from vlm.tasks.answers import Answer
-from vlm.tasks.benchmarks.base import Prediction, Questions, Result, ask
+from vlm.tasks.benchmarks.base import Prediction, Questions, Result, ask, paths_of
 from vlm.tasks.benchmarks.numbers import numbers_of, table_of
 from vlm.tasks.benchmarks.question_answering import sampling_options
 from vlm.tasks.benchmarks.standard import rules
 from vlm.tasks.benchmarks.standard.items import Files, Item, Items, asked, unique
 from vlm.tasks.benchmarks.standard.spec import Protocol, Spec, read_spec
-from vlm.tasks.scoring.statistics import Metric
+from vlm.tasks.scoring.statistics import Metric, averaged
 
 if TYPE_CHECKING:
     from vlm.inference.engine import Engine
@@ -210,9 +210,9 @@ class StandardBenchmark:
         scores = facts | counts | numbers | {"data": digest}
         files = _files(cls.function(spec.submission)(items, runs[0])) if spec.submission else {}
         note = _unscored(counts) if spec.unscored else ""
-        return Result(
-            scores, predictions, table_of(metrics[0], scores), note, card=True, metrics=tuple(metrics[0]), files=files
-        )
+        together = tuple(averaged(found) for found in zip(*metrics, strict=True))
+        table = table_of(metrics[0], scores)
+        return Result(scores, predictions, table, note, card=True, metrics=together, files=files)
 
     @classmethod
     def _metrics(cls, protocol: Protocol, items: Sequence[Item], answers: Sequence[str]) -> list[Metric]:
@@ -296,14 +296,15 @@ def _not_empty(answer: Answer, empty: str) -> Answer:
 
 
 def _prediction(item: Item, answer: Answer, read: str | None, share: float | None, seed: int | None) -> Prediction:
+    media = paths_of(item.media)
     if answer.error:
-        return Prediction(item.id, item.question, "", seed=seed, error=answer.error)
+        return Prediction(item.id, item.question, "", seed=seed, error=answer.error, media=media)
     fields: dict[str, Any] = {k: v for k, v in item.fields.items() if k in ("type", "category")}
     fields |= {"read": read} if read != str(answer) else {}
     fields |= {"score": share} if share is not None else {}
     right = None if share is None else share >= 0.5
     reference = item.references if isinstance(item.references, str) else _plain(item.references)
-    return Prediction(item.id, item.question, str(answer), reference, right, fields, seed)
+    return Prediction(item.id, item.question, str(answer), reference, right, fields, seed, media=media)
 
 
 def _plain(references: Any) -> str:

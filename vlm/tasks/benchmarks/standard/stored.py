@@ -19,9 +19,16 @@ SHOWN = 3
 
 
 def score_file(
-    benchmark: type[StandardBenchmark], annotations: str, media: str, answers: Sequence[str], options: StandardOptions
+    benchmark: type[StandardBenchmark],
+    annotations: str,
+    media: str,
+    answers: Sequence[str],
+    options: StandardOptions,
+    dataset: str = "",
 ) -> Result:
     """The scores of answers that somebody wrote; several files are several runs, whose numbers are averaged.
+
+    Of a file of ``vlm eval`` with several datasets, the answers of ``dataset`` count.
 
     Raises DataError: unreadable files, an answer to no question, two to one, or a question without an answer.
     """
@@ -29,7 +36,7 @@ def score_file(
     names, stored = [item.id for item in opened.items], benchmark.spec().answers
     runs = []
     for file in answers:
-        found = _own_form(benchmark, file, opened.items) or read_answers(file, stored)
+        found = _own_form(benchmark, file, opened.items) or read_answers(file, stored, dataset)
         check(file, names, found, whole=not options.limit)
         runs.append([found[name] for name in names])
     options = replace(options, seeds=list(range(len(runs))) if len(runs) > 1 else [])
@@ -51,12 +58,14 @@ def _own_form(benchmark: type[StandardBenchmark], file: str, items: Sequence[Ite
     return {key: Answer(text) for key, text in found.items()}
 
 
-def read_answers(file: str, stored: Stored) -> dict[str, Answer]:
+def read_answers(file: str, stored: Stored, dataset: str = "") -> dict[str, Answer]:
     """Id -> answer: JSON (a list, or id -> text), JSON Lines, or a table with a header. Raises DataError."""
     result: dict[str, Answer] = {}
     for row in _rows(Path(file)):
         if "dataset" in row and row.get("image", "right") != "right":
             continue  # written by vlm eval, about another image than the question's
+        if dataset and row.get("dataset", dataset) != dataset:
+            continue
         name = _first(row, (*stored.id, "id"))
         text = "" if row.get("error") else _first(row, (*stored.text, "answer"))
         if name is None or text is None:

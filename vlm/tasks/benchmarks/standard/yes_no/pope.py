@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -94,5 +95,5 @@ def _metrics(
         metric("accuracy", "ratio_of_sets", right, one),
         metric("precision", "ratio_of_sets", hit, said),
         metric("recall", "ratio_of_sets", hit, hit | missed),
-        metric("yes", "ratio_of_sets", share, one),
+        replace(metric("yes", "ratio_of_sets", share, one), better=""),
     ]

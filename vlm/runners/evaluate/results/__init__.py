@@ -1,0 +1,1 @@
+"""Results of evaluations that were written before: compared, and put together."""
