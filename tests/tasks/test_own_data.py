@@ -61,7 +61,6 @@ def test_the_box_of_a_text(text: str, box: tuple | None) -> None:
 
 
 def test_cider_counts_what_few_references_have() -> None:
-    pytest.importorskip("vlm.tasks.scoring.captions")
     told = [
         Told("1", "A small dog on the grass.", ("a small dog on the grass", "a dog")),
         Told("2", "a cat on the table", ("a red cat on the table", "a cat")),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from typing import Any
 
 from vlm.common.errors import DataError
@@ -14,6 +13,8 @@ from vlm.tasks.benchmarks.base import Prediction, Questions, Result
 from vlm.tasks.benchmarks.numbers import numbers_of, table_of
 from vlm.tasks.metrics import exact_match
 from vlm.tasks.scoring.boxes import iou
+from vlm.tasks.scoring.captions import Compared
+from vlm.tasks.scoring.ptb import tokenize
 from vlm.tasks.scoring.statistics import Metric, averaged, per_item
 from vlm.tasks.scoring.texts import contains
 from vlm.tasks.scoring.vqa import accuracies
@@ -67,13 +68,12 @@ def vqa(told: Sequence[Told]) -> Values:
 
 def cider(told: Sequence[Told]) -> Values:
     """CIDEr-D of each answer among all; how rare n-grams are follows from the references of all."""
-    captions, ptb = (import_module(f"vlm.tasks.scoring.{name}") for name in ("captions", "ptb"))
     if not told:
         return []
-    candidates = ptb.tokenize([t.answer for t in told])
-    flat = iter(ptb.tokenize([r for t in told for r in t.references]))
+    candidates = tokenize([t.answer for t in told])
+    flat = iter(tokenize([r for t in told for r in t.references]))
     references = [[next(flat) for _ in t.references] for t in told]
-    return [float(v) for v in captions.Compared(candidates, references).cider()]
+    return [float(v) for v in Compared(candidates, references).cider()]
 
 
 def box_iou(told: Sequence[Told]) -> Values:

@@ -23,25 +23,25 @@ def bleu(rows: Rows, order: int) -> float:
     return product ** (1 / order) * (math.exp(1 - 1 / ratio) if ratio < 1 else 1.0)
 
 
-@total("bleu_1")
+@total("bleu_1", summed=True)
 def bleu_1(rows: Rows) -> float:
     """BLEU-1."""
     return bleu(rows, 1)
 
 
-@total("bleu_2")
+@total("bleu_2", summed=True)
 def bleu_2(rows: Rows) -> float:
     """BLEU-2."""
     return bleu(rows, 2)
 
 
-@total("bleu_3")
+@total("bleu_3", summed=True)
 def bleu_3(rows: Rows) -> float:
     """BLEU-3."""
     return bleu(rows, 3)
 
 
-@total("bleu_4")
+@total("bleu_4", summed=True)
 def bleu_4(rows: Rows) -> float:
     """BLEU-4."""
     return bleu(rows, 4)

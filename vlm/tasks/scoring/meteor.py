@@ -81,7 +81,7 @@ def meteor_rows(candidates: Sequence[Sequence[str]], references: Sequence[Sequen
     return rows
 
 
-@total("meteor")
+@total("meteor", summed=True)
 def meteor(rows: Rows) -> float:
     """METEOR of all rows together."""
     return _score([float(x) for x in rows.sum(axis=0)])

@@ -7,10 +7,8 @@ compared with those of another run.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
@@ -142,11 +140,7 @@ def averaged(runs: Sequence[Metric]) -> Metric:
 
 
 def function_of(name: str) -> Total:
-    """The total of this name; modules of this folder that have one are imported. Raises DataError: no such total."""
-    if name not in TOTALS:
-        for file in sorted(Path(__file__).parent.glob("*.py")):
-            if "@total(" in file.read_text(encoding="utf-8"):
-                importlib.import_module(f"{__package__}.{file.stem}")
+    """Raises DataError: no such total."""
     if name not in TOTALS:
         raise DataError(unknown("total", name, sorted(TOTALS)))
     return TOTALS[name]

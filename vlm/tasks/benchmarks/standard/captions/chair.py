@@ -95,8 +95,8 @@ def hallucinated(items: Sequence[Item], answers: Sequence[str]) -> list[Metric]:
     rows = np.asarray([_counts(i, a) for i, a in zip(items, answers, strict=True)], dtype=np.float64)
     names = [item.id for item in items]
     return [
-        Metric("chair_i", names, rows[:, :2], "ratio"),
-        per_item("chair_s", names, rows[:, 0] > 0),
+        Metric("chair_i", names, rows[:, :2], "ratio", better="lower"),
+        per_item("chair_s", names, rows[:, 0] > 0, better="lower"),
         Metric("recall", names, rows[:, 2:], "ratio"),
     ]
 
