@@ -79,40 +79,6 @@ def likeliest(
     return checked(answers, dataset)
 
 
-def log_likelihoods(
-    engine: Engine,
-    asked: Sequence[list[Message]],
-    endings: Sequence[Sequence[str]],
-    batch_size: int,
-    *,
-    end: bool = False,
-) -> list[list[float]]:
-    """The log-probability of each ending after each question, on every process (each computes its share).
-
-    Args:
-        engine: the model.
-        asked: conversations that end with the user's question.
-        endings: possible answers of each, as the template writes an answer after the question.
-        batch_size: questions that run together; it changes speed and memory, not the numbers.
-        end: count what ends an answer as well, so that the answer is the ending and nothing longer.
-
-    Raises:
-        DataError, PromptError: a question that cannot be asked.
-    """
-    mine = range(dist.rank(), len(asked), dist.world_size())
-    own: dict[int, Sums] = {}
-    rule: Rule = "whole" if end else "text"
-    for group in _in_batches(engine, [asked[k] for k in mine], [endings[k] for k in mine], batch_size, rule):
-        own |= {mine[at]: sums for at, sums in group.items()}
-    found = {k: sums for part in dist.gather_objects(own) for k, sums in part.items()}
-    result: list[list[float]] = []
-    for index in range(len(asked)):
-        if isinstance(sums := found[index], DataError | PromptError):
-            raise sums
-        result.append(sums)
-    return result
-
-
 def _in_batches(
     engine: Engine, asked: Sequence[list[Message]], endings: Sequence[Sequence[str]], batch_size: int, rule: Rule
 ) -> Iterator[dict[int, Sums]]:

@@ -65,7 +65,7 @@ class Files:
         """
         if self.annotations.is_file() and not self.used:
             return self._noted(self.annotations)
-        folder = self.annotations.parent if self.annotations.is_file() else self.annotations
+        folder = self.root()
         names = [pattern.replace("{split}", self.split) for pattern in patterns]
         for name in names:
             found = sorted(folder.glob(name))
@@ -106,11 +106,13 @@ class Files:
         delimiter = "\t" if file.suffix in (".tsv", ".txt") else ","
         return list(csv.DictReader(StringIO(_text(file), newline=""), delimiter=delimiter))
 
+    def root(self) -> Path:
+        """The folder of the annotations."""
+        return self.annotations.parent if self.annotations.is_file() else self.annotations
+
     def folder(self) -> Path:
         """Where media paths start."""
-        if self.media is not None:
-            return self.media
-        return self.annotations.parent if self.annotations.is_file() else self.annotations
+        return self.root() if self.media is None else self.media
 
     def image(self, value: Any, where: str = "") -> Image:
         """The image that a record names: a path below :meth:`folder`, base64 or bytes. Raises DataError: none."""

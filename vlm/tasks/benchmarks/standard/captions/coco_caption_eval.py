@@ -26,6 +26,7 @@ KARPATHY = ("test", "val")
 
 
 @register_benchmark("coco_caption_eval")
+@register_benchmark("coco_captions")
 class CocoCaptions(StandardBenchmark):
     """COCO captions."""
 
