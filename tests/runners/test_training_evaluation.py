@@ -67,7 +67,7 @@ def test_scores_reach_log_report_and_provenance_and_change_no_training(tiny: Tin
 def test_the_best_checkpoint_follows_any_metric(tiny: Tiny, best: str, expected, monkeypatch) -> None:
     values = iter([0.25, 0.75, 0.5, 0.25])
     monkeypatch.setattr(
-        "vlm.runners.train.evaluate.numbers_of", lambda result: {"yes": next(values)} if result.scores else {}
+        "vlm.runners.train.evaluate.values_of", lambda result: {"yes": next(values)} if result.scores else {}
     )
     name = f"best{best[0]}"
     tiny.train(name, evals("{dataset: pope, every: 2}"), f"run.best={best}", keep_last=1)
