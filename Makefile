@@ -89,6 +89,7 @@ bench: install
 	$(BIN)/python -m benchmarks.int8 --model output/quickstart/stage2 --batches
 	$(BIN)/python -m benchmarks.data_loader
 	$(BIN)/python -m benchmarks.image_decode
+	$(BIN)/python -m benchmarks.scoring
 	test ! -x .venv-lmms/bin/python || .venv-lmms/bin/python -m benchmarks.evaluate
 	$(BIN)/python -m benchmarks.readme
 

@@ -180,12 +180,32 @@ def data_table() -> str:
     return "\n".join(lines)
 
 
+def scoring_table() -> str:
+    """Scoring answers, without a model."""
+    found = read("scoring")
+    images, of, told = found["captions"]["images"], found["captions"]["references"], found["vqa_accuracy"]
+    part = found["meteor_exact_stem"]
+    lines = [
+        f"| scoring by one process, {cores(found)} | seconds |",
+        "|---|---|",
+        f"| VQA accuracy of {told['answers']:,} answers, {told['references']} references each | "
+        f"{told['first_cpu_seconds']:.1f} |",
+    ]
+    for text, name in (("CIDEr-D", "cider"), ("BLEU-1 to 4", "bleu"), ("ROUGE-L", "rouge")):
+        seconds = found[name]["first_cpu_seconds"]
+        lines.append(f"| {text} of {images:,} captions, {of} references each, tokens included | {seconds:.1f} |")
+    seconds = part["first_cpu_seconds"]
+    return "\n".join([*lines, f"| METEOR (exact, stem) of {part['images']:,} captions | {seconds:.1f} |"])
+
+
 TABLES = {
     "benchmarks.md": {
         "quickstart-table": quickstart_table,
         "benchmark-table": benchmark_table,
         "load-table": serving_table,
         "data-table": data_table,
+        "evaluate-table": evaluate_table,
+        "scoring-table": scoring_table,
     },
     "guides/serve.md": {"load-table": serving_table},
     "guides/lmms_eval.md": {"evaluate-table": evaluate_table},
