@@ -46,7 +46,7 @@ def score(pope: Path, said: dict, **options):
 def test_every_name_in_a_yaml_leads_somewhere(name: str) -> None:
     benchmark = resolve("benchmark", name)
     spec = benchmark.spec()
-    assert "official" in spec.protocols and spec.about.endswith("?") or spec.about.endswith(".")
+    assert "official" in spec.protocols and spec.about.endswith(("?", "."))
     for protocol in spec.protocols.values():
         for function in (protocol.answer, protocol.prompt_of, protocol.right, spec.submission, *protocol.metrics):
             assert not function or callable(benchmark.function(function))
