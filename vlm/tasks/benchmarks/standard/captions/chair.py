@@ -26,7 +26,7 @@ CHOSEN = "image_ids.txt"
 
 @register_benchmark("chair")
 class Chair(StandardBenchmark):
-    """CHAIR on images of COCO."""
+    """CHAIR: objects that a caption names and an image of COCO does not have."""
 
     @staticmethod
     def read(files: Files) -> Iterator[Item]:

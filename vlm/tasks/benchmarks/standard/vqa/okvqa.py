@@ -19,7 +19,7 @@ BY = {"accuracy": "type"}
 @register_benchmark("ok_vqa")
 @register_benchmark("okvqa")
 class Okvqa(StandardBenchmark):
-    """OK-VQA: the files of the benchmark, or those that a published evaluation reads."""
+    """OK-VQA: questions that need knowledge from outside of the image."""
 
     @staticmethod
     def read(files: Files) -> Iterator[Item]:
