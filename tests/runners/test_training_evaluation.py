@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from vlm.checkpoint.run_folder import RunDir, read_checkpoint
-from vlm.common.errors import ConfigError
+from vlm.common.errors import ConfigError, DataError
 
 from ..equivalence.tiny import Tiny
 
@@ -103,3 +103,16 @@ def test_two_processes_log_the_scores_of_one(tiny: Tiny) -> None:
     tiny.train("one", asked, **still)
     one, two = ({k: v for k, v in tiny.records(name, "eval")[-1].items() if "/" in k} for name in ("one", "two"))
     assert one == two and len(one) > 3
+
+
+def test_a_metric_that_does_not_exist_is_a_warning(tiny: Tiny, caplog: pytest.LogCaptureFixture) -> None:
+    tiny.train("typo", evals("{dataset: pope, limit: 3}"), "run.best=pope/f2", max_steps=1)
+    assert "run.best=pope/f2 is not among the scores" in caplog.text and "pope/f1" in caplog.text
+    assert not (tiny.folder / "typo" / "best").exists()
+
+
+def test_a_wrong_path_ends_the_run_before_it_trains(tiny: Tiny) -> None:
+    moved = f"evaluation_datasets.pope.eval_file_path={tiny.folder / 'nowhere'}"
+    with pytest.raises(DataError, match="nowhere: no such file or folder"):
+        tiny.train("nowhere", evals("{dataset: pope, every: 2}"), moved)
+    assert not (tiny.folder / "nowhere" / "log.jsonl").exists()

@@ -269,7 +269,8 @@ def check_run(run: RunConfig, data: dict[str, Any], report: Report) -> None:
     check_name(("runner",), run.runner, ("run", "runner"), report)
     check_name(("scheduler",), run.lr_sched, ("run", "lr_sched"), report)
     if run.benchmark:
-        read_options("benchmark", run.task, run.benchmark, ("run", "benchmark"), ("run", "task"), report)
+        asked = run.task if run.task not in names("task") else "question_answering"  # as vlm eval scores such a run
+        read_options("benchmark", asked, run.benchmark, ("run", "benchmark"), ("run", "task"), report)
     for index, tracker in enumerate(run.trackers):
         check_name(("tracker",), tracker, ("run", "trackers", index), report)
     known = list(data.get("valid_datasets") or {})

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from vlm.cli.main import main
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.registry import names, resolve
 from vlm.common.types import Image, Message, Text, Video
@@ -94,6 +95,12 @@ def test_answers_of_another_set_are_one_message(pope: Path, lines: list[dict], m
         score_file(Pope, str(pope), "", [str(file)], StandardOptions())
 
 
+def test_answers_that_are_not_there_are_one_message(pope: Path, tmp_path: Path) -> None:
+    for file in (tmp_path / "nowhere.jsonl", tmp_path):
+        with pytest.raises(DataError, match="no such file"):
+            score_file(Pope, str(pope), "", [str(file)], StandardOptions())
+
+
 def test_answers_in_every_form(tmp_path: Path) -> None:
     stored = Pope.spec().answers
     expected = {"1": "yes", "2": "a, b"}
@@ -138,6 +145,19 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         Pope().open(str(tmp_path / "x"), "", StandardOptions())
     with pytest.raises(ConfigError, match="protocol of POPE"):
         Pope().open(str(tmp_path), "", StandardOptions(protocol="mine"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--limit", "5"], "--limit is a flag of --benchmark"),
+        (["--media-root", "images"], "evaluation_datasets.NAME.img_path"),
+        (["--benchmark", "pope", "--data", "x", "--shots-data", "y"], "--shots-media without --shots"),
+    ],
+)
+def test_a_flag_that_would_change_nothing_is_refused(flags: list[str], message: str, capsys) -> None:
+    assert main(["eval", "tiny/eval", *flags]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_sample_is_the_same_each_time_and_in_the_files_order(pope: Path) -> None:

@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 class TrainingEvaluations:
     """The evaluations of ``run.eval``; call it on all processes, each answers its share of the questions.
 
-    Raises ConfigError: an unknown image control, or an option that the benchmark does not have.
+    Raises ConfigError: an unknown image control, or an option that the benchmark does not have; DataError: original
+    files that are missing or wrong.
     """
 
     cfg: Config
@@ -40,7 +41,7 @@ class TrainingEvaluations:
     asked: list[Asked] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Find the benchmarks; their questions are read when they are first asked."""
+        """Find the benchmarks and read original files; records of other formats are read when they are first asked."""
         self.asked = []
         for entry in self.cfg.run.eval:
             for control in entry.images:

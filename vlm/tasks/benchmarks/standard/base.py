@@ -127,7 +127,10 @@ class StandardBenchmark:
     def _shots(cls, items: Sequence[Item], protocol: Protocol, files: Files, options: StandardOptions) -> list[Any]:
         """Examples drawn for each question: never itself, and none with its image. Raises DataError: too few."""
         if not options.shots_path:
-            raise ConfigError("few-shot examples need shots_path", fix="name the annotations of the training split")
+            raise ConfigError(
+                "few-shot examples need shots_path",
+                fix="name the annotations of the training split (--shots-data, in YAML shots_path)",
+            )
         split = "train" if "train" in cls.spec().splits else files.split
         folder = Path(options.shots_media) if options.shots_media else files.folder()
         others = cls.items(Files(Path(options.shots_path), folder, split))
