@@ -38,11 +38,12 @@ class Controlled(Questions):
         check_control(control)
         super().__init__(dataset, *args, **options)
         self.control = control
-        self._swapped: Mapping[Any, Any] = {}
+        self._swapped: dict[Any, Any] = {}
         if control == "wrong":
             self.control = "right"  # while the images are collected
-            messages = [message for _, sample in self.usable() for message in sample.messages]
-            self._swapped = swap_images([m.source for message in messages for m in message.media])
+            media = [m for _, sample in self.usable() for message in sample.messages for m in message.media]
+            for kind in (Image, Video):  # an image is exchanged for an image
+                self._swapped |= swap_images([m.source for m in media if isinstance(m, kind)])
             self.control = control
 
     def __getitem__(self, index: int) -> Sample:

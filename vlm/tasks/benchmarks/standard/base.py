@@ -27,7 +27,7 @@ from vlm.tasks.benchmarks.question_answering import sampling_options
 from vlm.tasks.benchmarks.standard import rules
 from vlm.tasks.benchmarks.standard.items import Files, Item, Items, asked, unique
 from vlm.tasks.benchmarks.standard.spec import Protocol, Spec, read_spec
-from vlm.tasks.scoring.statistics import Metric, averaged
+from vlm.tasks.scoring.statistics import Metric, aligned, averaged
 
 if TYPE_CHECKING:
     from vlm.inference.engine import Engine
@@ -193,6 +193,8 @@ class StandardBenchmark:
             cls._shares(protocol, scored, [a or "" for a in answers], m)
             for answers, m in zip(read, metrics, strict=True)
         ]
+        together = [aligned(found) for found in zip(*metrics, strict=True)]
+        metrics = [[found[k] for found in together] for k in range(len(runs))]
         predictions = []
         for number, run in enumerate(runs):
             by_place = {k: (read[number][j], shares[number][j]) for j, k in enumerate(good)}
@@ -210,9 +212,8 @@ class StandardBenchmark:
         scores = facts | counts | numbers | {"data": digest}
         files = _files(cls.function(spec.submission)(items, runs[0])) if spec.submission else {}
         note = _unscored(counts) if spec.unscored else ""
-        together = tuple(averaged(found) for found in zip(*metrics, strict=True))
-        table = table_of(metrics[0], scores)
-        return Result(scores, predictions, table, note, card=True, metrics=together, files=files)
+        means, table = tuple(map(averaged, together)), table_of(metrics[0], scores)
+        return Result(scores, predictions, table, note, card=True, metrics=means, files=files)
 
     @classmethod
     def _metrics(cls, protocol: Protocol, items: Sequence[Item], answers: Sequence[str]) -> list[Metric]:
