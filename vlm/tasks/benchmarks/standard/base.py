@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from vlm.inference.engine import Engine
 
 NOTHING = "the answer is empty"
+LONGEST = 1000
+"""Characters of a message about a file, which may quote a field of any length."""
 
 
 @dataclass
@@ -94,10 +96,14 @@ class StandardBenchmark:
         try:
             found.extend(cls.read(files))
             return unique(found, str(files.annotations))
+        except DataError as error:
+            if len(str(error)) < LONGEST:
+                raise
+            raise DataError(f"{str(error)[:LONGEST]} ...") from None
         except MALFORMED as error:
             raise DataError(
                 f"{files.annotations}: not the annotations of {cls.spec().title} (record {len(found) + 1}: "
-                f"{type(error).__name__}: {error})",
+                f"{type(error).__name__}: {str(error)[:LONGEST]})",
                 fix=f"expected are {', '.join(cls.spec().files)}",
             ) from error
 
