@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from vlm.checkpoint.run_folder import RunDir, read_checkpoint
-from vlm.common.errors import ConfigError
+from vlm.common.errors import ConfigError, DataError
 
 from ..equivalence.tiny import Tiny
 
@@ -93,6 +93,13 @@ def test_a_wrong_entry_is_one_message(tiny: Tiny, options: tuple[str, ...], mess
 def test_an_unknown_control_is_refused_before_training(tiny: Tiny) -> None:
     with pytest.raises(ConfigError, match="image control 'left'"):
         tiny.train("control", evals("{dataset: pope, images: [left]}"))
+
+
+def test_questions_that_are_not_there_are_known_before_training(tiny: Tiny) -> None:
+    entry = "evaluation_datasets.pope.eval_file_path=/none"
+    with pytest.raises(DataError, match="/none: no such file"):
+        tiny.train("lost", evals("{dataset: pope}"), entry)
+    assert not (tiny.folder / "lost" / "log.jsonl").exists()
 
 
 def test_two_processes_log_the_scores_of_one(tiny: Tiny) -> None:
