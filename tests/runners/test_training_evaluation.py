@@ -95,6 +95,13 @@ def test_an_unknown_control_is_refused_before_training(tiny: Tiny) -> None:
         tiny.train("control", evals("{dataset: pope, images: [left]}"))
 
 
+def test_questions_that_are_not_there_are_known_before_training(tiny: Tiny) -> None:
+    entry = "evaluation_datasets.pope.eval_file_path=/none"
+    with pytest.raises(DataError, match="/none: no such file"):
+        tiny.train("lost", evals("{dataset: pope}"), entry)
+    assert not (tiny.folder / "lost" / "log.jsonl").exists()
+
+
 def test_two_processes_log_the_scores_of_one(tiny: Tiny) -> None:
     asked, still = evals("{dataset: say, every: 8}", "{dataset: pope, every: 8}"), {"init_lr": 1e-30, "warmup_steps": 0}
     process = tiny.start("two", asked, "datasets.cc_sbu_align.batch_size=1", processes=2, **still)

@@ -20,7 +20,7 @@ from vlm.common import dist
 from vlm.common.errors import DataError, PromptError
 from vlm.common.types import Message
 from vlm.tasks.answers import Answer, distinct, key_of
-from vlm.tasks.benchmarks.base import Questions, checked, prompt_of, reason
+from vlm.tasks.benchmarks.base import Questions, checked, prompt_of, reason, stamps_of
 
 if TYPE_CHECKING:
     from vlm.inference.engine import Engine
@@ -60,7 +60,8 @@ def likeliest(
     if empty is not None:
         raise DataError(f"question {empty} has no choices", fix="answer by generation (choose: generate)")
     prompts = {index: prompt_of(sample) for index, sample in dataset.usable()}
-    keys = dict(zip(prompts, distinct(key_of(prompts[k], choices[k], rule) for k in prompts), strict=True))
+    unique = distinct(key_of(prompts[k], choices[k], rule, stamps_of(prompts[k])) for k in prompts)
+    keys = dict(zip(prompts, unique, strict=True))
     done = {} if dataset.parts is None else dict(dataset.parts.done)
     found = {k: Answer(done[key]) for k, key in keys.items() if key in done}
     left = [k for k in prompts if k not in found]
@@ -75,6 +76,8 @@ def likeliest(
         log.info("%d of %d questions of this process answered", len(own), len(mine))
     for part in dist.gather_objects(own):
         found |= part
+    if dataset.parts is not None:  # the same on all processes
+        dataset.parts.done |= {keys[k]: str(answer) for k, answer in found.items() if not answer.error}
     answers = [found[k] if k in found else Answer("", reason(dataset, k)) for k in range(len(dataset))]
     return checked(answers, dataset)
 

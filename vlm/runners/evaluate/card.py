@@ -162,7 +162,7 @@ def protocol_facts(entry: Asked, result: Result) -> dict[str, str]:
 
 def examples_of(result: Result) -> dict[str, list[Prediction]]:
     """Right and wrong answers of the first run, spread evenly over the dataset; one group where nothing is right."""
-    first = [p for p in result.predictions if p.seed == result.predictions[0].seed]
+    first = [p for p in result.predictions if p.seed == result.predictions[0].seed and not p.error]
     if any(p.right is None for p in first):
         return {"Answers": _spread(first)}
     scored = [p for p in first if p.reference]

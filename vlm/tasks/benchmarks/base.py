@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -182,6 +183,18 @@ def paths_of(media: Iterable[Image | Video]) -> list[str]:
     return [str(m.source) for m in media if isinstance(m.source, str | PurePath)]
 
 
+def stamps_of(prompt: Sequence[Message]) -> list[tuple[int, int] | None]:
+    """Size and time of change of each file that a prompt shows: where they differ, a question is asked again."""
+    result: list[tuple[int, int] | None] = []
+    for path in paths_of(medium for message in prompt for medium in message.media):
+        try:
+            found = os.stat(path)
+            result.append((found.st_size, found.st_mtime_ns))
+        except (OSError, ValueError):
+            result.append(None)
+    return result
+
+
 def ask(engine: Engine, dataset: Questions, generation: Generation, batch_size: int = 64) -> list[Answer]:
     """The model's answer to every sample, in the dataset's order, on every process (each answers its share).
 
@@ -194,7 +207,8 @@ def ask(engine: Engine, dataset: Questions, generation: Generation, batch_size: 
         raise DataError("no question to evaluate on")
     prompts = {index: prompt_of(sample) for index, sample in dataset.usable()}
     options = asdict(generation)
-    keys = dict(zip(prompts, distinct(key_of(prompt, options) for prompt in prompts.values()), strict=True))
+    named = distinct(key_of(prompt, options, stamps_of(prompt)) for prompt in prompts.values())
+    keys = dict(zip(prompts, named, strict=True))
     asked: dict[str, Question] = {key: partial(list, prompts[index]) for index, key in keys.items()}
     found = answer_all(engine, asked, generation, batch_size, parts=dataset.parts)
     answers = [found[keys[i]] if i in keys else Answer("", reason(dataset, i)) for i in range(len(dataset))]

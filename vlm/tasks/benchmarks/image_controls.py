@@ -38,12 +38,12 @@ class Controlled(Questions):
         check_control(control)
         super().__init__(dataset, *args, **options)
         self.control = control
-        self._swapped: Mapping[Any, Any] = {}
+        self._swapped: dict[Any, Any] = {}
         if control == "wrong":
             self.control = "right"  # while the images are collected
             media = [m for _, sample in self.usable() for message in sample.messages for m in message.media]
-            videos = [m.source for m in media if isinstance(m, Video)]
-            self._swapped = swap_images([m.source for m in media if isinstance(m, Image)]) | swap_images(videos)
+            for kind in (Image, Video):  # an image is exchanged for an image
+                self._swapped |= swap_images([m.source for m in media if isinstance(m, kind)])
             self.control = control
 
     def __getitem__(self, index: int) -> Sample:

@@ -27,13 +27,15 @@ from vlm.tasks.benchmarks.question_answering import sampling_options
 from vlm.tasks.benchmarks.standard import rules
 from vlm.tasks.benchmarks.standard.items import Files, Item, Items, asked, unique
 from vlm.tasks.benchmarks.standard.spec import Protocol, Spec, read_spec
-from vlm.tasks.scoring.statistics import Metric, averaged
+from vlm.tasks.scoring.statistics import Metric, aligned, averaged
 
 if TYPE_CHECKING:
     from vlm.inference.engine import Engine
 
 SPARE = 8
 """So many more examples are drawn than are shown: some may have the question's image."""
+LONGEST = 1000
+"""Characters of a message about a file, which may quote a field of any length."""
 
 
 @dataclass
@@ -95,10 +97,14 @@ class StandardBenchmark:
         try:
             found.extend(cls.read(files))
             return unique(found, str(files.annotations))
+        except DataError as error:
+            if len(str(error)) < LONGEST:
+                raise
+            raise DataError(f"{str(error)[:LONGEST]} ...") from None
         except MALFORMED as error:
             raise DataError(
                 f"{files.annotations}: not the annotations of {cls.spec().title} (record {len(found) + 1}: "
-                f"{type(error).__name__}: {error})",
+                f"{type(error).__name__}: {str(error)[:LONGEST]})",
                 fix=f"expected are {', '.join(cls.spec().files)}",
             ) from error
 
@@ -203,6 +209,8 @@ class StandardBenchmark:
             cls._shares(protocol, scored, [a or "" for a in answers], m)
             for answers, m in zip(read, metrics, strict=True)
         ]
+        together = [aligned(found) for found in zip(*metrics, strict=True)]
+        metrics = [[found[k] for found in together] for k in range(len(runs))]
         predictions = []
         for number, run in enumerate(runs):
             by_place = {k: (read[number][j], shares[number][j]) for j, k in enumerate(good)}
@@ -220,9 +228,8 @@ class StandardBenchmark:
         scores = facts | counts | numbers | {"data": digest}
         files = _files(cls.function(spec.submission)(items, runs[0])) if spec.submission else {}
         note = _unscored(counts) if spec.unscored else ""
-        together = tuple(averaged(found) for found in zip(*metrics, strict=True))
-        table = table_of(metrics[0], scores)
-        return Result(scores, predictions, table, note, card=True, metrics=together, files=files)
+        means, table = tuple(map(averaged, together)), table_of(metrics[0], scores)
+        return Result(scores, predictions, table, note, card=True, metrics=means, files=files)
 
     @classmethod
     def _metrics(cls, protocol: Protocol, items: Sequence[Item], answers: Sequence[str]) -> list[Metric]:

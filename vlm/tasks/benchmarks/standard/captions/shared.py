@@ -22,8 +22,15 @@ ONE_SENTENCE = "Provide a one-sentence caption for the provided image."
 
 
 def captioned(name: str, image: Any, captions: Iterable[str], **fields: Any) -> Item:
-    """An image to be described; without reference captions (a test split) nothing can be scored here."""
-    return Item(name, "", (image,), tuple(captions) or None, fields)
+    """An image to be described; without reference captions (a test split) nothing can be scored here.
+
+    Raises DataError: a caption that is not a text.
+    """
+    texts = tuple(captions)
+    for text in texts:
+        if not isinstance(text, str):
+            raise DataError(f"image {name}: the caption {text!r:.60} is not a text", fix="give the original file")
+    return Item(name, "", (image,), texts or None, fields)
 
 
 def coco_items(data: Mapping[str, Any], files: Files, folders: Sequence[str] = (), **fields: str) -> list[Item]:

@@ -59,7 +59,7 @@ def _item(files: Files, name: str, problem: Mapping[str, Any]) -> Item:
     fields = {
         "type": problem["subject"],
         "grade": "1-6" if int(str(problem["grade"]).removeprefix("grade")) <= 6 else "7-12",
-        "hint": problem.get("hint") or "",
+        "hint": str(problem.get("hint") or ""),
     }
     return Item(name, problem["question"], media, LETTERS[answer], fields, choices)
 
