@@ -35,6 +35,7 @@ ALLOWED = re.compile(
     | (?:pytest|page)\.mark | model\.vision\ clip | --vision-model\ clip                  # names again
     | (?:question|end|record|exclamation)[ -]mark | boat\ stands | PIL\ would\ clip       # English
     | What\ is\ behind\ it
+    | `shots`  # a key
     """,
     re.VERBOSE,
 )
