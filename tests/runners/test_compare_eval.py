@@ -198,7 +198,9 @@ def test_different_protocols_and_data_are_different_columns(tmp_path: Path, caps
 
 
 def test_a_row_says_which_run_it_is(tmp_path: Path) -> None:
-    write_card(tmp_path / "one", weights=[{"file": "/a/b/stage2/checkpoints/step_00000300/model.safetensors", "sha256": "c"}])
+    write_card(
+        tmp_path / "one", weights=[{"file": "/a/b/stage2/checkpoints/step_00000300/model.safetensors", "sha256": "c"}]
+    )
     assert "stage2/" in board(read_cards(tmp_path)[0], tmp_path / "page.html").rows[0].trained
 
 

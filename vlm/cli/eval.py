@@ -62,7 +62,10 @@ class Eval:
         if args.benchmark:
             use_benchmark(cfg, args)
         if not (cfg.evaluation_datasets or cfg.evaluation_files):
-            raise UserError(f"{source} has no evaluation_datasets", fix="add the section, or use another file, or --benchmark NAME --data FOLDER")
+            raise UserError(
+                f"{source} has no evaluation_datasets",
+                fix="add the section, or use another file, or --benchmark NAME --data FOLDER",
+            )
         from vlm.runners.evaluate.run import run_evaluation
 
         run_evaluation(

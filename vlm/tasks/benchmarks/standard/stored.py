@@ -109,7 +109,10 @@ def check(file: str, names: Sequence[str], found: Mapping[str, Answer], whole: b
     if missing or strange:
         problem = f"{len(missing)} of {len(names)} questions have no answer{_some(missing)}"
         problem += f", {len(strange)} answers have no question{_some(strange)}"
-        raise DataError(f"{file}: {problem}", fix="give the annotations and the split that these answers belong to, and --dataset for a file about several")
+        raise DataError(
+            f"{file}: {problem}",
+            fix="give the annotations and the split that these answers belong to, or name it with --dataset",
+        )
 
 
 def _some(names: Sequence[str]) -> str:
