@@ -1,5 +1,6 @@
 """Benchmarks while a run trains: scores in log, curves and report; training is the same with and without them."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from PIL import Image
 
 from vlm.checkpoint.run_folder import RunDir, read_checkpoint
 from vlm.common.errors import ConfigError, DataError
+from vlm.runners.evaluate.card_facts import weights_of
 
 from ..equivalence.tiny import Tiny
 
@@ -123,3 +125,14 @@ def test_a_wrong_path_ends_the_run_before_it_trains(tiny: Tiny) -> None:
     with pytest.raises(DataError, match="nowhere: no such file or folder"):
         tiny.train("nowhere", evals("{dataset: pope, every: 2}"), moved)
     assert not (tiny.folder / "nowhere" / "log.jsonl").exists()
+
+
+def test_a_card_names_the_weights_of_a_run_folder(tiny: Tiny) -> None:
+    tiny.train("weights", max_steps=1)
+    cfg = tiny.load("card")
+    cfg.model.weights.append(dataclasses.replace(cfg.model.weights[0], format="trained", path=f"{tiny.folder}/weights"))
+    last = weights_of(cfg)[-1]
+    assert last["file"].endswith("step_00000001/model.safetensors") and len(last["sha256"]) == 64
+    (tiny.folder / "nothing").mkdir()
+    cfg.model.weights[-1] = dataclasses.replace(cfg.model.weights[-1], path=f"{tiny.folder}/nothing")
+    assert weights_of(cfg)[-1]["sha256"] == ""  # so that a leaderboard does not take two such models for one

@@ -9,6 +9,7 @@ from vlm.cli.main import main
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.registry import names, resolve
 from vlm.common.types import Image, Message, Text, Video
+from vlm.runners.evaluate.run import about
 from vlm.tasks.answers import Answer
 from vlm.tasks.benchmarks.base import NOTHING
 from vlm.tasks.benchmarks.image_controls import CONTROLS, Controlled
@@ -93,6 +94,12 @@ def test_answers_of_another_set_are_one_message(pope: Path, lines: list[dict], m
     file = written(pope.with_name("answers.jsonl"), lines)
     with pytest.raises(DataError, match=message):
         score_file(Pope, str(pope), "", [str(file)], StandardOptions())
+
+
+def test_several_files_are_several_runs_and_results_say_so(pope: Path) -> None:
+    file = answers(pope, {k: "no" if k % 2 else "yes" for k in range(6)})
+    found = score_file(Pope, str(pope), "", [file, file], StandardOptions())
+    assert about(found)["runs"] == 2 and about(score_file(Pope, str(pope), "", [file], StandardOptions()))["runs"] == 1
 
 
 def test_answers_that_are_not_there_are_one_message(pope: Path, tmp_path: Path) -> None:

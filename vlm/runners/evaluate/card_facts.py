@@ -9,7 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm.common.errors import ConfigError, DataError, PromptError
+from vlm.checkpoint.run_folder import WEIGHTS, find_checkpoint
+from vlm.common.errors import ConfigError, DataError, PromptError, WeightsError
 from vlm.common.types import MEDIA_TOKEN
 from vlm.datasets.inspect.render import pieces
 from vlm.pages.samples import runs_of
@@ -64,7 +65,10 @@ def _files(path: str | None) -> list[Path]:
     for names in SUFFIXES:
         if found := sorted(f for name in names for f in folder.glob(name) if f.name != TRAINER):
             return found
-    return []
+    try:
+        return [find_checkpoint(folder) / WEIGHTS]  # as a run folder is loaded
+    except WeightsError:
+        return [folder]
 
 
 def environment(engine: Engine) -> dict[str, str]:

@@ -133,10 +133,8 @@ class StandardBenchmark:
     def _shots(cls, items: Sequence[Item], protocol: Protocol, files: Files, options: StandardOptions) -> list[Any]:
         """Examples drawn for each question: never itself, and none with its image. Raises DataError: too few."""
         if not options.shots_path:
-            raise ConfigError(
-                "few-shot examples need shots_path",
-                fix="name the annotations of the training split (--shots-data, in YAML shots_path)",
-            )
+            fix = "name the annotations of the training split (--shots-data, in YAML shots_path)"
+            raise ConfigError("few-shot examples need shots_path", fix=fix)
         split = "train" if "train" in cls.spec().splits else files.split
         folder = Path(options.shots_media) if options.shots_media else files.folder()
         others = cls.items(Files(Path(options.shots_path), folder, split))
@@ -225,7 +223,7 @@ class StandardBenchmark:
         }
         counts = {"count": len(good), "errors": len(items) - len(good), "unread": sum(a is None for a in read[0])}
         numbers = numbers_of(metrics)
-        scores = facts | counts | numbers | {"data": digest}
+        scores = facts | counts | numbers | {"data": digest} | ({"seeds": options.seeds} if options.seeds else {})
         files = _files(cls.function(spec.submission)(items, runs[0])) if spec.submission else {}
         note = _unscored(counts) if spec.unscored else ""
         means, table = tuple(map(averaged, together)), table_of(metrics[0], scores)

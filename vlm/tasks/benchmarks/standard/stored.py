@@ -137,7 +137,7 @@ def check(file: str, names: Sequence[str], found: Mapping[str, Answer], whole: b
         problem += f", {len(strange)} answers have no question{_some(strange)}"
         raise DataError(
             f"{file}: {problem}",
-            fix="give the annotations and the split of these answers, and --dataset for a file about several",
+            fix="give the annotations and the split that these answers belong to, or name it with --dataset",
         )
 
 
