@@ -60,8 +60,8 @@ def likeliest(
     if empty is not None:
         raise DataError(f"question {empty} has no choices", fix="answer by generation (choose: generate)")
     prompts = {index: prompt_of(sample) for index, sample in dataset.usable()}
-    named = distinct(key_of(prompts[k], choices[k], rule, stamps_of(prompts[k])) for k in prompts)
-    keys = dict(zip(prompts, named, strict=True))
+    hashes = distinct(key_of(prompts[k], choices[k], rule, stamps_of(prompts[k])) for k in prompts)
+    keys = dict(zip(prompts, hashes, strict=True))
     done = {} if dataset.parts is None else dict(dataset.parts.done)
     found = {k: Answer(done[key]) for k, key in keys.items() if key in done}
     left = [k for k in prompts if k not in found]

@@ -16,7 +16,6 @@ from vlm.common.types import Image, Message, Sample, Text, Video
 from vlm.datasets.base import MAX_TEXT, check_text, parse_json
 from vlm.datasets.formats.table.media import sources
 
-
 MOST_CHOICES = 26
 ORIGINAL = "give the original file"
 
