@@ -51,9 +51,10 @@ def row(spec: Spec, own: list[str]) -> str:
 
 
 def protocols(spec: Spec, own: list[str]) -> str:
-    """What each protocol of a benchmark is."""
+    """What each protocol of a benchmark is, and the fields of a file of answers."""
     said = "".join(f" *{name}*: {protocol.about}" for name, protocol in spec.protocols.items())
-    return f"- **{own[0]}** ({spec.source}).{said}\n"
+    fields = [" or ".join(f"`{name}`" for name in found) for found in (spec.answers.id, spec.answers.text)]
+    return f"- **{own[0]}** ({spec.source}).{said} Fields of `--answers`: {', '.join(fields)}.\n"
 
 
 def synced(text: str) -> str:

@@ -53,7 +53,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def is_example(module: str) -> bool:
-    return module.partition(".")[0] == "acme" or module.startswith("my_")
+    return module.partition(".")[0] in ("acme", "palette") or module.startswith("my_")
 
 
 @pytest.mark.parametrize("kind", TRAINED)
@@ -69,6 +69,14 @@ def test_a_benchmark(folder: Path) -> None:
     scores = json.loads((folder / "output" / "benchmark" / "evaluation.json").read_text())["colors"]
     assert scores["right"]["count"] == scores["none"]["count"] == 4
     assert 0 <= scores["right"]["recall"] <= 1
+
+
+def test_a_benchmark_with_files_of_its_own(folder: Path) -> None:
+    command = ["--plugin", "palette", "eval", "benchmark.yaml", "--benchmark", "palette", "--data", "data"]
+    assert main([*command, "--trust", "--allow-random"]) == 0
+    scores = json.loads((folder / "output" / "benchmark" / "evaluation.json").read_text())["palette"]["right"]
+    assert (scores["protocol"], scores["split"], scores["count"]) == ("official", "colors", 4)
+    assert set(scores["by_group"]["accuracy"]) == {"color", "grey"}
 
 
 def test_a_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -197,6 +197,13 @@ def test_different_protocols_and_data_are_different_columns(tmp_path: Path, caps
     assert base64.b64decode(encoded).decode().count("\n") == 1 + 4
 
 
+def test_a_row_says_which_run_it_is(tmp_path: Path) -> None:
+    write_card(
+        tmp_path / "one", weights=[{"file": "/a/b/stage2/checkpoints/step_00000300/model.safetensors", "sha256": "c"}]
+    )
+    assert "stage2/" in board(read_cards(tmp_path)[0], tmp_path / "page.html").rows[0].trained
+
+
 def test_a_hostile_card_changes_nothing(tmp_path: Path) -> None:
     write_card(tmp_path / "good")
     write_card(tmp_path / "names", model={"composition": f"=1+1{HOSTILE}"}, settings={HOSTILE: [HOSTILE]})

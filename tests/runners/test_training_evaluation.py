@@ -67,7 +67,7 @@ def test_scores_reach_log_report_and_provenance_and_change_no_training(tiny: Tin
 def test_the_best_checkpoint_follows_any_metric(tiny: Tiny, best: str, expected, monkeypatch) -> None:
     values = iter([0.25, 0.75, 0.5, 0.25])
     monkeypatch.setattr(
-        "vlm.runners.train.evaluate.numbers_of", lambda result: {"yes": next(values)} if result.scores else {}
+        "vlm.runners.train.evaluate.values_of", lambda result: {"yes": next(values)} if result.scores else {}
     )
     name = f"best{best[0]}"
     tiny.train(name, evals("{dataset: pope, every: 2}"), f"run.best={best}", keep_last=1)
@@ -110,3 +110,16 @@ def test_two_processes_log_the_scores_of_one(tiny: Tiny) -> None:
     tiny.train("one", asked, **still)
     one, two = ({k: v for k, v in tiny.records(name, "eval")[-1].items() if "/" in k} for name in ("one", "two"))
     assert one == two and len(one) > 3
+
+
+def test_a_metric_that_does_not_exist_is_a_warning(tiny: Tiny, caplog: pytest.LogCaptureFixture) -> None:
+    tiny.train("typo", evals("{dataset: pope, limit: 3}"), "run.best=pope/f2", max_steps=1)
+    assert "run.best=pope/f2 is not among the scores" in caplog.text and "pope/f1" in caplog.text
+    assert not (tiny.folder / "typo" / "best").exists()
+
+
+def test_a_wrong_path_ends_the_run_before_it_trains(tiny: Tiny) -> None:
+    moved = f"evaluation_datasets.pope.eval_file_path={tiny.folder / 'nowhere'}"
+    with pytest.raises(DataError, match="nowhere: no such file or folder"):
+        tiny.train("nowhere", evals("{dataset: pope, every: 2}"), moved)
+    assert not (tiny.folder / "nowhere" / "log.jsonl").exists()

@@ -32,6 +32,10 @@ def values(metric: str, answer: str, *references: str) -> Any:
         ("vqa", "two", ["2"] * 9 + ["3"], 1),
         ("vqa", "two", ["2", "two", "3"], pytest.approx((1 / 3 + 1 / 3 + 2 / 3) / 3)),
         ("vqa", "red", ["red"], 1),
+        ("anls", "helo", ["yes", "hello"], 0.8),
+        ("anls", "hi", ["hello"], 0),
+        ("relaxed", "104", ["7", "100"], 1),
+        ("relaxed", "106", ["100"], 0),
     ],
 )
 def test_a_metric(metric: str, answer: str, references: list[str], expected: float) -> None:
@@ -128,6 +132,16 @@ def test_metric_and_judge_are_read_from_yaml(tmp_path: Path) -> None:
     assert read_options(benchmark_of(cfg), {}, cfg.run.benchmark) == QuestionAnswering.Config(
         metric="vqa", judge="open"
     )
+    named = {"judge": "exact", "metric": "judge"}  # as --judge gives them
+    assert read_options(benchmark_of(cfg), {}, cfg.run.benchmark, named) == QuestionAnswering.Config(judge="exact")
+
+
+def test_a_training_task_is_scored_by_a_metric(tmp_path: Path) -> None:
+    file = written(tmp_path, "{metric: vqa}")
+    cfg = load_config(file, ["run.task=image_text_pretrain"])
+    assert read_options(benchmark_of(cfg), {}, cfg.run.benchmark).metric == "vqa"
+    with pytest.raises(ConfigError, match="run.benchmark.metric.*'bleu'"):
+        load_config(file, ["run.task=image_text_pretrain", "run.benchmark.metric=bleu"])
 
 
 @pytest.mark.parametrize(

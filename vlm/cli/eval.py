@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+KEYS = {"data": "eval_file_path", "media_root": "img_path"}
+"""Flag -> key of an entry with original files, where they differ."""
+
 
 @register_command("eval")
 class Eval:
@@ -46,6 +49,7 @@ class Eval:
                 judge_of(args.judge)
         if args.predictions:
             return score(args)
+        check_flags(args)
         if args.answers:
             return score_answers(args)
         source = source_of(args, "vlm eval tiny/eval")
@@ -58,7 +62,10 @@ class Eval:
         if args.benchmark:
             use_benchmark(cfg, args)
         if not (cfg.evaluation_datasets or cfg.evaluation_files):
-            raise UserError(f"{source} has no evaluation_datasets", fix="add the section, or use another file")
+            raise UserError(
+                f"{source} has no evaluation_datasets",
+                fix="add the section, or use another file, or --benchmark NAME --data FOLDER",
+            )
         from vlm.runners.evaluate.run import run_evaluation
 
         run_evaluation(
@@ -78,8 +85,22 @@ class Eval:
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
     """The options of a standard benchmark that were given."""
     named = {"protocol": args.protocol, "split": args.split, "limit": args.limit}
-    named |= {"shots": args.shots, "shots_path": args.shots_data, "choose": args.choose}
+    named |= {"shots": args.shots, "shots_path": args.shots_data}
+    named |= {"shots_media": args.shots_media, "choose": args.choose}
     return {k: v for k, v in named.items() if v}
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Raises UserError: a flag of ``--benchmark`` or ``--shots`` without it, which would change nothing."""
+    named = {"data": args.data, "media_root": args.media_root} | options_of(args)
+    for key in [] if args.benchmark or args.answers else [k for k, v in named.items() if v]:
+        flag = "--" + ("shots-data" if key == "shots_path" else key.replace("_", "-"))
+        raise UserError(
+            f"{flag} is a flag of --benchmark",
+            fix=f"name one, or write the option into the YAML file (evaluation_datasets.NAME.{KEYS.get(key, key)})",
+        )
+    if (args.shots_data or args.shots_media) and not args.shots:
+        raise UserError("--shots-data or --shots-media without --shots", fix="e.g. --shots 4")
 
 
 def use_benchmark(cfg: Config, args: argparse.Namespace) -> None:

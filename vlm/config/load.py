@@ -100,6 +100,9 @@ def _load(cfg: str | FilePath | Mapping[str, Any], options: Sequence[str], check
         report.add(("datasets",), "every sample_ratio is 0, so that no dataset is left to draw from")
     report.raise_if_any(title)
     no_effect |= declared(user, value, arch)
+    no_effect |= {
+        f"evaluation_datasets.{n}.save_path": "see run.save_path" for n, own in files.items() if own.save_path
+    }
     tell(no_effect, title)
     assert model is not None
     places = {dotted(p): report.where(p) for p in tree.origins if p}
@@ -266,7 +269,8 @@ def check_run(run: RunConfig, data: dict[str, Any], report: Report) -> None:
     check_name(("runner",), run.runner, ("run", "runner"), report)
     check_name(("scheduler",), run.lr_sched, ("run", "lr_sched"), report)
     if run.benchmark:
-        read_options("benchmark", run.task, run.benchmark, ("run", "benchmark"), ("run", "task"), report)
+        asked = run.task if run.task not in names("task") else "question_answering"  # as vlm eval scores such a run
+        read_options("benchmark", asked, run.benchmark, ("run", "benchmark"), ("run", "task"), report)
     for index, tracker in enumerate(run.trackers):
         check_name(("tracker",), tracker, ("run", "trackers", index), report)
     known = list(data.get("valid_datasets") or {})

@@ -60,8 +60,8 @@ def likeliest(
     if empty is not None:
         raise DataError(f"question {empty} has no choices", fix="answer by generation (choose: generate)")
     prompts = {index: prompt_of(sample) for index, sample in dataset.usable()}
-    hashes = distinct(key_of(prompts[k], choices[k], rule, stamps_of(prompts[k])) for k in prompts)
-    keys = dict(zip(prompts, hashes, strict=True))
+    unique = distinct(key_of(prompts[k], choices[k], rule, stamps_of(prompts[k])) for k in prompts)
+    keys = dict(zip(prompts, unique, strict=True))
     done = {} if dataset.parts is None else dict(dataset.parts.done)
     found = {k: Answer(done[key]) for k, key in keys.items() if key in done}
     left = [k for k in prompts if k not in found]
@@ -80,40 +80,6 @@ def likeliest(
         dataset.parts.done |= {keys[k]: str(answer) for k, answer in found.items() if not answer.error}
     answers = [found[k] if k in found else Answer("", reason(dataset, k)) for k in range(len(dataset))]
     return checked(answers, dataset)
-
-
-def log_likelihoods(
-    engine: Engine,
-    asked: Sequence[list[Message]],
-    endings: Sequence[Sequence[str]],
-    batch_size: int,
-    *,
-    end: bool = False,
-) -> list[list[float]]:
-    """The log-probability of each ending after each question, on every process (each computes its share).
-
-    Args:
-        engine: the model.
-        asked: conversations that end with the user's question.
-        endings: possible answers of each, as the template writes an answer after the question.
-        batch_size: questions that run together; it changes speed and memory, not the numbers.
-        end: count what ends an answer as well, so that the answer is the ending and nothing longer.
-
-    Raises:
-        DataError, PromptError: a question that cannot be asked.
-    """
-    mine = range(dist.rank(), len(asked), dist.world_size())
-    own: dict[int, Sums] = {}
-    rule: Rule = "whole" if end else "text"
-    for group in _in_batches(engine, [asked[k] for k in mine], [endings[k] for k in mine], batch_size, rule):
-        own |= {mine[at]: sums for at, sums in group.items()}
-    found = {k: sums for part in dist.gather_objects(own) for k, sums in part.items()}
-    result: list[list[float]] = []
-    for index in range(len(asked)):
-        if isinstance(sums := found[index], DataError | PromptError):
-            raise sums
-        result.append(sums)
-    return result
 
 
 def _in_batches(

@@ -14,9 +14,9 @@ from vlm.common.registry import resolve
 from vlm.common.types import Image, Message, Video
 from vlm.runners.evaluate.run import table
 from vlm.tasks.answers import Answer, AnswerParts
-from vlm.tasks.benchmarks.base import Result, Score, stamps_of
+from vlm.tasks.benchmarks.base import NOTHING, Result, Score, stamps_of
 from vlm.tasks.benchmarks.image_controls import Controlled
-from vlm.tasks.benchmarks.standard.base import NOTHING, StandardOptions
+from vlm.tasks.benchmarks.standard.base import StandardOptions
 from vlm.tasks.benchmarks.standard.items import Item, Items
 from vlm.tasks.benchmarks.standard.stored import read_answers, score_file
 from vlm.tasks.benchmarks.standard.yes_no.pope import Pope

@@ -252,7 +252,7 @@ def _read(source: Any, label: str) -> bytes:
     try:
         data = read_regular(source) if isinstance(source, str | os.PathLike) else bytes(source)
     except FileNotFoundError:
-        fix = "check the path (in a dataset: its image folder)"
+        fix = "check the path (in a dataset: its image folder, or --media-root)"
         raise DataError(f"image {label}: no such file", fix=fix) from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         reason = error.strerror if isinstance(error, OSError) else error

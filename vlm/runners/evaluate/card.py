@@ -132,7 +132,8 @@ def dataset_facts(entry: Asked) -> dict[str, Any]:
     facts = {"benchmark": entry.benchmark.__name__} | dict(entry.facts)
     facts |= {k: first.scores[k] for k in ("protocol", "split") if first.scores.get(k)}
     facts |= {"questions": first.scores.get("count", len(first.predictions))}
-    facts["longest answer in tokens"] = entry.options.max_new_tokens or _length(entry)
+    if length := _length(entry):
+        facts["longest answer in tokens"] = length
     unset = ("batch_size", "max_new_tokens", "seeds", "protocol", "split")
     facts |= {k: v for k, v in vars(entry.options).items() if k not in unset and v not in (None, "", 0, [])}
     seeds = ", ".join(map(str, first.scores.get("seeds", ())))
@@ -140,10 +141,13 @@ def dataset_facts(entry: Asked) -> dict[str, Any]:
     return facts
 
 
-def _length(entry: Asked) -> int:
-    """The longest answer in tokens by the benchmark's protocol."""
+def _length(entry: Asked) -> int | None:
+    """The longest answer in tokens, by the options or the protocol; None: only the benchmark itself knows."""
+    length: int | None = vars(entry.options).get("max_new_tokens")
+    if length or not issubclass(entry.benchmark, StandardBenchmark):
+        return length
     spec = entry.benchmark.spec()
-    return int(spec.protocol(entry.options.protocol).max_new_tokens or spec.max_new_tokens)
+    return spec.protocol(entry.options.protocol).max_new_tokens or spec.max_new_tokens
 
 
 def protocol_facts(entry: Asked, result: Result) -> dict[str, str]:

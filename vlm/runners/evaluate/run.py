@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -35,8 +34,8 @@ log = logging.getLogger(__name__)
 
 SHARED = ("batch_size", "max_new_tokens")
 """Options that every entry has, whether its benchmark has them or not."""
-SAMPLED = ("limit", "seed")
-"""Flags for a sample of the questions, which benchmarks without these options leave to whoever asks."""
+OPTIONAL = ("limit", "seed", "metric")
+"""Flags that are left out for benchmarks without such options; whoever asks draws the sample then."""
 DEFAULT = "question_answering"
 """The benchmark of a configuration whose ``run.task`` is a training task, such as a run folder's."""
 
@@ -70,7 +69,10 @@ class Asked:
 
 
 def asked_of(cfg: Config, name: str, flags: Mapping[str, Any]) -> Asked:
-    """An entry with its benchmark. Raises ConfigError: no such benchmark or option, or it cannot read such an entry."""
+    """An entry with its benchmark, whose original files are read at once.
+
+    Raises ConfigError: no such benchmark or option, or it cannot read such an entry; DataError: files that are wrong.
+    """
     files = cfg.evaluation_files.get(name)
     if files is None:
         entry, benchmark = cfg.evaluation_datasets[name], benchmark_of(cfg)
@@ -87,8 +89,8 @@ def asked_of(cfg: Config, name: str, flags: Mapping[str, Any]) -> Asked:
     size, length = files.batch_size or cfg.run.batch_size_eval, files.max_new_tokens
     options = read_options(benchmark, {"batch_size": size, "max_new_tokens": length} | files.options, {}, flags)
     facts = {"records": files.eval_file_path, "media": files.img_path, "benchmark": files.benchmark or name}
-    opened = partial(benchmark().open, files.eval_file_path, files.img_path, options)
-    return Asked(benchmark, options, lambda engine: opened(), facts)
+    opened = benchmark().open(files.eval_file_path, files.img_path, options)  # before the model, which takes longer
+    return Asked(benchmark, options, lambda engine: opened, facts)
 
 
 def _source(name: str, entry: DatasetEntry, engine: Engine) -> Any:
@@ -131,7 +133,7 @@ def run_evaluation(
         UserError: no such dataset, benchmark or option, or a model, image or question that cannot be used.
     """
     names = _names(cfg, datasets)
-    flags = {"batch_size": batch_size, "seeds": list(seeds), "judge": judge}
+    flags = {"batch_size": batch_size, "seeds": list(seeds), "judge": judge, "metric": judge and "judge"}
     asked = {name: asked_of(cfg, name, flags) for name in names}
     _check_controls(images)
     folder = _result_folder(output or cfg.run.save_path or cfg.run.output_dir, cfg.run.name or "evaluation")
@@ -221,7 +223,7 @@ def read_options(
     """
     known = names_of(benchmark.Config)
     values = {k: v for k, v in entry.items() if v is not None and (k in known or k not in SHARED)} | dict(run)
-    values |= {k: v for k, v in flags.items() if v not in (None, []) and (k in known or k not in SAMPLED)}
+    values |= {k: v for k, v in flags.items() if v not in (None, []) and (k in known or k not in OPTIONAL)}
     report = Report(origins={})
     options = read(benchmark.Config, values, ("run", "benchmark"), report)
     report.raise_if_any(f"benchmark {benchmark.__name__}")

@@ -77,7 +77,7 @@ class TrainingEvaluations:
                 except DataError as error:
                     log.warning("run.eval: %s has no scores this time: %s", name, error)
                     continue
-                result |= {f"{name}/{label}": value for label, value in numbers_of(found).items()}
+                result |= {f"{name}/{label}": value for label, value in values_of(found).items()}
         self.model.train()
         return {**result, "seconds": time.monotonic() - started}
 
@@ -94,7 +94,7 @@ class TrainingEvaluations:
         return found
 
 
-def numbers_of(result: Result) -> dict[str, float]:
+def values_of(result: Result) -> dict[str, float]:
     """The metrics of a result by their names; of a benchmark without such, the rows of its table."""
     metrics: dict[str, Any] = result.scores.get("metrics") or {row.label: row.value for row in result.rows()}
     return {label: float(value) for label, value in metrics.items() if value is not None}

@@ -220,6 +220,7 @@ class Trainer:
         """Whether the value of ``run.best`` is among ``found``, and better than before; counts those that are not."""
         progress, name = self.progress, self.run.best.removeprefix("-")
         if name not in found:
+            self._warn_of_best(found, name)
             return False
         if name == "loss":
             improved = found["loss"] < progress.best_loss
@@ -230,6 +231,12 @@ class Trainer:
             progress.best_score = score if improved else progress.best_score
         progress.bad_validations = 0 if improved else progress.bad_validations + 1
         return improved
+
+    def _warn_of_best(self, found: Mapping[str, float], name: str) -> None:
+        """Say it if the dataset of ``run.best`` was asked and has no such score, so that no checkpoint gets best."""
+        known = [key for key in found if key.partition("/")[0] == name.partition("/")[0]]
+        if known:
+            log.warning("run.best=%s is not among the scores: no checkpoint is the best (%s)", name, ", ".join(known))
 
     def _tell(self, trackers: list[Tracker], record: dict[str, Any]) -> None:
         """Pass a record to all trackers. Raises UserError: one cannot write, e.g. because the disk is full."""

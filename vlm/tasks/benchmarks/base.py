@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+NOTHING = "the answer is empty"
+
 
 @dataclass
 class EvalOptions:
@@ -211,6 +213,11 @@ def ask(engine: Engine, dataset: Questions, generation: Generation, batch_size: 
     found = answer_all(engine, asked, generation, batch_size, parts=dataset.parts)
     answers = [found[keys[i]] if i in keys else Answer("", reason(dataset, i)) for i in range(len(dataset))]
     return checked(answers, dataset)
+
+
+def not_empty(answer: Answer, empty: str) -> Answer:
+    """The answer, or the error that it is empty; ``empty``: ``error``, or ``wrong``, which leaves it as it is."""
+    return answer if answer.strip() or answer.error or empty == "wrong" else Answer("", NOTHING)
 
 
 def checked(answers: list[Answer], dataset: Questions) -> list[Answer]:

@@ -33,7 +33,7 @@ class Controlled(Questions):
     def __init__(self, dataset: Any, control: str = "right", *args: Any, **options: Any) -> None:
         """Further arguments are those of :class:`Questions`.
 
-        Raises DataError: the control is ``wrong`` and all questions share one image.
+        Raises DataError: the control is ``wrong``, and all questions share one image, or those about videos one video.
         """
         check_control(control)
         super().__init__(dataset, *args, **options)
@@ -67,7 +67,9 @@ def swap_images(images: Sequence[Any], seed: int = 0) -> dict[Any, Any]:
     result = {key_of(source): source for source in images}
     distinct = list(result)
     if len(distinct) == 1:
-        raise DataError("the control with a wrong image needs at least two different images")
+        raise DataError(
+            "the control with a wrong image needs at least two different images, and two videos where one is shown"
+        )
     order = distinct.copy()
     random.Random(seed).shuffle(order)
     return {source: result[order[(i + 1) % len(order)]] for i, source in enumerate(order)}

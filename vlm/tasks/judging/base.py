@@ -147,5 +147,5 @@ def agreement(verdicts: Sequence[bool | None], labels: Sequence[bool]) -> dict[s
         same = sum(a == b for a, b in pairs) / len(pairs)
         yes = [sum(column) / len(pairs) for column in zip(*pairs, strict=True)]
         chance = yes[0] * yes[1] + (1 - yes[0]) * (1 - yes[1])
-        result |= {"accuracy": same, "kappa": (same - chance) / (1 - chance) if chance < 1 else None}
+        result |= {"accuracy": same, "kappa": round((same - chance) / (1 - chance), 12) if chance < 1 else None}
     return result

@@ -127,7 +127,7 @@ def _row(card: CardFile) -> Row:
     short = key_of(hashes)[:SHORT] if known else "weights unknown"
     name = _name(model.get("composition")) or "unnamed"
     trained = next((w for w in reversed(files) if w.get("file")), {})
-    last = "/".join(_name(str(trained.get("file", ""))[-LONGEST:]).replace("\\", "/").split("/")[-3:])
+    last = "/".join(_name(str(trained.get("file", ""))[-LONGEST:]).replace("\\", "/").split("/")[-4:])
     settings = {k: _name(v) for k, v in _mapping(card.data.get("settings")).items()}
     parts = [name, hashes if known else str(card.file), settings]
     return Row(key_of(parts), name, short, f"{last} {_name(trained.get('sha256'))[:SHORT]}".strip())

@@ -66,7 +66,7 @@ class Files:
         """
         if self.annotations.is_file() and not self.used:
             return self._noted(self.annotations)
-        folder = self.annotations.parent if self.annotations.is_file() else self.annotations
+        folder = self.root()
         names = [pattern.replace("{split}", self.split) for pattern in patterns]
         for name in names:
             found = sorted(folder.glob(name))
@@ -104,11 +104,13 @@ class Files:
         except csv.Error as error:
             raise DataError(f"{file}: not a table ({error})", fix=ORIGINAL) from None
 
+    def root(self) -> Path:
+        """The folder of the annotations."""
+        return self.annotations.parent if self.annotations.is_file() else self.annotations
+
     def folder(self) -> Path:
         """Where media paths start."""
-        if self.media is not None:
-            return self.media
-        return self.annotations.parent if self.annotations.is_file() else self.annotations
+        return self.root() if self.media is None else self.media
 
     def image(self, value: Any, where: str = "") -> Image:
         """The image that a record names: a path below :meth:`folder`, base64 or bytes. Raises DataError: none."""

@@ -10,8 +10,8 @@ from typing import Any
 from vlm.common.errors import DataError
 from vlm.datasets.base import MALFORMED
 from vlm.tasks.answers import Answer
-from vlm.tasks.benchmarks.base import Result
-from vlm.tasks.benchmarks.standard.base import NOTHING, StandardBenchmark, StandardOptions
+from vlm.tasks.benchmarks.base import NOTHING, Result
+from vlm.tasks.benchmarks.standard.base import StandardBenchmark, StandardOptions
 from vlm.tasks.benchmarks.standard.items import Files, Item
 from vlm.tasks.benchmarks.standard.spec import Stored
 
@@ -36,6 +36,8 @@ def score_file(
     names, stored = [item.id for item in opened.items], benchmark.spec().answers
     runs = []
     for file in answers:
+        if not Path(file).is_file():
+            raise DataError(f"{file}: no such file", fix="name a file of answers")
         found = _own_form(benchmark, file, opened.items) or read_answers(file, stored, dataset)
         check(file, names, found, whole=not options.limit)
         runs.append([found[name] for name in names])
@@ -133,7 +135,10 @@ def check(file: str, names: Sequence[str], found: Mapping[str, Answer], whole: b
     if missing or strange:
         problem = f"{len(missing)} of {len(names)} questions have no answer{_some(missing)}"
         problem += f", {len(strange)} answers have no question{_some(strange)}"
-        raise DataError(f"{file}: {problem}", fix="give the annotations and the split that these answers belong to")
+        raise DataError(
+            f"{file}: {problem}",
+            fix="give the annotations and the split of these answers, and --dataset for a file about several",
+        )
 
 
 def _some(names: Sequence[str]) -> str:

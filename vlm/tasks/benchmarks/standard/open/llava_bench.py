@@ -15,6 +15,7 @@ MODEL = "vlm"
 
 
 @register_benchmark("llava_bench")
+@register_benchmark("llava_in_the_wild")
 class LlavaBench(StandardBenchmark):
     """LLaVA-Bench in the wild: open questions; answers are written for its judge."""
 

@@ -44,12 +44,6 @@ def first_sentence(output: str, item: Item) -> str:
     return "no" if {"No", "not", "no"} & set(words) else "yes"
 
 
-def exact_word(output: str, item: Item) -> str | None:
-    """The whole answer, if it is yes or no."""
-    word = output.lower().strip()
-    return word if word in ("yes", "no") else None
-
-
 def confusion(items: Sequence[Item], answers: Sequence[str]) -> list[Metric]:
     """F1, precision and recall of ``yes``, accuracy, and the share of answers ``yes``: means over the sets."""
     said, true, sets = _read(items, answers)
