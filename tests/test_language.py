@@ -21,7 +21,7 @@ RETIRED = {
     r"\b(?:stands(?! for\b)|stood|lies)\b": "is, was",
     r"\banew\b": "again",
     r"\bbehind\b": "after",
-    r"(?<![-_\w])shots?\b": "few-shot examples",
+    r"(?<![-_\w`])shots?\b": "few-shot examples",
     r"\bpassports?\b": "provenance",
     r"\btall(?:y|ies)\b": "statistics",
     r"\bSaid\b": "UserText",
