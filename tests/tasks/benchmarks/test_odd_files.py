@@ -2,18 +2,22 @@
 
 import csv
 import json
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vlm.common.errors import DataError, UserError
+from vlm.common.logging import say
 from vlm.common.registry import resolve
-from vlm.common.types import Image, Message
+from vlm.common.types import Image, Message, Video
+from vlm.runners.evaluate.run import table
 from vlm.tasks.answers import Answer, AnswerParts
-from vlm.tasks.benchmarks.base import NOTHING, stamps_of
+from vlm.tasks.benchmarks.base import NOTHING, Result, Score, stamps_of
+from vlm.tasks.benchmarks.image_controls import Controlled
 from vlm.tasks.benchmarks.standard.base import StandardOptions
-from vlm.tasks.benchmarks.standard.items import Item
+from vlm.tasks.benchmarks.standard.items import Item, Items
 from vlm.tasks.benchmarks.standard.stored import read_answers, score_file
 from vlm.tasks.benchmarks.standard.yes_no.pope import Pope
 
@@ -150,3 +154,18 @@ def test_a_changed_image_is_another_question(tmp_path: Path) -> None:
     before = stamps_of(asked)
     file.write_bytes(b"another")
     assert stamps_of(asked) != before and stamps_of([Message("user", [Image(str(tmp_path / "b.png"))])]) == [None]
+
+
+def test_an_image_is_exchanged_for_an_image_and_a_video_for_a_video() -> None:
+    media = [Image("a.png"), Video("a.mp4"), Image("b.png"), Video("b.mp4")]
+    items = [Item(str(k), "q", (medium,)) for k, medium in enumerate(media)]
+    wrong = Controlled(Items(items, ["q"] * 4), "wrong")
+    shown = [wrong[k].messages[0].media[0] for k in range(4)]
+    assert shown == [Image("b.png"), Video("b.mp4"), Image("a.png"), Video("a.mp4")]
+
+
+def test_what_a_terminal_cannot_show_is_an_escape() -> None:
+    stream = TextIOWrapper(BytesIO(), encoding="ascii")
+    say("what \u4ec0 \ud800", stream)
+    assert stream.buffer.getvalue() == rb"what \u4ec0 \ud800" + b"\n"  # type: ignore[attr-defined]
+    assert "\x1b" not in table(Result({}, table=[Score("\x1b[31mred", 0.5)]))

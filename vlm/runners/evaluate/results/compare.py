@@ -14,6 +14,8 @@ from vlm.tasks.scoring.statistics import Difference, Metric, difference
 SIGNIFICANT = 0.05
 """Largest p at which runs are said to differ."""
 MOST_GROUPS = 60
+LARGEST = 1e15
+"""The largest number that is taken for a score."""
 SHORT = 12
 """Digits of a hash in messages."""
 
@@ -157,7 +159,9 @@ def _by_question(a: Mapping[str, Mapping[str, Any]], b: Mapping[str, Mapping[str
 
 def _share(row: Mapping[str, Any]) -> float | None:
     value = row.get("score", row.get("right"))
-    return float(value) if isinstance(value, bool | int | float) and not row.get("error") else None
+    if not isinstance(value, bool | int | float) or row.get("error") or abs(value) > LARGEST:
+        return None
+    return float(value)
 
 
 def _groups(a: Metric, b: Metric, first: str, second: str) -> list[Compared]:
@@ -220,13 +224,13 @@ def table(a: StoredRun, b: StoredRun, compared: Sequence[Comparison]) -> str:
         if one.won or one.lost or one.same:
             lines.append(f"  questions: b wins {len(one.won)}, loses {len(one.lost)}, equal {one.same}")
         lines += [f"  note: {note}" for note in one.notes]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _line(c: Compared) -> str:
     low, high = (c.text(v, signed=True) for v in c.found.interval)
     change = c.text(c.found.second - c.found.first, signed=True)
     return (
-        f"  {printable(c.label):<16} {c.text(c.found.first):>8} -> {c.text(c.found.second):>8}  {change:>13} "
+        f"  {c.label:<16} {c.text(c.found.first):>8} -> {c.text(c.found.second):>8}  {change:>13} "
         f"(95 %: {low.removesuffix(' points')} to {high}, p {p_text(c.found.p)})  {c.verdict}"
     )
