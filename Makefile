@@ -84,11 +84,12 @@ docs: install
 bench: install
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.generate
-	$(BIN)/python -m benchmarks.serving
-	$(BIN)/python -m benchmarks.serving --run output/quickstart/stage2
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.serving --alone 1 --rounds 3 --memory 0
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.serving --run output/quickstart/stage2 --alone 1
 	$(BIN)/python -m benchmarks.int8 --model output/quickstart/stage2 --batches
 	$(BIN)/python -m benchmarks.data_loader
 	$(BIN)/python -m benchmarks.image_decode
+	$(BIN)/python -m benchmarks.scoring
 	test ! -x .venv-lmms/bin/python || .venv-lmms/bin/python -m benchmarks.evaluate
 	$(BIN)/python -m benchmarks.readme
 

@@ -106,7 +106,7 @@ def serving_table() -> str:
 
     row("one at a time: requests/s, tokens/s", lambda run: per_second(run, "one_at_a_time"))
     row(f"{first['together']['clients']} clients: requests/s, tokens/s", lambda run: per_second(run, "together"))
-    row("times as many tokens", lambda run: f"{run['ratio']['tokens_per_second']:.1f}x")
+    row("times as many tokens", lambda run: f"{run['ratio']['tokens_per_second']:.2f}x")
     row("to the first token, p50 / p95 ms", milliseconds("together", "first_token_ms"))
     row("per further token, p50 / p95 ms", milliseconds("together", "per_token_ms"))
     row("the same at half that load: first token", milliseconds("at_half_load", "first_token_ms"))
@@ -122,7 +122,8 @@ def serving_table() -> str:
     lines += [
         "",
         f"{' and '.join(str(run['requests']) for run in runs.values())} requests with an image each, "
-        "answers of 8 to 128 tokens, Poisson arrivals; "
+        "answers of 8 to 128 tokens, Poisson arrivals, torch threads on both sides: "
+        f"{' and '.join(str(run['machine']['threads']) for run in runs.values())}; "
         f"{first['memory'][-1]['requests']} requests in the memory test of the embedded model; "
         f"{sum(run['together']['errors'] for run in runs.values())} failed.",
     ]
@@ -179,12 +180,32 @@ def data_table() -> str:
     return "\n".join(lines)
 
 
+def scoring_table() -> str:
+    """Scoring answers, without a model."""
+    found = read("scoring")
+    images, of, told = found["captions"]["images"], found["captions"]["references"], found["vqa_accuracy"]
+    part = found["meteor_exact_stem"]
+    lines = [
+        f"| scoring by one process, {cores(found)} | seconds |",
+        "|---|---|",
+        f"| VQA accuracy of {told['answers']:,} answers, {told['references']} references each | "
+        f"{told['first_cpu_seconds']:.1f} |",
+    ]
+    for text, name in (("CIDEr-D", "cider"), ("BLEU-1 to 4", "bleu"), ("ROUGE-L", "rouge")):
+        seconds = found[name]["first_cpu_seconds"]
+        lines.append(f"| {text} of {images:,} captions, {of} references each, tokens included | {seconds:.1f} |")
+    seconds = part["first_cpu_seconds"]
+    return "\n".join([*lines, f"| METEOR (exact, stem) of {part['images']:,} captions | {seconds:.1f} |"])
+
+
 TABLES = {
     "benchmarks.md": {
         "quickstart-table": quickstart_table,
         "benchmark-table": benchmark_table,
         "load-table": serving_table,
         "data-table": data_table,
+        "evaluate-table": evaluate_table,
+        "scoring-table": scoring_table,
     },
     "guides/serve.md": {"load-table": serving_table},
     "guides/lmms_eval.md": {"evaluate-table": evaluate_table},

@@ -96,6 +96,7 @@ def test_files_of_a_published_evaluation(name: str, tmp_path: Path) -> None:
     cfg = load(V2 + f"evaluation_datasets: {{{entry}}}\n", tmp_path)
     files = cfg.evaluation_files[name]
     assert (files.eval_file_path, files.img_path, files.max_new_tokens, files.batch_size) == ("/a", "/i", 20, 10)
+    assert f"evaluation_datasets.{name}.save_path" in cfg.no_effect
     assert load_config(cfg.resolved, check="none").evaluation_files == cfg.evaluation_files
     with pytest.raises(ConfigError, match=rf"evaluation_datasets\.{name}\.img_pth".replace("+", r"\+")):
         load(V2 + f"evaluation_datasets: {{{entry.replace('img_path', 'img_pth')}}}\n", tmp_path)

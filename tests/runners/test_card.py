@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from vlm.config.api import EvaluationFiles, load_config
 from vlm.inference.engine import Engine
 from vlm.pages.card import page
 from vlm.runners.evaluate import digests
+from vlm.runners.evaluate.card import dataset_facts
 from vlm.runners.evaluate.card_facts import groups_of, warnings_of
-from vlm.runners.evaluate.run import run_evaluation
+from vlm.runners.evaluate.run import Asked, run_evaluation
 from vlm.tasks.benchmarks.base import Prediction, Result, Score
 from vlm.tasks.scoring.statistics import per_item
 
@@ -88,6 +90,18 @@ def test_a_benchmark_that_others_judge_has_a_card_without_scores() -> None:
     groups = {"date": "2026", "model": {"composition": "a/b"}, "weights": [], "commands": {}}
     text = page("mine", groups, [dataset])
     assert "others judge" in text and 'class="bar"' not in text and "<b>3</b>" in text
+
+
+def test_options_that_only_the_benchmark_knows_are_left_out() -> None:
+    @dataclass
+    class Options:
+        depth: int = 2
+
+    results = {"right": Result({"count": 3}, [])}
+    asked = Asked(Result, Options(), lambda engine: None, {"records": "tasks/mine.yaml"}, results=results)
+    facts = dataset_facts(asked)
+    assert (facts["records"], facts["questions"], facts["depth"]) == ("tasks/mine.yaml", 3, 2)
+    assert "longest answer in tokens" not in facts
 
 
 def scored(right: float, none: float, **scores: int) -> dict[str, Result]:

@@ -58,5 +58,8 @@ def test_faults(files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFi
         rescore(records, [records])
     with pytest.raises(DataError, match="index 3 occurs twice"):
         rescore([records, records], [result])
+    twice = write(tmp_path / "twice.jsonl", [{"index": i, "text_output": "x"} for i in (3, "3")])
+    with pytest.raises(DataError, match="twice.jsonl:2: a second line with index 3"):
+        rescore(records, [twice])
     assert main(["eval", "--predictions", result]) == 2
     assert "--predictions needs the records" in capsys.readouterr().err

@@ -69,7 +69,7 @@ def test_scores_reach_log_report_and_provenance_and_change_no_training(tiny: Tin
 def test_the_best_checkpoint_follows_any_metric(tiny: Tiny, best: str, expected, monkeypatch) -> None:
     values = iter([0.25, 0.75, 0.5, 0.25])
     monkeypatch.setattr(
-        "vlm.runners.train.evaluate.numbers_of", lambda result: {"yes": next(values)} if result.scores else {}
+        "vlm.runners.train.evaluate.values_of", lambda result: {"yes": next(values)} if result.scores else {}
     )
     name = f"best{best[0]}"
     tiny.train(name, evals("{dataset: pope, every: 2}"), f"run.best={best}", keep_last=1)
@@ -95,6 +95,13 @@ def test_a_wrong_entry_is_one_message(tiny: Tiny, options: tuple[str, ...], mess
 def test_an_unknown_control_is_refused_before_training(tiny: Tiny) -> None:
     with pytest.raises(ConfigError, match="image control 'left'"):
         tiny.train("control", evals("{dataset: pope, images: [left]}"))
+
+
+def test_questions_that_are_not_there_are_known_before_training(tiny: Tiny) -> None:
+    entry = "evaluation_datasets.pope.eval_file_path=/none"
+    with pytest.raises(DataError, match="/none: no such file"):
+        tiny.train("lost", evals("{dataset: pope}"), entry)
+    assert not (tiny.folder / "lost" / "log.jsonl").exists()
 
 
 def test_two_processes_log_the_scores_of_one(tiny: Tiny) -> None:

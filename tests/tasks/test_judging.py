@@ -107,6 +107,7 @@ def test_agreement_and_kappa() -> None:
         ({"kind": "http", "url": "http://x/v1"}, "needs url and model"),
         ({"kind": "http", "url": "file:///etc/passwd", "model": "m"}, "needs url and model"),
         ({"kind": "model", "run": "x", "prompt": "Good?"}, "no {answer}"),
+        ({"kind": "http", "url": "http://me:secret@localhost/v1", "model": "m"}, "a user or a password"),
     ],
 )
 def test_options_that_do_not_fit(more: dict, message: str) -> None:
@@ -156,6 +157,20 @@ def test_a_refusal_is_one_message(status: int) -> None:
     with stand_in(lambda *_: status) as (url, seen), pytest.raises(UserError, match=f"answers {status}"):
         AnyJudge(http(url), None).verdicts([CASE])  # type: ignore[arg-type]
     assert len(seen) == 1
+
+
+def test_the_key_is_in_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", " secret7\n")  # as a file with a line end gives it
+    replies: list[Any] = ["yes, secret7", "x" * (1 << 20)]
+    with stand_in(lambda *_: replies.pop(0)) as (url, seen), trusting():
+        judge = HttpJudge(http(url, key_env="JUDGE_KEY", retries=0))
+        said, huge = [judge.verdicts([Case("q", str(k), "a")])[0] for k in range(2)]
+    assert said.right is True and said.text == "yes, (key)" and seen[0]["key"] == "Bearer secret7"
+    assert huge.right is None and "more than 1,048,576 bytes" in huge.error
+    monkeypatch.setenv("JUDGE_KEY", "sec\nret")
+    with pytest.raises(ConfigError, match="is no key") as raised, trusting():
+        HttpJudge(http(url, key_env="JUDGE_KEY"))
+    assert "ret" not in str(raised.value).replace("JUDGE_KEY", "")
 
 
 def test_a_slow_address_is_given_up() -> None:

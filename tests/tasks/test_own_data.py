@@ -32,6 +32,10 @@ def values(metric: str, answer: str, *references: str) -> Any:
         ("vqa", "two", ["2"] * 9 + ["3"], 1),
         ("vqa", "two", ["2", "two", "3"], pytest.approx((1 / 3 + 1 / 3 + 2 / 3) / 3)),
         ("vqa", "red", ["red"], 1),
+        ("anls", "helo", ["yes", "hello"], 0.8),
+        ("anls", "hi", ["hello"], 0),
+        ("relaxed", "104", ["7", "100"], 1),
+        ("relaxed", "106", ["100"], 0),
     ],
 )
 def test_a_metric(metric: str, answer: str, references: list[str], expected: float) -> None:

@@ -6,6 +6,7 @@ import argparse
 import errno
 import inspect
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Protocol
@@ -21,6 +22,7 @@ from vlm.common.trust import trusting
 
 USER_FAULT = 2
 """Exit code after a user's error."""
+INTERRUPTED = 128 + signal.SIGINT
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 """What the system says of a path that a user names, wherever it is first looked up."""
 
@@ -79,6 +81,9 @@ def _run(argv: Sequence[str] | None) -> int:
         return USER_FAULT
     except BrokenPipeError:
         return 0
+    except KeyboardInterrupt:
+        say("interrupted", sys.stderr)
+        return INTERRUPTED
     except OSError as error:
         if error.errno not in UNUSABLE or error.filename is None:
             raise

@@ -77,5 +77,9 @@ def busy(text: str) -> Iterator[None]:
 def say(text: str = "", stream: TextIO | None = None, end: str = "\n") -> None:
     """Print a command's output to stdout (or ``stream``) and flush it."""
     stream = stream or sys.stdout
-    stream.write(text + end)
+    try:
+        stream.write(text + end)
+    except UnicodeEncodeError:  # half characters, or a terminal of another language
+        encoding = stream.encoding or "ascii"
+        stream.write((text + end).encode(encoding, "backslashreplace").decode(encoding))
     stream.flush()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vlm.common.errors import UserError
@@ -47,13 +48,20 @@ def write_own(file: str | Path, text: str, ours: Callable[[str], bool]) -> Path:
     file = Path(file)
     make_folder(file.parent)
     refuse_foreign_file(file, ours)
-    try:
+    with written(file):
         replace_text(file, text)
+    return file
+
+
+@contextmanager
+def written(file: str | Path) -> Iterator[None]:
+    """Raises UserError, in place of OSError, where a file cannot be written, e.g. because the disk is full."""
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"{file} cannot be written ({error.strerror})", fix="name another file, or make room"
         ) from error
-    return file
 
 
 def refuse_foreign_file(file: str | Path, ours: Callable[[str], bool]) -> None:
@@ -73,10 +81,10 @@ def refuse_foreign_file(file: str | Path, ours: Callable[[str], bool]) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a text file so that it is there as a whole or as it was before."""
+    """Write a text file so that it is there as a whole or as it was before; half characters are written as escapes."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with fresh.open("w", encoding="utf-8") as out:
+        with fresh.open("w", encoding="utf-8", errors="backslashreplace") as out:
             out.write(text)
             out.flush()
             os.fsync(out.fileno())

@@ -100,6 +100,9 @@ def _load(cfg: str | FilePath | Mapping[str, Any], options: Sequence[str], check
         report.add(("datasets",), "every sample_ratio is 0, so that no dataset is left to draw from")
     report.raise_if_any(title)
     no_effect |= declared(user, value, arch)
+    no_effect |= {
+        f"evaluation_datasets.{n}.save_path": "see run.save_path" for n, own in files.items() if own.save_path
+    }
     tell(no_effect, title)
     assert model is not None
     places = {dotted(p): report.where(p) for p in tree.origins if p}

@@ -110,7 +110,7 @@ class EvaluationFiles:
 
     eval_file_path: str = field(metadata={"help": "annotations: a file, a folder, or the name of a dataset on the Hub"})
     img_path: str = field(default="", metadata={"help": "folder of the images"})
-    save_path: str = ""  # result file; empty: in run.save_path
+    save_path: str = ""  # no effect: results are in run.save_path
     max_new_tokens: Count | None = None  # null: the benchmark's
     batch_size: Count | None = None  # null: run.batch_size_eval
     benchmark: str = ""  # empty: the one with the entry's name

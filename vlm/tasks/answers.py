@@ -15,12 +15,14 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vlm.common import dist
 from vlm.common.errors import DataError, PromptError, UserError
+from vlm.common.owned import replace_text, written
 from vlm.common.paths import make_folder
 from vlm.tasks.in_flight import InFlight
 
@@ -123,7 +125,10 @@ def answer_all(
             before, count = count, count + len(found)
             if count == len(mine) or count // batch_size > before // batch_size:
                 log.info("%d of %d questions of this process answered", count, len(mine))
-    return {k: answer for part in dist.gather_objects(done) for k, answer in part.items()}
+    result = {k: answer for part in dist.gather_objects(done) for k, answer in part.items()}
+    if parts is not None:  # the same on all processes, so that they share further questions in the same way
+        parts.done |= {k: str(answer) for k, answer in result.items() if not answer.error}
+    return result
 
 
 def _answers(
@@ -198,7 +203,9 @@ class AnswerParts:
         dist.barrier()
         own = self._own()
         kept = _read(own)[1] if own.exists() else ()  # without the last line if it was cut off
-        own.write_text("".join(map(_line, [{"fingerprint": fingerprint}, *kept])), encoding="utf-8")
+        self._head = _line({"fingerprint": fingerprint, "run": token_hex(8)})  # another run's head differs
+        with written(own):
+            replace_text(own, self._head + "".join(map(_line, kept)))
 
     def files(self) -> list[Path]:
         """The files of all processes."""
@@ -206,15 +213,23 @@ class AnswerParts:
         return sorted(f for f in self.path.parent.iterdir() if name.fullmatch(f.name))
 
     def add(self, answers: Mapping[str, str]) -> None:
-        """Keep answers of this process; they are on disk when this returns."""
-        with self._own().open("a", encoding="utf-8") as file:
-            file.writelines(map(_line, answers.items()))
+        """Keep answers of this process; they are on disk when this returns.
+
+        Raises UserError: the file cannot be written.
+        """
+        own = self._own()
+        if self._head and _head(own) == self._head:
+            with written(own), own.open("a", encoding="utf-8") as file:
+                file.writelines(map(_line, answers.items()))
+        elif self._head:
+            log.warning("%s is no longer ours: another command writes to the same folder", own)
+            self._head = ""  # its answers may be another model's: ours are kept in memory alone
         self.done |= {k: str(text) for k, text in answers.items()}
 
     def remove(self) -> None:
         """Delete the files; the run is finished."""
         for part in self.files():
-            part.unlink()
+            part.unlink(missing_ok=True)
 
     def _own(self) -> Path:
         return self.path.with_name(f"{self.path.name}.part-{dist.rank()}")
@@ -231,6 +246,15 @@ class AnswerParts:
             self.remove()
             return ""
         return f"{strange} was written with another prompt, another model or other options" if strange else ""
+
+
+def _head(file: Path) -> str:
+    """The first line; empty: there is no such file."""
+    try:
+        with file.open(encoding="utf-8", errors="replace") as content:
+            return content.readline()
+    except FileNotFoundError:
+        return ""
 
 
 def _line(entry: Any) -> str:

@@ -20,7 +20,7 @@ from vlm.common import dist
 from vlm.common.errors import DataError, PromptError
 from vlm.common.types import Message
 from vlm.tasks.answers import Answer, distinct, key_of
-from vlm.tasks.benchmarks.base import Questions, checked, prompt_of, reason
+from vlm.tasks.benchmarks.base import Questions, checked, prompt_of, reason, stamps_of
 
 if TYPE_CHECKING:
     from vlm.inference.engine import Engine
@@ -60,7 +60,8 @@ def likeliest(
     if empty is not None:
         raise DataError(f"question {empty} has no choices", fix="answer by generation (choose: generate)")
     prompts = {index: prompt_of(sample) for index, sample in dataset.usable()}
-    keys = dict(zip(prompts, distinct(key_of(prompts[k], choices[k], rule) for k in prompts), strict=True))
+    unique = distinct(key_of(prompts[k], choices[k], rule, stamps_of(prompts[k])) for k in prompts)
+    keys = dict(zip(prompts, unique, strict=True))
     done = {} if dataset.parts is None else dict(dataset.parts.done)
     found = {k: Answer(done[key]) for k, key in keys.items() if key in done}
     left = [k for k in prompts if k not in found]
@@ -75,42 +76,10 @@ def likeliest(
         log.info("%d of %d questions of this process answered", len(own), len(mine))
     for part in dist.gather_objects(own):
         found |= part
+    if dataset.parts is not None:  # the same on all processes
+        dataset.parts.done |= {keys[k]: str(answer) for k, answer in found.items() if not answer.error}
     answers = [found[k] if k in found else Answer("", reason(dataset, k)) for k in range(len(dataset))]
     return checked(answers, dataset)
-
-
-def log_likelihoods(
-    engine: Engine,
-    asked: Sequence[list[Message]],
-    endings: Sequence[Sequence[str]],
-    batch_size: int,
-    *,
-    end: bool = False,
-) -> list[list[float]]:
-    """The log-probability of each ending after each question, on every process (each computes its share).
-
-    Args:
-        engine: the model.
-        asked: conversations that end with the user's question.
-        endings: possible answers of each, as the template writes an answer after the question.
-        batch_size: questions that run together; it changes speed and memory, not the numbers.
-        end: count what ends an answer as well, so that the answer is the ending and nothing longer.
-
-    Raises:
-        DataError, PromptError: a question that cannot be asked.
-    """
-    mine = range(dist.rank(), len(asked), dist.world_size())
-    own: dict[int, Sums] = {}
-    rule: Rule = "whole" if end else "text"
-    for group in _in_batches(engine, [asked[k] for k in mine], [endings[k] for k in mine], batch_size, rule):
-        own |= {mine[at]: sums for at, sums in group.items()}
-    found = {k: sums for part in dist.gather_objects(own) for k, sums in part.items()}
-    result: list[list[float]] = []
-    for index in range(len(asked)):
-        if isinstance(sums := found[index], DataError | PromptError):
-            raise sums
-        result.append(sums)
-    return result
 
 
 def _in_batches(

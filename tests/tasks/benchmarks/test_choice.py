@@ -316,6 +316,17 @@ def test_result_files_with_numbers_of_options_are_read(scienceqa: Path, tmp_path
     assert found.scores["unread"] == list(known["indices"].values()).count(-1)
 
 
+@pytest.mark.parametrize("protocol", ["official", "published"])
+def test_iconqa_of_stored_answers(tmp_path: Path, protocol: str) -> None:
+    choices = ["one", "two and a half", "ten"]
+    records = [{"image_id": str(k), "question": f"{k}?", "choices": choices, "answer": k % 3} for k in range(6)]
+    file = tmp_path / "choose_text_val.json"
+    file.write_text(json.dumps(records))
+    said = dict(zip("012345", ["A", " B\n", "two", "D", "B", "A"]))
+    found = numbers("iconqa", file, said, protocol=protocol)
+    assert found["metrics"] == {"accuracy": 3 / 6} and found["unread"] == 2  # 0, 1 and 4
+
+
 def test_iconqa_in_both_layouts_is_ranked(tmp_path: Path, engine: Engine) -> None:
     records = [
         {

@@ -8,11 +8,13 @@ import pytest
 from vlm.cli.main import main
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.registry import names, resolve
-from vlm.common.types import Image, Message, Text
+from vlm.common.types import Image, Message, Text, Video
 from vlm.runners.evaluate.run import about
 from vlm.tasks.answers import Answer
-from vlm.tasks.benchmarks.standard.base import NOTHING, StandardBenchmark, StandardOptions
-from vlm.tasks.benchmarks.standard.items import Files, Item, asked
+from vlm.tasks.benchmarks.base import NOTHING
+from vlm.tasks.benchmarks.image_controls import CONTROLS, Controlled
+from vlm.tasks.benchmarks.standard.base import StandardBenchmark, StandardOptions
+from vlm.tasks.benchmarks.standard.items import Files, Item, Items, asked
 from vlm.tasks.benchmarks.standard.spec import read_spec
 from vlm.tasks.benchmarks.standard.stored import read_answers, score_file
 from vlm.tasks.benchmarks.standard.yes_no.pope import Pope
@@ -46,7 +48,7 @@ def score(pope: Path, said: dict, **options):
 def test_every_name_in_a_yaml_leads_somewhere(name: str) -> None:
     benchmark = resolve("benchmark", name)
     spec = benchmark.spec()
-    assert "official" in spec.protocols and spec.about.endswith("?") or spec.about.endswith(".")
+    assert "official" in spec.protocols and spec.about.endswith(("?", "."))
     for protocol in spec.protocols.values():
         for function in (protocol.answer, protocol.prompt_of, protocol.right, spec.submission, *protocol.metrics):
             assert not function or callable(benchmark.function(function))
@@ -168,6 +170,41 @@ def test_a_flag_that_would_change_nothing_is_refused(flags: list[str], message: 
 def test_a_sample_is_the_same_each_time_and_in_the_files_order(pope: Path) -> None:
     drawn = [[i.id for i in Pope().open(str(pope), "", StandardOptions(limit=3, seed=s)).items] for s in (0, 0, 1)]
     assert drawn[0] == drawn[1] == sorted(drawn[0]) and len(set(drawn[0])) == 3 and drawn[2] != drawn[0]
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_every_kind_of_question_takes_every_image_control(control: str) -> None:
+    """One image, several at places in the text, a video, none at all, and an example before the question."""
+    media = [(Image("a.png"),), (Image("b.png"), Image("c.png")), (Video("d.mp4"),), (Video("e.mp4"),), ()]
+    items = [Item(str(k), f"{'<image>' * len(own)}q{k}", own) for k, own in enumerate(media)]
+    example = (Message("user", (Image("f.png"), Text("q?"))), Message("assistant", "yes"))
+    questions = Controlled(Items(items, [item.question for item in items], [example] * len(items)), control)
+    for item, sample in zip(items, map(questions.__getitem__, range(len(items))), strict=True):
+        shown = [m for message in sample.messages for m in message.media]
+        own = [Image("f.png"), *item.media]
+        assert [message.text for message in sample.messages] == ["q?", "yes", f"q{item.id}"] and sample.id == item.id
+        assert [type(m) for m in shown] == ([] if control == "none" else [type(m) for m in own])
+        same = [m.source == o.source for m, o in zip(shown, own, strict=False)]
+        assert all(same) if control == "right" else not any(same)
+        endings = [str(m.source).endswith(".mp4") for m in shown if control == "wrong"]
+        assert endings == [isinstance(m, Video) for m in own][: len(endings)]  # no image in place of a video
+
+
+def test_too_few_examples_are_one_message(pope: Path) -> None:
+    opened = Pope.open(str(pope), "", StandardOptions(shots=4, shots_path=str(pope)))
+    assert [len(opened[k].messages) for k in range(6)] == [9] * 6
+    with pytest.raises(DataError, match=r"5 examples for question 0, asked for 8"):
+        Pope.open(str(pope), "", StandardOptions(shots=8, shots_path=str(pope)))
+
+
+def test_names_that_people_write() -> None:
+    wanted = """
+        vqav2 okvqa ok_vqa aokvqa aokvqa_mc gqa vizwiz vizwiz_vqa textvqa ocrvqa ocr_vqa scienceqa scienceqa_img iconqa
+        iconvqa mmbench seed_bench seedbench mmmu vsr hateful_memes hm pope mme coco_caption_eval coco_captions nocaps
+        flickr30k textcaps chair refcoco refcoco+ refcocog mm_vet mmvet llava_bench llava_in_the_wild owleval owleval_zh
+        llava_zh msvd_qa msrvtt_qa next_qa next_qa_open video_choice mvbench
+    """
+    assert set(wanted.split()) <= set(SHIPPED)
 
 
 def test_media_go_where_the_text_says() -> None:

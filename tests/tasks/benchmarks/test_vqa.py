@@ -186,16 +186,17 @@ def test_ocrvqa_asks_the_questions_of_a_split(tmp_path: Path) -> None:
             "title": "T",
             "authorName": "Ann Lee",
         }
-        for k, split in enumerate((1, 3, 3, 2))
+        for k, split in enumerate((1, 3, 3, 2, 3))
     }
     data = dumped(tmp_path / "dataset.json", covers)
     opened = resolve("benchmark", "ocrvqa")().open(str(data), "", StandardOptions())
-    assert [item.id for item in opened.items] == ["001_0", "001_1", "002_0", "002_1"]
+    assert [item.id for item in opened.items] == ["001_0", "001_1", "002_0", "002_1", "004_0", "004_1"]
     assert opened.items[0].media[0].source.endswith("001.gif")
     said = {"001_0": "ann lee", "001_1": "1999", "002_0": "Ann Lee", "002_1": "2000"}
+    said |= {"004_0": "Ann Lee.", "004_1": " 1999\n"}
     found = scored("ocrvqa", data, str(dumped(tmp_path / "r.json", said)))
-    assert found["metrics"] == {"accuracy": 0.5, "case ignored": 0.75}
-    assert found["by_group"]["accuracy"] == {"Art": {"value": 0.5, "count": 4}}
+    assert found["metrics"] == {"accuracy": 3 / 6, "case ignored": 4 / 6}
+    assert found["by_group"]["accuracy"] == {"Art": {"value": 0.5, "count": 6}}
 
 
 def test_the_files_of_minigpt_v2s_okvqa(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ def test_groups_and_storing() -> None:
         {"total": "f1"},
         {"total": "ratio"},
         {"rows": [[1], [2]]},
+        {"rows": [[10**400], [1], [1]]},
     ],
 )
 def test_values_of_another_form_are_one_message(change: dict) -> None:

@@ -132,7 +132,8 @@ def dataset_facts(entry: Asked) -> dict[str, Any]:
     facts = {"benchmark": entry.benchmark.__name__} | dict(entry.facts)
     facts |= {k: first.scores[k] for k in ("protocol", "split") if first.scores.get(k)}
     facts |= {"questions": first.scores.get("count", len(first.predictions))}
-    facts["longest answer in tokens"] = entry.options.max_new_tokens or _length(entry)
+    if length := _length(entry):
+        facts["longest answer in tokens"] = length
     unset = ("batch_size", "max_new_tokens", "seeds", "protocol", "split")
     facts |= {k: v for k, v in vars(entry.options).items() if k not in unset and v not in (None, "", 0, [])}
     seeds = ", ".join(map(str, first.scores.get("seeds", ())))
@@ -140,10 +141,13 @@ def dataset_facts(entry: Asked) -> dict[str, Any]:
     return facts
 
 
-def _length(entry: Asked) -> int:
-    """The longest answer in tokens by the benchmark's protocol."""
+def _length(entry: Asked) -> int | None:
+    """The longest answer in tokens, by the options or the protocol; None: only the benchmark itself knows."""
+    length: int | None = vars(entry.options).get("max_new_tokens")
+    if length or not issubclass(entry.benchmark, StandardBenchmark):
+        return length
     spec = entry.benchmark.spec()
-    return int(spec.protocol(entry.options.protocol).max_new_tokens or spec.max_new_tokens)
+    return spec.protocol(entry.options.protocol).max_new_tokens or spec.max_new_tokens
 
 
 def protocol_facts(entry: Asked, result: Result) -> dict[str, str]:
@@ -158,7 +162,7 @@ def protocol_facts(entry: Asked, result: Result) -> dict[str, str]:
 
 def examples_of(result: Result) -> dict[str, list[Prediction]]:
     """Right and wrong answers of the first run, spread evenly over the dataset; one group where nothing is right."""
-    first = [p for p in result.predictions if p.seed == result.predictions[0].seed]
+    first = [p for p in result.predictions if p.seed == result.predictions[0].seed and not p.error]
     if any(p.right is None for p in first):
         return {"Answers": _spread(first)}
     scored = [p for p in first if p.reference]

@@ -46,6 +46,8 @@ def _run(questions: Mapping[str, tuple[Mapping[str, Any], str]], file: str, judg
         error = str(line.get("error") or "")
         if "index" not in line or not (error or isinstance(line.get("text_output"), str)):
             raise DataError(f"{where}: no index and text_output", fix="give a result file of vlm generate")
+        if str(line["index"]) in answers:
+            raise DataError(f"{where}: a second line with index {line['index']}", fix="remove one of them")
         answers[str(line["index"])] = Answer(line["text_output"] or "", error)
     missing, strange = [n for n in questions if n not in answers], [n for n in answers if n not in questions]
     if missing or strange:

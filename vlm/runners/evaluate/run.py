@@ -12,8 +12,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from vlm.common import dist
-from vlm.common.errors import ConfigError, DataError
-from vlm.common.owned import is_page, is_records, is_table, refuse_foreign_file, replace_text, write_own
+from vlm.common.errors import ConfigError, DataError, printable
+from vlm.common.owned import is_page, is_records, is_table, refuse_foreign_file, replace_text, write_own, written
 from vlm.common.paths import make_folder
 from vlm.common.registry import config_class, resolve, resolve_any
 from vlm.config.api import Config, DatasetEntry
@@ -272,7 +272,8 @@ def write_results(folder: Path, name: str, results: Mapping[str, Mapping[str, Re
         _write_lines(folder / f"{name}_values.jsonl", values)
     for n, image, result in flat:
         for own, text in result.files.items() if image == "right" else ():
-            replace_text(folder / f"{name}_{n}_{own}", text)
+            with written(folder / f"{name}_{n}_{own}"):
+                replace_text(folder / f"{name}_{n}_{own}", text)
     return write_own(folder / f"{name}.json", json.dumps(scores, indent=1) + "\n", is_table)
 
 
@@ -298,7 +299,7 @@ def table(result: Result) -> str:
     """One line per row of a result: its value, the baseline, the number of questions, the confidence interval."""
     if result.note:
         return f" {result.note}"
-    return "".join(f"\n  {s.label:<14} {s.text(s.value):>7}{_details(s)}" for s in result.rows())
+    return "".join(f"\n  {printable(s.label):<14} {s.text(s.value):>7}{_details(s)}" for s in result.rows())
 
 
 def _details(score: Score) -> str:

@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 class TrainingEvaluations:
     """The evaluations of ``run.eval``; call it on all processes, each answers its share of the questions.
 
-    Raises ConfigError: an unknown image control, or an option that the benchmark does not have; DataError: original
-    files that are missing or wrong.
+    Raises ConfigError: an unknown image control, or an option that the benchmark does not have; DataError: questions
+    that cannot be read, which is better known before training than after it.
     """
 
     cfg: Config
@@ -41,12 +41,17 @@ class TrainingEvaluations:
     asked: list[Asked] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Find the benchmarks and read original files; records of other formats are read when they are first asked."""
-        self.asked = []
+        """Find the benchmarks and read their questions; images are read when they are asked."""
+        self.asked, engine = [], self._engine()
         for entry in self.cfg.run.eval:
             for control in entry.images:
                 check_control(control)
-            self.asked.append(asked_of(self.cfg, entry.dataset, {"limit": entry.limit, "seed": self.cfg.run.seed}))
+            asked = asked_of(self.cfg, entry.dataset, {"limit": entry.limit, "seed": self.cfg.run.seed})
+            asked.dataset = asked.read(engine)
+            self.asked.append(asked)
+
+    def _engine(self) -> Engine:
+        return Engine(self.model, self.processor, config=self.cfg, device=self.device)
 
     def due(self, step: int, epoch_steps: int, total_steps: int) -> list[int]:
         """Indices of the entries that are asked after ``step``."""
@@ -61,7 +66,7 @@ class TrainingEvaluations:
         """
         started = time.monotonic()
         self.model.eval()
-        engine = Engine(self.model, self.processor, config=self.cfg, device=self.device)
+        engine = self._engine()
         result: dict[str, float] = {}
         for index in due:
             entry = self.cfg.run.eval[index]
@@ -72,13 +77,11 @@ class TrainingEvaluations:
                 except DataError as error:
                     log.warning("run.eval: %s has no scores this time: %s", name, error)
                     continue
-                result |= {f"{name}/{label}": value for label, value in numbers_of(found).items()}
+                result |= {f"{name}/{label}": value for label, value in values_of(found).items()}
         self.model.train()
         return {**result, "seconds": time.monotonic() - started}
 
     def _ask(self, engine: Engine, asked: Asked, entry: TrainingEvaluation, control: str) -> Result:
-        if asked.dataset is None:
-            asked.dataset = asked.read(engine)
         drawn_by_us = entry.limit and "limit" not in names_of(asked.benchmark.Config)
         questions = Controlled(
             asked.dataset,
@@ -91,7 +94,7 @@ class TrainingEvaluations:
         return found
 
 
-def numbers_of(result: Result) -> dict[str, float]:
+def values_of(result: Result) -> dict[str, float]:
     """The metrics of a result by their names; of a benchmark without such, the rows of its table."""
     metrics: dict[str, Any] = result.scores.get("metrics") or {row.label: row.value for row in result.rows()}
     return {label: float(value) for label, value in metrics.items() if value is not None}

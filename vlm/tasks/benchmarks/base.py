@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from vlm.inference.generation import Generation
 
 log = logging.getLogger(__name__)
+
+NOTHING = "the answer is empty"
 
 
 @dataclass
@@ -180,6 +183,18 @@ def paths_of(media: Iterable[Image | Video]) -> list[str]:
     return [str(m.source) for m in media if isinstance(m.source, str | PurePath)]
 
 
+def stamps_of(prompt: Sequence[Message]) -> list[tuple[int, int] | None]:
+    """Size and time of change of each file that a prompt shows: where they differ, a question is asked again."""
+    result: list[tuple[int, int] | None] = []
+    for path in paths_of(medium for message in prompt for medium in message.media):
+        try:
+            found = os.stat(path)
+            result.append((found.st_size, found.st_mtime_ns))
+        except (OSError, ValueError):
+            result.append(None)
+    return result
+
+
 def ask(engine: Engine, dataset: Questions, generation: Generation, batch_size: int = 64) -> list[Answer]:
     """The model's answer to every sample, in the dataset's order, on every process (each answers its share).
 
@@ -192,11 +207,17 @@ def ask(engine: Engine, dataset: Questions, generation: Generation, batch_size: 
         raise DataError("no question to evaluate on")
     prompts = {index: prompt_of(sample) for index, sample in dataset.usable()}
     options = asdict(generation)
-    keys = dict(zip(prompts, distinct(key_of(prompt, options) for prompt in prompts.values()), strict=True))
+    named = distinct(key_of(prompt, options, stamps_of(prompt)) for prompt in prompts.values())
+    keys = dict(zip(prompts, named, strict=True))
     asked: dict[str, Question] = {key: partial(list, prompts[index]) for index, key in keys.items()}
     found = answer_all(engine, asked, generation, batch_size, parts=dataset.parts)
     answers = [found[keys[i]] if i in keys else Answer("", reason(dataset, i)) for i in range(len(dataset))]
     return checked(answers, dataset)
+
+
+def not_empty(answer: Answer, empty: str) -> Answer:
+    """The answer, or the error that it is empty; ``empty``: ``error``, or ``wrong``, which leaves it as it is."""
+    return answer if answer.strip() or answer.error or empty == "wrong" else Answer("", NOTHING)
 
 
 def checked(answers: list[Answer], dataset: Questions) -> list[Answer]:

@@ -33,16 +33,17 @@ class Controlled(Questions):
     def __init__(self, dataset: Any, control: str = "right", *args: Any, **options: Any) -> None:
         """Further arguments are those of :class:`Questions`.
 
-        Raises DataError: the control is ``wrong`` and all questions share one image.
+        Raises DataError: the control is ``wrong``, and all questions share one image, or those about videos one video.
         """
         check_control(control)
         super().__init__(dataset, *args, **options)
         self.control = control
-        self._swapped: Mapping[Any, Any] = {}
+        self._swapped: dict[Any, Any] = {}
         if control == "wrong":
             self.control = "right"  # while the images are collected
-            messages = [message for _, sample in self.usable() for message in sample.messages]
-            self._swapped = swap_images([m.source for message in messages for m in message.media])
+            media = [m for _, sample in self.usable() for message in sample.messages for m in message.media]
+            for kind in (Image, Video):  # an image is exchanged for an image
+                self._swapped |= swap_images([m.source for m in media if isinstance(m, kind)])
             self.control = control
 
     def __getitem__(self, index: int) -> Sample:
@@ -66,7 +67,9 @@ def swap_images(images: Sequence[Any], seed: int = 0) -> dict[Any, Any]:
     result = {key_of(source): source for source in images}
     distinct = list(result)
     if len(distinct) == 1:
-        raise DataError("the control with a wrong image needs at least two different images")
+        raise DataError(
+            "the control with a wrong image needs at least two different images, and two videos where one is shown"
+        )
     order = distinct.copy()
     random.Random(seed).shuffle(order)
     return {source: result[order[(i + 1) % len(order)]] for i, source in enumerate(order)}

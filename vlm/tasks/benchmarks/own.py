@@ -9,14 +9,14 @@ from typing import Any
 
 from vlm.common.errors import DataError
 from vlm.tasks.answers import distinct
-from vlm.tasks.benchmarks.base import Prediction, Questions, Result
+from vlm.tasks.benchmarks.base import NOTHING, Prediction, Questions, Result
 from vlm.tasks.benchmarks.numbers import numbers_of, table_of
 from vlm.tasks.metrics import exact_match
 from vlm.tasks.scoring.boxes import iou
 from vlm.tasks.scoring.captions import Compared
 from vlm.tasks.scoring.ptb import tokenize
 from vlm.tasks.scoring.statistics import Metric, averaged, per_item
-from vlm.tasks.scoring.texts import contains
+from vlm.tasks.scoring.texts import anls, contains, relaxed
 from vlm.tasks.scoring.vqa import accuracies
 
 _FOUR = re.compile(r"(-?\d+(?:\.\d+)?)" + r"\D+?(-?\d+(?:\.\d+)?)" * 3)
@@ -60,6 +60,16 @@ def contained(told: Sequence[Told]) -> Values:
     return [float(any(contains(t.answer, r) for r in t.references)) for t in told]
 
 
+def similar(told: Sequence[Told]) -> Values:
+    """ANLS of DocVQA and ST-VQA: how much of the best reference is there, and 0 below one half."""
+    return [anls(t.answer, t.references) for t in told]
+
+
+def nearly(told: Sequence[Told]) -> Values:
+    """ChartQA's relaxed accuracy: a number within 5 % of a reference, or its text in any case."""
+    return [float(any(relaxed(t.answer, r) for r in t.references)) for t in told]
+
+
 def vqa(told: Sequence[Told]) -> Values:
     """The VQA accuracy by the rule of its script; a single reference stands for ten people who agree."""
     people = [t.references if len(t.references) > 1 else t.references * 10 for t in told]
@@ -100,7 +110,8 @@ def box_of(text: str) -> tuple[float, float, float, float] | None:
 
 
 METRICS: Mapping[str, Callable[[Sequence[Told]], Values]] = {
-    "exact": exact, "contains": contained, "vqa": vqa, "cider": cider, "iou": box_iou,
+    "exact": exact, "contains": contained, "vqa": vqa, "anls": similar, "relaxed": nearly, "cider": cider,
+    "iou": box_iou,
 }  # fmt: skip
 """Metrics by their name in ``run.benchmark``; ``judge`` asks a judge instead."""
 NUMBERS = ("cider",)
@@ -111,7 +122,7 @@ HALF = 0.5
 
 def scored(metric: str, run: Sequence[Prediction], dataset: Questions) -> list[Prediction]:
     """A run with a score for each answer that has a reference; an empty answer is an error."""
-    run = [replace(p, error="the answer is empty") if not (p.error or p.answer.strip()) else p for p in run]
+    run = [replace(p, error=NOTHING) if not (p.error or p.answer.strip()) else p for p in run]
     told = {
         k: Told(p.id, p.answer, references)
         for k, p in enumerate(run)

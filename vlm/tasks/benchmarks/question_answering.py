@@ -34,7 +34,7 @@ class QuestionAnswering:
     class Config(EvalOptions):
         """What counts as a right answer."""
 
-        metric: Literal["judge", "exact", "contains", "vqa", "cider", "iou"] = "judge"
+        metric: Literal["judge", "exact", "contains", "vqa", "anls", "relaxed", "cider", "iou"] = "judge"
         judge: str | JudgeOptions = "exact"  # exact, open, package.module:function, or a language model
 
         def __post_init__(self) -> None:

@@ -68,6 +68,8 @@ class JudgeOptions:
                 f"judge: kind http needs url and model, found {self.url!r} and {self.model!r}",
                 fix="e.g. url: http://127.0.0.1:8000/v1, model: judge",
             )
+        if "@" in urlsplit(self.url).netloc:
+            raise ConfigError("judge: url has a user or a password, which results would show", fix="use key_env")
         if "{answer}" not in self.prompt:
             raise ConfigError("judge: the prompt has no {answer}", fix="also {question} and {reference} are filled in")
         if self.kind == "http":

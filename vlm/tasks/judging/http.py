@@ -18,6 +18,8 @@ from vlm.tasks.judging.base import Case, JudgeOptions, Verdict, read_verdict
 
 AGAIN = frozenset((408, 409, 429, 500, 502, 503, 504))
 """Statuses that may be different next time."""
+LARGEST = 1 << 20
+"""Bytes of a reply that are read; a verdict has a few hundred."""
 PAUSE = 0.5
 """Seconds before a request is sent again, twice as many each time."""
 
@@ -37,12 +39,13 @@ class HttpJudge:
 
     def __init__(self, options: JudgeOptions, pause: float = PAUSE) -> None:
         """Raises ConfigError: the variable of the key is not set."""
-        self.options, self.retries, self._pause, self._lock = options, 0, pause, Lock()
+        self.options, self.retries, self._pause, self._lock, self._key = options, 0, pause, Lock(), ""
         self._headers = {"Content-Type": "application/json"}
         if options.key_env:
-            if options.key_env not in os.environ:
-                raise ConfigError(f"judge: the environment variable {options.key_env} is not set")
-            self._headers["Authorization"] = f"Bearer {os.environ[options.key_env]}"
+            self._key = os.environ.get(options.key_env, "").strip()
+            if not (self._key.isascii() and self._key.isprintable() and self._key):
+                raise ConfigError(f"judge: the environment variable {options.key_env} is not set, or is no key")
+            self._headers["Authorization"] = f"Bearer {self._key}"
 
     def verdicts(self, cases: Sequence[Case]) -> list[Verdict]:
         """One per case, in order; equal cases are asked once.
@@ -66,12 +69,11 @@ class HttpJudge:
             except urllib.error.HTTPError as error:
                 problem = f"status {error.code}"
                 if error.code not in AGAIN:
-                    said = error.read(300).decode("utf-8", "replace")
                     raise UserError(
-                        f"judge: {self.options.url} answers {error.code}: {said}",
+                        f"judge: {self.options.url} answers {error.code}: {self._shown(error)}",
                         fix="check url, model and key_env of run.benchmark.judge",
                     ) from None
-            except (OSError, HTTPException, ValueError) as error:
+            except (OSError, HTTPException, ValueError, RecursionError) as error:
                 problem = str(error) or type(error).__name__
         return Verdict(None, "", f"the judge did not answer after {self.options.retries + 1} attempts ({problem})")
 
@@ -88,9 +90,23 @@ class HttpJudge:
         address = options.url.rstrip("/") + "/chat/completions"
         request = urllib.request.Request(address, json.dumps(body).encode(), self._headers)
         with _OPENER.open(request, timeout=options.timeout) as response:
-            found: Any = json.loads(response.read())
+            reply = response.read(LARGEST + 1)
+        if len(reply) > LARGEST:
+            raise ValueError(f"the reply has more than {LARGEST:,} bytes")
+        found: Any = json.loads(reply)
         try:
             text = found["choices"][0]["message"]["content"]
         except (KeyError, IndexError, TypeError):
-            raise ValueError(f"no chat completion: {str(found)[:80]}") from None
-        return str(text or "")
+            raise ValueError(f"no chat completion: {self._without_key(str(found))[:80]}") from None
+        return self._without_key(str(text or ""))
+
+    def _shown(self, error: urllib.error.HTTPError) -> str:
+        """The beginning of what an address says with an error."""
+        try:
+            return self._without_key(error.read(2000).decode("utf-8", "replace"))[:300]
+        except (OSError, HTTPException):
+            return "nothing that can be read"
+
+    def _without_key(self, text: str) -> str:
+        """What an address says goes into logs and results, and some repeat the key."""
+        return text.replace(self._key, "(key)") if self._key else text

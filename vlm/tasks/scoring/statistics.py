@@ -86,10 +86,20 @@ class Metric:
     unit: UnitOf = "share"
     better: Better = "higher"
 
+    def __post_init__(self) -> None:
+        """Names of groups are texts, whatever a record has."""
+        texts = [None if group is None else str(group) for group in self.groups]
+        object.__setattr__(self, "groups", texts)
+
     def value(self, picked: Any = slice(None)) -> float | None:
         """The number of some units (by default all); None without units."""
         rows = self.rows[picked]
         return function_of(self.total)(rows) if len(rows) else None
+
+    def part(self, picked: Sequence[int]) -> Metric:
+        """The metric of some units."""
+        groups = [self.groups[k] for k in picked] if self.groups else ()
+        return replace(self, units=[self.units[k] for k in picked], rows=self.rows[list(picked)], groups=groups)
 
     def by_group(self) -> dict[str, tuple[float, int]]:
         """Number and count of units of each group, in the order of their names."""
@@ -122,7 +132,7 @@ def restored(data: dict[str, Any], where: str = "") -> Metric:
             raise ValueError(f"unit {names[2]!r}, better {names[3]!r}")
         result = Metric(names[0], units, rows, names[1], groups, names[2], names[3])
         result.value()  # raises where there are too few columns
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, ArithmeticError) as error:
         raise DataError(f"{where}: not the values of a metric ({error})", fix="evaluate again") from None
     return result
 
@@ -130,6 +140,16 @@ def restored(data: dict[str, Any], where: str = "") -> Metric:
 def per_item(label: str, units: Sequence[str], values: npt.ArrayLike, **more: Any) -> Metric:
     """The metric that is the mean of one value per unit."""
     return Metric(label, units, np.asarray(values, dtype=np.float64).reshape(len(units), 1), **more)
+
+
+def aligned(runs: Sequence[Metric]) -> list[Metric]:
+    """The runs over the units that all of them have, in the order of the first."""
+    units = list(runs[0].units)
+    if all(list(run.units) == units for run in runs):
+        return list(runs)
+    places = [{unit: k for k, unit in enumerate(run.units)} for run in runs]
+    shared = [unit for unit in units if all(unit in own for own in places)]
+    return [run.part([own[unit] for unit in shared]) for run, own in zip(runs, places, strict=True)]
 
 
 def averaged(runs: Sequence[Metric]) -> Metric:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from vlm.common.errors import DataError
+from vlm.common.errors import DataError, printable
 from vlm.runners.evaluate.results.stored_run import Place, StoredRun
 from vlm.tasks.benchmarks.base import Score
 from vlm.tasks.scoring.statistics import Difference, Metric, difference
@@ -227,6 +227,6 @@ def _line(c: Compared) -> str:
     low, high = (c.text(v, signed=True) for v in c.found.interval)
     change = c.text(c.found.second - c.found.first, signed=True)
     return (
-        f"  {c.label:<16} {c.text(c.found.first):>8} -> {c.text(c.found.second):>8}  {change:>13} "
+        f"  {printable(c.label):<16} {c.text(c.found.first):>8} -> {c.text(c.found.second):>8}  {change:>13} "
         f"(95 %: {low.removesuffix(' points')} to {high}, p {p_text(c.found.p)})  {c.verdict}"
     )

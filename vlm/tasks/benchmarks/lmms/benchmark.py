@@ -16,9 +16,9 @@ from vlm.common.errors import ConfigError, DataError, PromptError
 from vlm.common.registry import register_benchmark
 from vlm.common.types import Sample
 from vlm.tasks.answers import Answer, distinct, key_of
-from vlm.tasks.benchmarks.base import Prediction, Questions, Result, Score, ask, checked, prompt_of, reason
+from vlm.tasks.benchmarks.base import Prediction, Questions, Result, Score, ask, checked, not_empty, prompt_of, reason
 from vlm.tasks.benchmarks.lmms.requests import generation_of, losses
-from vlm.tasks.benchmarks.standard.base import NOTHING, files_of
+from vlm.tasks.benchmarks.standard.base import files_of
 from vlm.tasks.scoring.statistics import Metric, interval, per_item
 
 if TYPE_CHECKING:
@@ -120,11 +120,7 @@ class Lmms:
         ]
         runs = [ask(engine, dataset, one, options.batch_size) for one in dict.fromkeys(repeated)]
         runs = runs if generation.do_sample else runs * task.repeats
-        return [[_not_empty(answer, options.empty) for answer in own] for own in zip(*runs, strict=True)]
-
-
-def _not_empty(answer: Answer, empty: str) -> Answer:
-    return answer if answer.strip() or answer.error or empty == "wrong" else Answer("", NOTHING)
+        return [[not_empty(answer, options.empty) for answer in own] for own in zip(*runs, strict=True)]
 
 
 def _choices(engine: Engine, dataset: Questions, batch_size: int) -> list[Answer]:

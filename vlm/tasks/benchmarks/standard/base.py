@@ -11,7 +11,7 @@ import inspect
 import random
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -21,18 +21,21 @@ from vlm.common.errors import ConfigError, DataError, unknown
 from vlm.common.types import Message
 from vlm.datasets.base import MALFORMED
 from vlm.tasks.answers import Answer
-from vlm.tasks.benchmarks.base import Prediction, Questions, Result, ask, paths_of
+from vlm.tasks.benchmarks.base import Prediction, Questions, Result, ask, not_empty, paths_of
 from vlm.tasks.benchmarks.numbers import numbers_of, table_of
 from vlm.tasks.benchmarks.question_answering import sampling_options
 from vlm.tasks.benchmarks.standard import rules
 from vlm.tasks.benchmarks.standard.items import Files, Item, Items, asked, unique
 from vlm.tasks.benchmarks.standard.spec import Protocol, Spec, read_spec
-from vlm.tasks.scoring.statistics import Metric, averaged
+from vlm.tasks.scoring.statistics import Metric, aligned, averaged
 
 if TYPE_CHECKING:
     from vlm.inference.engine import Engine
 
-NOTHING = "the answer is empty"
+SPARE = 8
+"""So many more examples are drawn than are shown: some may have the question's image."""
+LONGEST = 1000
+"""Characters of a message about a file, which may quote a field of any length."""
 
 
 @dataclass
@@ -94,10 +97,14 @@ class StandardBenchmark:
         try:
             found.extend(cls.read(files))
             return unique(found, str(files.annotations))
+        except DataError as error:
+            if len(str(error)) < LONGEST:
+                raise
+            raise DataError(f"{str(error)[:LONGEST]} ...") from None
         except MALFORMED as error:
             raise DataError(
                 f"{files.annotations}: not the annotations of {cls.spec().title} (record {len(found) + 1}: "
-                f"{type(error).__name__}: {error})",
+                f"{type(error).__name__}: {str(error)[:LONGEST]})",
                 fix=f"expected are {', '.join(cls.spec().files)}",
             ) from error
 
@@ -124,21 +131,29 @@ class StandardBenchmark:
 
     @classmethod
     def _shots(cls, items: Sequence[Item], protocol: Protocol, files: Files, options: StandardOptions) -> list[Any]:
-        """For each question, examples drawn for it: never itself, and none with its image."""
+        """Examples drawn for each question: never itself, and none with its image. Raises DataError: too few."""
         if not options.shots_path:
-            fix = "name the annotations of the training split (--shots-data, in YAML shots_path)"
-            raise ConfigError("few-shot examples need shots_path", fix=fix)
+            raise ConfigError(
+                "few-shot examples need shots_path",
+                fix="name the annotations of the training split (--shots-data, in YAML shots_path)",
+            )
         split = "train" if "train" in cls.spec().splits else files.split
         folder = Path(options.shots_media) if options.shots_media else files.folder()
         others = cls.items(Files(Path(options.shots_path), folder, split))
         answer = cls.function("example_answer")
-        result = []
+        count, result = options.shots, []
         for item in items:
             rng = random.Random(f"{options.seed}/{item.id}")
-            usable = [o for o in rng.sample(others, min(len(others), options.shots + 8)) if not _same(o, item)]
-            turns = [
-                (asked(o, cls.prompt(protocol, o)), Message("assistant", answer(o))) for o in usable[: options.shots]
-            ]
+            drawn = rng.sample(others, min(len(others), count + SPARE))
+            usable = [o for o in drawn if not _same(o, item)]
+            if len(usable) < count:
+                usable = [o for o in rng.sample(others, len(others)) if not _same(o, item)]
+            if len(usable) < count:
+                raise DataError(
+                    f"{options.shots_path}: {len(usable)} examples for question {item.id}, asked for {count}",
+                    fix="ask for fewer, or give the annotations of a larger split",
+                )
+            turns = [(asked(o, cls.prompt(protocol, o)), Message("assistant", answer(o))) for o in usable[:count]]
             result.append(tuple(message for turn in turns for message in turn))
         return result
 
@@ -183,7 +198,7 @@ class StandardBenchmark:
             digest: of the data.
         """
         spec, protocol = cls.spec(), cls.spec().protocol(options.protocol)
-        runs = [[_not_empty(answer, options.empty) for answer in run] for run in runs]
+        runs = [[not_empty(answer, options.empty) for answer in run] for run in runs]
         good = [k for k in range(len(items)) if not any(run[k].error for run in runs)]
         if not good:
             raise DataError(f"none of the {len(items)} answers can be scored; the first: {runs[0][0].error}")
@@ -194,6 +209,8 @@ class StandardBenchmark:
             cls._shares(protocol, scored, [a or "" for a in answers], m)
             for answers, m in zip(read, metrics, strict=True)
         ]
+        together = [aligned(found) for found in zip(*metrics, strict=True)]
+        metrics = [[found[k] for found in together] for k in range(len(runs))]
         predictions = []
         for number, run in enumerate(runs):
             by_place = {k: (read[number][j], shares[number][j]) for j, k in enumerate(good)}
@@ -211,9 +228,8 @@ class StandardBenchmark:
         scores = facts | counts | numbers | {"data": digest} | ({"seeds": options.seeds} if options.seeds else {})
         files = _files(cls.function(spec.submission)(items, runs[0])) if spec.submission else {}
         note = _unscored(counts) if spec.unscored else ""
-        together = tuple(averaged(found) for found in zip(*metrics, strict=True))
-        table = table_of(metrics[0], scores)
-        return Result(scores, predictions, table, note, card=True, metrics=together, files=files)
+        means, table = tuple(map(averaged, together)), table_of(metrics[0], scores)
+        return Result(scores, predictions, table, note, card=True, metrics=means, files=files)
 
     @classmethod
     def _metrics(cls, protocol: Protocol, items: Sequence[Item], answers: Sequence[str]) -> list[Metric]:
@@ -260,8 +276,6 @@ def _name(spec: Spec, name: str) -> str:
 
 
 def _with_length(options: StandardOptions, protocol: Protocol, spec: Spec) -> StandardOptions:
-    from dataclasses import replace
-
     return replace(options, max_new_tokens=options.max_new_tokens or protocol.max_new_tokens or spec.max_new_tokens)
 
 
@@ -290,10 +304,6 @@ def sample(items: Sequence[Item], limit: int, seed: int) -> list[Item]:
     for places in order[1:]:
         drawn = drawn + places if len(drawn) + len(places) <= limit else drawn
     return [items[place] for place in sorted(drawn)]
-
-
-def _not_empty(answer: Answer, empty: str) -> Answer:
-    return answer if answer.strip() or answer.error or empty == "wrong" else Answer("", NOTHING)
 
 
 def _prediction(item: Item, answer: Answer, read: str | None, share: float | None, seed: int | None) -> Prediction:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
@@ -12,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from vlm.common.errors import DataError
-from vlm.common.numbers import JSON_NUMBERS
 from vlm.common.text import lines_of, read_text
 from vlm.common.types import Image, Message, Sample, Text, Video
-from vlm.datasets.base import MAX_TEXT
+from vlm.datasets.base import MAX_TEXT, check_text, parse_json
 from vlm.datasets.formats.table.media import sources
+
+MOST_CHOICES = 26
+ORIGINAL = "give the original file"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Files:
         """
         if self.annotations.is_file() and not self.used:
             return self._noted(self.annotations)
-        folder = self.annotations.parent if self.annotations.is_file() else self.annotations
+        folder = self.root()
         names = [pattern.replace("{split}", self.split) for pattern in patterns]
         for name in names:
             found = sorted(folder.glob(name))
@@ -79,10 +80,7 @@ class Files:
     def json(self, *patterns: str) -> Any:
         """The content of a JSON file. Raises DataError: missing, or not JSON."""
         file = self.find(*patterns)
-        try:
-            return json.loads(_text(file), **JSON_NUMBERS)
-        except ValueError as error:
-            raise DataError(f"{file}: not JSON ({error})", fix="give the original file") from None
+        return parse_json(_text(file), str(file), ORIGINAL)
 
     def json_lines(self, *patterns: str) -> list[dict[str, Any]]:
         """The objects of a JSON Lines file, or of a JSON list. Raises DataError."""
@@ -92,10 +90,7 @@ class Files:
         whole = text.lstrip().startswith("[")
         for number, line in enumerate([text] if whole else lines_of(text), start=1):
             if line.strip():
-                try:
-                    found = json.loads(line, **JSON_NUMBERS)
-                except ValueError as error:
-                    raise DataError(f"{file}:{number}: not JSON ({error})", fix="give the original file") from None
+                found = parse_json(line, f"{file}:{number}", ORIGINAL)
                 result += found if whole else [found]
         return result
 
@@ -104,13 +99,18 @@ class Files:
         file = self.find(*patterns)
         csv.field_size_limit(1 << 28)  # an image in base64
         delimiter = "\t" if file.suffix in (".tsv", ".txt") else ","
-        return list(csv.DictReader(StringIO(_text(file), newline=""), delimiter=delimiter))
+        try:
+            return list(csv.DictReader(StringIO(_text(file), newline=""), delimiter=delimiter))
+        except csv.Error as error:
+            raise DataError(f"{file}: not a table ({error})", fix=ORIGINAL) from None
+
+    def root(self) -> Path:
+        """The folder of the annotations."""
+        return self.annotations.parent if self.annotations.is_file() else self.annotations
 
     def folder(self) -> Path:
         """Where media paths start."""
-        if self.media is not None:
-            return self.media
-        return self.annotations.parent if self.annotations.is_file() else self.annotations
+        return self.root() if self.media is None else self.media
 
     def image(self, value: Any, where: str = "") -> Image:
         """The image that a record names: a path below :meth:`folder`, base64 or bytes. Raises DataError: none."""
@@ -183,9 +183,15 @@ def asked(item: Item, prompt: str) -> Message:
 
 
 def unique(items: Iterator[Item] | Sequence[Item], where: str) -> list[Item]:
-    """The items. Raises DataError: there is none, or two have the same id."""
+    """The items. Raises DataError: there is none, two have the same id, or a question is not a text."""
     result, seen = [], set[str]()
     for item in items:
+        for text in (item.id, item.question, *item.choices):
+            if not isinstance(text, str):
+                raise DataError(f"{where}: question {item.id}: found {text!r:.60}, expected a text", fix=ORIGINAL)
+            check_text(text, f"{where}: ")
+        if len(item.choices) > MOST_CHOICES:
+            raise DataError(f"{where}: question {item.id} has {len(item.choices)} choices", fix="26 have letters")
         if item.id in seen:
             raise DataError(f"{where}: id {item.id} occurs twice", fix="give the original file, or remove one of them")
         seen.add(item.id)

@@ -13,14 +13,17 @@ def nearest(files: Files, name: str, folders: Iterable[str], endings: Sequence[s
 
     If it is nowhere, the first place, which the error then names.
     """
-    base = files.folder()
     places = [f"{folder}/{name}" if folder else name for folder in ("", *folders)]
-    candidates = [place + ending for place in places for ending in endings]
-    return next((c for c in candidates if (base / c).exists()), candidates[0])
+    return first_there(files, [place + ending for place in places for ending in endings])
+
+
+def first_there(files: Files, places: Sequence[str]) -> str:
+    """The first of some places below the media folder that is there; if none is, the first."""
+    base = files.folder()
+    return next((place for place in places if (base / place).exists()), places[0])
 
 
 def optional_json(files: Files, name: str) -> Any:
     """The content of a JSON file beside the annotations; an empty object if it is not there."""
-    folder = files.annotations.parent if files.annotations.is_file() else files.annotations
     name = name.replace("{split}", files.split)
-    return files.json(name) if (folder / name).is_file() else {}
+    return files.json(name) if (files.root() / name).is_file() else {}

@@ -21,6 +21,22 @@ def as_written(output: str, item: Item) -> str:
     return output
 
 
+def plain(output: str, item: Item) -> str:
+    """The answer in lower case, without a final period."""
+    return output.strip().lower().removesuffix(".")
+
+
+def yes_or_no(output: str, item: Item) -> str | None:
+    """The whole answer, if it is yes or no in any case."""
+    word = output.lower().strip()
+    return word if word in ("yes", "no") else None
+
+
+def start_of(output: str) -> str:
+    """The first word in lower case; commas and full stops are space."""
+    return next(iter(output.lower().replace(",", " ").replace(".", " ").split()), "")
+
+
 def options_of(item: Item) -> str:
     """The choices of an item, one on each line: ``A. a dog``."""
     return "\n".join(f"{LETTERS[k]}. {choice}" for k, choice in enumerate(item.choices))
@@ -28,10 +44,8 @@ def options_of(item: Item) -> str:
 
 def exact(items: Sequence[Item], answers: Sequence[str]) -> Metric:
     """The share of answers that are equal to the reference, to the letter."""
-    return per_item(
-        "accuracy", [i.id for i in items], [float(a == i.references) for i, a in zip(items, answers, strict=True)],
-        groups=[i.fields.get("type") for i in items],
-    )  # fmt: skip
+    groups = [item.fields.get("type") for item in items]
+    return per_item("accuracy", [item.id for item in items], is_right(items, answers), groups=groups)
 
 
 def is_right(items: Sequence[Item], answers: Sequence[str]) -> list[float]:

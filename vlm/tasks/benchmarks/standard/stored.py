@@ -10,7 +10,7 @@ from typing import Any
 from vlm.common.errors import DataError
 from vlm.datasets.base import MALFORMED
 from vlm.tasks.answers import Answer
-from vlm.tasks.benchmarks.base import Result
+from vlm.tasks.benchmarks.base import NOTHING, Result
 from vlm.tasks.benchmarks.standard.base import StandardBenchmark, StandardOptions
 from vlm.tasks.benchmarks.standard.items import Files, Item
 from vlm.tasks.benchmarks.standard.spec import Stored
@@ -51,37 +51,63 @@ def _own_form(benchmark: type[StandardBenchmark], file: str, items: Sequence[Ite
     if not name or Path(file).suffix != ".json":
         return {}
     try:
-        found = benchmark.function(name)(Files(Path(file)).json(""), items) or {}
+        found = benchmark.function(name)(Files(_existing(file)).json(""), items) or {}
     except MALFORMED as error:
         raise DataError(
             f"{file}: not answers in the form of {benchmark.spec().title} ({type(error).__name__}: {error})",
             fix="give the result file as the benchmark's script writes it, or lines with id and answer",
         ) from error
-    return {key: Answer(text) for key, text in found.items()}
+    return {key: _said(text, f"{file}: {key}") for key, text in found.items()}
 
 
 def read_answers(file: str, stored: Stored, dataset: str = "") -> dict[str, Answer]:
     """Id -> answer: JSON (a list, or id -> text), JSON Lines, or a table with a header. Raises DataError."""
     result: dict[str, Answer] = {}
-    for row in _rows(Path(file)):
+    for row in _rows(_existing(file)):
+        if not isinstance(row, Mapping):
+            raise DataError(f"{file}: found {row!r:.60} in place of an answer with its id", fix=_expected(stored))
         if "dataset" in row and row.get("image", "right") != "right":
             continue  # written by vlm eval, about another image than the question's
         if dataset and row.get("dataset", dataset) != dataset:
             continue
-        name = _first(row, (*stored.id, "id"))
-        text = "" if row.get("error") else _first(row, (*stored.text, "answer"))
-        if name is None or text is None:
-            raise DataError(
-                f"{file}: a line with the fields {', '.join(map(str, row))}",
-                fix=f"expected are {' or '.join(stored.id)}, and {' or '.join(stored.text)}",
-            )
-        if str(name) in result:
-            raise DataError(f"{file}: two answers to {name}", fix="remove one of them")
-        result[str(name)] = Answer(str(text), str(row.get("error") or ""))
+        name, names = _name(row, stored), (*stored.text, "answer")
+        if not name or not (row.get("error") or any(field in row for field in names)):
+            raise DataError(f"{file}: a line with the fields {', '.join(map(str, row))}", fix=_expected(stored))
+        if name in result:
+            more = ", or write the answers of each seed to a file of its own" if "seed" in row else ""
+            raise DataError(f"{file}: two answers to {name}", fix=f"remove one of them{more}")
+        failed = str(row.get("error") or "")
+        result[name] = Answer("", failed) if failed else _said(_first(row, names), f"{file}: {name}")
     return result
 
 
-def _rows(file: Path) -> Iterable[Mapping[str, Any]]:
+def _existing(file: str) -> Path:
+    if not Path(file).is_file():
+        raise DataError(f"{file}: no such file", fix="name a file of answers")
+    return Path(file)
+
+
+def _expected(stored: Stored) -> str:
+    return f"expected are {' or '.join(stored.id)}, and {' or '.join(stored.text)}"
+
+
+def _name(row: Mapping[str, Any], stored: Stored) -> str:
+    """The id; a whole number is the same with ``.0``, as tables with missing values have it."""
+    found = _first(row, (*stored.id, "id"))
+    found = int(found) if isinstance(found, float) and found.is_integer() else found
+    return "" if found is None else str(found)
+
+
+def _said(value: Any, where: str) -> Answer:
+    """An answer as a text; null is none, and an error. Raises DataError: a list or an object."""
+    if isinstance(value, list | Mapping):
+        raise DataError(f"{where}: {value!r:.60} is not an answer", fix="write a text")
+    if value is None:
+        return Answer("", NOTHING)
+    return Answer(str(value).encode("utf-8", "replace").decode())  # half characters have no place in a file
+
+
+def _rows(file: Path) -> Iterable[Any]:
     files = Files(file)
     if file.suffix in (".tsv", ".csv"):
         return files.table("")
@@ -111,7 +137,7 @@ def check(file: str, names: Sequence[str], found: Mapping[str, Answer], whole: b
         problem += f", {len(strange)} answers have no question{_some(strange)}"
         raise DataError(
             f"{file}: {problem}",
-            fix="give the annotations and the split that these answers belong to, or name it with --dataset",
+            fix="give the annotations and the split of these answers, and --dataset for a file about several",
         )
 
 

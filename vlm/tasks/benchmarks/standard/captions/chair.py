@@ -26,7 +26,7 @@ CHOSEN = "image_ids.txt"
 
 @register_benchmark("chair")
 class Chair(StandardBenchmark):
-    """CHAIR on images of COCO."""
+    """CHAIR: objects that a caption names and an image of COCO does not have."""
 
     @staticmethod
     def read(files: Files) -> Iterator[Item]:
@@ -56,8 +56,7 @@ class Chair(StandardBenchmark):
 
 def _synonyms(files: Files) -> str:
     """The published list of synonyms if it is there; empty: our own words."""
-    folder = files.annotations.parent if files.annotations.is_file() else files.annotations
-    return str(files.find(SYNONYMS)) if (folder / SYNONYMS).exists() else ""
+    return str(files.find(SYNONYMS)) if (files.root() / SYNONYMS).exists() else ""
 
 
 @cache
@@ -72,8 +71,7 @@ def _chosen(files: Files, known: Sequence[int]) -> list[int]:
 
     Raises DataError: an image without annotations.
     """
-    folder = files.annotations.parent if files.annotations.is_file() else files.annotations
-    if (folder / CHOSEN).exists():
+    if (files.root() / CHOSEN).exists():
         file = files.find(CHOSEN)
         wanted = [int(word) for word in read_text(file).split()]
     elif files.split == "val2014":

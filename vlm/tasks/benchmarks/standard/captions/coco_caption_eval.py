@@ -26,8 +26,9 @@ KARPATHY = ("test", "val")
 
 
 @register_benchmark("coco_caption_eval")
+@register_benchmark("coco_captions")
 class CocoCaptions(StandardBenchmark):
-    """COCO captions."""
+    """COCO captions: one sentence about an image, compared with five."""
 
     @staticmethod
     def read(files: Files) -> Iterator[Item]:

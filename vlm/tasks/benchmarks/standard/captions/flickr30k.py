@@ -20,7 +20,7 @@ FOLDERS = ("flickr30k-images", "flickr30k_images", "images")
 
 @register_benchmark("flickr30k")
 class Flickr30k(StandardBenchmark):
-    """Flickr30k."""
+    """Flickr30k: captions of photographs of people and what they do."""
 
     @staticmethod
     def read(files: Files) -> Iterator[Item]:

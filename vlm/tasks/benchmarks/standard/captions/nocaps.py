@@ -17,7 +17,7 @@ DOMAINS = ("in-domain", "near-domain", "out-domain")
 
 @register_benchmark("nocaps")
 class NoCaps(StandardBenchmark):
-    """nocaps."""
+    """nocaps: captions of objects that COCO's captions do not name."""
 
     @staticmethod
     def read(files: Files) -> list[Item]:

@@ -10,6 +10,7 @@ from typing import Any
 from vlm.common.errors import DataError
 from vlm.tasks.answers import Answer
 from vlm.tasks.benchmarks.standard.items import Files, Item
+from vlm.tasks.benchmarks.standard.places import nearest
 from vlm.tasks.scoring.captions import Compared
 from vlm.tasks.scoring.meteor import meteor_rows
 from vlm.tasks.scoring.ptb import tokenize
@@ -21,8 +22,15 @@ ONE_SENTENCE = "Provide a one-sentence caption for the provided image."
 
 
 def captioned(name: str, image: Any, captions: Iterable[str], **fields: Any) -> Item:
-    """An image to be described; without reference captions (a test split) nothing can be scored here."""
-    return Item(name, "", (image,), tuple(captions) or None, fields)
+    """An image to be described; without reference captions (a test split) nothing can be scored here.
+
+    Raises DataError: a caption that is not a text.
+    """
+    texts = tuple(captions)
+    for text in texts:
+        if not isinstance(text, str):
+            raise DataError(f"image {name}: the caption {text!r:.60} is not a text", fix="give the original file")
+    return Item(name, "", (image,), texts or None, fields)
 
 
 def coco_items(data: Mapping[str, Any], files: Files, folders: Sequence[str] = (), **fields: str) -> list[Item]:
@@ -76,10 +84,7 @@ def karpathy(data: Mapping[str, Any], files: Files, key: str = "", folders: Sequ
 
 def image_of(files: Files, name: str, *folders: str) -> Any:
     """The image with this name: in the media folder, or in the first of some folders below it that has it."""
-    for folder in ("", *folders):
-        if (files.folder() / folder / name).exists():
-            return files.image(str(Path(folder) / name))
-    return files.image(name)
+    return files.image(nearest(files, name, folders))
 
 
 def caption_scores(items: Sequence[Item], answers: Sequence[str]) -> list[Metric]:

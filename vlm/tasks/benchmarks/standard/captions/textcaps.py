@@ -17,7 +17,7 @@ FOLDERS = ("train_images", "test_images")
 
 @register_benchmark("textcaps")
 class TextCaps(StandardBenchmark):
-    """TextCaps."""
+    """TextCaps: captions that mention the text in an image."""
 
     @staticmethod
     def read(files: Files) -> Iterator[Item]:

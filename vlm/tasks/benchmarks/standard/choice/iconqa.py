@@ -10,6 +10,7 @@ from vlm.common.registry import register_benchmark
 from vlm.tasks.benchmarks.standard.base import StandardBenchmark
 from vlm.tasks.benchmarks.standard.choice.letters import numbered as numbered
 from vlm.tasks.benchmarks.standard.items import Files, Item
+from vlm.tasks.benchmarks.standard.places import first_there
 from vlm.tasks.benchmarks.standard.rules import LETTERS
 
 KIND = "choose_txt"
@@ -33,8 +34,7 @@ class IconQa(StandardBenchmark):
             if data[name].get("ques_type", KIND) == KIND:
                 split = data[name].get("split", files.split)
                 places = [f"{split}/{KIND}/{name}/image.png", f"{name}/image.png"]
-                found = next((p for p in places if (files.folder() / p).exists()), places[0])
-                yield _item(files, str(name), found, data[name])
+                yield _item(files, str(name), first_there(files, places), data[name])
 
 
 def _item(files: Files, name: str, image: str, record: Mapping[str, Any]) -> Item:

@@ -19,6 +19,10 @@ REFUSALS = (
 MARKS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 NEAR_END = 4
 """A letter counts among the last words of an answer only."""
+LONG = 5
+"""An answer of more words may name an option by its text."""
+ANYWHERE = ("{} ", "{}.")
+"""lmms-eval's forms of a letter without brackets."""
 SAYS = re.compile(r"answer\s+is\s+\**([ABCD])\**", re.IGNORECASE)
 AROUND = (
     ("", "."), ("", ","), ("", ":"), ("", ")"), ("", ")."), ("(", ")"), ("(", ")."),
@@ -65,6 +69,24 @@ def _only_named(output: str, item: Item) -> str | None:
     """The letter of the option whose text the answer has, if it has one only."""
     named = [LETTERS[k] for k, text in enumerate(item.choices) if text.lower() in output.lower()]
     return named[0] if len(named) == 1 else None
+
+
+def last_named(output: str, choices: Sequence[str], forms: Sequence[str]) -> str | None:
+    """A letter in brackets, else in one of the ``forms``, else of the option that a long answer names; the last one.
+
+    Of letters without brackets the last is searched between spaces, whichever form was found.
+    """
+    for mark in ",.!?;:'":
+        output = output.strip(mark)
+    text, letters = f" {output} ", LETTERS[: len(choices)]
+    for form in ("({})", *forms):
+        found = [c for c in letters if form.format(c) in text]
+        if found:
+            last = "({})" if form == "({})" else " {} "
+            return max(found, key=lambda c: text.rfind(last.format(c)))
+    low, named = text.lower(), dict(zip(letters, map(str.lower, choices), strict=True))
+    found = [c for c, option in named.items() if option in low] if len(text.split()) > LONG else []
+    return max(found, key=lambda c: low.rfind(named[c])) if found else None
 
 
 def by_first_match(output: str, item: Item) -> str | None:

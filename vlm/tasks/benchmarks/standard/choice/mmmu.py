@@ -15,6 +15,7 @@ from vlm.common.types import Image
 from vlm.datasets.formats.table.arrow import from_parquet
 from vlm.tasks.answers import Answer
 from vlm.tasks.benchmarks.standard.base import StandardBenchmark
+from vlm.tasks.benchmarks.standard.choice.letters import ANYWHERE, last_named
 from vlm.tasks.benchmarks.standard.choice.open_answers import agrees, readings
 from vlm.tasks.benchmarks.standard.items import PLACE, Files, Item
 from vlm.tasks.benchmarks.standard.rules import LETTERS, options_of
@@ -127,32 +128,12 @@ def _chooses(item: Item) -> bool:
 
 def official_answer(output: str, item: Item) -> str | None:
     """The letter that an answer names; an open answer whole."""
-    return _chosen(output, item, (" {} ",)) if _chooses(item) else output
+    return last_named(output, item.choices, (" {} ",)) if _chooses(item) else output
 
 
 def lmms_answer(output: str, item: Item) -> str | None:
     """As :func:`official_answer`, with a letter before a space or a full stop counting wherever it is."""
-    return _chosen(output, item, ("{} ", "{}.")) if _chooses(item) else output
-
-
-def _chosen(output: str, item: Item, forms: Sequence[str]) -> str | None:
-    """A letter in brackets, else one of the ``forms``, else an option that a longer answer names; the last of several.
-
-    Of letters without brackets the last is searched between spaces, whichever form was found.
-    """
-    for mark in ",.!?;:'":
-        output = output.strip(mark)
-    text = f" {output} "
-    for form in ("({})", *forms):
-        found = [c for c in LETTERS[: len(item.choices)] if form.format(c) in text]
-        if found:
-            last = "({})" if form == "({})" else " {} "
-            return found[max(range(len(found)), key=[text.rfind(last.format(c)) for c in found].__getitem__)]
-    if len(text.split()) > 5:
-        texts = dict(zip(LETTERS, item.choices, strict=False))
-        found = [c for c, option in texts.items() if option.lower() in text.lower()]
-        return max(found, key=lambda c: text.lower().rfind(texts[c].lower())) if found else None
-    return None
+    return last_named(output, item.choices, ANYWHERE) if _chooses(item) else output
 
 
 def is_right(items: Sequence[Item], answers: Sequence[str]) -> list[float]:

@@ -12,6 +12,7 @@ from vlm.common.types import Image
 from vlm.tasks.benchmarks.standard.base import StandardBenchmark
 from vlm.tasks.benchmarks.standard.choice.letters import numbered as numbered
 from vlm.tasks.benchmarks.standard.items import Files, Item
+from vlm.tasks.benchmarks.standard.places import first_there
 from vlm.tasks.benchmarks.standard.rules import LETTERS, is_right, options_of
 from vlm.tasks.scoring.statistics import Metric, per_item
 
@@ -54,12 +55,11 @@ def _item(files: Files, name: str, problem: Mapping[str, Any]) -> Item:
     media: tuple[Image, ...] = ()
     if problem.get("image"):
         places = [f"{problem['split']}/{name}/{problem['image']}", f"{name}/{problem['image']}"]
-        found = next((p for p in places if (files.folder() / p).exists()), places[0])
-        media = (files.image(found),)
+        media = (files.image(first_there(files, places)),)
     fields = {
         "type": problem["subject"],
         "grade": "1-6" if int(str(problem["grade"]).removeprefix("grade")) <= 6 else "7-12",
-        "hint": problem.get("hint") or "",
+        "hint": str(problem.get("hint") or ""),
     }
     return Item(name, problem["question"], media, LETTERS[answer], fields, choices)
 

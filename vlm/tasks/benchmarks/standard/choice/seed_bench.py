@@ -18,6 +18,7 @@ ENDINGS = (".mp4", ".webm", ".avi", ".mkv", ".MP4")
 
 
 @register_benchmark("seed_bench")
+@register_benchmark("seedbench")
 class SeedBench(StandardBenchmark):
     """SEED-Bench: what images (dimensions 1 to 9) and videos (10 to 12) show."""
 

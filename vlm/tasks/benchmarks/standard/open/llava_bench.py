@@ -15,6 +15,7 @@ MODEL = "vlm"
 
 
 @register_benchmark("llava_bench")
+@register_benchmark("llava_in_the_wild")
 class LlavaBench(StandardBenchmark):
     """LLaVA-Bench in the wild: open questions; answers are written for its judge."""
 
@@ -32,7 +33,7 @@ def judge_file(items: Sequence[Item], outputs: Sequence[str]) -> tuple[str, str]
     """Lines as the judge's script reads them; it pairs them with the questions by their order."""
     lines = []
     for item, output in zip(items, outputs, strict=True):
-        key = hashlib.sha256(f"{item.id}\0{output}".encode()).hexdigest()[:22]
+        key = hashlib.sha256(f"{item.id}\0{output}".encode("utf-8", "surrogatepass")).hexdigest()[:22]
         line = {"question_id": item.fields["question_id"], "prompt": item.question, "text": output.strip()}
         lines.append(json.dumps(line | {"answer_id": key, "model_id": MODEL, "metadata": {}}) + "\n")
     return "judge.jsonl", "".join(lines)

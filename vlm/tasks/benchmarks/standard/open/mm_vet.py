@@ -12,6 +12,7 @@ from vlm.tasks.benchmarks.standard.places import nearest
 
 
 @register_benchmark("mm_vet")
+@register_benchmark("mmvet")
 class MmVet(StandardBenchmark):
     """MM-Vet: open questions of several abilities; answers are written for its judge."""
 

@@ -40,8 +40,3 @@ def _items(files: Files, prefix: str) -> Iterator[Item]:
         word = record["question"].split(" ")[0].lower()
         fields = {"type": word if word in TYPES else "other", "video": str(record["video_id"])}
         yield Item(str(record["id"]), record["question"], (video,), record["answer"], fields)
-
-
-def word(output: str, item: Item) -> str:
-    """The answer in lower case, without a final period."""
-    return output.strip().lower().removesuffix(".")

@@ -10,9 +10,10 @@ from vlm.common.errors import DataError
 from vlm.common.registry import register_benchmark
 from vlm.common.types import Video
 from vlm.tasks.benchmarks.standard.base import StandardBenchmark
+from vlm.tasks.benchmarks.standard.choice.letters import ANYWHERE, last_named
 from vlm.tasks.benchmarks.standard.items import Files, Item
 from vlm.tasks.benchmarks.standard.places import nearest, optional_json
-from vlm.tasks.benchmarks.standard.rules import LETTERS
+from vlm.tasks.benchmarks.standard.rules import LETTERS, is_right, plain
 from vlm.tasks.scoring.statistics import Metric, per_item
 
 MAP = "map_vid_vidorID.json"
@@ -77,34 +78,18 @@ def letter(output: str, item: Item) -> str | None:
     found = LETTER.match(text)
     if found:
         return found.group(1)
-    said = text.lower().removesuffix(".")
+    said = plain(output, item)
     return next((LETTERS[k] for k, choice in enumerate(item.choices) if choice.lower() == said), None)
 
 
 def last_letter(output: str, item: Item) -> str | None:
-    """The letter that lmms-eval finds: in brackets, else before a space, else before a period; of several the last.
-
-    If an answer of more than five words has none, it is the choice whose text occurs last.
-    """
-    text = output
-    for sign in (",", ".", "!", "?", ";", ":", "'"):
-        text = text.strip(sign)
-    text = f" {text} "
-    letters = LETTERS[: len(item.choices)]
-    for shape, place in (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} ")):
-        found = [one for one in letters if shape.format(one) in text]
-        if found:
-            return max(found, key=lambda one: text.rfind(place.format(one)))
-    low = text.lower()
-    at = {letters[k]: low.rfind(choice.strip().lower()) for k, choice in enumerate(item.choices)}
-    known = [one for one in letters if at[one] >= 0] if len(text.split()) > 5 else []
-    return max(known, key=lambda one: at[one]) if known else None
+    """The letter that lmms-eval finds; see :func:`last_named`."""
+    return last_named(output, [choice.strip() for choice in item.choices], ANYWHERE)
 
 
 def by_kind(items: Sequence[Item], answers: Sequence[str]) -> list[Metric]:
     """The share of right answers, in groups of types, and of causal, temporal and descriptive questions."""
-    values = [float(a == i.references) for i, a in zip(items, answers, strict=True)]
-    return _by_kind("accuracy", items, values)
+    return _by_kind("accuracy", items, is_right(items, answers))
 
 
 def exact_match(items: Sequence[Item], answers: Sequence[str]) -> list[Metric]:
@@ -121,11 +106,6 @@ def _by_kind(label: str, items: Sequence[Item], values: Sequence[float]) -> list
         if places:
             result.append(per_item(kind, [items[k].id for k in places], [values[k] for k in places]))
     return result
-
-
-def plain(output: str, item: Item) -> str:
-    """The answer in lower case, without a final period."""
-    return output.strip().lower().removesuffix(".")
 
 
 def read_choices(data: Any, items: Sequence[Item]) -> dict[str, str] | None:

@@ -15,6 +15,7 @@ from vlm.tasks.benchmarks.standard.items import Files, Item
 from vlm.tasks.benchmarks.standard.places import nearest
 from vlm.tasks.benchmarks.standard.rules import LETTERS
 from vlm.tasks.scoring.statistics import Metric, per_item
+from vlm.tasks.scoring.vqa import spaced, unpunctuated
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +38,6 @@ FOLDERS = {
     "tvqa/frames_fps3_hq": ("episodic_reasoning",),
 }  # fmt: skip
 """Folder of MVBench's videos -> the tasks that use it; cut videos come first."""
-PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-PERIOD = re.compile(r"\.(?!\d)")
-COMMA = re.compile(r"\d,\d")
 OPTION = re.compile(r"([A-E])\.\s*.+\Z", re.IGNORECASE)
 SINGLE = re.compile(r"\b([A-E])\b", re.IGNORECASE)
 
@@ -110,13 +108,7 @@ def any_letter(output: str, item: Item) -> str | None:
 
 def without_punctuation(text: str) -> str:
     """A text on one line in lower case, as lmms-eval compares it."""
-    text = text.replace("\n", " ").replace("\t", " ").strip()
-    number = COMMA.search(text) is not None
-    result = text
-    for sign in PUNCTUATION:
-        gone = number or f"{sign} " in text or f" {sign}" in text
-        result = result.replace(sign, "" if gone else " ")
-    return PERIOD.sub("", result, count=32).strip("'").strip('"').strip().lower()
+    return unpunctuated(spaced(text)).strip("'").strip('"').strip().lower()
 
 
 def contained(items: Sequence[Item], answers: Sequence[str]) -> Metric:

@@ -24,11 +24,11 @@ UNCOUNTED = ("exist", "query: name", "choose name")
 
 @register_benchmark("gqa")
 class Gqa(StandardBenchmark):
-    """GQA: the published files, ``{id: question}``, or a list with ``image`` as a published evaluation reads it."""
+    """GQA: questions made from scene graphs, with one short answer."""
 
     @staticmethod
     def read(files: Files) -> Iterator[Item]:
-        """``{id: {"imageId", "question", "answer", "types", "semantic", "isBalanced"}}``."""
+        """``{id: {"imageId", "question", "answer", "types", "semantic", "isBalanced"}}``, or a list of records."""
         data = files.json("{split}_balanced_questions.json", "*/{split}_balanced_questions.json")
         images = people.Images(files, "{name}", "images/{name}")
         pairs = data.items() if isinstance(data, Mapping) else _numbered(data)

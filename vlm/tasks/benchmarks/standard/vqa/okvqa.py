@@ -8,11 +8,10 @@ from vlm.common.registry import register_benchmark
 from vlm.tasks.benchmarks.standard.base import StandardBenchmark
 from vlm.tasks.benchmarks.standard.items import Files, Item
 from vlm.tasks.benchmarks.standard.vqa import people
-from vlm.tasks.benchmarks.standard.vqa.people import until_assistant
+from vlm.tasks.benchmarks.standard.vqa.people import submission as submission
+from vlm.tasks.benchmarks.standard.vqa.people import until_assistant as until_assistant
 from vlm.tasks.scoring import vqa
 from vlm.tasks.scoring.statistics import Metric
-
-__all__ = ["Okvqa", "until_assistant"]
 
 BY = {"accuracy": "type"}
 
@@ -20,7 +19,7 @@ BY = {"accuracy": "type"}
 @register_benchmark("ok_vqa")
 @register_benchmark("okvqa")
 class Okvqa(StandardBenchmark):
-    """OK-VQA: the files of the benchmark, or those that a published evaluation reads."""
+    """OK-VQA: questions that need knowledge from outside of the image."""
 
     @staticmethod
     def read(files: Files) -> Iterator[Item]:
@@ -68,9 +67,3 @@ def published(items: Sequence[Item], answers: Sequence[str]) -> list[Metric]:
 def lmms(items: Sequence[Item], answers: Sequence[str]) -> list[Metric]:
     """The accuracy after the TextVQA challenge's processor."""
     return people.accuracy(items, answers, vqa.evalai, BY)
-
-
-def submission(items: Sequence[Item], outputs: Sequence[str]) -> tuple[str, str]:
-    """``[{"question_id", "answer"}]``, which the VQA script reads."""
-    rows = [{"question_id": people.number(i.id), "answer": str(o)} for i, o in zip(items, outputs, strict=True)]
-    return people.results(rows)

@@ -6,7 +6,6 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from vlm.common.errors import DataError
@@ -67,9 +66,7 @@ def pair(
 
 
 def _has(files: Files, patterns: Sequence[str]) -> bool:
-    folder = Path(files.annotations)
-    folder = folder.parent if folder.is_file() else folder
-    return any(list(folder.glob(pattern.replace("{split}", files.split))) for pattern in patterns)
+    return any(list(files.root().glob(pattern.replace("{split}", files.split))) for pattern in patterns)
 
 
 def answers_of(note: Mapping[str, Any] | None) -> tuple[str, ...] | None:
@@ -106,6 +103,12 @@ def accuracy(items: Sequence[Item], answers: Sequence[str], rule: Rule, by: Mapp
 def results(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     """A file for a server: its name and content."""
     return "results.json", json.dumps(rows)
+
+
+def submission(items: Sequence[Item], outputs: Sequence[str]) -> tuple[str, str]:
+    """``[{"question_id", "answer"}]``, which the VQA script and the servers read."""
+    rows = [{"question_id": number(i.id), "answer": str(o)} for i, o in zip(items, outputs, strict=True)]
+    return results(rows)
 
 
 def number(text: str) -> int | str:

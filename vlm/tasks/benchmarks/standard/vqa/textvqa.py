@@ -8,11 +8,11 @@ from vlm.common.registry import register_benchmark
 from vlm.tasks.benchmarks.standard.base import StandardBenchmark
 from vlm.tasks.benchmarks.standard.items import Files, Item
 from vlm.tasks.benchmarks.standard.vqa import people
-from vlm.tasks.benchmarks.standard.vqa.people import capitalised, until_assistant
+from vlm.tasks.benchmarks.standard.vqa.people import capitalised as capitalised
+from vlm.tasks.benchmarks.standard.vqa.people import submission as submission
+from vlm.tasks.benchmarks.standard.vqa.people import until_assistant as until_assistant
 from vlm.tasks.scoring import vqa
 from vlm.tasks.scoring.statistics import Metric
-
-__all__ = ["Textvqa", "capitalised", "until_assistant"]
 
 
 @register_benchmark("textvqa")
@@ -32,9 +32,3 @@ class Textvqa(StandardBenchmark):
 def official(items: Sequence[Item], answers: Sequence[str]) -> list[Metric]:
     """The accuracy of the TextVQA challenge."""
     return people.accuracy(items, answers, vqa.evalai, {"accuracy": "type"})
-
-
-def submission(items: Sequence[Item], outputs: Sequence[str]) -> tuple[str, str]:
-    """``[{"question_id", "answer"}]`` for the server."""
-    rows = [{"question_id": people.number(i.id), "answer": str(o)} for i, o in zip(items, outputs, strict=True)]
-    return people.results(rows)

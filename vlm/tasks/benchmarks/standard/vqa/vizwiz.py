@@ -8,11 +8,9 @@ from vlm.common.registry import register_benchmark
 from vlm.tasks.benchmarks.standard.base import StandardBenchmark
 from vlm.tasks.benchmarks.standard.items import Files, Item
 from vlm.tasks.benchmarks.standard.vqa import people
-from vlm.tasks.benchmarks.standard.vqa.people import until_assistant
+from vlm.tasks.benchmarks.standard.vqa.people import until_assistant as until_assistant
 from vlm.tasks.scoring import vqa
 from vlm.tasks.scoring.statistics import Metric, per_item
-
-__all__ = ["Vizwiz", "until_assistant"]
 
 BY = {"accuracy": "type", "by answerable": "answerable"}
 

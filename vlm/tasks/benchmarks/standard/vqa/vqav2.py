@@ -8,6 +8,7 @@ from vlm.common.registry import register_benchmark
 from vlm.tasks.benchmarks.standard.base import StandardBenchmark
 from vlm.tasks.benchmarks.standard.items import Files, Item
 from vlm.tasks.benchmarks.standard.vqa import people
+from vlm.tasks.benchmarks.standard.vqa.people import submission as submission
 from vlm.tasks.scoring import vqa
 from vlm.tasks.scoring.statistics import Metric
 
@@ -45,9 +46,3 @@ def official(items: Sequence[Item], answers: Sequence[str]) -> list[Metric]:
 def lmms(items: Sequence[Item], answers: Sequence[str]) -> list[Metric]:
     """The same, but all texts are normalised."""
     return people.accuracy(items, answers, vqa.always, BY)
-
-
-def submission(items: Sequence[Item], outputs: Sequence[str]) -> tuple[str, str]:
-    """``[{"question_id", "answer"}]`` for the server."""
-    rows = [{"question_id": people.number(i.id), "answer": str(o)} for i, o in zip(items, outputs, strict=True)]
-    return people.results(rows)

@@ -10,6 +10,7 @@ from vlm.common.errors import DataError
 from vlm.common.registry import register_benchmark
 from vlm.tasks.benchmarks.standard.base import StandardBenchmark
 from vlm.tasks.benchmarks.standard.items import Files, Item
+from vlm.tasks.benchmarks.standard.rules import start_of
 from vlm.tasks.scoring.statistics import Metric, per_item
 
 
@@ -32,16 +33,10 @@ class HatefulMemes(StandardBenchmark):
             yield Item(str(line["id"]), line["text"], (files.image(line["img"]),), truth, {}, ("yes", "no"))
 
 
-def whole_word(output: str, item: Item) -> str | None:
-    """The whole answer, if it is yes or no in any case."""
-    word = output.lower().strip()
-    return word if word in ("yes", "no") else None
-
-
 def first_word(output: str, item: Item) -> str | None:
     """Yes or no as the first word."""
-    words = output.lower().replace(",", " ").replace(".", " ").split()
-    return words[0] if words and words[0] in ("yes", "no") else None
+    word = start_of(output)
+    return word if word in ("yes", "no") else None
 
 
 def probability_or_word(output: str, item: Item) -> str | None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from vlm.common.errors import DataError
 from vlm.common.registry import register_benchmark
 from vlm.tasks.benchmarks.standard.base import StandardBenchmark
 from vlm.tasks.benchmarks.standard.items import Files, Item
@@ -28,6 +29,8 @@ class Pope(StandardBenchmark):
         for name in SETS if whole else [files.split]:
             for line in files.json_lines(f"coco_pope_{name}.json"):
                 number, label = str(line["question_id"]), line["label"].strip().lower()
+                if label not in ("yes", "no"):
+                    raise DataError(f"{files.used[-1]}: question {number}: label {label!r:.60}", fix="yes or no")
                 fields = {"type": name} if whole else {}
                 image = files.image(line["image"])
                 yield Item(
@@ -39,12 +42,6 @@ def first_sentence(output: str, item: Item) -> str:
     """``no`` if the first sentence has one of the words No, no, not, else ``yes``."""
     words = output.split(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "not", "no"} & set(words) else "yes"
-
-
-def exact_word(output: str, item: Item) -> str | None:
-    """The whole answer, if it is yes or no."""
-    word = output.lower().strip()
-    return word if word in ("yes", "no") else None
 
 
 def confusion(items: Sequence[Item], answers: Sequence[str]) -> list[Metric]:

@@ -12,6 +12,7 @@ from vlm.common.registry import register_benchmark
 from vlm.datasets.formats.table.arrow import from_hub
 from vlm.tasks.benchmarks.standard.base import StandardBenchmark, StandardOptions
 from vlm.tasks.benchmarks.standard.items import Files, Item, Items
+from vlm.tasks.benchmarks.standard.rules import start_of
 
 HUB = "cambridgeltl/"
 """Owner of the dataset on the Hugging Face hub that a published configuration names in place of a file."""
@@ -58,5 +59,4 @@ def lower(output: str, item: Item) -> str | None:
 
 def first_word(output: str, item: Item) -> str | None:
     """True or yes, false or no, as the first word."""
-    words = output.lower().replace(",", " ").replace(".", " ").split()
-    return WORDS.get(words[0]) if words else None
+    return WORDS.get(start_of(output))
