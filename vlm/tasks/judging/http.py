@@ -44,7 +44,7 @@ class HttpJudge:
         if options.key_env:
             self._key = os.environ.get(options.key_env, "").strip()
             if not (self._key.isascii() and self._key.isprintable() and self._key):
-                raise ConfigError(f"judge: the environment variable {options.key_env} is not set, or is no key")
+                raise ConfigError(f"judge: the environment variable {options.key_env} is not set, or is not a key")
             self._headers["Authorization"] = f"Bearer {self._key}"
 
     def verdicts(self, cases: Sequence[Case]) -> list[Verdict]:
