@@ -168,7 +168,7 @@ def test_the_key_is_in_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said.right is True and said.text == "yes, (key)" and seen[0]["key"] == "Bearer secret7"
     assert huge.right is None and "more than 1,048,576 bytes" in huge.error
     monkeypatch.setenv("JUDGE_KEY", "sec\nret")
-    with pytest.raises(ConfigError, match="is no key") as raised, trusting():
+    with pytest.raises(ConfigError, match="is not a key") as raised, trusting():
         HttpJudge(http(url, key_env="JUDGE_KEY"))
     assert "ret" not in str(raised.value).replace("JUDGE_KEY", "")
 
