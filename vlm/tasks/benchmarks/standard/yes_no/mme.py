@@ -14,6 +14,7 @@ from vlm.tasks.benchmarks.standard.base import StandardBenchmark
 from vlm.tasks.benchmarks.standard.items import Files, Item
 from vlm.tasks.benchmarks.standard.rules import is_right
 from vlm.tasks.scoring.statistics import Metric
+from vlm.tasks.scoring.yes_no import by_set
 
 PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
@@ -98,6 +99,7 @@ def scores(items: Sequence[Item], answers: Sequence[str]) -> list[Metric]:
         if places & set(own):
             units = [unit for unit in pairs if unit.split("/")[0] in own]
             rows = np.asarray([pairs[unit] for unit in units])
+            rows = by_set(rows[:, 4].astype(np.intp), *rows[:, :4].T)
             groups = [unit.split("/")[0] for unit in units] if label != "total" else ()
             result.append(Metric(label, units, rows, "mme", groups, unit="number"))
     rows = np.asarray([pairs[unit] for unit in pairs])

@@ -11,7 +11,8 @@ from vlm.common.errors import DataError
 from vlm.common.registry import register_benchmark
 from vlm.tasks.benchmarks.standard.base import StandardBenchmark
 from vlm.tasks.benchmarks.standard.items import Files, Item
-from vlm.tasks.scoring.statistics import Metric, Rows
+from vlm.tasks.scoring.statistics import Metric
+from vlm.tasks.scoring.yes_no import by_set
 
 SETS = ("random", "popular", "adversarial")
 ALL = "all"
@@ -83,8 +84,7 @@ def _metrics(
     right = said == true if given is None else (said == true) & given
 
     def metric(label: str, total: str, *columns: Flags) -> Metric:
-        rows: Rows = np.stack([*columns, sets], axis=1).astype(np.float64)
-        return Metric(label, units, rows, total, groups)
+        return Metric(label, units, by_set(sets.astype(np.intp), *columns), total, groups)
 
     one = np.ones_like(said)
     return [
