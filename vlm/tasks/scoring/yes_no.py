@@ -27,13 +27,13 @@ def f1_of_sets(rows: Rows) -> float:
     """
     hit, false, missed = _sums(rows, 3)
     precision, recall = _ratio(hit, hit + false), _ratio(hit, hit + missed)
-    return float(_ratio(2 * precision * recall, precision + recall).mean())
+    return _mean(_ratio(2 * precision * recall, precision + recall))
 
 
 @total("ratio_of_sets", summed=True)
 def ratio_of_sets(rows: Rows) -> float:
     """The mean over sets of a ratio; columns by set: above, below. A set with nothing below counts 0."""
-    return float(_ratio(*_sums(rows, 2)).mean())
+    return _mean(_ratio(*_sums(rows, 2)))
 
 
 @total("mme", summed=True)
@@ -63,6 +63,11 @@ def _sums(rows: Rows, columns: int) -> Rows:
     """``[columns, sets]``: the sums of each column of :func:`by_set`; only sets that occur."""
     sums = rows.sum(axis=0).reshape(-1, columns + 1)
     return sums[sums[:, -1] > 0, :-1].T
+
+
+def _mean(values: Rows) -> float:
+    """Over the sets that occur; 0 where none does."""
+    return float(values.mean()) if len(values) else 0.0
 
 
 def _ratio(above: Rows, below: Rows) -> Rows:
