@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from vlm.common.types import Image, Message, Text
 from vlm.inference.engine import Engine
@@ -21,12 +20,8 @@ from vlm.serve.gradio import app as gradio_app
 from vlm.serve.gradio.uploads import upload_folder
 
 from ..inference.small import CASE, write_config
+from .conftest import CHROMIUM
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --use-fake-device-for-media-stream --use-fake-ui-for-media-stream"
-)
 IMAGE = CASE / "image.png"
 OTHER = CASE / "data" / "cc_sbu_align" / "image" / "2.jpg"
 AUDIT = (Path(__file__).parent / "audit.js").read_text(encoding="utf-8")
@@ -62,14 +57,6 @@ def address(engine: Engine, expected: list[str]) -> Iterator[str]:
     yield page.local_url
     page.close()
     slow.remove()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from vlm.serve.gradio.layout import build  # noqa: F401  the page needs gradio
 
 from ..golden.helpers_lynx import LynxCase
 from ..runners.lynx_small import CASE, moving_square
-from .test_chat_page import CHROMIUM, FLAGS
+from .conftest import CHROMIUM, FLAGS
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 

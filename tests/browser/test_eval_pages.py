@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from vlm.cli.main import main
 from vlm.pages.card import page as card_page
 from vlm.tasks.benchmarks.base import Score
 
 from ..runners.test_compare_eval import NAMES, said, write_card, write_run
-from .test_chat_page import AUDIT, CHROMIUM, FLAGS, axe_faults
+from .conftest import CHROMIUM
+from .test_chat_page import AUDIT, axe_faults
 
 pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"), pytest.mark.heavy]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
 from vlm.common.types import Image, Message, Text
 from vlm.inference.engine import Engine
 from vlm.serve.gradio import app as gradio_app
 
 from ..inference.small import write_config
-from .test_chat_page import AUDIT, CHROMIUM, FLAGS, IMAGE, axe_faults, same, upload_image, wait_until_done
+from .conftest import CHROMIUM
+from .test_chat_page import AUDIT, IMAGE, axe_faults, same, upload_image, wait_until_done
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
@@ -30,14 +31,6 @@ def address(engines: dict[str, Engine]) -> Iterator[str]:
     page = gradio_app.launch(engines, port=gradio_app.free_port("127.0.0.1", None), generation=options, block=False)
     yield page.local_url
     page.close()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
-        yield browser
-        browser.close()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "dark"), pytest.param(390, "light", marks=pytest.mark.heavy)])
