@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         register_image as register_image, register_insert as register_insert,
         register_judge as register_judge, register_llm as register_llm, register_model as register_model,
         register_processor as register_processor, register_runner as register_runner,
+        register_optimizer as register_optimizer,
         register_scheduler as register_scheduler, register_source as register_source,
         register_task as register_task, register_template as register_template,
         register_text as register_text, register_tracker as register_tracker,

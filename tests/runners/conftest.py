@@ -69,6 +69,9 @@ class TinyLoader:
         self.position += 1
         return make_batch(self.rows, self.length, self.position)
 
+    def step(self, count):
+        return [next(self) for _ in range(count)]
+
     def state_dict(self):
         return {"position": self.position}
 

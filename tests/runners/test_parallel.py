@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from vlm.common.errors import ConfigError
-from vlm.runners.train.parallel import checkpoint_activations, checkpointable_modules, wrap
+from vlm.runners.train.parallel.copies import wrap
+from vlm.runners.train.parallel.recompute import checkpoint_activations, checkpointable_modules
 
 
 class Block(nn.Module):

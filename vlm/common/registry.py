@@ -2,7 +2,8 @@
 
 A name is looked up in this order: what a decorator has registered already; a path ``package.module:Class``; the
 decorators in the files of the kind's folder, of ``vlm.systems`` and of the modules that installed packages declare in
-entry point group ``vlm.plugins``, which are read and not imported. A registry holds classes; schedulers are functions.
+entry point group ``vlm.plugins``, which are read and not imported. A registry holds classes; the kinds of
+``FUNCTIONS`` are functions.
 
 A path leads only to a class that the decorator of its kind has marked. A module that is neither installed as a plugin
 nor imported already is imported only for a configuration that is trusted (:mod:`vlm.common.trust`).
@@ -42,6 +43,7 @@ FOLDERS: dict[str, str] = {
     "task": "vlm.tasks",
     "runner": "vlm.runners",
     "scheduler": "vlm.runners",
+    "optimizer": "vlm.runners",
     "tracker": "vlm.runners",
     "checkpoint_format": "vlm.checkpoint",
     "source": "vlm.inference",
@@ -60,7 +62,11 @@ FOLDERS: dict[str, str] = {
 
 SYSTEMS = "vlm.systems"
 PLUGINS = "vlm.plugins"
-FUNCTIONS: dict[str, tuple[str, ...]] = {"scheduler": ("step", "plan"), "judge": ("question", "answer", "reference")}
+FUNCTIONS: dict[str, tuple[str, ...]] = {
+    "scheduler": ("step", "plan"),
+    "optimizer": ("groups", "lr", "betas", "device"),
+    "judge": ("question", "answer", "reference"),
+}
 """Kinds that are functions -> their arguments."""
 
 _classes: dict[tuple[str, str], Any] = {}

@@ -268,6 +268,7 @@ def check_run(run: RunConfig, data: dict[str, Any], report: Report) -> None:
     check_file_names(run, data, report)
     check_name(("runner",), run.runner, ("run", "runner"), report)
     check_name(("scheduler",), run.lr_sched, ("run", "lr_sched"), report)
+    check_name(("optimizer",), run.optimizer, ("run", "optimizer"), report)
     if run.benchmark:
         asked = run.task if run.task not in names("task") else "question_answering"  # as vlm eval scores such a run
         read_options("benchmark", asked, run.benchmark, ("run", "benchmark"), ("run", "task"), report)

@@ -70,6 +70,49 @@ class TrainingEvaluation:
 
 
 @dataclass
+class Parallel:
+    """How a model is spread over processes. None of it changes what a run computes, but for the order of sums.
+
+    Example: ``torchrun --nproc-per-node 8 -m vlm.cli train mine.yaml --options run.parallel.shard=llm``
+    """
+
+    shard: Literal["none", "llm", "all"] = option(
+        "none", "none: every process has a copy; llm: the LLM's layers and all that trains are split; all: every part"
+    )
+    replicate: Count = option(1, "groups of processes that each hold the whole model in shards; divides their number")
+    offload: Literal["none", "cpu"] = option("none", "cpu: shards wait in host memory (accelerators only)")
+    frozen: Literal["auto", "shard", "replicate"] = option(
+        "auto", "frozen parts beside the LLM; auto: copied where they fit, since shards are gathered at each use"
+    )
+
+
+@dataclass
+class FeatureCaching:
+    """Outputs of the frozen visual parts, kept on disk from the first epoch on; see the guide "Feature cache"."""
+
+    dir: str = field(metadata={"help": "folder of the cache; several runs with the same parts may share it"})
+    max_gb: Annotated[float, Range(above=0)] = option(50.0, "size at which nothing more is written")
+    dtype: Literal["fp32", "bf16", "fp16", "auto"] = option("auto", "of stored features; auto: as they are computed")
+
+
+@dataclass
+class SpikeLimits:
+    """When a step is a spike: loss or gradient norm far above the median of the steps before."""
+
+    window: Annotated[int, Range(8, 100_000)] = option(200, "steps that are looked back on")
+    deviations: Annotated[float, Range(above=0)] = option(8.0, "robust standard deviations above their median")
+    most_skipped: Count = option(10, "with on_spike: skip, skipped steps in a row after which the run stops")
+
+
+@dataclass
+class Profiling:
+    """A trace of some steps, and a table of the ten dearest operations, in the run folder under ``profile/``."""
+
+    first: Count = option(5, "first step that is recorded; those before warm up")
+    steps: Annotated[int, Range(1, 100)] = option(3, "steps that are recorded")
+
+
+@dataclass
 class RunConfig:
     """How a run trains or evaluates. Published spelling where one exists."""
 
@@ -89,13 +132,22 @@ class RunConfig:
     weight_decay: NonNegative = option(0.05, "AdamW decay of matrices; vectors and biases have none")
     weight_decay_on: list[str] = option(["*"], "globs of parameter names whose matrices decay")
     beta2: Dropout = option(0.999, "AdamW second beta")
+    optimizer: str = option("adamw", "registered optimizer: adamw, adamw_8bit (states in 8 bits)")
     max_epoch: Count = option(1, "epochs of iters_per_epoch steps")
     iters_per_epoch: Count | None = option(
         None, "steps per epoch; null: one pass over the data, if its length is known"
     )
     max_steps: Count | None = option(None, "steps in all; null: max_epoch x iters_per_epoch")
     accum_grad_iters: Count = option(1, "micro-batches per step; the mean is over tokens")
+    global_batch: Count | None = option(
+        None,
+        "samples of a step over all processes: the same ones whatever the number of processes and the size of "
+        "micro-batches (accum_grad_iters is derived); null: micro-batches x accum_grad_iters x processes",
+    )
     max_grad_norm: NonNegative = option(0.0, "clip the gradient norm to this; 0: off")
+    on_spike: Literal["warn", "skip", "stop"] = option("warn", "what to do about a step whose loss jumps")
+    spike: SpikeLimits = field(default_factory=SpikeLimits, metadata={"help": "when a step is a spike"})
+    stall_seconds: Natural = option(1800, "report a step that takes longer, with process and samples; 0: never")
 
     device: Device = option("auto", "where the run computes; auto: the accelerator if there is one")
     amp: bool = option(False, "mixed precision")
@@ -105,7 +157,10 @@ class RunConfig:
     )
     find_unused_parameters: bool = option(False, "DDP: allow parameters without gradient")
     broadcast_buffers: bool = option(False, "DDP: copy buffers from rank 0 at each step")
-    compile: bool = option(False, "torch.compile the model")
+    compile: bool = option(False, "torch.compile the repeated blocks of the model")
+    parallel: Parallel = field(default_factory=Parallel, metadata={"help": "how the model is spread over processes"})
+    feature_cache: FeatureCaching | None = option(None, "keep what the frozen visual parts compute; null: off")
+    profile: Profiling | None = option(None, "record some steps; null: off")
     deterministic: bool = option(False, "deterministic kernels, slower")
     num_workers: Annotated[int, Range(0, 1024)] = option(4, "loader processes per rank")
     max_bad_share: Share = option(

@@ -158,6 +158,10 @@ class TrainLoader:
         first = min(sample.key[0] for row in rows for sample in row)
         return replace(batch, group=self.sources[first].group) if self.groups else batch
 
+    def step(self, count: int) -> list[Batch]:
+        """The micro-batches of the next step, ``count`` of them. Raises as :meth:`__next__`."""
+        return [next(self) for _ in range(count)]
+
     def _start(self) -> Iterator[WorkerResult]:
         """Start reading at the current state; pending samples are read again first."""
         keys = pending(self._state["pending"])

@@ -1,4 +1,4 @@
-"""AdamW with the published two groups, and the gradient scaler for float16."""
+"""The optimiser over the published two groups of parameters, and the gradient scaler for float16."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from vlm.common import dist
 from vlm.common.errors import UserError
+from vlm.common.registry import resolve
 from vlm.models.trainable import matching
 
 EVERYTHING = ("*",)  # globs that select every parameter
@@ -80,8 +81,9 @@ def build_optimizer(
     beta2: float,
     device: torch.device,
     decay_on: Sequence[str] = EVERYTHING,
-) -> torch.optim.AdamW:
-    """AdamW (0.9, ``beta2``), eps 1e-8, group 0 with decay and group 1 without; empty groups are left out.
+    name: str = "adamw",
+) -> torch.optim.Optimizer:
+    """The optimiser called ``name``, betas (0.9, ``beta2``); group 0 with decay and group 1 without, never empty.
 
     ``decay_on``: see :func:`split_parameters`.
 
@@ -95,8 +97,8 @@ def build_optimizer(
         raise UserError(
             "the model has no trainable parameter", fix="name some under model.train, for example ['bridge.*']"
         )
-    fused = dist.supports_fused_optimizer(device)
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, beta2), eps=1e-8, fused=fused or None)
+    made: torch.optim.Optimizer = resolve("optimizer", name)(groups, lr, (0.9, beta2), device)
+    return made
 
 
 def trainable_names(model: nn.Module, decay_on: Sequence[str] = EVERYTHING) -> list[str]:

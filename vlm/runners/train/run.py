@@ -29,7 +29,7 @@ from vlm.processors.collate import VisualTokens
 from vlm.processors.processor import Processor, build_processor
 from vlm.runners.train.evaluate import TrainingEvaluations
 from vlm.runners.train.optim import Precision, pick_precision
-from vlm.runners.train.parallel import checkpoint_activations
+from vlm.runners.train.parallel.recompute import checkpoint_activations
 from vlm.runners.train.report import write_report
 from vlm.runners.train.trackers import RunInfo, Tracker, open_trackers
 from vlm.runners.train.trainer import RunResult, Trainer

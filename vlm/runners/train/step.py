@@ -19,7 +19,8 @@ from vlm.models.finite import locate
 from vlm.models.vlm import VLM
 from vlm.runners.train.loss_weighting import GroupCounts, LossReduction
 from vlm.runners.train.optim import Precision, set_lr
-from vlm.runners.train.parallel import accumulate
+from vlm.runners.train.parallel.copies import accumulate
+from vlm.runners.train.watch.spikes import SpikeGuard
 from vlm.tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -76,9 +77,10 @@ class StepStats:
     targets: int  # supervised tokens
     tokens: int  # text positions without padding
     samples: int
-    skipped: bool  # float16 overflow: the scaler left the weights unchanged
+    skipped: bool  # the weights are unchanged: a float16 overflow, or a spike with ``run.on_spike: skip``
     stop: bool  # some process was asked to stop
     parts: dict[str, float] = field(default_factory=dict)  # mean loss of each group by name, with ``mixing: joint``
+    spike: str | None = None  # why the step is a spike
 
 
 @dataclass(eq=False)
@@ -99,6 +101,7 @@ class Stepper:
     precision: Precision
     max_grad_norm: float = 0.0  # 0: no clipping
     reduction: LossReduction = field(default_factory=LossReduction)
+    guard: SpikeGuard | None = None  # None: no step is a spike
 
     def __post_init__(self) -> None:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]

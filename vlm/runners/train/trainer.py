@@ -15,25 +15,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlm.checkpoint.provenance import differences, make_provenance, read_provenance
-from vlm.checkpoint.run_folder import RunDir, read_checkpoint
-from vlm.checkpoint.train_state import capture_rng, load_trainable_tensors, restore_rng, trainable_tensors
+from vlm.checkpoint.run_folder import RunDir
 from vlm.common import dist
-from vlm.common.errors import UserError, WeightsError
 from vlm.common.registry import register_runner
 from vlm.config.run import RunConfig
 from vlm.datasets.loading import data_stats
-from vlm.datasets.loading.mixing import derive_seed
 from vlm.datasets.loading.train_loader import TrainLoader
 from vlm.runners.train.evaluate import TrainingEvaluations
 from vlm.runners.train.loss_weighting import LossReduction
-from vlm.runners.train.optim import build_optimizer, build_scaler, pick_precision, trainable_names
-from vlm.runners.train.parallel import wrap
+from vlm.runners.train.optim import build_optimizer, build_scaler, pick_precision
+from vlm.runners.train.parallel.copies import wrap
+from vlm.runners.train.saving import Progress, Saving
 from vlm.runners.train.schedule import Plan, build_schedule
 from vlm.runners.train.signals import StopSignals
+from vlm.runners.train.speed.compiled import compile_model
+from vlm.runners.train.speed.meter import Meter
+from vlm.runners.train.speed.profile import Profile
 from vlm.runners.train.step import Stepper, StepStats
 from vlm.runners.train.trackers import Tracker
 from vlm.runners.train.validate import Validator
+from vlm.runners.train.watch.spikes import SpikeGuard
+from vlm.runners.train.watch.stalls import Watchdog
 from vlm.tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -58,21 +60,6 @@ class RunResult:
         The run is saved in either case; ``run.resume=auto`` resumes it.
         """
         return 0 if self.received is None else 128 + int(self.received)
-
-
-@dataclass
-class Progress:
-    """Counters of a run; part of its checkpoints."""
-
-    step: int = 0
-    samples: int = 0
-    seconds: float = 0.0
-    loss: float = math.nan
-    best_loss: float = math.inf
-    best_score: float | None = None  # of run.best where that is a score; larger is better
-    bad_validations: int = 0
-    valid: dict[str, float] = field(default_factory=dict)
-    scores: dict[str, float] = field(default_factory=dict)  # of run.eval
 
 
 @register_runner("runner_base")
@@ -106,14 +93,20 @@ class Trainer:
         self.progress = Progress()
         precision = pick_precision(run.amp, run.amp_dtype, device)
         decay: Any = {"weight_decay": run.weight_decay, "decay_on": run.weight_decay_on}
-        self.optimizer = build_optimizer(model, lr=run.init_lr, beta2=run.beta2, device=device, **decay)
+        if run.compile:
+            compile_model(model)
+        self.optimizer = build_optimizer(
+            model, lr=run.init_lr, beta2=run.beta2, device=device, name=run.optimizer, **decay
+        )
         self.scaler = build_scaler(precision, device)
         names = ("init_lr", "min_lr", "warmup_lr", "warmup_steps", "warmup_restarts")
         rates: dict[str, Any] = {name: vars(run)[name] for name in names} | {"decay_rate": run.lr_decay_rate}
         plan = Plan(**rates, total_steps=self.total_steps, epoch_steps=self.epoch_steps)
         self.schedule = build_schedule(run.lr_sched, plan)
-        if run.compile:
-            model.compile()
+        self.guard = SpikeGuard(run.on_spike, run.spike)
+        self.watchdog = Watchdog(run.stall_seconds)
+        self.meter = Meter(model)
+        self.profile = Profile(run.profile, self.run_dir.path)
         self.stepper = Stepper(
             wrap(model, find_unused_parameters=run.find_unused_parameters, broadcast_buffers=run.broadcast_buffers),
             self.task,
@@ -123,7 +116,9 @@ class Trainer:
             precision=precision,
             max_grad_norm=run.max_grad_norm,
             reduction=LossReduction(run.loss_reduction, self.groups),
+            guard=self.guard,
         )
+        self.saving = Saving(self)
         self.step_batches = run.accum_grad_iters * max(1, len(self.groups))
 
     def fit(self, trackers: list[Tracker] | None = None) -> RunResult:
@@ -164,11 +159,14 @@ class Trainer:
 
     def _step(self, trackers: list[Tracker], stop: bool) -> StepStats:
         """Fetch the micro-batches of one step, train on them, log."""
-        started = time.perf_counter()
-        batches = [next(self.loader) for _ in range(self.step_batches)]
+        started, number = time.perf_counter(), self.progress.step + 1
+        with self.watchdog.watching(number, "reading data"):
+            batches = self.loader.step(self.step_batches)
         fetched = time.perf_counter()
         lr = self.schedule(self.progress.step)
-        stats = self.stepper(batches, step=self.progress.step + 1, lr=lr, stop=stop)
+        names = [name for batch in batches for name in batch.sample_ids]
+        with self.watchdog.watching(number, "computing", names), self.profile.step(number):
+            stats = self.stepper(batches, step=number, lr=lr, stop=stop)
         seconds = time.perf_counter() - started
         self.progress.step += 1
         self.progress.samples += stats.samples
@@ -189,6 +187,7 @@ class Trainer:
             "data_seconds": fetched - started,
             "memory_mib": dist.peak_memory_mib(self.device),
             "skipped": int(stats.skipped),
+            **self.meter(batches, stats, seconds),
         }
         if self.progress.step % self.run.log_freq == 0 or self.progress.step == self.total_steps:
             record |= data_stats.to_metrics(self._data_report())
@@ -246,34 +245,7 @@ class Trainer:
 
     def save(self, best: bool = False) -> None:
         """Write a checkpoint of the current step; a collective call, rank 0 writes."""
-        ranks = dist.gather_objects({"rng": capture_rng(self.device), "loader": self.loader.state_dict()})
-        fault: UserError | None = None
-        if dist.is_main():
-            names = trainable_names(self.model, self.run.weight_decay_on)
-            states = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "ranks": ranks}
-            steps = {"progress": vars(self.progress), "accum_grad_iters": self.run.accum_grad_iters}
-            state = {**steps, **states, "names": names}
-            provenance = make_provenance(
-                step=self.progress.step,
-                config=self.config,
-                metrics={"loss": self.progress.loss, **self._measured()},
-                fingerprints=self.fingerprints,
-                trained=names,
-                hardware={"device": dist.device_name(self.device), "processes": dist.world_size()},
-            )
-            try:
-                step, tensors = self.progress.step, trainable_tensors(self.model)
-                self.run_dir.save(step, tensors, state, provenance, self.config_text, best=best)
-                self.run_dir.prune(self.run.keep_last, self.run.keep_every)
-            except UserError as error:
-                fault = error
-        if fault := dist.broadcast_object(fault):  # the other processes wait for it
-            raise fault
-
-    def _measured(self) -> dict[str, float]:
-        """The last validation and the last scores."""
-        valid = {f"valid_{k}": v for k, v in self.progress.valid.items()}
-        return valid | {k: v for k, v in self.progress.scores.items() if k != "seconds"}
+        self.saving.save(best)
 
     def resume(self, folder: Path) -> None:
         """Continue from a checkpoint folder exactly as if the run had not been interrupted.
@@ -282,41 +254,4 @@ class Trainer:
             WeightsError: the checkpoint is damaged, or has other trainable parameters or other frozen weights.
             DataError: the data has changed.
         """
-        tensors, state = read_checkpoint(folder)
-        self._check_foundations(folder)
-        before, now = state["accum_grad_iters"], self.run.accum_grad_iters
-        if before != now:
-            log.warning("run.accum_grad_iters changed from %d to %d", before, now)
-        load_trainable_tensors(self.model, tensors, str(folder))
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.progress = Progress(**state["progress"])
-        self.loader.load_states([rank["loader"] for rank in state["ranks"]])
-        self._restore_rng([rank["rng"] for rank in state["ranks"]])
-        log.info("resumed from %s at step %d of %d", folder, self.progress.step, self.total_steps)
-
-    def _restore_rng(self, states: list[dict[str, Any]]) -> None:
-        """Restore this process's random states; with another number of processes, seed new ones from seed and step."""
-        world = dist.world_size()
-        if len(states) == world:
-            restore_rng(states[dist.rank()], self.device)
-            return
-        log.warning(
-            "the run resumes with %d processes instead of %d: every sample is still used once per pass, but steps have "
-            "another size (the last one is %d), and random states are seeded again from run.seed and the step",
-            world,
-            len(states),
-            self.total_steps,
-        )
-        seed = derive_seed(self.run.seed, "processes", world, self.progress.step) % 2**31
-        dist.seed_everything(seed, dist.rank(), self.run.deterministic)
-
-    def _check_foundations(self, folder: Path) -> None:
-        stored = read_provenance(folder).get("fingerprints") or {}
-        changed = differences(stored, self.fingerprints) if self.fingerprints else []
-        if changed and not self.run.allow_other_base:
-            raise WeightsError(
-                f"{folder} was trained on other frozen weights; {'; '.join(changed)}",
-                fix="give the same vision, Q-Former and LLM files as when the run was started; "
-                "run.allow_other_base=true resumes nevertheless",
-            )
+        self.saving.resume(folder)

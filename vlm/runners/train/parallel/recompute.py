@@ -1,17 +1,13 @@
-"""Data parallelism, and activation checkpointing."""
+"""Activation checkpointing: which layers are repeated, and how they are recomputed."""
 
 from __future__ import annotations
 
-import contextlib
-import inspect
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from vlm.common import dist
 from vlm.common.errors import ConfigError
 from vlm.models.layer_hooks import checkpointed, hooks_of
 from vlm.models.protocols import NamesLayers
@@ -19,29 +15,6 @@ from vlm.models.protocols import NamesLayers
 log = logging.getLogger(__name__)
 
 CHECKPOINTING = ("none", "torch", "fairscale", "fairscale_offload")  # choices of ``run.activation_checkpointing``
-
-
-def wrap(model: nn.Module, *, find_unused_parameters: bool = False, broadcast_buffers: bool = False) -> nn.Module:
-    """``model`` for this process group: itself when alone, else in DistributedDataParallel.
-
-    Args:
-        model: already on this process's device.
-        find_unused_parameters: needed only if a step may not use every trainable parameter.
-        broadcast_buffers: send rank 0's buffers before each forward; no shipped model needs it.
-    """
-    if dist.world_size() == 1:
-        return model
-    known = inspect.signature(DistributedDataParallel.__init__).parameters
-    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # renamed in torch
-    options: dict[str, Any] = {"find_unused_parameters": find_unused_parameters, buffers: broadcast_buffers}
-    return DistributedDataParallel(model, **options)
-
-
-def accumulate(model: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
-    """Context of one micro-batch: gradients are exchanged only in the ``last`` one of a step."""
-    if isinstance(model, DistributedDataParallel) and not last:
-        return model.no_sync()
-    return contextlib.nullcontext()
 
 
 def checkpointable_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -1,0 +1,1 @@
+"""How fast a run is, and what makes it faster: numbers per step, profiles, compiled blocks."""
