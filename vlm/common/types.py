@@ -231,6 +231,7 @@ class Batch:
     group       the group of datasets it was drawn from, with ``mixing: joint``
     about       what else is known of the media, or None
     sample_ids  names of the samples, for messages
+    seed        of the random choices (dropout) of a training step on it; None: the process's random state goes on
     """
 
     ids: torch.Tensor
@@ -243,6 +244,7 @@ class Batch:
     group: str = ""
     about: MediaFacts | None = None
     sample_ids: list[str] = field(default_factory=list)
+    seed: int | None = None
 
     @property
     def num_targets(self) -> int:

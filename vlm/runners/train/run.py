@@ -85,6 +85,7 @@ def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
         max_cut_share=run.max_cut_share,
         mixing=run.mixing,
         batch_size=run.batch_size,
+        global_batch=run.global_batch,
         group_by_length=run.group_by_length,
         packing=run.packing,
         visual_tokens=visual_tokens,
@@ -160,12 +161,12 @@ def epoch_length(cfg: Config, loader: TrainLoader) -> int:
     """
     if cfg.run.iters_per_epoch:
         return cfg.run.iters_per_epoch
-    if loader.steps_per_epoch:
+    if loader.steps_per_epoch:  # with run.global_batch these are steps, and accum_grad_iters is 1
         return max(loader.steps_per_epoch // cfg.run.accum_grad_iters, 1)
     if cfg.run.max_steps:
         return cfg.run.max_steps
     raise ConfigError(
-        "the length of an epoch is not known for several datasets, for streams, or with packing",
+        "the length of an epoch is not known for several datasets, for streams, or for packing without global_batch",
         fix="set run.iters_per_epoch (optimiser steps) or run.max_steps",
     )
 
