@@ -73,21 +73,13 @@ def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
     checkpoint_activations(model, run.activation_checkpointing)
     visual_tokens = VisualTokens.of(model.visual_tokens, model.counters())
     processor = build_processor(cfg.model).within(model.positions, visual_tokens)
-    loader = TrainLoader.from_config(
-        cfg.datasets,
+    loader = build_loader(
+        cfg,
         processor,
-        seed=run.seed,
+        visual_tokens,
         rank=world.rank,
         world_size=dist.world_size(),
-        num_workers=run.num_workers,
         output_dir=run_dir.path,
-        max_bad_share=run.max_bad_share,
-        max_cut_share=run.max_cut_share,
-        mixing=run.mixing,
-        batch_size=run.batch_size,
-        group_by_length=run.group_by_length,
-        packing=run.packing,
-        visual_tokens=visual_tokens,
         pin_memory=device.type != "cpu",
     )
     task = resolve("task", run.task)()
@@ -119,6 +111,41 @@ def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
             record(Engine(model, processor, config=cfg, device=device), run_dir)
     dist.barrier()
     return result
+
+
+def build_loader(
+    cfg: Config,
+    processor: Processor,
+    visual_tokens: VisualTokens,
+    *,
+    rank: int,
+    world_size: int,
+    output_dir: Path | None = None,
+    pin_memory: bool = False,
+) -> TrainLoader:
+    """The training batches of one process; ``output_dir`` is where bad records are listed.
+
+    Raises UserError: as :class:`TrainLoader` does.
+    """
+    run = cfg.run
+    return TrainLoader.from_config(
+        cfg.datasets,
+        processor,
+        seed=run.seed,
+        rank=rank,
+        world_size=world_size,
+        num_workers=run.num_workers,
+        output_dir=output_dir,
+        max_bad_share=run.max_bad_share,
+        max_cut_share=run.max_cut_share,
+        mixing=run.mixing,
+        batch_size=run.batch_size,
+        global_batch=run.global_batch,
+        group_by_length=run.group_by_length,
+        packing=run.packing,
+        visual_tokens=visual_tokens,
+        pin_memory=pin_memory,
+    )
 
 
 def resume_choice(cfg: Config) -> str:
@@ -160,12 +187,12 @@ def epoch_length(cfg: Config, loader: TrainLoader) -> int:
     """
     if cfg.run.iters_per_epoch:
         return cfg.run.iters_per_epoch
-    if loader.steps_per_epoch:
+    if loader.steps_per_epoch:  # with run.global_batch these are steps, and accum_grad_iters is 1
         return max(loader.steps_per_epoch // cfg.run.accum_grad_iters, 1)
     if cfg.run.max_steps:
         return cfg.run.max_steps
     raise ConfigError(
-        "the length of an epoch is not known for several datasets, for streams, or with packing",
+        "the length of an epoch is not known for several datasets, for streams, or for packing without global_batch",
         fix="set run.iters_per_epoch (optimiser steps) or run.max_steps",
     )
 
