@@ -1,7 +1,7 @@
 """Steps whose loss or gradient is far above those before.
 
-Far is measured in robust standard deviations: the median absolute deviation of the last steps, which a few wild steps do
-not move. Only large values count: a loss that falls is what training is for.
+Far is measured in robust standard deviations: the median absolute deviation of the last steps, which a few wild steps
+do not move. Only large values count: a loss that falls is what training is for.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NAMED = 8
 
 
 class SpikeError(UserError):
-    """A step whose loss or gradient is far above those before, with ``on_spike: stop``, or too many that were skipped."""
+    """The run ends at a spike (``on_spike: stop``), or because too many in a row were skipped."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Spike:
 
 
 class History:
-    """The last steps that were no spikes, and what they say of the next one."""
+    """The last steps without the spikes, and what they say of the next one."""
 
     def __init__(self, limits: SpikeLimits) -> None:
         self.limits = limits
@@ -111,7 +111,7 @@ class History:
         return Spike(name, value, limit, len(self.values[name]), most)
 
     def add(self, loss: float, grad_norm: float) -> None:
-        """Take a step that was not a spike."""
+        """Take a step that is not a spike."""
         for name, value in zip(LEAST, (loss, grad_norm), strict=True):
             self.values[name].append(value)
 

@@ -45,8 +45,8 @@ class Watch:
 class Watchdog:
     """Reports, from a thread of its own, the phase of a step that does not end in time.
 
-    The thread counts the time between its own looks at the clock, and of a longer gap only one period: while the process
-    was stopped or the machine asleep, nothing stalled.
+    The thread counts the time between its own looks at the clock, and of a longer gap only one period: while the
+    process was stopped or the machine asleep, nothing stalled.
 
     Args:
         seconds: after which it reports, then after twice as many, and so on; 0: never.
