@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vlm.common.errors import ConfigError, DataError, UserError
 from vlm.common.types import Batch
 from vlm.config.run import Packing
-from vlm.datasets.loading.batching import Assembler, FirstFitPacker, LengthGrouped, make_batch, pending
+from vlm.datasets.loading.batching import Assembler, BatchRows, FirstFitPacker, LengthGrouped, make_batch, pending
 from vlm.datasets.loading.cuts import cut_bound, report_cuts
 from vlm.datasets.loading.data_stats import DataReport, DataStats
 from vlm.datasets.loading.elastic_resume import merge
@@ -140,15 +140,7 @@ class TrainLoader:
             PromptError: placeholders and media of a sample differ.
         """
         try:
-            if self._iterator is None:
-                self._iterator = self._start()
-            while (rows := self._assembler.pop()) is None:
-                result = next(self._iterator)
-                self._quarantine.count(result.good, result.bad)
-                if result.error is not None:
-                    raise result.error
-                self._state = self._sampler.states.popleft()
-                self._assembler.add(result)
+            rows = self._rows()
             batch = make_batch(rows, self._processor, self._pin)
         except UserError:
             self.close()
@@ -158,9 +150,42 @@ class TrainLoader:
         first = min(sample.key[0] for row in rows for sample in row)
         return replace(batch, group=self.sources[first].group) if self.groups else batch
 
+    def _rows(self) -> BatchRows:
+        """The samples of the next batch, read and encoded."""
+        if self._iterator is None:
+            self._iterator = self._start()
+        while (rows := self._assembler.pop()) is None:
+            result = next(self._iterator)
+            self._quarantine.count(result.good, result.bad)
+            if result.error is not None:
+                raise result.error
+            self._state = self._sampler.states.popleft()
+            self._assembler.add(result)
+        return rows
+
     def step(self, count: int) -> list[Batch]:
         """The micro-batches of the next step, ``count`` of them. Raises as :meth:`__next__`."""
         return [next(self) for _ in range(count)]
+
+    def skip(self, steps: int, count: int) -> None:
+        """Move on as if ``steps`` steps of ``count`` micro-batches had been handed out; ``replay`` starts so.
+
+        Where every job is a batch, no record is decoded: a map-style dataset is not read at all, a stream is read
+        without decoding. Packed rows and length groups depend on the samples' lengths, so there all samples are read
+        and encoded, but no batch is made of them. The statistics do not count what is skipped.
+
+        Raises as :meth:`__next__`.
+        """
+        if self._packing or self._group_by_length:
+            for _ in range(steps * count):
+                self._rows()
+            return
+        self.close()
+        self._sampler.load_state_dict(self._state)
+        jobs = iter(self._sampler)
+        for _ in range(steps * count):
+            next(jobs)
+            self._state = {**self._sampler.states.popleft(), "pending": {}}
 
     def _start(self) -> Iterator[WorkerResult]:
         """Start reading at the current state; pending samples are read again first."""
