@@ -160,15 +160,34 @@ class Stepper:
         self, batches: Sequence[Batch], counts: StepCounts, losses: list[torch.Tensor], seen: int
     ) -> StepSums:
         """Sum losses over the processes and bring everything to the host: the one wait."""
+        return self.on_host(counts, dist.all_reduce_sum(self.own_sums(batches, counts, losses, seen)))
+
+    def own_sums(
+        self, batches: Sequence[Batch], counts: StepCounts, losses: list[torch.Tensor], seen: int
+    ) -> torch.Tensor:
+        """``[3 + groups]`` of this process, on the device: loss, tokens seen, whether a loss is bad, the groups'."""
         dtype = counts.targets.dtype
         stacked = torch.stack([x.to(dtype) for x in losses])
         own = torch.stack([stacked.sum(), stacked.new_tensor(float(seen)), (~stacked.isfinite()).any().to(dtype)])
-        own = dist.all_reduce_sum(torch.cat([own, self.reduction.group_losses(batches, stacked, counts.groups)]))
+        return torch.cat([own, self.reduction.group_losses(batches, stacked, counts.groups)])
+
+    def on_host(self, counts: StepCounts, own: torch.Tensor) -> StepSums:
+        """Sums over all processes and the norm of the gradient; the host waits for the device."""
+        dtype = counts.targets.dtype
         grads = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads).to(dtype).to(self.device)
         scalars = [counts.targets, counts.tokens, counts.samples, counts.stop, own[:3], norm[None]]
         values = torch.cat([*scalars, own[3:]]).tolist()
         return StepSums(*values[:8], group_losses=values[8:])  # type: ignore[misc]
+
+    def means(self, sums: StepSums) -> tuple[float, float, float]:
+        """Loss of the step, norm of its gradient, and the factor by which the gradient has yet to be multiplied.
+
+        It differs from 1 only if the model cut a sequence that was too long.
+        """
+        tokens = self.reduction.name == "tokens"
+        factor = sums.targets / sums.seen if tokens else 1.0
+        return (sums.loss_sum / sums.seen if tokens else sum(sums.group_losses)), sums.grad_norm * factor, factor
 
     def _update(self, sums: StepSums, batches: Sequence[Batch], losses: list[torch.Tensor], step: int) -> StepStats:
         if sums.targets == 0 or sums.seen == 0:
@@ -176,15 +195,10 @@ class Stepper:
                 f"step {step}: no supervised token in samples {_names(batches)}",
                 fix="check the records' answers and model.text.max_txt_len",
             )
-        norm = sums.grad_norm
-        if sums.bad_losses or (not math.isfinite(norm) and not self.precision.scaled):
-            self._fail(batches, losses, step, norm)
-        # differs from 1 only if the model cut a sequence that was too long
-        tokens = self.reduction.name == "tokens"
-        factor = sums.targets / sums.seen if tokens else 1.0
-        norm *= factor
+        if sums.bad_losses or (not math.isfinite(sums.grad_norm) and not self.precision.scaled):
+            self._fail(batches, losses, step, sums.grad_norm)
+        loss, norm, factor = self.means(sums)
         skipped = not math.isfinite(norm)
-        loss = sums.loss_sum / sums.seen if tokens else sum(sums.group_losses)
         spike = self.guard.judge(loss, norm) if self.guard is not None and not skipped else None
         names: list[str] = []
         if spike is not None and self.guard is not None:
