@@ -30,7 +30,7 @@ class VLM(nn.Module):
         vision_dtype: the same for the vision encoder; used if ``compute_dtype`` is float32.
         read_from: what filled each parameter last; models that read the same file may share its tensors.
         random: names of the parameters that no file filled; frozen ones are stored with what a run trains.
-        split: parameters are split over processes: in each call all of them must compute the same layers.
+        split: how the parameters are split over processes, or None. All of them must compute the same layers then.
         even: the layers of the visual parts are split, too, so that all must encode equally often.
     """
 
@@ -53,7 +53,7 @@ class VLM(nn.Module):
         self.vision_dtype = torch.float32
         self.random: frozenset[str] = frozenset()
         self.read_from: dict[str, Hashable] = {}
-        self.split = False
+        self.split: Any = None
         self.even = False
 
     @property
@@ -133,7 +133,7 @@ class VLM(nn.Module):
         idle = [self._encode(*self._spare(batch)).tokens for _ in range(more)]
         with autocast(batch.ids.device, self.compute_dtype):
             inputs = self.fusion(batch, visual)
-        if self.split:
+        if self.split is not None:
             inputs = self._evened(batch, inputs, visual, idle)
         if inputs.inserts is None and any(insert.needs_data for insert in self.inserts):
             inputs = dataclasses.replace(inputs, inserts=InsertData())
@@ -147,7 +147,7 @@ class VLM(nn.Module):
         with autocast(batch.ids.device, self.compute_dtype):
             hidden = self.llm(inputs, None if return_logits else keep)
             loss = self.llm.loss(hidden[keep] if return_logits else hidden, targets)
-            loss = loss if self.split else loss + self._unused(batch)
+            loss = loss if self.split is not None else loss + self._unused(batch)
             more = (self.llm.head(hidden).float(), inputs.labels) if return_logits else ()
             return Output(loss, len(targets), *more)
 

@@ -24,7 +24,7 @@ def is_split(tensor: Tensor) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def own(tensor: Tensor) -> Tensor:
+def held(tensor: Tensor) -> Tensor:
     """The rows of ``tensor`` that this process holds, in place: all, unless it is split."""
     split: Any = tensor.detach()
     return split.to_local() if is_split(split) else tensor
@@ -47,7 +47,7 @@ def fill(target: Tensor, source: Tensor, done: Callable[[Tensor], None] | None =
     """
     with torch.no_grad():
         if is_split(target):
-            source, target = source[own_rows(target)], own(target)
+            source, target = source[own_rows(target)], held(target)
         if done is None or source.dim() == 0:
             target.copy_(source)
             return
@@ -72,10 +72,10 @@ def rows_of(tensor: Tensor, index: Tensor) -> Tensor:
     if not is_split(tensor):
         return tensor[index.to(tensor.device)]
     split: Any = tensor
-    mesh, rows, held = split.device_mesh, own_rows(tensor), own(tensor)
-    found = torch.zeros(len(index), *tensor.shape[1:], dtype=torch.promote_types(held.dtype, torch.float32))
+    mesh, rows, values = split.device_mesh, own_rows(tensor), held(tensor)
+    found = torch.zeros(len(index), *tensor.shape[1:], dtype=torch.promote_types(values.dtype, torch.float32))
     here = (index >= rows.start) & (index < rows.stop)
-    found[here] = held[(index[here] - rows.start).to(held.device)].to(found)
+    found[here] = values[(index[here] - rows.start).to(values.device)].to(found)
     found = found.to(mesh.device_type)
     torch.distributed.all_reduce(found, group=mesh.get_group(mesh.ndim - 1))
     return found.to(tensor.dtype)
