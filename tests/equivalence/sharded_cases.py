@@ -108,9 +108,9 @@ def write_composition(folder: Path, name: str) -> Path:
         "datasets": entry,
         "valid_datasets": entry,
         "run": {
-            "task": "image_text_pretrain", "init_lr": 0.01, "warmup_steps": 1, "max_steps": 4, "iters_per_epoch": 100,
+            "task": "image_text_pretrain", "init_lr": 0.01, "warmup_steps": 1, "max_steps": 2, "iters_per_epoch": 100,
             "val_freq": 2, "log_freq": 1, "num_workers": 0, "device": "cpu", "trackers": ["jsonl"], "report": False,
-            "max_grad_norm": 0.5, "weight_decay": 0.0,
+            "max_grad_norm": 0.5, "weight_decay": 0.0, "accum_grad_iters": 2,
         },
     }  # fmt: skip
     file = folder / f"{name}.yaml"
