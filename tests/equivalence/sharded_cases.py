@@ -25,6 +25,7 @@ def lora(*targets: str) -> dict[str, Any]:
 
 
 PERCEIVER = {"name": "perceiver", "depth": 2, "dim_head": 8, "heads": 2, "num_latents": 3, "ff_mult": 2}
+LLM_WIDTH = {"width": "llm", "latents_in_keys": False}
 GATED = {"name": "gated_xattn", "every": 2, "dim_head": 8, "heads": 2, "ff_mult": 2}
 COMPOSITIONS: dict[str, dict[str, Any]] = {
     "minigpt4": {
@@ -35,7 +36,7 @@ COMPOSITIONS: dict[str, dict[str, Any]] = {
     },
     "lynx": {
         "vision": EVA,
-        "bridge": [{"name": "frame_positions", "num_frames": 2}, {**PERCEIVER, "width": "llm", "latents_in_keys": False}],
+        "bridge": [{"name": "frame_positions", "num_frames": 2}, {**PERCEIVER, **LLM_WIDTH}],
         "inserts": [{"name": "adapter", "every": 2, "bottleneck": 8}],
         "train": ["bridge.*", "inserts.*"],
     },
