@@ -213,7 +213,9 @@ class RunConfig:
 
     valid_datasets: Names = option([], "names out of the section valid_datasets; empty: all of them")
     val_freq: Natural = option(0, "steps between validations; 0: at epoch ends")
-    val_batches: Natural = option(0, "batches per validation; 0: all")
+    val_batches: Natural = option(
+        0, "batches per validation, of each process (with global_batch, of all together); 0: all"
+    )
     eval: list[TrainingEvaluation] = option([], "benchmarks that are asked while the run trains")
     best: str = option(
         "loss",

@@ -95,6 +95,11 @@ class StepSampler(JobSampler):
         spare = {s: tuple(islice((r for r in refs if r.source == s), LOOKAHEAD)) for s, a in lookahead.items() if a}
         return [_part(places[part], lookahead, spare) for part in parts]
 
+    def jobs_per_step(self) -> int:
+        """This rank's jobs of a step, at most."""
+        sizes = [CHUNK] if self.chunked else self.sizes if self.policy.groups else [min(self.sizes)]
+        return sum(-(-self.policy.sizes[0] // (size * self.world_size)) for size in sizes)
+
     @property
     def shares(self) -> int:
         """1: the policy's sizes are those of all ranks together."""
