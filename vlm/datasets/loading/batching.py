@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -32,7 +32,7 @@ def make_batch(rows: BatchRows, processor: Processor, pin_memory: bool = False) 
     normalize = partial(processor.image.normalize, pin_memory=pin_memory)
     unify_dtypes([sample.example for row in rows for sample in row], normalize)
     batch = collate_rows([[sample.example for sample in row] for row in rows], processor.pad_id)
-    batch = finalize_pixels(batch, normalize)
+    batch = replace(finalize_pixels(batch, normalize), sample_keys=[sample.key for row in rows for sample in row])
     return batch.pin_memory() if pin_memory else batch
 
 

@@ -59,10 +59,12 @@ def run_training(cfg: Config) -> RunResult:
         return _train(cfg, world, device)
 
 
-def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
-    """Everything that needs the process group; what it builds is released when it returns."""
+def build_model(cfg: Config, world: dist.World, device: torch.device) -> tuple[VLM, Processor, VisualTokens, Precision]:
+    """The model of a run as it starts, what reads its samples, and how a step computes; also seeds this process.
+
+    Raises UserError: weights or options that do not fit.
+    """
     run = cfg.run
-    run_dir, source = find_run(cfg)
     dist.seed_everything(run.seed, world.rank, run.deterministic)
     precision = pick_precision(run.amp, run.amp_dtype, device)
     check_trains(cfg.model, device)
@@ -73,15 +75,20 @@ def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
     checkpoint_activations(model, run.activation_checkpointing)
     visual_tokens = VisualTokens.of(model.visual_tokens, model.counters())
     processor = build_processor(cfg.model).within(model.positions, visual_tokens)
-    loader = build_loader(
-        cfg,
-        processor,
-        visual_tokens,
-        rank=world.rank,
-        world_size=dist.world_size(),
-        output_dir=run_dir.path,
-        pin_memory=device.type != "cpu",
-    )
+    return model, processor, visual_tokens, precision
+
+
+def build_trainer(
+    cfg: Config,
+    run_dir: RunDir,
+    model: VLM,
+    processor: Processor,
+    loader: TrainLoader,
+    device: torch.device,
+    precision: Precision,
+) -> Trainer:
+    """The registered runner over these parts. Raises UserError: an option of the run is not allowed."""
+    run = cfg.run
     task = resolve("task", run.task)()
     trainer: Trainer = resolve("runner", run.runner)(
         model,
@@ -98,6 +105,15 @@ def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
         config_text=to_yaml(cfg.resolved),
         fingerprints=fingerprint(model),
     )
+    return trainer
+
+
+def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
+    """Everything that needs the process group; what it builds is released when it returns."""
+    run_dir, source = find_run(cfg)
+    model, processor, visual_tokens, precision = build_model(cfg, world, device)
+    loader = build_loader(cfg, processor, visual_tokens, world, device, run_dir.path)
+    trainer = build_trainer(cfg, run_dir, model, processor, loader, device, precision)
     if source is not None:
         trainer.resume(source)
     open_run(cfg, run_dir)
@@ -117,25 +133,20 @@ def build_loader(
     cfg: Config,
     processor: Processor,
     visual_tokens: VisualTokens,
-    *,
-    rank: int,
-    world_size: int,
-    output_dir: Path | None = None,
-    pin_memory: bool = False,
+    world: dist.World,
+    device: torch.device,
+    notes: Path | None,
 ) -> TrainLoader:
-    """The training batches of one process; ``output_dir`` is where bad records are listed.
-
-    Raises UserError: as :class:`TrainLoader` does.
-    """
+    """The batches of one process; bad records are listed in the folder ``notes``. Raises as ``from_config``."""
     run = cfg.run
     return TrainLoader.from_config(
         cfg.datasets,
         processor,
         seed=run.seed,
-        rank=rank,
-        world_size=world_size,
+        rank=world.rank,
+        world_size=world.size,
         num_workers=run.num_workers,
-        output_dir=output_dir,
+        output_dir=notes,
         max_bad_share=run.max_bad_share,
         max_cut_share=run.max_cut_share,
         mixing=run.mixing,
@@ -144,7 +155,7 @@ def build_loader(
         group_by_length=run.group_by_length,
         packing=run.packing,
         visual_tokens=visual_tokens,
-        pin_memory=pin_memory,
+        pin_memory=device.type != "cpu",
     )
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from vlm.checkpoint.provenance import differences, make_provenance, read_provenance
 from vlm.checkpoint.run_folder import read_checkpoint
 from vlm.checkpoint.train_state import capture_rng, load_trainable_tensors, restore_rng, trainable_tensors
@@ -64,7 +66,11 @@ class Saving:
                 metrics={"loss": trainer.progress.loss, **self._measured()},
                 fingerprints=trainer.fingerprints,
                 trained=names,
-                hardware={"device": dist.device_name(trainer.device), "processes": dist.world_size()},
+                hardware={
+                    "device": dist.device_name(trainer.device),
+                    "processes": dist.world_size(),
+                    "threads": torch.get_num_threads(),
+                },
             )
             try:
                 step, tensors = trainer.progress.step, trainable_tensors(trainer.model)

@@ -13,14 +13,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vlm.common import dist
-from vlm.common.errors import DataError, NonFiniteLossError
+from vlm.common.errors import DataError, NonFiniteLossError, UserError
 from vlm.common.types import Batch
 from vlm.models.finite import locate
 from vlm.models.vlm import VLM
 from vlm.runners.train.loss_weighting import GroupCounts, LossReduction
 from vlm.runners.train.optim import Precision, set_lr
 from vlm.runners.train.parallel.copies import accumulate
-from vlm.runners.train.watch.spikes import SpikeGuard
+from vlm.runners.train.watch.spikes import Spike, SpikeGuard
 from vlm.tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,8 @@ class StepStats:
     skipped: bool  # the weights are unchanged: a float16 overflow, or a spike with ``run.on_spike: skip``
     stop: bool  # some process was asked to stop
     parts: dict[str, float] = field(default_factory=dict)  # mean loss of each group by name, with ``mixing: joint``
-    spike: str | None = None  # why the step is a spike
+    spike: Spike | None = None  # why the step is a spike
+    spike_samples: list[str] = field(default_factory=list)  # of all processes, only of a spike
 
 
 @dataclass(eq=False)
@@ -172,15 +173,34 @@ class Stepper:
         self, batches: Sequence[Batch], counts: StepCounts, losses: list[torch.Tensor], seen: int
     ) -> StepSums:
         """Sum losses over the processes and bring everything to the host: the one wait."""
+        return self.on_host(counts, dist.all_reduce_sum(self.own_sums(batches, counts, losses, seen)))
+
+    def own_sums(
+        self, batches: Sequence[Batch], counts: StepCounts, losses: list[torch.Tensor], seen: int
+    ) -> torch.Tensor:
+        """``[3 + groups]`` of this process, on the device: loss, tokens seen, whether a loss is bad, the groups'."""
         dtype = counts.targets.dtype
         stacked = torch.stack([x.to(dtype) for x in losses])
         own = torch.stack([stacked.sum(), stacked.new_tensor(float(seen)), (~stacked.isfinite()).any().to(dtype)])
-        own = dist.all_reduce_sum(torch.cat([own, self.reduction.group_losses(batches, stacked, counts.groups)]))
+        return torch.cat([own, self.reduction.group_losses(batches, stacked, counts.groups)])
+
+    def on_host(self, counts: StepCounts, own: torch.Tensor) -> StepSums:
+        """Sums over all processes and the norm of the gradient; the host waits for the device."""
+        dtype = counts.targets.dtype
         grads = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads).to(dtype).to(self.device)
         scalars = [counts.targets, counts.tokens, counts.samples, counts.stop, own[:3], norm[None]]
         values = torch.cat([*scalars, own[3:]]).tolist()
         return StepSums(*values[:8], group_losses=values[8:])  # type: ignore[misc]
+
+    def means(self, sums: StepSums) -> tuple[float, float, float]:
+        """Loss of the step, norm of its gradient, and the factor by which the gradient has yet to be multiplied.
+
+        It differs from 1 only if the model cut a sequence that was too long.
+        """
+        tokens = self.reduction.name == "tokens"
+        factor = sums.targets / sums.seen if tokens else 1.0
+        return (sums.loss_sum / sums.seen if tokens else sum(sums.group_losses)), sums.grad_norm * factor, factor
 
     def _update(self, sums: StepSums, batches: Sequence[Batch], losses: list[torch.Tensor], step: int) -> StepStats:
         if sums.targets == 0 or sums.seen == 0:
@@ -188,22 +208,24 @@ class Stepper:
                 f"step {step}: no supervised token in samples {_names(batches)}",
                 fix="check the records' answers and model.text.max_txt_len",
             )
-        norm = sums.grad_norm
-        if sums.bad_losses or (not math.isfinite(norm) and not self.precision.scaled):
-            self._fail(batches, losses, step, norm)
-        # differs from 1 only if the model cut a sequence that was too long
-        factor = sums.targets / sums.seen if self.reduction.name == "tokens" else 1.0
-        norm *= factor
+        if sums.bad_losses or (not math.isfinite(sums.grad_norm) and not self.precision.scaled):
+            self._fail(batches, losses, step, sums.grad_norm)
+        loss, norm, factor = self.means(sums)
         skipped = not math.isfinite(norm)
+        spike = self.guard.judge(loss, norm) if self.guard is not None and not skipped else None
+        names: list[str] = []
+        if spike is not None and self.guard is not None:
+            names, skipped = self._spiked(self.guard, spike, batches, step)
         if self.max_grad_norm > 0 and norm > self.max_grad_norm and not skipped:
             factor *= self.max_grad_norm / (norm + 1e-6)
         if factor != 1.0 and not skipped:
             torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], factor)
-        self.scaler.step(self.optimizer)
+        if spike is None or not skipped:
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return StepStats(
-            loss=sums.loss_sum / sums.seen if self.reduction.name == "tokens" else sum(sums.group_losses),
+            loss=loss,
             grad_norm=norm,
             targets=int(sums.seen),
             tokens=int(sums.tokens),
@@ -211,7 +233,19 @@ class Stepper:
             skipped=skipped,
             stop=bool(sums.stop),
             parts=dict(zip(self.reduction.groups, sums.group_losses)),
+            spike=spike,
+            spike_samples=names,
         )
+
+    def _spiked(self, guard: SpikeGuard, spike: Spike, batches: Sequence[Batch], step: int) -> tuple[list[str], bool]:
+        """Names of the samples of all processes, and whether the update is left out; a collective call."""
+        everyone = dist.gather_objects([name for b in batches for name in b.sample_ids])
+        names = [name for part in everyone for name in part]
+        try:
+            return names, guard.skips(spike, step, names)
+        except UserError:
+            self.optimizer.zero_grad(set_to_none=True)
+            raise
 
     def _fail(self, batches: Sequence[Batch], losses: list[torch.Tensor], step: int, norm: float) -> None:
         own = [b for b, loss in zip(batches, losses, strict=True) if not bool(loss.isfinite())]
