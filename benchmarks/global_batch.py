@@ -67,6 +67,7 @@ def speed(shard: Path, steps: int, rounds: int) -> dict[str, Any]:
 def padding(samples: int = 3968, visual: int = 32) -> dict[str, dict[str, float]]:
     """Share of positions that is padding, in percent, on each of 1 and 4 processes."""
     modes: dict[str, dict[str, Any]] = {
+        "plain": {"mixing": "sample", "batch_size": 16},
         "grouped": {"group_by_length": 50, "mixing": "sample", "batch_size": 16},
         "packed": {"packing": Packing(max_tokens=2048), "batch_size": 4},
     }
