@@ -274,7 +274,7 @@ class RunConfig:
             yield f"loss_reduction: groups needs mixing: joint, found mixing: {self.mixing}"
         if self.global_batch is not None and self.accum_grad_iters != 1:
             yield (
-                f"global_batch says how many micro-batches a step has, and so does accum_grad_iters: "
+                f"global_batch decides how many micro-batches a step has, but accum_grad_iters is "
                 f"{self.accum_grad_iters}; set accum_grad_iters to 1, or global_batch to null"
             )
         if self.global_batch is not None and self.loss_reduction == "batches":
