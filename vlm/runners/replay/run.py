@@ -99,6 +99,7 @@ def _replay(
         processes=start.processes,
         rank=rank,
         loss=Number(record["loss"] if record else None, looked.loss),
+        loss_sum=looked.sums.loss_sum,
         grad_norm=Number(record["grad_norm"] if record else None, looked.grad_norm),
         parts=looked.parts,
         batches=list(batches_of(replayer, cfg, looked, rank)),

@@ -59,9 +59,7 @@ def run_training(cfg: Config) -> RunResult:
         return _train(cfg, world, device)
 
 
-def build_model(
-    cfg: Config, world: dist.World, device: torch.device
-) -> tuple[VLM, Processor, VisualTokens, Precision]:
+def build_model(cfg: Config, world: dist.World, device: torch.device) -> tuple[VLM, Processor, VisualTokens, Precision]:
     """The model of a run as it starts, what reads its samples, and how a step computes; also seeds this process.
 
     Raises UserError: weights or options that do not fit.
