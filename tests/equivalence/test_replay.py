@@ -42,7 +42,11 @@ def test_a_plain_run_and_what_is_shown_of_it(tiny):
         assert batch.loss_sum == pytest.approx(sum(s.loss_sum for s in batch.samples), rel=1e-5)
         for sample in batch.samples:
             assert sample.dataset == "cc_sbu_align" and str(DATA) in sample.media[0] and sample.images
-            assert sample.targets == sum(t.loss is not None for t in sample.tokens) == sum(t.trained for t in sample.tokens)
+            assert (
+                sample.targets
+                == sum(t.loss is not None for t in sample.tokens)
+                == sum(t.trained for t in sample.tokens)
+            )
     assert sum(s.loss_sum for b in one.batches for s in b.samples) / one.counts["targets"] == pytest.approx(
         one.loss.replayed, rel=1e-5
     )
@@ -142,7 +146,7 @@ def test_two_processes_are_replayed_in_one(tiny, capsys):
 def test_the_command_writes_a_page_and_numbers(tiny, capsys, monkeypatch):
     data = shutil.copytree(DATA / "data" / "cc_sbu_align", tiny.folder / "data")
     for caption in data.rglob("*.json"):
-        caption.write_text(caption.read_text().replace("caption\": \"", "caption\": \"<script>alert(1)</script> "))
+        caption.write_text(caption.read_text().replace('caption": "', 'caption": "<script>alert(1)</script> '))
     tiny.train("run", f"datasets.cc_sbu_align.build_info.storage={data}", max_steps=2, save_freq=1)
     monkeypatch.chdir(tiny.folder)
     assert main(["replay", "run", "--step", "2", "--output", "page.html", "--json", "step.json"]) == 0

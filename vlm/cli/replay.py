@@ -150,7 +150,7 @@ def samples(found: Replay) -> list[dict[str, Any]]:
             **{key: vars(sample)[key] for key in ("name", "dataset", "record", "media", "targets", "images", "tokens")},
             "loss": sample.loss,
             "share": sample.loss_sum / found.loss_sum if finite else None,
-            "place": f"process {batch.rank}, micro-batch {batch.number}",
+            "place": f"{f'process {batch.rank}, ' if found.processes > 1 else ''}micro-batch {batch.number}",
         }
         for batch, sample in found.samples
     ]

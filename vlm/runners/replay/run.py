@@ -229,7 +229,7 @@ def media_of(sources: Sequence[Source], batches: Sequence[Batch], seed: int) -> 
 
 def _media(source: Source, ref: Ref, seed: int) -> list[str]:
     try:
-        return describe_media(read_sample(source, ref, seed))
+        return [text.strip("<>") for text in describe_media(read_sample(source, ref, seed))]
     except RECORD_FAULTS as error:
         return [str(error).splitlines()[0]]
 
