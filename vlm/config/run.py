@@ -32,7 +32,9 @@ class Packing:
     max_tokens: Count = field(metadata={"help": "positions of a row, visual tokens included"})
     max_media: Count | None = option(None, "images and videos of a row; null: no limit")
     open_rows: Count = option(
-        32, "rows that are filled at the same time; more waste less and hold more images in memory"
+        32,
+        "rows that are filled at the same time; more waste less and hold more images in memory (with global_batch all "
+        "rows of a step are)",
     )
 
 
@@ -144,7 +146,7 @@ class RunConfig:
     global_batch: Count | None = option(
         None,
         "samples of a step over all processes: the same ones whatever the number of processes and the size of "
-        "micro-batches (accum_grad_iters is derived); null: micro-batches x accum_grad_iters x processes",
+        "micro-batches, as many of which are taken as needed; null: accum_grad_iters micro-batches per process",
     )
     max_grad_norm: NonNegative = option(0.0, "clip the gradient norm to this; 0: off")
     on_spike: Literal["warn", "skip", "stop"] = option("warn", "what to do about a step whose loss jumps")
@@ -175,8 +177,9 @@ class RunConfig:
     )
     mixing: Literal["batch", "sample", "joint"] = option(
         "batch",
-        "batch: each micro-batch draws one dataset, with its batch_size; sample: each sample draws its dataset; "
-        "joint: each micro-step has a batch of every datasets.NAME.group",
+        "batch: each micro-batch (with global_batch: each step) draws one dataset, with its batch_size; "
+        "sample: each sample draws its dataset; joint: each micro-step has a batch of every datasets.NAME.group "
+        "(with global_batch: each step has as many samples of every group)",
     )
     loss_reduction: Literal["tokens", "groups", "batches"] = option(
         "tokens",
@@ -192,7 +195,9 @@ class RunConfig:
     batch_size_train: Count | None = option(None, "batch_size of the entries of datasets that name none; null: 1")
     batch_size_eval: Count | None = option(None, "the same of valid_datasets and evaluation_datasets")
     group_by_length: Natural = option(
-        0, "batches whose samples are sorted by length and cut into batches again; 0: off"
+        0,
+        "batches whose samples are sorted by length and cut into batches again (with global_batch, whatever the "
+        "number, those of a step); 0: off",
     )
     seed: Seed = option(42, "seed of everything; ranks add their number")
 
@@ -267,6 +272,16 @@ class RunConfig:
             yield "mixing: joint can be combined with neither packing nor group_by_length; set them to null"
         if self.loss_reduction == "groups" and self.mixing != "joint":
             yield f"loss_reduction: groups needs mixing: joint, found mixing: {self.mixing}"
+        if self.global_batch is not None and self.accum_grad_iters != 1:
+            yield (
+                f"global_batch says how many micro-batches a step has, and so does accum_grad_iters: "
+                f"{self.accum_grad_iters}; set accum_grad_iters to 1, or global_batch to null"
+            )
+        if self.global_batch is not None and self.loss_reduction == "batches":
+            yield (
+                "loss_reduction: batches depends on how a step is cut into micro-batches, so it cannot be combined "
+                "with global_batch; set it to tokens or groups"
+            )
         evaluates = bool(self.eval_file_path)  # a published file in which batch_size is that of the evaluation
         if self.batch_size is not None and self.mixing == "batch" and self.packing is None and not evaluates:
             yield (

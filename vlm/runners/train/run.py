@@ -78,35 +78,6 @@ def build_model(cfg: Config, world: dist.World, device: torch.device) -> tuple[V
     return model, processor, visual_tokens, precision
 
 
-def build_loader(
-    cfg: Config,
-    processor: Processor,
-    visual_tokens: VisualTokens,
-    world: dist.World,
-    device: torch.device,
-    notes: Path | None,
-) -> TrainLoader:
-    """The batches of one process; bad records are listed in the folder ``notes``. Raises as ``from_config``."""
-    run = cfg.run
-    return TrainLoader.from_config(
-        cfg.datasets,
-        processor,
-        seed=run.seed,
-        rank=world.rank,
-        world_size=world.size,
-        num_workers=run.num_workers,
-        output_dir=notes,
-        max_bad_share=run.max_bad_share,
-        max_cut_share=run.max_cut_share,
-        mixing=run.mixing,
-        batch_size=run.batch_size,
-        group_by_length=run.group_by_length,
-        packing=run.packing,
-        visual_tokens=visual_tokens,
-        pin_memory=device.type != "cpu",
-    )
-
-
 def build_trainer(
     cfg: Config,
     run_dir: RunDir,
@@ -158,6 +129,36 @@ def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
     return result
 
 
+def build_loader(
+    cfg: Config,
+    processor: Processor,
+    visual_tokens: VisualTokens,
+    world: dist.World,
+    device: torch.device,
+    notes: Path | None,
+) -> TrainLoader:
+    """The batches of one process; bad records are listed in the folder ``notes``. Raises as ``from_config``."""
+    run = cfg.run
+    return TrainLoader.from_config(
+        cfg.datasets,
+        processor,
+        seed=run.seed,
+        rank=world.rank,
+        world_size=world.size,
+        num_workers=run.num_workers,
+        output_dir=notes,
+        max_bad_share=run.max_bad_share,
+        max_cut_share=run.max_cut_share,
+        mixing=run.mixing,
+        batch_size=run.batch_size,
+        global_batch=run.global_batch,
+        group_by_length=run.group_by_length,
+        packing=run.packing,
+        visual_tokens=visual_tokens,
+        pin_memory=device.type != "cpu",
+    )
+
+
 def resume_choice(cfg: Config) -> str:
     """``run.resume``, or the published ``run.resume_ckpt_path``."""
     return (cfg.run.resume == "never" and cfg.run.resume_ckpt_path) or cfg.run.resume
@@ -197,12 +198,12 @@ def epoch_length(cfg: Config, loader: TrainLoader) -> int:
     """
     if cfg.run.iters_per_epoch:
         return cfg.run.iters_per_epoch
-    if loader.steps_per_epoch:
+    if loader.steps_per_epoch:  # with run.global_batch these are steps, and accum_grad_iters is 1
         return max(loader.steps_per_epoch // cfg.run.accum_grad_iters, 1)
     if cfg.run.max_steps:
         return cfg.run.max_steps
     raise ConfigError(
-        "the length of an epoch is not known for several datasets, for streams, or with packing",
+        "the length of an epoch is not known for several datasets, for streams, or for packing without global_batch",
         fix="set run.iters_per_epoch (optimiser steps) or run.max_steps",
     )
 

@@ -114,13 +114,16 @@ class Saving:
         if len(states) == world:
             restore_rng(states[dist.rank()], self.trainer.device)
             return
-        log.warning(
-            "the run resumes with %d processes instead of %d: every sample is still used once per pass, but steps have "
-            "another size (the last one is %d), and random states are seeded again from run.seed and the step",
-            world,
-            len(states),
-            self.trainer.total_steps,
-        )
+        if self.trainer.run.global_batch:
+            log.info("the run resumes with %d processes instead of %d, with the same samples", world, len(states))
+        else:
+            log.warning(
+                "the run resumes with %d processes instead of %d: every sample is still used once per pass, but steps "
+                "have another size (the last one is %d), and random states are seeded again from run.seed and the step",
+                world,
+                len(states),
+                self.trainer.total_steps,
+            )
         seed = derive_seed(self.trainer.run.seed, "processes", world, self.trainer.progress.step) % 2**31
         dist.seed_everything(seed, dist.rank(), self.trainer.run.deterministic)
 

@@ -34,23 +34,27 @@ class StepCounts:
     tokens: torch.Tensor  # text positions without padding
     samples: torch.Tensor
     stop: torch.Tensor  # processes that were asked to stop
+    batches: torch.Tensor  # ``[processes]`` micro-batches of each
     groups: GroupCounts
 
     @classmethod
     def of(cls, batches: Sequence[Batch], stop: bool, reduction: LossReduction, device: torch.device) -> StepCounts:
         """Counts of ``batches``, summed over the processes by one all-reduce; the host does not wait for it."""
         groups = reduction.count(batches)
+        by_process = torch.zeros(dist.world_size(), dtype=torch.long)
+        by_process[dist.rank()] = len(batches)
         own = [
             torch.tensor([sum(b.num_targets for b in batches)]),
             torch.tensor([sum(int((b.segments > 0).sum()) for b in batches)]),
             torch.tensor([sum(b.num_samples for b in batches)]),
             torch.tensor([int(stop)]),
+            by_process,
             groups.targets,
             groups.batches,
         ]
         total = dist.all_reduce_sum(torch.cat(own).to(dist.sum_dtype(device)).to(device))
-        targets, tokens, samples, stops, *by_group = total.split([len(x) for x in own])
-        return cls(targets, tokens, samples, stops, GroupCounts(*by_group))
+        targets, tokens, samples, stops, by_process, *by_group = total.split([len(x) for x in own])
+        return cls(targets, tokens, samples, stops, by_process, GroupCounts(*by_group))
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,7 @@ class Stepper:
     max_grad_norm: float = 0.0  # 0: no clipping
     reduction: LossReduction = field(default_factory=LossReduction)
     guard: SpikeGuard | None = None  # None: no step is a spike
+    uneven: bool = False  # processes may have different numbers of micro-batches
 
     def __post_init__(self) -> None:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -112,7 +117,9 @@ class Stepper:
         """Train on ``batches``, the micro-batches of one step.
 
         Args:
-            batches: micro-batches on the host; the same number on every process.
+            batches: micro-batches on the host, at least one; the same number on every process unless ``uneven``. A
+                process with fewer computes its last one more than once, without effect: models in shards need the
+                same number of forward calls everywhere.
             step: number of the step, for messages.
             lr: learning rate of this step.
             stop: this process was asked to stop; the result tells all processes.
@@ -126,6 +133,10 @@ class Stepper:
         weights = self.reduction.weights(batches, counts.groups)
         scales = (dist.world_size() * weights).float()
         losses, seen = [], 0
+        if self.uneven:
+            for _ in range(int(counts.batches.max()) - len(batches)):
+                with accumulate(self.model, last=False):
+                    self.scaler.scale(self._forward(batches[-1])[0] * 0.0).backward()
         for i, batch in enumerate(batches):
             with accumulate(self.model, last=i + 1 == len(batches)):
                 loss_sum, num = self._forward(batch)
@@ -151,6 +162,8 @@ class Stepper:
             )
 
     def _forward(self, batch: Batch) -> tuple[torch.Tensor, int]:
+        if batch.seed is not None:
+            dist.seed_everything(batch.seed)
         batch = batch.to(self.device, non_blocking=True)
         with amp_context(self.device, self.precision):
             output = self.task.train_step(self.model, batch)
