@@ -60,6 +60,12 @@ def test_a_plain_run_and_what_is_shown_of_it(tiny):
 @pytest.mark.heavy
 def test_a_packed_run(tiny):
     tiny.train("run", PACKING, max_steps=4, save_freq=2)
+    tiny.train("global", global_batch=4, max_steps=4, save_freq=2)
+    (first, second) = (replay(tiny.folder / "global", 4, weights=weights) for weights in ("exact", "nearest"))
+    assert first.loss.equal and len(first.batches) == 2
+    assert [s.name for _, s in first.samples] and {s.name for _, s in first.samples} == {
+        s.name for _, s in second.samples
+    }
     for step in (2, 4):
         found = replay(tiny.folder / "run", step)
         assert found.loss.equal and found.grad_norm.equal
@@ -116,7 +122,7 @@ def test_data_and_checkpoints_that_are_gone(tiny, capsys, caplog, monkeypatch):
     assert "in the log" in (error := capsys.readouterr().err) and "--options datasets" in error
     shutil.move(data, tiny.folder / "moved")
     assert main(["replay", str(folder), "--step", "1"]) == 2
-    assert str(data) in (error := capsys.readouterr().err) and error.count("error:") == 1
+    assert str(data) in (error := capsys.readouterr().err) and error.count("error:") == 1 and "--options" in error
     moved = storage.replace(str(data), str(tiny.folder / "moved"))
     caption = tiny.folder / "moved" / caption.relative_to(data)
     caption.write_text(text)

@@ -280,6 +280,8 @@ def test_the_worst_steps_of_a_log_are_listed(tmp_path, capsys, monkeypatch):
     assert values["steps"][0]["loss"] is None and values["steps"][2]["samples"] == ["<b>bad</b>", "x"]
     assert "look at one: vlm replay run --step 71" in out and "3 of those below are more than 8 deviations" in out
     assert "&lt;b&gt;bad" in text and "<b>bad" not in text and text.count('<circle class="spike"') == 5
+    assert main(["replay", "run", "--step", "3"]) == 2  # a folder of somebody else runs nothing
+    assert "import that module: only with --trust" in capsys.readouterr().err
     (folder / "config.yaml").write_text("run: {spike: {window: 3}}\n")
     assert main(["replay", "run", "--spikes"]) == 2 and "run.spike.window" in capsys.readouterr().err
 

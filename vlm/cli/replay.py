@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm.cli.options import add_listed
-from vlm.common.errors import UserError
+from vlm.common.errors import UserError, printable
 from vlm.common.logging import busy, say
 from vlm.common.owned import is_page, is_table, refuse_foreign_file, write_own
 from vlm.common.registry import register_command
@@ -100,7 +100,8 @@ def lines(found: Replay) -> list[str]:
 
 
 def table(rows: Sequence[tuple[str, ...]], right: int = 0) -> list[str]:
-    """Rows in columns, the first ``right`` of them aligned to the right."""
+    """Rows in columns, the first ``right`` of them aligned to the right; names cannot move the cursor."""
+    rows = [tuple(" ".join(printable(cell).split("\n")) for cell in row) for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     return [
         "  "

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.common import dist
-from vlm.common.errors import UserError
+from vlm.common.errors import UserError, printable
 from vlm.config.run import SpikeLimits
 
 log = logging.getLogger(__name__)
@@ -182,7 +182,7 @@ class SpikeGuard:
         """
         look = f"vlm replay {self.run} --step {step}"
         more = f" and {len(samples) - NAMED} more" if len(samples) > NAMED else ""
-        what = f"step {step} is a spike: {spike}; samples: {', '.join(samples[:NAMED])}{more}"
+        what = printable(f"step {step} is a spike: {spike}; samples: {', '.join(samples[:NAMED])}{more}")
         kept = "the weights are as before this step, and earlier checkpoints are kept"
         if self.action == "stop":
             fix = f"`{look}` shows the step; run.resume=auto run.on_spike=skip goes on without it"
