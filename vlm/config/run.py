@@ -102,7 +102,9 @@ class SpikeLimits:
     """When a step is a spike: loss or gradient norm far above the median of the steps before."""
 
     window: Annotated[int, Range(8, 100_000)] = option(200, "steps that are looked back on")
-    deviations: Annotated[float, Range(above=0)] = option(8.0, "robust standard deviations above their median")
+    deviations: Annotated[float, Range(above=0)] = option(
+        8.0, "robust standard deviations above their median (of the gradient norm: of its logarithm)"
+    )
     most_skipped: Count = option(10, "with on_spike: skip, skipped steps in a row after which the run stops")
 
 
