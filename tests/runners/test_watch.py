@@ -1,5 +1,6 @@
 """Spikes of the loss and steps that do not end."""
 
+import json
 import logging
 import math
 import random
@@ -9,8 +10,10 @@ import pytest
 import torch
 
 from vlm.checkpoint.run_folder import RunDir, check_plain, read_checkpoint
+from vlm.cli.main import main
 from vlm.common.errors import ConfigError, UserError
 from vlm.config.run import SpikeLimits
+from vlm.runners.replay.spikes import scored
 from vlm.runners.train.trackers import RunInfo, open_trackers, read_log
 from vlm.runners.train.watch.spikes import ENOUGH, LEVEL, SpikeError, SpikeGuard
 from vlm.runners.train.watch.stalls import Watch, Watchdog
@@ -247,3 +250,47 @@ def test_the_report_shows_the_spikes_on_the_loss_curve(tools):
     trainer.fit(trackers_of(trainer, "jsonl"))
     text = write_report(trainer.run_dir).read_text()
     assert text.count('<circle class="spike"') == 1 and '<i class="spike"></i>spikes' in text
+
+
+def written_run(folder, losses, norms, **more):
+    """A run folder with a log and nothing else."""
+    rows = [
+        {"kind": "train", "step": n, "loss": loss, "grad_norm": norm, "skipped": 0, "samples": 2, "targets": 9}
+        for n, (loss, norm) in enumerate(zip(losses, norms), start=1)
+    ]
+    folder.mkdir()
+    (folder / "config.yaml").write_text("run: {spike: {window: 30}}\nplugins: [no.such.module]\n")
+    spike = {"kind": "spike", "step": 41, "value": 9.0, "sample_ids": ["<b>bad</b>", "x"]}
+    (folder / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [*rows, spike]))
+    return folder
+
+
+def test_the_worst_steps_of_a_log_are_listed(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    draw = random.Random(1)
+    losses = [2 * math.exp(-n / 40) + 0.05 * draw.random() for n in range(80)]
+    norms = [1 + 0.1 * draw.random() for _ in range(80)]
+    losses[40], norms[60], losses[70] = 9.0, 50.0, float("nan")
+    folder = written_run(tmp_path / "run", losses, norms)
+    assert main(["replay", "run", "--spikes", "4", "--output", "page.html", "--json", "steps.json"]) == 0
+    out, text = capsys.readouterr().out, (tmp_path / "page.html").read_text()
+    values = json.loads((tmp_path / "steps.json").read_text())
+    assert [s["step"] for s in values["steps"][:3]] == [71, 61, 41] and values["limits"]["window"] == 30
+    assert [s["above"] for s in values["steps"]] == [True, True, True, False]
+    assert values["steps"][0]["loss"] is None and values["steps"][2]["samples"] == ["<b>bad</b>", "x"]
+    assert "look at one: vlm replay run --step 71" in out and "3 of those below are more than 8 deviations" in out
+    assert "&lt;b&gt;bad" in text and "<b>bad" not in text and text.count('<circle class="spike"') == 5
+    assert main(["replay", "run", "--step", "3"]) == 2  # a folder of somebody else runs nothing
+    assert "import that module: only with --trust" in capsys.readouterr().err
+    (folder / "config.yaml").write_text("run: {spike: {window: 3}}\n")
+    assert main(["replay", "run", "--spikes"]) == 2 and "run.spike.window" in capsys.readouterr().err
+
+
+def test_a_guard_and_the_list_agree(tmp_path):
+    draw = random.Random(2)
+    losses = [1 + 0.2 * draw.random() + (6 if draw.random() < 0.03 else 0) for _ in range(300)] + [40.0] * (LEVEL + 30)
+    norms = [draw.lognormvariate(0, 0.3) for _ in losses]
+    records = [{"step": n, "loss": a, "grad_norm": b} for n, (a, b) in enumerate(zip(losses, norms), start=1)]
+    guard, limits = SpikeGuard("warn", SpikeLimits()), SpikeLimits()
+    warned = [r["step"] for r in records if guard.judge(r["loss"], r["grad_norm"]) is not None]
+    assert [r["step"] for *_, above, r in scored(records, limits) if above] == warned and len(warned) > LEVEL + 4

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from vlm.checkpoint.provenance import read_provenance
-from vlm.checkpoint.run_files import damage
+from vlm.checkpoint.run_files import damage, is_checkpoint
 from vlm.checkpoint.run_folder import CONFIG, RunDir, find_checkpoint
 from vlm.common.errors import UserError, WeightsError
 from vlm.config.tree import parse_file
 from vlm.runners.train.trackers import LogRecord, of_steps, read_log
 
 log = logging.getLogger(__name__)
+
+MOST = 100_000
+"""Processes or threads that a run can have had."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ def find_run(folder: str | Path) -> RunFound:
     Raises UserError: it is not a run folder.
     """
     path = Path(folder).expanduser()
-    path = path.parent if path.name in ("last", "best") and (path.parent / CONFIG).is_file() else path
+    path = path.resolve().parents[1] if is_checkpoint(path.resolve()) else path
     run = RunDir(path)
     if not run.config_file.is_file():
         what = "it has no config.yaml" if path.is_dir() else "there is no such folder"
@@ -80,7 +83,7 @@ def find_start(run: RunFound, step: int) -> Start:
     told = [folders[s] for s in (after, before) if s is not None]
     facts = read_provenance(told[0]) if told else {}
     config = next((f / CONFIG for f in told[: after is not None] if (f / CONFIG).is_file()), run.dir.config_file)
-    processes = int((facts.get("hardware") or {}).get("processes", 1))
+    processes = hardware_of(facts, "processes", 1)
     if before is not None:
         return Start(folders[before], before, processes, config, facts)
     first = run.records[0]["step"] if run.records else 1
@@ -89,12 +92,23 @@ def find_start(run: RunFound, step: int) -> Start:
     return Start(_began_from(config, first, run.dir), first - 1, processes, config, facts)
 
 
+def hardware_of(facts: dict[str, Any], name: str, default: int) -> int:
+    """A number of the machine that wrote a checkpoint. Raises WeightsError: it cannot be one."""
+    hardware = facts.get("hardware")
+    value = hardware.get(name, default) if isinstance(hardware, dict) else default
+    if not isinstance(value, int) or not 1 <= value <= MOST:
+        raise WeightsError(
+            f"the provenance of a checkpoint says {name}: {value!r:.80}", fix="copy the run folder again"
+        )
+    return value
+
+
 def _check_step(run: RunFound, step: int) -> None:
     """Raises UserError: the run did not get as far as ``step``, nor did it break off there."""
     if step > run.last + 1:
         raise UserError(
             f"{run.dir.path} has no step {step}: its last one is {run.last}",
-            fix=f"--step 1 to {run.last}, or {run.last + 1} if the run broke off there",
+            fix=f"--step 1 to {run.last}, or {run.last + 1} if the run broke off there" if run.last else "--step 1",
         )
     if step < 1:
         raise UserError(f"--step {step}: steps are counted from 1")

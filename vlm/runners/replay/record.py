@@ -97,6 +97,7 @@ class Replay:
     processes: int
     rank: int | None  # None: all are shown
     loss: Number
+    loss_sum: float  # of all tokens of the step, before the mean
     grad_norm: Number
     parts: dict[str, float]  # norm of the gradient of each part
     batches: Sequence[BatchLook]

@@ -23,13 +23,15 @@ from vlm.datasets.loading.sampler import Key, Ref, cursor
 from vlm.datasets.loading.sources import Source, read_sample
 from vlm.inference.load import needed
 from vlm.pages.samples import images_of
-from vlm.runners.replay.found import RunFound, Start, find_run, find_start
+from vlm.runners.replay.found import RunFound, Start, find_run, find_start, hardware_of
 from vlm.runners.replay.record import BatchLook, Number, Replay, SampleLook, Token
 from vlm.runners.replay.steps import Looked, Replayer
 from vlm.runners.replay.tokens import TokenLoss, examples_of, places_of
 from vlm.runners.train.trackers import LogRecord, duration
 
 log = logging.getLogger(__name__)
+
+FIX = "\n  fix: "
 
 Weights = Literal["exact", "nearest"]
 """Train from the checkpoint to the step, or take the checkpoint's weights as they are."""
@@ -69,8 +71,8 @@ def replay(
         if world.size > 1:
             raise UserError("vlm replay runs in one process", fix="start it without torchrun")
         log.info("%s", plan_line(run, start, step, weights))
-        if start.facts and (threads := _threads(start)) and found_device.type == "cpu":
-            torch.set_num_threads(threads)
+        if found_device.type == "cpu":
+            torch.set_num_threads(_threads(start))
         return _replay(cfg, run, start, step, rank, weights, found_device)
 
 
@@ -78,7 +80,14 @@ def _replay(
     cfg: Config, run: RunFound, start: Start, step: int, rank: int | None, weights: Weights, device: torch.device
 ) -> Replay:
     with quiet_training():
-        replayer = Replayer(cfg, run.dir, start, device)
+        try:
+            replayer = Replayer(cfg, run.dir, start, device)
+        except DataError as error:
+            raise DataError(
+                f"the data of the run cannot be read: {str(error).partition(FIX)[0]}",
+                fix="start vlm replay where the run was started, or name the data with --options "
+                "datasets.NAME.build_info.KEY=PATH",
+            ) from error
         try:
             if weights == "exact":
                 replayer.train_to(step)
@@ -99,6 +108,7 @@ def _replay(
         processes=start.processes,
         rank=rank,
         loss=Number(record["loss"] if record else None, looked.loss),
+        loss_sum=looked.sums.loss_sum,
         grad_norm=Number(record["grad_norm"] if record else None, looked.grad_norm),
         parts=looked.parts,
         batches=list(batches_of(replayer, cfg, looked, rank)),
@@ -151,7 +161,8 @@ def check_counts(record: LogRecord | None, looked: Looked, start: Start) -> None
 
 def reasons(cfg: Config, start: Start, device: torch.device, exact: bool) -> list[str]:
     """Why a replay may not be equal to its run bit for bit, as far as this can be told."""
-    hardware, versions = start.facts.get("hardware") or {}, start.facts.get("versions") or {}
+    hardware, versions = (start.facts.get(name) for name in ("hardware", "versions"))
+    hardware, versions = hardware if isinstance(hardware, dict) else {}, versions if isinstance(versions, dict) else {}
     found = []
     if not exact:
         found.append(f"the weights (and random states) are those after step {start.step}")
@@ -160,8 +171,8 @@ def reasons(cfg: Config, start: Start, device: torch.device, exact: bool) -> lis
     ran_on, now = hardware.get("device"), dist.device_name(device)
     if ran_on and ran_on != now:
         found.append(f"the run was on {ran_on}, this is {now}")
-    if (threads := _threads(start)) and device.type == "cpu" and threads != torch.get_num_threads():
-        found.append(f"the run used {threads} threads, this is {torch.get_num_threads()}")
+    if device.type == "cpu" and start.facts and "threads" not in hardware:
+        found.append("the run did not note its number of threads, on which the last bits depend")
     here = make_provenance(step=0, config={})["versions"]
     differ = [f"{name} {old} -> {here.get(name)}" for name, old in versions.items() if here.get(name) != old]
     found += [f"other versions: {', '.join(differ)}"] if differ else []
@@ -171,7 +182,7 @@ def reasons(cfg: Config, start: Start, device: torch.device, exact: bool) -> lis
 
 
 def _threads(start: Start) -> int:
-    return int((start.facts.get("hardware") or {}).get("threads") or 0)
+    return hardware_of(start.facts, "threads", torch.get_num_threads())
 
 
 def batches_of(replayer: Replayer, cfg: Config, looked: Looked, rank: int | None) -> Iterator[BatchLook]:
@@ -228,7 +239,7 @@ def media_of(sources: Sequence[Source], batches: Sequence[Batch], seed: int) -> 
 
 def _media(source: Source, ref: Ref, seed: int) -> list[str]:
     try:
-        return describe_media(read_sample(source, ref, seed))
+        return [text.strip("<>") for text in describe_media(read_sample(source, ref, seed))]
     except RECORD_FAULTS as error:
         return [str(error).splitlines()[0]]
 

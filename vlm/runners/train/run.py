@@ -245,7 +245,8 @@ def build_validator(
     loaders = {}
     for name in expected:
         entry = cfg.valid_datasets[name]
-        limit = cfg.run.val_batches * entry.batch_size * dist.world_size() or None
+        shares = 1 if cfg.run.global_batch else dist.world_size()
+        limit = cfg.run.val_batches * entry.batch_size * shares or None
         ranks = {"rank": dist.rank(), "world_size": dist.world_size()}
         loaders[name] = ValidLoader.from_config({name: entry}, processor, seed=cfg.run.seed, max_samples=limit, **ranks)
     return Validator(model, task, loaders, device=device, precision=precision)

@@ -119,7 +119,7 @@ class Trainer:
             max_grad_norm=run.max_grad_norm,
             reduction=LossReduction(run.loss_reduction, self.groups),
             guard=self.guard,
-            uneven=run.global_batch is not None,
+            uneven=run.global_batch is not None and dist.world_size() > 1,
         )
         self.saving = Saving(self)
         self.step_batches = run.accum_grad_iters * max(1, len(self.groups))

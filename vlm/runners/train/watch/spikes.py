@@ -7,6 +7,7 @@ do not move. Only large values count: a loss that falls is what training is for.
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,19 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from vlm.common import dist
-from vlm.common.errors import UserError
+from vlm.common.errors import UserError, printable
 from vlm.config.run import SpikeLimits
 
 log = logging.getLogger(__name__)
 
-ENOUGH = 20
+ENOUGH = 16
 """Steps (or the window, if it is shorter) before the first verdict."""
 NORMAL = 1.4826
 """Median absolute deviation -> standard deviation, of normally distributed numbers."""
 STEADY = 0.02
 """Least deviation that is assumed, as a share of the median: steps that hardly differ make no limit of hardly more."""
-LEAST = {"loss": 1e-3, "gradient norm": 1e-12}
-"""Least deviation that is assumed of each quantity; a loss near zero may double."""
+LEAST = 1e-3
+"""Least deviation of the loss that is assumed: one near zero may double."""
+QUANTITIES = ("loss", "gradient norm")
+SMALLEST, LARGEST = 1e-30, 1e30
+"""Norms are judged by their logarithm, between these: they vary by factors, and four times the median is common."""
 LEVEL = 50
 """Spikes in a row, with ``on_spike: warn``, that are a new level and not spikes."""
 COUNTS = ("in_a_row", "found", "skipped")
@@ -43,18 +47,32 @@ class Limit:
     """Where the steps before are."""
 
     median: float
-    deviation: float  # robust standard deviation, never 0
+    deviation: float  # robust standard deviation, never 0; of a norm that of its logarithm
+    by_factor: bool  # whether the quantity is a norm
 
     @classmethod
     def of(cls, values: Sequence[float], quantity: str) -> Limit:
-        """From at least one value of a quantity of :data:`LEAST`."""
+        """From at least one value of a quantity of :data:`QUANTITIES`."""
+        by_factor = quantity != "loss"
         median = _median(sorted(values))
-        spread = _median(sorted(abs(value - median) for value in values))
-        return cls(median, max(NORMAL * spread, STEADY * abs(median), LEAST[quantity]))
+        centre = _scaled(median, by_factor)
+        spread = NORMAL * _median(sorted(abs(_scaled(value, by_factor) - centre) for value in values))
+        return cls(median, max(spread, STEADY if by_factor else max(STEADY * abs(median), LEAST)), by_factor)
 
     def score(self, value: float) -> float:
         """Deviations above the median."""
-        return (value - self.median) / self.deviation
+        return (_scaled(value, self.by_factor) - _scaled(self.median, self.by_factor)) / self.deviation
+
+    def most(self, deviations: float) -> float:
+        """The value that is so many deviations above the median."""
+        above = deviations * self.deviation
+        if not self.by_factor:
+            return self.median + above
+        return math.exp(min(_scaled(self.median, True) + above, math.log(LARGEST)))
+
+
+def _scaled(value: float, by_factor: bool) -> float:
+    return math.log(min(max(value, SMALLEST), LARGEST)) if by_factor else value
 
 
 def _median(ordered: Sequence[float]) -> float:
@@ -89,14 +107,14 @@ class History:
 
     def __init__(self, limits: SpikeLimits) -> None:
         self.limits = limits
-        self.values = {name: deque[float](maxlen=limits.window) for name in LEAST}
+        self.values = {name: deque[float](maxlen=limits.window) for name in QUANTITIES}
 
     def scores(self, loss: float, grad_norm: float) -> dict[str, tuple[float, Limit]]:
         """Deviations above the median of each quantity; empty as long as there are too few steps."""
         if len(self.values["loss"]) < min(ENOUGH, self.limits.window):
             return {}
         limits = {name: Limit.of(values, name) for name, values in self.values.items()}
-        return {n: (limits[n].score(value), limits[n]) for n, value in zip(LEAST, (loss, grad_norm), strict=True)}
+        return {n: (limits[n].score(value), limits[n]) for n, value in zip(QUANTITIES, (loss, grad_norm), strict=True)}
 
     def spike(self, loss: float, grad_norm: float) -> Spike | None:
         """The quantity that is furthest above its limit, or None."""
@@ -107,12 +125,11 @@ class History:
         name = max(above, key=above.__getitem__)
         limit = found[name][1]
         value = loss if name == "loss" else grad_norm
-        most = limit.median + self.limits.deviations * limit.deviation
-        return Spike(name, value, limit, len(self.values[name]), most)
+        return Spike(name, value, limit, len(self.values[name]), limit.most(self.limits.deviations))
 
     def add(self, loss: float, grad_norm: float) -> None:
         """Take a step that is not a spike."""
-        for name, value in zip(LEAST, (loss, grad_norm), strict=True):
+        for name, value in zip(QUANTITIES, (loss, grad_norm), strict=True):
             self.values[name].append(value)
 
     def clear(self) -> None:
@@ -165,7 +182,7 @@ class SpikeGuard:
         """
         look = f"vlm replay {self.run} --step {step}"
         more = f" and {len(samples) - NAMED} more" if len(samples) > NAMED else ""
-        what = f"step {step} is a spike: {spike}; samples: {', '.join(samples[:NAMED])}{more}"
+        what = printable(f"step {step} is a spike: {spike}; samples: {', '.join(samples[:NAMED])}{more}")
         kept = "the weights are as before this step, and earlier checkpoints are kept"
         if self.action == "stop":
             fix = f"`{look}` shows the step; run.resume=auto run.on_spike=skip goes on without it"

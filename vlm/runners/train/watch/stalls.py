@@ -39,7 +39,7 @@ class Watch:
     def __str__(self) -> str:
         more = f" and {len(self.samples) - NAMED} more" if len(self.samples) > NAMED else ""
         named = f" (samples {', '.join(self.samples[:NAMED])}{more})" if self.samples else ""
-        return f"step {self.step}, {self.phase}{named}"
+        return printable(f"step {self.step}, {self.phase}{named}")
 
 
 class Watchdog:
@@ -125,7 +125,8 @@ class Watchdog:
         if peers.rank:
             return ""
         self._ended.wait(2 * self.period)  # the others report at about the same time
-        states = {rank: json.loads(text) for rank, text in peers.notes(KEY).items()}
+        noted = {rank: json.loads(text) for rank, text in peers.notes(KEY).items()}
+        states = {rank: state for rank, state in noted.items() if state[0] >= watch.step - 1}  # no earlier stall
         least = min(((step, phase) for step, phase, _ in states.values()), default=None)
         if all((step, phase) == least for step, phase, _ in states.values()) and len(states) == peers.size:
             return "; all processes are in the same phase"
