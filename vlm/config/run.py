@@ -215,7 +215,9 @@ class RunConfig:
 
     valid_datasets: Names = option([], "names out of the section valid_datasets; empty: all of them")
     val_freq: Natural = option(0, "steps between validations; 0: at epoch ends")
-    val_batches: Natural = option(0, "batches per validation; 0: all")
+    val_batches: Natural = option(
+        0, "batches per validation, of each process (with global_batch, of all together); 0: all"
+    )
     eval: list[TrainingEvaluation] = option([], "benchmarks that are asked while the run trains")
     best: str = option(
         "loss",
@@ -274,7 +276,7 @@ class RunConfig:
             yield f"loss_reduction: groups needs mixing: joint, found mixing: {self.mixing}"
         if self.global_batch is not None and self.accum_grad_iters != 1:
             yield (
-                f"global_batch says how many micro-batches a step has, and so does accum_grad_iters: "
+                f"global_batch decides how many micro-batches a step has, but accum_grad_iters is "
                 f"{self.accum_grad_iters}; set accum_grad_iters to 1, or global_batch to null"
             )
         if self.global_batch is not None and self.loss_reduction == "batches":

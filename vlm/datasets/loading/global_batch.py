@@ -95,6 +95,11 @@ class StepSampler(JobSampler):
         spare = {s: tuple(islice((r for r in refs if r.source == s), LOOKAHEAD)) for s, a in lookahead.items() if a}
         return [_part(places[part], lookahead, spare) for part in parts]
 
+    def jobs_per_step(self) -> int:
+        """This rank's jobs of a step, at most."""
+        sizes = [CHUNK] if self.chunked else self.sizes if self.policy.groups else [min(self.sizes)]
+        return sum(-(-self.policy.sizes[0] // (size * self.world_size)) for size in sizes)
+
     @property
     def shares(self) -> int:
         """1: the policy's sizes are those of all ranks together."""
@@ -165,12 +170,34 @@ def by_length(samples: Sequence[EncodedSample], sizes: Sequence[int], by_source:
 
 
 def packed(samples: Sequence[EncodedSample], limits: Packing, size: int) -> list[BatchRows]:
-    """Micro-batches of at most ``size`` rows: the longest samples first, each into the first row with room for it."""
+    """Micro-batches of at most ``size`` rows, as few rows as first fit needs, and these about equally long.
+
+    A batch is padded to its longest row, so that three rows of 1,800 positions take less than two of 2,048 and a rest.
+    """
+    ordered = sorted(samples, key=lambda sample: -sample.tokens)
+    rows = _first_fit(ordered, limits)
+    rows = _balanced(ordered, limits, len(rows)) or rows
+    rows.sort(key=lambda row: -row.tokens)
+    return [[row.samples for row in rows[part]] for part in evenly(len(rows), -(-len(rows) // size))]
+
+
+def _first_fit(ordered: Sequence[EncodedSample], limits: Packing) -> list[OpenRow]:
+    """Each sample in the first row with room for it."""
     rows: list[OpenRow] = []
-    for sample in sorted(samples, key=lambda sample: -sample.tokens):
+    for sample in ordered:
         row = next((row for row in rows if row.has_room(sample, limits.max_tokens, limits.max_media)), None)
         if row is None:
             rows.append(row := OpenRow())
         row.add(sample)
-    rows.sort(key=lambda row: -row.tokens)
-    return [[row.samples for row in rows[part]] for part in evenly(len(rows), -(-len(rows) // size))]
+    return rows
+
+
+def _balanced(ordered: Sequence[EncodedSample], limits: Packing, count: int) -> list[OpenRow] | None:
+    """Each sample in the shortest of ``count`` rows with room for it; None if there is no room for one."""
+    rows = [OpenRow() for _ in range(count)]
+    for sample in ordered:
+        free = [row for row in rows if row.has_room(sample, limits.max_tokens, limits.max_media)]
+        if not free:
+            return None
+        min(free, key=lambda row: row.tokens).add(sample)
+    return rows

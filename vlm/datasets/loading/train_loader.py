@@ -224,8 +224,8 @@ class TrainLoader:
         keys = pending(self._state["pending"])
         self._sampler.load_state_dict(self._state, keys)
         options: dict[str, Any] = {}
-        if self._num_workers and (ahead := self._read_ahead()):
-            options["prefetch_factor"] = max(2, ahead)
+        if self._num_workers:
+            options["prefetch_factor"] = max(2, self._read_ahead())
         iterator: Iterator[WorkerResult] = iter(data_loader(self._reader, self._sampler, self._num_workers, **options))
         samples = {}
         for _ in range(0, len(keys), CHUNK):
@@ -240,12 +240,11 @@ class TrainLoader:
         return iterator
 
     def _read_ahead(self) -> int:
-        """Jobs that a worker prepares in advance, where a job does not make a batch; 0: torch's default."""
-        if isinstance(self._sampler, StepSampler):
-            jobs = self._sampler.policy.sizes[0] / (CHUNK * self._world_size)
-            return math.ceil(jobs / self._num_workers) if self._sampler.chunked else 0
-        # as many samples as with jobs of whole batches
-        return 4 * self._sizes[0] // CHUNK if self._packing else 0
+        """Jobs that a worker prepares in advance, where torch's 2 are not enough."""
+        if isinstance(self._sampler, StepSampler):  # a step, which is trained on only when it is complete
+            return math.ceil(self._sampler.jobs_per_step() / self._num_workers)
+        # packed rows: as many samples as with jobs of whole batches
+        return 4 * self._sizes[0] // CHUNK if self._packing else 2
 
     @property
     def counts(self) -> dict[str, dict[str, Any]]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vlm.checkpoint.load import load_model
 from vlm.checkpoint.provenance import fingerprint
 from vlm.checkpoint.run_folder import RunDir
 from vlm.common import dist
@@ -29,7 +28,10 @@ from vlm.processors.collate import VisualTokens
 from vlm.processors.processor import Processor, build_processor
 from vlm.runners.train.evaluate import TrainingEvaluations
 from vlm.runners.train.optim import Precision, pick_precision
+from vlm.runners.train.parallel.copies import spread_of
+from vlm.runners.train.parallel.mesh import check_parallel
 from vlm.runners.train.parallel.recompute import checkpoint_activations
+from vlm.runners.train.parallel.sharding import load_spread
 from vlm.runners.train.report import write_report
 from vlm.runners.train.trackers import RunInfo, Tracker, open_trackers
 from vlm.runners.train.trainer import RunResult, Trainer
@@ -67,9 +69,9 @@ def build_model(cfg: Config, world: dist.World, device: torch.device) -> tuple[V
     run = cfg.run
     dist.seed_everything(run.seed, world.rank, run.deterministic)
     precision = pick_precision(run.amp, run.amp_dtype, device)
+    check_parallel(run, cfg.model.llm.config, dist.world_size(), device)
     check_trains(cfg.model, device)
-    # frozen weights are stored in the dtype of autocast, so that no step casts them again
-    model = load_model(cfg, device=device, dtype=precision.amp_dtype or torch.float32)
+    model = load_spread(cfg, device, precision)
     check_positions(model, cfg.model.text)
     check_images(model, cfg.model.image)
     checkpoint_activations(model, run.activation_checkpointing)
@@ -121,12 +123,27 @@ def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
         trackers = start_trackers(cfg, run_dir, trainer)
     result = trainer.fit(trackers)
     loader.close()
-    if world.rank == 0 and cfg.run.report:
-        report(cfg, model, processor, run_dir, result, device)
-        if not result.received:
-            record(Engine(model, processor, config=cfg, device=device), run_dir)
+    if cfg.run.report:
+        finish(cfg, model, processor, run_dir, result, device)
     dist.barrier()
     return result
+
+
+def finish(
+    cfg: Config, model: VLM, processor: Processor, run_dir: RunDir, result: RunResult, device: torch.device
+) -> None:
+    """Write the report and what ``vlm verify`` compares with (rank 0); a collective call where the model is in shards.
+
+    Shards that one process cannot gather leave answers out, with a warning.
+    """
+    with spread_of(model).unsharded() as possible:
+        if not dist.is_main():
+            return
+        if not possible:
+            log.warning("the model in one piece does not fit into the free memory: no sample answers, no %s", VERIFY)
+        report(cfg, model, processor, run_dir, result, device, answers=possible)
+        if possible and not result.received:
+            record(Engine(model, processor, config=cfg, device=device), run_dir)
 
 
 def build_loader(
@@ -228,7 +245,8 @@ def build_validator(
     loaders = {}
     for name in expected:
         entry = cfg.valid_datasets[name]
-        limit = cfg.run.val_batches * entry.batch_size * dist.world_size() or None
+        shares = 1 if cfg.run.global_batch else dist.world_size()
+        limit = cfg.run.val_batches * entry.batch_size * shares or None
         ranks = {"rank": dist.rank(), "world_size": dist.world_size()}
         loaders[name] = ValidLoader.from_config({name: entry}, processor, seed=cfg.run.seed, max_samples=limit, **ranks)
     return Validator(model, task, loaders, device=device, precision=precision)
@@ -245,16 +263,22 @@ def start_trackers(cfg: Config, run_dir: RunDir, trainer: Trainer) -> list[Track
 
 
 def report(
-    cfg: Config, model: VLM, processor: Processor, run_dir: RunDir, result: RunResult, device: torch.device
+    cfg: Config,
+    model: VLM,
+    processor: Processor,
+    run_dir: RunDir,
+    result: RunResult,
+    device: torch.device,
+    answers: bool = True,
 ) -> None:
-    """Write the HTML report with a few sample answers, or without them if a sample cannot be read.
+    """Write the HTML report with a few sample answers, or without (``answers``, or if a sample cannot be read).
 
     A run that a signal stopped gets none: whoever sent it kills the process soon after. A report that cannot be written
     is a warning, since the run itself is saved.
     """
     title = cfg.run.job_name or run_dir.path.resolve().name
     try:
-        samples = [] if result.received else sample_answers(cfg, model, processor, device)
+        samples = [] if result.received or not answers else sample_answers(cfg, model, processor, device)
     except UserError as error:
         log.warning("the report has no sample answers: %s", error)
         samples = []

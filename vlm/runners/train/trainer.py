@@ -24,7 +24,7 @@ from vlm.datasets.loading.train_loader import TrainLoader
 from vlm.runners.train.evaluate import TrainingEvaluations
 from vlm.runners.train.loss_weighting import LossReduction
 from vlm.runners.train.optim import build_optimizer, build_scaler, pick_precision
-from vlm.runners.train.parallel.copies import wrap
+from vlm.runners.train.parallel.copies import spread_of, wrap
 from vlm.runners.train.saving import Progress, Saving
 from vlm.runners.train.schedule import Plan, build_schedule
 from vlm.runners.train.signals import StopSignals
@@ -107,8 +107,10 @@ class Trainer:
         self.watchdog = Watchdog(run.stall_seconds)
         self.meter = Meter(model)
         self.profile = Profile(run.profile, self.run_dir.path)
+        options = {"find_unused_parameters": run.find_unused_parameters, "broadcast_buffers": run.broadcast_buffers}
+        self.spread = spread_of(model, wrap(model, **options))
         self.stepper = Stepper(
-            wrap(model, find_unused_parameters=run.find_unused_parameters, broadcast_buffers=run.broadcast_buffers),
+            self.spread,
             self.task,
             self.optimizer,
             self.scaler,
@@ -117,7 +119,7 @@ class Trainer:
             max_grad_norm=run.max_grad_norm,
             reduction=LossReduction(run.loss_reduction, self.groups),
             guard=self.guard,
-            uneven=run.global_batch is not None,
+            uneven=run.global_batch is not None and dist.world_size() > 1,
         )
         self.saving = Saving(self)
         self.step_batches = run.accum_grad_iters * max(1, len(self.groups))
