@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vlm.common.types import Batch, Features, MediaFacts, Output
 from vlm.models.counting import Rule, joins_frames, rules_of
 from vlm.models.frames import join, same_shapes
+from vlm.models.frozen.encode import FirstParts, encode_stored
 from vlm.models.fusion.base import LLMInputs
 from vlm.models.inserts.base import InsertData
 from vlm.models.precision import autocast
@@ -28,6 +29,7 @@ class VLM(nn.Module):
         vision_dtype: the same for the vision encoder; used if ``compute_dtype`` is float32.
         read_from: what filled each parameter last; models that read the same file may share its tensors.
         random: names of the parameters that no file filled; frozen ones are stored with what a run trains.
+        first: the first parts, whose results a feature cache keeps; None: no cache.
     """
 
     vision: Any  # VisionEncoder | None, see vlm.models.protocols
@@ -49,6 +51,7 @@ class VLM(nn.Module):
         self.vision_dtype = torch.float32
         self.random: frozenset[str] = frozenset()
         self.read_from: dict[str, Hashable] = {}
+        self.first: FirstParts | None = None
 
     @property
     def device(self) -> torch.device:
@@ -106,13 +109,24 @@ class VLM(nn.Module):
         return dataclasses.replace(join(parts), about=about)
 
     def _encode(self, pixels: Tensor, about: MediaFacts | None) -> Features:
+        return self.finish(self.begin(pixels, about, 1), about, 1)
+
+    def begin(self, pixels: Tensor, about: MediaFacts | None, parts: int) -> Features:
+        """What the first ``parts`` parts, at least the vision encoder, make of media of one shape."""
         exact = self.compute_dtype is torch.float32
         with autocast(pixels.device, self.vision_dtype if exact else self.compute_dtype):
             value = _run(self.vision, pixels, pixels)
         if exact and not torch.is_autocast_enabled(pixels.device.type):
             value = dataclasses.replace(value, tokens=value.tokens.float())
-        with autocast(pixels.device, self.compute_dtype):
-            for part in self.bridge:
+        return self._bridges(value, about, list(self.bridge)[: parts - 1])
+
+    def finish(self, value: Features, about: MediaFacts | None, parts: int) -> Features:
+        """What the other parts make of what :meth:`begin` returned."""
+        return self._bridges(value, about, list(self.bridge)[parts - 1 :])
+
+    def _bridges(self, value: Features, about: MediaFacts | None, bridges: Sequence[nn.Module]) -> Features:
+        with autocast(value.tokens.device, self.compute_dtype):
+            for part in bridges:
                 value = _run(part, dataclasses.replace(value, about=about), value.tokens)
         return value
 
@@ -121,7 +135,9 @@ class VLM(nn.Module):
 
         Raises PromptError: placeholders and media do not match.
         """
-        if visual is None and batch.pixels is not None and len(batch.pixels):
+        if visual is None and batch.stored is not None:
+            visual = encode_stored(self, batch, batch.stored)
+        elif visual is None and batch.pixels is not None and len(batch.pixels):
             visual = self.encode(batch.pixels, batch.frames, batch.about)
         with autocast(batch.ids.device, self.compute_dtype):
             inputs = self.fusion(batch, visual)
@@ -145,7 +161,7 @@ class VLM(nn.Module):
 
         Every process then has a gradient for every parameter, as data-parallel training requires.
         """
-        if not torch.is_grad_enabled() or (batch.pixels is not None and len(batch.pixels)):
+        if not torch.is_grad_enabled() or batch.has_media:
             return 0.0
         parts = [self.vision, *self.bridge, *(insert for insert in self.inserts if insert.needs_data)]
         return sum((p.sum() * 0.0 for part in parts if part for p in part.parameters() if p.requires_grad), 0.0)

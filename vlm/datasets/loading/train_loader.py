@@ -154,6 +154,8 @@ class TrainLoader:
             self.close()
             raise
         self._stats.add(rows, [s.name for s in self.sources])
+        if batch.stored is not None:
+            self._stats.add_cached(batch.stored)
         report_cuts(rows, self._stats.cuts, [s.name for s in self.sources], self._max_cut)
         first = min(sample.key[0] for row in rows for sample in row)
         return replace(batch, group=self.sources[first].group) if self.groups else batch
@@ -198,7 +200,8 @@ class TrainLoader:
 
     def report(self) -> DataReport:
         """:attr:`counts` and the positions they took, for :mod:`vlm.datasets.loading.data_stats`."""
-        return {"sources": self.counts, "positions": self._stats.positions}
+        cache = self._stats.cache_report()
+        return {"sources": self.counts, "positions": self._stats.positions, **({"cache": cache} if cache else {})}
 
     @property
     def steps_per_epoch(self) -> int | None:

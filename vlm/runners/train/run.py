@@ -27,6 +27,7 @@ from vlm.models.trainable import trainable_table
 from vlm.pages.parts import AnswerCard
 from vlm.processors.collate import VisualTokens
 from vlm.processors.processor import Processor, build_processor
+from vlm.runners.features.cache import FeatureCache, check_cache
 from vlm.runners.train.evaluate import TrainingEvaluations
 from vlm.runners.train.optim import Precision, pick_precision
 from vlm.runners.train.parallel.recompute import checkpoint_activations
@@ -55,6 +56,7 @@ def run_training(cfg: Config) -> RunResult:
     Raises:
         UserError: anything the user can fix, before or during training.
     """
+    check_cache(cfg)
     with dist.joined(cfg.run.device, cfg.run.num_workers) as (world, device):
         return _train(cfg, world, device)
 
@@ -73,9 +75,11 @@ def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
     checkpoint_activations(model, run.activation_checkpointing)
     visual_tokens = VisualTokens.of(model.visual_tokens, model.counters())
     processor = build_processor(cfg.model).within(model.positions, visual_tokens)
+    cache = FeatureCache.open(cfg, model, processor, device, precision.amp_dtype)
+    reading = processor if cache is None else cache.reading(processor)
     loader = TrainLoader.from_config(
         cfg.datasets,
-        processor,
+        reading,
         seed=run.seed,
         rank=world.rank,
         world_size=dist.world_size(),
@@ -100,7 +104,7 @@ def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
         device=device,
         epoch_steps=epoch_length(cfg, loader),
         groups=loader.groups,
-        validator=build_validator(cfg, model, task, processor, device, precision),
+        validator=build_validator(cfg, model, task, reading, device, precision),
         evaluations=TrainingEvaluations(cfg, model, processor, device) if run.eval else None,
         config=cfg.resolved,
         config_text=to_yaml(cfg.resolved),
@@ -113,6 +117,8 @@ def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
         trackers = start_trackers(cfg, run_dir, trainer)
     result = trainer.fit(trackers)
     loader.close()
+    if cache is not None:
+        cache.close()
     if world.rank == 0 and cfg.run.report:
         report(cfg, model, processor, run_dir, result, device)
         if not result.received:
