@@ -167,7 +167,7 @@ def _stored(examples: Sequence[Example], media: Sequence[torch.Tensor]) -> Store
         if medium is not None and medium.features is not None:
             value = medium.features
             whole = (value.mask is None, value.grid is None)
-            groups[(value.tokens.dtype, medium.dtype, value.tokens.shape[1:], *whole)].append(place)
+            groups[(value.tokens.dtype, medium.dtype, value.tokens.shape[1:], whole)].append(place)
     shapes = [(len(m), m.shape[-2], m.shape[-1]) for m in media]
     stacked = [_group([known[place] for place in places], places) for places in groups.values()]
     return StoredMedia([medium and replace(medium, features=None) for medium in known], shapes, stacked)

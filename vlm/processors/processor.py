@@ -341,7 +341,9 @@ class Processor:
 
     def _image(self, source: Any, label: str, rng: random.Random | None) -> Any:
         """What the image recipe gives, or what the cache has of it."""
-        return self.image(source, label, rng) if self.cache is None else self.cache.image(self.image, source, label, rng)
+        return (
+            self.image(source, label, rng) if self.cache is None else self.cache.image(self.image, source, label, rng)
+        )
 
     def _after_letter(self, text: str) -> list[int]:
         """Ids of ``text`` where it follows a word directly."""

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vlm.common.text import size_text
 from vlm.common.types import StoredMedia
 from vlm.datasets.loading.batching import BatchRows
 from vlm.datasets.loading.cuts import CutCounts
@@ -139,6 +140,6 @@ def report_table(report: DataReport) -> str:
             lines.append(f"{name}: cut {CutCounts(s['samples'], *(s[key] for key in CUT_KEYS))}")
     if cache := report.get("cache"):
         media, damaged = cache["hits"] + cache["misses"], f", {cache['damaged']:,} damaged" if cache["damaged"] else ""
-        read = f"{cache['hits']:,} of {media:,} media read ({cache['bytes'] / 1e6:,.1f} MB)"
+        read = f"{cache['hits']:,} of {media:,} media read ({size_text(cache['bytes'])})"
         lines.append(f"feature cache: {read}, {cache['misses']:,} computed{damaged}")
     return "\n".join([*lines, f"padding: {padding_share(report):.2%} of {report['positions']:,} positions"])

@@ -67,8 +67,8 @@ class WorkerResult:
     def __setstate__(self, state: dict[str, Any]) -> None:
         following = {kind: iter(stacked) for kind, stacked in state.pop("media").items()}
         for sample, own in zip(state["samples"], state.pop("kinds"), strict=True):
-            tensors = [next(following[kind]) for kind in own]
-            sample.example = mapped(sample.example, lambda _, rest=iter(tensors): next(rest))
+            kinds = iter(own)
+            sample.example = mapped(sample.example, lambda _, kinds=kinds: next(following[next(kinds)]))  # type: ignore[misc]
         vars(self).update(state)
 
     def owned(self) -> list[EncodedSample]:
@@ -82,9 +82,7 @@ def mapped(example: Example, fn: Callable[[Any], Any]) -> Example:
     """The example with ``fn`` of its pixels and its stored features, in the order of its media."""
     media = [m if m is not None and m.is_meta else fn(m) for m in example.media]
     stored = [
-        m
-        if m is None or m.features is None
-        else replace(m, features=replace(m.features, tokens=fn(m.features.tokens)))
+        m if m is None or m.features is None else replace(m, features=replace(m.features, tokens=fn(m.features.tokens)))
         for m in example.stored
     ]
     return replace(example, media=media, stored=stored)

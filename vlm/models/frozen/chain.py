@@ -51,7 +51,9 @@ def why_not(name: str, part: nn.Module) -> str:
     trained = [key for key, p in part.named_parameters() if p.requires_grad]
     if trained:
         lora = any(is_lora(f"{name}.{key}") for key in trained)
-        return f"{name} has LoRA, which trains ({name}.{trained[0]})" if lora else f"{name} trains ({name}.{trained[0]})"
+        return (
+            f"{name} has LoRA, which trains ({name}.{trained[0]})" if lora else f"{name} trains ({name}.{trained[0]})"
+        )
     options: Any = vars(part).get("config")
     if isinstance(options, ReadsText) and options.reads_text is not None:
         return f"{name} reads the question about an image (reads_text)"
@@ -83,8 +85,10 @@ def describe_part(name: str, part: Any) -> dict[str, Any]:
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)};".encode())
         for piece in _bytes_of(tensor):
             digest.update(piece)
-    options = part.written_out() if isinstance(part, WritesOut) else vars(part).get("config")
-    told = dataclasses.asdict(options) if dataclasses.is_dataclass(options) and options is not None else str(options)
+    options: Any = part.written_out() if isinstance(part, WritesOut) else vars(part).get("config")
+    told: Any = str(options)
+    if dataclasses.is_dataclass(options) and not isinstance(options, type):
+        told = dataclasses.asdict(options)
     kind = f"{type(part).__module__}.{type(part).__qualname__}"
     plain = json.loads(json.dumps(told, sort_keys=True, default=str))
     return {"name": name, "class": kind, "options": plain, "weights": digest.hexdigest()}

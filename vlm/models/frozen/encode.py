@@ -70,9 +70,7 @@ def first_parts(model: VLM, batch: Batch, stored: StoredMedia, shape: Shape, pla
     return merge(parts, places)
 
 
-def encode_missing(
-    model: VLM, batch: Batch, stored: StoredMedia, shape: Shape, missing: Sequence[int]
-) -> Features:
+def encode_missing(model: VLM, batch: Batch, stored: StoredMedia, shape: Shape, missing: Sequence[int]) -> Features:
     """What the first parts make of the media ``missing``, which is kept. No gradient is recorded."""
     assert model.first is not None and batch.pixels is not None
     there = {place for group in stored.groups for place in group.places}
@@ -94,3 +92,15 @@ def merge(parts: Sequence[tuple[Sequence[int], Features]], places: Sequence[int]
     joined = join([(torch.tensor([rank[p] for p in own], device=v.tokens.device), v) for own, v in parts])
     equal = len({value.tokens.shape[1:] for value in values}) == 1
     return dataclasses.replace(joined, mask=None) if equal and all(v.mask is None for v in values) else joined
+
+
+def keep_missing(model: VLM, batch: Batch, stored: StoredMedia) -> int:
+    """Compute and keep the results of the first parts that are missing, and nothing else; their number."""
+    there = {place for group in stored.groups for place in group.places}
+    count = 0
+    for shape, places in by_shape(stored).items():
+        missing = [place for place in places if place not in there and stored.media[place] is not None]
+        if missing:
+            encode_missing(model, batch, stored, shape, missing)
+            count += len(missing)
+    return count

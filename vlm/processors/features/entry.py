@@ -63,5 +63,5 @@ def unpack(data: bytearray) -> Entry:
 
 
 def _raw(tensor: torch.Tensor) -> memoryview:
-    data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    data: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
     return memoryview(data)

@@ -138,7 +138,9 @@ class Index:
         """Names of the index files that have grown."""
         try:
             with os.scandir(self.folder) as files:
-                found = [(f.name, f.stat().st_size) for f in files if f.name.endswith(".idx") and DATA.fullmatch(f.name)]
+                found = [
+                    (f.name, f.stat().st_size) for f in files if f.name.endswith(".idx") and DATA.fullmatch(f.name)
+                ]
         except FileNotFoundError:
             return
         yield from sorted(name for name, size in found if size >= self._read.get(name, 0) + LINE)

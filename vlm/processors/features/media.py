@@ -13,6 +13,7 @@ import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def image_recipe(image: Any) -> Recipe:
             f"run.feature_cache: model.image is a {type(image).__name__}, which does not say whether it is random",
             fix="derive it from vlm.processors.image.recipe.ImageRecipe, or set run.feature_cache to null",
         )
-    if image.random:
+    if image.draws:
         raise ConfigError(
             "run.feature_cache: model.image.train changes each image at random, so that no two epochs see the same",
             fix="set model.image.train to null, or run.feature_cache to null",
@@ -129,15 +130,19 @@ class MediaCache:
             return known
         before = recipe.decoded
         value = recipe(data, name, rng)
-        made = value.pieces if isinstance(value, Split) else (value,)
-        numbers = [k for k, piece in enumerate(made) if not isinstance(piece, str)]
-        text = json.dumps([piece if isinstance(piece, str) else numbers.index(k) for k, piece in enumerate(made)])
-        result = list(made)
-        for number, k in enumerate(numbers):
+        made: tuple[Any, ...] = value.pieces if isinstance(value, Split) else (value,)
+        numbers = count()
+        text = json.dumps([piece if isinstance(piece, str) else next(numbers) for piece in made])
+        result, number = list[str | Prepared](), 0
+        for piece in made:
+            if isinstance(piece, str):
+                result.append(piece)
+                continue
             medium, found = self._find(_tile(key, number), self.images, recipe)
             if number == 0:  # it is encoded in any case, since the layout is kept with it
                 medium, found = dataclasses.replace(medium, features=None, layout=(key, text.encode())), None
-            result[k] = _with_place(found or made[k], medium, 0 if number else recipe.decoded - before)
+            result.append(_with_place(found or piece, medium, 0 if number else recipe.decoded - before))
+            number += 1
         return Split(tuple(result))
 
     def _pieces(self, recipe: ImageRecipe, key: bytes, layout: list[str | int]) -> Split | None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from vlm.common.text import size_text
 from vlm.processors.features.entry import DamagedEntry, Entry, unpack
 from vlm.processors.features.folder import used_bytes
 from vlm.processors.features.index import FEATURES, LAYOUT, Index, Place, line
@@ -78,7 +79,7 @@ class Reader:
         if name not in self._files:
             while len(self._files) >= _OPEN_FILES:
                 self._files.pop(next(iter(self._files))).close()
-            self._files[name] = open(self.index.folder / name, "rb", buffering=0)
+            self._files[name] = open(self.index.folder / name, "rb", buffering=0)  # noqa: SIM115
         return self._files[name]
 
 
@@ -130,7 +131,8 @@ class Writer:
             self._used = used_bytes(self.folder.parent)
         if self._used + self._own + length <= self._most:
             return False
-        self._stop(f"{self.folder.parent} has {self._used + self._own:,} bytes (run.feature_cache.max_gb)")
+        size = size_text(self._used + self._own)
+        self._stop(f"{self.folder.parent} has {size}, the most that run.feature_cache.max_gb allows")
         return True
 
     def _stop(self, why: str) -> None:
@@ -147,13 +149,12 @@ class Writer:
     def _create(self) -> tuple[BinaryIO, BinaryIO]:
         host = "".join(c if c.isalnum() or c in "._-" else "_" for c in socket.gethostname()[:40]) or "host"
         path = self.folder / f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
-        data = open(path.with_name(path.name + ".dat"), "xb", buffering=0)
-        return data, open(path.with_name(path.name + ".idx"), "xb", buffering=0)
+        data, index = (open(path.with_name(path.name + end), "xb", buffering=0) for end in (".dat", ".idx"))  # noqa: SIM115
+        return data, index
 
     def close(self) -> None:
         """Close the files; what was written is then on the disk, as far as it obeys."""
         files, self._files = self._files, None
-        self.stopped = self.stopped or "closed"
         for file in files or ():
             try:
                 os.fsync(file.fileno())

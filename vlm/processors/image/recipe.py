@@ -157,7 +157,7 @@ class ImageRecipe:
         return levels if self._levels else self.normalize(levels)
 
     @property
-    def random(self) -> bool:
+    def draws(self) -> bool:
         """Whether training changes an image at random."""
         return self.config.train is not None
 

@@ -72,7 +72,7 @@ class VariedRecipe(ImageRecipe):
         return self.made(image, opened.label)
 
     @property
-    def random(self) -> bool:
+    def draws(self) -> bool:
         """Nothing is drawn."""
         return False
 

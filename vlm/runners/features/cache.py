@@ -6,6 +6,7 @@ import fnmatch
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import torch
 
 from vlm.common import dist
 from vlm.common.errors import ConfigError, UserError
+from vlm.common.text import size_text
 from vlm.config.api import Config
 from vlm.models.frozen.chain import describe_parts, frozen_parts, named_parts
 from vlm.models.frozen.encode import FirstParts
@@ -133,7 +135,15 @@ class FeatureCache:
         writer = self.keeper.writer
         counts = dist.gather_objects((writer.entries, writer.bytes))
         media, size = (sum(count[k] for count in counts) for k in (0, 1))
-        log.info("feature cache %s: %s media written (%.1f MB)", self.folder, f"{media:,}", size / 1e6)
+        log.info("feature cache %s: %s media written (%s)", self.folder, f"{media:,}", size_text(size))
+
+
+def open_cache(
+    cfg: Config, model: VLM, processor: Processor, device: torch.device, amp_dtype: torch.dtype | None
+) -> tuple[Processor, Callable[[], None]]:
+    """The processor that reads the data of a run, and what to call at its end; errors: :meth:`FeatureCache.open`."""
+    cache = FeatureCache.open(cfg, model, processor, device, amp_dtype)
+    return (processor, lambda: None) if cache is None else (cache.reading(processor), cache.close)
 
 
 def _prepared(folder: Path, digest: str, about: dict[str, Any], recipes: dict[str, Any]) -> Path:

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 _WAITING = 16
 """Batches that wait to be written at most; then a step does wait."""
+_RECENT = 100_000
 Shape = tuple[int, int, int]
 
 
@@ -56,15 +57,18 @@ class Keeper:
 
 
 def _write_all(waiting: queue.Queue[Any], writer: Writer, index: Index) -> None:
+    recent = set[bytes]()  # written since the index was read
     while (item := waiting.get()) is not None:
         media, shape, value, dtype = item
         if writer.stopped:
             continue
-        index.refresh(LOOK)
+        if index.refresh(LOOK) or len(recent) > _RECENT:
+            recent.clear()
         mask = None if value.mask is None else value.mask.cpu()
         tokens = value.tokens.cpu()
         for k, medium in enumerate(media):
-            if medium is not None and medium.features is None:
+            if medium is not None and medium.features is None and medium.key not in recent:
+                recent.add(medium.key)
                 own = Features(tokens[k : k + 1], None if mask is None else mask[k : k + 1])
                 own.grid = None if value.grid is None else value.grid[k : k + 1]
                 write_one(writer, index, medium, Entry(trimmed(own), dtype, shape, medium.size, medium.decoded))

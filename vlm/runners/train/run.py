@@ -27,7 +27,7 @@ from vlm.models.trainable import trainable_table
 from vlm.pages.parts import AnswerCard
 from vlm.processors.collate import VisualTokens
 from vlm.processors.processor import Processor, build_processor
-from vlm.runners.features.cache import FeatureCache, check_cache
+from vlm.runners.features.cache import check_cache, open_cache
 from vlm.runners.train.evaluate import TrainingEvaluations
 from vlm.runners.train.optim import Precision, pick_precision
 from vlm.runners.train.parallel.recompute import checkpoint_activations
@@ -75,8 +75,7 @@ def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
     checkpoint_activations(model, run.activation_checkpointing)
     visual_tokens = VisualTokens.of(model.visual_tokens, model.counters())
     processor = build_processor(cfg.model).within(model.positions, visual_tokens)
-    cache = FeatureCache.open(cfg, model, processor, device, precision.amp_dtype)
-    reading = processor if cache is None else cache.reading(processor)
+    reading, close_cache = open_cache(cfg, model, processor, device, precision.amp_dtype)
     loader = TrainLoader.from_config(
         cfg.datasets,
         reading,
@@ -117,8 +116,7 @@ def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
         trackers = start_trackers(cfg, run_dir, trainer)
     result = trainer.fit(trackers)
     loader.close()
-    if cache is not None:
-        cache.close()
+    close_cache()
     if world.rank == 0 and cfg.run.report:
         report(cfg, model, processor, run_dir, result, device)
         if not result.received:
