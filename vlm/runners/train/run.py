@@ -118,9 +118,7 @@ def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
     loader.close()
     close_cache()
     if world.rank == 0 and cfg.run.report:
-        report(cfg, model, processor, run_dir, result, device)
-        if not result.received:
-            record(Engine(model, processor, config=cfg, device=device), run_dir)
+        describe(cfg, model, processor, run_dir, result, device)
     dist.barrier()
     return result
 
@@ -208,6 +206,15 @@ def start_trackers(cfg: Config, run_dir: RunDir, trainer: Trainer) -> list[Track
     steps = {"total_steps": trainer.total_steps, "start_step": trainer.progress.step, "log_freq": cfg.run.log_freq}
     info = RunInfo(run_dir.path, name, project=project, config=cfg.resolved, **steps)
     return open_trackers([*cfg.run.trackers, *(["wandb"] if cfg.run.wandb_log else [])], info)
+
+
+def describe(
+    cfg: Config, model: VLM, processor: Processor, run_dir: RunDir, result: RunResult, device: torch.device
+) -> None:
+    """Write the report and, unless a signal stopped the run, what ``vlm verify`` compares with."""
+    report(cfg, model, processor, run_dir, result, device)
+    if not result.received:
+        record(Engine(model, processor, config=cfg, device=device), run_dir)
 
 
 def report(
