@@ -59,7 +59,7 @@ class Info:
         add_listed(parser, "cache info")
 
     def main(self, args: argparse.Namespace) -> int:
-        """Print it. Raises CacheError: the folder is no feature cache."""
+        """Print it. Raises CacheError: the folder is not a feature cache."""
         from vlm.processors.features.folder import CacheError, check_folder
 
         if not check_folder(args.folder):
@@ -84,7 +84,7 @@ class Clear:
         add_listed(parser, "cache clear")
 
     def main(self, args: argparse.Namespace) -> int:
-        """Delete. Raises CacheError: the folder is no feature cache, or a file cannot be deleted."""
+        """Delete. Raises CacheError: the folder is not a feature cache, or a file cannot be deleted."""
         from vlm.processors.features.folder import clear
 
         size, left = clear(args.folder)

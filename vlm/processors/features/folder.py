@@ -37,7 +37,7 @@ _UNFINISHED = re.compile(rf"\.({re.escape(ABOUT)}|{re.escape(MARKER)}|recipe-[0-
 
 
 class CacheError(UserError):
-    """A folder that is no feature cache, of another version, or that cannot be used."""
+    """A folder that is not a feature cache, of another version, or that cannot be used."""
 
 
 def check_folder(folder: Path) -> bool:
@@ -55,7 +55,7 @@ def check_folder(folder: Path) -> bool:
     if not [name for name in names if not _UNFINISHED.fullmatch(name)]:
         return False
     if MARKER not in names:
-        raise CacheError(f"{where} holds other files and is no feature cache (no {MARKER})", fix=fix)
+        raise CacheError(f"{where} holds other files and is not a feature cache (no {MARKER})", fix=fix)
     found = read_json(folder / MARKER)
     if found.get("format") != FORMAT:
         raise CacheError(f"{where}: {MARKER} is not that of a feature cache", fix=fix)
