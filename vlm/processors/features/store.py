@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from vlm.common.text import size_text
 from vlm.processors.features.entry import DamagedEntry, Entry, unpack
 from vlm.processors.features.folder import used_bytes
-from vlm.processors.features.index import FEATURES, LAYOUT, Index, Place, line
+from vlm.processors.features.index import FEATURES, LAYOUT, LINE, Index, Place, line
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class Writer:
             self._stop(f"{self.folder} cannot be written ({error.strerror})")
             return False
         self._end += length
-        self._own += length
+        self._own += length + LINE
         self.bytes += length
         self.entries += kind == FEATURES
         return True
@@ -129,7 +129,7 @@ class Writer:
         if time.monotonic() - self._measured >= _MEASURE:
             self._measured, self._own = time.monotonic(), 0
             self._used = used_bytes(self.folder.parent)
-        if self._used + self._own + length <= self._most:
+        if self._used + self._own + length + LINE <= self._most:
             return False
         size = size_text(self._used + self._own)
         self._stop(f"{self.folder.parent} has {size}, the most that run.feature_cache.max_gb allows")
@@ -142,7 +142,7 @@ class Writer:
             data, index = self._files
             try:
                 data.truncate(self._end)
-                index.truncate(os.fstat(index.fileno()).st_size // 64 * 64)
+                index.truncate(os.fstat(index.fileno()).st_size // LINE * LINE)
             except OSError as error:  # no line names those bytes
                 log.debug("feature cache: %s", error)
 
