@@ -194,7 +194,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     sizes = SMALL if options.size == "small" else Sizes()
     assert options.images == options.batch * (options.steps + 1), "an epoch is one warm-up step and the measured ones"
-    result: dict[str, Any] = {"what": "a training step of the MiniGPT-4 composition on 640 x 480 JPEGs, loading included"}
+    result: dict[str, Any] = {
+        "what": "a training step of the MiniGPT-4 composition on 640 x 480 JPEGs, loading included"
+    }
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         result["start_up"] = start_up(folder / "many", options.entries, options.files)

@@ -68,7 +68,7 @@ class Processor:
             either case).
         context: positions of the LLM and those of media in it, if they are known: the limit of training examples
             where ``text_cfg`` has none.
-        cache: asked for the features of a medium before it is decoded; None: there is none.
+        cache: asked for the features of a medium of a training example before it is decoded; None: there is none.
     """
 
     def __init__(
@@ -145,8 +145,8 @@ class Processor:
         other.context = None if positions is None else (positions, visual_tokens)
         return other
 
-    def reading(self, cache: MediaCache) -> Processor:
-        """A copy that asks ``cache`` for the features of a medium before it decodes it."""
+    def reading(self, cache: MediaCache | None) -> Processor:
+        """A copy that, for training examples, asks ``cache`` for the features of a medium before it decodes it."""
         other = copy.copy(self)
         other.cache = cache
         return other
@@ -200,6 +200,8 @@ class Processor:
         return with_questions(segments, asked, self.template.config.media_token)
 
     def _prompt(self, segments: list[Segment]) -> Example:
+        if self.cache is not None:
+            return self.reading(None)._prompt(segments)
         sample = Sample(messages=())
         segments = self._split(segments, sample)
         spans = keep_last(self._spans(segments), self.text_cfg.max_input_len, warn=True)

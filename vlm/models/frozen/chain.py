@@ -64,11 +64,19 @@ def why_not(name: str, part: nn.Module) -> str:
     return ""
 
 
-def describe_parts(model: VLM, count: int) -> list[dict[str, Any]]:
-    """Name, class, options and a digest of all weights of the first ``count`` parts.
+def check_whole(model: VLM, count: int) -> None:
+    """Raises ConfigError: weights of the first ``count`` parts are divided over processes, which compute together."""
+    for name, part in named_parts(model)[:count]:
+        if any(isinstance(parameter, DTensor) for parameter in part.parameters()):
+            raise ConfigError(
+                f"run.feature_cache: the weights of {name} are divided over the processes, which would have to "
+                "compute it together, for the same media",
+                fix="set run.parallel.frozen=replicate, or run.parallel.shard=llm",
+            )
 
-    Raises ConfigError: the weights of a part are divided over processes, which then must compute it together.
-    """
+
+def describe_parts(model: VLM, count: int) -> list[dict[str, Any]]:
+    """Name, class, options and a digest of all weights of the first ``count`` parts."""
     return [describe_part(name, part) for name, part in named_parts(model)[:count]]
 
 
@@ -76,12 +84,6 @@ def describe_part(name: str, part: Any) -> dict[str, Any]:
     """See :func:`describe_parts`."""
     digest = hashlib.sha256()
     for key, tensor in [*part.named_parameters(), *part.named_buffers()]:
-        if isinstance(tensor, DTensor):
-            raise ConfigError(
-                f"run.feature_cache: the weights of {name} are divided over the processes, which would have to "
-                "compute it together, for the same media",
-                fix="set run.parallel.frozen=replicate, or run.parallel.shard=llm",
-            )
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)};".encode())
         for piece in _bytes_of(tensor):
             digest.update(piece)

@@ -17,7 +17,7 @@ from vlm.common import dist
 from vlm.common.errors import ConfigError, UserError
 from vlm.common.text import size_text
 from vlm.config.api import Config
-from vlm.models.frozen.chain import describe_parts, frozen_parts, named_parts
+from vlm.models.frozen.chain import check_whole, describe_parts, frozen_parts, named_parts
 from vlm.models.frozen.encode import FirstParts
 from vlm.models.precision import parse_dtype
 from vlm.processors.features.folder import check_folder, make_folder
@@ -103,6 +103,7 @@ class FeatureCache:
         if options is None:
             return None
         count, reason = frozen_parts(model)
+        check_whole(model, count)
         images, videos = image_recipe(processor.image), video_recipe(processor.video)
         stored = None if options.dtype == "auto" else parse_dtype(options.dtype)
         about = {
