@@ -236,6 +236,26 @@ def broadcast_object(value: Any) -> Any:
     return gather_objects(value)[0]
 
 
+_notes: dict[str, str] = {}
+
+
+def tell(key: str, text: str) -> None:
+    """Leave a text for the other processes, from any thread. Raises RuntimeError: they cannot be reached."""
+    if _watching:
+        _watching[0].tell(key, text)
+    else:
+        _notes[key] = text
+
+
+def told(key: str) -> str | None:
+    """The text that a process left under ``key``; None: none did so far. Raises RuntimeError: a process is gone."""
+    if not _watching:
+        return _notes.get(key)
+    if (text := _watching[0].told(key)) is None and (reason := _watching[0].reason()):
+        raise RuntimeError(reason)
+    return text
+
+
 def seed_everything(seed: int, rank: int = 0, deterministic: bool = False) -> None:
     """Seed python, numpy and torch (all devices) with ``seed + rank``, as the published runner does.
 
