@@ -16,10 +16,11 @@ from torch import nn
 
 from vlm.checkpoint.run_files import WEIGHTS
 from vlm.checkpoint.safe import read_file
-from vlm.checkpoint.shards.pieces import is_sharded, local_part
+from vlm.checkpoint.shards.pieces import is_sharded
 from vlm.checkpoint.shards.reader import PiecesReader
 from vlm.checkpoint.strict import NamedTensors, copy_strictly, fit_strictly, is_finite, not_finite
 from vlm.common import dist
+from vlm.common.processes.shards import own, whole
 from vlm.models.vlm import VLM
 
 OTHER = "resume with the configuration of the run folder, or start over in another run.output_dir"
@@ -57,9 +58,9 @@ def restore_rng(state: dict[str, Any], device: torch.device) -> None:
 def trainable_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """What a run must store: the trainable parameters, and frozen ones that no file holds, since they are random.
 
-    By name; detached, contiguous, on the CPU.
+    By name; detached, contiguous, on the CPU. With parameters that are split, all processes must call it.
     """
-    return {n: p.detach().cpu().contiguous().clone() for n, p in stored_parameters(model)}
+    return {n: whole(p).detach().cpu().contiguous().clone() for n, p in stored_parameters(model)}
 
 
 def stored_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -95,13 +96,13 @@ def load_trainable(model: nn.Module, folder: Path) -> None:
     have = dict(model.named_parameters())
     reader.read_into({n: have[n].detach() for n in placement.tensors}, str(folder))
     for name in placement.tensors:
-        own = local_part(have[name].detach())
-        if not is_finite(own):
-            raise not_finite(str(folder), name, own, own.dtype)
+        part = own(have[name])
+        if not is_finite(part):
+            raise not_finite(str(folder), name, part, part.dtype)
 
 
 def _placed(model: nn.Module, tensors: dict[str, torch.Tensor], source: str) -> NamedTensors:
-    own = {n for n, p in model.named_parameters() if p.requires_grad}
-    stored = own | _random_names(model)
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    stored = trained | _random_names(model)
     known, unknown = {n: t for n, t in tensors.items() if n in stored}, [n for n in tensors if n not in stored]
-    return NamedTensors(source, known, unknown=unknown, required=own)
+    return NamedTensors(source, known, unknown=unknown, required=trained)

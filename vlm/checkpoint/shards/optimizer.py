@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from vlm.checkpoint.shards.parts import part_files
-from vlm.checkpoint.shards.pieces import Piece, fill, own_pieces
+from vlm.checkpoint.shards.pieces import Piece, own_pieces
 from vlm.checkpoint.shards.reader import PiecesReader
 from vlm.common.errors import UserError, WeightsError
+from vlm.common.processes.shards import fill, is_split
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def split_state(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> tuple
             if _is_split(value, parameter):
                 kept.setdefault(name, []).append(key)
                 pieces += own_pieces(f"{key}/{name}", value)
-            elif isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.numel() > 1:
+            elif is_split(parameter) and isinstance(value, Tensor) and value.numel() > 1:
                 raise UserError(
                     f"the optimizer's state {key!r} of {name} has another shape than the parameter, which is split "
                     "over processes",
@@ -81,7 +81,7 @@ def load_state(
         odd = sorted(set(names) ^ set(saved_names))
         raise WeightsError(f"{folder}: the optimizer's state is of other parameters, first {odd[0]}", fix=OTHER)
     parts = saved.get("form") == "parts"
-    split = any(isinstance(p, DTensor) for p in _parameters(optimizer))
+    split = any(is_split(p) for p in _parameters(optimizer))
     if not parts and not split and list(names) == list(saved_names):
         optimizer.load_state_dict(saved)
         return
@@ -121,7 +121,7 @@ def _from_whole(
     for i, (name, parameter) in enumerate(zip(names, _parameters(optimizer), strict=True)):
         state = dict(by_name[name])
         for key, value in state.items():
-            if isinstance(parameter, DTensor) and _is_split(value, parameter):
+            if is_split(parameter) and _is_split(value, parameter):
                 state[key] = torch.zeros_like(parameter.detach(), dtype=value.dtype)
                 fill(state[key], value)
         if state:

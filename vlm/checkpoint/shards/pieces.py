@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from vlm.checkpoint.header import header
 from vlm.checkpoint.run_files import entry_of, flush
 from vlm.checkpoint.stream import write_safetensors
 from vlm.common import dist
+from vlm.common.processes.shards import is_first, is_split, own, own_rows
 
 OFFSETS = "DCP_SHARDING_INFO"
 """Key of the metadata, as torch's reader of such files expects it."""
@@ -38,18 +38,7 @@ class Piece:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether any parameter of a model is split over processes."""
-    return any(isinstance(p, DTensor) for p in model.parameters())
-
-
-def local_part(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor: all of one that is not split."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def chunks(tensor: DTensor) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Offsets and sizes, in the whole tensor, of what this process holds of it; nothing if its part is empty."""
-    found = [(tuple(c.offsets), tuple(c.sizes)) for c in tensor.__create_chunk_list__()]
-    return [(offsets, sizes) for offsets, sizes in found if all(sizes)]
+    return any(is_split(p) for p in model.parameters())
 
 
 def own_pieces(key: str, tensor: Tensor) -> list[Piece]:
@@ -58,23 +47,16 @@ def own_pieces(key: str, tensor: Tensor) -> list[Piece]:
     Of copies in several processes the first one's is stored; a tensor that is not split is stored by rank 0.
     """
     shape = tuple(tensor.shape)
-    if not isinstance(tensor, DTensor):
-        return [Piece(key, shape, (0,) * len(shape), _on_host(tensor))] if dist.is_main() else []
-    place = tensor.device_mesh.get_coordinate()
-    if place is None or any(p.is_replicate() and at for p, at in zip(tensor.placements, place)):
+    split, start = is_split(tensor), 0
+    if split:
+        first, start = is_first(tensor), own_rows(tensor).start
+    else:
+        first = dist.is_main()
+    part = own(tensor)
+    if not first or (split and not part.numel()):
         return []
-    return [Piece(key, shape, offsets, _on_host(tensor.to_local())) for offsets, _ in chunks(tensor)]
-
-
-def _on_host(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()
-
-
-def fill(target: DTensor, whole: Tensor) -> None:
-    """Copy this process's part of a tensor that is there as a whole into ``target``."""
-    for offsets, sizes in chunks(target):
-        part = whole[tuple(slice(o, o + n) for o, n in zip(offsets, sizes))]
-        target.to_local().copy_(part)
+    offsets = (start, *(0 for _ in shape[1:])) if shape else ()
+    return [Piece(key, shape, offsets, part.detach().to("cpu", copy=True).contiguous())]
 
 
 def write_pieces(file: Path, pieces: Iterable[Piece]) -> dict[str, Any]:
