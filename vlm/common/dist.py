@@ -129,17 +129,27 @@ def init(device: str = "auto", env: dict[str, str] | None = None, workers: int =
     if picked.type not in ("cpu", "mps"):
         torch.accelerator.set_device_index(picked.index or 0)
     if world.size > 1 and not torch_dist.is_initialized():
-        backend = {"cuda": "nccl", "xpu": "xccl"}.get(picked.type, "gloo")
-        store = next(torch_dist.rendezvous("env://", world.rank, world.size, timeout=TIMEOUT))[0]
-        group_store = torch_dist.PrefixStore("vlm.group", store)
-        torch_dist.init_process_group(
-            backend, store=group_store, rank=world.rank, world_size=world.size, timeout=TIMEOUT
-        )
-        own = store_of(store, torch_dist.PrefixStore, START)
-        _watching[:] = [Peers(own, world.rank, world.size)]
-        ending.mark_several(_watching[0])
-        log.debug("rank %d of %d, backend %s", world.rank, world.size, backend)
+        _join(world, {"cuda": "nccl", "xpu": "xccl"}.get(picked.type, "gloo"))
     return world, picked
+
+
+def _join(world: World, backend: str) -> None:
+    """Start the process group; the processes watch each other before they exchange anything."""
+    try:
+        store = next(torch_dist.rendezvous("env://", world.rank, world.size, timeout=START))[0]
+    except RuntimeError as error:
+        where = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"process {world.rank} of {world.size} cannot join the others at {where} ({reason})",
+            fix="check MASTER_ADDR and MASTER_PORT, and that process 0 has started and can be reached from here",
+        ) from error
+    own = store_of(store, torch_dist.PrefixStore, START)
+    _watching[:] = [Peers(own, world.rank, world.size)]
+    ending.mark_several(_watching[0])
+    group_store = torch_dist.PrefixStore("vlm.group", store)
+    torch_dist.init_process_group(backend, store=group_store, rank=world.rank, world_size=world.size, timeout=TIMEOUT)
+    log.debug("rank %d of %d, backend %s", world.rank, world.size, backend)
 
 
 def destroy() -> None:
@@ -156,24 +166,22 @@ def joined(device: str = "auto", workers: int = 0) -> Iterator[tuple[World, torc
 
     Raises ProcessLostError: in place of what a collective call raises after another process has ended.
     """
-    world, picked = init(device, workers=workers)
-    peers = _watching[0] if _watching else None
     ended = False
     try:
-        yield world, picked
+        yield init(device, workers=workers)
         ended = True
-        if peers is not None:
-            peers.close()
+        if _watching:
+            _watching[0].close()
             barrier()  # the process that keeps the store outlives the others' last look at it
     except RuntimeError as error:
-        lost = peers.lost() if peers is not None else None
+        lost = _watching[0].lost() if _watching else None
         if lost is None:
             raise
         raise lost from error
     finally:
         fault = sys.exc_info()[1]
-        if peers is not None and not ended and not isinstance(fault, ProcessLostError):
-            peers.fail(fault or "stopped")
+        if _watching and not ended and not isinstance(fault, ProcessLostError):
+            _watching[0].fail(fault or "stopped")
         gc.collect()  # the model's wrapper must not outlive its process group: gloo may then abort at exit
         destroy()
 

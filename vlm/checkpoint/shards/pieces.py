@@ -61,11 +61,11 @@ def own_pieces(key: str, tensor: Tensor) -> list[Piece]:
 
 def write_pieces(file: Path, pieces: Iterable[Piece]) -> dict[str, Any]:
     """Write the parts of this process, to disk, and return size and CRC-32 of the file."""
-    from safetensors.torch import save_file
-
-    pieces = list(pieces)
-    where = {p.key: {OFFSET: list(p.offsets), "shape": list(p.shape)} for p in pieces}
-    save_file({p.key: p.tensor for p in pieces}, file, metadata={"format": "pt", OFFSETS: json.dumps(where)})
+    parts, where = {}, {}
+    for piece in pieces:
+        parts[piece.key] = piece.tensor
+        where[piece.key] = {OFFSET: list(piece.offsets), "shape": list(piece.shape)}
+    write_safetensors(file, parts, parts.__getitem__, {OFFSETS: json.dumps(where)})
     flush(file)
     return entry_of(file)
 

@@ -79,7 +79,7 @@ class Peers:
         store.set(f"peer/{rank}", json.dumps([own, os.getpid()]))
         machines: dict[str, list[int]] = {}
         for other in range(size):
-            host, number = json.loads(store.get(f"peer/{other}"))
+            host, number = self._meet(other)
             machines.setdefault(host, []).append(other)
             if other != rank and host == own:
                 self._local[other] = (number, _handle_of(number))
@@ -89,6 +89,18 @@ class Peers:
         self._heard = {h: ("", time.monotonic()) for h, _ in watched if h != own}
         self._thread = threading.Thread(target=self._watch, daemon=True, name="peers")
         self._thread.start()
+
+    def _meet(self, other: int) -> tuple[str, int]:
+        """Machine and number of another process, as soon as it has started."""
+        try:
+            host, number = json.loads(self._store.get(f"peer/{other}"))
+        except RuntimeError as error:
+            raise ProcessLostError(
+                f"process {self.rank} stops because process {other} of {self.size} did not join the run "
+                f"({str(error).splitlines()[0]})",
+                fix="see its first message; all processes must be started, and reach each other over the network",
+            ) from error
+        return host, number
 
     def fail(self, error: BaseException | str) -> None:
         """Leave the reason why this process ends; the first reason of all processes counts."""

@@ -95,7 +95,7 @@ class Saving:
         self.wait()
         trainer, self._count = self.trainer, self._count + 1
         own = {"rng": capture_rng(trainer.device), "loader": trainer.loader.state_dict()}
-        trainer.spread.settle()
+        trainer.stepper.spread.settle()
         sharded = is_sharded(trainer.model)
         ranks = dist.gather_objects(own)
         work = self._begin() if sharded else None
@@ -185,7 +185,7 @@ class Saving:
         before, now = state["accum_grad_iters"], trainer.run.accum_grad_iters
         if before != now:
             log.warning("run.accum_grad_iters changed from %d to %d", before, now)
-        trainer.spread.settle()
+        trainer.stepper.spread.settle()
         load_trainable(trainer.model, folder)
         load_state(trainer.optimizer, names, state["optimizer"], state["names"], folder)
         trainer.scaler.load_state_dict(state["scaler"])
