@@ -24,7 +24,6 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -60,6 +59,8 @@ MODES: dict[str, tuple[int, tuple[str, ...], bool]] = {
     "saving-sharded": (2, (SHARDED,), True),
 }
 """Name -> processes, options, and whether kills wait for a checkpoint that is being written."""
+IN_START = 0.2
+"""Share of kills whose moment is counted from the start of the processes, not of the first step."""
 MOST_KILLS = 3
 """Kills of one trial."""
 PATIENCE = 120.0
@@ -192,14 +193,18 @@ class Chaos:
     def __init__(self, mode: str, folder: Path, draw: random.Random) -> None:
         self.mode, self.folder, self.draw = mode, folder, draw
         self.size, self.options, self.in_saves = MODES[mode]
+        folder.mkdir()
         self.config = folder / "tiny.yaml"
         self.config.write_text(CONFIG.read_text().replace("DATA", str(DATA)))
         load_model(
             load_config(self.config, self.options), device=torch.device("cpu")
         )  # what is imported here, forked processes have
+        group, log = self.start("straight"), folder / "straight" / "log.jsonl"
+        while not (log.exists() and log.stat().st_size) and not group.ended():
+            time.sleep(0.002)
         started = time.monotonic()
-        codes = self.start("straight").wait()
-        self.seconds = time.monotonic() - started
+        codes = group.wait()
+        self.seconds = time.monotonic() - started  # of the steps alone
         if any(codes):
             raise SystemExit(f"the undisturbed run failed:\n{self.words(0)}")
         sys.stderr.write(f"{mode}: undisturbed {self.seconds:.1f} s\n")
@@ -241,7 +246,11 @@ class Chaos:
 
     def await_moment(self, group: Group, name: str) -> bool:
         """Wait for a random moment of the run; False if it ended before."""
-        end = time.monotonic() + self.draw.uniform(0.0, self.seconds)
+        log, early = self.folder / name / "log.jsonl", self.draw.random() < IN_START
+        size = log.stat().st_size if log.exists() else 0
+        while not early and not (log.exists() and log.stat().st_size != size) and not group.ended():
+            time.sleep(0.002)
+        end = time.monotonic() + self.draw.uniform(0.0, 0.9 * self.seconds)
         while time.monotonic() < end and not group.ended():
             time.sleep(0.002)
         if not self.in_saves:
@@ -310,20 +319,18 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(1)
     modes = list(MODES) if args.mode == "all" else [args.mode]
-    counts = Counter(modes[i % len(modes)] for i in range(args.trials))
+    folder = Path(tempfile.mkdtemp(prefix="chaos_"))  # no exit handler: forked processes would run it
+    chaos = {mode: Chaos(mode, folder / mode, random.Random(f"{mode} {args.seed}")) for mode in modes}
     trials: list[Trial] = []
-    for mode, count in counts.items():
-        folder = Path(tempfile.mkdtemp(prefix="chaos_"))  # no exit handler: forked processes would run it
-        chaos = Chaos(mode, folder, random.Random(f"{mode} {args.seed}"))
-        for number in range(count):
-            trials.append(chaos.trial(number))
-            sys.stderr.write(f"{mode} {number}: {asdict(trials[-1])}\n")
-        if all(t.equal for t in trials):
-            shutil.rmtree(folder)
+    for number in range(args.trials):
+        trials.append(chaos[modes[number % len(modes)]].trial(number))
+        sys.stderr.write(f"{asdict(trials[-1])}\n")
+        if args.json is not None:
+            found = {"seed": args.seed, "torch": torch.__version__, "trials": [asdict(t) for t in trials]}
+            args.json.write_text(json.dumps(found, indent=1) + "\n")
     sys.stdout.write(table(trials) + "\n")
-    if args.json is not None:
-        found = {"seed": args.seed, "torch": torch.__version__, "trials": [asdict(t) for t in trials]}
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+    if all(t.equal for t in trials):
+        shutil.rmtree(folder)
     return int(not all(t.equal for t in trials))
 
 

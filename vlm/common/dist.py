@@ -26,6 +26,7 @@ import torch.distributed as torch_dist
 from vlm.common.bounds import DEVICE_NAMES
 from vlm.common.errors import UserError
 from vlm.common.processes import ending
+from vlm.common.processes.network import INTERFACE, towards
 from vlm.common.processes.peers import Peers, ProcessLostError, store_of
 from vlm.common.processes.threads import Threads, choose, load
 
@@ -147,8 +148,22 @@ def _join(world: World, backend: str) -> None:
     own = store_of(store, torch_dist.PrefixStore, START)
     _watching[:] = [Peers(own, world.rank, world.size)]
     ending.mark_several(_watching[0])
+    if len(_watching[0].machines) > 1 and (name := towards(os.environ.get("MASTER_ADDR", ""))):
+        # gloo takes the address that the machine's own name has, which is often that of the machine alone
+        log.debug("%s=%s", INTERFACE, os.environ.setdefault(INTERFACE, name))
     group_store = torch_dist.PrefixStore("vlm.group", store)
-    torch_dist.init_process_group(backend, store=group_store, rank=world.rank, world_size=world.size, timeout=TIMEOUT)
+    try:
+        torch_dist.init_process_group(
+            backend, store=group_store, rank=world.rank, world_size=world.size, timeout=TIMEOUT
+        )
+    except RuntimeError as error:
+        if lost := _watching[0].lost():
+            raise lost from error
+        raise UserError(
+            f"process {world.rank} of {world.size} has no connection to the others ({str(error).splitlines()[0]})",
+            fix=f"set {INTERFACE} (NCCL: NCCL_SOCKET_IFNAME) to the network interface that the machines share, see "
+            "`ip addr`",
+        ) from error
     log.debug("rank %d of %d, backend %s", world.rank, world.size, backend)
 
 

@@ -118,9 +118,7 @@ def load_spread(cfg: Any, device: torch.device, precision: Precision) -> tuple[V
         cfg,
         device=device,
         dtype=dtype,
-        split=lambda built: made.append(
-            shard(built, run.parallel, device, fill_unused=run.find_unused_parameters)
-        ),
+        split=lambda built: made.append(shard(built, run.parallel, device, fill_unused=run.find_unused_parameters)),
     )
     if dist.rank():
         dist.seed_everything(run.seed, dist.rank(), run.deterministic)
