@@ -56,10 +56,12 @@ class PiecesReader(dcp.StorageReader):
             found = header(file)
             with safe_open(file, "pt") as stored:
                 where = json.loads((stored.metadata() or {}).get(OFFSETS, "{}"))
+            if not isinstance(where, dict):
+                raise ValueError("its list of parts is none")
             for key, fact in found.items():
                 offsets = tuple(int(n) for n in where[key][OFFSET]) if key in where else (0,) * fact.dim()
                 shape = tuple(int(n) for n in where[key]["shape"]) if key in where else tuple(fact.shape)
-                if len(offsets) != fact.dim() or any(o + n > s for o, n, s in zip(offsets, fact.shape, shape)):
+                if len(offsets) != fact.dim() or any(o < 0 or o + n > s for o, n, s in zip(offsets, fact.shape, shape)):
                     raise ValueError(f"{key} is outside of its tensor")
                 self.facts[key] = torch.empty(shape, dtype=fact.dtype, device="meta")
                 self._chunks.setdefault(key, []).append(ChunkStorageMetadata(torch.Size(offsets), fact.shape))

@@ -12,7 +12,7 @@ _GET_ADDRESS = 0x8915  # SIOCGIFADDR of Linux
 
 
 def towards(host: str) -> str:
-    """Name of the interface that packets to ``host`` leave by; empty if that is this machine, or unknown (not Linux)."""
+    """Name of the interface that packets to ``host`` leave by; empty if that is this machine, or unknown."""
     try:
         import fcntl
     except ImportError:

@@ -157,7 +157,7 @@ class Peers:
                 many = "processes" if len(self.machines[host]) > 1 else "process"
                 return (
                     f"{many} {ranks} of {self.size} on machine {host.partition(' ')[0]} gave no sign for "
-                    f"{now - since:.0f} s: they were killed, or the machine or its network is down"
+                    f"{now - since:.0f} s: killed, or the machine or its network is down"
                 )
         return ""
 
