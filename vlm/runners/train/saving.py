@@ -7,8 +7,11 @@ import math
 import platform
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from vlm.checkpoint.provenance import differences, make_provenance, read_provenance
 from vlm.checkpoint.run_files import STATE
@@ -30,11 +33,12 @@ from vlm.datasets.loading.mixing import derive_seed
 from vlm.runners.train.optim import trainable_names
 
 if TYPE_CHECKING:
-    import torch
-
     from vlm.runners.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
+
+_SAVES = count(1)
+"""Numbers the saves of a process in parts, the same ones in all processes of a group."""
 
 
 @dataclass
@@ -61,7 +65,6 @@ class Saving:
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
-        self._count = 0
         self._writing = Background("checkpoint")
 
     def __enter__(self) -> Saving:
@@ -93,7 +96,7 @@ class Saving:
         Raises UserError: the save before failed.
         """
         self.wait()
-        trainer, self._count = self.trainer, self._count + 1
+        trainer = self.trainer
         own = {"rng": capture_rng(trainer.device), "loader": trainer.loader.state_dict()}
         trainer.stepper.spread.settle()
         sharded = is_sharded(trainer.model)
@@ -108,7 +111,7 @@ class Saving:
         else:
             optimizer, states = split_state(trainer.optimizer, names)
             weights = [piece for name, p in stored_parameters(trainer.model) for piece in own_pieces(name, p)]
-            parts = Parts(work, f"{trainer.progress.step}.{self._count}", weights, states)
+            parts = Parts(work, str(next(_SAVES)), weights, states)
             if not dist.is_main():
                 self._writing.start(parts.write)
                 return
@@ -162,7 +165,11 @@ class Saving:
             metrics={"loss": trainer.progress.loss, **self._measured()},
             fingerprints=trainer.fingerprints,
             trained=names,
-            hardware={"device": dist.device_name(trainer.device), "processes": dist.world_size()},
+            hardware={
+                "device": dist.device_name(trainer.device),
+                "processes": dist.world_size(),
+                "threads": torch.get_num_threads(),
+            },
         )
 
     def _measured(self) -> dict[str, float]:
@@ -201,13 +208,16 @@ class Saving:
         if len(states) == world:
             restore_rng(states[dist.rank()], self.trainer.device)
             return
-        log.warning(
-            "the run resumes with %d processes instead of %d: every sample is still used once per pass, but steps have "
-            "another size (the last one is %d), and random states are seeded again from run.seed and the step",
-            world,
-            len(states),
-            self.trainer.total_steps,
-        )
+        if self.trainer.run.global_batch:
+            log.info("the run resumes with %d processes instead of %d, with the same samples", world, len(states))
+        else:
+            log.warning(
+                "the run resumes with %d processes instead of %d: every sample is still used once per pass, but steps "
+                "have another size (the last one is %d), and random states are seeded again from run.seed and the step",
+                world,
+                len(states),
+                self.trainer.total_steps,
+            )
         seed = derive_seed(self.trainer.run.seed, "processes", world, self.trainer.progress.step) % 2**31
         dist.seed_everything(seed, dist.rank(), self.trainer.run.deterministic)
 
