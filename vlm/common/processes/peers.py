@@ -106,7 +106,7 @@ class Peers:
         """Leave the reason why this process ends; the first reason of all processes counts."""
         text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
         if isinstance(error, UserError):
-            text = str(error)
+            text = str(error).partition("\n  fix: ")[0]  # which that process prints
         self._leave(f"process {self.rank} of {self.size} (pid {os.getpid()}) ended: {text}")
         if self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             time.sleep(2 * PERIOD)  # the store ends with this process; the others look once more
