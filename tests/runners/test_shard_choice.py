@@ -31,6 +31,7 @@ def options(**changes):
         ({"offload": "cpu", "amp": True, "amp_dtype": "fp16"}, 2, CARD, "fp16, whose scaler needs"),
         ({"shard": "llm", "frozen": "shard"}, 2, CPU, "set run.parallel.shard=all"),
         ({"activation_checkpointing": "fairscale"}, 2, CPU, "set run.activation_checkpointing=torch"),
+        ({"compile": True}, 2, CPU, "set run.compile=false"),
         ({"broadcast_buffers": True}, 2, CPU, "about copies"),
         ({"shard": "none", "replicate": 2}, 2, CPU, "replicate=2 is about shards"),
         ({"shard": "none", "offload": "cpu"}, 2, CARD, "offload=cpu is about shards"),
