@@ -56,7 +56,7 @@ CASES = [
     Case("split", ahead=True, image={"name": "split", "size": 42, "longest": 84}, run={"num_workers": 2}),
     Case("any_size", vision=FLAT, bridge=[{"name": "patch_merger"}], image={"name": "native", "most": 12544},
          train=["bridge.0.*", "llm.lora"], random=["vision"]),
-    Case("videos", bridge=[PERCEIVER, {"name": "linear"}], model={"video": {"num_frames": 4}}, records="videos",
+    Case("videos", bridge=[PERCEIVER, {"name": "linear"}], model={"video": {"num_frames": 4}}, records="videos", bits=1e-6,
          random=["bridge.0"], run={"num_workers": 1}),
     Case("gated", bridge=[PERCEIVER], model={"fusion": {"name": "cross_attn", "image_token_id": 3},
          "inserts": [{"name": "gated_xattn", "every": 2, "heads": 2, "dim_head": 8}]},
