@@ -144,9 +144,7 @@ def finish(
         if not dist.is_main():
             return
         if not possible:
-            log.warning(
-                "the model in one piece does not fit into the free memory: no sample answers, and no %s", VERIFY
-            )
+            log.warning("the model in one piece does not fit into the free memory: no sample answers, no %s", VERIFY)
         report(cfg, model, processor, run_dir, result, device, answers=possible)
         if possible and not result.received:
             record(Engine(model, processor, config=cfg, device=device), run_dir)

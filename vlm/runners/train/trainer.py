@@ -132,16 +132,21 @@ class Trainer:
         trackers = trackers or []
         self.model.train()
         status, saved_step = "finished", self.progress.step
-        try:
-            with StopSignals() as signals:
+        with ExitStack() as closing:
+            for tracker in trackers[::-1]:
+                closing.callback(tracker.close)
+            closing.callback(self.watchdog.close)
+            with StopSignals() as signals, self.saving:
                 while self.progress.step < self.total_steps:
+                    self.saving.check()
                     stats = self._step(trackers, signals.requested)
                     stopping = stats.stop or (dist.world_size() == 1 and signals.requested)
                     improved = not stopping and self._judge(trackers)
                     patience = self.run.early_stop
                     early = patience > 0 and self.progress.bad_validations >= patience
                     if stopping or early or improved or self._due(self.run.save_freq):
-                        self.save(improved)
+                        with self.watchdog.watching(self.progress.step, "saving"):
+                            self.saving.save(improved)
                         saved_step = self.progress.step
                     if stopping or early:
                         status = "stopped" if stopping else "early_stop"
@@ -149,11 +154,6 @@ class Trainer:
                 received = signals.received if status == "stopped" else None
                 if status == "stopped" and received is None:
                     received = signal.SIGTERM  # another process of the group received it
-        finally:
-            with ExitStack() as closing:
-                closing.callback(self.watchdog.close)
-                for tracker in trackers[::-1]:
-                    closing.callback(tracker.close)
         if data := self._data_report():
             log.info("data of this run:\n%s", data_stats.report_table(data))
         if spikes := self.guard.summary():
@@ -255,9 +255,10 @@ class Trainer:
                 tracker.log(record)
 
     def save(self, best: bool = False) -> None:
-        """Write a checkpoint of the current step; a collective call, rank 0 writes."""
+        """Write a checkpoint of the current step and wait until it is there; a collective call."""
         with self.watchdog.watching(self.progress.step, "saving"):
             self.saving.save(best)
+            self.saving.wait()
 
     def resume(self, folder: Path) -> None:
         """Continue from a checkpoint folder exactly as if the run had not been interrupted.
