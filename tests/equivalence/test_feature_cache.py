@@ -51,6 +51,7 @@ CASES = [
     Case("bf16", run={"amp": True, "amp_dtype": "bf16"}, bits=1e-6),
     Case("all_frozen", train=["llm.lora"], random=["bridge.1"]),
     Case("two", processes=2, ahead=True, run={"num_workers": 1}),
+    Case("sharded", processes=2, run={"parallel": {"shard": "llm"}, "num_workers": 1}, bits=1e-6),
     Case("tiles", bridge=[{"name": "linear"}, {"name": "tile_rows", "size": 42}], image={"name": "tiles", "size": 42},
          vision=TIMM, train=["bridge.1.*"], random=["vision", "bridge.0"], run={"mixing": "sample", "num_workers": 1}),
     Case("split", ahead=True, image={"name": "split", "size": 42, "longest": 84}, run={"num_workers": 2}),
