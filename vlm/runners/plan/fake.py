@@ -135,11 +135,11 @@ class Faking(TorchDispatchMode):
         packet = func.overloadpacket
         if any(isinstance(x, FakeTensor) for x in tensors):
             if packet is aten._local_scalar_dense:
-                return 1.0 if args[0].is_floating_point() else int(args[0].dtype is not torch.bool) or True
+                return 1.0 if args[0].is_floating_point() else args[0].dtype is torch.bool or 1
             if packet in INDEXED:
                 args = (args[0], _places(args[1]), *args[2:])
             return func(*args, **kwargs)
-        if packet in MADE and _is_float(tensors, kwargs):
+        if packet in MADE and _is_float(packet, tensors, args, kwargs):
             with self.fake:
                 return func(*args, **kwargs)
         return func(*args, **kwargs)
@@ -162,20 +162,23 @@ class Faking(TorchDispatchMode):
         """The fake of a real tensor."""
         return tensor if isinstance(tensor, FakeTensor) else self.fake.from_tensor(tensor)
 
-    def adopt(self, model: nn.Module) -> nn.Module:
-        """Make the parameters and floating-point buffers of ``model`` fake that are not yet; ties are kept."""
+    def adopt(self, model: nn.Module) -> None:
+        """Move ``model`` from the meta device to a CPU without numbers; ties are kept."""
         known: dict[int, Any] = {}
         for module in model.modules():
             for store in (module._parameters, module._buffers):
                 for name, value in store.items():
-                    if value is None or isinstance(value, FakeTensor) or not value.is_floating_point():
-                        continue
-                    if store is module._buffers and value.numel() < 2**16:
-                        continue  # frequencies of rotary positions: values that are read
-                    if id(value) not in known:
-                        known[id(value)] = self.fake.from_tensor(value)
-                    store[name] = known[id(value)]
-        return model
+                    if value is not None and id(value) not in known:
+                        known[id(value)] = self._moved(value)
+                    store[name] = None if value is None else known[id(value)]
+
+    def _moved(self, value: Tensor) -> Any:
+        with self.fake:
+            made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
+        if not isinstance(value, nn.Parameter):
+            return made
+        made.requires_grad_(value.requires_grad)
+        return nn.Parameter(made, requires_grad=value.requires_grad)
 
 
 @contextlib.contextmanager
@@ -189,7 +192,9 @@ def counting(faking: Faking, memory: Memory | None, work: Work | None) -> Iterat
         faking.memory, faking.work = before
 
 
-def _is_float(tensors: list[Tensor], kwargs: dict[str, Any]) -> bool:
+def _is_float(packet: Any, tensors: list[Tensor], args: Any, kwargs: dict[str, Any]) -> bool:
+    if packet is aten.full and kwargs.get("dtype") is None:
+        return isinstance(args[1], float)
     dtype = kwargs.get("dtype") or (tensors[0].dtype if tensors else torch.get_default_dtype())
     return bool(dtype.is_floating_point)
 

@@ -67,11 +67,11 @@ def build_fake(cfg: Any, device: torch.device, precision: Precision) -> Faked:
     options = cfg.model.llm.config
     quantised = options.quantize if isinstance(options, HFCausalLM.Config) else None
     dtype = precision.amp_dtype or torch.float32
-    with faking:
-        model = build_model(cfg.model, dtype=dtype, uninitialised=parts, meant_for=device)
-        faking.adopt(model)
-        if quantised:
+    model = build_model(cfg.model, device="meta", dtype=dtype, uninitialised=parts, meant_for=device)
+    if quantised:
+        with torch.device("meta"):
             quantise(model, options)
+    faking.adopt(model)
     choice = cfg.run.activation_checkpointing
     checkpoint_activations(model, "none" if choice == "none" else "torch")
     model.train()

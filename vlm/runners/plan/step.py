@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,28 +65,31 @@ def trace_step(faked: Faked, task: Task, batch: Batch, seconds: Seconds, accumul
         accumulates: gradients of earlier micro-batches are there already.
     """
     batch = replace(batch, pixels=None if batch.pixels is None else faked.faking.to_fake(batch.pixels))
-    stacks = [stack for stack in stacks_of(faked.model) if stack.cuts]
-    few = {stack.name: stack.few for stack in stacks}
+    stacks = stacks_of(faked.model)
+    cutting = [stack for stack in stacks if stack.cuts]
+    few = {stack.name: stack.few for stack in cutting}
 
     def run(depths: Mapping[str, int]) -> Trace:
-        with cut(faked.model, depths, stacks):
-            return _run(faked, task, batch, seconds, accumulates)
+        with cut(faked.model, depths, cutting):
+            return _run(faked, task, batch, seconds, stacks, accumulates)
 
     base = run(few)
     result = base
-    for stack in stacks:
+    for stack in cutting:
         more = run({**few, stack.name: stack.few + stack.period})
         result = result.plus(more, base, (stack.depth - stack.few) / stack.period)
     return result
 
 
-def _run(faked: Faked, task: Task, batch: Batch, seconds: Seconds, accumulates: bool) -> Trace:
+def _run(
+    faked: Faked, task: Task, batch: Batch, seconds: Seconds, stacks: Sequence[Stack], accumulates: bool
+) -> Trace:
     model, faking, memory, work = faked.model, faked.faking, Memory(), Work()
     for tensor in (*model.parameters(), *model.buffers()):
         memory.ignore(tensor)
     trained = [p for p in model.parameters() if p.requires_grad]
     kind = faked.device.type
-    with faking, planned_for(kind), _watched(model, trained, memory), counting(faking, memory, work):
+    with faking, planned_for(kind), _watched(model, stacks, trained, memory), counting(faking, memory, work):
         memory.enter("batch", "batch")
         _hold(batch, memory)
         if accumulates:
@@ -111,10 +114,12 @@ def _hold(batch: Batch, memory: Memory) -> None:
 
 
 @contextlib.contextmanager
-def _watched(model: Any, trained: list[nn.Parameter], memory: Memory) -> Iterator[None]:
+def _watched(
+    model: Any, stacks: Sequence[Stack], trained: list[nn.Parameter], memory: Memory
+) -> Iterator[None]:
     """Within the block, ``memory`` is told which layer computes, and what are gradients of parameters."""
     handles = [p.register_post_accumulate_grad_hook(lambda p: memory.move(p.grad, "gradients")) for p in trained]
-    for stack in stacks_of(model):
+    for stack in stacks:
         handles += _watch_stack(stack, memory, decoder=stack.layers is model.llm.layers())
     try:
         yield
