@@ -148,7 +148,9 @@ def positions_of(batch: Batch, visual_tokens: VisualTokens) -> list[int]:
         for number in range(1, int(batch.segments[row].max()) + 1):
             own = batch.segments[row] == number
             count = int(own.sum())
-            media = [k for k in range(len(batch.media_row)) if int(batch.media_row[k]) == row and own[batch.media_pos[k]]]
+            media = [
+                k for k in range(len(batch.media_row)) if int(batch.media_row[k]) == row and own[batch.media_pos[k]]
+            ]
             for k in media:
                 most = 1 if batch.pixels is None else batch.pixels.shape[1]
                 count += visual_tokens.per_medium + visual_tokens.per_frame * (frames[k] if frames else most) - 1

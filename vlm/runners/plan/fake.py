@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 aten: Any = torch.ops.aten
@@ -203,7 +203,9 @@ def _places(index: Any) -> list[Any]:
     """An index of real masks as one of numbers, whose count is known."""
     result: list[Any] = []
     for part in index:
-        masks = isinstance(part, Tensor) and part.dtype in (torch.bool, torch.uint8) and not isinstance(part, FakeTensor)
+        masks = (
+            isinstance(part, Tensor) and part.dtype in (torch.bool, torch.uint8) and not isinstance(part, FakeTensor)
+        )
         result += part.nonzero().unbind(1) if masks else [part]
     return result
 

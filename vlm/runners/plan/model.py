@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vlm.common.errors import WeightsError
 from vlm.models.build import build_model
 from vlm.models.llm.hf import HFCausalLM
 from vlm.models.vlm import VLM
@@ -16,6 +17,10 @@ from vlm.runners.plan.quantised import quantise
 from vlm.runners.train.optim import Precision, build_optimizer
 from vlm.runners.train.parallel.recompute import checkpoint_activations
 
+SIZES_FIX = (
+    "a plan reads no weights, but it needs the sizes: give a folder with config.json, or write them out, e.g. "
+    "--options model.llm.path=null model.llm.config.model_type=llama model.llm.config.hidden_size=4096"
+)
 PARTS = ("vision", "bridge", "inserts", "llm")
 
 
@@ -67,7 +72,10 @@ def build_fake(cfg: Any, device: torch.device, precision: Precision) -> Faked:
     options = cfg.model.llm.config
     quantised = options.quantize if isinstance(options, HFCausalLM.Config) else None
     dtype = precision.amp_dtype or torch.float32
-    model = build_model(cfg.model, device="meta", dtype=dtype, uninitialised=parts, meant_for=device)
+    try:
+        model = build_model(cfg.model, device="meta", dtype=dtype, uninitialised=parts, meant_for=device)
+    except WeightsError as error:
+        raise WeightsError(str(error).partition("\n")[0], fix=SIZES_FIX) from error
     if quantised:
         with torch.device("meta"):
             quantise(model, options)

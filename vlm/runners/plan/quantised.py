@@ -1,4 +1,4 @@
-"""Linear layers in 4 or 8 bits as they are computed in training: the weight is stored short, and long for one product."""
+"""Linear layers in 4 or 8 bits as training computes them: a weight is stored short, and long for one product."""
 
 from __future__ import annotations
 

@@ -81,9 +81,7 @@ def trace_step(faked: Faked, task: Task, batch: Batch, seconds: Seconds, accumul
     return result
 
 
-def _run(
-    faked: Faked, task: Task, batch: Batch, seconds: Seconds, stacks: Sequence[Stack], accumulates: bool
-) -> Trace:
+def _run(faked: Faked, task: Task, batch: Batch, seconds: Seconds, stacks: Sequence[Stack], accumulates: bool) -> Trace:
     model, faking, memory, work = faked.model, faked.faking, Memory(), Work()
     for tensor in (*model.parameters(), *model.buffers()):
         memory.ignore(tensor)
@@ -114,9 +112,7 @@ def _hold(batch: Batch, memory: Memory) -> None:
 
 
 @contextlib.contextmanager
-def _watched(
-    model: Any, stacks: Sequence[Stack], trained: list[nn.Parameter], memory: Memory
-) -> Iterator[None]:
+def _watched(model: Any, stacks: Sequence[Stack], trained: list[nn.Parameter], memory: Memory) -> Iterator[None]:
     """Within the block, ``memory`` is told which layer computes, and what are gradients of parameters."""
     handles = [p.register_post_accumulate_grad_hook(lambda p: memory.move(p.grad, "gradients")) for p in trained]
     for stack in stacks:
@@ -152,4 +148,3 @@ def _watch_stack(stack: Stack, memory: Memory, decoder: bool) -> list[Any]:
         handles.append(layer.register_forward_pre_hook(before, with_kwargs=True))
         handles.append(layer.register_forward_hook(after))
     return handles
-
