@@ -143,11 +143,11 @@ def configuration(size: str, name: str, variant: str) -> Any:
     s, options = SIZES[size], VARIANTS[variant]
     model = compositions(s, options.get("lora"))[name]
     run = {
-        "task": "image_text_pretrain", "max_steps": 10, "device": "cpu", "batch_size_train": 4,
+        "task": "image_text_pretrain", "max_steps": 10, "device": "cpu", "batch_size_train": 2,
         "amp": bool(options.get("amp")), "amp_dtype": "bf16",
         "activation_checkpointing": "torch" if options.get("checkpointing") else "none",
         "accum_grad_iters": 2 if options.get("accumulate") else 1,
-        "packing": {"max_tokens": 640} if options.get("packing") else None,
+        "packing": {"max_tokens": 320} if options.get("packing") else None,
     }  # fmt: skip
     return load_config({"model": model, "run": run}, check="none")
 
@@ -273,7 +273,7 @@ def cases_of(size: str, only: str) -> list[tuple[str, str]]:
     with_lora = ("visualcla", "minigpt_v2")
     left_out = {"LoRA": with_lora, "without LoRA": tuple(n for n in names if n not in with_lora)}
     left_out |= {one: tuple(n for n in names if n != "lynx") for one in ("accumulation", "bf16")}
-    return [(name, variant) for name in names for variant in VARIANTS if name not in left_out.get(variant, ())]
+    return [(name, variant) for variant in VARIANTS for name in names if name not in left_out.get(variant, ())]
 
 
 def main() -> None:
@@ -293,11 +293,16 @@ def main() -> None:
             f"({row['efficiency']:.2f} of the limits), planned in {row['planning_seconds']:.1f} s",
             flush=True,
         )
+        if not arguments.only:
+            file = write("plan" if arguments.size == "middle" else f"plan_{arguments.size}", summary_of(results))
+    print("written:", "nothing, with --only" if arguments.only else file)
+
+
+def summary_of(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """The results so far, with the range of the ratios."""
     ratios = sorted(row["ratio"] for row in results)
-    summary = {"what": "peak memory: predicted / measured", "size": arguments.size, "lowest": ratios[0]}
-    summary |= {"highest": ratios[-1], "median": ratios[len(ratios) // 2], "cases": results}
-    if not arguments.only:
-        print("written:", write("plan" if arguments.size == "middle" else f"plan_{arguments.size}", summary))
+    range_ = {"lowest": ratios[0], "median": ratios[len(ratios) // 2], "highest": ratios[-1]}
+    return {"what": "peak memory: predicted / measured", **range_, "cases": results}
 
 
 if __name__ == "__main__":

@@ -81,7 +81,8 @@ def request_of(args: argparse.Namespace, name: str) -> Request:
     lengths = None if args.tokens is None else Lengths(args.tokens, images)
     device = device_named(name)
     processes = args.nodes * args.gpus
-    given = ALLOWANCE[device.kind] if args.allowance is None else args.allowance
+    default = 0.0 if device.kind == "cpu" else ALLOWANCE
+    given = default if args.allowance is None else args.allowance
     return Request(device, processes, lengths, int(given * GIB), args.price)
 
 

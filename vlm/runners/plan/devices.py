@@ -35,7 +35,7 @@ class Device:
     """
 
     name: str
-    kind: str  # cpu or cuda
+    kind: str  # torch's type of device
     memory: int
     flops: dict[str, float]
     bandwidth: float
@@ -66,7 +66,7 @@ def device_named(name: str) -> Device:
     flops = {"bfloat16": entry.bf16, "float16": entry.fp16, "float32": entry.fp32}
     return Device(
         name,
-        "cuda",
+        entry.kind,
         int(entry.memory_gib * GIB),
         {k: v * 1e12 for k, v in flops.items() if v},
         entry.bandwidth_gbs * 1e9,

@@ -6,12 +6,12 @@ import dataclasses
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vlm.common.errors import ConfigError
 from vlm.common.registry import resolve
 from vlm.runners.plan.batch import Batches, Lengths, batch_size_of, batches_of, summary
 from vlm.runners.plan.devices import GIB, Device, efficiency
@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 
 ORDER = ("weights", "buffers", "gradients", "optimiser", "activations", "loss", "workspace", "batch")
 MORE = ("gathered", "communication", "process", "allowance")
-ALLOWANCE = {"cpu": 0.0, "cuda": 1.0}
-"""GiB kept free for what is not predicted: the device's context, workspaces of kernels, fragmentation, NCCL."""
+ALLOWANCE = 1.0
+"""GiB of an accelerator kept free for what is not predicted: the device's context, workspaces of kernels, fragmentation, NCCL."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,11 @@ class Plan:
 class Planner:
     """Plans one configuration; the fake model is built once for all batch sizes.
 
-    Raises as :func:`~vlm.runners.plan.model.build_fake`.
+    Raises as :func:`~vlm.runners.plan.model.build_fake`, and ConfigError: the mesh does not fit the processes.
     """
 
     def __init__(self, cfg: Any, request: Request) -> None:
+        check_mesh(cfg.run.parallel, request.processes)
         self.cfg, self.request = cfg, request
         self.precision = precision_on(cfg.run, request.device)
         self.faked: Faked = build_fake(cfg, request.device.torch_device, self.precision)
@@ -104,10 +105,8 @@ class Planner:
 
         Raises:
             DataError: the samples' lengths are not known.
-            ConfigError: the mesh does not fit the processes.
         """
         cfg, request = cfg or self.cfg, self.request
-        check_mesh(cfg.run.parallel, request.processes)
         batches = batches_of(cfg, self.faked.model, request.processes, request.lengths)
         trace = self.trace(batches, batches.largest)
         timed = trace if batches.typical is batches.largest else self.trace(batches, batches.typical)
@@ -195,8 +194,9 @@ def peak_of(faked: Faked, trace: Trace, share: Share, allowance: int) -> tuple[s
     return at, phases[at]
 
 
+@cache
 def process_bytes() -> int:
-    """Resident memory of Python and the libraries, as this process has it before a model is loaded."""
+    """Resident memory of Python and the libraries, as this process has it when it first asks."""
     import resource
 
     try:
@@ -233,8 +233,3 @@ def check_capacity(plan: Plan) -> str:
     """Whether it fits, in words."""
     free = plan.free / GIB
     return f"fits, {free:.1f} GiB free" if plan.fits else f"does not fit, {-free:.1f} GiB too much"
-
-
-def no_solution(what: str, needed: str) -> ConfigError:
-    """The error for ``--solve`` where nothing fits."""
-    return ConfigError(f"--solve {what}: {needed}")

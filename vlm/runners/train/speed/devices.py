@@ -13,6 +13,7 @@ from vlm.config.tree import parse_file
 class Accelerator:
     """An entry, see the head of ``devices.yaml``; TFLOP/s, None: the device has no such arithmetic."""
 
+    kind: str
     match: tuple[str, ...]
     memory_gib: float
     bf16: float | None
