@@ -11,7 +11,7 @@ from torch import nn
 from vlm.cli.main import main
 from vlm.common.errors import ConfigError, UserError
 from vlm.config.api import load_config
-from vlm.config.run import Parallel
+from vlm.config.run import Packing, Parallel
 from vlm.runners.plan import devices
 from vlm.runners.plan.batch import Lengths, batch_size_of, batches_of, with_batch_size
 from vlm.runners.plan.depth import Stack, stacks_of

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 ORDER = ("weights", "buffers", "gradients", "optimiser", "activations", "loss", "workspace", "batch")
 MORE = ("gathered", "communication", "process", "allowance")
 ALLOWANCE = 1.0
-"""GiB of an accelerator kept free for what is not predicted: the device's context, workspaces of kernels, fragmentation, NCCL."""
+"""GiB of an accelerator kept free for what is not predicted: context, workspaces of kernels, fragmentation, NCCL."""
 
 
 @dataclass(frozen=True)
