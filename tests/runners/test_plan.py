@@ -11,7 +11,7 @@ from torch import nn
 from vlm.cli.main import main
 from vlm.common.errors import ConfigError, UserError
 from vlm.config.api import load_config
-from vlm.config.run import Packing, Parallel
+from vlm.config.run import Parallel
 from vlm.runners.plan import devices
 from vlm.runners.plan.batch import Lengths, batch_size_of, batches_of, with_batch_size
 from vlm.runners.plan.depth import Stack, stacks_of
@@ -19,7 +19,7 @@ from vlm.runners.plan.devices import GIB, Device
 from vlm.runners.plan.fake import Faking, Memory, Work, counting
 from vlm.runners.plan.knobs import solve_batch_size, solve_shard, turn
 from vlm.runners.plan.plan import Planner, Request, kept
-from vlm.runners.plan.shards import check_mesh, share_of
+from vlm.runners.plan.shards import share_of
 from vlm.runners.plan.sources import load_for_plan
 
 LLAMA = {
@@ -147,15 +147,17 @@ def test_changes_are_planned(cfg, planner):
     assert all(knob.saved > 0 for knob in found.values())
 
 
-def test_shares(cfg):
-    model = nn.ModuleDict({"llm": nn.ModuleList(nn.Linear(64, 64, device="meta") for _ in range(8))})
-    whole = share_of(model, Parallel(), 4, None, False)
-    split = share_of(model, Parallel(shard="all"), 4, None, False)
+@pytest.mark.heavy
+def test_shares(cfg, planner):
+    model, parallel = planner.faked.model, Parallel(shard="all", frozen="shard")
+    whole = share_of(model, Parallel(), 4, 2**40)
+    split = share_of(model, parallel, 4, 2**40)
     assert split.weights == pytest.approx(whole.weights / 4, rel=0.01) and split.gradients == 0.25
-    assert whole.copies and not split.copies and split.gathered
-    for parallel, processes in ((Parallel(shard="all"), 1), (Parallel(shard="llm", replicate=3), 8)):
-        with pytest.raises(ConfigError):
-            check_mesh(parallel, processes)
+    assert whole.copies and not split.copies and 0 < split.gathered < whole.weights
+    assert share_of(model, replace(parallel, replicate=2), 4, 2**40).gradients == 0.5
+
+
+def test_sharding_needs_several_devices(cfg):
     with pytest.raises(ConfigError, match="shards need several"):
         solve_shard(cfg, Request(ONE))
 
@@ -206,7 +208,7 @@ def test_command(tmp_path, capsys):
         (["--images", "2"], "--images goes with --tokens"),
         (["--tokens", "8", "--solve", "shard"], "the plan is for one device"),
         pytest.param([], "no dataset of this configuration can be read", marks=pytest.mark.heavy),
-        (["--tokens", "8", "--options", "run.parallel.shard=all"], "but the plan is for one process"),
+        (["--tokens", "8", "--options", "run.parallel.shard=all"], "but this run has one"),
         (["--tokens", "8", "--options", "run.max_step=3"], "max_step"),
         (
             ["--tokens", "8", "--options", "model.llm.config=null", "model.llm.path=/nowhere"],

@@ -16,9 +16,10 @@ from vlm.common.registry import resolve
 from vlm.runners.plan.batch import Batches, Lengths, batch_size_of, batches_of, summary
 from vlm.runners.plan.devices import GIB, Device, efficiency
 from vlm.runners.plan.model import Faked, PartSize, build_fake
-from vlm.runners.plan.shards import Share, check_mesh, share_of
+from vlm.runners.plan.shards import Share, share_of
 from vlm.runners.plan.step import Trace, trace_step
 from vlm.runners.train.optim import Precision, pick_precision
+from vlm.runners.train.parallel.mesh import check_parallel
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ class Planner:
     """
 
     def __init__(self, cfg: Any, request: Request) -> None:
-        check_mesh(cfg.run.parallel, request.processes)
+        check_parallel(cfg.run, cfg.model.llm.config, request.processes, request.device.torch_device)
         self.cfg, self.request = cfg, request
         self.precision = precision_on(cfg.run, request.device)
         self.faked: Faked = build_fake(cfg, request.device.torch_device, self.precision)
@@ -119,12 +120,8 @@ class Planner:
     def _assemble(self, cfg: Any, batches: Batches, trace: Trace, timed: Trace) -> Plan:
         request, still, run = self.request, self.faked.still, cfg.run
         device = request.device
-        copies = run.parallel.frozen != "shard"
-        share = share_of(self.faked.model, run.parallel, request.processes, self.precision.amp_dtype, copies)
+        share = share_of(self.faked.model, run.parallel, request.processes, device.memory)
         at, memory = peak_of(self.faked, trace, share, request.allowance)
-        if run.parallel.frozen == "auto" and run.parallel.shard == "all" and sum(memory.values()) > device.memory:
-            share = share_of(self.faked.model, run.parallel, request.processes, self.precision.amp_dtype, False)
-            at, memory = peak_of(self.faked, trace, share, request.allowance)
         if device.kind == "cpu":
             memory["process"] = process_bytes()
         precision = str(self.precision.amp_dtype or torch.float32).removeprefix("torch.")
@@ -160,7 +157,7 @@ class Planner:
             checkpoint=still.saved,
             checkpoints=kept(run, steps),
             settings=settings_of(cfg),
-            notes=[f"{', '.join(share.kept_whole)}: frozen and whole on every device"] if share.kept_whole else [],
+            notes=list(share.notes),
         )
 
 
