@@ -107,8 +107,9 @@ def write_config(case: Case, folder: Path, files: dict[str, Path]) -> Path:
     }  # fmt: skip
     data = {"records": {"format": "conversation_json", "build_info": {"ann_path": str(files[case.records])},
                         "batch_size": 2}}  # fmt: skip
-    run = {"init_lr": 0.01, "lr_sched": "constant", "max_steps": 4, "iters_per_epoch": 4, "val_freq": 4, "save_freq": 2, "log_freq": 1,
-           "num_workers": 0, "device": "cpu", "trackers": ["jsonl"], "report": False, "keep_last": 0}  # fmt: skip
+    run = {"init_lr": 0.01, "lr_sched": "constant", "max_steps": 4, "iters_per_epoch": 4, "val_freq": 4, "save_freq": 2,
+           "log_freq": 1, "num_workers": 0, "device": "cpu", "trackers": ["jsonl"],
+           "report": False, "keep_last": 0}  # fmt: skip
     file = folder / f"{case.name}.yaml"
     sections = {"model": model | case.model, "datasets": data, "valid_datasets": data, "run": run | case.run}
     file.write_text(yaml.safe_dump(sections))
