@@ -56,7 +56,7 @@ class ShortLinear(nn.Module):
 
 def quantise(model: Any, options: Any) -> None:
     """Replace the frozen linear layers of the decoder of ``model`` by :class:`ShortLinear`, as the run does."""
-    double = bool(vars(options).get("double_quant", False))
+    double = bool(vars(vars(options).get("quantize_options") or options).get("double"))
     root = model.llm.model.base_model
     for name, module in list(root.named_modules()):
         for child, layer in list(module.named_children()):
