@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from vlm.models.precision import device_kind
+
 CPU_ELEMENTS, OTHER_ELEMENTS = 2**22, 2**27
 """Logits computed at a time by :class:`FrozenHeadLoss`: as many as fit a CPU's cache, or fill an accelerator."""
 
@@ -24,7 +26,7 @@ class FrozenHeadLoss(torch.autograd.Function):
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:  # noqa: ANN001
         """``hidden [t, d]``, ``weight [vocab, d]``, ``targets [t]`` -> scalar float32 sum."""
         kind = hidden.device.type
-        step = max(1, (CPU_ELEMENTS if kind == "cpu" else OTHER_ELEMENTS) // weight.shape[0])
+        step = max(1, (CPU_ELEMENTS if device_kind(hidden) == "cpu" else OTHER_ELEMENTS) // weight.shape[0])
         total = hidden.new_zeros((), dtype=torch.float32)
         weight = weight.to(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype)
         grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
