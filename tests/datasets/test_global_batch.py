@@ -206,9 +206,7 @@ def test_what_cannot_be_divided(processor: Processor) -> None:
 
 
 def test_options_that_contradict_it() -> None:
-    with pytest.raises(
-        ValueError, match="global_batch decides .* accum_grad_iters is 4; set accum_grad_iters to 1"
-    ):
+    with pytest.raises(ValueError, match="global_batch decides .* accum_grad_iters is 4; set accum_grad_iters to 1"):
         RunConfig(global_batch=8, accum_grad_iters=4)
     with pytest.raises(ValueError, match="loss_reduction: batches depends on how a step is cut"):
         RunConfig(global_batch=8, loss_reduction="batches")

@@ -35,7 +35,10 @@ COMPOSITIONS: dict[str, dict[str, Any]] = {
     },
     "lynx": {
         "vision": EVA,
-        "bridge": [{"name": "frame_positions", "num_frames": 2}, {**PERCEIVER, "width": "llm", "latents_in_keys": False}],
+        "bridge": [
+            {"name": "frame_positions", "num_frames": 2},
+            {**PERCEIVER, "width": "llm", "latents_in_keys": False},
+        ],
         "inserts": [{"name": "adapter", "every": 2, "bottleneck": 8}],
         "train": ["bridge.*", "inserts.*"],
     },
