@@ -25,6 +25,7 @@ def lora(*targets: str) -> dict[str, Any]:
 
 
 PERCEIVER = {"name": "perceiver", "depth": 2, "dim_head": 8, "heads": 2, "num_latents": 3, "ff_mult": 2}
+LLM_WIDTH = {"width": "llm", "latents_in_keys": False}
 GATED = {"name": "gated_xattn", "every": 2, "dim_head": 8, "heads": 2, "ff_mult": 2}
 COMPOSITIONS: dict[str, dict[str, Any]] = {
     "minigpt4": {
@@ -35,10 +36,7 @@ COMPOSITIONS: dict[str, dict[str, Any]] = {
     },
     "lynx": {
         "vision": EVA,
-        "bridge": [
-            {"name": "frame_positions", "num_frames": 2},
-            {**PERCEIVER, "width": "llm", "latents_in_keys": False},
-        ],
+        "bridge": [{"name": "frame_positions", "num_frames": 2}, {**PERCEIVER, **LLM_WIDTH}],
         "inserts": [{"name": "adapter", "every": 2, "bottleneck": 8}],
         "train": ["bridge.*", "inserts.*"],
     },
@@ -111,9 +109,9 @@ def write_composition(folder: Path, name: str) -> Path:
         "datasets": entry,
         "valid_datasets": entry,
         "run": {
-            "task": "image_text_pretrain", "init_lr": 0.01, "warmup_steps": 1, "max_steps": 4, "iters_per_epoch": 100,
+            "task": "image_text_pretrain", "init_lr": 0.01, "warmup_steps": 1, "max_steps": 2, "iters_per_epoch": 100,
             "val_freq": 2, "log_freq": 1, "num_workers": 0, "device": "cpu", "trackers": ["jsonl"], "report": False,
-            "max_grad_norm": 0.5, "weight_decay": 0.0,
+            "max_grad_norm": 0.5, "weight_decay": 0.0, "accum_grad_iters": 2,
         },
     }  # fmt: skip
     file = folder / f"{name}.yaml"

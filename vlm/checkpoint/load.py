@@ -66,7 +66,7 @@ def load_model(
     quantized = options.quantize if isinstance(options, HFCausalLM.Config) else None
     full = [loader for _, loader in loaders if isinstance(loader, CheckpointFormat)]
     covered = [part for loader in full for part in loader.covered_parts(model_cfg)]
-    # memory of a CPU that nothing is written to takes no room, so that what others lend is held once
+    # memory of a CPU that nothing is written to takes no room
     place, later = "cpu" if quantized or beside or split else device, None if quantized else device
     try:
         model = build_model(model_cfg, device=place, dtype=dtype, uninitialised=covered, meant_for=later)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vlm.common.errors import WeightsError
 from vlm.common.processes.pages import MappedFiles
-from vlm.common.processes.shards import fill, held
+from vlm.common.processes.shards import fill, own
 
 WRAPPED = ".base_layer."
 """In the name of a parameter whose layer LoRA wraps."""
@@ -72,7 +72,7 @@ def copy_strictly(
                 have[key].data = torch.empty_like(have[key])
             tensor = placement.sources[key]() if key in placement.sources else tensor
             fill(have[key], tensor, files.give_back)
-            if not (allow_nonfinite or is_finite(held(have[key]))):
+            if not (allow_nonfinite or is_finite(own(have[key]))):
                 raise not_finite(placement.file, placement.theirs.get(key, key), tensor, have[key].dtype)
     return set(placement.tensors)
 

@@ -20,7 +20,7 @@ from vlm.checkpoint.shards.pieces import is_sharded
 from vlm.checkpoint.shards.reader import PiecesReader
 from vlm.checkpoint.strict import NamedTensors, copy_strictly, fit_strictly, is_finite, not_finite
 from vlm.common import dist
-from vlm.common.processes.shards import held, whole
+from vlm.common.processes.shards import own, whole
 from vlm.models.vlm import VLM
 
 OTHER = "resume with the configuration of the run folder, or start over in another run.output_dir"
@@ -96,7 +96,7 @@ def load_trainable(model: nn.Module, folder: Path) -> None:
     have = dict(model.named_parameters())
     reader.read_into({n: have[n].detach() for n in placement.tensors}, str(folder))
     for name in placement.tensors:
-        part = held(have[name])
+        part = own(have[name])
         if not is_finite(part):
             raise not_finite(str(folder), name, part, part.dtype)
 

@@ -19,7 +19,7 @@ from vlm.checkpoint.header import header
 from vlm.checkpoint.run_files import entry_of, flush
 from vlm.checkpoint.stream import write_safetensors
 from vlm.common import dist
-from vlm.common.processes.shards import held, is_first, is_split, own_rows
+from vlm.common.processes.shards import is_first, is_split, own, own_rows
 
 OFFSETS = "DCP_SHARDING_INFO"
 """Key of the metadata, as torch's reader of such files expects it."""
@@ -52,7 +52,7 @@ def own_pieces(key: str, tensor: Tensor) -> list[Piece]:
         first, start = is_first(tensor), own_rows(tensor).start
     else:
         first = dist.is_main()
-    part = held(tensor)
+    part = own(tensor)
     if not first or (split and not part.numel()):
         return []
     offsets = (start, *(0 for _ in shape[1:])) if shape else ()

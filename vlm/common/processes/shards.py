@@ -24,7 +24,7 @@ def is_split(tensor: Tensor) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def held(tensor: Tensor) -> Tensor:
+def own(tensor: Tensor) -> Tensor:
     """The rows of ``tensor`` that this process holds, in place: all, unless it is split."""
     split: Any = tensor.detach()
     return split.to_local() if is_split(split) else tensor
@@ -54,7 +54,7 @@ def fill(target: Tensor, source: Tensor, done: Callable[[Tensor], None] | None =
     """
     with torch.no_grad():
         if is_split(target):
-            source, target = source[own_rows(target)], held(target)
+            source, target = source[own_rows(target)], own(target)
         if done is None or source.dim() == 0:
             target.copy_(source)
             return
@@ -79,7 +79,7 @@ def rows_of(tensor: Tensor, index: Tensor) -> Tensor:
     if not is_split(tensor):
         return tensor[index.to(tensor.device)]
     split: Any = tensor
-    mesh, rows, values = split.device_mesh, own_rows(tensor), held(tensor)
+    mesh, rows, values = split.device_mesh, own_rows(tensor), own(tensor)
     found = torch.zeros(len(index), *tensor.shape[1:], dtype=torch.promote_types(values.dtype, torch.float32))
     here = (index >= rows.start) & (index < rows.stop)
     found[here] = values[(index[here] - rows.start).to(values.device)].to(found)

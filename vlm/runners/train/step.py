@@ -13,7 +13,7 @@ from torch import nn
 
 from vlm.common import dist
 from vlm.common.errors import DataError, NonFiniteLossError, UserError
-from vlm.common.processes.shards import held
+from vlm.common.processes import shards
 from vlm.common.types import Batch
 from vlm.models.finite import locate
 from vlm.models.vlm import VLM
@@ -220,7 +220,7 @@ class Stepper:
         if self.max_grad_norm > 0 and norm > self.max_grad_norm and not skipped:
             factor *= self.max_grad_norm / (norm + 1e-6)
         if factor != 1.0 and not skipped:
-            torch._foreach_mul_([held(p.grad) for p in self.parameters if p.grad is not None], factor)
+            torch._foreach_mul_([shards.own(p.grad) for p in self.parameters if p.grad is not None], factor)
         if spike is None or not skipped:
             self.scaler.step(self.optimizer)
         self.scaler.update()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vlm.checkpoint.load import load_model
 from vlm.common import dist
 from vlm.common.errors import ConfigError
-from vlm.common.processes.shards import fill, held, is_split, machine_share, most, whole
+from vlm.common.processes.shards import fill, is_split, machine_share, most, own, whole
 from vlm.config.run import Parallel
 from vlm.models.vlm import VLM
 from vlm.runners.train.optim import Precision
@@ -157,7 +157,7 @@ class Shards(Spread):
 
     def total_norm(self, gradients: Sequence[Tensor]) -> Tensor:
         """Norm of all gradients together; each process has the squares of its rows."""
-        norm = torch.nn.utils.get_total_norm([held(g) for g in gradients])
+        norm = torch.nn.utils.get_total_norm([own(g) for g in gradients])
         square = norm.to(self.device, dist.sum_dtype(self.device)).square()
         torch.distributed.all_reduce(square, group=self.mesh.get_group("shard"))
         return square.sqrt()
@@ -239,7 +239,7 @@ def _fill_unused(model: Any) -> None:
 
 
 def _report(choice: Choice, options: Parallel, mesh: DeviceMesh, shards: Shards) -> None:
-    mine = sum(held(p).numel() * p.element_size() for p in shards.model.parameters())
+    mine = sum(own(p).numel() * p.element_size() for p in shards.model.parameters())
     for line in choice.reasons:
         log.info("shards: %s", line)
     log.info(
@@ -257,6 +257,6 @@ def _free(device: torch.device) -> int:
 
 def _total(device: torch.device) -> int:
     """Bytes of a process's device, or its share of the machine's memory."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // machine_share()
+    if device.type == "cpu":
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // machine_share()
+    return int(torch.get_device_module(device).get_device_properties(device).total_memory)
