@@ -14,7 +14,7 @@ from vlm.checkpoint.train_state import capture_rng, load_trainable_tensors, rest
 from vlm.common import dist
 from vlm.common.errors import UserError, WeightsError
 from vlm.datasets.loading.mixing import derive_seed
-from vlm.runners.train.optim import trainable_names
+from vlm.runners.train.optim import check_same_optimizer, trainable_names
 
 if TYPE_CHECKING:
     from vlm.runners.train.trainer import Trainer
@@ -85,9 +85,11 @@ class Saving:
 
         Raises:
             WeightsError: the checkpoint is damaged, or has other trainable parameters or other frozen weights.
+            ConfigError: it was written with another optimiser.
             DataError: the data has changed.
         """
         trainer = self.trainer
+        check_same_optimizer(folder, trainer.run.optimizer)
         tensors, state = read_checkpoint(folder)
         self._check_foundations(folder)
         before, now = state["accum_grad_iters"], trainer.run.accum_grad_iters
