@@ -14,7 +14,7 @@ from vlm.checkpoint.run_folder import check_plain
 from vlm.common.errors import ConfigError
 from vlm.common.registry import register_optimizer
 from vlm.runners.train import adamw_8bit
-from vlm.runners.train.adamw_8bit import AdamW8bit, levels, pack, unpack
+from vlm.runners.train.adamw_8bit import levels, pack, unpack
 from vlm.runners.train.optim import build_optimizer
 
 CPU = torch.device("cpu")

@@ -156,7 +156,7 @@ def _new_state(parameter: Tensor) -> dict[str, Tensor]:
 
 
 def _in_rows(parameter: Tensor) -> bool:
-    """Whether every row lies in one place: contiguous, and split along the first axis if at all."""
+    """Whether every row is in one place: contiguous, and split along the first axis if at all."""
     split = [p for p in parameter.placements if not p.is_replicate()] if isinstance(parameter, DTensor) else []
     return _local(parameter).is_contiguous() and all(p.is_shard(0) for p in split)
 

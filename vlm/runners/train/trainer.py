@@ -94,7 +94,7 @@ class Trainer:
         precision = pick_precision(run.amp, run.amp_dtype, device)
         decay: Any = {"weight_decay": run.weight_decay, "decay_on": run.weight_decay_on}
         if run.compile:
-            compile_model(model)
+            compile_model(model, device)
         self.optimizer = build_optimizer(
             model, lr=run.init_lr, beta2=run.beta2, device=device, name=run.optimizer, **decay
         )
@@ -105,7 +105,7 @@ class Trainer:
         self.schedule = build_schedule(run.lr_sched, plan)
         self.guard = SpikeGuard(run.on_spike, run.spike)
         self.watchdog = Watchdog(run.stall_seconds)
-        self.meter = Meter(model)
+        self.meter = Meter(model, device, precision.amp_dtype or torch.float32)
         self.profile = Profile(run.profile, self.run_dir.path)
         self.stepper = Stepper(
             wrap(model, find_unused_parameters=run.find_unused_parameters, broadcast_buffers=run.broadcast_buffers),
@@ -150,6 +150,7 @@ class Trainer:
             with ExitStack() as closing:
                 for tracker in trackers[::-1]:
                     closing.callback(tracker.close)
+                closing.callback(self.profile.close)
         if data := self._data_report():
             log.info("data of this run:\n%s", data_stats.report_table(data))
         progress = self.progress
@@ -165,7 +166,8 @@ class Trainer:
         fetched = time.perf_counter()
         lr = self.schedule(self.progress.step)
         names = [name for batch in batches for name in batch.sample_ids]
-        with self.watchdog.watching(number, "computing", names), self.profile.step(number):
+        watching, counting = self.watchdog.watching(number, "computing", names), self.meter.counting(batches)
+        with watching, self.profile.step(number), counting:
             stats = self.stepper(batches, step=number, lr=lr, stop=stop)
         seconds = time.perf_counter() - started
         self.progress.step += 1
