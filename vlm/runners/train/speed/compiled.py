@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from vlm.common.errors import ConfigError
-from vlm.models.layer_hooks import TrimmedMLP, hooks_of
+from vlm.models.layer_hooks import LayerHooks, TrimmedMLP, hooks_of
 from vlm.models.llm.attention import keep_out_of_graphs
 from vlm.models.llm.compiled import compiler_errors
 from vlm.runners.train.parallel.recompute import checkpointable_modules
@@ -19,15 +19,21 @@ log = logging.getLogger(__name__)
 
 
 class CompiledBlock:
-    """Takes the place of a block's ``forward`` within its hooks."""
+    """Takes the place of a block's ``forward`` within its hooks.
 
-    def __init__(self, forward: Callable[..., Any]) -> None:
-        self.forward = forward
-        self.compiled: Callable[..., Any] = torch.compile(forward, dynamic=True)
+    A block that is recomputed in the backward pass runs as it is: torch may choose another graph for the second time,
+    which keeps other tensors. So a frozen encoder is compiled in any case.
+    """
+
+    def __init__(self, hooks: LayerHooks) -> None:
+        self.hooks = hooks
+        self.forward = hooks.forward
+        self.compiled: Callable[..., Any] = torch.compile(hooks.forward, dynamic=True)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As ``forward``."""
-        return self.compiled(*args, **kwargs)
+        recomputed = self.hooks.recompute is not None and torch.is_grad_enabled()
+        return (self.forward if recomputed else self.compiled)(*args, **kwargs)
 
 
 def compile_model(model: nn.Module, device: torch.device) -> int:
@@ -55,7 +61,7 @@ def compile_model(model: nn.Module, device: torch.device) -> int:
             trimmed = vars(child).get("forward")
             if isinstance(trimmed, TrimmedMLP):
                 vars(child)["forward"] = torch.compiler.disable(trimmed)
-        hooks.forward = CompiledBlock(hooks.forward)
+        hooks.forward = CompiledBlock(hooks)
         count += 1
     log.info("torch.compile on %d blocks: the first steps take longer", count)
     return count
