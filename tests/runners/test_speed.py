@@ -12,7 +12,7 @@ from vlm.checkpoint.run_folder import RunDir
 from vlm.common.errors import ConfigError
 from vlm.config.run import Profiling
 from vlm.models.loss import HeadLoss
-from vlm.runners.train.speed import compiled, flops, meter, peaks
+from vlm.runners.train.speed import compiled, flops, memory, meter, peaks
 from vlm.runners.train.speed.flops import Count, Counter, FlopCounts, Size
 from vlm.runners.train.trackers import speed_line, window_mean
 
@@ -155,6 +155,9 @@ def test_compiled_blocks_train_as_others_do(tmp_path):
         patch.setattr(flops, "MOST", 0)
         tiny.train("uncounted", *more, **numbers)
         counters.clear()
+        compile_ = torch.compile
+        # the same graphs and guards as with inductor, whose C++ takes a minute; the check for a compiler runs it
+        patch.setattr(torch, "compile", lambda f, **options: compile_(f, backend="aot_eager", **options))
         tiny.train("compiled", *more, compile="true", **numbers)
         graphs = counters["stats"]["unique_graphs"]
         recomputed = {**numbers, "max_steps": 3, "activation_checkpointing": "torch"}
@@ -166,3 +169,36 @@ def test_compiled_blocks_train_as_others_do(tmp_path):
     assert [r["grad_norm"] for r in found] == pytest.approx([r["grad_norm"] for r in plain], rel=1e-3)
     assert 3 <= graphs <= 24  # not one for each length and layer
     assert [r["loss"] for r in tiny.records("recomputed")] == pytest.approx([r["loss"] for r in plain[:3]], rel=1e-5)
+
+
+@pytest.mark.heavy
+def test_a_block_of_c_code_trains_as_it_did_before():
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.LayerNorm(8)) for _ in range(3)))
+    plain = [model(torch.full((n, 8), 0.5)).square().sum() for n in (2, 3, 5)]
+    expected = torch.autograd.grad(sum(plain), model.parameters())
+    assert compiled.compile_model(model, torch.device("cpu")) == 3
+    assert compiled.compile_model(model, torch.device("cpu")) == 0
+    found = [model(torch.full((n, 8), 0.5)).square().sum() for n in (2, 3, 5)]
+    assert [x.item() for x in found] == pytest.approx([x.item() for x in plain], rel=1e-6)
+    for a, b in zip(torch.autograd.grad(sum(found), model.parameters()), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_freed_memory_is_kept_unless_the_user_says_how(monkeypatch):
+    monkeypatch.setattr(memory.sys, "platform", "linux")
+    asked = []
+
+    class Library:
+        def __init__(self, name):
+            pass
+
+        def mallopt(self, parameter, value):
+            return asked.append((parameter, value)) or 1
+
+    monkeypatch.setattr(memory.ctypes, "CDLL", Library)
+    for name in memory.SET_BY_USER:
+        monkeypatch.delenv(name, raising=False)
+    assert memory.keep_freed_memory() and [parameter for parameter, _ in asked] == [memory.MMAP, memory.TRIM]
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
+    assert not memory.keep_freed_memory() and len(asked) == 2
