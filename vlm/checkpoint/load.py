@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ def load_model(
     dtype: torch.dtype | None = None,
     allow_random: bool = True,
     beside: Sequence[VLM] | None = None,
+    split: Callable[[VLM], object] | None = None,
 ) -> VLM:
     """Build the composition and fill it from its files.
 
@@ -52,6 +53,7 @@ def load_model(
         dtype: storage of frozen weights instead of each part's own.
         allow_random: False refuses every parameter that no file fills, declared or not: such a model cannot answer.
         beside: loaded models; what the same files filled there is used in place, and takes no further memory.
+        split: splits the model, which is on the CPU, in place over the processes before any file is read.
 
     Raises:
         WeightsError: a file is missing, damaged, unsafe or does not fit; or a frozen part has no file.
@@ -64,8 +66,8 @@ def load_model(
     quantized = options.quantize if isinstance(options, HFCausalLM.Config) else None
     full = [loader for _, loader in loaders if isinstance(loader, CheckpointFormat)]
     covered = [part for loader in full for part in loader.covered_parts(model_cfg)]
-    # memory of a CPU that nothing is written to takes no room, so that what others lend is held once
-    place, later = "cpu" if quantized or beside else device, None if quantized else device
+    # memory of a CPU that nothing is written to takes no room
+    place, later = "cpu" if quantized or beside or split else device, None if quantized else device
     try:
         model = build_model(model_cfg, device=place, dtype=dtype, uninitialised=covered, meant_for=later)
     except LoraTargetError as error:
@@ -74,6 +76,8 @@ def load_model(
         text = f"{', '.join(sources)}: LoRA for layers that this composition does not have"
         raise WeightsError(f"{text}: {error}") from error
     declared = declared_random(model, [w for w in files if w.format == RANDOM])
+    if split is not None:
+        split(model)
     loaded = load_files(model, loaders, declared, beside or (), cfg.run.allow_other_base)
     bare = unfilled(model, loaded)
     check_frozen(model, [name for name in bare if name not in declared])

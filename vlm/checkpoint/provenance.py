@@ -18,6 +18,7 @@ from vlm.checkpoint.header import check_file
 from vlm.checkpoint.safe import read_json
 from vlm.common import VERSION
 from vlm.common.errors import WeightsError
+from vlm.common.processes.shards import rows_of
 
 FILE = "provenance.json"
 OLD_FILE = "passport.json"
@@ -226,8 +227,7 @@ def _sample(named: list[tuple[str, Tensor]]) -> dict[str, dict[str, Any]]:
 def _values(tensor: Tensor, shape: Sequence[int]) -> Tensor:
     """The numbers of a matrix that are compared, as float32 ``[n]``; ``shape`` says where they are."""
     rows, columns = (torch.linspace(0, last, SAMPLED).long() for last in ((shape[0] - 1) // 2, shape[1] - 1))
-    found = tensor.detach()[rows.to(tensor.device)][:, columns.to(tensor.device)]
-    return found.float().cpu().flatten()
+    return rows_of(tensor, rows).float().cpu()[:, columns].flatten()
 
 
 def _fits(tensor: Tensor, shape: Sequence[int]) -> bool:
@@ -243,6 +243,6 @@ def _hash(named: list[tuple[str, Tensor]]) -> str:
     for name, tensor in matrices[::step]:
         digest.update(f"{name}{list(tensor.shape)}".encode())
         rows = torch.linspace(0, len(tensor) - 1, min(HASHED_ROWS, len(tensor))).long()
-        values = tensor.detach()[rows.to(tensor.device)].float().cpu()
+        values = rows_of(tensor, rows).float().cpu()
         digest.update(values.contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

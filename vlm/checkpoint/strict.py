@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from vlm.common.errors import WeightsError
+from vlm.common.processes.pages import MappedFiles
+from vlm.common.processes.shards import fill, own
 
 WRAPPED = ".base_layer."
 """In the name of a parameter whose layer LoRA wraps."""
@@ -59,6 +61,7 @@ def copy_strictly(
     """
     have = targets(model)
     placement = fit_strictly(model, placement, hint)
+    files = MappedFiles()
     with torch.no_grad():
         for key, tensor in placement.tensors.items():
             if lent is not None:
@@ -68,8 +71,8 @@ def copy_strictly(
                     continue
                 have[key].data = torch.empty_like(have[key])
             tensor = placement.sources[key]() if key in placement.sources else tensor
-            have[key].copy_(tensor)
-            if not (allow_nonfinite or is_finite(have[key])):
+            fill(have[key], tensor, files.give_back)
+            if not (allow_nonfinite or is_finite(own(have[key]))):
                 raise not_finite(placement.file, placement.theirs.get(key, key), tensor, have[key].dtype)
     return set(placement.tensors)
 

@@ -10,6 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import vlm.models.hf.lean  # noqa: F401
+
+# isort: split
 import torch
 from torch import Tensor, nn
 from torch.nn import functional

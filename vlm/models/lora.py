@@ -14,6 +14,7 @@ from torch import nn
 
 from vlm.common.bounds import Count, Dropout, Positive, violations
 from vlm.common.errors import ConfigError
+from vlm.models.hf.blocked import without_quantisers
 
 ADAPTER = "default"
 """peft's name of the adapter, part of the state-dict keys ``*.lora_A.default.weight``."""
@@ -68,13 +69,15 @@ def inject_lora(module: nn.Module, options: LoraOptions) -> None:
     Raises:
         LoraTargetError: a target fits no linear layer.
     """
-    from peft import LoraConfig, inject_adapter_in_model
-    from peft.tuners.tuners_utils import BaseTunerLayer
+    with without_quantisers():
+        from peft import LoraConfig, inject_adapter_in_model
+        from peft.tuners.tuners_utils import BaseTunerLayer
 
     chosen = "|".join(map(re.escape, target_layers(module, options.targets)))  # a list would match endings again
     scale: Any = options.alpha  # peft takes any number, whatever its declared type
     config = LoraConfig(r=options.r, lora_alpha=scale, lora_dropout=options.dropout, target_modules=chosen, bias="none")
-    inject_adapter_in_model(config, module, adapter_name=ADAPTER)
+    with without_quantisers():  # the layers are quantised after LoRA is placed around them
+        inject_adapter_in_model(config, module, adapter_name=ADAPTER)
     part: Any
     for part in module.modules():
         # with a fused bias, timm's attention reads the weight of the layer and never calls the layer itself
@@ -122,8 +125,9 @@ def left_out(config: Mapping[str, Any], layers: Sequence[str], file: str) -> lis
 
     Raises ConfigError: peft does not accept its placement (``target_modules``, ``exclude_modules``, ...).
     """
-    from peft import LoraConfig
-    from peft.tuners.tuners_utils import check_target_module_exists
+    with without_quantisers():
+        from peft import LoraConfig
+        from peft.tuners.tuners_utils import check_target_module_exists
 
     given = {name: config[name] for name in PLACEMENT if config.get(name) is not None}
     if not given or str(given.get("target_modules", ALL_LINEAR)).lower() == ALL_LINEAR:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from vlm.checkpoint.provenance import read_provenance
 from vlm.common import dist
 from vlm.common.errors import ConfigError, UserError
 from vlm.common.registry import resolve
@@ -107,21 +105,6 @@ def build_optimizer(
             fix="return one from the function that is registered under this name",
         )
     return made
-
-
-def check_same_optimizer(folder: Path, asked: str) -> None:
-    """Check that a checkpoint was written with the optimiser ``asked``; those of before ``run.optimizer`` had adamw.
-
-    Raises ConfigError: it has the state of another one.
-    """
-    stored = (read_provenance(folder).get("config") or {}).get("run")
-    before = stored.get("optimizer", "adamw") if isinstance(stored, dict) else asked
-    if before != asked:
-        raise ConfigError(
-            f"run.optimizer is {asked!r}, but {folder} holds the state of {before!r}, which cannot be converted",
-            fix=f"resume with run.optimizer={before}, or start a new run from these weights (model.weights, with "
-            "format run_folder) in another run.output_dir",
-        )
 
 
 def trainable_names(model: nn.Module, decay_on: Sequence[str] = EVERYTHING) -> list[str]:
