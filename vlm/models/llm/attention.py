@@ -200,3 +200,11 @@ def register_attention() -> None:
     ):
         AttentionInterface.register(name, function)
         AttentionMaskInterface.register(name, mask)
+
+
+def keep_out_of_graphs() -> None:
+    """Let ``torch.compile`` leave both functions as they are: they look up the layout of a packed row (idempotent)."""
+    from transformers import AttentionInterface
+
+    for name, function in ((ATTENTION, attention), (OWN_ATTENTION, own_attention)):
+        AttentionInterface.register(name, torch.compiler.disable(function))
