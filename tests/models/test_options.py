@@ -18,7 +18,8 @@ from vlm.models.llm.hf import HFCausalLM
 from vlm.models.lora import LoraOptions, inject_lora
 from vlm.models.loss import FrozenHeadLoss
 from vlm.models.precision import autocast, parse_dtype, storage_dtype
-from vlm.models.quantize import quantize_llm, replace_linears
+from vlm.models.quantized.llm import quantize_llm
+from vlm.models.quantized.short import replace_linears
 from vlm.models.trainable import select_trainable, trainable_table
 from vlm.testing import LLAMA, part
 

@@ -21,7 +21,8 @@ from vlm.models.llm.linear.frozen import wide
 from vlm.models.llm.linear.int8 import Int8Linear
 from vlm.models.llm.linear.joined import Joined, JoinedPart, find_siblings, one_layer
 from vlm.models.lora import LoraOptions
-from vlm.models.quantize import check_quantize, check_trains, plain_llm, quantize_images, quantize_llm, replace_linears
+from vlm.models.quantized.llm import check_quantize, check_trains, plain_llm, quantize_llm
+from vlm.models.quantized.short import quantize_images, replace_linears
 from vlm.testing import LLAMA, composition, part, tiny_config, weight
 
 CPU = torch.device("cpu")
@@ -147,7 +148,7 @@ def test_bf16_where_int8_cannot_be_computed(monkeypatch, caplog, broken: dict, w
         monkeypatch.setattr(bf16, "unsupported", lambda: "the CPU has no AVX512-BF16")
     model = load_model(tiny_config(llm=quantised(), weights=RANDOM), device="cpu")
     warned = [record for record in caplog.records if record.levelname == "WARNING"]
-    told = [record.getMessage() for record in warned if record.name == "vlm.models.quantize"]
+    told = [record.getMessage() for record in warned if record.name == "vlm.models.quantized.short"]
     assert told[0] == f"model.llm.quantize: {why}; the LLM is stored in bf16"
     if fast:
         assert sum(isinstance(m, Bf16Linear) for m in model.llm.modules()) == 4 * LLAMA["num_hidden_layers"] + 1

@@ -21,9 +21,11 @@ from vlm.common.errors import WeightsError
 from vlm.common.paths import local_path
 from vlm.common.registry import resolve
 from vlm.models.build import build_model, set_precision
-from vlm.models.llm.hf import HFCausalLM
 from vlm.models.lora import LoraTargetError, layer_of
-from vlm.models.quantize import quantize_images, quantize_llm
+from vlm.models.quantized.layers import quantised_layers
+from vlm.models.quantized.llm import gradients_pass, mode_of, quantize_llm
+from vlm.models.quantized.place import fill_rest, place_layers
+from vlm.models.quantized.short import quantize_images
 from vlm.models.trainable import matching, select_trainable, trainable_table
 from vlm.models.vlm import VLM
 
@@ -41,6 +43,7 @@ def load_model(
     dtype: torch.dtype | None = None,
     allow_random: bool = True,
     beside: Sequence[VLM] | None = None,
+    training: bool = False,
 ) -> VLM:
     """Build the composition and fill it from its files.
 
@@ -52,6 +55,7 @@ def load_model(
         dtype: storage of frozen weights instead of each part's own.
         allow_random: False refuses every parameter that no file fills, declared or not: such a model cannot answer.
         beside: loaded models; what the same files filled there is used in place, and takes no further memory.
+        training: whether gradients must pass a quantised LLM.
 
     Raises:
         WeightsError: a file is missing, damaged, unsafe or does not fit; or a frozen part has no file.
@@ -60,8 +64,7 @@ def load_model(
     files = [w for w in cfg.model.weights if w.path or w.format == RANDOM]
     loaders = [(w, resolve("checkpoint_format", w.format)(w.into)) for w in files if w.format != RANDOM]
     model_cfg, sources = infer(cfg.model, loaders)
-    options = model_cfg.llm.config
-    quantized = options.quantize if isinstance(options, HFCausalLM.Config) else None
+    quantized = mode_of(model_cfg)
     full = [loader for _, loader in loaders if isinstance(loader, CheckpointFormat)]
     covered = [part for loader in full for part in loader.covered_parts(model_cfg)]
     # memory of a CPU that nothing is written to takes no room, so that what others lend is held once
@@ -74,6 +77,11 @@ def load_model(
         text = f"{', '.join(sources)}: LoRA for layers that this composition does not have"
         raise WeightsError(f"{text}: {error}") from error
     declared = declared_random(model, [w for w in files if w.format == RANDOM])
+    streamed = gradients_pass(quantized, training)
+    layers: Mapping[str, QuantisedLinear] = {}
+    if quantized and streamed:  # a matrix is quantised as soon as it is read
+        layers = place_layers(model.llm, quantized, model_cfg.llm.config.quantize_options, torch.device(device))
+        kept = open_kept(quantized, model_cfg.llm.config.quantize_options, layers)
     loaded = load_files(model, loaders, declared, beside or (), cfg.run.allow_other_base)
     bare = unfilled(model, loaded)
     check_frozen(model, [name for name in bare if name not in declared])
@@ -82,12 +90,16 @@ def load_model(
     _report_random(model, bare)
     model.random = frozenset(bare)
     if quantized:
-        other = quantize_llm(model.llm, quantized, torch.device(device))
+        other = None
+        if streamed:
+            fill_rest(model.llm)
+        else:
+            other = quantize_llm(model.llm, quantized, torch.device(device))
         model.to(device)
         select_trainable(model, model_cfg.train)
         set_precision(model, model_cfg, dtype)
         model.compute_dtype = other or model.compute_dtype
-        if options.quantize_images and quantized == "int8" and torch.device(device).type == "cpu":
+        if model_cfg.llm.config.quantize_images and quantized == "int8" and torch.device(device).type == "cpu":
             quantize_images(model)
     elif beside:
         model.to(device)
@@ -233,7 +245,8 @@ def unfilled(model: VLM, loaded: set[str]) -> list[str]:
     values. A bias beside a matrix is drawn at random.
     """
     tied = {id(p) for n, p in model.named_parameters(remove_duplicate=False) if n in loaded}
-    bare = {n: p for n, p in model.named_parameters() if n not in loaded and id(p) not in tied}
+    scales = {f"{name}.scales" for name in quantised_layers(model)}
+    bare = {n: p for n, p in model.named_parameters() if n not in loaded | scales and id(p) not in tied}
     drawn = {name.rpartition(".")[0] for name, p in model.named_parameters() if p.dim() > 1}
     return [n for n, p in bare.items() if p.requires_grad or n.rpartition(".")[0] in drawn]
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm.common.errors import WeightsError
+from vlm.models.quantized.layers import quantised_layers
 
 WRAPPED = ".base_layer."
 """In the name of a parameter whose layer LoRA wraps."""
@@ -59,8 +60,15 @@ def copy_strictly(
     """
     have = targets(model)
     placement = fit_strictly(model, placement, hint)
+    quantised = {f"{name}.weight": layer for name, layer in quantised_layers(model).items()}
     with torch.no_grad():
         for key, tensor in placement.tensors.items():
+            if key in quantised:
+                full = placement.sources[key]() if key in placement.sources else tensor
+                if not (allow_nonfinite or is_finite(full)):
+                    raise not_finite(placement.file, placement.theirs.get(key, key), full, full.dtype)
+                quantised[key].fill(full)
+                continue
             if lent is not None:
                 there = lent.get(key)
                 if there is not None and (there.shape, there.dtype) == (have[key].shape, have[key].dtype):

@@ -13,7 +13,7 @@ from vlm.checkpoint.strict import NamedTensors, check_numbers, fit_strictly, is_
 from vlm.common.registry import resolve
 from vlm.models.build import build_model
 from vlm.models.lora import ADAPTER, is_lora
-from vlm.models.quantize import plain_llm
+from vlm.models.quantized.llm import plain_llm
 from vlm.models.vlm import VLM
 
 OPEN_BYTES = 2**26

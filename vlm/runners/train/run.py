@@ -22,7 +22,7 @@ from vlm.datasets.loading.train_loader import TrainLoader
 from vlm.datasets.loading.valid_loader import ValidLoader
 from vlm.inference.engine import Engine
 from vlm.models.build import check_images, check_positions
-from vlm.models.quantize import check_trains
+from vlm.models.quantized.llm import check_trains
 from vlm.models.trainable import trainable_table
 from vlm.pages.parts import AnswerCard
 from vlm.processors.collate import VisualTokens
@@ -67,7 +67,7 @@ def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
     precision = pick_precision(run.amp, run.amp_dtype, device)
     check_trains(cfg.model, device)
     # frozen weights are stored in the dtype of autocast, so that no step casts them again
-    model = load_model(cfg, device=device, dtype=precision.amp_dtype or torch.float32)
+    model = load_model(cfg, device=device, dtype=precision.amp_dtype or torch.float32, training=True)
     check_positions(model, cfg.model.text)
     check_images(model, cfg.model.image)
     checkpoint_activations(model, run.activation_checkpointing)

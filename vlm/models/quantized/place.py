@@ -1,0 +1,106 @@
+"""Quantised layers in an LLM that is about to be filled, so that no more than one full matrix is held at a time."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import logging
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlm.common.errors import ConfigError
+from vlm.models.llm.linear.frozen import wide
+from vlm.models.lora import is_lora
+from vlm.models.quantized.layers import KINDS, QuantisedLinear
+from vlm.models.quantized.options import QuantizeOptions
+
+log = logging.getLogger(__name__)
+
+Place = tuple[nn.Module, str]
+"""A module, and the attribute of it that is a linear layer."""
+
+
+def linears(root: nn.Module) -> list[tuple[nn.Module, str, nn.Linear, str]]:
+    """(module, attribute, layer, name) of the plain linear layers below ``root``, except LoRA's."""
+    return [
+        (module, child_name, child, f"{name}.{child_name}".lstrip("."))
+        for name, module in root.named_modules()
+        for child_name, child in module.named_children()
+        if type(child) is nn.Linear and not is_lora(f".{name}.{child_name}")
+    ]
+
+
+def place_layers(
+    llm: Any, mode: str, options: QuantizeOptions, device: torch.device
+) -> dict[str, QuantisedLinear]:
+    """Put empty quantised layers in place of the decoder's linear layers, but not of the head.
+
+    Args:
+        llm: an ``HFCausalLM`` whose trainable parameters are chosen.
+        mode: ``nf4`` or ``int8``.
+        options: what is skipped, among others.
+        device: where the weights are quantised.
+
+    Returns:
+        Their names within the decoder, whether LoRA wraps them or not -> the new layers.
+
+    Raises:
+        ConfigError: a layer's weights train, or would stay as they are everywhere; a glob that selects nothing.
+    """
+    base = llm.model.base_model
+    found = [(parent, to, plain_name(name)) for parent, to, layer, name in linears(base) if wide(layer)]
+    names = [name for _, _, name in found]
+    _check_globs(options.skip, names)
+    skipped = {name for name in names if any(fnmatch.fnmatchcase(name, glob) for glob in options.skip)}
+    chosen = [place for place in found if place[2] not in skipped]
+    trained = [name for parent, to, name in chosen if getattr(parent, to).weight.requires_grad]
+    if trained:
+        more = f" and {len(trained) - 1} more" if len(trained) > 1 else ""
+        raise ConfigError(
+            f"model.llm.quantize: {mode}, but model.train trains the weights of {trained[0]}{more} themselves",
+            fix="train llm.lora instead, set model.llm.quantize=null, or add the layers to quantize_options.skip",
+        )
+    if not chosen:
+        what = "all of them are skipped" if found else f"{type(llm.model).__name__} has none of at least 16 inputs"
+        raise ConfigError(
+            f"model.llm.quantize: no linear layer to quantise ({what})", fix="set model.llm.quantize=null"
+        )
+    made = {}
+    for parent, to, name in chosen:
+        made[name] = KINDS[mode](getattr(parent, to), options, device)
+        setattr(parent, to, made[name])
+    return made
+
+
+def plain_name(name: str) -> str:
+    """The name of a layer, whether LoRA wraps it or not."""
+    return name.removesuffix(".base_layer")
+
+
+def fill_rest(layers: Collection[QuantisedLinear]) -> None:
+    """Quantise what no file has filled, from its random values, and say what there is now."""
+    for layer in layers:
+        if not layer.filled:
+            layer.fill()
+    report(list(layers))
+
+
+def report(layers: list[QuantisedLinear]) -> None:
+    """A line in the log: how many layers, in what, and how large."""
+    before = sum(layer.in_features * layer.out_features for layer in layers) * 2
+    after = sum(tensor.nbytes for layer in layers for tensor in layer.tensors().values())
+    told = (len(layers), layers[0].mode, before / 2**20, after / 2**20)
+    log.info("model.llm.quantize: %d layers in %s, %.1f MiB in 16 bits -> %.1f MiB", *told)
+
+
+def _check_globs(globs: list[str], names: list[str]) -> None:
+    for glob in globs:
+        if not fnmatch.filter(names, glob):
+            near = difflib.get_close_matches(glob.strip("*."), names, n=3, cutoff=0.3) or names[:3]
+            raise ConfigError(
+                f"model.llm.quantize_options.skip: {glob!r} selects no linear layer of the decoder",
+                fix=f"names are such as {', '.join(near)}",
+            )
