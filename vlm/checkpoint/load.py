@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,17 @@ from torch import Tensor
 
 from vlm.checkpoint.formats.base import CheckpointFormat
 from vlm.checkpoint.provenance import other_numbers, recorded
+from vlm.checkpoint.quantised.base import QuantisedBase
 from vlm.checkpoint.run_files import WEIGHTS
 from vlm.checkpoint.run_folder import RunDir, find_checkpoint
 from vlm.checkpoint.strict import WRAPPED, check_numbers, copy_strictly, targets
 from vlm.common.errors import WeightsError
 from vlm.common.paths import local_path
 from vlm.common.registry import resolve
-from vlm.models.build import build_model, set_precision
+from vlm.models.build import build_model
 from vlm.models.lora import LoraTargetError, layer_of
 from vlm.models.quantized.layers import quantised_layers
-from vlm.models.quantized.llm import gradients_pass, mode_of, quantize_llm
-from vlm.models.quantized.place import fill_rest, place_layers
-from vlm.models.quantized.short import quantize_images
-from vlm.models.trainable import matching, select_trainable, trainable_table
+from vlm.models.trainable import matching, trainable_table
 from vlm.models.vlm import VLM
 
 log = logging.getLogger(__name__)
@@ -44,6 +42,7 @@ def load_model(
     allow_random: bool = True,
     beside: Sequence[VLM] | None = None,
     training: bool = False,
+    split: Callable[[VLM], object] | None = None,
 ) -> VLM:
     """Build the composition and fill it from its files.
 
@@ -56,6 +55,7 @@ def load_model(
         allow_random: False refuses every parameter that no file fills, declared or not: such a model cannot answer.
         beside: loaded models; what the same files filled there is used in place, and takes no further memory.
         training: whether gradients must pass a quantised LLM.
+        split: splits the model, which is on the CPU, in place over the processes before any file is read.
 
     Raises:
         WeightsError: a file is missing, damaged, unsafe or does not fit; or a frozen part has no file.
@@ -64,11 +64,11 @@ def load_model(
     files = [w for w in cfg.model.weights if w.path or w.format == RANDOM]
     loaders = [(w, resolve("checkpoint_format", w.format)(w.into)) for w in files if w.format != RANDOM]
     model_cfg, sources = infer(cfg.model, loaders)
-    quantized = mode_of(model_cfg)
+    base = QuantisedBase(model_cfg, torch.device(device), training)
     full = [loader for _, loader in loaders if isinstance(loader, CheckpointFormat)]
     covered = [part for loader in full for part in loader.covered_parts(model_cfg)]
     # memory of a CPU that nothing is written to takes no room, so that what others lend is held once
-    place, later = "cpu" if quantized or beside else device, None if quantized else device
+    place, later = "cpu" if base.mode or beside or split else device, base.meant_for
     try:
         model = build_model(model_cfg, device=place, dtype=dtype, uninitialised=covered, meant_for=later)
     except LoraTargetError as error:
@@ -77,11 +77,9 @@ def load_model(
         text = f"{', '.join(sources)}: LoRA for layers that this composition does not have"
         raise WeightsError(f"{text}: {error}") from error
     declared = declared_random(model, [w for w in files if w.format == RANDOM])
-    streamed = gradients_pass(quantized, training)
-    layers: Mapping[str, QuantisedLinear] = {}
-    if quantized and streamed:  # a matrix is quantised as soon as it is read
-        layers = place_layers(model.llm, quantized, model_cfg.llm.config.quantize_options, torch.device(device))
-        kept = open_kept(quantized, model_cfg.llm.config.quantize_options, layers)
+    base.place(model)  # a matrix is quantised as soon as it is read
+    if split is not None:
+        split(model)
     loaded = load_files(model, loaders, declared, beside or (), cfg.run.allow_other_base)
     bare = unfilled(model, loaded)
     check_frozen(model, [name for name in bare if name not in declared])
@@ -89,19 +87,8 @@ def load_model(
         raise random_parts(bare, cfg.run.output_dir)
     _report_random(model, bare)
     model.random = frozenset(bare)
-    if quantized:
-        other = None
-        if streamed:
-            fill_rest(model.llm)
-        else:
-            other = quantize_llm(model.llm, quantized, torch.device(device))
-        model.to(device)
-        select_trainable(model, model_cfg.train)
-        set_precision(model, model_cfg, dtype)
-        model.compute_dtype = other or model.compute_dtype
-        if model_cfg.llm.config.quantize_images and quantized == "int8" and torch.device(device).type == "cpu":
-            quantize_images(model)
-    elif beside:
+    base.finish(model, dtype)
+    if split is None and (base.mode or beside):
         model.to(device)
     log.info("%s", trainable_table(model))
     return model.eval()

@@ -18,6 +18,7 @@ from vlm.checkpoint.header import check_file
 from vlm.checkpoint.safe import read_json
 from vlm.common import VERSION
 from vlm.common.errors import WeightsError
+from vlm.common.processes.shards import rows_of
 from vlm.models.quantized.layers import source_parameters
 from vlm.models.quantized.probe import Probed, probe
 
@@ -249,6 +250,6 @@ def _hash(named: list[tuple[str, Tensor | Probed]]) -> str:
             digest.update(tensor.values.numpy().tobytes())
             continue
         rows = torch.linspace(0, len(tensor) - 1, min(HASHED_ROWS, len(tensor))).long()
-        values = tensor.detach()[rows.to(tensor.device)].float().cpu()
+        values = rows_of(tensor, rows).float().cpu()
         digest.update(values.contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

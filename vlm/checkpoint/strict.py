@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm.common.errors import WeightsError
+from vlm.common.processes.shards import fill, own
 from vlm.models.quantized.layers import quantised_layers
 
 WRAPPED = ".base_layer."
@@ -76,8 +77,8 @@ def copy_strictly(
                     continue
                 have[key].data = torch.empty_like(have[key])
             tensor = placement.sources[key]() if key in placement.sources else tensor
-            have[key].copy_(tensor)
-            if not (allow_nonfinite or is_finite(have[key])):
+            fill(have[key], tensor)
+            if not (allow_nonfinite or is_finite(own(have[key]))):
                 raise not_finite(placement.file, placement.theirs.get(key, key), tensor, have[key].dtype)
     return set(placement.tensors)
 

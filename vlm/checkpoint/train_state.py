@@ -15,6 +15,7 @@ from torch import nn
 
 from vlm.checkpoint.strict import NamedTensors, copy_strictly
 from vlm.common import dist
+from vlm.common.processes.shards import whole
 from vlm.models.vlm import VLM
 
 
@@ -50,11 +51,11 @@ def restore_rng(state: dict[str, Any], device: torch.device) -> None:
 def trainable_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """What a run must store: the trainable parameters, and frozen ones that no file holds, since they are random.
 
-    By name; detached, contiguous, on the CPU.
+    By name; detached, contiguous, on the CPU. With parameters that are split, all processes must call it.
     """
     kept = _random_names(model)
     stored = [(n, p) for n, p in model.named_parameters() if p.requires_grad or n in kept]
-    return {n: p.detach().cpu().contiguous().clone() for n, p in stored}
+    return {n: whole(p).detach().cpu().contiguous().clone() for n, p in stored}
 
 
 def _random_names(model: nn.Module) -> frozenset[str]:

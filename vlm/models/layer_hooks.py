@@ -23,6 +23,7 @@ from vlm.common.bounds import LAYERS
 from vlm.common.errors import ConfigError
 
 if TYPE_CHECKING:
+    from vlm.models.inserts.base import InsertData
     from vlm.models.llm.slots import SlotLayout
     from vlm.models.protocols import LayerInsert
 
@@ -118,12 +119,27 @@ class LayerHooks:
         hidden = out if isinstance(out, Tensor) else out[0]
         for insert, module in self.inserts:
             hidden = insert.after(module, hidden, data)
+            if insert.needs_data and torch.is_grad_enabled() and not _has_values(data):
+                hidden = hidden + zero_of(module.parameters())
         return hidden if isinstance(out, Tensor) else (hidden, *out[1:])
 
     def _has_gradient(self, *values: Any) -> bool:
         modules = [self.layer, *(module for _, module in self.inserts)]
         parameters = (p for module in modules for p in module.parameters())
         return any(isinstance(v, Tensor) and v.requires_grad for v in chain(values, parameters))
+
+
+def _has_values(data: InsertData | None) -> bool:
+    """Whether a call carries media or other values that inserts read."""
+    return data is not None and any(isinstance(value, Tensor) for value in data.shared.values())
+
+
+def zero_of(tensors: Iterable[Tensor]) -> Tensor | float:
+    """Zero, as a function of those of ``tensors`` that have a gradient, whatever their numbers.
+
+    In the backward pass they have a gradient of zeros then, as others have on processes that use them.
+    """
+    return sum((t.reshape(-1)[:0].sum() for t in tensors if t.requires_grad), 0.0)
 
 
 class TrimmedMLP:

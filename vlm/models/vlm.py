@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlm.common.processes.shards import most
 from vlm.common.types import Batch, Features, MediaFacts, Output
 from vlm.models.counting import Rule, joins_frames, rules_of
 from vlm.models.frames import join, same_shapes
 from vlm.models.fusion.base import LLMInputs
 from vlm.models.inserts.base import InsertData
+from vlm.models.layer_hooks import zero_of
 from vlm.models.precision import autocast
 from vlm.models.protocols import Fusion, needs_llm_width
 from vlm.models.trainable import set_modes
@@ -28,6 +30,8 @@ class VLM(nn.Module):
         vision_dtype: the same for the vision encoder; used if ``compute_dtype`` is float32.
         read_from: what filled each parameter last; models that read the same file may share its tensors.
         random: names of the parameters that no file filled; frozen ones are stored with what a run trains.
+        split: parameters are split over processes: in each call all of them must compute the same layers.
+        even: the layers of the visual parts are split, too, so that all must encode equally often.
     """
 
     vision: Any  # VisionEncoder | None, see vlm.models.protocols
@@ -49,6 +53,8 @@ class VLM(nn.Module):
         self.vision_dtype = torch.float32
         self.random: frozenset[str] = frozenset()
         self.read_from: dict[str, Hashable] = {}
+        self.split = False
+        self.even = False
 
     @property
     def device(self) -> torch.device:
@@ -125,6 +131,8 @@ class VLM(nn.Module):
             visual = self.encode(batch.pixels, batch.frames, batch.about)
         with autocast(batch.ids.device, self.compute_dtype):
             inputs = self.fusion(batch, visual)
+        if self.split:
+            inputs = self._evened(batch, inputs, visual)
         if inputs.inserts is None and any(insert.needs_data for insert in self.inserts):
             inputs = dataclasses.replace(inputs, inserts=InsertData())
         return inputs
@@ -136,19 +144,47 @@ class VLM(nn.Module):
         targets = inputs.targets(keep)
         with autocast(batch.ids.device, self.compute_dtype):
             hidden = self.llm(inputs, None if return_logits else keep)
-            loss = self.llm.loss(hidden[keep] if return_logits else hidden, targets) + self._unused(batch)
+            loss = self.llm.loss(hidden[keep] if return_logits else hidden, targets)
+            loss = loss if self.split else loss + self._unused(batch)
             more = (self.llm.head(hidden).float(), inputs.labels) if return_logits else ()
             return Output(loss, len(targets), *more)
 
     def _unused(self, batch: Batch) -> Tensor | float:
         """Zero, as a function of the trainable visual parameters, which a text-only batch does not use.
 
-        Every process then has a gradient for every parameter, as data-parallel training requires.
+        Every process then has a gradient for every parameter, as data-parallel training requires. Inserts see to it
+        themselves.
         """
         if not torch.is_grad_enabled() or (batch.pixels is not None and len(batch.pixels)):
             return 0.0
-        parts = [self.vision, *self.bridge, *(insert for insert in self.inserts if insert.needs_data)]
-        return sum((p.sum() * 0.0 for part in parts if part for p in part.parameters() if p.requires_grad), 0.0)
+        return zero_of(p for part in (self.vision, *self.bridge) if part is not None for p in part.parameters())
+
+    def _evened(self, batch: Batch, inputs: LLMInputs, visual: Features | None) -> LLMInputs:
+        """``inputs``, made so that every process computes, and has gradients of, the same layers as the others.
+
+        Each encodes as often as the one with the most shapes of media, and each has embeddings with a gradient if the
+        visual parts train: only then do decoder layers that are frozen have a backward pass, too.
+        """
+        zero: Tensor | float = 0.0
+        if self.even:
+            media = batch.pixels is not None and len(batch.pixels) > 0
+            calls = sum(1 for _ in same_shapes(batch.pixels, batch.frames, batch.about)) if media else 0  # type: ignore[arg-type]
+            for _ in range(calls, most(calls, batch.ids.device)):
+                zero = zero + zero_of([self._encode(*self._spare(batch)).tokens])
+        if not torch.is_grad_enabled():
+            return inputs
+        zero = zero + (self._unused(batch) if visual is None and not self.even else 0.0)
+        zero = zero + (0.0 if visual is None else zero_of([visual.tokens]))
+        return dataclasses.replace(inputs, inputs_embeds=inputs.inputs_embeds + zero)
+
+    def _spare(self, batch: Batch) -> tuple[Tensor, MediaFacts | None]:
+        """A medium to encode for nothing: the first of the batch, or a blank image."""
+        if batch.pixels is not None and len(batch.pixels):
+            return batch.pixels[:1], batch.about and batch.about.select(slice(1))
+        side = self.vision.image_size
+        facts = {"sizes": torch.full((1, 2), side), "texts": torch.zeros(1, 1, dtype=torch.long)}
+        device = batch.ids.device
+        return torch.zeros(1, 1, 3, side, side, device=device), MediaFacts(**facts).map(lambda value: value.to(device))
 
 
 def _run(part: nn.Module, value: Any, tokens: Tensor) -> Features:

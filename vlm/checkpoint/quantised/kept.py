@@ -25,7 +25,7 @@ from vlm.checkpoint.header import header
 from vlm.checkpoint.provenance import ROUNDED, SMALLEST
 from vlm.checkpoint.safe import read_json, write_json
 from vlm.checkpoint.stream import write_safetensors
-from vlm.common import VERSION
+from vlm.common import VERSION, dist
 from vlm.common.errors import ConfigError, WeightsError
 from vlm.models.quantized.layers import QuantisedLinear
 from vlm.models.quantized.options import QuantizeOptions
@@ -44,7 +44,9 @@ class KeptWeights:
         WeightsError: something else is there, it is damaged, or of another mode, block size or set of layers.
     """
 
-    def __init__(self, folder: Path, mode: str, options: QuantizeOptions, layers: Mapping[str, QuantisedLinear]) -> None:
+    def __init__(
+        self, folder: Path, mode: str, options: QuantizeOptions, layers: Mapping[str, QuantisedLinear]
+    ) -> None:
         self.folder = folder
         index = read_json(folder / INDEX)
         found = {key: index.get(key) for key in _options(mode, options)}
@@ -101,10 +103,15 @@ class KeptWeights:
 def open_kept(mode: str, options: QuantizeOptions, layers: Mapping[str, QuantisedLinear]) -> KeptWeights | None:
     """The folder of ``options.keep`` if it is there; None without one, or if it is still to be written.
 
+    All processes must call it: the first one looks whether it is there.
+
     Raises WeightsError: as :class:`KeptWeights`.
     """
-    folder = None if options.keep is None else Path(options.keep).expanduser()
-    if folder is None or not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if options.keep is None:
+        return None
+    folder = Path(options.keep).expanduser()
+    there = folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
+    if not dist.broadcast_object(there):
         return None
     if not (folder / INDEX).is_file():
         raise WeightsError(f"{folder} has no {INDEX}: it holds something else than quantised weights", fix=AGAIN)
@@ -112,7 +119,10 @@ def open_kept(mode: str, options: QuantizeOptions, layers: Mapping[str, Quantise
 
 
 def keep(mode: str, options: QuantizeOptions, layers: Mapping[str, QuantisedLinear]) -> None:
-    """Write the folder of ``options.keep``; it appears as a whole. Raises ConfigError: it cannot be written."""
+    """Write the folder of ``options.keep``; it appears as a whole. All processes must call it, the first one writes.
+
+    Raises ConfigError: it cannot be written.
+    """
     folder = Path(str(options.keep)).expanduser()
     tensors = {f"{n}.{part}": t for n, layer in layers.items() for part, t in layer.tensors().items()}
     entries = {
@@ -120,6 +130,8 @@ def keep(mode: str, options: QuantizeOptions, layers: Mapping[str, QuantisedLine
         for name, layer in layers.items()
         if layer.probe is not None
     }
+    if not dist.is_main():
+        return
     try:
         with new_folder(folder) as work:
             write_safetensors(work / WEIGHTS, tensors, lambda name: tensors[name].cpu())

@@ -15,6 +15,7 @@ from vlm.common.registry import register_insert
 from vlm.models.attention import attend, feed_forward
 from vlm.models.inserts.base import Insert, InsertData, layer_numbers, stacked
 from vlm.models.inserts.media_mask import MediaMask, media_mask, media_masks
+from vlm.models.layer_hooks import zero_of
 from vlm.models.lora import LoraOptions, inject_lora
 
 
@@ -92,6 +93,8 @@ class GatedBlock(nn.Module):
             update = self.attn.look(hidden, data, masks) if masks else None
         if update is not None:
             hidden = hidden + (update * self.attn_gate.tanh()).to(hidden.dtype)
+        elif torch.is_grad_enabled():
+            hidden = hidden + zero_of([*self.attn.parameters(), self.attn_gate])
         return hidden + (self.ff(hidden) * self.ff_gate.tanh()).to(hidden.dtype)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from functools import cache
+import sys
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -28,14 +29,33 @@ def library() -> Any:
             "model.llm.quantize needs the package bitsandbytes, which is not installed",
             fix='pip install "vlm-compose[quantize]"',
         )
-    log = logging.getLogger("bitsandbytes")
+    if "bitsandbytes" in sys.modules:
+        return sys.modules["bitsandbytes"]
+    log, compiles = logging.getLogger("bitsandbytes"), torch.compile
     level = log.level
     log.setLevel(logging.ERROR)
+    torch.compile = _compiled_when_called  # type: ignore[assignment]  # else it loads a compiler, for seconds
     try:
         import bitsandbytes
     finally:
         log.setLevel(level)
+        torch.compile = compiles
     return bitsandbytes
+
+
+def _compiled_when_called(model: Any = None, **options: Any) -> Any:
+    """``torch.compile`` of a function, which begins at its first call."""
+    if model is None:
+        return lambda function: _compiled_when_called(function, **options)
+
+    @wraps(model)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not made:
+            made.append(torch.compile(model, **options))
+        return made[0](*args, **kwargs)
+
+    made: list[Any] = []
+    return call
 
 
 def to_nf4(weight: Tensor, block_size: int, double: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:

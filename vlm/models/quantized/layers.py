@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vlm.common.errors import ConfigError, WeightsError
 from vlm.common.processes.shards import fill, is_split, whole
+from vlm.models.llm.linear.frozen import wide
 from vlm.models.precision import parse_dtype
 from vlm.models.quantized import bnb
 from vlm.models.quantized.options import QuantizeOptions
@@ -59,6 +60,11 @@ class QuantisedLinear(nn.Module, ABC):
         self._device = device  # where the weights are quantised
         self._compute = None if options.compute_dtype is None else parse_dtype(options.compute_dtype)
         self._floats: Tensor | None = layer.weight.detach()  # takes no room until somebody writes to it
+
+    @classmethod
+    def takes(cls, layer: nn.Linear, options: QuantizeOptions) -> bool:
+        """Whether such a layer can take the place of ``layer``."""
+        return wide(layer)
 
     @abstractmethod
     def pack(self, weight: Tensor) -> dict[str, Tensor]:
@@ -159,8 +165,8 @@ class Nf4Linear(QuantisedLinear):
     """4-bit weights by blocks, a scale for each block, these in 8 bits if ``options.double``.
 
     Attributes:
-        weight: uint8 ``[out, in / 2]``; ``[out * in / 2, 1]`` where blocks pass the ends of rows.
-        scales: uint8 ``[out, bytes]``, or ``[bytes, 1]`` likewise.
+        weight: uint8 ``[out, in / 2]``.
+        scales: uint8 ``[out, in / block_size]``, or the bytes of float32 ``[out, 4 * in / block_size]``.
         nested: scales of the scales, float32 ``[n]``; with ``options.double`` only.
         mean: what was taken off the scales, float32 scalar; with ``options.double`` only.
     """
@@ -169,30 +175,37 @@ class Nf4Linear(QuantisedLinear):
     nested: Tensor
     mean: Tensor
 
-    @property
-    def by_rows(self) -> bool:
-        """Whether each row has whole blocks, so that rows can be taken apart."""
-        return self.in_features % self.options.block_size == 0
+    def __init__(self, layer: nn.Linear, options: QuantizeOptions, device: torch.device) -> None:
+        block_size = options.block_of(layer.in_features)
+        if block_size is None:
+            raise ValueError(f"no block size divides {layer.in_features}")
+        self.block_size = block_size
+        super().__init__(layer, options, device)
+
+    @classmethod
+    def takes(cls, layer: nn.Linear, options: QuantizeOptions) -> bool:
+        """See :meth:`QuantisedLinear.takes`."""
+        return super().takes(layer, options) and options.block_of(layer.in_features) is not None
 
     def pack(self, weight: Tensor) -> dict[str, Tensor]:
         """See :meth:`QuantisedLinear.pack`."""
-        packed, scales, nested, mean = bnb.to_nf4(weight, self.options.block_size, self.options.double)
-        rows = self.out_features if self.by_rows else packed.numel()
-        made = {"weight": packed.reshape(rows, -1)}
-        scales = scales.contiguous().view(torch.uint8)
-        made["scales"] = scales.reshape(self.out_features if self.by_rows else len(scales), -1)
-        return made if nested is None else {**made, "nested": nested, "mean": mean.detach().float().reshape(())}
+        packed, scales, nested, mean = bnb.to_nf4(weight, self.block_size, self.options.double)
+        rows = {"weight": packed, "scales": scales.contiguous().view(torch.uint8)}
+        made = {name: tensor.reshape(self.out_features, -1) for name, tensor in rows.items()}
+        if nested is None or mean is None:
+            return made
+        return {**made, "nested": nested, "mean": mean.detach().float().reshape(())}
 
     def layout(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """See :meth:`QuantisedLinear.layout`."""
-        count = self.out_features * self.in_features
-        blocks = -(-count // self.options.block_size)
-        width = 1 if self.options.double else 4
-        rows, parts = (self.out_features, self.out_features) if self.by_rows else (-(-count // 2), blocks * width)
-        sizes = {"weight": (rows, -(-count // 2) // rows), "scales": (parts, blocks * width // parts)}
-        made: dict[str, tuple[tuple[int, ...], torch.dtype]] = {n: (s, torch.uint8) for n, s in sizes.items()}
+        blocks = self.in_features // self.block_size
+        sizes = {"weight": self.in_features // 2, "scales": blocks * (1 if self.options.double else 4)}
+        made: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+            name: ((self.out_features, width), torch.uint8) for name, width in sizes.items()
+        }
         if self.options.double:
-            made |= {"nested": ((-(-blocks // bnb.NESTED_BLOCK),), torch.float32), "mean": ((), torch.float32)}
+            count = -(-self.out_features * blocks // bnb.NESTED_BLOCK)
+            made |= {"nested": ((count,), torch.float32), "mean": ((), torch.float32)}
         return made
 
     def dense(self, dtype: torch.dtype) -> Tensor:
@@ -201,15 +214,15 @@ class Nf4Linear(QuantisedLinear):
 
     def multiply(self, inputs: Tensor) -> Tensor:
         """See :meth:`QuantisedLinear.multiply`; on a GPU and without a gradient, without making the matrix."""
-        if inputs.device.type == "cuda" and not (torch.is_grad_enabled() and inputs.requires_grad):
+        if inputs.is_cuda and not (torch.is_grad_enabled() and inputs.requires_grad):
             return bnb.product(inputs, self.weight, self._state(inputs.dtype))
         return super().multiply(inputs)
 
     def _state(self, dtype: torch.dtype) -> Any:
-        flat = self.scales.detach().reshape(-1)
+        flat = self.scales.data.reshape(-1)
         scales = flat if self.options.double else flat.view(torch.float32)
         nested, mean = (self.nested, self.mean) if self.options.double else (None, None)
-        return bnb.state_of(self.full_shape, dtype, self.options.block_size, scales, nested, mean)
+        return bnb.state_of(self.full_shape, dtype, self.block_size, scales, nested, mean)
 
 
 class RowInt8Linear(QuantisedLinear):

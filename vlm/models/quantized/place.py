@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from vlm.common.errors import ConfigError
-from vlm.models.llm.linear.frozen import wide
 from vlm.models.lora import is_lora
 from vlm.models.quantized.layers import KINDS, QuantisedLinear
 from vlm.models.quantized.options import QuantizeOptions
@@ -33,9 +32,7 @@ def linears(root: nn.Module) -> list[tuple[nn.Module, str, nn.Linear, str]]:
     ]
 
 
-def place_layers(
-    llm: Any, mode: str, options: QuantizeOptions, device: torch.device
-) -> dict[str, QuantisedLinear]:
+def place_layers(llm: Any, mode: str, options: QuantizeOptions, device: torch.device) -> dict[str, QuantisedLinear]:
     """Put empty quantised layers in place of the decoder's linear layers, but not of the head.
 
     Args:
@@ -51,9 +48,11 @@ def place_layers(
         ConfigError: a layer's weights train, or would stay as they are everywhere; a glob that selects nothing.
     """
     base = llm.model.base_model
-    found = [(parent, to, plain_name(name)) for parent, to, layer, name in linears(base) if wide(layer)]
+    every = linears(base)
+    kind = KINDS[mode]
+    found = [(parent, to, plain_name(name)) for parent, to, layer, name in every if kind.takes(layer, options)]
     names = [name for _, _, name in found]
-    _check_globs(options.skip, names)
+    _check_globs(options.skip, [plain_name(name) for _, _, _, name in every])
     skipped = {name for name in names if any(fnmatch.fnmatchcase(name, glob) for glob in options.skip)}
     chosen = [place for place in found if place[2] not in skipped]
     trained = [name for parent, to, name in chosen if getattr(parent, to).weight.requires_grad]
@@ -64,14 +63,17 @@ def place_layers(
             fix="train llm.lora instead, set model.llm.quantize=null, or add the layers to quantize_options.skip",
         )
     if not chosen:
-        what = "all of them are skipped" if found else f"{type(llm.model).__name__} has none of at least 16 inputs"
+        least = "that can be divided into blocks" if every else "in its decoder"
+        what = "all of them are skipped" if found else f"{type(llm.model).__name__} has none {least}"
         raise ConfigError(
             f"model.llm.quantize: no linear layer to quantise ({what})", fix="set model.llm.quantize=null"
         )
     made = {}
     for parent, to, name in chosen:
-        made[name] = KINDS[mode](getattr(parent, to), options, device)
+        made[name] = kind(getattr(parent, to), options, device)
         setattr(parent, to, made[name])
+    if others := len(every) - len(found):
+        log.info("model.llm.quantize: %d layers of other widths than %s takes stay as they are", others, mode)
     return made
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vlm.common.processes.shards import rows_of
+
 SAMPLED = 4
 """Rows and columns of a matrix whose numbers are stored; rows of its first half, as added tokens are at the end."""
 
@@ -15,8 +17,7 @@ SAMPLED = 4
 def probe(tensor: Tensor, shape: Sequence[int]) -> Tensor:
     """The numbers of a matrix that are compared, as float32 ``[n]``; ``shape`` says where they are."""
     rows, columns = (torch.linspace(0, last, SAMPLED).long() for last in ((shape[0] - 1) // 2, shape[1] - 1))
-    found = tensor.detach()[rows.to(tensor.device)][:, columns.to(tensor.device)]
-    return found.float().cpu().flatten()
+    return rows_of(tensor, rows).float().cpu()[:, columns].flatten()
 
 
 @dataclass(frozen=True)

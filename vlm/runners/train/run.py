@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vlm.checkpoint.load import load_model
 from vlm.checkpoint.provenance import fingerprint
 from vlm.checkpoint.run_folder import RunDir
 from vlm.common import dist
@@ -29,7 +28,10 @@ from vlm.processors.collate import VisualTokens
 from vlm.processors.processor import Processor, build_processor
 from vlm.runners.train.evaluate import TrainingEvaluations
 from vlm.runners.train.optim import Precision, pick_precision
+from vlm.runners.train.parallel.copies import Spread
+from vlm.runners.train.parallel.mesh import check_parallel
 from vlm.runners.train.parallel.recompute import checkpoint_activations
+from vlm.runners.train.parallel.sharding import load_spread
 from vlm.runners.train.report import write_report
 from vlm.runners.train.trackers import RunInfo, Tracker, open_trackers
 from vlm.runners.train.trainer import RunResult, Trainer
@@ -65,9 +67,9 @@ def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
     run_dir, source = find_run(cfg)
     dist.seed_everything(run.seed, world.rank, run.deterministic)
     precision = pick_precision(run.amp, run.amp_dtype, device)
+    check_parallel(run, cfg.model.llm.config, dist.world_size(), device)
     check_trains(cfg.model, device)
-    # frozen weights are stored in the dtype of autocast, so that no step casts them again
-    model = load_model(cfg, device=device, dtype=precision.amp_dtype or torch.float32, training=True)
+    model, spread = load_spread(cfg, device, precision)
     check_positions(model, cfg.model.text)
     check_images(model, cfg.model.image)
     checkpoint_activations(model, run.activation_checkpointing)
@@ -100,11 +102,12 @@ def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
         device=device,
         epoch_steps=epoch_length(cfg, loader),
         groups=loader.groups,
-        validator=build_validator(cfg, model, task, processor, device, precision),
+        validator=build_validator(cfg, spread or model, task, processor, device, precision),
         evaluations=TrainingEvaluations(cfg, model, processor, device) if run.eval else None,
         config=cfg.resolved,
         config_text=to_yaml(cfg.resolved),
         fingerprints=fingerprint(model),
+        spread=spread,
     )
     if source is not None:
         trainer.resume(source)
@@ -171,7 +174,7 @@ def epoch_length(cfg: Config, loader: TrainLoader) -> int:
 
 
 def build_validator(
-    cfg: Config, model: VLM, task: Task, processor: Processor, device: torch.device, precision: Precision
+    cfg: Config, model: VLM | Spread, task: Task, processor: Processor, device: torch.device, precision: Precision
 ) -> Validator | None:
     """The validation loss of the configured datasets, or None without any.
 

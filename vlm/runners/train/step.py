@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from vlm.common import dist
 from vlm.common.errors import DataError, NonFiniteLossError
+from vlm.common.processes.shards import own
 from vlm.common.types import Batch
 from vlm.models.finite import locate
 from vlm.models.vlm import VLM
 from vlm.runners.train.loss_weighting import GroupCounts, LossReduction
 from vlm.runners.train.optim import Precision, set_lr
-from vlm.runners.train.parallel.copies import accumulate
+from vlm.runners.train.parallel.copies import Spread
 from vlm.runners.train.watch.spikes import SpikeGuard
 from vlm.tasks.base import Task
 
@@ -92,7 +92,7 @@ class Stepper:
     step, before the update.
     """
 
-    model: nn.Module  # maybe wrapped for several processes
+    model: nn.Module | Spread  # a plain module is whole, and alone
     task: Task
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -104,6 +104,7 @@ class Stepper:
     guard: SpikeGuard | None = None  # None: no step is a spike
 
     def __post_init__(self) -> None:
+        self.spread = self.model if isinstance(self.model, Spread) else Spread(self.model)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.first = True
 
@@ -126,13 +127,14 @@ class Stepper:
         scales = (dist.world_size() * weights).float()
         losses, seen = [], 0
         for i, batch in enumerate(batches):
-            with accumulate(self.model, last=i + 1 == len(batches)):
+            with self.spread.accumulate(last=i + 1 == len(batches)):
                 loss_sum, num = self._forward(batch)
                 self.scaler.scale(loss_sum * scales[i]).backward()
             losses.append(loss_sum.detach())
             seen += num
         if self.first:
             self._warn_of_unread(step)
+            self.spread.stepped()
             self.first = False
         self.scaler.unscale_(self.optimizer)
         sums = self._read_back(batches, counts, losses, seen)
@@ -141,8 +143,7 @@ class Stepper:
     def _warn_of_unread(self, step: int) -> None:
         """Name parameters that train but that nothing in this step has read."""
         trained = {id(p) for p in self.parameters if p.grad is None}
-        inner = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
-        if names := [name for name, p in inner.named_parameters() if id(p) in trained]:
+        if names := [name for name, p in self.spread.model.named_parameters() if id(p) in trained]:
             log.warning(
                 "step %d: %d of %d trained tensors have no gradient, first %s: no sample of this step uses them; "
                 "freeze them (model.train), or in several processes set run.find_unused_parameters=true",
@@ -152,7 +153,7 @@ class Stepper:
     def _forward(self, batch: Batch) -> tuple[torch.Tensor, int]:
         batch = batch.to(self.device, non_blocking=True)
         with amp_context(self.device, self.precision):
-            output = self.task.train_step(self.model, batch)
+            output = self.task.train_step(self.spread.called, batch)
         return output.loss_sum, output.num_tokens
 
     def _read_back(
@@ -164,7 +165,7 @@ class Stepper:
         own = torch.stack([stacked.sum(), stacked.new_tensor(float(seen)), (~stacked.isfinite()).any().to(dtype)])
         own = dist.all_reduce_sum(torch.cat([own, self.reduction.group_losses(batches, stacked, counts.groups)]))
         grads = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads).to(dtype).to(self.device)
+        norm = self.spread.total_norm(grads).to(dtype).to(self.device)
         scalars = [counts.targets, counts.tokens, counts.samples, counts.stop, own[:3], norm[None]]
         values = torch.cat([*scalars, own[3:]]).tolist()
         return StepSums(*values[:8], group_losses=values[8:])  # type: ignore[misc]
@@ -185,7 +186,7 @@ class Stepper:
         if self.max_grad_norm > 0 and norm > self.max_grad_norm and not skipped:
             factor *= self.max_grad_norm / (norm + 1e-6)
         if factor != 1.0 and not skipped:
-            torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], factor)
+            torch._foreach_mul_([own(p.grad) for p in self.parameters if p.grad is not None], factor)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -201,11 +202,10 @@ class Stepper:
         )
 
     def _fail(self, batches: Sequence[Batch], losses: list[torch.Tensor], step: int, norm: float) -> None:
-        own = [b for b, loss in zip(batches, losses, strict=True) if not bool(loss.isfinite())]
-        everyone = dist.gather_objects([name for b in own for name in b.sample_ids])
+        bad = [b for b, loss in zip(batches, losses, strict=True) if not bool(loss.isfinite())]
+        everyone = dist.gather_objects([name for b in bad for name in b.sample_ids])
         names = [name for part in everyone for name in part]
-        parts = dist.gather_objects([part_that_fails(self.model, b, self.device) for b in own[:1]])
-        reason = next((text for some in parts for text in some if text), "")
+        reason = reason_for(self.spread, bad[0] if bad else None, self.device)
         self.optimizer.zero_grad(set_to_none=True)
         what = "the loss is not a number" if names else f"the gradient is not a number (norm {norm})"
         raise NonFiniteLossError(
@@ -219,10 +219,16 @@ def amp_context(device: torch.device, precision: Precision) -> Any:
     return torch.autocast(device.type, dtype=precision.amp_dtype, enabled=precision.amp_dtype is not None)
 
 
-def part_that_fails(model: nn.Module, batch: Batch, device: torch.device) -> str:
-    """The message that names the part of ``model`` that is not finite for ``batch`` first; empty if none is."""
-    inner = model.module if isinstance(model, DistributedDataParallel) else model
-    return str((isinstance(inner, VLM) and locate(inner, batch.to(device))) or "")
+def reason_for(spread: Spread, bad: Batch | None, device: torch.device) -> str:
+    """The message that names the part of the model that is not finite first for ``bad``; empty if none is.
+
+    A collective call: ``bad`` is that of this process, or None, and the first message of all is the result.
+    """
+    found = ""
+    with spread.unsharded() as possible:
+        if possible and bad is not None and isinstance(spread.model, VLM):
+            found = str(locate(spread.model, bad.to(device)) or "")
+    return next((text for text in dist.gather_objects(found) if text), "")
 
 
 def _names(batches: Sequence[Batch]) -> str:

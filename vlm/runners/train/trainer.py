@@ -24,7 +24,7 @@ from vlm.datasets.loading.train_loader import TrainLoader
 from vlm.runners.train.evaluate import TrainingEvaluations
 from vlm.runners.train.loss_weighting import LossReduction
 from vlm.runners.train.optim import build_optimizer, build_scaler, pick_precision
-from vlm.runners.train.parallel.copies import wrap
+from vlm.runners.train.parallel.copies import Spread, wrap
 from vlm.runners.train.saving import Progress, Saving
 from vlm.runners.train.schedule import Plan, build_schedule
 from vlm.runners.train.signals import StopSignals
@@ -85,6 +85,7 @@ class Trainer:
     config: dict[str, Any] = field(default_factory=dict)  # resolved, stored with every checkpoint
     config_text: str = ""  # the same as YAML
     fingerprints: dict[str, Any] = field(default_factory=dict)  # hashes of the frozen parts' files, for the provenance
+    spread: Spread | None = None  # the model on the processes; None: a copy in each of them
 
     def __post_init__(self) -> None:
         """Build optimiser, schedule and wrapper."""
@@ -107,8 +108,10 @@ class Trainer:
         self.watchdog = Watchdog(run.stall_seconds)
         self.meter = Meter(model)
         self.profile = Profile(run.profile, self.run_dir.path)
+        options = {"find_unused_parameters": run.find_unused_parameters, "broadcast_buffers": run.broadcast_buffers}
+        self.spread = self.spread or Spread(model, wrap(model, **options))
         self.stepper = Stepper(
-            wrap(model, find_unused_parameters=run.find_unused_parameters, broadcast_buffers=run.broadcast_buffers),
+            self.spread,
             self.task,
             self.optimizer,
             self.scaler,
