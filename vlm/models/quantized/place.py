@@ -32,8 +32,37 @@ def linears(root: nn.Module) -> list[tuple[nn.Module, str, nn.Linear, str]]:
     ]
 
 
+def choose(llm: Any, mode: str, options: QuantizeOptions) -> list[tuple[nn.Module, str, str]]:
+    """The decoder's linear layers that are quantised, but not the head.
+
+    Args:
+        llm: an ``HFCausalLM``.
+        mode: ``nf4`` or ``int8``.
+        options: what is skipped, among others.
+
+    Returns:
+        Module, attribute of it, and name within the decoder, whether LoRA wraps the layer or not.
+
+    Raises:
+        ConfigError: no layer is left; a glob that selects nothing.
+    """
+    every = linears(llm.model.base_model)
+    found = [(parent, to, plain_name(name)) for parent, to, layer, name in every if KINDS[mode].takes(layer, options)]
+    _check_globs(options.skip, [plain_name(name) for _, _, _, name in every])
+    chosen = [place for place in found if not any(fnmatch.fnmatchcase(place[2], glob) for glob in options.skip)]
+    if not chosen:
+        least = "that can be divided into blocks" if every else "in its decoder"
+        what = "all of them are skipped" if found else f"{type(llm.model).__name__} has none {least}"
+        raise ConfigError(
+            f"model.llm.quantize: no linear layer to quantise ({what})", fix="set model.llm.quantize=null"
+        )
+    if others := len(every) - len(found):
+        log.info("model.llm.quantize: %d layers of other widths than %s takes stay as they are", others, mode)
+    return chosen
+
+
 def place_layers(llm: Any, mode: str, options: QuantizeOptions, device: torch.device) -> dict[str, QuantisedLinear]:
-    """Put empty quantised layers in place of the decoder's linear layers, but not of the head.
+    """Put empty quantised layers in place of those that :func:`choose` gives. The matrices are released.
 
     Args:
         llm: an ``HFCausalLM`` whose trainable parameters are chosen.
@@ -42,19 +71,12 @@ def place_layers(llm: Any, mode: str, options: QuantizeOptions, device: torch.de
         device: where the weights are quantised.
 
     Returns:
-        Their names within the decoder, whether LoRA wraps them or not -> the new layers.
+        Name within the decoder -> layer.
 
     Raises:
-        ConfigError: a layer's weights train, or would stay as they are everywhere; a glob that selects nothing.
+        ConfigError: as :func:`choose`; or a layer whose weights train.
     """
-    base = llm.model.base_model
-    every = linears(base)
-    kind = KINDS[mode]
-    found = [(parent, to, plain_name(name)) for parent, to, layer, name in every if kind.takes(layer, options)]
-    names = [name for _, _, name in found]
-    _check_globs(options.skip, [plain_name(name) for _, _, _, name in every])
-    skipped = {name for name in names if any(fnmatch.fnmatchcase(name, glob) for glob in options.skip)}
-    chosen = [place for place in found if place[2] not in skipped]
+    chosen = choose(llm, mode, options)
     trained = [name for parent, to, name in chosen if getattr(parent, to).weight.requires_grad]
     if trained:
         more = f" and {len(trained) - 1} more" if len(trained) > 1 else ""
@@ -62,18 +84,10 @@ def place_layers(llm: Any, mode: str, options: QuantizeOptions, device: torch.de
             f"model.llm.quantize: {mode}, but model.train trains the weights of {trained[0]}{more} themselves",
             fix="train llm.lora instead, set model.llm.quantize=null, or add the layers to quantize_options.skip",
         )
-    if not chosen:
-        least = "that can be divided into blocks" if every else "in its decoder"
-        what = "all of them are skipped" if found else f"{type(llm.model).__name__} has none {least}"
-        raise ConfigError(
-            f"model.llm.quantize: no linear layer to quantise ({what})", fix="set model.llm.quantize=null"
-        )
     made = {}
     for parent, to, name in chosen:
-        made[name] = kind(getattr(parent, to), options, device)
+        made[name] = KINDS[mode](getattr(parent, to), options, device)
         setattr(parent, to, made[name])
-    if others := len(every) - len(found):
-        log.info("model.llm.quantize: %d layers of other widths than %s takes stay as they are", others, mode)
     return made
 
 
