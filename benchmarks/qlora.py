@@ -1,6 +1,6 @@
 """LoRA on a 4-bit LLM against LoRA on the same LLM in bfloat16.
 
-    python -m benchmarks.qlora                  # a LLaMA of 32 M parameters, 200 steps: about 6 minutes on 2 cores
+    python -m benchmarks.qlora                  # a LLaMA of 32 M parameters, 200 steps: a few minutes on 2 cores
     python -m benchmarks.qlora --size small     # seconds; its numbers mean nothing
 
 A LLaMA is trained first on the captions of the painted world. Then the composition of the quickstart, with that LLM in
@@ -54,7 +54,7 @@ class Size:
 
 
 SIZES = {
-    "cpu": Size(width=512, layers=10, hidden=1408, heads=8, made_in=150, steps=200, images=1600),
+    "cpu": Size(width=512, layers=10, hidden=1408, heads=8, made_in=50, steps=200, images=800, batch=4),
     "small": Size(width=64, layers=2, hidden=128, heads=2, made_in=4, steps=4, images=32, batch=4),
 }
 

@@ -227,3 +227,26 @@ def test_a_pending_record_that_is_broken_now(processor: Processor) -> None:
     gone.load_state_dict(loader.state_dict())
     with pytest.raises(DataError, match="the saved run had read cannot be used now: .*: record .*: broken"):
         next(gone)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_skipping_steps_leads_to_the_same_batches(form: str, processor: Processor) -> None:
+    whole, part = (make("mixed", processor, **FORMS[form]) for _ in range(2))
+    expected = take(whole, 16)[13:]
+    take(part, 3)
+    part.skip(5, 2)
+    assert take(part, 3) == expected
+    fresh = make("mixed", processor, **FORMS[form])
+    fresh.load_state_dict(make("mixed", processor, **FORMS[form]).state_dict())
+    fresh.skip(13, 1)
+    again = make("mixed", processor, **FORMS[form])
+    again.load_state_dict(json.loads(json.dumps(fresh.state_dict())))
+    assert take(fresh, 3) == expected == take(again, 3)
+
+
+def test_skipping_decodes_nothing(processor: Processor, monkeypatch: Any) -> None:
+    loader = make("mixed", processor)
+    monkeypatch.setattr(Table, "draw", None)
+    monkeypatch.setattr(Tape, "draw", None)
+    loader.skip(40, 2)
+    assert loader.state_dict()["step"] == 80

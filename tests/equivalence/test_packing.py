@@ -1,14 +1,11 @@
 """Packed rows train as single rows do, and a killed run goes on with the very batches that would have come."""
 
-import io
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 
 import pytest
 import torch
@@ -20,32 +17,11 @@ from vlm.datasets.loading.train_loader import TrainLoader
 from vlm.processors.collate import VisualTokens, collate
 from vlm.processors.processor import build_processor
 
-from .tiny import DATA, HERE
+from .tiny import HERE
 from .train_recorded import recorded
 
 PACKING = "run.packing={max_tokens: 160, max_media: 3, open_rows: 4}"
 NUMBERS = {"max_steps": 80, "save_freq": 6, "val_freq": 1000, "iters_per_epoch": 1000, "batch_size": 1, "keep_last": 0}
-
-
-@pytest.fixture
-def three(tiny):
-    """Two map-style datasets and a stream of shards."""
-    source = DATA / "data" / "cc_sbu_align"
-    shutil.copytree(source, tiny.folder / "second")
-    notes = json.loads((source / "filter_cap.json").read_text())["annotations"]
-    with tarfile.open(tiny.folder / "0.tar", "w") as tar:
-        for name, caption in [(a["image_id"], a["caption"]) for a in notes] * 3:
-            key = f"{len(tar.getmembers()):03d}"
-            image = (source / "image" / f"{name}.jpg").read_bytes()
-            for ext, data in (("jpg", image), ("json", json.dumps({"caption": caption[:60]}).encode())):
-                info = tarfile.TarInfo(f"{key}.{ext}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-    second = {"format": "caption_folder", "build_info": {"storage": str(tiny.folder / "second")}, "sample_ratio": 2}
-    shards = {"format": "web_shards", "build_info": {"storage": str(tiny.folder / "0.tar"), "shuffle": 4}}
-    more = f"datasets:\n  second: {json.dumps(second)}\n  shards: {json.dumps(shards)}\n"
-    tiny.config.write_text(tiny.config.read_text().replace("datasets:\n", more, 1))
-    return tiny
 
 
 def unpack(batch):

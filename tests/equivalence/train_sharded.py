@@ -1,6 +1,6 @@
 """Many runs in one process group: ``train_sharded.py CASES.json``, a list of ``[config, key=value, ...]``.
 
-A run keeps its last weights in ``weights.safetensors`` of its folder, in place of checkpoints, and its losses in the log.
+A run keeps its last weights in ``weights.safetensors`` of its folder, in place of checkpoints.
 """
 
 import json

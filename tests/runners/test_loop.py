@@ -1,12 +1,14 @@
 """One optimiser step: exact accumulation, clipping, guards."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from vlm.common.errors import DataError, NonFiniteLossError
 from vlm.common.types import IGNORE_INDEX, Batch
 from vlm.runners.train.optim import Precision, build_optimizer, build_scaler, pick_precision
-from vlm.runners.train.step import Stepper
+from vlm.runners.train.step import StepCounts, Stepper
 from vlm.tasks.image_text_pretrain import ImageTextPretrain
 
 CPU = torch.device("cpu")
@@ -145,3 +147,32 @@ def test_fp16_overflow_skips_the_update_and_lowers_the_scale(tools):
     stepper.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
     stats = stepper([tools.batch(2, 6, seed=1)], step=2, lr=0.1)
     assert not stats.skipped and not torch.equal(model.proj.weight, before)
+
+
+def test_a_process_with_fewer_micro_batches_computes_one_more_without_effect(tools, monkeypatch):
+    """Models in shards need as many forward calls on every process."""
+    batches = rows_of(tools.batch(3, 6, seed=3))
+    results = []
+    for uneven in (False, True):
+        model, calls = tools.model(dropout=0.0), []
+        model.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        if uneven:
+            monkeypatch.setattr(StepCounts, "of", with_five_elsewhere(StepCounts.of))
+        stats = stepper_for(model, uneven=uneven)(batches, step=1, lr=0.1)
+        results.append((stats, model.proj.weight.detach().clone(), len(calls)))
+    (one, weight, calls), (other, weight2, calls2) = results
+    assert one == other and torch.equal(weight, weight2) and (calls, calls2) == (3, 5)
+
+
+def with_five_elsewhere(plain):
+    """``StepCounts.of`` that sees another process with five micro-batches."""
+    return lambda *given: replace(plain(*given), batches=torch.tensor([3, 5]))
+
+
+def test_dropout_follows_from_the_seed_of_a_batch(tools):
+    batch = tools.batch(2, 6, seed=3)
+    losses = []
+    for seed in (1, 2, 1, None):
+        torch.manual_seed(len(losses))
+        losses.append(stepper_for(tools.model(dropout=0.5))([replace(batch, seed=seed)], step=1, lr=0.1).loss)
+    assert losses[0] == losses[2] and len(set(losses)) == 3

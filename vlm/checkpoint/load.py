@@ -67,7 +67,7 @@ def load_model(
     base = QuantisedBase(model_cfg, torch.device(device), training)
     full = [loader for _, loader in loaders if isinstance(loader, CheckpointFormat)]
     covered = [part for loader in full for part in loader.covered_parts(model_cfg)]
-    # memory of a CPU that nothing is written to takes no room, so that what others lend is held once
+    # memory of a CPU that nothing is written to takes no room
     place, later = "cpu" if base.mode or beside or split else device, base.meant_for
     try:
         model = build_model(model_cfg, device=place, dtype=dtype, uninitialised=covered, meant_for=later)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm.common.errors import WeightsError
+from vlm.common.processes.pages import MappedFiles
 from vlm.common.processes.shards import fill, own
 from vlm.models.quantized.layers import quantised_layers
 
@@ -62,13 +63,15 @@ def copy_strictly(
     have = targets(model)
     placement = fit_strictly(model, placement, hint)
     quantised = {f"{name}.weight": layer for name, layer in quantised_layers(model).items()}
+    files = MappedFiles()
     with torch.no_grad():
         for key, tensor in placement.tensors.items():
             if key in quantised:
-                full = placement.sources[key]() if key in placement.sources else tensor
-                if not (allow_nonfinite or is_finite(full)):
+                full, layer = placement.sources[key]() if key in placement.sources else tensor, quantised[key]
+                if not (layer.kept or allow_nonfinite or is_finite(full)):  # kept weights are not read again
                     raise not_finite(placement.file, placement.theirs.get(key, key), full, full.dtype)
-                quantised[key].fill(full)
+                layer.fill(full)
+                files.give_back(full)
                 continue
             if lent is not None:
                 there = lent.get(key)
@@ -77,7 +80,7 @@ def copy_strictly(
                     continue
                 have[key].data = torch.empty_like(have[key])
             tensor = placement.sources[key]() if key in placement.sources else tensor
-            fill(have[key], tensor)
+            fill(have[key], tensor, files.give_back)
             if not (allow_nonfinite or is_finite(own(have[key]))):
                 raise not_finite(placement.file, placement.theirs.get(key, key), tensor, have[key].dtype)
     return set(placement.tensors)

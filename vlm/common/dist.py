@@ -204,6 +204,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def peers() -> Peers | None:
+    """What the processes of the run know of each other; None without a group."""
+    return _watching[0] if _watching else None
+
+
 def barrier() -> None:
     """Wait for all processes."""
     if torch_dist.is_initialized():

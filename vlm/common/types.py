@@ -230,6 +230,8 @@ class Batch:
     frames      ``[n]`` int64, real frames of each medium where they differ (the rest of ``pixels`` is zero), else None
     group       the group of datasets it was drawn from, with ``mixing: joint``
     about       what else is known of the media, or None
+    seed        of the random choices (dropout) of a training step on it; None: the process's random state goes on
+    sample_keys references of the samples in the order of sample_ids: number of the source, pass, index
     sample_ids  names of the samples, for messages
     """
 
@@ -242,6 +244,8 @@ class Batch:
     frames: torch.Tensor | None = None
     group: str = ""
     about: MediaFacts | None = None
+    seed: int | None = None
+    sample_keys: list[tuple[int, int, int]] = field(default_factory=list)
     sample_ids: list[str] = field(default_factory=list)
 
     @property

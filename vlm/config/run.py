@@ -32,7 +32,9 @@ class Packing:
     max_tokens: Count = field(metadata={"help": "positions of a row, visual tokens included"})
     max_media: Count | None = option(None, "images and videos of a row; null: no limit")
     open_rows: Count = option(
-        32, "rows that are filled at the same time; more waste less and hold more images in memory"
+        32,
+        "rows that are filled at the same time; more waste less and hold more images in memory (with global_batch all "
+        "rows of a step are)",
     )
 
 
@@ -100,7 +102,9 @@ class SpikeLimits:
     """When a step is a spike: loss or gradient norm far above the median of the steps before."""
 
     window: Annotated[int, Range(8, 100_000)] = option(200, "steps that are looked back on")
-    deviations: Annotated[float, Range(above=0)] = option(8.0, "robust standard deviations above their median")
+    deviations: Annotated[float, Range(above=0)] = option(
+        8.0, "robust standard deviations above their median (of the gradient norm: of its logarithm)"
+    )
     most_skipped: Count = option(10, "with on_spike: skip, skipped steps in a row after which the run stops")
 
 
@@ -142,7 +146,7 @@ class RunConfig:
     global_batch: Count | None = option(
         None,
         "samples of a step over all processes: the same ones whatever the number of processes and the size of "
-        "micro-batches (accum_grad_iters is derived); null: micro-batches x accum_grad_iters x processes",
+        "micro-batches, as many of which are taken as needed; null: accum_grad_iters micro-batches per process",
     )
     max_grad_norm: NonNegative = option(0.0, "clip the gradient norm to this; 0: off")
     on_spike: Literal["warn", "skip", "stop"] = option("warn", "what to do about a step whose loss jumps")
@@ -173,8 +177,9 @@ class RunConfig:
     )
     mixing: Literal["batch", "sample", "joint"] = option(
         "batch",
-        "batch: each micro-batch draws one dataset, with its batch_size; sample: each sample draws its dataset; "
-        "joint: each micro-step has a batch of every datasets.NAME.group",
+        "batch: each micro-batch (with global_batch: each step) draws one dataset, with its batch_size; "
+        "sample: each sample draws its dataset; joint: each micro-step has a batch of every datasets.NAME.group "
+        "(with global_batch: each step has as many samples of every group)",
     )
     loss_reduction: Literal["tokens", "groups", "batches"] = option(
         "tokens",
@@ -190,7 +195,9 @@ class RunConfig:
     batch_size_train: Count | None = option(None, "batch_size of the entries of datasets that name none; null: 1")
     batch_size_eval: Count | None = option(None, "the same of valid_datasets and evaluation_datasets")
     group_by_length: Natural = option(
-        0, "batches whose samples are sorted by length and cut into batches again; 0: off"
+        0,
+        "batches whose samples are sorted by length and cut into batches again (with global_batch, whatever the "
+        "number, those of a step); 0: off",
     )
     seed: Seed = option(42, "seed of everything; ranks add their number")
 
@@ -208,7 +215,9 @@ class RunConfig:
 
     valid_datasets: Names = option([], "names out of the section valid_datasets; empty: all of them")
     val_freq: Natural = option(0, "steps between validations; 0: at epoch ends")
-    val_batches: Natural = option(0, "batches per validation; 0: all")
+    val_batches: Natural = option(
+        0, "batches per validation, of each process (with global_batch, of all together); 0: all"
+    )
     eval: list[TrainingEvaluation] = option([], "benchmarks that are asked while the run trains")
     best: str = option(
         "loss",
@@ -265,6 +274,16 @@ class RunConfig:
             yield "mixing: joint can be combined with neither packing nor group_by_length; set them to null"
         if self.loss_reduction == "groups" and self.mixing != "joint":
             yield f"loss_reduction: groups needs mixing: joint, found mixing: {self.mixing}"
+        if self.global_batch is not None and self.accum_grad_iters != 1:
+            yield (
+                f"global_batch decides how many micro-batches a step has, but accum_grad_iters is "
+                f"{self.accum_grad_iters}; set accum_grad_iters to 1, or global_batch to null"
+            )
+        if self.global_batch is not None and self.loss_reduction == "batches":
+            yield (
+                "loss_reduction: batches depends on how a step is cut into micro-batches, so it cannot be combined "
+                "with global_batch; set it to tokens or groups"
+            )
         evaluates = bool(self.eval_file_path)  # a published file in which batch_size is that of the evaluation
         if self.batch_size is not None and self.mixing == "batch" and self.packing is None and not evaluates:
             yield (

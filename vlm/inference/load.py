@@ -149,11 +149,12 @@ class RunFolder(Source):
 
         folder = find_checkpoint(path)
         cfg = load_config(folder / CONFIG, options, check="none")
-        weights = [*filter(_needed, cfg.model.weights), WeightFile("run_folder", str(folder))]
+        weights = [*filter(needed, cfg.model.weights), WeightFile("run_folder", str(folder))]
         return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, weights=weights))
 
 
-def _needed(weight: WeightFile) -> bool:
+def needed(weight: WeightFile) -> bool:
+    """Whether a file is to be read by a run that has its trained parts already: it is there, or nothing replaces it."""
     there = bool(weight.path) and Path(str(weight.path)).expanduser().exists()
     return there or weight.format == "random" or not resolve("checkpoint_format", weight.format).holds_trained
 

@@ -30,7 +30,7 @@ class VLM(nn.Module):
         vision_dtype: the same for the vision encoder; used if ``compute_dtype`` is float32.
         read_from: what filled each parameter last; models that read the same file may share its tensors.
         random: names of the parameters that no file filled; frozen ones are stored with what a run trains.
-        split: parameters are split over processes: in each call all of them must compute the same layers.
+        split: how the parameters are split over processes, or None. All of them must compute the same layers then.
         even: the layers of the visual parts are split, too, so that all must encode equally often.
     """
 
@@ -53,7 +53,7 @@ class VLM(nn.Module):
         self.vision_dtype = torch.float32
         self.random: frozenset[str] = frozenset()
         self.read_from: dict[str, Hashable] = {}
-        self.split = False
+        self.split: Any = None
         self.even = False
 
     @property
@@ -127,12 +127,14 @@ class VLM(nn.Module):
 
         Raises PromptError: placeholders and media do not match.
         """
+        more = self._more_calls(batch, visual) if self.even else 0
         if visual is None and batch.pixels is not None and len(batch.pixels):
             visual = self.encode(batch.pixels, batch.frames, batch.about)
+        idle = [self._encode(*self._spare(batch)).tokens for _ in range(more)]
         with autocast(batch.ids.device, self.compute_dtype):
             inputs = self.fusion(batch, visual)
-        if self.split:
-            inputs = self._evened(batch, inputs, visual)
+        if self.split is not None:
+            inputs = self._evened(batch, inputs, visual, idle)
         if inputs.inserts is None and any(insert.needs_data for insert in self.inserts):
             inputs = dataclasses.replace(inputs, inserts=InsertData())
         return inputs
@@ -145,7 +147,7 @@ class VLM(nn.Module):
         with autocast(batch.ids.device, self.compute_dtype):
             hidden = self.llm(inputs, None if return_logits else keep)
             loss = self.llm.loss(hidden[keep] if return_logits else hidden, targets)
-            loss = loss if self.split else loss + self._unused(batch)
+            loss = loss if self.split is not None else loss + self._unused(batch)
             more = (self.llm.head(hidden).float(), inputs.labels) if return_logits else ()
             return Output(loss, len(targets), *more)
 
@@ -159,22 +161,23 @@ class VLM(nn.Module):
             return 0.0
         return zero_of(p for part in (self.vision, *self.bridge) if part is not None for p in part.parameters())
 
-    def _evened(self, batch: Batch, inputs: LLMInputs, visual: Features | None) -> LLMInputs:
+    def _more_calls(self, batch: Batch, visual: Features | None) -> int:
+        """How often to encode besides, so that every process does so as often as the one with the most shapes."""
+        own = 0
+        if visual is None and batch.pixels is not None and len(batch.pixels):
+            own = sum(1 for _ in same_shapes(batch.pixels, batch.frames, batch.about))
+        return most(own, batch.ids.device) - own
+
+    def _evened(self, batch: Batch, inputs: LLMInputs, visual: Features | None, idle: list[Tensor]) -> LLMInputs:
         """``inputs``, made so that every process computes, and has gradients of, the same layers as the others.
 
-        Each encodes as often as the one with the most shapes of media, and each has embeddings with a gradient if the
-        visual parts train: only then do decoder layers that are frozen have a backward pass, too.
+        ``idle`` are tokens that were encoded for nothing. All embeddings have a gradient if the visual parts train:
+        only then do decoder layers that are frozen have a backward pass, with and without media.
         """
-        zero: Tensor | float = 0.0
-        if self.even:
-            media = batch.pixels is not None and len(batch.pixels) > 0
-            calls = sum(1 for _ in same_shapes(batch.pixels, batch.frames, batch.about)) if media else 0  # type: ignore[arg-type]
-            for _ in range(calls, most(calls, batch.ids.device)):
-                zero = zero + zero_of([self._encode(*self._spare(batch)).tokens])
         if not torch.is_grad_enabled():
             return inputs
-        zero = zero + (self._unused(batch) if visual is None and not self.even else 0.0)
-        zero = zero + (0.0 if visual is None else zero_of([visual.tokens]))
+        zero = zero_of(idle if visual is None else [visual.tokens, *idle])
+        zero = zero if idle or visual is not None else self._unused(batch)
         return dataclasses.replace(inputs, inputs_embeds=inputs.inputs_embeds + zero)
 
     def _spare(self, batch: Batch) -> tuple[Tensor, MediaFacts | None]:

@@ -19,7 +19,10 @@ MAX_POINTS = 400
 
 @dataclass(frozen=True)
 class Series:
-    """One line: ``points`` are (step, value); ``style`` is a CSS class (``line``, ``faint``, ``second``)."""
+    """One line: ``points`` are (step, value); ``style`` is a CSS class (``line``, ``faint``, ``second``).
+
+    ``spike`` has dots only; neither it nor ``faint`` is told when hovering.
+    """
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -109,7 +112,7 @@ def chart(series: Sequence[Series], *, from_zero: bool = False, width: int = WID
         path = "M" + "L".join(f"{x} {y}" for x, y in places)
         lines.append({"style": s.style, "path": path, "dots": places[-60:] if s.marks or len(places) == 1 else []})
         points = [[*place, x, y] for place, (x, y) in zip(places, s.points)]
-        hover += [{"name": s.name, "style": s.style, "points": points}] if s.style != "faint" else []
+        hover += [{"name": s.name, "style": s.style, "points": points}] if s.style not in ("faint", "spike") else []
     svg = render(
         "chart.svg",
         width=width,

@@ -32,34 +32,39 @@ def page(
         steps, valid, scores: lines of the log: training steps, validations, and benchmarks.
         provenance: of the last checkpoint.
         shown: ``place`` (folder of the run), ``tiles`` (name, value), ``samples`` (:class:`AnswerCard`), and the texts
-            ``data``, ``trained`` (tables) and ``config`` (YAML).
+            ``data``, ``trained`` (tables) and ``config`` (YAML); ``spikes``: lines of the log, if any.
 
     Raises:
         DataError: a sample's image cannot be read.
     """
     groups = {name: provenance.get(name) or {} for name in ("metrics", "versions", "hardware", "fingerprints")}
     facts = {name: {k: _cell(v) for k, v in values.items()} for name, values in groups.items()}
-    shown |= {"state": status, "status": STATUS.get(status, status), "charts": _charts(steps, valid), "valid": valid}
+    spikes = shown.pop("spikes", ())
+    charts = _charts(steps, valid, spikes)
+    shown |= {"state": status, "status": STATUS.get(status, status), "charts": charts, "valid": valid}
     shown["charts"] += _score_charts(scores)
     return render("report.html", title=title, script="charts.js", provenance=facts, **shown)
 
 
-def _charts(steps: Sequence[Record], valid: Sequence[Record]) -> list[dict[str, Any]]:
+def _charts(steps: Sequence[Record], valid: Sequence[Record], spikes: Sequence[Record]) -> list[dict[str, Any]]:
     def points(key: str) -> list[tuple[float, float]]:
         return [(r["step"], r[key]) for r in steps if math.isfinite(r[key])]
 
     window = max(1, len(steps) // 40)
     held_out = [Series("valid", [(r["step"], r["loss"]) for r in valid], "second", marks=True)] if valid else []
+    jumped = {r["step"] for r in spikes}
+    jumps = [Series("spikes", [p for p in points("loss") if p[0] in jumped], "spike", marks=True)] if jumped else []
     speed = [(r["step"], r["samples"] / max(r["seconds"], 1e-9)) for r in steps]
     curves = [
-        ("Loss", "mean per supervised token", [*_with_raw("train", points("loss"), window), *held_out]),
+        ("Loss", "mean per supervised token", [*_with_raw("train", points("loss"), window), *held_out, *jumps]),
         ("Learning rate", "", [Series("lr", points("lr"))]),
         ("Gradient norm", "before clipping", _with_raw("norm", points("grad_norm"), window)),
         ("Throughput", "samples per second", _with_raw("samples/s", speed, window)),
         ("Peak memory", "MiB", [Series("MiB", points("memory_mib"))]),
     ]
     options: list[dict[str, Any]] = [{"width": WIDE}, *[{"from_zero": True}] * 4]
-    legend = [("line", "train"), ("second", "valid")] if valid else []
+    legend = [("line", "train"), *([("second", "valid")] if valid else []), *([("spike", "spikes")] if jumps else [])]
+    legend = legend if len(legend) > 1 else []
     return [
         {"title": t, "note": n, "svg": chart(s, **o), "legend": legend if t == "Loss" else []}
         for (t, n, s), o in zip(curves, options)

@@ -57,7 +57,7 @@ def _card(
     card["meta"] += [f"{length:,} positions", f"{shown.example.num_targets:,} trained"]
     card["meta"] += [f"cut: {shown.example.cut}"] if shown.example.cut is not None else []
     runs = runs_of(pieces(shown.example, tokenizer, visual_tokens))
-    return card | {"images": _images(shown.example, recipe), "runs": runs}
+    return card | {"images": images_of(shown.example, recipe), "runs": runs}
 
 
 def runs_of(found: Sequence[Piece]) -> list[tuple[str, str]]:
@@ -77,7 +77,7 @@ def _characters(run: re.Match[str]) -> str:
     return bytes.fromhex(run.group().replace("<0x", "").replace(">", "")).decode("utf-8", "replace")
 
 
-def _images(example: Example, recipe: ImageRecipe) -> list[tuple[str, list[str]]]:
+def images_of(example: Example, recipe: ImageRecipe) -> list[tuple[str, list[str]]]:
     """CSS class and thumbnails of each row: one row of several images, or one per image or video."""
     if len(example.media) > 1 and all(len(medium) == 1 for medium in example.media):
         return [("images", [thumbnail(medium[0], recipe, SIDE // 2) for medium in example.media])]

@@ -119,6 +119,18 @@ class Peers:
         fix = "see the first failure; run.resume=auto continues a training run"
         return ProcessLostError(f"process {self.rank} stops because {reason}", fix=fix)
 
+    def note(self, name: str, text: str) -> None:
+        """Leave a text of this process for the others, in place of an earlier one."""
+        with suppress(RuntimeError):
+            self._store.set(f"{name}/{self.rank}", text)
+
+    def notes(self, name: str) -> dict[int, str]:
+        """What the processes noted under that name, by rank; without those that noted nothing."""
+        with suppress(RuntimeError):
+            there = [rank for rank in range(self.size) if self._store.check([f"{name}/{rank}"])]
+            return {rank: self._store.get(f"{name}/{rank}").decode() for rank in there}
+        return {}
+
     def close(self) -> None:
         """Stop watching."""
         self._ended.set()

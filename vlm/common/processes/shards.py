@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+PIECE = 2**24
+"""Bytes that :func:`fill` copies at a time."""
 
 
 def is_split(tensor: Tensor) -> bool:
@@ -35,13 +39,23 @@ def own_rows(tensor: Tensor) -> slice:
     return slice(start, min(start + step, total))
 
 
-def fill(target: Tensor, source: Tensor) -> None:
-    """Copy ``source``, a whole tensor, into ``target``; of a split one only the rows of this process are read."""
+def fill(target: Tensor, source: Tensor, done: Callable[[Tensor], None] | None = None) -> None:
+    """Copy ``source``, a whole tensor, into ``target``; of a split one only the rows of this process are read.
+
+    With ``done``, a few rows are copied at a time; it is then called with those of ``source``, which are not read
+    again.
+    """
     with torch.no_grad():
         if is_split(target):
-            own(target).copy_(source[own_rows(target)])
-        else:
+            source, target = source[own_rows(target)], own(target)
+        if done is None or source.dim() == 0:
             target.copy_(source)
+            return
+        step = max(1, PIECE * len(source) // max(source.nbytes, 1))
+        for begin in range(0, len(source), step):
+            rows = slice(begin, begin + step)
+            target[rows].copy_(source[rows])
+            done(source[rows])
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -58,10 +72,10 @@ def rows_of(tensor: Tensor, index: Tensor) -> Tensor:
     if not is_split(tensor):
         return tensor[index.to(tensor.device)]
     split: Any = tensor
-    mesh, rows, held = split.device_mesh, own_rows(tensor), own(tensor)
-    found = torch.zeros(len(index), *tensor.shape[1:], dtype=torch.promote_types(held.dtype, torch.float32))
+    mesh, rows, values = split.device_mesh, own_rows(tensor), own(tensor)
+    found = torch.zeros(len(index), *tensor.shape[1:], dtype=torch.promote_types(values.dtype, torch.float32))
     here = (index >= rows.start) & (index < rows.stop)
-    found[here] = held[(index[here] - rows.start).to(held.device)].to(found)
+    found[here] = values[(index[here] - rows.start).to(values.device)].to(found)
     found = found.to(mesh.device_type)
     torch.distributed.all_reduce(found, group=mesh.get_group(mesh.ndim - 1))
     return found.to(tensor.dtype)

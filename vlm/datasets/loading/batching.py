@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -32,7 +32,7 @@ def make_batch(rows: BatchRows, processor: Processor, pin_memory: bool = False) 
     normalize = partial(processor.image.normalize, pin_memory=pin_memory)
     unify_dtypes([sample.example for row in rows for sample in row], normalize)
     batch = collate_rows([[sample.example for sample in row] for row in rows], processor.pad_id)
-    batch = finalize_pixels(batch, normalize)
+    batch = replace(finalize_pixels(batch, normalize), sample_keys=[sample.key for row in rows for sample in row])
     return batch.pin_memory() if pin_memory else batch
 
 
@@ -44,11 +44,18 @@ class Assembler:
 
     def __init__(self) -> None:
         self._done: deque[list[EncodedSample]] = deque()
+        self._last = False  # the job taken last was its step's last
 
     def add(self, result: WorkerResult) -> None:
         """Take the samples of a job."""
         if result.samples:
             self._done.append(result.samples)
+        self._last = result.last
+
+    @property
+    def step_done(self) -> bool:
+        """With ``run.global_batch``: whether all micro-batches of the step have been given."""
+        return self._last and not self._done
 
     def pop(self) -> BatchRows | None:
         """The next batch; None if more samples are needed."""
@@ -153,6 +160,11 @@ class OpenRow:
         self.tokens += sample.tokens
         self.media += len(sample.example.media)
 
+    def has_room(self, sample: EncodedSample, max_tokens: int, max_media: int | None) -> bool:
+        """Whether a sample fits in."""
+        media = self.media + len(sample.example.media)
+        return self.tokens + sample.tokens <= max_tokens and (max_media is None or media <= max_media)
+
 
 class FirstFitPacker(Assembler):
     """First fit over open rows: a sample goes into the first row with room for its tokens and media.
@@ -175,7 +187,7 @@ class FirstFitPacker(Assembler):
             self._place(sample)
 
     def _place(self, sample: EncodedSample) -> None:
-        row = next((row for row in self._open if self._fits(row, sample)), None)
+        row = next((row for row in self._open if row.has_room(sample, self._max_tokens, self._max_media)), None)
         if row is None:
             if len(self._open) == self._open_rows:
                 self._close_one()
@@ -194,10 +206,6 @@ class FirstFitPacker(Assembler):
 
     def _fullness(self, row: OpenRow) -> float:
         return max(row.tokens / self._max_tokens, row.media / self._max_media if self._max_media else 0.0)
-
-    def _fits(self, row: OpenRow, sample: EncodedSample) -> bool:
-        media = row.media + len(sample.example.media)
-        return row.tokens + sample.tokens <= self._max_tokens and (self._max_media is None or media <= self._max_media)
 
     def pop(self) -> BatchRows | None:
         """The next batch, once enough rows are closed."""

@@ -54,11 +54,15 @@ class Job:
     """Samples to read: this rank's references with their places in the global job, and lookahead by source.
 
     ``restore``: the samples had been read before the run was interrupted, so none of them may be replaced now.
+    ``last``: with ``run.global_batch``, this rank's last job of a step.
+    ``spare``: what replaces a bad record of a stream when all lookahead is bad; None: the job's other references.
     """
 
     refs: tuple[tuple[int, Ref], ...]
     lookahead: dict[int, tuple[Ref, ...]] = field(default_factory=dict)
     restore: bool = False
+    last: bool = False
+    spare: tuple[Ref, ...] | None = None
 
 
 def empty(name: str) -> DataError:
@@ -231,10 +235,20 @@ class JobSampler:
 
     def take(self) -> list[Ref]:
         """The references of the next global job."""
-        drawn = self.policy.draw(self.step, self.position, self.world_size, lambda s: self.cursors[s].position)
+        drawn = self.policy.draw(self.step, self.position, self.shares, lambda s: self.cursors[s].position)
         self.step, self.position = self.step + 1, self.position + len(drawn)
         taken = {s: iter(self.cursors[s].take(n)) for s, n in Counter(drawn).items()}
         return [next(taken[s]) for s in drawn]
+
+    @property
+    def shares(self) -> int:
+        """How many times the policy's sizes make a global job."""
+        return self.world_size
+
+    @property
+    def global_batch(self) -> int | None:
+        """``run.global_batch``; None: the size of a step depends on the number of ranks."""
+        return None
 
     def _job(self, refs: list[Ref], part: slice = slice(None), restore: bool = False) -> Job:
         self.states.append(self.state_dict())
@@ -248,6 +262,7 @@ class JobSampler:
             "position": self.position,
             "mixing": self.policy.name,
             "sizes": list(self.policy.sizes),
+            "global_batch": self.global_batch,
             "groups": [list(g) for g in self.policy.groups],
             "sources": {c.name: c.state_dict() for c in self.cursors},
             "backlog": [list(r.key) for r in self.backlog],

@@ -50,6 +50,7 @@ class WorkerResult:
     bad: list[BadRecord] = field(default_factory=list)
     error: UserError | None = None
     shared: bool = False
+    last: bool = False  # as in Job
 
     def __getstate__(self) -> dict[str, Any]:
         groups: dict[tuple[Any, ...], list[torch.Tensor]] = {}
@@ -94,7 +95,7 @@ class SampleReader:
         except UserError as error:
             return WorkerResult(bad=bad, error=error)
         samples = [sample for sample in read if sample is not None]
-        return WorkerResult(samples, Counter(self.sources[s.key[0]].name for s in samples), bad)
+        return WorkerResult(samples, Counter(self.sources[s.key[0]].name for s in samples), bad, last=job.last)
 
     def _usable(self, job: Job, place: int, ref: Ref, bad: list[BadRecord]) -> EncodedSample | None:
         source, own = self.sources[ref.source], list[BadRecord]()
@@ -129,7 +130,8 @@ class SampleReader:
             return
         lookahead = job.lookahead.get(ref.source, ())
         yield from (lookahead[(place + k) % len(lookahead)] for k in range(len(lookahead)))
-        yield from (other for _, other in job.refs if other != ref and other.source == ref.source)
+        others = [other for _, other in job.refs] if job.spare is None else job.spare
+        yield from (other for other in others if other != ref and other.source == ref.source)
 
     def _encode(self, source: Source, ref: Ref) -> EncodedSample:
         rng = random.Random(derive_seed(self.seed, "sample", source.name, ref.epoch, ref.index))

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vlm.common.errors import DataError
+from vlm.common.errors import ConfigError, DataError
 from vlm.config.api import Config
 from vlm.config.run import TrainingEvaluation
 from vlm.config.schema import names_of
 from vlm.inference.engine import Engine
 from vlm.runners.evaluate.run import Asked, asked_of
+from vlm.runners.train.parallel.copies import spread_of
 from vlm.tasks.benchmarks.base import Result
 from vlm.tasks.benchmarks.image_controls import Controlled, check_control
 
@@ -42,6 +43,12 @@ class TrainingEvaluations:
 
     def __post_init__(self) -> None:
         """Find the benchmarks and read their questions; images are read when they are asked."""
+        self.spread = spread_of(self.model)
+        if not self.spread.fits():
+            raise ConfigError(
+                "run.eval asks the model in one piece, which does not fit into the free memory beside its shards",
+                fix="remove run.eval and use `vlm eval` afterwards, or set run.parallel.shard=none",
+            )
         self.asked, engine = [], self._engine()
         for entry in self.cfg.run.eval:
             for control in entry.images:
@@ -66,6 +73,15 @@ class TrainingEvaluations:
         """
         started = time.monotonic()
         self.model.eval()
+        with self.spread.unsharded() as possible:
+            result = self._scores(due) if possible else {}
+        self.model.train()
+        if not possible:
+            log.warning("run.eval: no scores this time, since the model in one piece does not fit into the free memory")
+        return {**result, "seconds": time.monotonic() - started}
+
+    def _scores(self, due: Sequence[int]) -> dict[str, float]:
+        """Scores of the entries of ``due``, by a model that this process can call alone."""
         engine = self._engine()
         result: dict[str, float] = {}
         for index in due:
@@ -78,8 +94,7 @@ class TrainingEvaluations:
                     log.warning("run.eval: %s has no scores this time: %s", name, error)
                     continue
                 result |= {f"{name}/{label}": value for label, value in values_of(found).items()}
-        self.model.train()
-        return {**result, "seconds": time.monotonic() - started}
+        return result
 
     def _ask(self, engine: Engine, asked: Asked, entry: TrainingEvaluation, control: str) -> Result:
         drawn_by_us = entry.limit and "limit" not in names_of(asked.benchmark.Config)

@@ -50,6 +50,7 @@ def write_report(
         place=str(run.path),
         tiles=_tiles(steps, valid),
         samples=samples,
+        spikes=[r for r in records if r["kind"] == "spike"],
         data=data_stats.report_table(data_stats.from_metrics(counted[-1])) if counted else "",
         trained=table,
         config=run.config_file.read_text(encoding="utf-8", errors="replace") if run.config_file.is_file() else "",

@@ -28,7 +28,7 @@ from vlm.processors.collate import VisualTokens
 from vlm.processors.processor import Processor, build_processor
 from vlm.runners.train.evaluate import TrainingEvaluations
 from vlm.runners.train.optim import Precision, pick_precision
-from vlm.runners.train.parallel.copies import Spread
+from vlm.runners.train.parallel.copies import spread_of
 from vlm.runners.train.parallel.mesh import check_parallel
 from vlm.runners.train.parallel.recompute import checkpoint_activations
 from vlm.runners.train.parallel.sharding import load_spread
@@ -61,37 +61,36 @@ def run_training(cfg: Config) -> RunResult:
         return _train(cfg, world, device)
 
 
-def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
-    """Everything that needs the process group; what it builds is released when it returns."""
+def build_model(cfg: Config, world: dist.World, device: torch.device) -> tuple[VLM, Processor, VisualTokens, Precision]:
+    """The model of a run as it starts, what reads its samples, and how a step computes; also seeds this process.
+
+    Raises UserError: weights or options that do not fit.
+    """
     run = cfg.run
-    run_dir, source = find_run(cfg)
     dist.seed_everything(run.seed, world.rank, run.deterministic)
     precision = pick_precision(run.amp, run.amp_dtype, device)
     check_parallel(run, cfg.model.llm.config, dist.world_size(), device)
     check_trains(cfg.model, device)
-    model, spread = load_spread(cfg, device, precision)
+    model = load_spread(cfg, device, precision)
     check_positions(model, cfg.model.text)
     check_images(model, cfg.model.image)
     checkpoint_activations(model, run.activation_checkpointing)
     visual_tokens = VisualTokens.of(model.visual_tokens, model.counters())
     processor = build_processor(cfg.model).within(model.positions, visual_tokens)
-    loader = TrainLoader.from_config(
-        cfg.datasets,
-        processor,
-        seed=run.seed,
-        rank=world.rank,
-        world_size=dist.world_size(),
-        num_workers=run.num_workers,
-        output_dir=run_dir.path,
-        max_bad_share=run.max_bad_share,
-        max_cut_share=run.max_cut_share,
-        mixing=run.mixing,
-        batch_size=run.batch_size,
-        group_by_length=run.group_by_length,
-        packing=run.packing,
-        visual_tokens=visual_tokens,
-        pin_memory=device.type != "cpu",
-    )
+    return model, processor, visual_tokens, precision
+
+
+def build_trainer(
+    cfg: Config,
+    run_dir: RunDir,
+    model: VLM,
+    processor: Processor,
+    loader: TrainLoader,
+    device: torch.device,
+    precision: Precision,
+) -> Trainer:
+    """The registered runner over these parts. Raises UserError: an option of the run is not allowed."""
+    run = cfg.run
     task = resolve("task", run.task)()
     trainer: Trainer = resolve("runner", run.runner)(
         model,
@@ -102,13 +101,21 @@ def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
         device=device,
         epoch_steps=epoch_length(cfg, loader),
         groups=loader.groups,
-        validator=build_validator(cfg, spread or model, task, processor, device, precision),
+        validator=build_validator(cfg, model, task, processor, device, precision),
         evaluations=TrainingEvaluations(cfg, model, processor, device) if run.eval else None,
         config=cfg.resolved,
         config_text=to_yaml(cfg.resolved),
         fingerprints=fingerprint(model),
-        spread=spread,
     )
+    return trainer
+
+
+def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
+    """Everything that needs the process group; what it builds is released when it returns."""
+    run_dir, source = find_run(cfg)
+    model, processor, visual_tokens, precision = build_model(cfg, world, device)
+    loader = build_loader(cfg, processor, visual_tokens, world, device, run_dir.path)
+    trainer = build_trainer(cfg, run_dir, model, processor, loader, device, precision)
     if source is not None:
         trainer.resume(source)
     open_run(cfg, run_dir)
@@ -116,12 +123,57 @@ def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
         trackers = start_trackers(cfg, run_dir, trainer)
     result = trainer.fit(trackers)
     loader.close()
-    if world.rank == 0 and cfg.run.report:
-        report(cfg, model, processor, run_dir, result, device)
-        if not result.received:
-            record(Engine(model, processor, config=cfg, device=device), run_dir)
+    if cfg.run.report:
+        finish(cfg, model, processor, run_dir, result, device)
     dist.barrier()
     return result
+
+
+def finish(
+    cfg: Config, model: VLM, processor: Processor, run_dir: RunDir, result: RunResult, device: torch.device
+) -> None:
+    """Write the report and what ``vlm verify`` compares with (rank 0); a collective call where the model is in shards.
+
+    Shards that one process cannot gather leave answers out, with a warning.
+    """
+    with spread_of(model).unsharded() as possible:
+        if not dist.is_main():
+            return
+        if not possible:
+            log.warning("the model in one piece does not fit into the free memory: no sample answers, no %s", VERIFY)
+        report(cfg, model, processor, run_dir, result, device, answers=possible)
+        if possible and not result.received:
+            record(Engine(model, processor, config=cfg, device=device), run_dir)
+
+
+def build_loader(
+    cfg: Config,
+    processor: Processor,
+    visual_tokens: VisualTokens,
+    world: dist.World,
+    device: torch.device,
+    notes: Path | None,
+) -> TrainLoader:
+    """The batches of one process; bad records are listed in the folder ``notes``. Raises as ``from_config``."""
+    run = cfg.run
+    return TrainLoader.from_config(
+        cfg.datasets,
+        processor,
+        seed=run.seed,
+        rank=world.rank,
+        world_size=world.size,
+        num_workers=run.num_workers,
+        output_dir=notes,
+        max_bad_share=run.max_bad_share,
+        max_cut_share=run.max_cut_share,
+        mixing=run.mixing,
+        batch_size=run.batch_size,
+        global_batch=run.global_batch,
+        group_by_length=run.group_by_length,
+        packing=run.packing,
+        visual_tokens=visual_tokens,
+        pin_memory=device.type != "cpu",
+    )
 
 
 def resume_choice(cfg: Config) -> str:
@@ -163,18 +215,18 @@ def epoch_length(cfg: Config, loader: TrainLoader) -> int:
     """
     if cfg.run.iters_per_epoch:
         return cfg.run.iters_per_epoch
-    if loader.steps_per_epoch:
+    if loader.steps_per_epoch:  # with run.global_batch these are steps, and accum_grad_iters is 1
         return max(loader.steps_per_epoch // cfg.run.accum_grad_iters, 1)
     if cfg.run.max_steps:
         return cfg.run.max_steps
     raise ConfigError(
-        "the length of an epoch is not known for several datasets, for streams, or with packing",
+        "the length of an epoch is not known for several datasets, for streams, or for packing without global_batch",
         fix="set run.iters_per_epoch (optimiser steps) or run.max_steps",
     )
 
 
 def build_validator(
-    cfg: Config, model: VLM | Spread, task: Task, processor: Processor, device: torch.device, precision: Precision
+    cfg: Config, model: VLM, task: Task, processor: Processor, device: torch.device, precision: Precision
 ) -> Validator | None:
     """The validation loss of the configured datasets, or None without any.
 
@@ -193,7 +245,8 @@ def build_validator(
     loaders = {}
     for name in expected:
         entry = cfg.valid_datasets[name]
-        limit = cfg.run.val_batches * entry.batch_size * dist.world_size() or None
+        shares = 1 if cfg.run.global_batch else dist.world_size()
+        limit = cfg.run.val_batches * entry.batch_size * shares or None
         ranks = {"rank": dist.rank(), "world_size": dist.world_size()}
         loaders[name] = ValidLoader.from_config({name: entry}, processor, seed=cfg.run.seed, max_samples=limit, **ranks)
     return Validator(model, task, loaders, device=device, precision=precision)
@@ -210,16 +263,22 @@ def start_trackers(cfg: Config, run_dir: RunDir, trainer: Trainer) -> list[Track
 
 
 def report(
-    cfg: Config, model: VLM, processor: Processor, run_dir: RunDir, result: RunResult, device: torch.device
+    cfg: Config,
+    model: VLM,
+    processor: Processor,
+    run_dir: RunDir,
+    result: RunResult,
+    device: torch.device,
+    answers: bool = True,
 ) -> None:
-    """Write the HTML report with a few sample answers, or without them if a sample cannot be read.
+    """Write the HTML report with a few sample answers, or without (``answers``, or if a sample cannot be read).
 
     A run that a signal stopped gets none: whoever sent it kills the process soon after. A report that cannot be written
     is a warning, since the run itself is saved.
     """
     title = cfg.run.job_name or run_dir.path.resolve().name
     try:
-        samples = [] if result.received else sample_answers(cfg, model, processor, device)
+        samples = [] if result.received or not answers else sample_answers(cfg, model, processor, device)
     except UserError as error:
         log.warning("the report has no sample answers: %s", error)
         samples = []

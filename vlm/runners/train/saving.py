@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from vlm.checkpoint.provenance import differences, make_provenance, read_provenance
 from vlm.checkpoint.run_folder import read_checkpoint
 from vlm.checkpoint.train_state import capture_rng, load_trainable_tensors, restore_rng, trainable_tensors
@@ -64,7 +66,11 @@ class Saving:
                 metrics={"loss": trainer.progress.loss, **self._measured()},
                 fingerprints=trainer.fingerprints,
                 trained=names,
-                hardware={"device": dist.device_name(trainer.device), "processes": dist.world_size()},
+                hardware={
+                    "device": dist.device_name(trainer.device),
+                    "processes": dist.world_size(),
+                    "threads": torch.get_num_threads(),
+                },
             )
             try:
                 step, tensors = trainer.progress.step, trainable_tensors(trainer.model)
@@ -108,13 +114,16 @@ class Saving:
         if len(states) == world:
             restore_rng(states[dist.rank()], self.trainer.device)
             return
-        log.warning(
-            "the run resumes with %d processes instead of %d: every sample is still used once per pass, but steps have "
-            "another size (the last one is %d), and random states are seeded again from run.seed and the step",
-            world,
-            len(states),
-            self.trainer.total_steps,
-        )
+        if self.trainer.run.global_batch:
+            log.info("the run resumes with %d processes instead of %d, with the same samples", world, len(states))
+        else:
+            log.warning(
+                "the run resumes with %d processes instead of %d: every sample is still used once per pass, but steps "
+                "have another size (the last one is %d), and random states are seeded again from run.seed and the step",
+                world,
+                len(states),
+                self.trainer.total_steps,
+            )
         seed = derive_seed(self.trainer.run.seed, "processes", world, self.trainer.progress.step) % 2**31
         dist.seed_everything(seed, dist.rank(), self.trainer.run.deterministic)
 

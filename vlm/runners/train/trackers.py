@@ -1,7 +1,8 @@
 """Where the metrics of a run go. ``@register_tracker("name")`` adds one that ``run.trackers`` can name.
 
 Records are flat dicts. ``kind`` is ``train`` (one per step), ``valid``, or ``eval`` (scores ``DATASET/METRIC``); all
-other values are numbers. Every ``log_freq`` steps a training record also has ``padding`` and
+other values are numbers. ``spike`` follows the step that is one, with its value, median and limit, and the list
+``sample_ids``. Every ``log_freq`` steps a training record also has ``padding`` and
 ``data/NAME/{samples,bad,tokens,share,wanted}``.
 """
 
@@ -98,7 +99,7 @@ def of_steps(records: Sequence[LogRecord]) -> list[LogRecord]:
 
 
 def window_mean(records: Sequence[LogRecord]) -> LogRecord:
-    """The newest record with the loss (weighted by tokens), rates and norms of all."""
+    """The newest record with the loss (weighted by tokens), rates, norms and skipped steps of all."""
     mean = dict(records[-1])
     targets = sum(r["targets"] for r in records)
     seconds = sum(r["seconds"] for r in records)
@@ -107,6 +108,7 @@ def window_mean(records: Sequence[LogRecord]) -> LogRecord:
         mean[f"{key}_per_s"] = sum(r[key] for r in records) / max(seconds, 1e-9)
     for key in [*(k for k in mean if k.startswith("loss_")), "grad_norm", "seconds", "data_seconds"]:
         mean[key] = sum(r[key] for r in records) / len(records)
+    mean["skipped"] = sum(r.get("skipped", 0) for r in records)
     return mean
 
 
@@ -234,7 +236,7 @@ class ProgressTracker(WindowTracker):
             log.info("step %d  valid loss %.4f", record["step"], record["loss"])
         elif record["kind"] == "eval":
             log.info("step %d  %s", record["step"], ", ".join(f"{k} {v:.4g}" for k, v in _scores(record)))
-        elif self._bar is None:
+        elif self._bar is None and record["kind"] == "train":
             log.info("%s", self.line(record))
 
     def line(self, record: LogRecord) -> str:

@@ -24,7 +24,7 @@ from vlm.datasets.loading.train_loader import TrainLoader
 from vlm.runners.train.evaluate import TrainingEvaluations
 from vlm.runners.train.loss_weighting import LossReduction
 from vlm.runners.train.optim import build_optimizer, build_scaler, pick_precision
-from vlm.runners.train.parallel.copies import Spread, wrap
+from vlm.runners.train.parallel.copies import spread_of, wrap
 from vlm.runners.train.saving import Progress, Saving
 from vlm.runners.train.schedule import Plan, build_schedule
 from vlm.runners.train.signals import StopSignals
@@ -85,7 +85,6 @@ class Trainer:
     config: dict[str, Any] = field(default_factory=dict)  # resolved, stored with every checkpoint
     config_text: str = ""  # the same as YAML
     fingerprints: dict[str, Any] = field(default_factory=dict)  # hashes of the frozen parts' files, for the provenance
-    spread: Spread | None = None  # the model on the processes; None: a copy in each of them
 
     def __post_init__(self) -> None:
         """Build optimiser, schedule and wrapper."""
@@ -104,12 +103,12 @@ class Trainer:
         rates: dict[str, Any] = {name: vars(run)[name] for name in names} | {"decay_rate": run.lr_decay_rate}
         plan = Plan(**rates, total_steps=self.total_steps, epoch_steps=self.epoch_steps)
         self.schedule = build_schedule(run.lr_sched, plan)
-        self.guard = SpikeGuard(run.on_spike, run.spike)
+        self.guard = SpikeGuard(run.on_spike, run.spike, self.run_dir.path)
         self.watchdog = Watchdog(run.stall_seconds)
         self.meter = Meter(model)
         self.profile = Profile(run.profile, self.run_dir.path)
         options = {"find_unused_parameters": run.find_unused_parameters, "broadcast_buffers": run.broadcast_buffers}
-        self.spread = self.spread or Spread(model, wrap(model, **options))
+        self.spread = spread_of(model, wrap(model, **options))
         self.stepper = Stepper(
             self.spread,
             self.task,
@@ -120,6 +119,7 @@ class Trainer:
             max_grad_norm=run.max_grad_norm,
             reduction=LossReduction(run.loss_reduction, self.groups),
             guard=self.guard,
+            uneven=run.global_batch is not None and dist.world_size() > 1,
         )
         self.saving = Saving(self)
         self.step_batches = run.accum_grad_iters * max(1, len(self.groups))
@@ -151,10 +151,13 @@ class Trainer:
                     received = signal.SIGTERM  # another process of the group received it
         finally:
             with ExitStack() as closing:
+                closing.callback(self.watchdog.close)
                 for tracker in trackers[::-1]:
                     closing.callback(tracker.close)
         if data := self._data_report():
             log.info("data of this run:\n%s", data_stats.report_table(data))
+        if spikes := self.guard.summary():
+            log.info("%s", spikes)
         progress = self.progress
         log.info("%s after step %d (last checkpoint: step %d)", status, progress.step, saved_step)
         best = progress.best_loss if math.isfinite(progress.best_loss) else None
@@ -195,6 +198,9 @@ class Trainer:
         if self.progress.step % self.run.log_freq == 0 or self.progress.step == self.total_steps:
             record |= data_stats.to_metrics(self._data_report())
         self._tell(trackers, record)
+        if stats.spike is not None:
+            spike = stats.spike.record(stats.skipped, stats.spike_samples)
+            self._tell(trackers, {"kind": "spike", "step": self.progress.step, **spike})
         return stats
 
     def _data_report(self) -> data_stats.DataReport:
@@ -209,11 +215,13 @@ class Trainer:
         """Validate and evaluate where it is time; returns whether ``run.best`` is better than ever before."""
         found: dict[str, float] = {}
         if self.validator is not None and self._due(self.run.val_freq):
-            self.progress.valid = found = self.validator()
+            with self.watchdog.watching(self.progress.step, "validating"):
+                self.progress.valid = found = self.validator()
             self._tell(trackers, {"kind": "valid", "step": self.progress.step, **found})
         due = self.evaluations.due(self.progress.step, self.epoch_steps, self.total_steps) if self.evaluations else []
         if self.evaluations and due:
-            self.progress.scores |= (scores := self.evaluations(due))
+            with self.watchdog.watching(self.progress.step, "evaluating"):
+                self.progress.scores |= (scores := self.evaluations(due))
             self._tell(trackers, {"kind": "eval", "step": self.progress.step, **scores})
             found = found | scores
         return self._is_best(found)
@@ -248,7 +256,8 @@ class Trainer:
 
     def save(self, best: bool = False) -> None:
         """Write a checkpoint of the current step; a collective call, rank 0 writes."""
-        self.saving.save(best)
+        with self.watchdog.watching(self.progress.step, "saving"):
+            self.saving.save(best)
 
     def resume(self, folder: Path) -> None:
         """Continue from a checkpoint folder exactly as if the run had not been interrupted.

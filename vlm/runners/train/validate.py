@@ -14,7 +14,7 @@ from vlm.common import dist
 from vlm.common.errors import NotFiniteError
 from vlm.common.types import Batch
 from vlm.runners.train.optim import Precision
-from vlm.runners.train.parallel.copies import Spread
+from vlm.runners.train.parallel.copies import spread_of
 from vlm.runners.train.step import amp_context, reason_for
 from vlm.tasks.base import Task
 
@@ -23,7 +23,7 @@ from vlm.tasks.base import Task
 class Validator:
     """Computes the validation loss of each of several named datasets."""
 
-    model: nn.Module | Spread  # called unwrapped: copies need not see the same number of batches
+    model: nn.Module  # unwrapped: copies need not see the same number of batches
     task: Task
     datasets: Mapping[str, Iterable[Batch]]
     _: KW_ONLY
@@ -31,7 +31,7 @@ class Validator:
     precision: Precision
 
     def __post_init__(self) -> None:
-        self.spread = self.model if isinstance(self.model, Spread) else Spread(self.model)
+        self.spread = spread_of(self.model)
 
     def __call__(self) -> dict[str, float]:
         """``{"loss", "tokens", "seconds", "loss_<name>"...}``; the model is in training mode again afterwards.

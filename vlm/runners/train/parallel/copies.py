@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vlm.common import dist
+from vlm.models.vlm import VLM
 
 
 class Spread:
@@ -28,6 +29,10 @@ class Spread:
     def __init__(self, model: nn.Module, called: nn.Module | None = None) -> None:
         self.model = model
         self.called = model if called is None else called
+
+    def fits(self) -> bool:
+        """Whether there is memory for the whole model in each process; the processes agree on it."""
+        return True
 
     def accumulate(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Context of one micro-batch: gradients are exchanged only in the ``last`` one of a step."""
@@ -60,16 +65,29 @@ class Spread:
 
 
 def wrap(model: nn.Module, *, find_unused_parameters: bool = False, broadcast_buffers: bool = False) -> nn.Module:
-    """``model`` for this process group: itself when alone, else in DistributedDataParallel.
+    """``model`` for this process group: itself when alone or in shards, else in DistributedDataParallel.
 
     Args:
         model: already on this process's device.
         find_unused_parameters: needed only if a step may not use every trainable parameter.
         broadcast_buffers: send rank 0's buffers before each forward; no shipped model needs it.
     """
-    if dist.world_size() == 1:
+    if dist.world_size() == 1 or is_split(model):
         return model
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # renamed in torch
     options: dict[str, Any] = {"find_unused_parameters": find_unused_parameters, buffers: broadcast_buffers}
     return DistributedDataParallel(model, **options)
+
+
+def is_split(model: nn.Module) -> bool:
+    """Whether ``model`` is in shards."""
+    return isinstance(model, VLM) and model.split is not None
+
+
+def spread_of(model: nn.Module, called: nn.Module | None = None) -> Spread:
+    """How ``model`` lies on the processes; ``called`` is what computes the loss of a copy, see :class:`Spread`."""
+    if isinstance(model, VLM) and model.split is not None:
+        found: Spread = model.split
+        return found
+    return Spread(model, called)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vlm.checkpoint.load import load_model
 from vlm.common import dist
 from vlm.common.errors import ConfigError
-from vlm.common.processes.shards import fill, machine_share, most, own, whole
+from vlm.common.processes.shards import fill, is_split, machine_share, most, own, whole
 from vlm.config.run import Parallel
 from vlm.models.vlm import VLM
 from vlm.runners.train.optim import Precision
@@ -95,35 +95,30 @@ def shard(model: VLM, options: Parallel, device: torch.device, *, fill_unused: b
     _fully_shard(model, taken, settings)
     if fill_unused:
         _fill_unused(model)
-    model.split = True
     model.even = choice.even
-    result = Shards(model, mesh, device, [unit.module for unit in choice.units])
+    model.split = result = Shards(model, mesh, device, [unit.module for unit in choice.units])
     _report(choice, options, mesh, result)
     return result
 
 
-def load_spread(cfg: Any, device: torch.device, precision: Precision) -> tuple[VLM, Shards | None]:
-    """The model of a run, loaded; and how it is split, unless every process has a copy.
+def load_spread(cfg: Any, device: torch.device, precision: Precision) -> VLM:
+    """The model of a run, loaded, and split as ``run.parallel`` says.
 
-    What starts at random is drawn with ``run.seed`` in every process, as process 0 draws it without shards.
+    In shards, what starts at random is drawn in every process as process 0 draws it without.
     """
     # frozen weights are stored in the dtype of autocast, so that no step casts them again
-    dtype = precision.amp_dtype or torch.float32
-    run = cfg.run
+    dtype, run = precision.amp_dtype or torch.float32, cfg.run
     if run.parallel.shard == "none":
-        return load_model(cfg, device=device, dtype=dtype, training=True), None
-    made: list[Shards] = []
+        return load_model(cfg, device=device, dtype=dtype, training=True)
+
+    def split(model: VLM) -> None:
+        shard(model, run.parallel, device, fill_unused=run.find_unused_parameters)
+
     dist.seed_everything(run.seed, 0, run.deterministic)
-    model = load_model(
-        cfg,
-        device=device,
-        dtype=dtype,
-        training=True,
-        split=lambda built: made.append(shard(built, run.parallel, device, fill_unused=run.find_unused_parameters)),
-    )
+    model = load_model(cfg, device=device, dtype=dtype, training=True, split=split)
     if dist.rank():
         dist.seed_everything(run.seed, dist.rank(), run.deterministic)
-    return model, made[0]
+    return model
 
 
 class Shards(Spread):
@@ -140,7 +135,11 @@ class Shards(Spread):
         trained = size_of([p for p in model.parameters() if p.requires_grad])
         self.holds_gradients = trained <= GRADIENTS * _total(device)
         self.keeps_gathered = False  # from a micro-batch to the next, and from forward to backward
-        self.gathered = sum(size_of(list(own_parameters(unit))) for unit in [*self.units, model])
+        self.gathered = size_of([p for p in model.parameters() if is_split(p)])  # bytes of the whole ones
+
+    def fits(self) -> bool:
+        """See :class:`Spread`."""
+        return not most(int(self.gathered > ROOM * _free(self.device)), self.device)
 
     def accumulate(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Context of one micro-batch: gradients are exchanged in the ``last`` one, where they can wait for it."""
@@ -150,16 +149,11 @@ class Shards(Spread):
 
     def stepped(self) -> None:
         """Keep what is gathered for a whole step, if it fits beside the activations."""
-        free = _free(self.device)
-        short = most(int(self.gathered > ROOM * free), self.device)
-        self.keeps_gathered = not short
+        self.keeps_gathered = self.fits()
         for unit in self.units:
-            unit.set_reshard_after_forward(bool(short), recurse=False)
-        log.info(
-            "shards: gathered weights (%s) are %s",
-            mib(self.gathered),
-            "kept through a step" if self.keeps_gathered else f"given back after each layer ({mib(free)} are free)",
-        )
+            unit.set_reshard_after_forward(not self.keeps_gathered, recurse=False)
+        kept = "kept through a step" if self.keeps_gathered else "given back after each layer"
+        log.info("shards: gathered weights (%s) are %s: %s are free", mib(self.gathered), kept, mib(_free(self.device)))
 
     def total_norm(self, gradients: Sequence[Tensor]) -> Tensor:
         """Norm of all gradients together; each process has the squares of its rows."""
@@ -171,13 +165,13 @@ class Shards(Spread):
     @contextlib.contextmanager
     def unsharded(self) -> Iterator[bool]:
         """See :class:`Spread`: everything is gathered, in every process."""
-        fits = not most(int(self.gathered > ROOM * _free(self.device)), self.device)
+        fits = self.fits()
         model: Any = self.model
         before = model.split, model.even
         modules = sharded_modules(model)
         try:
             if fits:
-                model.split = model.even = False
+                model.split, model.even = None, False
                 for module in modules:
                     module.set_reshard_after_forward(False, recurse=False)
                     module.unshard()
@@ -196,12 +190,6 @@ class Shards(Spread):
     def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """See :func:`full_tensors`."""
         return full_tensors(self.model, names)
-
-
-def own_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
-    """The parameters that ``module``, which :func:`shard` has made a unit, gathers itself."""
-    group = module._get_fsdp_state()._fsdp_param_group  # type: ignore[operator,union-attr]
-    return (p.sharded_param for p in (group.fsdp_params if group is not None else ()))
 
 
 def _shard_unit(unit: Unit, taken: set[nn.Parameter], settings: dict[str, Any]) -> set[nn.Parameter]:
@@ -251,13 +239,13 @@ def _fill_unused(model: Any) -> None:
 
 
 def _report(choice: Choice, options: Parallel, mesh: DeviceMesh, shards: Shards) -> None:
-    held = sum(own(p).numel() * p.element_size() for p in shards.model.parameters())
+    mine = sum(own(p).numel() * p.element_size() for p in shards.model.parameters())
     for line in choice.reasons:
         log.info("shards: %s", line)
     log.info(
         "shards: %d in a group, %d groups; %d layers are gathered one by one; a process holds %s of %s",
         *(mesh.size(mesh.ndim - 1), options.replicate, len(choice.units)),
-        *(mib(held), mib(size_of(list(shards.model.parameters())))),
+        *(mib(mine), mib(size_of(list(shards.model.parameters())))),
     )
     if not shards.holds_gradients:
         log.info("shards: whole gradients would take much memory, so they are exchanged after every micro-batch")
@@ -269,6 +257,6 @@ def _free(device: torch.device) -> int:
 
 def _total(device: torch.device) -> int:
     """Bytes of a process's device, or its share of the machine's memory."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // machine_share()
+    if device.type == "cpu":
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // machine_share()
+    return int(torch.get_device_module(device).get_device_properties(device).total_memory)

@@ -1,0 +1,1 @@
+"""A step of a finished or broken run again: its samples, its loss, its gradient."""
