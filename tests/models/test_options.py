@@ -19,7 +19,8 @@ from vlm.models.llm.hf import HFCausalLM
 from vlm.models.lora import LoraOptions, inject_lora
 from vlm.models.loss import HeadLoss
 from vlm.models.precision import autocast, parse_dtype, storage_dtype
-from vlm.models.quantize import quantize_llm, replace_linears
+from vlm.models.quantized.llm import quantize_llm
+from vlm.models.quantized.short import replace_linears
 from vlm.models.trainable import select_trainable, trainable_table
 from vlm.testing import LLAMA, part
 
@@ -101,28 +102,26 @@ def test_replacing_linear_layers_spares_lora_and_keeps_the_function(build, examp
     assert model(batch).loss_sum.item() == before.item()
 
 
-@pytest.mark.parametrize("mode", ["int8", "nf4"])
-def test_quantised_layers_replace_the_decoders(build, monkeypatch, mode) -> None:
-    """The wiring, with stand-ins for bitsandbytes' classes."""
+def test_8_bit_layers_of_bitsandbytes_replace_the_decoders(build, monkeypatch) -> None:
+    """The wiring for answers on a GPU, with stand-ins for bitsandbytes' classes."""
     fake = ModuleType("bitsandbytes")
     fake.__spec__ = ModuleSpec("bitsandbytes", None)
 
     def keep(data: torch.Tensor, **options) -> nn.Parameter:
         return nn.Parameter(data, requires_grad=options["requires_grad"])
 
-    def layer(columns: int, rows: int, **options) -> nn.Linear:
-        made = nn.Linear(columns, rows, bias=options["bias"])
+    def layer(columns: int, rows: int, bias: bool, **options) -> nn.Linear:
+        made = nn.Linear(columns, rows, bias=bias)
         made.options = options
         return made
 
-    fake.nn = SimpleNamespace(Linear8bitLt=layer, Linear4bit=layer, Int8Params=keep, Params4bit=keep)
+    fake.nn = SimpleNamespace(Linear8bitLt=layer, Int8Params=keep)
     monkeypatch.setitem(sys.modules, "bitsandbytes", fake)
     model = build()
-    assert quantize_llm(model.llm, mode, torch.device("meta")) is None
+    assert quantize_llm(model.llm, "int8", torch.device("meta")) is None
     made = [m for m in model.llm.modules() if hasattr(m, "options")]
     assert len(made) == 7 * LLAMA["num_hidden_layers"]
     assert not any(m.weight.requires_grad for m in made)
-    assert {("quant_type" in m.options) for m in made} == {mode == "nf4"}
     assert model.llm.model.lm_head.weight.device.type == "meta"
 
 

@@ -110,7 +110,7 @@ def load_spread(cfg: Any, device: torch.device, precision: Precision) -> VLM:
     # frozen weights are stored in the dtype of autocast, so that no step casts them again
     dtype, run = precision.amp_dtype or torch.float32, cfg.run
     if run.parallel.shard == "none":
-        return load_model(cfg, device=device, dtype=dtype)
+        return load_model(cfg, device=device, dtype=dtype, training=True)
 
     def split(model: VLM) -> None:
         _check_rows(model, run)
@@ -122,7 +122,7 @@ def load_spread(cfg: Any, device: torch.device, precision: Precision) -> VLM:
             )
 
     dist.seed_everything(run.seed, 0, run.deterministic)
-    model = load_model(cfg, device=device, dtype=dtype, split=split)
+    model = load_model(cfg, device=device, dtype=dtype, training=True, split=split)
     if dist.rank():
         dist.seed_everything(run.seed, dist.rank(), run.deterministic)
     return model
