@@ -29,18 +29,14 @@ class HeadLoss(torch.autograd.Function):
     ) -> Tensor:
         """``hidden [t, d]``, ``weight [vocab, d]``, ``bias [vocab]``, ``targets [t]`` -> scalar float32 sum."""
         kind = hidden.device.type
-<<<<<<< HEAD
-        step = max(1, (CPU_ELEMENTS if device_kind(hidden) == "cpu" else OTHER_ELEMENTS) // weight.shape[0])
-=======
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
->>>>>>> speed
         total = hidden.new_zeros((), dtype=torch.float32)
         used = weight.to(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype)
         grad = torch.empty_like(hidden) if needs_hidden else None
         by_weight = torch.zeros_like(weight) if needs_weight else None
         by_bias = torch.zeros_like(bias) if bias is not None and needs_bias else None
         with torch.autocast(kind, enabled=False):
-            for rows in _parts(len(hidden), len(weight), kind):
+            for rows in _parts(len(hidden), len(weight), device_kind(hidden)):
                 some = hidden[rows].to(used.dtype)
                 logits = F.linear(some, used, None if bias is None else bias.to(used.dtype)).float()
                 loss, slope = _cross_entropy(logits, targets[rows, None], smoothing, any(ctx.needs_input_grad[:3]))
