@@ -117,7 +117,7 @@ def load_spread(cfg: Any, device: torch.device, precision: Precision) -> VLM:
         shard(model, run.parallel, device, fill_unused=run.find_unused_parameters)
         if model.even and run.feature_cache is not None:
             raise ConfigError(
-                "run.feature_cache does not go with visual parts in shards, which all processes must call equally often",
+                "run.feature_cache does not go with visual parts in shards, which all processes must call alike",
                 fix="set run.parallel.frozen=replicate",
             )
 
@@ -221,11 +221,11 @@ def _fully_shard(module: nn.Module, taken: set[nn.Parameter], settings: dict[str
 
 
 def _check_rows(model: VLM, run: RunConfig) -> None:
-    """Raises ConfigError: the LLM runs the samples of a packed row apart, so that processes call it unequally often."""
+    """Raises ConfigError: the LLM runs samples of a packed row apart, so that processes call it unequally often."""
     if run.packing is not None and isinstance(model.llm, HFCausalLM) and not model.llm.packs:
         raise ConfigError(
-            f"run.packing with run.parallel.shard={run.parallel.shard}: {type(model.llm.model).__name__} cannot share a "
-            "row between samples, and processes with different numbers of samples would wait for one another",
+            f"run.packing with run.parallel.shard={run.parallel.shard}: {type(model.llm.model).__name__} cannot share "
+            "a row between samples, and processes with different numbers of samples would wait for one another",
             fix="set run.packing=null, or run.parallel.shard=none",
         )
 
