@@ -221,7 +221,7 @@ def _fully_shard(module: nn.Module, taken: set[nn.Parameter], settings: dict[str
 
 
 def _check_rows(model: VLM, run: RunConfig) -> None:
-    """Raises ConfigError: the LLM runs the samples of a packed row apart, so that processes call it unequally often."""
+    """Raises ConfigError: the LLM runs samples of a packed row apart, so that processes call it unequally often."""
     if run.packing is not None and isinstance(model.llm, HFCausalLM) and not model.llm.packs:
         raise ConfigError(
             f"run.packing with run.parallel.shard={run.parallel.shard}: {type(model.llm.model).__name__} cannot share "
