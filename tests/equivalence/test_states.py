@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 
@@ -86,3 +88,24 @@ def test_any_split_resumes_bit_for_bit_and_reads_any_other(tiny):
     for split in ("llm", "all"):  # one process without a group goes on as well
         result = tiny.train(f"alone_{split}", resume=tiny.folder / f"straight_{split}", **{**NUMBERS, "max_steps": 9})
         assert result.step == 9
+
+
+@pytest.mark.heavy
+def test_the_others_of_a_sharded_run_say_which_process_ended_and_why(tiny):
+    started = []
+    for what in ("fail", "kill"):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        file = tiny.folder / f"{what}.json"
+        file.write_text(json.dumps([[what, str(tiny.config), *case(tiny, what, what, "all", max_steps=50)[2]]]))
+        for rank in range(2):
+            world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            env = {**os.environ, **{k: str(v) for k, v in world.items()}, "PYTHONPATH": str(HERE.parents[1])}
+            command = [sys.executable, str(HERE / "train_states.py"), str(file)]
+            started.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
+    said = [process.communicate(timeout=180)[1] for process in started]
+    assert started[3].returncode == -signal.SIGKILL and all(process.returncode for process in started)
+    pids = [process.pid for process in started]
+    assert f"process 0 stops because process 1 of 2 (pid {pids[1]}) ended: no such picture\n" in said[0], said[0]
+    assert f"process 0 stops because process 1 of 2 (pid {pids[3]}) is gone without a word" in said[2], said[2]
