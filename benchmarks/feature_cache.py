@@ -10,6 +10,8 @@ each side follows the other, in turns within one run:
 * ``fills``: the same with an empty cache, which it writes;
 * ``reads``: with the cache that ``fills`` wrote.
 
+``cpu_seconds`` are those of the training process, which other work on the machine changes less.
+
 ``patches`` are the same with a Q-Former that trains, so that only the encoder's patches can be kept.
 """
 
@@ -89,13 +91,13 @@ class Side:
         self.loader = TrainLoader([source], processor, seed=0, num_workers=options.workers)
         self.optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
 
-    def epoch(self, steps: int) -> float:
-        """Seconds of an epoch, the start of the workers left out."""
+    def epoch(self, steps: int) -> tuple[float, float]:
+        """Seconds of an epoch, the start of the workers left out, and those that this process computed."""
         self._step(next(self.loader))
-        started = time.perf_counter()
+        started, computed = time.perf_counter(), time.process_time()
         for _ in range(steps):
             self._step(next(self.loader))
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started, time.process_time() - computed
         self.loader.close()
         if self.keeper is not None:
             self.keeper.close()
@@ -112,12 +114,15 @@ class Side:
 def compare(model: VLM, data: Path, options: argparse.Namespace, sizes: Sizes, place: Path) -> dict[str, Any]:
     """Median seconds of a step of each side, samples per second, and bytes of an image."""
     seconds: dict[str, list[float]] = {"plain": [], "fills": [], "reads": []}
+    computed: dict[str, list[float]] = {name: [] for name in seconds}
     for turn in range(options.rounds + 1):
         shutil.rmtree(place, ignore_errors=True)
         for name, own in seconds.items():
-            taken = Side(model, data, options, sizes, None if name == "plain" else place).epoch(options.steps)
+            taken, busy = Side(model, data, options, sizes, None if name == "plain" else place).epoch(options.steps)
             own += [taken / options.steps] if turn else []
+            computed[name] += [busy / options.steps] if turn else []
     median = {name: statistics.median(own) for name, own in seconds.items()}
+    cpu = {name: statistics.median(own) for name, own in computed.items()}
     index = Index(place / DIGEST)
     index.refresh()
     return {
@@ -125,6 +130,8 @@ def compare(model: VLM, data: Path, options: argparse.Namespace, sizes: Sizes, p
         "seconds_per_step": {name: round(value, 5) for name, value in median.items()},
         "samples_per_second": {name: round(options.batch / value, 2) for name, value in median.items()},
         "ratio_to_plain": {name: round(median["plain"] / value, 3) for name, value in median.items()},
+        "cpu_seconds_per_step": {name: round(value, 5) for name, value in cpu.items()},
+        "cpu_ratio_to_plain": {name: round(cpu["plain"] / value, 3) for name, value in cpu.items()},
         "bytes_per_image": round(used_bytes(place) / len(index)),
         "all": {name: [round(value, 5) for value in own] for name, own in seconds.items()},
     }
@@ -201,6 +208,7 @@ def main() -> None:
         folder = Path(temporary)
         result["start_up"] = start_up(folder / "many", options.entries, options.files)
         data = write_data(folder, options.images)
+        result["bytes_per_jpeg"] = round(statistics.mean(file.stat().st_size for file in folder.glob("*.jpg")))
         for name, model in chains(sizes, options.precision):
             started = time.perf_counter()
             describe_parts(model, frozen_parts(model)[0])

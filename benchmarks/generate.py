@@ -33,7 +33,8 @@ from benchmarks.common import (
 from benchmarks.engine import engine_of, question
 from benchmarks.ours import composition, copy_weights
 from vlm.inference.generation import Generation
-from vlm.models.quantize import quantize_images, quantize_llm
+from vlm.models.quantized.llm import quantize_llm
+from vlm.models.quantized.short import quantize_images
 
 ONE_B = Sizes(llm_dim=2048, llm_layers=18, llm_heads=16, llm_hidden=5632)
 SIZES = {"small": SMALL, "cpu": Sizes(), "cpu-1b": ONE_B, "7b": SEVEN_B}

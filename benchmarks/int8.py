@@ -30,7 +30,7 @@ from benchmarks.ours import composition, copy_weights, make_batch
 from vlm.datasets.synthetic.language import ask
 from vlm.datasets.synthetic.render import render
 from vlm.datasets.synthetic.scene import scene_at
-from vlm.models.quantize import quantize_llm
+from vlm.models.quantized.llm import quantize_llm
 
 QUESTIONS = (
     "What is the capital of France?",

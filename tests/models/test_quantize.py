@@ -21,7 +21,9 @@ from vlm.models.llm.linear.frozen import wide
 from vlm.models.llm.linear.int8 import Int8Linear
 from vlm.models.llm.linear.joined import Joined, JoinedPart, find_siblings, one_layer
 from vlm.models.lora import LoraOptions
-from vlm.models.quantize import check_quantize, check_trains, plain_llm, quantize_images, quantize_llm, replace_linears
+from vlm.models.quantized import bnb
+from vlm.models.quantized.llm import check_quantize, check_trains, plain_llm, quantize_llm
+from vlm.models.quantized.short import quantize_images, replace_linears
 from vlm.testing import LLAMA, composition, part, tiny_config, weight
 
 CPU = torch.device("cpu")
@@ -147,7 +149,7 @@ def test_bf16_where_int8_cannot_be_computed(monkeypatch, caplog, broken: dict, w
         monkeypatch.setattr(bf16, "unsupported", lambda: "the CPU has no AVX512-BF16")
     model = load_model(tiny_config(llm=quantised(), weights=RANDOM), device="cpu")
     warned = [record for record in caplog.records if record.levelname == "WARNING"]
-    told = [record.getMessage() for record in warned if record.name == "vlm.models.quantize"]
+    told = [record.getMessage() for record in warned if record.name == "vlm.models.quantized.short"]
     assert told[0] == f"model.llm.quantize: {why}; the LLM is stored in bf16"
     if fast:
         assert sum(isinstance(m, Bf16Linear) for m in model.llm.modules()) == 4 * LLAMA["num_hidden_layers"] + 1
@@ -173,27 +175,31 @@ def test_a_kernel_that_torch_does_not_have(monkeypatch, build) -> None:
 
 def test_where_int8_is_asked_for(monkeypatch) -> None:
     cfg = composition(llm=quantised())
-    with pytest.raises(ConfigError, match="int8 on a CPU is for answers, a run cannot train through it"):
-        check_trains(cfg, CPU)
-    check_trains(cfg, torch.device("cuda", 0))
+    check_trains(cfg, CPU)
     check_trains(plain_llm(cfg), CPU)
+    with pytest.raises(ConfigError, match="bf16 on a CPU is for answers, a run cannot train through it"):
+        check_trains(composition(llm=quantised("bf16")), CPU)
     monkeypatch.setattr(int8, "unsupported", lambda: None)
     check_quantize("int8", CPU)
-    with pytest.raises(ConfigError, match="nf4 is not possible: the device is a CPU"):
-        check_quantize("nf4", CPU)
+    check_quantize("nf4", CPU)
     monkeypatch.setattr(int8, "unsupported", lambda: "the CPU has no AVX512-VNNI")
     with pytest.raises(ConfigError, match="int8 is not possible: the CPU has no AVX512-VNNI"):
         check_quantize("int8", CPU)
+    monkeypatch.setattr(bnb, "missing", lambda: True)
+    with pytest.raises(ConfigError, match="nf4 needs the package bitsandbytes"):
+        check_quantize("nf4", CPU)
 
 
-def test_what_is_refused_and_what_only_warns(build, caplog) -> None:
+def test_what_is_refused_and_what_only_warns(build, caplog, monkeypatch) -> None:
     model = build()
-    with caplog.at_level(logging.WARNING):
-        assert quantize_llm(model.llm, "nf4", CPU) is None
-    assert "nf4 ignored because the device is a CPU" in caplog.text
-    assert all(p.dtype is torch.float32 for p in model.llm.parameters())
     with pytest.raises(ConfigError, match="'int3' is unknown"):
         quantize_llm(model.llm, "int3", CPU)
+    monkeypatch.setattr(bnb, "missing", lambda: True)
+    with caplog.at_level(logging.WARNING):
+        assert quantize_llm(model.llm, "int8", torch.device("cuda")) is None
+    assert "int8 ignored because bitsandbytes is not installed" in caplog.text
+    with pytest.raises(ConfigError, match="needs the package bitsandbytes, which is not installed"):
+        quantize_llm(model.llm, "nf4", CPU)
 
 
 @needs_bf16

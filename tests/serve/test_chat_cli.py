@@ -181,7 +181,7 @@ def test_8_bit_is_an_option_of_the_llm(monkeypatch) -> None:
     import torch
 
     from vlm.models import quantize
-    from vlm.models.quantize import check_quantize
+    from vlm.models.quantized.llm import check_quantize
 
     monkeypatch.setattr(quantize.int8, "unsupported", lambda: "the CPU has no AVX512-VNNI")
     with pytest.raises(UserError, match="int8 is not possible: the CPU has no AVX512-VNNI"):

@@ -9,7 +9,7 @@ import torch
 
 from vlm.inference.engine import Engine
 from vlm.models.llm.linear import int8
-from vlm.models.quantize import replace_linears
+from vlm.models.quantized.short import replace_linears
 from vlm.serve.http.models import load_beside, load_models
 from vlm.serve.sharing import own_weights, share_weights, weight_bytes
 

@@ -14,17 +14,17 @@ from torch import Tensor
 
 from vlm.checkpoint.formats.base import CheckpointFormat
 from vlm.checkpoint.provenance import other_numbers, recorded
+from vlm.checkpoint.quantised.base import QuantisedBase
 from vlm.checkpoint.run_files import WEIGHTS
 from vlm.checkpoint.run_folder import RunDir, find_checkpoint
 from vlm.checkpoint.strict import WRAPPED, check_numbers, copy_strictly, targets
 from vlm.common.errors import WeightsError
 from vlm.common.paths import local_path
 from vlm.common.registry import resolve
-from vlm.models.build import build_model, set_precision
-from vlm.models.llm.hf import HFCausalLM
+from vlm.models.build import build_model
 from vlm.models.lora import LoraTargetError, layer_of
-from vlm.models.quantize import quantize_images, quantize_llm
-from vlm.models.trainable import matching, select_trainable, trainable_table
+from vlm.models.quantized.layers import quantised_layers
+from vlm.models.trainable import matching, trainable_table
 from vlm.models.vlm import VLM
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ def load_model(
     dtype: torch.dtype | None = None,
     allow_random: bool = True,
     beside: Sequence[VLM] | None = None,
+    training: bool = False,
     split: Callable[[VLM], object] | None = None,
 ) -> VLM:
     """Build the composition and fill it from its files.
@@ -53,6 +54,7 @@ def load_model(
         dtype: storage of frozen weights instead of each part's own.
         allow_random: False refuses every parameter that no file fills, declared or not: such a model cannot answer.
         beside: loaded models; what the same files filled there is used in place, and takes no further memory.
+        training: whether gradients must pass a quantised LLM.
         split: splits the model, which is on the CPU, in place over the processes before any file is read.
 
     Raises:
@@ -62,20 +64,14 @@ def load_model(
     files = [w for w in cfg.model.weights if w.path or w.format == RANDOM]
     loaders = [(w, resolve("checkpoint_format", w.format)(w.into)) for w in files if w.format != RANDOM]
     model_cfg, sources = infer(cfg.model, loaders)
-    options = model_cfg.llm.config
-    quantized = options.quantize if isinstance(options, HFCausalLM.Config) else None
+    base = QuantisedBase(model_cfg, torch.device(device), training)
     full = [loader for _, loader in loaders if isinstance(loader, CheckpointFormat)]
     covered = [part for loader in full for part in loader.covered_parts(model_cfg)]
     # memory of a CPU that nothing is written to takes no room
-    place, later = "cpu" if quantized or beside or split else device, None if quantized else device
-    try:
-        model = build_model(model_cfg, device=place, dtype=dtype, uninitialised=covered, meant_for=later)
-    except LoraTargetError as error:
-        if not sources:
-            raise
-        text = f"{', '.join(sources)}: LoRA for layers that this composition does not have"
-        raise WeightsError(f"{text}: {error}") from error
+    place, later = "cpu" if base.mode or beside or split else device, base.meant_for
+    model = _built(model_cfg, sources, device=place, dtype=dtype, uninitialised=covered, meant_for=later)
     declared = declared_random(model, [w for w in files if w.format == RANDOM])
+    base.place(model)  # a matrix is quantised as soon as it is read
     if split is not None:
         split(model)
     loaded = load_files(model, loaders, declared, beside or (), cfg.run.allow_other_base)
@@ -85,18 +81,22 @@ def load_model(
         raise random_parts(bare, cfg.run.output_dir)
     _report_random(model, bare)
     model.random = frozenset(bare)
-    if quantized:
-        other = quantize_llm(model.llm, quantized, torch.device(device))
-        model.to(device)
-        select_trainable(model, model_cfg.train)
-        set_precision(model, model_cfg, dtype)
-        model.compute_dtype = other or model.compute_dtype
-        if options.quantize_images and quantized == "int8" and torch.device(device).type == "cpu":
-            quantize_images(model)
-    elif beside:
+    base.finish(model, dtype)
+    if split is None and (base.mode or beside):
         model.to(device)
     log.info("%s", trainable_table(model))
     return model.eval()
+
+
+def _built(model_cfg: Any, sources: Sequence[str], **options: Any) -> VLM:
+    """The composition, as yet without its files; ``sources`` are those that its open options were taken from."""
+    try:
+        return build_model(model_cfg, **options)
+    except LoraTargetError as error:
+        if not sources:
+            raise
+        text = f"{', '.join(sources)}: LoRA for layers that this composition does not have"
+        raise WeightsError(f"{text}: {error}") from error
 
 
 def infer(model_cfg: Any, loaders: Sequence[tuple[Any, Any]]) -> tuple[Any, list[str]]:
@@ -237,7 +237,8 @@ def unfilled(model: VLM, loaded: set[str]) -> list[str]:
     values. A bias beside a matrix is drawn at random.
     """
     tied = {id(p) for n, p in model.named_parameters(remove_duplicate=False) if n in loaded}
-    bare = {n: p for n, p in model.named_parameters() if n not in loaded and id(p) not in tied}
+    scales = {f"{name}.scales" for name in quantised_layers(model)}
+    bare = {n: p for n, p in model.named_parameters() if n not in loaded | scales and id(p) not in tied}
     drawn = {name.rpartition(".")[0] for name, p in model.named_parameters() if p.dim() > 1}
     return [n for n, p in bare.items() if p.requires_grad or n.rpartition(".")[0] in drawn]
 

@@ -19,6 +19,8 @@ from vlm.checkpoint.safe import read_json
 from vlm.common import VERSION
 from vlm.common.errors import WeightsError
 from vlm.common.processes.shards import rows_of
+from vlm.models.quantized.layers import source_parameters
+from vlm.models.quantized.probe import Probed, probe
 
 FILE = "provenance.json"
 OLD_FILE = "passport.json"
@@ -35,9 +37,6 @@ HASHED_ROWS = 8
 
 HASHED_MATRICES = 4
 """Matrices of a part that are hashed, evenly spaced over the part."""
-
-SAMPLED = 4
-"""Rows and columns of a matrix whose numbers are stored; rows of its first half, as added tokens are at the end."""
 
 ROUNDED = 2.0**-8 + 2.0**-10
 """Largest relative difference of two copies of a number, in float32, float16 or bfloat16, or rounded to both halves."""
@@ -116,13 +115,13 @@ def fingerprint(model: Any) -> dict[str, dict[str, Any]]:
     The hash of a few rows takes milliseconds at any size, and tells apart base models, vocabularies and revisions. It
     is of float32 values, so it does not depend on the storage dtype as long as that is exact. ``sample`` has a few
     numbers of a few matrices: they are recognised in any floating-point type, container and number of shards, with LoRA
-    or without.
+    or without, and quantised or not, as those of a quantised matrix are from before.
     """
     result: dict[str, dict[str, Any]] = {}
     parts = {"vision": model.vision, "llm": model.llm, **{f"bridge.{i}": p for i, p in enumerate(model.bridge)}}
     parts |= {f"inserts.{i}": p for i, p in enumerate(model.inserts)}
     for name, part in parts.items():
-        frozen = [] if part is None else [(n, p) for n, p in part.named_parameters() if not p.requires_grad]
+        frozen = [] if part is None else [(n, p) for n, p in source_parameters(part) if not p.requires_grad]
         if not frozen:
             continue
         result[name] = {"parameters": sum(p.numel() for _, p in frozen), "sha256": _hash(frozen)}
@@ -137,8 +136,8 @@ def fingerprint(model: Any) -> dict[str, dict[str, Any]]:
 
 def samples(model: Any) -> dict[str, dict[str, Any]]:
     """A few numbers of every part, frozen or not, as :func:`fingerprint` has them, for :func:`other_numbers`."""
-    parts: dict[str, list[tuple[str, Tensor]]] = {}
-    for name, parameter in model.named_parameters():
+    parts: dict[str, list[tuple[str, Tensor | Probed]]] = {}
+    for name, parameter in source_parameters(model):
         part = ".".join(name.split(".")[: 2 if name.startswith(("bridge.", "inserts.")) else 1])
         parts.setdefault(part, []).append((name.removeprefix(f"{part}."), parameter))
     return {part: {"sample": sample} for part, named in parts.items() if (sample := _sample(named))}
@@ -172,10 +171,10 @@ def other_numbers(
     Raises:
         WeightsError: the record is damaged.
     """
-    result = {}
+    result, named = {}, source_parameters(model)
     for part, old in stored.items():
         start = f"{part}."
-        have = {_plain(n.removeprefix(start)): p for n, p in model.named_parameters() if n.startswith(start)}
+        have = {_plain(n.removeprefix(start)): p for n, p in named if n.startswith(start)}
         known = {_plain(n.removeprefix(start)) for n in filled if n.startswith(start)}
         try:
             compared, odd = _compare(old.get("sample") or {}, {n: p for n, p in have.items() if n in known})
@@ -190,7 +189,7 @@ def other_numbers(
 
 
 def _compare(
-    recorded: dict[str, dict[str, Any]], have: Mapping[str, Tensor]
+    recorded: dict[str, dict[str, Any]], have: Mapping[str, Tensor | Probed]
 ) -> tuple[int, list[tuple[str, float, float]]]:
     """How many numbers were compared, and name, recorded and present value of those that differ."""
     compared, odd = 0, []
@@ -212,8 +211,8 @@ def _plain(name: str) -> str:
     return name.replace(".base_layer.", ".")
 
 
-def _sample(named: list[tuple[str, Tensor]]) -> dict[str, dict[str, Any]]:
-    matrices = [(n, p) for n, p in named if p.dim() == 2 and p.dtype in HELD]
+def _sample(named: list[tuple[str, Tensor | Probed]]) -> dict[str, dict[str, Any]]:
+    matrices = [(n, p) for n, p in named if p.dim() == 2 and _held(p)]
     chosen = matrices[:: max(1, len(matrices) // HASHED_MATRICES)]
     return {
         _plain(name): {
@@ -224,24 +223,32 @@ def _sample(named: list[tuple[str, Tensor]]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _values(tensor: Tensor, shape: Sequence[int]) -> Tensor:
-    """The numbers of a matrix that are compared, as float32 ``[n]``; ``shape`` says where they are."""
-    rows, columns = (torch.linspace(0, last, SAMPLED).long() for last in ((shape[0] - 1) // 2, shape[1] - 1))
-    return rows_of(tensor, rows).float().cpu()[:, columns].flatten()
+def _held(tensor: Tensor | Probed) -> bool:
+    return isinstance(tensor, Probed) or tensor.dtype in HELD
 
 
-def _fits(tensor: Tensor, shape: Sequence[int]) -> bool:
+def _values(tensor: Tensor | Probed, shape: Sequence[int]) -> Tensor:
+    """See :func:`probe`."""
+    return tensor.values if isinstance(tensor, Probed) else probe(tensor, shape)
+
+
+def _fits(tensor: Tensor | Probed, shape: Sequence[int]) -> bool:
     """Whether a matrix can be compared with one of this shape: as wide, and with at least half its rows."""
-    wide = tensor.dim() == 2 and tensor.dtype in HELD and tensor.shape[1] == shape[1]
+    if isinstance(tensor, Probed):
+        return list(tensor.shape) == list(shape)
+    wide = tensor.dim() == 2 and _held(tensor) and tensor.shape[1] == shape[1]
     return wide and 2 * len(tensor) > shape[0]
 
 
-def _hash(named: list[tuple[str, Tensor]]) -> str:
+def _hash(named: list[tuple[str, Tensor | Probed]]) -> str:
     digest = hashlib.sha256()
-    matrices = [(n, p) for n, p in named if p.dim() >= 2 and p.is_floating_point()] or named
+    matrices = [(n, p) for n, p in named if p.dim() >= 2 and (isinstance(p, Probed) or p.is_floating_point())] or named
     step = max(1, len(matrices) // HASHED_MATRICES)
     for name, tensor in matrices[::step]:
         digest.update(f"{name}{list(tensor.shape)}".encode())
+        if isinstance(tensor, Probed):
+            digest.update(tensor.values.numpy().tobytes())
+            continue
         rows = torch.linspace(0, len(tensor) - 1, min(HASHED_ROWS, len(tensor))).long()
         values = rows_of(tensor, rows).float().cpu()
         digest.update(values.contiguous().numpy().tobytes())

@@ -28,7 +28,8 @@ MANIFEST = "run_files.json"
 """In a run folder: the names of :data:`OURS`, written by the run that made them."""
 
 FILES = ("config.yaml", "log.jsonl", "quarantine.jsonl", "report.html", "verify.json")
-OURS = (*FILES, "tensorboard", "checkpoints", "last", "best")
+PROFILE_FOLDER, PROFILE = "profile", ("trace.json.gz", "operations.txt", "operations.json")
+OURS = (*FILES, "tensorboard", PROFILE_FOLDER, "checkpoints", "last", "best")
 LINKS = ("last", "best")
 _EVENTS = "events.out.tfevents.*"
 _CHUNK = 1 << 22
@@ -86,6 +87,8 @@ def remove_run(folder: Path) -> None:
             (folder / name).unlink()
     if "tensorboard" in mine:
         remove_listed(folder / "tensorboard", [f.name for f in (folder / "tensorboard").glob(_EVENTS)])
+    if PROFILE_FOLDER in mine:
+        remove_listed(folder / PROFILE_FOLDER, PROFILE)
     if "checkpoints" in mine and (folder / "checkpoints").is_dir():
         for checkpoint in (folder / "checkpoints").iterdir():
             if is_checkpoint(checkpoint):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vlm.common.errors import WeightsError
 from vlm.common.processes.pages import MappedFiles
 from vlm.common.processes.shards import fill, own
+from vlm.models.quantized.layers import quantised_layers
 
 WRAPPED = ".base_layer."
 """In the name of a parameter whose layer LoRA wraps."""
@@ -61,9 +62,17 @@ def copy_strictly(
     """
     have = targets(model)
     placement = fit_strictly(model, placement, hint)
+    quantised = {f"{name}.weight": layer for name, layer in quantised_layers(model).items()}
     files = MappedFiles()
     with torch.no_grad():
         for key, tensor in placement.tensors.items():
+            if key in quantised:
+                full, layer = placement.sources[key]() if key in placement.sources else tensor, quantised[key]
+                if not (layer.kept or allow_nonfinite or is_finite(full)):  # kept weights are not read again
+                    raise not_finite(placement.file, placement.theirs.get(key, key), full, full.dtype)
+                layer.fill(full)
+                files.give_back(full)
+                continue
             if lent is not None:
                 there = lent.get(key)
                 if there is not None and (there.shape, there.dtype) == (have[key].shape, have[key].dtype):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
+from vlm.cli.options import add_listed
 from vlm.common import VERSION
-from vlm.common.logging import say
+from vlm.common.errors import UserError
+from vlm.common.logging import busy, quiet, say
 from vlm.common.paths import ASSETS, CACHE_VARIABLE, cache_root
 from vlm.common.registry import register_command
 
@@ -20,7 +23,7 @@ OPTIONAL = {
     "llguidance": "answers in JSON",
     "ray": "vlm generate --ray",
     "wandb": "run.wandb_log",
-    "bitsandbytes": "8- and 4-bit LLMs on a GPU",
+    "bitsandbytes": "4-bit LLMs, and 8-bit ones on a GPU",
 }
 FOUNDATIONS = ("eva_vit.safetensors", "qformer.safetensors", "llm/model.safetensors")
 
@@ -29,15 +32,24 @@ FOUNDATIONS = ("eva_vit.safetensors", "qformer.safetensors", "llm/model.safetens
 class Doctor:
     """Show the versions, devices and folders of this installation.
 
-    example:
+    With --quant, the LLM of a run is loaded in full, in 4 bits (nf4) and in 8 bits (int8), and its answers are
+    compared: KL divergence per token, share of equal most likely tokens, memory, and seconds to load.
+
+    examples:
       vlm doctor
+      vlm doctor --quant output/my_run --questions 16
     """
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """No arguments."""
+        """What is compared, if anything is."""
+        add_listed(parser, "doctor", "options")
 
     def main(self, args: argparse.Namespace) -> int:
-        """Print the table; 2 when something required is missing."""
+        """Print the table; 2 when something required is missing. Raises UserError: a model that cannot be loaded."""
+        if args.quant:
+            return compare_quantised(args)
+        if given := [name for name in ("json", "device", "options") if vars(args)[name]]:
+            raise UserError(f"--{given[0]} goes with --quant RUN", fix="vlm doctor --quant output/my_run")
         missing = 0
         say(f"vlm {VERSION}, Python {sys.version.split()[0]}, {platform.platform()}, {os.cpu_count()} CPU cores")
         for name in REQUIRED:
@@ -57,6 +69,18 @@ class Doctor:
         absent = [f for f in FOUNDATIONS if not (ASSETS / "tiny" / f).is_file()]
         say(f"quickstart foundations: {'missing ' + ', '.join(absent) if absent else 'present'}")
         return 2 if missing else 0
+
+
+def compare_quantised(args: argparse.Namespace) -> int:
+    """``--quant``: the LLM of a run in full, in nf4 and in int8."""
+    from vlm.common.trust import trusting
+    from vlm.runners.verify.quantised import compare
+
+    with busy(f"comparing {args.quant}"), quiet("vlm.checkpoint", "vlm.inference", "vlm.models"), trusting(args.trust):
+        found = compare(args.quant, args.questions, args.device, args.options)
+    for line in [json.dumps(found.plain(), indent=1)] if args.json else found.lines():
+        say(line)
+    return 0
 
 
 def threads_here() -> str:

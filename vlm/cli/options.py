@@ -107,7 +107,7 @@ def options_of(args: argparse.Namespace) -> list[str]:
     if not args.load_in_8bit:
         return list(args.options)
     from vlm.common.dist import pick_device
-    from vlm.models.quantize import check_quantize
+    from vlm.models.quantized.llm import check_quantize
 
     device = device_of(args) or "auto"
     check_quantize("int8", pick_device(device) if isinstance(device, str) else device)

@@ -81,7 +81,7 @@ class Export:
         Raises UserError: no run there, a target that exists, or a composition that the layout cannot hold.
         """
         source, target, name = places(args.source, args.target, args.to, args.format)
-        given = {key: vars(args)[key] for key in ("dtype", "lora", "form") if vars(args)[key] is not None}
+        given = {key: vars(args)[key] for key in ("dtype", "lora", "form", "base") if vars(args)[key] is not None}
         cls = resolve("export", name)
         options = config_class(cls)
         known = [] if options is None else [field.name for field in dataclasses.fields(options)]

@@ -63,14 +63,20 @@ class MergeLora:
         """Merge, and say where. Raises WeightsError: a file is missing or damaged, or an adapter does not fit."""
         from vlm.checkpoint.convert.folder import new_folder
         from vlm.checkpoint.convert.lora import merge_lora
+        from vlm.checkpoint.quantised.rounded import rounded_folder
         from vlm.models.precision import parse_dtype
 
         dtype = parse_dtype(args.dtype) if args.dtype else None
         with new_folder(args.to) as work:
-            files = merge_lora(args.base, args.loras, work, dtype=dtype, shard_bytes=int(args.shard_gb * 1e9))
+            base = rounded_folder(args.base.expanduser(), args.quantize) if args.quantize else None
+            files = merge_lora(
+                args.base, args.loras, work, dtype=dtype, shard_bytes=int(args.shard_gb * 1e9), rounded=base
+            )
             rows = check_rows(work)
         count = f"{len(files)} weight file{'s' if len(files) > 1 else ''}"
         say(f"{args.to}: {count} with {rows} tokens, configuration and tokenizer")
+        if base is not None:
+            say(base.line())
         return 0
 
 

@@ -75,7 +75,7 @@ def load_parts(
     ``load_model``.
     """
     from vlm.checkpoint.load import load_model
-    from vlm.models.quantize import plain_llm
+    from vlm.models.quantized.llm import plain_llm
     from vlm.processors.processor import build_processor
 
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):

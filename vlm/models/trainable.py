@@ -12,6 +12,7 @@ from torch import nn
 
 from vlm.common.errors import ConfigError
 from vlm.models.lora import is_lora
+from vlm.models.quantized.layers import source_parameters
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -76,7 +77,7 @@ def _set_modes(module: nn.Module, mode: bool, inherited: bool) -> None:
 def trainable_table(model: nn.Module) -> str:
     """Total and trainable parameters of each part, as a table for the log."""
     rows: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    for name, parameter in model.named_parameters():
+    for name, parameter in source_parameters(model):
         pieces = name.split(".")
         key = ".".join(pieces[:2]) if pieces[0] in ("bridge", "inserts") else pieces[0]
         key += " (lora)" if is_lora(name) else ""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vlm.checkpoint.peft_adapter import PEFT_PREFIX, read_adapter
+from vlm.checkpoint.quantised.rounded import RoundedBase
 from vlm.checkpoint.safe import copy_files, read_json, shards, write_json
 from vlm.checkpoint.stream import SHARD_BYTES, TensorReader, write_shards
 from vlm.common.errors import WeightsError
@@ -60,6 +61,7 @@ class MergedTensors:
         dtype: of the result; None: that of each tensor of the model.
         prefix: what the adapters' names have before those of the result.
         keep: ends of the names of buffers, which keep their dtype.
+        rounded: what matrices of the model go through before an update is added; None: nothing.
     """
 
     reader: TensorReader
@@ -68,6 +70,7 @@ class MergedTensors:
     dtype: torch.dtype | None = None
     prefix: str = ""
     keep: tuple[str, ...] = (".rotary_emb.inv_freq",)
+    rounded: RoundedBase | None = None
 
     @cached_property
     def replaced(self) -> dict[str, int]:
@@ -94,10 +97,15 @@ class MergedTensors:
         if start >= 0:
             tensor = self.deltas[start].read(self.prefix + name, dtype)
         else:
-            tensor = self.reader.read(self.names[name], dtype)
+            tensor = self._base(name, dtype)
         for delta in self.deltas[start + 1 :]:
             tensor = delta.update(self.prefix + name, tensor)
         return tensor
+
+    def _base(self, name: str, dtype: torch.dtype) -> Tensor:
+        if self.rounded is None or name not in self.rounded.names:
+            return self.reader.read(self.names[name], dtype)
+        return self.rounded.through(name, self.reader.read(self.names[name])).to(dtype)
 
     def _dtype(self, name: str) -> torch.dtype:
         own = self.reader.facts[self.names[name]]
@@ -117,6 +125,7 @@ def merge_lora(
     *,
     dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
+    rounded: RoundedBase | None = None,
 ) -> list[Path]:
     """Write an LLM with adapters merged into it as a Hugging Face folder; returns the weight files.
 
@@ -129,6 +138,7 @@ def merge_lora(
         target: folder to write into.
         dtype: of the result; None: as in ``base``.
         shard_bytes: largest weight file.
+        rounded: see :class:`MergedTensors`.
 
     Raises:
         WeightsError: a file is missing or damaged, or an adapter does not fit the model before it.
@@ -137,7 +147,7 @@ def merge_lora(
     config = read_json(base / "config.json")
     reader = TensorReader(shards(base))
     deltas = [Delta(Path(folder).expanduser()) for folder in loras]
-    merged = MergedTensors(reader, {name: name for name in reader.facts}, deltas, dtype)
+    merged = MergedTensors(reader, {name: name for name in reader.facts}, deltas, dtype, rounded=rounded)
     rows = _check_deltas(merged, config, base)
     files = write_shards(target, merged.facts, merged.make, shard_bytes, safetensors=True)
     merged.release()

@@ -14,7 +14,7 @@ from vlm.checkpoint.shards.parts import part_files
 from vlm.checkpoint.shards.pieces import Piece, own_pieces
 from vlm.checkpoint.shards.reader import PiecesReader
 from vlm.common.errors import UserError, WeightsError
-from vlm.common.processes.shards import fill, is_split
+from vlm.common.processes.shards import fill, is_split, own
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +27,20 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def _is_split(value: Any, parameter: Tensor) -> bool:
-    """Whether a value of the state has a number for each of the parameter, and so is stored in parts."""
-    return isinstance(value, Tensor) and value.dim() > 0 and value.shape == parameter.shape
+    """Whether a value of the state is split as the parameter is or has a number for each of its, so stored in parts."""
+    return isinstance(value, Tensor) and value.dim() > 0 and (is_split(value) or value.shape == parameter.shape)
+
+
+def _room(parameter: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Zeros of ``shape``, whose rows are split over processes as those of ``parameter`` are."""
+    like: Any = parameter.detach()
+    if shape == parameter.shape:
+        return torch.zeros_like(like, dtype=dtype)
+    if not is_split(parameter):
+        return torch.zeros(shape, dtype=dtype, device=parameter.device)
+    rows = torch.zeros((len(own(parameter)), *shape[1:]), dtype=dtype, device=like.to_local().device)
+    options: Any = {"shape": shape, "stride": torch.empty(shape, device="meta").stride(), "run_check": False}
+    return type(like).from_local(rows, like.device_mesh, like.placements, **options)  # type: ignore[no-any-return]
 
 
 def split_state(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> tuple[State, list[Piece]]:
@@ -106,7 +118,8 @@ def _from_parts(optimizer: torch.optim.Optimizer, names: Sequence[str], saved: S
             stored = f"{key}/{name}"
             fact = reader.facts.get(stored)
             dtype = parameter.dtype if fact is None else fact.dtype
-            state[key] = targets[stored] = torch.zeros_like(parameter.detach(), dtype=dtype)
+            shape = parameter.shape if fact is None else torch.Size(fact.shape)
+            state[key] = targets[stored] = _room(parameter, shape, dtype)
         if state:
             made[i] = state
     reader.read_into(targets, str(folder))
@@ -121,8 +134,9 @@ def _from_whole(
     for i, (name, parameter) in enumerate(zip(names, _parameters(optimizer), strict=True)):
         state = dict(by_name[name])
         for key, value in state.items():
-            if is_split(parameter) and _is_split(value, parameter):
-                state[key] = torch.zeros_like(parameter.detach(), dtype=value.dtype)
+            by_rows = isinstance(value, Tensor) and value.dim() > 1 and len(value) == len(parameter)
+            if is_split(parameter) and (by_rows or _is_split(value, parameter)):
+                state[key] = _room(parameter, value.shape, value.dtype)
                 fill(state[key], value)
         if state:
             made[i] = state

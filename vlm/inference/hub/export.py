@@ -20,6 +20,7 @@ from vlm.inference.hub.contents import Contents, Planned, dtype_of
 from vlm.inference.hub.forms import Form, find_form
 from vlm.inference.hub.weights import StoredWeights
 from vlm.inference.load import read_source
+from vlm.models.quantized.llm import gradients_pass, mode_of
 from vlm.processors.processor import build_processor
 
 SAMPLING = ("temperature", "top_p", "top_k")
@@ -33,10 +34,14 @@ class HubExport:
 
     @dataclass
     class Config:
-        """``dtype`` of the tensors (null: the LLM's), whether LoRA is merged or beside them, a form by name."""
+        """``dtype`` of the tensors (null: the LLM's), whether LoRA is merged or beside them, a form by name.
+
+        ``base`` is what LoRA is added to: the full weights of the LLM, or those that it was trained around.
+        """
 
         dtype: Literal["fp32", "fp16", "bf16"] | None = None
         lora: Literal["merge", "adapter"] = "merge"
+        base: Literal["full", "quantised"] = "full"
         form: str = ""
         shard_bytes: int = SHARD_BYTES
 
@@ -62,11 +67,22 @@ class HubExport:
         source = Path(cfg.run.output_dir) if isinstance(source, WholeConfig) else source
         if self.config.lora == "adapter" and not uses_lora(cfg.model):
             raise ConfigError(f"{source}: --lora adapter, but the composition has no LoRA", fix="leave --lora out")
-        weights = StoredWeights(cfg, merge=self.config.lora == "merge")
+        weights = StoredWeights(cfg, merge=self.config.lora == "merge", quantised=self.config.base == "quantised")
         return Contents(source, cfg, weights, build_processor(cfg.model), dtype_of(cfg, self.config.dtype))
 
     def for_server(self, contents: Contents, form: Form, folder: Path) -> list[str]:
         """Write what the server needs besides; a summary. Raises UserError: it cannot run the composition."""
+        return []
+
+    def _about_base(self, contents: Contents) -> list[str]:
+        """How far the LLM is from the one that was trained or from the full one, if it was quantised."""
+        mode = mode_of(contents.config.model)
+        if contents.weights.rounded is not None:
+            return [contents.weights.rounded.line()]
+        if self.config.lora == "merge" and uses_lora(contents.config.model) and gradients_pass(mode, training=True):
+            return [
+                f"LoRA was trained around {mode} and is merged into the full weights; --base quantised keeps {mode}'s"
+            ]
         return []
 
     def fill(self, contents: Contents, form: Form, folder: Path) -> list[str]:
@@ -87,6 +103,7 @@ class HubExport:
         words = form.image_words(contents)
         differences = [] if form.frames_prompts else contents.tokenizer.differences(folder, words)
         contents.weights.release()
+        more += self._about_base(contents)
         write_model_card(contents, form, folder, differences)
         return lines + more + contents.notes + [f"reads otherwise than the composition: {text}" for text in differences]
 

@@ -9,16 +9,28 @@ import torch
 from torch import Tensor
 
 from vlm.checkpoint.load import RANDOM, infer, random_parts, resolve_path, unfilled
+from vlm.checkpoint.quantised.rounded import RoundedBase
 from vlm.checkpoint.strict import NamedTensors, check_numbers, fit_strictly, is_finite, not_finite
+from vlm.common.errors import ConfigError
 from vlm.common.registry import resolve
 from vlm.models.build import build_model
 from vlm.models.lora import ADAPTER, is_lora
-from vlm.models.quantize import plain_llm
+from vlm.models.quantized.llm import gradients_pass, mode_of, plain_llm
 from vlm.models.vlm import VLM
 
 OPEN_BYTES = 2**26
 """Bytes read before a file is closed and opened again: mapped pages count as memory of the process."""
 LORA_A, LORA_B = f".lora_A.{ADAPTER}.weight", f".lora_B.{ADAPTER}.weight"
+
+
+def _rounded(model: VLM, model_cfg: Any) -> RoundedBase:
+    mode = mode_of(model_cfg)
+    if not gradients_pass(mode, training=True):
+        raise ConfigError(
+            f"--base quantised: model.llm.quantize is {mode or 'null'}, so the LLM was trained on the full weights",
+            fix="leave --base out",
+        )
+    return RoundedBase(model.llm, str(mode), model_cfg.llm.config.quantize_options, model)
 
 
 class StoredWeights:
@@ -31,12 +43,19 @@ class StoredWeights:
         model_cfg: its configuration, with what the files say filled in.
         facts: name -> shape and dtype (a tensor on ``meta``).
         merge: whether :meth:`read` adds the LoRA updates.
+        rounded: what the matrices of a quantised LLM go through before that; None: nothing.
     """
 
-    def __init__(self, cfg: Any, *, merge: bool = True) -> None:
+    def __init__(self, cfg: Any, *, merge: bool = True, quantised: bool = False) -> None:
         """Open every file of ``cfg.model.weights`` and check it strictly.
 
+        Args:
+            cfg: a ``Config``.
+            merge: see the attribute.
+            quantised: give the LLM the numbers that it has as ``llm.quantize`` stores it.
+
         Raises:
+            ConfigError: ``quantised``, but the composition's LLM is not.
             WeightsError: as ``load_model``; or a parameter that no file fills.
         """
         self.merge = merge
@@ -44,6 +63,7 @@ class StoredWeights:
         self._loaders = [(w, resolve("checkpoint_format", w.format)(w.into)) for w in entries]
         self.model_cfg, _ = infer(plain_llm(cfg.model), self._loaders)
         self.model: VLM = build_model(self.model_cfg, device="meta")
+        self.rounded = _rounded(self.model, cfg.model) if quantised else None
         self._filled: list[frozenset[str]] = []
         self._owner: dict[str, int] = {}
         self._open: tuple[int, NamedTensors | None] = (-1, None)
@@ -67,13 +87,27 @@ class StoredWeights:
         Raises WeightsError: numbers that are not finite, or that ``dtype`` cannot hold.
         """
         layer = name.rpartition(".")[0]
+        if self.rounded is not None and name in self.rounded.names:
+            return self._merged_rounded(name, dtype)
         if not (self.merge and name.endswith(".weight") and layer in self.lora):
             return self._copy(self._inner[name], dtype)
-        module: Any = self.model.get_submodule(layer)
-        a, b = (self._copy(layer + matrix, torch.float32) for matrix in (LORA_A, LORA_B))
-        update = (b @ a).mul_(module.scaling[ADAPTER])
         base = self._copy(self._inner[name])
-        whole = base.float().add_(update.T if module.fan_in_fan_out else update)
+        return base.float().add_(self._update(layer)).to(dtype or base.dtype)
+
+    def _update(self, layer: str) -> Tensor:
+        """What LoRA adds to the matrix of a layer of :attr:`lora`, in float32."""
+        module: Any = self.model.get_submodule(layer)
+        a, b = self.matrices(layer)
+        update = (b @ a).mul_(module.scaling[ADAPTER])
+        return update.T if module.fan_in_fan_out else update
+
+    def _merged_rounded(self, name: str, dtype: torch.dtype | None) -> Tensor:
+        """As :meth:`read`, for a matrix that is quantised and made anew."""
+        assert self.rounded is not None
+        base, layer = self._copy(self._inner[name]), name.rpartition(".")[0]
+        whole = self.rounded.through(name, base)
+        if self.merge and layer in self.lora:
+            whole = whole + self._update(layer)
         return whole.to(dtype or base.dtype)
 
     def matrices(self, layer: str) -> tuple[Tensor, Tensor]:

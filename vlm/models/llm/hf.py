@@ -34,6 +34,7 @@ from vlm.models.llm.packing import apart, axes_first, base_of, can_pack, pack, p
 from vlm.models.llm.slots import SlotLayout
 from vlm.models.lora import LoraOptions, inject_lora
 from vlm.models.loss import head_loss
+from vlm.models.quantized.options import QuantizeOptions
 
 FOLDERS = ("text_encoder",)
 """Subfolders in which a model saved in parts keeps its language model."""
@@ -55,9 +56,11 @@ class HFCausalLM(nn.Module):
         embeddings and head, and unties them: a larger number makes room for added tokens, whose rows are random or,
         with ``new_rows: mean``, the mean over the file's (a published rule for a pad token). ``banned_ids`` are never
         generated, such as added tokens whose row of the head is in no file (that row is zero then). ``quantize`` is
-        for frozen weights: ``int8`` on a CPU goes through torch (needs AVX512-VNNI, else the weights are stored in
-        bf16; head included; for answers only), ``int8`` and ``nf4`` on a GPU through bitsandbytes; ``bf16`` on a CPU
-        stores the linear layers so, faster with AVX512-BF16, and leaves all else as it is (for answers only).
+        for frozen weights: ``nf4`` (4 bit, through bitsandbytes) for answers and for training LoRA on a CPU or GPU;
+        ``int8`` likewise in a run; for answers it goes through torch on a CPU (needs AVX512-VNNI, else the weights are
+        stored in bf16; head included), and through bitsandbytes on a GPU; ``bf16`` on a CPU stores the linear layers
+        so, faster with AVX512-BF16, and leaves all else as it is (for answers only). ``quantize_options``: see
+        :class:`~vlm.models.quantized.options.QuantizeOptions`.
         ``quantize_images`` with ``int8`` on a CPU: the frozen layers of vision encoder and bridges are in int8, too.
 
         Example: ``llm: {name: hf, path: /models/llama-2-7b, dtype: bf16}``
@@ -72,6 +75,7 @@ class HFCausalLM(nn.Module):
         lora: LoraOptions | None = None
         quantize: Literal["int8", "bf16", "nf4"] | None = None
         quantize_images: bool = False
+        quantize_options: QuantizeOptions = field(default_factory=QuantizeOptions)
         checkpointing: bool = False
         packing: bool = True
         banned_ids: list[Natural] = field(default_factory=list)
@@ -119,6 +123,7 @@ class HFCausalLM(nn.Module):
             vocab_size=None,
             quantize=None,
             quantize_images=False,
+            quantize_options=QuantizeOptions(),
         )
 
     def layers(self) -> Any:
@@ -233,8 +238,7 @@ class HFCausalLM(nn.Module):
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Summed float32 cross entropy of ``hidden [t, d]`` against ``targets [t]``."""
         smoothing, head = self.config.label_smoothing, self.model.get_output_embeddings()
-        plain = self.plain_head and type(head) is nn.Linear and head.bias is None
-        plain = plain and not head.weight.requires_grad and not smoothing
+        plain = self.plain_head and type(head) is nn.Linear and "forward" not in vars(head)
         return head_loss(head if plain else self.head, hidden, targets, plain=plain, smoothing=smoothing)
 
 

@@ -21,7 +21,7 @@ from vlm.datasets.loading.train_loader import TrainLoader
 from vlm.datasets.loading.valid_loader import ValidLoader
 from vlm.inference.engine import Engine
 from vlm.models.build import check_images, check_positions
-from vlm.models.quantize import check_trains
+from vlm.models.quantized.llm import check_trains
 from vlm.models.trainable import trainable_table
 from vlm.pages.parts import AnswerCard
 from vlm.processors.collate import VisualTokens

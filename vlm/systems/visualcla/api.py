@@ -98,7 +98,7 @@ def get_model_and_tokenizer_and_processor(
     """
     import torch
 
-    from vlm.models.quantize import check_quantize
+    from vlm.models.quantized.llm import check_quantize
 
     if isinstance(device_map, Mapping) and set(device_map) == {""}:
         default_device = device_map[""]

@@ -56,6 +56,11 @@ def check_parallel(run: RunConfig, llm: Any, processes: int, device: torch.devic
             f"run.activation_checkpointing={run.activation_checkpointing} does not go with {name}",
             fix="set run.activation_checkpointing=torch",
         )
+    if run.compile:
+        raise ConfigError(
+            f"run.compile does not go with {name}: blocks that gather their weights are not compiled",
+            fix="set run.compile=false",
+        )
     if run.broadcast_buffers:
         raise ConfigError(
             f"run.broadcast_buffers is about copies of a model and does not go with {name}", fix="set it to false"
@@ -66,10 +71,10 @@ def check_parallel(run: RunConfig, llm: Any, processes: int, device: torch.devic
 def check_quantised(llm: Any, name: str) -> None:
     """Raises ConfigError: ``model.llm`` is quantised in a form that cannot be split; ``name`` is the option."""
     found = vars(llm).get("quantize")
-    if found is not None:
+    if found not in (None, "nf4", "int8"):
         raise ConfigError(
-            f"model.llm.quantize={found} does not go with {name}",
-            fix="set run.parallel.shard=none: every process then has the quantised LLM as a whole",
+            f"model.llm.quantize={found} does not go with {name}: it is a storage for answers, not in rows",
+            fix="set model.llm.quantize=nf4, int8 or null, or run.parallel.shard=none",
         )
 
 

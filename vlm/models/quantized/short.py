@@ -1,12 +1,10 @@
-"""Short storage of the frozen LLM: int8 and bf16 on a CPU through torch, int8 and NF4 on a GPU through bitsandbytes.
+"""Int8 and bf16 on a CPU through torch, for answers. No gradient passes.
 
-On a CPU the head is stored so too, where it is a large share of what a token reads from memory.
+The head is stored so too, where it is a large share of what a token reads from memory.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import importlib.util
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -14,11 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlm.common.errors import ConfigError
 from vlm.models.fusion.base import LLMInputs
 from vlm.models.inserts.base import InsertData
 from vlm.models.layer_hooks import hooks_of
-from vlm.models.llm.hf import HFCausalLM
 from vlm.models.llm.linear import bf16, int8
 from vlm.models.llm.linear.bf16 import Bf16Linear
 from vlm.models.llm.linear.frozen import wide
@@ -26,82 +22,12 @@ from vlm.models.llm.linear.int8 import Int8Linear
 from vlm.models.llm.linear.joined import Joined, JoinedPart, find_siblings, one_layer
 from vlm.models.lora import is_lora
 from vlm.models.precision import autocast
+from vlm.models.quantized.place import Place, linears
 
 log = logging.getLogger(__name__)
 
-MODES = ("int8", "bf16", "nf4")
-Place = tuple[nn.Module, str]
-"""A module, and the attribute of it that is a linear layer."""
 
-
-def check_quantize(mode: str, device: torch.device) -> None:
-    """For a user who asks for quantisation explicitly, with an option of a command.
-
-    Raises ConfigError: NF4 on a CPU, int8 on a CPU without VNNI, or no bitsandbytes for a GPU.
-    """
-    if device.type == "cpu":
-        why = int8.unsupported() if mode == "int8" else "the device is a CPU"
-        if why is not None:
-            raise ConfigError(f"{mode} is not possible: {why}", fix="remove the option, or choose a GPU")
-    elif importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError(f"{mode} needs the package bitsandbytes", fix='pip install "vlm-compose[quantize]"')
-
-
-def check_trains(model_cfg: Any, device: torch.device) -> None:
-    """Raises ConfigError: training a composition on a CPU with an LLM in int8, whose layers have no gradient."""
-    options = model_cfg.llm.config
-    mode = options.quantize if isinstance(options, HFCausalLM.Config) else None
-    if mode in ("int8", "bf16") and device.type == "cpu":
-        raise ConfigError(
-            f"model.llm.quantize: {mode} on a CPU is for answers, a run cannot train through it",
-            fix="set model.llm.quantize=null (or low_resource: false), or train on a GPU",
-        )
-
-
-def quantize_llm(llm: Any, mode: str, device: torch.device) -> torch.dtype | None:
-    """Replace the linear layers of the decoder by quantized ones; call after loading, on the CPU.
-
-    Args:
-        llm: an ``HFCausalLM``.
-        mode: ``int8``, ``bf16`` or ``nf4``.
-        device: where it will run; for a GPU, weights are quantized while they are moved there.
-
-    Returns:
-        The autocast dtype that the LLM needs from now on if that is another. Int8 that a CPU cannot compute becomes
-        bf16, with a warning; so does bf16 that it cannot compute fast, which is then the dtype of all of the LLM.
-        Where NF4, or int8 on a GPU, is not possible, the LLM stays as it is, with a warning.
-
-    Raises:
-        ConfigError: an unknown mode.
-    """
-    if mode not in MODES:
-        raise ConfigError(f"model.llm.quantize: {mode!r} is unknown (allowed: {', '.join(MODES)})")
-    if device.type == "cpu" and mode != "nf4":
-        return _on_cpu(llm, mode)
-    if mode == "bf16":
-        return _store_bf16(llm)
-    missing = importlib.util.find_spec("bitsandbytes") is None
-    if device.type == "cpu" or missing:
-        why = "the device is a CPU" if device.type == "cpu" else "bitsandbytes is not installed"
-        log.warning("model.llm.quantize: %s ignored because %s; the LLM stays in full precision", mode, why)
-        return None
-    import bitsandbytes
-
-    replace_linears(llm.model.base_model, lambda layer: _quantized(bitsandbytes.nn, layer, mode))
-    llm.model.to(device)
-    return None
-
-
-def plain_llm(model_cfg: Any) -> Any:
-    """The composition (a ``ModelConfig``) with an LLM that is not quantised when it is loaded."""
-    options = model_cfg.llm.config
-    if not isinstance(options, HFCausalLM.Config) or options.quantize is None:
-        return model_cfg
-    llm = dataclasses.replace(model_cfg.llm, config=dataclasses.replace(options, quantize=None, quantize_images=False))
-    return dataclasses.replace(model_cfg, llm=llm)
-
-
-def _on_cpu(llm: Any, mode: str) -> torch.dtype | None:
+def on_cpu(llm: Any, mode: str) -> torch.dtype | None:
     """Layers with int8 weights, else with packed bf16 weights, where they pass their test; else an LLM in bf16."""
     groups = _siblings(llm)
     head = llm.model.get_output_embeddings()
@@ -122,10 +48,10 @@ def _on_cpu(llm: Any, mode: str) -> torch.dtype | None:
         _replace(groups, Bf16Linear.of, "bf16", which)
         return None
     log.warning("model.llm.quantize: bf16 is not faster here because %s", why)
-    return _store_bf16(llm)
+    return store_bf16(llm)
 
 
-def _store_bf16(llm: Any) -> torch.dtype:
+def store_bf16(llm: Any) -> torch.dtype:
     """Keep all of ``llm`` but LoRA in bfloat16; the dtype that it then computes in."""
     for name, parameter in llm.model.named_parameters():
         if parameter.is_floating_point() and not is_lora(name):
@@ -135,7 +61,7 @@ def _store_bf16(llm: Any) -> torch.dtype:
 
 def _siblings(llm: Any) -> list[list[Place]]:
     """The wide linear layers of ``llm``, those that read the same input together."""
-    places = {id(layer): (parent, name) for parent, name, layer in _linears(llm.model) if wide(layer)}
+    places = {id(layer): (parent, name) for parent, name, layer, _ in linears(llm.model) if wide(layer)}
     layers = [getattr(*place) for place in places.values()]
     groups = [[id(layer) for layer in group] for group in find_siblings(lambda: _one_call(llm), layers)]
     first = {group[0]: group for group in groups}
@@ -154,7 +80,7 @@ def quantize_images(model: Any) -> None:
         for module in part.modules():
             if "qkv_bias_separate" in vars(module):  # else timm's attention reads the weight, and calls no layer
                 module.qkv_bias_separate = True
-        found = [(parent, name) for parent, name, layer in _linears(part) if wide(layer)]
+        found = [(parent, name) for parent, name, layer, _ in linears(part) if wide(layer)]
         places |= {id(getattr(*place)): place for place in found if not getattr(*place).weight.requires_grad}
     layers = [getattr(*place) for place in places.values()]
     groups = find_siblings(lambda: _one_image(model), layers)
@@ -215,30 +141,7 @@ def replace_linears(
     Returns:
         Their number. Each layer is released before the next is made.
     """
-    places = [(parent, name) for parent, name, layer in _linears(root) if chosen(layer)]
+    places = [(parent, name) for parent, name, layer, _ in linears(root) if chosen(layer)]
     for parent, name in places:
         setattr(parent, name, make(getattr(parent, name)))
     return len(places)
-
-
-def _linears(root: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
-    """(module, attribute, layer) of the plain linear layers below ``root``, except LoRA's."""
-    return [
-        (module, child_name, child)
-        for name, module in root.named_modules()
-        for child_name, child in module.named_children()
-        if type(child) is nn.Linear and not is_lora(f".{name}.{child_name}")
-    ]
-
-
-def _quantized(bnb: Any, layer: nn.Linear, mode: str) -> nn.Module:
-    sizes, has_bias = (layer.in_features, layer.out_features), layer.bias is not None
-    if mode == "int8":
-        new = bnb.Linear8bitLt(*sizes, bias=has_bias, has_fp16_weights=False)
-        new.weight = bnb.Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False)
-    else:
-        new = bnb.Linear4bit(*sizes, bias=has_bias, compute_dtype=layer.weight.dtype, quant_type="nf4")
-        new.weight = bnb.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
-    if has_bias:
-        new.bias = nn.Parameter(layer.bias.data, requires_grad=False)
-    return new

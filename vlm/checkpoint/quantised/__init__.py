@@ -1,0 +1,1 @@
+"""Quantised weights in files of their own, and what becomes of them when LoRA is merged."""
