@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,9 +19,12 @@ from vlm.runners.plan.depth import Stack, stacks_of
 from vlm.runners.plan.devices import GIB, Device
 from vlm.runners.plan.fake import Faking, Memory, Work, counting
 from vlm.runners.plan.knobs import solve_batch_size, solve_shard, turn
-from vlm.runners.plan.plan import Planner, Request, kept
+from vlm.runners.plan.model import build_fake
+from vlm.runners.plan.plan import Planner, Request, kept, precision_on
 from vlm.runners.plan.shards import share_of
 from vlm.runners.plan.sources import load_for_plan
+
+from ..equivalence.tiny import Tiny
 
 LLAMA = {
     "model_type": "llama", "vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 8,
@@ -126,6 +130,28 @@ def test_batches_of_given_lengths(cfg, planner):
     tight = replace(packed, run=replace(packed.run, packing=replace(packed.run.packing, max_tokens=8)))
     with pytest.raises(UserError, match="does not fit into a row of run.packing"):
         planner.plan(tight)
+
+
+@pytest.mark.heavy
+def test_a_step_has_the_samples_of_the_global_batch(cfg, planner, tmp_path):
+    packing = {"max_tokens": 42}  # two samples in a row
+    for more, micro, rows in (({}, 2, 2), ({"packing": packing}, 1, 2), ({"batch_size_train": 8}, 1, 3)):
+        run = load_config({"model": MODEL, "run": {**RUN, "global_batch": 6, **more}}, check="none").run
+        given = batches_of(replace(cfg, run=run), planner.faked.model, 2, planner.request.lengths)
+        assert (given.samples, given.micro, len(given.largest.ids)) == (6, micro, rows), more
+    for packed in ([], ["run.packing={max_tokens: 64}", "run.mixing=sample"]):
+        tiny = Tiny(tmp_path).load("planned", *packed, global_batch=6, max_steps="null", max_epoch=2)
+        drawn = batches_of(tiny, build_fake(tiny, torch.device("cpu"), precision_on(tiny.run, ONE)).model, 2, None)
+        assert drawn.samples == 6 and drawn.largest.num_samples <= 3, packed
+
+
+def test_a_process_has_no_more_samples_than_its_part_of_the_global_batch(cfg):
+    def plan(cfg):
+        return SimpleNamespace(batch_size=batch_size_of(cfg), peak=1, free=GIB, fits=True)
+
+    wide = replace(cfg, run=replace(cfg.run, global_batch=6))
+    request = Request(ONE, processes=2)
+    assert solve_batch_size(SimpleNamespace(cfg=wide, request=request, plan=plan)).batch_size == 3
 
 
 @pytest.mark.heavy
