@@ -14,7 +14,7 @@ from vlm.models.quantized.place import choose
 
 
 class RoundedBase:
-    """Quantises matrices and makes them anew, one at a time.
+    """Quantises matrices and makes them again, one at a time.
 
     Args:
         llm: an ``HFCausalLM``, on any device, ``meta`` too.

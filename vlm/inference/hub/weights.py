@@ -102,7 +102,7 @@ class StoredWeights:
         return update.T if module.fan_in_fan_out else update
 
     def _merged_rounded(self, name: str, dtype: torch.dtype | None) -> Tensor:
-        """As :meth:`read`, for a matrix that is quantised and made anew."""
+        """As :meth:`read`, for a matrix that is quantised and made again."""
         assert self.rounded is not None
         base, layer = self._copy(self._inner[name]), name.rpartition(".")[0]
         whole = self.rounded.through(name, base)

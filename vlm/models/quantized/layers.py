@@ -1,7 +1,7 @@
 """Linear layers with 4-bit or 8-bit weights that gradients pass: what LoRA is trained around, and answers on a CPU.
 
 The weights are plain tensors of bytes, a row of the matrix in a row of each, without anything beside them that a copy,
-another device or a shard could lose. A product makes the matrix anew and forgets it, forwards and backwards.
+another device or a shard could lose. A product makes the matrix again and forgets it, forwards and backwards.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class QuantisedLinear(nn.Module, ABC):
 
 
 class _Product(torch.autograd.Function):
-    """A linear map whose matrix is made anew in the backward pass; it keeps no activations."""
+    """A linear map whose matrix is made again in the backward pass; it keeps no activations."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, layer: QuantisedLinear) -> Tensor:
