@@ -7,6 +7,7 @@
 # make test-oldest  the suite on the lowest versions that pyproject.toml allows, in .venv-oldest
 # make test-wheel   builds the wheel and runs the quickstart from it in an empty environment and folder
 # make test-lmms    the tests with lmms-eval, in .venv-lmms: its few packages on top of .venv
+# make chaos        runs killed at random moments and resumed against an undisturbed one: 5 trials, one of each mode
 # make lint         ruff and mypy
 # make docs         the documentation under site/; a broken link fails
 # make bench        the side-by-side measurements under benchmarks/, and their tables in docs/benchmarks.md
@@ -17,7 +18,7 @@ SEED ?= 0
 PYTEST := -m pytest -n 2 --dist worksteal
 FAST := not (golden or equivalence or faults or browser or cli or extend or slow or heavy)
 
-.PHONY: quickstart demo test test-fast coverage test-latest test-oldest test-wheel test-lmms lint docs bench install clean
+.PHONY: quickstart demo test test-fast coverage test-latest test-oldest test-wheel test-lmms chaos lint docs bench install clean
 
 install: $(VENV)/.installed
 
@@ -71,6 +72,9 @@ test-lmms: install
 	.venv-lmms/bin/python -m pip install --quiet $(LMMS)
 	.venv-lmms/bin/python -m pip install --quiet --no-deps "lmms-eval==0.7.3"
 	.venv-lmms/bin/python $(PYTEST) -m lmms --untested-versions tests/tasks/benchmarks $(PYTEST_ARGS)
+
+chaos: install
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tools/chaos.py --trials 5 --seed $(SEED)
 
 lint: install
 	$(BIN)/ruff check .

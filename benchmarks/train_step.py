@@ -1,16 +1,20 @@
 """Training step: this library against transformers' BLIP-2 with a LLaMA text model.
 
     python -m benchmarks.train_step                  # CPU middle size, float32 and bfloat16
+    python -m benchmarks.train_step --cached --compile
     python -m benchmarks.train_step --size 7b        # on a GPU, random weights, bfloat16
 
-Same sizes, weights, images and texts; forward, backward and AdamW step of the projection; the sides run in turns
-in one process and the medians are compared. Both sides keep frozen parts frozen and see new images at each step
-(no feature is cached).
+Same sizes, weights, images and texts; forward, backward and AdamW step of the projection. Each side is a process of its
+own, as a user would run it; the steps run in turns and the medians are compared. Both sides keep frozen parts frozen
+and see new images at each step. ``--cached`` adds a side whose frozen visual features (of encoder and Q-Former) were
+computed before, ``--compile`` one with ``run.compile``. The share of the matmul peak is the FLOPs of a step by its
+time, over the fastest product of two 2048 x 2048 matrices.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import subprocess
 import sys
@@ -32,8 +36,13 @@ from benchmarks.common import (
     write,
 )
 from benchmarks.ours import composition, copy_weights, make_batch
+from vlm.runners.train.speed.compiled import compile_model
+from vlm.runners.train.speed.flops import Counter
+from vlm.runners.train.speed.memory import keep_freed_memory
+from vlm.runners.train.speed.peaks import peak
 
 SIZES = {"small": SMALL, "cpu": Sizes(), "7b": SEVEN_B}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def their_step(model: Any, rows: list, pixels: torch.Tensor, s: Sizes, dtype: torch.dtype) -> Callable[[], float]:
@@ -52,14 +61,24 @@ def their_step(model: Any, rows: list, pixels: torch.Tensor, s: Sizes, dtype: to
     return step
 
 
-def our_step(model: Any, rows: list, pixels: torch.Tensor, dtype: torch.dtype) -> Callable[[], float]:
-    """One optimiser step of this library; returns the loss."""
+def our_step(
+    model: Any, rows: list, pixels: torch.Tensor, dtype: torch.dtype, cached: bool = False
+) -> Callable[[], float]:
+    """One optimiser step of this library; returns the loss. ``cached``: all up to the projection is computed before."""
     batch = make_batch(rows, pixels.cpu()).to(pixels.device)
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
     model.train()
+    autocast = torch.autocast(pixels.device.type, dtype, enabled=dtype is not torch.float32)
+    if cached:
+        *frozen, projection = model.bridge
+        with torch.no_grad(), autocast:
+            features = model.vision(batch.pixels)
+            for part in frozen:
+                features = part(features)
+        model.__dict__["encode"] = lambda *media: projection(features)
 
     def step() -> float:
-        with torch.autocast(pixels.device.type, dtype, enabled=dtype is not torch.float32):
+        with autocast:
             output = model(batch)
         loss = output.loss_sum / output.num_tokens
         loss.backward()
@@ -70,84 +89,115 @@ def our_step(model: Any, rows: list, pixels: torch.Tensor, dtype: torch.dtype) -
     return step
 
 
-def build_sides(s: Sizes, batch: int, device: str, dtypes: list[str], only: str = "") -> dict[str, Callable[[], float]]:
-    """The steps to compare, by name; ``only`` builds a single one (for its memory)."""
+def build_side(name: str, s: Sizes, batch: int, device: str) -> Callable[[], float]:
+    """The step called ``name``: the library, fp32 or bf16, and for ours maybe ``cached`` or ``compile``."""
+    library, precision, *more = name.split()
     torch.manual_seed(0)
     pixels = torch.randn(batch, 3, s.image_size, s.image_size, device=device)
-    rows = make_rows(batch, s.vocab, seed=0)
-    sides: dict[str, Callable[[], float]] = {}
-    for name in dtypes:
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
-        theirs = None if only == f"vlm {name}" else baseline(s)
-        ours = None if only == f"transformers {name}" else composition(s, name)
-        if theirs is not None and ours is not None:
-            copy_weights(theirs, ours)
-        if theirs is not None:
-            if dtype is torch.bfloat16:  # both sides store frozen weights in bfloat16 and the projection in float32
-                theirs = theirs.to(dtype)
-                theirs.language_projection.float()
-            sides[f"transformers {name}"] = their_step(theirs.to(device), rows, pixels, s, dtype)
-        if ours is not None:
-            sides[f"vlm {name}"] = our_step(ours.to(device), rows, pixels, dtype)
-    return sides
+    rows, dtype = make_rows(batch, s.vocab, seed=0), DTYPES[precision]
+    theirs = baseline(s)
+    if library == "transformers":
+        if dtype is torch.bfloat16:  # both sides store frozen weights in bfloat16 and the projection in float32
+            theirs = theirs.to(dtype)
+            theirs.language_projection.float()
+        return their_step(theirs.to(device), rows, pixels, s, dtype)
+    ours = composition(s, precision)
+    copy_weights(theirs, ours)
+    del theirs
+    ours = ours.to(device)
+    if "compile" in more:
+        compile_model(ours, pixels.device)
+    if device == "cpu":
+        keep_freed_memory()  # as training does
+    return our_step(ours, rows, pixels, dtype, "cached" in more)
 
 
-def measure(size: str, batch: int, rounds: int, device: str, dtypes: list[str]) -> dict[str, Any]:
-    """Medians, ratios, losses and memory of every side at one size."""
+class Side:
+    """A side in a process of its own, which does a step whenever it is asked to."""
+
+    def __init__(self, name: str, size: str, batch: int, device: str) -> None:
+        options = ["--size", size, "--batch", str(batch), "--device", device, "--serve", name]
+        command = [sys.executable, "-m", "benchmarks.train_step", *options]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.facts: dict[str, float] = json.loads(self._line())
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        while not (line := self.process.stdout.readline()).startswith("{"):
+            if not line:
+                raise RuntimeError(f"a side ended: {self.process.args}")
+        return line
+
+    def step(self) -> None:
+        """One step."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        self._line()
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.communicate("end\n")
+
+
+def serve(name: str, size: str, batch: int, device: str) -> None:
+    """What :class:`Side` talks to: the facts about a step, then a line for every line."""
+    step = build_side(name, SIZES[size], batch, device)
     on_gpu = device != "cpu"
-    sides = build_sides(SIZES[size], batch, device, dtypes)
-    losses = {name: step() for name, step in sides.items()}
-    seconds = alternate(sides, rounds, torch.cuda.synchronize if on_gpu else lambda: None)
-    medians = {name: median(values) for name, values in seconds.items()}
-    first = medians[f"transformers {dtypes[0]}"]
-    return {
-        "what": "training step (forward, backward, optimiser), only the projection trains",
-        "size": size, "batch": batch, "rounds": rounds, "device": device, "loss": losses,
-        "seconds_per_step": medians, "samples_per_second": {k: round(batch / v, 3) for k, v in medians.items()},
-        f"ratio_to_transformers_{dtypes[0]}": {k: round(first / v, 3) for k, v in medians.items()},
-        "step_memory_mb": gpu_memory(sides) if on_gpu else {name: cpu_memory(size, batch, name) for name in sides},
-        "all_seconds": seconds,
-    }  # fmt: skip
+    with Counter() as counter:
+        loss = step()
+    facts = {"loss": loss, "gflop": round(counter.flops / 1e9, 3), "memory_mb": grown(step, on_gpu)}
+    print(json.dumps(facts), flush=True)
+    for line in sys.stdin:
+        if line.strip():
+            break
+        step()
+        if on_gpu:
+            torch.cuda.synchronize()
+        print("{}", flush=True)
 
 
-def cpu_memory(size: str, batch: int, name: str) -> float:
-    """Peak resident memory that the steps of one side add to its model, in MiB, in a process of its own."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.train_step",
-        "--size",
-        size,
-        "--batch",
-        str(batch),
-        "--memory-of",
-        name,
-    ]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
-
-
-def print_memory(size: str, batch: int, name: str) -> None:
-    """What ``cpu_memory`` reads: the growth of the peak over two steps."""
-    step = build_sides(SIZES[size], batch, "cpu", [name.split()[1]], only=name)[name]
-    held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again: building a model takes more than holding it
-    step()
-    step()
-    peak = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
-    print(round(int(peak.split()[1]) / 1024 - held, 1))
-
-
-def gpu_memory(sides: dict[str, Callable[[], float]]) -> dict[str, float]:
-    """Peak GPU memory of one step of each side, minus what both models' weights take, in MiB."""
-    peaks = {}
-    for name, step in sides.items():
+def grown(step: Callable[[], float], on_gpu: bool) -> float:
+    """MiB that two steps add to what is held before them, at their peak."""
+    if on_gpu:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated()
         step()
         torch.cuda.synchronize()
-        peaks[name] = round((torch.cuda.max_memory_allocated() - held) / 2**20, 1)
-    return peaks
+        return round((torch.cuda.max_memory_allocated() - held) / 2**20, 1)
+    held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again: building a model takes more than holding it
+    step()
+    step()
+    peak_line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+    return round(int(peak_line.split()[1]) / 1024 - held, 1)
+
+
+def measure(size: str, batch: int, rounds: int, device: str, names: list[str]) -> dict[str, Any]:
+    """Medians, ratios, losses, FLOPs and memory of every side at one size."""
+    sides = {name: Side(name, size, batch, device) for name in names}
+    try:
+        seconds = alternate({name: side.step for name, side in sides.items()}, rounds)
+    finally:
+        for side in sides.values():
+            side.close()
+    medians = {name: median(values) for name, values in seconds.items()}
+    facts = {key: {name: side.facts[key] for name, side in sides.items()} for key in ("loss", "gflop", "memory_mb")}
+    kind = torch.device(device)
+    peaks = {p: peak(kind, DTYPES[p]) / 1e9 for p in dict.fromkeys(name.split()[1] for name in names)}
+    rates = {name: facts["gflop"][name] / medians[name] for name in names}
+    return {
+        "what": "training step (forward, backward, optimiser), only the projection trains",
+        "size": size, "batch": batch, "rounds": rounds, "device": device, "loss": facts["loss"],
+        "seconds_per_step": medians, "samples_per_second": {k: round(batch / v, 3) for k, v in medians.items()},
+        f"ratio_to_{names[0].replace(' ', '_')}": {k: round(medians[names[0]] / v, 3) for k, v in medians.items()},
+        "gflop_per_step": facts["gflop"],
+        "matmul_peak_gflop_per_second": {k: round(v, 1) for k, v in peaks.items()},
+        "share_of_matmul_peak": {k: round(rate / peaks[k.split()[1]], 3) for k, rate in rates.items()},
+        "step_memory_mb": facts["memory_mb"],
+        "all_seconds": seconds,
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -157,14 +207,21 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default=None)
-    parser.add_argument("--memory-of", default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--cached", action="store_true", help="add a side with cached features")
+    parser.add_argument("--compile", action="store_true", help="add a side with run.compile")
+    parser.add_argument("--serve", default=None, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.memory_of:
-        print_memory(arguments.size, arguments.batch, arguments.memory_of)
-        return
     device = arguments.device or ("cuda" if arguments.size == "7b" else "cpu")
-    dtypes = ["bf16"] if arguments.size == "7b" else ["fp32", "bf16"]
-    result = measure(arguments.size, arguments.batch, arguments.rounds, device, dtypes)
+    if arguments.serve:
+        serve(arguments.serve, arguments.size, arguments.batch, device)
+        return
+    ways = ["", *(f" {way}" for way in ("cached", "compile") if vars(arguments)[way])]
+    names = [
+        name
+        for precision in (["bf16"] if arguments.size == "7b" else DTYPES)
+        for name in (f"transformers {precision}", *(f"vlm {precision}{way}" for way in ways))
+    ]
+    result = measure(arguments.size, arguments.batch, arguments.rounds, device, names)
     print({k: v for k, v in result.items() if k != "all_seconds"})
     print("written:", write(f"train_step_{arguments.size}", result))
 

@@ -81,6 +81,6 @@ def test_seeds_differ_by_rank_and_repeat():
 def test_cpu_facts():
     cpu = torch.device("cpu")
     assert dist.peak_memory_mib(cpu) > 10 and dist.device_rng_state(cpu) is None
-    assert dist.supports_bf16(cpu) and not dist.supports_fused_optimizer(cpu)
+    assert dist.supports_bf16(cpu) and dist.supports_fused_optimizer(cpu)
     assert dist.device_name(cpu) == "cpu" and dist.sum_dtype(cpu) == torch.float64
     dist.set_device_rng_state(None, cpu)

@@ -27,6 +27,7 @@ TRAINED = [
     "fusion",
     "insert",
     "llm",
+    "optimizer",
     "runner",
     "scheduler",
     "task",

@@ -1,7 +1,8 @@
 """``train_elastic.py CONFIG FOLDER CASES``: trains every case twice: straight, and going through 1, 2, 4, 1 processes.
 
-CASES is a JSON mapping of a name to options. The runs are ``FOLDER/NAME.straight`` and ``FOLDER/NAME.elastic``; beside
-each, ``.ids`` has a line for every step of every process: the step's number and the samples of each micro-batch.
+CASES is a JSON mapping of a name to options; those after ``several`` are for more than one process. The runs are
+``FOLDER/NAME.straight`` and ``FOLDER/NAME.elastic``; beside each, ``.ids`` has a line for every step of every process:
+the step's number and the samples of each micro-batch.
 Everything is imported once and the processes are forked.
 """
 
@@ -68,10 +69,11 @@ def run(config, folder, cases):
     for name, options in cases.items():
         last = STEPS * len(WORLDS)
         numbers = [f"run.iters_per_epoch={last}", f"run.val_freq={last}", f"run.save_freq={STEPS}", "run.log_freq=1"]
-        common = [*numbers, "run.lr_sched=constant", *options]
+        border = options.index("several") if "several" in options else len(options)
+        common = [*numbers, "run.lr_sched=constant", *options[:border]]
         codes[name] = together(1, config, folder / f"{name}.straight", [*common, f"run.max_steps={last}"])
         for phase, world in enumerate(WORLDS, start=1):
-            here = [f"run.max_steps={STEPS * phase}", "run.resume=auto"]
+            here = [f"run.max_steps={STEPS * phase}", "run.resume=auto", *(options[border + 1 :] if world > 1 else [])]
             codes[name] += together(world, config, folder / f"{name}.elastic", [*common, *here])
     print(json.dumps(codes))
 

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import time
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from vlm.common.errors import DataError
 from vlm.common.processes import ending
 from vlm.common.processes import peers as peers_module
-from vlm.common.processes.peers import FAILED, Peers, ProcessLostError
+from vlm.common.processes.peers import FAILED, Peers, ProcessLostError, machine
 
 
 class Store:
@@ -49,7 +48,7 @@ def sleeper():
 
 
 def pair(process, host=None):
-    store = Store(**{"peer/1": json.dumps([host or socket.gethostname(), process])})
+    store = Store(**{"peer/1": json.dumps([host or machine(), process])})
     return Peers(store, 0, 2), store
 
 

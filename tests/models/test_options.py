@@ -13,10 +13,11 @@ from torch import nn
 
 from vlm.common.errors import ConfigError
 from vlm.config.types import Part
+from vlm.models import loss
 from vlm.models.build import _SkipRandom, build_model
 from vlm.models.llm.hf import HFCausalLM
 from vlm.models.lora import LoraOptions, inject_lora
-from vlm.models.loss import FrozenHeadLoss
+from vlm.models.loss import HeadLoss
 from vlm.models.precision import autocast, parse_dtype, storage_dtype
 from vlm.models.quantized.llm import quantize_llm
 from vlm.models.quantized.short import replace_linears
@@ -159,20 +160,43 @@ def test_parts_that_a_file_fills_are_not_initialised(compose) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 7, 200])
-def test_frozen_head_loss(rows: int) -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_head_loss_is_the_cross_entropy_of_all_logits(
+    rows: int, smoothing: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss, "CPU_ELEMENTS", 2**16)
     torch.manual_seed(0)
-    weight = torch.randn(50_000, 6)
-    targets = torch.randint(0, len(weight), (rows,))
-    hidden = torch.randn(rows, 6, requires_grad=True)
-    again = hidden.detach().clone().requires_grad_()
-    ours = FrozenHeadLoss.apply(hidden, weight, targets)
+    values = torch.randn(rows, 6), torch.randn(1000, 6), torch.randn(1000)
+    targets = torch.randint(0, 1000, (rows,))
+    own = [v.clone().requires_grad_() for v in values]
+    other = [v.double().requires_grad_() for v in values]
+    ours = HeadLoss.apply(*own, targets, smoothing)
     (2.5 * ours).backward()
-    plain = F.cross_entropy(again @ weight.T, targets, reduction="sum")
+    plain = F.cross_entropy(F.linear(*other), targets, reduction="sum", label_smoothing=smoothing)
     (2.5 * plain).backward()
-    torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-4)
-    torch.testing.assert_close(hidden.grad, again.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.double(), plain, rtol=1e-6, atol=0)
+    for a, b in zip(own, other, strict=True):
+        assert (a.grad - b.grad).norm() <= 2e-6 * b.grad.norm()
     with torch.no_grad():
-        torch.testing.assert_close(FrozenHeadLoss.apply(hidden, weight, targets), plain.detach(), rtol=1e-6, atol=1e-4)
+        found = HeadLoss.apply(*own, targets, smoothing).double()
+    torch.testing.assert_close(found, plain.detach(), rtol=1e-6, atol=0)
+    with pytest.raises(RuntimeError, match="have been used"):
+        ours.backward()
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_head_loss_in_bfloat16_and_with_far_apart_logits(trained: bool) -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(40, 8).mul_(60).requires_grad_(), torch.randn(300, 8).requires_grad_(trained)
+    targets = torch.randint(0, 300, (40,))  # many of probability 0 in float32
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = HeadLoss.apply(hidden, weight, None, targets)
+        plain = F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="sum")
+    torch.testing.assert_close(ours, plain, rtol=1e-6, atol=0)
+    expected = torch.autograd.grad(plain, [hidden, weight] if trained else [hidden])
+    found = torch.autograd.grad(ours, [hidden, weight] if trained else [hidden])
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype is b.dtype and (a - b).norm() <= 2e-3 * b.norm()
 
 
 def test_head_that_trains_gets_its_gradient(build, examples, batched) -> None:

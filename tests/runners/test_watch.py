@@ -14,6 +14,7 @@ from vlm.cli.main import main
 from vlm.common.errors import ConfigError, UserError
 from vlm.config.run import SpikeLimits
 from vlm.runners.replay.spikes import scored
+from vlm.runners.train.step import Stepper
 from vlm.runners.train.trackers import RunInfo, open_trackers, read_log
 from vlm.runners.train.watch.spikes import ENOUGH, LEVEL, SpikeError, SpikeGuard
 from vlm.runners.train.watch.stalls import Watch, Watchdog
@@ -118,21 +119,21 @@ def test_warn_names_the_step_and_changes_nothing(tools, caplog):
     assert all(torch.equal(a, b) for a, b in zip(trainer.model.parameters(), blind.model.parameters()))
 
 
-def test_skip_leaves_weights_and_optimizer_as_they_were(tools):
+def test_skip_leaves_weights_and_optimizer_as_they_were(tools, monkeypatch):
     trainer = spiky(tools, "run", "skip", max_steps=30)
     seen = {}
-    inner = trainer.stepper
+    inner = Stepper.__call__
 
-    def watched(batches, step, lr, stop=False):
+    def watched(stepper, batches, step, lr, stop=False):
         before = [p.detach().clone() for p in trainer.model.parameters()]
         moments = [v["exp_avg"].clone() for v in trainer.optimizer.state.values()]
-        stats = inner(batches, step, lr, stop)
+        stats = inner(stepper, batches, step, lr, stop)
         same = all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters()))
         kept = [v["exp_avg"] for v in trainer.optimizer.state.values()]
         seen[step] = stats.skipped, same, bool(moments) and all(map(torch.equal, moments, kept))
         return stats
 
-    trainer.stepper = watched
+    monkeypatch.setattr(Stepper, "__call__", watched)
     trainer.fit(trackers_of(trainer, "jsonl"))
     assert seen[30] == (True, True, True) and seen[29] == (False, False, False)
     assert trainer.guard.skipped == 1 and trainer.progress.step == 30
@@ -203,14 +204,14 @@ def test_reports_double_and_a_pause_is_not_a_stall():
     assert not dog.tick(5.0)
 
 
-def test_it_costs_no_thread_without_a_limit_and_ends_with_the_run(tools):
+def test_it_costs_no_thread_without_a_limit_and_ends_with_the_run(tools, monkeypatch):
     off = Watchdog(0)
     with off.watching(1, "computing"):
         assert off._thread is None
     trainer = tools.trainer(max_steps=2)
     thread = []
-    inner = trainer.stepper
-    trainer.stepper = lambda *a, **k: thread.append(trainer.watchdog._thread) or inner(*a, **k)
+    inner = Stepper.__call__
+    monkeypatch.setattr(Stepper, "__call__", lambda *a, **k: thread.append(trainer.watchdog._thread) or inner(*a, **k))
     trainer.fit()
     assert thread[0].name == "watchdog" and not thread[0].is_alive()
 

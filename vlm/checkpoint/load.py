@@ -69,13 +69,7 @@ def load_model(
     covered = [part for loader in full for part in loader.covered_parts(model_cfg)]
     # memory of a CPU that nothing is written to takes no room
     place, later = "cpu" if base.mode or beside or split else device, base.meant_for
-    try:
-        model = build_model(model_cfg, device=place, dtype=dtype, uninitialised=covered, meant_for=later)
-    except LoraTargetError as error:
-        if not sources:
-            raise
-        text = f"{', '.join(sources)}: LoRA for layers that this composition does not have"
-        raise WeightsError(f"{text}: {error}") from error
+    model = _built(model_cfg, sources, device=place, dtype=dtype, uninitialised=covered, meant_for=later)
     declared = declared_random(model, [w for w in files if w.format == RANDOM])
     base.place(model)  # a matrix is quantised as soon as it is read
     if split is not None:
@@ -92,6 +86,17 @@ def load_model(
         model.to(device)
     log.info("%s", trainable_table(model))
     return model.eval()
+
+
+def _built(model_cfg: Any, sources: Sequence[str], **options: Any) -> VLM:
+    """The composition, as yet without its files; ``sources`` are those that its open options were taken from."""
+    try:
+        return build_model(model_cfg, **options)
+    except LoraTargetError as error:
+        if not sources:
+            raise
+        text = f"{', '.join(sources)}: LoRA for layers that this composition does not have"
+        raise WeightsError(f"{text}: {error}") from error
 
 
 def infer(model_cfg: Any, loaders: Sequence[tuple[Any, Any]]) -> tuple[Any, list[str]]:

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,14 @@ from vlm.common.owned import replace_text
 log = logging.getLogger(__name__)
 
 WEIGHTS, STATE, CHECKSUMS = "model.safetensors", "trainer.pt", "checksums.json"
+PARTS = re.compile(r"(weights|optimizer)\.\d{5}\.safetensors")
+"""Files of a sharded run, one of each process; those of weights are joined and removed before a checkpoint is there."""
 MANIFEST = "run_files.json"
 """In a run folder: the names of :data:`OURS`, written by the run that made them."""
 
 FILES = ("config.yaml", "log.jsonl", "quarantine.jsonl", "report.html", "verify.json")
-OURS = (*FILES, "tensorboard", "checkpoints", "last", "best")
+PROFILE_FOLDER, PROFILE = "profile", ("trace.json.gz", "operations.txt", "operations.json")
+OURS = (*FILES, "tensorboard", PROFILE_FOLDER, "checkpoints", "last", "best")
 LINKS = ("last", "best")
 _EVENTS = "events.out.tfevents.*"
 _CHUNK = 1 << 22
@@ -84,6 +87,8 @@ def remove_run(folder: Path) -> None:
             (folder / name).unlink()
     if "tensorboard" in mine:
         remove_listed(folder / "tensorboard", [f.name for f in (folder / "tensorboard").glob(_EVENTS)])
+    if PROFILE_FOLDER in mine:
+        remove_listed(folder / PROFILE_FOLDER, PROFILE)
     if "checkpoints" in mine and (folder / "checkpoints").is_dir():
         for checkpoint in (folder / "checkpoints").iterdir():
             if is_checkpoint(checkpoint):
@@ -103,7 +108,8 @@ def remove_checkpoint(folder: Path) -> bool:
     unfinished = [
         f.name for f in folder.glob(".*") for name in names if re.fullmatch(rf"\.{re.escape(name)}\.\d+", f.name)
     ]
-    return remove_listed(folder, [*names, *unfinished])
+    parts = [f.name for f in folder.glob("*.safetensors") if PARTS.fullmatch(f.name)]
+    return remove_listed(folder, dict.fromkeys([*names, *unfinished, *parts]))
 
 
 def remove_listed(folder: Path, names: Iterable[str]) -> bool:
@@ -134,10 +140,18 @@ def _json(file: Path) -> Any:
         return None
 
 
-def write_checksums(folder: Path) -> None:
-    """Note size and CRC-32 of every file of a checkpoint; the cost is one pass over files that were just written."""
-    found = {f.name: {"bytes": f.stat().st_size, "crc32": _crc(f)} for f in sorted(folder.iterdir())}
+def write_checksums(folder: Path, known: Mapping[str, Mapping[str, Any]]) -> None:
+    """Note size and CRC-32 of every file of a checkpoint; the cost is one pass over files that were just written.
+
+    ``known`` has those of files that other processes wrote.
+    """
+    found = {f.name: known.get(f.name) or entry_of(f) for f in sorted(folder.iterdir())}
     (folder / CHECKSUMS).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def entry_of(file: Path) -> dict[str, Any]:
+    """Size and CRC-32 of a file."""
+    return {"bytes": file.stat().st_size, "crc32": _crc(file)}
 
 
 def damage(folder: Path) -> str:
@@ -200,3 +214,12 @@ def _crc(file: Path) -> str:
         while chunk := stream.read(_CHUNK):
             value = zlib.crc32(chunk, value)
     return f"{value:08x}"
+
+
+def flush(path: Path) -> None:
+    """Ask the system to put a file's or folder's content on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

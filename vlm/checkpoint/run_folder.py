@@ -7,6 +7,7 @@
       run_files.json        the names that belong to the run; nothing else is ever deleted
       log.jsonl  tensorboard/  report.html
       checkpoints/step_00000500/{model.safetensors, trainer.pt, provenance.json, config.yaml, checksums.json}
+                                of a sharded run also optimizer.00000.safetensors, one of each process
       last -> checkpoints/step_...      best -> checkpoints/step_...
 
 A checkpoint is written into a hidden folder, flushed to disk, and renamed; the links are replaced
@@ -19,7 +20,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from vlm.checkpoint.run_files import (
     STATE,
     WEIGHTS,
     damage,
+    flush,
     foreign_names,
     is_checkpoint,
     refuse_place,
@@ -51,6 +53,7 @@ from vlm.common.trust import remember
 log = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
+Join = Callable[[Path, dict[str, str]], dict[str, Any]]
 _WORK = re.compile(r"\.(step_[0-9]+)\.(old\.)?([0-9]+)")
 
 
@@ -199,10 +202,25 @@ class RunDir:
             replace_text(self.config_file, text)
         remember(self.path, text)
 
+    def begin(self, step: int) -> Path:
+        """The hidden folder into which all processes of a sharded run write their parts; rank 0 makes it.
+
+        :meth:`save` with the same step completes it.
+        """
+        work = self._hidden(step)
+        with self.written(f"the checkpoint of step {step}"):
+            if work.exists():
+                remove_checkpoint(work)
+            work.mkdir(parents=not self._prepared)  # if the parents are gone, somebody deleted the folder under the run
+        return work
+
+    def _hidden(self, step: int, kind: str = "") -> Path:
+        return self.checkpoints / f".{self.folder(step).name}.{kind}{os.getpid()}"
+
     def save(
         self,
         step: int,
-        tensors: dict[str, torch.Tensor],
+        tensors: dict[str, torch.Tensor] | Join,
         state: dict[str, Any],
         provenance: dict[str, Any],
         config_text: str,
@@ -213,7 +231,8 @@ class RunDir:
 
         Args:
             step: optimiser steps done.
-            tensors: trainable parameters by name.
+            tensors: trainable parameters by name; or, after :meth:`begin`, what writes them into the hidden folder
+                with the given metadata, and returns size and CRC-32 of files that other processes wrote there.
             state: train state (plain values and tensors).
             provenance: JSON-ready provenance.
             config_text: the resolved configuration as YAML.
@@ -235,7 +254,7 @@ class RunDir:
     def _save(
         self,
         step: int,
-        tensors: dict[str, torch.Tensor],
+        tensors: dict[str, torch.Tensor] | Join,
         state: dict[str, Any],
         texts: dict[str, str],
         metadata: dict[str, str],
@@ -243,20 +262,22 @@ class RunDir:
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        target = self.folder(step)
-        work, old = (self.checkpoints / f".{target.name}.{kind}{os.getpid()}" for kind in ("", "old."))
-        if work.exists():
-            remove_checkpoint(work)
-        work.mkdir(parents=not self._prepared)  # if the parents are gone, somebody deleted the folder under the run
+        target, old = self.folder(step), self._hidden(step, "old.")
+        work = self.begin(step) if isinstance(tensors, dict) else self._hidden(step)
+        metadata, known = {"format": "pt", "step": str(step), **metadata}, {}
         try:
-            save_file(tensors, work / WEIGHTS, metadata={"format": "pt", "step": str(step), **metadata})
+            if isinstance(tensors, dict):
+                save_file(tensors, work / WEIGHTS, metadata=metadata)
+            else:
+                known = tensors(work / WEIGHTS, metadata)
             torch.save(state, work / STATE)
             for name, text in texts.items():
                 replace_text(work / name, text)
-            write_checksums(work)
+            write_checksums(work, known)
             for file in work.iterdir():
-                _flush(file)
-            _flush(work)
+                if file.name not in known:
+                    flush(file)
+            flush(work)
             if target.exists():
                 os.replace(target, old)
             os.replace(work, target)
@@ -264,7 +285,7 @@ class RunDir:
             with suppress(OSError):
                 remove_checkpoint(work)  # a full disk needs the room
             raise
-        _flush(self.checkpoints)
+        flush(self.checkpoints)
         if old.exists() and not remove_checkpoint(old):
             for file in old.iterdir():  # of others
                 os.replace(file, target / file.name)
@@ -279,7 +300,7 @@ class RunDir:
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(Path("checkpoints") / target.name, target_is_directory=True)
         os.replace(fresh, self.path / name)
-        _flush(self.path)
+        flush(self.path)
 
     def prune(self, keep_last: int, keep_every: int = 0) -> list[int]:
         """Delete all but the ``keep_last`` newest checkpoints (0 or less: none); returns the deleted steps.
@@ -348,12 +369,3 @@ def read_state(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise WeightsError(f"{path}: holds {type(state).__name__}, expected the state of a run")
     return state
-
-
-def _flush(path: Path) -> None:
-    """Ask the system to put a file's or folder's content on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

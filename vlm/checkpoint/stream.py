@@ -112,14 +112,17 @@ def write_shards(
     return files
 
 
-def write_safetensors(file: Path, facts: Mapping[str, Tensor], make: Callable[[str], Tensor]) -> None:
+def write_safetensors(
+    file: Path, facts: Mapping[str, Tensor], make: Callable[[str], Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write one safetensors file a tensor at a time, wide types first so that all are aligned.
 
-    The package safetensors takes all tensors of a file at once. Arguments as :func:`write_shards`.
+    The package safetensors takes all tensors of a file at once. Arguments as :func:`write_shards`; ``metadata`` is
+    stored besides the format.
     """
     codes = {dtype: code for code, dtype in TYPES.items()}
     order = sorted(facts, key=lambda name: -facts[name].dtype.itemsize)
-    head: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    head: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     at = 0
     for name in order:
         place = [at, at + facts[name].nbytes]

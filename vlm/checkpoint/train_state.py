@@ -7,16 +7,23 @@ Everything is made of tensors, numbers, strings, lists, tuples and dicts, so tha
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from vlm.checkpoint.strict import NamedTensors, copy_strictly
+from vlm.checkpoint.run_files import WEIGHTS
+from vlm.checkpoint.safe import read_file
+from vlm.checkpoint.shards.pieces import is_sharded
+from vlm.checkpoint.shards.reader import PiecesReader
+from vlm.checkpoint.strict import NamedTensors, copy_strictly, fit_strictly, is_finite, not_finite
 from vlm.common import dist
-from vlm.common.processes.shards import whole
+from vlm.common.processes.shards import own, whole
 from vlm.models.vlm import VLM
+
+OTHER = "resume with the configuration of the run folder, or start over in another run.output_dir"
 
 
 def capture_rng(device: torch.device) -> dict[str, Any]:
@@ -53,9 +60,13 @@ def trainable_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
     By name; detached, contiguous, on the CPU. With parameters that are split, all processes must call it.
     """
+    return {n: whole(p).detach().cpu().contiguous().clone() for n, p in stored_parameters(model)}
+
+
+def stored_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters of :func:`trainable_tensors`."""
     kept = _random_names(model)
-    stored = [(n, p) for n, p in model.named_parameters() if p.requires_grad or n in kept]
-    return {n: whole(p).detach().cpu().contiguous().clone() for n, p in stored}
+    return [(n, p) for n, p in model.named_parameters() if p.requires_grad or n in kept]
 
 
 def _random_names(model: nn.Module) -> frozenset[str]:
@@ -69,8 +80,29 @@ def load_trainable_tensors(model: nn.Module, tensors: dict[str, torch.Tensor], s
 
     Raises WeightsError: names the missing, unexpected or differently shaped tensors.
     """
-    own = {n for n, p in model.named_parameters() if p.requires_grad}
-    stored = own | _random_names(model)
+    copy_strictly(model, _placed(model, tensors, source), lambda shapes: OTHER)
+
+
+def load_trainable(model: nn.Module, folder: Path) -> None:
+    """:func:`load_trainable_tensors` from a checkpoint; of a split parameter each process reads its own part.
+
+    Raises WeightsError: as there, or the file is missing or damaged.
+    """
+    if not is_sharded(model):
+        load_trainable_tensors(model, read_file(folder / WEIGHTS), str(folder))
+        return
+    reader = PiecesReader([folder / WEIGHTS])
+    placement = fit_strictly(model, _placed(model, reader.facts, str(folder)), lambda shapes: OTHER)
+    have = dict(model.named_parameters())
+    reader.read_into({n: have[n].detach() for n in placement.tensors}, str(folder))
+    for name in placement.tensors:
+        part = own(have[name])
+        if not is_finite(part):
+            raise not_finite(str(folder), name, part, part.dtype)
+
+
+def _placed(model: nn.Module, tensors: dict[str, torch.Tensor], source: str) -> NamedTensors:
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    stored = trained | _random_names(model)
     known, unknown = {n: t for n, t in tensors.items() if n in stored}, [n for n in tensors if n not in stored]
-    fix = "resume with the configuration of the run folder, or start over in another run.output_dir"
-    copy_strictly(model, NamedTensors(source, known, unknown=unknown, required=own), lambda shapes: fix)
+    return NamedTensors(source, known, unknown=unknown, required=trained)

@@ -65,3 +65,11 @@ def read_lines(file: Path, what: str, error: type[UserError] = DataError) -> lis
         if found := _CONTROL.search(line):
             raise error(f"{what}: {file}:{number}: control character U+{ord(found.group()):04X}", fix="remove it")
     return [line for line in lines if line.strip()]
+
+
+def size_text(count: float) -> str:
+    """A number of bytes in a unit that fits: ``"512 bytes"``, ``"49.2 kB"``, ``"32.1 GB"`` (powers of 1000)."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count:,.0f} bytes"

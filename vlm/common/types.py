@@ -152,7 +152,8 @@ class Prepared:
     """
 
     pixels: torch.Tensor  # ``[f, 3, h, w]``: the tiles of one image are its frames
-    size: tuple[int, int]  # height and width of the image before the recipe
+    size: tuple[int, int] | None  # height and width of the image before the recipe, where they matter
+    stored: StoredMedium | None = None  # with its features ``pixels`` hold no data (device "meta"), only their shape
 
 
 @dataclass(frozen=True)
@@ -165,14 +166,28 @@ class Split:
     pieces: tuple[str | Prepared, ...]
 
 
+@dataclass(frozen=True)
+class StoredMedium:
+    """A medium in a feature cache (:mod:`vlm.processors.features`): its key, and its features if they are there."""
+
+    key: bytes  # of 24 bytes
+    recipe: bytes  # of 8 bytes, which recipe made its pixels
+    features: Features | None = None  # of this medium alone after the first parts, ``[1, f, v, d]``; None: not there
+    dtype: torch.dtype | None = None  # in which they were computed, which may not be that in which they are stored
+    size: tuple[int, int] | None = None  # see :class:`Prepared`
+    decoded: int = 0  # pixels that were decoded for it
+    layout: tuple[bytes, bytes] | None = None  # key and text of a further entry: how an image was split into media
+    damaged: bool = False  # the entry is there and cannot be used
+
+
 @dataclass
 class Example:
     """What the processor makes of a sample.
 
     ``ids`` and ``labels`` are ``[s]`` lists; each medium is ONE ``MEDIA_TOKEN`` in ``ids`` (label
     ``IGNORE_INDEX``), in the order of ``media``, whose tensors are ``[f, 3, h, w]``. ``cut`` says what a limit took.
-    ``sizes`` and ``texts`` are empty or as long as ``media``: height and width of an image before its recipe, where
-    that is known, and the question about it in the tokens of a bridge that reads it.
+    ``sizes``, ``texts`` and ``stored`` are empty or as long as ``media``: height and width of an image before its
+    recipe, where that is known; the question about it in the tokens of a bridge that reads it; its place in a cache.
     """
 
     ids: list[int]
@@ -183,6 +198,7 @@ class Example:
     cut: Cut | None = None
     sizes: list[tuple[int, int] | None] = field(default_factory=list)
     texts: list[list[int]] = field(default_factory=list)
+    stored: list[StoredMedium | None] = field(default_factory=list)
 
     @property
     def num_targets(self) -> int:
@@ -212,6 +228,35 @@ class MediaFacts:
         return self.map(lambda t: t[index])
 
 
+@dataclass
+class StoredGroup:
+    """Features of some media of a batch, read from a cache: ``places [k]`` in the batch, tokens ``[k, f, v, d]``."""
+
+    places: list[int]
+    features: Features
+    dtype: torch.dtype  # in which the model computes them
+
+    def map(self, fn: Any) -> StoredGroup:
+        """``fn`` of the tensors that are computed with."""
+        value, mask = self.features, self.features.mask
+        moved = dataclasses.replace(value, tokens=fn(value.tokens), mask=None if mask is None else fn(mask))
+        return dataclasses.replace(self, features=moved)
+
+
+@dataclass
+class StoredMedia:
+    """The media of a batch in a feature cache. Those in none of the ``groups`` are in ``Batch.pixels``, in order."""
+
+    media: list[StoredMedium | None]  # one per medium, without features; None: what no cache keeps
+    shapes: list[tuple[int, int, int]]  # frames, height and width of the pixels of each
+    groups: list[StoredGroup]
+
+    @property
+    def hits(self) -> int:
+        """Number of media whose features were read."""
+        return sum(len(group.places) for group in self.groups)
+
+
 PADDING = -1
 """Id after the end of a shorter text in ``MediaFacts.texts``."""
 
@@ -224,7 +269,7 @@ class Batch:
     labels      ``[b, s]`` int64, ``IGNORE_INDEX`` where nothing is trained
     segments    ``[b, s]`` int64, 0 at padding, 1.. numbers the samples of a row (all 1 when unpacked).
                 Attention never crosses a segment border and positions restart there.
-    pixels      ``[n, f, 3, h, w]`` float, or None for a text-only batch
+    pixels      ``[n, f, 3, h, w]`` float, or None for a text-only batch; with ``stored`` only some of the media
     media_row   ``[n]`` row of each medium; media are ordered by (row, position)
     media_pos   ``[n]`` index in ``ids`` of each medium's ``MEDIA_TOKEN``
     frames      ``[n]`` int64, real frames of each medium where they differ (the rest of ``pixels`` is zero), else None
@@ -233,6 +278,7 @@ class Batch:
     seed        of the random choices (dropout) of a training step on it; None: the process's random state goes on
     sample_keys references of the samples in the order of sample_ids: number of the source, pass, index
     sample_ids  names of the samples, for messages
+    stored      with a feature cache: what is known of the media, see :class:`StoredMedia`
     """
 
     ids: torch.Tensor
@@ -247,6 +293,12 @@ class Batch:
     seed: int | None = None
     sample_keys: list[tuple[int, int, int]] = field(default_factory=list)
     sample_ids: list[str] = field(default_factory=list)
+    stored: StoredMedia | None = None
+
+    @property
+    def has_media(self) -> bool:
+        """Whether there is an image or video in it."""
+        return self.stored is not None or (self.pixels is not None and len(self.pixels) > 0)
 
     @property
     def num_targets(self) -> int:
@@ -269,6 +321,9 @@ class Batch:
     def _map(self, fn: Any) -> Batch:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         moved = {k: fn(v) if hasattr(v, "device") else v for k, v in values.items()}
+        if self.stored is not None:
+            groups = [group.map(fn) for group in self.stored.groups]
+            moved["stored"] = dataclasses.replace(self.stored, groups=groups)
         return Batch(**moved | {"about": self.about and self.about.map(fn)})
 
 

@@ -13,7 +13,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 
 import torch
 from torch import nn
@@ -24,6 +26,24 @@ from vlm.models.lora import is_lora
 SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 DTYPES = {name: getattr(torch, full) for short, full in SHORT.items() for name in (short, full)}
 """Spellings accepted in YAML."""
+
+
+_planned: ContextVar[str | None] = ContextVar("planned", default=None)
+
+
+@contextlib.contextmanager
+def planned_for(kind: str) -> Iterator[None]:
+    """Within the block, what depends on the type of device is chosen as on a device of type ``kind`` (``vlm plan``)."""
+    token = _planned.set(kind)
+    try:
+        yield
+    finally:
+        _planned.reset(token)
+
+
+def device_kind(tensor: torch.Tensor) -> str:
+    """Type of the device that computes ``tensor``, or that is planned for (:func:`planned_for`)."""
+    return _planned.get() or tensor.device.type
 
 
 def parse_dtype(name: str | torch.dtype) -> torch.dtype:

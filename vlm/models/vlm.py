@@ -14,6 +14,7 @@ from vlm.common.processes.shards import most
 from vlm.common.types import Batch, Features, MediaFacts, Output
 from vlm.models.counting import Rule, joins_frames, rules_of
 from vlm.models.frames import join, same_shapes
+from vlm.models.frozen.encode import FirstParts, by_shape, encode_stored
 from vlm.models.fusion.base import LLMInputs
 from vlm.models.inserts.base import InsertData
 from vlm.models.layer_hooks import zero_of
@@ -30,6 +31,7 @@ class VLM(nn.Module):
         vision_dtype: the same for the vision encoder; used if ``compute_dtype`` is float32.
         read_from: what filled each parameter last; models that read the same file may share its tensors.
         random: names of the parameters that no file filled; frozen ones are stored with what a run trains.
+        first: the first parts, whose results a feature cache keeps; None: no cache.
         split: how the parameters are split over processes, or None. All of them must compute the same layers then.
         even: the layers of the visual parts are split, too, so that all must encode equally often.
     """
@@ -53,6 +55,7 @@ class VLM(nn.Module):
         self.vision_dtype = torch.float32
         self.random: frozenset[str] = frozenset()
         self.read_from: dict[str, Hashable] = {}
+        self.first: FirstParts | None = None
         self.split: Any = None
         self.even = False
 
@@ -112,13 +115,24 @@ class VLM(nn.Module):
         return dataclasses.replace(join(parts), about=about)
 
     def _encode(self, pixels: Tensor, about: MediaFacts | None) -> Features:
+        return self.finish(self.begin(pixels, about, 1), about, 1)
+
+    def begin(self, pixels: Tensor, about: MediaFacts | None, parts: int) -> Features:
+        """What the first ``parts`` parts, at least the vision encoder, make of media of one shape."""
         exact = self.compute_dtype is torch.float32
         with autocast(pixels.device, self.vision_dtype if exact else self.compute_dtype):
             value = _run(self.vision, pixels, pixels)
         if exact and not torch.is_autocast_enabled(pixels.device.type):
             value = dataclasses.replace(value, tokens=value.tokens.float())
-        with autocast(pixels.device, self.compute_dtype):
-            for part in self.bridge:
+        return self._bridges(value, about, list(self.bridge)[: parts - 1])
+
+    def finish(self, value: Features, about: MediaFacts | None, parts: int) -> Features:
+        """What the other parts make of what :meth:`begin` returned."""
+        return self._bridges(value, about, list(self.bridge)[parts - 1 :])
+
+    def _bridges(self, value: Features, about: MediaFacts | None, bridges: Sequence[nn.Module]) -> Features:
+        with autocast(value.tokens.device, self.compute_dtype):
+            for part in bridges:
                 value = _run(part, dataclasses.replace(value, about=about), value.tokens)
         return value
 
@@ -128,7 +142,9 @@ class VLM(nn.Module):
         Raises PromptError: placeholders and media do not match.
         """
         more = self._more_calls(batch, visual) if self.even else 0
-        if visual is None and batch.pixels is not None and len(batch.pixels):
+        if visual is None and batch.stored is not None:
+            visual = encode_stored(self, batch, batch.stored)
+        elif visual is None and batch.pixels is not None and len(batch.pixels):
             visual = self.encode(batch.pixels, batch.frames, batch.about)
         idle = [self._encode(*self._spare(batch)).tokens for _ in range(more)]
         with autocast(batch.ids.device, self.compute_dtype):
@@ -157,14 +173,16 @@ class VLM(nn.Module):
         Every process then has a gradient for every parameter, as data-parallel training requires. Inserts see to it
         themselves.
         """
-        if not torch.is_grad_enabled() or (batch.pixels is not None and len(batch.pixels)):
+        if not torch.is_grad_enabled() or batch.has_media:
             return 0.0
         return zero_of(p for part in (self.vision, *self.bridge) if part is not None for p in part.parameters())
 
     def _more_calls(self, batch: Batch, visual: Features | None) -> int:
         """How often to encode besides, so that every process does so as often as the one with the most shapes."""
         own = 0
-        if visual is None and batch.pixels is not None and len(batch.pixels):
+        if visual is None and batch.stored is not None:
+            own = len(by_shape(batch.stored))
+        elif visual is None and batch.pixels is not None and len(batch.pixels):
             own = sum(1 for _ in same_shapes(batch.pixels, batch.frames, batch.about))
         return most(own, batch.ids.device) - own
 
@@ -182,7 +200,7 @@ class VLM(nn.Module):
 
     def _spare(self, batch: Batch) -> tuple[Tensor, MediaFacts | None]:
         """A medium to encode for nothing: the first of the batch, or a blank image."""
-        if batch.pixels is not None and len(batch.pixels):
+        if batch.stored is None and batch.pixels is not None and len(batch.pixels):
             return batch.pixels[:1], batch.about and batch.about.select(slice(1))
         side = self.vision.image_size
         facts = {"sizes": torch.full((1, 2), side), "texts": torch.zeros(1, 1, dtype=torch.long)}

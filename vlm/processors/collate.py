@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from vlm.common.errors import DataError
-from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, PADDING, Batch, Example, MediaFacts, MediumShape
+from vlm.common.types import (
+    IGNORE_INDEX,
+    MEDIA_TOKEN,
+    PADDING,
+    Batch,
+    Example,
+    Features,
+    MediaFacts,
+    MediumShape,
+    StoredGroup,
+    StoredMedia,
+    StoredMedium,
+)
 
 
 def collate(examples: Sequence[Example], pad_id: int) -> Batch:
@@ -56,9 +70,9 @@ class VisualTokens:
 
 def unify_dtypes(examples: Sequence[Example], normalize: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """Normalize all media if some are uint8 and others float."""
-    if len({m.dtype for e in examples for m in e.media}) > 1:
+    if len({m.dtype for e in examples for m in e.media if not m.is_meta}) > 1:
         for example in examples:
-            example.media = [normalize(m) for m in example.media]
+            example.media = [m if m.is_meta else normalize(m) for m in example.media]
 
 
 def finalize_pixels(batch: Batch, normalize: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
@@ -66,14 +80,22 @@ def finalize_pixels(batch: Batch, normalize: Callable[[torch.Tensor], torch.Tens
     if batch.pixels is None or batch.pixels.dtype != torch.uint8:
         return batch
     pixels = normalize(batch.pixels)
+    there = range(len(pixels)) if batch.stored is None else missing(batch.stored)
     if batch.about is not None and batch.about.shapes is not None:
-        for medium, (height, width) in zip(pixels, batch.about.shapes.tolist(), strict=True):
+        for medium, place in zip(pixels, there, strict=True):
+            height, width = batch.about.shapes[place].tolist()
             medium[..., height:, :] = 0
             medium[..., width:] = 0
     if batch.frames is not None:
-        for medium, count in zip(pixels, batch.frames.tolist(), strict=True):
-            medium[count:] = 0
+        for medium, place in zip(pixels, there, strict=True):
+            medium[int(batch.frames[place]) :] = 0
     return replace(batch, pixels=pixels)
+
+
+def missing(stored: StoredMedia) -> list[int]:
+    """Places of the media whose pixels a batch holds, in order."""
+    read = {place for group in stored.groups for place in group.places}
+    return [place for place in range(len(stored.media)) if place not in read]
 
 
 def collate_rows(rows: Sequence[Sequence[Example]], pad_id: int) -> Batch:
@@ -104,10 +126,12 @@ def collate_rows(rows: Sequence[Sequence[Example]], pad_id: int) -> Batch:
                 )
             media += example.media
     pixels, frames = _stack(media, any_size=any(example.sizes for example in examples))
+    stored = _stored(examples, media)
     where = ((ids == MEDIA_TOKEN) & (segments > 0)).nonzero()
     names = [example.id for example in examples]
     about = _facts(examples, media)
-    return Batch(ids, labels, segments, pixels, where[:, 0], where[:, 1], frames, sample_ids=names, about=about)
+    places = (where[:, 0], where[:, 1])
+    return Batch(ids, labels, segments, pixels, *places, frames, sample_ids=names, about=about, stored=stored)
 
 
 def _stack(media: list[torch.Tensor], *, any_size: bool) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -119,14 +143,46 @@ def _stack(media: list[torch.Tensor], *, any_size: bool) -> tuple[torch.Tensor |
         fix = "give every dataset of the run the same image size"
         raise DataError(f"media of different sizes in one batch: {sorted(shapes)}", fix=fix)
     counts = [len(m) for m in media]
-    if len(set(counts)) == len(shapes) == 1:
+    frames = torch.tensor(counts) if len(set(counts)) > 1 else None
+    media = [m for m in media if not m.is_meta]  # the features of others are stored
+    if not media:
+        return None, frames
+    if len({m.shape for m in media}) == 1:
         shared: torch.Tensor = torch.utils.data.default_collate(media)  # shared memory in a worker
-        return shared, None
+        return shared, frames
     height, width = (max(m.shape[k] for m in media) for k in (-2, -1))
-    pixels = media[0].new_zeros((len(media), max(counts), 3, height, width))
+    pixels = media[0].new_zeros((len(media), max(map(len, media)), 3, height, width))
     for place, medium in zip(pixels, media, strict=True):
         place[: len(medium), :, : medium.shape[-2], : medium.shape[-1]] = medium
-    return pixels, torch.tensor(counts) if len(set(counts)) > 1 else None
+    return pixels, frames
+
+
+def _stored(examples: Sequence[Example], media: Sequence[torch.Tensor]) -> StoredMedia | None:
+    """What a feature cache has of the media; None: there is no cache, or it keeps none of them."""
+    known = [medium for e in examples for medium in e.stored or [None] * len(e.media)]
+    if not any(known):
+        return None
+    groups = defaultdict[tuple[Any, ...], list[int]](list)
+    for place, medium in enumerate(known):
+        if medium is not None and medium.features is not None:
+            value = medium.features
+            whole = (value.mask is None, value.grid is None)
+            groups[(value.tokens.dtype, medium.dtype, value.tokens.shape[1:], whole)].append(place)
+    shapes = [(len(m), m.shape[-2], m.shape[-1]) for m in media]
+    stacked = [_group([known[place] for place in places], places) for places in groups.values()]
+    return StoredMedia([medium and replace(medium, features=None) for medium in known], shapes, stacked)
+
+
+def _group(media: Sequence[StoredMedium | None], places: list[int]) -> StoredGroup:
+    """The features of some media, all of one shape, together."""
+    values = [m.features for m in media if m is not None and m.features is not None]
+    dtype = next(m.dtype for m in media if m is not None and m.dtype is not None)
+    tokens = torch.cat([value.tokens for value in values])
+    mask, grid = (
+        torch.cat(own) if own else None
+        for own in ([v.mask for v in values if v.mask is not None], [v.grid for v in values if v.grid is not None])
+    )
+    return StoredGroup(places, Features(tokens, mask, grid), dtype)
 
 
 def _facts(examples: Sequence[Example], media: Sequence[torch.Tensor]) -> MediaFacts | None:

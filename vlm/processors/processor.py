@@ -17,6 +17,7 @@ from vlm.common.errors import ConfigError, DataError
 from vlm.common.registry import register_text, resolve
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Example, Image, Message, Prepared, Sample, Split, Video
 from vlm.processors.collate import VisualTokens
+from vlm.processors.features.media import MediaCache, stored_of
 from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.questions import asked_in, question_tokenizer, with_questions
 from vlm.processors.templates.base import MEDIUM, BaseTemplate, Segment, without_end
@@ -67,6 +68,7 @@ class Processor:
             either case).
         context: positions of the LLM and those of media in it, if they are known: the limit of training examples
             where ``text_cfg`` has none.
+        cache: asked for the features of a medium of a training example before it is decoded; None: there is none.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Processor:
         self.question = question
         self.pad_id = tokenizer.pad
         self.context: tuple[int, VisualTokens] | None = None
+        self.cache: MediaCache | None = None
         token = template.config.media_token
         self.media_id = tokenizer.id_of(token) if token else None
         if token and not tokenizer.is_special(token):
@@ -122,7 +125,7 @@ class Processor:
                 spans = keep_context(spans, positions, sizes, int(self.tokenizer.bos is not None))
                 limit = f"{positions} positions, the context of the LLM"
                 example.ids, example.labels = self._labelled(spans)
-                for facts in (example.media, example.sizes, example.texts):
+                for facts in (example.media, example.sizes, example.texts, example.stored):
                     del facts[example.ids.count(MEDIA_TOKEN) :]
         example.cut = what_was_cut(whole, spans, limit)
         if not example.num_targets:
@@ -140,6 +143,12 @@ class Processor:
         """A copy whose training examples fit into ``positions`` of the LLM, if they are known, see ``context``."""
         other = copy.copy(self)
         other.context = None if positions is None else (positions, visual_tokens)
+        return other
+
+    def reading(self, cache: MediaCache | None) -> Processor:
+        """A copy that, for training examples, asks ``cache`` for the features of a medium before it decodes it."""
+        other = copy.copy(self)
+        other.cache = cache
         return other
 
     def encode_chat(self, messages: Sequence[Message]) -> Example:
@@ -191,6 +200,8 @@ class Processor:
         return with_questions(segments, asked, self.template.config.media_token)
 
     def _prompt(self, segments: list[Segment]) -> Example:
+        if self.cache is not None:
+            return self.reading(None)._prompt(segments)
         sample = Sample(messages=())
         segments = self._split(segments, sample)
         spans = keep_last(self._spans(segments), self.text_cfg.max_input_len, warn=True)
@@ -207,7 +218,7 @@ class Processor:
                 result.append(segment)
                 continue
             label = segment.medium.source if isinstance(segment.medium.source, str) else _name(sample)
-            value = self.image(segment.medium.source, label, rng)
+            value = self._image(segment.medium.source, label, rng)
             self._check_decoded(before, sample)
             for k, piece in enumerate(value.pieces if isinstance(value, Split) else [value]):
                 text, medium = (piece, None) if isinstance(piece, str) else (token, Image(piece))
@@ -278,14 +289,14 @@ class Processor:
         ids, labels = self._labelled(spans)
         shown = [(s.medium, s.question) for s in segments if s.medium is not None][: ids.count(MEDIA_TOKEN)]
         texts = [] if self.question is None else [self.question(question) for _, question in shown]
-        tensors, sizes, before = [], list[tuple[int, int] | None](), self._decoded()
+        values, before = [], self._decoded()
         for medium, _ in shown:
-            value = self._medium(medium, _name(sample), rng)
-            tensors.append(value.pixels if isinstance(value, Prepared) else value)
-            sizes.append(value.size if isinstance(value, Prepared) else None)
+            values.append(self._medium(medium, _name(sample), rng))
             self._check_decoded(before, sample)
-        known = sizes if any(sizes) else []
-        return Example(ids, labels, tensors, sample.id, sample.source, sizes=known, texts=texts)
+        tensors = [value.pixels if isinstance(value, Prepared) else value for value in values]
+        sizes = [value.size if isinstance(value, Prepared) else None for value in values]
+        known, stored = sizes if any(sizes) else [], stored_of(values)
+        return Example(ids, labels, tensors, sample.id, sample.source, sizes=known, texts=texts, stored=stored)
 
     def _check_decoded(self, before: int, sample: Sample) -> None:
         """Raises DataError: since ``before`` more pixels were decoded than a sample may have."""
@@ -322,11 +333,19 @@ class Processor:
             return medium.source
         label = str(medium.source) if isinstance(medium.source, str) else name
         if isinstance(medium, Image):
-            value = self.image(medium.source, label, rng)
+            value = self._image(medium.source, label, rng)
             return value if isinstance(value, Prepared) else value.unsqueeze(0)
         if self.video is None:
             raise DataError(f"video {label}: this model takes images only", fix="set model.video, e.g. {num_frames: 8}")
+        if self.cache is not None and isinstance(self.video, VideoRecipe):
+            return self.cache.video(self.video, medium.source, label, rng)
         return self.video(medium.source, label, rng)
+
+    def _image(self, source: Any, label: str, rng: random.Random | None) -> Any:
+        """What the image recipe gives, or what the cache has of it."""
+        return (
+            self.image(source, label, rng) if self.cache is None else self.cache.image(self.image, source, label, rng)
+        )
 
     def _after_letter(self, text: str) -> list[int]:
         """Ids of ``text`` where it follows a word directly."""

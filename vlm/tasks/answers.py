@@ -12,11 +12,11 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -37,6 +37,8 @@ BEGIN = '{"fingerprint": '
 """How a partial answer file begins, as far as it was written."""
 Question = Callable[[], "Conversation"]
 """Makes what a model is asked. Raises DataError or PromptError for a question that cannot be asked."""
+Q = TypeVar("Q", bound=Hashable)
+"""How a caller names a question: its key, or its number."""
 
 
 class Answer(str):
@@ -111,23 +113,47 @@ def answer_all(
         parts: where answers are kept as they come; those of an interrupted run are not asked again.
         edit: changes texts before they are kept.
     """
-    done = {k: Answer(parts.done[k]) for k in questions if parts is not None and k in parts.done}
-    left = [k for k in questions if k not in done]
+
+    def groups(mine: list[str]) -> Generator[dict[str, Answer], None, None]:
+        with closing(_answers(engine, {k: questions[k] for k in mine}, generation, batch_size)) as answered:
+            for found in answered:
+                good = [k for k, answer in found.items() if not answer.error]
+                edited = zip(good, edit([found[k] for k in good]), strict=True)
+                yield found | {k: Answer(text) for k, text in edited}
+
+    return share_out({k: k for k in questions}, groups, batch_size, parts)
+
+
+def share_out(
+    keys: Mapping[Q, str],
+    groups: Callable[[list[Q]], Generator[dict[Q, Answer], None, None]],
+    batch_size: int,
+    parts: AnswerParts | None,
+) -> dict[Q, Answer]:
+    """The answers to all questions; call it on all processes, each answers its share and gets all answers.
+
+    Args:
+        keys: question -> its key in ``parts``.
+        groups: answers the questions it is given, a few at a time, each with its question.
+        batch_size: answers between two lines of the log.
+        parts: where answers are kept as they come; those of an interrupted run are not asked again.
+    """
+    result = {} if parts is None else {q: Answer(parts.done[key]) for q, key in keys.items() if key in parts.done}
+    left = [q for q in keys if q not in result]
     mine = left[dist.rank() :: dist.world_size()]
-    count = 0
-    with closing(_answers(engine, {k: questions[k] for k in mine}, generation, batch_size)) as groups:
-        for found in groups:
-            good = [k for k, answer in found.items() if not answer.error]
-            found |= {k: Answer(text) for k, text in zip(good, edit([found[k] for k in good]), strict=True)}
+    own: dict[Q, Answer] = {}
+    with closing(groups(mine)) as answered:
+        for found in answered:
             if parts is not None:
-                parts.add({k: found[k] for k in good})
-            done |= found
-            before, count = count, count + len(found)
-            if count == len(mine) or count // batch_size > before // batch_size:
-                log.info("%d of %d questions of this process answered", count, len(mine))
-    result = {k: answer for part in dist.gather_objects(done) for k, answer in part.items()}
+                parts.add({keys[q]: answer for q, answer in found.items() if not answer.error})
+            before = len(own)
+            own |= found
+            if len(own) == len(mine) or len(own) // batch_size > before // batch_size:
+                log.info("%d of %d questions of this process answered", len(own), len(mine))
+    for part in dist.gather_objects(own):
+        result |= part
     if parts is not None:  # the same on all processes, so that they share further questions in the same way
-        parts.done |= {k: str(answer) for k, answer in result.items() if not answer.error}
+        parts.done |= {keys[q]: str(answer) for q, answer in result.items() if not answer.error}
     return result
 
 

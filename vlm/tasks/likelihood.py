@@ -12,20 +12,16 @@ question shows the options with letters, the letters are compared, else the text
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from vlm.common import dist
 from vlm.common.errors import DataError, PromptError
 from vlm.common.types import Message
-from vlm.tasks.answers import Answer, distinct, key_of
+from vlm.tasks.answers import Answer, distinct, key_of, share_out
 from vlm.tasks.benchmarks.base import Questions, checked, prompt_of, reason, stamps_of
 
 if TYPE_CHECKING:
     from vlm.inference.engine import Engine
-
-log = logging.getLogger(__name__)
 
 Sums: TypeAlias = "list[float] | DataError | PromptError"
 """Log-probability of each ending of a question, or why it cannot be asked."""
@@ -62,22 +58,13 @@ def likeliest(
     prompts = {index: prompt_of(sample) for index, sample in dataset.usable()}
     unique = distinct(key_of(prompts[k], choices[k], rule, stamps_of(prompts[k])) for k in prompts)
     keys = dict(zip(prompts, unique, strict=True))
-    done = {} if dataset.parts is None else dict(dataset.parts.done)
-    found = {k: Answer(done[key]) for k, key in keys.items() if key in done}
-    left = [k for k in prompts if k not in found]
-    mine = left[dist.rank() :: dist.world_size()]
-    own: dict[int, Answer] = {}
-    asked, endings = [prompts[k] for k in mine], [choices[k] for k in mine]
-    for group in _in_batches(engine, asked, endings, batch_size, rule):
-        named = {mine[at]: _best(sums, (names or choices)[mine[at]]) for at, sums in group.items()}
-        if dataset.parts is not None:
-            dataset.parts.add({keys[k]: answer for k, answer in named.items() if not answer.error})
-        own |= named
-        log.info("%d of %d questions of this process answered", len(own), len(mine))
-    for part in dist.gather_objects(own):
-        found |= part
-    if dataset.parts is not None:  # the same on all processes
-        dataset.parts.done |= {keys[k]: str(answer) for k, answer in found.items() if not answer.error}
+
+    def groups(mine: list[int]) -> Generator[dict[int, Answer], None, None]:
+        asked, endings = [prompts[k] for k in mine], [choices[k] for k in mine]
+        for group in _in_batches(engine, asked, endings, batch_size, rule):
+            yield {mine[at]: _best(sums, (names or choices)[mine[at]]) for at, sums in group.items()}
+
+    found = share_out(keys, groups, batch_size, dataset.parts)
     answers = [found[k] if k in found else Answer("", reason(dataset, k)) for k in range(len(dataset))]
     return checked(answers, dataset)
 

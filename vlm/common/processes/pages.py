@@ -31,7 +31,7 @@ class MappedFiles:
         self.advise = ctypes.CDLL(None).madvise
 
     def give_back(self, tensor: Tensor) -> None:
-        """Give back the pages of a tensor that lies in a mapped file and has not been written to; else do nothing."""
+        """Give back the pages of a tensor in a mapped file that has not been written to; else do nothing."""
         if tensor.device.type != "cpu" or not tensor.numel():
             return
         last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))

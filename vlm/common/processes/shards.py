@@ -39,6 +39,13 @@ def own_rows(tensor: Tensor) -> slice:
     return slice(start, min(start + step, total))
 
 
+def is_first(tensor: Tensor) -> bool:
+    """Whether this process is in the first of the groups that each hold a split ``tensor``."""
+    split: Any = tensor
+    place = split.device_mesh.get_coordinate()
+    return place is not None and not any(place[:-1])
+
+
 def fill(target: Tensor, source: Tensor, done: Callable[[Tensor], None] | None = None) -> None:
     """Copy ``source``, a whole tensor, into ``target``; of a split one only the rows of this process are read.
 

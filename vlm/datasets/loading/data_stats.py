@@ -6,17 +6,24 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vlm.common.text import size_text
+from vlm.common.types import StoredMedia
 from vlm.datasets.loading.batching import BatchRows
 from vlm.datasets.loading.cuts import CutCounts
 
 DataReport = dict[str, Any]
 """``{"sources": {name: {"samples", "bad", "tokens", "wanted"}}, "positions"}``; ``wanted`` is the expected share.
 
-A source of which samples were cut also has the keys of :data:`CUT_KEYS`.
+A source of which samples were cut also has the keys of :data:`CUT_KEYS`. With a feature cache ``"cache"`` has the keys
+of :data:`CACHE_KEYS`.
 """
 
 CUT_KEYS = ("cut", "cut_answers", "cut_turns", "cut_images", "cut_questions")
 """Samples that were cut, and what they lost (see :class:`~vlm.common.types.Cut`)."""
+
+
+CACHE_KEYS = ("hits", "misses", "damaged", "bytes")
+"""Media whose features were read, and were not; those of them with an entry that cannot be used; bytes read."""
 
 
 class DataStats:
@@ -33,16 +40,30 @@ class DataStats:
             self.cuts[names[sample.key[0]]].add(sample.example.cut)
         self.positions += len(rows) * max(sum(sample.tokens for sample in row) for row in rows)
 
+    def add_cached(self, stored: StoredMedia) -> None:
+        """Count what came from a feature cache."""
+        known = [medium for medium in stored.media if medium is not None]
+        self.cache["hits"] += stored.hits
+        self.cache["misses"] += len(known) - stored.hits
+        self.cache["damaged"] += sum(medium.damaged for medium in known)
+        self.cache["bytes"] += sum(group.features.tokens.nbytes for group in stored.groups)
+
+    def cache_report(self) -> dict[str, int]:
+        """The counts of the feature cache by name; empty without one."""
+        return {key: self.cache[key] for key in CACHE_KEYS} if self.cache else {}
+
     def state_dict(self) -> dict[str, Any]:
         """The counts."""
         cuts = {name: counts.as_dict() for name, counts in self.cuts.items() if counts.cut}
         counts = {"samples": dict(self.samples), "tokens": dict(self.tokens), "positions": self.positions}
+        counts |= {"cache": dict(self.cache)} if self.cache else {}
         return {**counts, "cuts": cuts} if cuts else counts
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state."""
         self.samples, self.tokens = Counter[str](state.get("samples")), Counter[str](state.get("tokens"))
         self.positions: int = state.get("positions", 0)
+        self.cache = Counter[str](state.get("cache"))
         self.cuts = defaultdict[str, CutCounts](CutCounts)
         self.cuts.update({name: CutCounts(count) for name, count in self.samples.items()})
         self.cuts.update({name: CutCounts(**counts) for name, counts in state.get("cuts", {}).items()})
@@ -86,7 +107,7 @@ def to_metrics(report: DataReport) -> dict[str, float]:
     actual = shares(report)
     for name, source in report["sources"].items():
         flat |= {f"data/{name}/{key}": value for key, value in {**source, "share": actual[name]}.items()}
-    return flat
+    return flat | {f"cache_{key}": value for key, value in report.get("cache", {}).items()}
 
 
 def from_metrics(flat: Mapping[str, Any]) -> DataReport:
@@ -97,7 +118,9 @@ def from_metrics(flat: Mapping[str, Any]) -> DataReport:
     keys = ("samples", "bad", "tokens", "wanted", *CUT_KEYS)
     sources = {name: {k: flat[f"data/{name}/{k}"] for k in keys if f"data/{name}/{k}" in flat} for name in names}
     tokens = sum(s["tokens"] for s in sources.values())
-    return {"sources": sources, "positions": round(tokens / (1 - flat["padding"]))}
+    cache = {key: flat[f"cache_{key}"] for key in CACHE_KEYS if f"cache_{key}" in flat}
+    found = {"sources": sources, "positions": round(tokens / (1 - flat["padding"]))}
+    return {**found, "cache": cache} if cache else found
 
 
 def report_table(report: DataReport) -> str:
@@ -115,4 +138,8 @@ def report_table(report: DataReport) -> str:
     for name, s in report["sources"].items():
         if s.get("cut"):
             lines.append(f"{name}: cut {CutCounts(s['samples'], *(s[key] for key in CUT_KEYS))}")
+    if cache := report.get("cache"):
+        media, damaged = cache["hits"] + cache["misses"], f", {cache['damaged']:,} damaged" if cache["damaged"] else ""
+        read = f"{cache['hits']:,} of {media:,} media read ({size_text(cache['bytes'])})"
+        lines.append(f"feature cache: {read}, {cache['misses']:,} computed{damaged}")
     return "\n".join([*lines, f"padding: {padding_share(report):.2%} of {report['positions']:,} positions"])

@@ -165,6 +165,8 @@ class TrainLoader:
             self.close()
             raise
         self._stats.add(rows, [s.name for s in self.sources])
+        if batch.stored is not None:
+            self._stats.add_cached(batch.stored)
         report_cuts(rows, self._stats.cuts, [s.name for s in self.sources], self._max_cut)
         if self._sampler.global_batch:  # of the first sample, so that a batch has its seed on whichever rank it is
             batch = replace(batch, seed=derive_seed(self._seed, "dropout", *rows[0][0].key))
@@ -262,7 +264,8 @@ class TrainLoader:
 
     def report(self) -> DataReport:
         """:attr:`counts` and the positions they took, for :mod:`vlm.datasets.loading.data_stats`."""
-        return {"sources": self.counts, "positions": self._stats.positions}
+        cache = self._stats.cache_report()
+        return {"sources": self.counts, "positions": self._stats.positions, **({"cache": cache} if cache else {})}
 
     @property
     def steps_per_epoch(self) -> int | None:

@@ -8,7 +8,7 @@ import signal
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -54,11 +54,13 @@ class WorkerResult:
 
     def __getstate__(self) -> dict[str, Any]:
         groups: dict[tuple[Any, ...], list[torch.Tensor]] = {}
-        kinds = [[(m.dtype, *m.shape) for m in sample.example.media] for sample in self.samples]
-        for sample, own in zip(self.samples, kinds, strict=True):
-            for kind, medium in zip(own, sample.example.media, strict=True):
+        kinds, without = [], []
+        for sample in self.samples:
+            tensors = list[torch.Tensor]()
+            without.append(replace(sample, example=mapped(sample.example, tensors.append)))
+            kinds.append([(m.dtype, *m.shape) for m in tensors])
+            for kind, medium in zip(kinds[-1], tensors, strict=True):
                 groups.setdefault(kind, []).append(medium)
-        without = [replace(s, example=replace(s.example, media=[])) for s in self.samples]
         # in a worker default_collate stacks straight into shared memory
         media = {kind: torch.utils.data.default_collate(m) for kind, m in groups.items()}
         return {**vars(self), "samples": without, "shared": True, "kinds": kinds, "media": media}
@@ -66,14 +68,25 @@ class WorkerResult:
     def __setstate__(self, state: dict[str, Any]) -> None:
         following = {kind: iter(stacked) for kind, stacked in state.pop("media").items()}
         for sample, own in zip(state["samples"], state.pop("kinds"), strict=True):
-            sample.example.media = [next(following[kind]) for kind in own]
+            kinds = iter(own)
+            sample.example = mapped(sample.example, lambda _, kinds=kinds: next(following[next(kinds)]))  # type: ignore[misc]
         vars(self).update(state)
 
     def owned(self) -> list[EncodedSample]:
         """The samples with media of their own, so that waiting samples do not hold the shared memory of a whole job."""
         for sample in self.samples if self.shared else ():
-            sample.example.media = [m.clone() for m in sample.example.media]
+            sample.example = mapped(sample.example, torch.clone)
         return self.samples
+
+
+def mapped(example: Example, fn: Callable[[Any], Any]) -> Example:
+    """The example with ``fn`` of its pixels and its stored features, in the order of its media."""
+    media = [m if m is not None and m.is_meta else fn(m) for m in example.media]
+    stored = [
+        m if m is None or m.features is None else replace(m, features=replace(m.features, tokens=fn(m.features.tokens)))
+        for m in example.stored
+    ]
+    return replace(example, media=media, stored=stored)
 
 
 @dataclass

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vlm.common.errors import ConfigError
 from vlm.models.layer_hooks import Layout, current_layout
 from vlm.models.llm.slots import SlotLayout
+from vlm.models.precision import device_kind
 
 ATTENTION = "vlm_sdpa"
 """Name under which :func:`attention` and :func:`packed_mask` are known to transformers."""
@@ -116,7 +117,7 @@ def _attend(
     # short bfloat16 rows are slower than float32 ones on a CPU
     query = states[0]
     kind = query.device.type
-    dtype = torch.float32 if kind == "cpu" else query.dtype
+    dtype = torch.float32 if device_kind(query) == "cpu" else query.dtype
     off = kind != "meta" and dtype is not query.dtype  # a cast that autocast would undo
     with torch.autocast(kind, enabled=False) if off else contextlib.nullcontext():
         q, k, v = (_spread(t, layout).to(dtype) for t in states)
@@ -199,3 +200,11 @@ def register_attention() -> None:
     ):
         AttentionInterface.register(name, function)
         AttentionMaskInterface.register(name, mask)
+
+
+def keep_out_of_graphs() -> None:
+    """Let ``torch.compile`` leave both functions as they are: they look up the layout of a packed row (idempotent)."""
+    from transformers import AttentionInterface
+
+    for name, function in ((ATTENTION, attention), (OWN_ATTENTION, own_attention)):
+        AttentionInterface.register(name, torch.compiler.disable(function))

@@ -41,7 +41,7 @@ class CompiledForward:
         token = _running.set(self.attention)
         try:
             return self.compiled(*args, **kwargs)
-        except _compiler_errors() as error:
+        except compiler_errors() as error:
             self.state.append(str(error))
             reason = str(error).strip().splitlines() or [type(error).__name__]
             log.warning("run.serving.compile: the decoder layers are not compiled (%.200s)", reason[0])
@@ -130,7 +130,7 @@ def _leave_out(layer: nn.Module) -> None:
             module.__dict__["forward"] = torch.compiler.disable(trimmed)
 
 
-def _compiler_errors() -> tuple[type[Exception], ...]:
+def compiler_errors() -> tuple[type[Exception], ...]:
     """What torch raises where it cannot compile: no C++ compiler, or a layer that it cannot trace."""
     from torch._dynamo.exc import TorchDynamoException
     from torch._inductor.exc import InductorError

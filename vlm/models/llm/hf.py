@@ -238,8 +238,7 @@ class HFCausalLM(nn.Module):
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Summed float32 cross entropy of ``hidden [t, d]`` against ``targets [t]``."""
         smoothing, head = self.config.label_smoothing, self.model.get_output_embeddings()
-        plain = self.plain_head and type(head) is nn.Linear and head.bias is None
-        plain = plain and not head.weight.requires_grad and not smoothing
+        plain = self.plain_head and type(head) is nn.Linear and "forward" not in vars(head)
         return head_loss(head if plain else self.head, hidden, targets, plain=plain, smoothing=smoothing)
 
 

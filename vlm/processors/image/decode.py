@@ -172,7 +172,7 @@ def _open(source: Any, label: str, max_pixels: int) -> tuple[bytes | None, PILIm
         return None, source
     if not isinstance(source, str | os.PathLike | bytes | bytearray | memoryview):
         return None, _from_array(source, label)
-    data = checked(_encoded(source, label), label)
+    data = checked(encoded(source, label), label)
     Image.init()
     formats = [name for name in FORMATS if name in Image.OPEN]
     try:
@@ -214,7 +214,11 @@ def _check_tiles(image: PILImage.Image, label: str, max_pixels: int) -> None:
             raise _too_large(label, f"tiles of {width} x {height} pixels", max_pixels)
 
 
-def _encoded(source: Any, label: str) -> bytes:
+def encoded(source: Any, label: str) -> bytes:
+    """The encoded bytes of a path or of bytes; of a ``.json`` file, of the image in it.
+
+    Raises DataError: missing, empty, cannot be read, or several frames.
+    """
     if isinstance(source, str | os.PathLike) and str(source).endswith(".json"):
         result = read_frames(source, label)
         if not isinstance(result, str):

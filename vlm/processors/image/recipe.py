@@ -156,6 +156,18 @@ class ImageRecipe:
         levels = torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
         return levels if self._levels else self.normalize(levels)
 
+    @property
+    def draws(self) -> bool:
+        """Whether training changes an image at random."""
+        return self.config.train is not None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the pixels."""
+        import torch
+
+        return torch.uint8 if self._levels else torch.float32
+
     def as_uint8(self) -> ImageRecipe:
         """A copy that gives uint8, for the way from a loader worker; :meth:`normalize` finishes them."""
         other = copy.copy(self)

@@ -71,6 +71,11 @@ class VariedRecipe(ImageRecipe):
         self.decoded += opened.size[0] * opened.size[1]
         return self.made(image, opened.label)
 
+    @property
+    def draws(self) -> bool:
+        """Nothing is drawn."""
+        return False
+
     @abstractmethod
     def made(self, image: PILImage.Image, label: str) -> Prepared | Split:
         """The result for an upright RGB image; ``label`` names it. Raises DataError: it has no sensible result."""

@@ -68,6 +68,11 @@ def installed(decoder: str) -> bool:
     return importlib.util.find_spec(PACKAGES[decoder]) is not None
 
 
+def is_image_bytes(head: bytes) -> bool:
+    """Whether bytes begin as an image does, not a video."""
+    return head.startswith(_IMAGE_BYTES)
+
+
 def open_clip(source: Any, label: str, backend: Backend = "auto") -> Clip:
     """Any video; see :class:`vlm.processors.video.recipe.VideoRecipe` for what ``source`` may be.
 
@@ -77,7 +82,7 @@ def open_clip(source: Any, label: str, backend: Backend = "auto") -> Clip:
         return _frames(list(source), label)
     if isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
-        return _frames([data], label) if data.startswith(_IMAGE_BYTES) else _video(data, label, backend)
+        return _frames([data], label) if is_image_bytes(data) else _video(data, label, backend)
     if not isinstance(source, str | os.PathLike):
         raise DataError(f"video {label}: a {type(source).__name__} is not a video", fix="give a path, bytes or frames")
     path = Path(source)

@@ -81,7 +81,7 @@ def _replay(
 ) -> Replay:
     with quiet_training():
         try:
-            replayer = Replayer(cfg, run.dir, start, device)
+            replayer = Replayer(alone(cfg, start), run.dir, start, device)
         except DataError as error:
             raise DataError(
                 f"the data of the run cannot be read: {str(error).partition(FIX)[0]}",
@@ -118,7 +118,7 @@ def _replay(
 
 
 def configuration(start: Start, options: Sequence[str] = ()) -> Config:
-    """The configuration of the step, for one process that neither validates nor evaluates.
+    """The configuration of the step; files that trained parts began from may be gone if there is a checkpoint.
 
     Raises ConfigError: it cannot be used, or asks for what needs trust.
     """
@@ -126,12 +126,16 @@ def configuration(start: Start, options: Sequence[str] = ()) -> Config:
     if start.checkpoint is not None:
         weights = [*filter(needed, cfg.model.weights)]
         cfg = changed(cfg, model=changed(cfg.model, weights=weights))
+    return cfg
+
+
+def alone(cfg: Config, start: Start) -> Config:
+    """The same for one process that neither validates nor evaluates, and writes nothing."""
     # with several loaders one worker each is enough, since they read one after another
     workers = cfg.run.num_workers if start.processes == 1 else min(1, cfg.run.num_workers)
-    single: dict[str, Any] = {"valid_datasets": [], "eval": [], "parallel": Parallel(), "profile": None}
-    cfg.run = changed(cfg.run, num_workers=workers, find_unused_parameters=False, stall_seconds=0, **single)
-    cfg.valid_datasets = {}
-    return cfg
+    single: dict[str, Any] = {"valid_datasets": [], "eval": [], "profile": None, "feature_cache": None}
+    single |= {"parallel": Parallel(), "find_unused_parameters": False, "stall_seconds": 0, "num_workers": workers}
+    return changed(cfg, run=changed(cfg.run, **single), valid_datasets={})
 
 
 def plan_line(run: RunFound, start: Start, step: int, weights: Weights) -> str:
@@ -168,6 +172,12 @@ def reasons(cfg: Config, start: Start, device: torch.device, exact: bool) -> lis
         found.append(f"the weights (and random states) are those after step {start.step}")
     if start.processes > 2:
         found.append(f"{start.processes} processes added up their gradients in another order")
+    if cfg.run.parallel.shard != "none" and start.processes > 1:
+        found.append(f"run.parallel.shard={cfg.run.parallel.shard} adds up gradients and their norm shard by shard")
+        if start.checkpoint is None:
+            found.append("parts that start at random are drawn otherwise where they are sharded: checkpoints have them")
+    if cfg.run.feature_cache is not None:
+        found.append("the run read visual features from its cache, the replay computes them")
     ran_on, now = hardware.get("device"), dist.device_name(device)
     if ran_on and ran_on != now:
         found.append(f"the run was on {ran_on}, this is {now}")

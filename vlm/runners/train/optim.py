@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from vlm.common import dist
-from vlm.common.errors import UserError
+from vlm.common.errors import ConfigError, UserError
 from vlm.common.registry import resolve
 from vlm.models.trainable import matching
 
@@ -89,6 +89,7 @@ def build_optimizer(
 
     Raises:
         UserError: nothing in the model is trainable, or a glob selects nothing.
+        ConfigError: what is registered under ``name`` makes no optimiser.
     """
     decay, plain = split_parameters(model, decay_on)
     parts = ((decay, weight_decay), (plain, 0.0))
@@ -97,7 +98,12 @@ def build_optimizer(
         raise UserError(
             "the model has no trainable parameter", fix="name some under model.train, for example ['bridge.*']"
         )
-    made: torch.optim.Optimizer = resolve("optimizer", name)(groups, lr, (0.9, beta2), device)
+    made = resolve("optimizer", name)(groups, lr, (0.9, beta2), device)
+    if not isinstance(made, torch.optim.Optimizer):
+        raise ConfigError(
+            f"run.optimizer={name!r} gave {type(made).__name__}, expected a torch.optim.Optimizer",
+            fix="return one from the function that is registered under this name",
+        )
     return made
 
 

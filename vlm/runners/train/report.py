@@ -72,6 +72,15 @@ def _tiles(steps: Sequence[LogRecord], valid: Sequence[LogRecord]) -> list[tuple
         *lowest,
         ("samples seen", number(sum(r["samples"] for r in steps))),
         ("samples per second", number(statistics.median(r["samples"] / max(r["seconds"], 1e-9) for r in steps))),
+        ("tokens per second", number(statistics.median(r["tokens"] / max(r["seconds"], 1e-9) for r in steps))),
+        *_utilisation(steps),
         ("waiting for data", f"{sum(r['data_seconds'] for r in steps) / max(seconds, 1e-9):.0%}"),
         ("peak memory", f"{max(r['memory_mib'] for r in steps) / 1024:.2f} GiB"),
     ]
+
+
+def _utilisation(steps: Sequence[LogRecord]) -> list[tuple[str, str]]:
+    """TFLOP/s of one process and its share of the device's peak, where they were measured."""
+    rates, shares = ([r[key] for r in steps if key in r] for key in ("tflops", "mfu"))
+    found = [("TFLOP/s of a process", number(statistics.median(rates)))] if rates else []
+    return found + ([("of the device's peak", f"{statistics.median(shares):.0%}")] if shares else [])

@@ -26,6 +26,7 @@ from vlm.models.trainable import trainable_table
 from vlm.pages.parts import AnswerCard
 from vlm.processors.collate import VisualTokens
 from vlm.processors.processor import Processor, build_processor
+from vlm.runners.features.cache import check_cache, open_cache
 from vlm.runners.train.evaluate import TrainingEvaluations
 from vlm.runners.train.optim import Precision, pick_precision
 from vlm.runners.train.parallel.copies import spread_of
@@ -57,6 +58,7 @@ def run_training(cfg: Config) -> RunResult:
     Raises:
         UserError: anything the user can fix, before or during training.
     """
+    check_cache(cfg)
     with dist.joined(cfg.run.device, cfg.run.num_workers) as (world, device):
         return _train(cfg, world, device)
 
@@ -114,6 +116,7 @@ def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
     """Everything that needs the process group; what it builds is released when it returns."""
     run_dir, source = find_run(cfg)
     model, processor, visual_tokens, precision = build_model(cfg, world, device)
+    processor, close_cache = open_cache(cfg, model, processor, device, precision.amp_dtype)
     loader = build_loader(cfg, processor, visual_tokens, world, device, run_dir.path)
     trainer = build_trainer(cfg, run_dir, model, processor, loader, device, precision)
     if source is not None:
@@ -123,6 +126,7 @@ def _train(cfg: Config, world: dist.World, device: torch.device) -> RunResult:
         trackers = start_trackers(cfg, run_dir, trainer)
     result = trainer.fit(trackers)
     loader.close()
+    close_cache()
     if cfg.run.report:
         finish(cfg, model, processor, run_dir, result, device)
     dist.barrier()

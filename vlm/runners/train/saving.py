@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import logging
 import math
+import platform
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vlm.checkpoint.provenance import differences, make_provenance, read_provenance
-from vlm.checkpoint.run_folder import read_checkpoint
-from vlm.checkpoint.train_state import capture_rng, load_trainable_tensors, restore_rng, trainable_tensors
+from vlm.checkpoint.run_files import STATE
+from vlm.checkpoint.run_folder import Join, check_plain, read_state
+from vlm.checkpoint.shards.optimizer import load_state, split_state
+from vlm.checkpoint.shards.parts import Parts
+from vlm.checkpoint.shards.pieces import is_sharded, own_pieces
+from vlm.checkpoint.train_state import (
+    capture_rng,
+    load_trainable,
+    restore_rng,
+    stored_parameters,
+    trainable_tensors,
+)
 from vlm.common import dist
 from vlm.common.errors import UserError, WeightsError
+from vlm.common.processes.background import Background, host_copy
 from vlm.datasets.loading.mixing import derive_seed
 from vlm.runners.train.optim import trainable_names
 
@@ -22,6 +36,9 @@ if TYPE_CHECKING:
     from vlm.runners.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
+
+_SAVES = count(1)
+"""Numbers the saves of a process in parts, the same ones in all processes of a group."""
 
 
 @dataclass
@@ -40,46 +57,120 @@ class Progress:
 
 
 class Saving:
-    """Saves and resumes the run of a trainer."""
+    """Saves and resumes the run of a trainer.
+
+    A save copies what it needs to host memory; a thread writes it while training goes on. Used as a context, it ends
+    when everything is written.
+    """
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
+        self._writing = Background("checkpoint")
+
+    def __enter__(self) -> Saving:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            self.wait()
+        elif (fault := self._writing.fault()) is not None:
+            log.error("the last checkpoint was not written: %s", fault)
+        self._writing.close()
+
+    def check(self) -> None:
+        """Raise the fault of a save that has ended meanwhile. Raises UserError."""
+        self._writing.check()
+
+    def wait(self) -> None:
+        """Wait until the last save is written; a collective call. Raises UserError on every process if it failed."""
+        fault = self._writing.fault()
+        if fault is not None and not isinstance(fault, UserError):
+            raise fault
+        found = [f for f in dist.gather_objects(fault) if f is not None]
+        if found:
+            raise fault or found[0]
 
     def save(self, best: bool = False) -> None:
-        """Write a checkpoint of the current step; a collective call, rank 0 writes."""
+        """Begin to write a checkpoint of the current step; a collective call.
+
+        Raises UserError: the save before failed.
+        """
+        self.wait()
         trainer = self.trainer
-        ranks = dist.gather_objects({"rng": capture_rng(trainer.device), "loader": trainer.loader.state_dict()})
-        fault: UserError | None = None
+        own = {"rng": capture_rng(trainer.device), "loader": trainer.loader.state_dict()}
+        trainer.stepper.spread.settle()
+        sharded = is_sharded(trainer.model)
+        ranks = dist.gather_objects(own)
+        work = self._begin() if sharded else None
+        if not (sharded or dist.is_main()):
+            return
+        names = trainable_names(trainer.model, trainer.run.weight_decay_on)
+        tensors: dict[str, torch.Tensor] | Join
+        if work is None:
+            tensors, optimizer = trainable_tensors(trainer.model), trainer.optimizer.state_dict()
+        else:
+            optimizer, states = split_state(trainer.optimizer, names)
+            weights = [piece for name, p in stored_parameters(trainer.model) for piece in own_pieces(name, p)]
+            parts = Parts(work, str(next(_SAVES)), weights, states)
+            if not dist.is_main():
+                self._writing.start(parts.write)
+                return
+            tensors = parts.join
+        state = {
+            "progress": vars(trainer.progress),
+            "accum_grad_iters": trainer.run.accum_grad_iters,
+            "optimizer": optimizer,
+            "optimizer_name": trainer.run.optimizer,
+            "scaler": trainer.scaler.state_dict(),
+            "ranks": ranks,
+            "spikes": trainer.guard.state_dict(),
+            "names": names,
+        }
+        check_plain(state)
+        write = partial(self._write, trainer.progress.step, tensors, host_copy(state), self._provenance(names), best)
+        self._writing.start(write)
+
+    def _begin(self) -> Path:
+        """Make the folder that all processes write into; a collective call."""
+        work: Path | UserError | None = None
         if dist.is_main():
-            names = trainable_names(trainer.model, trainer.run.weight_decay_on)
-            states = {
-                "optimizer": trainer.optimizer.state_dict(),
-                "scaler": trainer.scaler.state_dict(),
-                "ranks": ranks,
-            }
-            states["spikes"] = trainer.guard.state_dict()
-            steps = {"progress": vars(trainer.progress), "accum_grad_iters": trainer.run.accum_grad_iters}
-            state = {**steps, **states, "names": names}
-            provenance = make_provenance(
-                step=trainer.progress.step,
-                config=trainer.config,
-                metrics={"loss": trainer.progress.loss, **self._measured()},
-                fingerprints=trainer.fingerprints,
-                trained=names,
-                hardware={
-                    "device": dist.device_name(trainer.device),
-                    "processes": dist.world_size(),
-                    "threads": torch.get_num_threads(),
-                },
-            )
             try:
-                step, tensors = trainer.progress.step, trainable_tensors(trainer.model)
-                trainer.run_dir.save(step, tensors, state, provenance, trainer.config_text, best=best)
-                trainer.run_dir.prune(trainer.run.keep_last, trainer.run.keep_every)
+                work = self.trainer.run_dir.begin(self.trainer.progress.step)
             except UserError as error:
-                fault = error
-        if fault := dist.broadcast_object(fault):  # the other processes wait for it
-            raise fault
+                work = error
+        work = dist.broadcast_object(work)
+        if isinstance(work, UserError):
+            raise work
+        if work is None or not work.is_dir():
+            raise UserError(
+                f"process {dist.rank()} on {platform.node()} does not see {work}, which process 0 has made",
+                fix="a sharded run writes from every machine: set run.output_dir to a folder that all of them share",
+            )
+        return work
+
+    def _write(
+        self, step: int, tensors: dict[str, torch.Tensor] | Join, state: dict[str, Any], provenance: dict[str, Any],
+        best: bool,
+    ) -> None:  # fmt: skip
+        """Write the copies; in a thread of rank 0."""
+        trainer = self.trainer
+        trainer.run_dir.save(step, tensors, state, provenance, trainer.config_text, best=best)
+        trainer.run_dir.prune(trainer.run.keep_last, trainer.run.keep_every)
+
+    def _provenance(self, names: list[str]) -> dict[str, Any]:
+        trainer = self.trainer
+        return make_provenance(
+            step=trainer.progress.step,
+            config=trainer.config,
+            metrics={"loss": trainer.progress.loss, **self._measured()},
+            fingerprints=trainer.fingerprints,
+            trained=names,
+            hardware={
+                "device": dist.device_name(trainer.device),
+                "processes": dist.world_size(),
+                "threads": torch.get_num_threads(),
+            },
+        )
 
     def _measured(self) -> dict[str, float]:
         """The last validation and the last scores."""
@@ -94,13 +185,16 @@ class Saving:
             DataError: the data has changed.
         """
         trainer = self.trainer
-        tensors, state = read_checkpoint(folder)
+        state = read_state(folder / STATE)
         self._check_foundations(folder)
+        names = trainable_names(trainer.model, trainer.run.weight_decay_on)
+        self._check_optimizer(state, folder)
         before, now = state["accum_grad_iters"], trainer.run.accum_grad_iters
         if before != now:
             log.warning("run.accum_grad_iters changed from %d to %d", before, now)
-        load_trainable_tensors(trainer.model, tensors, str(folder))
-        trainer.optimizer.load_state_dict(state["optimizer"])
+        trainer.stepper.spread.settle()
+        load_trainable(trainer.model, folder)
+        load_state(trainer.optimizer, names, state["optimizer"], state["names"], folder)
         trainer.scaler.load_state_dict(state["scaler"])
         trainer.guard.load_state_dict(state.get("spikes", {}))  # runs of before have none
         trainer.progress = Progress(**state["progress"])
@@ -126,6 +220,14 @@ class Saving:
             )
         seed = derive_seed(self.trainer.run.seed, "processes", world, self.trainer.progress.step) % 2**31
         dist.seed_everything(seed, dist.rank(), self.trainer.run.deterministic)
+
+    def _check_optimizer(self, state: dict[str, Any], folder: Path) -> None:
+        before, now = state.get("optimizer_name", self.trainer.run.optimizer), self.trainer.run.optimizer
+        if before != now:
+            raise WeightsError(
+                f"{folder} has the state of run.optimizer={before}, this run has run.optimizer={now}",
+                fix=f"set run.optimizer={before}, or start over from its weights in another run.output_dir",
+            )
 
     def _check_foundations(self, folder: Path) -> None:
         stored = read_provenance(folder).get("fingerprints") or {}

@@ -109,7 +109,28 @@ def window_mean(records: Sequence[LogRecord]) -> LogRecord:
     for key in [*(k for k in mean if k.startswith("loss_")), "grad_norm", "seconds", "data_seconds"]:
         mean[key] = sum(r[key] for r in records) / len(records)
     mean["skipped"] = sum(r.get("skipped", 0) for r in records)
-    return mean
+    return mean | _mean_speed(records)
+
+
+def _mean_speed(records: Sequence[LogRecord]) -> LogRecord:
+    """The speeds that the newest record has, over all records: work by time, not the mean of rates."""
+    newest, seconds = records[-1], max(sum(r["seconds"] for r in records), 1e-9)
+    mean = {f"{key}_per_second": sum(r[key] for r in records) / seconds for key in ("samples", "tokens")}
+    known = [r for r in records if "flops" in r]
+    if "flops" not in newest or newest["tflops"] <= 0:
+        return {key: value for key, value in mean.items() if key in newest}
+    rate = sum(r["flops"] for r in known) / max(sum(r["seconds"] for r in known), 1e-9) / 1e12
+    speed = {"tflops": rate}
+    if "mfu" in newest:  # the peak is the same for all
+        speed["mfu"] = newest["mfu"] * rate / newest["tflops"]
+    return {key: value for key, value in mean.items() if key in newest} | speed
+
+
+def speed_line(record: LogRecord) -> str:
+    """TFLOP/s and share of the device's peak; empty where the record has none."""
+    if "tflops" not in record:
+        return ""
+    return f"  {record['tflops']:.3g} TFLOP/s" + (f" (MFU {record['mfu']:.0%})" if "mfu" in record else "")
 
 
 class WindowTracker(Tracker):
@@ -248,8 +269,9 @@ class ProgressTracker(WindowTracker):
         return (
             f"step {record['step']}/{self.info.total_steps}  {loss}  lr {record['lr']:.3e}  "
             f"grad {record['grad_norm']:.3g}  {record['samples_per_s']:.1f} samples/s  "
-            f"{record['tokens_per_s']:.0f} tokens/s  data {record['data_seconds'] / record['seconds']:.0%}  "
-            f"mem {record['memory_mib']:.0f} MiB  eta {duration(left)}{data_line(record)}"
+            f"{record['tokens_per_s']:.0f} tokens/s{speed_line(record)}  "
+            f"data {record['data_seconds'] / record['seconds']:.0%}  mem {record['memory_mib']:.0f} MiB  "
+            f"eta {duration(left)}{data_line(record)}"
         )
 
     def close(self) -> None:

@@ -29,6 +29,7 @@ from vlm.runners.train.saving import Progress, Saving
 from vlm.runners.train.schedule import Plan, build_schedule
 from vlm.runners.train.signals import StopSignals
 from vlm.runners.train.speed.compiled import compile_model
+from vlm.runners.train.speed.memory import keep_freed_memory
 from vlm.runners.train.speed.meter import Meter
 from vlm.runners.train.speed.profile import Profile
 from vlm.runners.train.step import Stepper, StepStats
@@ -94,7 +95,7 @@ class Trainer:
         precision = pick_precision(run.amp, run.amp_dtype, device)
         decay: Any = {"weight_decay": run.weight_decay, "decay_on": run.weight_decay_on}
         if run.compile:
-            compile_model(model)
+            compile_model(model, device)
         self.optimizer = build_optimizer(
             model, lr=run.init_lr, beta2=run.beta2, device=device, name=run.optimizer, **decay
         )
@@ -105,7 +106,7 @@ class Trainer:
         self.schedule = build_schedule(run.lr_sched, plan)
         self.guard = SpikeGuard(run.on_spike, run.spike, self.run_dir.path)
         self.watchdog = Watchdog(run.stall_seconds)
-        self.meter = Meter(model)
+        self.meter = Meter(model, device, precision.amp_dtype or torch.float32)
         self.profile = Profile(run.profile, self.run_dir.path)
         options = {"find_unused_parameters": run.find_unused_parameters, "broadcast_buffers": run.broadcast_buffers}
         self.spread = spread_of(model, wrap(model, **options))
@@ -130,18 +131,26 @@ class Trainer:
         Raises NonFiniteLossError: names step and samples; earlier checkpoints are kept.
         """
         trackers = trackers or []
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.model.train()
         status, saved_step = "finished", self.progress.step
-        try:
-            with StopSignals() as signals:
+        with ExitStack() as closing:
+            for tracker in trackers[::-1]:
+                closing.callback(tracker.close)
+            closing.callback(self.watchdog.close)
+            closing.callback(self.profile.close)
+            with StopSignals() as signals, self.saving:
                 while self.progress.step < self.total_steps:
+                    self.saving.check()
                     stats = self._step(trackers, signals.requested)
                     stopping = stats.stop or (dist.world_size() == 1 and signals.requested)
                     improved = not stopping and self._judge(trackers)
                     patience = self.run.early_stop
                     early = patience > 0 and self.progress.bad_validations >= patience
                     if stopping or early or improved or self._due(self.run.save_freq):
-                        self.save(improved)
+                        with self.watchdog.watching(self.progress.step, "saving"):
+                            self.saving.save(improved)
                         saved_step = self.progress.step
                     if stopping or early:
                         status = "stopped" if stopping else "early_stop"
@@ -149,11 +158,6 @@ class Trainer:
                 received = signals.received if status == "stopped" else None
                 if status == "stopped" and received is None:
                     received = signal.SIGTERM  # another process of the group received it
-        finally:
-            with ExitStack() as closing:
-                closing.callback(self.watchdog.close)
-                for tracker in trackers[::-1]:
-                    closing.callback(tracker.close)
         if data := self._data_report():
             log.info("data of this run:\n%s", data_stats.report_table(data))
         if spikes := self.guard.summary():
@@ -171,7 +175,8 @@ class Trainer:
         fetched = time.perf_counter()
         lr = self.schedule(self.progress.step)
         names = [name for batch in batches for name in batch.sample_ids]
-        with self.watchdog.watching(number, "computing", names), self.profile.step(number):
+        watching, counting = self.watchdog.watching(number, "computing", names), self.meter.counting(batches)
+        with watching, self.profile.step(number), counting:
             stats = self.stepper(batches, step=number, lr=lr, stop=stop)
         seconds = time.perf_counter() - started
         self.progress.step += 1
@@ -255,9 +260,10 @@ class Trainer:
                 tracker.log(record)
 
     def save(self, best: bool = False) -> None:
-        """Write a checkpoint of the current step; a collective call, rank 0 writes."""
+        """Write a checkpoint of the current step and wait until it is there; a collective call."""
         with self.watchdog.watching(self.progress.step, "saving"):
             self.saving.save(best)
+            self.saving.wait()
 
     def resume(self, folder: Path) -> None:
         """Continue from a checkpoint folder exactly as if the run had not been interrupted.

@@ -144,7 +144,7 @@ def _load(source: str | Path, mode: str, device: str | None, options: Sequence[s
 
 
 def _check(engine: Engine) -> None:
-    model = engine.config and engine.config.model
+    model = None if engine.config is None else engine.config.model
     if model is None or "quantize" not in vars(model.llm.config):
         raise ConfigError(
             f"the LLM {model.llm.name if model else ''!r} has no option quantize", fix="compare one of {name: hf}"

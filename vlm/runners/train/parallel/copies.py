@@ -16,7 +16,7 @@ from vlm.models.vlm import VLM
 
 
 class Spread:
-    """How a model lies on the processes. This one: each has a copy (:mod:`.sharding` has the other).
+    """How a model is spread over the processes. This one: each has a copy (:mod:`.sharding` has the other).
 
     Attributes:
         model: the model itself, with its names.
@@ -86,7 +86,7 @@ def is_split(model: nn.Module) -> bool:
 
 
 def spread_of(model: nn.Module, called: nn.Module | None = None) -> Spread:
-    """How ``model`` lies on the processes; ``called`` is what computes the loss of a copy, see :class:`Spread`."""
+    """How ``model`` is spread; ``called`` is what computes the loss of a copy, see :class:`Spread`."""
     if isinstance(model, VLM) and model.split is not None:
         found: Spread = model.split
         return found

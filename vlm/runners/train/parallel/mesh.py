@@ -56,6 +56,11 @@ def check_parallel(run: RunConfig, llm: Any, processes: int, device: torch.devic
             f"run.activation_checkpointing={run.activation_checkpointing} does not go with {name}",
             fix="set run.activation_checkpointing=torch",
         )
+    if run.compile:
+        raise ConfigError(
+            f"run.compile does not go with {name}: blocks that gather their weights are not compiled",
+            fix="set run.compile=false",
+        )
     if run.broadcast_buffers:
         raise ConfigError(
             f"run.broadcast_buffers is about copies of a model and does not go with {name}", fix="set it to false"

@@ -15,7 +15,8 @@ from vlm.checkpoint.load import load_model
 from vlm.common import dist
 from vlm.common.errors import ConfigError
 from vlm.common.processes.shards import fill, is_split, machine_share, most, own, whole
-from vlm.config.run import Parallel
+from vlm.config.run import Parallel, RunConfig
+from vlm.models.llm.hf import HFCausalLM
 from vlm.models.vlm import VLM
 from vlm.runners.train.optim import Precision
 from vlm.runners.train.parallel.copies import Spread
@@ -112,7 +113,13 @@ def load_spread(cfg: Any, device: torch.device, precision: Precision) -> VLM:
         return load_model(cfg, device=device, dtype=dtype, training=True)
 
     def split(model: VLM) -> None:
+        _check_rows(model, run)
         shard(model, run.parallel, device, fill_unused=run.find_unused_parameters)
+        if model.even and run.feature_cache is not None:
+            raise ConfigError(
+                "run.feature_cache does not go with visual parts in shards, which all processes must call alike",
+                fix="set run.parallel.frozen=replicate",
+            )
 
     dist.seed_everything(run.seed, 0, run.deterministic)
     model = load_model(cfg, device=device, dtype=dtype, training=True, split=split)
@@ -211,6 +218,16 @@ def _fully_shard(module: nn.Module, taken: set[nn.Parameter], settings: dict[str
     from torch.distributed.fsdp import fully_shard
 
     fully_shard(module, ignored_params=taken, **settings)
+
+
+def _check_rows(model: VLM, run: RunConfig) -> None:
+    """Raises ConfigError: the LLM runs samples of a packed row apart, so that processes call it unequally often."""
+    if run.packing is not None and isinstance(model.llm, HFCausalLM) and not model.llm.packs:
+        raise ConfigError(
+            f"run.packing with run.parallel.shard={run.parallel.shard}: {type(model.llm.model).__name__} cannot share "
+            "a row between samples, and processes with different numbers of samples would wait for one another",
+            fix="set run.packing=null, or run.parallel.shard=none",
+        )
 
 
 def _offload(options: Parallel) -> dict[str, Any]:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from vlm.common import dist
 from vlm.common.bounds import Count, Natural, Seed
 from vlm.common.errors import ConfigError, DataError, PromptError
 from vlm.common.registry import register_benchmark
 from vlm.common.types import Sample
-from vlm.tasks.answers import Answer, distinct, key_of
+from vlm.tasks.answers import Answer, distinct, key_of, share_out
 from vlm.tasks.benchmarks.base import Prediction, Questions, Result, Score, ask, checked, not_empty, prompt_of, reason
 from vlm.tasks.benchmarks.lmms.requests import generation_of, losses
 from vlm.tasks.benchmarks.standard.base import files_of
@@ -24,8 +22,6 @@ from vlm.tasks.scoring.statistics import Metric, interval, per_item
 if TYPE_CHECKING:
     from vlm.inference.engine import Engine
     from vlm.tasks.benchmarks.lmms.task import Number, TaskFile
-
-log = logging.getLogger(__name__)
 
 PACKAGE = "lmms_eval"
 INSTALL = 'pip install "vlm-compose[lmms]"'
@@ -135,21 +131,14 @@ def _choices(engine: Engine, dataset: Questions, batch_size: int) -> list[Answer
         except DataError as error:
             errors[k] = str(error)
     keys = dict(zip(options, distinct(key_of(prompts[k], own) for k, own in options.items()), strict=True))
-    done = {} if dataset.parts is None else dict(dataset.parts.done)
-    found = {k: Answer(done[key]) for k, key in keys.items() if key in done}
-    left = [k for k in options if k not in found]
-    mine = left[dist.rank() :: dist.world_size()]
-    own: dict[int, Answer] = {}
-    for first in range(0, len(mine), batch_size):
-        batch = mine[first : first + batch_size]
-        asked = losses(engine, [prompts[k] for k in batch], [options[k] for k in batch])
-        new = {k: _stored(pairs) for k, pairs in zip(batch, asked, strict=True)}
-        if dataset.parts is not None:
-            dataset.parts.add({keys[k]: answer for k, answer in new.items() if not answer.error})
-        own |= new
-        log.info("%d of %d documents of this process answered", len(own), len(mine))
-    for part in dist.gather_objects(own):
-        found |= part
+
+    def groups(mine: list[int]) -> Generator[dict[int, Answer], None, None]:
+        for first in range(0, len(mine), batch_size):
+            batch = mine[first : first + batch_size]
+            asked = losses(engine, [prompts[k] for k in batch], [options[k] for k in batch])
+            yield {k: _stored(pairs) for k, pairs in zip(batch, asked, strict=True)}
+
+    found = share_out(keys, groups, batch_size, dataset.parts)
     found |= {k: Answer("", errors.get(k) or reason(dataset, k)) for k in range(len(dataset)) if k not in found}
     return checked([found[k] for k in range(len(dataset))], dataset)
 

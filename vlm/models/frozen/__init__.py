@@ -1,0 +1,1 @@
+"""The frozen first parts of a model, whose results a feature cache can keep."""

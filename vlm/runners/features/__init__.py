@@ -1,0 +1,1 @@
+"""The feature cache of a run, and filling one ahead."""
