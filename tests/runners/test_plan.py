@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from vlm.common.errors import ConfigError, UserError
 from vlm.config.api import load_config
 from vlm.config.run import Parallel
 from vlm.runners.plan import devices
-from vlm.runners.plan.batch import Lengths, batch_size_of, batches_of, with_batch_size
+from vlm.runners.plan.batch import Lengths, batch_size_of, batches_of
 from vlm.runners.plan.depth import Stack, stacks_of
 from vlm.runners.plan.devices import GIB, Device
 from vlm.runners.plan.fake import Faking, Memory, Work, counting
@@ -128,16 +129,30 @@ def test_batches_of_given_lengths(cfg, planner):
         planner.plan(tight)
 
 
-@pytest.mark.heavy
-def test_solving_finds_the_largest_batch(cfg, planner):
-    three, four = (planner.plan(with_batch_size(cfg, size)).peak for size in (3, 4))
-    small = Planner(cfg, replace(planner.request, device=replace(ONE, memory=(three + four) // 2)))
-    small.faked = planner.faked
-    assert solve_batch_size(small).batch_size == 3
-    assert batch_size_of(with_batch_size(cfg, 5)) == 5
-    small.request = replace(small.request, device=replace(ONE, memory=1))
+class Linear:
+    """Plans whose peak grows by 7 bytes with each sample, on a device of ``memory`` bytes."""
+
+    def __init__(self, cfg, memory):
+        self.cfg, self.memory, self.asked = cfg, memory, 0
+
+    def plan(self, cfg):
+        self.asked += 1
+        size = batch_size_of(cfg)
+        peak = 100 + 7 * size
+        known = {"peak": peak, "free": self.memory - peak, "fits": peak <= self.memory, "capacity": self.memory}
+        return SimpleNamespace(batch_size=size, device="test", **known)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 50, 1000])
+def test_solving_finds_the_largest_batch(cfg, size):
+    planner = Linear(cfg, 100 + 7 * size + 3)
+    assert solve_batch_size(planner).batch_size == size
+    assert planner.asked <= 5
+
+
+def test_solving_says_what_is_needed(cfg):
     with pytest.raises(ConfigError, match=r"one sample does not fit on test: .* GiB are needed"):
-        solve_batch_size(small)
+        solve_batch_size(Linear(cfg, 50))
 
 
 @pytest.mark.heavy
