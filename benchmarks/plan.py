@@ -263,10 +263,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="middle")
     parser.add_argument("--only", default="", help="part of a composition's name")
+    parser.add_argument("--variant", choices=VARIANTS, help="this one only")
     arguments = parser.parse_args()
     with_plain_memory()
     results = []
     for name, variant in cases_of(arguments.size, arguments.only):
+        if arguments.variant not in (None, variant):
+            continue
         results.append(run_case(arguments.size, name, variant))
         row = results[-1]
         print(
@@ -275,9 +278,9 @@ def main() -> None:
             f"({row['efficiency']:.2f} of the limits), planned in {row['planning_seconds']:.1f} s",
             flush=True,
         )
-        if not arguments.only:
+        if not (arguments.only or arguments.variant):
             file = write("plan" if arguments.size == "middle" else f"plan_{arguments.size}", summary_of(results))
-    print("written:", "nothing, with --only" if arguments.only else file)
+    print("written:", "nothing, of some cases" if arguments.only or arguments.variant else file)
 
 
 def summary_of(results: list[dict[str, Any]]) -> dict[str, Any]:
