@@ -3,7 +3,7 @@
     python -m benchmarks.sharded                # about ten minutes on two cores
     python -m benchmarks.sharded --size small --dry
 
-A LLaMA folder in float16 with random weights, read as float32, behind a small encoder, with LoRA on its attention.
+A LLaMA folder in float16 with random weights, read as float32, with a small encoder and LoRA on its attention.
 Each number of processes trains on the same samples, with copies (``none``) and in shards (``all``). Host memory is
 the sum over the processes of their largest growth from just before the build, sampled every 10 ms; a small model
 is built before, so that imported modules do not count.

@@ -23,6 +23,7 @@ FREE = (
     "wget",
     "curl",
     "docker",
+    "sbatch",
     "img2dataset",
     "hf",
     "head",

@@ -139,7 +139,7 @@ def test_without_a_compiler_there_is_one_message(monkeypatch):
 
 @pytest.mark.heavy
 def test_compiled_blocks_train_as_others_do(tmp_path):
-    """With packing, LoRA, inserts and recomputation, over rows of changing lengths; and the count changes no bit."""
+    """In one row, with LoRA, inserts and recomputation, over changing lengths; and the count changes no bit."""
     from torch._dynamo.utils import counters
 
     tiny = Tiny(tmp_path)
@@ -147,9 +147,8 @@ def test_compiled_blocks_train_as_others_do(tmp_path):
         "model.llm.lora.dropout=0",
         "model.inserts=[{name: adapter, bottleneck: 8}]",
         "model.train=[bridge.1.*, llm.lora, inserts.*]",
-        "run.packing={max_tokens: 160, max_media: 3, open_rows: 4}",
     ]
-    numbers = {"batch_size": 1, "max_steps": 8, "val_freq": 1000, "iters_per_epoch": 1000, "save_freq": 1000}
+    numbers = {"max_steps": 6, "val_freq": 1000, "iters_per_epoch": 1000, "save_freq": 1000}
     tiny.train("plain", *more, **numbers)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flops, "MOST", 0)
@@ -164,7 +163,7 @@ def test_compiled_blocks_train_as_others_do(tmp_path):
         tiny.train("recomputed", *more, compile="true", **recomputed)
     plain, uncounted, found = (tiny.records(name) for name in ("plain", "uncounted", "compiled"))
     assert [(r["loss"], r["grad_norm"]) for r in plain] == [(r["loss"], r["grad_norm"]) for r in uncounted]
-    assert len({r["tokens"] for r in found}) > 4
+    assert len({r["tokens"] for r in found}) > 3
     assert [r["loss"] for r in found] == pytest.approx([r["loss"] for r in plain], rel=1e-5)
     assert [r["grad_norm"] for r in found] == pytest.approx([r["grad_norm"] for r in plain], rel=1e-3)
     assert 3 <= graphs <= 24  # not one for each length and layer

@@ -107,7 +107,8 @@ def compare_run(cfg: Any, folder: Path, file: str | None) -> int:
     with busy("planning"), quiet("vlm"):
         found = compare(cfg, folder, device, request)
     say(comparison_table(found))
-    say(f"  kept in {calibration_file()}")
+    if found.kept is not None:
+        say(f"  kept in {calibration_file()}")
     lines = [{**vars(line), "ratio": line.ratio} for line in found.lines]
     write_json(file, {"source": str(folder), "plan": found.plan.as_json(), "lines": lines, "reached": found.reached})
     return 0

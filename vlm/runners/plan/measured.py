@@ -17,6 +17,8 @@ from vlm.runners.train.trackers import read_log
 
 WARM_UP = 3
 """Steps at the beginning that are left out: the first ones set up libraries and files."""
+POSSIBLE = 1.2
+"""Share of a device's limits above which these were measured wrongly, such as on a busy machine."""
 MIB = 2**20
 
 
@@ -43,7 +45,7 @@ class Comparison:
     lines: list[Line]
     steps: int  # that were compared
     reached: float  # share of the device's limits that the steps reached
-    kept: float  # mean over the runs so far, which later plans use
+    kept: float | None  # mean over the runs so far, which later plans use; None: what it reached is not possible
 
 
 def hardware_of(folder: Path) -> tuple[str, int]:
@@ -87,7 +89,8 @@ def compare(cfg: Any, folder: Path, device: Device, request: Request) -> Compari
     if flops := [_number(r, "flops") for r in steps if "flops" in r]:
         lines.append(Line("FLOPs of a step", plan.flops * scaled / 1e9, statistics.median(flops) / 1e9, "GFLOP"))
     reached = limit * scaled / seconds
-    return Comparison(plan, lines, len(steps), reached, learn(device, plan.precision, reached))
+    kept = learn(device, plan.precision, reached) if reached <= POSSIBLE else None
+    return Comparison(plan, lines, len(steps), reached, kept)
 
 
 def request_of(folder: Path) -> tuple[Device, Request]:

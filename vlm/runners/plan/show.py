@@ -133,6 +133,8 @@ def comparison_table(found: Comparison) -> str:
             aligned(rows),
             f"  {found.steps} steps on {plan.device}, {plan.precision}; the steps reached {found.reached:.0%} of the "
             f"device's limits ({plan.efficiency:.0%} were expected, {plan.efficiency_from})",
-            f"  later plans for {plan.device} expect {found.kept:.0%}",
+            "  that is more than is possible: the device's limits were measured while it was busy; nothing is kept"
+            if found.kept is None
+            else f"  later plans for {plan.device} expect {found.kept:.0%}",
         ]
     )
