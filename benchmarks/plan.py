@@ -15,15 +15,13 @@ import argparse
 import gc
 import multiprocessing
 import os
-import resource
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.common import write
+from benchmarks.common import forget_peak, peak_resident, resident, write
 from vlm.config.api import load_config
 from vlm.models.build import build_model
 from vlm.runners.plan.batch import Lengths, batches_of
@@ -152,22 +150,6 @@ def configuration(size: str, name: str, variant: str) -> Any:
     return load_config({"model": model, "run": run}, check="none")
 
 
-def resident() -> float:
-    """MiB of this process in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / MIB
-
-
-def forget_peak() -> None:
-    """The peak of resident memory starts again."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak() -> float:
-    """The peak of resident memory since then, in MiB."""
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
-
-
 def case(size: str, name: str, variant: str) -> dict[str, Any]:
     """Plan and measure one case in this process."""
     cfg, lengths = configuration(size, name, variant), Lengths(SIZES[size]["tokens"], 1)
@@ -190,7 +172,7 @@ def case(size: str, name: str, variant: str) -> dict[str, Any]:
         started = time.perf_counter()
         stepper(micro, step=number + 1, lr=1e-4)
         seconds.append(time.perf_counter() - started)
-    growth = peak() - process
+    growth = peak_resident() - process
     own = {k: v for k, v in plan.memory.items() if k not in ("process", "allowance")}
     predicted = sum(own.values()) / MIB
     counted = allocator_peak(lambda: stepper(micro, step=3, lr=1e-4))

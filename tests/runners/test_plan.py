@@ -185,7 +185,11 @@ def test_efficiency_is_learnt_and_named():
     devices.learn(ONE, "float32", 0.4)
     assert devices.learn(ONE, "float32", 0.6) == pytest.approx(0.5)
     assert "measured in 2 runs" in devices.efficiency(ONE, "float32")[1]
-    assert devices.calibration_file().is_file()
+    file = devices.calibration_file()
+    for damaged in (f'{{"{ONE.name}": []}}', f'{{"{ONE.name}": {{"float32": {{"efficiency": 0.4}}}}}}', "[]", "{"):
+        file.write_text(damaged)
+        assert devices.efficiency(ONE, "float32")[0] == devices.ASSUMED
+        assert devices.learn(ONE, "float32", 0.4) == 0.4
 
 
 def test_devices():

@@ -187,14 +187,14 @@ class Peers:
 
     def note(self, name: str, text: str) -> None:
         """Leave a text of this process for the others, in place of an earlier one."""
-        with suppress(RuntimeError):
-            self._store.set(f"{name}/{self.rank}", text)
+        with suppress(RuntimeError):  # the next look says that the store is gone
+            self.tell(f"{name}/{self.rank}", text)
 
     def notes(self, name: str) -> dict[int, str]:
         """What the processes noted under that name, by rank; without those that noted nothing."""
         with suppress(RuntimeError):
-            there = [rank for rank in range(self.size) if self._store.check([f"{name}/{rank}"])]
-            return {rank: self._store.get(f"{name}/{rank}").decode() for rank in there}
+            found = {rank: self.told(f"{name}/{rank}") for rank in range(self.size)}
+            return {rank: text for rank, text in found.items() if text is not None}
         return {}
 
     def close(self) -> None:
