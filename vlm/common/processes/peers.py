@@ -139,8 +139,11 @@ class Peers:
                 return str(self._store.get(FAILED).decode())
             gone = self._gone() or self._unheard(silent)
         except RuntimeError:
+            end = time.monotonic() + PERIOD  # a killed process loses its connections before its end can be seen
+            while not (gone := self._gone()) and time.monotonic() < end:
+                time.sleep(0.02)
             keeper = "" if len(self.machines) == 1 else f", or its machine {os.environ.get('MASTER_ADDR', '')}"
-            return self._gone() or f"the process that keeps the store of the run{keeper} is gone"
+            return gone or f"the process that keeps the store of the run{keeper} is gone"
         if gone:
             self._leave(gone)
         return gone
