@@ -54,7 +54,7 @@ class Size:
 
 
 SIZES = {
-    "cpu": Size(width=512, layers=10, hidden=1408, heads=8, made_in=50, steps=200, images=800, batch=4),
+    "cpu": Size(width=512, layers=10, hidden=1408, heads=8, made_in=100, steps=200, images=800, batch=4),
     "small": Size(width=64, layers=2, hidden=128, heads=2, made_in=4, steps=4, images=32, batch=4),
 }
 
@@ -119,7 +119,7 @@ def write_run(work: Path, size: Size) -> Path:
     run = {
         "task": "image_text_pretrain",
         "lr_sched": "cosine",
-        "init_lr": 2e-3,
+        "init_lr": 3e-4,
         "min_lr": 1e-5,
         "warmup_lr": 1e-5,
         "warmup_steps": max(1, size.steps // 10),

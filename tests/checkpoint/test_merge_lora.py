@@ -119,3 +119,26 @@ def test_an_interrupted_merge_is_replaced_and_files_of_others_are_not(folders: d
     assert main(command) == 2
     (tmp_path / ".m.part" / UNFINISHED).touch()
     assert main(command) == 0 and not (tmp_path / ".m.part").exists()
+
+
+def test_into_the_weights_that_it_was_trained_around(tmp_path: Path, capsys) -> None:
+    """``--quantize int8``: the base goes through 8 bits and back before the update is added."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    base = LlamaForCausalLM(LlamaConfig(vocab_size=ROWS, **sizes))
+    base.save_pretrained(tmp_path / "base")
+    full = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    shutil.copyfile(TOKENIZER / "tokenizer.model", tmp_path / "base" / "tokenizer.model")
+    model = get_peft_model(base, LoraConfig(target_modules=["q_proj"], r=2, lora_alpha=4))
+    lora = model.base_model.model.model.layers[0].self_attn.q_proj
+    lora.lora_B["default"].weight.data.normal_(std=0.1)
+    model.save_pretrained(tmp_path / "lora")
+    command = ["weights", "merge-lora", str(tmp_path / "base"), str(tmp_path / "lora"), "--to", str(tmp_path / "m")]
+    assert main([*command, "--quantize", "int8"]) == 0
+    assert "merged into the weights after int8 and back: 7 matrices, which differ" in capsys.readouterr().out
+    update = 2 * lora.lora_B["default"].weight.detach() @ lora.lora_A["default"].weight.detach()
+    for name, tensor in read_folder(tmp_path / "m").items():
+        expected = full[name] + (update if name.endswith("q_proj.weight") else 0)
+        moved = (tensor - expected).norm() / full[name].norm()
+        rounded = name.endswith("_proj.weight")
+        assert (1e-3 < moved < 1e-2) if rounded else moved == 0, name

@@ -146,29 +146,6 @@ def test_doctor_compares_the_answers(tiny: Tiny, capsys) -> None:
     assert main(["doctor", "--json"]) == 2
 
 
-def test_merging_an_adapter_into_what_it_was_trained_around(tiny: Tiny, tmp_path: Path, capsys) -> None:
-    adapter = tmp_path / "exported"
-    command = ["weights", "export", str(tiny.folder / "whole"), "--to", "hf", str(adapter), "--lora", "adapter"]
-    assert main([*command, "--form", "composed"]) == 0
-    base = HERE.parent / "golden" / "minigpt4" / "open" / "llm"
-    capsys.readouterr()
-    made = [
-        "weights",
-        "merge-lora",
-        str(base),
-        str(adapter / "adapter"),
-        "--to",
-        str(tmp_path / "m"),
-        "--quantize",
-        "nf4",
-    ]
-    code = main(made)
-    told = capsys.readouterr()
-    assert code in (0, 2), told
-    if code == 0:
-        assert "merged into the weights after nf4 and back: 12 matrices" in told.out
-
-
 def test_the_benchmark_runs_in_small() -> None:
     env = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "benchmarks.qlora", "--size", "small"]

@@ -86,12 +86,24 @@ def test_few_steps_of_a_run_are_counted(tools):
     assert len(counts.known) == 2
 
 
-def test_peaks():
-    assert peaks.listed_peak("NVIDIA H100 80GB HBM3", True) == 989.5e12
-    assert peaks.listed_peak("NVIDIA H100 PCIe", False) == 51e12
-    assert peaks.listed_peak("NVIDIA A100-SXM4-80GB", True) == 312e12
-    assert peaks.listed_peak("NVIDIA L40S", True) == 362e12 and peaks.listed_peak("NVIDIA L4", True) == 121e12
-    assert peaks.listed_peak("some card", True) is None
+@pytest.mark.parametrize(
+    ("name", "dtype", "tera"),
+    [
+        ("NVIDIA H100 80GB HBM3", torch.bfloat16, 989),
+        ("NVIDIA H100 PCIe", torch.float32, 51),
+        ("NVIDIA H100 NVL", torch.float16, 835),
+        ("NVIDIA A100-SXM4-80GB", torch.bfloat16, 312),
+        ("NVIDIA L40S", torch.bfloat16, 362),
+        ("NVIDIA L4", torch.bfloat16, 121),
+        ("NVIDIA A10G", torch.bfloat16, 70),
+        ("NVIDIA GeForce RTX 4090", torch.float32, 82.6),
+        ("Tesla V100-SXM2-16GB", torch.float16, 125),
+        ("Tesla V100-SXM2-16GB", torch.bfloat16, None),
+        ("some card", torch.bfloat16, None),
+    ],
+)
+def test_peaks(name, dtype, tera):
+    assert peaks.listed_peak(name, dtype) == (tera and tera * 1e12)
 
 
 def test_a_peak_is_measured_once(monkeypatch):
