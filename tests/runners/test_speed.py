@@ -14,6 +14,7 @@ from vlm.config.run import Profiling
 from vlm.models.loss import HeadLoss
 from vlm.runners.train.speed import compiled, flops, memory, meter, peaks
 from vlm.runners.train.speed.flops import Count, Counter, FlopCounts, Size
+from vlm.runners.train.speed.profile import Profile
 from vlm.runners.train.trackers import speed_line, window_mean
 
 
@@ -112,6 +113,14 @@ def test_a_peak_is_measured_once(monkeypatch):
     found = peaks.peak(torch.device("cpu"), torch.bfloat16)
     assert found > 0 and peaks.peak(torch.device("cpu"), torch.bfloat16) == found
     peaks.measured_peak.cache_clear()
+
+
+def test_a_run_that_ends_before_the_profile_says_so(tmp_path, caplog):
+    profile = Profile(Profiling(first=5), tmp_path)
+    with profile.step(1):
+        pass
+    profile.close()
+    assert "did not get to step 5" in caplog.text and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("steps", "recorded"), [(2, [2, 3]), (50, [2, 3, 4])])
