@@ -13,6 +13,7 @@ from vlm.checkpoint.run_folder import RunDir, check_plain, read_checkpoint
 from vlm.cli.main import main
 from vlm.common.errors import ConfigError, UserError
 from vlm.config.run import SpikeLimits
+from vlm.runners.replay.record import Number
 from vlm.runners.replay.spikes import scored
 from vlm.runners.train.step import Stepper
 from vlm.runners.train.trackers import RunInfo, open_trackers, read_log
@@ -295,3 +296,7 @@ def test_a_guard_and_the_list_agree(tmp_path):
     guard, limits = SpikeGuard("warn", SpikeLimits()), SpikeLimits()
     warned = [r["step"] for r in records if guard.judge(r["loss"], r["grad_norm"]) is not None]
     assert [r["step"] for *_, above, r in scored(records, limits) if above] == warned and len(warned) > LEVEL + 4
+
+
+def test_a_number_far_from_the_log_is_no_rounding():
+    assert Number(2.0, 2.1).is_far and not Number(2.0, 2.0000001).is_far and not Number(None, 2.0).is_far

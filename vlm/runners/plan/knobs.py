@@ -144,7 +144,7 @@ def solve_shard(cfg: Any, request: Request) -> Plan:
             return found[-1]
     least = min(found, key=lambda plan: plan.peak)
     raise ConfigError(
-        f"--solve shard: not even shard={least.settings['shard']} fits on {request.processes} x {least.device}: "
-        f"{least.peak / GIB:.1f} GiB are needed on each, {least.capacity / GIB:.1f} are there",
+        f"--solve shard: none of {', '.join(SHARDS)} fits on {request.processes} x {least.device}: "
+        f"shard={least.settings['shard']} needs {least.peak / GIB:.1f} GiB on each, there are {least.capacity / GIB:.1f}",
         fix="more devices, a smaller batch, or what saves most (the table without --solve)",
     )

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+ROUNDING = 0.01
+"""Share of a logged number by which another order of sums, device or version may change it."""
+
 
 @dataclass(frozen=True)
 class Token:
@@ -74,6 +77,11 @@ class Number:
     def difference(self) -> float | None:
         """Replayed minus logged."""
         return None if self.logged is None else self.replayed - self.logged
+
+    @property
+    def is_far(self) -> bool:
+        """Whether they differ by more than :data:`ROUNDING`."""
+        return self.logged is not None and abs(self.replayed - self.logged) > ROUNDING * abs(self.logged)
 
     def __str__(self) -> str:
         if self.logged is None:

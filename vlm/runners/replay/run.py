@@ -99,6 +99,10 @@ def _replay(
     record = run.record(step)
     exact = weights == "exact" or start.step == step - 1
     check_counts(record, looked, start)
+    loss = Number(record["loss"] if record else None, looked.loss)
+    why = reasons(cfg, start, device, exact)
+    if exact and loss.is_far:
+        why.insert(0, "records, images or other files have changed since the run: so large a difference is no rounding")
     return Replay(
         run=str(run.dir.path),
         step=step,
@@ -107,13 +111,13 @@ def _replay(
         exact=exact,
         processes=start.processes,
         rank=rank,
-        loss=Number(record["loss"] if record else None, looked.loss),
+        loss=loss,
         loss_sum=looked.sums.loss_sum,
         grad_norm=Number(record["grad_norm"] if record else None, looked.grad_norm),
         parts=looked.parts,
         batches=list(batches_of(replayer, cfg, looked, rank)),
         counts={"samples": int(looked.sums.samples), "targets": int(looked.sums.seen)},
-        reasons=reasons(cfg, start, device, exact),
+        reasons=why,
     )
 
 
