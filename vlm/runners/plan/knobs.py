@@ -145,6 +145,6 @@ def solve_shard(cfg: Any, request: Request) -> Plan:
     least = min(found, key=lambda plan: plan.peak)
     raise ConfigError(
         f"--solve shard: none of {', '.join(SHARDS)} fits on {request.processes} x {least.device}: "
-        f"shard={least.settings['shard']} needs {least.peak / GIB:.1f} GiB on each, there are {least.capacity / GIB:.1f}",
+        f"shard={least.settings['shard']} needs {least.peak / GIB:.1f} GiB on each of {least.capacity / GIB:.1f}",
         fix="more devices, a smaller batch, or what saves most (the table without --solve)",
     )
