@@ -86,12 +86,17 @@ docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: install
-	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.train_step --cached
 	$(BIN)/python -m benchmarks.generate
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.serving --alone 1 --rounds 3 --memory 0
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.serving --run output/quickstart/stage2 --alone 1
 	$(BIN)/python -m benchmarks.int8 --model output/quickstart/stage2 --batches
 	$(BIN)/python -m benchmarks.data_loader
+	$(BIN)/python -m benchmarks.global_batch
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.feature_cache
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.plan
+	$(BIN)/python -m benchmarks.qlora
+	$(BIN)/python -m benchmarks.sharded
 	$(BIN)/python -m benchmarks.image_decode
 	$(BIN)/python -m benchmarks.scoring
 	test ! -x .venv-lmms/bin/python || .venv-lmms/bin/python -m benchmarks.evaluate

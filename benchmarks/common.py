@@ -163,6 +163,22 @@ def alternate(
     return seconds
 
 
+def resident() -> float:
+    """MiB of this process in memory, mapped pages of files included."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def forget_peak() -> None:
+    """The peak of resident memory starts again."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_resident() -> float:
+    """MiB of this process in memory at most, since the start or :func:`forget_peak`."""
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
 def median(values: list[float]) -> float:
     """Median, rounded for the record."""
     return round(statistics.median(values), 5)

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import SMALL, Sizes, write
+from benchmarks.common import SMALL, Sizes, resident, write
 from benchmarks.data_loader import LLM
 from benchmarks.images import caption, jpeg, photo
 from benchmarks.ours import composition
@@ -165,14 +165,8 @@ def start_up(place: Path, entries: int, files: int) -> dict[str, Any]:
         "seconds_to_look_again": round(again, 6),
         "microseconds_to_find": round(found * 1e6, 2),
         "index_bytes_on_disk": entries * LINE,
-        "memory_mib": round(memory / 2**20, 1),
+        "memory_mib": round(memory, 1),
     }
-
-
-def resident() -> int:
-    """Bytes of this process in memory."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def chains(sizes: Sizes, precision: str) -> Iterator[tuple[str, VLM]]:

@@ -15,15 +15,13 @@ import argparse
 import gc
 import multiprocessing
 import os
-import resource
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.common import write
+from benchmarks.common import forget_peak, peak_resident, resident, write
 from vlm.config.api import load_config
 from vlm.models.build import build_model
 from vlm.runners.plan.batch import Lengths, batches_of
@@ -152,22 +150,6 @@ def configuration(size: str, name: str, variant: str) -> Any:
     return load_config({"model": model, "run": run}, check="none")
 
 
-def resident() -> float:
-    """MiB of this process in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / MIB
-
-
-def forget_peak() -> None:
-    """The peak of resident memory starts again."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak() -> float:
-    """The peak of resident memory since then, in MiB."""
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
-
-
 def case(size: str, name: str, variant: str) -> dict[str, Any]:
     """Plan and measure one case in this process."""
     cfg, lengths = configuration(size, name, variant), Lengths(SIZES[size]["tokens"], 1)
@@ -190,7 +172,7 @@ def case(size: str, name: str, variant: str) -> dict[str, Any]:
         started = time.perf_counter()
         stepper(micro, step=number + 1, lr=1e-4)
         seconds.append(time.perf_counter() - started)
-    growth = peak() - process
+    growth = peak_resident() - process
     own = {k: v for k, v in plan.memory.items() if k not in ("process", "allowance")}
     predicted = sum(own.values()) / MIB
     counted = allocator_peak(lambda: stepper(micro, step=3, lr=1e-4))
@@ -281,10 +263,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="middle")
     parser.add_argument("--only", default="", help="part of a composition's name")
+    parser.add_argument("--variant", choices=VARIANTS, help="this one only")
     arguments = parser.parse_args()
     with_plain_memory()
     results = []
     for name, variant in cases_of(arguments.size, arguments.only):
+        if arguments.variant not in (None, variant):
+            continue
         results.append(run_case(arguments.size, name, variant))
         row = results[-1]
         print(
@@ -293,9 +278,9 @@ def main() -> None:
             f"({row['efficiency']:.2f} of the limits), planned in {row['planning_seconds']:.1f} s",
             flush=True,
         )
-        if not arguments.only:
+        if not (arguments.only or arguments.variant):
             file = write("plan" if arguments.size == "middle" else f"plan_{arguments.size}", summary_of(results))
-    print("written:", "nothing, with --only" if arguments.only else file)
+    print("written:", "nothing, of some cases" if arguments.only or arguments.variant else file)
 
 
 def summary_of(results: list[dict[str, Any]]) -> dict[str, Any]:

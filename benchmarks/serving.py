@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import resource
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import SEVEN_B, SMALL, Sizes, TextRow, make_rows, median, write
+from benchmarks.common import SEVEN_B, SMALL, Sizes, TextRow, make_rows, median, resident, write
 from benchmarks.engine import engine_of, question
 from benchmarks.ours import composition
 from vlm.common.types import Example
@@ -151,19 +150,13 @@ def seen_before(make: Callable[..., Engine], s: Sizes, rounds: int) -> dict[str,
     }
 
 
-def resident_mib() -> float:
-    """Resident memory of this process."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
-
-
 def memory(engine: Engine, s: Sizes, count: int, clients: int = 8) -> list[dict[str, float]]:
     """Resident memory after each tenth of ``count`` requests, each about an image of its own."""
     readings = []
     for tenth in range(10):
         requests = [(asked, 8) for asked, _ in requests_of(count // 10, engine, s, seed=100 + tenth)]
         under_load(engine, requests, clients, rate=1e6)
-        readings.append({"requests": (tenth + 1) * (count // 10), "mib": round(resident_mib(), 1)})
+        readings.append({"requests": (tenth + 1) * (count // 10), "mib": round(resident(), 1)})
     return readings
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import write
+from benchmarks.common import resident, write
 
 SIZES: dict[str, dict[str, int]] = {
     "small": {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "vocab_size": 2000},
@@ -62,7 +62,7 @@ class Growth:
     """Largest resident memory within the block beyond that at its start, in MiB."""
 
     def __enter__(self) -> Growth:
-        self.start, self.most, self.running = self.now(), 0.0, True
+        self.start, self.most, self.running = resident(), 0.0, True
         self.thread = threading.Thread(target=self.watch)
         self.thread.start()
         return self
@@ -71,15 +71,10 @@ class Growth:
         self.running = False
         self.thread.join()
 
-    @staticmethod
-    def now() -> float:
-        """Resident memory, mapped files included."""
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-
     def watch(self) -> None:
         """Look every 10 ms."""
         while self.running:
-            self.most = max(self.most, self.now() - self.start)
+            self.most = max(self.most, resident() - self.start)
             time.sleep(0.01)
 
 

@@ -15,11 +15,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,8 +29,11 @@ from benchmarks.common import (
     alternate,
     baseline,
     baseline_inputs,
+    forget_peak,
     make_rows,
     median,
+    peak_resident,
+    resident,
     write,
 )
 from benchmarks.ours import composition, copy_weights, make_batch
@@ -166,12 +167,11 @@ def grown(step: Callable[[], float], on_gpu: bool) -> float:
         step()
         torch.cuda.synchronize()
         return round((torch.cuda.max_memory_allocated() - held) / 2**20, 1)
-    held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again: building a model takes more than holding it
+    held = resident()
+    forget_peak()  # building a model takes more than holding it
     step()
     step()
-    peak_line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
-    return round(int(peak_line.split()[1]) / 1024 - held, 1)
+    return round(peak_resident() - held, 1)
 
 
 def measure(size: str, batch: int, rounds: int, device: str, names: list[str]) -> dict[str, Any]:

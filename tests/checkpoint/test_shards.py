@@ -1,5 +1,6 @@
 """Tensors in parts of several processes: files, joining, reading, faults. Split models are in tests/equivalence."""
 
+import os
 import shutil
 
 import pytest
@@ -53,7 +54,7 @@ def test_torch_reads_the_files_with_its_own_reader(files, tmp_path):
 
 
 def test_a_part_that_is_missing_is_said(files, tmp_path):
-    with pytest.raises(WeightsError, match=r"run: m is \[5, 3\] with 9 numbers, expected \[5, 3\]"):
+    with pytest.raises(WeightsError, match=r"run: m is \[5, 3\] with 9 numbers, expected \[5, 3\] with 15"):
         PiecesReader(files[:1]).read_into(empty(), "run")
     with pytest.raises(WeightsError, match="run lacks 2 tensors, first v"):
         PiecesReader(files[1:]).read_into(empty(), "run")
@@ -64,12 +65,32 @@ def test_a_part_that_is_missing_is_said(files, tmp_path):
 @pytest.mark.parametrize(
     "where",
     ["no json", "[]", "[1]", '{"m": 3}', '{"m": {"saved_offsets": [4, 0], "shape": [5, 3]}}', '{"m": {}}',
+     '{"m": {"saved_offsets": [0, 0], "shape": [5, 1e400]}}',
+     '{"m": {"saved_offsets": [0, 0], "shape": [4611686018427387904, 4611686018427387904]}}',
      '{"m": {"saved_offsets": [-1, 0], "shape": [5, 3]}}', '{"m": {"saved_offsets": [0], "shape": [5]}}'],
 )  # fmt: skip
 def test_odd_metadata_is_one_message(tmp_path, where):
     save_file({"m": torch.zeros(2, 3)}, tmp_path / "a.safetensors", metadata={"DCP_SHARDING_INFO": where})
     with pytest.raises(WeightsError, match=r"a\.safetensors"):
         PiecesReader([tmp_path / "a.safetensors"])
+
+
+@pytest.mark.parametrize("rows, said", [(1 << 40, "with 6 numbers"), (4, "overlap")])
+def test_no_memory_is_taken_for_what_parts_only_say(tmp_path, rows, said):
+    for rank in range(2):
+        if rank == 0 or rows == 4:
+            part = Piece("exp_avg/w", (rows, 3), (0, 0), torch.ones(2, 3))
+            write_pieces(tmp_path / f"optimizer.{rank:05d}.safetensors", [part])
+    saved = {"form": "parts", "groups": [{}], "sizes": [1], "plain": {}, "kept": {"w": ["exp_avg"]}}
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(4, 3))])
+    with pytest.raises(WeightsError, match=said):
+        load_state(optimizer, ["w"], saved, ["w"], tmp_path)
+
+
+def test_a_part_that_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "optimizer.00000.safetensors")
+    with pytest.raises(WeightsError, match="not a regular file"):
+        PiecesReader(part_files(tmp_path))
 
 
 def trained():

@@ -39,7 +39,7 @@ def test_packing_is_off_by_default_and_survives_storing(tmp_path: Path) -> None:
         ("{group_by_length: -1}", r"run\.group_by_length.*found -1 .*an integer of at least 0"),
         ("{mixing: samples}", "run.mixing.*expected one of 'batch', 'sample'"),
         ("{batch_size: 4}", "batch_size has no effect with mixing: batch.*datasets.NAME.batch_size"),
-        ("{batch_size: 0, mixing: sample}", r"run\.batch_size.*found 0 .*an integer of at least 1"),
+        ("{batch_size: 0, mixing: sample}", r"run\.batch_size.*found 0 .*an integer from 1 to 1000000"),
     ],
 )
 def test_faults(run: str, message: str, tmp_path: Path) -> None:

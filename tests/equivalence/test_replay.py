@@ -149,6 +149,7 @@ def test_two_processes_are_replayed_in_one(tiny, capsys):
     assert replay(folder, 8).loss.equal and find_start(find_run(folder), 5).processes == 2
 
 
+@pytest.mark.heavy
 def test_the_command_writes_a_page_and_numbers(tiny, capsys, monkeypatch):
     data = shutil.copytree(DATA / "data" / "cc_sbu_align", tiny.folder / "data")
     for caption in data.rglob("*.json"):

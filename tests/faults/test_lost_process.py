@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 import time
 
 import pytest
@@ -66,6 +67,18 @@ def test_a_killed_process_is_named_before_its_parent_has_waited_for_it(sleeper):
     assert f"process 0 stops because process 1 of 2 (pid {sleeper}) is gone without a word: it was killed" in str(error)
     assert "is gone" in store.values[FAILED]  # for processes of other machines
     one.close()
+
+
+def test_a_store_that_goes_before_the_process_is_seen_to_end_names_the_process(sleeper):
+    one, store = pair(sleeper)
+    one.close()
+
+    def lost(keys):
+        threading.Timer(0.2, os.kill, (sleeper, signal.SIGKILL)).start()
+        raise RuntimeError("Connection reset by peer")
+
+    store.check = lost
+    assert f"process 1 of 2 (pid {sleeper}) is gone" in str(one.lost(wait=0))
 
 
 def test_the_reason_of_a_process_that_failed_is_passed_on(sleeper):

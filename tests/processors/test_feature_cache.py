@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import errno
 import json
+import os
 import pickle
 import threading
 from pathlib import Path
@@ -22,8 +23,8 @@ from vlm.processors.collate import collate
 from vlm.processors.features import folder as folders
 from vlm.processors.features import store
 from vlm.processors.features.entry import Entry, pack
-from vlm.processors.features.index import LINE, Index
-from vlm.processors.features.media import MediaCache, image_recipe, video_recipe
+from vlm.processors.features.index import LINE, Index, line
+from vlm.processors.features.media import MediaCache, image_recipe, layout_of, video_recipe
 from vlm.processors.features.store import Reader, Writer
 from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.image.split import SplitRecipe
@@ -296,3 +297,48 @@ def test_a_batch_has_pixels_of_what_is_missing(place: Path) -> None:
     assert [group.places for group in batch.stored.groups] == [[1]] and batch.stored.hits == 1
     assert batch.stored.shapes == [(1, 8, 8)] * 3
     assert torch.equal(batch.to("cpu").stored.groups[0].features.tokens, entry().features.tokens)  # type: ignore[union-attr]
+
+
+def test_a_folder_that_somebody_sent_is_data_only(place: Path) -> None:
+    write(place, [1])
+    data, index = next(place.glob("*.dat")), next(place.glob("*.idx"))
+    assert Reader(reader_of(place).index, width=4).features(key(1))[0] is not None
+    assert Reader(reader_of(place).index, width=5).features(key(1)) == (None, True)  # of no model like this one
+    head = bytearray(pack(entry(1))[0])
+    head[28:32] = b"\xff" * 4  # the height
+    head[32:36] = b"\xff" * 4
+    Writer(place, 1e9).write(key(2), RECIPE, [head, *pack(entry(1))[1:]])
+    assert reader_of(place).features(key(2)) == (None, True)
+    index.write_bytes(line(key(3), RECIPE, 0, 0, 1 << 46, 0))
+    with open(data, "r+b") as file:
+        file.truncate(1 << 43)  # holes only
+    assert reader_of(place).features(key(3)) == (None, True)
+    data.unlink()
+    os.mkfifo(data)
+    assert reader_of(place).features(key(3)) == (None, True)
+    (place / "about.json").unlink()
+    os.mkfifo(place / "about.json")
+    assert folders.read_json(place / "about.json") == {}
+
+
+@pytest.mark.parametrize(
+    "text", [b"[1,", b'{"a": 1}', b"3", b"[[0]]", b"[-1]", b"[0.5]", b"[true]", b"[]", b"[1]", b"[" * 9999]
+)
+def test_a_layout_that_cannot_be_is_none(text: bytes) -> None:
+    assert layout_of(text) is None
+    assert layout_of(b'["a", 0, 1]') == ["a", 0, 1]
+
+
+def test_nothing_behind_a_link_is_deleted(place: Path, tmp_path: Path) -> None:
+    write(place, [1])
+    place.rename(tmp_path / "elsewhere")
+    place.symlink_to(tmp_path / "elsewhere")
+    before = sorted(p.name for p in (tmp_path / "elsewhere").iterdir())
+    assert folders.clear(place.parent)[1] == [str(place)]
+    assert sorted(p.name for p in (tmp_path / "elsewhere").iterdir()) == before
+
+
+def test_a_cache_that_is_cleared_meanwhile_ends_writing(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    writer = Writer(place, 1e9)
+    folders.clear(place.parent)
+    assert not writer.write(key(1), RECIPE, pack(entry())) and "cannot be written" in writer.stopped

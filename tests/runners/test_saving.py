@@ -8,6 +8,7 @@ import torch
 from vlm.checkpoint.run_folder import RunDir, read_checkpoint
 from vlm.common.errors import NonFiniteLossError, UserError, WeightsError
 from vlm.common.processes.background import Background, host_copy
+from vlm.runners.train import saving
 
 
 @pytest.fixture
@@ -74,6 +75,16 @@ def test_another_optimizer_is_one_message(tools):
     again.run.optimizer = "adamw_8bit"
     with pytest.raises(WeightsError, match=r"run\.optimizer=adamw, this run has run\.optimizer=adamw_8bit\n  fix"):
         again.resume(trainer.run_dir.last())
+
+
+@pytest.mark.parametrize("change", [{"optimizer": 3}, {"optimizer": {}}, {"progress": {"odd": 1}}, {"ranks": None}])
+def test_a_state_that_is_none_is_one_message(tools, monkeypatch, change):
+    trainer = tools.trainer(max_steps=1)
+    trainer.fit()
+    state = saving.read_state(trainer.run_dir.last() / "trainer.pt")
+    monkeypatch.setattr(saving, "read_state", lambda file: state | change)
+    with pytest.raises(WeightsError, match=r"trainer\.pt is not the state of a run"):
+        tools.trainer("again", max_steps=2).resume(trainer.run_dir.last())
 
 
 def test_background_raises_once_and_waits():

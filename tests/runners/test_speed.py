@@ -14,6 +14,7 @@ from vlm.config.run import Profiling
 from vlm.models.loss import HeadLoss
 from vlm.runners.train.speed import compiled, flops, memory, meter, peaks
 from vlm.runners.train.speed.flops import Count, Counter, FlopCounts, Size
+from vlm.runners.train.speed.profile import Profile
 from vlm.runners.train.trackers import speed_line, window_mean
 
 
@@ -85,12 +86,24 @@ def test_few_steps_of_a_run_are_counted(tools):
     assert len(counts.known) == 2
 
 
-def test_peaks():
-    assert peaks.listed_peak("NVIDIA H100 80GB HBM3", True) == 989.5e12
-    assert peaks.listed_peak("NVIDIA H100 PCIe", False) == 51e12
-    assert peaks.listed_peak("NVIDIA A100-SXM4-80GB", True) == 312e12
-    assert peaks.listed_peak("NVIDIA L40S", True) == 362e12 and peaks.listed_peak("NVIDIA L4", True) == 121e12
-    assert peaks.listed_peak("some card", True) is None
+@pytest.mark.parametrize(
+    ("name", "dtype", "tera"),
+    [
+        ("NVIDIA H100 80GB HBM3", torch.bfloat16, 989),
+        ("NVIDIA H100 PCIe", torch.float32, 51),
+        ("NVIDIA H100 NVL", torch.float16, 835),
+        ("NVIDIA A100-SXM4-80GB", torch.bfloat16, 312),
+        ("NVIDIA L40S", torch.bfloat16, 362),
+        ("NVIDIA L4", torch.bfloat16, 121),
+        ("NVIDIA A10G", torch.bfloat16, 70),
+        ("NVIDIA GeForce RTX 4090", torch.float32, 82.6),
+        ("Tesla V100-SXM2-16GB", torch.float16, 125),
+        ("Tesla V100-SXM2-16GB", torch.bfloat16, None),
+        ("some card", torch.bfloat16, None),
+    ],
+)
+def test_peaks(name, dtype, tera):
+    assert peaks.listed_peak(name, dtype) == (tera and tera * 1e12)
 
 
 def test_a_peak_is_measured_once(monkeypatch):
@@ -100,6 +113,14 @@ def test_a_peak_is_measured_once(monkeypatch):
     found = peaks.peak(torch.device("cpu"), torch.bfloat16)
     assert found > 0 and peaks.peak(torch.device("cpu"), torch.bfloat16) == found
     peaks.measured_peak.cache_clear()
+
+
+def test_a_run_that_ends_before_the_profile_says_so(tmp_path, caplog):
+    profile = Profile(Profiling(first=5), tmp_path)
+    with profile.step(1):
+        pass
+    profile.close()
+    assert "did not get to step 5" in caplog.text and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("steps", "recorded"), [(2, [2, 3]), (50, [2, 3, 4])])

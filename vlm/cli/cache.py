@@ -106,13 +106,15 @@ def info(folder: Path) -> Iterator[str]:
         index.refresh()
         counts = index.by_recipe()
         media, size = (sum(count[k] for count in counts.values()) for k in (0, 1))
-        computed = about.get("computed", {})
+        computed = _mapping(about.get("computed"))
         each = f", {size_text(size // media)} each" if media else ""
         yield f"\n{path.name}: {media:,} media, {size_text(size)}{each}"
-        for part in about.get("parts", []):
-            yield f"  {part['name']:<10}{part['class'].rpartition('.')[2]:<20}weights {part['weights'][:16]}"
-        yield f"  computed  {', '.join(f'{key} {value}' for key, value in computed.items())}"
-        yield f"  stored    {about.get('stored', '')}"
+        found = about.get("parts")
+        for part in map(_mapping, found if isinstance(found, list) else []):
+            name, kind, weights = (_shown(part.get(key)) for key in ("name", "class", "weights"))
+            yield f"  {name:<10}{kind.rpartition('.')[2]:<20}weights {weights[:16]}"
+        yield f"  computed  {', '.join(f'{_shown(key)} {_shown(value)}' for key, value in computed.items())}"
+        yield f"  stored    {_shown(about.get('stored'))}"
         names = sorted(m.group(1) for file in path.iterdir() if (m := RECIPE.fullmatch(file.name)))
         for name in names:
             recipe = read_json(path / f"recipe-{name}.json")
@@ -126,8 +128,18 @@ def describe(recipe: dict[str, Any]) -> str:
     """A recipe in a few words."""
     words = []
     for kind in ("video", "image"):
-        options = recipe.get(kind, {})
+        options = _mapping(recipe.get(kind))
         shown = ("size", "resize", "num_frames", "sampling", "longest", "most")
-        given = " ".join(f"{key} {options[key]}" for key in shown if key in options)
-        words += [f"{options.get('class', '').rpartition('.')[2]} {given}".strip()] if options else []
+        given = " ".join(f"{key} {_shown(options[key])}" for key in shown if key in options)
+        words += [f"{_shown(options.get('class')).rpartition('.')[2]} {given}".strip()] if options else []
     return ", ".join(words)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    """``value`` if it is a mapping, else an empty one: the folder may be from anywhere."""
+    return value if isinstance(value, dict) else {}
+
+
+def _shown(value: Any) -> str:
+    """A value as text for a terminal, not too long."""
+    return "".join(c for c in str("" if value is None else value)[:80] if c.isprintable())

@@ -37,7 +37,7 @@ class PlanCommand:
 
         Raises UserError: anything the user can fix.
         """
-        source = source_of(args, "vlm plan mine.yaml --gpu a100-80")
+        source = source_of(args, "vlm plan mine.yaml --gpu a100-80 (the file before --gpu)")
         from vlm.runners.plan.sources import load_for_plan
 
         cfg = load_for_plan(source, args.options)

@@ -83,6 +83,7 @@ class Once:
 
 Count = Annotated[int, Range(least=1)]
 Natural = Annotated[int, Range(least=0)]
+BatchSize = Annotated[int, Range(1, 1_000_000)]
 LAYERS = Range(1, 1000)
 Depth = Annotated[int, LAYERS]
 """Layers."""

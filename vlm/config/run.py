@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
-from vlm.common.bounds import Count, Device, Dropout, Natural, NonNegative, Once, Range, Seed, Share
+from vlm.common.bounds import BatchSize, Count, Device, Dropout, Natural, NonNegative, Once, Range, Seed, Share
 
 Decay = Annotated[float, Range(above=0, most=1)]
 Names = Annotated[list[str], Once()]
@@ -143,7 +143,7 @@ class RunConfig:
     )
     max_steps: Count | None = option(None, "steps in all; null: max_epoch x iters_per_epoch")
     accum_grad_iters: Count = option(1, "micro-batches per step; the mean is over tokens")
-    global_batch: Count | None = option(
+    global_batch: BatchSize | None = option(
         None,
         "samples of a step over all processes: the same ones whatever the number of processes and the size of "
         "micro-batches, as many of which are taken as needed; null: accum_grad_iters micro-batches per process",
@@ -186,14 +186,14 @@ class RunConfig:
         "the loss of a step: mean over its tokens; sum of the means over each group's tokens (mixing: joint); "
         "or of the means of each group's micro-batches (published by Multimodal-GPT)",
     )
-    batch_size: Count | None = option(
+    batch_size: BatchSize | None = option(
         None,
         "with mixing: sample, joint or packing, samples (packed: rows) of a process, joint: of each group; "
         "null: the datasets' largest batch_size",
     )
     packing: Packing | None = option(None, "several samples per row (implies mixing: sample); null: off")
-    batch_size_train: Count | None = option(None, "batch_size of the entries of datasets that name none; null: 1")
-    batch_size_eval: Count | None = option(None, "the same of valid_datasets and evaluation_datasets")
+    batch_size_train: BatchSize | None = option(None, "batch_size of the entries of datasets that name none; null: 1")
+    batch_size_eval: BatchSize | None = option(None, "the same of valid_datasets and evaluation_datasets")
     group_by_length: Natural = option(
         0,
         "batches whose samples are sorted by length and cut into batches again (with global_batch, whatever the "

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vlm.common.bounds import Count, NonNegative
+from vlm.common.bounds import BatchSize, Count, NonNegative
 from vlm.config.run import RunConfig
 
 Check = Literal["all", "needed", "weights", "none"]
@@ -91,7 +91,7 @@ class ModelConfig:
 class DatasetOptions:
     """What an entry of a dataset section may say besides its format."""
 
-    batch_size: Count = 1
+    batch_size: BatchSize = 1
     sample_ratio: NonNegative | None = None
     text_processor: dict[str, Any] = field(default_factory=dict)
     vis_processor: dict[str, Any] = field(default_factory=dict)
@@ -112,7 +112,7 @@ class EvaluationFiles:
     img_path: str = field(default="", metadata={"help": "folder of the images"})
     save_path: str = ""  # no effect: results are in run.save_path
     max_new_tokens: Count | None = None  # null: the benchmark's
-    batch_size: Count | None = None  # null: run.batch_size_eval
+    batch_size: BatchSize | None = None  # null: run.batch_size_eval
     benchmark: str = ""  # empty: the one with the entry's name
     options: dict[str, Any] = field(default_factory=dict)  # of the benchmark, written beside these keys
 

@@ -119,6 +119,8 @@ def _from_parts(optimizer: torch.optim.Optimizer, names: Sequence[str], saved: S
             fact = reader.facts.get(stored)
             dtype = parameter.dtype if fact is None else fact.dtype
             shape = parameter.shape if fact is None else torch.Size(fact.shape)
+            if fact is not None:  # before there is memory for what a file says
+                reader.check(stored, shape, str(folder))
             state[key] = targets[stored] = _room(parameter, shape, dtype)
         if state:
             made[i] = state

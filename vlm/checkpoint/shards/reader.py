@@ -6,9 +6,10 @@ Its own reader of folders unpickles their metadata; this one takes it from the s
 from __future__ import annotations
 
 import json
+import math
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ class PiecesReader(dcp.StorageReader):
     def _add(self, file: Path) -> None:
         from safetensors import SafetensorError, safe_open
 
+        if not file.is_file():  # a FIFO would be waited for
+            raise WeightsError(f"{file}: missing, or not a regular file", fix=AGAIN)
         try:
             found = header(file)
             with safe_open(file, "pt") as stored:
@@ -66,7 +69,16 @@ class PiecesReader(dcp.StorageReader):
                 self.facts[key] = torch.empty(shape, dtype=fact.dtype, device="meta")
                 self._chunks.setdefault(key, []).append(ChunkStorageMetadata(torch.Size(offsets), fact.shape))
                 self._files[key, offsets] = file
-        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (
+            SafetensorError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+            OverflowError,
+            RuntimeError,
+        ) as error:
             raise WeightsError(f"{file}: not a part of a checkpoint ({error})", fix=AGAIN) from error
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
@@ -117,6 +129,18 @@ class PiecesReader(dcp.StorageReader):
         """No other reader is chosen by a path."""
         return False
 
+    def check(self, key: str, shape: Sequence[int], what: str) -> None:
+        """Raises WeightsError: a tensor that is there has another shape, or its parts are not just the whole of it."""
+        fact, stored = self.facts[key], sum(chunk.sizes.numel() for chunk in self._chunks[key])
+        if tuple(fact.shape) != tuple(shape) or stored != fact.numel():
+            found = f"{list(fact.shape)} with {stored:,} numbers"
+            raise WeightsError(f"{what}: {key} is {found}, expected {list(shape)} with {math.prod(shape):,}", fix=AGAIN)
+        end = 0
+        for chunk in sorted(self._chunks[key], key=lambda chunk: tuple(chunk.offsets)) if fact.dim() else ():
+            if chunk.offsets[0] != end or any(chunk.offsets[1:]):
+                raise WeightsError(f"{what}: {key} has parts that overlap or are not whole rows", fix=AGAIN)
+            end += chunk.sizes[0]
+
     def read_into(self, targets: Mapping[str, Tensor], what: str) -> None:
         """Copy stored numbers into ``targets``, of split ones into the part that this process holds.
 
@@ -133,10 +157,7 @@ class PiecesReader(dcp.StorageReader):
         if missing:
             raise WeightsError(f"{what} lacks {len(missing)} tensors, first {missing[0]}", fix=AGAIN)
         for key, target in targets.items():
-            fact, stored = self.facts[key], sum(chunk.sizes.numel() for chunk in self._chunks[key])
-            if fact.shape != target.shape or stored != fact.numel():
-                found = f"{list(fact.shape)} with {stored} numbers"
-                raise WeightsError(f"{what}: {key} is {found}, expected {list(target.shape)}", fix=AGAIN)
+            self.check(key, target.shape, what)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is")
             dcp.load(dict(targets), storage_reader=self, no_dist=True)

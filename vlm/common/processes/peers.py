@@ -139,8 +139,11 @@ class Peers:
                 return str(self._store.get(FAILED).decode())
             gone = self._gone() or self._unheard(silent)
         except RuntimeError:
+            end = time.monotonic() + PERIOD  # a killed process loses its connections before its end can be seen
+            while not (gone := self._gone()) and time.monotonic() < end:
+                time.sleep(0.02)
             keeper = "" if len(self.machines) == 1 else f", or its machine {os.environ.get('MASTER_ADDR', '')}"
-            return self._gone() or f"the process that keeps the store of the run{keeper} is gone"
+            return gone or f"the process that keeps the store of the run{keeper} is gone"
         if gone:
             self._leave(gone)
         return gone
@@ -184,14 +187,14 @@ class Peers:
 
     def note(self, name: str, text: str) -> None:
         """Leave a text of this process for the others, in place of an earlier one."""
-        with suppress(RuntimeError):
-            self._store.set(f"{name}/{self.rank}", text)
+        with suppress(RuntimeError):  # the next look says that the store is gone
+            self.tell(f"{name}/{self.rank}", text)
 
     def notes(self, name: str) -> dict[int, str]:
         """What the processes noted under that name, by rank; without those that noted nothing."""
         with suppress(RuntimeError):
-            there = [rank for rank in range(self.size) if self._store.check([f"{name}/{rank}"])]
-            return {rank: self._store.get(f"{name}/{rank}").decode() for rank in there}
+            found = {rank: self.told(f"{name}/{rank}") for rank in range(self.size)}
+            return {rank: text for rank, text in found.items() if text is not None}
         return {}
 
     def close(self) -> None:

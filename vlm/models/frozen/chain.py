@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from vlm.common.errors import ConfigError
+from vlm.common.processes.shards import is_split
 from vlm.models.lora import is_lora
 from vlm.models.protocols import ReadsText, WritesOut
 from vlm.models.vlm import VLM
@@ -67,7 +67,7 @@ def why_not(name: str, part: nn.Module) -> str:
 def check_whole(model: VLM, count: int) -> None:
     """Raises ConfigError: weights of the first ``count`` parts are divided over processes, which compute together."""
     for name, part in named_parts(model)[:count]:
-        if any(isinstance(parameter, DTensor) for parameter in part.parameters()):
+        if any(is_split(parameter) for parameter in part.parameters()):
             raise ConfigError(
                 f"run.feature_cache: the weights of {name} are divided over the processes, which would have to "
                 "compute it together, for the same media",

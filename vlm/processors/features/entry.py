@@ -14,6 +14,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Of stored features and of the computation, by their numbers in a header."""
 _HEADER = struct.Struct("<4sBBBB10IQ")
 _MAGIC = b"vf1\n"
+_MOST_PIXELS = 1 << 40
 
 
 class DamagedEntry(Exception):
@@ -55,6 +56,8 @@ def unpack(data: bytearray) -> Entry:
     end = start + count * dtypes[0].itemsize
     if magic != _MAGIC or len(data) != end + (f * v if masked else 0) or not count:
         raise DamagedEntry("its length is not that of its header")
+    if not 0 < frames * height * width <= _MOST_PIXELS or max(data[end:], default=0) > 1:
+        raise DamagedEntry("its header or mask cannot be")
     tokens = torch.frombuffer(data, dtype=dtypes[0], count=count, offset=start).view(1, f, v, d)
     mask = torch.frombuffer(data, dtype=torch.bool, count=f * v, offset=end).view(1, f, v) if masked else None
     grid = torch.tensor([[rows, columns]]) if gridded else None

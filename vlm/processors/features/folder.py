@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.common.errors import UserError
+from vlm.common.files import read_regular
 from vlm.common.owned import replace_text
 
 MARKER = "vlm_features.json"
@@ -33,6 +34,8 @@ ABOUT = "about.json"
 PARTS = re.compile(r"[0-9a-f]{32}")
 RECIPE = re.compile(r"recipe-([0-9a-f]{16})\.json")
 DATA = re.compile(r"[\w.-]+-\d+-[0-9a-f]{8}\.(dat|idx)")
+LARGEST = 1 << 24
+"""Bytes of a JSON file at most."""
 _UNFINISHED = re.compile(rf"\.({re.escape(ABOUT)}|{re.escape(MARKER)}|recipe-[0-9a-f]{{16}}\.json)\.\d+")
 
 
@@ -91,7 +94,12 @@ def make_folder(folder: Path, parts: str, about: Mapping[str, Any], recipes: Map
 
 def parts_of(folder: Path) -> list[Path]:
     """The folders of entries in a cache, by name."""
-    return sorted(path for path in folder.iterdir() if PARTS.fullmatch(path.name) and path.is_dir())
+    return sorted(path for path in folder.iterdir() if PARTS.fullmatch(path.name) and _is_own(path))
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a folder is there, and not a link to one elsewhere."""
+    return path.is_dir() and not path.is_symlink()
 
 
 def used_bytes(folder: Path) -> int:
@@ -129,7 +137,7 @@ def clear(folder: Path) -> tuple[int, list[str]]:
                 if file.is_file() and not file.is_symlink() and any(re.fullmatch(name, file.name) for name in names):
                     total += file.stat().st_size
                     file.unlink()
-                elif not PARTS.fullmatch(file.name):
+                elif not (PARTS.fullmatch(file.name) and _is_own(file)):
                     left.append(str(file))
             if not any(place.iterdir()):
                 place.rmdir()
@@ -141,7 +149,7 @@ def clear(folder: Path) -> tuple[int, list[str]]:
 def read_json(file: Path) -> dict[str, Any]:
     """What a JSON file holds; empty if it is missing, damaged or no mapping."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(read_regular(file, LARGEST))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

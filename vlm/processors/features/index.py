@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlm.common.files import open_regular
 from vlm.processors.features.folder import DATA
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ FEATURES, LAYOUT = 0, 1
 """Kinds of entries: of a medium, or how an image was split into media."""
 SEED = 0x76_66_31_0A_5E_ED_5E_ED
 _LENGTH = (1 << 48) - 1
+_PIECE = LINE << 18  # bytes that are read at a time
+_LARGEST = LINE << 24  # bytes of a file that are read: a folder of others may hold one that is all holes
 
 
 @dataclass(frozen=True)
@@ -113,26 +116,35 @@ class Index:
 
         lines, numbers = [], []
         for name in self._index_files():
-            start = self._read.setdefault(name, 0)
-            try:
-                with open(self.folder / name, "rb") as file:
-                    file.seek(start)
-                    data = file.read()
-            except FileNotFoundError:  # cleared meanwhile
-                continue
-            whole = len(data) // LINE * LINE  # a process may be writing the last line, or have died while it did
-            self._read[name] = start + whole
-            found = np.frombuffer(data, "<u8", whole // 8).reshape(-1, 8)
-            intact = np.bitwise_xor.reduce(found, axis=1) == SEED
-            self.damaged += int((~intact).sum())
-            if name not in self._names:
-                self._names.append(name)
-            lines.append(found[intact])
-            numbers.append(np.full(int(intact.sum()), self._names.index(name), np.uint32))
+            for data in self._added(name):
+                found = np.frombuffer(data, "<u8").reshape(-1, 8)
+                intact = np.bitwise_xor.reduce(found, axis=1) == SEED
+                self.damaged += int((~intact).sum())
+                if name not in self._names:
+                    self._names.append(name)
+                lines.append(found[intact])
+                numbers.append(np.full(int(intact.sum()), self._names.index(name), np.uint32))
         if not sum(map(len, lines)):
             return False
         self._add(np.concatenate(lines), np.concatenate(numbers))
         return True
+
+    def _added(self, name: str) -> Iterator[bytes]:
+        """What was added to an index file, in pieces of whole lines; of a very large file not all of it."""
+        start = self._read.setdefault(name, 0)
+        try:
+            with open_regular(self.folder / name) as file:
+                file.seek(start)
+                while start < _LARGEST:
+                    data = file.read(_PIECE)
+                    whole = len(data) // LINE * LINE  # a process may be writing the last line, or have died then
+                    if not whole:
+                        return
+                    start += whole
+                    self._read[name] = start
+                    yield data[:whole]
+        except OSError:  # cleared meanwhile, or not for this user
+            return
 
     def _index_files(self) -> Iterator[str]:
         """Names of the index files that have grown."""
@@ -141,7 +153,7 @@ class Index:
                 found = [
                     (f.name, f.stat().st_size) for f in files if f.name.endswith(".idx") and DATA.fullmatch(f.name)
                 ]
-        except FileNotFoundError:
+        except OSError:
             return
         yield from sorted(name for name, size in found if size >= self._read.get(name, 0) + LINE)
 

@@ -126,7 +126,7 @@ class MediaCache:
     def _split(self, recipe: ImageRecipe, key: bytes, data: Encoded, name: str, rng: random.Random | None) -> Any:
         """An image that becomes several media: its texts are known if its layout is there."""
         layout = self.reader.layout(key)
-        if layout is not None and (known := self._pieces(recipe, key, json.loads(layout))) is not None:
+        if layout is not None and (known := self._pieces(recipe, key, layout_of(layout))) is not None:
             return known
         before = recipe.decoded
         value = recipe(data, name, rng)
@@ -145,8 +145,10 @@ class MediaCache:
             number += 1
         return Split(tuple(result))
 
-    def _pieces(self, recipe: ImageRecipe, key: bytes, layout: list[str | int]) -> Split | None:
-        """The image as ``layout`` has it; None if features of one of its media are not there."""
+    def _pieces(self, recipe: ImageRecipe, key: bytes, layout: list[str | int] | None) -> Split | None:
+        """The image as ``layout`` has it; None without one, or if features of one of its media are not there."""
+        if layout is None:
+            return None
         pieces: list[str | Prepared] = []
         decoded = 0
         for piece in layout:
@@ -160,6 +162,18 @@ class MediaCache:
             decoded += medium.decoded
         recipe.decoded += decoded
         return Split(tuple(pieces))
+
+
+def layout_of(data: bytes) -> list[str | int] | None:
+    """Texts and numbers of media, from the bytes of an entry; None: not a layout."""
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, list) or not all(type(piece) in (str, int) for piece in found):
+        return None
+    numbers = [piece for piece in found if type(piece) is int]
+    return found if numbers == list(range(len(numbers))) and numbers else None
 
 
 def _with_place(value: torch.Tensor | Prepared, medium: StoredMedium, decoded: int) -> Prepared:

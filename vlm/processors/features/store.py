@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from vlm.common.files import open_regular
 from vlm.common.text import size_text
 from vlm.processors.features.entry import DamagedEntry, Entry, unpack
 from vlm.processors.features.folder import used_bytes
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 
 LOOK = 2.0
 """Seconds after which a key that was not there is looked up in files that have grown meanwhile."""
+_LARGEST = 1 << 33
+"""Bytes of an entry at most."""
 _OPEN_FILES = 64
 _MEASURE = 5.0  # seconds between measurements of the folder
 
@@ -28,15 +31,17 @@ _MEASURE = 5.0  # seconds between measurements of the folder
 class Reader:
     """Entries by their keys; for loader workers too: it pickles, and files are opened where they are read."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Index, width: int | None = None) -> None:
+        """``width``: of the tokens; entries with another one count as damaged."""
         self.index = index
+        self.width = width
         self._pid, self._files = os.getpid(), dict[str, BinaryIO]()
 
-    def __getstate__(self) -> dict[str, Index]:
-        return {"index": self.index}
+    def __getstate__(self) -> dict[str, Any]:
+        return {"index": self.index, "width": self.width}
 
-    def __setstate__(self, state: dict[str, Index]) -> None:
-        self.__init__(state["index"])  # type: ignore[misc]
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
 
     def features(self, key: bytes) -> tuple[Entry | None, bool]:
         """The entry of a medium, None if there is none; whether one is there that cannot be used."""
@@ -44,10 +49,11 @@ class Reader:
         for place in self._places(key, FEATURES):
             data = self._read(place)
             try:
-                if data is not None:
-                    return unpack(data), damaged
+                entry = None if data is None else unpack(data)
             except DamagedEntry:
-                data = None
+                entry = None
+            if entry is not None and self.width in (None, entry.features.tokens.shape[-1]):
+                return entry, damaged
             damaged = True
         return None, damaged
 
@@ -63,13 +69,13 @@ class Reader:
         """The bytes of an entry; None: the file is gone, shorter, cannot be read, or the checksum is another."""
         try:
             file = self._file(place.file)
-            if os.fstat(file.fileno()).st_size < place.offset + place.length:
+            if place.length > _LARGEST or os.fstat(file.fileno()).st_size < place.offset + place.length:
                 return None
             data = bytearray(place.length)
             file.seek(place.offset)
             if file.readinto(data) != place.length:  # type: ignore[attr-defined]
                 return None
-        except OSError:
+        except (OSError, MemoryError):  # in a folder of others, a file may be all holes
             return None
         return data if zlib.crc32(data) == place.crc else None
 
@@ -79,7 +85,8 @@ class Reader:
         if name not in self._files:
             while len(self._files) >= _OPEN_FILES:
                 self._files.pop(next(iter(self._files))).close()
-            self._files[name] = open(self.index.folder / name, "rb", buffering=0)  # noqa: SIM115
+            buffered: Any = open_regular(self.index.folder / name)
+            self._files[name] = buffered.detach()
         return self._files[name]
 
 
@@ -104,9 +111,11 @@ class Writer:
 
     def write(self, key: bytes, recipe: bytes, pieces: Sequence[Any], kind: int = FEATURES) -> bool:
         """Append an entry; whether it was written."""
-        if self.stopped or self._full(sum(map(len, pieces))):
+        if self.stopped:
             return False
         try:
+            if self._full(sum(map(len, pieces))):
+                return False
             if self._files is None:
                 self._files = self._create()
             data, index = self._files

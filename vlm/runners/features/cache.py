@@ -119,12 +119,12 @@ class FeatureCache:
         index.refresh()
         keeper = Keeper(Writer(folder, options.max_gb * GB), index, stored)
         model.first = FirstParts(count, keeper)
-        names = [name for name, _ in named_parts(model)[:count]]
+        names, parts = zip(*named_parts(model)[:count])
         because = f"; {reason}" if reason else ""
         log.info("feature cache %s: results of %s, %s entries%s", folder, " + ".join(names), f"{len(index):,}", because)
         if processor.video is not None and videos is None:
             log.warning("feature cache: videos are not kept, since model.video draws other frames in each epoch")
-        return cls(folder, MediaCache(Reader(index), images, videos), keeper, names)
+        return cls(folder, MediaCache(Reader(index, parts[-1].out_dim), images, videos), keeper, list(names))
 
     def reading(self, processor: Processor) -> Processor:
         """A copy of a processor that asks the cache before it decodes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import queue
@@ -39,21 +40,33 @@ class Keeper:
         self._queue: queue.Queue[Any] = queue.Queue(_WAITING)
         self._thread = threading.Thread(target=_write_all, args=(self._queue, writer, index), daemon=True)
         self._thread.start()
-        weakref.finalize(self, self._queue.put, None)  # the thread ends with its owner
+        weakref.finalize(self, _end, self._queue)  # the thread ends with its owner
 
     def __call__(self, media: Sequence[StoredMedium | None], shape: Shape, value: Features) -> Features:
         """Write the features of ``media``, whose pixels have ``shape``; returns them as they will be read."""
         dtype = value.tokens.dtype
         stored = value.tokens.detach().to(self._dtype or dtype)
         if any(medium is not None for medium in media) and not self.writer.stopped and stored.dtype in DTYPES:
-            self._queue.put((list(media), shape, dataclasses.replace(value, tokens=stored), dtype))
+            self._put((list(media), shape, dataclasses.replace(value, tokens=stored), dtype))
         return dataclasses.replace(value, tokens=stored.to(dtype))
+
+    def _put(self, item: Any) -> None:
+        """Give it to the thread, which may have died of a fault."""
+        while self._thread.is_alive():
+            with contextlib.suppress(queue.Full):
+                self._queue.put(item, timeout=1.0)
+                return
 
     def close(self) -> None:
         """Wait until everything is written."""
-        self._queue.put(None)
+        self._put(None)
         self._thread.join()
         self.writer.close()
+
+
+def _end(waiting: queue.Queue[Any]) -> None:
+    with contextlib.suppress(queue.Full):  # the thread is dead, or ends with the program
+        waiting.put_nowait(None)
 
 
 def _write_all(waiting: queue.Queue[Any], writer: Writer, index: Index) -> None:

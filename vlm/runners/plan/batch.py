@@ -41,6 +41,7 @@ class Batches:
         typical: of median length, for time.
         largest: the longest that was seen, for memory.
         micro: micro-batches of a step.
+        samples: of a step, of all processes.
         steps: optimiser steps of the run; None: not known.
         source: where the lengths are from, for the page.
     """
@@ -48,14 +49,10 @@ class Batches:
     typical: Batch
     largest: Batch
     micro: int
+    samples: int
     steps: int | None
     source: str
     positions: list[int]
-
-    @property
-    def samples(self) -> int:
-        """Samples of a typical step of one process."""
-        return self.typical.num_samples * self.micro
 
 
 class BlankImages:
@@ -110,25 +107,29 @@ def from_data(cfg: Any, model: VLM, processes: int) -> Batches:
         max_cut_share=1.0,
         mixing=run.mixing,
         batch_size=run.batch_size,
+        global_batch=run.global_batch,
         group_by_length=run.group_by_length,
         packing=run.packing,
         visual_tokens=visual_tokens,
     )
     found: list[Batch] = []
+    counts: list[int] = []  # micro-batches of each step that was drawn
     while len(found) < FEWEST or (sum(b.num_samples for b in found) < SAMPLES and len(found) < MOST):
-        found.append(next(loader))
+        step = loader.step(1)  # without run.global_batch one micro-batch
+        counts.append(len(step))
+        found += step
     loader.close()
     found.sort(key=lambda batch: sum(positions_of(batch, visual_tokens)))
     seen = sum(batch.num_samples for batch in found)
-    groups = max(1, len(loader.groups))
     typical = found[len(found) // 2]
-    micro = micro_batches(run, typical.num_samples, processes) * groups
+    micro = max(counts) if run.global_batch else run.accum_grad_iters * max(1, len(loader.groups))
+    samples = run.global_batch or typical.num_samples * micro * processes
     steps = run.total_steps
     if steps is None and loader.steps_per_epoch:
         steps = run.max_epoch * max(loader.steps_per_epoch // run.accum_grad_iters, 1)
     lengths = [n for batch in found for n in positions_of(batch, visual_tokens)]
     source = f"{seen} samples of {', '.join(cfg.datasets)}, drawn as the run does"
-    return Batches(typical, found[-1], micro, steps, source, lengths)
+    return Batches(typical, found[-1], micro, samples, steps, source, lengths)
 
 
 def without_files(processor: Processor) -> Processor:
@@ -181,10 +182,18 @@ def from_lengths(cfg: Any, model: VLM, processes: int, lengths: Lengths) -> Batc
                 f"a sample of {positions} positions and {images} images does not fit into a row of run.packing",
                 fix="raise run.packing.max_tokens or max_media, or give shorter samples",
             )
+    groups = max(1, groups_of(cfg))
+    if run.global_batch:
+        own = -(-run.global_batch // (processes * groups))
+        rows = -(-own // in_row)
+        micro = -(-rows // size)
+        in_row, size = min(in_row, own), -(-rows // micro)
+    else:
+        micro = run.accum_grad_iters
     batch = collate_rows([[example] * in_row] * size, pad_id=0)
-    micro = micro_batches(run, batch.num_samples, processes) * max(1, groups_of(cfg))
+    samples = run.global_batch or batch.num_samples * micro * groups * processes
     shown = f"samples of {lengths.tokens} text tokens and {images} images, as given"
-    return Batches(batch, batch, micro, run.total_steps, shown, [positions] * batch.num_samples)
+    return Batches(batch, batch, micro * groups, samples, run.total_steps, shown, [positions] * batch.num_samples)
 
 
 def groups_of(cfg: Any) -> int:
@@ -211,13 +220,6 @@ def with_batch_size(cfg: Any, size: int) -> Any:
     if not datasets and not stored:
         run = dataclasses.replace(run, batch_size_train=size)
     return dataclasses.replace(cfg, datasets=datasets, run=run, resolved={**cfg.resolved, "datasets": stored})
-
-
-def micro_batches(run: Any, samples: int, processes: int) -> int:
-    """Micro-batches of a step of one process (and group)."""
-    if run.global_batch is None:
-        return int(run.accum_grad_iters)
-    return max(1, -(-int(run.global_batch) // (samples * processes)))
 
 
 def summary(positions: list[int]) -> dict[str, float]:

@@ -107,19 +107,25 @@ def calibration_file() -> Path:
 
 
 def learnt() -> dict[str, Any]:
-    """Device name -> precision -> {efficiency, runs}; empty where nothing was kept or the file is damaged."""
+    """Device name -> precision -> {efficiency, runs}; without what was not kept, or is damaged in the file."""
     try:
         data = json.loads(calibration_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return data if isinstance(data, dict) else {}
+    devices = data.items() if isinstance(data, dict) else ()
+    return {name: {k: v for k, v in own.items() if _is_entry(v)} for name, own in devices if isinstance(own, dict)}
+
+
+def _is_entry(value: Any) -> bool:
+    numbers = [value.get(key) for key in ("efficiency", "runs")] if isinstance(value, dict) else [None]
+    return all(isinstance(number, int | float) and number > 0 for number in numbers)
 
 
 def efficiency(device: Device, precision: str) -> tuple[float, str]:
     """Share of the device's limits that a step reaches, and where that is from."""
     found = learnt().get(device.name, {}).get(precision)
-    if isinstance(found, dict) and isinstance(found.get("efficiency"), int | float):
-        return float(found["efficiency"]), f"measured in {found.get('runs', 1)} runs on {device.name} ({precision})"
+    if found is not None:
+        return float(found["efficiency"]), f"measured in {found['runs']} runs on {device.name} ({precision})"
     return ASSUMED, f"assumed, no run on {device.name} ({precision}) has been compared yet: vlm plan RUN"
 
 

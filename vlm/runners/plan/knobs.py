@@ -90,7 +90,7 @@ def _with_llm(cfg: Any, **values: Any) -> Any:
 
 
 def solve_batch_size(planner: Planner) -> Plan:
-    """The plan with the largest micro-batch that fits, up to :data:`MOST`.
+    """The plan with the largest micro-batch that fits, up to :data:`MOST` or a process's part of ``run.global_batch``.
 
     Raises ConfigError: not even one sample fits; says what would be needed.
     """
@@ -105,12 +105,13 @@ def solve_batch_size(planner: Planner) -> Plan:
             f"{best.capacity / GIB:.1f} are there",
             fix="see the table of what saves most without --solve, or choose another --gpu",
         )
-    return _search(best, at)
+    whole = planner.cfg.run.global_batch
+    return _search(best, at, MOST if whole is None else min(MOST, -(-whole // planner.request.processes)))
 
 
-def _search(best: Plan, at: Callable[[int], Plan]) -> Plan:
+def _search(best: Plan, at: Callable[[int], Plan], most: int = MOST) -> Plan:
     """Largest fitting plan: guess by the slope of the last two, then halve what is left."""
-    low, high = best, MOST + 1
+    low, high = best, most + 1
     guess = 2
     while low.batch_size + 1 < high:
         other = at(guess)

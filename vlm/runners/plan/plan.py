@@ -144,7 +144,7 @@ class Planner:
             fits=peak <= device.memory,
             batch_size=batch_size_of(cfg),
             micro_batches=batches.micro,
-            samples=batches.samples * request.processes,
+            samples=batches.samples,
             positions=summary(batches.positions),
             data=batches.source,
             flops=timed.flops * batches.micro + still.work.flops,
@@ -222,6 +222,7 @@ def settings_of(cfg: Any) -> dict[str, Any]:
         "quantize": options.get("quantize"),
         "lora": bool(options.get("lora")),
         "optimizer": run.optimizer,
+        "global_batch": run.global_batch,
         "packing": None if run.packing is None else run.packing.max_tokens,
     }
 

@@ -86,7 +86,10 @@ def text_of(plans: Sequence[Plan], title: str) -> str:
     first = plans[0]
     lengths = first.positions
     where = f"{first.processes} devices" if first.processes > 1 else "1 device"
-    batch = f"{first.batch_size} x {first.micro_batches} x {first.processes}"
+    settings = first.settings
+    upto = "up to " if settings["global_batch"] else ""  # a step is cut into equal parts
+    rows = " rows" if settings["packing"] else ""
+    batch = f"{upto}{first.batch_size}{rows} x {first.micro_batches} x {first.processes}"
     lines = [
         f"{title}: {where}, {', '.join(sorted({p.precision for p in plans}))}, shard {first.settings['shard']}",
         "",

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+
+from vlm.common.processes.shards import is_split, own
 
 BLOCK = 256
 LEAST = 4096  # values of a parameter below which its states stay in float32; those of vectors always do
@@ -107,17 +108,18 @@ class AdamW8bit(torch.optim.Optimizer):
         if not state:
             state |= _new_state(parameter)
         state["step"] += 1
-        own = {name: _local(value) for name, value in state.items() if name != "step"}
-        values, grads, step = _local(parameter), _local(parameter.grad), float(state["step"])
-        if "exp_avg_scale" not in own:
-            _adamw(values, grads.float(), own, step, group)
+        states = {name: own(value) for name, value in state.items() if name != "step"}
+        grad: Any = parameter.grad
+        values, grads, step = own(parameter), own(grad), float(state["step"])
+        if "exp_avg_scale" not in states:
+            _adamw(values, grads.float(), states, step, group)
             return
         values, grads = values.flatten(1), grads.flatten(1)
-        own = {name: value.flatten(1) for name, value in own.items()}
+        states = {name: value.flatten(1) for name, value in states.items()}
         count = max(1, CHUNK // max(values.shape[1], 1))
         for first in range(0, len(values), count):
             part = slice(first, first + count)
-            some = {name: value[part] for name, value in own.items()}
+            some = {name: value[part] for name, value in states.items()}
             _adamw(values[part], grads[part].float(), some, step, group)
 
 
@@ -143,7 +145,7 @@ def _adamw(values: Tensor, grad: Tensor, state: dict[str, Tensor], step: float, 
 
 def _new_state(parameter: Tensor) -> dict[str, Tensor]:
     """Zeros, split over the processes as ``parameter`` is."""
-    step, local = torch.zeros((), dtype=torch.float32), _local(parameter)
+    step, local = torch.zeros((), dtype=torch.float32), own(parameter)
     # of the whole parameter, so that the choice does not depend on the number of processes
     if parameter.numel() < LEAST or parameter.dim() < 2 or not _in_rows(parameter):
         return {"step": step, **{name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}}
@@ -157,23 +159,22 @@ def _new_state(parameter: Tensor) -> dict[str, Tensor]:
 
 def _in_rows(parameter: Tensor) -> bool:
     """Whether every row is in one place: contiguous, and split along the first axis if at all."""
-    split = [p for p in parameter.placements if not p.is_replicate()] if isinstance(parameter, DTensor) else []
-    return _local(parameter).is_contiguous() and all(p.is_shard(0) for p in split)
+    whole: Any = parameter
+    placements = whole.placements if is_split(parameter) else ()
+    return own(parameter).is_contiguous() and all(p.is_replicate() or p.is_shard(0) for p in placements)
 
 
 def _like(parameter: Tensor, local: Tensor, shape: torch.Size) -> Tensor:
     """``local`` as the part of a tensor of ``shape`` that is split as ``parameter`` is."""
     local = local.contiguous()
-    if not isinstance(parameter, DTensor):
+    if not is_split(parameter):
         return local
+    from torch.distributed.tensor import DTensor  # importing it takes long
+
+    split: Any = parameter
     stride = torch.empty(shape, device="meta").stride()
-    mesh, placements = parameter.device_mesh, parameter.placements
+    mesh, placements = split.device_mesh, split.placements
     return DTensor.from_local(local, mesh, placements, run_check=False, shape=shape, stride=stride)
-
-
-def _local(value: Any) -> Tensor:
-    local: Tensor = value.to_local() if isinstance(value, DTensor) else value
-    return local
 
 
 def _restore_bytes(optimizer: torch.optim.Optimizer) -> None:

@@ -184,9 +184,20 @@ class Saving:
             WeightsError: the checkpoint is damaged, or has other trainable parameters or other frozen weights.
             DataError: the data has changed.
         """
-        trainer = self.trainer
         state = read_state(folder / STATE)
         self._check_foundations(folder)
+        try:
+            self._restore(state, folder)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            log.debug("%s", folder, exc_info=True)
+            raise WeightsError(
+                f"{folder / STATE} is not the state of a run ({type(error).__name__}: {error!s:.200})",
+                fix="copy the checkpoint again, or resume from another one",
+            ) from error
+
+    def _restore(self, state: dict[str, Any], folder: Path) -> None:
+        """Take over what a checkpoint's file holds, which may be anything."""
+        trainer = self.trainer
         names = trainable_names(trainer.model, trainer.run.weight_decay_on)
         self._check_optimizer(state, folder)
         before, now = state["accum_grad_iters"], trainer.run.accum_grad_iters

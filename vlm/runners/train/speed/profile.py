@@ -73,6 +73,8 @@ class Profile:
         """Write what has been recorded; a second call does nothing. What cannot be written is a warning."""
         running, self._running = self._running, None
         if running is None:
+            if self.options is not None and not self._recorded:
+                log.warning("run.profile: nothing was recorded: the run did not get to step %d", self.options.first)
             return
         running.stop()
         if not self._recorded:
