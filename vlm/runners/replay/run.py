@@ -178,8 +178,6 @@ def reasons(cfg: Config, start: Start, device: torch.device, exact: bool) -> lis
         found.append(f"{start.processes} processes added up their gradients in another order")
     if cfg.run.parallel.shard != "none" and start.processes > 1:
         found.append(f"run.parallel.shard={cfg.run.parallel.shard} adds up gradients and their norm shard by shard")
-        if start.checkpoint is None:
-            found.append("parts that start at random are drawn otherwise where they are sharded: checkpoints have them")
     if cfg.run.feature_cache is not None:
         found.append("the run read visual features from its cache, the replay computes them")
     ran_on, now = hardware.get("device"), dist.device_name(device)
