@@ -102,7 +102,7 @@ def _replay(
     loss = Number(record["loss"] if record else None, looked.loss)
     why = reasons(cfg, start, device, exact)
     if exact and loss.is_far:
-        why.insert(0, "records, images or other files have changed since the run: so large a difference is no rounding")
+        why.insert(0, "records, images or other files have changed since the run: rounding is smaller than this")
     return Replay(
         run=str(run.dir.path),
         step=step,
