@@ -14,6 +14,8 @@ time, over the fastest product of two 2048 x 2048 matrices.
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import subprocess
 import sys
@@ -39,7 +41,6 @@ from benchmarks.common import (
 from benchmarks.ours import composition, copy_weights, make_batch
 from vlm.runners.train.speed.compiled import compile_model
 from vlm.runners.train.speed.flops import Counter
-from vlm.runners.train.speed.memory import keep_freed_memory
 from vlm.runners.train.speed.peaks import peak
 
 SIZES = {"small": SMALL, "cpu": Sizes(), "7b": SEVEN_B}
@@ -108,8 +109,6 @@ def build_side(name: str, s: Sizes, batch: int, device: str) -> Callable[[], flo
     ours = ours.to(device)
     if "compile" in more:
         compile_model(ours, pixels.device)
-    if device == "cpu":
-        keep_freed_memory()  # as training does
     return our_step(ours, rows, pixels, dtype, "cached" in more)
 
 
@@ -167,6 +166,8 @@ def grown(step: Callable[[], float], on_gpu: bool) -> float:
         step()
         torch.cuda.synchronize()
         return round((torch.cuda.max_memory_allocated() - held) / 2**20, 1)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what building and the first step freed would hide what the next ones add
     held = resident()
     forget_peak()  # building a model takes more than holding it
     step()

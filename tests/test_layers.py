@@ -43,7 +43,6 @@ HOMES = {
     "timm": ("vlm/models/vision/", "vlm/models/bridges/pools.py"),
     "peft": ("vlm/models/lora.py",),
     "bitsandbytes": ("vlm/models/quantize.py", "vlm/models/quantized/", "vlm/runners/train/optimizers.py"),
-    "torchao": ("vlm/models/quantized/",),
     "fairscale": ("vlm/runners/train/parallel/recompute.py",),
     "tensorboard": ("vlm/runners/train/trackers.py",),
     "wandb": ("vlm/runners/train/trackers.py",),

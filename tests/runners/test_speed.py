@@ -12,7 +12,7 @@ from vlm.checkpoint.run_folder import RunDir
 from vlm.common.errors import ConfigError
 from vlm.config.run import Profiling
 from vlm.models.loss import HeadLoss
-from vlm.runners.train.speed import compiled, flops, memory, meter, peaks
+from vlm.runners.train.speed import compiled, flops, meter, peaks
 from vlm.runners.train.speed.flops import Count, Counter, FlopCounts, Size
 from vlm.runners.train.speed.profile import Profile
 from vlm.runners.train.trackers import speed_line, window_mean
@@ -189,22 +189,3 @@ def test_compiled_blocks_train_as_others_do(tmp_path):
     assert [r["grad_norm"] for r in found] == pytest.approx([r["grad_norm"] for r in plain], rel=1e-3)
     assert 3 <= graphs <= 24  # not one for each length and layer
     assert [r["loss"] for r in tiny.records("recomputed")] == pytest.approx([r["loss"] for r in plain[:3]], rel=1e-5)
-
-
-def test_freed_memory_is_kept_unless_the_user_says_how(monkeypatch):
-    monkeypatch.setattr(memory.sys, "platform", "linux")
-    asked = []
-
-    class Library:
-        def __init__(self, name):
-            pass
-
-        def mallopt(self, parameter, value):
-            return asked.append((parameter, value)) or 1
-
-    monkeypatch.setattr(memory.ctypes, "CDLL", Library)
-    for name in memory.SET_BY_USER:
-        monkeypatch.delenv(name, raising=False)
-    assert memory.keep_freed_memory() and [parameter for parameter, _ in asked] == [memory.MMAP, memory.TRIM]
-    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
-    assert not memory.keep_freed_memory() and len(asked) == 2

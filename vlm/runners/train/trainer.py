@@ -29,7 +29,6 @@ from vlm.runners.train.saving import Progress, Saving
 from vlm.runners.train.schedule import Plan, build_schedule
 from vlm.runners.train.signals import StopSignals
 from vlm.runners.train.speed.compiled import compile_model
-from vlm.runners.train.speed.memory import keep_freed_memory
 from vlm.runners.train.speed.meter import Meter
 from vlm.runners.train.speed.profile import Profile
 from vlm.runners.train.step import Stepper, StepStats
@@ -131,8 +130,6 @@ class Trainer:
         Raises NonFiniteLossError: names step and samples; earlier checkpoints are kept.
         """
         trackers = trackers or []
-        if self.device.type == "cpu":
-            keep_freed_memory()
         self.model.train()
         status, saved_step = "finished", self.progress.step
         with ExitStack() as closing:
