@@ -51,7 +51,7 @@ def test_diverging_loss_names_step_and_samples(tiny):
 def test_another_run_in_the_folder_is_refused_before_loading(tiny, monkeypatch):
     tiny.train("run", max_steps=2)
     runner = importlib.import_module("vlm.runners.train.run")
-    monkeypatch.setattr(runner, "load_model", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr(runner, "load_spread", lambda *_, **__: pytest.fail("weights were read"))
     with pytest.raises(UserError, match="already holds a run"):
         tiny.train("run", max_steps=2)
 

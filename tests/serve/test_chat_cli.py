@@ -180,13 +180,13 @@ def test_devices_that_are_not_there() -> None:
 def test_8_bit_is_an_option_of_the_llm(monkeypatch) -> None:
     import torch
 
-    from vlm.models import quantize
+    from vlm.models.quantized import llm as quantize
     from vlm.models.quantized.llm import check_quantize
 
     monkeypatch.setattr(quantize.int8, "unsupported", lambda: "the CPU has no AVX512-VNNI")
     with pytest.raises(UserError, match="int8 is not possible: the CPU has no AVX512-VNNI"):
         options_of(parse("x", "--load-in-8bit", "--only-cpu"))
-    monkeypatch.setattr(quantize.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"int8 needs the package bitsandbytes"):
         check_quantize("int8", torch.device("cuda", 0))
     monkeypatch.setattr(quantize, "check_quantize", lambda mode, device: None)

@@ -277,8 +277,8 @@ class Batch:
     about       what else is known of the media, or None
     seed        of the random choices (dropout) of a training step on it; None: the process's random state goes on
     sample_keys references of the samples in the order of sample_ids: number of the source, pass, index
-    sample_ids  names of the samples, for messages
     stored      with a feature cache: what is known of the media, see :class:`StoredMedia`
+    sample_ids  names of the samples, for messages
     """
 
     ids: torch.Tensor
@@ -292,8 +292,8 @@ class Batch:
     about: MediaFacts | None = None
     seed: int | None = None
     sample_keys: list[tuple[int, int, int]] = field(default_factory=list)
-    sample_ids: list[str] = field(default_factory=list)
     stored: StoredMedia | None = None
+    sample_ids: list[str] = field(default_factory=list)
 
     @property
     def has_media(self) -> bool:
