@@ -60,6 +60,9 @@ def together(world, *given):
     for rank in range(world):
         members.append(os.fork())
         if not members[-1]:
+            torch.set_num_threads(
+                1
+            )  # torch makes its pool again after a fork: not in two threads at once, or it aborts
             sys.exit(train(rank, world, port, *given))
     return [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in members]
 
