@@ -62,7 +62,7 @@ def together(world, *given):
         if not members[-1]:
             torch.set_num_threads(
                 1
-            )  # torch makes its pool again after a fork: not in two threads at once, or it aborts
+            )  # torch makes its pool again after a fork, and aborts if two threads do
             sys.exit(train(rank, world, port, *given))
     return [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in members]
 
