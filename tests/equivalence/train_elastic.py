@@ -60,9 +60,7 @@ def together(world, *given):
     for rank in range(world):
         members.append(os.fork())
         if not members[-1]:
-            torch.set_num_threads(
-                1
-            )  # torch makes its pool again after a fork, and aborts if two threads do
+            torch.set_num_threads(1)  # torch makes its pool again after a fork, and aborts if two threads do
             sys.exit(train(rank, world, port, *given))
     return [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in members]
 
