@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
+from vlm.common.dist import World
 from vlm.common.errors import DataError
 from vlm.common.types import IGNORE_INDEX, MEDIA_TOKEN, Batch, Example
-from vlm.datasets.loading.train_loader import TrainLoader
 from vlm.models.vlm import VLM
 from vlm.processors.collate import VisualTokens, collate_rows
 from vlm.processors.processor import Processor, build_processor
+from vlm.runners.train.run import build_loader
 
 SAMPLES = 256
 """Samples that are read, at least :data:`FEWEST` batches of them."""
@@ -97,20 +98,9 @@ def from_data(cfg: Any, model: VLM, processes: int) -> Batches:
     run = cfg.run
     visual_tokens = VisualTokens.of(model.visual_tokens, model.counters())
     processor = build_processor(cfg.model).within(model.positions, visual_tokens)
-    loader = TrainLoader.from_config(
-        cfg.datasets,
-        without_files(processor),
-        seed=run.seed,
-        world_size=processes,
-        num_workers=0,
-        max_bad_share=1.0,
-        max_cut_share=1.0,
-        mixing=run.mixing,
-        batch_size=run.batch_size,
-        global_batch=run.global_batch,
-        group_by_length=run.group_by_length,
-        packing=run.packing,
-        visual_tokens=visual_tokens,
+    cfg = dataclasses.replace(cfg, run=dataclasses.replace(run, num_workers=0, max_bad_share=1.0, max_cut_share=1.0))
+    loader = build_loader(
+        cfg, without_files(processor), visual_tokens, World(size=processes), torch.device("cpu"), None
     )
     found: list[Batch] = []
     counts: list[int] = []  # micro-batches of each step that was drawn

@@ -14,7 +14,7 @@ from vlm.models.llm.hf import HFCausalLM
 from vlm.models.vlm import VLM
 from vlm.runners.plan.fake import Faking, Memory, Work, counting
 from vlm.runners.plan.quantised import quantise
-from vlm.runners.train.optim import Precision, build_optimizer
+from vlm.runners.train.optim import Precision, optimizer_of
 from vlm.runners.train.parallel.recompute import checkpoint_activations
 
 SIZES_FIX = (
@@ -93,15 +93,7 @@ def hold_still(model: VLM, faking: Faking, run: Any, device: torch.device) -> St
     for tensor in (*model.parameters(), *model.buffers()):
         memory.ignore(tensor)
     with faking:
-        optimizer = build_optimizer(
-            model,
-            lr=run.init_lr,
-            weight_decay=run.weight_decay,
-            beta2=run.beta2,
-            device=device,
-            decay_on=run.weight_decay_on,
-            name=run.optimizer,
-        )
+        optimizer = optimizer_of(model, run, device)
         with counting(faking, memory, None):
             memory.enter("gradients", "gradients")
             for parameter in trained:

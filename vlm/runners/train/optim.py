@@ -12,6 +12,7 @@ from torch import nn
 from vlm.common import dist
 from vlm.common.errors import ConfigError, UserError
 from vlm.common.registry import resolve
+from vlm.config.run import RunConfig
 from vlm.models.trainable import matching
 
 EVERYTHING = ("*",)  # globs that select every parameter
@@ -105,6 +106,19 @@ def build_optimizer(
             fix="return one from the function that is registered under this name",
         )
     return made
+
+
+def optimizer_of(model: nn.Module, run: RunConfig, device: torch.device) -> torch.optim.Optimizer:
+    """The optimiser that the section ``run`` asks for. Raises as :func:`build_optimizer`."""
+    return build_optimizer(
+        model,
+        lr=run.init_lr,
+        weight_decay=run.weight_decay,
+        beta2=run.beta2,
+        device=device,
+        decay_on=run.weight_decay_on,
+        name=run.optimizer,
+    )
 
 
 def trainable_names(model: nn.Module, decay_on: Sequence[str] = EVERYTHING) -> list[str]:

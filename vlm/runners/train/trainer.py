@@ -23,7 +23,7 @@ from vlm.datasets.loading import data_stats
 from vlm.datasets.loading.train_loader import TrainLoader
 from vlm.runners.train.evaluate import TrainingEvaluations
 from vlm.runners.train.loss_weighting import LossReduction
-from vlm.runners.train.optim import build_optimizer, build_scaler, pick_precision
+from vlm.runners.train.optim import build_scaler, optimizer_of, pick_precision
 from vlm.runners.train.parallel.copies import spread_of, wrap
 from vlm.runners.train.saving import Progress, Saving
 from vlm.runners.train.schedule import Plan, build_schedule
@@ -92,12 +92,9 @@ class Trainer:
         self.total_steps = run.max_steps or run.max_epoch * self.epoch_steps
         self.progress = Progress()
         precision = pick_precision(run.amp, run.amp_dtype, device)
-        decay: Any = {"weight_decay": run.weight_decay, "decay_on": run.weight_decay_on}
         if run.compile:
             compile_model(model, device)
-        self.optimizer = build_optimizer(
-            model, lr=run.init_lr, beta2=run.beta2, device=device, name=run.optimizer, **decay
-        )
+        self.optimizer = optimizer_of(model, run, device)
         self.scaler = build_scaler(precision, device)
         names = ("init_lr", "min_lr", "warmup_lr", "warmup_steps", "warmup_restarts")
         rates: dict[str, Any] = {name: vars(run)[name] for name in names} | {"decay_rate": run.lr_decay_rate}
