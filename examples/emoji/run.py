@@ -55,28 +55,11 @@ class Run:
         """What belongs to this seed."""
         return self.output / f"seed{self.seed}"
 
-    def config(self, name: str, options: Sequence[str] = (), check: Any = "all") -> Config:
+    def config(self, name: str, options: Sequence[str] = ()) -> Config:
         """A YAML file of the example with the folders of this run. Raises ConfigError: a file is missing."""
         text = (HERE / f"{name}.yaml").read_text("utf-8")
         text = text.replace("output/real/seed0", str(self.folder)).replace("output/real", str(self.output))
-        short = [] if not slow_short() else ["model.llm.dtype=fp32", *(["run.amp=false"] if name != "eval" else [])]
-        return load_config(yaml.safe_load(text), [f"run.seed={self.seed}", *short, *options], check=check)
-
-
-def slow_short() -> bool:
-    """Whether this CPU takes longer for products in bfloat16 than in float32; the run then uses the latter."""
-    import torch
-
-    def seconds(dtype: torch.dtype) -> float:
-        a, b = torch.ones(256, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
-        rounds = []
-        for _ in range(5):
-            started = time.perf_counter()
-            _ = a @ b
-            rounds.append(time.perf_counter() - started)
-        return min(rounds)
-
-    return not torch.cuda.is_available() and seconds(torch.bfloat16) > seconds(torch.float32)
+        return load_config(yaml.safe_load(text), [f"run.seed={self.seed}", *options], check="all")
 
 
 def train(run: Run, stage: int, options: Sequence[str] = ()) -> None:
