@@ -37,11 +37,13 @@ class Rating:
         key: id of its record.
         thumb: up (True) or down (False).
         correction: what the answer should have been; empty: not said.
+        left_out: why its record is not trained on; empty: it is.
     """
 
     key: str
     thumb: bool | None
     correction: str = ""
+    left_out: str = ""
 
     @property
     def verdict(self) -> Verdict | None:

@@ -14,6 +14,7 @@ import gradio as gr
 from vlm.common.errors import PromptError, UserError
 from vlm.common.types import Image, Video
 from vlm.inference.session import ChatSession
+from vlm.serve.feedback.folder import LEFT_OUT
 from vlm.serve.feedback.record import Rating, facts_of, fault_of, record_of
 from vlm.serve.gradio.display import has_answer, told, turn_at
 from vlm.serve.gradio.theme import static
@@ -33,12 +34,13 @@ UP, DOWN = "Like", "Dislike"
 THUMBS = {True: UP, False: DOWN, None: None}
 FAILED = "The feedback was not kept"
 ABOUT = {
-    "up": "Kept: thumb up. Would other words have been better?",
-    "down": "Kept: thumb down. What would have been right?",
-    "corrected": "Kept: your correction.",
-    None: "Taken back: nothing is kept of this answer.",
+    "up": "is kept with a thumb up. Would other words have been better?",
+    "down": "is kept with a thumb down. What would have been right?",
+    "corrected": "is kept with your correction.",
+    None: "is not kept.",
 }
 """What the page says of an answer that was rated, by its verdict."""
+USELESS = "is kept with a thumb up, but cannot be trained on ({}). What would have been right?"
 SHOWN = 60
 """Characters of the answer that are repeated beside it."""
 
@@ -59,10 +61,9 @@ class Ratings:
     @staticmethod
     def thumbs(turns: Sequence[Turn], name: str) -> list[str | None]:
         """The thumb of each answer that the page shows of a model."""
-        ratings = [
-            turn.replies[name].rating if name in turn.replies else None for turn in turns if has_answer(turn, name)
-        ]
-        return [THUMBS[rating.thumb] if rating is not None else None for rating in ratings]
+        replies = [turn.replies.get(name) for turn in turns if has_answer(turn, name)]
+        ratings = [None if reply is None else reply.rating for reply in replies]
+        return [None if rating is None else THUMBS[rating.thumb] for rating in ratings]
 
     @staticmethod
     def row(mine: PageChat | None) -> list[Any]:
@@ -74,7 +75,11 @@ class Ratings:
             return [gr.update(visible=False), ""]
         words = " ".join(reply.text.split())
         short = words if len(words) <= SHOWN else f"{words[:SHOWN]}..."
-        about = f"{ABOUT[reply.rating.verdict]} <q>{escape(short)}</q>"
+        rating = reply.rating
+        useless = rating.verdict == "up" and rating.left_out
+        about = (
+            f"<q>{escape(short)}</q> {USELESS.format(escape(rating.left_out)) if useless else ABOUT[rating.verdict]}"
+        )
         return [gr.update(visible=True), about]
 
     def like(self, event: gr.LikeData, name: str, mine: PageChat | None) -> str | None:
@@ -103,8 +108,7 @@ class Ratings:
             if correction and (why := fault_of([*QUESTION, {"from": "gpt", "value": correction}])):
                 raise PromptError(f"this correction cannot be trained on ({why})", fix="use other words")
             key = reply.rating.key if reply.rating is not None else secrets.token_hex(8)
-            rating = Rating(key, thumb, correction)
-            self._write(rating, reply, name)
+            rating = self._written(Rating(key, thumb, correction), reply, name)
         except UserError as error:
             log.info("feedback: %s", error)
             gr.Warning(told(error), title=FAILED)
@@ -112,10 +116,11 @@ class Ratings:
         reply.rating = rating
         return True
 
-    def _write(self, rating: Rating, reply: Reply, name: str) -> None:
+    def _written(self, rating: Rating, reply: Reply, name: str) -> Rating:
+        """The rating, once its record is written, or deleted where it was taken back."""
         if rating.verdict is None:
             self.folder.drop(rating.key)
-            return
+            return rating
         assert reply.generation is not None
         original = ChatSession(self._engines[name]).original
         media = [
@@ -127,6 +132,7 @@ class Ratings:
         complete = reply.record is None or reply.record.finish == "stop"
         record = record_of(rating, reply.given, reply.text, reply.generation, self._facts[name], complete)
         self.folder.keep(record, media)
+        return dataclasses.replace(rating, left_out=record.get(LEFT_OUT, ""))
 
 
 QUESTION = ({"from": "human", "value": "?"},)
