@@ -33,10 +33,16 @@ from vlm.tasks.base import Task
 
 TOLERANCE = 0.02
 """Share by which a run may miss its budget."""
-FEWEST, MOST = 16, 256
+FEWEST, MOST = 32, 256
 """Steps that are drawn from the data."""
-SAMPLES = 4096
+SAMPLES = 1024
 """Samples after which no further step is drawn."""
+COUNTS = frozenset({
+    "task", "mixing", "batch_size", "global_batch", "accum_grad_iters", "packing", "group_by_length",
+    "activation_checkpointing", "feature_cache", "max_steps", "max_epoch", "iters_per_epoch", "loss_reduction",
+})  # fmt: skip
+"""Keys of ``run`` that change what a step takes, or how many the file asks for."""
+READERS = ("template", "text", "image", "video", "llm")
 TRACED = 4
 """Steps of different size whose FLOPs are counted; others are scaled from the nearest."""
 FILE = "step_sizes.json"
@@ -73,6 +79,7 @@ class Measurer:
         self.processes, self.lengths = processes, lengths
         self.file = None if folder is None or lengths is not None else folder / FILE
         self.known: dict[str, StepSize] = read_sizes(self.file)
+        self.drawn: dict[str, tuple[list[list[Batch]], int | None]] = {}
 
     def steps(self, config: Config, budget: Budget, reference: Config) -> int:
         """Steps of ``config`` that use ``budget`` up.
@@ -114,12 +121,43 @@ class Measurer:
         """
         if budget.samples is not None and (samples := declared_samples(config, self.processes)):
             return StepSize(samples, steps=config.run.total_steps)
-        name = hash_of(identity(replace(config, run=replace(config.run, seed=0)), "", self.processes, {}))
-        key = f"{name}-{'flops' if budget.flops is not None else 'tokens'}"
+        content = identity(config, None, self.processes, {})
+        run = {key: value for key, value in content["run"].items() if key in COUNTS}
+        parts = {key: content[key] for key in ("model", "train", "datasets", "processes") if key in content}
+        key = f"{hash_of([parts, run])}-{'flops' if budget.flops is not None else 'tokens'}"
         if key not in self.known:
-            self.known[key] = measure(config, self.processes, self.lengths, flops=budget.flops is not None)
+            reader = [{k: v for k, v in content["model"].items() if k in READERS}, parts.get("datasets"), run]
+            self.known[key] = self.measure(config, hash_of(reader), flops=budget.flops is not None)
             self._keep()
         return self.known[key]
+
+    def measure(self, config: Config, reader: str, flops: bool) -> StepSize:
+        """The average step of a run. Raises as :meth:`of`.
+
+        Args:
+            config: of the run.
+            reader: configurations with the same have the same batches, but for what media take in the LLM.
+            flops: whether they are asked for.
+        """
+        faked, processes = build_fake(config, torch.device("cpu"), Precision()), self.processes
+        tokens = VisualTokens.of(faked.model.visual_tokens, faked.model.counters())
+        if self.lengths is not None:
+            batches = from_lengths(config, faked.model, processes, self.lengths)
+            drawn, steps, samples = [[batches.typical] * batches.micro], batches.steps, float(batches.samples)
+        elif not config.datasets:
+            raise DataError(
+                "the budget depends on data that this configuration does not name",
+                fix="set datasets.NAME.build_info, or describe the samples: --tokens 512 --images 1",
+            )
+        else:
+            key = f"{reader} {tokens}"
+            if key not in self.drawn:
+                self.drawn[key] = draw(config, faked.model, tokens, processes)
+            drawn, steps = self.drawn[key]
+            samples = mean(sum(b.num_samples for b in step) for step in drawn) * processes
+        positions = mean(sum(sum(positions_of(b, tokens)) for b in step) for step in drawn) * processes
+        work = mean_flops(config, faked, drawn) * processes if flops else 0.0
+        return StepSize(samples, positions, work, steps)
 
     def _keep(self) -> None:
         if self.file is not None:
@@ -169,28 +207,6 @@ def steps_of(budget: Budget, size: StepSize, whole: float) -> int:
     return steps
 
 
-def measure(config: Config, processes: int, lengths: Lengths | None, flops: bool) -> StepSize:
-    """The average step of a run. Raises as :meth:`Measurer.of`."""
-    device, precision = torch.device("cpu"), Precision()
-    faked = build_fake(config, device, precision)
-    tokens = VisualTokens.of(faked.model.visual_tokens, faked.model.counters())
-    if lengths is not None:
-        batches = from_lengths(config, faked.model, processes, lengths)
-        drawn, own_steps = [[batches.typical] * batches.micro], batches.steps
-        samples = float(batches.samples)
-    elif not config.datasets:
-        raise DataError(
-            "the budget depends on data that this configuration does not name",
-            fix="set datasets.NAME.build_info, or describe the samples: --tokens 512 --images 1",
-        )
-    else:
-        drawn, own_steps = draw(config, faked.model, tokens, processes)
-        samples = mean(sum(b.num_samples for b in step) for step in drawn) * processes
-    positions = mean(sum(sum(positions_of(b, tokens)) for b in step) for step in drawn) * processes
-    work = mean_flops(config, faked, drawn) * processes if flops else 0.0
-    return StepSize(samples, positions, work, own_steps)
-
-
 def draw(config: Config, model: VLM, tokens: VisualTokens, processes: int) -> tuple[list[list[Batch]], int | None]:
     """The first steps of a run, as its first process has them, and the steps that its file asks for."""
     processor = without_files(build_processor(config.model).within(model.positions, tokens))
@@ -201,12 +217,17 @@ def draw(config: Config, model: VLM, tokens: VisualTokens, processes: int) -> tu
     most = min(MOST, run.total_steps or MOST)
     seen = 0
     while len(steps) < most and (len(steps) < FEWEST or seen < SAMPLES):
-        steps.append(loader.step(run.accum_grad_iters * max(1, len(loader.groups))))
+        steps.append([without_pixels(b) for b in loader.step(run.accum_grad_iters * max(1, len(loader.groups)))])
         seen += sum(batch.num_samples for batch in steps[-1])
     known = run.total_steps or loader.steps_per_epoch or run.iters_per_epoch
     length = (run.total_steps or run.max_epoch * epoch_length(own, loader)) if known else None
     loader.close()
     return steps, length
+
+
+def without_pixels(batch: Batch) -> Batch:
+    """``batch`` with the shape of its pixels only."""
+    return replace(batch, pixels=None if batch.pixels is None else torch.zeros(1).expand(batch.pixels.shape))
 
 
 def mean(values: Any) -> float:
@@ -248,7 +269,9 @@ def _count(
     counts = FlopCounts(model)
     with cut(model, depths, cutting), faking, planned_for("cpu"), counts.counting(batches):
         for batch in batches:
-            fake = replace(batch, pixels=None if batch.pixels is None else faking.to_fake(batch.pixels))
+            with faking.fake:
+                pixels = None if batch.pixels is None else torch.empty(batch.pixels.shape)
+            fake = replace(batch, pixels=pixels)
             with amp_context(torch.device("cpu"), faked.precision):
                 output = task.train_step(model, fake)
             (output.loss_sum * 1.0).backward()
