@@ -139,9 +139,8 @@ def run_evaluation(
         UserError: no such dataset, benchmark or option, or a model, image or question that cannot be used.
     """
     names = _names(cfg, datasets)
-    drawn = {"limit": limit, "seed": 0} if limit else {}
-    flags = {"batch_size": batch_size, "seeds": list(seeds), "judge": judge, "metric": judge and "judge", **drawn}
-    asked = {name: asked_of(cfg, name, flags) for name in names}
+    flags = {"batch_size": batch_size, "seeds": list(seeds), "judge": judge, "metric": judge and "judge"}
+    asked = {name: asked_of(cfg, name, flags | ({"limit": limit, "seed": 0} if limit else {})) for name in names}
     _check_controls(images)
     folder = _result_folder(output or cfg.run.save_path or cfg.run.output_dir, cfg.run.name or "evaluation")
     joined, engine = engine is None, engine or _load(cfg, allow_random)

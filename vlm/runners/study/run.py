@@ -13,6 +13,7 @@ from vlm.common.errors import UserError
 from vlm.common.logging import say
 from vlm.common.paths import make_folder
 from vlm.common.processes.threads import COUNT, usable_cores
+from vlm.runners.study.collect import cell_state
 from vlm.runners.study.running.asking import asked_of
 from vlm.runners.study.running.cells_file import remember
 from vlm.runners.study.running.child import Children
@@ -38,7 +39,7 @@ class Ended:
 
     Attributes:
         done: cells that it finished.
-        failed: cell and message.
+        failed: cell and message, whoever began it.
         elsewhere: cells that other commands are working on.
         stopped: whether the user stopped it, by which signal; 0: not.
     """
@@ -85,7 +86,7 @@ def run_study(
     todo = [cell for cell in cells if not work.is_done(cell)]
     remember(study.folder, cells)
     progress = Progress(study, len(cells), len(cells) - len(todo), workers, show)
-    show(f"{study.folder}: {len(cells)} cells, {progress.before} done, {len(todo)} to do")
+    show(f"{study.folder}: {counted(len(cells))}, {progress.before} done, {len(todo)} to do")
     if not todo:
         return Ended()
     name = QUEUE if not only else "-".join([QUEUE, *sorted(cell.hash for cell in cells)])[:200]
@@ -94,7 +95,9 @@ def run_study(
     known = {cell.hash: cell for cell in cells}
     team = [Hand(number, work, known, name, progress) for number in range(min(workers, len(todo)))]
     stopped = supervise(team, work, show)
-    ended = Ended(progress.done, progress.failed, len(journal.running()), stopped)
+    states = [(cell, *cell_state(study.folder, cell, work.asked)) for cell in todo]
+    failed = [(cell, message) for cell, state, message in states if state == "failed"]
+    ended = Ended(progress.done, failed, len(journal.running()), stopped)
     show_end(study, ended, show)
     return ended
 
@@ -197,13 +200,18 @@ def supervise(team: Sequence[Hand], work: Work, show: Callable[[str], None]) -> 
     return int(signals.received or 0)
 
 
+def counted(cells: int) -> str:
+    """``1 cell``, ``2 cells``."""
+    return f"{cells} cell{'' if cells == 1 else 's'}"
+
+
 def show_end(study: Study, ended: Ended, show: Callable[[str], None]) -> None:
     """The last lines: what failed, and what to do."""
     for cell, message in ended.failed:
         show(f"failed: {name_of(study, cell)} ({cell.hash}): {message}")
     if ended.failed:
-        show(f"{len(ended.failed)} cells failed; the same command begins them again")
+        show(f"{counted(len(ended.failed))} failed; the same command begins them again")
     if ended.elsewhere:
-        show(f"{ended.elsewhere} cells are worked on by other commands")
+        show(f"other commands are working on {counted(ended.elsewhere)}")
     if ended.stopped:
         show("stopped; the same command goes on")
