@@ -11,7 +11,6 @@ def main(args: argparse.Namespace) -> int:
     Raises UserError: a study that is wrong, or an optional package that is missing.
     """
     from vlm.runners.study.read import build_study
-
     from vlm.runners.study.run import run_study
 
     study = build_study(args.study, args.options, check="all", plan=True, trust=True)
