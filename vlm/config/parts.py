@@ -209,7 +209,7 @@ def check_registered(kind: str, name: str, known: list[str], path: Path, report:
 
 def check_exists(name: str, path: Path, report: Report) -> None:
     """Report a file or folder that is not there."""
-    if not exists(name):
+    if name not in report.coming and not exists(name):
         report.add(path, f"found {name!r}, but there is no such file or folder{report.about(path)}")
 
 
