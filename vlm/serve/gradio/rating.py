@@ -65,8 +65,7 @@ class Ratings:
         ratings = [None if reply is None else reply.rating for reply in replies]
         return [None if rating is None else THUMBS[rating.thumb] for rating in ratings]
 
-    @staticmethod
-    def row(mine: PageChat | None) -> list[Any]:
+    def row(self, mine: PageChat | None) -> list[Any]:
         """The row below the conversation, which is about the answer that was rated last, and its text."""
         shown = mine.branches.shown if mine is not None else []
         turn, name = mine.rated if mine is not None and mine.rated is not None else (None, "")
