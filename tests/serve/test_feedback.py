@@ -246,3 +246,5 @@ def test_thumbs_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for index in (0, 9):
         events.like(Thumb(index, True), "m", mine)
     assert Events(models, []).width == events.width - 2
+    both = Ratings(folder, {"m": engine, "<n>": engine})
+    assert both.row(mine)[1].startswith("m: <q>")

@@ -76,9 +76,9 @@ class Ratings:
         short = words if len(words) <= SHOWN else f"{words[:SHOWN]}..."
         rating = reply.rating
         useless = rating.verdict == "up" and rating.left_out
-        about = (
-            f"<q>{escape(short)}</q> {USELESS.format(escape(rating.left_out)) if useless else ABOUT[rating.verdict]}"
-        )
+        state = USELESS.format(escape(rating.left_out)) if useless else ABOUT[rating.verdict]
+        whose = f"{escape(name)}: " if len(self._engines) > 1 else ""
+        about = f"{whose}<q>{escape(short)}</q> {state}"
         return [gr.update(visible=True), about]
 
     def like(self, event: gr.LikeData, name: str, mine: PageChat | None) -> str | None:
