@@ -188,7 +188,7 @@ def _change(values: Values, parts: Sequence[Part], questions: int, test: tuple[f
 def _exchanges(mine: Sequence[Metric], theirs: Sequence[Metric]) -> tuple[float, bool, float]:
     """p, whether it is exact, and the smallest possible p, of exchanging questions, each with all of its seeds."""
     if mine[0].total == "mean":
-        return sign_flips(sum(a.rows[:, 0] - b.rows[:, 0] for a, b in zip(mine, theirs, strict=True)))
+        return sign_flips(np.sum([a.rows[:, 0] - b.rows[:, 0] for a, b in zip(mine, theirs, strict=True)], axis=0))
     found = np.mean([(a.value() or 0.0) - (b.value() or 0.0) for a, b in zip(mine, theirs, strict=True)])
     drawn = np.abs(exchanged(theirs, mine, PERMUTATIONS))
     extreme = int((drawn >= abs(found) - NEAR).sum())

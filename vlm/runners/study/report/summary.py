@@ -12,7 +12,7 @@ import numpy as np
 
 from vlm.common.errors import ConfigError, unknown
 from vlm.runners.study.report.effects import AxisEffect, Key, main_effects, pareto
-from vlm.runners.study.results import CellResult, Cost
+from vlm.runners.study.results import CellResult, Cost, State
 from vlm.runners.study.statistics import (
     Change,
     Estimate,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 LOSS = "loss"
 TAIL = 10
 """The final training loss is the mean over the last tenth of what was logged."""
-STATES = ("done", "trained", "running", "interrupted", "pruned", "failed", "missing")
+STATES: tuple[State, ...] = ("done", "trained", "running", "interrupted", "pruned", "failed", "missing")
 """Order in which states are told."""
 COSTS = {"trained": "trained parameters", "flops": "FLOPs", "minutes": "minutes"}
 SAME = 0.02
@@ -89,7 +89,7 @@ class Row:
     name: str
     levels: Mapping[str, str]
     changed: frozenset[str]
-    states: Mapping[str, int]
+    states: Mapping[State, int]
     messages: Sequence[tuple[int, str]] = ()
     score: Estimate | None = None
     values: Mapping[int, float] = field(default_factory=dict)
@@ -136,7 +136,7 @@ class Summary:
     rows: Sequence[Row]
     reference: Row | None
     effects: Sequence[AxisEffect]
-    counts: Mapping[str, int]
+    counts: Mapping[State, int]
     comparisons: int
     results: Sequence[CellResult]
 
