@@ -60,6 +60,10 @@ class Asked:
     dataset: Any = None
     results: dict[str, Result] = field(default_factory=dict)
 
+    def drawn(self, limit: int) -> int | None:
+        """How many questions are drawn before the benchmark sees them, if it has no such option itself."""
+        return limit if limit and "limit" not in names_of(self.benchmark.Config) else None
+
     def data(self) -> str:
         """A digest of the files of records; empty where these are not files of this machine."""
         try:
@@ -136,8 +140,7 @@ def run_evaluation(
     """
     names = _names(cfg, datasets)
     flags = {"batch_size": batch_size, "seeds": list(seeds), "judge": judge, "metric": judge and "judge"}
-    flags |= {"limit": limit, "seed": 0} if limit else {}
-    asked = {name: asked_of(cfg, name, flags) for name in names}
+    asked = {name: asked_of(cfg, name, flags | ({"limit": limit, "seed": 0} if limit else {})) for name in names}
     _check_controls(images)
     folder = _result_folder(output or cfg.run.save_path or cfg.run.output_dir, cfg.run.name or "evaluation")
     joined, engine = engine is None, engine or _load(cfg, allow_random)
@@ -148,8 +151,7 @@ def run_evaluation(
             entry.dataset = entry.read(engine)
             for image in images:
                 parts.append(_parts(folder / f"{cfg.run.name or 'evaluation'}_{name}_{image}", engine))
-                drawn = limit if limit and "limit" not in names_of(entry.benchmark.Config) else None
-                questions = Controlled(entry.dataset, image, parts[-1], cfg.run.max_bad_share, drawn)
+                questions = Controlled(entry.dataset, image, parts[-1], cfg.run.max_bad_share, entry.drawn(limit))
                 entry.results[image] = _timed(entry, engine, questions)
                 if main:
                     show(f"{name}, {image} image:{table(entry.results[image])}")

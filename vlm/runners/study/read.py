@@ -9,8 +9,9 @@ from vlm.common.trust import trusting
 from vlm.config.types import Check
 from vlm.runners.study.cells import Study
 from vlm.runners.study.file import StudyFile
+from vlm.runners.study.grid.budget import Measurer
 from vlm.runners.study.grid.build import Builder
-from vlm.runners.study.grid.opened import open_file
+from vlm.runners.study.grid.opened import open_file, study_folder
 
 
 def read_study(path: str | Path, options: Sequence[str] = (), *, trust: bool = False) -> StudyFile:
@@ -50,4 +51,6 @@ def build_study(
         ConfigError: all problems of the file and of all cells.
     """
     with trusting(trust):
-        return Builder(open_file(path, options, trust=trust), check).study(plan)
+        read = open_file(path, options, trust=trust)
+        measurer = Measurer(read.file.processes, folder=study_folder(read)) if plan else None
+        return Builder(read, check, measurer).study()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,18 +13,21 @@ from vlm.common.errors import UserError
 from vlm.common.logging import say
 from vlm.common.paths import make_folder
 from vlm.common.processes.threads import COUNT, usable_cores
+from vlm.runners.study.collect import cell_state
 from vlm.runners.study.running.asking import asked_of
 from vlm.runners.study.running.cells_file import remember
 from vlm.runners.study.running.child import Children
-from vlm.runners.study.running.journal import CELL, DONE, FAILED, Journal, Worker, fill, in_turn
+from vlm.runners.study.running.journal import DONE, FAILED, STOPPED, Journal, Worker
 from vlm.runners.study.running.progress import Progress, name_of
+from vlm.runners.study.running.search import Search, Space
+from vlm.runners.study.running.source import Grid, Source, value_of
 from vlm.runners.study.running.work import Execute, Outcome, Work
 from vlm.runners.train.signals import StopSignals
 
 if TYPE_CHECKING:
-    from vlm.runners.study.cells import Cell, Study
+    from optuna.trial import Trial
 
-log = logging.getLogger(__name__)
+    from vlm.runners.study.cells import Cell, Study
 
 QUEUE = "cells"
 """Name of the list of trials in the journal that has all cells of a grid."""
@@ -38,7 +41,7 @@ class Ended:
 
     Attributes:
         done: cells that it finished.
-        failed: cell and message.
+        failed: cell and message, whoever began it.
         elsewhere: cells that other commands are working on.
         stopped: whether the user stopped it, by which signal; 0: not.
     """
@@ -57,6 +60,7 @@ class Ended:
 def run_study(
     study: Study,
     *,
+    space: Space | None = None,
     workers: int = 1,
     only: Sequence[str] = (),
     retry: bool = True,
@@ -70,6 +74,7 @@ def run_study(
 
     Args:
         study: a checked study.
+        space: with ``search``, what is chosen from; see :func:`vlm.runners.study.running.search.space_of`.
         workers: cells that are worked on at a time; the cores are divided among them.
         only: names or hashes of cells; empty: all.
         retry: whether cells that failed before are begun again.
@@ -80,23 +85,39 @@ def run_study(
         UserError: no such cell, optuna is missing, or the folder or the journal cannot be used.
     """
     make_folder(study.folder)
-    cells = chosen(study, only)
     work = Work(study, asked_of(study), execute or Children(), threads_of(workers * study.file.processes))
-    todo = [cell for cell in cells if not work.is_done(cell)]
-    remember(study.folder, cells)
-    progress = Progress(study, len(cells), len(cells) - len(todo), workers, show)
-    show(f"{study.folder}: {len(cells)} cells, {progress.before} done, {len(todo)} to do")
-    if not todo:
+    source = source_of(work, space, only)
+    done = source.fill(retry)
+    progress = Progress(study, source.total, done, workers, show)
+    show(f"{study.folder}: {counted(source.total)}, {done} done, {source.total - done} to do")
+    if done >= source.total:
         return Ended()
-    name = QUEUE if not only else "-".join([QUEUE, *sorted(cell.hash for cell in cells)])[:200]
-    journal = Journal(study.folder, name)
-    fill(journal, [(cell.hash, cell.levels) for cell in ordered(todo)], retry)
-    known = {cell.hash: cell for cell in cells}
-    team = [Hand(number, work, known, name, progress) for number in range(min(workers, len(todo)))]
+    team = [Hand(number, work, source, progress) for number in range(min(workers, source.total - done))]
     stopped = supervise(team, work, show)
-    ended = Ended(progress.done, progress.failed, len(journal.running()), stopped)
+    ended = Ended(progress.done, failures(work, source, progress), len(source.journal(0).running()), stopped)
     show_end(study, ended, show)
     return ended
+
+
+def source_of(work: Work, space: Space | None, only: Sequence[str]) -> Source:
+    """What fills the queue. Raises UserError: no such cell, or ``only`` for a search."""
+    study = work.study
+    if study.file.search is not None:
+        if only or space is None:
+            raise UserError("--only names cells of a grid, but this study searches", fix="leave it out")
+        return Search(work, space)
+    cells = chosen(study, only)
+    remember(study.folder, cells)
+    name = QUEUE if not only else "-".join([QUEUE, *sorted(cell.hash for cell in cells)])[:200]
+    return Grid(work, cells, name)
+
+
+def failures(work: Work, source: Source, progress: Progress) -> list[tuple[Cell, str]]:
+    """Cells that failed and their messages, whoever began them; of a search those that this command began."""
+    if not isinstance(source, Grid):
+        return progress.failed
+    states = [(cell, *cell_state(work.folder, cell, work.asked)) for cell in source.known.values()]
+    return [(cell, message) for cell, state, message in states if state == "failed"]
 
 
 def threads_of(processes: int) -> int:
@@ -123,30 +144,23 @@ def chosen(study: Study, only: Sequence[str]) -> list[Cell]:
     return [cell for cell in study.cells if cell in found]
 
 
-def ordered(cells: Sequence[Cell]) -> list[Cell]:
-    """The order of the queue: cells that share their first run are apart, so that workers rarely wait for it."""
-    groups: dict[str, list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault(cell.runs[0].hash, []).append(cell)
-    return in_turn(list(groups.values()))
-
-
 class Hand(threading.Thread):
     """A worker: takes cells until none waits."""
 
-    def __init__(self, number: int, work: Work, cells: dict[str, Cell], name: str, progress: Progress) -> None:
+    def __init__(self, number: int, work: Work, source: Source, progress: Progress) -> None:
         super().__init__(name=f"worker {number}", daemon=True)
-        self.number, self.work, self.cells, self.queue, self.progress = number, work, cells, name, progress
+        self.number, self.work, self.source, self.progress = number, work, source, progress
         self.fault: BaseException | None = None
 
     def run(self) -> None:
         """Work; what goes wrong outside of the runs is kept for :func:`supervise`."""
         worker = Worker(self.work.folder)
         try:
-            self._work(Journal(self.work.folder, self.queue), worker)
-        except (UserError, OSError) as error:
+            self._work(self.source.journal(self.number), worker)
+        except UserError as error:
             self.fault = error
         finally:
+            self.fault = self.fault or sys.exc_info()[1]
             worker.close()
 
     def _work(self, journal: Journal, worker: Worker) -> None:
@@ -157,44 +171,62 @@ class Hand(threading.Thread):
                     if journal.revive():
                         continue
                 return
-            cell = self.cells.get(trial.user_attrs.get(CELL, ""))
-            if cell is None:  # of an earlier version of the study
+            try:
+                cells = self.source.cells(journal, trial)
+            except UserError as error:
+                self.progress.refused(trial.params, error)
                 journal.tell(trial, FAILED)
                 continue
-            if self.work.is_done(cell):
-                journal.tell(trial, DONE)
-                continue
-            since = self.progress.begins(cell)
-            outcome = self._do(cell)
-            journal.tell(trial, outcome.ended)
-            self.progress.ends(cell, outcome, since)
+            if cells:
+                outcome = self._all(journal, trial, cells)
+                done = outcome.ended == DONE
+                journal.tell(trial, outcome.ended, value_of(self.work.study, cells, self.work) if done else None)
 
-    def _do(self, cell: Cell) -> Outcome:
-        try:
-            return self.work.do(cell, self.number)
-        except UserError as error:
-            return Outcome(FAILED, str(error))
+    def _all(self, journal: Journal, trial: Trial, cells: Sequence[Cell]) -> Outcome:
+        """The cells of a trial, up to the first that is not done."""
+        outcome = Outcome(DONE)
+        for cell in cells:
+            if outcome.ended == DONE and not self.work.is_done(cell):
+                since = self.progress.begins(cell)
+                try:
+                    outcome = self.work.do(cell, self.number, self.source.pruning(journal, trial, cell))
+                except UserError as error:
+                    outcome = Outcome(FAILED, str(error))
+                self.progress.ends(cell, outcome, since)
+            elif outcome.ended != STOPPED:
+                self.progress.skips()
+        return outcome
 
 
 def supervise(team: Sequence[Hand], work: Work, show: Callable[[str], None]) -> int:
     """Wait for the workers; the signal by which the user stopped them, or 0.
 
-    The first signal lets runs save and stop, the second one has its usual effect; what still runs then saves and stops
-    by itself. Raises what a worker could not go on with.
+    The first signal lets runs save and stop, a second Ctrl-C ends their processes at once. Raises what a worker could
+    not go on with.
     """
     with StopSignals() as signals:
         for hand in team:
             hand.start()
-        while any(hand.is_alive() for hand in team):
+        try:
+            while any(hand.is_alive() for hand in team):
+                for hand in team:
+                    hand.join(WAIT)
+                if signals.requested and not work.stopping.is_set():
+                    show("stopping: runs are saved after their present step; a second Ctrl-C ends them at once")
+                    work.stopping.set()
+        except KeyboardInterrupt:
+            work.ending.set()
             for hand in team:
-                hand.join(WAIT)
-            if signals.requested and not work.stopping.is_set():
-                show("stopping: runs are saved after their present step")
-                work.stopping.set()
+                hand.join()
     for hand in team:
         if hand.fault is not None:
             raise hand.fault
     return int(signals.received or 0)
+
+
+def counted(cells: int) -> str:
+    """``1 cell``, ``2 cells``."""
+    return f"{cells} cell{'' if cells == 1 else 's'}"
 
 
 def show_end(study: Study, ended: Ended, show: Callable[[str], None]) -> None:
@@ -202,8 +234,8 @@ def show_end(study: Study, ended: Ended, show: Callable[[str], None]) -> None:
     for cell, message in ended.failed:
         show(f"failed: {name_of(study, cell)} ({cell.hash}): {message}")
     if ended.failed:
-        show(f"{len(ended.failed)} cells failed; the same command begins them again")
+        show(f"{counted(len(ended.failed))} failed; the same command begins them again")
     if ended.elsewhere:
-        show(f"{ended.elsewhere} cells are worked on by other commands")
+        show(f"other commands are working on {counted(ended.elsewhere)}")
     if ended.stopped:
         show("stopped; the same command goes on")

@@ -53,7 +53,7 @@ def label_of(value: Any) -> str:
 
 
 def _names(value: Any) -> str:
-    """The names of parts without their options; "" if these are no parts."""
+    """The names of parts without their options; "" where the value names none."""
     parts = value if isinstance(value, list) else [value]
     names = [part.get("name") if isinstance(part, Mapping) else part for part in parts]
     return " + ".join(map(str, names)) if all(isinstance(name, str) for name in names) else ""

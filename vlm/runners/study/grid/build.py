@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
-from vlm.common.errors import ConfigError
+from vlm.common.errors import ConfigError, UserError
 from vlm.common.trust import is_given
 from vlm.config.api import Config, load_config
 from vlm.config.load import DATA_SECTIONS, read_source
@@ -21,6 +21,7 @@ from vlm.runners.study.cells import Cell, StageRun, Study
 from vlm.runners.study.file import Budget
 from vlm.runners.study.folder import run_folder
 from vlm.runners.study.grid.axes import MOST_CELLS, combinations, in_order, is_there, stage_of, whole_part
+from vlm.runners.study.grid.budget import Measurer
 from vlm.runners.study.grid.identity import hash_of, identity
 from vlm.runners.study.grid.opened import Read, study_folder
 
@@ -39,26 +40,46 @@ class Setting:
     by: str
 
 
+@dataclasses.dataclass
+class Made:
+    """A stage of a combination, as far as it does not depend on the seed.
+
+    Attributes:
+        config: with a placeholder for the run before.
+        content: see :func:`identity`.
+        linked: whether there is a run before.
+        steps: of its budget, or why it gives none; None: not asked yet.
+    """
+
+    config: Config
+    content: dict[str, Any]
+    linked: bool
+    steps: int | UserError | None = None
+
+
 class Builder:
     """Builds the cells of a study; configurations that only differ in seed are read once.
 
     Attributes:
         read: the file.
         check: see :func:`vlm.config.load.load_config`.
+        measurer: finds the steps of budgets; None: only those of budgets in steps are set.
         folder: of the study.
         faults: problems of each combination, by stage.
     """
 
-    def __init__(self, read: Read, check: Check = "weights") -> None:
+    def __init__(self, read: Read, check: Check = "weights", measurer: Measurer | None = None) -> None:
+        self.measurer = measurer
         self.read, self.check, self.trust = read, check, is_given()
         self.folder = study_folder(read)
         self.sets = {axis.name: {level.label: level.sets for level in axis.levels} for axis in read.axes}
         self.bases: dict[str, Tree] = {}
-        self.configs: dict[str, Config | ConfigError] = {}
+        self.made: dict[str, Made | UserError] = {}
+        self.placeholder = str(self.folder / BEFORE)
         self.faults: dict[Key, list[Problem]] = {}
         self.reference = self._reference()
 
-    def study(self, plan: bool = False) -> Study:
+    def study(self) -> Study:
         """All cells. Raises ConfigProblems: any of them does not check."""
         study = self.examine()
         problems = self.problems()
@@ -146,7 +167,7 @@ class Builder:
                 runs[stage] = self._run(stage, levels, seed, runs[after] if after else None)
             except ConfigProblems as error:
                 problems += [self._named(problem, stage) for problem in error.problems]
-            except ConfigError as error:
+            except UserError as error:
                 problems.append(Problem(self._place(stage), "", str(error)))
         if problems:
             self.faults[key] = problems
@@ -164,34 +185,43 @@ class Builder:
         """Hash of the first run of a combination; "" if the combination does not check."""
         try:
             return self.cell(levels, self.read.file.seeds[0]).runs[0].hash
-        except ConfigError:
+        except UserError:
             return ""
 
     def _run(self, stage: str, levels: Mapping[str, str], seed: int, before: StageRun | None) -> StageRun:
-        settings = self.settings(stage, levels)
-        path = str(run_folder(self.folder, before.hash)) if before else ""
-        config = self._config(stage, settings, before is not None)
-        placeholder = str(self.folder / BEFORE)
-        config = substituted(config, {placeholder: path}) if before else config
-        run = dataclasses.replace(config.run, seed=seed)
+        made = self._made(stage, levels, before is not None)
         budget = self.read.budget(stage)
-        steps = budget.steps if budget else run.total_steps
-        if budget and budget.steps:
-            run = dataclasses.replace(run, max_steps=budget.steps)
-        config = dataclasses.replace(config, run=run)
-        known = {path: before.hash} if before else {}
-        content = identity(config, self.length(budget), self.read.file.processes, known)
-        own = hash_of({**content, "before": before.hash if before else None})
-        run = dataclasses.replace(run, output_dir=str(run_folder(self.folder, own)))
-        config = with_run(config, run)
-        return StageRun(stage, own, config, before.hash if before else None, budget, steps)
+        path = str(run_folder(self.folder, before.hash)) if before else ""
+        config = substituted(made.config, {self.placeholder: path}) if before else made.config
+        own = hash_of({**made.content, "seed": seed, "before": before.hash if before else None})
+        changes: dict[str, Any] = {"seed": seed, "output_dir": str(run_folder(self.folder, own))}
+        steps = self._steps(stage, made, budget) if budget else config.run.total_steps
+        if budget and steps:
+            changes["max_steps"] = steps
+        return StageRun(stage, own, with_run(config, changes), before.hash if before else None, budget, steps)
 
-    def length(self, budget: Budget | None) -> Any:
+    def _steps(self, stage: str, made: Made, budget: Budget) -> int | None:
+        """Steps that the budget gives a run; None: they are not asked for. Raises UserError: it gives none."""
+        if budget.steps is None and self.measurer is None:
+            return None
+        if made.steps is None:
+            measurer = self.measurer or Measurer(self.read.file.processes)
+            try:
+                made.steps = measurer.steps(made.config, budget, self._made(stage, self.reference, made.linked).config)
+            except UserError as error:
+                made.steps = error
+        if isinstance(made.steps, UserError):
+            raise made.steps
+        return made.steps
+
+    def length(self, stage: str, budget: Budget | None) -> Any:
         """What decides the length of a run, for its hash."""
         if budget is None:
             return None
         given = {key: value for key, value in vars(budget).items() if value is not None}
-        return {**given, "reference": self.reference} if given.get("flops") == "reference" else given
+        if given.get("flops") == "reference":
+            given["reference"] = [(s.key, s.value) for s in self.settings(stage, self.reference)]
+        return given
 
     def settings(self, stage: str, levels: Mapping[str, str]) -> list[Setting]:
         """What the study sets for a stage of a combination; broader keys first, later ones win.
@@ -234,16 +264,22 @@ class Builder:
     def _origin(self, path: Path) -> str:
         return Report(self.read.tree.origins).where(path)
 
-    def _config(self, stage: str, settings: list[Setting], linked: bool) -> Config:
-        """The configuration for the first seed, with a placeholder for the run before."""
+    def _made(self, stage: str, levels: Mapping[str, str], linked: bool) -> Made:
+        """What all seeds of a combination share of a stage, and combinations that agree on it."""
+        settings = self.settings(stage, levels)
         memo = hash_of([stage, [(s.key, s.value, s.by == "set") for s in settings], linked])
-        if memo not in self.configs:
+        if memo not in self.made:
             try:
-                self.configs[memo] = self._load(stage, settings, linked)
-            except ConfigError as error:
-                self.configs[memo] = error
-        found = self.configs[memo]
-        if isinstance(found, ConfigError):
+                config = self._load(stage, settings, linked)
+                run = dataclasses.replace(config.run, seed=0)
+                length = self.length(stage, self.read.budget(stage))
+                unseeded, known = dataclasses.replace(config, run=run), {self.placeholder: "before"}
+                content = identity(unseeded, length, self.read.file.processes, known)
+                self.made[memo] = Made(config, content, linked)
+            except UserError as error:
+                self.made[memo] = error
+        found = self.made[memo]
+        if isinstance(found, UserError):
             raise found
         return found
 
@@ -259,14 +295,10 @@ class Builder:
                 tree.origins |= {(*path, key): setting.origin for key in value}
             else:
                 options.append(Option(path, value, origin=setting.origin, whole=whole))
-        coming = []
         if linked:
-            placeholder = str(self.folder / BEFORE)
-            options.append(
-                Option(to_path(self.read.stages[stage].into), placeholder, origin=self._origin(("stages", stage)))
-            )
-            coming.append(placeholder)
-        return load_config(tree, options, check=self.check, train=True, trust=self.trust, coming=coming)
+            into = to_path(self.read.stages[stage].into)
+            options.append(Option(into, self.placeholder, origin=self._origin(("stages", stage, "into"))))
+        return load_config(tree, options, check=self.check, train=True, trust=self.trust, coming=[self.placeholder])
 
     def _base(self, stage: str) -> Tree:
         if stage not in self.bases:
@@ -291,11 +323,10 @@ def read_base(read: Read, base: str) -> Tree:
     return read_source(beside if beside.is_dir() else base, train=True)[0]
 
 
-def with_run(config: Config, run: Any) -> Config:
-    """``config`` with another ``run``, also in what is stored with the run."""
-    changed = {key: value for key, value in vars(run).items() if value != getattr(config.run, key)}
-    stored = {**config.resolved["run"], **changed, "seed": run.seed, "max_steps": run.max_steps}
-    return dataclasses.replace(config, run=run, resolved={**config.resolved, "run": stored})
+def with_run(config: Config, changes: Mapping[str, Any]) -> Config:
+    """``config`` with other values under ``run``, also in what is stored with the run."""
+    stored = {**config.resolved, "run": {**config.resolved["run"], **changes}}
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, **changes), resolved=stored)
 
 
 def substituted(value: Any, texts: Mapping[str, str]) -> Any:

@@ -1,4 +1,7 @@
-"""What a study asks of every cell after training, one dataset with one image control at a time, so that whatever is added to a study is asked alone."""
+"""What a study asks of every cell after training: one dataset with one image control at a time.
+
+So whatever is added to a study is asked alone.
+"""
 
 from __future__ import annotations
 

@@ -63,13 +63,13 @@ class Children:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["vlm.runners.study.running.preload"])
 
-    def __call__(self, job: Job, lock: FileLock, watch: Callable[[], bool]) -> int:
+    def __call__(self, job: Job, lock: FileLock, watch: Callable[[], int]) -> int:
         """Do a job in a process of its own.
 
         Args:
             job: what to do.
             lock: of its run, which the child holds as well.
-            watch: asked now and then; once it is true the run is saved and stopped.
+            watch: asked now and then: 1: the run is to be saved and stopped, 2: its process is to end at once.
 
         Returns:
             its exit code; minus the signal that ended it.
@@ -77,11 +77,11 @@ class Children:
         log_file(job.study, job.run).parent.mkdir(parents=True, exist_ok=True)
         process = self._context.Process(target=main, args=(job, lock), daemon=False)
         process.start()
-        asked_to_stop = False
+        told = 0
         while not wait([process.sentinel], timeout=POLL):
-            if not asked_to_stop and watch():
-                process.terminate()
-                asked_to_stop = True
+            if (wanted := watch()) > told:
+                (process.kill if wanted > 1 else process.terminate)()
+                told = wanted
         process.join()
         code = process.exitcode or 0
         process.close()
@@ -128,7 +128,8 @@ def _do(job: Job, lock: FileLock) -> int:
     with trusting(True):
         for module in job.plugins:
             load_plugin(module)
-        if read_done(job.study, job.run) is None:
+        done = read_done(job.study, job.run)
+        if done is None or done.status == "pruned":
             code = _train_alone(job) if job.processes == 1 else _train_together(job, lock)
             if code:
                 return code

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 CELL, WORKER, ENDED, LEVELS = "cell", "worker", "ended", "levels"
 """Attributes of trials."""
-DONE, FAILED, STOPPED, PRUNED = "done", "failed", "stopped", "pruned"
-"""How a trial ended; STOPPED: it has to be given again."""
+DONE, FAILED, STOPPED, PRUNED, REPEATED = "done", "failed", "stopped", "pruned", "repeated"
+"""How a trial ended. STOPPED: it has to be given again; REPEATED: it was none, since an earlier one was the same."""
 
 
 def need_optuna() -> ModuleType:
@@ -149,6 +149,11 @@ class Journal:
             self._end(trial.number, self.states.COMPLETE, 0.0 if value is None else value)
         else:
             self._end(trial.number, states.get(ended, self.states.FAIL))
+
+    def repeat(self, trial: Trial, value: float | None) -> None:
+        """A trial that is not worked on: its combination has ``value``, or None where that is not known."""
+        trial.set_user_attr(ENDED, REPEATED)
+        self._end(trial.number, self.states.FAIL if value is None else self.states.COMPLETE, value)
 
     def _end(self, number: int, state: Any, value: float | None = None) -> None:
         self.study.tell(number, value, state=state, skip_if_finished=True)

@@ -1,4 +1,4 @@
-"""Locks that end with the process that holds them, however it ends; they work on a shared folder too (NFS 3 or later)."""
+"""Locks that end with the process that holds them, however it ends; on a shared folder too (NFS 3 or later)."""
 
 from __future__ import annotations
 

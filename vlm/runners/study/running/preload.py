@@ -1,4 +1,4 @@
-"""What the process imports from which those that train are forked; nothing is computed and no accelerator is touched."""
+"""What the process imports from which those that train are forked; nothing is computed here."""
 
 import importlib
 import importlib.util

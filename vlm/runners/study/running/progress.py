@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from vlm.runners.study.running.journal import DONE, FAILED, PRUNED, STOPPED
 from vlm.runners.train.trackers import duration
 
 if TYPE_CHECKING:
+    from vlm.common.errors import UserError
     from vlm.runners.study.cells import Cell, Study
     from vlm.runners.study.running.work import Outcome
 
@@ -33,6 +34,7 @@ class Progress:
         workers: cells that are worked on at a time.
         show: takes the lines.
         failed: cell and message of those that failed.
+        refusals: what is wrong with combinations of a search that do not check.
         done: cells that this command finished, pruned ones included.
     """
 
@@ -42,6 +44,7 @@ class Progress:
     workers: int
     show: Callable[[str], None]
     failed: list[tuple[Cell, str]] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
     done: int = 0
 
     def __post_init__(self) -> None:
@@ -67,6 +70,18 @@ class Progress:
             self.show(
                 f"{self._place()} {name}: {word.get(outcome.ended, f'FAILED after {took}: {first}')}{self._left()}"
             )
+
+    def skips(self) -> None:
+        """A cell is not worked on: it was done before, or its trial is given up."""
+        with self._lock:
+            self._ended += 1
+            self.done += 1
+
+    def refused(self, levels: Mapping[str, str], error: UserError) -> None:
+        """Tell that a combination does not check."""
+        with self._lock:
+            self.refusals.append(f"{', '.join(levels.values())}: {error}")
+            self.show(f"{self._place()} {', '.join(levels.values())}: cannot be built: {str(error).splitlines()[0]}")
 
     def _place(self) -> str:
         width = len(str(self.total))

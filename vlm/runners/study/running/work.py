@@ -24,7 +24,7 @@ from vlm.runners.study.running.marks import Done, read_done, read_failure, write
 if TYPE_CHECKING:
     from vlm.runners.study.cells import Cell, StageRun, Study
 
-Execute = Callable[[Job, FileLock, Callable[[], bool]], int]
+Execute = Callable[[Job, FileLock, Callable[[], int]], int]
 """Does a job, asking now and then whether to stop; see :class:`vlm.runners.study.running.child.Children`."""
 MOST = 2000
 """Characters of a message of a failed run."""
@@ -52,6 +52,7 @@ class Work:
         threads: of each process that trains.
         environments: variables of each worker's children, by number of the worker.
         stopping: set once the user wants to stop.
+        ending: set once the user does not want to wait for it.
         started: time (seconds since 1970) since when a failed run counts as tried.
     """
 
@@ -61,6 +62,7 @@ class Work:
     threads: int = 1
     environments: Sequence[Mapping[str, str]] = ()
     stopping: threading.Event = field(default_factory=threading.Event)
+    ending: threading.Event = field(default_factory=threading.Event)
     started: float = field(default_factory=time.time)
 
     @property
@@ -70,10 +72,19 @@ class Work:
 
     def is_done(self, cell: Cell) -> bool:
         """Whether nothing is left to do for a cell."""
-        last = read_done(self.folder, cell.hash)
+        last = self._done(cell.hash)
         if last is None:
             return False
         return last.status == "pruned" or not missing(self.folder, cell.hash, self.asked)
+
+    def _done(self, run: str) -> Done | None:
+        """How a run ended; what a search gave up is trained on in a grid."""
+        done = read_done(self.folder, run)
+        return None if done is not None and done.status == "pruned" and self.study.file.search is None else done
+
+    def _wanted(self) -> int:
+        """What the user wants of a child: 0: go on, 1: save and stop, 2: end."""
+        return 2 if self.ending.is_set() else int(self.stopping.is_set())
 
     def do(self, cell: Cell, number: int = 0, prune: Callable[[StageRun], bool] | None = None) -> Outcome:
         """Train and ask what a cell lacks.
@@ -105,7 +116,7 @@ class Work:
         prune: Callable[[StageRun], bool] | None,
     ) -> Outcome:
         """One run, whose lock is held."""
-        done = read_done(self.folder, run.hash)
+        done = self._done(run.hash)
         if done is not None and done.status == "pruned":
             return Outcome(PRUNED)
         todo = missing(self.folder, run.hash, asked)
@@ -120,16 +131,16 @@ class Work:
         before = log.stat().st_size if log.is_file() else 0
         pruned = threading.Event()
 
-        def stop() -> bool:
+        def stop() -> int:
             if prune is not None and not self.stopping.is_set() and prune(run):
                 pruned.set()
-            return self.stopping.is_set() or pruned.is_set()
+            return max(self._wanted(), int(pruned.is_set()))
 
         code = self.execute(job, lock, stop)
         done = read_done(self.folder, run.hash)
         if done is not None and not missing(self.folder, run.hash, asked):
             return Outcome(DONE)
-        if pruned.is_set() and done is None:
+        if pruned.is_set() and done is None and not self.ending.is_set():
             write_done(self.folder, run.hash, Done("pruned", 0))
             return Outcome(PRUNED)
         if self.stopping.is_set():
