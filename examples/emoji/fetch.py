@@ -137,7 +137,9 @@ def _https(package: Package, target: Path) -> None:
     registry = npm_registry(package.name, os.environ, [Path(".npmrc"), Path("~/.npmrc").expanduser()])
     part = target.with_suffix(".part")
     try:
-        with urllib.request.urlopen(f"{registry}/{quote(package.name, safe='@')}/{package.version}", timeout=60) as page:
+        with urllib.request.urlopen(
+            f"{registry}/{quote(package.name, safe='@')}/{package.version}", timeout=60
+        ) as page:
             address = json.load(page)["dist"]["tarball"]
         with urllib.request.urlopen(address, timeout=60) as source, part.open("wb") as file:
             shutil.copyfileobj(source, file, CHUNK)

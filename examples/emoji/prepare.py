@@ -23,11 +23,10 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fetch import Package, digest, fetch, members, unpack
+from fetch import Package, fetch, members, unpack
 from PIL import Image
 
 from vlm.common.errors import DataError, UserError
