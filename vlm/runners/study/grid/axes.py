@@ -18,7 +18,7 @@ LONGEST = 48
 """Characters of a derived label."""
 MOST_CELLS = 10_000
 """Cells of a study, seeds counted."""
-MOST_TRIED = 200_000
+MOST_TRIED = 50_000
 """Combinations that are looked at, those that ``exclude`` leaves out counted."""
 PART_LISTS: tuple[Path, ...] = (("model", "bridge"), ("model", "inserts"))
 DECIDED = {

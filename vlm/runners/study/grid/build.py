@@ -280,15 +280,16 @@ class Builder:
     def _made(self, stage: str, levels: Mapping[str, str], linked: bool) -> Made:
         """What all seeds of a combination share of a stage, and combinations that agree on it."""
         settings = self.settings(stage, levels)
-        memo = hash_of([stage, [(s.key, s.value, s.by == "set", s.origin if s.value == MISSING else "") for s in settings], linked])
+        given = [(s.key, s.value, s.by == "set", s.origin if s.value == MISSING else "") for s in settings]
+        memo = hash_of([stage, given, linked])
         if memo not in self.made:
             try:
-                config = self._load(stage, settings, linked)
+                config, is_open = self._load(stage, settings, linked)
                 run = dataclasses.replace(config.run, seed=0)
                 length = self.length(stage, self.read.budget(stage))
                 unseeded, known = dataclasses.replace(config, run=run), {self.placeholder: "before"}
                 content = identity(unseeded, length, self.read.file.processes, known)
-                if self.check == "none" and is_open(config, self._base(stage)):
+                if is_open:
                     content["open"] = [(s.key, s.value, s.origin) for s in settings]
                 self.made[memo] = Made(config, content, linked)
             except UserError as error:
@@ -298,7 +299,8 @@ class Builder:
             raise found
         return found
 
-    def _load(self, stage: str, settings: list[Setting], linked: bool) -> Config:
+    def _load(self, stage: str, settings: list[Setting], linked: bool) -> tuple[Config, bool]:
+        """The configuration, and whether something is not known yet that a run needs: a path, or a dataset's place."""
         tree = copy.deepcopy(self._base(stage))
         options = []
         for setting in settings:
@@ -320,7 +322,8 @@ class Builder:
         config = load_config(tree, options, check=self.check, train=True, trust=self.trust, coming=[self.placeholder])
         if self.fits and (problems := misfits(config)):
             raise ConfigProblems(str(self.read.source), problems)
-        return config
+        left_out = set(tree.data.get("datasets") or {}) - set(config.datasets)
+        return config, bool(left_out) or ABSENT in [w.path for w in config.model.weights]
 
     def _base(self, stage: str) -> Tree:
         if stage not in self.bases:
@@ -343,12 +346,6 @@ def read_base(read: Read, base: str) -> Tree:
         return read_source(read.source.parent / path)[0]
     beside = read.source.parent / path
     return read_source(beside if beside.is_dir() else base, train=True)[0]
-
-
-def is_open(config: Config, base: Tree) -> bool:
-    """Whether something is not known yet that a run needs: a path of the model, or the place of a dataset."""
-    left_out = set(base.data.get("datasets") or {}) - set(config.datasets)
-    return bool(left_out) or ABSENT in [w.path for w in config.model.weights]
 
 
 def leave_open(tree: Tree) -> None:
