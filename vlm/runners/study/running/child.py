@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,10 @@ class Children:
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["vlm.runners.study.running.preload"])
+
+    def warm(self) -> None:
+        """Let the importing begin, while this process does something else."""
+        forkserver.ensure_running()
 
     def __call__(self, job: Job, lock: FileLock, watch: Callable[[], int]) -> int:
         """Do a job in a process of its own.
