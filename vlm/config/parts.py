@@ -290,6 +290,7 @@ def read_dataset(
     if unset or part is None or options is None:
         return None
     if check == "all":
+        report.helps |= {(*path, "build_info", key): str(help_) for key in build_info if help_}
         check_data_files(part, (*path, "build_info"), report)
     return DatasetEntry(name, part, **vars(options))
 
