@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 POLL = 0.5
 """Seconds between two looks at a run that trains."""
 USER_FAULT = 2
+COUNTED = ("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+"""Lets torch look for accelerators without starting their driver, which would not survive a fork."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Children:
     """Starts the children of all workers of this process."""
 
     def __init__(self) -> None:
+        os.environ.setdefault(*COUNTED)
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["vlm.runners.study.running.preload"])
 
