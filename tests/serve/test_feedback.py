@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from vlm.cli.main import main
 from vlm.common.errors import DataError, UserError
 from vlm.common.types import Image, Message, Text
 from vlm.config.tree import parse_file
@@ -186,6 +187,14 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
         folder.keep(record("3"), [Image(str(tmp_path / "gone.png"))])
 
 
+def test_a_server_without_the_page_has_no_feedback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "tiny/eval", "--feedback", str(tmp_path)]) == 2
+    assert "add --page" in capsys.readouterr().err
+    (tmp_path / "notes.txt").write_text("x")
+    assert main(["demo", "tiny/eval", "--feedback", str(tmp_path)]) == 2
+    assert "something else than feedback: notes.txt" in capsys.readouterr().err
+
+
 class Thumb:
     """What Gradio tells of a click."""
 
@@ -230,6 +239,12 @@ def test_thumbs_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     events.go(-1, mine)
     assert events.like(Thumb(3, ""), "m", mine)[1]["feedback_value"] == [None, None]
     assert records(folder) == [] and list((folder.path / "images").iterdir()) == []
+    events.again(["m"], mine)
+    list(events.write(mine, 3, system))
+    events.like(Thumb(3, True), "m", mine)
+    assert len(records(folder)) == len(list((folder.path / "images").iterdir())) == 1 and len(notices) == 3
     for index in (0, 9):
         events.like(Thumb(index, True), "m", mine)
     assert Events(models, []).width == events.width - 2
+    both = Ratings(folder, {"m": engine, "<n>": engine})
+    assert both.row(mine)[1].startswith("m: <q>")

@@ -168,6 +168,17 @@ class JoinsFrames(Protocol):
 
 
 @runtime_checkable
+class LinearAtFirst(Protocol):
+    """A bridge that one linear layer decides before it is trained, so that it can be solved for; without it: none."""
+
+    def first_layer(self) -> nn.Linear | None:
+        """That layer; None: not with these options."""
+
+    def entered(self, features: Features) -> Tensor:
+        """What the layer reads ``[n, f, v, in_features]``."""
+
+
+@runtime_checkable
 class CountsTokens(Protocol):
     """A vision encoder or bridge whose number of tokens is known from the shape of a medium, without encoding it.
 

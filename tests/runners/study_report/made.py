@@ -80,7 +80,7 @@ def result_of(
     skill = float(np.clip(skill + rng.normal(0, 0.012), 0.03, 0.97))
     loss = 1.4 - skill + float(rng.normal(0, 0.01))
     facts: dict[str, Any] = {
-        "cost": Cost(trained + 40_000_000, trained, 2.0e14, 300 + trained / 2e4 + float(rng.normal(0, 8)), 9600, 400_000),
+        "cost": Cost(trained + 40_000_000, trained, 2.0e14, 300 + trained / 2e4 + rng.normal(0, 8), 9600, 400_000),
         "loss": curve(loss, 300, rng), "validation": curve(loss + 0.05, 300, rng, every=25),
     }  # fmt: skip
     if evaluated:
@@ -123,7 +123,9 @@ SKILLS = {"linear": 0.78, "mlp": 0.84, "qformer": 0.80, "perceiver": 0.71, "pref
 SIZES = {"linear": 1.3e5, "mlp": 4.6e5, "qformer": 2.1e6, "perceiver": 1.7e6, "prefix + adapters": 9e5}
 
 
-def six_bridges(folder: Path, seeds: Sequence[int] = (0, 1, 2), images: bool = True, **more: Any) -> tuple[Study, list[CellResult]]:
+def six_bridges(
+    folder: Path, seeds: Sequence[int] = (0, 1, 2), images: bool = True, **more: Any
+) -> tuple[Study, list[CellResult]]:
     """Six bridges; the last one does not look at the image."""
     if images:
         draw_media(folder)

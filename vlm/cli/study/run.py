@@ -10,8 +10,16 @@ def main(args: argparse.Namespace) -> int:
 
     Raises UserError: a study that is wrong, or an optional package that is missing.
     """
-    from vlm.runners.study.read import build_study
+    from vlm.common.errors import UserError
     from vlm.runners.study.run import run_study
+    from vlm.runners.study.running.search import open_study
+    from vlm.runners.study.submit import submit
 
-    study = build_study(args.study, args.options, check="all", plan=True, trust=True)
-    return run_study(study, workers=args.workers, only=args.only, retry=not args.no_retry).exit_code
+    if args.submit:
+        if args.only or args.workers != 1:
+            raise UserError("--submit sends as many workers as the study says", fix="leave --only and --workers out")
+        submit(args.study, args.options, retry=not args.no_retry)
+        return 0
+    study, space = open_study(args.study, args.options)
+    ended = run_study(study, space=space, workers=args.workers, only=args.only, retry=not args.no_retry)
+    return ended.exit_code

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from vlm.common.bounds import Count
 from vlm.common.registry import register_bridge
@@ -38,6 +38,14 @@ class Linear(nn.Module):
     def counter(self) -> SameCount:
         """See :class:`~vlm.models.protocols.CountsTokens`."""
         return SameCount()
+
+    def first_layer(self) -> nn.Linear:
+        """See :class:`~vlm.models.protocols.LinearAtFirst`."""
+        return self.proj
+
+    def entered(self, features: Features) -> Tensor:
+        """See :class:`~vlm.models.protocols.LinearAtFirst`."""
+        return features.tokens
 
     def forward(self, features: Features) -> Features:
         """``[n, f, v, in_dim]`` -> ``[n, f, v, out_dim]``."""

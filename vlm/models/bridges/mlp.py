@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from vlm.common.bounds import Count, Depth, Positive
+from vlm.common.bounds import Count, Depth, Dropout, Positive
 from vlm.common.registry import register_bridge
 from vlm.common.types import Features
 from vlm.models.counting import SameCount
@@ -21,12 +21,15 @@ NORMS: dict[str, Any] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 class MLP(nn.Module):
     """``depth`` linear layers with an activation between, ending at the LLM's width.
 
-    State-dict keys: ``layers.<2i>.*``, and ``norm.*`` where the input is normed first.
+    State-dict keys: ``layers.<2i>.*``, ``norm.*`` where the input is normed first, and ``shortcut.*``.
     """
 
     @dataclass
     class Config:
         """Options of ``bridge: {name: mlp}``; ``hidden_dim`` and ``out_dim`` null mean the LLM's width.
+
+        With ``shortcut`` a linear layer of what enters is added to the MLP, whose last layer starts at zero: what
+        leaves is linear at first. ``dropout`` is of the values that enter, after the norm.
 
         Example: ``bridge: [{name: mlp, depth: 2}]``
         """
@@ -38,6 +41,8 @@ class MLP(nn.Module):
         activation: Literal["gelu", "gelu_pytorch_tanh", "relu", "silu", "quick_gelu"] = "gelu"
         norm: Literal["layer", "rms"] | None = None  # of the tokens that enter
         norm_eps: Positive = 1e-5
+        shortcut: bool = False
+        dropout: Dropout = 0.0
 
     def __init__(self, config: Config, in_dim: int, llm_dim: int) -> None:
         super().__init__()
@@ -49,6 +54,11 @@ class MLP(nn.Module):
         ]
         self.norm = nn.Identity() if config.norm is None else NORMS[config.norm](in_dim, eps=config.norm_eps)
         self.layers = nn.Sequential(*layers[:-1])
+        self.dropout = nn.Dropout(config.dropout)
+        self.shortcut = nn.Linear(in_dim, self.out_dim, config.bias) if config.shortcut else None
+        if config.shortcut:
+            for parameter in self.layers[-1].parameters():
+                nn.init.zeros_(parameter)
 
     def num_tokens(self, in_tokens: int) -> int:
         """As many tokens as came in."""
@@ -60,6 +70,18 @@ class MLP(nn.Module):
         """See :class:`~vlm.models.protocols.CountsTokens`."""
         return SameCount()
 
+    def first_layer(self) -> nn.Linear | None:
+        """See :class:`~vlm.models.protocols.LinearAtFirst`: the shortcut, or the only layer."""
+        if self.shortcut is not None or self.config.depth > 1:
+            return self.shortcut
+        return self.layers[0]
+
+    def entered(self, features: Features) -> Tensor:
+        """See :class:`~vlm.models.protocols.LinearAtFirst`."""
+        return self.norm(features.tokens)
+
     def forward(self, features: Features) -> Features:
         """``[n, f, v, in_dim]`` -> ``[n, f, v, out_dim]``."""
-        return replace(features, tokens=self.layers(self.norm(features.tokens)))
+        entered = self.dropout(self.entered(features))
+        tokens = self.layers(entered)
+        return replace(features, tokens=tokens if self.shortcut is None else tokens + self.shortcut(entered))

@@ -1,20 +1,23 @@
-"""Fewer tokens by pooling their grid: plainly, or between convolutions."""
+"""Fewer tokens by pooling their grid: plainly, at several scales, or between convolutions."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
 from vlm.common.bounds import Count, Depth
+from vlm.common.errors import ConfigError
 from vlm.common.registry import register_bridge
 from vlm.common.types import Features, MediumShape
 from vlm.models.bridges.grid import Divided, GridCount, as_images, count, from_images
+from vlm.models.counting import FixedCount
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,51 @@ class AvgPool(nn.Module):
         if self.config.mode == "average":
             return from_images(F.avg_pool2d(maps, self.config.factor), features)
         return from_images(F.interpolate(maps, size=size, mode="bilinear"), features)
+
+
+@register_bridge("pyramid_pool")
+class PyramidPool(nn.Module):
+    """Averages of the whole grid, of its quarters and so on: ``side^2`` tokens for each side of ``levels``.
+
+    It is the spatial pyramid of arXiv:1406.4729, section 2.2, with averages. No parameters. Where the rows or columns
+    of the grid are no multiple of a side, neighbouring windows share some of them.
+    """
+
+    @dataclass
+    class Config:
+        """Options of ``bridge: {name: pyramid_pool}``: sides of the squares of windows, in the order of the tokens.
+
+        Example: ``bridge: [{name: pyramid_pool, levels: [1, 2]}, {name: mlp}]``
+        """
+
+        levels: list[Count] = field(default_factory=lambda: [1, 2])
+
+        def __post_init__(self) -> None:
+            """Raises ConfigError: no level."""
+            if not self.levels:
+                raise ConfigError("model.bridge pyramid_pool: levels is empty", fix="for example levels: [1, 2]")
+
+    varies = False
+
+    def __init__(self, config: Config, in_dim: int, llm_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.out_dim = in_dim
+
+    def num_tokens(self, in_tokens: int) -> int:
+        """The sum of the squares of ``levels``, whatever enters."""
+        return sum(side**2 for side in self.config.levels)
+
+    def counter(self) -> FixedCount:
+        """See :class:`~vlm.models.protocols.CountsTokens`."""
+        return FixedCount(self.num_tokens(0))
+
+    def forward(self, features: Features) -> Features:
+        """``[n, f, v, d]`` -> ``[n, f, num_tokens, d]``. Raises ConfigError: the tokens lie in no grid."""
+        maps = as_images(features)
+        pooled = [F.adaptive_avg_pool2d(maps, side).flatten(2) for side in self.config.levels]
+        tokens = torch.cat(pooled, dim=2).transpose(1, 2).unflatten(0, features.tokens.shape[:2])
+        return dataclasses.replace(features, tokens=tokens, mask=None, grid=None)
 
 
 @dataclass(frozen=True)

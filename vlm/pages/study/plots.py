@@ -109,7 +109,9 @@ def curves(lines: Sequence[Curve], name: str) -> Markup:
     frame = _Frame(first, last, low - margin, high + margin)
     drawn = []
     for line in reversed(lines):
-        there = [(frame.x(x), frame.y(mean), frame.y(lowest), frame.y(highest)) for x, mean, lowest, highest in line.points]
+        there = [
+            (frame.x(x), frame.y(mean), frame.y(lowest), frame.y(highest)) for x, mean, lowest, highest in line.points
+        ]
         path = "M" + "L".join(f"{x} {y}" for x, y, _, _ in there)
         wide = any(below != above for _, _, below, above in there) and line.colour < COLOURS
         around = [(x, above) for x, _, _, above in there] + [(x, below) for x, _, below, _ in reversed(there)]
@@ -146,7 +148,9 @@ def scatter(points: Sequence[Point], cost: str, score: str, share: bool = False,
     ]
     values = frame.drawn(_across(frame), f"{score} by {cost}", cost, share)
     line = "M" + "L".join(f"{x} {y}" for x, y in _stairs(front)) if len(front) > 1 else ""
-    return Markup(render("study_scatter.svg", points=drawn, front=line, labels=_labels(places), higher=higher, **values))
+    return Markup(
+        render("study_scatter.svg", points=drawn, front=line, labels=_labels(places), higher=higher, **values)
+    )
 
 
 def _stairs(front: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -166,13 +170,18 @@ def _across(frame: _Frame) -> list[float]:
 def _labels(places: Sequence[tuple[Point, float, float]]) -> list[dict[str, Any]]:
     """Names beside the points of the front and the reference, as far as there is room for them."""
     taken: list[tuple[float, float, float, float]] = [(x - 7, y - 7, x + 7, y + 7) for _, x, y in places]
-    result = []
+    result: list[dict[str, Any]] = []
     for point, x, y in sorted(places, key=lambda at: (not at[0].front, not at[0].reference)):
         if not (point.front or point.reference or len(places) <= COLOURS) or len(result) >= COLOURS:
             continue
         text = point.name if len(point.name) <= 28 else point.name[:27] + "…"
         wide = 6.4 * len(text)
-        for end, left, base in (("start", x + 10, y + 4), ("end", x - 10 - wide, y + 4), ("start", x - wide / 2, y - 12), ("start", x - wide / 2, y + 22)):
+        for end, left, base in (
+            ("start", x + 10, y + 4),
+            ("end", x - 10 - wide, y + 4),
+            ("start", x - wide / 2, y - 12),
+            ("start", x - wide / 2, y + 22),
+        ):
             box = left, base - 10, left + wide, base + 3
             if left < LEFT or left + wide > WIDTH or any(_touch(box, other) for other in taken):
                 continue

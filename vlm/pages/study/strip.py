@@ -67,6 +67,6 @@ def strip(
         others: CSS class and number of what is shown beside it.
         style: CSS class of dot and interval.
     """
-    ends = [scale.place(bound) for bound in bounds] if bounds is not None else ["", ""]
+    low, high = (scale.place(bound) for bound in bounds) if bounds is not None else ("", "")
     zero = scale.place(0.0) if scale.low < 0.0 < scale.high else ""
-    return Strip(scale.place(value), *ends, [(name, scale.place(other)) for name, other in others], zero, style)
+    return Strip(scale.place(value), low, high, [(name, scale.place(other)) for name, other in others], zero, style)

@@ -43,8 +43,8 @@ def build_study(
         options: see :func:`read_study`.
         check: which files must exist, see :func:`vlm.config.load.load_config`; a run of an earlier stage counts as
             there.
-        plan: whether steps are derived from budgets. Without it, the configuration of a run whose budget is not in
-            steps says nothing about its length; its hash is the same.
+        plan: whether steps are derived from budgets, and models compared with their weight files. Without it, the
+            configuration of a run whose budget is not in steps says nothing about its length; its hash is the same.
         trust: see :func:`read_study`.
 
     Raises:
@@ -53,4 +53,4 @@ def build_study(
     with trusting(trust):
         read = open_file(path, options, trust=trust)
         measurer = Measurer(read.file.processes, folder=study_folder(read)) if plan else None
-        return Builder(read, check, measurer).study()
+        return Builder(read, check, measurer, fits=plan).study()

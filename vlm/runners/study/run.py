@@ -42,19 +42,21 @@ class Ended:
     Attributes:
         done: cells that it finished.
         failed: cell and message, whoever began it.
+        refused: what is wrong with combinations of a search that do not check.
         elsewhere: cells that other commands are working on.
         stopped: whether the user stopped it, by which signal; 0: not.
     """
 
     done: int = 0
     failed: list[tuple[Cell, str]] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
     elsewhere: int = 0
     stopped: int = 0
 
     @property
     def exit_code(self) -> int:
         """0: nothing failed, 1: cells failed, 128 + signal: stopped."""
-        return 128 + self.stopped if self.stopped else int(bool(self.failed))
+        return 128 + self.stopped if self.stopped else int(bool(self.failed or self.refused))
 
 
 def run_study(
@@ -65,6 +67,7 @@ def run_study(
     only: Sequence[str] = (),
     retry: bool = True,
     execute: Execute | None = None,
+    stopping: threading.Event | None = None,
     show: Callable[[str], None] = say,
 ) -> Ended:
     """Train and ask what is missing of a study, ``workers`` cells at a time.
@@ -79,13 +82,14 @@ def run_study(
         only: names or hashes of cells; empty: all.
         retry: whether cells that failed before are begun again.
         execute: does a job, by default in a process of its own.
+        stopping: may be set by another thread, like a first Ctrl-C.
         show: takes lines for the user.
 
     Raises:
         UserError: no such cell, optuna is missing, or the folder or the journal cannot be used.
     """
-    make_folder(study.folder)
     work = Work(study, asked_of(study), execute or Children(), threads_of(workers * study.file.processes))
+    work.stopping = stopping or work.stopping
     source = source_of(work, space, only)
     done = source.fill(retry)
     progress = Progress(study, source.total, done, workers, show)
@@ -94,14 +98,22 @@ def run_study(
         return Ended()
     team = [Hand(number, work, source, progress) for number in range(min(workers, source.total - done))]
     stopped = supervise(team, work, show)
-    ended = Ended(progress.done, failures(work, source, progress), len(source.journal(0).running()), stopped)
+    failed, elsewhere = failures(work, source, progress), len(source.journal(0).running())
+    ended = Ended(progress.done, failed, progress.refusals, elsewhere, stopped)
     show_end(study, ended, show)
     return ended
+
+
+def prepared(study: Study, space: Space | None, *, retry: bool) -> tuple[Source, int]:
+    """The filled queue, for workers that are started elsewhere, and how many cells are done. Raises as run_study."""
+    source = source_of(Work(study, asked_of(study), Children()), space, ())
+    return source, source.fill(retry)
 
 
 def source_of(work: Work, space: Space | None, only: Sequence[str]) -> Source:
     """What fills the queue. Raises UserError: no such cell, or ``only`` for a search."""
     study = work.study
+    make_folder(study.folder)
     if study.file.search is not None:
         if only or space is None:
             raise UserError("--only names cells of a grid, but this study searches", fix="leave it out")
@@ -233,6 +245,8 @@ def show_end(study: Study, ended: Ended, show: Callable[[str], None]) -> None:
     """The last lines: what failed, and what to do."""
     for cell, message in ended.failed:
         show(f"failed: {name_of(study, cell)} ({cell.hash}): {message}")
+    for text in ended.refused:
+        show(f"cannot be built: {text}")
     if ended.failed:
         show(f"{counted(len(ended.failed))} failed; the same command begins them again")
     if ended.elsewhere:

@@ -158,37 +158,61 @@ def estimate(numbers: Numbers, pooled: Part = UNKNOWN) -> Estimate | None:
 
 
 def difference(numbers: Numbers, reference: Numbers, pooled: Part = UNKNOWN) -> Change | None:
-    """``numbers`` less ``reference``; None: they have no seed, or no question, in common.
+    """``numbers`` less ``reference``, with a test; None: they have no seed, or no question, in common.
 
     Args:
         numbers, reference: of two combinations.
         pooled: of the difference with one seed, over all combinations: :func:`pooled_differences`.
     """
+    pairs = _paired(numbers, reference)
+    if pairs is None:
+        return None
+    found, parts = _gain(pairs, pooled)
+    test = _exchanges(pairs.mine, pairs.theirs) if pairs.mine else sign_flips(pairs.values)
+    return Change(found, *test, seeds_p=two_sided(found.value, parts) if parts[0][1] else None)
+
+
+def gain(numbers: Numbers, reference: Numbers, pooled: Part = UNKNOWN) -> Estimate | None:
+    """As :func:`difference`, without a test."""
+    pairs = _paired(numbers, reference)
+    return None if pairs is None else _gain(pairs, pooled)[0]
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Shared seeds: their differences, and both metrics over the questions that all of them have."""
+
+    values: Values
+    mine: Sequence[Metric] = ()
+    theirs: Sequence[Metric] = ()
+
+
+def _paired(numbers: Numbers, reference: Numbers) -> _Pairs | None:
     seeds = [seed for seed in numbers.values if seed in reference.values]
     if not seeds:
         return None
     if not numbers.metrics or not reference.metrics:
-        values = np.asarray([numbers.values[s] - reference.values[s] for s in seeds])
-        return _change(values, [between_seeds(values, pooled)], 0, sign_flips(values))
+        return _Pairs(np.asarray([numbers.values[s] - reference.values[s] for s in seeds]))
     same = aligned([numbers.metrics[s] for s in seeds] + [reference.metrics[s] for s in seeds])
     mine, theirs = same[: len(seeds)], same[len(seeds) :]
     if not len(same[0].units):
         return None
-    values = np.asarray([(a.value() or 0.0) - (b.value() or 0.0) for a, b in zip(mine, theirs, strict=True)])
-    parts = [between_seeds(values, pooled), _between_questions(mine, theirs)]
-    return _change(values, parts, len(same[0].units), _exchanges(mine, theirs))
+    values = [(a.value() or 0.0) - (b.value() or 0.0) for a, b in zip(mine, theirs, strict=True)]
+    return _Pairs(np.asarray(values), mine, theirs)
 
 
-def _change(values: Values, parts: Sequence[Part], questions: int, test: tuple[float, bool, float]) -> Change:
-    value = float(values.mean())
-    found = Estimate(value, interval(value, parts), len(values), questions, _spread(values))
-    return Change(found, *test, seeds_p=two_sided(value, parts) if parts[0][1] else None)
+def _gain(pairs: _Pairs, pooled: Part) -> tuple[Estimate, list[Part]]:
+    value = float(pairs.values.mean())
+    parts = [between_seeds(pairs.values, pooled)]
+    parts += [_between_questions(pairs.mine, pairs.theirs)] if pairs.mine else []
+    questions = len(pairs.mine[0].units) if pairs.mine else 0
+    return Estimate(value, interval(value, parts), len(pairs.values), questions, _spread(pairs.values)), parts
 
 
 def _exchanges(mine: Sequence[Metric], theirs: Sequence[Metric]) -> tuple[float, bool, float]:
     """p, whether it is exact, and the smallest possible p, of exchanging questions, each with all of its seeds."""
     if mine[0].total == "mean":
-        return sign_flips(sum(a.rows[:, 0] - b.rows[:, 0] for a, b in zip(mine, theirs, strict=True)))
+        return sign_flips(np.sum([a.rows[:, 0] - b.rows[:, 0] for a, b in zip(mine, theirs, strict=True)], axis=0))
     found = np.mean([(a.value() or 0.0) - (b.value() or 0.0) for a, b in zip(mine, theirs, strict=True)])
     drawn = np.abs(exchanged(theirs, mine, PERMUTATIONS))
     extreme = int((drawn >= abs(found) - NEAR).sum())

@@ -65,8 +65,7 @@ class Ratings:
         ratings = [None if reply is None else reply.rating for reply in replies]
         return [None if rating is None else THUMBS[rating.thumb] for rating in ratings]
 
-    @staticmethod
-    def row(mine: PageChat | None) -> list[Any]:
+    def row(self, mine: PageChat | None) -> list[Any]:
         """The row below the conversation, which is about the answer that was rated last, and its text."""
         shown = mine.branches.shown if mine is not None else []
         turn, name = mine.rated if mine is not None and mine.rated is not None else (None, "")
@@ -77,9 +76,9 @@ class Ratings:
         short = words if len(words) <= SHOWN else f"{words[:SHOWN]}..."
         rating = reply.rating
         useless = rating.verdict == "up" and rating.left_out
-        about = (
-            f"<q>{escape(short)}</q> {USELESS.format(escape(rating.left_out)) if useless else ABOUT[rating.verdict]}"
-        )
+        state = USELESS.format(escape(rating.left_out)) if useless else ABOUT[rating.verdict]
+        whose = f"{escape(name)}: " if len(self._engines) > 1 else ""
+        about = f"{whose}<q>{escape(short)}</q> {state}"
         return [gr.update(visible=True), about]
 
     def like(self, event: gr.LikeData, name: str, mine: PageChat | None) -> str | None:

@@ -222,6 +222,11 @@ def _totals(name: str, sums: Rows, count: int) -> Rows:
     """The number for each row of sums over ``count`` units."""
     if name == "mean":
         return sums[:, 0] / count
+    if name in ("ratio", "f1"):
+        above, below = (
+            (sums[:, 0], sums[:, 1]) if name == "ratio" else (2 * sums[:, 0], 2 * sums[:, 0] + sums[:, 1] + sums[:, 2])
+        )
+        return np.divide(above, below, out=np.zeros(len(sums)), where=below != 0)
     return np.asarray([function_of(name)(row[None]) for row in sums])
 
 

@@ -9,14 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
+from vlm.checkpoint.fits import misfits
 from vlm.common.errors import ConfigError, UserError
 from vlm.common.trust import is_given
 from vlm.config.api import Config, load_config
 from vlm.config.load import DATA_SECTIONS, read_source
 from vlm.config.options import Option, to_path
-from vlm.config.schema import ConfigProblems, Path, Problem, Report
+from vlm.config.schema import MISSING, ConfigProblems, Path, Problem, Report
 from vlm.config.tree import Tree
 from vlm.config.types import Check
+from vlm.runners.plan.sources import ABSENT
 from vlm.runners.study.cells import Cell, StageRun, Study
 from vlm.runners.study.file import Budget
 from vlm.runners.study.folder import run_folder
@@ -64,12 +66,15 @@ class Builder:
         read: the file.
         check: see :func:`vlm.config.load.load_config`.
         measurer: finds the steps of budgets; None: only those of budgets in steps are set.
+        fits: whether each model is built without its numbers, and compared with its files.
         folder: of the study.
         faults: problems of each combination, by stage.
     """
 
-    def __init__(self, read: Read, check: Check = "weights", measurer: Measurer | None = None) -> None:
-        self.measurer = measurer
+    def __init__(
+        self, read: Read, check: Check = "weights", measurer: Measurer | None = None, fits: bool = False
+    ) -> None:
+        self.measurer, self.fits = measurer, fits
         self.read, self.check, self.trust = read, check, is_given()
         self.folder = study_folder(read)
         self.sets = {axis.name: {level.label: level.sets for level in axis.levels} for axis in read.axes}
@@ -146,7 +151,8 @@ class Builder:
             names = "; ".join(", ".join(label for _, label in key) or "base" for key in keys[:3])
             more = f"; and {len(keys) - 3} more" if len(keys) > 3 else ""
             where = "every cell" if len(keys) == every else f"{names}{more}"
-            result.append(Problem(problem.path, problem.where, f"{problem.message} [{where}]"))
+            first, *rest = problem.message.split("\n")
+            result.append(Problem(problem.path, problem.where, "\n".join([f"{first} [{where}]", *rest])))
         return result
 
     def cell(self, levels: Mapping[str, str], seed: int) -> Cell:
@@ -298,7 +304,12 @@ class Builder:
         if linked:
             into = to_path(self.read.stages[stage].into)
             options.append(Option(into, self.placeholder, origin=self._origin(("stages", stage, "into"))))
-        return load_config(tree, options, check=self.check, train=True, trust=self.trust, coming=[self.placeholder])
+        if self.check == "none":
+            leave_open(tree)
+        config = load_config(tree, options, check=self.check, train=True, trust=self.trust, coming=[self.placeholder])
+        if self.fits and (problems := misfits(config)):
+            raise ConfigProblems(str(self.read.source), problems)
+        return config
 
     def _base(self, stage: str) -> Tree:
         if stage not in self.bases:
@@ -321,6 +332,13 @@ def read_base(read: Read, base: str) -> Tree:
         return read_source(read.source.parent / path)[0]
     beside = read.source.parent / path
     return read_source(beside if beside.is_dir() else base, train=True)[0]
+
+
+def leave_open(tree: Tree) -> None:
+    """Fill the paths of the model that a file leaves open, for plans, which read sizes only."""
+    model = tree.data.get("model")
+    for key in [k for k, v in model.items() if v == MISSING] if isinstance(model, dict) else ():
+        tree.data["model"][key] = ABSENT
 
 
 def with_run(config: Config, changes: Mapping[str, Any]) -> Config:

@@ -30,18 +30,18 @@ def differences(study: Study, cells: Mapping[Key, Cell]) -> dict[Key, list[Diffe
     """
     if study.reference not in cells:
         return {}
-    base = _values(study, cells[study.reference])
+    base = values_of(study, cells[study.reference])
     result = {}
     for key, cell in cells.items():
         if key != study.reference:
-            mine = _values(study, cell)
+            mine = values_of(study, cell)
             keys = [*mine, *(k for k in base if k not in mine)]
             pairs = [(k, base.get(k, ABSENT), mine.get(k, ABSENT)) for k in keys]
             result[key] = [pair for pair in pairs if pair[1] != pair[2]]
     return result
 
 
-def _values(study: Study, cell: Cell) -> dict[str, str]:
+def values_of(study: Study, cell: Cell) -> dict[str, str]:
     """Dotted key, after its stage if there are several, -> value; run folders and what follows from them left out."""
     result: dict[str, str] = {}
     folders = str(study.folder / "runs")

@@ -10,7 +10,7 @@ import numpy as np
 
 from vlm.pages.charts import smooth
 from vlm.pages.study.page import Plot
-from vlm.pages.study.plots import COLOURS, Curve, Point, curves, scatter, style_of
+from vlm.pages.study.plots import COLOURS, Curve, Point, curves, scatter
 from vlm.runners.study.report.summary import COSTS
 from vlm.runners.study.report.words import amount, half_text
 

@@ -139,7 +139,9 @@ class _Spread:
         self.keys = list(numbers)
         self.values = np.asarray([np.mean(list(n.values.values())) for n in numbers.values()])
         self.counts = np.asarray([len(n.values) for n in numbers.values()])
-        squares = [((np.asarray(list(n.values.values())) - m) ** 2).sum() for n, m in zip(numbers.values(), self.values)]
+        squares = [
+            ((np.asarray(list(n.values.values())) - m) ** 2).sum() for n, m in zip(numbers.values(), self.values)
+        ]
         self.squares = np.asarray(squares)
         self.rows, self.drawn = self._questions(list(numbers.values()))
 

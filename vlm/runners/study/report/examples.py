@@ -136,7 +136,9 @@ def _example(key: str, answered: Sequence[tuple[CellResult, Mapping[str, Mapping
         counts = given.setdefault(result.cell.key, {})
         counts[one] = counts.get(one, 0) + 1
     answers = {
-        combination: [Given(text, count, right) for (text, right), count in sorted(counts.items(), key=lambda at: -at[1])]
+        combination: [
+            Given(text, count, right) for (text, right), count in sorted(counts.items(), key=lambda at: -at[1])
+        ]
         for combination, counts in given.items()
     }
     return Example(_text(first.get("question")), _text(first.get("reference")), images, answers)

@@ -7,32 +7,35 @@ from collections.abc import Mapping, Sequence
 from vlm.pages.study.page import Answered, Card, Effect, EffectLine, Level, Number, Shown, Table, TableRow, page
 from vlm.pages.study.plots import COLOURS
 from vlm.pages.study.strip import Scale, strip
-from vlm.runners.study.report.changes import differences
 from vlm.runners.evaluate.results.compare import p_text
+from vlm.runners.study.report.changes import differences
 from vlm.runners.study.report.drawings import cost_plots, curve_plots
 from vlm.runners.study.report.effects import AxisEffect, Key
-from vlm.runners.study.report.examples import Example, Examples, examples
+from vlm.runners.study.report.examples import Example, examples
 from vlm.runners.study.report.reading import reading
 from vlm.runners.study.report.summary import COSTS, Measure, Row, Summary
 from vlm.runners.study.report.words import (
     BETTER,
     CONTROLS,
-    UNSURE,
     WORSE,
     amount,
     bounds_text,
     cost_text,
     half_text,
+    over_text,
     p_of,
     sentence,
     states_text,
     verdict,
 )
+from vlm.runners.study.results import State
 
 COST_HEADS = {"trained": ("trained", "parameters"), "flops": ("FLOPs", ""), "minutes": ("minutes", "of training")}
+DRAWN = {"wrong": "orange", "none": "grey", "blank": "green"}
+"""Image control -> colour of its line."""
 MOST_OTHERS = 8
 """Further measures that are columns of the table."""
-WAITING = ("missing", "running", "interrupted", "pruned", "trained")
+WAITING: tuple[State, ...] = ("missing", "running", "interrupted", "pruned", "trained")
 
 
 def report_page(summary: Summary, roots: Mapping[str, str]) -> str:
@@ -82,14 +85,18 @@ def _sub(summary: Summary) -> str:
     seeds = {result.cell.seed for result in summary.results}
     cells = len(summary.results)
     told = f"{len(summary.rows)} combinations × {len(seeds)} seed{'s' if len(seeds) != 1 else ''}, {cells} cells"
-    return f"{told}: {', '.join(f'{count} {state}' for state, count in summary.counts.items())} · {summary.study.source}"
+    return (
+        f"{told}: {', '.join(f'{count} {state}' for state, count in summary.counts.items())} · {summary.study.source}"
+    )
 
 
 def _tiles(summary: Summary) -> list[tuple[str, str]]:
     best = next((row for row in summary.rows if row.score is not None), None)
     result = []
     if best is not None and best.score is not None:
-        text = f"{summary.measure.text(best.score.value)}{summary.measure.sign} {half_text(summary.measure, best.score)}"
+        text = (
+            f"{summary.measure.text(best.score.value)}{summary.measure.sign} {half_text(summary.measure, best.score)}"
+        )
         result.append((f"best {summary.measure.name}: {best.name}", text.strip()))
     done = summary.counts.get("done", 0) + summary.counts.get("trained", 0)
     result.append(("cells trained", f"{done} of {len(summary.results)}"))
@@ -115,7 +122,7 @@ def _warnings(summary: Summary) -> list[str]:
 
 
 def _waiting(summary: Summary) -> list[tuple[str, str]]:
-    result = []
+    result: list[tuple[str, str]] = []
     for state in WAITING:
         if state == "trained" and summary.study.file.evaluate is None:
             continue
@@ -136,10 +143,6 @@ def _table(summary: Summary) -> Table:
     changes = [row.change.found for row in rows if row.change is not None]
     about = Scale.over([v for c in changes for v in (c.value, *(c.bounds or ()))], centre=0.0)
     axes = [axis.name for axis in summary.study.axes] or sorted({axis for row in rows for axis in row.levels})
-    caption = "Bold: not as in the reference. A dot is the mean over seeds, the line its 95 % interval over seeds and questions"
-    marks = [f"{CONTROLS[control]} ({colour})" for control, colour in (("wrong", "orange"), ("none", "grey"), ("blank", "green")) if control in summary.controls]
-    caption += f"; short lines: {', '.join(marks)}." if marks else "."
-    caption += " A heading sorts."
     return Table(
         axes,
         f"{measure.name}{', %' if measure.unit == 'share' else ''}",
@@ -148,8 +151,15 @@ def _table(summary: Summary) -> Table:
         [(other.name, "%" if other.unit == "share" else "") for other in others],
         [COST_HEADS[name] for name in costs],
         [_table_row(summary, row, axes, others, costs, scale, about) for row in rows],
-        caption,
+        _caption(summary),
     )
+
+
+def _caption(summary: Summary) -> str:
+    drawn = [f"{CONTROLS[control]} ({colour})" for control, colour in DRAWN.items() if control in summary.controls]
+    told = "Bold: not as in the reference. A dot is the mean over seeds, the line its 95 % interval over "
+    told += over_text(summary)
+    return f"{told}{'; short lines: ' + ', '.join(drawn) if drawn else ''}. A heading sorts."
 
 
 def _table_row(
@@ -167,16 +177,42 @@ def _table_row(
     for control in summary.controls:
         found = row.controls.get(control)
         blind = control in row.unseen
-        controls.append(Number("-") if found is None else Number(measure.text(found.value), found.value, half_text(measure, found), style="warn" if blind else "", title="not better with the right image" if blind else ""))
+        controls.append(
+            Number("-")
+            if found is None
+            else Number(
+                measure.text(found.value),
+                found.value,
+                half_text(measure, found),
+                style="warn" if blind else "",
+                title="not better with the right image" if blind else "",
+            )
+        )
     known = [row.others.get(other.name) for other in others]
-    also = [Number("-") if found is None else Number(other.text(found.value), found.value, half_text(other, found)) for other, found in zip(others, known)]
-    spent = [Number(cost_text(row, name), row.costs(name) or None, style="front" if name in row.fronts else "", title="on the Pareto front" if name in row.fronts else "") for name in costs]
+    also = [
+        Number("-") if found is None else Number(other.text(found.value), found.value, half_text(other, found))
+        for other, found in zip(others, known)
+    ]
+    spent = [
+        Number(
+            cost_text(row, name),
+            row.costs(name) or None,
+            style="front" if name in row.fronts else "",
+            title="on the Pareto front" if name in row.fronts else "",
+        )
+        for name in costs
+    ]
     word = verdict(measure, row.change)
     change, p = Number("-" if summary.reference and row.key != summary.reference.key else ""), Number("")
     if row.change is not None:
         found, test = row.change.found, row.change
         style = {BETTER: "better", WORSE: "worse"}.get(word, "unsure")
-        change = Number(measure.text(found.value, signed=True), found.value, bounds=bounds_text(measure, found, signed=True), drawn=strip(about, found.value, found.bounds, style=style))
+        change = Number(
+            measure.text(found.value, signed=True),
+            found.value,
+            bounds=bounds_text(measure, found, signed=True),
+            drawn=strip(about, found.value, found.bounds, style=style),
+        )
         exact = "all permutations counted" if test.exact else "a sample of the permutations"
         title = f"{exact}; at least {p_of(test.least)} with so few values" if test.least > 0.001 else exact
         p = Number(p_of(test.adjusted), test.adjusted, bounds=f"p {p_text(test.p)}", title=title)
@@ -201,11 +237,20 @@ def _score(measure: Measure, row: Row, scale: Scale) -> Number:
         return Number("-")
     by_seed = "; ".join(f"seed {seed}: {measure.text(value)}" for seed, value in row.values.items())
     drawn = strip(scale, found.value, found.bounds, [(control, c.value) for control, c in row.controls.items()])
-    return Number(measure.text(found.value), found.value, half_text(measure, found), bounds_text(measure, found), drawn, title=by_seed)
+    return Number(
+        measure.text(found.value),
+        found.value,
+        half_text(measure, found),
+        bounds_text(measure, found),
+        drawn,
+        title=by_seed,
+    )
 
 
 def _effects(measure: Measure, effects: Sequence[AxisEffect]) -> list[Effect]:
-    scale = Scale.over([v for e in effects for level in e.levels for v in (level.effect, *(level.bounds or ()))], centre=0.0)
+    scale = Scale.over(
+        [v for e in effects for level in e.levels for v in (level.effect, *(level.bounds or ()))], centre=0.0
+    )
     result = []
     for effect in effects:
         lines = [
@@ -222,7 +267,11 @@ def _effects(measure: Measure, effects: Sequence[AxisEffect]) -> list[Effect]:
         one = effect.settings == 1
         note = f"Over {effect.settings} setting{'' if one else 's'} of the other axes"
         note += "." if effect.balanced else ", some of which lack a value: means are adjusted for that."
-        note += f" Without {', '.join(effect.left_out)}, which shares no setting with the others." if effect.left_out else ""
+        note += (
+            f" Without {', '.join(effect.left_out)}, which shares no setting with the others."
+            if effect.left_out
+            else ""
+        )
         result.append(Effect(effect.axis, f"{note} Beside a value: its combinations.", lines))
     return result
 
@@ -242,6 +291,19 @@ def _card(example: Example, summary: Summary) -> Card:
         total = sum(one.count for one in given)
         right += sum(one.count for one in given if one.right)
         known += sum(one.count for one in given if one.right is not None)
-        told = [(one.text, f"{one.count} of {total}" if total > 1 and one.count < total else "", {True: "right", False: "wrong", None: ""}[one.right]) for one in given]
+        told = [
+            (
+                one.text,
+                f"{one.count} of {total}" if total > 1 and one.count < total else "",
+                {True: "right", False: "wrong", None: ""}[one.right],
+            )
+            for one in given
+        ]
         answers.append(Answered(row.name, told))
-    return Card(example.question, example.reference, example.images, answers, f"right in {right} of {known} cells" if known else "")
+    return Card(
+        example.question,
+        example.reference,
+        example.images,
+        answers,
+        f"right in {right} of {known} cells" if known else "",
+    )

@@ -12,7 +12,7 @@ import numpy as np
 
 from vlm.common.errors import ConfigError, unknown
 from vlm.runners.study.report.effects import AxisEffect, Key, main_effects, pareto
-from vlm.runners.study.results import CellResult, Cost
+from vlm.runners.study.results import CellResult, Cost, State
 from vlm.runners.study.statistics import (
     Change,
     Estimate,
@@ -20,6 +20,7 @@ from vlm.runners.study.statistics import (
     adjusted,
     difference,
     estimate,
+    gain,
     pooled_differences,
     pooled_means,
 )
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 LOSS = "loss"
 TAIL = 10
 """The final training loss is the mean over the last tenth of what was logged."""
-STATES = ("done", "trained", "running", "interrupted", "pruned", "failed", "missing")
+STATES: tuple[State, ...] = ("done", "trained", "running", "interrupted", "pruned", "failed", "missing")
 """Order in which states are told."""
 COSTS = {"trained": "trained parameters", "flops": "FLOPs", "minutes": "minutes"}
 SAME = 0.02
@@ -89,7 +90,7 @@ class Row:
     name: str
     levels: Mapping[str, str]
     changed: frozenset[str]
-    states: Mapping[str, int]
+    states: Mapping[State, int]
     messages: Sequence[tuple[int, str]] = ()
     score: Estimate | None = None
     values: Mapping[int, float] = field(default_factory=dict)
@@ -136,7 +137,7 @@ class Summary:
     rows: Sequence[Row]
     reference: Row | None
     effects: Sequence[AxisEffect]
-    counts: Mapping[str, int]
+    counts: Mapping[State, int]
     comparisons: int
     results: Sequence[CellResult]
 
@@ -171,7 +172,8 @@ def summarise(study: Study, results: Sequence[CellResult], score: str = "") -> S
     columns = {other.name: _column(groups, other) for other in measures}
     shown = {control: _column(groups, measure, control) for control in controls if measure.dataset}
     numbers = columns[measure.name].numbers
-    rows = [_row(study, key, found, measure, columns, shown) for key, found in groups.items()]
+    unseen = {control: _unseen(numbers, column.numbers) for control, column in shown.items()}
+    rows = [_row(study, key, found, measure, columns, shown, unseen) for key, found in groups.items()]
     rows = _compared(rows, numbers, study.reference, measure)
     sign = 1 if measure.better == "lower" else -1
     rows.sort(key=lambda row: math.inf if row.score is None else sign * row.score.value)
@@ -247,6 +249,7 @@ def _row(
     measure: Measure,
     columns: Mapping[str, _Column],
     controls: Mapping[str, _Column],
+    unseen: Mapping[str, set[Key]],
 ) -> Row:
     reference, levels = dict(study.reference), dict(key)
     changed = frozenset(axis for axis in {*levels, *reference} if levels.get(axis) != reference.get(axis))
@@ -254,7 +257,6 @@ def _row(
     mine = columns[measure.name]
     asked = {control: column.estimates[key] for control, column in controls.items()}
     also = {name: column.estimates[key] for name, column in columns.items() if name != measure.name}
-    unseen = [name for name, column in controls.items() if _unseen(mine.numbers[key], column.numbers[key])]
     return Row(
         key,
         study.named(key),
@@ -265,18 +267,27 @@ def _row(
         mine.estimates[key],
         mine.numbers[key].values,
         {control: found for control, found in asked.items() if found is not None},
-        frozenset(unseen),
+        frozenset(control for control, keys in unseen.items() if key in keys),
         {name: found for name, found in also.items() if found is not None},
         cost=_mean_cost([r.cost for r in results if r.state in ("trained", "done")]),
     )
 
 
-def _unseen(right: Numbers, other: Numbers) -> bool:
-    """Whether a number with other images is not shown to be worse than that with the right ones."""
-    gain = difference(right, other)
-    if gain is None or gain.found.bounds is None or not right.better:
-        return False
-    return gain.found.bounds[1] >= 0 if right.better == "lower" else gain.found.bounds[0] <= 0
+def _unseen(right: Mapping[Key, Numbers], other: Mapping[Key, Numbers]) -> set[Key]:
+    """Combinations whose number with other images is not shown to be worse than with the right ones."""
+    by_seed = {
+        key: Numbers(
+            {seed: value - other[key].values[seed] for seed, value in n.values.items() if seed in other[key].values}
+        )
+        for key, n in right.items()
+    }
+    pooled, result = pooled_means(list(by_seed.values())), set()
+    for key, numbers in right.items():
+        found = gain(numbers, other[key], pooled) if numbers.better else None
+        if found is not None and found.bounds is not None:
+            low, high = found.bounds
+            result |= {key} if (high >= 0 if numbers.better == "lower" else low <= 0) else set()
+    return result
 
 
 def _mean_cost(costs: Sequence[Cost]) -> Cost | None:

@@ -75,14 +75,20 @@ def terminal(summary: Summary, by: str = "") -> str:
         lines += _aligned(*table(summary))
         lines += [sentence(summary)] if sentence(summary) else []
     faults = [(row.name, seed, text) for row in summary.rows for seed, text in row.messages]
-    lines += [f"failed: {name}, seed {seed}: {text.splitlines()[0] if text else ''}" for name, seed, text in faults[:MOST_FAULTS]]
+    lines += [
+        f"failed: {name}, seed {seed}: {text.splitlines()[0] if text else ''}"
+        for name, seed, text in faults[:MOST_FAULTS]
+    ]
     lines += [f"and {len(faults) - MOST_FAULTS} more failed"] if len(faults) > MOST_FAULTS else []
     return "\n".join(map(printable, lines))
 
 
 def _effect(measure: Measure, effect: AxisEffect) -> list[str]:
     heads, rows = _effect_table(measure, effect)
-    return [*_aligned(heads, rows), f"over {effect.settings} settings of the other axes{'' if effect.balanced else ', adjusted'}"]
+    return [
+        *_aligned(heads, rows),
+        f"over {effect.settings} settings of the other axes{'' if effect.balanced else ', adjusted'}",
+    ]
 
 
 def _effect_table(measure: Measure, effect: AxisEffect) -> Table:
@@ -90,7 +96,9 @@ def _effect_table(measure: Measure, effect: AxisEffect) -> Table:
     rows = []
     for level in effect.levels:
         bounds = " to ".join(measure.text(bound, signed=True) for bound in level.bounds or ())
-        rows.append([level.label, measure.text(level.mean), measure.text(level.effect, signed=True), bounds, str(level.count)])
+        rows.append(
+            [level.label, measure.text(level.mean), measure.text(level.effect, signed=True), bounds, str(level.count)]
+        )
     return heads, rows
 
 
@@ -108,7 +116,10 @@ def markdown(summary: Summary) -> str:
     """The study in Markdown."""
     lines = [MARKDOWN, f"# {_md(summary.title)}", ""]
     lines += [_md(summary.study.file.about), ""] if summary.study.file.about else []
-    lines += [f"{len(summary.results)} cells: {_md(states_text(summary.counts))}. {_md(sentence(summary))}".rstrip(), ""]
+    lines += [
+        f"{len(summary.results)} cells: {_md(states_text(summary.counts))}. {_md(sentence(summary))}".rstrip(),
+        "",
+    ]
     lines += [*_md_table(*table(summary)), ""]
     for effect in summary.effects if len(summary.study.axes) > 1 else ():
         lines += [*_md_table(*_effect_table(summary.measure, effect)), ""]
@@ -153,7 +164,17 @@ def latex(summary: Summary) -> str:
     caption = f"% {_line(printable(summary.title))}; *: p (Holm) of at most 0.05 for {summary.comparisons} comparisons"
     head = " & ".join(map(_tex, kept)) + r" \\"
     return "\n".join(
-        [LATEX + caption, rf"\begin{{tabular}}{{{columns}}}", r"\hline", head, r"\hline", *lines, r"\hline", r"\end{tabular}", ""]
+        [
+            LATEX + caption,
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\hline",
+            head,
+            r"\hline",
+            *lines,
+            r"\hline",
+            r"\end{tabular}",
+            "",
+        ]
     )
 
 
@@ -198,7 +219,13 @@ def _estimate_json(found: Estimate | None) -> dict[str, Any] | None:
     if found is None:
         return None
     bounds = None if found.bounds is None else list(found.bounds)
-    return {"mean": found.value, "interval": bounds, "seeds": found.seeds, "questions": found.questions, "deviation": found.spread}
+    return {
+        "mean": found.value,
+        "interval": bounds,
+        "seeds": found.seeds,
+        "questions": found.questions,
+        "deviation": found.spread,
+    }
 
 
 def _change_json(change: Change, word: str) -> dict[str, Any]:
@@ -208,11 +235,22 @@ def _change_json(change: Change, word: str) -> dict[str, Any]:
 
 def _effect_json(effect: AxisEffect) -> dict[str, Any]:
     levels = [
-        {"label": v.label, "mean": v.mean, "effect": v.effect, "interval": v.bounds and list(v.bounds), "combinations": v.count}
+        {
+            "label": v.label,
+            "mean": v.mean,
+            "effect": v.effect,
+            "interval": v.bounds and list(v.bounds),
+            "combinations": v.count,
+        }
         for v in effect.levels
     ]
     facts = {"settings": effect.settings, "balanced": effect.balanced, "left_out": list(effect.left_out)}
     return {"axis": effect.axis, **facts, "levels": levels}
+
+
+def written_by_us(head: str) -> bool:
+    """Whether a file that begins so is one of ``FORMATS``."""
+    return head.startswith((MARKDOWN, LATEX))
 
 
 FORMATS: dict[str, Callable[[Summary], str]] = {"report.md": markdown, "report.tex": latex}

@@ -9,6 +9,7 @@ from vlm.runners.evaluate.results.compare import p_text
 
 if TYPE_CHECKING:
     from vlm.runners.study.report.summary import Measure, Row, Summary
+    from vlm.runners.study.results import State
     from vlm.runners.study.statistics import Change, Estimate
 
 PREFIXES = (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
@@ -65,7 +66,14 @@ def verdict(measure: Measure, change: Change | None) -> str:
     return BETTER if (change.found.value > 0) == (measure.better == "higher") else WORSE
 
 
-def states_text(states: Mapping[str, int]) -> str:
+def over_text(summary: Summary) -> str:
+    """What intervals are over."""
+    known = [row.score for row in summary.rows if row.score is not None]
+    seeds, questions = any(found.seeds > 1 for found in known), any(found.questions for found in known)
+    return "seeds and questions" if seeds and questions else "questions" if questions else "seeds"
+
+
+def states_text(states: Mapping[State, int]) -> str:
     """Cells by state, e.g. ``2 done, 1 failed``."""
     return ", ".join(f"{count} {state}" for state, count in states.items())
 
@@ -81,7 +89,9 @@ def sentence(summary: Summary) -> str:
             f"Every combination has one seed, so that {'the difference' if count == 1 else 'differences'} to "
             f"{summary.reference.name} may come from the seed alone."
         )
-    told = [f"{found.count(word)} {'is' if found.count(word) == 1 else 'are'} {word}" for word in VERDICTS if word in found]
+    told = [
+        f"{found.count(word)} {'is' if found.count(word) == 1 else 'are'} {word}" for word in VERDICTS if word in found
+    ]
     unsure = found.count(UNSURE) + found.count(ONE_SEED)
     told += [f"for {unsure} no difference is shown"] if unsure else []
     combinations = "1 combination" if count == 1 else f"{count} combinations"

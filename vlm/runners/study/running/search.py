@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm.common.errors import ConfigError, UserError
+from vlm.common.trust import trusting
 from vlm.runners.study.folder import run_folder
 from vlm.runners.study.grid.axes import MOST_CELLS, combinations, in_order, is_there, matches
+from vlm.runners.study.grid.budget import Measurer
+from vlm.runners.study.grid.build import Builder
+from vlm.runners.study.grid.opened import open_file, study_folder
 from vlm.runners.study.running.cells_file import read_cells, remember
 from vlm.runners.study.running.journal import ENDED, FAILED, REPEATED, STOPPED, Journal, need_optuna
 from vlm.runners.study.running.source import Prune
@@ -40,6 +44,25 @@ class Space:
 
     make: Make
     exclude: Sequence[Mapping[str, tuple[str, ...]]] = ()
+
+
+def open_study(path: str, options: Sequence[str] = ()) -> tuple[Study, Space | None]:
+    """A study whose cells can be trained; of a search, those that were tried and what is chosen from.
+
+    Raises ConfigError: all problems of the file and of all cells.
+    """
+    with trusting(True):
+        read = open_file(path, options, trust=True)
+        builder = Builder(read, "all", Measurer(read.file.processes, folder=study_folder(read)))
+        study = builder.study()
+    if read.file.search is None:
+        return study, None
+
+    def make(levels: Mapping[str, str], seed: int) -> Cell:
+        with trusting(True):
+            return builder.cell(levels, seed)
+
+    return with_tried(study, make), Space(make, read.exclude)
 
 
 class Search:
@@ -78,7 +101,7 @@ class Search:
         return Journal(self.work.folder, self.name, sampler, kinds[settings.pruner]())
 
     def fill(self, retry: bool) -> int:
-        """Let as many trials wait as are missing, first those that were not finished; returns the cells that are done."""
+        """Let as many trials wait as are missing, first those that were begun; returns the cells that are done."""
         journal = self.journal(0)
         states = journal.states
         with journal.guarded():

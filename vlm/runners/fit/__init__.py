@@ -1,0 +1,1 @@
+"""Runners that solve for weights instead of training them."""

@@ -1,0 +1,66 @@
+"""Ridge regression from sums, so that the rows are seen once and never kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlm.common import dist
+
+TINY = 1e-12
+"""Variance below which a channel is constant: nothing is read from it."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """``y ~ x @ weight.T + bias``, and the share of the variance of y that it leaves unexplained."""
+
+    weight: Tensor  # ``[k, d]`` float64
+    bias: Tensor  # ``[k]`` float64
+    unexplained: float
+
+
+class RidgeSums:
+    """The sums over rows ``x [t, d]``, ``y [t, k]`` that decide their ridge regression, in float64."""
+
+    def __init__(self, width: int, targets: int, device: torch.device | str = "cpu") -> None:
+        size = width + targets + 1  # one column of ones: its products are the sums and the number of rows
+        self.width = width
+        self.products = torch.zeros(size, size, dtype=torch.float64, device=device)
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Add the rows ``x [t, d]`` and ``y [t, k]``."""
+        rows = torch.cat([x, y, x.new_ones(len(x), 1)], dim=1).double()
+        self.products += rows.T @ rows
+
+    def over_processes(self) -> None:
+        """Replace the sums by those of all processes; a collective call."""
+        self.products = dist.all_reduce_sum(self.products)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows that were added."""
+        return int(self.products[-1, -1])
+
+    def solve(self, penalty: float) -> Solution:
+        """The solution that is least in mean squared error plus ``penalty`` times the squared weights.
+
+        Both are those of channels of x with mean 0 and variance 1, so that no channel's scale matters. At least two
+        rows must have been added.
+        """
+        d = self.width
+        means = self.products[-1, :-1] / self.rows
+        covariance = self.products[:-1, :-1] / self.rows - means[:, None] * means
+        variance = covariance.diagonal()
+        varies = variance[:d] > TINY
+        scale = torch.where(varies, variance[:d], 1.0).sqrt()
+        inner = covariance[:d, :d] / scale[:, None] / scale
+        shared = covariance[:d, d:] / scale[:, None] * varies[:, None]
+        loaded = inner + max(penalty, TINY) * torch.eye(d, dtype=inner.dtype, device=inner.device)
+        solved = torch.linalg.solve(loaded, shared)
+        total = variance[d:].sum()
+        left = total - 2 * (solved * shared).sum() + (solved * (inner @ solved)).sum()
+        weight = (solved / scale[:, None]).T
+        return Solution(weight, means[d:] - weight @ means[:d], float(left / total.clamp_min(TINY)))
