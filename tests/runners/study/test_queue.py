@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from vlm.common import dist
 from vlm.common.errors import DataError, UserError
 from vlm.runners.study.cells import Cell, StageRun, Study
 from vlm.runners.study.collect import collect, earlier_cells
@@ -219,3 +221,31 @@ def test_a_child_holds_the_lock_that_it_was_given(tmp_path: Path) -> None:
     assert is_held(tmp_path / "lock")
     os.waitpid(child, 0)
     assert not is_held(tmp_path / "lock") and not is_held(tmp_path / "none")
+
+
+def test_processes_on_one_journal_do_each_cell_once(tmp_path: Path) -> None:
+    study, done = made(tmp_path, *"abcdef", first="zero"), tmp_path / "done"
+
+    def note(job: Job) -> None:
+        with done.open("a") as file:
+            file.write(f"{job.run} {os.getpid()}\n")
+        time.sleep(0.03)
+
+    children = []
+    for _ in range(2):
+        if not (child := os.fork()):
+            ended, _ = go(study, Fake(before=note))
+            os._exit(ended.exit_code)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+    runs, processes = zip(*(line.split() for line in done.read_text().splitlines()), strict=True)
+    assert sorted(runs) == [*"abcdef", "zero"] and len(set(processes)) == 2
+
+
+def test_workers_get_accelerators_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "pick_device", lambda: torch.device("cuda", 0))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    names = [list(own.values()) for own in dist.split_accelerators(2, 2)]
+    assert names == [["4,5"], ["6,4"]] and dist.split_accelerators(1, 2) == [{}]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
+    assert dist.split_accelerators(2) == [{}, {}]

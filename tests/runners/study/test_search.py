@@ -83,7 +83,9 @@ def values(folder: Path) -> list[tuple[dict[str, str], float | None, str]]:
     ]
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "nsgaii"])
+@pytest.mark.parametrize(
+    "sampler", ["tpe", *(pytest.param(name, marks=pytest.mark.heavy) for name in ("random", "nsgaii"))]
+)
 def test_every_combination_is_tried_once_and_no_trial_is_lost(tmp_path: Path, sampler: str) -> None:
     study, space = made(tmp_path, trials=10, sampler=sampler)
     done, code, lines = go(study, space)  # there are 4 combinations, so 4 trials

@@ -19,6 +19,8 @@ ACTIONS: dict[str, tuple[str, str]] = {
     ),
     "diff": ("what differs between the configurations of two cells", "vlm study diff my.yaml linear 'mlp depth=2'"),
     "run": ("train and evaluate what is missing; the same command goes on after a crash", "vlm study run my.yaml"),
+    "show": ("the table so far, also while it runs", "vlm study show my.yaml"),
+    "report": ("write report.html, report.md and report.tex", "vlm study report my.yaml --output my_report"),
 }
 """Action -> help, example."""
 

@@ -11,6 +11,11 @@ def main(args: argparse.Namespace) -> int:
     Raises UserError: a study that is wrong, or an optional package that is missing.
     """
     from vlm.common.errors import UserError
+    from vlm.runners.study.running.child import Children
+
+    children = Children()
+    if not args.submit:
+        children.warm()
     from vlm.runners.study.run import run_study
     from vlm.runners.study.running.search import open_study
     from vlm.runners.study.submit import submit
@@ -21,5 +26,5 @@ def main(args: argparse.Namespace) -> int:
         submit(args.study, args.options, retry=not args.no_retry)
         return 0
     study, space = open_study(args.study, args.options)
-    ended = run_study(study, space=space, workers=args.workers, only=args.only, retry=not args.no_retry)
-    return ended.exit_code
+    more = {"workers": args.workers, "only": args.only, "retry": not args.no_retry}
+    return run_study(study, space=space, execute=children, **more).exit_code

@@ -100,6 +100,11 @@ class StudyFile:
     )
     when: dict[str, Where] = option({}, "axis: {other axis: label or labels}; elsewhere the axis is not there")
     exclude: list[Where] = option([], "combinations that are left out, {axis: label or labels}")
+    design: Literal["grid", "one_at_a_time"] = option(
+        "grid",
+        "grid: every combination; one_at_a_time: the reference, and what differs from it in one axis, as in the "
+        "ablation tables of papers",
+    )
     seeds: Annotated[list[Seed], Once()] = option([0], "run.seed of the runs of every combination")
     reference: Where = option(
         {}, "axis: label of the cell that others are compared with; axes left out: the first value"

@@ -12,6 +12,7 @@ from vlm.runners.study.file import StudyFile
 from vlm.runners.study.grid.budget import Measurer
 from vlm.runners.study.grid.build import Builder
 from vlm.runners.study.grid.opened import open_file, study_folder
+from vlm.runners.study.running.search import with_tried
 
 
 def read_study(path: str | Path, options: Sequence[str] = (), *, trust: bool = False) -> StudyFile:
@@ -36,7 +37,7 @@ def build_study(
     plan: bool = False,
     trust: bool = False,
 ) -> Study:
-    """A study with all its cells, each of them checked.
+    """A study with all its cells, each of them checked; of a search, those that were tried.
 
     Args:
         path: of the file.
@@ -53,4 +54,5 @@ def build_study(
     with trusting(trust):
         read = open_file(path, options, trust=trust)
         measurer = Measurer(read.file.processes, folder=study_folder(read)) if plan else None
-        return Builder(read, check, measurer, fits=plan).study()
+        builder = Builder(read, check, measurer, fits=plan)
+        return with_tried(builder.study(), builder.cell) if read.file.search else builder.study()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vlm.common.dist import split_accelerators
 from vlm.common.errors import UserError
 from vlm.common.logging import say
 from vlm.common.paths import make_folder
@@ -90,6 +91,7 @@ def run_study(
     """
     work = Work(study, asked_of(study), execute or Children(), threads_of(workers * study.file.processes))
     work.stopping = stopping or work.stopping
+    work.environments = split_accelerators(workers, study.file.processes)
     source = source_of(work, space, only)
     done = source.fill(retry)
     progress = Progress(study, source.total, done, workers, show)

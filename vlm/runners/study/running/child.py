@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 POLL = 0.5
 """Seconds between two looks at a run that trains."""
 USER_FAULT = 2
+COUNTED = ("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+"""Lets torch look for accelerators without starting their driver, which would not survive a fork."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,13 @@ class Children:
     """Starts the children of all workers of this process."""
 
     def __init__(self) -> None:
+        os.environ.setdefault(*COUNTED)
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["vlm.runners.study.running.preload"])
+
+    def warm(self) -> None:
+        """Let the importing begin, while this process does something else."""
+        forkserver.ensure_running()
 
     def __call__(self, job: Job, lock: FileLock, watch: Callable[[], int]) -> int:
         """Do a job in a process of its own.

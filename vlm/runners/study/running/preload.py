@@ -12,7 +12,7 @@ import vlm.runners.evaluate.run
 import vlm.runners.study.running.asking
 import vlm.runners.train.run  # noqa: F401
 
-SLOW = ("timm", "peft", "webdataset", "sentencepiece", "torch.utils.tensorboard")
+SLOW = ("timm", "webdataset", "sentencepiece", "torch.utils.tensorboard")
 """What parts import when they are built; a child finds it here already."""
 
 for name in SLOW:

@@ -53,7 +53,8 @@ def open_study(path: str, options: Sequence[str] = ()) -> tuple[Study, Space | N
     """
     with trusting(True):
         read = open_file(path, options, trust=True)
-        builder = Builder(read, "all", Measurer(read.file.processes, folder=study_folder(read)))
+        measurer = Measurer(read.file.processes, folder=study_folder(read))
+        builder = Builder(read, "all", measurer, fits=True)
         study = builder.study()
     if read.file.search is None:
         return study, None
