@@ -52,6 +52,8 @@ HOMES = {
     "h11": ("vlm/serve/http/",),
     "prometheus_client": ("vlm/serve/http/",),
     "llguidance": ("vlm/inference/constraints/",),
+    "optuna": ("vlm/runners/study/",),
+    "submitit": ("vlm/runners/study/",),
     "ray": ("vlm/runners/evaluate/",),
     "lmms_eval": ("vlm/tasks/benchmarks/lmms/",),
     "gguf": ("vlm/models/llm/gguf.py", "vlm/inference/gguf/"),

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from vlm.checkpoint.run_files import MANIFEST
+from vlm.cli.main import main
 from vlm.cli.quickstart import DRAWN, clear_drawn
 from vlm.common.errors import UserError
+from vlm.config.api import load_config
 
 OURS = ("shards/00000.tar", "images/00000001.png", "images/seen/000001.png", "seen.jsonl", "dialogues.json")
 
@@ -44,3 +46,17 @@ def test_places_that_are_not_for_results(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="--output="):
         clear_drawn(Path("."))
+
+
+def test_the_data_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--data-only`` draws what a study trains on, and trains nothing; without it the message names the command."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="quickstart --data-only"):
+        load_config("tiny/stage2_finetune", ["model.ckpt="], check="all")
+    assert main(["quickstart", "--data-only", "--scale", "0.001"]) == 0
+    folder = tmp_path / "output" / "quickstart"
+    assert sorted(path.name for path in folder.iterdir()) == ["data"]
+    for name, rows in {"seen": 8, "unseen": 8, "three": 8}.items():
+        assert len((folder / "data" / f"{name}.jsonl").read_text().splitlines()) == rows
+    assert load_config("tiny/stage2_finetune", ["model.ckpt="], check="all").datasets["tiny_dialogues"]
+    assert "output/quickstart/data" in capsys.readouterr().out

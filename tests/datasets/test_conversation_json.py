@@ -120,3 +120,9 @@ def test_published_pairs_overlap(tmp_path: Path) -> None:
         ["user", "Red?"],
         ["assistant", "No."],
     ]
+
+
+def test_the_last_answer_alone_can_be_what_is_trained(tmp_path: Path) -> None:
+    record = {"image": "a.jpg", "conversations": turns("What is it?", "A bus.", "Red?", "No.")}
+    assert load(tmp_path, [record], trained="last")[0].only_last
+    assert not load(tmp_path, [record])[0].only_last

@@ -269,6 +269,7 @@ def test_a_conversation_in_a_record(tmp_path: Path, image_of: Callable[..., byte
             message("assistant", "ok"),
         ),
         id="对话.1",
+        only_last=True,
     )
     members = to_members(sample)
     assert list(members) == ["sample.json", "0.png", "1.jpg", "2.png", "3.png"]

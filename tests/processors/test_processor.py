@@ -304,3 +304,24 @@ def test_tokenizer_options_of_a_composition(llm_folder: Path, tmp_path: Path) ->
     assert (processor.media_id, processor.pad_id) == (processor.tokenizer.vocab_size - 2,) + (
         processor.tokenizer.vocab_size - 1,
     )
+
+
+@pytest.mark.parametrize("template", [Vicuna0(Vicuna0.Config(chat_form=True)), Alpaca(Alpaca.Config(media_token=""))])
+def test_of_a_sample_with_only_last_the_last_answer_alone_is_trained(tokenizer: Tokenizer, template: Any) -> None:
+    dialogue = (say("user", "One?"), say("assistant", "no"), say("user", "Two?"), say("assistant", "yes"))
+    both = make(tokenizer, template).encode_train(sample(*dialogue), random.Random(0))
+    last = replace(sample(*dialogue), only_last=True)
+    example = make(tokenizer, template).encode_train(last, random.Random(0))
+    answers = [tokenizer.decode(targets(e)) for e in (both, example)]
+    assert "no" in answers[0] and "yes" in answers[0]
+    assert "no" not in answers[1] and "yes" in answers[1]
+    assert example.ids == both.ids
+    assert targets(both)[-example.num_targets :] == targets(example)
+
+
+def test_a_last_answer_that_is_cut_off_is_an_error_and_no_other_is_trained(tokenizer: Tokenizer) -> None:
+    dialogue = (say("user", "One?"), say("assistant", "no"), say("user", "Two?"), say("assistant", "yes"))
+    processor = make(tokenizer, max_txt_len=4)
+    assert processor.encode_train(sample(*dialogue), random.Random(0)).num_targets
+    with pytest.raises(DataError, match="no supervised token"):
+        processor.encode_train(replace(sample(*dialogue), only_last=True), random.Random(0))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
-from typing import Any
 
 from vlm.cli.options import add_listed
 from vlm.common.errors import ConfigError, WeightsError
@@ -42,7 +40,7 @@ class ConfigCommand:
 
 def show(args: argparse.Namespace) -> int:
     """Print the resolved configuration."""
-    from vlm.config.api import effective, load_config
+    from vlm.config.api import effective, flat, load_config
     from vlm.config.tree import to_yaml
 
     cfg = load_config(args.cfg, args.options, check="none")
@@ -83,7 +81,7 @@ def check(args: argparse.Namespace) -> int:
 
 def diff(args: argparse.Namespace) -> int:
     """Print the values that differ; without a second file, those that the file and ``--options`` set."""
-    from vlm.config.api import effective, load_config
+    from vlm.config.api import effective, flat, load_config
 
     cfg = load_config(args.cfg, args.options, check="none")
     mine = flat(effective(cfg))
@@ -100,14 +98,3 @@ def diff(args: argparse.Namespace) -> int:
         if a != b:
             say(f"{path}: {a!r} -> {b!r}")
     return 0
-
-
-def flat(data: Any, path: str = "") -> dict[str, Any]:
-    """Dotted path -> value of every leaf (an empty mapping or list is a leaf)."""
-    if isinstance(data, Mapping) and data:
-        items = [(str(k), v) for k, v in data.items()]
-    elif isinstance(data, list) and data and any(isinstance(v, (dict, list)) for v in data):
-        items = [(str(i), v) for i, v in enumerate(data)]
-    else:
-        return {path: data}
-    return {p: v for k, child in items for p, v in flat(child, f"{path}.{k}" if path else k).items()}

@@ -43,6 +43,7 @@ class Demo:
             stream=not args.no_stream,
             examples=args.examples,
             max_upload=args.max_upload,
+            feedback=args.feedback,
             allow_random=args.allow_random,
         )
         return 0

@@ -216,18 +216,58 @@ def dialogues(run: Quickstart, images: int = 2) -> str:
 class QuickstartCommand:
     """Train, evaluate and try the embedded small model; nothing is downloaded.
 
-    example:
+    examples:
       vlm quickstart --scale 0.1 --output output/trial
+      vlm quickstart --data-only
     """
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Seed, output folder and scale."""
+        """Seed, output folder, scale, and whether to stop after drawing."""
         add_listed(parser, "quickstart")
 
     def main(self, args: argparse.Namespace) -> int:
         """``vlm quickstart``."""
-        run_quickstart(args.output, args.seed, args.scale)
+        if args.data_only:
+            draw_data(args.output, args.seed, args.scale)
+        else:
+            run_quickstart(args.output, args.seed, args.scale)
         return 0
+
+
+def draw_data(output: str | Path, seed: int = 0, scale: float = 1.0) -> Path:
+    """Draw what the quickstart trains on and asks; the first of its phases.
+
+    Args:
+        output: folder of the run; images and texts that an earlier quickstart drew there are replaced.
+        seed: of the images.
+        scale: fraction of the images and questions.
+
+    Returns:
+        ``<output>/data``.
+    """
+    run = prepared(output, seed, scale)
+    with quiet(*DETAILS):
+        drawn(run)
+    say(f"data:     {run.data}")
+    return run.data
+
+
+def prepared(output: str | Path, seed: int, scale: float) -> Quickstart:
+    """A run whose folder holds nothing that an earlier one drew.
+
+    Raises UserError: the scale is out of range, or :func:`clear_drawn` refuses the folder.
+    """
+    if not 0 < scale <= 100:
+        raise UserError(f"--scale is {scale}, expected a number above 0 and at most 100")
+    run = Quickstart(Path(output), seed, scale)
+    clear_drawn(run.output)
+    return run
+
+
+def drawn(run: Quickstart) -> None:
+    """The phase of :func:`draw`."""
+    with run.phase("draw", "1. drawing images of coloured shapes and letters", "drawing"):
+        draw(run)
 
 
 def run_quickstart(output: str | Path, seed: int = 0, scale: float = 1.0) -> dict[str, Any]:
@@ -243,15 +283,11 @@ def run_quickstart(output: str | Path, seed: int = 0, scale: float = 1.0) -> dic
     """
     import torch
 
-    if not 0 < scale <= 100:
-        raise UserError(f"--scale is {scale}, expected a number above 0 and at most 100")
-    run = Quickstart(Path(output), seed, scale)
+    run = prepared(output, seed, scale)
     # These tensors are tiny: a second thread gains a fifth on an idle machine and loses tenfold on a busy one.
     torch.set_num_threads(1)
-    clear_drawn(run.output)
     with quiet(*DETAILS):
-        with run.phase("draw", "1. drawing images of coloured shapes and letters", "drawing"):
-            draw(run)
+        drawn(run)
         with run.phase("evaluate_before", "2. asking before alignment (the projection is random)", "asking"):
             before = evaluate(run, "")
         with run.phase("stage1", "3. training, stage 1: captions; only the projection between Q-Former and LLM trains"):

@@ -46,6 +46,7 @@ class Serve:
         missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
         if missing:
             raise UserError(f"vlm serve needs {', '.join(missing)}", fix="pip install 'vlm-compose[serve]'")
+        from vlm.serve.feedback.folder import check_folder
         from vlm.serve.http import server
         from vlm.serve.http.fetch import Fetcher
         from vlm.serve.http.guard import LOOPBACK_NAMES
@@ -60,6 +61,10 @@ class Serve:
             )
         if keys and args.no_keys:
             raise UserError("--no-keys and API keys exclude each other", fix="leave one out")
+        if args.feedback and not args.page:
+            raise UserError("--feedback is what visitors of the chat page say of answers", fix="add --page")
+        if args.feedback:
+            check_folder(args.feedback)
         listening = server.listen(args.host, args.port)  # before the models are loaded, which may take minutes
         models = load_models(runs, engine_of(args))
         narrow = args.allow_host or (server.is_loopback(args.host) and not keys)
@@ -70,6 +75,7 @@ class Serve:
             Fetcher(args.allow_media_host, limits),
             hosts=[*LOOPBACK_NAMES, *args.allow_host] if narrow else (),
             page_host=args.host if args.page else None,
+            feedback=args.feedback,
             access_log=not args.no_access_log,
         )
         port = listening.getsockname()[1]

@@ -77,6 +77,19 @@ def accelerator_count() -> int:
     return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
 
 
+def split_accelerators(programs: int, each: int = 1) -> list[dict[str, str]]:
+    """The variables by which each of so many programs on this machine sees ``each`` accelerators of its own.
+
+    Empty where there is nothing to divide; where there are too few, programs share them.
+    """
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = list(map(str, range(accelerator_count()))) if given is None else [n for n in given.split(",") if n.strip()]
+    if programs == 1 or len(names) < 2 or pick_device().type != "cuda":
+        return [{} for _ in range(programs)]
+    picked = [[names[(program * each + k) % len(names)] for k in range(each)] for program in range(programs)]
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(dict.fromkeys(own))} for own in picked]
+
+
 def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
     """The device for a name of the ``device:`` key: auto, cpu, cuda, mps, xpu, or one with an index.
 

@@ -125,6 +125,7 @@ class Sample:
     messages: tuple[Message, ...]
     id: str = ""
     source: str = ""
+    only_last: bool = False  # its last answer alone is trained; the earlier ones are what that answer goes on from
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from vlm.config.load import load_config
 from vlm.config.run import RunConfig
-from vlm.config.stored import effective
+from vlm.config.stored import effective, flat
 from vlm.config.types import Config, DatasetEntry, EvaluationFiles, ModelConfig, Part, WeightFile
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "RunConfig",
     "WeightFile",
     "effective",
+    "flat",
     "load_config",
 ]

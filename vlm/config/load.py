@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -21,7 +21,7 @@ from vlm.config.run import RunConfig
 from vlm.config.schema import SHOWN, Path, Report, describe, dotted, names_of, read
 from vlm.config.shipped import find, is_composition, label
 from vlm.config.stored import DATA_SECTIONS, store
-from vlm.config.tree import OPTIONS, Tree, parse_file, plain, texts_in
+from vlm.config.tree import Tree, parse_file, plain, texts_in
 from vlm.config.types import PARTS, Check, Config, DatasetEntry, EvaluationFiles, ModelConfig
 from vlm.config.without_effect import declared, take_out, tell
 
@@ -33,18 +33,19 @@ STORED = "config.yaml"
 
 
 def load_config(
-    cfg: str | FilePath | Mapping[str, Any],
-    options: Sequence[str] = (),
+    cfg: str | FilePath | Mapping[str, Any] | Tree,
+    options: Sequence[str] | Sequence[Option] = (),
     *,
     check: Check = "weights",
     train: bool = False,
     trust: bool = False,
+    coming: Collection[str] = (),
 ) -> Config:
     """Read, merge, interpolate and check a configuration.
 
     Args:
         cfg: a YAML file, a run folder, ``system/name`` of what ships (``"tiny/eval"``), or the ``resolved``
-            mapping of a stored configuration.
+            mapping of a stored configuration, or a tree that was read already (it is changed).
         options: ``--options`` in either spelling.
         check: which named files must exist: those of the model ("weights"), datasets too ("all"), no file ("none"),
             or what the file is for decides ("needed"): datasets too if it trains or evaluates. Unless datasets are
@@ -52,12 +53,13 @@ def load_config(
         train: whether ``system/name`` means a file to train with first, or one to evaluate or chat with.
         trust: whether it may import modules, name ``pipe:`` commands and read the environment; a run folder that this
             user trained on this machine always may (see :mod:`vlm.common.trust`).
+        coming: files and folders that count as there, since another run will have made them by then.
 
     Raises:
         ConfigError: all problems, each with dotted path, file:line, what was found and what is allowed.
     """
     with trusting(trust or _was_trained_here(cfg)):
-        return _load(cfg, options, check, train)
+        return _load(cfg, options, check, train, coming)
 
 
 def _was_trained_here(cfg: Any) -> bool:
@@ -67,14 +69,20 @@ def _was_trained_here(cfg: Any) -> bool:
     return was_trained_here(path / STORED if path.is_dir() else path)
 
 
-def _load(cfg: str | FilePath | Mapping[str, Any], options: Sequence[str], check: Check, train: bool) -> Config:
+def _load(
+    cfg: str | FilePath | Mapping[str, Any] | Tree,
+    options: Sequence[str] | Sequence[Option],
+    check: Check,
+    train: bool,
+    coming: Collection[str],
+) -> Config:
     user, title = read_source(cfg, train)
     rename_keys(user)
     value = [dataclasses.replace(o, path=option_path(o.path)) for o in parse_options(options)]
     no_effect, value = take_out(user, value)
     no_effect |= flatten_build_info(user)
-    origins = user.origins | {o.path: f"{OPTIONS} {dotted(o.path)}" for o in value}
-    report = Report(origins, {o.path: o.text for o in value})
+    origins = user.origins | {o.path: o.place for o in value}
+    report = Report(origins, {o.path: o.text for o in value if o.text is not None}, coming=coming)
     usable = check_sections(user, value, report)
     plugins = load_plugins(user, report)
     normalise(user)
@@ -120,12 +128,14 @@ def uses_data(data: dict[str, Any]) -> bool:
     return bool(questions or set(data.get("run") or {}) & {"max_epoch", "max_steps"})
 
 
-def read_source(cfg: str | FilePath | Mapping[str, Any], train: bool = False) -> tuple[Tree, str]:
+def read_source(cfg: str | FilePath | Mapping[str, Any] | Tree, train: bool = False) -> tuple[Tree, str]:
     """The user's tree and its name in messages; see :func:`load_config`.
 
     Raises:
         ConfigError: nothing of the kind, or not a YAML mapping.
     """
+    if isinstance(cfg, Tree):
+        return cfg, cfg.origins.get((), "configuration")
     if isinstance(cfg, Mapping):
         return Tree(plain(cfg), {(): "stored configuration"}), "stored configuration"
     if not isinstance(cfg, str | FilePath):

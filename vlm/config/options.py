@@ -19,33 +19,53 @@ GLOB_MAPS: tuple[Path, ...] = (("model", "train"),)
 
 @dataclass(frozen=True)
 class Option:
-    """One override: where, the typed value, and the text as given."""
+    """One override.
+
+    Attributes:
+        path: where.
+        value: typed.
+        text: as given on a command line; None: it was written in a file.
+        origin: ``file:line``; empty: ``--options``.
+        whole: a mapping replaces the one that is there, instead of being merged into it.
+    """
 
     path: Path
     value: Any
-    text: str
+    text: str | None = None
+    origin: str = ""
+    whole: bool = False
+
+    @property
+    def place(self) -> str:
+        """Where it was given, for messages."""
+        return self.origin or f"{OPTIONS} {'.'.join(map(str, self.path))}"
 
 
-def parse_options(items: Sequence[str]) -> list[Option]:
+def parse_options(items: Sequence[str] | Sequence[Option]) -> list[Option]:
     """``["a.b=c", "d.e=f"]`` or ``["a.b", "c", "d.e", "f"]`` (which: decided by the first item).
+
+    Options that were read elsewhere come back as they are.
 
     Raises ConfigError: an item without ``=`` in the first spelling, an odd count in the second.
     """
     if not items:
         return []
+    if all(isinstance(item, Option) for item in items):
+        return [item for item in items if isinstance(item, Option)]
     if isinstance(items, str | Mapping) or not all(isinstance(item, str) for item in items):
         raise ConfigError(f"options: found {items!r:.80}, expected a list of strings", fix='e.g. ["run.seed=1"]')
-    if "=" in items[0]:
+    texts = [str(item) for item in items]
+    if "=" in texts[0]:
         pairs = []
-        for item in items:
+        for item in texts:
             key, equals, text = item.partition("=")
             if not equals:
                 raise ConfigError(f"{OPTIONS} {item!r}: expected KEY=VALUE", fix="quote a value that holds spaces")
             pairs.append((key, text))
     else:
-        if len(items) % 2:
-            raise ConfigError(f"{OPTIONS}: {items[-1]!r} has no value", fix="write KEY=VALUE, or KEY VALUE pairs")
-        pairs = list(zip(items[::2], items[1::2]))
+        if len(texts) % 2:
+            raise ConfigError(f"{OPTIONS}: {texts[-1]!r} has no value", fix="write KEY=VALUE, or KEY VALUE pairs")
+        pairs = list(zip(texts[::2], texts[1::2]))
     return [Option(to_path(key), typed(text), text) for key, text in pairs]
 
 
@@ -102,12 +122,12 @@ def apply_options(
     """Write the options into the tree; a mapping given as value merges like one in a file."""
     for value in options:
         option = replace(value, path=tree.real(value.path))
-        origin = f"{OPTIONS} {'.'.join(map(str, option.path))}"
+        origin = option.place
         try:
-            if isinstance(option.value, dict) and isinstance(tree.get(option.path), dict):
+            if isinstance(option.value, dict) and isinstance(tree.get(option.path), dict) and not option.whole:
                 over = Tree(option.value, {(): origin, **{(k,): origin for k in option.value}})
                 tree.merge(over, option.path)
-                tree.texts[option.path] = option.text
+                tree.texts.update({} if option.text is None else {option.path: option.text})
             else:
                 part = option.path[:-1]
                 target = tree.get(part)

@@ -209,7 +209,7 @@ def check_registered(kind: str, name: str, known: list[str], path: Path, report:
 
 def check_exists(name: str, path: Path, report: Report) -> None:
     """Report a file or folder that is not there."""
-    if not exists(name):
+    if name not in report.coming and not exists(name):
         report.add(path, f"found {name!r}, but there is no such file or folder{report.about(path)}")
 
 
@@ -290,6 +290,7 @@ def read_dataset(
     if unset or part is None or options is None:
         return None
     if check == "all":
+        report.helps |= {(*path, "build_info", key): str(help_) for key in build_info if help_}
         check_data_files(part, (*path, "build_info"), report)
     return DatasetEntry(name, part, **vars(options))
 

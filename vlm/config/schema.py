@@ -12,7 +12,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Union
 
@@ -60,7 +60,8 @@ class Report:
     """Collects problems; knows where a value was written and, for options, its literal text.
 
     ``blame``: path of a value -> path of the parameter that it was interpolated from; ``helps``: path of a parameter ->
-    its help; ``broken``: paths already reported.
+    its help; ``broken``: paths already reported; ``coming``: files and folders that count as there, since another run
+    will have made them by then.
     """
 
     origins: dict[Path, str] = field(default_factory=dict)
@@ -68,6 +69,7 @@ class Report:
     blame: dict[Path, Path] = field(default_factory=dict)
     helps: dict[Path, str] = field(default_factory=dict)
     broken: set[Path] = field(default_factory=set)
+    coming: Collection[str] = ()
     problems: list[Problem] = field(default_factory=list)
 
     def where(self, path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from vlm.config.composition import Arch
@@ -102,3 +103,14 @@ def effective(config: Config) -> dict[str, Any]:
 def _show_entry(entry: DatasetEntry) -> dict[str, Any]:
     options = {k: v for k, v in vars(entry).items() if k not in ("name", "format")}
     return {"format": entry.format.name, "build_info": entry.format.options, **options}
+
+
+def flat(data: Any, path: str = "") -> dict[str, Any]:
+    """Dotted path -> value of every leaf (an empty mapping or list is a leaf)."""
+    if isinstance(data, Mapping) and data:
+        items = [(str(k), v) for k, v in data.items()]
+    elif isinstance(data, list) and data and any(isinstance(v, (dict, list)) for v in data):
+        items = [(str(i), v) for i, v in enumerate(data)]
+    else:
+        return {path: data}
+    return {p: v for k, child in items for p, v in flat(child, f"{path}.{k}" if path else k).items()}

@@ -121,15 +121,26 @@ def page(
 
 
 def _image(path: str, root: str, shown: Shown) -> dict[str, str]:
-    file = inside(path, root) if root else None
-    uri = ""
-    if file is not None:
-        try:
-            uri = image_uri(first_frame(str(file)) if file.suffix.lower() in VIDEO_SUFFIXES else file, SIDE)
-        except DataError:
-            uri = ""
+    uri = media_uri(path, root)
     shown.missing += [] if uri else [path]
     return {"name": "/".join(path.replace("\\", "/").split("/")[-2:])[-120:], "uri": uri}
+
+
+def media_uri(path: str, root: str, side: int = SIDE) -> str:
+    """An image, or the first frame of a video, that somebody's answers name, as a ``data:`` address; empty: none.
+
+    Args:
+        path: as the answers name it, see :func:`inside`.
+        root: the only folder that is read; empty: none is.
+        side: longest side in pixels.
+    """
+    file = inside(path, root) if root else None
+    if file is None:
+        return ""
+    try:
+        return image_uri(first_frame(str(file)) if file.suffix.lower() in VIDEO_SUFFIXES else file, side)
+    except DataError:
+        return ""
 
 
 def inside(path: str, root: str) -> Path | None:

@@ -22,7 +22,15 @@ from vlm.processors.image.recipe import ImageRecipe
 from vlm.processors.questions import asked_in, question_tokenizer, with_questions
 from vlm.processors.templates.base import MEDIUM, BaseTemplate, Segment, without_end
 from vlm.processors.tokenizer.tokenizer import Tokenizer
-from vlm.processors.truncation import Span, keep_answers, keep_context, keep_first, keep_last, what_was_cut
+from vlm.processors.truncation import (
+    Span,
+    keep_answers,
+    keep_context,
+    keep_first,
+    keep_last,
+    only_last,
+    what_was_cut,
+)
 from vlm.processors.video.recipe import VideoRecipe
 
 if TYPE_CHECKING:
@@ -104,6 +112,8 @@ class Processor:
     def encode_train(self, sample: Sample, rng: random.Random, *, augment: bool = True) -> Example:
         """A training example: begin id, condition, answers; only answers (with their end) are targets.
 
+        Of a sample with ``only_last`` the last answer is; one that a limit cuts off is an error.
+
         From the first answer on ``max_txt_len`` tokens are kept, of the condition ``max_context_len`` positions; or of
         every turn ``max_turn_len``. Without ``max_txt_len`` and ``max_turn_len`` the LLM's context is the limit.
         ``Example.cut`` says what is cut. With ``augment`` the training part of the recipes applies, which draws from
@@ -128,6 +138,8 @@ class Processor:
                 for facts in (example.media, example.sizes, example.texts, example.stored):
                     del facts[example.ids.count(MEDIA_TOKEN) :]
         example.cut = what_was_cut(whole, spans, limit)
+        if sample.only_last:
+            example.labels = self._labelled(only_last(whole, spans))[1]
         if not example.num_targets:
             limit = "model.text.max_turn_len" if self.text_cfg.max_turn_len > 0 else "model.max_txt_len"
             fix = f"give it an answer, or raise {limit}"

@@ -112,6 +112,12 @@ def what_was_cut(whole: Sequence[Span], kept: Sequence[Span], limit: str) -> Cut
     return Cut(len(answers) - lost, lost, images, len(texts), limit) if pairs else None
 
 
+def only_last(whole: Sequence[Span], kept: Sequence[Span]) -> list[Span]:
+    """``kept``, what is left of the beginning of ``whole``, with the last answer of ``whole`` alone supervised."""
+    last = max((k for k, span in enumerate(whole) if span.supervised), default=-1)
+    return [replace(span, supervised=k == last) for k, span in enumerate(kept)]
+
+
 def _words(span: Span) -> int:
     return len(span.ids) - span.ids.count(MEDIA_TOKEN)
 

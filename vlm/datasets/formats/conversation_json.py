@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @register_dataset("conversation_json")
 class ConversationJson(RowDataset):
-    r"""A list of dialogues; every turn is used.
+    r"""A list of dialogues; every turn is used, and every answer is trained unless ``trained`` is ``last``.
 
     Raw record::
 
@@ -78,6 +78,7 @@ class ConversationJson(RowDataset):
         image_first: bool = True  # as published: the image comes before the text of its turn
         drop_newlines: bool = False  # as published: newlines in questions are deleted
         first_pair_only: bool = False
+        trained: Literal["all", "last"] = "all"  # last: earlier answers are what the last one goes on from, no targets
         overlapping_pairs: bool = False  # as in Multimodal-GPT: see _overlapping
         text_roles: Sequence[str] = ()
 
@@ -115,7 +116,8 @@ class ConversationJson(RowDataset):
         turns = _overlapping(turns) if self.config.overlapping_pairs else turns
         messages = attach_media([self._cleaned(*turn) for turn in turns], media, where, self.config.image_first)
         used = messages[:2] if self.config.first_pair_only else messages
-        return Sample(messages=tuple(used), id=str(record.get(self.config.fields.get("id", "id"), index)))
+        name = str(record.get(self.config.fields.get("id", "id"), index))
+        return Sample(messages=tuple(used), id=name, only_last=self.config.trained == "last")
 
     def _is_allowed(self, index: int) -> bool:
         """Whether a record may be trained on; one with any other fault stays, for the quarantine."""

@@ -7,6 +7,8 @@
                                 {"role": "assistant", "parts": [{"text": "At sea."}]}]}
     000000012.0.jpg
 
+Beside ``id``, ``"only_last": true`` says that the last answer alone is trained.
+
 A part is ``{"text": T}``, ``{"input": T}``, ``{"image": MEMBER}``, ``{"video": MEMBER}`` or, for a video that is a
 folder of frames, ``{"video": [MEMBER, ...]}``.
 """
@@ -46,7 +48,8 @@ def to_members(sample: Sample) -> dict[str, bytes]:
         return name
 
     messages = [{"role": m.role, "parts": [_described(p, store, sample.id) for p in m.parts]} for m in sample.messages]
-    text = json.dumps({"id": sample.id, "messages": messages}, ensure_ascii=False)
+    last = {"only_last": True} if sample.only_last else {}
+    text = json.dumps({"id": sample.id, **last, "messages": messages}, ensure_ascii=False)
     return {MEMBER: text.encode(), **members}
 
 
@@ -67,7 +70,7 @@ def from_members(text: bytes, read: Callable[[str], bytes], known: set[str], whe
     if not isinstance(turns, list) or not turns:
         raise DataError(f'{where}: {MEMBER} must be an object with a list "messages" of at least one message')
     messages = tuple(_message(turn, read, known, f"{where}: message {n}") for n, turn in enumerate(turns, start=1))
-    return Sample(messages=messages, id=str(tree.get("id", "")))
+    return Sample(messages=messages, id=str(tree.get("id", "")), only_last=tree.get("only_last") is True)
 
 
 def _described(part: Part, store: Callable[[bytes, str], str], name: str) -> dict[str, Any]:

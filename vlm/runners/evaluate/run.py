@@ -60,6 +60,10 @@ class Asked:
     dataset: Any = None
     results: dict[str, Result] = field(default_factory=dict)
 
+    def drawn(self, limit: int) -> int | None:
+        """How many questions are drawn before the benchmark sees them, if it has no such option itself."""
+        return limit if limit and "limit" not in names_of(self.benchmark.Config) else None
+
     def data(self) -> str:
         """A digest of the files of records; empty where these are not files of this machine."""
         try:
@@ -107,6 +111,7 @@ def run_evaluation(
     batch_size: int | None = None,
     seeds: Sequence[int] = (),
     judge: str | None = None,
+    limit: int = 0,
     allow_random: bool = False,
     command: Sequence[str] = (),
     show: Callable[[str], None] = log.info,
@@ -122,6 +127,7 @@ def run_evaluation(
         batch_size: questions that run together; by default the dataset's.
         seeds: one run of sampled answers per seed, scores averaged; without seeds one run as the model says.
         judge: what counts as right: ``exact``, ``open`` or ``module:function``; by default the benchmark's.
+        limit: questions of each dataset, the same ones in every call; 0: as the benchmark's options say.
         command: the words that asked for it, for the card.
         show: called on the first process with the table of each result as soon as it is known.
 
@@ -134,7 +140,7 @@ def run_evaluation(
     """
     names = _names(cfg, datasets)
     flags = {"batch_size": batch_size, "seeds": list(seeds), "judge": judge, "metric": judge and "judge"}
-    asked = {name: asked_of(cfg, name, flags) for name in names}
+    asked = {name: asked_of(cfg, name, flags | ({"limit": limit, "seed": 0} if limit else {})) for name in names}
     _check_controls(images)
     folder = _result_folder(output or cfg.run.save_path or cfg.run.output_dir, cfg.run.name or "evaluation")
     joined, engine = engine is None, engine or _load(cfg, allow_random)
@@ -145,7 +151,7 @@ def run_evaluation(
             entry.dataset = entry.read(engine)
             for image in images:
                 parts.append(_parts(folder / f"{cfg.run.name or 'evaluation'}_{name}_{image}", engine))
-                questions = Controlled(entry.dataset, image, parts[-1], cfg.run.max_bad_share)
+                questions = Controlled(entry.dataset, image, parts[-1], cfg.run.max_bad_share, entry.drawn(limit))
                 entry.results[image] = _timed(entry, engine, questions)
                 if main:
                     show(f"{name}, {image} image:{table(entry.results[image])}")

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from vlm.common.errors import ConfigError, DataError
 from vlm.config.api import Config
 from vlm.config.run import TrainingEvaluation
-from vlm.config.schema import names_of
 from vlm.inference.engine import Engine
 from vlm.runners.evaluate.run import Asked, asked_of
 from vlm.runners.train.parallel.copies import spread_of
@@ -97,12 +96,11 @@ class TrainingEvaluations:
         return result
 
     def _ask(self, engine: Engine, asked: Asked, entry: TrainingEvaluation, control: str) -> Result:
-        drawn_by_us = entry.limit and "limit" not in names_of(asked.benchmark.Config)
         questions = Controlled(
             asked.dataset,
             control,
             max_bad_share=self.cfg.run.max_bad_share,
-            limit=entry.limit if drawn_by_us else None,
+            limit=asked.drawn(entry.limit),
             seed=self.cfg.run.seed,
         )
         found: Result = asked.benchmark().run(engine, questions, asked.options)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm.common.errors import UserError
 from vlm.common.logging import busy, quiet, say
+from vlm.serve.feedback.folder import check_folder
 from vlm.serve.gradio import mount
 from vlm.serve.gradio.examples import read_page_examples
 from vlm.serve.gradio.mount import SESSIONS, THREADS
@@ -43,6 +44,7 @@ def launch(
     examples: str | Path | None = None,
     allow_random: bool = False,
     max_upload: int = MAX_FILE // MIB,
+    feedback: str | Path | None = None,
     password: Callable[[str], bool] | None = None,
     block: bool = True,
     trust: bool = False,
@@ -62,21 +64,26 @@ def launch(
         stream: show answers as they are written; False: only when they are complete.
         examples: file of images and questions to click, see ``read_page_examples``; None: those of the embedded model.
         max_upload: size of the largest image or video, in MiB.
+        feedback: folder that answers which visitors rate or correct are kept in, as a dataset, see
+            :mod:`vlm.serve.feedback.folder`; None: nothing is kept, and the page does not ask.
         password: whether a password, which the browser asks for, opens the page; None: it is open.
         block: wait until the page is stopped; False returns the running ``gradio.Blocks``.
 
     Raises:
-        UserError: gradio is not installed, the port is in use, an unusable ``max_upload``, or a model cannot be loaded.
+        UserError: gradio is not installed, the port is in use, an unusable ``max_upload`` or ``feedback``, or a model
+            cannot be loaded.
     """
     mount.need_gradio()
     port = free_port(host, port)  # before the models are loaded, which may take minutes
     if examples:
         read_page_examples(examples)
+    if feedback is not None:
+        check_folder(feedback)
     listed: list[Any] = list(source) if isinstance(source, list | tuple) else [source]
     sources: dict[str, Any] = dict(source) if isinstance(source, Mapping) else dict(zip(mount.names_of(listed), listed))
     given = {"options": options, "trust": trust, "allow_random": allow_random}
     engines = {name: _engine(found, device, given) for name, found in sources.items()}
-    page, shown = mount.build(engines, generation, stream, examples, max_upload)
+    page, shown = mount.build(engines, generation, stream, examples, max_upload, feedback)
     url, public = _serve(page, host, port, share, shown, password)
     say(f"chat page: {url}" + (f"  public: {public}" if public else "") + "   (Ctrl-C stops it)")
     if block:

@@ -11,6 +11,8 @@ from vlm.common.types import Image, Message, Video
 
 if TYPE_CHECKING:
     from vlm.inference.conversation.record import Record
+    from vlm.inference.generation import Generation
+    from vlm.serve.feedback.record import Rating
 
 Medium = Image | Video
 
@@ -22,10 +24,21 @@ MEDIA = 16
 
 @dataclass
 class Reply:
-    """One model's answer: its text, and the numbers of its writing once it is complete."""
+    """One model's answer; all but its text is there once it is complete.
+
+    Attributes:
+        text: what there is of it.
+        record: the numbers of its writing.
+        given: what the model read, the question last, pixels decoded.
+        generation: how it was written.
+        rating: what the visitor thinks of it.
+    """
 
     text: str = ""
     record: Record | None = None
+    given: tuple[Message, ...] = ()
+    generation: Generation | None = None
+    rating: Rating | None = None
 
 
 @dataclass(eq=False)

@@ -59,6 +59,11 @@ def turn_at(turns: Sequence[Turn], name: str, index: int) -> Turn | None:
     return owners[index] if 0 <= index < len(owners) else None
 
 
+def has_answer(turn: Turn, name: str) -> bool:
+    """Whether :func:`messages` shows anything in the place of a model's answer."""
+    return bool(_answer(turn, name))
+
+
 def _answer(turn: Turn, name: str) -> str:
     reply = turn.replies.get(name)
     if reply is None:

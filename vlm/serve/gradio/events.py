@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
@@ -17,6 +17,9 @@ from vlm.serve.gradio.branches import Turn
 from vlm.serve.gradio.display import figures, messages, told, turn_at, unreadable, written
 from vlm.serve.gradio.session import PageChat
 from vlm.serve.gradio.visitors import visitor_of
+
+if TYPE_CHECKING:
+    from vlm.serve.gradio.rating import Ratings
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +49,12 @@ class Events:
     """
 
     def __init__(
-        self, models: Models, names: Sequence[str], stream: bool = True, admit: Callable[[str], str] = str
+        self,
+        models: Models,
+        names: Sequence[str],
+        stream: bool = True,
+        admit: Callable[[str], str] = str,
+        ratings: Ratings | None = None,
     ) -> None:
         """For the page of some models.
 
@@ -55,19 +63,24 @@ class Events:
             names: the options of ``Generation`` whose values ``write`` receives, in order.
             stream: show answers as they are written.
             admit: the path of a file that may be opened, see ``UploadFolder.admit``.
+            ratings: what keeps feedback; None: the page has none.
         """
         self.models = models
         self.names = list(names)
         self.stream = stream
         self.admit = admit
+        self.ratings = ratings
 
     @property
     def width(self) -> int:
         """How many values :meth:`view` has."""
-        return 2 * len(self.models.engines) + 8
+        return 2 * len(self.models.engines) + 8 + 2 * (self.ratings is not None)
 
     def view(self, mine: PageChat | None, writing: bool = False) -> list[Any]:
-        """Messages and numbers by model; branch row, its text and its two buttons; Send, Stop, Regenerate, Undo."""
+        """Messages and numbers by model; branch row, its text and its two buttons; Send, Stop, Regenerate, Undo.
+
+        With feedback also the row of the answer that was rated last, and its text.
+        """
         turns = mine.branches.shown if mine is not None else []
         place, count = mine.branches.place if mine is not None else (1, 1)
         engines = self.models.engines.items()
@@ -75,11 +88,18 @@ class Events:
         row = gr.update(visible=count > 1)
         steps = [gr.update(interactive=on and not writing) for on in (place > 1, place < count)]
         return [
-            *(messages(turns, name) for name, _ in engines),
+            *(self._messages(turns, name) for name, _ in engines),
             *("" if writing else figures(turns, name, engine.positions) for name, engine in engines),
             *(row, f"Branch {place} of {count}", *steps),
             *(gr.update(interactive=on) for on in (not writing, writing, answered, answered)),
+            *(self.ratings.row(mine) if self.ratings is not None else ()),
         ]
+
+    def _messages(self, turns: Sequence[Turn], name: str) -> Any:
+        shown = messages(turns, name)
+        return (
+            shown if self.ratings is None else gr.update(value=shown, feedback_value=self.ratings.thumbs(turns, name))
+        )
 
     def same(self, more: int = 0) -> list[Any]:
         """Nothing changes, nor do ``more`` further values."""
@@ -118,7 +138,7 @@ class Events:
                 return self.view(mine, writing=True)
         except UserError as error:
             gr.Warning(told(error), title="The question was not sent")
-        return self.view(mine, writing=mine is not None and mine.is_writing)
+        return self.view(mine, self._is_writing(mine))
 
     def write(self, mine: PageChat | None, *values: Any) -> Iterator[list[Any]]:
         """The answers as they grow, or when they are complete; ``values``: options, system text, turns kept."""
@@ -212,6 +232,21 @@ class Events:
         """Free what a conversation holds (also called when a visitor was away for long)."""
         if mine is not None:
             mine.restart()
+
+    def like(self, event: gr.LikeData, name: str, mine: PageChat | None) -> list[Any]:
+        """A thumb of an answer: the text in the field of its correction, and the view."""
+        text = self.ratings.like(event, name, mine) if self.ratings is not None else None
+        return [gr.skip() if text is None else text, *self.view(mine, self._is_writing(mine))]
+
+    def correct(self, text: str | None, mine: PageChat | None) -> list[Any]:
+        """The correction of the answer that was rated last: the view."""
+        if self.ratings is not None:
+            self.ratings.correct(text, mine)
+        return self.view(mine, self._is_writing(mine))
+
+    @staticmethod
+    def _is_writing(mine: PageChat | None) -> bool:
+        return mine is not None and mine.is_writing
 
     def download(self, form: str, mine: PageChat | None) -> str:
         """The conversation that is shown, as the text of an HTML or JSON file; empty where nothing was asked."""

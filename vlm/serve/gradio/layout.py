@@ -13,6 +13,7 @@ from vlm.inference.engine import Engine
 from vlm.serve.gradio import theme as look
 from vlm.serve.gradio.events import Events, Models, add_file, template_option
 from vlm.serve.gradio.examples import Example
+from vlm.serve.gradio.rating import DOWN, UP, Ratings
 from vlm.serve.gradio.uploads import KEPT_SECONDS, upload_folder
 
 QUESTION = "What is in the image?"
@@ -37,9 +38,26 @@ class Widgets:
     buttons: dict[str, gr.Button]
     prompt: tuple[gr.Textbox, gr.Slider, gr.Textbox]
     file: gr.Textbox
+    feedback: Feedback | None
 
 
-def build(models: Models, examples: Sequence[Example] = (), pixels: bool = False, stream: bool = True) -> gr.Blocks:
+@dataclass
+class Feedback:
+    """The row below the conversation, about the answer that was rated last."""
+
+    row: gr.Column
+    about: gr.HTML
+    correction: gr.Textbox
+    keep: gr.Button
+
+
+def build(
+    models: Models,
+    examples: Sequence[Example] = (),
+    pixels: bool = False,
+    stream: bool = True,
+    ratings: Ratings | None = None,
+) -> gr.Blocks:
     """The page, not started.
 
     Args:
@@ -47,6 +65,7 @@ def build(models: Models, examples: Sequence[Example] = (), pixels: bool = False
         examples: images and questions to click.
         pixels: enlarge small images without smoothing.
         stream: show answers as they grow.
+        ratings: what keeps feedback; None: the page asks for none.
     """
     classes = ["pixels"] if pixels else []
     upload_folder()  # before the first widget, which remembers where its files go
@@ -64,7 +83,10 @@ def build(models: Models, examples: Sequence[Example] = (), pixels: bool = False
             with gr.Column(scale=4, min_width=400, elem_id="talk"):
                 hint = look.placeholder(examples[0][1] if examples else QUESTION, bool(examples))
                 with gr.Row(elem_id="lanes", equal_height=True):
-                    lanes, bubbles, figures = zip(*(_lane(models, name, classes, hint) for name in models.engines))
+                    thumbs = [UP, DOWN] if ratings is not None else None
+                    made = (_lane(models, name, classes, hint, thumbs) for name in models.engines)
+                    lanes, bubbles, figures = zip(*made)
+                feedback = None if ratings is None else _feedback(ratings)
                 branch = _branches()
                 with gr.Row(elem_id="ask"):
                     question = _question(models)
@@ -76,10 +98,11 @@ def build(models: Models, examples: Sequence[Example] = (), pixels: bool = False
                 file = gr.Textbox(visible="hidden", elem_id="file", show_label=False)
         if examples:
             _gallery(examples, question, classes)
-        events = Events(models, [n for n in settings if n != "keep"], stream, upload_folder().admit)
+        events = Events(models, [n for n in settings if n != "keep"], stream, upload_folder().admit, ratings)
         chat = gr.State(None, time_to_live=KEPT_SECONDS, delete_callback=events.forget)
         view = [*bubbles, *figures, *branch, *(buttons[n] for n in ("send", "stop", "again", "undo"))]
-        widgets = Widgets(chat, chosen, list(lanes), settings, question, camera, view, buttons, prompt, file)
+        view += [feedback.row, feedback.about] if feedback is not None else []
+        widgets = Widgets(chat, chosen, list(lanes), settings, question, camera, view, buttons, prompt, file, feedback)
         _wire(widgets, events)
     return page
 
@@ -88,15 +111,29 @@ def _choice(names: list[str]) -> gr.CheckboxGroup:
     return gr.CheckboxGroup(names, value=names, visible=len(names) > 1, **look.widget("models"))
 
 
-def _lane(models: Models, name: str, classes: list[str], hint: str) -> tuple[gr.Column, gr.Chatbot, gr.HTML]:
+def _lane(
+    models: Models, name: str, classes: list[str], hint: str, thumbs: list[str] | None
+) -> tuple[gr.Column, gr.Chatbot, gr.HTML]:
     """The conversation with one model, under its name if there are several, and the numbers of its last answer."""
     several = len(models.engines) > 1
     number = "" if name == next(iter(models.engines)) else f"-{list(models.engines).index(name) + 1}"
     with gr.Column(min_width=240, elem_classes=["lane"]) as lane:
         gr.HTML(look.lane_title(name), visible=several, padding=False)
         given = {**look.widget("chat"), "label": f"Conversation with {name}", "elem_id": f"chat{number}"}
+        given["feedback_options"] = thumbs
         bubbles = gr.Chatbot(elem_classes=["chat", *classes], placeholder=hint, **given)
         return lane, bubbles, gr.HTML("", elem_id=f"figures{number}", elem_classes=["figures"], padding=False)
+
+
+def _feedback(ratings: Ratings) -> Feedback:
+    """What is kept and where, and the row of the answer that was rated last."""
+    gr.HTML(ratings.line, padding=False)
+    with gr.Column(visible=False, elem_id="feedback") as row:
+        about = gr.HTML("", elem_id="rated", padding=False)
+        with gr.Row(elem_id="words"):
+            correction = gr.Textbox(**look.widget("correction"))
+            keep = gr.Button(**look.widget("keep_words"))
+    return Feedback(row, about, correction, keep)
 
 
 def _branches() -> tuple[gr.Row, gr.HTML, gr.Button, gr.Button]:
@@ -199,6 +236,11 @@ def _wire(w: Widgets, events: Events) -> None:
     w.buttons["stop"].click(events.stop, [w.chat], w.view, **at_once)
     restart = [w.buttons["restart"].click, *(bubble.clear for bubble in bubbles)]
     gr.on(restart, events.restart, [w.chat], [w.question, *w.view], **at_once)
+    if w.feedback is not None:
+        correction = w.feedback.correction
+        for name, bubble in zip(events.models.engines, bubbles):
+            bubble.like(_liked(events, name), [w.chat], [correction, *w.view], **at_once)
+        gr.on([w.feedback.keep.click, correction.submit], events.correct, [correction, w.chat], w.view, **at_once)
     w.camera.input(add_file, [w.camera, w.question], [w.camera, w.question], **at_once)
     w.chosen.change(functools.partial(_visible, list(events.models.engines)), [w.chosen], w.lanes, **at_once)
     for form in ("html", "json"):
@@ -211,6 +253,13 @@ def _edited(events: Events, name: str) -> Callable[..., list[Any]]:
         return events.edit(event, name, chosen, mine)
 
     return edited
+
+
+def _liked(events: Events, name: str) -> Callable[..., list[Any]]:
+    def liked(event: gr.LikeData, mine: Any) -> list[Any]:
+        return events.like(event, name, mine)
+
+    return liked
 
 
 def _visible(names: Sequence[str], chosen: Sequence[str]) -> Any:

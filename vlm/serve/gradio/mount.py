@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm.common.errors import UserError
+from vlm.serve.feedback.folder import FeedbackFolder
+from vlm.serve.feedback.record import model_section
 from vlm.serve.gradio.examples import Example, is_tiny_model, read_page_examples, tiny_model_examples
 from vlm.serve.gradio.gate import Gate, is_loopback
 from vlm.serve.gradio.uploads import MAX_FILE, MIB, upload_folder
@@ -45,6 +47,7 @@ def mount_page(
     stream: bool = True,
     examples: str | Path | None = None,
     max_upload: int = MAX_FILE // MIB,
+    feedback: str | Path | None = None,
 ) -> None:
     """Add the chat page to a server, over the same engines; call it after all other routes are there.
 
@@ -58,13 +61,13 @@ def mount_page(
         password: whether a password opens the page, such as the API keys of the server; None: it is open to everybody
             who reaches it.
         any_name: the name in ``Host`` does not matter: the server checks it, or the password does.
-        generation, stream, examples, max_upload: see ``launch``.
+        generation, stream, examples, max_upload, feedback: see ``launch``.
 
     Raises:
-        UserError: gradio is not installed, or an unusable ``examples`` or ``max_upload``.
+        UserError: gradio is not installed, or an unusable ``examples``, ``max_upload`` or ``feedback``.
     """
     gradio = need_gradio()
-    page, shown = build(engines, generation, stream, examples, max_upload)
+    page, shown = build(engines, generation, stream, examples, max_upload, feedback)
     vars(page)["max_threads"] = THREADS
     gradio.mount_gradio_app(
         app,
@@ -84,13 +87,15 @@ def build(
     stream: bool,
     examples: str | Path | None,
     max_upload: int,
+    feedback: str | Path | None = None,
 ) -> tuple[Any, list[str]]:
     """The page and the paths of its examples; see ``launch``.
 
-    Raises UserError: an unusable ``examples`` or ``max_upload``, or no engine.
+    Raises UserError: an unusable ``examples``, ``max_upload`` or ``feedback``, or no engine.
     """
     from vlm.serve.gradio import layout
     from vlm.serve.gradio.events import Models
+    from vlm.serve.gradio.rating import Ratings
 
     if max_upload < 1:
         raise UserError(f"the largest upload is {max_upload} MiB, expected at least 1", fix="e.g. --max-upload 64")
@@ -103,8 +108,11 @@ def build(
         shown = tiny_model_examples(Path(folder.name))
     uploads = upload_folder()
     uploads.max_bytes = max_upload * MIB
+    ratings = None
+    if feedback is not None:
+        ratings = Ratings(FeedbackFolder(feedback, model_section(next(iter(engines.values())))), engines)
     options = {name: engine.options(**generation or {}) for name, engine in engines.items()}
-    page = layout.build(Models(dict(engines), options), shown, pixels=world, stream=stream)
+    page = layout.build(Models(dict(engines), options), shown, pixels=world, stream=stream, ratings=ratings)
     vars(page)["examples_folder"] = folder  # lives as long as the page
     uploads.keep_present()
     for name, value in STATISTICS.items():

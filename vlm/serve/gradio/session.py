@@ -28,6 +28,7 @@ class PageChat:
         chosen: names of those that the next question goes to.
         branches: the questions and answers.
         read: model -> the prompt of its last answer as text.
+        rated: the answer that was rated last, by its turn and model.
     """
 
     def __init__(self, engines: Mapping[str, Engine], visitor: str = "") -> None:
@@ -36,6 +37,7 @@ class PageChat:
         self.chosen = list(engines)
         self.branches = Branches()
         self.read: dict[str, str] = {}
+        self.rated: tuple[Turn, str] | None = None
         self._visitor = visitor
         self._writing: Turn | None = None
         self._lanes: list[Lane] = []
@@ -104,6 +106,7 @@ class PageChat:
         self.stop()
         self.branches = Branches()
         self.read = {}
+        self.rated = None
         self._writing = None
 
     def _add(self, text: str, files: tuple[Medium, ...], before: Turn | None, known: Mapping[str, Message]) -> None:
@@ -155,8 +158,9 @@ class PageChat:
         self._lanes = list(lanes.values())
         turn.replies = {name: Reply() for name in lanes}
         turn.faults = {name: fault for name, fault in turn.faults.items() if name not in lanes}
+        given = {name: tuple(lane.session.prompt()) for name, lane in lanes.items()}
         try:
-            self.read = {name: self.engines[name].text(lane.session.prompt()) for name, lane in lanes.items()}
+            self.read = {name: self.engines[name].text(prompt) for name, prompt in given.items()}
             with closing(write_together(self._lanes)) as steps:
                 for _ in steps:
                     for name, lane in lanes.items():
@@ -164,7 +168,10 @@ class PageChat:
                     yield
         finally:
             answered = {name: lane for name, lane in lanes.items() if not lane.session.is_open}
-            turn.replies = {name: Reply(lane.text, lane.session.last) for name, lane in answered.items()}
+            turn.replies = {
+                name: Reply(lane.text, lane.session.last, given[name], generation[name])
+                for name, lane in answered.items()
+            }
             turn.faults |= {name: lane.error for name, lane in lanes.items() if isinstance(lane.error, UserError)}
             is_current = self._writing is turn
             if is_current:

@@ -50,6 +50,7 @@ class Assembled:
         *,
         hosts: Sequence[str] = (),
         page_host: str | None = None,
+        feedback: str | None = None,
         access_log: bool = True,
     ) -> None:
         """Put it together.
@@ -61,10 +62,11 @@ class Assembled:
             fetcher: of images and videos by address; None: none is fetched.
             hosts: names that the ``Host`` header may have; none: any.
             page_host: the address that the server listens on, if it also serves the chat page at ``/``.
+            feedback: folder of the page's feedback, see ``vlm.serve.gradio.app.launch``.
             access_log: whether a line is written for every request.
 
         Raises:
-            UserError: the page needs gradio, which is not installed.
+            UserError: the page needs gradio, which is not installed, or an unusable ``feedback``.
         """
         self.metrics = Metrics(models)
         api = create_app(models, limits, fetcher=fetcher, observer=self.metrics, tenants=keys.tenants)
@@ -73,7 +75,7 @@ class Assembled:
         guard = Guard(api, limits, keys, hosts)
         inner: Any = guard
         if page_host is not None:
-            inner = WithPage(guard, models, page_host, paths)
+            inner = WithPage(guard, models, page_host, paths, feedback)
         self.drain = Drain(inner, models)
         self._app = Watch(self.drain, self.metrics, paths, access_log)
 
@@ -89,7 +91,9 @@ class WithPage:
     ends them. How large a body may be is the page's own rule: an upload is larger than a question.
     """
 
-    def __init__(self, guard: Guard, models: Models, host: str, paths: Sequence[str]) -> None:
+    def __init__(
+        self, guard: Guard, models: Models, host: str, paths: Sequence[str], feedback: str | None = None
+    ) -> None:
         """Put the page beside an API.
 
         Args:
@@ -97,9 +101,10 @@ class WithPage:
             models: what the page offers.
             host: what the server listens on.
             paths: those of the API.
+            feedback: folder of the page's feedback; None: the page asks for none.
 
         Raises:
-            UserError: gradio is missing.
+            UserError: gradio is missing, or an unusable ``feedback``.
         """
         from vlm.serve.gradio.mount import mount_page
 
@@ -109,7 +114,8 @@ class WithPage:
         keys = guard.keys
         password = (lambda text: keys.tenant(text) is not None) if keys else None
         checked = bool(guard.hosts or keys)  # a web page with a name of its own has no password
-        mount_page(self.page, models.engines, host=host, password=password, any_name=checked)
+        options: dict[str, Any] = {"password": password, "any_name": checked, "feedback": feedback}
+        mount_page(self.page, models.engines, host=host, **options)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """An ASGI app; starting and ending are the page's."""

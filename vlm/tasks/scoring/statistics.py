@@ -177,10 +177,34 @@ def interval(runs: Sequence[Metric], level: float = 0.95, draws: int = DRAWS, se
     """
     if not len(runs[0].units):
         return None
-    rng = np.random.default_rng(seed)
-    values = np.mean(_drawn([run.rows for run in runs], runs[0].total, draws, rng), axis=0)
+    values = np.mean(resampled(runs, draws, seed), axis=0)
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return [float(low), float(high)]
+
+
+def resampled(runs: Sequence[Metric], draws: int = DRAWS, seed: int = 0) -> Rows:
+    """The number of each run [runs, draws] over units that are drawn again, the same units for all runs.
+
+    Args:
+        runs: the same metric of runs over the same units, in one order (:func:`aligned`).
+        draws: number of resamples.
+        seed: of the resampling.
+    """
+    return _drawn([run.rows for run in runs], runs[0].total, draws, np.random.default_rng(seed))
+
+
+def exchanged(first: Sequence[Metric], second: Sequence[Metric], draws: int = DRAWS, seed: int = 0) -> Rows:
+    """The mean difference of pairs of runs [draws] where units, each with probability 1/2, have exchanged their rows.
+
+    A unit is exchanged in all pairs or in none.
+
+    Args:
+        first, second: the same metric of runs over the same units, in one order (:func:`aligned`); pairs by place.
+        draws: number of permutations.
+        seed: of the permutations.
+    """
+    pairs = [(a.rows, b.rows) for a, b in zip(first, second, strict=True)]
+    return np.asarray(_swapped(pairs, first[0].total, draws, np.random.default_rng(seed)).mean(axis=0))
 
 
 def _drawn(runs: Sequence[Rows], name: str, draws: int, rng: np.random.Generator) -> Rows:
@@ -198,6 +222,11 @@ def _totals(name: str, sums: Rows, count: int) -> Rows:
     """The number for each row of sums over ``count`` units."""
     if name == "mean":
         return sums[:, 0] / count
+    if name in ("ratio", "f1"):
+        above, below = (
+            (sums[:, 0], sums[:, 1]) if name == "ratio" else (2 * sums[:, 0], 2 * sums[:, 0] + sums[:, 1] + sums[:, 2])
+        )
+        return np.divide(above, below, out=np.zeros(len(sums)), where=below != 0)
     return np.asarray([function_of(name)(row[None]) for row in sums])
 
 
@@ -263,19 +292,23 @@ def difference(a: Metric, b: Metric, draws: int = DRAWS, seed: int = 0) -> Diffe
     found = of(second) - of(first)
     before, after = _drawn([first, second], a.total, draws, rng)
     low, high = np.quantile(after - before, [0.025, 0.975])
-    swapped = np.abs(_swapped(first, second, a.total, draws, rng))
+    swapped = np.abs(_swapped([(first, second)], a.total, draws, rng)[0])
     extreme = int((swapped >= abs(found) - 1e-12 * max(1.0, np.abs(swapped).max())).sum())
     changed = dict(zip(a.units, (second[:, 0] - first[:, 0]).tolist(), strict=True)) if a.total == "mean" else {}
     return Difference(a.label, of(first), of(second), [float(low), float(high)], (extreme + 1) / (draws + 1), changed)
 
 
-def _swapped(first: Rows, second: Rows, name: str, draws: int, rng: np.random.Generator) -> Rows:
-    """The difference of the runs [draws] where units, each with probability 1/2, have exchanged their rows."""
+def _swapped(pairs: Sequence[tuple[Rows, Rows]], name: str, draws: int, rng: np.random.Generator) -> Rows:
+    """The difference of each pair [pairs, draws] where units, each with probability 1/2, have exchanged their rows."""
+    count = len(pairs[0][0])
     if name == "mean" or name in SUMMED:
-        moved, count = _halves(second - first, draws, rng), len(first)
-        return _totals(name, second.sum(axis=0) - moved, count) - _totals(name, first.sum(axis=0) + moved, count)
+        moved = _halves(np.concatenate([b - a for a, b in pairs], axis=1), draws, rng)
+        parts = zip(pairs, np.split(moved, len(pairs), axis=1), strict=True)
+        return np.asarray(
+            [_totals(name, b.sum(axis=0) - m, count) - _totals(name, a.sum(axis=0) + m, count) for (a, b), m in parts]
+        )
     of, result = function_of(name), []
     for _ in range(draws):
-        swap = rng.random(len(first))[:, None] < 0.5
-        result.append(of(np.where(swap, first, second)) - of(np.where(swap, second, first)))
-    return np.asarray(result)
+        swap = rng.random(count)[:, None] < 0.5
+        result.append([of(np.where(swap, a, b)) - of(np.where(swap, b, a)) for a, b in pairs])
+    return np.asarray(result).T

@@ -1,0 +1,51 @@
+"""``vlm study check``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from vlm.common.logging import busy, quiet, say
+
+if TYPE_CHECKING:
+    from vlm.runners.study.cells import Study
+    from vlm.runners.study.grid.build import Builder
+
+
+def main(args: argparse.Namespace) -> int:
+    """List the cells; 2 if one of them, or the file, is wrong. Raises UserError: the file cannot be read at all."""
+    from vlm.common.trust import trusting
+    from vlm.config.schema import ConfigProblems
+    from vlm.runners.study.grid.build import Builder
+    from vlm.runners.study.grid.opened import open_file
+
+    with trusting():
+        builder = Builder(open_file(args.study, args.options, trust=True), "all", fits=True)
+        with busy("checking"), quiet("vlm"):
+            study = builder.examine()
+    say("\n".join(lines(study, builder)))
+    if problems := builder.problems():
+        say(f"error: {ConfigProblems(args.study, problems)}", sys.stderr)
+        return 2
+    return 0
+
+
+def lines(study: Study, builder: Builder) -> list[str]:
+    """The cells with the runs of their first seed, and how many there are."""
+    seeds = len(study.file.seeds)
+    keys = list(dict.fromkeys([*(cell.key for cell in study.cells), *builder.faults]))
+    first = {cell.key: cell for cell in reversed(study.cells)}
+    width = max((len(study.named(key)) for key in keys), default=0)
+    rows = []
+    for key in keys:
+        mark = "*" if key == study.reference else " "
+        runs = ", ".join(f"{run.stage} {run.hash}" for run in first[key].runs) if key in first else "wrong, see below"
+        rows.append(f"{mark} {study.named(key):<{width}}  {runs}")
+    count = len({run.hash for cell in study.cells for run in cell.runs})
+    if study.file.search:
+        axes = ", ".join(f"{axis.name} ({len(axis.levels)})" for axis in study.axes)
+        return [f"{study.source}: a search of {study.file.search.trials} trials over {axes}"]
+    wrong = f", {len(builder.faults)} of the combinations are wrong" if builder.faults else ""
+    head = f"{study.source}: {len(keys)} combinations x {seeds} seeds = {len(keys) * seeds} cells, {count} runs{wrong}"
+    return [head, *rows, "* the reference; hashes of the first seed"]

@@ -1,0 +1,1 @@
+"""The page of a study; see docs/guides/study_report.md."""

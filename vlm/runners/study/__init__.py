@@ -1,0 +1,1 @@
+"""Studies: many runs that differ in named things, as one file; see docs/guides/studies.md."""

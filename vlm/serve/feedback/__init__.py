@@ -1,0 +1,1 @@
+"""What visitors of a page think of answers, as a dataset."""
