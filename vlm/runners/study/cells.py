@@ -18,7 +18,7 @@ class Level:
 
     Attributes:
         label: unique on its axis, as it is written in ``when``, ``exclude`` and tables.
-        sets: dotted key (without the stage) -> value.
+        sets: dotted key, after STAGE. if only that stage takes it, -> value.
     """
 
     label: str
@@ -112,5 +112,14 @@ class Study:
     reference: tuple[tuple[str, str], ...]
 
     def named(self, key: tuple[tuple[str, str], ...]) -> str:
-        """A combination in a few words: its labels, joined by commas."""
+        """A combination in a few words: its labels, joined by commas.
+
+        With ``design: one_at_a_time`` only what differs from the reference, which is called so itself.
+        """
+        if self.file.design == "one_at_a_time":
+            usual = dict(self.reference)
+            labels = [level.label for axis in self.axes for level in axis.levels]
+            own = [(axis, label) for axis, label in key if usual.get(axis) != label]
+            words = [label if labels.count(label) == 1 else f"{axis}: {label}" for axis, label in own]
+            return ", ".join(words) or "reference"
         return ", ".join(label for _, label in key) or "base"

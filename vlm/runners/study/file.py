@@ -35,7 +35,9 @@ class Stage:
     base: str = field(metadata={"help": "run file, beside the study, or system/name of what ships"})
     set: dict[str, Any] = option({}, "dotted key: value, the same for all cells")
     after: str | None = option(None, "the stage whose run this one starts from; null: the one before in the file")
-    into: str = option("model.ckpt", "key that takes the run folder of the stage before")
+    into: str = option(
+        "model.ckpt", "key that takes the run folder of the stage before; model.weights: one more entry of it"
+    )
     budget: Budget | None = option(None, "length of the stage; null: as its file says")
 
 
@@ -100,6 +102,11 @@ class StudyFile:
     )
     when: dict[str, Where] = option({}, "axis: {other axis: label or labels}; elsewhere the axis is not there")
     exclude: list[Where] = option([], "combinations that are left out, {axis: label or labels}")
+    design: Literal["grid", "one_at_a_time"] = option(
+        "grid",
+        "grid: every combination; one_at_a_time: the reference, and what differs from it in one axis, as in the "
+        "ablation tables of papers",
+    )
     seeds: Annotated[list[Seed], Once()] = option([0], "run.seed of the runs of every combination")
     reference: Where = option(
         {}, "axis: label of the cell that others are compared with; axes left out: the first value"

@@ -9,7 +9,7 @@ wide than too narrow.
 Three seeds say little about how much seeds differ. So the variance between seeds is pooled over all combinations, as in
 an analysis of variance; where a combination's own is larger, it counts, so that one that trains unsteadily is not
 covered by those that train steadily. Differences are taken seed by seed, and what a seed does to all combinations alike
-is no part of their variance (seeds are blocks). Where every combination has a single seed, only questions count, which
+drops out of their variance (seeds are blocks). Where every combination has a single seed, only questions count, which
 says nothing about another seed.
 
 The permutation test exchanges questions, each with the answers of all seeds, and asks whether these trained models

@@ -18,7 +18,7 @@ LONGEST = 48
 """Characters of a derived label."""
 MOST_CELLS = 10_000
 """Cells of a study, seeds counted."""
-MOST_TRIED = 200_000
+MOST_TRIED = 50_000
 """Combinations that are looked at, those that ``exclude`` leaves out counted."""
 PART_LISTS: tuple[Path, ...] = (("model", "bridge"), ("model", "inserts"))
 DECIDED = {
@@ -227,16 +227,25 @@ def is_there(axis: Axis, levels: Mapping[str, str]) -> bool:
 
 
 def combinations(
-    axes: Sequence[Axis], exclude: Sequence[Mapping[str, tuple[str, ...]]], most: int
+    axes: Sequence[Axis],
+    exclude: Sequence[Mapping[str, tuple[str, ...]]],
+    most: int,
+    around: Mapping[str, str] | None = None,
 ) -> Iterator[dict[str, str]]:
     """Axis -> label of every combination that is not excluded, in the order of the file.
+
+    Args:
+        axes: of the study.
+        exclude: combinations that are left out.
+        most: combinations that are allowed.
+        around: a combination; only those are given that differ from it in one of its axes. None: all.
 
     Raises ConfigError: more than ``most``, or too many excluded ones to look through.
     """
     ordered, names = in_order(axes), [axis.name for axis in axes]
     tried = found = 0
     fix = "take axes or values out, give them conditions (when), or search over them (search: {trials: 50})"
-    for levels in _expand(ordered, {}):
+    for levels in _expand(ordered, {}, around):
         tried += 1
         if tried > MOST_TRIED:
             raise ConfigError(f"more than {MOST_TRIED:,} combinations, excluded ones counted", fix=fix)
@@ -255,13 +264,15 @@ def matches(levels: Mapping[str, str], where: Mapping[str, tuple[str, ...]]) -> 
     return bool(where) and all(levels.get(axis) in labels for axis, labels in where.items())
 
 
-def _expand(axes: Sequence[Axis], levels: dict[str, str]) -> Iterator[dict[str, str]]:
+def _expand(axes: Sequence[Axis], levels: dict[str, str], around: Mapping[str, str] | None) -> Iterator[dict[str, str]]:
+    if around is not None and sum(around.get(axis, label) != label for axis, label in levels.items()) > 1:
+        return
     if not axes:
         yield levels
         return
     first, *rest = axes
     if not is_there(first, levels):
-        yield from _expand(rest, levels)
+        yield from _expand(rest, levels, around)
         return
     for level in first.levels:
-        yield from _expand(rest, {**levels, first.name: level.label})
+        yield from _expand(rest, {**levels, first.name: level.label}, around)

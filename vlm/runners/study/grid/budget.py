@@ -94,17 +94,19 @@ class Measurer:
                 is longer than the run.
             UserError: as :meth:`of`.
         """
-        size = self.of(config, budget)
-        if budget.flops == "reference":
+        if budget.steps is not None:
+            steps = budget.steps
+        elif budget.flops == "reference":
             model = self.of(reference, budget)
             if model.steps is None:
                 raise ConfigError(
                     "budget.flops: reference needs a reference that says how long it trains",
                     fix="set run.max_steps in its file or under set",
                 )
-            steps = steps_of(budget, size, model.flops * model.steps)
+            steps = steps_of(budget, self.of(config, budget), model.flops * model.steps)
         else:
-            steps = steps_of(budget, size, next(value for value in vars(budget).values() if value is not None))
+            whole = next(value for value in vars(budget).values() if value is not None)
+            steps = steps_of(budget, self.of(config, budget), whole)
         if config.run.warmup_steps >= steps:
             raise ConfigError(
                 f"run.warmup_steps is {config.run.warmup_steps}, but the budget gives the run {steps} steps",

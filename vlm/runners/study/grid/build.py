@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -14,7 +14,7 @@ from vlm.common.errors import ConfigError, UserError
 from vlm.common.trust import is_given
 from vlm.config.api import Config, load_config
 from vlm.config.load import DATA_SECTIONS, read_source
-from vlm.config.options import Option, to_path
+from vlm.config.options import Option, to_path, value_of
 from vlm.config.schema import MISSING, ConfigProblems, Path, Problem, Report
 from vlm.config.tree import Tree
 from vlm.config.types import Check
@@ -97,8 +97,7 @@ class Builder:
 
         Raises ConfigError: there are no cells, or too many.
         """
-        read = self.read
-        combos = [] if read.file.search else self.combinations()
+        combos = [] if self.read.file.search else self.combinations()
         runs = {tuple(combo.items()): self._first_hash(combo) for combo in combos}
         seen: Counter[str] = Counter()
         rank = {}
@@ -106,9 +105,16 @@ class Builder:
             rank[key] = seen[first]
             seen[first] += 1
         order = sorted(runs, key=lambda key: rank[key])
-        cells = [self.cell(dict(key), seed) for key in order if key not in self.faults for seed in read.file.seeds]
-        reference = tuple(self.reference.items())
+        cells = [self.cell(dict(key), seed) for key in order if key not in self.faults for seed in self.read.file.seeds]
+        return self._study(cells)
+
+    def _study(self, cells: Sequence[Cell]) -> Study:
+        read, reference = self.read, tuple(self.reference.items())
         return Study(read.file, read.source, self.folder, read.axes, tuple(read.stages), tuple(cells), reference)
+
+    def named(self, key: Key) -> str:
+        """A combination in a few words."""
+        return self._study(()).named(key)
 
     def combinations(self) -> list[dict[str, str]]:
         """Axis -> label of every combination. Raises ConfigError: none, too many, or the reference is left out."""
@@ -117,7 +123,8 @@ class Builder:
         if not most:
             raise ConfigError(f"{read.source}: seeds is empty", fix="e.g. seeds: [0, 1, 2]")
         try:
-            combos = list(combinations(read.axes, read.exclude, most))
+            around = self.reference if read.file.design == "one_at_a_time" else None
+            combos = list(combinations(read.axes, read.exclude, most, around))
         except ConfigError as error:
             raise ConfigError(f"{read.source}: {error}") from error
         if not combos:
@@ -148,7 +155,7 @@ class Builder:
         every = None if self.read.file.search else len(self.combinations())
         result = []
         for problem, keys in cells.items():
-            names = "; ".join(", ".join(label for _, label in key) or "base" for key in keys[:3])
+            names = "; ".join(self.named(key) for key in keys[:3])
             more = f"; and {len(keys) - 3} more" if len(keys) > 3 else ""
             where = "every cell" if len(keys) == every else f"{names}{more}"
             first, *rest = problem.message.split("\n")
@@ -273,14 +280,17 @@ class Builder:
     def _made(self, stage: str, levels: Mapping[str, str], linked: bool) -> Made:
         """What all seeds of a combination share of a stage, and combinations that agree on it."""
         settings = self.settings(stage, levels)
-        memo = hash_of([stage, [(s.key, s.value, s.by == "set") for s in settings], linked])
+        given = [(s.key, s.value, s.by == "set", s.origin if s.value == MISSING else "") for s in settings]
+        memo = hash_of([stage, given, linked])
         if memo not in self.made:
             try:
-                config = self._load(stage, settings, linked)
+                config, is_open = self._load(stage, settings, linked)
                 run = dataclasses.replace(config.run, seed=0)
                 length = self.length(stage, self.read.budget(stage))
                 unseeded, known = dataclasses.replace(config, run=run), {self.placeholder: "before"}
                 content = identity(unseeded, length, self.read.file.processes, known)
+                if is_open:
+                    content["open"] = [(s.key, s.value, s.origin) for s in settings]
                 self.made[memo] = Made(config, content, linked)
             except UserError as error:
                 self.made[memo] = error
@@ -289,12 +299,15 @@ class Builder:
             raise found
         return found
 
-    def _load(self, stage: str, settings: list[Setting], linked: bool) -> Config:
+    def _load(self, stage: str, settings: list[Setting], linked: bool) -> tuple[Config, bool]:
+        """The configuration, and whether something is not known yet that a run needs: a path, or a dataset's place."""
         tree = copy.deepcopy(self._base(stage))
         options = []
         for setting in settings:
             path = to_path(setting.key)
             value = whole_part(path, copy.deepcopy(setting.value))
+            if value == MISSING and self.check == "none":
+                value = ABSENT
             whole = isinstance(value, dict) and "name" in value
             if is_section(path) and isinstance(value, dict):
                 tree.put(path, value, setting.origin)
@@ -302,14 +315,28 @@ class Builder:
             else:
                 options.append(Option(path, value, origin=setting.origin, whole=whole))
         if linked:
-            into = to_path(self.read.stages[stage].into)
-            options.append(Option(into, self.placeholder, origin=self._origin(("stages", stage, "into"))))
+            options.append(self._link(stage, tree, options))
         if self.check == "none":
             leave_open(tree)
         config = load_config(tree, options, check=self.check, train=True, trust=self.trust, coming=[self.placeholder])
         if self.fits and (problems := misfits(config)):
             raise ConfigProblems(str(self.read.source), problems)
-        return config
+        left_out = set(tree.data.get("datasets") or {}) - set(config.datasets)
+        return config, bool(left_out) or ABSENT in [w.path for w in config.model.weights]
+
+    def _link(self, stage: str, tree: Tree, options: Sequence[Option]) -> Option:
+        """What loads the run before: the key ``into``, or one more entry of ``model.weights``.
+
+        Raises ConfigError: ``model.weights`` is not listed here, so that nothing can be added to it.
+        """
+        into, origin = to_path(self.read.stages[stage].into), self._origin(("stages", stage, "into"))
+        if into != ("model", "weights"):
+            return Option(into, self.placeholder, origin=origin)
+        listed = value_of(options, into, tree.get(into))
+        if not isinstance(listed, list):
+            fix = "name the parameter that takes a run folder, e.g. into: model.ckpt"
+            raise ConfigError("into: model.weights, but the base does not list model.weights itself", fix=fix)
+        return Option(into, [*listed, {"format": "trained", "path": self.placeholder}], origin=origin)
 
     def _base(self, stage: str) -> Tree:
         if stage not in self.bases:

@@ -106,6 +106,8 @@ def _load_plugins(file: StudyFile, report: Report) -> None:
 
 def _stages(file: StudyFile, report: Report) -> dict[str, Stage]:
     """Stages by name; that the file names none, or names them in two ways, is reported."""
+    if file.search and file.design != "grid":
+        report.add(("design",), f"found {file.design} and search; a search chooses among all combinations")
     if file.base is not None and file.stages:
         report.add(("base",), "found base and stages; a study of one run has base, one of several has stages")
     elif file.base is None and not file.stages:

@@ -84,11 +84,9 @@ def terminal(summary: Summary, by: str = "") -> str:
 
 
 def _effect(measure: Measure, effect: AxisEffect) -> list[str]:
-    heads, rows = _effect_table(measure, effect)
-    return [
-        *_aligned(heads, rows),
-        f"over {effect.settings} settings of the other axes{'' if effect.balanced else ', adjusted'}",
-    ]
+    settings = "1 setting" if effect.settings == 1 else f"{effect.settings} settings"
+    note = f"over {settings} of the other axes{'' if effect.balanced else ', adjusted'}"
+    return [*_aligned(*_effect_table(measure, effect)), note]
 
 
 def _effect_table(measure: Measure, effect: AxisEffect) -> Table:

@@ -1,0 +1,145 @@
+"""``run.runner: closed_form``: its solution against least squares of plain matrices, and a run of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vlm.common.errors import ConfigError
+from vlm.common.types import IGNORE_INDEX, Batch
+from vlm.config.api import load_config
+from vlm.models.bridges.linear import Linear
+from vlm.models.bridges.mlp import MLP
+from vlm.models.bridges.qformer import QFormer
+from vlm.runners.fit.closed_form import answers, layer_of
+from vlm.runners.fit.ridge import RidgeSums
+
+ROWS = torch.randn(40, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def sums(x: torch.Tensor, y: torch.Tensor, parts: int = 3) -> RidgeSums:
+    found = RidgeSums(x.shape[1], y.shape[1])
+    for own, wanted in zip(x.chunk(parts), y.chunk(parts), strict=True):
+        found.add(own, wanted)
+    return found
+
+
+def test_without_a_penalty_the_solution_is_that_of_least_squares() -> None:
+    x = ROWS * torch.tensor([1.0, 10.0, 0.1, 3.0, 1.0]) + 5
+    y = torch.stack([x[:, 0] - 2 * x[:, 2], x.square().sum(1)], dim=1)
+    found = sums(x, y).solve(0.0)
+    expected = torch.linalg.lstsq(torch.cat([x, torch.ones(40, 1, dtype=x.dtype)], 1), y).solution
+    torch.testing.assert_close(torch.cat([found.weight, found.bias[:, None]], 1), expected.T, rtol=1e-5, atol=1e-6)
+    left = (y - x @ found.weight.T - found.bias).square().mean(0).sum() / y.var(0, correction=0).sum()
+    assert found.unexplained == pytest.approx(float(left), rel=1e-5)
+
+
+def test_the_penalty_is_of_channels_of_variance_one() -> None:
+    """By hand: of one channel the weight is covariance / (variance * (1 + penalty)), in any unit."""
+    x, y = torch.tensor([[0.0], [2.0], [4.0]]), torch.tensor([[1.0], [2.0], [6.0]])
+    for unit in (1.0, 100.0):
+        found = sums(x * unit, y, 1).solve(0.25)
+        assert float(found.weight) * unit == pytest.approx(1.25 / 1.25)
+        assert float(found.bias) == pytest.approx(3 - 2)
+
+
+def test_a_channel_that_never_changes_has_no_weight() -> None:
+    x = torch.cat([ROWS[:, :1], torch.full((40, 1), 7.0, dtype=ROWS.dtype)], 1)
+    found = sums(x, 3 * ROWS[:, :1] + 1).solve(0.0)
+    assert found.weight.tolist()[0] == pytest.approx([3, 0]) and float(found.bias) == pytest.approx(1)
+
+
+def test_the_last_token_of_an_answer_is_left_out() -> None:
+    model: Any = torch.nn.Module()
+    model.llm = torch.nn.Module()
+    model.llm.embed = lambda ids: ids[..., None].float()
+    ids = torch.tensor([[5, 7, 9, 2], [5, 6, 2, 0], [5, 2, 0, 0]])
+    labels = torch.tensor([[IGNORE_INDEX, 7, 9, 2], [IGNORE_INDEX, 6, 2, -100], [IGNORE_INDEX, 2, -100, -100]])
+    empty = torch.empty(0, dtype=torch.long)
+    mean, known = answers(model, Batch(ids, labels, torch.ones_like(ids), None, empty, empty))
+    assert mean[:2, 0].tolist() == [8, 6] and known.tolist() == [True, True, False]
+
+
+def test_which_bridges_can_be_solved_for() -> None:
+    model: Any = torch.nn.Module()
+    model.bridge = torch.nn.ModuleList([Linear(Linear.Config(), 4, 3), MLP(MLP.Config(shortcut=True), 3, 2)])
+    assert layer_of(model) is model.bridge[1].shortcut
+    model.bridge[1].requires_grad_(False)
+    with pytest.raises(ConfigError, match=r"needs a last bridge .* the last one is MLP"):
+        layer_of(model)
+    model.bridge.append(QFormer(QFormer.Config(2, 4, 1, 1, 4), 2, 2))
+    with pytest.raises(ConfigError, match=r"the last one is QFormer"):
+        layer_of(model)
+
+
+def tiny(tmp_path: Path, *options: str, rows: int = 12) -> Any:
+    """Plain squares, named by their colour, for the embedded LLM and an encoder of random weights."""
+    from PIL import Image
+
+    lines = []
+    for k in range(rows):
+        colour = ("red", "green", "blue", "yellow")[k % 4]
+        Image.new("RGB", (32, 32), colour).save(tmp_path / f"{k}.png")
+        lines.append(f'{{"image": "{k}.png", "question": "Which?", "answer": "{colour}"}}')
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    vision = {"name": "timm", "model": "vit_tiny_patch16_224", "image_size": 32}
+    return load_config(
+        {
+            "model": {
+                "vision": vision | {"options": {"depth": 1, "embed_dim": 24, "num_heads": 2}, "precision": "fp32"},
+                "bridge": [{"name": "mlp", "shortcut": True}],
+                "fusion": {"name": "splice"},
+                "llm": {"name": "hf", "path": "${asset:tiny/llm}", "dtype": "fp32"},
+                "template": {"name": "plain"},
+                "image": {"size": 32},
+                "train": ["bridge.*"],
+                "weights": [
+                    {"format": "hf_llm", "path": "${asset:tiny/llm}", "into": "llm"},
+                    {"format": "random", "into": "vision"},
+                ],
+            },
+            "datasets": {
+                "squares": {
+                    "format": "table",
+                    "batch_size": 4,
+                    "build_info": {"ann_path": str(tmp_path / "rows.jsonl"), "image_path": str(tmp_path)},
+                }
+            },
+            "run": {
+                "runner": "closed_form",
+                "weight_decay": 1e-4,
+                "num_workers": 0,
+                "device": "cpu",
+                "report": False,
+                "trackers": ["jsonl"],
+                "output_dir": str(tmp_path / "run"),
+            },
+        },
+        options,
+    )
+
+
+def test_a_run_maps_pictures_to_the_embeddings_of_their_answers(tmp_path: Path) -> None:
+    from vlm.checkpoint.load import load_model
+    from vlm.runners.train.run import run_training
+
+    cfg = tiny(tmp_path, f"run.feature_cache.dir={tmp_path / 'features'}")
+    result = run_training(cfg)
+    assert (result.status, result.step) == ("finished", 3) and result.loss < 0.01
+    again = tiny(tmp_path, f"run.output_dir={tmp_path / 'again'}", f"run.feature_cache.dir={tmp_path / 'features'}")
+    assert run_training(again).loss == result.loss
+    weights = {"format": "trained", "path": str(tmp_path / "run")}
+    cfg.model.weights.append(type(cfg.model.weights[0])(**weights))
+    model = load_model(cfg, device="cpu")
+    assert model.bridge[0].shortcut.weight.abs().sum() > 0 and model.bridge[0].layers[-1].weight.abs().sum() == 0
+
+
+def test_packed_samples_are_refused(tmp_path: Path) -> None:
+    from vlm.runners.train.run import run_training
+
+    cfg = tiny(tmp_path, "run.packing={max_tokens: 64}", "run.max_steps=1")
+    with pytest.raises(ConfigError, match=r"one sample per row"):
+        run_training(cfg)
