@@ -170,7 +170,7 @@ class Work:
 
 
 def reason_of(log: Path, start: int, code: int) -> str:
-    """Why a process ended with ``code``, from what it printed behind position ``start`` of its log."""
+    """Why a process ended with ``code``, from what it printed after position ``start`` of its log."""
     try:
         with log.open("rb") as file:
             size = file.seek(0, 2)
