@@ -1,4 +1,4 @@
-"""Prints the memory table of the README: every composition is built without weights and its tensors are counted.
+"""Prints the table of docs/memory.md: every composition is built without weights and its tensors are counted.
 
 ``python -m benchmarks.memory_table`` takes seconds and allocates nothing. Only what can be counted is printed: the
 weights, and the gradients and AdamW states of what trains. Activations and the key-value cache come on top.
@@ -18,7 +18,7 @@ from vlm.config.api import load_config
 from vlm.models.build import build_model
 from vlm.models.vlm import VLM
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "memory.md"
 MARKER = "memory-table"
 GB = 1e9
 STATES = 4 + 8
@@ -131,11 +131,11 @@ def table() -> str:
 
 
 def main() -> None:
-    """Put the table between its markers in the README."""
-    text, content = README.read_text(encoding="utf-8"), table()
+    """Put the table between its markers in docs/memory.md."""
+    text, content = PAGE.read_text(encoding="utf-8"), table()
     start, end = f"<!-- {MARKER} -->", f"<!-- end {MARKER} -->"
     head, tail = text[: text.index(start) + len(start)], text[text.index(end) :]
-    README.write_text(f"{head}\n{content}\n{tail}", encoding="utf-8")
+    PAGE.write_text(f"{head}\n{content}\n{tail}", encoding="utf-8")
     print(content)
 
 

@@ -88,6 +88,7 @@ def test_the_memory_table_is_what_the_compositions_have() -> None:
     from benchmarks.memory_table import MARKER, ROWS, row_text
 
     start, end = f"<!-- {MARKER} -->", f"<!-- end {MARKER} -->"
-    lines = TEXT[TEXT.index(start) : TEXT.index(end)].strip().splitlines()[3:]
+    text = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
+    lines = text[text.index(start) : text.index(end)].strip().splitlines()[3:]
     assert len(lines) == len(ROWS)
     assert lines[-1] == row_text(ROWS[-1]) and lines[5] == row_text(ROWS[5])

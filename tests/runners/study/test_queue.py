@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
+import subprocess
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -199,7 +200,10 @@ def test_reasons_of_failures(tmp_path: Path) -> None:
     with log.open("a") as file:
         file.write("step 1\nTraceback (most recent call last):\n  File x\nRuntimeError: out of memory\nsummary\n")
     assert reason_of(log, start, 1) == f"RuntimeError: out of memory (exit code 1; see {log})"
-    assert reason_of(log, 0, 2).startswith("old")
+    assert reason_of(log, 0, 2) == "old"
+    log.write_text("error: no file\n  fix: name one\nerror: process 1 stops because of process 0\nTraceback\n")
+    assert reason_of(log, 0, 2) == "no file\n  fix: name one"
+    log.write_text("error: old\nstep 1\nsummary\n")
     assert reason_of(log, start, -9) == (
         "its process was ended by SIGKILL, as where memory runs out; last line of x.log: summary"
     )
@@ -210,36 +214,24 @@ def test_cells_that_share_a_first_stage_are_apart() -> None:
     assert in_turn([["a1", "a2", "a3"], ["b1"], ["c1", "c2"]]) == ["a1", "b1", "c1", "a2", "c2", "a3"]
 
 
-def test_a_child_holds_the_lock_that_it_was_given(tmp_path: Path) -> None:
+def test_a_program_holds_the_lock_that_it_was_given(tmp_path: Path) -> None:
     lock = FileLock(tmp_path / "lock")
     assert lock.acquire() and not FileLock(tmp_path / "lock").acquire()
-    child = os.fork()
-    if not child:
-        time.sleep(0.3)
-        os._exit(0)
+    program = subprocess.Popen(["sleep", "60"], pass_fds=[lock.handle])
     lock.release()
     assert is_held(tmp_path / "lock")
-    os.waitpid(child, 0)
+    program.kill()
+    program.wait()
     assert not is_held(tmp_path / "lock") and not is_held(tmp_path / "none")
 
 
-def test_processes_on_one_journal_do_each_cell_once(tmp_path: Path) -> None:
-    study, done = made(tmp_path, *"abcdef", first="zero"), tmp_path / "done"
-
-    def note(job: Job) -> None:
-        with done.open("a") as file:
-            file.write(f"{job.run} {os.getpid()}\n")
-        time.sleep(0.03)
-
-    children = []
-    for _ in range(2):
-        if not (child := os.fork()):
-            ended, _ = go(study, Fake(before=note))
-            os._exit(ended.exit_code)
-        children.append(child)
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
-    runs, processes = zip(*(line.split() for line in done.read_text().splitlines()), strict=True)
-    assert sorted(runs) == [*"abcdef", "zero"] and len(set(processes)) == 2
+def test_two_commands_on_one_journal_do_each_cell_once(tmp_path: Path) -> None:
+    study = made(tmp_path, *"abcdef", first="zero")
+    fakes = [Fake(before=lambda job: time.sleep(0.03)) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        ended = [found.result()[0] for found in [pool.submit(go, study, fake) for fake in fakes]]
+    assert [e.exit_code for e in ended] == [0, 0] and sum(e.done for e in ended) == 6
+    assert sorted(fakes[0].done + fakes[1].done) == [*"abcdef", "zero"] and all(fake.done for fake in fakes)
 
 
 def test_workers_get_accelerators_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,9 @@ class Stage:
     base: str = field(metadata={"help": "run file, beside the study, or system/name of what ships"})
     set: dict[str, Any] = option({}, "dotted key: value, the same for all cells")
     after: str | None = option(None, "the stage whose run this one starts from; null: the one before in the file")
-    into: str = option("model.ckpt", "key that takes the run folder of the stage before")
+    into: str = option(
+        "model.ckpt", "key that takes the run folder of the stage before; model.weights: one more entry of it"
+    )
     budget: Budget | None = option(None, "length of the stage; null: as its file says")
 
 

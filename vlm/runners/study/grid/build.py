@@ -14,7 +14,7 @@ from vlm.common.errors import ConfigError, UserError
 from vlm.common.trust import is_given
 from vlm.config.api import Config, load_config
 from vlm.config.load import DATA_SECTIONS, read_source
-from vlm.config.options import Option, to_path
+from vlm.config.options import Option, to_path, value_of
 from vlm.config.schema import MISSING, ConfigProblems, Path, Problem, Report
 from vlm.config.tree import Tree
 from vlm.config.types import Check
@@ -315,8 +315,7 @@ class Builder:
             else:
                 options.append(Option(path, value, origin=setting.origin, whole=whole))
         if linked:
-            into = to_path(self.read.stages[stage].into)
-            options.append(Option(into, self.placeholder, origin=self._origin(("stages", stage, "into"))))
+            options.append(self._link(stage, tree, options))
         if self.check == "none":
             leave_open(tree)
         config = load_config(tree, options, check=self.check, train=True, trust=self.trust, coming=[self.placeholder])
@@ -324,6 +323,20 @@ class Builder:
             raise ConfigProblems(str(self.read.source), problems)
         left_out = set(tree.data.get("datasets") or {}) - set(config.datasets)
         return config, bool(left_out) or ABSENT in [w.path for w in config.model.weights]
+
+    def _link(self, stage: str, tree: Tree, options: Sequence[Option]) -> Option:
+        """What loads the run before: the key ``into``, or one more entry of ``model.weights``.
+
+        Raises ConfigError: ``model.weights`` is not listed here, so that nothing can be added to it.
+        """
+        into, origin = to_path(self.read.stages[stage].into), self._origin(("stages", stage, "into"))
+        if into != ("model", "weights"):
+            return Option(into, self.placeholder, origin=origin)
+        listed = value_of(options, into, tree.get(into))
+        if not isinstance(listed, list):
+            fix = "name the parameter that takes a run folder, e.g. into: model.ckpt"
+            raise ConfigError("into: model.weights, but the base does not list model.weights itself", fix=fix)
+        return Option(into, [*listed, {"format": "trained", "path": self.placeholder}], origin=origin)
 
     def _base(self, stage: str) -> Tree:
         if stage not in self.bases:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -177,9 +178,10 @@ def reason_of(log: Path, start: int, code: int) -> str:
             lines = file.read().decode("utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
-    told = [k for k, line in enumerate(lines) if line.startswith("error: ")]
-    if told:
-        return "\n".join(lines[told[-1] :]).removeprefix("error: ").strip()[:MOST]
+    told = next((k for k, line in enumerate(lines) if line.startswith("error: ")), None)
+    if told is not None:  # the first: others may say that they stop because of it
+        more = takewhile(lambda line: line.startswith(" "), lines[told + 1 :])
+        return "\n".join([lines[told].removeprefix("error: "), *more])[:MOST]
     raised = [line for line in lines if _RAISED.match(line)]
     if code < 0:
         name = signal.Signals(-code).name
