@@ -1,5 +1,6 @@
 # make quickstart   installs into .venv, then trains, evaluates and chats with the embedded tiny model
 # make demo         the chat page of the quickstart's model
+# make real         the emoji example: real parts from package registries, trained and evaluated; SEED=1 for another run
 # make test         the test suite without the heavy tests (2 processes); make test PYTEST_ARGS="-k name" runs a part
 # make test-fast    the unit tests alone: a minute
 # make coverage     every test, the heavy ones included, and the coverage of the lines, 90 % at least
@@ -18,7 +19,7 @@ SEED ?= 0
 PYTEST := -m pytest -n 2 --dist worksteal
 FAST := not (golden or equivalence or faults or browser or cli or extend or slow or heavy)
 
-.PHONY: quickstart demo test test-fast coverage test-latest test-oldest test-wheel test-lmms chaos lint docs bench install clean
+.PHONY: quickstart demo real test test-fast coverage test-latest test-oldest test-wheel test-lmms chaos lint docs bench install clean
 
 install: $(VENV)/.installed
 
@@ -34,6 +35,11 @@ quickstart: install
 demo: install
 	test -e output/quickstart/stage2/last || $(BIN)/vlm quickstart --seed $(SEED)
 	$(BIN)/python demo.py --cfg-path output/quickstart/stage2
+
+real: install
+	$(BIN)/python -m pip install --quiet "gguf>=0.17" "resvg-py>=0.5"
+	$(BIN)/python examples/emoji/prepare.py
+	$(BIN)/python examples/emoji/run.py --seed $(SEED)
 
 test: install
 	$(BIN)/python $(PYTEST) -m "not heavy" $(PYTEST_ARGS)

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from vlm.common.errors import UserError, WeightsError
 from vlm.config.api import load_config
@@ -110,7 +112,10 @@ def mini(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     own = io.BytesIO()
     torch.save({"_conv.weight": torch.ones(2, 3), "_conv.bias": torch.zeros(2)}, own)
     monkeypatch.setattr(prepare, "ENCODER", put(prepare.ENCODER, {"models/net.pth": own.getvalue()}))
-    monkeypatch.setattr("timm.create_model", lambda name: torch.nn.Linear(3, 2))
+    real = timm.create_model
+    monkeypatch.setattr(
+        timm, "create_model", lambda *args, **more: real(*args, **more) if more else torch.nn.Linear(3, 2)
+    )
     monkeypatch.setattr(prepare, "SIDE", 16)
     monkeypatch.setattr(prepare, "drawn", lambda svg: encoded("green", "PNG"))
     return folder
@@ -158,8 +163,6 @@ def test_a_second_run_draws_and_fetches_nothing(mini: Path, monkeypatch: pytest.
 
 
 def test_licences_and_weights_are_written(mini: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
     prepare.prepare(mini)
     text = (mini / "data" / "LICENCES.md").read_text("utf-8")
     for package in (*prepare.STYLES.values(), prepare.NAMES, prepare.LLM, prepare.ENCODER):
@@ -268,16 +271,18 @@ def test_the_table_says_accuracy_interval_and_controls() -> None:
 
 
 def small(folder: Path) -> None:
-    """The YAML files with the parts of the quickstart, an encoder of random weights and a few steps."""
+    """The YAML files with the language model of the quickstart, a small encoder and a few steps."""
+    sizes = {"depth": 1, "embed_dim": 24, "num_heads": 2}
+    encoder = timm.create_model("vit_tiny_patch16_224", img_size=80, num_classes=0, **sizes)
+    save_file(encoder.state_dict(), folder / "encoder.safetensors")
     for name in ("stage1", "stage2", "eval"):
         tree = yaml.safe_load((EXAMPLE / f"{name}.yaml").read_text("utf-8"))
         model, llm = tree["model"], "${asset:tiny/llm}"
-        options = {"depth": 1, "embed_dim": 24, "num_heads": 2}
-        model["vision"] = {"name": "timm", "model": "vit_tiny_patch16_224", "image_size": 80, "options": options}
+        model["vision"] = {"name": "timm", "model": "vit_tiny_patch16_224", "image_size": 80, "options": sizes}
         model["vision"] |= {"keep_prefix": False, "precision": "fp32"}
         model["image"]["size"], model["llm"]["path"] = 80, llm
         model["weights"][:2] = [
-            {"format": "random", "into": "vision"},
+            {"format": "state_dict", "path": str(folder / "encoder.safetensors"), "into": "vision"},
             {"format": "hf_llm", "path": llm, "into": "llm"},
         ]
         changes = {"device": "cpu", "num_workers": 0}

@@ -31,7 +31,8 @@ axes:
   run.init_lr: [0.01, 0.02]
 when: {run.init_lr: {bridge: qformer}}
 set: {run.warmup_steps: 2, datasets.cc_sbu_align.batch_size: 10}  # whole passes over the five pictures
-budget: {flops: 5e9}
+seeds: [42]  # that of the base, whose samples are drawn to measure a step
+budget: {flops: 1e10}
 """
 
 
@@ -58,14 +59,14 @@ def test_steps_come_nearest_to_the_budget_or_it_is_told_why_they_cannot() -> Non
     assert steps_of(Budget(tokens=100_000), size, 100_000) == 100
     assert steps_of(Budget(flops=1e12), size, 1e12) == 333
     with pytest.raises(
-        ConfigError, match=r"a step takes 32 samples, so that .* cannot meet 80 within 2 %: 2 steps take 64"
+        ConfigError, match=r"a step takes 32 samples, so that .* cannot meet 80 within 1 %: 2 steps take 64"
     ):
         steps_of(Budget(samples=80), size, 80)
 
 
 def test_equal_to_the_reference_means_as_many_flops_as_its_own_length_takes() -> None:
-    dear, cheap = StepSize(32, flops=4e9, steps=100), StepSize(32, flops=5e9, steps=100)
-    measurer, budget = Fixed(dear=dear, cheap=cheap, endless=StepSize(32, flops=5e9)), Budget(flops="reference")
+    dear, cheap = StepSize(32, flops=4e9, steps=100), StepSize(32, flops=1e9, steps=100)
+    measurer, budget = Fixed(dear=dear, cheap=cheap, endless=StepSize(32, flops=1e9)), Budget(flops="reference")
     dear_one, cheap_one = config("run.job_name=dear"), config("run.job_name=cheap")
     assert measurer.steps(dear_one, budget, dear_one) == 100
     assert measurer.steps(cheap_one, budget, dear_one) == 400
@@ -94,7 +95,7 @@ def test_different_cells_train_on_equal_flops_by_their_own_logs(tmp_path: Path, 
     assert build_study("study.yaml", check="none").cells[0].hash == study.cells[0].hash
     worked = []
     steps = []
-    for cell in (study.cells[0], study.cells[2]):
+    for cell in (next(c for c in study.cells if c.levels["bridge"] == b) for b in ("qformer", "all tokens")):
         run = cell.runs[0]
         run_training(run.config)
         log = [json.loads(line) for line in (Path(run.config.run.output_dir) / "log.jsonl").read_text().splitlines()]
@@ -102,10 +103,10 @@ def test_different_cells_train_on_equal_flops_by_their_own_logs(tmp_path: Path, 
         assert len(rows) == run.steps
         worked.append(sum(row["flops"] for row in rows))
         steps.append(run.steps)
-        size = next(s for s in kept.values() if s["flops"] == pytest.approx(5e9 / len(rows), rel=0.02))
+        size = next(s for s in kept.values() if s["flops"] == pytest.approx(1e10 / len(rows), rel=0.02))
         assert sum(row["samples"] for row in rows) == size["samples"] * len(rows)
         seen = rows[-1]["data/cc_sbu_align/tokens"]
         assert seen == pytest.approx(size["tokens"] * len(rows), rel=0.05)
-    assert steps[0] != steps[1] and min(steps) >= 25
+    assert steps[0] > steps[1] + 10
     assert worked[0] == pytest.approx(worked[1], rel=0.02)
-    assert worked == pytest.approx([5e9, 5e9], rel=0.03)
+    assert worked == pytest.approx([1e10, 1e10], rel=0.015)

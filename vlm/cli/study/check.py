@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vlm.common.logging import busy, quiet, say
 
 if TYPE_CHECKING:
+    from vlm.config.schema import Problem
     from vlm.runners.study.cells import Study
     from vlm.runners.study.grid.build import Builder
 
@@ -25,10 +26,24 @@ def main(args: argparse.Namespace) -> int:
         with busy("checking"), quiet("vlm"):
             study = builder.examine()
     say("\n".join(lines(study, builder)))
-    if problems := builder.problems():
+    problems = [*builder.problems(), *asked(study)]
+    if problems:
         say(f"error: {ConfigProblems(args.study, problems)}", sys.stderr)
         return 2
     return 0
+
+
+def asked(study: Study) -> list[Problem]:
+    """What is wrong with the section ``evaluate``."""
+    from vlm.common.errors import UserError
+    from vlm.config.schema import Problem
+    from vlm.runners.study.running.asking import asked_of
+
+    try:
+        asked_of(study)
+    except UserError as error:
+        return [Problem("evaluate", "", str(error))]
+    return []
 
 
 def lines(study: Study, builder: Builder) -> list[str]:
