@@ -290,3 +290,17 @@ def test_a_base_is_looked_up_beside_the_study(study: Any, tmp_path: Path) -> Non
     assert study("base: mine.yaml").cells[0].runs[0].steps == 5
     with pytest.raises(ConfigError, match="other.yaml'?: no such file"):
         study("base: other.yaml")
+
+
+@pytest.mark.heavy
+def test_the_ablation_table_of_lynx_has_its_seven_rows() -> None:
+    """Each differs from the full model in one thing; the first stage is shared where nothing of it changes."""
+    found = build_study(Path(__file__).parents[3] / "studies" / "lynx_ablation.yaml", check="none")
+    assert set(named(found)) == {
+        "reference", "llama", "one", "noisy", "cross-attention", "cross-attention, LLM trained", "224",
+    }  # fmt: skip
+    runs = {found.named(cell.key): [run.hash for run in cell.runs] for cell in found.cells}
+    shared = [name for name, hashes in runs.items() if hashes[0] == runs["reference"][0]]
+    assert set(shared) == {"reference", "224"}
+    budgets = [(run.budget.samples if run.budget else None) for run in found.cells[0].runs]
+    assert budgets == [25_600_000, 2_560_000, 5_120_000]

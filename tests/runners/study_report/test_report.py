@@ -15,6 +15,7 @@ from PIL import Image
 from vlm.cli.study import report, show
 from vlm.common.errors import ConfigError, UserError
 from vlm.runners.study.cells import Study
+from vlm.runners.study.file import Search
 from vlm.runners.study.report.changes import differences
 from vlm.runners.study.report.examples import examples
 from vlm.runners.study.report.html import report_page
@@ -70,6 +71,8 @@ def test_other_scores_and_losses(bridges: tuple[Study, list[CellResult], Path]) 
     study, results, _ = bridges
     losses = summarise(study, results, "loss")
     assert losses.measure.better == "lower" and losses.rows[0].name == "prefix + adapters"
+    page = report_page(replace(losses, study=replace(study, file=replace(study.file, search=Search(trials=9)))), {})
+    assert "A search: what did well was tried more often" in page
     assert losses.rows[0].change is not None and losses.rows[0].change.found.value < 0
     assert losses.rows[0].change.p == pytest.approx(0.5), "two seeds have four permutations"
     assert not losses.rows[0].controls and "unseen/accuracy" in losses.rows[0].others

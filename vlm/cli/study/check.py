@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vlm.common.logging import busy, quiet, say
 
 if TYPE_CHECKING:
+    from vlm.config.schema import Problem
     from vlm.runners.study.cells import Study
     from vlm.runners.study.grid.build import Builder
 
@@ -25,10 +26,24 @@ def main(args: argparse.Namespace) -> int:
         with busy("checking"), quiet("vlm"):
             study = builder.examine()
     say("\n".join(lines(study, builder)))
-    if problems := builder.problems():
+    problems = [*builder.problems(), *asked(study)]
+    if problems:
         say(f"error: {ConfigProblems(args.study, problems)}", sys.stderr)
         return 2
     return 0
+
+
+def asked(study: Study) -> list[Problem]:
+    """What is wrong with the section ``evaluate``."""
+    from vlm.common.errors import UserError
+    from vlm.config.schema import Problem
+    from vlm.runners.study.running.asking import asked_of
+
+    try:
+        asked_of(study)
+    except UserError as error:
+        return [Problem("evaluate", "", str(error))]
+    return []
 
 
 def lines(study: Study, builder: Builder) -> list[str]:
@@ -39,9 +54,9 @@ def lines(study: Study, builder: Builder) -> list[str]:
     width = max((len(study.named(key)) for key in keys), default=0)
     rows = []
     for key in keys:
-        mark = "*" if key == study.reference else " "
+        star = "*" if key == study.reference else " "
         runs = ", ".join(f"{run.stage} {run.hash}" for run in first[key].runs) if key in first else "wrong, see below"
-        rows.append(f"{mark} {study.named(key):<{width}}  {runs}")
+        rows.append(f"{star} {study.named(key):<{width}}  {runs}")
     count = len({run.hash for cell in study.cells for run in cell.runs})
     if study.file.search:
         axes = ", ".join(f"{axis.name} ({len(axis.levels)})" for axis in study.axes)

@@ -24,7 +24,7 @@ def main(args: argparse.Namespace) -> int:
     from vlm.runners.plan.plan import ALLOWANCE, Request
     from vlm.runners.study.grid.budget import Measurer
     from vlm.runners.study.grid.build import Builder
-    from vlm.runners.study.grid.opened import open_file
+    from vlm.runners.study.grid.opened import open_file, study_folder
     from vlm.runners.study.grid.planning import plan_study
 
     if args.images is not None and args.tokens is None:
@@ -38,7 +38,7 @@ def main(args: argparse.Namespace) -> int:
         processes = read.file.processes
         allowance = 0.0 if device.kind == "cpu" else ALLOWANCE
         request = Request(device, processes, lengths, int(allowance * GIB))
-        builder = Builder(read, "none", Measurer(processes, lengths))
+        builder = Builder(read, "none", Measurer(processes, lengths, study_folder(read)))
         with busy("planning"), quiet("vlm"):
             found = plan_study(builder, request)
     say("\n".join(lines(found, args.gpus or processes, args.price)))

@@ -74,7 +74,9 @@ class MLP(nn.Module):
         """See :class:`~vlm.models.protocols.LinearAtFirst`: the shortcut, or the only layer."""
         if self.shortcut is not None or self.config.depth > 1:
             return self.shortcut
-        return self.layers[0]
+        only = self.layers[0]
+        assert isinstance(only, nn.Linear)
+        return only
 
     def entered(self, features: Features) -> Tensor:
         """See :class:`~vlm.models.protocols.LinearAtFirst`."""

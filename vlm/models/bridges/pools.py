@@ -80,8 +80,8 @@ class AvgPool(nn.Module):
 class PyramidPool(nn.Module):
     """Averages of the whole grid, of its quarters and so on: ``side^2`` tokens for each side of ``levels``.
 
-    It is the spatial pyramid of arXiv:1406.4729, section 2.2, with averages. No parameters. Where a side
-    does not divide the rows or columns of the grid, neighbouring windows share some of them.
+    It is the spatial pyramid of arXiv:1406.4729, section 2.2, with averages. No parameters. Where the rows or columns
+    of the grid are not a multiple of a side, neighbouring windows share some of them.
     """
 
     @dataclass

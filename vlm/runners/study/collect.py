@@ -1,4 +1,4 @@
-"""``collect``: what is known of each cell, from what lies in the study's folder; nothing is computed or changed."""
+"""``collect``: what is known of each cell, from what is in the study's folder; nothing is computed or changed."""
 
 from __future__ import annotations
 

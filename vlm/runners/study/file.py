@@ -118,7 +118,7 @@ class StudyFile:
     search: Search | None = option(None, "null: every combination is run")
     processes: Count = option(1, "processes of every run, on one machine (torchrun)")
     cluster: Cluster = field(
-        default_factory=Cluster, metadata={"help": "where `vlm study run --submit` sends its workers"}
+        default_factory=Cluster, metadata={"help": "where `vlm study run my.yaml --submit` sends its workers"}
     )
     output: str = option("", "folder of the study; empty: output/studies/NAME of the file")
     plugins: list[str] = option([], "modules to import first, as in run files")

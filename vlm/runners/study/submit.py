@@ -110,5 +110,5 @@ def submit(
         raise UserError(f"the jobs cannot be sent ({error})", fix="check cluster.options of the study") from error
     names = [str(job.job_id) for job in jobs]
     show(f"sent {len(names)} worker{'s' if len(names) > 1 else ''} ({executor.cluster}): {', '.join(names)}")
-    show(f"what they print: {folder}/JOB_0_log.out and .err; how far the study is: vlm study show {path}")
+    show(f"what they print: {study.folder / JOBS}/JOB_0_log.out and .err; how far the study is: vlm study show {path}")
     return names

@@ -50,13 +50,13 @@ class Made:
         config: with a placeholder for the run before.
         content: see :func:`identity`.
         linked: whether there is a run before.
-        steps: of its budget, or why it gives none; None: not asked yet.
+        steps: of its budget, by seed, or why it gives none.
     """
 
     config: Config
     content: dict[str, Any]
     linked: bool
-    steps: int | UserError | None = None
+    steps: dict[int, int | UserError] = dataclasses.field(default_factory=dict)
 
 
 class Builder:
@@ -208,24 +208,27 @@ class Builder:
         config = substituted(made.config, {self.placeholder: path}) if before else made.config
         own = hash_of({**made.content, "seed": seed, "before": before.hash if before else None})
         changes: dict[str, Any] = {"seed": seed, "output_dir": str(run_folder(self.folder, own))}
-        steps = self._steps(stage, made, budget) if budget else config.run.total_steps
+        steps = self._steps(stage, made, budget, seed) if budget else config.run.total_steps
         if budget and steps:
             changes["max_steps"] = steps
         return StageRun(stage, own, with_run(config, changes), before.hash if before else None, budget, steps)
 
-    def _steps(self, stage: str, made: Made, budget: Budget) -> int | None:
+    def _steps(self, stage: str, made: Made, budget: Budget, seed: int) -> int | None:
         """Steps that the budget gives a run; None: they are not asked for. Raises UserError: it gives none."""
         if budget.steps is None and self.measurer is None:
             return None
-        if made.steps is None:
+        if seed not in made.steps:
             measurer = self.measurer or Measurer(self.read.file.processes)
+            config, reference = made.config, self._made(stage, self.reference, made.linked).config
             try:
-                made.steps = measurer.steps(made.config, budget, self._made(stage, self.reference, made.linked).config)
+                own = with_run(config, {"seed": seed})
+                made.steps[seed] = measurer.steps(own, budget, with_run(reference, {"seed": seed}))
             except UserError as error:
-                made.steps = error
-        if isinstance(made.steps, UserError):
-            raise made.steps
-        return made.steps
+                made.steps[seed] = error
+        found = made.steps[seed]
+        if isinstance(found, UserError):
+            raise found
+        return found
 
     def length(self, stage: str, budget: Budget | None) -> Any:
         """What decides the length of a run, for its hash."""

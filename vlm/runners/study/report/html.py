@@ -111,6 +111,11 @@ def _warnings(summary: Summary) -> list[str]:
     found = []
     if len({result.cell.seed for result in summary.results}) == 1 and summary.rows:
         found.append("One seed: intervals are over questions alone, and say nothing about another seed.")
+    if summary.study.file.search is not None:
+        found.append(
+            "A search: what did well was tried more often, and bad cells may have been ended early. Its best score is "
+            "too high by chance, and effects are of what was tried; train the best again with new seeds."
+        )
     if summary.reference is None or summary.reference.score is None:
         name = summary.study.named(summary.study.reference)
         found.append(f"The reference ({name}) has no score yet, so that nothing is compared.")

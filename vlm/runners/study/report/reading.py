@@ -9,7 +9,7 @@ from vlm.runners.study.report.words import over_text
 if TYPE_CHECKING:
     from vlm.runners.study.report.summary import Summary
 
-INTERVAL = """Where the mean would be with other {over} of the same kind, in 95 of 100 studies{how}."""
+INTERVAL = """Made to cover, in 95 of 100 studies, the mean that ever more {over} of the same kind would give{how}."""
 BOTH = " (Student's t; the variance between seeds, pooled over the combinations, and that between questions are added)"
 DIFFERENCE = """Over the same seeds and the same questions, so that what is hard for all cancels. Its interval counts;
 whether two intervals of means overlap says little."""

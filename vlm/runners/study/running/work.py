@@ -170,7 +170,7 @@ class Work:
 
 
 def reason_of(log: Path, start: int, code: int) -> str:
-    """Why a process ended with ``code``, from what it printed behind position ``start`` of its log."""
+    """Why a process ended with ``code``, from what it printed after position ``start`` of its log."""
     try:
         with log.open("rb") as file:
             size = file.seek(0, 2)
@@ -186,6 +186,6 @@ def reason_of(log: Path, start: int, code: int) -> str:
     if code < 0:
         name = signal.Signals(-code).name
         killed = f"its process was ended by {name}" + (", as where memory runs out" if name == "SIGKILL" else "")
-        return f"{killed}; last line of {log.name}: {next((x for x in lines[::-1] if x.strip()), 'none')}"[:MOST]
+        return f"{killed} (see {log})"
     last = raised[-1] if raised else next((line for line in lines[::-1] if line.strip()), "no message")
     return f"{last} (exit code {code}; see {log})"[:MOST]
