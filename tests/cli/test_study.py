@@ -42,6 +42,38 @@ def test_check_lists_every_cell_and_a_bad_one_hides_no_other(file: Path, capsys:
     assert "evaluate asks nothing" in capsys.readouterr().err
 
 
+@pytest.mark.heavy
+def test_check_looks_at_what_is_asked_and_at_the_first_trial_of_a_search(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Otherwise these are found once all cells are trained."""
+    Path("q.jsonl").write_text('{"image": "a.png", "question": "?", "answer": "b"}\n')
+    table = "{format: table, build_info: {ann_path: q.jsonl, image_path: .}}"
+    fixed = ["--options", "axes.model.bridge=[linear]", f"evaluate.datasets.seen={table}"]
+    assert main(["study", "check", str(file), *fixed, "score=seen/accuracy"]) == 0
+    for option, told in (
+        (
+            "evaluate.datasets.gone={format: table, build_info: {ann_path: gone.jsonl}}",
+            "gone.build_info.ann_path: found",
+        ),
+        ("evaluate.datasets.bad={format: tabel}", "evaluate.datasets.bad.format: unknown dataset 'tabel'"),
+        ("evaluate.task=nothing", "run.task: unknown task 'nothing'"),
+        ("evaluate.images=[]", "evaluate.images: found []"),
+        ("evaluate.images=[rigth]", "found 'rigth' (a string), expected one of 'right', 'wrong'"),
+        ("score=sen/accuracy", "found 'sen/accuracy', which nothing asks for (allowed: loss, seen/METRIC)"),
+    ):
+        capsys.readouterr()
+        assert main(["study", "check", str(file), *fixed, option]) == 2, option
+        assert told in capsys.readouterr().err
+    for option in ("axes.run.init_lrr=[1]", "base=gone.yaml", "exclude=[{model.bridge: linear}]"):
+        assert main(["study", "check", str(file), *fixed, "search={trials: 2}", option]) == 2, option
+    capsys.readouterr()
+    same = ["axes.x={a: {}, b: {run.init_lr: 1e-3}}", "set.run.init_lr=1e-3"]
+    assert main(["study", "check", str(file), *fixed, *same]) == 0
+    out = capsys.readouterr().out
+    assert "4 cells, 2 runs" in out and "nothing in it differs: linear, a; linear, b" in out
+
+
 def test_diff_shows_what_differs_between_two_cells(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "diff", str(file), "linear", "mlp depth=2"]) == 0
     assert "model.bridge.0.name: linear -> mlp" in capsys.readouterr().out

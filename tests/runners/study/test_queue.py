@@ -126,6 +126,29 @@ def test_only_new_cells_of_an_amended_study_are_done_and_old_ones_are_kept(tmp_p
     assert len(collect(amended)) == 2
 
 
+def test_a_worker_of_an_older_file_leaves_new_cells_to_those_who_know_them(tmp_path: Path) -> None:
+    """The same with two studies whose files have one name: they share the folder, and each does its own cells."""
+    old, new, mine = made(tmp_path, "a", "b"), made(tmp_path, "c", "a"), Fake()
+
+    def amended(job: Job) -> None:
+        if job.run == "a":
+            journal = Journal(new.folder, "cells")
+            fill(journal, [(c.hash, c.levels) for c in new.cells], True)
+
+    ended, _ = go(old, Fake(before=amended))
+    assert (ended.done, ended.exit_code) == (2, 0)
+    assert [t.user_attrs[CELL] for t in Journal(new.folder, "cells").waiting()] == ["c"]
+    ended, lines = go(new, mine, retry=False)
+    assert mine.done == ["c"] and ended.exit_code == 0 and lines[-1].startswith("[2/2] c: done")
+
+
+def test_labels_that_change_nothing_are_one_cell(tmp_path: Path) -> None:
+    study = made(tmp_path, "a", "a", "b")
+    _, lines = go(study, Fake())
+    assert "2 cells, 0 done, 2 to do" in lines[0] and lines[-1].startswith("[2/2]")
+    assert go(study, Fake())[0] == Ended(), "nothing is left"
+
+
 def test_what_a_dead_worker_was_doing_waits_again(tmp_path: Path) -> None:
     study = made(tmp_path, "a", "b", "c")
     study.folder.mkdir()

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from vlm.common.logging import busy, quiet, say
 
 if TYPE_CHECKING:
-    from vlm.config.schema import Problem
     from vlm.runners.study.cells import Study
     from vlm.runners.study.grid.build import Builder
 
@@ -20,30 +19,19 @@ def main(args: argparse.Namespace) -> int:
     from vlm.config.schema import ConfigProblems
     from vlm.runners.study.grid.build import Builder
     from vlm.runners.study.grid.opened import open_file
+    from vlm.runners.study.running.asking import faults_of
 
     with trusting():
         builder = Builder(open_file(args.study, args.options, trust=True), "all", fits=True)
         with busy("checking"), quiet("vlm"):
             study = builder.examine()
+            problems = builder.problems()
+            problems += faults_of(study, builder.sample.runs[-1].config) if builder.sample else []
     say("\n".join(lines(study, builder)))
-    problems = [*builder.problems(), *asked(study)]
     if problems:
         say(f"error: {ConfigProblems(args.study, problems)}", sys.stderr)
         return 2
     return 0
-
-
-def asked(study: Study) -> list[Problem]:
-    """What is wrong with the section ``evaluate``."""
-    from vlm.common.errors import UserError
-    from vlm.config.schema import Problem
-    from vlm.runners.study.running.asking import asked_of
-
-    try:
-        asked_of(study)
-    except UserError as error:
-        return [Problem("evaluate", "", str(error))]
-    return []
 
 
 def lines(study: Study, builder: Builder) -> list[str]:
@@ -63,4 +51,8 @@ def lines(study: Study, builder: Builder) -> list[str]:
         return [f"{study.source}: a search of {study.file.search.trials} trials over {axes}"]
     wrong = f", {len(builder.faults)} of the combinations are wrong" if builder.faults else ""
     head = f"{study.source}: {len(keys)} combinations x {seeds} seeds = {len(keys) * seeds} cells, {count} runs{wrong}"
+    alike: dict[str, list[str]] = {}
+    for key in filter(first.__contains__, keys):
+        alike.setdefault(first[key].hash, []).append(study.named(key))
+    rows += [f"the same run, since nothing in it differs: {'; '.join(names)}" for names in alike.values() if names[1:]]
     return [head, *rows, "* the reference; hashes of the first seed"]

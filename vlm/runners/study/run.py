@@ -179,7 +179,7 @@ class Hand(threading.Thread):
 
     def _work(self, journal: Journal, worker: Worker) -> None:
         while not self.work.stopping.is_set():
-            trial = journal.take(worker)
+            trial = journal.take(worker, self.source.knows)
             if trial is None:
                 with journal.guarded():
                     if journal.revive():
@@ -193,8 +193,8 @@ class Hand(threading.Thread):
                 continue
             if cells:
                 outcome = self._all(journal, trial, cells)
-                done = outcome.ended == DONE
-                journal.tell(trial, outcome.ended, value_of(self.work.study, cells, self.work) if done else None)
+                valued = outcome.ended == DONE and self.work.study.file.search is not None
+                journal.tell(trial, outcome.ended, value_of(self.work.study, cells, self.work) if valued else None)
 
     def _all(self, journal: Journal, trial: Trial, cells: Sequence[Cell]) -> Outcome:
         """The cells of a trial, up to the first that is not done."""

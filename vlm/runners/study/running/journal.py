@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -120,14 +120,22 @@ class Journal:
         """Let a trial wait."""
         self.study.enqueue_trial(dict(params), user_attrs=dict(attributes))
 
-    def take(self, worker: Worker) -> Trial | None:
-        """The next waiting trial, which is the worker's until it is told; None if none waits."""
+    def take(self, worker: Worker, known: Callable[[str], bool] = lambda cell: True) -> Trial | None:
+        """The next waiting trial, which is the worker's until it is told; None if none waits.
+
+        Args:
+            worker: who takes it.
+            known: whether its study has a cell; those of other versions of the study go on waiting, for their workers.
+        """
         with self.guarded():
-            if not self.waiting():
-                return None
-            trial = self.study.ask()
-            trial.set_user_attr(WORKER, worker.name)
-        return trial
+            while any(known(trial.user_attrs.get(CELL, "")) for trial in self.waiting()):
+                trial = self.study.ask()
+                if known(trial.user_attrs.get(CELL, "")):
+                    trial.set_user_attr(WORKER, worker.name)
+                    return trial
+                self.add({}, trial.user_attrs)
+                self.tell(trial, STOPPED)
+        return None
 
     def revive(self) -> int:
         """Let what dead workers were doing wait again; their number. To be called in :meth:`guarded`."""
