@@ -173,6 +173,10 @@ class Hand(threading.Thread):
             self._work(self.source.journal(self.number), worker)
         except UserError as error:
             self.fault = error
+        except OSError as error:  # a full disk, a folder that is gone
+            place, why = error.filename or self.work.folder, error.strerror or error
+            self.fault = UserError(f"{place}: {why}", fix="mend that; the same command goes on")
+            self.fault.__cause__ = error
         finally:
             self.fault = self.fault or sys.exc_info()[1]
             worker.close()
