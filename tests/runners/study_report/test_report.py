@@ -14,6 +14,7 @@ from PIL import Image
 
 from vlm.cli.study import report, show
 from vlm.common.errors import ConfigError, UserError
+from vlm.pages.study.plots import Curve, curves
 from vlm.runners.study.cells import Study
 from vlm.runners.study.file import Search
 from vlm.runners.study.report.changes import differences
@@ -116,6 +117,11 @@ def test_names_that_the_table_or_latex_has_a_meaning_for(tmp_path: Path) -> None
     heads, place = grid_[0], grid_[0].index("difference", 2)
     starred = {k for row in grid_[1:] for k, cell in enumerate(row) if "$^{*}$" in cell}
     assert starred == {place} and heads.count("verdict") == 1 and heads.count("difference") == 2
+
+
+def test_curves_of_a_study_that_has_just_begun() -> None:
+    drawn = str(curves([Curve("one", [(1.0, 2.0, 2.0, 2.0)], 0), Curve("none", [])], "Loss"))
+    assert "<svg" in drawn and "nan" not in drawn
 
 
 def test_main_effects_are_shown_by_axis(tmp_path: Path) -> None:
