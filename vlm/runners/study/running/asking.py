@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm.common.errors import ConfigError, UserError
 from vlm.config.schema import ConfigProblems, Problem
-from vlm.runners.study.folder import evaluation_folder
+from vlm.runners.study.folder import evaluation_folder, run_folder
 
 if TYPE_CHECKING:
     from vlm.config.api import Config
@@ -147,7 +147,6 @@ def ask_all(study: Path, run: str, asked: Sequence[Asking], show: Callable[[str]
     from vlm.inference.engine import Engine
     from vlm.inference.load import read_source
     from vlm.runners.evaluate.run import run_evaluation
-    from vlm.runners.study.folder import run_folder
 
     todo = missing(study, run, asked)
     if not todo:
@@ -172,13 +171,12 @@ def config_for(trained: Config, asking: Asking) -> Config:
     from vlm.config.api import load_config
 
     tree = {
-        "model": trained.resolved["model"],
+        "model": {**trained.resolved["model"], "weights": []},
         "evaluation_datasets": {asking.dataset: asking.entry},
         "run": {**asking.run, "name": NAME},
         "plugins": trained.plugins,
     }
-    before = [weights.path for weights in trained.model.weights]
-    cfg = load_config(tree, check="all", trust=True, coming=before)
+    cfg = load_config(tree, check="all", trust=True)
     cfg.model = trained.model
     cfg.run = dataclasses.replace(cfg.run, device=trained.run.device, seed=trained.run.seed)
     return cfg
