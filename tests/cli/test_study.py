@@ -65,7 +65,12 @@ def test_check_looks_at_what_is_asked_and_at_the_first_trial_of_a_search(
         capsys.readouterr()
         assert main(["study", "check", str(file), *fixed, option]) == 2, option
         assert told in capsys.readouterr().err
-    for option in ("axes.run.init_lrr=[1]", "base=gone.yaml", "exclude=[{model.bridge: linear}]"):
+    for option in (
+        "axes.run.init_lrr=[1]",
+        "base=gone.yaml",
+        "exclude=[{model.bridge: linear}]",
+        "search.pruner=median",
+    ):
         assert main(["study", "check", str(file), *fixed, "search={trials: 2}", option]) == 2, option
     capsys.readouterr()
     same = ["axes.x={a: {}, b: {run.init_lr: 1e-3}}", "set.run.init_lr=1e-3"]

@@ -302,12 +302,19 @@ def test_grids_that_nobody_can_run_are_refused_at_once(study: Any) -> None:
     assert time.monotonic() - before < 20
 
 
-def test_a_study_may_import_nothing_unless_it_is_trusted(study: Any) -> None:
+def test_a_study_may_import_nothing_unless_it_is_trusted(study: Any, tmp_path: Path) -> None:
     text = "base: tiny/stage1_pretrain\nplugins: [no_such_module]"
     with pytest.raises(ConfigError, match="only with --trust"):
         study(text)
     with pytest.raises(ConfigError, match="no_such_module"):
         study(text, trust=True)
+    for run_file in (
+        "plugins: [no_such_module]",
+        'datasets: {a: {format: web_shards, build_info: {storage: "pipe:id"}}}',
+    ):
+        (tmp_path / "foreign.yaml").write_text(f"model: {{arch: tiny, model_type: minigpt4}}\n{run_file}\n")
+        with pytest.raises(ConfigError, match="only with --trust"):
+            study("base: foreign.yaml")
 
 
 def test_options_change_the_study_file(study: Any) -> None:

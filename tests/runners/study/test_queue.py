@@ -268,6 +268,7 @@ def test_reasons_of_failures(tmp_path: Path) -> None:
     log.write_text("error: old\nstep 1\nsummary\n")
     assert reason_of(log, start, -9) == f"its process was ended by SIGKILL, as where memory runs out (see {log})"
     assert "no message (exit code 3" in reason_of(tmp_path / "none", 0, 3)
+    assert "was ended by signal 35" in reason_of(log, start, -35), "one without a name"
 
 
 def test_cells_that_share_a_first_stage_are_apart() -> None:

@@ -98,7 +98,7 @@ def _base(source: Path, name: str) -> dict[str, Any]:
 
 
 def faults_of(study: Study, trained: Config) -> list[Problem]:
-    """What is wrong with the section ``evaluate`` and with ``score``, found before anything is trained.
+    """What is wrong with ``evaluate``, ``score`` and ``search.pruner``, found before anything is trained.
 
     Args:
         study: whose section is meant.
@@ -110,7 +110,9 @@ def faults_of(study: Study, trained: Config) -> list[Problem]:
         asked = asked_of(study)
     except UserError as error:
         return [Problem("evaluate", "", str(error))]
-    problems = []
+    problems, search = [], study.file.search
+    if search is not None and search.pruner != "none" and trained.run.best == "loss" and not trained.valid_datasets:
+        problems.append(Problem("search.pruner", "", "it sees validation losses, but the base has no valid_datasets"))
     if study.file.evaluate is not None and not asked:
         problems.append(Problem("evaluate.images", "", "found [], expected image controls, e.g. [right, none]"))
     for name, asking in {asking.dataset: asking for asking in asked}.items():
