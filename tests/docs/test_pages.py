@@ -50,6 +50,20 @@ def test_the_model_of_the_guide_checks() -> None:
     assert checked.datasets["mine"].format.name == "web_shards"
 
 
+def test_the_studies_of_the_guides_check(tmp_path: Path) -> None:
+    """Every whole study on the pages gives cells, and no cell of it is wrong; its data are not looked for."""
+    from vlm.runners.study.read import build_study
+
+    found = []
+    for page in sorted((ROOT / "docs" / "guides").glob("stud*.md")):
+        for block in blocks(page.read_text(encoding="utf-8"), "yaml"):
+            if "base:" in block and "axes:" in block:
+                file = tmp_path / f"{page.stem}{len(found)}.yaml"
+                file.write_text(block)
+                found.append(build_study(file, check="weights"))
+    assert len(found) >= 5 and all(len(study.cells) > 1 for study in found)
+
+
 def test_the_guide_names_what_ships() -> None:
     text = (ROOT / "docs" / "guides" / "compose.md").read_text(encoding="utf-8")
     for kind, key in {"vision": "vision", "bridge": "bridge", "fusion": "fusion", "insert": "inserts"}.items():
