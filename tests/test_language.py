@@ -36,6 +36,7 @@ ALLOWED = re.compile(
     | (?:question|end|record|exclamation)[ -]mark | boat\ stands | PIL\ would\ clip       # English
     | What\ is\ behind\ it
     | `shots`  # a key
+    | Picture\ of  # a prompt of the emoji example
     """,
     re.VERBOSE,
 )

@@ -39,7 +39,7 @@ ASKED = 300
 """Concepts of the questions about images in a new style of what was trained on."""
 HELD_OUT = "fluent"
 """The style that nothing is trained on."""
-QUESTIONS = {"category": "Category:", "name": "Name:", "chinese": "Chinese name:"}
+QUESTIONS = {"category": "Category:", "name": "Picture of", "chinese": "Chinese name:"}
 """What is asked, by the type of the question."""
 CATEGORIES = {
     "smileys-emotion": "Smileys & Emotion",

@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stage = run.folder / "stage2"
     say(f"\n{table(scores)}\n\n{time.perf_counter() - started:.0f} s")
     say(f"answers:  {shown}\nreport:   {stage / 'report.html'}")
-    say(f'chat:     vlm chat {stage} --image {args.output}/data/images/fluent/1f984.png --ask "Name:"')
+    say(f'chat:     vlm chat {stage} --image {args.output}/data/images/fluent/1f984.png --ask "Picture of"')
     return 0
 
 
