@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from vlm.common.registry import names, resolve
@@ -50,9 +51,11 @@ def test_the_model_of_the_guide_checks() -> None:
     assert checked.datasets["mine"].format.name == "web_shards"
 
 
+@pytest.mark.heavy
 def test_the_studies_of_the_guides_check(tmp_path: Path) -> None:
     """Every whole study on the pages gives cells, and no cell of it is wrong; its data are not looked for."""
-    from vlm.runners.study.read import build_study
+    from vlm.runners.study.grid.build import Builder
+    from vlm.runners.study.grid.opened import open_file
 
     found = []
     for page in sorted((ROOT / "docs" / "guides").glob("stud*.md")):
@@ -60,7 +63,9 @@ def test_the_studies_of_the_guides_check(tmp_path: Path) -> None:
             if "base:" in block and "axes:" in block:
                 file = tmp_path / f"{page.stem}{len(found)}.yaml"
                 file.write_text(block)
-                found.append(build_study(file, check="weights"))
+                builder = Builder(open_file(file), "weights", fits=True)
+                found.append(builder.examine())
+                assert not builder.problems(), f"{page.name}: {block}"
     assert len(found) >= 5 and all(len(study.cells) > 1 for study in found)
 
 
