@@ -14,6 +14,7 @@ from vlm.common.errors import UserError
 from vlm.common.logging import say
 from vlm.common.paths import make_folder
 from vlm.common.processes.threads import COUNT, usable_cores
+from vlm.common.text import counted
 from vlm.runners.study.collect import cell_state
 from vlm.runners.study.running.asking import asked_of
 from vlm.runners.study.running.cells_file import remember
@@ -95,7 +96,8 @@ def run_study(
     source = source_of(work, space, only)
     done = source.fill(retry)
     progress = Progress(study, source.total, done, workers, show)
-    show(f"{study.folder}: {counted(source.total)}, {done} done, {source.total - done} to do")
+    left = f"{source.total - done} to do{trained(work, source)}"
+    show(f"{study.folder}: {counted(source.total, 'cell')}, {done} done, {left}")
     if done >= source.total:
         return Ended()
     team = [Hand(number, work, source, progress) for number in range(min(workers, source.total - done))]
@@ -124,6 +126,13 @@ def source_of(work: Work, space: Space | None, only: Sequence[str]) -> Source:
     remember(study.folder, cells)
     name = QUEUE if not only else "-".join([QUEUE, *sorted(cell.hash for cell in cells)])[:200]
     return Grid(work, cells, name)
+
+
+def trained(work: Work, source: Source) -> str:
+    """How many cells of a grid are only asked, in words for the first line; empty: none."""
+    cells = source.known.values() if isinstance(source, Grid) else ()
+    count = sum(cell_state(work.folder, cell, work.asked)[0] == "trained" for cell in cells)
+    return f" ({count} trained, with questions left)" if count else ""
 
 
 def failures(work: Work, source: Source, progress: Progress) -> list[tuple[Cell, str]]:
@@ -242,11 +251,6 @@ def supervise(team: Sequence[Hand], work: Work, show: Callable[[str], None]) -> 
     return int(signals.received or 0)
 
 
-def counted(cells: int) -> str:
-    """``1 cell``, ``2 cells``."""
-    return f"{cells} cell{'' if cells == 1 else 's'}"
-
-
 def show_end(study: Study, ended: Ended, show: Callable[[str], None]) -> None:
     """The last lines: what failed, and what to do."""
     for cell, message in ended.failed:
@@ -254,8 +258,8 @@ def show_end(study: Study, ended: Ended, show: Callable[[str], None]) -> None:
     for text in ended.refused:
         show(f"cannot be built: {text}")
     if ended.failed:
-        show(f"{counted(len(ended.failed))} failed; the same command begins them again")
+        show(f"{counted(len(ended.failed), 'cell')} failed; the same command begins them again")
     if ended.elsewhere:
-        show(f"other commands are working on {counted(ended.elsewhere)}")
+        show(f"other commands are working on {counted(ended.elsewhere, 'cell')}")
     if ended.stopped:
         show("stopped; the same command goes on")
