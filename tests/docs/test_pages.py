@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from vlm.common.registry import names, resolve
@@ -48,6 +49,24 @@ def test_the_model_of_the_guide_checks() -> None:
     checked = load_config(config, check="none")
     assert checked.model.train == {"bridge.*": True, "llm.lora": True}
     assert checked.datasets["mine"].format.name == "web_shards"
+
+
+@pytest.mark.heavy
+def test_the_studies_of_the_guides_check(tmp_path: Path) -> None:
+    """Every whole study on the pages gives cells, and no cell of it is wrong; its data are not looked for."""
+    from vlm.runners.study.grid.build import Builder
+    from vlm.runners.study.grid.opened import open_file
+
+    found = []
+    for page in sorted((ROOT / "docs" / "guides").glob("stud*.md")):
+        for block in blocks(page.read_text(encoding="utf-8"), "yaml"):
+            if "base:" in block and "axes:" in block:
+                file = tmp_path / f"{page.stem}{len(found)}.yaml"
+                file.write_text(block)
+                builder = Builder(open_file(file), "weights", fits=True)
+                found.append(builder.examine())
+                assert not builder.problems(), f"{page.name}: {block}"
+    assert len(found) >= 5 and all(len(study.cells) > 1 for study in found)
 
 
 def test_the_guide_names_what_ships() -> None:

@@ -103,6 +103,19 @@ def test_a_later_rating_replaces_the_former_and_one_taken_back_leaves_nothing(tm
     assert list(tmp_path.glob("*.jsonl")) == [] and list((tmp_path / "images").iterdir()) == []
 
 
+def test_files_of_others_in_the_folder_are_in_no_way(tmp_path: Path) -> None:
+    folder = FeedbackFolder(tmp_path)
+    folder.keep(record("1"), [Image(str(IMAGE))])
+    (stored,) = (tmp_path / "images").iterdir()
+    (tmp_path / "answers-of-another.jsonl").write_bytes(b"\xff\xfe " + stored.name.encode())
+    folder.drop("1")
+    assert stored.exists(), "another file names it"
+    (tmp_path / "answers-of-another.jsonl").unlink()
+    folder.keep(record("2", answer=f"{'0' * 32}.png ../../{stored.name}"), [Image(str(IMAGE))])
+    folder.drop("2")
+    assert not stored.exists() and sorted(file.name for file in tmp_path.iterdir()) == ["config.yaml", "images"]
+
+
 def test_threads_and_pages_tear_no_line(tmp_path: Path) -> None:
     folders = [FeedbackFolder(tmp_path) for _ in range(2)]
 

@@ -227,6 +227,36 @@ colour: red
         assert [t for t in told if t.startswith(words.replace("FILE", str(file)))], (words, told)
 
 
+def test_what_a_study_decides_is_not_set_in_another_way(tmp_path: Path) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text("""stages:
+  one: {base: tiny/stage1_pretrain, budget: {steps: 3}}
+  two: {base: tiny/stage2_finetune, into: run.output_dir, set: {run: {max_epoch: 2}}}
+set: {one.run.max_steps: 5}
+axes:
+  run: [{seed: 1}, {seed: 2, output_dir: /elsewhere}]
+  kind: {"a\\e[2J": {}, b: {two.run: {resume: auto}}}
+""")
+    with pytest.raises(ConfigProblems) as excinfo:
+        read_study(file)
+    told = problems(excinfo)
+    for words in (
+        "stages.two.into (FILE:3): found 'run.output_dir', expected a key that takes a run folder",
+        "set.one.run.max_steps (FILE:4): run.max_steps is decided by the budget",
+        "axes.run (FILE:6): run.seed is decided by seeds",
+        "axes.kind.a\x1b[2J (FILE:7): found a label with control characters",
+        "axes.kind.b.two.run (FILE:7): run.resume is decided by",
+    ):
+        assert [t for t in told if t.startswith(words.replace("FILE", str(file)))], (words, told)
+    assert len(told) == 5, "the second stage has no budget, so its file and its study say its length"
+    assert label_of("Describe:\n\x07") == "Describe:\\n\\x07"
+
+
+def test_a_stage_that_starts_from_nothing_is_told(study: Any) -> None:
+    with pytest.raises(ConfigProblems, match="the model loads nothing from model.prompt_path"):
+        study(TWO_STAGES.replace("set: {run.init_lr", "into: model.prompt_path, set: {run.init_lr"))
+
+
 def test_a_bad_value_is_told_once_with_its_line_and_the_cells_that_have_it(study: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigProblems) as excinfo:
         study(
@@ -272,12 +302,19 @@ def test_grids_that_nobody_can_run_are_refused_at_once(study: Any) -> None:
     assert time.monotonic() - before < 20
 
 
-def test_a_study_may_import_nothing_unless_it_is_trusted(study: Any) -> None:
+def test_a_study_may_import_nothing_unless_it_is_trusted(study: Any, tmp_path: Path) -> None:
     text = "base: tiny/stage1_pretrain\nplugins: [no_such_module]"
     with pytest.raises(ConfigError, match="only with --trust"):
         study(text)
     with pytest.raises(ConfigError, match="no_such_module"):
         study(text, trust=True)
+    for run_file in (
+        "plugins: [no_such_module]",
+        'datasets: {a: {format: web_shards, build_info: {storage: "pipe:id"}}}',
+    ):
+        (tmp_path / "foreign.yaml").write_text(f"model: {{arch: tiny, model_type: minigpt4}}\n{run_file}\n")
+        with pytest.raises(ConfigError, match="only with --trust"):
+            study("base: foreign.yaml")
 
 
 def test_options_change_the_study_file(study: Any) -> None:

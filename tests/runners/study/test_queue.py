@@ -20,8 +20,9 @@ from vlm.runners.study.collect import collect, earlier_cells
 from vlm.runners.study.file import StudyFile
 from vlm.runners.study.folder import JOURNAL, config_file, failure_file, lock_file, log_file, run_folder
 from vlm.runners.study.run import Ended, run_study
+from vlm.runners.study.running import locks
 from vlm.runners.study.running.child import Job
-from vlm.runners.study.running.journal import CELL, WORKER, Journal, Worker, fill, in_turn
+from vlm.runners.study.running.journal import CELL, WORKER, Journal, Worker, fill, in_turn, mend
 from vlm.runners.study.running.locks import FileLock, is_held
 from vlm.runners.study.running.marks import Done, read_done, write_done
 from vlm.runners.study.running.work import reason_of
@@ -126,6 +127,29 @@ def test_only_new_cells_of_an_amended_study_are_done_and_old_ones_are_kept(tmp_p
     assert len(collect(amended)) == 2
 
 
+def test_a_worker_of_an_older_file_leaves_new_cells_to_those_who_know_them(tmp_path: Path) -> None:
+    """The same with two studies whose files have one name: they share the folder, and each does its own cells."""
+    old, new, mine = made(tmp_path, "a", "b"), made(tmp_path, "c", "a"), Fake()
+
+    def amended(job: Job) -> None:
+        if job.run == "a":
+            journal = Journal(new.folder, "cells")
+            fill(journal, [(c.hash, c.levels) for c in new.cells], True)
+
+    ended, _ = go(old, Fake(before=amended))
+    assert (ended.done, ended.exit_code) == (2, 0)
+    assert [t.user_attrs[CELL] for t in Journal(new.folder, "cells").waiting()] == ["c"]
+    ended, lines = go(new, mine, retry=False)
+    assert mine.done == ["c"] and ended.exit_code == 0 and lines[-1].startswith("[2/2] c: done")
+
+
+def test_labels_that_change_nothing_are_one_cell(tmp_path: Path) -> None:
+    study = made(tmp_path, "a", "a", "b")
+    _, lines = go(study, Fake())
+    assert "2 cells, 0 done, 2 to do" in lines[0] and lines[-1].startswith("[2/2]")
+    assert go(study, Fake())[0] == Ended(), "nothing is left"
+
+
 def test_what_a_dead_worker_was_doing_waits_again(tmp_path: Path) -> None:
     study = made(tmp_path, "a", "b", "c")
     study.folder.mkdir()
@@ -184,12 +208,50 @@ def test_half_written_folders_are_what_they_are(tmp_path: Path) -> None:
     lock.release()
 
 
-def test_a_damaged_journal_is_one_message(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('{"op_code": 5, "wor\n', "line .*: "),
+        ("[]\n", "none of Optuna's"),
+        ('{"op_code": 4, "worker_id": "x"}\n', "KeyError"),
+    ],
+)
+def test_a_damaged_journal_is_one_message(tmp_path: Path, line: str, told: str) -> None:
     study = made(tmp_path, "a")
     go(study, Fake())
     with (study.folder / JOURNAL).open("a") as file:
-        file.write('{"op_code": 5, "wor\n')
-    with pytest.raises(DataError, match="journal.log: damaged.*\n  fix: delete it"):
+        file.write(line)
+    with pytest.raises(DataError, match=f"journal.log: damaged.*{told}.*\n  fix: delete it"):
+        go(made(tmp_path, "a", "b"), Fake())
+
+
+def test_half_a_line_of_a_machine_that_lost_its_power_is_cut_off(tmp_path: Path) -> None:
+    go(made(tmp_path, "a"), Fake())
+    journal, fake = tmp_path / "out" / JOURNAL, Fake()
+    whole = journal.read_bytes()
+    journal.write_bytes(whole[:-20])  # how "a" ended is lost, but its run folder says it
+    assert go(made(tmp_path, "a", "b"), fake)[0].done == 1 and fake.done == ["b"]
+    journal.write_bytes(whole + whole[:30])
+    mend(journal)
+    assert journal.read_bytes() == whole
+
+
+def test_a_full_disk_and_a_file_system_without_locks_are_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(job: Job) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match=f"{tmp_path / 'out'}: No space left on device\n  fix: .* the same command"):
+        go(made(tmp_path, "a"), Fake(before=full))
+    assert go(made(tmp_path, "a"), Fake())[0].done == 1
+
+    def none(handle: int) -> bool:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(locks, "_locked", none)
+    assert [r.state for r in collect(made(tmp_path, "a", "b"))] == ["done", "missing"]
+    with pytest.raises(UserError, match=r"queue.lock: cannot be locked \(No locks available\)"):
         go(made(tmp_path, "a", "b"), Fake())
 
 
@@ -206,6 +268,7 @@ def test_reasons_of_failures(tmp_path: Path) -> None:
     log.write_text("error: old\nstep 1\nsummary\n")
     assert reason_of(log, start, -9) == f"its process was ended by SIGKILL, as where memory runs out (see {log})"
     assert "no message (exit code 3" in reason_of(tmp_path / "none", 0, 3)
+    assert "was ended by signal 35" in reason_of(log, start, -35), "one without a name"
 
 
 def test_cells_that_share_a_first_stage_are_apart() -> None:

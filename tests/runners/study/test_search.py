@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,11 +16,15 @@ from vlm.runners.study.collect import collect
 from vlm.runners.study.file import Search as Settings
 from vlm.runners.study.file import StudyFile
 from vlm.runners.study.folder import run_folder
+from vlm.runners.study.results import CellResult
 from vlm.runners.study.run import run_study
 from vlm.runners.study.running.child import Job
 from vlm.runners.study.running.locks import FileLock
 from vlm.runners.study.running.marks import Done, write_done
-from vlm.runners.study.running.search import Space, with_tried
+from vlm.runners.study.running.search import Search, Space, with_tried
+from vlm.runners.study.running.source import score_of
+from vlm.runners.study.running.work import Work
+from vlm.tasks.scoring.statistics import per_item
 
 pytest.importorskip("optuna")
 
@@ -130,6 +135,26 @@ def test_a_combination_that_cannot_be_built_fails_alone(tmp_path: Path) -> None:
     done, code, lines = go(study, Space(make))
     assert code == 1 and any("linear: cannot be built: the widths do not fit" in line for line in lines)
     assert set(done) <= {f"mlp-{d}.{s}" for d in "123" for s in (0, 1)}
+
+
+def test_a_search_over_another_base_begins_anew(tmp_path: Path) -> None:
+    study, space = made(tmp_path, trials=1)
+    work = Work(study, (), Fake())
+    names = {Search(work, replace(space, of=of)).name for of in ("", "1f", "2e", "1f")}
+    assert len(names) == 3
+
+
+def test_a_score_that_no_cell_has_is_told_and_not_taken_for_the_loss(tmp_path: Path) -> None:
+    study, space = made(tmp_path, trials=1)
+    cell = space.make({"bridge": "linear"}, 0)
+    result = CellResult(
+        cell, "done", scores={("seen", "right", "accuracy"): per_item("accuracy", ["1", "2"], [1.0, 0.0])}
+    )
+    named = [replace(study, file=replace(study.file, score=score)) for score in ("", "seen/acuracy", "loss")]
+    assert score_of(named[0], result) == 0.5
+    with pytest.raises(ConfigError, match="unknown score 'seen/acuracy'; did you mean 'seen/accuracy'"):
+        score_of(named[1], result)
+    assert score_of(named[2], result) is None
 
 
 def test_only_is_for_grids(tmp_path: Path) -> None:

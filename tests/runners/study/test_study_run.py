@@ -100,7 +100,9 @@ def test_two_workers_a_failing_cell_a_new_cell_and_a_new_question(tmp_path: Path
     places = {"ann_path": f"{tmp_path}/say.jsonl", "image_path": str(tmp_path)}
     say = {"format": "table", "batch_size": 2, "max_new_tokens": 3, "build_info": places}
     asked = {"limit": 2, "images": ["right", "none"], "datasets": {"say": say}}
-    study, ended, lines = go(study_file([1e-3, 1e-2, 3e-3], evaluate=asked))
+    moved = tmp_path / "renamed"  # whose stored configurations name the folder that it was in
+    study.folder.rename(moved)
+    study, ended, lines = go(study_file([1e-3, 1e-2, 3e-3], evaluate=asked, output=str(moved)))
     assert ended.exit_code == 0 and ended.done == 3
     for result in collect(study):
         assert result.state == "done" and {control for _, control, _ in result.scores} == {"right", "none"}

@@ -14,6 +14,7 @@ from PIL import Image
 
 from vlm.cli.study import report, show
 from vlm.common.errors import ConfigError, UserError
+from vlm.pages.study.plots import Curve, curves
 from vlm.runners.study.cells import Study
 from vlm.runners.study.file import Search
 from vlm.runners.study.report.changes import differences
@@ -104,6 +105,23 @@ def test_terminal_markdown_latex_and_json_say_the_same(bridges: tuple[Study, lis
     assert all(line.count("&") == tex.split("\n")[4].count("&") for line in tex.split("\n") if line.endswith("\\\\"))
     assert best["difference"]["p_holm"] >= best["difference"]["p"] and found["comparisons"] == 4
     assert found["combinations"][-1]["score"] is None and found["cells"]["missing"] == 3
+
+
+def test_names_that_the_table_or_latex_has_a_meaning_for(tmp_path: Path) -> None:
+    r"""After ``\\\\`` LaTeX reads ``[`` as a length and ``*`` as a word of its own."""
+    axes = [axis("verdict", ["[1, 2]", "*"]), axis("difference", ["x", "y"])]
+    study, results = grid(axes, lambda levels: 0.5 + 0.4 * (levels["difference"] == "y"), tmp_path, seeds=(0, 1))
+    tex = latex(summarise(study, results))
+    assert tex.count("{[}1, 2{]} & ") == 2 and tex.count("{*} & ") == 2 and "verdict & difference" in tex
+    grid_ = [line.removesuffix(r" \\").split(" & ") for line in tex.splitlines() if " & " in line]
+    heads, place = grid_[0], grid_[0].index("difference", 2)
+    starred = {k for row in grid_[1:] for k, cell in enumerate(row) if "$^{*}$" in cell}
+    assert starred == {place} and heads.count("verdict") == 1 and heads.count("difference") == 2
+
+
+def test_curves_of_a_study_that_has_just_begun() -> None:
+    drawn = str(curves([Curve("one", [(1.0, 2.0, 2.0, 2.0)], 0), Curve("none", [])], "Loss"))
+    assert "<svg" in drawn and "nan" not in drawn
 
 
 def test_main_effects_are_shown_by_axis(tmp_path: Path) -> None:

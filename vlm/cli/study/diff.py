@@ -18,7 +18,7 @@ def main(args: argparse.Namespace) -> int:
     from vlm.runners.study.report.changes import ABSENT, values_of
 
     with quiet("vlm"):
-        study = build_study(args.study, args.options, check="none", trust=True)
+        study = build_study(args.study, args.options, check="none")
     one, other = (cell_named(study, name) for name in args.cells)
     mine, theirs = values_of(study, one), values_of(study, other)
     for path in dict.fromkeys([*mine, *theirs]):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from vlm.common.errors import UserError
 from vlm.common.logging import busy, quiet, say
 from vlm.common.owned import is_table, write_own
+from vlm.common.text import counted
 
 if TYPE_CHECKING:
     from vlm.runners.study.grid.planning import RunPlan, StudyPlan
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 def main(args: argparse.Namespace) -> int:
     """Print what every cell needs; 2 if one of them is wrong. Raises UserError: the file, or the device."""
-    from vlm.common.trust import trusting
     from vlm.config.schema import ConfigProblems
     from vlm.runners.plan.batch import Lengths
     from vlm.runners.plan.devices import GIB, device_named
@@ -31,16 +31,18 @@ def main(args: argparse.Namespace) -> int:
         raise UserError("--images goes with --tokens, the text of a sample", fix="e.g. --tokens 256 --images 1")
     lengths = None if args.tokens is None else Lengths(args.tokens, 1 if args.images is None else args.images)
     device = device_named(args.gpu)
-    with trusting():
-        read = open_file(args.study, args.options, trust=True)
-        if read.file.search:
-            raise UserError(f"{args.study}: a search decides its cells as it goes", fix="plan it with search=null")
-        processes = read.file.processes
-        allowance = 0.0 if device.kind == "cpu" else ALLOWANCE
-        request = Request(device, processes, lengths, int(allowance * GIB))
-        builder = Builder(read, "none", Measurer(processes, lengths, study_folder(read)))
-        with busy("planning"), quiet("vlm"):
-            found = plan_study(builder, request)
+    read = open_file(args.study, args.options)
+    if read.file.search:
+        raise UserError(
+            f"{args.study}: a search decides its cells as it goes",
+            fix="with --options search=null every combination is planned",
+        )
+    processes = read.file.processes
+    allowance = 0.0 if device.kind == "cpu" else ALLOWANCE
+    request = Request(device, processes, lengths, int(allowance * GIB))
+    builder = Builder(read, "none", Measurer(processes, lengths, study_folder(read)))
+    with busy("planning"), quiet("vlm"):
+        found = plan_study(builder, request)
     say("\n".join(lines(found, args.gpus or processes, args.price)))
     if args.json:
         say(f"written: {write_own(args.json, json.dumps(found.as_json(), indent=1) + chr(10), is_table)}")
@@ -68,7 +70,8 @@ def lines(found: StudyPlan, devices: int, price: float | None) -> list[str]:
     first = next(iter(found.runs.values()), None)
     where = "" if first is None else f", {first.plan.device}, {first.plan.precision}"
     each = f"{first.plan.processes} process{'es' if first.plan.processes > 1 else ''} a run" if first else ""
-    head = f"{study.source}: {len(found.cells())} combinations x {seeds} seeds, {found.count} runs, {each}{where}"
+    cells = f"{counted(len(found.cells()), 'combination')} x {counted(seeds, 'seed')}"
+    head = f"{study.source}: {cells}, {counted(found.count, 'run')}, {each}{where}"
     at_a_time = max(1, devices // (first.plan.processes if first else 1))
     wall = found.total_hours / at_a_time
     used = found.total_hours * (first.plan.processes if first else 1)

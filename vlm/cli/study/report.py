@@ -22,7 +22,7 @@ def main(args: argparse.Namespace) -> int:
     from vlm.runners.study.report.text import FORMATS, written_by_us
 
     with busy("reading the study"):
-        study = build_study(args.study, args.options, check="none", trust=True)
+        study = build_study(args.study, args.options, check="none")
         results = collect(study)
         summary = summarise(study, results, args.score)
         roots = media_roots(study, results, args.media_root)

@@ -19,7 +19,7 @@ def main(args: argparse.Namespace) -> int:
     from vlm.runners.study.report.summary import summarise
     from vlm.runners.study.report.text import as_json, terminal
 
-    study = build_study(args.study, args.options, check="none", trust=True)
+    study = build_study(args.study, args.options, check="none")
     summary = summarise(study, collect(study), args.score)
     known = [effect.axis for effect in summary.effects]
     if args.by and args.by not in known:

@@ -103,7 +103,8 @@ def curves(lines: Sequence[Curve], name: str) -> Markup:
         return Markup('<p class="none">no data</p>')
     steps = [p[0] for line in lines for p in line.points]
     first, last = min(steps), max(max(steps), min(steps) + 1)
-    later = [p for line in lines for p in line.points if p[0] >= first + START * (last - first)]
+    every = [p for line in lines for p in line.points]
+    later = [p for p in every if p[0] >= first + START * (last - first)] or every
     low, high = min(p[2] for p in later), max(p[1] for p in later)
     margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
     frame = _Frame(first, last, low - margin, high + margin)

@@ -113,7 +113,8 @@ def scores_of(asking: Asking, folder: Path) -> dict[tuple[str, str, str], Metric
     try:
         found = read_run(folder)
     except DataError as error:
-        log.warning("%s", error)
+        first = str(error).partition("\n")[0]
+        log.warning("%s; delete %s, and `vlm study run` asks that again", first, folder)
         return {}
     return {(asking.dataset, image, m.label): m for (_, image), metrics in found.metrics.items() for m in metrics}
 

@@ -48,8 +48,8 @@ class Evaluation:
     base: str | None = option(None, "file whose evaluation_datasets and run.task are taken")
     datasets: dict[str, Any] = option({}, "entries of evaluation_datasets, added to those of base")
     task: str | None = option(None, "benchmark of entries that name none; null: that of base, else question_answering")
-    images: Annotated[list[str], Once()] = option(
-        ["right", "wrong", "none"], "image controls: right, wrong, none, blank"
+    images: Annotated[list[Literal["right", "wrong", "none", "blank"]], Once()] = option(
+        ["right", "wrong", "none"], "image controls; blank: a grey image"
     )
     limit: Natural = option(0, "questions of each dataset, the same ones for all cells; 0: all")
 

@@ -21,7 +21,7 @@ def read_study(path: str | Path, options: Sequence[str] = (), *, trust: bool = F
     Args:
         path: of the file.
         options: ``--options``, over the study file: ``seeds=[0,1] budget.flops=1e12 axes.run.init_lr=[1e-3]``.
-        trust: whether it may import modules; the study commands trust the file that they are given.
+        trust: whether it may import modules; ``vlm study run`` trusts the file that it is given.
 
     Raises:
         ConfigError: all problems, each with file:line, what was found and what is allowed.

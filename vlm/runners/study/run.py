@@ -14,6 +14,7 @@ from vlm.common.errors import UserError
 from vlm.common.logging import say
 from vlm.common.paths import make_folder
 from vlm.common.processes.threads import COUNT, usable_cores
+from vlm.common.text import counted
 from vlm.runners.study.collect import cell_state
 from vlm.runners.study.running.asking import asked_of
 from vlm.runners.study.running.cells_file import remember
@@ -95,7 +96,8 @@ def run_study(
     source = source_of(work, space, only)
     done = source.fill(retry)
     progress = Progress(study, source.total, done, workers, show)
-    show(f"{study.folder}: {counted(source.total)}, {done} done, {source.total - done} to do")
+    left = f"{source.total - done} to do{trained(work, source)}"
+    show(f"{study.folder}: {counted(source.total, 'cell')}, {done} done, {left}")
     if done >= source.total:
         return Ended()
     team = [Hand(number, work, source, progress) for number in range(min(workers, source.total - done))]
@@ -124,6 +126,13 @@ def source_of(work: Work, space: Space | None, only: Sequence[str]) -> Source:
     remember(study.folder, cells)
     name = QUEUE if not only else "-".join([QUEUE, *sorted(cell.hash for cell in cells)])[:200]
     return Grid(work, cells, name)
+
+
+def trained(work: Work, source: Source) -> str:
+    """How many cells of a grid are only asked, in words for the first line; empty: none."""
+    cells = source.known.values() if isinstance(source, Grid) else ()
+    count = sum(cell_state(work.folder, cell, work.asked)[0] == "trained" for cell in cells)
+    return f" ({count} trained, with questions left)" if count else ""
 
 
 def failures(work: Work, source: Source, progress: Progress) -> list[tuple[Cell, str]]:
@@ -173,13 +182,17 @@ class Hand(threading.Thread):
             self._work(self.source.journal(self.number), worker)
         except UserError as error:
             self.fault = error
+        except OSError as error:  # a full disk, a folder that is gone
+            place, why = error.filename or self.work.folder, error.strerror or error
+            self.fault = UserError(f"{place}: {why}", fix="mend that; the same command goes on")
+            self.fault.__cause__ = error
         finally:
             self.fault = self.fault or sys.exc_info()[1]
             worker.close()
 
     def _work(self, journal: Journal, worker: Worker) -> None:
         while not self.work.stopping.is_set():
-            trial = journal.take(worker)
+            trial = journal.take(worker, self.source.knows)
             if trial is None:
                 with journal.guarded():
                     if journal.revive():
@@ -193,8 +206,8 @@ class Hand(threading.Thread):
                 continue
             if cells:
                 outcome = self._all(journal, trial, cells)
-                done = outcome.ended == DONE
-                journal.tell(trial, outcome.ended, value_of(self.work.study, cells, self.work) if done else None)
+                valued = outcome.ended == DONE and self.work.study.file.search is not None
+                journal.tell(trial, outcome.ended, value_of(self.work.study, cells, self.work) if valued else None)
 
     def _all(self, journal: Journal, trial: Trial, cells: Sequence[Cell]) -> Outcome:
         """The cells of a trial, up to the first that is not done."""
@@ -238,11 +251,6 @@ def supervise(team: Sequence[Hand], work: Work, show: Callable[[str], None]) -> 
     return int(signals.received or 0)
 
 
-def counted(cells: int) -> str:
-    """``1 cell``, ``2 cells``."""
-    return f"{cells} cell{'' if cells == 1 else 's'}"
-
-
 def show_end(study: Study, ended: Ended, show: Callable[[str], None]) -> None:
     """The last lines: what failed, and what to do."""
     for cell, message in ended.failed:
@@ -250,8 +258,8 @@ def show_end(study: Study, ended: Ended, show: Callable[[str], None]) -> None:
     for text in ended.refused:
         show(f"cannot be built: {text}")
     if ended.failed:
-        show(f"{counted(len(ended.failed))} failed; the same command begins them again")
+        show(f"{counted(len(ended.failed), 'cell')} failed; the same command begins them again")
     if ended.elsewhere:
-        show(f"other commands are working on {counted(ended.elsewhere)}")
+        show(f"other commands are working on {counted(ended.elsewhere, 'cell')}")
     if ended.stopped:
         show("stopped; the same command goes on")

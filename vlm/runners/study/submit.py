@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from vlm.common.errors import ConfigError, UserError
 from vlm.common.logging import say, setup_logging
 from vlm.common.paths import make_folder
-from vlm.runners.study.run import Hand, counted, prepared, run_study
+from vlm.common.text import counted
+from vlm.runners.study.run import Hand, prepared, run_study
 from vlm.runners.study.running.search import open_study
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def submit(
         raise UserError("--submit needs submitit", fix="pip install 'vlm[study]'") from error
     study, space = open_study(str(path), options)
     source, done = prepared(study, space, retry=retry)
-    show(f"{study.folder}: {counted(source.total)}, {done} done, {source.total - done} to do")
+    show(f"{study.folder}: {counted(source.total, 'cell')}, {done} done, {source.total - done} to do")
     count = min(study.file.cluster.jobs, source.total - done)
     if not count:
         return []

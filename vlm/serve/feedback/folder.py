@@ -147,7 +147,7 @@ class FeedbackFolder:
             file.write({k: line for k, line in file.lines.items() if k != key})
             names = set(_STORED.findall(dropped))
             for other in self.path.glob(RECORD_FILES) if names else ():
-                names -= set(_STORED.findall(other.read_text(encoding="utf-8")))
+                names -= set(_STORED.findall(other.read_text(encoding="utf-8", errors="replace")))
             for name in names:
                 (self.path / IMAGES / name).unlink(missing_ok=True)
 

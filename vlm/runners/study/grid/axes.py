@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from vlm.common.errors import ConfigError
+from vlm.common.errors import ConfigError, printable
 from vlm.config.load import SECTIONS
 from vlm.config.options import to_path
 from vlm.config.schema import Path, Report, describe
@@ -44,12 +44,17 @@ def whole_part(path: Path, value: Any) -> Any:
 def label_of(value: Any) -> str:
     """A value in few words: ``linear``, ``mlp depth=2``, ``qformer + linear``, ``null``, ``0.5``.
 
-    Options that would make it long are left out. It depends on nothing but the value, and is not unique.
+    Options that would make it long are left out, control characters are written as escapes. It depends on nothing but
+    the value, and is not unique.
     """
-    text = _words(value)
+    text = _shown(_words(value))
     if len(text) > LONGEST and (names := _names(value)):
-        text = names
+        text = _shown(names)
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+
+
+def _shown(text: str) -> str:
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def _names(value: Any) -> str:
@@ -91,6 +96,9 @@ def read_axes(file: StudyFile, stages: Sequence[str], report: Report) -> tuple[A
         if not written:
             report.add(at, f"found {describe(written)}, expected values, e.g. [linear, {{name: mlp, depth: 2}}]")
             continue
+        if name != _shown(name):
+            report.add(at, "found a name with control characters")
+            continue
         levels = _short(name, written, at, stages, report) if isinstance(written, list) else None
         levels = _long(written, at, stages, report) if isinstance(written, dict) else levels
         if levels:
@@ -128,6 +136,15 @@ def check_key(key: str, at: Path, stages: Sequence[str], budget: bool, report: R
     return True
 
 
+def check_setting(key: str, value: Any, at: Path, stages: Sequence[str], budget: bool, report: Report) -> bool:
+    """As :func:`check_key`, also for the keys of a whole section ``run`` that is set at once."""
+    if not check_key(key, at, stages, budget, report):
+        return False
+    own = key if stage_of(key, stages) is None else key.partition(".")[2]
+    inner = value if own == "run" and isinstance(value, Mapping) else {}
+    return not [name for name in inner if not check_key(f"{own}.{name}", at, [], budget, report)]
+
+
 def has_budget(file: StudyFile, stage: str | None) -> bool:
     """Whether the length of a stage (None: of any) is derived from a budget."""
     own = [s.budget for name, s in file.stages.items() if stage in (None, name)]
@@ -135,7 +152,7 @@ def has_budget(file: StudyFile, stage: str | None) -> bool:
 
 
 def _short(name: str, values: list[Any], at: Path, stages: Sequence[str], report: Report) -> list[Level]:
-    if not check_key(name, at, stages, False, report):
+    if not all(check_setting(name, value, at, stages, False, report) for value in values):
         return []
     labels: list[str] = []
     for index, value in enumerate(values):
@@ -158,9 +175,11 @@ def _long(written: dict[str, Any], at: Path, stages: Sequence[str], report: Repo
         if not isinstance(sets, Mapping):
             report.add(place, f"found {describe(sets)}, expected a mapping of dotted keys, e.g. {{run.init_lr: 1e-3}}")
             continue
+        if label != _shown(label):
+            report.add(place, "found a label with control characters")
         if not label.strip() or len(label) > LONGEST:
             report.add(place, f"found a label of {len(label)} characters, expected 1 to {LONGEST}")
-        unusable = [key for key in sets if not check_key(key, (*place, key), stages, False, report)]
+        unusable = [k for k, value in sets.items() if not check_setting(k, value, (*place, k), stages, False, report)]
         if not unusable:
             levels.append(Level(label, dict(sets)))
     return levels if len(levels) == len(written) else []

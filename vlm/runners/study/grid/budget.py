@@ -35,7 +35,7 @@ TOLERANCE = 0.01
 """Share by which a run may miss its budget, so that two are within 2 % of each other."""
 FEWEST, MOST = 32, 256
 """Steps that are drawn from the data."""
-SAMPLES = 1024
+SAMPLES = 4096
 """Samples after which no further step is drawn."""
 COUNTS = frozenset({
     "task", "mixing", "batch_size", "global_batch", "accum_grad_iters", "packing", "group_by_length",

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -24,6 +25,7 @@ from vlm.runners.study.file import Budget
 from vlm.runners.study.folder import run_folder
 from vlm.runners.study.grid.axes import MOST_CELLS, combinations, in_order, is_there, stage_of, whole_part
 from vlm.runners.study.grid.budget import Measurer
+from vlm.runners.study.grid.changed import substituted, with_run
 from vlm.runners.study.grid.identity import hash_of, identity
 from vlm.runners.study.grid.opened import Read, study_folder
 
@@ -69,6 +71,7 @@ class Builder:
         fits: whether each model is built without its numbers, and compared with its files.
         folder: of the study.
         faults: problems of each combination, by stage.
+        sample: a cell that checks, if there is one.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Builder:
         self.made: dict[str, Made | UserError] = {}
         self.placeholder = str(self.folder / BEFORE)
         self.faults: dict[Key, list[Problem]] = {}
+        self.sample: Cell | None = None
         self.reference = self._reference()
 
     def study(self) -> Study:
@@ -93,20 +97,22 @@ class Builder:
         return study
 
     def examine(self) -> Study:
-        """All cells that check; what is wrong with the others is in ``faults``.
+        """All cells that check, what is wrong with the others is in ``faults``; of a search one combination is tried.
 
         Raises ConfigError: there are no cells, or too many.
         """
-        combos = [] if self.read.file.search else self.combinations()
-        runs = {tuple(combo.items()): self._first_hash(combo) for combo in combos}
+        searches, seeds = self.read.file.search is not None, self.read.file.seeds
+        runs = {tuple(combo.items()): self._first_hash(combo) for combo in self.combinations()}
         seen: Counter[str] = Counter()
         rank = {}
         for key, first in runs.items():
             rank[key] = seen[first]
             seen[first] += 1
         order = sorted(runs, key=lambda key: rank[key])
-        cells = [self.cell(dict(key), seed) for key in order if key not in self.faults for seed in self.read.file.seeds]
-        return self._study(cells)
+        seeds = seeds[:1] if searches else seeds
+        cells = [self.cell(dict(key), seed) for key in order if key not in self.faults for seed in seeds]
+        self.sample = next(iter(cells), None)
+        return self._study(() if searches else cells)
 
     def _study(self, cells: Sequence[Cell]) -> Study:
         read, reference = self.read, tuple(self.reference.items())
@@ -117,19 +123,23 @@ class Builder:
         return self._study(()).named(key)
 
     def combinations(self) -> list[dict[str, str]]:
-        """Axis -> label of every combination. Raises ConfigError: none, too many, or the reference is left out."""
+        """Axis -> label of every combination, of a search only the first.
+
+        Raises ConfigError: none, too many, or the reference is left out.
+        """
         read = self.read
         most = max(1, MOST_CELLS // len(read.file.seeds)) if read.file.seeds else 0
         if not most:
             raise ConfigError(f"{read.source}: seeds is empty", fix="e.g. seeds: [0, 1, 2]")
         try:
             around = self.reference if read.file.design == "one_at_a_time" else None
-            combos = list(combinations(read.axes, read.exclude, most, around))
+            found = combinations(read.axes, read.exclude, most, around)
+            combos = list(islice(found, 1) if read.file.search else found)
         except ConfigError as error:
             raise ConfigError(f"{read.source}: {error}") from error
         if not combos:
             raise ConfigError(f"{read.source}: exclude leaves no combination", fix="take entries of exclude out")
-        if self.reference not in combos:
+        if self.reference not in combos and not read.file.search:
             shown = ", ".join(f"{k}: {v}" for k, v in self.reference.items())
             fix = "name another one: reference: {AXIS: LABEL}"
             raise ConfigError(f"{read.source}: exclude leaves out the reference ({shown})", fix=fix)
@@ -324,6 +334,10 @@ class Builder:
         config = load_config(tree, options, check=self.check, train=True, trust=self.trust, coming=[self.placeholder])
         if self.fits and (problems := misfits(config)):
             raise ConfigProblems(str(self.read.source), problems)
+        if linked and self.placeholder not in [file.path for file in config.model.weights]:
+            into = self.read.stages[stage].into
+            fix = "name the parameter that takes a run folder, e.g. into: model.ckpt"
+            raise ConfigError(f"into: the model loads nothing from {into}, so the stage before is lost", fix=fix)
         left_out = set(tree.data.get("datasets") or {}) - set(config.datasets)
         return config, bool(left_out) or ABSENT in [w.path for w in config.model.weights]
 
@@ -369,24 +383,3 @@ def leave_open(tree: Tree) -> None:
     model = tree.data.get("model")
     for key in [k for k, v in model.items() if v == MISSING] if isinstance(model, dict) else ():
         tree.data["model"][key] = ABSENT
-
-
-def with_run(config: Config, changes: Mapping[str, Any]) -> Config:
-    """``config`` with other values under ``run``, also in what is stored with the run."""
-    stored = {**config.resolved, "run": {**config.resolved["run"], **changes}}
-    return dataclasses.replace(config, run=dataclasses.replace(config.run, **changes), resolved=stored)
-
-
-def substituted(value: Any, texts: Mapping[str, str]) -> Any:
-    """A copy of a configuration in which whole texts are replaced."""
-    if isinstance(value, str):
-        return texts.get(value, value)
-    if isinstance(value, dict):
-        return {k: substituted(v, texts) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(substituted(v, texts) for v in value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
-        changed = {k: substituted(v, texts) for k, v in fields.items()}
-        return dataclasses.replace(value, **changed) if changed != fields else value
-    return value

@@ -13,9 +13,9 @@ from vlm.common.trust import is_given, refused, trusting
 from vlm.config.options import Option, apply_options, parse_options
 from vlm.config.schema import Path, Report, read
 from vlm.config.tree import Tree, parse_file
-from vlm.runners.study.cells import Axis
+from vlm.runners.study.cells import Axis, Level
 from vlm.runners.study.file import Budget, Stage, StudyFile
-from vlm.runners.study.grid.axes import check_key, check_where, has_budget, read_axes
+from vlm.runners.study.grid.axes import check_setting, check_where, has_budget, read_axes, stage_of
 
 ONLY_STAGE = "train"
 """Name of the stage of a study that gives ``base`` alone."""
@@ -125,6 +125,8 @@ def _stages(file: StudyFile, report: Report) -> dict[str, Stage]:
             report.add(
                 at, f"found the name {name!r:.60}, expected letters, digits, - and _, and no section of run files"
             )
+        if not stage.into.startswith("model."):
+            report.add((*at, "into"), f"found {stage.into!r:.80}, expected a key that takes a run folder: model.ckpt")
         if stage.after is not None and stage.after not in result:
             report.unknown((*at, "after"), list(result), "earlier stage", stage.after)
         result[name] = stage
@@ -146,16 +148,23 @@ def _check_budget(budget: Budget | None, at: Path, report: Report) -> None:
 def _check_sets(file: StudyFile, axes: Sequence[Axis], report: Report) -> None:
     """Report keys that a study cannot set."""
     stages = list(file.stages)
-    anywhere = has_budget(file, None)
-    for key in file.set:
-        check_key(key, ("set", key), stages, anywhere and not stages, report)
-    for name, stage in file.stages.items():
-        for key in stage.set:
-            check_key(key, ("stages", name, "set", key), [], has_budget(file, name), report)
+    for key, value in file.set.items():
+        meant = stages if (stage := stage_of(key, stages)) is None else [stage]
+        budget = all(has_budget(file, name) for name in meant) if meant else has_budget(file, None)
+        check_setting(key, value, ("set", key), stages, budget, report)
+    for name, one in file.stages.items():
+        for key, value in one.set.items():
+            check_setting(key, value, ("stages", name, "set", key), [], has_budget(file, name), report)
     for axis in axes:
-        for key in {key for level in axis.levels for key in level.sets}:
+        for key in {key for level in axis.levels for key in _keys(level)}:
             if key.endswith(("run.max_steps", "run.max_epoch")) and has_budget(file, axis.stage):
                 report.add(("axes", axis.name), f"{key} is decided by the budget; leave one of them out")
+
+
+def _keys(level: Level) -> list[str]:
+    """What a value sets, with each key of a mapping."""
+    inner = [f"{key}.{name}" for key, value in level.sets.items() if isinstance(value, dict) for name in value]
+    return [*level.sets, *inner]
 
 
 def _reference(file: StudyFile, axes: Sequence[Axis], report: Report) -> dict[str, str]:

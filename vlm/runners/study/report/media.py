@@ -38,7 +38,7 @@ def _folder(config: Config, name: str, entry: dict[str, Any]) -> str:
     """The folder that an entry of ``evaluation_datasets`` names, else that of its records; empty: none is known."""
     tree = {"model": config.resolved["model"], "evaluation_datasets": {name: entry}, "plugins": config.plugins}
     try:
-        found = load_config(tree, check="none", trust=True)
+        found = load_config(tree, check="none")
     except UserError as error:
         log.warning("evaluation_datasets.%s: images are not shown (%s)", name, error)
         return ""

@@ -140,22 +140,23 @@ def _md(text: str) -> str:
 SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "^": r"\textasciicircum{}",
     "_": r"\_", "~": r"\textasciitilde{}", "%": r"\%", "<": "$<$", ">": "$>$", "|": r"\textbar{}", "±": r"$\pm$",
-    "–": "--", "×": r"$\times$", "…": r"\dots{}",
+    "–": "--", "×": r"$\times$", "…": r"\dots{}", "[": "{[}", "]": "{]}", "*": "{*}",
 }  # fmt: skip
+"""Characters that mean something to LaTeX; ``[`` and ``*`` do at the beginning of a row."""
 
 
 def latex(summary: Summary) -> str:
     """The table as a LaTeX ``tabular`` that needs no package; the best score is bold, a star is a shown difference."""
     heads, rows = table(summary)
-    drop = [k for k, head in enumerate(heads) if head in ("verdict", "cells")]
     place = len(summary.study.axes) or len({a for row in summary.rows for a in row.levels})
+    drop = [k for k, head in enumerate(heads) if head in ("verdict", "cells") and k > place]
     lines = []
     for k, (row, cells) in enumerate(zip(summary.rows, rows, strict=True)):
         texts = [_tex(cell) for cell in cells]
         if k == 0 and row.score is not None:
             texts[place] = rf"\textbf{{{texts[place]}}}"
         if verdict(summary.measure, row.change) in (BETTER, WORSE, HIGHER, LOWER):
-            texts[heads.index("difference")] += "$^{*}$"
+            texts[heads.index("difference", place)] += "$^{*}$"
         lines.append(" & ".join(text for n, text in enumerate(texts) if n not in drop) + r" \\")
     kept = [head for n, head in enumerate(heads) if n not in drop]
     columns = "l" * place + "r" * (len(kept) - place)

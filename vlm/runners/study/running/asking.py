@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm.common.errors import ConfigError
-from vlm.runners.study.folder import evaluation_folder
+from vlm.common.errors import ConfigError, UserError
+from vlm.config.schema import ConfigProblems, Problem
+from vlm.runners.study.folder import evaluation_folder, run_folder
 
 if TYPE_CHECKING:
     from vlm.config.api import Config
@@ -79,7 +80,7 @@ def asked_of(study: Study) -> list[Asking]:
             f"{study.source}: evaluate asks nothing", fix="name a base with evaluation_datasets, or datasets"
         )
     return [
-        Asking(name, entry or {}, image, evaluate.limit, run)
+        Asking(name, {} if entry is None else entry, image, evaluate.limit, run)
         for name, entry in entries.items()
         for image in evaluate.images
     ]
@@ -96,6 +97,45 @@ def _base(source: Path, name: str) -> dict[str, Any]:
     return tree.data
 
 
+def faults_of(study: Study, trained: Config) -> list[Problem]:
+    """What is wrong with ``evaluate``, ``score`` and ``search.pruner``, found before anything is trained.
+
+    Args:
+        study: whose section is meant.
+        trained: configuration of one of its cells, whose run need not be there.
+    """
+    from vlm.runners.evaluate.run import asked_of as opened
+
+    try:
+        asked = asked_of(study)
+    except UserError as error:
+        return [Problem("evaluate", "", str(error))]
+    problems, search = [], study.file.search
+    if search is not None and search.pruner != "none" and trained.run.best == "loss" and not trained.valid_datasets:
+        problems.append(Problem("search.pruner", "", "it sees validation losses, but the base has no valid_datasets"))
+    if study.file.evaluate is not None and not asked:
+        problems.append(Problem("evaluate.images", "", "found [], expected image controls, e.g. [right, none]"))
+    for name, asking in {asking.dataset: asking for asking in asked}.items():
+        try:
+            opened(config_for(trained, asking), name, {})
+        except ConfigProblems as error:
+            places = [p.path.replace("evaluation_datasets", "evaluate.datasets", 1) for p in error.problems]
+            found = [Problem(at, p.where, p.message) for at, p in zip(places, error.problems, strict=True)]
+            problems += [problem for problem in found if problem not in problems]
+        except UserError as error:
+            problems.append(Problem("evaluate.datasets", "", str(error)))
+    return problems + _score_faults(study.file.score, asked)
+
+
+def _score_faults(score: str, asked: Sequence[Asking]) -> list[Problem]:
+    """That ``score`` is of a dataset that is not asked with its right images; metrics are known once one was."""
+    names = list(dict.fromkeys(asking.dataset for asking in asked if asking.image == "right"))
+    if score in ("", "loss") or any(score.startswith(f"{name}/") for name in names):
+        return []
+    allowed = ", ".join(["loss", *(f"{name}/METRIC" for name in names)])
+    return [Problem("score", "", f"found {score!r:.100}, which nothing asks for (allowed: {allowed})")]
+
+
 def missing(study: Path, run: str, asked: Sequence[Asking]) -> list[Asking]:
     """Those whose results are not there."""
     return [asking for asking in asked if not asking.answered(study, run)]
@@ -109,7 +149,6 @@ def ask_all(study: Path, run: str, asked: Sequence[Asking], show: Callable[[str]
     from vlm.inference.engine import Engine
     from vlm.inference.load import read_source
     from vlm.runners.evaluate.run import run_evaluation
-    from vlm.runners.study.folder import run_folder
 
     todo = missing(study, run, asked)
     if not todo:
@@ -134,7 +173,7 @@ def config_for(trained: Config, asking: Asking) -> Config:
     from vlm.config.api import load_config
 
     tree = {
-        "model": trained.resolved["model"],
+        "model": {**trained.resolved["model"], "weights": []},
         "evaluation_datasets": {asking.dataset: asking.entry},
         "run": {**asking.run, "name": NAME},
         "plugins": trained.plugins,

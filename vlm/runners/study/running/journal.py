@@ -6,10 +6,11 @@ was doing when it was killed waits again; and a cell waits only once.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -80,6 +81,11 @@ class Journal:
         self.folder, self.file = folder, folder / JOURNAL
         self.states = optuna.trial.TrialState
         lock = JournalFileOpenLock(str(self.file))
+        lock.acquire()
+        try:
+            mend(self.file)
+        finally:
+            lock.release()
         try:
             storage = optuna.storages.JournalStorage(JournalFileBackend(str(self.file), lock_obj=lock))
             self.study = optuna.create_study(
@@ -90,11 +96,8 @@ class Journal:
                 sampler=sampler or optuna.samplers.RandomSampler(seed=0),
                 pruner=pruner or optuna.pruners.NopPruner(),
             )
-        except ValueError as error:  # half a line of a machine that lost its power
-            raise DataError(
-                f"{self.file}: damaged ({error})",
-                fix="delete it: what was trained is known from the run folders, and is not trained again",
-            ) from error
+        except (ValueError, LookupError, AssertionError) as error:  # lines that are gone, or twice there
+            raise damaged(self.file, repr(error)) from error
 
     def guarded(self) -> Any:
         """A block in which nobody else takes or adds trials."""
@@ -120,14 +123,22 @@ class Journal:
         """Let a trial wait."""
         self.study.enqueue_trial(dict(params), user_attrs=dict(attributes))
 
-    def take(self, worker: Worker) -> Trial | None:
-        """The next waiting trial, which is the worker's until it is told; None if none waits."""
+    def take(self, worker: Worker, known: Callable[[str], bool] = lambda cell: True) -> Trial | None:
+        """The next waiting trial, which is the worker's until it is told; None if none waits.
+
+        Args:
+            worker: who takes it.
+            known: whether its study has a cell; those of other versions of the study go on waiting, for their workers.
+        """
         with self.guarded():
-            if not self.waiting():
-                return None
-            trial = self.study.ask()
-            trial.set_user_attr(WORKER, worker.name)
-        return trial
+            while any(known(trial.user_attrs.get(CELL, "")) for trial in self.waiting()):
+                trial = self.study.ask()
+                if known(trial.user_attrs.get(CELL, "")):
+                    trial.set_user_attr(WORKER, worker.name)
+                    return trial
+                self.add({}, trial.user_attrs)
+                self.tell(trial, STOPPED)
+        return None
 
     def revive(self) -> int:
         """Let what dead workers were doing wait again; their number. To be called in :meth:`guarded`."""
@@ -157,6 +168,30 @@ class Journal:
 
     def _end(self, number: int, state: Any, value: float | None = None) -> None:
         self.study.tell(number, value, state=state, skip_if_finished=True)
+
+
+def mend(file: Path) -> None:
+    """Cut off half a line at the end of a journal, which a machine left that lost its power. Its lock is held.
+
+    Raises DataError: there are other lines that nobody could read.
+    """
+    data = file.read_bytes() if file.is_file() else b""
+    whole = data.rfind(b"\n") + 1
+    for number, line in enumerate(data[:whole].split(b"\n")[:-1], start=1):
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise damaged(file, f"line {number}: {error}") from error
+        if not isinstance(found, dict) or not isinstance(found.get("op_code"), int) or "worker_id" not in found:
+            raise damaged(file, f"line {number} is none of Optuna's")
+    if whole < len(data):
+        os.truncate(file, whole)
+
+
+def damaged(file: Path, why: str) -> DataError:
+    """What is said of a journal that cannot be read."""
+    fix = "delete it while nobody works: what was trained is known from the run folders, and is not trained again"
+    return DataError(f"{file}: damaged ({why:.200})", fix=fix)
 
 
 def fill(journal: Journal, cells: Iterable[tuple[str, Mapping[str, Any]]], retry: bool) -> int:

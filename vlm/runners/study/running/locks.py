@@ -10,6 +10,7 @@ from multiprocessing import reduction
 from pathlib import Path
 from typing import Any
 
+from vlm.common.errors import UserError
 from vlm.common.paths import make_folder
 
 POLL = 0.2
@@ -29,16 +30,25 @@ class FileLock:
         self._handle: int | None = None
 
     def acquire(self) -> bool:
-        """Take the lock if it is free; whether it was."""
+        """Take the lock if it is free; whether it was. Raises UserError: the file system gives no lock."""
         make_folder(self.file.parent)
-        handle = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        if not _locked(handle):
-            time.sleep(PROBED)
-            if not _locked(handle):
+        handle = -1
+        try:
+            handle = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            for pause in (PROBED, 0.0):
+                if _locked(handle):
+                    self._handle = handle
+                    return True
+                time.sleep(pause)
+        except OSError as error:
+            raise UserError(
+                f"{self.file}: cannot be locked ({error.strerror})",
+                fix="let `output` of the study be on a file system that can be written and has file locks",
+            ) from error
+        finally:
+            if self._handle is None and handle >= 0:
                 os.close(handle)
-                return False
-        self._handle = handle
-        return True
+        return False
 
     def wait(self, stopping: Callable[[], bool] = lambda: False) -> bool:
         """Take the lock once it is free; False if ``stopping()`` was true before."""
@@ -76,6 +86,8 @@ def is_held(file: Path) -> bool:
         return False
     try:
         return not _locked(handle)
+    except OSError:  # a file system without locks
+        return False
     finally:
         os.close(handle)
 

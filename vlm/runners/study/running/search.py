@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from vlm.common.errors import ConfigError, UserError
 from vlm.common.trust import trusting
+from vlm.config.schema import ConfigProblems
 from vlm.runners.study.folder import run_folder
 from vlm.runners.study.grid.axes import MOST_CELLS, combinations, in_order, is_there, matches
 from vlm.runners.study.grid.budget import Measurer
 from vlm.runners.study.grid.build import Builder
 from vlm.runners.study.grid.opened import open_file, study_folder
+from vlm.runners.study.running.asking import faults_of
 from vlm.runners.study.running.cells_file import read_cells, remember
 from vlm.runners.study.running.journal import ENDED, FAILED, REPEATED, STOPPED, Journal, need_optuna
 from vlm.runners.study.running.source import Prune
@@ -40,10 +42,12 @@ class Space:
     Attributes:
         make: the cell of labels (axis -> label) and a seed; raises UserError where it does not check.
         exclude: combinations that are left out, axis -> labels.
+        of: hash of one of its cells, which is another one where the base, the budget or the like is.
     """
 
     make: Make
     exclude: Sequence[Mapping[str, tuple[str, ...]]] = ()
+    of: str = ""
 
 
 def open_study(path: str, options: Sequence[str] = ()) -> tuple[Study, Space | None]:
@@ -56,6 +60,9 @@ def open_study(path: str, options: Sequence[str] = ()) -> tuple[Study, Space | N
         measurer = Measurer(read.file.processes, folder=study_folder(read))
         builder = Builder(read, "all", measurer, fits=True)
         study = builder.study()
+        assert builder.sample is not None, "a study without problems has a cell"
+        if faults := faults_of(study, builder.sample.runs[-1].config):
+            raise ConfigProblems(str(path), faults)
     if read.file.search is None:
         return study, None
 
@@ -63,7 +70,7 @@ def open_study(path: str, options: Sequence[str] = ()) -> tuple[Study, Space | N
         with trusting(True):
             return builder.cell(levels, seed)
 
-    return with_tried(study, make), Space(make, read.exclude)
+    return with_tried(study, make), Space(make, read.exclude, builder.sample.hash)
 
 
 class Search:
@@ -76,8 +83,9 @@ class Search:
         self.seeds = self.study.file.seeds
         self.trials = min(settings.trials, possible(self.study, space, settings.trials))
         self.total = self.trials * len(self.seeds)
-        axes = [[a.name, [level.label for level in a.levels], sorted(a.when.items())] for a in self.study.axes]
-        about = json.dumps([axes, self.study.file.score, self.seeds])
+        axes = [[a.name, [[v.label, v.sets] for v in a.levels], sorted(a.when.items())] for a in self.study.axes]
+        asked = [asking.hash for asking in work.asked]
+        about = json.dumps([axes, self.study.file.score, self.seeds, asked, space.of], default=str)
         self.name = f"search-{hashlib.sha256(about.encode()).hexdigest()[:12]}"
         self._making = threading.Lock()
 
@@ -117,6 +125,10 @@ class Search:
             for _ in range(self.trials - done - self._counted(journal, states.WAITING, states.RUNNING)):
                 journal.add({}, {})
         return done * len(self.seeds)
+
+    def knows(self, cell: str) -> bool:
+        """Every trial of the list is one of the search."""
+        return True
 
     def _counted(self, journal: Journal, *of: Any) -> int:
         return sum(t.user_attrs.get(ENDED) != REPEATED for t in journal.trials(*of))

@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from vlm.common.errors import ConfigError, unknown
 from vlm.runners.study.collect import result_of
-from vlm.runners.study.running.journal import CELL, DONE, FAILED, Journal, fill, in_turn
+from vlm.runners.study.running.journal import CELL, DONE, Journal, fill, in_turn
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -33,6 +34,9 @@ class Source(Protocol):
     def fill(self, retry: bool) -> int:
         """Let what is missing wait; returns the cells that are done."""
 
+    def knows(self, cell: str) -> bool:
+        """Whether a trial of this cell is one of the study."""
+
     def cells(self, journal: Journal, trial: Trial) -> Sequence[Cell]:
         """The cells of a trial; none: it was told already. Raises UserError: they do not check."""
 
@@ -44,8 +48,9 @@ class Grid:
     """Every cell of a list is a trial."""
 
     def __init__(self, work: Work, cells: Sequence[Cell], name: str) -> None:
-        self.work, self.name, self.total = work, name, len(cells)
+        self.work, self.name = work, name
         self.known = {cell.hash: cell for cell in cells}
+        self.total = len(self.known)  # labels that change nothing make cells that are the same
 
     def journal(self, number: int) -> Journal:
         """The list of trials called ``name``."""
@@ -58,11 +63,15 @@ class Grid:
             fill(self.journal(0), [(cell.hash, cell.levels) for cell in ordered(todo)], retry)
         return len(self.known) - len(todo)
 
+    def knows(self, cell: str) -> bool:
+        """Whether the list has this cell; others are of another version of the study."""
+        return cell in self.known
+
     def cells(self, journal: Journal, trial: Trial) -> Sequence[Cell]:
-        """The one cell of a trial, unless it is done or of an earlier version of the study."""
-        cell = self.known.get(trial.user_attrs.get(CELL, ""))
-        if cell is None or self.work.is_done(cell):
-            journal.tell(trial, FAILED if cell is None else DONE)
+        """The one cell of a trial, unless it is done."""
+        cell = self.known[trial.user_attrs[CELL]]
+        if self.work.is_done(cell):
+            journal.tell(trial, DONE)
             return []
         return [cell]
 
@@ -87,12 +96,18 @@ def value_of(study: Study, cells: Sequence[Cell], work: Work) -> float | None:
 
 
 def score_of(study: Study, result: CellResult) -> float | None:
-    """What the study's table is ordered by, turned so that higher is better."""
-    named = study.file.score
+    """What the study's table is ordered by, turned so that higher is better.
+
+    Raises ConfigError: the study names a score that a cell with scores does not have.
+    """
+    named, known = study.file.score, []
     for (dataset, image, label), metric in result.scores.items():
-        if image == "right" and named in ("", f"{dataset}/{label}"):
+        known += [f"{dataset}/{label}"] if image == "right" else []
+        if image == "right" and named in ("", known[-1]):
             value = metric.value()
             return -value if value is not None and metric.better == "lower" else value
+    if known and named != "loss":
+        raise ConfigError(f"{study.source}: {unknown('score', named, [*known, 'loss'])}")
     losses = [value for _, value in result.validation if math.isfinite(value)]
     if losses:
         return -losses[-1]

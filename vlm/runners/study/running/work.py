@@ -184,7 +184,7 @@ def reason_of(log: Path, start: int, code: int) -> str:
         return "\n".join([lines[told].removeprefix("error: "), *more])[:MOST]
     raised = [line for line in lines if _RAISED.match(line)]
     if code < 0:
-        name = signal.Signals(-code).name
+        name = {int(known): known.name for known in signal.Signals}.get(-code, f"signal {-code}")
         killed = f"its process was ended by {name}" + (", as where memory runs out" if name == "SIGKILL" else "")
         return f"{killed} (see {log})"
     last = raised[-1] if raised else next((line for line in lines[::-1] if line.strip()), "no message")
