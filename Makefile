@@ -37,7 +37,7 @@ demo: install
 	$(BIN)/python demo.py --cfg-path output/quickstart/stage2
 
 real: install
-	$(BIN)/python -m pip install --quiet "gguf>=0.17" "resvg-py>=0.5"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[real]"
 	$(BIN)/python examples/emoji/prepare.py
 	$(BIN)/python examples/emoji/run.py --seed $(SEED)
 
