@@ -82,10 +82,15 @@ def refuse_foreign_file(file: str | Path, ours: Callable[[str], bool]) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a text file so that it is there as a whole or as it was before; half characters are written as escapes."""
+    replace_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def replace_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that it is there as a whole or as it was before."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with fresh.open("w", encoding="utf-8", errors="backslashreplace") as out:
-            out.write(text)
+        with fresh.open("wb") as out:
+            out.write(data)
             out.flush()
             os.fsync(out.fileno())
         os.replace(fresh, path)

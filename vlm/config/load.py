@@ -188,14 +188,19 @@ def load_plugins(user: Tree, report: Report) -> list[str]:
     if not isinstance(plugins, list) or not all(isinstance(p, str) and p for p in plugins):
         report.add(("plugins",), f"found {plugins!r}, expected a list of module names")
         return []
-    for index, module in enumerate(plugins):
+    import_plugins(plugins, report)
+    return plugins
+
+
+def import_plugins(modules: Sequence[str], report: Report) -> None:
+    """Import modules that a file lists under ``plugins``; one that is not there, or needs trust, is reported."""
+    for index, module in enumerate(modules):
         try:
             if not is_known_module(module) and not is_given():
                 raise refused(f"plugins: {module!r:.60}", "import that module")
             load_plugin(module)
         except ConfigError as error:
             report.add(("plugins", index), str(error))
-    return plugins
 
 
 def check_commands(data: dict[str, Any], report: Report) -> None:

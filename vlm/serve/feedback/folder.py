@@ -29,7 +29,7 @@ from typing import Any
 
 from vlm.common.errors import DataError, UserError
 from vlm.common.files import is_hidden, read_regular
-from vlm.common.owned import HEAD, replace_text
+from vlm.common.owned import HEAD, replace_bytes, replace_text
 from vlm.common.types import Image, Video
 from vlm.config.tree import to_yaml
 from vlm.datasets.media_columns import looks_like_media
@@ -172,15 +172,7 @@ class FeedbackFolder:
         file = self.path / IMAGES / name
         if not file.exists():
             self._room(len(data))
-            fresh = file.with_name(f".{name}.{os.getpid()}")
-            try:
-                with fresh.open("wb") as out:
-                    out.write(data)
-                    out.flush()
-                    os.fsync(out.fileno())
-                os.replace(fresh, file)
-            finally:
-                fresh.unlink(missing_ok=True)
+            replace_bytes(file, data)
         return name
 
     def _room(self, size: int) -> None:

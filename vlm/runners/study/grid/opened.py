@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 
-from vlm.common.errors import ConfigError
-from vlm.common.registry import is_known_module, load_plugin
-from vlm.common.trust import is_given, refused, trusting
+from vlm.common.trust import trusting
+from vlm.config.load import import_plugins
 from vlm.config.options import Option, apply_options, parse_options
 from vlm.config.schema import Path, Report, read
 from vlm.config.tree import Tree, parse_file
@@ -62,7 +61,7 @@ def open_file(path: str | FilePath, options: Sequence[str] = (), *, trust: bool 
         report.origins, report.texts = tree.origins, tree.texts
         file = read(StudyFile, tree.data, (), report)
         report.raise_if_any(str(path))
-        _load_plugins(file, report)
+        import_plugins(file.plugins, report)
     stages = _stages(file, report)
     axes = read_axes(file, list(stages) if file.stages else [], report)
     _check_sets(file, axes, report)
@@ -92,16 +91,6 @@ def _apply(tree: Tree, options: Sequence[str], report: Report) -> None:
             option = Option(path, option.value, option.text, whole=True)
         moved.append(option)
     apply_options(tree, moved, report)
-
-
-def _load_plugins(file: StudyFile, report: Report) -> None:
-    for index, module in enumerate(file.plugins):
-        try:
-            if not is_known_module(module) and not is_given():
-                raise refused(f"plugins: {module!r:.60}", "import that module")
-            load_plugin(module)
-        except ConfigError as error:
-            report.add(("plugins", index), str(error))
 
 
 def _stages(file: StudyFile, report: Report) -> dict[str, Stage]:
