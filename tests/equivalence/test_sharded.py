@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 BATCH = "datasets.dialogues.batch_size="
 LLM, ALL = ("run.parallel.shard=llm",), ("run.parallel.shard=all", "run.parallel.frozen=shard")
 FORMS = {
-    "packed": ("run.packing={max_tokens: 90, open_rows: 3}",),
+    "packed": ("run.packing={max_tokens: 90, open_rows: 3}", "run.lr_scale={inserts.*: 0.1}"),
     "bf16": ("run.amp=true", "run.amp_dtype=bf16", "run.activation_checkpointing=torch"),
     "fp16": ("run.amp=true", "run.amp_dtype=fp16", "run.find_unused_parameters=true"),
 }

@@ -21,7 +21,7 @@ from vlm.runners.train.saving import Saving
 def keep_weights(saving: Saving, best: bool = False) -> None:
     """In place of a checkpoint: what trains, whole."""
     trainer = saving.trainer
-    names = trainable_names(trainer.model, trainer.run.weight_decay_on)
+    names = trainable_names(trainer.model, trainer.run.weight_decay_on, trainer.run.lr_scale)
     tensors = dict(trainer.spread.tensors(names))
     if dist.is_main():
         save_file(tensors, trainer.run_dir.path / "weights.safetensors")

@@ -127,8 +127,10 @@ def rows(folder: Path, name: str) -> list[dict[str, str]]:
 
 def test_the_split_is_closed_and_what_cannot_be_named_is_left_out(mini: Path) -> None:
     counts = prepare.prepare(mini)
-    train, seen, unseen = (rows(mini, name) for name in ("train", "seen", "unseen"))
-    assert counts == {"train": len(train), "seen": len(seen), "unseen": len(unseen)}
+    train, blind, seen, unseen = parts = [rows(mini, name) for name in ("train", "blind", "seen", "unseen")]
+    assert counts == dict(zip(("train", "blind", "seen", "unseen"), map(len, parts), strict=True))
+    assert not any("image" in row for row in blind)
+    assert {row["id"] for row in blind} == {row["id"] for row in train if row["image"].startswith("noto/")}
     keys = [{Path(row["image"]).stem for row in part} for part in (train, seen, unseen)]
     assert keys[0] == keys[1] and not keys[0] & keys[2], "no concept is trained on and held out"
     assert keys[0] | keys[2] == set(KEYS[:-1]), "the last one has no image in the held-out style"
@@ -268,6 +270,47 @@ def test_the_table_says_accuracy_interval_and_controls() -> None:
     assert lines[1].split() == ["category", "(seen,", "300)", "70.0%", "[65-75]", "13.0%", "16.0%", "20.0%"]
     assert lines[2].split() == ["English", "name", "(seen,", "300)", "35.0%", "[30-40]", "1.0%", "0.0%", "0.0%"]
     assert len(lines) == 9 and lines[-1] == "unseen: concepts never trained on"
+
+
+def test_the_table_of_seeds_says_spread_and_margin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    zero = {"category": [0.0, 0.66], "name": [0.0, 0.01], "chinese": [0.0, 0.01]}
+    low = {"by_type": {"category": 0.16, "name": 0.0, "chinese": 0.0}, "intervals": {"by_type": zero}}
+    for seed, category in ((0, 0.7), (2, 0.6)):
+        right = SCORES | {"by_type": SCORES["by_type"] | {"category": category}}
+        one = {"right": right, "wrong": low, "none": low}
+        (tmp_path / f"seed{seed}" / "eval").mkdir(parents=True)
+        (tmp_path / f"seed{seed}" / "eval" / "evaluation.json").write_text(json.dumps({"seen": one, "unseen": one}))
+    assert run.main(["--output", str(tmp_path), "--table"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    cells = [cell.strip() for cell in lines[2].strip("| ").split("|")]
+    assert "seeds 0, 2" in lines[0] and cells[0] == "300 concepts of the training: category"
+    assert cells[1:] == ["**65.0 % (60.0 to 70.0)**", "16.0 % (16.0 to 16.0)"] + [
+        "16.0 % (16.0 to 16.0)", "20.0 %", "0 of 2"
+    ]  # fmt: skip
+    assert lines[3].split("|")[-2].strip() == "2 of 2", "names: 30 % at least against 1 % at most"
+    assert run.main(["--output", str(tmp_path / "none"), "--table"]) == 2
+    assert "no seed was evaluated" in capsys.readouterr().err
+
+
+def test_the_page_shows_both_sets_with_wrong_answers_marked(mini: Path) -> None:
+    prepare.prepare(mini)
+    (mini / "seed0").mkdir()
+    answers = [
+        {
+            "id": row["id"],
+            "dataset": name,
+            "image": "right",
+            "answer": f"<{row['type']}>",
+            "right": row["type"] == "name",
+        }
+        | {"reference": row["answer"]}
+        for name in run.SETS
+        for row in rows(mini, name)
+    ]
+    page = run.page(run.Run(mini), answers).read_text("utf-8")
+    shown = min(run.SHOWN // 2, len(rows(mini, "seen")) // 3) + len(rows(mini, "unseen")) // 3
+    assert page.count("<figure>") == shown and page.count('class="wrong"') == 2 * shown
+    assert "&lt;name&gt;" in page and "<name>" not in page and "Concepts never trained on" in page
 
 
 def small(folder: Path) -> None:

@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from vlm.common.errors import ConfigError
+from vlm.common.errors import ConfigError, DataError
 from vlm.common.types import IGNORE_INDEX, Batch
 from vlm.config.api import load_config
 from vlm.models.bridges.linear import Linear
 from vlm.models.bridges.mlp import MLP
 from vlm.models.bridges.qformer import QFormer
-from vlm.runners.fit.closed_form import answers, layer_of
+from vlm.models.bridges.visual_vocabulary import VisualVocabulary
+from vlm.runners.fit.closed_form import layer_of
 from vlm.runners.fit.ridge import RidgeSums
+from vlm.runners.fit.targets import Answers, MeanEmbeddings, spread
 
 ROWS = torch.randn(40, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -52,15 +54,74 @@ def test_a_channel_that_never_changes_has_no_weight() -> None:
     assert found.weight.tolist()[0] == pytest.approx([3, 0]) and float(found.bias) == pytest.approx(1)
 
 
-def test_the_last_token_of_an_answer_is_left_out() -> None:
-    model: Any = torch.nn.Module()
-    model.llm = torch.nn.Module()
-    model.llm.embed = lambda ids: ids[..., None].float()
-    ids = torch.tensor([[5, 7, 9, 2], [5, 6, 2, 0], [5, 2, 0, 0]])
-    labels = torch.tensor([[IGNORE_INDEX, 7, 9, 2], [IGNORE_INDEX, 6, 2, -100], [IGNORE_INDEX, 2, -100, -100]])
+def batch_of(*answers: list[int]) -> Batch:
+    """Rows of a prompt of one token, the answer and its end (2)."""
+    longest = max(map(len, answers))
+    ids = torch.tensor([[5, *answer, 2] + [0] * (longest - len(answer)) for answer in answers])
+    lengths = torch.tensor([[len(answer)] for answer in answers])
+    places = torch.arange(longest + 2)
+    labels = torch.where((places > 0) & (places < lengths + 2), ids, IGNORE_INDEX)
     empty = torch.empty(0, dtype=torch.long)
-    mean, known = answers(model, Batch(ids, labels, torch.ones_like(ids), None, empty, empty))
+    return Batch(ids, labels, torch.ones_like(ids), None, empty, empty)
+
+
+def model_of(vocabulary: int = 10) -> Any:
+    """A model whose embedding of id n is ``[n]``."""
+    model: Any = torch.nn.Module()
+    model.llm = torch.nn.Linear(1, 1)
+    model.llm.vocab_size = vocabulary
+    model.llm.embed = lambda ids: ids[..., None].float()
+    return model
+
+
+def test_the_last_token_of_an_answer_is_left_out() -> None:
+    mean, known = MeanEmbeddings(model_of()).of(batch_of([7, 9], [6], []))
     assert mean[:2, 0].tolist() == [8, 6] and known.tolist() == [True, True, False]
+
+
+def vocabulary(size: int = 4, slots: int = 2) -> VisualVocabulary:
+    return VisualVocabulary(VisualVocabulary.Config(size=size, tokens_per_word=slots), 3, 1)
+
+
+def test_each_answer_becomes_a_word() -> None:
+    part = vocabulary()
+    targets = Answers(model_of(), part, part.head)
+    first, known = targets.of(batch_of([7, 9, 8], [6], []))
+    again, _ = targets.of(batch_of([6], [7, 9, 8]))
+    assert first[:2].tolist() == [[1, 0, 0, 0], [0, 1, 0, 0]] == again.flip(0).tolist()
+    assert known.tolist() == [True, True, False] and first[2].sum() == 0
+    targets.finish()
+    assert part.table.weight[:2].tolist() == [[7, 8.5], [6, 4.5]], "a shorter name ends with the mean of all embeddings"
+
+
+def test_one_slot_has_the_mean() -> None:
+    assert spread(torch.tensor([[1.0], [3.0]]), 1, torch.zeros(1)).tolist() == [[2]]
+
+
+def test_more_answers_than_words_are_refused() -> None:
+    part = vocabulary(size=1)
+    with pytest.raises(DataError, match=r"more than 1 different answers"):
+        Answers(model_of(), part, part.head).of(batch_of([7], [6]))
+
+
+def test_processes_agree_on_the_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two processes that met other answers the sums are those of one that met all."""
+    halves, x = [batch_of([7], [6]), batch_of([6], [8])], ROWS[:4, :3].float()
+    part, model = vocabulary(), model_of()
+    found = []
+    for rows, batch in zip(x.chunk(2), halves, strict=True):
+        targets, sums_of = Answers(model, part, part.head), RidgeSums(3, 4)
+        sums_of.add(rows, targets.of(batch)[0])
+        found.append((targets, sums_of))
+    known = [dict(targets.known) for targets, _ in found]
+    monkeypatch.setattr("vlm.runners.fit.targets.dist.gather_objects", lambda _: known)
+    for targets, sums_of in found:
+        targets.over_processes(sums_of)
+    alone, whole = Answers(model, part, part.head), RidgeSums(3, 4)
+    for rows, batch in zip(x.chunk(2), halves, strict=True):
+        whole.add(rows, alone.of(batch)[0])
+    assert whole.rows == 4 and found[0][0].known == found[1][0].known == alone.known
+    torch.testing.assert_close(found[0][1].products + found[1][1].products, whole.products)
 
 
 def test_which_bridges_can_be_solved_for() -> None:
@@ -135,6 +196,21 @@ def test_a_run_maps_pictures_to_the_embeddings_of_their_answers(tmp_path: Path) 
     cfg.model.weights.append(type(cfg.model.weights[0])(**weights))
     model = load_model(cfg, device="cpu")
     assert model.bridge[0].shortcut.weight.abs().sum() > 0 and model.bridge[0].layers[-1].weight.abs().sum() == 0
+
+
+def test_a_run_names_the_words_of_a_vocabulary(tmp_path: Path) -> None:
+    from vlm.checkpoint.load import load_model
+    from vlm.runners.train.run import run_training
+
+    words = "model.bridge=[{name: visual_vocabulary, size: 5, tokens_per_word: 3, temperature: 0.05}]"
+    cfg = tiny(tmp_path, words, f"run.feature_cache.dir={tmp_path / 'features'}")
+    assert run_training(cfg).loss < 0.01
+    cfg.model.weights.append(type(cfg.model.weights[0])(format="trained", path=str(tmp_path / "run")))
+    model: Any = load_model(cfg, device="cpu")
+    every, first = model.llm.embed(torch.arange(model.llm.vocab_size)), model.bridge[0].table.weight[:, :128]
+    nearest = torch.cdist(first, every).min(1)
+    assert (nearest.values[:4] < 1e-3).all() and nearest.values[4] > 0.01, "four colours are four words, one is free"
+    assert len(set(nearest.indices[:4].tolist())) == 4
 
 
 def test_packed_samples_are_refused(tmp_path: Path) -> None:

@@ -60,6 +60,21 @@ def test_decay_on_some_names_only():
         split_parameters(model, ["1.*", "bridge"])
 
 
+def test_a_factor_of_the_learning_rate_by_name():
+    model = nn.Sequential(Tokens(), nn.Linear(8, 2))
+    scale = {"1": 10.0, "1.bias": 3.0}
+    optimizer = build_optimizer(model, lr=1e-3, weight_decay=0.1, beta2=0.98, device=CPU, lr_scale=scale)
+    set_lr(optimizer, 0.5)
+    rates = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    found = {name: rates[id(p)] for name, p in model.named_parameters()}
+    assert found["1.weight"] == (5.0, 0.1) and found["1.bias"] == (1.5, 0.0), "the last one that fits counts"
+    assert found["0.global_bnlike.weight"] == (0.5, 0.1) and found["0.query_tokens"] == (0.5, 0.0)
+    held = [id(p) for g in optimizer.param_groups for p in g["params"]]
+    assert [id(dict(model.named_parameters())[n]) for n in trainable_names(model, lr_scale=scale)] == held
+    with pytest.raises(UserError, match="lr_scale: 'head' selects nothing that trains"):
+        build_optimizer(model, lr=1e-3, weight_decay=0.1, beta2=0.98, device=CPU, lr_scale={"head": 2.0})
+
+
 def test_nothing_trainable_is_an_error():
     model = nn.Linear(2, 2).requires_grad_(False)
     with pytest.raises(UserError, match="no trainable parameter"):

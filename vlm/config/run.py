@@ -6,7 +6,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
-from vlm.common.bounds import BatchSize, Count, Device, Dropout, Natural, NonNegative, Once, Range, Seed, Share
+from vlm.common.bounds import (
+    BatchSize,
+    Count,
+    Device,
+    Dropout,
+    Natural,
+    NonNegative,
+    Once,
+    Positive,
+    Range,
+    Seed,
+    Share,
+)
 
 Decay = Annotated[float, Range(above=0, most=1)]
 Names = Annotated[list[str], Once()]
@@ -135,6 +147,9 @@ class RunConfig:
     lr_decay_rate: Decay = option(0.9, "factor per epoch of the step schedule")
     weight_decay: NonNegative = option(0.05, "AdamW decay of matrices; vectors and biases have none")
     weight_decay_on: list[str] = option(["*"], "globs of parameter names whose matrices decay")
+    lr_scale: dict[str, Positive] = option(
+        {}, "glob of parameter names: factor of their learning rate; the last one that fits counts"
+    )
     beta2: Dropout = option(0.999, "AdamW second beta")
     optimizer: str = option("adamw", "registered optimizer: adamw, adamw_8bit (states in 8 bits)")
     max_epoch: Count = option(1, "epochs of iters_per_epoch steps")

@@ -179,6 +179,16 @@ class LinearAtFirst(Protocol):
 
 
 @runtime_checkable
+class NamesWords(Protocol):
+    """A bridge whose first layer chooses among words that get their embeddings from answers; without it: none."""
+
+    config: Any
+
+    def name_words(self, embeddings: Tensor) -> None:
+        """The embeddings ``[n, config.tokens_per_word, out_dim]`` of the first n words."""
+
+
+@runtime_checkable
 class CountsTokens(Protocol):
     """A vision encoder or bridge whose number of tokens is known from the shape of a medium, without encoding it.
 

@@ -104,7 +104,10 @@ def load_state(
         before = saved["groups"] if parts else saved["param_groups"]
         groups = [{**old, "params": new["params"]} for old, new in zip(before, groups)]
     else:
-        log.warning("the optimizer's groups differ from those of %s: they are as run.weight_decay_on says now", folder)
+        log.warning(
+            "the optimizer's groups differ from those of %s: they are as run.weight_decay_on and run.lr_scale say now",
+            folder,
+        )
     optimizer.load_state_dict({"state": made, "param_groups": groups})
 
 

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from vlm.common import dist
 from vlm.common.errors import ConfigError, DataError
 from vlm.common.registry import register_runner
-from vlm.common.types import IGNORE_INDEX, Batch, Features
+from vlm.common.types import Batch, Features
 from vlm.models.frozen.encode import encode_stored
 from vlm.models.protocols import LinearAtFirst
 from vlm.models.vlm import VLM
 from vlm.runners.fit.ridge import RidgeSums
+from vlm.runners.fit.targets import Targets, targets_of
 from vlm.runners.train.signals import StopSignals
 from vlm.runners.train.step import amp_context
 from vlm.runners.train.trackers import Tracker
@@ -32,16 +33,17 @@ class ClosedForm(Trainer):
     """Solves for the linear layer of the last bridge by ridge regression, in one pass over the data; no gradient.
 
     Each visual token of a sample is mapped to the mean embedding of the sample's supervised tokens, without the last
-    one, which ends the answer. ``run.weight_decay`` is the penalty, for channels of variance 1. Only ``max_steps`` (or
-    one epoch) of the options of a run's steps counts; a run that was stopped begins again.
+    one, which ends the answer; by a bridge with a vocabulary, to the answer as one word. ``run.weight_decay`` is the
+    penalty, for channels of variance 1. Only ``max_steps`` (or one epoch) of the options of a run's steps counts; a run
+    that was stopped begins again.
     """
 
     def fit(self, trackers: list[Tracker] | None = None) -> RunResult:
-        """See :meth:`Trainer.fit`; the loss is the share of the embeddings' variance that is left unexplained.
+        """See :meth:`Trainer.fit`; the loss is the share of the targets' variance that is left unexplained.
 
         Raises:
             ConfigError: the last bridge is not linear at first, or has no bias, or is frozen, or samples are packed.
-            DataError: no sample has a medium and an answer of two tokens.
+            DataError: no sample has a medium and an answer of two tokens, or more answers than visual words.
         """
         started, trackers = time.perf_counter(), trackers or []
         model: Any = self.model
@@ -49,7 +51,7 @@ class ClosedForm(Trainer):
         if self.run.packing is not None:
             raise ConfigError("run.runner closed_form reads one sample per row", fix="set run.packing to null")
         model.eval()
-        sums = RidgeSums(layer.in_features, layer.out_features, self.device)
+        sums, targets = RidgeSums(layer.in_features, layer.out_features, self.device), targets_of(model, layer)
         with ExitStack() as closing:
             for tracker in trackers[::-1]:
                 closing.callback(tracker.close)
@@ -60,10 +62,10 @@ class ClosedForm(Trainer):
                         batches = self.loader.step(self.step_batches)
                     for batch in batches:
                         self.progress.samples += batch.num_samples
-                        self._add(model, batch.to(self.device), sums)
+                        self._add(model, batch.to(self.device), sums, targets)
                     if signals.requested:
                         return RunResult(self.run_dir.path, "stopped", 0, self.progress.loss, received=signals.received)
-                self._solve(layer, sums)
+                self._solve(layer, sums, targets)
                 self.progress.step, self.progress.seconds = self.total_steps, time.perf_counter() - started
                 self._tell(trackers, self._record(sums.rows))
                 self.saving.save(False)
@@ -71,16 +73,16 @@ class ClosedForm(Trainer):
             self.run_dir.path, "finished", self.total_steps, self.progress.loss, seconds=self.progress.seconds
         )
 
-    def _add(self, model: VLM, batch: Batch, sums: RidgeSums) -> None:
+    def _add(self, model: VLM, batch: Batch, sums: RidgeSums, targets: Targets) -> None:
         if not batch.has_media:
             return
         with torch.no_grad(), amp_context(self.device, self.stepper.precision):
             entered, real = entering(model, batch)
-            wanted, known = answers(model, batch)
+            wanted, known = targets.of(batch)
         rows = batch.media_row
         use = real & known[rows][:, None, None]
-        targets = wanted[rows][:, None, None].expand(*use.shape, -1)
-        sums.add(entered[use].float(), targets[use].float())
+        wanted = wanted[rows][:, None, None].expand(*use.shape, -1)
+        sums.add(entered[use].float(), wanted[use].float())
 
     def _record(self, tokens: int) -> dict[str, Any]:
         """The one line of the log: as a step's, where that makes sense."""
@@ -90,7 +92,8 @@ class ClosedForm(Trainer):
         place = {"kind": "train", "step": self.total_steps, "epoch": 0, "loss": self.progress.loss}
         return {**place, **idle, **counts, "memory_mib": memory}
 
-    def _solve(self, layer: nn.Linear, sums: RidgeSums) -> None:
+    def _solve(self, layer: nn.Linear, sums: RidgeSums, targets: Targets) -> None:
+        targets.over_processes(sums)
         sums.over_processes()
         if sums.rows < 2:
             raise DataError(
@@ -101,9 +104,10 @@ class ClosedForm(Trainer):
         with torch.no_grad():
             layer.weight.copy_(found.weight)
             layer.bias.copy_(found.bias)
+        targets.finish()
         self.progress.loss = found.unexplained
         log.info(
-            "closed form: %s visual tokens, penalty %g, %.1f %% of the variance of the answers' embeddings explained",
+            "closed form: %s visual tokens, penalty %g, %.1f %% of the targets' variance explained",
             *(f"{sums.rows:,}", self.run.weight_decay, 100 * (1 - found.unexplained)),
         )
 
@@ -116,7 +120,7 @@ def layer_of(model: VLM) -> nn.Linear:
         found = "there is no bridge" if last is None else f"the last one is {type(last).__name__}"
         raise ConfigError(
             f"run.runner closed_form needs a last bridge that is linear at first, with a bias, and trains; {found}",
-            fix="end model.bridge with {name: linear} or {name: mlp, shortcut: true}, and train it: ['bridge.*']",
+            fix="end model.bridge with linear, visual_vocabulary or {name: mlp, shortcut: true}; train ['bridge.*']",
         )
     return layer
 
@@ -141,13 +145,3 @@ def entering(model: VLM, batch: Batch) -> tuple[Tensor, Tensor]:
             value = model.encode(batch.pixels, batch.frames, batch.about)
     tokens = last.entered(value)
     return tokens, torch.ones(tokens.shape[:3], dtype=torch.bool) if value.mask is None else value.mask
-
-
-def answers(model: VLM, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Mean embedding ``[b, d]`` of each row's supervised tokens but the last, and whether there are any ``[b]``."""
-    taught = batch.labels != IGNORE_INDEX
-    after = taught.flip(1).cumsum(1).flip(1)  # supervised tokens from here on
-    taught = taught & (after > 1)
-    vectors = model.llm.embed(torch.where(taught, batch.ids, 0)) * taught[..., None]
-    count = taught.sum(1)
-    return vectors.sum(1).float() / count.clamp_min(1)[:, None], count > 0

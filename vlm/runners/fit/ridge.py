@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +44,16 @@ class RidgeSums:
         rows = torch.cat([self.products.new_zeros(0, len(self.products)), *self._waiting]).double()
         self.products.addmm_(rows.T, rows)
         self._waiting = []
+
+    def move_targets(self, places: Sequence[int]) -> None:
+        """Move column i of y to ``places[i]``, for the first columns; the others must be zero."""
+        self._settle()
+        device, width, last = self.products.device, self.width, len(self.products) - 1
+        kept = torch.tensor([*range(width + len(places)), last], device=device)
+        moved = torch.tensor([*range(width), *(width + place for place in places), last], device=device)
+        products = torch.zeros_like(self.products)
+        products[moved[:, None], moved] = self.products[kept[:, None], kept]
+        self.products = products
 
     def over_processes(self) -> None:
         """Replace the sums by those of all processes; a collective call."""

@@ -25,6 +25,7 @@ from vlm.processors.processor import Processor
 from vlm.runners.replay.found import Start
 from vlm.runners.replay.tokens import TokenLoss, TokenLosses
 from vlm.runners.train.loss_weighting import GroupCounts
+from vlm.runners.train.optim import set_lr
 from vlm.runners.train.run import build_loader, build_model, build_trainer
 from vlm.runners.train.step import StepCounts, StepSums
 from vlm.runners.train.trainer import Trainer
@@ -106,8 +107,7 @@ class Replayer:
             if len(work) == 1:
                 stepper(work[0], self.step, lr)
                 continue
-            for group in stepper.optimizer.param_groups:
-                group["lr"] = lr
+            set_lr(stepper.optimizer, lr)
             sums, losses, _ = self._compute(work)
             flat = [batch for batches in work for batch in batches]
             stepper._update(sums, flat, [loss for own in losses for loss in own], self.step)

@@ -1,8 +1,8 @@
-"""The optimiser over the published two groups of parameters, and the gradient scaler for float16."""
+"""The optimiser over groups of parameters, and the gradient scaler for float16."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +74,32 @@ def split_parameters(model: nn.Module, decay_on: Sequence[str] = EVERYTHING) -> 
     return [(name, parameter) for name, parameter in training.items() if name not in exempt], plain
 
 
+def _scaled(names: Sequence[str], lr_scale: Mapping[str, float]) -> dict[str, float]:
+    """Factor of the learning rate by name. Raises UserError: a glob selects nothing that trains."""
+    factors = dict.fromkeys(names, 1.0)
+    for glob, factor in lr_scale.items():
+        if not (found := matching(names, glob)):
+            raise UserError(f"run.lr_scale: {glob!r} selects nothing that trains")
+        factors |= dict.fromkeys(found, factor)
+    return factors
+
+
+def grouped(
+    model: nn.Module, decay_on: Sequence[str] = EVERYTHING, lr_scale: Mapping[str, float] = {}
+) -> list[tuple[Named, bool, float]]:
+    """Trainable parameters by whether they decay (these first) and by the factor of their learning rate.
+
+    Raises UserError: as :func:`split_parameters`, or a glob of ``lr_scale`` selects nothing that trains.
+    """
+    parts = split_parameters(model, decay_on)
+    factors = _scaled([name for part in parts for name, _ in part], lr_scale)
+    return [
+        ([(name, parameter) for name, parameter in part if factors[name] == factor], decays, factor)
+        for part, decays in zip(parts, (True, False), strict=True)
+        for factor in dict.fromkeys(factors[name] for name, _ in part)
+    ]
+
+
 def build_optimizer(
     model: nn.Module,
     *,
@@ -82,19 +108,21 @@ def build_optimizer(
     beta2: float,
     device: torch.device,
     decay_on: Sequence[str] = EVERYTHING,
+    lr_scale: Mapping[str, float] = {},
     name: str = "adamw",
 ) -> torch.optim.Optimizer:
-    """The optimiser called ``name``, betas (0.9, ``beta2``); group 0 with decay and group 1 without, never empty.
+    """The optimiser called ``name``, betas (0.9, ``beta2``); groups with decay before those without, none empty.
 
-    ``decay_on``: see :func:`split_parameters`.
+    ``decay_on`` and ``lr_scale``: see :func:`grouped`.
 
     Raises:
         UserError: nothing in the model is trainable, or a glob selects nothing.
         ConfigError: what is registered under ``name`` makes no optimiser.
     """
-    decay, plain = split_parameters(model, decay_on)
-    parts = ((decay, weight_decay), (plain, 0.0))
-    groups = [{"params": [p for _, p in part], "weight_decay": rate} for part, rate in parts if part]
+    groups = [
+        {"params": [p for _, p in part], "weight_decay": weight_decay if decays else 0.0, "lr_scale": factor}
+        for part, decays, factor in grouped(model, decay_on, lr_scale)
+    ]
     if not groups:
         raise UserError(
             "the model has no trainable parameter", fix="name some under model.train, for example ['bridge.*']"
@@ -117,14 +145,16 @@ def optimizer_of(model: nn.Module, run: RunConfig, device: torch.device) -> torc
         beta2=run.beta2,
         device=device,
         decay_on=run.weight_decay_on,
+        lr_scale=run.lr_scale,
         name=run.optimizer,
     )
 
 
-def trainable_names(model: nn.Module, decay_on: Sequence[str] = EVERYTHING) -> list[str]:
+def trainable_names(
+    model: nn.Module, decay_on: Sequence[str] = EVERYTHING, lr_scale: Mapping[str, float] = {}
+) -> list[str]:
     """Names of the trainable parameters in the order of the optimiser's state (decayed first)."""
-    decay, plain = split_parameters(model, decay_on)
-    return [name for name, _ in decay + plain]
+    return [name for part, _, _ in grouped(model, decay_on, lr_scale) for name, _ in part]
 
 
 def build_scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler:
@@ -133,6 +163,6 @@ def build_scaler(precision: Precision, device: torch.device) -> torch.amp.GradSc
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give all groups the same learning rate."""
+    """Give each group the learning rate, times its own factor."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)

@@ -1,6 +1,6 @@
 """``@register_optimizer("name")``: functions that make the optimiser of a run.
 
-They get the groups (a list of ``{params, weight_decay}``, see :func:`~vlm.runners.train.optim.split_parameters`), the
+They get the groups (a list of ``{params, weight_decay, lr_scale}``, see :func:`~vlm.runners.train.optim.grouped`), the
 peak learning rate, the betas and the device. The optimiser's ``state_dict`` must hold only tensors and plain values.
 """
 

@@ -104,7 +104,7 @@ class Saving:
         work = self._begin() if sharded else None
         if not (sharded or dist.is_main()):
             return
-        names = trainable_names(trainer.model, trainer.run.weight_decay_on)
+        names = trainable_names(trainer.model, trainer.run.weight_decay_on, trainer.run.lr_scale)
         tensors: dict[str, torch.Tensor] | Join
         if work is None:
             tensors, optimizer = trainable_tensors(trainer.model), trainer.optimizer.state_dict()
@@ -198,7 +198,7 @@ class Saving:
     def _restore(self, state: dict[str, Any], folder: Path) -> None:
         """Take over what a checkpoint's file holds, which may be anything."""
         trainer = self.trainer
-        names = trainable_names(trainer.model, trainer.run.weight_decay_on)
+        names = trainable_names(trainer.model, trainer.run.weight_decay_on, trainer.run.lr_scale)
         self._check_optimizer(state, folder)
         before, now = state["accum_grad_iters"], trainer.run.accum_grad_iters
         if before != now:
