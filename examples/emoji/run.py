@@ -54,12 +54,25 @@ class Run:
         return load_config(yaml.safe_load(text), [f"run.seed={self.seed}", *options], check="all")
 
 
+def check_same(cfg: Config) -> None:
+    """Raises UserError: the folder of the stage holds another bridge than the YAML file describes now."""
+    stored = load_config(str(Path(cfg.run.output_dir) / "config.yaml"), check="none")
+    before, now = ([(part.name, part.config) for part in config.model.bridge] for config in (stored, cfg))
+    if before != now:
+        raise UserError(
+            f"{cfg.run.output_dir}: trained with another bridge than the YAML file has now",
+            fix=f"delete {Path(cfg.run.output_dir).parent}, or use another --seed",
+        )
+
+
 def train(run: Run, stage: int, options: Sequence[str] = ()) -> None:
     """Train a stage, or what is left of it. Raises UserError: as ``vlm train``; SystemExit: a signal stopped it."""
     from vlm.runners.train.run import run_training
 
     cfg = run.config(f"stage{stage}", ["run.resume=auto", *options])
     last = RunDir(cfg.run.output_dir).last()
+    if last is not None:
+        check_same(cfg)
     if last is not None and (Path(cfg.run.output_dir) / "verify.json").is_file():
         say(f"stage {stage}: finished ({last})")
         return
@@ -98,7 +111,8 @@ def table(scores: Mapping[str, Any]) -> str:
 
 def evaluated(output: Path) -> dict[int, dict[str, Any]]:
     """The scores of every seed that was evaluated below ``output``."""
-    files = {int(file.parts[-3][4:]): file for file in output.glob("seed[0-9]*/eval/evaluation.json")}
+    names = {file: file.parts[-3].removeprefix("seed") for file in output.glob("seed*/eval/evaluation.json")}
+    files = {int(name): file for file, name in names.items() if name.isdecimal()}
     found = {seed: json.loads(files[seed].read_text("utf-8")) for seed in sorted(files)}
     return {seed: scores.get("results", scores) for seed, scores in found.items()}
 

@@ -16,7 +16,14 @@ from ..equivalence.tiny import DATA, Tiny
 
 def test_options_are_read_back_as_they_were_written() -> None:
     sections = {
-        "run": {"init_lr": 1e-5, "resume": None, "deterministic": True, "trackers": ["log"], "output_dir": Path("a b")},
+        "run": {
+            "init_lr": 1e-5,
+            "resume": None,
+            "deterministic": True,
+            "trackers": ["log"],
+            "output_dir": Path("a b"),
+            "lr_scale": {"bridge.*": 10},
+        },
         "model": {"template": {"begin": "### [INST] "}, "train": {"bridge.*": False}, "bridge": [{"name": "linear"}]},
         "datasets": {"mine": {"build_info": {"prompt": "yes"}}},
     }
@@ -27,6 +34,7 @@ def test_options_are_read_back_as_they_were_written() -> None:
         ("run", "deterministic"): True,
         ("run", "trackers"): ["log"],
         ("run", "output_dir"): "a b",
+        ("run", "lr_scale", "bridge.*"): 10,
         ("model", "template", "begin"): "### [INST] ",
         ("model", "train", "bridge.*"): False,
         ("model", "bridge"): [{"name": "linear"}],

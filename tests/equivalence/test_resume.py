@@ -70,3 +70,12 @@ def test_a_factor_of_the_learning_rate_is_of_the_named_parameters_alone(tiny):
             continue
         plain, scaled = ((moved[name][key] - before).abs().max() for name in ("plain", "scaled"))
         assert plain > 0 and scaled / plain == pytest.approx(0.25 if key.startswith("bridge.1") else 1, rel=0.01), key
+
+
+def test_a_factor_that_was_not_there_before_counts_from_the_resumed_step_on(tiny):
+    tiny.train("first", max_steps=4, save_freq=3)
+    folder = tiny.folder / "first" / "checkpoints" / "step_00000003"
+    tiny.train("second", max_steps=4, save_freq=3, resume_ckpt_path=folder, lr_scale="{bridge.1: 1.0e-12}")
+    before, after = (load_file(f / "model.safetensors") for f in (folder, RunDir(tiny.folder / "second").last()))
+    still = {name for name in before if torch.equal(before[name], after[name])}
+    assert still == {name for name in before if name.startswith("bridge.1")} and len(before) > len(still) > 0

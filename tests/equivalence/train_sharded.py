@@ -14,14 +14,14 @@ from vlm.common import dist
 from vlm.common.logging import setup_logging
 from vlm.config.api import load_config
 from vlm.runners.train import run
-from vlm.runners.train.optim import trainable_names
+from vlm.runners.train.optim import names_of
 from vlm.runners.train.saving import Saving
 
 
 def keep_weights(saving: Saving, best: bool = False) -> None:
     """In place of a checkpoint: what trains, whole."""
     trainer = saving.trainer
-    names = trainable_names(trainer.model, trainer.run.weight_decay_on, trainer.run.lr_scale)
+    names = names_of(trainer.model, trainer.run)
     tensors = dict(trainer.spread.tensors(names))
     if dist.is_main():
         save_file(tensors, trainer.run_dir.path / "weights.safetensors")

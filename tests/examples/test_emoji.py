@@ -349,3 +349,9 @@ def test_all_of_it_at_tiny_size_and_again(
     assert run.main(["--output", str(mini), "--seed", "1"]) == 0
     assert "stage 2: finished" in capsys.readouterr().out
     assert (mini / "seed1" / "eval" / "evaluation.json").stat().st_mtime_ns == before
+    changed = (tmp_path / "stage1.yaml").read_text("utf-8").replace("temperature: 0.004", "temperature: 0.5")
+    (tmp_path / "stage1.yaml").write_text(changed, "utf-8")
+    assert run.main(["--output", str(mini), "--seed", "1"]) == 2
+    assert (
+        "seed1/stage1: trained with another bridge than the YAML file has now\n  fix: delete" in capsys.readouterr().err
+    )

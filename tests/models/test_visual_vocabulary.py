@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 
+from vlm.common.errors import ConfigError
 from vlm.common.types import Features, MediumShape
 from vlm.models.bridges.visual_vocabulary import VisualVocabulary
 
@@ -49,6 +51,25 @@ def test_in_training_the_likeliest_word_can_be_left_out() -> None:
     assert 0.3 < (left == 0).float().mean() < 0.7
     assert torch.equal(left[left > 0], shown.gather(-1, likeliest).repeat(50, 1, 1, 1)[left > 0])
     torch.testing.assert_close(part.probabilities(Features(TOKENS)).sum(-1), torch.ones(2, 1, 3))
+
+
+def test_a_word_of_one_token_keeps_the_grid_and_its_count() -> None:
+    part, grid = bridge(), torch.tensor([[1, 3], [1, 3]])
+    shape = MediumShape(tokens=3, grid=(1, 3))
+    assert torch.equal(part(Features(TOKENS, None, grid)).grid, grid) and part.counter()(shape) == shape
+
+
+def test_probabilities_do_not_depend_on_autocast() -> None:
+    part = bridge(temperature=0.006)
+    expected = part.probabilities(Features(TOKENS))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = part.probabilities(Features(TOKENS))
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
+
+
+def test_the_only_word_cannot_be_hidden() -> None:
+    with pytest.raises(ConfigError, match="hide needs a size of 2"):
+        VisualVocabulary.Config(size=1, hide=0.1)
 
 
 def test_dropout_and_temperature() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from vlm.models.bridges.linear import Linear
 from vlm.models.bridges.mlp import MLP
 from vlm.models.bridges.qformer import QFormer
 from vlm.models.bridges.visual_vocabulary import VisualVocabulary
-from vlm.runners.fit.closed_form import layer_of
+from vlm.runners.fit.closed_form import ClosedForm, layer_of
 from vlm.runners.fit.ridge import RidgeSums
 from vlm.runners.fit.targets import Answers, MeanEmbeddings, spread
 
@@ -54,15 +56,15 @@ def test_a_channel_that_never_changes_has_no_weight() -> None:
     assert found.weight.tolist()[0] == pytest.approx([3, 0]) and float(found.bias) == pytest.approx(1)
 
 
-def batch_of(*answers: list[int]) -> Batch:
-    """Rows of a prompt of one token, the answer and its end (2)."""
+def batch_of(*answers: list[int], media: Sequence[int] | None = None) -> Batch:
+    """Rows of a prompt of one token, the answer and its end (2); ``media``: rows with an image, None: all."""
     longest = max(map(len, answers))
     ids = torch.tensor([[5, *answer, 2] + [0] * (longest - len(answer)) for answer in answers])
     lengths = torch.tensor([[len(answer)] for answer in answers])
     places = torch.arange(longest + 2)
     labels = torch.where((places > 0) & (places < lengths + 2), ids, IGNORE_INDEX)
-    empty = torch.empty(0, dtype=torch.long)
-    return Batch(ids, labels, torch.ones_like(ids), None, empty, empty)
+    rows = torch.tensor(range(len(answers)) if media is None else media, dtype=torch.long)
+    return Batch(ids, labels, torch.ones_like(ids), None, rows, torch.zeros_like(rows))
 
 
 def model_of(vocabulary: int = 10) -> Any:
@@ -94,6 +96,14 @@ def test_each_answer_becomes_a_word() -> None:
     assert part.table.weight[:2].tolist() == [[7, 8.5], [6, 4.5]], "a shorter name ends with the mean of all embeddings"
 
 
+def test_what_is_said_without_an_image_is_no_word() -> None:
+    part = vocabulary()
+    targets = Answers(model_of(), part, part.head)
+    found, known = targets.of(batch_of([7], [6], [8], media=[2]))
+    assert known.tolist() == [False, False, True] and found[2].tolist() == [1, 0, 0, 0] and found[:2].sum() == 0
+    assert targets.known == {(8,): 0}
+
+
 def test_one_slot_has_the_mean() -> None:
     assert spread(torch.tensor([[1.0], [3.0]]), 1, torch.zeros(1)).tolist() == [[2]]
 
@@ -122,6 +132,7 @@ def test_processes_agree_on_the_words(monkeypatch: pytest.MonkeyPatch) -> None:
         whole.add(rows, alone.of(batch)[0])
     assert whole.rows == 4 and found[0][0].known == found[1][0].known == alone.known
     torch.testing.assert_close(found[0][1].products + found[1][1].products, whole.products)
+    torch.testing.assert_close(found[0][1].squares + found[1][1].squares, whole.squares)
 
 
 def test_which_bridges_can_be_solved_for() -> None:
@@ -130,6 +141,15 @@ def test_which_bridges_can_be_solved_for() -> None:
     assert layer_of(model) is model.bridge[1].shortcut
     model.bridge[1].requires_grad_(False)
     with pytest.raises(ConfigError, match=r"needs a last bridge .* the last one is MLP"):
+        layer_of(model)
+    model.bridge[1].requires_grad_(True)
+    model.bridge[1].shortcut.bias.requires_grad_(False)
+    with pytest.raises(ConfigError, match=r"needs a last bridge"):
+        layer_of(model)
+    model.bridge.append(vocabulary())
+    assert layer_of(model) is model.bridge[2].head
+    model.bridge[2].table.requires_grad_(False)
+    with pytest.raises(ConfigError, match=r"the last one is VisualVocabulary"):
         layer_of(model)
     model.bridge.append(QFormer(QFormer.Config(2, 4, 1, 1, 4), 2, 2))
     with pytest.raises(ConfigError, match=r"the last one is QFormer"):
@@ -219,3 +239,11 @@ def test_packed_samples_are_refused(tmp_path: Path) -> None:
     cfg = tiny(tmp_path, "run.packing={max_tokens: 64}", "run.max_steps=1")
     with pytest.raises(ConfigError, match=r"one sample per row"):
         run_training(cfg)
+
+
+def test_split_weights_are_refused() -> None:
+    model: Any = torch.nn.Module()
+    model.bridge = torch.nn.ModuleList([Linear(Linear.Config(), 4, 3)])
+    run = SimpleNamespace(packing=None, parallel=SimpleNamespace(shard="all"))
+    with pytest.raises(ConfigError, match=r"closed_form needs whole weights"):
+        ClosedForm.fit(SimpleNamespace(model=model, run=run))  # type: ignore[arg-type]

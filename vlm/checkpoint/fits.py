@@ -13,6 +13,7 @@ from vlm.common.paths import exists, is_url, local_path
 from vlm.common.registry import resolve
 from vlm.config.schema import Problem
 from vlm.models.build import build_model, check_images, check_positions
+from vlm.models.trainable import check_globs
 from vlm.models.vlm import VLM
 
 
@@ -36,6 +37,11 @@ def misfits(cfg: Any) -> list[Problem]:
     except UserError as error:
         return [Problem("model", "", str(error))]
     problems, filled = _compare_all(cfg, model, loaders)
+    for option, globs in (("run.lr_scale", cfg.run.lr_scale), ("run.weight_decay_on", cfg.run.weight_decay_on)):
+        try:
+            check_globs(model, option, [glob for glob in globs if glob != "*"])
+        except UserError as error:
+            problems.append(Problem(option, cfg.origins.get(option, ""), str(error)))
     if not problems and len(entries) == len(named):
         try:
             declared = declared_random(model, [w for w in cfg.model.weights if w.format == RANDOM])

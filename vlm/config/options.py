@@ -13,7 +13,7 @@ from vlm.common.errors import ConfigError
 from vlm.config.schema import Path, Report
 from vlm.config.tree import MAX_DEPTH, OPTIONS, Tree, parse_scalar, parse_value
 
-GLOB_MAPS: tuple[Path, ...] = (("model", "train"),)
+GLOB_MAPS: tuple[Path, ...] = (("model", "train"), ("run", "lr_scale"))
 """Mappings whose keys may hold dots: what follows is one key."""
 
 

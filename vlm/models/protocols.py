@@ -180,7 +180,7 @@ class LinearAtFirst(Protocol):
 
 @runtime_checkable
 class NamesWords(Protocol):
-    """A bridge whose first layer chooses among words that get their embeddings from answers; without it: none."""
+    """A bridge whose first layer chooses among words, which can be given embeddings; without it: it has no words."""
 
     config: Any
 

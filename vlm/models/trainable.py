@@ -55,6 +55,14 @@ def select_trainable(model: nn.Module, globs: Mapping[str, bool] | Iterable[str]
     return chosen
 
 
+def check_globs(model: nn.Module, option: str, globs: Iterable[str]) -> None:
+    """Raises ConfigError: a glob of ``option`` selects nothing that trains (with the nearest names)."""
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    for glob in globs:
+        if not matching(names, glob):
+            raise ConfigError(f"{option}: {glob!r} selects nothing that trains; {_nearest(glob, names)}")
+
+
 def _nearest(glob: str, names: Iterable[str]) -> str:
     prefixes = sorted({".".join(n.split(".")[:depth]) for n in names for depth in (1, 2, 3)})
     near = difflib.get_close_matches(glob.rstrip(".*"), prefixes, n=4, cutoff=0.3) or prefixes[:8]

@@ -27,5 +27,5 @@ class Lion(torch.optim.Optimizer):
 
 @register_optimizer("lion")
 def lion(groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], device: torch.device) -> Lion:
-    """Lion over the run's two groups of parameters: those that decay, and the others."""
+    """Lion over the run's groups of parameters."""
     return Lion(groups, lr, betas)

@@ -174,6 +174,10 @@ def test_hashes_follow_content_and_not_spelling_or_place(study: Any, tmp_path: P
     (tmp_path / "here" / "a.json").touch()
     assert hash_at("here") == here == hash_at("here", "set.run.beta2=0.999")
     assert hash_at("here", "set.run.max_steps=201") != here
+    one, other = (
+        hash_at("here", f"set.run.lr_scale={text}") for text in ("{bridge.*: 2, '*': 3}", "{'*': 3, bridge.*: 2}")
+    )
+    assert len({here, one, other}) == 3, "of several globs the last one counts"
     assert hash_at("here", processes=2) != here, "a step would have twice as many samples"
     assert hash_at("here", "set.run.global_batch=32") == hash_at("here", "set.run.global_batch=32", processes=2)
     (tmp_path / "there" / "a.json").write_text("[ ]")

@@ -92,23 +92,26 @@ def load_state(
     if set(names) != set(saved_names):
         odd = sorted(set(names) ^ set(saved_names))
         raise WeightsError(f"{folder}: the optimizer's state is of other parameters, first {odd[0]}", fix=OTHER)
+    factors = [group.get("lr_scale", 1.0) for group in optimizer.param_groups]
     parts = saved.get("form") == "parts"
-    split = any(is_split(p) for p in _parameters(optimizer))
-    if not parts and not split and list(names) == list(saved_names):
+    before = saved["groups"] if parts else saved["param_groups"]
+    sizes = saved["sizes"] if parts else [len(group["params"]) for group in before]
+    same = list(names) == list(saved_names) and sizes == [len(group["params"]) for group in optimizer.param_groups]
+    if same and not parts and not any(is_split(p) for p in _parameters(optimizer)):
         optimizer.load_state_dict(saved)
-        return
-    made = _from_parts(optimizer, names, saved, folder) if parts else _from_whole(optimizer, names, saved, saved_names)
-    sizes = saved["sizes"] if parts else [len(group["params"]) for group in saved["param_groups"]]
-    groups = optimizer.state_dict()["param_groups"]
-    if list(names) == list(saved_names) and sizes == [len(group["params"]) for group in groups]:
-        before = saved["groups"] if parts else saved["param_groups"]
-        groups = [{**old, "params": new["params"]} for old, new in zip(before, groups)]
     else:
-        log.warning(
-            "the optimizer's groups differ from those of %s: they are as run.weight_decay_on and run.lr_scale say now",
-            folder,
-        )
-    optimizer.load_state_dict({"state": made, "param_groups": groups})
+        if parts:
+            made = _from_parts(optimizer, names, saved, folder)
+        else:
+            made = _from_whole(optimizer, names, saved, saved_names)
+        groups = optimizer.state_dict()["param_groups"]
+        if same:
+            groups = [{**old, "params": new["params"]} for old, new in zip(before, groups)]
+        else:
+            log.warning("%s has other groups of the optimizer: run.weight_decay_on and run.lr_scale count", folder)
+        optimizer.load_state_dict({"state": made, "param_groups": groups})
+    for group, factor in zip(optimizer.param_groups, factors, strict=True):
+        group["lr_scale"] = factor  # as the configuration says now; files of before do not have it
 
 
 def _from_parts(optimizer: torch.optim.Optimizer, names: Sequence[str], saved: State, folder: Path) -> dict[int, State]:

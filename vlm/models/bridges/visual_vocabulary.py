@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlm.common.bounds import Count, Dropout, Positive
+from vlm.common.errors import ConfigError
 from vlm.common.registry import register_bridge
 from vlm.common.types import Features, MediumShape
 from vlm.models.bridges.mlp import NORMS
+from vlm.models.counting import SameCount
+from vlm.models.precision import no_autocast
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,10 @@ class VisualVocabulary(nn.Module):
         """Options of ``bridge: {name: visual_vocabulary}``; ``out_dim`` null means the LLM's width.
 
         A word has ``tokens_per_word`` embeddings, which leave as so many tokens. A ``temperature`` below 1 makes the
-        probabilities sharper. In training, ``dropout`` is of the values that enter, after the norm, and ``hide`` is the
-        share of tokens whose likeliest word is left out, as that of something new would be.
+        probabilities sharper; a head that was solved for (``run.runner: closed_form``) gives values between 0 and 1 and
+        needs a small one, such as 0.004 for a thousand words. In training, ``dropout`` is of the values that enter,
+        after the norm. ``hide`` is the share of tokens whose likeliest word is left out in training: a new object has
+        no word of its own either.
 
         Example: ``bridge: [{name: visual_vocabulary, size: 4096}]``
         """
@@ -53,6 +59,11 @@ class VisualVocabulary(nn.Module):
         dropout: Dropout = 0.0
         hide: Dropout = 0.0
         out_dim: Count | None = None
+
+        def __post_init__(self) -> None:
+            """Raises ConfigError: the only word can be hidden."""
+            if self.size == 1 and self.hide:
+                raise ConfigError("model.bridge visual_vocabulary: hide needs a size of 2 or more", fix="set hide to 0")
 
     varies = False
 
@@ -70,9 +81,9 @@ class VisualVocabulary(nn.Module):
         """``in_tokens * tokens_per_word``."""
         return in_tokens * self.config.tokens_per_word
 
-    def counter(self) -> Times:
+    def counter(self) -> Times | SameCount:
         """See :class:`~vlm.models.protocols.CountsTokens`."""
-        return Times(self.config.tokens_per_word)
+        return SameCount() if self.config.tokens_per_word == 1 else Times(self.config.tokens_per_word)
 
     def first_layer(self) -> nn.Linear:
         """See :class:`~vlm.models.protocols.LinearAtFirst`."""
@@ -89,7 +100,10 @@ class VisualVocabulary(nn.Module):
 
     def probabilities(self, features: Features) -> Tensor:
         """Of the visual words ``[n, f, v, size]``, in float32."""
-        logits = self.head(self.dropout(self.entered(features))).float() / self.config.temperature
+        entered = self.dropout(self.entered(features))
+        with no_autocast(entered.device):  # a small temperature magnifies what bf16 rounds away
+            logits = F.linear(entered.float(), self.head.weight.float(), self.head.bias.float())
+        logits = logits / self.config.temperature
         if self.training and self.config.hide:
             hidden = torch.rand(logits.shape[:-1], device=logits.device) < self.config.hide
             likeliest = logits.argmax(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""``run.runner: closed_form``: the last bridge starts as the best linear map into the embeddings of the answers."""
+"""``run.runner: closed_form``: the last bridge starts as the best linear map to what the answers say."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vlm.common.errors import ConfigError, DataError
 from vlm.common.registry import register_runner
 from vlm.common.types import Batch, Features
 from vlm.models.frozen.encode import encode_stored
-from vlm.models.protocols import LinearAtFirst
+from vlm.models.protocols import LinearAtFirst, NamesWords
 from vlm.models.vlm import VLM
 from vlm.runners.fit.ridge import RidgeSums
 from vlm.runners.fit.targets import Targets, targets_of
@@ -42,7 +42,8 @@ class ClosedForm(Trainer):
         """See :meth:`Trainer.fit`; the loss is the share of the targets' variance that is left unexplained.
 
         Raises:
-            ConfigError: the last bridge is not linear at first, or has no bias, or is frozen, or samples are packed.
+            ConfigError: the last bridge is not linear at first, or has no bias, or is frozen; samples are packed, or
+                weights split.
             DataError: no sample has a medium and an answer of two tokens, or more answers than visual words.
         """
         started, trackers = time.perf_counter(), trackers or []
@@ -50,6 +51,8 @@ class ClosedForm(Trainer):
         layer = layer_of(model)
         if self.run.packing is not None:
             raise ConfigError("run.runner closed_form reads one sample per row", fix="set run.packing to null")
+        if self.run.parallel.shard != "none":
+            raise ConfigError("run.runner closed_form needs whole weights", fix="set run.parallel.shard to none")
         model.eval()
         sums, targets = RidgeSums(layer.in_features, layer.out_features, self.device), targets_of(model, layer)
         with ExitStack() as closing:
@@ -115,14 +118,20 @@ class ClosedForm(Trainer):
 def layer_of(model: VLM) -> nn.Linear:
     """The layer to solve for. Raises ConfigError: the last bridge has none with a bias that trains."""
     last = model.bridge[-1] if len(model.bridge) else None
-    layer = last.first_layer() if isinstance(last, LinearAtFirst) else None
-    if layer is None or layer.bias is None or not layer.weight.requires_grad:
+    layer = last.first_layer() if last is not None and isinstance(last, LinearAtFirst) else None
+    if layer is None or layer.bias is None or not all(p.requires_grad for p in solved_for(last, layer)):
         found = "there is no bridge" if last is None else f"the last one is {type(last).__name__}"
         raise ConfigError(
             f"run.runner closed_form needs a last bridge that is linear at first, with a bias, and trains; {found}",
             fix="end model.bridge with linear, visual_vocabulary or {name: mlp, shortcut: true}; train ['bridge.*']",
         )
     return layer
+
+
+def solved_for(bridge: Any, layer: nn.Linear) -> list[nn.Parameter]:
+    """What the solution changes, and a checkpoint must hold: of a vocabulary the words' embeddings too."""
+    named = isinstance(bridge, NamesWords)
+    return list(bridge.parameters() if named else layer.parameters())
 
 
 @contextmanager
@@ -144,4 +153,6 @@ def entering(model: VLM, batch: Batch) -> tuple[Tensor, Tensor]:
             assert batch.pixels is not None
             value = model.encode(batch.pixels, batch.frames, batch.about)
     tokens = last.entered(value)
-    return tokens, torch.ones(tokens.shape[:3], dtype=torch.bool) if value.mask is None else value.mask
+    return tokens, torch.ones(
+        tokens.shape[:3], dtype=torch.bool, device=tokens.device
+    ) if value.mask is None else value.mask

@@ -29,42 +29,47 @@ class RidgeSums:
     """The sums over rows ``x [t, d]``, ``y [t, k]`` that decide their ridge regression, in float64."""
 
     def __init__(self, width: int, targets: int, device: torch.device | str = "cpu") -> None:
-        size = width + targets + 1  # one column of ones: its products are the sums and the number of rows
         self.width = width
-        self.products = torch.zeros(size, size, dtype=torch.float64, device=device)
+        # of x and a column of ones, with these and y: products with the ones are the sums, and the number of rows
+        self.products = torch.zeros(width + 1, width + 1 + targets, dtype=torch.float64, device=device)
+        self.squares = self.products.new_zeros(targets)  # of y
         self._waiting: list[Tensor] = []
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Add the rows ``x [t, d]`` and ``y [t, k]``."""
-        self._waiting.append(torch.cat([x, y, x.new_ones(len(x), 1)], dim=1))
+        self._waiting.append(torch.cat([x, x.new_ones(len(x), 1), y], dim=1))
         if sum(map(len, self._waiting)) >= WAITING:  # the products of many rows cost little more than those of a few
             self._settle()
 
     def _settle(self) -> None:
-        rows = torch.cat([self.products.new_zeros(0, len(self.products)), *self._waiting]).double()
-        self.products.addmm_(rows.T, rows)
+        if not self._waiting:
+            return
+        rows = torch.cat(self._waiting).double()
+        self.products.addmm_(rows[:, : self.width + 1].T, rows)
+        self.squares += rows[:, self.width + 1 :].square().sum(0)
         self._waiting = []
 
     def move_targets(self, places: Sequence[int]) -> None:
         """Move column i of y to ``places[i]``, for the first columns; the others must be zero."""
         self._settle()
-        device, width, last = self.products.device, self.width, len(self.products) - 1
-        kept = torch.tensor([*range(width + len(places)), last], device=device)
-        moved = torch.tensor([*range(width), *(width + place for place in places), last], device=device)
-        products = torch.zeros_like(self.products)
-        products[moved[:, None], moved] = self.products[kept[:, None], kept]
-        self.products = products
+        if list(places) == list(range(len(places))):
+            return
+        moved = torch.tensor(places, device=self.products.device, dtype=torch.long)
+        for held in (self.products[:, self.width + 1 :], self.squares):
+            first = held[..., : len(places)].clone()
+            held.zero_()
+            held[..., moved] = first
 
     def over_processes(self) -> None:
         """Replace the sums by those of all processes; a collective call."""
         self._settle()
-        self.products = dist.all_reduce_sum(self.products)
+        self.products, self.squares = dist.all_reduce_sum(self.products), dist.all_reduce_sum(self.squares)
 
     @property
     def rows(self) -> int:
         """Number of rows that were added."""
         self._settle()
-        return int(self.products[-1, -1])
+        return int(self.products[self.width, self.width])
 
     def solve(self, penalty: float) -> Solution:
         """The solution that is least in mean squared error plus ``penalty`` times the squared weights.
@@ -73,16 +78,16 @@ class RidgeSums:
         rows must have been added.
         """
         d, count = self.width, self.rows
-        means = self.products[-1, :-1] / count
-        covariance = self.products[:-1, :-1] / count - means[:, None] * means
-        variance = covariance.diagonal()
-        varies = variance[:d] > TINY * (1 + means[:d].square())
-        inverse = torch.where(varies, variance[:d].clamp_min(TINY).rsqrt(), 0.0)
-        inner = covariance[:d, :d] * inverse[:, None] * inverse
-        shared = covariance[:d, d:] * inverse[:, None]
+        means = self.products[d] / count  # of x, of the ones, of y
+        x, y = means[:d], means[d + 1 :]
+        inner = self.products[:d, :d] / count - x[:, None] * x
+        variance = inner.diagonal().clone()
+        inverse = torch.where(variance > TINY * (1 + x.square()), variance.clamp_min(TINY).rsqrt(), 0.0)
+        inner.mul_(inverse[:, None]).mul_(inverse)
+        shared = (self.products[:d, d + 1 :] / count - x[:, None] * y) * inverse[:, None]
         loaded = inner + max(penalty, TINY) * torch.eye(d, dtype=inner.dtype, device=inner.device)
         solved = torch.linalg.solve(loaded, shared)
-        total = variance[d:].sum()
+        total = (self.squares / count - y.square()).sum()
         left = total - 2 * (solved * shared).sum() + (solved * (inner @ solved)).sum()
         weight = (solved * inverse[:, None]).T
-        return Solution(weight, means[d:] - weight @ means[:d], float(left / total.clamp_min(TINY)))
+        return Solution(weight, y - weight @ x, float(left / total.clamp_min(TINY)))

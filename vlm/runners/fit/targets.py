@@ -63,7 +63,10 @@ class Answers:
 
     def of(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """See :class:`Targets`. Raises DataError: there are more answers than visual words."""
-        chosen = [tuple(ids[use].tolist()) for ids, use in zip(batch.ids, taught(batch), strict=True)]
+        shown = torch.zeros(len(batch.ids), dtype=torch.bool, device=batch.ids.device)
+        shown[batch.media_row] = True  # what is said without a medium is no word of it
+        use = taught(batch) & shown[:, None]
+        chosen = [tuple(ids[own].tolist()) for ids, own in zip(batch.ids, use, strict=True)]
         columns = [self.known.setdefault(answer, len(self.known)) if answer else -1 for answer in chosen]
         self._check(len(self.known))
         found = torch.tensor(columns, device=batch.ids.device)

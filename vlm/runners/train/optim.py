@@ -13,7 +13,7 @@ from vlm.common import dist
 from vlm.common.errors import ConfigError, UserError
 from vlm.common.registry import resolve
 from vlm.config.run import RunConfig
-from vlm.models.trainable import matching
+from vlm.models.trainable import check_globs, matching
 
 EVERYTHING = ("*",)  # globs that select every parameter
 
@@ -58,30 +58,18 @@ def split_parameters(model: nn.Module, decay_on: Sequence[str] = EVERYTHING) -> 
     (learned tokens and positions), and what no glob of ``decay_on`` selects.
 
     Raises:
-        UserError: a glob selects nothing that trains.
+        ConfigError: a glob selects nothing that trains.
     """
     named: Iterable[tuple[str, Any]] = model.named_modules()
     modules = [(prefix, m) for prefix, m in named if hasattr(m, "no_weight_decay")]  # timm's convention
     exempt = {f"{prefix}.{name}".lstrip(".") for prefix, m in modules for name in m.no_weight_decay()}
     training = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if tuple(decay_on) != EVERYTHING:
-        result = {glob: matching(training, glob) for glob in decay_on}
-        if idle := [glob for glob, names in result.items() if not names]:
-            raise UserError(f"run.weight_decay_on: {', '.join(map(repr, idle))} selects nothing that trains")
-        exempt |= training.keys() - {name for names in result.values() for name in names}
+        check_globs(model, "run.weight_decay_on", decay_on)
+        exempt |= training.keys() - {name for glob in decay_on for name in matching(training, glob)}
     exempt |= {name for name, parameter in training.items() if parameter.ndim < 2}
     plain = [(name, parameter) for name, parameter in training.items() if name in exempt]
     return [(name, parameter) for name, parameter in training.items() if name not in exempt], plain
-
-
-def _scaled(names: Sequence[str], lr_scale: Mapping[str, float]) -> dict[str, float]:
-    """Factor of the learning rate by name. Raises UserError: a glob selects nothing that trains."""
-    factors = dict.fromkeys(names, 1.0)
-    for glob, factor in lr_scale.items():
-        if not (found := matching(names, glob)):
-            raise UserError(f"run.lr_scale: {glob!r} selects nothing that trains")
-        factors |= dict.fromkeys(found, factor)
-    return factors
 
 
 def grouped(
@@ -89,10 +77,13 @@ def grouped(
 ) -> list[tuple[Named, bool, float]]:
     """Trainable parameters by whether they decay (these first) and by the factor of their learning rate.
 
-    Raises UserError: as :func:`split_parameters`, or a glob of ``lr_scale`` selects nothing that trains.
+    Raises ConfigError: a glob selects nothing that trains.
     """
     parts = split_parameters(model, decay_on)
-    factors = _scaled([name for part in parts for name, _ in part], lr_scale)
+    check_globs(model, "run.lr_scale", lr_scale)
+    factors = {name: 1.0 for part in parts for name, _ in part}
+    for glob, factor in lr_scale.items():
+        factors |= dict.fromkeys(matching(factors, glob), factor)
     return [
         ([(name, parameter) for name, parameter in part if factors[name] == factor], decays, factor)
         for part, decays in zip(parts, (True, False), strict=True)
@@ -116,8 +107,8 @@ def build_optimizer(
     ``decay_on`` and ``lr_scale``: see :func:`grouped`.
 
     Raises:
-        UserError: nothing in the model is trainable, or a glob selects nothing.
-        ConfigError: what is registered under ``name`` makes no optimiser.
+        UserError: nothing in the model is trainable.
+        ConfigError: a glob selects nothing that trains, or what is registered under ``name`` makes no optimiser.
     """
     groups = [
         {"params": [p for _, p in part], "weight_decay": weight_decay if decays else 0.0, "lr_scale": factor}
@@ -155,6 +146,11 @@ def trainable_names(
 ) -> list[str]:
     """Names of the trainable parameters in the order of the optimiser's state (decayed first)."""
     return [name for part, _, _ in grouped(model, decay_on, lr_scale) for name, _ in part]
+
+
+def names_of(model: nn.Module, run: RunConfig) -> list[str]:
+    """:func:`trainable_names` under the section ``run``: the order of the state of :func:`optimizer_of`."""
+    return trainable_names(model, run.weight_decay_on, run.lr_scale)
 
 
 def build_scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler:

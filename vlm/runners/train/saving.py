@@ -30,7 +30,7 @@ from vlm.common import dist
 from vlm.common.errors import UserError, WeightsError
 from vlm.common.processes.background import Background, host_copy
 from vlm.datasets.loading.mixing import derive_seed
-from vlm.runners.train.optim import trainable_names
+from vlm.runners.train.optim import names_of
 
 if TYPE_CHECKING:
     from vlm.runners.train.trainer import Trainer
@@ -104,7 +104,7 @@ class Saving:
         work = self._begin() if sharded else None
         if not (sharded or dist.is_main()):
             return
-        names = trainable_names(trainer.model, trainer.run.weight_decay_on, trainer.run.lr_scale)
+        names = names_of(trainer.model, trainer.run)
         tensors: dict[str, torch.Tensor] | Join
         if work is None:
             tensors, optimizer = trainable_tensors(trainer.model), trainer.optimizer.state_dict()
@@ -198,7 +198,7 @@ class Saving:
     def _restore(self, state: dict[str, Any], folder: Path) -> None:
         """Take over what a checkpoint's file holds, which may be anything."""
         trainer = self.trainer
-        names = trainable_names(trainer.model, trainer.run.weight_decay_on, trainer.run.lr_scale)
+        names = names_of(trainer.model, trainer.run)
         self._check_optimizer(state, folder)
         before, now = state["accum_grad_iters"], trainer.run.accum_grad_iters
         if before != now:

@@ -69,6 +69,8 @@ def identity(config: Config, length: Any, processes: int, before: Mapping[str, s
         "length": length,
         "processes": 1 if run.global_batch else processes,
     }
+    if run.lr_scale:
+        content["run"]["lr_scale"] = list(run.lr_scale.items())  # their order counts
     cache = run.feature_cache
     if cache is not None:
         content["run"]["feature_cache"] = {"dtype": cache.dtype}
