@@ -11,6 +11,8 @@ writes a page with answers about images that the model was not trained on.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
 import sys
 import time
@@ -22,10 +24,11 @@ from typing import Any
 import yaml
 
 from vlm.checkpoint.run_folder import RunDir
-from vlm.common.errors import UserError
+from vlm.common.errors import DataError, UserError
 from vlm.common.logging import say, setup_logging
 from vlm.common.owned import replace_text
 from vlm.config.api import Config, load_config
+from vlm.config.types import Check
 
 HERE = Path(__file__).resolve().parent
 CONTROLS = ("right", "wrong", "none")
@@ -47,11 +50,32 @@ class Run:
         """What belongs to this seed."""
         return self.output / f"seed{self.seed}"
 
-    def config(self, name: str, options: Sequence[str] = ()) -> Config:
-        """A YAML file of the example with the folders of this run. Raises ConfigError: a file is missing."""
-        text = (HERE / f"{name}.yaml").read_text("utf-8")
-        text = text.replace("output/real/seed0", str(self.folder)).replace("output/real", str(self.output))
-        return load_config(yaml.safe_load(text), [f"run.seed={self.seed}", *options], check="all")
+    def config(self, name: str, options: Sequence[str] = (), check: Check = "all") -> Config:
+        """A YAML file of the example with the folders of this run; ``check``: as in :func:`load_config`.
+
+        Raises ConfigError: a file is missing, or an option is wrong.
+        """
+        tree = self._placed(yaml.safe_load((HERE / f"{name}.yaml").read_text("utf-8")))
+        return load_config(tree, [f"run.seed={self.seed}", *options], check=check)
+
+    def _placed(self, value: Any) -> Any:
+        """Paths of the YAML file as those of this run."""
+        if isinstance(value, dict):
+            return {key: self._placed(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._placed(item) for item in value]
+        for written, own in (("output/real/seed0", self.folder), ("output/real", self.output)):
+            if isinstance(value, str) and (value == written or value.startswith(f"{written}/")):
+                return f"{own}{value.removeprefix(written)}"
+        return value
+
+    def check_prepared(self) -> None:
+        """Raises UserError: prepare.py has not made what a run needs."""
+        needed = ("data/train.jsonl", "data/blind.jsonl", "data/seen.jsonl", "data/unseen.jsonl", "parts")
+        if missing := [name for name in needed if not (self.output / name).exists()]:
+            raise UserError(
+                f"{self.output} has no {missing[0]}", fix=f"python examples/emoji/prepare.py --output {self.output}"
+            )
 
 
 def check_same(cfg: Config) -> None:
@@ -70,27 +94,46 @@ def train(run: Run, stage: int, options: Sequence[str] = ()) -> None:
     from vlm.runners.train.run import run_training
 
     cfg = run.config(f"stage{stage}", ["run.resume=auto", *options])
-    last = RunDir(cfg.run.output_dir).last()
-    if last is not None:
+    steps = RunDir(cfg.run.output_dir).steps()
+    if steps:
         check_same(cfg)
-    if last is not None and (Path(cfg.run.output_dir) / "verify.json").is_file():
-        say(f"stage {stage}: finished ({last})")
-        return
+        if steps[-1] >= (cfg.run.max_steps or 1):  # the first stage saves at its end alone
+            say(f"stage {stage}: finished at step {steps[-1]}")
+            return
     result = run_training(cfg)
     if result.exit_code:
         raise SystemExit(result.exit_code)
 
 
-def evaluate(run: Run, options: Sequence[str] = ()) -> dict[str, Any]:
+def evaluate(run: Run) -> dict[str, Any]:
     """The scores of :data:`SETS` under each control, of the last checkpoint; read if they are there."""
     from vlm.runners.evaluate.run import run_evaluation
 
-    cfg = run.config("eval", options)
-    file, stage = Path(cfg.run.output_dir) / "evaluation.json", run.folder / "stage2"
-    if not file.is_file() or file.stat().st_mtime < (stage / "verify.json").stat().st_mtime:
-        run_evaluation(cfg, images=CONTROLS)
-    found: dict[str, Any] = json.loads(file.read_text("utf-8"))
-    return found.get("results", found)
+    cfg = run.config("eval")
+    file, last = Path(cfg.run.output_dir) / "evaluation.json", RunDir(str(run.folder / "stage2")).last()
+    assert last is not None
+    if file.is_file() and file.stat().st_mtime > last.stat().st_mtime:
+        with contextlib.suppress(DataError):  # another command wrote a part of it
+            return scores_of(file)
+    run_evaluation(cfg, images=CONTROLS)
+    return scores_of(file)
+
+
+def scores_of(file: Path) -> dict[str, Any]:
+    """The scores of an evaluation. Raises DataError: the file is not a whole evaluation of the example."""
+    try:
+        found: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        found = found.get("results", found)
+        for name, control, kind in itertools.product(SETS, CONTROLS, TYPES):
+            scores = found[name][control]
+            scores["intervals"]["by_type"][kind], scores["counts"]["by_type"][kind]
+            float(scores["by_type"][kind])
+        return found
+    except (OSError, ValueError, AttributeError, LookupError, TypeError) as error:
+        raise DataError(
+            f"{file} is not a whole evaluation ({type(error).__name__}: {error!s:.80})",
+            fix="delete it, and run examples/emoji/run.py with this seed again",
+        ) from error
 
 
 def table(scores: Mapping[str, Any]) -> str:
@@ -110,11 +153,10 @@ def table(scores: Mapping[str, Any]) -> str:
 
 
 def evaluated(output: Path) -> dict[int, dict[str, Any]]:
-    """The scores of every seed that was evaluated below ``output``."""
+    """The scores of every seed that was evaluated below ``output``. Raises DataError: as :func:`scores_of`."""
     names = {file: file.parts[-3].removeprefix("seed") for file in output.glob("seed*/eval/evaluation.json")}
     files = {int(name): file for file, name in names.items() if name.isdecimal()}
-    found = {seed: json.loads(files[seed].read_text("utf-8")) for seed in sorted(files)}
-    return {seed: scores.get("results", scores) for seed, scores in found.items()}
+    return {seed: scores_of(files[seed]) for seed in sorted(files)}
 
 
 def spread(values: Sequence[float]) -> str:
@@ -178,41 +220,61 @@ def page(run: Run, answers: Sequence[Mapping[str, Any]]) -> Path:
     return target
 
 
-def print_table(output: Path) -> int:
-    """What ``--table`` does; 2: no seed was evaluated."""
-    found = evaluated(output)
-    if not found:
-        say(f"error: {output}: no seed was evaluated\n  fix: python examples/emoji/run.py --seed 0", sys.stderr)
-        return 2
-    say(table_of_seeds(found))
-    return 0
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("output/real"), help="folder of prepare.py")
-    parser.add_argument("--seed", type=int, default=0, help="of the training; each has a folder of its own")
-    parser.add_argument("--options", nargs="*", default=[], help="changes of the second stage, such as run.max_steps=8")
-    parser.add_argument("--table", action="store_true", help="only print the figures of all seeds as Markdown")
-    args = parser.parse_args(arguments)
-    setup_logging()
-    if args.table:
-        return print_table(args.output)
-    run, started = Run(args.output, args.seed), time.perf_counter()
+def read_answers(file: Path) -> list[dict[str, Any]]:
+    """The answers of an evaluation. Raises DataError: the file is missing or damaged."""
     try:
-        train(run, 1)
-        train(run, 2, args.options)
-        scores = evaluate(run)
-        lines = (run.folder / "eval" / "evaluation_answers.jsonl").read_text("utf-8").splitlines()
-        shown = page(run, [json.loads(line) for line in lines])
-    except UserError as error:
-        say(f"error: {error}", sys.stderr)
-        return 2
+        return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read ({error})", fix=f"delete {file.parent}, and run this again") from error
+
+
+def all_of_it(run: Run, options: Sequence[str]) -> None:
+    """Both stages, the evaluation and the page. Raises UserError: as these."""
+    started = time.perf_counter()
+    run.check_prepared()
+    run.config("stage2", options, check="none")  # a wrong option is found before the first stage
+    train(run, 1)
+    train(run, 2, options)
+    scores = evaluate(run)
+    shown = page(run, read_answers(run.folder / "eval" / "evaluation_answers.jsonl"))
     stage = run.folder / "stage2"
     say(f"\n{table(scores)}\n\n{time.perf_counter() - started:.0f} s")
     say(f"answers:  {shown}\nreport:   {stage / 'report.html'}")
-    say(f'chat:     vlm chat {stage} --image {args.output}/data/images/fluent/1f984.png --ask "Picture of"')
+    say(f'chat:     vlm chat {stage} --image {run.output}/data/images/fluent/1f984.png --ask "Picture of"')
+
+
+def print_table(output: Path) -> None:
+    """What ``--table`` does. Raises UserError: no seed was evaluated."""
+    found = evaluated(output)
+    if not found:
+        raise UserError(
+            f"{output}: no seed was evaluated", fix=f"python examples/emoji/run.py --output {output} --seed 0"
+        )
+    say(table_of_seeds(found))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; 2: a fault of what was given, 130: interrupted."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("output/real"), help="folder of prepare.py")
+    parser.add_argument("--seed", type=int, default=0, help="of the training; each has a folder of its own")
+    parser.add_argument(
+        "--options", nargs="*", default=[], help="changes of the second stage alone, such as run.max_steps=8"
+    )
+    parser.add_argument("--table", action="store_true", help="only print the figures of all seeds as Markdown")
+    args = parser.parse_args(arguments)
+    setup_logging()
+    try:
+        if args.table:
+            print_table(args.output)
+        else:
+            all_of_it(Run(args.output, args.seed), args.options)
+    except UserError as error:
+        say(f"error: {error}", sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        say("interrupted; the same command goes on", sys.stderr)
+        return 130
     return 0
 
 

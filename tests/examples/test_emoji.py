@@ -255,6 +255,44 @@ def test_the_yaml_files_are_right_and_describe_one_model(mini: Path) -> None:
         load_config(str(EXAMPLE / f"{name}.yaml"), check="none")
 
 
+@pytest.mark.parametrize("place", ["output/real2", "a, b: #c/output/real", "output/real/seed01"])
+def test_the_folders_of_a_run_are_where_it_was_told(tmp_path: Path, place: str) -> None:
+    output = tmp_path / place
+    cfg = run.Run(output, 3).config("stage2", check="none")
+    assert cfg.run.output_dir == str(output / "seed3" / "stage2")
+    assert cfg.model.weights[-1].path == str(output / "seed3" / "stage1")
+    assert cfg.model.weights[1].path == str(output / "parts" / "smollm2_135m_instruct.gguf")
+    assert str(output / "data" / "blind.jsonl") in repr(cfg.datasets["blind"])
+
+
+def test_faults_of_the_user_are_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main(["--output", str(tmp_path / "none")]) == 2
+    assert "has no data/train.jsonl\n  fix: python examples/emoji/prepare.py --output" in capsys.readouterr().err
+    file = tmp_path / "seed0" / "eval" / "evaluation.json"
+    file.parent.mkdir(parents=True)
+    for text in ("", "[]", "{}", '{"results": {"seen": {"right": {}}}}', "\ud800"):
+        file.write_bytes(text.encode("utf-8", "surrogatepass"))
+        assert run.main(["--output", str(tmp_path), "--table"]) == 2
+        assert f"{file} is not a whole evaluation" in capsys.readouterr().err
+
+
+def test_a_wrong_option_is_found_before_the_first_stage(
+    mini: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare.prepare(mini)
+    monkeypatch.setattr(run, "train", lambda *_: pytest.fail("trained"))
+    assert run.main(["--output", str(mini), "--options", "run.max_step=8"]) == 2
+    assert "run.max_step" in capsys.readouterr().err
+
+
+def test_ctrl_c_says_that_it_can_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "all_of_it", interrupted)
+    assert run.main([]) == 130 and "goes on" in capsys.readouterr().err
+
+
 SCORES = {
     "by_type": {"category": 0.7, "name": 0.35, "chinese": 0.1},
     "counts": {"by_type": {"category": 300, "name": 300, "chinese": 300}},
@@ -274,7 +312,7 @@ def test_the_table_says_accuracy_interval_and_controls() -> None:
 
 def test_the_table_of_seeds_says_spread_and_margin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     zero = {"category": [0.0, 0.66], "name": [0.0, 0.01], "chinese": [0.0, 0.01]}
-    low = {"by_type": {"category": 0.16, "name": 0.0, "chinese": 0.0}, "intervals": {"by_type": zero}}
+    low = SCORES | {"by_type": {"category": 0.16, "name": 0.0, "chinese": 0.0}, "intervals": {"by_type": zero}}
     for seed, category in ((0, 0.7), (2, 0.6)):
         right = SCORES | {"by_type": SCORES["by_type"] | {"category": category}}
         one = {"right": right, "wrong": low, "none": low}
@@ -340,8 +378,11 @@ def test_all_of_it_at_tiny_size_and_again(
     prepare.prepare(mini)
     small(tmp_path)
     monkeypatch.setattr(run, "HERE", tmp_path)
+    assert run.main(["--output", str(mini), "--seed", "1", "--options", "run.max_steps=1"]) == 0
+    assert "English name (unseen" in capsys.readouterr().out
     assert run.main(["--output", str(mini), "--seed", "1"]) == 0
     said = capsys.readouterr().out
+    assert "stage 1: finished" in said and "stage 2: finished" not in said, "a trial of one step goes on"
     assert "English name (unseen" in said and "no image" in said
     page = (mini / "seed1" / "answers.html").read_text("utf-8")
     assert page.count("<figure>") >= 20 and "data:image/jpeg" in page

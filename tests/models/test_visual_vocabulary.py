@@ -75,6 +75,8 @@ def test_the_only_word_cannot_be_hidden() -> None:
 def test_dropout_and_temperature() -> None:
     sharp, plain = (bridge(temperature=t).probabilities(Features(TOKENS)) for t in (0.1, 1.0))
     assert (sharp.amax(-1) > plain.amax(-1)).all()
+    coldest = bridge(temperature=1e-6).probabilities(Features(100 * TOKENS))
+    assert torch.equal(coldest.amax(-1), torch.ones(2, 1, 3))
     dropped = bridge(dropout=0.5)
     assert torch.equal(dropped.probabilities(Features(TOKENS)), plain)
     assert not torch.equal(dropped.train().probabilities(Features(TOKENS)), plain)

@@ -109,9 +109,14 @@ def test_one_slot_has_the_mean() -> None:
 
 
 def test_more_answers_than_words_are_refused() -> None:
-    part = vocabulary(size=1)
-    with pytest.raises(DataError, match=r"more than 1 different answers"):
-        Answers(model_of(), part, part.head).of(batch_of([7], [6]))
+    part, model = vocabulary(size=1), model_of()
+    model.bridge = [torch.nn.Identity(), part]
+    targets, sums_of = Answers(model, part, part.head), RidgeSums(3, 1)
+    sums_of.add(ROWS[:3, :3].float(), targets.of(batch_of([7], [6], [8]))[0])
+    with pytest.raises(
+        DataError, match=r"3 different answers, but .* 1 visual words\n  fix: set model.bridge.1.size to 3"
+    ):
+        targets.over_processes(sums_of)
 
 
 def test_processes_agree_on_the_words(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,16 +145,19 @@ def test_which_bridges_can_be_solved_for() -> None:
     model.bridge = torch.nn.ModuleList([Linear(Linear.Config(), 4, 3), MLP(MLP.Config(shortcut=True), 3, 2)])
     assert layer_of(model) is model.bridge[1].shortcut
     model.bridge[1].requires_grad_(False)
-    with pytest.raises(ConfigError, match=r"needs a last bridge .* the last one is MLP"):
+    with pytest.raises(ConfigError, match=r"solves for shortcut.weight, shortcut.bias of the last bridge, .* frozen"):
         layer_of(model)
     model.bridge[1].requires_grad_(True)
     model.bridge[1].shortcut.bias.requires_grad_(False)
-    with pytest.raises(ConfigError, match=r"needs a last bridge"):
+    with pytest.raises(ConfigError, match=r"solves for shortcut.bias of"):
         layer_of(model)
-    model.bridge.append(vocabulary())
+    model.bridge.append(Linear(Linear.Config(bias=False), 2, 2))
+    with pytest.raises(ConfigError, match=r"with a bias; the last one is Linear"):
+        layer_of(model)
+    model.bridge[2] = vocabulary()
     assert layer_of(model) is model.bridge[2].head
     model.bridge[2].table.requires_grad_(False)
-    with pytest.raises(ConfigError, match=r"the last one is VisualVocabulary"):
+    with pytest.raises(ConfigError, match=r"solves for table.weight of"):
         layer_of(model)
     model.bridge.append(QFormer(QFormer.Config(2, 4, 1, 1, 4), 2, 2))
     with pytest.raises(ConfigError, match=r"the last one is QFormer"):

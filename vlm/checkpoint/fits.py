@@ -38,10 +38,12 @@ def misfits(cfg: Any) -> list[Problem]:
         return [Problem("model", "", str(error))]
     problems, filled = _compare_all(cfg, model, loaders)
     for option, globs in (("run.lr_scale", cfg.run.lr_scale), ("run.weight_decay_on", cfg.run.weight_decay_on)):
-        try:
-            check_globs(model, option, [glob for glob in globs if glob != "*"])
-        except UserError as error:
-            problems.append(Problem(option, cfg.origins.get(option, ""), str(error)))
+        for glob in globs:
+            try:
+                check_globs(model, option, [glob] if glob != "*" else [])
+            except UserError as error:
+                place = cfg.origins.get(f"{option}.{glob}", cfg.origins.get(option, ""))
+                problems.append(Problem(option, place, str(error)))
     if not problems and len(entries) == len(named):
         try:
             declared = declared_random(model, [w for w in cfg.model.weights if w.format == RANDOM])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlm.common.bounds import Count, Dropout, Positive
+from vlm.common.bounds import Count, Dropout, Positive, Range
 from vlm.common.errors import ConfigError
 from vlm.common.registry import register_bridge
 from vlm.common.types import Features, MediumShape
@@ -53,7 +53,7 @@ class VisualVocabulary(nn.Module):
 
         size: Count
         tokens_per_word: Count = 1
-        temperature: Positive = 1.0
+        temperature: Annotated[float, Range(least=1e-6)] = 1.0
         norm: Literal["layer", "rms"] | None = None  # of the tokens that enter
         norm_eps: Positive = 1e-5
         dropout: Dropout = 0.0
@@ -103,7 +103,7 @@ class VisualVocabulary(nn.Module):
         entered = self.dropout(self.entered(features))
         with no_autocast(entered.device):  # a small temperature magnifies what bf16 rounds away
             logits = F.linear(entered.float(), self.head.weight.float(), self.head.bias.float())
-        logits = logits / self.config.temperature
+        logits = (logits - logits.amax(-1, keepdim=True)) / self.config.temperature
         if self.training and self.config.hide:
             hidden = torch.rand(logits.shape[:-1], device=logits.device) < self.config.hide
             likeliest = logits.argmax(-1, keepdim=True)

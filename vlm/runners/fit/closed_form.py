@@ -119,19 +119,24 @@ def layer_of(model: VLM) -> nn.Linear:
     """The layer to solve for. Raises ConfigError: the last bridge has none with a bias that trains."""
     last = model.bridge[-1] if len(model.bridge) else None
     layer = last.first_layer() if last is not None and isinstance(last, LinearAtFirst) else None
-    if layer is None or layer.bias is None or not all(p.requires_grad for p in solved_for(last, layer)):
+    if layer is not None and (frozen := [n for n, p in solved_for(last, layer) if not p.requires_grad]):
+        raise ConfigError(
+            f"run.runner closed_form solves for {', '.join(frozen)} of the last bridge, which is frozen",
+            fix="train it: model.train: ['bridge.*']",
+        )
+    if layer is None or layer.bias is None:
         found = "there is no bridge" if last is None else f"the last one is {type(last).__name__}"
         raise ConfigError(
-            f"run.runner closed_form needs a last bridge that is linear at first, with a bias, and trains; {found}",
-            fix="end model.bridge with linear, visual_vocabulary or {name: mlp, shortcut: true}; train ['bridge.*']",
+            f"run.runner closed_form needs a last bridge that is linear at first, with a bias; {found}",
+            fix="end model.bridge with linear, visual_vocabulary or {name: mlp, shortcut: true}",
         )
     return layer
 
 
-def solved_for(bridge: Any, layer: nn.Linear) -> list[nn.Parameter]:
+def solved_for(bridge: Any, layer: nn.Linear) -> list[tuple[str, nn.Parameter]]:
     """What the solution changes, and a checkpoint must hold: of a vocabulary the words' embeddings too."""
-    named = isinstance(bridge, NamesWords)
-    return list(bridge.parameters() if named else layer.parameters())
+    own = {id(parameter) for parameter in layer.parameters()}
+    return [(n, p) for n, p in bridge.named_parameters() if id(p) in own or isinstance(bridge, NamesWords)]
 
 
 @contextmanager

@@ -62,23 +62,30 @@ class Answers:
         self.known: dict[tuple[int, ...], int] = {}
 
     def of(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """See :class:`Targets`. Raises DataError: there are more answers than visual words."""
+        """See :class:`Targets`."""
         shown = torch.zeros(len(batch.ids), dtype=torch.bool, device=batch.ids.device)
         shown[batch.media_row] = True  # what is said without a medium is no word of it
         use = taught(batch) & shown[:, None]
         chosen = [tuple(ids[own].tolist()) for ids, own in zip(batch.ids, use, strict=True)]
         columns = [self.known.setdefault(answer, len(self.known)) if answer else -1 for answer in chosen]
-        self._check(len(self.known))
+        columns = [
+            column if column < self.width else -1 for column in columns
+        ]  # too many: said at the end, with the number
         found = torch.tensor(columns, device=batch.ids.device)
         targets = torch.zeros(len(columns), self.width, device=found.device)
         targets.scatter_(1, found.clamp_min(0)[:, None], (found >= 0).float()[:, None])
         return targets, found >= 0
 
     def over_processes(self, sums: RidgeSums) -> None:
-        """See :class:`Targets`. Raises DataError: as :meth:`of`."""
+        """See :class:`Targets`. Raises DataError: there are more answers than visual words."""
         own, union = self.known, dict.fromkeys(answer for known in dist.gather_objects(self.known) for answer in known)
         self.known = {answer: column for column, answer in enumerate(union)}
-        self._check(len(self.known))
+        if len(self.known) > self.width:
+            raise DataError(
+                f"closed_form: the data have {len(self.known):,} different answers, but the last bridge has "
+                f"{self.width:,} visual words",
+                fix=f"set model.bridge.{len(self.model.bridge) - 1}.size to {len(self.known)} or more",
+            )
         sums.move_targets([self.known[answer] for answer in own])
 
     def finish(self) -> None:
@@ -89,13 +96,6 @@ class Answers:
             empty = embed(torch.arange(self.model.llm.vocab_size, device=device)).float().mean(0)
             words = [embed(torch.tensor(answer, device=device)).float() for answer in self.known]
             self.bridge.name_words(torch.stack([spread(word, slots, empty) for word in words]))
-
-    def _check(self, found: int) -> None:
-        if found > self.width:
-            raise DataError(
-                f"closed_form: the data have more than {self.width:,} different answers, the number of visual words",
-                fix="make size of the last bridge larger",
-            )
 
 
 def spread(tokens: Tensor, slots: int, empty: Tensor) -> Tensor:
