@@ -64,7 +64,7 @@ class Answers:
     def of(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """See :class:`Targets`."""
         shown = torch.zeros(len(batch.ids), dtype=torch.bool, device=batch.ids.device)
-        shown[batch.media_row] = True  # what is said without a medium is no word of it
+        shown[batch.media_row] = True  # an answer without a medium does not become a word
         use = taught(batch) & shown[:, None]
         chosen = [tuple(ids[own].tolist()) for ids, own in zip(batch.ids, use, strict=True)]
         columns = [self.known.setdefault(answer, len(self.known)) if answer else -1 for answer in chosen]
