@@ -100,12 +100,12 @@ def test_every_record_is_answered_once_though_an_actor_is_killed(corpus: Path) -
 def test_a_killed_run_goes_on_where_it_stopped(corpus: Path) -> None:
     output = corpus / "tables"
     run = on_ray(corpus, f"{output}/")
-    while run.poll() is None and len(list(output.glob("part-*.keys"))) < 2:
-        time.sleep(0.05)
+    while run.poll() is None and not list(output.glob("part-*.keys")):
+        time.sleep(0.02)
     run.send_signal(signal.SIGINT)
     run.communicate(timeout=120)
     before = {file: file.stat().st_mtime_ns for file in output.glob("part-*.parquet")}
-    assert len(before) >= 2 and json.loads((output / "manifest.json").read_text())["finished"] is False
+    assert before and json.loads((output / "manifest.json").read_text())["finished"] is False
     again = on_ray(corpus, f"{output}/")
     said = again.communicate(timeout=500)[0]
     assert again.returncode == 0, said[-3000:]
