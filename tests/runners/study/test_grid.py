@@ -53,6 +53,11 @@ def problems(excinfo: pytest.ExceptionInfo[ConfigError]) -> list[str]:
     return [str(p) for p in excinfo.value.problems]
 
 
+def says(told: list[str], file: Path, words: str) -> bool:
+    """Whether a problem begins with these words, in which FILE is the study's file."""
+    return any(text.startswith(words.replace("FILE", str(file))) for text in told)
+
+
 def test_a_part_is_replaced_as_a_whole_and_a_mapping_without_name_is_merged(study: Any) -> None:
     """The Q-Former's options do not reach the bridges that replace it; an LLM keeps what is not named."""
     found = study("""
@@ -228,7 +233,7 @@ colour: red
         "exclude.1 (FILE:10): found an empty mapping",
         "reference.run.init_lr (FILE:11): unknown value of run.init_lr '5'",
     ):
-        assert [t for t in told if t.startswith(words.replace("FILE", str(file)))], (words, told)
+        assert says(told, file, words), (words, told)
 
 
 def test_what_a_study_decides_is_not_set_in_another_way(tmp_path: Path) -> None:
@@ -251,7 +256,7 @@ axes:
         "axes.kind.a\x1b[2J (FILE:7): found a label with control characters",
         "axes.kind.b.two.run (FILE:7): run.resume is decided by",
     ):
-        assert [t for t in told if t.startswith(words.replace("FILE", str(file)))], (words, told)
+        assert says(told, file, words), (words, told)
     assert len(told) == 5, "the second stage has no budget, so its file and its study say its length"
     assert label_of("Describe:\n\x07") == "Describe:\\n\\x07"
 

@@ -116,7 +116,7 @@ class ClosedForm(Trainer):
 
 
 def layer_of(model: VLM) -> nn.Linear:
-    """The layer to solve for. Raises ConfigError: the last bridge has none with a bias that trains."""
+    """The layer to solve for. Raises ConfigError: the last bridge has none with a bias, or it is frozen."""
     last = model.bridge[-1] if len(model.bridge) else None
     layer = last.first_layer() if last is not None and isinstance(last, LinearAtFirst) else None
     if layer is not None and (frozen := [n for n, p in solved_for(last, layer) if not p.requires_grad]):
@@ -158,6 +158,5 @@ def entering(model: VLM, batch: Batch) -> tuple[Tensor, Tensor]:
             assert batch.pixels is not None
             value = model.encode(batch.pixels, batch.frames, batch.about)
     tokens = last.entered(value)
-    return tokens, torch.ones(
-        tokens.shape[:3], dtype=torch.bool, device=tokens.device
-    ) if value.mask is None else value.mask
+    every = torch.ones(tokens.shape[:3], dtype=torch.bool, device=tokens.device)
+    return tokens, every if value.mask is None else value.mask

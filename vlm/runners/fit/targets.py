@@ -68,13 +68,11 @@ class Answers:
         use = taught(batch) & shown[:, None]
         chosen = [tuple(ids[own].tolist()) for ids, own in zip(batch.ids, use, strict=True)]
         columns = [self.known.setdefault(answer, len(self.known)) if answer else -1 for answer in chosen]
-        columns = [
-            column if column < self.width else -1 for column in columns
-        ]  # too many: said at the end, with the number
         found = torch.tensor(columns, device=batch.ids.device)
+        known = (found >= 0) & (found < self.width)  # too many are counted, and refused at the end
         targets = torch.zeros(len(columns), self.width, device=found.device)
-        targets.scatter_(1, found.clamp_min(0)[:, None], (found >= 0).float()[:, None])
-        return targets, found >= 0
+        targets.scatter_(1, torch.where(known, found, 0)[:, None], known.float()[:, None])
+        return targets, known
 
     def over_processes(self, sums: RidgeSums) -> None:
         """See :class:`Targets`. Raises DataError: there are more answers than visual words."""
